@@ -1,0 +1,161 @@
+"""The time from a click to its mask: `segmint annotate` as a process, asked over HTTP as a browser asks it.
+
+First clicks (one point) and later ones (points with the logits of the answer before) are apart, beside the 50 ms in
+which the SAM paper's model answers in a browser. The image's embedding is ready. The server's masks are compared with
+those of `Predictor` for the same prompts, bit for bit, in the same run.
+
+    python benchmarks/annotate/click_latency.py --clicks 200
+"""
+
+import argparse
+import io
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.machine import describe_machine
+from benchmarks.measuring import RESULTS, ROOT, write_result
+from segmint.infra.device import physical_cores
+
+PAPER_MS = 50
+OUTPUT = RESULTS / "click_latency.json"
+_WARM = 10
+
+
+def make_dataset(folder: Path, photograph: str, side: int) -> Path:
+    """Build a dataset of one photograph, scaled so that its shorter side is `side` pixels; return its folder."""
+    import numpy as np
+    from PIL import Image
+    from skimage import data
+
+    from tests.support.builds import write_config
+    from tests.support.minted import mint
+
+    image = Image.fromarray(np.asarray(getattr(data, photograph)()))
+    scale = side / min(image.size)
+    resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    photos = folder / "photos"
+    photos.mkdir()
+    resized.save(photos / "one.jpg", quality=95)
+    (photos / "catalog.csv").write_text("uri,license\none.jpg,CC0-1.0\n", encoding="utf-8")
+    masks = {"points_per_side": 2, "crop_n_layers": 0}
+    mint(write_config(folder / "build.yaml", photos / "catalog.csv", folder / "dataset", masks=masks))
+    return folder / "dataset"
+
+
+def measure(dataset: Path, clicks: int, seed: int) -> dict[str, Any]:
+    """Click on random places, first and then to correct; return the milliseconds, and whether all masks are exact."""
+    import httpx
+
+    command = [sys.executable, "-m", "segmint", "annotate", str(dataset), "--no-browser", "--port", "0"]
+    command += ["--weights", "mobile_sam", "--device", "cpu"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            origin = address.partition("/?")[0]
+            with httpx.Client(base_url=origin, headers={"x-segmint": "1", "origin": origin}, timeout=60) as client:
+                while True:
+                    try:
+                        client.get(address)
+                        break
+                    except httpx.ConnectError:
+                        time.sleep(0.1)
+                client.post("/api/images/1/embed").raise_for_status()
+                jpeg = client.get("/images/1.jpg").content
+                recorded = _click(client, jpeg, clicks, seed)
+        finally:
+            process.kill()
+    return {**recorded, "exact": _is_exact(jpeg, recorded.pop("asked"))}
+
+
+def _click(client: Any, jpeg: bytes, clicks: int, seed: int) -> dict[str, Any]:
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    width, height = Image.open(io.BytesIO(jpeg)).size
+    times: dict[str, list[float]] = {"first": [], "later": []}
+    asked: list[dict[str, Any]] = []
+    for number in range(clicks + _WARM):
+        points = [[float(rng.uniform(0, width)), float(rng.uniform(0, height)), 1]]
+        handle = None
+        for kind in times:
+            prompt = {"points": points, "from": handle}
+            begun = time.perf_counter()
+            answer = client.post("/api/images/1/predict", json={"prompt": prompt}).raise_for_status().json()
+            if number >= _WARM:
+                times[kind].append((time.perf_counter() - begun) * 1000)
+                asked.append({"kind": kind, "points": points, "answer": answer})
+            handle = answer["handle"]
+            points = [*points, [float(rng.uniform(0, width)), float(rng.uniform(0, height)), int(rng.integers(2))]]
+    return {"size": [height, width], "asked": asked, **{kind: _spread(each) for kind, each in times.items()}}
+
+
+def _spread(milliseconds: list[float]) -> dict[str, Any]:
+    import numpy as np
+
+    quantiles = {name: float(np.percentile(milliseconds, q)) for name, q in (("median", 50), ("p95", 95), ("p99", 99))}
+    rounded = {name: round(value, 1) for name, value in quantiles.items()}
+    return {**rounded, "most": round(max(milliseconds), 1), "clicks": len(milliseconds)}
+
+
+def _is_exact(jpeg: bytes, asked: list[dict[str, Any]]) -> bool:
+    """Whether the server's masks are those that `Predictor` gives for the same prompts."""
+    import numpy as np
+
+    from segmint.infra.assets.resolve import resolve
+    from segmint.infra.device import resolve_compute
+    from segmint.model.automatic.rle import encode
+    from segmint.model.sam.predictor import Predictor
+    from segmint.operators.images import decode_jpeg
+    from segmint.operators.segment.models import load_model
+
+    predictor = Predictor(load_model(resolve("mobile_sam"), resolve_compute("cpu", "fp32")))
+    embedding = predictor.embed(decode_jpeg(jpeg))
+    before = None
+    for one in asked:
+        points, labels = np.array([[p[:2] for p in one["points"]]]), np.array([[p[2] for p in one["points"]]])
+        first = one["kind"] == "first"
+        found = predictor.predict(embedding, points, labels, masks=None if first else before, multimask=first)
+        masks = [
+            encode((predictor.upscale(m[None, None], embedding)[0, 0] > 0).numpy()) for m in found.low_res_logits[0]
+        ]
+        if sorted(mask.counts for mask in masks) != sorted(mask["counts"] for mask in one["answer"]["masks"]):
+            return False
+        if first:
+            chosen = one["answer"]["masks"][one["answer"]["chosen"]]["counts"]
+            index = [mask.counts for mask in masks].index(chosen)
+            before = found.low_res_logits[:, index : index + 1]
+    return True
+
+
+def main() -> None:
+    """Measure, print and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clicks", type=int, default=200, help="clicks of each kind")
+    parser.add_argument("--side", type=int, default=1500, help="pixels of the image's shorter side")
+    parser.add_argument("--photograph", default="coffee", help="a photograph of scikit-image")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    machine = describe_machine(physical_cores(), "fp32")
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = make_dataset(Path(folder), arguments.photograph, arguments.side)
+        result = measure(dataset, arguments.clicks, arguments.seed)
+    for kind in ("first", "later"):
+        spread = result[kind]
+        print(f"{kind} clicks: median {spread['median']} ms, p95 {spread['p95']} ms (the paper: {PAPER_MS} ms)")
+    print(f"masks are the predictor's, bit for bit: {result['exact']}")
+    write_result(arguments.output, "click_latency", machine, {"paper_ms": PAPER_MS, **result})
+    if not result["exact"]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

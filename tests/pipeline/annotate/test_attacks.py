@@ -1,0 +1,253 @@
+"""Ways to write what one may not, through the whole application: refused, with the dataset as it was."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from segmint.catalogs.dataset.annotations.answers import MOST_BYTES, read_answers
+from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
+from segmint.model.automatic.rle import encode
+from segmint.pipeline.annotate.server import Opened, open_desk
+from tests.support.annotating import ORIGIN, WRITE, Annotators, click, draft, options, saved_files
+from tests.support.locations import location_of
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def team(opened: Opened) -> Annotators:
+    """Ann, who started the server, and Bob."""
+    return Annotators(opened, "ann", "bob")
+
+
+@pytest.fixture
+def paired(dataset: Path) -> Iterator[Opened]:
+    """A desk on which every image is for two people."""
+    with open_desk(location_of(dataset), options(overlap=1.0)) as desk:
+        yield desk
+
+
+def disk(height: int, width: int) -> np.ndarray:
+    """A disk in the middle of an image."""
+    rows, columns = np.ogrid[:height, :width]
+    inside: np.ndarray = (rows - height / 2) ** 2 + (columns - width / 2) ** 2 < min(height, width) ** 2 / 16
+    return inside
+
+
+def counts(size: list[int]) -> str:
+    """The run lengths of a disk in an image."""
+    return encode(disk(*size)).counts
+
+
+def test_every_write_needs_session_header_and_origin(team: Annotators, dataset: Path) -> None:
+    told = team.who("ann").get("/api/images/1").json()
+    body = draft(told, [counts(told["size"])])
+    writes = [
+        ("POST", "/api/next", {}),
+        ("POST", "/api/images/1/embed", {}),
+        ("POST", "/api/images/1/predict", {"prompt": {"points": [[5, 5, 1]]}}),
+        ("PUT", "/api/images/1/answers/1", body),
+        ("POST", "/api/images/1/release", {}),
+        ("POST", "/api/address", {"annotator": "eve"}),
+    ]
+    inside = team.who("ann")
+    del inside.headers["x-segmint"], inside.headers["origin"]
+    stranger = team.stranger()
+    for method, path, content in writes:
+        assert stranger.request(method, path, json=content, headers=WRITE).status_code == 403
+        for headers in ({}, {"x-segmint": "1"}, {"origin": ORIGIN}, {**WRITE, "origin": "https://evil.example"}):
+            assert inside.request(method, path, json=content, headers=headers).status_code == 403, (path, headers)
+        assert inside.request(method, path, json=content, headers={**WRITE, "host": "evil"}).status_code == 421
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        for path in ("/", "/api/session", "/images/1.jpg", "/api/progress", "/assets/index.html", "/api/images/1"):
+            assert inside.request(method, path, headers=WRITE).status_code in (404, 405)
+    assert not saved_files(dataset)
+
+
+def test_only_the_owner_gives_addresses(team: Annotators) -> None:
+    assert team.who("bob").post("/api/address", json={"annotator": "eve"}).status_code == 403
+    ann = team.who("ann")
+    for name in ("", "a\nb", "x" * 101, 5, None):
+        assert ann.post("/api/address", json={"annotator": name}).status_code == 400
+    given = ann.post("/api/address", json={"annotator": SCRIPT}).json()
+    assert team.stranger().get(given["address"]).status_code == 303
+    assert team.who(SCRIPT).get("/api/session").json()["annotator"] == SCRIPT  # JSON; the page shows it as text
+
+
+def test_no_address_leads_elsewhere(team: Annotators, dataset: Path) -> None:
+    ann = team.who("ann")
+    told = ann.get("/api/images/1").json()
+    body = draft(told, [counts(told["size"])])
+    images = ("0", "3", "99", "-1", "1.0", "٣", "..%2f1", "9" * 30, "9" * 300)
+    numbers = ("0", "-1", "2", "1e3", "9999999999", "..%2f1", "9" * 300)
+    for path in (*(f"{image}/answers/1" for image in images), *(f"1/answers/{number}" for number in numbers)):
+        answer = ann.put(f"/api/images/{path}", json=body)
+        assert answer.status_code in (400, 404), (path, answer.text)
+    assert not saved_files(dataset)
+
+
+def test_what_is_no_answer_to_this_image_is_refused(team: Annotators, dataset: Path) -> None:
+    ann = team.who("ann")
+    told = ann.get("/api/images/1").json()
+    height, width = told["size"]
+    disk_ = counts(told["size"])
+    good = draft(told, [disk_])
+    mask, old = good["masks"][0], told["masks"][0]
+    former = {"id": old["annotation_id"], "counts": old["segmentation"]["counts"]}
+
+    def point(x: float) -> list[dict[str, Any]]:
+        return [{"kind": "point", "x": x, "y": 1.0, "label": 1}]
+
+    bad: list[Any] = [
+        *(None, [], "x", 5, {}),
+        {**good, "image": 2},
+        {**good, "lane": 1},
+        {**good, "annotator": "bob"},
+        {**good, "size": [1, 1]},
+        {**good, "masks": [{**mask, "counts": counts([height + 1, width])}]},
+        {**good, "masks": [{**mask, "counts": counts([width, height])[:-1]}]},
+        {**good, "masks": [{**mask, "counts": ""}]},
+        {**good, "masks": [{**mask, "counts": SCRIPT}]},
+        {**good, "masks": [{**mask, "counts": encode(disk(height, width) & False).counts}]},
+        {**good, "masks": [{**mask, "source": "automatic"}]},
+        {**good, "masks": [{**mask, "label": "a\x00b"}]},
+        {**good, "masks": [{**mask, "prompts": point(width + 1)}]},
+        {**good, "masks": [{**mask, "seconds": -1}]},
+        {**good, "masks": [{**mask, "parent": 20_001}]},  # of another image
+        {**good, "deleted": [{**former, "id": 20_000}]},
+        {**good, "deleted": [{**former, "id": old["annotation_id"] + 5_000}]},  # which the image does not have
+        {**good, "deleted": [{**former, "counts": disk_}]},  # not as it was
+        {**good, "deleted": [former, former]},
+        {**good, "seconds": "5"},
+        {**good, "masks": [mask] * 10_001},
+    ]
+    for body in bad:
+        answer = ann.put("/api/images/1/answers/1", json=body)
+        assert answer.status_code == 400, (answer.status_code, str(body)[:200])
+    text = json.dumps(good)
+    for broken in ("{", "[" * 100_000, text.replace("5.0", "NaN"), text.replace("5.0", "1e999"), "9" * 5_000, "\xff"):
+        answer = ann.put("/api/images/1/answers/1", content=broken.encode("latin-1"))
+        assert answer.status_code == 400, broken[:50]
+    assert ann.put("/api/images/1/answers/1", json={**good, "base": "0" * 64}).status_code == 409
+    assert not saved_files(dataset)
+    assert ann.put("/api/images/1/answers/1", json={**good, "deleted": [former]}).status_code == 201
+
+
+def test_odd_prompts_are_refused(team: Annotators) -> None:
+    ann = team.who("ann")
+    height, width = ann.get("/api/images/1").json()["size"]
+    prompts: list[Any] = [
+        *({}, {"points": []}, {"points": [[1, 1, 0]]}, {"points": [[1, 1]]}, {"points": [[1, 1, 2]]}),
+        *({"points": [[width + 1, 1, 1]]}, {"points": [["1", 1, 1]]}, {"points": [[True, 1, 1]]}, {"points": 5}),
+        *({"points": [[1e400, 1, 1]]}, {"points": [[10**400, 1, 1]]}, {"points": [[1, 1, 1]] * 1001}),
+        *({"box": [1, 1, 0, 5]}, {"box": [1, 1, width, 5]}, {"box": "x"}, {"mask": "x"}, {"mask": ""}, {"mask": 5}),
+        *({"mask": counts([height + 1, width])}, {"points": [[1, 1, 1]], "from": 5}, {"points": [[1, 1, 1]], "x": 1}),
+    ]
+    for prompt in prompts:
+        answer = ann.post("/api/images/1/predict", content=json.dumps({"prompt": prompt}))
+        assert answer.status_code == 400, (answer.status_code, str(prompt)[:100])
+    assert ann.post("/api/images/1/predict", json={"prompt": {"points": [[5, 5, 1]]}, "part": "x"}).status_code == 400
+    assert ann.post("/api/next", json={"after": "1"}).status_code == 400
+    assert ann.post("/api/next", json={"after": 10**300}).status_code == 400
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["content-length", "chunked"])
+def test_bodies_of_100_mb_are_refused(team: Annotators, dataset: Path, told: bool) -> None:
+    piece, sent = b"x" * (1 << 20), []
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(100):
+            sent.append(1)
+            yield piece
+
+    ann = team.who("ann")
+    headers = {"content-length": str(100 << 20)} if told else {}
+    for path, method in (("/api/images/1/answers/1", "PUT"), ("/api/images/1/predict", "POST"), ("/api/next", "POST")):
+        answer = ann.request(method, path, content=pieces(), headers=headers)
+        assert answer.status_code == 413
+    assert f"{MOST_BYTES:,}" in answer.json()["error"]
+    assert not saved_files(dataset)
+
+
+def test_a_handle_is_its_annotators_and_its_images(team: Annotators) -> None:
+    ann, bob = team.who("ann"), team.who("bob")
+    handle = click(ann, 1, (60.5, 60.5, 1))["handle"]
+    assert click(bob, 1, (60.5, 60.5, 1), after=handle)["handle_lost"]
+    assert click(ann, 2, (60.5, 60.5, 1), after=handle)["handle_lost"]
+    assert not click(ann, 1, (60.5, 60.5, 1), after=f"{handle}.2")["handle_lost"]
+    for odd in (f"{handle}.3", f"{handle}.-1", f"{handle}.x", "", "../x"):
+        assert click(ann, 1, (60.5, 60.5, 1), after=odd)["handle_lost"]
+
+
+def test_what_was_taken_down_stays_so(team: Annotators, dataset: Path, opened: Opened) -> None:
+    ann = team.who("ann")
+    told = ann.get("/api/images/1").json()
+    body = draft(told, [counts(told["size"])])
+    assert ann.post("/api/images/1/embed").status_code == 204
+    image = TakenImage(ordinal=0, id=1, image_id=told["image"]["image_id"], uri="x", sha256=None)
+    put_tombstone(
+        location_of(dataset),
+        Tombstone(asked=Asked(ids=("1",)), reason="x", when="2026-11-22T00:00:00Z", images=(image,)),
+    )
+    assert ann.put("/api/images/1/answers/1", json=body).status_code == 410
+    assert ann.get("/api/images/1").json()["state"] == "gone"
+    assert ann.get("/images/1.jpg").status_code == 410
+    assert ann.get("/thumbnails/1.jpg").status_code == 410
+    assert ann.post("/api/images/1/embed").status_code == 410
+    assert ann.post("/api/images/1/predict", json={"prompt": {"points": [[5, 5, 1]]}}).status_code == 410
+    assert opened.desk.embeddings.known(1) is None
+    assert not saved_files(dataset)
+    assert ann.post("/api/next", json={}).json()["image"] == 2
+
+
+def test_one_wins_and_the_other_sees_it(team: Annotators, dataset: Path) -> None:
+    ann, bob = team.who("ann"), team.who("bob")
+    told = [client.get("/api/images/1").json() for client in (ann, bob)]
+    assert [each["lane"] for each in told] == [0, 0]
+    disk_ = counts(told[0]["size"])
+    assert ann.put("/api/images/1/answers/1", json=draft(told[0], [disk_])).status_code == 201
+    lost = bob.put("/api/images/1/answers/1", json=draft(told[1], []))
+    assert lost.status_code == 409
+    winner = lost.json()["winner"]
+    assert (winner["annotator"], winner["n"], winner["masks"][0]["counts"]) == ("ann", 1, disk_)
+    assert bob.put("/api/images/1/answers/2", json=draft(told[1], [])).status_code == 409  # the lane is Ann's
+    assert bob.put("/api/images/1/answers/1", json=draft(told[1], [disk_])).status_code == 409  # not the same work
+    (kept,) = read_answers(location_of(dataset), 0)
+    assert kept.annotator == "ann"
+    assert bob.post("/api/next", json={}).json()["image"] == 2
+
+
+def test_two_people_have_a_lane_each(paired: Opened, dataset: Path) -> None:
+    team = Annotators(paired, "ann", "bob", "eve")
+    ann, bob, eve = (team.who(name) for name in ("ann", "bob", "eve"))
+    given = [client.post("/api/next", json={}).json() for client in (ann, bob, eve)]
+    assert [(each["image"], each["lane"]) for each in given] == [(1, 0), (1, 1), (2, 0)]
+    told = [client.get("/api/images/1").json() for client in (ann, bob)]
+    assert [each["lane"] for each in told] == [0, 1]
+    disk_ = counts(told[0]["size"])
+    for client, each in zip((ann, bob), told, strict=True):
+        assert client.put("/api/images/1/answers/1", json=draft(each, [disk_])).status_code == 201
+    assert [(kept.lane, kept.annotator) for kept in read_answers(location_of(dataset), 0)] == [(0, "ann"), (1, "bob")]
+    third = eve.get("/api/images/1").json()
+    assert eve.put("/api/images/1/answers/1", json=draft(third, [])).status_code == 409
+    assert eve.put("/api/images/1/answers/2", json=draft(third, [])).status_code == 409
+    assert ann.post("/api/next", json={}).json()["image"] == 2  # and not the other lane of 1
+    assert ann.get("/api/progress").json()["agreement"] == {"images": 1, "pairs": 1, "mean_iou": 1.0}
+    assert len(saved_files(dataset)) == 2
+
+
+def test_texts_are_data(team: Annotators, dataset: Path) -> None:
+    ann: TestClient = team.who("ann")
+    told = ann.get("/api/images/1").json()
+    body = draft(told, [counts(told["size"])])
+    body["masks"][0]["label"] = SCRIPT
+    assert ann.put("/api/images/1/answers/1", json=body).status_code == 201
+    reopened = ann.get("/api/images/1")
+    assert reopened.headers["content-type"] == "application/json"
+    assert reopened.headers["x-content-type-options"] == "nosniff"
+    assert reopened.json()["answer"]["masks"][0]["label"] == SCRIPT

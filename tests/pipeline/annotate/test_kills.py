@@ -1,0 +1,108 @@
+"""The server is killed at any moment: what it acknowledged is there once, and nothing else."""
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from segmint.catalogs.dataset.annotations.answers import read_answers
+from segmint.catalogs.dataset.annotations.names import list_answers
+from tests.support.annotating import draft
+from tests.support.builds import ROOT
+from tests.support.locations import location_of
+
+IMAGES = (1, 2, 4, 5, 6, 7)
+
+
+@contextmanager
+def running(dataset: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """`segmint annotate` as a separate process, and a browser that has opened its address; it is killed at the end."""
+    command = [sys.executable, "-m", "segmint", "annotate", str(dataset), "--no-browser", "--port", "0"]
+    command += ["--weights", "mobile_sam", "--device", "cpu", "--name", "ann"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            address = process.stdout.readline().strip()
+            assert address, process.stderr.read() if process.stderr else ""
+            origin = address.partition("/?")[0]
+            headers = {"x-segmint": "1", "origin": origin}
+            with httpx.Client(base_url=origin, headers=headers, timeout=60) as client:
+                for _ in range(100):
+                    try:
+                        assert client.get(address).status_code == 303
+                        break
+                    except httpx.ConnectError:
+                        time.sleep(0.1)
+                yield process, client
+        finally:
+            process.kill()
+
+
+Bodies = dict[tuple[int, int], dict[str, Any]]
+"""Answers as they were sent, by image and number."""
+
+
+def work(client: httpx.Client, sent: Bodies, acknowledged: Bodies, rng: random.Random) -> None:
+    """Open images, click, and save, until the server is gone; note what was sent, and what it acknowledged."""
+    while True:
+        image = rng.choice(IMAGES)
+        try:
+            told = client.get(f"/api/images/{image}").raise_for_status().json()
+            masks = []
+            if rng.random() < 0.5:
+                point = [rng.uniform(1, told["size"][1] - 1), rng.uniform(1, told["size"][0] - 1), 1]
+                found = client.post(f"/api/images/{image}/predict", json={"prompt": {"points": [point]}}).json()
+                masks = [mask["counts"] for mask in found["masks"] if mask["area"]][:1]
+            n = told["n"] + 1
+            body = draft(told, masks, seconds=rng.uniform(1, 100))
+            sent[image, n] = body
+            assert client.put(f"/api/images/{image}/answers/{n}", json=body).status_code == 201
+            acknowledged[image, n] = body
+        except httpx.HTTPError:
+            return
+
+
+def kill_often(dataset: Path, kills: int, seed: int) -> int:
+    """Kill the server so often while one person works; return how many answers were acknowledged."""
+    rng = random.Random(seed)
+    sent: Bodies = {}
+    acknowledged: Bodies = {}
+    for _ in range(kills):
+        with running(dataset) as (process, client):
+            threading.Timer(rng.uniform(0.3, 4.0), process.kill).start()
+            work(client, sent, acknowledged, rng)
+        check(dataset, sent, acknowledged)
+    return len(acknowledged)
+
+
+def check(dataset: Path, sent: Bodies, acknowledged: Bodies) -> None:
+    """Check that what was acknowledged is there as it was sent, and at most what was under way at the kill beside."""
+    location = location_of(dataset)
+    kept = {(each.image, each.n): each for image in IMAGES for each in read_answers(location, image - 1)}
+    assert kept.keys() >= acknowledged.keys()
+    assert len(kept.keys() - acknowledged.keys()) <= 1
+    for key, answer in kept.items():
+        assert (answer.annotator, answer.base, answer.seconds) == ("ann", sent[key]["base"], sent[key]["seconds"])
+        assert [mask.counts for mask in answer.masks] == [mask["counts"] for mask in sent[key]["masks"]]
+        acknowledged[key] = sent[key]
+    names = sorted((name.ordinal + 1, name.n) for name in list_answers(location))
+    assert names == sorted(kept)
+    for image in IMAGES:
+        assert [n for each, n in names if each == image] == list(range(1, 1 + sum(each == image for each, _ in names)))
+
+
+def test_two_kills_lose_nothing(dataset: Path) -> None:
+    assert kill_often(dataset, kills=2, seed=1) > 0
+
+
+@pytest.mark.long
+def test_twenty_kills_lose_nothing(dataset: Path) -> None:
+    assert kill_often(dataset, kills=20, seed=2) > 20

@@ -1,0 +1,54 @@
+"""Conditions on images: what is one, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from segmint.infra.errors import UsageError
+from segmint.pipeline.annotate.selection import check_selection
+from segmint.pipeline.statistics.open_tables import open_tables
+from tests.support.locations import location_of
+from tests.support.viewed import image_rows
+
+GOOD = (
+    "masks < 10",
+    "masks < 10 -- few",
+    "statistics.coverage < 0.5 AND country IS NULL",
+    "image_id LIKE '%a%' OR id IN (1, 2)",
+    "id BETWEEN 2 AND 5 AND NOT faces > 3",
+    "CASE WHEN masks > 1 THEN true ELSE false END",
+    "id::VARCHAR = '1' AND regexp_matches(image_id, '.')",
+)
+BAD = {
+    "": "syntax error",
+    "masks": "its type is INTEGER",
+    "1": "its type is INTEGER",
+    "nowhere < 1": "nowhere",
+    "masks <": "syntax error",
+    "true), (false": "one condition",
+    "true) FROM images UNION SELECT (true": "one condition",
+    "true) FROM images; DROP VIEW images; SELECT (true": "SELECT",
+    "true) FROM masks WHERE (true": "syntax error",
+    "EXISTS (SELECT 1)": "not allowed",
+    "masks IN (SELECT 1)": "not allowed",
+    "read_text('/etc/passwd') = 'x'": "function read_text",
+    "getenv('HOME') = 'x'": "function getenv",
+    "sum(masks) > 1": "function sum",
+    "row_number() OVER () > 1": "not allowed",
+    "masks = $1": "not allowed",
+    "masks = ?": "not allowed",
+}
+
+
+def test_conditions(minted: Path) -> None:
+    rows = image_rows(minted)
+    with open_tables(location_of(minted)) as tables:
+        for text in GOOD:
+            condition = check_selection(tables, text)
+            found = tables.query(f"SELECT id FROM images WHERE {condition} ORDER BY id").column("id").to_pylist()
+            if text.startswith("masks < 10"):
+                assert found == [row["id"] for row in rows if row["masks"] < 10]
+        for text, told in BAD.items():
+            with pytest.raises(UsageError, match=told) as error:
+                check_selection(tables, text)
+            assert "--select" in str(error.value)
