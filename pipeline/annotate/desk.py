@@ -91,6 +91,7 @@ class Desk:
         self._lock = threading.Lock()
         self._seen: dict[int, tuple[float, OpenImage]] = {}
         self._over = self.queue.merged.copy()  # by rank: nobody is given these
+        self._gone: set[int] = set()
         for image in self.board.answered():
             self._note(image)
 
@@ -169,7 +170,9 @@ class Desk:
         self._see(found)
         if not isinstance(body, Mapping) or set(body) - _SAID:
             raise UsageError(f"expected an object with {', '.join(sorted(_SAID))}, no others")
-        if body.get("base") != found.base:
+        if not isinstance(body.get("base"), str):
+            raise UsageError("base: expected the digest that came with the image")
+        if body["base"] != found.base:
             lane = self._lane(image, annotator)
             raise LostRaceError("the image has changed since it was opened", self.board.read(image, lane), found.base)
         self.board.refresh(image)
@@ -255,7 +258,7 @@ class Desk:
         done = self.board.refresh(image) if look else self.board.lanes(image)
         if look:
             self._note(image)
-        if any(each.annotator == annotator for each in done.values()):
+        if image in self._gone or any(each.annotator == annotator for each in done.values()):
             return None
         for lane in range(self.queue.lanes(image)):
             if lane not in done and self.leases.holder((image, lane)) in (None, annotator):
@@ -285,7 +288,8 @@ class Desk:
             return
         done: Mapping[int, Done] = self.board.lanes(image)
         with self._lock:
-            self._over[rank] = bool(self.queue.merged[rank]) or len(done) >= self.queue.lanes(image)
+            over = bool(self.queue.merged[rank]) or image in self._gone
+            self._over[rank] = over or len(done) >= self.queue.lanes(image)
 
     def _look(self, image: int) -> OpenImage:
         """Return an image as it was seen in the last seconds, or now."""
@@ -315,9 +319,8 @@ class Desk:
     def _forget(self, image: int) -> None:
         with self._lock:
             self._seen.pop(image, None)
-            rank = self.queue.rank(image)
-            if rank is not None:
-                self._over[rank] = True
+            self._gone.add(image)
+        self._note(image)
         self.embeddings.forget(image)
         self.decoder.forget(image)
         self.board.forget(image)

@@ -25,6 +25,8 @@ def check_selection(tables: DatasetTables, text: str) -> str:
 
     It is one boolean expression of columns, constants, operators and plain functions, without queries in it.
     """
+    if not text.strip():
+        raise UsageError(f"--select {text!r}: expected a condition, {_EXAMPLE}")
     with tables.connection.cursor() as cursor:
         try:
             # The text is parsed as what stands between SELECT and FROM, so that it can be nothing but an expression.

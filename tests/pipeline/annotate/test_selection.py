@@ -20,7 +20,7 @@ GOOD = (
     "id::VARCHAR = '1' AND regexp_matches(image_id, '.')",
 )
 BAD = {
-    "": "syntax error",
+    "": "expected a condition",
     "masks": "its type is INTEGER",
     "1": "its type is INTEGER",
     "nowhere < 1": "nowhere",
