@@ -21,13 +21,18 @@ export class Stage {
   #frame = 0;
   #hover;
   #pointer = null; // the last event of a pointer over the picture
+  #looked;
   width = 0;
   height = 0;
 
-  /** `hover(mask or null)` and `choose(mask or null)` are called for moves and clicks. */
-  constructor(hover, choose) {
+  /**
+   * `hover(mask or null)` and `choose(mask or null)` are called for moves and clicks, `looked()` after every change of
+   * the zoom; `drags` is `Zoom`'s.
+   */
+  constructor(hover, choose, looked = () => {}, drags = undefined) {
     this.#hover = hover;
-    this.zoom = new Zoom(this.#stage, () => this.#look());
+    this.#looked = looked;
+    this.zoom = new Zoom(this.#stage, () => this.#look(), drags);
     this.#stage.addEventListener("pointermove", (event) => {
       if (event.pointerType !== "touch") this.#pointAt(event);
     });
@@ -116,6 +121,7 @@ export class Stage {
     this.#marks.setAttribute("viewBox", box.join(" "));
     for (const point of this.#marks.querySelectorAll(".point")) point.setAttribute("r", String(this.#radius()));
     byId("zoom-level").textContent = `${scale.toFixed(1)} ×`;
+    this.#looked();
     if (this.#pointer !== null) this.#pointAt(this.#pointer);
   }
 
@@ -128,12 +134,23 @@ export class Stage {
     if (!this.zoom.busy) this.#hover(event === null ? null : this.#under(event));
   }
 
-  /** The smallest mask under the pointer, or null. */
-  #under(event) {
+  /** Where a pointer is in the picture: [x, y] in its pixels, with fractions; the top left corner is [0, 0]. */
+  placeOf(event) {
     const frame = this.#picture.getBoundingClientRect();
-    const x = Math.floor(((event.clientX - frame.left) / frame.width) * this.width);
-    const y = Math.floor(((event.clientY - frame.top) / frame.height) * this.height);
+    return [
+      ((event.clientX - frame.left) / frame.width) * this.width,
+      ((event.clientY - frame.top) / frame.height) * this.height,
+    ];
+  }
+
+  /** The smallest mask that is shown at a pixel, or null. */
+  maskAt(x, y) {
     return this.#masks.findLast((mask) => mask.holds(x, y)) ?? null;
+  }
+
+  #under(event) {
+    const [x, y] = this.placeOf(event);
+    return this.maskAt(Math.floor(x), Math.floor(y));
   }
 
   #fits(mask) {

@@ -21,11 +21,17 @@ export class Zoom {
   #pointers = new Map(); // positions of the pointers that are down, by id
   #began = null; // where the first pointer went down
   #dragged = false;
+  #drags;
+  #pans = false; // whether the first pointer moves the picture
 
-  /** `frame` is the element that the picture fills at scale 1; `changed()` is called after every change. */
-  constructor(frame, changed) {
+  /**
+   * `frame` is the element that the picture fills at scale 1; `changed()` is called after every change; `drags(event)`
+   * says at a pointerdown whether that pointer moves the picture. Two fingers always do.
+   */
+  constructor(frame, changed, drags = (event) => event.button === 0) {
     this.#frame = frame;
     this.#changed = changed;
+    this.#drags = drags;
     frame.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
     frame.addEventListener("pointerdown", (event) => this.#down(event));
     frame.addEventListener("pointermove", (event) => this.#move(event));
@@ -109,9 +115,10 @@ export class Zoom {
   }
 
   #down(event) {
-    if (event.button !== 0) return;
+    const pans = this.#drags(event);
+    if (event.button !== 0 && !pans) return;
     const place = { x: event.clientX, y: event.clientY };
-    if (this.#pointers.size === 0) [this.#began, this.#dragged] = [place, false];
+    if (this.#pointers.size === 0) [this.#began, this.#dragged, this.#pans] = [place, false, pans];
     this.#pointers.set(event.pointerId, place);
   }
 
@@ -138,7 +145,7 @@ export class Zoom {
 
   /** One pointer; returns whether it moved the picture, which it does once it has moved more than SLACK. */
   #drag(before, place, pointer) {
-    if (this.scale === 1) return false;
+    if (this.scale === 1 || !(this.#pans || this.#dragged)) return false; // after two fingers one may go on
     if (!this.#dragged) {
       if (Math.hypot(place.x - this.#began.x, place.y - this.#began.y) < SLACK) return false;
       this.#dragged = true;

@@ -1,0 +1,85 @@
+// What is saved: the work on an image relative to the dataset's masks, and back from a saved answer to the work.
+
+/** The items of an image as it was opened: the dataset's masks, the largest first, as the last answer left them. */
+export function itemsOf({ masks, answer, prefill }) {
+  const gone = new Set([...(answer?.replaced ?? []), ...(answer?.deleted ?? [])].map(({ id }) => id));
+  const kept = masks.filter((row) => !gone.has(row.annotation_id)).sort((one, other) => other.area - one.area);
+  const made = answer === null ? (prefill ?? []).map(filled) : answer.masks.map((mask, place) => answered(mask, keyOf(answer.n, place)));
+  return [...kept.map(fromRow), ...made];
+}
+
+/** The body of a request that saves `items`; `times` are those of a Stopwatch. */
+export function answerOf({ base, masks }, items, times, complete) {
+  const here = new Set(items.map(({ id }) => id));
+  const parents = new Set(items.map(({ parent }) => parent));
+  const gone = masks.filter((row) => !here.has(row.annotation_id));
+  const was = (row) => ({ id: row.annotation_id, counts: row.segmentation.counts });
+  return {
+    base,
+    complete,
+    seconds: rounded(times.image),
+    masks: items.filter(({ id }) => id === null).map((item) => toSave(item, times)),
+    replaced: gone.filter((row) => parents.has(row.annotation_id)).map(was),
+    deleted: gone.filter((row) => !parents.has(row.annotation_id)).map(was),
+  };
+}
+
+/** The times of an answer that is opened again. */
+export function timesOf(answer) {
+  if (answer === null) return {};
+  const masks = answer.masks.map(({ seconds }, place) => [keyOf(answer.n, place), seconds]);
+  return { image: answer.seconds, masks: Object.fromEntries(masks) };
+}
+
+/** Applies what was to be saved to the items of an image whose masks have changed since: all that still fits. */
+export function carried(items, { masks, replaced, deleted }, key) {
+  const had = new Map([...replaced, ...deleted].map(({ id, counts }) => [id, counts]));
+  const fits = (item) => item.id !== null && had.get(item.id) === item.counts;
+  const parents = new Map(items.filter(fits).map((item) => [item.id, item]));
+  const made = masks
+    .map((mask, place) => answered(mask, `${key}.${place}`))
+    .filter(({ parent }) => parent === null || parents.has(parent));
+  return [...items.filter((item) => !fits(item)), ...made];
+}
+
+/** Whether a saved answer is what an annotator sent: then a lost reply was not a lost race. */
+export function isSame(saved, sent, annotator) {
+  const said = ({ masks, replaced, deleted, complete }) =>
+    JSON.stringify([
+      masks.map(({ counts, source, seconds }) => [counts, source, seconds]),
+      [...replaced, ...deleted].map(({ id }) => id),
+      complete,
+    ]);
+  return saved.annotator === annotator && saved.seconds === sent.seconds && said(saved) === said(sent);
+}
+
+const keyOf = (n, place) => `a${n}.${place}`;
+
+const rounded = (seconds) => Math.round(seconds * 10) / 10;
+
+function fromRow(row) {
+  return {
+    key: `d${row.annotation_id}`,
+    id: row.annotation_id,
+    counts: row.segmentation.counts,
+    source: row.source ?? "automatic",
+    label: row.label ?? null,
+    prompts: [],
+    parent: null,
+  };
+}
+
+function answered({ counts, source, label, prompts, parent }, key) {
+  return { key, id: null, counts, source, label: label ?? null, prompts: prompts ?? [], parent: parent ?? null };
+}
+
+/** A mask that the model made ahead for a box that a detector found. */
+function filled({ counts, box }, place) {
+  const [x, y, w, h] = box;
+  const prompts = [{ kind: "box", x, y, w, h }];
+  return { key: `p${place}`, id: null, counts, source: "assisted", label: null, prompts, parent: null, filled: true };
+}
+
+function toSave({ key, counts, source, label, prompts, parent }, times) {
+  return { counts, source, seconds: rounded(times.masks[key] ?? 0), label, prompts, parent };
+}

@@ -1,0 +1,59 @@
+// The crosshair: the tools without a mouse. It stands on a pixel of the image, in the frame of masks.
+
+import { byId } from "./dom.js";
+
+const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const SAID_MS = 400; // after the last key
+
+export class Crosshair {
+  #easel;
+  #tools;
+  #place = null;
+  #saying = 0;
+
+  constructor(easel, tools) {
+    this.#easel = easel;
+    this.#tools = tools;
+  }
+
+  /** The column and row of its pixel, or null while it is not used. */
+  get place() {
+    return this.#place;
+  }
+
+  hide() {
+    this.#place = null;
+    this.#easel.mark({ cross: null });
+  }
+
+  /** Moves by an arrow key, `by` pixels; it begins in the middle of what is seen. */
+  move(key, by) {
+    const { width, height, zoom } = this.#easel.stage;
+    const seen = 1 / zoom.scale / 2;
+    const from = this.#place ?? [Math.floor((zoom.left + seen) * width), Math.floor((zoom.top + seen) * height)];
+    const within = (value, count) => Math.min(count - 1, Math.max(0, value));
+    const [dx, dy] = MOVES[key];
+    this.#place = [within(from[0] + dx * by, width), within(from[1] + dy * by, height)];
+    this.#show();
+  }
+
+  /** Presses the tool at the crosshair, or releases it; a click with tools that take one. */
+  press(other = false) {
+    if (this.#place === null) return this.move("ArrowRight", 0);
+    const center = this.#place.map((pixel) => pixel + 0.5);
+    const clicks = ["points", "select"].includes(this.#tools.name);
+    if (this.#tools.busy) return this.#tools.up();
+    this.#tools.down(center, { other });
+    if (clicks) this.#tools.up();
+    return undefined;
+  }
+
+  #show() {
+    const [x, y] = this.#place;
+    this.#easel.stage.reveal({ left: x, top: y, width: 1, height: 1 });
+    this.#easel.mark({ cross: this.#place });
+    this.#tools.move([[x + 0.5, y + 0.5]]);
+    clearTimeout(this.#saying);
+    this.#saying = setTimeout(() => (byId("cross-place").textContent = `Column ${x}, row ${y}`), SAID_MS);
+  }
+}

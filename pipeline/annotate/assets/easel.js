@@ -1,0 +1,151 @@
+// The picture on which masks are made: the viewer's stage with the mask that is worked on, prompts, and the crosshair.
+
+import { byId } from "./dom.js";
+import { Mask, packed } from "./mask.js";
+import { Stage } from "./stage.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const ACTIVE = [64, 156, 255];
+const FILL = packed(...ACTIVE, 120);
+const LINE = packed(255, 255, 255, 255);
+const PREVIEW = { true: `rgb(${ACTIVE.join(" ")} / 55%)`, false: "rgb(255 64 48 / 55%)" };
+const RADIUS = 7; // of a point, in pixels of the screen
+const ARM = 14; // of the crosshair
+
+export class Easel {
+  #canvas = byId("active-mask");
+  #preview = byId("one-mask");
+  #svg = byId("prompts");
+  #masks = new WeakMap(); // by item
+  #places = new Map(); // the place in the series of colors, by an item's key
+  #shown = [];
+  #shownFor = null;
+  #marks = { active: null, box: null, cross: null, brush: null };
+
+  /** `drags(event)` says whether a pointer moves the picture. */
+  constructor(drags) {
+    this.stage = new Stage(() => {}, () => {}, () => this.#mark(), drags);
+    new ResizeObserver(() => this.#mark()).observe(this.stage.element);
+  }
+
+  /** Shows another image; `size` is [height, width]. */
+  open({ id, size: [height, width], image }) {
+    this.#places = new Map();
+    [this.#shown, this.#shownFor] = [[], null];
+    [this.#canvas.width, this.#canvas.height] = [width, height];
+    this.stage.open(id, [width, height], image.image_id || `sa_${id}`);
+  }
+
+  /** The item's mask, decoded once. */
+  maskOf(item, size) {
+    if (!this.#masks.has(item)) {
+      if (!this.#places.has(item.key)) this.#places.set(item.key, this.#places.size);
+      this.#masks.set(item, maskFrom(item.counts, size, this.#places.get(item.key), item));
+    }
+    return this.#masks.get(item);
+  }
+
+  /** Draws the items but `but`, the largest first. */
+  showItems(items, but, size) {
+    const shown = items.filter((item) => item !== but);
+    if (shown.length === this.#shown.length && shown.every((item, place) => item === this.#shown[place])) return;
+    this.#shown = shown;
+    this.stage.show(shown.map((item) => this.maskOf(item, size)).sort((one, other) => other.row.area - one.row.area));
+  }
+
+  /** Draws the mask that is worked on, or none. */
+  showActive(counts, size) {
+    if (counts === this.#shownFor) return;
+    this.#shownFor = counts;
+    const canvas = this.#canvas.getContext("2d");
+    canvas.clearRect(0, 0, this.#canvas.width, this.#canvas.height);
+    this.stage.element.classList.toggle("working", counts !== null);
+    this.stage.element.dataset.active = counts === null ? "" : String(counts.length);
+    if (counts === null) return;
+    const mask = maskFrom(counts, size, 0);
+    const { left, top, width, height } = mask.frame;
+    if (!width) return;
+    const image = new ImageData(width, height);
+    mask.paint(new Uint32Array(image.data.buffer), mask.frame, FILL, LINE, this.stage.thickness);
+    canvas.putImageData(image, left, top);
+  }
+
+  /** Draws a stroke while it is made; null for none. */
+  previewStroke(points, radius = 0, adds = true) {
+    const canvas = this.#preview.getContext("2d");
+    canvas.clearRect(0, 0, this.stage.width, this.stage.height);
+    if (points === null) return;
+    canvas.strokeStyle = PREVIEW[adds];
+    canvas.lineWidth = 2 * radius;
+    canvas.lineCap = canvas.lineJoin = "round";
+    canvas.beginPath();
+    canvas.moveTo(...points[0]);
+    for (const [x, y] of points) canvas.lineTo(x, y);
+    canvas.stroke();
+  }
+
+  /** The item under a pixel, the smallest first; null for none. */
+  itemAt(x, y) {
+    return this.stage.maskAt(Math.floor(x), Math.floor(y))?.row.item ?? null;
+  }
+
+  /** Draws `active` (its points and box), `box` while it is made, `cross` [x, y] and `brush` [x, y, radius]. */
+  mark(marks) {
+    Object.assign(this.#marks, marks);
+    this.#mark();
+  }
+
+  #mark() {
+    const { scale, left, top } = this.stage.zoom;
+    const { width, height, element } = this.stage;
+    if (!width) return;
+    this.#svg.setAttribute("viewBox", [left * width, top * height, width / scale, height / scale].join(" "));
+    const unit = width / scale / (element.clientWidth || 1); // a pixel of the screen
+    const { active, box, cross, brush } = this.#marks;
+    const points = (active?.points ?? []).flatMap((point) => pointShapes(point, unit));
+    const boxes = [active?.box, box].filter(Boolean).map(boxShape);
+    this.#svg.replaceChildren(...boxes, ...points, ...brushShapes(brush), ...crossShapes(cross, unit));
+  }
+}
+
+function maskFrom(counts, size, place, item = null) {
+  const mask = new Mask({ segmentation: { size, counts }, item }, place);
+  let area = 0;
+  for (let run = 1; run < mask.ends.length; run += 2) area += mask.ends[run] - mask.ends[run - 1];
+  mask.row.area = area;
+  return mask;
+}
+
+function pointShapes([x, y, label], unit) {
+  const [cx, cy, arm] = [x + 0.5, y + 0.5, 3.5 * unit];
+  const sign = `M${cx - arm} ${cy}h${2 * arm}${label ? `M${cx} ${cy - arm}v${2 * arm}` : ""}`;
+  return [
+    shape("circle", { cx, cy, r: RADIUS * unit, class: label ? "positive" : "negative" }),
+    shape("path", { d: sign, class: "sign" }),
+  ];
+}
+
+function boxShape([x, y, width, height]) {
+  return shape("rect", { x, y, width, height, class: "asked" });
+}
+
+function brushShapes(brush) {
+  if (brush === null) return [];
+  const [cx, cy, r] = brush;
+  return ["brush-back", "brush-front"].map((name) => shape("circle", { cx, cy, r, class: name }));
+}
+
+function crossShapes(cross, unit) {
+  if (cross === null) return [];
+  const [x, y, arm, gap] = [cross[0] + 0.5, cross[1] + 0.5, ARM * unit, 3 * unit];
+  const d = [[1, 0], [-1, 0], [0, 1], [0, -1]]
+    .map(([dx, dy]) => `M${x + dx * gap} ${y + dy * gap}L${x + dx * arm} ${y + dy * arm}`)
+    .join("");
+  return ["cross-back", "cross-front"].map((name) => shape("path", { d, class: name }));
+}
+
+function shape(name, attributes) {
+  const element = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value));
+  return element;
+}

@@ -1,0 +1,47 @@
+// The clock, and the hint to go on: objects in the order of prominence, and not too long on one mask.
+
+import { byId } from "./dom.js";
+
+const STEP_MS = 500;
+
+export class Guide {
+  #desk;
+  #hint; // seconds on one mask after which the hint comes
+  #hinted = null; // the key of the mask that it was said of
+
+  constructor(desk, hint) {
+    this.#desk = desk;
+    this.#hint = hint;
+    const input = () => desk.watch.input();
+    for (const name of ["pointerdown", "pointermove", "keydown", "wheel"]) {
+      document.addEventListener(name, input, { capture: true, passive: true });
+    }
+    setInterval(() => this.show(), STEP_MS);
+  }
+
+  /** Shows the seconds, and the hint once for a mask. */
+  show() {
+    const { image, state, watch } = this.#desk;
+    byId("clock").hidden = image === null;
+    if (image === null) return;
+    const { active } = state;
+    const parts = [`Image ${written(watch.image)}`];
+    if (active !== null) parts.unshift(`Mask ${written(watch.mask(active.key))}`);
+    if (watch.idle) parts.push("paused");
+    byId("clock").textContent = parts.join(" · ");
+    if (active === null) this.#hinted = null;
+    const late = active !== null && watch.mask(active.key) >= this.#hint;
+    byId("hint").hidden = !late;
+    if (!late || this.#hinted === active.key) return;
+    this.#hinted = active.key;
+    byId("hint").textContent =
+      `${Math.round(this.#hint)} seconds on this mask: accept it as it is, or cancel it. If no prominent object is left, ` +
+      "go on to the next image.";
+  }
+}
+
+/** Seconds as minutes:seconds. */
+function written(seconds) {
+  const rest = Math.floor(seconds) % 60;
+  return `${Math.floor(seconds / 60)}:${String(rest).padStart(2, "0")}`;
+}

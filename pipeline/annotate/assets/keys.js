@@ -1,0 +1,80 @@
+// The keys, in one table: what the page does by them, and what its help says.
+
+const BUTTONS = "button, a[href], summary, input, select, textarea";
+const OWN = new Set([" ", "Enter", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]); // what controls do themselves
+
+/** Groups of [keys, what they do, name of the action]. */
+export const KEYS = [
+  ["Tools", [
+    [["c"], "Points: click the object; right click, Alt or Shift: what is not the object", "tool:points"],
+    [["t"], "Points: clicks say what is not the object, or what is", "flip"],
+    [["r"], "Box: drag around the object", "tool:box"],
+    [["b"], "Brush", "tool:brush"],
+    [["e"], "Eraser", "tool:eraser"],
+    [["["], "Smaller brush", "smaller"],
+    [["]"], "Larger brush", "larger"],
+    [["v"], "Select a mask to correct it", "tool:select"],
+    [["g"], "Move the picture; also by the middle button, Space held, or two fingers", "tool:move"],
+  ]],
+  ["This mask", [
+    [["1"], "Whole", "part:whole"],
+    [["2"], "Part", "part:part"],
+    [["3"], "Subpart", "part:subpart"],
+    [["0"], "The best of the three", "part:auto"],
+    [["Enter"], "Accept", "accept"],
+    [["Escape"], "Cancel", "cancel"],
+    [["Delete", "Backspace"], "Delete", "remove"],
+    [[","], "Select the mask before", "before"],
+    [["."], "Select the next mask", "after"],
+    [["Ctrl+z"], "Undo", "undo"],
+    [["Ctrl+Shift+z", "Ctrl+y"], "Redo", "redo"],
+  ]],
+  ["Image", [
+    [["s", "n"], "Save, also without a change, and go to the next image", "save"],
+    [["Shift+s"], "Skip this image", "skip"],
+    [["Shift+n"], "Back to the image before", "back"],
+    [["d"], "All that is prominent is annotated, or not", "complete"],
+  ]],
+  ["View", [
+    [["h"], "Hide or show the masks", "hide"],
+    [["o"], "Stronger masks", "stronger"],
+    [["Shift+o"], "Fainter masks", "fainter"],
+    [["+", "="], "Zoom in", "zoom:in"],
+    [["-", "_"], "Zoom out", "zoom:out"],
+    [["f"], "Show all of the picture", "zoom:fit"],
+    [["?"], "These keys", "help"],
+  ]],
+  ["Without a mouse", [
+    [["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"], "Move the crosshair by a pixel", "cross:1"],
+    [["Shift+Arrows"], "Move it by ten pixels", "cross:10"],
+    [["Ctrl+Arrows"], "Move it by a hundred pixels", "cross:100"],
+    [["p", " "], "A point on the object; with the other tools press, and again to release", "press"],
+    [["x"], "A point on what is not the object", "press:other"],
+  ]],
+];
+
+const ACTIONS = new Map(KEYS.flatMap(([, rows]) => rows.flatMap(([keys, , name]) => keys.map((key) => [key, name]))));
+for (const arrow of ["Left", "Right", "Up", "Down"]) {
+  ACTIONS.set(`Shift+Arrow${arrow}`, "cross:10");
+  ACTIONS.set(`Ctrl+Arrow${arrow}`, "cross:100");
+}
+
+/** The name of the action of a key event, or null. Keys that the focused control uses itself are left to it. */
+export function actionOf(event) {
+  if (event.altKey || event.isComposing) return null;
+  const focused = event.target.closest?.(BUTTONS);
+  if (focused && OWN.has(event.key)) return null;
+  if (focused?.matches("input:not([type=range], [type=checkbox]), select, textarea")) return null;
+  const letter = event.key.length === 1;
+  const shift = event.shiftKey && (!letter || /[a-z]/i.test(event.key)) ? "Shift+" : "";
+  const key = letter ? event.key.toLowerCase() : event.key;
+  return ACTIONS.get(`${event.ctrlKey || event.metaKey ? "Ctrl+" : ""}${shift}${key}`) ?? null;
+}
+
+const NAMES = { " ": "Space", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", Escape: "Esc", Delete: "Del" };
+
+/** How a key is written. */
+export function labelOf(key) {
+  const parts = key.length > 1 ? key.split("+").filter(Boolean) : [key];
+  return parts.map((part) => NAMES[part] ?? (part.length === 1 ? part.toUpperCase() : part)).join(" + ");
+}

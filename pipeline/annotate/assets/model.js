@@ -1,0 +1,54 @@
+// The model's answers to the active mask's prompts, by the number of the question.
+
+import { postJson } from "./server.js";
+
+const PARTS = ["subpart", "part", "whole"]; // the order of the three answers, which are sorted by area
+
+export class Model {
+  #answers = new Map();
+
+  /** The answer to the active mask's last prompt: {masks, chosen}, or undefined while there is none. */
+  answerTo(active) {
+    const answer = this.#answers.get(active?.step);
+    return answer && { ...answer, chosen: chosenOf(answer, active.part) };
+  }
+
+  /** The active mask's compressed counts, or null while the model has not answered. */
+  countsOf(active) {
+    if (active === null || active.counts !== null) return active?.counts ?? null;
+    const answer = this.answerTo(active);
+    return answer ? answer.masks[answer.chosen].counts : null;
+  }
+
+  /** Whether the active mask waits for an answer. */
+  waits(active) {
+    return active !== null && active.step !== null && !this.#answers.has(active.step);
+  }
+
+  /** Asks for the answer to the active mask's prompt, once; throws as `postJson` does. */
+  async ask(image, active) {
+    if (!this.waits(active)) return;
+    const before = active.after && this.#answers.get(active.after.step);
+    const chosen = before && chosenOf(before, active.after.part);
+    const corrects = before && before.masks[chosen].area > 0;
+    const prompt = {
+      points: active.points,
+      box: active.box,
+      mask: corrects ? before.masks[chosen].counts : active.base, // in case that the server has forgotten `from`
+      from: corrects ? `${before.handle}.${chosen}` : null,
+    };
+    this.#answers.set(active.step, await postJson(`/api/images/${image}/predict`, { prompt, part: "auto" }));
+  }
+
+  /** The answers that states need, for a draft. */
+  dump(states) {
+    const steps = states.flatMap(({ active }) => (active === null ? [] : [active.step, active.after?.step]));
+    return [...this.#answers].filter(([step]) => steps.includes(step));
+  }
+
+  load(answers) {
+    this.#answers = new Map(answers);
+  }
+}
+
+const chosenOf = ({ masks, chosen }, part) => (part === "auto" || masks.length < 3 ? chosen : PARTS.indexOf(part));

@@ -1,0 +1,84 @@
+// Mouse, finger and pen on the picture. One pointer uses the tool; two fingers zoom and move (see zoom.js).
+
+const OTHER = 2; // the right button
+const MIDDLE = 1;
+const PEN_ERASER = 5;
+
+export class Pointers {
+  #easel;
+  #tools;
+  #down = null; // the id of the pointer that uses the tool
+  #fingers = new Set();
+  #pen = false; // whether a pen is down: the palm of its hand is no finger
+  panning = false; // whether Space is held
+  panned = false; // whether a pointer moved the picture since Space was pressed
+
+  constructor(tools) {
+    this.#tools = tools;
+  }
+
+  /** Whether a pointer moves the picture: the tool Move, the middle button, or Space held. */
+  drags = (event) => {
+    const drags = event.button === MIDDLE || (event.button === 0 && (this.panning || this.#tools().name === "move"));
+    this.panned ||= drags && this.panning;
+    return drags;
+  };
+
+  /** Listens on the easel's picture; `hover([x, y] or null)` hears where the pointer is. */
+  listen(easel, hover) {
+    this.#easel = easel;
+    const { element } = easel.stage;
+    const places = (event) => {
+      const all = event.getCoalescedEvents?.() ?? [];
+      return (all.length ? all : [event]).map((each) => easel.stage.placeOf(each));
+    };
+    element.addEventListener("pointerdown", (event) => this.#press(event));
+    element.addEventListener("pointermove", (event) => {
+      hover(event.pointerType === "touch" ? null : easel.stage.placeOf(event));
+      if (event.pointerId === this.#down) this.#tools().move(places(event));
+    });
+    element.addEventListener("pointerup", (event) => {
+      if (event.pointerId === this.#down) this.#tools().up();
+      this.#release(event);
+    });
+    element.addEventListener("pointercancel", (event) => {
+      if (event.pointerId === this.#down) this.#tools().cancel();
+      this.#release(event);
+    });
+    element.addEventListener("pointerleave", () => hover(null));
+    element.addEventListener("contextmenu", (event) => event.preventDefault());
+    element.addEventListener("mousedown", (event) => {
+      if (event.button === MIDDLE) event.preventDefault(); // no scrolling by the middle button
+    });
+  }
+
+  #press(event) {
+    this.#easel.stage.element.focus({ preventScroll: true });
+    if (event.pointerType === "touch") {
+      if (this.#pen) return;
+      this.#fingers.add(event.pointerId);
+      if (this.#fingers.size > 1) return this.#giveUp();
+    }
+    this.#pen = event.pointerType === "pen";
+    if (this.#down !== null || this.drags(event) || ![0, OTHER, PEN_ERASER].includes(event.button)) return;
+    this.#down = event.pointerId;
+    this.#easel.stage.element.setPointerCapture(event.pointerId);
+    const { element, width, zoom } = this.#easel.stage;
+    this.#tools().down(this.#easel.stage.placeOf(event), {
+      other: event.button === OTHER || event.altKey || event.shiftKey,
+      erases: event.button === PEN_ERASER,
+      unit: width / zoom.scale / element.clientWidth,
+    });
+  }
+
+  #giveUp() {
+    this.#tools().cancel();
+    this.#down = null;
+  }
+
+  #release(event) {
+    this.#fingers.delete(event.pointerId);
+    if (event.pointerType === "pen") this.#pen = false;
+    if (event.pointerId === this.#down) this.#down = null;
+  }
+}

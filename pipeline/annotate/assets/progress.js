@@ -1,0 +1,28 @@
+// The page of progress: what was answered so far, by annotator, and how far two people agree.
+
+import { byId, counted, make, whole } from "./dom.js";
+import { getJson } from "./server.js";
+
+/** Loads and shows the progress. */
+export async function showProgress() {
+  const { images, answered, masks, annotators, agreement } = await getJson("/api/progress");
+  byId("progress-count").textContent =
+    `${whole(answered)} of ${counted(images, "image")} saved, with ${counted(masks, "mask")} made or corrected.`;
+  const bar = byId("progress-bar");
+  [bar.max, bar.value] = [Math.max(1, images), answered];
+  byId("progress-rows").replaceChildren(...annotators.map(row));
+  byId("agreement").textContent = agreed(agreement);
+}
+
+function row({ name, images, masks, seconds_a_mask: seconds }) {
+  const cells = [whole(images), whole(masks), seconds === null ? "–" : seconds.toFixed(1)];
+  return make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((text) => make("td", {}, text)));
+}
+
+function agreed(agreement) {
+  if (agreement === null) return "No image was saved by two people yet.";
+  const { images, pairs, mean_iou: iou } = agreement;
+  const begun = `Two people saved ${counted(images, "image")}`;
+  if (iou === null) return `${begun}; no masks of theirs are of one object.`;
+  return `${begun}: the ${counted(pairs, "pair")} of masks of one object have a mean IoU of ${iou.toFixed(3)}.`;
+}

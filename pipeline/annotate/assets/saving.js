@@ -1,0 +1,46 @@
+// Saves an image's answer, and finds out what a refusal means.
+
+import { isSame } from "./answer.js";
+import { putJson } from "./server.js";
+
+const TAKEN = 409;
+
+export class Saver {
+  #annotator;
+  #sent = []; // what was sent for the image and may have arrived without a reply
+
+  constructor(annotator) {
+    this.#annotator = annotator;
+  }
+
+  /** Begins with another image. */
+  reset() {
+    this.#sent = [];
+  }
+
+  /**
+   * Saves `body` as the next answer. Returns {} once the server has it, else {winner}: somebody's answer that was
+   * faster, or null if the image's masks have changed. Throws as `putJson` does.
+   */
+  async save(image, body) {
+    // An answer that was sent before is sent as it was: the time has gone on.
+    const known = this.#sent.find((sent) => isSame({ ...body, seconds: sent.seconds, annotator: "" }, sent, ""));
+    const answer = known ?? body;
+    if (!known) this.#sent.push(body);
+    try {
+      await putJson(`/api/images/${image.id}/answers/${image.n + 1}`, answer);
+    } catch (error) {
+      if (error.status !== TAKEN) throw error;
+      return this.#refused(image, answer, error.body?.winner ?? null);
+    }
+    return {};
+  }
+
+  async #refused(image, answer, winner) {
+    if (winner === null || winner.base !== image.base) return { winner: null };
+    image.n = winner.n;
+    const ours = this.#sent.find((sent) => isSame(winner, sent, this.#annotator));
+    if (ours === answer) return {};
+    return ours ? this.save(image, answer) : { winner };
+  }
+}

@@ -1,0 +1,52 @@
+// Requests to the annotator's server. Answers are JSON, errors are sentences.
+
+/** The server does not answer. Nothing is lost: the same request can be made again. */
+export class GoneError extends Error {}
+
+/** The server refused: `status`, and its answer as `body`. */
+export class RefusedError extends Error {
+  constructor(message, status, body) {
+    super(message);
+    this.status = status;
+    this.body = body;
+  }
+}
+
+const GONE = "The server does not answer. Is `segmint annotate` still running? Your work is kept in this browser.";
+const STRANGER =
+  "The server does not know this browser any more: it was started again. Open the address that `segmint annotate` " +
+  "printed. Your work is kept in this browser.";
+
+export const getJson = (path) => request("GET", path);
+export const postJson = (path, body = {}) => request("POST", path, body);
+export const putJson = (path, body) => request("PUT", path, body);
+
+async function request(method, path, body = undefined) {
+  const options = { method };
+  if (body !== undefined) {
+    options.headers = { "content-type": "application/json", "x-segmint": "1" };
+    options.body = JSON.stringify(body);
+  }
+  let response;
+  let text;
+  try {
+    response = await fetch(path, options);
+    text = await response.text();
+  } catch {
+    throw new GoneError(GONE);
+  }
+  const answer = parsed(text);
+  if (response.ok) return answer;
+  if ([502, 503, 504].includes(response.status)) throw new GoneError(answer?.error ?? GONE);
+  if (response.status === 403) throw new RefusedError(STRANGER, 403, answer);
+  const said = answer?.error ?? (text || `The server answered with status ${response.status}.`);
+  throw new RefusedError(said, response.status, answer);
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,111 @@
+// The tools: what a press, a move and a release on the picture do, by mouse, finger, pen or the crosshair's keys.
+
+const SMALLEST = 0.5; // radius of the brush, in pixels of the image
+const LARGEST = 500;
+const GROWTH = 1.25;
+const SLACK = 6; // pixels of the screen that a pointer may move in a click
+
+export const TOOLS = ["points", "box", "brush", "eraser", "select", "move"];
+
+export class Tools {
+  #desk;
+  #easel;
+  #changed;
+  #gesture = null; // {tool, from, points, adds, unit}
+  name = "points";
+  radius = 12;
+  negative = false; // whether clicks say what is not the object
+
+  constructor(desk, easel, changed) {
+    this.#desk = desk;
+    this.#easel = easel;
+    this.#changed = changed;
+  }
+
+  get busy() {
+    return this.#gesture !== null;
+  }
+
+  use(name) {
+    this.cancel();
+    this.name = name;
+    this.#changed();
+  }
+
+  /** Makes the brush larger (1) or smaller (-1). */
+  resize(step) {
+    this.radius = Math.min(LARGEST, Math.max(SMALLEST, Math.round(this.radius * GROWTH ** step * 10) / 10));
+    this.#changed();
+  }
+
+  flip() {
+    this.negative = !this.negative;
+    this.#changed();
+  }
+
+  /** A press at [x, y] in the image; `other` for the other button, `unit` the image's pixels in one of the screen's. */
+  down(place, { other = false, erases = false, unit = 0 } = {}) {
+    if (this.#desk.image === null || this.name === "move") return;
+    const tool = erases ? "eraser" : this.name;
+    const adds = tool === "brush" ? !other : tool === "eraser" ? false : other === this.negative;
+    this.#gesture = { tool, adds, unit, from: place, points: [place] };
+    this.#preview();
+  }
+
+  /** A move to other places, the last of which is where it is now. */
+  move(places) {
+    if (this.#gesture === null) return;
+    this.#gesture.points.push(...places);
+    this.#preview();
+  }
+
+  /** A release. */
+  up() {
+    const gesture = this.#gesture;
+    this.cancel();
+    if (gesture === null) return;
+    const { tool, points, adds } = gesture;
+    if (tool === "points") this.#click(gesture);
+    else if (tool === "box") this.#box(gesture);
+    else if (tool === "select") this.#desk.select(this.#easel.itemAt(...points.at(-1))?.key ?? null);
+    else this.#desk.stroke(points, this.radius, adds);
+  }
+
+  /** Gives up the press, for instance when a second finger comes. */
+  cancel() {
+    this.#gesture = null;
+    this.#easel.previewStroke(null);
+    this.#easel.mark({ box: null });
+  }
+
+  #preview() {
+    const { tool, from, points, adds } = this.#gesture;
+    if (tool === "brush" || tool === "eraser") this.#easel.previewStroke(points, this.radius, adds);
+    if (tool === "box") this.#easel.mark({ box: this.#boxOf(from, points.at(-1)) });
+  }
+
+  #click({ from, points, unit, adds }) {
+    const [x, y] = points.at(-1);
+    if (unit && Math.hypot(x - from[0], y - from[1]) > SLACK * unit) return;
+    const [column, row] = this.#pixelOf(from);
+    this.#desk.point(column, row, adds ? 1 : 0);
+  }
+
+  #box({ from, points, unit }) {
+    const box = this.#boxOf(from, points.at(-1));
+    if (box[2] > SLACK * unit / 2 && box[3] > SLACK * unit / 2) this.#desk.box(box);
+  }
+
+  /** The box [x, y, w, h] from one pixel to another, as the boxes of masks are written, but at least 1 wide and high. */
+  #boxOf(one, other) {
+    const [ax, ay] = this.#pixelOf(one);
+    const [bx, by] = this.#pixelOf(other);
+    return [Math.min(ax, bx), Math.min(ay, by), Math.max(1, Math.abs(ax - bx)), Math.max(1, Math.abs(ay - by))];
+  }
+
+  #pixelOf([x, y]) {
+    const [height, width] = this.#desk.image.size;
+    const within = (value, count) => Math.min(count - 1, Math.max(0, Math.floor(value)));
+    return [within(x, width), within(y, height)];
+  }
+}

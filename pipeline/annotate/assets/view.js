@@ -1,0 +1,71 @@
+// Shows the state of the work: the picture, the mask that is worked on, the list, and which buttons can do something.
+
+import { byId } from "./dom.js";
+import { isSingle } from "./work.js";
+
+const TITLES = { waits: "The model is asked …", active: "New mask", corrects: "Correcting a mask", chosen: "Mask selected" };
+
+export class View {
+  #desk;
+  #easel;
+  #list;
+
+  constructor(desk, easel, list) {
+    [this.#desk, this.#easel, this.#list] = [desk, easel, list];
+  }
+
+  /** Shows another image. */
+  open(image, left) {
+    const name = image.image.image_id || `sa_${image.id}`;
+    byId("image-title").textContent = name;
+    document.title = `${name} · segmint annotate`;
+    byId("queue").textContent = left === null ? "" : `${left} left`;
+    byId("complete").checked = this.#desk.complete;
+    this.#list.open();
+    this.#easel.open(image);
+  }
+
+  /** Shows the state. */
+  show() {
+    const desk = this.#desk;
+    if (desk.image === null) return;
+    const { items, active } = desk.state;
+    const { size } = desk.image;
+    const chosen = items.find(({ key }) => key === active?.of) ?? desk.selected;
+    this.#easel.showItems(items, chosen, size);
+    this.#easel.showActive(desk.counts, size);
+    this.#easel.mark({ active });
+    this.#list.show();
+    this.#showMask(active, chosen);
+    byId("undo").disabled = !desk.history.canUndo;
+    byId("redo").disabled = !desk.history.canRedo;
+    byId("save").textContent = desk.changed || desk.image.answer ? "Save and next" : "Unchanged, next";
+  }
+
+  #showMask(active, chosen) {
+    const { model } = this.#desk;
+    const waits = model.waits(active);
+    const kind = waits ? "waits" : active ? (chosen ? "corrects" : "active") : chosen ? "chosen" : null;
+    const answer = model.answerTo(active);
+    const said = answer ? ` · IoU ${answer.masks[answer.chosen].iou.toFixed(2)}` : "";
+    byId("mask-title").textContent = kind === null ? "No mask begun" : TITLES[kind] + said;
+    byId("stage").toggleAttribute("aria-busy", waits);
+    const single = active !== null && isSingle(active) && answer?.masks.length === 3;
+    for (const button of document.querySelectorAll("[data-part]")) {
+      button.disabled = !single;
+      button.setAttribute("aria-pressed", String(single && active.part === button.dataset.part));
+    }
+    byId("accept").disabled = active === null || waits;
+    byId("cancel").disabled = byId("remove").disabled = kind === null;
+  }
+
+  /** Shows which tool is used. */
+  showTools(tools) {
+    for (const button of document.querySelectorAll("[data-tool]")) {
+      button.setAttribute("aria-pressed", String(button.dataset.tool === tools.name));
+    }
+    byId("flip").setAttribute("aria-pressed", String(tools.negative));
+    byId("radius").textContent = String(tools.radius);
+    this.#easel.stage.element.dataset.tool = tools.name;
+  }
+}

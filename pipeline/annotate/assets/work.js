@@ -1,0 +1,118 @@
+// The work on an image as values: each gesture makes the next state from the one before. Nothing here changes a state.
+//
+// A state is {items, active}. An item is a mask: {key, id, counts, source, label, prompts, parent}, where `id` is the
+// annotation's in the dataset, or null for one made here. `active` is the mask that is worked on, or null:
+//   key       its item's key once it is accepted
+//   of        the key of the item that it corrects, or null
+//   points    [[x, y, label], …], box [x, y, w, h] or null: prompts that are given together
+//   base      counts that are given as a mask prompt, or null
+//   part      "auto", "whole", "part" or "subpart": which of the three answers to a single prompt
+//   step      the number of its question to the model, or null
+//   after     the question, and the part of its answer, that this one goes on from: {step, part}, or null
+//   counts    its pixels if brush or eraser made them; else they are in the answer to `step`
+//   log       prompts in order, as they are saved
+
+const AUTO = "auto";
+
+/** A new key or number, greater than all that the page and its drafts have used. */
+let last = 0;
+export const nextNumber = () => ++last;
+export const useNumbersFrom = (number) => (last = Math.max(last, number));
+export const lastNumber = () => last;
+
+export const begin = (items) => ({ items, active: null });
+
+/** Adds a point, label 1 or 0, to the active mask, or begins one: a new one or the correction of `item`. */
+export function addPoint(state, x, y, label, item = null) {
+  return ask(state, item, { kind: "point", x, y, label }, (active) => ({ points: [...active.points, [x, y, label]] }));
+}
+
+/** Sets the box, [x, y, w, h]. */
+export function setBox(state, box, item = null) {
+  const [x, y, w, h] = box;
+  return ask(state, item, { kind: "box", x, y, w, h }, () => ({ box }));
+}
+
+/** Takes another of the three masks of a single prompt. */
+export function setPart(state, part) {
+  if (state.active === null || state.active.part === part || !isSingle(state.active)) return state;
+  return { ...state, active: { ...state.active, part } };
+}
+
+/** Whether the model has three answers to the active mask's prompt. */
+export function isSingle({ points, box, base, after, counts }) {
+  return counts === null && base === null && after === null && points.length + (box === null ? 0 : 1) === 1;
+}
+
+/** Gives the active mask, or a correction of `item`, or a new mask these pixels, which brush or eraser made. */
+export function setPixels(state, counts, item = null) {
+  const active = state.active ?? started(item);
+  return { ...state, active: { ...active, counts, step: null, after: null } };
+}
+
+/** Makes the active mask with these pixels an item, in the place of the one that it corrects. */
+export function accept(state, counts) {
+  const { active, items } = state;
+  const of = items.find((item) => item.key === active.of) ?? null;
+  if (of?.counts === counts) return { items, active: null };
+  const item = {
+    key: active.key,
+    id: null,
+    counts,
+    label: of?.label ?? null,
+    prompts: [...(of?.id === null ? of.prompts : []), ...active.log],
+    ...origin(of, active),
+  };
+  return { items: of ? items.map((each) => (each === of ? item : each)) : [...items, item], active: null };
+}
+
+function origin(of, active) {
+  if (of !== null && of.id !== null) return { source: "corrected", parent: of.id };
+  if (of !== null && of.parent !== null) return { source: of.source, parent: of.parent };
+  return { source: active.log.length || (of && of.source !== "manual") ? "assisted" : "manual", parent: null };
+}
+
+/** Gives up the active mask; what it was to correct stays. */
+export const cancel = (state) => (state.active === null ? state : { ...state, active: null });
+
+/** Deletes an item, or the active mask with the item that it corrects. */
+export function remove(state, key) {
+  return { items: state.items.filter((item) => item.key !== key), active: null };
+}
+
+/** Whether two states have the same masks. */
+export function sameItems(one, other) {
+  return one.items.length === other.items.length && one.items.every((item, place) => item === other.items[place]);
+}
+
+function started(item) {
+  return {
+    key: item?.id === null ? item.key : `n${nextNumber()}`,
+    of: item?.key ?? null,
+    points: [],
+    box: null,
+    base: item?.counts ?? null,
+    part: AUTO,
+    step: null,
+    after: null,
+    counts: null,
+    log: [],
+  };
+}
+
+function ask(state, item, prompt, change) {
+  const before = state.active ?? started(item);
+  const base = before.counts ?? before.base;
+  const asksMask = base !== null && (before.counts !== null || before.step === null);
+  const active = {
+    ...before,
+    ...change(before),
+    base,
+    counts: null,
+    part: AUTO,
+    after: before.step === null ? null : { step: before.step, part: before.part },
+    step: nextNumber(),
+    log: [...before.log, ...(asksMask ? [{ kind: "mask" }] : []), prompt],
+  };
+  return { ...state, active };
+}

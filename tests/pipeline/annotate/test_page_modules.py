@@ -1,0 +1,234 @@
+"""Modules of the annotator's page in a real Chromium: run lengths, strokes, undo, times, drafts and keys."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from segmint.model.automatic.rle import Rle, decode, encode
+from tests.support.page_modules import module_page, run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+SIZES = [(1, 1), (7, 5), (40, 23), (65, 130)]
+
+
+@pytest.fixture(scope="module")
+def page(chromium: "Browser") -> Iterator["Page"]:
+    page = module_page(chromium)
+    yield page
+    page.close()
+
+
+def masks_of(size: tuple[int, int], seed: int) -> list[np.ndarray]:
+    """An empty mask, a full one, noise, and two blobs."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.indices(size)
+    blobs = [np.hypot(rows - y, columns - x) < r for y, x, r in random.uniform(0, max(size), (2, 3))]
+    return [np.zeros(size, bool), np.ones(size, bool), random.random(size) < 0.5, *blobs]
+
+
+def test_run_lengths_are_those_of_the_dataset_and_sets_of_pixels_are_exact(page: "Page") -> None:
+    cases = []
+    expected = []
+    for seed, size in enumerate(SIZES):
+        masks = masks_of(size, seed)
+        for one in masks:
+            for other in masks:
+                cases.append([encode(one).counts, encode(other).counts, *size])
+                made = [encode(mask).counts for mask in (one, one | other, one & ~other)]
+                expected.append([*made, int(one.sum())])
+    found = run(
+        page,
+        "spans",
+        """return given.map(([one, other, height, width]) => {
+            const [a, b] = [one, other].map((counts) => spans.spansOf(counts, height, width));
+            const written = [a, spans.union(a, b), spans.difference(a, b)];
+            return [...written.map((each) => spans.countsOf(each, height, width)), spans.areaOf(a)];
+        })""",
+        cases,
+    )
+    assert found == expected
+    # Runs of zero pixels, which others may write, and parts that touch are one run.
+    assert run(page, "spans", 'return spans.countsOf(spans.spansOf("0201", 5, 1), 5, 1)') == encode(np.ones((5, 1), bool)).counts
+    assert run(page, "spans", "return spans.countsOf(spans.spansFrom([[2, 5], [0, 2], [1, 3]]), 3, 2)") == "051"
+
+
+def test_a_count_of_another_size_is_an_error(page: "Page") -> None:
+    counts = encode(np.ones((4, 4), bool)).counts
+    found = run(page, "spans", "try { spans.spansOf(given, 4, 5); return null } catch (e) { return e.message }", counts)
+    assert "16 pixels" in found
+
+
+def disc_line(points: np.ndarray, radius: float, size: tuple[int, int]) -> np.ndarray:
+    """The pixels whose centers are at most `radius` from a line, by the distances of all pixels to all its parts."""
+    rows, columns = np.indices(size)
+    centers = np.stack([columns + 0.5, rows + 0.5], axis=-1)
+    held = np.zeros(size, bool)
+    for a, b in zip(points[: len(points) - 1 or 1], points[1:] if len(points) > 1 else points, strict=True):
+        along = b - a
+        length = float(along @ along)
+        share = np.clip((centers - a) @ along / length, 0, 1) if length else np.zeros(size)
+        nearest = a + share[..., None] * along
+        held |= ((centers - nearest) ** 2).sum(axis=-1) <= radius * radius
+    return held
+
+
+def test_strokes_have_the_pixels_within_their_radius(page: "Page") -> None:
+    random = np.random.default_rng(11)
+    size = 61, 83
+    strokes: list[tuple[np.ndarray, float]] = []
+    for number in range(60):
+        points = random.uniform([-10, -10], [93, 71], (1 + number % 7, 2))
+        strokes.append((points, float(random.choice([0.5, 0.7, 1, 3.3, 12, 40]))))
+    # Along the axes, on centers and borders of pixels, back and forth, and beside the image.
+    strokes += [(np.array(points, float), radius) for points in (
+        [[10, 10], [30, 10]], [[10.5, 5], [10.5, 50]], [[4, 4], [20, 20], [4, 4]], [[7.5, 7.5], [7.5, 7.5]],
+        [[-40, 30], [-20, 30]], [[82.9, 60.9]], [[0, 0], [83, 61]],
+    ) for radius in (0.5, 1, 2.5)]  # fmt: skip
+    given = [[points.tolist(), radius] for points, radius in strokes]
+    found = run(
+        page,
+        "strokes",
+        f"return given.map(([points, radius]) => strokes.brushed(null, points, radius, true, {list(size)}))",
+        given,
+    )
+    for counts, (points, radius) in zip(found, strokes, strict=True):
+        assert np.array_equal(decode(Rle(size, counts)), disc_line(points, radius, size)), (points, radius)
+    mask = masks_of(size, 3)[3]
+    erased = run(
+        page,
+        "strokes",
+        f"return given.strokes.map(([points, r]) => strokes.brushed(given.mask, points, r, false, {list(size)}))",
+        {"mask": encode(mask).counts, "strokes": given},
+    )
+    for counts, (points, radius) in zip(erased, strokes, strict=True):
+        assert counts == encode(mask & ~disc_line(points, radius, size)).counts
+
+
+def test_undo_goes_back_to_the_first_state_and_redo_to_the_last(page: "Page") -> None:
+    found = run(
+        page,
+        "history",
+        """const past = new history.History(0);
+        for (let state = 1; state <= 1000; state++) past.push(state);
+        past.push(1000);
+        const seen = [past.state];
+        while (past.undo()) seen.push(past.state);
+        for (let times = 0; times < 400; times++) past.redo();
+        seen.push(past.state);
+        const draft = structuredClone(past.dump());
+        past.push("other");
+        const { canRedo } = past;
+        past.load(draft);
+        const back = [past.state, past.redo() && past.state];
+        return { seen, canRedo, back, kept: draft.states.length };""",
+    )
+    assert found == {"seen": [*range(1000, -1, -1), 400], "canRedo": False, "back": [400, 401], "kept": 200}
+
+
+def test_the_draft_of_a_short_history_is_whole(page: "Page") -> None:
+    for undone in (0, 3, 5):
+        body = """const past = new history.History(0);
+            for (let state = 1; state <= 5; state++) past.push(state);
+            for (let times = 0; times < given; times++) past.undo();
+            return past.dump()"""
+        assert run(page, "history", body, undone) == {"states": [0, 1, 2, 3, 4, 5], "at": 5 - undone}
+
+
+def test_seconds_count_only_while_there_is_input(page: "Page") -> None:
+    found = run(
+        page,
+        "timing",
+        """let now = 100;
+        const watch = new timing.Stopwatch(30, () => now);
+        const at = (seconds) => { now = 100 + seconds; };
+        watch.reset();
+        at(10); watch.input(); watch.workOn("a");
+        at(20); watch.input();
+        at(100); const idle = watch.idle; const sofar = [watch.image, watch.mask("a")];
+        watch.input();
+        at(104); watch.workOn("b"); at(106); watch.input();
+        at(110); watch.workOn(null); watch.input(); at(111);
+        return { idle, sofar, dump: watch.dump(), after: [watch.idle, watch.image, watch.mask("a"), watch.mask("b")] };""",
+    )
+    # 20 seconds and 30 more, then nothing until 100.
+    assert found["idle"] is True
+    assert found["sofar"] == [50, 40]
+    assert found["dump"] == {"image": 61, "masks": {"a": 44, "b": 6}}
+    assert found["after"] == [False, 61, 44, 6]
+
+
+def test_drafts_are_kept_in_order_and_removed(page: "Page") -> None:
+    body = """const kept = new drafts.Drafts();
+        const key = drafts.draftKey("street", 7, 0, "ann", "base");
+        const draft = { history: { states: [{ items: [] }], at: 0 } };
+        for (let time = 0; time < 20; time++) kept.write(key, { ...draft, time });
+        await kept.write(drafts.draftKey("street", 7, 1, "ann", "base"), "other");
+        const again = await new drafts.Drafts().read(key);
+        await kept.remove(key);
+        return [again, (await kept.read(key)) ?? null]"""
+    assert run(page, "drafts", body) == [{"history": {"states": [{"items": []}], "at": 0}, "time": 19}, None]
+
+
+def test_each_key_has_one_meaning_and_each_action_is_known(page: "Page") -> None:
+    rows = run(page, "keys", "return keys.KEYS.flatMap(([, rows]) => rows)")
+    named = [key for keys, _, _ in rows for key in keys]
+    assert len(named) == len(set(named))
+    assert all(text for _, text, _ in rows)
+
+    def action(key: str, tag: str = "div", **held: bool) -> Any:
+        event = {"key": key, "ctrlKey": False, "shiftKey": False, "altKey": False, "metaKey": False, **held}
+        body = """const target = document.createElement(given.tag);
+            return keys.actionOf({ ...given.event, target })"""
+        return run(page, "keys", body, {"event": event, "tag": tag})
+
+    assert action("z", ctrlKey=True) == action("Z", metaKey=True) == "undo"
+    assert action("Z", ctrlKey=True, shiftKey=True) == "redo"
+    assert action("C") == "tool:points"  # with caps lock
+    assert action("?", shiftKey=True) == "help"
+    assert action("ArrowUp", shiftKey=True) == "cross:10"
+    assert action("z", altKey=True) is None
+    assert action("Enter") == "accept"
+    assert action("Enter", tag="button") is None
+    assert action("b", tag="button") == "tool:brush"
+    assert action("b", tag="textarea") is None
+
+
+def test_an_answer_says_what_was_made_replaced_and_deleted(page: "Page") -> None:
+    rows = [
+        {"annotation_id": 70000 + index, "segmentation": {"size": [4, 4], "counts": counts}, "area": area}
+        for index, (counts, area) in enumerate([("0d0", 16), ("4d0", 4), ("8d0", 2)])
+    ]
+    body = """const image = { base: "b", masks: given, answer: null };
+        let state = work.begin(answer.itemsOf(image));
+        const [largest, middle] = state.items;
+        state = work.setPixels(state, "new", middle);
+        const key = state.active.key;
+        state = work.accept(state, "new");
+        state = work.remove(state, largest.key);
+        state = work.addPoint(state, 1, 2, 1);
+        state = work.accept(state, "other");
+        const times = { image: 12.34, masks: { [key]: 5.06 } };
+        const body = answer.answerOf(image, state.items, times, true);
+        const again = answer.itemsOf({ masks: given, answer: { n: 1, ...body } });
+        const same = answer.answerOf(image, again, { image: 12.34, masks: answer.timesOf({ n: 1, ...body }).masks }, true);
+        return { body, same };"""
+    found = run(page, "answer work", body, rows)
+    point = {"kind": "point", "x": 1, "y": 2, "label": 1}
+    assert found["body"] == {
+        "base": "b",
+        "complete": True,
+        "seconds": 12.3,
+        "masks": [
+            {"counts": "new", "source": "corrected", "seconds": 5.1, "label": None, "prompts": [], "parent": 70001},
+            {"counts": "other", "source": "assisted", "seconds": 0, "label": None, "prompts": [point], "parent": None},
+        ],
+        "replaced": [{"id": 70001, "counts": "4d0"}],
+        "deleted": [{"id": 70000, "counts": "0d0"}],
+    }
+    key = lambda mask: mask["counts"]  # noqa: E731 - one line, used twice
+    assert sorted(found["same"]["masks"], key=key) == sorted(found["body"]["masks"], key=key)
+    assert {**found["same"], "masks": []} == {**found["body"], "masks": []}
