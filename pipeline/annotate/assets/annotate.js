@@ -26,7 +26,7 @@ class Annotator {
     this.desk = new Desk(session, {
       changed: () => this.view.show(),
       opened: (image) => this.#opened(image),
-      saved: (id) => this.#next(id, "Saved."),
+      saved: (id, ours) => this.#next(id, ours ? "Saved." : ""),
       lost: (winner) => this.#lost(winner),
       say: (text) => this.say(text),
       problem: showProblem,
@@ -54,8 +54,7 @@ class Annotator {
     byId("opacity").addEventListener("input", () => this.#fade());
     byId("overlay").addEventListener("input", () => this.#fade());
     byId("complete").addEventListener("input", () => (this.desk.complete = byId("complete").checked));
-    byId("lost-next").addEventListener("click", () => this.desk.save());
-    byId("lost-stay").addEventListener("click", () => (byId("lost").hidden = true));
+    byId("lost-next").addEventListener("click", () => this.#next(this.#shown));
     byId("look-again").addEventListener("click", () => this.#next(null));
     addEventListener("hashchange", () => this.route().catch(showProblem));
     addEventListener("blur", () => (this.pointers.panning = false));
@@ -115,7 +114,8 @@ class Annotator {
 
   #lost({ annotator }) {
     byId("lost-text").textContent =
-      `${annotator} saved this image while you worked on it. You see the masks of ${annotator}; undo brings yours back.`;
+      `${annotator} saved this image before you: its masks are those of ${annotator}, and yours cannot be saved. ` +
+      "Undo shows what you had.";
     byId("lost").hidden = false;
   }
 

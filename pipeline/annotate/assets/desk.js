@@ -5,7 +5,7 @@ import { Drafts, draftKey } from "./drafts.js";
 import { History } from "./history.js";
 import { Model } from "./model.js";
 import { Saver } from "./saving.js";
-import { getJson, GoneError, postJson } from "./server.js";
+import { getJson, GoneError, postJson, RefusedError } from "./server.js";
 import { brushed, hasPixels } from "./strokes.js";
 import { Stopwatch } from "./timing.js";
 import * as work from "./work.js";
@@ -27,7 +27,7 @@ export class Desk {
   image = null; // the server's answer about the image that is open; no gesture does anything without
   complete = true;
 
-  /** `told` has what is called: changed(), opened(image), saved(id), lost(winner), say(text), problem(error or null). */
+  /** `told` has what is called: changed(), opened(image), saved(id, by us), lost(winner), say(text), problem(error or null). */
   constructor(session, told) {
     this.#session = session;
     this.#told = told;
@@ -57,6 +57,7 @@ export class Desk {
   async open(id) {
     this.close();
     const image = await getJson(`/api/images/${id}`);
+    if (image.state === "gone") throw new RefusedError("This image is no longer in the dataset.", 410, null);
     const key = draftKey(this.#session.dataset.name, id, image.lane, this.#session.annotator, image.base);
     const draft = await this.#drafts.read(key).catch(() => undefined);
     Object.assign(image, { id, key });
@@ -69,6 +70,11 @@ export class Desk {
     if (draft) this.#restore(draft, image);
     this.image = image;
     this.#told.opened(image);
+    const by = image.answer?.annotator ?? this.#session.annotator;
+    if (by !== this.#session.annotator) {
+      this.#theirs = this.state;
+      this.#told.lost(image.answer);
+    }
     this.#show();
     postJson(`/api/images/${id}/embed`).catch(() => {}); // a click would say what is wrong
     if (this.model.waits(this.state.active)) this.#do(() => {}, () => this.#ask());
@@ -186,14 +192,13 @@ export class Desk {
       () => this.state.active === null || this.#accept() === true,
       async (accepted) => {
         const { image } = this;
-        if (!accepted) return;
-        if (this.state !== this.#theirs) {
-          const body = answerOf(image, this.state.items, this.watch.dump(), this.complete);
-          const { winner } = await this.#saver.save(image, body);
-          if (winner !== undefined) return this.#lost(winner, body);
-        }
+        if (!accepted) return undefined;
+        if (this.state === this.#theirs) return this.#told.saved(image.id, false);
+        const body = answerOf(image, this.state.items, this.watch.dump(), this.complete);
+        const { winner } = await this.#saver.save(image, body);
+        if (winner !== undefined) return this.#lost(winner, body);
         await this.#drafts.remove(image.key).catch(() => {});
-        this.#told.saved(image.id);
+        return this.#told.saved(image.id, true);
       },
     );
   }

@@ -31,13 +31,13 @@ export class Saver {
       await putJson(`/api/images/${image.id}/answers/${image.n + 1}`, answer);
     } catch (error) {
       if (error.status !== TAKEN) throw error;
-      return this.#refused(image, answer, error.body?.winner ?? null);
+      return this.#refused(image, answer, error.body ?? {});
     }
     return {};
   }
 
-  async #refused(image, answer, winner) {
-    if (winner === null || winner.base !== image.base) return { winner: null };
+  async #refused(image, answer, { winner = null, base }) {
+    if (winner === null || base !== image.base) return { winner: null };
     image.n = winner.n;
     const ours = this.#sent.find((sent) => isSame(winner, sent, this.#annotator));
     if (ours === answer) return {};

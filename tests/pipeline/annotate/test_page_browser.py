@@ -1,0 +1,397 @@
+"""The annotator's page in a real Chromium, on a real server with real weights: what is drawn is what is saved."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from segmint.catalogs.dataset.annotations.answers import Answer, read_answers
+from segmint.model.automatic.rle import Rle, decode, encode
+from tests.pipeline.annotate.test_page_modules import disc_line
+from tests.support.annotated_pages import Served, drag, place_of, press_pixel, served
+from tests.support.browser import serious_violations, sideways_scroll, watch
+from tests.support.locations import location_of
+from tests.support.viewed import mask_rows
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+@pytest.fixture(scope="module")
+def server(minted: Path, chromium: "Browser", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server for all tests, on a copy of the small real dataset: images 1, 2, 4 to 7, an image or more a test."""
+    folder = tmp_path_factory.mktemp("annotated") / "dataset"
+    shutil.copytree(minted, folder)
+    with served(folder, "ann", "bob") as running:
+        yield running
+
+
+@pytest.fixture
+def page(chromium: "Browser", server: Served) -> Iterator["Page"]:
+    """Ann's page in a window of a desktop; nothing may have failed by the end."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    seen = watch(page)
+    yield page
+    context.close()
+    assert [error for error in seen.errors if "net::ERR_FAILED" not in error and " 409 " not in error] == []
+
+
+def expect(found: Any) -> Any:
+    from playwright.sync_api import expect
+
+    return expect(found)
+
+
+def start(page: "Page", server: Served, image: int, name: str = "ann") -> None:
+    """Open an image in a new browser of an annotator."""
+    page.goto(server.address(name))
+    page.evaluate("image => { location.hash = `#image/${image}` }", image)
+    shown(page, image)
+
+
+def shown(page: "Page", image: int) -> None:
+    expect(page.locator("#picture")).to_have_attribute("src", f"/images/{image}.jpg")
+    expect(page.locator("#clock")).to_be_visible()
+    page.wait_for_function("document.getElementById('picture').complete")
+
+
+def answered(page: "Page") -> None:
+    """Wait for the model's answer to the last prompt."""
+    expect(page.locator("#mask-title")).to_contain_text("IoU")
+
+
+def save(page: "Page", server: Served, image: int) -> Answer:
+    """Save by the button, wait for the next image, and read the answer from the dataset."""
+    page.locator("#save").click()
+    expect(page.locator("#said")).to_have_text("Saved.")
+    return read_answers(location_of(server.dataset), image - 1)[-1]
+
+
+def truth(server: Served, image: int) -> list[np.ndarray]:
+    """The image's masks in the dataset, the largest first."""
+    rows = sorted(mask_rows(server.dataset, image), key=lambda row: -row["area"])
+    return [np.asarray(coco.decode(row["segmentation"])).astype(bool) for row in rows]
+
+
+def inside(mask: np.ndarray) -> tuple[int, int]:
+    """A pixel (column, row) inside a mask, far from its border."""
+    import cv2
+
+    distance = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    row, column = np.unravel_index(int(distance.argmax()), mask.shape)
+    return int(column), int(row)
+
+
+def ask(server: Served, image: int, points: list[Any], box: Any = None, before: Any = None) -> tuple[Any, list[str]]:
+    """The logits and run lengths that `Predictor` gives for prompts, in its own order."""
+    given: dict[str, Any] = {"multimask": before is None}
+    if points:
+        given["points"] = np.array([[point[:2] for point in points]], np.float64)
+        given["labels"] = np.array([[point[2] for point in points]])
+    if box is not None:
+        x, y, w, h = box
+        given["boxes"] = np.array([[x, y, x + w, y + h]], np.float64)
+    embedding = server.embedding(image)
+    found = server.predictor.predict(embedding, masks=before, **given)
+    logits = server.predictor.upscale(found.low_res_logits, embedding)[0]
+    return found, [encode((each > 0).numpy()).counts for each in logits]
+
+
+def test_clicks_and_boxes_save_the_masks_that_predictor_gives(page: "Page", server: Served) -> None:
+    start(page, server, 1)
+    column, row = inside(truth(server, 1)[0])
+    first = [[column, row, 1]]
+    found, three = ask(server, 1, first)
+    press_pixel(page, column, row)
+    answered(page)
+    page.keyboard.press("Enter")
+    expect(page.locator("#made li")).to_have_count(1)
+
+    # The smallest of the three, corrected by a point on what is not the object, from the logits of that mask.
+    areas = [int(decode(Rle(tuple(server.opened.desk.source.read(1).size), counts)).sum()) for counts in three]
+    smallest = int(np.argmin(areas))
+    press_pixel(page, column, row)
+    answered(page)
+    page.keyboard.press("3")
+    expect(page.locator("[data-part=subpart]")).to_have_attribute("aria-pressed", "true")
+    _, corrected = ask(server, 1, [*first, [5, 6, 0]], before=found.low_res_logits[:, smallest : smallest + 1])
+    press_pixel(page, 5, 6, button="right")
+    expect(page.locator("[data-part=subpart]")).to_be_disabled()
+    answered(page)
+    page.keyboard.press("Enter")
+    expect(page.locator("#made li")).to_have_count(2)
+
+    page.keyboard.press("r")
+    drag(page, [(30.5, 20.5), (80.5, 100.5), (150.5, 120.5)])
+    answered(page)
+    boxed, three_of_box = ask(server, 1, [], (30, 20, 120, 100))
+    answer = save(page, server, 1)  # accepts the mask first
+
+    best = int(found.predicted_iou[0].argmax())
+    counts = [three[best], corrected[0], three_of_box[int(boxed.predicted_iou[0].argmax())]]
+    assert [mask.counts for mask in answer.masks] == counts
+    assert {mask.source for mask in answer.masks} == {"assisted"}
+    prompts = [[prompt.model_dump(exclude_none=True) for prompt in mask.prompts] for mask in answer.masks]
+    point = {"kind": "point", "x": column, "y": row, "label": 1}
+    assert prompts[0] == [point]
+    assert prompts[1] == [point, {"kind": "point", "x": 5, "y": 6, "label": 0}]
+    assert prompts[2] == [{"kind": "box", "x": 30, "y": 20, "w": 120, "h": 100}]
+    assert (answer.annotator, answer.complete, answer.replaced, answer.deleted) == ("ann", True, (), ())
+    assert 0 < sum(mask.seconds for mask in answer.masks) <= answer.seconds < 120
+
+
+def test_strokes_have_the_pixels_of_a_second_way_and_correct_masks_of_the_dataset(page: "Page", server: Served) -> None:
+    start(page, server, 2)
+    rows = sorted(mask_rows(server.dataset, 2), key=lambda row: -row["area"])
+    size = tuple(rows[0]["segmentation"]["size"])
+
+    def stroke(points: list[tuple[int, int]]) -> np.ndarray:
+        """A stroke through whole pixels of the window; returns the same points in the image."""
+        picture = page.locator("#picture").bounding_box()
+        assert picture is not None
+        at = [tuple(round(each) for each in place_of(page, *point)) for point in points]
+        page.mouse.move(*at[0])
+        page.mouse.down()
+        for place in at[1:]:
+            page.mouse.move(*place)
+        page.mouse.up()
+        across, down = size[1] / picture["width"], size[0] / picture["height"]
+        return np.array([((x - picture["x"]) * across, (y - picture["y"]) * down) for x, y in at])
+
+    page.keyboard.press("b")
+    radius = float(page.locator("#radius").inner_text())
+    drawn = disc_line(stroke([(40, 40), (90, 60), (60, 110)]), radius, size)
+    page.keyboard.press("[")
+    page.keyboard.press("[")
+    smaller = float(page.locator("#radius").inner_text())
+    assert smaller < radius
+    page.keyboard.press("e")
+    drawn &= ~disc_line(stroke([(20, 50), (120, 55)]), smaller, size)
+    page.keyboard.press("Enter")
+    expect(page.locator("#made li")).to_have_count(1)
+
+    # The dataset's largest mask loses a stroke, its smallest is deleted.
+    page.locator(f"[data-key=d{rows[0]['annotation_id']}] button").click()
+    expect(page.locator("#mask-title")).to_have_text("Mask selected")
+    old = np.asarray(coco.decode(rows[0]["segmentation"])).astype(bool)
+    column, row = inside(old)
+    kept = old & ~disc_line(stroke([(column - 5, row), (column + 5, row + 3)]), smaller, size)
+    page.keyboard.press("Enter")
+    page.locator(f"[data-key=d{rows[-1]['annotation_id']}] button").click()
+    page.keyboard.press("Delete")
+    expect(page.locator(f"[data-key=d{rows[-1]['annotation_id']}]")).to_have_count(0)
+    answer = save(page, server, 2)
+
+    by_source = {mask.source: mask for mask in answer.masks}
+    assert len(answer.masks) == 2
+    assert by_source["manual"].counts == encode(drawn).counts
+    assert (by_source["manual"].prompts, by_source["manual"].parent) == ((), None)
+    assert by_source["corrected"].counts == encode(kept).counts
+    assert by_source["corrected"].parent == rows[0]["annotation_id"]
+    assert [former.id for former in answer.replaced] == [rows[0]["annotation_id"]]
+    assert [former.id for former in answer.deleted] == [rows[-1]["annotation_id"]]
+
+
+def looks(page: "Page") -> Any:
+    """What the page shows of the work: canvases, prompts, and the list."""
+    page.wait_for_timeout(50)  # the masks are drawn at the next frame
+    return page.evaluate(
+        """async () => {
+            await new Promise(requestAnimationFrame);
+            await new Promise(requestAnimationFrame);
+            const images = ["all-masks", "active-mask"].map((id) => document.getElementById(id).toDataURL());
+            const texts = ["prompts", "lists", "mask-title"].map((id) => document.getElementById(id).innerHTML);
+            return [...images, ...texts];
+        }"""
+    )
+
+
+def test_ten_gestures_are_undone_kept_over_a_reload_and_redone(page: "Page", server: Served) -> None:
+    start(page, server, 4)
+    columns = [inside(mask) for mask in truth(server, 4)]
+    before = looks(page)
+    press_pixel(page, *columns[0])
+    answered(page)
+    page.keyboard.press("3")
+    page.keyboard.press("Enter")
+    page.keyboard.press("b")
+    for number in range(3):
+        drag(page, [(20 + 30 * number, 30), (40 + 30 * number, 90)])
+    page.keyboard.press("e")
+    drag(page, [(10, 60), (150, 60)])
+    page.keyboard.press("Enter")
+    expect(page.locator("#made li")).to_have_count(2)
+    page.keyboard.press(",")
+    page.keyboard.press("Delete")
+    page.keyboard.press("c")
+    press_pixel(page, *columns[-1])
+    answered(page)
+    after = looks(page)
+    assert after != before
+
+    page.reload()
+    shown(page, 4)
+    expect(page.locator("#said")).to_have_text("Your draft of this image is back.")
+    assert looks(page) == after
+    for _ in range(10):
+        expect(page.locator("#undo")).to_be_enabled()
+        page.keyboard.press("Control+z")
+    expect(page.locator("#undo")).to_be_disabled()
+    expect(page.locator("#save")).to_have_text("Unchanged, next")
+    assert looks(page) == before
+    for _ in range(10):
+        page.keyboard.press("Control+Shift+z")
+    expect(page.locator("#redo")).to_be_disabled()
+    assert looks(page) == after
+
+
+def test_the_keyboard_alone_annotates_an_image(page: "Page", server: Served) -> None:
+    start(page, server, 5)
+    height, width = server.opened.desk.source.read(5).size
+    expect(page.locator("#stage")).to_be_focused()
+    column, row = inside(truth(server, 5)[0])
+    page.keyboard.press("ArrowLeft")
+    at = [width // 2 - 1, height // 2]
+    for axis, names in ((0, ("ArrowLeft", "ArrowRight")), (1, ("ArrowUp", "ArrowDown"))):
+        way = (column, row)[axis] - at[axis]
+        for step, held in ((100, "Control+"), (10, "Shift+"), (1, "")):
+            for _ in range(abs(way) // step):
+                page.keyboard.press(held + names[way > 0])
+            way = way % step if way > 0 else -(-way % step)
+    expect(page.locator("#cross-place")).to_have_text(f"Column {column}, row {row}")
+    page.keyboard.press("Space")
+    answered(page)
+    page.keyboard.press("Enter")
+    page.keyboard.press("r")
+    page.keyboard.press("p")
+    for key in ("Shift+ArrowRight", "Shift+ArrowRight", "Shift+ArrowDown", "ArrowDown"):
+        page.keyboard.press(key)
+    page.keyboard.press("p")
+    answered(page)
+    page.keyboard.press("d")
+    page.keyboard.press("s")
+    expect(page.locator("#said")).to_have_text("Saved.")
+    answer = read_answers(location_of(server.dataset), 4)[-1]
+    found, three = ask(server, 5, [[column, row, 1]])
+    assert answer.masks[0].counts == three[int(found.predicted_iou[0].argmax())]
+    right, below = min(width - 1, column + 20), min(height - 1, row + 11)
+    assert answer.masks[1].prompts[0].model_dump(exclude_none=True) == {
+        "kind": "box", "x": column, "y": row, "w": right - column, "h": below - row,
+    }  # fmt: skip
+    assert answer.complete is False
+
+
+def test_nothing_is_lost_while_the_server_does_not_answer(page: "Page", server: Served) -> None:
+    start(page, server, 6)
+    column, row = inside(truth(server, 6)[0])
+    page.route("**/predict", lambda route: route.abort())
+    press_pixel(page, column, row)
+    expect(page.locator("#problem")).to_contain_text("The server does not answer")
+    page.reload()
+    shown(page, 6)
+    expect(page.locator("#prompts .positive")).to_have_count(1)
+    expect(page.locator("#problem")).to_contain_text("The server does not answer")
+    page.unroute("**/predict")
+    answered(page)  # it was asked again
+    expect(page.locator("#problem")).to_be_hidden()
+
+    # The reply to the answer is lost, and it is sent again: one answer is there.
+    page.route("**/answers/*", lambda route: (route.fetch(), route.abort()))
+    page.locator("#save").click()
+    expect(page.locator("#problem")).to_contain_text("The server does not answer")
+    assert len(read_answers(location_of(server.dataset), 5)) == 1
+    page.unroute("**/answers/*")
+    expect(page.locator("#said")).to_have_text("Saved.", timeout=10_000)
+    assert len(read_answers(location_of(server.dataset), 5)) == 1
+
+
+def test_who_is_slower_sees_the_winners_masks(page: "Page", chromium: "Browser", server: Served) -> None:
+    start(page, server, 7)
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    other = context.new_page()
+    start(other, server, 7, "bob")
+    for each, at in ((page, (50, 40)), (other, (120, 90))):
+        each.keyboard.press("b")
+        drag(each, [at, (at[0] + 20, at[1])])
+        each.keyboard.press("Enter")
+        expect(each.locator("#made li")).to_have_count(1)
+    answer = save(other, server, 7)
+    context.close()
+    page.keyboard.press("n")
+    expect(page.locator("#lost-text")).to_contain_text("bob saved this image before you")
+    expect(page.locator("#made li")).to_have_count(1)
+    assert page.locator("#made li").get_attribute("data-key") == "a1.0"
+    page.locator("#lost-next").click()
+    expect(page.locator("#lost")).to_be_hidden()
+    assert read_answers(location_of(server.dataset), 6) == [answer]
+
+
+def test_a_finger_clicks_and_draws_and_two_fingers_zoom(chromium: "Browser", server: Served) -> None:
+    context = chromium.new_context(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    seen = watch(page)
+    start(page, server, 4)
+    session = context.new_cdp_session(page)
+
+    def touch(kind: str, *places: tuple[float, float]) -> None:
+        points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(places)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    page.touchscreen.tap(*place_of(page, 90, 60))
+    answered(page)
+    expect(page.locator("#prompts .positive")).to_have_count(1)
+    page.locator("#flip").tap()
+    page.touchscreen.tap(*place_of(page, 10, 10))
+    expect(page.locator("#prompts .negative")).to_have_count(1)
+    page.locator("#accept").tap()
+    expect(page.locator("#lists-title")).to_contain_text(str(len(truth(server, 4)) + 1))
+    page.locator("[data-tool=brush]").tap()
+    one, other = place_of(page, 60, 60), place_of(page, 100, 100)
+    touch("touchStart", one)
+    touch("touchMove", other)
+    touch("touchEnd")
+    expect(page.locator("#mask-title")).to_have_text("New mask")
+    active = page.locator("#stage").get_attribute("data-active")
+    # A second finger gives the stroke up and zooms.
+    touch("touchStart", one)
+    touch("touchStart", one, other)
+    for far in (10, 25, 40):
+        touch("touchMove", (one[0] - far, one[1]), (other[0] + far, other[1]))
+    touch("touchEnd")
+    assert float(page.locator("#zoom-level").inner_text().split()[0]) > 1.2
+    assert page.locator("#stage").get_attribute("data-active") == active
+    assert sideways_scroll(page) == 0
+    assert serious_violations(page) == []
+    context.close()
+    assert seen.errors == []
+
+
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
+def test_every_page_is_accessible(page: "Page", server: Served, scheme: Any) -> None:
+    page.emulate_media(color_scheme=scheme)
+    start(page, server, 4)
+    drag_tool(page)
+    assert serious_violations(page) == []
+    page.keyboard.press("?")
+    expect(page.locator("#help")).to_be_visible()
+    assert serious_violations(page) == []
+    page.locator("#help-close").click()
+    page.locator("#to-progress").click()
+    expect(page.locator("#progress-count")).to_have_text(re.compile(r"^\d of 6 images saved"))
+    expect(page.locator("#progress-rows tr")).to_have_count(2)
+    assert serious_violations(page) == []
+    page.locator("#to-work").click()
+    shown(page, 4)
+    expect(page.locator("#mask-title")).to_have_text("New mask")  # the work is as it was left
+
+
+def drag_tool(page: "Page") -> None:
+    page.locator("[data-tool=brush]").click()
+    drag(page, [(50, 40), (90, 60)])
+    expect(page.locator("#mask-title")).to_have_text("New mask")
