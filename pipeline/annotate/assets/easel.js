@@ -17,7 +17,6 @@ export class Easel {
   #preview = byId("one-mask");
   #svg = byId("prompts");
   #masks = new WeakMap(); // by item
-  #places = new Map(); // the place in the series of colors, by an item's key
   #shown = [];
   #shownFor = null;
   #marks = { active: null, box: null, cross: null, brush: null };
@@ -30,7 +29,6 @@ export class Easel {
 
   /** Shows another image; `size` is [height, width]. */
   open({ id, size: [height, width], image }) {
-    this.#places = new Map();
     [this.#shown, this.#shownFor] = [[], null];
     [this.#canvas.width, this.#canvas.height] = [width, height];
     this.stage.open(id, [width, height], image.image_id || `sa_${id}`);
@@ -39,8 +37,7 @@ export class Easel {
   /** The item's mask, decoded once. */
   maskOf(item, size) {
     if (!this.#masks.has(item)) {
-      if (!this.#places.has(item.key)) this.#places.set(item.key, this.#places.size);
-      this.#masks.set(item, maskFrom(item.counts, size, this.#places.get(item.key), item));
+      this.#masks.set(item, maskFrom(item.counts, size, placeOf(item.key), item));
     }
     return this.#masks.get(item);
   }
@@ -106,6 +103,12 @@ export class Easel {
     const boxes = [active?.box, box].filter(Boolean).map(boxShape);
     this.#svg.replaceChildren(...boxes, ...points, ...brushShapes(brush), ...crossShapes(cross, unit));
   }
+}
+
+/** The place of an item's mask in the series of colors; it stays, whatever else is there. */
+function placeOf(key) {
+  const number = Number(key.replaceAll(/\D/g, "")) % 10000; // a mask's number in its image, or of those made here
+  return key.startsWith("d") ? number : number + 5000;
 }
 
 function maskFrom(counts, size, place, item = null) {

@@ -58,7 +58,7 @@ def start(page: "Page", server: Served, image: int, name: str = "ann") -> None:
 def shown(page: "Page", image: int) -> None:
     expect(page.locator("#picture")).to_have_attribute("src", f"/images/{image}.jpg")
     expect(page.locator("#clock")).to_be_visible()
-    page.wait_for_function("document.getElementById('picture').complete")
+    page.locator("#picture").evaluate("picture => picture.decode()")
 
 
 def answered(page: "Page") -> None:
