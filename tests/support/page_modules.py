@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tests.support.builds import ROOT
 
 if TYPE_CHECKING:
@@ -39,3 +41,17 @@ def run(page: "Page", modules: str, body: str, given: Any = None) -> Any:
     imports = "".join(f'const {name} = await import("/{name}.js");' for name in modules.split())
     script = f"async text => {{ const given = JSON.parse(text); {imports} {body} }}"
     return page.evaluate(script, json.dumps(given))
+
+
+def disc_line(points: np.ndarray, radius: float, size: tuple[int, int]) -> np.ndarray:
+    """The pixels whose centers are at most `radius` from a line, by the distances of all pixels to all its parts."""
+    rows, columns = np.indices(size)
+    centers = np.stack([columns + 0.5, rows + 0.5], axis=-1)
+    held = np.zeros(size, bool)
+    for a, b in zip(points[: len(points) - 1 or 1], points[1:] if len(points) > 1 else points, strict=True):
+        along = b - a
+        length = float(along @ along)
+        share = np.clip((centers - a) @ along / length, 0, 1) if length else np.zeros(size)
+        nearest = a + share[..., None] * along
+        held |= ((centers - nearest) ** 2).sum(axis=-1) <= radius * radius
+    return held

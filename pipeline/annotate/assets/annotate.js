@@ -20,6 +20,7 @@ const PAGES = ["work", "done", "progress"];
 class Annotator {
   #left = null; // images in the queue, as far as known
   #shown = null; // the id of the image that is open
+  #turn = 0; // counts what the address showed
   #visited = []; // the ids of the images before it
 
   constructor(session) {
@@ -63,6 +64,7 @@ class Annotator {
 
   /** Shows what the address names. */
   async route() {
+    this.#turn++;
     const id = Number(IMAGE.exec(location.hash)?.[1] ?? 0);
     const progress = location.hash === "#progress";
     this.#page(progress ? "progress" : "work");
@@ -83,8 +85,10 @@ class Annotator {
 
   async #next(after, said = "") {
     this.desk.close();
+    const turn = ++this.#turn;
     try {
       const { image, left } = await postJson("/api/next", after === null ? {} : { after });
+      if (turn !== this.#turn) return undefined; // the address has changed meanwhile
       this.#left = left;
       showProblem(null);
       this.say(said);

@@ -18,6 +18,7 @@ export class Desk {
   #drafts = new Drafts();
   #saver;
   #queue = Promise.resolve(); // gestures wait for the model's answer to those before
+  #turn = 0; // counts what was opened
   #waiting = 0; // the timer of what is tried again
   #first = work.begin([]);
   #theirs = null; // the state with the answer of somebody who was faster
@@ -56,10 +57,12 @@ export class Desk {
   /** Shows an image, with its draft if there is one. */
   async open(id) {
     this.close();
+    const turn = ++this.#turn;
     const image = await getJson(`/api/images/${id}`);
     if (image.state === "gone") throw new RefusedError("This image is no longer in the dataset.", 410, null);
     const key = draftKey(this.#session.dataset.name, id, image.lane, this.#session.annotator, image.base);
     const draft = await this.#drafts.read(key).catch(() => undefined);
+    if (turn !== this.#turn) return; // another image is opened
     Object.assign(image, { id, key });
     this.history.reset((this.#first = work.begin(itemsOf(image))));
     this.model.load([]);

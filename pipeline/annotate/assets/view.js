@@ -47,9 +47,9 @@ export class View {
     const waits = model.waits(active);
     const kind = waits ? "waits" : active ? (chosen ? "corrects" : "active") : chosen ? "chosen" : null;
     const answer = model.answerTo(active);
-    const said = answer ? ` · IoU ${answer.masks[answer.chosen].iou.toFixed(2)}` : "";
+    const said = answer ? ` · predicted IoU ${answer.masks[answer.chosen].iou.toFixed(2)}` : "";
     byId("mask-title").textContent = kind === null ? "No mask begun" : TITLES[kind] + said;
-    byId("stage").toggleAttribute("aria-busy", waits);
+    byId("stage").classList.toggle("waiting", waits);
     const single = active !== null && isSingle(active) && answer?.masks.length === 3;
     for (const button of document.querySelectorAll("[data-part]")) {
       button.disabled = !single;

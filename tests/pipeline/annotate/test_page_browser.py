@@ -12,10 +12,10 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.dataset.annotations.answers import Answer, read_answers
 from segmint.model.automatic.rle import Rle, decode, encode
-from tests.pipeline.annotate.test_page_modules import disc_line
 from tests.support.annotated_pages import Served, drag, place_of, press_pixel, served
 from tests.support.browser import serious_violations, sideways_scroll, watch
 from tests.support.locations import location_of
+from tests.support.page_modules import disc_line
 from tests.support.viewed import mask_rows
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ def page(chromium: "Browser", server: Served) -> Iterator["Page"]:
 def expect(found: Any) -> Any:
     from playwright.sync_api import expect
 
+    expect.set_options(timeout=30_000)
     return expect(found)
 
 
 def start(page: "Page", server: Served, image: int, name: str = "ann") -> None:
     """Open an image in a new browser of an annotator."""
-    page.goto(server.address(name))
-    page.evaluate("image => { location.hash = `#image/${image}` }", image)
+    page.goto(f"{server.address(name)}#image/{image}")
     shown(page, image)
 
 
@@ -307,7 +307,7 @@ def test_nothing_is_lost_while_the_server_does_not_answer(page: "Page", server: 
     expect(page.locator("#problem")).to_contain_text("The server does not answer")
     assert len(read_answers(location_of(server.dataset), 5)) == 1
     page.unroute("**/answers/*")
-    expect(page.locator("#said")).to_have_text("Saved.", timeout=10_000)
+    expect(page.locator("#said")).to_have_text("Saved.")
     assert len(read_answers(location_of(server.dataset), 5)) == 1
 
 
