@@ -66,6 +66,6 @@ export class View {
     }
     byId("flip").setAttribute("aria-pressed", String(tools.negative));
     byId("radius").textContent = String(tools.radius);
-    this.#easel.stage.element.dataset.tool = tools.name;
+    this.#easel.stage.element.dataset.using = tools.name;
   }
 }

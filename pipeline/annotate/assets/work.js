@@ -80,9 +80,10 @@ export function remove(state, key) {
   return { items: state.items.filter((item) => item.key !== key), active: null };
 }
 
-/** Whether two states have the same masks. */
+/** Whether two states have the same masks; those of a draft are copies. */
 export function sameItems(one, other) {
-  return one.items.length === other.items.length && one.items.every((item, place) => item === other.items[place]);
+  const same = (item, place) => item.key === other.items[place].key && item.counts === other.items[place].counts;
+  return one.items.length === other.items.length && one.items.every(same);
 }
 
 function started(item) {
