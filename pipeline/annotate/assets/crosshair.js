@@ -1,4 +1,4 @@
-// The crosshair: the tools without a mouse. It stands on a pixel of the image, in the frame of masks.
+// The crosshair: the tools without a mouse. It is on a pixel of the image, in the frame of masks.
 
 import { byId } from "./dom.js";
 
