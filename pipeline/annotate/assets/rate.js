@@ -52,7 +52,9 @@ function group([low, high, word]) {
   return box;
 }
 
-const range = (low, high) => (low === high ? String(low) : `${low} to ${high}`);
+function range(low, high) {
+  return low === high ? String(low) : `${low} to ${high}`;
+}
 
 async function begin() {
   const session = await sure(() => getJson("/api/session"));
@@ -85,7 +87,7 @@ function problem(error) {
 async function show(next) {
   mask = next.item === null ? null : next;
   const { done, total } = next;
-  byId("count").textContent = `${whole(done)} of ${whole(total)} rated`;
+  byId("rated-count").textContent = `${whole(done)} of ${whole(total)} rated`;
   byId("rate").hidden = mask === null;
   byId("done").hidden = mask !== null;
   if (mask === null) {

@@ -1,0 +1,164 @@
+"""The raters' page in a real Chromium: what is pressed is what is saved, and the views show the mask."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+from pycocotools import mask as coco
+
+from segmint.catalogs.dataset.annotations.ratings import Rating, last_ratings, list_ratings, read_ratings
+from segmint.pipeline.annotate.access import Team
+from segmint.pipeline.annotate.rating.app import make_rating_app
+from segmint.pipeline.annotate.rating.desk import RatingDesk
+from segmint.pipeline.annotate.rating.sample import SampleOptions
+from segmint.pipeline.annotate.rating.server import open_rating_desk
+from segmint.pipeline.view.server import listen
+from tests.support.browser import serious_violations, sideways_scroll, watch
+from tests.support.locations import location_of
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+MASKS = 4
+RED = (226, 27, 27)
+YELLOW, GROUND = (253, 231, 37), (68, 1, 84)
+
+
+@dataclass
+class Served:
+    """A server of raters, and its dataset."""
+
+    desk: RatingDesk
+    team: Team
+    dataset: Path
+
+    def ratings(self, rater: str) -> list[Rating]:
+        """The last ratings of a rater, in the order in which masks were shown."""
+        location = location_of(self.dataset)
+        found = {each.mask: each for each in read_ratings(location, last_ratings(list_ratings(location)))}
+        order = [each.mask for each in self.desk._order(rater)]
+        return [found[mask] for mask in order if mask in found and found[mask].rater == rater]
+
+
+@pytest.fixture(scope="module")
+def server(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server for all tests, on a copy of the small real dataset."""
+    folder = tmp_path_factory.mktemp("rated") / "dataset"
+    shutil.copytree(minted, folder)
+    options = SampleOptions(masks=MASKS)
+    with open_rating_desk(location_of(folder), options) as desk, closing(listen(0)) as listener:
+        team = Team(listener.getsockname()[1], ["ann", "bo"])
+        app = make_rating_app(desk, team)
+        running = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="warning", access_log=False))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield Served(desk, team, folder)
+        finally:
+            running.should_exit = True
+            thread.join()
+
+
+def expect(found: Any) -> Any:
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=30_000)
+    return expect(found)
+
+
+def shown(page: "Page", item: int | str) -> None:
+    """Wait until the mask of this place is shown."""
+    expect(page.locator("body")).to_have_attribute("data-item", str(item))
+
+
+def colors(page: "Page", view: str) -> np.ndarray:
+    """The pixels of a view's canvas, (height, width, 3)."""
+    size = page.locator(f"[data-view={view}] canvas").evaluate(
+        "canvas => [canvas.width, canvas.height, ...canvas.getContext('2d').getImageData(0, 0, canvas.width, "
+        "canvas.height).data]"
+    )
+    width, height, *values = size
+    return np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
+
+
+def test_masks_are_rated_by_keys_taken_back_and_found_again(chromium: "Browser", server: Served) -> None:
+    context = chromium.new_context(viewport={"width": 900, "height": 700})
+    page = context.new_page()
+    seen = watch(page)
+    page.goto(server.team.address("ann"))
+    shown(page, 0)
+    expect(page.locator("#rated-count")).to_have_text(f"0 of {MASKS} rated")
+    assert serious_violations(page) == []
+    page.keyboard.press("7")
+    shown(page, 1)
+    page.keyboard.press("3")
+    shown(page, 2)
+    page.keyboard.press("z")
+    shown(page, 1)
+    expect(page.locator("#said")).to_have_text("Taken back.")
+    expect(page.locator("#rated-count")).to_have_text(f"1 of {MASKS} rated")
+    page.keyboard.press("0")
+    shown(page, 2)
+    page.reload()
+    shown(page, 2)
+    expect(page.locator("#undo")).to_be_disabled()
+    page.locator("#scores button[value='5']").click()
+    shown(page, 3)
+
+    # A server that does not answer loses nothing: the rating is sent again.
+    failed: list[Any] = []
+    page.route("**/api/rate/3/1", lambda route: failed.append(route.abort()) if not failed else route.continue_())
+    page.keyboard.press("9")
+    expect(page.locator("#problem")).to_contain_text("The server does not answer")
+    expect(page.locator("#done-title")).to_have_text("All masks are rated")
+    expect(page.locator("#problem")).to_be_hidden()
+    assert serious_violations(page) == []
+    context.close()
+    ratings = server.ratings("ann")
+    assert [each.score for each in ratings] == [7, 10, 5, 9]
+    assert [each.n for each in ratings] == [1, 3, 1, 1]
+    assert [error for error in seen.errors if "net::ERR_FAILED" not in error] == []
+
+
+def test_the_views_show_the_mask_on_a_phone_and_one_is_enlarged(chromium: "Browser", server: Served) -> None:
+    context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, color_scheme="dark")
+    page = context.new_page()
+    seen = watch(page)
+    page.goto(server.team.address("bo"))
+    shown(page, 0)
+    told = server.desk.show("bo", 0)
+    height, width = told["size"]
+    mask = np.asarray(coco.decode({"size": [height, width], "counts": told["counts"].encode()})).astype(bool)
+    pixels = colors(page, "whole")
+    scale = min(pixels.shape[1] / width, pixels.shape[0] / height)
+    left, top = ((side - length * scale) / 2 for side, length in zip(pixels.shape[1::-1], (width, height), strict=True))
+    there = np.asarray(Image.fromarray(mask).resize((round(width * scale), round(height * scale))))
+    part = pixels[round(top) : round(top) + there.shape[0], round(left) : round(left) + there.shape[1]].astype(int)
+    redness = part[..., 0] - part[..., 1:].mean(axis=2)
+    assert redness[there].mean() > redness[~there].mean() + 40
+    alone = colors(page, "alone")
+    yellow, ground, beside = ((alone == color).all(axis=2) for color in (YELLOW, GROUND, (0, 0, 0)))
+    assert yellow.any()
+    assert ground.any()
+    assert (yellow | ground | beside).mean() > 0.95  # but for the pixels at the mask's border
+    assert (np.abs(colors(page, "outline").astype(int) - RED).sum(axis=2) < 12).any()
+
+    page.locator("[data-view=outline]").tap()
+    expect(page.locator("[data-view=close]")).to_be_hidden()
+    expect(page.locator("[data-view=outline]")).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("Escape")
+    expect(page.locator("[data-view=close]")).to_be_visible()
+    assert (serious_violations(page), sideways_scroll(page)) == ([], 0)
+    page.locator("#scores button[value='8']").tap()
+    shown(page, 1)
+    context.close()
+    assert [each.score for each in server.ratings("bo")] == [8]
+    assert seen.errors == []
