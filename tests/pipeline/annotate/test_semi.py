@@ -1,0 +1,108 @@
+"""The semi-automatic stage: what a detector's boxes prefill is there when an image is opened, until it is answered."""
+
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco
+from torch import Tensor, nn
+
+from segmint.catalogs.dataset.annotations.answers import read_answers
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.operators.images import decode_jpeg
+from segmint.pipeline.annotate.prefill import SAME_IOU, mask_settings, prefill
+from segmint.pipeline.annotate.server import Opened, open_desk
+from tests.support.annotating import Annotators, draft, options
+from tests.support.locations import location_of
+
+
+class Ninths(nn.Module):
+    """Finds the nine parts of an image as objects; fails on an image whose first pixel is `first` (blue)."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if int(image[0, 0, 0]) == self.first:
+            raise RuntimeError("not this one")
+        high, wide = image.shape[1] / 3, image.shape[2] / 3
+        corners = [[n // 3 * wide, n % 3 * high] for n in range(9)]
+        boxes = torch.tensor([[x, y, x + wide, y + high] for x, y in corners])
+        return boxes, torch.ones(9, dtype=torch.int64), torch.full((9,), 0.9), torch.zeros(2)
+
+
+def ninths(size: tuple[int, int]) -> list[tuple[float, float, float, float]]:
+    high, wide = size[0] / 3, size[1] / 3
+    corners = [(n // 3 * wide, n % 3 * high) for n in range(9)]
+    boxes = np.array([[x, y, x + wide, y + high] for x, y in corners])
+    return [tuple(box) for box in boxes.astype(np.float32).astype(float).tolist()]
+
+
+def first_blue(dataset: Path, image: int) -> int:
+    """The blue of the first pixel of a released image."""
+    for tar in (dataset / "shards").glob("*.tar"):
+        with tarfile.open(tar) as archive:
+            if f"sa_{image}.jpg" in archive.getnames():
+                file = archive.extractfile(f"sa_{image}.jpg")
+                assert file is not None
+                return int(decode_jpeg(file.read())[0, 0, 2])
+    raise AssertionError(f"no image {image}")
+
+
+@pytest.fixture
+def semi(dataset: Path, tmp_path: Path) -> Iterator[Opened]:
+    """A desk whose images are prefilled by a real TorchScript file, which fails on image 4."""
+    path = tmp_path / "objects.pt"
+    torch.jit.script(Ninths(first_blue(dataset, 4))).save(path)
+    assert first_blue(dataset, 4) not in (first_blue(dataset, 1), first_blue(dataset, 2))
+    with open_desk(location_of(dataset), replace(options(), stage="semi", detector=str(path))) as desk:
+        yield desk
+
+
+def test_confident_masks_of_a_detectors_boxes_are_there_until_the_image_is_answered(
+    semi: Opened, dataset: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    desk, prefills = semi.desk, semi.desk.prefills
+    assert prefills is not None
+    settings = mask_settings(load_manifest(location_of(dataset)))
+    assert (settings.pred_iou_thresh, settings.stability_score_thresh) == (0.7, 0.8), "the dataset's own"
+    ann = Annotators(semi).who("ann")
+    assert ann.get("/api/session").json()["stage"] == "semi"
+    assert ann.post("/api/next", json={}).json()["image"] == 1
+    until = time.monotonic() + 120
+    while not {1, 2, 4} <= prefills._made.keys() and time.monotonic() < until:  # ahead, nobody has opened them
+        time.sleep(0.05)
+    ahead = {image: prefills._made[image][1] for image in (1, 2, 4)}
+    found = 0
+    for image in (1, 2):
+        opened = ann.get(f"/api/images/{image}").json()
+        there = desk.source.read(image)
+        own = list(there.counts.values())
+        expected = prefill(desk.embeddings._predictor, desk.embeddings.get(there), ninths(there.size), own, settings)
+        assert tuple(expected) == ahead[image]
+        assert opened["prefill"] == [mask.to_dict() for mask in expected]
+        codes, others = (
+            [{"size": list(there.size), "counts": each.encode()} for each in counts]
+            for counts in ([mask.counts for mask in expected], own)
+        )
+        if codes and others:
+            assert np.asarray(coco.iou(codes, others, [0] * len(others))).max() <= SAME_IOU
+        found += len(expected)
+    assert found > 1
+
+    opened = ann.get("/api/images/1").json()
+    kept = [mask["counts"] for mask in opened["prefill"]]
+    assert ann.put("/api/images/1/answers/1", json=draft(opened, kept)).status_code == 201
+    (answer,) = read_answers(location_of(dataset), 0)
+    assert (answer.stage, [mask.counts for mask in answer.masks]) == ("semi", kept)
+    assert ann.get("/api/images/1").json()["prefill"] == []
+
+    opened = ann.get("/api/images/4").json()
+    assert (opened["state"], opened["prefill"]) == ("open", [])
+    assert "detector_failed" in "".join(capfd.readouterr())
