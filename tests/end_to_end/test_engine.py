@@ -1,4 +1,4 @@
-"""A whole turn of the engine by its commands: build, correct, train, evaluate, build again, and see both rounds."""
+"""A whole turn of the engine: build, correct and annotate, train, evaluate, build again, and see both rounds."""
 
 import json
 import shutil
@@ -13,11 +13,13 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.infra.storage.storage import Storage
+from segmint.pipeline.annotate.server import open_desk
 from segmint.pipeline.evaluate.gate.held_out import untrained_images
 from segmint.pipeline.evaluate.gate.lineage import lineage_of
 from segmint.pipeline.evaluate.measure import Weights
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.train.data.kept import EMBEDDINGS, LOOKS, dataset_key
+from tests.support.annotating import Annotators, click, draft, options
 from tests.support.builds import segmint_here, write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.minted import mint
@@ -27,7 +29,13 @@ from tests.support.trainable import SHORTEST, scene, train_yaml
 SCENES = (1, 2, 3)
 """The third is held out at a share of 0.3."""
 
+ANNOTATED = 2
+"""The image that is annotated in a browser; masks for the others come from a file."""
+
 IMAGES = len(SCENES)
+SECONDS = 4.0
+"""Of work on each annotated mask."""
+
 MASKS = {"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5}
 
 
@@ -65,6 +73,11 @@ def make_turn(folder: Path) -> None:
     answers: dict[str, Any] = {
         "import": answer("import", "coco", corrected, "--into", folder / "round-0", "--replace", "--annotator", "Ada")
     }
+    annotate(folder / "round-0")
+    answers["merge"] = answer("annotate", "merge", folder / "round-0")
+    answers["audit"] = answer(
+        "audit", folder / "round-0", yes=False, check=1
+    )  # without detectors it vouches for no face
     keys = {**SHORTEST, "overlays": {"every": 0}}
     train = train_yaml(folder / "train.yaml", [folder / "round-0"], folder / "trained", masks="human", **keys)
     answers["train"] = answer("train", train, yes=False)
@@ -77,6 +90,26 @@ def make_turn(folder: Path) -> None:
     carry = ("--from", folder / "round-0", "--into", folder / "round-1", "--replace")
     answers["carry"] = answer("import", *carry)
     (folder / "answers.json").write_text(json.dumps(answers))
+
+
+def annotate(dataset: Path) -> None:
+    """Delete what the build found in one image, and click once on each object, as Bo's page would."""
+    with open_desk(location_of(dataset), options(select=f"id = {ANNOTATED}")) as opened:
+        bo = Annotators(opened, "Bo").who("Bo")
+        image = bo.post("/api/next", json={}).json()["image"]
+        shown = bo.get(f"/api/images/{image}").json()
+        made = []
+        for mask in scene(SCENES[image - 1])[1][:2]:
+            rows, columns = np.nonzero(mask)
+            middle = len(rows) // 2
+            point = {"x": columns[middle] + 0.5, "y": rows[middle] + 0.5, "label": 1}
+            predicted = click(bo, image, (point["x"], point["y"], 1))
+            counts = predicted["masks"][predicted["chosen"]]["counts"]
+            prompts = [{"kind": "point", **point}]
+            made.append({"counts": counts, "source": "assisted", "seconds": SECONDS, "prompts": prompts})
+        former = [{"id": each["annotation_id"], "counts": each["segmentation"]["counts"]} for each in shown["masks"]]
+        body = {**draft(shown, []), "masks": made, "deleted": former}
+        assert bo.put(f"/api/images/{image}/answers/1", json=body).status_code == 201
 
 
 def gate(weights: Path) -> tuple[str | Path, ...]:
@@ -96,6 +129,8 @@ def write_corrections(path: Path) -> Path:
     """Write the exact masks of each scene as COCO, as a person would have drawn them over what the build found."""
     images, annotations = [], []
     for number, which in enumerate(SCENES):
+        if number + 1 == ANNOTATED:
+            continue
         picture, masks = scene(which)
         height, width = picture.shape[:2]
         images.append({"id": number + 1, "file_name": f"sa_{number + 1}.jpg", "height": height, "width": width})
@@ -121,10 +156,19 @@ def shapes(dataset: Path, condition: str) -> set[tuple[str, str]]:
 
 def test_the_corrections_are_masks_of_the_first_round(turn: Turn) -> None:
     counts = turn.answers["import"]["masks"]
-    assert turn.answers["import"]["images"] == IMAGES
-    assert counts["same"] + counts["corrected"] + counts["added"] == 2 * IMAGES
-    assert len(shapes(turn.first, "source <> 'automatic'")) == counts["corrected"] + counts["added"]
+    imported = IMAGES - 1
+    assert turn.answers["import"]["images"] == imported
+    assert counts["same"] + counts["corrected"] + counts["added"] == 2 * imported
+    people = f"source <> 'automatic' AND id <> {ANNOTATED}"
+    assert len(shapes(turn.first, people)) == counts["corrected"] + counts["added"]
     assert len(shapes(turn.first, "true")) == 2 * IMAGES
+
+
+def test_the_answers_are_masks_of_the_first_round(turn: Turn) -> None:
+    assert turn.answers["merge"]["images"] == 1
+    annotated = f"id = {ANNOTATED} AND source = 'assisted' AND annotator = 'Bo' AND seconds = {SECONDS}"
+    assert len(shapes(turn.first, annotated)) == len(shapes(turn.first, f"id = {ANNOTATED}")) == 2
+    assert turn.answers["audit"]["findings"] == []
 
 
 def test_the_gate_compares_the_weights_on_what_their_training_held_out(turn: Turn) -> None:
@@ -209,6 +253,7 @@ def test_both_rounds_are_shown(turn: Turn) -> None:
         ("round-1", 1, True, IMAGES),
     ]
     for row, dataset in zip(rows, (turn.first, turn.second), strict=True):
+        assert row["seconds_per_mask"] == SECONDS
         for source, masks in row["masks_by_source"].items():
             assert masks == len(shapes(dataset, f"source = '{source}'"))
     evaluations = turn.answers["train"]["evaluations"]
