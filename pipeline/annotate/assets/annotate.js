@@ -1,11 +1,12 @@
 // Starts the annotator: the queue, keys and buttons. The address is `#image/12`, `#progress`, or none for the next image.
 
+import { actionsOf } from "./actions.js";
 import { Crosshair } from "./crosshair.js";
 import { Desk } from "./desk.js";
 import { byId, showProblem } from "./dom.js";
 import { Easel } from "./easel.js";
 import { Guide } from "./guide.js";
-import { setUpHelp, toggleHelp } from "./help.js";
+import { setUpHelp } from "./help.js";
 import { actionOf } from "./keys.js";
 import { MaskList } from "./list.js";
 import { Pointers } from "./pointers.js";
@@ -20,6 +21,7 @@ const PAGES = ["work", "done", "progress"];
 class Annotator {
   #left = null; // images in the queue, as far as known
   #shown = null; // the id of the image that is open
+  #act;
   #turn = 0; // counts what the address showed
   #visited = []; // the ids of the images before it
 
@@ -41,6 +43,8 @@ class Annotator {
     this.pointers.listen(this.easel, (place) => this.#hover(place));
     this.guide = new Guide(this.desk, session.hint_s);
     this.view.showTools(this.tools);
+    const parts = { skip: () => this.#skip(), back: () => this.#back(), fade: () => this.#fade() };
+    this.#act = actionsOf({ ...this, ...parts });
     this.#listen();
   }
 
@@ -182,41 +186,8 @@ class Annotator {
 
   /** Does what a key or button is for. */
   act(action) {
-    const [name, what] = action.split(":");
-    const toggle = (id) => byId(id).click();
-    const { desk, tools, cross, easel, list } = this;
     this.say("");
-    ({
-      tool: () => tools.use(what),
-      flip: () => tools.flip(),
-      smaller: () => tools.resize(-1),
-      larger: () => tools.resize(1),
-      part: () => desk.part(what),
-      accept: () => desk.accept(),
-      cancel: () => (tools.busy ? tools.cancel() : desk.cancel()),
-      remove: () => desk.remove(),
-      before: () => list.step(-1),
-      after: () => list.step(1),
-      undo: () => desk.undo(),
-      redo: () => desk.redo(),
-      save: () => desk.save(),
-      skip: () => this.#skip(),
-      back: () => this.#back(),
-      complete: () => toggle("complete"),
-      hide: () => toggle("overlay"),
-      stronger: () => this.#opacity(1),
-      fainter: () => this.#opacity(-1),
-      zoom: () => ({ in: () => easel.stage.zoom.zoomIn(), out: () => easel.stage.zoom.zoomOut(), fit: () => easel.stage.zoom.reset() })[what](),
-      help: () => toggleHelp(),
-      press: () => cross.press(what === "other"),
-    })[name]();
-  }
-
-  #opacity(step) {
-    const slider = byId("opacity");
-    if (step > 0) slider.stepUp();
-    else slider.stepDown();
-    this.#fade();
+    this.#act(action);
   }
 }
 

@@ -5,21 +5,19 @@ import { Drafts, draftKey } from "./drafts.js";
 import { History } from "./history.js";
 import { Model } from "./model.js";
 import { Saver } from "./saving.js";
-import { getJson, GoneError, postJson, RefusedError } from "./server.js";
+import { getJson, postJson, RefusedError } from "./server.js";
 import { brushed, hasPixels } from "./strokes.js";
 import { Stopwatch } from "./timing.js";
+import { Turns } from "./turns.js";
 import * as work from "./work.js";
-
-const AGAIN_MS = 3000;
 
 export class Desk {
   #session;
   #told;
   #drafts = new Drafts();
   #saver;
-  #queue = Promise.resolve(); // gestures wait for the model's answer to those before
+  #turns;
   #turn = 0; // counts what was opened
-  #waiting = 0; // the timer of what is tried again
   #first = work.begin([]);
   #theirs = null; // the state with the answer of somebody who was faster
   #selected = null; // an item's key
@@ -33,6 +31,7 @@ export class Desk {
     this.#session = session;
     this.#told = told;
     this.#saver = new Saver(session.annotator);
+    this.#turns = new Turns((error) => told.problem(error));
     this.watch = new Stopwatch(session.idle_s);
   }
 
@@ -80,12 +79,12 @@ export class Desk {
     }
     this.#show();
     postJson(`/api/images/${id}/embed`).catch(() => {}); // a click would say what is wrong
-    if (this.model.waits(this.state.active)) this.#do(() => {}, () => this.#ask());
+    if (this.model.waits(this.state.active)) this.#do(() => {});
   }
 
   /** Takes no gestures until an image is open. */
   close() {
-    clearTimeout(this.#waiting);
+    this.#turns.stop();
     this.image = null;
   }
 
@@ -112,7 +111,7 @@ export class Desk {
   }
 
   #prompt(change) {
-    return this.#do(() => this.#push(change()), () => this.#ask());
+    return this.#do(() => this.#push(change()));
   }
 
   /** Adds the pixels of a stroke to the mask, or takes them from it. */
@@ -186,7 +185,7 @@ export class Desk {
   #step(act) {
     if (this.image === null || !act()) return;
     this.#kept();
-    if (this.model.waits(this.state.active)) this.#do(() => {}, () => this.#ask());
+    if (this.model.waits(this.state.active)) this.#do(() => {});
   }
 
   /** Saves; `told.saved` hears when the server has the answer, `told.lost` when somebody was faster. */
@@ -220,6 +219,7 @@ export class Desk {
 
   async #ask() {
     const { active } = this.state;
+    if (!this.model.waits(active)) return;
     await this.model.ask(this.image.id, active);
     this.#kept();
   }
@@ -244,33 +244,9 @@ export class Desk {
     this.#told.changed();
   }
 
-  /** Changes the state after the gestures before; `follow` is what the server must hear, and is tried again. */
-  #do(change, follow = null) {
+  /** Changes the state after the gestures before; `follow` is what the server must hear. */
+  #do(change, follow = () => this.#ask()) {
     const { image } = this;
-    clearTimeout(this.#waiting);
-    const run = async () => {
-      if (image === null || this.image !== image) return undefined;
-      const changed = change();
-      if (follow) await this.#heard(() => follow(changed));
-      else if (this.model.waits(this.state.active)) this.#again(() => this.#ask());
-      return changed;
-    };
-    this.#queue = this.#queue.then(run);
-    return this.#queue;
-  }
-
-  async #heard(follow) {
-    try {
-      await follow();
-      this.#told.problem(null);
-    } catch (error) {
-      this.#told.problem(error);
-      if (error instanceof GoneError) this.#again(follow);
-    }
-  }
-
-  #again(follow) {
-    clearTimeout(this.#waiting);
-    this.#waiting = setTimeout(() => this.#do(() => {}, follow), AGAIN_MS);
+    return this.#turns.run(() => image !== null && this.image === image, change, follow);
   }
 }

@@ -25,9 +25,8 @@ export class Model {
     return active !== null && active.step !== null && !this.#answers.has(active.step);
   }
 
-  /** Asks for the answer to the active mask's prompt, once; throws as `postJson` does. */
+  /** Asks for the answer to the active mask's prompt; throws as `postJson` does. */
   async ask(image, active) {
-    if (!this.waits(active)) return;
     const before = active.after && this.#answers.get(active.after.step);
     const chosen = before && chosenOf(before, active.after.part);
     const corrects = before && before.masks[chosen].area > 0;

@@ -1,0 +1,42 @@
+// What keys and buttons do, by the names of actions in keys.js and in `data-action`.
+
+import { byId } from "./dom.js";
+import { toggleHelp } from "./help.js";
+
+/** A function that does the action with a name, as "undo" or "tool:brush". */
+export function actionsOf({ desk, tools, cross, easel, list, skip, back, fade }) {
+  const { zoom } = easel.stage;
+  const fit = { in: () => zoom.zoomIn(), out: () => zoom.zoomOut(), fit: () => zoom.reset() };
+  const opacity = (step) => {
+    byId("opacity")[step > 0 ? "stepUp" : "stepDown"]();
+    fade();
+  };
+  const actions = {
+    tool: (name) => tools.use(name),
+    flip: () => tools.flip(),
+    smaller: () => tools.resize(-1),
+    larger: () => tools.resize(1),
+    part: (part) => desk.part(part),
+    accept: () => desk.accept(),
+    cancel: () => (tools.busy ? tools.cancel() : desk.cancel()),
+    remove: () => desk.remove(),
+    before: () => list.step(-1),
+    after: () => list.step(1),
+    undo: () => desk.undo(),
+    redo: () => desk.redo(),
+    save: () => desk.save(),
+    skip,
+    back,
+    complete: () => byId("complete").click(),
+    hide: () => byId("overlay").click(),
+    stronger: () => opacity(1),
+    fainter: () => opacity(-1),
+    zoom: (way) => fit[way](),
+    help: () => toggleHelp(),
+    press: (button) => cross.press(button === "other"),
+  };
+  return (action) => {
+    const [name, what] = action.split(":");
+    actions[name](what);
+  };
+}
