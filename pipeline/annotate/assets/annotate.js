@@ -35,7 +35,7 @@ class Annotator {
       problem: showProblem,
     });
     this.pointers = new Pointers(() => this.tools);
-    this.easel = new Easel(this.pointers.drags);
+    this.easel = new Easel(this.pointers.drags, () => this.tools?.name === "select");
     this.tools = new Tools(this.desk, this.easel, () => this.view.showTools(this.tools));
     this.list = new MaskList(this.desk, this.easel);
     this.view = new View(this.desk, this.easel, this.list);

@@ -19,17 +19,26 @@ export class Easel {
   #masks = new WeakMap(); // by item
   #shown = [];
   #shownFor = null;
+  #hovered = null;
   #marks = { active: null, box: null, cross: null, brush: null };
 
-  /** `drags(event)` says whether a pointer moves the picture. */
-  constructor(drags) {
-    this.stage = new Stage(() => {}, () => {}, () => this.#mark(), drags);
+  /** `drags(event)` says whether a pointer moves the picture, `selects()` whether it selects masks. */
+  constructor(drags, selects) {
+    const hover = (mask) => this.#hover(selects() ? mask : null);
+    this.stage = new Stage(hover, () => {}, () => this.#mark(), drags);
     new ResizeObserver(() => this.#mark()).observe(this.stage.element);
+  }
+
+  /** Highlights the mask that a click would select. */
+  #hover(mask) {
+    if (mask === this.#hovered) return;
+    this.#hovered = mask;
+    this.stage.point(mask, false);
   }
 
   /** Shows another image; `size` is [height, width]. */
   open({ id, size: [height, width], image }) {
-    [this.#shown, this.#shownFor] = [[], null];
+    [this.#shown, this.#shownFor, this.#hovered] = [[], null, null];
     [this.#canvas.width, this.#canvas.height] = [width, height];
     this.stage.open(id, [width, height], image.image_id || `sa_${id}`);
   }

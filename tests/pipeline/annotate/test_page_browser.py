@@ -155,6 +155,14 @@ def test_strokes_have_the_pixels_of_a_second_way_and_correct_masks_of_the_datase
     rows = sorted(mask_rows(server.dataset, 2), key=lambda row: -row["area"])
     size = tuple(rows[0]["segmentation"]["size"])
 
+    # Select takes the smallest mask under the pointer, and shows before which one that is.
+    page.keyboard.press("v")
+    press_pixel(page, *inside(truth(server, 2)[-1]))
+    expect(page.locator("#stage")).to_have_class(re.compile("pointing"))
+    expect(page.locator(f"[data-key=d{rows[-1]['annotation_id']}] button")).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("Escape")
+    expect(page.locator("#mask-title")).to_have_text("No mask begun")
+
     def stroke(points: list[tuple[int, int]]) -> np.ndarray:
         """A stroke through whole pixels of the window; returns the same points in the image."""
         picture = page.locator("#picture").bounding_box()
