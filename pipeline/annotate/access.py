@@ -37,14 +37,14 @@ _SPENT = """\
 <title>segmint annotate: this address was used before</title>
 <h1>This address was used before</h1>
 <p>An address of <code>segmint annotate</code> opens one browser, once. This one was used, or is not of this server.</p>
-<p>Whoever started <code>segmint annotate</code> can give you a new one. If no browser of yours has it open, somebody
-else may have used the address: say so.</p>
+<p>The person who started <code>segmint annotate</code> can give you a new one. If no browser of yours has it
+open, somebody else may have used the address: say so.</p>
 </html>
 """
 
 
 class NotOwnerError(Exception):
-    """Only the browser of whoever started the server may do this."""
+    """Only the browser of the person who started the server may do this."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Origin:
 
     @property
     def secure(self) -> bool:
-        """Whether browsers come by HTTPS."""
+        """Whether browsers use HTTPS."""
         return self.text.startswith("https:")
 
 
@@ -89,7 +89,7 @@ class Team:
     """The annotators of a server that listens on `port`, their one-time keys and their sessions. Thread-safe.
 
     The first annotator owns the server, and may give addresses to others. Keys and sessions are 256 random bits. Each
-    annotator has at most one key that waits for its use. `origin` is a proxy's, by which browsers come, too.
+    annotator has at most one key that waits for its use. `origin` is that of a proxy that browsers use, too.
     """
 
     def __init__(self, port: int, annotators: list[str], origin: Origin | None = None) -> None:
@@ -134,7 +134,7 @@ class Team:
             return session
 
     def annotator_of(self, session: str) -> str | None:
-        """Return the annotator whose session this is; None if it is none."""
+        """Return the annotator whose session this is; None if there is no such session."""
         with self._lock:
             found = [name for known, name in self._sessions.items() if same_secret(session, known)]
             return found[0] if found else None

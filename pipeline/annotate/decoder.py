@@ -92,7 +92,7 @@ class Decoder:
         return self._thread.submit(self._predict, image, annotator, embedding, prompt).result()
 
     def forget(self, image: int) -> None:
-        """Forget the logits of an image, for it was taken down or changed."""
+        """Forget the logits of an image because it was taken down or changed."""
         with self._lock:
             for handle in [handle for handle, kept in self._kept.items() if kept.image == image]:
                 del self._kept[handle]

@@ -125,7 +125,7 @@ class Embeddings:
         self._clicked = time.monotonic()
 
     def forget(self, image: int) -> None:
-        """Forget an image's embedding, for it was taken down or changed."""
+        """Forget an image's embedding because it was taken down or changed."""
         with self._lock:
             self._made.pop(image, None)
 
@@ -137,7 +137,7 @@ class Embeddings:
                 continue
             try:
                 made = self._make(job.image)
-            except Exception as error:  # noqa: BLE001 - it is the answer to whoever waits for it
+            except Exception as error:  # noqa: BLE001 - it is the answer to the thread that waits for it
                 if job.result is not None:
                     job.result.set_exception(error)
                 continue

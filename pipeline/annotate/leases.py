@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LEASE_S = 900.0
-"""Seconds after which an image that nobody has touched is given to others; each request about it begins anew."""
+"""Seconds without a request about an image, after which it is given to others."""
 
 Slot = tuple[int, int]
 """An image's id, and a lane."""
@@ -31,7 +31,7 @@ class Leases:
         self._held: dict[Slot, _Lease] = {}
 
     def take(self, slot: Slot, annotator: str) -> bool:
-        """Lease a lane of an image to an annotator, or begin the lease anew; return whether it is the annotator's."""
+        """Lease a lane of an image to an annotator, or start its time again; return whether it is the annotator's."""
         with self._lock:
             if self._holder(slot) not in (None, annotator):
                 return False
@@ -44,7 +44,7 @@ class Leases:
             return self._holder(slot)
 
     def renew(self, image: int, annotator: str) -> None:
-        """Begin an annotator's leases of an image anew."""
+        """Start the time of an annotator's leases of an image again."""
         with self._lock:
             for lane in (0, 1):
                 if self._holder((image, lane)) == annotator:

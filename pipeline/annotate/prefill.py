@@ -122,7 +122,7 @@ def _corners(drawn: Sequence[_Drawn]) -> NDArray[np.int64]:
 
 
 class ObjectFinder:
-    """A detector's TorchScript file, run in a process of its own; a context manager.
+    """A detector's TorchScript file, run in a separate process; a context manager.
 
     It follows the contract of detectors in docs/configuration.md, as `segmint train --task objects` writes it.
     """

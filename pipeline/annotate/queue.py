@@ -120,7 +120,7 @@ def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueO
 
 
 def _drawn(study: Location, manifest: DatasetManifest) -> NDArray[np.int64]:
-    """Return the ids of the images of a study; raises `UsageError` if it is none of this dataset's masks."""
+    """Return the ids of the images of a study; raises `UsageError` if it is not of this dataset's masks."""
     if kind_of(study) is not Kind.MASKS:
         raise UsageError(f"--study {study} is not a study of masks")
     file = study / MANIFEST

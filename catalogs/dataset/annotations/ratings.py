@@ -104,7 +104,7 @@ class Rating(Frozen):
 
 
 def rater_key(name: str) -> str:
-    """Return what stands for a rater's name in paths: the first twelve digits of its SHA-256."""
+    """Return what is written for a rater's name in paths: the first twelve digits of its SHA-256."""
     return hashlib.sha256(name.encode()).hexdigest()[:_KEY_DIGITS]
 
 
@@ -134,7 +134,7 @@ def last_ratings(names: Iterable[RatingName]) -> list[RatingName]:
 
 
 def read_rating(dataset: Location, name: RatingName) -> Rating:
-    """Read a rating; raises `RatingError` for a file that is none, is gone, or says that it is another one."""
+    """Read a rating; raises `RatingError` for a file that cannot be read, is gone, or says that it is another one."""
     file = dataset / name.path
     try:
         rating = Rating.from_json(file.read(_MOST_BYTES), str(file))

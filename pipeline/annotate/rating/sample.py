@@ -44,7 +44,7 @@ def quotas(counts: Mapping[str, int], wanted: int) -> dict[str, int]:
 def draw_sample(tables: DatasetTables, options: SampleOptions) -> list[SampledMask]:
     """Draw the masks, in order of their numbers; the same dataset, options and seed give the same ones.
 
-    Raises `UsageError` for a condition that is none, and if there is no mask to rate.
+    Raises `UsageError` for a condition that cannot be read, and if there is no mask to rate.
     """
     if options.masks < 1:
         raise UsageError(f"--masks {options.masks}: expected 1 or more")
