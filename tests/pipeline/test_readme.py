@@ -30,7 +30,8 @@ def test_a_command_shown_is_taken(line: str) -> None:
     _, *arguments = shlex.split(line, comments=True)
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):
-        name = arguments.pop(0)
+        with command.make_context(command.name, arguments) as context:  # a group may put a command's name before them
+            name, *arguments = [*context._protected_args, *context.args]
         assert name in command.commands, f"there is no command {name!r}"
         command = command.commands[name]
     with command.make_context(command.name, arguments):  # parses, and raises for what it does not know
