@@ -45,7 +45,14 @@ class Served:
 @contextmanager
 def served(dataset: Path, *names: str, port: int = 0, **queue: Any) -> Iterator[Served]:
     """Serve a dataset to browsers of annotators until the block ends."""
-    with open_desk(location_of(dataset), options(**queue)) as opened, closing(listen(port)) as listener:
+    with open_desk(location_of(dataset), options(**queue)) as opened, serving(opened, dataset, *names, port=port) as it:
+        yield it
+
+
+@contextmanager
+def serving(opened: Opened, dataset: Path, *names: str, port: int = 0) -> Iterator[Served]:
+    """The same for a desk that is open."""
+    with closing(listen(port)) as listener:
         team = Team(listener.getsockname()[1], list(names or ["ann"]))
         app = make_app(opened.desk, team, opened.thumbnails)
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="warning", access_log=False))

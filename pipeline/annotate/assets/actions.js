@@ -20,6 +20,7 @@ export function actionsOf({ desk, tools, cross, easel, list, skip, back, fade })
     accept: () => desk.accept(),
     cancel: () => (tools.busy ? tools.cancel() : desk.cancel()),
     remove: () => desk.remove(),
+    unlock: () => desk.unlock(),
     before: () => list.step(-1),
     after: () => list.step(1),
     undo: () => desk.undo(),

@@ -1,11 +1,14 @@
 // What is saved: the work on an image relative to the dataset's masks, and back from a saved answer to the work.
 
-/** The items of an image as it was opened: the dataset's masks, the largest first, as the last answer left them. */
-export function itemsOf({ masks, answer, prefill }) {
+/**
+ * The items of an image as it was opened: the dataset's masks, the largest first, as the last answer left them. With
+ * `locks` these are locked, and so is what is prefilled.
+ */
+export function itemsOf({ masks, answer, prefill, locks = false }) {
   const gone = new Set([...(answer?.replaced ?? []), ...(answer?.deleted ?? [])].map(({ id }) => id));
   const kept = masks.filter((row) => !gone.has(row.annotation_id)).sort((one, other) => other.area - one.area);
-  const made = answer === null ? (prefill ?? []).map(filled) : answer.masks.map((mask, place) => answered(mask, keyOf(answer.n, place)));
-  return [...kept.map(fromRow), ...made];
+  const made = answer === null ? (prefill ?? []).map((mask, place) => filled(mask, place, locks)) : answer.masks.map((mask, place) => answered(mask, keyOf(answer.n, place)));
+  return [...kept.map((row) => fromRow(row, locks)), ...made];
 }
 
 /** The body of a request that saves `items`; `times` are those of a Stopwatch. */
@@ -57,7 +60,7 @@ const keyOf = (n, place) => `a${n}.${place}`;
 
 const rounded = (seconds) => Math.round(seconds * 10) / 10;
 
-function fromRow(row) {
+function fromRow(row, locked) {
   return {
     key: `d${row.annotation_id}`,
     id: row.annotation_id,
@@ -66,6 +69,7 @@ function fromRow(row) {
     label: row.label ?? null,
     prompts: [],
     parent: null,
+    locked,
   };
 }
 
@@ -74,10 +78,11 @@ function answered({ counts, source, label, prompts, parent }, key) {
 }
 
 /** A mask that the model made ahead for a box that a detector found. */
-function filled({ counts, box }, place) {
+function filled({ counts, box }, place, locked) {
   const [x, y, w, h] = box;
   const prompts = [{ kind: "box", x, y, w, h }];
-  return { key: `p${place}`, id: null, counts, source: "assisted", label: null, prompts, parent: null, filled: true };
+  const item = { key: `p${place}`, id: null, counts, source: "assisted", label: null, prompts, parent: null };
+  return { ...item, filled: true, locked };
 }
 
 function toSave({ key, counts, source, label, prompts, parent }, times) {

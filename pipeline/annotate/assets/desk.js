@@ -62,7 +62,7 @@ export class Desk {
     const key = draftKey(this.#session.dataset.name, id, image.lane, this.#session.annotator, image.base);
     const draft = await this.#drafts.read(key).catch(() => undefined);
     if (turn !== this.#turn) return; // another image is opened
-    Object.assign(image, { id, key });
+    Object.assign(image, { id, key, locks: this.#session.stage === "semi" });
     this.history.reset((this.#first = work.begin(itemsOf(image))));
     this.model.load([]);
     this.watch.reset(timesOf(image.answer));
@@ -100,6 +100,7 @@ export class Desk {
 
   point(x, y, label) {
     return this.#prompt(() => {
+      if (this.#isLocked()) return this.state;
       if (label || this.counts !== null) return work.addPoint(this.state, x, y, label, this.selected);
       this.#told.say("Begin with a point on the object, or choose a mask.");
       return this.state;
@@ -107,7 +108,7 @@ export class Desk {
   }
 
   box(box) {
-    return this.#prompt(() => work.setBox(this.state, box, this.selected));
+    return this.#prompt(() => (this.#isLocked() ? this.state : work.setBox(this.state, box, this.selected)));
   }
 
   #prompt(change) {
@@ -118,7 +119,7 @@ export class Desk {
   stroke(points, radius, adds) {
     return this.#do(() => {
       const { counts } = this;
-      if (this.#isWaiting()) return;
+      if (this.#isWaiting() || this.#isLocked()) return;
       if (!adds && counts === null) return this.#told.say("Choose a mask first: there is nothing to erase.");
       const made = brushed(counts, points, radius, adds, this.image.size);
       if (hasPixels(made, this.image.size)) this.#push(work.setPixels(this.state, made, this.selected));
@@ -151,6 +152,19 @@ export class Desk {
     return waits;
   }
 
+  /** Whether the chosen mask may not be changed, and no other one is worked on. */
+  #isLocked() {
+    const locked = this.state.active === null && (this.selected?.locked ?? false);
+    if (locked) this.#told.say("This mask is locked. L unlocks it, Escape leaves it.");
+    return locked;
+  }
+
+  /** Lets the chosen mask be changed. */
+  unlock() {
+    if (this.image === null || !this.selected?.locked) return;
+    this.#push(work.unlock(this.state, this.#selected));
+  }
+
   cancel() {
     if (this.image === null) return;
     this.#selected = null;
@@ -160,7 +174,7 @@ export class Desk {
   /** Deletes the mask that is worked on or chosen. */
   remove() {
     const key = this.state.active?.of ?? this.selected?.key ?? null;
-    if (this.image === null || (key === null && this.state.active === null)) return;
+    if (this.image === null || (key === null && this.state.active === null) || this.#isLocked()) return;
     this.#selected = null;
     this.#push(work.remove(this.state, key));
   }

@@ -125,6 +125,7 @@ function maskFrom(counts, size, place, item = null) {
   let area = 0;
   for (let run = 1; run < mask.ends.length; run += 2) area += mask.ends[run] - mask.ends[run - 1];
   mask.row.area = area;
+  mask.faint = item?.locked ?? false;
   return mask;
 }
 

@@ -24,6 +24,7 @@ export const KEYS = [
     [["Enter"], "Accept", "accept"],
     [["Escape"], "Cancel", "cancel"],
     [["Delete", "Backspace"], "Delete", "remove"],
+    [["l"], "Unlock a mask that is locked", "unlock"],
     [[","], "Select the mask before", "before"],
     [["."], "Select the next mask", "after"],
     [["Ctrl+z"], "Undo", "undo"],

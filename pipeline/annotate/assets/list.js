@@ -29,8 +29,11 @@ export class MaskList {
     const focused = document.activeElement?.closest?.("#lists li") ?? null;
     this.#fill(byId("made"), made, chosen);
     this.#fill(byId("found"), found, chosen);
-    byId("made-title").textContent = `Made here: ${whole(made.length)}`;
-    byId("found-title").textContent = `In the dataset: ${whole(found.length)}`;
+    const filled = made.filter((item) => item.filled).length;
+    const locked = found.filter((item) => item.locked).length;
+    const more = (number, word) => (number ? `, ${word}: ${whole(number)}` : "");
+    byId("made-title").textContent = `Made here: ${whole(made.length)}${more(filled, "prefilled")}`;
+    byId("found-title").textContent = `In the dataset: ${whole(found.length)}${more(locked, "locked")}`;
     for (const name of ["made", "found"]) byId(`${name}-box`).hidden = byId(name).children.length === 0;
     byId("lists-title").textContent = `Masks: ${whole(items.length)}`;
     if (focused && !focused.isConnected) this.#easel.stage.element.focus({ preventScroll: true });
@@ -60,7 +63,7 @@ export class MaskList {
     const swatch = make("span", { className: "swatch" });
     swatch.style.backgroundColor = `rgb(${mask.color.join(" ")})`;
     const share = (100 * mask.row.area) / (mask.width * mask.height);
-    const said = [`${share.toPrecision(2)} %`, item.source, item.label, mask.problem].filter(Boolean);
+    const said = [`${share.toPrecision(2)} %`, item.source, item.label, item.filled && "prefilled", item.locked && "locked", mask.problem].filter(Boolean);
     const button = make("button", { type: "button" }, swatch, said.join(" · "));
     button.addEventListener("click", () => this.#desk.select(item.key));
     const row = make("li", {}, button);

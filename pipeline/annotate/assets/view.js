@@ -3,7 +3,7 @@
 import { byId } from "./dom.js";
 import { isSingle } from "./work.js";
 
-const TITLES = { waits: "The model is asked …", active: "New mask", corrects: "Correcting a mask", chosen: "Mask selected" };
+const TITLES = { waits: "The model is asked …", active: "New mask", corrects: "Correcting a mask", chosen: "Mask selected", locked: "Locked mask" };
 
 export class View {
   #desk;
@@ -39,13 +39,14 @@ export class View {
     this.#showMask(active, chosen);
     byId("undo").disabled = !desk.history.canUndo;
     byId("redo").disabled = !desk.history.canRedo;
-    byId("save").textContent = desk.changed || desk.image.answer ? "Save and next" : "Unchanged, next";
+    const filled = items.some((item) => item.filled);
+    byId("save").textContent = desk.changed || desk.image.answer || filled ? "Save and next" : "Unchanged, next";
   }
 
   #showMask(active, chosen) {
     const { model } = this.#desk;
     const waits = model.waits(active);
-    const kind = waits ? "waits" : active ? (chosen ? "corrects" : "active") : chosen ? "chosen" : null;
+    const kind = waits ? "waits" : active ? (chosen ? "corrects" : "active") : chosen ? (chosen.locked ? "locked" : "chosen") : null;
     const answer = model.answerTo(active);
     const said = answer ? ` · predicted IoU ${answer.masks[answer.chosen].iou.toFixed(2)}` : "";
     byId("mask-title").textContent = kind === null ? "No mask begun" : TITLES[kind] + said;
@@ -56,7 +57,9 @@ export class View {
       button.setAttribute("aria-pressed", String(single && active.part === button.dataset.part));
     }
     byId("accept").disabled = active === null || waits;
-    byId("cancel").disabled = byId("remove").disabled = kind === null;
+    byId("cancel").disabled = kind === null;
+    byId("remove").disabled = kind === null || kind === "locked";
+    byId("unlock").hidden = kind !== "locked";
   }
 
   /** Shows which tool is used. */

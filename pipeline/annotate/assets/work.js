@@ -1,7 +1,8 @@
 // The work on an image as values: each gesture makes the next state from the one before. Nothing here changes a state.
 //
 // A state is {items, active}. An item is a mask: {key, id, counts, source, label, prompts, parent}, where `id` is the
-// annotation's in the dataset, or null for one made here. `active` is the mask that is worked on, or null:
+// annotation's in the dataset, or null for one made here; `locked` ones are not changed until they are unlocked, and
+// `filled` ones were prefilled. `active` is the mask that is worked on, or null:
 //   key       its item's key once it is accepted
 //   of        the key of the item that it corrects, or null
 //   points    [[x, y, label], …], box [x, y, w, h] or null: prompts that are given together
@@ -84,6 +85,11 @@ export function remove(state, key) {
 export function sameItems(one, other) {
   const same = (item, place) => item.key === other.items[place].key && item.counts === other.items[place].counts;
   return one.items.length === other.items.length && one.items.every(same);
+}
+
+/** Lets an item be changed. */
+export function unlock(state, key) {
+  return { ...state, items: state.items.map((item) => (item.key === key ? { ...item, locked: false } : item)) };
 }
 
 function started(item) {

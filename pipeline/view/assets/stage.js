@@ -5,7 +5,8 @@ import { packed } from "./mask.js";
 import { Zoom } from "./zoom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const FILL = 100; // alpha, of 255
+const [FILL, LINE] = [100, 230]; // alpha, of 255
+const [FAINT_FILL, FAINT_LINE] = [40, 130];
 const DIM = [12, 13, 15, 190]; // red, green, blue, alpha
 const LIGHT = packed(255, 255, 255, 60);
 const WHITE = packed(255, 255, 255, 255);
@@ -73,7 +74,7 @@ export class Stage {
     this.#picture.removeAttribute("src");
   }
 
-  /** Draws these masks, largest first, at the next frame. */
+  /** Draws these masks, largest first, at the next frame; those that are `faint` less strongly. */
   show(masks) {
     this.#masks = masks;
     cancelAnimationFrame(this.#frame);
@@ -82,9 +83,10 @@ export class Stage {
       const pixels = new Uint32Array(image.data.buffer);
       const whole = { left: 0, top: 0, width: this.width };
       for (const mask of masks) {
+        const [fill, line] = mask.faint ? [FAINT_FILL, FAINT_LINE] : [FILL, LINE];
         const lighter = mask.color.map((channel) => Math.round(channel + (255 - channel) * 0.5));
         if (this.#fits(mask)) {
-          mask.paint(pixels, whole, packed(...mask.color, FILL), packed(...lighter, 230), this.thickness);
+          mask.paint(pixels, whole, packed(...mask.color, fill), packed(...lighter, line), this.thickness);
         }
       }
       this.#all.getContext("2d").putImageData(image, 0, 0);

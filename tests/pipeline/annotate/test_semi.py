@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,8 +18,13 @@ from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.operators.images import decode_jpeg
 from segmint.pipeline.annotate.prefill import SAME_IOU, mask_settings, prefill
 from segmint.pipeline.annotate.server import Opened, open_desk
+from tests.support.annotated_pages import serving
 from tests.support.annotating import Annotators, draft, options
+from tests.support.browser import serious_violations, watch
 from tests.support.locations import location_of
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 
 class Ninths(nn.Module):
@@ -65,6 +71,18 @@ def semi(dataset: Path, tmp_path: Path) -> Iterator[Opened]:
         yield desk
 
 
+def strength(page: "Page") -> int:
+    """The sum of the opacities of all masks as they are drawn."""
+    page.wait_for_timeout(200)  # they are drawn at the next frame
+    script = """canvas => {
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+        copy.drawImage(canvas, 0, 0);
+        const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+        return data.reduce((sum, value, place) => sum + (place % 4 === 3 ? value : 0), 0);
+    }"""
+    return int(page.locator("#all-masks").evaluate(script))
+
+
 def test_confident_masks_of_a_detectors_boxes_are_there_until_the_image_is_answered(
     semi: Opened, dataset: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,3 +124,52 @@ def test_confident_masks_of_a_detectors_boxes_are_there_until_the_image_is_answe
     opened = ann.get("/api/images/4").json()
     assert (opened["state"], opened["prefill"]) == ("open", [])
     assert "detector_failed" in "".join(capfd.readouterr())
+
+
+def test_prefilled_masks_are_faint_and_locked_until_they_are_unlocked(
+    semi: Opened, dataset: Path, chromium: "Browser"
+) -> None:
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=30_000)
+    with serving(semi, dataset) as server:
+        page = chromium.new_page(viewport={"width": 1100, "height": 800})
+        seen = watch(page)
+        page.goto(f"{server.address()}#image/2")
+        expect(page.locator("#clock")).to_be_visible(timeout=120_000)
+        prefilled = [mask.counts for mask in semi.desk.prefills._made[2][1]]  # type: ignore[union-attr]
+        own = list(semi.desk.source.read(2).counts.values())
+        assert prefilled
+        expect(page.locator("#made-title")).to_have_text(f"Made here: {len(prefilled)}, prefilled: {len(prefilled)}")
+        expect(page.locator("#found-title")).to_have_text(f"In the dataset: {len(own)}, locked: {len(own)}")
+        assert serious_violations(page) == []
+
+        page.locator("#made li button").first.click()
+        expect(page.locator("#mask-title")).to_have_text("Locked mask")
+        expect(page.locator("#remove")).to_be_disabled()
+        page.keyboard.press("Escape")
+        faint = strength(page)
+        page.locator("#made li button").first.click()
+        page.keyboard.press("Delete")
+        expect(page.locator("#said")).to_contain_text("This mask is locked")
+        expect(page.locator("#made li")).to_have_count(len(prefilled))
+        page.keyboard.press("l")
+        expect(page.locator("#mask-title")).to_have_text("Mask selected")
+        page.keyboard.press("Escape")
+        assert strength(page) > faint, "what is unlocked is drawn like any mask"
+        page.keyboard.press("Control+z")
+        page.locator("#made li button").first.click()
+        expect(page.locator("#mask-title")).to_have_text("Locked mask")
+        page.locator("#unlock").click()
+        page.keyboard.press("Delete")
+        expect(page.locator("#made li")).to_have_count(len(prefilled) - 1)
+        page.keyboard.press("s")
+        expect(page.locator("#said")).to_have_text("Saved.")
+        page.close()
+    assert seen.errors == []
+    (answer,) = read_answers(location_of(dataset), 1)
+    assert (answer.stage, answer.replaced, answer.deleted) == ("semi", (), ())
+    assert [mask.counts for mask in answer.masks] == prefilled[:-1]  # the newest is the first of the list
+    assert {(mask.source, mask.seconds) for mask in answer.masks} <= {("assisted", 0.0)}
+    boxes = [[prompt.kind for prompt in mask.prompts] for mask in answer.masks]
+    assert boxes == [["box"]] * len(answer.masks)
