@@ -218,3 +218,28 @@ def test_an_answer_says_what_was_made_replaced_and_deleted(page: "Page") -> None
         "deleted": [{"id": 70000, "counts": "0d0"}],
     }
     assert found["same"] == found["body"]
+
+
+def test_what_fits_is_carried_to_an_image_whose_masks_have_changed(page: "Page") -> None:
+    def row(number: int, counts: str) -> dict[str, Any]:
+        return {"annotation_id": number, "segmentation": {"size": [4, 4], "counts": counts}, "area": 16 - number}
+
+    def mask(counts: str, parent: int | None) -> dict[str, Any]:
+        source = "assisted" if parent is None else "corrected"
+        return {"counts": counts, "source": source, "seconds": 1, "label": None, "prompts": [], "parent": parent}
+
+    body = {
+        "masks": [mask("of 1", 1), mask("of 2", 2), mask("new", None)],
+        "replaced": [{"id": 1, "counts": "one"}, {"id": 2, "counts": "two"}],
+        "deleted": [{"id": 3, "counts": "three"}, {"id": 4, "counts": "four"}],
+    }
+    rows = [row(1, "one"), row(2, "two, redacted"), row(3, "three"), row(5, "five")]  # 4 is gone
+    script = """const items = answer.itemsOf({ masks: given.rows, answer: null });
+        const made = answer.carried(items, given.body, "c1");
+        const image = { base: "b", masks: given.rows };
+        const saved = answer.answerOf(image, made, { image: 0, masks: {} }, true);
+        return [made.map(({ counts }) => counts), saved];"""
+    counts, saved = run(page, "answer", script, {"rows": rows, "body": body})
+    assert counts == ["two, redacted", "five", "of 1", "new"]
+    assert saved["replaced"] == [{"id": 1, "counts": "one"}]
+    assert saved["deleted"] == [{"id": 3, "counts": "three"}]
