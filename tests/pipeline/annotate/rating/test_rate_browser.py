@@ -43,9 +43,11 @@ class Served:
     def ratings(self, rater: str) -> list[Rating]:
         """The last ratings of a rater, in the order in which masks were shown."""
         location = location_of(self.dataset)
-        found = {each.mask: each for each in read_ratings(location, last_ratings(list_ratings(location)))}
-        order = [each.mask for each in self.desk._order(rater)]
-        return [found[mask] for mask in order if mask in found and found[mask].rater == rater]
+        read = [
+            each for each in read_ratings(location, last_ratings(list_ratings(location))) if isinstance(each, Rating)
+        ]
+        found = {each.mask: each for each in read if each.rater == rater}
+        return [found[each.mask] for each in self.desk._order(rater) if each.mask in found]
 
 
 @pytest.fixture(scope="module")
