@@ -5,7 +5,7 @@ GET  /                               the page; /assets/… its scripts and style
 GET  /api/session                    who works, on what
 POST /api/next                       the next image of the queue
 GET  /api/images/{id}                an image's row, masks and last answer
-GET  /images/{id}.jpg, /thumbnails/{id}.jpg
+GET  /images/{id}.jpg
 POST /api/images/{id}/embed          make its embedding
 POST /api/images/{id}/predict        masks for a prompt
 PUT  /api/images/{id}/answers/{n}    save an answer
@@ -29,12 +29,11 @@ from segmint.pipeline.annotate.access import Gate, NotOwnerError, Team, check_na
 from segmint.pipeline.annotate.desk import Desk, LostRaceError
 from segmint.pipeline.annotate.requests import PROBLEMS, field, reads, writes
 from segmint.pipeline.view import app as view
-from segmint.pipeline.view.images import Thumbnails
 
 ASSETS = Path(__file__).parent / "assets"
 
 
-def make_app(desk: Desk, team: Team, thumbnails: Thumbnails) -> Starlette:
+def make_app(desk: Desk, team: Team) -> Starlette:
     """Return the application of a desk that serves the browsers of a team."""
 
     def session(_: Any, annotator: str) -> Response:
@@ -67,9 +66,6 @@ def make_app(desk: Desk, team: Team, thumbnails: Thumbnails) -> Starlette:
     def jpeg(image: int) -> Response:
         return view.jpeg_response(desk.source.read(image).jpeg)
 
-    def thumbnail(image: int) -> Response:
-        return view.jpeg_response(thumbnails.jpeg(desk.source.read(image).place))
-
     of = view.image_of
     routes = [
         Route("/", view.asset(ASSETS / "index.html")),
@@ -78,7 +74,6 @@ def make_app(desk: Desk, team: Team, thumbnails: Thumbnails) -> Starlette:
         Route("/api/next", writes(lambda r, body: following(body, r.state.annotator)), methods=["POST"]),
         Route("/api/images/{image}", reads(lambda r: view.json_response(desk.open(of(r), r.state.annotator)))),
         Route("/images/{image}.jpg", reads(lambda request: jpeg(of(request)))),
-        Route("/thumbnails/{image}.jpg", reads(lambda request: thumbnail(of(request)))),
         Route("/api/images/{image}/embed", writes(lambda r, _: embed(of(r), r.state.annotator)), methods=["POST"]),
         Route(
             "/api/images/{image}/predict",

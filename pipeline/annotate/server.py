@@ -31,7 +31,6 @@ from segmint.pipeline.annotate.prefill import ObjectFinder, Prefills, mask_setti
 from segmint.pipeline.annotate.queue import QueueOptions, make_queue
 from segmint.pipeline.annotate.source import ImageSource
 from segmint.pipeline.statistics.open_tables import open_tables
-from segmint.pipeline.view.images import Place, Thumbnails
 from segmint.pipeline.view.index import ImageIndex
 from segmint.pipeline.view.server import listen, run_app
 
@@ -51,21 +50,10 @@ class AnnotateOptions:
 
 @dataclass(frozen=True)
 class Opened:
-    """A desk that is ready to serve, with the source of its thumbnails, and what a person should know."""
+    """A desk that is ready to serve, and what a person should know."""
 
     desk: Desk
-    thumbnails: Thumbnails
     note: str | None = None
-
-
-@dataclass(frozen=True)
-class _ReleasedPictures:
-    """The JPEGs of thumbnails, as they are committed."""
-
-    source: ImageSource
-
-    def jpeg(self, place: Place) -> bytes:
-        return self.source.read(place.id).jpeg
 
 
 @contextmanager
@@ -104,7 +92,7 @@ def open_desk(dataset: Location, options: AnnotateOptions) -> Iterator[Opened]:
         )
         masks = stack.enter_context(Decoder(predictor))
         desk = Desk(dataset, about, queue, source, Board(dataset), embeddings, masks, Leases(), prefills)
-        yield Opened(desk, Thumbnails(_ReleasedPictures(source), decoder), note)
+        yield Opened(desk, note)
 
 
 def find_weights(dataset: Location, manifest: DatasetManifest, name: str | None) -> tuple[str, Path, str | None]:
@@ -137,7 +125,7 @@ def serve(
 ) -> None:
     """Serve a desk as `serve_app` does."""
     serve_app(
-        lambda team: make_app(opened.desk, team, opened.thumbnails),
+        lambda team: make_app(opened.desk, team),
         port,
         names,
         origin=origin,

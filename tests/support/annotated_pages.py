@@ -54,7 +54,7 @@ def serving(opened: Opened, dataset: Path, *names: str, port: int = 0) -> Iterat
     """The same for a desk that is open."""
     with closing(listen(port)) as listener:
         team = Team(listener.getsockname()[1], list(names or ["ann"]))
-        app = make_app(opened.desk, team, opened.thumbnails)
+        app = make_app(opened.desk, team)
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="warning", access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

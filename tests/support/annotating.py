@@ -25,7 +25,7 @@ class Annotators:
 
     def __init__(self, opened: Opened, *names: str, origin: Origin | None = None) -> None:
         self.team = Team(PORT, list(names or ["ann"]), origin)
-        self.app = make_app(opened.desk, self.team, opened.thumbnails)
+        self.app = make_app(opened.desk, self.team)
 
     def stranger(self, base_url: str = ORIGIN) -> TestClient:
         """Return a browser without a cookie."""

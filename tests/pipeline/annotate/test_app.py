@@ -59,7 +59,6 @@ def test_an_image_is_as_the_dataset_has_it(ann: TestClient, dataset: Path) -> No
     assert (told["lane"], told["n"], told["answer"], told["state"]) == (0, 0, None, "open")
     with Image.open(io.BytesIO(ann.get("/images/1.jpg").content)) as picture:
         assert picture.size == (row["width"], row["height"])
-    assert ann.get("/thumbnails/1.jpg").status_code == 200
     for path in ("/api/images/99", "/api/images/3", "/images/x.jpg", "/api/images/" + "9" * 39):
         assert ann.get(path).status_code == 404, path
 

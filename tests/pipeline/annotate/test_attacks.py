@@ -197,7 +197,6 @@ def test_what_was_taken_down_stays_so(team: Annotators, dataset: Path, opened: O
     assert ann.put("/api/images/1/answers/1", json=body).status_code == 410
     assert ann.get("/api/images/1").json()["state"] == "gone"
     assert ann.get("/images/1.jpg").status_code == 410
-    assert ann.get("/thumbnails/1.jpg").status_code == 410
     assert ann.post("/api/images/1/embed").status_code == 410
     assert ann.post("/api/images/1/predict", json={"prompt": {"points": [[5, 5, 1]]}}).status_code == 410
     assert opened.desk.embeddings.known(1) is None
