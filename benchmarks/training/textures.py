@@ -9,7 +9,8 @@ and on a guard set of ordinary photographs: mIoU of one click by the model's cho
 and of three clicks. `scenes.py` and `guard.py` make the pictures. `--set` changes keys of the recipe or of the trial.
 Scenes and photographs are written as datasets and trained on as `segmint train` does it, and `segmint evaluate points
 --gate` says of each round whether its weights may replace MobileSAM's (`gate.py`). `--cache` keeps embeddings and the
-model's own masks between runs. The result goes to `benchmarks/results/textures.json`.
+model's own masks between runs, `--rounds` takes the printed rounds of a run that did not end. The result goes to
+`benchmarks/results/textures.json`.
 """
 
 import argparse
@@ -81,6 +82,9 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path)
+    parser.add_argument(
+        "--rounds", type=Path, nargs="*", default=[], help="printed by runs of this trial, not run again"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "textures.json")
     arguments = parser.parse_args()
     trial = changed(Trial(), dict(entry.split("=", 1) for entry in arguments.set))
@@ -89,10 +93,12 @@ def main() -> None:
     begun = time.perf_counter()
     with TemporaryDirectory() as folder:
         lab = Lab(arguments.photos, Path(folder), arguments.cache or Path(folder) / "cache", arguments.threads)
+        done = printed_rounds(arguments.rounds, described(trial))
+        print(json.dumps({"settings": described(trial)}), flush=True)
         rounds = []
         for seed in arguments.seeds:
             for shuffled in (False, True) if seed in arguments.shuffled else (False,):
-                rounds.append(lab.round(trial, seed, shuffled))
+                rounds.append(done.get((seed, shuffled)) or lab.round(trial, seed, shuffled))
                 print(json.dumps(rounds[-1]), flush=True)
     parts = {
         "settings": described(trial),
@@ -100,7 +106,7 @@ def main() -> None:
         "rounds": rounds,
         "gains": gains(rounds),
         "peak_mib": peak_mib(),
-        "seconds": round(time.perf_counter() - begun),
+        "seconds": round(time.perf_counter() - begun) + sum(each["seconds"] for each in done.values()),
     }
     print(json.dumps(parts["gains"], indent=2))
     write_result(arguments.output, "textures", machine, parts)
@@ -204,6 +210,17 @@ def measured(predictor: Predictor, those: Sequence[Embedded]) -> dict[str, float
         "three_clicks": [score.iou[1] for score in scores],
     }
     return {"masks": len(scores), **{name: round(statistics.fmean(values), 4) for name, values in figures.items()}}
+
+
+def printed_rounds(files: Sequence[Path], settings: Mapping[str, Any]) -> dict[tuple[int, bool], dict[str, Any]]:
+    """The rounds that runs of a trial printed, by seed and whether shuffled; exits if they are of another trial."""
+    done = {}
+    for file in files:
+        lines = [json.loads(line) for line in file.read_text().splitlines() if line.startswith('{"')]
+        if [line["settings"] for line in lines if "settings" in line] != [json.loads(json.dumps(settings))]:
+            sys.exit(f"{file}: expected rounds of a run with the same settings")
+        done.update({(line["seed"], line["shuffled"]): line for line in lines if "seed" in line})
+    return done
 
 
 def gains(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
