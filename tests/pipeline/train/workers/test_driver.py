@@ -194,10 +194,10 @@ def test_a_bad_shard_ends_the_run_before_a_worker_starts(ended, tmp_path):
 def test_two_workers_have_the_losses_of_one_over_twenty_steps_with_recorded_clicks(
     ended, tmp_path, local_ray, one_thread, mobile_sam_path
 ):
+    """To 1e-4 in the losses' unit, that of an IoU; of a loss it is more, as losses are small: see docs/train.md."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    """To 1e-4 in the losses' unit, that of an IoU; of a loss it is more, as losses are small: see docs/train.md."""
     changes = {"steps": 20, "batch": {"images": 2, "masks": 2, "masks_per_image": 1}, "sampling": {"clicks": 2}}
     steps = Steps(tmp_path, ended.dataset, ended.output.parent / "cache", mobile_sam_path, changes, 20)
     alone, weights = take_steps(steps, World())
