@@ -22,6 +22,7 @@ from segmint.pipeline.annotate.prefill import Prefills
 from segmint.pipeline.annotate.prompts import parse_prompt
 from segmint.pipeline.annotate.queue import Queue
 from segmint.pipeline.annotate.source import GoneError, ImageSource, OpenImage
+from segmint.pipeline.view.images import NoPictureError
 
 IDLE_S = 30
 """Seconds without input after which time is not counted."""
@@ -258,12 +259,20 @@ class Desk:
         done = self.board.refresh(image) if look else self.board.lanes(image)
         if look:
             self._note(image)
+            self._check(image)
         if image in self._gone or any(each.annotator == annotator for each in done.values()):
             return None
         for lane in range(self.queue.lanes(image)):
             if lane not in done and self.leases.holder((image, lane)) in (None, annotator):
                 return lane
         return None
+
+    def _check(self, image: int) -> None:
+        """Read an image; nobody is given one that was taken down or has no picture."""
+        try:
+            self._see(self.source.read(image))
+        except (GoneError, NoPictureError):
+            self._forget(image)
 
     def _lane(self, image: int, annotator: str) -> int:
         """Return the lane of an image that is an annotator's, or would be; of none that is free the first."""

@@ -45,7 +45,7 @@ def parse_prompt(value: Any, size: tuple[int, int]) -> Prompt:
     unknown = {*said} - {"points", "box", "mask", "from"} | {*value} - {"prompt", "part"}
     if unknown:
         raise UsageError(f"unknown: {', '.join(sorted(map(str, unknown)))[:100]}")
-    if part not in set(Part):
+    if not isinstance(part, str) or part not in set(Part):
         raise UsageError(f"part: expected one of {', '.join(Part)}")
     points, box, mask, after = (said.get(name) for name in ("points", "box", "mask", "from"))
     if not isinstance(points or [], list) or len(points or []) > MOST_POINTS:

@@ -29,7 +29,7 @@ from segmint.pipeline.annotate.embeddings import Embeddings
 from segmint.pipeline.annotate.leases import Leases
 from segmint.pipeline.annotate.prefill import ObjectFinder, Prefills, mask_settings
 from segmint.pipeline.annotate.queue import QueueOptions, make_queue
-from segmint.pipeline.annotate.source import ImageSource
+from segmint.pipeline.annotate.source import ImageSource, check_images
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.view.index import ImageIndex
 from segmint.pipeline.view.server import listen, run_app
@@ -60,9 +60,11 @@ class Opened:
 def open_desk(dataset: Location, options: AnnotateOptions) -> Iterator[Opened]:
     """Open a dataset for its annotators; scratch files are deleted at the end.
 
-    Raises `UsageError` if there is no dataset that segmint wrote, for weights that are not SAM's, and as `make_queue`.
+    Raises `UsageError` if there is no dataset that segmint wrote, it has no images, for weights that are not SAM's, and
+    as `make_queue`.
     """
     manifest = load_manifest(dataset)
+    check_images(dataset, manifest)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-annotate-")))
         with open_tables(dataset, scratch=folder) as tables:

@@ -11,10 +11,11 @@ from typing import Any
 
 from segmint.catalogs.dataset.annotations.answers import base_digest
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.tables import DatasetTables, TableFile
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
 from segmint.catalogs.layout import image_name
-from segmint.infra.errors import SegmintError
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.schemas import SCHEMAS, SCHEMAS_OF
@@ -57,6 +58,12 @@ class OpenImage:
     def counts(self) -> Mapping[int, str]:
         """The run lengths of its masks, by annotation id."""
         return {mask["annotation_id"]: mask["segmentation"]["counts"] for mask in self.masks}
+
+
+def check_images(dataset: Location, manifest: DatasetManifest) -> None:
+    """Raise `UsageError` if a dataset was written without its images."""
+    if (manifest.identity.get("release") or {}).get("format") == "annotations":
+        raise UsageError(f"{dataset} has only annotations: there is no image to show")
 
 
 class ImageSource:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.versions.record import name_now
-from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.annotate.rating.desk import RatingAbout, RatingDesk
 from segmint.pipeline.annotate.rating.sample import SampleOptions, draw_sample
-from segmint.pipeline.annotate.source import ImageSource
+from segmint.pipeline.annotate.source import ImageSource, check_images
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.view.index import ImageIndex
 
@@ -23,8 +22,7 @@ def open_rating_desk(dataset: Location, options: SampleOptions) -> Iterator[Rati
     Raises `UsageError` if there is no dataset that segmint wrote or it has no images, and as `draw_sample`.
     """
     manifest = load_manifest(dataset)
-    if (manifest.identity.get("release") or {}).get("format") == "annotations":
-        raise UsageError(f"{dataset} has only annotations: there is no image in which masks could be rated")
+    check_images(dataset, manifest)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-rate-")))
         with open_tables(dataset, scratch=folder) as tables:

@@ -151,7 +151,9 @@ def test_odd_prompts_are_refused(team: Annotators) -> None:
     for prompt in prompts:
         answer = ann.post("/api/images/1/predict", content=json.dumps({"prompt": prompt}))
         assert answer.status_code == 400, (answer.status_code, str(prompt)[:100])
-    assert ann.post("/api/images/1/predict", json={"prompt": {"points": [[5, 5, 1]]}, "part": "x"}).status_code == 400
+    for part in ("x", [], None):
+        prompt = {"points": [[5, 5, 1]]}
+        assert ann.post("/api/images/1/predict", json={"prompt": prompt, "part": part}).status_code == 400
     assert ann.post("/api/next", json={"after": "1"}).status_code == 400
     assert ann.post("/api/next", json={"after": 10**300}).status_code == 400
 
@@ -194,6 +196,7 @@ def test_what_was_taken_down_stays_so(team: Annotators, dataset: Path, opened: O
         location_of(dataset),
         Tombstone(asked=Asked(ids=("1",)), reason="x", when="2026-11-22T00:00:00Z", images=(image,)),
     )
+    assert ann.post("/api/next", json={}).json()["image"] == 2
     assert ann.put("/api/images/1/answers/1", json=body).status_code == 410
     assert ann.get("/api/images/1").json()["state"] == "gone"
     assert ann.get("/images/1.jpg").status_code == 410
