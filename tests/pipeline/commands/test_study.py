@@ -50,6 +50,7 @@ def test_the_sample_as_json(tmp_path: Path) -> None:
         "population": 2,
         "without_masks": 0,
         "strata": 1,
+        "masks_of_people": 0,
         "version": {"digest": current_digest(location_of(tmp_path / "small")), "number": None},
     }
 
