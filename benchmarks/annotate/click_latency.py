@@ -71,7 +71,8 @@ def measure(dataset: Path, clicks: int, seed: int, threads: int) -> dict[str, An
                 recorded = _click(client, jpeg, clicks, seed)
         finally:
             process.kill()
-    return {**recorded, "exact": _is_exact(jpeg, recorded.pop("asked"), threads)}
+    asked = recorded.pop("asked")
+    return {**recorded, "exact": _is_exact(jpeg, asked, threads)}
 
 
 def _click(client: Any, jpeg: bytes, clicks: int, seed: int) -> dict[str, Any]:
