@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.catalogs.dataset.annotations.answers import Answer, TakenDownError, put_answer
+from segmint.catalogs.dataset.annotations.answers import Answer, put_answer
+from segmint.catalogs.dataset.annotations.saved import TakenDownError
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location

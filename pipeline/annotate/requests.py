@@ -10,7 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from segmint.catalogs.dataset.annotations.answers import MOST_BYTES, AnswerError, TakenDownError
+from segmint.catalogs.dataset.annotations.answers import MOST_BYTES, AnswerError
+from segmint.catalogs.dataset.annotations.saved import TakenDownError
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.pipeline.annotate.access import NotOwnerError

@@ -10,11 +10,11 @@ from shutil import rmtree
 
 from segmint.catalogs.dataset.annotations.answers import (
     Answer,
-    TakenDownError,
     base_digest,
     put_answer,
     read_answers,
 )
+from segmint.catalogs.dataset.annotations.saved import TakenDownError
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import (
     CatalogPart,

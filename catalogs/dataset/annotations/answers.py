@@ -14,11 +14,10 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_v
 
 from segmint.catalogs.dataset.annotations.names import AnswerName, answer_path, answers_of
 from segmint.catalogs.dataset.annotations.run_lengths import canonical_area
-from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
+from segmint.catalogs.dataset.annotations.saved import SavedAt, parse_saved, put_saved, read_saved, saved_json
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import MOST_PIXELS, canonical_json, wrong_fields
 from segmint.infra.errors import SegmintError
-from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 
 MOST_BYTES = 32 << 20
@@ -36,10 +35,6 @@ _CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, surrogates
 
 class AnswerError(SegmintError):
     """An answer cannot be used; the message says where it is and what is wrong."""
-
-
-class TakenDownError(SegmintError):
-    """The image of an answer was taken down: nothing was kept."""
 
 
 def _printable(text: str) -> str:
@@ -132,7 +127,7 @@ class Answer(_Strict):
     seconds: _Seconds  # of active work on the image
     complete: bool  # whether the annotator says that no mask is missing
     model: Sha256 | None = None  # of the weights that answered
-    saved_at: Annotated[str, Field(pattern=r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\z")]
+    saved_at: SavedAt
     masks: Annotated[tuple[AnswerMask, ...], Field(max_length=MOST_MASKS)] = ()
     replaced: Annotated[tuple[FormerMask, ...], Field(max_length=MOST_MASKS)] = ()
     deleted: Annotated[tuple[FormerMask, ...], Field(max_length=MOST_MASKS)] = ()
@@ -142,13 +137,7 @@ class Answer(_Strict):
         """Read the bytes of an answer's file; raises `AnswerError`, which begins with `where`."""
         if len(data) > MOST_BYTES:
             raise AnswerError(f"{where} has {len(data):,} bytes: expected at most {MOST_BYTES:,}")
-        try:
-            answer = cls.model_validate_json(data)
-        except ValidationError as error:
-            raise AnswerError(f"{where} is no answer: {wrong_fields(error)}") from error
-        if answer.to_json() != data:
-            raise AnswerError(f"{where} is no answer: it is not written in the canonical form")
-        return answer
+        return parse_saved(cls, data, lambda wrong: AnswerError(f"{where} is no answer: {wrong}"))
 
     @classmethod
     def from_value(cls, value: Mapping[str, Any], where: str = "the answer") -> Self:
@@ -182,7 +171,7 @@ class Answer(_Strict):
 
     def to_json(self) -> bytes:
         """Return the bytes of its file."""
-        return canonical_json(self.model_dump(mode="json"))
+        return saved_json(self)
 
     def same_work(self, other: "Answer") -> bool:
         """Whether another answer is this one but for when it was saved: a save that was tried again."""
@@ -232,29 +221,14 @@ def _is_inside(prompt: PointPrompt | BoxPrompt | MaskPrompt, size: tuple[int, in
 
 
 def put_answer(dataset: Location, answer: Answer) -> bool:
-    """Put an answer if its number is free; return whether it is there now. False: another one has the number.
-
-    An answer that is there is never changed. It looks at the tombstones afterwards, and a takedown at the answers after
-    its tombstone, so one of the two sees the other: raises `TakenDownError`, with nothing left, if the image was taken
-    down.
-    """
-    file = dataset / answer.path
-    won = file.put_if_absent(answer.to_json())
-    if answer.ordinal in taken_images(read_tombstones(dataset)):
-        file.purge()
-        raise TakenDownError(f"image {answer.image} was taken down: its answers are not kept")
-    return won
+    """Put an answer if its number is free; returns and raises as `put_saved`."""
+    return put_saved(dataset, answer.path, answer.to_json(), answer.ordinal, "answers")
 
 
 def read_answer(dataset: Location, name: AnswerName) -> Answer:
     """Read an answer; raises `AnswerError` for a file that is gone, holds no answer, or says that it is another one."""
     file = dataset / answer_path(*name)
-    try:
-        answer = Answer.from_json(file.read(MOST_BYTES), str(file))
-    except NotFoundError as error:
-        raise AnswerError(f"{file} is gone") from error
-    except ObjectTooLargeError as error:
-        raise AnswerError(f"{file} has {error.size:,} bytes: expected at most {MOST_BYTES:,}") from error
+    answer = Answer.from_json(read_saved(file, MOST_BYTES, AnswerError), str(file))
     if (answer.ordinal, answer.lane, answer.n) != tuple(name):
         raise AnswerError(f"{file} says that it is {answer.path}")
     return answer

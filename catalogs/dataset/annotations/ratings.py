@@ -10,15 +10,13 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from segmint.catalogs.dataset.annotations.answers import MOST_MASKS, Annotator, Sha256, TakenDownError
+from segmint.catalogs.dataset.annotations.answers import MOST_MASKS, Annotator, Sha256
 from segmint.catalogs.dataset.annotations.names import ANNOTATIONS, RATINGS
-from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
+from segmint.catalogs.dataset.annotations.saved import SavedAt, parse_saved, put_saved, read_saved, saved_json
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import canonical_json, wrong_fields
 from segmint.infra.errors import SegmintError
-from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 
@@ -70,18 +68,12 @@ class Rating(Frozen):
     rater: Annotator
     score: Annotated[int, Field(ge=LOWEST, le=HIGHEST)] | None
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of active looking
-    saved_at: Annotated[str, Field(pattern=r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\z")]
+    saved_at: SavedAt
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "the rating") -> Self:
         """Read the bytes of a rating's file; raises `RatingError`, which begins with `where`."""
-        try:
-            rating = cls.model_validate_json(data)
-        except ValidationError as error:
-            raise RatingError(f"{where} is no rating: {wrong_fields(error)}") from error
-        if rating.to_json() != data:
-            raise RatingError(f"{where} is no rating: it is not written in the canonical form")
-        return rating
+        return parse_saved(cls, data, lambda wrong: RatingError(f"{where} is no rating: {wrong}"))
 
     @property
     def name(self) -> RatingName:
@@ -90,7 +82,7 @@ class Rating(Frozen):
 
     def to_json(self) -> bytes:
         """Return the bytes of its file."""
-        return canonical_json(self.model_dump(mode="json"))
+        return saved_json(self)
 
     def same_work(self, other: "Rating") -> bool:
         """Whether another rating is this one but for when it was saved: a save that was tried again."""
@@ -136,12 +128,7 @@ def last_ratings(names: Iterable[RatingName]) -> list[RatingName]:
 def read_rating(dataset: Location, name: RatingName) -> Rating:
     """Read a rating; raises `RatingError` for a file that cannot be read, is gone, or says that it is another one."""
     file = dataset / name.path
-    try:
-        rating = Rating.from_json(file.read(_MOST_BYTES), str(file))
-    except NotFoundError as error:
-        raise RatingError(f"{file} is gone") from error
-    except ObjectTooLargeError as error:
-        raise RatingError(f"{file} has {error.size:,} bytes: expected at most {_MOST_BYTES:,}") from error
+    rating = Rating.from_json(read_saved(file, _MOST_BYTES, RatingError), str(file))
     if rating.name != name:
         raise RatingError(f"{file} says that it is {rating.name.path}")
     return rating
@@ -160,14 +147,5 @@ def read_ratings(dataset: Location, names: Iterable[RatingName]) -> Iterator[Rat
 
 
 def put_rating(dataset: Location, rating: Rating) -> bool:
-    """Put a rating if its number is free; return whether it is there now. False: another one has the number.
-
-    Raises `TakenDownError`, with nothing left, if the image was taken down: as `put_answer`, it looks at the tombstones
-    afterwards.
-    """
-    file = dataset / rating.name.path
-    won = file.put_if_absent(rating.to_json())
-    if rating.name.ordinal in taken_images(read_tombstones(dataset)):
-        file.purge()
-        raise TakenDownError(f"image {rating.image} was taken down: its ratings are not kept")
-    return won
+    """Put a rating if its number is free; returns and raises as `put_saved`."""
+    return put_saved(dataset, rating.name.path, rating.to_json(), rating.name.ordinal, "ratings")

@@ -9,12 +9,12 @@ import pytest
 from segmint.catalogs.dataset.annotations.answers import (
     Answer,
     AnswerError,
-    TakenDownError,
     base_digest,
     put_answer,
     read_answers,
 )
 from segmint.catalogs.dataset.annotations.names import answer_path, list_answers
+from segmint.catalogs.dataset.annotations.saved import TakenDownError
 from segmint.catalogs.dataset.outputs import unknown_files
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
 from segmint.catalogs.layout import canonical_json

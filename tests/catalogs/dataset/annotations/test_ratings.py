@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from segmint.catalogs.dataset.annotations.answers import TakenDownError
 from segmint.catalogs.dataset.annotations.names import image_of
 from segmint.catalogs.dataset.annotations.ratings import (
     Rating,
@@ -18,6 +17,7 @@ from segmint.catalogs.dataset.annotations.ratings import (
     rater_key,
     read_ratings,
 )
+from segmint.catalogs.dataset.annotations.saved import TakenDownError
 from segmint.catalogs.dataset.outputs import unknown_files
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
 from tests.support.answered import counts_of

@@ -1,0 +1,63 @@
+"""What people save of an image: canonical JSON, put once and never changed, and not kept of images taken down."""
+
+from collections.abc import Callable
+from typing import Annotated, TypeVar
+
+from pydantic import Field, ValidationError
+
+from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
+from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.layout import canonical_json, wrong_fields
+from segmint.infra.errors import SegmintError
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
+from segmint.infra.storage.location import Location
+
+SavedAt = Annotated[str, Field(pattern=r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\z")]
+"""When something was saved: UTC, in whole seconds."""
+
+S = TypeVar("S", bound=Frozen)
+
+
+class TakenDownError(SegmintError):
+    """The image of what was to be saved was taken down: nothing was kept."""
+
+
+def saved_json(saved: Frozen) -> bytes:
+    """Return the bytes of a file."""
+    return canonical_json(saved.model_dump(mode="json"))
+
+
+def parse_saved(kind: type[S], data: bytes, problem: Callable[[str], SegmintError]) -> S:
+    """Read the bytes of a file; raises `problem` of what is wrong."""
+    try:
+        saved = kind.model_validate_json(data)
+    except ValidationError as error:
+        raise problem(wrong_fields(error)) from error
+    if saved_json(saved) != data:
+        raise problem("it is not written in the canonical form")
+    return saved
+
+
+def read_saved(file: Location, most: int, problem: type[SegmintError]) -> bytes:
+    """Read a file of at most `most` bytes; raises `problem` for one that is larger or gone."""
+    try:
+        return file.read(most)
+    except NotFoundError as error:
+        raise problem(f"{file} is gone") from error
+    except ObjectTooLargeError as error:
+        raise problem(f"{file} has {error.size:,} bytes: expected at most {most:,}") from error
+
+
+def put_saved(dataset: Location, path: str, data: bytes, ordinal: int, kind: str) -> bool:
+    """Put a file of an image if its name is free; return whether it is there now. False: another one has the name.
+
+    A file that is there is never changed. The tombstones are looked at afterwards, and a takedown looks at the files
+    after its tombstone, so one of the two sees the other: raises `TakenDownError`, with nothing left, if the image was
+    taken down. `kind` is what such files are called, in the plural.
+    """
+    file = dataset / path
+    won = file.put_if_absent(data)
+    if ordinal in taken_images(read_tombstones(dataset)):
+        file.purge()
+        raise TakenDownError(f"image {ordinal + 1} was taken down: its {kind} are not kept")
+    return won
