@@ -59,7 +59,8 @@ def measure(dataset: Path, clicks: int, seed: int, threads: int) -> dict[str, An
             assert process.stdout is not None
             address = process.stdout.readline().strip()
             origin = address.partition("/?")[0]
-            with httpx.Client(base_url=origin, headers={"x-segmint": "1", "origin": origin}, timeout=60) as client:
+            headers = {"x-segmint": "1", "x-segmint-annotator": "annotator", "origin": origin}
+            with httpx.Client(base_url=origin, headers=headers, timeout=60) as client:
                 while True:
                     try:
                         client.get(address)

@@ -2,31 +2,37 @@
 
 Each annotator has addresses that open one browser each, once, as those of the viewer do. The key of an address is
 exchanged for a cookie, and the cookie's session belongs to one annotator: what that browser saves has this name. A
-write needs more than the cookie: a header that a form of another site cannot send, and an origin of this server.
+write needs more than the cookie: a header that a form of another site cannot send, an origin of this server, and the
+name that its page was opened with. A browser has one cookie: when another annotator's address is opened in it, pages
+of the one before are refused, and nothing of theirs gets the other's name.
 """
 
 import secrets
 import threading
+import unicodedata
 from dataclasses import dataclass
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
 
 from segmint.catalogs.dataset.annotations.answers import Annotator
 from segmint.catalogs.layout import wrong_fields
 from segmint.infra.errors import UsageError
-from segmint.pipeline.view.guard import HEADERS, KEY, same_secret
+from segmint.pipeline.view.guard import KEY, Door, same_secret
 
 HEADER = "x-segmint"
 """The header that every write has, with the value 1."""
 
+WHO = "x-segmint-annotator"
+"""The header with the name, percent-encoded UTF-8, that a page had when it was opened; every write has it."""
+
 MOST_ANNOTATORS = 1000
 
 _READS = ("GET", "HEAD")
+_JOINERS = "\u200c\u200d"  # which names in several scripts need
 _SHOWN = 60  # characters of a wrong value that an error repeats
 
 _SPENT = """\
@@ -61,11 +67,17 @@ class Origin:
 
 
 def check_name(text: str) -> str:
-    """Return the name of an annotator as it is; raises `UsageError` for one that answers cannot have."""
+    """Return the name of an annotator as it is.
+
+    Raises `UsageError` for one that answers cannot have, or that turns the direction of the text around it.
+    """
     try:
-        return TypeAdapter(Annotator).validate_python(text)
+        name = TypeAdapter(Annotator).validate_python(text)
     except ValidationError as error:
         raise UsageError(f"the name {text[:_SHOWN]!r} cannot be used: {wrong_fields(error)}") from error
+    if any(unicodedata.category(letter) == "Cf" and letter not in _JOINERS for letter in name):
+        raise UsageError(f"the name {text[:_SHOWN]!a} cannot be used: it has invisible characters")
+    return name
 
 
 def parse_origin(text: str) -> Origin:
@@ -140,55 +152,35 @@ class Team:
             return found[0] if found else None
 
 
-class Gate:
-    """ASGI middleware that lets requests through as the module says, and adds the headers to every answer.
+class Gate(Door):
+    """The door of a team's application: lets requests through as the module says.
 
     Handlers find the annotator in `request.state.annotator`.
     """
 
     def __init__(self, app: ASGIApp, team: Team) -> None:
-        self._app = app
+        super().__init__(app, f"segmint-annotate-{team.port}", _SPENT)
         self._team = team
         self._hosts = {origin.host.lower(): origin for origin in team.origins}
         self._origins = {origin.text.lower() for origin in team.origins}
-        self._cookie = f"segmint-annotate-{team.port}"  # all ports of a host share its cookies
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or let the application answer it."""
-
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        if scope["type"] != "http":
-            return
-        response = self._answer(Request(scope)) or self._app
-        await response(scope, receive, send_guarded)
 
     def _answer(self, request: Request) -> Response | None:
-        """Return the answer to a refused request or to the first one with a key; None if the request may pass."""
         origin = self._hosts.get(request.headers.get("host", "").lower())
         if origin is None:
             return _refusal(421, "this server answers only under its own addresses; --origin names a proxy's")
-        annotator = self._team.annotator_of(request.cookies.get(self._cookie, ""))
-        if request.url.path == "/" and KEY in request.query_params and request.method == "GET":
-            return self._enter(request.query_params[KEY], annotator, origin)
+        annotator = self._team.annotator_of(self._session(request))
+        entered = self._enter(request, self._team.enter, annotator is not None, origin.secure)
+        if entered is not None:
+            return entered
         if annotator is None:
             return _refusal(403, "open the address that `segmint annotate` printed for you: it contains a key")
         if request.method not in _READS and (problem := self._write_problem(request)) is not None:
             return _refusal(403, problem)
+        if unquote(request.headers.get(WHO, quote(annotator))) != annotator:
+            text = f"{annotator}'s address was opened in this browser since: what it sends would have that name"
+            return JSONResponse({"error": text, "annotator": annotator}, 403)
         request.state.annotator = annotator
         return None
-
-    def _enter(self, key: str, annotator: str | None, origin: Origin) -> Response:
-        session = self._team.enter(key)
-        if session is None and annotator is None:
-            return HTMLResponse(_SPENT, 403)
-        response = RedirectResponse("/", 303)
-        if session is not None:
-            response.set_cookie(self._cookie, session, httponly=True, samesite="strict", path="/", secure=origin.secure)
-        return response
 
     def _write_problem(self, request: Request) -> str | None:
         """Return why this request may not write; None if it may."""
@@ -198,6 +190,8 @@ class Gate:
             return "a write needs an Origin of this server"
         if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
             return "a write comes only from this server's own pages"
+        if WHO not in request.headers:
+            return "a write needs the header X-Segmint-Annotator: the name of its session, percent-encoded"
         return None
 
 

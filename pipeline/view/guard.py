@@ -9,6 +9,8 @@ does not show the pages in a frame.
 
 import secrets
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -83,15 +85,17 @@ class Access:
             return any(same_secret(session, known) for known in self._sessions)
 
 
-class Guard:
-    """ASGI middleware that refuses requests by the rules above, and adds the headers to every answer."""
+class Door(ABC):
+    """ASGI middleware that answers some requests itself, and adds the headers to every answer.
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        port = access.port
+    `cookie` names the session, as all ports of a host share its cookies; `spent` is the page for an address that was
+    used before.
+    """
+
+    def __init__(self, app: ASGIApp, cookie: str, spent: str) -> None:
         self._app = app
-        self._access = access
-        self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
-        self._cookie = f"segmint-view-{port}"  # all ports of a host share its cookies
+        self._cookie = cookie
+        self._spent = spent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or let the application answer it."""
@@ -106,24 +110,47 @@ class Guard:
         response = self._answer(Request(scope)) or self._app
         await response(scope, receive, send_guarded)
 
+    @abstractmethod
     def _answer(self, request: Request) -> Response | None:
-        """Return the answer to a refused request or to the first one with the key; None if the request may pass."""
+        """Return the answer to a refused request or to the first one with a key; None if the request may pass."""
+
+    def _session(self, request: Request) -> str:
+        return request.cookies.get(self._cookie, "")
+
+    def _enter(
+        self, request: Request, enter: Callable[[str], str | None], inside: bool, secure: bool = False
+    ) -> Response | None:
+        """Return the answer to an address with a key, which `enter` exchanges for a session; None for others."""
+        if request.url.path != "/" or KEY not in request.query_params or request.method != "GET":
+            return None
+        session = enter(request.query_params[KEY])
+        if session is None and not inside:
+            return HTMLResponse(self._spent, 403)
+        response = RedirectResponse("/", 303)
+        if session is not None:
+            response.set_cookie(self._cookie, session, httponly=True, samesite="strict", path="/", secure=secure)
+        return response
+
+
+class Guard(Door):
+    """The door of a viewer: refuses requests by the rules above."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        port = access.port
+        super().__init__(app, f"segmint-view-{port}", _SPENT)
+        self._access = access
+        self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
+
+    def _answer(self, request: Request) -> Response | None:
         if request.headers.get("host", "").lower() not in self._hosts:
             return PlainTextResponse("This viewer answers only at 127.0.0.1 and localhost.", 421)
         if request.method not in ("GET", "HEAD"):
             return PlainTextResponse("This viewer is read-only.", 405, {"allow": "GET, HEAD"})
-        inside = self._access.has(request.cookies.get(self._cookie, ""))
-        if request.url.path == "/" and KEY in request.query_params and request.method == "GET":
-            session = self._access.enter(request.query_params[KEY])
-            if session is None and not inside:
-                return HTMLResponse(_SPENT, 403)
-            response = RedirectResponse("/", 303)
-            if session is not None:
-                response.set_cookie(self._cookie, session, httponly=True, samesite="strict", path="/")
-            return response
-        if not inside:
-            return PlainTextResponse("Open the address that `segmint view` printed: it contains the key.", 403)
-        return None
+        inside = self._access.has(self._session(request))
+        entered = self._enter(request, self._access.enter, inside)
+        if entered is not None or inside:
+            return entered
+        return PlainTextResponse("Open the address that `segmint view` printed: it contains the key.", 403)
 
 
 def same_secret(given: str, known: str) -> bool:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from starlette.testclient import TestClient
 
@@ -13,6 +14,11 @@ from segmint.pipeline.annotate.server import AnnotateOptions, Opened
 PORT = 8765
 ORIGIN = f"http://127.0.0.1:{PORT}"
 WRITE = {"x-segmint": "1", "origin": ORIGIN, "sec-fetch-site": "same-origin"}
+
+
+def acting_as(name: str) -> dict[str, str]:
+    """Return the headers of a page that was opened as an annotator's."""
+    return {**WRITE, "x-segmint-annotator": quote(name)}
 
 
 def options(**queue: Any) -> AnnotateOptions:
@@ -35,7 +41,7 @@ class Annotators:
         """Return a new browser of an annotator."""
         client = self.stranger()
         assert client.get(self.team.address(name)).status_code == 303
-        client.headers.update(WRITE)
+        client.headers.update(acting_as(name))
         return client
 
 

@@ -11,7 +11,7 @@ import { actionOf } from "./keys.js";
 import { MaskList } from "./list.js";
 import { Pointers } from "./pointers.js";
 import { showProgress } from "./progress.js";
-import { getJson, postJson } from "./server.js";
+import { actAs, getJson, postJson } from "./server.js";
 import { Tools } from "./tools.js";
 import { View } from "./view.js";
 
@@ -194,6 +194,7 @@ class Annotator {
 async function begin() {
   setUpHelp();
   const session = await getJson("/api/session");
+  actAs(session.annotator);
   byId("dataset-name").textContent = session.dataset.name;
   byId("dataset-name").title = `${session.dataset.digest ?? ""}\n${session.annotator}`.trim();
   const wide = matchMedia("(min-width: 60rem)");

@@ -2,7 +2,7 @@
 
 import { byId, make, whole } from "./dom.js";
 import { Views } from "./rate_views.js";
-import { getJson, GoneError, postJson, putJson } from "./server.js";
+import { actAs, getJson, GoneError, postJson, putJson } from "./server.js";
 import { Stopwatch } from "./timing.js";
 
 const AGAIN_MS = 3000;
@@ -58,6 +58,7 @@ function range(low, high) {
 
 async function begin() {
   const session = await sure(() => getJson("/api/session"));
+  actAs(session.annotator);
   watch = new Stopwatch(session.idle_s);
   byId("dataset-name").textContent = session.dataset.name;
   await show(await sure(() => postJson("/api/rate/next")));

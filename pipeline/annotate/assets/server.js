@@ -17,14 +17,22 @@ const STRANGER =
   "The server does not know this browser any more: it was started again. Open the address that `segmint annotate` " +
   "printed. Your work is kept in this browser.";
 
+let annotator = null;
+
+/** Sends all requests from now on as this annotator's: the server refuses them once the browser is another's. */
+export function actAs(name) {
+  annotator = name;
+}
+
 export const getJson = (path) => request("GET", path);
 export const postJson = (path, body = {}) => request("POST", path, body);
 export const putJson = (path, body) => request("PUT", path, body);
 
 async function request(method, path, body = undefined) {
-  const options = { method };
+  const options = { method, headers: {} };
+  if (annotator !== null) options.headers["x-segmint-annotator"] = encodeURIComponent(annotator);
   if (body !== undefined) {
-    options.headers = { "content-type": "application/json", "x-segmint": "1" };
+    Object.assign(options.headers, { "content-type": "application/json", "x-segmint": "1" });
     options.body = JSON.stringify(body);
   }
   let response;
@@ -38,10 +46,15 @@ async function request(method, path, body = undefined) {
   const answer = parsed(text);
   if (response.ok) return answer;
   if ([502, 503, 504].includes(response.status)) throw new GoneError(answer?.error ?? GONE);
+  if (response.status === 403 && answer?.annotator) throw new RefusedError(changedHands(answer.annotator), 403, answer);
   if (response.status === 403) throw new RefusedError(STRANGER, 403, answer);
   const said = answer?.error ?? (text || `The server answered with status ${response.status}.`);
   throw new RefusedError(said, response.status, answer);
 }
+
+const changedHands = (name) =>
+  `The address of ${name} was opened in this browser: this page is of ${annotator} and saves nothing any more. ` +
+  `Give each person a browser of their own. Your work is kept here; a new address of ${annotator} opens it again.`;
 
 function parsed(text) {
   try {

@@ -1,5 +1,7 @@
 """Who may ask an annotators' server, and who may write to it."""
 
+from urllib.parse import quote
+
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -29,6 +31,7 @@ def browser(team: Team, base_url: str = HERE) -> TestClient:
 def entered(team: Team, name: str, base_url: str = HERE) -> TestClient:
     client = browser(team, base_url)
     assert client.get(f"{base_url}/{team.address(name).rpartition('/')[2]}").status_code == 303
+    client.headers["x-segmint-annotator"] = quote(name)
     return client
 
 
@@ -100,6 +103,23 @@ def test_a_write_needs_its_header_and_an_origin_of_the_server(team: Team, method
     assert ann.request(method, "/x", headers={**WRITE, "sec-fetch-site": "same-origin"}).status_code == 200
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_a_page_writes_only_as_whom_it_was_opened(team: Team, method: str) -> None:
+    name = "Zoë /%41\u200c 李"
+    shared = entered(team, "Ann")
+    assert shared.get(team.address(name)).status_code == 303  # in the same browser
+    pages = {who: {**WRITE, "x-segmint-annotator": quote(who)} for who in ("Ann", name)}
+    refused = shared.request(method, "/x", headers=pages["Ann"])
+    assert (refused.status_code, refused.json()["annotator"]) == (403, name)
+    assert shared.get("/x", headers=pages["Ann"]).status_code == 403
+    assert shared.request(method, "/x", headers=pages[name]).text == f"inside as {name}"
+    for odd in ("", "ann", "Ann%00", quote(name) + "%ff", "Zo\xeb"):
+        assert shared.request(method, "/x", headers={**WRITE, "x-segmint-annotator": odd.encode("latin-1")}).is_error
+    del shared.headers["x-segmint-annotator"]
+    assert shared.request(method, "/x", headers=WRITE).status_code == 403
+    assert shared.get("/x").text == f"inside as {name}"
+
+
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", f"127.0.0.1.evil.example:{PORT}", ""])
 def test_other_hosts_are_refused(team: Team, host: str) -> None:
     ann = entered(team, "Ann")
@@ -139,7 +159,9 @@ def test_what_is_no_origin_is_refused(text: str) -> None:
         parse_origin(text)
 
 
-@pytest.mark.parametrize("name", ["", "  ", "a\nb", "a\x1bb", "x" * 101, "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["", "  ", "a\nb", "a\x1bb", "x" * 101, "\ud800", "Ann\u202enna", "a\u2066b", "a\u200bb"]
+)
 def test_names_that_answers_cannot_have_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="cannot be used"):
         check_name(name)

@@ -15,7 +15,7 @@ import pytest
 
 from segmint.catalogs.dataset.annotations.answers import read_answers
 from segmint.catalogs.dataset.annotations.names import list_answers
-from tests.support.annotating import draft
+from tests.support.annotating import acting_as, draft
 from tests.support.builds import ROOT
 from tests.support.locations import location_of
 
@@ -33,7 +33,7 @@ def running(dataset: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client
             address = process.stdout.readline().strip()
             assert address, process.stderr.read() if process.stderr else ""
             origin = address.partition("/?")[0]
-            headers = {"x-segmint": "1", "origin": origin}
+            headers = {**acting_as("ann"), "origin": origin}
             with httpx.Client(base_url=origin, headers=headers, timeout=60) as client:
                 for _ in range(100):
                     try:

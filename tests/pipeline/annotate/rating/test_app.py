@@ -21,7 +21,7 @@ from segmint.pipeline.annotate.access import Team
 from segmint.pipeline.annotate.rating.app import make_rating_app
 from segmint.pipeline.annotate.rating.sample import SampleOptions
 from segmint.pipeline.annotate.rating.server import open_rating_desk
-from tests.support.annotating import ORIGIN, PORT, WRITE
+from tests.support.annotating import ORIGIN, PORT, acting_as
 from tests.support.locations import location_of
 from tests.support.rated import counts_by_mask, rating_of
 
@@ -38,7 +38,7 @@ def raters(dataset: Path, *names: str, masks: int = 6) -> Iterator[list[TestClie
         for name in names:
             client = TestClient(app, base_url=ORIGIN, follow_redirects=False, raise_server_exceptions=False)
             assert client.get(team.address(name)).status_code == 303
-            client.headers.update(WRITE)
+            client.headers.update(acting_as(name))
             clients.append(client)
         yield clients
 
@@ -153,6 +153,7 @@ def test_odd_addresses_and_strangers_are_refused(dataset: Path) -> None:
         assert ann.get("/images/3.jpg").status_code == 404
         assert ann.put("/api/rate/0/1", json=good, headers={"x-segmint": ""}).status_code == 403
         assert ann.put("/api/rate/0/1", json=good, headers={"origin": "http://evil.example"}).status_code == 403
+        assert ann.put("/api/rate/0/1", json=good, headers=acting_as("bo")).status_code == 403
         assert bo.post("/api/address", json={"annotator": "eve"}).status_code == 403
         bo.cookies.clear()
         assert bo.put("/api/rate/0/1", json=good).status_code == 403
