@@ -18,17 +18,22 @@ from segmint.infra.storage.location import Location
 from segmint.infra.uris import is_below
 from segmint.infra.wording import counted, listed
 from segmint.pipeline.export.coco import CocoWriter
+from segmint.pipeline.export.fiftyone import FiftyOneWriter
 from segmint.pipeline.export.formats import MAIN_FILES, Format
+from segmint.pipeline.export.hf import HuggingFaceWriter
 from segmint.pipeline.export.label_studio import TasksWriter
 from segmint.pipeline.export.samples import draw_images, read_images
 from segmint.pipeline.shard_ranges import ShardPart, choose_shards
+
+Files = Mapping[str, Path] | Mapping[str, bytes]
+"""Files by path below the export's folder: where they are, or what they hold."""
 
 
 class SampleWriter(Protocol):
     """Collects samples and makes the files of a format."""
 
-    def add(self, sample: Sample) -> None:
-        """Add an image with its masks."""
+    def add(self, sample: Sample) -> Files | None:
+        """Add an image with its masks; return files that are complete with it, by path below the export's folder."""
 
     def finish(self) -> dict[str, Path]:
         """Return the files, by path below the export's folder; the last one completes it."""
@@ -78,19 +83,30 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     shards = choose_shards(dataset.manifest.shards, options.shards)
     with TemporaryDirectory(prefix="segmint-") as scratch:
         version = name_now(location)
-        writer = make_writer(options.format, Path(scratch), dataset.manifest, version, output.uri)
+        writer = make_writer(options.format, Path(scratch), dataset.manifest, version, output.uri, options.with_images)
         drawn = None if options.sample is None else draw_images(dataset, shards, options.sample, options.seed)
         samples = read_images(dataset, shards, drawn)
         note = partial(note_output, location, f"export --format {options.format}", output)
-        return write_samples(samples, [writer], output, file, version, options.with_images, note)
+        apart = options.format is not Format.HF
+        return write_samples(samples, [writer], output, file, version, options.with_images, note, apart)
 
 
 def make_writer(
-    format: Format, scratch: Path, manifest: DatasetManifest, version: VersionName, output: str
+    format: Format,
+    scratch: Path,
+    manifest: DatasetManifest,
+    version: VersionName,
+    output: str,
+    with_images: bool = True,
 ) -> SampleWriter:
     """Return the writer of a format, which collects in the folder `scratch` what goes to `output`."""
-    if format is Format.LABEL_STUDIO:
-        return TasksWriter(scratch, manifest, version, output)
+    match format:
+        case Format.LABEL_STUDIO:
+            return TasksWriter(scratch, manifest, version, output)
+        case Format.FIFTYONE:
+            return FiftyOneWriter(scratch, manifest, version)
+        case Format.HF:
+            return HuggingFaceWriter(scratch, manifest, version, with_images)
     return CocoWriter(scratch, manifest, version, MAIN_FILES[format], compressed=format is Format.COCO)
 
 
@@ -116,22 +132,26 @@ def write_samples(
     version: VersionName,
     with_images: bool = True,
     note: Callable[[Mapping[str, str]], None] = lambda _: None,
+    pictures_apart: bool = True,
 ) -> Exported:
     """Write the pictures of samples as they come, then the files of the writers in order; `file` is the main file.
 
-    `version` is the dataset that the samples are of. Each file appears only when it is complete, so that an export that
-    was killed has no main file. `note` is called with the SHA-256 of the last file, by its path below `output`, before
-    it is put. Pictures and files that are there with the same bytes stay, of a run that was killed. Raises `UsageError`
-    at the first picture that is there with other bytes, and names all such files before it puts any.
+    `version` is the dataset that the samples are of. With `pictures_apart=False` the writers keep the pictures
+    themselves. Each file appears only when it is complete, so that an export that was killed has no main file. `note`
+    is called with the SHA-256 of the last file, by its path below `output`, before it is put. Pictures and files that
+    are there with the same bytes stay, of a run that was killed. Raises `UsageError` at the first picture, or other
+    file of one image, that is there with other bytes, and names all others before it puts any of them.
     """
     images = masks = pictures = 0
     with TemporaryDirectory(prefix="segmint-") as scratch:
         for sample in samples:
             if with_images and sample.jpeg is not None:
-                _put_picture(sample.jpeg, Path(scratch), output / "images", image_name(sample.id))
+                if pictures_apart:
+                    _put_part(sample.jpeg, Path(scratch), output / "images" / image_name(sample.id))
                 pictures += 1
             for writer in writers:
-                writer.add(sample)
+                for name, content in (writer.add(sample) or {}).items():
+                    _put_part(content, Path(scratch), output / name)
             images += 1
             masks += len(sample.masks)
     files = [pair for writer in writers for pair in writer.finish().items()]
@@ -145,14 +165,19 @@ def write_samples(
     return Exported(str(output), str(file), images, masks, pictures, version)
 
 
-def _put_picture(jpeg: bytes, scratch: Path, folder: Location, name: str) -> None:
-    local = scratch / "picture.jpg"
-    local.write_bytes(jpeg)  # fewer stores can put bytes if absent than can put a file
-    if not (folder / name).put_file_if_absent(local):
+def _put_part(content: bytes | Path, scratch: Path, file: Location) -> None:
+    """Put a picture, or another file that is complete before the last image; one from the scratch folder moves."""
+    if isinstance(content, Path):
+        local = content
+    else:
+        local = scratch / "part"
+        local.write_bytes(content)  # fewer stores can put bytes if absent than can put a file
+    if not file.put_file_if_absent(local):
         raise UsageError(
-            f"{folder / name} already exists with other bytes, from another run or the dataset as it was, and is not "
-            f"overwritten: choose another folder, or delete {folder}"
+            f"{file} already exists with other bytes, from another run or the dataset as it was, and is not "
+            "overwritten: choose another folder, or delete this one"
         )
+    local.unlink()
 
 
 def _is_other(there: Location, path: Path) -> bool:

@@ -9,11 +9,15 @@ class Format(StrEnum):
     COCO = "coco"
     CVAT = "cvat"
     LABEL_STUDIO = "label-studio"
+    FIFTYONE = "fiftyone"
+    HF = "hf"
 
 
 MAIN_FILES = {
     Format.COCO: "instances.json",
     Format.CVAT: "annotations/instances_default.json",
     Format.LABEL_STUDIO: "tasks.json",
+    Format.FIFTYONE: "samples.json",
+    Format.HF: "README.md",
 }
 """The file of each format that completes an export: it is written last."""

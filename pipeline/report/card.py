@@ -7,6 +7,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from segmint.catalogs.hub import hub_licenses, size_category
 from segmint.catalogs.lineage import describe_rounds
 from segmint.infra.wording import counted
 from segmint.pipeline.audit.answer import AuditReport
@@ -17,22 +18,6 @@ from segmint.pipeline.report.templates import ASSETS, FILTERS
 from segmint.pipeline.statistics.values import Statistics
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~$#!]")
-_HUB_LICENSES = frozenset(
-    {
-        "apache-2.0", "mit", "odbl", "pddl", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
-        "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0",
-        "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
-    }
-)  # fmt: skip
-_SIZES = (
-    (10**3, "n<1K"),
-    (10**4, "1K<n<10K"),
-    (10**5, "10K<n<100K"),
-    (10**6, "100K<n<1M"),
-    (10**7, "1M<n<10M"),
-    (10**8, "10M<n<100M"),
-    (10**9, "100M<n<1B"),
-)
 
 
 def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, charts: Charts) -> str:
@@ -64,28 +49,15 @@ def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, char
 
 def front_matter(facts: Facts) -> str:
     """Return the part of a card that the Hub reads, as YAML."""
-    names = [license for license, _ in facts.licenses if license]
-    known = sorted({name.lower() for name in names if name.lower() in _HUB_LICENSES})
-    others = sorted({name for name in names if name.lower() not in _HUB_LICENSES})
     value: dict[str, Any] = {
         "pretty_name": facts.name,
-        "license": [*known, "other"] if others else known or ["unknown"],
+        **hub_licenses(license for license, _ in facts.licenses if license),
         "size_categories": [size_category(facts.images)],
         "task_categories": ["image-segmentation", "mask-generation"],
         "annotations_creators": ["machine-generated", *(["other"] if facts.people else [])],
         "tags": ["segment-anything", "sa-1b", "class-agnostic", "webdataset"],
     }
-    if others:
-        value["license_name"] = ", ".join(others)
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
-
-
-def size_category(images: int) -> str:
-    """Return the Hub's size category for a number of images."""
-    for limit, name in _SIZES:
-        if images < limit:
-            return name
-    return "n>1B"
 
 
 def escaped(value: Any) -> Any:

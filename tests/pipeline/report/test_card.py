@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.report.card import escaped, front_matter, size_category
+from segmint.pipeline.report.card import escaped, front_matter
 from segmint.pipeline.report.facts import gather_facts
 from segmint.pipeline.statistics.open_tables import open_tables
 from tests.support.locations import location_of
@@ -99,14 +99,6 @@ def test_what_the_data_says_cannot_become_markup(card: str) -> None:
 )
 def test_text_is_escaped(value: object, expected: object) -> None:
     assert escaped(value) == expected
-
-
-@pytest.mark.parametrize(
-    ("images", "category"),
-    [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (11_185_362, "10M<n<100M"), (2 * 10**9, "n>1B")],
-)
-def test_sizes_are_the_hub_s(images: int, category: str) -> None:
-    assert size_category(images) == category
 
 
 def test_an_unknown_license_is_said_to_be_unknown(minted: Path, tmp_path: Path) -> None:

@@ -1,0 +1,206 @@
+"""Parquet files with a card that names them, for `datasets.load_dataset`: images, masks as PNG, run lengths."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from PIL import Image
+
+from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
+from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.hub import hub_licenses, size_category
+from segmint.catalogs.layout import image_name
+from segmint.catalogs.parquet import PARQUET_OPTIONS
+from segmint.pipeline.export.provenance import CREDITS, credits_of, describe_dataset
+
+DATA = "data/train-*.parquet"
+"""The files of an export, as its card names them."""
+
+GROUP_BYTES = 32 << 20
+"""Bytes of images and masks after which a row group is written: what the export holds in memory."""
+
+FILE_BYTES = 384 << 20
+"""Bytes of images and masks after which a new file begins."""
+
+_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_OBJECT = pa.struct(
+    [
+        ("id", pa.int64()),
+        ("area", pa.int64()),
+        ("bbox", pa.list_(pa.float64())),
+        ("predicted_iou", pa.float64()),
+        ("stability_score", pa.float64()),
+        ("size", pa.list_(pa.int32())),
+        ("counts", pa.string()),
+    ]
+)
+_COLUMNS = {
+    "image": _PICTURE,
+    "id": pa.int64(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    **{name: pa.string() for name in CREDITS},
+    "masks": pa.list_(_PICTURE),
+    "objects": pa.list_(_OBJECT),
+}
+
+
+class HuggingFaceWriter:
+    """Writes rows to Parquet files in `scratch`; `add` returns each file when it is complete.
+
+    A row has `masks`, PNGs of one bit a pixel in the size of the image, and `objects`, which tell of the same masks in
+    the same order. Without images there is no column `image`. `group_bytes` and `file_bytes` bound memory and files.
+    """
+
+    def __init__(
+        self,
+        scratch: Path,
+        manifest: DatasetManifest,
+        version: VersionName,
+        with_images: bool = True,
+        group_bytes: int = GROUP_BYTES,
+        file_bytes: int = FILE_BYTES,
+    ) -> None:
+        self._scratch = scratch
+        self._manifest = manifest
+        self._version = version
+        self._schema = schema_of(with_images)
+        self._limits = group_bytes, file_bytes
+        self._rows: list[dict[str, Any]] = []
+        self._waiting = self._written = 0
+        self._writer: pq.ParquetWriter | None = None
+        self._files = 0
+        self._images = self._masks = 0
+        self._licenses: set[str] = set()
+
+    def add(self, sample: Sample) -> dict[str, Path]:
+        """Add an image with its masks; return the file that it completed, if any, by path below the export."""
+        row = sample.row
+        masks = [{"bytes": _png(mask), "path": f"{mask.id}.png"} for mask in sample.masks]
+        image = None if sample.jpeg is None else {"bytes": sample.jpeg, "path": image_name(sample.id)}
+        values = {"id": sample.id, "width": row["width"], "height": row["height"], "masks": masks, "image": image}
+        objects = [_object(mask) for mask in sample.masks]
+        self._rows.append({**values, **credits_of(row), "objects": objects})
+        self._images += 1
+        self._masks += len(masks)
+        self._licenses.update([row["license"]] if row["license"] else ())
+        self._waiting += len(sample.jpeg or b"") + sum(len(mask["bytes"]) for mask in masks)
+        group, file = self._limits
+        if self._waiting >= group:
+            self._flush()
+        return self._close() if self._written >= file else {}
+
+    def finish(self) -> dict[str, Path]:
+        """Return the last Parquet file and the card, by path below the export; the card completes it."""
+        last = self._close() if self._rows or self._writer is not None or not self._files else {}
+        card = self._scratch / "README.md"
+        card.write_text(self._card(), encoding="utf-8")
+        return last | {"README.md": card}
+
+    def _flush(self) -> None:
+        if self._writer is None:
+            path = self._scratch / _file_name(self._files)
+            options = PARQUET_OPTIONS | {"use_dictionary": list(CREDITS), "write_statistics": False}
+            self._writer = pq.ParquetWriter(path, self._schema, **options)
+        rows = pa.Table.from_pylist(self._rows, schema=self._schema)
+        self._writer.write_table(rows, row_group_size=max(1, len(self._rows)))
+        self._written += self._waiting
+        self._rows, self._waiting = [], 0
+
+    def _close(self) -> dict[str, Path]:
+        if self._rows or self._writer is None:
+            self._flush()
+        assert self._writer is not None
+        self._writer.close()
+        self._writer, self._written = None, 0
+        name = _file_name(self._files)
+        self._files += 1
+        return {f"data/{name}": self._scratch / name}
+
+    def _card(self) -> str:
+        about = describe_dataset(self._manifest, self._version)
+        front = {
+            "pretty_name": about["name"],
+            **hub_licenses(self._licenses),
+            "size_categories": [size_category(self._images)],
+            "task_categories": ["image-segmentation", "mask-generation"],
+            "tags": ["segment-anything", "class-agnostic"],
+            "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": DATA}]}],
+        }
+        header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=120)
+        # The name is anybody's text: as code on one line it is neither Markdown nor HTML.
+        name = re.sub(r"[`\s]+", " ", about["name"])
+        facts = "\n".join(f"- {key}: `{value}`" for key, value in about.items() if key != "name")
+        return _CARD.format(
+            header=header, name=name, images=self._images, masks=self._masks, facts=facts, columns=", ".join(
+                f"`{field.name}`" for field in self._schema
+            )
+        )  # fmt: skip
+
+
+def schema_of(with_images: bool) -> pa.Schema:
+    """Return the schema of the files; its metadata tells `datasets` which columns are pictures."""
+    columns = {name: kind for name, kind in _COLUMNS.items() if with_images or name != "image"}
+    features = {"info": {"features": {name: _feature(kind) for name, kind in columns.items()}}}
+    return pa.schema(list(columns.items()), metadata={"huggingface": json.dumps(features)})
+
+
+def _feature(kind: pa.DataType) -> Any:
+    """Return the feature of `datasets` for an Arrow type."""
+    if kind == _PICTURE:
+        return {"_type": "Image"}
+    if pa.types.is_list(kind):
+        return [_feature(kind.value_type)]
+    if pa.types.is_struct(kind):
+        return {field.name: _feature(field.type) for field in kind}
+    return {"dtype": {"double": "float64"}.get(str(kind), str(kind)), "_type": "Value"}
+
+
+def _object(mask: MaskAnnotation) -> dict[str, Any]:
+    names = ("id", "area", "bbox", "predicted_iou", "stability_score", "size", "counts")
+    return {name: getattr(mask, name) for name in names}
+
+
+def _png(mask: MaskAnnotation) -> bytes:
+    """Encode a mask as a PNG with one bit a pixel."""
+    encoded = io.BytesIO()
+    Image.fromarray(np.asarray(mask.mask)).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def _file_name(number: int) -> str:
+    return f"train-{number:05d}.parquet"
+
+
+_CARD = """\
+---
+{header}---
+
+# `{name}`
+
+{images:,} images with {masks:,} masks, exported by segmint.
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("path/of/this/folder", split="train")
+row = dataset[0]
+row["masks"]  # a PIL image of one bit a pixel for each mask
+```
+
+Columns: {columns}. `masks` and `objects` tell of the same masks in the same order. `counts` with `size` are COCO's
+compressed run lengths, exactly the same pixels: to read only those, leave out the pictures with
+`load_dataset(…, columns=["image", "objects"])`. `bbox` is x, y, width and height from the first to the last pixel, so
+that a single pixel has width 0. Masks have no class.
+
+Each row has the license and the credit of its image: pass them on with it.
+
+{facts}
+"""
