@@ -55,7 +55,7 @@ _COLUMNS = {
 class HuggingFaceWriter:
     """Writes rows to Parquet files in `scratch`; `add` returns each file when it is complete.
 
-    A row has `masks`, PNGs of one bit a pixel in the size of the image, and `objects`, which tell of the same masks in
+    A row has `masks`, PNGs of one bit a pixel in the size of the image, and `objects`, which describe the same masks in
     the same order. Without images there is no column `image`. `group_bytes` and `file_bytes` bound memory and files.
     """
 
@@ -195,7 +195,7 @@ row = dataset[0]
 row["masks"]  # a PIL image of one bit a pixel for each mask
 ```
 
-Columns: {columns}. `masks` and `objects` tell of the same masks in the same order. `counts` with `size` are COCO's
+Columns: {columns}. `masks` and `objects` describe the same masks in the same order. `counts` with `size` are COCO's
 compressed run lengths, exactly the same pixels: to read only those, leave out the pictures with
 `load_dataset(…, columns=["image", "objects"])`. `bbox` is x, y, width and height from the first to the last pixel, so
 that a single pixel has width 0. Masks have no class.
