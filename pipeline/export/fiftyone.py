@@ -48,7 +48,7 @@ class FiftyOneWriter:
         row = sample.row
         metadata = {"_cls": "ImageMetadata", "width": row["width"], "height": row["height"], "num_channels": 3}
         number = self._number("image", sample.id)
-        value = {
+        value: dict[str, Any] = {
             "_id": {"$oid": number[:24]},
             "filepath": f"images/{image_name(sample.id)}",
             "tags": [],
