@@ -94,6 +94,7 @@ class Desk:
         self._seen: dict[int, tuple[float, OpenImage]] = {}
         self._over = self.queue.merged.copy()  # by rank: nobody is given these
         self._gone: set[int] = set()
+        self._merged: dict[int, int] = {}  # the lanes of images that a merge has changed, as far as seen
         for image in self.board.answered():
             self._note(image)
 
@@ -128,13 +129,11 @@ class Desk:
             return {"image": None, "lane": 0, "base": None, "masks": [], "n": 0, "answer": None, "state": "gone"}
         self._see(found)
         self.board.refresh(image)
-        self._note(image)
+        self._note(image, found)
         lane = self._lane(image, annotator)
         self.leases.take((image, lane), annotator)
         done = self.board.lanes(image).get(lane)
-        answer = self.board.read(image, lane)
-        current = answer is not None and answer.base == found.base
-        merged = (found.row.get("answer") or {}).get("lane") is not None
+        answer = self.board.answer(found, lane)
         return {
             "image": found.row,
             "lane": lane,
@@ -142,9 +141,9 @@ class Desk:
             "size": list(found.size),
             "masks": list(found.masks),
             "n": 0 if done is None else done.name.n,
-            "answer": answer.model_dump(mode="json") if current and answer is not None else None,
-            "prefill": [] if current else self._prefilled(found),
-            "state": "answered" if current else "merged" if merged else "open",
+            "answer": None if answer is None else answer.model_dump(mode="json"),
+            "prefill": [] if answer is not None else self._prefilled(found),
+            "state": self.board.state(found, lane),
         }
 
     def embed(self, image: int, annotator: str) -> None:
@@ -175,9 +174,11 @@ class Desk:
         if not isinstance(body.get("base"), str):
             raise UsageError("base: expected the digest that came with the image")
         if body["base"] != found.base:
+            self._note(image, found)
             lane = self._lane(image, annotator)
-            raise LostRaceError("the image has changed since it was opened", self.board.read(image, lane), found.base)
+            raise LostRaceError("the image has changed since it was opened", self.board.answer(found, lane), found.base)
         self.board.refresh(image)
+        self._note(image, found)
         lane = self._lane(image, annotator)
         answer = Answer.from_value(
             {
@@ -205,7 +206,8 @@ class Desk:
 
     def progress(self, annotators: list[str]) -> dict[str, Any]:
         """Return what has been done so far."""
-        return {"images": len(self.queue), **self.board.progress(annotators)}
+        counted = self.board.progress(annotators, lambda image: self.queue.rank(image) is not None)
+        return {"images": len(self.queue), **counted}
 
     def _prefilled(self, found: OpenImage) -> list[dict[str, Any]]:
         """Return what a detector's boxes prefill; waits for the embedding."""
@@ -219,10 +221,10 @@ class Desk:
             return self._other(answer, found)
         if answer.n != 1 + (0 if done is None else done.name.n):
             raise UsageError(f"answers/{answer.n}: the next answer is {1 if done is None else done.name.n + 1}")
-        if done is not None and done.base == answer.base and done.annotator != answer.annotator:
-            raise LostRaceError(
-                f"{done.annotator} has answered", self.board.read(answer.image, answer.lane), found.base
-            )
+        if done is not None and done.annotator != answer.annotator:
+            winner = self.board.answer(found, answer.lane)
+            if winner is not None:
+                raise LostRaceError(f"{done.annotator} has answered", winner, found.base)
         if not put_answer(self.dataset, answer):
             self.board.refresh(answer.image)
             return self._other(answer, found)
@@ -236,7 +238,7 @@ class Desk:
         winner = self.board.read(answer.image, answer.lane)
         if winner is not None and winner.n == answer.n and answer.same_work(winner):
             return winner
-        raise LostRaceError("another answer was saved before", winner, found.base)
+        raise LostRaceError("another answer was saved before", self.board.answer(found, answer.lane), found.base)
 
     def _lease(self, annotator: str, after: int | None) -> tuple[int, int] | None:
         for image in self._open_after(after):
@@ -259,9 +261,8 @@ class Desk:
         """Return the lane of an image that an annotator may be given; `look` at the store first."""
         done = self.board.refresh(image) if look else self.board.lanes(image)
         if look:
-            self._note(image)
             self._check(image)
-        if image in self._gone or any(each.annotator == annotator for each in done.values()):
+        if image in self._gone or image in self._merged or any(each.annotator == annotator for each in done.values()):
             return None
         for lane in range(self.queue.lanes(image)):
             if lane not in done and self.leases.holder((image, lane)) in (None, annotator):
@@ -271,12 +272,15 @@ class Desk:
     def _check(self, image: int) -> None:
         """Read an image; nobody is given one that was taken down or has no picture."""
         try:
-            self._see(self.source.read(image))
+            self._see(found := self.source.read(image))
+            self._note(image, found)
         except (GoneError, NoPictureError):
             self._forget(image)
 
     def _lane(self, image: int, annotator: str) -> int:
         """Return the lane of an image that is an annotator's, or would be; of none that is free the first."""
+        if image in self._merged:
+            return self._merged[image]
         done = self.board.lanes(image)
         lanes = range(self.queue.lanes(image))
         for lane, each in sorted(done.items()):
@@ -291,14 +295,17 @@ class Desk:
         free = [lane for lane in lanes if lane not in done]
         return free[0] if free else 0
 
-    def _note(self, image: int) -> None:
-        """Note whether an image has all the answers that it needs."""
+    def _note(self, image: int, found: OpenImage | None = None) -> None:
+        """Note whether an image, which may be read already, has all the answers that it needs."""
+        lane = None if found is None else self.board.only_lane(found)
+        if lane is not None:
+            self._merged[image] = lane
         rank = self.queue.rank(image)
         if rank is None:
             return
         done: Mapping[int, Done] = self.board.lanes(image)
         with self._lock:
-            over = bool(self.queue.merged[rank]) or image in self._gone
+            over = bool(self.queue.merged[rank]) or image in self._gone or image in self._merged
             self._over[rank] = over or len(done) >= self.queue.lanes(image)
 
     def _look(self, image: int) -> OpenImage:

@@ -15,9 +15,14 @@ from segmint.operators.schemas import AUTOMATIC, SCHEMAS, SCHEMAS_OF, SOURCES
 from segmint.pipeline.engine.answer import EngineStatus, RoundStatus
 from segmint.pipeline.engine.lineages import in_order
 
+# As `lanes.is_untouched`: masks that a detector's box prefilled, on which nobody spent time.
+_UNTOUCHED = """coalesce(
+    source = 'assisted' AND parent IS NULL AND seconds = 0 AND len(prompts) = 1 AND prompts[1].kind = 'box', false
+)"""
+
 _BY_SOURCE = f"""
-SELECT coalesce(source, '{AUTOMATIC}') AS source, count(*) AS masks, count(seconds) AS timed,
-       sum(seconds)::DOUBLE AS seconds
+SELECT coalesce(source, '{AUTOMATIC}') AS source, count(*) AS masks,
+       count(seconds) FILTER (NOT {_UNTOUCHED}) AS timed, sum(seconds)::DOUBLE AS seconds
 FROM masks WHERE seconds IS NULL OR isfinite(seconds) GROUP BY 1
 """
 

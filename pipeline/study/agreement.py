@@ -1,6 +1,7 @@
 """How far two people agree who annotated the same image apart: the IoU of their masks of one object.
 
-SAM paper, section 5: 0.85 to 0.91 between annotators. Lanes 0 and 1 of an image, where both were given the same state.
+SAM paper, section 5: 0.85 to 0.91 between annotators. Of lanes 0 and 1 of an image, to the first state that both were
+given: afterwards a merge may have shown one of them the other's masks.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, read_answer
+from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, read_answers
+from segmint.catalogs.dataset.annotations.lanes import answers_apart, masks_of_people
 from segmint.catalogs.dataset.annotations.names import last_answers, list_answers
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
@@ -46,26 +48,26 @@ class Agreement:
 def agreement(one: Answer, other: Answer) -> tuple[float, ...]:
     """Return the IoU of each two masks that two people drew of one object of an image.
 
-    Masks of the dataset that both left as they were do not count. Masks are paired one to one, the best pair first;
+    Masks of the dataset that both left as they were do not count, nor those that a detector's box prefilled and nobody
+    touched (`is_untouched`). Masks are paired one to one, the best pair first;
     pairs under `SAME_OBJECT_IOU` are of two objects.
     """
-    if one.size != other.size or not one.masks or not other.masks:
-        return ()
     ours, theirs = (
-        [StudyMask(None, {"size": list(each.size), "counts": mask.counts.encode()}) for mask in each.masks]
+        [StudyMask(None, {"size": list(each.size), "counts": mask.counts.encode()}) for mask in masks_of_people(each)]
         for each in (one, other)
     )
+    if one.size != other.size or not ours or not theirs:
+        return ()
     return tuple(float(iou) for _, _, iou in best_matches(ours, theirs) if iou >= SAME_OBJECT_IOU)
 
 
 def sum_up(pairs: Iterable[tuple[Answer, Answer]]) -> Agreement | None:
-    """Sum up the answers of two people to each image; those to different states are left out. None without any."""
+    """Sum up the answers of two people to each image, as `answers_apart` pairs them; None without any."""
     ious: list[Sequence[float]] = []
     masks = 0
     for one, other in pairs:
-        if one.base == other.base:
-            ious.append(agreement(one, other))
-            masks += len(one.masks) + len(other.masks)
+        ious.append(agreement(one, other))
+        masks += len(masks_of_people(one)) + len(masks_of_people(other))
     if not ious:
         return None
     found = [image for image in ious if image]
@@ -82,17 +84,18 @@ def sum_up(pairs: Iterable[tuple[Answer, Answer]]) -> Agreement | None:
 
 
 def measure_agreement(dataset: Location) -> Agreement | None:
-    """Read the last answers of images that two people annotated, and sum them up; None if there are none.
-
-    Answers that cannot be read are left out: the audit names them.
-    """
-    both = [lanes for lanes in last_answers(list_answers(dataset)).values() if len(lanes) > 1]
-
-    def read(index: int) -> tuple[Answer, Answer] | None:
-        try:
-            return read_answer(dataset, both[index][0]), read_answer(dataset, both[index][1])
-        except AnswerError:
-            return None
-
-    found = map_ahead(read, range(len(both)), _THREADS, 4 * _THREADS, "answers")
+    """Compare the answers of images that two people annotated, and sum them up; None if there are none."""
+    both = [ordinal for ordinal, lanes in last_answers(list_answers(dataset)).items() if len(lanes) > 1]
+    found = map_ahead(lambda ordinal: read_apart(dataset, ordinal), both, _THREADS, 4 * _THREADS, "answers")
     return sum_up(pair for pair in found if pair is not None)
+
+
+def read_apart(dataset: Location, ordinal: int) -> tuple[Answer, Answer] | None:
+    """Return what two people said of an image apart; None if there is no such pair.
+
+    Images with an answer that cannot be read are left out: the audit names it.
+    """
+    try:
+        return answers_apart(read_answers(dataset, ordinal))
+    except AnswerError:
+        return None

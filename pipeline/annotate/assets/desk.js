@@ -69,6 +69,9 @@ export class Desk {
     this.#saver.reset();
     [this.#theirs, this.#selected] = [null, null];
     this.complete = image.answer?.complete ?? true;
+    if (image.answer !== null && image.state !== "answered") {
+      this.#told.say("This image has changed since it was saved. What fits of that work is here: look, and save.");
+    }
     if (draft) this.#restore(draft, image);
     this.image = image;
     this.#told.opened(image);
@@ -222,7 +225,8 @@ export class Desk {
   async #lost(winner, body) {
     if (winner === null) {
       await this.open(this.image.id);
-      this.#push(work.begin(carried(this.state.items, body, `c${work.nextNumber()}`)));
+      const masks = itemsOf({ ...this.image, answer: null, prefill: [] }); // what was saved is in the body, too
+      this.#push(work.begin(carried(masks, body, `c${work.nextNumber()}`)));
       return this.#told.say("This image's masks have changed meanwhile. What fits of your work is here: look, and save.");
     }
     this.watch.add(timesOf(winner).masks);

@@ -26,7 +26,8 @@ class Tally:
     images: int = 0  # whose rows change
     unchanged: int = 0  # of these, looked at and left with the masks that they have
     merged: int = 0  # whose last answer was merged before
-    superseded: int = 0  # with an earlier answer, to another state, that was never merged
+    superseded: int = 0  # with an earlier answer, to another state, never merged, that says more
+    apart: int = 0  # whose other lane has an answer that is neither merged nor compared
     masks: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
@@ -39,10 +40,20 @@ class Tally:
         self.images += 1
         self.unchanged += not merged.changes_masks
         self.masks.update({each: getattr(merged, each) for each in COUNTED})
-        self.superseded += bool(merged.superseded)
+        if merged.superseded:
+            self.superseded += 1
+            answers = counted(merged.superseded, "earlier answer")
+            self._example(
+                f"{image_stem(image)}: {answers}, to another state, never merged: not all of it is in the later"
+            )
         if merged.unfit:
             masks = counted(merged.unfit, "mask")
             self._example(f"{image_stem(image)}: {masks} of the answer left out: the image has others there now")
+
+    def count_apart(self, image: int, lane: int) -> None:
+        """Count an image of whose other `lane` the last answer is neither merged nor compared."""
+        self.apart += 1
+        self._example(f"{image_stem(image)}: the last answer of lane {lane} is neither merged nor compared")
 
     def leave(self, image: int, why: Left, detail: str | None = None) -> None:
         """Count an image that stays as it is."""
@@ -55,6 +66,7 @@ class Tally:
         self.unchanged += other.unchanged
         self.merged += other.merged
         self.superseded += other.superseded
+        self.apart += other.apart
         self.masks += other.masks
         self.left += other.left
         self.examples = [*self.examples, *other.examples][:SHOWN]
@@ -78,7 +90,8 @@ class MergeList:
     images: int  # that change
     unchanged: int  # of these, looked at and left with the masks that they have
     merged: int  # images whose last answer was merged before
-    superseded: int  # of those that change: with an earlier answer, to another state, that was never merged
+    superseded: int  # of those that change: with an earlier answer, to another state, never merged, that says more
+    apart: int  # with an answer in the other lane that is neither merged nor compared
     masks: Mapping[str, int]
     left_images: Mapping[str, int]  # that stay as they are, by the reason
     examples: tuple[str, ...]
@@ -98,6 +111,7 @@ class MergeList:
             unchanged=tally.unchanged,
             merged=tally.merged,
             superseded=tally.superseded,
+            apart=tally.apart,
             masks={each: tally.masks[each] for each in COUNTED},
             left_images=dict(tally.left.most_common()),
             examples=tuple(tally.examples),
@@ -135,7 +149,12 @@ class MergeList:
         if self.superseded:
             lines.append(
                 f"an earlier answer, to another state, was never merged: {counted(self.superseded, 'image')}; "
-                "the later answer holds"
+                "the later answer, which holds, does not have all of it"
+            )
+        if self.apart:
+            lines.append(
+                f"answered by two people to different states: {counted(self.apart, 'image')}; one lane is merged, and "
+                "the other's last answer is kept"
             )
         lines += [f"left as they are: {counted(n, 'image')}: {why}" for why, n in self.left_images.items()]
         return [*lines, *(f"  {example}" for example in self.examples)]

@@ -4,12 +4,12 @@ What an answer replaces or deletes is compared with what the image has, so that 
 still fits is merged.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import groupby
 
-from segmint.catalogs.dataset.annotations.answers import Answer, AnswerMask
+from segmint.catalogs.dataset.annotations.answers import Answer, AnswerMask, FormerMask
+from segmint.catalogs.dataset.annotations.lanes import is_merged, lane_to_merge, last_of_states
 from segmint.catalogs.dataset.annotations.names import AnswerName
 from segmint.catalogs.reasons import Reason
 from segmint.operators.describe import image_statistics
@@ -17,9 +17,9 @@ from segmint.operators.rows import Row
 from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.answered import is_prompted, said_of
 from segmint.operators.shards.files import annotation_id
+from segmint.operators.shards.fitting import fit_answer
 from segmint.pipeline.corrections.people_masks import (
     NewMask,
-    counts_of,
     described_masks,
     in_newest_format,
     is_of_build,
@@ -50,7 +50,7 @@ class MergedRow:
     added: int = 0
     deleted: int = 0
     unfit: int = 0  # of the answer, whose mask in the image is another one now, or gone
-    superseded: int = 0  # states with an answer that was never merged: the later answer, to another state, holds
+    superseded: int = 0  # earlier answers, to other states, never merged, that say what the one merged does not
 
     @property
     def changes_masks(self) -> bool:
@@ -64,13 +64,9 @@ def answer_to_merge(row: Row, names: Sequence[AnswerName]) -> AnswerName | None:
     That is the last one of the lane that was merged before, or else of the lowest lane. The other lane only says how
     well people agree.
     """
-    merged = row["answer"] or {}
-    lane = merged.get("lane")
-    if lane is None:
-        lane = min(name.lane for name in names)
+    lane = lane_to_merge(row["answer"], (name.lane for name in names))
     last = max((name for name in names if name.lane == lane), default=None)
-    done = merged.get("n") if merged.get("lane") == lane else None
-    return None if last is None or (done is not None and last.n <= done) else last
+    return None if last is None or is_merged(row["answer"], last.lane, last.n) else last
 
 
 def left_alone(row: Row) -> Left | None:
@@ -96,15 +92,17 @@ def merge_answer(row: Row, answers: Sequence[Answer], rule: int) -> MergedRow:
     if left is not None:
         return MergedRow(row, left)
     old = numbered_masks(row)
-    former = _merged_before(row, answers)
-    plan = _fit(row, old, answer, former)
+    by_id = {annotation_id(row["id"], mask["index"]): mask for mask in old}
+    plan = fit_answer(by_id, answers, row["answer"])
+    parents = {counts: by_id.get(former.id) or _as_it_was(row, former) for counts, former in plan.parents.items()}
     first = next_number(row, old)
     if first + len(plan.new) > MASKS_PER_IMAGE_LIMIT:
         return MergedRow(row, Left.TOO_MANY)
-    kept = [mask for mask in in_newest_format(row, old, rule) if mask["index"] not in plan.gone]
-    new = [_new_mask(mask, plan.parents.get(mask.counts), answer) for mask in plan.new]
-    masks = [*kept, *described_masks(row, new, plan.parents, first, rule, {})]
-    corrected = len({parent["index"] for parent in plan.parents.values()} & plan.gone)
+    gone = {by_id[id]["index"] for id in plan.gone}
+    kept = [mask for mask in in_newest_format(row, old, rule) if mask["index"] not in gone]
+    new = [_new_mask(mask, parents.get(mask.counts), answer) for mask in plan.new]
+    masks = [*kept, *described_masks(row, new, parents, first, rule, {})]
+    corrected = len({former.id for former in plan.parents.values()} & plan.gone)
     next_row: Row = {
         **row,
         "masks": masks,
@@ -130,79 +128,26 @@ def merge_answer(row: Row, answers: Sequence[Answer], rule: int) -> MergedRow:
 
 def seconds_of(answers: Sequence[Answer]) -> float:
     """Return the active seconds of a lane's answers, in order: of those to one state the last has them all."""
-    return sum([list(same)[-1].seconds for _, same in groupby(answers, key=lambda answer: answer.base)])
+    return sum(answer.seconds for answer in last_of_states(answers))
 
 
 def _superseded(row: Row, answers: Sequence[Answer]) -> int:
-    merged = row["answer"] or {}
-    done = merged["n"] if merged.get("lane") == answers[-1].lane else 0
-    return len({answer.base for answer in answers if answer.n > done} - {answers[-1].base})
+    """Return how many states have an answer that was never merged, and says what the last one does not say again."""
+    waiting = [answer for answer in answers if not is_merged(row["answer"], answer.lane, answer.n)]
+    last = _words(answers[-1])
+    return sum(not _words(answer) <= last for answer in last_of_states(waiting) if answer.base != answers[-1].base)
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """What of an answer fits a row."""
-
-    new: Sequence[AnswerMask]  # to be written, each once
-    parents: Mapping[str, Row]  # the masks whose places they take, by the new one's run lengths
-    gone: frozenset[int]  # indices of the masks that are not in the next row
-    same: int
-    unfit: int
+def _words(answer: Answer) -> set[str | int]:
+    """Return what an answer says: new masks, and those of the dataset that are not to stay."""
+    return {mask.counts for mask in answer.masks} | {mask.id for mask in (*answer.replaced, *answer.deleted)}
 
 
-def _merged_before(row: Row, answers: Sequence[Answer]) -> Answer | None:
-    """Return the answer that was merged last if the one to be merged was given to the same state."""
-    merged = row["answer"] or {}
-    *earlier, answer = answers
-    found = [each for each in earlier if each.n == merged.get("n") and each.lane == merged.get("lane")]
-    return found[-1] if found and found[-1].base == answer.base else None
-
-
-def _fit(row: Row, old: Sequence[Row], answer: Answer, former: Answer | None) -> _Fit:
-    by_id = {annotation_id(row["id"], mask["index"]): mask for mask in old}
-    by_counts = {counts_of(mask): mask for mask in old}
-    done: dict[int, str] = {}  # what the former answer did already
-    undone: set[int] = set()  # indices of masks that it made, and this one has not
-    if former is not None:
-        done = {mask.id: mask.counts for mask in (*former.replaced, *former.deleted)}
-        counts = {mask.counts for mask in former.masks} - {mask.counts for mask in answer.masks}
-        undone = {mask["index"] for mask in old if counts_of(mask) in counts and not is_of_build(mask)}
-
-    def fits(id: int, counts: str) -> bool:
-        here = by_id.get(id)
-        return done.get(id) == counts if here is None else counts_of(here) == counts
-
-    replaced = {mask.id: mask.counts for mask in answer.replaced if fits(mask.id, mask.counts)}
-    deleted = [mask for mask in answer.deleted if fits(mask.id, mask.counts)]
-    unfit = len(answer.deleted) - len(deleted)
-    # What the former answer took away, and this one keeps, is in no table any more.
-    unfit += len(done.keys() - {mask.id for mask in (*answer.replaced, *answer.deleted)})
-    gone = undone | {by_id[mask.id]["index"] for mask in deleted if mask.id in by_id}
-    stays: set[int] = set()
-    new: dict[str, AnswerMask] = {}
-    parents: dict[str, Row] = {}
-    same = 0
-    for mask in answer.masks:
-        if mask.parent is not None and mask.parent not in replaced:
-            unfit += 1
-            continue
-        here = by_counts.get(mask.counts)
-        if here is not None and here["index"] not in gone:
-            same += 1
-            stays.add(here["index"])
-        elif mask.counts not in new:
-            new[mask.counts] = mask
-            if mask.parent is not None:
-                parents[mask.counts] = by_id.get(mask.parent) or _as_it_was(row, mask.parent, replaced[mask.parent])
-    gone |= {by_id[id]["index"] for id in replaced if id in by_id} - stays
-    return _Fit(list(new.values()), parents, frozenset(gone), same, unfit)
-
-
-def _as_it_was(row: Row, id: int, counts: str) -> Row:
+def _as_it_was(row: Row, mask: FormerMask) -> Row:
     """Return what is known of a mask that is gone."""
     return {
-        "index": id - annotation_id(row["id"], 0),
-        "segmentation": {"size": [row["height"], row["width"]], "counts": counts},
+        "index": mask.id - annotation_id(row["id"], 0),
+        "segmentation": {"size": [row["height"], row["width"]], "counts": mask.counts},
         "source": None,
         "label": None,
         "origin": None,

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, read_answer
+from segmint.catalogs.dataset.annotations.lanes import answers_apart, lane_to_merge
 from segmint.catalogs.dataset.annotations.names import AnswerName, list_answers, purge_of_images
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
@@ -151,6 +152,8 @@ def _look(dataset: Location, shard: int, ordinals: Sequence[int], change: MergeC
                 wanted[row["ordinal"]] = lane
             else:
                 tally.merged += 1
+            if left is None and (other := _left_apart(dataset, row, change.names)) is not None:
+                tally.count_apart(row["id"], other)
         answers = _read(dataset, wanted)
         for row in _rows(dataset, commit, list(wanted), tuple(SCHEMAS)) if wanted else ():
             answer = answers[row["ordinal"]]
@@ -184,6 +187,22 @@ def _to_merge(row: Row, names: Names) -> list[AnswerName]:
     own = names.get(row["ordinal"], ())
     last = answer_to_merge(row, own) if own and left_alone(row) is None else None
     return [] if last is None else [name for name in own if name.lane == last.lane]
+
+
+def _left_apart(dataset: Location, row: Row, names: Names) -> int | None:
+    """Return the lane of an image whose last answer is neither merged nor compared with one of the merged lane."""
+    own = names[row["ordinal"]]
+    lane = lane_to_merge(row["answer"], (name.lane for name in own))
+    others = [name for name in own if name.lane != lane]
+    if not others or len(others) == len(own):
+        return others[-1].lane if others else None
+    try:
+        answers = [read_answer(dataset, name) for name in own]
+    except AnswerError:  # the audit names it
+        return None
+    last = max((answer for answer in answers if answer.lane != lane), key=lambda answer: answer.n)
+    pair = answers_apart(answers)
+    return None if pair is not None and last.base == pair[0].base else last.lane
 
 
 def _read(dataset: Location, wanted: Names) -> dict[int, list[Answer] | AnswerError]:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from segmint.catalogs.dataset.annotations.answers import Answer, put_answer
+from segmint.pipeline.annotate.board import Board
+from segmint.pipeline.annotate.merge.run import merge_answers
 from segmint.pipeline.report.report import write_report
 from segmint.pipeline.study.agreement import agreement, measure_agreement, sum_up
 from tests.support.answered import answer_to, answer_value, new_mask
@@ -34,12 +36,18 @@ def test_masks_of_one_object_are_paired_once_and_others_stay_alone() -> None:
     assert agreement(answer(WHOLE), answer()) == ()
 
 
-def test_the_mean_is_over_pairs_and_other_states_are_left_out() -> None:
-    pairs = [
-        (answer(WHOLE, APART), answer(LESS, APART)),
-        (answer(WHOLE), answer(APART)),
-        (answer(WHOLE), answer(WHOLE, base="cd" * 32)),
-    ]
+def test_masks_that_nobody_touched_are_nobodys() -> None:
+    box = {"kind": "box", "x": 3.0, "y": 2.0, "w": 17.0, "h": 10.0}
+    filled = new_mask(WHOLE, seconds=0, prompts=[box])
+    both = [Answer.from_value(answer_value(stage="semi", masks=[filled, new_mask(each)])) for each in (APART, OTHER)]
+    assert agreement(*both) == ()
+    found = sum_up([(both[0], both[1])])
+    assert found is not None
+    assert (found.images, found.pairs, found.alone) == (1, 0, 2)
+
+
+def test_the_mean_is_over_pairs() -> None:
+    pairs = [(answer(WHOLE, APART), answer(LESS, APART)), (answer(WHOLE), answer(APART))]
     found = sum_up(pairs)
     assert found is not None
     assert (found.images, found.pairs, found.alone) == (2, 2, 2)
@@ -49,7 +57,24 @@ def test_the_mean_is_over_pairs_and_other_states_are_left_out() -> None:
     assert more is not None
     assert more.interval is not None
     assert IOU < more.interval[0] + 1e-9 < more.interval[1] <= 1
-    assert sum_up(pairs[2:]) is None
+    assert sum_up([]) is None
+
+
+def test_what_was_said_apart_is_compared_whatever_came_later(place: Place) -> None:
+    """Ada's answer is merged, and she goes on; Bo's to the same state stays the one to compare with her first."""
+    for image, lane, box, annotator in ((1, 0, OTHER, "Ada"), (1, 1, (15, 25, 20, 37), "Bo"), (2, 0, OTHER, "Ada")):
+        given = answer_to(place.location, image, [new_mask(box)], lane=lane, annotator=annotator)
+        assert put_answer(place.location, given)
+    before = measure_agreement(place.location)
+    assert before is not None
+    assert (before.images, before.pairs, before.mean_iou) == (1, 1, pytest.approx(12 / 13))
+    merge_answers(place.location)
+    assert put_answer(place.location, answer_to(place.location, 1, [new_mask(APART)], n=2))
+    late = answer_to(place.location, 2, [new_mask(APART)], lane=1, annotator="Bo")  # who has seen Ada's masks
+    assert put_answer(place.location, late)
+    assert measure_agreement(place.location) == before
+    board = Board(place.location)
+    assert board.progress([])["agreement"] == {"images": 1, "pairs": 1, "mean_iou": pytest.approx(12 / 13)}
 
 
 def test_the_report_says_how_far_two_people_agree(place: Place, tmp_path: Path) -> None:

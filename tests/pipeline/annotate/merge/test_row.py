@@ -107,6 +107,30 @@ def test_an_answer_to_the_state_of_the_one_that_was_merged_takes_its_place(row: 
     assert (undone.unfit, undone.row["complete"]) == (1, False)  # what was replaced is nowhere any more
 
 
+@pytest.mark.parametrize("first", ["aa", "cd"])
+def test_a_mask_that_was_there_before_is_not_deleted_as_the_answers_own(row: Row, first: str) -> None:
+    """Answer 2 has mask 10,002 again, pixel for pixel; 3, to the same state, neither has nor deletes it.
+
+    In the second case the one who made it was another one, of whom there is no answer here.
+    """
+    drawn = answer(1, base=first * 32, masks=[new_mask(APART)], annotator="Ada" if first == "aa" else "Bo")
+    before = merge_answer(row, [drawn], 1).row
+    if first == "cd":
+        before, drawn = {**before, "answer": None}, answer(1, base="aa" * 32)
+    two = answer(2, base="bb" * 32, masks=[new_mask(APART), new_mask(CUT)])
+    merged = merge_answer(before, [drawn, two], 1)
+    assert (merged.same, merged.added) == (1, 1)
+    three = merge_answer(merged.row, [drawn, two, answer(3, base="bb" * 32)], 1)
+    assert (three.deleted, three.unfit) == (1, 0)
+    assert boxes(three.row)[2:] == [(2, "assisted", counts_of(APART))]
+    # And a mask that it made itself goes, also where there was such a mask long ago.
+    gone = answer(2, base="bb" * 32, deleted=[{"id": 10_002, "counts": counts_of(APART)}])
+    again = answer(3, base="ee" * 32, masks=[new_mask(APART)])
+    row = merge_answer(merge_answer(before, [drawn, gone], 1).row, [drawn, gone, again], 1).row
+    assert boxes(row)[2:] == [(3, "assisted", counts_of(APART))]
+    assert len(merge_answer(row, [drawn, gone, again, answer(4, base="ee" * 32)], 1).row["masks"]) == 2
+
+
 def test_a_mask_made_from_one_of_people_keeps_its_kind_and_license(row: Row) -> None:
     said = {"source": "imported", "origin": {"sha256": "e" * 64, "license": "CC-BY-4.0"}}
     masks = [row["masks"][0], {**row["masks"][1], **said, "label": "tile"}]
@@ -140,10 +164,19 @@ def test_the_lane_that_was_merged_first_stays_the_images(row: Row) -> None:
 
 
 def test_an_earlier_answer_to_another_state_that_was_never_merged_is_counted(row: Row) -> None:
-    given = [answer(n, base=base * 32) for n, base in enumerate(["aa", "aa", "bb"], 1)]
-    assert [merge_answer(row, given[:n], 1).superseded for n in (1, 2, 3)] == [0, 0, 1]
+    masks = [[CUT], [APART], [FIRST], [APART, FIRST]]
+    bases = ["aa", "aa", "bb", "bb"]
+    given = [
+        answer(n, base=base * 32, masks=[new_mask(box) for box in boxes])
+        for n, (base, boxes) in enumerate(zip(bases, masks, strict=True), 1)
+    ]
+    # The fourth says again what the second said; the first does not count beside the second.
+    assert [merge_answer(row, given[:n], 1).superseded for n in (1, 2, 3, 4)] == [0, 0, 1, 0]
     merged = {**row, "answer": {"lane": 0, "n": 2, "sha256": "f"}}
-    assert merge_answer(merged, given, 1).superseded == 0
+    assert merge_answer(merged, given[:3], 1).superseded == 0
+    cut = answer(1, base="aa" * 32, deleted=[FORMER[FIRST]])
+    assert merge_answer(row, [cut, answer(2, base="bb" * 32)], 1).superseded == 1
+    assert merge_answer(row, [cut, answer(2, base="bb" * 32, deleted=[FORMER[FIRST]])], 1).superseded == 0
 
 
 def test_seconds_are_those_of_the_last_answer_to_each_state() -> None:

@@ -70,6 +70,14 @@ def test_answers_become_the_next_generation_and_are_merged_once(place: Place) ->
     assert again.lines()[0] == f"nothing to merge into {place.uri}"
 
 
+def test_a_prefilled_mask_that_nobody_touched_is_nobodys_time(place: Place) -> None:
+    box = {"kind": "box", "x": 5.0, "y": 22.0, "w": 25.0, "h": 6.0}
+    give(place, 1, new_mask(APART, prompts=[box], seconds=0), new_mask(CUT, seconds=8.0), stage="semi")
+    assert merge_answers(place.location).listed.masks["added"] == 2
+    status = read_round(place.location)
+    assert (status.timed, status.seconds_per_mask, status.by_source["assisted"]) == (1, 8.0, 2)
+
+
 def test_a_later_answer_is_relative_to_what_was_merged(place: Place) -> None:
     give(place, 1, new_mask(CUT, 10_001), seconds=20.0)
     merge_answers(place.location)
@@ -107,6 +115,30 @@ def test_a_redaction_keeps_answers_and_a_merge_says_what_does_not_fit(place: Pla
     assert masks[-1]["segmentation"]["counts"] == counts_of(APART)
     assert masks[-1]["redacted_share"] is not None
     assert findings(place) == []
+
+
+def test_work_that_is_not_merged_is_named(place: Place) -> None:
+    """Image 1: another lane to the same state. 2: to none of the first lane's. 4: an earlier answer, never merged."""
+    give(place, 1, new_mask(CUT))
+    give(place, 1, new_mask(APART), lane=1, annotator="Bo")
+    give(place, 2, new_mask(CUT))
+    give(place, 4, new_mask(CUT), base="12" * 32)
+    give(place, 4, new_mask(APART), n=2)
+    assert list_merge(place.location).apart == 0
+    assert merge_answers(place.location).listed.superseded == 1
+    give(place, 2, new_mask(APART), lane=1, annotator="Bo")
+    give(place, 5, new_mask(CUT), base="12" * 32)
+    give(place, 5, new_mask(APART), n=2)
+    give(place, 5, new_mask(APART), lane=1, base="12" * 32)
+    give(place, 5, new_mask(APART), lane=1, base="34" * 32, n=2)
+    listed = list_merge(place.location)
+    assert (listed.images, listed.merged, listed.superseded, listed.apart) == (1, 3, 1, 2)
+    lines = "\n".join(listed.lines())
+    assert "  sa_2: the last answer of lane 1 is neither merged nor compared" in lines
+    assert "  sa_5: the last answer of lane 1 is neither merged nor compared" in lines
+    assert "  sa_5: 1 earlier answer, to another state, never merged: not all of it is in the later" in lines
+    assert "sa_1:" not in lines
+    assert "answered by two people to different states: 2 images" in lines
 
 
 def test_a_lost_table_of_masks_is_restored_from_the_tar_and_the_answers(place: Place) -> None:
