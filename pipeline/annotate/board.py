@@ -136,7 +136,7 @@ class Board:
     def only_lane(self, found: OpenImage) -> int | None:
         """Return the lane that an image has alone, from the merge on that changed it; None before.
 
-        Work on what came of a merge is merged, too. Whoever has the other lane has seen the first one's masks then.
+        Work on what came of a merge is merged, too. Who has the other lane has seen the masks of the first then.
         """
         merged = found.row.get("answer")
         lane = merged_lane(merged)
