@@ -16,6 +16,7 @@ model's own masks between runs, `--rounds` takes the printed rounds of a run tha
 import argparse
 import hashlib
 import json
+import os
 import statistics
 import sys
 import time
@@ -61,8 +62,8 @@ class Trial:
 
     recipe: Recipe = FINETUNE
     replay: float = 0.4
-    scenes: int = 18
-    held_out: int = 12
+    scenes: int = 48
+    held_out: int = 24
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def main() -> None:
         "guard": {each.scene.name: len(each.scene.masks) for each in lab.guard},
         "rounds": rounds,
         "gains": gains(rounds),
-        "peak_mib": peak_mib(),
+        "peak_mib": max(each["peak_mib"] for each in rounds),
         "seconds": round(time.perf_counter() - begun) + sum(each["seconds"] for each in done.values()),
     }
     print(json.dumps(parts["gains"], indent=2))
@@ -165,6 +166,7 @@ class Lab:
             "shuffled": shuffled,
             "train_masks": sum(len(scene.masks) for scene in train_on),
             **seconds,
+            "peak_mib": peak_mib(),
             "before": self.before[seed],
             "after": {name: measured(trained, those) for name, those in measured_on.items()},
             "gate": gate(self.folder, WEIGHTS, weights, truths, "guard", self.threads),
@@ -187,7 +189,8 @@ class Lab:
         path = self.cache / f"{hashlib.sha256(pixels.tobytes()).hexdigest()}-{kind}.pt"
         if not path.exists():
             self.cache.mkdir(parents=True, exist_ok=True)
-            torch.save(make(), path)
+            torch.save(make(), unfinished := path.with_suffix(f".{os.getpid()}"))
+            unfinished.rename(path)
         return torch.load(path, weights_only=True)
 
 

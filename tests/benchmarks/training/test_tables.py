@@ -52,7 +52,7 @@ def test_the_tables_have_each_round_the_spread_and_the_verdicts() -> None:
     changes = "+31.2 (+25.0 to +37.5) | -0.5 (-2.0 to +1.0) | -3.0 (-4.0 to -2.0) |"
     assert f"| 0, other scenes' masks | worse | {changes}" in lines
     assert f"| 1 | better | {changes}" in lines
-    assert "130 steps of 2 images with up to 2 masks each at a rate of 0.0002; 18 scenes, and 40 % of" in text
+    assert "130 steps of 2 images with up to 2 masks each at a rate of 0.0002; 48 scenes, and 40 % of" in text
     assert "2,231 MiB at most. Measured on 2026-01-02: A CPU, 2 cores" in text
 
 
