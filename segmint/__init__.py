@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from segmint.infra.version import VERSION
 
 if TYPE_CHECKING:
+    from segmint.catalogs.dataset.reading.loader import BatchLoader as BatchLoader
     from segmint.catalogs.dataset.torch_dataset import open_dataset as open_dataset
     from segmint.model.automatic.generator import MaskGenerator as MaskGenerator
     from segmint.model.automatic.settings import MaskSettings as MaskSettings
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 _HOMES = {
+    "BatchLoader": "segmint.catalogs.dataset.reading.loader",
     "Config": "segmint.pipeline.config.config",
     "MaskGenerator": "segmint.model.automatic.generator",
     "MaskSettings": "segmint.model.automatic.settings",

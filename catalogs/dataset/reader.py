@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.versions.past import check_readable, manifest_of, read_commits
 from segmint.catalogs.dataset.versions.record import Version, find_version
@@ -23,6 +23,13 @@ from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 
 _WHOLE_BYTES = 4 << 20
 """Bytes of the largest table that is read as a whole: one request, not one for its size and several for its parts."""
+
+
+HELP = (
+    "`segmint audit` names all such files; `segmint repair` restores what it can, or copy the file again from where "
+    "the dataset came from"
+)
+"""What to do about a damaged file."""
 
 
 class NoPixelsError(SegmintError):
@@ -119,14 +126,18 @@ class Dataset:
     """The committed images of a dataset, in order of their ordinals; each iteration reads the commits again.
 
     A shard that is committed while an iteration runs is seen by the next one. With a recorded `version`, the images
-    are those of that version.
+    are those of that version. With `verify`, a process hashes each file before it reads it for the first time.
     """
 
-    def __init__(self, location: Location, manifest: DatasetManifest, version: Version | None = None) -> None:
+    def __init__(
+        self, location: Location, manifest: DatasetManifest, version: Version | None = None, verify: bool = False
+    ) -> None:
         self.location = location
         self.manifest = manifest
         self.version = version
+        self.verify = verify
         self.log = CommitLog(location)
+        self._verified: set[str] = set()
 
     @classmethod
     def open(cls, location: Location, version: int | str | None = None) -> Self:
@@ -135,11 +146,16 @@ class Dataset:
         Raises `UsageError` if there is no dataset or no such version, and `RemovedVersionError` if a correction
         replaced files of the version.
         """
+        return cls(location, *cls.find(location, version))
+
+    @staticmethod
+    def find(location: Location, version: int | str | None) -> tuple[DatasetManifest, Version | None]:
+        """Return the manifest of a dataset, and the version that was asked for; raises as `open` does."""
         if version is None:
-            return cls(location, load_manifest(location))
+            return load_manifest(location), None
         found = find_version(location, version)
         check_readable(location, found)
-        return cls(location, manifest_of(location, found), found)
+        return manifest_of(location, found), found
 
     @property
     def uri(self) -> str:
@@ -168,6 +184,7 @@ class Dataset:
         """Return the shard's table `kind` (images, masks or rejects), with all columns or only these `columns`."""
         entry = commit.file(kind)
         file = self.location / entry.path
+        self._check(entry)
         try:
             with _open(file, entry.size) as stream:
                 return pq.read_table(stream, columns=columns)
@@ -188,40 +205,23 @@ class Dataset:
             raise DamagedDatasetError(f"{file} does not have the columns of images: no {missing[0]}")
         rows = table.to_pylist()
         wanted = [ids is None or row["id"] in ids for row in rows]
-        path = commit.file("shards").path
-        pairs = self._pairs(path)
+        entry = commit.file("shards")
+        path = entry.path
+        pairs = self._pairs(entry)
         for index in range(len(rows) - wanted[::-1].index(True) if any(wanted) else 0):
             jpeg, document = next(pairs, (None, None))
             if wanted[index]:
-                yield self._sample({**dict.fromkeys(ADDED_IMAGE_COLUMNS), **rows[index]}, jpeg, document, path)
+                row = {**dict.fromkeys(ADDED_IMAGE_COLUMNS), **rows[index]}
+                if document is None:
+                    raise not_where_it_should_be(self.location / path, row["id"])
+                yield make_sample(self.location / path, row, jpeg, document)
 
-    def _sample(self, row: dict[str, Any], jpeg: bytes | None, document: bytes | None, path: str) -> Sample:
-        damaged = f"{self.location}: {path} does not hold image {row['id']} where it should be"
-        if document is None:
-            raise DamagedDatasetError(damaged)
-        try:
-            annotations = json.loads(document)
-            number = annotations["image"]["image_id"]
-            masks = [MaskAnnotation.from_json(value) for value in annotations["annotations"]]
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            what = f"the JSON of image {row['id']}: {type(error).__name__}: {str(error)[:200]}"
-            raise DamagedDatasetError(f"{self.location / path} is not a readable shard: {what}") from error
-        if number != row["id"]:
-            raise DamagedDatasetError(damaged)
-        other = [mask for mask in masks if mask.size != (row["height"], row["width"])]
-        if other:
-            raise DamagedDatasetError(
-                f"{self.location / path} is not a readable shard: mask {other[0].id} has the size {other[0].size}; "
-                f"image {row['id']} has {(row['height'], row['width'])}"
-            )
-        return Sample(row, masks, jpeg)
-
-    def _pairs(self, path: str) -> Iterator[tuple[bytes | None, bytes]]:
+    def _pairs(self, entry: FileEntry) -> Iterator[tuple[bytes | None, bytes]]:
         """Yield JPEG (None if there is none) and JSON of each image of a tar, in its order."""
-        tar = self.location / path
+        tar = self.location / entry.path
         jpeg: bytes | None = None
         try:
-            with tar.open() as stream:
+            with self._open_tar(entry) as stream:
                 archive = TarReader(stream)
                 for member in archive:
                     if not is_plain_file(member):
@@ -239,6 +239,57 @@ class Dataset:
                         jpeg = None
         except BadTarError as error:
             raise DamagedDatasetError(f"{tar} is not a readable shard: {error}") from error
+
+    def _open_tar(self, entry: FileEntry) -> BinaryIO:
+        self._check(entry)
+        return (self.location / entry.path).open()
+
+    def _check(self, entry: FileEntry) -> None:
+        """With `verify`, hash a file that was not hashed yet; raise `DamagedDatasetError` if it is another."""
+        if self.verify and entry.path not in self._verified:
+            check_file(self.location / entry.path, entry)
+            self._verified.add(entry.path)
+
+
+def check_file(file: Location, entry: FileEntry) -> None:
+    """Raise `DamagedDatasetError` if a file of a dataset is not what its commit says."""
+    found = file.size_and_sha256()
+    if found != (entry.size, entry.sha256):
+        raise damaged_file(file, entry, *found)
+
+
+def damaged_file(file: Location, entry: FileEntry, size: int, sha256: str) -> DamagedDatasetError:
+    """Return the error for a file with this size and hash, where its commit says others."""
+    return DamagedDatasetError(
+        f"{file} is damaged: it has {size:,} bytes with the SHA-256 {sha256}, and its commit says {entry.size:,} with "
+        f"{entry.sha256}. {HELP}"
+    )
+
+
+def make_sample(tar: Location, row: Mapping[str, Any], jpeg: bytes | None, document: bytes) -> Sample:
+    """Return an image's sample from its row and its files in a tar; raises `DamagedDatasetError` if they disagree."""
+    try:
+        annotations = json.loads(document)
+        number = annotations["image"]["image_id"]
+        masks = [MaskAnnotation.from_json(value) for value in annotations["annotations"]]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        what = f"the JSON of image {row['id']}: {type(error).__name__}: {str(error)[:200]}"
+        raise DamagedDatasetError(f"{tar} is not a readable shard: {what}") from error
+    if number != row["id"]:
+        raise not_where_it_should_be(tar, row["id"])
+    size = row["height"], row["width"]
+    other = [mask for mask in masks if mask.size != size]
+    if other:
+        raise DamagedDatasetError(
+            f"{tar} is not a readable shard: mask {other[0].id} has the size {other[0].size}; "
+            f"image {row['id']} has {size}"
+        )
+    return Sample(row, masks, jpeg)
+
+
+def not_where_it_should_be(tar: Location, number: int) -> DamagedDatasetError:
+    """Return the error for a tar that lacks an image, or has it at another place than the table of images."""
+    return DamagedDatasetError(f"{tar} does not hold image {number} where it should be")
 
 
 def _open(file: Location, size: int) -> BinaryIO:

@@ -4,28 +4,23 @@ Shares are ranges of ordinals over the committed shards, equal in rows. A reader
 reads at most two of them in part, whether there are more shards than readers or fewer.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
+from segmint.catalogs.dataset.commits import FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.catalogs.dataset.reading.batches import Batches, Last
+from segmint.catalogs.dataset.reading.cache import DEFAULT_BYTES, ShardCache
+from segmint.catalogs.dataset.reading.ranks import ReaderPosition, current_rank
 from segmint.catalogs.dataset.versions.record import Version
-from segmint.infra.errors import UsageError
+from segmint.infra.assets.cache import cache_folder
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-
-
-@dataclass(frozen=True)
-class ReaderPosition:
-    """One of `parts` readers that share a dataset, from 0."""
-
-    part: int
-    parts: int
+from segmint.infra.uris import LOCAL, scheme
 
 
 def share(shards: Mapping[int, tuple[int, int]], position: ReaderPosition) -> dict[int, range]:
@@ -54,18 +49,26 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
     split; without workers and ranks each iteration reads the commits again, as in `Dataset`.
     """
 
-    def __init__(self, location: Location, manifest: DatasetManifest, version: Version | None = None) -> None:
-        super().__init__(location, manifest, version)
+    def __init__(
+        self,
+        location: Location,
+        manifest: DatasetManifest,
+        version: Version | None = None,
+        verify: bool = False,
+        cache: ShardCache | None = None,
+    ) -> None:
+        super().__init__(location, manifest, version, verify)
+        self.cache = cache
         known = range(manifest.shards)  # more are committed if the dataset has grown since its manifest was read
         self._opened = {shard: manifest.ordinals(shard) for shard in self.committed() if shard in known}
         self._rank: ReaderPosition | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Add the rank, which a spawned worker process cannot find out."""
-        return {**self.__dict__, "_rank": self._rank or _current_rank()}
+        return {**self.__dict__, "_rank": self._rank or current_rank()}
 
     def __iter__(self) -> Iterator[Sample]:
-        position = self._rank or _current_rank()
+        position = self._rank or current_rank()
         worker = get_worker_info()
         if worker is not None:
             position = ReaderPosition(
@@ -80,7 +83,7 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
 
     def __len__(self) -> int:
         """Return the number of images of an iteration on this rank, over all its workers; from commits and tables."""
-        position = self._rank or _current_rank()
+        position = self._rank or current_rank()
         if position.parts == 1:
             return super().__len__()
         taken = share(self._opened, position)
@@ -93,16 +96,70 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
                 images += _inside(ids, _ids(taken[commit.shard]))
         return images
 
+    def batches(
+        self,
+        global_batch: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        window: int = 32,
+        last: Last = "pad",
+    ) -> Batches:
+        """Return batches for training: batch b has the same images for any number of ranks and workers.
 
-def open_dataset(uri: str, storage: Storage | None = None, *, version: int | str | None = None) -> TorchDataset:
+        `global_batch` images are shared by all ranks. Shuffled by `seed` and epoch, neighbors come from different
+        shards in `window - 1` of `window` cases; a process has `window` shards open, and reads others ahead. The last
+        batch of an epoch is filled up with the first images of its order ("pad"), or left out ("drop"). The shards
+        are those committed by now: give the dataset a `version` where it may change. Raises `UsageError` for numbers
+        that cannot be, and for a dataset with too few images.
+        """
+        cache = self.cache
+        if cache is None and scheme(self.uri) != LOCAL:
+            cache = ShardCache(cache_folder() / "shards")
+        return Batches(
+            self,
+            self.commits(),
+            global_batch,
+            seed=seed if shuffle else None,
+            window=window,
+            last=last,
+            cache=cache,
+        )
+
+    def _open_tar(self, entry: FileEntry) -> BinaryIO:
+        if self.cache is None:
+            return super()._open_tar(entry)
+        copy = self.cache.open(self.location / entry.path, entry, check=entry.path not in self._verified)
+        self._verified.add(entry.path)
+        return copy
+
+
+def open_dataset(
+    uri: str,
+    storage: Storage | None = None,
+    *,
+    version: int | str | None = None,
+    verify: bool = False,
+    cache: str | Path | None = None,
+    cache_bytes: int = DEFAULT_BYTES,
+) -> TorchDataset:
     """Open the dataset at `uri`, a folder or an S3 prefix, for reading; only committed shards are seen.
 
     Iterating gives one `Sample` per image, also through a `torch.utils.data.DataLoader`, whose workers and ranks share
-    the images. `storage` is needed if a store has options (an endpoint, a profile). `version` opens the dataset as it
-    was at a recorded version: its number, or its digest. Raises `UsageError` if there is no dataset or no such version,
-    or if a correction removed files of that version; the message says which one.
+    the images; `batches` gives them shuffled, in batches. `storage` is needed if a store has options (an endpoint, a
+    profile). `version` opens the dataset as it was at a recorded version: its number, or its digest.
+
+    With `verify` each file is hashed before it is read for the first time. `cache` is a local folder for copies of a
+    bucket's shards, which together have at most `cache_bytes`; other processes may share it, and a copy is hashed when
+    it is made and when a process first opens it. `batches` of a bucket always have one, else in `SEGMINT_CACHE`.
+
+    Raises `UsageError` if there is no dataset or no such version, or if a correction removed files of that version; the
+    message says which one.
     """
-    return TorchDataset.open(Location(storage or Storage(), uri), version)
+    location = Location(storage or Storage(), uri)
+    manifest, found = TorchDataset.find(location, version)
+    kept = None if cache is None or scheme(uri) == LOCAL else ShardCache(Path(cache), cache_bytes)
+    return TorchDataset(location, manifest, found, verify, kept)
 
 
 def _ids(ordinals: range) -> range:
@@ -111,14 +168,3 @@ def _ids(ordinals: range) -> range:
 
 def _inside(ids: Sequence[int], wanted: range) -> int:
     return sum(number in wanted for number in ids)
-
-
-def _current_rank() -> ReaderPosition:
-    if distributed.is_available() and distributed.is_initialized():
-        return ReaderPosition(distributed.get_rank(), distributed.get_world_size())
-    rank, ranks = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not (rank.isdecimal() and ranks.isdecimal() and int(rank) < int(ranks)):
-        raise UsageError(
-            f"RANK={rank} and WORLD_SIZE={ranks} in the environment: expected a rank from 0 below the size"
-        )
-    return ReaderPosition(int(rank), int(ranks))

@@ -230,7 +230,7 @@ DATASET_MUTANTS = (
     Mutant(
         "a worker forgets its rank",
         "catalogs/dataset/torch_dataset.py",
-        '"_rank": self._rank or _current_rank()}',
+        '"_rank": self._rank or current_rank()}',
         '"_rank": self._rank}',
         "tests/catalogs/dataset/test_torch_dataset.py",
     ),

@@ -1,0 +1,157 @@
+"""Batches of a dataset for training: batch b has the same images for any number of ranks and workers."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.catalogs.dataset.reading.cache import ShardCache
+from segmint.catalogs.dataset.reading.opened import OpenShard, OpenShards, open_shard, with_help
+from segmint.catalogs.dataset.reading.order import EpochOrder
+from segmint.catalogs.dataset.reading.ranks import ReaderPosition, current_rank
+from segmint.catalogs.dataset.versions.past import read_commits
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.errors import UsageError
+
+Last = Literal["pad", "drop"]
+"""What becomes of the last images of an epoch, too few for a batch: filled up with its first ones, or left out."""
+
+
+class Batches(IterableDataset[list[Sample]]):
+    """The batches of an epoch, as lists of samples; this rank's part of each, in a worker those of the worker.
+
+    A `DataLoader` takes it with `batch_size=None`. Each iteration gives the epoch that `begin` names, from there on.
+    Rank r of R gets the images [B·r/R, B·(r+1)/R) of a batch of B. The images are those of the shards that were
+    committed when this was made.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        commits: Iterable[Commit],
+        global_batch: int,
+        *,
+        seed: int | None,
+        window: int,
+        last: Last,
+        cache: ShardCache | None,
+    ) -> None:
+        """`seed` None is the dataset's own order; see `TorchDataset.batches` for the others."""
+        if global_batch < 1 or window < 1 or (seed is not None and seed < 0):
+            raise UsageError(
+                f"global_batch={global_batch}, window={window}, seed={seed}: expected numbers from 1, and a seed from 0"
+            )
+        if last not in ("pad", "drop"):
+            raise UsageError(f"last={last!r}: expected 'pad' or 'drop'")
+        self.dataset = dataset
+        self.global_batch = global_batch
+        self.seed = seed
+        self.window = window
+        self.last = last
+        self.cache = cache
+        counts = ((each.shard, each.generation, each.counts.get("images", 0)) for each in commits)
+        table = np.array([count for count in counts if count[2]], np.int64).reshape(-1, 3)
+        self._shards: NDArray[np.int64] = table[:, :2]  # with their generations
+        self._images: NDArray[np.int64] = table[:, 2]
+        self.images = int(self._images.sum())
+        if self.images < (global_batch if last == "drop" else 1):
+            raise UsageError(
+                f"{dataset.location} has {self.images} images, too few for a batch of {global_batch}: expected a "
+                "smaller global_batch, last='pad', or a dataset with more"
+            )
+        self._rank: ReaderPosition | None = None
+        # In shared memory, so that workers that persist see what is set later, and tell each other what was hashed.
+        self._start = _shared_zeros(2, torch.int64)
+        self._checked = _shared_zeros(len(table), torch.uint8)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Add the rank, which a spawned worker process cannot find out."""
+        return {**self.__dict__, "_rank": self._rank or current_rank()}
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
+        return self.left(0)
+
+    def left(self, samples: int) -> int:
+        """Return the number of batches of an epoch after so many of its images."""
+        left = self.images - samples
+        return left // self.global_batch if self.last == "drop" else -(-left // self.global_batch)
+
+    def begin(self, epoch: int, samples: int = 0) -> None:
+        """Set the epoch of the next iteration, from 0, and how many of its images come before it."""
+        self._start[0], self._start[1] = epoch, samples
+
+    def order_key(self) -> dict[str, Any]:
+        """Return what decides the order besides the epoch: seed, window, images, and a hash of shards and counts."""
+        table = np.column_stack([self._shards, self._images])
+        digest = hashlib.sha256(table.astype("<i8").tobytes()).hexdigest()
+        window = self.window if self.seed is not None else None
+        return {"seed": self.seed, "window": window, "images": self.images, "shards": digest}
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        epoch, samples = self._start.tolist()  # now: later it may be that of the next iteration
+        rank, worker = self._rank or current_rank(), get_worker_info()
+        if rank.parts > self.global_batch:
+            raise UsageError(f"a global_batch of {self.global_batch} for {rank.parts} ranks: expected one image a rank")
+        position = ReaderPosition(0, 1) if worker is None else ReaderPosition(worker.id, worker.num_workers)
+        return self._read(epoch, samples, rank, position)
+
+    def _read(self, epoch: int, samples: int, rank: ReaderPosition, worker: ReaderPosition) -> Iterator[list[Sample]]:
+        order = EpochOrder(self._images, self.seed, epoch, self.window)
+        first = (rank.part * worker.parts + worker.part) / (rank.parts * worker.parts)
+        shards = OpenShards(self._open, first)
+        numbers = range(worker.part, self.left(samples), worker.parts)
+        try:
+            held: tuple[list[int], list[int]] = ([], [])
+            for number in numbers:
+                places = self._places(samples, number, rank)
+                following = self._places(samples, number + worker.parts, rank) if number != numbers[-1] else []
+                wanted = order.shards_for(places), order.shards_for([*places[-1:], *following], more=1)
+                if wanted != held:
+                    held = wanted
+                    shards.hold(*held)
+                yield [self._sample(shards, shard, row) for shard, row in order.at(places)]
+        finally:
+            shards.close()
+
+    def _places(self, samples: int, number: int, rank: ReaderPosition) -> list[int]:
+        """Return the places in the epoch of a rank's part of a batch; those past its end begin again."""
+        first = samples + number * self.global_batch
+        start, stop = (self.global_batch * part // rank.parts for part in (rank.part, rank.part + 1))
+        return [place % self.images for place in range(first + start, first + stop)]
+
+    def _sample(self, shards: OpenShards, shard: int, row: int) -> Sample:
+        try:
+            return shards[shard].sample(row)
+        except DamagedDatasetError as error:
+            raise with_help(error, int(self._shards[shard, 0]), self.dataset) from error
+
+    def _open(self, index: int) -> OpenShard:
+        key = int(self._shards[index, 0]), int(self._shards[index, 1])
+        check = not self._checked[index] and (self.dataset.verify or self.cache is not None)
+        opened = open_shard(self.dataset, self._commit(*key), key, self.cache, check)
+        if len(opened) != self._images[index]:
+            opened.close()
+            raise DamagedDatasetError(
+                f"the table of images has {len(opened)} rows, and the commit counts {self._images[index]}"
+            )
+        self._checked[index] = 1
+        return opened
+
+    def _commit(self, shard: int, generation: int) -> Commit | None:
+        version = self.dataset.version
+        if version is None:
+            return self.dataset.log.read(shard, generation)
+        return next(read_commits(self.dataset.location, version, {shard}), None)
+
+
+def _shared_zeros(count: int, dtype: torch.dtype) -> torch.Tensor:
+    zeros = torch.zeros(count, dtype=dtype)
+    zeros.share_memory_()  # type: ignore[no-untyped-call]
+    return zeros

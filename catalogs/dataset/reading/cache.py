@@ -1,0 +1,190 @@
+"""A folder with copies of shards from a store, shared by all processes of a machine and bounded in bytes.
+
+A copy has the name of its SHA-256, is written beside it and renamed, and is whole or not there. All that needs room
+first takes the least recently used copies away. A process that still has one of them open can go on reading it.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from segmint.catalogs.dataset.commits import FileEntry
+from segmint.catalogs.dataset.reader import damaged_file
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.stores import TEMPORARY_PREFIX
+
+DEFAULT_BYTES = 50_000_000_000
+"""The bound of a cache whose user names none."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_STRIPES = 64
+_PIECE = 4 << 20
+_WAIT_S = 0.2
+_DEAD_S = 900.0  # without a byte more, a copy in the making is a dead process's: a store is given up earlier
+_TRIES = 2
+
+
+class _Held(NamedTuple):
+    used_ns: int  # when it was last used
+    size: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class ShardCache:
+    """Copies of shards in a local folder that together have at most `most_bytes`."""
+
+    folder: Path
+    most_bytes: int = DEFAULT_BYTES
+
+    def path(self, entry: FileEntry) -> Path:
+        """Return the path of the copy of a file; raises `DamagedDatasetError` for a text that is not a hash."""
+        if _SHA256.fullmatch(entry.sha256) is None:  # it is a commit's, which anybody may have written
+            raise DamagedDatasetError(f"the commit of {entry.path} gives it the SHA-256 {entry.sha256[:80]!r}")
+        return self.folder / f"{entry.sha256}.copy"
+
+    def open(self, source: Location, entry: FileEntry, check: bool) -> BinaryIO:
+        """Return the copy of a file, open for reading; it is fetched if it is not there or damaged.
+
+        A copy of another size is damaged; with `check` it is hashed, too. Raises `DamagedDatasetError` if the source
+        is not what its commit says, and `UsageError` if the file is larger than the bound or the disk is full.
+        """
+        with _locked(self.folder / "locks" / str(int(self.path(entry).name[:4], 16) % _STRIPES)):
+            copy = self._opened(entry, check)
+            for _ in range(_TRIES):
+                if copy is not None:
+                    return copy
+                self._fetch(source, entry)
+                copy = self._opened(entry, check=False)  # it was hashed as it was written
+        if copy is None:
+            raise UsageError(
+                f"the cache {self.folder} loses {source} before it is opened: its bound of {self.most_bytes:,} bytes "
+                "is too small for the shards that are read at a time"
+            )
+        return copy
+
+    def use(self, entry: FileEntry) -> bool:
+        """Note that a copy is in use; False if it is no longer there."""
+        try:
+            os.utime(self.path(entry))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def discard(self, entry: FileEntry) -> None:
+        """Remove a copy that was found damaged."""
+        self.path(entry).unlink(missing_ok=True)
+
+    def _opened(self, entry: FileEntry, check: bool) -> BinaryIO | None:
+        try:
+            copy = self.path(entry).open("rb")
+        except FileNotFoundError:
+            return None
+        whole = os.fstat(copy.fileno()).st_size == entry.size
+        if whole and check:
+            whole = hashlib.file_digest(copy, "sha256").hexdigest() == entry.sha256
+            copy.seek(0)
+        if whole and self.use(entry):
+            return copy
+        copy.close()
+        if not whole:
+            self.discard(entry)
+        return None
+
+    def _fetch(self, source: Location, entry: FileEntry) -> None:
+        temporary = self._reserve(entry.size)
+        try:
+            for _ in range(_TRIES):
+                found = _copied(source, temporary)
+                if found == (entry.size, entry.sha256):
+                    temporary.replace(self.path(entry))
+                    return
+            raise damaged_file(source, entry, *found)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UsageError(
+                    f"the disk of the cache {self.folder} is full: free some of it, name a folder on another disk, or "
+                    f"lower the cache's bound, now {self.most_bytes:,} bytes"
+                ) from error
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _reserve(self, size: int) -> Path:
+        """Make room for a file and take it: an empty file of that size, which others count."""
+        if size > self.most_bytes:
+            raise UsageError(
+                f"the cache {self.folder} is bounded to {self.most_bytes:,} bytes, and one shard has {size:,}: give it "
+                "room for all shards that are read at a time"
+            )
+        temporary = self.folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        while True:
+            with _locked(self.folder / "locks" / "room"):
+                if self._make_room(size):
+                    with temporary.open("xb") as file:
+                        file.truncate(size)
+                    return temporary
+            time.sleep(_WAIT_S)  # others are fetching
+
+    def _make_room(self, size: int) -> bool:
+        """Remove copies, the least recently used first, until so many bytes are free; False if they are not."""
+        copies, total = [], 0
+        for held in self._held():
+            if held.path.name.startswith(TEMPORARY_PREFIX):
+                if time.time_ns() - held.used_ns > _DEAD_S * 1e9:
+                    held.path.unlink(missing_ok=True)
+                    continue
+            else:
+                copies.append(held)
+            total += held.size
+        for held in sorted(copies):
+            if total + size <= self.most_bytes:
+                break
+            held.path.unlink(missing_ok=True)
+            total -= held.size
+        return total + size <= self.most_bytes
+
+    def _held(self) -> Iterator[_Held]:
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if entry.is_file(follow_symlinks=False):
+                        status = entry.stat()
+                        yield _Held(status.st_mtime_ns, status.st_size, Path(entry.path))
+
+
+def _copied(source: Location, target: Path) -> tuple[int, str]:
+    """Copy an object over a file; return its bytes and their SHA-256."""
+    digest, size = hashlib.sha256(), 0
+    with source.open() as stream, target.open("r+b") as file:
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+            file.write(piece)
+            size += len(piece)
+    return size, digest.hexdigest()
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold a lock that one thread of all processes of this machine has at a time; it ends with its process.
+
+    No POSIX lock: between processes with several threads the kernel sees deadlocks where there are none.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(stream, fcntl.LOCK_UN)  # a process that was forked meanwhile has the file open, too

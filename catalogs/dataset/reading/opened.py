@@ -1,0 +1,220 @@
+"""Shards of which any image can be read: a tar on a local disk, its own or a copy's, and the table of its images."""
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from segmint.catalogs.dataset.commits import Commit, FileEntry
+from segmint.catalogs.dataset.reader import HELP, Dataset, Sample, check_file, make_sample, not_where_it_should_be
+from segmint.catalogs.dataset.reading.cache import ShardCache
+from segmint.catalogs.dataset.reading.places import find_places
+from segmint.catalogs.layout import ADDED_IMAGE_COLUMNS, DamagedDatasetError
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+
+_THREADS = 4
+
+
+class ImageRow(Mapping[str, Any]):
+    """A row of `images`, whose values are made when they are asked for; a dictionary once it was pickled."""
+
+    def __init__(self, table: pa.Table, index: int, known: Mapping[str, Any]) -> None:
+        """`known` are values of the row that were made before."""
+        self._table = table
+        self._index = index
+        self._known = known
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._known:
+            return self._known[name]
+        if name in self._table.column_names:
+            return self._table.column(name)[self._index].as_py()
+        if name in ADDED_IMAGE_COLUMNS:
+            return None
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        names = self._table.column_names
+        yield from (name for name in ADDED_IMAGE_COLUMNS if name not in names)
+        yield from names
+
+    def __len__(self) -> int:
+        return len({*self._table.column_names, *ADDED_IMAGE_COLUMNS})
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
+class ShardTar:
+    """A shard's tar on a local disk; descriptors of copies stay good while others take the copies away."""
+
+    def __init__(self, tar: Location, entry: FileEntry, cache: ShardCache | None, check: bool) -> None:
+        """With `check` it is hashed first; without a `cache` the tar itself must be local."""
+        self._tar, self._entry, self._cache = tar, entry, cache
+        if cache is None and check:
+            check_file(tar, entry)
+        self._file: BinaryIO | None = self._open(check)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return so many bytes from an offset, or those up to the end."""
+        if self._file is None:
+            self._file = self._open(check=False)
+        return os.pread(self._file.fileno(), size, offset)
+
+    def keep(self) -> None:
+        """Note that the copy is in use; one that others took away gives its room back, and is fetched again."""
+        if self._cache is not None and not self._cache.use(self._entry):
+            self.close()
+
+    def renew(self) -> bool:
+        """Fetch a copy again that was found damaged; False if the tar is no copy."""
+        if self._cache is None:
+            return False
+        self.close()
+        self._cache.discard(self._entry)
+        return True
+
+    def close(self) -> None:
+        """Close the file; it is opened again if it is read again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self, check: bool) -> BinaryIO:
+        return self._tar.open() if self._cache is None else self._cache.open(self._tar, self._entry, check)
+
+
+class OpenShard:
+    """One shard of a dataset: `sample(row)` reads its image number `row`, from 0."""
+
+    def __init__(self, dataset: Dataset, commit: Commit, cache: ShardCache | None, check: bool) -> None:
+        """Read the table of images and the headers of the tar; with `check` hash the tar first.
+
+        Raises `DamagedDatasetError` for a shard that is not what its commit says, and `NotFoundError` if it is gone.
+        """
+        entry = commit.file("shards")
+        self._location = dataset.location / entry.path
+        self._table = dataset.table(commit, "images").combine_chunks()
+        missing = [name for name in ("id", "width", "height") if name not in self._table.column_names]
+        if missing:
+            file = dataset.location / commit.file("images").path
+            raise DamagedDatasetError(f"{file} does not have the columns of images: no {missing[0]}")
+        self._known = self._table.select(["id", "width", "height"]).to_pylist()
+        self._tar = ShardTar(self._location, entry, cache, check)
+        try:
+            self._places = find_places(self._location, self._tar.read)
+        except DamagedDatasetError:
+            if not self._tar.renew():
+                raise
+            self._places = find_places(self._location, self._tar.read)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def sample(self, row: int) -> Sample:
+        """Read an image with its masks; a damaged copy is fetched again once."""
+        try:
+            return self._read(row)
+        except DamagedDatasetError:
+            if not self._tar.renew():
+                raise
+            self._places = find_places(self._location, self._tar.read)
+            return self._read(row)
+
+    def keep(self) -> None:
+        """Note that the shard is in use."""
+        self._tar.keep()
+
+    def close(self) -> None:
+        """Close its file."""
+        self._tar.close()
+
+    def _read(self, row: int) -> Sample:
+        known = self._known[row]
+        if row >= len(self._places):
+            raise not_where_it_should_be(self._location, known["id"])
+        place = self._places[row]
+        files = [None if span is None else self._tar.read(*span) for span in place]
+        for span, data in zip(place, files, strict=True):
+            if span is not None and data is not None and len(data) != span[1]:
+                raise DamagedDatasetError(f"{self._location} is not a readable shard: unexpected end of data")
+        jpeg, document = files
+        return make_sample(self._location, ImageRow(self._table, row, known), jpeg, document or b"")
+
+
+class OpenShards:
+    """The shards that a process has open: those of the present steps, and those that are opened ahead in threads."""
+
+    def __init__(self, open_one: Callable[[int], OpenShard], first: float) -> None:
+        """`first`, 0 to 1, is the place among new shards to begin at: processes that start together take turns."""
+        self._open_one = open_one
+        self._first = first
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="shards")
+        self._shards: dict[int, Future[OpenShard]] = {}
+
+    def hold(self, shards: Sequence[int], ahead: Collection[int]) -> None:
+        """Hold these shards, begin to open those `ahead`, and close all others."""
+        wanted = {*shards, *ahead}
+        for shard in [shard for shard in self._shards if shard not in wanted]:
+            self._close(self._shards.pop(shard))
+        for future in self._shards.values():
+            if future.done() and not future.cancelled() and future.exception() is None:
+                future.result().keep()
+        turn = int(self._first * len(shards))
+        for shard in [*shards[turn:], *shards[:turn], *ahead]:
+            if shard not in self._shards:
+                self._shards[shard] = self._pool.submit(self._open_one, shard)
+
+    def __getitem__(self, shard: int) -> OpenShard:
+        return self._shards[shard].result()
+
+    def close(self) -> None:
+        """Close all, without waiting for those that are being opened."""
+        for future in self._shards.values():
+            self._close(future)
+        self._shards.clear()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @staticmethod
+    def _close(future: Future[OpenShard]) -> None:
+        def close(done: Future[OpenShard]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                done.result().close()
+
+        future.cancel()
+        future.add_done_callback(close)
+
+
+def open_shard(
+    dataset: Dataset, commit: Commit | None, key: tuple[int, int], cache: ShardCache | None, check: bool
+) -> OpenShard:
+    """Open the shard of `key`, (shard, generation), whose commit is `commit`, None if it is gone.
+
+    Raises `DamagedDatasetError`, and `UsageError` if another generation has replaced it.
+    """
+    shard, generation = key
+    try:
+        if commit is None:
+            raise NotFoundError(f"the commit of generation {generation} is not there")
+        return OpenShard(dataset, commit, cache, check)
+    except NotFoundError as error:
+        newer = max(dataset.log.generations_of(shard), default=0)
+        if newer > generation:
+            raise UsageError(
+                f"shard {shard} of {dataset.location} was changed while it was read: generation {newer} replaced "
+                f"{generation}. Open the dataset again; a state of the former one does not fit it"
+            ) from error
+        raise DamagedDatasetError(str(error)) from error
+
+
+def with_help(error: DamagedDatasetError, shard: int, dataset: Dataset) -> DamagedDatasetError:
+    """Return an error on a damaged shard that says where it is and what to do."""
+    text = str(error)
+    return DamagedDatasetError(f"shard {shard} of {dataset.location}: {text if HELP in text else f'{text}. {HELP}'}")

@@ -1,0 +1,98 @@
+"""The order of an epoch: a function of seed, epoch and shards, never of ranks, workers or what was read before.
+
+Shuffled, an epoch takes one step a shard. The shards have a random turn; a step takes a random share of each of
+`window` neighbors in it, and mixes them. The window then moves on by one shard: a process has `window` shards open at a
+time, and opens one a step. The turn is a circle, so that the first and the last step mix as many shards as those
+between them.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_TURN, _SHARD, _STEP = range(3)
+"""What random numbers are drawn for: the turn of the shards, the images of a shard, the mixture of a step."""
+
+
+class EpochOrder:
+    """The images of an epoch in the order in which they are read, each as (shard, row): computed step by step.
+
+    It keeps 24 bytes a shard of the dataset, and 8 bytes an image of the shards of one step.
+    """
+
+    def __init__(self, images: NDArray[np.int64], seed: int | None, epoch: int, window: int) -> None:
+        """`images` (S,) are the images of each shard; without a seed they are read as the dataset has them."""
+        self._images = images
+        self._seed, self._epoch = seed, epoch
+        shards = len(images)
+        self._turn = np.arange(shards) if seed is None else self._drawn(_TURN, 0, shards)
+        self._window = 1 if seed is None else min(window, shards)
+        counts = images[self._turn]
+        sizes = np.zeros(shards, np.int64)
+        for slot in range(self._window):
+            start, stop = self._share(counts, slot)
+            sizes += np.roll(stop - start, slot)
+        self._ends = np.cumsum(sizes)
+        self._rows: dict[int, NDArray[np.int64]] = {}
+        self._step = -1
+        self._mixed: NDArray[np.int64] = np.empty((0, 2), np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def shards_for(self, positions: Sequence[int], more: int = 0) -> list[int]:
+        """Return the shards that the steps of these positions read from, and `more` steps after the last of them."""
+        if not positions:
+            return []
+        steps = np.unique(np.searchsorted(self._ends, np.asarray(positions), side="right")).tolist()
+        steps += [(steps[-1] + each) % len(self._turn) for each in range(1, more + 1)]
+        return list(dict.fromkeys(shard for step in steps for shard in self._shards_of(step)))
+
+    def at(self, positions: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """Yield (shard, row) of each position; fast for positions of one step after another."""
+        for position in positions:
+            if self._step < 0 or not self._begin(self._step) <= position < self._ends[self._step]:
+                self._step = int(np.searchsorted(self._ends, position, side="right"))
+                self._mixed = self._mix(self._step)
+            shard, row = self._mixed[position - self._begin(self._step)]
+            yield int(shard), int(row)
+
+    def _shards_of(self, step: int) -> list[int]:
+        """Return the shards of a step; the last one comes into the window with it."""
+        turn = self._turn
+        return [int(turn[(step - slot) % len(turn)]) for slot in reversed(range(self._window))]
+
+    def _begin(self, step: int) -> int:
+        return int(self._ends[step - 1]) if step else 0
+
+    def _mix(self, step: int) -> NDArray[np.int64]:
+        """Return (shard, row) of all images of a step, (N, 2)."""
+        shards = self._shards_of(step)
+        self._rows = {shard: rows for shard, rows in self._rows.items() if shard in set(shards)}
+        parts = []
+        for slot, shard in zip(reversed(range(self._window)), shards, strict=True):
+            if shard not in self._rows:
+                count = int(self._images[shard])
+                self._rows[shard] = np.arange(count) if self._seed is None else self._drawn(_SHARD, shard, count)
+            rows = self._rows[shard]
+            start, stop = self._share(len(rows), slot)
+            parts.append(np.stack([np.full(stop - start, shard), rows[start:stop]], axis=1))
+        images: NDArray[np.int64] = np.concatenate(parts)
+        if self._seed is not None:
+            images = images[self._drawn(_STEP, step, len(images))]
+        return images
+
+    def _share(self, count: NDArray[np.int64] | int, slot: int) -> tuple[Any, Any]:
+        """Return [start, stop) of a shard's images in random order that the window reads at one of its places."""
+        return count * slot // self._window, count * (slot + 1) // self._window
+
+    def _drawn(self, purpose: int, number: int, count: int) -> NDArray[np.int64]:
+        """Return the numbers below `count` in random order.
+
+        By the bits of Philox, which numpy keeps from version to version; what it makes of them, it may change.
+        """
+        seeds = np.random.SeedSequence([self._seed or 0, self._epoch, purpose, number])
+        drawn: NDArray[np.int64] = np.argsort(np.random.Philox(seeds).random_raw(count), kind="stable")
+        return drawn

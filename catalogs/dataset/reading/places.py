@@ -1,0 +1,102 @@
+"""Where the files of each image lie in a shard's tar, so that any of them can be read alone."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from segmint.catalogs.layout import MOST_MEMBER_BYTES, DamagedDatasetError
+from segmint.infra.storage.location import Location
+from segmint.infra.tars import BadTarError, TarReader, is_plain_file
+
+_BLOCK = 512
+_PLAIN = re.compile(rb"sa_[1-9]\d{0,15}\.(?:jpg|json)\0")
+_SIZE = re.compile(rb"[0-7]{11}\0")
+_END = bytes(_BLOCK)
+
+ReadRange = Callable[[int, int], bytes]
+"""Returns the bytes of a tar from an offset, so many or up to its end."""
+
+
+class Place(NamedTuple):
+    """The first byte and the number of bytes of an image's files in a tar; `jpeg` is None where it has none."""
+
+    jpeg: tuple[int, int] | None
+    document: tuple[int, int]
+
+
+def find_places(tar: Location, read: ReadRange) -> list[Place]:
+    """Return the places of the images of a tar, in its order; only headers are read.
+
+    Raises `DamagedDatasetError` for what is not a shard's tar.
+    """
+    try:
+        found = _paired(_plain_members(read))
+    except _OtherTarError:
+        found = _paired(_any_members(tar, read))
+    return found
+
+
+class _OtherTarError(Exception):
+    """A tar that segmint did not write: it may still be one."""
+
+
+def _paired(members: Iterator[tuple[str, int, int]]) -> list[Place]:
+    found: list[Place] = []
+    jpeg: tuple[int, int] | None = None
+    for name, offset, size in members:
+        if name.endswith(".jpg"):
+            jpeg = offset, size
+        elif name.endswith(".json"):
+            found.append(Place(jpeg, (offset, size)))
+            jpeg = None
+    return found
+
+
+def _plain_members(read: ReadRange) -> Iterator[tuple[str, int, int]]:
+    """Yield name, offset and size of the members of a tar as a build writes it: ten times as fast as `tarfile`."""
+    offset = 0
+    while (header := read(offset, _BLOCK)) != _END:
+        name = _PLAIN.match(header)
+        plain = header[156:157] == b"0" and header[257:262] == b"ustar" and _SIZE.match(header, 124)
+        if name is None or not plain:
+            raise _OtherTarError
+        size = int(header[124:135], 8)
+        if size > MOST_MEMBER_BYTES:
+            raise _OtherTarError
+        yield name[0][:-1].decode("ascii"), offset + _BLOCK, size
+        offset += _BLOCK + -(-size // _BLOCK) * _BLOCK
+
+
+def _any_members(tar: Location, read: ReadRange) -> Iterator[tuple[str, int, int]]:
+    """Yield name, offset and size of the members of a tar that anybody may have made."""
+    try:
+        for member in TarReader(_Ranges(read)):
+            if not is_plain_file(member):
+                raise DamagedDatasetError(f"{tar} is not a shard: {member.name} is not a regular file")
+            if member.size > MOST_MEMBER_BYTES:
+                raise DamagedDatasetError(
+                    f"{tar} is not a shard: {member.name} has {member.size:,} bytes; at most {MOST_MEMBER_BYTES:,} "
+                    "are read"
+                )
+            yield member.name, member.offset_data, member.size
+    except BadTarError as error:
+        raise DamagedDatasetError(f"{tar} is not a readable shard: {error}") from error
+
+
+class _Ranges:
+    """A tar as a stream that can seek, from ranges of it."""
+
+    def __init__(self, read: ReadRange) -> None:
+        self._read = read
+        self._position = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, position: int) -> None:
+        self._position = position
+
+    def read(self, size: int, /) -> bytes:
+        data = self._read(self._position, size)
+        self._position += len(data)
+        return data

@@ -1,0 +1,215 @@
+"""The cache of shards: one bound for all processes, the least recently used go first, damaged copies are renewed."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from segmint.catalogs.dataset.commits import FileEntry
+from segmint.catalogs.dataset.reading import cache as module
+from segmint.catalogs.dataset.reading.cache import ShardCache
+from segmint.catalogs.dataset.reading.loader import BatchLoader
+from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from tests.support.committed import write_dataset
+from tests.support.locations import location_of
+
+SIZE = 10_000
+
+
+class Files:
+    """Files of one size in a folder that stands for a store, each with its entry."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def make(self, number: int) -> tuple[Location, FileEntry]:
+        data = bytes([number]) * SIZE
+        path = self.folder / f"{number}.tar"
+        path.write_bytes(data)
+        return location_of(path), FileEntry(path.name, SIZE, hashlib.sha256(data).hexdigest())
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path / "store")
+
+
+def read(cache: ShardCache, source: Location, entry: FileEntry, check: bool = True) -> bytes:
+    with cache.open(source, entry, check) as stream:
+        return stream.read()
+
+
+def copies(cache: ShardCache) -> set[Path]:
+    return {path for path in cache.folder.iterdir() if path.is_file()}
+
+
+def test_the_least_recently_used_copies_make_room(files: Files, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 3 * SIZE)
+    made = [files.make(number) for number in range(4)]
+    for number in (0, 1, 2, 0, 3):
+        assert read(cache, *made[number]) == bytes([number]) * SIZE
+        time.sleep(0.01)
+    assert copies(cache) == {cache.path(made[number][1]) for number in (2, 0, 3)}
+
+
+def test_a_copy_is_made_once_and_used_again(files: Files, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 3 * SIZE)
+    source, entry = files.make(1)
+    read(cache, source, entry)
+    source.delete()
+    assert read(cache, source, entry) == b"\x01" * SIZE
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"x" + data[1:]])
+def test_damaged_copies_are_fetched_again(files: Files, tmp_path: Path, damage) -> None:
+    cache = ShardCache(tmp_path / "cache", 3 * SIZE)
+    source, entry = files.make(1)
+    read(cache, source, entry)
+    path = cache.path(entry)
+    path.write_bytes(damage(path.read_bytes()))
+    assert read(cache, source, entry) == b"\x01" * SIZE
+
+
+def test_a_damaged_source_is_an_error_and_leaves_nothing(files: Files, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 3 * SIZE)
+    source, entry = files.make(1)
+    source.put(b"y" * SIZE)
+    with pytest.raises(DamagedDatasetError, match=r"1\.tar is damaged: it has 10,000 bytes .*segmint repair"):
+        cache.open(source, entry, check=False)
+    assert copies(cache) == set()
+
+
+def test_a_hash_that_leads_out_of_the_cache_is_refused(files: Files, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 3 * SIZE)
+    outside = tmp_path / "mine.copy"
+    outside.write_bytes(b"kept")
+    source, entry = files.make(1)
+    with pytest.raises(DamagedDatasetError, match=r"SHA-256 '\.\./mine'"):
+        cache.open(source, replace(entry, sha256="../mine"), check=True)
+    assert outside.read_bytes() == b"kept"
+
+
+def test_a_copy_that_is_taken_away_can_be_read_on(files: Files, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", SIZE)
+    one, other = files.make(1), files.make(2)
+    with cache.open(*one, check=True) as copy:
+        read(cache, *other)
+        assert not cache.use(one[1])
+        assert copy.read() == b"\x01" * SIZE
+
+
+def test_a_bound_below_one_shard_says_so(files: Files, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", SIZE - 1)
+    with pytest.raises(UsageError, match="bounded to 9,999 bytes, and one shard has 10,000"):
+        cache.open(*files.make(1), check=True)
+
+
+def test_room_that_others_took_is_waited_for(files: Files, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 2 * SIZE)
+    cache.folder.mkdir()
+    taken = cache.folder / ".tmp-other"
+    taken.write_bytes(b"z" * 2 * SIZE)
+    made = files.make(1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(read, cache, *made)
+        time.sleep(0.3)
+        assert not waiting.done()
+        taken.unlink()
+        assert waiting.result(timeout=30) == b"\x01" * SIZE
+
+
+def test_what_a_dead_process_left_is_removed(files: Files, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", SIZE)
+    cache.folder.mkdir()
+    left = cache.folder / ".tmp-dead"
+    left.write_bytes(b"z" * SIZE)
+    os.utime(left, (0, 0))
+    read(cache, *files.make(1))
+    assert not left.exists()
+
+
+READER = """
+import hashlib, os, random, sys
+from pathlib import Path
+from segmint.catalogs.dataset.commits import FileEntry
+from segmint.catalogs.dataset.reading.cache import ShardCache
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+store, folder, seed, most = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+random.seed(seed)
+for _ in range(60):
+    path = random.choice(sorted(store.iterdir()))
+    data = path.read_bytes()
+    entry = FileEntry(path.name, len(data), hashlib.sha256(data).hexdigest())
+    with ShardCache(folder, most).open(Location(Storage(), str(path)), entry, True) as stream:
+        assert stream.read() == data
+"""
+
+
+def test_the_bound_holds_for_several_processes(files: Files, tmp_path: Path) -> None:
+    for number in range(8):
+        files.make(number)
+    folder, most = tmp_path / "cache", 4 * SIZE
+    command = [sys.executable, "-c", READER, str(files.folder), str(folder)]
+    readers = [subprocess.Popen([*command, str(seed), str(most)]) for seed in range(3)]
+    largest = 0
+    while any(reader.poll() is None for reader in readers):
+        found = 0
+        for path in list(folder.glob("*")) if folder.exists() else []:
+            try:
+                found += path.stat().st_size if path.is_file() else 0
+            except FileNotFoundError:
+                continue
+        # A file that is renamed between two looks may be counted twice.
+        largest = max(largest, found - SIZE)
+    assert [reader.returncode for reader in readers] == [0, 0, 0]
+    assert 0 < largest <= most
+    assert sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) <= most
+
+
+def test_threads_of_a_process_fetch_a_file_once(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, made, fetched = ShardCache(tmp_path / "cache", 3 * SIZE), files.make(1), []
+    copied = module._copied
+
+    def counted(source: Location, target: Path) -> tuple[int, str]:
+        fetched.append(threading.get_ident())
+        time.sleep(0.1)
+        return copied(source, target)
+
+    monkeypatch.setattr(module, "_copied", counted)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: read(cache, *made), range(4))) == {b"\x01" * SIZE}
+    assert len(fetched) == 1
+
+
+@pytest.mark.s3
+def test_a_bucket_is_read_through_a_small_cache_that_is_damaged_meanwhile(
+    s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
+    write_dataset(Location(storage, uri), shards=6)
+    plain = sorted(sample.id for sample in open_dataset(uri, storage))
+    tar = max(entry.size for entry in Location(storage, f"{uri}/shards").list())
+    opened = open_dataset(uri, storage, cache=tmp_path / "cache", cache_bytes=3 * tar)
+    batches = opened.batches(3, seed=1, window=4)
+    loader = BatchLoader(batches, num_workers=2)
+    first = [[sample.id for sample in batch] for batch in loader]
+    assert sorted(sum(first, [])) == plain  # noqa: RUF017
+    held = [path for path in (tmp_path / "cache").iterdir() if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in held) <= 3 * tar
+    for path in held:
+        path.write_bytes(path.read_bytes().replace(b'{"image"', b'{"imagf"'))
+    assert sorted(sample.id for batch in loader for sample in batch) == plain
+    assert sorted(sample.id for sample in opened) == plain
