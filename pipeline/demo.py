@@ -19,7 +19,7 @@ from segmint.operators.overlay import draw_overlay, encode_png
 from segmint.pipeline.build import run_build
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.execution.accounting import Accounting
-from segmint.pipeline.masks import MasksOptions, make_masks, masks_config
+from segmint.pipeline.masks.run import MasksOptions, make_masks, masks_config
 
 CONFIG = {
     "name": "demo",

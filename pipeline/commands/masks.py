@@ -12,7 +12,7 @@ from segmint.infra.wording import counted
 from segmint.pipeline.commands.common.console import FAILED, answer_json, guarded, say
 
 if TYPE_CHECKING:
-    from segmint.pipeline.masks import Box, ImageResult, Point
+    from segmint.pipeline.masks.run import Box, ImageResult, Point
 
 
 class Profile(StrEnum):
@@ -77,7 +77,7 @@ def masks(
     as_json: Annotated[bool, typer.Option("--json", help="Print each image's result as JSON.")] = False,
 ) -> None:
     """Make masks for photographs: all masks, or those for points and boxes in pixels."""
-    from segmint.pipeline.masks import RELEASE, MasksOptions, Prompts, make_masks, masks_config, release_config
+    from segmint.pipeline.masks.run import RELEASE, MasksOptions, Prompts, make_masks, masks_config, release_config
 
     layers = [] if crop_layers is None else [f"crop_n_layers={crop_layers}"]
     prompts = Prompts(tuple(map(parse_point, points or [])), tuple(map(parse_box, boxes or [])))

@@ -23,7 +23,7 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segment.models import load_model
 from segmint.operators.segment.segment import segment_image
-from segmint.pipeline.masks import (
+from segmint.pipeline.masks.run import (
     Frame,
     ImageResult,
     MasksOptions,
@@ -267,7 +267,7 @@ def test_bf16_gives_nearly_the_same_masks(predictor, coffee):
 def test_an_empty_mask_is_valid_json():
     from segmint.model.automatic.records import MaskRecord
     from segmint.model.automatic.rle import encode
-    from segmint.pipeline.masks import Found
+    from segmint.pipeline.masks.run import Found
 
     empty = MaskRecord(encode(np.zeros((4, 5), bool)), 0, (0, 0, 0, 0), 0.1, 0.0, (0, 0, 5, 4), (math.nan, math.nan))
     document = sa1b_document(1, "c", (4, 5), [Found(empty, ())])
