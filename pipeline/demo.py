@@ -19,7 +19,8 @@ from segmint.operators.overlay import draw_overlay, encode_png
 from segmint.pipeline.build import run_build
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.execution.accounting import Accounting
-from segmint.pipeline.masks.run import MasksOptions, make_masks, masks_config
+from segmint.pipeline.masks.options import MasksOptions, masks_config
+from segmint.pipeline.masks.run import make_masks, plan
 
 CONFIG = {
     "name": "demo",
@@ -90,7 +91,7 @@ def show_crops(photograph: Path, folder: Path, say: Callable[[str], None]) -> No
     say(crops_command(photograph, document))
     if not (document.exists() and picture.exists()):
         options = MasksOptions(masks=masks_config("sa1b", CROPS_SETTINGS), overlay=True)
-        (result,) = make_masks([str(photograph)], str(document), options, report=lambda _: None)
+        (result,) = make_masks(plan([str(photograph)], str(document), options), report=lambda _: None)
         if result.error is not None:
             raise SegmintError(f"{photograph}: {result.error}")
     made = json.loads(document.read_text(encoding="utf-8"))

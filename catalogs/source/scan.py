@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.catalogs.licenses import validate_identifier
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import SOURCE
@@ -29,22 +30,6 @@ from segmint.infra.storage.new_file import put_new_file
 from segmint.infra.storage.stores import OnSkip, warn_of_skipped
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import LOCAL, UriNotAllowedError, base_name, is_below, local_path, parent, relative_to, scheme
-
-IMAGE_ENDINGS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".bmp",
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jp2",
-    ".gif",
-)
-"""The endings that count as images. Whether a file really is one turns out when it is read."""
 
 _SIDECAR_ENDINGS = (".json", ".license")
 _SIDECAR_BYTES = 1 << 20

@@ -1,6 +1,6 @@
-"""`segmint masks`: masks for single photographs."""
+"""`segmint masks`: masks for photographs, one by one or a folder of them."""
 
-import re
+from collections import Counter
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segmint.infra.errors import UsageError
-from segmint.infra.wording import counted
-from segmint.pipeline.commands.common.console import FAILED, answer_json, guarded, say
+from segmint.infra.wording import counted, duration, listed
+from segmint.pipeline.commands.common.console import FAILED, FINDINGS, answer_json, guarded, say
+from segmint.pipeline.commands.common.lines import ItemLines
 
 if TYPE_CHECKING:
-    from segmint.pipeline.masks.run import Box, ImageResult, Point
+    from segmint.pipeline.masks.options import MasksOptions
+    from segmint.pipeline.masks.run import ImageResult, Plan
 
 
 class Profile(StrEnum):
@@ -31,11 +33,19 @@ class Precision(StrEnum):
 
 @guarded
 def masks(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Photographs, as paths or URIs.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB...", help="Photographs, folders of them, or patterns.")
+    ],
     output: Annotated[
         str,
-        typer.Option("-o", "--output", metavar="FILE|DIR", help="The JSON for one image; a folder for several."),
+        typer.Option("-o", "--output", metavar="FILE|DIR", help="x.json for one photograph; else a folder."),
     ],
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Also take the folders below a folder; the tree is kept.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make masks again that the folder has, also by other settings.")
+    ] = False,
     profile: Annotated[
         Profile,
         typer.Option(help="sa1b: as SA-1B was made, with crops; official: the reference code's defaults."),
@@ -59,11 +69,16 @@ def masks(
     points: Annotated[
         list[str] | None,
         typer.Option(
-            "--point", metavar="X,Y[,0|1]", help="One mask for all points given; 0 marks background; repeatable."
+            "--point", metavar="X,Y[,0|1]", help="One mask for all points and the box; 0 marks background; repeatable."
         ),
     ] = None,
     boxes: Annotated[
-        list[str] | None, typer.Option("--box", metavar="X,Y,W,H", help="A mask for this box; repeatable.")
+        list[str] | None,
+        typer.Option("--box", metavar="X,Y,W,H", help="A mask for this box; repeatable without --point."),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", metavar="TEXT", help="A mask for 'box:X,Y,W,H point:X,Y[,0|1] …'; repeatable."),
     ] = None,
     all_masks: Annotated[
         bool, typer.Option("--all-masks", help="For prompts: write whole, part and subpart, not only the best.")
@@ -77,26 +92,15 @@ def masks(
     as_json: Annotated[bool, typer.Option("--json", help="Print each image's result as JSON.")] = False,
 ) -> None:
     """Make masks for photographs: all masks, or those for points and boxes in pixels."""
-    from segmint.pipeline.masks.run import RELEASE, MasksOptions, Prompts, make_masks, masks_config, release_config
+    from segmint.pipeline.masks.options import MasksOptions, masks_config, read_prompts, release_config
 
+    asked = read_prompts(points or [], boxes or [], prompts or [])
+    in_settings, released = _split(overrides or [], automatic=not asked and not full_frame, profile=profile)
+    _check_flags(bool(asked), all_masks=all_masks, full_frame=full_frame, profile=profile)
     layers = [] if crop_layers is None else [f"crop_n_layers={crop_layers}"]
-    prompts = Prompts(tuple(map(parse_point, points or [])), tuple(map(parse_box, boxes or [])))
-    if all_masks and not prompts:
-        raise UsageError("--all-masks belongs to --point and --box: without them all masks are written anyway")
-    if full_frame and (prompts or profile is not Profile.SA1B):
-        raise UsageError(
-            "--full-frame belongs to automatic masks of profile sa1b: --point, --box and profile official always work "
-            "in the photograph's own frame"
-        )
-    released = [override for override in overrides or [] if override.strip().startswith(RELEASE)]
-    if released and (prompts or full_frame or profile is not Profile.SA1B):
-        raise UsageError(
-            f"--set {released[0]}: expected automatic masks of profile sa1b, without --full-frame: no others are in "
-            "the released frame"
-        )
-    wanted = MasksOptions(
-        masks=masks_config(profile.value, [*(each for each in overrides or [] if each not in released), *layers]),
-        prompts=prompts,
+    options = MasksOptions(
+        masks=masks_config(profile.value, [*in_settings, *layers]),
+        prompts=asked,
         all_masks=all_masks,
         weights=weights,
         device=device,
@@ -105,46 +109,106 @@ def masks(
         release=release_config(released),
         full_frame=full_frame,
     )
-    results = make_masks(images, output, wanted, _tell)
+    _run(images, output, options, recursive=recursive, overwrite=overwrite, as_json=as_json)
+
+
+def _check_flags(prompted: bool, *, all_masks: bool, full_frame: bool, profile: Profile) -> None:
+    if all_masks and not prompted:
+        raise UsageError("--all-masks belongs to --point, --box and --prompt: without them all masks are written")
+    if full_frame and (prompted or profile is not Profile.SA1B):
+        raise UsageError(
+            "--full-frame belongs to automatic masks of profile sa1b: --point, --box and profile official always work "
+            "in the photograph's own frame"
+        )
+
+
+def _split(overrides: list[str], *, automatic: bool, profile: Profile) -> tuple[list[str], list[str]]:
+    """Return the overrides of `masks:` and those of `release:`; raises `UsageError` where no frame is released."""
+    from segmint.pipeline.masks.options import RELEASE
+
+    released = [override for override in overrides if override.strip().startswith(RELEASE)]
+    if released and (not automatic or profile is not Profile.SA1B):
+        raise UsageError(
+            f"--set {released[0]}: expected automatic masks of profile sa1b, without --full-frame: no others are in "
+            "the released frame"
+        )
+    return [override for override in overrides if override not in released], released
+
+
+def _run(
+    images: list[str], output: str, options: "MasksOptions", *, recursive: bool, overwrite: bool, as_json: bool
+) -> None:
+    from segmint.pipeline.masks.run import make_masks, plan
+
+    planned = plan(images, output, options, recursive=recursive, overwrite=overwrite)
+    results: list[ImageResult] = []
+    try:
+        with ItemLines(len(planned.outputs.tasks)) as lines:
+
+            def report(result: "ImageResult") -> None:
+                results.append(result)
+                lines.add(_line(result), _left(planned, results))
+
+            make_masks(planned, report)
+    finally:
+        _sum_up(planned, results)
     if as_json:
         answer_json([asdict(result) for result in results])
-    failed = sum(result.error is not None for result in results)
-    if failed:
-        say(f"{failed} of {len(results)} images failed")
+    outcomes = {result.outcome for result in results}
+    if "failed" in outcomes:
         raise typer.Exit(FAILED)
+    if "refused" in outcomes:
+        raise typer.Exit(FINDINGS)
 
 
-def _tell(result: "ImageResult") -> None:
+def _left(planned: "Plan", results: "list[ImageResult]") -> float | None:
+    """Estimate the seconds that the rest takes, from those made so far; None before the first."""
+    made = [result.seconds for result in results if result.outcome == "made"]
+    waiting = planned.to_make - sum(result.outcome != "skipped" for result in results)
+    return sum(made) / len(made) * waiting if made and waiting > 0 else None
+
+
+def _sum_up(planned: "Plan", results: "list[ImageResult]") -> None:
+    """Say what became of all photographs, which of them have no masks and why, where the masks are, and what next."""
+    folder, total = planned.outputs.folder, len(planned.outputs.tasks)
+    outcomes = Counter(result.outcome for result in results)
+    if total > 1 and results:
+        seconds = sum(result.seconds for result in results)
+        masks = sum(result.masks for result in results)
+        counts = [
+            f"{count:,} {words}"
+            for words, count in (
+                ("made", outcomes["made"]),
+                ("there already", outcomes["skipped"]),
+                ("refused", outcomes["refused"]),
+                ("failed", outcomes["failed"]),
+                ("not reached", total - len(results)),
+            )
+            if count
+        ]
+        say(f"{total:,} photographs: {listed(counts)}; {counted(masks, 'mask')} in {duration(round(seconds, 1))}")
+        for result in results:
+            if result.error is not None:
+                say(f"  {result.outcome}: {result.image}: {result.error}")
+    written = outcomes["made"] + outcomes["skipped"]
+    if folder is not None and written:
+        say(f"masks: {folder}, one file of SA-1B's JSON a photograph")
+    if outcomes["failed"]:
+        say("next: the same command tries again what failed, and makes nothing twice")
+    elif written and not planned.options.overlay:
+        say("next: the same command with --overlay draws the masks over the photographs")
+
+
+def _line(result: "ImageResult") -> str:
     if result.error is not None:
-        say(f"error: {result.image}: {result.error}")
-    else:
-        frame = "" if result.frame == result.source else f" ({_sizes(result)})"
-        say(f"{result.image}: {counted(result.masks, 'mask')} in {result.seconds:.1f} s → {result.output}{frame}")
+        return f"{result.outcome}: {result.image}: {result.error}"
+    files = " and ".join(file for file in (result.output, result.overlay) if file is not None)
+    if result.outcome == "skipped":
+        return f"{result.image}: {counted(result.masks, 'mask')} there already → {files}"
+    frame = "" if result.frame == result.source else f" ({_sizes(result)})"
+    return f"{result.image}: {counted(result.masks, 'mask')} in {result.seconds:.1f} s → {files}{frame}"
 
 
 def _sizes(result: "ImageResult") -> str:
     (width, height), (source_width, source_height) = result.frame or (0, 0), result.source or (0, 0)
     return f"as in a build, {width} x {height} of {source_width} x {source_height} pixels; --full-frame keeps all"
-
-
-def parse_point(text: str) -> "Point":
-    """Parse "X,Y" or "X,Y,LABEL"; raises `UsageError` for anything else."""
-    numbers = _numbers(text)
-    if len(numbers) not in (2, 3) or (len(numbers) == 3 and numbers[2] not in (0, 1)):
-        raise UsageError(f"--point {text!r}: expected X,Y or X,Y,LABEL in pixels; LABEL is 1 (foreground) or 0")
-    return numbers[0], numbers[1], int(numbers[2]) if len(numbers) == 3 else 1
-
-
-def parse_box(text: str) -> "Box":
-    """Parse "X,Y,W,H"; raises `UsageError` for anything else."""
-    numbers = _numbers(text)
-    if len(numbers) != 4 or numbers[2] <= 0 or numbers[3] <= 0:
-        raise UsageError(f"--box {text!r}: expected X,Y,W,H in pixels, with a width and a height over 0")
-    return numbers[0], numbers[1], numbers[2], numbers[3]
-
-
-def _numbers(text: str) -> list[float]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(r"-?\d+(\.\d*)?|-?\.\d+", part, re.ASCII) for part in parts):
-        return []
-    return [float(part) for part in parts]

@@ -17,7 +17,7 @@ from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
 from segmint.infra.version import VERSION
 from segmint.pipeline.cli import app
 from segmint.pipeline.commands.common.console import answer, answer_json, guarded, say
-from segmint.pipeline.commands.masks import parse_box, parse_point
+from segmint.pipeline.masks.options import parse_box, parse_point
 from segmint.pipeline.shard_ranges import ShardPart, parse_shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,41 +75,75 @@ def test_masks_command_from_a_photograph_to_files_without_ray(tmp_path, coffee):
         "sys.exit(code)\n"
     )
     quick = ["--device", "cpu", "--profile", "official", "--set", "points_per_side=4", "--set", "pred_iou_thresh=0.7"]
-    images = [str(tmp_path / "bad.jpg"), str(tmp_path / "a b.jpg")]
     done = subprocess.run(
-        [sys.executable, "-c", script, "masks", *images, "-o", str(tmp_path / "out"), *quick, "--overlay", "--json"],
+        [
+            sys.executable,
+            "-c",
+            script,
+            "masks",
+            str(tmp_path),
+            "-o",
+            str(tmp_path / "out"),
+            *quick,
+            "--overlay",
+            "--json",
+        ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 3, done.stderr
-    bad, good = json.loads(done.stdout)
-    assert bad["error"]
-    assert bad["output"] is None
-    assert good["error"] is None
+    assert done.returncode == 1, done.stderr
+    good, bad = json.loads(done.stdout)
+    assert (bad["outcome"], bad["output"]) == ("refused", None)
+    assert (good["outcome"], good["error"]) == ("made", None)
     document = json.loads(Path(good["output"]).read_text())
     assert len(document["annotations"]) == good["masks"] >= 2
     assert np.asarray(Image.open(good["overlay"])).shape == (200, 300, 3)
-    assert "bad.jpg" in done.stderr
-    assert "1 of 2 images failed" in done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(f"[1/2] {tmp_path}/a b.jpg: {good['masks']} masks in ")
+    assert f" s → {good['output']} and {good['overlay']}; about " in lines[0]
+    assert lines[0].endswith(" s left")
+    assert lines[2].startswith(f"2 photographs: 1 made and 1 refused; {good['masks']} masks in ")
+    assert lines[3].startswith(f"  refused: {tmp_path}/bad.jpg: ")
+    assert lines[4] == f"masks: {tmp_path}/out, one file of SA-1B's JSON a photograph"
     assert "Traceback" not in done.stderr
 
 
 def test_masks_for_prompts_end_in_a_file(tmp_path, coffee):
     Image.fromarray(coffee).save(tmp_path / "cup.png")
     arguments = ["masks", tmp_path / "cup.png", "-o", tmp_path / "cup.json", "--device", "cpu"]
-    done = run(*arguments, "--point", "285,200", "--point", "450,330,0", "--box", "165,70,230,240")
+    box = "165,70,230,240"
+    done = run(*arguments, "--prompt", f"point:285,200 point:450,330,0 box:{box}", "--prompt", f"box:{box}")
     assert done.exit_code == 0, done.stderr
     assert "2 masks" in done.stderr
+    assert done.stderr.splitlines()[-1] == "next: the same command with --overlay draws the masks over the photographs"
     assert done.stdout == ""
-    by_point, by_box = json.loads((tmp_path / "cup.json").read_text())["annotations"]
-    assert by_point["point_coords"] == [[285.0, 200.0], [450.0, 330.0]]
+    both, by_box = json.loads((tmp_path / "cup.json").read_text())["annotations"]
+    assert both["point_coords"] == [[285.0, 200.0], [450.0, 330.0]]
     assert by_box["point_coords"] == []
+    together = run(
+        *arguments[:-3],
+        tmp_path / "too.json",
+        *arguments[-2:],
+        "--point",
+        "285,200",
+        "--point",
+        "450,330,0",
+        "--box",
+        box,
+    )
+    assert together.exit_code == 0, together.stderr
+    (same,) = json.loads((tmp_path / "too.json").read_text())["annotations"]
+    assert same["segmentation"] == both["segmentation"] != by_box["segmentation"]
 
     outside = run(*arguments, "--point", "600.5,3")
     assert outside.exit_code == 2
     assert "600 x 400 pixels" in outside.stderr
+
+    unknown = run(*arguments, "--weights", "vit_x")
+    assert unknown.exit_code == 2
+    assert "vit_x" in unknown.stderr
 
 
 @pytest.mark.parametrize(
@@ -121,10 +155,11 @@ def test_masks_for_prompts_end_in_a_file(tmp_path, coffee):
         (["masks", "x.jpg", "-o", "y", "--box", "1,2,0,4"], "expected X,Y,W,H"),
         (["masks", "x.jpg", "-o", "y", "--set", "points=3"], "did you mean points_per_side?"),
         (["masks", "x.jpg", "-o", "y", "--crop-layers", "9"], "crop_n_layers is 9"),
-        (["masks", "x.jpg", "-o", "y", "--all-masks"], "belongs to --point and --box"),
-        (["masks", "x.jpg", "-o", "y", "--weights", "vit_x"], "vit_x"),
+        (["masks", "x.jpg", "-o", "y", "--all-masks"], "belongs to --point, --box and --prompt"),
         (["masks", "x.jpg", "-o", "y", "--device", "tpu"], "tpu"),
-        (["masks", "x.jpg", "-o", "x.jpg"], "over the image"),
+        (["masks", "x.jpg", "-o", "y", "--point", "3,4,0"], "marks background alone"),
+        (["masks", "x.jpg", "-o", "y", "--prompt", "point:1,2", "--point", "3,4"], "--prompt beside"),
+        (["masks", "x.jpg", "-o", "y"], "no such file: x.jpg"),
         (["masks", "x.jpg", "-o", "y", "--profile", "sam"], "sa1b"),
         (["masks", "-o", "y"], "IMAGE"),
         (["build"], "CONFIG"),

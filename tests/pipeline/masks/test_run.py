@@ -1,12 +1,15 @@
-"""Masks for single photographs, by the real model on real pixels."""
+"""Photographs in, files out, by the real model on real pixels; a folder is continued where it stopped."""
 
 import json
-import math
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -15,32 +18,18 @@ from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.sam.predictor import Predictor
-from segmint.operators.images import decode_jpeg
-from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
-from segmint.operators.prepare.ingest import IngestConfig
-from segmint.operators.prepare.prepare import PrepareConfig, prepare_image
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segment.models import load_model
 from segmint.operators.segment.segment import segment_image
-from segmint.pipeline.masks.run import (
-    Frame,
-    ImageResult,
-    MasksOptions,
-    Prompts,
-    check_prompts,
-    frame_of,
-    make_masks,
-    masks_config,
-    plan_outputs,
-    prompted_masks,
-    release_config,
-    sa1b_document,
-)
-from tests.support.bad_images import encode
+from segmint.pipeline.masks.folder import RECORD
+from segmint.pipeline.masks.options import MasksOptions, Prompt
+from segmint.pipeline.masks.run import ImageResult, make_masks, plan
+from tests.support.released import in_a_build
 
+ROOT = Path(__file__).parents[3]
 QUICK = MasksConfig(profile="official", points_per_side=4, pred_iou_thresh=0.7, stability_score_thresh=0.8)
-CUP = (285.0, 200.0, 1)  # inside the cup of scikit-image's coffee photograph, 600 x 400 pixels
+MIDDLE = (Prompt(((75, 50, 1),)),)
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +37,16 @@ def predictor() -> Predictor:
     return Predictor(load_model(resolve("mobile_sam"), resolve_compute("cpu")))
 
 
-def document_of(*arguments: Any) -> dict:
-    return json.loads(sa1b_document(*arguments))
+def made(image: object, output: object, options: MasksOptions, **how: bool) -> list[ImageResult]:
+    told: list[ImageResult] = []
+    results = make_masks(plan([str(image)], str(output), options, **how), told.append)
+    assert results == told
+    return results
 
 
 def decoded(annotation: dict) -> np.ndarray:
     code = annotation["segmentation"]
     return coco.decode({"size": code["size"], "counts": code["counts"].encode("ascii")}).astype(bool)
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a & b).sum() / (a | b).sum())
 
 
 def assert_annotation(annotation: dict, width: int, height: int) -> None:
@@ -84,11 +72,8 @@ def assert_annotation(annotation: dict, width: int, height: int) -> None:
 
 def test_automatic_masks_of_a_photograph_as_sa1b_has_them(tmp_path, coffee):
     Image.fromarray(coffee).save(tmp_path / "cup.png")
-    told: list[ImageResult] = []
     options = MasksOptions(masks=QUICK, device="cpu", overlay=True)
-    results = make_masks([str(tmp_path / "cup.png")], str(tmp_path / "new" / "cup.json"), options, told.append)
-
-    assert results == told
+    results = made(tmp_path / "cup.png", tmp_path / "new" / "cup.json", options)
     document = json.loads((tmp_path / "new" / "cup.json").read_text())
     assert document["image"] == {"image_id": 1, "width": 600, "height": 400, "file_name": "cup.png"}
     annotations = document["annotations"]
@@ -106,57 +91,132 @@ def test_automatic_masks_of_a_photograph_as_sa1b_has_them(tmp_path, coffee):
     assert (np.asarray(overlay) != coffee).any()
 
 
-def test_bad_images_are_told_and_the_others_are_made(tmp_path, coffee):
-    small = Image.fromarray(coffee).resize((150, 100))
-    small.save(tmp_path / "good.jpg")
-    (tmp_path / "text.jpg").write_text("this is no photograph")
-    whole = (tmp_path / "good.jpg").read_bytes()
-    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
-    names = ["text.jpg", "absent.jpg", "half.jpg", "good.jpg", "."]
-    results = make_masks(
-        [str(tmp_path / name) for name in names],
-        str(tmp_path / "out"),
-        MasksOptions(prompts=Prompts(points=((75, 50, 1),)), device="cpu"),
-        lambda _: None,
+@pytest.fixture
+def photographs(tmp_path, coffee):
+    """A tree with two good photographs and two bad ones."""
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    Image.fromarray(coffee).resize((150, 100)).save(folder / "deep" / "cup.jpg")
+    Image.fromarray(skimage.data.chelsea()).resize((150, 100)).save(folder / "cat.png")
+    (folder / "text.jpg").write_text("this is no photograph")
+    whole = (folder / "deep" / "cup.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_is_made_once_and_bad_photographs_are_told(tmp_path, photographs):
+    out, options = tmp_path / "out", MasksOptions(prompts=MIDDLE, device="cpu", overlay=True)
+    results = made(photographs, out, options, recursive=True)
+    assert [result.outcome for result in results] == ["made", "made", "refused", "refused"]
+    assert [result.image.removeprefix(f"{photographs}/") for result in results][:2] == ["cat.png", "deep/cup.jpg"]
+    assert results[2].error.startswith("truncated: ")
+    assert results[3].error.startswith("not_an_image: ")
+    first = contents(out)
+    names = [RECORD, "cat.json", "cat.overlay.png", "deep/cup.json", "deep/cup.overlay.png"]
+    assert sorted(first) == sorted(names)
+
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    again = made(photographs, out, options, recursive=True)
+    assert [result.outcome for result in again] == ["skipped", "skipped", "refused", "refused"]
+    assert [result.masks for result in again[:2]] == [1, 1]
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == times
+
+    # One that is missing is made again, and drawings come from the masks that are there: the same bytes both times.
+    (out / "cat.json").unlink()
+    (out / "deep" / "cup.overlay.png").unlink()
+    third = made(photographs, out, options, recursive=True)
+    assert [result.outcome for result in third[:2]] == ["made", "skipped"]
+    assert contents(out) == first
+
+
+def test_another_photograph_of_that_name_is_not_taken_for_the_first(tmp_path, photographs):
+    out, options = tmp_path / "out", MasksOptions(prompts=MIDDLE, device="cpu")
+    made(photographs / "cat.png", out, options)
+    before = (out / "cat.json").read_bytes()
+    Image.open(photographs / "deep" / "cup.jpg").save(photographs / "cat.png")
+    (result,) = made(photographs / "cat.png", out, options)
+    assert (result.outcome, result.output) == ("failed", None)
+    assert "other bytes" in result.error
+    assert (out / "cat.json").read_bytes() == before
+    (result,) = made(photographs / "cat.png", out, options, overwrite=True)
+    assert result.outcome == "made"
+    assert (out / "cat.json").read_bytes() != before
+
+
+def test_an_overwrite_that_stopped_is_finished_by_the_next_run(tmp_path, photographs):
+    """After it the record has the new settings, and what still has the old ones is made again."""
+    out, options = tmp_path / "out", MasksOptions(prompts=MIDDLE, device="cpu")
+    made(photographs, out, options)
+    old = (out / "cat.json").read_bytes()
+    other = MasksOptions(prompts=(Prompt(((20, 20, 1),)),), device="cpu")
+    plan([str(photographs)], str(out), other, overwrite=True)  # and killed here
+    assert (out / "cat.json").read_bytes() == old
+    assert made(photographs, out, other)[0].outcome == "made"
+    assert (out / "cat.json").read_bytes() != old
+    assert made(photographs, out, other)[0].outcome == "skipped"
+
+
+def test_a_prompt_outside_refuses_that_photograph_among_several(tmp_path, photographs):
+    Image.new("RGB", (40, 40)).save(photographs / "small.png")
+    options = MasksOptions(prompts=MIDDLE, device="cpu")
+    results = {Path(result.image).name: result for result in made(photographs, tmp_path / "out", options)}
+    assert (results["small.png"].outcome, results["cat.png"].outcome) == ("refused", "made")
+    assert "40 x 40 pixels" in results["small.png"].error
+    with pytest.raises(UsageError, match="40 x 40 pixels"):
+        made(photographs / "small.png", tmp_path / "small.json", options)
+
+
+def test_a_killed_run_leaves_whole_files_and_the_next_one_the_same_bytes(tmp_path, photographs):
+    for number in range(4):
+        Image.open(photographs / "cat.png").rotate(number * 9).save(photographs / "deep" / f"{number}.png")
+    options = MasksOptions(prompts=MIDDLE, device="cpu", overlay=True)
+    script = (
+        "import sys\nfrom segmint.pipeline.masks.options import *\nfrom segmint.pipeline.masks.run import *\n"
+        "options = MasksOptions(prompts=(Prompt(((75, 50, 1),)),), device='cpu', overlay=True)\n"
+        "make_masks(plan([sys.argv[1]], sys.argv[2], options, recursive=True), lambda result: print(flush=True))\n"
     )
-    errors = [result.error or "" for result in results]
-    assert errors[0].startswith("not_an_image: ")
-    assert "absent.jpg" in errors[1]
-    assert errors[2].startswith("truncated: ")
-    assert not errors[3]
-    assert "is a folder" in errors[4]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.json"]
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-c", script, str(photographs), str(killed)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as run:
+        for _ in range(2):
+            run.stdout.readline()
+        time.sleep(0.05)
+        run.send_signal(signal.SIGKILL)
+    left = contents(killed)
+    assert 2 <= len([name for name in left if name.endswith(".json") and name != RECORD]) < 6
+    for name, data in left.items():
+        assert name.startswith(".") or not name.endswith(".json") or json.loads(data)["annotations"]
+    made(photographs, killed, options, recursive=True)
+    made(photographs, tmp_path / "whole", options, recursive=True)
+    temporary = {name for name in left if ".tmp-" in name}
+    assert {name: data for name, data in contents(killed).items() if name not in temporary} == contents(
+        tmp_path / "whole"
+    )
 
 
-def in_a_build(data: bytes, release: ReleaseConfig, masks: MasksConfig) -> Frame:
-    """The pixels that a build segments of a photograph in which it redacts nothing."""
-    nothing = DeidentifyConfig(faces=FacesConfig(detector="none"), plates=PlatesConfig(detector="none"))
-    config = PrepareConfig(IngestConfig(), nothing, release, masks.original_crops)
-    prepared = prepare_image(data, config, [])
-    return Frame(decode_jpeg(prepared.release), None if prepared.original is None else decode_jpeg(prepared.original))
+def test_what_is_wrong_is_known_before_torch_is_loaded(tmp_path, photographs):
+    script = (
+        "import sys\nfrom segmint.pipeline.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as end: code = end.code\n"
+        "assert 'torch' not in sys.modules\nsys.exit(code)\n"
+    )
 
+    def code(*arguments: object) -> int:
+        words = [sys.executable, "-c", script, "masks", *map(str, arguments)]
+        return subprocess.run(words, cwd=ROOT, capture_output=True).returncode
 
-@pytest.mark.parametrize("short_side", [399, 100])
-@pytest.mark.parametrize("layers", [0, 2])
-def test_sa1b_takes_the_pixels_of_a_build_for_a_large_photograph(coffee, layers, short_side):
-    release, masks = ReleaseConfig(short_side=short_side), MasksConfig(crop_n_layers=layers)
-    found = frame_of(coffee, MasksOptions(masks, release=release))
-    built = in_a_build(encode(Image.fromarray(coffee), "PNG"), release, masks)
-    assert (found.image == built.image).all()
-    assert (found.original is None) == (built.original is None) == (layers == 0)
-    assert found.original is None or (found.original == built.original).all()
-
-
-def test_a_small_photograph_and_the_other_ways_keep_its_frame(coffee):
-    small = ReleaseConfig(short_side=100)
-    for options in (
-        MasksOptions(),
-        MasksOptions(release=small, full_frame=True),
-        MasksOptions(QUICK, release=small),
-    ):
-        found = frame_of(coffee, options)
-        assert found.image is coffee
-        assert found.original is None
+    out = tmp_path / "out"
+    made(photographs / "cat.png", out, MasksOptions(prompts=MIDDLE, device="cpu"))
+    assert code(tmp_path / "absent.jpg", "-o", out) == 2
+    assert code(photographs / "cat.png", "-o", out, "--set", "points_per_side=4") == 2
+    assert code(photographs / "cat.png", "-o", tmp_path / "x.json", "--point", "500,3") == 2
+    assert code(photographs / "text.jpg", "-o", tmp_path / "x.json") == 1
+    assert code(photographs / "cat.png", "-o", out, "--point", "75,50") == 0  # nothing is left to do
 
 
 @pytest.mark.parametrize("layers", [0, pytest.param(1, marks=pytest.mark.long)])
@@ -165,7 +225,7 @@ def test_sa1b_masks_of_a_large_photograph_are_those_of_a_build(tmp_path, predict
     masks = MasksConfig(points_per_side=points, crop_n_layers=layers, pred_iou_thresh=0.7, stability_score_thresh=0.8)
     options = MasksOptions(masks, device="cpu", overlay=True, release=ReleaseConfig(short_side=200))
     Image.fromarray(coffee).save(tmp_path / "cup.png")
-    (result,) = make_masks([str(tmp_path / "cup.png")], str(tmp_path / "cup.json"), options, lambda _: None)
+    (result,) = made(tmp_path / "cup.png", tmp_path / "cup.json", options)
     assert (result.frame, result.source) == ((300, 200), (600, 400))
     assert Image.open(result.overlay).size == (300, 200)
 
@@ -184,21 +244,13 @@ def as_text(segmentation: dict) -> dict:
     return {**segmentation, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
 
 
-def test_settings_of_the_released_frame_are_a_build_s():
-    assert release_config(["release.short_side=1000"]) == ReleaseConfig(short_side=1000)
-    with pytest.raises(UsageError, match="did you mean short_side"):
-        release_config(["release.short_sid=1000"])
-    with pytest.raises(UsageError, match=r"release\.format is annotations: expected nothing"):
-        release_config(["release.format=annotations"])
-
-
 def test_exif_orientation_is_applied(tmp_path, coffee):
     upright = Image.fromarray(coffee).resize((150, 100))
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera lay on its side: rotate by 90 degrees to look at it
     upright.rotate(90, expand=True).save(tmp_path / "lying.jpg", exif=exif)
-    options = MasksOptions(prompts=Prompts(points=((149, 1, 1),)), device="cpu")
-    (result,) = make_masks([str(tmp_path / "lying.jpg")], str(tmp_path / "m.json"), options, lambda _: None)
+    options = MasksOptions(prompts=(Prompt(((149, 1, 1),)),), device="cpu")
+    (result,) = made(tmp_path / "lying.jpg", tmp_path / "m.json", options)
     assert result.error is None
     assert json.loads((tmp_path / "m.json").read_text())["image"] | {"file_name": ""} == {
         "image_id": 1,
@@ -206,112 +258,6 @@ def test_exif_orientation_is_applied(tmp_path, coffee):
         "height": 100,
         "file_name": "",
     }
-
-
-def test_a_point_a_box_and_all_masks_of_the_cup(predictor, coffee):
-    box = (165.0, 70.0, 230.0, 240.0)
-    prompts = Prompts(points=(CUP,), boxes=(box,))
-    by_point, by_box = prompted_masks(predictor, coffee, prompts, MasksOptions(prompts=prompts))
-    document = document_of(3, "coffee.png", (400, 600), [by_point, by_box])
-    for annotation in document["annotations"]:
-        assert_annotation(annotation, 600, 400)
-        assert 0 < annotation["stability_score"] <= 1
-    first, second = document["annotations"]
-    assert (first["id"], second["id"]) == (30_000, 30_001)
-    assert first["point_coords"] == [[285.0, 200.0]]
-    assert second["point_coords"] == []
-    assert decoded(first)[200, 285]
-    x, y, width, height = second["bbox"]
-    assert x > box[0] - 20
-    assert y > box[1] - 20
-    assert x + width < box[0] + box[2] + 20
-    assert y + height < box[1] + box[3] + 20
-
-    every = prompted_masks(predictor, coffee, Prompts(points=(CUP,)), MasksOptions(all_masks=True))
-    assert len(every) == 3
-    ious = [found.record.predicted_iou for found in every]
-    assert ious == sorted(ious, reverse=True)
-    assert every[0].record == by_point.record
-
-
-def test_a_background_point_takes_away(predictor, coffee):
-    away = (450.0, 330.0, 1)
-    both = Prompts(points=(CUP, away))
-    without = Prompts(points=(CUP, (*away[:2], 0)))
-    ((joined,), (parted,)) = (prompted_masks(predictor, coffee, p, MasksOptions(prompts=p)) for p in (both, without))
-    assert joined.points == (CUP[:2], away[:2])
-    masks = [decoded(document_of(1, "c", (400, 600), [found])["annotations"][0]) for found in (joined, parted)]
-    assert not masks[1][330, 450]
-    assert masks[1][200, 285]
-    assert masks[0].sum() != masks[1].sum()
-
-
-def test_bf16_gives_nearly_the_same_masks(predictor, coffee):
-    """All three are compared: their predicted IoUs are so near one another that their order may change."""
-    prompts = Prompts(points=(CUP,))
-    reduced = Predictor(load_model(resolve("mobile_sam"), Compute("cpu", "bf16", 1)))
-    exact, rounded = (
-        [
-            decoded(document_of(1, "c", (400, 600), [found])["annotations"][0])
-            for found in prompted_masks(each, coffee, prompts, MasksOptions(prompts=prompts, all_masks=True))
-        ]
-        for each in (predictor, reduced)
-    )
-    assert len(exact) == len(rounded) == 3
-    for mask in rounded:
-        twin = max(exact, key=lambda other: overlap(mask, other))
-        assert overlap(mask, twin) > 0.97
-        assert (mask != twin).sum() < 2000
-
-
-def test_an_empty_mask_is_valid_json():
-    from segmint.model.automatic.records import MaskRecord
-    from segmint.model.automatic.rle import encode
-    from segmint.pipeline.masks.run import Found
-
-    empty = MaskRecord(encode(np.zeros((4, 5), bool)), 0, (0, 0, 0, 0), 0.1, 0.0, (0, 0, 5, 4), (math.nan, math.nan))
-    document = sa1b_document(1, "c", (4, 5), [Found(empty, ())])
-    assert json.loads(document)["annotations"][0]["point_coords"] == []
-
-
-def test_one_image_goes_to_a_file_and_several_to_a_folder(tmp_path):
-    assert plan_outputs(["a/x.jpg"], "out.json") == [("a/x.jpg", "out.json")]
-    assert plan_outputs(["a/x.jpg"], "out/") == [("a/x.jpg", "out/x.json")]
-    assert plan_outputs(["a/x.jpg"], str(tmp_path)) == [("a/x.jpg", f"{tmp_path}/x.json")]
-    assert plan_outputs(["a/x.jpg", "s3://b/y.png"], "s3://out/p") == [
-        ("a/x.jpg", "s3://out/p/x.json"),
-        ("s3://b/y.png", "s3://out/p/y.json"),
-    ]
-
-
-def test_outputs_that_collide_or_write_over_an_image_are_refused(tmp_path: Path):
-    image = tmp_path / "x.jpg"
-    image.write_bytes(b"")
-    with pytest.raises(UsageError, match="both be written"):
-        plan_outputs(["a/x.jpg", "b/x.png"], "out")
-    with pytest.raises(UsageError, match="over the image"):
-        plan_outputs([str(image)], str(tmp_path / "." / "x.jpg"))
-    with pytest.raises(UsageError, match="is a file"):
-        plan_outputs(["a.jpg", "b.jpg"], str(image))
-
-
-def test_settings_come_from_profile_and_overrides():
-    assert masks_config("official", []) == MasksConfig(profile="official")
-    assert masks_config("sa1b", ["points_per_side=8", "masks.crop_n_layers=1"]).points_per_side == 8
-    with pytest.raises(UsageError, match=r"masks\.drop_redaction_artifacts is 0\.9: expected nothing"):
-        masks_config("sa1b", ["drop_redaction_artifacts=0.9"])
-    with pytest.raises(UsageError) as caught:
-        masks_config("sa1b", ["points_per_sid=8", "box_nms_thresh=much"])
-    assert "did you mean points_per_side?" in str(caught.value)
-    assert "box_nms_thresh is 'much': expected a valid number" in str(caught.value)
-
-
-def test_prompts_outside_the_image_are_refused():
-    check_prompts(Prompts(points=((0, 0, 1), (10, 5, 0)), boxes=((-3, -3, 5, 5),)), "x.jpg", height=5, width=10)
-    with pytest.raises(UsageError, match="10 x 5 pixels"):
-        check_prompts(Prompts(points=((11, 0, 1),)), "x.jpg", height=5, width=10)
-    with pytest.raises(UsageError, match=r"outside x\.jpg"):
-        check_prompts(Prompts(boxes=((10, 0, 4, 4),)), "x.jpg", height=5, width=10)
 
 
 def test_a_file_that_is_no_checkpoint_is_a_wrong_argument(tmp_path):

@@ -1,0 +1,72 @@
+"""SA-1B's JSON of one photograph, with what it was made from: written, and read back. Loads no torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from segmint.model.automatic.records import MaskRecord
+from segmint.model.automatic.rle import Rle
+from segmint.operators.segment.segment import check_count, mask_row
+from segmint.operators.shards.files import annotations_json
+
+if TYPE_CHECKING:
+    from segmint.pipeline.masks.predict import Found
+
+_MADE_FROM = "made_from"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What masks were made from: SHA-256 of the photograph's bytes, and of settings with weights."""
+
+    photograph: str
+    settings: str
+
+
+def sa1b_document(
+    image_id: int, file_name: str, size: tuple[int, int], masks: "Sequence[Found]", origin: Origin
+) -> bytes:
+    """Return the JSON of one image of `size` (height, width) as in SA-1B's files, with a third key for its origin.
+
+    Raises `RejectedError`, like a build, for more masks than there are ids for.
+    """
+    check_count(len(masks))
+    rows = [mask_row(mask.record) | {"point_coords": [[float(x), float(y)] for x, y in mask.points]} for mask in masks]
+    made_from = {"photograph_sha256": origin.photograph, "settings_sha256": origin.settings}
+    added = json.dumps({_MADE_FROM: made_from}, separators=(",", ":")).encode("ascii")
+    return annotations_json(image_id, file_name, size, rows)[:-1] + b"," + added[1:] + b"\n"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A JSON file that is there already; `origin` is None if this command did not write it."""
+
+    origin: Origin | None
+    annotations: Sequence[Any] = ()
+
+    def records(self) -> list[MaskRecord]:
+        """The masks, as they are drawn."""
+        return [
+            MaskRecord(
+                segmentation=Rle(tuple(each["segmentation"]["size"]), each["segmentation"]["counts"]),
+                area=each["area"],
+                bbox=tuple(each["bbox"]),
+                predicted_iou=each["predicted_iou"],
+                stability_score=each["stability_score"],
+                crop_box=tuple(each["crop_box"]),
+                point_coords=(0.0, 0.0),
+            )
+            for each in self.annotations
+        ]
+
+
+def read_document(data: bytes) -> Written:
+    """Return what a JSON file holds, with no origin for anything that `sa1b_document` did not write."""
+    try:
+        document = json.loads(data)
+        made_from = document[_MADE_FROM]
+        origin = Origin(made_from["photograph_sha256"], made_from["settings_sha256"])
+        return Written(origin, document["annotations"])
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return Written(None)

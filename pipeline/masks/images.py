@@ -1,0 +1,107 @@
+"""Find the photographs that are meant: files, URIs, folders and patterns. Loads no torch."""
+
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from segmint.catalogs.endings import IMAGE_ENDINGS
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import LOCAL, absolute, base_name, join, local_path, scheme
+from segmint.infra.wording import some
+
+OVERLAY = ".overlay.png"
+"""How the names of drawn masks end: these are no photographs."""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph, by path or URI, and its place in the tree that is kept: `street/a.jpg`."""
+
+    name: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """What the arguments name; `is_one` if that is a single file named itself, and not a folder or a pattern."""
+
+    images: tuple[Photograph, ...]
+    is_one: bool
+
+
+def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: bool) -> Photographs:
+    """Return the photographs that the arguments name, each once: files and URIs in their order, others by name.
+
+    A folder, or a prefix that ends with a slash, stands for the photographs in it, with `recursive` at any depth; a
+    pattern such as `photos/**/*.jpg` for those that it matches. Raises `UsageError` for files that are not there, and
+    for folders and patterns without photographs.
+    """
+    absent = [name for name in arguments if _is_absent(name)]
+    if absent:
+        raise UsageError(f"no such file: {some(absent)}")
+    found: dict[str, Photograph] = {}
+    is_one = len(arguments) == 1
+    for argument in arguments:
+        several = _of_folder(storage, argument, recursive) if _is_folder(argument) else _of_pattern(argument)
+        is_one &= several is None
+        for image in (Photograph(argument, base_name(argument)),) if several is None else several:
+            found.setdefault(absolute(image.name), image)
+    return Photographs(tuple(found.values()), is_one)
+
+
+def is_local(name: str) -> bool:
+    """Whether a path or URI names a file of this machine."""
+    return scheme(name) == LOCAL
+
+
+def _is_absent(name: str) -> bool:
+    if not is_local(name):
+        return False
+    path = local_path(name)
+    return not (path.is_file() or path.is_dir() or glob.has_magic(str(path)))
+
+
+def _is_folder(name: str) -> bool:
+    return local_path(name).is_dir() if is_local(name) else name.endswith("/")
+
+
+def _of_folder(storage: Storage, folder: str, recursive: bool) -> list[Photograph]:
+    names = sorted(_photographs_in(storage, folder, recursive))
+    if not names:
+        deeper = [] if recursive else list(_photographs_in(storage, folder, True))
+        advice = f"; in the folders below there are {len(deeper):,}: give --recursive" if deeper else ""
+        raise UsageError(f"{folder} is a folder without photographs ({', '.join(IMAGE_ENDINGS)}){advice}")
+    return [Photograph(join(folder, name), name) for name in names]
+
+
+def _photographs_in(storage: Storage, folder: str, recursive: bool) -> Iterator[str]:
+    location = Location(storage, folder)
+    return _photographs_of(entry.name for entry in (location.walk() if recursive else location.list()))
+
+
+def _photographs_of(names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        parts = PurePosixPath(name).parts
+        is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        if name.lower().endswith(IMAGE_ENDINGS) and not name.endswith(OVERLAY) and not is_hidden:
+            yield name
+
+
+def _of_pattern(argument: str) -> list[Photograph] | None:
+    """Return what a pattern matches, with places below its first folder without a wildcard; None for a file's name."""
+    if not is_local(argument) or local_path(argument).is_file():
+        return None
+    steps = local_path(argument).parts
+    fixed = next((index for index, step in enumerate(steps) if glob.has_magic(step)), len(steps) - 1)
+    root, rest = Path(*steps[:fixed]), str(Path(*steps[fixed:]))
+    try:
+        matches = [path.relative_to(root).as_posix() for path in root.glob(rest) if path.is_file()]
+    except (ValueError, NotImplementedError) as error:
+        raise UsageError(f"{argument!r} is no pattern: {error}") from None
+    places = sorted(_photographs_of(matches))
+    if not places:
+        raise UsageError(f"no photograph matches {argument!r} ({', '.join(IMAGE_ENDINGS)})")
+    return [Photograph(str(root / place), place) for place in places]

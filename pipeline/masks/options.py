@@ -1,0 +1,210 @@
+"""What masks are asked for: settings, prompts, the frame. Loads no torch, so that wrong input is found at once."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from segmint.infra.errors import UsageError
+from segmint.operators.prepare.release import ReleaseConfig
+from segmint.operators.segment.mask_config import MasksConfig
+from segmint.pipeline.config.yaml_file import Document, apply_override, check
+
+Point = tuple[float, float, int]
+"""x, y in pixels of the upright photograph, and 1 for foreground or 0 for background."""
+Box = tuple[float, float, float, float]
+"""x, y, width, height in pixels of the upright photograph."""
+
+RELEASE = "release."
+"""What the overrides of the released frame begin with, as in a build's configuration."""
+
+_NUMBER = re.compile(r"-?\d+(\.\d*)?|-?\.\d+", re.ASCII)
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One mask asked for: by points, a box, or both together."""
+
+    points: tuple[Point, ...] = ()
+    box: Box | None = None
+
+    def __str__(self) -> str:
+        boxes = [] if self.box is None else ["box:" + _text(self.box)]
+        return " ".join([*boxes, *(f"point:{_text(point)}" for point in self.points)])
+
+
+@dataclass(frozen=True)
+class MasksOptions:
+    """How masks are made: the automatic generator's settings, or prompts; the weights and the device."""
+
+    masks: MasksConfig = field(default_factory=MasksConfig)
+    prompts: tuple[Prompt, ...] = ()  # a mask each; empty: all masks, automatically
+    all_masks: bool = False  # of a prompt's three masks (whole, part, subpart) keep all, not only the best
+    weights: str = "mobile_sam"
+    device: str = "auto"
+    precision: str = "fp32"
+    overlay: bool = False
+    release: ReleaseConfig = field(default_factory=ReleaseConfig)  # the frame of profile sa1b's masks
+    full_frame: bool = False  # masks in the photograph's own frame, and crops from its own pixels
+
+    @property
+    def in_released_frame(self) -> bool:
+        """Whether large photographs are shrunk to the frame that a build releases."""
+        return not (self.prompts or self.full_frame) and self.masks.profile == "sa1b"
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the masks of a photograph, weights aside, as plain JSON values.
+
+        The device is not among it: it moves last bits alone.
+        """
+        if self.prompts:
+            offset = self.masks.stability_score_offset
+            return {
+                "precision": self.precision,
+                "prompts": [str(prompt) for prompt in self.prompts],
+                "all_masks": self.all_masks,
+                "masks": {"stability_score_offset": offset},
+            }
+        frame = self.release.model_dump(mode="json", include={"short_side", "jpeg_quality"})
+        return {
+            "precision": self.precision,
+            "masks": self.masks.model_dump(mode="json", exclude={"drop_redaction_artifacts"}),
+            "release": frame if self.in_released_frame else "the photograph's own frame",
+        }
+
+
+def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
+    """Return the settings of a profile with overrides "K=V"; K is a key of `masks:`, with or without that prefix.
+
+    Raises one `UsageError` that lists every wrong key and value.
+    """
+    document = Document({"profile": profile}, {}, "--set")
+    for override in overrides:
+        apply_override(document, override.strip().removeprefix("masks."))
+    settings = check(document, MasksConfig)
+    if settings.drop_redaction_artifacts != "auto":
+        raise UsageError(
+            f"masks.drop_redaction_artifacts is {settings.drop_redaction_artifacts}: expected nothing, since it is for "
+            "builds alone: no redacted regions are known of these images"
+        )
+    return settings
+
+
+def release_config(overrides: Sequence[str]) -> ReleaseConfig:
+    """Return the released frame with overrides "release.K=V" of `short_side` and `jpeg_quality`.
+
+    Raises one `UsageError` that lists every wrong key and value.
+    """
+    document = Document({}, {}, "--set")
+    for override in overrides:
+        apply_override(document, override.strip().removeprefix(RELEASE))
+    settings = check(document, ReleaseConfig)
+    if settings.format != "images":
+        raise UsageError(
+            f"release.format is {settings.format}: expected nothing, since it is for builds alone: no image is written"
+        )
+    return settings
+
+
+def check_device(device: str) -> None:
+    """Raise `UsageError` for a name of a device that no machine has."""
+    if not _DEVICE.fullmatch(device):
+        raise UsageError(f"device {device!r} is unknown: expected auto, cpu, cuda or cuda:N")
+
+
+def read_prompts(points: Sequence[str], boxes: Sequence[str], prompts: Sequence[str]) -> tuple[Prompt, ...]:
+    """Return the prompts of the options `--point`, `--box` and `--prompt`.
+
+    Points are one prompt together, with the box if there is one; several boxes are a prompt each. Raises `UsageError`
+    for anything unreadable, for points beside several boxes, and for a prompt of background points alone.
+    """
+    if prompts and (points or boxes):
+        raise UsageError(
+            "--prompt beside --point or --box: expected the one or the others; a --prompt may have both, as in "
+            "--prompt 'box:10,20,300,200 point:150,90'"
+        )
+    if points and len(boxes) > 1:
+        raise UsageError(
+            f"--point beside {len(boxes)} --box: expected one box, since box and points are one prompt together; for "
+            "several masks give --prompt several times, as in --prompt 'box:10,20,300,200 point:150,90'"
+        )
+    own = tuple(parse_point(text) for text in points)
+    found = [Prompt(own, parse_box(text)) for text in boxes] or ([Prompt(own)] if own else [])
+    found += [parse_prompt(text) for text in prompts]
+    for prompt in found:
+        _check_foreground(prompt)
+    return tuple(found)
+
+
+def _check_foreground(prompt: Prompt) -> None:
+    if prompt.box is None and not any(label for _, _, label in prompt.points):
+        raise UsageError(
+            f"the prompt '{prompt}' marks background alone: it says what is not in the mask, and not what is. Add a "
+            "point of the foreground (X,Y,1) or a box"
+        )
+
+
+def parse_prompt(text: str) -> Prompt:
+    """Parse "box:X,Y,W,H point:X,Y[,LABEL] …" with at most one box; raises `UsageError` for anything else."""
+    points: list[Point] = []
+    box: Box | None = None
+    for word in text.split():
+        kind, _, numbers = word.partition(":")
+        if kind == "point":
+            points.append(parse_point(numbers))
+        elif kind == "box" and box is None:
+            box = parse_box(numbers)
+        else:
+            points.clear()
+            break
+    else:
+        if points or box is not None:
+            return Prompt(tuple(points), box)
+    raise UsageError(
+        f"--prompt {text!r}: expected box:X,Y,W,H at most once and any number of point:X,Y or point:X,Y,LABEL, with "
+        "spaces between them"
+    )
+
+
+def parse_point(text: str) -> Point:
+    """Parse "X,Y" or "X,Y,LABEL"; raises `UsageError` for anything else."""
+    numbers = _numbers(text)
+    if len(numbers) not in (2, 3) or (len(numbers) == 3 and numbers[2] not in (0, 1)):
+        raise UsageError(f"--point {text!r}: expected X,Y or X,Y,LABEL in pixels; LABEL is 1 (foreground) or 0")
+    return numbers[0], numbers[1], int(numbers[2]) if len(numbers) == 3 else 1
+
+
+def parse_box(text: str) -> Box:
+    """Parse "X,Y,W,H"; raises `UsageError` for anything else."""
+    numbers = _numbers(text)
+    if len(numbers) != 4 or numbers[2] <= 0 or numbers[3] <= 0:
+        raise UsageError(f"--box {text!r}: expected X,Y,W,H in pixels, with a width and a height over 0")
+    return numbers[0], numbers[1], numbers[2], numbers[3]
+
+
+def _numbers(text: str) -> list[float]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(_NUMBER.fullmatch(part) for part in parts):
+        return []
+    return [float(part) for part in parts]
+
+
+class PromptOutsideError(UsageError):
+    """A prompt that lies outside a photograph."""
+
+
+def check_prompts(prompts: Sequence[Prompt], image: str, height: int, width: int) -> None:
+    """Raise `PromptOutsideError` for a point outside the image, and for a box without a pixel in common with it."""
+    for prompt in prompts:
+        for point in prompt.points:
+            if not (0 <= point[0] <= width and 0 <= point[1] <= height):
+                raise PromptOutsideError(f"point {_text(point[:2])} lies outside {image}, {width} x {height} pixels")
+        if prompt.box is not None:
+            x, y, box_width, box_height = prompt.box
+            if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
+                raise PromptOutsideError(f"box {_text(prompt.box)} lies outside {image}, {width} x {height} pixels")
+
+
+def _text(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:.15g}" for number in numbers)

@@ -1,0 +1,86 @@
+"""The masks of one photograph: all of them, or those of prompts."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.model.automatic.boxes import box_of, xyxy_to_xywh
+from segmint.model.automatic.filters import stability_scores
+from segmint.model.automatic.generator import MaskGenerator
+from segmint.model.automatic.records import MaskRecord
+from segmint.model.automatic.rle import encode
+from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.operators.segment.mask_config import MasksConfig
+from segmint.pipeline.masks.frame import Frame, Pixels
+from segmint.pipeline.masks.options import MasksOptions, Prompt
+
+
+@dataclass(frozen=True)
+class Found:
+    """A mask with its prompting points: one of the grid, all that were given, or none for a box alone."""
+
+    record: MaskRecord
+    points: tuple[tuple[float, float], ...]
+
+
+def automatic_masks(predictor: Predictor, frame: Frame, config: MasksConfig) -> list[Found]:
+    """Return all masks of an image, in its frame."""
+    records = MaskGenerator(predictor, config.settings()).generate(frame.image, frame.original).records
+    return [Found(record, (record.point_coords,)) for record in records]
+
+
+def prompted_masks(predictor: Predictor, image: Pixels, options: MasksOptions) -> list[Found]:
+    """Return the masks asked for, in order; of each prompt's three the one with the best predicted IoU.
+
+    With `all_masks` all three, best first.
+    """
+    embedding = predictor.embed(image)
+    found: list[Found] = []
+    for prompt in options.prompts:
+        predicted = predictor.predict(embedding, **_arguments(prompt), multimask=True)
+        points = tuple((x, y) for x, y, _ in prompt.points)
+        ranking = predicted.predicted_iou[0].argsort(descending=True, stable=True).tolist()
+        for index in ranking if options.all_masks else ranking[:1]:
+            logits = predicted.low_res_logits[:, index : index + 1]
+            iou = float(predicted.predicted_iou[0, index])
+            offset = options.masks.stability_score_offset
+            found.append(_found(predictor, embedding, logits, iou, points, offset))
+    return found
+
+
+def _arguments(prompt: Prompt) -> dict[str, NDArray[Any]]:
+    arguments: dict[str, NDArray[Any]] = {}
+    if prompt.points:
+        arguments["points"] = np.array([[point[:2] for point in prompt.points]], np.float32)
+        arguments["labels"] = np.array([[label for _, _, label in prompt.points]], np.int64)
+    if prompt.box is not None:
+        x, y, width, height = prompt.box
+        arguments["boxes"] = np.array([[x, y, x + width, y + height]], np.float32)
+    return arguments
+
+
+def _found(
+    predictor: Predictor,
+    embedding: Embedding,
+    low_res: Any,
+    iou: float,
+    points: tuple[tuple[float, float], ...],
+    offset: float,
+) -> Found:
+    logits = predictor.upscale(low_res, embedding)[0]
+    stability = float(stability_scores(logits, offset)[0])
+    mask = (logits[0] > 0).cpu().numpy()
+    height, width = mask.shape
+    record = MaskRecord(
+        segmentation=encode(mask),
+        area=int(mask.sum()),
+        bbox=xyxy_to_xywh(box_of(mask)),
+        predicted_iou=iou,
+        stability_score=0.0 if math.isnan(stability) else stability,
+        crop_box=(0, 0, width, height),
+        point_coords=points[0] if points else (math.nan, math.nan),
+    )
+    return Found(record, points)

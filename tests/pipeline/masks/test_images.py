@@ -1,0 +1,77 @@
+"""Which photographs the arguments name."""
+
+import re
+
+import pytest
+
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.masks.images import find_photographs
+
+TREE = ("b.jpg", "a.PNG", "notes.txt", "a.overlay.png", ".hidden.jpg", "deep/c.tif", "deep/er/d.heic", ".cache/e.jpg",
+        "__MACOSX/f.jpg")  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    for name in TREE:
+        path = tmp_path / ".photos" / name  # a folder above that is hidden does not matter
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    return ".photos"
+
+
+def places(*arguments: str, recursive: bool = False) -> list[str]:
+    return [image.place for image in find_photographs(Storage(), arguments, recursive=recursive).images]
+
+
+def test_a_folder_stands_for_its_photographs_by_name(folder):
+    assert places(folder) == ["a.PNG", "b.jpg"]
+    everything = ["a.PNG", "b.jpg", "deep/c.tif", "deep/er/d.heic"]
+    assert places(f"{folder}/", recursive=True) == everything
+    found = find_photographs(Storage(), [folder], recursive=True)
+    assert [image.name for image in found.images] == [f"{folder}/{place}" for place in everything]
+    assert not found.is_one
+
+
+def test_a_pattern_keeps_the_tree_below_its_first_wildcard(folder):
+    assert places(f"{folder}/*") == ["a.PNG", "b.jpg"]
+    assert places(f"{folder}/**/*.tif") == ["deep/c.tif"]
+    assert places(f"{folder}/d*p/**/*.*") == ["deep/c.tif", "deep/er/d.heic"]
+    assert places(f"{folder}/[ab].*") == ["a.PNG", "b.jpg"]
+
+
+def test_files_come_in_their_order_and_once(folder):
+    assert places(f"{folder}/b.jpg", f"{folder}/a.PNG", folder, f"./{folder}/b.jpg") == ["b.jpg", "a.PNG"]
+    assert find_photographs(Storage(), [f"{folder}/b.jpg"], recursive=False).is_one
+    assert not find_photographs(Storage(), [f"{folder}/b.jpg", "s3://b/c.jpg"], recursive=False).is_one
+
+
+def test_a_file_may_be_named_like_a_pattern(tmp_path):
+    (tmp_path / "odd[1].jpg").write_bytes(b"")
+    assert places(str(tmp_path / "odd[1].jpg")) == ["odd[1].jpg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["absent.jpg", "{}/b.jpg", "gone.png"], "no such file: absent.jpg, gone.png"),
+        (["{}/deep/er/no*"], "no photograph matches"),
+        (["{}/**x/*"], "is no pattern"),
+        (["{}/__MACOSX/none*"], "no photograph matches"),
+        (["https://example.org/x.jpg"], "https:// "),
+    ],
+)
+def test_what_is_not_there_is_named(folder, arguments, told):
+    with pytest.raises(UsageError, match=re.escape(told)):
+        places(*(argument.format(folder) for argument in arguments))
+
+
+def test_a_folder_without_photographs_says_what_is_below(folder, tmp_path):
+    (tmp_path / "top" / "sub").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"without photographs \(\.jpg.*\)$"):
+        places("top", recursive=True)
+    (tmp_path / "top" / "sub" / "x.jpg").write_bytes(b"")
+    with pytest.raises(UsageError, match="there are 1: give --recursive"):
+        places("top")
