@@ -19,6 +19,7 @@ from segmint.pipeline.commands.engine import status as engine
 from segmint.pipeline.commands.engine.imports import import_
 from segmint.pipeline.commands.engine.train import train
 from segmint.pipeline.commands.export import export
+from segmint.pipeline.commands.init import init
 from segmint.pipeline.commands.masks import masks
 from segmint.pipeline.commands.plan import plan
 from segmint.pipeline.commands.report import report
@@ -31,13 +32,12 @@ app = typer.Typer(
     name="segmint",
     help="Mints segmentation datasets: licensed photographs in, SA-1B-style shards with masks out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
 for command in (
-    *(build, plan, status, demo, masks, audit, report, export, view, train),
+    *(init, build, plan, status, demo, masks, audit, report, export, view, train),
     *(takedown, redact, amend, repair, verify, sign, diff),
 ):
     app.command()(command)

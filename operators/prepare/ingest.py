@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.errors import SegmintError
+from segmint.infra.units import Bytes, Seconds
 from segmint.operators.prepare.color import MODES, to_srgb
 from segmint.operators.prepare.containers import check_whole, recognize, without_large_metadata
 from segmint.operators.prepare.control import CONTROL_TOLERANCE, control_images, control_pixels
@@ -69,8 +70,8 @@ class IngestConfig(BaseModel):
 
     max_pixels: int = Field(250_000_000, gt=0)  # width × height
     min_short_side: int = Field(64, gt=0)  # pixels
-    max_bytes: int = Field(256 * 2**20, gt=0)  # of the encoded object
-    timeout_s: float = Field(120.0, gt=0)  # for decoding, de-identifying and encoding one image
+    max_bytes: Bytes = Field(256 * 2**20, gt=0)  # of the encoded object
+    timeout_s: Seconds = Field(120.0, gt=0)  # for decoding, de-identifying and encoding one image
 
 
 @dataclass(frozen=True)

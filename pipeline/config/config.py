@@ -24,6 +24,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from segmint.catalogs.licenses import LicensePolicy, validate_identifier
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
+from segmint.infra.units import Bytes, Seconds
 from segmint.infra.uris import absolute
 from segmint.operators.curate.settings import CurateConfig
 from segmint.operators.prepare.deidentify import DeidentifyConfig, rule_of
@@ -143,7 +144,7 @@ class SegmentPoolConfig(PoolConfig):
     accelerator_type: str = Field(default="auto", min_length=1)
     """The kind of GPU, as Ray names it (`H100`), in a cluster that has several; auto: the kind that the dataset was
     begun with, which is any for a new one."""
-    timeout_s: float = Field(default=600, gt=0)
+    timeout_s: Seconds = Field(default=600, gt=0)
     """Seconds for decoding one image, for computing its masks and for finishing them; a worker that takes longer for
     one of these is ended."""
 
@@ -154,7 +155,7 @@ class ResourcesConfig(_Part):
     address: str = "auto"
     """auto: the cluster that RAY_ADDRESS names, and without it a local Ray; local: always a local one; or an
     address."""
-    object_store_memory: int | None = Field(default=None, ge=80_000_000)
+    object_store_memory: Bytes | None = Field(default=None, ge=80_000_000)
     """Bytes, for a local Ray; null: Ray decides."""
     prepare: PreparePoolConfig = PreparePoolConfig()
     segment: SegmentPoolConfig = SegmentPoolConfig()
@@ -191,16 +192,16 @@ class Config(_Part):
     """Path or URI of a folder that mirrors the weight files."""
     max_reject_ratio: float = Field(default=0.5, gt=0, le=1)
     """A shard of 100 rows or more is held back if more than this share is refused for one reason, licenses aside."""
-    stall_timeout: float = Field(default=1800, gt=0)
+    stall_timeout: Seconds = Field(default=1800, gt=0)
     """Seconds without a row leaving any stage, while the stores answer, after which a window is ended and its rest
     tried again."""
-    outage_timeout_s: float = Field(default=1800, ge=0)
+    outage_timeout_s: Seconds = Field(default=1800, ge=0)
     """Seconds to wait for a store that does not answer; then the run ends unfinished."""
     window_shards: int = Field(default=200, ge=1)
     """Shards in one Ray Data execution."""
     rows_per_block: int = Field(default=16, ge=1)
     """Rows that travel between stages together."""
-    retry_wait_s: float = Field(default=5, ge=0)
+    retry_wait_s: Seconds = Field(default=5, ge=0)
     """Seconds before shards that were held back are tried again when nothing else is left to do; doubles each time."""
     allow_mixed_numerics: bool = False
     """Whether workers may compute with other numerics than the dataset was begun with."""

@@ -1,12 +1,9 @@
 """Reading a configuration: YAML with line numbers, overrides, and problems with their places."""
 
-import difflib
 import re
-import types
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,38 +14,15 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import check_size
 from segmint.infra.uris import redact
 from segmint.infra.wording import counted
+from segmint.pipeline.config.document import Document, Key, Problem, dotted
+from segmint.pipeline.config.problems import plain_types, problems_of
 
-Key = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 _MAX_BYTES = 1_000_000
 _MAX_VALUES = 100_000  # of a configuration with its aliases expanded: nobody writes so many
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 _SEGMENT = re.compile(r'"([^"]*)"|([^."]+)')
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One problem: its dotted key, its place ("build.yaml:12"), and what was expected."""
-
-    key: str
-    where: str
-    message: str
-
-
-@dataclass
-class Document:
-    """A configuration as read: plain values, and the place of each key."""
-
-    data: dict[str, Any]
-    places: dict[Key, str]
-    source: str
-
-    def place(self, key: Key) -> str:
-        """Return the place of a key; for an absent key, that of the nearest enclosing one."""
-        while key and key not in self.places:
-            key = key[:-1]
-        return self.places.get(key, self.source)
 
 
 def load(path_or_uri: str, overrides: list[str], model: type[Model]) -> Model:
@@ -190,7 +164,7 @@ def check(document: Document, model: type[Model]) -> Model:
         value = model.model_validate(document.data)
     except ValidationError as error:
         known = {problem.key for problem in problems}
-        problems += [problem for problem in _from_pydantic(error, document, model) if problem.key not in known]
+        problems += [problem for problem in problems_of(error, document, model) if problem.key not in known]
         value = None
     if problems or value is None:
         raise UsageError(_report(document.source, problems))
@@ -225,7 +199,7 @@ def _booleans_for_numbers(document: Document, model: type[BaseModel]) -> Iterato
     """Find true and false in place of a number, which pydantic takes for 1 and 0, and remove them as well."""
     for tree, key in list(_leaves(document.data)):
         value = tree[key[-1]]
-        annotations = _annotations(model, key) if isinstance(value, bool) else set()
+        annotations = plain_types(model, key) if isinstance(value, bool) else set()
         if annotations & {int, float} and bool not in annotations:
             del tree[key[-1]]
             yield Problem(dotted(key), document.place(key), f"is {str(value).lower()}: expected a number")
@@ -238,113 +212,3 @@ def _leaves(tree: dict[Any, Any], above: Key = ()) -> Iterator[tuple[dict[Any, A
                 yield from _leaves(value, (*above, key))
         else:
             yield tree, (*above, key)
-
-
-def _from_pydantic(error: ValidationError, document: Document, model: type[BaseModel]) -> list[Problem]:
-    found: dict[str, Problem] = {}
-    for detail in error.errors(include_url=False):
-        key = _existing(detail["loc"], document.data, missing=detail["type"] == "missing")
-        name = dotted(key)
-        message = _message(detail, key, model)
-        if name in found:  # the members of a union, each with its own expectation
-            message = f"{found[name].message}; or {message.rpartition(': ')[2]}"
-        found[name] = Problem(name, document.place(key), message)
-    return list(found.values())
-
-
-def _message(detail: Any, key: Key, model: type[BaseModel]) -> str:
-    if detail["type"] == "missing":
-        return f"is missing{_describe(model, key)}"
-    if detail["type"] == "extra_forbidden":
-        names = _fields(model, key[:-1])
-        close = difflib.get_close_matches(str(key[-1]), names, n=1, cutoff=0.5)
-        advice = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(names))}"
-        return f"is not a key of the configuration: {advice}"
-    text = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
-    if "expected" not in text and detail["type"] != "value_error":
-        text = f"expected: {text}"
-    return text if key[:1] == ("storage",) else f"is {_shown(detail['input'])}: {text}"
-
-
-def _describe(model: type[BaseModel], key: Key) -> str:
-    example = {
-        "name": "the dataset's name, such as street-2026",
-        "catalog": "the path or URI of a Parquet, JSON Lines or CSV file",
-        "output": "the path or URI of a folder",
-        "license": "such as {allow: [CC0-1.0, CC-BY-4.0]}",
-        "license.allow": "a list of SPDX identifiers or LicenseRef-…",
-    }.get(dotted(key))
-    owner = _owner(model, key[:-1])
-    field = owner.model_fields.get(str(key[-1])) if owner else None
-    example = (field.description if field else None) or example
-    return f": expected {example}" if example else ""
-
-
-def _shown(value: Any) -> str:
-    text = redact(repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _existing(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Key:
-    """Return the part of pydantic's location that is a key of the document; the rest names members of unions."""
-    key: list[str | int] = []
-    for position, part in enumerate(loc):
-        inside = (isinstance(data, Mapping) and part in data) or (
-            isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
-        )
-        if not inside:
-            if missing and position == len(loc) - 1:
-                key.append(part)
-            break
-        key.append(part)
-        data = data[part]
-    return tuple(key)
-
-
-def _annotations(model: type[BaseModel], key: Key) -> set[Any]:
-    """Return the plain types that a key takes; empty for a key that does not exist or takes anything."""
-    *above, last = key
-    owner = _owner(model, tuple(above))
-    field = owner.model_fields.get(str(last)) if owner else None
-    return set(_members(field.annotation)) if field else set()
-
-
-def _fields(model: type[BaseModel], key: Key) -> list[str]:
-    owner = _owner(model, key)
-    return list(owner.model_fields) if owner else []
-
-
-def _owner(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
-    owner: type[BaseModel] | None = model
-    for part in key:
-        if isinstance(part, int):  # an item of a list, whose key has led to what it holds
-            continue
-        field = owner.model_fields.get(part) if owner else None
-        members = _members(_item(field.annotation)) if field else []
-        owner = next((member for member in members if isinstance(member, type) and issubclass(member, BaseModel)), None)
-    return owner
-
-
-def _item(annotation: Any) -> Any:
-    """What a list holds; any other annotation is returned as it is."""
-    return get_args(annotation)[0] if get_origin(annotation) in (list, tuple) else annotation
-
-
-def _members(annotation: Any) -> list[Any]:
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _members(get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        return [inner for member in get_args(annotation) for inner in _members(member)]
-    return [annotation]
-
-
-def dotted(key: Key) -> str:
-    """Return a key as people write it: masks.points_per_side; parts with dots in double quotes; items as [0]."""
-    text = ""
-    for part in key:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            text += ("." if text else "") + (f'"{part}"' if "." in part else part)
-    return text or "the configuration"

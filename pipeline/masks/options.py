@@ -8,7 +8,8 @@ from typing import Any
 from segmint.infra.errors import UsageError
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
-from segmint.pipeline.config.yaml_file import Document, apply_override, check
+from segmint.pipeline.config.document import Document
+from segmint.pipeline.config.yaml_file import apply_override, check
 
 Point = tuple[float, float, int]
 """x, y in pixels of the upright photograph, and 1 for foreground or 0 for background."""

@@ -46,9 +46,9 @@ images_per_shard: 0
         ["--set", "model.device:"],
     ]
     assert "did you mean points_per_side?" in rest[0]
-    assert "is 'high': expected a valid number" in rest[1]
+    assert "is 'high': expected a number" in rest[1]
     assert "did you mean release?" in rest[2]
-    assert "is 0: expected greater than or equal to 1" in rest[3]
+    assert "is 0: expected at least 1" in rest[3]
     assert "is 'tpu': expected 'auto', 'cpu' or 'cuda'" in rest[4]
 
 

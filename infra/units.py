@@ -1,0 +1,60 @@
+"""Sizes and lengths of time as people write them: `200MB`, `30min`."""
+
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+_SIZES: dict[str, int | Fraction] = {
+    "B": 1,
+    **{f"{letter}B": 1000**power for power, letter in enumerate("kMGT", start=1)},
+    **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", start=1)},
+}
+_TIMES: dict[str, int | Fraction] = {"ms": Fraction(1, 1000), "s": 1, "min": 60, "h": 3600, "d": 86_400}
+_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", re.ASCII)
+
+
+def parse_size(text: str) -> int:
+    """Bytes: `200MB` is 200,000,000, `256MiB` is 268,435,456. Raises `ValueError` for other text or parts of a byte."""
+    size = _parse(text, _SIZES, "bytes or a size, as in 200MB or 256MiB")
+    if size.denominator != 1:
+        raise ValueError("expected whole bytes")
+    return int(size)
+
+
+def parse_time(text: str) -> float:
+    """Seconds: `30min` is 1800.0. Raises `ValueError` for other text."""
+    return float(_parse(text, _TIMES, "seconds or a time, as in 90s, 30min or 2h"))
+
+
+def _parse(text: str, units: Mapping[str, int | Fraction], expected: str) -> Fraction:
+    match = _AMOUNT.fullmatch(text.strip())
+    factor = {unit.lower(): factor for unit, factor in units.items()}.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise ValueError(f"expected {expected}")
+    return Fraction(match[1]) * factor
+
+
+def _size(value: Any) -> Any:
+    return parse_size(value) if isinstance(value, str) and not _is_number(value) else value
+
+
+def _time(value: Any) -> Any:
+    return parse_time(value) if isinstance(value, str) and not _is_number(value) else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+Bytes = Annotated[int, BeforeValidator(_size)]
+"""A configuration's size: bytes, or text with a unit (B, kB, MB, GB, TB by 1000; KiB, MiB, GiB, TiB by 1024)."""
+
+Seconds = Annotated[float, BeforeValidator(_time)]
+"""A configuration's length of time: seconds, or text with a unit (ms, s, min, h, d)."""

@@ -1,0 +1,39 @@
+"""`segmint init`: a configuration to begin with."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segmint.infra.errors import UsageError
+from segmint.pipeline.commands.common.console import answer, guarded, say
+from segmint.pipeline.config.template import Start, template
+
+
+@guarded
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration to write.")] = Path("build.yaml"),
+    name: Annotated[str, typer.Option(help="The dataset's name.")] = Start.name,
+    catalog: Annotated[str, typer.Option(metavar="URI", help="Its source catalog.")] = Start.catalog,
+    output: Annotated[str, typer.Option(metavar="URI", help="Its folder.")] = Start.output,
+    licenses: Annotated[
+        list[str] | None,
+        typer.Option("--license", metavar="ID", help="A license that images may have; repeat for several."),
+    ] = None,
+) -> None:
+    """Write a commented configuration for `segmint build`; a file that exists is left as it is."""
+    from segmint.pipeline.config.config import Config
+    from segmint.pipeline.config.yaml_file import check, parse_yaml
+
+    text = template(Start(name, catalog, output, tuple(licenses or Start.licenses)))
+    check(parse_yaml(text, str(file)), Config)
+    try:
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(text)
+    except FileExistsError as error:
+        raise UsageError(f"{file} exists and is not overwritten: name another file") from error
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror or error}") from error
+    answer(f"written to {file}")
+    say(f"next: look at it, then: segmint catalog check {catalog} --config {file}")
+    say(f"and: segmint plan {file} --sample 20")

@@ -1,0 +1,160 @@
+"""What is wrong in a configuration, in words for who wrote it: each problem with its key, its place and an example."""
+
+import difflib
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from segmint.infra.uris import redact
+from segmint.infra.wording import listed, number
+from segmint.pipeline.config.document import Document, Key, Problem, dotted
+
+_EXAMPLES = {
+    "name": "the dataset's name, such as street-2026",
+    "catalog": "the path or URI of a Parquet, JSON Lines or CSV file",
+    "output": "the path or URI of a folder",
+    "license": "such as {allow: [CC0-1.0, CC-BY-4.0]}",
+    "license.allow": "a list of SPDX identifiers or LicenseRef-…",
+}
+"""What a key that is missing holds."""
+
+_LISTS = {
+    "license.allow": "[CC-BY-4.0]",
+    "curate.scorers": "[{name: sharpness, file: sharpness.pt, sha256: …, min: 0.5}]",
+    "datasets": "[{path: street-2026}]",
+}
+"""A list that a key may hold."""
+
+_KINDS = {
+    "bool": "true or false",
+    "date": "a date, as in 2026-03-31",
+    "float": "a number",
+    "int": "a whole number",
+}
+"""What is expected, by how the names of pydantic's errors begin."""
+
+_BOUNDS = {
+    "greater_than": ("gt", "over"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+_BELOW = ("dataclass_type", "dict_type", "mapping_type", "model_attributes_type", "model_type")
+
+
+def problems_of(error: ValidationError, document: Document, model: type[BaseModel]) -> list[Problem]:
+    """What pydantic found, each key once."""
+    found: dict[str, Problem] = {}
+    for detail in error.errors(include_url=False):
+        key = _existing(detail["loc"], document.data, missing=detail["type"] == "missing")
+        name = dotted(key)
+        message = _message(detail, key, model)
+        if name in found:  # the members of a union, each with its own expectation
+            message = f"{found[name].message}; or {message.rpartition(': ')[2]}"
+        found[name] = Problem(name, document.place(key), message)
+    return list(found.values())
+
+
+def _message(detail: Any, key: Key, model: type[BaseModel]) -> str:
+    if detail["type"] == "missing":
+        return f"is missing{_describe(model, key)}"
+    if detail["type"] == "extra_forbidden":
+        names = _fields(model, key[:-1])
+        close = difflib.get_close_matches(str(key[-1]), names, n=1, cutoff=0.5)
+        advice = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(names))}"
+        return f"is not a key of the configuration: {advice}"
+    text = _expected(detail, key, model)
+    # A storage option may be a secret: it is not shown.
+    return f"is refused: {text}" if key[:1] == ("storage",) else f"is {_shown(detail['input'])}: {text}"
+
+
+def _expected(detail: Any, key: Key, model: type[BaseModel]) -> str:
+    """What a value should have been, in words that need no Python."""
+    kind, given = detail["type"], detail["input"]
+    if kind in _BOUNDS:
+        name, words = _BOUNDS[kind]
+        return f"expected {words} {number(detail['ctx'][name])}"
+    if kind in ("tuple_type", "list_type"):
+        example = _LISTS.get(dotted(key))
+        return f"expected a list, as in {example}" if example else "expected a list, as in [a, b]"
+    if kind in _BELOW:
+        names = _fields(model, key)
+        return (
+            f"expected keys and values below it, such as {listed(names[:3])}" if names else "expected keys and values"
+        )
+    if kind == "string_type":
+        return "expected text" if given is None or isinstance(given, list | dict) else "expected text, in quotes"
+    if kind.partition("_")[0] in _KINDS:
+        return f"expected {_KINDS[kind.partition('_')[0]]}"
+    text = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
+    return text if "expected" in text or kind == "value_error" else f"expected: {text}"
+
+
+def _describe(model: type[BaseModel], key: Key) -> str:
+    owner = _owner(model, key[:-1])
+    field = owner.model_fields.get(str(key[-1])) if owner else None
+    example = (field.description if field else None) or _EXAMPLES.get(dotted(key))
+    return f": expected {example}" if example else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML has it, cut to a line."""
+    words = {None: "null", True: "true", False: "false"}
+    text = words[value] if value is None or isinstance(value, bool) else redact(repr(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _existing(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Key:
+    """Return the part of pydantic's location that is a key of the document; the rest names members of unions."""
+    key: list[str | int] = []
+    for position, part in enumerate(loc):
+        inside = (isinstance(data, Mapping) and part in data) or (
+            isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
+        )
+        if not inside:
+            if missing and position == len(loc) - 1:
+                key.append(part)
+            break
+        key.append(part)
+        data = data[part]
+    return tuple(key)
+
+
+def plain_types(model: type[BaseModel], key: Key) -> set[Any]:
+    """Return the plain types that a key takes; empty for a key that does not exist or takes anything."""
+    *above, last = key
+    owner = _owner(model, tuple(above))
+    field = owner.model_fields.get(str(last)) if owner else None
+    return set(_members(field.annotation)) if field else set()
+
+
+def _fields(model: type[BaseModel], key: Key) -> list[str]:
+    owner = _owner(model, key)
+    return list(owner.model_fields) if owner else []
+
+
+def _owner(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
+    owner: type[BaseModel] | None = model
+    for part in key:
+        if isinstance(part, int):  # an item of a list, whose key has led to what it holds
+            continue
+        field = owner.model_fields.get(part) if owner else None
+        members = _members(_item(field.annotation)) if field else []
+        owner = next((member for member in members if isinstance(member, type) and issubclass(member, BaseModel)), None)
+    return owner
+
+
+def _item(annotation: Any) -> Any:
+    """What a list holds; any other annotation is returned as it is."""
+    return get_args(annotation)[0] if get_origin(annotation) in (list, tuple) else annotation
+
+
+def _members(annotation: Any) -> list[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [inner for member in get_args(annotation) for inner in _members(member)]
+    return [annotation]
