@@ -5,8 +5,11 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.layout import DamagedDatasetError, image_name
@@ -15,7 +18,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.operators.rows import Row
 from segmint.operators.schemas import ANNOTATION_STAGE, DESCRIBED, DESCRIBED_MASK, MASKS_PER_IMAGE_LIMIT, SCHEMAS
-from segmint.operators.shards.tables import read_versioned, shard_version
+from segmint.operators.shards.tables import read_table, read_versioned, shard_version
 
 
 class CommittedRows(NamedTuple):
@@ -47,6 +50,21 @@ def read_committed(dataset: Location, commit: Commit) -> CommittedRows:
         return CommittedRows(committed_rows(rows["images"], rows["masks"], rows["rejects"], members), version)
     except (BadTarError, ValueError) as error:
         raise DamagedDatasetError(f"{dataset / tar.path} does not fit its tables: {error}") from error
+
+
+def rows_of(
+    dataset: Location, commit: Commit, ordinals: Iterable[int], kinds: Iterable[str] = tuple(SCHEMAS)
+) -> list[Row]:
+    """Return the rows of these images as `read_committed_rows` does, from these tables alone, without their JPEGs.
+
+    Raises `DamagedDatasetError` for a table that is missing or damaged.
+    """
+    wanted = pa.array(sorted(ordinals), pa.int64())
+    rows: dict[str, list[Row]] = {kind: [] for kind in SCHEMAS}
+    for kind in kinds:
+        table = read_table(read_file(dataset, commit.file(kind)), kind)
+        rows[kind] = table.filter(pc.is_in(table.column("ordinal"), value_set=wanted)).to_pylist()
+    return committed_rows(rows["images"], rows["masks"], rows["rejects"], {})
 
 
 def read_file(dataset: Location, entry: FileEntry) -> bytes:

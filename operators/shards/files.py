@@ -65,6 +65,11 @@ def mask_index(mask: Mapping[str, Any], position: int) -> int:
     return position if index is None else index
 
 
+def counts_of(mask: Mapping[str, Any]) -> str:
+    """Return the run lengths of a mask's row."""
+    return str(mask["segmentation"]["counts"])
+
+
 def build_shard_files(rows: Iterable[Row], *, with_images: bool, schema_version: int = SCHEMA_VERSION) -> ShardFiles:
     """Build the files of one shard from its rows, in order of ordinals; rejected rows are counted too.
 

@@ -8,6 +8,7 @@ from segmint.catalogs.dataset.annotations.lanes import Merged, is_merged, last_o
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC
 from segmint.operators.shards.answered import said_of
+from segmint.operators.shards.files import counts_of
 
 _OF_WORK = ("annotator", "seconds", "prompts", "model")
 
@@ -33,17 +34,17 @@ def fit_answer(masks: Mapping[int, Row], answers: Sequence[Answer], merged: Merg
     """
     answer = answers[-1]
     former = _merged_before(answers, merged)
-    by_counts = {_counts(mask): id for id, mask in masks.items()}
+    by_counts = {counts_of(mask): id for id, mask in masks.items()}
     done: dict[int, str] = {}  # what the former answer took away
     undone: set[int] = set()
     if former is not None:
         done = {mask.id: mask.counts for mask in (*former.replaced, *former.deleted)}
         held = {mask.counts for mask in answer.masks}
-        undone = {id for id in _made_by(former, masks, answers) if _counts(masks[id]) not in held}
+        undone = {id for id in _made_by(former, masks, answers) if counts_of(masks[id]) not in held}
 
     def fits(mask: FormerMask) -> bool:
         here = masks.get(mask.id)
-        return (done.get(mask.id) if here is None else _counts(here)) == mask.counts
+        return (done.get(mask.id) if here is None else counts_of(here)) == mask.counts
 
     replaced = {mask.id: mask for mask in answer.replaced if fits(mask)}
     deleted = {mask.id for mask in answer.deleted if fits(mask)}
@@ -93,14 +94,10 @@ def _made_by(former: Answer, masks: Mapping[int, Row], answers: Sequence[Answer]
         id
         for id, row in masks.items()
         if row["source"] not in (None, AUTOMATIC)
-        and (mask := made.get(_counts(row))) is not None
+        and (mask := made.get(counts_of(row))) is not None
         and _said(row) == {name: said_of(mask, former)[name] for name in _OF_WORK}
     }
 
 
 def _said(row: Row) -> Row:
     return {name: row[name] for name in _OF_WORK}
-
-
-def _counts(mask: Row) -> str:
-    return str(mask["segmentation"]["counts"])

@@ -12,7 +12,7 @@ from segmint.model.automatic import rle as runs
 from segmint.operators.describe import describe_mask, redaction_columns
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, DESCRIBED_MASK, MASKS_PER_IMAGE_LIMIT
-from segmint.operators.shards.files import annotation_id, mask_index
+from segmint.operators.shards.files import annotation_id, counts_of, mask_index
 from segmint.pipeline.study.pairs import LEAST_IOU
 
 
@@ -62,11 +62,6 @@ def next_number(row: Row, masks: Sequence[Row]) -> int:
     if row["next_mask"] is not None:
         return int(row["next_mask"])
     return 1 + max((mask["index"] for mask in masks), default=-1)
-
-
-def counts_of(mask: Row) -> str:
-    """Return the run lengths of a mask's row."""
-    return str(mask["segmentation"]["counts"])
 
 
 def is_of_build(mask: Row) -> bool:

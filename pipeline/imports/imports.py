@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.outputs import line_of, read_notes
@@ -21,11 +18,10 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.rows import Row
-from segmint.operators.schemas import AUTOMATIC, SCHEMAS, SOURCES
-from segmint.operators.shards.committed_rows import committed_rows, read_file
+from segmint.operators.schemas import AUTOMATIC, SOURCES
+from segmint.operators.shards.committed_rows import rows_of
 from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.revise import with_holding
-from segmint.operators.shards.tables import read_table
 from segmint.pipeline.corrections.common import is_unfinished, release_config, risen
 from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.imports.answer import Imported, ImportList, Tally, list_of
@@ -195,14 +191,8 @@ def _look(
     answers = staged.answers(*span)
 
     def read(commit: Commit) -> tuple[Tally, int]:
-        tables = {kind: read_table(read_file(dataset, commit.file(kind)), kind) for kind in SCHEMAS}
-        wanted = pa.array(sorted(answers), pa.int64())
-        rows = {
-            kind: table.filter(pc.is_in(table.column("ordinal"), value_set=wanted)).to_pylist()
-            for kind, table in tables.items()
-        }
         tally = Tally()
-        for row in committed_rows(rows["images"], rows["masks"], rows["rejects"], {}):
+        for row in rows_of(dataset, commit, answers):
             tally.count(row, merge(row, answers[row["ordinal"]], settings))
         return tally, commit.generation
 

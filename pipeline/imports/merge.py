@@ -13,10 +13,9 @@ from segmint.model.automatic import rle as runs
 from segmint.operators.describe import image_statistics
 from segmint.operators.rows import Row
 from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT
-from segmint.operators.shards.files import annotation_id
+from segmint.operators.shards.files import annotation_id, counts_of
 from segmint.pipeline.corrections.people_masks import (
     NewMask,
-    counts_of,
     described_masks,
     in_newest_format,
     is_of_build,

@@ -239,6 +239,21 @@ def read_answers(dataset: Location, ordinal: int) -> list[Answer]:
     return [read_answer(dataset, name) for name in answers_of(dataset, ordinal)]
 
 
+def read_lane(dataset: Location, names: Sequence[AnswerName]) -> list[Answer]:
+    """Read the answers of a lane, in order, without earlier ones that cannot be read.
+
+    Raises `AnswerError` if the last one cannot be: the earlier ones only say how long people worked, and on what.
+    """
+    found = []
+    *earlier, last = names
+    for name in earlier:
+        try:
+            found.append(read_answer(dataset, name))
+        except AnswerError:  # the audit names it
+            continue
+    return [*found, read_answer(dataset, last)]
+
+
 def base_digest(jpeg: bytes, masks: Sequence[Mapping[str, Any]]) -> str:
     """Return the digest of what an answer is relative to: an image's released JPEG (empty without images) and masks.
 

@@ -4,10 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, read_answer
+from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, read_answer, read_lane
 from segmint.catalogs.dataset.annotations.lanes import answers_apart, lane_to_merge
 from segmint.catalogs.dataset.annotations.names import AnswerName, list_answers, purge_of_images
 from segmint.catalogs.dataset.commits import Commit
@@ -20,11 +17,9 @@ from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.rows import Row
-from segmint.operators.schemas import SCHEMAS
-from segmint.operators.shards.committed_rows import committed_rows, read_file
+from segmint.operators.shards.committed_rows import rows_of
 from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.revise import with_holding
-from segmint.operators.shards.tables import read_table
 from segmint.pipeline.annotate.merge.answer import MergedAnswers, MergeList, Tally
 from segmint.pipeline.annotate.merge.row import Left, answer_to_merge, left_alone, merge_answer
 from segmint.pipeline.corrections.common import is_unfinished, release_config, risen
@@ -141,7 +136,7 @@ def _look(dataset: Location, shard: int, ordinals: Sequence[int], change: MergeC
     """Return what the merge would do in a shard, from its tables; and the generation that was looked at."""
 
     def read(commit: Commit) -> tuple[Tally, int]:
-        found = _rows(dataset, commit, ordinals, ("images", "rejects"))
+        found = rows_of(dataset, commit, ordinals, ("images", "rejects"))
         tally = Tally()
         wanted = {}
         for row in found:
@@ -155,7 +150,7 @@ def _look(dataset: Location, shard: int, ordinals: Sequence[int], change: MergeC
             if left is None and (other := _left_apart(dataset, row, change.names)) is not None:
                 tally.count_apart(row["id"], other)
         answers = _read(dataset, wanted)
-        for row in _rows(dataset, commit, list(wanted), tuple(SCHEMAS)) if wanted else ():
+        for row in rows_of(dataset, commit, wanted) if wanted else ():
             answer = answers[row["ordinal"]]
             if isinstance(answer, AnswerError):
                 tally.leave(row["id"], Left.UNREADABLE, str(answer))
@@ -170,16 +165,6 @@ def _look(dataset: Location, shard: int, ordinals: Sequence[int], change: MergeC
     for ordinal in ordinals:
         tally.leave(ordinal + 1, Left.NOT_BUILT)
     return tally, None
-
-
-def _rows(dataset: Location, commit: Commit, ordinals: Sequence[int], kinds: Sequence[str]) -> list[Row]:
-    """Return the described rows of these images, with what is in these tables alone."""
-    wanted = pa.array(sorted(ordinals), pa.int64())
-    rows: dict[str, list[Row]] = {kind: [] for kind in SCHEMAS}
-    for kind in kinds:
-        table = read_table(read_file(dataset, commit.file(kind)), kind)
-        rows[kind] = table.filter(pc.is_in(table.column("ordinal"), value_set=wanted)).to_pylist()
-    return committed_rows(rows["images"], rows["masks"], rows["rejects"], {})
 
 
 def _to_merge(row: Row, names: Names) -> list[AnswerName]:
@@ -209,15 +194,8 @@ def _read(dataset: Location, wanted: Names) -> dict[int, list[Answer] | AnswerEr
     """Read the answers of images; an error where the last one cannot be read, and earlier ones that can."""
 
     def read(ordinal: int) -> tuple[int, list[Answer] | AnswerError]:
-        found = []
-        *earlier, last = wanted[ordinal]
-        for name in earlier:
-            try:
-                found.append(read_answer(dataset, name))
-            except AnswerError:  # it only says how long people worked; the audit names it
-                continue
         try:
-            return ordinal, [*found, read_answer(dataset, last)]
+            return ordinal, read_lane(dataset, wanted[ordinal])
         except AnswerError as error:
             return ordinal, error
 

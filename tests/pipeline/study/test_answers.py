@@ -5,15 +5,22 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.dataset.annotations.answers import Answer, put_answer
+from segmint.operators.describe import describe_table
+from segmint.operators.rows import to_table
+from segmint.operators.schemas import SEGMENTED
+from segmint.pipeline.annotate.merge.row import merge_answer
 from segmint.pipeline.annotate.merge.run import merge_answers
 from segmint.pipeline.study.answers import follow
 from segmint.pipeline.study.sample import sample_study
 from segmint.pipeline.study.score import score_study
 from tests.support.answered import answer_to, answer_value, counts_of, new_mask
+from tests.support.described_rows import accepted_row
+from tests.support.imported import import_coco, write_coco
 from tests.support.locations import location_of
 from tests.support.protocol import two_shards
 
-FIRST, SECOND, CUT, LESS, APART = (2, 3, 12, 20), (3, 4, 13, 21), (3, 4, 11, 21), (3, 4, 9, 21), (22, 5, 28, 30)
+FIRST, SECOND, APART, OTHER = (2, 3, 12, 20), (3, 4, 13, 21), (22, 5, 28, 30), (15, 25, 20, 38)
+CUT, LOW, LESS = (3, 4, 11, 21), (3, 4, 10, 21), (3, 4, 9, 21)  # of SECOND
 
 
 def test_answers_are_the_corrections_before_and_after_they_are_merged(tmp_path: Path) -> None:
@@ -37,9 +44,51 @@ def test_answers_are_the_corrections_before_and_after_they_are_merged(tmp_path: 
         assert after.mean_iou == pytest.approx((4 + 6 / 10) / 5)
 
 
+def test_the_score_follows_what_a_merge_takes(tmp_path: Path) -> None:
+    """An answer is not merged before a file changes its image, and the next one does not say it again."""
+    with two_shards() as place:
+        dataset, study = place.location, location_of(tmp_path / "study")
+        sample_study(dataset, 4, 0, study)
+        assert put_answer(dataset, answer_to(dataset, 1, [new_mask(CUT, 10_001), new_mask(APART)]))
+        import_coco(place, write_coco(place, {1: [(FIRST, 10_000), (SECOND, 10_001), (OTHER, None)]}))
+        assert put_answer(dataset, answer_to(dataset, 1, [new_mask(LOW, 10_001)], deleted=[10_000], n=2))
+        before = score_study(study, dataset)
+        assert (before.answered, before.by_id, before.deleted, before.added) == (1, 1, 1, 1)
+        assert before.mean_iou == pytest.approx(7 / 10)
+        merge_answers(dataset)
+        assert score_study(study, dataset) == before
+        # A file takes the mask further. What that one was made from is in no table and no answer: paired by IoU.
+        import_coco(place, write_coco(place, {1: [(OTHER, 10_002), (CUT, 10_003)]}))
+        after = score_study(study, dataset)
+        assert (after.by_id, after.by_iou, after.deleted, after.added) == (0, 1, 1, 1)
+        assert after.mean_iou == pytest.approx(8 / 10)
+
+
+def test_the_lane_that_was_merged_is_scored(tmp_path: Path) -> None:
+    """Lane 1 was merged before there was an answer in lane 0; an answer that cannot be read leaves its image out."""
+    with two_shards() as place:
+        dataset, study = place.location, location_of(tmp_path / "study")
+        sample_study(dataset, 4, 0, study)
+        given = answer_to(dataset, 1, [new_mask(CUT, 10_001)], lane=1)
+        assert put_answer(dataset, given)
+        merge_answers(dataset)
+        assert put_answer(dataset, given.model_copy(update={"lane": 0, "masks": (), "replaced": ()}))
+        (dataset / "annotations/1/0.1.json").put(b"{}")
+        assert put_answer(dataset, answer_to(dataset, 4).model_copy(update={"size": (40, 30)}))
+        found = score_study(study, dataset)
+        assert (found.by_id, found.deleted, found.answered) == (2, 4, 3)
+        assert found.mean_iou == pytest.approx((1 + 8 / 10) / 2)
+        assert any("annotations/1/0.1.json is no answer" in line for line in found.unreadable)
+        assert any("the answer is for 30 x 40 pixels" in line for line in found.unreadable)
+
+
 def test_of_several_masks_made_from_one_the_first_is_its_correction() -> None:
     former = {"id": 10_001, "counts": counts_of(SECOND)}
     masks = [new_mask(CUT, 10_001), new_mask(APART, 10_001)]
     answer = Answer.from_value(answer_value(masks=masks, replaced=[former]))
-    drawn = [(10_000, counts_of(FIRST)), (10_001, counts_of(SECOND))]
-    assert follow(drawn, [answer]) == [drawn[0], (10_001, counts_of(CUT)), (None, counts_of(APART))]
+    (row,) = describe_table(to_table([accepted_row(0, 2)], SEGMENTED), rule=1).to_pylist()
+    expected = [(10_000, counts_of(FIRST)), (10_001, counts_of(CUT)), (None, counts_of(APART))]
+    assert follow({10_000, 10_001}, row, [answer]) == expected
+    merged = merge_answer(row, [answer], 1).row
+    assert follow({10_000, 10_001}, merged, [answer]) == expected
+    assert follow({10_000, 10_001}, merged, []) == expected
