@@ -1,15 +1,18 @@
-// Mouse, finger and pen on the picture. One pointer uses the tool; two fingers zoom and move (see zoom.js).
+// Mouse, finger and pen on the picture. One pointer uses the tool; two fingers zoom and move (see zoom.js). While a pen is
+// near, what touches is the palm of its hand. How hard a pen is pressed does not matter: strokes are exact.
 
 const OTHER = 2; // the right button
 const MIDDLE = 1;
 const PEN_ERASER = 5;
+const PALM_MS = 500; // after the pen has left
 
 export class Pointers {
   #easel;
   #tools;
   #down = null; // the id of the pointer that uses the tool
   #fingers = new Set();
-  #pen = false; // whether a pen is down: the palm of its hand is no finger
+  #penIsNear = false; // over the picture, or on it
+  #penLeft = -Infinity; // when it was there last
   panning = false; // whether Space is held
   panned = false; // whether a pointer moved the picture since Space was pressed
 
@@ -17,8 +20,9 @@ export class Pointers {
     this.#tools = tools;
   }
 
-  /** Whether a pointer moves the picture: the tool Move, the middle button, or Space held. */
+  /** Whether a pointer moves the picture: the tool Move, the middle button, or Space held. Null for a palm. */
   drags = (event) => {
+    if (this.#isPalm(event)) return null;
     const drags = event.button === MIDDLE || (event.button === 0 && (this.panning || this.#tools().name === "move"));
     this.panned ||= drags && this.panning;
     return drags;
@@ -28,6 +32,12 @@ export class Pointers {
   listen(easel, hover) {
     this.#easel = easel;
     const { element } = easel.stage;
+    for (const name of ["pointerenter", "pointerdown", "pointermove"]) {
+      element.addEventListener(name, (event) => this.#notePen(event, true), { capture: true });
+    }
+    for (const name of ["pointerleave", "pointercancel"]) {
+      element.addEventListener(name, (event) => event.target === element && this.#notePen(event, false), { capture: true });
+    }
     const places = (event) => {
       const all = event.getCoalescedEvents?.() ?? [];
       return (all.length ? all : [event]).map((each) => easel.stage.placeOf(each));
@@ -54,12 +64,11 @@ export class Pointers {
 
   #press(event) {
     this.#easel.stage.element.focus({ preventScroll: true });
+    if (this.#isPalm(event)) return;
     if (event.pointerType === "touch") {
-      if (this.#pen) return;
       this.#fingers.add(event.pointerId);
       if (this.#fingers.size > 1) return this.#giveUp();
     }
-    this.#pen = event.pointerType === "pen";
     if (this.#down !== null || this.drags(event) || ![0, OTHER, PEN_ERASER].includes(event.button)) return;
     this.#down = event.pointerId;
     this.#easel.stage.element.setPointerCapture(event.pointerId);
@@ -71,6 +80,21 @@ export class Pointers {
     });
   }
 
+  #isPalm(event) {
+    return event.pointerType === "touch" && (this.#penIsNear || event.timeStamp - this.#penLeft < PALM_MS);
+  }
+
+  /** Notes that a pen is near or has left. A palm that came before the pen is no finger any more. */
+  #notePen({ pointerType, timeStamp }, near) {
+    if (pointerType !== "pen") return;
+    if (near && this.#fingers.size) {
+      this.#fingers.clear();
+      this.#giveUp();
+    }
+    this.#penIsNear = near;
+    this.#penLeft = timeStamp;
+  }
+
   #giveUp() {
     this.#tools().cancel();
     this.#down = null;
@@ -78,7 +102,6 @@ export class Pointers {
 
   #release(event) {
     this.#fingers.delete(event.pointerId);
-    if (event.pointerType === "pen") this.#pen = false;
     if (event.pointerId === this.#down) this.#down = null;
   }
 }

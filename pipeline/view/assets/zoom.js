@@ -26,7 +26,8 @@ export class Zoom {
 
   /**
    * `frame` is the element that the picture fills at scale 1; `changed()` is called after every change; `drags(event)`
-   * says at a pointerdown whether that pointer moves the picture. Two fingers always do.
+   * says at a pointerdown whether that pointer moves the picture, or null if it does nothing. Two fingers always do; a
+   * pen ends what fingers do.
    */
   constructor(frame, changed, drags = (event) => event.button === 0) {
     this.#frame = frame;
@@ -116,7 +117,8 @@ export class Zoom {
 
   #down(event) {
     const pans = this.#drags(event);
-    if (event.button !== 0 && !pans) return;
+    if (pans === null || (event.button !== 0 && !pans)) return;
+    if (event.pointerType === "pen") this.#pointers.clear();
     const place = { x: event.clientX, y: event.clientY };
     if (this.#pointers.size === 0) [this.#began, this.#dragged, this.#pans] = [place, false, pans];
     this.#pointers.set(event.pointerId, place);
