@@ -1,20 +1,25 @@
 """A server of annotators in the test's process for real browsers, and what browsers do with its page."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import uvicorn
+from pycocotools import mask as coco
+from starlette.applications import Starlette
 
+from segmint.catalogs.dataset.annotations.answers import Answer, read_answers
 from segmint.pipeline.annotate.access import Team
 from segmint.pipeline.annotate.app import make_app
 from segmint.pipeline.annotate.server import Opened, open_desk
 from segmint.pipeline.view.server import listen
 from tests.support.annotating import options
 from tests.support.locations import location_of
+from tests.support.viewed import mask_rows
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -52,14 +57,21 @@ def served(dataset: Path, *names: str, port: int = 0, **queue: Any) -> Iterator[
 @contextmanager
 def serving(opened: Opened, dataset: Path, *names: str, port: int = 0) -> Iterator[Served]:
     """The same for a desk that is open."""
+    with listening(lambda team: make_app(opened.desk, team), *names, port=port) as team:
+        yield Served(opened, team, dataset)
+
+
+@contextmanager
+def listening(make: Callable[[Team], Starlette], *names: str, port: int = 0) -> Iterator[Team]:
+    """Serve the application that `make` makes for a team, in a thread, until the block ends."""
     with closing(listen(port)) as listener:
         team = Team(listener.getsockname()[1], list(names or ["ann"]))
-        app = make_app(opened.desk, team)
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="warning", access_log=False))
+        config = uvicorn.Config(make(team), lifespan="off", ws="none", log_level="warning", access_log=False)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield Served(opened, team, dataset)
+            yield team
         finally:
             server.should_exit = True
             thread.join()
@@ -85,3 +97,55 @@ def drag(page: "Page", points: list[tuple[float, float]]) -> None:
     for point in points[1:]:
         page.mouse.move(*place_of(page, *point))
     page.mouse.up()
+
+
+def expect(found: Any) -> Any:
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=30_000)
+    return expect(found)
+
+
+def start(page: "Page", server: "Served", image: int, name: str = "ann") -> None:
+    """Open an image in a new browser of an annotator."""
+    page.goto(f"{server.address(name)}#image/{image}")
+    shown(page, image)
+
+
+def shown(page: "Page", image: int) -> None:
+    expect(page.locator("#picture")).to_have_attribute("src", f"/images/{image}.jpg")
+    expect(page.locator("#clock")).to_be_visible()
+    page.locator("#picture").evaluate("picture => picture.decode()")
+
+
+def answered(page: "Page") -> None:
+    """Wait for the model's answer to the last prompt."""
+    expect(page.locator("#mask-title")).to_contain_text("IoU")
+
+
+def save(page: "Page", server: Served, image: int) -> Answer:
+    """Save by the button, wait for the next image, and read the answer from the dataset."""
+    page.locator("#save").click()
+    expect(page.locator("#said")).to_have_text("Saved.")
+    return read_answers(location_of(server.dataset), image - 1)[-1]
+
+
+def truth(server: Served, image: int) -> list[np.ndarray]:
+    """The image's masks in the dataset, the largest first."""
+    rows = sorted(mask_rows(server.dataset, image), key=lambda row: -row["area"])
+    return [np.asarray(coco.decode(row["segmentation"])).astype(bool) for row in rows]
+
+
+def inside(mask: np.ndarray) -> tuple[int, int]:
+    """A pixel (column, row) inside a mask, far from its border."""
+    import cv2
+
+    distance = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    row, column = np.unravel_index(int(distance.argmax()), mask.shape)
+    return int(column), int(row)
+
+
+def draw_a_line(page: "Page") -> None:
+    page.locator("[data-tool=brush]").click()
+    drag(page, [(50, 40), (90, 60)])
+    expect(page.locator("#mask-title")).to_have_text("New mask")

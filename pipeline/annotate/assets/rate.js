@@ -1,12 +1,13 @@
 // Rating: one mask at a time, in random order, and nothing that says where it comes from.
 
-import { byId, make, whole } from "./dom.js";
+import { setUpAddresses } from "./addresses.js";
+import { byId, make, showProblem, whole } from "./dom.js";
 import { Views } from "./rate_views.js";
-import { actAs, getJson, GoneError, postJson, putJson } from "./server.js";
+import { actAs, getJson, postJson, putJson, untilHeard } from "./server.js";
 import { Stopwatch } from "./timing.js";
 
-const AGAIN_MS = 3000;
 const TICK_MS = 500;
+const TEN_MS = 700; // for the 0 of 10 after its 1
 
 /** The scale of the SAM paper's appendix G: [lowest, highest, a word, what it means]. */
 const SCALE = [
@@ -22,6 +23,7 @@ let watch = null;
 let mask = null; // the server's answer about the mask that is shown
 let rated = []; // places in the order that were rated here, the last one last
 let busy = false;
+let one = 0; // the timer of a 1 that may become 10
 
 setUp();
 begin();
@@ -59,29 +61,16 @@ function range(low, high) {
 async function begin() {
   const session = await sure(() => getJson("/api/session"));
   actAs(session.annotator);
+  setUpAddresses(session);
+  byId("team").hidden = !session.owner;
   watch = new Stopwatch(session.idle_s);
   byId("dataset-name").textContent = session.dataset.name;
   await show(await sure(() => postJson("/api/rate/next")));
 }
 
 /** Does a request until the server answers; a refusal is shown and thrown. */
-async function sure(request) {
-  for (;;) {
-    try {
-      const answer = await request();
-      problem(null);
-      return answer;
-    } catch (error) {
-      problem(error);
-      if (!(error instanceof GoneError)) throw error;
-      await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
-    }
-  }
-}
-
-function problem(error) {
-  byId("problem").textContent = error?.message ?? "";
-  byId("problem").hidden = !error;
+function sure(request) {
+  return untilHeard(request, showProblem);
 }
 
 /** Shows a mask, or that there is none left. */
@@ -111,6 +100,7 @@ function ready() {
 
 /** Saves a rating and shows the next mask. */
 async function rate(score) {
+  noOne();
   if (busy || mask === null) return;
   busy = true;
   const { item, n } = mask;
@@ -163,11 +153,33 @@ function tick() {
 }
 
 function key(event) {
-  if (event.altKey || event.ctrlKey || event.metaKey || event.repeat) return;
-  if (/^[0-9]$/.test(event.key)) rate(Number(event.key) || 10);
-  else if (event.key === "z" || event.key === "Z") undo();
+  if (event.altKey || event.ctrlKey || event.metaKey || event.repeat || event.target.matches?.("input")) return;
+  if (/^[0-9]$/.test(event.key)) digit(Number(event.key));
+  else if (event.key === "z" || event.key === "Z") noOne() || undo();
   else if (event.key === "v" || event.key === "V") views.turn();
   else if (event.key === "Escape") views.choose(null);
   else return;
   event.preventDefault();
+}
+
+/** Rates by a digit. A 1 waits a moment for a 0; another digit then would be too early for the next mask. */
+function digit(number) {
+  if (busy || mask === null) return;
+  if (one !== 0) {
+    rate(number === 0 ? 10 : 1);
+  } else if (number === 1) {
+    say("1; with a 0 it is 10.");
+    one = setTimeout(() => rate(1), TEN_MS);
+  } else {
+    rate(number || 10);
+  }
+}
+
+/** Forgets a 1 that waits; returns whether there was one. */
+function noOne() {
+  const waited = one !== 0;
+  clearTimeout(one);
+  one = 0;
+  if (waited) say("");
+  return waited;
 }

@@ -1,5 +1,7 @@
 // Requests to the annotator's server. Answers are JSON, errors are sentences.
 
+export const AGAIN_MS = 3000; // after which what was not heard is tried again
+
 /** The server does not answer. Nothing is lost: the same request can be made again. */
 export class GoneError extends Error {}
 
@@ -55,6 +57,26 @@ async function request(method, path, body = undefined) {
 const changedHands = (name) =>
   `The address of ${name} was opened in this browser: this page is of ${annotator} and saves nothing any more. ` +
   `Give each person a browser of their own. Your work is kept here; a new address of ${annotator} opens it again.`;
+
+/**
+ * Does a request again until the server answers, as long as `isWanted()`; returns its answer, or undefined if it was not
+ * wanted any more. `problem(error or null)` hears what is wrong; a refusal is thrown, too.
+ */
+export async function untilHeard(request, problem, isWanted = () => true) {
+  for (;;) {
+    try {
+      const answer = await request();
+      if (isWanted()) problem(null);
+      return answer;
+    } catch (error) {
+      if (!isWanted()) return undefined;
+      problem(error);
+      if (!(error instanceof GoneError)) throw error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+    if (!isWanted()) return undefined;
+  }
+}
 
 function parsed(text) {
   try {

@@ -1,16 +1,13 @@
 """The raters' page in a real Chromium: what is pressed is what is saved, and the views show the mask."""
 
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -20,7 +17,7 @@ from segmint.pipeline.annotate.rating.app import make_rating_app
 from segmint.pipeline.annotate.rating.desk import RatingDesk
 from segmint.pipeline.annotate.rating.sample import SampleOptions
 from segmint.pipeline.annotate.rating.server import open_rating_desk
-from segmint.pipeline.view.server import listen
+from tests.support.annotated_pages import expect, listening
 from tests.support.browser import serious_violations, sideways_scroll, watch
 from tests.support.locations import location_of
 
@@ -55,25 +52,11 @@ def server(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     """One server for all tests, on a copy of the small real dataset."""
     folder = tmp_path_factory.mktemp("rated") / "dataset"
     shutil.copytree(minted, folder)
-    options = SampleOptions(masks=MASKS)
-    with open_rating_desk(location_of(folder), options) as desk, closing(listen(0)) as listener:
-        team = Team(listener.getsockname()[1], ["ann", "bo"])
-        app = make_rating_app(desk, team)
-        running = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="warning", access_log=False))
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield Served(desk, team, folder)
-        finally:
-            running.should_exit = True
-            thread.join()
-
-
-def expect(found: Any) -> Any:
-    from playwright.sync_api import expect
-
-    expect.set_options(timeout=30_000)
-    return expect(found)
+    with (
+        open_rating_desk(location_of(folder), SampleOptions(masks=MASKS)) as desk,
+        listening(lambda team: make_rating_app(desk, team), "ann", "bo") as team,
+    ):
+        yield Served(desk, team, folder)
 
 
 def shown(page: "Page", item: int | str) -> None:
@@ -101,14 +84,18 @@ def test_masks_are_rated_by_keys_taken_back_and_found_again(chromium: "Browser",
     assert serious_violations(page) == []
     page.keyboard.press("7")
     shown(page, 1)
-    page.keyboard.press("3")
+    page.keyboard.press("1")  # and nothing more: a 1
+    expect(page.locator("#said")).to_have_text("1; with a 0 it is 10.")
     shown(page, 2)
+    expect(page.locator("#said")).to_have_text("Rated 1.")
     page.keyboard.press("z")
     shown(page, 1)
     expect(page.locator("#said")).to_have_text("Taken back.")
     expect(page.locator("#rated-count")).to_have_text(f"1 of {MASKS} rated")
-    page.keyboard.press("0")
+    page.keyboard.press("1")
+    page.keyboard.press("0")  # 10 of this mask, and nothing of the next one
     shown(page, 2)
+    expect(page.locator("#said")).to_have_text("Rated 10.")
     page.reload()
     shown(page, 2)
     expect(page.locator("#undo")).to_be_disabled()

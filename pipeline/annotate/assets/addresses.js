@@ -1,0 +1,44 @@
+// Addresses for other annotators, which only who started the server may make.
+
+import { byId, make } from "./dom.js";
+import { postJson } from "./server.js";
+
+/** Fills the section, and shows it to the owner. */
+export function setUpAddresses({ owner }) {
+  const section = byId("addresses");
+  section.hidden = !owner;
+  if (!owner) return;
+  const name = make("input", { id: "address-name", maxLength: 100, autocomplete: "off" });
+  const address = make("input", { id: "address", readOnly: true, hidden: true });
+  address.setAttribute("aria-label", "The new address");
+  const said = make("p", { id: "address-said" });
+  said.setAttribute("role", "status");
+  const form = make(
+    "form",
+    {},
+    make("label", { htmlFor: name.id }, "Name"),
+    name,
+    make("button", { type: "submit" }, "Make an address"),
+  );
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (name.value.trim()) show(name.value.trim(), address, said);
+    else name.focus();
+  });
+  address.addEventListener("focus", () => address.select());
+  const title = make("h2", { id: "addresses-title" }, "An address for another annotator");
+  const text = "It opens one browser, once. Give it to its person by a way that others do not read.";
+  section.replaceChildren(title, make("p", {}, text), form, said, address);
+}
+
+async function show(annotator, address, said) {
+  address.hidden = true;
+  try {
+    const made = await postJson("/api/address", { annotator });
+    [address.value, address.hidden] = [made.address, false];
+    said.textContent = `The address of ${made.annotator}; one made before and not opened is void.`;
+    address.focus();
+  } catch (error) {
+    said.textContent = error.message;
+  }
+}
