@@ -7,7 +7,10 @@
 export function itemsOf({ masks, answer, prefill, locks = false }) {
   const gone = new Set([...(answer?.replaced ?? []), ...(answer?.deleted ?? [])].map(({ id }) => id));
   const kept = masks.filter((row) => !gone.has(row.annotation_id)).sort((one, other) => other.area - one.area);
-  const made = answer === null ? (prefill ?? []).map((mask, place) => filled(mask, place, locks)) : answer.masks.map((mask, place) => answered(mask, keyOf(answer.n, place)));
+  const made =
+    answer === null
+      ? (prefill ?? []).map((mask, place) => filled(mask, place, locks))
+      : answer.masks.map((mask, place) => fromAnswer(mask, keyOf(answer.n, place), answer.stage, locks));
   return [...kept.map((row) => fromRow(row, locks)), ...made];
 }
 
@@ -34,26 +37,47 @@ export function timesOf(answer) {
   return { image: answer.seconds, masks: Object.fromEntries(masks) };
 }
 
-/** Applies what was to be saved to the items of an image whose masks have changed since: all that still fits. */
-export function carried(items, { masks, replaced, deleted }, key) {
+/**
+ * Applies what was to be saved to the items of an image that has changed since. Returns {items, masks, unfit}: all that
+ * still fits, the seconds of the new ones by key, and how many masks do not fit. What is there already is not added.
+ */
+export function carried(items, { masks, replaced, deleted }, key, stage = null) {
   const had = new Map([...replaced, ...deleted].map(({ id, counts }) => [id, counts]));
   const fits = (item) => item.id !== null && had.get(item.id) === item.counts;
-  const parents = new Map(items.filter(fits).map((item) => [item.id, item]));
-  const made = masks
-    .map((mask, place) => answered(mask, `${key}.${place}`))
-    .filter(({ parent }) => parent === null || parents.has(parent));
-  return [...items.filter((item) => !fits(item)), ...made];
+  const parents = new Set([null, undefined, ...items.filter(fits).map(({ id }) => id)]);
+  const there = new Set(items.map(({ counts }) => counts));
+  const wanted = masks.filter((mask) => !there.has(mask.counts) && !isUntouched(mask, stage));
+  const fitting = wanted.filter(({ parent }) => parents.has(parent));
+  const keys = fitting.map((_, place) => `${key}.${place}`);
+  const kept = items.filter(({ id, counts }) => deleted.some((mask) => mask.id === id && mask.counts !== counts));
+  return {
+    items: [...items.filter((item) => !fits(item)), ...fitting.map((mask, place) => answered(mask, keys[place]))],
+    masks: Object.fromEntries(fitting.map(({ seconds }, place) => [keys[place], seconds])),
+    unfit: wanted.length - fitting.length + kept.length,
+  };
 }
 
 /** Whether a saved answer is what an annotator sent: then a lost reply was not a lost race. */
 export function isSame(saved, sent, annotator) {
+  const times = ({ seconds, masks }) => JSON.stringify([seconds, masks.map((mask) => mask.seconds)]);
+  return saved.annotator === annotator && times(saved) === times(sent) && isSameWork(saved, sent);
+}
+
+/** Whether two answers to one state of an image say the same but for times. */
+export function isSameWork(one, other) {
   const said = ({ masks, replaced, deleted, complete }) =>
     JSON.stringify([
-      masks.map(({ counts, source, seconds }) => [counts, source, seconds]),
+      masks.map(({ counts, source }) => [counts, source]),
       [...replaced, ...deleted].map(({ id }) => id),
       complete,
     ]);
-  return saved.annotator === annotator && saved.seconds === sent.seconds && said(saved) === said(sent);
+  return said(one) === said(other);
+}
+
+/** Whether a saved mask is a prefilled one as it was: of a box, and nobody spent time on it. */
+function isUntouched({ source, seconds, prompts, parent }, stage) {
+  const boxed = prompts?.length === 1 && prompts[0].kind === "box";
+  return stage === "semi" && source === "assisted" && (parent ?? null) === null && seconds === 0 && boxed;
 }
 
 const keyOf = (n, place) => `a${n}.${place}`;
@@ -75,6 +99,11 @@ function fromRow(row, locked) {
 
 function answered({ counts, source, label, prompts, parent }, key) {
   return { key, id: null, counts, source, label: label ?? null, prompts: prompts ?? [], parent: parent ?? null };
+}
+
+function fromAnswer(mask, key, stage, locks) {
+  const item = answered(mask, key);
+  return isUntouched(mask, stage) ? { ...item, filled: true, locked: locks } : item;
 }
 
 /** A mask that the model made ahead for a box that a detector found. */

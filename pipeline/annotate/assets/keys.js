@@ -11,8 +11,8 @@ export const KEYS = [
     [["r"], "Box: drag around the object", "tool:box"],
     [["b"], "Brush", "tool:brush"],
     [["e"], "Eraser", "tool:eraser"],
-    [["["], "Smaller brush", "smaller"],
-    [["]"], "Larger brush", "larger"],
+    [["q", "["], "Smaller brush", "smaller"],
+    [["w", "]"], "Larger brush", "larger"],
     [["v"], "Select a mask to correct it", "tool:select"],
     [["g"], "Move the picture; also by the middle button, Space held, or two fingers", "tool:move"],
   ]],
@@ -62,14 +62,15 @@ for (const arrow of ["Left", "Right", "Up", "Down"]) {
 
 /** The name of the action of a key event, or null. Keys that the focused control uses itself are left to it. */
 export function actionOf(event) {
-  if (event.altKey || event.isComposing) return null;
+  const written = event.key.length === 1 && (event.getModifierState?.("AltGraph") ?? false); // as [ on many keyboards
+  if ((event.altKey && !written) || event.isComposing) return null;
   const focused = event.target.closest?.(BUTTONS);
   if (focused && OWN.has(event.key)) return null;
   if (focused?.matches("input:not([type=range], [type=checkbox]), select, textarea")) return null;
   const letter = event.key.length === 1;
   const shift = event.shiftKey && (!letter || /[a-z]/i.test(event.key)) ? "Shift+" : "";
   const key = letter ? event.key.toLowerCase() : event.key;
-  return ACTIONS.get(`${event.ctrlKey || event.metaKey ? "Ctrl+" : ""}${shift}${key}`) ?? null;
+  return ACTIONS.get(`${(event.ctrlKey && !written) || event.metaKey ? "Ctrl+" : ""}${shift}${key}`) ?? null;
 }
 
 const NAMES = { " ": "Space", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", Escape: "Esc", Delete: "Del" };

@@ -1,4 +1,5 @@
-// The list of masks: those made here first, the newest on top, then the dataset's, the largest first.
+// The list of masks: those made here first, the newest on top, then those that were prefilled and that nobody changed,
+// then the dataset's, the largest first.
 
 import { byId, make, whole } from "./dom.js";
 
@@ -22,19 +23,19 @@ export class MaskList {
   }
 
   show() {
-    const { items, active } = this.#desk.state;
-    const chosen = active?.of ?? this.#desk.selected?.key ?? null;
-    const made = items.filter(({ id }) => id === null).reverse();
-    const found = items.filter(({ id }) => id !== null);
+    const { items } = this.#desk.state;
     const focused = document.activeElement?.closest?.("#lists li") ?? null;
-    this.#fill(byId("made"), made, chosen);
-    this.#fill(byId("found"), found, chosen);
-    const filled = made.filter((item) => item.filled).length;
-    const locked = found.filter((item) => item.locked).length;
-    const more = (number, word) => (number ? `, ${word}: ${whole(number)}` : "");
-    byId("made-title").textContent = `Made here: ${whole(made.length)}${more(filled, "prefilled")}`;
-    byId("found-title").textContent = `In the dataset: ${whole(found.length)}${more(locked, "locked")}`;
-    for (const name of ["made", "found"]) byId(`${name}-box`).hidden = byId(name).children.length === 0;
+    const parts = {
+      made: ["Made here", items.filter(({ id, filled }) => id === null && !filled).reverse()],
+      filled: ["Prefilled", items.filter(({ filled }) => filled)],
+      found: ["In the dataset", items.filter(({ id }) => id !== null)],
+    };
+    for (const [name, [title, shown]] of Object.entries(parts)) {
+      this.#fill(byId(name), shown, this.#desk.selected?.key ?? null);
+      const locked = shown.filter((item) => item.locked).length;
+      byId(`${name}-title`).textContent = `${title}: ${whole(shown.length)}${locked ? `, locked: ${whole(locked)}` : ""}`;
+      byId(`${name}-box`).hidden = shown.length === 0;
+    }
     byId("lists-title").textContent = `Masks: ${whole(items.length)}`;
     if (focused && !focused.isConnected) this.#easel.stage.element.focus({ preventScroll: true });
   }
@@ -43,7 +44,7 @@ export class MaskList {
   step(by) {
     const keys = [...byId("lists").querySelectorAll("li")].map(({ dataset }) => dataset.key);
     if (keys.length === 0) return;
-    const at = keys.indexOf(this.#desk.state.active?.of ?? this.#desk.selected?.key);
+    const at = keys.indexOf(this.#desk.selected?.key);
     this.#desk.select(keys[(at < 0 ? (by > 0 ? 0 : -1) : at + by + keys.length) % keys.length] ?? keys.at(-1));
   }
 

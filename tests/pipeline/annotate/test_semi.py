@@ -140,36 +140,40 @@ def test_prefilled_masks_are_faint_and_locked_until_they_are_unlocked(
         prefilled = [mask.counts for mask in semi.desk.prefills._made[2][1]]  # type: ignore[union-attr]
         own = list(semi.desk.source.read(2).counts.values())
         assert prefilled
-        expect(page.locator("#made-title")).to_have_text(f"Made here: {len(prefilled)}, prefilled: {len(prefilled)}")
+        expect(page.locator("#filled-title")).to_have_text(f"Prefilled: {len(prefilled)}, locked: {len(prefilled)}")
+        expect(page.locator("#made-box")).to_be_hidden()
         expect(page.locator("#found-title")).to_have_text(f"In the dataset: {len(own)}, locked: {len(own)}")
         assert serious_violations(page) == []
 
-        page.locator("#made li button").first.click()
+        page.locator("#filled li button").first.click()
         expect(page.locator("#mask-title")).to_have_text("Locked mask")
         expect(page.locator("#remove")).to_be_disabled()
         page.keyboard.press("Escape")
         faint = strength(page)
-        page.locator("#made li button").first.click()
+        page.locator("#filled li button").first.click()
         page.keyboard.press("Delete")
         expect(page.locator("#said")).to_contain_text("This mask is locked")
-        expect(page.locator("#made li")).to_have_count(len(prefilled))
+        expect(page.locator("#filled li")).to_have_count(len(prefilled))
         page.keyboard.press("l")
         expect(page.locator("#mask-title")).to_have_text("Mask selected")
         page.keyboard.press("Escape")
         assert strength(page) > faint, "what is unlocked is drawn like any mask"
         page.keyboard.press("Control+z")
-        page.locator("#made li button").first.click()
+        page.locator("#filled li button").first.click()
         expect(page.locator("#mask-title")).to_have_text("Locked mask")
         page.locator("#unlock").click()
         page.keyboard.press("Delete")
-        expect(page.locator("#made li")).to_have_count(len(prefilled) - 1)
+        expected = len(prefilled) - 1
+        expect(page.locator("#filled li")).to_have_count(expected)
         page.keyboard.press("s")
         expect(page.locator("#said")).to_have_text("Saved.")
+        page.goto(f"{page.url.split('#')[0]}#image/2")  # what nobody touched is no work of a person, here neither
+        expect(page.locator("#filled-title")).to_have_text(f"Prefilled: {expected}, locked: {expected}")
         page.close()
     assert seen.errors == []
     (answer,) = read_answers(location_of(dataset), 1)
     assert (answer.stage, answer.replaced, answer.deleted) == ("semi", (), ())
-    assert [mask.counts for mask in answer.masks] == prefilled[:-1]  # the newest is the first of the list
+    assert [mask.counts for mask in answer.masks] == prefilled[1:]
     assert {(mask.source, mask.seconds) for mask in answer.masks} <= {("assisted", 0.0)}
     boxes = [[prompt.kind for prompt in mask.prompts] for mask in answer.masks]
     assert boxes == [["box"]] * len(answer.masks)
