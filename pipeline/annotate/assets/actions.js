@@ -4,7 +4,7 @@ import { byId } from "./dom.js";
 import { toggleHelp } from "./help.js";
 
 /** A function that does the action with a name, as "undo" or "tool:brush". */
-export function actionsOf({ desk, tools, cross, easel, list, skip, back, fade }) {
+export function actionsOf({ desk, tools, cross, easel, list, pages, fade }) {
   const { zoom } = easel.stage;
   const fit = { in: () => zoom.zoomIn(), out: () => zoom.zoomOut(), fit: () => zoom.reset() };
   const opacity = (step) => {
@@ -26,8 +26,9 @@ export function actionsOf({ desk, tools, cross, easel, list, skip, back, fade })
     undo: () => desk.undo(),
     redo: () => desk.redo(),
     save: () => desk.save(),
-    skip,
-    back,
+    skip: () => pages.skip(),
+    back: () => pages.back(),
+    picture: () => easel.stage.element.focus({ preventScroll: true }),
     complete: () => byId("complete").click(),
     hide: () => byId("overlay").click(),
     stronger: () => opacity(1),

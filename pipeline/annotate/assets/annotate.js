@@ -1,6 +1,7 @@
-// Starts the annotator: the queue, keys and buttons. The address is `#image/12`, `#progress`, or none for the next image.
+// Starts the annotator: keys and buttons, and what the parts of the page tell each other.
 
 import { actionsOf } from "./actions.js";
+import { setUpAddresses } from "./addresses.js";
 import { Crosshair } from "./crosshair.js";
 import { Desk } from "./desk.js";
 import { byId, showProblem } from "./dom.js";
@@ -9,31 +10,29 @@ import { Guide } from "./guide.js";
 import { setUpHelp } from "./help.js";
 import { actionOf } from "./keys.js";
 import { MaskList } from "./list.js";
+import { Pages } from "./pages.js";
 import { Pointers } from "./pointers.js";
-import { showProgress } from "./progress.js";
-import { actAs, getJson, postJson } from "./server.js";
+import { actAs, getJson, untilHeard } from "./server.js";
 import { Tools } from "./tools.js";
 import { View } from "./view.js";
 
-const IMAGE = /^#image\/(\d+)$/;
-const PAGES = ["work", "done", "progress"];
-
 class Annotator {
-  #left = null; // images in the queue, as far as known
-  #shown = null; // the id of the image that is open
   #act;
-  #turn = 0; // counts what the address showed
-  #visited = []; // the ids of the images before it
+  #annotator;
 
   constructor(session) {
+    this.#annotator = session.annotator;
     this.desk = new Desk(session, {
       changed: () => this.view.show(),
       opened: (image) => this.#opened(image),
-      saved: (id, ours) => this.#next(id, ours ? "Saved." : ""),
+      saved: (id, ours) => this.pages.saved(id, ours ? "Saved." : ""),
       lost: (winner) => this.#lost(winner),
+      changedMeanwhile: (id) => this.pages.open(id),
+      shared: (shared) => (byId("shared").hidden = !shared),
       say: (text) => this.say(text),
       problem: showProblem,
     });
+    this.pages = new Pages(this.desk, (text) => this.say(text));
     this.pointers = new Pointers(() => this.tools);
     this.easel = new Easel(this.pointers.drags, () => this.tools?.name === "select");
     this.tools = new Tools(this.desk, this.easel, () => this.view.showTools(this.tools));
@@ -43,8 +42,7 @@ class Annotator {
     this.pointers.listen(this.easel, (place) => this.#hover(place));
     this.guide = new Guide(this.desk, session.hint_s);
     this.view.showTools(this.tools);
-    const parts = { skip: () => this.#skip(), back: () => this.#back(), fade: () => this.#fade() };
-    this.#act = actionsOf({ ...this, ...parts });
+    this.#act = actionsOf({ ...this, fade: () => this.#fade() });
     this.#listen();
   }
 
@@ -58,88 +56,26 @@ class Annotator {
     document.addEventListener("click", (event) => this.#click(event));
     byId("opacity").addEventListener("input", () => this.#fade());
     byId("overlay").addEventListener("input", () => this.#fade());
-    byId("complete").addEventListener("input", () => (this.desk.complete = byId("complete").checked));
-    byId("lost-next").addEventListener("click", () => this.#next(this.#shown));
-    byId("look-again").addEventListener("click", () => this.#next(null));
-    addEventListener("hashchange", () => this.route().catch(showProblem));
+    byId("complete").addEventListener("input", () => this.desk.setComplete(byId("complete").checked));
     addEventListener("blur", () => (this.pointers.panning = false));
     this.#fade();
   }
 
-  /** Shows what the address names. */
-  async route() {
-    this.#turn++;
-    const id = Number(IMAGE.exec(location.hash)?.[1] ?? 0);
-    const progress = location.hash === "#progress";
-    this.#page(progress ? "progress" : "work");
-    if (progress) return showProgress();
-    if (id === 0) return this.#next(this.#shown);
-    if (id === this.#shown && this.desk.image !== null) return this.view.show();
-    return this.desk.open(id);
-  }
-
-  #page(name) {
-    for (const page of PAGES) byId(page).hidden = page !== name;
-    byId("to-work").hidden = name === "work";
-    byId("to-work").href = this.#shown === null ? "#" : `#image/${this.#shown}`;
-    byId("to-progress").hidden = name === "progress";
-    byId("skip").hidden = name !== "work";
-    document.body.dataset.page = name;
-  }
-
-  async #next(after, said = "") {
-    this.desk.close();
-    const turn = ++this.#turn;
-    try {
-      const { image, left } = await postJson("/api/next", after === null ? {} : { after });
-      if (turn !== this.#turn) return undefined; // the address has changed meanwhile
-      this.#left = left;
-      showProblem(null);
-      this.say(said);
-      if (image === null) {
-        this.#shown = null;
-        return this.#page("done");
-      }
-      if (location.hash === `#image/${image}`) await this.desk.open(image);
-      else if (IMAGE.test(location.hash)) location.hash = `#image/${image}`; // which opens it
-      else location.replace(`#image/${image}`);
-    } catch (error) {
-      showProblem(error);
-      this.#page("done");
-    }
-    return undefined;
-  }
-
   #opened(image) {
-    if (this.#shown !== null && this.#shown !== image.id) this.#visited.push(this.#shown);
-    this.#shown = image.id;
-    byId("lost").hidden = true;
+    this.tools.cancel(); // a stroke that was begun on the image before
+    this.pages.opened(image.id);
     this.cross.hide();
-    this.#page("work");
-    this.view.open(image, this.#left);
+    this.view.open(image, this.pages.left);
     if (!document.activeElement?.closest("button, input, a")) this.easel.stage.element.focus({ preventScroll: true });
   }
 
   #lost({ annotator }) {
     byId("lost-text").textContent =
-      `${annotator} saved this image before you: its masks are those of ${annotator}, and yours cannot be saved. ` +
-      "Undo shows what you had.";
+      annotator === this.#annotator
+        ? "You saved this image in another window: its masks are those. Undo shows what you had here."
+        : `${annotator} saved this image before you: its masks are those of ${annotator}, and yours cannot be saved. ` +
+          "Undo shows what you had.";
     byId("lost").hidden = false;
-  }
-
-  #back() {
-    const id = this.#visited.pop();
-    if (id === undefined) return this.say("This is the first image that you opened.");
-    this.#shown = null; // it is not visited by going back
-    location.hash = `#image/${id}`;
-    return undefined;
-  }
-
-  #skip() {
-    const id = this.#shown;
-    if (id === null) return;
-    postJson(`/api/images/${id}/release`).catch(() => {});
-    this.#next(id, "Skipped. A draft of it is kept.");
   }
 
   #fade() {
@@ -179,6 +115,7 @@ class Annotator {
   #click(event) {
     const button = event.target.closest("[data-action]");
     if (button === null) return;
+    if (button.matches("a")) event.preventDefault();
     this.act(button.dataset.action);
     // A click with the mouse leaves the focus on the picture, so that the next key is the picture's.
     if (event.detail > 0 || "tool" in button.dataset) this.easel.stage.element.focus({ preventScroll: true });
@@ -193,15 +130,17 @@ class Annotator {
 
 async function begin() {
   setUpHelp();
-  const session = await getJson("/api/session");
+  const session = await untilHeard(() => getJson("/api/session"), showProblem);
   actAs(session.annotator);
+  setUpAddresses(session);
   byId("dataset-name").textContent = session.dataset.name;
-  byId("dataset-name").title = `${session.dataset.digest ?? ""}\n${session.annotator}`.trim();
+  byId("dataset-name").title = session.dataset.digest ?? "";
+  byId("annotator").textContent = session.annotator;
   const wide = matchMedia("(min-width: 60rem)");
   const open = () => (byId("lists-box").open = wide.matches);
   wide.addEventListener("change", open);
   open();
-  await new Annotator(session).route();
+  await new Annotator(session).pages.route();
 }
 
 begin().catch(showProblem);

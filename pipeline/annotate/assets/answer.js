@@ -38,20 +38,24 @@ export function timesOf(answer) {
 }
 
 /**
- * Applies what was to be saved to the items of an image that has changed since. Returns {items, masks, unfit}: all that
- * still fits, the seconds of the new ones by key, and how many masks do not fit. What is there already is not added.
+ * Applies what was to be saved in a stage to the items of an image that has changed since. Returns {items, masks, unfit}:
+ * all that still fits, the seconds of the new ones by key, and how many masks do not fit. What is there already is not
+ * added; nor, unless `untouched`, what was prefilled and is as it was. `locks` as for `itemsOf`.
  */
-export function carried(items, { masks, replaced, deleted }, key, stage = null) {
+export function carried(items, { masks, replaced, deleted }, key, { stage = null, untouched = true, locks = false } = {}) {
   const had = new Map([...replaced, ...deleted].map(({ id, counts }) => [id, counts]));
   const fits = (item) => item.id !== null && had.get(item.id) === item.counts;
   const parents = new Set([null, undefined, ...items.filter(fits).map(({ id }) => id)]);
   const there = new Set(items.map(({ counts }) => counts));
-  const wanted = masks.filter((mask) => !there.has(mask.counts) && !isUntouched(mask, stage));
+  const wanted = masks.filter((mask) => !there.has(mask.counts) && (untouched || !isUntouched(mask, stage)));
   const fitting = wanted.filter(({ parent }) => parents.has(parent));
   const keys = fitting.map((_, place) => `${key}.${place}`);
   const kept = items.filter(({ id, counts }) => deleted.some((mask) => mask.id === id && mask.counts !== counts));
   return {
-    items: [...items.filter((item) => !fits(item)), ...fitting.map((mask, place) => answered(mask, keys[place]))],
+    items: [
+      ...items.filter((item) => !fits(item)),
+      ...fitting.map((mask, place) => fromAnswer(mask, keys[place], stage, locks)),
+    ],
     masks: Object.fromEntries(fitting.map(({ seconds }, place) => [keys[place], seconds])),
     unfit: wanted.length - fitting.length + kept.length,
   };

@@ -1,37 +1,47 @@
 // The work on one image: gestures in their order, the model's answers, the draft, and saving.
 
-import { answerOf, carried, itemsOf, timesOf } from "./answer.js";
+import { Alone } from "./alone.js";
+import { answerOf, itemsOf, timesOf } from "./answer.js";
 import { Drafts, draftKey } from "./drafts.js";
 import { History } from "./history.js";
 import { Model } from "./model.js";
+import { draftOf, restored } from "./restoring.js";
 import { Saver } from "./saving.js";
-import { getJson, postJson, RefusedError } from "./server.js";
+import { getJson, GoneError, postJson, RefusedError } from "./server.js";
 import { brushed, hasPixels } from "./strokes.js";
 import { Stopwatch } from "./timing.js";
 import { Turns } from "./turns.js";
 import * as work from "./work.js";
 
+const CHANGED = "This image has changed since it was saved. What fits of that work is here: look, and save.";
+
 export class Desk {
   #session;
   #told;
   #drafts = new Drafts();
+  #alone = new Alone();
   #saver;
   #turns;
   #turn = 0; // counts what was opened
   #first = work.begin([]);
   #theirs = null; // the state with the answer of somebody who was faster
+  #sending = null; // {body, state, complete}: what is to be saved, as it was when that was asked for
   #selected = null; // an item's key
+  #touched = false; // whether anything was done since the image was opened
   history = new History(this.#first);
   model = new Model();
   image = null; // the server's answer about the image that is open; no gesture does anything without
   complete = true;
 
-  /** `told` has what is called: changed(), opened(image), saved(id, by us), lost(winner), say(text), problem(error or null). */
+  /**
+   * `told` has what is called: changed(), opened(image), saved(id, by us), lost(winner), changedMeanwhile(id),
+   * shared(whether another window has the image), say(text), problem(error or null).
+   */
   constructor(session, told) {
     this.#session = session;
     this.#told = told;
     this.#saver = new Saver(session.annotator);
-    this.#turns = new Turns((error) => told.problem(error));
+    this.#turns = new Turns(() => this.#settle(), (error) => told.problem(error));
     this.watch = new Stopwatch(session.idle_s);
   }
 
@@ -39,9 +49,11 @@ export class Desk {
     return this.history.state;
   }
 
-  /** The item that is chosen to be corrected, or null. */
+  /** The item that is corrected, or chosen to be; null for none. */
   get selected() {
-    return this.state.items.find(({ key }) => key === this.#selected) ?? null;
+    const { items, active } = this.state;
+    const chosen = active === null ? this.#selected : active.of;
+    return items.find(({ key }) => key === chosen) ?? null;
   }
 
   /** The pixels that a gesture would change: of the active mask or the chosen item; null if there are none. */
@@ -59,25 +71,19 @@ export class Desk {
     const turn = ++this.#turn;
     const image = await getJson(`/api/images/${id}`);
     if (image.state === "gone") throw new RefusedError("This image is no longer in the dataset.", 410, null);
-    const key = draftKey(this.#session.dataset.name, id, image.lane, this.#session.annotator, image.base);
+    const { stage, annotator, dataset } = this.#session;
+    const key = draftKey(dataset.name, id, annotator);
     const draft = await this.#drafts.read(key).catch(() => undefined);
     if (turn !== this.#turn) return; // another image is opened
-    Object.assign(image, { id, key, locks: this.#session.stage === "semi" });
-    this.history.reset((this.#first = work.begin(itemsOf(image))));
-    this.model.load([]);
-    this.watch.reset(timesOf(image.answer));
-    this.#saver.reset();
-    [this.#theirs, this.#selected] = [null, null];
-    this.complete = image.answer?.complete ?? true;
-    if (image.answer !== null && image.state !== "answered") {
-      this.#told.say("This image has changed since it was saved. What fits of that work is here: look, and save.");
-    }
-    if (draft) this.#restore(draft, image);
+    const began = image.answer?.seconds ?? 0;
+    Object.assign(image, { id, key, stage, began, locks: stage === "semi" });
+    this.#begin(image, draft);
     this.image = image;
+    this.#share(image, false);
+    this.#alone.take(key, (shared) => this.#share(image, shared));
     this.#told.opened(image);
-    const by = image.answer?.annotator ?? this.#session.annotator;
-    if (by !== this.#session.annotator) {
-      this.#theirs = this.state;
+    if ((image.answer?.annotator ?? annotator) !== annotator) {
+      this.#theirs = this.#first;
       this.#told.lost(image.answer);
     }
     this.#show();
@@ -91,14 +97,28 @@ export class Desk {
     this.image = null;
   }
 
-  #restore(draft, image) {
-    work.useNumbersFrom(draft.last);
-    this.history.load(draft.history);
-    this.model.load(draft.answers);
-    this.watch.reset(draft.times);
-    if (draft.n === image.n) return this.#told.say("Your draft of this image is back.");
-    this.history.push(this.#first);
-    return this.#told.say("This image was saved elsewhere since your draft. Undo brings the draft back.");
+  #begin(image, draft) {
+    if (draft) work.useNumbersFrom(draft.last);
+    this.#first = work.begin(itemsOf(image));
+    [this.#theirs, this.#selected, this.#sending, this.#touched] = [null, null, null, false];
+    this.#saver.reset();
+    const back = draft ? restored(draft, image, this.#first) : null;
+    if (draft && back === null) this.#drafts.remove(image.key).catch(() => {});
+    if (back === null) this.history.reset(this.#first);
+    else this.history.load(back.history);
+    this.model.load(back?.answers ?? []);
+    this.watch.reset(back?.times ?? timesOf(image.answer));
+    this.complete = back?.complete ?? image.answer?.complete ?? true;
+    if (back !== null) this.#told.say(back.text);
+    else if (image.answer !== null && image.state !== "answered") this.#told.say(CHANGED);
+  }
+
+  /** Keeps drafts in this window alone while another one, which was first, has the image. */
+  #share(image, shared) {
+    const freed = this.#drafts.shared && !shared && this.image === image && !this.#touched;
+    this.#drafts.shared = shared;
+    this.#told.shared(shared);
+    if (freed) this.#told.changedMeanwhile(image.id); // to its draft
   }
 
   point(x, y, label) {
@@ -126,7 +146,7 @@ export class Desk {
       if (!adds && counts === null) return this.#told.say("Choose a mask first: there is nothing to erase.");
       const made = brushed(counts, points, radius, adds, this.image.size);
       if (hasPixels(made, this.image.size)) this.#push(work.setPixels(this.state, made, this.selected));
-      else if (counts !== null) this.remove();
+      else if (counts !== null) this.#remove();
     });
   }
 
@@ -164,22 +184,36 @@ export class Desk {
 
   /** Lets the chosen mask be changed. */
   unlock() {
-    if (this.image === null || !this.selected?.locked) return;
-    this.#push(work.unlock(this.state, this.#selected));
+    return this.#do(() => {
+      if (this.selected?.locked) this.#push(work.unlock(this.state, this.#selected));
+    });
   }
 
   cancel() {
-    if (this.image === null) return;
-    this.#selected = null;
-    this.#push(work.cancel(this.state));
+    return this.#do(() => {
+      this.#selected = null;
+      this.#push(work.cancel(this.state));
+    });
   }
 
   /** Deletes the mask that is worked on or chosen. */
   remove() {
-    const key = this.state.active?.of ?? this.selected?.key ?? null;
-    if (this.image === null || (key === null && this.state.active === null) || this.#isLocked()) return;
+    return this.#do(() => this.#remove());
+  }
+
+  #remove() {
+    const key = this.selected?.key ?? null;
+    if ((key === null && this.state.active === null) || this.#isLocked()) return;
     this.#selected = null;
     this.#push(work.remove(this.state, key));
+  }
+
+  /** Says whether all that is prominent is annotated. */
+  setComplete(complete) {
+    return this.#do(() => {
+      this.complete = complete;
+      this.#kept();
+    });
   }
 
   /** Chooses an item to correct, by its key; null for none. An active mask is accepted first. */
@@ -192,54 +226,81 @@ export class Desk {
   }
 
   undo() {
-    this.#step(() => this.history.undo());
+    return this.#do(() => this.history.undo() && this.#kept());
   }
 
   redo() {
-    this.#step(() => this.history.redo());
+    return this.#do(() => this.history.redo() && this.#kept());
   }
 
-  #step(act) {
-    if (this.image === null || !act()) return;
-    this.#kept();
-    if (this.model.waits(this.state.active)) this.#do(() => {});
-  }
-
-  /** Saves; `told.saved` hears when the server has the answer, `told.lost` when somebody was faster. */
+  /**
+   * Saves the work as it is now; `told.saved` hears when the server has it, `told.lost` when somebody was faster. While
+   * the server does not answer, the same is sent again, whatever is changed meanwhile.
+   */
   save() {
-    return this.#do(
-      () => this.state.active === null || this.#accept() === true,
-      async (accepted) => {
-        const { image } = this;
-        if (!accepted) return undefined;
-        if (this.state === this.#theirs) return this.#told.saved(image.id, false);
-        const body = answerOf(image, this.state.items, this.watch.dump(), this.complete);
-        const { winner } = await this.#saver.save(image, body);
-        if (winner !== undefined) return this.#lost(winner, body);
-        await this.#drafts.remove(image.key).catch(() => {});
-        return this.#told.saved(image.id, true);
-      },
-    );
+    return this.#do(() => {
+      if (this.state.active !== null && this.#accept() !== true) return;
+      const { state, complete } = this;
+      this.#sending = { state, complete, body: answerOf(this.image, state.items, this.watch.dump(), complete) };
+      this.#keep();
+    });
   }
 
-  async #lost(winner, body) {
+  /** Does what the server must hear: saves, and asks the model. */
+  async #settle() {
+    const { image } = this;
+    try {
+      await this.#deliver(image);
+    } finally {
+      if (image !== null && this.image === image) await this.#ask(image);
+    }
+  }
+
+  async #deliver(image) {
+    const sending = this.#sending;
+    if (sending === null) return;
+    let outcome = {};
+    try {
+      if (sending.state !== this.#theirs) outcome = await this.#saver.save(image, sending.body);
+    } catch (error) {
+      if (this.image === image && !(error instanceof GoneError)) this.#sending = null;
+      else if (this.image === image) this.#told.say("Not saved yet: it is tried again every three seconds.");
+      throw error;
+    }
+    if (this.image !== image) return; // it was left meanwhile
+    this.#sending = null;
+    if (outcome.winner === undefined) this.#saved(image, sending);
+    else this.#lost(outcome.winner);
+  }
+
+  #saved(image, { state, complete, body }) {
+    if (this.state === state && this.complete === complete) {
+      this.#drafts.remove(image.key).catch(() => {});
+      this.#told.saved(image.id, state !== this.#theirs);
+      return;
+    }
+    this.#first = state;
+    image.began = body.seconds;
+    this.#kept();
+    this.#told.say("Saved as it was when you asked for it. What you changed since is not: save again.");
+  }
+
+  #lost(winner) {
     if (winner === null) {
-      await this.open(this.image.id);
-      const masks = itemsOf({ ...this.image, answer: null, prefill: [] }); // what was saved is in the body, too
-      this.#push(work.begin(carried(masks, body, `c${work.nextNumber()}`)));
-      return this.#told.say("This image's masks have changed meanwhile. What fits of your work is here: look, and save.");
+      this.#told.changedMeanwhile(this.image.id); // what fits of the draft is carried over
+      return;
     }
     this.watch.add(timesOf(winner).masks);
     this.#theirs = work.begin(itemsOf({ ...this.image, answer: winner }));
     this.#push(this.#theirs);
-    return this.#told.lost(winner);
+    this.#told.lost(winner);
   }
 
-  async #ask() {
+  async #ask(image) {
     const { active } = this.state;
     if (!this.model.waits(active)) return;
-    await this.model.ask(this.image.id, active);
-    this.#kept();
+    await this.model.ask(image.id, active, () => this.image === image);
+    if (this.image === image) this.#kept();
   }
 
   #push(state) {
@@ -249,12 +310,17 @@ export class Desk {
 
   /** Keeps the draft and shows the state. */
   #kept() {
-    if (this.image === null) return;
-    const history = this.history.dump();
-    const answers = this.model.dump(history.states);
-    const draft = { history, answers, times: this.watch.dump(), n: this.image.n, last: work.lastNumber() };
-    this.#drafts.write(this.image.key, draft).catch(() => this.#told.say("This browser keeps no drafts: save often."));
+    this.#keep();
     this.#show();
+  }
+
+  #keep() {
+    const { image, model, state, complete } = this;
+    const history = this.history.dump();
+    const counts = model.countsOf(state.active);
+    const draft = draftOf(image, history, model.dump(history.states), this.watch.dump(), counts, complete);
+    this.#touched = true;
+    this.#drafts.write(image.key, draft).catch(() => this.#told.say("This browser keeps no drafts: save often."));
   }
 
   #show() {
@@ -262,9 +328,9 @@ export class Desk {
     this.#told.changed();
   }
 
-  /** Changes the state after the gestures before; `follow` is what the server must hear. */
-  #do(change, follow = () => this.#ask()) {
+  /** Changes the state after the gestures before. */
+  #do(change) {
     const { image } = this;
-    return this.#turns.run(() => image !== null && this.image === image, change, follow);
+    return this.#turns.run(() => image !== null && this.image === image, change);
   }
 }

@@ -3,27 +3,31 @@
 const NAME = "segmint-annotate";
 const STORE = "drafts";
 
-/** The key of a draft. Another base, that is other masks or pixels of the image, is another draft. */
-export const draftKey = (dataset, image, lane, annotator, base) =>
-  JSON.stringify([dataset, image, lane, annotator, base]);
+/** The key of a draft: an annotator has one of an image, which says itself what it began with. */
+export const draftKey = (dataset, image, annotator) => JSON.stringify([dataset, image, annotator]);
 
 export class Drafts {
   #opened = null;
   #last = Promise.resolve();
+  #here = null; // [key, draft]: the last one, for browsers that keep nothing
+  shared = false; // whether another window keeps this draft: then it is only kept here
 
   /** The draft with a key, or undefined. */
   async read(key) {
     await this.#last.catch(() => {});
+    if (this.#here?.[0] === key) return structuredClone(this.#here[1]);
     return this.#request("readonly", (store) => store.get(key));
   }
 
   /** Keeps a draft in the place of the one before. Writes are done in order; throws if the browser keeps nothing. */
-  write(key, draft) {
-    return this.#inOrder("readwrite", (store) => store.put(draft, key));
+  async write(key, draft) {
+    this.#here = [key, draft];
+    if (!this.shared) await this.#inOrder("readwrite", (store) => store.put(draft, key));
   }
 
-  remove(key) {
-    return this.#inOrder("readwrite", (store) => store.delete(key));
+  async remove(key) {
+    this.#here = null;
+    if (!this.shared) await this.#inOrder("readwrite", (store) => store.delete(key));
   }
 
   #inOrder(mode, act) {

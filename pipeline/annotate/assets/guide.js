@@ -12,7 +12,7 @@ export class Guide {
   constructor(desk, hint) {
     this.#desk = desk;
     this.#hint = hint;
-    const input = () => desk.watch.input();
+    const input = () => document.body.dataset.page === "work" && desk.watch.input();
     for (const name of ["pointerdown", "pointermove", "keydown", "wheel"]) {
       document.addEventListener(name, input, { capture: true, passive: true });
     }

@@ -25,8 +25,8 @@ export class Model {
     return active !== null && active.step !== null && !this.#answers.has(active.step);
   }
 
-  /** Asks for the answer to the active mask's prompt; throws as `postJson` does. */
-  async ask(image, active) {
+  /** Asks for the answer to the active mask's prompt, and keeps it if `isWanted()`; throws as `postJson` does. */
+  async ask(image, active, isWanted) {
     const before = active.after && this.#answers.get(active.after.step);
     const chosen = before && chosenOf(before, active.after.part);
     const corrects = before && before.masks[chosen].area > 0;
@@ -36,7 +36,8 @@ export class Model {
       mask: corrects ? before.masks[chosen].counts : active.base, // in case that the server has forgotten `from`
       from: corrects ? `${before.handle}.${chosen}` : null,
     };
-    this.#answers.set(active.step, await postJson(`/api/images/${image}/predict`, { prompt, part: "auto" }));
+    const answer = await postJson(`/api/images/${image}/predict`, { prompt, part: "auto" });
+    if (isWanted()) this.#answers.set(active.step, answer); // numbers of another image's draft may be the same
   }
 
   /** The answers that states need, for a draft. */

@@ -33,6 +33,7 @@ export class Saver {
       if (error.status !== TAKEN) throw error;
       return this.#refused(image, answer, error.body ?? {});
     }
+    image.n++;
     return {};
   }
 

@@ -29,6 +29,12 @@ export class Stopwatch {
     this.#last = this.#now();
   }
 
+  /** Counts nothing until the next input. */
+  pause() {
+    this.#charge();
+    this.#last = null;
+  }
+
   /** From now on time is the mask's with this key, or no mask's. */
   workOn(key) {
     if (key === this.#key) return;

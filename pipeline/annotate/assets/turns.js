@@ -1,27 +1,26 @@
-// Gestures one after another: each waits for the model's answer to those before. What the server did not hear is tried
-// again.
+// Gestures one after another: each waits for the server's answers to those before. What the server did not hear is tried
+// again, whatever gestures come meanwhile.
 
-import { GoneError } from "./server.js";
-
-const AGAIN_MS = 3000;
+import { AGAIN_MS, GoneError } from "./server.js";
 
 export class Turns {
   #queue = Promise.resolve();
   #waiting = 0; // the timer of what is tried again
+  #owed;
   #problem;
 
-  /** `problem(error or null)` shows what went wrong. */
-  constructor(problem) {
+  /** `owed()` does what the server must hear, after each gesture; `problem(error or null)` shows what went wrong. */
+  constructor(owed, problem) {
+    this.#owed = owed;
     this.#problem = problem;
   }
 
-  /** Runs `change()` while `isOpen()`, then `follow(its value)`, which the server must hear; returns the value. */
-  run(isOpen, change, follow) {
-    this.stop();
+  /** Runs `change()` while `isOpen()`, then what is owed to the server; returns the value of `change`. */
+  run(isOpen, change) {
     const turn = async () => {
       if (!isOpen()) return undefined;
       const changed = change();
-      await this.#heard(isOpen, () => follow(changed));
+      await this.#pay(isOpen);
       return changed;
     };
     this.#queue = this.#queue.then(turn).catch((error) => this.#problem(error));
@@ -33,15 +32,15 @@ export class Turns {
     clearTimeout(this.#waiting);
   }
 
-  async #heard(isOpen, follow) {
+  async #pay(isOpen) {
+    this.stop();
     try {
-      await follow();
-      this.#problem(null);
+      await this.#owed();
+      if (isOpen()) this.#problem(null);
     } catch (error) {
+      if (!isOpen()) return; // the image was left meanwhile
       this.#problem(error);
-      if (!(error instanceof GoneError)) return;
-      this.stop();
-      this.#waiting = setTimeout(() => this.run(isOpen, () => {}, follow), AGAIN_MS);
+      if (error instanceof GoneError) this.#waiting = setTimeout(() => this.run(isOpen, () => {}), AGAIN_MS);
     }
   }
 }

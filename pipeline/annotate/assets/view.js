@@ -1,6 +1,6 @@
 // Shows the state of the work: the picture, the mask that is worked on, the list, and which buttons can do something.
 
-import { byId } from "./dom.js";
+import { byId, whole } from "./dom.js";
 import { isSingle } from "./work.js";
 
 const TITLES = { waits: "The model is asked …", active: "New mask", corrects: "Correcting a mask", chosen: "Mask selected", locked: "Locked mask" };
@@ -19,7 +19,7 @@ export class View {
     const name = image.image.image_id || `sa_${image.id}`;
     byId("image-title").textContent = name;
     document.title = `${name} · segmint annotate`;
-    byId("queue").textContent = left === null ? "" : `${left} left`;
+    byId("queue").textContent = left === null ? "" : `${whole(left)} left`;
     byId("complete").checked = this.#desk.complete;
     this.#list.open();
     this.#easel.open(image);
@@ -31,7 +31,7 @@ export class View {
     if (desk.image === null) return;
     const { items, active } = desk.state;
     const { size } = desk.image;
-    const chosen = items.find(({ key }) => key === active?.of) ?? desk.selected;
+    const chosen = desk.selected;
     this.#easel.showItems(items, chosen, size);
     this.#easel.showActive(desk.counts, size);
     this.#easel.mark({ active });

@@ -87,6 +87,12 @@ export function sameItems(one, other) {
   return one.items.length === other.items.length && one.items.every(same);
 }
 
+/** Whether two states have masks of the same pixels, whatever their keys. */
+export function sameMasks(one, other) {
+  const counts = ({ items }) => JSON.stringify(items.map((item) => item.counts).sort());
+  return counts(one) === counts(other);
+}
+
 /** Lets an item be changed. */
 export function unlock(state, key) {
   return { ...state, items: state.items.map((item) => (item.key === key ? { ...item, locked: false } : item)) };

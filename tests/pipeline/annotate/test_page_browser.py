@@ -10,9 +10,23 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from segmint.catalogs.dataset.annotations.answers import Answer, read_answers
+from segmint.catalogs.dataset.annotations.answers import read_answers
 from segmint.model.automatic.rle import Rle, decode, encode
-from tests.support.annotated_pages import Served, drag, place_of, press_pixel, served
+from tests.support.annotated_pages import (
+    Served,
+    answered,
+    drag,
+    draw_a_line,
+    expect,
+    inside,
+    place_of,
+    press_pixel,
+    save,
+    served,
+    shown,
+    start,
+    truth,
+)
 from tests.support.browser import serious_violations, sideways_scroll, watch
 from tests.support.locations import location_of
 from tests.support.page_modules import disc_line
@@ -42,52 +56,6 @@ def page(chromium: "Browser", server: Served) -> Iterator["Page"]:
     context.close()
     expected = ("net::ERR_FAILED", " 403 ", " 409 ")  # requests that tests have refused
     assert [error for error in seen.errors if not any(part in error for part in expected)] == []
-
-
-def expect(found: Any) -> Any:
-    from playwright.sync_api import expect
-
-    expect.set_options(timeout=30_000)
-    return expect(found)
-
-
-def start(page: "Page", server: Served, image: int, name: str = "ann") -> None:
-    """Open an image in a new browser of an annotator."""
-    page.goto(f"{server.address(name)}#image/{image}")
-    shown(page, image)
-
-
-def shown(page: "Page", image: int) -> None:
-    expect(page.locator("#picture")).to_have_attribute("src", f"/images/{image}.jpg")
-    expect(page.locator("#clock")).to_be_visible()
-    page.locator("#picture").evaluate("picture => picture.decode()")
-
-
-def answered(page: "Page") -> None:
-    """Wait for the model's answer to the last prompt."""
-    expect(page.locator("#mask-title")).to_contain_text("IoU")
-
-
-def save(page: "Page", server: Served, image: int) -> Answer:
-    """Save by the button, wait for the next image, and read the answer from the dataset."""
-    page.locator("#save").click()
-    expect(page.locator("#said")).to_have_text("Saved.")
-    return read_answers(location_of(server.dataset), image - 1)[-1]
-
-
-def truth(server: Served, image: int) -> list[np.ndarray]:
-    """The image's masks in the dataset, the largest first."""
-    rows = sorted(mask_rows(server.dataset, image), key=lambda row: -row["area"])
-    return [np.asarray(coco.decode(row["segmentation"])).astype(bool) for row in rows]
-
-
-def inside(mask: np.ndarray) -> tuple[int, int]:
-    """A pixel (column, row) inside a mask, far from its border."""
-    import cv2
-
-    distance = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    row, column = np.unravel_index(int(distance.argmax()), mask.shape)
-    return int(column), int(row)
 
 
 def ask(server: Served, image: int, points: list[Any], box: Any = None, before: Any = None) -> tuple[Any, list[str]]:
@@ -344,7 +312,7 @@ def test_who_is_slower_sees_the_winners_masks(page: "Page", chromium: "Browser",
     assert read_answers(location_of(server.dataset), 6) == [answer]
 
 
-def test_a_finger_clicks_and_draws_and_two_fingers_zoom(chromium: "Browser", server: Served) -> None:
+def test_a_finger_draws_two_zoom_and_a_palm_beside_a_pen_does_nothing(chromium: "Browser", server: Served) -> None:
     context = chromium.new_context(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
     page = context.new_page()
     seen = watch(page)
@@ -378,6 +346,28 @@ def test_a_finger_clicks_and_draws_and_two_fingers_zoom(chromium: "Browser", ser
     touch("touchEnd")
     assert float(page.locator("#zoom-level").inner_text().split()[0]) > 1.2
     assert page.locator("#stage").get_attribute("data-active") == active
+
+    def pen(force: float) -> str | None:
+        """A stroke by a pen while the palm of its hand lies on the picture and moves."""
+        path = [place_of(page, 50 + step, 80) for step in (0, 20, 40)]
+        kinds = ["mousePressed", "mouseMoved", "mouseReleased"]
+        touch("touchStart", other)
+        for kind, (x, y) in zip(kinds, path, strict=True):
+            event = {"type": kind, "x": x, "y": y, "button": "left", "buttons": 1, "clickCount": 1}
+            session.send("Input.dispatchMouseEvent", {**event, "pointerType": "pen", "force": force})
+            touch("touchMove", (other[0] + x / 9, other[1]))
+        touch("touchEnd")
+        expect(page.locator("#stage")).not_to_have_attribute("data-active", "")
+        return page.locator("#stage").get_attribute("data-active")
+
+    page.locator("#accept").tap()
+    page.locator("#zoom-fit").tap()
+    one, other = place_of(page, 20, 20), place_of(page, 100, 120)
+    light = pen(0.1)
+    page.locator("#undo").tap()
+    expect(page.locator("#mask-title")).to_have_text("No mask begun")
+    assert pen(0.9) == light
+    expect(page.locator("#zoom-level")).to_have_text("1.0 ×")
     assert sideways_scroll(page) == 0
     assert serious_violations(page) == []
     context.close()
@@ -397,6 +387,14 @@ def test_time_stops_without_input_and_half_a_minute_on_a_mask_is_said(page: "Pag
     expect(page.locator("#clock")).not_to_contain_text("paused")
     page.clock.fast_forward(31_000)
     expect(page.locator("#clock")).to_contain_text("paused")
+    expect(page.locator("#clock")).to_contain_text("Mask 0:5")
+    # Nor does it go on while the progress is looked at.
+    page.locator("#to-progress").click()
+    page.mouse.move(310, 300)
+    page.clock.fast_forward(20_000)
+    page.mouse.move(320, 300)
+    page.locator("#to-work").click()
+    page.clock.fast_forward(1000)
     expect(page.locator("#clock")).to_contain_text("Mask 0:5")
     # A server that was started again does not know the browser: the work stays.
     page.context.clear_cookies()
@@ -422,9 +420,3 @@ def test_every_page_is_accessible(page: "Page", server: Served, scheme: Any) -> 
     page.locator("#to-work").click()
     shown(page, 4)
     expect(page.locator("#mask-title")).to_have_text("New mask")  # the work is as it was left
-
-
-def draw_a_line(page: "Page") -> None:
-    page.locator("[data-tool=brush]").click()
-    drag(page, [(50, 40), (90, 60)])
-    expect(page.locator("#mask-title")).to_have_text("New mask")

@@ -139,21 +139,25 @@ def test_seconds_count_only_while_there_is_input(page: "Page") -> None:
         at(104); watch.workOn("b"); at(106); watch.input();
         at(110); watch.workOn(null); watch.input(); at(111);
         const dump = watch.dump();
-        return { idle, sofar, dump, after: [watch.idle, watch.image, watch.mask("a"), watch.mask("b")] };""",
+        const after = [watch.idle, watch.image, watch.mask("a"), watch.mask("b")];
+        watch.pause();
+        at(120); watch.input(); at(122);
+        return { idle, sofar, dump, after, paused: watch.image };""",
     )
     # 20 seconds and 30 more, then nothing until 100.
     assert found["idle"] is True
     assert found["sofar"] == [50, 40]
     assert found["dump"] == {"image": 61, "masks": {"a": 44, "b": 6}}
     assert found["after"] == [False, 61, 44, 6]
+    assert found["paused"] == 63
 
 
 def test_drafts_are_kept_in_order_and_removed(page: "Page") -> None:
     body = """const kept = new drafts.Drafts();
-        const key = drafts.draftKey("street", 7, 0, "ann", "base");
+        const key = drafts.draftKey("street", 7, "ann");
         const draft = { history: { states: [{ items: [] }], at: 0 } };
         for (let time = 0; time < 20; time++) kept.write(key, { ...draft, time });
-        await kept.write(drafts.draftKey("street", 7, 1, "ann", "base"), "other");
+        await kept.write(drafts.draftKey("street", 7, "bob"), "other");
         const again = await new drafts.Drafts().read(key);
         await kept.remove(key);
         return [again, (await kept.read(key)) ?? null]"""
@@ -169,7 +173,8 @@ def test_each_key_has_one_meaning_and_each_action_is_known(page: "Page") -> None
     def action(key: str, tag: str = "div", **held: bool) -> Any:
         event = {"key": key, "ctrlKey": False, "shiftKey": False, "altKey": False, "metaKey": False, **held}
         body = """const target = document.createElement(given.tag);
-            return keys.actionOf({ ...given.event, target })"""
+            const getModifierState = () => given.event.altGraph === true;
+            return keys.actionOf({ ...given.event, target, getModifierState })"""
         return run(page, "keys", body, {"event": event, "tag": tag})
 
     assert action("z", ctrlKey=True) == action("Z", metaKey=True) == "undo"
@@ -178,6 +183,7 @@ def test_each_key_has_one_meaning_and_each_action_is_known(page: "Page") -> None
     assert action("?", shiftKey=True) == "help"
     assert action("ArrowUp", shiftKey=True) == "cross:10"
     assert action("z", altKey=True) is None
+    assert action("q") == action("[") == action("[", altKey=True, ctrlKey=True, altGraph=True) == "smaller"
     assert action("Enter") == "accept"
     assert action("Enter", tag="button") is None
     assert action("b", tag="button") == "tool:brush"
@@ -237,9 +243,17 @@ def test_what_fits_is_carried_to_an_image_whose_masks_have_changed(page: "Page")
     script = """const items = answer.itemsOf({ masks: given.rows, answer: null });
         const made = answer.carried(items, given.body, "c1");
         const image = { base: "b", masks: given.rows };
-        const saved = answer.answerOf(image, made, { image: 0, masks: {} }, true);
-        return [made.map(({ counts }) => counts), saved];"""
-    counts, saved = run(page, "answer", script, {"rows": rows, "body": body})
+        const saved = answer.answerOf(image, made.items, { image: 0, masks: made.masks }, true);
+        return [made.items.map(({ counts }) => counts), saved, made.unfit];"""
+    counts, saved, unfit = run(page, "answer", script, {"rows": rows, "body": body})
     assert counts == ["two, redacted", "five", "of 1", "new"]
     assert saved["replaced"] == [{"id": 1, "counts": "one"}]
     assert saved["deleted"] == [{"id": 3, "counts": "three"}]
+    assert [each["seconds"] for each in saved["masks"]] == [1, 1]
+    assert unfit == 1
+
+    # All of it was merged meanwhile, and is there once.
+    merged = [row(5, "five"), row(6, "of 1"), row(7, "of 2"), row(8, "new")]
+    counts, saved, unfit = run(page, "answer", script, {"rows": merged, "body": body})
+    assert counts == ["five", "of 1", "of 2", "new"]
+    assert (saved["masks"], saved["replaced"], saved["deleted"], unfit) == ([], [], [], 0)

@@ -1,0 +1,126 @@
+// The queue and the address: which image is open, and which page is shown. The address is `#image/12`, `#progress`, or
+// none for the next image. What the server does not hear is tried again.
+
+import { byId, showProblem } from "./dom.js";
+import { showProgress } from "./progress.js";
+import { postJson, untilHeard } from "./server.js";
+
+const IMAGE = /^#image\/(\d+)$/;
+const PAGES = ["work", "done", "progress"];
+
+export class Pages {
+  #desk;
+  #say;
+  #shown = null; // the id of the image that is open
+  #turn = 0; // counts what the address showed
+  #visited = []; // the ids of the images before it
+  #after = null; // the image after which the page without one looks again
+  left = null; // images in the queue, as far as known
+
+  constructor(desk, say) {
+    this.#desk = desk;
+    this.#say = say;
+    byId("look-again").addEventListener("click", () => this.next(this.#after));
+    byId("lost-next").addEventListener("click", () => this.next(this.#shown));
+    addEventListener("hashchange", () => this.route());
+  }
+
+  /** Shows what the address names. */
+  async route() {
+    const id = Number(IMAGE.exec(location.hash)?.[1] ?? 0);
+    const turn = ++this.#turn;
+    if (location.hash === "#progress") {
+      this.#show("progress");
+      return untilHeard(showProgress, showProblem, () => turn === this.#turn).catch(() => {});
+    }
+    this.#show("work");
+    if (id === 0) return this.next(null);
+    if (id === this.#shown && this.#desk.image !== null) return undefined;
+    return this.open(id);
+  }
+
+  /** Opens an image, also once more. */
+  async open(id) {
+    const turn = ++this.#turn;
+    try {
+      await untilHeard(() => this.#desk.open(id), showProblem, () => turn === this.#turn);
+    } catch {
+      this.#without("This image cannot be opened", "Next image", id);
+    }
+  }
+
+  /** Opens the next image after one; null opens the one that the annotator has, or the first. */
+  async next(after, said = "") {
+    this.#desk.close();
+    const turn = ++this.#turn;
+    const isWanted = () => turn === this.#turn; // the address has not changed meanwhile
+    const body = after === null ? {} : { after };
+    let found;
+    try {
+      found = await untilHeard(() => postJson("/api/next", body), showProblem, isWanted);
+    } catch {
+      return this.#without("The server gives no image", "Try again", after);
+    }
+    if (!isWanted()) return undefined;
+    this.left = found.left;
+    this.#say(said);
+    if (found.image === null) return this.#without("No image is waiting", "Look again", null);
+    const address = `#image/${found.image}`;
+    if (location.hash === address) return this.open(found.image);
+    if (IMAGE.test(location.hash)) location.hash = address; // which opens it
+    else location.replace(address);
+    return undefined;
+  }
+
+  /** Notes that an image is open. */
+  opened(id) {
+    if (this.#shown !== null && this.#shown !== id) this.#visited.push(this.#shown);
+    this.#shown = id;
+    byId("lost").hidden = true;
+    if (IMAGE.test(location.hash)) this.#show("work");
+  }
+
+  /** Goes on after an image was saved; who looks at the progress meanwhile is left there. */
+  saved(id, said) {
+    if (location.hash !== "#progress") return this.next(id, said);
+    this.#desk.close();
+    this.#shown = null;
+    byId("to-work").href = "#";
+    return this.#say(said);
+  }
+
+  back() {
+    const id = this.#visited.pop();
+    if (id === undefined) return this.#say("This is the first image that you opened.");
+    this.#shown = null; // it is not visited by going back
+    location.hash = `#image/${id}`;
+    return undefined;
+  }
+
+  skip() {
+    const id = this.#shown;
+    if (id === null) return;
+    postJson(`/api/images/${id}/release`).catch(() => {});
+    this.next(id, "Skipped. A draft of it is kept.");
+  }
+
+  #show(name) {
+    for (const page of PAGES) byId(page).hidden = page !== name;
+    byId("to-work").hidden = name === "work";
+    byId("to-work").href = this.#shown === null ? "#" : `#image/${this.#shown}`;
+    byId("to-progress").hidden = name === "progress";
+    byId("skip").hidden = name !== "work";
+    document.body.dataset.page = name;
+    if (name !== "work") this.#desk.watch.pause();
+  }
+
+  /** Shows that there is no image; the button looks for the next one after `after`. */
+  #without(title, button, after) {
+    byId("done-title").textContent = title;
+    byId("done-text").hidden = after !== null || button !== "Look again";
+    byId("look-again").textContent = button;
+    this.#after = after;
+    this.#shown = null;
+    this.#show("done");
+  }
+}

@@ -1,0 +1,67 @@
+// Drafts: what is kept of the work on an image, and what becomes of it when the image is opened again.
+
+import { answerOf, carried, isSameWork, itemsOf, timesOf } from "./answer.js";
+import { hasPixels } from "./strokes.js";
+import * as work from "./work.js";
+
+/** What is kept: `history`, `answers` and `times` as they are dumped; `counts` are those of the mask worked on. */
+export function draftOf(image, history, answers, times, counts, complete) {
+  const state = history.states[history.at];
+  const drawn = state.active !== null && counts !== null && hasPixels(counts, image.size);
+  const whole = drawn ? work.accept(state, counts) : state;
+  const { n, lane, base, stage, began } = image;
+  const body = answerOf(image, whole.items, times, complete);
+  return { history, answers, times, complete, body, n, lane, base, stage, began, last: work.lastNumber() };
+}
+
+/**
+ * The work on an image, which begins with the state `first`, with its draft: {history, answers, times, complete, text},
+ * as they are loaded, and what the annotator is told. Null if the draft is what was saved.
+ */
+export function restored(draft, image, first) {
+  if (draft.base !== image.base || draft.stage !== image.stage) return carriedOver(draft, image, first);
+  const { history, answers, times, complete } = draft;
+  if (image.answer === null || (draft.n === image.n && draft.lane === image.lane)) {
+    return { history, answers, times, complete, text: "Your draft of this image is back." };
+  }
+  if (isSameWork(image.answer, draft.body)) return null;
+  const states = [...history.states.slice(0, history.at + 1), first];
+  const saved = timesOf(image.answer);
+  return {
+    history: { states, at: states.length - 1 },
+    answers,
+    times: { image: saved.image + times.image - draft.began, masks: { ...times.masks, ...saved.masks } },
+    complete: image.answer.complete,
+    text: "This image was saved elsewhere since your draft. Undo brings the draft back.",
+  };
+}
+
+/** What still fits of a draft of other masks of the image, or of another stage. */
+function carriedOver(draft, image, first) {
+  const { answer, locks } = image;
+  const { body, stage, times, began } = draft;
+  const follows = answer !== null && draft.lane === image.lane && draft.n >= image.n; // the answer is in the body, too
+  const there = follows ? itemsOf({ ...image, answer: null, prefill: [] }) : first.items;
+  const options = { stage, untouched: answer !== null, locks };
+  const { items, masks, unfit } = carried(there, body, `c${work.nextNumber()}`, options);
+  const state = work.begin(items);
+  const fits = !work.sameMasks(state, first);
+  const saved = timesOf(answer);
+  const former = answer === null && image.state !== "merged" ? began : 0; // what was merged is in the tables
+  return {
+    history: fits ? { states: [first, state], at: 1 } : { states: [first], at: 0 },
+    answers: [],
+    times: { image: (saved.image ?? 0) + former + times.image - began, masks: { ...saved.masks, ...masks } },
+    complete: draft.complete,
+    text: carriedText(draft, image, fits, unfit),
+  };
+}
+
+function carriedText({ body, base }, image, fits, unfit) {
+  const changed = base === image.base ? "Your draft is of another stage." : "This image's masks have changed meanwhile.";
+  const has = body.masks.length + body.replaced.length + body.deleted.length > 0;
+  const lost = unfit === 1 ? " One of your masks does not fit any more." : ` ${unfit} of your masks do not fit any more.`;
+  const there = has ? "What you made is there already: look, and save." : "Look, and save.";
+  const kept = fits ? "What fits of your work is here: look, and save." : unfit ? "Look, and save." : there;
+  return `${changed} ${kept}${unfit ? lost : ""}`;
+}
