@@ -1,6 +1,7 @@
 """Reads masks as brush strokes from Label Studio's JSON or JSON_MIN."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
@@ -20,8 +21,12 @@ from segmint.operators.annotations.image import (
     label_text,
 )
 
+PART_KEY = "segmint_part"
+"""The key of a task's data that says which part of an image's masks it has: `2/3`."""
+
 _CHANNELS = 4
 _LABELS = "brushlabels"
+_PART = re.compile(r"([1-9][0-9]{0,4})/([1-9][0-9]{0,4})")
 _NO_SHAPES = ("choices", "datetime", "number", "pairwise", "ranker", "rating", "relation", "taxonomy", "textarea")
 """Types of results that say something of an image, or of a region that has a result with its shape too."""
 
@@ -40,6 +45,42 @@ class Task(NamedTuple):
     superseded: int
 
 
+class _Parts:
+    """The answers to the tasks of an image that was exported in parts."""
+
+    def __init__(self) -> None:
+        self._latest: dict[int, AnnotatedImage] = {}
+        self._count = self._superseded = 0
+
+    def add(self, part: int, count: int, image: AnnotatedImage, superseded: int) -> None:
+        """Add an answer; of several to the same part the latest counts."""
+        self._count = max(self._count, count)
+        self._superseded += superseded
+        other = self._latest.get(part)
+        if other is not None:
+            self._superseded += 1
+            if (image.saved or -math.inf) <= (other.saved or -math.inf):
+                return
+        self._latest[part] = image
+
+    def join(self) -> Task:
+        """Return the image with the masks of all parts."""
+        images = [self._latest[part] for part in sorted(self._latest)]
+        whole = AnnotatedImage(
+            images[0].name,
+            None,
+            images[0].size,
+            masks=[mask for image in images for mask in image.masks],
+            unreadable=[line for image in images for line in image.unreadable],
+            unreadable_ids=[id for image in images for id in image.unreadable_ids],
+            saved=max((image.saved for image in images if image.saved is not None), default=None),
+        )
+        missing = [part for part in range(1, self._count + 1) if part not in self._latest]
+        for part in missing:
+            whole.unreadable.append(f"the masks of part {part} of {self._count}: its task has no answer")
+        return Task(whole, self._superseded)
+
+
 def read_tasks(
     tasks: Iterable[Mapping[str, Any]], brush: Any, size_of: Callable[[str], Size | None] = lambda name: None
 ) -> Iterator[Task]:
@@ -49,9 +90,11 @@ def read_tasks(
     an annotation: each is yielded, with the time that says which is the latest. `size_of` returns the
     (height, width) of an image by its name where that is known: then masks of other sizes are not even decoded. The
     name is the image's path or URL; a mask's id is that of its region where that is a number. Results that are no
-    objects or have no shape are ignored; a task without an image has a name that says so. Raises `KeyError` or
-    `TypeError` if these are not tasks.
+    objects or have no shape are ignored; a task without an image has a name that says so. An image that was exported in
+    parts, with `PART_KEY` in its tasks, is yielded last, as one; if a part has no answer, that is one of its unreadable
+    masks. Raises `KeyError` or `TypeError` if these are not tasks.
     """
+    parts: dict[str, _Parts] = {}
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict):
             raise TypeError(f"task number {number} is no object")
@@ -70,7 +113,13 @@ def read_tasks(
         for region in regions:
             if region.get("type") not in _NO_SHAPES:
                 _add(image, region, brush)
-        yield Task(image, superseded)
+        part = _PART.fullmatch(str(data.get(PART_KEY, "")))
+        if part is None:
+            yield Task(image, superseded)
+        else:
+            parts.setdefault(name, _Parts()).add(int(part[1]), int(part[2]), image, superseded)
+    for each in parts.values():
+        yield each.join()
 
 
 def iter_tasks(stream: Readable) -> Iterator[Any]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.outputs import note_output
@@ -21,8 +21,9 @@ from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.fiftyone import FiftyOneWriter
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.hf import HuggingFaceWriter
-from segmint.pipeline.export.label_studio import TasksWriter
+from segmint.pipeline.export.label_studio import MASKS_PER_TASK, TasksWriter
 from segmint.pipeline.export.samples import draw_images, read_images
+from segmint.pipeline.export.yolo import YoloWriter
 from segmint.pipeline.shard_ranges import ShardPart, choose_shards
 
 Files = Mapping[str, Path] | Mapping[str, bytes]
@@ -37,6 +38,14 @@ class SampleWriter(Protocol):
 
     def finish(self) -> dict[str, Path]:
         """Return the files, by path below the export's folder; the last one completes it."""
+
+
+@runtime_checkable
+class Noting(Protocol):
+    """A writer that has something to say of what it wrote."""
+
+    def notes(self) -> list[str]:
+        """Return lines for a person, after `finish`."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class Exported:
     masks: int
     pictures: int
     version: VersionName
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON values."""
@@ -68,7 +78,7 @@ class Exported:
     def lines(self) -> list[str]:
         """Return the answer as lines for a person."""
         counts = (counted(self.images, "image"), counted(self.masks, "mask"), counted(self.pictures, "picture"))
-        return [f"{', '.join(counts)} → {self.file}", self.version.line()]
+        return [f"{', '.join(counts)} → {self.file}", *self.notes, self.version.line()]
 
 
 def export_dataset(location: Location, options: ExportOptions, output: Location) -> Exported:
@@ -83,7 +93,15 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     shards = choose_shards(dataset.manifest.shards, options.shards)
     with TemporaryDirectory(prefix="segmint-") as scratch:
         version = name_now(location)
-        writer = make_writer(options.format, Path(scratch), dataset.manifest, version, output.uri, options.with_images)
+        writer = make_writer(
+            options.format,
+            Path(scratch),
+            dataset.manifest,
+            version,
+            output.uri,
+            options.with_images,
+            MASKS_PER_TASK,
+        )
         drawn = None if options.sample is None else draw_images(dataset, shards, options.sample, options.seed)
         samples = read_images(dataset, shards, drawn)
         note = partial(note_output, location, f"export --format {options.format}", output)
@@ -98,13 +116,19 @@ def make_writer(
     version: VersionName,
     output: str,
     with_images: bool = True,
+    most: int | None = None,
 ) -> SampleWriter:
-    """Return the writer of a format, which collects in the folder `scratch` what goes to `output`."""
+    """Return the writer of a format, which collects in the folder `scratch` what goes to `output`.
+
+    `most` bounds the masks of a task of Label Studio.
+    """
     match format:
         case Format.LABEL_STUDIO:
-            return TasksWriter(scratch, manifest, version, output)
+            return TasksWriter(scratch, manifest, version, output, most)
         case Format.FIFTYONE:
             return FiftyOneWriter(scratch, manifest, version)
+        case Format.YOLO:
+            return YoloWriter(scratch, manifest, version)
         case Format.HF:
             return HuggingFaceWriter(scratch, manifest, version, with_images)
     return CocoWriter(scratch, manifest, version, MAIN_FILES[format], compressed=format is Format.COCO)
@@ -162,7 +186,8 @@ def write_samples(
             note({name: sha256_of(path)})
         if not (output / name).put_file_if_absent(path):
             raise UsageError(_taken(output / name))
-    return Exported(str(output), str(file), images, masks, pictures, version)
+    notes = tuple(line for writer in writers if isinstance(writer, Noting) for line in writer.notes())
+    return Exported(str(output), str(file), images, masks, pictures, version, notes)
 
 
 def _put_part(content: bytes | Path, scratch: Path, file: Location) -> None:

@@ -10,6 +10,7 @@ class Format(StrEnum):
     CVAT = "cvat"
     LABEL_STUDIO = "label-studio"
     FIFTYONE = "fiftyone"
+    YOLO = "yolo"
     HF = "hf"
 
 
@@ -18,6 +19,7 @@ MAIN_FILES = {
     Format.CVAT: "annotations/instances_default.json",
     Format.LABEL_STUDIO: "tasks.json",
     Format.FIFTYONE: "samples.json",
+    Format.YOLO: "data.yaml",
     Format.HF: "README.md",
 }
 """The file of each format that completes an export: it is written last."""

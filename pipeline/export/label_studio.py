@@ -11,6 +11,8 @@ from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import LOCAL, join, scheme
+from segmint.infra.wording import counted
+from segmint.operators.annotations.label_studio import PART_KEY
 from segmint.pipeline.export.coco import CATEGORY
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.json_items import JsonItems
@@ -18,6 +20,9 @@ from segmint.pipeline.export.json_items import JsonItems
 LABEL_CONFIG = "label_config.xml"
 IMAGE_KEY = "segmint_id"
 """The key of a task's data with the id of the image."""
+
+MASKS_PER_TASK = 100
+"""Masks of a task: with more of them Label Studio's editor gets too slow to work with."""
 
 LABELING = f"""\
 <View>
@@ -73,15 +78,20 @@ class TasksWriter:
     """Collects tasks in a scratch file, each with its masks as a prediction.
 
     With predictions, images that nobody has checked differ from images whose masks were approved. `folder` is the
-    export's folder. Raises `UsageError` if Label Studio's SDK is not installed.
+    export's folder. An image with over `most` masks becomes several tasks. Raises `UsageError` if Label Studio's SDK is
+    not installed.
     """
 
-    def __init__(self, scratch: Path, manifest: DatasetManifest, version: VersionName, folder: str) -> None:
+    def __init__(
+        self, scratch: Path, manifest: DatasetManifest, version: VersionName, folder: str, most: int | None = None
+    ) -> None:
         self._brush = load_brush()
         self._scratch = scratch
         self._model = f"segmint {manifest.code_version} {manifest.weights.name}"
         self._meta = {"dataset_digest": f"sha256:{version.digest}", "dataset_version": version.number}
         self._folder = folder
+        self._most = most
+        self._split = self._parts = 0
         self._tasks = JsonItems(scratch / "tasks.part")
 
     def add(self, sample: Sample) -> None:
@@ -89,9 +99,27 @@ class TasksWriter:
         data: dict[str, Any] = {"image": image_url(self._folder, sample.id), IMAGE_KEY: sample.id}
         credit = {name: sample.row[name] for name in ("license", "attribution") if sample.row[name] is not None}
         regions = [brush_region(self._brush, mask) for mask in sample.masks]
-        prediction = {"model_version": self._model, "result": regions}
-        task = {"id": sample.id, "data": data | credit, "meta": self._meta, "predictions": [prediction]}
-        self._tasks.extend([task])
+        size = self._most or max(1, len(regions))
+        parts = [regions[first : first + size] for first in range(0, len(regions), size)] or [[]]
+        for number, part in enumerate(parts, 1):
+            prediction = {"model_version": self._model, "result": part}
+            # Label Studio numbers the tasks of a split image: there are no ids that no other image has.
+            whole = {"id": sample.id} if len(parts) == 1 else {}
+            said = {} if len(parts) == 1 else {PART_KEY: f"{number}/{len(parts)}"}
+            task = {**whole, "data": data | said | credit, "meta": self._meta, "predictions": [prediction]}
+            self._tasks.extend([task])
+        if len(parts) > 1:
+            self._split += 1
+            self._parts += len(parts)
+
+    def notes(self) -> list[str]:
+        """Return what a person should know of the export."""
+        if not self._split:
+            return []
+        return [
+            f"{counted(self._split, 'image')} with over {self._most} masks: split into {counted(self._parts, 'task')}; "
+            "`segmint import` joins them again, once all tasks of an image are submitted"
+        ]
 
     def finish(self) -> dict[str, Path]:
         """Return the files of the export, by path below its folder; the last one completes it."""

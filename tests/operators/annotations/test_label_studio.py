@@ -91,3 +91,26 @@ def test_json_min_has_a_record_an_answer_with_its_time() -> None:
     assert first.saved is not None
     assert second.saved is not None
     assert first.saved - second.saved == 86_400
+
+
+def part(which: str, id: int, saved: str | None = None) -> dict[str, Any]:
+    whole = task(region(id=str(id)))
+    whole["annotations"][0]["updated_at"] = saved
+    return {**whole, "data": {**whole["data"], "segmint_part": which}}
+
+
+def test_an_image_that_was_exported_in_parts_is_one_again() -> None:
+    later, earlier = "2026-03-02T00:00:00Z", "2026-03-01T00:00:00Z"
+    tasks = [part("2/2", 10_001, later), part("1/2", 10_000, earlier), part("2/2", 10_002, earlier), task(region())]
+    plain, (image, superseded) = read_tasks(tasks, brush)
+    assert len(plain.image.masks) == 1
+    assert [mask.id for mask in image.masks] == [10_000, 10_001]
+    assert (image.unreadable, superseded) == ([], 1)
+    assert image.saved == 1772409600.0  # the later one's
+
+
+def test_a_part_without_an_answer_is_missed() -> None:
+    """Its masks were not deleted by anybody: who replaces masks must know that some are missing."""
+    ((image, _),) = read_tasks([part("3/3", 10_002), part("1/3", 10_000)], brush)
+    assert [mask.id for mask in image.masks] == [10_000, 10_002]
+    assert image.unreadable == ["the masks of part 2 of 3: its task has no answer"]

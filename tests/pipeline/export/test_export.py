@@ -44,6 +44,7 @@ def test_the_folder_of_each_format(small: str, tmp_path: Path) -> None:
         Format.LABEL_STUDIO: {"tasks.json", "label_config.xml"},
         Format.FIFTYONE: {"metadata.json", "samples.json"}
         | {f"fields/masks.detections/sa_{n}/{n * 10_000 + index}.png" for n in ALL for index in (0, 1)},
+        Format.YOLO: {"data.yaml", "left_out.csv", "attributions.csv"} | {f"labels/sa_{n}.txt" for n in ALL},
         Format.HF: {"README.md", "data/train-00000.parquet"},
     }.items():
         output = tmp_path / "out" / format

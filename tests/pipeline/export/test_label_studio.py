@@ -13,9 +13,11 @@ from label_studio_sdk.label_interface import LabelInterface
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.infra.errors import UsageError
+from segmint.operators.annotations.label_studio import read_tasks
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
-from tests.support.committed import write_dataset
+from segmint.pipeline.export.label_studio import load_brush
+from tests.support.committed import mask_row, masks, row_of, write_dataset
 from tests.support.label_studio import answered, convert, decode
 from tests.support.locations import location_of
 
@@ -73,3 +75,28 @@ def test_without_the_sdk_it_says_what_to_install(tmp_path: Path, monkeypatch: py
             location_of(tmp_path / "small"), ExportOptions(Format.LABEL_STUDIO), location_of(tmp_path / "out")
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_an_image_with_many_masks_is_split_and_read_back_as_one(tmp_path: Path) -> None:
+    def many(ordinal: int, refused: bool) -> dict[str, Any]:
+        row = row_of(ordinal, refused)
+        if ordinal == 1:
+            row["masks"] = [mask_row(np.roll(masks(0)[1], n, axis=1)) for n in range(101)]
+        return row
+
+    write_dataset(location_of(tmp_path / "many"), shards=1, make_row=many)
+    options = ExportOptions(Format.LABEL_STUDIO)
+    done = export_dataset(location_of(tmp_path / "many"), options, location_of(tmp_path / "out"))
+    assert [line for line in done.lines() if line.startswith("1 image with over 100 masks: split into 2 tasks")]
+    written = json.loads((tmp_path / "out/tasks.json").read_text())
+    assert [len(task["predictions"][0]["result"]) for task in written] == [2, 100, 1]
+    assert [task.get("id") for task in written] == [1, None, None]
+    assert [task["data"].get("segmint_part") for task in written] == [None, "1/2", "2/2"]
+    # As Label Studio gives them back, the last part first.
+    answers = [{**task, "annotations": [{"result": task["predictions"][0]["result"]}]} for task in reversed(written)]
+    small, whole = read_tasks(answers, load_brush())
+    for answer, sample in zip((small, whole), Dataset.open(location_of(tmp_path / "many")), strict=True):
+        assert answer.image.unreadable == []
+        assert [mask.id for mask in answer.image.masks] == [mask.id for mask in sample.masks]
+        for read, mask in zip(answer.image.masks, sample.masks, strict=True):
+            np.testing.assert_array_equal(read.pixels(), mask.mask)

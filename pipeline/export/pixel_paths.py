@@ -1,0 +1,164 @@
+"""A mask as one closed path through the centers of its border pixels, as YOLO's labels need it: holes by bridges.
+
+`cv2.fillPoly`, with which Ultralytics paints labels, fills a path by the even-odd rule and paints the pixels on it. A
+bridge, gone there and back, adds only the pixels on it: those to holes run inside the mask and add nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+Mask = np.ndarray[Any, Any]
+Points = np.ndarray[Any, Any]
+
+_OUTER = -1
+
+
+@dataclass
+class _Ring:
+    """A contour: its points (N, 2) of pixels x, y, and the rings that hang on it, by the place of their bridge."""
+
+    points: Points
+    start: int = 0
+    hanging: dict[int, list["_Ring"]] = field(default_factory=dict)
+
+    def hang(self, place: int, ring: "_Ring", start: int) -> None:
+        """Let a bridge lead from this ring's point `place` to the point `start` of another ring."""
+        ring.start = start
+        self.hanging.setdefault(place, []).append(ring)
+
+
+def pixel_path(mask: Mask) -> Points:
+    """Return the path of a mask (height, width) bool as points (N, 2), x and y of pixels; none for an empty one.
+
+    Parts are joined by the shortest bridges; a part with fewer pixels than its bridge is left out. `paint` shows what
+    the path is worth.
+    """
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return np.zeros((0, 2), np.int32)
+    left, top = columns[0], rows[0]
+    window = np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1]).view(np.uint8)
+    contours, tree = cv2.findContours(window, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    rings = [_Ring(contour[:, 0, :].astype(np.int64)) for contour in contours]
+    parents = tree[0, :, 3]
+    parts = []
+    for index in np.flatnonzero(parents == _OUTER):
+        holes = [rings[hole] for hole in np.flatnonzero(parents == index)]
+        _hang_holes(rings[index], holes, window)
+        parts.append(rings[index])
+    root = _hang_parts(parts, window) if len(parts) > 1 else parts[0]
+    path: Points = _simplified(_walk(root)) + np.array([left, top])
+    return path
+
+
+def paint(path: Points, shape: tuple[int, int]) -> Mask:
+    """Return the mask (height, width) bool that a path becomes, as Ultralytics paints it."""
+    canvas = np.zeros(shape, np.uint8)
+    if len(path):
+        cv2.fillPoly(canvas, [path.astype(np.int32)], (1,))
+    return canvas.astype(bool)
+
+
+def _hang_holes(outer: _Ring, holes: Sequence[_Ring], window: Mask) -> None:
+    """Hang each hole on what is left of it: a row of mask pixels leads from its leftmost border pixel to another ring.
+
+    That ring is the outer one, or a hole that begins further to the left, so that the bridges make a tree.
+    """
+    if not holes:
+        return
+    begins = {id(ring): int(ring.points[:, 0].min()) for ring in holes} | {id(outer): _OUTER}
+    places: dict[tuple[int, int], list[tuple[_Ring, int]]] = {}
+    for ring in (outer, *holes):
+        seen = set()
+        for place, point in enumerate(map(tuple, ring.points.tolist())):
+            if point not in seen:
+                seen.add(point)
+                places.setdefault(point, []).append((ring, place))
+    for hole in holes:
+        start = int(np.lexsort((hole.points[:, 1], hole.points[:, 0]))[0])
+        x, y = (int(value) for value in hole.points[start])
+        gaps = np.flatnonzero(window[y, :x] == 0)
+        end = int(gaps[-1]) + 1 if len(gaps) else 0
+        for ring, place in places.get((end, y), ()):
+            if begins[id(ring)] < begins[id(hole)]:
+                ring.hang(place, hole, start)
+                break
+
+
+def _hang_parts(parts: list[_Ring], window: Mask) -> _Ring:
+    """Join parts by the shortest bridges, beginning with the largest part; return that one."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(window, connectivity=8)
+    sizes = {id(part): int(stats[labels[part.points[0][1], part.points[0][0]], cv2.CC_STAT_AREA]) for part in parts}
+    parts = sorted(parts, key=lambda part: -sizes[id(part)])
+    root, waiting = parts[0], parts[1:]
+    nearest = {id(part): _bridge(root, part) for part in waiting}
+    while waiting:
+        part = min(waiting, key=lambda part: nearest[id(part)][0])
+        waiting = [other for other in waiting if other is not part]
+        length, ring, place, start = nearest[id(part)]
+        if length > sizes[id(part)]:
+            continue
+        ring.hang(place, part, start)
+        for other in waiting:
+            if _apart(part, other) < nearest[id(other)][0]:
+                nearest[id(other)] = min(nearest[id(other)], _bridge(part, other), key=lambda bridge: bridge[0])
+    return root
+
+
+def _bridge(ring: _Ring, part: _Ring) -> tuple[int, _Ring, int, int]:
+    """Return the shortest bridge from a ring to a part: its pixels, the ring, and the two ends' places."""
+    best = (np.iinfo(np.int64).max, 0, 0)
+    chunk = max(1, (1 << 22) // len(part.points))
+    for first in range(0, len(ring.points), chunk):
+        steps = np.abs(ring.points[first : first + chunk, None] - part.points[None]).max(axis=2)
+        flat = int(steps.argmin())
+        place, start = divmod(flat, len(part.points))
+        best = min(best, (int(steps[place, start]), first + place, start))
+    return best[0] - 1, ring, best[1], best[2]
+
+
+def _apart(one: _Ring, other: _Ring) -> int:
+    """Return the least number of pixels between two rings, by their boxes."""
+    gaps = np.maximum(one.points.min(axis=0) - other.points.max(axis=0), other.points.min(axis=0) - one.points.max(0))
+    return int(gaps.max()) - 1
+
+
+def _walk(root: _Ring) -> Points:
+    """Return the points of a ring and all that hangs on it, in the order of one closed path."""
+    path: list[list[int]] = []
+    # A ring, how many of its points are done, and whether only the next one is still to be passed.
+    stack: list[tuple[_Ring, int, bool]] = [(root, 0, False)]
+    while stack:
+        ring, done, once = stack.pop()
+        count = len(ring.points)
+        while done <= count:
+            place = (ring.start + done) % count
+            path.append(ring.points[place].tolist())
+            if once:
+                break
+            done += 1
+            if hanging := ring.hanging.pop(place, None):
+                # Over each bridge and back to this point, then on.
+                stack.append((ring, done - 1, False))
+                for other in hanging:
+                    stack += [(ring, done - 1, True), (other, 0, False)]
+                break
+    return np.array(path, np.int64)
+
+
+def _simplified(path: Points) -> Points:
+    """Leave out points that are passed straight on, from one pixel to the next, and repeated ones."""
+    path = path[np.r_[True, (path[1:] != path[:-1]).any(axis=1)]]
+    if len(path) > 1 and (path[0] == path[-1]).all():
+        path = path[:-1]
+    if len(path) < 3:
+        return path
+    after = np.roll(path, -1, axis=0) - path
+    before = np.roll(after, 1, axis=0)
+    straight = (after == before).all(axis=1) & (np.abs(after).max(axis=1) == 1)
+    simple: Points = path[~straight]
+    return simple
