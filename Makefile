@@ -22,7 +22,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-long test-gpu test-kernels mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-duplicates bench-training bench-page gpu-bundle gpu-day docs clean
+.PHONY: setup demo test test-long test-gpu test-kernels test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-duplicates bench-training bench-page gpu-bundle gpu-day docs clean
 
 setup: $(STAMP)
 
@@ -89,6 +89,12 @@ TRITON ?= 3.6.0
 test-kernels: setup
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/triton-$(TRITON) triton==$(TRITON)
 	PYTHONPATH=build/triton-$(TRITON) $(BIN)/python -m pytest -k compile $(KERNEL_TESTS)
+
+# Each export opened in the tool that it is for, in environments that are made for it and deleted; needs a package index.
+# Only some: INTEROP="hf yolo".
+INTEROP ?=
+test-interop: setup
+	$(BIN)/python -m tests.interop $(INTEROP)
 
 mutants: setup
 	$(BIN)/python -m tests.mutants

@@ -1,0 +1,123 @@
+"""Open every export in the real tool, each in an environment of its kind: `make test-interop`.
+
+A tool that cannot be installed is a failure, with pip's reason. What each printed goes to standard output.
+"""
+
+import argparse
+import os
+import site
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.interop.datasets import expected_of, make_datasets
+from tests.interop.mongo import database
+
+READERS = Path(__file__).parent / "readers"
+
+
+class CannotInstallError(Exception):
+    """A tool's packages cannot be installed here."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool that reads a format: its packages; `ours` has torch from the environment of the tests."""
+
+    format: str
+    packages: tuple[str, ...]
+    ours: bool = False
+
+
+TOOLS = (
+    Tool("coco", ("pycocotools", "numpy")),
+    Tool("cvat", ("datumaro",)),
+    Tool("label-studio", ("label-studio-sdk",)),
+    Tool("fiftyone", ("fiftyone",)),
+    Tool("yolo", ("ultralytics",), ours=True),
+    Tool("hf", ("datasets", "pillow", "numpy")),
+)
+
+
+def main() -> None:
+    """Run all tools, or those of the formats that are named."""
+    parser = argparse.ArgumentParser(prog="python -m tests.interop")
+    parser.add_argument("formats", nargs="*", metavar="FORMAT", help=", ".join(tool.format for tool in TOOLS))
+    wanted = set(parser.parse_args().formats) or {tool.format for tool in TOOLS}
+    if unknown := wanted - {tool.format for tool in TOOLS}:
+        parser.error(f"no tool reads {', '.join(sorted(unknown))}")
+    with tempfile.TemporaryDirectory(prefix="segmint-interop-") as folder:
+        datasets = make_datasets(Path(folder))
+        failed = [tool.format for tool in TOOLS if tool.format in wanted and not _check(tool, datasets, Path(folder))]
+    print(f"\n{len(wanted) - len(failed)} passed, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}")
+    sys.exit(1 if failed else 0)
+
+
+def _check(tool: Tool, datasets: list[Path], folder: Path) -> bool:
+    """Export the datasets, read each with the tool, and return whether all went well."""
+    print(f"\n== {tool.format}: {', '.join(tool.packages)}", flush=True)
+    try:
+        with _environment(tool, folder / f"env-{tool.format}") as python, _services(tool, python, folder) as more:
+            done = []
+            for number, dataset in enumerate(datasets):
+                output = folder / f"out-{tool.format}-{number}"
+                export = [sys.executable, "-m", "segmint", "export", dataset, "--format", tool.format, "-o", output]
+                reader = READERS / f"read_{tool.format.replace('-', '_')}.py"
+                done += [
+                    _run(export, {}) and _run([python, reader, output, expected_of(dataset)], {**more, "HOME": folder})
+                ]
+            return all(done)
+    except CannotInstallError as error:
+        print(f"CANNOT INSTALL: {error}")
+        return False
+
+
+@contextmanager
+def _environment(tool: Tool, folder: Path) -> Iterator[Path]:
+    """Make an environment with the tool's packages; yield its Python."""
+    venv.create(folder, with_pip=True, symlinks=True)
+    python = folder / "bin" / "python"
+    if tool.ours:
+        (library,) = folder.glob("lib/python*/site-packages")
+        (library / "ours.pth").write_text("\n".join(site.getsitepackages()))
+    install(python, *(["--no-deps"] if tool.ours else []), *tool.packages)
+    yield python
+
+
+def install(python: Path, *arguments: str) -> None:
+    """Install packages; raises `CannotInstallError` with the end of what pip said."""
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if not line.startswith("WARNING")]
+        raise CannotInstallError("\n".join(errors[-10:]))
+
+
+def _services(tool: Tool, python: Path, folder: Path) -> "contextmanager[dict[str, str]]":
+    """What a tool needs beside it, as variables of its environment."""
+    return database(python, folder) if tool.format == "fiftyone" else nullcontext({})
+
+
+def _run(command: list[object], variables: dict[str, object]) -> bool:
+    """Run a command with its output on ours; return whether it exited with 0."""
+    environment = os.environ | {name: str(value) for name, value in variables.items()}
+    done = subprocess.run(
+        [str(part) for part in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=False,
+    )  # fmt: skip
+    print(done.stdout if done.returncode else "\n".join(_telling(done.stdout)), flush=True)
+    return done.returncode == 0
+
+
+def _telling(output: str) -> list[str]:
+    """The lines of an output without progress bars and empty lines."""
+    return [line for line in output.replace("\r", "\n").splitlines() if line.strip() and "%" not in line]
+
+
+if __name__ == "__main__":
+    main()

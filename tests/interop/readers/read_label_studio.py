@@ -1,0 +1,51 @@
+"""Label Studio's converter reads an export: read_label_studio.py EXPORT EXPECTED."""
+
+import json
+import re
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from expected import Tally, load_expected
+from label_studio_sdk.converter import Converter
+from label_studio_sdk.label_interface import LabelInterface
+
+
+def main(export: str, expected: str) -> None:
+    """Take over each prediction as a person would, let the converter write the masks, and compare."""
+    wanted = load_expected(expected)
+    tally = Tally()
+    labeling = (Path(export) / "label_config.xml").read_text(encoding="utf-8")
+    tasks = json.loads((Path(export) / "tasks.json").read_text(encoding="utf-8"))
+    print(f"label-studio-sdk {version('label-studio-sdk')}: {len(tasks)} tasks")
+    interface = LabelInterface(labeling)
+    answered, found = [], {number: [] for number in wanted}
+    for number, task in enumerate(tasks, 1):
+        (prediction,) = task["predictions"]
+        tally.require(bool(interface.validate_prediction(prediction)), f"task {number} is not valid")
+        tally.require(len(prediction["result"]) <= 100, f"task {number} has {len(prediction['result'])} masks")
+        annotation = {"id": number, "completed_by": 1, "was_cancelled": False, "result": prediction["result"]}
+        answered.append({"id": number, "data": task["data"], "annotations": [annotation], "predictions": []})
+        found[task["data"]["segmint_id"]] += [(number, int(region["id"])) for region in prediction["result"]]
+    with tempfile.TemporaryDirectory() as folder:
+        source, output = Path(folder) / "export.json", Path(folder) / "out"
+        output.mkdir()
+        source.write_text(json.dumps(answered), encoding="utf-8")
+        Converter(labeling, folder).convert(str(source), str(output), "BRUSH_TO_NUMPY", is_dir=False)
+        for number, (ids, masks) in wanted.items():
+            tally.require([id for _, id in found[number]] == ids, f"image {number}: the ids of its masks")
+            paths = [path for task in dict.fromkeys(task for task, _ in found[number]) for path in _masks(output, task)]
+            tally.require(len(paths) == len(ids), f"image {number}: {len(paths)} files")
+            for path, id, mask in zip(paths, ids, masks, strict=False):
+                tally.compare(f"mask {id}", np.load(path) == 255, mask)
+    tally.end("label-studio", sum(len(ids) for ids, _ in wanted.values()))
+
+
+def _masks(folder: Path, task: int) -> list[Path]:
+    """The files of a task, in the order of its regions."""
+    return sorted(folder.glob(f"task-{task}-*"), key=lambda path: int(re.findall(r"\d+", path.stem)[-1]))
+
+
+main(*sys.argv[1:])
