@@ -1,8 +1,9 @@
 """The front door: everything a researcher needs by one import, loaded when it is first asked for.
 
-    from segmint import MaskGenerator, Predictor, load_sam
-    generator = MaskGenerator(Predictor(load_sam("mobile_sam")))
-    masks = generator.generate(pixels).records
+    from segmint import MaskGenerator, show
+    generator = MaskGenerator("mobile_sam")
+    masks = generator.generate("photo.jpg")
+    show(masks)
 
 `python -m segmint` is the command.
 """
@@ -15,23 +16,25 @@ from segmint.infra.version import VERSION
 if TYPE_CHECKING:
     from segmint.catalogs.dataset.reading.loader import BatchLoader as BatchLoader
     from segmint.catalogs.dataset.torch_dataset import open_dataset as open_dataset
-    from segmint.model.automatic.generator import MaskGenerator as MaskGenerator
     from segmint.model.automatic.settings import MaskSettings as MaskSettings
-    from segmint.model.sam.predictor import Predictor as Predictor
     from segmint.model.sam.sam import Sam
     from segmint.pipeline.config.config import Config as Config
     from segmint.pipeline.config.config import load_config as load_config
+    from segmint.pipeline.interactive.generator import MaskGenerator as MaskGenerator
+    from segmint.pipeline.interactive.models import Predictor as Predictor
+    from segmint.pipeline.interactive.show import show as show
 
 __version__ = VERSION
 
 _HOMES = {
     "BatchLoader": "segmint.catalogs.dataset.reading.loader",
     "Config": "segmint.pipeline.config.config",
-    "MaskGenerator": "segmint.model.automatic.generator",
+    "MaskGenerator": "segmint.pipeline.interactive.generator",
     "MaskSettings": "segmint.model.automatic.settings",
-    "Predictor": "segmint.model.sam.predictor",
+    "Predictor": "segmint.pipeline.interactive.models",
     "load_config": "segmint.pipeline.config.config",
     "open_dataset": "segmint.catalogs.dataset.torch_dataset",
+    "show": "segmint.pipeline.interactive.show",
 }
 
 __all__ = [*_HOMES, "load_sam"]

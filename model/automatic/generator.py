@@ -23,7 +23,10 @@ from segmint.model.automatic.workers import Workers
 from segmint.model.sam.batch_encoder import MAX_BATCH, default_batch_size
 from segmint.model.sam.predictor import Embedding, Predictor
 
-__all__ = ["Found", "Funnel", "Generated", "MaskGenerator", "MaskRecord", "Rle"]
+__all__ = ["Found", "Funnel", "Generated", "MaskGenerator", "MaskRecord", "Report", "Rle"]
+
+Report = Callable[[int, int], object]
+"""Is called with how many points of an image are decoded, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ class MaskGenerator:
         return self.finish(self.find(image, original))
 
     @torch.inference_mode()
-    def find(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None) -> Found:
+    def find(
+        self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None, report: Report | None = None
+    ) -> Found:
         """The candidates of one image's crops, on the host: all the work of the model and its device.
 
         Args:
@@ -84,6 +89,7 @@ class MaskGenerator:
                 the full-image masks come from it.
             original: (any height, any width, 3) uint8 RGB of the same scene, which the `sa1b` profile cuts
                 the crops of layers 1 and up from; without it they are cut from `image`.
+            report: is called as points are decoded: on a CPU after each chunk, elsewhere after each crop.
 
         Raises ValueError for arrays of another shape or type, and for an original under the `official`
         profile, which does not use it.
@@ -97,8 +103,10 @@ class MaskGenerator:
         settings = self.settings
         parts: list[Candidates] = []
         funnel = Funnel()
-        crops = generate_crops(frame_size, settings.crop_n_layers, settings.crop_overlap_ratio)
-        for found, counts in self._process_crops([crop for crop in crops if not crop.is_empty], image, original):
+        every = generate_crops(frame_size, settings.crop_n_layers, settings.crop_overlap_ratio)
+        crops = [crop for crop in every if not crop.is_empty]
+        count = _Count(report, sum(settings.points_of_layer(crop.layer) ** 2 for crop in crops))
+        for found, counts in self._process_crops(crops, image, original, count):
             parts.append(found)
             funnel += counts
         return Found(concatenate(parts), funnel, frame_size)
@@ -129,22 +137,28 @@ class MaskGenerator:
             yield from zip(batch, self.predictor.embed_many(pixels, sizes, self.crops_per_batch), strict=True)
 
     def _process_crops(
-        self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None
+        self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None, count: "_Count"
     ) -> Iterator[tuple[Candidates, Funnel]]:
         """The masks of each crop, as `_process_crop`; on an accelerator a crop is begun before the last is finished."""
         frame_size = (image.shape[0], image.shape[1])
         finish: Callable[[], tuple[Candidates, Funnel]] | None = None
+        points = 0
         for crop, embedding in self._embed_crops(crops, image, original):
             if self._on_device is None:
-                yield self._process_crop(crop, embedding, frame_size)
+                yield self._process_crop(crop, embedding, frame_size, count)
                 continue
             finish_last, finish = finish, self._on_device.start(crop, embedding, frame_size)
             if finish_last is not None:
                 yield finish_last()
+                count.add(points)
+            points = self.settings.points_of_layer(crop.layer) ** 2
         if finish is not None:
             yield finish()
+            count.add(points)
 
-    def _process_crop(self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int]) -> tuple[Candidates, Funnel]:
+    def _process_crop(
+        self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int], count: "_Count | None" = None
+    ) -> tuple[Candidates, Funnel]:
         """The masks of one crop's grid after NMS within the crop, best first, and the counts so far."""
         upscaling = upscaling_of(self.predictor, embedding)
         plan = self.predictor.plan_points(embedding)
@@ -161,9 +175,25 @@ class MaskGenerator:
         for found, counts in self._map(process, chunks_of(points, self.settings.chunk_on("cpu"))):
             parts.append(found)
             funnel += counts
+            if count is not None:
+                count.add(counts.predicted // 3)
         device = self.predictor.sam.device
         candidates = suppress_and_draw(upscaling, parts, crop, self.settings.box_nms_thresh, device)
         return candidates, funnel + Funnel(after_nms1=len(candidates))
+
+
+class _Count:
+    """Counts the decoded points of one image for a `Report`."""
+
+    def __init__(self, report: Report | None, points: int) -> None:
+        self._report = report
+        self._points = points
+        self._done = 0
+
+    def add(self, points: int) -> None:
+        self._done += points
+        if self._report is not None:
+            self._report(self._done, self._points)
 
 
 def suppress_across_crops(candidates: Candidates, settings: MaskSettings) -> Candidates:

@@ -1,8 +1,13 @@
 """The output of mask generation: the masks, and how many were left after each step."""
 
+import base64
+import io
 from dataclasses import dataclass, fields
 
-from segmint.model.automatic.rle import Rle
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.model.automatic.rle import Rle, decode
 
 XYWH = tuple[float, float, float, float]
 
@@ -28,6 +33,29 @@ class MaskRecord:
     stability_score: float
     crop_box: XYWH
     point_coords: tuple[float, float]
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """The mask's pixels, (height, width) bool; decoded at each access, so that records stay small."""
+        return decode(self.segmentation)
+
+    def __repr__(self) -> str:
+        x, y, width, height = self.bbox
+        return (
+            f"MaskRecord(area={self.area}, bbox=({x:g}, {y:g}, {width:g}, {height:g}), "
+            f"predicted_iou={self.predicted_iou:.3f}, stability_score={self.stability_score:.3f})"
+        )
+
+    def _repr_html_(self) -> str:
+        """A notebook's view: the mask in white on black, and what `repr` says."""
+        from PIL import Image
+
+        picture = Image.fromarray(self.mask)
+        picture.thumbnail((320, 320), Image.Resampling.NEAREST)
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+        return f'<figure style="margin:0"><img src="{source}" alt="the mask"><figcaption>{self!r}</figcaption></figure>'
 
 
 @dataclass(frozen=True)
@@ -81,3 +109,6 @@ class Generated:
 
     records: tuple[MaskRecord, ...]
     funnel: Funnel
+
+    def __repr__(self) -> str:
+        return f"Generated({len(self.records)} masks of {self.funnel.predicted:,} predicted)"

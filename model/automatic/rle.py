@@ -31,6 +31,10 @@ class Rle:
     size: tuple[int, int]
     counts: str
 
+    def __repr__(self) -> str:
+        start = self.counts if len(self.counts) <= 24 else f"{self.counts[:20]}…"
+        return f"Rle(size={self.size}, counts={start!r}, {len(self.counts)} characters)"
+
 
 def encode(mask: NDArray[np.bool_]) -> Rle:
     """Encode a whole mask, (height, width) bool."""

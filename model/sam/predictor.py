@@ -35,6 +35,11 @@ class Embedding:
     input_size: tuple[int, int]
     frame_size: tuple[int, int]
 
+    def __repr__(self) -> str:
+        height, width = self.frame_size
+        features = f"{tuple(self.features.shape)} on {self.features.device}"
+        return f"Embedding(frame {width} x {height} pixels, features {features})"
+
 
 @dataclass(frozen=True)
 class Masks:
@@ -47,6 +52,12 @@ class Masks:
 
     low_res_logits: Tensor
     predicted_iou: Tensor
+
+    def __repr__(self) -> str:
+        prompts, masks = self.predicted_iou.shape
+        scores = ", ".join(f"{score:.3f}" for score in self.predicted_iou.flatten()[:6].tolist())
+        more = ", …" if prompts * masks > 6 else ""
+        return f"Masks({masks} for each of {prompts} prompts, predicted IoU {scores}{more})"
 
 
 class Predictor:
@@ -98,6 +109,20 @@ class Predictor:
             for part, pixels, frame in zip(features, resized, framed, strict=True)
         ]
 
+    def embed_resized(self, pixels: Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
+        """Encode an image that was resized for the encoder, (h, w, 3) RGB of 0 to 255, uint8 or float.
+
+        The frame is that of `pixels` unless another `frame_size` (height, width) is given. Raises ValueError for
+        another shape, and for a longer side other than the encoder's.
+        """
+        side = self.sam.image_size
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or max(pixels.shape[:2]) != side or 0 in pixels.shape:
+            shape = tuple(pixels.shape)
+            raise ValueError(f"the image has the shape {shape}: expected (h, w, 3), the longer side {side} pixels")
+        with torch.inference_mode():
+            (features,) = self._encoder([pixels], 1)
+        return Embedding(features, (pixels.shape[0], pixels.shape[1]), _checked_frame(frame_size, pixels))
+
     def on_device(self, image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
         """An image's pixels on the model's device; `embed_many` takes parts of it without copying them there again.
 
@@ -118,7 +143,8 @@ class Predictor:
 
         `points` (B, N, 2) as (x, y) and `boxes` (B, 4) as (x0, y0, x1, y1), in pixels of the embedding's
         frame; `labels` (B, N): 1 foreground, 0 background, -1 to pad prompts of fewer points; `masks` (B,
-        1, 256, 256) logits of an earlier prediction. With `multimask` three masks a prompt (whole, part,
+        1, 256, 256) logits of an earlier prediction. One prompt may come without its batch: points (N, 2) with
+        labels (N,), a box (4,), a mask (1, 256, 256). With `multimask` three masks a prompt (whole, part,
         subpart), else one, which is for prompts with the logits of the answer that they correct: several
         points without them are answered better by the best of three. Raises ValueError without any prompt,
         and for wrong shapes or values, naming what was expected.

@@ -44,7 +44,10 @@ class Prompts:
 
 
 def check_prompts(points: Array | None, labels: Array | None, boxes: Array | None, masks: Array | None) -> Prompts:
-    """Check and convert prompts, given as arrays or tensors on any device.
+    """Check and convert prompts, given as arrays, lists or tensors on any device.
+
+    One prompt alone may be given without its batch: points (N, 2) with labels (N,), a box (4,), a mask (1, 256, 256)
+    or (256, 256).
 
     Raises ValueError, naming the argument, what was found and what was expected: without any prompt, for
     points without labels or the reverse, for wrong shapes, batches of different sizes, labels other than 1, 0
@@ -55,11 +58,12 @@ def check_prompts(points: Array | None, labels: Array | None, boxes: Array | Non
     if (points is None) != (labels is None):
         given, absent = ("points", "labels") if labels is None else ("labels", "points")
         raise ValueError(f"{given} came without {absent}: expected points (B, N, 2) together with labels (B, N)")
+    one = int(np.ndim(points) == 2 and np.ndim(labels) == 1)  # type: ignore[arg-type]
     prompts = Prompts(
-        _checked("points", points, "(B, N, 2)", (None, None, 2), torch.float64),
-        _checked("labels", labels, "(B, N)", (None, None), torch.float64),
-        _checked("boxes", boxes, "(B, 4)", (None, 4), torch.float64),
-        _checked("masks", masks, "(B, 1, 256, 256)", (None, 1, 256, 256), torch.float32),
+        _checked("points", points, "(B, N, 2), or (N, 2) with labels (N,)", (None, None, 2), torch.float64, one),
+        _checked("labels", labels, "(B, N), or (N,) with points (N, 2)", (None, None), torch.float64, one),
+        _checked("boxes", boxes, "(B, 4) or (4,)", (None, 4), torch.float64, 1),
+        _checked("masks", masks, "(B, 1, 256, 256)", (None, 1, 256, 256), torch.float32, 2),
     )
     _check_labels(prompts.points, prompts.labels)
     _check_batch(prompts)
@@ -67,19 +71,30 @@ def check_prompts(points: Array | None, labels: Array | None, boxes: Array | Non
 
 
 def _checked(
-    name: str, value: Array | None, layout: str, shape: tuple[int | None, ...], dtype: torch.dtype
+    name: str, value: Array | None, layout: str, shape: tuple[int | None, ...], dtype: torch.dtype, optional: int
 ) -> Tensor | None:
+    """The value as a tensor of `shape`, of which the first `optional` dimensions may be missing."""
     if value is None:
         return None
-    tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    tensor = value.detach() if isinstance(value, Tensor) else _tensor(name, np.array(value), layout)
+    given = tuple(tensor.shape)
+    missing = len(shape) - len(given)
+    if 0 < missing <= optional:
+        tensor = tensor[(None,) * missing]
     found = tuple(tensor.shape)
     fits = len(found) == len(shape) and all(want in (None, got) for want, got in zip(shape, found, strict=True))
     if not fits:
-        raise ValueError(f"{name} have the shape {found}: expected {layout}")
+        raise ValueError(f"{name} have the shape {given}: expected {layout}")
     tensor = tensor.to(dtype)
     if not tensor.isfinite().all():
         raise ValueError(f"{name} hold numbers that are not finite: expected none")
     return tensor
+
+
+def _tensor(name: str, value: npt.NDArray[Any], layout: str) -> Tensor:
+    if value.dtype.kind not in "biuf":
+        raise ValueError(f"{name} hold values of type {value.dtype.name}: expected numbers, {layout}")
+    return torch.from_numpy(value)
 
 
 def _check_labels(points: Tensor | None, labels: Tensor | None) -> None:

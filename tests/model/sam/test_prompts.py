@@ -19,7 +19,7 @@ NOWHERE = np.full((2, 3, 2), np.nan)
         (POINTS[0], LABELS, None, None, r"points have the shape \(3, 2\): expected \(B, N, 2\)"),
         (POINTS, LABELS[0], None, None, r"labels have the shape \(3,\): expected \(B, N\)"),
         (POINTS, LABELS[:, :2], None, None, r"labels have the shape \(2, 2\): expected \(2, 3\)"),
-        (None, None, BOXES[0], None, r"boxes have the shape \(4,\): expected \(B, 4\)"),
+        (None, None, BOXES[0, :3], None, r"boxes have the shape \(3,\): expected \(B, 4\) or \(4,\)"),
         (None, None, BOXES[:, :3], None, r"boxes have the shape \(2, 3\): expected \(B, 4\)"),
         (None, None, None, MASKS[:, 0], r"masks have the shape \(2, 256, 256\): expected \(B, 1, 256, 256\)"),
         (None, None, None, MASKS[..., :64], r"masks have the shape \(2, 1, 256, 64\)"),
@@ -27,6 +27,10 @@ NOWHERE = np.full((2, 3, 2), np.nan)
         (None, None, BOXES, MASKS[:1], "batches differ: 2 in boxes, 1 in masks"),
         (POINTS, 2 * LABELS, None, None, r"labels hold 2: expected 1 \(foreground\), 0 \(background\) or -1"),
         (NOWHERE, LABELS, None, None, "points hold numbers that are not finite"),
+        (POINTS[0], LABELS[0, :2], None, None, r"labels have the shape \(1, 2\): expected \(1, 3\)"),
+        (POINTS[0, 0], LABELS[0, :1], None, None, r"points have the shape \(2,\): expected .*\(N, 2\) with labels"),
+        (None, None, np.array([["1", "2", "3", "4"]]), None, "boxes hold values of type str.*: expected numbers"),
+        (POINTS[0], LABELS[0], BOXES, None, "batches differ: 1 in points, 2 in boxes"),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused_in_words(
@@ -47,6 +51,16 @@ def test_arrays_and_tensors_of_any_number_type_become_the_same_prompts() -> None
         assert found.points is not None
         assert found.points.dtype == torch.float64
         assert found.points.tolist() == numbers
+
+
+def test_one_prompt_may_come_without_its_batch() -> None:
+    alone = check_prompts([[1, 2], [3, 4]], [1, 0], [1, 2, 3, 4], MASKS[0, 0])  # type: ignore[arg-type]
+    batched = check_prompts(np.array([[[1, 2], [3, 4]]]), np.array([[1, 0]]), np.array([[1, 2, 3, 4]]), MASKS[:1])
+    for name in ("points", "labels", "boxes", "masks"):
+        assert torch.equal(getattr(alone, name), getattr(batched, name))
+    one_channel = check_prompts(None, None, None, MASKS[0]).masks
+    assert one_channel is not None
+    assert one_channel.shape == (1, 1, 256, 256)
 
 
 def test_read_only_and_mirrored_arrays_are_taken_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:

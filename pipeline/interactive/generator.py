@@ -1,0 +1,121 @@
+"""All masks of images, as notebooks and scripts ask for them: models by name, images by path, progress, pictures."""
+
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import ExitStack
+from dataclasses import fields
+from typing import Any
+
+from segmint.infra.errors import SegmintError
+from segmint.infra.progress import Progress
+from segmint.model.automatic import generator as base
+from segmint.model.automatic.generator import Found, Report
+from segmint.model.automatic.records import Funnel
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.sam import predictor as sam_predictor
+from segmint.model.sam.sam import Sam
+from segmint.pipeline.interactive.images import Image, describe, pixels_of
+from segmint.pipeline.interactive.models import Predictor, Weights, model_name
+from segmint.pipeline.interactive.results import ImageMasks
+
+_LINE_S = 2.0  # seconds between two lines of progress where there is no terminal, as in a notebook
+
+
+class MaskGenerator(base.MaskGenerator):
+    """Finds all masks of an image (SAM paper, Section 4 and Appendix B), or of many.
+
+    `MaskGenerator("mobile_sam", "official", points_per_side=16)`: the model is a name, a checkpoint's path, a loaded
+    SAM or a predictor; the settings are a profile's name, `sa1b` if it is left out, with keys of `MaskSettings` over
+    its defaults, or a `MaskSettings`. `device` and `precision` are for weights that it loads, `crops_per_batch` is as
+    in `segmint.model.automatic.generator.MaskGenerator`. Raises what `sam_of` and `MaskSettings.of` raise, and
+    ValueError for keys beside a `MaskSettings`.
+    """
+
+    def __init__(
+        self,
+        predictor: sam_predictor.Predictor | Sam | Weights = "mobile_sam",
+        settings: MaskSettings | str | None = None,
+        crops_per_batch: int | None = None,
+        *,
+        device: str = "auto",
+        precision: str = "fp32",
+        **keys: Any,
+    ) -> None:
+        settings = _settings(settings, keys)  # before a model is loaded
+        if not isinstance(predictor, sam_predictor.Predictor):
+            predictor = Predictor(predictor, device=device, precision=precision)
+        elif (device, precision) != ("auto", "fp32"):
+            raise ValueError(f"device={device!r} and precision={precision!r} came with a predictor, which has its own")
+        super().__init__(predictor, settings, crops_per_batch)
+
+    def generate(self, image: Image, original: Image | None = None, *, progress: bool = False) -> ImageMasks:
+        """Return the masks of one image, in its frame; `progress` shows on standard error how far it is.
+
+        The image may be a path, a URI, a Pillow image or an array; see `pixels_of`, and the base class for `original`.
+        Raises `ImageError` for anything else and for files that cannot be read.
+        """
+        pixels = pixels_of(image)
+        with ExitStack() as stack:
+            report = None
+            if progress:
+                bar = stack.enter_context(Progress(interval_s=_LINE_S))
+                report = _points_of(bar)
+            found = self.find(pixels, None if original is None else pixels_of(original, "original"), report)
+        generated = self.finish(found)
+        return ImageMasks(generated.records, generated.funnel, image)
+
+    def generate_many(self, images: Iterable[Image], *, progress: bool = False) -> Iterator[ImageMasks]:
+        """Yield the masks of each image, in order, as they are found; a bad image does not stop it.
+
+        For an image that cannot be read or does not fit into memory, the result has no masks and an `error`. `images`
+        is read as the results are taken, so a generator of paths may be of any length. Faults of the device end it.
+        """
+        if isinstance(images, (str, bytes)):
+            raise TypeError(f"generate_many got the text {images!r}: expected several images, such as a list of paths")
+        total = len(images) if isinstance(images, Sized) else None
+        with ExitStack() as stack:
+            bar = stack.enter_context(Progress(interval_s=_LINE_S)) if progress else None
+            if bar is not None:
+                bar.stage("images", total=total)
+            for number, image in enumerate(images, start=1):
+                try:
+                    result = self.generate(image)
+                except (SegmintError, OSError, MemoryError) as error:
+                    reason = str(error) or f"{describe(image)}: there is not enough memory for it"
+                    result = ImageMasks((), Funnel(), image, reason)
+                if bar is not None:
+                    bar.update("images", number)
+                yield result
+
+    def find(self, image: Image, original: Image | None = None, report: Report | None = None) -> Found:
+        """As in the base class, for any kind of image."""
+        return super().find(pixels_of(image), None if original is None else pixels_of(original, "original"), report)
+
+    def __repr__(self) -> str:
+        usual = MaskSettings.of(self.settings.profile)
+        changed = "".join(
+            f", {field.name}={getattr(self.settings, field.name)!r}"
+            for field in fields(MaskSettings)
+            if getattr(self.settings, field.name) != getattr(usual, field.name)
+        )
+        return f"MaskGenerator({model_name(self.predictor.sam)}; {self.settings.profile}{changed})"
+
+
+def _settings(settings: MaskSettings | str | None, keys: dict[str, Any]) -> MaskSettings:
+    if isinstance(settings, MaskSettings):
+        if keys:
+            raise ValueError(
+                f"{', '.join(keys)} came with a MaskSettings: give the keys to it, as in "
+                f"MaskSettings.{settings.profile}({next(iter(keys))}={next(iter(keys.values()))!r})"
+            )
+        return settings
+    if settings is not None and not isinstance(settings, str):
+        raise TypeError(f"settings is a {type(settings).__name__}: expected 'official', 'sa1b' or a MaskSettings")
+    return MaskSettings.of(settings or "sa1b", **keys)
+
+
+def _points_of(bar: Progress) -> Report:
+    def report(done: int, points: int) -> None:
+        bar.stage("points", total=points)
+        bar.update("points", done)
+
+    return report

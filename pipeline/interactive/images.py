@@ -1,0 +1,107 @@
+"""What counts as an image in Python: a path, a URI, a Pillow image or an array."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import ImageOps
+
+from segmint.catalogs.reasons import RejectedError
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.storage import Storage
+from segmint.operators.prepare.color import MODES, to_srgb
+from segmint.operators.prepare.ingest import IngestConfig, ingest
+
+Pixels = NDArray[np.uint8]
+
+Image: TypeAlias = str | os.PathLike[str] | PillowImage.Image | NDArray[Any]
+"""A path or URI, a Pillow image, or an array (height, width, 3) uint8 RGB or (height, width) uint8 gray."""
+
+# A photograph given by name may have any size that fits into memory.
+_INGEST = IngestConfig(min_short_side=1)
+
+
+class ImageError(UsageError, ValueError):
+    """Something that is no image, or an image that cannot be read."""
+
+
+def pixels_of(image: Image, name: str = "image") -> Pixels:
+    """Return an image's pixels, (height, width, 3) uint8 RGB, in sRGB, upright and opaque on white.
+
+    EXIF's orientation and color profiles are applied: a JPEG, PNG or WebP in RGB or gray gives the same pixels by its
+    path, as a Pillow image, and in `segmint masks`. An array is taken as it is, without a copy; gray is repeated three
+    times. Raises `ImageError`, which says what was given and what was expected; `name` is what the message calls it.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return _read(os.fspath(image))
+    if isinstance(image, PillowImage.Image):
+        if image.mode not in MODES:
+            raise ImageError(f"{name} is a Pillow image of mode {image.mode}: expected one with 8 or 16 bits a sample")
+        return np.ascontiguousarray(_upright(image))
+    return _array(image, name)
+
+
+def describe(image: Any) -> str:
+    """What an image was given as, in a few words: its path, or its kind and size."""
+    if isinstance(image, (str, os.PathLike)):
+        return os.fspath(image)
+    if isinstance(image, PillowImage.Image):
+        return str(getattr(image, "filename", "") or f"Pillow image {image.width} x {image.height}")
+    shape = getattr(image, "shape", None)
+    return type(image).__name__ if shape is None else f"array {tuple(shape)}"
+
+
+def _read(name: str) -> Pixels:
+    path = Path(name).expanduser() if "://" not in name else None
+    if path is not None and path.is_dir():
+        raise ImageError(f"{name} is a folder: expected an image; for its files, generate_many(glob('{name}/*.jpg'))")
+    if path is not None and not path.exists():
+        raise ImageError(f"{name} is not there: expected an image's path; relative ones begin at {Path.cwd()}")
+    try:
+        data = Storage().read(str(path or name), max_bytes=_INGEST.max_bytes)
+    except (SegmintError, OSError) as error:
+        raise ImageError(f"{name} cannot be read: {error}") from error
+    try:
+        return ingest(data, _INGEST).image
+    except RejectedError as verdict:
+        raise ImageError(f"{name}: {verdict.reason}: {verdict.detail}") from verdict
+
+
+def _upright(image: PillowImage.Image) -> Pixels:
+    try:
+        oriented = ImageOps.exif_transpose(image)
+    except (OSError, ValueError, TypeError, KeyError, SyntaxError):
+        oriented = image  # broken metadata says nothing about the pixels
+    return to_srgb(oriented, image.info.get("icc_profile"))
+
+
+def _array(value: Any, name: str) -> Pixels:
+    if isinstance(value, Mapping) or not hasattr(value, "__array__"):
+        raise ImageError(
+            f"{name} is a {type(value).__name__}: expected a path, a Pillow image or an array (height, width, 3) uint8"
+        )
+    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    expected = "expected (height, width, 3) uint8 RGB, or (height, width) uint8 gray"
+    given = f"{name} is an array of shape {array.shape} and type {array.dtype}"
+    if 0 in array.shape or array.ndim not in (2, 3):
+        raise ImageError(f"{given}: {expected}{_batch_hint(array)}")
+    if array.dtype != np.uint8:
+        hint = "(image * 255).round().astype('uint8')" if array.dtype.kind == "f" else "image.astype('uint8')"
+        raise ImageError(f"{given}: {expected}; 0 to 255, as {hint} may give")
+    if array.ndim == 2:
+        return np.repeat(array[:, :, None], 3, axis=2)
+    if array.shape[2] == 3:
+        return array
+    if array.shape[2] == 4:
+        raise ImageError(f"{given}: {expected}; without its transparency it is image[:, :, :3]")
+    if array.shape[0] == 3:
+        raise ImageError(f"{given}: {expected}; with channels last it is image.transpose(1, 2, 0)")
+    raise ImageError(f"{given}: {expected}")
+
+
+def _batch_hint(array: NDArray[Any]) -> str:
+    return "; one image at a time: generate_many takes several" if array.ndim == 4 else ""

@@ -1,0 +1,95 @@
+"""SAM by name: the predictor for notebooks and scripts."""
+
+import os
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from torch import Tensor
+
+from segmint.infra.assets.resolve import resolve
+from segmint.infra.device import resolve_compute
+from segmint.model.sam import predictor as base
+from segmint.model.sam.batch_encoder import CompileMode
+from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
+from segmint.model.sam.image_encoder_vit import ImageEncoderViT
+from segmint.model.sam.load import VIT_SHAPES
+from segmint.model.sam.predictor import Embedding
+from segmint.model.sam.sam import Sam
+from segmint.operators.segment.models import load_model
+from segmint.pipeline.interactive.images import Image, Pixels, pixels_of
+
+Weights: TypeAlias = str | os.PathLike[str]
+"""Weights by name (mobile_sam, vit_b, vit_l, vit_h), or a checkpoint's path or URI."""
+
+
+def sam_of(model: Sam | Weights, device: str = "auto", precision: str = "fp32") -> Sam:
+    """Return a model ready to use: that of weights by name or path, or the one that is given.
+
+    Raises `UsageError` when the weights cannot be found or the device is not there, ValueError for a device or a
+    precision together with a loaded model, which has its own, and TypeError for anything else.
+    """
+    if isinstance(model, Sam):
+        if (device, precision) != ("auto", "fp32"):
+            raise ValueError(
+                f"device={device!r} and precision={precision!r} came with a loaded model, which has its own: "
+                "give them to load_sam"
+            )
+        return model
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(
+            f"the model is a {type(model).__name__}: expected a name (mobile_sam, vit_b, vit_l, vit_h), the path of a "
+            "checkpoint, or what load_sam returns"
+        )
+    return load_model(resolve(os.fspath(model)), resolve_compute(device, precision))
+
+
+class Predictor(base.Predictor):
+    """Masks for prompts from one SAM, given as a model, by name, or by a checkpoint's path.
+
+    `device` (auto, cpu, cuda, cuda:N) and `precision` (fp32, bf16, auto) are for weights that it loads. Wherever an
+    image is expected, a path, a URI, a Pillow image or an array will do. All else is as in
+    `segmint.model.sam.predictor.Predictor`.
+    """
+
+    def __init__(
+        self,
+        sam: Sam | Weights = "mobile_sam",
+        compile_encoder: CompileMode | None = None,
+        must_compile: bool = False,
+        *,
+        device: str = "auto",
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__(sam_of(sam, device, precision), compile_encoder, must_compile)
+
+    def embed(self, image: Image | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
+        """Encode an image; see `pixels_of` for what it may be, and the base class for `frame_size`."""
+        return super().embed(_pixels(image), frame_size)
+
+    def embed_many(
+        self,
+        images: Sequence[Image | Tensor],
+        frame_sizes: Sequence[tuple[int, int] | None] | None = None,
+        batch_size: int | None = None,
+    ) -> list[Embedding]:
+        """Encode images, `batch_size` at a time; all of them are held in memory at once."""
+        return super().embed_many([_pixels(image) for image in images], frame_sizes, batch_size)
+
+    def __repr__(self) -> str:
+        return f"Predictor({model_name(self.sam)})"
+
+
+def model_name(sam: Sam) -> str:
+    """Return what a model is in a few words: its image encoder, device and type of numbers."""
+    encoder = sam.image_encoder
+    name = type(encoder).__name__
+    if isinstance(encoder, ImageEncoderTinyViT):
+        name = "mobile_sam"
+    elif isinstance(encoder, ImageEncoderViT):
+        widths = {shape.width: known for known, shape in VIT_SHAPES.items()}
+        name = widths.get(encoder.pos_embed.shape[-1], name)
+    return f"{name} on {sam.device}, {str(sam.dtype).removeprefix('torch.')}"
+
+
+def _pixels(image: Image | Tensor) -> Tensor | Pixels:
+    return image if isinstance(image, Tensor) else pixels_of(image)

@@ -1,0 +1,145 @@
+"""`segmint.show`: an image with its masks and prompts, drawn by matplotlib."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
+from segmint.infra.errors import UsageError
+from segmint.model.automatic.records import Generated, MaskRecord
+from segmint.model.automatic.rle import Rle, area, compress, encode
+from segmint.operators.overlay import draw_overlay, draw_prompts
+from segmint.pipeline.interactive.images import Image, pixels_of
+from segmint.pipeline.interactive.results import ImageMasks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INCHES = 9.0  # of the figure's longer side
+
+
+class MissingMatplotlibError(UsageError, ImportError):
+    """`show` was called where matplotlib is not installed."""
+
+
+def show(
+    image: "Image | ImageMasks | Sample",
+    records: Any = None,
+    *,
+    points: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
+    boxes: ArrayLike | None = None,
+    title: str | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw an image with its masks: `show(image, records)`, or a result of `generate` or a dataset's sample alone.
+
+    Args:
+        image: what `pixels_of` takes, an `ImageMasks`, or a `Sample`. The last two bring their masks.
+        records: masks of the image's size: records of a generator, masks of a dataset, bool arrays (height, width) or
+            (N, height, width), or dictionaries with a `segmentation`. One alone, or several.
+        points: prompts (N, 2) as (x, y), foreground in green, background in red.
+        labels: (N,), 1 foreground or 0 background; without it all points are foreground.
+        boxes: prompts (B, 4) or (4,) as (x0, y0, x1, y1), drawn in white.
+        title: the heading; by default the number of masks.
+        ax: where to draw; by default in a new figure.
+
+    Returns the axes: a notebook shows their figure by itself, a script calls `matplotlib.pyplot.show()` or
+    `ax.figure.savefig(...)`. Raises `MissingMatplotlibError` without matplotlib, and ValueError for masks and prompts
+    of another kind or size.
+    """
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise MissingMatplotlibError(
+            "segmint.show needs matplotlib, not installed here: pip install 'segmint[notebook]'"
+        ) from error
+    if isinstance(image, (ImageMasks, Sample)) and records is None:
+        records = image.records if isinstance(image, ImageMasks) else image.masks
+    pixels = image.image if isinstance(image, (ImageMasks, Sample)) else pixels_of(image)
+    height, width = pixels.shape[:2]
+    masks = [] if records is None else records_of(records, (height, width))
+    drawn = draw_prompts(draw_overlay(pixels, masks), _points(points, labels), _boxes(boxes))
+    if ax is None:
+        scale = _INCHES / max(height, width)
+        _, ax = pyplot.subplots(figsize=(width * scale, height * scale), layout="constrained")
+    ax.imshow(drawn)
+    ax.set_axis_off()
+    if title is None and masks:
+        title = f"{len(masks)} mask{'' if len(masks) == 1 else 's'}"
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def records_of(masks: Any, size: tuple[int, int]) -> list[MaskRecord]:
+    """Return masks of any kind that `show` takes as records, of which only segmentation and area are set.
+
+    Raises ValueError for masks of another kind, or of another size than (height, width).
+    """
+    if isinstance(masks, Generated):
+        masks = masks.records
+    if isinstance(masks, (MaskRecord, MaskAnnotation, Mapping)) or getattr(masks, "ndim", 0) == 2:
+        masks = [masks]
+    if not isinstance(masks, Iterable) or isinstance(masks, str):
+        raise ValueError(f"the masks are a {type(masks).__name__}: expected records, or bool arrays (height, width)")
+    found = []
+    for number, mask in enumerate(masks):
+        rle = _rle(mask, number)
+        if rle.size != size:
+            raise ValueError(
+                f"mask {number} has {rle.size[1]} x {rle.size[0]} pixels, the image {size[1]} x {size[0]}: "
+                "expected masks of this image"
+            )
+        found.append(mask if isinstance(mask, MaskRecord) else _record(rle))
+    return found
+
+
+def _rle(mask: Any, number: int) -> Rle:
+    if isinstance(mask, Mapping):
+        mask = mask.get("segmentation")
+    if isinstance(mask, MaskRecord):
+        return mask.segmentation
+    if isinstance(mask, MaskAnnotation):
+        return Rle(mask.size, mask.counts)
+    if isinstance(mask, Mapping) and {"size", "counts"} <= set(mask):
+        height, width = mask["size"]
+        counts = mask["counts"]
+        if isinstance(counts, (str, bytes)):
+            return Rle((height, width), counts if isinstance(counts, str) else counts.decode("ascii"))
+        return Rle((height, width), compress(np.asarray(counts, np.int64)))
+    pixels = np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask)
+    if pixels.ndim != 2 or not (pixels.dtype == bool or np.isin(pixels, (0, 1)).all()):
+        given = f"an array {pixels.shape} of {pixels.dtype}" if pixels.dtype != object else f"a {type(mask).__name__}"
+        raise ValueError(f"mask {number} is {given}: expected a record, or a bool array (height, width)")
+    return encode(pixels.astype(bool))
+
+
+def _record(rle: Rle) -> MaskRecord:
+    nowhere = (0.0, 0.0, 0.0, 0.0)
+    return MaskRecord(rle, area(rle), nowhere, 0.0, 0.0, nowhere, (0.0, 0.0))
+
+
+def _points(points: ArrayLike | None, labels: ArrayLike | None) -> Sequence[tuple[float, float, int]]:
+    if points is None:
+        return ()
+    places = _numbers("points", points, 2)
+    kinds = np.ones(len(places)) if labels is None else np.asarray(labels, float).reshape(-1)
+    if len(kinds) != len(places):
+        raise ValueError(f"labels are {len(kinds)}, points {len(places)}: expected one for each")
+    return [(x, y, int(kind)) for (x, y), kind in zip(places.tolist(), kinds.tolist(), strict=True)]
+
+
+def _boxes(boxes: ArrayLike | None) -> Sequence[tuple[float, float, float, float]]:
+    if boxes is None:
+        return ()
+    return [(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in _numbers("boxes", boxes, 4).tolist()]
+
+
+def _numbers(name: str, value: ArrayLike, columns: int) -> NDArray[np.float64]:
+    array = np.asarray(value, float)
+    if array.ndim == 0 or array.shape[-1] != columns:
+        raise ValueError(f"{name} have the shape {array.shape}: expected (N, {columns})")
+    return array.reshape(-1, columns)

@@ -1,0 +1,136 @@
+"""What a notebook asks of `MaskGenerator`: any image, progress, many images, settings by name, and short answers."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segmint.model.automatic import generator as base
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.sam import predictor as sam_predictor
+from segmint.model.sam.load import build_sam
+from segmint.pipeline.interactive.generator import MaskGenerator
+from segmint.pipeline.interactive.models import Predictor
+from tests.support.embedded_once import embed_once
+
+
+@pytest.fixture(scope="module")
+def generator() -> MaskGenerator:
+    made = MaskGenerator("mobile_sam", "official", points_per_side=4, stability_score_thresh=0.8, device="cpu")
+    embed_once(made.predictor)
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, coffee: np.ndarray) -> Path:
+    made = tmp_path_factory.mktemp("photographs")
+    Image.fromarray(coffee[::2, ::2]).save(made / "cup.png")
+    (made / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    return made
+
+
+def test_masks_are_those_of_the_plain_generator_however_the_image_is_given(
+    generator: MaskGenerator, folder: Path, coffee: np.ndarray
+) -> None:
+    image = np.ascontiguousarray(coffee[::2, ::2])
+    expected = base.MaskGenerator.finish(generator, base.MaskGenerator.find(generator, image))
+    assert len(expected.records) >= 2
+    for given in (image, folder / "cup.png", str(folder / "cup.png"), Image.open(folder / "cup.png")):
+        found = generator.generate(given)
+        assert (found.records, found.funnel, found.error) == (expected.records, expected.funnel, None)
+        assert np.array_equal(found.image, image)
+
+
+def test_a_records_mask_has_its_area_and_box(generator: MaskGenerator, folder: Path) -> None:
+    for record in generator.generate(folder / "cup.png").records:
+        assert record.mask.shape == (200, 300)
+        assert record.mask.dtype == bool
+        assert record.mask.sum() == record.area
+        ys, xs = np.nonzero(record.mask)
+        assert record.bbox[:2] == (xs.min(), ys.min())
+        assert len(repr(record)) < 160
+        assert f"area={record.area}" in repr(record)
+        assert "counts" not in repr(record)
+        assert len(repr(record.segmentation)) < 90
+
+
+def test_progress_ends_with_all_points_on_standard_error(
+    generator: MaskGenerator, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator.generate(folder / "cup.png", progress=True)
+    assert "points 16/16 (100.0%" in capsys.readouterr().err
+    generator.generate(folder / "cup.png")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_points_are_counted_over_all_crops(coffee: np.ndarray) -> None:
+    predictor = Predictor(build_sam("mobile_sam"))
+    predictor._encoder._eager = lambda batch: torch.zeros(len(batch), 256, 64, 64)  # counting needs no embeddings
+    generator = MaskGenerator(predictor, "sa1b", points_per_side=4, crop_n_layers=1, points_per_chunk=3)
+    seen: list[tuple[int, int]] = []
+    generator.find(coffee[:40, :60], report=lambda done, points: seen.append((done, points)))
+    assert seen[-1] == (32, 32)  # 16 of the image, 4 of each of four crops
+    assert {points for _, points in seen} == {32}
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert len(seen) == 14  # chunks of three: six of the image, and two of each crop
+
+
+def test_a_bad_image_does_not_stop_many(
+    generator: MaskGenerator, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [folder / "broken.jpg", folder / "cup.png", folder / "missing.png", np.zeros((3, 4), float)]
+    results = list(generator.generate_many(images, progress=True))
+    assert [bool(result.records) for result in results] == [False, True, False, False]
+    assert "images 4/4" in capsys.readouterr().err
+    broken, good, missing, wrong = results
+    assert good == generator.generate(folder / "cup.png")
+    assert broken.error is not None
+    assert broken.error.startswith(f"{folder / 'broken.jpg'}: ")
+    assert "missing.png is not there" in str(missing.error)
+    assert "float64: expected" in str(wrong.error)
+    with pytest.raises(TypeError, match="a list of paths"):
+        list(generator.generate_many(str(folder / "cup.png")))
+
+
+def test_many_images_are_read_one_by_one(generator: MaskGenerator, folder: Path) -> None:
+    endless = generator.generate_many(folder / "cup.png" for _ in itertools.count())
+    assert next(endless) == next(endless)
+
+
+def test_results_say_in_a_line_what_they_are(generator: MaskGenerator, folder: Path) -> None:
+    assert repr(generator) == (
+        "MaskGenerator(mobile_sam on cpu, float32; official, points_per_side=4, stability_score_thresh=0.8)"
+    )
+    found = generator.generate(folder / "cup.png")
+    assert repr(found) == f"ImageMasks({len(found.records)} masks of {folder / 'cup.png'})"
+    (failed,) = generator.generate_many([folder / "broken.jpg"])
+    assert repr(failed) == f"ImageMasks(error={failed.error!r})"
+
+
+def test_settings_are_a_profile_by_name_with_keys_over_it() -> None:
+    sam = build_sam("mobile_sam")
+    assert MaskGenerator(sam).settings == MaskSettings.sa1b()
+    assert MaskGenerator(sam, "official", points_per_side=7).settings == MaskSettings.official(points_per_side=7)
+    settings = MaskSettings.official(crop_n_layers=1)
+    assert MaskGenerator(Predictor(sam), settings, 2).crops_per_batch == 2
+    assert MaskGenerator(predictor=sam_predictor.Predictor(sam), settings=settings).settings is settings
+
+
+def test_wrong_settings_and_models_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"masks\.points is no setting: expected one of points_per_side"):
+        MaskGenerator("mobile_sam", points=3)
+    with pytest.raises(ValueError, match=r"masks\.profile is 'best': expected 'official' or 'sa1b'"):
+        MaskGenerator("mobile_sam", "best")
+    with pytest.raises(ValueError, match=r"points_per_side came with a MaskSettings.*official\(points_per_side=4\)"):
+        MaskGenerator("mobile_sam", MaskSettings.official(), points_per_side=4)
+    with pytest.raises(TypeError, match="settings is a int"):
+        MaskGenerator("mobile_sam", 32)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the model is a dict: expected a name"):
+        MaskGenerator({})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"device='cpu' .* came with a predictor"):
+        MaskGenerator(Predictor(build_sam("mobile_sam")), device="cpu")
+    with pytest.raises(ValueError, match=r"device='cpu' .* came with a loaded model"):
+        MaskGenerator(build_sam("mobile_sam"), device="cpu")
