@@ -44,6 +44,7 @@ READ = (
     "operators",
     "pipeline",
     "segmint/__init__.py",
+    "segmint/compat",
     ".ci",
     "Makefile",
     "README.md",

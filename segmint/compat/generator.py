@@ -1,0 +1,106 @@
+"""All masks of an image as dictionaries, as `segment_anything` returns them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from segmint.compat.predictor import SamPredictor
+from segmint.compat.sam import Sam
+from segmint.model.automatic.generator import MaskGenerator
+from segmint.model.automatic.records import MaskRecord
+from segmint.model.automatic.rle import Rle, decode, decompress
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.sam import sam as base
+from segmint.model.sam.predictor import Predictor
+from segmint.pipeline.interactive.images import Image, pixels_of
+
+
+class SamAutomaticMaskGenerator:
+    """Finds all masks of an image: segmint's profile `official` under the reference's names and defaults.
+
+    `output_mode` is `binary_mask` (bool arrays), `uncompressed_rle` or `coco_rle`. `points_per_batch` has no effect:
+    segmint takes as many points at once as suit the device. Raises ValueError for `point_grids`, which segmint does
+    not have, for an unknown `output_mode`, and for settings out of range.
+    """
+
+    def __init__(
+        self,
+        model: base.Sam,
+        points_per_side: int | None = 32,
+        points_per_batch: int = 64,
+        pred_iou_thresh: float = 0.88,
+        stability_score_thresh: float = 0.95,
+        stability_score_offset: float = 1.0,
+        box_nms_thresh: float = 0.7,
+        crop_n_layers: int = 0,
+        crop_nms_thresh: float = 0.7,
+        crop_overlap_ratio: float = 512 / 1500,
+        crop_n_points_downscale_factor: int = 1,
+        point_grids: Sequence[NDArray[Any]] | None = None,
+        min_mask_region_area: int = 0,
+        output_mode: str = "binary_mask",
+    ) -> None:
+        if point_grids is not None or points_per_side is None:
+            raise ValueError("point_grids are not supported: expected points_per_side, an even grid of so many a side")
+        if output_mode not in _FORMS:
+            raise ValueError(f"output_mode is {output_mode!r}: expected one of {', '.join(_FORMS)}")
+        self.settings = MaskSettings.official(
+            points_per_side=points_per_side,
+            pred_iou_thresh=pred_iou_thresh,
+            stability_score_thresh=stability_score_thresh,
+            stability_score_offset=stability_score_offset,
+            box_nms_thresh=box_nms_thresh,
+            crop_n_layers=crop_n_layers,
+            crop_nms_thresh=crop_nms_thresh,
+            crop_overlap_ratio=crop_overlap_ratio,
+            crop_n_points_downscale_factor=crop_n_points_downscale_factor,
+            min_mask_region_area=min_mask_region_area,
+        )
+        self.points_per_batch = points_per_batch
+        self.output_mode = output_mode
+        self.model = Sam.of(model)
+        self.predictor = SamPredictor(self.model)
+        self._prepared: tuple[Predictor, MaskGenerator] | None = None
+
+    def generate(self, image: Image) -> list[dict[str, Any]]:
+        """Return a dictionary for each mask of an image, (height, width, 3) uint8 RGB or whatever `pixels_of` takes.
+
+        `segmentation` is in the form of `output_mode`; `area` in pixels; `bbox` and `crop_box` [x, y, width, height] in
+        whole pixels; `predicted_iou`; `point_coords` [[x, y]]; `stability_score`.
+        """
+        records = self._generator().generate(pixels_of(image)).records
+        return [_dictionary(record, _FORMS[self.output_mode]) for record in records]
+
+    def _generator(self) -> MaskGenerator:
+        predictor = self.model.predictor()
+        if self._prepared is None or self._prepared[0] is not predictor:
+            self._prepared = predictor, MaskGenerator(predictor, self.settings)
+        return self._prepared[1]
+
+
+def _dictionary(record: MaskRecord, form: Callable[[Rle], Any]) -> dict[str, Any]:
+    return {
+        "segmentation": form(record.segmentation),
+        "area": record.area,
+        "bbox": [int(number) for number in record.bbox],
+        "predicted_iou": record.predicted_iou,
+        "point_coords": [list(record.point_coords)],
+        "stability_score": record.stability_score,
+        "crop_box": [int(number) for number in record.crop_box],
+    }
+
+
+def _uncompressed(rle: Rle) -> dict[str, list[int]]:
+    return {"size": list(rle.size), "counts": decompress(rle.counts).tolist()}
+
+
+def _coco(rle: Rle) -> dict[str, Any]:
+    return {"size": list(rle.size), "counts": rle.counts}
+
+
+_FORMS: dict[str, Callable[[Rle], Any]] = {
+    "binary_mask": decode,
+    "uncompressed_rle": _uncompressed,
+    "coco_rle": _coco,
+}

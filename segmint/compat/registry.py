@@ -1,0 +1,45 @@
+"""Models by name, as `segment_anything` builds them."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+from segmint.compat.sam import Sam
+from segmint.infra.assets.resolve import resolve
+from segmint.model.sam import load
+from segmint.model.sam.load import Architecture, inspect_checkpoint, load_sam
+
+
+def _build(architecture: Architecture, checkpoint: str | os.PathLike[str] | None = None) -> Sam:
+    """Return a SAM in evaluation mode on the CPU: with a checkpoint's weights, or with random ones without.
+
+    `checkpoint` is a path, a URI, or one of segmint's names of weights (vit_b, vit_l, vit_h, mobile_sam). Raises
+    `UsageError` if it cannot be found, and ValueError if it holds another model.
+    """
+    if checkpoint is None:
+        return Sam.of(load.build_sam(architecture))
+    path = resolve(os.fspath(checkpoint))
+    found, _ = inspect_checkpoint(path)
+    if found != architecture:
+        raise ValueError(
+            f"{os.fspath(checkpoint)} holds {found}, not {architecture}: expected the registry's entry "
+            f"sam_model_registry[{found!r}] for it"
+        )
+    return Sam.of(load_sam(path))
+
+
+build_sam_vit_h = partial(_build, "vit_h")
+build_sam_vit_l = partial(_build, "vit_l")
+build_sam_vit_b = partial(_build, "vit_b")
+build_sam = build_sam_vit_h
+
+_build_mobile_sam = partial(_build, "mobile_sam")
+
+sam_model_registry: dict[str, Callable[..., Sam]] = {
+    "default": build_sam,
+    "vit_h": build_sam_vit_h,
+    "vit_l": build_sam_vit_l,
+    "vit_b": build_sam_vit_b,
+    "vit_t": _build_mobile_sam,  # MobileSAM's own name for it
+    "mobile_sam": _build_mobile_sam,
+}

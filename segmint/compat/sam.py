@@ -1,0 +1,130 @@
+"""The model as notebooks for `segment_anything` use it: called with a batch of images and prompts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segmint.model.sam import sam as base
+from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.model.sam.preprocess import PIXEL_MEAN, PIXEL_STD
+
+_AT_ONCE = 8  # prompts whose masks are upscaled together: each takes 4 MiB meanwhile
+
+
+class Sam(base.Sam):
+    """SAM with the reference's attributes; its parts have segmint's own arguments."""
+
+    mask_threshold = 0.0
+    image_format = "RGB"
+
+    _prepared: Predictor | None = None
+    _state: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, sam: base.Sam) -> "Sam":
+        """Return the same model, its weights shared, with the attributes of this class."""
+        if isinstance(sam, cls):
+            return sam
+        if not isinstance(sam, base.Sam):
+            raise TypeError(
+                f"the model is a {type(sam).__name__}: expected one of segmint.compat.sam_model_registry, or what "
+                "segmint.load_sam returns"
+            )
+        made = cls(sam.image_encoder, sam.prompt_encoder, sam.mask_decoder)
+        made.image_encoder.img_size = cls.image_size  # type: ignore[assignment]
+        return made.train(sam.training)
+
+    @property
+    def pixel_mean(self) -> Tensor:
+        """The mean of red, green and blue that images are normalized by, (3, 1, 1)."""
+        return torch.tensor(PIXEL_MEAN, device=self.device).view(-1, 1, 1)
+
+    @property
+    def pixel_std(self) -> Tensor:
+        """The standard deviation, (3, 1, 1)."""
+        return torch.tensor(PIXEL_STD, device=self.device).view(-1, 1, 1)
+
+    def predictor(self) -> Predictor:
+        """Return segmint's predictor of this model, made again if weights were moved, cast, loaded or trained since."""
+        state = tuple((weight.data_ptr(), weight._version) for weight in (*self.parameters(), *self.buffers()))
+        if self._prepared is None or state != self._state:
+            self._prepared, self._state = Predictor(self), state
+        return self._prepared
+
+    def forward(self, batched_input: Sequence[dict[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
+        """Predict masks for several images, each with its prompts.
+
+        Each image is a dictionary: `image` (3, H, W), resized by `ResizeLongestSide`; `original_size`, its (height,
+        width) before; and prompts in the resized frame: `point_coords` (B, N, 2) with `point_labels` (B, N), `boxes`
+        (B, 4), `mask_inputs` (B, 1, 256, 256). Returns for each `masks` (B, C, height, width) bool, `iou_predictions`
+        (B, C) and `low_res_logits` (B, C, 256, 256). Raises ValueError as `Predictor.predict`.
+        """
+        predictor = self.predictor()
+        answers = []
+        for record in batched_input:
+            size = (int(record["original_size"][0]), int(record["original_size"][1]))
+            features = predictor.embed_resized(record["image"].permute(1, 2, 0)).features
+            input_size = (int(record["image"].shape[-2]), int(record["image"].shape[-1]))
+            logits, ious = self.decode(
+                features,
+                input_size,
+                record.get("point_coords"),
+                record.get("point_labels"),
+                record.get("boxes"),
+                record.get("mask_inputs"),
+                multimask_output,
+            )
+            masks = self.full_size(logits, input_size, size, logits=False)
+            answers.append({"masks": masks, "iou_predictions": ious, "low_res_logits": logits})
+        return answers
+
+    def decode(
+        self,
+        features: Tensor,
+        input_size: tuple[int, int],
+        points: Tensor | None,
+        labels: Tensor | None,
+        boxes: Tensor | None,
+        masks: Tensor | None,
+        multimask: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return low-resolution logits (B, C, 256, 256) and predicted IoUs (B, C) for prompts in the resized frame."""
+        boxes = None if boxes is None else boxes.reshape(-1, 4)
+        given = points if points is not None else boxes
+        if masks is not None and given is not None and len(masks) == 1:
+            masks = masks.expand(len(given), -1, -1, -1)
+        found = self.predictor().predict(
+            Embedding(features, input_size, input_size),
+            points,
+            labels if points is not None else None,
+            boxes,
+            masks,
+            multimask,
+        )
+        # Copies: tensors of inference mode refuse to take part in training.
+        return found.low_res_logits.clone(), found.predicted_iou.clone()
+
+    def full_size(
+        self, low_res: Tensor, input_size: tuple[int, int], original_size: tuple[int, int], logits: bool
+    ) -> Tensor:
+        """Return masks (B, C, height, width) in the original image's frame: bool, or float32 with `logits`."""
+        predictor, frame = self.predictor(), Embedding(low_res, input_size, original_size)
+        parts = []
+        for start in range(0, len(low_res), _AT_ONCE):
+            part = predictor.upscale(low_res[start : start + _AT_ONCE], frame)
+            parts.append(part if logits else part > self.mask_threshold)
+        return torch.cat(parts)
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Normalize (..., 3, H, W) of 0 to 255, and pad it to the encoder's square input on the right and below."""
+        x = (x - self.pixel_mean) / self.pixel_std
+        height, width = x.shape[-2:]
+        return F.pad(x, (0, self.image_size - width, 0, self.image_size - height))
+
+    def postprocess_masks(self, masks: Tensor, input_size: Sequence[int], original_size: Sequence[int]) -> Tensor:
+        """Upscale low-resolution logits (B, C, 256, 256) to the original image's frame."""
+        sizes = (int(input_size[0]), int(input_size[1])), (int(original_size[0]), int(original_size[1]))
+        return self.full_size(masks, *sizes, logits=True)

@@ -1,0 +1,56 @@
+"""The three forms of masks, and what is refused."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+from segment_anything.utils.amg import coco_encode_rle, rle_to_mask
+
+from segmint.compat import SamAutomaticMaskGenerator
+from segmint.compat.generator import _FORMS
+from segmint.model.automatic.rle import encode
+from segmint.model.automatic.settings import MaskSettings
+from segmint.model.sam.load import build_sam
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_forms_of_a_mask_are_those_of_the_reference(coffee: np.ndarray, first: bool) -> None:
+    mask = coffee[:70, :90, 0] > 100
+    mask[0, 0] = first
+    rle = encode(mask)
+    binary, runs, counts = (_FORMS[name](rle) for name in ("binary_mask", "uncompressed_rle", "coco_rle"))
+    assert binary.dtype == bool
+    assert np.array_equal(binary, mask)
+    assert np.array_equal(rle_to_mask(runs), mask)
+    assert counts == coco_encode_rle(runs)
+    assert np.array_equal(coco.decode(counts), mask)
+
+
+def test_settings_are_the_official_profiles_with_the_references_defaults() -> None:
+    sam = build_sam("mobile_sam")
+    assert SamAutomaticMaskGenerator(sam).settings == MaskSettings.official()
+    cropped = SamAutomaticMaskGenerator(sam, 16, crop_n_layers=1, output_mode="coco_rle").settings
+    assert cropped == MaskSettings.official(
+        points_per_side=16,
+        crop_n_layers=1,
+        crop_n_points_downscale_factor=1,  # the reference's, not segmint's
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"points_per_side": None, "point_grids": [np.zeros((1, 2))]}, "point_grids are not supported"),
+        ({"output_mode": "png"}, "output_mode is 'png': expected one of binary_mask, uncompressed_rle, coco_rle"),
+        ({"points_per_side": 0}, "masks.points_per_side is 0"),
+    ],
+)
+def test_what_is_not_there_is_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamAutomaticMaskGenerator(build_sam("mobile_sam"), **keys)
+
+
+def test_something_else_than_a_model_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"the model is a str: expected one of segmint\.compat\.sam_model_registry"):
+        SamAutomaticMaskGenerator("vit_b")  # type: ignore[arg-type]

@@ -1,0 +1,66 @@
+"""An image that is set, prompts that do not fit, and models that change."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segmint.compat import SamPredictor
+from segmint.model.sam.load import build_sam
+
+BOX = np.array([10, 10, 60, 50])
+
+
+@pytest.fixture(scope="module")
+def image(coffee: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(coffee[100:180, 200:300])
+
+
+@pytest.fixture(scope="module")
+def predictor(image: np.ndarray) -> SamPredictor:
+    made = SamPredictor(build_sam("mobile_sam"))
+    made.set_image(image)
+    return made
+
+
+def test_bgr_and_other_kinds_of_images_are_the_same_image(
+    predictor: SamPredictor, image: np.ndarray, tmp_path: Path
+) -> None:
+    assert predictor.features is not None
+    expected = predictor.features.clone()
+    Image.fromarray(image).save(tmp_path / "cup.png")
+    predictor.set_image(image[..., ::-1], image_format="BGR")
+    assert torch.equal(predictor.features, expected)
+    predictor.set_image(tmp_path / "cup.png")
+    assert torch.equal(predictor.features, expected)
+    as_float = torch.from_numpy(predictor.transform.apply_image(image)).permute(2, 0, 1)[None].float()
+    predictor.set_torch_image(as_float, image.shape[:2])
+    assert torch.equal(predictor.features, expected)
+
+
+def test_a_model_that_changes_is_prepared_again(image: np.ndarray) -> None:
+    predictor = SamPredictor(build_sam("mobile_sam"))
+    predictor.set_image(image)
+    prepared = predictor.model.predictor()
+    _, before, _ = predictor.predict(box=BOX)
+    assert predictor.model.predictor() is prepared
+    with torch.no_grad():
+        predictor.model.mask_decoder.iou_prediction_head.layers[-1].bias += 1.0
+    _, after, _ = predictor.predict(box=BOX)
+    assert predictor.model.predictor() is not prepared
+    np.testing.assert_allclose(after, before + 1, atol=1e-5)
+
+
+def test_without_an_image_and_with_wrong_prompts_it_says_what_to_do(predictor: SamPredictor) -> None:
+    with pytest.raises(RuntimeError, match="call set_image first"):
+        SamPredictor(predictor.model).predict(box=BOX)
+    with pytest.raises(ValueError, match="point_coords came without point_labels"):
+        predictor.predict(point_coords=np.array([[1, 2]]))
+    with pytest.raises(ValueError, match="no prompt was given"):
+        predictor.predict()
+    with pytest.raises(ValueError, match="image_format is 'GBR'"):
+        predictor.set_image(np.zeros((3, 3, 3), np.uint8), "GBR")
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 80, 100\): expected \(1, 3, H, W\), the longer side 1024"):
+        predictor.set_torch_image(torch.zeros(1, 3, 80, 100), (80, 100))
