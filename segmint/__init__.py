@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from segmint.infra.version import VERSION
 
 if TYPE_CHECKING:
+    from segmint.catalogs.dataset.reading.collate import collate as collate
     from segmint.catalogs.dataset.reading.loader import BatchLoader as BatchLoader
     from segmint.catalogs.dataset.torch_dataset import open_dataset as open_dataset
     from segmint.model.automatic.settings import MaskSettings as MaskSettings
@@ -32,6 +33,7 @@ _HOMES = {
     "MaskGenerator": "segmint.pipeline.interactive.generator",
     "MaskSettings": "segmint.model.automatic.settings",
     "Predictor": "segmint.pipeline.interactive.models",
+    "collate": "segmint.catalogs.dataset.reading.collate",
     "load_config": "segmint.pipeline.config.config",
     "open_dataset": "segmint.catalogs.dataset.torch_dataset",
     "show": "segmint.pipeline.interactive.show",

@@ -59,6 +59,7 @@ class MaskGenerator(base.MaskGenerator):
             if progress:
                 bar = stack.enter_context(Progress(interval_s=_LINE_S))
                 report = _points_of(bar)
+                bar.stage("points")
             found = self.find(pixels, None if original is None else pixels_of(original, "original"), report)
         generated = self.finish(found)
         return ImageMasks(generated.records, generated.funnel, image)

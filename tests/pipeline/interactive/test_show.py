@@ -8,6 +8,7 @@ import sys
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from PIL import Image
 
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
@@ -37,7 +38,7 @@ def drawn(*arguments: object, **keys: object) -> Pixels:
 @pytest.fixture(autouse=True)
 def _closed():
     yield
-    mpl.pyplot.close("all")
+    pyplot.close("all")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_the_figure_has_the_images_shape_and_says_how_many_masks() -> None:
     assert axes.get_title() == "2 masks"
     width, height = axes.figure.get_size_inches()
     assert width / height == pytest.approx(90 / 60)
-    mine = mpl.pyplot.subplots()[1]
+    mine = pyplot.subplots()[1]
     assert show(GRAY, title="a cup", ax=mine) is mine
     assert mine.get_title() == "a cup"
 

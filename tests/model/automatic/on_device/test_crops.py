@@ -99,11 +99,15 @@ def test_a_whole_image_on_a_pretended_gpu_keeps_to_the_budgets_and_finds_the_sam
         there = Predictor(device.moved(copy.deepcopy(predictor.sam)))
         generator = MaskGenerator(Embedded(there, device.to_device(features)), SETTINGS)
         assert generator.crops_per_batch == CUDA_BATCH
-        generator.generate(image)  # graphs are captured
+        reported: list[tuple[int, int]] = []
+        generator.find(image, report=lambda *counts: reported.append(counts))  # graphs are captured
         device.forget()
         found = generator.generate(image)
 
     check_same(found, expected)
+    points = expected.funnel.predicted // 3
+    assert [counts[1] for counts in reported] == [points] * CROPS
+    assert reported[-1][0] == points
     print(counted(device))
     launches, syncs = sum(device.launches.values()), sum(device.syncs.values())
     assert CHUNKS + CROPS < launches <= gpu_budgets.MASK_LAUNCHES_AN_IMAGE, counted(device)
