@@ -108,7 +108,7 @@ SENTENCES = {
     Code.BAD_INDEX: "`shards.json` does not list the tars of the commits that hold; a build's command writes it again.",
     Code.STILL_THERE: "A tombstone names this row, or the source of its image, and it still says something of it.",
     Code.BAD_ANSWER: "An answer cannot be read, is of no image of the dataset, or one before it is gone.",
-    Code.OTHER_ANSWER: "The answer that an image's row says was merged is gone, or says something else.",
+    Code.OTHER_ANSWER: "The answer that an image's row says was merged is gone, or rows say something else than it.",
     Code.BAD_RATING: "A rating cannot be read, or is of a mask that the dataset never had, or of another form of it.",
     Code.BAD_TAR: "A shard's tar cannot be read to its end.",
     Code.TAR_MEMBERS: "A tar does not hold the JPEG and the JSON of each image, in order of ids.",

@@ -1,15 +1,26 @@
 """Audits what people said of images: their answers, and the rows that say which answer was merged."""
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 
-from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, read_answer
-from segmint.catalogs.dataset.annotations.names import ANNOTATIONS, AnswerName, answer_path, image_of, parse_answer_path
+from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, AnswerMask, read_answer, read_lane
+from segmint.catalogs.dataset.annotations.lanes import last_of_states, merged_lane
+from segmint.catalogs.dataset.annotations.names import (
+    ANNOTATIONS,
+    AnswerName,
+    answer_path,
+    answers_of,
+    image_of,
+    parse_answer_path,
+)
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.layout import image_stem
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.operators.rows import Row
+from segmint.operators.schemas import AUTOMATIC, SOURCES
+from segmint.operators.shards.answered import said_of
 
 _THREADS = 16
 
@@ -48,32 +59,97 @@ def audit_answers(dataset: Location, rows: Sequence[range], taken: Collection[in
             yield _bad(lane_names[-1]._replace(n=missing[0]), expected, f"{len(missing)} missing")
 
 
-def audit_merged_answer(dataset: Location, row: Row, place: Place) -> Iterator[Finding]:
-    """Whether the answer that a row of `images/*.parquet` says was merged into it is there, as it was.
+def audit_merged_answer(
+    dataset: Location, row: Row, masks: Sequence[Row], images: Place, place: Place
+) -> Iterator[Finding]:
+    """Whether the answer that a row of `images/*.parquet` says was merged is there, and the dataset has what it says.
 
-    An import that came later leaves the answer's number, and says its own file; then the answer must be there.
+    `masks` are the image's rows of `masks/*.parquet`; `images` and `place` are where findings in the image's row and in
+    those of its masks are made. An import that came later leaves the answer's number, and says its own file; then the
+    answer must be there.
     """
-    merged = row["answer"] or {}
-    if merged.get("lane") is None or merged.get("n") is None:
+    if merged_lane(row["answer"]) is None or row["answer"]["n"] is None:
         return
-    name = AnswerName(row["ordinal"], merged["lane"], merged["n"])
+    last = AnswerName(row["ordinal"], row["answer"]["lane"], row["answer"]["n"])
+    names = [name for name in answers_of(dataset, last.ordinal) if name.lane == last.lane] if last.n > 1 else []
     try:
-        answer = read_answer(dataset, name)
+        answers = read_lane(dataset, [*(name for name in names if name.n < last.n), last])
     except AnswerError as error:
-        found = str(error).removeprefix(f"{dataset}/")
-        yield place.finding(Code.OTHER_ANSWER, f"the answer {answer_path(*name)}", found, f"id {row['id']}")
+        problem = str(error).removeprefix(f"{dataset}/")
+        yield images.finding(Code.OTHER_ANSWER, f"the answer {answer_path(*last)}", problem, f"id {row['id']}")
         return
-    if row["stage"] is not None and _said(row) != _said_by(answer):
-        expected = f"what {answer.path} says: {_said_by(answer)}"
-        yield place.finding(Code.OTHER_ANSWER, expected, _said(row), f"id {row['id']}")
+    if answers[-1].sha256 != row["answer"]["sha256"] and row["stage"] is None:
+        return
+    expected, found = _of_image(row, answers, whole=len(answers) == last.n)
+    if found != expected:
+        said = f"what {answers[-1].path} says: {expected}"
+        yield images.finding(Code.OTHER_ANSWER, said, found, f"id {row['id']}")
+    if answers[-1].sha256 == row["answer"]["sha256"]:
+        yield from _audit_masks(row, masks, answers, place)
 
 
-def _said(row: Row) -> tuple[object, ...]:
-    return row["answer"]["sha256"], row["annotator"], row["stage"]
+def _of_image(row: Row, answers: Sequence[Answer], *, whole: bool) -> tuple[Row, Row]:
+    """Return what a row should say of its image, by a lane's answers, and what it says. `whole`: none is left out."""
+    answer = answers[-1]
+    expected: Row = {"sha256": answer.sha256, "annotator": answer.annotator, "stage": answer.stage}
+    found: Row = {"sha256": row["answer"]["sha256"], "annotator": row["annotator"], "stage": row["stage"]}
+    seconds = sum(each.seconds for each in last_of_states(answers))
+    if whole and not (row["seconds"] is not None and math.isclose(row["seconds"], seconds)):
+        expected["seconds"], found["seconds"] = seconds, row["seconds"]
+    # Of what an answer says of other masks, and where it takes another's place, something may not have fit.
+    unfit = bool(answer.replaced or answer.deleted) or any(each.base == answer.base for each in answers[:-1])
+    if row["complete"] != answer.complete and not (unfit and row["complete"] is False):
+        expected["complete"], found["complete"] = answer.complete, row["complete"]
+    return expected, found
 
 
-def _said_by(answer: Answer) -> tuple[object, ...]:
-    return answer.sha256, answer.annotator, answer.stage
+def _audit_masks(row: Row, masks: Sequence[Row], answers: Sequence[Answer], place: Place) -> Iterator[Finding]:
+    """Whether an image has the masks of the last of these answers, none that it took away, and what it says of them."""
+    answer, where = answers[-1], f"id {row['id']}"
+    here = {mask["annotation_id"]: _counts(mask) for mask in masks}
+    there = frozenset(here.values())
+    # A mask whose parent did not fit was left out; then the image is not complete.
+    missing = {
+        mask.counts for mask in answer.masks if mask.counts not in there and (mask.parent is None or row["complete"])
+    }
+    if missing:
+        yield place.finding(Code.OTHER_ANSWER, f"the masks of {answer.path}", f"{len(missing)} not there", where)
+    stays = {mask.counts for mask in answer.masks}
+    for former in (*answer.deleted, *(mask for mask in answer.replaced if mask.counts not in stays)):
+        if here.get(former.id) == former.counts:
+            expected = f"no such mask, as {answer.path} says"
+            yield place.finding(Code.OTHER_ANSWER, expected, "it is there", f"mask {former.id}", mask=former.id)
+    said: dict[str, list[tuple[AnswerMask, Answer]]] = {}
+    for each in answers:
+        for mask in each.masks:
+            said.setdefault(mask.counts, []).append((mask, each))
+    for found in masks:
+        words = said.get(_counts(found), [])
+        if found["source"] in (None, AUTOMATIC) or not words:
+            continue
+        if found["origin"] is not None and not any(mask.parent == found["parent"] is not None for mask, _ in words):
+            continue  # imported, and the same pixel for pixel
+        others = [_unlike(found, mask, each) for mask, each in words]
+        if all(others):
+            id = found["annotation_id"]
+            expected = f"what {words[-1][1].path} says: {others[-1]}"
+            other = {name: found[name] for name in others[-1]}
+            yield place.finding(Code.OTHER_ANSWER, expected, other, f"mask {id}", mask=id)
+
+
+def _unlike(row: Row, mask: AnswerMask, answer: Answer) -> Row:
+    """Return what an answer says of a mask other than its row: empty if that may have come of it."""
+    expected = {**said_of(mask, answer), "parent": mask.parent}
+    if mask.source == "corrected" and row["source"] in SOURCES:
+        del expected["source"]  # it may be that of the mask whose place it took
+    if mask.label is not None or mask.parent is None:
+        expected["label"] = mask.label  # else it may be the parent's
+    return {name: value for name, value in expected.items() if row[name] != value}
+
+
+def _counts(mask: Row) -> str:
+    """Return the run lengths of a mask's row, which may be damaged."""
+    return str((mask["segmentation"] or {}).get("counts"))
 
 
 def _bad(name: AnswerName, expected: str, found: str) -> Finding:

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from segmint.catalogs.dataset.annotations.lanes import merged_lane
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.tombstones import NO_NAMES, TakenNames
 from segmint.catalogs.findings import Code, FindingCollector, Findings, Place
@@ -186,7 +187,9 @@ class ShardAudit:
             annotated = masks.annotated(row["ordinal"])
             self._findings.extend(audit_mask_count(row, count, self._places["images"], annotated=annotated))
             image, place = (self._places[kind].of_image(row["id"]) for kind in ("images", "masks"))
-            self._findings.extend(audit_merged_answer(self._dataset, row, image))
+            if merged_lane(row["answer"]) is not None:
+                rows = masks.table_rows(row["ordinal"])
+                self._findings.extend(audit_merged_answer(self._dataset, row, rows, image, place))
             self._findings.extend(masks.audit_origins(row, place))
             self._findings.extend(masks.audit_work(row, image, place))
             if decode or not masks.sound(row["ordinal"]):
