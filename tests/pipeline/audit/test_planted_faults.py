@@ -386,9 +386,6 @@ registered(
     "gone", merged(lambda dataset: shutil.rmtree(dataset / "annotations")), ANSWER, "images/sa_000000-", "is gone"
 )
 registered("other", merged(another_answer), ANSWER, "images/sa_000000-", "what annotations/0/0.1.json says", "id 1")
-registered(
-    "seconds", merged(edit_row("images", 0, 0, seconds=1.0)), ANSWER, "images/sa_000000-", "'seconds': 61.25", "id 1"
-)
 
 
 # --- ratings ---
