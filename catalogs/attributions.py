@@ -84,6 +84,11 @@ def write_attributions(rows: Iterable[Row], destination: Location) -> int:
     return count
 
 
+def write_attributions_csv(rows: Iterable[Row], file: TextIO) -> int:
+    """Write the same as CSV to a file that is open for text without translated line ends; return its rows."""
+    return _write_csv(map(_entry, rows), file)
+
+
 def _entry(row: Row) -> dict[str, Any]:
     entry = {**row, "image": image_name(row["id"]), "license_url": license_url(row["license"])}
     return {name: entry[name] for name in COLUMNS}

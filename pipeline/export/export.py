@@ -1,10 +1,11 @@
 """Exports of a dataset for other tools: a stream of samples goes to the format's writer, their pictures to a folder."""
 
+import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Protocol, runtime_checkable
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
@@ -13,18 +14,21 @@ from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import image_name
 from segmint.infra.assets.hashes import sha256_of
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import is_below
 from segmint.infra.wording import counted, listed
 from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.fiftyone import FiftyOneWriter
 from segmint.pipeline.export.formats import MAIN_FILES, Format
+from segmint.pipeline.export.geojson import GeoJsonWriter
 from segmint.pipeline.export.hf import HuggingFaceWriter
 from segmint.pipeline.export.label_studio import MASKS_PER_TASK, TasksWriter
 from segmint.pipeline.export.samples import draw_images, read_images
 from segmint.pipeline.export.yolo import YoloWriter
 from segmint.pipeline.shard_ranges import ShardPart, choose_shards
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Files = Mapping[str, Path] | Mapping[str, bytes]
 """Files by path below the export's folder: where they are, or what they hold."""
@@ -85,28 +89,37 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     """Write the committed images of the dataset at `location` into the folder `output`, local or in a bucket.
 
     Memory does not grow with the images; the system's temporary folder holds the JSON until it is complete. Raises
-    `UsageError` if there is no dataset, no such shard, or already an export in `output`.
+    `UsageError` if there is no dataset, no such shard, or already an export in `output`, `UnfinishedError` if the
+    temporary folder is full.
     """
     dataset = Dataset.open(location)
     file = output / MAIN_FILES[options.format]
     refuse_existing(location, output, file)
     shards = choose_shards(dataset.manifest.shards, options.shards)
-    with TemporaryDirectory(prefix="segmint-") as scratch:
-        version = name_now(location)
-        writer = make_writer(
-            options.format,
-            Path(scratch),
-            dataset.manifest,
-            version,
-            output.uri,
-            options.with_images,
-            MASKS_PER_TASK,
-        )
-        drawn = None if options.sample is None else draw_images(dataset, shards, options.sample, options.seed)
-        samples = read_images(dataset, shards, drawn)
-        note = partial(note_output, location, f"export --format {options.format}", output)
-        apart = options.format is not Format.HF
-        return write_samples(samples, [writer], output, file, version, options.with_images, note, apart)
+    try:
+        with TemporaryDirectory(prefix="segmint-") as scratch:
+            version = name_now(location)
+            writer = make_writer(
+                options.format,
+                Path(scratch),
+                dataset.manifest,
+                version,
+                output.uri,
+                options.with_images,
+                MASKS_PER_TASK,
+            )
+            drawn = None if options.sample is None else draw_images(dataset, shards, options.sample, options.seed)
+            samples = read_images(dataset, shards, drawn)
+            note = partial(note_output, location, f"export --format {options.format}", output)
+            apart = options.format is not Format.HF
+            return write_samples(samples, [writer], output, file, version, options.with_images, note, apart)
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise UnfinishedError(
+            f"the temporary folder {gettempdir()} has no room for the files of the export ({error.strerror}): make "
+            "some, or name another folder by TMPDIR; the same command goes on"
+        ) from error
 
 
 def make_writer(
@@ -129,6 +142,8 @@ def make_writer(
             return FiftyOneWriter(scratch, manifest, version)
         case Format.YOLO:
             return YoloWriter(scratch, manifest, version)
+        case Format.GEOJSON:
+            return GeoJsonWriter(scratch, manifest, version)
         case Format.HF:
             return HuggingFaceWriter(scratch, manifest, version, with_images)
     return CocoWriter(scratch, manifest, version, MAIN_FILES[format], compressed=format is Format.COCO)

@@ -12,6 +12,7 @@ class Format(StrEnum):
     FIFTYONE = "fiftyone"
     YOLO = "yolo"
     HF = "hf"
+    GEOJSON = "geojson"
 
 
 MAIN_FILES = {
@@ -21,5 +22,6 @@ MAIN_FILES = {
     Format.FIFTYONE: "samples.json",
     Format.YOLO: "data.yaml",
     Format.HF: "README.md",
+    Format.GEOJSON: "index.json",
 }
 """The file of each format that completes an export: it is written last."""

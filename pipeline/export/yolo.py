@@ -7,13 +7,11 @@ from typing import Any
 
 import yaml
 
-from segmint.catalogs.attributions import write_attributions
+from segmint.catalogs.attributions import write_attributions_csv
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name, image_stem
-from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
 from segmint.pipeline.export.coco import CATEGORY
 from segmint.pipeline.export.pixel_paths import Points, paint, pixel_path
@@ -59,8 +57,8 @@ class YoloWriter:
     def finish(self) -> dict[str, Path]:
         """Return the files of the export, by path below its folder; the last one completes it."""
         credits, data = self._scratch / ATTRIBUTIONS, self._scratch / "data.yaml"
-        with self._rows.open(encoding="utf-8") as file:
-            write_attributions(map(json.loads, file), Location(Storage(), str(credits)))
+        with self._rows.open(encoding="utf-8") as rows, credits.open("w", encoding="utf-8", newline="") as file:
+            write_attributions_csv(map(json.loads, rows), file)
         settings = {"train": "images", "val": "images", "names": {0: CATEGORY["name"]}, "segmint": self._about}
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120)
         data.write_text(f"# YOLO wants `val`: nothing is split, so that it names the same images.\n{text}", "utf-8")

@@ -40,6 +40,7 @@ TOOLS = (
     Tool("label-studio", ("label-studio-sdk",)),
     Tool("fiftyone", ("fiftyone",)),
     Tool("yolo", ("ultralytics",), ours=True),
+    Tool("geojson", ("rasterio", "shapely")),
     Tool("hf", ("datasets", "pillow", "numpy")),
 )
 

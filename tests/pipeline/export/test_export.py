@@ -1,6 +1,7 @@
 """Exports as a whole: what stands where, what a killed one leaves, and that nothing is written over."""
 
 import json
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pycocotools.coco import COCO
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
-from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.export.export import ExportOptions, export_dataset, make_writer, write_samples
@@ -45,6 +46,7 @@ def test_the_folder_of_each_format(small: str, tmp_path: Path) -> None:
         Format.FIFTYONE: {"metadata.json", "samples.json"}
         | {f"fields/masks.detections/sa_{n}/{n * 10_000 + index}.png" for n in ALL for index in (0, 1)},
         Format.YOLO: {"data.yaml", "left_out.csv", "attributions.csv"} | {f"labels/sa_{n}.txt" for n in ALL},
+        Format.GEOJSON: {"index.json"} | {f"masks/sa_{n}.geojson" for n in ALL},
         Format.HF: {"README.md", "data/train-00000.parquet"},
     }.items():
         output = tmp_path / "out" / format
@@ -147,7 +149,9 @@ def test_killed_anywhere_it_leaves_nothing_that_looks_whole(format: Format, smal
         export(tmp_path / "whole")
     files = {path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()}
     assert budget.spent == len(files) + 1  # the dataset's note of it, before the file that completes it
-    for writes in range(budget.spent):
+    # All formats are written by the same lines: one is killed before each write, the others before some.
+    step = 1 if format is Format.COCO else max(1, budget.spent // 4)
+    for writes in sorted({*range(0, budget.spent, step), budget.spent - 1}):
         output = tmp_path / f"killed-{writes}"
         with pytest.raises(KilledError), dying_after(writes):
             export(output)
@@ -176,6 +180,20 @@ def test_an_export_is_not_written_over_and_not_put_into_the_dataset(small: str, 
             exported_ids(small, inside)
 
 
+def test_a_full_temporary_folder_is_named(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    output = tmp_path / "out"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # no file gets longer: the picture is
+    try:
+        with pytest.raises(UnfinishedError, match=rf"the temporary folder {tmp_path} has no room .*TMPDIR"):
+            export_dataset(location_of(small), ExportOptions(Format.YOLO), location_of(output))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(output.rglob("*"))
+    export_dataset(location_of(small), ExportOptions(Format.YOLO), location_of(output))
+
+
 @pytest.mark.s3
 def test_from_bucket_to_bucket(s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path) -> None:
     storage, uri, output = Storage(s3_options), f"s3://{s3_bucket}/some/dataset", f"s3://{s3_bucket}/out"
@@ -188,6 +206,10 @@ def test_from_bucket_to_bucket(s3_bucket: str, s3_options: dict[str, dict[str, s
     for number in ALL:
         for annotation, mask in zip(loaded.imgToAnns[number], masks(number - 1), strict=True):
             assert (loaded.annToMask(annotation) == mask).all()
+
+    for format, count in ((Format.FIFTYONE, 2 + 6 + 12), (Format.YOLO, 3 + 6 + 6), (Format.HF, 2)):
+        export_dataset(Location(storage, uri), ExportOptions(format), Location(storage, f"{output}/{format}"))
+        assert len(list(storage.walk(f"{output}/{format}"))) == count
 
     export_dataset(
         Location(storage, uri),
