@@ -44,7 +44,8 @@ def test_commands_are_shown() -> None:
 
 def test_every_link_to_a_file_leads_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)[^)]*\)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 

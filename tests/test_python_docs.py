@@ -1,0 +1,64 @@
+"""The examples of `docs/python.md` and the README run as they are printed, but for grids of fewer points."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from PIL import Image
+
+from tests.support.cells import examples_of, run_cells
+from tests.support.committed import write_dataset
+from tests.support.locations import location_of
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "python.md"
+
+mpl.use("Agg")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, coffee: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the photographs and datasets that the examples name."""
+    for name in ("photos", "demo/photos"):
+        (tmp_path / name).mkdir(parents=True)
+    cup = Image.fromarray(coffee)
+    cup.save(tmp_path / "photo.jpg")
+    cup.save(tmp_path / "demo/photos/coffee.png")
+    cup.resize((150, 100)).save(tmp_path / "photos/small.jpg")
+    (tmp_path / "photos/broken.jpg").write_bytes(b"\xff\xd8\xff")
+    for name in ("dataset", "demo/dataset"):
+        write_dataset(location_of(tmp_path / name), shards=1)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def faster(examples: list[str]) -> list[str]:
+    """The same with a sixth of the points."""
+    assert any("points_per_side=8" in example for example in examples)
+    return [example.replace("points_per_side=8", "points_per_side=3") for example in examples]
+
+
+def test_the_examples_of_the_page_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    examples = faster(examples_of(PAGE))
+    names, _ = run_cells(examples)
+    output = capsys.readouterr().out
+    assert "ImageMasks(" in output
+    errors = [line for line in output.splitlines() if line.startswith("image is an array")]
+    assert errors
+    assert errors[0] in PAGE.read_text(encoding="utf-8").splitlines()
+    assert "broken.jpg: " in output
+    assert Image.open(folder / "three.png").width > 300
+    assert names["pixels"][60, 290]
+    assert names["three"].shape == (3, 400, 600)
+    assert len(names["batch"]) == 2
+    pyplot.close("all")
+
+
+def test_the_example_of_the_readme_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names, _ = run_cells(faster(examples_of(ROOT / "README.md")))
+    assert names["pixels"][60, 290]
+    assert names["axes"].get_title().startswith(f"{len(names['result'].records)} mask")
+    assert "(60, 80, 3)" in capsys.readouterr().out
+    pyplot.close("all")
