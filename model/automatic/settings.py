@@ -26,9 +26,21 @@ def small_chunk(points_per_chunk: int) -> int:
     return max(1, points_per_chunk // 4)
 
 
+class _OfProfile:
+    """The default of a key that the profile decides."""
+
+    def __repr__(self) -> str:
+        return "the profile's"
+
+
+_OF_PROFILE: Any = _OfProfile()
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings:
-    """How masks are proposed and filtered; made by `official` or `sa1b`, which give every key a default.
+    """How masks are proposed and filtered; the profile gives every key that is left out its default.
+
+    `MaskSettings(points_per_side=16)` is `MaskSettings.sa1b(points_per_side=16)`.
 
     The profile also decides two things that have no key: `sa1b` cuts its crops from the original image when one
     is given, and drops a mask if every island is smaller than `min_mask_region_area`; `official` cuts from the
@@ -51,19 +63,19 @@ class MaskSettings:
             CPU, 256 on CUDA). It affects speed and memory, but also the last bits of the logits: datasets record it.
     """
 
-    profile: Profile
-    points_per_side: int
-    crop_n_layers: int
-    crop_n_points_downscale_factor: int
-    crop_overlap_ratio: float
-    pred_iou_thresh: float
-    stability_score_thresh: float
-    stability_score_offset: float
-    box_nms_thresh: float
-    crop_nms_thresh: float
-    min_mask_region_area: int
-    max_mask_area_ratio: float
-    points_per_chunk: int | None
+    profile: Profile = "sa1b"
+    points_per_side: int = _OF_PROFILE
+    crop_n_layers: int = _OF_PROFILE
+    crop_n_points_downscale_factor: int = _OF_PROFILE
+    crop_overlap_ratio: float = _OF_PROFILE
+    pred_iou_thresh: float = _OF_PROFILE
+    stability_score_thresh: float = _OF_PROFILE
+    stability_score_offset: float = _OF_PROFILE
+    box_nms_thresh: float = _OF_PROFILE
+    crop_nms_thresh: float = _OF_PROFILE
+    min_mask_region_area: int = _OF_PROFILE
+    max_mask_area_ratio: float = _OF_PROFILE
+    points_per_chunk: int | None = _OF_PROFILE
 
     @classmethod
     def official(cls, **overrides: Any) -> Self:
@@ -71,25 +83,12 @@ class MaskSettings:
 
         With crops, the grid halves with each layer unless a factor is given.
         """
-        factor = 2 if overrides.get("crop_n_layers") else 1
-        defaults: dict[str, Any] = {
-            "crop_n_layers": 0,
-            "crop_n_points_downscale_factor": factor,
-            "min_mask_region_area": 0,
-            "max_mask_area_ratio": 0.0,
-        }
-        return cls._build("official", defaults, overrides)
+        return cls._build("official", overrides)
 
     @classmethod
     def sa1b(cls, **overrides: Any) -> Self:
         """SA-1B's settings (SAM paper, Appendix B); raises ValueError as `of` does."""
-        defaults: dict[str, Any] = {
-            "crop_n_layers": 2,
-            "crop_n_points_downscale_factor": 2,
-            "min_mask_region_area": 100,
-            "max_mask_area_ratio": 0.95,
-        }
-        return cls._build("sa1b", defaults, overrides)
+        return cls._build("sa1b", overrides)
 
     @classmethod
     def of(cls, profile: str, **overrides: Any) -> Self:
@@ -104,26 +103,19 @@ class MaskSettings:
         raise ValueError(f"masks.profile is {profile!r}: expected 'official' or 'sa1b'")
 
     @classmethod
-    def _build(cls, profile: Profile, defaults: dict[str, Any], overrides: dict[str, Any]) -> Self:
+    def _build(cls, profile: Profile, overrides: dict[str, Any]) -> Self:
         known = [field.name for field in fields(cls) if field.name != "profile"]
         unknown = sorted(set(overrides) - set(known))
         if unknown:
             raise ValueError(f"masks.{unknown[0]} is no setting: expected one of {', '.join(known)}")
-        common: dict[str, Any] = {
-            "points_per_side": 32,
-            "crop_overlap_ratio": 512 / 1500,
-            "pred_iou_thresh": 0.88,
-            "stability_score_thresh": 0.95,
-            "stability_score_offset": 1.0,
-            "box_nms_thresh": 0.7,
-            "crop_nms_thresh": 0.7,
-            "points_per_chunk": None,
-        }
-        return cls(profile=profile, **{**common, **defaults, **overrides})
+        return cls(profile=profile, **overrides)
 
     def __post_init__(self) -> None:
         if self.profile not in ("official", "sa1b"):
             raise ValueError(f"masks.profile is {self.profile!r}: expected 'official' or 'sa1b'")
+        for key, value in _defaults(self.profile, self.crop_n_layers).items():
+            if getattr(self, key) is _OF_PROFILE:
+                object.__setattr__(self, key, value)
         self._check_int("points_per_side", 1)
         self._check_int("crop_n_layers", 0)
         self._check_int("crop_n_points_downscale_factor", 1)
@@ -173,6 +165,25 @@ class MaskSettings:
                 (True, True): f" from {least:g} to {most:g}",
             }[least > -math.inf, most < math.inf]
             raise ValueError(f"masks.{key} is {value!r}: expected a finite number{bounds}")
+
+
+def _defaults(profile: Profile, crop_n_layers: int) -> dict[str, Any]:
+    """The default of each key; `crop_n_layers` is what was given for it, or `_OF_PROFILE`."""
+    has_crops = profile == "sa1b" or (crop_n_layers is not _OF_PROFILE and bool(crop_n_layers))
+    return {
+        "points_per_side": 32,
+        "crop_n_layers": 2 if profile == "sa1b" else 0,
+        "crop_n_points_downscale_factor": 2 if has_crops else 1,
+        "crop_overlap_ratio": 512 / 1500,
+        "pred_iou_thresh": 0.88,
+        "stability_score_thresh": 0.95,
+        "stability_score_offset": 1.0,
+        "box_nms_thresh": 0.7,
+        "crop_nms_thresh": 0.7,
+        "min_mask_region_area": 100 if profile == "sa1b" else 0,
+        "max_mask_area_ratio": 0.95 if profile == "sa1b" else 0.0,
+        "points_per_chunk": None,
+    }
 
 
 ENCODER_SIDE = 1024

@@ -1,5 +1,8 @@
 """Profiles give every key a default; explicit keys win; a wrong key or value names itself."""
 
+import dataclasses
+import pickle
+
 import pytest
 
 from segmint.model.automatic.settings import MaskSettings
@@ -35,6 +38,14 @@ def test_explicit_keys_override_a_profile_found_by_name() -> None:
     settings = MaskSettings.of("sa1b", points_per_side=8, pred_iou_thresh=0)
 
     assert (settings.profile, settings.points_per_side, settings.pred_iou_thresh) == ("sa1b", 8, 0)
+
+
+def test_a_profile_gives_what_is_left_out_its_defaults() -> None:
+    assert MaskSettings() == MaskSettings.sa1b()
+    assert MaskSettings(points_per_side=16) == MaskSettings.sa1b(points_per_side=16)
+    assert MaskSettings(profile="official", crop_n_layers=1) == MaskSettings.official(crop_n_layers=1)
+    assert dataclasses.replace(MaskSettings.official(), points_per_side=4) == MaskSettings.official(points_per_side=4)
+    assert pickle.loads(pickle.dumps(MaskSettings())) == MaskSettings()
 
 
 def test_the_device_decides_the_chunk_where_none_is_given() -> None:
