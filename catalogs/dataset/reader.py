@@ -1,5 +1,7 @@
 """Reads a dataset: its committed shards, image by image; masks are decoded when they are used."""
 
+import base64
+import html
 import io
 import json
 from collections.abc import Container, Iterator, Mapping
@@ -30,6 +32,8 @@ HELP = (
     "the dataset came from"
 )
 """What to do about a damaged file."""
+
+_SHOWN_SIDE = 768  # pixels of the longer side of a picture inside a notebook
 
 
 class NoPixelsError(SegmintError):
@@ -81,6 +85,10 @@ class MaskAnnotation:
         encoded = {"size": list(self.size), "counts": self.counts.encode("ascii")}
         return np.asarray(coco.decode(encoded)).astype(bool)
 
+    def __repr__(self) -> str:
+        box = ", ".join(f"{number:g}" for number in self.bbox)
+        return f"MaskAnnotation(id={self.id}, area={self.area}, bbox=({box}), predicted_iou={self.predicted_iou})"
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -92,6 +100,25 @@ class Sample:
     row: Mapping[str, Any]
     masks: list[MaskAnnotation]
     jpeg: bytes | None  # as released; None in a dataset of annotations alone
+
+    def __repr__(self) -> str:
+        size = f"{self.row.get('width')} x {self.row.get('height')}"
+        return f"Sample(id={self.id}, image_id={self.row.get('image_id')!r}, {size}, {len(self.masks)} masks)"
+
+    def _repr_html_(self) -> str:
+        """A notebook's view: the released image, if there is one, and what `repr` says; `segmint.show` draws masks."""
+        words = f"<code>{html.escape(repr(self))}</code>"
+        try:
+            pixels = self.image
+        except (NoPixelsError, DamagedDatasetError):
+            return words
+        from PIL import Image
+
+        picture, buffer = Image.fromarray(pixels), io.BytesIO()
+        picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+        picture.save(buffer, format="JPEG", quality=85)
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        return f'<img src="data:image/jpeg;base64,{data}" alt=""><br>{words}'
 
     @property
     def id(self) -> int:

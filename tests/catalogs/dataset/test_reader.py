@@ -1,11 +1,16 @@
 """A dataset is read back as it was written: only committed shards, in order."""
 
+import base64
+import html
+import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.reader import Dataset, NoPixelsError
@@ -43,6 +48,19 @@ def check(dataset: Dataset) -> None:
 def test_samples_are_what_was_written(dataset: str) -> None:
     assert open_dataset(dataset).uri == dataset
     check(open_dataset(dataset))
+
+
+def test_a_sample_says_in_a_line_what_it_is_and_shows_its_image(dataset: str) -> None:
+    sample = next(iter(open_dataset(dataset)))
+    assert repr(sample) == "Sample(id=1, image_id='image-0', 80 x 60, 2 masks)"
+    assert repr(sample.masks[0]).startswith(
+        "MaskAnnotation(id=10000, area=600, bbox=(20, 10, 29, 19), predicted_iou=0."
+    )
+    (data,) = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', sample._repr_html_())
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).astype(int)
+    assert np.abs(shown - sample.image).mean() < 4
+    for bare in (replace(sample, jpeg=None), replace(sample, jpeg=b"no picture")):
+        assert bare._repr_html_() == f"<code>{html.escape(repr(sample))}</code>"
 
 
 @pytest.mark.s3
