@@ -40,6 +40,7 @@ def test_a_line_for_people_and_json_for_programs(small: Path, tmp_path: Path) ->
         "masks": 4,
         "pictures": 0,
         "version": {"digest": digest, "number": None},
+        "notes": [],
     }
     done = run(small, "--format", "label-studio", "-o", tmp_path / "tasks", "--sample", 1, "--seed", 7)
     assert (done.exit_code, done.stderr) == (0, "")
