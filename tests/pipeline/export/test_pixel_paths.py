@@ -50,6 +50,15 @@ def test_parts_are_joined_by_the_shortest_bridges_from_part_to_part() -> None:
     assert (painted & ~mask).sum() == 3 + 4
 
 
+def test_two_parts_on_one_pixel_have_a_bridge_each() -> None:
+    mask = np.zeros(SHAPE, bool)
+    mask[20:40, 5:30] = mask[30, 30:41] = True  # the nearest pixel to both others is the tip
+    mask[18:27, 47:60] = mask[34:43, 47:60] = True
+    painted = paint(pixel_path(mask), SHAPE)
+    assert (painted & mask).sum() == mask.sum()
+    assert (painted & ~mask).sum() == 6 + 6
+
+
 def test_a_part_that_is_smaller_than_its_bridge_is_left_out() -> None:
     mask = np.zeros(SHAPE, bool)
     mask[4:40, 4:30] = True

@@ -11,6 +11,8 @@ import yaml
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
+from segmint.pipeline.export.pixel_paths import pixel_path
+from segmint.pipeline.export.yolo import label_line
 from tests.support.committed import mask_row, row_of, write_dataset
 from tests.support.locations import location_of
 
@@ -70,6 +72,12 @@ def test_what_no_polygon_is_like_is_in_a_list(tmp_path: Path) -> None:
     (line_of_ring,) = (tmp_path / "out/labels/sa_1.txt").read_text().splitlines()
     np.testing.assert_array_equal(painted(line_of_ring, (60, 80)), ring)
     assert (tmp_path / "out/labels/sa_2.txt").read_bytes() == b""
+
+
+def test_points_are_found_again_in_images_of_any_size() -> None:
+    y, x = np.mgrid[:61, :83]
+    mask = (np.hypot(y - 30, x - 41) < 25) & (np.hypot(y - 30, x - 41) > 11)
+    np.testing.assert_array_equal(painted(label_line(pixel_path(mask), mask.shape), mask.shape), mask)
 
 
 def test_settings_and_credits(tmp_path: Path) -> None:
