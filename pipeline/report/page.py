@@ -28,6 +28,11 @@ from segmint.pipeline.statistics.values import Cleanup, Geography, GroupImages, 
 AREAS = (INTEGRITY, "licenses", "privacy", "duplicates")
 NOT_AUDITED = "not audited"
 
+LEADING = 3
+"""Pictures of the sample directly under the verdict."""
+
+_FLATTEST, _TALLEST = 2.2, 0.7  # width over height of a picture there, so that the row leaves room for the others
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -36,6 +41,19 @@ class Pictures:
     flagged: tuple[Picture, ...] = ()
     samples: tuple[Picture, ...] = ()
     why: str = ""
+
+    @property
+    def leading(self) -> tuple[Picture, ...]:
+        """Up to `LEADING` pictures with masks, spread evenly over the sample: those directly under the verdict."""
+        drawn = [picture for picture in self.samples if picture.jpeg is not None and picture.masks]
+        places = {(2 * place + 1) * len(drawn) // (2 * LEADING) for place in range(LEADING)} if drawn else set()
+        return tuple(drawn[place] for place in sorted(places))
+
+    @property
+    def others(self) -> tuple[Picture, ...]:
+        """The rest of the sample."""
+        leading = self.leading
+        return tuple(picture for picture in self.samples if picture not in leading)
 
     @property
     def shown(self) -> frozenset[int]:
@@ -103,14 +121,20 @@ def render_page(
         least_images=LEAST_IMAGES,
         least_shards=LEAST_SHARDS,
         remarks=remarks_of(statistics),
+        leading=[(picture, leading_aspect(picture)) for picture in pictures.leading],
         flagged=pictures.flagged,
-        samples=pictures.samples,
+        others=pictures.others,
         pictures_why=pictures.why,
         shown=pictures.shown,
         made=made_of(facts),
         beside=beside,
         **({} if beside is None else beside_values(beside)),
     )
+
+
+def leading_aspect(picture: Picture) -> float:
+    """Return the width over the height of the frame of a picture under the verdict."""
+    return round(min(_FLATTEST, max(_TALLEST, picture.width / max(1, picture.height))), 3)
 
 
 def is_searched(privacy: Privacy | None) -> bool:

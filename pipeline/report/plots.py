@@ -9,6 +9,8 @@ from segmint.infra.wording import number
 from segmint.pipeline.statistics.values import Centers, Histogram
 
 _LEVELS = 24  # shades of a heat map
+_MOST_TICKS = 7  # of an axis of ratios
+_CLOSE = 0.08  # the least distance of its ticks from its ends, as a share of the axis
 _EVEN = 1e-6  # relative difference of bin widths that still counts as equal
 
 
@@ -71,8 +73,14 @@ class Steps:
 
     @property
     def x_ticks(self) -> list[Tick]:
-        """Ticks of the horizontal axis: round numbers, or some of the edges if bins differ in width."""
+        """Ticks of the horizontal axis: round numbers; some of the edges if bins differ in width in any other way.
+
+        Round numbers of an axis of ratios, whose edges grow by one factor, are written as `1/3`, `1`, `3`.
+        """
         if not self._even:
+            if (values := _ratio_ticks(self.edges)) is not None:
+                span = math.log(self.edges[-1] / self.edges[0])
+                return [Tick(round(100 * math.log(value / self.edges[0]) / span, 3), _ratio(value)) for value in values]
             step = max(1, (len(self.edges) - 1) // 4)
             return [Tick(self._at(index), number(self.edges[index])) for index in range(0, len(self.edges), step)]
         low, high = self.edges[0], self.edges[-1]
@@ -206,6 +214,34 @@ def _rounded_up(value: float) -> float:
     return next(
         factor * power for factor in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if factor * power >= value * (1 - _EVEN)
     )
+
+
+def _ratio_ticks(edges: Sequence[float]) -> list[float] | None:
+    """Return ticks between edges that grow by one factor from under 1 to over 1; None for other edges.
+
+    They are powers of two, or 1, 3, 10, 30 and so on where those would be too many, and their inverses. The ends are
+    ticks too where they are such powers.
+    """
+    low, high = edges[0], edges[-1]
+    if not 0 < low < 1 < high:
+        return None
+    factors = [after / before for before, after in pairwise(edges)]
+    if any(abs(factor - factors[0]) > _EVEN * factors[0] for factor in factors):
+        return None
+    twos = [2.0**power for power in range(math.ceil(math.log2(low) - _EVEN), math.floor(math.log2(high) + _EVEN) + 1)]
+    if len(twos) <= _MOST_TICKS:
+        return twos
+    most = max(high, 1 / low)
+    ups = [factor * 10.0**power for power in range(math.ceil(math.log10(most)) + 1) for factor in (1, 3)]
+    room = (high / low) ** _CLOSE  # the factor that keeps two ticks' texts apart
+    ends = [end for end in (low, high) if math.isclose(end, 2.0 ** round(math.log2(end)), rel_tol=_EVEN)]
+    inner = [value for value in (*(1 / up for up in ups[1:]), *ups) if low * room < value < high / room]
+    return sorted([*ends, *inner])
+
+
+def _ratio(value: float) -> str:
+    """Return a ratio as a person says it: `1/32` under 1, `3` over it."""
+    return f"1/{number(1 / value)}" if value < 1 else number(value)
 
 
 def _round_step(span: float) -> float:

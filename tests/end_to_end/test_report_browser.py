@@ -83,6 +83,43 @@ def test_it_works_by_keyboard(page: "Page", pages: dict[str, str]) -> None:
     assert page.locator("#masks details[open]").count() == 1
 
 
+def test_pictures_are_under_the_verdict_and_the_page_is_full(page: "Page", pages: dict[str, str]) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+    opened(page, pages["minted"])
+    verdict, *pictures = (each.bounding_box() for each in page.locator(".verdict, .leading img").all())
+    assert verdict
+    assert len(pictures) == 3
+    assert all(box and 0 <= box["y"] - verdict["y"] - verdict["height"] < 40 for box in pictures)
+    assert max(box["height"] for box in pictures if box) - min(box["height"] for box in pictures if box) < 1
+    right = max(box["x"] + box["width"] for box in pictures if box)
+    assert right == pytest.approx(verdict["x"] + verdict["width"], abs=1)
+    for section in page.locator("main > section:has(table, figure)").all():
+        parts = section.locator("table, figure, .grid > *")
+        ends = parts.evaluate_all("all => all.map(one => one.getBoundingClientRect().right)")
+        assert max(ends) == pytest.approx(right, abs=1), section.get_attribute("id")
+
+
+def test_contents_stay_on_a_phone_and_cover_no_heading(page: "Page", pages: dict[str, str]) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    opened(page, pages["minted"])
+    contents = page.locator(".contents")
+    assert contents.get_attribute("open") is None
+    page.evaluate("scrollTo({ top: document.body.scrollHeight / 2, behavior: 'instant' })")
+    line = contents.bounding_box()
+    assert line
+    assert line["y"] == 0
+    assert line["height"] < 60
+    contents.locator("summary").click()
+    page.emulate_media(reduced_motion="reduce")
+    contents.get_by_role("link", name="Licenses").click()
+    opened_line, heading = contents.bounding_box(), page.locator("#licenses h2").bounding_box()
+    assert opened_line
+    assert heading
+    assert opened_line["height"] > line["height"]
+    assert opened_line["y"] == 0
+    assert opened_line["y"] + opened_line["height"] <= heading["y"] < 844
+
+
 def test_every_picture_is_printed(page: "Page", pages: dict[str, str]) -> None:
     opened(page, pages["minted"])
     printed = page.pdf(format="A4")

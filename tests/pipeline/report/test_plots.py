@@ -41,10 +41,22 @@ def test_marks_are_round_numbers_inside_the_frame(low: float, high: float, texts
         assert math.isclose(low + (high - low) * tick.at / 100, float(tick.text), abs_tol=1e-2 * (high - low))
 
 
-def test_bins_of_other_widths_stand_side_by_side() -> None:
-    plot = steps([0.25, 0.5, 1, 2, 4], [1, 1, 1, 1])
-    assert plot.positions == [0, 25, 50, 75, 100]
-    assert [tick.text for tick in plot.x_ticks] == ["0.25", "0.5", "1", "2", "4"]
+@pytest.mark.parametrize(
+    ("edges", "ticks"),
+    [
+        ([0.25, 0.5, 1, 2, 4], {"1/4": 0, "1/2": 25, "1": 50, "2": 75, "4": 100}),
+        (
+            [2 ** (power / 2) for power in range(-10, 11)],
+            {"1/32": 0, "1/10": 16.781, "1/3": 34.15, "1": 50, "3": 65.85, "10": 83.219, "32": 100},
+        ),
+        ([1, 2, 4, 8, 16], {"1": 0, "2": 25, "4": 50, "8": 75, "16": 100}),  # not on both sides of 1
+        ([0.1, 1, 2], {"0.1": 0, "1": 50, "2": 100}),
+    ],
+)
+def test_bins_of_other_widths_stand_side_by_side(edges: list[float], ticks: dict[str, float]) -> None:
+    plot = steps(edges, [1] * (len(edges) - 1))
+    assert plot.positions == pytest.approx([100 * place / (len(edges) - 1) for place in range(len(edges))])
+    assert {tick.text: tick.at for tick in plot.x_ticks} == pytest.approx(ticks)
 
 
 @pytest.mark.parametrize("counts", [None, (0,)])
