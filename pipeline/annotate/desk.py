@@ -16,11 +16,11 @@ from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.annotate.board import Board, Done
-from segmint.pipeline.annotate.decoder import Decoder, Prediction
-from segmint.pipeline.annotate.embeddings import Embeddings
+from segmint.pipeline.annotate.clicks.decoder import Decoder, Prediction
+from segmint.pipeline.annotate.clicks.embeddings import Embeddings
+from segmint.pipeline.annotate.clicks.prefill import Prefills
+from segmint.pipeline.annotate.clicks.prompts import parse_prompt
 from segmint.pipeline.annotate.leases import Leases
-from segmint.pipeline.annotate.prefill import Prefills
-from segmint.pipeline.annotate.prompts import parse_prompt
 from segmint.pipeline.annotate.queue import Queue
 from segmint.pipeline.annotate.source import GoneError, ImageSource, OpenImage
 from segmint.pipeline.view.images import NoPictureError

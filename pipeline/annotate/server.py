@@ -23,11 +23,11 @@ from segmint.operators.segment.models import load_model
 from segmint.pipeline.annotate.access import Origin, Team
 from segmint.pipeline.annotate.app import make_app
 from segmint.pipeline.annotate.board import Board
-from segmint.pipeline.annotate.decoder import Decoder
+from segmint.pipeline.annotate.clicks.decoder import Decoder
+from segmint.pipeline.annotate.clicks.embeddings import Embeddings
+from segmint.pipeline.annotate.clicks.prefill import ObjectFinder, Prefills, mask_settings
 from segmint.pipeline.annotate.desk import About, Desk
-from segmint.pipeline.annotate.embeddings import Embeddings
 from segmint.pipeline.annotate.leases import Leases
-from segmint.pipeline.annotate.prefill import ObjectFinder, Prefills, mask_settings
 from segmint.pipeline.annotate.queue import QueueOptions, make_queue
 from segmint.pipeline.annotate.source import ImageSource, check_images
 from segmint.pipeline.statistics.open_tables import open_tables

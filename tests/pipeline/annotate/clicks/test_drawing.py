@@ -11,8 +11,8 @@ from segmint.model.automatic.filters import stability_scores
 from segmint.model.automatic.rle import Rle, decode
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.pipeline.annotate import drawing
-from segmint.pipeline.annotate.drawing import draw_mask
+from segmint.pipeline.annotate.clicks import drawing
+from segmint.pipeline.annotate.clicks.drawing import draw_mask
 
 FRAMES = [((1024, 683), (1500, 1000)), ((683, 1024), (427, 640)), ((1024, 1024), (333, 333)), ((500, 1024), (61, 125))]
 

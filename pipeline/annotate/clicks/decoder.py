@@ -16,8 +16,8 @@ from torch import Tensor
 
 from segmint.model.automatic.rle import Rle, decode
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.pipeline.annotate.drawing import DrawnMask, draw_mask
-from segmint.pipeline.annotate.prompts import Part, Prompt
+from segmint.pipeline.annotate.clicks.drawing import DrawnMask, draw_mask
+from segmint.pipeline.annotate.clicks.prompts import Part, Prompt
 
 HANDLES = 128
 """Answers whose logits are kept, of up to 768 KiB each."""
