@@ -24,10 +24,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from segmint.catalogs.dataset.annotations.answers import MOST_BYTES
 from segmint.infra.errors import UsageError
 from segmint.pipeline.annotate.access import Gate, NotOwnerError, Team, check_name
 from segmint.pipeline.annotate.desk import Desk, LostRaceError
-from segmint.pipeline.annotate.requests import PROBLEMS, field, reads, writes
+from segmint.pipeline.annotate.requests import PROBLEMS, PROMPT_BYTES, Bodies, field, reads
 from segmint.pipeline.view import app as view
 
 ASSETS = Path(__file__).parent / "assets"
@@ -67,6 +68,7 @@ def make_app(desk: Desk, team: Team) -> Starlette:
         return view.jpeg_response(desk.source.read(image).jpeg)
 
     of = view.image_of
+    writes = Bodies().writes
     routes = [
         Route("/", view.asset(ASSETS / "index.html")),
         *(Route(f"/assets/{name}", view.asset(path)) for name, path in assets().items()),
@@ -77,12 +79,14 @@ def make_app(desk: Desk, team: Team) -> Starlette:
         Route("/api/images/{image}/embed", writes(lambda r, _: embed(of(r), r.state.annotator)), methods=["POST"]),
         Route(
             "/api/images/{image}/predict",
-            writes(lambda r, body: view.json_response(desk.predict(of(r), r.state.annotator, body).to_dict())),
+            writes(
+                lambda r, body: view.json_response(desk.predict(of(r), r.state.annotator, body).to_dict()), PROMPT_BYTES
+            ),
             methods=["POST"],
         ),
         Route(
             "/api/images/{image}/answers/{n}",
-            writes(lambda r, body: save(of(r), _answer_number(r), body, r.state.annotator)),
+            writes(lambda r, body: save(of(r), _answer_number(r), body, r.state.annotator), MOST_BYTES),
             methods=["PUT"],
         ),
         Route("/api/images/{image}/release", writes(lambda r, _: release(of(r), r.state.annotator)), methods=["POST"]),

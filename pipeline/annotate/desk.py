@@ -1,8 +1,8 @@
 """What annotators do, without HTTP: be given images, ask for masks, save answers."""
 
 import threading
-import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -12,29 +12,27 @@ from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.annotations.answers import Answer, put_answer
 from segmint.catalogs.dataset.annotations.saved import TakenDownError
-from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.log import get_logger
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.pipeline.annotate.about import About
 from segmint.pipeline.annotate.board import Board, Done
 from segmint.pipeline.annotate.clicks.decoder import Decoder, Prediction
-from segmint.pipeline.annotate.clicks.embeddings import Embeddings
+from segmint.pipeline.annotate.clicks.embeddings import Embedded, Embeddings
 from segmint.pipeline.annotate.clicks.prefill import Prefills
 from segmint.pipeline.annotate.clicks.prompts import parse_prompt
+from segmint.pipeline.annotate.kept import Keeper, Kept
 from segmint.pipeline.annotate.leases import Leases
 from segmint.pipeline.annotate.queue import Queue
 from segmint.pipeline.annotate.source import GoneError, ImageSource, OpenImage
 from segmint.pipeline.view.images import NoPictureError
 
-IDLE_S = 30
-"""Seconds without input after which time is not counted."""
-
-HINT_S = 30
-"""Seconds on one mask after which the page suggests the next image, as in the SAM paper."""
-
 AHEAD = 3
 """Images whose embeddings are made ahead for each annotator."""
 
-_FRESH_S = 10.0  # for which a click trusts what it knew of an image
+_LOOKS = 16  # at the store at once, beside clicks
 
 _SAID = frozenset({"base", "masks", "replaced", "deleted", "seconds", "complete"})
 
@@ -46,33 +44,6 @@ class LostRaceError(SegmintError):
         super().__init__(text)
         self.winner = winner
         self.base = base
-
-
-@dataclass(frozen=True)
-class About:
-    """What a session is about: shown to its annotators, and said in answers."""
-
-    name: str
-    version: VersionName | None
-    images: int
-    stage: str
-    weights: str
-    weights_sha256: str
-    overlap: float = 0.0
-    study: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        digest = None if self.version is None else str(self.version)
-        return {
-            "dataset": {"name": self.name, "digest": digest, "images": self.images},
-            "stage": self.stage,
-            "weights": self.weights,
-            "overlap": self.overlap,
-            "study": self.study,
-            "idle_s": IDLE_S,
-            "hint_s": HINT_S,
-        }
 
 
 @dataclass
@@ -91,12 +62,18 @@ class Desk:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._seen: dict[int, tuple[float, OpenImage]] = {}
+        self._looks = ThreadPoolExecutor(_LOOKS, thread_name_prefix="looks")
+        keepers: list[Keeper] = [self.embeddings, self.decoder, *([] if self.prefills is None else [self.prefills])]
+        self.kept = Kept(self.source, keepers, self._pass_over)
         self._over = self.queue.merged.copy()  # by rank: nobody is given these
         self._gone: set[int] = set()
         self._merged: dict[int, int] = {}  # the lanes of images that a merge has changed, as far as seen
         for image in self.board.answered():
             self._note(image)
+
+    def close(self) -> None:
+        """Wait for the last looks at the store."""
+        self._looks.shutdown()
 
     def next(self, annotator: str, after: int | None) -> dict[str, Any]:
         """Lease the next image of the queue to an annotator: without `after`, the one that the annotator has."""
@@ -110,7 +87,8 @@ class Desk:
         if slot is None:
             return answer
         coming = (image for image in self._open_after(slot[0]) if self._free_lane(image, annotator) is not None)
-        self.embeddings.prepare([slot[0], *(image for image, _ in zip(coming, range(AHEAD), strict=False))])
+        ahead = [slot[0], *(image for image, _ in zip(coming, range(AHEAD), strict=False))]
+        self.embeddings.prepare(annotator, ahead)
         return {**answer, "image": slot[0], "lane": slot[1]}
 
     def left(self, annotator: str) -> int:
@@ -123,11 +101,9 @@ class Desk:
     def open(self, image: int, annotator: str) -> dict[str, Any]:
         """Return an image with its masks, and the last answer of the annotator's lane."""
         try:
-            found = self.source.read(image)
+            found = self._read(image)
         except GoneError:
-            self._forget(image)
             return {"image": None, "lane": 0, "base": None, "masks": [], "n": 0, "answer": None, "state": "gone"}
-        self._see(found)
         self.board.refresh(image)
         self._note(image, found)
         lane = self._lane(image, annotator)
@@ -149,17 +125,29 @@ class Desk:
     def embed(self, image: int, annotator: str) -> None:
         """Make an image's embedding, if it is not there; raises as `ImageSource.read` and `Embeddings.get`."""
         self.leases.renew(image, annotator)
-        self.embeddings.get(self._look(image))
+        self._embedded(self._read(image))
 
     def predict(self, image: int, annotator: str, body: Any) -> Prediction:
-        """Return the masks for a prompt; raises `UsageError` for a wrong one, and as `embed` does."""
+        """Return the masks for a prompt; raises `UsageError` for a wrong one, and as `embed` does.
+
+        The model answers of the image as it was last seen, while the store is looked at; nothing is answered of one
+        that was taken down or has other pixels since.
+        """
         self.embeddings.clicked()
         self.leases.renew(image, annotator)
-        found = self._look(image)
-        prompt = parse_prompt(body, found.size)
-        prediction = self.decoder.predict(image, annotator, self.embeddings.get(found), prompt)
-        self.embeddings.clicked()
-        return prediction
+        known = self.source.known(image)
+        if known is not None:
+            look = self._looks.submit(self._read, image)
+            prediction = self._predict(known, annotator, body)
+            try:
+                found = look.result()
+            except GoneError:
+                self.kept.forget(image)  # what was made meanwhile
+                raise
+            if found.jpeg_sha256 == known.jpeg_sha256:
+                return prediction
+            self.kept.see(found)
+        return self._predict(self._read(image), annotator, body)
 
     def save(self, image: int, annotator: str, n: int, body: Any) -> Answer:
         """Put an answer; returns what is there.
@@ -167,8 +155,7 @@ class Desk:
         Raises `UsageError` or `AnswerError` for a body that is no answer to this image, `LostRaceError` if another
         answer has this number or the image is another one now, `GoneError` or `TakenDownError` if it was taken down.
         """
-        found = self.source.read(image)
-        self._see(found)
+        found = self._read(image)
         if not isinstance(body, Mapping) or set(body) - _SAID:
             raise UsageError(f"expected an object with {', '.join(sorted(_SAID))}, no others")
         if not isinstance(body.get("base"), str):
@@ -213,7 +200,21 @@ class Desk:
         """Return what a detector's boxes prefill; waits for the embedding."""
         if self.prefills is None:
             return []
-        return [mask.to_dict() for mask in self.prefills.of(found, self.embeddings.get(found))]
+        return [mask.to_dict() for mask in self.prefills.of(found, self._embedded(found).embedding)]
+
+    def _predict(self, found: OpenImage, annotator: str, body: Any) -> Prediction:
+        prompt = parse_prompt(body, found.size)
+        prediction = self.decoder.predict(annotator, self._embedded(found), prompt)
+        self.embeddings.clicked()
+        return prediction
+
+    def _embedded(self, found: OpenImage) -> Embedded:
+        """Return an image's embedding; nobody else is given one that cannot be decoded."""
+        try:
+            return self.embeddings.get(found)
+        except NoPictureError as error:
+            self._pass_over(found.place.id, error)
+            raise
 
     def _put(self, answer: Answer, found: OpenImage) -> Answer:
         done = self.board.lanes(answer.image).get(answer.lane)
@@ -270,12 +271,13 @@ class Desk:
         return None
 
     def _check(self, image: int) -> None:
-        """Read an image; nobody is given one that was taken down or has no picture."""
+        """Read an image; nobody is given one that was taken down or cannot be read."""
         try:
-            self._see(found := self.source.read(image))
-            self._note(image, found)
-        except (GoneError, NoPictureError):
-            self._forget(image)
+            self._note(image, self._read(image))
+        except GoneError:
+            pass
+        except (NoPictureError, NotFoundError, DamagedDatasetError) as error:
+            self._pass_over(image, error)
 
     def _lane(self, image: int, annotator: str) -> int:
         """Return the lane of an image that is an annotator's, or would be; of none that is free the first."""
@@ -308,39 +310,29 @@ class Desk:
             over = bool(self.queue.merged[rank]) or image in self._gone or image in self._merged
             self._over[rank] = over or len(done) >= self.queue.lanes(image)
 
-    def _look(self, image: int) -> OpenImage:
-        """Return an image as it was seen in the last seconds, or now."""
-        with self._lock:
-            known = self._seen.get(image)
-        if known is not None and time.monotonic() - known[0] < _FRESH_S:
-            return known[1]
+    def _read(self, image: int) -> OpenImage:
+        """Return an image as it is now; raises as `ImageSource.read`. What was made of another state is forgotten."""
         try:
             found = self.source.read(image)
         except GoneError:
             self._forget(image)
             raise
-        self._see(found)
+        self.kept.see(found)
         return found
 
-    def _see(self, found: OpenImage) -> None:
-        image = found.place.id
-        with self._lock:
-            known = self._seen.pop(image, None)
-            self._seen[image] = (time.monotonic(), found)
-            while len(self._seen) > AHEAD * 4:
-                del self._seen[next(iter(self._seen))]
-        if known is not None and known[1].jpeg != found.jpeg:
-            self.embeddings.forget(image)
-            self.decoder.forget(image)
-
     def _forget(self, image: int) -> None:
+        self.kept.forget(image)
+        self._pass_over(image)
+
+    def _pass_over(self, image: int, error: SegmintError | None = None) -> None:
+        """Give an image to nobody any more: it was taken down, or it cannot be opened because of an error."""
+        if error is None:
+            self.board.forget(image)
+        elif image not in self._gone:
+            get_logger("annotate").warning("image_passed_over", image=image, error=str(error))
         with self._lock:
-            self._seen.pop(image, None)
             self._gone.add(image)
         self._note(image)
-        self.embeddings.forget(image)
-        self.decoder.forget(image)
-        self.board.forget(image)
 
 
 def _check_former(answer: Answer, found: OpenImage) -> None:

@@ -1,7 +1,10 @@
 """Requests of the annotators' pages: bodies within a limit, answers in threads, and errors as JSON."""
 
+import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from types import MappingProxyType
 from typing import Any
 
@@ -10,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from segmint.catalogs.dataset.annotations.answers import MOST_BYTES, AnswerError
+from segmint.catalogs.dataset.annotations.answers import AnswerError
 from segmint.catalogs.dataset.annotations.saved import TakenDownError
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import StorageFaultError
@@ -20,7 +23,16 @@ from segmint.pipeline.view import app as view
 from segmint.pipeline.view.images import NoPictureError
 from segmint.pipeline.view.index import UnknownImageError
 
+SMALL_BYTES = 64 << 10
+"""The limit of bodies that have only a few fields."""
+
+PROMPT_BYTES = 4 << 20
+"""The limit of prompts, which may have a mask."""
+
 _DIGITS = 9
+_LARGE = 1 << 20
+_MOST_VALUES = 4_000_000
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Answering = Callable[[Request], Awaitable[Response]]
 
@@ -38,45 +50,73 @@ def reads(answer: Callable[[Request], Response]) -> Answering:
     return run
 
 
-def writes(answer: Callable[[Request, Any], Response]) -> Answering:
-    """Return an endpoint that takes a JSON body: `answer` gets it, and runs in a thread."""
+class Bodies:
+    """The bodies of an application's writes, in bounded memory.
 
-    async def run(request: Request) -> Response:
-        body = await _body(request)
-        return await run_in_threadpool(lambda: answer(request, _parsed(body)))
+    Each endpoint has a limit. Of the bodies over 1 MiB as many as `at_once` are read and answered at a time, as JSON
+    takes many times its size; the others wait. One that stops arriving is refused.
+    """
 
-    return run
+    def __init__(self, at_once: int = 2, patience_s: float = 30.0) -> None:
+        self._large = asyncio.Semaphore(at_once)
+        self._patience_s = patience_s
 
+    def writes(self, answer: Callable[[Request, Any], Response], most: int = SMALL_BYTES) -> Answering:
+        """Return an endpoint that takes a JSON body of at most `most` bytes: `answer` gets it, and runs in a thread."""
 
-async def _body(request: Request) -> bytes:
-    """Return a request's body; raises `TooLargeError` as soon as it is over the limit, whatever it says of itself."""
-    problem = TooLargeError(f"a request has at most {MOST_BYTES:,} bytes")
-    said = request.headers.get("content-length", "0")
-    if not (said.isascii() and said.isdecimal()) or int(said[:20]) > MOST_BYTES:
-        raise problem
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size > MOST_BYTES:
-                raise problem
-            parts.append(part)
-    except ClientDisconnect as error:
-        raise UsageError("the request ended early") from error
-    return b"".join(parts)
+        async def run(request: Request) -> Response:
+            async with AsyncExitStack() as stack:
+                body = await self._read(request, most, stack)
+                return await run_in_threadpool(lambda: answer(request, _parsed(body)))
+
+        return run
+
+    async def _read(self, request: Request, most: int, stack: AsyncExitStack) -> bytes:
+        """Return a body; raises `TooLargeError` as soon as it is over the limit, whatever it says of itself."""
+        problem = TooLargeError(f"this request has at most {most:,} bytes")
+        said = request.headers.get("content-length", "0")
+        if not (said.isascii() and said.isdecimal()) or int(said[:20]) > most:
+            raise problem
+        parts: list[bytes] = []
+        size = 0
+        stream = request.stream()
+        try:
+            while True:
+                async with asyncio.timeout(self._patience_s):
+                    part = await anext(stream, None)
+                if part is None:
+                    return b"".join(parts)
+                if size <= _LARGE < size + len(part):
+                    await stack.enter_async_context(self._large)
+                size += len(part)
+                if size > most:
+                    raise problem
+                parts.append(part)
+        except ClientDisconnect as error:
+            raise UsageError("the request ended early") from error
+        except TimeoutError as error:
+            raise UsageError(f"the request stopped for {self._patience_s:g} seconds") from error
 
 
 def _parsed(body: bytes) -> Any:
-    """Return a body's JSON, {} for an empty one; raises `UsageError` for anything else, and for NaN and infinities."""
+    """Return a body's JSON, {} for an empty one.
+
+    Raises `UsageError` for anything else, for NaN and infinities, for halves of surrogate pairs, and for more values
+    than any answer has.
+    """
 
     def refuse(text: str) -> float:
         raise ValueError(f"{text} is no number in JSON")
 
+    if len(body) > _LARGE and sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise UsageError(f"the request has over {_MOST_VALUES:,} values")
     try:
-        return json.loads(body, parse_constant=refuse) if body else {}
+        value = json.loads(body.decode(), parse_constant=refuse) if body else {}
+        if _SURROGATE.search(body):
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"the request is not JSON: {str(error)[:200]}") from error
+        raise UsageError(f"the request is not JSON: {str(error)[:200]!a}") from error
+    return value
 
 
 def field(body: Any, name: str, kind: Any) -> Any:

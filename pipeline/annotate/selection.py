@@ -17,6 +17,7 @@ _TEXT = {"lower", "upper", "length", "contains", "starts_with", "ends_with", "pr
 _PATTERNS = {"regexp_matches", "regexp_full_match"}
 _NESTED = {"list_contains", "len", "struct_extract", "array_extract", "list_value", "element_at"}
 _FUNCTIONS = frozenset(_OPERATORS | _PLAIN | _TEXT | _PATTERNS | _NESTED)
+_SHOWN = 200  # characters of a long condition that an error repeats
 _EXAMPLE = "as in --select 'masks < 10' or --select \"country = 'FR' AND faces = 0\""
 
 
@@ -34,6 +35,10 @@ def check_selection(tables: DatasetTables, text: str) -> str:
             parsed = json.loads(found[0]) if found else {}
             _check(parsed, text)
             described = cursor.execute(f"DESCRIBE SELECT ({text}\n) AS condition FROM images").fetchall()
+        except RecursionError as error:
+            raise UsageError(
+                f"--select {text[:_SHOWN]!r}…: it is nested too deeply; name values as in id IN (1, 2, 3)"
+            ) from error
         except duckdb.Error as error:
             raise UsageError(f"--select {text!r}: {str(error).splitlines()[0]}; {_EXAMPLE}") from error
     if described[0][1] != "BOOLEAN":
@@ -59,12 +64,16 @@ def _check(parsed: dict[str, Any], text: str) -> None:
     _check_expression(node["select_list"][0], text)
 
 
-def _check_expression(value: Any, text: str) -> None:
+def _check_expression(expression: Any, text: str) -> None:
     """Refuse queries, windows, parameters and functions that could read anything but the row."""
-    if isinstance(value, list):
-        for each in value:
-            _check_expression(each, text)
-    elif isinstance(value, dict):
+    waiting = [expression]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+            continue
+        if not isinstance(value, dict):
+            continue
         kind = value.get("class")
         if kind == "FUNCTION":
             name = str(value.get("function_name")).lower()
@@ -72,5 +81,4 @@ def _check_expression(value: Any, text: str) -> None:
                 raise UsageError(f"--select {text!r}: the function {name} is not one that conditions may have")
         elif kind is not None and kind not in _ALLOWED:
             raise UsageError(f"--select {text!r}: {kind.lower()} is not allowed in a condition; {_EXAMPLE}")
-        for each in value.values():
-            _check_expression(each, text)
+        waiting += value.values()

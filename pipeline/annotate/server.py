@@ -20,13 +20,14 @@ from segmint.infra.storage.location import Location
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.segment.models import load_model
+from segmint.pipeline.annotate.about import About
 from segmint.pipeline.annotate.access import Origin, Team
 from segmint.pipeline.annotate.app import make_app
 from segmint.pipeline.annotate.board import Board
 from segmint.pipeline.annotate.clicks.decoder import Decoder
 from segmint.pipeline.annotate.clicks.embeddings import Embeddings
 from segmint.pipeline.annotate.clicks.prefill import ObjectFinder, Prefills, mask_settings
-from segmint.pipeline.annotate.desk import About, Desk
+from segmint.pipeline.annotate.desk import Desk
 from segmint.pipeline.annotate.leases import Leases
 from segmint.pipeline.annotate.queue import QueueOptions, make_queue
 from segmint.pipeline.annotate.source import ImageSource, check_images
@@ -94,6 +95,8 @@ def open_desk(dataset: Location, options: AnnotateOptions) -> Iterator[Opened]:
         )
         masks = stack.enter_context(Decoder(predictor))
         desk = Desk(dataset, about, queue, source, Board(dataset), embeddings, masks, Leases(), prefills)
+        stack.enter_context(closing(desk))
+        stack.enter_context(desk.kept)
         yield Opened(desk, note)
 
 

@@ -1,8 +1,9 @@
 """The images that people annotate, as the dataset has them now: commits that come meanwhile are seen."""
 
+import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from segmint.pipeline.view.index import ImageIndex
 Row = Mapping[str, Any]
 
 _SHARDS = 8  # whose tables are open
-_IMAGES = 16  # that are kept, each with its JPEG
+_IMAGES = 32  # that are kept, each with its JPEG
 _MEMORY = "512MB"
 _ATTEMPTS = 3
 
@@ -48,6 +49,11 @@ class OpenImage:
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels of the JPEG, the frame of everything."""
         return self.row["height"], self.row["width"]
+
+    @cached_property
+    def jpeg_sha256(self) -> str:
+        """The SHA-256 of its JPEG, in hexadecimal digits."""
+        return hashlib.sha256(self.jpeg).hexdigest()
 
     @cached_property
     def base(self) -> str:
@@ -90,10 +96,10 @@ class ImageSource:
         """
         place = self._index.place(image)
         if place.ordinal in taken_images(read_tombstones(self._dataset)):
-            self._forget(image)
+            self.forget(image)
             raise GoneError(f"image {image} was taken down")
         for attempt in range(_ATTEMPTS):
-            generation = max(self._log.generations_of(place.shard), default=0)
+            generation = self.generation(place.shard)
             with self._lock:
                 known = self._images.get(image)
                 if known is not None and known.generation == generation:
@@ -112,16 +118,45 @@ class ImageSource:
             return found
         raise AssertionError("unreachable")
 
+    def known(self, image: int) -> OpenImage | None:
+        """Return an image as it was last read, without a look at the store; None if it is not kept."""
+        with self._lock:
+            found = self._images.get(image)
+            if found is not None:
+                self._images.move_to_end(image)
+            return found
+
+    def images(self) -> Collection[int]:
+        """Return the ids of the images that are kept."""
+        with self._lock:
+            return list(self._images)
+
+    def forget(self, image: int, unless: str | None = None) -> None:
+        """Forget an image, unless its JPEG has the SHA-256 `unless`."""
+        with self._lock:
+            known = self._images.get(image)
+            if known is not None and known.jpeg_sha256 != unless:
+                del self._images[image]
+
+    def shard_of(self, image: int) -> int:
+        """Return the shard of an image; raises `UnknownImageError`."""
+        return self._index.place(image).shard
+
+    def generation(self, shard: int) -> int:
+        """Return the generation of a shard's latest commit, 0 without one: one listing of the store."""
+        return max(self._log.generations_of(shard), default=0)
+
+    def taken(self, images: Iterable[int]) -> list[int]:
+        """Return which images were taken down: one listing of the store."""
+        taken = taken_images(read_tombstones(self._dataset))
+        return [image for image in images if self._index.place(image).ordinal in taken]
+
     def close(self) -> None:
         """Close all tables."""
         with self._lock, ExitStack() as stack:
             for tables in self._tables.values():
                 stack.callback(tables.close)
             self._tables.clear()
-
-    def _forget(self, image: int) -> None:
-        with self._lock:
-            self._images.pop(image, None)
 
     def _read(self, place: Place, generation: int) -> OpenImage:
         commit = self._log.read(place.shard, generation)
@@ -136,6 +171,8 @@ class ImageSource:
                     for kind in SCHEMAS
                     for entry in [commit.file(kind)]
                 }
+                for older in [key for key in self._tables if key[0] == place.shard]:
+                    self._tables.pop(older).close()
                 tables = self._open(files)
                 self._tables[place.shard, generation] = tables
                 while len(self._tables) > _SHARDS:
@@ -143,7 +180,7 @@ class ImageSource:
             rows = tables.query(f"SELECT * FROM images WHERE {where}").to_pylist()
             masks = tables.query(f"SELECT * FROM masks WHERE {where} ORDER BY annotation_id").to_pylist()
         if not rows:
-            self._forget(place.id)
+            self.forget(place.id)
             raise GoneError(f"image {place.id} is no longer in the dataset")
         jpeg = index_tar(self._dataset, commit).read(image_name(place.id))
         if jpeg is None:

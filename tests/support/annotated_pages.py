@@ -44,7 +44,7 @@ class Served:
     def embedding(self, image: int) -> Any:
         """Return the image's embedding, the one that clicks use."""
         desk = self.opened.desk
-        return desk.embeddings.get(desk.source.read(image))
+        return desk.embeddings.get(desk.source.read(image)).embedding
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,6 +17,7 @@ from torch import Tensor
 from segmint.model.automatic.rle import Rle, decode
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.pipeline.annotate.clicks.drawing import DrawnMask, draw_mask
+from segmint.pipeline.annotate.clicks.embeddings import Embedded
 from segmint.pipeline.annotate.clicks.prompts import Part, Prompt
 
 HANDLES = 128
@@ -55,9 +56,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Kept:
-    """The logits (C, 256, 256) of an answer's masks, whose they are, and which was chosen."""
+    """The logits (C, 256, 256) of an answer's masks, of which JPEG and whose they are, and which was chosen."""
 
     image: int
+    jpeg_sha256: str
     annotator: str
     logits: Tensor
     chosen: int
@@ -87,18 +89,29 @@ class Decoder:
     ) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    def predict(self, image: int, annotator: str, embedding: Embedding, prompt: Prompt) -> Prediction:
-        """Return the masks for a prompt; a handle that is not known is left out, and the answer says so."""
-        return self._thread.submit(self._predict, image, annotator, embedding, prompt).result()
+    def predict(self, annotator: str, embedded: Embedded, prompt: Prompt) -> Prediction:
+        """Return the masks for a prompt.
 
-    def forget(self, image: int) -> None:
-        """Forget the logits of an image because it was taken down or changed."""
+        A handle that is not known, or names logits of other pixels than the embedding's, is left out, and the answer
+        says so.
+        """
+        return self._thread.submit(self._predict, annotator, embedded, prompt).result()
+
+    def images(self) -> Collection[int]:
+        """Return the ids of the images of which logits are kept."""
         with self._lock:
-            for handle in [handle for handle, kept in self._kept.items() if kept.image == image]:
+            return {kept.image for kept in self._kept.values()}
+
+    def forget(self, image: int, unless: str | None = None) -> None:
+        """Forget the logits of an image, unless they are of the JPEG with the SHA-256 `unless`."""
+        with self._lock:
+            old = [name for name, kept in self._kept.items() if kept.image == image and kept.jpeg_sha256 != unless]
+            for handle in old:
                 del self._kept[handle]
 
-    def _predict(self, image: int, annotator: str, embedding: Embedding, prompt: Prompt) -> Prediction:
-        before = self._logits_of(prompt.after, image, annotator)
+    def _predict(self, annotator: str, embedded: Embedded, prompt: Prompt) -> Prediction:
+        embedding = embedded.embedding
+        before = self._logits_of(prompt.after, embedded, annotator)
         if before is None and prompt.mask is not None:
             before = mask_logits(Rle(embedding.frame_size, prompt.mask), embedding)
         masks = self._predictor.predict(embedding, **arguments(prompt, before), multimask=before is None)
@@ -114,18 +127,18 @@ class Decoder:
         order = sorted(range(len(answered)), key=lambda index: (answered[index].drawn.area, index))
         answered = [answered[index] for index in order]
         chosen = choose(answered, prompt.part)
-        handle = self._keep(_Kept(image, annotator, logits[order], chosen))
+        handle = self._keep(_Kept(embedded.image, embedded.jpeg_sha256, annotator, logits[order], chosen))
         return Prediction(tuple(answered), chosen, handle, prompt.after is not None and before is None)
 
-    def _logits_of(self, handle: str | None, image: int, annotator: str) -> Tensor | None:
-        """Return the logits (1, 1, 256, 256) that a handle of this annotator and image names.
+    def _logits_of(self, handle: str | None, of: Embedded, annotator: str) -> Tensor | None:
+        """Return the logits (1, 1, 256, 256) that a handle of this annotator and JPEG names.
 
         `HANDLE` names the mask that was chosen, `HANDLE.N` another one of the answer.
         """
         name, _, number = (handle or "").partition(".")
         with self._lock:
             kept = self._kept.get(name)
-            if kept is None or (kept.image, kept.annotator) != (image, annotator):
+            if kept is None or (kept.image, kept.jpeg_sha256, kept.annotator) != (of.image, of.jpeg_sha256, annotator):
                 return None
             self._kept.move_to_end(name)
         index = kept.chosen if not number else int(number) if number in ("0", "1", "2") else len(kept.logits)

@@ -1,33 +1,43 @@
 """A mask of low-resolution logits in the image's frame: the pixels of `Predictor.upscale`, for less work on a CPU.
 
-Both steps of interpolation are one matrix for each axis (`segmint.model.automatic.interpolation`), so that only the box
-around the mask is computed. That sums in another order, which could turn a pixel whose logit is all but 0. Where there
-is one, the mask is upscaled as the predictor does it.
+Both steps of interpolation are one matrix for each axis (`segmint.model.automatic.interpolation`), so that only the
+pixels around the mask's border are computed:
+
+1. *Banded.* Bands of rows are computed one after another and thresholded in a core's cache. A mask begins and ends
+   where pixels differ from those above them: no whole mask is held.
+2. *Solid.* A pixel is a mean of the logits that it touches. Where all are over +1 it is in the masks at -1, 0 and +1,
+   and where none is over -1 it is in none of them: these columns of a band are not computed.
+3. *Exact.* Another order of summing could turn a pixel whose logit is all but 0. Such a pixel's row is computed as the
+   predictor does it (`exact_rows.py`). Where there are many, the whole mask is.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.model.automatic.boxes import box_of, xyxy_to_xywh
+from segmint.model.automatic.boxes import box_of
 from segmint.model.automatic.filters import stability_scores
 from segmint.model.automatic.interpolation import Interpolation, interpolation
-from segmint.model.automatic.rle import encode_patch
+from segmint.model.automatic.rle import encode_runs
 from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.pipeline.annotate.clicks.exact_rows import ExactRows
 
 STABILITY_OFFSET = 1.0
 
 # Of float32, times the operations of both orders of summing: what a mean of logits may differ by, relative to them.
-_DIFFERENCE = 16 * 2.0**-24
+_DIFFERENCE = 32 * 2.0**-24
+_SOLID = STABILITY_OFFSET * (1 + 2.0**-10)  # logits over this are over the offset after any rounding
 
-_NO_BOX = (0.0, 0.0, 0.0, 0.0)
-_COLUMNS = 128
+_MOST_DOUBTS = 64  # pixels of a band whose logits are all but 0
+_COLUMNS = 64
 _PIXELS = 1 << 17
+_PRODUCT = 1 << 18  # multiplications: of more, BLAS would wake other threads, which takes longer than they save
+_GAP = 48  # solid columns that are computed rather than the columns around them apart
 
 
 @dataclass(frozen=True)
@@ -40,61 +50,186 @@ class DrawnMask:
     bbox: tuple[float, float, float, float]
 
 
+class _DoubtfulError(Exception):
+    """Too many pixels are all but 0."""
+
+
 def draw_mask(predictor: Predictor, embedding: Embedding, logits: Tensor) -> DrawnMask:
     """Return the mask of logits (256, 256) float32: where the upscaled ones are over 0."""
-    side = predictor.sam.image_size
     if logits.device.type == "cpu":
-        drawn = _draw_box(logits, embedding, side)
-        if drawn is not None:
-            return drawn
+        try:
+            return _draw_border(logits, embedding, predictor.sam.image_size)
+        except _DoubtfulError:
+            pass
     upscaled = predictor.upscale(logits[None, None], embedding)[0]
     mask: NDArray[np.bool_] = (upscaled[0] > 0).cpu().numpy()
-    return _drawn(mask, (0, 0), embedding, float(stability_scores(upscaled, STABILITY_OFFSET)[0]))
+    changes = _Changes(embedding.frame_size, 0)
+    changes.add(mask, 0)
+    return changes.mask(float(stability_scores(upscaled, STABILITY_OFFSET)[0]))
 
 
-def _draw_box(logits: Tensor, embedding: Embedding, side: int) -> DrawnMask | None:
-    """Return the mask, computed inside its box; None if a pixel there is too near to 0."""
-    rows, columns = _interpolations(logits.shape[-1], side, embedding.input_size, embedding.frame_size)
-    over = logits.numpy() > -STABILITY_OFFSET
+def prepare_drawing(predictor: Predictor, embedding: Embedding) -> None:
+    """Compute what masks of images of this size have in common, so that no click waits for it."""
+    _axes(predictor.sam.image_size, embedding.input_size, embedding.frame_size)
+
+
+class _Changes:
+    """Where a mask begins and ends in each column, from bands of its rows; the first column is `left` in the frame."""
+
+    def __init__(self, frame: tuple[int, int], left: int) -> None:
+        self._frame = frame
+        self._left = left
+        self._above: NDArray[np.bool_] | None = None
+        self._next = 0
+        self._found: list[NDArray[np.int64]] = []
+
+    def add(self, rows: NDArray[np.bool_], first: int) -> None:
+        """Add the next rows (n, width), of which the first is row `first` of the frame."""
+        if self._above is None:
+            self._note(np.flatnonzero(rows[0]), first)
+        else:
+            self._note(np.flatnonzero(rows[0] != self._above), first)
+        inside = np.flatnonzero(rows[1:] != rows[:-1])
+        row, column = np.divmod(inside, rows.shape[1])
+        self._found.append((column + self._left) * (self._frame[0] + 1) + row + first + 1)
+        self._above = rows[-1].copy()
+        self._next = first + len(rows)
+
+    def mask(self, stability: float) -> DrawnMask:
+        """Return the mask whose rows were added."""
+        height = self._frame[0]
+        if self._above is not None:
+            self._note(np.flatnonzero(self._above), self._next)
+        # In each column one more than its pixels, so that the end of one is not the start of the next.
+        places = np.sort(np.concatenate([np.zeros(0, np.int64), *self._found]))
+        column, row = np.divmod(places, height + 1)
+        positions = column * height + row
+        starts, ends = positions[0::2], positions[1::2]
+        area = int((ends - starts).sum())
+        box = (0.0, 0.0, 0.0, 0.0)
+        if area:
+            x, y = int(column[0]), int(row[0::2].min())
+            box = (float(x), float(y), float(column[-1] - x), float(row[1::2].max() - 1 - y))
+        stability = 0.0 if math.isnan(stability) else stability
+        return DrawnMask(encode_runs(starts, ends, self._frame).counts, area, stability, box)
+
+    def _note(self, columns: NDArray[np.int64], row: int) -> None:
+        self._found.append((columns + self._left) * (self._frame[0] + 1) + row)
+
+
+def _draw_border(logits: Tensor, embedding: Embedding, side: int) -> DrawnMask:
+    """Return the mask, of which only pixels around its border are computed; raises `_DoubtfulError`."""
+    axes = _axes(side, embedding.input_size, embedding.frame_size)
+    low = logits.numpy()
+    over = low > -STABILITY_OFFSET
     x0, y0, x1, y1 = box_of(over)
-    down, across = rows.reach(y0, y1), columns.reach(x0, x1)
-    height, width = down.stop - down.start, across.stop - across.start
-    if not over.any() or height < 1 or width < 1:
-        return _drawn(np.zeros((1, 1), dtype=np.bool_), (0, 0), embedding, math.nan)
-    margin = float(logits.abs().max()) * _DIFFERENCE
-    touched = rows.touched(down)
-    wide = torch.cat(list(columns.bands(across, logits[touched].T, step=_COLUMNS))).T
-    mask = np.empty((height, width), dtype=np.bool_)
-    inner = outer = done = 0
-    for band in rows.bands(down, wide, step=max(1, _PIXELS // width), first=touched.start):
-        values = band.numpy()
-        np.greater(values, 0, out=mask[done : done + len(values)])
-        if np.count_nonzero(values > margin) != np.count_nonzero(values > -margin):
-            return None
-        inner += int(np.count_nonzero(values > STABILITY_OFFSET))
-        outer += int(np.count_nonzero(values > -STABILITY_OFFSET))
-        done += len(values)
-    return _drawn(mask, (across.start, down.start), embedding, inner / outer if outer else math.nan)
+    down, across = axes.rows.reach(y0, y1), axes.columns.reach(x0, x1)
+    width = across.stop - across.start
+    changes = _Changes(embedding.frame_size, across.start)
+    if not over.any() or down.stop <= down.start or width < 1:
+        return changes.mask(math.nan)
+    margin = float(np.abs(low).max()) * _DIFFERENCE
+    touched = axes.rows.touched(down)
+    wide = _widened(low[touched], axes.columns, across)
+    inner = outer = 0
+    step = max(1, _PIXELS // width)
+    for start in range(down.start, down.stop, step):
+        band = slice(start, min(start + step, down.stop))
+        near = axes.rows.touched(band)
+        inside, outside = _solid(low[near], axes.columns.touches[across])
+        mask = np.empty((band.stop - band.start, width), np.bool_)
+        mask[:] = inside
+        solid = inside.copy()
+        weights = axes.rows.weights[band, near].numpy()
+        given = wide[near.start - touched.start : near.stop - touched.start]
+        for left, right in _spans(~(inside | outside), _PRODUCT // weights.size):
+            values = weights @ given[:, left:right]
+            part = np.greater(values, 0, out=mask[:, left:right])
+            if np.count_nonzero(values > margin) != np.count_nonzero(values > -margin):
+                axes.settle(values, part, logits, (start, across.start + left), margin)
+            inner += int(np.count_nonzero(values > STABILITY_OFFSET))
+            outer += int(np.count_nonzero(values > -STABILITY_OFFSET))
+            solid[left:right] = False
+        whole = int(np.count_nonzero(solid)) * len(mask)
+        inner, outer = inner + whole, outer + whole
+        changes.add(mask, start)
+    return changes.mask(inner / outer if outer else math.nan)
+
+
+def _solid(logits: NDArray[np.float32], touches: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which columns of pixels touch only logits (n, 256) over the offset, and which only such below -offset.
+
+    `touches` (width, 2) are start and end of the logits that a column touches.
+    """
+    start, end = touches.T
+    found = []
+    for odd in (logits.min(axis=0) <= _SOLID, logits.max(axis=0) >= -_SOLID):
+        count = np.concatenate(([0], np.cumsum(odd)))
+        found.append(count[start] == count[end])
+    return found[0], found[1]
+
+
+def _widened(logits: NDArray[np.float32], columns: Interpolation, across: slice) -> NDArray[np.float32]:
+    """Interpolate logits (n, 256) along rows, to the pixels `across` (n, width)."""
+    wide = np.empty((len(logits), across.stop - across.start), np.float32)
+    for start in range(0, wide.shape[1], _COLUMNS):
+        span = slice(across.start + start, min(across.start + start + _COLUMNS, across.stop))
+        near = columns.touched(span)
+        wide[:, start : start + _COLUMNS] = logits[:, near] @ columns.weights[span, near].numpy().T
+    return wide
+
+
+def _spans(wanted: NDArray[np.bool_], most: int) -> Iterator[tuple[int, int]]:
+    """Yield starts and ends of spans of `most` columns that hold all wanted ones, and gaps of a few others."""
+    places = np.flatnonzero(wanted)
+    if places.size:
+        cuts = np.flatnonzero(np.diff(places) > _GAP)
+        starts = places[np.concatenate(([0], cuts + 1))]
+        ends = places[np.concatenate((cuts, [places.size - 1]))] + 1
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            yield from ((left, min(left + most, end)) for left in range(start, end, most))
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """Both axes' interpolations for images of one size, some 4 MB for a frame of 1500 x 2250 pixels."""
+
+    rows: Interpolation
+    columns: Interpolation
+    exact: ExactRows | None  # None where torch computes single rows in another way
+
+    def settle(
+        self,
+        values: NDArray[np.float32],
+        mask: NDArray[np.bool_],
+        logits: Tensor,
+        corner: tuple[int, int],
+        margin: float,
+    ) -> None:
+        """Set those pixels of a mask (h, w) whose `values` are all but 0 to what the predictor's are.
+
+        `corner` is (row, column) of the first pixel in the frame. Raises `_DoubtfulError` for too many.
+        """
+        rows, columns = np.nonzero(np.abs(values) <= margin)
+        if rows.size > _MOST_DOUBTS or self.exact is None:
+            raise _DoubtfulError
+        low = logits.numpy()
+        doubts: dict[int, list[int]] = {}
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            (y0, y1), (x0, x1) = self.rows.touches[corner[0] + row], self.columns.touches[corner[1] + column]
+            if abs(values[row, column]) <= float(np.abs(low[y0:y1, x0:x1]).max()) * _DIFFERENCE:
+                doubts.setdefault(row, []).append(column)
+        for row, places in doubts.items():
+            exact = self.exact.row(logits, corner[0] + row)
+            mask[row, places] = exact[[corner[1] + place for place in places]] > 0
 
 
 @lru_cache(maxsize=16)
-def _interpolations(
-    low_side: int, side: int, input_size: tuple[int, int], frame_size: tuple[int, int]
-) -> tuple[Interpolation, Interpolation]:
-    """Both axes' interpolations, rows first; some 2 MB for a frame of 1500 x 2250 pixels."""
+def _axes(side: int, input_size: tuple[int, int], frame_size: tuple[int, int]) -> _Axes:
+    low_side = 256
     vertical, horizontal = zip(input_size, frame_size, strict=True)
-    return interpolation(low_side, side, *vertical), interpolation(low_side, side, *horizontal)
-
-
-def _drawn(window: NDArray[np.bool_], corner: tuple[int, int], embedding: Embedding, stability: float) -> DrawnMask:
-    """Return the mask of a window (h, w) of the frame, with its `corner` (x, y)."""
-    area = int(np.count_nonzero(window))
-    x0, y0, x1, y1 = box_of(window)
-    patch, at = window[y0 : y1 + 1, x0 : x1 + 1], (corner[0] + x0, corner[1] + y0)
-    x, y, width, height = xyxy_to_xywh((x0, y0, x1, y1))
-    return DrawnMask(
-        counts=encode_patch(patch, at, embedding.frame_size).counts,
-        area=area,
-        stability=0.0 if math.isnan(stability) else stability,
-        bbox=(float(x + corner[0]), float(y + corner[1]), float(width), float(height)) if area else _NO_BOX,
+    return _Axes(
+        interpolation(low_side, side, *vertical),
+        interpolation(low_side, side, *horizontal),
+        ExactRows.make(low_side, side, input_size, frame_size),
     )

@@ -1,12 +1,11 @@
 """Image embeddings in memory, made of released pixels alone, and ahead of the annotators where there is time."""
 
-import hashlib
 import itertools
 import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -18,6 +17,7 @@ from segmint.infra.errors import SegmintError
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import decode_jpeg
+from segmint.pipeline.annotate.clicks.drawing import prepare_drawing
 from segmint.pipeline.annotate.source import OpenImage
 from segmint.pipeline.view.images import NoPictureError
 
@@ -49,8 +49,10 @@ class _Job:
 
 
 class Embeddings:
-    """Makes embeddings in one thread, and keeps the last ones. A context manager; thread-safe.
+    """Makes embeddings in one thread, and keeps the last `kept` ones. A context manager; thread-safe.
 
+    Those that annotators want next are made ahead, everybody's first before anybody's second, and are the last to be
+    dropped. `kept` bounds what all annotators together may want: those who asked longest ago want nothing any more.
     `read` returns an image as it is committed now; `made` is called in that thread with what was made, and the pixels
     (H, W, 3) uint8 RGB. Nothing is written to a disk.
     """
@@ -72,7 +74,7 @@ class Embeddings:
         self._made: OrderedDict[int, Embedded] = OrderedDict()
         self._jobs: queue.PriorityQueue[_Job] = queue.PriorityQueue()
         self._numbers = itertools.count()
-        self._wanted: tuple[int, ...] = ()
+        self._wanted: OrderedDict[str, tuple[int, ...]] = OrderedDict()  # by annotator, who asked last at the end
         self._clicked = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="embeddings", daemon=True)
@@ -92,17 +94,17 @@ class Embeddings:
         with self._lock:
             return len(self._made)
 
-    def get(self, image: OpenImage) -> Embedding:
+    def get(self, image: OpenImage) -> Embedded:
         """Return the embedding of an image in its present state, made now if it is not there.
 
         Raises `NoPictureError` if the picture cannot be decoded.
         """
         known = self.known(image.place.id)
-        if known is not None and known.jpeg_sha256 == _digest(image.jpeg):
-            return known.embedding
+        if known is not None and known.jpeg_sha256 == image.jpeg_sha256:
+            return known
         result: Future[Embedded] = Future()
         self._jobs.put(_Job(_NOW, next(self._numbers), image.place.id, result))
-        return result.result().embedding
+        return result.result()
 
     def known(self, image: int) -> Embedded | None:
         """Return the embedding of an image if it is there, of whatever state of the image."""
@@ -112,22 +114,32 @@ class Embeddings:
                 self._made.move_to_end(image)
             return found
 
-    def prepare(self, images: Iterable[int]) -> None:
-        """Make the embeddings of these images ahead, in this order, unless others are asked for meanwhile."""
-        wanted = tuple(dict.fromkeys(images))
+    def prepare(self, annotator: str, images: Iterable[int]) -> None:
+        """Make the embeddings of these images ahead, in this order, unless the annotator asks for others meanwhile."""
+        wanted = tuple(dict.fromkeys(images))[: self._kept]
         with self._lock:
-            self._wanted = wanted
-        for image in wanted:
-            self._jobs.put(_Job(_AHEAD, next(self._numbers), image))
+            self._wanted[annotator] = wanted
+            self._wanted.move_to_end(annotator)
+            while len(self._all_wanted()) > self._kept:
+                self._wanted.popitem(last=False)
+        for place, image in enumerate(wanted):
+            self._jobs.put(_Job(_AHEAD + place, next(self._numbers), image))
 
     def clicked(self) -> None:
         """Note that somebody works: what is made ahead waits a little."""
         self._clicked = time.monotonic()
 
-    def forget(self, image: int) -> None:
-        """Forget an image's embedding because it was taken down or changed."""
+    def images(self) -> Collection[int]:
+        """Return the ids of the images whose embeddings are kept."""
         with self._lock:
-            self._made.pop(image, None)
+            return list(self._made)
+
+    def forget(self, image: int, unless: str | None = None) -> None:
+        """Forget an image's embedding, unless it was made of the JPEG with the SHA-256 `unless`."""
+        with self._lock:
+            known = self._made.get(image)
+            if known is not None and known.jpeg_sha256 != unless:
+                del self._made[image]
 
     def _work(self) -> None:
         while not self._closed:
@@ -161,28 +173,28 @@ class Embeddings:
                 self._jobs.put(job)
                 return False
         with self._lock:
-            return job.image in self._wanted and job.image not in self._made
+            return job.image in self._all_wanted() and job.image not in self._made
+
+    def _all_wanted(self) -> set[int]:
+        return {image for images in self._wanted.values() for image in images}
 
     def _make(self, number: int) -> Embedded:
         image = self._read(number)
-        digest = _digest(image.jpeg)
         known = self.known(number)
-        if known is not None and known.jpeg_sha256 == digest:
+        if known is not None and known.jpeg_sha256 == image.jpeg_sha256:
             return known
         try:
             pixels = self._decoder.run(decode_jpeg, image.jpeg)
         except UndecodableError as error:
             raise NoPictureError(f"the picture of image {number} cannot be decoded: {error}") from error
-        made = Embedded(number, digest, self._predictor.embed(pixels, image.size))
+        made = Embedded(number, image.jpeg_sha256, self._predictor.embed(pixels, image.size))
+        prepare_drawing(self._predictor, made.embedding)
         with self._lock:
             self._made[number] = made
             self._made.move_to_end(number)
+            wanted = self._all_wanted() | {number}
             while len(self._made) > self._kept:
-                self._made.popitem(last=False)
+                del self._made[next((each for each in self._made if each not in wanted), next(iter(self._made)))]
         if self._then is not None:
             self._then(image, pixels, made.embedding)
         return made
-
-
-def _digest(jpeg: bytes) -> str:
-    return hashlib.sha256(jpeg).hexdigest()

@@ -7,7 +7,7 @@ its thresholds of predicted IoU and stability, none that a better one of its box
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,13 @@ class ObjectFinder:
         self._detector.close()
 
 
+@dataclass(frozen=True)
+class _Made:
+    base: str
+    jpeg_sha256: str
+    masks: tuple[Prefilled, ...]
+
+
 class Prefills:
     """What is prefilled in images, made with their embeddings and kept for the last ones. Thread-safe."""
 
@@ -167,7 +174,7 @@ class Prefills:
         self._settings = settings
         self._kept = kept
         self._lock = threading.Lock()
-        self._made: OrderedDict[int, tuple[str, tuple[Prefilled, ...]]] = OrderedDict()  # with the base, by image
+        self._made: OrderedDict[int, _Made] = OrderedDict()
 
     def make(self, image: OpenImage, pixels: NDArray[np.uint8], embedding: Embedding) -> None:
         """Make the masks of an image; one on which the detector fails has none, and a warning says so."""
@@ -178,7 +185,7 @@ class Prefills:
             boxes = []
         masks = prefill(self._predictor, embedding, boxes, list(image.counts.values()), self._settings)
         with self._lock:
-            self._made[image.place.id] = image.base, tuple(masks)
+            self._made[image.place.id] = _Made(image.base, image.jpeg_sha256, tuple(masks))
             self._made.move_to_end(image.place.id)
             while len(self._made) > self._kept:
                 self._made.popitem(last=False)
@@ -187,11 +194,23 @@ class Prefills:
         """Return the masks of an image in its present state, made now if they are not there."""
         for _ in range(2):
             with self._lock:
-                base, masks = self._made.get(image.place.id, ("", ()))
-            if base == image.base:
-                return masks
+                made = self._made.get(image.place.id)
+            if made is not None and made.base == image.base:
+                return made.masks
             self.make(image, self._decoder.run(decode_jpeg, image.jpeg), embedding)
         return ()  # another state of the image is opened at the same time
+
+    def images(self) -> Collection[int]:
+        """Return the ids of the images whose masks are kept."""
+        with self._lock:
+            return list(self._made)
+
+    def forget(self, image: int, unless: str | None = None) -> None:
+        """Forget the masks of an image, unless they were made of the JPEG with the SHA-256 `unless`."""
+        with self._lock:
+            known = self._made.get(image)
+            if known is not None and known.jpeg_sha256 != unless:
+                del self._made[image]
 
 
 def mask_settings(manifest: DatasetManifest) -> MaskSettings:

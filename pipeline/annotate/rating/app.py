@@ -22,7 +22,7 @@ from starlette.routing import Route
 from segmint.pipeline.annotate.access import Gate, NotOwnerError, Team, check_name
 from segmint.pipeline.annotate.app import ASSETS, assets
 from segmint.pipeline.annotate.rating.desk import OtherRatingError, RatingDesk
-from segmint.pipeline.annotate.requests import PROBLEMS, field, number_in, reads, writes
+from segmint.pipeline.annotate.requests import PROBLEMS, Bodies, field, number_in, reads
 from segmint.pipeline.view import app as view
 
 
@@ -48,6 +48,7 @@ def make_rating_app(desk: RatingDesk, team: Team) -> Starlette:
         name = check_name(field(body, "annotator", str))
         return view.json_response({"annotator": name, "address": team.address(name)})
 
+    writes = Bodies().writes
     routes = [
         Route("/", view.asset(ASSETS / "rate.html")),
         *(Route(f"/assets/{name}", view.asset(path)) for name, path in assets().items()),

@@ -29,7 +29,7 @@ from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import wrong_fields
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.annotate.desk import IDLE_S
+from segmint.pipeline.annotate.about import IDLE_S
 from segmint.pipeline.annotate.rating.sample import SampledMask, order_for
 from segmint.pipeline.annotate.source import GoneError, ImageSource, OpenImage
 from segmint.pipeline.view.images import NoPictureError

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,19 @@ def test_an_answer_is_kept_and_the_page_goes_on(ann: TestClient, dataset: Path) 
     assert (progress["images"], progress["answered"], progress["masks"]) == (6, 1, 0)
     assert progress["annotators"] == [{"name": "ann", "images": 1, "masks": 0, "seconds_a_mask": None}]
     assert json.loads((dataset / "annotations/0/0.2.json").read_bytes())["n"] == 2
+
+
+def test_an_image_that_cannot_be_decoded_is_given_to_nobody_again(ann: TestClient, dataset: Path) -> None:
+    tar = min((dataset / "shards").glob("*.tar"))
+    with tarfile.open(tar) as archive:
+        member = archive.getmember("sa_1.jpg")
+    data = bytearray(tar.read_bytes())
+    data[member.offset_data : member.offset_data + member.size] = bytes(member.size)
+    tar.write_bytes(data)
+    assert ann.post("/api/next", json={}).json()["image"] == 1
+    assert ann.post("/api/images/1/embed").status_code == 404
+    assert ann.post("/api/next", json={}).json()["image"] == 2  # a reload
+    assert ann.post("/api/next", json={"after": 7}).json()["image"] == 2
 
 
 def test_every_image_is_given_once(ann: TestClient) -> None:

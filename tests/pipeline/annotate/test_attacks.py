@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from segmint.catalogs.dataset.annotations.answers import MOST_BYTES, read_answers
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
 from segmint.model.automatic.rle import encode
+from segmint.pipeline.annotate.requests import PROMPT_BYTES, SMALL_BYTES
 from segmint.pipeline.annotate.server import Opened, open_desk
 from tests.support.annotating import ORIGIN, WRITE, Annotators, click, draft, options, saved_files
 from tests.support.locations import location_of
@@ -130,7 +131,16 @@ def test_what_is_no_answer_to_this_image_is_refused(team: Annotators, dataset: P
         answer = ann.put("/api/images/1/answers/1", json=body)
         assert answer.status_code == 400, (answer.status_code, str(body)[:200])
     text = json.dumps(good)
-    for broken in ("{", "[" * 100_000, text.replace("5.0", "NaN"), text.replace("5.0", "1e999"), "9" * 5_000, "\xff"):
+    surrogates = ('{"\\ud800": 1}', text.replace('"masks"', '"\\udfff"'), text.replace("assisted", "\\uDBFF"))
+    for broken in (
+        *surrogates,
+        "{",
+        "[" * 100_000,
+        text.replace("5.0", "NaN"),
+        text.replace("5.0", "1e999"),
+        "9" * 5_000,
+        "\xff",
+    ):
         answer = ann.put("/api/images/1/answers/1", content=broken.encode("latin-1"))
         assert answer.status_code == 400, broken[:50]
     assert ann.put("/api/images/1/answers/1", json={**good, "base": "0" * 64}).status_code == 409
@@ -148,7 +158,7 @@ def test_odd_prompts_are_refused(team: Annotators) -> None:
         *({"box": [1, 1, 0, 5]}, {"box": [1, 1, width, 5]}, {"box": "x"}, {"mask": "x"}, {"mask": ""}, {"mask": 5}),
         *({"mask": counts([height + 1, width])}, {"points": [[1, 1, 1]], "from": 5}, {"points": [[1, 1, 1]], "x": 1}),
     ]
-    for prompt in prompts:
+    for prompt in (*prompts, {"\ud800": 1}, {"points": [[5, 5, 1]], "from": "\udfff"}):
         answer = ann.post("/api/images/1/predict", content=json.dumps({"prompt": prompt}))
         assert answer.status_code == 400, (answer.status_code, str(prompt)[:100])
     for part in ("x", [], None):
@@ -172,7 +182,8 @@ def test_bodies_of_100_mb_are_refused(team: Annotators, dataset: Path, told: boo
     for path, method in (("/api/images/1/answers/1", "PUT"), ("/api/images/1/predict", "POST"), ("/api/next", "POST")):
         answer = ann.request(method, path, content=pieces(), headers=headers)
         assert answer.status_code == 413
-    assert f"{MOST_BYTES:,}" in answer.json()["error"]
+        most = MOST_BYTES if method == "PUT" else PROMPT_BYTES if "predict" in path else SMALL_BYTES
+        assert f"{most:,}" in answer.json()["error"]
     assert not saved_files(dataset)
 
 
@@ -190,12 +201,13 @@ def test_what_was_taken_down_stays_so(team: Annotators, dataset: Path, opened: O
     ann = team.who("ann")
     told = ann.get("/api/images/1").json()
     body = draft(told, [counts(told["size"])])
-    assert ann.post("/api/images/1/embed").status_code == 204
+    assert click(ann, 1, (5, 5, 1))["masks"]
     image = TakenImage(ordinal=0, id=1, image_id=told["image"]["image_id"], uri="x", sha256=None)
     put_tombstone(
         location_of(dataset),
         Tombstone(asked=Asked(ids=("1",)), reason="x", when="2026-11-22T00:00:00Z", images=(image,)),
     )
+    assert ann.post("/api/images/1/predict", json={"prompt": {"points": [[5, 5, 1]]}}).status_code == 410
     assert ann.post("/api/next", json={}).json()["image"] == 2
     assert ann.put("/api/images/1/answers/1", json=body).status_code == 410
     assert ann.get("/api/images/1").json()["state"] == "gone"

@@ -37,6 +37,8 @@ BAD = {
     "row_number() OVER () > 1": "not allowed",
     "masks = $1": "not allowed",
     "masks = ?": "not allowed",
+    "id" + " + 1" * 400 + " > 0": "nested too deeply",
+    "(" * 3_000 + "true" + ")" * 3_000: "depth",
 }
 
 
@@ -48,6 +50,8 @@ def test_conditions(minted: Path) -> None:
             found = tables.query(f"SELECT id FROM images WHERE {condition} ORDER BY id").column("id").to_pylist()
             if text.startswith("masks < 10"):
                 assert found == [row["id"] for row in rows if row["masks"] < 10]
+        many = " OR ".join(f"id = {number}" for number in range(2, 2_000))
+        assert check_selection(tables, many) == f"({many}\n)"
         for text, told in BAD.items():
             with pytest.raises(UsageError, match=told) as error:
                 check_selection(tables, text)

@@ -102,7 +102,9 @@ def test_confident_masks_of_a_detectors_boxes_are_there_until_the_image_is_answe
         opened = ann.get(f"/api/images/{image}").json()
         there = desk.source.read(image)
         own = list(there.counts.values())
-        expected = prefill(desk.embeddings._predictor, desk.embeddings.get(there), ninths(there.size), own, settings)
+        expected = prefill(
+            desk.embeddings._predictor, desk.embeddings.get(there).embedding, ninths(there.size), own, settings
+        )
         assert tuple(expected) == ahead[image]
         assert opened["prefill"] == [mask.to_dict() for mask in expected]
         codes, others = (

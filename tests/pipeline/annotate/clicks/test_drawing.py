@@ -5,14 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from segmint.model.automatic.boxes import box_of
 from segmint.model.automatic.filters import stability_scores
-from segmint.model.automatic.rle import Rle, decode
+from segmint.model.automatic.rle import Rle, decode, encode
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.pipeline.annotate.clicks import drawing
+from segmint.pipeline.annotate.clicks import drawing, exact_rows
 from segmint.pipeline.annotate.clicks.drawing import draw_mask
+from segmint.pipeline.annotate.clicks.exact_rows import ExactRows
 
 FRAMES = [((1024, 683), (1500, 1000)), ((683, 1024), (427, 640)), ((1024, 1024), (333, 333)), ((500, 1024), (61, 125))]
 
@@ -48,12 +50,48 @@ def test_pixels_are_the_predictors(
             assert drawn.stability == pytest.approx(float(stability_scores(upscaled, 1.0)[0]), abs=1e-4)
 
 
-def test_a_pixel_all_but_zero_is_left_to_the_predictor(predictor: Predictor) -> None:
+@pytest.mark.parametrize(("filled", "frame"), [*FRAMES, ((683, 1024), (1500, 2250))])
+def test_pixels_all_but_zero_are_the_predictors(
+    predictor: Predictor, filled: tuple[int, int], frame: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedding = Embedding(torch.zeros(1, 256, 64, 64), filled, frame)
+    monkeypatch.setattr(drawing, "_DIFFERENCE", 2.0**-14)  # so that many pixels are in doubt
+    rows: list[int] = []
+    real = ExactRows.row
+
+    def row(self: ExactRows, logits: torch.Tensor, number: int) -> NDArray[np.float32]:
+        rows.append(number)
+        return real(self, logits, number)
+
+    monkeypatch.setattr(ExactRows, "row", row)
+    for seed in range(2):
+        logits = blobs(seed, 0.0)
+        upscaled = predictor.upscale(logits[None, None], embedding)[0, 0]
+        settled = len(rows)
+        assert draw_mask(predictor, embedding, logits).counts == encode((upscaled > 0).numpy()).counts
+        for number in rows[settled:]:
+            exact = drawing._axes(1024, filled, frame).exact
+            assert exact is not None
+            assert np.array_equal(real(exact, logits, number), upscaled[number].numpy())
+    assert bool(rows) == (frame != (61, 125))  # where torch has another kernel
+
+
+def test_a_mask_with_many_pixels_all_but_zero_is_left_to_the_predictor(predictor: Predictor) -> None:
     embedding = Embedding(torch.zeros(1, 256, 64, 64), (1024, 1024), (512, 512))
     logits = blobs(1, 0.0)
     logits[100:140, 100:140] = 0.0  # where sums in another order may have either sign
-    assert drawing._draw_box(logits, embedding, 1024) is None
+    with pytest.raises(drawing._DoubtfulError):
+        drawing._draw_border(logits, embedding, 1024)
     wanted = (predictor.upscale(logits[None, None], embedding)[0, 0] > 0).numpy()
     assert (decode(Rle((512, 512), draw_mask(predictor, embedding, logits).counts)) == wanted).all()
-    drawn = [drawing._draw_box(blobs(seed, 0.0), embedding, 1024) for seed in range(8)]
-    assert sum(each is not None for each in drawn) > 4  # the others have such a pixel by chance
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(256, 1024), (683, 1500), (1024, 333), (768, 3000), (1000, 667)])
+def test_a_steps_rows_have_the_bits_of_all_rows_at_once(given: int, wanted: int) -> None:
+    step = exact_rows._Step.make(given, wanted)
+    assert step is not None
+    rows = torch.randn(given, 300, generator=torch.Generator().manual_seed(3)) * 20
+    whole = torch.nn.functional.interpolate(rows[None, None], (wanted, 700), mode="bilinear")[0, 0]
+    for row in range(0, wanted, 7):
+        pair = rows[[step.before[row], step.after[row]]]
+        assert torch.equal(step.row(pair, row, 700), whole[row]), row
