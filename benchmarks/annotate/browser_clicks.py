@@ -1,0 +1,88 @@
+"""The time from a pointer event to the frame of a real browser that shows the mask, on the annotator's page.
+
+In the page, a click's time begins with its `pointerdown`, as the browser dates the event, and ends after the animation
+frame that follows the drawing of the active mask.
+"""
+
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+_WAIT_MS = 30_000
+
+_WATCH = """() => {
+    window.clicks = [];
+    let begun = null;
+    addEventListener("pointerdown", (event) => { begun = event.timeStamp; }, { capture: true });
+    const draw = CanvasRenderingContext2D.prototype.putImageData;
+    CanvasRenderingContext2D.prototype.putImageData = function (...given) {
+        draw.apply(this, given);
+        if (this.canvas.id !== "active-mask" || begun === null) return;
+        const since = begun;
+        begun = null;
+        requestAnimationFrame(() => {
+            const { port1, port2 } = new MessageChannel();
+            port1.onmessage = () => window.clicks.push(performance.now() - since);
+            port2.postMessage(null);
+        });
+    };
+}"""
+
+
+@dataclass(frozen=True)
+class Clicked:
+    """Milliseconds of the clicks of each kind, and the browser that they were measured in."""
+
+    first: list[float]
+    later: list[float]
+    browser: str
+
+
+def click_in_browser(address: str, clicks: int, seed: int, warm: int) -> Clicked | None:
+    """Click on random places of image 1, first and then to correct; None without Chromium on the PATH."""
+    executable = shutil.which("chromium")
+    if executable is None:
+        return None
+    import numpy as np
+    from playwright.sync_api import sync_playwright
+
+    rng = np.random.default_rng(seed)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=_ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(address)
+        page.locator("#work").wait_for(state="visible")
+        page.wait_for_function("document.querySelector('#picture').complete")
+        page.wait_for_load_state("networkidle")
+        page.evaluate(_WATCH)
+        picture: Any = page.locator("#picture").bounding_box()
+        times: dict[str, list[float]] = {"first": [], "later": []}
+
+        def click(button: Any) -> float | None:
+            """Click somewhere; None if the model found nothing there, so that no mask is drawn."""
+            before = page.evaluate("window.clicks.length")
+            x, y = rng.uniform(0.02, 0.98, 2)
+            with page.expect_response("**/predict", timeout=_WAIT_MS) as asked:
+                page.mouse.click(
+                    picture["x"] + x * picture["width"], picture["y"] + y * picture["height"], button=button
+                )
+            answer = asked.value.json()
+            if not answer["masks"][answer["chosen"]]["area"]:
+                page.wait_for_timeout(100)
+                return None
+            page.wait_for_function("before => window.clicks.length > before", arg=before, timeout=_WAIT_MS)
+            return float(page.evaluate("window.clicks.at(-1)"))
+
+        number = 0
+        while min(map(len, times.values())) < clicks:
+            first = click("left")
+            later = None if first is None else click("right" if rng.integers(2) else "left")
+            page.keyboard.press("Escape")
+            number += 1
+            if number > warm and first is not None and later is not None:
+                times["first"].append(first)
+                times["later"].append(later)
+        version = browser.version
+        browser.close()
+    return Clicked(times["first"], times["later"], f"Chromium {version}")
