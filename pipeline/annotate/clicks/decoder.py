@@ -25,6 +25,7 @@ HANDLES = 128
 
 _SHARE = 1e-3  # of a pixel, at which the logits of a mask that is a prompt end
 _LOW_SIDE = 256
+_DRAWERS = 2  # threads, mostly in NumPy
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Decoder:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         # torch keeps a team of threads for each thread that computes.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self._drawers = ThreadPoolExecutor(_DRAWERS, thread_name_prefix="drawing")
 
     def __enter__(self) -> "Decoder":
         return self
@@ -88,6 +90,7 @@ class Decoder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._thread.shutdown(cancel_futures=True)
+        self._drawers.shutdown()
 
     def predict(self, annotator: str, embedded: Embedded, prompt: Prompt) -> Prediction:
         """Return the masks for a prompt.
@@ -120,10 +123,8 @@ class Decoder:
         if before is None and several:
             best = int(ious.argmax())
             logits, ious = logits[best : best + 1], ious[best : best + 1]
-        answered = [
-            Answered(draw_mask(self._predictor, embedding, each), float(iou))
-            for each, iou in zip(logits, ious, strict=True)
-        ]
+        drawn = self._drawers.map(lambda each: draw_mask(self._predictor, embedding, each), logits)
+        answered = [Answered(mask, float(iou)) for mask, iou in zip(drawn, ious, strict=True)]
         order = sorted(range(len(answered)), key=lambda index: (answered[index].drawn.area, index))
         answered = [answered[index] for index in order]
         chosen = choose(answered, prompt.part)

@@ -35,9 +35,9 @@ _SOLID = STABILITY_OFFSET * (1 + 2.0**-10)  # logits over this are over the offs
 
 _MOST_DOUBTS = 64  # pixels of a band whose logits are all but 0
 _COLUMNS = 64
-_PIXELS = 1 << 17
+_PIXELS = 1 << 18
 _PRODUCT = 1 << 18  # multiplications: of more, BLAS would wake other threads, which takes longer than they save
-_GAP = 48  # solid columns that are computed rather than the columns around them apart
+_GAP = 64  # solid columns that are computed rather than the columns around them apart
 
 
 @dataclass(frozen=True)
