@@ -26,7 +26,7 @@ export function setUpAddresses({ owner }) {
     else name.focus();
   });
   address.addEventListener("focus", () => address.select());
-  const title = make("h2", { id: "addresses-title" }, "An address for another annotator");
+  const title = make("h2", { id: "addresses-title" }, "An address for somebody else");
   const text = "It opens one browser, once. Give it to its person by a way that others do not read.";
   section.replaceChildren(title, make("p", {}, text), form, said, address);
 }

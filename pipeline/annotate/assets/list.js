@@ -64,8 +64,8 @@ export class MaskList {
     const swatch = make("span", { className: "swatch" });
     swatch.style.backgroundColor = `rgb(${mask.color.join(" ")})`;
     const share = (100 * mask.row.area) / (mask.width * mask.height);
-    const said = [`${share.toPrecision(2)} %`, item.source, item.label, item.filled && "prefilled", item.locked && "locked", mask.problem].filter(Boolean);
-    const button = make("button", { type: "button" }, swatch, said.join(" · "));
+    const said = [`${share.toPrecision(2)} %`, !item.filled && item.source, item.label, item.locked && "locked", mask.problem];
+    const button = make("button", { type: "button" }, swatch, said.filter(Boolean).join(" · "));
     button.addEventListener("click", () => this.#desk.select(item.key));
     const row = make("li", {}, button);
     row.dataset.key = item.key;

@@ -6,7 +6,7 @@ import { Zoom } from "./zoom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const [FILL, LINE] = [100, 230]; // alpha, of 255
-const [FAINT_FILL, FAINT_LINE] = [40, 130];
+const [FAINT_FILL, FAINT_LINE] = [65, 230];
 const DIM = [12, 13, 15, 190]; // red, green, blue, alpha
 const LIGHT = packed(255, 255, 255, 60);
 const WHITE = packed(255, 255, 255, 255);

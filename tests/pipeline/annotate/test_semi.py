@@ -150,6 +150,7 @@ def test_prefilled_masks_are_faint_and_locked_until_they_are_unlocked(
         page.locator("#filled li button").first.click()
         expect(page.locator("#mask-title")).to_have_text("Locked mask")
         expect(page.locator("#remove")).to_be_disabled()
+        assert page.locator("#mask-box").evaluate("box => box.scrollWidth <= box.clientWidth")
         page.keyboard.press("Escape")
         faint = strength(page)
         page.locator("#filled li button").first.click()
