@@ -1,6 +1,6 @@
 // Windows of one annotator that have the same image open: the first keeps the draft, others are told.
 
-const PATIENCE_MS = 500; // for a window that is being closed or reloaded
+const PATIENCE_MS = 1500; // for a window that is being closed or reloaded
 
 export class Alone {
   #leave = () => {};

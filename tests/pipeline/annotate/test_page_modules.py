@@ -257,3 +257,67 @@ def test_what_fits_is_carried_to_an_image_whose_masks_have_changed(page: "Page")
     counts, saved, unfit = run(page, "answer", script, {"rows": merged, "body": body})
     assert counts == ["five", "of 1", "of 2", "new"]
     assert (saved["masks"], saved["replaced"], saved["deleted"], unfit) == ([], [], [], 0)
+
+
+def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> None:
+    """Of image 7 with masks 1 and 2; the draft corrects 1, deletes 2, and has a new mask, of 9 seconds."""
+    script = """const size = [4, 4];
+        const row = (id, counts) => ({ annotation_id: id, segmentation: { size, counts }, area: 16 - id });
+        const image = {
+            masks: [row(1, "0d0"), row(2, "4d0")], size, answer: null, state: "open",
+            base: "b", lane: 0, n: 0, stage: "assisted", began: 0, locks: false,
+        };
+        let state = work.begin(answer.itemsOf(image));
+        const states = [state];
+        const [one, two] = state.items;
+        states.push((state = work.accept(work.setPixels(state, "1c2", one), "1c2")));
+        states.push((state = work.remove(state, two.key)));
+        states.push((state = work.setPixels(state, "88")));
+        const times = { image: 30, masks: { [state.active.key]: 9 } };
+        const draft = restoring.draftOf(image, { states, at: 3 }, [], times, "88", false);
+        const show = (changed) => {
+            const now = { ...image, ...changed };
+            const back = restoring.restored(structuredClone(draft), now, work.begin(answer.itemsOf(now)));
+            if (back === null) return null;
+            const { states, at } = back.history;
+            const seconds = states[at].items.map(({ key }) => back.times.masks[key] ?? 0);
+            const shown = states[at].items.map(({ counts }) => counts);
+            return [shown, seconds, back.times.image, back.complete, states.length, back.text];
+        };
+        const saved = (counts, more) => ({
+            masks: [{ counts, source: "manual", seconds: 4, label: null, prompts: [], parent: null }],
+            replaced: [], deleted: [], complete: true, seconds: 50, stage: "assisted", n: 1, ...more,
+        });
+        const box = { kind: "box", x: 0, y: 0, w: 1, h: 1 };
+        return {
+            here: show({}),
+            elsewhere: show({ n: 1, answer: saved("2e") }),
+            sent: show({ n: 1, answer: { ...draft.body, n: 1 } }),
+            changed: show({ base: "c", masks: [row(1, "0d0"), row(2, "redacted"), row(3, "5d0")] }),
+            merged: show({ base: "c", state: "merged", masks: [row(3, "1c2"), row(4, "88")] }),
+            stage: show({ stage: "semi", locks: true, prefill: [{ counts: "2e", box: [0, 0, 1, 1] }] }),
+            kept: draft.body.masks.map(({ counts, seconds }) => [counts, seconds]),
+            untouched: answer.itemsOf({ ...image, answer: saved("2e", { stage: "semi", masks: [
+                { counts: "2e", source: "assisted", seconds: 0, prompts: [box] },
+                { counts: "3d", source: "assisted", seconds: 2, prompts: [box] },
+            ] }) }).map(({ filled }) => filled === true),
+        };"""
+    found = run(page, "answer work restoring", script)
+    assert found["kept"] == [["1c2", 0], ["88", 9]]  # also the mask that is worked on
+    back = "Your draft of this image is back."
+    assert found["here"] == [["1c2"], [0], 30, False, 4, back]
+    shown, seconds, image, complete, states, text = found["elsewhere"]
+    assert (shown, seconds, image, complete, states) == (["0d0", "4d0", "2e"], [0, 0, 4], 80, True, 5)
+    assert "saved elsewhere" in text
+    assert found["sent"] is None
+    shown, seconds, image, complete, states, text = found["changed"]
+    assert (shown, seconds) == (["redacted", "5d0", "1c2", "88"], [0, 0, 0, 9])
+    assert (image, complete, states) == (30, False, 2)
+    assert text.startswith("This image's masks have changed meanwhile.")
+    assert text.endswith("One of your masks does not fit any more.")
+    assert found["merged"][0] == ["1c2", "88"]
+    assert "What you made is there already" in found["merged"][5]
+    shown, seconds, *_, text = found["stage"]
+    assert (shown, seconds) == (["2e", "1c2", "88"], [0, 0, 9])
+    assert text.startswith("Your draft is of another stage.")
+    assert found["untouched"] == [False, False, True, False]
