@@ -1,0 +1,59 @@
+"""Faults of the annotators' page that `make mutants` plants."""
+
+from tests.support.mutant import Mutant
+
+_ASSETS = "pipeline/annotate/assets"
+_DESK = "tests/pipeline/annotate/test_page_desk.py"
+_MODULES = "tests/pipeline/annotate/test_page_modules.py"
+
+PAGE_MUTANTS = (
+    Mutant(
+        "undo does not wait for the gestures before it",
+        f"{_ASSETS}/desk.js",
+        "return this.#do(() => this.history.undo() && this.#kept());",
+        "return this.image && this.history.undo() && this.#kept();",
+        _DESK,
+    ),
+    Mutant(
+        "delete on a new mask takes one that was selected before",
+        f"{_ASSETS}/desk.js",
+        "const chosen = active === null ? this.#selected : active.of;",
+        "const chosen = active?.of ?? this.#selected;",
+        _DESK,
+    ),
+    Mutant(
+        "what was changed during a save goes with its draft",
+        f"{_ASSETS}/desk.js",
+        "if (this.state === state && this.complete === complete) {",
+        "if (true) {",
+        _DESK,
+    ),
+    Mutant(
+        "a stroke begun on one image ends on the next",
+        f"{_ASSETS}/annotate.js",
+        "    this.tools.cancel(); // a",
+        "    // a",
+        _DESK,
+    ),
+    Mutant(
+        "a draft forgets the times of what was saved elsewhere",
+        f"{_ASSETS}/restoring.js",
+        "{ ...times.masks, ...saved.masks } }",
+        "times.masks }",
+        _MODULES,
+    ),
+    Mutant(
+        "what was merged meanwhile is there twice",
+        f"{_ASSETS}/answer.js",
+        "!there.has(mask.counts) && (",
+        "(",
+        _MODULES,
+    ),
+    Mutant(
+        "a palm beside a pen is a finger",
+        f"{_ASSETS}/pointers.js",
+        'return event.pointerType === "touch" && (',
+        "return false && (",
+        "tests/pipeline/annotate/test_page_browser.py",
+    ),
+)
