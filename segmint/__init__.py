@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from segmint.infra.version import VERSION
 
 if TYPE_CHECKING:
+    import os
+
     from segmint.catalogs.dataset.reading.collate import collate as collate
     from segmint.catalogs.dataset.reading.loader import BatchLoader as BatchLoader
     from segmint.catalogs.dataset.torch_dataset import open_dataset as open_dataset
@@ -54,14 +56,12 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
 
 
-def load_sam(weights: str = "mobile_sam", device: str = "auto", precision: str = "fp32") -> "Sam":
-    """A SAM ready to use: weights by name (mobile_sam, vit_b, vit_l, vit_h) or from a file.
+def load_sam(weights: "str | os.PathLike[str]" = "mobile_sam", device: str = "auto", precision: str = "fp32") -> "Sam":
+    """A SAM ready to use: weights by name (mobile_sam, vit_b, vit_l, vit_h), or a checkpoint's path or URI.
 
     `device` is auto, cpu, cuda or cuda:N; `precision` is fp32, bf16 or auto (bf16 on a GPU that has it).
     Raises `segmint.infra.errors.UsageError` when the weights cannot be found, or the device is not there.
     """
-    from segmint.infra.assets.resolve import resolve
-    from segmint.infra.device import resolve_compute
-    from segmint.operators.segment.models import load_model
+    from segmint.pipeline.interactive.models import sam_of
 
-    return load_model(resolve(weights), resolve_compute(device, precision))
+    return sam_of(weights, device, precision)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+import segmint
 from segmint.infra.errors import UsageError
 from segmint.model.sam import predictor as base
 from segmint.model.sam.load import build_sam, load_sam
-from segmint.pipeline.interactive.models import Predictor
+from segmint.pipeline.interactive.models import Predictor, sam_of
 from tests.support.embedded_once import embed_once
 
 
@@ -25,6 +26,8 @@ def test_weights_by_name_and_by_path_are_the_same_model(predictor: Predictor, mo
     expected = load_sam(mobile_sam_path).state_dict()
     for made in (predictor, Predictor(mobile_sam_path, device="cpu")):
         assert all(torch.equal(value, expected[name]) for name, value in made.sam.state_dict().items())
+    loaded = segmint.load_sam(mobile_sam_path, device="cpu")
+    assert sam_of(loaded) is loaded
     with pytest.raises(UsageError, match=r"neither a known name .* nor a file"):
         Predictor("sam_vit_z")
 
