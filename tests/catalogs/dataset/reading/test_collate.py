@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 import segmint
 from segmint.catalogs.dataset.reader import Sample
 from segmint.catalogs.dataset.reading.collate import Batch, collate
+from segmint.catalogs.dataset.reading.loader import BatchLoader
 from segmint.catalogs.dataset.torch_dataset import TorchDataset, open_dataset
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
@@ -45,6 +46,16 @@ def test_batches_hold_the_samples_in_order(dataset: TorchDataset) -> None:
 
 def test_a_worker_makes_the_same_batches(dataset: TorchDataset) -> None:
     check(list(DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=collate)), dataset)
+
+
+def test_shuffled_batches_are_made_of_the_same_samples(dataset: TorchDataset) -> None:
+    samples = {sample.id: sample for sample in dataset}
+    batches = list(BatchLoader(dataset.batches(2, seed=1), collate_fn=collate))
+    assert sorted(torch.cat([batch.ids for batch in batches]).tolist()) == sorted(samples)
+    for batch in batches:
+        for number, image, masks in zip(batch.ids.tolist(), batch.images, batch.masks, strict=True):
+            assert np.array_equal(image.numpy().transpose(1, 2, 0), samples[number].image)
+            assert np.array_equal(masks.numpy(), [mask.mask for mask in samples[number].masks])
 
 
 def test_images_and_masks_of_other_sizes_share_a_batch(dataset: TorchDataset) -> None:
