@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from textwrap import wrap
 
-from segmint.catalogs.findings import AREAS, INTEGRITY, SENTENCES, Code
+from segmint.catalogs.findings import AREAS, EXAMPLES, INTEGRITY, SENTENCES, Code
 from segmint.infra.wording import counted, number, some
 from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.audit.answer import AuditReport, Duplicates, Licenses, NotLookedAt, Privacy
@@ -13,17 +13,23 @@ from segmint.pipeline.statistics.values import Statistics
 _WIDTH = 13  # of the area's name
 _LINE = 110
 
+SHOWN = 5
+"""How many findings of a code are named; the answer as JSON has more."""
+
 
 def answer_lines(report: AuditReport) -> list[str]:
-    """Each finding, what was not checked, the totals or the areas, the digest; the last line is the verdict."""
-    lines = [*_finding_lines(report), *_note_lines(report)]
+    """The verdict, the areas and the digest, what was not checked, and the first findings of each code."""
     if report.scope == "integrity":
         digest = [] if report.version is None else [report.version.line()]
-        return [*lines, *digest, f"{_checked(report)}; {_findings(report.findings.total)}"]
-    if lines:
-        lines.append("")
+        summary = [f"{_findings(report.findings.total)}; {_checked(report)}", *digest]
+    else:
+        summary = [f"verdict: {verdict(report)}", *_area_lines(report)]
+    return [*summary, *_note_lines(report), *_finding_lines(report)]
+
+
+def _area_lines(report: AuditReport) -> list[str]:
     found = _by_area(report)
-    lines += _area(INTEGRITY, [f"{_findings(found[INTEGRITY])}; {_checked(report)}"])
+    lines = _area(INTEGRITY, [f"{_findings(found[INTEGRITY])}; {_checked(report)}"])
     if report.licenses is not None:
         lines += _area("licenses", _license_lines(report.licenses, found["licenses"]))
     if report.privacy is not None:
@@ -34,7 +40,7 @@ def answer_lines(report: AuditReport) -> list[str]:
         lines += _area("statistics", _statistics_lines(report.statistics))
     if report.version is not None:
         lines += _area("digest", [str(report.version)])
-    return [*lines, f"verdict: {verdict(report)}"]
+    return lines
 
 
 def verdict(report: AuditReport) -> str:
@@ -51,14 +57,15 @@ def verdict(report: AuditReport) -> str:
 
 
 def _finding_lines(report: AuditReport) -> list[str]:
-    lines = []
+    lines, left_out = [], False
     for code, count in sorted(report.findings.counts.items()):
-        kept = [finding for finding in report.findings if finding.code == code]
+        shown = [finding for finding in report.findings if finding.code == code][:SHOWN]
         lines.append(f"{code}: {count:,} ({SENTENCES[code]})")
-        lines += [f"  {finding.line()}" for finding in kept]
-        if count > len(kept):
-            lines.append(f"  and {count - len(kept):,} more")
-    return lines
+        lines += [f"  {finding.line()}" for finding in shown]
+        if count > len(shown):
+            lines.append(f"  and {count - len(shown):,} more")
+            left_out = True
+    return [*lines, f"with --json up to {EXAMPLES} findings of each code are named"] if left_out else lines
 
 
 def _note_lines(report: AuditReport) -> list[str]:
@@ -74,7 +81,7 @@ def _note_lines(report: AuditReport) -> list[str]:
         )
     if report.not_compared:
         shards = some([str(shard) for shard in report.not_compared])
-        notes.append(f"shards not compared because of the findings above: {shards}")
+        notes.append(f"shards not compared because of their findings: {shards}")
     return [*notes, *report.notes]
 
 

@@ -200,7 +200,7 @@ def _statistics(
     if not _left_out(report):
         return statistics, []
     shards = some([str(shard) for shard in _left_out(report)])
-    return statistics, [f"not in statistics and attributions because of the findings above: shards {shards}"]
+    return statistics, [f"not in statistics and attributions because of their findings: shards {shards}"]
 
 
 def _taken(dataset: Location) -> Collection[int]:

@@ -134,6 +134,6 @@ def audit(
         answer(text)
     else:
         storage.put(output, f"{text}\n".encode())
-        say(f"{lines[-1]}; written to {output}")
+        say(f"{lines[0]}; written to {output}")
     if report.findings.total or report.nothing_looked_at:
         raise typer.Exit(FINDINGS)

@@ -6,7 +6,7 @@ from typing import Any
 
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.source.check import CatalogFindings
-from segmint.infra.wording import counted, number, size
+from segmint.infra.wording import count, counted, duration, number, size
 from segmint.pipeline.execution.ceiling import Ceiling
 from segmint.pipeline.plan.cpu_stages import CpuStages
 from segmint.pipeline.plan.curation import Curation
@@ -75,16 +75,16 @@ class Plan:
         if self.sample is not None:
             lines += self._sample_lines(self.sample)
         lines += [
-            _line("images", *_shown(self.images, "of these rows" if self.sample else "at the most")),
+            _line("images", *_shown(self.images, "of these rows" if self.sample else "at the most", count)),
             self._per_image_line("encodes", self.encodes_per_image),
             self._per_image_line("prompts", self.prompts_per_image),
-            _line("masks", *_shown(self.masks, "")),
+            _line("masks", *_shown(self.masks, "", count)),
             _line("bytes in", *_shown(self.bytes_in, "", size)),
             _line("bytes out", *_shown(self.bytes_out, "", size)),
             _line("ceiling", f"{self.ceiling.images_per_s:,.3g}", f"images/s by plain algebra on {self.hardware}"),
             self._share_line(),
-            _line("time", *_shown(self.device_hours, f"{self.hours_of}-hours")),
-            _line("days", *_shown(self.days, f"on {self._devices()}")),
+            _line("ready in", *_shown(self.days.scaled(86_400), f"on {self._devices()}", duration)),
+            _line("that is", *_shown(self.device_hours, f"{self.hours_of}-hours")),
         ]
         lines += self._cpu_lines()
         if self.curation is not None:
@@ -110,7 +110,7 @@ class Plan:
 
     def _per_image_line(self, label: str, each: int) -> str:
         most = "" if self.sample else "at the most, "
-        return _line(label, *_shown(self.images.scaled(each), f"{most}at {each:,} an image"))
+        return _line(label, *_shown(self.images.scaled(each), f"{most}at {each:,} an image", count))
 
     def _devices(self) -> str:
         ceiling = self.ceiling

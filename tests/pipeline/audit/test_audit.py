@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from segmint.catalogs.dataset.manifest import load_manifest
-from segmint.catalogs.findings import Code
+from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.catalogs.layout import config_sha256
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -36,11 +36,22 @@ def audit(dataset: Path, privacy_sample: int | None = 0, **options) -> AuditRepo
     return audit_dataset(location_of(dataset), AuditOptions(privacy_sample=privacy_sample, now=LATER, **options))
 
 
+def test_five_findings_of_a_code_are_named_and_where_the_rest_is(minted: Path) -> None:
+    report = audit(minted)
+    collector, place = FindingCollector(), Place("shards/images.parquet")
+    collector.extend(place.finding(Code.LICENSE_EXPIRED, "a license", "none", f"row {row}") for row in range(7))
+    lines = answer_lines(replace(report, findings=collector.collected()))
+    assert sum("shards/images.parquet" in line for line in lines) == 5
+    assert lines[-2:] == ["  and 2 more", "with --json up to 100 findings of each code are named"]
+    assert lines[0].startswith("verdict: ")
+    assert "with --json" not in "\n".join(answer_lines(report))
+
+
 def test_a_good_dataset_has_no_finding_in_any_area_and_is_not_changed(minted: Path) -> None:
     before = digests(minted)
     report = audit(minted, privacy_sample=None)
     assert [finding.line() for finding in report.findings] == []
-    assert answer_lines(report)[-1] == "verdict: no finding"
+    assert answer_lines(report)[0] == "verdict: no finding"
     value = to_dict(report)
     assert json.loads(to_json(report)) == value
     assert from_json(to_json(report), "audit.json") == report
@@ -188,7 +199,7 @@ def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(minted: 
     assert report.statistics.masks == audit(minted).statistics.masks
     assert from_json(to_json(report), "audit.json") == report
     lines = answer_lines(report)
-    assert lines[-1].startswith("verdict: nothing was looked at for faces and plates (6 of 6 images (--privacy-sample ")
+    assert lines[0].startswith("verdict: nothing was looked at for faces and plates (6 of 6 images (--privacy-sample ")
     assert any(line.startswith("integrity    no finding; measured 6 images and ") for line in lines)
     assert "not looked at: licenses and privacy, since segmint did not write this" in lines
     with pytest.raises(UsageError, match="leave out --regions"):

@@ -75,7 +75,7 @@ def test_what_could_not_be_compared_is_told(dataset: Path) -> None:
     flip(dataset / CommittedShard(dataset, 1).commit.file("masks").path)
     report = audit(dataset)
     assert report.not_compared == (1,)
-    assert "shards not compared because of the findings above: 1" in answer_lines(report)
+    assert "shards not compared because of their findings: 1" in answer_lines(report)
     assert report.checked.images == 3
 
 

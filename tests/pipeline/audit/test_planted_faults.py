@@ -677,7 +677,7 @@ def test_a_fault_is_found_and_named_once_and_nothing_beside_it(
     assert finding.image == image_of(finding.where) or (image_of(finding.where) is None and "row" in finding.where)
     assert finding.mask == (int(finding.where.split()[1]) if finding.where.startswith("mask ") else None)
     assert f"  {line}" in answer_lines(report)
-    verdict = answer_lines(report)[-1]
+    verdict = answer_lines(report)[0]
     assert verdict.startswith("verdict: nothing was looked at for faces and plates (")
     assert verdict.endswith(f"; 1 finding (1 in {AREAS.get(code, 'integrity')}) in the rest")
 

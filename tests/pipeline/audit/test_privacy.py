@@ -68,7 +68,7 @@ def given(*modules: tuple[str, Path | str]) -> tuple[GivenDetector, ...]:
 
 def verdict(report: AuditReport) -> str:
     """The last line, which is that of the JSON."""
-    line = answer_lines(report)[-1]
+    line = answer_lines(report)[0]
     assert line == f"verdict: {to_dict(report)['verdict']}"
     assert from_json(to_json(report), "audit.json") == report
     return line
@@ -274,4 +274,4 @@ def test_an_answer_of_an_earlier_version_is_read(minted: Path) -> None:
     report = audit(minted, 0)
     value = json.loads(to_json(report))
     del value["not_looked_at"], value["verdict"]
-    assert answer_lines(from_json(json.dumps(value), "audit.json"))[-1] == "verdict: no finding"
+    assert answer_lines(from_json(json.dumps(value), "audit.json"))[0] == "verdict: no finding"

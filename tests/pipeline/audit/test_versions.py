@@ -38,7 +38,7 @@ def test_the_answer_carries_the_digest(whole: Location) -> None:
     report = audit_integrity(whole)
     assert report.findings.total == 0
     assert report.version == name_now(whole) == VersionName(name_now(whole).digest, 1)
-    assert answer_lines(report)[-2] == f"dataset digest: {report.version}"
+    assert answer_lines(report)[1] == f"dataset digest: {report.version}"
     assert from_json(to_json(report), "it").version == report.version
 
 

@@ -1,6 +1,7 @@
 """`segmint audit` as a user meets it: exit codes, lines, JSON, files."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -63,8 +64,8 @@ def test_all_is_audited_without_options(minted: Path) -> None:
     done = run(str(minted))
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[-1] == "verdict: no finding"
-    areas = [line.split()[0] for line in lines[:-1] if not line.startswith(" ")]
+    assert lines[0] == "verdict: no finding"
+    areas = [line.split()[0] for line in lines[1:] if not line.startswith(" ")]
     assert areas == ["integrity", "licenses", "privacy", "duplicates", "statistics", "digest"]
     assert "faces found by mtcnn at score 0.7 or over in 0 of 6 images" in done.stdout
 
@@ -82,7 +83,7 @@ def test_what_another_detector_finds_is_exit_code_1(dataset_with_a_spot: Path, t
     done = run(str(dataset_with_a_spot), "--privacy-sample", "all", "--detector", detector)
     assert done.exit_code == 1, done.output
     assert "a plate by spot.pt at score 0.95, and not by clp" in done.stdout
-    assert done.stdout.splitlines()[-1] == "verdict: 1 finding (1 in privacy)"
+    assert done.stdout.splitlines()[0] == "verdict: 1 finding (1 in privacy)"
     assert run(str(dataset_with_a_spot), "--privacy-sample", "all").exit_code == 0
 
 
@@ -90,7 +91,7 @@ def test_nothing_looked_at_is_exit_code_1_unless_it_was_left_out(minted: Path, t
     folder = loosen(minted, tmp_path / "loose")
     done = run(str(folder))
     assert done.exit_code == 1, done.output
-    assert done.stdout.splitlines()[-1].startswith("verdict: nothing was looked at for faces and plates")
+    assert done.stdout.splitlines()[0].startswith("verdict: nothing was looked at for faces and plates")
     assert run(str(folder), "--privacy-sample", "0").exit_code == 0
 
 
@@ -116,12 +117,11 @@ def test_wrong_usage_is_exit_code_2(tmp_path: Path, arguments: list[str], told: 
     assert told in done.output
 
 
-def test_findings_are_exit_code_1_and_the_totals_stand_last(dataset: str) -> None:
+def test_findings_are_exit_code_1_and_the_totals_come_first(dataset: str) -> None:
     done = run(dataset, "--integrity-only")
     assert done.exit_code == 1
     lines = done.stdout.splitlines()
-    assert lines[-1].startswith("checked 3 commits, 1 catalog part, 12 files (")
-    assert lines[-1].endswith("findings")
+    assert re.match(r"\d+ findings; checked 3 commits, 1 catalog part, 12 files \(", lines[0])
     assert any(line.startswith("  missing_catalog: catalog/part-0-") for line in lines)
     assert "clean" not in done.stdout
 
