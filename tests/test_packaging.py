@@ -183,7 +183,7 @@ def test_audit_and_report_need_no_ray(installed: Path, crowded: Path, tmp_path_f
         "sys.argv = ['segmint', *sys.argv[1:]]; main()"
     )
     done = python(["-c", script, "audit", "dataset"], path=[installed, packages], folder=crowded)
-    assert (done.returncode, done.stdout.splitlines()[-1].partition(":")[0]) == (1, "verdict"), done.stderr
+    assert (done.returncode, done.stdout.splitlines()[0].partition(":")[0]) == (1, "verdict"), done.stderr
     done = python(["-c", script, "report", "dataset"], path=[installed, packages], folder=crowded)
     assert done.returncode == 0, done.stderr
     assert (crowded / "dataset" / "report" / "index.html").is_file()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, DetectorConfig, build_of
-from segmint.pipeline.commands.common.console import FINDINGS, answer, guarded, say
+from segmint.pipeline.commands.common.console import FINDINGS, answer, guarded, say, say_next
 from segmint.pipeline.commands.common.extras import needs
 
 _SAMPLE = 100
@@ -135,5 +135,7 @@ def audit(
     else:
         storage.put(output, f"{text}\n".encode())
         say(f"{lines[0]}; written to {output}")
+    if not integrity_only:
+        say_next(as_json, "report", dataset, config=config)
     if report.findings.total or report.nothing_looked_at:
         raise typer.Exit(FINDINGS)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import ConfigFile, Overrides
-from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
 from segmint.pipeline.commands.common.extras import needs
 from segmint.pipeline.shard_ranges import parse_shards
 
@@ -50,3 +50,4 @@ def build(
         answer_with(error.accounting, as_json)
         raise
     answer_with(accounting, as_json)
+    say_next(as_json, "audit", loaded.output, config=config)

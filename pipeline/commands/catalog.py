@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, build_of, storage_of
-from segmint.pipeline.commands.common.console import FINDINGS, answer_json, answer_with, guarded, say
+from segmint.pipeline.commands.common.console import FINDINGS, answer_json, answer_with, guarded, say, say_next
 from segmint.pipeline.commands.common.extras import needs
 from segmint.pipeline.commands.curate import curate
 
@@ -78,6 +78,7 @@ def scan(
     say(f"{output}: {counted(rows, 'row')}{left_out}")
     for line in (*findings.unusable_lines(), *findings.outlook_lines):
         say(line)
+    say_next(as_json, "catalog", "check", output, config=config)
 
 
 @app.command()
@@ -103,6 +104,8 @@ def check(
     except NotFoundError as error:
         raise UsageError(str(error)) from error
     answer_with(findings, as_json)
+    if build is not None:
+        say_next(as_json, "plan", str(config), "--sample", "20")
     if not findings.clean:
         raise typer.Exit(FINDINGS)
 
@@ -132,6 +135,7 @@ def locate(
     if not source.exists():
         raise UsageError(f"{catalog} does not exist: expected a catalog as Parquet, JSON Lines or CSV")
     answer_with(locate_images(source, Location(storage, output)), as_json)
+    say_next(as_json, "catalog", "check", output, config=config)
 
 
 def _policy(build: "Configuration | None") -> "LicensePolicy | None":

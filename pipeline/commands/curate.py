@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson
-from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -44,3 +44,5 @@ def curate(
     if distributions is not None:
         ending(distributions)
     answer_with(run_curate(loaded, catalog, output, distributions=distributions), as_json)
+    if distributions is None:
+        say_next(as_json, "catalog", "check", output, config=config)

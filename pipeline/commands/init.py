@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.commands.common.console import answer, guarded, say
+from segmint.pipeline.commands.common.console import answer, guarded, say_next
 from segmint.pipeline.config.template import Start, template
 
 
@@ -35,5 +35,5 @@ def init(
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror or error}") from error
     answer(f"written to {file}")
-    say(f"next: look at it, then: segmint catalog check {catalog} --config {file}")
-    say(f"and: segmint plan {file} --sample 20")
+    say_next(False, "catalog", "check", catalog, config=str(file))
+    say_next(False, "plan", str(file), "--sample", "20")

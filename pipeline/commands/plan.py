@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import ConfigFile, Overrides
-from segmint.pipeline.commands.common.console import answer_with, guarded, say
+from segmint.pipeline.commands.common.console import answer_with, guarded, say, say_next
 from segmint.pipeline.commands.common.extras import needs
 from segmint.pipeline.shard_ranges import parse_shards
 
@@ -47,3 +47,5 @@ def plan(
 
     planned = make_plan(loaded, PlanOptions(span, sample, gpus, price, share, flops, megapixels), say)
     answer_with(planned, as_json)
+    if planned.rows:
+        say_next(as_json, "build", config)

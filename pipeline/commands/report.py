@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, DetectorConfig, build_of
-from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -46,3 +46,4 @@ def report(
     options = AuditOptions(sample, build=build)
     written = write_report(Location(storage, dataset), folder, audited, options, people, other)
     answer_with(written, as_json)
+    say_next(as_json, "view", dataset, config=config)

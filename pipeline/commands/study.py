@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
-from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
 from segmint.pipeline.study.kind import IMAGES, Kind
 
 app = typer.Typer(
@@ -38,10 +38,12 @@ def sample(
         from segmint.pipeline.study.privacy.sample import sample_privacy
 
         answer_with(sample_privacy(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
-        return
-    from segmint.pipeline.study.sample import sample_study
+    else:
+        from segmint.pipeline.study.sample import sample_study
 
-    answer_with(sample_study(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
+        answer_with(sample_study(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
+        say_next(as_json, "annotate", dataset, "--study", output, config=config)
+    say_next(as_json, "study", "score", output, config=config)
 
 
 @app.command()

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -110,6 +111,12 @@ def answer_with(result: Answer, as_json: bool) -> None:
         return
     for line in result.lines():
         answer(line)
+
+
+def say_next(as_json: bool, *words: str, config: str | None = None) -> None:
+    """Say which command comes next, for people: `next: segmint audit DIR`."""
+    if not as_json:
+        say(f"next: segmint {shlex.join([*words, *(() if config is None else ('--config', config))])}")
 
 
 def printable(text: str) -> str:

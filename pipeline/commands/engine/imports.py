@@ -6,7 +6,7 @@ import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, storage_of
 from segmint.pipeline.commands.common.confirm import confirm, require_terminal
-from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
 from segmint.pipeline.commands.common.extras import needs
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def import_(
     if not yes:
         require_terminal("import")
     answer_with(import_masks(dataset, asked, None if yes else confirm), as_json)
+    say_next(as_json, "audit", into, config=config)
 
 
 def _mode(replace: bool, add: bool, *, carried: bool) -> "Mode":

@@ -6,7 +6,7 @@ import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
 from segmint.pipeline.commands.common.confirm import confirm, require_terminal
-from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -30,3 +30,4 @@ def merge(
     if not yes:
         require_terminal("annotate merge")
     answer_with(merge_answers(location, None if yes else confirm), as_json)
+    say_next(as_json, "audit", dataset, config=config)
