@@ -75,8 +75,9 @@ from tests.support.signed_images import data_mining, image
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of the damage that these files have
 
 POLICY = LicensePolicy(frozenset({"CC-BY-4.0", "CC0-1.0"}), require_redistributable=True, policy_date=date(2026, 1, 1))
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # those of the datasets whose texts these are
 CONFIG = PrepareConfig(
-    ingest=IngestConfig(max_bytes=4_000_000, max_pixels=100_000_000),
+    ingest=IngestConfig(formats=FORMATS, max_bytes=4_000_000, max_pixels=100_000_000),
     deidentify=DeidentifyConfig(faces=FacesConfig(detector="none"), plates=PlatesConfig(detector="none")),
     release=ReleaseConfig(),
     crops=None,
@@ -884,13 +885,15 @@ def keys(tree: Mapping[str, Any], above: str = "") -> Iterator[str]:
 NUMERICS = (
     "device device_kind precision encoder points_per_chunk crops_per_batch threads weights_sha256 segmint torch "
     "torchvision numpy opencv pillow littlecms simplejpeg libjpeg_turbo pyarrow facenet_pytorch onnxruntime "
+    "pi_heif "  # since HEIC is read
     "cpu "  # on a CPU alone
     "cuda cudnn triton attention chunks "  # on a GPU alone
     "detectors"  # where these run on a GPU
 )
 
 CONFIGURATION = (
-    "name images_per_shard license.allow license.require_redistributable license.respect_opt_out ingest.max_pixels "
+    "name images_per_shard license.allow license.require_redistributable license.respect_opt_out ingest.formats "
+    "ingest.max_pixels "
     "ingest.min_short_side "
     "ingest.max_bytes deidentify.rule deidentify.faces.detector deidentify.faces.score deidentify.plates.detector "
     "deidentify.plates.score release.short_side release.jpeg_quality release.format masks.profile "

@@ -6,6 +6,7 @@ from typing import Any
 
 ADDED_KEYS: dict[str, Any] = {
     "deidentify.rule": 1,
+    "ingest.formats": ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"],
     "license.respect_opt_out": False,
     "masks.drop_redaction_artifacts": "off",
 }

@@ -11,6 +11,8 @@ from typing import Literal
 
 from PIL import TiffImagePlugin
 
+from segmint.operators.boxes import uuids, xmp_items
+
 MOST_XMP = 16 << 20
 """Bytes of XMP of one image that are read; further packets say nothing."""
 
@@ -21,6 +23,8 @@ _EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"  # then a name, the 
 _PNG_XMP, _PNG_PROFILE = b"XML:com.adobe.xmp", b"Raw profile type xmp"  # the second is ImageMagick's
 _TIFF_XMP, _TIFF_C2PA = 700, 52545
 _GIF_XMP, _GIF_XMP_END, _GIF_C2PA = b"\x21\xff\x0bXMP DataXMP", b"\x01\xff\xfe", b"\x21\xff\x0bC2PA_GIF"
+
+_C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 
 _NO_FILL = re.compile(rb"[^\xff]")
 
@@ -36,10 +40,12 @@ class Metadata:
 
 
 def find_metadata(data: bytes) -> Metadata:
-    """Return what a JPEG, PNG, WebP, TIFF or GIF holds, as far as the container is whole.
+    """Return what a JPEG, PNG, WebP, TIFF, GIF, HEIC or AVIF holds, as far as the container is whole.
 
     A packet may be damaged itself. BMP has no place for either.
     """
+    if data[4:8] == b"ftyp":
+        return _collect("image/avif" if data[8:12] in (b"avif", b"avis") else "image/heic", _in_boxes(data))
     for prefixes, mime, parts in _CONTAINERS:
         if data.startswith(prefixes):
             return _collect(mime, parts(data))
@@ -175,6 +181,14 @@ def _in_gif(data: bytes) -> Iterator[Part]:
         start += len(_GIF_XMP)
         end = data.find(_GIF_XMP_END, start)
         yield "xmp", data[start : end if end >= 0 else len(data)]
+
+
+def _in_boxes(data: bytes) -> Iterator[Part]:
+    """Read the items of HEIC and AVIF, and C2PA's box (C2PA specification, A.5)."""
+    if _C2PA_BOX in uuids(data):
+        yield "c2pa", b""
+    for packet in xmp_items(data, MOST_XMP):
+        yield "xmp", packet
 
 
 _CONTAINERS: tuple[tuple[bytes | tuple[bytes, ...], str, Callable[[bytes], Iterator[Part]]], ...] = (

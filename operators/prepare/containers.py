@@ -3,15 +3,17 @@
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.operators.boxes import boxes
 
-SUPPORTED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-"""The containers that are decoded. The verdict on any other names it."""
+SUPPORTED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIC")
+"""The containers that can be decoded. The verdict on any other names it."""
 
 _LARGE_METADATA = 1 << 20  # bytes of a text that Pillow takes
 _MOST_METADATA = 16 << 20  # bytes; a JPEG's profile has at most as many
+_PIXELS = frozenset({b"meta", b"moov", b"mdat"})
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
 _SVG = re.compile(rb"<(?:[a-z]+:)?svg[\s>]", re.IGNORECASE)
@@ -30,6 +32,7 @@ _HEIF_BRANDS = {
     b"msf1": "HEIF",
     b"crx ": "Canon CR3",
 }
+_IMAGE_BRANDS = {"AVIF": frozenset({b"avif", b"avis"}), "HEIC": frozenset({b"heic", b"heix"})}
 _REFUSED_PREFIXES = (
     (b"%PDF-", "PDF"),
     (b"8BPS", "Photoshop (PSD)"),
@@ -53,19 +56,21 @@ _REFUSED_PREFIXES = (
 _NETPBM = re.compile(rb"P[1-7][\s#]")
 
 
-def recognize(data: bytes) -> str:
-    """Return the container of an object, one of `SUPPORTED`; file names and content types are ignored.
+def recognize(data: bytes, formats: Sequence[str] = SUPPORTED) -> str:
+    """Return the container of an object, one of `formats`; file names and content types are ignored.
 
     Raises `RejectedError`: `empty_object` for no bytes, `unsupported_format` for a known image format that is not
     decoded, `not_an_image` for anything else.
     """
     if not data:
         raise RejectedError(Reason.EMPTY_OBJECT, "the object holds no bytes")
-    kind = _supported(data)
-    if kind is not None:
-        return kind
-    refused = _refused(data)
-    expected = f"expected one of {', '.join(SUPPORTED)}"
+    kind = _supported(data) or _boxed(data, formats)
+    if kind in formats:
+        return str(kind)
+    refused = kind or _refused(data)
+    if refused is not None and refused in formats:
+        refused += " sequence"
+    expected = f"expected one of {', '.join(formats)}"
     if refused is not None:
         raise RejectedError(Reason.UNSUPPORTED_FORMAT, f"a {refused} file; {expected}")
     found = "markup text such as HTML" if _MARKUP.match(data[:256]) else "bytes that begin like no known picture"
@@ -102,6 +107,21 @@ def _refused(data: bytes) -> str | None:
     return "SVG" if is_svg else None
 
 
+def _boxed(data: bytes, formats: Sequence[str]) -> str | None:
+    """Return AVIF or HEIC for one image in boxes (ISO/IEC 23008-12) that is in `formats`.
+
+    A file of the common brand `mif1` names its codec among the compatible ones. Sequences have other brands.
+    """
+    if data[4:8] != b"ftyp":
+        return None
+    brands = [data[8:12]]
+    if brands == [b"mif1"]:
+        end = min(int.from_bytes(data[:4], "big"), 256)
+        brands = [data[start : start + 4] for start in range(16, end - 3, 4)]
+    kinds = {kind for kind, own in _IMAGE_BRANDS.items() if kind in formats and not own.isdisjoint(brands)}
+    return min(kinds, default=None)
+
+
 def check_whole(data: bytes, kind: str) -> None:
     """Check a container's declared length, for the formats whose decoders do not.
 
@@ -113,6 +133,24 @@ def check_whole(data: bytes, kind: str) -> None:
         raise RejectedError(
             Reason.TRUNCATED, f"the WEBP ends after {len(data)} bytes; its header says {_little(data, 4) + 8}"
         )
+    if kind in _IMAGE_BRANDS:
+        _check_boxes(data, kind)
+
+
+def _check_boxes(data: bytes, kind: str) -> None:
+    """Walk the outermost boxes (ISO/IEC 14496-12, 4.2) until the pixels' description and the pixels were seen.
+
+    Raises `RejectedError` (`truncated`) if the bytes end before. What follows is not looked at: phones append much.
+    """
+    seen: set[bytes] = set()
+    for name, _, stop in boxes(data):
+        if name in _PIXELS and stop > len(data):
+            raise RejectedError(
+                Reason.TRUNCATED, f"the {kind} ends after {len(data)} bytes; its {name.decode()} box needs {stop}"
+            )
+        seen.add(name)
+    if b"mdat" not in seen or seen.isdisjoint(_PIXELS - {b"mdat"}):
+        raise RejectedError(Reason.TRUNCATED, f"the {kind} ends after {len(data)} bytes, before its pixels do")
 
 
 def _check_png(data: bytes) -> None:

@@ -5,7 +5,6 @@ details of verdicts quote nothing but the header: no pixels and no metadata.
 """
 
 import contextlib
-import io
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,39 +14,18 @@ from typing import TypeVar
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import (
-    BmpImagePlugin,
-    ExifTags,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
-from pydantic import BaseModel, ConfigDict, Field
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.errors import SegmintError
-from segmint.infra.units import Bytes, Seconds
 from segmint.operators.prepare.color import MODES, to_srgb
 from segmint.operators.prepare.containers import check_whole, recognize, without_large_metadata
 from segmint.operators.prepare.control import CONTROL_TOLERANCE, control_images, control_pixels
+from segmint.operators.prepare.ingest_config import IngestConfig as IngestConfig
+from segmint.operators.prepare.open_image import open_image
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
-
-# Opened by class, not by `Image.open`: the container is known, and a JPEG with more images after the first (MPO) stays
-# a JPEG.
-_READERS: dict[str, type[ImageFile.ImageFile]] = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-}
 
 # libjpeg's warnings about damaged scan data, which other decoders hide by filling in gray.
 _JPEG_ENDS_EARLY = ("Premature end of JPEG file", "Corrupt JPEG data: premature end of data segment")
@@ -61,17 +39,6 @@ _NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
 
 class BrokenDecoderError(SegmintError):
     """A decoder fails on every image in this process: no image is to blame."""
-
-
-class IngestConfig(BaseModel):
-    """The limits that an image must meet."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_pixels: int = Field(250_000_000, gt=0)  # width × height
-    min_short_side: int = Field(64, gt=0)  # pixels
-    max_bytes: Bytes = Field(256 * 2**20, gt=0)  # of the encoded object
-    timeout_s: Seconds = Field(120.0, gt=0)  # for decoding, de-identifying and encoding one image
 
 
 @dataclass(frozen=True)
@@ -90,7 +57,7 @@ def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingest
     `too_small`, `animated`, `truncated` or `corrupt`. Whatever else a decoder raises is `corrupt`, too, as long as it
     decodes control images here; else it is a `BrokenDecoderError`. A `MemoryError` and an `ImportError` are passed on.
     """
-    kind = recognize(data)
+    kind = recognize(data, config.decoded)
     if len(data) > config.max_bytes:
         raise RejectedError(
             Reason.TOO_LARGE, f"{len(data):,} bytes; the limit ingest.max_bytes is {config.max_bytes:,}"
@@ -99,7 +66,7 @@ def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingest
         pixels = _guarded(lambda: _read_pixels(data, kind, config, side), kind)
         width, height = pixels.shape[1::-1]
         if side is not None and kind == "JPEG":  # the only kind that is decoded at a reduced scale
-            width, height = _guarded(lambda: _upright_size(_open(data, kind)), kind)
+            width, height = _guarded(lambda: _upright_size(open_image(data, kind)), kind)
     return Ingested(image=pixels, source_width=width, source_height=height)
 
 
@@ -131,34 +98,12 @@ def _read_pixels(data: bytes, kind: str, config: IngestConfig, side: int | None 
 def _read_whole(
     data: bytes, kind: str, config: IngestConfig, profile: bytes | None = None, side: int | None = None
 ) -> Pixels:
-    source = _open(data, kind)
+    source = open_image(data, kind)
     if profile is not None:
         source.info["icc_profile"] = profile
     _check_size(*source.size, config)
     _check_kind(source, kind, data)
     return _decode_jpeg(source, data, side or 0) if kind == "JPEG" else _decode(source, kind)
-
-
-class _Stream(io.BytesIO):
-    """Bytes that record whether a reader asked for more than there are."""
-
-    ran_out = False
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        piece = super().read(size)
-        self.ran_out |= size is not None and size > len(piece)
-        return piece
-
-
-def _open(data: bytes, kind: str) -> ImageFile.ImageFile:
-    """Read the image's header. If that needs more bytes than there are, the image is truncated, whatever the result."""
-    stream = _Stream(data)
-    try:
-        return _READERS[kind](stream)
-    finally:
-        if stream.ran_out:
-            detail = f"the {kind} ends after {len(data)} bytes, inside its header"
-            raise RejectedError(Reason.TRUNCATED, detail) from None
 
 
 def _check_size(width: int, height: int, config: IngestConfig) -> None:
@@ -187,7 +132,9 @@ def _check_kind(source: ImageFile.ImageFile, kind: str, data: bytes) -> None:
             raise RejectedError(Reason.TRUNCATED, f"the TIFF ends after {len(data)} bytes, before its pixels do")
         if _has_further_pages(source):
             raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a TIFF file of several pages; expected one")
-    elif getattr(source, "is_animated", False):
+    elif kind != "HEIC" and getattr(
+        source, "is_animated", False
+    ):  # several in a HEIC are no frames: one is the picture
         raise RejectedError(Reason.ANIMATED, f"an animated {kind} file; expected a single frame")
 
 
@@ -330,7 +277,7 @@ def _require_decoder(kind: str) -> None:
     try:
         for data in control_images(kind):
             _check_control(_read_pixels(data, kind, IngestConfig()))
-            _check_control(_decode(_open(data, kind), kind))  # what JPEGs need that are unusual
+            _check_control(_decode(open_image(data, kind), kind))  # what JPEGs need that are unusual
     except MemoryError:
         raise
     except Exception as error:

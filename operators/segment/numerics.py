@@ -54,6 +54,7 @@ class Numerics:
     pyarrow: str
     facenet_pytorch: str
     onnxruntime: str
+    pi_heif: str = field(default="", kw_only=True)  # reads HEIC; "none" where it is not installed
     cpu: str = field(default="", kw_only=True)  # its maker, and a hash of what it computes; not beside a GPU
     cuda: str = field(default="", kw_only=True)  # this and the next four on a GPU only
     cudnn: str = field(default="", kw_only=True)
@@ -159,6 +160,7 @@ def observe_numerics(
         pyarrow=version("pyarrow"),
         facenet_pytorch=version("facenet-pytorch"),
         onnxruntime=version("onnxruntime"),
+        pi_heif="none" if find_spec("pi_heif") is None else version("pi-heif"),
         **(_of_gpu(compute, points_per_chunk) if compute.kind == "cuda" else _of_cpu(compute)),
     )
 

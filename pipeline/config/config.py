@@ -28,7 +28,7 @@ from segmint.infra.units import Bytes, Seconds
 from segmint.infra.uris import absolute
 from segmint.operators.curate.settings import CurateConfig
 from segmint.operators.prepare.deidentify import DeidentifyConfig, rule_of
-from segmint.operators.prepare.ingest import IngestConfig
+from segmint.operators.prepare.ingest_config import IngestConfig, formats_of
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
@@ -244,6 +244,7 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
     tree["license"]["allow"] = sorted(set(tree["license"]["allow"]))
     tree["license"]["respect_opt_out"] = config.license.respects_opt_out
     tree["model"] = {"weights": known.get(config.model.weights, config.model.weights)}
+    tree["ingest"]["formats"] = list(config.ingest.decoded)
     tree["deidentify"]["rule"] = config.deidentify.rule_number
     tree["masks"]["drop_redaction_artifacts"] = config.masks.artifacts
     for part in tree["deidentify"].values():
@@ -255,18 +256,20 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
 def as_begun(config: Config, begun: Mapping[str, Any]) -> Config:
     """Return the configuration with each `auto` of an identity key replaced by what the dataset was begun with.
 
-    These are `license.respect_opt_out`, `deidentify.rule` and `masks.drop_redaction_artifacts`. Raises `UsageError`
-    for a rule that this version does not have.
+    These are `license.respect_opt_out`, `ingest.formats`, `deidentify.rule` and `masks.drop_redaction_artifacts`.
+    Raises `UsageError` for formats and for a rule that this version does not have.
     """
-    license, deidentify, masks = config.license, config.deidentify, config.masks
+    license, deidentify, masks, read = config.license, config.deidentify, config.masks, config.ingest
     if license.respect_opt_out == "auto":
         license = license.model_copy(update={"respect_opt_out": begun["license"]["respect_opt_out"]})
+    if read.formats == "auto":
+        read = read.model_copy(update={"formats": formats_of(begun)})
     if deidentify.rule == "auto":
         deidentify = deidentify.model_copy(update={"rule": rule_of(begun)})
     if masks.drop_redaction_artifacts == "auto":
         begun_with = begun["masks"]["drop_redaction_artifacts"]
         masks = masks.model_copy(update={"drop_redaction_artifacts": begun_with})
-    return config.model_copy(update={"license": license, "deidentify": deidentify, "masks": masks})
+    return config.model_copy(update={"license": license, "ingest": read, "deidentify": deidentify, "masks": masks})
 
 
 def load_config(path_or_uri: str, overrides: list[str] | None = None) -> Config:

@@ -211,7 +211,7 @@ def _look_identity(normalized: NormalizedCatalog, look: LookConfig) -> Any:
     return {
         "version": FEATURES_VERSION,
         "catalog": normalized.sha256,
-        "ingest": look.ingest.model_dump(mode="json", exclude={"timeout_s"}),
+        "ingest": look.ingest.model_dump(mode="json", exclude={"timeout_s"}) | {"formats": list(look.ingest.decoded)},
         "mirror": look.mirror,
         "opt_outs": look.opt_outs,
         "scorers": [[scorer.name, scorer.sha256] for scorer in look.scorers],

@@ -127,6 +127,22 @@ def frames(count: int) -> list[Image.Image]:
     return [Image.fromarray(np.roll(pixels, 7 * index, axis=1)) for index in range(count)]
 
 
+HEIC = ("photograph", "alpha", "ten_bit", "turned_5", "turned_6", "two")
+"""Small HEIC files in `heic/`, which libheif wrote with x265 from scikit-image's coffee (CC0): the library that reads
+them here cannot write."""
+
+
+def heic(name: str) -> bytes:
+    """One of `HEIC`, or `opted_out`, whose XMP forbids training: 96 by 64 pixels, some stored on their side."""
+    return (Path(__file__).parent / "heic" / f"{name}.heic").read_bytes()
+
+
+def resized_box(data: bytes, width: int, height: int) -> bytes:
+    """A HEIC or AVIF whose header says another size."""
+    place = data.index(b"ispe") + 8
+    return data[:place] + struct.pack(">II", width, height) + data[place + 8 :]
+
+
 def animation(kind: str, count: int) -> bytes:
     """Frames as one file."""
     first, *others = frames(count)
@@ -203,7 +219,7 @@ def _broken() -> Iterable[Sample]:
     yield Sample("text_bm.bmp", b"BMW dealers and their opening hours, a list\n" * 9, Reason.NOT_AN_IMAGE)
     for name, data in (("svg", b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" width="9"/>'),
                        ("pdf", b"%PDF-1.7\n1 0 obj<<>>endobj\n%%EOF"), ("psd", b"8BPS\x00\x01" + bytes(60)),
-                       ("heic", b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64)),
+                       ("cr3", b"\x00\x00\x00\x18ftypcrx \x00\x00\x00\x01crx isom" + bytes(64)),
                        ("jp2", b"\x00\x00\x00\x0cjP  \r\n\x87\n" + bytes(64))):  # fmt: skip
         yield Sample(f"unsupported.{name}", data, Reason.UNSUPPORTED_FORMAT)
     for missing in (1, 2, 12, 3000, len(jpeg()) // 2):
@@ -220,6 +236,11 @@ def _broken() -> Iterable[Sample]:
     yield Sample("png_cut.png", png()[: len(png()) // 2], Reason.TRUNCATED)
     yield Sample("png_cut_end.png", png()[:-5], Reason.TRUNCATED)
     yield Sample("png_corrupt_middle.png", flipped(png(), len(png()) // 2), Reason.CORRUPT)
+    yield Sample("heic_cut.heic", heic("photograph")[:-9], Reason.TRUNCATED)
+    yield Sample(
+        "heic_header_alone.heic", b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64), Reason.TRUNCATED
+    )
+    yield Sample("avif_cut.avif", encode(photograph(), "AVIF", speed=10)[:-9], Reason.TRUNCATED)
     webp = encode(photograph(), "WEBP")
     yield Sample("webp_cut.webp", webp[: len(webp) // 2], Reason.TRUNCATED)
     tiff = encode(photograph(), "TIFF")
@@ -235,11 +256,15 @@ def _broken() -> Iterable[Sample]:
 
 def _out_of_bounds() -> Iterable[Sample]:
     yield Sample("bomb.png", png_bomb(20_032, 20_032), Reason.TOO_LARGE)
+    yield Sample("bomb.heic", resized_box(heic("photograph"), 20_032, 20_032), Reason.TOO_LARGE)
+    yield Sample("bomb.avif", resized_box(encode(photograph(), "AVIF", speed=10), 16_000, 16_000), Reason.TOO_LARGE)
+    yield Sample("other_size.heic", resized_box(heic("photograph"), 64, 64), Reason.CORRUPT)
     yield Sample("one_pixel.png", encode(photograph().resize((1, 1)), "PNG"), Reason.TOO_SMALL)
     yield Sample("sliver.png", encode(photograph().resize((30_000, 10)), "PNG"), Reason.TOO_SMALL)
     yield Sample("too_long_for_jpeg.png", encode(photograph().resize((66_000, 64)), "PNG"), Reason.TOO_LARGE, "release")
     yield Sample("animated.gif", animation("GIF", 3), Reason.ANIMATED)
     yield Sample("animated.webp", animation("WEBP", 3), Reason.ANIMATED)
+    yield Sample("animated.avif", animation("AVIF", 3), Reason.ANIMATED)
     yield Sample("animated.png", animation("PNG", 3), Reason.ANIMATED)
     yield Sample("two_pages.tif", animation("TIFF", 2), Reason.UNSUPPORTED_FORMAT)
     yield Sample("float.tif", encode(photograph().convert("F"), "TIFF"), Reason.UNSUPPORTED_FORMAT)
@@ -268,6 +293,11 @@ def _odd() -> Iterable[Sample]:
     yield accepted("one_bit.png", encode(photograph().convert("1"), "PNG"))
     yield accepted("still.gif", encode(photograph(), "GIF"))
     yield accepted("still.webp", encode(photograph(), "WEBP"))
+    yield accepted("plain.avif", encode(photograph(), "AVIF", speed=10))
+    yield accepted("alpha.avif", encode(half_transparent(), "AVIF", speed=10))
+    yield accepted("trailing_bytes.avif", encode(photograph(), "AVIF", speed=10) + b"what a phone appends" * 99)
+    for name in HEIC:
+        yield accepted(f"{name}.heic", heic(name))
     yield accepted("plain.bmp", encode(photograph(), "BMP"))
     yield accepted("thumbnail_inside.tif", tiff_with_thumbnail())
     yield accepted("a name, spaces & Ünïcödé 写真 %41.jpg", jpeg())

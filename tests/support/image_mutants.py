@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from tests.support.bad_images import animation, exif, frames, photograph, png_chunk, swapped_profile
+from tests.support.bad_images import animation, exif, frames, heic, photograph, png_chunk, swapped_profile
 
 _RECOGNIZED = 0.7  # share of images whose first bytes remain, so that the container's decoder gets them
 _SIZES = ((64, 48), (96, 72), (131, 67), (48, 160))
@@ -102,6 +102,9 @@ def sources() -> tuple[tuple[str, bytes], ...]:
         "tiff_lab": _saved(image.convert("LAB"), "TIFF"),
         "jp2": _saved(image, "JPEG2000"),
         "avif": _saved(image, "AVIF", speed=10),
+        "avif_meta": _saved(image, "AVIF", speed=10, exif=small_exif, icc_profile=profile, xmp=xmp),
+        "heic": heic("opted_out"),
+        "heic_alpha": heic("alpha"),
         "ico": _saved(image, "ICO"),
         "ppm": _saved(image, "PPM"),
         "dds": _saved(image, "DDS"),

@@ -19,7 +19,14 @@ PLUS = "http://ns.useplus.org/ldf/xmp/1.0/"
 TDM = "http://www.w3.org/ns/tdmrep/"
 VOCABULARY = "http://ns.useplus.org/ldf/vocab/"
 
-MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "TIFF": "image/tiff", "GIF": "image/gif"}
+MIME = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "TIFF": "image/tiff",
+    "GIF": "image/gif",
+    "AVIF": "image/avif",
+}
 
 
 def packet(properties: str) -> bytes:
@@ -48,7 +55,7 @@ def image(kind: str, xmp: bytes | None = None, *, zipped: bool = False) -> bytes
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp, zip=zipped)
     elif xmp is not None and kind == "TIFF":
         options["tiffinfo"] = {700: xmp}
-    elif xmp is not None and kind in ("JPEG", "WEBP"):
+    elif xmp is not None and kind in ("JPEG", "WEBP", "AVIF"):
         options["xmp"] = xmp
     Image.fromarray(pixels).save(stream, kind, **options)
     data = stream.getvalue()

@@ -14,6 +14,7 @@ def test_a_missing_key_is_added_and_a_recorded_one_is_kept(monkeypatch: pytest.M
         "name": "x",
         "curate": {"near": [1]},
         "deidentify": {"rule": 1},
+        "ingest": {"formats": ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]},
         "license": {"respect_opt_out": False},
         "masks": {"drop_redaction_artifacts": "off"},
     }
@@ -30,6 +31,7 @@ def test_what_segmint_did_before_each_key() -> None:
     """Never change one: datasets that lack the key were built so."""
     assert ADDED_KEYS == {
         "deidentify.rule": 1,
+        "ingest.formats": ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"],
         "license.respect_opt_out": False,
         "masks.drop_redaction_artifacts": "off",
     }

@@ -12,6 +12,7 @@ from segmint.operators.opt_out.containers import find_metadata
 from segmint.operators.opt_out.manifests import c2pa_values
 from segmint.operators.opt_out.opt_out import opt_out
 from segmint.operators.opt_out.rules import OptOut
+from tests.support.bad_images import heic
 from tests.support.signed_images import MIME, data_mining, image, packet, signed, training
 
 KINDS = list(MIME)
@@ -31,6 +32,11 @@ def test_xmp_is_found_in_each_container(kind: str) -> None:
     for properties in ("<tdm:reservation>0</tdm:reservation>", "<plus:OtherConstraints>ask me</plus:OtherConstraints>"):
         assert opt_out(image(kind, packet(properties))) is None
     assert opt_out(image(kind, data_mining("DMI-ALLOWED"))) is None
+
+
+def test_xmp_is_found_in_a_heic() -> None:
+    assert opt_out(heic("opted_out")) == OptOut("plus:DataMining", "DMI-PROHIBITED-AIMLTRAINING")
+    assert opt_out(heic("photograph")) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

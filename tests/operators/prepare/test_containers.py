@@ -6,7 +6,7 @@ import pytest
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.operators.prepare.containers import SUPPORTED, check_whole, recognize
-from tests.support.bad_images import encode, flipped, photograph, png, png_chunk
+from tests.support.bad_images import encode, flipped, heic, photograph, png, png_chunk
 
 
 def reason_of(data: bytes) -> Reason:
@@ -15,9 +15,40 @@ def reason_of(data: bytes) -> Reason:
     return verdict.value.reason
 
 
+FIRST = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+
+
+def boxed(brand: bytes, *compatible: bytes) -> bytes:
+    return struct.pack(">I4s4sI", 16 + 4 * len(compatible), b"ftyp", brand, 0) + b"".join(compatible)
+
+
 @pytest.mark.parametrize("kind", SUPPORTED)
 def test_every_supported_container_is_recognized(kind: str) -> None:
-    assert recognize(encode(photograph(), kind)) == kind
+    data = heic("photograph") if kind == "HEIC" else encode(photograph().resize((90, 60)), kind)
+    assert recognize(data) == kind
+    others = tuple(each for each in SUPPORTED if each != kind)
+    with pytest.raises(RejectedError, match=f"; expected one of {', '.join(others)}$") as verdict:
+        recognize(data, others)
+    assert verdict.value.reason is Reason.UNSUPPORTED_FORMAT
+
+
+def test_a_file_of_the_common_brand_says_its_codec_among_the_others() -> None:
+    assert recognize(boxed(b"mif1", b"miaf", b"heic")) == "HEIC"
+    assert recognize(boxed(b"mif1", b"avif", b"mif1")) == "AVIF"
+    for data, name in (
+        (boxed(b"mif1", b"miaf"), "HEIF"),
+        (boxed(b"hevc", b"heic"), "HEIC sequence"),
+        (boxed(b"msf1"), "HEIF"),
+    ):
+        with pytest.raises(RejectedError, match=f": a {name} file"):
+            recognize(data)
+
+
+def test_old_datasets_refuse_in_the_words_that_they_stored() -> None:
+    for brand, name in ((b"heic", "HEIC"), (b"avif", "AVIF"), (b"mif1", "HEIF")):
+        with pytest.raises(RejectedError) as verdict:
+            recognize(boxed(brand, b"heic", b"avif"), FIRST)
+        assert verdict.value.detail == f"a {name} file; expected one of JPEG, PNG, WEBP, TIFF, BMP, GIF"
 
 
 @pytest.mark.parametrize(
@@ -30,7 +61,7 @@ def test_every_supported_container_is_recognized(kind: str) -> None:
         (b"how to write an <svg> tag", Reason.NOT_AN_IMAGE),
         (b"RIFF\x24\x00\x00\x00WAVEfmt ", Reason.NOT_AN_IMAGE),
         (b"\x00\x00\x00\x18ftypisom", Reason.NOT_AN_IMAGE),
-        (b"\x00\x00\x00\x18ftypavif", Reason.UNSUPPORTED_FORMAT),
+        (b"\x00\x00\x00\x18ftypcrx ", Reason.UNSUPPORTED_FORMAT),
         (b"\xef\xbb\xbf<svg xmlns='x'/>", Reason.UNSUPPORTED_FORMAT),
         (b"P6\n3 2\n255\n", Reason.UNSUPPORTED_FORMAT),
     ],

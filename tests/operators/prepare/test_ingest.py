@@ -7,9 +7,11 @@ import zlib
 
 import numpy as np
 import pytest
+import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from pydantic import ValidationError
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.operators.prepare.containers import SUPPORTED
@@ -22,7 +24,7 @@ from segmint.operators.prepare.ingest import (
     ingest,
 )
 from tests.support import bad_images
-from tests.support.bad_images import Sample, encode, half_transparent, photograph, samples
+from tests.support.bad_images import HEIC, Sample, encode, half_transparent, heic, photograph, samples
 
 # Pillow warns about the damage in these files.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -101,12 +103,19 @@ def test_a_jpeg_cut_anywhere_is_refused(mode: str, options: dict[str, object]) -
         ("TIFF", {"compression": "tiff_lzw"}),
         ("TIFF", {"compression": "jpeg"}),
         ("BMP", {}),
+        ("AVIF", {"speed": 10}),
     ],
     ids=str,
 )
 def test_other_files_cut_anywhere_are_refused(kind: str, options: dict[str, object]) -> None:
     data = encode(photograph().resize((96, 72)), kind, **options)
     assert {reason(data[:length]) for length in range(20, len(data), 7)} == {Reason.TRUNCATED}
+
+
+@pytest.mark.parametrize("name", HEIC)
+def test_a_heic_cut_anywhere_is_refused(name: str) -> None:
+    data = heic(name)
+    assert {reason(data[:length]) for length in range(20, len(data), 11)} == {Reason.TRUNCATED}
 
 
 @settings(max_examples=150)
@@ -141,7 +150,7 @@ def hostile(seed: int) -> bytes:
     pictures = {mode: photograph().resize((96, 72)).convert(mode) for mode in ("RGB", "L", "1", "P", "CMYK", "RGBA")}
     kind, mode, options = ENCODINGS[random.integers(len(ENCODINGS))]
     metadata = {"exif": bad_images.exif(6)} if random.integers(2) and kind in {"JPEG", "PNG", "WEBP"} else {}
-    data = bytearray(encode(pictures[mode], kind, **options, **metadata))
+    data = bytearray(heic(mode) if kind == "HEIC" else encode(pictures[mode], kind, **options, **metadata))
     for _ in range(random.integers(1, 4)):
         deed, place = random.integers(5), int(random.integers(len(data)))
         size = int(random.integers(1, 40))
@@ -167,6 +176,8 @@ ENCODINGS: list[tuple[str, str, dict[str, object]]] = [
     ("TIFF", "1", {"compression": "group4"}),
     *(("BMP", mode, {}) for mode in ("RGB", "L", "1", "P")),
     *(("GIF", mode, {}) for mode in ("L", "P")),
+    *(("AVIF", mode, {"speed": 10}) for mode in ("RGB", "RGBA", "L")),
+    *(("HEIC", name, {}) for name in HEIC),
 ]
 
 
@@ -221,9 +232,9 @@ def test_each_container_has_control_images_that_are_decoded(kind: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_pictures_are_turned_upright_as_exif_asks(kind: str, orientation: int) -> None:
-    lossless = {"lossless": True} if kind == "WEBP" else {}
+    lossless: dict[str, object] = {"WEBP": {"lossless": True}, "AVIF": {"speed": 10}}.get(kind, {})
     exif = bad_images.exif(orientation)
     stored = encode(photograph(), kind, exif=exif, **lossless)
     with Image.open(io.BytesIO(stored)) as opened:
@@ -231,6 +242,43 @@ def test_pictures_are_turned_upright_as_exif_asks(kind: str, orientation: int) -
     result = ingest(stored, CONFIG)
     assert np.array_equal(result.image, expected)
     assert (result.source_width, result.source_height) == ((300, 451) if orientation >= 5 else (451, 300))
+
+
+def test_a_heic_has_the_pixels_of_its_photograph_upright_once() -> None:
+    """Its boxes turn it, and its EXIF, which says so again, is not asked (ISO/IEC 23008-12, annex A)."""
+    stored = pixels(Image.fromarray(skimage.data.coffee()).resize((96, 64)))
+    for name, expected in (
+        ("photograph", stored),
+        ("ten_bit", stored),
+        ("two", stored),  # the second of its images is the primary one; the first is turned by 180 degrees
+        ("turned_6", np.rot90(stored, -1)),
+        ("turned_5", stored.transpose(1, 0, 2)),
+    ):
+        result = ingest(heic(name), CONFIG)
+        assert distance(result.image, expected) < 4, name
+        assert (result.source_width, result.source_height) == expected.shape[1::-1]
+    faded = read(heic("alpha"))
+    assert distance(faded[:, :8], stored[:, :8]) < 15
+    assert (faded[:, -1] > 245).all()
+
+
+def test_avif_keeps_colors_and_applies_a_profile() -> None:
+    plain = read(encode(photograph(), "AVIF", speed=10, quality=95, subsampling="4:4:4"))
+    assert distance(plain, pixels(photograph())) < 3
+    profile = bad_images.swapped_profile()
+    swapped = read(encode(photograph(), "AVIF", speed=10, quality=95, subsampling="4:4:4", icc_profile=profile))
+    assert distance(swapped, np.roll(plain, -1, axis=2)) < 3
+
+
+def test_containers_that_are_not_among_the_formats_are_refused() -> None:
+    first = IngestConfig(formats=("GIF", "JPEG"))
+    assert first.formats == ("JPEG", "GIF")  # in one order, since the list is part of a dataset's identity
+    assert reason(bad_images.jpeg(), first) is None
+    for data in (heic("photograph"), bad_images.png(), encode(photograph(), "AVIF", speed=10)):
+        assert reason(data, first) is Reason.UNSUPPORTED_FORMAT
+    for wrong in ([], ["jpeg"], "JPEG", ["JPEG", "JXL"], [3]):
+        with pytest.raises(ValidationError, match=r"expected auto or a list of JPEG.*, as in \[JPEG, PNG\]"):
+            IngestConfig(formats=wrong)
 
 
 def test_jpeg_pixels_are_those_of_pillow() -> None:

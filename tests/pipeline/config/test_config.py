@@ -8,6 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from segmint.catalogs.dataset.added_keys import with_added_keys
 from segmint.catalogs.layout import differing_keys
 from segmint.infra.errors import UsageError
 from segmint.pipeline.config.config import Config, LicenseConfig, as_begun, identity, load_config
@@ -99,6 +100,21 @@ def test_opt_outs_are_respected_in_new_datasets_unless_the_configuration_says_ot
         assert kept is (begun if written == "auto" else respected)
     with pytest.raises(ValidationError, match="expected auto, true or false"):
         config(license={"allow": ["CC0-1.0"], "respect_opt_out": "yes"})
+
+
+def test_formats_are_those_that_a_dataset_was_begun_with_and_all_in_a_new_one():
+    first = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]
+    assert identity(config())["ingest"]["formats"] == [*first, "AVIF", "HEIC"]
+    chosen = config(ingest={"formats": ["PNG", "JPEG"]})
+    assert identity(chosen)["ingest"]["formats"] == ["JPEG", "PNG"]
+
+    older = {key: value for key, value in identity(config())["ingest"].items() if key != "formats"}
+    begun = with_added_keys({**identity(config()), "ingest": older})
+    assert identity(as_begun(config(), begun)) == begun
+    assert as_begun(config(), begun).ingest.decoded == tuple(first)
+    assert differing_keys(begun, identity(as_begun(chosen, begun))) == ["ingest.formats"]
+    with pytest.raises(UsageError, match=r"ingest\.formats \['JXL'\]; expected some of JPEG"):
+        as_begun(config(), {**begun, "ingest": {"formats": ["JXL"]}})
 
 
 @pytest.mark.parametrize(
