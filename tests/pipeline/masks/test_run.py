@@ -16,6 +16,7 @@ from pycocotools import mask as coco
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.prepare.release import ReleaseConfig
@@ -196,6 +197,40 @@ def test_a_killed_run_leaves_whole_files_and_the_next_one_the_same_bytes(tmp_pat
     assert {name: data for name, data in contents(killed).items() if name not in temporary} == contents(
         tmp_path / "whole"
     )
+
+
+def test_ctrl_c_keeps_what_is_made_and_says_what_was_not_reached(tmp_path, photographs):
+    for number in range(20):
+        Image.open(photographs / "cat.png").rotate(number * 9).save(photographs / f"{number:02}.png")
+    words = ["masks", str(photographs), "-o", str(tmp_path / "out"), "--point", "75,50", "--device", "cpu"]
+    command = [sys.executable, "-m", "segmint", *words]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
+        lines = [run.stderr.readline()]
+        run.send_signal(signal.SIGINT)
+        lines += run.stderr.readlines()
+    assert run.returncode == 3, lines
+    assert lines[0].startswith(f"[1/23] {photographs}/00.png: 1 mask in ")
+    assert any(line.startswith("23 photographs: ") and " not reached; " in line for line in lines)
+    assert lines[-1].startswith("interrupted: finished work is kept")
+    assert 1 <= len(list((tmp_path / "out").glob("[!.]*.json"))) < 21
+
+
+@pytest.mark.s3
+def test_a_prefix_of_a_bucket_is_a_folder(tmp_path, photographs, s3_server, s3_bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint_url)
+    storage = Storage()
+    for name in ("cat.png", "deep/cup.jpg"):
+        storage.put_file(f"s3://{s3_bucket}/photos/{name}", photographs / name)
+    out, options = f"s3://{s3_bucket}/masks/", MasksOptions(prompts=MIDDLE, device="cpu")
+    results = made(f"s3://{s3_bucket}/photos/", out, options, recursive=True)
+    assert [(result.outcome, result.output) for result in results] == [
+        ("made", f"{out}cat.json"),
+        ("made", f"{out}deep/cup.json"),
+    ]
+    assert {entry.name for entry in storage.list(out)} == {RECORD, "cat.json"}
+    assert [result.outcome for result in made(f"s3://{s3_bucket}/photos/", out, options)] == ["skipped"]
+    made(photographs / "cat.png", tmp_path / "local", options)
+    assert storage.read(f"{out}cat.json") == (tmp_path / "local" / "cat.json").read_bytes()
 
 
 def test_what_is_wrong_is_known_before_torch_is_loaded(tmp_path, photographs):
