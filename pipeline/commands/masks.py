@@ -34,7 +34,7 @@ class Precision(StrEnum):
 @guarded
 def masks(
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB...", help="Photographs, folders of them, or patterns.")
+        list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB", help="Photographs, folders of them, or patterns.")
     ],
     output: Annotated[
         str,
