@@ -36,6 +36,7 @@ license:
 
 # What is decoded.
 #ingest:
+#  formats: auto
 #  max_bytes: 256MiB
 #  max_pixels: 250000000
 #  min_short_side: 64
