@@ -23,17 +23,21 @@ def edge_polygons(mask: Mask) -> list[list[Ring]]:
     """
     if not mask.any():
         return []
-    count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=4)
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    left, top = int(columns[0]), int(rows[0])
+    window = np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1])
+    count, labels = cv2.connectedComponents(window.view(np.uint8), connectivity=4)
     polygons: list[list[Ring]] = [[] for _ in range(count - 1)]
-    for ring in _rings(mask):
+    for ring in _rings(window):
         (x, y), (next_x, next_y) = ring[:2]
         step = (int(np.sign(next_x - x)), int(np.sign(next_y - y)))
         down, across = _INSIDE[_STEPS.index(step)]
         part = polygons[labels[y + down, x + across] - 1]
+        moved = [(x + left, y + top) for x, y in ring]
         if _area(ring) > 0:
-            part.insert(0, ring)
+            part.insert(0, moved)
         else:
-            part.append(ring)
+            part.append(moved)
     return polygons
 
 

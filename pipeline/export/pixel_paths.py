@@ -14,6 +14,9 @@ import numpy as np
 Mask = np.ndarray[Any, Any]
 Points = np.ndarray[Any, Any]
 
+MOST_PARTS = 200
+"""Parts of a mask that are joined, the largest: how far each pair is apart has to be looked at."""
+
 _OUTER = -1
 
 
@@ -34,8 +37,8 @@ class _Ring:
 def pixel_path(mask: Mask) -> Points:
     """Return the path of a mask (height, width) bool as points (N, 2), x and y of pixels; none for an empty one.
 
-    Parts are joined by the shortest bridges; a part with fewer pixels than its bridge is left out. `paint` shows what
-    the path is worth.
+    Parts are joined by the shortest bridges; a part with fewer pixels than its bridge is left out, as are all but the
+    `MOST_PARTS` largest. `paint` shows what the path is worth.
     """
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if not len(rows):
@@ -43,14 +46,16 @@ def pixel_path(mask: Mask) -> Points:
     left, top = columns[0], rows[0]
     window = np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1]).view(np.uint8)
     contours, tree = cv2.findContours(window, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    rings = [_Ring(contour[:, 0, :].astype(np.int64)) for contour in contours]
+    rings = [_Ring(contour[:, 0, :].astype(np.int32)) for contour in contours]
     parents = tree[0, :, 3]
-    parts = []
-    for index in np.flatnonzero(parents == _OUTER):
+    parts = [int(index) for index in np.flatnonzero(parents == _OUTER)]
+    if len(parts) > MOST_PARTS:
+        parts = sorted(parts, key=lambda index: (-cv2.contourArea(contours[index]), index))[:MOST_PARTS]
+    for index in parts:
         holes = [rings[hole] for hole in np.flatnonzero(parents == index)]
         _hang_holes(rings[index], holes, window)
-        parts.append(rings[index])
-    root = _hang_parts(parts, window) if len(parts) > 1 else parts[0]
+    outer = [rings[index] for index in parts]
+    root = _hang_parts(outer, window) if len(outer) > 1 else outer[0]
     path: Points = _simplified(_walk(root)) + np.array([left, top])
     return path
 
@@ -95,7 +100,7 @@ def _hang_parts(parts: list[_Ring], window: Mask) -> _Ring:
     sizes = {id(part): int(stats[labels[part.points[0][1], part.points[0][0]], cv2.CC_STAT_AREA]) for part in parts}
     parts = sorted(parts, key=lambda part: -sizes[id(part)])
     root, waiting = parts[0], parts[1:]
-    nearest = {id(part): _bridge(root, part) for part in waiting}
+    nearest = dict(zip(map(id, waiting), _bridges(root, waiting, labels.shape), strict=True))
     while waiting:
         part = min(waiting, key=lambda part: nearest[id(part)][0])
         waiting = [other for other in waiting if other is not part]
@@ -103,28 +108,25 @@ def _hang_parts(parts: list[_Ring], window: Mask) -> _Ring:
         if length > sizes[id(part)]:
             continue
         ring.hang(place, part, start)
-        for other in waiting:
-            if _apart(part, other) < nearest[id(other)][0]:
-                nearest[id(other)] = min(nearest[id(other)], _bridge(part, other), key=lambda bridge: bridge[0])
+        for other, bridge in zip(waiting, _bridges(part, waiting, labels.shape), strict=True):
+            nearest[id(other)] = min(nearest[id(other)], bridge, key=lambda bridge: bridge[0])
     return root
 
 
-def _bridge(ring: _Ring, part: _Ring) -> tuple[int, _Ring, int, int]:
-    """Return the shortest bridge from a ring to a part: its pixels, the ring, and the two ends' places."""
-    best = (np.iinfo(np.int64).max, 0, 0)
-    chunk = max(1, (1 << 22) // len(part.points))
-    for first in range(0, len(ring.points), chunk):
-        steps = np.abs(ring.points[first : first + chunk, None] - part.points[None]).max(axis=2)
-        flat = int(steps.argmin())
-        place, start = divmod(flat, len(part.points))
-        best = min(best, (int(steps[place, start]), first + place, start))
-    return best[0] - 1, ring, best[1], best[2]
-
-
-def _apart(one: _Ring, other: _Ring) -> int:
-    """Return the least number of pixels between two rings, by their boxes."""
-    gaps = np.maximum(one.points.min(axis=0) - other.points.max(axis=0), other.points.min(axis=0) - one.points.max(0))
-    return int(gaps.max()) - 1
+def _bridges(ring: _Ring, parts: Sequence[_Ring], shape: tuple[int, ...]) -> list[tuple[int, _Ring, int, int]]:
+    """Return the shortest bridge from a ring to each part: its pixels, the ring, and the places of its two ends."""
+    if not parts:
+        return []
+    away = np.ones(shape, np.uint8)
+    away[ring.points[:, 1], ring.points[:, 0]] = 0
+    steps = cv2.distanceTransform(away, cv2.DIST_C, 3)  # exact: a bridge has as many pixels as its longer side
+    bridges = []
+    for part in parts:
+        start = int(steps[part.points[:, 1], part.points[:, 0]].argmin())
+        apart = np.abs(ring.points - part.points[start]).max(axis=1)
+        place = int(apart.argmin())
+        bridges.append((int(apart[place]) - 1, ring, place, start))
+    return bridges
 
 
 def _walk(root: _Ring) -> Points:
