@@ -5,13 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from segmint.pipeline.annotate.clicks.embeddings import Embeddings
 from segmint.pipeline.annotate.server import Opened, open_desk
 from tests.support.annotating import options
 from tests.support.locations import location_of
 
 
 @pytest.fixture
-def opened(dataset: Path) -> Iterator[Opened]:
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No embedding is made ahead: seconds of a processor for each, which these tests end before anybody uses."""
+    monkeypatch.setattr(Embeddings, "prepare", lambda *_: None)
+
+
+@pytest.fixture
+def opened(dataset: Path, unhurried: None) -> Iterator[Opened]:
     """A desk of a copy of the small real dataset: images 1, 2, 4 to 7."""
     with open_desk(location_of(dataset), options()) as desk:
         yield desk

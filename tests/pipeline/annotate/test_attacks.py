@@ -27,7 +27,7 @@ def team(opened: Opened) -> Annotators:
 
 
 @pytest.fixture
-def paired(dataset: Path) -> Iterator[Opened]:
+def paired(dataset: Path, unhurried: None) -> Iterator[Opened]:
     """A desk on which every image is for two people."""
     with open_desk(location_of(dataset), options(overlap=1.0)) as desk:
         yield desk
