@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.support.answer_mutants import ANSWER_MUTANTS
 from tests.support.build_mutants import BUILD_MUTANTS
 from tests.support.dataset_mutants import DATASET_MUTANTS
 from tests.support.mutant import Mutant
@@ -23,7 +24,7 @@ from tests.support.segment_mutants import SEGMENT_MUTANTS
 
 ROOT = Path(__file__).resolve().parents[1]
 
-MUTANTS = (*BUILD_MUTANTS, *SEGMENT_MUTANTS, *DATASET_MUTANTS, *PAGE_MUTANTS)
+MUTANTS = (*BUILD_MUTANTS, *SEGMENT_MUTANTS, *DATASET_MUTANTS, *PAGE_MUTANTS, *ANSWER_MUTANTS)
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """Merging answers: what becomes of a dataset, beside builds and other corrections."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.engine.status import read_round
 from tests.support.answered import answer_to, committed_row, counts_of, new_mask
+from tests.support.everything import upload
 from tests.support.imported import import_coco, write_coco
 from tests.support.locations import location_of
-from tests.support.protocol import Place, contents, two_shards, write
+from tests.support.protocol import Place, contents, retry, sweep_all, two_shards, write
+from tests.support.s3_server import S3Server
 
+NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 CUT, APART = (3, 4, 11, 21), (22, 5, 28, 30)
 
 
@@ -189,6 +193,53 @@ def test_nothing_is_kept_of_an_image_that_was_taken_down(place: Place) -> None:
     (place.location / "annotations/0/1.1.json").delete()
     assert merge_answers(place.location).changed_shards == (0,)
     assert findings(place) == []
+
+
+def test_a_refused_row_that_is_retried_leaves_answers_as_they_are(place: Place) -> None:
+    """In a shard with an answer that was merged, one that was not, and afterwards one for the new image."""
+    give(place, 1, new_mask(CUT, 10_001))
+    merge_answers(place.location)
+    give(place, 2, new_mask(APART))
+    merged = committed_row(place.location, 0)
+    assert retry(place, 0) != "unchanged"
+    sweep_all(place)
+    assert committed_row(place.location, 0) == merged
+    give(place, 3, new_mask(APART), deleted=[30_000])
+    assert findings(place) == []
+    done = merge_answers(place.location)
+    assert (done.listed.images, done.listed.merged) == (2, 1)
+    assert [source for _, source in sources(place, 2)] == ["automatic", "automatic", "assisted"]
+    assert (30_000, "automatic") not in sources(place, 3)
+    assert findings(place) == []
+
+
+@pytest.mark.s3
+def test_a_bucket_that_keeps_versions(
+    place: Place, s3_server: S3Server, s3_bucket: str, s3_options: dict[str, dict[str, str]]
+) -> None:
+    """Merging there, again, and after a takedown, gives what a folder has; nothing older is left of what changed."""
+    versioning = {"Status": "Enabled"}
+    s3_server.client().put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration=versioning)
+    bucket = Place(f"s3://{s3_bucket}/some/dataset", s3_options)
+    upload(Path(place.uri), bucket.location)
+    for each in (place, bucket):
+        give(each, 1, new_mask(CUT, 10_001), deleted=[10_000])
+        give(each, 2, new_mask(CUT))
+        give(each, 2, new_mask(APART), n=2)
+        assert not put_answer(each.location, answer_to(each.location, 2, [new_mask(CUT, 20_001)], n=2))
+        assert merge_answers(each.location, now=NOW).changed_shards == (0,)
+        assert merge_answers(each.location).listed.merged == 2
+        takedown(each.location, TakedownAsked(ids=("sa_2",)), "asked", now=NOW)
+        give(each, 1, new_mask(APART), n=2)
+        assert merge_answers(each.location, now=NOW).changed_shards == (0,)
+    assert findings(bucket) == []
+    assert sources(bucket, 1) == [(10_002, "corrected"), (10_003, "assisted")]
+    assert contents(bucket) == contents(place)
+    kept = s3_server.client().list_object_versions(Bucket=s3_bucket)["Versions"]
+    of_images = ("shards/", "images/", "masks/", "annotations/")
+    paths = sorted(version["Key"].removeprefix("some/dataset/") for version in kept)
+    there = sorted(path for path in contents(bucket) if path.startswith(of_images))
+    assert [path for path in paths if path.startswith(of_images)] == there
 
 
 def test_an_old_dataset_gets_the_newest_format() -> None:

@@ -1,0 +1,100 @@
+"""Faults in what becomes of people's answers."""
+
+from tests.support.mutant import Mutant
+
+ROW = "tests/pipeline/annotate/merge/test_row.py"
+LANES = "tests/catalogs/dataset/annotations/test_lanes.py"
+
+ANSWER_MUTANTS = (
+    Mutant(
+        "what an answer repeated was made by it",
+        "operators/shards/fitting.py",
+        "for mask in reversed(former.masks) if mask.counts not in shown}",
+        "for mask in reversed(former.masks)}",
+        ROW,
+    ),
+    Mutant(
+        "a mask of the same pixels is the answer's own",
+        "operators/shards/fitting.py",
+        "and _said(row) == {name: said_of(mask, former)[name] for name in _OF_WORK}",
+        "and _said(row) is not None",
+        ROW,
+    ),
+    Mutant(
+        "an answer to a mask that is gone fits",
+        "operators/shards/fitting.py",
+        "return (done.get(mask.id) if here is None else counts_of(here)) == mask.counts",
+        "return here is None or counts_of(here) == mask.counts",
+        ROW,
+    ),
+    Mutant(
+        "what is said again counts as lost",
+        "pipeline/annotate/merge/row.py",
+        "return sum(not _words(answer) <= last for",
+        "return sum(True for",
+        ROW,
+    ),
+    Mutant(
+        "the lowest lane counts after a merge, too",
+        "catalogs/dataset/annotations/lanes.py",
+        "return min(lanes, default=None) if before is None else before",
+        "return min(lanes, default=None)",
+        LANES,
+    ),
+    Mutant(
+        "an answer is merged again",
+        "catalogs/dataset/annotations/lanes.py",
+        'n <= ((merged or {}).get("n") or 0)',
+        'n < ((merged or {}).get("n") or 0)',
+        "tests/pipeline/annotate/merge/test_run.py",
+    ),
+    Mutant(
+        "people are compared after a merge",
+        "catalogs/dataset/annotations/lanes.py",
+        "for base, answer in one.items() if base in other",
+        "for base, answer in reversed(one.items()) if base in other",
+        LANES,
+    ),
+    Mutant(
+        "the seconds of an answer that is carried count twice",
+        "catalogs/dataset/annotations/lanes.py",
+        '"seconds": 0.0,',
+        '"seconds": answer.seconds,',
+        LANES,
+    ),
+    Mutant(
+        "a mask that somebody timed is untouched",
+        "catalogs/dataset/annotations/lanes.py",
+        "        and mask.seconds == 0\n",
+        "",
+        LANES,
+    ),
+    Mutant(
+        "a look at the store undoes a save",
+        "pipeline/annotate/board.py",
+        "if now != known.get(lane) and (",
+        "if now is None and (",
+        "tests/pipeline/annotate/test_board.py",
+    ),
+    Mutant(
+        "a study keeps what an answer takes away",
+        "pipeline/study/answers.py",
+        "for id, mask in masks.items() if fit is None or id not in fit.gone]",
+        "for id, mask in masks.items()]",
+        "tests/pipeline/study/test_answers.py",
+    ),
+    Mutant(
+        "the audit takes any seconds",
+        "operators/audit/answers.py",
+        "if whole and not (",
+        "if not whole and not (",
+        "tests/operators/audit/test_answers.py",
+    ),
+    Mutant(
+        "the audit takes a mask that was taken away",
+        "operators/audit/answers.py",
+        "if here.get(former.id) == former.counts:",
+        "if former.id not in here:",
+        "tests/operators/audit/test_answers.py",
+    ),
+)
