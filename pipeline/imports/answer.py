@@ -1,60 +1,34 @@
 """What an import would do, and what it did, for people and programs."""
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_stem
 from segmint.infra.wording import counted, listed, some
 from segmint.operators.rows import Row
-from segmint.pipeline.imports.merge import Left, Merged
-from segmint.pipeline.imports.staged import SHOWN, Staged
+from segmint.pipeline.corrections.people_revision import RISES, MaskTally, RevisedMasks
+from segmint.pipeline.imports.merge import Merged
+from segmint.pipeline.imports.staged import Staged
 
 COUNTED = ("same", "corrected", "added", "deleted", "empty", "repeated")
 """What becomes of masks, as `Merged` counts them."""
 
 
-_RISES = "the dataset gets format 2 first, for where masks come from; shards that do not change keep their bytes"
-
-
-@dataclass
-class Tally:
+class Tally(MaskTally):
     """What becomes of the images of a file, and of their masks."""
-
-    images: int = 0  # that change
-    masks: Counter[str] = field(default_factory=Counter)
-    left: Counter[str] = field(default_factory=Counter)  # images that stay as they are though the file has them
-    examples: list[str] = field(default_factory=list)
 
     def count(self, row: Row, merged: Merged) -> None:
         """Count an image."""
         name = image_stem(row["id"])
         if merged.left is not None:
-            self.leave(name, merged.left)
+            self.leave(name, merged.left.value)
             return
         self.masks.update({each: getattr(merged, each) for each in COUNTED})
         if merged.row is not row:
             self.images += 1
             changes = [f"{getattr(merged, each)} {each}" for each in COUNTED[1:4] if getattr(merged, each)]
-            self._example(f"{name}: {', '.join(changes) or 'its columns alone'}")
-
-    def leave(self, name: str, why: Left) -> None:
-        """Count an image that stays as it is."""
-        self.left[why.value] += 1
-        self._example(f"{name}: left as it is: {why.value}")
-
-    def add(self, other: "Tally") -> None:
-        """Add the images of another shard."""
-        self.images += other.images
-        self.masks += other.masks
-        self.left += other.left
-        self.examples = [*self.examples, *other.examples][:SHOWN]
-
-    def _example(self, line: str) -> None:
-        if len(self.examples) < SHOWN:
-            self.examples.append(line)
+            self.example(f"{name}: {', '.join(changes) or 'its columns alone'}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +78,7 @@ class ImportList:
             f"{counted(self.images, 'image')} of {self.dataset} would change{shards if self.shards else ''}",
             *self.found(),
             *(f"  {example}" for example in self.examples),
-            *([_RISES] if self.rises and self.images else []),
+            *([RISES] if self.rises and self.images else []),
         ]
 
     def found(self) -> list[str]:
@@ -135,19 +109,8 @@ class ImportList:
 
 
 @dataclass(frozen=True)
-class Imported:
+class Imported(RevisedMasks[ImportList]):
     """The result of an import."""
-
-    listed: ImportList  # what was to be done
-    changed_shards: tuple[int, ...]
-    version: VersionName
-    outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they have the former masks
-    removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
-        fields = asdict(self)
-        return {**fields.pop("listed"), **fields}
 
     def lines(self) -> list[str]:
         """Return the answer as lines for people."""
@@ -157,9 +120,7 @@ class Imported:
             f"{counted(self.listed.images, 'image')} changed in {counted(len(self.changed_shards), 'shard')}",
             *self.listed.found(),
             "what was there before is gone, older versions included",
-            *(f"made from this dataset, and yours to make again: {output}" for output in self.outputs),
-            *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
-            self.version.line(),
+            *self.last_lines(),
         ]
 
 

@@ -1,15 +1,14 @@
 """`segmint import`: brings masks that people made into a dataset, as the next generation of its shards."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
-from segmint.catalogs.dataset.outputs import line_of, read_notes
-from segmint.catalogs.dataset.versions.record import name_now, put_version
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.versions.record import name_now
 from segmint.catalogs.layout import (
     SCHEMA_VERSION,
     image_stem,
@@ -20,10 +19,8 @@ from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, SOURCES
 from segmint.operators.shards.committed_rows import rows_of
-from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.revise import with_holding
-from segmint.pipeline.corrections.common import is_unfinished, release_config, risen
-from segmint.pipeline.corrections.revision import Revision, revise
+from segmint.pipeline.corrections.people_revision import MaskPlan, revise_masks
 from segmint.pipeline.imports.answer import Imported, ImportList, Tally, list_of
 from segmint.pipeline.imports.carry import carry_masks
 from segmint.pipeline.imports.files import ImportFormat, stage_file
@@ -68,16 +65,6 @@ class ImportChange:
         ]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    manifest: DatasetManifest
-    settings: ImportSettings
-    staged: Staged
-    tally: Tally
-    unchanged: Mapping[int, int]  # shards in which nothing changes, with the generation that was looked at
-    listed: ImportList
-
-
 def list_import(dataset: Location, asked: Asked) -> ImportList:
     """List what `import_masks` would change; raises what it raises before anything is changed."""
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
@@ -100,30 +87,11 @@ def import_masks(
     """
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         plan = _plan(dataset, asked, Path(folder))
-        if not plan.tally.images and not is_unfinished(dataset, plan.staged.shards):
-            return Imported(plan.listed, (), name_now(dataset))
-        check_purge(dataset)
-        if confirm is not None:
-            confirm(plan.listed)
-        manifest = risen(dataset) if plan.tally.images else plan.manifest
-        revision = Revision(
-            shards=frozenset(plan.staged.shards),
-            change=ImportChange(plan.staged, plan.settings),
-            with_images=release_config(manifest).format == "images",
-            needed=lambda commit: plan.unchanged.get(commit.shard) != commit.generation,
-        )
         # The staged masks are on this machine's disk: where there are many shards, its cores share them.
-        outcome = revise(dataset, manifest, revision)
-        return Imported(
-            listed=plan.listed,
-            changed_shards=tuple(outcome.changed),
-            version=put_version(dataset, "import", plan.listed.reason(), now),
-            outputs=tuple(line_of(note) for note in read_notes(dataset)),
-            removed_links=outcome.removed_links,
-        )
+        return revise_masks(dataset, "import", plan, Imported, confirm, now)
 
 
-def _plan(dataset: Location, asked: Asked, folder: Path) -> _Plan:
+def _plan(dataset: Location, asked: Asked, folder: Path) -> MaskPlan[ImportList]:
     _check(asked)
     manifest = load_manifest(dataset)
     with Stage(folder, manifest, asked.match) as stage:
@@ -160,7 +128,7 @@ def _plan(dataset: Location, asked: Asked, folder: Path) -> _Plan:
     rises = manifest.schema_version < SCHEMA_VERSION
     names = str(dataset), manifest.name, str(asked.where)
     listed = list_of(names, digest, str(asked.mode), tally, staged, tuple(changing), rises)
-    return _Plan(manifest, settings, staged, tally, unchanged, listed)
+    return MaskPlan(manifest, listed, frozenset(staged.shards), ImportChange(staged, settings), unchanged)
 
 
 def _check(asked: Asked) -> None:
@@ -201,5 +169,5 @@ def _look(
         return found
     tally = Tally()
     for ordinal in answers:
-        tally.leave(image_stem(ordinal + 1), Left.NOT_BUILT)
+        tally.leave(image_stem(ordinal + 1), Left.NOT_BUILT.value)
     return tally, None

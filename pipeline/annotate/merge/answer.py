@@ -1,41 +1,31 @@
 """What a merge of answers would do, and what it did, for people and programs."""
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_stem
 from segmint.infra.wording import counted, listed, some
-from segmint.pipeline.annotate.merge.row import Left, MergedRow
+from segmint.pipeline.annotate.merge.row import MergedRow
+from segmint.pipeline.corrections.people_revision import RISES, MaskTally, RevisedMasks
 
 COUNTED = ("same", "corrected", "added", "deleted", "unfit")
 """What becomes of masks, as `MergedRow` counts them."""
 
-SHOWN = 20
-"""Images that are named for people; all are counted."""
-
-_RISES = "the dataset gets format 2 first, for where masks come from; shards that do not change keep their bytes"
-
 
 @dataclass
-class Tally:
+class Tally(MaskTally):
     """What becomes of the images that have answers, and of their masks."""
 
-    images: int = 0  # whose rows change
     unchanged: int = 0  # of these, looked at and left with the masks that they have
     merged: int = 0  # whose last answer was merged before
     superseded: int = 0  # with an earlier answer, to another state, never merged, that says more
     apart: int = 0  # whose other lane has an answer that is neither merged nor compared
-    masks: Counter[str] = field(default_factory=Counter)
-    left: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
 
     def count(self, image: int, merged: MergedRow) -> None:
         """Count an image, by its number."""
         if merged.left is not None:
-            self.leave(image, merged.left)
+            self.leave(image_stem(image), merged.left.value)
             return
         self.images += 1
         self.unchanged += not merged.changes_masks
@@ -43,37 +33,27 @@ class Tally:
         if merged.superseded:
             self.superseded += 1
             answers = counted(merged.superseded, "earlier answer")
-            self._example(
+            self.example(
                 f"{image_stem(image)}: {answers}, to another state, never merged: not all of it is in the later"
             )
         if merged.unfit:
             masks = counted(merged.unfit, "mask")
-            self._example(f"{image_stem(image)}: {masks} of the answer left out: the image has others there now")
+            self.example(f"{image_stem(image)}: {masks} of the answer left out: the image has others there now")
 
     def count_apart(self, image: int, lane: int) -> None:
         """Count an image of whose other `lane` the last answer is neither merged nor compared."""
         self.apart += 1
-        self._example(f"{image_stem(image)}: the last answer of lane {lane} is neither merged nor compared")
+        self.example(f"{image_stem(image)}: the last answer of lane {lane} is neither merged nor compared")
 
-    def leave(self, image: int, why: Left, detail: str | None = None) -> None:
-        """Count an image that stays as it is."""
-        self.left[why.value] += 1
-        self._example(f"{image_stem(image)}: left as it is: {detail or why.value}")
-
-    def add(self, other: "Tally") -> None:
+    def add(self, other: MaskTally) -> None:
         """Add the images of another shard."""
-        self.images += other.images
+        super().add(other)
+        if not isinstance(other, Tally):
+            return
         self.unchanged += other.unchanged
         self.merged += other.merged
         self.superseded += other.superseded
         self.apart += other.apart
-        self.masks += other.masks
-        self.left += other.left
-        self.examples = [*self.examples, *other.examples][:SHOWN]
-
-    def _example(self, line: str) -> None:
-        if len(self.examples) < SHOWN:
-            self.examples.append(line)
 
 
 @dataclass(frozen=True)
@@ -135,7 +115,7 @@ class MergeList:
             f"answers for {counted(self.images, 'image')} of {self.dataset} would be merged"
             f"{shards if self.shards else ''}",
             *self.found(),
-            *([_RISES] if self.rises and self.images else []),
+            *([RISES] if self.rises and self.images else []),
         ]
 
     def found(self) -> list[str]:
@@ -166,19 +146,8 @@ class MergeList:
 
 
 @dataclass(frozen=True)
-class MergedAnswers:
+class MergedAnswers(RevisedMasks[MergeList]):
     """The result of a merge."""
-
-    listed: MergeList  # what was to be done
-    changed_shards: tuple[int, ...]
-    version: VersionName
-    outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they have the former masks
-    removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
-        fields = asdict(self)
-        return {**fields.pop("listed"), **fields}
 
     def lines(self) -> list[str]:
         """Return the answer as lines for people."""
@@ -188,7 +157,5 @@ class MergedAnswers:
             f"answers for {counted(self.listed.images, 'image')} merged in "
             f"{counted(len(self.changed_shards), 'shard')}",
             *self.listed.found(),
-            *(f"made from this dataset, and yours to make again: {output}" for output in self.outputs),
-            *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
-            self.version.line(),
+            *self.last_lines(),
         ]

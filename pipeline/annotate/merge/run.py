@@ -8,22 +8,18 @@ from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, re
 from segmint.catalogs.dataset.annotations.lanes import answers_apart, lane_to_merge
 from segmint.catalogs.dataset.annotations.names import AnswerName, list_answers, purge_of_images
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
-from segmint.catalogs.dataset.outputs import line_of, read_notes
+from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
-from segmint.catalogs.dataset.versions.record import name_now, put_version
-from segmint.catalogs.layout import SCHEMA_VERSION
+from segmint.catalogs.layout import SCHEMA_VERSION, image_stem
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import rows_of
-from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.revise import with_holding
 from segmint.pipeline.annotate.merge.answer import MergedAnswers, MergeList, Tally
 from segmint.pipeline.annotate.merge.row import Left, answer_to_merge, left_alone, merge_answer
-from segmint.pipeline.corrections.common import is_unfinished, release_config, risen
-from segmint.pipeline.corrections.revision import Revision, revise
+from segmint.pipeline.corrections.people_revision import MaskPlan, revise_masks
 
 _THREADS = 16
 
@@ -51,18 +47,9 @@ class MergeChange:
         ]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    manifest: DatasetManifest
-    change: MergeChange
-    shards: frozenset[int]  # that have answers
-    unchanged: Mapping[int, int]  # shards in which nothing changes, with the generation that was looked at
-    listed: MergeList
-
-
 def list_merge(dataset: Location) -> MergeList:
     """List what `merge_answers` would change; raises what it raises before anything is changed."""
-    return _plan(dataset).listed
+    return _plan(dataset, _names(dataset)).listed
 
 
 def merge_answers(
@@ -77,28 +64,10 @@ def merge_answers(
     removed, as a takedown does. Raises `UsageError` for a place without a dataset,
     or a store whose older versions cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
     """
-    plan = _plan(dataset)
-    _forget_taken(dataset, plan.change.names)
-    if not plan.listed.images and not is_unfinished(dataset, sorted(plan.shards)):
-        return MergedAnswers(plan.listed, (), name_now(dataset))
-    check_purge(dataset)
-    if confirm is not None:
-        confirm(plan.listed)
-    manifest = risen(dataset) if plan.listed.images else plan.manifest
-    revision = Revision(
-        shards=plan.shards,
-        change=plan.change,
-        with_images=release_config(manifest).format == "images",
-        needed=lambda commit: plan.unchanged.get(commit.shard) != commit.generation,
-    )
-    outcome = revise(dataset, manifest, revision)
-    return MergedAnswers(
-        listed=plan.listed,
-        changed_shards=tuple(outcome.changed),
-        version=put_version(dataset, "merge", plan.listed.reason(), now),
-        outputs=tuple(line_of(note) for note in read_notes(dataset)),
-        removed_links=outcome.removed_links,
-    )
+    names = _names(dataset)
+    plan = _plan(dataset, names)
+    _forget_taken(dataset, names)
+    return revise_masks(dataset, "merge", plan, MergedAnswers, confirm, now)
 
 
 def _forget_taken(dataset: Location, names: Names) -> None:
@@ -108,14 +77,18 @@ def _forget_taken(dataset: Location, names: Names) -> None:
         purge_of_images(dataset, taken)
 
 
-def _plan(dataset: Location) -> _Plan:
-    manifest = load_manifest(dataset)
+def _names(dataset: Location) -> Names:
     names: dict[int, list[AnswerName]] = {}
-    by_shard: dict[int, list[int]] = {}
     for name in list_answers(dataset):
-        if name.ordinal not in names:
-            by_shard.setdefault(name.ordinal // manifest.images_per_shard, []).append(name.ordinal)
         names.setdefault(name.ordinal, []).append(name)
+    return names
+
+
+def _plan(dataset: Location, names: Names) -> MaskPlan[MergeList]:
+    manifest = load_manifest(dataset)
+    by_shard: dict[int, list[int]] = {}
+    for ordinal in names:
+        by_shard.setdefault(ordinal // manifest.images_per_shard, []).append(ordinal)
     change = MergeChange(dataset, names, rule_of(manifest.identity))
     tally = Tally()
     unchanged: dict[int, int] = {}
@@ -129,7 +102,7 @@ def _plan(dataset: Location) -> _Plan:
         tally.add(looked)
     rises = manifest.schema_version < SCHEMA_VERSION
     listed = MergeList.of((str(dataset), manifest.name), len(names), tally, tuple(changing), rises=rises)
-    return _Plan(manifest, change, frozenset(by_shard), unchanged, listed)
+    return MaskPlan(manifest, listed, frozenset(by_shard), change, unchanged)
 
 
 def _look(dataset: Location, shard: int, ordinals: Sequence[int], change: MergeChange) -> tuple[Tally, int | None]:
@@ -142,7 +115,7 @@ def _look(dataset: Location, shard: int, ordinals: Sequence[int], change: MergeC
         for row in found:
             lane = _to_merge(row, change.names)
             if (left := left_alone(row)) is not None:
-                tally.leave(row["id"], left)
+                tally.leave(image_stem(row["id"]), left.value)
             elif lane:
                 wanted[row["ordinal"]] = lane
             else:
@@ -153,7 +126,7 @@ def _look(dataset: Location, shard: int, ordinals: Sequence[int], change: MergeC
         for row in rows_of(dataset, commit, wanted) if wanted else ():
             answer = answers[row["ordinal"]]
             if isinstance(answer, AnswerError):
-                tally.leave(row["id"], Left.UNREADABLE, str(answer))
+                tally.leave(image_stem(row["id"]), Left.UNREADABLE.value, str(answer))
             else:
                 tally.count(row["id"], merge_answer(row, answer, change.rule))
         return tally, commit.generation
@@ -163,7 +136,7 @@ def _look(dataset: Location, shard: int, ordinals: Sequence[int], change: MergeC
         return found
     tally = Tally()
     for ordinal in ordinals:
-        tally.leave(ordinal + 1, Left.NOT_BUILT)
+        tally.leave(image_stem(ordinal + 1), Left.NOT_BUILT.value)
     return tally, None
 
 
