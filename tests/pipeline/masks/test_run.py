@@ -171,6 +171,7 @@ def test_a_prompt_outside_refuses_that_photograph_among_several(tmp_path, photog
         made(photographs / "small.png", tmp_path / "small.json", options)
 
 
+@pytest.mark.long
 def test_a_killed_run_leaves_whole_files_and_the_next_one_the_same_bytes(tmp_path, photographs):
     for number in range(4):
         Image.open(photographs / "cat.png").rotate(number * 9).save(photographs / "deep" / f"{number}.png")
