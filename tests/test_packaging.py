@@ -13,7 +13,7 @@ from PIL import Image
 
 from segmint.pipeline.commands.common.extras import EXTRAS
 from tests.support.committed import write_dataset
-from tests.support.environments import build_wheel, install, link_packages, python
+from tests.support.environments import install, link_packages, python, wheel_of_the_checkout
 from tests.support.locations import location_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,22 +53,7 @@ def requirements_of(extra: str) -> set[str]:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout, built from a copy, since a build leaves folders behind."""
-    folder = tmp_path_factory.mktemp("wheel")
-    copy = folder / "checkout"
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    for name in filter(None, files.stdout.decode().split("\0")):
-        source, target = ROOT / name, copy / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_symlink():
-            target.symlink_to(source.readlink())
-        elif source.exists():
-            target.write_bytes(source.read_bytes())
-    return build_wheel(copy, folder)
+    return wheel_of_the_checkout(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")

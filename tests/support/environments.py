@@ -10,6 +10,23 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def wheel_of_the_checkout(folder: Path) -> Path:
+    """The wheel of this checkout, built in `folder` from a copy, since a build leaves folders behind."""
+    copy = folder / "checkout"
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True)
+    for name in filter(None, files.stdout.decode().split("\0")):
+        source, target = ROOT / name, copy / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_symlink():
+            target.symlink_to(source.readlink())
+        elif source.exists():
+            target.write_bytes(source.read_bytes())
+    return build_wheel(copy, folder)
+
 
 def build_wheel(checkout: Path, folder: Path) -> Path:
     """The wheel that `pip wheel` builds of the checkout, in `folder`."""
