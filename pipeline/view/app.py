@@ -6,6 +6,7 @@
 /api/dataset                  the dataset, and the values of its filters
 /api/images?…                 a page of the grid; `after=ID` for the next page
 /api/images/{id}              an image's row, masks and findings
+/api/images/{id}/masks        only the runs of its masks, the largest first
 /api/images/{id}/neighbors?…  the ids before and after it
 /images/{id}.jpg, /thumbnails/{id}.jpg
 ```
@@ -90,6 +91,15 @@ class Viewer:
         found = [asdict(finding) for finding in self.index.findings(image)]
         return {"image": rows[0], "masks": masks, "findings": found}
 
+    def masks(self, image: int) -> dict[str, Any]:
+        """Return the runs of an image's masks, the largest first; raises `UnknownImageError` if there is no image."""
+        place = self.index.place(image)
+        rows = self.tables.query(
+            f"SELECT segmentation FROM masks WHERE shard = {place.shard:d} AND ordinal = {place.ordinal:d} "
+            "ORDER BY area DESC, annotation_id"
+        )
+        return {"masks": rows.column("segmentation").to_pylist()}
+
     def jpeg(self, image: int) -> bytes:
         """Return the released JPEG."""
         return self.pictures.jpeg(self.index.place(image))
@@ -107,6 +117,7 @@ def make_app(viewer: Viewer, access: Access) -> Starlette:
         Route("/api/address", lambda _: json_response({"address": access.address()})),
         Route("/api/dataset", lambda _: json_response(viewer.dataset())),
         Route("/api/images", lambda request: json_response(viewer.images(*_asked(request)))),
+        Route("/api/images/{image}/masks", lambda request: json_response(viewer.masks(image_of(request)))),
         Route("/api/images/{image}", lambda request: json_response(viewer.image(image_of(request)))),
         Route(
             "/api/images/{image}/neighbors",

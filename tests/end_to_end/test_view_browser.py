@@ -155,6 +155,11 @@ def test_pages_load_while_scrolling(chromium: "Browser", tmp_path: Path) -> None
             tiles.nth(shown - 1).scroll_into_view_if_needed()
         found = tiles.evaluate_all("tiles => tiles.map(tile => tile.id)")
         assert found == [f"tile-{number}" for number in reversed(ids)]
+        page.goto(f"http://{urlsplit(opened).netloc}/?after={ids[9]}")  # as "Show more" in a new tab
+        expect(tiles.first).to_have_attribute("id", f"tile-{ids[10]}")
+        expect(page.locator("#count")).to_have_text("140 images")
+        expect(page.locator("#more")).to_have_attribute("href", f"/?after={ids[69]}")
+        expect(page.get_by_role("link", name="From the first one on")).to_have_attribute("href", "/")
         context.close()
 
 

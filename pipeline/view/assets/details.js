@@ -15,12 +15,16 @@ const NAMES = {
   after_nms2: "After NMS between crops",
 };
 
-/** The elements of a row's list: a term and its description for each column. */
-export function detailsOf(row) {
+/**
+ * The elements of a row's list: a term and its description for each column. `linkOf(name, value)` is the address that a
+ * description links to, or null.
+ */
+export function detailsOf(row, linkOf = () => null) {
   return Object.entries(row).flatMap(([name, value]) => {
     if (LEFT_OUT.has(name) || value === null || value === undefined) return [];
     if (isStruct(value)) return [make("dt", { className: "group" }, nameOf(name)), make("dd"), ...detailsOf(value)];
-    return [make("dt", {}, nameOf(name)), make("dd", {}, textOf(name, value))];
+    const [text, href] = [textOf(name, value), linkOf(name, value)];
+    return [make("dt", {}, nameOf(name)), make("dd", {}, href === null ? text : make("a", { href }, text))];
   });
 }
 

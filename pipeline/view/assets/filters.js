@@ -5,9 +5,40 @@ import { byId, make, whole } from "./dom.js";
 const UNKNOWN = "unknown";
 const WAIT_MS = 250;
 const CHOICES = ["country", "license", "provider"];
+const NOT_FILTERS = new Set(["sort", "descending", "after"]);
 
 /** The filters in the page's address, as the server takes them. */
 export const asked = () => Object.fromEntries(new URLSearchParams(location.search));
+
+/** The address of the grid with these filters alone. */
+export const addressOf = (filters) => {
+  const query = new URLSearchParams(filters).toString();
+  return query ? `/?${query}` : "/";
+};
+
+/** The address of all images with a value in a column that can be filtered by it; null for other columns. */
+export const addressOfValue = (name, value) => (CHOICES.includes(name) ? addressOf({ [name]: value }) : null);
+
+/** Shows the filters of the page's address, each as a link to the address without it. */
+function showActive() {
+  const query = Object.entries(asked()).filter(([name]) => name !== "after");
+  const links = query.flatMap(([name, value]) => {
+    if (NOT_FILTERS.has(name)) return [];
+    const href = addressOf(query.filter(([other]) => other !== name));
+    const words = name === UNKNOWN ? `unknown ${value.replaceAll(",", ", ")}` : `${wordsOf(name)}: ${value}`;
+    const link = make("a", { href, title: "Without this filter" }, make("span", {}, words), " ×");
+    link.setAttribute("aria-label", `Without the filter ${words}`);
+    return [make("li", {}, link)];
+  });
+  byId("active").replaceChildren(...links);
+  byId("active").hidden = links.length === 0;
+}
+
+function wordsOf(name) {
+  const [, column, end] = /^(.*?)(?:_(min|max))?$/.exec(name);
+  const words = column.replaceAll("_", " ").replace("iou", "IoU");
+  return end ? `${words}, at ${end === "min" ? "least" : "most"}` : words;
+}
 
 /** Fills the form from the dataset's values and the address; calls `changed` when the address has changed. */
 export function setUpFilters(dataset, changed) {
@@ -23,16 +54,30 @@ export function setUpFilters(dataset, changed) {
     });
   }
   readAddress(form);
+  showActive();
   let waiting;
+  let shown = location.search;
+  const take = () => {
+    shown = location.search;
+    showActive();
+    changed();
+  };
   const change = (wait) => {
     clearTimeout(waiting);
     waiting = setTimeout(() => {
       const query = writeAddress(form);
       if (query === location.search.slice(1)) return;
-      history.replaceState(null, "", (query ? `?${query}` : location.pathname) + location.hash);
-      changed();
+      const address = (query ? `?${query}` : location.pathname) + location.hash;
+      if (wait) history.replaceState(null, "", address); // typing is no step to go back by
+      else history.pushState(null, "", address);
+      take();
     }, wait);
   };
+  addEventListener("popstate", () => {
+    if (location.search === shown) return;
+    readAddress(form);
+    take();
+  });
   form.addEventListener("input", (event) => change(event.target.tagName === "SELECT" ? 0 : WAIT_MS));
   form.addEventListener("reset", () => change(0)); // the form is reset after this event
   form.addEventListener("submit", (event) => {

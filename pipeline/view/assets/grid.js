@@ -2,12 +2,14 @@
 
 import { get } from "./api.js";
 import { byId, counted, make, showProblem } from "./dom.js";
-import { asked } from "./filters.js";
+import { addressOf, asked } from "./filters.js";
+import { ThumbnailMasks } from "./thumbnail_masks.js";
 
 const AHEAD = "1200px";
 
 export class Grid {
   #list = byId("results");
+  #masks = new ThumbnailMasks();
   #more = byId("more");
   #search = 0; // answers to earlier searches are ignored
   #next = null;
@@ -16,7 +18,11 @@ export class Grid {
   #watch;
 
   constructor() {
-    this.#more.addEventListener("click", () => this.#add(true).catch(showProblem));
+    this.#more.addEventListener("click", (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return; // its address, in a new tab or window
+      event.preventDefault();
+      this.#add(true).catch(showProblem);
+    });
     this.#watch = new IntersectionObserver(
       (entries) => entries.some((entry) => entry.isIntersecting) && this.#add().catch(showProblem),
       { rootMargin: AHEAD },
@@ -34,14 +40,25 @@ export class Grid {
     showProblem(null);
     byId("results").setAttribute("aria-busy", "true");
     try {
-      const page = await get("/api/images", asked());
+      const { after, ...filters } = asked();
+      // Only the first page has the total.
+      const pages = [get("/api/images", filters), ...(after === undefined ? [] : [get("/api/images", asked())])];
+      const [{ total }, page] = await Promise.all([pages[0], pages.at(-1)]);
       if (search !== this.#search) return;
-      this.#list.replaceChildren(...page.images.map(tile));
-      byId("count").textContent = page.total ? counted(page.total, "image") : "No matching images";
+      this.#masks.clear();
+      this.#list.replaceChildren(...page.images.map((image) => this.#tile(image)));
+      byId("count").textContent = total ? counted(total, "image") : "No matching images";
+      byId("from-first").hidden = after === undefined;
+      byId("from-first").href = addressOf(filters);
       this.#next = page.next;
     } catch (error) {
-      if (search === this.#search) throw error;
-      return;
+      if (search !== this.#search) return;
+      this.#masks.clear();
+      this.#list.replaceChildren();
+      byId("count").textContent = "";
+      this.#next = null;
+      this.#showMore();
+      throw error;
     } finally {
       if (search === this.#search) this.#list.removeAttribute("aria-busy");
     }
@@ -60,7 +77,7 @@ export class Grid {
     try {
       const page = await get("/api/images", { ...asked(), after: this.#next });
       if (search !== this.#search) return this.#showMore();
-      const tiles = page.images.map(tile);
+      const tiles = page.images.map((image) => this.#tile(image));
       this.#list.append(...tiles);
       if (byHand) tiles[0]?.firstChild.focus();
       this.#next = page.next;
@@ -70,10 +87,17 @@ export class Grid {
     this.#showMore();
   }
 
-  /** Observes the button again, which reports at once if it is still in view. */
+  #tile(image) {
+    const made = tile(image);
+    this.#masks.add(made, image.id);
+    return made;
+  }
+
+  /** Observes the link to the next page again, which reports at once if it is still in view. */
   #showMore() {
     this.#watch.unobserve(this.#more);
     this.#more.hidden = this.#next === null;
+    if (this.#next !== null) this.#more.href = addressOf({ ...asked(), after: this.#next });
     this.#watch.observe(this.#more);
   }
 }
@@ -95,7 +119,8 @@ function tile(image) {
     make("span", { className: "tile-masks" }, image.masks === null ? "" : counted(image.masks, "mask")),
   );
   if (image.findings) caption.append(make("span", { className: "badge" }, counted(image.findings, "finding")));
-  const link = make("a", { id: `tile-${image.id}`, className: "tile", href: `#image/${image.id}` }, picture, caption);
+  const link = make("a", { id: `tile-${image.id}`, className: "tile", href: `#image/${image.id}` });
+  link.append(make("span", { className: "tile-picture" }, picture), caption);
   const item = make("li", {}, link);
   const aspect = Math.min(3, Math.max(0.45, (image.width ?? 4) / (image.height ?? 3)));
   item.style.setProperty("--aspect", aspect.toFixed(4));

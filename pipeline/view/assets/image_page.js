@@ -2,7 +2,8 @@
 
 import { get } from "./api.js";
 import { detailsOf } from "./details.js";
-import { byId, counted, make, showProblem, whole } from "./dom.js";
+import { byId, counted, make, whole } from "./dom.js";
+import { addressOf, addressOfValue } from "./filters.js";
 import { Mask } from "./mask.js";
 import { Stage } from "./stage.js";
 
@@ -23,6 +24,7 @@ export class ImagePage {
     for (const id of [...Object.keys(SLIDERS), "overlay"]) byId(id).addEventListener("input", () => this.#filter());
     this.#stage.element.addEventListener("keydown", (event) => this.#key(event));
     byId("mask-list").addEventListener("keydown", (event) => this.#listKey(event));
+    byId("picture").addEventListener("error", () => this.#explain(this.#shown));
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape") this.#isolate(null);
     });
@@ -32,6 +34,8 @@ export class ImagePage {
   async show(image, filters) {
     if (this.#shown === image) return;
     this.#shown = image;
+    byId("image-columns").hidden = false;
+    byId("image-page").setAttribute("aria-busy", "true");
     this.#stage.element.focus({ preventScroll: true }); // now: later the user may have moved on
     scrollTo(0, 0);
     let answers;
@@ -41,28 +45,51 @@ export class ImagePage {
         get(`/api/images/${image}/neighbors`, filters),
       ]);
     } catch (error) {
-      if (this.#shown === image) this.#shown = null;
+      if (this.#shown !== image) return; // another image is shown by now, or the grid
+      this.leave();
+      this.name = `Image ${image}`;
+      byId("image-title").textContent = this.name;
+      byId("image-columns").hidden = true;
+      byId("back").focus();
       throw error;
     }
     if (this.#shown !== image) return;
+    byId("image-page").removeAttribute("aria-busy");
     this.#fill(image, ...answers);
   }
 
+  /** Clears the page, so that nothing of this image is seen with the next one. */
   leave() {
     this.#shown = null;
+    this.#masks = this.#visible = [];
+    this.#isolated = this.#hovered = null;
     this.#stage.close();
+    byId("image-page").removeAttribute("aria-busy");
+    for (const id of ["image-title", "mask-list", "findings", "image-details", "pointed", "shown"]) {
+      byId(id).replaceChildren();
+    }
+    for (const id of ["mask-box", "findings-box", "picture-problem"]) byId(id).hidden = true;
+    for (const id of ["previous", "next"]) setLink(byId(id), null);
+  }
+
+  /** Says why an image has no picture; its masks are shown without one. */
+  async #explain(image) {
+    const why = await get(`/images/${image}.jpg`).then(() => "it cannot be decoded", (error) => error.message);
+    if (this.#shown !== image) return;
+    byId("picture-problem").textContent = `No picture: ${why}`;
+    byId("picture-problem").hidden = false;
   }
 
   #fill(image, { image: row, masks, findings }, [before, after]) {
     this.name = row.image_id || `sa_${image}`;
     byId("image-title").textContent = this.name;
     this.#isolated = this.#hovered = null;
-    byId("mask-box").hidden = true;
+    byId("mask-box").hidden = byId("picture-problem").hidden = true;
     byId("pointed").textContent = "";
     masks.sort((one, other) => other.area - one.area);
     this.#masks = masks.map((mask, place) => new Mask(mask, place));
     this.#stage.open(image, [row.width, row.height], this.name);
-    byId("image-details").replaceChildren(...detailsOf({ number: row.id, ...row }));
+    byId("image-details").replaceChildren(...detailsOf({ number: row.id, ...row }, addressOfValue));
     this.#showFindings(findings);
     for (const [id, column] of Object.entries(SLIDERS)) setUpSlider(byId(id), masks.map((mask) => mask[column]));
     setLink(byId("previous"), before);
@@ -175,7 +202,9 @@ export class ImagePage {
     byId("findings-box").hidden = findings.length === 0;
     const items = findings.map(({ code, text, mask: number, box }) => {
       const mask = this.#masks.find((each) => each.number === number) ?? null;
-      const item = make("li", {}, make("strong", {}, code.replaceAll("_", " ")), ` ${text} `);
+      const others = make("a", { href: addressOf({ finding: code }), title: "All images with this finding" });
+      others.append(code.replaceAll("_", " "));
+      const item = make("li", {}, make("strong", {}, others), ` ${text} `);
       if (!mask && !box) return item;
       const button = make("button", { type: "button" }, "Show");
       button.addEventListener("click", () => {

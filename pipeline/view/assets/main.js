@@ -21,8 +21,9 @@ async function show() {
   byId("skip").hidden = image !== undefined;
   if (image !== undefined) {
     lastImage = image;
-    await imagePage.show(image, asked());
-    if (IMAGE.exec(location.hash)?.[1] === image) document.title = `${imagePage.name} · ${title}`;
+    await imagePage.show(image, asked()).finally(() => {
+      if (IMAGE.exec(location.hash)?.[1] === image) document.title = `${imagePage.name} · ${title}`;
+    });
     return;
   }
   imagePage.leave();

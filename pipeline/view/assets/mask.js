@@ -48,6 +48,20 @@ export class Mask {
     return this.#frame;
   }
 
+  /** Makes the mask smaller, to `width` x `height` pixels: each is the one of the mask in its middle. */
+  shrink(width, height) {
+    const [across, down] = [this.width / width, this.height / height];
+    const columns = new Int32Array(this.width).fill(-1);
+    for (let x = 0; x < width; x++) columns[Math.floor((x + 0.5) * across)] = x;
+    const ends = [];
+    eachPiece(this.ends, this.height, (x, from, to) => {
+      if (columns[x] < 0) return;
+      const [top, bottom] = [from, to].map((y) => Math.ceil(y / down - 0.5));
+      if (top < bottom) ends.push(columns[x] * height + top, columns[x] * height + bottom);
+    });
+    [this.width, this.height, this.ends, this.#frame] = [width, height, Uint32Array.from(ends), null];
+  }
+
   holds(x, y) {
     return x >= 0 && y >= 0 && x < this.width && y < this.height && holds(this.ends, x * this.height + y);
   }

@@ -39,6 +39,7 @@ export class Stage {
     });
     this.#stage.addEventListener("pointerleave", () => this.#pointAt(null));
     this.#stage.addEventListener("click", (event) => choose(this.#under(event)));
+    this.#picture.addEventListener("load", () => this.#stage.classList.remove("loading"));
     this.#picture.addEventListener("error", () => this.#stage.classList.add("no-picture"));
     byId("zoom-in").addEventListener("click", () => this.zoom.zoomIn());
     byId("zoom-out").addEventListener("click", () => this.zoom.zoomOut());
@@ -54,6 +55,7 @@ export class Stage {
     [this.width, this.height] = size;
     this.thickness = Math.max(1, Math.round(Math.min(...size) / 600));
     this.#stage.classList.remove("no-picture");
+    this.#stage.classList.add("loading"); // until then the browser goes on showing the picture before
     this.#stage.style.setProperty("--aspect", String(this.width / this.height));
     this.#picture.src = `/images/${image}.jpg`;
     this.#picture.alt = name;
@@ -69,9 +71,15 @@ export class Stage {
     if (width) this.zoom.reveal({ ...shares, width: width / this.width, height: height / this.height });
   }
 
-  /** Drops the picture, which may still be loading. */
+  /** Drops the picture, which may still be loading, and everything drawn over it. */
   close() {
+    cancelAnimationFrame(this.#frame);
     this.#picture.removeAttribute("src");
+    this.#picture.alt = "";
+    this.#masks = [];
+    this.point(null, false);
+    for (const canvas of [this.#all, this.#one]) canvas.width = canvas.height = 0;
+    delete this.#stage.dataset.masks;
   }
 
   /** Draws these masks, largest first, at the next frame; those that are `faint` less strongly. */

@@ -17,7 +17,13 @@ from tests.support.locations import location_of
 from tests.support.viewed import HOSTILE, image_rows, mask_rows, vary, write_audit
 
 PORT = 8123
-NUMBERED = ("/api/images/{}", "/api/images/{}/neighbors", "/images/{}.jpg", "/thumbnails/{}.jpg")
+NUMBERED = (
+    "/api/images/{}",
+    "/api/images/{}/masks",
+    "/api/images/{}/neighbors",
+    "/images/{}.jpg",
+    "/thumbnails/{}.jpg",
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +76,13 @@ def test_filters_change_the_rows(client: TestClient, looked_at: Path) -> None:
     assert ids(client, masks_min=str(middle)) == [row["id"] for row in rows if row["masks"] >= middle]
     falling = sorted(rows, key=lambda row: (-row["statistics"]["coverage"], row["id"]))
     assert ids(client, sort="coverage", descending="1") == [row["id"] for row in falling]
+
+
+def test_masks_for_thumbnails_are_the_largest_first(client: TestClient, looked_at: Path) -> None:
+    for image in (1, 4):
+        rows = sorted(mask_rows(looked_at, image), key=lambda row: -row["area"])
+        assert rows
+        assert client.get(f"/api/images/{image}/masks").json() == {"masks": [row["segmentation"] for row in rows]}
 
 
 def test_pages_after_the_first(client: TestClient) -> None:

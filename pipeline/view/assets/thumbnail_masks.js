@@ -1,0 +1,104 @@
+// Masks on the grid's thumbnails: the browser draws those of the tiles that are in view, in the image page's colors.
+
+import { get } from "./api.js";
+import { byId, showProblem } from "./dom.js";
+import { Mask, packed } from "./mask.js";
+
+const LONG_SIDE = 480; // pixels of a drawing, as of a thumbnail
+const AT_ONCE = 4; // requests
+const AHEAD = "600px";
+const [FILL, LINE] = [110, 230]; // alpha, of 255
+
+// A cookie, as every start has another port: what a page stores is kept by port, and cookies are not.
+const NAME = "segmint-view-thumbnail-masks";
+const KEPT_SECONDS = 31_536_000;
+
+export class ThumbnailMasks {
+  #switch = byId("thumbnail-masks");
+  #tiles = new Map(); // ids of images by tile
+  #waiting = new Set(); // tiles in view whose masks are not drawn
+  #running = 0;
+  #watch = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: AHEAD });
+
+  constructor() {
+    this.#switch.checked = document.cookie.split("; ").includes(`${NAME}=1`);
+    this.#switch.addEventListener("input", () => {
+      const on = this.#switch.checked;
+      document.cookie = `${NAME}=${Number(on)}; path=/; max-age=${KEPT_SECONDS}; samesite=strict`;
+      for (const tile of this.#tiles.keys()) {
+        if (on) this.#watch.observe(tile);
+        else this.#drop(tile);
+      }
+      if (!on) this.#watch.disconnect();
+    });
+  }
+
+  /** Takes a tile whose first child is its picture's frame. */
+  add(tile, image) {
+    this.#tiles.set(tile, image);
+    if (this.#switch.checked) this.#watch.observe(tile);
+  }
+
+  /** Forgets all tiles. */
+  clear() {
+    this.#watch.disconnect();
+    this.#tiles.clear();
+    this.#waiting.clear();
+  }
+
+  #seen(entries) {
+    for (const { target, isIntersecting } of entries) {
+      if (isIntersecting) this.#waiting.add(target);
+      else this.#drop(target); // drawings take memory
+    }
+    this.#work();
+  }
+
+  #drop(tile) {
+    this.#waiting.delete(tile);
+    tile.querySelector("canvas")?.remove();
+  }
+
+  #work() {
+    for (const tile of this.#waiting) {
+      if (this.#running === AT_ONCE) return;
+      this.#waiting.delete(tile);
+      this.#running += 1;
+      this.#draw(tile)
+        .catch(showProblem)
+        .finally(() => {
+          this.#running -= 1;
+          this.#work();
+        });
+    }
+  }
+
+  async #draw(tile) {
+    const { masks } = await get(`/api/images/${this.#tiles.get(tile)}/masks`);
+    if (!this.#switch.checked || !this.#tiles.has(tile) || tile.querySelector("canvas")) return;
+    tile.querySelector(".tile-picture").append(drawing(masks));
+  }
+}
+
+/** A canvas with masks, given as their runs, the largest first. */
+function drawing(masks) {
+  const canvas = document.createElement("canvas");
+  canvas.dataset.masks = String(masks.length);
+  if (!masks.length) return canvas;
+  const [height, width] = masks[0].size;
+  const scale = Math.min(1, LONG_SIDE / Math.max(height, width));
+  const [across, down] = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
+  [canvas.width, canvas.height] = [across, down];
+  const image = new ImageData(across, down);
+  const pixels = new Uint32Array(image.data.buffer);
+  masks.forEach((segmentation, place) => {
+    const mask = new Mask({ segmentation }, place);
+    if (mask.width !== width || mask.height !== height) return;
+    mask.shrink(across, down);
+    const lighter = mask.color.map((channel) => Math.round(channel + (255 - channel) * 0.5));
+    const whole = { left: 0, top: 0, width: across };
+    mask.paint(pixels, whole, packed(...mask.color, FILL), packed(...lighter, LINE), 1);
+  });
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  return canvas;
+}
