@@ -26,8 +26,8 @@ function showActive() {
     if (NOT_FILTERS.has(name)) return [];
     const href = addressOf(query.filter(([other]) => other !== name));
     const words = name === UNKNOWN ? `unknown ${value.replaceAll(",", ", ")}` : `${wordsOf(name)}: ${value}`;
+    // No aria-label: its text would be that of the field with the same filter.
     const link = make("a", { href, title: "Without this filter" }, make("span", {}, words), " ×");
-    link.setAttribute("aria-label", `Without the filter ${words}`);
     return [make("li", {}, link)];
   });
   byId("active").replaceChildren(...links);
