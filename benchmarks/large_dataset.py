@@ -1,9 +1,9 @@
-"""A large dataset, made from the rows of a small one: valid, so that the audit has no findings, but without images.
+"""A large dataset, made from the rows of a small one: valid, so that the audit has no findings; also without images.
 
 Images are repeated in turn, each with the requested number of its masks, also repeated in turn, and all get new
 numbers. So that they do not compress like copies, the numbers that describe masks are changed by up to a thousandth.
-Each image has a different source, by its hash. Tables, catalog, commits and manifest are as a build writes them, with
-`release.format: annotations`: tars have the JSON of each image, but no JPEG.
+Each image has a different source, by its hash. Tables, catalog, commits and manifest are as a build writes them;
+without images with `release.format: annotations`: tars have the JSON of each image, but no JPEG.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import tarfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,7 @@ class LargeDataset:
     images: int
     masks: int
     images_per_shard: int
+    with_images: bool = False
 
     @property
     def shards(self) -> int:
@@ -67,7 +69,7 @@ class LargeDataset:
         (self.folder / path).parent.mkdir(parents=True)
         (self.folder / path).write_bytes(catalog)
         part = {"path": path, "sha256": digest, "rows": self.images, "first_shard": 0}
-        release = {**manifest.config["release"], "format": "annotations"}
+        release = {**manifest.config["release"], "format": "images" if self.with_images else "annotations"}
         config = {**manifest.config, "release": release, "images_per_shard": self.images_per_shard}
         changes = {
             "catalog": (manifest.catalog[0].model_copy(update=part),),
@@ -104,6 +106,13 @@ class Pool:
         self._catalog = rows.take(pc.index_in(known, rows.column("ordinal")))
         owners = self._masks.column("ordinal").to_numpy()
         self._of_image = [np.flatnonzero(owners == ordinal) for ordinal in known.to_pylist()]
+        wanted = set(self._images.column("id").to_pylist())
+        jpegs = {sample.id: sample.jpeg for sample in dataset if sample.id in wanted}
+        self._jpegs = [jpegs[number] for number in self._images.column("id").to_pylist()]
+
+    def jpeg(self, ordinal: int) -> bytes:
+        """The released JPEG of an image."""
+        return self._jpegs[ordinal % len(self._jpegs)] or b""
 
     def catalog(self, ordinals: Any) -> pa.Table:
         """Rows of the catalog."""
@@ -150,7 +159,7 @@ class Maker:
         start, stop = shard * dataset.images_per_shard, min((shard + 1) * dataset.images_per_shard, dataset.images)
         tables = self._pool.tables(np.arange(start, stop), dataset.masks)
         files = {kind: table_bytes(table, self._schemas[kind], ROW_GROUP_ROWS) for kind, table in tables.items()}
-        files["shards"] = _tar(tables, dataset.masks)
+        files["shards"] = _tar(tables, dataset.masks, self._pool.jpeg if dataset.with_images else None)
         entries = []
         for kind, data in files.items():
             digest = hashlib.sha256(data).hexdigest()
@@ -175,17 +184,19 @@ def _commit_shard(shard: int) -> int:
     return _maker.commit(shard)
 
 
-def _tar(tables: dict[str, pa.Table], masks: int) -> bytes:
-    """The tar of a shard: the JSON of each image."""
+def _tar(tables: dict[str, pa.Table], masks: int, jpeg: Callable[[int], bytes] | None) -> bytes:
+    """The tar of a shard: the JSON of each image, and its JPEG by its ordinal."""
     columns = MaskColumns.of(tables["masks"])
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for index, row in enumerate(tables["images"].select(["id", "height", "width"]).to_pylist()):
             rows = list(columns.rows(index * masks, (index + 1) * masks))
             data = annotations_json(row["id"], image_name(row["id"]), (row["height"], row["width"]), rows)
-            member = tarfile.TarInfo(annotation_name(row["id"]))
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
+            files = {image_name(row["id"]): jpeg(row["id"] - 1)} if jpeg is not None else {}
+            for name, content in (files | {annotation_name(row["id"]): data}).items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
     return stream.getvalue()
 
 

@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, BinaryIO, Self
@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import from_json
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
@@ -65,7 +66,9 @@ class MaskAnnotation:
         height, width = value["segmentation"]["size"]
         x, y, w, h = value["bbox"]
         crop_x, crop_y, crop_w, crop_h = value["crop_box"]
-        return cls(
+        mask = object.__new__(cls)
+        # Twice as fast as the constructor of a frozen dataclass: an image has a hundred masks and more.
+        mask.__dict__.update(
             id=value["id"],
             size=(height, width),
             counts=value["segmentation"]["counts"],
@@ -74,8 +77,9 @@ class MaskAnnotation:
             predicted_iou=value["predicted_iou"],
             stability_score=value["stability_score"],
             crop_box=(crop_x, crop_y, crop_w, crop_h),
-            point_coords=tuple((x, y) for x, y in value["point_coords"]),
+            point_coords=tuple([(x, y) for x, y in value["point_coords"]]),
         )
+        return mask
 
     @cached_property
     def mask(self) -> np.ndarray[Any, Any]:
@@ -98,7 +102,7 @@ class Sample:
     """
 
     row: Mapping[str, Any]
-    masks: list[MaskAnnotation]
+    masks: Sequence[MaskAnnotation]
     jpeg: bytes | None  # as released; None in a dataset of annotations alone
 
     def __repr__(self) -> str:
@@ -293,25 +297,45 @@ def damaged_file(file: Location, entry: FileEntry, size: int, sha256: str) -> Da
     )
 
 
-def make_sample(tar: Location, row: Mapping[str, Any], jpeg: bytes | None, document: bytes) -> Sample:
+MasksOf = Callable[[Sequence[Mapping[str, Any]]], Sequence[MaskAnnotation]]
+"""Makes the masks of an image from its `annotations`; raises `KeyError`, `TypeError` or `ValueError` for other ones."""
+
+
+def make_sample(
+    tar: Location, row: Mapping[str, Any], jpeg: bytes | None, document: bytes, masks_of: MasksOf | None = None
+) -> Sample:
     """Return an image's sample from its row and its files in a tar; raises `DamagedDatasetError` if they disagree."""
     try:
-        annotations = json.loads(document)
-        number = annotations["image"]["image_id"]
-        masks = [MaskAnnotation.from_json(value) for value in annotations["annotations"]]
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        content = _parsed(document)
+        number, annotations = content["image"]["image_id"], content["annotations"]
+        sizes = [value["segmentation"]["size"] for value in annotations]
+        masks = (
+            [MaskAnnotation.from_json(value) for value in annotations] if masks_of is None else masks_of(annotations)
+        )
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"the JSON of image {row['id']}: {type(error).__name__}: {str(error)[:200]}"
         raise DamagedDatasetError(f"{tar} is not a readable shard: {what}") from error
     if number != row["id"]:
         raise not_where_it_should_be(tar, row["id"])
-    size = row["height"], row["width"]
-    other = [mask for mask in masks if mask.size != size]
-    if other:
-        raise DamagedDatasetError(
-            f"{tar} is not a readable shard: mask {other[0].id} has the size {other[0].size}; "
-            f"image {row['id']} has {size}"
-        )
+    expected = [row["height"], row["width"]]
+    for value, size in zip(annotations, sizes, strict=True):
+        if size != expected:
+            raise DamagedDatasetError(
+                f"{tar} is not a readable shard: mask {value['id']} has the size {tuple(size)}; "
+                f"image {row['id']} has {tuple(expected)}"
+            )
     return Sample(row, masks, jpeg)
+
+
+def _all_masks(annotations: Sequence[Mapping[str, Any]]) -> list[MaskAnnotation]:
+    return [MaskAnnotation.from_json(value) for value in annotations]
+
+
+def _parsed(document: bytes) -> Any:
+    try:
+        return from_json(document, cache_strings="keys")  # three times as fast as `json`
+    except ValueError:
+        return json.loads(document)  # it takes more, and says what is wrong
 
 
 def not_where_it_should_be(tar: Location, number: int) -> DamagedDatasetError:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.dataset.reader import HELP, Dataset, Sample, check_file, make_sample, not_where_it_should_be
 from segmint.catalogs.dataset.reading.cache import ShardCache
+from segmint.catalogs.dataset.reading.masks import Masks
 from segmint.catalogs.dataset.reading.places import find_places
 from segmint.catalogs.layout import ADDED_IMAGE_COLUMNS, DamagedDatasetError
 from segmint.infra.errors import UsageError
@@ -146,7 +147,8 @@ class OpenShard:
             if span is not None and data is not None and len(data) != span[1]:
                 raise DamagedDatasetError(f"{self._location} is not a readable shard: unexpected end of data")
         jpeg, document = files
-        return make_sample(self._location, ImageRow(self._table, row, known), jpeg, document or b"")
+        row_of = ImageRow(self._table, row, known)
+        return make_sample(self._location, row_of, jpeg, document or b"", Masks)
 
 
 class OpenShards:

@@ -1,0 +1,76 @@
+"""The masks of an image in arrays are those of a list, and odd ones are refused as they are read."""
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segmint.catalogs.dataset.reader import MaskAnnotation
+from segmint.catalogs.dataset.reading.masks import Masks
+
+NUMBERS = st.floats(0, 5000)
+SCORES = st.none() | st.floats(0, 1)
+ANNOTATIONS = st.fixed_dictionaries(
+    {
+        "id": st.integers(1, 2**53),
+        "segmentation": st.fixed_dictionaries({"size": st.just([60, 80]), "counts": st.text("0123PQ", max_size=8)}),
+        "bbox": st.lists(NUMBERS, min_size=4, max_size=4),
+        "area": st.integers(0, 4800),
+        "predicted_iou": SCORES,
+        "stability_score": SCORES,
+        "crop_box": st.lists(NUMBERS, min_size=4, max_size=4),
+        "point_coords": st.lists(st.lists(NUMBERS, min_size=2, max_size=2), max_size=3),
+    }
+)
+
+
+@given(st.lists(ANNOTATIONS, max_size=6), st.slices(6))
+def test_they_are_those_of_a_list(annotations: list[dict], part: slice) -> None:
+    masks, expected = Masks(annotations), [MaskAnnotation.from_json(value) for value in annotations]
+    assert list(masks) == expected
+    assert masks == expected
+    assert masks == pickle.loads(pickle.dumps(masks))
+    assert [masks[place] for place in range(len(masks))] == expected
+    assert [masks[-place - 1] for place in range(len(masks))] == expected[::-1]
+    assert masks[part] == expected[part]
+    assert masks != [*expected, None]
+    with pytest.raises(IndexError):
+        masks[len(expected)]
+
+
+GOOD = {
+    "id": 10000,
+    "segmentation": {"size": [60, 80], "counts": "0"},
+    "bbox": [1.0, 2.0, 3.0, 4.0],
+    "area": 12,
+    "predicted_iou": 0.9,
+    "stability_score": None,
+    "crop_box": [0.0, 0.0, 80.0, 60.0],
+    "point_coords": [[1.0, 2.0]],
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bbox": [1.0, 2.0, 3.0]},
+        {"crop_box": [1.0, 2.0, 3.0, 4.0, 5.0]},
+        {"bbox": [1.0, 2.0, 3.0, "4"]},
+        {"point_coords": [[1.0]]},
+        {"point_coords": None},
+        {"segmentation": {"size": [60, 80, 1], "counts": "0"}},
+        {"segmentation": {"size": [60, 80]}},
+        {"segmentation": []},
+    ],
+)
+def test_odd_ones_are_refused(changes: dict) -> None:
+    assert len(Masks([GOOD])) == 1
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Masks([GOOD, {**GOOD, **changes}])
+
+
+@pytest.mark.parametrize("key", list(GOOD))
+def test_none_may_lack_a_key(key: str) -> None:
+    with pytest.raises(KeyError, match=key):
+        Masks([{name: value for name, value in GOOD.items() if name != key}])
