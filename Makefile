@@ -22,7 +22,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-long test-gpu test-kernels test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-duplicates bench-training bench-page gpu-bundle gpu-day docs clean
+.PHONY: setup demo test test-long test-gpu test-kernels test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-duplicates bench-reading bench-training bench-page gpu-bundle gpu-day docs clean
 
 setup: $(STAMP)
 
@@ -124,7 +124,7 @@ bench-duplicates: setup
 bench-training: setup
 	$(BIN)/python benchmarks/training/textures.py --photos "$(SEGMINT_TEST_PHOTOS)" --threads 1 $(BENCH_OPTIONS)
 
-# Tables of docs/performance.md and docs/train.md, and plots, from benchmarks/results/.
+# Tables of docs/performance.md, docs/reading.md and docs/train.md, and plots, from benchmarks/results/.
 bench-page: setup
 	$(BIN)/python benchmarks/plots.py
 
@@ -138,6 +138,10 @@ bench-overlap: setup
 # 10 million masks of 100,000 images, copied from the demo's: 6 GB of disk.
 bench-audit: demo
 	$(BIN)/python benchmarks/audit_scale.py
+
+# Images a second of batches for training beside other readers; one of them in a separate environment, 6 GB of disk.
+bench-reading: demo
+	$(BIN)/python benchmarks/reading.py $(BENCH_OPTIONS)
 
 # With SEGMINT_TEST_PHOTOS also what is found of the faces and plates that tests have labels for.
 bench-prepare: setup

@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks.duplicates_tables import duplicates_part
 from benchmarks.gpu_tables import gpu_part
 from benchmarks.prepare_tables import prepare_part
+from benchmarks.reading_tables import reading_part
 from benchmarks.scale_tables import overlap_part, resume_part, scale_part, streams_part
 from benchmarks.tables import (
     Result,
@@ -43,6 +44,7 @@ PARTS: Parts = {
 
 PAGES: Mapping[str, Parts] = {
     "performance.md": PARTS,
+    "reading.md": {"rates": (reading_part, "make bench-reading")},
     "train.md": {"trial": (trial_part, "make bench-training")},
 }
 """All pages with such parts."""

@@ -297,37 +297,38 @@ def damaged_file(file: Location, entry: FileEntry, size: int, sha256: str) -> Da
     )
 
 
-MasksOf = Callable[[Sequence[Mapping[str, Any]]], Sequence[MaskAnnotation]]
-"""Makes the masks of an image from its `annotations`; raises `KeyError`, `TypeError` or `ValueError` for other ones."""
+MasksOf = Callable[[Sequence[Mapping[str, Any]], tuple[int, int]], Sequence[MaskAnnotation]]
+"""Makes the masks of an image of (height, width) from its `annotations`.
+
+Raises `KeyError`, `TypeError` or `ValueError` for other ones.
+"""
 
 
 def make_sample(
     tar: Location, row: Mapping[str, Any], jpeg: bytes | None, document: bytes, masks_of: MasksOf | None = None
 ) -> Sample:
     """Return an image's sample from its row and its files in a tar; raises `DamagedDatasetError` if they disagree."""
+    expected = row["height"], row["width"]
     try:
         content = _parsed(document)
         number, annotations = content["image"]["image_id"], content["annotations"]
-        sizes = [value["segmentation"]["size"] for value in annotations]
-        masks = (
-            [MaskAnnotation.from_json(value) for value in annotations] if masks_of is None else masks_of(annotations)
-        )
+        sizes = [tuple(value["segmentation"]["size"]) for value in annotations]
+        masks = (masks_of or _all_masks)(annotations, expected)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"the JSON of image {row['id']}: {type(error).__name__}: {str(error)[:200]}"
         raise DamagedDatasetError(f"{tar} is not a readable shard: {what}") from error
     if number != row["id"]:
         raise not_where_it_should_be(tar, row["id"])
-    expected = [row["height"], row["width"]]
-    for value, size in zip(annotations, sizes, strict=True):
-        if size != expected:
-            raise DamagedDatasetError(
-                f"{tar} is not a readable shard: mask {value['id']} has the size {tuple(size)}; "
-                f"image {row['id']} has {tuple(expected)}"
-            )
+    other = [place for place, size in enumerate(sizes) if size != expected]
+    if other:
+        raise DamagedDatasetError(
+            f"{tar} is not a readable shard: mask {masks[other[0]].id} has the size {sizes[other[0]]}; "
+            f"image {row['id']} has {expected}"
+        )
     return Sample(row, masks, jpeg)
 
 
-def _all_masks(annotations: Sequence[Mapping[str, Any]]) -> list[MaskAnnotation]:
+def _all_masks(annotations: Sequence[Mapping[str, Any]], _: tuple[int, int]) -> list[MaskAnnotation]:
     return [MaskAnnotation.from_json(value) for value in annotations]
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -18,33 +19,34 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 
 _THREADS = 4
+_KNOWN = ["id", "width", "height"]
 
 
 class ImageRow(Mapping[str, Any]):
-    """A row of `images`, whose values are made when they are asked for; a dictionary once it was pickled."""
+    """A row of `images`, whose values are read when they are asked for; a dictionary once it was pickled."""
 
-    def __init__(self, table: pa.Table, index: int, known: Mapping[str, Any]) -> None:
-        """`known` are values of the row that were made before."""
-        self._table = table
+    def __init__(self, shard: "OpenShard", index: int) -> None:
+        self._shard = shard
         self._index = index
-        self._known = known
 
     def __getitem__(self, name: str) -> Any:
-        if name in self._known:
-            return self._known[name]
-        if name in self._table.column_names:
-            return self._table.column(name)[self._index].as_py()
+        known = self._shard.known[self._index]
+        if name in known:
+            return known[name]
+        table = self._shard.table
+        if name in table.column_names:
+            return table.column(name)[self._index].as_py()
         if name in ADDED_IMAGE_COLUMNS:
             return None
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
-        names = self._table.column_names
+        names = self._shard.table.column_names
         yield from (name for name in ADDED_IMAGE_COLUMNS if name not in names)
         yield from names
 
     def __len__(self) -> int:
-        return len({*self._table.column_names, *ADDED_IMAGE_COLUMNS})
+        return len({*self._shard.table.column_names, *ADDED_IMAGE_COLUMNS})
 
     def __repr__(self) -> str:
         return repr(dict(self))
@@ -93,7 +95,7 @@ class ShardTar:
 
 
 class OpenShard:
-    """One shard of a dataset: `sample(row)` reads its image number `row`, from 0."""
+    """One shard of a dataset: `sample(row)` reads its image number `row`, from 0; `known` has the ids and sizes."""
 
     def __init__(self, dataset: Dataset, commit: Commit, cache: ShardCache | None, check: bool) -> None:
         """Read the table of images and the headers of the tar; with `check` hash the tar first.
@@ -102,12 +104,8 @@ class OpenShard:
         """
         entry = commit.file("shards")
         self._location = dataset.location / entry.path
-        self._table = dataset.table(commit, "images").combine_chunks()
-        missing = [name for name in ("id", "width", "height") if name not in self._table.column_names]
-        if missing:
-            file = dataset.location / commit.file("images").path
-            raise DamagedDatasetError(f"{file} does not have the columns of images: no {missing[0]}")
-        self._known = self._table.select(["id", "width", "height"]).to_pylist()
+        self._dataset, self._commit = dataset, commit
+        self.known = dataset.table(commit, "images", _KNOWN).to_pylist()
         self._tar = ShardTar(self._location, entry, cache, check)
         try:
             self._places = find_places(self._location, self._tar.read)
@@ -117,7 +115,12 @@ class OpenShard:
             self._places = find_places(self._location, self._tar.read)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self.known)
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The table of images, read when a row is asked for more than its size."""
+        return self._dataset.table(self._commit, "images")
 
     def sample(self, row: int) -> Sample:
         """Read an image with its masks; a damaged copy is fetched again once."""
@@ -138,7 +141,7 @@ class OpenShard:
         self._tar.close()
 
     def _read(self, row: int) -> Sample:
-        known = self._known[row]
+        known = self.known[row]
         if row >= len(self._places):
             raise not_where_it_should_be(self._location, known["id"])
         place = self._places[row]
@@ -147,8 +150,7 @@ class OpenShard:
             if span is not None and data is not None and len(data) != span[1]:
                 raise DamagedDatasetError(f"{self._location} is not a readable shard: unexpected end of data")
         jpeg, document = files
-        row_of = ImageRow(self._table, row, known)
-        return make_sample(self._location, row_of, jpeg, document or b"", Masks)
+        return make_sample(self._location, ImageRow(self, row), jpeg, document or b"", Masks)
 
 
 class OpenShards:

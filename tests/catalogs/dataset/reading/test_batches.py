@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader
 
@@ -220,6 +221,18 @@ def test_an_image_of_another_number_is_damage(dataset: str) -> None:
     taken.edit_member(1, lambda data: data.replace(b'"image_id":1', b'"image_id":2'))
     taken.write()
     with pytest.raises(DamagedDatasetError, match="does not hold image 1 where it should be"):
+        read_all(dataset)
+
+
+def test_a_mask_of_another_size_and_a_table_without_a_column_are_damage(dataset: str) -> None:
+    taken = CommittedShard(Path(dataset), 0)
+    taken.edit_member(1, lambda data: data.replace(b'"size":[60,80]', b'"size":[60000,80000]'))
+    taken.write()
+    with pytest.raises(DamagedDatasetError, match=r"has the size \(60000, 80000\); image 1 has \(60, 80\)"):
+        read_all(dataset)
+    path = shard_file(dataset, "images", shard=0)
+    pq.write_table(pq.read_table(path).drop_columns(["width"]), path)
+    with pytest.raises(DamagedDatasetError, match=r"sa_000000-.*\.parquet is not a readable Parquet file: .*width"):
         read_all(dataset)
 
 

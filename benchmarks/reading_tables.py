@@ -1,0 +1,45 @@
+"""The part of docs/reading.md on rates: from a recorded result to Markdown."""
+
+from benchmarks.tables import Result, table, where, wrapped
+
+READERS = {
+    "segmint": "segmint, shuffled, batches of 1",
+    "batches": "segmint, shuffled, batches of 8",
+    "tarfile": "`tarfile`, in order",
+    "webdataset": "WebDataset, in order",
+    "streaming": "streaming, shuffled, in its format",
+}
+MODES = {"bytes": "JPEG bytes and masks", "decoded": "pixels and masks"}
+
+
+def reading_part(results: dict[str, Result]) -> str:
+    """The rates of the readers beside each other."""
+    result = results.get("reading")
+    if result is None:
+        return ""
+    rows = [
+        [
+            READERS[side],
+            what,
+            f"{each['images_per_cpu_s']['median']:,.0f} ({_span(each['images_per_cpu_s'], ',.0f')})",
+            "" if side == "segmint" else f"**{each['ours_to_it']['median']:.2f}** ({_span(each['ours_to_it'], '.2f')})",
+            each["peak_mib"],
+        ]
+        for mode, what in MODES.items()
+        for side, each in result.get(mode, {}).items()
+    ]
+    head = ["reader", "what", "images a CPU second", "ours ÷ it", "peak MiB"]
+    settings, order = result["settings"], result["order"]
+    different = f"{100 * order['different_shards']['median']:.1f} %"
+    note = (
+        f"{settings['images']:,} images with {settings['masks_per_image']} masks each, in {order['shards']} shards, "
+        "one process without workers, files in the page cache; in brackets the least and the most of the rounds. Every "
+        "reader gives the same JPEGs, pixels and masks, by their hashes, in the same run. "
+        f"{different} of the neighbors in our order are from different shards. WebDataset {settings['webdataset']}, "
+        f"streaming {settings['streaming']}. {where(result)}"
+    )
+    return f"{table(head, rows)}\n\n{wrapped(note)}"
+
+
+def _span(values: dict[str, float], form: str) -> str:
+    return f"{values['least']:{form}}–{values['most']:{form}}"
