@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.layout import MANIFEST, annotation_name, config_sha256, data_path, image_name, part_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED

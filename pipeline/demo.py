@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from segmint.catalogs.dataset.reader import MaskAnnotation
-from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.layout import image_stem
 from segmint.catalogs.source.demo import write_demo
 from segmint.infra.errors import SegmintError

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from segmint.catalogs.dataset.reading.collate import collate as collate
     from segmint.catalogs.dataset.reading.loader import BatchLoader as BatchLoader
-    from segmint.catalogs.dataset.torch_dataset import open_dataset as open_dataset
+    from segmint.catalogs.dataset.reading.torch_dataset import open_dataset as open_dataset
     from segmint.model.automatic.settings import MaskSettings as MaskSettings
     from segmint.model.sam.sam import Sam
     from segmint.pipeline.config.config import Config as Config
@@ -37,7 +37,7 @@ _HOMES = {
     "Predictor": "segmint.pipeline.interactive.models",
     "collate": "segmint.catalogs.dataset.reading.collate",
     "load_config": "segmint.pipeline.config.config",
-    "open_dataset": "segmint.catalogs.dataset.torch_dataset",
+    "open_dataset": "segmint.catalogs.dataset.reading.torch_dataset",
     "show": "segmint.pipeline.interactive.show",
 }
 

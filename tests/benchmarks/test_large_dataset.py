@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.large_dataset import LargeDataset
-from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.statistics.open_tables import open_tables
 from tests.support.locations import location_of

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import Asked
-from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.infra.errors import SegmintError
 from segmint.pipeline.audit.integrity import audit_integrity

@@ -9,7 +9,7 @@ import pytest
 
 from segmint.catalogs.dataset.annotations.answers import put_answer
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.pipeline.annotate.merge.run import merge_answers
 from segmint.pipeline.audit.integrity import audit_integrity
 from tests.support.answered import answer_to, committed_row

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import Asked
-from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.findings import Code
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.storage import Storage

@@ -14,9 +14,9 @@ from starlette.testclient import TestClient
 from segmint.catalogs.dataset.commits import Claim
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.outputs import note_output
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
-from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.infra.errors import SegmintError
 from segmint.pipeline.audit.answer_json import to_json

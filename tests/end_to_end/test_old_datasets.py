@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import Asked
-from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.infra.device import Compute
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from segmint.catalogs.dataset.annotations.names import parse_answer_path
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
-from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.dataset.versions.record import Version, put_version, version_numbers, version_path
 from segmint.catalogs.layout import CLAIMS, DamagedDatasetError, parse_amended_name
 from segmint.operators.rows import Row

@@ -14,7 +14,7 @@ from PIL import Image
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.reader import Dataset, NoPixelsError
-from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location

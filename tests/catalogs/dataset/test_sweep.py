@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.dataset.commits import Claim, CommitLog
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.sweep import sweep
-from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.layout import DamagedDatasetError, data_path, part_path
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage

@@ -22,8 +22,8 @@ from PIL import Image
 from segmint.catalogs.dataset.annotations.answers import put_answer
 from segmint.catalogs.dataset.annotations.ratings import Rating, put_rating
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
-from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.catalogs.findings import AREAS, Code
 from segmint.catalogs.layout import DATA_KINDS, config_sha256, data_path

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.outputs import OUTPUTS
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import Asked, read_tombstones
-from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location

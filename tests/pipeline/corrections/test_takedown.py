@@ -10,8 +10,8 @@ import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import load_latest_manifest
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import Asked, read_tombstones
-from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import name_now, put_version, read_version
 from segmint.catalogs.layout import DamagedDatasetError

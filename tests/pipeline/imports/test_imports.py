@@ -13,8 +13,8 @@ import pytest
 
 from segmint.catalogs.dataset.commits import Claim
 from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest, put_manifest
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
-from segmint.catalogs.dataset.torch_dataset import open_dataset
 from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster

@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 from shapely import MultiPoint
 from skimage.measure import regionprops
 
-from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.operators.schemas import FUNNEL_STEPS
 from segmint.pipeline.statistics.open_tables import open_tables
 from segmint.pipeline.statistics.statistics import compute_statistics, geography, masks_per_image

@@ -16,7 +16,7 @@ from segmint.catalogs.dataset.commits import FileEntry
 from segmint.catalogs.dataset.reading import cache as module
 from segmint.catalogs.dataset.reading.cache import ShardCache
 from segmint.catalogs.dataset.reading.loader import BatchLoader
-from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location

@@ -11,7 +11,7 @@ import segmint
 from segmint.catalogs.dataset.reader import Sample
 from segmint.catalogs.dataset.reading.collate import Batch, collate
 from segmint.catalogs.dataset.reading.loader import BatchLoader
-from segmint.catalogs.dataset.torch_dataset import TorchDataset, open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import TorchDataset, open_dataset
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 

@@ -8,7 +8,7 @@ import torch
 
 from segmint.catalogs.dataset.reader import Sample
 from segmint.catalogs.dataset.reading.loader import BatchLoader
-from segmint.catalogs.dataset.torch_dataset import open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.infra.errors import UsageError
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from segmint.catalogs.dataset.reader import Dataset
-from segmint.catalogs.dataset.torch_dataset import ReaderPosition, TorchDataset, open_dataset, share
+from segmint.catalogs.dataset.reading.torch_dataset import ReaderPosition, TorchDataset, open_dataset, share
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
