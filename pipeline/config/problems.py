@@ -23,7 +23,7 @@ _EXAMPLES = {
 _LISTS = {
     "license.allow": "[CC-BY-4.0]",
     "curate.scorers": "[{name: sharpness, file: sharpness.pt, sha256: …, min: 0.5}]",
-    "datasets": "[{path: street-2026}]",
+    "datasets": "[{uri: out/street}]",
 }
 """A list that a key may hold."""
 

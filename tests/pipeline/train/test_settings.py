@@ -48,7 +48,7 @@ optimizer: {learning_rate: fast, decay_steps: [yes]}
     assert found[4] == "t.yaml:7: steps is true: expected a number"
     assert found[5].startswith("t.yaml:8: losses is {'focal_gamma': 0.5}: focal_gamma is 0.5: expected 0, or 1 or more")
     assert found[6] == "t.yaml:9: optimizer.decay_steps[0] is true: expected a number"
-    assert found[7].startswith("t.yaml:9: optimizer.learning_rate is 'fast': expected a valid number")
+    assert found[7].startswith("t.yaml:9: optimizer.learning_rate is 'fast': expected a number")
 
 
 def test_what_is_missing_comes_with_an_example(tmp_path):
