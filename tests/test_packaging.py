@@ -13,7 +13,7 @@ from PIL import Image
 
 from segmint.pipeline.commands.common.extras import EXTRAS
 from tests.support.committed import write_dataset
-from tests.support.environments import install, link_packages, python, wheel_of_the_checkout
+from tests.support.environments import installed_wheel, link_packages, python
 from tests.support.locations import location_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,16 +52,15 @@ def requirements_of(extra: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built from a copy, since a build leaves folders behind."""
-    return wheel_of_the_checkout(tmp_path_factory.mktemp("wheel"))
+    """The wheel of this checkout."""
+    (found,) = installed_wheel(tmp_path_factory).glob("segmint-*.whl")
+    return found
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path) -> Path:
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what `pip install --no-deps --target` makes of the wheel."""
-    target = wheel.parent / "installed"
-    install(wheel, target)
-    return target
+    return installed_wheel(tmp_path_factory) / "installed"
 
 
 @pytest.fixture(scope="module")

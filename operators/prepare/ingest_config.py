@@ -37,6 +37,10 @@ class IngestConfig(BaseModel):
         return SUPPORTED if isinstance(self.formats, str) else self.formats
 
 
+ANY_SIZE = IngestConfig(min_short_side=1)
+"""For an image that somebody names: it may be as small as it likes."""
+
+
 def formats_of(identity: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the containers that a dataset with this identity decodes.
 

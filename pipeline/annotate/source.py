@@ -20,6 +20,7 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.schemas import SCHEMAS, SCHEMAS_OF
+from segmint.pipeline.annotate.last_images import LastImages
 from segmint.pipeline.view.images import NoPictureError, Place, index_tar
 from segmint.pipeline.view.index import ImageIndex
 
@@ -86,7 +87,7 @@ class ImageSource:
         self._log = CommitLog(dataset)
         self._lock = threading.Lock()
         self._tables: OrderedDict[tuple[int, int], DatasetTables] = OrderedDict()
-        self._images: OrderedDict[int, OpenImage] = OrderedDict()
+        self._images: LastImages[OpenImage] = LastImages(_IMAGES)
 
     def read(self, image: int) -> OpenImage:
         """Return an image as it is now.
@@ -100,43 +101,30 @@ class ImageSource:
             raise GoneError(f"image {image} was taken down")
         for attempt in range(_ATTEMPTS):
             generation = self.generation(place.shard)
-            with self._lock:
-                known = self._images.get(image)
-                if known is not None and known.generation == generation:
-                    self._images.move_to_end(image)
-                    return known
+            known = self._images.get(image)
+            if known is not None and known.generation == generation:
+                return known
             try:
                 found = self._read(place, generation)
             except NotFoundError:  # the shard was replaced meanwhile
                 if attempt == _ATTEMPTS - 1:
                     raise
                 continue
-            with self._lock:
-                self._images[image] = found
-                while len(self._images) > _IMAGES:
-                    self._images.popitem(last=False)
+            self._images.put(image, found)
             return found
         raise AssertionError("unreachable")
 
     def known(self, image: int) -> OpenImage | None:
         """Return an image as it was last read, without a look at the store; None if it is not kept."""
-        with self._lock:
-            found = self._images.get(image)
-            if found is not None:
-                self._images.move_to_end(image)
-            return found
+        return self._images.get(image)
 
     def images(self) -> Collection[int]:
         """Return the ids of the images that are kept."""
-        with self._lock:
-            return list(self._images)
+        return self._images.images()
 
     def forget(self, image: int, unless: str | None = None) -> None:
         """Forget an image, unless its JPEG has the SHA-256 `unless`."""
-        with self._lock:
-            known = self._images.get(image)
-            if known is not None and known.jpeg_sha256 != unless:
-                del self._images[image]
+        self._images.forget(image, unless)
 
     def shard_of(self, image: int) -> int:
         """Return the shard of an image; raises `UnknownImageError`."""

@@ -25,7 +25,8 @@ from segmint.operators.annotations.label_maps import (
     read_label_map,
 )
 from segmint.operators.decoding import UndecodableError
-from segmint.operators.prepare.ingest import IngestConfig, ingest
+from segmint.operators.prepare.ingest import ingest
+from segmint.operators.prepare.ingest_config import ANY_SIZE
 from segmint.pipeline.evaluate.kinds import COCO, LABEL_MAPS
 from segmint.pipeline.evaluate.truth import (
     Decoders,
@@ -42,14 +43,13 @@ from segmint.pipeline.evaluate.truth import (
 PART_IMAGES = 16
 """Images of a part of a file."""
 
-_ANY_SIZE = IngestConfig(min_short_side=1)
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 _LARGEST_MAP = 1 << 30  # bytes
 
 
 def decode_upright(data: bytes) -> Pixels:
     """Decode a picture of anybody as a build does: (H, W, 3) uint8 RGB, upright; raises `RejectedError`."""
-    return ingest(data, _ANY_SIZE).image
+    return ingest(data, ANY_SIZE).image
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _names(folder: Location, endings: Sequence[str]) -> list[str]:
 
 def _read_pixels(folder: Location, name: str, decoders: Decoders) -> Pixels:
     try:
-        data = (folder / name).read(max_bytes=_ANY_SIZE.max_bytes)
+        data = (folder / name).read(max_bytes=ANY_SIZE.max_bytes)
     except NotFoundError:
         raise UnreadableTruthError(f"there is no such image in {folder}") from None
     except (SegmintError, OSError, ValueError) as error:

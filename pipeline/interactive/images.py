@@ -14,15 +14,13 @@ from segmint.catalogs.reasons import RejectedError
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.color import MODES, to_srgb
-from segmint.operators.prepare.ingest import IngestConfig, ingest
+from segmint.operators.prepare.ingest import ingest
+from segmint.operators.prepare.ingest_config import ANY_SIZE
 
 Pixels = NDArray[np.uint8]
 
 Image: TypeAlias = str | os.PathLike[str] | PillowImage.Image | NDArray[Any]
 """A path or URI, a Pillow image, or an array (height, width, 3) uint8 RGB or (height, width) uint8 gray."""
-
-# A photograph given by name may have any size that fits into memory.
-_INGEST = IngestConfig(min_short_side=1)
 
 
 class ImageError(UsageError, ValueError):
@@ -62,11 +60,11 @@ def _read(name: str) -> Pixels:
     if path is not None and not path.exists():
         raise ImageError(f"{name} is not there: expected an image's path; relative ones begin at {Path.cwd()}")
     try:
-        data = Storage().read(str(path or name), max_bytes=_INGEST.max_bytes)
+        data = Storage().read(str(path or name), max_bytes=ANY_SIZE.max_bytes)
     except (SegmintError, OSError) as error:
         raise ImageError(f"{name} cannot be read: {error}") from error
     try:
-        return ingest(data, _INGEST).image
+        return ingest(data, ANY_SIZE).image
     except RejectedError as verdict:
         raise ImageError(f"{name}: {verdict.reason}: {verdict.detail}") from verdict
 

@@ -19,7 +19,8 @@ from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import local_path
-from segmint.operators.prepare.ingest import IngestConfig, ingest
+from segmint.operators.prepare.ingest import ingest
+from segmint.operators.prepare.ingest_config import ANY_SIZE
 from segmint.pipeline.masks.folder import claim_folder, digest_of, settings_of
 from segmint.pipeline.masks.images import find_photographs, is_local
 from segmint.pipeline.masks.options import MasksOptions, PromptOutsideError, check_device, check_prompts
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from segmint.pipeline.masks.predict import Found
 
 Outcome = Literal["made", "skipped", "refused", "failed"]
-
-# A photograph given by name may have any size that fits into memory.
-_INGEST = IngestConfig(min_short_side=1)
 
 
 @dataclass(frozen=True)
@@ -178,13 +176,13 @@ def _one_image(plan: Plan, model: _Model, task: Task) -> ImageResult:
 
 def _files_of(plan: Plan, model: _Model, task: Task) -> _Files:
     name, options = task.image.name, plan.options
-    data = plan.storage.read(name, max_bytes=_INGEST.max_bytes)
+    data = plan.storage.read(name, max_bytes=ANY_SIZE.max_bytes)
     photograph = hashlib.sha256(data).hexdigest()
     former = _former(plan, task, photograph)
     result = ImageResult(name, "skipped", task.target, task.overlay if options.overlay else None)
     if former is not None and not (options.overlay and task.overlay not in plan.there):
         return _Files(replace(result, masks=len(former.annotations)))
-    pixels = ingest(data, _INGEST).image
+    pixels = ingest(data, ANY_SIZE).image
     height, width = pixels.shape[:2]
     check_prompts(options.prompts, name, height, width)
     if former is None:

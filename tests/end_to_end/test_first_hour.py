@@ -17,7 +17,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from tests.support.environments import install, wheel_of_the_checkout
+from tests.support.environments import installed_wheel
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
@@ -70,15 +70,14 @@ def shown() -> list[str]:
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     """Photographs, and the package: nothing else."""
-    folder = tmp_path_factory.mktemp("first-hour")
-    install(wheel_of_the_checkout(folder), folder / "installed")
-    work = folder / "work"
+    installed = installed_wheel(tmp_path_factory) / "installed"
+    work = tmp_path_factory.mktemp("first-hour")
     (work / "demo/photos").mkdir(parents=True)
     for name in ("coffee", "chelsea"):
         Image.fromarray(getattr(skimage.data, name)()).save(work / f"demo/photos/{name}.png")
-    made = Desk(work, folder / "installed")
+    made = Desk(work, installed)
     home = made.run("-c", "import segmint; print(segmint.__file__)").stdout
-    assert str(folder / "installed") in home
+    assert str(installed) in home
     return made
 
 

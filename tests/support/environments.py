@@ -8,9 +8,17 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import distribution
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
+from tests.support.parallel import made_once
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def installed_wheel(factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel of this checkout, and `installed` with what it installs: made once a run of tests."""
+    return made_once(factory, "wheel", lambda folder: install(wheel_of_the_checkout(folder), folder / "installed"))
 
 
 def wheel_of_the_checkout(folder: Path) -> Path:

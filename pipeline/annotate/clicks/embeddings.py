@@ -18,6 +18,7 @@ from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import decode_jpeg
 from segmint.pipeline.annotate.clicks.drawing import prepare_drawing
+from segmint.pipeline.annotate.last_images import LastImages
 from segmint.pipeline.annotate.source import OpenImage
 from segmint.pipeline.view.images import NoPictureError
 
@@ -71,7 +72,7 @@ class Embeddings:
         self._kept = kept
         self._then = made
         self._lock = threading.Lock()
-        self._made: OrderedDict[int, Embedded] = OrderedDict()
+        self._made: LastImages[Embedded] = LastImages(kept)
         self._jobs: queue.PriorityQueue[_Job] = queue.PriorityQueue()
         self._numbers = itertools.count()
         self._wanted: OrderedDict[str, tuple[int, ...]] = OrderedDict()  # by annotator, who asked last at the end
@@ -91,8 +92,7 @@ class Embeddings:
         self._thread.join()
 
     def __len__(self) -> int:
-        with self._lock:
-            return len(self._made)
+        return len(self._made)
 
     def get(self, image: OpenImage) -> Embedded:
         """Return the embedding of an image in its present state, made now if it is not there.
@@ -108,11 +108,7 @@ class Embeddings:
 
     def known(self, image: int) -> Embedded | None:
         """Return the embedding of an image if it is there, of whatever state of the image."""
-        with self._lock:
-            found = self._made.get(image)
-            if found is not None:
-                self._made.move_to_end(image)
-            return found
+        return self._made.get(image)
 
     def prepare(self, annotator: str, images: Iterable[int]) -> None:
         """Make the embeddings of these images ahead, in this order, unless the annotator asks for others meanwhile."""
@@ -131,15 +127,11 @@ class Embeddings:
 
     def images(self) -> Collection[int]:
         """Return the ids of the images whose embeddings are kept."""
-        with self._lock:
-            return list(self._made)
+        return self._made.images()
 
     def forget(self, image: int, unless: str | None = None) -> None:
         """Forget an image's embedding, unless it was made of the JPEG with the SHA-256 `unless`."""
-        with self._lock:
-            known = self._made.get(image)
-            if known is not None and known.jpeg_sha256 != unless:
-                del self._made[image]
+        self._made.forget(image, unless)
 
     def _work(self) -> None:
         while not self._closed:
@@ -190,11 +182,8 @@ class Embeddings:
         made = Embedded(number, image.jpeg_sha256, self._predictor.embed(pixels, image.size))
         prepare_drawing(self._predictor, made.embedding)
         with self._lock:
-            self._made[number] = made
-            self._made.move_to_end(number)
-            wanted = self._all_wanted() | {number}
-            while len(self._made) > self._kept:
-                del self._made[next((each for each in self._made if each not in wanted), next(iter(self._made)))]
+            wanted = self._all_wanted()
+        self._made.put(number, made, wanted)
         if self._then is not None:
             self._then(image, pixels, made.embedding)
         return made

@@ -5,8 +5,6 @@ confident of is prefilled, for people to add the rest. Confident is what the dat
 its thresholds of predicted IoU and stability, none that a better one of its box suppresses.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +30,7 @@ from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetect
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.images import decode_jpeg
 from segmint.operators.segment.mask_config import MasksConfig
+from segmint.pipeline.annotate.last_images import LastImages
 from segmint.pipeline.annotate.source import OpenImage
 
 SAME_IOU = 0.7
@@ -172,9 +171,7 @@ class Prefills:
         self._predictor = predictor
         self._decoder = decoder
         self._settings = settings
-        self._kept = kept
-        self._lock = threading.Lock()
-        self._made: OrderedDict[int, _Made] = OrderedDict()
+        self._made: LastImages[_Made] = LastImages(kept)
 
     def make(self, image: OpenImage, pixels: NDArray[np.uint8], embedding: Embedding) -> None:
         """Make the masks of an image; one on which the detector fails has none, and a warning says so."""
@@ -184,17 +181,12 @@ class Prefills:
             get_logger("annotate").warning("detector_failed", image=image.place.id, error=str(error))
             boxes = []
         masks = prefill(self._predictor, embedding, boxes, list(image.counts.values()), self._settings)
-        with self._lock:
-            self._made[image.place.id] = _Made(image.base, image.jpeg_sha256, tuple(masks))
-            self._made.move_to_end(image.place.id)
-            while len(self._made) > self._kept:
-                self._made.popitem(last=False)
+        self._made.put(image.place.id, _Made(image.base, image.jpeg_sha256, tuple(masks)))
 
     def of(self, image: OpenImage, embedding: Embedding) -> tuple[Prefilled, ...]:
         """Return the masks of an image in its present state, made now if they are not there."""
         for _ in range(2):
-            with self._lock:
-                made = self._made.get(image.place.id)
+            made = self._made.get(image.place.id)
             if made is not None and made.base == image.base:
                 return made.masks
             self.make(image, self._decoder.run(decode_jpeg, image.jpeg), embedding)
@@ -202,15 +194,11 @@ class Prefills:
 
     def images(self) -> Collection[int]:
         """Return the ids of the images whose masks are kept."""
-        with self._lock:
-            return list(self._made)
+        return self._made.images()
 
     def forget(self, image: int, unless: str | None = None) -> None:
         """Forget the masks of an image, unless they were made of the JPEG with the SHA-256 `unless`."""
-        with self._lock:
-            known = self._made.get(image)
-            if known is not None and known.jpeg_sha256 != unless:
-                del self._made[image]
+        self._made.forget(image, unless)
 
 
 def mask_settings(manifest: DatasetManifest) -> MaskSettings:
