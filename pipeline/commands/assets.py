@@ -27,7 +27,10 @@ class Part(StrEnum):
 @app.command("list")
 @guarded
 def list_assets(as_json: JsonOption = False) -> None:
-    """List the known weight files with their licenses, and where a verified copy of each is."""
+    """List the known weight files with their licenses.
+
+    And where a verified copy of each is.
+    """
     from segmint.infra.assets.resolve import describe
 
     found = describe()
@@ -59,7 +62,7 @@ def fetch(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch weight files into the cache, check their hashes, and show where they are."""
+    """Fetch weight files into the cache, and check their hashes."""
     from segmint.infra.assets.resolve import resolve
 
     paths = {name: resolve(_known(name), mirror=mirror) for name in names}
@@ -79,7 +82,10 @@ def verify(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check the hashes of weight files: those named, or all that are on this machine."""
+    """Check the hashes of weight files.
+
+    Of those named, or of all that are on this machine.
+    """
     from segmint.infra.assets.cache import cache_folder
     from segmint.infra.assets.hashes import verify as verify_file
     from segmint.infra.assets.known import ASSETS, AssetError
@@ -130,7 +136,10 @@ def export_onnx(
     config: Config = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write SAM's decoder or image encoder as ONNX, for programs and web pages without torch."""
+    """Write SAM's decoder or image encoder as ONNX.
+
+    For programs and web pages without torch.
+    """
     if single_mask and part is Part.ENCODER:
         raise UsageError("--single-mask belongs to --part decoder: an encoder makes no masks")
     from segmint.infra.storage.location import Location

@@ -72,7 +72,10 @@ def audit(
         str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the answer to this path or URI.")
     ] = None,
 ) -> None:
-    """Check the files, licenses and privacy of a dataset; exit code 1 if anything is wrong or nothing was searched."""
+    """Check the files, licenses and privacy of a dataset.
+
+    Exit code 1 if anything is wrong or nothing was searched.
+    """
     from segmint.infra.errors import UsageError
 
     if privacy_sample != _ALL and not privacy_sample.isdecimal():

@@ -43,7 +43,10 @@ def scan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
-    """Make a catalog of the images below URI, with licenses from sidecar files or --license."""
+    """Make a catalog of the images below a folder or prefix.
+
+    Licenses come from sidecar files or --license.
+    """
     from segmint.catalogs.source.check import check as check_catalog
     from segmint.catalogs.source.scan import check_relative, relative_rows, write_catalog
     from segmint.catalogs.source.scan import scan as scan_images
@@ -92,7 +95,10 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Read a whole catalog and report what is in it; exit code 1 when it has findings."""
+    """Read a whole catalog and report what is in it.
+
+    Exit code 1 when it has findings.
+    """
     from segmint.catalogs.source.check import check as check_catalog
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.errors import NotFoundError
@@ -125,7 +131,10 @@ def locate(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fill in the country of images whose caption names it; given countries stay."""
+    """Fill in the country of images whose caption names it.
+
+    Given countries stay.
+    """
     from segmint.catalogs.locate import locate as locate_images
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location

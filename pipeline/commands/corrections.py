@@ -38,7 +38,10 @@ def takedown(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove images for good, and everything that names them but a tombstone; or prove that they are gone."""
+    """Remove images for good, or prove that they are gone.
+
+    All that names them goes, but for a tombstone.
+    """
     from segmint.catalogs.dataset.manifest import load_manifest
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
@@ -125,7 +128,10 @@ def amend(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Correct whom images are credited to, who supplied them, and where they are from; never a license."""
+    """Correct the credits and countries of images.
+
+    Whom they are credited to, who supplied them, and where they are from; never a license.
+    """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.amend import amend as amend_images
@@ -160,7 +166,10 @@ def repair(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Restore missing and damaged files to the bytes that commits name; exit code 1 if some cannot be."""
+    """Restore missing and damaged files to the committed bytes.
+
+    Exit code 1 if some cannot be restored.
+    """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.repair import repair as repair_files
 

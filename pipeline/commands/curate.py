@@ -35,7 +35,7 @@ def curate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every image of a catalog once, and write the catalog with what is refused."""
+    """Read every image of a catalog once, and mark what is unfit."""
     from segmint.pipeline.config.config import load_config
     from segmint.pipeline.curate.curate import run_curate
     from segmint.pipeline.curate.distributions import ending

@@ -15,7 +15,10 @@ def demo(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder for everything; created if missing.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,
 ) -> None:
-    """Build a small dataset of photographs from scikit-image and scikit-learn, draw its masks, and show crops."""
+    """Build a small dataset of real photographs, and draw its masks.
+
+    The photographs come with scikit-image and scikit-learn.
+    """
     from segmint.pipeline.demo import run_demo
 
     accounting = run_demo(folder, say if as_json else answer)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from segmint.infra.errors import UsageError
+from segmint.infra.uris import LOCAL, local_path, scheme
 from segmint.pipeline.commands.common.console import answer, guarded, say_next
 from segmint.pipeline.config.template import Start, template
 
@@ -21,7 +22,10 @@ def init(
         typer.Option("--license", metavar="ID", help="A license that images may have; repeat for several."),
     ] = None,
 ) -> None:
-    """Write a commented configuration for `segmint build`; a file that exists is left as it is."""
+    """Write a commented configuration for `segmint build`.
+
+    A file that exists is left as it is.
+    """
     from segmint.pipeline.config.config import Config
     from segmint.pipeline.config.yaml_file import check, parse_yaml
 
@@ -35,5 +39,7 @@ def init(
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror or error}") from error
     answer(f"written to {file}")
+    if scheme(catalog) == LOCAL and not local_path(catalog).exists():
+        say_next(False, "catalog", "scan", "FOLDER", "-o", catalog, "--license", "ID", config=str(file))
     say_next(False, "catalog", "check", catalog, config=str(file))
     say_next(False, "plan", str(file), "--sample", "20")

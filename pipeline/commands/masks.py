@@ -91,7 +91,10 @@ def masks(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each image's result as JSON.")] = False,
 ) -> None:
-    """Make masks for photographs: all masks, or those for points and boxes in pixels."""
+    """Make masks for photographs.
+
+    All masks, or those for points and boxes in pixels.
+    """
     from segmint.pipeline.masks.options import MasksOptions, masks_config, read_prompts, release_config
 
     asked = read_prompts(points or [], boxes or [], prompts or [])

@@ -35,7 +35,10 @@ def report(
     config: DetectorConfig = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a page about a dataset: verdict, plots next to SA-1B's, samples; with numbers, dataset card, Croissant."""
+    """Write a page about a dataset, with a card and its numbers.
+
+    The page has the verdict, plots next to SA-1B's and samples; beside it go the dataset card and a Croissant file.
+    """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.audit.audit import AuditOptions
     from segmint.pipeline.report.report import write_report

@@ -27,7 +27,10 @@ def status(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how far a build is, from its commits: done, pace, time and cost left, refusals, drift, what is held back."""
+    """Show how far a build is, from its commits.
+
+    Done, pace, time and cost left, refusals, drift, and what is held back.
+    """
     if watch and as_json:
         raise UsageError("--watch is for people, and --json for programs: give one of them")
     if every < 1:

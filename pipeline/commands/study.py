@@ -29,7 +29,10 @@ def sample(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw images for COCO tools, CVAT and Label Studio: masks to correct, or missed faces and plates to mark."""
+    """Draw a sample of images for people to look at.
+
+    Masks to correct, or missed faces and plates to mark, for COCO tools, CVAT, Label Studio and `segmint annotate`.
+    """
     from segmint.infra.storage.location import Location
 
     storage = storage_of(config)
@@ -65,7 +68,10 @@ def score(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare masks with the corrected ones, as the SAM paper does; or bound the share of images with a miss."""
+    """Compare masks with the corrected ones, as the SAM paper does.
+
+    Of a sample for privacy: bound the share of images with a miss.
+    """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
     from segmint.pipeline.study.files import kind_of

@@ -35,7 +35,9 @@ def verify(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every byte again and compare it with the recorded version, or check the evidence of an audit.
+    """Compare every byte with the recorded version.
+
+    Or check the evidence of an audit.
 
     Exit code 1 if anything differs.
     """
@@ -69,7 +71,10 @@ def sign(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sign a recorded version's digest, so that `segmint verify --key` can tell who vouches for it."""
+    """Sign a recorded version's digest.
+
+    `segmint verify --key` can then tell who vouches for it.
+    """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.versions.signatures import sign_version
 
@@ -92,7 +97,10 @@ def diff(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what changed between two versions or datasets: images, masks, licenses, redactions, settings."""
+    """Show what changed between two versions or datasets.
+
+    Images, masks, licenses, redactions and settings.
+    """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.versions.diff import diff_datasets
 

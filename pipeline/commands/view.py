@@ -23,7 +23,10 @@ def view(
         typer.Option("--audit", metavar="FILE", help="Output of `segmint audit --json -o FILE`, to show findings."),
     ] = None,
 ) -> None:
-    """Show a dataset's images and masks in the browser, read-only; ctrl-C ends it."""
+    """Show a dataset's images and masks in the browser.
+
+    Nothing is changed; ctrl-C ends it.
+    """
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import counted
     from segmint.pipeline.view.server import open_viewer, serve

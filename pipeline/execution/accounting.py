@@ -8,6 +8,7 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.versions.record import VersionName, put_version
 from segmint.infra.errors import UnfinishedError
 from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.wording import counted, plural
 from segmint.pipeline.dataset.dataset import OpenDataset
 from segmint.pipeline.execution.ceiling import Ceiling
 from segmint.pipeline.execution.stage_loads import StageLoad, loads_line
@@ -80,20 +81,23 @@ class Accounting:
         """Return the accounting as lines for people."""
         refused = sum(self.rejected.values())
         lines = [
-            f"in        {self.rows:>12,} rows",
-            f"written   {self.written:>12,} images with {self.masks:,} masks in {self.shards:,} shards",
+            f"in        {self.rows:>12,} {plural(self.rows, 'row')}",
+            f"written   {self.written:>12,} {plural(self.written, 'image')} with {counted(self.masks, 'mask')} in "
+            f"{counted(self.shards, 'shard')}",
             f"rejected  {refused:>12,}",
             *(f"  {reason:<24} {count:>8,}" for reason, count in sorted(self.rejected.items())),
         ]
         if self.missing:
-            lines.append(f"left      {self.missing_rows:>12,} rows in {len(self.missing):,} shards, for a next run")
+            rows, shards = plural(self.missing_rows, "row"), counted(len(self.missing), "shard")
+            lines.append(f"left      {self.missing_rows:>12,} {rows} in {shards}, for a next run")
         if self.retried_rows:
             lines.append(f"retried   {self.retried_rows:>12,} refused rows: {self.retried_images:,} are images now")
         if self.not_retried:
-            lines.append(f"left      refused rows in {len(self.not_retried):,} shards, to be taken again by a next run")
+            shards = counted(len(self.not_retried), "shard")
+            lines.append(f"left      refused rows in {shards}, to be taken again by a next run")
         if self.built_rows:
             lines.append(
-                f"this run  {self.built_rows:>12,} rows in {self.seconds:,.1f} s: "
+                f"this run  {self.built_rows:>12,} {plural(self.built_rows, 'row')} in {self.seconds:,.1f} s: "
                 f"{self.images_per_s:.3g} images/s, {self.masks_per_s:.3g} masks/s"
             )
             lines.extend(self._ceiling_lines())
@@ -119,14 +123,14 @@ class Accounting:
         parts = []
         if self.missing:
             parts.append(
-                f"{len(self.missing)} shards with {self.missing_rows} rows could not be finished; nothing is lost, and "
-                "the same command goes on with them:"
+                f"{counted(len(self.missing), 'shard')} with {counted(self.missing_rows, 'row')} could not be "
+                "finished; nothing is lost, and the same command goes on:"
             )
             parts += _shards(self.missing, held_back)
         if self.not_retried:
             parts.append(
-                f"{len(self.not_retried)} shards have refused rows that could not be judged again; they stay as they "
-                "are, and the same command tries again:"
+                f"refused rows in {counted(len(self.not_retried), 'shard')} could not be judged again; they "
+                "stay as they are, and the same command tries again:"
             )
             parts += _shards(self.not_retried, held_back)
         return "\n".join([*parts, *self.lines()])

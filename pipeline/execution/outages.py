@@ -15,6 +15,7 @@ from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.outages import TELL_EVERY_S, pauses
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import UriNotAllowedError, relative_to, store_name
+from segmint.infra.wording import counted
 
 MOST_STORES = 16
 """The most stores that are checked: the first ones of a window's images."""
@@ -71,8 +72,8 @@ class Outages:
             if left <= 0:
                 raise UnfinishedError(
                     f"no answer from {', '.join(found)} for outage_timeout_s = {self._timeout_s:g} seconds; "
-                    f"{len(missing)} shards are missing. Check the store, its endpoint and the network: nothing is "
-                    "lost, and the same command goes on with what is missing"
+                    f"{counted(len(missing), 'shard')} missing. Check the store, its endpoint and the network: "
+                    "nothing is lost, and the same command goes on with what is missing"
                 )
             time.sleep(min(next(looks), left))
         get_logger("build").info("all stores answer again")

@@ -6,7 +6,7 @@ from typing import Any
 
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.source.check import CatalogFindings
-from segmint.infra.wording import count, counted, duration, number, size
+from segmint.infra.wording import count, counted, duration, number, plural, size
 from segmint.pipeline.execution.ceiling import Ceiling
 from segmint.pipeline.plan.cpu_stages import CpuStages
 from segmint.pipeline.plan.curation import Curation
@@ -67,8 +67,12 @@ class Plan:
         """The plan as text."""
         committed = f"; {self.committed:,} more are committed" if self.committed else ""
         lines = [
-            _line("catalog", f"{self.catalog_rows:,}", f"rows, by {self.counted_by}"),
-            _line("to build", f"{self.rows:,}", f"rows in {self.shards:,} shards{committed}"),
+            _line("catalog", f"{self.catalog_rows:,}", f"{plural(self.catalog_rows, 'row')}, by {self.counted_by}"),
+            _line(
+                "to build",
+                f"{self.rows:,}",
+                f"{plural(self.rows, 'row')} in {counted(self.shards, 'shard')}{committed}",
+            ),
         ]
         if not self.rows:
             return [*lines, "nothing is left to do", *self._digest_lines()]

@@ -140,5 +140,5 @@ def test_a_row_whose_fault_stays_is_named_and_costs_its_shard_alone(tmp_path: Pa
     printed = segmint("build", config, check=3, timeout=600)
     named = "row 1 (image_id 'image hdfs://nowhere:1/far.jpg', uri 'hdfs://nowhere:1/far.jpg')"
     assert f"shard 0: {named} had a fault in 3 windows, and has it alone, too: prepare: StorageFaultError" in printed
-    assert "1 shards with 2 rows could not be finished" in printed
+    assert "1 shard with 2 rows could not be finished" in printed
     assert len(list((tmp_path / "dataset" / "commits").iterdir())) == 1

@@ -361,3 +361,11 @@ def test_names_that_are_not_utf8_are_printed(capsys):
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] == "a\\udcff.jpg"
     assert json.loads(printed[printed.index("{") :])["name"] == name
+
+
+@pytest.mark.parametrize("group", ["", "catalog", "assets", "study", "evaluate", "annotate", "engine"])
+def test_help_says_of_each_command_in_a_whole_line_what_it_does(group: str):
+    lines = run(*group.split(), "--help").output.splitlines()
+    commands = lines[lines.index("Commands:") + 1 :]
+    assert commands
+    assert [line for line in commands if line.endswith("...")] == []

@@ -124,7 +124,10 @@ def points(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Click on each mask as the SAM paper does: mIoU after 1, 2, 3, 5 and 9 clicks, and the best of three masks."""
+    """Click on each mask: mIoU after 1, 2, 3, 5 and 9 clicks.
+
+    As the SAM paper does; also the best of three masks.
+    """
     from segmint.pipeline.evaluate.points.points import PointsOptions, evaluate_points
 
     settings = PointsSettings(parse_clicks(clicks), several=several_clicks, seed=seed)
@@ -160,7 +163,10 @@ def proposals(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Propose objects without prompts as the SAM paper does: average recall at 10, 100 and 1,000 masks, by size."""
+    """Propose objects without prompts: average recall.
+
+    At 10, 100 and 1,000 masks and by size, as the SAM paper does.
+    """
     from segmint.pipeline.evaluate.proposals.proposals import evaluate_proposals
     from segmint.pipeline.evaluate.session import EvaluateOptions
 
@@ -200,7 +206,10 @@ def edges(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find edges as the SAM paper does, and match them with the boundaries of label maps: ODS, OIS, AP and R50."""
+    """Find edges without prompts: ODS, OIS, AP and R50.
+
+    As the SAM paper does, matched with the boundaries of label maps.
+    """
     from segmint.pipeline.evaluate.edges.edges import evaluate_edges
     from segmint.pipeline.evaluate.edges.measure import EdgesMeasure
     from segmint.pipeline.evaluate.session import EvaluateOptions
@@ -234,7 +243,10 @@ def instances(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make masks of boxes as the SAM paper does: COCO's AP for a detector's boxes with scores, else the mean IoU."""
+    """Make masks of boxes: COCO's AP, or the mean IoU.
+
+    As the SAM paper does; AP for a detector's boxes, which have scores.
+    """
     from segmint.pipeline.evaluate.instances.instances import evaluate_instances
     from segmint.pipeline.evaluate.session import EvaluateOptions
 

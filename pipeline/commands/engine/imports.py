@@ -47,7 +47,10 @@ def import_(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring in masks that people corrected or made, from a file or from another dataset."""
+    """Bring in masks that people corrected or made.
+
+    They come from a file or from another dataset.
+    """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
     from segmint.pipeline.imports.files import ImportFormat

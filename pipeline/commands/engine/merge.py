@@ -19,7 +19,10 @@ def merge(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put what people answered into the dataset's tables; answers that were merged before change nothing."""
+    """Put what people answered into the dataset's tables.
+
+    Answers that were merged before change nothing.
+    """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.annotate.merge.run import list_merge, merge_answers
 

@@ -9,7 +9,7 @@ from segmint.pipeline.commands.common.console import answer_with, guarded
 from segmint.pipeline.commands.common.extras import needs
 
 app = typer.Typer(
-    name="engine", help="The loop: masks of people make weights better, weights make more masks.", no_args_is_help=True
+    name="engine", help="The loop: masks make weights better, and weights make masks.", no_args_is_help=True
 )
 
 
@@ -26,7 +26,10 @@ def status(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show rounds as a table: images, masks by source, seconds a mask, and mIoU at one click before and after."""
+    """Show rounds as a table.
+
+    Images, masks by source, seconds a mask, and mIoU at one click before and after.
+    """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.engine.status import read_engine
 

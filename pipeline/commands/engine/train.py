@@ -30,7 +30,7 @@ def train(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train SAM on datasets' masks, or go on with a run that was stopped."""
+    """Train SAM on datasets' masks, or go on with a run."""
     from segmint.pipeline.train.settings import load_train_config
 
     loaded = load_train_config(config, [*(overrides or []), *([] if task is None else [f"task={task}"])])

@@ -32,7 +32,7 @@ def test_a_person_reads_reasons_rates_and_what_is_left() -> None:
         seconds=2.0,
     )
     text = "\n".join(run.lines())
-    assert "3 rows in 1 shards, for a next run" in text
+    assert "3 rows in 1 shard, for a next run" in text
     assert "5 rows in 2.0 s: 2 images/s, 15 masks/s" in text
     idle = "\n".join(replace(run, built_rows=0).lines())
     assert "nothing was left to do" not in idle
@@ -50,7 +50,7 @@ def test_retried_rows_are_shown() -> None:
     left = replace(WHOLE, not_retried=[4, 5])
     assert not left.complete
     message = left.unfinished_message({4: "the store does not answer"})
-    assert message.startswith("2 shards have refused rows that could not be judged again; they stay as they are")
+    assert message.startswith("refused rows in 2 shards could not be judged again; they stay as they are")
     assert "shard 4: the store does not answer\n  shard 5: not reached\n" in message
     assert "could not be finished" not in message
 
