@@ -28,6 +28,8 @@ DEFAULT_BYTES = 50_000_000_000
 """The bound of a cache whose user names none."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_COPY = ".copy"
+_OWN = re.compile(rf"(?:{re.escape(TEMPORARY_PREFIX)}[0-9a-f]{{32}}|[0-9a-f]{{64}}){re.escape(_COPY)}", re.ASCII)
 _STRIPES = 64
 _PIECE = 4 << 20
 _WAIT_S = 0.2
@@ -52,7 +54,7 @@ class ShardCache:
         """Return the path of the copy of a file; raises `DamagedDatasetError` for a text that is not a hash."""
         if _SHA256.fullmatch(entry.sha256) is None:  # it is a commit's, which anybody may have written
             raise DamagedDatasetError(f"the commit of {entry.path} gives it the SHA-256 {entry.sha256[:80]!r}")
-        return self.folder / f"{entry.sha256}.copy"
+        return self.folder / f"{entry.sha256}{_COPY}"
 
     def open(self, source: Location, entry: FileEntry, check: bool) -> BinaryIO:
         """Return the copy of a file, open for reading; it is fetched if it is not there or damaged.
@@ -128,7 +130,7 @@ class ShardCache:
                 f"the cache {self.folder} is bounded to {self.most_bytes:,} bytes, and one shard has {size:,}: give it "
                 "room for all shards that are read at a time"
             )
-        temporary = self.folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        temporary = self.folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{_COPY}"
         while True:
             with _locked(self.folder / "locks" / "room"):
                 if self._make_room(size):
@@ -156,10 +158,11 @@ class ShardCache:
         return total + size <= self.most_bytes
 
     def _held(self) -> Iterator[_Held]:
+        """Yield what is in the folder by this cache: files of others are neither counted nor removed."""
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
-                    if entry.is_file(follow_symlinks=False):
+                    if _OWN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                         status = entry.stat()
                         yield _Held(status.st_mtime_ns, status.st_size, Path(entry.path))
 
@@ -181,8 +184,15 @@ def _locked(file: Path) -> Iterator[None]:
 
     No POSIX lock: between processes with several threads the kernel sees deadlocks where there are none.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("ab") as stream:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream = file.open("ab")
+    except OSError as error:
+        raise UsageError(
+            f"the cache {file.parent.parent} cannot be used: {error.strerror}: {error.filename}. Expected a folder on "
+            "a local disk that this user may write"
+        ) from error
+    with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         try:
             yield

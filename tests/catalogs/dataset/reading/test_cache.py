@@ -116,10 +116,41 @@ def test_a_bound_below_one_shard_says_so(files: Files, tmp_path: Path) -> None:
         cache.open(*files.make(1), check=True)
 
 
+def test_files_of_others_in_its_folder_are_kept(files: Files, tmp_path: Path) -> None:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    for name in ("thesis.txt", ".tmp-of-another", f"{0:064x}"):
+        (folder / name).write_bytes(b"mine" * SIZE)
+        os.utime(folder / name, (0, 0))
+    cache = ShardCache(folder, SIZE)
+    for number in (1, 2):
+        read(cache, *files.make(number))
+    assert len(copies(cache)) == 4
+
+
+@pytest.mark.parametrize("under", ["file", "file/cache", "/proc/cache"])
+def test_a_folder_that_cannot_be_used_says_so(files: Files, tmp_path: Path, under: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"the cache .* cannot be used: .* Expected a folder on a local disk"):
+        ShardCache(tmp_path / under, SIZE).open(*files.make(1), check=True)
+
+
+@pytest.mark.s3
+def test_the_folder_is_the_same_wherever_a_process_goes(
+    s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
+    write_dataset(Location(storage, uri), shards=1)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    found = [open_dataset(uri, storage, cache=name).cache for name in ("~/cache", "cache")]
+    assert [each and each.folder for each in found] == [tmp_path / "home/cache", tmp_path / "cache"]
+
+
 def test_room_that_others_took_is_waited_for(files: Files, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", 2 * SIZE)
     cache.folder.mkdir()
-    taken = cache.folder / ".tmp-other"
+    taken = cache.folder / f".tmp-{0:032x}.copy"
     taken.write_bytes(b"z" * 2 * SIZE)
     made = files.make(1)
     with ThreadPoolExecutor(1) as pool:
@@ -133,7 +164,7 @@ def test_room_that_others_took_is_waited_for(files: Files, tmp_path: Path) -> No
 def test_what_a_dead_process_left_is_removed(files: Files, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", SIZE)
     cache.folder.mkdir()
-    left = cache.folder / ".tmp-dead"
+    left = cache.folder / f".tmp-{1:032x}.copy"
     left.write_bytes(b"z" * SIZE)
     os.utime(left, (0, 0))
     read(cache, *files.make(1))
