@@ -271,9 +271,9 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "a worker forgets its rank",
-        "catalogs/dataset/reading/torch_dataset.py",
-        '"_rank": self._rank or current_rank()}',
-        '"_rank": self._rank}',
+        "catalogs/dataset/reading/ranks.py",
+        "return self._sent[1]",
+        "return ReaderPosition(0, 1)",
         "tests/catalogs/dataset/reading/test_torch_dataset.py",
     ),
     Mutant(

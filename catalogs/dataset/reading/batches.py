@@ -1,6 +1,8 @@
 """Batches of a dataset for training: batch b has the same images for any number of ranks and workers."""
 
+import copy
 import hashlib
+import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -12,9 +14,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.reading.cache import ShardCache
+from segmint.catalogs.dataset.reading.memory import keep_freed_memory
 from segmint.catalogs.dataset.reading.opened import OpenShard, OpenShards, open_shard, with_help
 from segmint.catalogs.dataset.reading.order import EpochOrder
-from segmint.catalogs.dataset.reading.ranks import ReaderPosition, current_rank
+from segmint.catalogs.dataset.reading.ranks import RankHere, ReaderPosition
 from segmint.catalogs.dataset.versions.past import read_commits
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
@@ -43,6 +46,8 @@ class Batches(IterableDataset[list[Sample]]):
         cache: ShardCache | None,
     ) -> None:
         """`seed` None is the dataset's own order; see `TorchDataset.batches` for the others."""
+        # A state holds them: numbers of numpy would be in checkpoints, which do not load everywhere.
+        global_batch, window, seed = _whole(global_batch), _whole(window), None if seed is None else _whole(seed)
         if global_batch < 1 or window < 1 or (seed is not None and seed < 0):
             raise UsageError(
                 f"global_batch={global_batch}, window={window}, seed={seed}: expected numbers from 1, and a seed from 0"
@@ -65,14 +70,21 @@ class Batches(IterableDataset[list[Sample]]):
                 f"{dataset.location} has {self.images} images, too few for a batch of {global_batch}: expected a "
                 "smaller global_batch, last='pad', or a dataset with more"
             )
-        self._rank: ReaderPosition | None = None
+        self._rank = RankHere()
         # In shared memory, so that workers that persist see what is set later, and tell each other what was hashed.
         self._start = _shared_zeros(2, torch.int64)
         self._checked = _shared_zeros(len(table), torch.uint8)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Add the rank, which a spawned worker process cannot find out."""
-        return {**self.__dict__, "_rank": self._rank or current_rank()}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start.share_memory_()  # type: ignore[no-untyped-call]  # a plain pickle has only their values
+        self._checked.share_memory_()  # type: ignore[no-untyped-call]
+
+    def with_own_start(self) -> "Batches":
+        """Return the same batches, whose next iteration is begun apart from that of these."""
+        other = copy.copy(self)
+        other._start = _shared_zeros(2, torch.int64)
+        return other
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
@@ -85,6 +97,8 @@ class Batches(IterableDataset[list[Sample]]):
 
     def begin(self, epoch: int, samples: int = 0) -> None:
         """Set the epoch of the next iteration, from 0, and how many of its images come before it."""
+        if epoch < 0 or samples < 0:
+            raise UsageError(f"epoch={epoch}, samples={samples}: expected numbers from 0")
         self._start[0], self._start[1] = epoch, samples
 
     def order_key(self) -> dict[str, Any]:
@@ -96,26 +110,27 @@ class Batches(IterableDataset[list[Sample]]):
 
     def __iter__(self) -> Iterator[list[Sample]]:
         epoch, samples = self._start.tolist()  # now: later it may be that of the next iteration
-        rank, worker = self._rank or current_rank(), get_worker_info()
+        rank, worker = self._rank.find(), get_worker_info()
         if rank.parts > self.global_batch:
             raise UsageError(f"a global_batch of {self.global_batch} for {rank.parts} ranks: expected one image a rank")
         position = ReaderPosition(0, 1) if worker is None else ReaderPosition(worker.id, worker.num_workers)
         return self._read(epoch, samples, rank, position)
 
     def _read(self, epoch: int, samples: int, rank: ReaderPosition, worker: ReaderPosition) -> Iterator[list[Sample]]:
+        keep_freed_memory()
         order = EpochOrder(self._images, self.seed, epoch, self.window)
         first = (rank.part * worker.parts + worker.part) / (rank.parts * worker.parts)
         shards = OpenShards(self._open, first)
         numbers = range(worker.part, self.left(samples), worker.parts)
         try:
-            held: tuple[list[int], list[int]] = ([], [])
+            held: tuple[list[int], list[int]] = ([], [])  # steps
             for number in numbers:
                 places = self._places(samples, number, rank)
                 following = self._places(samples, number + worker.parts, rank) if number != numbers[-1] else []
-                wanted = order.shards_for(places), order.shards_for([*places[-1:], *following], more=1)
+                wanted = order.steps_of(places), order.steps_of([*places[-1:], *following], more=1)
                 if wanted != held:
                     held = wanted
-                    shards.hold(*held)
+                    shards.hold(*map(order.shards_of, held))
                 yield [self._sample(shards, shard, row) for shard, row in order.at(places)]
         finally:
             shards.close()
@@ -149,6 +164,14 @@ class Batches(IterableDataset[list[Sample]]):
         if version is None:
             return self.dataset.log.read(shard, generation)
         return next(read_commits(self.dataset.location, version, {shard}), None)
+
+
+def _whole(number: int) -> int:
+    """Return a whole number as Python's; raises `UsageError` for anything else."""
+    try:
+        return operator.index(number)
+    except TypeError as error:
+        raise UsageError(f"{number!r} for a number of images, a window or a seed: expected a whole number") from error
 
 
 def _shared_zeros(count: int, dtype: torch.dtype) -> torch.Tensor:

@@ -20,8 +20,11 @@ class BatchLoader(DataLoader[Any]):
 
     def __init__(self, batches: Batches, **options: Any) -> None:
         """`options` are those of `DataLoader` but `batch_size`: `num_workers`, `collate_fn`, `pin_memory` and so on."""
-        super().__init__(batches, batch_size=None, **options)
-        self._batches = batches
+        if not options.get("in_order", True):
+            raise UsageError("in_order=False: expected True, as batches out of their order cannot be counted")
+        own = batches.with_own_start()  # several loaders, and ranks that a launcher sent it to, are at different places
+        super().__init__(own, batch_size=None, **options)
+        self._batches = own
         self._epoch, self._samples = 0, 0
         self._iterations = 0
 

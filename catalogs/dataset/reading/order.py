@@ -42,12 +42,16 @@ class EpochOrder:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def shards_for(self, positions: Sequence[int], more: int = 0) -> list[int]:
-        """Return the shards that the steps of these positions read from, and `more` steps after the last of them."""
+    def steps_of(self, positions: Sequence[int], more: int = 0) -> list[int]:
+        """Return the steps that these positions are read in, and `more` steps after that of the last one."""
         if not positions:
             return []
-        steps = np.unique(np.searchsorted(self._ends, np.asarray(positions), side="right")).tolist()
-        steps += [(steps[-1] + each) % len(self._turn) for each in range(1, more + 1)]
+        found: list[int] = np.searchsorted(self._ends, positions, side="right").tolist()
+        found += [(found[-1] + each) % len(self._turn) for each in range(1, more + 1)]
+        return list(dict.fromkeys(found))
+
+    def shards_of(self, steps: Iterable[int]) -> list[int]:
+        """Return the shards that steps read from."""
         return list(dict.fromkeys(shard for step in steps for shard in self._shards_of(step)))
 
     def at(self, positions: Iterable[int]) -> Iterator[tuple[int, int]]:

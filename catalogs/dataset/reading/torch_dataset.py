@@ -6,7 +6,7 @@ reads at most two of them in part, whether there are more shards than readers or
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -15,7 +15,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.reading.batches import Batches, Last
 from segmint.catalogs.dataset.reading.cache import DEFAULT_BYTES, ShardCache
-from segmint.catalogs.dataset.reading.ranks import ReaderPosition, current_rank
+from segmint.catalogs.dataset.reading.ranks import RankHere, ReaderPosition
 from segmint.catalogs.dataset.versions.record import Version
 from segmint.infra.assets.cache import cache_folder
 from segmint.infra.storage.location import Location
@@ -61,14 +61,10 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
         self.cache = cache
         known = range(manifest.shards)  # more are committed if the dataset has grown since its manifest was read
         self._opened = {shard: manifest.ordinals(shard) for shard in self.committed() if shard in known}
-        self._rank: ReaderPosition | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Add the rank, which a spawned worker process cannot find out."""
-        return {**self.__dict__, "_rank": self._rank or current_rank()}
+        self._rank = RankHere()
 
     def __iter__(self) -> Iterator[Sample]:
-        position = self._rank or current_rank()
+        position = self._rank.find()
         worker = get_worker_info()
         if worker is not None:
             position = ReaderPosition(
@@ -83,7 +79,7 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
 
     def __len__(self) -> int:
         """Return the number of images of an iteration on this rank, over all its workers; from commits and tables."""
-        position = self._rank or current_rank()
+        position = self._rank.find()
         if position.parts == 1:
             return super().__len__()
         taken = share(self._opened, position)
@@ -158,7 +154,9 @@ def open_dataset(
     """
     location = Location(storage or Storage(), uri)
     manifest, found = TorchDataset.find(location, version)
-    kept = None if cache is None or scheme(uri) == LOCAL else ShardCache(Path(cache), cache_bytes)
+    kept = (
+        None if cache is None or scheme(uri) == LOCAL else ShardCache(Path(cache).expanduser().absolute(), cache_bytes)
+    )
     return TorchDataset(location, manifest, found, verify, kept)
 
 

@@ -148,9 +148,23 @@ def test_spawned_workers_read_the_same(many: str, epoch: Part, monkeypatch: pyte
     assert ids(loader) == [batch[4:8] for batch in epoch]
 
 
+def test_a_rank_that_a_launcher_sent_them_to_reads_its_own_part(
+    many: str, epoch: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = pickle.dumps(open_dataset(many).batches(GLOBAL, seed=5, window=6))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    sent = pickle.loads(packed)
+    loader = DataLoader(sent, batch_size=None, num_workers=1, persistent_workers=True)
+    assert ids(loader) == [batch[4:8] for batch in epoch]
+    sent.begin(0, samples=GLOBAL)  # also seen by workers that persist
+    assert ids(loader) == [batch[4:8] for batch in epoch[1:]]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        ({"global_batch": 1.0}, r"1\.0 for a number of images"),
         ({"global_batch": 0}, "global_batch=0"),
         ({"global_batch": 1, "window": 0}, "window=0"),
         ({"global_batch": 1, "seed": -1}, "seed=-1"),
@@ -161,6 +175,11 @@ def test_spawned_workers_read_the_same(many: str, epoch: Part, monkeypatch: pyte
 def test_what_cannot_be_is_refused(dataset: str, options: dict, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         open_dataset(dataset).batches(**options)
+
+
+def test_begin_refuses_what_comes_before_the_first(dataset: str) -> None:
+    with pytest.raises(UsageError, match="epoch=0, samples=-2"):
+        open_dataset(dataset).batches(2).begin(0, -2)
 
 
 def test_more_ranks_than_images_of_a_batch_are_refused(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """A loop's place: what it received counts, and what workers read ahead does not."""
 
 import itertools
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +67,40 @@ def test_a_state_loaded_in_a_loop_holds_for_the_next_one(many: str) -> None:
         if number == 1:
             one.load_state_dict(start)
     assert ids(one) == whole
+
+
+def test_loaders_of_the_same_batches_are_at_places_of_their_own(many: str) -> None:
+    whole = ids(loader(many))
+    batches = open_dataset(many).batches(8, seed=4)
+    one, other = BatchLoader(batches, num_workers=1, multiprocessing_context="spawn"), BatchLoader(batches)
+    one.load_state_dict({**one.state_dict(), "samples": 8})
+    later = iter(one)  # its worker takes seconds to begin
+    assert ids(other) == whole
+    assert ids(later) == whole[1:]
+
+
+def test_batches_out_of_their_order_are_refused(many: str) -> None:
+    with pytest.raises(UsageError, match="in_order=False"):
+        loader(many, 2, in_order=False)
+
+
+def test_a_state_has_plain_numbers_that_every_checkpoint_holds(many: str, tmp_path: Path) -> None:
+    one = BatchLoader(open_dataset(many).batches(np.int64(8), seed=np.int64(4), window=np.int64(32)))
+    next(iter(one))
+    torch.save(one.state_dict(), tmp_path / "state.pt")
+    other = loader(many)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert other.state_dict() == json.loads(json.dumps(one.state_dict()))
+
+
+def test_after_a_correction_a_loop_goes_on_with_the_next_epoch(many: str) -> None:
+    state = {**loader(many).state_dict(), "epoch": 3, "shards": "of what was corrected"}
+    one = loader(many)
+    with pytest.raises(UsageError, match="shards: 'of what was corrected'"):
+        one.load_state_dict(state)
+    one.load_state_dict({**one.state_dict(), "epoch": state["epoch"] + 1})
+    assert one.epoch == 4
+    assert sorted(flat(ids(one))) == sorted(flat(ids(loader(many))))
 
 
 def test_another_global_batch_goes_on_at_the_same_image(many: str) -> None:

@@ -54,14 +54,14 @@ def test_a_process_needs_the_shards_of_the_window_and_one_more_a_step(window: in
     known: set[int] = set()
     opened = 0
     for position in range(len(order)):
-        now = order.shards_for([position])
+        now = order.shards_of(order.steps_of([position]))
         assert len(now) == window
         opened += len(set(now) - known)
         known = set(now)
         (found,) = order.at([position])
         assert found[0] in known
     assert opened == 50 + window - 1
-    assert len(order.shards_for([0], more=1)) == window + 1
+    assert len(order.shards_of(order.steps_of([0], more=1))) == window + 1
 
 
 def test_places_far_apart_are_read_as_those_in_a_row() -> None:
@@ -70,7 +70,8 @@ def test_places_far_apart_are_read_as_those_in_a_row() -> None:
     places = np.random.default_rng(0).integers(0, len(whole), 200).tolist()
     order = EpochOrder(images, 1, 0, 8)
     assert list(order.at(places)) == [tuple(whole[place]) for place in places]
-    assert order.shards_for([]) == []
+    assert order.steps_of([]) == []
+    assert order.steps_of([0, len(whole) - 1], more=1) == [0, 19]
 
 
 def test_seed_and_epoch_decide_it_as_ever() -> None:

@@ -97,17 +97,25 @@ def test_the_rank_of_a_process_group_comes_first(dataset: str, monkeypatch: pyte
     torch.distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
     try:
         assert [sample.id for sample in open_dataset(dataset)] == [5, 7, 8]
+        # Spawned workers have no process group: the rank is sent to them.
+        assert loaded(dataset, 1, multiprocessing_context="spawn") == [5, 7, 8]
     finally:
         torch.distributed.destroy_process_group()
 
 
-def test_the_rank_is_sent_to_spawned_workers(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    on_rank(monkeypatch, 1, 2)
+def test_a_rank_that_a_launcher_sent_it_to_reads_its_own_part(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = pickle.dumps(open_dataset(dataset))
-    on_rank(monkeypatch, 0, 1)
+    on_rank(monkeypatch, 1, 2)
     opened = pickle.loads(packed)
     assert isinstance(opened, TorchDataset)
     assert [sample.id for sample in opened] == [5, 7, 8]
+    assert [sample.id for sample in DataLoader(opened, num_workers=1, batch_size=None)] == [5, 7, 8]
+
+
+def test_a_size_without_a_rank_is_refused(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"RANK=\(not set\) and WORLD_SIZE=2"):
+        list(open_dataset(dataset))
 
 
 @pytest.mark.parametrize(("rank", "ranks"), [("2", "2"), ("-1", "2"), ("one", "2"), ("0", "0")])
