@@ -1,5 +1,6 @@
 """What is wrong in a configuration, in words for who wrote it: each problem with its key, its place and an example."""
 
+import datetime
 import difflib
 import types
 from collections.abc import Mapping
@@ -41,6 +42,7 @@ _BOUNDS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
+_EMPTY = {"string_too_short": "text", "too_short": "a list"}
 _BELOW = ("dataclass_type", "dict_type", "mapping_type", "model_attributes_type", "model_type")
 
 
@@ -48,6 +50,8 @@ def problems_of(error: ValidationError, document: Document, model: type[BaseMode
     """What pydantic found, each key once."""
     found: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
+        if detail["type"] == "too_short" and detail["input"] and not detail["ctx"]["actual_length"]:
+            continue  # it has items, each refused separately
         key = _existing(detail["loc"], document.data, missing=detail["type"] == "missing")
         name = dotted(key)
         message = _message(detail, key, model)
@@ -62,12 +66,20 @@ def _message(detail: Any, key: Key, model: type[BaseModel]) -> str:
         return f"is missing{_describe(model, key)}"
     if detail["type"] == "extra_forbidden":
         names = _fields(model, key[:-1])
-        close = difflib.get_close_matches(str(key[-1]), names, n=1, cutoff=0.5)
-        advice = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(names))}"
-        return f"is not a key of the configuration: {advice}"
+        return f"is not a key of the configuration: {_advice(model, key, names)}"
     text = _expected(detail, key, model)
     # A storage option may be a secret: it is not shown.
     return f"is refused: {text}" if key[:1] == ("storage",) else f"is {_shown(detail['input'])}: {text}"
+
+
+def _advice(model: type[BaseModel], key: Key, names: list[str]) -> str:
+    """What a key that is not there may have been."""
+    name = str(key[-1])
+    above = [part for part in model.model_fields if name in _fields(model, (part,))]
+    if above:  # such as a key without the # of a template's line, below the part before it
+        return f"{name} belongs below {' or '.join(f'{part}:' for part in above)}"
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(names))}"
 
 
 def _expected(detail: Any, key: Key, model: type[BaseModel]) -> str:
@@ -79,6 +91,8 @@ def _expected(detail: Any, key: Key, model: type[BaseModel]) -> str:
     if kind in ("tuple_type", "list_type"):
         example = _LISTS.get(dotted(key))
         return f"expected a list, as in {example}" if example else "expected a list, as in [a, b]"
+    if kind in _EMPTY:
+        return f"expected {_EMPTY[kind]} that is not empty"
     if kind in _BELOW:
         names = _fields(model, key)
         return (
@@ -102,7 +116,8 @@ def _describe(model: type[BaseModel], key: Key) -> str:
 def _shown(value: Any) -> str:
     """A value as YAML has it, cut to a line."""
     words = {None: "null", True: "true", False: "false"}
-    text = words[value] if value is None or isinstance(value, bool) else redact(repr(value))
+    shown = str(value) if isinstance(value, datetime.date) else repr(value)
+    text = words[value] if value is None or isinstance(value, bool) else redact(shown)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -16,7 +16,8 @@ class Start:
 
 
 _TEXT = """\
-# A configuration of segmint. Lines that begin with # and a key show its default: remove the # to change it.
+# A configuration of segmint. Lines that begin with # and a key show its default: to change it, remove the # before it
+# and before the key that it is indented below.
 # All keys: docs/configuration.md. A wrong one is refused before anything starts, with its line.
 
 # The dataset's name: letters, digits, dot, hyphen and underscore.

@@ -22,6 +22,8 @@ Model = TypeVar("Model", bound=BaseModel)
 _MAX_BYTES = 1_000_000
 _MAX_VALUES = 100_000  # of a configuration with its aliases expanded: nobody writes so many
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _SEGMENT = re.compile(r'"([^"]*)"|([^."]+)')
 
 
@@ -100,11 +102,12 @@ def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _places(root: yaml.Node, source: str) -> tuple[dict[Key, str], list[Problem]]:
+def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str], list[Problem]]:
+    """Return the places of the keys below `top`, where the root is, and what is wrong whatever the keys mean."""
     places: dict[Key, str] = {}
     wrong: list[Problem] = []
     seen: set[int] = set()
-    waiting: list[tuple[Key, yaml.Node]] = [((), root)]
+    waiting: list[tuple[Key, yaml.Node]] = [(top, root)]
     while waiting:
         key, node = waiting.pop()
         if id(node) in seen:  # an alias: the places of its keys are those of the original
@@ -125,7 +128,20 @@ def _places(root: yaml.Node, source: str) -> tuple[dict[Key, str], list[Problem]
             for index, value in enumerate(node.value):
                 places[(*key, index)] = f"{source}:{value.start_mark.line + 1}"
                 waiting.append(((*key, index), value))
+        elif message := _other_number(node):
+            wrong.append(Problem(dotted(key), f"{source}:{node.start_mark.line + 1}", message))
     return places, wrong
+
+
+def _other_number(node: yaml.Node) -> str | None:
+    """What is wrong with a number that YAML 1.1 takes for another than who wrote it; None for all else."""
+    if node.tag not in _NUMBERS:
+        return None
+    if ":" in node.value:
+        return "has a colon, and YAML reads 1:30 as 90: expected plain digits, a unit as in 90s, or quotes around text"
+    if _OCTAL.fullmatch(node.value):
+        return "begins with 0, and YAML reads 0500 as 320: expected digits without that 0, or quotes around text"
+    return None
 
 
 def apply_override(document: Document, override: str) -> None:
@@ -140,6 +156,10 @@ def apply_override(document: Document, override: str) -> None:
     if not equals or not key or written != name.strip():
         raise UsageError(f"--set {name!r}: expected KEY=VALUE, such as --set masks.points_per_side=16")
     try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        wrong = [] if node is None else _places(node, "--set", key)[1]
+        if wrong:
+            raise UsageError(f"--set {name}: {wrong[0].key} {wrong[0].message}")
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"--set {name}: the value is not valid YAML; put it in quotes") from error

@@ -225,3 +225,33 @@ def test_no_key_takes_a_uri_with_a_credential_or_repeats_it(tmp_path, key, uri):
     assert f"--set {key}: {key} is " in told
     assert "hunter" not in told
     assert "AKIA" not in told
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("images_per_shard", "0500", "begins with 0, and YAML reads 0500 as 320"),
+        ("stall_timeout", "1:30", "has a colon, and YAML reads 1:30 as 90"),
+        ("masks.pred_iou_thresh", "1:30.5", "has a colon"),
+    ],
+)
+def test_numbers_that_yaml_takes_for_others_are_refused(tmp_path, key, value, told):
+    part, dot, rest = key.partition(".")
+    written = f"{part}: {{{rest}: {value}}}" if dot else f"{key}: {value}"
+    (_, line) = problems(tmp_path, f"{GOOD}{written}\n")
+    assert line.startswith(f"  c.yaml:5: {key} {told}")
+    assert told in problems(tmp_path, GOOD, f"{key}={value}")[0]
+    assert "expected a whole number" in problems(tmp_path, GOOD, "images_per_shard='1:30'")[1]
+
+
+def test_a_key_of_another_part_is_told_where_it_belongs(tmp_path):
+    (_, line) = problems(tmp_path, GOOD + "points_per_side: 16\ndeidentify: {}\n")
+    assert line.endswith("points_per_side is not a key of the configuration: points_per_side belongs below masks:")
+
+
+def test_what_is_empty_is_told_in_plain_words(tmp_path):
+    (_, catalog, allow) = problems(tmp_path, "name: a\ncatalog: ''\noutput: o\nlicense: {allow: []}\n")
+    assert catalog.endswith("catalog is '': expected text that is not empty")
+    assert allow.endswith("license.allow is []: expected a list that is not empty")
+    (_, item) = problems(tmp_path, GOOD, "license.allow=[2026-01-01]")
+    assert item.endswith("license.allow[0] is 2026-01-01: expected text, in quotes")
