@@ -18,7 +18,7 @@ from segmint.catalogs.dataset.annotations.saved import TakenDownError
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.pipeline.annotate.access import NotOwnerError
-from segmint.pipeline.annotate.source import GoneError
+from segmint.pipeline.annotate.source import GoneError, NotReadyError
 from segmint.pipeline.view import app as view
 from segmint.pipeline.view.images import NoPictureError
 from segmint.pipeline.view.index import UnknownImageError
@@ -147,6 +147,7 @@ PROBLEMS: Mapping[Any, Callable[[Request, Exception], Response]] = MappingProxyT
         TooLargeError: view.problem(413),
         HTTPException: view.http_problem,
         StorageFaultError: view.problem(502),
+        NotReadyError: view.problem(503),
         SegmintError: view.problem(500),
     }
 )

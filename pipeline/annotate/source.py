@@ -67,6 +67,10 @@ class OpenImage:
         return {mask["annotation_id"]: mask["segmentation"]["counts"] for mask in self.masks}
 
 
+class NotReadyError(SegmintError):
+    """What is asked for is still being made: ask again."""
+
+
 def check_images(dataset: Location, manifest: DatasetManifest) -> None:
     """Raise `UsageError` if a dataset was written without its images."""
     if (manifest.identity.get("release") or {}).get("format") == "annotations":

@@ -263,12 +263,12 @@ export class Desk {
     try {
       if (sending.state !== this.#theirs) outcome = await this.#saver.save(image, sending.body);
     } catch (error) {
-      if (this.image === image && !(error instanceof GoneError)) this.#sending = null;
+      if (this.#sending === sending && !(error instanceof GoneError)) this.#sending = null;
       else if (this.image === image) this.#told.say("Not saved yet: it is tried again every three seconds.");
       throw error;
     }
     if (this.image !== image) return; // it was left meanwhile
-    this.#sending = null;
+    if (this.#sending === sending) this.#sending = null; // else it was asked for again meanwhile
     if (outcome.winner === undefined) this.#saved(image, sending);
     else this.#lost(outcome.winner);
   }

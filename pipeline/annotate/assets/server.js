@@ -1,6 +1,8 @@
 // Requests to the annotator's server. Answers are JSON, errors are sentences.
 
 export const AGAIN_MS = 3000; // after which what was not heard is tried again
+const LIMIT_MS = 20_000; // without a sign of the server, after which a request is given up
+const BYTES_A_MS = 50; // of what is sent: a slow line gets its time
 
 /** The server does not answer. Nothing is lost: the same request can be made again. */
 export class GoneError extends Error {}
@@ -15,6 +17,9 @@ export class RefusedError extends Error {
 }
 
 const GONE = "The server does not answer. Is `segmint annotate` still running? Your work is kept in this browser.";
+const LATE =
+  `The server has not answered for ${LIMIT_MS / 1000} seconds. It is asked again; you can go on meanwhile. Your work is ` +
+  "kept in this browser.";
 const STRANGER =
   "The server does not know this browser any more: it was started again. Open the address that `segmint annotate` " +
   "printed. Your work is kept in this browser.";
@@ -37,14 +42,7 @@ async function request(method, path, body = undefined) {
     Object.assign(options.headers, { "content-type": "application/json", "x-segmint": "1" });
     options.body = JSON.stringify(body);
   }
-  let response;
-  let text;
-  try {
-    response = await fetch(path, options);
-    text = await response.text();
-  } catch {
-    throw new GoneError(GONE);
-  }
+  const [response, text] = await heard(path, options);
   const answer = parsed(text);
   if (response.ok) return answer;
   if ([502, 503, 504].includes(response.status)) throw new GoneError(answer?.error ?? GONE);
@@ -52,6 +50,38 @@ async function request(method, path, body = undefined) {
   if (response.status === 403) throw new RefusedError(STRANGER, 403, answer);
   const said = answer?.error ?? (text || `The server answered with status ${response.status}.`);
   throw new RefusedError(said, response.status, answer);
+}
+
+/** A response with its text. A server that is silent for too long is one that does not answer. */
+async function heard(path, options) {
+  const giveUp = new AbortController();
+  let timer = 0;
+  const wait = (more = 0) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => giveUp.abort(), LIMIT_MS + more);
+  };
+  wait((options.body?.length ?? 0) / BYTES_A_MS);
+  try {
+    const response = await fetch(path, { ...options, signal: giveUp.signal });
+    return [response, await textOf(response, wait)];
+  } catch {
+    throw new GoneError(giveUp.signal.aborted ? LATE : GONE);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** The text of a response; `came()` is called with each part of it. */
+async function textOf(response, came) {
+  const [reader, decoder] = [response.body?.getReader(), new TextDecoder()];
+  let text = "";
+  while (reader !== undefined) {
+    came();
+    const { done, value } = await reader.read();
+    if (done) break;
+    text += decoder.decode(value, { stream: true });
+  }
+  return text + decoder.decode();
 }
 
 const changedHands = (name) =>

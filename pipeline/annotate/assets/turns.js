@@ -1,11 +1,12 @@
 // Gestures one after another: each waits for the server's answers to those before. What the server did not hear is tried
-// again, whatever gestures come meanwhile.
+// again beside the gestures, which go on meanwhile.
 
 import { AGAIN_MS, GoneError } from "./server.js";
 
 export class Turns {
   #queue = Promise.resolve();
   #waiting = 0; // the timer of what is tried again
+  #beside = false; // whether something is tried again: until it is heard no gesture asks the server
   #owed;
   #problem;
 
@@ -20,27 +21,38 @@ export class Turns {
     const turn = async () => {
       if (!isOpen()) return undefined;
       const changed = change();
-      await this.#pay(isOpen);
+      if (!this.#beside) await this.#pay(isOpen);
       return changed;
     };
     this.#queue = this.#queue.then(turn).catch((error) => this.#problem(error));
     return this.#queue;
   }
 
-  /** Tries nothing again. */
+  /** Tries nothing again; gestures from now on wait for none of those before. */
   stop() {
     clearTimeout(this.#waiting);
+    this.#beside = false;
+    this.#queue = Promise.resolve();
   }
 
+  /** Returns whether the server heard all, and the image is still open. */
   async #pay(isOpen) {
-    this.stop();
     try {
       await this.#owed();
-      if (isOpen()) this.#problem(null);
     } catch (error) {
-      if (!isOpen()) return; // the image was left meanwhile
+      if (!isOpen()) return false; // the image was left meanwhile
       this.#problem(error);
-      if (error instanceof GoneError) this.#waiting = setTimeout(() => this.run(isOpen, () => {}), AGAIN_MS);
+      this.#beside = error instanceof GoneError;
+      if (this.#beside) this.#waiting = setTimeout(() => this.#again(isOpen), AGAIN_MS);
+      return false;
     }
+    if (!isOpen()) return false;
+    this.#problem(null);
+    this.#beside = false;
+    return true;
+  }
+
+  async #again(isOpen) {
+    if (isOpen() && (await this.#pay(isOpen))) this.run(isOpen, () => {}); // for the gestures meanwhile
   }
 }

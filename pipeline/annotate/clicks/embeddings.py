@@ -6,7 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -19,7 +19,7 @@ from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import decode_jpeg
 from segmint.pipeline.annotate.clicks.drawing import prepare_drawing
 from segmint.pipeline.annotate.last_images import LastImages
-from segmint.pipeline.annotate.source import OpenImage
+from segmint.pipeline.annotate.source import NotReadyError, OpenImage
 from segmint.pipeline.view.images import NoPictureError
 
 KEPT = 64
@@ -27,6 +27,9 @@ KEPT = 64
 
 QUIET_S = 0.5
 """Seconds without a click before an embedding is made ahead: both use all cores."""
+
+PATIENCE_S = 10.0
+"""Seconds that a request waits for an embedding; pages give up one that has no answer for 20."""
 
 _LONGEST_WAIT_S = 5.0
 _NOW, _AHEAD = 0, 1
@@ -65,14 +68,17 @@ class Embeddings:
         read: Callable[[int], OpenImage],
         kept: int = KEPT,
         made: Callable[[OpenImage, NDArray[np.uint8], Embedding], None] | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._predictor = predictor
         self._decoder = decoder
         self._read = read
         self._kept = kept
         self._then = made
+        self._patience_s = patience_s
         self._lock = threading.Lock()
         self._made: LastImages[Embedded] = LastImages(kept)
+        self._asked: dict[tuple[int, str], Future[Embedded]] = {}  # by image and its JPEG's SHA-256
         self._jobs: queue.PriorityQueue[_Job] = queue.PriorityQueue()
         self._numbers = itertools.count()
         self._wanted: OrderedDict[str, tuple[int, ...]] = OrderedDict()  # by annotator, who asked last at the end
@@ -97,14 +103,27 @@ class Embeddings:
     def get(self, image: OpenImage) -> Embedded:
         """Return the embedding of an image in its present state, made now if it is not there.
 
-        Raises `NoPictureError` if the picture cannot be decoded.
+        Raises `NoPictureError` if the picture cannot be decoded, and `NotReadyError` after `patience_s` seconds: it is
+        made all the same, once for all who ask.
         """
         known = self.known(image.place.id)
         if known is not None and known.jpeg_sha256 == image.jpeg_sha256:
             return known
-        result: Future[Embedded] = Future()
-        self._jobs.put(_Job(_NOW, next(self._numbers), image.place.id, result))
+        key = image.place.id, image.jpeg_sha256
+        with self._lock:
+            result = self._asked.get(key)
+            if result is None:
+                result = self._asked[key] = Future()
+                result.add_done_callback(lambda done: self._answered(key, done))
+                self._jobs.put(_Job(_NOW, next(self._numbers), image.place.id, result))
+        if not wait([result], self._patience_s).done:
+            raise NotReadyError("the model is still looking at this image: it is asked again until it has")
         return result.result()
+
+    def _answered(self, key: tuple[int, str], result: "Future[Embedded]") -> None:
+        with self._lock:
+            if self._asked.get(key) is result:
+                del self._asked[key]
 
     def known(self, image: int) -> Embedded | None:
         """Return the embedding of an image if it is there, of whatever state of the image."""

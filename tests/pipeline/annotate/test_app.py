@@ -159,3 +159,13 @@ def test_every_image_is_given_once(ann: TestClient) -> None:
         after = image
     assert given == [1, 2, 4, 5, 6, 7]
     assert ann.post("/api/next", json={}).json()["left"] == 0
+
+
+def test_an_embedding_that_takes_long_is_no_silence(ann: TestClient, opened: Opened) -> None:
+    ann.get("/api/images/1")
+    opened.desk.embeddings._patience_s = 0.0
+    asked = ann.post("/api/images/1/predict", json={"prompt": {"points": [[5, 5, 1]]}})
+    assert asked.status_code == 503
+    assert "still looking at this image" in asked.json()["error"]
+    opened.desk.embeddings._patience_s = 60.0
+    assert click(ann, 1, (5, 5, 1))["masks"]

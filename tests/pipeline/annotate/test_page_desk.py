@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
 
 GONE = "The server does not answer"
+LATE = "The server has not answered for 20 seconds"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,68 @@ def test_a_save_that_is_tried_again_sends_what_was_there_when_it_was_asked_for(p
     assert (second.n, len(second.masks)) == (2, 1)
     assert second.masks[0].counts != first.masks[0].counts
     assert second.seconds >= first.seconds > 0
+
+
+def test_what_is_never_answered_holds_no_gesture_back_and_is_saved_once(page: "Page", server: Served) -> None:
+    page.clock.install()  # runs on, and can be put forward
+    start(page, server, 1)
+    before = len(answers(server, 1))
+    held: list[Route] = []
+    page.route("**/predict", lambda route: held.append(route))
+    press_pixel(page, *inside(truth(server, 1)[0]))
+    expect(page.locator("#mask-title")).to_contain_text("The model is asked")
+    page.keyboard.press("Escape")  # waits for the click's answer
+    page.wait_for_timeout(500)
+    expect(page.locator("#mask-title")).to_contain_text("The model is asked")
+    page.clock.fast_forward(21_000)
+    expect(page.locator("#problem")).to_contain_text(LATE)
+    expect(page.locator("#mask-title")).to_have_text("No mask begun")  # the gesture was done
+    page.clock.fast_forward(4_000)
+    expect(page.locator("#problem")).to_be_hidden()  # nobody waits for the model any more
+
+    # The server saves, and its reply never comes.
+    number = page.locator("#made li").count()
+    draw(page, number)
+
+    def swallow(route: "Route") -> None:
+        held.append(route)
+        route.fetch()
+
+    page.route("**/answers/*", swallow)
+    page.keyboard.press("s")
+    page.wait_for_timeout(500)
+    assert len(answers(server, 1)) == before + 1
+    page.keyboard.press("v")
+    page.clock.fast_forward(40_000)
+    expect(page.locator("#problem")).to_contain_text(LATE)
+    page.clock.fast_forward(4_000)  # it is sent again, and not answered again: gestures go on
+    page.wait_for_timeout(500)
+    page.keyboard.press("d")
+    expect(page.locator("#complete")).not_to_be_checked()
+    page.keyboard.press("d")
+    draw(page, number + 1)
+    page.unroute("**/answers/*")
+    page.clock.fast_forward(40_000)
+    page.clock.fast_forward(4_000)
+    expect(page.locator("#said")).to_contain_text("Saved as it was when you asked for it.")
+    expect(page.locator("#problem")).to_be_hidden()
+    expect(page.locator("#made li")).to_have_count(number + 2)
+    saved = answers(server, 1)
+    assert len(saved) == before + 1
+    assert len(saved[-1].masks) == number + 1
+
+    # An image that is not opened: the page looks again by itself.
+    page.route("**/api/images/2", lambda route: held.append(route))
+    page.evaluate("location.hash = '#image/2'")
+    page.wait_for_timeout(500)
+    page.clock.fast_forward(21_000)
+    expect(page.locator("#problem")).to_contain_text(LATE)
+    page.unroute("**/api/images/2")
+    page.clock.fast_forward(4_000)
+    shown(page, 2)
+    expect(page.locator("#problem")).to_be_hidden()
+    for route in held:
+        route.abort()
 
 
 def test_undo_and_delete_wait_their_turn_and_a_new_mask_is_not_one_selected_before(

@@ -1,6 +1,7 @@
 """Which embeddings are made ahead, in what order, and which are kept."""
 
 import io
+import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from PIL import Image
 from segmint.model.sam.predictor import Embedding
 from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.annotate.clicks.embeddings import Embeddings
-from segmint.pipeline.annotate.source import OpenImage
+from segmint.pipeline.annotate.source import NotReadyError, OpenImage
 from segmint.pipeline.view.images import NoPictureError, Place
 
 
@@ -51,8 +52,8 @@ def recorder() -> Recorder:
     return Recorder()
 
 
-def embeddings(recorder: Recorder, decoder: JpegDecoder, kept: int) -> Embeddings:
-    return Embeddings(recorder, decoder, read, kept)  # type: ignore[arg-type]
+def embeddings(recorder: Recorder, decoder: JpegDecoder, kept: int, patience_s: float = 30.0) -> Embeddings:
+    return Embeddings(recorder, decoder, read, kept, patience_s=patience_s)  # type: ignore[arg-type]
 
 
 def wait_for(recorder: Recorder, count: int) -> None:
@@ -111,3 +112,31 @@ def test_other_pixels_are_another_embedding(recorder: Recorder, decoder: JpegDec
         with pytest.raises(NoPictureError, match="image 25"):
             made.get(read(25))
         assert made.get(read(3)).image == 3  # the thread goes on
+
+
+def test_who_asks_too_early_is_told_so_and_it_is_made_once(
+    recorder: Recorder, decoder: JpegDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lets = threading.Event()
+    embed = recorder.embed
+
+    def slowly(pixels: NDArray[np.uint8], size: tuple[int, int]) -> Embedding:
+        assert lets.wait(30)
+        return embed(pixels, size)
+
+    monkeypatch.setattr(recorder, "embed", slowly)
+    with embeddings(recorder, decoder, 3, patience_s=0.05) as slow:
+        for _ in range(3):
+            with pytest.raises(NotReadyError, match="still looking"):
+                slow.get(read(3))
+        lets.set()
+        for _ in range(500):
+            if not slow._asked:
+                break
+            time.sleep(0.01)
+        assert slow.get(read(3)).image == 3
+        slow.forget(3)
+        slow._patience_s = 30.0
+        assert slow.get(read(3)).image == 3
+    assert recorder.made == [3, 3]  # once for all three, and again after it was forgotten
+    assert slow._jobs.empty()
