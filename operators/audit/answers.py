@@ -119,27 +119,28 @@ def _audit_masks(row: Row, masks: Sequence[Row], answers: Sequence[Answer], plac
         if here.get(former.id) == former.counts:
             expected = f"no such mask, as {answer.path} says"
             yield place.finding(Code.OTHER_ANSWER, expected, "it is there", f"mask {former.id}", mask=former.id)
-    said: dict[str, list[tuple[AnswerMask, Answer]]] = {}
-    for each in answers:
+    said: dict[str, list[tuple[AnswerMask, Sequence[Answer]]]] = {}
+    for number, each in enumerate(answers, 1):
         for mask in each.masks:
-            said.setdefault(mask.counts, []).append((mask, each))
+            # Merges of before gave a mask the annotator and the model of the answer that said it last.
+            said.setdefault(mask.counts, []).extend([(mask, [each]), (mask, answers[:number])])
     for found in masks:
         words = said.get(_counts(found), [])
         if found["source"] in (None, AUTOMATIC) or not words:
             continue
         if found["origin"] is not None and not any(mask.parent == found["parent"] is not None for mask, _ in words):
             continue  # imported, and the same pixel for pixel
-        others = [_unlike(found, mask, each) for mask, each in words]
+        others = [_unlike(found, mask, until) for mask, until in words]
         if all(others):
             id = found["annotation_id"]
-            expected = f"what {words[-1][1].path} says: {others[-1]}"
+            expected = f"what {words[-1][1][-1].path} says: {others[-1]}"
             other = {name: found[name] for name in others[-1]}
             yield place.finding(Code.OTHER_ANSWER, expected, other, f"mask {id}", mask=id)
 
 
-def _unlike(row: Row, mask: AnswerMask, answer: Answer) -> Row:
-    """Return what an answer says of a mask other than its row: empty if that may have come of it."""
-    expected = {**said_of(mask, answer), "parent": mask.parent}
+def _unlike(row: Row, mask: AnswerMask, answers: Sequence[Answer]) -> Row:
+    """Return what the last of these answers says of a mask other than its row: empty if that may have come of it."""
+    expected = {**said_of(mask, answers), "parent": mask.parent}
     if mask.source == "corrected" and row["source"] in SOURCES:
         del expected["source"]  # it may be that of the mask whose place it took
     if mask.label is not None or mask.parent is None:

@@ -90,13 +90,19 @@ def _made_by(former: Answer, masks: Mapping[int, Row], answers: Sequence[Answer]
         shown -= {mask.counts for mask in (*earlier.replaced, *earlier.deleted)}
         shown |= {mask.counts for mask in earlier.masks}
     made = {mask.counts: mask for mask in reversed(former.masks) if mask.counts not in shown}
+    until = [answer for answer in answers if answer.n < former.n]
     return {
         id
         for id, row in masks.items()
         if row["source"] not in (None, AUTOMATIC)
         and (mask := made.get(counts_of(row))) is not None
-        and _said(row) == {name: said_of(mask, former)[name] for name in _OF_WORK}
+        and any(_said(row) == _work(mask, said) for said in ([*until, former], [former]))
     }
+
+
+def _work(mask: AnswerMask, answers: Sequence[Answer]) -> Row:
+    said = said_of(mask, answers)
+    return {name: said[name] for name in _OF_WORK}
 
 
 def _said(row: Row) -> Row:

@@ -16,8 +16,15 @@ ANSWER_MUTANTS = (
     Mutant(
         "a mask of the same pixels is the answer's own",
         "operators/shards/fitting.py",
-        "and _said(row) == {name: said_of(mask, former)[name] for name in _OF_WORK}",
+        "and any(_said(row) == _work(mask, said) for said in ([*until, former], [former]))",
         "and _said(row) is not None",
+        ROW,
+    ),
+    Mutant(
+        "who says a mask again made it",
+        "operators/shards/answered.py",
+        "        maker = answer\n",
+        "",
         ROW,
     ),
     Mutant(

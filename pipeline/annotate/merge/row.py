@@ -100,7 +100,7 @@ def merge_answer(row: Row, answers: Sequence[Answer], rule: int) -> MergedRow:
         return MergedRow(row, Left.TOO_MANY)
     gone = {by_id[id]["index"] for id in plan.gone}
     kept = [mask for mask in in_newest_format(row, old, rule) if mask["index"] not in gone]
-    new = [_new_mask(mask, parents.get(mask.counts), answer) for mask in plan.new]
+    new = [_new_mask(mask, parents.get(mask.counts), answers) for mask in plan.new]
     masks = [*kept, *described_masks(row, new, parents, first, rule, {})]
     corrected = len({former.id for former in plan.parents.values()} & plan.gone)
     next_row: Row = {
@@ -154,9 +154,9 @@ def _as_it_was(row: Row, mask: FormerMask) -> Row:
     }
 
 
-def _new_mask(mask: AnswerMask, parent: Row | None, answer: Answer) -> NewMask:
+def _new_mask(mask: AnswerMask, parent: Row | None, answers: Sequence[Answer]) -> NewMask:
     # What is made from an imported mask stays under the license of its file.
-    said = {**said_of(mask, answer), "origin": None if parent is None else parent["origin"]}
+    said = {**said_of(mask, answers), "origin": None if parent is None else parent["origin"]}
     if mask.source == "corrected" and parent is not None and not is_of_build(parent):
         drawn = is_prompted(mask) and parent["source"] == "manual"
         said["source"] = "assisted" if drawn else parent["source"]

@@ -107,6 +107,29 @@ def test_an_answer_to_the_state_of_the_one_that_was_merged_takes_its_place(row: 
     assert (undone.unfit, undone.row["complete"]) == (1, False)  # what was replaced is nowhere any more
 
 
+def test_who_made_a_mask_stays_with_it(row: Row) -> None:
+    """A later answer says all again, as another one's or with another model: what is new or changed is its own."""
+    point = {"kind": "point", "x": 7.5, "y": 4.0, "label": 1}
+    drawn, asked = new_mask(CUT, source="manual", seconds=2.0), new_mask(APART, prompts=[point], seconds=3.0)
+    again = {**asked, "seconds": 9.0}
+    one = answer(masks=[drawn, asked], model="aa" * 32)
+    two = answer(2, masks=[drawn, again, new_mask(FIRST, prompts=[point])], model="cd" * 32, base="cd" * 32)
+    three = answer(3, masks=[drawn, {**asked, "prompts": [point, point]}], annotator="Bo", model="ef" * 32)
+
+    def said(*answers: Answer) -> list[tuple[str, str | None, float]]:
+        masks = merge_answer(row, answers, 1).row["masks"][2:]
+        return [(mask["annotator"], mask["model"], mask["seconds"]) for mask in masks]
+
+    assert said(one, two) == [("Ada", None, 2.0), ("Ada", "aa" * 32, 9.0)]
+    assert said(one, two, three) == [("Ada", None, 2.0), ("Bo", "ef" * 32, 3.0)]
+    assert said(one, answer(2), two.model_copy(update={"n": 3}))[1] == ("Ada", "cd" * 32, 9.0)
+    # An answer to the same state takes the place of one that was merged, with what that one only said again.
+    two = two.model_copy(update={"base": one.base})
+    merged = merge_answer(row, [one, two], 1).row
+    assert len(merged["masks"]) == 4
+    assert boxes(merge_answer(merged, [one, two, answer(3)], 1).row) == boxes(row)
+
+
 @pytest.mark.parametrize("first", ["aa", "cd"])
 def test_a_mask_that_was_there_before_is_not_deleted_as_the_answers_own(row: Row, first: str) -> None:
     """Answer 2 has mask 10,002 again, pixel for pixel; 3, to the same state, neither has nor deletes it.
