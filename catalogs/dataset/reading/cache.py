@@ -1,7 +1,8 @@
 """A folder with copies of shards from a store, shared by all processes of a machine and bounded in bytes.
 
 A copy has the name of its SHA-256, is written beside it and renamed, and is whole or not there. All that needs room
-first takes the least recently used copies away. A process that still has one of them open can go on reading it.
+first takes the least recently used copies away, and what a killed process left. A process that still has one of them
+open can go on reading it.
 """
 
 import errno
@@ -12,7 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -33,7 +34,6 @@ _OWN = re.compile(rf"(?:{re.escape(TEMPORARY_PREFIX)}[0-9a-f]{{32}}|[0-9a-f]{{64
 _STRIPES = 64
 _PIECE = 4 << 20
 _WAIT_S = 0.2
-_DEAD_S = 900.0  # without a byte more, a copy in the making is a dead process's: a store is given up earlier
 _TRIES = 2
 
 
@@ -105,14 +105,14 @@ class ShardCache:
         return None
 
     def _fetch(self, source: Location, entry: FileEntry) -> None:
-        temporary = self._reserve(entry.size)
         try:
-            for _ in range(_TRIES):
-                found = _copied(source, temporary)
-                if found == (entry.size, entry.sha256):
-                    temporary.replace(self.path(entry))
-                    return
-            raise damaged_file(source, entry, *found)
+            with self._reserved(entry.size) as temporary:
+                for _ in range(_TRIES):
+                    found = _copied(source, temporary)
+                    if found == (entry.size, entry.sha256):
+                        temporary.replace(self.path(entry))
+                        return
+                raise damaged_file(source, entry, *found)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UsageError(
@@ -120,31 +120,33 @@ class ShardCache:
                     f"lower the cache's bound, now {self.most_bytes:,} bytes"
                 ) from error
             raise
-        finally:
-            temporary.unlink(missing_ok=True)
 
-    def _reserve(self, size: int) -> Path:
-        """Make room for a file and take it: an empty file of that size, which others count."""
+    @contextmanager
+    def _reserved(self, size: int) -> Iterator[Path]:
+        """Make room for a file and take it: an empty file of that size, which others count while this one holds it."""
         if size > self.most_bytes:
             raise UsageError(
                 f"the cache {self.folder} is bounded to {self.most_bytes:,} bytes, and one shard has {size:,}: give it "
                 "room for all shards that are read at a time"
             )
         temporary = self.folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{_COPY}"
-        while True:
-            with _locked(self.folder / "locks" / "room"):
-                if self._make_room(size):
-                    with temporary.open("xb") as file:
-                        file.truncate(size)
-                    return temporary
-            time.sleep(_WAIT_S)  # others are fetching
+        with ExitStack() as held:
+            held.callback(temporary.unlink, missing_ok=True)
+            while True:
+                with _locked(self.folder / "locks" / "room"):
+                    if self._make_room(size):
+                        held.enter_context(_locked(temporary))
+                        os.truncate(temporary, size)
+                        break
+                time.sleep(_WAIT_S)  # others are fetching
+            yield temporary
 
     def _make_room(self, size: int) -> bool:
         """Remove copies, the least recently used first, until so many bytes are free; False if they are not."""
         copies, total = [], 0
         for held in self._held():
             if held.path.name.startswith(TEMPORARY_PREFIX):
-                if time.time_ns() - held.used_ns > _DEAD_S * 1e9:
+                if _is_abandoned(held.path):
                     held.path.unlink(missing_ok=True)
                     continue
             else:
@@ -176,6 +178,16 @@ def _copied(source: Location, target: Path) -> tuple[int, str]:
             file.write(piece)
             size += len(piece)
     return size, digest.hexdigest()
+
+
+def _is_abandoned(file: Path) -> bool:
+    """Return whether no process holds a file any more that one took: it was killed."""
+    try:
+        with file.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, FileNotFoundError):  # it is held, or by now it is a copy
+        return False
+    return True
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The cache of shards: one bound for all processes, the least recently used go first, damaged copies are renewed."""
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -153,7 +154,8 @@ def test_room_that_others_took_is_waited_for(files: Files, tmp_path: Path) -> No
     taken = cache.folder / f".tmp-{0:032x}.copy"
     taken.write_bytes(b"z" * 2 * SIZE)
     made = files.make(1)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, taken.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
         waiting = pool.submit(read, cache, *made)
         time.sleep(0.3)
         assert not waiting.done()
@@ -161,14 +163,41 @@ def test_room_that_others_took_is_waited_for(files: Files, tmp_path: Path) -> No
         assert waiting.result(timeout=30) == b"\x01" * SIZE
 
 
-def test_what_a_dead_process_left_is_removed(files: Files, tmp_path: Path) -> None:
-    cache = ShardCache(tmp_path / "cache", SIZE)
-    cache.folder.mkdir()
-    left = cache.folder / f".tmp-{1:032x}.copy"
-    left.write_bytes(b"z" * SIZE)
-    os.utime(left, (0, 0))
-    read(cache, *files.make(1))
-    assert not left.exists()
+FETCHER = """
+import sys, time
+from pathlib import Path
+from segmint.catalogs.dataset.commits import FileEntry
+from segmint.catalogs.dataset.reading import cache
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+def never(source, target):
+    print("fetching", flush=True)
+    time.sleep(600)
+cache._copied = never
+most = int(sys.argv[2])
+entry = FileEntry("x", most, "0" * 64)
+cache.ShardCache(Path(sys.argv[1]), most).open(Location(Storage(), "/none"), entry, True)
+"""
+
+
+def test_room_that_a_killed_process_took_is_free_at_once(files: Files, tmp_path: Path) -> None:
+    cache, made = ShardCache(tmp_path / "cache", SIZE), files.make(1)
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", FETCHER, str(cache.folder), str(SIZE)], stdout=subprocess.PIPE
+        ) as fetching,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert fetching.stdout is not None
+        assert fetching.stdout.readline() == b"fetching\n"
+        (left,) = copies(cache)
+        os.utime(left, (0, 0))  # however long it takes: it may be halted
+        waiting = pool.submit(read, cache, *made)
+        time.sleep(0.5)
+        assert not waiting.done()
+        fetching.kill()
+        assert waiting.result(timeout=30) == b"\x01" * SIZE
+    assert copies(cache) == {cache.path(made[1])}
 
 
 READER = """
