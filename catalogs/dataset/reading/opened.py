@@ -30,9 +30,9 @@ class ImageRow(Mapping[str, Any]):
         self._index = index
 
     def __getitem__(self, name: str) -> Any:
-        known = self._shard.known[self._index]
-        if name in known:
-            return known[name]
+        known = self._shard.known.get(name)
+        if known is not None:
+            return known[self._index].as_py()
         table = self._shard.table
         if name in table.column_names:
             return table.column(name)[self._index].as_py()
@@ -95,7 +95,7 @@ class ShardTar:
 
 
 class OpenShard:
-    """One shard of a dataset: `sample(row)` reads its image number `row`, from 0; `known` has the ids and sizes."""
+    """One shard of a dataset: `sample(row)` reads its image number `row`, from 0; `known` are its ids and sizes."""
 
     def __init__(self, dataset: Dataset, commit: Commit, cache: ShardCache | None, check: bool) -> None:
         """Read the table of images and the headers of the tar; with `check` hash the tar first.
@@ -105,7 +105,8 @@ class OpenShard:
         entry = commit.file("shards")
         self._location = dataset.location / entry.path
         self._dataset, self._commit = dataset, commit
-        self.known = dataset.table(commit, "images", _KNOWN).to_pylist()
+        table = dataset.table(commit, "images", _KNOWN)
+        self.known = {name: table[name].combine_chunks() for name in _KNOWN}
         self._tar = ShardTar(self._location, entry, cache, check)
         try:
             self._places = find_places(self._location, self._tar.read)
@@ -115,7 +116,7 @@ class OpenShard:
             self._places = find_places(self._location, self._tar.read)
 
     def __len__(self) -> int:
-        return len(self.known)
+        return len(self.known["id"])
 
     @cached_property
     def table(self) -> pa.Table:
@@ -141,9 +142,8 @@ class OpenShard:
         self._tar.close()
 
     def _read(self, row: int) -> Sample:
-        known = self.known[row]
         if row >= len(self._places):
-            raise not_where_it_should_be(self._location, known["id"])
+            raise not_where_it_should_be(self._location, self.known["id"][row].as_py())
         place = self._places[row]
         files = [None if span is None else self._tar.read(*span) for span in place]
         for span, data in zip(place, files, strict=True):

@@ -1,8 +1,9 @@
 """Where the files of each image lie in a shard's tar, so that any of them can be read alone."""
 
 import re
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, overload
 
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, DamagedDatasetError
 from segmint.infra.storage.location import Location
@@ -12,6 +13,7 @@ _BLOCK = 512
 _PLAIN = re.compile(rb"sa_[1-9]\d{0,15}\.(?:jpg|json)\0")
 _SIZE = re.compile(rb"[0-7]{11}\0")
 _END = bytes(_BLOCK)
+_NONE = -1
 
 ReadRange = Callable[[int, int], bytes]
 """Returns the bytes of a tar from an offset, so many or up to its end."""
@@ -24,7 +26,32 @@ class Place(NamedTuple):
     document: tuple[int, int]
 
 
-def find_places(tar: Location, read: ReadRange) -> list[Place]:
+class Places(Sequence[Place]):
+    """The places of many images, in 32 bytes each: a process holds those of all images of its window."""
+
+    def __init__(self) -> None:
+        self._numbers = array("q")
+
+    def append(self, place: Place) -> None:
+        """Add a place."""
+        self._numbers.extend((*(place.jpeg or (_NONE, 0)), *place.document))
+
+    def __len__(self) -> int:
+        return len(self._numbers) // 4
+
+    @overload
+    def __getitem__(self, index: int) -> Place: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Place]: ...
+    def __getitem__(self, index: int | slice) -> Place | list[Place]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        first = 4 * range(len(self))[index]
+        offset, size, document, length = self._numbers[first : first + 4]
+        return Place(None if offset == _NONE else (offset, size), (document, length))
+
+
+def find_places(tar: Location, read: ReadRange) -> Places:
     """Return the places of the images of a tar, in its order; only headers are read.
 
     Raises `DamagedDatasetError` for what is not a shard's tar.
@@ -40,8 +67,8 @@ class _OtherTarError(Exception):
     """A tar that segmint did not write: it may still be one."""
 
 
-def _paired(members: Iterator[tuple[str, int, int]]) -> list[Place]:
-    found: list[Place] = []
+def _paired(members: Iterator[tuple[str, int, int]]) -> Places:
+    found = Places()
     jpeg: tuple[int, int] | None = None
     for name, offset, size in members:
         if name.endswith(".jpg"):

@@ -2,12 +2,13 @@
 
 import io
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.reading.places import find_places
+from segmint.catalogs.dataset.reading.places import Place, Places, find_places
 from segmint.catalogs.layout import DamagedDatasetError
 from tests.support.bombs import hostile_tar
 from tests.support.locations import location_of
@@ -37,7 +38,7 @@ def test_places_of_a_builds_tar(many: str) -> None:
     for path in sorted(Path(many, "shards").iterdir()):
         data = path.read_bytes()
         places = find_places(location_of(path), reader(data))
-        assert places == expected(data)
+        assert list(places) == expected(data)
         assert data[places[0].document[0] :].startswith(b'{"image":{"image_id":')
 
 
@@ -52,7 +53,9 @@ def test_places_of_a_builds_tar(many: str) -> None:
 )
 def test_places_of_tars_that_others_made(names: list[str], format: int) -> None:
     data = tar(names, format)
-    assert find_places(location_of("x.tar"), reader(data)) == expected(data)
+    found = find_places(location_of("x.tar"), reader(data))
+    assert list(found) == expected(data)
+    assert found[-2:] == expected(data)[-2:]
 
 
 @pytest.mark.parametrize(("kind", "told"), [(b"2", "no|not a regular file"), (b"0", "at most 268,435,456")])
@@ -64,3 +67,14 @@ def test_links_and_huge_members_are_damage(kind: bytes, told: str) -> None:
 def test_junk_is_damage() -> None:
     with pytest.raises(DamagedDatasetError, match="is not a readable shard"):
         find_places(location_of("x.tar"), reader(b"x" * 10_240))
+
+
+def test_a_place_takes_few_bytes() -> None:
+    tracemalloc.start()
+    places = Places()
+    for number in range(1000):
+        places.append(Place((1500 * number + 10**9, 900) if number % 2 else None, (1500 * number + 10**6, 300)))
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken < 40 * len(places)
+    assert places[998:] == [(None, (2_497_000, 300)), ((1_001_498_500, 900), (2_498_500, 300))]
