@@ -18,13 +18,14 @@ from pathlib import Path
 from tests.support.answer_mutants import ANSWER_MUTANTS
 from tests.support.build_mutants import BUILD_MUTANTS
 from tests.support.dataset_mutants import DATASET_MUTANTS
+from tests.support.masks_mutants import MASKS_MUTANTS
 from tests.support.mutant import Mutant
 from tests.support.page_mutants import PAGE_MUTANTS
 from tests.support.segment_mutants import SEGMENT_MUTANTS
 
 ROOT = Path(__file__).resolve().parents[1]
 
-MUTANTS = (*BUILD_MUTANTS, *SEGMENT_MUTANTS, *DATASET_MUTANTS, *PAGE_MUTANTS, *ANSWER_MUTANTS)
+MUTANTS = (*BUILD_MUTANTS, *SEGMENT_MUTANTS, *DATASET_MUTANTS, *PAGE_MUTANTS, *ANSWER_MUTANTS, *MASKS_MUTANTS)
 
 
 def main() -> int:

@@ -144,6 +144,8 @@ def _run(
     from segmint.pipeline.masks.run import make_masks, plan
 
     planned = plan(images, output, options, recursive=recursive, overwrite=overwrite)
+    for line in planned.passed_over:
+        say(f"passed over: {line}")
     results: list[ImageResult] = []
     try:
         with ItemLines(len(planned.outputs.tasks)) as lines:

@@ -44,6 +44,7 @@ class Written:
 
     origin: Origin | None
     annotations: Sequence[Any] = ()
+    photograph: str = ""  # its file's name
 
     def records(self) -> list[MaskRecord]:
         """The masks, as they are drawn."""
@@ -67,6 +68,6 @@ def read_document(data: bytes) -> Written:
         document = json.loads(data)
         made_from = document[_MADE_FROM]
         origin = Origin(made_from["photograph_sha256"], made_from["settings_sha256"])
-        return Written(origin, document["annotations"])
+        return Written(origin, list(document["annotations"]), document["image"]["file_name"])
     except (ValueError, RecursionError, KeyError, TypeError):
         return Written(None)

@@ -1,6 +1,7 @@
 """Find the photographs that are meant: files, URIs, folders and patterns. Loads no torch."""
 
 import glob
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,10 +27,14 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Photographs:
-    """What the arguments name; `is_one` if that is a single file named itself, and not a folder or a pattern."""
+    """What the arguments name; `is_one` if that is a single file named itself, and not a folder or a pattern.
+
+    `passed_over` says what in folders is left out although it may be photographs, each with the reason.
+    """
 
     images: tuple[Photograph, ...]
     is_one: bool
+    passed_over: tuple[str, ...] = ()
 
 
 def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: bool) -> Photographs:
@@ -41,6 +46,9 @@ def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: b
     """
     absent = [name for name in arguments if _is_absent(name)]
     if absent:
+        streams = [name for name in absent if local_path(name).exists()]
+        if streams:
+            raise UsageError(f"{some(streams)}: a pipe or a device; expected a file, a folder or a pattern")
         raise UsageError(f"no such file: {some(absent)}")
     found: dict[str, Photograph] = {}
     is_one = len(arguments) == 1
@@ -49,7 +57,9 @@ def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: b
         is_one &= several is None
         for image in (Photograph(argument, base_name(argument)),) if several is None else several:
             found.setdefault(absolute(image.name), image)
-    return Photographs(tuple(found.values()), is_one)
+    folders = [name for name in arguments if is_local(name) and _is_folder(name)]
+    passed_over = tuple(line for folder in folders for line in _passed_over(local_path(folder), recursive))
+    return Photographs(tuple(found.values()), is_one, passed_over)
 
 
 def is_local(name: str) -> bool:
@@ -80,6 +90,21 @@ def _of_folder(storage: Storage, folder: str, recursive: bool) -> list[Photograp
 def _photographs_in(storage: Storage, folder: str, recursive: bool) -> Iterator[str]:
     location = Location(storage, folder)
     return _photographs_of(entry.name for entry in (location.walk() if recursive else location.list()))
+
+
+def _passed_over(folder: Path, recursive: bool) -> Iterator[str]:
+    """Yield what the listing of a local folder leaves out: links to folders, and pictures' names that are no files."""
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        for name in folders:
+            if recursive and (Path(root) / name).is_symlink():
+                yield f"{Path(root) / name}: a link to a folder; name it to take what it holds"
+        for name in sorted(_photographs_of(files)):
+            path = Path(root) / name
+            if not path.is_file():
+                yield f"{path}: {'a link that leads to no file' if path.is_symlink() else 'a pipe or a device'}"
+        if not recursive:
+            return
 
 
 def _photographs_of(names: Iterable[str]) -> Iterator[str]:

@@ -18,13 +18,12 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import local_path
 from segmint.operators.prepare.ingest import ingest
 from segmint.operators.prepare.ingest_config import ANY_SIZE
 from segmint.pipeline.masks.folder import claim_folder, digest_of, settings_of
-from segmint.pipeline.masks.images import find_photographs, is_local
+from segmint.pipeline.masks.images import find_photographs
 from segmint.pipeline.masks.options import MasksOptions, PromptOutsideError, check_device, check_prompts
-from segmint.pipeline.masks.outputs import Outputs, Task, plan_outputs
+from segmint.pipeline.masks.outputs import Outputs, Task, check_writable, plan_outputs, with_kept_files
 
 if TYPE_CHECKING:
     from segmint.model.automatic.records import MaskRecord
@@ -67,6 +66,7 @@ class Plan:
     settings_sha256: str
     there: frozenset[str]  # files that are in the folder already
     overwrite: bool
+    passed_over: tuple[str, ...] = ()  # what looks like photographs or folders of them, and why it is left out
 
     @property
     def to_make(self) -> int:
@@ -89,13 +89,23 @@ def plan(
     """
     storage = Storage()
     check_device(options.device)
-    outputs = plan_outputs(find_photographs(storage, images, recursive=recursive), output)
+    photographs = find_photographs(storage, images, recursive=recursive)
+    outputs = plan_outputs(photographs, output)
+    check_writable(output, is_file=outputs.folder is None)
     weights = resolve(options.weights)
     settings = settings_of(options, sha256_of(weights))
     there: set[str] = set()
     if outputs.folder is not None:
         there = claim_folder(Location(storage, outputs.folder), outputs, settings, overwrite=overwrite)
-    return Plan(storage, outputs, options, weights, digest_of(settings), frozenset(there), overwrite)
+        outputs = with_kept_files(outputs, there, lambda file: _photograph_of(storage, file))
+    sha256, is_over = digest_of(settings), photographs.passed_over
+    return Plan(storage, outputs, options, weights, sha256, frozenset(there), overwrite, is_over)
+
+
+def _photograph_of(storage: Storage, file: str) -> str:
+    from segmint.pipeline.masks.document import read_document
+
+    return read_document(storage.read(file)).photograph
 
 
 class _Model:
@@ -151,8 +161,14 @@ class _Files:
     overlay: bytes | None = None
 
 
+class _OtherPhotographError(SegmintError):
+    """The masks that are there are not of this photograph."""
+
+
 def _one_image(plan: Plan, model: _Model, task: Task) -> ImageResult:
     name = task.image.name
+    if (too_long := task.too_long(plan.options.overlay)) is not None:
+        return ImageResult(name, "refused", error=too_long)
     try:
         files = _files_of(plan, model, task)
     except RejectedError as verdict:
@@ -163,14 +179,16 @@ def _one_image(plan: Plan, model: _Model, task: Task) -> ImageResult:
         if len(plan.outputs.tasks) == 1:
             raise
         return ImageResult(name, "refused", error=str(error))
+    except _OtherPhotographError as error:
+        return ImageResult(name, "refused", error=str(error))
     except UsageError:
         raise
     except (SegmintError, OSError, MemoryError) as error:
         return ImageResult(name, "failed", error=str(error) or "there is not enough memory for it")
     if files.document is not None:
-        _write(Location(plan.storage, task.target), files.document)
+        plan.storage.put(task.target, files.document)
     if files.overlay is not None:
-        _write(Location(plan.storage, task.overlay), files.overlay)
+        plan.storage.put(task.overlay, files.overlay)
     return files.result
 
 
@@ -206,7 +224,7 @@ def _files_of(plan: Plan, model: _Model, task: Task) -> _Files:
 def _former(plan: Plan, task: Task, photograph: str) -> "Written | None":
     """Return the masks that are there already; None if they are to be made, also again by other settings.
 
-    Raises `SegmintError` if what is there is not of this photograph.
+    Raises `_OtherPhotographError` if what is there is not of this photograph.
     """
     if plan.overwrite or task.target not in plan.there:
         return None
@@ -215,7 +233,7 @@ def _former(plan: Plan, task: Task, photograph: str) -> "Written | None":
     written = read_document(plan.storage.read(task.target))
     if written.origin is None or written.origin.photograph != photograph:
         what = "is not this command's" if written.origin is None else "is of a photograph with other bytes"
-        raise SegmintError(f"{task.target} {what}: move it away, or give --overwrite to make all masks again")
+        raise _OtherPhotographError(f"{task.target} {what}: move it away, or give --overwrite to make all masks again")
     return written if written.origin.settings == plan.settings_sha256 else None
 
 
@@ -225,9 +243,3 @@ def _drawn(frame: "Frame", records: "Sequence[MaskRecord]", options: MasksOption
     points = [point for prompt in options.prompts for point in prompt.points]
     boxes = [prompt.box for prompt in options.prompts if prompt.box is not None]
     return encode_png(draw_prompts(draw_overlay(frame.image, records), points, boxes))
-
-
-def _write(file: Location, data: bytes) -> None:
-    if is_local(file.uri):
-        local_path(file.uri).parent.mkdir(parents=True, exist_ok=True)
-    file.put(data)

@@ -34,7 +34,7 @@ def test_what_is_written_is_sa1bs_json_and_says_what_it_was_made_from(count):
     assert document["image"] == {"image_id": 7, "width": 5, "height": 4, "file_name": "c.jpg"}
     assert document["made_from"] == {"photograph_sha256": "a" * 64, "settings_sha256": "b" * 64}
     written = read_document(data)
-    assert written.origin == ORIGIN
+    assert (written.origin, written.photograph) == (ORIGIN, "c.jpg")
     assert [record.segmentation for record in written.records()] == [each.record.segmentation for each in masks]
     assert [record.area for record in written.records()] == [each.record.area for each in masks]
 

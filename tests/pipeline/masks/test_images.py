@@ -1,5 +1,6 @@
 """Which photographs the arguments name."""
 
+import os
 import re
 
 import pytest
@@ -75,3 +76,21 @@ def test_a_folder_without_photographs_says_what_is_below(folder, tmp_path):
     (tmp_path / "top" / "sub" / "x.jpg").write_bytes(b"")
     with pytest.raises(UsageError, match="there are 1: give --recursive"):
         places("top")
+
+
+def test_what_a_folder_holds_and_is_not_taken_is_told(folder, tmp_path):
+    photographs = tmp_path / ".photos"
+    (photographs / "link").symlink_to(tmp_path)
+    (photographs / "deep" / "broken.jpg").symlink_to("nowhere")
+    (photographs / "notes.lnk").symlink_to("nowhere")
+    os.mkfifo(photographs / "pipe.png")
+    assert find_photographs(Storage(), [folder], recursive=True).passed_over == (
+        f"{folder}/link: a link to a folder; name it to take what it holds",
+        f"{folder}/pipe.png: a pipe or a device",
+        f"{folder}/deep/broken.jpg: a link that leads to no file",
+    )
+    assert find_photographs(Storage(), [folder], recursive=False).passed_over == (
+        f"{folder}/pipe.png: a pipe or a device",
+    )
+    with pytest.raises(UsageError, match=r"pipe\.png: a pipe or a device; expected a file"):
+        places(f"{folder}/pipe.png")

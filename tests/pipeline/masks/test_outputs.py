@@ -4,7 +4,7 @@ import pytest
 
 from segmint.infra.errors import UsageError
 from segmint.pipeline.masks.images import Photograph, Photographs
-from segmint.pipeline.masks.outputs import image_id, plan_outputs
+from segmint.pipeline.masks.outputs import Task, check_writable, image_id, plan_outputs, with_kept_files
 
 
 def one(name: str) -> Photographs:
@@ -34,6 +34,12 @@ def test_several_keep_their_tree_and_their_endings_where_names_meet():
         "s3://out/p/deep/y.v2.json",
     ]
     assert targets(several("x.jpg", "x.png", "y.png"), "out/") == ["out/x.jpg.json", "out/x.png.json", "out/y.json"]
+    assert targets(several("x.jpg", "x.png", "x.jpg.tif", "x.jpg.tif.gif"), "o") == [
+        "o/x.jpg.json",
+        "o/x.png.json",
+        "o/x.jpg.tif.json",
+        "o/x.jpg.tif.gif.json",
+    ]
     (task,) = plan_outputs(several("deep/x.jpg"), "out").tasks
     assert task.overlay == "out/deep/x.overlay.png"
 
@@ -52,8 +58,6 @@ def test_outputs_that_collide_or_are_no_json_are_refused(tmp_path):
     twice = Photographs((Photograph("a/x.jpg", "x.jpg"), Photograph("b/x.jpg", "x.jpg")), is_one=False)
     with pytest.raises(UsageError, match=r"both be written to out/x\.jpg\.json"):
         plan_outputs(twice, "out")
-    with pytest.raises(UsageError, match=r"both be written to out/x\.jpg\.json"):
-        plan_outputs(several("x.jpg", "x.png", "x.jpg.tif"), "out")
     for ending in (".png", ".JPG"):
         with pytest.raises(UsageError, match="masks are written as JSON"):
             plan_outputs(one("a/y.jpg"), f"x{ending}")
@@ -71,3 +75,40 @@ def test_no_photograph_is_written_over(tmp_path):
     drawn = Photographs((Photograph("a/x.jpg", "x.jpg"), Photograph("a/x.overlay.png", "y.png")), is_one=False)
     with pytest.raises(UsageError, match="over the photograph"):
         plan_outputs(drawn, "a")
+
+
+def test_a_photograph_keeps_its_file_when_one_of_a_similar_name_comes_or_goes():
+    files = {
+        "out/x.json": "x.jpg",
+        "out/deep/y.jpg.json": "y.jpg",
+        "out/z.json": "z.gif",
+        "out/v.jpg.json": "v.jpg",
+    }
+
+    def kept(*places: str) -> list[str]:
+        outputs = with_kept_files(plan_outputs(several(*places), "out"), files, files.__getitem__)
+        return [task.target.removeprefix("out/") for task in outputs.tasks]
+
+    assert kept("x.jpg", "x.png") == ["x.json", "x.png.json"]
+    assert kept("deep/y.jpg") == ["deep/y.jpg.json"]
+    assert kept("z.jpg", "z.png") == ["z.jpg.json", "z.png.json"]  # z.json is of another one
+    assert kept("v.jpg", "v.jpg.tif") == ["v.json", "v.jpg.json"]
+    assert kept("x.jpg") == ["x.json"]
+
+
+def test_a_name_that_no_folder_holds_is_told_in_bytes():
+    task = Task(Photograph("a.jpg", "a.jpg"), f"out/{'ü' * 124}.json", 1)
+    assert task.too_long(overlay=False) is None
+    assert (
+        task.too_long(overlay=True) == "its file here would have a name of 260 bytes, and 255 are possible: rename it"
+    )
+    assert Task(task.image, f"s3://b/{'x' * 300}.json", 1).too_long(overlay=True) is None
+
+
+def test_a_folder_that_cannot_be_made_is_refused_first(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    check_writable(str(tmp_path / "new" / "x.json"), is_file=True)
+    check_writable("s3://bucket/x", is_file=False)
+    for output, is_file in (("file/x.json", True), ("file/deep", False), ("file", False)):
+        with pytest.raises(UsageError, match="file is a file, so there can be no folder"):
+            check_writable(str(tmp_path / output), is_file=is_file)

@@ -124,6 +124,15 @@ def test_a_folder_is_made_once_and_bad_photographs_are_told(tmp_path, photograph
     again = made(photographs, out, options, recursive=True)
     assert [result.outcome for result in again] == ["skipped", "skipped", "refused", "refused"]
     assert [result.masks for result in again[:2]] == [1, 1]
+    Image.open(photographs / "cat.png").save(photographs / "cat.tif")  # cat.png keeps its file
+    long_name = "x" * 250 + ".gif"
+    Image.open(photographs / "cat.png").save(photographs / long_name)
+    grown = {Path(result.image).name: result for result in made(photographs, out, options, recursive=True)}
+    assert (grown["cat.png"].outcome, grown["cat.tif"].output) == ("skipped", f"{out}/cat.tif.json")
+    assert grown[long_name].outcome == "refused"
+    assert "rename it" in grown[long_name].error
+    for path in (photographs / "cat.tif", photographs / long_name, *out.glob("cat.tif*")):
+        path.unlink()
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == times
 
     # One that is missing is made again, and drawings come from the masks that are there: the same bytes both times.
@@ -140,7 +149,7 @@ def test_another_photograph_of_that_name_is_not_taken_for_the_first(tmp_path, ph
     before = (out / "cat.json").read_bytes()
     Image.open(photographs / "deep" / "cup.jpg").save(photographs / "cat.png")
     (result,) = made(photographs / "cat.png", out, options)
-    assert (result.outcome, result.output) == ("failed", None)
+    assert (result.outcome, result.output) == ("refused", None)
     assert "other bytes" in result.error
     assert (out / "cat.json").read_bytes() == before
     (result,) = made(photographs / "cat.png", out, options, overwrite=True)

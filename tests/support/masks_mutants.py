@@ -1,0 +1,87 @@
+"""Faults in the masks of photographs, in what a configuration says, and in the boxes of HEIC and AVIF."""
+
+from tests.support.mutant import Mutant
+
+RUN = "tests/pipeline/masks/test_run.py"
+OUTPUTS = "tests/pipeline/masks/test_outputs.py"
+BOXES = "tests/operators/test_boxes.py"
+
+MASKS_MUTANTS = (
+    Mutant(
+        "a photograph keeps a file that is another's",
+        "pipeline/masks/outputs.py",
+        "if is_free and photograph_of(file) == base_name(task.image.name):",
+        "if is_free:",
+        OUTPUTS,
+    ),
+    Mutant(
+        "a photograph keeps a file that another is to be written to",
+        "pipeline/masks/outputs.py",
+        "task.target not in there and file in there and file not in taken",
+        "task.target not in there and file in there",
+        OUTPUTS,
+    ),
+    Mutant(
+        "a long name is counted in characters",
+        "pipeline/masks/outputs.py",
+        "len(os.fsencode(base_name(longest)))",
+        "len(base_name(longest))",
+        OUTPUTS,
+    ),
+    Mutant(
+        "masks of a photograph that has changed are taken for its own",
+        "pipeline/masks/run.py",
+        "if written.origin is None or written.origin.photograph != photograph:",
+        "if written.origin is None:",
+        f"{RUN}::test_another_photograph_of_that_name_is_not_taken_for_the_first",
+    ),
+    Mutant(
+        "masks of other settings are kept by an overwrite that stopped",
+        "pipeline/masks/run.py",
+        "return written if written.origin.settings == plan.settings_sha256 else None",
+        "return written",
+        f"{RUN}::test_an_overwrite_that_stopped_is_finished_by_the_next_run",
+    ),
+    Mutant(
+        "a box is taken for its corners",
+        "pipeline/masks/predict.py",
+        "[[x, y, x + width, y + height]]",
+        "[[x, y, width, height]]",
+        "tests/pipeline/masks/test_predict.py",
+    ),
+    Mutant(
+        "links that lead nowhere are not told",
+        "pipeline/masks/images.py",
+        "if not path.is_file():",
+        "if path.is_fifo():",
+        "tests/pipeline/masks/test_images.py",
+    ),
+    Mutant(
+        "YAML's numbers in sixties are taken",
+        "pipeline/config/yaml_file.py",
+        'if ":" in node.value:',
+        'if "::" in node.value:',
+        "tests/pipeline/config/test_yaml_file.py",
+    ),
+    Mutant(
+        "a box of 64 bits has a header of 8 bytes",
+        "operators/boxes.py",
+        "header, (size,) = 16, ",
+        "header, (size,) = 8, ",
+        BOXES,
+    ),
+    Mutant(
+        "items beside the idat box are looked for in it",
+        "operators/boxes.py",
+        "shift = stored if is_inside else 0",
+        "shift = stored",
+        BOXES,
+    ),
+    Mutant(
+        "the limit on XMP packets is for each",
+        "operators/boxes.py",
+        "most -= sum(length for _, length in extents) if number in wanted else 0",
+        "most -= 0",
+        BOXES,
+    ),
+)
