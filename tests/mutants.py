@@ -21,11 +21,20 @@ from tests.support.dataset_mutants import DATASET_MUTANTS
 from tests.support.masks_mutants import MASKS_MUTANTS
 from tests.support.mutant import Mutant
 from tests.support.page_mutants import PAGE_MUTANTS
+from tests.support.reading_mutants import READING_MUTANTS
 from tests.support.segment_mutants import SEGMENT_MUTANTS
 
 ROOT = Path(__file__).resolve().parents[1]
 
-MUTANTS = (*BUILD_MUTANTS, *SEGMENT_MUTANTS, *DATASET_MUTANTS, *PAGE_MUTANTS, *ANSWER_MUTANTS, *MASKS_MUTANTS)
+MUTANTS = (
+    *BUILD_MUTANTS,
+    *SEGMENT_MUTANTS,
+    *DATASET_MUTANTS,
+    *READING_MUTANTS,
+    *PAGE_MUTANTS,
+    *ANSWER_MUTANTS,
+    *MASKS_MUTANTS,
+)
 
 
 def main() -> int:

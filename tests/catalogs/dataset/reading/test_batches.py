@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -221,9 +222,12 @@ def test_files_are_hashed_at_the_first_reading_alone(dataset: str) -> None:
 
 def test_a_short_tar_and_one_that_is_gone_say_what_to_do(dataset: str) -> None:
     path = shard_file(dataset, "shards")
-    path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(DamagedDatasetError, match=r"shard 1 of .* image 5 where it should be.*segmint repair"):
-        read_all(dataset)
+    with tarfile.open(path) as archive:
+        second = archive.getmembers()[2].offset
+    for size in (second, 3000):  # without the second image, and without any
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(DamagedDatasetError, match=r"shard 1 of .* image [45] where it should be.*segmint repair"):
+            read_all(dataset)
     path.unlink()
     with pytest.raises(DamagedDatasetError, match=r"shard 1 of .*it is not there.*segmint repair"):
         read_all(dataset)
