@@ -1,9 +1,12 @@
 """All masks of images, as notebooks and scripts ask for them: models by name, images by path, progress, pictures."""
 
+import os
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
+
+from PIL import Image as PillowImage
 
 from segmint.infra.errors import SegmintError
 from segmint.infra.progress import Progress
@@ -69,9 +72,16 @@ class MaskGenerator(base.MaskGenerator):
 
         For an image that cannot be read or does not fit into memory, the result has no masks and an `error`. `images`
         is read as the results are taken, so a generator of paths may be of any length. Faults of the device end it.
+        Raises TypeError for a single image, whose rows are no images.
         """
         if isinstance(images, (str, bytes)):
             raise TypeError(f"generate_many got the text {images!r}: expected several images, such as a list of paths")
+        dimensions = len(getattr(images, "shape", ()))
+        if isinstance(images, (os.PathLike, PillowImage.Image)) or dimensions in (2, 3):
+            raise TypeError(
+                f"generate_many got {describe(images)}, which may be one image: expected several, as a list or an "
+                "array (N, height, width, 3)"
+            )
         total = len(images) if isinstance(images, Sized) else None
         with ExitStack() as stack:
             bar = stack.enter_context(Progress(interval_s=_LINE_S)) if progress else None

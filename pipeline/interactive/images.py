@@ -39,7 +39,7 @@ def pixels_of(image: Image, name: str = "image") -> Pixels:
     if isinstance(image, PillowImage.Image):
         if image.mode not in MODES:
             raise ImageError(f"{name} is a Pillow image of mode {image.mode}: expected one with 8 or 16 bits a sample")
-        return np.ascontiguousarray(_upright(image))
+        return np.ascontiguousarray(_upright(image, name))
     return _array(image, name)
 
 
@@ -54,10 +54,17 @@ def describe(image: Any) -> str:
 
 
 def _read(name: str) -> Pixels:
-    path = Path(name).expanduser() if "://" not in name else None
-    if path is not None and path.is_dir():
+    try:
+        path = Path(name).expanduser() if "://" not in name else None
+        is_folder = path is not None and path.is_dir()
+        is_absent = path is not None and not path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a home that nobody has
+        raise ImageError(f"{name[:200]!r} is no image's path: {getattr(error, 'strerror', None) or error}") from error
+    if not name:
+        raise ImageError("the image is empty text: expected a path or URI")
+    if is_folder:
         raise ImageError(f"{name} is a folder: expected an image; for its files, generate_many(glob('{name}/*.jpg'))")
-    if path is not None and not path.exists():
+    if is_absent:
         raise ImageError(f"{name} is not there: expected an image's path; relative ones begin at {Path.cwd()}")
     try:
         data = Storage().read(str(path or name), max_bytes=ANY_SIZE.max_bytes)
@@ -69,7 +76,13 @@ def _read(name: str) -> Pixels:
         raise ImageError(f"{name}: {verdict.reason}: {verdict.detail}") from verdict
 
 
-def _upright(image: PillowImage.Image) -> Pixels:
+def _upright(image: PillowImage.Image, name: str) -> Pixels:
+    try:
+        image.load()  # Pillow decodes as late as it can
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise anything
+        raise ImageError(f"{name} is a {describe(image)} that cannot be decoded: {error}") from error
     try:
         oriented = ImageOps.exif_transpose(image)
     except (OSError, ValueError, TypeError, KeyError, SyntaxError):

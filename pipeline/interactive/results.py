@@ -9,7 +9,7 @@ from PIL import Image as PillowImage
 
 from segmint.model.automatic.records import Generated
 from segmint.operators.overlay import draw_overlay
-from segmint.pipeline.interactive.images import Image, Pixels, describe, pixels_of
+from segmint.pipeline.interactive.images import Image, ImageError, Pixels, describe, pixels_of
 
 _SHOWN_SIDE = 768  # pixels of the longer side of a picture inside a notebook: some 100 KB as JPEG
 
@@ -40,13 +40,19 @@ class ImageMasks(Generated):
         """A notebook's view: the image with its masks, and how many there are."""
         if self.error is not None:
             return f"<p><b>No masks</b>: {html.escape(self.error)}</p>"
-        picture = PillowImage.fromarray(draw_overlay(self.image, self.records))
+        count = f"{len(self.records)} mask{'' if len(self.records) == 1 else 's'}"
+        caption = html.escape(f"{count} of {describe(self.source)}")
+        try:
+            pixels = self.image
+        except ImageError as error:  # the file is gone since
+            return f"<p>{caption}; {html.escape(str(error))}</p>"
+        if any(record.segmentation.size != pixels.shape[:2] for record in self.records):
+            return f"<p>{caption}; its size is another one now, so they are not drawn</p>"
+        picture = PillowImage.fromarray(draw_overlay(pixels, self.records))
         picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE), PillowImage.Resampling.LANCZOS)
         buffer = io.BytesIO()
         picture.save(buffer, format="JPEG", quality=85)
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        count = f"{len(self.records)} mask{'' if len(self.records) == 1 else 's'}"
-        caption = html.escape(f"{count} of {describe(self.source)}")
         return (
             f'<figure style="margin:0"><img src="data:image/jpeg;base64,{data}" alt="{caption}" '
             f'style="max-width:100%"><figcaption>{caption}</figcaption></figure>'

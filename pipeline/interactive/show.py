@@ -17,6 +17,7 @@ from segmint.pipeline.interactive.results import ImageMasks
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_FAR = 1e6  # pixels: outside any image, and a number that OpenCV draws
 _INCHES = 9.0  # of the figure's longer side
 
 
@@ -41,7 +42,7 @@ def show(
         records: masks of the image's size: records of a generator, masks of a dataset, bool arrays (height, width) or
             (N, height, width), or dictionaries with a `segmentation`. One alone, or several.
         points: prompts (N, 2) as (x, y), foreground in green, background in red.
-        labels: (N,), 1 foreground or 0 background; without it all points are foreground.
+        labels: (N,), 1 foreground or 0 background, -1 for none, which is not drawn; without it all are foreground.
         boxes: prompts (B, 4) or (4,) as (x0, y0, x1, y1), drawn in white.
         title: the heading; by default the number of masks.
         ax: where to draw; by default in a new figure.
@@ -129,7 +130,7 @@ def _points(points: ArrayLike | None, labels: ArrayLike | None) -> Sequence[tupl
     kinds = np.ones(len(places)) if labels is None else np.asarray(labels, float).reshape(-1)
     if len(kinds) != len(places):
         raise ValueError(f"labels are {len(kinds)}, points {len(places)}: expected one for each")
-    return [(x, y, int(kind)) for (x, y), kind in zip(places.tolist(), kinds.tolist(), strict=True)]
+    return [(x, y, int(kind)) for (x, y), kind in zip(places.tolist(), kinds.tolist(), strict=True) if kind >= 0]
 
 
 def _boxes(boxes: ArrayLike | None) -> Sequence[tuple[float, float, float, float]]:
@@ -140,6 +141,10 @@ def _boxes(boxes: ArrayLike | None) -> Sequence[tuple[float, float, float, float
 
 def _numbers(name: str, value: ArrayLike, columns: int) -> NDArray[np.float64]:
     array = np.asarray(value, float)
+    if not array.size:
+        return np.zeros((0, columns))
     if array.ndim == 0 or array.shape[-1] != columns:
         raise ValueError(f"{name} have the shape {array.shape}: expected (N, {columns})")
-    return array.reshape(-1, columns)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} hold numbers that are not finite: expected none")
+    return array.reshape(-1, columns).clip(-_FAR, _FAR)

@@ -12,7 +12,6 @@ from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import Rle, decode, decompress
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam import sam as base
-from segmint.model.sam.predictor import Predictor
 from segmint.pipeline.interactive.images import Image, pixels_of
 
 
@@ -20,8 +19,9 @@ class SamAutomaticMaskGenerator:
     """Finds all masks of an image: segmint's profile `official` under the reference's names and defaults.
 
     `output_mode` is `binary_mask` (bool arrays), `uncompressed_rle` or `coco_rle`. `points_per_batch` has no effect:
-    segmint takes as many points at once as suit the device. Raises ValueError for `point_grids`, which segmint does
-    not have, for an unknown `output_mode`, and for settings out of range.
+    segmint takes as many points at once as suit the device. An attribute that is set later holds from the next image.
+    Raises ValueError for `point_grids`, which segmint does not have, for an unknown `output_mode`, and for settings out
+    of range.
     """
 
     def __init__(
@@ -45,23 +45,38 @@ class SamAutomaticMaskGenerator:
             raise ValueError("point_grids are not supported: expected points_per_side, an even grid of so many a side")
         if output_mode not in _FORMS:
             raise ValueError(f"output_mode is {output_mode!r}: expected one of {', '.join(_FORMS)}")
-        self.settings = MaskSettings.official(
-            points_per_side=points_per_side,
-            pred_iou_thresh=pred_iou_thresh,
-            stability_score_thresh=stability_score_thresh,
-            stability_score_offset=stability_score_offset,
-            box_nms_thresh=box_nms_thresh,
-            crop_n_layers=crop_n_layers,
-            crop_nms_thresh=crop_nms_thresh,
-            crop_overlap_ratio=crop_overlap_ratio,
-            crop_n_points_downscale_factor=crop_n_points_downscale_factor,
-            min_mask_region_area=min_mask_region_area,
-        )
+        self.points_per_side = points_per_side
         self.points_per_batch = points_per_batch
+        self.pred_iou_thresh = pred_iou_thresh
+        self.stability_score_thresh = stability_score_thresh
+        self.stability_score_offset = stability_score_offset
+        self.box_nms_thresh = box_nms_thresh
+        self.crop_n_layers = crop_n_layers
+        self.crop_nms_thresh = crop_nms_thresh
+        self.crop_overlap_ratio = crop_overlap_ratio
+        self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
+        self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
+        _ = self.settings  # refused before a model is prepared
         self.model = Sam.of(model)
         self.predictor = SamPredictor(self.model)
-        self._prepared: tuple[Predictor, MaskGenerator] | None = None
+        self._prepared: MaskGenerator | None = None
+
+    @property
+    def settings(self) -> MaskSettings:
+        """The attributes as segmint's settings. Raises ValueError for those out of range."""
+        return MaskSettings.official(
+            points_per_side=self.points_per_side,
+            pred_iou_thresh=self.pred_iou_thresh,
+            stability_score_thresh=self.stability_score_thresh,
+            stability_score_offset=self.stability_score_offset,
+            box_nms_thresh=self.box_nms_thresh,
+            crop_n_layers=self.crop_n_layers,
+            crop_nms_thresh=self.crop_nms_thresh,
+            crop_overlap_ratio=self.crop_overlap_ratio,
+            crop_n_points_downscale_factor=self.crop_n_points_downscale_factor,
+            min_mask_region_area=self.min_mask_region_area,
+        )
 
     def generate(self, image: Image) -> list[dict[str, Any]]:
         """Return a dictionary for each mask of an image, (height, width, 3) uint8 RGB or whatever `pixels_of` takes.
@@ -73,10 +88,11 @@ class SamAutomaticMaskGenerator:
         return [_dictionary(record, _FORMS[self.output_mode]) for record in records]
 
     def _generator(self) -> MaskGenerator:
-        predictor = self.model.predictor()
-        if self._prepared is None or self._prepared[0] is not predictor:
-            self._prepared = predictor, MaskGenerator(predictor, self.settings)
-        return self._prepared[1]
+        predictor, settings = self.model.predictor(), self.settings
+        made = self._prepared
+        if made is None or made.predictor is not predictor or made.settings != settings:
+            made = self._prepared = MaskGenerator(predictor, settings)
+        return made
 
 
 def _dictionary(record: MaskRecord, form: Callable[[Rle], Any]) -> dict[str, Any]:

@@ -44,12 +44,13 @@ class SamPredictor:
     def set_image(self, image: Image, image_format: str = "RGB") -> None:
         """Encode an image: (height, width, 3) uint8, or whatever `segmint.Predictor` takes.
 
-        `image_format` is the order of an array's channels, RGB or BGR. Raises ValueError for anything else.
+        `image_format` is the order of an array's channels, RGB or BGR; paths and Pillow images have their own. Raises
+        ValueError for anything else.
         """
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"image_format is {image_format!r}: expected 'RGB' or 'BGR'")
         pixels = pixels_of(image)
-        if image_format == "BGR":
+        if image_format == "BGR" and hasattr(image, "shape"):
             pixels = pixels[..., ::-1]
         resized = torch.from_numpy(self.transform.apply_image(pixels)).permute(2, 0, 1)[None]
         self.set_torch_image(resized, pixels.shape[:2])

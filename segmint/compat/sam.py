@@ -111,6 +111,8 @@ class Sam(base.Sam):
         self, low_res: Tensor, input_size: tuple[int, int], original_size: tuple[int, int], logits: bool
     ) -> Tensor:
         """Return masks (B, C, height, width) in the original image's frame: bool, or float32 with `logits`."""
+        if not len(low_res):
+            return low_res.new_zeros((*low_res.shape[:2], *original_size), dtype=None if logits else torch.bool)
         predictor, frame = self.predictor(), Embedding(low_res, input_size, original_size)
         parts = []
         for start in range(0, len(low_res), _AT_ONCE):

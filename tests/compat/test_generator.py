@@ -1,5 +1,6 @@
 """The three forms of masks, and what is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from pycocotools import mask as coco
 from segment_anything.utils.amg import coco_encode_rle, rle_to_mask
 
-from segmint.compat import SamAutomaticMaskGenerator
+from segmint.compat import SamAutomaticMaskGenerator, sam_model_registry
 from segmint.compat.generator import _FORMS
 from segmint.model.automatic.rle import encode
 from segmint.model.automatic.settings import MaskSettings
@@ -49,6 +50,17 @@ def test_settings_are_the_official_profiles_with_the_references_defaults() -> No
 def test_what_is_not_there_is_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamAutomaticMaskGenerator(build_sam("mobile_sam"), **keys)
+
+
+def test_an_attribute_that_is_set_later_holds(coffee: np.ndarray, mobile_sam_path: Path) -> None:
+    generator = SamAutomaticMaskGenerator(sam_model_registry["vit_t"](mobile_sam_path), points_per_side=3)
+    image = coffee[100:180, 200:300]
+    assert generator.generate(image)
+    generator.pred_iou_thresh = 1.5
+    assert generator.settings == MaskSettings.official(
+        points_per_side=3, pred_iou_thresh=1.5, crop_n_points_downscale_factor=1
+    )
+    assert generator.generate(image) == []
 
 
 def test_something_else_than_a_model_is_refused() -> None:

@@ -33,8 +33,10 @@ def test_bgr_and_other_kinds_of_images_are_the_same_image(
     Image.fromarray(image).save(tmp_path / "cup.png")
     predictor.set_image(image[..., ::-1], image_format="BGR")
     assert torch.equal(predictor.features, expected)
-    predictor.set_image(tmp_path / "cup.png")
+    predictor.set_image(tmp_path / "cup.png", "BGR")  # a file has its own order
     assert torch.equal(predictor.features, expected)
+    masks, ious, logits = predictor.predict_torch(None, None, torch.zeros(0, 4))
+    assert (masks.shape, masks.dtype, len(ious), len(logits)) == ((0, 3, 80, 100), torch.bool, 0, 0)
     as_float = torch.from_numpy(predictor.transform.apply_image(image)).permute(2, 0, 1)[None].float()
     predictor.set_torch_image(as_float, image.shape[:2])
     assert torch.equal(predictor.features, expected)

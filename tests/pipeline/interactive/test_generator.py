@@ -93,6 +93,9 @@ def test_a_bad_image_does_not_stop_many(
     assert "float64: expected" in str(wrong.error)
     with pytest.raises(TypeError, match="a list of paths"):
         list(generator.generate_many(str(folder / "cup.png")))
+    for one in (np.zeros((4, 5, 3), np.uint8), Image.new("RGB", (5, 4)), folder / "cup.png"):
+        with pytest.raises(TypeError, match="which may be one image: expected several"):
+            list(generator.generate_many(one))  # type: ignore[arg-type]
 
 
 def test_many_images_are_read_one_by_one(generator: MaskGenerator, folder: Path) -> None:

@@ -71,6 +71,15 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_name(tmp_path: Path, tur
     ]:
         with pytest.raises(ImageError, match=message):
             pixels_of(tmp_path / name)
+    for path, message in [("~no body/x", "is no image's path"), ("x" * 5000, "too long"), ("", "is empty text")]:
+        with pytest.raises(ImageError, match=message):
+            pixels_of(path)
+    with pytest.raises(ImageError, match=r"cut\.jpg that cannot be decoded: image file is truncated"):
+        pixels_of(Image.open(tmp_path / "cut.jpg"))
+    closed = Image.open(turned)
+    closed.close()
+    with pytest.raises(ImageError, match="closed image"):
+        pixels_of(closed)
 
 
 def test_an_image_is_named_by_what_it_was_given_as(turned: Path) -> None:

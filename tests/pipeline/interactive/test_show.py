@@ -4,6 +4,8 @@ import base64
 import io
 import re
 import sys
+from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -106,6 +108,19 @@ def test_wrong_prompts_are_refused() -> None:
         show(GRAY, points=[1, 2, 3])
     with pytest.raises(ValueError, match="labels are 2, points 1"):
         show(GRAY, points=[1, 2], labels=[1, 0])
+    with pytest.raises(ValueError, match="boxes hold numbers that are not finite"):
+        show(GRAY, boxes=[0, 0, np.nan, 3])
+
+
+def test_prompts_far_outside_of_padding_and_none_at_all_are_fine() -> None:
+    def drawn(**prompts: Any) -> np.ndarray:
+        axes = show(GRAY, **prompts)
+        pyplot.close(axes.figure)
+        return np.asarray(axes.images[0].get_array())
+
+    for prompts in ({"points": [], "boxes": []}, {"points": [[9, 9]], "labels": [-1]}, {"points": [[1e30, 5]]}):
+        assert np.array_equal(drawn(**prompts), GRAY)
+    assert not np.array_equal(drawn(points=[[9, 9]], labels=[0]), GRAY)
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +134,7 @@ def picture_in(text: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def test_a_result_in_a_notebook_is_the_image_with_its_masks() -> None:
+def test_a_result_in_a_notebook_is_the_image_with_its_masks(tmp_path: Path) -> None:
     result = ImageMasks((RECORD,), Funnel(), GRAY)
     picture = np.asarray(picture_in(result._repr_html_()).convert("RGB")).astype(int)
     assert picture.shape == GRAY.shape
@@ -129,6 +144,10 @@ def test_a_result_in_a_notebook_is_the_image_with_its_masks() -> None:
     assert picture_in(ImageMasks((), Funnel(), large)._repr_html_()).size == (384, 768)
     failed = ImageMasks((), Funnel(), "<b>.jpg", "<b>.jpg is not there")
     assert "&lt;b&gt;.jpg is not there" in failed._repr_html_()
+    gone = ImageMasks((RECORD,), Funnel(), tmp_path / "gone.png")
+    assert "gone.png is not there" in gone._repr_html_()
+    Image.fromarray(large).save(tmp_path / "gone.png")
+    assert "its size is another one now" in gone._repr_html_()
 
 
 def test_a_record_in_a_notebook_is_its_mask() -> None:
