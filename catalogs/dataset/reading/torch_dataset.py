@@ -154,9 +154,9 @@ def open_dataset(
     """
     location = Location(storage or Storage(), uri)
     manifest, found = TorchDataset.find(location, version)
-    kept = (
-        None if cache is None or scheme(uri) == LOCAL else ShardCache(Path(cache).expanduser().absolute(), cache_bytes)
-    )
+    kept = None
+    if cache is not None and scheme(uri) != LOCAL:
+        kept = ShardCache(Path(cache).expanduser().absolute(), cache_bytes)
     return TorchDataset(location, manifest, found, verify, kept)
 
 
