@@ -13,8 +13,8 @@ from PIL import ImageOps
 from segmint.catalogs.reasons import RejectedError
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage
+from segmint.operators.photographs import decode_photograph
 from segmint.operators.prepare.color import MODES, to_srgb
-from segmint.operators.prepare.ingest import ingest
 from segmint.operators.prepare.ingest_config import ANY_SIZE
 
 Pixels = NDArray[np.uint8]
@@ -71,7 +71,7 @@ def _read(name: str) -> Pixels:
     except (SegmintError, OSError) as error:
         raise ImageError(f"{name} cannot be read: {error}") from error
     try:
-        return ingest(data, ANY_SIZE).image
+        return decode_photograph(data)
     except RejectedError as verdict:
         raise ImageError(f"{name}: {verdict.reason}: {verdict.detail}") from verdict
 

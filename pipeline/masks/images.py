@@ -120,6 +120,7 @@ def _of_pattern(argument: str) -> list[Photograph] | None:
     if not is_local(argument) or local_path(argument).is_file():
         return None
     steps = local_path(argument).parts
+    steps = (*steps, "*") if steps[-1] == "**" else steps  # before Python 3.13 `**` alone means folders
     fixed = next((index for index, step in enumerate(steps) if glob.has_magic(step)), len(steps) - 1)
     root, rest = Path(*steps[:fixed]), str(Path(*steps[fixed:]))
     try:

@@ -18,7 +18,7 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.operators.prepare.ingest import ingest
+from segmint.operators.photographs import decode_photograph
 from segmint.operators.prepare.ingest_config import ANY_SIZE
 from segmint.pipeline.masks.folder import claim_folder, digest_of, settings_of
 from segmint.pipeline.masks.images import find_photographs
@@ -200,7 +200,7 @@ def _files_of(plan: Plan, model: _Model, task: Task) -> _Files:
     result = ImageResult(name, "skipped", task.target, task.overlay if options.overlay else None)
     if former is not None and not (options.overlay and task.overlay not in plan.there):
         return _Files(replace(result, masks=len(former.annotations)))
-    pixels = ingest(data, ANY_SIZE).image
+    pixels = decode_photograph(data)
     height, width = pixels.shape[:2]
     check_prompts(options.prompts, name, height, width)
     if former is None:

@@ -28,7 +28,8 @@ FINDINGS = 1
 FAILED = 3
 DEBUG_VARIABLE = "SEGMINT_DEBUG"
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # except tab and newline
+# Except tab and newline; with the marks that turn the direction of text, which disguise a name's ending.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:

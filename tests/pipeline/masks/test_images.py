@@ -39,6 +39,7 @@ def test_a_folder_stands_for_its_photographs_by_name(folder):
 def test_a_pattern_keeps_the_tree_below_its_first_wildcard(folder):
     assert places(f"{folder}/*") == ["a.PNG", "b.jpg"]
     assert places(f"{folder}/**/*.tif") == ["deep/c.tif"]
+    assert places(f"{folder}/deep/**") == ["c.tif", "er/d.heic"]
     assert places(f"{folder}/d*p/**/*.*") == ["deep/c.tif", "deep/er/d.heic"]
     assert places(f"{folder}/[ab].*") == ["a.PNG", "b.jpg"]
 

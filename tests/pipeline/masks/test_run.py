@@ -26,6 +26,7 @@ from segmint.operators.segment.segment import segment_image
 from segmint.pipeline.masks.folder import RECORD
 from segmint.pipeline.masks.options import MasksOptions, Prompt
 from segmint.pipeline.masks.run import ImageResult, make_masks, plan
+from tests.support.deadly import deadly_heic
 from tests.support.released import in_a_build
 
 ROOT = Path(__file__).parents[3]
@@ -111,11 +112,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_folder_is_made_once_and_bad_photographs_are_told(tmp_path, photographs):
     out, options = tmp_path / "out", MasksOptions(prompts=MIDDLE, device="cpu", overlay=True)
+    (photographs / "ill.heic").write_bytes(deadly_heic())
     results = made(photographs, out, options, recursive=True)
-    assert [result.outcome for result in results] == ["made", "made", "refused", "refused"]
+    assert [result.outcome for result in results] == ["made", "made", "refused", "refused", "refused"]
     assert [result.image.removeprefix(f"{photographs}/") for result in results][:2] == ["cat.png", "deep/cup.jpg"]
     assert results[2].error.startswith("truncated: ")
-    assert results[3].error.startswith("not_an_image: ")
+    assert results[3].error.startswith("killed_worker: ")
+    (photographs / "ill.heic").unlink()
+    assert results[4].error.startswith("not_an_image: ")
     first = contents(out)
     names = [RECORD, "cat.json", "cat.overlay.png", "deep/cup.json", "deep/cup.overlay.png"]
     assert sorted(first) == sorted(names)

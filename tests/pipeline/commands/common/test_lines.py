@@ -15,9 +15,9 @@ class Terminal(io.StringIO):
 def test_lines_have_a_count_and_the_time_left() -> None:
     stream = io.StringIO()
     with ItemLines(3, stream) as lines:
-        for name, left in (("a", 240.4), ("b\x1b[2J", 0), ("c", None)):
+        for name, left in (("a", 240.4), ("b\x1b[2J\u202e", 0), ("c", None)):
             lines.add(name, left)
-    assert stream.getvalue() == "[1/3] a; about 4 min left\n[2/3] b\N{REPLACEMENT CHARACTER}[2J\n[3/3] c\n"
+    assert stream.getvalue() == "[1/3] a; about 4 min left\n[2/3] b\ufffd[2J\ufffd\n[3/3] c\n"
 
 
 def test_a_single_item_has_neither_count_nor_bar() -> None:
