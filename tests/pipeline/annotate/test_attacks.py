@@ -1,6 +1,7 @@
 """Ways to write what one may not, through the whole application: refused, with the dataset as it was."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,36 @@ from starlette.testclient import TestClient
 from segmint.catalogs.dataset.annotations.answers import MOST_BYTES, read_answers
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
 from segmint.model.automatic.rle import encode
+from segmint.pipeline.annotate.clicks.embeddings import Embeddings
 from segmint.pipeline.annotate.requests import PROMPT_BYTES, SMALL_BYTES
 from segmint.pipeline.annotate.server import Opened, open_desk
 from tests.support.annotating import ORIGIN, WRITE, Annotators, click, draft, options, saved_files
 from tests.support.locations import location_of
 
 SCRIPT = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def untouched(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset of the desk that all attacks share that change nothing."""
+    folder = tmp_path_factory.mktemp("attacked") / "dataset"
+    shutil.copytree(minted, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(untouched: Path) -> Iterator[Opened]:
+    """The desk of that dataset; no embedding is made ahead."""
+    with pytest.MonkeyPatch.context() as patch, open_desk(location_of(untouched), options()) as desk:
+        patch.setattr(Embeddings, "prepare", lambda *_: None)
+        yield desk
+
+
+@pytest.fixture
+def outside(shared: Opened, untouched: Path) -> Iterator[Annotators]:
+    """Ann and Bob on the desk that is shared; nothing is saved by the end."""
+    yield Annotators(shared, "ann", "bob")
+    assert not saved_files(untouched)
 
 
 @pytest.fixture
@@ -45,8 +70,8 @@ def counts(size: list[int]) -> str:
     return encode(disk(*size)).counts
 
 
-def test_every_write_needs_session_header_and_origin(team: Annotators, dataset: Path) -> None:
-    told = team.who("ann").get("/api/images/1").json()
+def test_every_write_needs_session_header_and_origin(outside: Annotators) -> None:
+    told = outside.who("ann").get("/api/images/1").json()
     body = draft(told, [counts(told["size"])])
     writes = [
         ("POST", "/api/next", {}),
@@ -56,9 +81,9 @@ def test_every_write_needs_session_header_and_origin(team: Annotators, dataset: 
         ("POST", "/api/images/1/release", {}),
         ("POST", "/api/address", {"annotator": "eve"}),
     ]
-    inside = team.who("ann")
+    inside = outside.who("ann")
     del inside.headers["x-segmint"], inside.headers["origin"]
-    stranger = team.stranger()
+    stranger = outside.stranger()
     for method, path, content in writes:
         assert stranger.request(method, path, json=content, headers=WRITE).status_code == 403
         for headers in ({}, {"x-segmint": "1"}, {"origin": ORIGIN}, {**WRITE, "origin": "https://evil.example"}):
@@ -67,21 +92,20 @@ def test_every_write_needs_session_header_and_origin(team: Annotators, dataset: 
     for method in ("POST", "PUT", "PATCH", "DELETE"):
         for path in ("/", "/api/session", "/images/1.jpg", "/api/progress", "/assets/index.html", "/api/images/1"):
             assert inside.request(method, path, headers=WRITE).status_code in (404, 405)
-    assert not saved_files(dataset)
 
 
-def test_only_the_owner_gives_addresses(team: Annotators) -> None:
-    assert team.who("bob").post("/api/address", json={"annotator": "eve"}).status_code == 403
-    ann = team.who("ann")
+def test_only_the_owner_gives_addresses(outside: Annotators) -> None:
+    assert outside.who("bob").post("/api/address", json={"annotator": "eve"}).status_code == 403
+    ann = outside.who("ann")
     for name in ("", "a\nb", "x" * 101, 5, None):
         assert ann.post("/api/address", json={"annotator": name}).status_code == 400
     given = ann.post("/api/address", json={"annotator": SCRIPT}).json()
-    assert team.stranger().get(given["address"]).status_code == 303
-    assert team.who(SCRIPT).get("/api/session").json()["annotator"] == SCRIPT  # JSON; the page shows it as text
+    assert outside.stranger().get(given["address"]).status_code == 303
+    assert outside.who(SCRIPT).get("/api/session").json()["annotator"] == SCRIPT  # JSON; the page shows it as text
 
 
-def test_no_address_leads_elsewhere(team: Annotators, dataset: Path) -> None:
-    ann = team.who("ann")
+def test_no_address_leads_elsewhere(outside: Annotators) -> None:
+    ann = outside.who("ann")
     told = ann.get("/api/images/1").json()
     body = draft(told, [counts(told["size"])])
     images = ("0", "3", "99", "-1", "1.0", "٣", "..%2f1", "9" * 30, "9" * 300)
@@ -89,7 +113,6 @@ def test_no_address_leads_elsewhere(team: Annotators, dataset: Path) -> None:
     for path in (*(f"{image}/answers/1" for image in images), *(f"1/answers/{number}" for number in numbers)):
         answer = ann.put(f"/api/images/{path}", json=body)
         assert answer.status_code in (400, 404), (path, answer.text)
-    assert not saved_files(dataset)
 
 
 def test_what_is_no_answer_to_this_image_is_refused(team: Annotators, dataset: Path) -> None:
@@ -148,8 +171,8 @@ def test_what_is_no_answer_to_this_image_is_refused(team: Annotators, dataset: P
     assert ann.put("/api/images/1/answers/1", json={**good, "deleted": [former]}).status_code == 201
 
 
-def test_odd_prompts_are_refused(team: Annotators) -> None:
-    ann = team.who("ann")
+def test_odd_prompts_are_refused(outside: Annotators) -> None:
+    ann = outside.who("ann")
     height, width = ann.get("/api/images/1").json()["size"]
     prompts: list[Any] = [
         *({}, {"points": []}, {"points": [[1, 1, 0]]}, {"points": [[1, 1]]}, {"points": [[1, 1, 2]]}),
@@ -169,7 +192,7 @@ def test_odd_prompts_are_refused(team: Annotators) -> None:
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["content-length", "chunked"])
-def test_bodies_of_100_mb_are_refused(team: Annotators, dataset: Path, told: bool) -> None:
+def test_bodies_of_100_mb_are_refused(outside: Annotators, told: bool) -> None:
     piece, sent = b"x" * (1 << 20), []
 
     def pieces() -> Iterator[bytes]:
@@ -177,18 +200,17 @@ def test_bodies_of_100_mb_are_refused(team: Annotators, dataset: Path, told: boo
             sent.append(1)
             yield piece
 
-    ann = team.who("ann")
+    ann = outside.who("ann")
     headers = {"content-length": str(100 << 20)} if told else {}
     for path, method in (("/api/images/1/answers/1", "PUT"), ("/api/images/1/predict", "POST"), ("/api/next", "POST")):
         answer = ann.request(method, path, content=pieces(), headers=headers)
         assert answer.status_code == 413
         most = MOST_BYTES if method == "PUT" else PROMPT_BYTES if "predict" in path else SMALL_BYTES
         assert f"{most:,}" in answer.json()["error"]
-    assert not saved_files(dataset)
 
 
-def test_a_handle_is_its_annotators_and_its_images(team: Annotators) -> None:
-    ann, bob = team.who("ann"), team.who("bob")
+def test_a_handle_is_its_annotators_and_its_images(outside: Annotators) -> None:
+    ann, bob = outside.who("ann"), outside.who("bob")
     handle = click(ann, 1, (60.5, 60.5, 1))["handle"]
     assert click(bob, 1, (60.5, 60.5, 1), after=handle)["handle_lost"]
     assert click(ann, 2, (60.5, 60.5, 1), after=handle)["handle_lost"]
