@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import absolute, base_name, join, local_path
+from segmint.infra.wording import counted
 from segmint.pipeline.masks.images import OVERLAY, Photograph, Photographs, is_local
 
 _JSON = ".json"
@@ -58,7 +59,8 @@ def plan_outputs(photographs: Photographs, output: str) -> Outputs:
     if _is_file(output):
         if not photographs.is_one:
             raise UsageError(
-                f"-o {output} is one file: expected a folder, for {len(images)} photographs of a folder or a list"
+                f"-o {output} is one file: expected a folder, for {counted(len(images), 'photograph')} of a folder or "
+                "a list"
             )
         outputs = Outputs((Task(images[0], output, 1),), None)
     else:
