@@ -11,10 +11,16 @@ from typing import Any
 _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 _WAIT_MS = 30_000
 
+# `window.shown` is a promise of the last click's time, or of null if no mask is drawn: the model found none, or the one before.
+# Nothing is asked of the page meanwhile: whatever polls it keeps it busy.
 _WATCH = """() => {
-    window.clicks = [];
     let begun = null;
-    addEventListener("pointerdown", (event) => { begun = event.timeStamp; }, { capture: true });
+    let tell = null;
+    const end = (time) => { begun = null; tell(time); };
+    addEventListener("pointerdown", (event) => {
+        begun = event.timeStamp;
+        window.shown = new Promise((resolve) => { tell = resolve; });
+    }, { capture: true });
     const draw = CanvasRenderingContext2D.prototype.putImageData;
     CanvasRenderingContext2D.prototype.putImageData = function (...given) {
         draw.apply(this, given);
@@ -23,10 +29,15 @@ _WATCH = """() => {
         begun = null;
         requestAnimationFrame(() => {
             const { port1, port2 } = new MessageChannel();
-            port1.onmessage = () => window.clicks.push(performance.now() - since);
+            port1.onmessage = () => end(performance.now() - since);
             port2.postMessage(null);
         });
     };
+    const stage = document.getElementById("stage");
+    const watch = new MutationObserver(() => {
+        if (begun !== null && !stage.classList.contains("waiting")) end(null); // the answer is shown, no mask was drawn
+    });
+    watch.observe(stage, { attributeFilter: ["class"] });
 }"""
 
 
@@ -61,18 +72,10 @@ def click_in_browser(address: str, clicks: int, seed: int, warm: int) -> Clicked
 
         def click(button: Any) -> float | None:
             """Click somewhere; None if the model found nothing there, so that no mask is drawn."""
-            before = page.evaluate("window.clicks.length")
             x, y = rng.uniform(0.02, 0.98, 2)
-            with page.expect_response("**/predict", timeout=_WAIT_MS) as asked:
-                page.mouse.click(
-                    picture["x"] + x * picture["width"], picture["y"] + y * picture["height"], button=button
-                )
-            answer = asked.value.json()
-            if not answer["masks"][answer["chosen"]]["area"]:
-                page.wait_for_timeout(100)
-                return None
-            page.wait_for_function("before => window.clicks.length > before", arg=before, timeout=_WAIT_MS)
-            return float(page.evaluate("window.clicks.at(-1)"))
+            page.mouse.click(picture["x"] + x * picture["width"], picture["y"] + y * picture["height"], button=button)
+            shown: float | None = page.evaluate("window.shown")
+            return shown
 
         number = 0
         while min(map(len, times.values())) < clicks:

@@ -81,7 +81,7 @@ def place_of(page: "Page", x: float, y: float) -> tuple[float, float]:
     """The position in the window of a point of the image, [x, y] in its pixels."""
     picture = page.locator("#picture").bounding_box()
     assert picture is not None
-    size = page.locator("#active-mask").evaluate("canvas => [canvas.width, canvas.height]")
+    size = page.locator("#one-mask").evaluate("canvas => [canvas.width, canvas.height]")
     return picture["x"] + x / size[0] * picture["width"], picture["y"] + y / size[1] * picture["height"]
 
 
@@ -120,7 +120,7 @@ def shown(page: "Page", image: int) -> None:
 
 def answered(page: "Page") -> None:
     """Wait for the model's answer to the last prompt."""
-    expect(page.locator("#mask-title")).to_contain_text("IoU")
+    expect(page.locator("#work:not(:has(.waiting)) #mask-title")).to_contain_text("IoU")
 
 
 def save(page: "Page", server: Served, image: int) -> Answer:

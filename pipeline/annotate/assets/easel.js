@@ -18,15 +18,18 @@ export class Easel {
   #svg = byId("prompts");
   #masks = new WeakMap(); // by item
   #shown = [];
-  #shownFor = null;
+  #active = null; // the mask that is worked on
+  #shownFor = null; // its counts
+  #step = 0; // of what is drawn
   #hovered = null;
   #marks = { active: null, box: null, cross: null, brush: null };
 
   /** `drags(event)` says whether a pointer moves the picture, `selects()` whether it selects masks. */
   constructor(drags, selects) {
     const hover = (mask) => this.#hover(selects() ? mask : null);
-    this.stage = new Stage(hover, () => {}, () => this.#mark(), drags);
-    new ResizeObserver(() => this.#mark()).observe(this.stage.element);
+    this.stage = new Stage(hover, () => {}, () => this.#look(), drags);
+    this.stage.coarse = true;
+    new ResizeObserver(() => this.#look()).observe(this.stage.element);
   }
 
   /** Highlights the mask that a click would select. */
@@ -38,8 +41,8 @@ export class Easel {
 
   /** Shows another image; `size` is [height, width]. */
   open({ id, size: [height, width], image }) {
-    [this.#shown, this.#shownFor, this.#hovered] = [[], null, null];
-    [this.#canvas.width, this.#canvas.height] = [width, height];
+    [this.#shown, this.#active, this.#shownFor, this.#hovered] = [[], null, null, null];
+    this.#drawActive();
     this.stage.open(id, [width, height], image.image_id || `sa_${id}`);
   }
 
@@ -56,28 +59,51 @@ export class Easel {
     const shown = items.filter((item) => item !== but);
     if (shown.length === this.#shown.length && shown.every((item, place) => item === this.#shown[place])) return;
     this.#shown = shown;
-    this.stage.show(shown.map((item) => this.maskOf(item, size)).sort((one, other) => other.row.area - one.row.area));
+    this.#showMasks(size);
+  }
+
+  #showMasks(size) {
+    const masks = this.#shown.map((item) => this.maskOf(item, size));
+    this.stage.show(masks.sort((one, other) => other.row.area - one.row.area));
   }
 
   /** Draws the mask that is worked on, or none. */
   showActive(counts, size) {
     if (counts === this.#shownFor) return;
     this.#shownFor = counts;
-    const canvas = this.#canvas.getContext("2d");
-    canvas.clearRect(0, 0, this.#canvas.width, this.#canvas.height);
+    this.#active = counts === null ? null : maskFrom(counts, size, 0);
     this.stage.element.classList.toggle("working", counts !== null);
     this.stage.element.dataset.active = counts === null ? "" : String(counts.length);
-    if (counts === null) return;
-    const mask = maskFrom(counts, size, 0);
-    const { left, top, width, height } = mask.frame;
-    if (!width) return;
-    const image = new ImageData(width, height);
-    mask.paint(new Uint32Array(image.data.buffer), mask.frame, FILL, LINE, this.stage.thickness);
+    this.#drawActive();
+  }
+
+  #drawActive() {
+    this.#canvas.hidden = !this.#active?.frame.width;
+    if (this.#canvas.hidden) {
+      this.#canvas.width = this.#canvas.height = 0;
+      return;
+    }
+    const { step, width, height, thickness } = this.stage;
+    const [columns, rows] = [Math.ceil(width / step), Math.ceil(height / step)];
+    const canvas = this.#canvas.getContext("2d");
+    if (this.#canvas.width !== columns || this.#canvas.height !== rows) {
+      [this.#canvas.width, this.#canvas.height] = [columns, rows];
+    } else {
+      canvas.clearRect(0, 0, columns, rows);
+    }
+    const { frame } = this.#active;
+    const [left, top] = [frame.left, frame.top].map((start) => Math.floor(start / step));
+    const right = Math.ceil((frame.left + frame.width) / step);
+    const image = new ImageData(right - left, Math.ceil((frame.top + frame.height) / step) - top);
+    const part = { left, top, width: image.width };
+    this.#active.paint(new Uint32Array(image.data.buffer), part, FILL, LINE, thickness, step);
     canvas.putImageData(image, left, top);
   }
 
   /** Draws a stroke while it is made; null for none. */
   previewStroke(points, radius = 0, adds = true) {
+    if (points === null && this.#preview.hidden) return;
+    this.#preview.hidden = points === null;
     const canvas = this.#preview.getContext("2d");
     canvas.clearRect(0, 0, this.stage.width, this.stage.height);
     if (points === null) return;
@@ -97,8 +123,19 @@ export class Easel {
 
   /** Draws `active` (its points and box), `box` while it is made, `cross` [x, y] and `brush` [x, y, radius]. */
   mark(marks) {
+    if (Object.entries(marks).every(([name, mark]) => mark === this.#marks[name])) return; // as at most moves
     Object.assign(this.#marks, marks);
     this.#mark();
+  }
+
+  /** After a change of the zoom or of the window: other pixels of the screen may need other ones of the masks. */
+  #look() {
+    this.#mark();
+    const { step, width, height } = this.stage;
+    if (step === this.#step || !width) return;
+    this.#step = step;
+    this.#showMasks([height, width]);
+    this.#drawActive();
   }
 
   #mark() {

@@ -3,12 +3,15 @@
 import { byId, whole } from "./dom.js";
 import { isSingle } from "./work.js";
 
+const SOON_MS = 80; // in which most answers come: what waits for one is shown with it
+
 const TITLES = { waits: "The model is asked …", active: "New mask", corrects: "Correcting a mask", chosen: "Mask selected", locked: "Locked mask" };
 
 export class View {
   #desk;
   #easel;
   #list;
+  #later = 0; // the timer of what waits
 
   constructor(desk, easel, list) {
     [this.#desk, this.#easel, this.#list] = [desk, easel, list];
@@ -25,8 +28,17 @@ export class View {
     this.#easel.open(image);
   }
 
-  /** Shows the state. */
+  /** Shows the state; one that waits for the model's answer later, as a frame takes time from the answer. */
   show() {
+    clearTimeout(this.#later);
+    const { state, model } = this.#desk;
+    const waits = model.waits(state.active);
+    byId("stage").classList.toggle("waiting", waits);
+    if (waits) this.#later = setTimeout(() => this.#show(), SOON_MS);
+    else this.#show();
+  }
+
+  #show() {
     const desk = this.#desk;
     if (desk.image === null) return;
     const { items, active } = desk.state;
@@ -50,7 +62,6 @@ export class View {
     const answer = model.answerTo(active);
     const said = answer ? ` · predicted IoU ${answer.masks[answer.chosen].iou.toFixed(2)}` : "";
     byId("mask-title").textContent = kind === null ? "No mask begun" : TITLES[kind] + said;
-    byId("stage").classList.toggle("waiting", waits);
     const single = active !== null && isSingle(active) && answer?.masks.length === 3;
     for (const button of document.querySelectorAll("[data-part]")) {
       button.disabled = !single;

@@ -66,23 +66,49 @@ export class Mask {
     return x >= 0 && y >= 0 && x < this.width && y < this.height && holds(this.ends, x * this.height + y);
   }
 
-  /** Paints the mask into the pixels of a part of the image that contains it, replacing them. */
-  paint(pixels, part, fill, line, thickness) {
-    const { left, top } = this.frame;
-    const rows = this.frame.height + 2 * thickness; // the mask's frame, column by column, with a border of zeros
-    const bitmap = new Uint8Array((this.frame.width + 2 * thickness) * rows);
-    const placeOf = (x, y) => (x - left + thickness) * rows + (y - top + thickness);
-    eachPiece(this.ends, this.height, (x, from, to) => bitmap.fill(1, placeOf(x, from), placeOf(x, to)));
-    const across = thickness * rows;
-    eachPiece(this.ends, this.height, (x, from, to) => {
-      let inside = placeOf(x, from);
-      let pixel = (from - part.top) * part.width + (x - part.left);
-      for (let y = from; y < to; y++, inside++, pixel += part.width) {
-        const within =
-          bitmap[inside - thickness] & bitmap[inside + thickness] & bitmap[inside - across] & bitmap[inside + across];
-        pixels[pixel] = within ? fill : line;
+  /**
+   * Paints the mask into the pixels of a part of the image that contains it, replacing them. With a `step` over 1 each
+   * pixel stands for `step` x `step` of the image's: it is painted if one of them is in the mask, as a line if one of
+   * them is, and `part` is in such pixels.
+   */
+  paint(pixels, part, fill, line, thickness, step = 1) {
+    const columns = new Array(this.width);
+    eachPiece(this.ends, this.height, (x, from, to) => (columns[x] ??= []).push(from, to));
+    const draw = (x, from, to, color) => {
+      const stop = Math.ceil(to / step) - part.top;
+      let y = Math.floor(from / step) - part.top;
+      for (let pixel = y * part.width + Math.floor(x / step) - part.left; y < stop; y++, pixel += part.width) {
+        pixels[pixel] = color;
       }
+    };
+    // Of the columns of a pixel the one in the middle is drawn whole, of the others what it leaves out.
+    columns.forEach((pieces, x) => {
+      const middle = Math.min(this.width - 1, x - (x % step) + (step >> 1));
+      eachRest(pieces, x === middle ? [] : (columns[middle] ?? []), 0, (from, to) => draw(x, from, to, fill));
     });
+    // Lines are where a pixel `thickness` away in one of four directions is not in the mask.
+    columns.forEach((pieces, x) => {
+      const take = (from, to) => draw(x, from, to, line);
+      eachRest(pieces, pieces, thickness, take);
+      eachRest(pieces, pieces, -thickness, take);
+      eachRest(pieces, columns[x - thickness] ?? [], 0, take);
+      eachRest(pieces, columns[x + thickness] ?? [], 0, take);
+    });
+  }
+}
+
+/** Calls `take(from, to)` for the parts of a column's `pieces`, [from, to, …], that are not in `others` moved by `shift`. */
+function eachRest(pieces, others, shift, take) {
+  let first = 0;
+  for (let at = 0; at < pieces.length; at += 2) {
+    let from = pieces[at];
+    const to = pieces[at + 1];
+    while (first < others.length && others[first + 1] + shift <= from) first += 2;
+    for (let other = first; other < others.length && others[other] + shift < to; other += 2) {
+      if (from < others[other] + shift) take(from, others[other] + shift);
+      from = Math.max(from, others[other + 1] + shift);
+    }
+    if (from < to) take(from, to);
   }
 }
 

@@ -25,6 +25,7 @@ export class Stage {
   #looked;
   width = 0;
   height = 0;
+  coarse = false; // whether masks are drawn with no more pixels than the screen has
 
   /**
    * `hover(mask or null)` and `choose(mask or null)` are called for moves and clicks, `looked()` after every change of
@@ -50,6 +51,12 @@ export class Stage {
     return this.#stage;
   }
 
+  /** How many of the image's pixels are one, across and down, in what is drawn: see `coarse`. */
+  get step() {
+    const shown = this.#stage.clientWidth * devicePixelRatio * this.zoom.scale; // pixels of the screen
+    return this.coarse && shown ? Math.max(1, Math.floor(this.width / shown)) : 1;
+  }
+
   /** Shows another image; `size` is [width, height] in pixels, the same for all masks. */
   open(image, size, name) {
     [this.width, this.height] = size;
@@ -59,7 +66,8 @@ export class Stage {
     this.#stage.style.setProperty("--aspect", String(this.width / this.height));
     this.#picture.src = `/images/${image}.jpg`;
     this.#picture.alt = name;
-    for (const canvas of [this.#all, this.#one]) [canvas.width, canvas.height] = size;
+    [this.#one.width, this.#one.height] = size;
+    this.#all.width = this.#all.height = 0;
     this.show([]);
     this.point(null, false);
     this.zoom.reset(this.width);
@@ -87,16 +95,19 @@ export class Stage {
     this.#masks = masks;
     cancelAnimationFrame(this.#frame);
     this.#frame = requestAnimationFrame(() => {
-      const image = new ImageData(this.width, this.height);
+      const { step } = this;
+      const image = new ImageData(Math.ceil(this.width / step), Math.ceil(this.height / step));
       const pixels = new Uint32Array(image.data.buffer);
-      const whole = { left: 0, top: 0, width: this.width };
+      const whole = { left: 0, top: 0, width: image.width };
       for (const mask of masks) {
         const [fill, line] = mask.faint ? [FAINT_FILL, FAINT_LINE] : [FILL, LINE];
         const lighter = mask.color.map((channel) => Math.round(channel + (255 - channel) * 0.5));
         if (this.#fits(mask)) {
-          mask.paint(pixels, whole, packed(...mask.color, fill), packed(...lighter, line), this.thickness);
+          mask.paint(pixels, whole, packed(...mask.color, fill), packed(...lighter, line), this.thickness, step);
         }
       }
+      [this.#all.width, this.#all.height] = [image.width, image.height];
+      this.#all.hidden = masks.length === 0; // an empty canvas costs each frame as much as a full one
       this.#all.getContext("2d").putImageData(image, 0, 0);
       this.#stage.dataset.masks = String(masks.length);
     });
@@ -108,6 +119,7 @@ export class Stage {
     this.#stage.classList.toggle("pointing", mask !== null && !alone);
     const canvas = this.#one.getContext("2d");
     canvas.clearRect(0, 0, this.width, this.height);
+    this.#one.hidden = mask === null;
     canvas.fillStyle = `rgb(${DIM.slice(0, 3).join(" ")} / ${DIM[3] / 255})`;
     if (mask !== null && alone) canvas.fillRect(0, 0, this.width, this.height);
     if (mask !== null && this.#fits(mask) && mask.frame.width) {

@@ -225,6 +225,7 @@ def test_drafts_are_carried_to_masks_that_changed_and_what_was_merged_is_there_o
     page.keyboard.press("1")
     expect(page.locator("[data-part=whole]")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("d")
+    page.wait_for_timeout(300)  # the browser writes it
     page.reload()
     shown(page, 5)
     expect(page.locator("#said")).to_have_text("Your draft of this image is back.")

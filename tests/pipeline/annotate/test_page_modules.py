@@ -56,6 +56,34 @@ def test_run_lengths_are_those_of_the_dataset_and_sets_of_pixels_are_exact(page:
     assert run(page, "spans", "return spans.countsOf(spans.spansFrom([[2, 5], [0, 2], [1, 3]]), 3, 2)") == "051"
 
 
+def test_masks_are_painted_to_the_pixel_and_coarsely_wherever_they_have_one(page: "Page") -> None:
+    cases, expected = [], []
+    for seed, size in enumerate(SIZES[1:]):
+        for mask in masks_of(size, seed):
+            for step, thickness in [(1, 1), (1, 3), (2, 1), (2, 2), (3, 1), (5, 2)]:
+                cases.append([encode(mask).counts, *size, step, thickness])
+                there, inner = np.pad(mask, thickness), mask.copy()
+                for axis, by in [(0, thickness), (0, -thickness), (1, thickness), (1, -thickness)]:
+                    inner &= np.roll(there, by, axis)[thickness:-thickness, thickness:-thickness]
+                # Outside 0, filled 1, lines 2.
+                colors = np.pad(mask.astype(int) + (mask & ~inner), [(0, -side % step) for side in size])
+                blocks = colors.reshape(colors.shape[0] // step, step, colors.shape[1] // step, step)
+                expected.append(blocks.max(axis=(1, 3)).ravel().tolist())
+    found = run(
+        page,
+        "mask",
+        """return given.map(([counts, height, width, step, thickness]) => {
+            const [across, down] = [width, height].map((side) => Math.ceil(side / step));
+            const pixels = new Uint32Array(across * down);
+            const drawn = new mask.Mask({ segmentation: { size: [height, width], counts } });
+            drawn.paint(pixels, { left: 0, top: 0, width: across }, 1, 2, thickness, step);
+            return [...pixels];
+        })""",
+        cases,
+    )
+    assert found == expected
+
+
 def test_a_count_of_another_size_is_an_error(page: "Page") -> None:
     counts = encode(np.ones((4, 4), bool)).counts
     found = run(page, "spans", "try { spans.spansOf(given, 4, 5); return null } catch (e) { return e.message }", counts)
