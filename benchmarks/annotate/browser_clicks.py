@@ -11,8 +11,8 @@ from typing import Any
 _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 _WAIT_MS = 30_000
 
-# `window.shown` is a promise of the last click's time, or of null if no mask is drawn: the model found none, or the one before.
-# Nothing is asked of the page meanwhile: whatever polls it keeps it busy.
+# `window.shown` is a promise of the last click's time, or of null if no mask is drawn: the model found none, or the one
+# before. Nothing is asked of the page meanwhile: whatever polls it keeps it busy.
 _WATCH = """() => {
     let begun = null;
     let tell = null;

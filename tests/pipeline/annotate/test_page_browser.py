@@ -192,6 +192,39 @@ def looks(page: "Page") -> Any:
     )
 
 
+def test_masks_have_the_screens_pixels_and_zoomed_in_the_images(page: "Page", server: Served) -> None:
+    start(page, server, 6)
+    press_pixel(page, *inside(truth(server, 6)[0]))
+    answered(page)
+
+    def drawn(step: int) -> int:
+        """The pixels that the active mask's canvas has painted, once it has the size for a step."""
+        sizes = [[-(-side // step) for side in reversed(server.opened.desk.source.read(6).size)]] * 2
+        page.wait_for_function(
+            """sizes => JSON.stringify(["active-mask", "all-masks"].map((id) => {
+                const canvas = document.getElementById(id);
+                return [canvas.width, canvas.height];
+            })) === JSON.stringify(sizes)""",
+            arg=sizes,
+        )
+        count = """canvas => {
+            const { width, height } = canvas;
+            const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+            copy.drawImage(canvas, 0, 0);
+            const { data } = copy.getImageData(0, 0, width, height);
+            return data.reduce((sum, value, place) => sum + (place % 4 === 3 && value > 0), 0);
+        }"""
+        return int(page.locator("#active-mask").evaluate(count))
+
+    area = drawn(1)
+    width = server.opened.desk.source.read(6).size[1]
+    page.locator("#stage").evaluate("(stage, width) => (stage.style.maxWidth = `${width}px`)", width // 3)
+    assert area < 9 * drawn(3) < 1.5 * area
+    for _ in range(4):
+        page.keyboard.press("+")
+    assert drawn(1) == area
+
+
 def test_ten_gestures_are_undone_kept_over_a_reload_and_redone(page: "Page", server: Served) -> None:
     start(page, server, 4)
     columns = [inside(mask) for mask in truth(server, 4)]
