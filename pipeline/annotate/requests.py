@@ -54,12 +54,14 @@ class Bodies:
     """The bodies of an application's writes, in bounded memory.
 
     Each endpoint has a limit. Of the bodies over 1 MiB as many as `at_once` are read and answered at a time, as JSON
-    takes many times its size; the others wait. One that stops arriving is refused.
+    takes many times its size; the others wait. One that stops arriving for `patience_s` seconds is refused, and so is
+    one that takes so much longer than at `slowest` bytes a second: else it could hold its place for ever.
     """
 
-    def __init__(self, at_once: int = 2, patience_s: float = 30.0) -> None:
+    def __init__(self, at_once: int = 2, patience_s: float = 30.0, slowest: float = 40_000.0) -> None:
         self._large = asyncio.Semaphore(at_once)
         self._patience_s = patience_s
+        self._slowest = slowest
 
     def writes(self, answer: Callable[[Request, Any], Response], most: int = SMALL_BYTES) -> Answering:
         """Return an endpoint that takes a JSON body of at most `most` bytes: `answer` gets it, and runs in a thread."""
@@ -79,11 +81,15 @@ class Bodies:
             raise problem
         parts: list[bytes] = []
         size = 0
+        waited = 0.0
+        clock = asyncio.get_running_loop().time
         stream = request.stream()
         try:
             while True:
-                async with asyncio.timeout(self._patience_s):
+                asked = clock()
+                async with asyncio.timeout(min(self._patience_s, self._patience_s + size / self._slowest - waited)):
                     part = await anext(stream, None)
+                waited += clock() - asked
                 if part is None:
                     return b"".join(parts)
                 if size <= _LARGE < size + len(part):
@@ -95,7 +101,7 @@ class Bodies:
         except ClientDisconnect as error:
             raise UsageError("the request ended early") from error
         except TimeoutError as error:
-            raise UsageError(f"the request stopped for {self._patience_s:g} seconds") from error
+            raise UsageError(f"the request stopped for {self._patience_s:g} seconds, or came too slowly") from error
 
 
 def _parsed(body: bytes) -> Any:

@@ -74,6 +74,26 @@ def test_a_body_that_stops_is_refused_and_gives_its_place_back() -> None:
     asyncio.run(run())
 
 
+def test_a_body_that_comes_in_drops_is_refused_and_gives_its_place_back() -> None:
+    sent = 0
+
+    async def drips() -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield b"[" + b" " * (2 << 20)
+        while sent < 200:
+            sent += 1
+            await asyncio.sleep(0.05)
+            yield b" "
+
+    async def run() -> None:
+        app = Answers(at_once=1, patience_s=0.4, slowest=1e9)
+        assert (await app.post("/large", drips())).status_code == 400
+        assert sent < 200
+        assert (await app.post("/large", json.dumps("x" * (2 << 20)).encode())).status_code == 200
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("path", "content", "status"),
     [
