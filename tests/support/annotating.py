@@ -32,6 +32,7 @@ class Annotators:
     def __init__(self, opened: Opened, *names: str, origin: Origin | None = None) -> None:
         self.team = Team(PORT, list(names or ["ann"]), origin)
         self.app = make_app(opened.desk, self.team)
+        opened.desk.embeddings._patience_s = 120.0  # these browsers do not ask again
 
     def stranger(self, base_url: str = ORIGIN) -> TestClient:
         """Return a browser without a cookie."""

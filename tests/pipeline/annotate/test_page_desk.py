@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,15 @@ def draw(page: "Page", number: int, others: int | None = None) -> None:
     expect(page.locator("#made li")).to_have_count((number if others is None else others) + 1)
 
 
+def until(page: "Page", is_so: Callable[[], bool]) -> None:
+    """Wait until something is so, while the page goes on."""
+    for _ in range(600):
+        if is_so():
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("it never was so")
+
+
 def answers(server: Served, image: int) -> list[Answer]:
     return read_answers(location_of(server.dataset), image - 1)
 
@@ -104,7 +113,7 @@ def test_what_is_never_answered_holds_no_gesture_back_and_is_saved_once(page: "P
     press_pixel(page, *inside(truth(server, 1)[0]))
     expect(page.locator("#mask-title")).to_contain_text("The model is asked")
     page.keyboard.press("Escape")  # waits for the click's answer
-    page.wait_for_timeout(500)
+    until(page, lambda: len(held) == 1)
     expect(page.locator("#mask-title")).to_contain_text("The model is asked")
     page.clock.fast_forward(21_000)
     expect(page.locator("#problem")).to_contain_text(LATE)
@@ -122,13 +131,12 @@ def test_what_is_never_answered_holds_no_gesture_back_and_is_saved_once(page: "P
 
     page.route("**/answers/*", swallow)
     page.keyboard.press("s")
-    page.wait_for_timeout(500)
-    assert len(answers(server, 1)) == before + 1
+    until(page, lambda: len(answers(server, 1)) == before + 1)
     page.keyboard.press("v")
     page.clock.fast_forward(40_000)
     expect(page.locator("#problem")).to_contain_text(LATE)
     page.clock.fast_forward(4_000)  # it is sent again, and not answered again: gestures go on
-    page.wait_for_timeout(500)
+    until(page, lambda: len(held) == 3)
     page.keyboard.press("d")
     expect(page.locator("#complete")).not_to_be_checked()
     page.keyboard.press("d")
@@ -146,7 +154,7 @@ def test_what_is_never_answered_holds_no_gesture_back_and_is_saved_once(page: "P
     # An image that is not opened: the page looks again by itself.
     page.route("**/api/images/2", lambda route: held.append(route))
     page.evaluate("location.hash = '#image/2'")
-    page.wait_for_timeout(500)
+    until(page, lambda: held[-1].request.url.endswith("/api/images/2"))
     page.clock.fast_forward(21_000)
     expect(page.locator("#problem")).to_contain_text(LATE)
     page.unroute("**/api/images/2")
