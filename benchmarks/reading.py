@@ -37,7 +37,7 @@ from segmint.catalogs.dataset.reading.order import EpochOrder  # noqa: E402
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset  # noqa: E402
 
 PARTS = ("bytes", "decoded")
-OTHERS = ("tarfile", "webdataset", "streaming")
+OTHERS = ("tarfile", "webdataset", "mixed", "streaming")
 STREAMING = "mosaicml-streaming==0.13.0"
 SIDES = ROOT / "benchmarks" / "reading_sides.py"
 WINDOW = 32

@@ -1,11 +1,11 @@
 """One pass over a dataset by one reader, as a separate process, which may be of another environment.
 
-    python benchmarks/reading_sides.py tarfile|webdataset|streaming|segmint|batches FOLDER bytes|decoded|exact
+    python benchmarks/reading_sides.py tarfile|webdataset|mixed|streaming|segmint|batches FOLDER bytes|decoded|exact
 
 It prints JSON: the seconds and CPU seconds of a pass after a short one, and how many images it had; or, for `exact`, a
 hash of all JPEGs, pixels and masks by image, whatever their order. `segmint` reads image by image, as the others do,
-`batches` in batches of eight. `streaming` reads `FOLDER/mds`, which `convert` writes from the tars, the others
-`FOLDER/dataset`. segmint is imported by its own side alone.
+`batches` in batches of eight; `mixed` is WebDataset with its shuffle buffer. `streaming` reads `FOLDER/mds`, which
+`convert` writes from the tars, the others `FOLDER/dataset`. segmint is imported by its own side alone.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 BATCH = 8
 WARM = 200
+MIXED = 1000  # images in WebDataset's buffer
 MDS_BYTES = 64 << 20
 
 
@@ -120,6 +121,15 @@ def by_webdataset(folder: Path, decode: bool) -> Iterator[Read]:
         yield image_of(sample["jpg"], sample["json"], decode)
 
 
+def by_mixed(folder: Path, decode: bool) -> Iterator[Read]:
+    """WebDataset, shuffled: shards in a random turn, and images by a buffer of them."""
+    import webdataset
+
+    shards = tars(folder)
+    for sample in webdataset.WebDataset(shards, shardshuffle=len(shards)).shuffle(MIXED):
+        yield image_of(sample["jpg"], sample["json"], decode)
+
+
 def by_streaming(folder: Path, decode: bool) -> Iterator[Read]:
     """MosaicML's streaming, shuffled, from a local folder in its format."""
     import streaming
@@ -148,6 +158,7 @@ def by_batches(folder: Path, decode: bool) -> Iterator[Read]:
 SIDES = {
     "tarfile": by_tarfile,
     "webdataset": by_webdataset,
+    "mixed": by_mixed,
     "streaming": by_streaming,
     "segmint": by_segmint,
     "batches": by_batches,

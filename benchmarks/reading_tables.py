@@ -7,6 +7,7 @@ READERS = {
     "batches": "segmint, shuffled, batches of 8",
     "tarfile": "`tarfile`, in order",
     "webdataset": "WebDataset, in order",
+    "mixed": "WebDataset, shuffled by a buffer of 1,000",
     "streaming": "streaming, shuffled, in its format",
 }
 MODES = {"bytes": "JPEG bytes and masks", "decoded": "pixels and masks"}
