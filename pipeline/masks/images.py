@@ -93,7 +93,7 @@ def _photographs_in(storage: Storage, folder: str, recursive: bool) -> Iterator[
 
 
 def _passed_over(folder: Path, recursive: bool) -> Iterator[str]:
-    """Yield what the listing of a local folder leaves out: links to folders, and pictures' names that are no files."""
+    """Yield what of a local folder is left out: folders, links to them, and pictures' names that are no files."""
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         for name in folders:
@@ -104,7 +104,14 @@ def _passed_over(folder: Path, recursive: bool) -> Iterator[str]:
             if not path.is_file():
                 yield f"{path}: {'a link that leads to no file' if path.is_symlink() else 'a pipe or a device'}"
         if not recursive:
+            below = [name for name in folders if _holds_photographs(Path(root) / name)]
+            if below:
+                yield f"photographs in folders below {folder} ({some(below)}): --recursive takes them"
             return
+
+
+def _holds_photographs(folder: Path) -> bool:
+    return not folder.is_symlink() and any(any(_photographs_of(files)) for _, _, files in os.walk(folder))
 
 
 def _photographs_of(names: Iterable[str]) -> Iterator[str]:

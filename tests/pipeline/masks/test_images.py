@@ -92,6 +92,7 @@ def test_what_a_folder_holds_and_is_not_taken_is_told(folder, tmp_path):
     )
     assert find_photographs(Storage(), [folder], recursive=False).passed_over == (
         f"{folder}/pipe.png: a pipe or a device",
+        f"photographs in folders below {folder} (deep): --recursive takes them",
     )
     with pytest.raises(UsageError, match=r"pipe\.png: a pipe or a device; expected a file"):
         places(f"{folder}/pipe.png")
