@@ -54,7 +54,8 @@ def page(chromium: "Browser", server: Served) -> Iterator["Page"]:
     seen = watch(page)
     yield page
     context.close()
-    expected = ("net::ERR_FAILED", " 403 ", " 409 ")  # requests that tests have refused
+    # Requests that tests have refused, and one that a busy machine's model lets wait: the page asks it again.
+    expected = ("net::ERR_FAILED", " 403 ", " 409 ", " 503 ")
     assert [error for error in seen.errors if not any(part in error for part in expected)] == []
 
 

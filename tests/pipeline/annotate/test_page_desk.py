@@ -50,7 +50,7 @@ def page(chromium: "Browser", server: Served) -> Iterator["Page"]:
     seen = watch(page)
     yield page
     context.close()
-    expected = ("net::ERR_FAILED", " 403 ", " 404 ", " 409 ")
+    expected = ("net::ERR_FAILED", " 403 ", " 404 ", " 409 ", " 503 ")
     assert [error for error in seen.errors if not any(part in error for part in expected)] == []
 
 

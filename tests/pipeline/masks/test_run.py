@@ -216,15 +216,25 @@ def test_a_killed_run_leaves_whole_files_and_the_next_one_the_same_bytes(tmp_pat
 def test_ctrl_c_keeps_what_is_made_and_says_what_was_not_reached(tmp_path, photographs):
     for number in range(20):
         Image.open(photographs / "cat.png").rotate(number * 9).save(photographs / f"{number:02}.png")
-    words = ["masks", str(photographs), "-o", str(tmp_path / "out"), "--point", "75,50", "--device", "cpu"]
+    words = [
+        "masks",
+        str(photographs),
+        "--recursive",
+        "-o",
+        str(tmp_path / "out"),
+        "--point",
+        "75,50",
+        "--device",
+        "cpu",
+    ]
     command = [sys.executable, "-m", "segmint", *words]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
         lines = [run.stderr.readline()]
         run.send_signal(signal.SIGINT)
         lines += run.stderr.readlines()
     assert run.returncode == 3, lines
-    assert lines[0].startswith(f"[1/23] {photographs}/00.png: 1 mask in ")
-    assert any(line.startswith("23 photographs: ") and " not reached; " in line for line in lines)
+    assert lines[0].startswith(f"[1/24] {photographs}/00.png: 1 mask in ")
+    assert any(line.startswith("24 photographs: ") and " not reached; " in line for line in lines)
     assert lines[-1].startswith("interrupted: finished work is kept")
     assert 1 <= len(list((tmp_path / "out").glob("[!.]*.json"))) < 21
 
