@@ -70,8 +70,10 @@ def _rings(mask: Mask) -> list[Ring]:
 
     rings: list[Ring] = []
     waiting = {(corner, int(way)): None for corner, way in np.argwhere(ways).tolist()}
-    while waiting:
-        corner, way = next(iter(waiting))
+    for start in list(waiting):
+        if start not in waiting:
+            continue
+        corner, way = start
         path: list[int] = []
         seen: dict[int, int] = {}
         while True:
