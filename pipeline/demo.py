@@ -25,7 +25,10 @@ from segmint.pipeline.masks.run import make_masks, plan
 CONFIG = {
     "name": "demo",
     "images_per_shard": 4,
-    "license": {"allow": ["CC0-1.0", "CC-BY-2.0", "LicenseRef-public-domain"]},
+    "license": {
+        "allow": ["CC0-1.0", "CC-BY-2.0", "LicenseRef-public-domain"],
+        "policy_date": "2026-11-22",  # so that the digest is the same on any day
+    },
     "masks": {"profile": "sa1b", "crop_n_layers": 0},
     "rows_per_block": 1,
 }
