@@ -105,7 +105,10 @@ def line_of(note: OutputNote) -> str:
 
 
 def read_notes(dataset: Location) -> list[OutputNote]:
-    """Read the notes of what was made from a dataset; raises `DamagedDatasetError` for any other file."""
+    """Read the notes of what was made from a dataset; raises `DamagedDatasetError` for any other file.
+
+    A note without files, of what was begun, is left out where one with files says that it was completed.
+    """
     notes = []
     for entry in (dataset / OUTPUTS).list():
         file = dataset / OUTPUTS / entry.name
@@ -113,7 +116,8 @@ def read_notes(dataset: Location) -> list[OutputNote]:
             notes.append(OutputNote.model_validate(json.loads(file.read())))
         except (ValidationError, ValueError, RecursionError) as error:
             raise DamagedDatasetError(f"{file} is no note of an output: {error}") from error
-    return notes
+    completed = {(note.command, note.place) for note in notes if note.files}
+    return [note for note in notes if note.files or (note.command, note.place) not in completed]
 
 
 def _place(dataset: Location, folder: Location) -> str:

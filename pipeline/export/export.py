@@ -1,15 +1,13 @@
 """Exports of a dataset for other tools: a stream of samples goes to the format's writer, their pictures to a folder."""
 
 import errno
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Protocol, runtime_checkable
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import image_name
@@ -20,6 +18,7 @@ from segmint.infra.uris import is_below
 from segmint.infra.wording import counted, listed
 from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.fiftyone import FiftyOneWriter
+from segmint.pipeline.export.folder import ExportFolder
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.geojson import GeoJsonWriter
 from segmint.pipeline.export.hf import HuggingFaceWriter
@@ -99,6 +98,7 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     try:
         with TemporaryDirectory(prefix="segmint-") as scratch:
             version = name_now(location)
+            folder = ExportFolder(location, f"export --format {options.format}", output)
             writer = make_writer(
                 options.format,
                 Path(scratch),
@@ -110,9 +110,8 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
             )
             drawn = None if options.sample is None else draw_images(dataset, shards, options.sample, options.seed)
             samples = read_images(dataset, shards, drawn)
-            note = partial(note_output, location, f"export --format {options.format}", output)
             apart = options.format is not Format.HF
-            return write_samples(samples, [writer], output, file, version, options.with_images, note, apart)
+            return write_samples(samples, [writer], folder, file, version, options.with_images, apart)
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise
@@ -166,52 +165,55 @@ def _taken(*files: Location) -> str:
 def write_samples(
     samples: Iterable[Sample],
     writers: Sequence[SampleWriter],
-    output: Location,
+    folder: ExportFolder,
     file: Location,
     version: VersionName,
     with_images: bool = True,
-    note: Callable[[Mapping[str, str]], None] = lambda _: None,
     pictures_apart: bool = True,
 ) -> Exported:
     """Write the pictures of samples as they come, then the files of the writers in order; `file` is the main file.
 
     `version` is the dataset that the samples are of. With `pictures_apart=False` the writers keep the pictures
-    themselves. Each file appears only when it is complete, so that an export that was killed has no main file. `note`
-    is called with the SHA-256 of the last file, by its path below `output`, before it is put. Pictures and files that
-    are there with the same bytes stay, of a run that was killed. Raises `UsageError` at the first picture, or other
-    file of one image, that is there with other bytes, and names all others before it puts any of them.
+    themselves. Each file appears only when it is complete, so that an export that was killed has no main file. Pictures
+    and files that are there with the same bytes stay, of a run that was killed. Raises `UsageError` at the first
+    picture, or other file of one image, that is there with other bytes, and names all others before it puts any of
+    them; before the last one it raises what `ExportFolder.complete` raises.
     """
+    output = folder.location
     images = masks = pictures = 0
     with TemporaryDirectory(prefix="segmint-") as scratch:
         for sample in samples:
             if with_images and sample.jpeg is not None:
                 if pictures_apart:
-                    _put_part(sample.jpeg, Path(scratch), output / "images" / image_name(sample.id))
+                    _put_part(sample.jpeg, Path(scratch), folder, f"images/{image_name(sample.id)}")
                 pictures += 1
             for writer in writers:
                 for name, content in (writer.add(sample) or {}).items():
-                    _put_part(content, Path(scratch), output / name)
+                    _put_part(content, Path(scratch), folder, name)
             images += 1
             masks += len(sample.masks)
     files = [pair for writer in writers for pair in writer.finish().items()]
     if others := [output / name for name, path in files if _is_other(output / name, path)]:
         raise UsageError(_taken(*others))
     for number, (name, path) in enumerate(files, 1):
+        folder.wrote(name)
         if number == len(files):
-            note({name: sha256_of(path)})
+            folder.complete({name: sha256_of(path)})
         if not (output / name).put_file_if_absent(path):
             raise UsageError(_taken(output / name))
     notes = tuple(line for writer in writers if isinstance(writer, Noting) for line in writer.notes())
     return Exported(str(output), str(file), images, masks, pictures, version, notes)
 
 
-def _put_part(content: bytes | Path, scratch: Path, file: Location) -> None:
+def _put_part(content: bytes | Path, scratch: Path, folder: ExportFolder, name: str) -> None:
     """Put a picture, or another file that is complete before the last image; one from the scratch folder moves."""
     if isinstance(content, Path):
         local = content
     else:
         local = scratch / "part"
         local.write_bytes(content)  # fewer stores can put bytes if absent than can put a file
+    file = folder.location / name
+    folder.wrote(name)
     if not file.put_file_if_absent(local):
         raise UsageError(
             f"{file} already exists with other bytes, from another run or the dataset as it was, and is not "

@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +17,6 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import ADDED_IMAGE_COLUMNS, canonical_json
@@ -29,6 +27,7 @@ from segmint.operators.audit.mask_columns import of_people
 from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
 from segmint.pipeline.export.coco import compressed_rle
 from segmint.pipeline.export.export import make_writer, refuse_existing, write_samples
+from segmint.pipeline.export.folder import ExportFolder
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.export.samples import draw_key
 from segmint.pipeline.statistics.paper import MASKS_PER_IMAGE
@@ -109,6 +108,7 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
     with TemporaryDirectory(prefix="segmint-") as folder:
         scratch = Path(folder)
         version = name_now(location)
+        into = ExportFolder(location, "study sample", output)
         formats = [
             make_writer(format, scratch, dataset.manifest, version, output.uri)
             for format in (Format.COCO, Format.LABEL_STUDIO)
@@ -120,8 +120,7 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
             )
         pins = PinWriter(scratch, dataset.manifest, version, drawn, count, seed)
         samples = _Samples(dataset, drawn.ids)
-        note = partial(note_output, location, "study sample", output)
-        written = write_samples(_with_pictures(samples), [*formats, pins], output, file, version, note=note)
+        written = write_samples(_with_pictures(samples), [*formats, pins], into, file, version)
     return StudySample(
         output=str(output),
         images=written.images,

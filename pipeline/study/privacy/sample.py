@@ -3,19 +3,18 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.pipeline.export.export import refuse_existing, write_samples
+from segmint.pipeline.export.folder import ExportFolder
 from segmint.pipeline.export.label_studio import IMAGE_KEY, LABEL_CONFIG, image_url
 from segmint.pipeline.export.samples import draw_images, read_images
 from segmint.pipeline.study.files import MANIFEST
@@ -81,15 +80,15 @@ def sample_privacy(location: Location, count: int, seed: int, output: Location) 
         raise UsageError(f"{location} has annotations without images: there is nothing in which people could look")
     shards = range(dataset.manifest.shards)
     version = name_now(location)
+    folder = ExportFolder(location, "study sample", output)
     population = sum(commit.counts.get("images", 0) for commit in dataset.commits())
     drawn = draw_images(dataset, shards, count, seed)
     if not drawn:
         raise UsageError(f"{location} has no committed image: there is nothing in which people could look")
     with TemporaryDirectory(prefix="segmint-") as scratch:
         writer = _Writer(Path(scratch), dataset.manifest, version, output.uri, population, count, seed)
-        note = partial(note_output, location, "study sample", output)
         samples = read_images(dataset, shards, drawn)
-        written = write_samples(samples, [writer], output, file, version, note=note)
+        written = write_samples(samples, [writer], folder, file, version)
     return PrivacySample(str(output), written.images, population, version)
 
 

@@ -15,6 +15,7 @@ from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.export.export import ExportOptions, export_dataset, make_writer, write_samples
+from segmint.pipeline.export.folder import ExportFolder
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.shard_ranges import ShardPart
 from tests.support.committed import masks, write_dataset
@@ -67,8 +68,9 @@ def test_a_file_that_another_export_put_meanwhile_stays(small: str, tmp_path: Pa
         location_of(output / "instances.json").put(b"{}")
 
     writer = make_writer(Format.COCO, tmp_path, Dataset.open(location_of(small)).manifest, VERSION, str(output))
+    folder = ExportFolder(location_of(small), "export", location_of(output))
     with pytest.raises(UsageError, match=r"instances\.json already exists"):
-        write_samples(samples(), [writer], location_of(output), location_of(output / "instances.json"), VERSION)
+        write_samples(samples(), [writer], folder, location_of(output / "instances.json"), VERSION)
     assert (output / "instances.json").read_bytes() == b"{}"
 
 
@@ -97,7 +99,8 @@ def test_all_files_in_the_way_are_named_before_any_is_put(small: str, tmp_path: 
 
     def export() -> None:
         samples = iter(Dataset.open(location_of(small)))
-        write_samples(samples, [Writer()], location_of(output), location_of(output / "main"), VERSION)
+        folder = ExportFolder(location_of(small), "export", location_of(output))
+        write_samples(samples, [Writer()], folder, location_of(output / "main"), VERSION)
 
     with pytest.raises(UsageError, match=r"out/a and .*out/b already exist and .* delete them$"):
         export()
@@ -148,7 +151,7 @@ def test_killed_anywhere_it_leaves_nothing_that_looks_whole(format: Format, smal
     with dying_after(None) as budget:
         export(tmp_path / "whole")
     files = {path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()}
-    assert budget.spent == len(files) + 1  # the dataset's note of it, before the file that completes it
+    assert budget.spent == len(files) + 2  # the dataset's notes: before the first file, and before the last
     # All formats are written by the same lines: one is killed before each write, the others before some.
     step = 1 if format is Format.COCO else max(1, budget.spent // 4)
     for writes in sorted({*range(0, budget.spent, step), budget.spent - 1}):

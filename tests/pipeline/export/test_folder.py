@@ -1,0 +1,83 @@
+"""An export's folder has nothing of a run before, and nothing of images that were taken down meanwhile."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from segmint.catalogs.dataset.outputs import read_notes
+from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.catalogs.dataset.tombstones import Asked
+from segmint.infra.errors import UnfinishedError, UsageError
+from segmint.infra.storage.location import Location
+from segmint.pipeline.corrections.takedown import takedown
+from segmint.pipeline.export import export
+from segmint.pipeline.export.export import ExportOptions, export_dataset
+from segmint.pipeline.export.formats import Format
+from tests.support.killed_writes import KilledError, dying_after
+from tests.support.locations import location_of
+from tests.support.protocol import two_shards
+
+YOLO, COCO = ExportOptions(Format.YOLO), ExportOptions(Format.COCO)
+
+
+@pytest.fixture
+def dataset() -> Iterator[Location]:
+    """Two shards with the images 1, 2, 4 and 5."""
+    with two_shards() as place:
+        yield place.location
+
+
+def take_down(dataset: Location) -> tuple[str, ...]:
+    """Take the first image down; return what else is made of the dataset."""
+    first = next(iter(Dataset.open(dataset))).row["image_id"]
+    return takedown(dataset, Asked(ids=(first,)), "asked for").outputs
+
+
+def test_a_killed_export_is_named_by_a_takedown_and_not_completed_with_its_picture(
+    dataset: Location, tmp_path: Path
+) -> None:
+    output = location_of(tmp_path / "out")
+    with dying_after(5), pytest.raises(KilledError):
+        export_dataset(dataset, YOLO, output)
+    assert (tmp_path / "out/images/sa_1.jpg").exists()
+    assert take_down(dataset) == ("out (segmint export --format yolo)",)
+    with pytest.raises(UsageError, match=r"not part of this export.*images/sa_1\.jpg.*labels/sa_1\.txt.*: delete them"):
+        export_dataset(dataset, YOLO, output)
+    assert not (tmp_path / "out/data.yaml").exists()
+    for name in ("images/sa_1.jpg", "labels/sa_1.txt"):
+        (tmp_path / "out" / name).unlink()
+    assert export_dataset(dataset, YOLO, output).images == 3
+    assert [sorted(note.files) for note in read_notes(dataset)] == [["data.yaml"]]
+
+
+def test_an_export_during_a_takedown_is_not_completed(
+    dataset: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_images = export.read_images
+    named: list[tuple[str, ...]] = []
+
+    def reading(*arguments: object) -> Iterator[Sample]:
+        for sample in read_images(*arguments):  # type: ignore[arg-type]
+            yield sample
+            if not named:
+                named.append(take_down(dataset))
+
+    monkeypatch.setattr(export, "read_images", reading)
+    with pytest.raises(UnfinishedError, match=r"corrected while it was exported \(shards: 0\)"):
+        export_dataset(dataset, COCO, location_of(tmp_path / "out"))
+    assert named == [("out (segmint export --format coco)",)]
+    assert not (tmp_path / "out/instances.json").exists()
+
+
+def test_files_that_tools_would_read_as_this_export_are_refused_and_others_stay(
+    dataset: Location, tmp_path: Path
+) -> None:
+    output = location_of(tmp_path / "out")
+    for name in ("images/sa_9.jpg", "notes.txt", "of-a-person/sa_9.jpg"):
+        (output / name).put(b"of another run")
+    with pytest.raises(UsageError, match=r"that are not part of this export.* was: images/sa_9\.jpg: delete them"):
+        export_dataset(dataset, YOLO, output)
+    assert not (tmp_path / "out/data.yaml").exists()
+    (tmp_path / "out/images/sa_9.jpg").unlink()
+    assert export_dataset(dataset, YOLO, output).pictures == 4
