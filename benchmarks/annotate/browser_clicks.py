@@ -50,8 +50,8 @@ class Clicked:
     browser: str
 
 
-def click_in_browser(address: str, clicks: int, seed: int, warm: int) -> Clicked | None:
-    """Click on random places of image 1, first and then to correct; None without Chromium on the PATH."""
+def click_in_browser(address: str, clicks: int, seed: int, warm: int, pause_s: float) -> Clicked | None:
+    """Click on random places of image 1, first and then to correct, a pause before each; None without Chromium."""
     executable = shutil.which("chromium")
     if executable is None:
         return None
@@ -64,7 +64,7 @@ def click_in_browser(address: str, clicks: int, seed: int, warm: int) -> Clicked
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(address)
         page.locator("#work").wait_for(state="visible")
-        page.wait_for_function("document.querySelector('#picture').complete")
+        page.wait_for_function("() => document.querySelector('#picture').complete")
         page.wait_for_load_state("networkidle")
         page.evaluate(_WATCH)
         picture: Any = page.locator("#picture").bounding_box()
@@ -72,6 +72,7 @@ def click_in_browser(address: str, clicks: int, seed: int, warm: int) -> Clicked
 
         def click(button: Any) -> float | None:
             """Click somewhere; None if the model found nothing there, so that no mask is drawn."""
+            page.wait_for_timeout(1000 * pause_s)
             x, y = rng.uniform(0.02, 0.98, 2)
             page.mouse.click(picture["x"] + x * picture["width"], picture["y"] + y * picture["height"], button=button)
             shown: float | None = page.evaluate("window.shown")

@@ -1,7 +1,7 @@
 """The image encoder for inference: on batches of one size, compiled if requested."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -66,6 +66,12 @@ class BatchEncoder:
             encoded = self._encode(self._batch(part, size)).to(self.sam.dtype)
             embeddings += [encoded[index : index + 1] for index in range(len(part))]
         return embeddings
+
+    def before_each_layer(self, call: Callable[[], None]) -> None:
+        """Have `call` called before each layer, in the thread that encodes; a compiled encoder does not call it."""
+        for module in self._eager.modules():
+            if not any(module.children()):
+                module.register_forward_pre_hook(lambda *_: call())
 
     def _batch(self, images: Sequence[Tensor], size: int) -> Tensor:
         """(size, 3, side, side) on the model's device and in the encoder's dtype."""

@@ -1,6 +1,6 @@
 """Masks for prompts, without hidden state: embed an image once, then ask for masks as often as needed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,12 @@ class Predictor:
         self.sam = sam
         self._encoder = BatchEncoder(sam, compile_encoder, must_compile)
         self._placed: Tensor | None = None
+
+    def before_each_layer(self, call: Callable[[], None]) -> None:
+        """Have `call` called before each layer of the image encoder, in the thread that encodes, for work that must not
+        wait for a whole image. An encoder that is compiled does not call it.
+        """
+        self._encoder.before_each_layer(call)
 
     def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encode an image, (H, W, 3) uint8 RGB.

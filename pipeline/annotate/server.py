@@ -17,7 +17,6 @@ from segmint.infra.assets.known import AssetError
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
 from segmint.infra.storage.location import Location
-from segmint.model.sam.predictor import Predictor
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.segment.models import load_model
 from segmint.pipeline.annotate.about import About
@@ -26,6 +25,7 @@ from segmint.pipeline.annotate.app import make_app
 from segmint.pipeline.annotate.board import Board
 from segmint.pipeline.annotate.clicks.decoder import Decoder
 from segmint.pipeline.annotate.clicks.embeddings import Embeddings
+from segmint.pipeline.annotate.clicks.predictor_thread import PredictorThread
 from segmint.pipeline.annotate.clicks.prefill import ObjectFinder, Prefills, mask_settings
 from segmint.pipeline.annotate.desk import Desk
 from segmint.pipeline.annotate.leases import Leases
@@ -72,7 +72,8 @@ def open_desk(dataset: Location, options: AnnotateOptions) -> Iterator[Opened]:
             queue = make_queue(tables, manifest, options.queue)
             index = stack.enter_context(closing(ImageIndex(tables, (), folder)))
         weights, path, note = find_weights(dataset, manifest, options.weights)
-        predictor = Predictor(load_model(path, resolve_compute(options.device, "fp32")))
+        compute = resolve_compute(options.device, "fp32")
+        predictor = stack.enter_context(PredictorThread(lambda: load_model(path, compute)))
         decoder = stack.enter_context(JpegDecoder(own=True))
         source = stack.enter_context(closing(ImageSource(dataset, index, folder)))
         study = None if options.queue.study is None else options.queue.study.name

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmint.model.automatic.rle import Rle, decode
-from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.pipeline.annotate.clicks.drawing import DrawnMask, draw_mask
+from segmint.model.sam.predictor import Embedding
+from segmint.pipeline.annotate.clicks.drawing import DrawnMask, draw_mask, prepare_drawing
 from segmint.pipeline.annotate.clicks.embeddings import Embedded
+from segmint.pipeline.annotate.clicks.predictor_thread import PredictorThread
 from segmint.pipeline.annotate.clicks.prompts import Part, Prompt
 
 HANDLES = 128
@@ -57,30 +58,28 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Kept:
-    """The logits (C, 256, 256) of an answer's masks, of which JPEG and whose they are, and which was chosen."""
+    """The logits (256, 256) of an answer's masks, of which JPEG and whose they are, and which was chosen."""
 
     image: int
     jpeg_sha256: str
     annotator: str
-    logits: Tensor
+    logits: tuple[Tensor, ...]
     chosen: int
 
 
 class Decoder:
-    """Answers prompts, one after another in one thread. A context manager; thread-safe.
+    """Answers prompts. A context manager; thread-safe.
 
     A single prompt (one point, or a box) has three masks. A prompt that corrects an answer gets the model's single
     mask, from that answer's logits. Several prompts at once, without an answer to correct, get the best of three: see
     decision 25.
     """
 
-    def __init__(self, predictor: Predictor, handles: int = HANDLES) -> None:
+    def __init__(self, predictor: PredictorThread, handles: int = HANDLES) -> None:
         self._predictor = predictor
         self._most = handles
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        # torch keeps a team of threads for each thread that computes.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._drawers = ThreadPoolExecutor(_DRAWERS, thread_name_prefix="drawing")
 
     def __enter__(self) -> "Decoder":
@@ -89,7 +88,6 @@ class Decoder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._thread.shutdown(cancel_futures=True)
         self._drawers.shutdown()
 
     def predict(self, annotator: str, embedded: Embedded, prompt: Prompt) -> Prediction:
@@ -98,7 +96,18 @@ class Decoder:
         A handle that is not known, or names logits of other pixels than the embedding's, is left out, and the answer
         says so.
         """
-        return self._thread.submit(self._predict, annotator, embedded, prompt).result()
+        embedding = embedded.embedding
+        before = self._logits_of(prompt.after, embedded, annotator)
+        is_lost = prompt.after is not None and before is None
+        logits, ious = self._predictor.run(self._ask, embedding, prompt, before)
+        drawn = self._drawers.map(lambda each: draw_mask(self._predictor, embedding, each), logits)
+        answered = [Answered(mask, iou) for mask, iou in zip(drawn, ious, strict=True)]
+        order = sorted(range(len(answered)), key=lambda index: (answered[index].drawn.area, index))
+        answered = [answered[index] for index in order]
+        chosen = choose(answered, prompt.part)
+        kept = tuple(logits[index] for index in order)
+        handle = self._keep(_Kept(embedded.image, embedded.jpeg_sha256, annotator, kept, chosen))
+        return Prediction(tuple(answered), chosen, handle, is_lost)
 
     def images(self) -> Collection[int]:
         """Return the ids of the images of which logits are kept."""
@@ -112,24 +121,18 @@ class Decoder:
             for handle in old:
                 del self._kept[handle]
 
-    def _predict(self, annotator: str, embedded: Embedded, prompt: Prompt) -> Prediction:
-        embedding = embedded.embedding
-        before = self._logits_of(prompt.after, embedded, annotator)
+    def _ask(self, embedding: Embedding, prompt: Prompt, before: Tensor | None) -> tuple[list[Tensor], list[float]]:
+        """Return the logits (256, 256) of the masks for a prompt that corrects the logits `before`, and their IoUs."""
         if before is None and prompt.mask is not None:
             before = mask_logits(Rle(embedding.frame_size, prompt.mask), embedding)
+        prepare_drawing(self._predictor, embedding)  # of many sizes only some are kept
         masks = self._predictor.predict(embedding, **arguments(prompt, before), multimask=before is None)
-        logits, ious = masks.low_res_logits[0], masks.predicted_iou[0]
+        logits, ious = list(masks.low_res_logits[0]), masks.predicted_iou[0]
         several = len(prompt.points) + (prompt.box is not None) > 1
         if before is None and several:
             best = int(ious.argmax())
-            logits, ious = logits[best : best + 1], ious[best : best + 1]
-        drawn = self._drawers.map(lambda each: draw_mask(self._predictor, embedding, each), logits)
-        answered = [Answered(mask, float(iou)) for mask, iou in zip(drawn, ious, strict=True)]
-        order = sorted(range(len(answered)), key=lambda index: (answered[index].drawn.area, index))
-        answered = [answered[index] for index in order]
-        chosen = choose(answered, prompt.part)
-        handle = self._keep(_Kept(embedded.image, embedded.jpeg_sha256, annotator, logits[order], chosen))
-        return Prediction(tuple(answered), chosen, handle, prompt.after is not None and before is None)
+            logits, ious = [logits[best].clone()], ious[best : best + 1]
+        return logits, ious.tolist()
 
     def _logits_of(self, handle: str | None, of: Embedded, annotator: str) -> Tensor | None:
         """Return the logits (1, 1, 256, 256) that a handle of this annotator and JPEG names.

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.model.automatic.boxes import box_of
-from segmint.model.automatic.filters import stability_scores
 from segmint.model.automatic.interpolation import Interpolation, interpolation
 from segmint.model.automatic.rle import encode_runs
 from segmint.model.sam.predictor import Embedding, Predictor
@@ -61,11 +60,12 @@ def draw_mask(predictor: Predictor, embedding: Embedding, logits: Tensor) -> Dra
             return _draw_border(logits, embedding, predictor.sam.image_size)
         except _DoubtfulError:
             pass
-    upscaled = predictor.upscale(logits[None, None], embedding)[0]
-    mask: NDArray[np.bool_] = (upscaled[0] > 0).cpu().numpy()
+    values: NDArray[np.float32] = predictor.upscale(logits[None, None], embedding)[0, 0].cpu().numpy()
     changes = _Changes(embedding.frame_size, 0)
-    changes.add(mask, 0)
-    return changes.mask(float(stability_scores(upscaled, STABILITY_OFFSET)[0]))
+    changes.add(values > 0, 0)
+    return changes.mask(
+        _stability(*(int(np.count_nonzero(values > each)) for each in (STABILITY_OFFSET, -STABILITY_OFFSET)))
+    )
 
 
 def prepare_drawing(predictor: Predictor, embedding: Embedding) -> None:
@@ -153,7 +153,12 @@ def _draw_border(logits: Tensor, embedding: Embedding, side: int) -> DrawnMask:
         whole = int(np.count_nonzero(solid)) * len(mask)
         inner, outer = inner + whole, outer + whole
         changes.add(mask, start)
-    return changes.mask(inner / outer if outer else math.nan)
+    return changes.mask(_stability(inner, outer))
+
+
+def _stability(inner: int, outer: int) -> float:
+    """The IoU of the masks at +1 and -1, of which the first lies in the second, from their pixels."""
+    return inner / outer if outer else math.nan
 
 
 def _solid(logits: NDArray[np.float32], touches: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

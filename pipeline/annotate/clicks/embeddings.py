@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmint.infra.errors import SegmintError
-from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.model.sam.predictor import Embedding
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import decode_jpeg
 from segmint.pipeline.annotate.clicks.drawing import prepare_drawing
+from segmint.pipeline.annotate.clicks.predictor_thread import PredictorThread
 from segmint.pipeline.annotate.last_images import LastImages
 from segmint.pipeline.annotate.source import NotReadyError, OpenImage
 from segmint.pipeline.view.images import NoPictureError
@@ -63,7 +64,7 @@ class Embeddings:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: PredictorThread,
         decoder: JpegDecoder,
         read: Callable[[int], OpenImage],
         kept: int = KEPT,
@@ -199,7 +200,7 @@ class Embeddings:
         except UndecodableError as error:
             raise NoPictureError(f"the picture of image {number} cannot be decoded: {error}") from error
         made = Embedded(number, image.jpeg_sha256, self._predictor.embed(pixels, image.size))
-        prepare_drawing(self._predictor, made.embedding)
+        self._predictor.run(prepare_drawing, self._predictor, made.embedding)
         with self._lock:
             wanted = self._all_wanted()
         self._made.put(number, made, wanted)

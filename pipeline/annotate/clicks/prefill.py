@@ -20,7 +20,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.model.automatic.boxes import box_of, xyxy_to_xywh
-from segmint.model.automatic.filters import over_iou, stability_scores, stable, under_max_area
+from segmint.model.automatic.filters import over_iou, stable, under_max_area
 from segmint.model.automatic.nms import nms
 from segmint.model.automatic.rle import encode
 from segmint.model.automatic.settings import MaskSettings
@@ -102,9 +102,12 @@ def _drawn(predictor: Predictor, embedding: Embedding, box: Box, settings: MaskS
     found = predictor.predict(embedding, boxes=np.array([box]), multimask=False)
     if not bool(over_iou(found.predicted_iou, settings.pred_iou_thresh)):
         return
-    logits = predictor.upscale(found.low_res_logits, embedding)[0]
-    stability = stability_scores(logits, settings.stability_score_offset)
-    mask: NDArray[np.bool_] = (logits[0] > 0).cpu().numpy()
+    logits: NDArray[np.float32] = predictor.upscale(found.low_res_logits, embedding)[0, 0].cpu().numpy()
+    offset = settings.stability_score_offset
+    counts = [int(np.count_nonzero(logits > each)) for each in (offset, -offset)]
+    inner, outer = torch.tensor(counts, dtype=torch.float32)
+    stability = inner / outer
+    mask = logits > 0
     area = int(np.count_nonzero(mask))
     fits = under_max_area(np.array([area]), embedding.frame_size, settings.max_mask_area_ratio)
     if not area or not bool(stable(stability, settings.stability_score_thresh)) or not bool(fits):

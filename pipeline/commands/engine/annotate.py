@@ -1,5 +1,6 @@
 """`segmint annotate`: people click and correct masks in the browser."""
 
+import os
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Annotated, Any
@@ -124,6 +125,10 @@ def run(
     config: Config = None,
 ) -> None:
     """Have people make, correct or rate masks in the browser; ctrl-C ends it. What they save is kept in the dataset."""
+    # A click's many small steps end sooner if torch's threads wait awake for the next, here up to 0.2 ms; longer waits
+    # take the cores from other processes. Read once, when torch's thread library loads.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import counted
     from segmint.pipeline.annotate.access import check_name, parse_origin

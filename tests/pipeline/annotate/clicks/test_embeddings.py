@@ -3,8 +3,9 @@
 import io
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ class Recorder:
     def __init__(self) -> None:
         self.made: list[int] = []
         self.sam = SimpleNamespace(image_size=1024)
+
+    def run(self, work: Callable[..., Any], *args: Any) -> Any:
+        return work(*args)
 
     def embed(self, pixels: NDArray[np.uint8], size: tuple[int, int]) -> Embedding:
         self.made.append(round(float(pixels.mean())) // 10)

@@ -1,0 +1,116 @@
+"""The model of one server, run by one thread: clicks come first, also while an image is encoded.
+
+torch keeps a team of threads for each thread that computes. As soon as the teams of a process have more threads than
+there are cores, those that wait sleep at once (libgomp), and waking them for each of a prompt's many small steps takes
+as long as the steps do. A single team's threads stay awake for the moment that `GOMP_SPINCOUNT` gives them.
+"""
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from segmint.model.sam.predictor import Embedding, Masks, Predictor
+from segmint.model.sam.prompts import Array
+from segmint.model.sam.sam import Sam
+
+_URGENT, _LATER, _LAST = range(3)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(order=True)
+class _Job:
+    urgency: int
+    number: int
+    work: Callable[[], Any] = field(compare=False)
+    result: "Future[Any]" = field(compare=False, default_factory=Future)
+
+
+class PredictorThread(Predictor):
+    """A `Predictor` whose work is done in one thread, from which `load` is called too. A context manager; thread-safe.
+
+    `embed` lets all else pass, before it begins and before each layer of the encoder.
+    """
+
+    def __init__(self, load: Callable[[], Sam]) -> None:
+        self._jobs: queue.PriorityQueue[_Job] = queue.PriorityQueue()
+        self._numbers = itertools.count()
+        self._thread = threading.Thread(target=self._work, name="predictor", daemon=True)
+        self._thread.start()
+        try:
+            self._do(_URGENT, lambda: Predictor.__init__(self, load()))
+            self.before_each_layer(self._let_one_pass)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def __enter__(self) -> "PredictorThread":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._jobs.put(_Job(_LAST, next(self._numbers), lambda: None))
+        self._thread.join()
+
+    def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what `work` returns, called in the thread."""
+        answer: T = self._do(_URGENT, lambda: work(*args, **kwargs))
+        return answer
+
+    def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
+        """As `Predictor.embed`."""
+        embedding: Embedding = self._do(_LATER, lambda: Predictor.embed(self, image, frame_size))
+        return embedding
+
+    def predict(
+        self,
+        embedding: Embedding,
+        points: Array | None = None,
+        labels: Array | None = None,
+        boxes: Array | None = None,
+        masks: Array | None = None,
+        multimask: bool = True,
+    ) -> Masks:
+        """As `Predictor.predict`."""
+        return self.run(Predictor.predict, self, embedding, points, labels, boxes, masks, multimask)
+
+    def upscale(self, logits: Tensor, embedding: Embedding) -> Tensor:
+        """As `Predictor.upscale`."""
+        return self.run(Predictor.upscale, self, logits, embedding)
+
+    def _do(self, urgency: int, work: Callable[[], Any]) -> Any:
+        if threading.current_thread() is self._thread:
+            return work()
+        job = _Job(urgency, next(self._numbers), work)
+        self._jobs.put(job)
+        return job.result.result()
+
+    def _work(self) -> None:
+        while True:
+            job = self._jobs.get()
+            _answer(job)
+            if job.urgency == _LAST:
+                return
+
+    def _let_one_pass(self) -> None:
+        """Do the next urgent work; one at a time, so that an image comes to its end however many clicks there are."""
+        if threading.current_thread() is self._thread and self._jobs.queue and self._jobs.queue[0].urgency == _URGENT:
+            _answer(self._jobs.get())
+
+
+def _answer(job: _Job) -> None:
+    try:
+        job.result.set_result(job.work())
+    except BaseException as error:  # noqa: BLE001 - it is the answer to the thread that waits for it
+        job.result.set_exception(error)
