@@ -7,11 +7,11 @@ from typing import Any
 
 from pycocotools import mask as coco
 
+from segmint.catalogs.attributions import license_url
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name
-from segmint.catalogs.licenses import canonical_identifier
 from segmint.model.automatic.rle import decompress
 from segmint.pipeline.export.json_items import JsonItems
 
@@ -97,7 +97,7 @@ class CocoWriter:
                 "dataset_version": self._version.number,
             },
             "licenses": [
-                {"id": number, "name": name, "url": license_url(name)} for name, number in self._licenses.items()
+                {"id": number, "name": name, "url": license_url(name) or ""} for name, number in self._licenses.items()
             ],
             "categories": [CATEGORY],
         }
@@ -112,9 +112,3 @@ class CocoWriter:
             self._annotations.copy_into(file)
             file.write("\n}\n")
         return {self.name: path}
-
-
-def license_url(identifier: str) -> str:
-    """Return SPDX's page of a license; empty if SPDX does not list it."""
-    known = canonical_identifier(identifier)
-    return "" if known is None or known.startswith("LicenseRef-") else f"https://spdx.org/licenses/{known}.html"

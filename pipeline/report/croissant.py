@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from segmint.catalogs.attributions import license_url
 from segmint.catalogs.layout import DATA_KINDS
 from segmint.operators.schemas import SCHEMAS_OF
 from segmint.pipeline.report.facts import Facts
@@ -73,7 +74,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
             f"{facts.images:,} licensed photographs with {facts.masks:,} SA-1B-style segmentation masks, "
             f"made with segmint {manifest.code_version} and Segment Anything ({manifest.weights.name}{trained})."
         ),
-        "license": [_license_url(license) for license, _ in facts.licenses if license] or ["unknown"],
+        "license": [license_url(license) or license for license, _ in facts.licenses if license] or ["unknown"],
         "identifier": f"sha256:{version.digest}",
         **({} if version.number is None else {"version": f"{version.number}.0.0"}),
         "dateCreated": manifest.policy_date.isoformat(),
@@ -198,8 +199,3 @@ def _field(identifier: str, column: str, kind: pa.DataType, file_set: str, path:
 def _data_type(kind: pa.DataType) -> str:
     known: Mapping[str, str] = {"bool": "sc:Boolean", "double": "sc:Float", "string": "sc:Text"}
     return "sc:Integer" if pa.types.is_integer(kind) else known[str(kind)]
-
-
-def _license_url(license: str) -> str:
-    """Return SPDX's page of a license; a `LicenseRef-` is returned as it is."""
-    return license if license.startswith("LicenseRef-") else f"https://spdx.org/licenses/{license}.html"
