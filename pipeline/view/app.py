@@ -36,7 +36,7 @@ from segmint.infra.uris import redact
 from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.view.findings import AuditFindings
 from segmint.pipeline.view.guard import Access, Guard
-from segmint.pipeline.view.images import NoPictureError, Pictures, Thumbnails
+from segmint.pipeline.view.images import NoPictureError, Pictures, Place, Thumbnails
 from segmint.pipeline.view.index import PAGE, ImageIndex, UnknownImageError
 from segmint.pipeline.view.queries import Filters, parse_filters
 
@@ -79,10 +79,10 @@ class Viewer:
     def image(self, image: int) -> dict[str, Any]:
         """Return all columns of an image and of its masks, and the image's findings.
 
-        Raises `UnknownImageError` if there is no such image.
+        Raises `UnknownImageError` if there is no such image, `NoPictureError` if its shard has changed.
         """
+        place = self._place(image)
         # Numbers in the SQL instead of parameters: DuckDB then opens only the files of this shard.
-        place = self.index.place(image)
         condition = f"shard = {place.shard:d} AND ordinal = {place.ordinal:d}"
         rows = self.tables.query(f"SELECT * FROM images WHERE {condition}").to_pylist()
         masks = self.tables.query(f"SELECT * FROM masks WHERE {condition} ORDER BY annotation_id").to_pylist()
@@ -92,8 +92,8 @@ class Viewer:
         return {"image": rows[0], "masks": masks, "findings": found}
 
     def masks(self, image: int) -> dict[str, Any]:
-        """Return the runs of an image's masks, the largest first; raises `UnknownImageError` if there is no image."""
-        place = self.index.place(image)
+        """Return the runs of an image's masks, the largest first; raises as `image` does."""
+        place = self._place(image)
         rows = self.tables.query(
             f"SELECT segmentation FROM masks WHERE shard = {place.shard:d} AND ordinal = {place.ordinal:d} "
             "ORDER BY area DESC, annotation_id"
@@ -107,6 +107,12 @@ class Viewer:
     def thumbnail(self, image: int) -> bytes:
         """Return the thumbnail."""
         return self.thumbnails.jpeg(self.index.place(image))
+
+    def _place(self, image: int) -> Place:
+        """Return the place of an image whose shard is the one that the viewer opened."""
+        place = self.index.place(image)
+        self.pictures.check(place)
+        return place
 
 
 def make_app(viewer: Viewer, access: Access) -> Starlette:

@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -22,6 +23,9 @@ THUMBNAIL_SIDE = 480
 """Pixels of a thumbnail's longer side: twice the size in the grid, for high-density screens."""
 
 _THUMBNAIL_BYTES = 64 << 20
+LOOK_S = 2.0
+"""Seconds for which a look at a shard holds: so long may a viewer show what a takedown or redaction has removed."""
+
 _INDEXES = 512  # shards whose tar headers are kept; some 100 kB each
 _QUALITY = 80
 
@@ -42,6 +46,9 @@ class Place(NamedTuple):
 
 class Pictures(Protocol):
     """The source of a dataset's JPEGs."""
+
+    def check(self, place: Place) -> None:
+        """Raise `NoPictureError` if an image's shard is another one than when the viewer was opened."""
 
     def jpeg(self, place: Place) -> bytes:
         """Return the bytes of an image's JPEG; raises `NoPictureError` if there is none."""
@@ -79,21 +86,46 @@ class Recent(Generic[V]):
                 self._weight -= self._weigh(dropped)
         return value
 
+    def drop(self, key: int) -> None:
+        """Forget the value of a key."""
+        with self._lock:
+            if key in self._values:
+                self._weight -= self._weigh(self._values.pop(key))
+
 
 class ShardPictures:
     """The JPEGs of a segmint dataset, read by ranges from the tars that its commits named at construction."""
 
-    def __init__(self, dataset: Location) -> None:
+    def __init__(self, dataset: Location, look_s: float = LOOK_S) -> None:
         self._dataset = dataset
+        self._look_s = look_s
+        self._looked: dict[int, float] = {}  # when shards were found to be as they were
         self._log = CommitLog(dataset)
         self._generations = self._log.committed()
         self._indexes: Recent[TarIndex] = Recent(_INDEXES, lambda _: 1)
 
+    def check(self, place: Place) -> None:
+        """Raise `NoPictureError` if an image's shard has another generation, or none, since this was constructed.
+
+        One listing of the store for each shard, which holds for `look_s` seconds.
+        """
+        shard, now = place.shard, time.monotonic()
+        if now - self._looked.get(shard, -self._look_s) < self._look_s:
+            return
+        if not self._log.is_latest(shard, self._generations.get(shard, 0)):
+            raise NoPictureError(
+                f"shard {shard} has changed since this viewer was started, by a correction or a takedown: "
+                "restart the viewer"
+            )
+        self._looked[shard] = now
+
     def jpeg(self, place: Place) -> bytes:
         """Return the bytes of an image's JPEG as they are in the tar.
 
-        Raises `NoPictureError` if there is none, `DamagedDatasetError` if the tar cannot be read.
+        Raises `NoPictureError` if there is none or its shard has changed, `DamagedDatasetError` if the tar cannot be
+        read.
         """
+        self.check(place)
         name = image_name(place.id)
         try:
             data = self._indexes.get(place.shard, lambda: self._index(place.shard)).read(name)
@@ -135,6 +167,9 @@ class ForeignPictures:
     def __init__(self, tables: DatasetTables) -> None:
         self._tables = tables
 
+    def check(self, place: Place) -> None:
+        """Nothing is known of changes of such data."""
+
     def jpeg(self, place: Place) -> bytes:
         """Return the bytes of an image's JPEG as they are; raises `NoPictureError` if there is none."""
         data = read_jpeg(self._tables, place.ordinal)
@@ -152,7 +187,15 @@ class Thumbnails:
         self._recent: Recent[bytes] = Recent(_THUMBNAIL_BYTES, len)
 
     def jpeg(self, place: Place) -> bytes:
-        """Return an image's thumbnail as JPEG; raises `NoPictureError` if it has no picture that can be decoded."""
+        """Return an image's thumbnail as JPEG.
+
+        Raises `NoPictureError` if it has no picture that can be decoded, or its shard has changed.
+        """
+        try:
+            self._pictures.check(place)
+        except NoPictureError:
+            self._recent.drop(place.ordinal)
+            raise
         return self._recent.get(place.ordinal, lambda: self._make(place))
 
     def _make(self, place: Place) -> bytes:

@@ -16,6 +16,7 @@ const KEPT_SECONDS = 31_536_000;
 export class ThumbnailMasks {
   #switch = byId("thumbnail-masks");
   #tiles = new Map(); // ids of images by tile
+  #inView = new Set();
   #waiting = new Set(); // tiles in view whose masks are not drawn
   #running = 0;
   #watch = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: AHEAD });
@@ -43,18 +44,24 @@ export class ThumbnailMasks {
   clear() {
     this.#watch.disconnect();
     this.#tiles.clear();
+    this.#inView.clear();
     this.#waiting.clear();
   }
 
   #seen(entries) {
     for (const { target, isIntersecting } of entries) {
-      if (isIntersecting) this.#waiting.add(target);
-      else this.#drop(target); // drawings take memory
+      if (isIntersecting) {
+        this.#inView.add(target);
+        this.#waiting.add(target);
+      } else {
+        this.#drop(target); // drawings take memory
+      }
     }
     this.#work();
   }
 
   #drop(tile) {
+    this.#inView.delete(tile);
     this.#waiting.delete(tile);
     tile.querySelector("canvas")?.remove();
   }
@@ -75,7 +82,7 @@ export class ThumbnailMasks {
 
   async #draw(tile) {
     const { masks } = await get(`/api/images/${this.#tiles.get(tile)}/masks`);
-    if (!this.#switch.checked || !this.#tiles.has(tile) || tile.querySelector("canvas")) return;
+    if (!this.#inView.has(tile) || tile.querySelector("canvas")) return;
     tile.querySelector(".tile-picture").append(drawing(masks));
   }
 }

@@ -64,6 +64,30 @@ def test_a_shard_that_was_changed_meanwhile_is_told(small: Path) -> None:
         pictures.jpeg(Place(4, 3, 1))
 
 
+def test_nothing_of_a_shard_that_was_changed_is_shown_again(small: Path, decoder: JpegDecoder) -> None:
+    pictures = ShardPictures(location_of(small), look_s=0.0)
+    thumbnails = Thumbnails(pictures, decoder)
+    for place in PLACES:
+        thumbnails.jpeg(place)
+    write_generation(location_of(small), shard=1, generation=2, refuse=2)
+    for place in PLACES:
+        if place.shard == 1:
+            with pytest.raises(NoPictureError, match=r"shard 1 has changed .*: restart the viewer"):
+                thumbnails.jpeg(place)
+            with pytest.raises(NoPictureError, match="shard 1 has changed"):
+                pictures.jpeg(place)
+        else:
+            assert thumbnails.jpeg(place)
+    assert len(thumbnails._recent._values) == len([place for place in PLACES if place.shard != 1])
+
+
+def test_a_look_at_a_shard_holds_for_a_moment(small: Path) -> None:
+    patient = ShardPictures(location_of(small), look_s=60.0)
+    patient.check(PLACES[2])
+    write_generation(location_of(small), shard=1, generation=2, refuse=2)
+    patient.check(PLACES[2])
+
+
 def encoded(width: int, height: int) -> bytes:
     out = io.BytesIO()
     Image.linear_gradient("L").resize((width, height)).convert("RGB").save(out, "JPEG")
@@ -92,6 +116,9 @@ def test_a_thumbnail_of_gray_is_a_picture() -> None:
 @pytest.mark.parametrize("data", [b"", b"GIF89a", encoded(800, 600)[:300], b"\xff\xd8\xff" + bytes(1000)])
 def test_what_does_not_decode_is_told(data: bytes, decoder: JpegDecoder) -> None:
     class One:
+        def check(self, place: Place) -> None:
+            pass
+
         def jpeg(self, place: Place) -> bytes:
             return data
 
