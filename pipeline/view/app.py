@@ -16,7 +16,8 @@ Addresses name images by id alone: no part of an address becomes a path.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from starlette.routing import Route
 
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.uris import redact
@@ -71,9 +73,15 @@ class Viewer:
         return {**about, "digest": digest, **self.summary, "findings_elsewhere": self.findings.elsewhere}
 
     def images(self, filters: Filters, after: int | None) -> dict[str, Any]:
-        """Return a page of images; the first one also has the total. `next` is None on the last page."""
+        """Return a page of images; the first one also has the total. `next` is None on the last page.
+
+        Of images whose shard has changed it has only the id.
+        """
         rows = self.index.page(filters, after, PAGE)
-        page: dict[str, Any] = {"images": rows, "next": rows[-1]["id"] if len(rows) == PAGE else None}
+        shards = self.index.shards(row["id"] for row in rows)
+        changed = self.pictures.changed(shards.values())
+        shown = [_only_id(row) if shards[row["id"]] in changed else row for row in rows]
+        page: dict[str, Any] = {"images": shown, "next": rows[-1]["id"] if len(rows) == PAGE else None}
         return page if after is not None else {**page, "total": self.index.count(filters)}
 
     def image(self, image: int) -> dict[str, Any]:
@@ -81,11 +89,11 @@ class Viewer:
 
         Raises `UnknownImageError` if there is no such image, `NoPictureError` if its shard has changed.
         """
-        place = self._place(image)
-        # Numbers in the SQL instead of parameters: DuckDB then opens only the files of this shard.
-        condition = f"shard = {place.shard:d} AND ordinal = {place.ordinal:d}"
-        rows = self.tables.query(f"SELECT * FROM images WHERE {condition}").to_pylist()
-        masks = self.tables.query(f"SELECT * FROM masks WHERE {condition} ORDER BY annotation_id").to_pylist()
+        with self._place(image) as place:
+            # Numbers in the SQL instead of parameters: DuckDB then opens only the files of this shard.
+            condition = f"shard = {place.shard:d} AND ordinal = {place.ordinal:d}"
+            rows = self.tables.query(f"SELECT * FROM images WHERE {condition}").to_pylist()
+            masks = self.tables.query(f"SELECT * FROM masks WHERE {condition} ORDER BY annotation_id").to_pylist()
         if not rows:
             raise UnknownImageError(f"image {image} is no longer there")
         found = [asdict(finding) for finding in self.index.findings(image)]
@@ -93,11 +101,11 @@ class Viewer:
 
     def masks(self, image: int) -> dict[str, Any]:
         """Return the runs of an image's masks, the largest first; raises as `image` does."""
-        place = self._place(image)
-        rows = self.tables.query(
-            f"SELECT segmentation FROM masks WHERE shard = {place.shard:d} AND ordinal = {place.ordinal:d} "
-            "ORDER BY area DESC, annotation_id"
-        )
+        with self._place(image) as place:
+            rows = self.tables.query(
+                f"SELECT segmentation FROM masks WHERE shard = {place.shard:d} AND ordinal = {place.ordinal:d} "
+                "ORDER BY area DESC, annotation_id"
+            )
         return {"masks": rows.column("segmentation").to_pylist()}
 
     def jpeg(self, image: int) -> bytes:
@@ -108,11 +116,24 @@ class Viewer:
         """Return the thumbnail."""
         return self.thumbnails.jpeg(self.index.place(image))
 
-    def _place(self, image: int) -> Place:
-        """Return the place of an image whose shard is the one that the viewer opened."""
+    @contextmanager
+    def _place(self, image: int) -> Iterator[Place]:
+        """Return the place of an image whose shard is the one that the viewer opened, to read its tables.
+
+        Where they cannot be read, as the shard was replaced since the last look, that is what is raised.
+        """
         place = self.index.place(image)
         self.pictures.check(place)
-        return place
+        try:
+            yield place
+        except DamagedDatasetError:
+            self.pictures.check(place, anew=True)
+            raise
+
+
+def _only_id(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of the grid without what it says of its image."""
+    return {**dict.fromkeys(row), "id": row["id"], "findings": 0}
 
 
 def make_app(viewer: Viewer, access: Access) -> Starlette:

@@ -4,7 +4,7 @@ import io
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from PIL import Image
@@ -16,24 +16,31 @@ from segmint.catalogs.layout import commit_name, image_name
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.pipeline.view.tars import TarIndex
 
 THUMBNAIL_SIDE = 480
 """Pixels of a thumbnail's longer side: twice the size in the grid, for high-density screens."""
 
-_THUMBNAIL_BYTES = 64 << 20
 LOOK_S = 2.0
 """Seconds for which a look at a shard holds: so long may a viewer show what a takedown or redaction has removed."""
 
+_LOOKS = 16  # at shards, side by side
+_THUMBNAIL_BYTES = 64 << 20
 _INDEXES = 512  # shards whose tar headers are kept; some 100 kB each
 _QUALITY = 80
 
+K = TypeVar("K")
 V = TypeVar("V")
 
 
 class NoPictureError(SegmintError):
     """An image has no picture: it is missing, or it cannot be decoded."""
+
+
+class ShardChangedError(NoPictureError):
+    """The image's shard was replaced since the viewer was opened: nothing of it is shown."""
 
 
 class Place(NamedTuple):
@@ -47,20 +54,26 @@ class Place(NamedTuple):
 class Pictures(Protocol):
     """The source of a dataset's JPEGs."""
 
-    def check(self, place: Place) -> None:
-        """Raise `NoPictureError` if an image's shard is another one than when the viewer was opened."""
+    def check(self, place: Place, *, anew: bool = False) -> None:
+        """Raise `ShardChangedError` if an image's shard is another one than when the viewer was opened.
+
+        `anew`: look at the store, however short ago the last look was.
+        """
+
+    def changed(self, shards: Iterable[int]) -> set[int]:
+        """Return those of the shards for whose images `check` raises."""
 
     def jpeg(self, place: Place) -> bytes:
         """Return the bytes of an image's JPEG; raises `NoPictureError` if there is none."""
 
 
-class Recent(Generic[V]):
+class Recent(Generic[K, V]):
     """A cache of the most recently used values, by key, up to a total weight. Thread-safe."""
 
     def __init__(self, limit: int, weigh: Callable[[V], int]) -> None:
         self._limit = limit
         self._weigh = weigh
-        self._values: OrderedDict[int, V] = OrderedDict()
+        self._values: OrderedDict[K, V] = OrderedDict()
         self._weight = 0
         self._lock = threading.Lock()
 
@@ -69,7 +82,7 @@ class Recent(Generic[V]):
         """The total weight of the values."""
         return self._weight
 
-    def get(self, key: int, make: Callable[[], V]) -> V:
+    def get(self, key: K, make: Callable[[], V]) -> V:
         """Return the value of a key, made if it is not cached; two threads may make it at the same time."""
         with self._lock:
             if key in self._values:
@@ -86,38 +99,57 @@ class Recent(Generic[V]):
                 self._weight -= self._weigh(dropped)
         return value
 
-    def drop(self, key: int) -> None:
-        """Forget the value of a key."""
+    def drop(self, which: Callable[[K], bool]) -> None:
+        """Forget the values of the keys for which `which` is true."""
         with self._lock:
-            if key in self._values:
+            for key in [key for key in self._values if which(key)]:
                 self._weight -= self._weigh(self._values.pop(key))
 
 
 class ShardPictures:
-    """The JPEGs of a segmint dataset, read by ranges from the tars that its commits named at construction."""
+    """The JPEGs of a segmint dataset, read by ranges from the tars that its commits named when it was opened.
 
-    def __init__(self, dataset: Location, look_s: float = LOOK_S) -> None:
+    `generations` are those of its shards then; default: those that are committed now.
+    """
+
+    def __init__(self, dataset: Location, generations: Mapping[int, int] | None = None, look_s: float = LOOK_S) -> None:
         self._dataset = dataset
         self._look_s = look_s
         self._looked: dict[int, float] = {}  # when shards were found to be as they were
+        self._changed: set[int] = set()  # shards, for good
         self._log = CommitLog(dataset)
-        self._generations = self._log.committed()
-        self._indexes: Recent[TarIndex] = Recent(_INDEXES, lambda _: 1)
+        self._generations = self._log.committed() if generations is None else generations
+        self._indexes: Recent[int, TarIndex] = Recent(_INDEXES, lambda _: 1)
 
-    def check(self, place: Place) -> None:
-        """Raise `NoPictureError` if an image's shard has another generation, or none, since this was constructed.
+    def check(self, place: Place, *, anew: bool = False) -> None:
+        """Raise `ShardChangedError` if an image's shard has another generation, or none, since this was opened.
 
-        One listing of the store for each shard, which holds for `look_s` seconds.
+        One listing of the store for each shard, which holds for `look_s` seconds, or until a look `anew`.
         """
-        shard, now = place.shard, time.monotonic()
-        if now - self._looked.get(shard, -self._look_s) < self._look_s:
-            return
-        if not self._log.is_latest(shard, self._generations.get(shard, 0)):
-            raise NoPictureError(
-                f"shard {shard} has changed since this viewer was started, by a correction or a takedown: "
+        if self._has_changed(place.shard, anew):
+            self._indexes.drop(lambda shard: shard == place.shard)
+            raise ShardChangedError(
+                f"shard {place.shard} has changed since this viewer was started, by a correction or a takedown: "
                 "restart the viewer"
             )
-        self._looked[shard] = now
+
+    def changed(self, shards: Iterable[int]) -> set[int]:
+        """Return those of the shards for whose images `check` raises; looks at several at the same time."""
+        wanted = sorted(set(shards))
+        answers = map_ahead(self._has_changed, wanted, _LOOKS, _LOOKS, "looks")
+        return {shard for shard, changed in zip(wanted, answers, strict=True) if changed}
+
+    def _has_changed(self, shard: int, anew: bool = False) -> bool:
+        now = time.monotonic()
+        if shard in self._changed:
+            return True
+        if not anew and now - self._looked.get(shard, -self._look_s) < self._look_s:
+            return False
+        if self._log.is_latest(shard, self._generations.get(shard, 0)):
+            self._looked[shard] = now
+            return False
+        self._changed.add(shard)
+        return True
 
     def jpeg(self, place: Place) -> bytes:
         """Return the bytes of an image's JPEG as they are in the tar.
@@ -167,8 +199,12 @@ class ForeignPictures:
     def __init__(self, tables: DatasetTables) -> None:
         self._tables = tables
 
-    def check(self, place: Place) -> None:
+    def check(self, place: Place, *, anew: bool = False) -> None:
         """Nothing is known of changes of such data."""
+
+    def changed(self, shards: Iterable[int]) -> set[int]:
+        """Nothing is known of changes of such data."""
+        return set()
 
     def jpeg(self, place: Place) -> bytes:
         """Return the bytes of an image's JPEG as they are; raises `NoPictureError` if there is none."""
@@ -184,19 +220,22 @@ class Thumbnails:
     def __init__(self, pictures: Pictures, decoder: JpegDecoder) -> None:
         self._pictures = pictures
         self._decoder = decoder
-        self._recent: Recent[bytes] = Recent(_THUMBNAIL_BYTES, len)
+        self._recent: Recent[Place, bytes] = Recent(_THUMBNAIL_BYTES, len)
 
     def jpeg(self, place: Place) -> bytes:
         """Return an image's thumbnail as JPEG.
 
-        Raises `NoPictureError` if it has no picture that can be decoded, or its shard has changed.
+        Raises `NoPictureError` if it has no picture that can be decoded, or its shard has changed: then all thumbnails
+        of the shard are forgotten.
         """
         try:
             self._pictures.check(place)
-        except NoPictureError:
-            self._recent.drop(place.ordinal)
+            made = self._recent.get(place, lambda: self._make(place))
+            self._pictures.check(place)  # it may have been kept after another thread has forgotten those of its shard
+        except ShardChangedError:
+            self._recent.drop(lambda other: other.shard == place.shard)
             raise
-        return self._recent.get(place.ordinal, lambda: self._make(place))
+        return made
 
     def _make(self, place: Place) -> bytes:
         try:

@@ -1,6 +1,6 @@
 """A viewer's index of a dataset's images, on disk: a row per image with what is searched, sorted and shown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,10 @@ class ImageIndex:
     def place(self, image: int) -> Place:
         """Return the place of an image; raises `UnknownImageError` if there is no such image."""
         return Place(*self._values(("id", "ordinal", "shard"), image))
+
+    def shards(self, images: Iterable[int]) -> dict[int, int]:
+        """Return the shards of images by id; images that there are not have none."""
+        return dict(self._rows("SELECT id, shard FROM images WHERE id IN (SELECT unnest(?::BIGINT[]))", [list(images)]))
 
     def findings(self, image: int) -> list[ImageFinding]:
         """Return the findings about an image."""

@@ -5,12 +5,13 @@ import socket
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
 
+from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import name_of, read_manifest
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.versions.record import name_now
@@ -43,12 +44,13 @@ def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Vi
             note = check_same_version(read, str(audit), dataset)
             findings = findings_of(read)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-view-")))
+        generations = CommitLog(dataset).committed()  # before what they name is read: a shard may be replaced now
         tables = stack.enter_context(open_tables(dataset, scratch=folder))
         index = stack.enter_context(closing(ImageIndex(tables, findings.images, folder)))
         decoder = stack.enter_context(JpegDecoder(own=tables.kind == "segmint"))
         manifest = read_manifest(dataset)
         version = None if manifest is None else name_now(dataset)
-        name, pictures = name_of(manifest, dataset.uri), _pictures(tables)
+        name, pictures = name_of(manifest, dataset.uri), _pictures(tables, generations)
         yield Viewer(name, tables, index, pictures, findings, decoder, version, note)
 
 
@@ -115,5 +117,5 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
-def _pictures(tables: DatasetTables) -> Pictures:
-    return ShardPictures(tables.location) if tables.kind == "segmint" else ForeignPictures(tables)
+def _pictures(tables: DatasetTables, generations: Mapping[int, int]) -> Pictures:
+    return ShardPictures(tables.location, generations) if tables.kind == "segmint" else ForeignPictures(tables)

@@ -2,7 +2,7 @@
 
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,6 +70,10 @@ def test_nothing_of_a_shard_that_was_changed_is_shown_again(small: Path, decoder
     for place in PLACES:
         thumbnails.jpeg(place)
     write_generation(location_of(small), shard=1, generation=2, refuse=2)
+    with pytest.raises(NoPictureError):
+        thumbnails.jpeg(PLACES[2])
+    assert [place.shard for place in thumbnails._recent._values if place.shard == 1] == []  # those of the others, too
+    assert pictures.changed([2, 1, 0, 1]) == {1}
     for place in PLACES:
         if place.shard == 1:
             with pytest.raises(NoPictureError, match=r"shard 1 has changed .*: restart the viewer"):
@@ -86,6 +90,10 @@ def test_a_look_at_a_shard_holds_for_a_moment(small: Path) -> None:
     patient.check(PLACES[2])
     write_generation(location_of(small), shard=1, generation=2, refuse=2)
     patient.check(PLACES[2])
+    assert patient.changed([1]) == set()
+    with pytest.raises(NoPictureError, match="shard 1 has changed"):
+        patient.check(PLACES[2], anew=True)
+    assert patient.changed([1]) == {1}
 
 
 def encoded(width: int, height: int) -> bytes:
@@ -116,8 +124,11 @@ def test_a_thumbnail_of_gray_is_a_picture() -> None:
 @pytest.mark.parametrize("data", [b"", b"GIF89a", encoded(800, 600)[:300], b"\xff\xd8\xff" + bytes(1000)])
 def test_what_does_not_decode_is_told(data: bytes, decoder: JpegDecoder) -> None:
     class One:
-        def check(self, place: Place) -> None:
+        def check(self, place: Place, *, anew: bool = False) -> None:
             pass
+
+        def changed(self, shards: Iterable[int]) -> set[int]:
+            return set()
 
         def jpeg(self, place: Place) -> bytes:
             return data
@@ -137,7 +148,7 @@ def test_thumbnails_are_made_once(small: Path, decoder: JpegDecoder) -> None:
 
 
 def test_what_was_used_last_is_kept_up_to_a_weight() -> None:
-    recent: Recent[bytes] = Recent(10, len)
+    recent: Recent[int, bytes] = Recent(10, len)
     assert recent.get(1, lambda: b"aaaa") == b"aaaa"
     assert recent.get(2, lambda: b"bbbb") == b"bbbb"
     assert recent.get(1, lambda: b"other") == b"aaaa"
@@ -150,7 +161,7 @@ def test_what_was_used_last_is_kept_up_to_a_weight() -> None:
 
 
 def test_threads_share_what_is_kept() -> None:
-    recent: Recent[bytes] = Recent(1000, len)
+    recent: Recent[int, bytes] = Recent(1000, len)
     barrier = threading.Barrier(8)
 
     def ask(_: int) -> list[bytes]:

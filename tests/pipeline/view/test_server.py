@@ -2,17 +2,20 @@
 
 import socket
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
+from segmint.catalogs.dataset.tombstones import Asked
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.audit.answer_json import to_json
 from segmint.pipeline.audit.audit import audit_dataset
 from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.view.app import make_app
 from segmint.pipeline.view.guard import Access
 from segmint.pipeline.view.server import listen, open_viewer, serve
@@ -138,3 +141,23 @@ def test_no_answer_waits_until_its_headers_are_confirmed() -> None:
         connection, _ = listener.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_nothing_of_an_image_that_is_taken_down_meanwhile_is_shown(dataset: Path) -> None:
+    paths = [f"/{kind}/2{end}" for kind, end in (*KINDS, ("api/images", "/masks"))]
+    with open_viewer(location_of(dataset)) as viewer:
+        client = client_of(viewer)
+        viewer.pictures._look_s = 60.0  # the last look still holds after the takedown
+        for path in paths:
+            assert client.get(path).status_code == 200
+        (named,) = [row for row in client.get("/api/images").json()["images"] if row["id"] == 2]
+        takedown(location_of(dataset), Asked(ids=(named["image_id"],)), "asked for", datetime(2026, 3, 4, tzinfo=UTC))
+        # At first the tables can no longer be read, and the reason is what is told.
+        for path in paths:
+            answer = client.get(path)
+            assert answer.status_code == 404, path
+            assert "restart the viewer" in answer.json()["error"]
+        rows = {row["id"]: row for row in client.get("/api/images").json()["images"]}
+        assert {row["image_id"] for image, row in rows.items() if image < 4} == {None}
+        assert rows[4]["image_id"] == "image-4"
+        assert client.get("/thumbnails/4.jpg").status_code == 200
