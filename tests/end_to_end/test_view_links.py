@@ -3,18 +3,24 @@
 import re
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from segmint.catalogs.dataset.tombstones import Asked
+from segmint.pipeline.corrections.takedown import takedown
+from segmint.pipeline.view.images import LOOK_S
 from tests.end_to_end.test_view_browser import drawn, expect, masks_of, open_image
 from tests.support.browser import serious_violations, sideways_scroll, watch
+from tests.support.committed import write_dataset
+from tests.support.locations import location_of
 from tests.support.viewed import HOSTILE, Addresses, image_rows, running_viewer, vary
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +143,65 @@ def test_a_touch_screen_has_its_own_hints(chromium: "Browser", address: str) -> 
     expect(page.get_by_text("Arrow keys go through")).to_be_hidden()
     assert sideways_scroll(page) == 0
     context.close()
+
+
+@pytest.fixture(scope="module")
+def many(chromium: "Browser", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
+    """A running viewer's addresses; its dataset has 62 images, two pages of the grid."""
+    folder = tmp_path_factory.mktemp("many") / "dataset"
+    write_dataset(location_of(folder), shards=31)
+    with running_viewer(folder) as opened:
+        yield Addresses(opened)
+
+
+def test_a_page_that_could_not_be_loaded_is_asked_for_again(chromium: "Browser", many: Addresses) -> None:
+    context = chromium.new_context(viewport={"width": 500, "height": 500})
+    page = context.new_page()
+    problem = {"status": 502, "json": {"error": "the store is out"}}
+    page.route("**/api/images?*after=*", lambda route: route.fulfill(**problem), times=1)
+    page.goto(many.next())
+    tiles = page.locator("#results .tile")
+    tiles.nth(59).scroll_into_view_if_needed()
+    expect(page.locator("#problem")).to_have_text("the store is out")
+    expect(tiles).to_have_count(62, timeout=15_000)
+    expect(page.locator("#problem")).to_be_hidden()
+    context.close()
+
+
+def test_masks_of_a_thumbnail_that_has_left_the_view_are_not_drawn(chromium: "Browser", many: Addresses) -> None:
+    context = chromium.new_context(viewport={"width": 500, "height": 500})
+    page = context.new_page()
+    held: list[Route] = []
+    page.route("**/api/images/1/masks", held.append)
+    page.goto(many.next())
+    with page.expect_request("**/api/images/1/masks"):
+        page.get_by_label("Masks on thumbnails").check()
+    expect(page.locator("#tile-2 canvas")).to_have_count(1)
+    page.locator("#results .tile").nth(59).scroll_into_view_if_needed()
+    expect(page.locator("#tile-2 canvas")).to_have_count(0)
+    with page.expect_response("**/api/images/1/masks") as answered:
+        held[0].continue_()
+    answered.value.finished()
+    page.evaluate("() => new Promise(done => setTimeout(done, 300))")
+    expect(page.locator("#tile-1 canvas")).to_have_count(0)
+    context.close()
+
+
+def test_an_image_that_is_taken_down_is_no_longer_shown(chromium: "Browser", minted: Path, tmp_path: Path) -> None:
+    shutil.copytree(minted, tmp_path / "dataset")
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    with running_viewer(tmp_path / "dataset") as opened:
+        page = context.new_page()
+        page.goto(opened)
+        expect(page.locator("#results .tile")).to_have_count(6)
+        asked = Asked(ids=(image_rows(minted)[1]["image_id"],))
+        takedown(location_of(tmp_path / "dataset"), asked, "asked for", datetime(2026, 3, 4, tzinfo=UTC))
+        page.wait_for_timeout(1000 * LOOK_S)
+        page.evaluate("location.hash = '#image/4'")
+        expect(page.locator("#shown")).to_contain_text("shown")
+        page.locator("#previous").click()
+        expect(page.locator("#problem")).to_contain_text("shard 0 has changed since this viewer was started")
+        expect(page.locator("#stage")).to_be_hidden()
+        assert page.locator("#all-masks").evaluate("canvas => canvas.width * canvas.height") == 0
+        assert page.locator("#picture").get_attribute("src") is None
+        context.close()

@@ -6,6 +6,7 @@ import { addressOf, asked } from "./filters.js";
 import { ThumbnailMasks } from "./thumbnail_masks.js";
 
 const AHEAD = "1200px";
+const AGAIN_MS = 3000; // after a page that could not be loaded
 
 export class Grid {
   #list = byId("results");
@@ -15,6 +16,7 @@ export class Grid {
   #next = null;
   #begun = false;
   #loading = false;
+  #failed = false; // whether the last page could not be loaded
   #watch;
 
   constructor() {
@@ -37,6 +39,7 @@ export class Grid {
   async search() {
     const search = ++this.#search;
     this.#begun = true;
+    this.#failed = false;
     showProblem(null);
     byId("results").setAttribute("aria-busy", "true");
     try {
@@ -81,6 +84,13 @@ export class Grid {
       this.#list.append(...tiles);
       if (byHand) tiles[0]?.firstChild.focus();
       this.#next = page.next;
+      if (this.#failed) showProblem(null);
+      this.#failed = false;
+    } catch (error) {
+      if (search !== this.#search) return this.#showMore();
+      this.#failed = true;
+      setTimeout(() => search === this.#search && this.#showMore(), AGAIN_MS);
+      throw error;
     } finally {
       this.#loading = false;
     }
