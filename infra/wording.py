@@ -1,9 +1,15 @@
 """How numbers, sizes and lists are written for people."""
 
+import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 UNKNOWN = "unknown"
 
+TURNING = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+"""Marks that turn the direction of text, which disguise a name's ending; for a class of a regular expression."""
+
+_TURNING = re.compile(f"[{TURNING}]")
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -67,3 +73,18 @@ def some(texts: Sequence[str], shown: int = 10) -> str:
     """The first texts, and how many more there are: `a, b, and 3 more`."""
     more = f", and {len(texts) - shown:,} more" if len(texts) > shown else ""
     return ", ".join(texts[:shown]) + more
+
+
+def without_turning(text: str) -> str:
+    """`text` with U+FFFD in place of each mark that turns the direction of text."""
+    return _TURNING.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def yaml_text(value: Any) -> str:
+    """A value as YAML for people, in the order of its keys; where a mark turns text, all but ASCII is escaped."""
+    import yaml
+
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
+    if _TURNING.search(text):
+        text = yaml.safe_dump(value, sort_keys=False, allow_unicode=False, width=120)
+    return text

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from PIL import Image
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
@@ -18,6 +17,7 @@ from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.hub import hub_licenses, size_category
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.parquet import PARQUET_OPTIONS
+from segmint.infra.wording import without_turning, yaml_text
 from segmint.pipeline.export.provenance import CREDITS, credits_of, describe_dataset
 
 DATA = "data/train-*.parquet"
@@ -134,10 +134,10 @@ class HuggingFaceWriter:
             "tags": ["segment-anything", "class-agnostic"],
             "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": DATA}]}],
         }
-        header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=120)
+        header = yaml_text(front)
         # The name is anybody's text: as code on one line it is neither Markdown nor HTML.
-        name = re.sub(r"[`\s]+", " ", about["name"])
-        facts = "\n".join(f"- {key}: `{value}`" for key, value in about.items() if key != "name")
+        name = _code(about["name"])
+        facts = "\n".join(f"- {key}: `{_code(str(value))}`" for key, value in about.items() if key != "name")
         return _CARD.format(
             header=header, name=name, images=self._images, masks=self._masks, facts=facts, columns=", ".join(
                 f"`{field.name}`" for field in self._schema
@@ -161,6 +161,11 @@ def _feature(kind: pa.DataType) -> Any:
     if pa.types.is_struct(kind):
         return {field.name: _feature(field.type) for field in kind}
     return {"dtype": {"double": "float64"}.get(str(kind), str(kind)), "_type": "Value"}
+
+
+def _code(text: str) -> str:
+    """Return text for code on one line of Markdown."""
+    return without_turning(re.sub(r"[`\s]+", " ", text))
 
 
 def _object(mask: MaskAnnotation) -> dict[str, Any]:

@@ -5,14 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from segmint.catalogs.attributions import write_attributions_csv
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name, image_stem
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, yaml_text
 from segmint.pipeline.export.coco import CATEGORY
 from segmint.pipeline.export.pixel_paths import Points, paint, pixel_path
 from segmint.pipeline.export.provenance import describe_dataset
@@ -60,7 +58,7 @@ class YoloWriter:
         with self._rows.open(encoding="utf-8") as rows, credits.open("w", encoding="utf-8", newline="") as file:
             write_attributions_csv(map(json.loads, rows), file)
         settings = {"train": "images", "val": "images", "names": {0: CATEGORY["name"]}, "segmint": self._about}
-        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=120)
+        text = yaml_text(settings)
         data.write_text(f"# YOLO wants `val`: nothing is split, so that it names the same images.\n{text}", "utf-8")
         return {path.name: path for path in (self._left_out, credits, data)}
 

@@ -4,12 +4,11 @@ import re
 from typing import Any
 
 import jinja2
-import yaml
 from markupsafe import Markup
 
 from segmint.catalogs.hub import hub_licenses, size_category
 from segmint.catalogs.lineage import describe_rounds
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, without_turning, yaml_text
 from segmint.pipeline.audit.answer import AuditReport
 from segmint.pipeline.report.charts import Charts
 from segmint.pipeline.report.facts import Facts
@@ -57,14 +56,14 @@ def front_matter(facts: Facts) -> str:
         "annotations_creators": ["machine-generated", *(["other"] if facts.people else [])],
         "tags": ["segment-anything", "sa-1b", "class-agnostic", "webdataset"],
     }
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
+    return yaml_text(value)
 
 
 def escaped(value: Any) -> Any:
     """Return text as escaped Markdown on one line; other values as they are."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
-    line = " ".join(value.split())
+    line = " ".join(without_turning(value).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\g<0>", line)
 

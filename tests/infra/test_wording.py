@@ -2,7 +2,19 @@
 
 import pytest
 
-from segmint.infra.wording import count, counted, duration, listed, number, plural, share, size, some
+from segmint.infra.wording import (
+    count,
+    counted,
+    duration,
+    listed,
+    number,
+    plural,
+    share,
+    size,
+    some,
+    without_turning,
+    yaml_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,3 +65,10 @@ def test_numbers_are_short(value: float, text: str) -> None:
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("mark", "\u061c\u200e\u200f\u202a\u202e\u2066\u2069")
+def test_no_mark_turns_the_text_of_a_name(mark: str) -> None:
+    assert without_turning(f"caf\u00e9{mark}gpj") == "caf\u00e9\ufffdgpj"
+    assert yaml_text({"name": f"caf\u00e9{mark}gpj"}) == f'name: "caf\\xE9\\u{ord(mark):04X}gpj"\n'
+    assert yaml_text({"name": "caf\u00e9"}) == "name: caf\u00e9\n"

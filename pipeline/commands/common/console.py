@@ -19,6 +19,7 @@ import typer
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import without_secrets
 from segmint.infra.uris import redact
+from segmint.infra.wording import TURNING
 from segmint.pipeline.commands.common.extras import extra_of
 
 P = ParamSpec("P")
@@ -29,7 +30,7 @@ FAILED = 3
 DEBUG_VARIABLE = "SEGMINT_DEBUG"
 
 # Except tab and newline; with the marks that turn the direction of text, which disguise a name's ending.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f" + TURNING + "]")
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:

@@ -99,3 +99,14 @@ def test_a_name_with_markup_stays_text(tmp_path: Path) -> None:
     text = writer.finish()["README.md"].read_text(encoding="utf-8")
     assert "\n# `a # <b>b</b>: [x](y)`\n" in text
     assert yaml.safe_load(text.split("---\n")[1])["pretty_name"] == named.name
+
+
+def test_marks_that_turn_text_are_not_in_the_card(tmp_path: Path) -> None:
+    manifest = write_dataset(location_of(tmp_path / "small"), shards=1)
+    weights = manifest.weights.model_copy(update={"name": "vit\u2066`b"})
+    named = manifest.model_copy(update={"name": "caf\u00e9\u202egpj", "weights": weights})
+    text = HuggingFaceWriter(tmp_path, named, VersionName("0" * 64, None)).finish()["README.md"].read_text("utf-8")
+    assert "\n# `caf\u00e9\ufffdgpj`\n" in text
+    assert "\n- model: `vit\ufffd b`\n" in text
+    assert not {"\u202e", "\u2066"} & set(text)
+    assert yaml.safe_load(text.split("---\n")[1])["pretty_name"] == named.name

@@ -9,10 +9,11 @@ import numpy as np
 import yaml
 
 from segmint.catalogs.dataset.reader import Dataset
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.export.pixel_paths import pixel_path
-from segmint.pipeline.export.yolo import label_line
+from segmint.pipeline.export.yolo import YoloWriter, label_line
 from tests.support.committed import mask_row, row_of, write_dataset
 from tests.support.locations import location_of
 
@@ -91,3 +92,11 @@ def test_settings_and_credits(tmp_path: Path) -> None:
             ("sa_1.jpg", "Zoë"),
             ("sa_2.jpg", "Zoë"),
         ]
+
+
+def test_marks_that_turn_text_are_escaped(tmp_path: Path) -> None:
+    manifest = write_dataset(location_of(tmp_path / "small"), shards=1)
+    named = manifest.model_copy(update={"name": "caf\u00e9\u202egpj"})
+    text = YoloWriter(tmp_path, named, VersionName("0" * 64, None)).finish()["data.yaml"].read_text("utf-8")
+    assert "\u202e" not in text
+    assert yaml.safe_load(text)["segmint"]["name"] == named.name
