@@ -1,6 +1,8 @@
 """A dataset's Parquet as DuckDB views: read in place, only the columns of a query, in constant memory."""
 
+import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,7 +46,8 @@ _TYPES = {
     pa.bool_(): "BOOLEAN",
     pa.date32(): "DATE",
 }
-_SHARD = r"regexp_extract(filename, 'sa_([0-9]+)-[0-9a-f]{12}\.parquet$', 1)::BIGINT"
+_NAME = r"sa_([0-9]+)-[0-9a-f]{12}\.parquet$"
+_SHARD = f"regexp_extract(filename, '{_NAME}', 1)::BIGINT"
 
 
 class TableFile(NamedTuple):
@@ -91,6 +94,9 @@ class DatasetTables:
         self.kind: Kind = "segmint" if foreign is None else "sa1b"
         self.foreign = foreign
         self._folder = folder
+        self._files = {kind: _by_shard(entries) for kind, entries in files.items()}
+        self._schemas = schemas
+        self._older = older or {}
         self.connection = duckdb.connect(
             config={"temp_directory": str(Path(folder.name) / "spill"), "memory_limit": memory_limit}
         )
@@ -100,7 +106,9 @@ class DatasetTables:
             self._register(files, location.storage)
             for kind, schema in schemas.items():
                 entries = list(files.get(kind, ())) or [self._empty(kind, schema)]
-                self._create_view(kind, entries, schema, (older or {}).get(kind), by_name=kind in mixed)
+                with damage_named():
+                    rows = self._select(self.connection, kind, entries, kind in mixed)
+                    self.connection.execute(f"CREATE VIEW {kind} AS {rows}")
                 self._check_types(kind, schema)
         except BaseException:
             self.close()
@@ -114,6 +122,17 @@ class DatasetTables:
         """
         with self.connection.cursor() as cursor:
             return read_query(cursor, sql, parameters)
+
+    def query_shard(self, shard: int, view: str, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
+        """Return the answer to a query of one view, of which it sees the rows of one shard.
+
+        No other shard's files need to be there, and none is opened. Raises as `query`.
+        """
+        files = self._files.get(view, {}).get(shard) or [self._empty(view, self._schemas[view])]
+        with self.connection.cursor() as cursor:
+            with damage_named():
+                rows = self._select(cursor, view, files)
+            return read_query(cursor, f"WITH {view} AS ({rows}) {sql}", parameters)
 
     def close(self) -> None:
         """Close the database and delete its scratch folder."""
@@ -142,29 +161,21 @@ class DatasetTables:
         pq.write_table(schema.empty_table(), path)
         return TableFile(str(path), path.stat().st_size)
 
-    def _create_view(
-        self, kind: str, files: Sequence[TableFile], schema: pa.Schema, older: pa.Schema | None, *, by_name: bool
-    ) -> None:
+    def _select(
+        self, connection: duckdb.DuckDBPyConnection, kind: str, files: Sequence[TableFile], by_name: bool = False
+    ) -> str:
+        """Return the SQL of a view's rows in some files: null where an older format lacks a column, and the shard."""
         paths = ", ".join(_quoted(_path(entry.uri)) for entry in files)
         source = f"read_parquet([{paths}], filename = true, union_by_name = {str(by_name).lower()})"
-        with damage_named():
-            columns = self._columns(source, schema, older)
-            self.connection.execute(f"CREATE VIEW {kind} AS SELECT {columns}, {_SHARD} AS shard FROM {source}")
-
-    def _columns(self, source: str, schema: pa.Schema, older: pa.Schema | None) -> str:
-        """Return the columns of a view in SQL: those of its files, and null for those that an older format lacks."""
         columns = "* EXCLUDE (filename)"
-        if older is None:
-            return columns
-        known, wanted = self._types_of(older), self._types_of(schema)
-        found = self.connection.sql(f"SELECT {columns} FROM {source}")
-        if dict(zip(found.columns, map(str, found.types), strict=True)) != known:
-            return columns
-        return ", ".join(f"{name if name in known else 'NULL'}::{type_} AS {name}" for name, type_ in wanted.items())
-
-    def _types_of(self, schema: pa.Schema) -> dict[str, str]:
-        empty = self.connection.from_arrow(schema.empty_table())
-        return dict(zip(empty.columns, map(str, empty.types), strict=True))
+        if kind in self._older:
+            known = _types_of(connection, self._older[kind])
+            found = connection.sql(f"SELECT {columns} FROM {source}")
+            if dict(zip(found.columns, map(str, found.types), strict=True)) == known:
+                wanted = _types_of(connection, self._schemas[kind])
+                values = ((name if name in known else "NULL", type_, name) for name, type_ in wanted.items())
+                columns = ", ".join(f"{value}::{type_} AS {name}" for value, type_, name in values)
+        return f"SELECT {columns}, {_SHARD} AS shard FROM {source}"
 
     def _check_types(self, kind: str, schema: pa.Schema) -> None:
         """Raise `DamagedDatasetError` for a column of plain values that has another type than in `schema`.
@@ -249,6 +260,19 @@ def make_folder(scratch: Path | None) -> "tempfile.TemporaryDirectory[str]":
 def scratch_path(view: str, shard: int) -> str:
     """Return the path, below a scratch folder, of a Parquet file that no commit names; it contains the shard."""
     return f"{view}/sa_{shard_name(shard)}-{'0' * 12}.parquet"
+
+
+def _types_of(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> dict[str, str]:
+    empty = connection.from_arrow(schema.empty_table())
+    return dict(zip(empty.columns, map(str, empty.types), strict=True))
+
+
+def _by_shard(files: Sequence[TableFile]) -> Mapping[int, Sequence[TableFile]]:
+    shards: dict[int, list[TableFile]] = defaultdict(list)
+    for entry in files:
+        if (name := re.search(_NAME, entry.uri)) is not None:
+            shards[int(name[1])].append(entry)
+    return shards
 
 
 def _path(uri: str) -> str:

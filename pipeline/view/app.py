@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -90,22 +91,18 @@ class Viewer:
         Raises `UnknownImageError` if there is no such image, `NoPictureError` if its shard has changed.
         """
         with self._place(image) as place:
-            # Numbers in the SQL instead of parameters: DuckDB then opens only the files of this shard.
-            condition = f"shard = {place.shard:d} AND ordinal = {place.ordinal:d}"
-            rows = self.tables.query(f"SELECT * FROM images WHERE {condition}").to_pylist()
-            masks = self.tables.query(f"SELECT * FROM masks WHERE {condition} ORDER BY annotation_id").to_pylist()
+            rows = self._query(place, "images", "SELECT * FROM images WHERE ordinal = ?")
+            masks = self._query(place, "masks", "SELECT * FROM masks WHERE ordinal = ? ORDER BY annotation_id")
         if not rows:
             raise UnknownImageError(f"image {image} is no longer there")
         found = [asdict(finding) for finding in self.index.findings(image)]
-        return {"image": rows[0], "masks": masks, "findings": found}
+        return {"image": rows.to_pylist()[0], "masks": masks.to_pylist(), "findings": found}
 
     def masks(self, image: int) -> dict[str, Any]:
         """Return the runs of an image's masks, the largest first; raises as `image` does."""
         with self._place(image) as place:
-            rows = self.tables.query(
-                f"SELECT segmentation FROM masks WHERE shard = {place.shard:d} AND ordinal = {place.ordinal:d} "
-                "ORDER BY area DESC, annotation_id"
-            )
+            sql = "SELECT segmentation FROM masks WHERE ordinal = ? ORDER BY area DESC, annotation_id"
+            rows = self._query(place, "masks", sql)
         return {"masks": rows.column("segmentation").to_pylist()}
 
     def jpeg(self, image: int) -> bytes:
@@ -115,6 +112,9 @@ class Viewer:
     def thumbnail(self, image: int) -> bytes:
         """Return the thumbnail."""
         return self.thumbnails.jpeg(self.index.place(image))
+
+    def _query(self, place: Place, view: str, sql: str) -> pa.Table:
+        return self.tables.query_shard(place.shard, view, sql, [place.ordinal])
 
     @contextmanager
     def _place(self, image: int) -> Iterator[Place]:

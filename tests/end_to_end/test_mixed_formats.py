@@ -99,6 +99,9 @@ def test_readers_take_both(old: Path, tmp_path: Path, first: int) -> None:
             "count(next_mask) AS numbered FROM images"
         ).to_pylist()
         masks = tables.query("SELECT source, prompts, origin FROM masks").to_pylist()
+        for shard in tables.query("SELECT DISTINCT shard FROM images").column("shard").to_pylist():
+            alone = tables.query_shard(shard, "masks", "FROM masks ORDER BY annotation_id")
+            assert alone.equals(tables.query("FROM masks WHERE shard = ? ORDER BY annotation_id", [shard]))
     assert row == {"images": images, "written": len(masks), "holes": None, "numbered": 0}
     assert masks == [{"source": None, "prompts": None, "origin": None}] * len(masks)
     export_dataset(location_of(dataset), ExportOptions(Format.COCO, with_images=False), location_of(tmp_path / "out"))

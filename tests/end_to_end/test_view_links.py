@@ -172,7 +172,7 @@ def test_masks_of_a_thumbnail_that_has_left_the_view_are_not_drawn(chromium: "Br
     context = chromium.new_context(viewport={"width": 500, "height": 500})
     page = context.new_page()
     held: list[Route] = []
-    page.route("**/api/images/1/masks", held.append)
+    page.route("**/api/images/1/masks", lambda route: held.append(route))
     page.goto(many.next())
     with page.expect_request("**/api/images/1/masks"):
         page.get_by_label("Masks on thumbnails").check()

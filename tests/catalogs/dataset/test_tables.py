@@ -136,6 +136,18 @@ def test_a_shard_asked_for_is_the_only_one_read(dataset: str, tables: DatasetTab
         tables.query("SELECT count(DISTINCT area) AS n FROM masks")
 
 
+def test_a_shard_alone_is_read_without_the_files_of_others(dataset: str, tables: DatasetTables) -> None:
+    sql = "SELECT * FROM masks WHERE ordinal = ? ORDER BY annotation_id"
+    there = tables.query("SELECT * FROM masks WHERE shard = 1 AND ordinal = 3 ORDER BY annotation_id")
+    for path in Path(dataset, "masks").glob("sa_00000[02]-*"):
+        path.unlink()
+    assert tables.query_shard(1, "masks", sql, [3]).equals(there)
+    assert tables.query_shard(1, "masks", sql, [0]).num_rows == 0
+    assert tables.query_shard(7, "masks", sql, [3]).schema.equals(there.schema)
+    with pytest.raises(DamagedDatasetError, match="sa_000002"):
+        tables.query_shard(2, "masks", sql, [6])
+
+
 def test_thousands_of_files_are_one_view(tmp_path: Path) -> None:
     schema = pa.schema([("ordinal", pa.int64())])
     files = []

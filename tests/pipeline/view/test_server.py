@@ -159,5 +159,6 @@ def test_nothing_of_an_image_that_is_taken_down_meanwhile_is_shown(dataset: Path
             assert "restart the viewer" in answer.json()["error"]
         rows = {row["id"]: row for row in client.get("/api/images").json()["images"]}
         assert {row["image_id"] for image, row in rows.items() if image < 4} == {None}
-        assert rows[4]["image_id"] == "image-4"
+        assert rows[4]["image_id"] == "image-3"
         assert client.get("/thumbnails/4.jpg").status_code == 200
+        assert client.get("/api/images/4").json()["image"]["image_id"] == "image-3"
