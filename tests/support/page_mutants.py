@@ -50,6 +50,27 @@ PAGE_MUTANTS = (
         _MODULES,
     ),
     Mutant(
+        "a draft waits for the one before, and a reload loses it",
+        f"{_ASSETS}/drafts.js",
+        'await this.#request("readwrite", (store) => store.put(draft, key));',
+        'await (this.l = Promise.all([this.l]).then(() => this.#request("readwrite", (s) => s.put(draft, key))));',
+        _MODULES,
+    ),
+    Mutant(
+        "a window writes over the draft that another one keeps",
+        f"{_ASSETS}/keeping.js",
+        "this.#drafts.shared = !alone;",
+        "this.#drafts.shared = false;",
+        _DESK,
+    ),
+    Mutant(
+        "the time without a gesture goes with a crash",
+        f"{_ASSETS}/guide.js",
+        "    this.#desk.keeping.keepTime();\n",
+        "",
+        _DESK,
+    ),
+    Mutant(
         "a palm beside a pen is a finger",
         f"{_ASSETS}/pointers.js",
         'return event.pointerType === "touch" && (',

@@ -1,11 +1,11 @@
 // The work on one image: gestures in their order, the model's answers, the draft, and saving.
 
-import { Alone } from "./alone.js";
 import { answerOf, itemsOf, timesOf } from "./answer.js";
-import { Drafts, draftKey } from "./drafts.js";
+import { draftKey } from "./drafts.js";
 import { History } from "./history.js";
+import { Keeping } from "./keeping.js";
 import { Model } from "./model.js";
-import { draftOf, restored } from "./restoring.js";
+import { draftOf, restored, workOf } from "./restoring.js";
 import { Saver } from "./saving.js";
 import { getJson, GoneError, postJson, RefusedError } from "./server.js";
 import { brushed, hasPixels } from "./strokes.js";
@@ -18,8 +18,6 @@ const CHANGED = "This image has changed since it was saved. What fits of that wo
 export class Desk {
   #session;
   #told;
-  #drafts = new Drafts();
-  #alone = new Alone();
   #saver;
   #turns;
   #turn = 0; // counts what was opened
@@ -27,7 +25,6 @@ export class Desk {
   #theirs = null; // the state with the answer of somebody who was faster
   #sending = null; // {body, state, complete}: what is to be saved, as it was when that was asked for
   #selected = null; // an item's key
-  #touched = false; // whether anything was done since the image was opened
   history = new History(this.#first);
   model = new Model();
   image = null; // the server's answer about the image that is open; no gesture does anything without
@@ -43,6 +40,11 @@ export class Desk {
     this.#saver = new Saver(session.annotator);
     this.#turns = new Turns(() => this.#settle(), (error) => told.problem(error));
     this.watch = new Stopwatch(session.idle_s);
+    this.keeping = new Keeping(() => this.#draft(), this.watch, {
+      shared: (shared) => told.shared(shared),
+      freed: (draft, touched) => this.#takeOver(draft, touched),
+      failed: () => told.say("This browser keeps no drafts: save often."),
+    });
   }
 
   get state() {
@@ -69,18 +71,16 @@ export class Desk {
   async open(id) {
     this.close();
     const turn = ++this.#turn;
-    const image = await getJson(`/api/images/${id}`);
-    if (image.state === "gone") throw new RefusedError("This image is no longer in the dataset.", 410, null);
     const { stage, annotator, dataset } = this.#session;
     const key = draftKey(dataset.name, id, annotator);
-    const draft = await this.#drafts.read(key).catch(() => undefined);
+    const [image, draft] = await Promise.all([getJson(`/api/images/${id}`), this.keeping.read(key)]);
+    if (image.state === "gone") throw new RefusedError("This image is no longer in the dataset.", 410, null);
     if (turn !== this.#turn) return; // another image is opened
     const began = image.answer?.seconds ?? 0;
     Object.assign(image, { id, key, stage, began, locks: stage === "semi" });
-    this.#begin(image, draft);
+    const useless = this.#begin(image, draft);
     this.image = image;
-    this.#share(image, false);
-    this.#alone.take(key, (shared) => this.#share(image, shared));
+    this.keeping.begin(key, useless);
     this.#told.opened(image);
     if ((image.answer?.annotator ?? annotator) !== annotator) {
       this.#theirs = this.#first;
@@ -93,32 +93,44 @@ export class Desk {
 
   /** Takes no gestures until an image is open. */
   close() {
+    this.keeping.leave();
     this.#turns.stop();
     this.image = null;
   }
 
+  /** Returns whether the draft is of no use. */
   #begin(image, draft) {
     if (draft) work.useNumbersFrom(draft.last);
     this.#first = work.begin(itemsOf(image));
-    [this.#theirs, this.#selected, this.#sending, this.#touched] = [null, null, null, false];
+    [this.#theirs, this.#selected, this.#sending] = [null, null, null];
     this.#saver.reset();
     const back = draft ? restored(draft, image, this.#first) : null;
-    if (draft && back === null) this.#drafts.remove(image.key).catch(() => {});
     if (back === null) this.history.reset(this.#first);
     else this.history.load(back.history);
     this.model.load(back?.answers ?? []);
     this.watch.reset(back?.times ?? timesOf(image.answer));
     this.complete = back?.complete ?? image.answer?.complete ?? true;
-    if (back !== null) this.#told.say(back.text);
+    if (back?.text) this.#told.say(back.text);
     else if (image.answer !== null && image.state !== "answered") this.#told.say(CHANGED);
+    return Boolean(draft) && back === null;
   }
 
-  /** Keeps drafts in this window alone while another one, which was first, has the image. */
-  #share(image, shared) {
-    const freed = this.#drafts.shared && !shared && this.image === image && !this.#touched;
-    this.#drafts.shared = shared;
-    this.#told.shared(shared);
-    if (freed) this.#told.changedMeanwhile(image.id); // to its draft
+  /** Goes on with an image that another window had, and kept this draft of; undo shows it if work was done here. */
+  #takeOver(draft, touched) {
+    if (!touched) {
+      this.keeping.end(); // nothing here is not in the draft
+      this.#told.changedMeanwhile(this.image.id);
+      return;
+    }
+    const { state } = this;
+    const theirs = draft && !draft.looked ? workOf(draft, this.image) : null;
+    if (theirs !== null && !work.sameMasks(theirs.state, state)) {
+      this.watch.add(theirs.masks);
+      this.history.push(theirs.state);
+      this.history.push(state);
+      this.#told.say("The other window has left this image. Undo shows the draft that it kept.");
+    }
+    this.#kept();
   }
 
   point(x, y, label) {
@@ -242,7 +254,7 @@ export class Desk {
       if (this.state.active !== null && this.#accept() !== true) return;
       const { state, complete } = this;
       this.#sending = { state, complete, body: answerOf(this.image, state.items, this.watch.dump(), complete) };
-      this.#keep();
+      this.keeping.keep();
     });
   }
 
@@ -275,7 +287,7 @@ export class Desk {
 
   #saved(image, { state, complete, body }) {
     if (this.state === state && this.complete === complete) {
-      this.#drafts.remove(image.key).catch(() => {});
+      this.keeping.drop();
       this.#told.saved(image.id, state !== this.#theirs);
       return;
     }
@@ -310,17 +322,15 @@ export class Desk {
 
   /** Keeps the draft and shows the state. */
   #kept() {
-    this.#keep();
+    this.keeping.keep();
     this.#show();
   }
 
-  #keep() {
+  #draft() {
     const { image, model, state, complete } = this;
     const history = this.history.dump();
     const counts = model.countsOf(state.active);
-    const draft = draftOf(image, history, model.dump(history.states), this.watch.dump(), counts, complete);
-    this.#touched = true;
-    this.#drafts.write(image.key, draft).catch(() => this.#told.say("This browser keeps no drafts: save often."));
+    return draftOf(image, history, model.dump(history.states), this.watch.dump(), counts, complete);
   }
 
   #show() {

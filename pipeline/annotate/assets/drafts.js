@@ -8,33 +8,39 @@ export const draftKey = (dataset, image, annotator) => JSON.stringify([dataset, 
 
 export class Drafts {
   #opened = null;
-  #last = Promise.resolve();
-  #here = null; // [key, draft]: the last one, for browsers that keep nothing
-  shared = false; // whether another window keeps this draft: then it is only kept here
+  #here = new Map(); // {draft, shared} by key: those that the browser does not have, or not yet
+  shared = false; // whether another window keeps the draft of the image: then it is only kept here
 
   /** The draft with a key, or undefined. */
   async read(key) {
-    await this.#last.catch(() => {});
-    if (this.#here?.[0] === key) return structuredClone(this.#here[1]);
+    return this.#here.has(key) ? structuredClone(this.#here.get(key).draft) : this.stored(key);
+  }
+
+  /** The draft that the browser has, whichever window wrote it. */
+  stored(key) {
     return this.#request("readonly", (store) => store.get(key));
   }
 
-  /** Keeps a draft in the place of the one before. Writes are done in order; throws if the browser keeps nothing. */
+  /** Whether there is a draft in this window alone, since another window kept its own; of any image without a key. */
+  isOnlyHere(key = null) {
+    return [...this.#here].some(([each, { shared }]) => shared && (key === null || each === key));
+  }
+
+  /** Keeps a draft in the place of the one before. Throws if the browser keeps nothing. */
   async write(key, draft) {
-    this.#here = [key, draft];
-    if (!this.shared) await this.#inOrder("readwrite", (store) => store.put(draft, key));
+    const here = { draft, shared: this.shared };
+    this.#here.set(key, here);
+    if (this.shared) return;
+    await this.#request("readwrite", (store) => store.put(draft, key));
+    if (this.#here.get(key) === here) this.#here.delete(key);
   }
 
   async remove(key) {
-    this.#here = null;
-    if (!this.shared) await this.#inOrder("readwrite", (store) => store.delete(key));
+    this.#here.delete(key);
+    if (!this.shared) await this.#request("readwrite", (store) => store.delete(key));
   }
 
-  #inOrder(mode, act) {
-    this.#last = this.#last.catch(() => {}).then(() => this.#request(mode, act));
-    return this.#last;
-  }
-
+  /** Waits for no request before, since the page may be gone by then: the browser does them in order. */
   async #request(mode, act) {
     const database = await this.#open();
     return new Promise((resolve, reject) => {
@@ -42,6 +48,7 @@ export class Drafts {
       const request = act(transaction.objectStore(STORE));
       transaction.oncomplete = () => resolve(request.result);
       transaction.onabort = transaction.onerror = () => reject(transaction.error ?? request.error);
+      transaction.commit(); // else a page that is left before `request` is answered takes it back
     });
   }
 

@@ -17,6 +17,10 @@ export class Guide {
       document.addEventListener(name, input, { capture: true, passive: true });
     }
     setInterval(() => this.show(), STEP_MS);
+    for (const name of ["visibilitychange", "pagehide"]) {
+      addEventListener(name, () => desk.keeping.keepTime(0), { capture: true });
+    }
+    addEventListener("beforeunload", (event) => desk.keeping.isOnlyHere && event.preventDefault()); // asks first
   }
 
   /** Shows the seconds, and the hint once for a mask. */
@@ -24,6 +28,7 @@ export class Guide {
     const { image, state, watch } = this.#desk;
     byId("clock").hidden = image === null;
     if (image === null) return;
+    this.#desk.keeping.keepTime();
     const { active } = state;
     const parts = [`Image ${written(watch.image)}`];
     if (active !== null) parts.unshift(`Mask ${written(watch.mask(active.key))}`);

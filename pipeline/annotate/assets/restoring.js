@@ -4,26 +4,35 @@ import { answerOf, carried, isSameWork, itemsOf, timesOf } from "./answer.js";
 import { hasPixels } from "./strokes.js";
 import * as work from "./work.js";
 
-/** What is kept: `history`, `answers` and `times` as they are dumped; `counts` are those of the mask worked on. */
+/**
+ * What is kept: `history`, `answers` and `times` as they are dumped; `counts` are those of the mask worked on. Of an image
+ * that was only looked at the time is kept.
+ */
 export function draftOf(image, history, answers, times, counts, complete) {
   const state = history.states[history.at];
   const drawn = state.active !== null && counts !== null && hasPixels(counts, image.size);
   const whole = drawn ? work.accept(state, counts) : state;
   const { n, lane, base, stage, began } = image;
   const body = answerOf(image, whole.items, times, complete);
-  return { history, answers, times, complete, body, n, lane, base, stage, began, last: work.lastNumber() };
+  const looked = history.states.length === 1 && complete === (image.answer?.complete ?? true);
+  const kept = looked ? { states: [], at: 0 } : history;
+  return { history: kept, answers, times, complete, looked, body, n, lane, base, stage, began, last: work.lastNumber() };
 }
 
 /**
  * The work on an image, which begins with the state `first`, with its draft: {history, answers, times, complete, text},
- * as they are loaded, and what the annotator is told. Null if the draft is what was saved.
+ * as they are loaded, and what the annotator is told. Null if the draft is what was saved, or has nothing but the time
+ * on masks that have changed.
  */
 export function restored(draft, image, first) {
-  if (draft.base !== image.base || draft.stage !== image.stage) return carriedOver(draft, image, first);
-  const { history, answers, times, complete } = draft;
-  if (image.answer === null || (draft.n === image.n && draft.lane === image.lane)) {
-    return { history, answers, times, complete, text: "Your draft of this image is back." };
+  const { history, answers, times, complete, looked } = draft;
+  const fits = draft.base === image.base && draft.stage === image.stage;
+  const isLast = image.answer === null || (draft.n === image.n && draft.lane === image.lane);
+  if (looked) {
+    return fits && isLast ? { history: { states: [first], at: 0 }, answers, times, complete, text: "" } : null;
   }
+  if (!fits) return carriedOver(draft, image, first);
+  if (isLast) return { history, answers, times, complete, text: "Your draft of this image is back." };
   if (isSameWork(image.answer, draft.body)) return null;
   const states = [...history.states.slice(0, history.at + 1), first];
   const saved = timesOf(image.answer);
@@ -34,6 +43,13 @@ export function restored(draft, image, first) {
     complete: image.answer.complete,
     text: "This image was saved elsewhere since your draft. Undo brings the draft back.",
   };
+}
+
+/** The work of a draft that another window kept: {state, masks}, with keys of its own and the seconds by key. */
+export function workOf({ body, stage }, image) {
+  const there = itemsOf({ ...image, answer: null, prefill: [] });
+  const { items, masks } = carried(there, body, `c${work.nextNumber()}`, { stage, locks: image.locks });
+  return { state: work.begin(items), masks };
 }
 
 /** What still fits of a draft of other masks of the image, or of another stage. */

@@ -359,3 +359,106 @@ def test_there_is_a_way_on_from_links_and_images_that_do_not_open(page: "Page", 
     expect(page.locator("#radius")).not_to_have_text(radius)
     page.keyboard.press("q")
     expect(page.locator("#radius")).to_have_text(radius)
+
+
+def test_of_two_windows_with_work_on_an_image_none_loses_it(page: "Page", server: Served) -> None:
+    start(page, server, 4)
+    there = page.locator("#made li").count()
+    draw(page, there)
+    second = page.context.new_page()
+    second.goto(page.url)
+    shown(second, 4)
+    expect(second.locator("#shared")).to_be_visible()
+    expect(second.locator("#made li")).to_have_count(there + 1)
+    draw(second, there + 1)
+    draw(page, there + 2, others=there + 1)
+    draw(page, there + 3, others=there + 2)
+
+    # Its work is in the second window alone: that asks before it is closed, and has it after another image, too.
+    asked: list[str] = []
+    second.once("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    second.close(run_before_unload=True)
+    until(page, lambda: asked == ["beforeunload"])
+    for image in (7, 4):
+        second.evaluate(f"location.hash = '#image/{image}'")
+        shown(second, image)
+    expect(second.locator("#made li")).to_have_count(there + 2)
+    page.wait_for_timeout(300)  # the browser writes it
+    page.close()
+    left = "The other window has left this image. Undo shows the draft that it kept."
+    expect(second.locator("#said")).to_have_text(left)
+    undo_shows(second, there + 3, there + 2)
+    second.wait_for_timeout(300)
+    second.reload()
+    shown(second, 4)
+    undo_shows(second, there + 3, there + 2)
+
+    # The first one leaves the image while the other is at another one.
+    third = second.context.new_page()
+    third.goto(second.url)
+    shown(third, 4)
+    expect(third.locator("#shared")).to_be_visible()
+    draw(third, there + 1, others=there + 2)
+    third.evaluate("location.hash = '#image/7'")
+    shown(third, 7)
+    draw(second, there + 4, others=there + 2)
+    draw(second, there, others=there + 3)
+    second.evaluate("location.hash = '#image/5'")
+    shown(second, 5)
+    third.evaluate("location.hash = '#image/4'")
+    shown(third, 4)
+    expect(third.locator("#said")).to_have_text(left)
+    undo_shows(third, there + 4, there + 3)
+    third.wait_for_timeout(300)
+    third.close()
+    second.evaluate("location.hash = '#image/4'")
+    shown(second, 4)
+    undo_shows(second, there + 4, there + 3)
+
+    # One saves while the other has work: it sees that, and has its own by undo.
+    third = second.context.new_page()
+    third.goto(second.url)
+    shown(third, 4)
+    expect(third.locator("#shared")).to_be_visible()
+    draw(third, there + 4, others=there + 3)
+    saved = save(second, server, 4)
+    assert len(saved.masks) == there + 3
+    expect(third.locator("#shared")).to_be_hidden()
+    third.keyboard.press("s")
+    expect(third.locator("#lost-text")).to_contain_text("You saved this image in another window")
+    expect(third.locator("#made li")).to_have_count(there + 3)
+    assert len(answers(server, 4)) == saved.n
+    third.keyboard.press("Control+z")
+    expect(third.locator("#made li")).to_have_count(there + 4)
+    again = save(third, server, 4)
+    assert (again.n, len(again.masks)) == (saved.n + 1, there + 4)
+
+
+def undo_shows(page: "Page", before: int, now: int) -> None:
+    """Undo shows so many masks, and redo those of now."""
+    for key, number in (("z", before), ("y", now)):
+        page.keyboard.press(f"Control+{key}")
+        expect(page.locator("#made li")).to_have_count(number)
+
+
+def test_time_without_a_gesture_outlives_a_crash(page: "Page", server: Served) -> None:
+    stop = "addEventListener('pagehide', (event) => event.stopImmediatePropagation(), { capture: true });"
+    page.add_init_script(stop + stop.replace("pagehide", "visibilitychange"))  # as in a crash
+    page.clock.install()
+    start(page, server, 4)
+    page.mouse.move(500, 400)
+    before = seconds(page)
+    page.clock.fast_forward(20_000)
+    page.wait_for_timeout(300)
+    page.reload()
+    shown(page, 4)
+    assert before + 20 <= seconds(page) < before + 40  # once
+    expect(page.locator("#said")).to_have_text("")
+    expect(page.locator("#undo")).to_be_disabled()
+
+
+def seconds(page: "Page") -> int:
+    """The clock of the image."""
+    found = re.search(r"Image (\d+):(\d+)", page.locator("#clock").inner_text())
+    assert found is not None
+    return 60 * int(found[1]) + int(found[2])

@@ -184,12 +184,15 @@ def test_drafts_are_kept_in_order_and_removed(page: "Page") -> None:
     body = """const kept = new drafts.Drafts();
         const key = drafts.draftKey("street", 7, "ann");
         const draft = { history: { states: [{ items: [] }], at: 0 } };
+        await kept.stored(key); // the database is open
         for (let time = 0; time < 20; time++) kept.write(key, { ...draft, time });
+        const asked = await kept.stored(key); // nothing waits here for the writes before
         await kept.write(drafts.draftKey("street", 7, "bob"), "other");
         const again = await new drafts.Drafts().read(key);
         await kept.remove(key);
-        return [again, (await kept.read(key)) ?? null]"""
-    assert run(page, "drafts", body) == [{"history": {"states": [{"items": []}], "at": 0}, "time": 19}, None]
+        return [asked, again, (await kept.read(key)) ?? null]"""
+    draft = {"history": {"states": [{"items": []}], "at": 0}, "time": 19}
+    assert run(page, "drafts", body) == [draft, draft, None]
 
 
 def test_each_key_has_one_meaning_and_each_action_is_known(page: "Page") -> None:
@@ -302,8 +305,9 @@ def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> No
         states.push((state = work.remove(state, two.key)));
         states.push((state = work.setPixels(state, "88")));
         const times = { image: 30, masks: { [state.active.key]: 9 } };
-        const draft = restoring.draftOf(image, { states, at: 3 }, [], times, "88", false);
-        const show = (changed) => {
+        const kept = restoring.draftOf(image, { states, at: 3 }, [], times, "88", false);
+        const looked = restoring.draftOf(image, { states: [states[0]], at: 0 }, [], times, null, true);
+        const show = (changed, draft = kept) => {
             const now = { ...image, ...changed };
             const back = restoring.restored(structuredClone(draft), now, work.begin(answer.itemsOf(now)));
             if (back === null) return null;
@@ -320,11 +324,12 @@ def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> No
         return {
             here: show({}),
             elsewhere: show({ n: 1, answer: saved("2e") }),
-            sent: show({ n: 1, answer: { ...draft.body, n: 1 } }),
+            sent: show({ n: 1, answer: { ...kept.body, n: 1 } }),
             changed: show({ base: "c", masks: [row(1, "0d0"), row(2, "redacted"), row(3, "5d0")] }),
             merged: show({ base: "c", state: "merged", masks: [row(3, "1c2"), row(4, "88")] }),
             stage: show({ stage: "semi", locks: true, prefill: [{ counts: "2e", box: [0, 0, 1, 1] }] }),
-            kept: draft.body.masks.map(({ counts, seconds }) => [counts, seconds]),
+            looked: [show({}, looked), show({ base: "c" }, looked), show({ n: 1, answer: saved("2e") }, looked)],
+            kept: kept.body.masks.map(({ counts, seconds }) => [counts, seconds]),
             untouched: answer.itemsOf({ ...image, answer: saved("2e", { stage: "semi", masks: [
                 { counts: "2e", source: "assisted", seconds: 0, prompts: [box] },
                 { counts: "3d", source: "assisted", seconds: 2, prompts: [box] },
@@ -338,6 +343,7 @@ def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> No
     assert (shown, seconds, image, complete, states) == (["0d0", "4d0", "2e"], [0, 0, 4], 80, True, 5)
     assert "saved elsewhere" in text
     assert found["sent"] is None
+    assert found["looked"] == [[["0d0", "4d0"], [0, 0], 30, True, 1, ""], None, None]  # of masks as they were
     shown, seconds, image, complete, states, text = found["changed"]
     assert (shown, seconds) == (["redacted", "5d0", "1c2", "88"], [0, 0, 0, 9])
     assert (image, complete, states) == (30, False, 2)
