@@ -10,7 +10,7 @@ from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import LOCAL, absolute, base_name, join, local_path, scheme
+from segmint.infra.uris import LOCAL, UriNotAllowedError, absolute, base_name, join, local_path, scheme
 from segmint.infra.wording import some
 
 OVERLAY = ".overlay.png"
@@ -51,15 +51,23 @@ def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: b
             raise UsageError(f"{some(streams)}: a pipe or a device; expected a file, a folder or a pattern")
         raise UsageError(f"no such file: {some(absent)}")
     found: dict[str, Photograph] = {}
+    unusable: list[str] = []
     is_one = len(arguments) == 1
     for argument in arguments:
         several = _of_folder(storage, argument, recursive) if _is_folder(argument) else _of_pattern(argument)
         is_one &= several is None
         for image in (Photograph(argument, base_name(argument)),) if several is None else several:
-            found.setdefault(absolute(image.name), image)
+            try:
+                found.setdefault(absolute(image.name), image)
+            except UriNotAllowedError as error:
+                if several is None:
+                    raise
+                unusable.append(f"{error}: rename the photograph")
+    if not found:
+        raise UsageError(f"no photograph has a name that can be used: {unusable[0]}")
     folders = [name for name in arguments if is_local(name) and _is_folder(name)]
     passed_over = tuple(line for folder in folders for line in _passed_over(local_path(folder), recursive))
-    return Photographs(tuple(found.values()), is_one, passed_over)
+    return Photographs(tuple(found.values()), is_one, (*unusable, *passed_over))
 
 
 def is_local(name: str) -> bool:
