@@ -1,12 +1,13 @@
 """The folder of an export: what a run before left in it, and whether the dataset is still what was exported."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Container, Mapping
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.outputs import note_output
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.storage.location import Location
-from segmint.infra.wording import some
+from segmint.infra.wording import counted, some
 
 
 class ExportFolder:
@@ -22,24 +23,32 @@ class ExportFolder:
         note_output(dataset, command, output, {})
         self._commits = CommitLog(dataset).committed()
         self._left = {entry.name for entry in output.walk()}
-        self._folders: set[str] = set()
+        self._folders: Counter[str] = Counter()  # how many files of this run each of the folders below it has
 
     def wrote(self, name: str) -> None:
-        """Note a file that this run has put, or found as it is, by its path below the folder."""
+        """Note a file that this run puts, or finds as it is, by its path below the folder; each one once."""
         self._left.discard(name)
         if "/" in name:
-            self._folders.add(name.partition("/")[0])
+            self._folders[_top(name)] += 1
 
     def complete(self, files: Mapping[str, str]) -> None:
         """Check the folder before its last file is put, and note that one: its SHA-256 by its path below the folder.
 
         Raises `UsageError` if a folder below it, which tools read as a whole, has files that are not this run's: they
-        may be of images that were taken down. Raises `UnfinishedError` if a shard was replaced since the start.
+        may be of images that were taken down. Raises `UnfinishedError` if they were put or deleted meanwhile, or if a
+        shard was replaced since the start.
         """
-        if left := sorted(name for name in self._left if name.partition("/")[0] in self._folders):
+        if left := sorted(name for name in self._left if _top(name) in self._folders):
             raise UsageError(
                 f"{self.location} has files that are not part of this export, of another run or of the dataset as it "
                 f"was: {some(left)}: delete them, or choose another folder"
+            )
+        wrote = self._folders - Counter(_top(name) for name in files if "/" in name)
+        if (there := self._count(files)) != wrote:
+            raise UnfinishedError(
+                f"{self.location} has {counted(there.total(), 'file')} in its folders, and this export put "
+                f"{wrote.total():,}: another run is writing there, or files were deleted; delete it, or choose another "
+                "folder, and export again"
             )
         now = CommitLog(self._dataset).committed()
         if changed := [str(shard) for shard, generation in self._commits.items() if now.get(shard) != generation]:
@@ -48,3 +57,12 @@ class ExportFolder:
                 f"taken down or redacted; delete {self.location}, or choose another folder, and export again"
             )
         note_output(self._dataset, self._command, self.location, files)
+
+    def _count(self, without: Container[str]) -> "Counter[str]":
+        """Count the files of each folder that this run puts files into."""
+        names = (entry.name for entry in self.location.walk())
+        return Counter(_top(name) for name in names if _top(name) in self._folders and name not in without)
+
+
+def _top(name: str) -> str:
+    return name.partition("/")[0]

@@ -81,3 +81,31 @@ def test_files_that_tools_would_read_as_this_export_are_refused_and_others_stay(
     assert not (tmp_path / "out/data.yaml").exists()
     (tmp_path / "out/images/sa_9.jpg").unlink()
     assert export_dataset(dataset, YOLO, output).pictures == 4
+
+
+def test_an_export_into_which_another_one_writes_is_not_completed(
+    dataset: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = location_of(tmp_path / "out")
+    read_images = export.read_images
+    exported = []
+
+    def reading(*arguments: object) -> Iterator[Sample]:
+        yield from read_images(*arguments)  # type: ignore[arg-type]
+        if not exported:
+            exported.append(None)
+            with dying_after(8), pytest.raises(KilledError):  # after its pictures and three of its labels
+                export_dataset(dataset, YOLO, output)
+
+    monkeypatch.setattr(export, "read_images", reading)
+    part = ExportOptions(Format.YOLO, shards=(0, 1))
+    with pytest.raises(UnfinishedError, match="7 files in its folders, and this export put 4: another run is writing"):
+        export_dataset(dataset, part, output)
+    assert not (tmp_path / "out/data.yaml").exists()
+
+
+def test_the_main_file_may_be_in_a_folder_of_its_own(dataset: Location, tmp_path: Path) -> None:
+    for _ in range(2):
+        with dying_after(5), pytest.raises(KilledError):
+            export_dataset(dataset, ExportOptions(Format.CVAT), location_of(tmp_path / "out"))
+    assert export_dataset(dataset, ExportOptions(Format.CVAT), location_of(tmp_path / "out")).pictures == 4
