@@ -158,11 +158,12 @@ def test_a_page_that_could_not_be_loaded_is_asked_for_again(chromium: "Browser",
     context = chromium.new_context(viewport={"width": 500, "height": 500})
     page = context.new_page()
     problem = {"status": 502, "json": {"error": "the store is out"}}
-    page.route("**/api/images?*after=*", lambda route: route.fulfill(**problem), times=1)
+    page.route("**/api/images?*after=*", lambda route: route.fulfill(**problem))
     page.goto(many.next())
     tiles = page.locator("#results .tile")
     tiles.nth(59).scroll_into_view_if_needed()
     expect(page.locator("#problem")).to_have_text("the store is out")
+    page.unroute("**/api/images?*after=*")
     expect(tiles).to_have_count(62, timeout=15_000)
     expect(page.locator("#problem")).to_be_hidden()
     context.close()

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -78,14 +78,17 @@ def test_masks_are_rated_by_keys_taken_back_and_found_again(chromium: "Browser",
     context = chromium.new_context(viewport={"width": 900, "height": 700})
     page = context.new_page()
     seen = watch(page)
+    page.clock.install(time=0)
     page.goto(server.team.address("ann"))
     shown(page, 0)
     expect(page.locator("#rated-count")).to_have_text(f"0 of {MASKS} rated")
     assert serious_violations(page) == []
+    page.clock.pause_at(3_600_000)
     page.keyboard.press("7")
     shown(page, 1)
     page.keyboard.press("1")  # and nothing more: a 1
     expect(page.locator("#said")).to_have_text("1; with a 0 it is 10.")
+    page.clock.run_for(700)
     shown(page, 2)
     expect(page.locator("#said")).to_have_text("Rated 1.")
     page.keyboard.press("z")
@@ -96,6 +99,7 @@ def test_masks_are_rated_by_keys_taken_back_and_found_again(chromium: "Browser",
     page.keyboard.press("0")  # 10 of this mask, and nothing of the next one
     shown(page, 2)
     expect(page.locator("#said")).to_have_text("Rated 10.")
+    page.clock.resume()
     page.reload()
     shown(page, 2)
     expect(page.locator("#undo")).to_be_disabled()
@@ -103,10 +107,10 @@ def test_masks_are_rated_by_keys_taken_back_and_found_again(chromium: "Browser",
     shown(page, 3)
 
     # A server that does not answer loses nothing: the rating is sent again.
-    failed: list[Any] = []
-    page.route("**/api/rate/3/1", lambda route: failed.append(route.abort()) if not failed else route.continue_())
+    page.route("**/api/rate/3/1", lambda route: route.abort())
     page.keyboard.press("9")
     expect(page.locator("#problem")).to_contain_text("The server does not answer")
+    page.unroute("**/api/rate/3/1")
     expect(page.locator("#done-title")).to_have_text("All masks are rated")
     expect(page.locator("#problem")).to_be_hidden()
     assert serious_violations(page) == []
