@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -94,7 +95,7 @@ class DatasetTables:
         self.kind: Kind = "segmint" if foreign is None else "sa1b"
         self.foreign = foreign
         self._folder = folder
-        self._files = {kind: _by_shard(entries) for kind, entries in files.items()}
+        self._files = files
         self._schemas = schemas
         self._older = older or {}
         self.connection = duckdb.connect(
@@ -128,7 +129,7 @@ class DatasetTables:
 
         No other shard's files need to be there, and none is opened. Raises as `query`.
         """
-        files = self._files.get(view, {}).get(shard) or [self._empty(view, self._schemas[view])]
+        files = self._shards.get(view, {}).get(shard) or [self._empty(view, self._schemas[view])]
         with self.connection.cursor() as cursor:
             with damage_named():
                 rows = self._select(cursor, view, files)
@@ -155,9 +156,14 @@ class DatasetTables:
         for protocol in sizes.keys() - {LOCAL}:
             self.connection.register_filesystem(StorageFiles(storage, protocol, sizes[protocol]))
 
+    @cached_property
+    def _shards(self) -> Mapping[str, Mapping[int, Sequence[TableFile]]]:
+        """The files of each view by shard."""
+        return {kind: _by_shard(entries) for kind, entries in self._files.items()}
+
     def _empty(self, kind: str, schema: pa.Schema) -> TableFile:
-        path = Path(self._folder.name) / scratch_path(kind, 0)
-        path.parent.mkdir(exist_ok=True)
+        path = Path(self._folder.name) / "empty" / scratch_path(kind, 0)  # foreign data's tables are in the folder, too
+        path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(schema.empty_table(), path)
         return TableFile(str(path), path.stat().st_size)
 

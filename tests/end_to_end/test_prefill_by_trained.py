@@ -5,8 +5,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +16,10 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from segmint.catalogs.dataset.annotations.answers import read_answers
+from tests.support.annotating import annotate_process
 from tests.support.browser import watch
 from tests.support.builds import ROOT
-from tests.support.committed import mask_row, write_dataset
+from tests.support.committed import mask_row, row_of, write_dataset
 from tests.support.locations import location_of
 from tests.support.photographs import photograph
 
@@ -48,23 +47,22 @@ def scene(number: int) -> tuple[np.ndarray, np.ndarray]:
     return image, mask > 0
 
 
-def row_of(ordinal: int, number: int, masks: list[dict[str, Any]]) -> dict[str, Any]:
+def scene_row(ordinal: int, number: int, masks: list[dict[str, Any]]) -> dict[str, Any]:
     """A row of a scene, as it reaches a shard's writer."""
     encoded = io.BytesIO()
     Image.fromarray(scene(number)[0]).save(encoded, "JPEG", quality=92)
-    row = {"ordinal": ordinal, "id": ordinal + 1, "image_id": f"image-{number}", "uri": f"/photos/{number}.jpg"}
-    found = {"license": "CC0-1.0", "width": SIDE, "height": SIDE, "faces": 0, "plates": 0, "regions": []}
-    return {**row, **found, "release": encoded.getvalue(), "masks": masks}
+    changed = {"width": SIDE, "height": SIDE, "release": encoded.getvalue(), "masks": masks}
+    return {**row_of(ordinal, refused=False), **changed}
 
 
 def trained_on(ordinal: int, _: bool) -> dict[str, Any]:
     """A row whose mask a person drew."""
-    return row_of(ordinal, ordinal, [{**mask_row(scene(ordinal)[1]), "source": "manual"}])
+    return scene_row(ordinal, ordinal, [{**mask_row(scene(ordinal)[1]), "source": "manual"}])
 
 
 def annotated(ordinal: int, _: bool) -> dict[str, Any]:
     """A row of a scene that no training saw, without a mask."""
-    return row_of(ordinal, UNSEEN + ordinal, [])
+    return scene_row(ordinal, UNSEEN + ordinal, [])
 
 
 def run_training(folder: Path) -> Path:
@@ -83,22 +81,6 @@ def run_training(folder: Path) -> Path:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder / "run" / json.loads((folder / "run" / "objects.json").read_bytes())["file"]
-
-
-@contextmanager
-def prefilling(dataset: Path, detector: Path) -> Iterator[str]:
-    """`segmint annotate` with the detector as a separate process; yields Ann's address."""
-    command = [sys.executable, "-m", "segmint", "annotate", str(dataset), "--no-browser", "--port", "0"]
-    command += ["--weights", "mobile_sam", "--device", "cpu", "--name", "ann"]
-    command += ["--stage", "semi", "--prefill", f"detector:{detector}"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            address = process.stdout.readline().strip()
-            assert address, process.stderr.read() if process.stderr else ""
-            yield address
-        finally:
-            process.kill()
 
 
 def opened(page: "Page", image: int) -> dict[str, Any]:
@@ -128,7 +110,7 @@ def test_a_trained_detector_prefills_what_people_go_on_with(tmp_path: Path, chro
     dataset = tmp_path / "new"
     write_dataset(location_of(dataset), len(IMAGES) // 3, make_row=annotated, refuse=0)
     expect.set_options(timeout=60_000)
-    with prefilling(dataset, detector) as address:
+    with annotate_process(dataset, "--stage", "semi", "--prefill", f"detector:{detector}") as (_, address):
         page = chromium.new_page(viewport={"width": 1100, "height": 800})
         seen = watch(page)
         page.goto(f"{address}#image/1")

@@ -1,5 +1,9 @@
-"""A team of annotators on a server in the test's process, each with a browser's cookie and headers."""
+"""Annotators of a dataset: each with a browser's cookie and headers in the test's process, or `segmint annotate`."""
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -10,6 +14,7 @@ from segmint.pipeline.annotate.access import Origin, Team
 from segmint.pipeline.annotate.app import make_app
 from segmint.pipeline.annotate.queue import QueueOptions
 from segmint.pipeline.annotate.server import AnnotateOptions, Opened
+from tests.support.builds import ROOT
 
 PORT = 8765
 ORIGIN = f"http://127.0.0.1:{PORT}"
@@ -66,3 +71,18 @@ def saved_files(dataset: Path) -> dict[str, bytes]:
     """Return the answers in a dataset, by path."""
     files = (path for path in (dataset / "annotations").rglob("*") if path.is_file())
     return {str(path.relative_to(dataset)): path.read_bytes() for path in files}
+
+
+@contextmanager
+def annotate_process(dataset: Path, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """`segmint annotate` as a separate process, with the address of `ann`; it is killed at the end."""
+    command = [sys.executable, "-m", "segmint", "annotate", str(dataset), "--no-browser", "--port", "0"]
+    command += ["--weights", "mobile_sam", "--device", "cpu", "--name", "ann", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            address = process.stdout.readline().strip()
+            assert address, process.stderr.read() if process.stderr else ""
+            yield process, address
+        finally:
+            process.kill()

@@ -2,7 +2,6 @@
 
 import random
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +14,7 @@ import pytest
 
 from segmint.catalogs.dataset.annotations.answers import read_answers
 from segmint.catalogs.dataset.annotations.names import list_answers
-from tests.support.annotating import acting_as, draft
-from tests.support.builds import ROOT
+from tests.support.annotating import acting_as, annotate_process, draft
 from tests.support.locations import location_of
 
 IMAGES = (1, 2, 4, 5, 6, 7)
@@ -25,25 +23,17 @@ IMAGES = (1, 2, 4, 5, 6, 7)
 @contextmanager
 def running(dataset: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     """`segmint annotate` as a separate process, and a browser that has opened its address; it is killed at the end."""
-    command = [sys.executable, "-m", "segmint", "annotate", str(dataset), "--no-browser", "--port", "0"]
-    command += ["--weights", "mobile_sam", "--device", "cpu", "--name", "ann"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            address = process.stdout.readline().strip()
-            assert address, process.stderr.read() if process.stderr else ""
-            origin = address.partition("/?")[0]
-            headers = {**acting_as("ann"), "origin": origin}
-            with httpx.Client(base_url=origin, headers=headers, timeout=60) as client:
-                for _ in range(100):
-                    try:
-                        assert client.get(address).status_code == 303
-                        break
-                    except httpx.ConnectError:
-                        time.sleep(0.1)
-                yield process, client
-        finally:
-            process.kill()
+    with annotate_process(dataset) as (process, address):
+        origin = address.partition("/?")[0]
+        headers = {**acting_as("ann"), "origin": origin}
+        with httpx.Client(base_url=origin, headers=headers, timeout=60) as client:
+            for _ in range(100):
+                try:
+                    assert client.get(address).status_code == 303
+                    break
+                except httpx.ConnectError:
+                    time.sleep(0.1)
+            yield process, client
 
 
 Bodies = dict[tuple[int, int], dict[str, Any]]

@@ -278,11 +278,8 @@ def press_pixel_with_points(page: "Page", column: int, row: int) -> None:
 def test_two_windows_of_one_annotator_know_of_each_other(page: "Page", server: Served) -> None:
     start(page, server, 7)
     draw(page, 0)
-    second = page.context.new_page()
-    second.goto(page.url)
-    shown(second, 7)
+    second = other_window(page, 7)
     expect(second.locator("#said")).to_have_text("Your draft of this image is back.")
-    expect(second.locator("#shared")).to_be_visible()
     expect(page.locator("#shared")).to_be_hidden()
     draw(page, 1)
     page.wait_for_timeout(300)  # the browser writes it
@@ -365,10 +362,7 @@ def test_of_two_windows_with_work_on_an_image_none_loses_it(page: "Page", server
     start(page, server, 4)
     there = page.locator("#made li").count()
     draw(page, there)
-    second = page.context.new_page()
-    second.goto(page.url)
-    shown(second, 4)
-    expect(second.locator("#shared")).to_be_visible()
+    second = other_window(page, 4)
     expect(second.locator("#made li")).to_have_count(there + 1)
     draw(second, there + 1)
     draw(page, there + 2, others=there + 1)
@@ -394,10 +388,7 @@ def test_of_two_windows_with_work_on_an_image_none_loses_it(page: "Page", server
     undo_shows(second, there + 3, there + 2)
 
     # The first one leaves the image while the other is at another one.
-    third = second.context.new_page()
-    third.goto(second.url)
-    shown(third, 4)
-    expect(third.locator("#shared")).to_be_visible()
+    third = other_window(second, 4)
     draw(third, there + 1, others=there + 2)
     third.evaluate("location.hash = '#image/7'")
     shown(third, 7)
@@ -416,10 +407,7 @@ def test_of_two_windows_with_work_on_an_image_none_loses_it(page: "Page", server
     undo_shows(second, there + 4, there + 3)
 
     # One saves while the other has work: it sees that, and has its own by undo.
-    third = second.context.new_page()
-    third.goto(second.url)
-    shown(third, 4)
-    expect(third.locator("#shared")).to_be_visible()
+    third = other_window(second, 4)
     draw(third, there + 4, others=there + 3)
     saved = save(second, server, 4)
     assert len(saved.masks) == there + 3
@@ -432,6 +420,15 @@ def test_of_two_windows_with_work_on_an_image_none_loses_it(page: "Page", server
     expect(third.locator("#made li")).to_have_count(there + 4)
     again = save(third, server, 4)
     assert (again.n, len(again.masks)) == (saved.n + 1, there + 4)
+
+
+def other_window(page: "Page", image: int) -> "Page":
+    """Open the image that a window has open in another one of the same person."""
+    other = page.context.new_page()
+    other.goto(page.url)
+    shown(other, image)
+    expect(other.locator("#shared")).to_be_visible()
+    return other
 
 
 def undo_shows(page: "Page", before: int, now: int) -> None:

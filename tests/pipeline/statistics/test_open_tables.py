@@ -184,6 +184,15 @@ def test_files_of_other_people_are_passed_over(minted: Path, tmp_path: Path) -> 
         assert list(tables.foreign.findings) == []
 
 
+def test_a_shard_that_is_not_there_is_empty_and_the_others_stay(minted: Path, tmp_path: Path) -> None:
+    with open_tables(location_of(loosen(minted, tmp_path / "loose"))) as tables:
+        count = "SELECT count(*) AS n FROM masks"
+        whole = tables.query(count)
+        assert tables.query_shard(9, "masks", count).to_pylist() == [{"n": 0}]
+        assert tables.query_shard(0, "masks", count).equals(whole)
+        assert tables.query(count).equals(whole)
+
+
 def test_where_nothing_stands_that_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither dataset"):
         open_tables(location_of(tmp_path), scratch=tmp_path)
