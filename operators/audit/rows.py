@@ -86,7 +86,7 @@ def audit_identity(tables: ShardTables, ordinals: tuple[int, int]) -> Iterator[F
 def _audit_mask_identity(tables: ShardTables) -> Iterator[Finding]:
     place = tables.places["masks"]
     owners = int_column(tables.masks, "ordinal")
-    for row in np.flatnonzero(np.diff(owners) < 0):
+    for row in np.flatnonzero(np.diff(owners) < 0).tolist():
         expected = f"ordinal {owners[row]} or over"
         yield place.finding(Code.ROW_IDENTITY, expected, owners[row + 1], f"row {row + 1}")
     accepted = int_column(tables.images, "ordinal")
@@ -94,7 +94,7 @@ def _audit_mask_identity(tables: ShardTables) -> Iterator[Finding]:
         image = _of_ordinal(place, ordinal)
         yield image.finding(Code.ROW_IDENTITY, "masks of accepted images alone", "a mask", f"ordinal {ordinal}")
     ids = int_column(tables.masks, "id")
-    for row in np.flatnonzero(ids != owners + 1):
+    for row in np.flatnonzero(ids != owners + 1).tolist():
         yield place.finding(Code.ROW_IDENTITY, f"id {owners[row] + 1}", ids[row], f"row {row}")
     if np.all(np.diff(owners) >= 0):
         yield from _audit_mask_ids(tables, owners)
