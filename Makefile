@@ -106,21 +106,21 @@ BENCH_PHOTOS = $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)" --o
 BENCH_OPTIONS ?=
 
 bench: setup
-	$(BIN)/python benchmarks/generator_vs_reference.py --precision fp32 bf16 $(BENCH_PHOTOS) $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/masks/generator_vs_reference.py --precision fp32 bf16 $(BENCH_PHOTOS) $(BENCH_OPTIONS)
 
 bench-stages: setup
-	$(BIN)/python benchmarks/stages.py $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/masks/stages.py $(BENCH_OPTIONS)
 
 # A million rows through a build without pixels, catalogs of 100 million rows, a dataset of 40,000 commits: an hour and
 # 15 GB of disk.
 bench-scale: setup
-	$(BIN)/python benchmarks/catalog_streams.py
-	$(BIN)/python benchmarks/resume.py
-	$(BIN)/python benchmarks/scale.py $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/datasets/catalog_streams.py
+	$(BIN)/python benchmarks/building/resume.py
+	$(BIN)/python benchmarks/building/scale.py $(BENCH_OPTIONS)
 
 # Copies found and confused, and 10 million rows clustered: 6 GB of memory.
 bench-duplicates: setup
-	$(BIN)/python benchmarks/duplicates.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)") $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/datasets/duplicates.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)") $(BENCH_OPTIONS)
 
 # What training learns and forgets, with three seeds: an hour on a core. It needs SEGMINT_TEST_PHOTOS.
 bench-training: setup
@@ -131,38 +131,38 @@ bench-page: setup
 	$(BIN)/python benchmarks/plots.py
 
 bench-pipeline: setup
-	$(BIN)/python benchmarks/pipeline_vs_loop.py
+	$(BIN)/python benchmarks/building/pipeline_vs_loop.py
 
 # How long a GPU would wait for the host; it needs none.
 bench-overlap: setup
-	$(BIN)/python benchmarks/segment_overlap.py $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/building/segment_overlap.py $(BENCH_OPTIONS)
 
 # 10 million masks of 100,000 images, copied from the demo's: 6 GB of disk.
 bench-audit: demo
-	$(BIN)/python benchmarks/audit_scale.py
+	$(BIN)/python benchmarks/datasets/audit_scale.py
 
 # Images a second of batches for training beside other readers; one of them in a separate environment, 6 GB of disk.
 bench-reading: demo
-	$(BIN)/python benchmarks/reading.py $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/reading/side_by_side.py $(BENCH_OPTIONS)
 
 # With SEGMINT_TEST_PHOTOS also what is found of the faces and plates that tests have labels for.
 bench-prepare: setup
-	$(BIN)/python benchmarks/prepare.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)" --only multiface truck) $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/building/prepare.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)" --only multiface truck) $(BENCH_OPTIONS)
 
 bench-encoder: setup
-	$(BIN)/python benchmarks/encoder_vs_reference.py --models b l
+	$(BIN)/python benchmarks/masks/encoder_vs_reference.py --models b l
 
-# What benchmarks/gpu_day.py needs on a GPU machine without network, under 60 MiB; GPU_PYTHON_VERSION is that machine's.
+# What benchmarks/gpu/day.py needs on a GPU machine without network, under 60 MiB; GPU_PYTHON_VERSION is that machine's.
 GPU_PYTHON_VERSION ?= 3.12
 gpu-bundle: setup
-	$(BIN)/python benchmarks/bundle.py --python $(GPU_PYTHON_VERSION)
+	$(BIN)/python benchmarks/gpu/bundle.py --python $(GPU_PYTHON_VERSION)
 
 # Half an hour on that machine, in a copy of the repository with the bundle: five parts, each under 8 minutes. A CUDA
 # test that fails ends it; after another part that fails, the next follows. For one part: PARTS=3.
 PARTS ?= 1 2 3 4 5
 gpu-day: $(ON_GPU_STAMP)
 	status=0; for part in $(PARTS); do \
-		$(ON_GPU) benchmarks/gpu_day.py --part $$part || { status=$$?; test $$part != 1 || exit $$status; }; \
+		$(ON_GPU) benchmarks/gpu/day.py --part $$part || { status=$$?; test $$part != 1 || exit $$status; }; \
 	done; exit $$status
 
 $(GPU_PACKAGES)/.installed: bundle/wheels.txt

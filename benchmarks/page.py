@@ -4,11 +4,11 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.duplicates_tables import duplicates_part
-from benchmarks.gpu_tables import gpu_part
-from benchmarks.prepare_tables import prepare_part
-from benchmarks.reading_tables import reading_part
-from benchmarks.scale_tables import overlap_part, resume_part, scale_part, streams_part
+from benchmarks.building.prepare_tables import prepare_part
+from benchmarks.building.scale_tables import overlap_part, resume_part, scale_part, streams_part
+from benchmarks.datasets.duplicates_tables import duplicates_part
+from benchmarks.gpu.tables import gpu_part
+from benchmarks.reading.tables import reading_part
 from benchmarks.tables import (
     Result,
     crops_part,

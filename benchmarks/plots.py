@@ -18,9 +18,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.building.scale_tables import alternative_scale  # noqa: E402
 from benchmarks.measuring import RESULTS  # noqa: E402
 from benchmarks.page import PAGES, filled, read_results  # noqa: E402
-from benchmarks.scale_tables import alternative_scale  # noqa: E402
 from benchmarks.tables import (  # noqa: E402
     GROUPS,
     PRECISIONS,

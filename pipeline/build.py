@@ -18,6 +18,7 @@ import ray.exceptions
 
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.reasons import Reason
+from segmint.catalogs.shard_ranges import ShardPart
 from segmint.infra.errors import SegmintError
 from segmint.infra.log import get_logger
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
@@ -31,21 +32,20 @@ from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.segment.segment import Segment, check_numerics
 from segmint.operators.shards.revise import heed_all
 from segmint.operators.shards.write import ShardResult
+from segmint.pipeline.building.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.building.execution.accounting import Accounting, account, record_end
+from segmint.pipeline.building.execution.ceiling import CeilingMeter
+from segmint.pipeline.building.execution.cuts import cut_at_borders
+from segmint.pipeline.building.execution.detector_nodes import check_detectors, start_detectors
+from segmint.pipeline.building.execution.outages import Outages, resumable
+from segmint.pipeline.building.execution.quarantine import Quarantine
+from segmint.pipeline.building.execution.run_record import RunRecord
+from segmint.pipeline.building.execution.shard_writers import ShardWriter, ShardWriters
+from segmint.pipeline.building.execution.stage_watch import StageWatch, watched
+from segmint.pipeline.building.execution.stages import Stages, lay_out, lay_out_again
+from segmint.pipeline.building.execution.work import MissingShards, RejectedRows, WindowRows, Work
 from segmint.pipeline.config.advice import advice
 from segmint.pipeline.config.config import Config
-from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
-from segmint.pipeline.execution.accounting import Accounting, account, record_end
-from segmint.pipeline.execution.ceiling import CeilingMeter
-from segmint.pipeline.execution.cuts import cut_at_borders
-from segmint.pipeline.execution.detector_nodes import check_detectors, start_detectors
-from segmint.pipeline.execution.outages import Outages, resumable
-from segmint.pipeline.execution.quarantine import Quarantine
-from segmint.pipeline.execution.run_record import RunRecord
-from segmint.pipeline.execution.shard_writers import ShardWriter, ShardWriters
-from segmint.pipeline.execution.stage_watch import StageWatch, watched
-from segmint.pipeline.execution.stages import Stages, lay_out, lay_out_again
-from segmint.pipeline.execution.work import MissingShards, RejectedRows, WindowRows, Work
-from segmint.pipeline.shard_ranges import ShardPart
 
 BARREN_WINDOWS = 3
 """The run ends unfinished after this many windows in a row without a new commit, while the stores answered."""

@@ -17,8 +17,8 @@ from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import Rle
 from segmint.operators.overlay import draw_overlay, encode_png
 from segmint.pipeline.build import run_build
+from segmint.pipeline.building.execution.accounting import Accounting
 from segmint.pipeline.config.config import load_config
-from segmint.pipeline.execution.accounting import Accounting
 from segmint.pipeline.masks.options import MasksOptions, masks_config
 from segmint.pipeline.masks.run import make_masks, plan
 

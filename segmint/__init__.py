@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from segmint.model.sam.sam import Sam
     from segmint.pipeline.config.config import Config as Config
     from segmint.pipeline.config.config import load_config as load_config
-    from segmint.pipeline.interactive.generator import MaskGenerator as MaskGenerator
-    from segmint.pipeline.interactive.models import Predictor as Predictor
-    from segmint.pipeline.interactive.show import show as show
+    from segmint.pipeline.masks.interactive.generator import MaskGenerator as MaskGenerator
+    from segmint.pipeline.masks.interactive.models import Predictor as Predictor
+    from segmint.pipeline.masks.interactive.show import show as show
 
 __version__ = VERSION
 
 _HOMES = {
     "BatchLoader": "segmint.catalogs.dataset.reading.loader",
     "Config": "segmint.pipeline.config.config",
-    "MaskGenerator": "segmint.pipeline.interactive.generator",
+    "MaskGenerator": "segmint.pipeline.masks.interactive.generator",
     "MaskSettings": "segmint.model.automatic.settings",
-    "Predictor": "segmint.pipeline.interactive.models",
+    "Predictor": "segmint.pipeline.masks.interactive.models",
     "collate": "segmint.catalogs.dataset.reading.collate",
     "load_config": "segmint.pipeline.config.config",
     "open_dataset": "segmint.catalogs.dataset.reading.torch_dataset",
-    "show": "segmint.pipeline.interactive.show",
+    "show": "segmint.pipeline.masks.interactive.show",
 }
 
 __all__ = [*_HOMES, "load_sam"]
@@ -62,6 +62,6 @@ def load_sam(weights: "str | os.PathLike[str]" = "mobile_sam", device: str = "au
     `device` is auto, cpu, cuda or cuda:N; `precision` is fp32, bf16 or auto (bf16 on a GPU that has it).
     Raises `segmint.infra.errors.UsageError` when the weights cannot be found, or the device is not there.
     """
-    from segmint.pipeline.interactive.models import sam_of
+    from segmint.pipeline.masks.interactive.models import sam_of
 
     return sam_of(weights, device, precision)

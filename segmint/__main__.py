@@ -1,6 +1,6 @@
 """`python -m segmint` is the command."""
 
-from segmint.pipeline.cli import main
+from segmint.pipeline.commands.cli import main
 
 if __name__ == "__main__":
     main()

@@ -92,7 +92,7 @@ def test_a_wheel_holds_segmint_and_nothing_else(wheel: Path) -> None:
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "segmint" / "compat").rglob("*.py")}
     for folder in FOLDERS:
         expected |= {f"segmint/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
-    for part in ("annotate", "evaluate", "evidence", "report", "view"):
+    for part in ("engine/annotate", "engine/evaluate", "quality/evidence", "quality/report", "quality/view"):
         assets = ROOT / "pipeline" / part / "assets"
         expected |= {f"segmint/{path.relative_to(ROOT)}" for path in assets.iterdir() if path.is_file()}
     expected.add("segmint/catalogs/countries.csv")
@@ -162,8 +162,8 @@ def test_audit_and_report_need_no_ray(installed: Path, crowded: Path, tmp_path_f
     packages = tmp_path_factory.mktemp("report") / "packages"
     link_packages([*PROJECT["dependencies"], *requirements_of("report")], packages)
     script = (
-        "import sys; from segmint.pipeline.audit import integrity; integrity.RAY_FROM_MASKS = 0\n"
-        "from segmint.pipeline.cli import main\n"
+        "import sys; from segmint.pipeline.quality.audit import integrity; integrity.RAY_FROM_MASKS = 0\n"
+        "from segmint.pipeline.commands.cli import main\n"
         "sys.argv = ['segmint', *sys.argv[1:]]; main()"
     )
     done = python(["-c", script, "audit", "dataset"], path=[installed, packages], folder=crowded)

@@ -53,10 +53,10 @@ from segmint.operators.segment.segment import check_count
 from segmint.operators.shards.corrected_rows import redact_row
 from segmint.operators.shards.files import annotations_json, build_shard_files
 from segmint.operators.shards.taken_rows import take_down, without_taken
+from segmint.pipeline.building.dataset.growth import count_licenses
+from segmint.pipeline.building.execution.quarantine import Quarantine
 from segmint.pipeline.config.config import Config, identity
 from segmint.pipeline.corrections.takedown import takedown
-from segmint.pipeline.dataset.growth import count_licenses
-from segmint.pipeline.execution.quarantine import Quarantine
 from tests.support import child_workers
 from tests.support.bad_images import (
     animation,

@@ -1,6 +1,6 @@
 """The speed of `segmint build` compared with a plain loop over the same functions, on the same machine.
 
-    python benchmarks/pipeline_vs_loop.py [--photos FOLDER] [--images N] [--rounds N] [--threads N]
+    python benchmarks/building/pipeline_vs_loop.py [--photos FOLDER] [--images N] [--rounds N] [--threads N]
 
 Both sides make the same annotations from the same photographs: prepare (with the detection of faces and plates),
 segment, describe. Both may use all cores: the loop's model has one thread a core, the best for a single process, and
@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402

@@ -1,6 +1,6 @@
 """What `prepare` costs, stage by stage, and what it finds, under each rule of de-identification.
 
-    python benchmarks/prepare.py [--photos FOLDER] [--only NAME ...] [--megapixels 0.5 2 8 16 50] [--no-recall]
+    python benchmarks/building/prepare.py [--photos FOLDER] [--only NAME ...] [--megapixels 0.5 2 8 16 50] [--no-recall]
 
 Everything in one process with one thread, as in a child of `prepare`.
 
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import cv2  # noqa: E402

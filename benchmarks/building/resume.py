@@ -1,6 +1,6 @@
 """The time to resume the build of a dataset with many commits on S3: 40,000 of them, on a local server.
 
-    python benchmarks/resume.py [--commits N] [--folder FOLDER] [--output FILE]
+    python benchmarks/building/resume.py [--commits N] [--folder FOLDER] [--output FILE]
 
 The dataset is started by a build whose pixel stages are stubs (see `stubs.py`), with one image a shard. All shards
 except the first and the last are then written as copies of the first, with their own names and commits. A build resumes
@@ -23,12 +23,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.building.scale import write_build  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, write_result  # noqa: E402
-from benchmarks.scale import write_build  # noqa: E402
 from segmint.catalogs.dataset.commits import CommitLog  # noqa: E402
 from segmint.catalogs.layout import data_path  # noqa: E402
 from segmint.infra.storage.location import Location  # noqa: E402
@@ -113,7 +113,13 @@ def put_commits(dataset: Location, shards: range) -> None:
 def build(config: Path, *options: str) -> dict[str, Any]:
     """Run a build; return the seconds from its start to events in its log, and to its end."""
     answer = config.with_name("accounting.json")
-    command = [sys.executable, str(ROOT / "benchmarks" / "stubbed_build.py"), str(config), str(answer), *options]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "building" / "stubbed_build.py"),
+        str(config),
+        str(answer),
+        *options,
+    ]
     began, clock = datetime.now(UTC), time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     seconds = time.perf_counter() - clock

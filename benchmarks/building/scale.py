@@ -1,6 +1,7 @@
 """The cost of a build apart from its images: a million rows through a real build whose two pixel stages are stubs.
 
-    python benchmarks/scale.py [--rows N] [--rows-per-block N] [--minutes M] [--every S] [--folder DIR] [--output FILE]
+    python benchmarks/building/scale.py [--rows N] [--rows-per-block N] [--minutes M] [--every S]
+        [--folder DIR] [--output FILE]
 
 Catalog, windows, blocks, actors, ledger, shards, commits and accounting are real (see `stubs.py`); every fiftieth row
 is refused for its license. The memory of the driver, of Ray's processes and of every worker is sampled every few
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402
@@ -62,7 +63,7 @@ def measure(folder: Path, rows: int, every: float, minutes: float | None = None,
     """
     config = write_build(folder, rows, **settings)
     answer = folder / "accounting.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "stubbed_build.py"), str(config), str(answer)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "building" / "stubbed_build.py"), str(config), str(answer)]
     with (folder / "log").open("wb") as log:
         build = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     trace, began, ended = Trace(build.pid), time.monotonic(), False

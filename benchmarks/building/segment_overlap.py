@@ -1,6 +1,6 @@
 """How much of its time the thread that owns the device waits for the host, without a device.
 
-    python benchmarks/segment_overlap.py [--images N] [--compute-ms MS] [--output FILE]
+    python benchmarks/building/segment_overlap.py [--images N] [--compute-ms MS] [--output FILE]
 
 The actor of `segment` is the real one, tables, calls and queues included, and Ray Data runs it as in a build; its three
 stages only sleep. Computing an image takes `--compute-ms`, decoding and finishing 80 % of that each. Compared are one
@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402
@@ -36,7 +36,7 @@ from segmint.operators.rows import Row, to_table  # noqa: E402
 from segmint.operators.schemas import FUNNEL_STEPS, PREPARED  # noqa: E402
 from segmint.operators.segment.overlap import HostThreads  # noqa: E402
 from segmint.operators.segment.segment import SWITCH_INTERVAL_S, Segment  # noqa: E402
-from segmint.pipeline.execution.stages import Pool  # noqa: E402
+from segmint.pipeline.building.execution.stages import Pool  # noqa: E402
 
 HOST_SHARE = 0.8
 """Seconds of decoding, and of finishing, over those of computing."""

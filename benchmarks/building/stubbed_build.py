@@ -1,6 +1,6 @@
 """`segmint build` with the two stages that process pixels replaced by stubs, and nothing else changed.
 
-    python benchmarks/stubbed_build.py CONFIG ACCOUNTING [--shards A:B]
+    python benchmarks/building/stubbed_build.py CONFIG ACCOUNTING [--shards A:B]
 
 Reads the configuration, builds, and writes the accounting as JSON. Logs go to standard error.
 """
@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.stubs import StubbedPrepare, StubbedSegment  # noqa: E402
+from benchmarks.building.stubs import StubbedPrepare, StubbedSegment  # noqa: E402
+from segmint.catalogs.shard_ranges import parse_shards  # noqa: E402
 from segmint.pipeline.build import run_build  # noqa: E402
 from segmint.pipeline.config.config import load_config  # noqa: E402
-from segmint.pipeline.shard_ranges import parse_shards  # noqa: E402
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Time and memory of the audit of a large dataset, and of its statistics alone.
 
-    python benchmarks/audit_scale.py --dataset DIR [--images N] [--masks N] [--images-per-shard N] [--scratch DIR]
+    python benchmarks/datasets/audit_scale.py --dataset DIR [--images N] [--masks N] [--images-per-shard N]
+        [--scratch DIR]
 
 The dataset is made from the rows of a small one (see `large_dataset.py`), complete except for images. First a tenth of
 the shards is committed and measured, then all of them: statistics alone, and `audit_dataset` as `segmint audit` calls
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402
@@ -68,7 +69,7 @@ def main() -> None:
 
 def make_and_measure(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The cost of making the dataset, and the measurements at each size."""
-    from benchmarks.large_dataset import LargeDataset
+    from benchmarks.datasets.large_dataset import LargeDataset
 
     sizes = arguments.images, arguments.masks, arguments.images_per_shard
     dataset = LargeDataset(arguments.dataset, scratch / "dataset", *sizes)
@@ -94,8 +95,8 @@ def measure_statistics(dataset: Path, sample: int, memory_limit: str, scratch: P
     """Seconds and memory of the statistics of a dataset."""
     from segmint.infra.storage.location import Location
     from segmint.infra.storage.storage import Storage
-    from segmint.pipeline.statistics.open_tables import open_tables
-    from segmint.pipeline.statistics.statistics import compute_statistics
+    from segmint.pipeline.quality.statistics.open_tables import open_tables
+    from segmint.pipeline.quality.statistics.statistics import compute_statistics
 
     scratch.mkdir(exist_ok=True)
     with watched_memory() as mib:
@@ -118,9 +119,9 @@ def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
     """
     from segmint.infra.storage.location import Location
     from segmint.infra.storage.storage import Storage
-    from segmint.pipeline.audit.answer_text import answer_lines
-    from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
-    from segmint.pipeline.audit.integrity import RAY_FROM_MASKS
+    from segmint.pipeline.quality.audit.answer_text import answer_lines
+    from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
+    from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS
 
     options = AuditOptions(ray_from=RAY_FROM_MASKS if ray_from is None else ray_from)
     trace = Trace(os.getpid())

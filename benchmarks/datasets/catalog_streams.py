@@ -1,6 +1,6 @@
 """Speed and memory of streaming a source catalog: 100 million rows in each format.
 
-    python benchmarks/catalog_streams.py [--rows N] [--formats NAME ...] [--folder FOLDER] [--output FILE]
+    python benchmarks/datasets/catalog_streams.py [--rows N] [--formats NAME ...] [--folder FOLDER] [--output FILE]
 
 A catalog is written, read completely as `segmint build` reads it, with checks of its values, and deleted; one format
 after another. A million rows with different URIs are repeated. Each catalog is read in a separate process, whose memory
@@ -20,7 +20,7 @@ from typing import Any
 
 from segmint.infra.storage.location import Location
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402

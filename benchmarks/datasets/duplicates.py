@@ -1,6 +1,6 @@
 """What the finder of copies finds and confuses, by what was done to a picture, and its time and memory.
 
-    python benchmarks/duplicates.py [--photos FOLDER] [--only PART ...] [--rows N] [--crowd N] [--output FILE]
+    python benchmarks/datasets/duplicates.py [--photos FOLDER] [--only PART ...] [--rows N] [--crowd N] [--output FILE]
 
 Copies are found among photographs and changed versions of them: see `duplicates_photographs.py`. Then the finder of
 near hashes is compared with a comparison of all with all, over 100,000 hashes, and copies are planted among `--rows`
@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.duplicates_photographs import TILE, measure_photographs  # noqa: E402
+from benchmarks.datasets.duplicates_photographs import TILE, measure_photographs  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, in_process, peak_mib, write_result  # noqa: E402
 from segmint.operators.similar.clusters import DISTANCE, NONE, ImageRows, find_copies  # noqa: E402

@@ -1,6 +1,6 @@
 """`segmint status` of a large dataset: seconds of the whole command, on a bucket or in a folder.
 
-    python benchmarks/status.py --dataset s3://bucket/large --shards 40000
+    python benchmarks/datasets/status.py --dataset s3://bucket/large --shards 40000
 
 `--dataset` must not exist yet. Commits are as a build writes them, but the files that they name are only put where the
 status reads them: the `images` tables of the last shards and of its sample. Measured are the first status, which sums
@@ -19,7 +19,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import pyarrow as pa  # noqa: E402
@@ -31,7 +31,7 @@ from segmint.catalogs.parquet import table_bytes  # noqa: E402
 from segmint.infra.storage.location import Location  # noqa: E402
 from segmint.infra.storage.storage import Storage  # noqa: E402
 from segmint.operators.schemas import SCHEMAS  # noqa: E402
-from segmint.pipeline.status.drift import last_and_sample  # noqa: E402
+from segmint.pipeline.building.status.drift import last_and_sample  # noqa: E402
 
 ROWS = 500
 KINDS = ("shards", "images", "masks", "rejects")

@@ -34,8 +34,8 @@ from segmint.operators.annotations.image import encode_mask
 from segmint.operators.evaluate.clicks import Click, random_click
 from segmint.operators.evaluate.points import click_masks
 from segmint.operators.evaluate.settings import PointsSettings, SeveralClicks
+from segmint.operators.intervals import bootstrap_mean
 from segmint.operators.segment.models import load_model
-from segmint.pipeline.statistics.intervals import bootstrap_mean
 
 if TYPE_CHECKING:  # measuring.py must say how threads wait before torch is loaded
     from torch import Tensor

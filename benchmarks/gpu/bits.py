@@ -1,6 +1,6 @@
 """The part of a day on a GPU about bits: whether they repeat, and how masks compare with the reference package's.
 
-    python benchmarks/gpu_bits.py --device cuda
+    python benchmarks/gpu/bits.py --device cuda
 
 prints digests of what one process finds, for `measure_repeats` to compare those of two.
 """
@@ -16,15 +16,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.gpu_both import generator_of, heavy_encoder, light_sam, photographs, weights  # noqa: E402
-from benchmarks.gpu_encoder import random_encoder  # noqa: E402
-from benchmarks.gpu_run import FULL, QUICK, NotMeasuredError, Run, synchronize  # noqa: E402
+from benchmarks.gpu.both import generator_of, heavy_encoder, light_sam, photographs, weights  # noqa: E402
+from benchmarks.gpu.encoder import random_encoder  # noqa: E402
+from benchmarks.gpu.run import FULL, QUICK, NotMeasuredError, Run, synchronize  # noqa: E402
 
 RUNS = 3
 THREADS = 2
@@ -125,8 +125,8 @@ def measure_agreement(run: Run, precision: str) -> dict[str, Any]:
     """
     from segment_anything import SamAutomaticMaskGenerator
 
-    from benchmarks.generator_vs_reference import agreement
-    from benchmarks.reference import reference_sam
+    from benchmarks.masks.generator_vs_reference import agreement
+    from benchmarks.masks.reference import reference_sam
     from segmint.model.automatic.generator import MaskGenerator
     from segmint.model.automatic.settings import MaskSettings
     from segmint.model.sam.load import load_sam
@@ -156,7 +156,7 @@ def measure_agreement(run: Run, precision: str) -> dict[str, Any]:
 
 def measure_reference_encoder(run: Run, name: str, dtype: str) -> dict[str, Any]:
     """How far a ViT's embedding is from the reference package's on the same random weights, which is in float32."""
-    from benchmarks.reference import reference_vit
+    from benchmarks.masks.reference import reference_vit
     from segmint.model.sam.image_encoder_vit import VitShape
 
     if name not in run.sizes.vits:

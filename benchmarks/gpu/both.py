@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.gpu_encoder import random_encoder
-from benchmarks.gpu_run import Run
+from benchmarks.gpu.encoder import random_encoder
+from benchmarks.gpu.run import Run
 
-BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
+BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 HINT = "run `make gpu-bundle` on a machine with a package index"
 
 

@@ -1,6 +1,6 @@
-"""Collect what a day on a GPU (`benchmarks/gpu_day.py`) needs on a machine without network.
+"""Collect what a day on a GPU (`benchmarks/gpu/day.py`) needs on a machine without network.
 
-    python benchmarks/bundle.py [FOLDER] [--python 3.12]
+    python benchmarks/gpu/bundle.py [FOLDER] [--python 3.12]
 
 Writes into the folder (default `bundle/`, which git ignores), under 60 MiB together with the checkout:
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 LIMIT = 60 << 20

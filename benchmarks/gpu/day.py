@@ -2,8 +2,8 @@
 
     make gpu-bundle                                  with a package index: what goes along, into bundle/
     make gpu-day                                     on the GPU machine, in a copy of the repository with bundle/
-    python benchmarks/gpu_day.py --part 1            one part, under 8 minutes; 1 to 5
-    python benchmarks/gpu_day.py --part 3 --device cpu --quick    the same code at reduced sizes
+    python benchmarks/gpu/day.py --part 1            one part, under 8 minutes; 1 to 5
+    python benchmarks/gpu/day.py --part 3 --device cpu --quick    the same code at reduced sizes
 
 1. Versions, the tests marked `cuda`, the peak cold and warm, the encoder's matrix products, attention by its kernels. A
    test that fails ends the day with exit code 1.
@@ -31,13 +31,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.gpu_both import BUNDLE, HINT  # noqa: E402
-from benchmarks.gpu_run import FULL, QUICK, Run  # noqa: E402
+from benchmarks.gpu.both import BUNDLE, HINT  # noqa: E402
+from benchmarks.gpu.run import FULL, QUICK, Run  # noqa: E402
 
 BUDGETS_S = {1: 300.0, 2: 420.0, 3: 420.0, 4: 330.0, 5: 300.0}
 """Seconds of each part, half an hour together: measurements that would go beyond are skipped."""
@@ -91,7 +91,7 @@ def main() -> None:
 
 def run_part(part: int, device: torch.device, quick: bool, budget_s: float, folder: Path) -> Run:
     """Run one part and write its result; ends the process with 1 if a CUDA test failed."""
-    from benchmarks.gpu_machine import describe
+    from benchmarks.gpu.machine import describe
 
     suffix = f"{'' if device.type == 'cuda' else f'-{device.type}'}{'-quick' if quick else ''}"
     path = folder / f"gpu_day-{part}{suffix}.json"
@@ -125,26 +125,26 @@ def run_part(part: int, device: torch.device, quick: bool, budget_s: float, fold
 
 def first(run: Run, folder: Path) -> None:
     """Versions, tests, peak, products, attention."""
-    from benchmarks import gpu_encoder, gpu_machine
+    from benchmarks.gpu import encoder, machine
 
-    run.measure("versions", gpu_machine.measure_versions)
-    run.measure("numerics", gpu_machine.measure_numerics)
-    if "failed" in run.measure("tests", gpu_machine.measure_tests, folder, needs_s=60):
+    run.measure("versions", machine.measure_versions)
+    run.measure("numerics", machine.measure_numerics)
+    if "failed" in run.measure("tests", machine.measure_tests, folder, needs_s=60):
         return
-    run.measure("peak", gpu_machine.measure_peak, needs_s=25)
+    run.measure("peak", machine.measure_peak, needs_s=25)
     for batch in run.sizes.batches:
-        run.measure(f"products, batch {batch}", gpu_encoder.measure_products, batch)
+        run.measure(f"products, batch {batch}", encoder.measure_products, batch)
     grid = run.sizes.image_side // 16
-    for way in gpu_encoder.WAYS:
+    for way in encoder.WAYS:
         for dimensions in (80, 64):
             for name, side in (("window", 14), ("global", grid)):
                 arguments = dimensions, side, way, run.sizes.batches[1]
-                run.measure(f"{name} attention, {dimensions}, {way}", gpu_encoder.measure_attention, *arguments)
+                run.measure(f"{name} attention, {dimensions}, {way}", encoder.measure_attention, *arguments)
 
 
 def second(run: Run, _: Path) -> None:
     """The encoders: what the product runs first, then what it could run instead."""
-    from benchmarks.gpu_encoder import Encoders, measure_encoder, measure_peak_again
+    from benchmarks.gpu.encoder import Encoders, measure_encoder, measure_peak_again
 
     run.measure("peak", measure_peak_again)
     encoders = Encoders()
@@ -168,48 +168,48 @@ def second(run: Run, _: Path) -> None:
 
 def third(run: Run, folder: Path) -> None:
     """Whole images."""
-    from benchmarks import gpu_masks
-    from benchmarks.gpu_encoder import measure_peak_again
+    from benchmarks.gpu import masks
+    from benchmarks.gpu.encoder import measure_peak_again
 
-    images = gpu_masks.Images()
+    images = masks.Images()
     run.measure("peak", measure_peak_again)
-    run.measure("models", gpu_masks.measure_models, images, needs_s=90)
+    run.measure("models", masks.measure_models, images, needs_s=90)
     recipes: dict[str, int | None] = {"full image": 0} if run.quick else {"full recipe": None, "full image": 0}
     for name, layers in recipes.items():
-        run.measure(name, gpu_masks.measure_images, images, layers, needs_s=40)
-        run.measure(f"{name}, stages", gpu_masks.measure_stages, images, layers, needs_s=15)
+        run.measure(name, masks.measure_images, images, layers, needs_s=40)
+        run.measure(f"{name}, stages", masks.measure_stages, images, layers, needs_s=15)
     for name, layers in recipes.items():
         # A trace of the full recipe would be 21 times as long.
         trace = folder / f"{run.output.stem}-trace.json.gz" if layers == 0 else None
-        run.measure(f"{name}, launches", gpu_masks.measure_launches, images, layers, trace, needs_s=40)
+        run.measure(f"{name}, launches", masks.measure_launches, images, layers, trace, needs_s=40)
     for steps, layers in (("plain", 0), ("compiled", 0), ("plain", None)):
         name = f"full {'image' if layers == 0 else 'recipe'}, steps {steps}"
-        run.measure(name, gpu_masks.measure_images, images, layers, steps, needs_s=60)
+        run.measure(name, masks.measure_images, images, layers, steps, needs_s=60)
 
 
 def fourth(run: Run, _: Path) -> None:
     """Bits and agreement."""
-    from benchmarks import gpu_bits
+    from benchmarks.gpu import bits
 
     for precision in ("fp32", "bf16"):
-        run.measure(f"masks against the reference, {precision}", gpu_bits.measure_agreement, precision, needs_s=30)
-    run.measure("repeats", gpu_bits.measure_repeats, "compiled", needs_s=180)
+        run.measure(f"masks against the reference, {precision}", bits.measure_agreement, precision, needs_s=30)
+    run.measure("repeats", bits.measure_repeats, "compiled", needs_s=180)
     for name in ("vit_h", "vit_b"):
         for dtype in ("fp32", "bf16"):
-            run.measure(f"{name} against the reference, {dtype}", gpu_bits.measure_reference_encoder, name, dtype)
-    run.measure("repeats, eager encoder", gpu_bits.measure_repeats, "eager", needs_s=90)
+            run.measure(f"{name} against the reference, {dtype}", bits.measure_reference_encoder, name, dtype)
+    run.measure("repeats, eager encoder", bits.measure_repeats, "eager", needs_s=90)
 
 
 def fifth(run: Run, _: Path) -> None:
     """The pipeline, and what feeds it."""
-    from benchmarks import gpu_pipeline
+    from benchmarks.gpu import pipeline
 
-    run.measure("sustained", gpu_pipeline.measure_sustained, needs_s=15)
-    run.measure("pipeline", gpu_pipeline.measure_pipeline, needs_s=200)
+    run.measure("sustained", pipeline.measure_sustained, needs_s=15)
+    run.measure("pipeline", pipeline.measure_pipeline, needs_s=200)
     for cores in ("one", "all"):
         for with_original in (True, False):
             name = f"prepare, {cores} core{'s' * (cores == 'all')}, original {'kept' if with_original else 'dropped'}"
-            run.measure(name, gpu_pipeline.measure_prepare, cores, with_original, kind=f"prepare {cores}", needs_s=60)
+            run.measure(name, pipeline.measure_prepare, cores, with_original, kind=f"prepare {cores}", needs_s=60)
 
 
 PARTS: dict[int, Callable[[Run, Path], None]] = {1: first, 2: second, 3: third, 4: fourth, 5: fifth}

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.gpu_run import NotMeasuredError, Run, memory, sample, synchronize, timed
+from benchmarks.gpu.run import NotMeasuredError, Run, memory, sample, synchronize, timed
 
 WAYS = ("triton", "flash", "efficient", "math", "cudnn")
 """Our kernels, and those of torch that can replace them; the product never takes cuDNN's."""

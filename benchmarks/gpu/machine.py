@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_run import Run, sustained
+from benchmarks.gpu.run import Run, sustained
 from benchmarks.machine import describe_machine
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torchvision", "numpy", "triton", "opencv-python-headless", "onnxruntime", "pycocotools", "ray")
 TESTS_S = 240
 """Seconds after which the tests count as failed."""

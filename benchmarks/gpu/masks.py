@@ -12,8 +12,8 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.gpu_both import generator_of, heavy_encoder, light_sam, photographs
-from benchmarks.gpu_run import Run, memory, synchronize
+from benchmarks.gpu.both import generator_of, heavy_encoder, light_sam, photographs
+from benchmarks.gpu.run import Run, memory, synchronize
 
 TRACE_LIMIT = 12 << 20
 """Bytes of a trace that is kept."""

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from benchmarks.gpu_both import BUNDLE, heavy_encoder, install, photographs, weights
-from benchmarks.gpu_masks import ceiling_s
-from benchmarks.gpu_run import NotMeasuredError, Run, sustained, synchronize
+from benchmarks.gpu.both import BUNDLE, heavy_encoder, install, photographs, weights
+from benchmarks.gpu.masks import ceiling_s
+from benchmarks.gpu.run import NotMeasuredError, Run, sustained, synchronize
 
 ROWS_A_CALL = 4
 PREPARED_A_PROCESS = 2
@@ -224,7 +224,7 @@ def measure_prepare(run: Run, cores: str, with_original: bool) -> dict[str, Any]
 
 def photograph_of(run: Run) -> bytes:
     """A photograph of the bundle enlarged to the size of the originals, as a camera's JPEG."""
-    from benchmarks.prepare import enlarged, jpeg
+    from benchmarks.building.prepare import enlarged, jpeg
 
     image = next(iter(photographs(run).values()))[1]
     return bytes(jpeg(np.ascontiguousarray(enlarged(image, run.sizes.megapixels))))
@@ -243,7 +243,7 @@ def prepared(data: bytes, with_original: bool, barrier: Any) -> dict[str, Any]:
     """CPU seconds of an image, by stage too, and wall seconds of all, begun when every process is ready."""
     import cv2
 
-    from benchmarks.prepare import DeidentifyConfig, build_detectors, timed
+    from benchmarks.building.prepare import DeidentifyConfig, build_detectors, timed
     from segmint.infra.device import keep_freed_memory
 
     keep_freed_memory()

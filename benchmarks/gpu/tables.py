@@ -1,4 +1,4 @@
-"""The part of docs/performance.md on a day on a GPU: from the five results of `benchmarks/gpu_day.py` to Markdown."""
+"""The part of docs/performance.md on a day on a GPU: from the five results of `benchmarks/gpu/day.py` to Markdown."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,6 +1,6 @@
 """The ViT image encoders of the reference package and ours compared, with the same random weights and image.
 
-    python benchmarks/encoder_vs_reference.py [--models b l h] [--runs N] [--threads N]
+    python benchmarks/masks/encoder_vs_reference.py [--models b l h] [--runs N] [--threads N]
 
 Both sides run in turn in one process, in float32 on a CPU, after one warm-up run each, which gives the largest
 difference between their embeddings; weights do not change an encoder's cost. Then each side runs once in a separate
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402
@@ -54,7 +54,7 @@ def compare(model: str, runs: int, threads: int) -> dict[str, Any]:
     """Times and differences of one model, and the peak memory of each side."""
     import torch
 
-    from benchmarks.reference import reference_vit
+    from benchmarks.masks.reference import reference_vit
     from segmint.model.sam.load import VIT_SHAPES
 
     torch.set_num_threads(threads)
@@ -110,7 +110,7 @@ def peak_memory(side: str, model: str, threads: int) -> int:
     """Peak MiB of a process while one side encodes an image, weights and libraries included."""
     import torch
 
-    from benchmarks.reference import reference_vit
+    from benchmarks.masks.reference import reference_vit
     from segmint.model.sam.load import VIT_SHAPES
 
     torch.set_num_threads(threads)

@@ -1,6 +1,6 @@
 """Automatic mask generation of the reference package and ours compared: the same weights, the same photographs.
 
-    python benchmarks/generator_vs_reference.py [--photos FOLDER [--only NAME ...] [--scikit-image]]
+    python benchmarks/masks/generator_vs_reference.py [--photos FOLDER [--only NAME ...] [--scikit-image]]
         [--precision fp32 bf16] [--crops 0|1|2] [--rounds N] [--threads N]
 
 Both sides use the reference's defaults (32x32 points; with `--crops`, each layer of crops has half the points per side
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402
@@ -132,7 +132,7 @@ def run_reference(source: str, threads: int, settings: dict[str, Any]) -> dict[s
     import torch
     from segment_anything import SamAutomaticMaskGenerator
 
-    from benchmarks.reference import reference_sam
+    from benchmarks.masks.reference import reference_sam
     from segmint.infra.assets.resolve import resolve
     from segmint.model.sam.load import load_sam
 

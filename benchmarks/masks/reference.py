@@ -1,6 +1,6 @@
 """The reference package's models, for comparison in benchmarks and tests.
 
-Needs only torch and the package `segment_anything`: `benchmarks/gpu_day.py` uses it on machines without network.
+Needs only torch and the package `segment_anything`: `benchmarks/gpu/day.py` uses it on machines without network.
 """
 
 from functools import partial

@@ -1,6 +1,6 @@
 """The time of automatic mask generation, stage by stage, and how it grows with the work.
 
-    python benchmarks/stages.py [--photo FILE] [--precision fp32 bf16] [--crops 0|1|2] [--rounds N] [--threads N]
+    python benchmarks/masks/stages.py [--photo FILE] [--precision fp32 bf16] [--crops 0|1|2] [--rounds N] [--threads N]
 
 Two measurements in each precision, each in a separate process, after one warm-up run:
 
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402

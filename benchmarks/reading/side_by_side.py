@@ -1,9 +1,10 @@
 """Images a second from a dataset's shards: shuffled batches beside `tarfile`, WebDataset and MosaicML's streaming.
 
-    python benchmarks/reading.py [--dataset DIR] [--images N] [--only PART ...] [--folder DIR] [--output FILE]
+    python benchmarks/reading/side_by_side.py [--dataset DIR] [--images N] [--only PART ...] [--folder DIR]
+        [--output FILE]
 
 The dataset is made from the images of a small one, the demo's by default (see `large_dataset.py`). Each pass is a
-separate process with one reader (see `reading_sides.py`), on one core, with files in the page cache; rounds take
+separate process with one reader (see `sides.py`), on one core, with files in the page cache; rounds take
 turns in which reader goes first. `bytes` is JPEG bytes and the rows of masks, `decoded` pixels too, by one decoder.
 Before that each reader's images, pixels and masks are hashed: the run ends if two readers differ. Ratios are of CPU
 seconds, which other work on the machine changes least.
@@ -27,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.large_dataset import LargeDataset  # noqa: E402
+from benchmarks.datasets.large_dataset import LargeDataset  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, spread, write_result  # noqa: E402
 from segmint.catalogs.dataset.reading.order import EpochOrder  # noqa: E402
@@ -39,7 +40,7 @@ from segmint.catalogs.dataset.reading.torch_dataset import open_dataset  # noqa:
 PARTS = ("bytes", "decoded")
 OTHERS = ("tarfile", "webdataset", "mixed", "streaming")
 STREAMING = "mosaicml-streaming==0.13.0"
-SIDES = ROOT / "benchmarks" / "reading_sides.py"
+SIDES = ROOT / "benchmarks" / "reading" / "sides.py"
 WINDOW = 32
 
 

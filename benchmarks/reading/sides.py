@@ -1,6 +1,6 @@
 """One pass over a dataset by one reader, as a separate process, which may be of another environment.
 
-    python benchmarks/reading_sides.py tarfile|webdataset|mixed|streaming|segmint|batches FOLDER bytes|decoded|exact
+    python benchmarks/reading/sides.py tarfile|webdataset|mixed|streaming|segmint|batches FOLDER bytes|decoded|exact
 
 It prints JSON: the seconds and CPU seconds of a pass after a short one, and how many images it had; or, for `exact`, a
 hash of all JPEGs, pixels and masks by image, whatever their order. `segmint` reads image by image, as the others do,
@@ -141,7 +141,7 @@ def by_streaming(folder: Path, decode: bool) -> Iterator[Read]:
 
 def by_segmint(folder: Path, decode: bool, batch_size: int = 1) -> Iterator[Read]:
     """Shuffled batches."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from segmint import open_dataset
 
     for batch in open_dataset(str(folder / "dataset")).batches(batch_size, seed=1):

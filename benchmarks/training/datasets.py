@@ -13,9 +13,9 @@ from segmint.catalogs.layout import MANIFEST
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.training.recipe import Recipe
-from segmint.pipeline.train.presets import keys_of
-from segmint.pipeline.train.run import run_train
-from segmint.pipeline.train.settings import TrainConfig
+from segmint.pipeline.engine.train.presets import keys_of
+from segmint.pipeline.engine.train.run import run_train
+from segmint.pipeline.engine.train.settings import TrainConfig
 from tests.support.committed import ROWS, mask_row, write_dataset
 
 QUALITY = 95  # of the JPEGs

@@ -50,14 +50,14 @@ def measure(kind: Kind, steps: int, folder: Path) -> dict[str, float]:
     from segmint.infra.storage.location import Location
     from segmint.infra.storage.storage import Storage
     from segmint.model.sam.load import build_sam, load_sam
-    from segmint.pipeline.train.data.cache import EmbeddingCache
-    from segmint.pipeline.train.data.draws import Draws
-    from segmint.pipeline.train.data.images import LeftOut, find_images, open_datasets
-    from segmint.pipeline.train.data.reading import ImageReader
-    from segmint.pipeline.train.embedding import FrozenEncoder
-    from segmint.pipeline.train.presets import with_preset
-    from segmint.pipeline.train.settings import load_train_config
-    from segmint.pipeline.train.trainer import Trainer
+    from segmint.pipeline.engine.train.data.cache import EmbeddingCache
+    from segmint.pipeline.engine.train.data.draws import Draws
+    from segmint.pipeline.engine.train.data.images import LeftOut, find_images, open_datasets
+    from segmint.pipeline.engine.train.data.reading import ImageReader
+    from segmint.pipeline.engine.train.embedding import FrozenEncoder
+    from segmint.pipeline.engine.train.presets import with_preset
+    from segmint.pipeline.engine.train.settings import load_train_config
+    from segmint.pipeline.engine.train.trainer import Trainer
     from tests.support.trainable import write_trainable
 
     dataset = Location(Storage(), str(folder / "dataset"))

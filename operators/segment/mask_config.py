@@ -146,5 +146,5 @@ class ModelConfig(BaseModel):
     encoder: Literal["auto", "eager", "compiled"] = "auto"
     """The image encoder: eager, or compiled by `torch.compile`; auto: compiled on a GPU where Triton is installed."""
     threads: AutoOrCount = "auto"
-    """torch's threads in one segment actor; auto: the share that `segmint.pipeline.dataset.cpu_actors` gives each actor
-    on the machine that begins a dataset, that machine's physical cores on a cluster's CPUs, 1 on a GPU."""
+    """torch's threads in one segment actor; auto: the share that `pipeline/building/dataset/cpu_actors.py` gives each
+    actor on the machine that begins a dataset, that machine's physical cores on a cluster's CPUs, 1 on a GPU."""

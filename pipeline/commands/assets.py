@@ -143,7 +143,7 @@ def export_onnx(
     if single_mask and part is Part.ENCODER:
         raise UsageError("--single-mask belongs to --part decoder: an encoder makes no masks")
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.onnx_export import export
+    from segmint.pipeline.masks.onnx_export import export
 
     answer_with(export(weights, Location(storage_of(config), output), part.value, single_mask), as_json)
 

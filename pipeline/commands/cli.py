@@ -8,25 +8,27 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands import assets, catalog, study
-from segmint.pipeline.commands.audit import audit
-from segmint.pipeline.commands.build import build
+from segmint.pipeline.commands import assets
+from segmint.pipeline.commands.building import catalog
+from segmint.pipeline.commands.building.build import build
+from segmint.pipeline.commands.building.demo import demo
+from segmint.pipeline.commands.building.init import init
+from segmint.pipeline.commands.building.plan import plan
+from segmint.pipeline.commands.building.status import status
 from segmint.pipeline.commands.common.console import DEBUG_VARIABLE
-from segmint.pipeline.commands.corrections import amend, redact, repair, takedown
-from segmint.pipeline.commands.demo import demo
+from segmint.pipeline.commands.corrections.corrections import amend, redact, repair, takedown
+from segmint.pipeline.commands.corrections.imports import import_
 from segmint.pipeline.commands.engine import annotate, evaluate
 from segmint.pipeline.commands.engine import status as engine
-from segmint.pipeline.commands.engine.imports import import_
 from segmint.pipeline.commands.engine.train import train
 from segmint.pipeline.commands.export import export
-from segmint.pipeline.commands.init import init
 from segmint.pipeline.commands.masks import masks
-from segmint.pipeline.commands.plan import plan
-from segmint.pipeline.commands.report import report
-from segmint.pipeline.commands.status import status
+from segmint.pipeline.commands.quality import study
+from segmint.pipeline.commands.quality.audit import audit
+from segmint.pipeline.commands.quality.report import report
+from segmint.pipeline.commands.quality.versions import diff, sign, verify
+from segmint.pipeline.commands.quality.view import view
 from segmint.pipeline.commands.version import show_version, version
-from segmint.pipeline.commands.versions import diff, sign, verify
-from segmint.pipeline.commands.view import view
 
 app = typer.Typer(
     name="segmint",

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
+from segmint.catalogs.shard_ranges import parse_shards
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
 from segmint.pipeline.commands.common.console import answer_with, guarded
 from segmint.pipeline.export.formats import Format
-from segmint.pipeline.shard_ranges import parse_shards
 
 
 @guarded

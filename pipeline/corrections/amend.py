@@ -26,6 +26,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, listed
 from segmint.operators.shards.replace import check_purge
+from segmint.pipeline.building.dataset.growth import ignored_columns, own_columns
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.common import put_parts, remove_parts, while_unchanged
 from segmint.pipeline.corrections.credits import (
@@ -36,7 +37,6 @@ from segmint.pipeline.corrections.credits import (
     unfinished_amendments,
 )
 from segmint.pipeline.corrections.revision import LOCAL
-from segmint.pipeline.dataset.growth import ignored_columns, own_columns
 
 _WHY_FIXED = (
     "Only attribution, provider, source_url and country are amended: the others say which image was taken in, and on "

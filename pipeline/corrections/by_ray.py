@@ -13,8 +13,8 @@ import ray.exceptions
 from segmint.infra.errors import UnfinishedError, last_line
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import ray_session
+from segmint.pipeline.building.execution.stage_watch import watched
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.execution.stage_watch import watched
 
 Result = TypeVar("Result")
 

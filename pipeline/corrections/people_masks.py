@@ -13,7 +13,7 @@ from segmint.operators.describe import describe_mask, redaction_columns
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, DESCRIBED_MASK, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.files import annotation_id, counts_of, mask_index
-from segmint.pipeline.study.pairs import LEAST_IOU
+from segmint.pipeline.quality.study.pairs import LEAST_IOU
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.kept import forget_dataset
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.regions import WantedRegion, read_regions
 from segmint.catalogs.dataset.versions.record import VersionName, put_version
@@ -22,7 +23,6 @@ from segmint.operators.shards.tables import read_table
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.common import latest_commits, release_config, while_unchanged
 from segmint.pipeline.corrections.revision import LOCAL, Revision, revise
-from segmint.pipeline.train.data.kept import forget_dataset
 
 Regions = dict[int, list[WantedRegion]]  # by ordinal
 

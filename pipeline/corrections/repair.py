@@ -184,10 +184,10 @@ def _build_again(config: "Config", storage: Storage, shards: list[int], result: 
     from segmint.infra.ray_session import ray_session
     from segmint.operators.segment.segment import check_numerics
     from segmint.pipeline.build import run_rows
-    from segmint.pipeline.dataset.dataset import open_or_create
-    from segmint.pipeline.execution.stage_watch import watched
-    from segmint.pipeline.execution.stages import lay_out
-    from segmint.pipeline.execution.work import shard_rows
+    from segmint.pipeline.building.dataset.dataset import open_or_create
+    from segmint.pipeline.building.execution.stage_watch import watched
+    from segmint.pipeline.building.execution.stages import lay_out
+    from segmint.pipeline.building.execution.work import shard_rows
 
     dataset = open_or_create(config, storage)
     resources = config.resources

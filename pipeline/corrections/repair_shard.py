@@ -33,7 +33,7 @@ from segmint.operators.shards.restore import (
 )
 from segmint.operators.shards.revise import heed_tombstones, with_generation
 from segmint.operators.shards.tables import read_table
-from segmint.pipeline.audit.commits import audit_commit
+from segmint.pipeline.quality.audit.commits import audit_commit
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 _NUMERICS = re.compile(rb'"numerics":"([0-9a-f]{12})"')

@@ -11,6 +11,7 @@ from typing import Any
 from segmint.catalogs.dataset.annotations.names import purge_of_images
 from segmint.catalogs.dataset.blanking import blank_part
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.kept import forget_dataset
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, load_manifest
 from segmint.catalogs.dataset.outputs import line_of, read_notes, unknown_files
 from segmint.catalogs.dataset.selection import read_ids
@@ -42,7 +43,6 @@ from segmint.pipeline.corrections.common import (
 )
 from segmint.pipeline.corrections.revision import LOCAL, Revision, revise
 from segmint.pipeline.corrections.takedown_list import TakedownList, list_takedown
-from segmint.pipeline.train.data.kept import forget_dataset
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import image_name
+from segmint.catalogs.shard_ranges import ShardPart, choose_shards
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.storage.location import Location
@@ -25,7 +26,6 @@ from segmint.pipeline.export.hf import HuggingFaceWriter
 from segmint.pipeline.export.label_studio import MASKS_PER_TASK, TasksWriter
 from segmint.pipeline.export.samples import draw_images, read_images
 from segmint.pipeline.export.yolo import YoloWriter
-from segmint.pipeline.shard_ranges import ShardPart, choose_shards
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

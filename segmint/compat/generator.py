@@ -12,7 +12,7 @@ from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import Rle, decode, decompress
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam import sam as base
-from segmint.pipeline.interactive.images import Image, pixels_of
+from segmint.pipeline.masks.interactive.images import Image, pixels_of
 
 
 class SamAutomaticMaskGenerator:

@@ -11,7 +11,7 @@ from torch import Tensor
 from segmint.compat.sam import Sam
 from segmint.compat.utils.transforms import ResizeLongestSide
 from segmint.model.sam import sam as base
-from segmint.pipeline.interactive.images import Image, pixels_of
+from segmint.pipeline.masks.interactive.images import Image, pixels_of
 
 
 class SamPredictor:

@@ -17,7 +17,7 @@ child.wait()
 @pytest.mark.parametrize(
     ("command", "role"),
     [
-        ("/venv/bin/python benchmarks/stubbed_build.py build.yaml answer.json", "driver"),
+        ("/venv/bin/python benchmarks/building/stubbed_build.py build.yaml answer.json", "driver"),
         ("/venv/ray/core/src/ray/gcs/gcs_server --log_dir=/tmp", "gcs_server"),
         ("/venv/ray/core/src/ray/raylet/raylet --raylet_socket_name=/tmp", "raylet"),
         ("ray::MapWorker(MapBatches(StubbedPrepare))", "prepare actor"),

@@ -11,7 +11,7 @@ import segment_anything
 import torch
 from PIL import Image
 
-from benchmarks.reference import reference_sam
+from benchmarks.masks.reference import reference_sam
 from segmint.compat.sam import Sam
 from segmint.model.sam.load import load_sam
 from tests.support.embedded_once import embed_once

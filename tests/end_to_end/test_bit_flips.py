@@ -12,9 +12,9 @@ from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.infra.errors import SegmintError
-from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.locations import location_of
 
 BITS = int(os.environ.get("SEGMINT_FLIPS", "6"))

@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from segmint.catalogs.dataset.kept import EMBEDDINGS, LOOKS, dataset_key
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.annotate.server import open_desk
-from segmint.pipeline.evaluate.gate.held_out import untrained_images
-from segmint.pipeline.evaluate.gate.lineage import lineage_of
-from segmint.pipeline.evaluate.measure import Weights
-from segmint.pipeline.statistics.open_tables import open_tables
-from segmint.pipeline.train.data.kept import EMBEDDINGS, LOOKS, dataset_key
+from segmint.pipeline.engine.annotate.server import open_desk
+from segmint.pipeline.engine.evaluate.gate.held_out import untrained_images
+from segmint.pipeline.engine.evaluate.gate.lineage import lineage_of
+from segmint.pipeline.engine.evaluate.measure import Weights
+from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.annotating import Annotators, click, draft, options
 from tests.support.builds import segmint_here, write_catalog, write_config
 from tests.support.locations import location_of

@@ -10,8 +10,8 @@ import pytest
 from segmint.catalogs.dataset.annotations.answers import put_answer
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.pipeline.annotate.merge.run import merge_answers
-from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.merge.run import merge_answers
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.answered import answer_to, committed_row
 from tests.support.builds import digests, segmint, small_catalog, write_catalog, write_config, write_photographs
 from tests.support.locations import location_of

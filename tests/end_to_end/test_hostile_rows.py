@@ -34,9 +34,9 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import Row, map_rows
 from segmint.operators.schemas import FUNNEL_STEPS, SEGMENTED
 from segmint.operators.shards.write import ShardTask, write_shard
-from segmint.pipeline.dataset.dataset import OpenDataset
-from segmint.pipeline.execution.accounting import account
-from segmint.pipeline.execution.outages import Outages
+from segmint.pipeline.building.dataset.dataset import OpenDataset
+from segmint.pipeline.building.execution.accounting import account
+from segmint.pipeline.building.execution.outages import Outages
 from tests.support.bad_images import encode, photograph, retagged_tiff
 from tests.support.locations import location_of
 

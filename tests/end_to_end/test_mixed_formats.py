@@ -13,16 +13,16 @@ from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.findings import Code
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
-from segmint.pipeline.dataset.dataset import open_or_create
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
-from segmint.pipeline.statistics.open_tables import open_tables
-from segmint.pipeline.versions.diff import diff_datasets
+from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.versions.diff import diff_datasets
 from tests.support.builds import digests
 from tests.support.formats import format_of, raise_format, unpack_format_1
 from tests.support.locations import location_of

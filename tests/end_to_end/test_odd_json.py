@@ -19,21 +19,21 @@ from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.infra.errors import SegmintError
-from segmint.pipeline.audit.answer_json import to_json
-from segmint.pipeline.audit.answer_text import answer_lines
-from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import read_asked
 from segmint.pipeline.corrections.takedown_list import list_takedown
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
-from segmint.pipeline.report.report import write_report
-from segmint.pipeline.versions.diff import diff_datasets
-from segmint.pipeline.versions.verify import verify_dataset
-from segmint.pipeline.view.app import make_app
-from segmint.pipeline.view.guard import Access
-from segmint.pipeline.view.server import open_viewer
+from segmint.pipeline.quality.audit.answer_json import to_json
+from segmint.pipeline.quality.audit.answer_text import answer_lines
+from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.quality.report.report import write_report
+from segmint.pipeline.quality.versions.diff import diff_datasets
+from segmint.pipeline.quality.versions.verify import verify_dataset
+from segmint.pipeline.quality.view.app import make_app
+from segmint.pipeline.quality.view.guard import Access
+from segmint.pipeline.quality.view.server import open_viewer
 from tests.support.json_mutants import mutants
 from tests.support.locations import location_of
 

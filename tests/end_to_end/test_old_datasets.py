@@ -17,12 +17,12 @@ from segmint.infra.device import Compute
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.segment.numerics import Numerics, observe_numerics
-from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
-from segmint.pipeline.dataset.dataset import open_or_create
+from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
 from tests.support.builds import digests
 from tests.support.locations import location_of
 from tests.support.minted import mint

@@ -7,7 +7,7 @@ import pytest
 
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import digests, small_catalog, write_config
 from tests.support.clusters import RayNode, ray_cluster
 from tests.support.everything import download, upload

@@ -85,7 +85,7 @@ import os, time
 from pathlib import Path
 import ray
 from ray.data._internal.execution.interfaces.ref_bundle import RefBundle
-from segmint.pipeline.cli import main
+from segmint.pipeline.commands.cli import main
 
 held, kept = [], Path(os.environ["KEPT"])
 made, shut_down = RefBundle.__post_init__, ray.shutdown

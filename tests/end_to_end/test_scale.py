@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scale import OBJECT_STORE, measure, write_build
-from benchmarks.stubs import RELEASE_BYTES
+from benchmarks.building.scale import OBJECT_STORE, measure, write_build
+from benchmarks.building.stubs import RELEASE_BYTES
 from tests.support.builds import ROOT, digests
 from tests.support.stubbed import write_dataset
 
@@ -26,7 +26,7 @@ def test_shards_of_300_mb_pass_through_an_object_store_of_500_mb(
     monkeypatch.setenv(RELEASE_BYTES, str(MEGABYTE))
     assert OBJECT_STORE == 500 * MEGABYTE
     config = write_build(tmp_path / "ray", SHARDS * SHARD_ROWS, images_per_shard=SHARD_ROWS)
-    script = ROOT / "benchmarks" / "stubbed_build.py"
+    script = ROOT / "benchmarks" / "building" / "stubbed_build.py"
     subprocess.run([sys.executable, script, config, tmp_path / "answer"], cwd=ROOT, check=True, timeout=500)
     sizes = [tar.stat().st_size for tar in (tmp_path / "ray" / "dataset" / "shards").iterdir()]
     assert len(sizes) == SHARDS

@@ -11,7 +11,7 @@ import pytest
 
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import digests, segmint, small_catalog, write_config
 from tests.support.faulty_proxy import (
     CUT_BODY,

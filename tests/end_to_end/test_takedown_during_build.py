@@ -18,13 +18,13 @@ from segmint.catalogs.reasons import Reason
 from segmint.infra.metrics import RunMetrics
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.build import run_build, run_rows
-from segmint.pipeline.cli import app
+from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.execution.stages import lay_out
+from segmint.pipeline.building.execution.work import MissingShards
+from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
-from segmint.pipeline.dataset.dataset import open_or_create
-from segmint.pipeline.execution.stages import lay_out
-from segmint.pipeline.execution.work import MissingShards
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import ROOT, segmint, write_catalog, write_config, write_photographs
 from tests.support.everything import jpegs, mentions
 from tests.support.locations import location_of

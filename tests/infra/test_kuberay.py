@@ -14,12 +14,12 @@ from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
+from segmint.pipeline.building.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.building.execution.stages import Stages, lay_out
 from segmint.pipeline.config.config import load_config
-from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
-from segmint.pipeline.execution.stages import Stages, lay_out
-from segmint.pipeline.train.presets import with_preset
-from segmint.pipeline.train.settings import TrainConfig, load_train_config
-from segmint.pipeline.train.workers.driver import settle
+from segmint.pipeline.engine.train.presets import with_preset
+from segmint.pipeline.engine.train.settings import TrainConfig, load_train_config
+from segmint.pipeline.engine.train.workers.driver import settle
 from tests.support.builds import write_catalog
 
 ROOT = Path(__file__).resolve().parents[2]

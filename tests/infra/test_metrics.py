@@ -18,8 +18,8 @@ from segmint.infra.metrics import FAULTS, IMAGES_WRITTEN, METRICS, SHARDS_MISSIN
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import ray_session
 from segmint.operators.shards.write import ShardResult
-from segmint.pipeline.execution.run_record import RunRecord
-from segmint.pipeline.execution.stage_watch import watched
+from segmint.pipeline.building.execution.run_record import RunRecord
+from segmint.pipeline.building.execution.stage_watch import watched
 
 pytestmark = pytest.mark.ray
 

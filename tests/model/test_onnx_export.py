@@ -10,7 +10,7 @@ import torch
 from segment_anything.utils.onnx import SamOnnxModel
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from benchmarks.reference import reference_sam
+from benchmarks.masks.reference import reference_sam
 from segmint.model.onnx_export import _resized_size, export_decoder, export_encoder
 from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
 from segmint.model.sam.load import load_sam

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from segmint.pipeline.statistics.intervals import at_most, bootstrap_mean, clustered, wilson
+from segmint.operators.intervals import at_most, bootstrap_mean, clustered, wilson
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(importlib.util.find_spec("ray").origin).parent

@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 from starlette.testclient import TestClient
 
-from segmint.pipeline.annotate.access import Origin, Team
-from segmint.pipeline.annotate.app import make_app
-from segmint.pipeline.annotate.queue import QueueOptions
-from segmint.pipeline.annotate.server import AnnotateOptions, Opened
+from segmint.pipeline.engine.annotate.access import Origin, Team
+from segmint.pipeline.engine.annotate.app import make_app
+from segmint.pipeline.engine.annotate.queue import QueueOptions
+from segmint.pipeline.engine.annotate.server import AnnotateOptions, Opened
 from tests.support.builds import ROOT
 
 PORT = 8765

@@ -2,7 +2,7 @@
 
 from tests.support.mutant import Mutant
 
-ROW = "tests/pipeline/annotate/merge/test_row.py"
+ROW = "tests/pipeline/corrections/merge/test_row.py"
 LANES = "tests/catalogs/dataset/annotations/test_lanes.py"
 
 ANSWER_MUTANTS = (
@@ -36,7 +36,7 @@ ANSWER_MUTANTS = (
     ),
     Mutant(
         "what is said again counts as lost",
-        "pipeline/annotate/merge/row.py",
+        "pipeline/corrections/merge/row.py",
         "return sum(not _words(answer) <= last for",
         "return sum(True for",
         ROW,
@@ -53,7 +53,7 @@ ANSWER_MUTANTS = (
         "catalogs/dataset/annotations/lanes.py",
         'n <= ((merged or {}).get("n") or 0)',
         'n < ((merged or {}).get("n") or 0)',
-        "tests/pipeline/annotate/merge/test_run.py",
+        "tests/pipeline/corrections/merge/test_run.py",
     ),
     Mutant(
         "people are compared after a merge",
@@ -78,17 +78,17 @@ ANSWER_MUTANTS = (
     ),
     Mutant(
         "a look at the store undoes a save",
-        "pipeline/annotate/board.py",
+        "pipeline/engine/annotate/board.py",
         "if now != known.get(lane) and (",
         "if now is None and (",
-        "tests/pipeline/annotate/test_board.py",
+        "tests/pipeline/engine/annotate/test_board.py",
     ),
     Mutant(
         "a study keeps what an answer takes away",
-        "pipeline/study/answers.py",
+        "pipeline/quality/study/answers.py",
         "for id, mask in masks.items() if fit is None or id not in fit.gone]",
         "for id, mask in masks.items()]",
-        "tests/pipeline/study/test_answers.py",
+        "tests/pipeline/quality/study/test_answers.py",
     ),
     Mutant(
         "the audit takes any seconds",

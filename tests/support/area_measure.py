@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from segmint.pipeline.evaluate.measure import HEAD
-from segmint.pipeline.evaluate.truth import Truth, TruthImage
+from segmint.pipeline.engine.evaluate.measure import HEAD
+from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage
 
 
 class AreaMeasure:

@@ -188,10 +188,10 @@ BUILD_MUTANTS = (
     ),
     Mutant(
         "copies of opted-out images are kept",
-        "pipeline/curate/decide.py",
+        "pipeline/building/curate/decide.py",
         "            if opted_out[kept]:",
         "            if not opted_out[kept]:",
-        "tests/pipeline/curate/test_curate.py",
+        "tests/pipeline/building/curate/test_curate.py",
     ),
     Mutant(
         "ids begin at zero",
@@ -237,14 +237,14 @@ BUILD_MUTANTS = (
     ),
     Mutant(
         "the last row goes to the next shard",
-        "pipeline/execution/cuts.py",
+        "pipeline/building/execution/cuts.py",
         "        if need == 0:",
         "        if need <= 1:",
-        "tests/pipeline/execution/test_cuts.py",
+        "tests/pipeline/building/execution/test_cuts.py",
     ),
     Mutant(
         "committed shards are built again",
-        "pipeline/execution/work.py",
+        "pipeline/building/execution/work.py",
         "sorted(set(wanted) - self._commits.committed().keys())",
         "sorted(set(wanted))",
         "tests/end_to_end/test_build_local.py",

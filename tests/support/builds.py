@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.versions.record import VERSIONS
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 from tests.support.photographs import photograph
 
 ROOT = Path(__file__).resolve().parents[2]

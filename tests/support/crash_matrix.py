@@ -31,12 +31,12 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
 from segmint.operators.shards.revise import heed_all
-from segmint.pipeline.annotate.merge.run import merge_answers
-from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.amend import amend
+from segmint.pipeline.corrections.merge.run import merge_answers
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.answered import answer_to, new_mask
 from tests.support.crashing_store import Child, Count, Point, StopAt, gated, points_of
 from tests.support.everything import mentions

@@ -31,9 +31,9 @@ from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.files import build_shard_files
 from segmint.operators.shards.put import named_files
 from segmint.operators.shards.revise import heed_all
-from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.credits import otherwise_credited
 from segmint.pipeline.corrections.repair import repair
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.described_rows import rectangle_mask
 from tests.support.everything import mentions
 from tests.support.history_commands import (

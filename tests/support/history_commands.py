@@ -35,13 +35,13 @@ from segmint.operators.rows import Row, to_table
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.files import annotation_id, mask_index
 from segmint.operators.shards.revise import heed_all, with_holding
-from segmint.pipeline.annotate.merge.run import merge_answers
 from segmint.pipeline.corrections.amend import amend
+from segmint.pipeline.corrections.imports.files import ImportFormat
+from segmint.pipeline.corrections.imports.imports import Asked, import_masks
+from segmint.pipeline.corrections.imports.merge import Mode
+from segmint.pipeline.corrections.merge.run import merge_answers
 from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.corrections.takedown import takedown
-from segmint.pipeline.imports.files import ImportFormat
-from segmint.pipeline.imports.imports import Asked, import_masks
-from segmint.pipeline.imports.merge import Mode
 from tests.support.answered import answer_value, new_mask
 from tests.support.imported import coco_of
 from tests.support.locations import location_of

@@ -7,9 +7,9 @@ from typing import Any
 
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.pipeline.imports.files import ImportFormat
-from segmint.pipeline.imports.imports import Asked, Imported, import_masks
-from segmint.pipeline.imports.merge import Mode
+from segmint.pipeline.corrections.imports.files import ImportFormat
+from segmint.pipeline.corrections.imports.imports import Asked, Imported, import_masks
+from segmint.pipeline.corrections.imports.merge import Mode
 from tests.support.described_rows import rectangle_mask
 from tests.support.locations import location_of
 from tests.support.protocol import Place

@@ -12,10 +12,10 @@ from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.segment.segment import Segment
 from segmint.operators.shards.retry import retry_shard
 from segmint.operators.shards.write import write_shard
+from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.execution.stages import lay_out
+from segmint.pipeline.building.execution.work import RejectedRows
 from segmint.pipeline.config.config import load_config
-from segmint.pipeline.dataset.dataset import open_or_create
-from segmint.pipeline.execution.stages import lay_out
-from segmint.pipeline.execution.work import RejectedRows
 
 
 def mint(config_path: Path, only: Sequence[int] | None = None, retry: Collection[Reason] = ()) -> str:

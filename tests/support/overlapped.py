@@ -3,7 +3,7 @@
 from unittest import mock
 
 from segmint.operators.segment.overlap import HostThreads
-from segmint.pipeline.cli import main
+from segmint.pipeline.commands.cli import main
 
 if __name__ == "__main__":
     with mock.patch.object(HostThreads, "of", return_value=HostThreads.of("cuda")):

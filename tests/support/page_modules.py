@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
 
 ORIGIN = "http://modules.test"
-_FOLDERS = [ROOT / "pipeline" / "annotate" / "assets", ROOT / "pipeline" / "view" / "assets"]
+_FOLDERS = [ROOT / "pipeline" / "engine" / "annotate" / "assets", ROOT / "pipeline" / "quality" / "view" / "assets"]
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
 
 

@@ -2,9 +2,9 @@
 
 from tests.support.mutant import Mutant
 
-_ASSETS = "pipeline/annotate/assets"
-_DESK = "tests/pipeline/annotate/test_page_desk.py"
-_MODULES = "tests/pipeline/annotate/test_page_modules.py"
+_ASSETS = "pipeline/engine/annotate/assets"
+_DESK = "tests/pipeline/engine/annotate/test_page_desk.py"
+_MODULES = "tests/pipeline/engine/annotate/test_page_modules.py"
 
 PAGE_MUTANTS = (
     Mutant(
@@ -75,6 +75,6 @@ PAGE_MUTANTS = (
         f"{_ASSETS}/pointers.js",
         'return event.pointerType === "touch" && (',
         "return false && (",
-        "tests/pipeline/annotate/test_page_browser.py",
+        "tests/pipeline/engine/annotate/test_page_browser.py",
     ),
 )

@@ -1,4 +1,4 @@
-"""scikit-image's photographs, on a GPU machine without it from what `benchmarks/bundle.py` packed."""
+"""scikit-image's photographs, on a GPU machine without it from what `benchmarks/gpu/bundle.py` packed."""
 
 from pathlib import Path
 

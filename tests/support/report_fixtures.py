@@ -18,7 +18,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def report_folder(reported: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its report, from an audit with findings and the score of a privacy study."""
-    from segmint.pipeline.report.report import write_report
+    from segmint.pipeline.quality.report.report import write_report
     from tests.support.locations import location_of
     from tests.support.reported import audit_with_findings, score_a_study
 
@@ -34,7 +34,7 @@ def report_folder(reported: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def minted_report(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report on the small real dataset, from an audit as `QUICK` has it."""
-    from segmint.pipeline.report.report import write_report
+    from segmint.pipeline.quality.report.report import write_report
     from tests.support.locations import location_of
     from tests.support.reported import QUICK
 
@@ -51,10 +51,10 @@ def evidence_folder(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     from segmint.catalogs.dataset.outputs import OUTPUTS
     from segmint.catalogs.dataset.versions.record import put_version
-    from segmint.pipeline.audit.audit import audit_dataset
-    from segmint.pipeline.evidence.evidence import write_evidence
-    from segmint.pipeline.study.privacy.score import read_score
-    from segmint.pipeline.versions.signatures import sign_version
+    from segmint.pipeline.quality.audit.audit import audit_dataset
+    from segmint.pipeline.quality.evidence.evidence import write_evidence
+    from segmint.pipeline.quality.study.privacy.score import read_score
+    from segmint.pipeline.quality.versions.signatures import sign_version
     from tests.support.keys import write_keys
     from tests.support.locations import location_of
     from tests.support.reported import QUICK, score_a_study

@@ -14,9 +14,9 @@ from segmint.operators.describe import describe_table
 from segmint.operators.rows import to_table
 from segmint.operators.schemas import SEGMENTED
 from segmint.operators.shards.write import ShardTask, write_shard
-from segmint.pipeline.audit.audit import AuditOptions
-from segmint.pipeline.study.privacy.sample import sample_privacy
-from segmint.pipeline.study.privacy.score import score_privacy
+from segmint.pipeline.quality.audit.audit import AuditOptions
+from segmint.pipeline.quality.study.privacy.sample import sample_privacy
+from segmint.pipeline.quality.study.privacy.score import score_privacy
 from tests.support.committed import row_of
 from tests.support.locations import location_of
 from tests.support.named_image import image_of

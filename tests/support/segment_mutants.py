@@ -19,10 +19,10 @@ SEGMENT_MUTANTS = (
     ),
     Mutant(
         "company forgotten with its window",
-        "pipeline/execution/quarantine.py",
+        "pipeline/building/execution/quarantine.py",
         "self._in_company.update(ledger.alone())",
         "self._in_company = set(ledger.alone())",
-        "tests/pipeline/execution/test_quarantine.py",
+        "tests/pipeline/building/execution/test_quarantine.py",
     ),
     Mutant(
         "masks go to another row",
@@ -70,6 +70,6 @@ SEGMENT_MUTANTS = (
         "pipeline/config/config.py",
         'deidentify.model_copy(update={"rule": rule_of(begun)})',
         'deidentify.model_copy(update={"rule": deidentify.rule_number})',
-        "tests/pipeline/dataset/test_dataset.py",
+        "tests/pipeline/building/dataset/test_dataset.py",
     ),
 )

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from segmint.catalogs.findings import Findings
-from segmint.pipeline.audit.answer import AuditReport, Checked
-from segmint.pipeline.statistics.values import (
+from segmint.pipeline.quality.audit.answer import AuditReport, Checked
+from segmint.pipeline.quality.statistics.values import (
     Centers,
     Concavity,
     Geography,

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from benchmarks.stubs import StubbedPrepare, StubbedSegment
+from benchmarks.building.stubs import StubbedPrepare, StubbedSegment
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
 from segmint.operators.shards.write import ShardResult, write_shard
+from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.execution.stages import lay_out
+from segmint.pipeline.building.execution.work import shard_rows
 from segmint.pipeline.config.config import load_config
-from segmint.pipeline.dataset.dataset import open_or_create
-from segmint.pipeline.execution.stages import lay_out
-from segmint.pipeline.execution.work import shard_rows
 
 
 def write_dataset(config_path: Path) -> list[ShardResult]:

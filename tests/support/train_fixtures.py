@@ -37,8 +37,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Run:
     from tests.support.trainable import SHORTEST, train_yaml, write_three
 
     def make(folder: Path) -> None:
-        from segmint.pipeline.train.run import run_train
-        from segmint.pipeline.train.settings import load_train_config
+        from segmint.pipeline.engine.train.run import run_train
+        from segmint.pipeline.engine.train.settings import load_train_config
 
         write_three(location_of(folder / "dataset"))
         config = train_yaml(

@@ -5,9 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from segmint.infra.storage.location import Location
-from segmint.pipeline.train.data.images import Held, LeftOut, OpenedDataset, TrainingImages, find_images, open_datasets
-from segmint.pipeline.train.presets import with_preset
-from segmint.pipeline.train.settings import TrainConfig, load_train_config
+from segmint.pipeline.engine.train.data.images import (
+    Held,
+    LeftOut,
+    OpenedDataset,
+    TrainingImages,
+    find_images,
+    open_datasets,
+)
+from segmint.pipeline.engine.train.presets import with_preset
+from segmint.pipeline.engine.train.settings import TrainConfig, load_train_config
 from tests.support.locations import location_of
 from tests.support.trainable import train_yaml
 

@@ -36,10 +36,10 @@ from segmint.operators.curate.features import SKIPPED, CurateTask
 from segmint.operators.curate.look import LookConfig
 from segmint.operators.curate.scorers import load_scorers
 from segmint.operators.curate.settings import CurateConfig
+from segmint.pipeline.building.curate.decide import Decision, Features, decide, read_features
+from segmint.pipeline.building.curate.looking import Looked, look_at_images
+from segmint.pipeline.building.execution.outages import resumable
 from segmint.pipeline.config.config import Config
-from segmint.pipeline.curate.decide import Decision, Features, decide, read_features
-from segmint.pipeline.curate.looking import Looked, look_at_images
-from segmint.pipeline.execution.outages import resumable
 
 FEATURES_VERSION = 3
 """Of what is seen in which images: another version does not go on with the parts of this one."""
@@ -162,7 +162,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
 def _drawn(
     file: Location, folder: Location, features: Features, curate: CurateConfig, source: Location, looked: Looked
 ) -> Curated:
-    from segmint.pipeline.curate.distributions import draw
+    from segmint.pipeline.building.curate.distributions import draw
 
     file.put(draw(features, folder, curate.limits(), file.name))
     return Curated(

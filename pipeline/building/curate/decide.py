@@ -25,7 +25,7 @@ from segmint.operators.curate.fitness import MEASURES
 from segmint.operators.curate.settings import CurateConfig
 from segmint.operators.similar.clusters import NONE, ImageRows, find_copies, first_of_equal_bytes
 from segmint.operators.similar.hashes import VIEWS
-from segmint.pipeline.curate.same_images import same_uris, spread
+from segmint.pipeline.building.curate.same_images import same_uris, spread
 
 Limit = tuple[float | None, float | None]
 """The least and the most that is fit; None: no limit."""

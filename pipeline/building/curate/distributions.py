@@ -11,7 +11,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import number
 from segmint.operators.curate.fitness import MEASURES
-from segmint.pipeline.curate.decide import Features, Limits, read_thumbnails
+from segmint.pipeline.building.curate.decide import Features, Limits, read_thumbnails
 
 FORMATS = ("png", "svg", "pdf")
 """The formats that a file of distributions may have, by its ending."""

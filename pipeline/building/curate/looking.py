@@ -15,9 +15,9 @@ from segmint.infra.progress import Progress
 from segmint.infra.ray_session import Cluster, ray_session
 from segmint.infra.storage.location import Location
 from segmint.operators.curate.features import PART_ROWS, CurateTask, LookAtImages, part_name
+from segmint.pipeline.building.execution.stage_watch import watched
+from segmint.pipeline.building.execution.stages import RETRIES
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.execution.stage_watch import watched
-from segmint.pipeline.execution.stages import RETRIES
 
 WINDOW_PARTS = 512
 """Parts whose rows the driver holds at once: those of one Ray Data execution."""

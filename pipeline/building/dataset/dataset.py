@@ -21,6 +21,7 @@ from segmint.catalogs.dataset.manifest import (
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.layout import MANIFEST, config_sha256, differing_keys, part_path
 from segmint.catalogs.lineage import lineage_of
+from segmint.catalogs.shard_ranges import ShardPart, ShardSpan, choose_shards
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.rows import joined, read_rows
 from segmint.infra.assets.hashes import sha256_of
@@ -34,10 +35,9 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.write import ShardTask
+from segmint.pipeline.building.dataset.first_numerics import first_numerics
+from segmint.pipeline.building.dataset.growth import catalog_part, count_licenses, fit_catalog, ignored_columns
 from segmint.pipeline.config.config import Config, as_begun, identity
-from segmint.pipeline.dataset.first_numerics import first_numerics
-from segmint.pipeline.dataset.growth import catalog_part, count_licenses, fit_catalog, ignored_columns
-from segmint.pipeline.shard_ranges import ShardPart, ShardSpan, choose_shards
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.numerics import Numerics, resolve_numerics
+from segmint.pipeline.building.dataset.cpu_actors import threads_of_an_actor
 from segmint.pipeline.config.config import Config
-from segmint.pipeline.dataset.cpu_actors import threads_of_an_actor
 
 if TYPE_CHECKING:
     from segmint.infra.ray_session import Cluster

@@ -9,10 +9,10 @@ from segmint.catalogs.dataset.versions.record import VersionName, put_version
 from segmint.infra.errors import UnfinishedError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.wording import counted, plural
-from segmint.pipeline.dataset.dataset import OpenDataset
-from segmint.pipeline.execution.ceiling import Ceiling
-from segmint.pipeline.execution.stage_loads import StageLoad, loads_line
-from segmint.pipeline.status.totals import total
+from segmint.pipeline.building.dataset.dataset import OpenDataset
+from segmint.pipeline.building.execution.ceiling import Ceiling
+from segmint.pipeline.building.execution.stage_loads import StageLoad, loads_line
+from segmint.pipeline.building.status.totals import total
 
 
 class NotRecordedError(UnfinishedError):

@@ -16,12 +16,12 @@ from segmint.infra.peak import measure_peak
 from segmint.infra.ray_session import Cluster
 from segmint.model.cost import image_cost
 from segmint.model.sam.load import VIT_SHAPES, Architecture, SamWeightsError, inspect_checkpoint
+from segmint.pipeline.building.dataset.dataset import OpenDataset
 from segmint.pipeline.config.config import Config
-from segmint.pipeline.dataset.dataset import OpenDataset
 
 if TYPE_CHECKING:  # both import Ray, which a plan does not need
     from segmint.infra.peak_reports import PeakReports
-    from segmint.pipeline.execution.stages import Pool
+    from segmint.pipeline.building.execution.stages import Pool
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from segmint.catalogs.shard_ranges import ShardSpan
 from segmint.infra.errors import SegmintError
-from segmint.pipeline.shard_ranges import ShardSpan
 
 
 @dataclass(frozen=True)

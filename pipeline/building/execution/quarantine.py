@@ -21,6 +21,7 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.shard_ranges import ShardSpan
 from segmint.infra.errors import SegmintError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.row_ledger import RowLedger
@@ -29,8 +30,7 @@ from segmint.operators.rows import Row, faulted, named, rejected
 from segmint.operators.schemas import VERDICT
 from segmint.operators.segment.segment_alone import SegmentAlone, control_table
 from segmint.operators.shards.write import ShardResult
-from segmint.pipeline.execution.stages import Stages
-from segmint.pipeline.shard_ranges import ShardSpan
+from segmint.pipeline.building.execution.stages import Stages
 
 DEATHS = 2
 """The number of deaths alone that make a verdict."""

@@ -19,7 +19,7 @@ from segmint.infra.metrics import (
     resident_bytes,
 )
 from segmint.operators.shards.write import ShardResult
-from segmint.pipeline.execution.stage_loads import StageLoads
+from segmint.pipeline.building.execution.stage_loads import StageLoads
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from segmint.operators.shards.write import ShardResult, ShardTask, write_shard
-from segmint.pipeline.execution.cuts import Cut
+from segmint.pipeline.building.execution.cuts import Cut
 
 ShardWriter = Callable[..., ShardResult]
 """A function that writes one shard: `segmint.operators.shards.write.write_shard`, or one with the same arguments."""

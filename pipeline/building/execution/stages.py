@@ -13,12 +13,12 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.prepare import PrepareResources
 from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import SegmentSettings
+from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
+from segmint.pipeline.building.dataset.dataset import OpenDataset
+from segmint.pipeline.building.execution.gpu_kinds import ChosenKind, choose_kind, only_kind
+from segmint.pipeline.building.execution.node_detectors import NodeDetectors
 from segmint.pipeline.config.config import Config, PoolConfig, as_begun
 from segmint.pipeline.config.stage_settings import prepare_config, segment_settings
-from segmint.pipeline.dataset.cpu_actors import actors_that_fit
-from segmint.pipeline.dataset.dataset import OpenDataset
-from segmint.pipeline.execution.gpu_kinds import ChosenKind, choose_kind, only_kind
-from segmint.pipeline.execution.node_detectors import NodeDetectors
 
 DETECTOR_CPUS = 1
 """Of a node's detector process, which resizes images for its GPU."""

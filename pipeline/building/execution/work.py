@@ -11,16 +11,16 @@ from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.summaries import save_full_blocks
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.shard_ranges import ShardSpan
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
 from segmint.infra.threads import map_ahead
 from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.retry import RetryTask, retry_shard
 from segmint.operators.shards.tables import read_table
 from segmint.operators.shards.write import write_shard
+from segmint.pipeline.building.dataset.dataset import OpenDataset
+from segmint.pipeline.building.execution.shard_writers import ShardWriter
 from segmint.pipeline.config.config import Config
-from segmint.pipeline.dataset.dataset import OpenDataset
-from segmint.pipeline.execution.shard_writers import ShardWriter
-from segmint.pipeline.shard_ranges import ShardSpan
 
 _THREADS = 16
 

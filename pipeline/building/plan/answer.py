@@ -7,11 +7,11 @@ from typing import Any
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.source.check import CatalogFindings
 from segmint.infra.wording import count, counted, duration, number, plural, size
-from segmint.pipeline.execution.ceiling import Ceiling
-from segmint.pipeline.plan.cpu_stages import CpuStages
-from segmint.pipeline.plan.curation import Curation
-from segmint.pipeline.plan.estimates import Estimate
-from segmint.pipeline.plan.sample import STAGES, Sample
+from segmint.pipeline.building.execution.ceiling import Ceiling
+from segmint.pipeline.building.plan.cpu_stages import CpuStages
+from segmint.pipeline.building.plan.curation import Curation
+from segmint.pipeline.building.plan.estimates import Estimate
+from segmint.pipeline.building.plan.sample import STAGES, Sample
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from segmint.infra.wording import counted, number, size
-from segmint.pipeline.plan.cpu_stages import SIZES
-from segmint.pipeline.plan.estimates import Estimate
+from segmint.pipeline.building.plan.cpu_stages import SIZES
+from segmint.pipeline.building.plan.estimates import Estimate
 
 CPU_S = (0.015, 0.018, 0.028, 0.037, 0.056)
 """CPU seconds of an image of `SIZES` megapixels, without scorers: JPEGs on one core of an AMD EPYC."""

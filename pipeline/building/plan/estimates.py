@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.pipeline.statistics.intervals import bootstrap_mean, wilson
+from segmint.operators.intervals import bootstrap_mean, wilson
 
 Floats = NDArray[np.float64]
 

@@ -8,11 +8,11 @@ from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
 from segmint.infra.ray_session import cores_here
 from segmint.infra.storage.storage import Storage
+from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
+from segmint.pipeline.building.dataset.first_numerics import compute_here
+from segmint.pipeline.building.execution.ceiling import Ceiling, flop_per_image
+from segmint.pipeline.building.plan.options import PlanOptions
 from segmint.pipeline.config.config import Config
-from segmint.pipeline.dataset.cpu_actors import actors_that_fit
-from segmint.pipeline.dataset.first_numerics import compute_here
-from segmint.pipeline.execution.ceiling import Ceiling, flop_per_image
-from segmint.pipeline.plan.options import PlanOptions
 
 
 def find_ceiling(

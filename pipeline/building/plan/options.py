@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from segmint.catalogs.shard_ranges import ShardPart
 from segmint.infra.errors import UsageError
-from segmint.pipeline.shard_ranges import ShardPart
 
 
 @dataclass(frozen=True)

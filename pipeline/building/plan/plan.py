@@ -24,19 +24,19 @@ from segmint.infra.storage.storage import Storage
 from segmint.model.cost import image_cost
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.numerics import resolve_numerics
+from segmint.pipeline.building.dataset.dataset import check_begun_alike, require_catalog, require_rows
+from segmint.pipeline.building.dataset.growth import ignored_columns, own_columns
+from segmint.pipeline.building.execution.ceiling import Ceiling
+from segmint.pipeline.building.plan.answer import Plan
+from segmint.pipeline.building.plan.cpu_stages import MEGAPIXELS, compare, recorded_seconds
+from segmint.pipeline.building.plan.curation import price_curation
+from segmint.pipeline.building.plan.estimates import Extrapolation, column, exactly
+from segmint.pipeline.building.plan.hardware import find_ceiling
+from segmint.pipeline.building.plan.options import PlanOptions
+from segmint.pipeline.building.plan.remaining import Remaining, find_remaining
+from segmint.pipeline.building.plan.sample import Sample, run_sample
 from segmint.pipeline.config.advice import advice
 from segmint.pipeline.config.config import Config, as_begun, identity
-from segmint.pipeline.dataset.dataset import check_begun_alike, require_catalog, require_rows
-from segmint.pipeline.dataset.growth import ignored_columns, own_columns
-from segmint.pipeline.execution.ceiling import Ceiling
-from segmint.pipeline.plan.answer import Plan
-from segmint.pipeline.plan.cpu_stages import MEGAPIXELS, compare, recorded_seconds
-from segmint.pipeline.plan.curation import price_curation
-from segmint.pipeline.plan.estimates import Extrapolation, column, exactly
-from segmint.pipeline.plan.hardware import find_ceiling
-from segmint.pipeline.plan.options import PlanOptions
-from segmint.pipeline.plan.remaining import Remaining, find_remaining
-from segmint.pipeline.plan.sample import Sample, run_sample
 
 DEFAULT_SHARE = 0.3
 """Share of the ceiling assumed where nothing is measured and no `--share` is given."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.shard_ranges import ShardPart, choose_shards
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.config.config import Config
-from segmint.pipeline.shard_ranges import ShardPart, choose_shards
 
 
 @dataclass(frozen=True)

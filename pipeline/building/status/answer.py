@@ -8,10 +8,10 @@ from typing import Any
 
 from segmint.infra.errors import UsageError
 from segmint.infra.wording import counted, duration, number, plural, share
-from segmint.pipeline.status.drift import Compared, Drift
-from segmint.pipeline.status.gaps import Gap
-from segmint.pipeline.status.pace import Pace
-from segmint.pipeline.status.totals import Totals
+from segmint.pipeline.building.status.drift import Compared, Drift
+from segmint.pipeline.building.status.gaps import Gap
+from segmint.pipeline.building.status.pace import Pace
+from segmint.pipeline.building.status.totals import Totals
 
 SHOWN = 10
 """Gaps that people are shown; JSON has all."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from segmint.catalogs.dataset.commits import Commit
-from segmint.pipeline.status.totals import Totals
+from segmint.pipeline.building.status.totals import Totals
 
 LAST_SHARDS = 20
 """The most shards that count as the last ones; at most a quarter of all."""

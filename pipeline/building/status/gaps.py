@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import zip_longest
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.pipeline.status.totals import rows_of
+from segmint.pipeline.building.status.totals import rows_of
 
 
 @dataclass(frozen=True)

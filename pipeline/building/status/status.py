@@ -12,11 +12,11 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import NO_TIME
 from segmint.infra.threads import map_ahead
-from segmint.pipeline.status.answer import Prices, Status
-from segmint.pipeline.status.drift import Counted, Drift, compare, last_and_sample
-from segmint.pipeline.status.gaps import find_gaps
-from segmint.pipeline.status.pace import Pace, first_commits, last_commits, pace_of
-from segmint.pipeline.status.totals import Totals, total
+from segmint.pipeline.building.status.answer import Prices, Status
+from segmint.pipeline.building.status.drift import Counted, Drift, compare, last_and_sample
+from segmint.pipeline.building.status.gaps import find_gaps
+from segmint.pipeline.building.status.pace import Pace, first_commits, last_commits, pace_of
+from segmint.pipeline.building.status.totals import Totals, total
 
 _THREADS = 16
 

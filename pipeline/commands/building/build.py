@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
+from segmint.catalogs.shard_ranges import parse_shards
 from segmint.pipeline.commands.common.arguments import ConfigFile, Overrides
 from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
 from segmint.pipeline.commands.common.extras import needs
-from segmint.pipeline.shard_ranges import parse_shards
 
 
 @guarded
@@ -42,7 +42,7 @@ def build(
     span = parse_shards(shards) if shards is not None else None
     reasons = reasons_to_retry(retry_rejected or [])
     from segmint.pipeline.build import run_build
-    from segmint.pipeline.execution.accounting import NotRecordedError
+    from segmint.pipeline.building.execution.accounting import NotRecordedError
 
     try:
         accounting = run_build(loaded, shards=span, grow=grow, retry_rejected=reasons)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from segmint.pipeline.commands.building.curate import curate
 from segmint.pipeline.commands.common.arguments import AsJson, Config, build_of, storage_of
 from segmint.pipeline.commands.common.console import FINDINGS, answer_json, answer_with, guarded, say, say_next
 from segmint.pipeline.commands.common.extras import needs
-from segmint.pipeline.commands.curate import curate
 
 if TYPE_CHECKING:
     from segmint.catalogs.licenses import LicensePolicy

@@ -36,9 +36,9 @@ def curate(
     as_json: AsJson = False,
 ) -> None:
     """Read every image of a catalog once, and mark what is unfit."""
+    from segmint.pipeline.building.curate.curate import run_curate
+    from segmint.pipeline.building.curate.distributions import ending
     from segmint.pipeline.config.config import load_config
-    from segmint.pipeline.curate.curate import run_curate
-    from segmint.pipeline.curate.distributions import ending
 
     loaded = load_config(config, overrides or [])
     if distributions is not None:

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
+from segmint.catalogs.shard_ranges import parse_shards
 from segmint.pipeline.commands.common.arguments import ConfigFile, Overrides
 from segmint.pipeline.commands.common.console import answer_with, guarded, say, say_next
 from segmint.pipeline.commands.common.extras import needs
-from segmint.pipeline.shard_ranges import parse_shards
 
 
 @guarded
@@ -42,8 +42,8 @@ def plan(
 
     loaded = load_config(config, overrides or [])
     span = parse_shards(shards) if shards is not None else None
-    from segmint.pipeline.plan.options import PlanOptions
-    from segmint.pipeline.plan.plan import make_plan
+    from segmint.pipeline.building.plan.options import PlanOptions
+    from segmint.pipeline.building.plan.plan import make_plan
 
     planned = make_plan(loaded, PlanOptions(span, sample, gpus, price, share, flops, megapixels), say)
     answer_with(planned, as_json)

@@ -12,7 +12,7 @@ from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, 
 from segmint.pipeline.commands.common.console import answer, answer_with, guarded, printable
 
 if TYPE_CHECKING:
-    from segmint.pipeline.status.status import StatusReader
+    from segmint.pipeline.building.status.status import StatusReader
 
 
 @guarded
@@ -36,8 +36,8 @@ def status(
     if every < 1:
         raise UsageError(f"--every is {every:g}: expected seconds from 1")
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.status.answer import Prices
-    from segmint.pipeline.status.status import StatusReader
+    from segmint.pipeline.building.status.answer import Prices
+    from segmint.pipeline.building.status.status import StatusReader
 
     reader = StatusReader(Location(storage_of(config), dataset), Prices(price, gpus))
     if watch:

@@ -20,7 +20,7 @@ _AUDIT = {
     "scipy": "scipy",
 }
 
-_BUILD = {**_AUDIT, "ray": "ray", "c2pa-python": "c2pa"}
+_BUILD = {**_AUDIT, "ray": "ray", "c2pa-python": "c2pa", "ijson": "ijson"}
 
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "audit": _AUDIT,

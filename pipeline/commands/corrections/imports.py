@@ -10,7 +10,7 @@ from segmint.pipeline.commands.common.console import answer_with, guarded, say_n
 from segmint.pipeline.commands.common.extras import needs
 
 if TYPE_CHECKING:
-    from segmint.pipeline.imports.merge import Mode
+    from segmint.pipeline.corrections.imports.merge import Mode
 
 
 @guarded
@@ -53,9 +53,9 @@ def import_(
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.imports.files import ImportFormat
-    from segmint.pipeline.imports.imports import Asked, import_masks, list_import
-    from segmint.pipeline.imports.matching import Match
+    from segmint.pipeline.corrections.imports.files import ImportFormat
+    from segmint.pipeline.corrections.imports.imports import Asked, import_masks, list_import
+    from segmint.pipeline.corrections.imports.matching import Match
 
     if into is None:
         raise UsageError("--into is missing: name the dataset that gets the masks")
@@ -100,7 +100,7 @@ def import_(
 
 def _mode(replace: bool, add: bool, *, carried: bool) -> "Mode":
     from segmint.infra.errors import UsageError
-    from segmint.pipeline.imports.merge import Mode
+    from segmint.pipeline.corrections.imports.merge import Mode
 
     if replace == add:
         raise UsageError(

@@ -24,7 +24,7 @@ def merge(
     Answers that were merged before change nothing.
     """
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.annotate.merge.run import list_merge, merge_answers
+    from segmint.pipeline.corrections.merge.run import list_merge, merge_answers
 
     location = Location(storage_of(config), dataset)
     if dry_run:

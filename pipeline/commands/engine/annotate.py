@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from segmint.pipeline.commands.common.arguments import Config, Dataset, storage_of
 from segmint.pipeline.commands.common.console import answer, guarded, say
 from segmint.pipeline.commands.common.extras import needs
-from segmint.pipeline.commands.engine.merge import merge
+from segmint.pipeline.commands.corrections.merge import merge
 
 RUN = "DATASET"
 """The name under which the group keeps the command without a name."""
@@ -131,10 +131,10 @@ def run(
 
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import counted
-    from segmint.pipeline.annotate.access import check_name, parse_origin
-    from segmint.pipeline.annotate.queue import Order as QueueOrder
-    from segmint.pipeline.annotate.queue import QueueOptions
-    from segmint.pipeline.annotate.server import AnnotateOptions, open_desk, serve
+    from segmint.pipeline.engine.annotate.access import check_name, parse_origin
+    from segmint.pipeline.engine.annotate.queue import Order as QueueOrder
+    from segmint.pipeline.engine.annotate.queue import QueueOptions
+    from segmint.pipeline.engine.annotate.server import AnnotateOptions, open_desk, serve
 
     given = {
         "--order": order is not Order.NUMBER,
@@ -160,10 +160,10 @@ def run(
 
     say(f"reading the tables of {dataset}")
     if stage is Stage.RATE:
-        from segmint.pipeline.annotate.rating.app import make_rating_app
-        from segmint.pipeline.annotate.rating.sample import SampleOptions
-        from segmint.pipeline.annotate.rating.server import open_rating_desk
-        from segmint.pipeline.annotate.server import serve_app
+        from segmint.pipeline.engine.annotate.rating.app import make_rating_app
+        from segmint.pipeline.engine.annotate.rating.sample import SampleOptions
+        from segmint.pipeline.engine.annotate.rating.server import open_rating_desk
+        from segmint.pipeline.engine.annotate.server import serve_app
 
         options = SampleOptions(200 if masks is None else masks, seed or 0, select)
         with open_rating_desk(place, options) as desk:

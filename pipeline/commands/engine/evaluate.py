@@ -10,7 +10,7 @@ from segmint.operators.evaluate.settings import FirstClick, PointsSettings, Seve
 from segmint.pipeline.commands.common.arguments import AsJson, Config, build_of
 from segmint.pipeline.commands.common.console import FINDINGS, answer_with, guarded
 from segmint.pipeline.commands.common.extras import needs
-from segmint.pipeline.evaluate.kinds import Chosen
+from segmint.pipeline.engine.evaluate.kinds import Chosen
 
 
 class Required(StrEnum):
@@ -21,7 +21,7 @@ class Required(StrEnum):
 
 if TYPE_CHECKING:
     from segmint.infra.storage.storage import Storage
-    from segmint.pipeline.evaluate.setup import ModelOptions, TruthOptions
+    from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
 
 app = typer.Typer(name="evaluate", help="Measure weights against masks that people made.", no_args_is_help=True)
 
@@ -128,7 +128,7 @@ def points(
 
     As the SAM paper does; also the best of three masks.
     """
-    from segmint.pipeline.evaluate.points.points import PointsOptions, evaluate_points
+    from segmint.pipeline.engine.evaluate.points.points import PointsOptions, evaluate_points
 
     settings = PointsSettings(parse_clicks(clicks), several=several_clicks, seed=seed)
     model, storage = model_options(weights, device, precision, ray, config)
@@ -138,7 +138,7 @@ def points(
     if not (gate or require or guard):
         answer_with(evaluate_points(options, storage), as_json)
         return
-    from segmint.pipeline.evaluate.gate.gate import GateOptions, evaluate_gate
+    from segmint.pipeline.engine.evaluate.gate.gate import GateOptions, evaluate_gate
 
     judged = evaluate_gate(GateOptions(options, tuple(guard or ()), tuple(guard_images or ())), storage)
     answer_with(judged, as_json)
@@ -167,8 +167,8 @@ def proposals(
 
     At 10, 100 and 1,000 masks and by size, as the SAM paper does.
     """
-    from segmint.pipeline.evaluate.proposals.proposals import evaluate_proposals
-    from segmint.pipeline.evaluate.session import EvaluateOptions
+    from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals
+    from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 
     model, storage = model_options(weights, device, precision, ray, config)
     options = EvaluateOptions(truth_options(targets, images, truth, ignore), model, output)
@@ -210,9 +210,9 @@ def edges(
 
     As the SAM paper does, matched with the boundaries of label maps.
     """
-    from segmint.pipeline.evaluate.edges.edges import evaluate_edges
-    from segmint.pipeline.evaluate.edges.measure import EdgesMeasure
-    from segmint.pipeline.evaluate.session import EvaluateOptions
+    from segmint.pipeline.engine.evaluate.edges.edges import evaluate_edges
+    from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure
+    from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 
     model, storage = model_options(weights, device, precision, ray, config)
     options = EvaluateOptions(truth_options(targets, images, Chosen.HUMAN, ignore), model, output)
@@ -247,8 +247,8 @@ def instances(
 
     As the SAM paper does; AP for a detector's boxes, which have scores.
     """
-    from segmint.pipeline.evaluate.instances.instances import evaluate_instances
-    from segmint.pipeline.evaluate.session import EvaluateOptions
+    from segmint.pipeline.engine.evaluate.instances.instances import evaluate_instances
+    from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 
     model, storage = model_options(weights, device, precision, ray, config)
     options = EvaluateOptions(truth_options(targets, images, truth, ignore), model, output)
@@ -268,7 +268,7 @@ def truth_options(
     targets: list[str], images: list[str] | None, chosen: Chosen, ignore: list[int] | None
 ) -> "TruthOptions":
     """Return the options of every evaluation that say what the truth is."""
-    from segmint.pipeline.evaluate.setup import TruthOptions
+    from segmint.pipeline.engine.evaluate.setup import TruthOptions
 
     return TruthOptions(tuple(targets), tuple(images or ()), chosen, tuple(ignore or ()))
 
@@ -278,8 +278,8 @@ def model_options(
 ) -> "tuple[ModelOptions, Storage]":
     """Return the options of every evaluation that say what is computed where, and access to stores."""
     from segmint.pipeline.config.config import ResourcesConfig
-    from segmint.pipeline.evaluate.run import RunOptions
-    from segmint.pipeline.evaluate.setup import ModelOptions
+    from segmint.pipeline.engine.evaluate.run import RunOptions
+    from segmint.pipeline.engine.evaluate.setup import ModelOptions
 
     build, storage = build_of(config)
     run = RunOptions(ray, ResourcesConfig() if build is None else build.resources)

@@ -31,7 +31,7 @@ def status(
     Images, masks by source, seconds a mask, and mIoU at one click before and after.
     """
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.engine.status import read_engine
+    from segmint.pipeline.engine.rounds.status import read_engine
 
     storage = storage_of(config)
     answer_with(read_engine([Location(storage, dataset) for dataset in datasets]), as_json)

@@ -31,14 +31,14 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train SAM on datasets' masks, or go on with a run."""
-    from segmint.pipeline.train.settings import load_train_config
+    from segmint.pipeline.engine.train.settings import load_train_config
 
     loaded = load_train_config(config, [*(overrides or []), *([] if task is None else [f"task={task}"])])
     if loaded.task == "objects":
-        from segmint.pipeline.train.objects import run_objects
+        from segmint.pipeline.engine.train.objects import run_objects
 
         answer_with(run_objects(loaded, say), as_json)
         return
-    from segmint.pipeline.train.run import run_train
+    from segmint.pipeline.engine.train.run import run_train
 
     answer_with(run_train(loaded, say), as_json)

@@ -1,6 +1,7 @@
 """`segmint audit`: whether a dataset is intact, may be used and shows nobody, and its statistics.
 
-`pipeline/audit/shard.py` compares the files of one shard, `pipeline/audit/audit.py` runs the whole audit.
+`pipeline/quality/audit/shard.py` compares the files of one shard, `pipeline/quality/audit/audit.py` runs the whole
+audit.
 """
 
 from typing import Annotated
@@ -90,9 +91,9 @@ def audit(
     build, storage = build_of(config)
     from segmint.catalogs.dataset.outputs import refuse_inside
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.audit.answer_json import to_json
-    from segmint.pipeline.audit.answer_text import answer_lines
-    from segmint.pipeline.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity, with_missing_commits
+    from segmint.pipeline.quality.audit.answer_json import to_json
+    from segmint.pipeline.quality.audit.answer_text import answer_lines
+    from segmint.pipeline.quality.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity, with_missing_commits
 
     if output is not None:
         refuse_inside(Location(storage, dataset), Location(storage, output), "-o")
@@ -103,7 +104,7 @@ def audit(
     else:
         from segmint.infra.device import resolve_compute
         from segmint.operators.audit.detectors import GivenDetector
-        from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
+        from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
 
         searched = None if privacy_sample == _ALL else int(privacy_sample)
         files = {name: None if uri is None else Location(storage, uri) for name, uri in wanted.items()}
@@ -123,8 +124,8 @@ def audit(
         if evidence is None:
             report = audit_dataset(where, options)
         else:
-            from segmint.pipeline.evidence.evidence import check_target, write_evidence
-            from segmint.pipeline.study.privacy.score import check_sampled, read_score
+            from segmint.pipeline.quality.evidence.evidence import check_target, write_evidence
+            from segmint.pipeline.quality.study.privacy.score import check_sampled, read_score
 
             folder = Location(storage, evidence)
             check_target(where, folder)

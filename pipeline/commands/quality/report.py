@@ -40,8 +40,8 @@ def report(
     The page has the verdict, plots next to SA-1B's and samples; beside it go the dataset card and a Croissant file.
     """
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.audit.audit import AuditOptions
-    from segmint.pipeline.report.report import write_report
+    from segmint.pipeline.quality.audit.audit import AuditOptions
+    from segmint.pipeline.quality.report.report import write_report
 
     build, storage = build_of(config)
     given = (output, audit, study, beside)

@@ -6,7 +6,7 @@ import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
 from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
-from segmint.pipeline.study.kind import IMAGES, Kind
+from segmint.pipeline.quality.study.kind import IMAGES, Kind
 
 app = typer.Typer(
     name="study", help="Have people correct or search a sample of images, and score it.", no_args_is_help=True
@@ -38,11 +38,11 @@ def sample(
     storage = storage_of(config)
     count = IMAGES[kind] if count is None else count
     if kind is Kind.PRIVACY:
-        from segmint.pipeline.study.privacy.sample import sample_privacy
+        from segmint.pipeline.quality.study.privacy.sample import sample_privacy
 
         answer_with(sample_privacy(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
     else:
-        from segmint.pipeline.study.sample import sample_study
+        from segmint.pipeline.quality.study.sample import sample_study
 
         answer_with(sample_study(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
         say_next(as_json, "annotate", dataset, "--study", output, config=config)
@@ -74,17 +74,17 @@ def score(
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.study.files import kind_of
+    from segmint.pipeline.quality.study.files import kind_of
 
     storage = storage_of(config)
     folder = Location(storage, study)
     answers, written = (None if uri is None else Location(storage, uri) for uri in (corrected, regions))
     if kind_of(folder) is Kind.PRIVACY:
-        from segmint.pipeline.study.privacy.score import score_privacy
+        from segmint.pipeline.quality.study.privacy.score import score_privacy
 
         answer_with(score_privacy(folder, answers, written), as_json)
         return
-    from segmint.pipeline.study.score import score_study
+    from segmint.pipeline.quality.study.score import score_study
 
     if written is not None:
         raise UsageError(f"{study} is a study of masks, in which no regions are marked: leave out --regions")

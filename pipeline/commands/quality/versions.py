@@ -43,8 +43,8 @@ def verify(
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.evidence.verify import VerifiedEvidence, is_evidence, verify_evidence
-    from segmint.pipeline.versions.verify import Verified, verify_dataset
+    from segmint.pipeline.quality.evidence.verify import VerifiedEvidence, is_evidence, verify_evidence
+    from segmint.pipeline.quality.versions.verify import Verified, verify_dataset
 
     storage = storage_of(config)
     folder = Location(storage, dataset)
@@ -76,7 +76,7 @@ def sign(
     `segmint verify --key` can then tell who vouches for it.
     """
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.versions.signatures import sign_version
+    from segmint.pipeline.quality.versions.signatures import sign_version
 
     def ask() -> str:
         return str(typer.prompt("passphrase of the key", hide_input=True, err=True))
@@ -102,7 +102,7 @@ def diff(
     Images, masks, licenses, redactions and settings.
     """
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.versions.diff import diff_datasets
+    from segmint.pipeline.quality.versions.diff import diff_datasets
 
     storage = storage_of(config)
     answer_with(diff_datasets(Location(storage, a), Location(storage, b), version_a, version_b), as_json)

@@ -7,9 +7,9 @@ from typing import Any
 from segmint.catalogs.layout import image_stem
 from segmint.infra.wording import counted, listed, some
 from segmint.operators.rows import Row
+from segmint.pipeline.corrections.imports.merge import Merged
+from segmint.pipeline.corrections.imports.staged import Staged
 from segmint.pipeline.corrections.people_revision import RISES, MaskTally, RevisedMasks
-from segmint.pipeline.imports.merge import Merged
-from segmint.pipeline.imports.staged import Staged
 
 COUNTED = ("same", "corrected", "added", "deleted", "empty", "repeated")
 """What becomes of masks, as `Merged` counts them."""

@@ -14,7 +14,7 @@ from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.revise import with_holding
 from segmint.operators.shards.tables import read_table
-from segmint.pipeline.imports.staging import Stage
+from segmint.pipeline.corrections.imports.staging import Stage
 
 NOT_THERE = "no image of the same source"
 OTHER_RELEASE = "released in another size"

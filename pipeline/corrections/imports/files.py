@@ -11,9 +11,9 @@ from segmint.infra.storage.location import Location
 from segmint.operators.annotations.coco import parse_coco, read_coco
 from segmint.operators.annotations.folder import AnnotationFolder
 from segmint.operators.annotations.label_studio import iter_tasks, read_tasks
+from segmint.pipeline.corrections.imports.staging import Stage
 from segmint.pipeline.export.coco import CATEGORY
 from segmint.pipeline.export.label_studio import load_brush
-from segmint.pipeline.imports.staging import Stage
 
 _UNLABELED = str(CATEGORY["name"])
 """What exports name all masks."""

@@ -20,15 +20,15 @@ from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, SOURCES
 from segmint.operators.shards.committed_rows import rows_of
 from segmint.operators.shards.revise import with_holding
+from segmint.pipeline.corrections.imports.answer import Imported, ImportList, Tally, list_of
+from segmint.pipeline.corrections.imports.carry import carry_masks
+from segmint.pipeline.corrections.imports.files import ImportFormat, stage_file
+from segmint.pipeline.corrections.imports.matching import Match
+from segmint.pipeline.corrections.imports.merge import ImportSettings, Left, Mode, merge
+from segmint.pipeline.corrections.imports.sizes import sizes_of
+from segmint.pipeline.corrections.imports.staged import Staged
+from segmint.pipeline.corrections.imports.staging import Stage
 from segmint.pipeline.corrections.people_revision import MaskPlan, revise_masks
-from segmint.pipeline.imports.answer import Imported, ImportList, Tally, list_of
-from segmint.pipeline.imports.carry import carry_masks
-from segmint.pipeline.imports.files import ImportFormat, stage_file
-from segmint.pipeline.imports.matching import Match
-from segmint.pipeline.imports.merge import ImportSettings, Left, Mode, merge
-from segmint.pipeline.imports.sizes import sizes_of
-from segmint.pipeline.imports.staged import Staged
-from segmint.pipeline.imports.staging import Stage
 
 PEOPLE = tuple(source for source in SOURCES if source != AUTOMATIC)
 """What `--source` may say; `corrected` is found by comparing masks."""

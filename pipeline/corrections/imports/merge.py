@@ -22,7 +22,7 @@ from segmint.pipeline.corrections.people_masks import (
     next_number,
     numbered_masks,
 )
-from segmint.pipeline.study.pairs import StudyMask, best_matches
+from segmint.pipeline.quality.study.pairs import StudyMask, best_matches
 
 SAME_OBJECT_IOU = 0.5
 """The least IoU at which a mask of another dataset takes the place of one that a build made."""

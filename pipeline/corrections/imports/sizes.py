@@ -13,7 +13,7 @@ from segmint.operators.annotations.names import image_number
 from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.revise import with_holding
 from segmint.operators.shards.tables import read_table
-from segmint.pipeline.imports.matching import Match
+from segmint.pipeline.corrections.imports.matching import Match
 
 
 def sizes_of(dataset: Location, manifest: DatasetManifest, match: Match) -> Callable[[str], tuple[int, int] | None]:

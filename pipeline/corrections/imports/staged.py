@@ -1,4 +1,4 @@
-"""The masks of a file that `segmint.pipeline.imports.staging` sorted, read shard by shard."""
+"""The masks of a file that `segmint.pipeline.corrections.imports.staging` sorted, read shard by shard."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from segmint.operators.schemas import ANNOTATION_STAGE
+from segmint.pipeline.corrections.imports.merge import Answer
 from segmint.pipeline.corrections.people_masks import NewMask
-from segmint.pipeline.imports.merge import Answer
 
 SHOWN = 20
 """Images and masks that are named for people; all are counted."""

@@ -15,10 +15,10 @@ from segmint.infra.storage.location import Location
 from segmint.operators.annotations.image import AnnotatedImage, label_text
 from segmint.operators.annotations.names import image_number, name_and_stem
 from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
+from segmint.pipeline.corrections.imports.matching import Match, find_homes, quoted
+from segmint.pipeline.corrections.imports.scratch import ANSWERS_READ, MASKS_READ, OF_IMAGE, SAID, Writer
+from segmint.pipeline.corrections.imports.staged import SHOWN, Staged
 from segmint.pipeline.corrections.people_masks import canonical_counts
-from segmint.pipeline.imports.matching import Match, find_homes, quoted
-from segmint.pipeline.imports.scratch import ANSWERS_READ, MASKS_READ, OF_IMAGE, SAID, Writer
-from segmint.pipeline.imports.staged import SHOWN, Staged
 
 _MEMORY = "1GB"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from segmint.catalogs.layout import image_stem
 from segmint.infra.wording import counted, listed, some
-from segmint.pipeline.annotate.merge.row import MergedRow
+from segmint.pipeline.corrections.merge.row import MergedRow
 from segmint.pipeline.corrections.people_revision import RISES, MaskTally, RevisedMasks
 
 COUNTED = ("same", "corrected", "added", "deleted", "unfit")

@@ -17,8 +17,8 @@ from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import rows_of
 from segmint.operators.shards.revise import with_holding
-from segmint.pipeline.annotate.merge.answer import MergedAnswers, MergeList, Tally
-from segmint.pipeline.annotate.merge.row import Left, answer_to_merge, left_alone, merge_answer
+from segmint.pipeline.corrections.merge.answer import MergedAnswers, MergeList, Tally
+from segmint.pipeline.corrections.merge.row import Left, answer_to_merge, left_alone, merge_answer
 from segmint.pipeline.corrections.people_revision import MaskPlan, revise_masks
 
 _THREADS = 16

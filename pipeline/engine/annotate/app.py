@@ -26,10 +26,10 @@ from starlette.routing import Route
 
 from segmint.catalogs.dataset.annotations.answers import MOST_BYTES
 from segmint.infra.errors import UsageError
-from segmint.pipeline.annotate.access import Gate, NotOwnerError, Team, check_name
-from segmint.pipeline.annotate.desk import Desk, LostRaceError
-from segmint.pipeline.annotate.requests import PROBLEMS, PROMPT_BYTES, Bodies, field, reads
-from segmint.pipeline.view import app as view
+from segmint.pipeline.engine.annotate.access import Gate, NotOwnerError, Team, check_name
+from segmint.pipeline.engine.annotate.desk import Desk, LostRaceError
+from segmint.pipeline.engine.annotate.requests import PROBLEMS, PROMPT_BYTES, Bodies, field, reads
+from segmint.pipeline.quality.view import app as view
 
 ASSETS = Path(__file__).parent / "assets"
 

@@ -10,8 +10,8 @@ from segmint.catalogs.dataset.annotations.lanes import carried, is_merged, masks
 from segmint.catalogs.dataset.annotations.names import AnswerName, answers_of, last_answers, list_answers
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-from segmint.pipeline.annotate.source import OpenImage
-from segmint.pipeline.study.agreement import agreement, read_apart
+from segmint.pipeline.engine.annotate.source import OpenImage
+from segmint.pipeline.quality.study.agreement import agreement, read_apart
 
 _THREADS = 16
 _AHEAD = 64

@@ -17,17 +17,17 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.annotate.about import About
-from segmint.pipeline.annotate.board import Board, Done
-from segmint.pipeline.annotate.clicks.decoder import Decoder, Prediction
-from segmint.pipeline.annotate.clicks.embeddings import Embedded, Embeddings
-from segmint.pipeline.annotate.clicks.prefill import Prefills
-from segmint.pipeline.annotate.clicks.prompts import parse_prompt
-from segmint.pipeline.annotate.kept import Keeper, Kept
-from segmint.pipeline.annotate.leases import Leases
-from segmint.pipeline.annotate.queue import Queue
-from segmint.pipeline.annotate.source import GoneError, ImageSource, OpenImage
-from segmint.pipeline.view.images import NoPictureError
+from segmint.pipeline.engine.annotate.about import About
+from segmint.pipeline.engine.annotate.board import Board, Done
+from segmint.pipeline.engine.annotate.clicks.decoder import Decoder, Prediction
+from segmint.pipeline.engine.annotate.clicks.embeddings import Embedded, Embeddings
+from segmint.pipeline.engine.annotate.clicks.prefill import Prefills
+from segmint.pipeline.engine.annotate.clicks.prompts import parse_prompt
+from segmint.pipeline.engine.annotate.kept import Keeper, Kept
+from segmint.pipeline.engine.annotate.leases import Leases
+from segmint.pipeline.engine.annotate.queue import Queue
+from segmint.pipeline.engine.annotate.source import GoneError, ImageSource, OpenImage
+from segmint.pipeline.quality.view.images import NoPictureError
 
 AHEAD = 3
 """Images whose embeddings are made ahead for each annotator."""

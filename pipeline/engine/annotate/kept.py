@@ -13,7 +13,7 @@ from typing import Protocol
 
 from segmint.infra.errors import SegmintError
 from segmint.infra.log import get_logger
-from segmint.pipeline.annotate.source import GoneError, ImageSource, OpenImage
+from segmint.pipeline.engine.annotate.source import GoneError, ImageSource, OpenImage
 
 CHECK_S = 10.0
 """Seconds between looks at the store for all images of which something is kept."""

@@ -13,9 +13,9 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.annotate.selection import check_selection
-from segmint.pipeline.study.files import MANIFEST, kind_of, read_json
-from segmint.pipeline.study.kind import Kind
+from segmint.pipeline.engine.annotate.selection import check_selection
+from segmint.pipeline.quality.study.files import MANIFEST, kind_of, read_json
+from segmint.pipeline.quality.study.kind import Kind
 
 _STEP = 4096  # images that are looked at together
 

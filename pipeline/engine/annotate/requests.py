@@ -17,11 +17,11 @@ from segmint.catalogs.dataset.annotations.answers import AnswerError
 from segmint.catalogs.dataset.annotations.saved import TakenDownError
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import StorageFaultError
-from segmint.pipeline.annotate.access import NotOwnerError
-from segmint.pipeline.annotate.source import GoneError, NotReadyError
-from segmint.pipeline.view import app as view
-from segmint.pipeline.view.images import NoPictureError
-from segmint.pipeline.view.index import UnknownImageError
+from segmint.pipeline.engine.annotate.access import NotOwnerError
+from segmint.pipeline.engine.annotate.source import GoneError, NotReadyError
+from segmint.pipeline.quality.view import app as view
+from segmint.pipeline.quality.view.images import NoPictureError
+from segmint.pipeline.quality.view.index import UnknownImageError
 
 SMALL_BYTES = 64 << 10
 """The limit of bodies that have only a few fields."""

@@ -19,21 +19,21 @@ from segmint.infra.device import resolve_compute
 from segmint.infra.storage.location import Location
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.segment.models import load_model
-from segmint.pipeline.annotate.about import About
-from segmint.pipeline.annotate.access import Origin, Team
-from segmint.pipeline.annotate.app import make_app
-from segmint.pipeline.annotate.board import Board
-from segmint.pipeline.annotate.clicks.decoder import Decoder
-from segmint.pipeline.annotate.clicks.embeddings import Embeddings
-from segmint.pipeline.annotate.clicks.predictor_thread import PredictorThread
-from segmint.pipeline.annotate.clicks.prefill import ObjectFinder, Prefills, mask_settings
-from segmint.pipeline.annotate.desk import Desk
-from segmint.pipeline.annotate.leases import Leases
-from segmint.pipeline.annotate.queue import QueueOptions, make_queue
-from segmint.pipeline.annotate.source import ImageSource, check_images
-from segmint.pipeline.statistics.open_tables import open_tables
-from segmint.pipeline.view.index import ImageIndex
-from segmint.pipeline.view.server import listen, run_app
+from segmint.pipeline.engine.annotate.about import About
+from segmint.pipeline.engine.annotate.access import Origin, Team
+from segmint.pipeline.engine.annotate.app import make_app
+from segmint.pipeline.engine.annotate.board import Board
+from segmint.pipeline.engine.annotate.clicks.decoder import Decoder
+from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
+from segmint.pipeline.engine.annotate.clicks.predictor_thread import PredictorThread
+from segmint.pipeline.engine.annotate.clicks.prefill import ObjectFinder, Prefills, mask_settings
+from segmint.pipeline.engine.annotate.desk import Desk
+from segmint.pipeline.engine.annotate.leases import Leases
+from segmint.pipeline.engine.annotate.queue import QueueOptions, make_queue
+from segmint.pipeline.engine.annotate.source import ImageSource, check_images
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.view.index import ImageIndex
+from segmint.pipeline.quality.view.server import listen, run_app
 
 DEFAULT_WEIGHTS = "mobile_sam"
 

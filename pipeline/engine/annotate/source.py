@@ -20,9 +20,9 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.schemas import SCHEMAS, SCHEMAS_OF
-from segmint.pipeline.annotate.last_images import LastImages
-from segmint.pipeline.view.images import NoPictureError, Place, index_tar
-from segmint.pipeline.view.index import ImageIndex
+from segmint.pipeline.engine.annotate.last_images import LastImages
+from segmint.pipeline.quality.view.images import NoPictureError, Place, index_tar
+from segmint.pipeline.quality.view.index import ImageIndex
 
 Row = Mapping[str, Any]
 

@@ -7,8 +7,8 @@ from typing import Any
 from segmint.infra.errors import SegmintError
 from segmint.infra.version import VERSION
 from segmint.infra.wording import counted, listed
-from segmint.pipeline.evaluate.measure import Weights
-from segmint.pipeline.evaluate.truth import LeftOut, Truth
+from segmint.pipeline.engine.evaluate.measure import Weights
+from segmint.pipeline.engine.evaluate.truth import LeftOut, Truth
 
 SHOWN = 10
 """What was left out: lines on a terminal."""

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from segmint.pipeline.report.plots import Tick
-from segmint.pipeline.statistics.intervals import Interval
+from segmint.operators.intervals import Interval
+from segmint.pipeline.quality.report.plots import Tick
 
 
 @dataclass(frozen=True)

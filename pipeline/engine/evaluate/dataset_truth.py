@@ -21,8 +21,8 @@ from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
 from segmint.operators.decoding import UndecodableError
 from segmint.operators.images import decode_jpeg
 from segmint.operators.schemas import AUTOMATIC, SOURCES
-from segmint.pipeline.evaluate.kinds import DATASET, Chosen
-from segmint.pipeline.evaluate.truth import (
+from segmint.pipeline.engine.evaluate.kinds import DATASET, Chosen
+from segmint.pipeline.engine.evaluate.truth import (
     Decoders,
     LeftOut,
     PendingImage,

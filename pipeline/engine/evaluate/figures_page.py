@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segmint.infra.wording import count
-from segmint.pipeline.evaluate.answer import Subject
-from segmint.pipeline.evaluate.curves import Curves
-from segmint.pipeline.evaluate.page import render
-from segmint.pipeline.evaluate.session import Lowest
-from segmint.pipeline.statistics.intervals import Interval
+from segmint.operators.intervals import Interval
+from segmint.pipeline.engine.evaluate.answer import Subject
+from segmint.pipeline.engine.evaluate.curves import Curves
+from segmint.pipeline.engine.evaluate.page import render
+from segmint.pipeline.engine.evaluate.session import Lowest
 
 Cell = tuple[str, str]
 """A figure in percent, and its interval."""

@@ -27,8 +27,8 @@ from segmint.operators.annotations.label_maps import (
 from segmint.operators.decoding import UndecodableError
 from segmint.operators.prepare.ingest import ingest
 from segmint.operators.prepare.ingest_config import ANY_SIZE
-from segmint.pipeline.evaluate.kinds import COCO, LABEL_MAPS
-from segmint.pipeline.evaluate.truth import (
+from segmint.pipeline.engine.evaluate.kinds import COCO, LABEL_MAPS
+from segmint.pipeline.engine.evaluate.truth import (
     Decoders,
     LeftOut,
     PendingImage,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.pipeline.statistics.intervals import Interval
+from segmint.operators.intervals import Interval
 
 Floats = NDArray[np.float64]
 

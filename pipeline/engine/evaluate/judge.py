@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from segmint.pipeline.evaluate.measure import PartResult
+from segmint.pipeline.engine.evaluate.measure import PartResult
 
 
 class Judgment(Protocol):

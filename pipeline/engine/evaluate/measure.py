@@ -14,7 +14,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.uris import base_name
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.rows import Row
-from segmint.pipeline.evaluate.truth import LeftOut, Truth, TruthImage
+from segmint.pipeline.engine.evaluate.truth import LeftOut, Truth, TruthImage
 
 HEAD = [
     pa.field("truth", pa.int32(), nullable=False),  # place of the dataset or file in the command, from 0

@@ -15,7 +15,7 @@ from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.log import without_secrets
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.new_file import put_new_file, refuse_existing
-from segmint.pipeline.evaluate.truth import Truth
+from segmint.pipeline.engine.evaluate.truth import Truth
 
 RESULTS, ANSWER, PAGE = "results.parquet", "evaluation.json", "index.html"
 

@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from segmint.infra.version import VERSION
 from segmint.infra.wording import count, listed, plural
-from segmint.pipeline.evaluate.answer import Subject
-from segmint.pipeline.report.templates import ASSETS as REPORT_ASSETS
-from segmint.pipeline.report.templates import FILTERS
+from segmint.pipeline.engine.evaluate.answer import Subject
+from segmint.pipeline.quality.report.templates import ASSETS as REPORT_ASSETS
+from segmint.pipeline.quality.report.templates import FILTERS
 
 ASSETS = Path(__file__).parent / "assets"
 

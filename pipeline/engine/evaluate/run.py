@@ -13,9 +13,9 @@ import pyarrow as pa
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.progress import Progress
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.evaluate.measure import EvaluateTask, PartResult
-from segmint.pipeline.evaluate.truth import Truth, TruthPart
-from segmint.pipeline.evaluate.worker import Evaluator
+from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartResult
+from segmint.pipeline.engine.evaluate.truth import Truth, TruthPart
+from segmint.pipeline.engine.evaluate.worker import Evaluator
 
 RAY_IMAGES = 500
 """From so many images on Ray's actors are used, unless the user says otherwise."""
@@ -129,7 +129,7 @@ def _by_ray(
 
 
 def _cpu_workers(task: EvaluateTask, most: int) -> int:
-    from segmint.pipeline.dataset.cpu_actors import actors_that_fit
+    from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
 
     return actors_that_fit(most, sum(weights.find().stat().st_size for weights in task.weights))
 
@@ -139,8 +139,8 @@ def _window(
 ) -> Iterator[PartResult]:
     import ray.data
 
-    from segmint.pipeline.execution.stage_watch import watched
-    from segmint.pipeline.execution.stages import RETRIES
+    from segmint.pipeline.building.execution.stage_watch import watched
+    from segmint.pipeline.building.execution.stages import RETRIES
 
     blocks = [pa.table([[pickle.dumps(part)]], schema=_PART) for part in window]
     workers = min(len(window), workers)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 from segmint.infra.wording import listed
 from segmint.operators.rows import Row
-from segmint.pipeline.evaluate.answer import Subject, check_measured
-from segmint.pipeline.evaluate.measure import EvaluateTask
-from segmint.pipeline.evaluate.output import OutputFolder
-from segmint.pipeline.evaluate.run import RunOptions, run_measure
-from segmint.pipeline.evaluate.setup import ModelOptions, TruthOptions
-from segmint.pipeline.evaluate.truth import LeftOut, Truth
+from segmint.pipeline.engine.evaluate.answer import Subject, check_measured
+from segmint.pipeline.engine.evaluate.measure import EvaluateTask
+from segmint.pipeline.engine.evaluate.output import OutputFolder
+from segmint.pipeline.engine.evaluate.run import RunOptions, run_measure
+from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
+from segmint.pipeline.engine.evaluate.truth import LeftOut, Truth
 
 SEED = 0
 """Of resampling: the same results always have the same intervals."""

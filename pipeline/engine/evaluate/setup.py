@@ -8,12 +8,12 @@ from segmint.catalogs.layout import MANIFEST
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.evaluate.dataset_truth import open_dataset_truth
-from segmint.pipeline.evaluate.file_truth import open_coco_truth, open_label_maps_truth
-from segmint.pipeline.evaluate.kinds import Chosen
-from segmint.pipeline.evaluate.measure import EvaluateTask, Measure, Weights
-from segmint.pipeline.evaluate.run import RunOptions
-from segmint.pipeline.evaluate.truth import Truth
+from segmint.pipeline.engine.evaluate.dataset_truth import open_dataset_truth
+from segmint.pipeline.engine.evaluate.file_truth import open_coco_truth, open_label_maps_truth
+from segmint.pipeline.engine.evaluate.kinds import Chosen
+from segmint.pipeline.engine.evaluate.measure import EvaluateTask, Measure, Weights
+from segmint.pipeline.engine.evaluate.run import RunOptions
+from segmint.pipeline.engine.evaluate.truth import Truth
 
 MOST_WEIGHTS = 2
 

@@ -15,8 +15,8 @@ from segmint.operators.decoding import JpegDecoder
 from segmint.operators.evaluate.encoders import share_equal_encoders
 from segmint.operators.rows import Row
 from segmint.operators.segment.models import load_model
-from segmint.pipeline.evaluate.measure import EvaluateTask, PartlyMeasuredError, PartResult
-from segmint.pipeline.evaluate.truth import (
+from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartlyMeasuredError, PartResult
+from segmint.pipeline.engine.evaluate.truth import (
     Decoders,
     LeftOut,
     PendingImage,

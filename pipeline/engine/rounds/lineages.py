@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from segmint.pipeline.engine.answer import RoundStatus
+from segmint.pipeline.engine.rounds.answer import RoundStatus
 
 
 def in_order(rows: Sequence[RoundStatus]) -> list[RoundStatus]:

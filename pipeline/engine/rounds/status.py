@@ -12,8 +12,8 @@ from segmint.catalogs.dataset.summaries import sum_listed
 from segmint.catalogs.dataset.tables import open_committed
 from segmint.infra.storage.location import Location
 from segmint.operators.schemas import AUTOMATIC, SCHEMAS, SCHEMAS_OF, SOURCES
-from segmint.pipeline.engine.answer import EngineStatus, RoundStatus
-from segmint.pipeline.engine.lineages import in_order
+from segmint.pipeline.engine.rounds.answer import EngineStatus, RoundStatus
+from segmint.pipeline.engine.rounds.lineages import in_order
 
 # As `lanes.is_untouched`: masks that a detector's box prefilled, on which nobody spent time.
 _UNTOUCHED = """coalesce(

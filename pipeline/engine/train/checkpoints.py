@@ -22,7 +22,7 @@ from segmint.infra.errors import SegmintError, UnfinishedError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.train.evaluation import Evaluation
+from segmint.pipeline.engine.train.evaluation import Evaluation
 
 CHECKPOINTS = "checkpoints"
 

@@ -14,9 +14,9 @@ from segmint.model.sam.preprocess import normalize_into
 from segmint.model.sam.sam import Sam
 from segmint.model.training.dropping import drop_path
 from segmint.model.training.encoder_layers import recomputed_blocks
-from segmint.pipeline.train.data.cache import EmbeddingCache
-from segmint.pipeline.train.data.images import TrainingImages
-from segmint.pipeline.train.data.reading import ReadImage
+from segmint.pipeline.engine.train.data.cache import EmbeddingCache
+from segmint.pipeline.engine.train.data.images import TrainingImages
+from segmint.pipeline.engine.train.data.reading import ReadImage
 
 
 class FrozenEncoder:

@@ -23,8 +23,8 @@ from segmint.model.training.step import ImageMasks
 from segmint.model.training.targets import valid_pixels
 from segmint.operators.evaluate.clicks import center_click
 from segmint.operators.overlay import distinct_color, draw_prompts, encode_png
-from segmint.pipeline.train.data.reading import ReadImage
-from segmint.pipeline.train.world import World
+from segmint.pipeline.engine.train.data.reading import ReadImage
+from segmint.pipeline.engine.train.world import World
 
 _AT_ONCE = 32  # masks that are predicted together
 _FILL = 0.5  # share of a mask's color in a pixel inside it

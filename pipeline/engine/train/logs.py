@@ -9,8 +9,8 @@ from typing import Self
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import LOCAL, absolute, local_path, scheme
-from segmint.pipeline.train.evaluation import Evaluation
-from segmint.pipeline.train.trainer import StepResult
+from segmint.pipeline.engine.train.evaluation import Evaluation
+from segmint.pipeline.engine.train.trainer import StepResult
 
 LOGS = "logs"
 OVERLAYS = "overlays"

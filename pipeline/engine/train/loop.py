@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from segmint.catalogs.lineage import HeldOut
-from segmint.pipeline.train.evaluation import Evaluation
-from segmint.pipeline.train.settings import TrainConfig
-from segmint.pipeline.train.trainer import StepResult
+from segmint.pipeline.engine.train.evaluation import Evaluation
+from segmint.pipeline.engine.train.settings import TrainConfig
+from segmint.pipeline.engine.train.trainer import StepResult
 
 Stop = Literal["steps", "patience"]
 

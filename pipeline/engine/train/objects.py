@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from segmint.catalogs.dataset.kept import LOOKS, purge_looks
 from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json
@@ -35,7 +36,7 @@ from segmint.model.training.objects import (
     export_objects_detector,
     objects_step,
 )
-from segmint.pipeline.train.checkpoints import (
+from segmint.pipeline.engine.train.checkpoints import (
     CHECKPOINTS,
     DamagedCheckpointError,
     list_checkpoints,
@@ -44,17 +45,16 @@ from segmint.pipeline.train.checkpoints import (
     prune,
     put_checkpoint,
 )
-from segmint.pipeline.train.data.draws import Draws
-from segmint.pipeline.train.data.images import LeftOut, OpenedDataset, find_images, open_datasets
-from segmint.pipeline.train.data.kept import LOOKS, purge_looks
-from segmint.pipeline.train.data.reading import ImageReader, ReadImage
-from segmint.pipeline.train.data.splits import digest_of_sources, held_out
-from segmint.pipeline.train.presets import schedule_problems
-from segmint.pipeline.train.record import FoundRecord, RunRecord, begun_run, pin_images, pin_run, read_record
-from segmint.pipeline.train.run import cache_location, note_places, refuse_places
-from segmint.pipeline.train.session import Say
-from segmint.pipeline.train.settings import BatchKeys, TrainConfig, identity_keys
-from segmint.pipeline.train.trainer import TrainingError
+from segmint.pipeline.engine.train.data.draws import Draws
+from segmint.pipeline.engine.train.data.images import LeftOut, OpenedDataset, find_images, open_datasets
+from segmint.pipeline.engine.train.data.reading import ImageReader, ReadImage
+from segmint.pipeline.engine.train.data.splits import digest_of_sources, held_out
+from segmint.pipeline.engine.train.presets import schedule_problems
+from segmint.pipeline.engine.train.record import FoundRecord, RunRecord, begun_run, pin_images, pin_run, read_record
+from segmint.pipeline.engine.train.run import cache_location, note_places, refuse_places
+from segmint.pipeline.engine.train.session import Say
+from segmint.pipeline.engine.train.settings import BatchKeys, TrainConfig, identity_keys
+from segmint.pipeline.engine.train.trainer import TrainingError
 
 OBJECTS = "objects.json"
 

@@ -7,7 +7,7 @@ from typing import Any
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.model.sam.load import Architecture
 from segmint.model.training.recipe import ALL_PARTS, FINETUNE, PAPER, Recipe
-from segmint.pipeline.train.settings import TrainConfig
+from segmint.pipeline.engine.train.settings import TrainConfig
 
 _LONG, _SELDOM = 10_000, 1000
 """Steps from which on a preset is a long one, which is evaluated, drawn and saved after so many steps."""

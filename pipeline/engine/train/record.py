@@ -22,8 +22,8 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.model.sam.load import load_sam
-from segmint.pipeline.train.data.images import OpenedDataset
-from segmint.pipeline.train.settings import TrainConfig, identity_keys
+from segmint.pipeline.engine.train.data.images import OpenedDataset
+from segmint.pipeline.engine.train.settings import TrainConfig, identity_keys
 
 Record = TypeVar("Record", bound=Frozen)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segmint.catalogs.dataset.kept import CACHE, default_cache
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.lineage import TRAINING
 from segmint.infra.assets.resolve import resolve
@@ -15,13 +16,12 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, scheme
 from segmint.infra.wording import count, counted
 from segmint.model.sam.load import SamWeightsError, inspect_checkpoint
-from segmint.pipeline.train.checkpoints import Measured
-from segmint.pipeline.train.data.images import OpenedDataset, open_datasets
-from segmint.pipeline.train.data.kept import CACHE, default_cache
-from segmint.pipeline.train.presets import with_preset
-from segmint.pipeline.train.record import RUN, RunRecord, TrainingRecord, begun_run, describe_run, read_record
-from segmint.pipeline.train.session import Say, Session
-from segmint.pipeline.train.settings import TrainConfig
+from segmint.pipeline.engine.train.checkpoints import Measured
+from segmint.pipeline.engine.train.data.images import OpenedDataset, open_datasets
+from segmint.pipeline.engine.train.presets import with_preset
+from segmint.pipeline.engine.train.record import RUN, RunRecord, TrainingRecord, begun_run, describe_run, read_record
+from segmint.pipeline.engine.train.session import Say, Session
+from segmint.pipeline.engine.train.settings import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def run_train(config: TrainConfig, say: Say) -> Trained:
     note_places(datasets, output, cache, run)
     session = Session(config, run, datasets, output, cache, weights, architecture, say)
     if config.resources.workers > 1:
-        from segmint.pipeline.train.workers.driver import train_on_workers
+        from segmint.pipeline.engine.train.workers.driver import train_on_workers
 
         train_on_workers(session)
     else:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from segmint.model.sam.sam import Sam
-from segmint.pipeline.train.data.draws import Draw
-from segmint.pipeline.train.data.reading import ImageReader, ReadImage
-from segmint.pipeline.train.embedding import FrozenEncoder, encoder_input
-from segmint.pipeline.train.evaluation import Evaluation, draw_sample, evaluate
-from segmint.pipeline.train.logs import RunLog
-from segmint.pipeline.train.world import World
+from segmint.pipeline.engine.train.data.draws import Draw
+from segmint.pipeline.engine.train.data.reading import ImageReader, ReadImage
+from segmint.pipeline.engine.train.embedding import FrozenEncoder, encoder_input
+from segmint.pipeline.engine.train.evaluation import Evaluation, draw_sample, evaluate
+from segmint.pipeline.engine.train.logs import RunLog
+from segmint.pipeline.engine.train.world import World
 
 
 class HeldOutSample:

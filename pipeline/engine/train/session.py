@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segmint.catalogs.dataset.kept import LOOKS, purge_looks
 from segmint.catalogs.lineage import Round, TrainedOn
 from segmint.infra.device import Compute, cpu_bits, device_kind
 from segmint.infra.errors import UsageError
@@ -18,7 +19,7 @@ from segmint.infra.version import VERSION
 from segmint.infra.wording import counted
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.sam import Sam
-from segmint.pipeline.train.checkpoints import (
+from segmint.pipeline.engine.train.checkpoints import (
     CHECKPOINTS,
     Checkpoint,
     DamagedCheckpointError,
@@ -29,17 +30,16 @@ from segmint.pipeline.train.checkpoints import (
     prune,
     put_checkpoint,
 )
-from segmint.pipeline.train.data.cache import EmbeddingCache
-from segmint.pipeline.train.data.draws import Draws, fixed_draws
-from segmint.pipeline.train.data.images import Held, LeftOut, OpenedDataset, TrainingImages, find_images
-from segmint.pipeline.train.data.kept import LOOKS, purge_looks
-from segmint.pipeline.train.data.reading import ImageReader
-from segmint.pipeline.train.data.splits import digest_of_sources, held_out
-from segmint.pipeline.train.embedding import FrozenEncoder, cache_key, encoder_hash
-from segmint.pipeline.train.evaluation import Evaluation
-from segmint.pipeline.train.logs import RunLog
-from segmint.pipeline.train.loop import Ended, Hooks, best_of, held_out_of, ranked, run_steps
-from segmint.pipeline.train.record import (
+from segmint.pipeline.engine.train.data.cache import EmbeddingCache
+from segmint.pipeline.engine.train.data.draws import Draws, fixed_draws
+from segmint.pipeline.engine.train.data.images import Held, LeftOut, OpenedDataset, TrainingImages, find_images
+from segmint.pipeline.engine.train.data.reading import ImageReader
+from segmint.pipeline.engine.train.data.splits import digest_of_sources, held_out
+from segmint.pipeline.engine.train.embedding import FrozenEncoder, cache_key, encoder_hash
+from segmint.pipeline.engine.train.evaluation import Evaluation
+from segmint.pipeline.engine.train.logs import RunLog
+from segmint.pipeline.engine.train.loop import Ended, Hooks, best_of, held_out_of, ranked, run_steps
+from segmint.pipeline.engine.train.record import (
     FoundRecord,
     RunRecord,
     TrainingRecord,
@@ -48,10 +48,10 @@ from segmint.pipeline.train.record import (
     put_training,
     put_weights,
 )
-from segmint.pipeline.train.sample import HeldOutSample
-from segmint.pipeline.train.settings import TrainConfig
-from segmint.pipeline.train.trainer import ALONE, StepResult, Trainer
-from segmint.pipeline.train.world import World
+from segmint.pipeline.engine.train.sample import HeldOutSample
+from segmint.pipeline.engine.train.settings import TrainConfig
+from segmint.pipeline.engine.train.trainer import ALONE, StepResult, Trainer
+from segmint.pipeline.engine.train.world import World
 
 Say = Callable[[str], None]
 

@@ -16,13 +16,13 @@ from segmint.model.sam.sam import Sam
 from segmint.model.training.optimizer import build_optimizer
 from segmint.model.training.sampling import Clicks
 from segmint.model.training.step import StepLosses, StepSettings, train_step
-from segmint.pipeline.train.data.draws import Draws
-from segmint.pipeline.train.data.images import TrainingImages
-from segmint.pipeline.train.data.reading import ImageReader, Prepared, ReadImage
-from segmint.pipeline.train.embedding import FrozenEncoder, encoder_in_training
-from segmint.pipeline.train.presets import recipe_of
-from segmint.pipeline.train.settings import TrainConfig
-from segmint.pipeline.train.world import World
+from segmint.pipeline.engine.train.data.draws import Draws
+from segmint.pipeline.engine.train.data.images import TrainingImages
+from segmint.pipeline.engine.train.data.reading import ImageReader, Prepared, ReadImage
+from segmint.pipeline.engine.train.embedding import FrozenEncoder, encoder_in_training
+from segmint.pipeline.engine.train.presets import recipe_of
+from segmint.pipeline.engine.train.settings import TrainConfig
+from segmint.pipeline.engine.train.world import World
 
 ALONE = World()
 

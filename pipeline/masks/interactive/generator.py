@@ -16,9 +16,9 @@ from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam import predictor as sam_predictor
 from segmint.model.sam.sam import Sam
-from segmint.pipeline.interactive.images import Image, describe, pixels_of
-from segmint.pipeline.interactive.models import Predictor, Weights, model_name
-from segmint.pipeline.interactive.results import ImageMasks
+from segmint.pipeline.masks.interactive.images import Image, describe, pixels_of
+from segmint.pipeline.masks.interactive.models import Predictor, Weights, model_name
+from segmint.pipeline.masks.interactive.results import ImageMasks
 
 _LINE_S = 2.0  # seconds between two lines of progress where there is no terminal, as in a notebook
 

@@ -16,7 +16,7 @@ from segmint.model.sam.load import VIT_SHAPES
 from segmint.model.sam.predictor import Embedding
 from segmint.model.sam.sam import Sam
 from segmint.operators.segment.models import load_model
-from segmint.pipeline.interactive.images import Image, Pixels, pixels_of
+from segmint.pipeline.masks.interactive.images import Image, Pixels, pixels_of
 
 Weights: TypeAlias = str | os.PathLike[str]
 """Weights by name (mobile_sam, vit_b, vit_l, vit_h), or a checkpoint's path or URI."""

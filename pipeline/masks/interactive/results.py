@@ -9,7 +9,7 @@ from PIL import Image as PillowImage
 
 from segmint.model.automatic.records import Generated
 from segmint.operators.overlay import draw_overlay
-from segmint.pipeline.interactive.images import Image, ImageError, Pixels, describe, pixels_of
+from segmint.pipeline.masks.interactive.images import Image, ImageError, Pixels, describe, pixels_of
 
 _SHOWN_SIDE = 768  # pixels of the longer side of a picture inside a notebook: some 100 KB as JPEG
 

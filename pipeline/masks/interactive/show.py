@@ -11,8 +11,8 @@ from segmint.infra.errors import UsageError
 from segmint.model.automatic.records import Generated, MaskRecord
 from segmint.model.automatic.rle import Rle, area, compress, encode
 from segmint.operators.overlay import draw_overlay, draw_prompts
-from segmint.pipeline.interactive.images import Image, pixels_of
-from segmint.pipeline.interactive.results import ImageMasks
+from segmint.pipeline.masks.interactive.images import Image, pixels_of
+from segmint.pipeline.masks.interactive.results import ImageMasks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

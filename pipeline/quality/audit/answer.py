@@ -10,7 +10,7 @@ from typing import Literal
 from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.findings import Findings
-from segmint.pipeline.statistics.values import ProviderImages, Statistics
+from segmint.pipeline.quality.statistics.values import ProviderImages, Statistics
 
 
 @dataclass(frozen=True)

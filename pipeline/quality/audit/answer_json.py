@@ -10,9 +10,9 @@ from segmint.catalogs.findings import Finding
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.audit.answer import AuditReport
-from segmint.pipeline.audit.answer_text import verdict
-from segmint.pipeline.statistics.values import json_value
+from segmint.pipeline.quality.audit.answer import AuditReport
+from segmint.pipeline.quality.audit.answer_text import verdict
+from segmint.pipeline.quality.statistics.values import json_value
 
 _AREAS = ("licenses", "privacy", "duplicates", "statistics")
 _NEEDED = ("dataset", "scope", "findings_total", "findings_by_code", "findings", "checked", "not_compared")

@@ -7,8 +7,8 @@ from textwrap import wrap
 from segmint.catalogs.findings import AREAS, EXAMPLES, INTEGRITY, SENTENCES, Code
 from segmint.infra.wording import counted, number, some
 from segmint.operators.schemas import AUTOMATIC
-from segmint.pipeline.audit.answer import AuditReport, Duplicates, Licenses, NotLookedAt, Privacy
-from segmint.pipeline.statistics.values import Statistics
+from segmint.pipeline.quality.audit.answer import AuditReport, Duplicates, Licenses, NotLookedAt, Privacy
+from segmint.pipeline.quality.statistics.values import Statistics
 
 _WIDTH = 13  # of the area's name
 _LINE = 110

@@ -22,16 +22,16 @@ from segmint.infra.wording import some
 from segmint.operators.audit.detectors import GivenDetector
 from segmint.operators.audit.ratings import audit_ratings
 from segmint.operators.rows import Row
-from segmint.pipeline.audit.answer import AuditReport
-from segmint.pipeline.audit.content import ContentAudit, ContentPlan
-from segmint.pipeline.audit.foreign import ForeignSearch, audit_foreign
-from segmint.pipeline.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity, with_missing_commits
-from segmint.pipeline.audit.licenses import LicenseRules
-from segmint.pipeline.audit.privacy import SearchPlan
 from segmint.pipeline.config.config import Config, LicenseConfig, ResourcesConfig
-from segmint.pipeline.statistics.open_tables import open_tables
-from segmint.pipeline.statistics.statistics import compute_statistics
-from segmint.pipeline.statistics.values import Statistics
+from segmint.pipeline.quality.audit.answer import AuditReport
+from segmint.pipeline.quality.audit.content import ContentAudit, ContentPlan
+from segmint.pipeline.quality.audit.foreign import ForeignSearch, audit_foreign
+from segmint.pipeline.quality.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity, with_missing_commits
+from segmint.pipeline.quality.audit.licenses import LicenseRules
+from segmint.pipeline.quality.audit.privacy import SearchPlan
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.statistics import compute_statistics
+from segmint.pipeline.quality.statistics.values import Statistics
 
 _ROWS = 10_000
 _CREDITS = """

@@ -18,11 +18,11 @@ from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import Cluster, ray_session
 from segmint.infra.uris import absolute
-from segmint.pipeline.audit.shard import ShardPlan, ShardResult
-from segmint.pipeline.audit.workers import AuditTask, ShardAuditor
+from segmint.pipeline.building.execution.stage_watch import watched
+from segmint.pipeline.building.execution.stages import RETRIES
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.execution.stage_watch import watched
-from segmint.pipeline.execution.stages import RETRIES
+from segmint.pipeline.quality.audit.shard import ShardPlan, ShardResult
+from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor
 
 WINDOW_SHARDS = 2_000
 """Shards in one Ray Data execution: the driver holds the plans of this many at most."""

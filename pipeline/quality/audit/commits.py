@@ -1,6 +1,6 @@
 """Audits the parts of a dataset's catalog, its commits, and the names of its files.
 
-The contents of a shard's files are audited in `pipeline/audit/shard.py`.
+The contents of a shard's files are audited in `pipeline/quality/audit/shard.py`.
 """
 
 import re

@@ -8,7 +8,7 @@ from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.catalogs.layout import commit_path
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.audit.commits import Listed, audit_commits
+from segmint.pipeline.quality.audit.commits import Listed, audit_commits
 
 
 @dataclass

@@ -14,9 +14,9 @@ from segmint.operators.audit.similar_images import DISTANCE, find_alike, percept
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import Row
-from segmint.pipeline.audit.answer import Duplicates, Licenses, NotLookedAt
-from segmint.pipeline.audit.licenses import LicenseCounts, LicenseRules, audit_licenses
-from segmint.pipeline.audit.privacy import PrivacySummary, Search, Searcher, SearchPlan, put_pictures
+from segmint.pipeline.quality.audit.answer import Duplicates, Licenses, NotLookedAt
+from segmint.pipeline.quality.audit.licenses import LicenseCounts, LicenseRules, audit_licenses
+from segmint.pipeline.quality.audit.privacy import PrivacySummary, Search, Searcher, SearchPlan, put_pictures
 
 _DIGITS = 16
 Source = tuple[int, int]

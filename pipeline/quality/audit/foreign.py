@@ -22,9 +22,9 @@ from segmint.operators.audit.similar_images import DISTANCE, find_alike, percept
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import Row
-from segmint.pipeline.audit.answer import AuditReport, Checked, Duplicates, NotLookedAt
-from segmint.pipeline.audit.privacy import PrivacySummary, Search, Searcher, put_pictures
-from segmint.pipeline.statistics.statistics import compute_statistics
+from segmint.pipeline.quality.audit.answer import AuditReport, Checked, Duplicates, NotLookedAt
+from segmint.pipeline.quality.audit.privacy import PrivacySummary, Search, Searcher, put_pictures
+from segmint.pipeline.quality.statistics.statistics import compute_statistics
 
 _ROWS = 1_000
 _SIZES = """

@@ -37,15 +37,15 @@ from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
-from segmint.pipeline.audit.answer import AuditReport, Checked
-from segmint.pipeline.audit.commits import audit_catalog_part, audit_unnamed, list_files
-from segmint.pipeline.audit.committed_state import CommittedState, audit_committed_state
-from segmint.pipeline.audit.content import ContentAudit
-from segmint.pipeline.audit.manifest import audit_manifest
-from segmint.pipeline.audit.shard import FileSettings, ShardPlan, ShardResult
-from segmint.pipeline.audit.versions import audit_index, audit_version
-from segmint.pipeline.audit.workers import AuditTask, ShardAuditor, audit_in_threads
 from segmint.pipeline.config.config import ResourcesConfig
+from segmint.pipeline.quality.audit.answer import AuditReport, Checked
+from segmint.pipeline.quality.audit.commits import audit_catalog_part, audit_unnamed, list_files
+from segmint.pipeline.quality.audit.committed_state import CommittedState, audit_committed_state
+from segmint.pipeline.quality.audit.content import ContentAudit
+from segmint.pipeline.quality.audit.manifest import audit_manifest
+from segmint.pipeline.quality.audit.shard import FileSettings, ShardPlan, ShardResult
+from segmint.pipeline.quality.audit.versions import audit_index, audit_version
+from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor, audit_in_threads
 
 RAY_FROM_MASKS = 1_000_000
 """Datasets with this many masks are audited by Ray, those with fewer in threads of this process.
@@ -180,7 +180,7 @@ def _results(
             "a large dataset is audited in threads: Ray is not installed", install="pip install 'segmint[build]'"
         )
     elif by_ray:
-        from segmint.pipeline.audit.by_ray import audit_by_ray  # Ray takes a second to import
+        from segmint.pipeline.quality.audit.by_ray import audit_by_ray  # Ray takes a second to import
 
         return audit_by_ray(task, plans, resources)
     return audit_in_threads(ShardAuditor(task, None if content is None else content.looks), plans)

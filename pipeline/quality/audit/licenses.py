@@ -9,8 +9,8 @@ from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.terms import judge_terms
 from segmint.operators.rows import Row
-from segmint.pipeline.audit.answer import JudgedLicense, Licenses
-from segmint.pipeline.statistics.values import ProviderImages
+from segmint.pipeline.quality.audit.answer import JudgedLicense, Licenses
+from segmint.pipeline.quality.statistics.values import ProviderImages
 
 
 @dataclass(frozen=True)

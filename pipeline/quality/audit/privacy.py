@@ -31,8 +31,8 @@ from segmint.operators.prepare.deidentify import (
     rule_of,
 )
 from segmint.operators.rows import Row
-from segmint.pipeline.audit.answer import Agreement, DetectorCounts, FoundRegion, NotLookedAt, Privacy
 from segmint.pipeline.config.config import Config
+from segmint.pipeline.quality.audit.answer import Agreement, DetectorCounts, FoundRegion, NotLookedAt, Privacy
 
 KINDS = ("face", "plate")
 """What detectors look for."""

@@ -34,8 +34,8 @@ from segmint.operators.rows import Row
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.shards.tables import VersionedTable, read_versioned, shard_version
-from segmint.pipeline.audit.answer import Checked
-from segmint.pipeline.audit.content import ShardContent, ShardLook
+from segmint.pipeline.quality.audit.answer import Checked
+from segmint.pipeline.quality.audit.content import ShardContent, ShardLook
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from segmint.catalogs.layout import SHARDS_INDEX, parse_commit_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import some
-from segmint.pipeline.audit.answer import AuditReport
+from segmint.pipeline.quality.audit.answer import AuditReport
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
-from segmint.pipeline.audit.content import ContentLooks, ContentPlan, ShardLook
-from segmint.pipeline.audit.shard import FileSettings, ShardAudit, ShardPlan, ShardResult
+from segmint.pipeline.quality.audit.content import ContentLooks, ContentPlan, ShardLook
+from segmint.pipeline.quality.audit.shard import FileSettings, ShardAudit, ShardPlan, ShardResult
 
 SHARDS_AT_ONCE = 4
 """Shards that threads of one process audit at once."""

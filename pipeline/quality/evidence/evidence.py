@@ -28,13 +28,13 @@ from segmint.infra.assets.known import ASSETS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.version import VERSION
-from segmint.pipeline.audit.answer import AuditReport
-from segmint.pipeline.audit.answer_json import to_dict
-from segmint.pipeline.audit.audit import AuditOptions
-from segmint.pipeline.evidence import check
-from segmint.pipeline.evidence.page import render_evidence
-from segmint.pipeline.study.privacy.score import PrivacyScore
-from segmint.pipeline.versions.signatures import signature_path, signers
+from segmint.pipeline.quality.audit.answer import AuditReport
+from segmint.pipeline.quality.audit.answer_json import to_dict
+from segmint.pipeline.quality.audit.audit import AuditOptions
+from segmint.pipeline.quality.evidence import check
+from segmint.pipeline.quality.evidence.page import render_evidence
+from segmint.pipeline.quality.study.privacy.score import PrivacyScore
+from segmint.pipeline.quality.versions.signatures import signature_path, signers
 
 _PACKAGES = (
     *("torch", "torchvision", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "pycocotools", "pyarrow"),

@@ -8,10 +8,10 @@ import jinja2
 from markupsafe import Markup
 
 from segmint.catalogs.findings import SENTENCES
-from segmint.pipeline.audit.answer import AuditReport
-from segmint.pipeline.audit.answer_text import answer_lines
-from segmint.pipeline.report.templates import ASSETS, FILTERS
-from segmint.pipeline.study.privacy.score import PrivacyScore
+from segmint.pipeline.quality.audit.answer import AuditReport
+from segmint.pipeline.quality.audit.answer_text import answer_lines
+from segmint.pipeline.quality.report.templates import ASSETS, FILTERS
+from segmint.pipeline.quality.study.privacy.score import PrivacyScore
 
 _TEMPLATES = Path(__file__).parent / "assets"
 

@@ -14,8 +14,8 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import LOCAL, local_path, scheme
-from segmint.pipeline.evidence import check
-from segmint.pipeline.versions.signatures import read_public_key
+from segmint.pipeline.quality.evidence import check
+from segmint.pipeline.quality.versions.signatures import read_public_key
 
 T = TypeVar("T")
 

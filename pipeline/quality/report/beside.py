@@ -6,11 +6,11 @@ from segmint.catalogs.dataset.manifest import load_manifest, name_of
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import count, number, share
-from segmint.pipeline.report.plots import Bar, Bars, HeatMap, Steps, heat_map, shares_of
-from segmint.pipeline.statistics.beside import Beside, Measured, Side, compare, concavity_by_size
-from segmint.pipeline.statistics.open_tables import open_tables
-from segmint.pipeline.statistics.statistics import compute_statistics
-from segmint.pipeline.statistics.values import Histogram, Statistics
+from segmint.pipeline.quality.report.plots import Bar, Bars, HeatMap, Steps, heat_map, shares_of
+from segmint.pipeline.quality.statistics.beside import Beside, Measured, Side, compare, concavity_by_size
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.statistics import compute_statistics
+from segmint.pipeline.quality.statistics.values import Histogram, Statistics
 
 THIS = "this dataset"
 

@@ -9,12 +9,12 @@ from markupsafe import Markup
 from segmint.catalogs.hub import hub_licenses, size_category
 from segmint.catalogs.lineage import describe_rounds
 from segmint.infra.wording import counted, without_turning, yaml_text
-from segmint.pipeline.audit.answer import AuditReport
-from segmint.pipeline.report.charts import Charts
-from segmint.pipeline.report.facts import Facts
-from segmint.pipeline.report.page import digest_of, is_searched, remarks_of
-from segmint.pipeline.report.templates import ASSETS, FILTERS
-from segmint.pipeline.statistics.values import Statistics
+from segmint.pipeline.quality.audit.answer import AuditReport
+from segmint.pipeline.quality.report.charts import Charts
+from segmint.pipeline.quality.report.facts import Facts
+from segmint.pipeline.quality.report.page import digest_of, is_searched, remarks_of
+from segmint.pipeline.quality.report.templates import ASSETS, FILTERS
+from segmint.pipeline.quality.statistics.values import Statistics
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~$#!]")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from segmint.catalogs.countries import countries
 from segmint.infra.wording import UNKNOWN, count, number, share
-from segmint.pipeline.report.plots import Bar, Bars, HeatMap, Steps, heat_map, histogram, shares_of
-from segmint.pipeline.statistics.values import Concavity, FunnelStep, GroupImages, Histogram, Statistics
+from segmint.pipeline.quality.report.plots import Bar, Bars, HeatMap, Steps, heat_map, histogram, shares_of
+from segmint.pipeline.quality.statistics.values import Concavity, FunnelStep, GroupImages, Histogram, Statistics
 
 COUNTRIES_SHOWN = 20
 _OTHERS_SHOWN = 15

@@ -9,7 +9,7 @@ import pyarrow as pa
 from segmint.catalogs.attributions import license_url
 from segmint.catalogs.layout import DATA_KINDS
 from segmint.operators.schemas import SCHEMAS_OF
-from segmint.pipeline.report.facts import Facts
+from segmint.pipeline.quality.report.facts import Facts
 
 _FORMATS = {"tar": "application/x-tar", "parquet": "application/x-parquet"}
 

@@ -12,9 +12,9 @@ from segmint.catalogs.layout import SCHEMA_VERSION
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
 from segmint.operators.schemas import AUTOMATIC
-from segmint.pipeline.statistics.ratings import Ratings, measure_ratings
-from segmint.pipeline.study.agreement import Agreement, measure_agreement
-from segmint.pipeline.study.privacy.score import PrivacyScore
+from segmint.pipeline.quality.statistics.ratings import Ratings, measure_ratings
+from segmint.pipeline.quality.study.agreement import Agreement, measure_agreement
+from segmint.pipeline.quality.study.privacy.score import PrivacyScore
 
 _CREDITS_SHOWN = 200
 _ANNOTATED = "SELECT count(*) FROM images WHERE answer IS NOT NULL OR annotator IS NOT NULL"

@@ -4,8 +4,8 @@ import io
 from typing import TYPE_CHECKING
 
 from segmint.infra.wording import number
-from segmint.pipeline.report.charts import Charts
-from segmint.pipeline.report.plots import Bars, HeatMap, Steps
+from segmint.pipeline.quality.report.charts import Charts
+from segmint.pipeline.quality.report.plots import Bars, HeatMap, Steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

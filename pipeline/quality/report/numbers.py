@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.parquet import table_bytes
-from segmint.pipeline.statistics.values import Histogram, Statistics
+from segmint.pipeline.quality.statistics.values import Histogram, Statistics
 
 NUMBERS = pa.schema(
     [

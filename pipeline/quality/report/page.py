@@ -12,18 +12,18 @@ from segmint.catalogs.lineage import describe_rounds
 from segmint.infra.version import VERSION
 from segmint.infra.wording import UNKNOWN, count, counted, listed, number, share, size
 from segmint.operators.schemas import AUTOMATIC
-from segmint.pipeline.audit.answer import AuditReport, Checked, Privacy
-from segmint.pipeline.report.beside import beside_values
-from segmint.pipeline.report.charts import Charts
-from segmint.pipeline.report.facts import Facts
-from segmint.pipeline.report.findings import FoundGroup, groups_of
-from segmint.pipeline.report.samples import Picture
-from segmint.pipeline.report.templates import ASSETS, FILTERS
-from segmint.pipeline.statistics.beside import Beside
-from segmint.pipeline.statistics.masks import LARGE, SMALL
-from segmint.pipeline.statistics.paper import PAPER, PaperDataset, PaperGroup
-from segmint.pipeline.statistics.shards import LEAST_IMAGES, LEAST_SHARDS
-from segmint.pipeline.statistics.values import Cleanup, Geography, GroupImages, Statistics
+from segmint.pipeline.quality.audit.answer import AuditReport, Checked, Privacy
+from segmint.pipeline.quality.report.beside import beside_values
+from segmint.pipeline.quality.report.charts import Charts
+from segmint.pipeline.quality.report.facts import Facts
+from segmint.pipeline.quality.report.findings import FoundGroup, groups_of
+from segmint.pipeline.quality.report.samples import Picture
+from segmint.pipeline.quality.report.templates import ASSETS, FILTERS
+from segmint.pipeline.quality.statistics.beside import Beside
+from segmint.pipeline.quality.statistics.masks import LARGE, SMALL
+from segmint.pipeline.quality.statistics.paper import PAPER, PaperDataset, PaperGroup
+from segmint.pipeline.quality.statistics.shards import LEAST_IMAGES, LEAST_SHARDS
+from segmint.pipeline.quality.statistics.values import Cleanup, Geography, GroupImages, Statistics
 
 AREAS = (INTEGRITY, "licenses", "privacy", "duplicates")
 NOT_AUDITED = "not audited"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from segmint.infra.wording import number
-from segmint.pipeline.statistics.values import Centers, Histogram
+from segmint.pipeline.quality.statistics.values import Centers, Histogram
 
 _LEVELS = 24  # shades of a heat map
 _MOST_TICKS = 7  # of an axis of ratios

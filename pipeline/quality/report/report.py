@@ -19,26 +19,26 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, join, local_path, scheme
 from segmint.infra.wording import counted
-from segmint.pipeline.audit.answer import AuditReport
-from segmint.pipeline.audit.answer_json import read_audit
-from segmint.pipeline.audit.audit import AuditOptions, audit_dataset, check_foreign
-from segmint.pipeline.audit.foreign import audit_foreign
-from segmint.pipeline.audit.versions import check_same_version
-from segmint.pipeline.report.beside import beside_line, measure_beside
-from segmint.pipeline.report.card import card_markdown
-from segmint.pipeline.report.charts import charts_of
-from segmint.pipeline.report.croissant import croissant_json
-from segmint.pipeline.report.facts import Facts, gather_facts
-from segmint.pipeline.report.figures import draw_figures
-from segmint.pipeline.report.findings import images_of
-from segmint.pipeline.report.numbers import numbers_parquet
-from segmint.pipeline.report.page import Pictures, render_page
-from segmint.pipeline.report.samples import choose_images, draw_pictures
-from segmint.pipeline.statistics.beside import Beside
-from segmint.pipeline.statistics.open_tables import open_tables
-from segmint.pipeline.statistics.statistics import compute_statistics
-from segmint.pipeline.statistics.values import Statistics, json_value
-from segmint.pipeline.study.privacy.score import check_sampled, read_score
+from segmint.pipeline.quality.audit.answer import AuditReport
+from segmint.pipeline.quality.audit.answer_json import read_audit
+from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset, check_foreign
+from segmint.pipeline.quality.audit.foreign import audit_foreign
+from segmint.pipeline.quality.audit.versions import check_same_version
+from segmint.pipeline.quality.report.beside import beside_line, measure_beside
+from segmint.pipeline.quality.report.card import card_markdown
+from segmint.pipeline.quality.report.charts import charts_of
+from segmint.pipeline.quality.report.croissant import croissant_json
+from segmint.pipeline.quality.report.facts import Facts, gather_facts
+from segmint.pipeline.quality.report.figures import draw_figures
+from segmint.pipeline.quality.report.findings import images_of
+from segmint.pipeline.quality.report.numbers import numbers_parquet
+from segmint.pipeline.quality.report.page import Pictures, render_page
+from segmint.pipeline.quality.report.samples import choose_images, draw_pictures
+from segmint.pipeline.quality.statistics.beside import Beside
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.statistics import compute_statistics
+from segmint.pipeline.quality.statistics.values import Statistics, json_value
+from segmint.pipeline.quality.study.privacy.score import check_sampled, read_score
 
 SAMPLES = 12
 """Images in a report's sample."""

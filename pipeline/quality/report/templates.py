@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from segmint.infra.wording import count, counted, listed, number, share, size
-from segmint.pipeline.study.privacy.score import percent
+from segmint.pipeline.quality.study.privacy.score import percent
 
 ASSETS = Path(__file__).parent / "assets"
 

@@ -12,9 +12,16 @@ from typing import Any
 import duckdb
 
 from segmint.catalogs.dataset.tables import read_query
-from segmint.pipeline.statistics.histograms import Bins, rounded
-from segmint.pipeline.statistics.masks import SHARES
-from segmint.pipeline.statistics.values import Centers, Concavity, Histogram, MasksPerImage, Statistics, json_value
+from segmint.pipeline.quality.statistics.histograms import Bins, rounded
+from segmint.pipeline.quality.statistics.masks import SHARES
+from segmint.pipeline.quality.statistics.values import (
+    Centers,
+    Concavity,
+    Histogram,
+    MasksPerImage,
+    Statistics,
+    json_value,
+)
 
 SIZES = Bins(-8, 0, 16, log2=True)
 """Strata of relative size: half octaves from 1/256 to 1."""

@@ -8,7 +8,7 @@ import duckdb
 
 from segmint.catalogs.dataset.tables import read_query
 from segmint.operators.audit.near_duplicates import near_duplicates
-from segmint.pipeline.statistics.values import NearDuplicates, SimilarMasks
+from segmint.pipeline.quality.statistics.values import NearDuplicates, SimilarMasks
 
 THRESHOLD = 0.9
 """IoU of pixels from which two masks are nearly the same; the paper's NMS compares boxes, at 0.7."""

@@ -6,8 +6,8 @@ import duckdb
 
 from segmint.catalogs.dataset.tables import read_query
 from segmint.operators.schemas import AUTOMATIC
-from segmint.pipeline.statistics.histograms import Bins, as_counts, rounded
-from segmint.pipeline.statistics.values import (
+from segmint.pipeline.quality.statistics.histograms import Bins, as_counts, rounded
+from segmint.pipeline.quality.statistics.values import (
     Centers,
     Concavity,
     Histogram,

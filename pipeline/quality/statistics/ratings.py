@@ -21,9 +21,9 @@ from segmint.catalogs.dataset.annotations.ratings import (
     read_ratings,
 )
 from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.operators.intervals import Interval
 from segmint.operators.schemas import AUTOMATIC, SOURCES
-from segmint.pipeline.statistics.intervals import Interval
-from segmint.pipeline.statistics.resampling import mean_replicates, percentile_interval
+from segmint.pipeline.quality.statistics.resampling import mean_replicates, percentile_interval
 
 _SEED = 0
 _AT_ONCE = 2_000  # masks asked for by one query

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.pipeline.statistics.intervals import Interval
+from segmint.operators.intervals import Interval
 
 Floats = NDArray[np.float64]
 

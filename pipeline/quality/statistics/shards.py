@@ -8,8 +8,8 @@ from typing import Any
 import duckdb
 
 from segmint.catalogs.dataset.tables import read_query
-from segmint.pipeline.statistics.histograms import rounded
-from segmint.pipeline.statistics.values import DriftedShard, Outlier
+from segmint.pipeline.quality.statistics.histograms import rounded
+from segmint.pipeline.quality.statistics.values import DriftedShard, Outlier
 
 METRICS = (
     "masks",

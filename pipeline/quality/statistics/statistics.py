@@ -12,12 +12,12 @@ import duckdb
 from segmint.catalogs.countries import INCOMES, REGIONS, Country, countries
 from segmint.catalogs.dataset.tables import DatasetTables, damage_named, read_query
 from segmint.operators.schemas import FUNNEL_STEPS
-from segmint.pipeline.statistics.duplicates import near_duplicate_statistics
-from segmint.pipeline.statistics.histograms import Bins, as_counts, rounded
-from segmint.pipeline.statistics.masks import mask_statistics, masks_by_source
-from segmint.pipeline.statistics.paper import MASKS_PER_IMAGE, PAPER, PaperGroup
-from segmint.pipeline.statistics.shards import METRICS, drift, outliers
-from segmint.pipeline.statistics.values import (
+from segmint.pipeline.quality.statistics.duplicates import near_duplicate_statistics
+from segmint.pipeline.quality.statistics.histograms import Bins, as_counts, rounded
+from segmint.pipeline.quality.statistics.masks import mask_statistics, masks_by_source
+from segmint.pipeline.quality.statistics.paper import MASKS_PER_IMAGE, PAPER, PaperGroup
+from segmint.pipeline.quality.statistics.shards import METRICS, drift, outliers
+from segmint.pipeline.quality.statistics.values import (
     BinImages,
     Cleanup,
     CountryImages,

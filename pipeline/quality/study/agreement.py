@@ -15,9 +15,9 @@ from segmint.catalogs.dataset.annotations.lanes import answers_apart, masks_of_p
 from segmint.catalogs.dataset.annotations.names import last_answers, list_answers
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-from segmint.pipeline.statistics.intervals import Interval
-from segmint.pipeline.statistics.resampling import mean_replicates, percentile_interval
-from segmint.pipeline.study.pairs import StudyMask, best_matches
+from segmint.operators.intervals import Interval
+from segmint.pipeline.quality.statistics.resampling import mean_replicates, percentile_interval
+from segmint.pipeline.quality.study.pairs import StudyMask, best_matches
 
 SAME_OBJECT_IOU = 0.5
 """The least IoU at which masks of two people are of one object."""

@@ -15,8 +15,8 @@ from segmint.operators.shards.committed_rows import rows_of
 from segmint.operators.shards.files import annotation_id, counts_of, mask_index
 from segmint.operators.shards.fitting import fit_answer
 from segmint.operators.shards.revise import with_holding
-from segmint.pipeline.study.corrections import Corrections
-from segmint.pipeline.study.pairs import StudyMask
+from segmint.pipeline.quality.study.corrections import Corrections
+from segmint.pipeline.quality.study.pairs import StudyMask
 
 _THREADS = 16
 

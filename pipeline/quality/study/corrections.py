@@ -9,7 +9,7 @@ from segmint.catalogs.layout import image_name
 from segmint.operators.annotations import coco, label_studio
 from segmint.operators.annotations.image import AnnotatedImage, Size
 from segmint.operators.annotations.names import image_number
-from segmint.pipeline.study.pairs import StudyMask
+from segmint.pipeline.quality.study.pairs import StudyMask
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.study.kind import Kind
+from segmint.pipeline.quality.study.kind import Kind
 
 MANIFEST = "manifest.json"
 """The file that completes a study's sample; a study of masks has no `kind` in it."""

@@ -30,8 +30,8 @@ from segmint.pipeline.export.export import make_writer, refuse_existing, write_s
 from segmint.pipeline.export.folder import ExportFolder
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.export.samples import draw_key
-from segmint.pipeline.statistics.paper import MASKS_PER_IMAGE
-from segmint.pipeline.study.files import MANIFEST
+from segmint.pipeline.quality.statistics.paper import MASKS_PER_IMAGE
+from segmint.pipeline.quality.study.files import MANIFEST
 
 SCHEMA_VERSION = 1
 

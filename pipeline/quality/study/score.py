@@ -13,15 +13,15 @@ from segmint.infra.wording import counted
 from segmint.operators.annotations.coco import parse_coco
 from segmint.operators.annotations.image import Size
 from segmint.operators.annotations.label_studio import iter_tasks
+from segmint.operators.intervals import Interval
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.label_studio import load_brush
-from segmint.pipeline.statistics.intervals import Interval
-from segmint.pipeline.study.answers import read_answered
-from segmint.pipeline.study.corrections import Corrections, read_coco, read_label_studio
-from segmint.pipeline.study.files import CORRECTED, MANIFEST, read_json
-from segmint.pipeline.study.pairs import ImagePairs, StudyMask, ids_hold, pair_masks
-from segmint.pipeline.study.sample import SCHEMA_VERSION, mask_sha256
-from segmint.pipeline.study.shares import PAPER_SHARES, Share, share_over
+from segmint.pipeline.quality.study.answers import read_answered
+from segmint.pipeline.quality.study.corrections import Corrections, read_coco, read_label_studio
+from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json
+from segmint.pipeline.quality.study.pairs import ImagePairs, StudyMask, ids_hold, pair_masks
+from segmint.pipeline.quality.study.sample import SCHEMA_VERSION, mask_sha256
+from segmint.pipeline.quality.study.shares import PAPER_SHARES, Share, share_over
 
 _SHOWN = 10
 

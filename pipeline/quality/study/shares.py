@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from segmint.pipeline.statistics.intervals import Interval, clustered, wilson
-from segmint.pipeline.statistics.paper import PAPER
+from segmint.operators.intervals import Interval, clustered, wilson
+from segmint.pipeline.quality.statistics.paper import PAPER
 
 PAPER_SHARES = {0.90: PAPER.quality.over_90_iou, 0.75: PAPER.quality.over_75_iou}
 """What the SAM paper (section 5) reports for SA-1B: the share of pairs over each IoU."""

@@ -35,7 +35,7 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted, size
-from segmint.pipeline.versions.signatures import read_public_key, signature_problem, signers
+from segmint.pipeline.quality.versions.signatures import read_public_key, signature_problem, signers
 
 _THREADS = 8
 _AHEAD = 64

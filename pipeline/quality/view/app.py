@@ -37,11 +37,11 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.uris import redact
 from segmint.operators.decoding import JpegDecoder
-from segmint.pipeline.view.findings import AuditFindings
-from segmint.pipeline.view.guard import Access, Guard
-from segmint.pipeline.view.images import NoPictureError, Pictures, Place, Thumbnails
-from segmint.pipeline.view.index import PAGE, ImageIndex, UnknownImageError
-from segmint.pipeline.view.queries import Filters, parse_filters
+from segmint.pipeline.quality.view.findings import AuditFindings
+from segmint.pipeline.quality.view.guard import Access, Guard
+from segmint.pipeline.quality.view.images import NoPictureError, Pictures, Place, Thumbnails
+from segmint.pipeline.quality.view.index import PAGE, ImageIndex, UnknownImageError
+from segmint.pipeline.quality.view.queries import Filters, parse_filters
 
 ASSETS = Path(__file__).parent / "assets"
 

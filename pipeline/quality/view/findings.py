@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from segmint.catalogs.findings import Finding
-from segmint.pipeline.audit.answer import AuditReport, Privacy
-from segmint.pipeline.statistics.values import Statistics
+from segmint.pipeline.quality.audit.answer import AuditReport, Privacy
+from segmint.pipeline.quality.statistics.values import Statistics
 
 Box = tuple[float, float, float, float]
 

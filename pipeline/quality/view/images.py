@@ -18,7 +18,7 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.operators.decoding import JpegDecoder, UndecodableError
-from segmint.pipeline.view.tars import TarIndex
+from segmint.pipeline.quality.view.tars import TarIndex
 
 THUMBNAIL_SIDE = 480
 """Pixels of a thumbnail's longer side: twice the size in the grid, for high-density screens."""

@@ -9,9 +9,9 @@ import duckdb
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import SegmintError
-from segmint.pipeline.view.findings import ImageFinding
-from segmint.pipeline.view.images import Place
-from segmint.pipeline.view.queries import CHOICES, RANGES, Filters, beyond, order, where
+from segmint.pipeline.quality.view.findings import ImageFinding
+from segmint.pipeline.quality.view.images import Place
+from segmint.pipeline.quality.view.queries import CHOICES, RANGES, Filters, beyond, order, where
 
 PAGE = 60
 """Images per page of the grid."""

@@ -18,14 +18,14 @@ from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.operators.decoding import JpegDecoder
-from segmint.pipeline.audit.answer_json import read_audit
-from segmint.pipeline.audit.versions import check_same_version
-from segmint.pipeline.statistics.open_tables import open_tables
-from segmint.pipeline.view.app import Viewer, make_app
-from segmint.pipeline.view.findings import AuditFindings, findings_of
-from segmint.pipeline.view.guard import Access
-from segmint.pipeline.view.images import ForeignPictures, Pictures, ShardPictures
-from segmint.pipeline.view.index import ImageIndex
+from segmint.pipeline.quality.audit.answer_json import read_audit
+from segmint.pipeline.quality.audit.versions import check_same_version
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.view.app import Viewer, make_app
+from segmint.pipeline.quality.view.findings import AuditFindings, findings_of
+from segmint.pipeline.quality.view.guard import Access
+from segmint.pipeline.quality.view.images import ForeignPictures, Pictures, ShardPictures
+from segmint.pipeline.quality.view.index import ImageIndex
 
 _HOST = "127.0.0.1"
 _LAST_ANSWERS_S = 3

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.long
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_both_sides_give_the_same_bytes(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     options = ["--images=2", "--rounds=1", "--threads=1", "--points-per-side=3", f"--output={output}"]
-    subprocess.run([sys.executable, ROOT / "benchmarks" / "pipeline_vs_loop.py", *options], check=True)
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "building" / "pipeline_vs_loop.py", *options], check=True)
     result = json.loads(output.read_text())
     (only,) = result["rounds"]
     assert (only["images"], only["build_threads"]) == (2, 1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.resume import measure
+from benchmarks.building.resume import measure
 
 
 @pytest.mark.long

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scale
+from benchmarks.building import scale
+from benchmarks.building.scale import largest, rise, summary, thinned
 from benchmarks.processes import Traced
-from benchmarks.scale import largest, rise, summary, thinned
 
 
 def traced(start: float, sizes: list[float], shared: float = 10.0, role: str = "worker") -> Traced:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from benchmarks.segment_overlap import measure_idle, repeated, timed_launches
+from benchmarks.building.segment_overlap import measure_idle, repeated, timed_launches
 from segmint.infra.ray_session import Cluster
 from segmint.operators.segment.overlap import HostThreads
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scale import write_build
-from benchmarks.stubs import MASKS, RELEASE_BYTES, released
-from segmint.pipeline.audit.integrity import audit_integrity
+from benchmarks.building.scale import write_build
+from benchmarks.building.stubs import MASKS, RELEASE_BYTES, released
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.locations import location_of
 from tests.support.stubbed import write_dataset
 

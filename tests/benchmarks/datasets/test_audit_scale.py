@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.audit_scale import audit_row, measure_audit, measure_statistics, statistics_row, summary_line
-from benchmarks.large_dataset import LargeDataset
+from benchmarks.datasets.audit_scale import audit_row, measure_audit, measure_statistics, statistics_row, summary_line
+from benchmarks.datasets.large_dataset import LargeDataset
 from benchmarks.measuring import RESULTS, ROOT
 from tests.support.planting import ShardEdit
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from benchmarks import catalog_streams
-from benchmarks.catalog_streams import COLUMNS, WRITERS, main, stream, values
+from benchmarks.datasets import catalog_streams
+from benchmarks.datasets.catalog_streams import COLUMNS, WRITERS, main, stream, values
 from segmint.catalogs.source.readers import read_catalog
 from tests.support.locations import location_of
 

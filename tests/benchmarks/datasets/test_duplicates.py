@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.duplicates import compare_with_brute_force, kept_result, measure_crowd, measure_frames, measure_rows
-from benchmarks.duplicates_photographs import (
+from benchmarks.datasets.duplicates import (
+    compare_with_brute_force,
+    kept_result,
+    measure_crowd,
+    measure_frames,
+    measure_rows,
+)
+from benchmarks.datasets.duplicates_photographs import (
     CHANGES,
     GRID,
     Group,

@@ -1,10 +1,10 @@
-"""The dataset that `benchmarks/status.py` measures is one that the status reads as it reads any other."""
+"""The dataset that `benchmarks/datasets/status.py` measures is one that the status reads as it reads any other."""
 
 from pathlib import Path
 
-from benchmarks.status import ROWS, begin, images_table, put_commits
-from segmint.pipeline.status.answer import Prices
-from segmint.pipeline.status.status import StatusReader
+from benchmarks.datasets.status import ROWS, begin, images_table, put_commits
+from segmint.pipeline.building.status.answer import Prices
+from segmint.pipeline.building.status.status import StatusReader
 from tests.support.locations import location_of
 
 

@@ -1,6 +1,6 @@
 """Digests are equal only where every one of them is."""
 
-from benchmarks.gpu_bits import compare
+from benchmarks.gpu.bits import compare
 
 
 def process(*digests: str, threads: tuple[str, ...] = ("a",)) -> dict[str, list[dict[str, str]]]:

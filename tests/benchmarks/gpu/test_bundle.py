@@ -4,9 +4,9 @@ import re
 from importlib.metadata import requires
 from pathlib import Path
 
-from benchmarks.bundle import WHEELS, normal
+from benchmarks.gpu.bundle import WHEELS, normal
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_wheels_are_pinned_and_replace_no_part_of_torch() -> None:

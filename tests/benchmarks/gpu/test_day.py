@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_day, gpu_machine
-from benchmarks.gpu_run import Run
+from benchmarks.gpu import day, machine
+from benchmarks.gpu.run import Run
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
 def bundle() -> None:
     if not (ROOT / "bundle" / "mobile_sam.pt").is_file():
-        command = [sys.executable, "benchmarks/bundle.py", "--no-wheels"]
+        command = [sys.executable, "benchmarks/gpu/bundle.py", "--no-wheels"]
         subprocess.run(command, cwd=ROOT, check=True, timeout=120)
 
 
-def day(folder: Path, *parts: int) -> dict[int, dict[str, Any]]:
+def measured(folder: Path, *parts: int) -> dict[int, dict[str, Any]]:
     """The measurements of the parts, by name."""
-    found = {part: gpu_day.run_part(part, torch.device("cpu"), True, 500.0, folder) for part in parts}
+    found = {part: day.run_part(part, torch.device("cpu"), True, 500.0, folder) for part in parts}
     for part, run in found.items():
         assert not run.failures(), run.found
         written = json.loads((folder / f"gpu_day-{part}-cpu-quick.json").read_text())
@@ -34,7 +34,7 @@ def day(folder: Path, *parts: int) -> dict[int, dict[str, Any]]:
 
 @pytest.mark.usefixtures("bundle", "one_thread")
 def test_the_encoders_and_whole_images_run(tmp_path: Path) -> None:
-    found = day(tmp_path, 2, 3)
+    found = measured(tmp_path, 2, 3)
     assert found[2]["vit_h, batch 2, eager, triton"]["images_s"] > 0
     assert found[2]["vit_h, batch 2, compiled, triton"]["skipped"] == "not on a CPU"
     assert sum(found[3]["full image"]["masks"].values()) > 0
@@ -47,7 +47,7 @@ def test_the_encoders_and_whole_images_run(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.usefixtures("bundle", "one_thread")
 def test_the_other_parts_run(tmp_path: Path) -> None:
-    found = day(tmp_path, 1, 4, 5)
+    found = measured(tmp_path, 1, 4, 5)
     assert "skipped" in found[1]["tests"]["summary"]
     assert found[1]["peak"]["sustained_tflops"] > 0
     assert found[4]["vit_h against the reference, fp32"]["largest_difference"] < 1e-4
@@ -60,10 +60,10 @@ def test_the_other_parts_run(tmp_path: Path) -> None:
 def test_what_a_machine_lacks_is_named_with_what_helps(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(gpu_day.NEEDED, "not_there", "not-there")
-    monkeypatch.setattr(sys, "argv", ["gpu_day.py", "--device", "cpu", "--quick", "--part", "1"])
+    monkeypatch.setitem(day.NEEDED, "not_there", "not-there")
+    monkeypatch.setattr(sys, "argv", ["day.py", "--device", "cpu", "--quick", "--part", "1"])
     with pytest.raises(SystemExit) as ended:
-        gpu_day.main()
+        day.main()
     assert ended.value.code == 2
     assert "not-there not installed here: `make gpu-day` installs what the bundle has" in capsys.readouterr().err
 
@@ -72,11 +72,11 @@ def test_a_cuda_test_that_fails_ends_the_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def failing(run: Run, folder: Path) -> dict[str, Any]:
-        raise gpu_machine.TestsFailedError("pytest -m cuda ended with 1")
+        raise machine.TestsFailedError("pytest -m cuda ended with 1")
 
-    monkeypatch.setattr(gpu_machine, "measure_tests", failing)
+    monkeypatch.setattr(machine, "measure_tests", failing)
     with pytest.raises(SystemExit) as ended:
-        gpu_day.run_part(1, torch.device("cpu"), True, 500.0, tmp_path)
+        day.run_part(1, torch.device("cpu"), True, 500.0, tmp_path)
     assert ended.value.code not in (0, None)
     measured = json.loads((tmp_path / "gpu_day-1-cpu-quick.json").read_text())["measurements"]
     assert "pytest -m cuda ended with 1" in measured["tests"]["failed"]

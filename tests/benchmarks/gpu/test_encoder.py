@@ -3,8 +3,8 @@
 import torch
 from torch.nn.attention import SDPBackend
 
-from benchmarks.gpu_encoder import WAYS, attending_by
-from benchmarks.gpu_masks import computing_by
+from benchmarks.gpu.encoder import WAYS, attending_by
+from benchmarks.gpu.masks import computing_by
 from segmint.model.automatic.on_device import decoder
 from segmint.model.kernels import factored_plainly
 from segmint.model.sam import gpu_attention, image_encoder_vit

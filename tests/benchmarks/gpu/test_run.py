@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu_run import FULL, NotMeasuredError, Run, timed
+from benchmarks.gpu.run import FULL, NotMeasuredError, Run, timed
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_an_error_is_recorded_and_the_next_measurement_follows(run: Run) -> None
 
 def test_what_would_overrun_is_skipped_by_what_its_kind_took(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("benchmarks.gpu_run.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("benchmarks.gpu.run.time.monotonic", lambda: now[0])
     run._started = 0.0
 
     def slow(run: Run) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.gpu_tables import gpu_part
+from benchmarks.gpu.tables import gpu_part
 
 MACHINE = {"gpu": "H200", "cpu": "A CPU", "cores_usable": 16, "torch": "2.11.0", "python": "3.12.3"}
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.generator_vs_reference import agreement, compared
+from benchmarks.masks.generator_vs_reference import agreement, compared
 from segmint.model.automatic.rle import encode
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def rectangle(height: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def test_a_row_has_medians_of_seconds_and_of_ratios_the_largest_memory_and_the_w
 def test_both_precisions_are_measured_beside_one_reference(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     options = ["--only=coffee", "--precision", "fp32", "bf16", "--crops=1", "--rounds=2", "--threads=1"]
-    script = ROOT / "benchmarks" / "generator_vs_reference.py"
+    script = ROOT / "benchmarks" / "masks" / "generator_vs_reference.py"
     subprocess.run([sys.executable, script, *options, "--points-per-side=4", f"--output={output}"], check=True)
     result = json.loads(output.read_text())
     (row,) = result["photographs"]

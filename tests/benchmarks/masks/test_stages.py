@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.stages import NETWORK, STAGES, Clock, resized, timed_stages
+from benchmarks.masks.stages import NETWORK, STAGES, Clock, resized, timed_stages
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_stage_within_another_counts_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_stages_and_scaling_are_recorded(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     options = ["--points-per-side=4", "--rounds=1", "--threads=1", f"--output={output}"]
     scaling = ["--grids", "2", "4", "--layers", "0", "1", "--sides", "200"]
-    subprocess.run([sys.executable, ROOT / "benchmarks" / "stages.py", *options, *scaling], check=True)
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "masks" / "stages.py", *options, *scaling], check=True)
     result = json.loads(output.read_text())
     assert list(result["precisions"]) == ["fp32", "bf16"]
     for precision, found in result["precisions"].items():

@@ -10,7 +10,7 @@ from benchmarks.training.gate import gate, summary
 from benchmarks.training.scenes import Scene
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.lineage import TrainedOn
-from tests.pipeline.evaluate.gate.conftest import put_lineage
+from tests.pipeline.engine.evaluate.gate.conftest import put_lineage
 from tests.support.committed import ROWS, masks, pixels
 from tests.support.locations import location_of
 

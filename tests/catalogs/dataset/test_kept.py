@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.pipeline.train.data.kept import EMBEDDINGS, LOOKS, dataset_key, forget_dataset
+from segmint.catalogs.dataset.kept import EMBEDDINGS, LOOKS, dataset_key, forget_dataset
 from tests.support.locations import location_of
 
 NPY = f"{'5' * 64}.npy"

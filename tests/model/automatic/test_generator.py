@@ -10,7 +10,7 @@ import pytest
 import torch
 from segment_anything import SamAutomaticMaskGenerator
 
-from benchmarks.reference import reference_sam
+from benchmarks.masks.reference import reference_sam
 from segmint.model.automatic import generator, proposals
 from segmint.model.automatic.crops import generate_crops
 from segmint.model.automatic.generator import MaskGenerator

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks.reference import reference_vit
+from benchmarks.masks.reference import reference_vit
 from segmint.model.sam import image_encoder_vit
 from segmint.model.sam.image_encoder_vit import (
     VIT_B,

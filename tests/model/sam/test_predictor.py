@@ -7,7 +7,7 @@ import pytest
 import torch
 from segment_anything import SamPredictor
 
-from benchmarks.reference import reference_sam
+from benchmarks.masks.reference import reference_sam
 from segmint.model.sam.load import build_sam, load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
 from tests.support.random_weights import randomize

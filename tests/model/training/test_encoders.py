@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.reference import reference_vit
+from benchmarks.masks.reference import reference_vit
 from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
 from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
 from tests.support.random_weights import randomize

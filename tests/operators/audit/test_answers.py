@@ -12,8 +12,8 @@ from segmint.catalogs.findings import Place as FilePlace
 from segmint.operators.audit.answers import audit_merged_answer
 from segmint.operators.rows import Row
 from segmint.operators.schemas import ANNOTATION_STAGE
-from segmint.pipeline.annotate.merge.run import merge_answers
-from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.merge.run import merge_answers
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.answered import answer_to, committed_row, counts_of, new_mask
 from tests.support.planting import edit_row
 from tests.support.protocol import Place, two_shards

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from segment_anything import SamPredictor
 
-from benchmarks.reference import reference_sam
+from benchmarks.masks.reference import reference_sam
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
 

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.version import VERSION
-from segmint.pipeline import onnx_export
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
+from segmint.pipeline.masks import onnx_export
 
 
 def run(*arguments: object) -> Result:

@@ -13,14 +13,14 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from segmint.catalogs.shard_ranges import ShardPart, parse_shards
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
 from segmint.infra.version import VERSION
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 from segmint.pipeline.commands.common.console import answer, answer_json, guarded, say
 from segmint.pipeline.masks.options import parse_box, parse_point
-from segmint.pipeline.shard_ranges import ShardPart, parse_shards
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 GOOD = "name: street\ncatalog: catalog.csv\noutput: out\nlicense: {allow: [CC0-1.0]}\n"
 
@@ -55,7 +55,7 @@ def test_help_comes_in_half_a_second_of_work():
 
 def test_help_imports_nothing_heavy():
     script = (
-        "import sys; from segmint.pipeline.cli import app\n"
+        "import sys; from segmint.pipeline.commands.cli import app\n"
         "try: app(['masks', '--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'ray', 'numpy', 'pyarrow', 'cv2', 'PIL', 'fsspec', 'structlog', 'yaml'}\n"
@@ -68,7 +68,7 @@ def test_masks_command_from_a_photograph_to_files_without_ray(tmp_path, coffee):
     Image.fromarray(coffee).resize((300, 200)).save(tmp_path / "a b.jpg", quality=95)
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 no more")
     script = (
-        "import sys; from segmint.pipeline.cli import app\n"
+        "import sys; from segmint.pipeline.commands.cli import app\n"
         "try: app(sys.argv[1:])\n"
         "except SystemExit as end: code = end.code\n"
         "assert 'ray' not in sys.modules\n"

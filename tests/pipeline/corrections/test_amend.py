@@ -18,11 +18,11 @@ from segmint.catalogs.source.rows import read_rows
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.amend import Amended, amend, list_amendment
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.revision import revise
 from segmint.pipeline.corrections.takedown import takedown
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.described_rows import accepted_row, described, rejected_row
 from tests.support.everything import mentions
 from tests.support.history_commands import grow, mark

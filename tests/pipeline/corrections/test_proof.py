@@ -14,7 +14,7 @@ from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.export.export import ExportOptions, export_dataset

@@ -13,8 +13,8 @@ from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.redact import Redacted, redact
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import digests
 from tests.support.committed import write_dataset
 from tests.support.everything import download, download_versions, jpegs, upload

@@ -11,9 +11,9 @@ import pytest
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.versions.record import name_now, version_numbers
 from segmint.infra.errors import UsageError
-from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.repair import repair
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import digests
 from tests.support.locations import location_of
 from tests.support.planting import change_commit, flip

@@ -13,11 +13,11 @@ from segmint.catalogs.dataset.versions.record import read_version
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.replace import remove_replaced
-from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.corrections.takedown import TakenDown, takedown
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.described_rows import accepted_row, described
 from tests.support.everything import mentions
 from tests.support.history_commands import grow, mark, marks_of

@@ -23,11 +23,11 @@ from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.segment.segment import Segment
 from segmint.operators.shards.write import write_shard
-from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.execution.stages import lay_out
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.takedown import TakenDown, read_asked, takedown
-from segmint.pipeline.dataset.dataset import open_or_create
-from segmint.pipeline.execution.stages import lay_out
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import digests
 from tests.support.committed_shard import CommittedShard
 from tests.support.everything import download, download_versions, jpegs, mentions, upload

@@ -11,13 +11,13 @@ from pycocotools.coco import COCO
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.shard_ranges import ShardPart
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.export.export import ExportOptions, export_dataset, make_writer, write_samples
 from segmint.pipeline.export.folder import ExportFolder
 from segmint.pipeline.export.formats import MAIN_FILES, Format
-from segmint.pipeline.shard_ranges import ShardPart
 from tests.support.committed import masks, write_dataset
 from tests.support.killed_writes import KilledError, dying_after
 from tests.support.locations import location_of

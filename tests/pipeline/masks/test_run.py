@@ -259,7 +259,7 @@ def test_a_prefix_of_a_bucket_is_a_folder(tmp_path, photographs, s3_server, s3_b
 
 def test_what_is_wrong_is_known_before_torch_is_loaded(tmp_path, photographs):
     script = (
-        "import sys\nfrom segmint.pipeline.cli import app\n"
+        "import sys\nfrom segmint.pipeline.commands.cli import app\n"
         "try: app(sys.argv[1:])\n"
         "except SystemExit as end: code = end.code\n"
         "assert 'torch' not in sys.modules\nsys.exit(code)\n"

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from segmint.model.automatic.rle import Rle, decode
 from segmint.model.sam.predictor import Embedding
-from segmint.pipeline.annotate.clicks.drawing import DrawnMask, draw_mask, prepare_drawing
-from segmint.pipeline.annotate.clicks.embeddings import Embedded
-from segmint.pipeline.annotate.clicks.predictor_thread import PredictorThread
-from segmint.pipeline.annotate.clicks.prompts import Part, Prompt
+from segmint.pipeline.engine.annotate.clicks.drawing import DrawnMask, draw_mask, prepare_drawing
+from segmint.pipeline.engine.annotate.clicks.embeddings import Embedded
+from segmint.pipeline.engine.annotate.clicks.predictor_thread import PredictorThread
+from segmint.pipeline.engine.annotate.clicks.prompts import Part, Prompt
 
 HANDLES = 128
 """Answers whose logits are kept, of up to 768 KiB each."""

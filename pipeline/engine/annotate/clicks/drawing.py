@@ -24,7 +24,7 @@ from segmint.model.automatic.boxes import box_of
 from segmint.model.automatic.interpolation import Interpolation, interpolation
 from segmint.model.automatic.rle import encode_runs
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.pipeline.annotate.clicks.exact_rows import ExactRows
+from segmint.pipeline.engine.annotate.clicks.exact_rows import ExactRows
 
 STABILITY_OFFSET = 1.0
 

@@ -17,11 +17,11 @@ from segmint.infra.errors import SegmintError
 from segmint.model.sam.predictor import Embedding
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import decode_jpeg
-from segmint.pipeline.annotate.clicks.drawing import prepare_drawing
-from segmint.pipeline.annotate.clicks.predictor_thread import PredictorThread
-from segmint.pipeline.annotate.last_images import LastImages
-from segmint.pipeline.annotate.source import NotReadyError, OpenImage
-from segmint.pipeline.view.images import NoPictureError
+from segmint.pipeline.engine.annotate.clicks.drawing import prepare_drawing
+from segmint.pipeline.engine.annotate.clicks.predictor_thread import PredictorThread
+from segmint.pipeline.engine.annotate.last_images import LastImages
+from segmint.pipeline.engine.annotate.source import NotReadyError, OpenImage
+from segmint.pipeline.quality.view.images import NoPictureError
 
 KEPT = 64
 """Embeddings that are kept, of 4 MiB each."""

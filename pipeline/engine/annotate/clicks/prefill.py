@@ -30,8 +30,8 @@ from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetect
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.images import decode_jpeg
 from segmint.operators.segment.mask_config import MasksConfig
-from segmint.pipeline.annotate.last_images import LastImages
-from segmint.pipeline.annotate.source import OpenImage
+from segmint.pipeline.engine.annotate.last_images import LastImages
+from segmint.pipeline.engine.annotate.source import OpenImage
 
 SAME_IOU = 0.7
 """A mask whose IoU with one of the dataset is over this is there already."""

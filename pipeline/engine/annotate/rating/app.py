@@ -19,11 +19,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from segmint.pipeline.annotate.access import Gate, NotOwnerError, Team, check_name
-from segmint.pipeline.annotate.app import ASSETS, assets
-from segmint.pipeline.annotate.rating.desk import OtherRatingError, RatingDesk
-from segmint.pipeline.annotate.requests import PROBLEMS, Bodies, field, number_in, reads
-from segmint.pipeline.view import app as view
+from segmint.pipeline.engine.annotate.access import Gate, NotOwnerError, Team, check_name
+from segmint.pipeline.engine.annotate.app import ASSETS, assets
+from segmint.pipeline.engine.annotate.rating.desk import OtherRatingError, RatingDesk
+from segmint.pipeline.engine.annotate.requests import PROBLEMS, Bodies, field, number_in, reads
+from segmint.pipeline.quality.view import app as view
 
 
 def make_rating_app(desk: RatingDesk, team: Team) -> Starlette:

@@ -29,11 +29,11 @@ from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import wrong_fields
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.annotate.about import IDLE_S
-from segmint.pipeline.annotate.rating.sample import SampledMask, order_for
-from segmint.pipeline.annotate.source import GoneError, ImageSource, OpenImage
-from segmint.pipeline.view.images import NoPictureError
-from segmint.pipeline.view.index import UnknownImageError
+from segmint.pipeline.engine.annotate.about import IDLE_S
+from segmint.pipeline.engine.annotate.rating.sample import SampledMask, order_for
+from segmint.pipeline.engine.annotate.source import GoneError, ImageSource, OpenImage
+from segmint.pipeline.quality.view.images import NoPictureError
+from segmint.pipeline.quality.view.index import UnknownImageError
 
 _SAID = frozenset({"score", "seconds"})
 

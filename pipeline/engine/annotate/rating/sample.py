@@ -8,7 +8,7 @@ from typing import NamedTuple
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.infra.errors import UsageError
 from segmint.operators.schemas import AUTOMATIC
-from segmint.pipeline.annotate.selection import check_selection
+from segmint.pipeline.engine.annotate.selection import check_selection
 
 LEAST_AREA = 24 * 24
 """Pixels of the smallest mask that is rated: smaller ones are hard to judge (SAM paper, appendix E)."""

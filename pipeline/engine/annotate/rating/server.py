@@ -8,11 +8,11 @@ from pathlib import Path
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.storage.location import Location
-from segmint.pipeline.annotate.rating.desk import RatingAbout, RatingDesk
-from segmint.pipeline.annotate.rating.sample import SampleOptions, draw_sample
-from segmint.pipeline.annotate.source import ImageSource, check_images
-from segmint.pipeline.statistics.open_tables import open_tables
-from segmint.pipeline.view.index import ImageIndex
+from segmint.pipeline.engine.annotate.rating.desk import RatingAbout, RatingDesk
+from segmint.pipeline.engine.annotate.rating.sample import SampleOptions, draw_sample
+from segmint.pipeline.engine.annotate.source import ImageSource, check_images
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.view.index import ImageIndex
 
 
 @contextmanager

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from segmint.operators.evaluate.edge_scores import EdgeScores, at_best_thresholds, scores_of_sums, stack
 from segmint.operators.evaluate.edges import thresholds
+from segmint.operators.intervals import Interval
 from segmint.operators.rows import Row
-from segmint.pipeline.evaluate.answer import Subject
-from segmint.pipeline.evaluate.curves import Curve, Curves
-from segmint.pipeline.evaluate.edges.measure import EdgesMeasure, counts_of
-from segmint.pipeline.evaluate.figures_page import FiguresPage, Table, cell
-from segmint.pipeline.evaluate.intervals import intervals_of, percent
-from segmint.pipeline.statistics.intervals import Interval
+from segmint.pipeline.engine.evaluate.answer import Subject
+from segmint.pipeline.engine.evaluate.curves import Curve, Curves
+from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure, counts_of
+from segmint.pipeline.engine.evaluate.figures_page import FiguresPage, Table, cell
+from segmint.pipeline.engine.evaluate.intervals import intervals_of, percent
 
 Floats = NDArray[np.float64]
 

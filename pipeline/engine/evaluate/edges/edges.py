@@ -6,11 +6,11 @@ from dataclasses import replace
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.evaluate.edges.answer import EdgesAnswer, answer_of, gather
-from segmint.pipeline.evaluate.edges.measure import EdgesMeasure, open_annotator
-from segmint.pipeline.evaluate.output import OutputFolder
-from segmint.pipeline.evaluate.session import SEED, EvaluateOptions, Session
-from segmint.pipeline.evaluate.setup import open_truths
+from segmint.pipeline.engine.evaluate.edges.answer import EdgesAnswer, answer_of, gather
+from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure, open_annotator
+from segmint.pipeline.engine.evaluate.output import OutputFolder
+from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, Session
+from segmint.pipeline.engine.evaluate.setup import open_truths
 
 
 def evaluate_edges(

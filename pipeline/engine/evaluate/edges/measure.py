@@ -25,8 +25,8 @@ from segmint.operators.evaluate.edges import (
 )
 from segmint.operators.evaluate.encoders import embed_for_all
 from segmint.operators.rows import Row
-from segmint.pipeline.evaluate.measure import HEAD
-from segmint.pipeline.evaluate.truth import Truth, TruthImage
+from segmint.pipeline.engine.evaluate.measure import HEAD
+from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage
 
 COUNTS = ("found_matched", "found", "true_matched", "true")
 _LARGEST_MAP = 1 << 30  # bytes

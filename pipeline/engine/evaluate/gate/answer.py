@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from segmint.infra.wording import counted
-from segmint.pipeline.evaluate.answer import LISTED, SHOWN, Subject
-from segmint.pipeline.evaluate.gate.lineage import Lineage
-from segmint.pipeline.evaluate.gate.verdict import (
+from segmint.pipeline.engine.evaluate.answer import LISTED, SHOWN, Subject
+from segmint.pipeline.engine.evaluate.gate.lineage import Lineage
+from segmint.pipeline.engine.evaluate.gate.verdict import (
     DECIDES,
     GUARDED,
     NAMES,
@@ -16,8 +16,8 @@ from segmint.pipeline.evaluate.gate.verdict import (
     Verdict,
     percent_points,
 )
-from segmint.pipeline.evaluate.points.answer import PointsAnswer
-from segmint.pipeline.evaluate.truth import LeftOut
+from segmint.pipeline.engine.evaluate.points.answer import PointsAnswer
+from segmint.pipeline.engine.evaluate.truth import LeftOut
 
 TO_DO = (
     "what to do: correct or draw masks of held-out images (`segmint import … --into DATASET`), or name a dataset or a "

@@ -9,22 +9,22 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
-from segmint.pipeline.evaluate.answer import Subject
-from segmint.pipeline.evaluate.gate.answer import GateAnswer, GateJudgment, Images
-from segmint.pipeline.evaluate.gate.held_out import Untrained, untrained_images
-from segmint.pipeline.evaluate.gate.lineage import Lineage, lineage_of
-from segmint.pipeline.evaluate.gate.people import PeopleMasks, find_people_masks
-from segmint.pipeline.evaluate.gate.tally import CORRECTED, Role, Tally, role_of, role_of_corrected
-from segmint.pipeline.evaluate.gate.verdict import MEASURES, GuardCompared, compare, decide
-from segmint.pipeline.evaluate.kinds import DATASET, Chosen
-from segmint.pipeline.evaluate.measure import EvaluateTask, PartResult, Weights
-from segmint.pipeline.evaluate.output import OutputFolder
-from segmint.pipeline.evaluate.page import render
-from segmint.pipeline.evaluate.points.measure import PointsMeasure
-from segmint.pipeline.evaluate.points.points import PointsOptions, evaluate_points, kept_schema
-from segmint.pipeline.evaluate.run import run_measure
-from segmint.pipeline.evaluate.setup import TruthOptions, open_truths
-from segmint.pipeline.evaluate.truth import LeftOut, Truth
+from segmint.pipeline.engine.evaluate.answer import Subject
+from segmint.pipeline.engine.evaluate.gate.answer import GateAnswer, GateJudgment, Images
+from segmint.pipeline.engine.evaluate.gate.held_out import Untrained, untrained_images
+from segmint.pipeline.engine.evaluate.gate.lineage import Lineage, lineage_of
+from segmint.pipeline.engine.evaluate.gate.people import PeopleMasks, find_people_masks
+from segmint.pipeline.engine.evaluate.gate.tally import CORRECTED, Role, Tally, role_of, role_of_corrected
+from segmint.pipeline.engine.evaluate.gate.verdict import MEASURES, GuardCompared, compare, decide
+from segmint.pipeline.engine.evaluate.kinds import DATASET, Chosen
+from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartResult, Weights
+from segmint.pipeline.engine.evaluate.output import OutputFolder
+from segmint.pipeline.engine.evaluate.page import render
+from segmint.pipeline.engine.evaluate.points.measure import PointsMeasure
+from segmint.pipeline.engine.evaluate.points.points import PointsOptions, evaluate_points, kept_schema
+from segmint.pipeline.engine.evaluate.run import run_measure
+from segmint.pipeline.engine.evaluate.setup import TruthOptions, open_truths
+from segmint.pipeline.engine.evaluate.truth import LeftOut, Truth
 
 CLICKS = (1, 3)
 """Clicks that a gate measures after, besides those of the evaluation."""

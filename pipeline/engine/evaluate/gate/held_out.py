@@ -15,8 +15,8 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
 from segmint.infra.wording import listed
-from segmint.pipeline.evaluate.gate.lineage import Lineage
-from segmint.pipeline.train.data.images import (
+from segmint.pipeline.engine.evaluate.gate.lineage import Lineage
+from segmint.pipeline.engine.train.data.images import (
     LeftOut,
     NoImagesError,
     OpenedDataset,
@@ -24,8 +24,8 @@ from segmint.pipeline.train.data.images import (
     find_images,
     open_datasets,
 )
-from segmint.pipeline.train.data.splits import held_out, similar_groups
-from segmint.pipeline.train.settings import DatasetKeys, TrainConfig
+from segmint.pipeline.engine.train.data.splits import held_out, similar_groups
+from segmint.pipeline.engine.train.settings import DatasetKeys, TrainConfig
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute, parent
-from segmint.pipeline.evaluate.measure import Weights
-from segmint.pipeline.train.record import TrainingRecord, read_record
+from segmint.pipeline.engine.evaluate.measure import Weights
+from segmint.pipeline.engine.train.record import TrainingRecord, read_record
 
 _PUBLISHED = frozenset(asset.sha256 for asset in ASSETS.values())
 """The SHA-256 of weights that segmint knows, and that no training of its made."""

@@ -13,7 +13,7 @@ from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.operators.schemas import AUTOMATIC
-from segmint.pipeline.evaluate.gate.tally import ASSISTED, CORRECTED
+from segmint.pipeline.engine.evaluate.gate.tally import ASSISTED, CORRECTED
 
 _THREADS = 16
 _AHEAD = 64

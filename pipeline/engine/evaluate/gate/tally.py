@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from segmint.operators.schemas import AUTOMATIC
-from segmint.pipeline.evaluate.gate.lineage import Lineage
-from segmint.pipeline.evaluate.points.scores import Floats, ImageScores
+from segmint.pipeline.engine.evaluate.gate.lineage import Lineage
+from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
 
 ASSISTED = "assisted"
 """The `source` of masks that a person made by prompting a model."""

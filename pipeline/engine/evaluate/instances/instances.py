@@ -6,7 +6,7 @@ from dataclasses import replace
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.evaluate.instances.answer import (
+from segmint.pipeline.engine.evaluate.instances.answer import (
     InstancesSettings,
     MatchesByCategory,
     OverlapAnswer,
@@ -14,13 +14,13 @@ from segmint.pipeline.evaluate.instances.answer import (
     gather_overlaps,
     overlap_answer,
 )
-from segmint.pipeline.evaluate.instances.boxes import Boxes, no_category_error, read_boxes
-from segmint.pipeline.evaluate.instances.measure import OverlapMeasure, PrecisionMeasure
-from segmint.pipeline.evaluate.kinds import DATASET
-from segmint.pipeline.evaluate.output import OutputFolder
-from segmint.pipeline.evaluate.session import SEED, EvaluateOptions, Session
-from segmint.pipeline.evaluate.setup import open_truths
-from segmint.pipeline.evaluate.truth import Truth
+from segmint.pipeline.engine.evaluate.instances.boxes import Boxes, no_category_error, read_boxes
+from segmint.pipeline.engine.evaluate.instances.measure import OverlapMeasure, PrecisionMeasure
+from segmint.pipeline.engine.evaluate.kinds import DATASET
+from segmint.pipeline.engine.evaluate.output import OutputFolder
+from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, Session
+from segmint.pipeline.engine.evaluate.setup import open_truths
+from segmint.pipeline.engine.evaluate.truth import Truth
 
 
 def evaluate_instances(

@@ -12,10 +12,10 @@ from segmint.operators.evaluate.coco_matching import FoundMask, Matches, match_m
 from segmint.operators.evaluate.encoders import embed_for_all
 from segmint.operators.evaluate.instances import BoxMask, boxes_of, iou_assigned, iou_in_order, segment_boxes
 from segmint.operators.rows import Row
-from segmint.pipeline.evaluate.instances.boxes import NO_CATEGORY, Boxes, ImageBoxes
-from segmint.pipeline.evaluate.measure import HEAD
-from segmint.pipeline.evaluate.proposals.measure import true_masks
-from segmint.pipeline.evaluate.truth import Truth, TruthImage, TruthMask
+from segmint.pipeline.engine.evaluate.instances.boxes import NO_CATEGORY, Boxes, ImageBoxes
+from segmint.pipeline.engine.evaluate.measure import HEAD
+from segmint.pipeline.engine.evaluate.proposals.measure import true_masks
+from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
 
 MOST = 100
 """Masks of one category in an image that COCO's evaluation looks at."""

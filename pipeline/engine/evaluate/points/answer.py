@@ -6,11 +6,11 @@ from typing import Any
 
 from segmint.infra.wording import counted
 from segmint.operators.evaluate.settings import PointsSettings
-from segmint.pipeline.evaluate.answer import Subject
-from segmint.pipeline.evaluate.judge import Judgment
-from segmint.pipeline.evaluate.points.figures import GroupMean, GroupPair, Means, MeanScore, Over
-from segmint.pipeline.evaluate.points.scores import ImageScores
-from segmint.pipeline.statistics.intervals import Interval
+from segmint.operators.intervals import Interval
+from segmint.pipeline.engine.evaluate.answer import Subject
+from segmint.pipeline.engine.evaluate.judge import Judgment
+from segmint.pipeline.engine.evaluate.points.figures import GroupMean, GroupPair, Means, MeanScore, Over
+from segmint.pipeline.engine.evaluate.points.scores import ImageScores
 
 _PAIRS = 20
 """Pairs of groups on a terminal."""

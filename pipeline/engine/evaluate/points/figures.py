@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from segmint.pipeline.evaluate.points.scores import Floats, ImageScores
-from segmint.pipeline.statistics.intervals import Interval
-from segmint.pipeline.statistics.resampling import (
+from segmint.operators.intervals import Interval
+from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
+from segmint.pipeline.quality.statistics.resampling import (
     RESAMPLES,
     holm,
     mean_replicates,

@@ -11,8 +11,8 @@ from segmint.operators.evaluate.encoders import embed_for_all
 from segmint.operators.evaluate.points import MaskScores, NoNumberError, click_masks, no_answer
 from segmint.operators.evaluate.settings import PointsSettings
 from segmint.operators.rows import Row
-from segmint.pipeline.evaluate.measure import HEAD, PartlyMeasuredError
-from segmint.pipeline.evaluate.truth import Truth, TruthImage, TruthMask
+from segmint.pipeline.engine.evaluate.measure import HEAD, PartlyMeasuredError
+from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
 
 _RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.binary())])
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from segmint.infra.wording import count, counted
-from segmint.pipeline.evaluate.curves import Curve, Curves
-from segmint.pipeline.evaluate.page import render
-from segmint.pipeline.evaluate.points.answer import KINDS, PointsAnswer, p_value
-from segmint.pipeline.evaluate.points.scores import WorstMask
-from segmint.pipeline.evaluate.points.worst import draw_worst
-from segmint.pipeline.evaluate.truth import Truth
-from segmint.pipeline.statistics.intervals import Interval
+from segmint.operators.intervals import Interval
+from segmint.pipeline.engine.evaluate.curves import Curve, Curves
+from segmint.pipeline.engine.evaluate.page import render
+from segmint.pipeline.engine.evaluate.points.answer import KINDS, PointsAnswer, p_value
+from segmint.pipeline.engine.evaluate.points.scores import WorstMask
+from segmint.pipeline.engine.evaluate.points.worst import draw_worst
+from segmint.pipeline.engine.evaluate.truth import Truth
 
 _PAIRS = 60
 """Pairs of groups on the page."""

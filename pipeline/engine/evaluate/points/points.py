@@ -10,19 +10,19 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import listed
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings
 from segmint.operators.rows import Row
-from segmint.pipeline.evaluate.answer import Subject, check_measured
-from segmint.pipeline.evaluate.judge import Judge
-from segmint.pipeline.evaluate.measure import EvaluateTask, PartResult
-from segmint.pipeline.evaluate.output import OutputFolder
-from segmint.pipeline.evaluate.points.answer import PointsAnswer
-from segmint.pipeline.evaluate.points.figures import groups_of, means_of
-from segmint.pipeline.evaluate.points.groups import Groups, check_groups, read_groups
-from segmint.pipeline.evaluate.points.measure import DRAWN, PointsMeasure
-from segmint.pipeline.evaluate.points.page import render_page
-from segmint.pipeline.evaluate.points.scores import Collected, collect
-from segmint.pipeline.evaluate.run import run_measure
-from segmint.pipeline.evaluate.setup import ModelOptions, TruthOptions, open_truths
-from segmint.pipeline.evaluate.truth import Truth
+from segmint.pipeline.engine.evaluate.answer import Subject, check_measured
+from segmint.pipeline.engine.evaluate.judge import Judge
+from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartResult
+from segmint.pipeline.engine.evaluate.output import OutputFolder
+from segmint.pipeline.engine.evaluate.points.answer import PointsAnswer
+from segmint.pipeline.engine.evaluate.points.figures import groups_of, means_of
+from segmint.pipeline.engine.evaluate.points.groups import Groups, check_groups, read_groups
+from segmint.pipeline.engine.evaluate.points.measure import DRAWN, PointsMeasure
+from segmint.pipeline.engine.evaluate.points.page import render_page
+from segmint.pipeline.engine.evaluate.points.scores import Collected, collect
+from segmint.pipeline.engine.evaluate.run import run_measure
+from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions, open_truths
+from segmint.pipeline.engine.evaluate.truth import Truth
 
 GROUP_CLICKS = (1, 3)
 """Clicks after which groups are compared, as in the paper's analysis of fairness."""

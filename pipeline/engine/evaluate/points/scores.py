@@ -9,9 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from segmint.operators.rows import Row
-from segmint.pipeline.evaluate.measure import PartResult
-from segmint.pipeline.evaluate.points.measure import DRAWN
-from segmint.pipeline.evaluate.truth import LeftOut
+from segmint.pipeline.engine.evaluate.measure import PartResult
+from segmint.pipeline.engine.evaluate.points.measure import DRAWN
+from segmint.pipeline.engine.evaluate.truth import LeftOut
 
 Floats = NDArray[np.float64]
 

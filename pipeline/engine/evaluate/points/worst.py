@@ -14,8 +14,8 @@ from pycocotools import mask as coco
 from segmint.infra.errors import SegmintError
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
-from segmint.pipeline.evaluate.points.scores import WorstMask
-from segmint.pipeline.evaluate.truth import Decoders, Truth, TruthImage, TruthPart, UnreadableTruthError
+from segmint.pipeline.engine.evaluate.points.scores import WorstMask
+from segmint.pipeline.engine.evaluate.truth import Decoders, Truth, TruthImage, TruthPart, UnreadableTruthError
 
 SIDE = 320
 """Pixels of the longer side of a picture."""

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from segmint.operators.evaluate.coco_matching import AREAS, IOU_THRESHOLDS
 from segmint.operators.evaluate.proposals import LIMITS
+from segmint.operators.intervals import Interval
 from segmint.operators.rows import Row
-from segmint.pipeline.evaluate.answer import Subject
-from segmint.pipeline.evaluate.figures_page import Cell, FiguresPage, Table, cell
-from segmint.pipeline.evaluate.intervals import intervals_of, percent
-from segmint.pipeline.evaluate.proposals.measure import ALL, counts_of
-from segmint.pipeline.statistics.intervals import Interval
+from segmint.pipeline.engine.evaluate.answer import Subject
+from segmint.pipeline.engine.evaluate.figures_page import Cell, FiguresPage, Table, cell
+from segmint.pipeline.engine.evaluate.intervals import intervals_of, percent
+from segmint.pipeline.engine.evaluate.proposals.measure import ALL, counts_of
 
 Floats = NDArray[np.float64]
 

@@ -12,8 +12,8 @@ from segmint.model.sam.predictor import Predictor
 from segmint.operators.evaluate.coco_matching import FoundMask, RecallCounts, TrueMask, recall_counts
 from segmint.operators.evaluate.proposals import LIMITS, proposal_settings, propose_objects
 from segmint.operators.rows import Row
-from segmint.pipeline.evaluate.measure import HEAD
-from segmint.pipeline.evaluate.truth import Truth, TruthImage, TruthMask
+from segmint.pipeline.engine.evaluate.measure import HEAD
+from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
 
 ALL = "all"
 

@@ -5,11 +5,11 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.evaluate.proposals import LIMITS
 from segmint.operators.rows import Row
-from segmint.pipeline.evaluate.output import OutputFolder
-from segmint.pipeline.evaluate.proposals.answer import ProposalsAnswer, answer_of, gather
-from segmint.pipeline.evaluate.proposals.measure import ALL, ProposalsMeasure
-from segmint.pipeline.evaluate.session import SEED, EvaluateOptions, Session
-from segmint.pipeline.evaluate.setup import open_truths
+from segmint.pipeline.engine.evaluate.output import OutputFolder
+from segmint.pipeline.engine.evaluate.proposals.answer import ProposalsAnswer, answer_of, gather
+from segmint.pipeline.engine.evaluate.proposals.measure import ALL, ProposalsMeasure
+from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, Session
+from segmint.pipeline.engine.evaluate.setup import open_truths
 
 
 def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: Storage) -> ProposalsAnswer:

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segmint.catalogs.dataset.kept import EMBEDDINGS, Room, recount
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import base_name
-from segmint.pipeline.train.data.kept import EMBEDDINGS, Room, recount
 
 SHAPE = (1, 256, 64, 64)
 _CHECKSUM = 32  # bytes of the SHA-256 at the file's end

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.model.training.noise import random_bits, uniforms
-from segmint.pipeline.train.data.images import TrainingImages, entries_of
-from segmint.pipeline.train.settings import BatchKeys, MaskChoice
+from segmint.pipeline.engine.train.data.images import TrainingImages, entries_of
+from segmint.pipeline.engine.train.settings import BatchKeys, MaskChoice
 
 _PREFERRED: tuple[MaskChoice, ...] = ("human", "all", "automatic")
 

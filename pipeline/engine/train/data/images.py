@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
+from segmint.catalogs.dataset.kept import dataset_key
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import DamagedDatasetError
@@ -28,9 +29,8 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.schemas import AUTOMATIC, SOURCES
-from segmint.pipeline.train.data.kept import dataset_key
-from segmint.pipeline.train.data.looks import Looks, look_at_shard
-from segmint.pipeline.train.settings import DatasetKeys, MaskChoice, TrainConfig
+from segmint.pipeline.engine.train.data.looks import Looks, look_at_shard
+from segmint.pipeline.engine.train.settings import DatasetKeys, MaskChoice, TrainConfig
 
 HUMAN = tuple(source for source in SOURCES if source != AUTOMATIC)
 """Values of `source` of masks that people made; those of the model have `automatic` or null."""

@@ -20,9 +20,9 @@ from segmint.model.sam.prompt_encoder import IMAGE_SIZE
 from segmint.model.training.step import ImageMasks
 from segmint.model.training.targets import fit_targets
 from segmint.operators.decoding import JpegDecoder, UndecodableError
-from segmint.pipeline.train.data.draws import Draw
-from segmint.pipeline.train.data.images import LeftOut, TrainingImages, read_range
-from segmint.pipeline.train.world import World
+from segmint.pipeline.engine.train.data.draws import Draw
+from segmint.pipeline.engine.train.data.images import LeftOut, TrainingImages, read_range
+from segmint.pipeline.engine.train.world import World
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmint.operators.similar.groups import find_groups
-from segmint.pipeline.train.data.images import TrainingImages
+from segmint.pipeline.engine.train.data.images import TrainingImages
 
 _SALT = b"segmint held-out 1\0"
 _RANGE = 1 << 64

@@ -15,8 +15,8 @@ from typing import Any
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.ray_session import Cluster, ray_session
 from segmint.infra.wording import counted
-from segmint.pipeline.train.session import Say, Session
-from segmint.pipeline.train.settings import TrainResources
+from segmint.pipeline.engine.train.session import Say, Session
+from segmint.pipeline.engine.train.settings import TrainResources
 
 _START_S, _STARTS = 600, 3
 """Seconds for all workers to start, and how often that is tried: an autoscaler may have to bring nodes."""
@@ -90,7 +90,7 @@ def _fit(session: Session, found: Any, say: Say) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from segmint.pipeline.train.workers.worker import Deaths, Lines, Task, stderr_is_json, work
+    from segmint.pipeline.engine.train.workers.worker import Deaths, Lines, Task, stderr_is_json, work
 
     keys = session.config.resources
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)

@@ -21,9 +21,9 @@ from segmint.infra.device import apply_compute, resolve_compute
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.train.checkpoints import CHECKPOINTS, list_checkpoints
-from segmint.pipeline.train.session import Say, Session
-from segmint.pipeline.train.world import World
+from segmint.pipeline.engine.train.checkpoints import CHECKPOINTS, list_checkpoints
+from segmint.pipeline.engine.train.session import Say, Session
+from segmint.pipeline.engine.train.world import World
 
 _DEAD = (WorkerHealthCheckFailedError, ray.exceptions.RayActorError)
 

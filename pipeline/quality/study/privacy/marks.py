@@ -13,7 +13,7 @@ from segmint.infra.storage.location import Location
 from segmint.operators.annotations.image import Size
 from segmint.operators.annotations.label_studio import answers_of
 from segmint.operators.annotations.names import image_number
-from segmint.pipeline.study.privacy.sample import KINDS
+from segmint.pipeline.quality.study.privacy.sample import KINDS
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels of an image."""

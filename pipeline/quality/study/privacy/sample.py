@@ -17,8 +17,8 @@ from segmint.pipeline.export.export import refuse_existing, write_samples
 from segmint.pipeline.export.folder import ExportFolder
 from segmint.pipeline.export.label_studio import IMAGE_KEY, LABEL_CONFIG, image_url
 from segmint.pipeline.export.samples import draw_images, read_images
-from segmint.pipeline.study.files import MANIFEST
-from segmint.pipeline.study.kind import Kind
+from segmint.pipeline.quality.study.files import MANIFEST
+from segmint.pipeline.quality.study.kind import Kind
 
 SCHEMA_VERSION = 1
 KINDS = ("face", "plate", "other")

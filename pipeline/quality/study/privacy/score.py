@@ -13,11 +13,11 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.operators.annotations.image import Size
-from segmint.pipeline.statistics.intervals import at_most
-from segmint.pipeline.study.files import CORRECTED, MANIFEST, read_json
-from segmint.pipeline.study.kind import Kind
-from segmint.pipeline.study.privacy.marks import Mark, Marks, read_marks
-from segmint.pipeline.study.privacy.sample import KINDS, SCHEMA_VERSION
+from segmint.operators.intervals import at_most
+from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json
+from segmint.pipeline.quality.study.kind import Kind
+from segmint.pipeline.quality.study.privacy.marks import Mark, Marks, read_marks
+from segmint.pipeline.quality.study.privacy.sample import KINDS, SCHEMA_VERSION
 
 ANY = "any"
 """The kind of a `Missed` that counts an image with a mark of any kind once."""

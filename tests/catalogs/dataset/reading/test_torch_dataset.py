@@ -163,5 +163,7 @@ def test_shares_are_disjoint_whole_and_even(sizes: list[int], gaps: list[int], p
 def test_reading_alone_takes_no_torch() -> None:
     import subprocess
 
-    code = "import sys, segmint.catalogs.dataset.reader, segmint.pipeline.cli; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, segmint.catalogs.dataset.reader, segmint.pipeline.commands.cli; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,10 +12,10 @@ from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.location import Location
-from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.building.curate.curate import run_curate, write_curated
+from segmint.pipeline.building.curate.decide import Decision, Features, read_features
 from segmint.pipeline.config.config import Config, load_config
-from segmint.pipeline.curate.curate import run_curate, write_curated
-from segmint.pipeline.curate.decide import Decision, Features, read_features
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.minted import mint
@@ -70,7 +70,7 @@ def configured(folder: Path, **curate: Any) -> Config:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("looking", "decide"):
-        monkeypatch.setattr(f"segmint.pipeline.curate.{name}.PART_ROWS", 7)
+        monkeypatch.setattr(f"segmint.pipeline.building.curate.{name}.PART_ROWS", 7)
 
 
 def test_a_planted_catalog_ends_as_planted(
@@ -88,7 +88,7 @@ def test_a_planted_catalog_ends_as_planted(
     parts = sorted(folder.glob("curated.parquet.curate/*/*.parquet"))
     assert [part.name for part in parts] == ["000000000000.parquet", "000000000007.parquet"]
     shutil.copytree(parts[0].parent, tmp_path / "parts")
-    monkeypatch.setattr("segmint.pipeline.curate.looking.ray_session", None)  # no image is read again
+    monkeypatch.setattr("segmint.pipeline.building.curate.looking.ray_session", None)  # no image is read again
     found = run_curate(config, str(catalog), str(output))
     whole = output.read_bytes()
     assert found.refused == {"duplicate_image": 3, "opted_out": 3, "unfit": 2}
@@ -134,11 +134,11 @@ def test_a_planted_catalog_ends_as_planted(
 
     def beaten(parts_folder: Location, *arguments: Any) -> Features:
         with monkeypatch.context() as other:
-            other.setattr("segmint.pipeline.curate.curate.read_features", read_features)
+            other.setattr("segmint.pipeline.building.curate.curate.read_features", read_features)
             run_curate(config, str(catalog), str(output))
         return read_features(parts_folder, *arguments)
 
-    monkeypatch.setattr("segmint.pipeline.curate.curate.read_features", beaten)
+    monkeypatch.setattr("segmint.pipeline.building.curate.curate.read_features", beaten)
     assert not run_curate(config, str(catalog), str(output)).written
     assert output.read_bytes() == whole
     output.unlink()
@@ -154,7 +154,7 @@ def test_a_planted_catalog_ends_as_planted(
         catalog.write_text(catalog.read_text().replace("Ann", "Eve"))
         return read_features(*arguments)
 
-    monkeypatch.setattr("segmint.pipeline.curate.curate.read_features", meanwhile)
+    monkeypatch.setattr("segmint.pipeline.building.curate.curate.read_features", meanwhile)
     with pytest.raises(UsageError, match=r"catalog\.jsonl was changed while its images were looked at"):
         run_curate(config, str(catalog), str(output))
     assert not output.exists()
@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_said_before_anything_is_read(tmp_path: Path) -> No
 
 
 def test_columns_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segmint.pipeline.curate.curate.MOST_WAITING", 1000)
+    monkeypatch.setattr("segmint.pipeline.building.curate.curate.MOST_WAITING", 1000)
     catalog = write_catalog(tmp_path / "c.jsonl", [{"uri": "a.jpg", "license": "MIT", "pixels": "x" * 999}])
     with pytest.raises(UsageError, match=r"c\.jsonl: 65,536 rows up to row 1 .*: leave large columns out"):
         write_curated(WholeCatalog(location_of(catalog)), tmp_path / "o.parquet", Decision({}, {}), "digest")

@@ -16,8 +16,8 @@ from segmint.operators.curate.features import CurateTask, LookAtImages, part_nam
 from segmint.operators.curate.look import LookConfig
 from segmint.operators.curate.settings import CurateConfig
 from segmint.operators.prepare.ingest import IngestConfig
-from segmint.pipeline.curate.decide import _attributions, decide, read_features
-from segmint.pipeline.curate.looking import Looked
+from segmint.pipeline.building.curate.decide import _attributions, decide, read_features
+from segmint.pipeline.building.curate.looking import Looked
 from tests.support.builds import write_catalog
 from tests.support.locations import location_of
 from tests.support.signed_images import data_mining
@@ -99,7 +99,7 @@ def test_credits_without_room_are_counted(folder: Path, tmp_path: Path, monkeypa
     with NormalizedRows(location_of(catalog.path)) as source:
         assert _attributions(source, copies) == {0: "A; Bo; Cy"}
         assert _attributions(source, {2: [3, 4]}) == {}
-        monkeypatch.setattr("segmint.pipeline.curate.decide.MOST_CREDITED", 3)
+        monkeypatch.setattr("segmint.pipeline.building.curate.decide.MOST_CREDITED", 3)
         more = "and 1 more, in the catalog's rows that are refused as copies of row 1"
         assert _attributions(source, copies) == {0: f"A; Bo; {more}"}
 

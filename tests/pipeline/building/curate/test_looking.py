@@ -13,8 +13,8 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.curate.features import CurateTask, part_name
 from segmint.operators.curate.look import LookConfig
 from segmint.operators.prepare.ingest import IngestConfig
+from segmint.pipeline.building.curate import looking
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.curate import looking
 from tests.support.builds import write_catalog
 from tests.support.locations import location_of
 

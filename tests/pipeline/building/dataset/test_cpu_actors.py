@@ -2,7 +2,7 @@
 
 import pytest
 
-from segmint.pipeline.dataset.cpu_actors import actors_that_fit, memory_here, threads_of_an_actor
+from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit, memory_here, threads_of_an_actor
 
 GIB = 2**30
 MOBILE_SAM, VIT_H = 40_728_226, 2_564_550_879

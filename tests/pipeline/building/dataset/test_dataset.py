@@ -12,17 +12,17 @@ import torch
 
 from segmint.catalogs.dataset.manifest import load_manifest, read_manifest
 from segmint.catalogs.layout import config_sha256
+from segmint.catalogs.shard_ranges import ShardPart
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import RULES
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics
+from segmint.pipeline.building.dataset.dataset import _begin, open_or_create
+from segmint.pipeline.building.plan.options import PlanOptions
+from segmint.pipeline.building.plan.plan import make_plan
 from segmint.pipeline.config.config import Config, identity, load_config
 from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config, segment_settings
-from segmint.pipeline.dataset.dataset import _begin, open_or_create
-from segmint.pipeline.plan.options import PlanOptions
-from segmint.pipeline.plan.plan import make_plan
-from segmint.pipeline.shard_ranges import ShardPart
 from tests.support.builds import digests, write_catalog, write_config
 from tests.support.committed_shard import change_manifest
 from tests.support.lineages import training_json

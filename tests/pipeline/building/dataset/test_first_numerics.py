@@ -12,14 +12,14 @@ import torch
 from segmint.infra.device import physical_cores
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import GpuNodes, observe
-from segmint.pipeline.config.config import Config, load_config
-from segmint.pipeline.dataset.first_numerics import (
+from segmint.pipeline.building.dataset.first_numerics import (
     _ask_gpu_node,
     _counts_on_gpus,
     _kind_of_gpu,
     _resolve,
     first_numerics,
 )
+from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import write_config
 
 pytestmark = [
@@ -49,10 +49,10 @@ def test_without_a_cluster_this_machine_answers(tmp_path: Path, mobile_sam_path:
 def test_on_a_cpu_alone_the_cores_are_shared_among_actors(
     tmp_path: Path, mobile_sam_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segmint.pipeline.dataset.cpu_actors.memory_here", lambda: 2**40)
+    monkeypatch.setattr("segmint.pipeline.building.dataset.cpu_actors.memory_here", lambda: 2**40)
     shared = first_numerics(config(tmp_path, model={"device": "cpu"}), mobile_sam_path)
     assert shared.threads == 1
-    monkeypatch.setattr("segmint.pipeline.dataset.cpu_actors.memory_here", lambda: 2**30)
+    monkeypatch.setattr("segmint.pipeline.building.dataset.cpu_actors.memory_here", lambda: 2**30)
     assert first_numerics(config(tmp_path, model={"device": "cpu"}), mobile_sam_path).threads == physical_cores()
     asked = config(tmp_path, model={"device": "cpu", "threads": 3})
     assert first_numerics(asked, mobile_sam_path).threads == 3

@@ -16,10 +16,10 @@ from segmint.catalogs.layout import part_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.storage import Storage
+from segmint.pipeline.building.dataset.dataset import OpenDataset, open_or_create
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.corrections.amend import amend
 from segmint.pipeline.corrections.takedown import takedown
-from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
 from tests.support.builds import digests, write_catalog, write_config
 from tests.support.locations import location_of
 

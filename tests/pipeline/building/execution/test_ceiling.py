@@ -11,10 +11,10 @@ from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.cost import image_cost
+from segmint.pipeline.building.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.building.execution.ceiling import Ceiling, CeilingMeter
+from segmint.pipeline.building.execution.stages import Pool
 from segmint.pipeline.config.config import Config, load_config
-from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
-from segmint.pipeline.execution.ceiling import Ceiling, CeilingMeter
-from segmint.pipeline.execution.stages import Pool
 from tests.support.builds import write_catalog, write_config
 
 LAPTOP = Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=2)

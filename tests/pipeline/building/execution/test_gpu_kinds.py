@@ -13,11 +13,11 @@ from ray.cluster_utils import Cluster as RayCluster
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster, GpuNodes, accelerator_types, gpu_kind, observe
 from segmint.pipeline import build
+from segmint.pipeline.building.execution.detector_nodes import start_detectors
+from segmint.pipeline.building.execution.gpu_kinds import choose_kind, in_words, only_kind
+from segmint.pipeline.building.execution.stages import Stages, lay_out
 from segmint.pipeline.config.config import Config
-from segmint.pipeline.execution.detector_nodes import start_detectors
-from segmint.pipeline.execution.gpu_kinds import choose_kind, in_words, only_kind
-from segmint.pipeline.execution.stages import Stages, lay_out
-from tests.pipeline.execution.test_stages import on_gpu
+from tests.pipeline.building.execution.test_stages import on_gpu
 
 H100 = "H100 80GB HBM3, compute capability 9.0, 132 multiprocessors"
 KINDS = {"H100": GpuNodes(8, 1, 64), "A100": GpuNodes(4, 2, 48), "L4": GpuNodes(1, 1, 8)}

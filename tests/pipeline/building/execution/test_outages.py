@@ -8,7 +8,7 @@ import pytest
 from segmint.infra.errors import UnfinishedError
 from segmint.infra.storage.errors import AccessRefusedError, UnavailableError
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.execution.outages import MOST_STORES, Outages, resumable
+from segmint.pipeline.building.execution.outages import MOST_STORES, Outages, resumable
 from tests.support.faulty_proxy import FaultyProxy, answer, faulty_proxy
 from tests.support.s3_server import S3Server
 

@@ -10,10 +10,10 @@ from segmint.infra.row_ledger import BarredRowError, Visit, _Turns
 from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import faulted, rejected
 from segmint.operators.shards.write import ShardResult
+from segmint.pipeline.building.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.building.execution.quarantine import ControlFailedError, Quarantine, Trials
+from segmint.pipeline.building.execution.stages import lay_out
 from segmint.pipeline.config.config import load_config
-from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
-from segmint.pipeline.execution.quarantine import ControlFailedError, Quarantine, Trials
-from segmint.pipeline.execution.stages import lay_out
 from tests.support.builds import write_catalog, write_config, write_photographs
 
 pytestmark = pytest.mark.ray

@@ -7,9 +7,9 @@ import ray
 
 from segmint.infra.ray_session import Cluster
 from segmint.operators.shards.write import ShardTask
-from segmint.pipeline.execution import shard_writers
-from segmint.pipeline.execution.cuts import Cut
-from segmint.pipeline.execution.shard_writers import ShardWriters
+from segmint.pipeline.building.execution import shard_writers
+from segmint.pipeline.building.execution.cuts import Cut
+from segmint.pipeline.building.execution.shard_writers import ShardWriters
 from tests.support.described_rows import accepted_row, described
 from tests.support.locations import location_of
 

@@ -9,8 +9,8 @@ import ray.data
 
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import Cluster
-from segmint.pipeline.execution import stage_watch
-from segmint.pipeline.execution.stage_watch import StageWatch, StalledError, watched
+from segmint.pipeline.building.execution import stage_watch
+from segmint.pipeline.building.execution.stage_watch import StageWatch, StalledError, watched
 
 pytestmark = pytest.mark.ray
 

@@ -12,9 +12,9 @@ from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import CropLayers
 from segmint.operators.segment.overlap import HostThreads
+from segmint.pipeline.building.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.building.execution.stages import Stages, lay_out, lay_out_again
 from segmint.pipeline.config.config import Config, load_config
-from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
-from segmint.pipeline.execution.stages import Stages, lay_out, lay_out_again
 from tests.support.builds import write_catalog, write_config
 
 LAPTOP = Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=2)
@@ -41,7 +41,7 @@ def test_a_laptop_shares_its_cores_among_segment_actors(tmp_path: Path) -> None:
 
 
 def test_a_laptop_has_no_more_actors_than_its_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segmint.pipeline.dataset.cpu_actors.memory_here", lambda: 4 * 2**30)
+    monkeypatch.setattr("segmint.pipeline.building.dataset.cpu_actors.memory_here", lambda: 4 * 2**30)
     assert laid_out(tmp_path, LAPTOP).segment_pool.largest == 1
 
 

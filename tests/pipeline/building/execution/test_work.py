@@ -10,9 +10,9 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.reasons import Reason, reasons_to_retry
 from segmint.infra.metrics import RunMetrics
 from segmint.infra.storage.storage import Storage
+from segmint.pipeline.building.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.building.execution.work import MissingShards, RejectedRows
 from segmint.pipeline.config.config import Config, load_config
-from segmint.pipeline.dataset.dataset import OpenDataset, open_or_create
-from segmint.pipeline.execution.work import MissingShards, RejectedRows
 from tests.support.builds import write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.minted import mint

@@ -2,8 +2,8 @@
 
 import pytest
 
-from segmint.pipeline.plan.curation import price_curation
-from segmint.pipeline.plan.estimates import Estimate
+from segmint.pipeline.building.plan.curation import price_curation
+from segmint.pipeline.building.plan.estimates import Estimate
 
 
 def test_a_curation_is_priced_by_rows_size_and_sample() -> None:

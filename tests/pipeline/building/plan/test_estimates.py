@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from segmint.pipeline.plan.estimates import Estimate, Extrapolation
+from segmint.pipeline.building.plan.estimates import Estimate, Extrapolation
 
 
 def test_the_spread_narrows_with_the_sample_and_holds_its_value() -> None:

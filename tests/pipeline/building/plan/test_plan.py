@@ -17,14 +17,14 @@ from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import DeidentifyConfig
-from segmint.pipeline.cli import app
+from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.plan.answer import Plan
+from segmint.pipeline.building.plan.cpu_stages import recorded_seconds
+from segmint.pipeline.building.plan.estimates import Estimate
+from segmint.pipeline.building.plan.options import PlanOptions
+from segmint.pipeline.building.plan.plan import DEFAULT_SHARE, make_plan
+from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
-from segmint.pipeline.dataset.dataset import open_or_create
-from segmint.pipeline.plan.answer import Plan
-from segmint.pipeline.plan.cpu_stages import recorded_seconds
-from segmint.pipeline.plan.estimates import Estimate
-from segmint.pipeline.plan.options import PlanOptions
-from segmint.pipeline.plan.plan import DEFAULT_SHARE, make_plan
 from tests.support.builds import ROOT, digests, small_catalog, write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.minted import mint
@@ -86,7 +86,7 @@ def test_a_plan_warns_of_what_is_refused_and_of_what_an_audit_will_find(
     assert "catalog entries of all rows" in text
     assert "license_missing: 1 (row 2), such as b.jpg" in text
     assert "an audit will find missing_attribution: 1 (row 3)" in text
-    monkeypatch.setattr("segmint.pipeline.plan.plan.CHECKED_ROWS", 2)
+    monkeypatch.setattr("segmint.pipeline.building.plan.plan.CHECKED_ROWS", 2)
     plan = make_plan(config, PlanOptions())
     assert "catalog entries of the first 2 rows" in "\n".join(plan.lines())
     assert plan.to_dict()["checked"]["audit"] == {}
@@ -321,7 +321,7 @@ def test_the_command_answers_in_lines_and_in_json(tmp_path: Path, unread: Path) 
 def test_a_plan_needs_no_ray(tmp_path: Path) -> None:
     config = write_config(tmp_path / "build.yaml", small_catalog(tmp_path / "p", 6), tmp_path / "dataset", masks=GRID)
     script = (
-        "import sys; from segmint.pipeline.cli import app\n"
+        "import sys; from segmint.pipeline.commands.cli import app\n"
         "try: app(sys.argv[1:])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert 'ray' not in sys.modules\n"

@@ -5,8 +5,15 @@ from typing import Any
 
 import pytest
 
-from segmint.pipeline.status.drift import LAST_SHARDS, SAMPLED_SHARDS, Compared, Counted, compare, last_and_sample
-from segmint.pipeline.status.totals import Totals
+from segmint.pipeline.building.status.drift import (
+    LAST_SHARDS,
+    SAMPLED_SHARDS,
+    Compared,
+    Counted,
+    compare,
+    last_and_sample,
+)
+from segmint.pipeline.building.status.totals import Totals
 
 EARLY = [
     Counted(rows=10, images=8 + shard % 2, masks=800 + shard, faces=4 + shard % 3, plates=0) for shard in range(30)

@@ -7,7 +7,7 @@ import pytest
 from segmint.catalogs.dataset.commits import ListedCommit
 from segmint.catalogs.dataset.summaries import CommitSums
 from segmint.infra.storage.stores import NO_TIME
-from segmint.pipeline.status.pace import LEAST_COMMITS, MOST_COMMITS, first_commits, last_commits, pace_of
+from segmint.pipeline.building.status.pace import LEAST_COMMITS, MOST_COMMITS, first_commits, last_commits, pace_of
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 

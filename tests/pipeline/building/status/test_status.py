@@ -17,10 +17,10 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import NO_TIME, ObjectInfo
-from segmint.pipeline.dataset.dataset import OpenDataset
-from segmint.pipeline.execution.accounting import account
-from segmint.pipeline.status.answer import Prices, Status
-from segmint.pipeline.status.status import StatusReader
+from segmint.pipeline.building.dataset.dataset import OpenDataset
+from segmint.pipeline.building.execution.accounting import account
+from segmint.pipeline.building.status.answer import Prices, Status
+from segmint.pipeline.building.status.status import StatusReader
 from tests.support.committed import write_dataset, write_generation
 from tests.support.locations import location_of
 
@@ -198,7 +198,7 @@ def test_prices_without_sense_are_refused(prices: tuple[float, int], said: str) 
 
 def test_it_loads_neither_ray_nor_torch(dataset: Location) -> None:
     script = (
-        "import sys; from segmint.pipeline.cli import app\n"
+        "import sys; from segmint.pipeline.commands.cli import app\n"
         "try: app(['status', sys.argv[1]])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert not {'ray', 'torch', 'duckdb'} & set(sys.modules)\n"

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from segmint.infra.storage.errors import AccessRefusedError
-from segmint.pipeline.cli import app
-from segmint.pipeline.versions.verify import verify_dataset
+from segmint.pipeline.commands.cli import app
+from segmint.pipeline.quality.versions.verify import verify_dataset
 from tests.support.crashing_store import gated
 from tests.support.locations import location_of
 

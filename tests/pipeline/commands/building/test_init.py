@@ -4,7 +4,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import load_config
 
 

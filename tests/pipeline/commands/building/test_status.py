@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from segmint.infra.storage.errors import StorageFaultError
-from segmint.pipeline.cli import app
-from segmint.pipeline.commands import status as command
-from segmint.pipeline.status.status import StatusReader
+from segmint.pipeline.building.status.status import StatusReader
+from segmint.pipeline.commands.building import status as command
+from segmint.pipeline.commands.cli import app
 from tests.support.committed import write_dataset, write_generation
 from tests.support.locations import location_of
 

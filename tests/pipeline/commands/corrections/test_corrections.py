@@ -12,7 +12,7 @@ from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.source.rows import read_rows
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 from tests.support.builds import digests
 from tests.support.locations import location_of
 

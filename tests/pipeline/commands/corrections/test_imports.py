@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from typer.testing import CliRunner
 
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 from tests.support.imported import FIRST, write_coco
 from tests.support.protocol import Place, contents, two_shards
 

@@ -5,7 +5,7 @@ import json
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.annotations.answers import put_answer
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 from tests.support.answered import answer_to, new_mask
 from tests.support.protocol import contents, two_shards
 

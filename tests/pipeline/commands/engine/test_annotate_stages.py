@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 
 
 @pytest.mark.parametrize(

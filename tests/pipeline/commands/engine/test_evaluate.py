@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from segmint.catalogs.dataset.outputs import read_notes
 from segmint.infra.errors import UsageError
 from segmint.operators.annotations.image import encode_mask
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 from segmint.pipeline.commands.engine.evaluate import parse_clicks
 from tests.support.html import parse_page
 from tests.support.locations import location_of

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from segmint.operators.prepare.release import ReleaseConfig, release
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 from tests.support.builds import photograph
 from tests.support.committed import write_dataset
 from tests.support.committed_shard import CommittedShard

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 from tests.support.reported import audit_with_findings
 
 

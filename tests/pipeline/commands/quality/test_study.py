@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import put_version
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 

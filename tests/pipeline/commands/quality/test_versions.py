@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.versions.record import put_version
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 from tests.support.locations import location_of
 from tests.support.protocol import Place, begin, write
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from typer.testing import CliRunner
 
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 from tests.support.viewed import running_viewer

@@ -11,11 +11,11 @@ from segmint.infra.errors import UsageError
 from segmint.operators.rows import to_table
 from segmint.operators.schemas import DESCRIBED
 from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.imports.imports import Asked, import_masks, list_import
+from segmint.pipeline.corrections.imports.merge import Mode
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.takedown import takedown
-from segmint.pipeline.imports.imports import Asked, import_masks, list_import
-from segmint.pipeline.imports.merge import Mode
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.described_rows import accepted_row, described, rejected_row
 from tests.support.imported import import_coco, masks_of, write_coco
 from tests.support.locations import location_of

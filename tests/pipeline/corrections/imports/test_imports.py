@@ -20,24 +20,24 @@ from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.operators.schemas import SCHEMAS_OF
 from segmint.operators.shards.committed_rows import read_file
-from segmint.pipeline.audit.answer_text import answer_lines
-from segmint.pipeline.audit.audit import audit_dataset
-from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.imports import sizes
+from segmint.pipeline.corrections.imports.answer import Imported
+from segmint.pipeline.corrections.imports.files import ImportFormat
+from segmint.pipeline.corrections.imports.imports import Asked, import_masks, list_import
+from segmint.pipeline.corrections.imports.matching import Match
+from segmint.pipeline.corrections.imports.merge import Mode
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.revision import revise
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
-from segmint.pipeline.imports import sizes
-from segmint.pipeline.imports.answer import Imported
-from segmint.pipeline.imports.files import ImportFormat
-from segmint.pipeline.imports.imports import Asked, import_masks, list_import
-from segmint.pipeline.imports.matching import Match
-from segmint.pipeline.imports.merge import Mode
-from segmint.pipeline.report.report import write_report
-from segmint.pipeline.statistics.open_tables import open_tables
-from segmint.pipeline.statistics.statistics import compute_statistics
+from segmint.pipeline.quality.audit.answer_text import answer_lines
+from segmint.pipeline.quality.audit.audit import audit_dataset
+from segmint.pipeline.quality.audit.integrity import audit_integrity
+from segmint.pipeline.quality.report.report import write_report
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.statistics import compute_statistics
 from tests.support.described_rows import described, rejected_row
 from tests.support.history_commands import grow
 from tests.support.imported import FIRST, SECOND, coco_of, import_coco, masks_of, write_coco
@@ -341,7 +341,7 @@ def test_masks_of_a_million_are_held_a_shard_at_a_time(place: Place, monkeypatch
     """Whatever the file's order, a shard's change reads its own masks alone."""
     images: dict[int, Any] = {5: [(FIRST, None)], 1: [((0, 0, 2 + n, 3), None) for n in range(25)]}
     path = write_coco(place, images)
-    from segmint.pipeline.imports import scratch
+    from segmint.pipeline.corrections.imports import scratch
 
     monkeypatch.setattr(scratch, "_BATCH", 4)
     done = import_coco(place, path, Mode.ADD)

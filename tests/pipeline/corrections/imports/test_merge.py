@@ -15,8 +15,8 @@ from segmint.operators.describe import describe_table
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import SEGMENTED
 from segmint.operators.shards.taken_rows import take_down
+from segmint.pipeline.corrections.imports.merge import Answer, ImportSettings, Left, Merged, Mode, merge
 from segmint.pipeline.corrections.people_masks import NewMask, canonical_counts
-from segmint.pipeline.imports.merge import Answer, ImportSettings, Left, Merged, Mode, merge
 from tests.support.described_rows import accepted_row, rejected_row
 
 SIZE = (30, 40)

@@ -10,7 +10,7 @@ from segmint.catalogs.dataset.annotations.names import AnswerName
 from segmint.operators.describe import describe_table
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import ANNOTATION_STAGE, SEGMENTED
-from segmint.pipeline.annotate.merge.row import Left, answer_to_merge, merge_answer, seconds_of
+from segmint.pipeline.corrections.merge.row import Left, answer_to_merge, merge_answer, seconds_of
 from tests.support.answered import answer_value, counts_of, new_mask
 from tests.support.described_rows import accepted_row, rejected_row
 

@@ -11,13 +11,13 @@ from segmint.catalogs.dataset.annotations.answers import put_answer
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
 from segmint.catalogs.dataset.versions.record import latest_version
-from segmint.pipeline.annotate.merge.run import list_merge, merge_answers
-from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.merge.run import list_merge, merge_answers
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
-from segmint.pipeline.engine.status import read_round
+from segmint.pipeline.engine.rounds.status import read_round
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.answered import answer_to, committed_row, counts_of, new_mask
 from tests.support.everything import upload
 from tests.support.imported import import_coco, write_coco

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from segmint.pipeline.annotate.clicks.embeddings import Embeddings
-from segmint.pipeline.annotate.server import Opened, open_desk
+from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
+from segmint.pipeline.engine.annotate.server import Opened, open_desk
 from tests.support.annotating import options
 from tests.support.locations import location_of
 

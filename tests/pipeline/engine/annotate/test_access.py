@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.annotate.access import Gate, Team, check_name, parse_origin
+from segmint.pipeline.engine.annotate.access import Gate, Team, check_name, parse_origin
 
 PORT = 8765
 HERE = f"http://127.0.0.1:{PORT}"

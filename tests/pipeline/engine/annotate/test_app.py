@@ -18,7 +18,7 @@ from segmint.model.automatic.rle import encode
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.images import decode_jpeg
 from segmint.operators.segment.models import load_model
-from segmint.pipeline.annotate.server import Opened
+from segmint.pipeline.engine.annotate.server import Opened
 from tests.support.annotating import Annotators, click, draft, saved_files
 from tests.support.locations import location_of
 from tests.support.viewed import image_rows, mask_rows

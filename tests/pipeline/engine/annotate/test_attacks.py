@@ -13,9 +13,9 @@ from starlette.testclient import TestClient
 from segmint.catalogs.dataset.annotations.answers import MOST_BYTES, read_answers
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
 from segmint.model.automatic.rle import encode
-from segmint.pipeline.annotate.clicks.embeddings import Embeddings
-from segmint.pipeline.annotate.requests import PROMPT_BYTES, SMALL_BYTES
-from segmint.pipeline.annotate.server import Opened, open_desk
+from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
+from segmint.pipeline.engine.annotate.requests import PROMPT_BYTES, SMALL_BYTES
+from segmint.pipeline.engine.annotate.server import Opened, open_desk
 from tests.support.annotating import ORIGIN, WRITE, Annotators, click, draft, options, saved_files
 from tests.support.locations import location_of
 

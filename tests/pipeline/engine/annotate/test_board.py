@@ -8,8 +8,8 @@ import pytest
 
 from segmint.catalogs.dataset.annotations.answers import put_answer
 from segmint.catalogs.dataset.annotations.names import AnswerName, answers_of
-from segmint.pipeline.annotate import board as module
-from segmint.pipeline.annotate.board import Board
+from segmint.pipeline.engine.annotate import board as module
+from segmint.pipeline.engine.annotate.board import Board
 from tests.support.answered import answer_to, new_mask
 from tests.support.locations import location_of
 from tests.support.protocol import Place, two_shards

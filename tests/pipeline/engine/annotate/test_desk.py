@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from segmint.pipeline.annotate.merge.run import merge_answers
-from segmint.pipeline.annotate.server import open_desk
-from segmint.pipeline.imports.files import ImportFormat
-from segmint.pipeline.imports.imports import Asked, import_masks
-from segmint.pipeline.imports.merge import Mode
+from segmint.pipeline.corrections.imports.files import ImportFormat
+from segmint.pipeline.corrections.imports.imports import Asked, import_masks
+from segmint.pipeline.corrections.imports.merge import Mode
+from segmint.pipeline.corrections.merge.run import merge_answers
+from segmint.pipeline.engine.annotate.server import open_desk
 from tests.support.annotating import Annotators, draft, options
 from tests.support.described_rows import rectangle_mask
 from tests.support.locations import location_of

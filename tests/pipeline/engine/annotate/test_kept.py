@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
 from segmint.model.automatic.rle import encode
 from segmint.operators.images import decode_jpeg
-from segmint.pipeline.annotate.server import Opened
 from segmint.pipeline.corrections.redact import redact
+from segmint.pipeline.engine.annotate.server import Opened
 from tests.support.annotating import Annotators, click
 from tests.support.locations import location_of
 

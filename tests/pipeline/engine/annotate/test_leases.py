@@ -1,6 +1,6 @@
 """Leases spare people work that somebody else does; they end by themselves."""
 
-from segmint.pipeline.annotate.leases import Leases
+from segmint.pipeline.engine.annotate.leases import Leases
 
 
 class Clock:

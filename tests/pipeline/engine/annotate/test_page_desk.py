@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from segmint.catalogs.dataset.annotations.answers import Answer, read_answers
-from segmint.pipeline.annotate.merge.run import merge_answers
+from segmint.pipeline.corrections.merge.run import merge_answers
 from tests.support.annotated_pages import (
     Served,
     answered,

@@ -11,10 +11,10 @@ import pytest
 from segmint.catalogs.dataset.annotations.answers import put_answer
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.infra.errors import UsageError
-from segmint.pipeline.annotate.merge.run import merge_answers
-from segmint.pipeline.annotate.queue import Order, Queue, QueueOptions, make_queue
-from segmint.pipeline.statistics.open_tables import open_tables
-from segmint.pipeline.study.sample import sample_study
+from segmint.pipeline.corrections.merge.run import merge_answers
+from segmint.pipeline.engine.annotate.queue import Order, Queue, QueueOptions, make_queue
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.study.sample import sample_study
 from tests.support.answered import answer_to, new_mask
 from tests.support.locations import location_of
 from tests.support.protocol import Place, two_shards

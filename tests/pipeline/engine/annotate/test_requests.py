@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from segmint.pipeline.annotate.requests import PROBLEMS, Bodies
-from segmint.pipeline.view.app import json_response
+from segmint.pipeline.engine.annotate.requests import PROBLEMS, Bodies
+from segmint.pipeline.quality.view.app import json_response
 
 MOST = 8 << 20
 

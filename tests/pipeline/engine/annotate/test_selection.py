@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.annotate.selection import check_selection
-from segmint.pipeline.statistics.open_tables import open_tables
+from segmint.pipeline.engine.annotate.selection import check_selection
+from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.locations import location_of
 from tests.support.viewed import image_rows
 

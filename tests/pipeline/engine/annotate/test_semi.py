@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from segmint.catalogs.dataset.annotations.answers import read_answers
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.operators.images import decode_jpeg
-from segmint.pipeline.annotate.clicks.prefill import SAME_IOU, mask_settings, prefill
-from segmint.pipeline.annotate.server import Opened, open_desk
+from segmint.pipeline.engine.annotate.clicks.prefill import SAME_IOU, mask_settings, prefill
+from segmint.pipeline.engine.annotate.server import Opened, open_desk
 from tests.support.annotated_pages import serving
 from tests.support.annotating import Annotators, draft, options
 from tests.support.browser import serious_violations, watch

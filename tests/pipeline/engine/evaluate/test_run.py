@@ -5,11 +5,11 @@ import pytest
 
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.evaluate.measure import EvaluateTask, PartResult
-from segmint.pipeline.evaluate.run import RunOptions, run_measure
-from segmint.pipeline.evaluate.setup import TruthOptions, open_truths
-from segmint.pipeline.evaluate.truth import Truth
-from tests.pipeline.evaluate.test_truth import coco_file, drawn_by_people, save
+from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartResult
+from segmint.pipeline.engine.evaluate.run import RunOptions, run_measure
+from segmint.pipeline.engine.evaluate.setup import TruthOptions, open_truths
+from segmint.pipeline.engine.evaluate.truth import Truth
+from tests.pipeline.engine.evaluate.test_truth import coco_file, drawn_by_people, save
 from tests.support.area_measure import AreaMeasure
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of

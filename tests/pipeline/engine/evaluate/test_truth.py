@@ -12,10 +12,10 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.annotations.image import encode_mask
 from segmint.operators.decoding import JpegDecoder
-from segmint.pipeline.evaluate.answer import Subject
-from segmint.pipeline.evaluate.kinds import Chosen
-from segmint.pipeline.evaluate.setup import TruthOptions, open_truths
-from segmint.pipeline.evaluate.truth import Decoders, Truth, TruthImage, UnreadableTruthError
+from segmint.pipeline.engine.evaluate.answer import Subject
+from segmint.pipeline.engine.evaluate.kinds import Chosen
+from segmint.pipeline.engine.evaluate.setup import TruthOptions, open_truths
+from segmint.pipeline.engine.evaluate.truth import Decoders, Truth, TruthImage, UnreadableTruthError
 from tests.support.committed import masks, row_of, write_dataset
 from tests.support.locations import location_of
 

@@ -2,8 +2,8 @@
 
 from segmint.catalogs.dataset.manifest import Weights
 from segmint.catalogs.lineage import Round, trainings
-from segmint.pipeline.engine.answer import RoundStatus
-from segmint.pipeline.engine.lineages import in_order
+from segmint.pipeline.engine.rounds.answer import RoundStatus
+from segmint.pipeline.engine.rounds.lineages import in_order
 from tests.support.lineages import chain_of
 
 A, B, C, D, X = (letter * 64 for letter in "abcdf")

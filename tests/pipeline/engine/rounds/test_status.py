@@ -10,7 +10,7 @@ import pytest
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, Weights
 from segmint.catalogs.layout import MANIFEST
-from segmint.pipeline.engine.status import read_engine
+from segmint.pipeline.engine.rounds.status import read_engine
 from tests.support.builds import segmint_here
 from tests.support.committed import row_of, write_dataset, write_generation
 from tests.support.lineages import BASE, HELD_OUT, TRAINED, chain_of

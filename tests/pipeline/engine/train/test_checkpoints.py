@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from segmint.infra.errors import SegmintError, UnfinishedError
-from segmint.pipeline.train.checkpoints import (
+from segmint.pipeline.engine.train.checkpoints import (
     DamagedCheckpointError,
     Measured,
     list_checkpoints,

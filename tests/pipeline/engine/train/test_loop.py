@@ -2,10 +2,10 @@
 
 import pytest
 
-from segmint.pipeline.train.evaluation import Evaluation
-from segmint.pipeline.train.loop import Ended, Hooks, best_of, is_over, run_steps
-from segmint.pipeline.train.settings import TrainConfig
-from segmint.pipeline.train.trainer import StepResult
+from segmint.pipeline.engine.train.evaluation import Evaluation
+from segmint.pipeline.engine.train.loop import Ended, Hooks, best_of, is_over, run_steps
+from segmint.pipeline.engine.train.settings import TrainConfig
+from segmint.pipeline.engine.train.trainer import StepResult
 
 
 def measured(step: int, one_click: float) -> Evaluation:

@@ -15,11 +15,11 @@ from segmint.catalogs.dataset.outputs import read_notes
 from segmint.infra.errors import UsageError
 from segmint.model.detectors.torchscript import TorchScriptDetector
 from segmint.model.training.objects import ObjectImage
-from segmint.pipeline.train import objects
-from segmint.pipeline.train.data.images import OpenedDataset
-from segmint.pipeline.train.objects import OBJECTS, run_objects
-from segmint.pipeline.train.settings import TrainConfig, load_train_config
-from segmint.pipeline.train.trainer import TrainingError
+from segmint.pipeline.engine.train import objects
+from segmint.pipeline.engine.train.data.images import OpenedDataset
+from segmint.pipeline.engine.train.objects import OBJECTS, run_objects
+from segmint.pipeline.engine.train.settings import TrainConfig, load_train_config
+from segmint.pipeline.engine.train.trainer import TrainingError
 from tests.support.locations import location_of
 from tests.support.trainable import scene
 

@@ -7,7 +7,7 @@ import torch
 
 from segmint.infra.errors import UnfinishedError
 from segmint.model.sam.load import build_sam, load_sam
-from segmint.pipeline.train.record import put_weights
+from segmint.pipeline.engine.train.record import put_weights
 from tests.support.locations import location_of
 
 

@@ -19,9 +19,9 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.sam.load import load_sam
-from segmint.pipeline.train.record import TrainingRecord
-from segmint.pipeline.train.run import run_train
-from segmint.pipeline.train.settings import load_train_config
+from segmint.pipeline.engine.train.record import TrainingRecord
+from segmint.pipeline.engine.train.run import run_train
+from segmint.pipeline.engine.train.settings import load_train_config
 from tests.support.builds import ROOT
 from tests.support.everything import upload
 from tests.support.locations import location_of

@@ -7,11 +7,11 @@ import torch
 
 from segmint.catalogs.lineage import Round
 from segmint.infra.device import Compute
-from segmint.pipeline.train.checkpoints import CHECKPOINTS, list_checkpoints
-from segmint.pipeline.train.evaluation import Evaluation
-from segmint.pipeline.train.record import RunRecord
-from segmint.pipeline.train.session import Session
-from segmint.pipeline.train.settings import DatasetKeys, TrainConfig
+from segmint.pipeline.engine.train.checkpoints import CHECKPOINTS, list_checkpoints
+from segmint.pipeline.engine.train.evaluation import Evaluation
+from segmint.pipeline.engine.train.record import RunRecord
+from segmint.pipeline.engine.train.session import Session
+from segmint.pipeline.engine.train.settings import DatasetKeys, TrainConfig
 from tests.support.locations import location_of
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from segmint.infra.errors import UsageError
 from segmint.model.training.recipe import FINETUNE, PAPER
-from segmint.pipeline.train.presets import recipe_of, with_preset
-from segmint.pipeline.train.settings import RUNTIME_KEYS, TrainConfig, identity_keys, load_train_config
+from segmint.pipeline.engine.train.presets import recipe_of, with_preset
+from segmint.pipeline.engine.train.settings import RUNTIME_KEYS, TrainConfig, identity_keys, load_train_config
 
 GOOD = "datasets: [{uri: data/street}]\noutput: out\n"
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from segmint.catalogs.dataset.kept import EMBEDDINGS, dataset_key
 from segmint.infra.device import Compute
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.sam import Sam
-from segmint.pipeline.train.data.cache import EmbeddingCache
-from segmint.pipeline.train.data.draws import Draws
-from segmint.pipeline.train.data.kept import EMBEDDINGS, dataset_key
-from segmint.pipeline.train.data.reading import ImageReader
-from segmint.pipeline.train.embedding import FrozenEncoder, cache_key, encoder_hash
-from segmint.pipeline.train.trainer import Trainer, TrainingError
-from segmint.pipeline.train.world import World
+from segmint.pipeline.engine.train.data.cache import EmbeddingCache
+from segmint.pipeline.engine.train.data.draws import Draws
+from segmint.pipeline.engine.train.data.reading import ImageReader
+from segmint.pipeline.engine.train.embedding import FrozenEncoder, cache_key, encoder_hash
+from segmint.pipeline.engine.train.trainer import Trainer, TrainingError
+from segmint.pipeline.engine.train.world import World
 from tests.support.locations import location_of
 from tests.support.trained import Found, find
 

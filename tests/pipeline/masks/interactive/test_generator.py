@@ -12,8 +12,8 @@ from segmint.model.automatic import generator as base
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam import predictor as sam_predictor
 from segmint.model.sam.load import build_sam
-from segmint.pipeline.interactive.generator import MaskGenerator
-from segmint.pipeline.interactive.models import Predictor
+from segmint.pipeline.masks.interactive.generator import MaskGenerator
+from segmint.pipeline.masks.interactive.models import Predictor
 from tests.support.embedded_once import embed_once
 
 

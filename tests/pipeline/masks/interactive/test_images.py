@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segmint.pipeline.interactive.images import ImageError, describe, pixels_of
+from segmint.pipeline.masks.interactive.images import ImageError, describe, pixels_of
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import segmint
 from segmint.infra.errors import UsageError
 from segmint.model.sam import predictor as base
 from segmint.model.sam.load import build_sam, load_sam
-from segmint.pipeline.interactive.models import Predictor, sam_of
+from segmint.pipeline.masks.interactive.models import Predictor, sam_of
 from tests.support.embedded_once import embed_once
 
 

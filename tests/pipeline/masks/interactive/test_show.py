@@ -17,9 +17,9 @@ from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.model.automatic.records import Funnel, MaskRecord
 from segmint.model.automatic.rle import decompress, encode
 from segmint.operators.overlay import draw_overlay
-from segmint.pipeline.interactive.images import Pixels
-from segmint.pipeline.interactive.results import ImageMasks
-from segmint.pipeline.interactive.show import MissingMatplotlibError, show
+from segmint.pipeline.masks.interactive.images import Pixels
+from segmint.pipeline.masks.interactive.results import ImageMasks
+from segmint.pipeline.masks.interactive.show import MissingMatplotlibError, show
 
 mpl.use("Agg")
 

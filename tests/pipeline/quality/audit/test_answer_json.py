@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.infra.errors import UsageError
-from segmint.pipeline.audit.answer import AuditReport, Checked, Duplicates
-from segmint.pipeline.audit.answer_json import from_json, read_audit, to_dict, to_json
+from segmint.pipeline.quality.audit.answer import AuditReport, Checked, Duplicates
+from segmint.pipeline.quality.audit.answer_json import from_json, read_audit, to_dict, to_json
 from tests.support.locations import location_of
 
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))

@@ -17,12 +17,12 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import ReleaseConfig, release
-from segmint.pipeline.audit.answer import AuditReport, Duplicates
-from segmint.pipeline.audit.answer_json import from_json, to_dict, to_json
-from segmint.pipeline.audit.answer_text import answer_lines
-from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.redact import redact
+from segmint.pipeline.quality.audit.answer import AuditReport, Duplicates
+from segmint.pipeline.quality.audit.answer_json import from_json, to_dict, to_json
+from segmint.pipeline.quality.audit.answer_text import answer_lines
+from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
 from tests.support.bombs import jpeg_saying
 from tests.support.builds import digests, photograph
 from tests.support.committed_shard import CommittedShard, change_manifest

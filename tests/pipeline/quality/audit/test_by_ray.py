@@ -19,7 +19,7 @@ import pytest
 import ray
 from typer.testing import CliRunner
 
-import segmint.pipeline.audit.integrity
+import segmint.pipeline.quality.audit.integrity
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.findings import Code
@@ -31,18 +31,18 @@ from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
 from segmint.operators.audit.detectors import GivenDetector
 from segmint.operators.prepare.release import ReleaseConfig, release
-from segmint.pipeline.audit import by_ray as audit_ray
-from segmint.pipeline.audit.answer import AuditReport
-from segmint.pipeline.audit.answer_text import answer_lines
-from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
-from segmint.pipeline.audit.by_ray import AuditShards, audit_by_ray
-from segmint.pipeline.audit.content import ContentPlan
-from segmint.pipeline.audit.integrity import audit_integrity
-from segmint.pipeline.audit.privacy import SearchPlan
-from segmint.pipeline.audit.shard import FileSettings, ShardPlan
-from segmint.pipeline.audit.workers import AuditTask
-from segmint.pipeline.cli import app
+from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import ResourcesConfig
+from segmint.pipeline.quality.audit import by_ray as audit_ray
+from segmint.pipeline.quality.audit.answer import AuditReport
+from segmint.pipeline.quality.audit.answer_text import answer_lines
+from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.quality.audit.by_ray import AuditShards, audit_by_ray
+from segmint.pipeline.quality.audit.content import ContentPlan
+from segmint.pipeline.quality.audit.integrity import audit_integrity
+from segmint.pipeline.quality.audit.privacy import SearchPlan
+from segmint.pipeline.quality.audit.shard import FileSettings, ShardPlan
+from segmint.pipeline.quality.audit.workers import AuditTask
 from tests.support.builds import ROOT, digests, photograph
 from tests.support.committed_shard import CommittedShard
 from tests.support.everything import upload
@@ -156,7 +156,7 @@ def test_a_fault_of_the_store_is_that_fault(minted: Path, s3_server: S3Server, s
 @pytest.mark.parametrize("arguments", [["--integrity-only"], ["--privacy-sample", "1"]])
 def test_the_command_says_the_same(minted: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     threads = CliRunner().invoke(app, ["audit", str(minted), "--json", *arguments])
-    monkeypatch.setattr(segmint.pipeline.audit.integrity, "RAY_FROM_MASKS", BY_RAY)
+    monkeypatch.setattr(segmint.pipeline.quality.audit.integrity, "RAY_FROM_MASKS", BY_RAY)
     by_ray = CliRunner().invoke(app, ["audit", str(minted), "--json", *arguments])
     assert (by_ray.exit_code, by_ray.stdout) == (threads.exit_code, threads.stdout)
     assert by_ray.exit_code == 0
@@ -166,8 +166,8 @@ def test_the_command_says_the_same(minted: Path, monkeypatch: pytest.MonkeyPatch
 WAITING = """
 import os, time
 from pathlib import Path
-import segmint.pipeline.audit.integrity, segmint.pipeline.audit.by_ray
-from segmint.pipeline.cli import main
+import segmint.pipeline.quality.audit.integrity, segmint.pipeline.quality.audit.by_ray
+from segmint.pipeline.commands.cli import main
 
 class Waiting:
     def __init__(self, task):
@@ -177,8 +177,8 @@ class Waiting:
         Path(os.environ["BEGUN"]).touch()
         time.sleep(3600)
 
-segmint.pipeline.audit.integrity.RAY_FROM_MASKS = 0
-segmint.pipeline.audit.by_ray.AuditShards = Waiting
+segmint.pipeline.quality.audit.integrity.RAY_FROM_MASKS = 0
+segmint.pipeline.quality.audit.by_ray.AuditShards = Waiting
 main()
 """
 

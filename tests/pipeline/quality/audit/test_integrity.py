@@ -15,10 +15,10 @@ from segmint.catalogs.layout import data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.audit import integrity
-from segmint.pipeline.audit.answer import AuditReport
-from segmint.pipeline.audit.answer_text import answer_lines
-from segmint.pipeline.audit.integrity import audit_integrity, sampled
+from segmint.pipeline.quality.audit import integrity
+from segmint.pipeline.quality.audit.answer import AuditReport
+from segmint.pipeline.quality.audit.answer_text import answer_lines
+from segmint.pipeline.quality.audit.integrity import audit_integrity, sampled
 from tests.support.builds import digests
 from tests.support.committed_shard import CommittedShard
 from tests.support.locations import location_of

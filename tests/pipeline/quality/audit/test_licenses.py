@@ -5,9 +5,9 @@ from typing import Any
 
 from segmint.catalogs.findings import Code, Place
 from segmint.catalogs.licenses import LicensePolicy
-from segmint.pipeline.audit.answer import JudgedLicense, Licenses
-from segmint.pipeline.audit.licenses import LicenseCounts, LicenseRules, audit_licenses
-from segmint.pipeline.statistics.values import ProviderImages
+from segmint.pipeline.quality.audit.answer import JudgedLicense, Licenses
+from segmint.pipeline.quality.audit.licenses import LicenseCounts, LicenseRules, audit_licenses
+from segmint.pipeline.quality.statistics.values import ProviderImages
 
 BUILT, TODAY = date(2026, 1, 1), date(2026, 6, 1)
 POLICY = LicensePolicy(frozenset({"CC0-1.0", "CC-BY-4.0"}), require_redistributable=False, policy_date=BUILT)

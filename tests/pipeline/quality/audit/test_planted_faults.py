@@ -32,12 +32,12 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.rows import to_table
 from segmint.operators.schemas import SCHEMAS_OF
-from segmint.pipeline.annotate.merge.run import merge_answers
-from segmint.pipeline.audit.answer import AuditReport
-from segmint.pipeline.audit.answer_text import answer_lines
-from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
-from segmint.pipeline.audit.integrity import audit_integrity
+from segmint.pipeline.corrections.merge.run import merge_answers
 from segmint.pipeline.corrections.takedown import takedown
+from segmint.pipeline.quality.audit.answer import AuditReport
+from segmint.pipeline.quality.audit.answer_text import answer_lines
+from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.answered import answer_to
 from tests.support.bombs import hostile_tar
 from tests.support.builds import photograph

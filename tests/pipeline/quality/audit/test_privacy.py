@@ -20,13 +20,13 @@ from segmint.operators.audit.privacy import StillDetected
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.deidentify import RULES, DeidentifyConfig, PlatesConfig, build_detectors
 from segmint.operators.prepare.release import ReleaseConfig, release
-from segmint.pipeline.audit.answer import Agreement, AuditReport, NotLookedAt
-from segmint.pipeline.audit.answer_json import from_json, to_dict, to_json
-from segmint.pipeline.audit.answer_text import answer_lines
-from segmint.pipeline.audit.audit import AuditOptions, audit_dataset
-from segmint.pipeline.audit.privacy import PrivacySummary, Search
 from segmint.pipeline.corrections.redact import redact
-from segmint.pipeline.statistics.values import json_value
+from segmint.pipeline.quality.audit.answer import Agreement, AuditReport, NotLookedAt
+from segmint.pipeline.quality.audit.answer_json import from_json, to_dict, to_json
+from segmint.pipeline.quality.audit.answer_text import answer_lines
+from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.quality.audit.privacy import PrivacySummary, Search
+from segmint.pipeline.quality.statistics.values import json_value
 from tests.support.builds import photograph
 from tests.support.committed_shard import CommittedShard, change_manifest
 from tests.support.foreign_data import loosen
@@ -226,12 +226,12 @@ def test_a_detector_that_would_look_at_nothing_is_refused(
 def test_a_wrong_file_is_refused_before_anything_is_looked_at(
     minted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segmint.pipeline.audit.audit.audit_integrity", None)
+    monkeypatch.setattr("segmint.pipeline.quality.audit.audit.audit_integrity", None)
     other = saved(OnlyScores(), tmp_path / "other.pt")
     with pytest.raises(UsageError, match="failed on a blank image"):
         audit(minted, detectors=given(("face", other)))
     loose = loosen(minted, tmp_path / "loose")
-    monkeypatch.setattr("segmint.pipeline.audit.audit.open_tables", None)
+    monkeypatch.setattr("segmint.pipeline.quality.audit.audit.open_tables", None)
     credits = location_of(tmp_path / "credits.csv")
     for wrong, message in (
         ({"detectors": given(("face", other))}, "failed on a blank image"),

@@ -10,10 +10,10 @@ from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_
 from segmint.catalogs.findings import Code
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.audit.answer_json import from_json, to_json
-from segmint.pipeline.audit.answer_text import answer_lines
-from segmint.pipeline.audit.integrity import audit_integrity
-from segmint.pipeline.audit.versions import audit_index, audit_version
+from segmint.pipeline.quality.audit.answer_json import from_json, to_json
+from segmint.pipeline.quality.audit.answer_text import answer_lines
+from segmint.pipeline.quality.audit.integrity import audit_integrity
+from segmint.pipeline.quality.audit.versions import audit_index, audit_version
 from tests.support.protocol import Place, two_shards, write
 
 

@@ -15,7 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segmint.catalogs.dataset.versions.digest import Snapshot, VersionLeaf
-from segmint.pipeline.evidence.check import check_files, digest_of, is_ed25519_signature, key_id, key_of, lines_about
+from segmint.pipeline.quality.evidence.check import (
+    check_files,
+    digest_of,
+    is_ed25519_signature,
+    key_id,
+    key_of,
+    lines_about,
+)
 
 SHA256 = st.binary(min_size=32, max_size=32).map(bytes.hex)
 

@@ -8,8 +8,8 @@ import pytest
 
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.infra.errors import UsageError
-from segmint.pipeline.audit.answer_json import read_audit
-from segmint.pipeline.evidence.evidence import check_target, write_evidence
+from segmint.pipeline.quality.audit.answer_json import read_audit
+from segmint.pipeline.quality.evidence.evidence import check_target, write_evidence
 from tests.support.html import parse_page
 from tests.support.locations import location_of
 from tests.support.reported import QUICK

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.report.beside import THIS
-from segmint.pipeline.report.report import Report, write_report
+from segmint.pipeline.quality.report.beside import THIS
+from segmint.pipeline.quality.report.report import Report, write_report
 from tests.support.html import parse_page
 from tests.support.locations import location_of
 from tests.support.reported import audit_with_findings

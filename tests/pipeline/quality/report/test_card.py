@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.report.card import escaped, front_matter
-from segmint.pipeline.report.facts import gather_facts
-from segmint.pipeline.statistics.open_tables import open_tables
+from segmint.pipeline.quality.report.card import escaped, front_matter
+from segmint.pipeline.quality.report.facts import gather_facts
+from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.locations import location_of
 
 SECTIONS = (

@@ -2,8 +2,8 @@
 
 from dataclasses import asdict
 
-from segmint.pipeline.report.charts import charts_of, ranked
-from segmint.pipeline.statistics.values import FunnelStep, Geography, GroupImages
+from segmint.pipeline.quality.report.charts import charts_of, ranked
+from segmint.pipeline.quality.statistics.values import FunnelStep, Geography, GroupImages
 from tests.support.statistics import statistics_of
 
 

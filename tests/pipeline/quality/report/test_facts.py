@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.report.facts import Credit, Detector, RedactedRegions, gather_facts
-from segmint.pipeline.statistics.open_tables import open_tables
+from segmint.pipeline.quality.report.facts import Credit, Detector, RedactedRegions, gather_facts
+from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.locations import location_of
 from tests.support.reported import ATTRIBUTION
 

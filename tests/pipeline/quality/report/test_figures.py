@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segmint.pipeline.report.charts import charts_of
-from segmint.pipeline.report.figures import draw_figures
-from segmint.pipeline.statistics.values import (
+from segmint.pipeline.quality.report.charts import charts_of
+from segmint.pipeline.quality.report.figures import draw_figures
+from segmint.pipeline.quality.statistics.values import (
     BinImages,
     Centers,
     Geography,

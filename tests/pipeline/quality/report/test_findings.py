@@ -1,7 +1,7 @@
 """Findings by area, and the images that they are about."""
 
 from segmint.catalogs.findings import Code, Finding, Findings
-from segmint.pipeline.report.findings import groups_of, images_of
+from segmint.pipeline.quality.report.findings import groups_of, images_of
 
 
 def finding(code: Code = Code.MASK_AREA, image: int | None = 1) -> Finding:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from segmint.pipeline.report.numbers import NUMBERS, numbers_table
-from segmint.pipeline.statistics.values import (
+from segmint.pipeline.quality.report.numbers import NUMBERS, numbers_table
+from segmint.pipeline.quality.statistics.values import (
     BinImages,
     Centers,
     Concavity,

@@ -2,10 +2,10 @@
 
 import pytest
 
-from segmint.pipeline.report.page import Pictures, groups_and_paper, leading_aspect, remarks_of
-from segmint.pipeline.report.samples import Picture
-from segmint.pipeline.statistics.statistics import geography
-from segmint.pipeline.statistics.values import Cleanup
+from segmint.pipeline.quality.report.page import Pictures, groups_and_paper, leading_aspect, remarks_of
+from segmint.pipeline.quality.report.samples import Picture
+from segmint.pipeline.quality.statistics.statistics import geography
+from segmint.pipeline.quality.statistics.values import Cleanup
 from tests.support.statistics import statistics_of
 
 

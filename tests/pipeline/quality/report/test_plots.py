@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from segmint.pipeline.report.plots import Bar, Bars, HeatMap, Tick, heat_map, histogram
-from segmint.pipeline.statistics.values import Centers, Histogram
+from segmint.pipeline.quality.report.plots import Bar, Bars, HeatMap, Tick, heat_map, histogram
+from segmint.pipeline.quality.statistics.values import Centers, Histogram
 
 
 def steps(edges: list[float], counts: list[int]):

@@ -14,12 +14,12 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import base_name
-from segmint.pipeline.audit.answer_json import to_json
-from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.redact import redact
-from segmint.pipeline.report.report import path_to_dataset, statistics_of, write_report
-from segmint.pipeline.statistics.open_tables import open_tables
-from segmint.pipeline.statistics.statistics import compute_statistics
+from segmint.pipeline.quality.audit.answer_json import to_json
+from segmint.pipeline.quality.audit.integrity import audit_integrity
+from segmint.pipeline.quality.report.report import path_to_dataset, statistics_of, write_report
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.statistics import compute_statistics
 from tests.support.builds import digests
 from tests.support.everything import upload
 from tests.support.foreign_data import loosen

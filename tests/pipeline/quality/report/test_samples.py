@@ -12,8 +12,8 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import encode
-from segmint.pipeline.report.samples import LONG_SIDE, choose_images, draw_pictures, draw_small
-from segmint.pipeline.statistics.open_tables import open_tables
+from segmint.pipeline.quality.report.samples import LONG_SIDE, choose_images, draw_pictures, draw_small
+from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.bombs import jpeg_saying
 from tests.support.foreign_data import loosen
 from tests.support.locations import location_of

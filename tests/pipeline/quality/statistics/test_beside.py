@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from segmint.pipeline.statistics.beside import LEAST_MASKS, SIZES, SameSizes, Stratum, at_same_sizes, concavity_by_size
+from segmint.pipeline.quality.statistics.beside import (
+    LEAST_MASKS,
+    SIZES,
+    SameSizes,
+    Stratum,
+    at_same_sizes,
+    concavity_by_size,
+)
 from tests.support.drawn import draw, image_with, tables_of
 
 SMALL = draw(100, 100, (5, 5, 10, 10))  # a tenth of the side, convex

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from segmint.pipeline.statistics.histograms import Bins, as_counts
+from segmint.pipeline.quality.statistics.histograms import Bins, as_counts
 
 
 @pytest.mark.parametrize("bins", [Bins(0, 1, 50), Bins(0.5, 1.1, 60), Bins(-5, 5, 40, log2=True), Bins(0, 1, 1)])

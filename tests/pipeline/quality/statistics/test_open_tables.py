@@ -14,7 +14,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.schemas import SCHEMAS
-from segmint.pipeline.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.foreign_data import Document, count_pixels, loosen, pack, uncompress
 from tests.support.locations import location_of
 

@@ -3,7 +3,7 @@
 import pytest
 
 from segmint.catalogs.countries import INCOMES, REGIONS
-from segmint.pipeline.statistics.paper import MASKS_PER_IMAGE, PAPER
+from segmint.pipeline.quality.statistics.paper import MASKS_PER_IMAGE, PAPER
 
 
 def test_shares_add_up_and_groups_are_ours() -> None:

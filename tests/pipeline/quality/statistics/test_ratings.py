@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from segmint.catalogs.dataset.annotations.ratings import put_rating
-from segmint.pipeline.statistics.open_tables import open_tables
-from segmint.pipeline.statistics.ratings import RatedMask, measure_ratings, summarize
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.ratings import RatedMask, measure_ratings, summarize
 from tests.support.locations import location_of
 from tests.support.rated import counts_by_mask, rating_of
 

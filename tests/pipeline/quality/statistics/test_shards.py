@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from segmint.pipeline.statistics.shards import METRICS, drift, outliers
+from segmint.pipeline.quality.statistics.shards import METRICS, drift, outliers
 
 SHARDS, IMAGES = 20, 60
 

@@ -12,9 +12,9 @@ from skimage.measure import regionprops
 
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.operators.schemas import FUNNEL_STEPS
-from segmint.pipeline.statistics.open_tables import open_tables
-from segmint.pipeline.statistics.statistics import compute_statistics, geography, masks_per_image
-from segmint.pipeline.statistics.values import (
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.statistics import compute_statistics, geography, masks_per_image
+from segmint.pipeline.quality.statistics.values import (
     BinImages,
     Centers,
     Cleanup,

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from segmint.catalogs.dataset.annotations.answers import Answer, put_answer
-from segmint.pipeline.annotate.board import Board
-from segmint.pipeline.annotate.merge.run import merge_answers
-from segmint.pipeline.report.report import write_report
-from segmint.pipeline.study.agreement import agreement, measure_agreement, sum_up
+from segmint.pipeline.corrections.merge.run import merge_answers
+from segmint.pipeline.engine.annotate.board import Board
+from segmint.pipeline.quality.report.report import write_report
+from segmint.pipeline.quality.study.agreement import agreement, measure_agreement, sum_up
 from tests.support.answered import answer_to, answer_value, new_mask
 from tests.support.locations import location_of
 from tests.support.protocol import Place, two_shards

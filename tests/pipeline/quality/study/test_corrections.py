@@ -7,7 +7,7 @@ import pytest
 from label_studio_sdk.converter import brush
 from pycocotools import mask as coco
 
-from segmint.pipeline.study.corrections import Corrections, read_coco, read_label_studio
+from segmint.pipeline.quality.study.corrections import Corrections, read_coco, read_label_studio
 
 SIZE = (30, 40)
 SIZES = {1: SIZE, 12: SIZE}

@@ -11,7 +11,14 @@ from pycocotools.coco import COCO
 
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.infra.errors import UsageError
-from segmint.pipeline.study.sample import Stratum, allocate, draw_stratified, mask_sha256, sample_study, stratum_of
+from segmint.pipeline.quality.study.sample import (
+    Stratum,
+    allocate,
+    draw_stratified,
+    mask_sha256,
+    sample_study,
+    stratum_of,
+)
 from tests.support.committed import write_dataset
 from tests.support.imported import FIRST, import_coco, write_coco
 from tests.support.killed_writes import KilledError, dying_after

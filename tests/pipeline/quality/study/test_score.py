@@ -10,8 +10,8 @@ import pytest
 from pycocotools import mask as coco
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.study.sample import sample_study
-from segmint.pipeline.study.score import StudyScore, score_study
+from segmint.pipeline.quality.study.sample import sample_study
+from segmint.pipeline.quality.study.score import StudyScore, score_study
 from tests.support.committed import write_dataset
 from tests.support.label_studio import answered, convert, decode, painted
 from tests.support.locations import location_of

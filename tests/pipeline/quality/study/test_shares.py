@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from segmint.pipeline.statistics.intervals import wilson
-from segmint.pipeline.study.shares import share_over
+from segmint.operators.intervals import wilson
+from segmint.pipeline.quality.study.shares import share_over
 
 
 @pytest.mark.parametrize(

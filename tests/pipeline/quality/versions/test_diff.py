@@ -18,7 +18,7 @@ from segmint.operators.rows import Row
 from segmint.operators.shards.revise import revise_shard
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.takedown import takedown
-from segmint.pipeline.versions.diff import Images, diff_datasets
+from segmint.pipeline.quality.versions.diff import Images, diff_datasets
 from tests.support.locations import location_of
 from tests.support.protocol import Place, two_shards, write
 

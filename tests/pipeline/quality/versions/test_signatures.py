@@ -13,8 +13,8 @@ from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.versions.record import put_version, read_version
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.versions.signatures import key_id, message_of, sign_version
-from segmint.pipeline.versions.verify import verify_dataset
+from segmint.pipeline.quality.versions.signatures import key_id, message_of, sign_version
+from segmint.pipeline.quality.versions.verify import verify_dataset
 from tests.support.keys import write_keys
 from tests.support.locations import location_of
 from tests.support.protocol import Place, two_shards, write

@@ -15,8 +15,8 @@ from segmint.catalogs.dataset.versions import digest
 from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version, read_version
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.versions import verify
-from segmint.pipeline.versions.verify import Verified, verify_dataset
+from segmint.pipeline.quality.versions import verify
+from segmint.pipeline.quality.versions.verify import Verified, verify_dataset
 from tests.support.locations import location_of
 from tests.support.protocol import Place, two_shards, write
 

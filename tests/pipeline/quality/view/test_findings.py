@@ -1,9 +1,9 @@
 """An audit's findings by image."""
 
 from segmint.catalogs.findings import Code, Finding, Findings
-from segmint.pipeline.audit.answer import FoundRegion, Privacy
-from segmint.pipeline.statistics.values import NearDuplicates, Outlier, SimilarMasks
-from segmint.pipeline.view.findings import AuditFindings, ImageFinding, findings_of
+from segmint.pipeline.quality.audit.answer import FoundRegion, Privacy
+from segmint.pipeline.quality.statistics.values import NearDuplicates, Outlier, SimilarMasks
+from segmint.pipeline.quality.view.findings import AuditFindings, ImageFinding, findings_of
 from tests.support.statistics import audit_of, statistics_of
 
 

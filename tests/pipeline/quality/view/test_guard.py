@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from segmint.pipeline.view.guard import Access, Guard
+from segmint.pipeline.quality.view.guard import Access, Guard
 
 PORT = 8123
 COOKIE = f"segmint-view-{PORT}"

@@ -12,7 +12,7 @@ from PIL import Image
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.decoding import JpegDecoder
-from segmint.pipeline.view.images import NoPictureError, Place, Recent, ShardPictures, Thumbnails, thumbnail
+from segmint.pipeline.quality.view.images import NoPictureError, Place, Recent, ShardPictures, Thumbnails, thumbnail
 from tests.support.committed import write_dataset, write_generation
 from tests.support.everything import jpegs, upload
 from tests.support.locations import location_of

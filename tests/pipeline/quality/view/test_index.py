@@ -12,10 +12,10 @@ import pytest
 from segmint.catalogs.dataset.tables import DatasetTables, TableFile, make_folder
 from segmint.catalogs.layout import DamagedDatasetError, data_path
 from segmint.operators.schemas import IMAGES
-from segmint.pipeline.view.findings import ImageFinding
-from segmint.pipeline.view.images import Place
-from segmint.pipeline.view.index import ImageIndex, UnknownImageError
-from segmint.pipeline.view.queries import RANGES, SORTS, parse_filters
+from segmint.pipeline.quality.view.findings import ImageFinding
+from segmint.pipeline.quality.view.images import Place
+from segmint.pipeline.quality.view.index import ImageIndex, UnknownImageError
+from segmint.pipeline.quality.view.queries import RANGES, SORTS, parse_filters
 from tests.support.locations import location_of
 
 COUNT = 300

@@ -3,7 +3,7 @@
 import pytest
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.view.queries import Filters, order, parse_filters, where
+from segmint.pipeline.quality.view.queries import Filters, order, parse_filters, where
 
 
 def test_an_address_says_what_is_shown() -> None:

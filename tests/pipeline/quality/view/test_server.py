@@ -12,13 +12,13 @@ from segmint.catalogs.dataset.tombstones import Asked
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.audit.answer_json import to_json
-from segmint.pipeline.audit.audit import audit_dataset
-from segmint.pipeline.audit.integrity import audit_integrity
 from segmint.pipeline.corrections.takedown import takedown
-from segmint.pipeline.view.app import make_app
-from segmint.pipeline.view.guard import Access
-from segmint.pipeline.view.server import listen, open_viewer, serve
+from segmint.pipeline.quality.audit.answer_json import to_json
+from segmint.pipeline.quality.audit.audit import audit_dataset
+from segmint.pipeline.quality.audit.integrity import audit_integrity
+from segmint.pipeline.quality.view.app import make_app
+from segmint.pipeline.quality.view.guard import Access
+from segmint.pipeline.quality.view.server import listen, open_viewer, serve
 from tests.support.bombs import jpeg_saying
 from tests.support.everything import upload
 from tests.support.foreign_data import Document, loosen, pack

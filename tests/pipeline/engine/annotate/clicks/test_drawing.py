@@ -12,9 +12,9 @@ from segmint.model.automatic.filters import stability_scores
 from segmint.model.automatic.rle import Rle, decode, encode
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.pipeline.annotate.clicks import drawing, exact_rows
-from segmint.pipeline.annotate.clicks.drawing import draw_mask
-from segmint.pipeline.annotate.clicks.exact_rows import ExactRows
+from segmint.pipeline.engine.annotate.clicks import drawing, exact_rows
+from segmint.pipeline.engine.annotate.clicks.drawing import draw_mask
+from segmint.pipeline.engine.annotate.clicks.exact_rows import ExactRows
 
 FRAMES = [((1024, 683), (1500, 1000)), ((683, 1024), (427, 640)), ((1024, 1024), (333, 333)), ((500, 1024), (61, 125))]
 

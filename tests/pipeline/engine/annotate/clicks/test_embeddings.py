@@ -15,9 +15,9 @@ from PIL import Image
 
 from segmint.model.sam.predictor import Embedding
 from segmint.operators.decoding import JpegDecoder
-from segmint.pipeline.annotate.clicks.embeddings import Embeddings
-from segmint.pipeline.annotate.source import NotReadyError, OpenImage
-from segmint.pipeline.view.images import NoPictureError, Place
+from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
+from segmint.pipeline.engine.annotate.source import NotReadyError, OpenImage
+from segmint.pipeline.quality.view.images import NoPictureError, Place
 
 
 class Recorder:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
-from segmint.pipeline.annotate.clicks.predictor_thread import PredictorThread
+from segmint.pipeline.engine.annotate.clicks.predictor_thread import PredictorThread
 
 POINT: dict[str, Any] = {"points": np.array([[[300.0, 150.0]]]), "labels": np.array([[1]])}
 

@@ -14,7 +14,7 @@ from segmint.model.automatic.rle import Rle, decode, encode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.pipeline.annotate.clicks.prefill import ObjectFinder, clipped, prefill
+from segmint.pipeline.engine.annotate.clicks.prefill import ObjectFinder, clipped, prefill
 
 CUP = (120.0, 60.0, 450.0, 345.0)
 PLATE = (60.0, 40.0, 520.0, 390.0)

@@ -14,13 +14,13 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.evaluate.boundaries import label_boundaries
 from segmint.operators.evaluate.edge_scores import edge_scores
 from segmint.operators.evaluate.edges import EdgeCounts, thresholds
-from segmint.pipeline.evaluate.answer import NothingMeasuredError, Subject
-from segmint.pipeline.evaluate.edges.answer import answer_of, gather
-from segmint.pipeline.evaluate.edges.edges import evaluate_edges
-from segmint.pipeline.evaluate.edges.measure import COUNTS, EdgesMeasure, counts_of
-from segmint.pipeline.evaluate.measure import Weights
-from segmint.pipeline.evaluate.session import EvaluateOptions
-from segmint.pipeline.evaluate.setup import ModelOptions, TruthOptions
+from segmint.pipeline.engine.evaluate.answer import NothingMeasuredError, Subject
+from segmint.pipeline.engine.evaluate.edges.answer import answer_of, gather
+from segmint.pipeline.engine.evaluate.edges.edges import evaluate_edges
+from segmint.pipeline.engine.evaluate.edges.measure import COUNTS, EdgesMeasure, counts_of
+from segmint.pipeline.engine.evaluate.measure import Weights
+from segmint.pipeline.engine.evaluate.session import EvaluateOptions
+from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
 from tests.support.truth_files import TruthFiles, write_truth_files
 
 MEASURE = EdgesMeasure(points_per_side=4, cuts=19)

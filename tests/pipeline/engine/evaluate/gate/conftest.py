@@ -10,8 +10,8 @@ from segmint.catalogs.layout import canonical_json
 from segmint.catalogs.lineage import TRAINING, Round, TrainedOn
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.assets.known import ASSETS
-from segmint.pipeline.train.data.splits import is_held_out
-from segmint.pipeline.train.record import TrainingRecord
+from segmint.pipeline.engine.train.data.splits import is_held_out
+from segmint.pipeline.engine.train.record import TrainingRecord
 from tests.support.trainable import scene
 
 BASE = Round(weights=ASSETS["mobile_sam"].sha256, name="mobile_sam")

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from segmint.catalogs.lineage import Round, TrainedOn
-from segmint.pipeline.evaluate.answer import Subject
-from segmint.pipeline.evaluate.gate.answer import TO_DO, GateAnswer, GateJudgment, Images
-from segmint.pipeline.evaluate.gate.lineage import Lineage
-from segmint.pipeline.evaluate.gate.verdict import Compared, GuardCompared, Verdict, decide
-from segmint.pipeline.evaluate.measure import Weights
-from segmint.pipeline.evaluate.page import render
-from segmint.pipeline.evaluate.truth import LeftOut
+from segmint.pipeline.engine.evaluate.answer import Subject
+from segmint.pipeline.engine.evaluate.gate.answer import TO_DO, GateAnswer, GateJudgment, Images
+from segmint.pipeline.engine.evaluate.gate.lineage import Lineage
+from segmint.pipeline.engine.evaluate.gate.verdict import Compared, GuardCompared, Verdict, decide
+from segmint.pipeline.engine.evaluate.measure import Weights
+from segmint.pipeline.engine.evaluate.page import render
+from segmint.pipeline.engine.evaluate.truth import LeftOut
 from tests.support.html import parse_page
 
 OLD, NEW = Weights("mobile_sam", "a" * 64), Weights("models/new.pth", "b" * 64)

@@ -17,11 +17,11 @@ from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.lineage import Round, TrainedOn
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.evaluate.gate.held_out import untrained_images
-from segmint.pipeline.evaluate.gate.lineage import Lineage, lineage_of
-from segmint.pipeline.evaluate.measure import Weights
-from segmint.pipeline.train.data.splits import is_held_out
-from tests.pipeline.evaluate.gate.conftest import held_by_hash, put_lineage
+from segmint.pipeline.engine.evaluate.gate.held_out import untrained_images
+from segmint.pipeline.engine.evaluate.gate.lineage import Lineage, lineage_of
+from segmint.pipeline.engine.evaluate.measure import Weights
+from segmint.pipeline.engine.train.data.splits import is_held_out
+from tests.pipeline.engine.evaluate.gate.conftest import held_by_hash, put_lineage
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 from tests.support.trainable import row_of, write_trainable
@@ -166,6 +166,6 @@ def test_a_dataset_of_another_lineage_on_the_same_dataset_is_a_later_round(
     """Both were trained on `street`, in two versions of it."""
     before = Round(weights="5" * 64, name="sam.pth", datasets=(TrainedOn(name="street", digest="2" * 64),))
     changed = load_manifest(location_of(dataset)).model_copy(update={"lineage": (before,)})
-    monkeypatch.setattr("segmint.pipeline.evaluate.gate.held_out.load_manifest", lambda dataset: changed)
+    monkeypatch.setattr("segmint.pipeline.engine.evaluate.gate.held_out.load_manifest", lambda dataset: changed)
     found = untrained(dataset, lineage(weights_file("b"), (TrainedOn(name="street", digest="3" * 64), SHARE)))
     assert found.ids == held_by_hash(6, SHARE)

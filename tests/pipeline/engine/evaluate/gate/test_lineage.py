@@ -9,9 +9,9 @@ import pytest
 from segmint.catalogs.lineage import TRAINING, Round, TrainedOn
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.evaluate.gate.lineage import lineage_of
-from segmint.pipeline.evaluate.measure import Weights
-from tests.pipeline.evaluate.gate.conftest import put_lineage
+from segmint.pipeline.engine.evaluate.gate.lineage import lineage_of
+from segmint.pipeline.engine.evaluate.measure import Weights
+from tests.pipeline.engine.evaluate.gate.conftest import put_lineage
 
 Make = Callable[[str], Path]
 

@@ -5,9 +5,9 @@ import pytest
 
 from segmint.catalogs.lineage import Round
 from segmint.operators.schemas import SOURCES
-from segmint.pipeline.evaluate.gate.lineage import Lineage
-from segmint.pipeline.evaluate.gate.tally import Plain, Role, Tally, role_of, role_of_corrected
-from segmint.pipeline.evaluate.measure import Weights
+from segmint.pipeline.engine.evaluate.gate.lineage import Lineage
+from segmint.pipeline.engine.evaluate.gate.tally import Plain, Role, Tally, role_of, role_of_corrected
+from segmint.pipeline.engine.evaluate.measure import Weights
 
 
 def row(truth: int, image: str, source: str | None, weights: int, iou: float) -> dict[str, object]:

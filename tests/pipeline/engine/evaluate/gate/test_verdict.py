@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segmint.pipeline.evaluate.gate.verdict import (
+from segmint.pipeline.engine.evaluate.gate.verdict import (
     GUARD_LIMIT,
     LEAST_IMAGES,
     MEASURES,
@@ -12,7 +12,7 @@ from segmint.pipeline.evaluate.gate.verdict import (
     compare,
     decide,
 )
-from segmint.pipeline.evaluate.points.scores import ImageScores
+from segmint.pipeline.engine.evaluate.points.scores import ImageScores
 
 
 def scores_of(differences: np.ndarray, seed: int = 0, images: int | None = None) -> ImageScores:

@@ -10,7 +10,7 @@ import pytest
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.evaluate.instances.boxes import Boxes, ImageBoxes, read_boxes
+from segmint.pipeline.engine.evaluate.instances.boxes import Boxes, ImageBoxes, read_boxes
 
 ENTRY: dict[str, Any] = {"image_id": 7, "category_id": 2, "bbox": [1, 2.5, 30, 40], "score": 0.5}
 

@@ -18,11 +18,11 @@ from segmint.infra.storage.storage import Storage
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.evaluate.instances import segment_boxes
-from segmint.pipeline.evaluate.instances.answer import InstancesSettings, MatchesByCategory, gather_overlaps
-from segmint.pipeline.evaluate.instances.boxes import read_boxes
-from segmint.pipeline.evaluate.instances.instances import boxes_for, evaluate_instances
-from segmint.pipeline.evaluate.session import EvaluateOptions
-from segmint.pipeline.evaluate.setup import ModelOptions, TruthOptions, open_truths
+from segmint.pipeline.engine.evaluate.instances.answer import InstancesSettings, MatchesByCategory, gather_overlaps
+from segmint.pipeline.engine.evaluate.instances.boxes import read_boxes
+from segmint.pipeline.engine.evaluate.instances.instances import boxes_for, evaluate_instances
+from segmint.pipeline.engine.evaluate.session import EvaluateOptions
+from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions, open_truths
 from tests.support.truth_files import TruthFiles, results_of, write_truth_files
 
 # x, y, width, height; the third is in a place without a mask, the last in the image without any.

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from segmint.pipeline.evaluate.points.figures import groups_of, means_of
-from segmint.pipeline.evaluate.points.scores import ImageScores
+from segmint.pipeline.engine.evaluate.points.figures import groups_of, means_of
+from segmint.pipeline.engine.evaluate.points.scores import ImageScores
 
 
 def scores(*units: tuple[int, str, str | None, list[float]], second: float = 0.0) -> ImageScores:

@@ -17,12 +17,12 @@ from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.evaluate.coco_matching import AREAS, RecallCounts
 from segmint.operators.evaluate.proposals import LIMITS, proposal_settings, propose_objects
-from segmint.pipeline.evaluate.answer import Subject
-from segmint.pipeline.evaluate.measure import Weights
-from segmint.pipeline.evaluate.proposals.answer import answer_of, gather
-from segmint.pipeline.evaluate.proposals.proposals import evaluate_proposals
-from segmint.pipeline.evaluate.session import EvaluateOptions
-from segmint.pipeline.evaluate.setup import ModelOptions, TruthOptions
+from segmint.pipeline.engine.evaluate.answer import Subject
+from segmint.pipeline.engine.evaluate.measure import Weights
+from segmint.pipeline.engine.evaluate.proposals.answer import answer_of, gather
+from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals
+from segmint.pipeline.engine.evaluate.session import EvaluateOptions
+from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
 from tests.support.truth_files import results_of, write_truth_files
 
 

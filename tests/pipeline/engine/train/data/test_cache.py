@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import torch
 
-from segmint.pipeline.train.data.cache import BYTES, EmbeddingCache
-from segmint.pipeline.train.data.kept import Room, purge_looks
+from segmint.catalogs.dataset.kept import Room, purge_looks
+from segmint.pipeline.engine.train.data.cache import BYTES, EmbeddingCache
 from tests.support.builds import ROOT
 from tests.support.committed import write_generation
 from tests.support.locations import location_of
@@ -40,7 +40,7 @@ def test_embeddings_are_found_by_weights_and_jpeg(tmp_path):
 PUT = """
 import sys
 from pathlib import Path
-from tests.pipeline.train.data.test_cache import BYTES, DATASET, EmbeddingCache, features, jpeg, location_of
+from tests.pipeline.engine.train.data.test_cache import BYTES, DATASET, EmbeddingCache, features, jpeg, location_of
 cache = EmbeddingCache(location_of(Path(sys.argv[1])), "w1", 5.5 * BYTES)
 print("open", flush=True)
 for number in range(100, 110):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segmint.pipeline.train.data.draws import Draws, capped, fixed_draws
-from segmint.pipeline.train.settings import BatchKeys
+from segmint.pipeline.engine.train.data.draws import Draws, capped, fixed_draws
+from segmint.pipeline.engine.train.settings import BatchKeys
 from tests.support.trained import find
 
 BATCH = BatchKeys(images=3, masks=5, masks_per_image=2)

@@ -13,10 +13,10 @@ import torch
 from segmint.infra.errors import SegmintError
 from segmint.model.training.objects import mask_boxes
 from segmint.model.training.targets import fit_targets
-from segmint.pipeline.train.data.draws import Draw
-from segmint.pipeline.train.data.images import LeftOut
-from segmint.pipeline.train.data.reading import ImageReader
-from segmint.pipeline.train.world import World
+from segmint.pipeline.engine.train.data.draws import Draw
+from segmint.pipeline.engine.train.data.images import LeftOut
+from segmint.pipeline.engine.train.data.reading import ImageReader
+from segmint.pipeline.engine.train.world import World
 from tests.support.committed import write_generation
 from tests.support.committed_shard import CommittedShard
 from tests.support.locations import location_of

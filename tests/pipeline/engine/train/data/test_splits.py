@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from segmint.operators.similar.hashes import image_hashes
-from segmint.pipeline.train.data.images import TrainingImages
-from segmint.pipeline.train.data.splits import digest_of_sources, held_out, is_held_out
+from segmint.pipeline.engine.train.data.images import TrainingImages
+from segmint.pipeline.engine.train.data.splits import digest_of_sources, held_out, is_held_out
 from tests.support.photographs import photograph
 
 

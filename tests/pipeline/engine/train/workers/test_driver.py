@@ -16,11 +16,11 @@ import torch
 from segmint.catalogs.lineage import TRAINING
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
-from segmint.pipeline.train.presets import with_preset
-from segmint.pipeline.train.run import run_train
-from segmint.pipeline.train.settings import TrainConfig, TrainResources, load_train_config
-from segmint.pipeline.train.workers.driver import settle
-from segmint.pipeline.train.world import World
+from segmint.pipeline.engine.train.presets import with_preset
+from segmint.pipeline.engine.train.run import run_train
+from segmint.pipeline.engine.train.settings import TrainConfig, TrainResources, load_train_config
+from segmint.pipeline.engine.train.workers.driver import settle
+from segmint.pipeline.engine.train.world import World
 from tests.support.builds import ROOT
 from tests.support.recorded_steps import Steps, take_part, take_steps
 from tests.support.tensorboard import tensorboard_points

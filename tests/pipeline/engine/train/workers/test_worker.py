@@ -4,9 +4,9 @@ import pytest
 import ray
 
 from segmint.infra.errors import UnfinishedError, UsageError
-from segmint.pipeline.train.checkpoints import put_checkpoint
-from segmint.pipeline.train.trainer import TrainingError
-from segmint.pipeline.train.workers.worker import Deaths
+from segmint.pipeline.engine.train.checkpoints import put_checkpoint
+from segmint.pipeline.engine.train.trainer import TrainingError
+from segmint.pipeline.engine.train.workers.worker import Deaths
 from tests.support.locations import location_of
 
 pytestmark = pytest.mark.ray

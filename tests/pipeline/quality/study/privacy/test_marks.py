@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.study.privacy.marks import Mark, read_coco, read_label_studio, read_marks
+from segmint.pipeline.quality.study.privacy.marks import Mark, read_coco, read_label_studio, read_marks
 from tests.support.locations import location_of
 
 SIZES = {1: (30, 40), 12: (30, 40), 13: (30, 40)}

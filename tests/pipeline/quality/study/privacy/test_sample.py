@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.study.privacy.sample import sample_privacy
+from segmint.pipeline.quality.study.privacy.sample import sample_privacy
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 
@@ -42,7 +42,7 @@ def test_what_a_sample_holds_and_that_it_is_the_same_again(tmp_path: Path) -> No
 def test_the_label_config_is_one_of_label_studio(tmp_path: Path) -> None:
     from label_studio_sdk.label_interface import LabelInterface
 
-    from segmint.pipeline.study.privacy.sample import LABELING
+    from segmint.pipeline.quality.study.privacy.sample import LABELING
 
     assert LabelInterface(LABELING).get_control("missed").labels == ["face", "plate", "other"]
 

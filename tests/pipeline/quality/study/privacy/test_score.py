@@ -7,8 +7,8 @@ import pytest
 
 from segmint.catalogs.dataset.regions import read_regions
 from segmint.infra.errors import UsageError
-from segmint.pipeline.study.privacy.sample import sample_privacy
-from segmint.pipeline.study.privacy.score import percent, read_score, score_privacy
+from segmint.pipeline.quality.study.privacy.sample import sample_privacy
+from segmint.pipeline.quality.study.privacy.score import percent, read_score, score_privacy
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 
