@@ -26,13 +26,10 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 SCHEMA_VERSION = 2
-"""The format of new datasets: `schema_version` in `dataset.json`."""
+"""The format of a dataset: `schema_version` in `dataset.json`. This version of segmint reads and writes no other."""
 
-SCHEMA_VERSIONS = (1, SCHEMA_VERSION)
-"""The formats that this version reads and writes: a dataset keeps the one that its manifest says."""
-
-ADDED_IMAGE_COLUMNS = ("answer", "annotator", "stage", "seconds", "complete", "next_mask")
-"""The columns of `images` that format 2 added, in order."""
+ANNOTATION_COLUMNS = ("answer", "annotator", "stage", "seconds", "complete", "next_mask")
+"""The columns of `images` about annotation, in order; null where a build wrote the row, except `next_mask`."""
 
 MANIFEST = "dataset.json"
 SHARDS_INDEX = "shards.json"

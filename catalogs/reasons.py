@@ -57,7 +57,7 @@ class RejectedError(Exception):
     """A verdict on one image: it becomes a rejected row with this reason, and the run goes on.
 
     `detail` says in one sentence what was found and what was expected; it contains no image data. It is stored in the
-    dataset and must stay word for word: see `tests/test_stored_texts.py`.
+    dataset.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:

@@ -50,7 +50,7 @@ NORMALIZED = pa.schema(
 """A row of `catalog/part-N-<digest>.parquet`: one for each row of the source catalog, in its order."""
 
 ADDED = pa.schema([SOURCE.field(name) for name in ("opt_out", "refused_reason", "refused_detail")])
-"""Columns that a normalized catalog has only where a row has a value: older catalogs keep their bytes."""
+"""Columns that a normalized catalog has only where a row has a value."""
 
 STAGED = pa.schema([*NORMALIZED, *ADDED])
 """A normalized row with all added columns."""

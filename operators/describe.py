@@ -105,30 +105,29 @@ def coverage(size: tuple[int, int], all_counts: Sequence[str]) -> float:
     return float(coco.area(coco.merge(codes))) / (size[0] * size[1])
 
 
-def describe_table(table: pa.Table, rule: int) -> pa.Table:
+def describe_table(table: pa.Table) -> pa.Table:
     """Add the statistics to every row that has masks; rejected and faulted rows pass through with nulls.
 
-    `rule` is that of de-identification, which says what the rows' regions cover.
 
     For `map_batches(..., batch_format="pyarrow")`: SEGMENTED in, DESCRIBED out, row for row in order. A row that cannot
     be described is faulted.
     """
     try:
-        return _described(table, rule)
+        return _described(table)
     except Exception:  # noqa: BLE001 - the row that it belongs to is looked for
-        return pa.concat_tables([_described_alone(table.slice(index, 1), rule) for index in range(table.num_rows)])
+        return pa.concat_tables([_described_alone(table.slice(index, 1)) for index in range(table.num_rows)])
 
 
-def _described_alone(row: pa.Table, rule: int) -> pa.Table:
+def _described_alone(row: pa.Table) -> pa.Table:
     try:
-        return _described(row, rule)
+        return _described(row)
     except Exception as error:  # noqa: BLE001 - one row's damage must not affect the other rows
         (values,) = to_rows(row, "describe")
         alone = faulted({**values, "masks": None, "funnel": None}, "describe", error)
-        return _described(to_table([alone], SEGMENTED), rule)
+        return _described(to_table([alone], SEGMENTED))
 
 
-def _described(table: pa.Table, rule: int) -> pa.Table:
+def _described(table: pa.Table) -> pa.Table:
     masks: pa.ListArray = _contiguous(table.column("masks"))
     structs = masks.flatten()
     sizes = structs.field("segmentation").field("size").to_pylist()
@@ -137,7 +136,7 @@ def _described(table: pa.Table, rule: int) -> pa.Table:
     added = [pa.array([row[field.name] for row in described], field.type) for field in MASK_STATISTICS]
     lengths = pc.fill_null(pc.list_value_length(masks), 0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    added += _origins(table, offsets, counts, rule)
+    added += _origins(table, offsets, counts)
     longer = pa.StructArray.from_arrays([*structs.flatten(), *added], fields=list(DESCRIBED_MASK))
     column = pa.ListArray.from_arrays(pa.array(offsets), longer, mask=pc.is_null(masks))
 
@@ -156,13 +155,10 @@ def _described(table: pa.Table, rule: int) -> pa.Table:
     return pa.table([columns[name] for name in DESCRIBED.names], schema=DESCRIBED)
 
 
-def redaction_columns(
-    row: Mapping[str, Any], counts: Sequence[str], rule: int
-) -> tuple[list[float | None], list[float | None]]:
+def redaction_columns(row: Mapping[str, Any], counts: Sequence[str]) -> tuple[list[float | None], list[float | None]]:
     """Return `redacted_share` and `redaction_iou` of an image's masks, from its row's `regions`; null if these are.
 
-    `row` has the sizes of the upright source and of the released image; `counts` are each mask's compressed RLE; `rule`
-    is that of de-identification.
+    `row` has the sizes of the upright source and of the released image; `counts` are each mask's compressed RLE.
     Raises `ValueError` if there are regions, and run lengths that do not cover the image.
     """
     if row["regions"] is None:
@@ -170,17 +166,17 @@ def redaction_columns(
     for code in counts if row["regions"] else ():
         rle.area(rle.Rle((row["height"], row["width"]), code))  # pycocotools trusts its input
     source, size = (row["source_height"], row["source_width"]), (row["height"], row["width"])
-    found = redactions(row["regions"], source, size, counts, rule)
+    found = redactions(row["regions"], source, size, counts)
     return found.share.tolist(), found.iou.tolist()
 
 
-def _origins(table: pa.Table, offsets: NDArray[np.int32], counts: Sequence[str], rule: int) -> list[pa.Array]:
+def _origins(table: pa.Table, offsets: NDArray[np.int32], counts: Sequence[str]) -> list[pa.Array]:
     """Return the columns of `MASK_ORIGIN`, and the index, of all masks of a table, which a build has made."""
     shares: list[float | None] = []
     ious: list[float | None] = []
     rows = table.select(["regions", "source_height", "source_width", "height", "width"]).to_pylist()
     for row, (begin, end) in zip(rows, pairwise(offsets), strict=True):
-        share, iou = redaction_columns(row, counts[begin:end], rule)
+        share, iou = redaction_columns(row, counts[begin:end])
         shares += share
         ious += iou
     known = {"source": [AUTOMATIC] * len(counts), "redacted_share": shares, "redaction_iou": ious}

@@ -3,8 +3,8 @@
 A mask may trace a redacted region instead of an object: the ellipse over a face, the box of a plate. These measures
 come from what a dataset's tables hold, not from pixels, so an audit can compute them again, bit for bit.
 
-Since rule 2 of de-identification there is a band around the ellipse or polygon, in which the mosaic passes into the
-picture, and a region's box covers it. What a mask is compared with is the line halfway through the band.
+There is a band around the ellipse or polygon of a detected region, in which the mosaic passes into the picture, and the
+region's box covers it. A mask is compared with the line halfway through the band.
 """
 
 import math
@@ -61,7 +61,6 @@ def redactions(
     source_size: tuple[int, int],
     size: tuple[int, int],
     counts: Sequence[str],
-    rule: int,
 ) -> Redactions:
     """Compare the masks of an image with its redacted regions.
 
@@ -71,12 +70,11 @@ def redactions(
         size: (height, width) of the released image.
         counts: COCO's compressed run lengths of each mask, over the released image. They must be sound: pycocotools
             trusts its input.
-        rule: that of de-identification, which decides whether regions that detectors found have a band.
     """
     none = Redactions(np.zeros(len(counts)), np.zeros(len(counts)))
     if not counts:
         return none
-    outlines = (outline(region, source_size, size, rule) for region in regions)
+    outlines = (outline(region, source_size, size) for region in regions)
     codes = [_encoded(found, size) for found in outlines if found.mask.any()]
     if not codes:
         return none
@@ -89,11 +87,11 @@ def redactions(
     return Redactions(ious[:, -1].copy(), ious[:, :-1].max(axis=1))
 
 
-def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple[int, int], rule: int) -> Outline:
+def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple[int, int]) -> Outline:
     """Return the pixels of a redacted region in the released image; a narrow region may have none.
 
     A face that a detector found is the ellipse inscribed in its box: the pixels whose centers lie in it. Any other
-    region is its box: the pixels that lie in it entirely. Under rule 2 both are smaller by half of the band: they end
+    region is its box: the pixels that lie in it entirely. Both are smaller by half of the band: they end
     where mosaic and picture weigh the same. For a box that a person asked for, which has no band, these are exactly the
     redacted pixels. Otherwise they differ a little, because the tables have only boxes:
 
@@ -105,7 +103,7 @@ def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple
 
     `source_size` and `size` are (height, width) of the upright source and of the released image.
     """
-    across, down = (band / 2 for band in band_widths(region, rule))
+    across, down = (band / 2 for band in band_widths(region))
     if region["kind"] == "face" and region["source"] != MANUAL:
         top, dy = _distances(region["y"], region["h"], down, source_size[0], size[0])
         left, dx = _distances(region["x"], region["w"], across, source_size[1], size[1])
@@ -115,13 +113,13 @@ def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple
     return Outline(left, top, np.ones((bottom - top, right - left), np.bool_))
 
 
-def band_widths(region: Mapping[str, Any], rule: int) -> tuple[float, float]:
+def band_widths(region: Mapping[str, Any]) -> tuple[float, float]:
     """Return how wide the band is inside a region's box, in its pixels: at the left and right, at the top and bottom.
 
     A region that was clipped at the image's border, or whose sides were rounded, had others by a little; so had a
     tilted plate.
     """
-    if rule == 1 or region["source"] == MANUAL:
+    if region["source"] == MANUAL:
         return 0.0, 0.0
     if region["kind"] == "face":
         share = FACE_BAND / (1 + FACE_BAND) / 2

@@ -2,15 +2,11 @@
 
     NORMALIZED -> PREPARED -> SEGMENTED -> DESCRIBED -> IMAGES, MASKS, REJECTS
 
-Rows between stages are always those of the newest version. A shard is written in its dataset's version, which
-`SCHEMAS_OF` has; columns that a version lacks are left out, and are null where its tables are read.
-
 Importing this needs only pyarrow, so that a process that writes or reads shards starts without the model.
 """
 
 import pyarrow as pa
 
-from segmint.catalogs.layout import ADDED_IMAGE_COLUMNS, SCHEMA_VERSION
 from segmint.catalogs.schema import NORMALIZED
 
 VERDICT = pa.schema(
@@ -81,7 +77,7 @@ MASK = pa.struct(
 MASKS_PER_IMAGE_LIMIT = 10_000
 """An annotation's id is its image's id times this, plus its index; below 900 billion images it is under 2^53."""
 
-_FUNNEL_STEPS_1 = (
+FUNNEL_STEPS = (
     "predicted",
     "over_iou",
     "stable",
@@ -92,9 +88,11 @@ _FUNNEL_STEPS_1 = (
     "cleaned",
     "removed_by_cleanup",
     "written",
+    "holes_filled",
+    "islands_removed",
+    "redaction_artifacts",
 )
-FUNNEL_STEPS = (*_FUNNEL_STEPS_1, "holes_filled", "islands_removed", "redaction_artifacts")
-"""The counts of mask generation: those of version 1, then those that version 2 added."""
+"""The counts of mask generation."""
 
 FUNNEL = pa.struct([pa.field(step, pa.int64()) for step in FUNNEL_STEPS])
 """How many masks remained after each step of automatic mask generation (see `segmint.model.automatic`)."""
@@ -130,7 +128,7 @@ STATISTICS = pa.struct(
 
 
 AUTOMATIC = "automatic"
-"""The source of masks that a build wrote. A null source, in a shard of version 1, means the same."""
+"""The source of masks that a build wrote."""
 
 SOURCES = (AUTOMATIC, "assisted", "corrected", "manual", "imported")
 """Where a mask may come from."""
@@ -164,7 +162,7 @@ MASK_ORIGIN = [
     pa.field("redacted_share", pa.float64()),  # share of its pixels inside redacted regions, 0 to 1
     pa.field("redaction_iou", pa.float64()),  # IoU with the redacted region that is nearest to it, 0 to 1
 ]
-"""The columns of a mask that version 2 added; all may be null."""
+"""The columns that say where a mask comes from; all may be null."""
 
 MASK_INDEX = pa.field("index", pa.int32())
 """The number of a mask in its image, from which its id follows, where that is not its position; else null."""
@@ -184,7 +182,7 @@ _ANNOTATION = [
     pa.field("complete", pa.bool_()),  # whether the annotator says that no mask is missing
     pa.field("next_mask", pa.int64()),  # one more than the highest number that a mask of it ever had
 ]
-"""The columns of an image that version 2 added; all may be null."""
+"""The columns of an image about annotation; all may be null."""
 
 DESCRIBED = with_fields(
     SEGMENTED.set(SEGMENTED.get_field_index("masks"), pa.field("masks", pa.list_(DESCRIBED_MASK))),
@@ -244,16 +242,3 @@ REJECTS = pa.schema(
 
 SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
 """The tables of a shard, by the folder that they are in."""
-
-
-_FUNNEL_1 = pa.struct([pa.field(step, pa.int64()) for step in _FUNNEL_STEPS_1])
-_IMAGES_1 = pa.schema([field for field in IMAGES if field.name not in ADDED_IMAGE_COLUMNS])
-_ADDED_MASK_COLUMNS = frozenset(field.name for field in MASK_ORIGIN)
-_MASKS_1 = pa.schema([field for field in MASKS if field.name not in _ADDED_MASK_COLUMNS])
-_IMAGES_1 = _IMAGES_1.set(_IMAGES_1.get_field_index("funnel"), pa.field("funnel", _FUNNEL_1))
-
-SCHEMAS_OF = {
-    1: {"images": _IMAGES_1, "masks": _MASKS_1, "rejects": REJECTS},
-    SCHEMA_VERSION: SCHEMAS,
-}
-"""The tables of a shard in each version, the oldest first. `rejects` is the same in all."""

@@ -88,7 +88,6 @@ def mint(rows: pa.Table, stages: Stages, ledger: RowLedger | None = None) -> ray
         )
         .map_batches(
             describe_table,
-            fn_kwargs={"rule": stages.segment.artifacts.rule},
             num_cpus=stages.describe_num_cpus,
             max_retries=stages.retries,
             **blocks,
@@ -122,13 +121,7 @@ def run_build(
     outages = Outages(storage, config.catalog, others, config.outage_timeout_s)
     wanted = dataset.shards(shards)
     with_images = config.release.format == "images"
-    heed_all(
-        dataset.location,
-        wanted,
-        with_images=with_images,
-        schema_version=dataset.manifest.schema_version,
-        catalog_uri=config.catalog,
-    )
+    heed_all(dataset.location, wanted, with_images=with_images, catalog_uri=config.catalog)
     if shards is None:
         sweep(dataset.location)
     run = RunRecord(RunMetrics(config.name))

@@ -1,4 +1,4 @@
-"""What `prepare` costs, stage by stage, and what it finds, under each rule of de-identification.
+"""What `prepare` costs, stage by stage, and what it finds.
 
     python benchmarks/building/prepare.py [--photos FOLDER] [--only NAME ...] [--megapixels 0.5 2 8 16 50] [--no-recall]
 
@@ -6,11 +6,10 @@ Everything in one process with one thread, as in a child of `prepare`.
 
 - *Stages.* CPU seconds of `prepare_image` on JPEGs: real photographs enlarged or reduced to so many megapixels. It runs
   unchanged; the functions that it calls are timed from outside. `redact` is the rest of `deidentify` besides the
-  detectors, `shrink` what makes the image that is searched and the original. Each rule takes each photograph in turn,
-  with the original for two layers of crops, and rule 2 also without it. The median of the photographs is shown.
+  detectors, `shrink` what makes the image that is searched and the original. Each photograph is taken with the original
+  for two layers of crops and without it. The median of the photographs is shown.
 - *Recall.* The faces and plates that tests have labels for, on the photographs and on variants of these: other sizes,
-  tilted, darkened. A label counts as found if at least 90 % of it is redacted. Asked is what rule 1 finds and what is
-  at least 20 (faces) or 10 pixels (plates) high in the image that rule 2 searches.
+  tilted, darkened. A label counts as found if at least 90 % of it is redacted.
 
 The result goes to `benchmarks/results/prepare.json`.
 """
@@ -40,10 +39,10 @@ from benchmarks.measuring import RESULTS, photographs, read, write_result  # noq
 from segmint.infra.device import keep_freed_memory  # noqa: E402
 from segmint.model.detectors.detection import Detection, Detector  # noqa: E402
 from segmint.operators.prepare import prepare  # noqa: E402
-from segmint.operators.prepare.deidentify import RULES, DeidentifyConfig, build_detectors, outline  # noqa: E402
+from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors, outline  # noqa: E402
 from segmint.operators.prepare.ingest import IngestConfig  # noqa: E402
-from segmint.operators.prepare.prepare import PrepareConfig, redacted_size  # noqa: E402
-from segmint.operators.prepare.release import CropLayers, ReleaseConfig, resized  # noqa: E402
+from segmint.operators.prepare.prepare import PrepareConfig  # noqa: E402
+from segmint.operators.prepare.release import CropLayers, ReleaseConfig, largest_size, resized  # noqa: E402
 from tests.support.labels import MULTIFACE, PLATE_CORNERS, SOLVAY  # noqa: E402
 
 Pixels = Any
@@ -51,8 +50,6 @@ STAGES = ("decode", "shrink", "faces", "plates", "redact", "release", "original"
 CROPS = CropLayers(2, 512 / 1500)
 FOUND = 0.9
 """Share of a label that must be redacted."""
-LEAST = {"face": 20, "plate": 10}
-"""Pixels, of the height of what must be found."""
 
 
 def main() -> None:
@@ -71,7 +68,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     machine = describe_machine(1, "fp32", packages=("onnxruntime", "opencv-python-headless", "facenet-pytorch"))
-    detectors = {rule: build_detectors(DeidentifyConfig(rule=rule), threads=1) for rule in RULES}
+    detectors = build_detectors(DeidentifyConfig(), threads=1)
     sources = photographs(arguments.photos, arguments.only)
     images = {name: read(source) for name, source in sources.items()}
     stages = [measure(images, megapixels, detectors) for megapixels in arguments.megapixels]
@@ -115,32 +112,30 @@ class TimedDetector:
         self.detect = clock.timed(f"{detector.kind}s", detector.detect)
 
 
-def measure(images: dict[str, Pixels], megapixels: float, detectors: dict[int, tuple[Detector, ...]]) -> dict[str, Any]:
-    """CPU seconds of each stage at one size, by rule and by whether originals are kept: medians of the photographs."""
-    every: dict[tuple[int, bool], list[dict[str, float]]] = {}
+def measure(images: dict[str, Pixels], megapixels: float, detectors: Sequence[Detector]) -> dict[str, Any]:
+    """CPU seconds of each stage at one size, with and without originals: medians of the photographs."""
+    every: dict[bool, list[dict[str, float]]] = {}
     for image in images.values():
         data = jpeg(enlarged(image, megapixels))
-        for rule in RULES:
-            for with_original in (True, False)[:rule]:  # under rule 1 the original makes no other difference
-                every.setdefault((rule, with_original), []).append(timed(data, rule, with_original, detectors[rule]))
+        for with_original in (True, False):
+            every.setdefault(with_original, []).append(timed(data, with_original, detectors))
     return {
         "megapixels": megapixels,
         "cpu_seconds": [
             {
-                "rule": rule,
                 "with_original": with_original,
                 **{stage: round(statistics.median(run[stage] for run in runs), 3) for stage in STAGES},
                 "total": round(statistics.median(sum(run.values()) for run in runs), 3),
             }
-            for (rule, with_original), runs in every.items()
+            for with_original, runs in every.items()
         ],
     }
 
 
-def timed(data: bytes, rule: int, with_original: bool, detectors: Sequence[Detector]) -> dict[str, float]:
+def timed(data: bytes, with_original: bool, detectors: Sequence[Detector]) -> dict[str, float]:
     """CPU seconds of each stage of one image."""
     clock = Clock()
-    config = settings(rule, with_original)
+    config = settings(with_original)
     timed_detectors = [TimedDetector(each, clock) for each in detectors]
     names = {
         "ingest": "decode",
@@ -155,10 +150,10 @@ def timed(data: bytes, rule: int, with_original: bool, detectors: Sequence[Detec
     return clock.seconds
 
 
-def settings(rule: int, with_original: bool) -> PrepareConfig:
-    """Those of a build by default, under this rule."""
+def settings(with_original: bool) -> PrepareConfig:
+    """Those of a build by default."""
     crops = CROPS if with_original else None
-    return PrepareConfig(IngestConfig(), DeidentifyConfig(rule=rule), ReleaseConfig(), crops)
+    return PrepareConfig(IngestConfig(), DeidentifyConfig(), ReleaseConfig(), crops)
 
 
 def enlarged(image: Pixels, megapixels: float) -> Pixels:
@@ -178,7 +173,7 @@ def print_stages(row: dict[str, Any]) -> None:
     for run in row["cpu_seconds"]:
         kept = "with" if run["with_original"] else "without"
         stages = ", ".join(f"{stage} {run[stage]:.2f}" for stage in STAGES)
-        print(f"{row['megapixels']:g} MP, rule {run['rule']}, {kept} original: {run['total']:.2f} s ({stages})")
+        print(f"{row['megapixels']:g} MP, {kept} original: {run['total']:.2f} s ({stages})")
 
 
 @dataclass(frozen=True)
@@ -237,31 +232,23 @@ def tilted(photograph: Labeled, degrees: float) -> Labeled:
     return photograph.moved(turned, matrix)
 
 
-def recall(folder: Path, detectors: dict[int, tuple[Detector, ...]]) -> Iterator[dict[str, Any]]:
-    """For each photograph and variant: labels, those asked for, and those of these that rule 2 finds."""
+def recall(folder: Path, detectors: Sequence[Detector]) -> Iterator[dict[str, Any]]:
+    """For each photograph and variant: the labels, and those of them that are found."""
     for name, photograph in labeled(folder):
         for variant, each in variants(photograph):
-            before = redacted(each.image, each.image, detectors[1])
             size = each.image.shape[1], each.image.shape[0]
             for with_original in (True, False):
-                searched = redacted_size(*size, settings(2, with_original))
-                after = redacted(each.image, resized(each.image, searched), detectors[2])
-                asked = [
-                    label
-                    for label in each.labels
-                    if share(before, label) >= FOUND and height(label) * searched[0] / size[0] >= LEAST[each.kind]
-                ]
+                config = settings(with_original)
+                searched = largest_size(*size, config.release.short_side, config.crops)
+                mask = redacted(each.image, resized(each.image, searched), detectors)
                 yield {
                     "photograph": name,
                     "variant": variant,
                     "with_original": with_original,
                     "kind": each.kind,
                     "labels": len(each.labels),
-                    "found_by_rule_1": sum(share(before, label) >= FOUND for label in each.labels),
-                    "found_by_rule_2": sum(share(after, label) >= FOUND for label in each.labels),
-                    "asked": len(asked),
-                    "asked_and_found": sum(share(after, label) >= FOUND for label in asked),
-                    "redacted": [round(float(before.mean()), 5), round(float(after.mean()), 5)],
+                    "found": sum(share(mask, label) >= FOUND for label in each.labels),
+                    "redacted": round(float(mask.mean()), 5),
                 }
 
 
@@ -272,7 +259,7 @@ def redacted(image: Pixels, searched: Pixels, detectors: Sequence[Detector]) -> 
     across, down = shape[1] / searched.shape[1], shape[0] / searched.shape[0]
     found: list[Detection] = [each for detector in detectors for each in detector.detect(searched)]
     for each in found:
-        patch_ = outline(each.mapped(across, down), shape, rule=1)  # what is hidden for sure
+        patch_ = outline(each.mapped(across, down), shape, band=False)  # what is hidden for sure
         if patch_ is not None:
             mask[patch_.y : patch_.y + patch_.height, patch_.x : patch_.x + patch_.width] |= patch_.mask
     return mask
@@ -283,11 +270,6 @@ def share(mask: Pixels, label: Any) -> float:
     inside = np.zeros(mask.shape, np.uint8)
     cv2.fillConvexPoly(inside, label.round().astype(np.int32), 1)
     return float(mask[inside == 1].mean()) if inside.any() else 1.0
-
-
-def height(label: Any) -> float:
-    """The shorter side of a label's rectangle."""
-    return float(min(np.linalg.norm(label[0] - label[1]), np.linalg.norm(label[1] - label[2])))
 
 
 if __name__ == "__main__":

@@ -2,28 +2,28 @@
 
 from benchmarks.tables import Result, table, where, wrapped
 
-_RECALL = ("labels", "found_by_rule_1", "found_by_rule_2", "asked", "asked_and_found")
+_RECALL = ("labels", "found")
 
 
 def prepare_part(results: dict[str, Result]) -> str:
-    """What `prepare` costs under each rule, and what rule 2 finds of what rule 1 does."""
+    """What `prepare` costs, and what it finds."""
     result = results.get("prepare")
     if result is None:
         return ""
     stages = ("decode", "shrink", "faces", "plates", "redact", "release", "original", "total")
     runs = [(row["megapixels"], run) for row in result["stages"] for run in row["cpu_seconds"]]
     costs = table(
-        ["megapixels, rule, original", *stages],
+        ["megapixels, original", *stages],
         (
             [
-                f"{size:g}, rule {run['rule']}, {'kept' if run['with_original'] else 'none'}",
+                f"{size:g}, {'kept' if run['with_original'] else 'none'}",
                 *(f"{run[stage]:.2f}" for stage in stages),
             ]
             for size, run in runs
         ),
     )
     found = table(
-        ["photograph", "variants", "labels", "found by rule 1", "found by rule 2", "asked", "of these found"],
+        ["photograph", "variants", "labels", "found"],
         (
             [name, len(rows), *(sum(row[key] for row in rows) for key in _RECALL)]
             for name in dict.fromkeys(row["photograph"] for row in result["recall"])

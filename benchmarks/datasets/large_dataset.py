@@ -31,7 +31,7 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.audit.mask_columns import MaskColumns
-from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT, SCHEMAS, SCHEMAS_OF
+from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT, SCHEMAS
 from segmint.operators.shards.files import ROW_GROUP_ROWS, annotations_json
 
 MOVED = ("relative_size", "concavity", "center_x", "center_y", "aspect_ratio")
@@ -150,7 +150,6 @@ class Maker:
         self._pool = Pool(dataset.source)
         manifest = DatasetManifest.from_json((dataset.folder / MANIFEST).read_bytes())
         self._numerics = manifest.numerics_fingerprint
-        self._schemas = SCHEMAS_OF[manifest.schema_version]
         self._log = CommitLog(Location(Storage(), str(dataset.folder)))
 
     def commit(self, shard: int) -> int:
@@ -158,7 +157,7 @@ class Maker:
         dataset = self._dataset
         start, stop = shard * dataset.images_per_shard, min((shard + 1) * dataset.images_per_shard, dataset.images)
         tables = self._pool.tables(np.arange(start, stop), dataset.masks)
-        files = {kind: table_bytes(table, self._schemas[kind], ROW_GROUP_ROWS) for kind, table in tables.items()}
+        files = {kind: table_bytes(table, SCHEMAS[kind], ROW_GROUP_ROWS) for kind, table in tables.items()}
         files["shards"] = _tar(tables, dataset.masks, self._pool.jpeg if dataset.with_images else None)
         entries = []
         for kind, data in files.items():

@@ -231,7 +231,7 @@ def photograph_of(run: Run) -> bytes:
 
 
 def prepare_some(data: bytes, with_original: bool, barrier: Any, results: Any) -> None:
-    """In a separate process: prepare photographs by today's rule, and put the seconds into `results`."""
+    """In a separate process: prepare photographs, and put the seconds into `results`."""
     try:
         results.put(prepared(data, with_original, barrier))
     except Exception as error:  # noqa: BLE001 - raised by the parent process
@@ -249,12 +249,11 @@ def prepared(data: bytes, with_original: bool, barrier: Any) -> dict[str, Any]:
     keep_freed_memory()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    rule = DeidentifyConfig().rule
     detectors = build_detectors(DeidentifyConfig(), threads=1)
-    timed(data, rule, with_original, detectors)
+    timed(data, with_original, detectors)
     barrier.wait(timeout=200)
     started = time.perf_counter()
-    stages = [timed(data, rule, with_original, detectors) for _ in range(PREPARED_A_PROCESS)]
+    stages = [timed(data, with_original, detectors) for _ in range(PREPARED_A_PROCESS)]
     return {
         "wall_s": time.perf_counter() - started,
         "cpu_s": statistics.median(sum(one.values()) for one in stages),

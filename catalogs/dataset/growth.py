@@ -22,10 +22,8 @@ from segmint.catalogs.source.normalize import (
     MARK_ROWS,
     Ascending,
     NormalizedCatalog,
-    fit_to_publish,
     open_database,
     stage_catalog,
-    with_added,
     with_column,
     write_marked,
 )
@@ -47,10 +45,7 @@ _MISSING = f"""
 WITH now AS (SELECT image_id, {_CONTENT} AS content FROM read_parquet($staged)),
      pinned AS (SELECT ordinal, image_id, {_CONTENT} AS content FROM read_parquet($known, union_by_name = true)
                 WHERE image_id <> '{BLANK}'),
-     fitted AS (SELECT ordinal, image_id, {_CONTENT} AS content FROM read_parquet($fitted)),
-     same AS (SELECT ordinal FROM fitted SEMI JOIN now USING (image_id, content)),
-     missing AS MATERIALIZED (SELECT ordinal, image_id FROM pinned ANTI JOIN now USING (image_id, content)
-                              ANTI JOIN same USING (ordinal)),
+     missing AS MATERIALIZED (SELECT ordinal, image_id FROM pinned ANTI JOIN now USING (image_id, content)),
      gone AS MATERIALIZED (SELECT ordinal, image_id FROM missing ANTI JOIN now USING (image_id))
 """
 
@@ -62,8 +57,7 @@ SELECT (SELECT count(*) FROM missing), (SELECT count(*) FROM gone), (SELECT arg_
 _CHANGED = f"""
 {_MISSING},
      before AS (SELECT {_ALL} FROM read_parquet($known, union_by_name = true)
-                WHERE ordinal IN (SELECT ordinal FROM missing) AND ordinal NOT IN (SELECT ordinal FROM fitted)
-                UNION ALL SELECT {_ALL} FROM read_parquet($fitted) WHERE ordinal IN (SELECT ordinal FROM missing)),
+                WHERE ordinal IN (SELECT ordinal FROM missing)),
      firsts AS (SELECT min(ordinal) AS ordinal FROM read_parquet($staged)
                 WHERE image_id IN (SELECT image_id FROM missing) GROUP BY image_id),
      after AS (SELECT * FROM read_parquet($staged) WHERE ordinal IN (SELECT ordinal FROM firsts))
@@ -115,56 +109,34 @@ def compare_catalog(
     first_ordinal: int,
     taken: Iterable[TakenImage] = (),
     ignored: Collection[str] = (),
-    own: Collection[str] = (),
     temporary: Path | None = None,
     memory_limit: str = "1GB",
 ) -> CatalogGrowth:
     """Compare a catalog with the pinned `parts`, and write its new rows to `destination`.
 
     The order of rows does not matter, nor the position of new ones. A row whose image_id is pinned is that image, not
-    a new one; a pinned row is unchanged if the source has a row with its image_id and the same `PINNED` columns, as
-    they were pinned or as they would be pinned now, without credentials and whole license texts. New
+    a new one; a pinned row is unchanged if the source has a row with its image_id and the same `PINNED` columns. New
     rows keep the source's order, their ordinals begin at `first_ordinal`, and duplicates among them are marked. Rows
     that name an image that was taken down, by image_id, uri (in any form of it) or sha256, are known, and may be
-    missing from the source. `ignored` and `own` columns of the source are as in `stage_catalog`.
-    `temporary` is where intermediate files go (about the size of both catalogs; default: beside `destination`),
-    `memory_limit` bounds DuckDB. Raises `UsageError` for a catalog that cannot be read.
+    missing from the source. `ignored` columns of the source are as in `stage_catalog`. `temporary` is where
+    intermediate files go (about the size of both catalogs; default: beside `destination`), `memory_limit` bounds
+    DuckDB. Raises `UsageError` for a catalog that cannot be read.
     """
     with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".growth-") as name:
         folder = Path(name)
-        staged, _ = stage_catalog(catalog, folder, ignored=ignored, own=own)
+        staged, _ = stage_catalog(catalog, folder, ignored=ignored)
         known = [folder / f"known-{number}.parquet" for number in range(len(parts))]
         for part, path in zip(parts, known, strict=True):
             part.get_file(path)
-        fitted = _fitted(known, folder)
-        columns = folder / "columns.parquet"  # parts without the added columns get them, as nulls
+        columns = folder / "columns.parquet"  # a part has an added column only where a row has a value
         pq.write_table(STAGED.empty_table(), columns)
         parameters = {"staged": str(staged), "known": [str(path) for path in (columns, *known)]}
         with open_database(folder, memory_limit) as database:
-            compared = {**parameters, "fitted": str(fitted)}
-            missing, gone, first_gone = _one_row(database, _COUNT, compared)
-            changed = _changes(database, compared) if missing > gone else {}
+            missing, gone, first_gone = _one_row(database, _COUNT, parameters)
+            changed = _changes(database, parameters) if missing > gone else {}
             fresh = _without_known(database, parameters, staged, folder, TakenNames.of(taken, catalog.uri))
         new = write_marked(fresh, destination, folder, first_ordinal=first_ordinal, memory_limit=memory_limit)
     return CatalogGrowth(new, gone, first_gone, changed)
-
-
-def _fitted(known: Sequence[Path], folder: Path) -> Path:
-    """Write the pinned rows that are published otherwise than they were pinned, as they are now; return the file.
-
-    An earlier segmint pinned a license's whole text, and credentials in one.
-    """
-    result = folder / "fitted.parquet"
-    with RowGroupWriter(result, STAGED) as writer:
-        for path in known:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=MARK_ROWS):
-                    batch = with_added(batch)
-                    fitted = fit_to_publish(batch)
-                    if fitted is not batch:
-                        rows = zip(batch.to_pylist(), fitted.to_pylist(), strict=True)
-                        writer.add([fitted.filter(pa.array([before != now for before, now in rows]))])
-    return result
 
 
 def _changes(database: duckdb.DuckDBPyConnection, parameters: dict[str, Any]) -> dict[str, Change]:

@@ -2,9 +2,7 @@
 
 Generation 1 is `dataset.json`, put at the first start. When the parts of the catalog change, `dataset.g2.json`,
 `dataset.g3.json` and so on follow, and the highest holds, as with commits. They differ only in `catalog` and
-`licenses`: what decides the bytes of a shard is fixed at the first start. The format, `schema_version`, may rise: the
-shards that are there keep their tables, and those that are written or changed from then on have the newer columns.
-`code_version` rises with it, for a segmint that is too old to say which one is needed.
+`licenses`: what decides the bytes of a shard is fixed at the first start.
 """
 
 import json
@@ -16,14 +14,12 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator
 
-from segmint.catalogs.dataset.added_keys import with_added_keys
 from segmint.catalogs.dataset.commits import claimed_in
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
     CLAIMS,
     MANIFEST,
     SCHEMA_VERSION,
-    SCHEMA_VERSIONS,
     canonical_json,
     fingerprint,
     parse_part_claim_name,
@@ -39,9 +35,6 @@ from segmint.infra.version import VERSION
 
 GROWING_FIELDS = frozenset({"catalog", "licenses"})
 """The fields in which a later generation may differ from the first."""
-
-RISING_FIELDS = frozenset({"schema_version", "code_version"})
-"""Those in which it may too if its format is a newer one."""
 
 _SECTIONS = ("license", "ingest", "deidentify", "deidentify.faces", "deidentify.plates", "release", "masks", "model")
 _LATER = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)\.json", re.ASCII)
@@ -101,11 +94,6 @@ class DatasetManifest(Frozen):
         return config
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """`config` with the keys that versions after the one that wrote it have added."""
-        return with_added_keys(self.config)
-
-    @property
     def round(self) -> int:
         """How many trainings led to the weights that made the masks."""
         return trainings(self.lineage)
@@ -138,11 +126,11 @@ class DatasetManifest(Frozen):
 
     @classmethod
     def from_json(cls, data: bytes, where: str = MANIFEST) -> "DatasetManifest":
-        """Read a manifest's file; for another file or a newer version raises `UsageError`, which names `where`."""
+        """Read a manifest's file; for another file or another format raises `UsageError`, which names `where`."""
         try:
             value = json.loads(data)
             version = value.get("schema_version") if isinstance(value, dict) else None
-            if type(version) is not int or version not in SCHEMA_VERSIONS:
+            if type(version) is not int or version != SCHEMA_VERSION:
                 raise UsageError(_other_format(where, version, value))
             canonical_json(value)  # refuses what JSON lacks: NaN, infinities, halves of characters
             manifest = cls.model_validate(value)
@@ -155,15 +143,14 @@ class DatasetManifest(Frozen):
 
 
 def _other_format(where: str, version: object, value: object) -> str:
-    """Say what is wrong with a manifest's `schema_version`: a newer one names the segmint that wrote it."""
-    if not isinstance(version, int) or version <= SCHEMA_VERSION:
-        known = " or ".join(map(str, SCHEMA_VERSIONS))
-        return f"{where} is not a dataset's manifest: its schema_version is {version!r}, expected {known}"
+    """Return the error for a manifest whose `schema_version` is not the one that this version reads."""
+    if type(version) is not int:
+        return f"{where} is not a dataset's manifest: its schema_version is {version!r}, expected {SCHEMA_VERSION}"
     writer = value.get("code_version") if isinstance(value, dict) else None
-    needed = f"segmint {writer} or newer" if isinstance(writer, str) and len(writer) < 40 else "a newer segmint"
+    written_by = f"segmint {writer}" if isinstance(writer, str) and len(writer) < 40 else "the segmint that wrote it"
     return (
-        f"{where} is of format {version}, and segmint {VERSION} reads formats up to {SCHEMA_VERSION}: use {needed}, "
-        "which reads older formats too"
+        f"{where} has schema_version {version}, and segmint {VERSION} reads only {SCHEMA_VERSION}: open the dataset "
+        f"with {written_by}, or build it again with this version in an empty folder"
     )
 
 
@@ -236,20 +223,6 @@ def name_of(manifest: DatasetManifest | None, uri: str) -> str:
     return base_name(absolute(uri)) if manifest is None else manifest.name
 
 
-def formats_of(dataset: Location, latest: LatestManifest) -> tuple[int, ...]:
-    """Return the formats that a dataset's tables may have: from that of its first manifest to that of the latest.
-
-    All up to the latest if the first cannot be read.
-    """
-    begun, now = min(SCHEMA_VERSIONS), latest.manifest.schema_version
-    try:
-        first = latest.manifest if latest.generation == 1 else read_generation(dataset, 1)
-        begun = begun if first is None else first.schema_version
-    except UsageError:
-        pass  # the audit reports it, and a format that has fallen
-    return tuple(version for version in SCHEMA_VERSIONS if min(begun, now) <= version <= max(begun, now))
-
-
 def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) -> bool:
     """Put a generation of a dataset's manifest if there is none.
 
@@ -273,7 +246,7 @@ def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int
     won = put_manifest(dataset, manifest, generation)
     if won:
         for path, file in parts.items():
-            if not (dataset / path).exists():  # a sweep of an older segmint deleted it
+            if not (dataset / path).exists():  # deleted by what had looked before the claim was there
                 (dataset / path).put_file(file)
     forget_part_claims(dataset, generation)
     return won

@@ -18,7 +18,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.versions.past import check_readable, manifest_of, read_commits
 from segmint.catalogs.dataset.versions.record import Version, find_version
-from segmint.catalogs.layout import ADDED_IMAGE_COLUMNS, MOST_MEMBER_BYTES, MOST_PIXELS, DamagedDatasetError
+from segmint.catalogs.layout import MOST_MEMBER_BYTES, MOST_PIXELS, DamagedDatasetError
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -96,10 +96,7 @@ class MaskAnnotation:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a dataset: `row` is from `images/*.parquet`, `masks` are in the order of its JSON.
-
-    In a shard of format 1 the columns that format 2 added are None.
-    """
+    """One image of a dataset: `row` is from `images/*.parquet`, `masks` are in the order of its JSON."""
 
     row: Mapping[str, Any]
     masks: Sequence[MaskAnnotation]
@@ -242,10 +239,9 @@ class Dataset:
         for index in range(len(rows) - wanted[::-1].index(True) if any(wanted) else 0):
             jpeg, document = next(pairs, (None, None))
             if wanted[index]:
-                row = {**dict.fromkeys(ADDED_IMAGE_COLUMNS), **rows[index]}
                 if document is None:
-                    raise not_where_it_should_be(self.location / path, row["id"])
-                yield make_sample(self.location / path, row, jpeg, document)
+                    raise not_where_it_should_be(self.location / path, rows[index]["id"])
+                yield make_sample(self.location / path, rows[index], jpeg, document)
 
     def _pairs(self, entry: FileEntry) -> Iterator[tuple[bytes | None, bytes]]:
         """Yield JPEG (None if there is none) and JSON of each image of a tar, in its order."""

@@ -3,7 +3,7 @@
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,10 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.manifest import formats_of, load_latest_manifest
 from segmint.catalogs.findings import FindingCollector
-from segmint.catalogs.layout import SCHEMA_VERSION, SCHEMA_VERSIONS, DamagedDatasetError, shard_name
-from segmint.infra.errors import UsageError, last_line
+from segmint.catalogs.layout import DamagedDatasetError, shard_name
+from segmint.infra.errors import last_line
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.fsspec_files import StorageFiles
 from segmint.infra.storage.location import Location
@@ -68,10 +67,9 @@ class Foreign:
 class DatasetTables:
     """The views `images`, `masks` and `rejects` over a dataset's Parquet; a context manager.
 
-    They have the columns of docs/dataset.md, null where a table of an older format lacks them, and `shard` (int64). A
-    dataset of `kind` sa1b was not written by segmint: it also has the view `jpegs` (see
-    `segmint.catalogs.dataset.foreign`) and a value of `foreign`. `query` may be called from threads; to use
-    `connection` itself, take a `cursor()` of it in each thread.
+    They have the columns of docs/dataset.md, and `shard` (int64). A dataset of `kind` sa1b was not written by segmint:
+    it also has the view `jpegs` (see `segmint.catalogs.dataset.foreign`) and a value of `foreign`. `query` may be
+    called from threads; to use `connection` itself, take a `cursor()` of it in each thread.
     """
 
     def __init__(
@@ -82,14 +80,10 @@ class DatasetTables:
         folder: "tempfile.TemporaryDirectory[str]",
         memory_limit: str = MEMORY_LIMIT,
         foreign: Foreign | None = None,
-        older: Mapping[str, pa.Schema] | None = None,
-        mixed: Container[str] = (),
     ) -> None:
         """Open the views; `schemas` and `files` are by view.
 
-        `older` are the schemas of an older format that files may have instead. `mixed` are the views over files of both
-        formats: DuckDB opens all of these at once. Raises `DamagedDatasetError` if a file that is opened is missing or
-        not readable Parquet.
+        Raises `DamagedDatasetError` if a file that is opened is missing or not readable Parquet.
         """
         self.location = location
         self.kind: Kind = "segmint" if foreign is None else "sa1b"
@@ -97,7 +91,6 @@ class DatasetTables:
         self._folder = folder
         self._files = files
         self._schemas = schemas
-        self._older = older or {}
         self.connection = duckdb.connect(
             config={"temp_directory": str(Path(folder.name) / "spill"), "memory_limit": memory_limit}
         )
@@ -108,8 +101,7 @@ class DatasetTables:
             for kind, schema in schemas.items():
                 entries = list(files.get(kind, ())) or [self._empty(kind, schema)]
                 with damage_named():
-                    rows = self._select(self.connection, kind, entries, kind in mixed)
-                    self.connection.execute(f"CREATE VIEW {kind} AS {rows}")
+                    self.connection.execute(f"CREATE VIEW {kind} AS {_select(entries)}")
                 self._check_types(kind, schema)
         except BaseException:
             self.close()
@@ -131,9 +123,7 @@ class DatasetTables:
         """
         files = self._shards.get(view, {}).get(shard) or [self._empty(view, self._schemas[view])]
         with self.connection.cursor() as cursor:
-            with damage_named():
-                rows = self._select(cursor, view, files)
-            return read_query(cursor, f"WITH {view} AS ({rows}) {sql}", parameters)
+            return read_query(cursor, f"WITH {view} AS ({_select(files)}) {sql}", parameters)
 
     def close(self) -> None:
         """Close the database and delete its scratch folder."""
@@ -166,22 +156,6 @@ class DatasetTables:
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(schema.empty_table(), path)
         return TableFile(str(path), path.stat().st_size)
-
-    def _select(
-        self, connection: duckdb.DuckDBPyConnection, kind: str, files: Sequence[TableFile], by_name: bool = False
-    ) -> str:
-        """Return the SQL of a view's rows in some files: null where an older format lacks a column, and the shard."""
-        paths = ", ".join(_quoted(_path(entry.uri)) for entry in files)
-        source = f"read_parquet([{paths}], filename = true, union_by_name = {str(by_name).lower()})"
-        columns = "* EXCLUDE (filename)"
-        if kind in self._older:
-            known = _types_of(connection, self._older[kind])
-            found = connection.sql(f"SELECT {columns} FROM {source}")
-            if dict(zip(found.columns, map(str, found.types), strict=True)) == known:
-                wanted = _types_of(connection, self._schemas[kind])
-                values = ((name if name in known else "NULL", type_, name) for name, type_ in wanted.items())
-                columns = ", ".join(f"{value}::{type_} AS {name}" for value, type_, name in values)
-        return f"SELECT {columns}, {_SHARD} AS shard FROM {source}"
 
     def _check_types(self, kind: str, schema: pa.Schema) -> None:
         """Raise `DamagedDatasetError` for a column of plain values that has another type than in `schema`.
@@ -230,12 +204,11 @@ def open_committed(
     memory_limit: str = MEMORY_LIMIT,
     scratch: Path | None = None,
     leave_out: frozenset[int] = frozenset(),
-    older: Mapping[str, pa.Schema] | None = None,
 ) -> DatasetTables:
     """Open the tables of a segmint dataset: exactly the files that the latest commit of each shard names.
 
-    `schemas` are those of the tables, by folder, and `older` those of an older format; `leave_out` are shards that are
-    known to be damaged. Raises `DamagedDatasetError` for a commit that cannot be read.
+    `schemas` are those of the tables, by folder; `leave_out` are shards that are known to be damaged. Raises
+    `DamagedDatasetError` for a commit that cannot be read.
     """
     files: dict[str, list[TableFile]] = {kind: [] for kind in schemas}
     log = CommitLog(dataset)
@@ -244,18 +217,7 @@ def open_committed(
         for kind, found in files.items():
             entry = commit.file(kind)
             found.append(TableFile(str(dataset / entry.path), entry.size))
-    formats = table_formats(dataset)
-    mixed = schemas.keys() if len(formats) > 1 else ()
-    older = None if SCHEMA_VERSION in formats and not mixed else older
-    return DatasetTables(dataset, files, schemas, make_folder(scratch), memory_limit, older=older, mixed=mixed)
-
-
-def table_formats(dataset: Location) -> Sequence[int]:
-    """Return the formats that a dataset's tables may have; all of them if its manifest cannot be read."""
-    try:
-        return formats_of(dataset, load_latest_manifest(dataset))
-    except UsageError:
-        return SCHEMA_VERSIONS
+    return DatasetTables(dataset, files, schemas, make_folder(scratch), memory_limit)
 
 
 def make_folder(scratch: Path | None) -> "tempfile.TemporaryDirectory[str]":
@@ -268,9 +230,10 @@ def scratch_path(view: str, shard: int) -> str:
     return f"{view}/sa_{shard_name(shard)}-{'0' * 12}.parquet"
 
 
-def _types_of(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> dict[str, str]:
-    empty = connection.from_arrow(schema.empty_table())
-    return dict(zip(empty.columns, map(str, empty.types), strict=True))
+def _select(files: Sequence[TableFile]) -> str:
+    """Return the SQL of a view's rows in some files, with the shard."""
+    paths = ", ".join(_quoted(_path(entry.uri)) for entry in files)
+    return f"SELECT * EXCLUDE (filename), {_SHARD} AS shard FROM read_parquet([{paths}], filename = true)"
 
 
 def _by_shard(files: Sequence[TableFile]) -> Mapping[int, Sequence[TableFile]]:

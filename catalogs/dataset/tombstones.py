@@ -60,7 +60,7 @@ class Tombstone(Frozen):
     asked: Asked
     reason: str
     when: str  # UTC, YYYY-MM-DDTHH:MM:SSZ, when it was asked for
-    version_before: str | None = None  # the dataset's version digest before; None in tombstones of older segmint
+    version_before: str | None = None  # the dataset's version digest before; set as it is put
     images: tuple[TakenImage, ...]  # in order of ordinals
 
     @property

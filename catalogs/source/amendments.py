@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import AMENDABLE, normalized_schema
-from segmint.catalogs.source.normalize import MARK_ROWS, fit_to_publish, open_database, stage_catalog, write_marked
+from segmint.catalogs.source.normalize import MARK_ROWS, open_database, stage_catalog, write_marked
 from segmint.infra.storage.location import Location
 
 FIXED = ("license", "uri", "sha256", "redistributable", "valid_until", "opt_out")
@@ -139,14 +139,12 @@ class Amendments:
     parts: dict[int, Path] = field(default_factory=dict)  # amended parts on the local disk, by number
 
 
-def stage_amendments(
-    catalog: Location, folder: Path, *, ignored: Collection[str] = (), own: Collection[str] = ()
-) -> Path:
+def stage_amendments(catalog: Location, folder: Path, *, ignored: Collection[str] = ()) -> Path:
     """Write the rows of a source catalog to a file in `folder`, with duplicates marked; raises as `normalize` does.
 
-    `ignored` and `own` columns are as in `stage_catalog`.
+    `ignored` columns are as in `stage_catalog`.
     """
-    staged, _ = stage_catalog(catalog, folder, ignored=ignored, own=own)
+    staged, _ = stage_catalog(catalog, folder, ignored=ignored)
     return write_marked(staged, folder / "asked.parquet", folder).path
 
 
@@ -166,15 +164,13 @@ def amend_parts(
     file.
     """
     found = Amendments()
-    fitted: list[Path] = []
     with open_database(folder, memory_limit) as database:
         database.execute(_HEADS, {"asked": str(asked)})
         for number, part in enumerate(parts):
-            fitted.append(_fitted(part, folder / f"fitted-{number}.parquet"))
-            parameters = {"part": str(fitted[-1]), "asked": str(asked)}
+            parameters = {"part": str(part), "asked": str(asked)}
             for table in ("named", "chosen", "others"):
                 database.execute(f"DROP TABLE IF EXISTS {table}")
-            database.execute(_NAMED, {"part": parameters["part"]})
+            database.execute(_NAMED, {"part": str(part)})
             database.execute(_CHOSEN)
             database.execute(_OTHERS, {"asked": str(asked)})
             if found.contradiction is None and _one_row(database, "SELECT count(*) FROM others", {})[0]:
@@ -182,11 +178,9 @@ def amend_parts(
             found.matched += _one_row(database, "SELECT count(*) FROM chosen", {})[0]
             _compare_fixed(database, parameters, found)
             destination = folder / f"amended-{number}.parquet"
-            if _write_amended(
-                database, part, {**parameters, "part": str(part)}, destination, clear, images_per_shard, found
-            ):
+            if _write_amended(database, part, parameters, destination, clear, images_per_shard, found):
                 found.parts[number] = destination
-        known = {"asked": str(asked), "parts": [str(part) for part in fitted]}
+        known = {"asked": str(asked), "parts": [str(part) for part in parts]}
         found.unknown, found.first_unknown = _one_row(database, _UNKNOWN, known)
     return found
 
@@ -194,20 +188,6 @@ def amend_parts(
 def given(column: str) -> str:
     """Return the SQL of a text in which there is more than spaces; else of null."""
     return f"CASE WHEN regexp_matches({column}, '[^\\s\\pZ]') THEN {column} END"
-
-
-def _fitted(part: Path, destination: Path) -> Path:
-    """Write the columns of a part that are compared, as they would be pinned now; return the file.
-
-    An earlier segmint pinned a license's whole text, and credentials.
-    """
-    with pq.ParquetFile(part) as file:
-        columns = [name for name in ("ordinal", "image_id", "duplicate_of", *FIXED) if name in file.schema_arrow.names]
-        schema = pa.schema([file.schema_arrow.field(name) for name in columns])
-        with RowGroupWriter(destination, schema) as writer:
-            for batch in file.iter_batches(batch_size=MARK_ROWS, columns=columns):
-                writer.add([fit_to_publish(batch.select(columns))])
-    return destination
 
 
 def _contradiction(database: duckdb.DuckDBPyConnection, asked: str) -> Contradiction | None:

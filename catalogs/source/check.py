@@ -114,13 +114,12 @@ def check(
     most_rows: int | None = None,
     *,
     ignored: Collection[str] = (),
-    own: Collection[str] = (),
 ) -> CatalogFindings:
     """Read the whole catalog, or its first `most_rows`, and report what is in it; images are not read.
 
     An invalid value is a finding here and does not stop the check; a file that is not a catalog raises `UsageError`.
-    `today` (default: today in UTC) is the day of an audit, and without a policy decides what is expired. `ignored` and
-    `own` columns are as in `stage_catalog`.
+    `today` (default: today in UTC) is the day of an audit, and without a policy decides what is expired. `ignored`
+    columns are as in `stage_catalog`.
     """
     now = today or datetime.now(UTC).date()
     policy_date = policy.policy_date if policy else now
@@ -138,7 +137,7 @@ def check(
 
     outlook = Outlook(policy, now)
     with tempfile.TemporaryDirectory(prefix="segmint-check-", dir=temporary) as name:
-        staged, findings.rows = stage_catalog(catalog, Path(name), remember, most_rows, ignored=ignored, own=own)
+        staged, findings.rows = stage_catalog(catalog, Path(name), remember, most_rows, ignored=ignored)
         with SameFiles(staged, Path(name)) as same:
             judge = _Judge(findings, policy, policy_date, outlook, same)
             for batch in marked_batches(staged, Path(name)):

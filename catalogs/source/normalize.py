@@ -97,16 +97,15 @@ def stage_catalog(
     most_rows: int | None = None,
     *,
     ignored: Collection[str] = (),
-    own: Collection[str] = (),
 ) -> tuple[Path, int]:
     """Write the catalog's rows, or the first `most_rows`, to a file in `folder`, as `STAGED`.
 
-    Ordinals begin at 0 and duplicates are not yet marked. `ignored` columns are read as absent, and `own` ones where
-    they do not fit, as in `read_catalog`. Returns the file and its number of rows.
+    Ordinals begin at 0 and duplicates are not yet marked. `ignored` columns are read as absent. Returns the file and
+    its number of rows.
     """
     staged = folder / "staged.parquet"
     with RowGroupWriter(staged, STAGED) as writer:
-        for batch in read_catalog(catalog, on_problem, {*ignored, *own}):
+        for batch in read_catalog(catalog, on_problem, ignored):
             if most_rows is not None and writer.rows + batch.num_rows > most_rows:
                 batch = batch.slice(0, most_rows - writer.rows)
                 if not batch.num_rows:
@@ -198,7 +197,7 @@ def number_rows(batch: pa.RecordBatch, first: int, ignored: Collection[str] = ()
     license's whole text is shortened: it is no identifier anyway.
     """
     rows = batch.num_rows
-    batch = fit_to_publish(batch)
+    batch = _fit_to_publish(batch)
     ordinals = np.arange(first, first + rows, dtype=np.int64)
     columns = {
         "ordinal": pa.array(ordinals),
@@ -211,7 +210,7 @@ def number_rows(batch: pa.RecordBatch, first: int, ignored: Collection[str] = ()
     return pa.RecordBatch.from_arrays(arrays, schema=STAGED)
 
 
-def fit_to_publish(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _fit_to_publish(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Redact credentials in the texts of a batch that has these columns, and shorten a license's whole text."""
     for name, clean in _PUBLISHED_TEXT.items():
         if name not in batch.schema.names:

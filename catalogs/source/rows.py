@@ -2,20 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import date
 from itertools import accumulate, pairwise
 from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segmint.catalogs.schema import normalized_schema
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-
-_FIRST_DAY, _LAST_DAY = (pa.scalar((day - date(1970, 1, 1)).days, pa.int32()) for day in (date.min, date.max))
 
 
 class NormalizedRows:
@@ -64,7 +60,7 @@ class NormalizedRows:
             if begin < high and end > low
         ]
         with self._damage():
-            table = _readable(self._file.read_row_groups(groups))
+            table = self._file.read_row_groups(groups)
         return table.slice(low - self._starts[groups[0]], high - low)
 
     def take(self, ordinals: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
@@ -79,7 +75,7 @@ class NormalizedRows:
         for group, (low, high) in enumerate(pairwise(borders.tolist())):
             if low < high:
                 with self._damage():
-                    rows = _readable(self._file.read_row_group(group, columns=names))
+                    rows = self._file.read_row_group(group, columns=names)
                     pieces.append(rows.take(wanted[low:high] - self._starts[group]))
         return pa.concat_tables(pieces)
 
@@ -133,18 +129,3 @@ def read_rows(file: Location, start: int, stop: int) -> pa.Table:
 def joined(tables: Iterable[pa.Table]) -> pa.Table:
     """Join rows of normalized catalogs; a column that only some of them have is null in the others."""
     return pa.concat_tables(tables, promote_options="default")
-
-
-def _readable(table: pa.Table) -> pa.Table:
-    """The rows with `valid_until` inside the years that Python has.
-
-    Older versions of segmint pinned any date, and databases write infinity as one far outside.
-    """
-    if "valid_until" not in table.column_names:
-        return table
-    days = table.column("valid_until").cast(pa.int32())
-    if len(days) == days.null_count:
-        return table
-    inside = pc.min_element_wise(pc.max_element_wise(days, _FIRST_DAY, skip_nulls=False), _LAST_DAY, skip_nulls=False)
-    place = table.schema.get_field_index("valid_until")
-    return table.set_column(place, table.schema.field(place), inside.cast(pa.date32()))

@@ -1,4 +1,4 @@
-"""Shrink images for the plate detector of redaction rule 2, on the CPU."""
+"""Shrink images for the plate detector, on the CPU."""
 
 import numpy as np
 import torch

@@ -122,11 +122,10 @@ def _audit_masks(row: Row, masks: Sequence[Row], answers: Sequence[Answer], plac
     said: dict[str, list[tuple[AnswerMask, Sequence[Answer]]]] = {}
     for number, each in enumerate(answers, 1):
         for mask in each.masks:
-            # Merges of before gave a mask the annotator and the model of the answer that said it last.
-            said.setdefault(mask.counts, []).extend([(mask, [each]), (mask, answers[:number])])
+            said.setdefault(mask.counts, []).append((mask, answers[:number]))
     for found in masks:
         words = said.get(_counts(found), [])
-        if found["source"] in (None, AUTOMATIC) or not words:
+        if found["source"] == AUTOMATIC or not words:
             continue
         if found["origin"] is not None and not any(mask.parent == found["parent"] is not None for mask, _ in words):
             continue  # imported, and the same pixel for pixel

@@ -126,7 +126,7 @@ def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Pl
 
 
 def _automatic(row: Mapping[str, Any]) -> bool:
-    """Whether a build made the mask; what segmint did not write, and format 1, say nothing of it."""
+    """Whether a build made the mask; data that segmint did not write has no sources."""
     return row.get("source") in (None, AUTOMATIC)
 
 

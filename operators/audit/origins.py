@@ -62,13 +62,11 @@ def audit_origins(
     `row` is of `images/*.parquet`; `span` are the places of its masks in the table, [start, stop). `codes` are their
     compressed run lengths, None if these are damaged. `ids` are the masks' numbers.
 
-    A row of format 1 has no `next_mask`, and its masks have no source and no shares. What is there must be right.
     `artifacts` are those that the build dropped. Without it shares are not computed.
     """
     start, stop = span
-    built = row["next_mask"] is not None
     for source, id in zip(origins.source[start:stop], ids, strict=True):
-        if source not in SOURCES and (built or source is not None):
+        if source not in SOURCES:
             expected = f"a source of {', '.join(SOURCES)}"
             yield place.finding(Code.UNKNOWN_SOURCE, expected, repr(source), f"mask {id}", mask=id)
     found = np.stack([origins.share[start:stop], origins.iou[start:stop]], axis=1)
@@ -78,7 +76,7 @@ def audit_origins(
     if artifacts is None or codes is None or (absent.all() and not needed.any()):
         return
     try:
-        shares, ious = redaction_columns({**row, "regions": _regions(row)}, codes, artifacts.rule)
+        shares, ious = redaction_columns({**row, "regions": _regions(row)}, codes)
     except (TypeError, ValueError, ArithmeticError) as error:
         yield place.finding(Code.REDACTED_SHARE, "regions in an image of known sizes", error, f"id {row['id']}")
         return
@@ -96,7 +94,7 @@ def audit_origins(
     # The build knew its own regions, not those that people asked for.
     known = [region for region in _regions(row) if region["source"] != MANUAL]
     if len(known) < len(_regions(row)):
-        _, ious = redaction_columns({**row, "regions": known}, codes, artifacts.rule)
+        _, ious = redaction_columns({**row, "regions": known}, codes)
     for id, near_iou, made in zip(ids, ious, automatic, strict=True):
         if made and near_iou is not None and near_iou >= artifacts.iou:
             expected = f"an IoU under {artifacts.iou:g} with each redacted region"
@@ -126,7 +124,7 @@ def audit_next_mask(
         return
     first = row["id"] * MASKS_PER_IMAGE_LIMIT + written
     for id, source in zip(ids, sources, strict=True):
-        built = source in (None, AUTOMATIC)
+        built = source == AUTOMATIC
         if built and id >= first:
             expected = f"an annotation_id under {first}, as funnel.written says of masks that the build wrote"
             yield place.finding(Code.ROW_IDENTITY, expected, id, f"mask {id}", mask=id)

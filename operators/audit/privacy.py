@@ -60,18 +60,15 @@ class StillDetected(DetectedRegion):
         return self.found_by or (Sighting(self.detector, self.score),)
 
 
-def search_release(row: Row, image: Pixels, detectors: Sequence[Detector], rule: int) -> list[StillDetected]:
-    """What the detectors find in `image`, (H, W, 3) uint8 RGB, the released one of a row of `images`.
-
-    `rule` is that of de-identification, by which the row's regions were redacted.
-    """
+def search_release(row: Row, image: Pixels, detectors: Sequence[Detector]) -> list[StillDetected]:
+    """What the detectors find in `image`, (H, W, 3) uint8 RGB, the released one of a row of `images`."""
     shape = image.shape[0], image.shape[1]
-    regions = _regions(row, rule)
+    regions = _regions(row)
     gray = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
     found = []
     for detector in detectors:
         for detection in detector.detect(image):
-            patch = outline(detection, shape, rule=1)  # `segmint redact` makes no band
+            patch = outline(detection, shape, band=False)  # `segmint redact` makes no band
             if patch is None:
                 continue
             box = patch.x, patch.y, patch.width, patch.height
@@ -173,11 +170,11 @@ class _Region:
     rows: int
 
     @classmethod
-    def of(cls, region: Row, row: Row, rule: int) -> "_Region":
+    def of(cls, region: Row, row: Row) -> "_Region":
         across, down = row["width"] / row["source_width"], row["height"] / row["source_height"]
         cells = mosaic_size(region["w"], region["h"])
         box = region["x"] * across, region["y"] * down, region["w"] * across, region["h"] * down
-        band_x, band_y = band_widths(region, rule)
+        band_x, band_y = band_widths(region)
         return cls(*box, band_x * across, band_y * down, *cells)
 
     def holds(self, x: Floats, y: Floats) -> Bools:
@@ -200,12 +197,12 @@ class _Region:
         return float(np.sqrt(np.square(gray - weights @ cells).sum() / (len(x) - rank)))
 
 
-def _regions(row: Row, rule: int) -> list[_Region]:
+def _regions(row: Row) -> list[_Region]:
     """The regions that a row names, as far as they can be placed in its released image."""
     if not row["source_width"] or not row["source_height"]:
         return []
     known = (region for region in row["regions"] or () if region and all(region[side] is not None for side in "xywh"))
-    return [_Region.of(region, row, rule) for region in known if region["w"] > 0 and region["h"] > 0]
+    return [_Region.of(region, row) for region in known if region["w"] > 0 and region["h"] > 0]
 
 
 def _hats(places: Floats, cells: int) -> Floats:

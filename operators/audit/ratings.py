@@ -40,7 +40,7 @@ def audit_ratings(tables: DatasetTables, taken: Collection[int]) -> Iterator[Fin
 def _masks_of(tables: DatasetTables, images: Sequence[int]) -> tuple[dict[int, int], dict[int, str]]:
     """Return the number of the next mask by image, and the run lengths by annotation id, of these images."""
     among = ", ".join(str(image) for image in images)
-    rows = tables.query(f"SELECT id, coalesce(next_mask, masks) AS next FROM images WHERE id IN ({among})").to_pylist()
+    rows = tables.query(f"SELECT id, next_mask AS next FROM images WHERE id IN ({among})").to_pylist()
     masks = tables.query(
         f"SELECT annotation_id AS mask, segmentation.counts AS counts FROM masks WHERE id IN ({among})"
     ).to_pylist()

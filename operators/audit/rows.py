@@ -142,9 +142,7 @@ def audit_mask_count(row: Row, masks: int, place: Place, *, annotated: bool = Fa
     """
     said = {"masks": row["masks"], "statistics.mask_count": (row["statistics"] or {}).get("mask_count")}
     if not annotated:
-        said["funnel.written"] = (row["funnel"] or {}).get("written")
-        if row["next_mask"] is not None:
-            said["next_mask"] = row["next_mask"]
+        said |= {"funnel.written": (row["funnel"] or {}).get("written"), "next_mask": row["next_mask"]}
     wrong = {name: count for name, count in said.items() if count != masks}
     if wrong:
         found = ", ".join(f"{name} {count}" for name, count in wrong.items())

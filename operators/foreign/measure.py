@@ -162,7 +162,7 @@ def _write(waiting: list[tuple[Row, list[int | None]]], writers: dict[str, RowGr
     """Describes images and masks as a build does, and writes their rows."""
     if not waiting:
         return
-    described = describe_table(to_table([row for row, _ in waiting], SEGMENTED), rule=1).to_pylist()
+    described = describe_table(to_table([row for row, _ in waiting], SEGMENTED)).to_pylist()
     images, masks = [], []
     for row, (_, ids) in zip(described, waiting, strict=True):
         images.append({**row, "masks": len(row["masks"]), "funnel": None, "next_mask": None})

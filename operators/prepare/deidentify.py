@@ -3,8 +3,9 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -18,7 +19,6 @@ from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import redact
-from segmint.infra.version import VERSION
 from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou
 from segmint.model.detectors.plates import PlateDetector
 from segmint.operators.child import is_out_of_memory
@@ -38,10 +38,10 @@ _MTCNN_SCORE, _CLP_SCORE = 0.7, 0.5
 """The lowest scores that count, of the bundled detectors, unless the configuration says others."""
 
 _GLANCE = 0.05
-"""Score from which rule 2 looks at a spot again, enlarged: of 64 plates as high as 11 pixels it then finds 62, of 64 as
+"""Score from which a spot is looked at again, enlarged: of 64 plates as high as 11 pixels it then finds 62, of 64 as
 high as 12 all."""
 _MOST_PIXELS = 100_000_000
-"""No image that leaves under rule 2 has more: a JPEG's side has at most 65,500, and the default short side 1,500."""
+"""No image that leaves has more: a JPEG's side has at most 65,500, and the default short side 1,500."""
 
 _BATCH_PIXELS = 16 * 1536**2
 """Of the windows that a GPU searches together: 16 of the largest tiles."""
@@ -49,8 +49,8 @@ _BATCH_PIXELS = 16 * 1536**2
 _CONTROL_SIZES = ((192, 256), (256, 192), (256, 256))
 """Width and height, in pixels, of images that every detector must be able to search."""
 
-RULES = (1, 2)
-"""The rules of de-identification that this version has, by number; a dataset keeps the one it was begun with."""
+RULE = 2
+"""The number of the way in which images are searched and redacted, as manifests record it (`deidentify.rule`)."""
 
 NO_DETECTOR = "none"
 BUNDLED_DETECTORS = frozenset({"mtcnn", "clp"})
@@ -60,22 +60,6 @@ BUNDLED_DETECTORS = frozenset({"mtcnn", "clp"})
 def is_detector_file(name: str) -> bool:
     """Whether a detector is a file: by its path or URI in a configuration, or by its SHA-256 in a manifest."""
     return name != NO_DETECTOR and name not in BUNDLED_DETECTORS
-
-
-def rule_of(identity: Mapping[str, Any]) -> int:
-    """Return the rule of de-identification of a dataset with this identity; raises what `known_rule` raises."""
-    part = identity.get("deidentify")
-    return known_rule(part.get("rule") if isinstance(part, Mapping) else None)
-
-
-def known_rule(recorded: object) -> int:
-    """Return the rule of de-identification that a manifest records; raises `UsageError` if this version lacks it."""
-    if type(recorded) is int and recorded in RULES:
-        return recorded
-    raise UsageError(
-        f"the dataset was begun with deidentify.rule {recorded!r}; expected {' or '.join(map(str, RULES))}, the rules "
-        f"that segmint {VERSION} has. Use the version that began it, or a later one"
-    )
 
 
 class _DetectorConfig(BaseModel):
@@ -131,18 +115,11 @@ class DeidentifyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rule: Literal["auto", 1, 2] = "auto"
-    """How images are searched and redacted. auto: a dataset's own rule, and the newest for a new dataset."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the detectors run: in each process that decodes images, or in one process a node that shares its GPU. It
     changes the last bits of what they find, so it belongs to the numerics."""
     faces: FacesConfig = FacesConfig()
     plates: PlatesConfig = PlatesConfig()
-
-    @property
-    def rule_number(self) -> int:
-        """The rule; for `auto`, that of a new dataset."""
-        return RULES[-1] if self.rule == "auto" else self.rule
 
     @property
     def detectors(self) -> dict[str, str]:
@@ -185,26 +162,24 @@ class Region:
         return replace(self, x=left, y=top, w=right - left, h=bottom - top)
 
 
-def outline(detection: Detection, shape: tuple[int, int], rule: int) -> Patch | None:
+def outline(detection: Detection, shape: tuple[int, int], *, band: bool = True) -> Patch | None:
     """Return what to redact for a detection in an image of `shape` (h, w).
 
     An ellipse for a face. For a plate the polygon of its corners, or its box if it has no corners or they do not match
-    the box. Under rule 1 it has no band.
+    the box. Without `band` the mosaic ends at the outline.
     """
     if detection.kind == "face":
-        return ellipse(detection.box, shape, 0.0 if rule == 1 else FACE_BAND)
+        return ellipse(detection.box, shape, FACE_BAND if band else 0.0)
     x0, y0, x1, y1 = detection.box
     box = ((x0, y0), (x1, y0), (x1, y1), (x0, y1))
     quad = detection.quad
     if quad is None or iou(bounds(quad), detection.box) < 0.5:
         quad = box
-    return polygon(quad, shape, band=0.0 if rule == 1 else PLATE_BAND)
+    return polygon(quad, shape, band=PLATE_BAND if band else 0.0)
 
 
-def deidentify(
-    image: Pixels, detectors: Sequence[Detector], rule: int = RULES[-1], *, in_place: bool = False
-) -> tuple[Pixels, list[Region]]:
-    """Redact everything the detectors find in `image`, (H, W, 3) uint8 RGB, upright. `rule` decides the outlines.
+def deidentify(image: Pixels, detectors: Sequence[Detector], *, in_place: bool = False) -> tuple[Pixels, list[Region]]:
+    """Redact everything the detectors find in `image`, (H, W, 3) uint8 RGB, upright.
 
     Returns a new image, or with `in_place` the same one changed, equal to the old one outside the regions, and the
     regions in its pixels, by detector and then by score. Raises `RejectedError` with `detector_failed` if a detector
@@ -213,7 +188,7 @@ def deidentify(
     patches, regions = [], []
     for detector in detectors:
         for found in _detections(detector, image):
-            patch = outline(found, (image.shape[0], image.shape[1]), rule)
+            patch = outline(found, (image.shape[0], image.shape[1]))
             if patch is None:
                 continue
             patches.append(patch)
@@ -293,43 +268,38 @@ def build_detectors(
     if "faces" in config.detector_files:
         found.append(_torchscript("face", config.faces, device, resolve, load_file))
     elif config.faces.detector != NO_DETECTOR:
-        found.append(_mtcnn(config.rule_number, config.faces.score or _MTCNN_SCORE, device))
+        found.append(_mtcnn(config.faces.score or _MTCNN_SCORE, device))
     if "plates" in config.detector_files:
         found.append(_torchscript("plate", config.plates, device, resolve, load_file))
     elif config.plates.detector != NO_DETECTOR:
         in_torch = device if device.startswith("cuda") or torch_plates else None
-        found.append(_clp(config.rule_number, config.plates.score or _CLP_SCORE, resolve("clp"), threads, in_torch))
+        found.append(_clp(config.plates.score or _CLP_SCORE, resolve("clp"), threads, in_torch))
     return tuple(found)
 
 
-def _mtcnn(rule: int, score: float, device: str) -> Detector:
+def _mtcnn(score: float, device: str) -> Detector:
     import torch
 
     from segmint.model.detectors.cascade import CascadeDetector
-    from segmint.model.detectors.faces import FaceDetector
 
     with warnings.catch_warnings():  # importing the package changes the process's warning filters
         from facenet_pytorch import MTCNN
 
     cascade = MTCNN(keep_all=True, min_face_size=20, device=torch.device(device)).eval()
-    if rule == 1:
-        return FaceDetector(cascade, score=score)
     return CascadeDetector(cascade.to(memory_format=torch.channels_last), score=score, device=device)
 
 
-def _clp(rule: int, score: float, path: Path, threads: int | None, torch_device: str | None) -> Detector:
+def _clp(score: float, path: Path, threads: int | None, torch_device: str | None) -> Detector:
     """Build the plate detector; its network runs in torch on `torch_device`, or, where that is None, in onnxruntime."""
-    kept: dict[str, Any] = {"score": score}
-    if rule != 1:
-        from segmint.model.detectors.shrink import shrunk
+    from segmint.model.detectors.shrink import shrunk
 
-        kept |= {"tile_overlap": 128, "max_pixels": _MOST_PIXELS, "glance": _GLANCE, "resize": shrunk}
+    kept = partial(PlateDetector, score=score, tile_overlap=128, max_pixels=_MOST_PIXELS, glance=_GLANCE, resize=shrunk)
     if torch_device is None:
-        return PlateDetector(onnx_network(path, threads, arena=rule != 1), **kept)
+        return kept(onnx_network(path, threads))
     from segmint.model.detectors.plate_network import PlateNetworkOnDevice
 
     network = PlateNetworkOnDevice(read_weights(path), torch_device)
-    return PlateDetector(network, blob=network.blob, batch_pixels=_BATCH_PIXELS, **kept)
+    return kept(network, blob=network.blob, batch_pixels=_BATCH_PIXELS)
 
 
 def _torchscript(

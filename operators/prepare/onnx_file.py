@@ -23,10 +23,10 @@ _FIELDS = (
 )
 
 
-def onnx_network(path: Path, threads: int | None, *, arena: bool = False) -> Network:
+def onnx_network(path: Path, threads: int | None) -> Network:
     """Load the plate network as a function; it runs on the CPU, whatever device torch uses.
 
-    `arena` has it keep the memory of the largest input, which saves a third of the time.
+    It keeps the memory of the largest input, which saves a third of the time.
     """
     import onnxruntime
     import torch
@@ -34,7 +34,7 @@ def onnx_network(path: Path, threads: int | None, *, arena: bool = False) -> Net
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = True
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

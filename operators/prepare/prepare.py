@@ -120,20 +120,20 @@ def _stage(name: str) -> Iterator[None]:
 
 
 def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detector]") -> Prepared:
-    """Decode one image, redact it, downscale and encode it.
+    """Decode one image, downscale it, redact and encode it.
 
-    It is redacted at full resolution under rule 1, and at that of the largest image that leaves under rule 2. Raises
-    `RefusedError` with the stage `ingest`, `deidentify` or `release`.
+    It is redacted at the size of the largest image that leaves. Raises `RefusedError` with the stage `ingest`,
+    `deidentify` or `release`.
     """
     with _stage("ingest"):
         if config.respect_opt_out:
             refuse_opted_out(data)
         source = ingest(data, config.ingest)
     full = source.source_width, source.source_height
-    size = redacted_size(*full, config)
+    size = largest_size(*full, config.release.short_side, config.crops)
     with _stage("deidentify"):
         image = resized(source.image, size)
-        clean, regions = deidentify(image, detectors, config.deidentify.rule_number, in_place=True)
+        clean, regions = deidentify(image, detectors, in_place=True)
     with _stage("release"):
         is_larger = size != released_size(*full, config.release.short_side)
         released = release(clean, config.release)
@@ -147,13 +147,6 @@ def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detec
         release=released.jpeg,
         original=original,
     )
-
-
-def redacted_size(width: int, height: int, config: PrepareConfig) -> tuple[int, int]:
-    """Return the width and height of the largest image that leaves; under rule 1 those of the source."""
-    if config.deidentify.rule_number == 1:
-        return width, height
-    return largest_size(width, height, config.release.short_side, config.crops)
 
 
 def build_worker(

@@ -12,7 +12,6 @@ from segmint.operators.rows import Row
 class RedactionArtifacts:
     """Which masks count as artifacts of de-identification."""
 
-    rule: int  # of de-identification
     iou: float | None = None  # from which on a mask traces a region; None: no mask does
 
     def dropped(self, row: Row, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,11 +24,11 @@ class RedactionArtifacts:
             return dict(columns)
         source, size = (row["source_height"], row["source_width"]), (row["height"], row["width"])
         counts = [mask["segmentation"]["counts"] for mask in masks]
-        near = redactions(row["regions"], source, size, counts, self.rule).iou
+        near = redactions(row["regions"], source, size, counts).iou
         kept = [mask for mask, iou in zip(masks, near.tolist(), strict=True) if iou < self.iou]
         funnel = {**columns["funnel"], "written": len(kept), "redaction_artifacts": len(masks) - len(kept)}
         return {**columns, "masks": kept, "funnel": funnel}
 
 
-NO_ARTIFACTS = RedactionArtifacts(rule=1)
+NO_ARTIFACTS = RedactionArtifacts()
 """Nothing is dropped."""

@@ -11,7 +11,7 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.prepare.release import CropLayers
 
 ARTIFACT_IOU = 0.8
-"""IoU with a redacted region from which on profile `sa1b` drops a mask in new datasets: as far as a mask along either
+"""IoU with a redacted region from which on profile `sa1b` drops a mask: as far as a mask along either
 edge of the region's band is from the line halfway through it."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -14,9 +14,6 @@ from segmint.infra.version import BITS_VERSION, VERSION
 from segmint.model.automatic.settings import small_chunk
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
-SETTINGS = frozenset({"device", "precision", "encoder", "points_per_chunk", "crops_per_batch", "threads"})
-"""The fields that a computation is set up by; the others only say what it was done with."""
-
 GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention", "chunks"})
 """The fields that only the numerics of a GPU record."""
 
@@ -54,7 +51,7 @@ class Numerics:
     pyarrow: str
     facenet_pytorch: str
     onnxruntime: str
-    pi_heif: str = field(default="", kw_only=True)  # reads HEIC; "none" where it is not installed
+    pi_heif: str  # reads HEIC; "none" where it is not installed
     cpu: str = field(default="", kw_only=True)  # its maker, and a hash of what it computes; not beside a GPU
     cuda: str = field(default="", kw_only=True)  # this and the next four on a GPU only
     cudnn: str = field(default="", kw_only=True)
@@ -62,13 +59,13 @@ class Numerics:
     attention: str = field(default="", kw_only=True)  # the encoder's: triton, flash or efficient
     chunks: str = field(default="", kw_only=True)  # the sizes of chunks; points take the smallest that holds them
     detectors: str = field(default="", kw_only=True)  # of faces and plates: the GPU that they run on; not of a CPU's
-    unrecorded: frozenset[str] = field(default=frozenset(), kw_only=True)  # fields that a manifest does not have
+    unrecorded: frozenset[str] = field(default=frozenset(), kw_only=True)  # fields of other devices
 
     @classmethod
     def recorded(cls, values: Mapping[str, Any]) -> "Numerics":
-        """Return the numerics of a dataset's manifest; a field that it lacks is compared with nothing.
+        """Return the numerics of a dataset's manifest.
 
-        Raises `UsageError` for a field that this segmint does not know, or if a setting of the computation is missing.
+        Raises `UsageError` for a field that this segmint does not know, or if one is missing that all devices have.
         """
         known = {one.name: one for one in fields(cls) if one.name != "unrecorded"}
         unknown = sorted(values.keys() - known)
@@ -78,8 +75,9 @@ class Numerics:
                 "version that began the dataset, or a newer one"
             )
         missing = frozenset(known.keys() - values.keys())
-        if missing & SETTINGS:
-            raise UsageError(f"the dataset's numerics lack {', '.join(sorted(missing & SETTINGS))}")
+        lacking = sorted(missing - GPU_ONLY - CPU_ONLY - DETECTORS_ONLY)
+        if lacking:
+            raise UsageError(f"the dataset's numerics lack {', '.join(lacking)}")
         blank: dict[str, Any] = dict.fromkeys(missing, "")
         return cls(**values, **blank, unrecorded=missing)
 

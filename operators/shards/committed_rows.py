@@ -6,7 +6,6 @@
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,36 +17,21 @@ from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.operators.rows import Row
 from segmint.operators.schemas import ANNOTATION_STAGE, DESCRIBED, DESCRIBED_MASK, MASKS_PER_IMAGE_LIMIT, SCHEMAS
-from segmint.operators.shards.tables import read_table, read_versioned, shard_version
-
-
-class CommittedRows(NamedTuple):
-    """The rows of a committed shard, and the version of its tables."""
-
-    rows: list[Row]
-    schema_version: int
+from segmint.operators.shards.tables import read_table
 
 
 def read_committed_rows(dataset: Location, commit: Commit) -> list[Row]:
-    """Return the rows that `read_committed` reads, without their version."""
-    return read_committed(dataset, commit).rows
-
-
-def read_committed(dataset: Location, commit: Commit) -> CommittedRows:
     """Return the rows of a committed shard in order of their ordinals, accepted and refused, as in `DESCRIBED`.
 
-    Columns that a shard's files do not have are null: the catalog's `redistributable`, `valid_until`, `sha256`,
-    `duplicate_of`, and those of newer versions. `release` is empty in a dataset without images. The whole shard is in
-    memory. If a file is missing, has other bytes than the commit says, or contradicts the others, raises
-    `DamagedDatasetError`, which names it.
+    Columns that a shard's files do not have are null: the catalog's `redistributable`, `valid_until`, `sha256` and
+    `duplicate_of`. `release` is empty in a dataset without images. The whole shard is in memory. If a file is missing,
+    has other bytes than the commit says, or contradicts the others, raises `DamagedDatasetError`, which names it.
     """
-    tables = {kind: read_versioned(read_file(dataset, commit.file(kind)), kind) for kind in SCHEMAS}
-    version = shard_version({kind: each.schema_version for kind, each in tables.items()})
-    rows = {kind: each.table.to_pylist() for kind, each in tables.items()}
+    rows = {kind: read_table(read_file(dataset, commit.file(kind)), kind).to_pylist() for kind in SCHEMAS}
     tar = commit.file("shards")
     try:
         members = dict(tar_members(read_file(dataset, tar)))
-        return CommittedRows(committed_rows(rows["images"], rows["masks"], rows["rejects"], members), version)
+        return committed_rows(rows["images"], rows["masks"], rows["rejects"], members)
     except (BadTarError, ValueError) as error:
         raise DamagedDatasetError(f"{dataset / tar.path} does not fit its tables: {error}") from error
 

@@ -15,13 +15,13 @@ from segmint.operators.redactions import MANUAL
 from segmint.operators.rows import Row
 
 
-def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig, rule: int) -> Row:
+def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) -> Row:
     """Return a described row with these boxes of its released image redacted, and listed in `regions` and its counts.
 
     The released JPEG is decoded, redacted and encoded again as in a release; its masks stay as they are. Boxes that
     are already among the row's regions are skipped, so a second run changes nothing: if none is left, or the image was
-    refused or taken down meanwhile, the same object is returned. The boxes must lie inside the image. `rule` is that of
-    the dataset's de-identification. Raises `DamagedDatasetError` if its JPEG cannot be decoded.
+    refused or taken down meanwhile, the same object is returned. The boxes must lie inside the image. Raises
+    `DamagedDatasetError` if its JPEG cannot be decoded.
     """
     if not wanted or row.get("reason") is not None:
         return row
@@ -42,20 +42,20 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig, 
         "faces": sum(region.kind == "face" for region in regions),
         "plates": sum(region.kind == "plate" for region in regions),
     }
-    return {**redacted, "masks": _measured(redacted, rule)} if row.get("masks") else redacted
+    return {**redacted, "masks": _measured(redacted)} if row.get("masks") else redacted
 
 
-def _measured(row: Row, rule: int) -> list[Row]:
-    """Return a row's masks with their shares inside its regions, where these are known: not in rows of version 1.
+def _measured(row: Row) -> list[Row]:
+    """Return a row's masks with their shares inside its regions.
 
     They stay as they are beside a mask whose run lengths are damaged: that must not keep a region from being redacted.
     """
     try:
-        shares, ious = redaction_columns(row, [mask["segmentation"]["counts"] for mask in row["masks"]], rule)
+        shares, ious = redaction_columns(row, [mask["segmentation"]["counts"] for mask in row["masks"]])
     except ValueError:
         return list(row["masks"])
     return [
-        mask if mask.get("redacted_share") is None else {**mask, "redacted_share": share, "redaction_iou": iou}
+        {**mask, "redacted_share": share, "redaction_iou": iou}
         for mask, share, iou in zip(row["masks"], shares, ious, strict=True)
     ]
 

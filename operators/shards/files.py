@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from segmint.catalogs.dataset.commits import REJECTED
-from segmint.catalogs.layout import SCHEMA_VERSION, annotation_name, image_name
+from segmint.catalogs.layout import annotation_name, image_name
 from segmint.catalogs.parquet import table_bytes
 from segmint.operators.rows import Row, to_table
-from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT, SCHEMAS_OF
+from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT, SCHEMAS
 
 ROW_GROUP_ROWS = 10_000
 """Rows in a row group of `images`, `masks` and `rejects`."""
@@ -70,13 +70,11 @@ def counts_of(mask: Mapping[str, Any]) -> str:
     return str(mask["segmentation"]["counts"])
 
 
-def build_shard_files(rows: Iterable[Row], *, with_images: bool, schema_version: int = SCHEMA_VERSION) -> ShardFiles:
+def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
     """Build the files of one shard from its rows, in order of ordinals; rejected rows are counted too.
 
-    `with_images` puts the released JPEGs into the tar, next to the annotations. `schema_version` is that of the tables;
-    an older one leaves the newer columns out. The tar is the same in all.
+    `with_images` puts the released JPEGs into the tar, next to the annotations.
     """
-    schemas = SCHEMAS_OF[schema_version]
     tar = io.BytesIO()
     images: list[Row] = []
     masks: list[Row] = []
@@ -103,9 +101,9 @@ def build_shard_files(rows: Iterable[Row], *, with_images: bool, schema_version:
     }
     return ShardFiles(
         tar=tar.getvalue(),
-        images=table_bytes(to_table(images, schemas["images"]), schemas["images"], ROW_GROUP_ROWS),
-        masks=table_bytes(to_table(masks, schemas["masks"]), schemas["masks"], ROW_GROUP_ROWS),
-        rejects=table_bytes(to_table(rejects, schemas["rejects"]), schemas["rejects"], ROW_GROUP_ROWS),
+        images=table_bytes(to_table(images, SCHEMAS["images"]), SCHEMAS["images"], ROW_GROUP_ROWS),
+        masks=table_bytes(to_table(masks, SCHEMAS["masks"]), SCHEMAS["masks"], ROW_GROUP_ROWS),
+        rejects=table_bytes(to_table(rejects, SCHEMAS["rejects"]), SCHEMAS["rejects"], ROW_GROUP_ROWS),
         counts=counts,
     )
 

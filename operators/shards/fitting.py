@@ -94,9 +94,9 @@ def _made_by(former: Answer, masks: Mapping[int, Row], answers: Sequence[Answer]
     return {
         id
         for id, row in masks.items()
-        if row["source"] not in (None, AUTOMATIC)
+        if row["source"] != AUTOMATIC
         and (mask := made.get(counts_of(row))) is not None
-        and any(_said(row) == _work(mask, said) for said in ([*until, former], [former]))
+        and _said(row) == _work(mask, [*until, former])
     }
 
 

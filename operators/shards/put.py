@@ -5,7 +5,8 @@ The order is what makes it safe beside any other writer, and beside whatever del
 1. The claim: the names of the files, put if absent. From here on nobody else deletes them.
 2. The files.
 3. The commit, put if absent.
-4. A look whether all files are there. A file that a sweep of an older segmint deleted is put again.
+4. A look whether all files are there. A file is put again if something deleted it that had looked for claims before
+   this one was put, and slept until its deletion.
 5. A look for a higher generation: if there is one, the commit was put after a later correction had removed its
    predecessor, and the writer has lost. It deletes what it put.
 6. The tombstones are heeded, and what was amended in the catalog.

@@ -15,7 +15,6 @@ from segmint.catalogs.layout import (
     CLAIMS,
     COMMITS,
     DATA_KINDS,
-    SCHEMA_VERSION,
     commit_path,
     data_path,
     parse_commit_name,
@@ -40,7 +39,6 @@ def replace_shard(
     rows: Iterable[Row],
     *,
     with_images: bool,
-    schema_version: int = SCHEMA_VERSION,
     purge: bool = True,
     heed: Callable[[], object] = lambda: None,
 ) -> Commit:
@@ -50,7 +48,7 @@ def replace_shard(
     committed this generation with other content, or a higher one; with `purge` no older version is left of our files.
     `heed` is called once the commit holds.
     """
-    files = build_shard_files(rows, with_images=with_images, schema_version=schema_version)
+    files = build_shard_files(rows, with_images=with_images)
     named = named_files(old.shard, files)
     entries = tuple(entry for entry, _ in named)
     new = replace(old, generation=old.generation + 1, counts=files.counts, files=entries)

@@ -14,9 +14,8 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.layout import (
-    ADDED_IMAGE_COLUMNS,
+    ANNOTATION_COLUMNS,
     DATA_KINDS,
-    SCHEMA_VERSIONS,
     DamagedDatasetError,
     annotation_name,
     parse_data_path,
@@ -30,16 +29,15 @@ from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, SCHEMAS
 from segmint.operators.shards.answered import said_by_answers
 from segmint.operators.shards.committed_rows import (
-    CommittedRows,
     committed_rows,
-    read_committed,
+    read_committed_rows,
     read_file,
     tar_members,
 )
 from segmint.operators.shards.files import ShardFiles, build_shard_files
 from segmint.operators.shards.put import named_files, put_again
-from segmint.operators.shards.revise import OLDEST, heed_after, heed_tombstones, with_holding
-from segmint.operators.shards.tables import read_table, read_versioned
+from segmint.operators.shards.revise import heed_after, heed_tombstones, with_holding
+from segmint.operators.shards.tables import read_table
 from segmint.operators.shards.write import ShardResult, ShardTask, faults, iter_rows, shard_table
 
 
@@ -75,31 +73,22 @@ def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
     return found
 
 
-def restore_from_rest(
-    dataset: Location,
-    commit: Commit,
-    damages: Sequence[Damage],
-    *,
-    with_images: bool,
-    rule: int,
-    schema_version: int = OLDEST,
-) -> bool:
+def restore_from_rest(dataset: Location, commit: Commit, damages: Sequence[Damage], *, with_images: bool) -> bool:
     """Restore the damaged files of a shard from its other files; return whether that was possible.
 
     The tar's JSON has the masks, and the tables have the JSON. JPEGs are only in the tar, and are taken from a damaged
-    one as far as it can be read; rows of images are in no other file. `rule` is that of de-identification.
-    `schema_version` is the dataset's, for what tombstones take down of the shard. Raises `DamagedDatasetError` if the
-    generation was replaced: look again.
+    one as far as it can be read; rows of images are in no other file. Raises `DamagedDatasetError` if the generation
+    was replaced: look again.
     """
     damaged = {damage.kind for damage in damages}
     try:
-        rows, version = _rows_of_rest(dataset, commit, damaged, rule)
-        files = build_shard_files(rows, with_images=with_images, schema_version=version)
+        rows = _rows_of_rest(dataset, commit, damaged)
+        files = build_shard_files(rows, with_images=with_images)
     except (DamagedDatasetError, ValueError, KeyError, TypeError):
         return False  # the remaining files contradict each other
 
     def heed() -> None:
-        heed_tombstones(dataset, commit.shard, with_images=with_images, schema_version=schema_version)
+        heed_tombstones(dataset, commit.shard, with_images=with_images)
 
     return not _put_back(dataset, commit, damages, files, heed)
 
@@ -116,7 +105,7 @@ def lost_of_people(dataset: Location, commit: Commit, damages: Sequence[Damage])
         images = read_table(read_file(dataset, commit.file("images")), "images")
     except DamagedDatasetError:
         return ""
-    said = [name for name in ADDED_IMAGE_COLUMNS if name != "next_mask"]
+    said = [name for name in ANNOTATION_COLUMNS if name != "next_mask"]
     rows = [row for row in images.to_pylist() if any(row[name] is not None for name in said)]
     made = [row for row in rows if row["next_mask"] != (row["funnel"] or {}).get("written")]
     annotated = len(made or rows)  # if they made none, they may have labeled some
@@ -141,15 +130,11 @@ def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.
 
     def restore(commit: Commit) -> ShardResult:
         damages = find_damage(task.dataset, commit)
-        other: list[str] = []
-        # The dataset's version first: its shards may be of an older one, and the hash decides.
-        for version in sorted(SCHEMA_VERSIONS, key=lambda version: version != task.schema_version):
-            files = build_shard_files(iter_rows(table), with_images=task.with_images, schema_version=version)
-            found = _put_back(task.dataset, commit, damages, files, lambda: heed_after(task))
-            if not found:
-                return ShardResult(task.shard, "committed", commit.counts)
-            other = other or found
-        raise DamagedDatasetError("; ".join(other))
+        files = build_shard_files(iter_rows(table), with_images=task.with_images)
+        other = _put_back(task.dataset, commit, damages, files, lambda: heed_after(task))
+        if other:
+            raise DamagedDatasetError("; ".join(other))
+        return ShardResult(task.shard, "committed", commit.counts)
 
     try:
         restored = with_holding(task.dataset, task.shard, restore)
@@ -189,16 +174,17 @@ def _replaced(commit: Commit) -> DamagedDatasetError:
     )
 
 
-def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str], rule: int) -> CommittedRows:
+def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> list[Row]:
     """Return the shard's rows from its undamaged files; raises `ValueError` or `DamagedDatasetError` if some lack."""
     if "images" in damaged:
         raise ValueError("no other file has the rows of images")
     if "rejects" in damaged and commit.counts.get("rejected") != 0:
         raise ValueError("no other file has the rows of refused images")
-    read = {
-        kind: read_versioned(read_file(dataset, commit.file(kind)), kind) for kind in SCHEMAS if kind not in damaged
+    tables: dict[str, list[Row]] = {
+        kind: read_table(read_file(dataset, commit.file(kind)), kind).to_pylist()
+        for kind in SCHEMAS
+        if kind not in damaged
     }
-    tables = {kind: each.table.to_pylist() for kind, each in read.items()}
     members = _members_of_rest(dataset / commit.file("shards").path)
     if "masks" in damaged:
         if "shards" in damaged:
@@ -206,10 +192,9 @@ def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str], rule: in
         tables["masks"] = [
             mask
             for image in tables["images"]
-            for mask in _masks_of_json(image, members, rule, said_by_answers(dataset, image))
+            for mask in _masks_of_json(image, members, said_by_answers(dataset, image))
         ]
-    rows = committed_rows(tables["images"], tables["masks"], tables.get("rejects", []), members)
-    return CommittedRows(rows, read["images"].schema_version)
+    return committed_rows(tables["images"], tables["masks"], tables.get("rejects", []), members)
 
 
 def _members_of_rest(tar: Location) -> dict[str, bytes]:
@@ -223,9 +208,7 @@ def _members_of_rest(tar: Location) -> dict[str, bytes]:
     return members
 
 
-def _masks_of_json(
-    image: Row, members: Mapping[str, bytes], rule: int, said: Mapping[str, Mapping[str, Any]]
-) -> list[Row]:
+def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     """Return an image's rows of `masks`, from its JSON; their statistics are computed again.
 
     They are taken for masks that a build made, with the numbers in the JSON: people may have deleted others; or for
@@ -234,17 +217,15 @@ def _masks_of_json(
     hash.
     """
     annotations = json.loads(members[annotation_name(image["id"])])["annotations"]
-    # A row of version 1 has no `next_mask`, and its masks have none of the newer columns either.
-    built = image["next_mask"] is not None
     codes = [mask["segmentation"]["counts"] for mask in annotations]
-    shares, ious = redaction_columns(image if built else {**image, "regions": None}, codes, rule)
+    shares, ious = redaction_columns(image, codes)
     rows = []
     for mask, share, iou in zip(annotations, shares, ious, strict=True):
         size, counts = mask["segmentation"]["size"], mask["segmentation"]["counts"]
         identity = {name: image[name] for name in ("ordinal", "id", "image_id")}
         statistics = asdict(describe_mask((size[0], size[1]), counts))
-        origin: Row = {"source": AUTOMATIC if built else None, "redacted_share": share, "redaction_iou": iou}
-        if built and mask["predicted_iou"] is None:
+        origin: Row = {"source": AUTOMATIC, "redacted_share": share, "redaction_iou": iou}
+        if mask["predicted_iou"] is None:
             origin |= said.get(counts, {})
         rows.append({**mask, **identity, "annotation_id": mask["id"], **statistics, **origin})
     return rows
@@ -277,12 +258,12 @@ def remake_commit(
             raise DamagedDatasetError(f"{path} is damaged too: its SHA-256 is {entry.sha256[:12]}…")
         entries.append(entry)
     candidate = replace(damaged, files=tuple(entries))
-    rows, version = read_committed(dataset, candidate)
+    rows = read_committed_rows(dataset, candidate)
     if [row["ordinal"] for row in rows] != list(range(*damaged.ordinals)):
         raise DamagedDatasetError(
             f"the files of shard {damaged.shard} do not hold each of its ordinals once and in order"
         )
-    files = build_shard_files(rows, with_images=with_images, schema_version=version)
+    files = build_shard_files(rows, with_images=with_images)
     built = {entry for entry, _ in named_files(damaged.shard, files)}
     other = [entry.path for entry in entries if entry not in built]
     if other:

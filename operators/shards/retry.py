@@ -13,7 +13,7 @@ from segmint.catalogs.dataset.commits import REJECTED, Commit
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
 from segmint.operators.shards.replace import LostRaceError
-from segmint.operators.shards.revise import OLDEST, heed_after, revise_shard
+from segmint.operators.shards.revise import heed_after, revise_shard
 from segmint.operators.shards.taken_rows import is_taken
 from segmint.operators.shards.write import ShardResult, WrongRowsError, faulted_ordinals, faults, iter_rows
 
@@ -30,7 +30,6 @@ class RetryTask:
     dataset: Location
     with_images: bool
     catalog_uri: str | None = None  # of the source catalog, for the tombstones' URIs
-    schema_version: int = OLDEST  # of the dataset; a shard of a newer one keeps its own
     cataloged: int = 1  # generation of the manifest that held before the rows were read from the catalog
 
 
@@ -77,7 +76,6 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
             task.shard,
             merge,
             with_images=task.with_images,
-            schema_version=task.schema_version,
             purge=False,
             heed=lambda: heed_after(task),
         )

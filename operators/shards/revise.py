@@ -21,7 +21,6 @@ from segmint.catalogs.dataset.manifest import (
 from segmint.catalogs.dataset.tombstones import NO_NAMES, Taken, read_taken
 from segmint.catalogs.layout import (
     CLAIMS,
-    SCHEMA_VERSIONS,
     DamagedDatasetError,
     parse_claim_name,
     parse_part_claim_name,
@@ -29,12 +28,12 @@ from segmint.catalogs.layout import (
 from segmint.catalogs.parquet import table_bytes
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row, to_table
-from segmint.operators.schemas import SCHEMAS_OF
+from segmint.operators.schemas import IMAGES
 from segmint.operators.shards.cataloged_rows import cataloged
-from segmint.operators.shards.committed_rows import read_committed, read_file
+from segmint.operators.shards.committed_rows import read_committed_rows, read_file
 from segmint.operators.shards.files import ROW_GROUP_ROWS
 from segmint.operators.shards.replace import LostRaceError, remove_replaced, replace_images, replace_shard
-from segmint.operators.shards.tables import read_table, read_versioned
+from segmint.operators.shards.tables import read_table
 from segmint.operators.shards.taken_rows import is_taken, without_taken
 
 Result = TypeVar("Result")
@@ -44,9 +43,6 @@ Change = Callable[[Commit, Sequence[Row]], Sequence[Row]]
 
 It may be called several times, and must not change its arguments.
 """
-
-OLDEST = min(SCHEMA_VERSIONS)
-"""As `schema_version`: a shard keeps its own."""
 
 ATTEMPTS = 100
 """Races that a revision may lose before it gives up; each of them was won by another writer."""
@@ -72,7 +68,6 @@ def revise_shard(
     change: Change,
     *,
     with_images: bool,
-    schema_version: int = OLDEST,
     purge: bool = True,
     images_only: bool = False,
     needed: Callable[[Commit], bool] = lambda _: True,
@@ -80,12 +75,11 @@ def revise_shard(
 ) -> Revised | None:
     """Put the next generation of a shard, unless nothing is to be changed; None if the shard is not committed.
 
-    The new generation is of the dataset's `schema_version`, or of the shard's own if that is newer: nothing that it has
-    is left out. With `images_only` the change gets the rows of the table of images (keys of `IMAGES`): only that is
-    read and put, all other files stay, and the shard keeps its version. `needed` may say without all rows that nothing
-    is to be changed. `heed` is called once a new generation holds. Nothing is removed yet, except what a lost attempt
-    put; with `purge` its older versions, too. Raises `DamagedDatasetError` if a file of the generation that holds
-    cannot be read, and `LostRaceError` after `ATTEMPTS`.
+    With `images_only` the change gets the rows of the table of images (keys of `IMAGES`): only that is read and put,
+    and all other files stay. `needed` may say without all rows that nothing is to be changed. `heed` is called once a
+    new generation holds. Nothing is removed yet, except what a lost attempt put; with `purge` its older versions, too.
+    Raises `DamagedDatasetError` if a file of the generation that holds cannot be read, and `LostRaceError` after
+    `ATTEMPTS`.
     """
     lost = 0
 
@@ -94,15 +88,12 @@ def revise_shard(
             return Revised(commit, commit, 0)
         if images_only:
             return _revise_images(dataset, commit, change, purge, heed)
-        rows, version = read_committed(dataset, commit)
+        rows = read_committed_rows(dataset, commit)
         after = change(commit, rows)
         different = sum(one is not other for one, other in zip(rows, after, strict=True))
         if not different:
             return Revised(commit, commit, 0)
-        version = max(version, schema_version)
-        new = replace_shard(
-            dataset, commit, after, with_images=with_images, schema_version=version, purge=purge, heed=heed
-        )
+        new = replace_shard(dataset, commit, after, with_images=with_images, purge=purge, heed=heed)
         return Revised(commit, new, different)
 
     while True:
@@ -117,14 +108,12 @@ def revise_shard(
 def _revise_images(
     dataset: Location, commit: Commit, change: Change, purge: bool, heed: Callable[[], object]
 ) -> Revised:
-    table, version = read_versioned(read_file(dataset, commit.file("images")), "images")
-    rows: list[Row] = table.to_pylist()
+    rows: list[Row] = read_table(read_file(dataset, commit.file("images")), "images").to_pylist()
     after = change(commit, rows)
     different = sum(one is not other for one, other in zip(rows, after, strict=True))
     if not different:
         return Revised(commit, commit, 0)
-    schema = SCHEMAS_OF[version]["images"]
-    data = table_bytes(to_table(list(after), schema), schema, ROW_GROUP_ROWS)
+    data = table_bytes(to_table(list(after), IMAGES), IMAGES, ROW_GROUP_ROWS)
     return Revised(commit, replace_images(dataset, commit, data, purge=purge, heed=heed), different)
 
 
@@ -162,12 +151,7 @@ def with_generation(dataset: Location, shard: int, use: Callable[[int], Result])
 
 
 def heed_tombstones(
-    dataset: Location,
-    shard: int,
-    *,
-    with_images: bool,
-    schema_version: int = OLDEST,
-    catalog_uri: str | None = None,
+    dataset: Location, shard: int, *, with_images: bool, catalog_uri: str | None = None
 ) -> Revised | None:
     """Take down what tombstones name of a committed shard, and remove what was there before; None without tombstones.
 
@@ -182,7 +166,6 @@ def heed_tombstones(
         shard,
         lambda _, rows: [without_taken(row, taken) for row in rows],
         with_images=with_images,
-        schema_version=schema_version,
         needed=lambda commit: names_taken(dataset, commit, taken),
     )
     if revised is not None and (revised.changed or taken.of_ordinals(*revised.commit.ordinals)):
@@ -224,10 +207,6 @@ class ShardWork(Protocol):
         """Whether the tar holds the released JPEGs."""
 
     @property
-    def schema_version(self) -> int:
-        """The dataset's."""
-
-    @property
     def catalog_uri(self) -> str | None:
         """The source catalog's, if it is known."""
 
@@ -241,24 +220,13 @@ def heed_after(task: ShardWork) -> bool:
 
     Return whether this changed the shard.
     """
-    heeded = heed_tombstones(
-        task.dataset,
-        task.shard,
-        with_images=task.with_images,
-        schema_version=task.schema_version,
-        catalog_uri=task.catalog_uri,
-    )
+    heeded = heed_tombstones(task.dataset, task.shard, with_images=task.with_images, catalog_uri=task.catalog_uri)
     amended = heed_catalog(task.dataset, task.shard, task.cataloged)
     return any(revised is not None and revised.changed for revised in (heeded, amended))
 
 
 def heed_all(
-    dataset: Location,
-    shards: Container[int],
-    *,
-    with_images: bool,
-    schema_version: int = OLDEST,
-    catalog_uri: str | None = None,
+    dataset: Location, shards: Container[int], *, with_images: bool, catalog_uri: str | None = None
 ) -> list[int]:
     """Do what writers of these shards did not that died after their commits; return the shards that this changed.
 
@@ -276,9 +244,7 @@ def heed_all(
             left.setdefault(parsed[0], []).append(entry.name)
     changed = []
     for shard, names in sorted(left.items()):
-        heeded = heed_tombstones(
-            dataset, shard, with_images=with_images, schema_version=schema_version, catalog_uri=catalog_uri
-        )
+        heeded = heed_tombstones(dataset, shard, with_images=with_images, catalog_uri=catalog_uri)
         amended = heed_catalog(dataset, shard)
         if any(revised is not None and revised.changed for revised in (heeded, amended)):
             changed.append(shard)

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.catalogs.layout import SCHEMA_VERSION
 from segmint.catalogs.reasons import DELIBERATE_REASONS
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
@@ -43,7 +42,6 @@ class ShardTask:
     max_reject_ratio: float
     generation: int = 1
     catalog_uri: str | None = None  # of the source catalog, for the tombstones' URIs
-    schema_version: int = SCHEMA_VERSION  # of the dataset
     cataloged: int = 1  # generation of the manifest that held before the rows were read from the catalog
 
 
@@ -76,13 +74,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     log = CommitLog(task.dataset)
     if log.read(task.shard, task.generation) is not None:
         shards = range(task.shard, task.shard + 1)
-        heed_all(
-            task.dataset,
-            shards,
-            with_images=task.with_images,
-            schema_version=task.schema_version,
-            catalog_uri=task.catalog_uri,
-        )
+        heed_all(task.dataset, shards, with_images=task.with_images, catalog_uri=task.catalog_uri)
         return _committed(task, log)
 
     table = shard_table(task, cuts, *blocks)
@@ -90,7 +82,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     if reason_to_wait:
         return ShardResult(task.shard, "held_back", {}, reason_to_wait, faulted_ordinals(table))
 
-    files = build_shard_files(iter_rows(table), with_images=task.with_images, schema_version=task.schema_version)
+    files = build_shard_files(iter_rows(table), with_images=task.with_images)
     named = named_files(task.shard, files)
     commit = Commit(
         shard=task.shard,

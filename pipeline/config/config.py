@@ -27,7 +27,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.units import Bytes, Seconds
 from segmint.infra.uris import absolute
 from segmint.operators.curate.settings import CurateConfig
-from segmint.operators.prepare.deidentify import DeidentifyConfig, rule_of
+from segmint.operators.prepare.deidentify import RULE, DeidentifyConfig
 from segmint.operators.prepare.ingest_config import IngestConfig, formats_of
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
@@ -94,7 +94,7 @@ class LicenseConfig(_Part):
     """Whether to accept only rows with `redistributable: true`."""
     respect_opt_out: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
     """Whether to refuse images whose rights holder forbids training, by the image's metadata or by the catalog; auto:
-    as the dataset was begun, and in a new one true. A dataset that records none does not."""
+    as the dataset was begun, and in a new one true."""
     policy_date: date | None = None
     """The day on which licenses must still be valid; null: the day of the dataset's first start, which pins it."""
 
@@ -245,7 +245,7 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
     tree["license"]["respect_opt_out"] = config.license.respects_opt_out
     tree["model"] = {"weights": known.get(config.model.weights, config.model.weights)}
     tree["ingest"]["formats"] = list(config.ingest.decoded)
-    tree["deidentify"]["rule"] = config.deidentify.rule_number
+    tree["deidentify"]["rule"] = RULE
     tree["masks"]["drop_redaction_artifacts"] = config.masks.artifacts
     for part in tree["deidentify"].values():
         if isinstance(part, dict) and part.get("detector") in known:
@@ -256,20 +256,19 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
 def as_begun(config: Config, begun: Mapping[str, Any]) -> Config:
     """Return the configuration with each `auto` of an identity key replaced by what the dataset was begun with.
 
-    These are `license.respect_opt_out`, `ingest.formats`, `deidentify.rule` and `masks.drop_redaction_artifacts`.
-    Raises `UsageError` for formats and for a rule that this version does not have.
+    These are `license.respect_opt_out`, `ingest.formats` and `masks.drop_redaction_artifacts`. Raises `UsageError` for
+    formats that this version does not have.
     """
-    license, deidentify, masks, read = config.license, config.deidentify, config.masks, config.ingest
+    license, masks, read = config.license, config.masks, config.ingest
     if license.respect_opt_out == "auto":
-        license = license.model_copy(update={"respect_opt_out": begun["license"]["respect_opt_out"]})
+        respected = begun.get("license", {}).get("respect_opt_out", False)  # a damaged manifest may say nothing
+        license = license.model_copy(update={"respect_opt_out": respected})
     if read.formats == "auto":
         read = read.model_copy(update={"formats": formats_of(begun)})
-    if deidentify.rule == "auto":
-        deidentify = deidentify.model_copy(update={"rule": rule_of(begun)})
     if masks.drop_redaction_artifacts == "auto":
-        begun_with = begun["masks"]["drop_redaction_artifacts"]
+        begun_with = begun.get("masks", {}).get("drop_redaction_artifacts", "off")
         masks = masks.model_copy(update={"drop_redaction_artifacts": begun_with})
-    return config.model_copy(update={"license": license, "ingest": read, "deidentify": deidentify, "masks": masks})
+    return config.model_copy(update={"license": license, "ingest": read, "masks": masks})
 
 
 def load_config(path_or_uri: str, overrides: list[str] | None = None) -> Config:

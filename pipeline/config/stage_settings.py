@@ -10,7 +10,7 @@ from segmint.pipeline.config.config import Config, as_begun
 
 def detector_hashes(config: Config, manifest: DatasetManifest) -> dict[str, str]:
     """Return the SHA-256 that the dataset pins for each detector file, by its name in the configuration."""
-    pinned = manifest.identity["deidentify"]
+    pinned = manifest.config["deidentify"]
     return {file: pinned[kind]["detector"] for kind, file in config.deidentify.detector_files.items()}
 
 
@@ -20,7 +20,7 @@ def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> P
     It keeps originals if crops are cut from them.
     """
     detector_sha256 = {} if manifest is None else detector_hashes(config, manifest)
-    config = config if manifest is None else as_begun(config, manifest.identity)
+    config = config if manifest is None else as_begun(config, manifest.config)
     return PrepareConfig(
         ingest=config.ingest,
         deidentify=config.deidentify,
@@ -40,7 +40,7 @@ def recorded_detectors(manifest: DatasetManifest) -> str:
 
 def segment_settings(config: Config, numerics: Numerics, manifest: DatasetManifest | None = None) -> SegmentSettings:
     """Return the settings of a segment actor, in a dataset that was begun as its manifest says. None: in a new one."""
-    config = config if manifest is None else as_begun(config, manifest.identity)
+    config = config if manifest is None else as_begun(config, manifest.config)
     return SegmentSettings(
         masks=config.masks.settings(numerics.points_per_chunk),
         weights=config.model.weights,
@@ -48,5 +48,5 @@ def segment_settings(config: Config, numerics: Numerics, manifest: DatasetManife
         assets=config.assets,
         storage_options=config.storage,
         allow_mixed_numerics=config.allow_mixed_numerics,
-        artifacts=RedactionArtifacts(config.deidentify.rule_number, config.masks.artifact_iou),
+        artifacts=RedactionArtifacts(config.masks.artifact_iou),
     )

@@ -26,7 +26,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, listed
 from segmint.operators.shards.replace import check_purge
-from segmint.pipeline.building.dataset.growth import ignored_columns, own_columns
+from segmint.pipeline.building.dataset.growth import ignored_columns
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.common import put_parts, remove_parts, while_unchanged
 from segmint.pipeline.corrections.credits import (
@@ -202,7 +202,7 @@ class _Look:
 def _looks(dataset: Location, catalog: Location, clear: bool, folder: Path) -> Callable[[], _Look]:
     """Read the catalog; return a function that compares it with the dataset. Both write into `folder`."""
     begun = load_manifest(dataset)
-    asked = stage_amendments(catalog, folder, ignored=ignored_columns(begun.identity), own=own_columns(begun))
+    asked = stage_amendments(catalog, folder, ignored=ignored_columns(begun.config))
 
     def look() -> _Look:
         latest = load_latest_manifest(dataset)

@@ -14,7 +14,6 @@ from segmint.catalogs.dataset.manifest import (
     load_manifest,
     manifest_generations,
     parts_in_use,
-    put_manifest,
     put_with_parts,
 )
 from segmint.catalogs.dataset.shards_index import write_shards_index
@@ -24,7 +23,6 @@ from segmint.catalogs.layout import (
     CLAIMS,
     COMMITS,
     REPORT,
-    SCHEMA_VERSION,
     SHARDS_INDEX,
     DamagedDatasetError,
     is_part_path,
@@ -39,7 +37,6 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name, join
-from segmint.infra.version import VERSION
 from segmint.operators.prepare.release import ReleaseConfig
 
 Result = TypeVar("Result")
@@ -48,7 +45,7 @@ Result = TypeVar("Result")
 def release_config(manifest: DatasetManifest) -> ReleaseConfig:
     """Return how a dataset's images are released; raises `UsageError` if the manifest does not say it."""
     try:
-        return ReleaseConfig.model_validate(manifest.identity.get("release"))
+        return ReleaseConfig.model_validate(manifest.config.get("release"))
     except ValidationError as error:
         raise UsageError(f"the dataset's manifest does not say how images are released: {error}") from error
 
@@ -124,7 +121,7 @@ def put_parts(
 def remove_parts(dataset: Location) -> None:
     """Remove the parts of the catalog that the manifest does not name, with their older versions.
 
-    Parts that others claim stay, and those with a higher number: a growing build of an older segmint has put them.
+    Parts that others claim stay, and those with a higher number: those of a build that grows the dataset.
     """
     parts = len(load_manifest(dataset).catalog)
     names = list((dataset / CATALOG).walk_ever())
@@ -157,13 +154,3 @@ def is_unfinished(dataset: Location, shards: Sequence[int]) -> bool:
         latest = None
     recorded = set() if latest is None else {(shard, generation) for shard, generation, _ in latest.commits}
     return bool(changed - recorded)
-
-
-def risen(dataset: Location) -> DatasetManifest:
-    """Return the manifest that holds, of the newest format: the next generation says so where it does not."""
-    while True:
-        manifest, generation = load_latest_manifest(dataset)
-        if manifest.schema_version == SCHEMA_VERSION:
-            return manifest
-        risen = manifest.model_copy(update={"schema_version": SCHEMA_VERSION, "code_version": VERSION})
-        put_manifest(dataset, risen, generation + 1)  # or another command's is there

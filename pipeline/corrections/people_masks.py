@@ -45,9 +45,9 @@ def numbered_masks(row: Row) -> list[Row]:
     size = row["height"], row["width"]
     masks = [{**mask, "index": mask_index(mask, position)} for position, mask in enumerate(row["masks"])]
     least = max([(row["funnel"] or {}).get("written") or 0, *(mask["index"] + 1 for mask in masks)])
-    if row["next_mask"] is not None and not least <= row["next_mask"] <= MASKS_PER_IMAGE_LIMIT:
+    if row["next_mask"] is None or not least <= row["next_mask"] <= MASKS_PER_IMAGE_LIMIT:
         raise DamagedDatasetError(
-            f"image {row['id']}: its next_mask is {row['next_mask']:,}, expected {least:,} to {MASKS_PER_IMAGE_LIMIT:,}"
+            f"image {row['id']}: its next_mask is {row['next_mask']}, expected {least:,} to {MASKS_PER_IMAGE_LIMIT:,}"
         )
     for mask in masks:
         try:
@@ -57,32 +57,13 @@ def numbered_masks(row: Row) -> list[Row]:
     return masks
 
 
-def next_number(row: Row, masks: Sequence[Row]) -> int:
-    """Return the number of an image's next mask; no number is given again. `masks` are its `numbered_masks`."""
-    if row["next_mask"] is not None:
-        return int(row["next_mask"])
-    return 1 + max((mask["index"] for mask in masks), default=-1)
-
-
 def is_of_build(mask: Row) -> bool:
     """Whether a build made a mask."""
-    return mask["source"] in (None, AUTOMATIC)
-
-
-def in_newest_format(row: Row, masks: Sequence[Row], rule: int) -> Sequence[Row]:
-    """Return an image's numbered masks with all columns of the newest format; `rule` is that of de-identification."""
-    if row["next_mask"] is not None:
-        return masks
-    # Format 1: a build made all of them.
-    shares, ious = redaction_columns(row, [counts_of(mask) for mask in masks], rule)
-    return [
-        {**mask, "source": AUTOMATIC, "redacted_share": share, "redaction_iou": iou}
-        for mask, share, iou in zip(masks, shares, ious, strict=True)
-    ]
+    return bool(mask["source"] == AUTOMATIC)
 
 
 def described_masks(
-    row: Row, new: Sequence[NewMask], parents: Mapping[str, Row], first: int, rule: int, said: Mapping[str, Any]
+    row: Row, new: Sequence[NewMask], parents: Mapping[str, Row], first: int, said: Mapping[str, Any]
 ) -> list[Row]:
     """Return rows of new masks (keys of `DESCRIBED_MASK`), numbered from `first`.
 
@@ -92,7 +73,7 @@ def described_masks(
     """
     height, width = row["height"], row["width"]
     counts = [mask.counts for mask in new]
-    shares, ious = redaction_columns(row, counts, rule)
+    shares, ious = redaction_columns(row, counts)
     rows = []
     for index, (mask, share, iou) in enumerate(zip(new, shares, ious, strict=True), first):
         code = {"size": [height, width], "counts": mask.counts.encode()}

@@ -12,13 +12,11 @@ from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_
 from segmint.infra.storage.location import Location
 from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.revise import Change
-from segmint.pipeline.corrections.common import is_unfinished, release_config, risen
+from segmint.pipeline.corrections.common import is_unfinished, release_config
 from segmint.pipeline.corrections.revision import Revision, revise
 
 SHOWN = 20
 """Images that are named for people; all are counted."""
-
-RISES = "the dataset gets format 2 first, for where masks come from; shards that do not change keep their bytes"
 
 
 class Listed(Protocol):
@@ -110,24 +108,23 @@ def revise_masks(
 ) -> R:
     """Do what is planned, and record the version by the name of the command.
 
-    `confirm` is called with what will be changed, and may raise to stop it. A dataset of an older format first gets the
-    next generation of its manifest; then each shard's next generation is put. After an interruption at any point, the
-    same call completes the work; where nothing is to be changed or completed, nothing is touched, and `confirm` is not
-    called. Raises `UsageError` for a store whose older versions cannot be removed, before anything is changed.
+    `confirm` is called with what will be changed, and may raise to stop it. Then each shard's next generation is put.
+    After an interruption at any point, the same call completes the work; where nothing is to be changed or completed,
+    nothing is touched, and `confirm` is not called. Raises `UsageError` for a store whose older versions cannot be
+    removed, before anything is changed.
     """
     if not plan.listed.images and not is_unfinished(dataset, sorted(plan.shards)):
         return result(plan.listed, (), name_now(dataset), (), ())
     check_purge(dataset)
     if confirm is not None:
         confirm(plan.listed)
-    manifest = risen(dataset) if plan.listed.images else plan.manifest
     revision = Revision(
         shards=plan.shards,
         change=plan.change,
-        with_images=release_config(manifest).format == "images",
+        with_images=release_config(plan.manifest).format == "images",
         needed=lambda commit: plan.unchanged.get(commit.shard) != commit.generation,
     )
-    outcome = revise(dataset, manifest, revision)
+    outcome = revise(dataset, plan.manifest, revision)
     return result(
         plan.listed,
         tuple(outcome.changed),

@@ -13,7 +13,6 @@ from segmint.catalogs.layout import image_stem
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
-from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_file
@@ -98,7 +97,6 @@ def list_redaction(dataset: Location, regions: Location) -> RedactionList:
 class _Plan:
     manifest: DatasetManifest
     config: ReleaseConfig
-    rule: int  # of de-identification
     regions: Regions
     commits: Mapping[int, Commit]
     listed: RedactionList
@@ -106,7 +104,7 @@ class _Plan:
 
 def _plan(dataset: Location, regions: Location) -> _Plan:
     manifest = load_manifest(dataset)
-    config, rule = release_config(manifest), rule_of(manifest.identity)
+    config = release_config(manifest)
     if config.format != "images":
         raise UsageError(f"{dataset} holds annotations only, no images to redact")
     by_ordinal: Regions = {}
@@ -116,7 +114,7 @@ def _plan(dataset: Location, regions: Location) -> _Plan:
     raise_problems(_problems(dataset, manifest, commits, by_ordinal))
     images = {ordinal + 1: len(each) for ordinal, each in sorted(by_ordinal.items())}
     return _Plan(
-        manifest, config, rule, by_ordinal, commits, RedactionList(str(dataset), manifest.name, images, tuple(commits))
+        manifest, config, by_ordinal, commits, RedactionList(str(dataset), manifest.name, images, tuple(commits))
     )
 
 
@@ -143,9 +141,7 @@ def redact(
         plan.manifest,
         Revision(
             shards=plan.commits.keys(),
-            change=lambda _, rows: [
-                redact_row(row, plan.regions.get(row["ordinal"], ()), plan.config, plan.rule) for row in rows
-            ],
+            change=lambda _, rows: [redact_row(row, plan.regions.get(row["ordinal"], ()), plan.config) for row in rows],
             with_images=True,
         ),
         resources,

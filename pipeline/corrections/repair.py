@@ -126,9 +126,7 @@ def _complete(
     shards = set(CommitLog(dataset).committed()) - result.left.keys()
     catalog = None if config is None else config.catalog
     with_images = release_config(manifest).format == "images"
-    changed = heed_all(
-        dataset, shards, with_images=with_images, schema_version=manifest.schema_version, catalog_uri=catalog
-    )
+    changed = heed_all(dataset, shards, with_images=with_images, catalog_uri=catalog)
     now = CommitLog(dataset).committed()
     if changed or any(now.get(shard) != generation for shard, generation in repaired.items()):
         remove_report(dataset)

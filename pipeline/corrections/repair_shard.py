@@ -21,7 +21,6 @@ from segmint.catalogs.layout import (
 )
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.restore import (
     Damage,
@@ -128,14 +127,7 @@ def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
         if held.wrong or held.commit is None:
             raise _LeftError(ShardRepair(shard, (held.wrong,), left=why))
         lines, paths = tuple(each.line() for each in damages), tuple(each.entry.path for each in damages)
-        if restore_from_rest(
-            task.dataset,
-            held.commit,
-            damages,
-            with_images=task.with_images,
-            rule=rule_of(task.manifest.identity),
-            schema_version=task.manifest.schema_version,
-        ):
+        if restore_from_rest(task.dataset, held.commit, damages, with_images=task.with_images):
             return ShardRepair(shard, lines, paths)
         left = lost_of_people(task.dataset, held.commit, damages) or (
             f"what is left of it is not enough to make {', '.join(paths)} again: with the configuration that it was "
@@ -212,7 +204,7 @@ def _remake(task: RepairTask, held: _Held) -> str:
         return str(error)
     put_commit_again(task.dataset, commit, held.data)
     drop_cached_leaves(task.dataset, [held.shard])
-    heed_tombstones(task.dataset, held.shard, with_images=task.with_images, schema_version=task.manifest.schema_version)
+    heed_tombstones(task.dataset, held.shard, with_images=task.with_images)
     return ""
 
 

@@ -77,16 +77,12 @@ def revise(
     committed = sorted(revision.shards & CommitLog(dataset).committed().keys())
     looks = map_ahead(look, committed, _THREADS, 2 * _THREADS, "revise")
     shards = [shard for shard, needed in looks if needed]
-    results: Iterable[Revised | None] = (
-        revise_one(dataset, shard, revision, manifest.schema_version) for shard in shards
-    )
+    results: Iterable[Revised | None] = (revise_one(dataset, shard, revision) for shard in shards)
     if len(shards) >= ray_from and find_spec("ray") is not None:
         from segmint.pipeline.corrections.by_ray import correct_by_ray  # Ray takes a second to import
 
         alone = replace(revision, shards=frozenset(shards))
-        results = correct_by_ray(
-            partial(revise_one, dataset, revision=alone, schema_version=manifest.schema_version), shards, resources
-        )
+        results = correct_by_ray(partial(revise_one, dataset, revision=alone), shards, resources)
     changed = {
         shard: revised
         for shard, revised in zip(shards, results, strict=True)
@@ -94,18 +90,18 @@ def revise(
     }
     # An amendment that died may have left a shard that this one does not change.
     heeded = revision.shards if revision.cataloged is None else range(manifest.shards)
-    heed_all(dataset, heeded, with_images=revision.with_images, schema_version=manifest.schema_version)
+    heed_all(dataset, heeded, with_images=revision.with_images)
     building = remove_replaced(dataset, revision.shards)
     links = remove_report(dataset)
     rewrite_index(dataset, manifest)
     return Outcome(changed, tuple(building), tuple(links))
 
 
-def revise_one(dataset: Location, shard: int, revision: Revision, schema_version: int) -> Revised | None:
+def revise_one(dataset: Location, shard: int, revision: Revision) -> Revised | None:
     """Apply a revision to one shard; see `revise_shard`."""
 
     def heed() -> None:
-        heed_tombstones(dataset, shard, with_images=revision.with_images, schema_version=schema_version)
+        heed_tombstones(dataset, shard, with_images=revision.with_images)
         if revision.cataloged is not None:
             heed_catalog(dataset, shard, revision.cataloged)
 
@@ -114,7 +110,6 @@ def revise_one(dataset: Location, shard: int, revision: Revision, schema_version
         shard,
         revision.change,
         with_images=revision.with_images,
-        schema_version=schema_version,
         images_only=revision.images_only,
         needed=revision.needed,
         heed=heed,

@@ -142,7 +142,7 @@ class Line:
         rows = read_rows(location_of(pinned.path), 0, count)
         self.outages.expect(rows.column("uri").to_pylist())
         assert self.outages.silent() == []
-        described = describe_table(map_rows(self.prepare(rows), "segment", _without_masks, SEGMENTED), rule=1)
+        described = describe_table(map_rows(self.prepare(rows), "segment", _without_masks, SEGMENTED))
         self._write(described, count)
 
     def _write(self, described: pa.Table, count: int) -> None:

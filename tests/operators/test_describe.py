@@ -15,8 +15,6 @@ from segmint.model.automatic.rle import decompress
 from segmint.operators.describe import column_spans, coverage, describe_mask, describe_table
 from segmint.operators.schemas import DESCRIBED, MASK_INDEX, MASK_ORIGIN, MASK_STATISTICS, SEGMENTED
 
-RULE = 1  # of de-identification; regions have no band
-
 
 def counts_of(mask: np.ndarray) -> str:
     return coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode("ascii")
@@ -109,7 +107,7 @@ def segmented() -> pa.Table:
 
 
 def test_a_table_gains_statistics_and_loses_nothing(segmented):
-    described = describe_table(segmented, RULE)
+    described = describe_table(segmented)
     assert described.schema == DESCRIBED
     rows = described.to_pylist()
     assert [row["ordinal"] for row in rows] == [0, 1, 2, 3, 4]
@@ -129,10 +127,10 @@ def test_a_table_gains_statistics_and_loses_nothing(segmented):
 
 def test_masks_say_that_they_are_automatic_and_how_much_of_them_was_redacted(segmented):
     rows = segmented.to_pylist()
-    region = {"kind": "plate", "score": 0.9, "x": 0, "y": 0, "w": 20, "h": 20, "source": "clp"}
+    region = {"kind": "plate", "score": 1.0, "x": 0, "y": 0, "w": 20, "h": 20, "source": "manual"}
     rows[0] |= {"regions": [region], "source_width": 40, "source_height": 20}
     rows[4]["regions"] = []
-    described = describe_table(pa.Table.from_pylist(rows, schema=SEGMENTED), RULE).to_pylist()
+    described = describe_table(pa.Table.from_pylist(rows, schema=SEGMENTED)).to_pylist()
     left, right = described[0]["masks"]  # columns 0 to 11 and 10 to 19 of 20; the region has columns 0 to 9
     assert (left["redacted_share"], right["redacted_share"]) == (pytest.approx(10 / 12), 0.0)
     assert (left["redaction_iou"], right["redaction_iou"]) == (pytest.approx(10 / 12), 0.0)
@@ -142,7 +140,7 @@ def test_masks_say_that_they_are_automatic_and_how_much_of_them_was_redacted(seg
 
 
 def test_an_image_without_masks_has_statistics_and_a_rejected_row_has_none(segmented):
-    rows = describe_table(segmented, RULE).to_pylist()
+    rows = describe_table(segmented).to_pylist()
     empty = rows[1]["statistics"]
     assert (empty["mask_count"], empty["coverage"], empty["mean_concavity"]) == (0, 0.0, None)
     for row in rows[2:4]:
@@ -152,18 +150,18 @@ def test_an_image_without_masks_has_statistics_and_a_rejected_row_has_none(segme
 
 
 def test_the_result_does_not_depend_on_chunks_and_slices(segmented):
-    whole = describe_table(segmented, RULE)
+    whole = describe_table(segmented)
     chunked = pa.concat_tables([segmented.slice(0, 1), segmented.slice(1, 3), segmented.slice(4)])
-    assert describe_table(chunked, RULE).to_pylist() == whole.to_pylist()
-    assert describe_table(segmented.slice(3), RULE).to_pylist() == whole.slice(3).to_pylist()
-    assert describe_table(segmented.slice(0, 0), RULE).schema == DESCRIBED
+    assert describe_table(chunked).to_pylist() == whole.to_pylist()
+    assert describe_table(segmented.slice(3)).to_pylist() == whole.slice(3).to_pylist()
+    assert describe_table(segmented.slice(0, 0)).schema == DESCRIBED
 
 
 def test_a_row_that_cannot_be_described_costs_itself_alone(segmented):
     rows = segmented.to_pylist()
     rows[0]["masks"][0]["segmentation"]["size"] = [3]
     table = pa.Table.from_pylist(rows, schema=SEGMENTED)
-    broken, *others = describe_table(table, RULE).to_pylist()
+    broken, *others = describe_table(table).to_pylist()
     assert broken["fault"].startswith("describe: ValueError: ")
     assert (broken["ordinal"], broken["masks"], broken["statistics"]) == (rows[0]["ordinal"], None, None)
-    assert others == describe_table(segmented, RULE).to_pylist()[1:]
+    assert others == describe_table(segmented).to_pylist()[1:]

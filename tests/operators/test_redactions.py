@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 from segmint.catalogs.dataset.regions import WantedRegion
 from segmint.model.detectors.detection import Detector
 from segmint.operators.images import decode_jpeg
-from segmint.operators.prepare.deidentify import RULES, DeidentifyConfig, build_detectors, deidentify
+from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors, deidentify
 from segmint.operators.prepare.deidentify import outline as redacted_outline
 from segmint.operators.prepare.mosaic import WHOLE
 from segmint.operators.prepare.release import ReleaseConfig, release, released_size
@@ -32,13 +32,13 @@ def counts_of(mask: np.ndarray) -> str:
     return coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
 
 
-def drawn(one: dict[str, Any], source: tuple[int, int], size: tuple[int, int], rule: int) -> np.ndarray:
+def drawn(one: dict[str, Any], source: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     """The pixels of a region in the whole released frame, (h, w) bool, each looked at by itself.
 
-    Under rule 2 an ellipse ends at nine tenths of its box, since its band begins at eight, and a box a sixteenth of its
+    An ellipse ends at nine tenths of its box, since its band begins at eight, and a box a sixteenth of its
     shorter side inside.
     """
-    has_band = rule == 2 and one["source"] != MANUAL
+    has_band = one["source"] != MANUAL
     axes, cut = (0.9, min(one["w"], one["h"])) if has_band else (1.0, 0)  # the cut in sixteenths
     x, y = np.meshgrid(np.arange(size[1]), np.arange(size[0]))
     if one["kind"] == "face" and one["source"] != MANUAL:
@@ -58,12 +58,11 @@ def check(
     source: tuple[int, int],
     masks: Sequence[np.ndarray],
     size: tuple[int, int],
-    rule: int,
 ) -> None:
     """Compare with plain counts of pixels."""
-    areas = [drawn(one, source, size, rule) for one in regions]
+    areas = [drawn(one, source, size) for one in regions]
     union = np.any(areas, axis=0) if areas else np.zeros(size, bool)
-    found = redactions(regions, source, size, [counts_of(mask) for mask in masks], rule)
+    found = redactions(regions, source, size, [counts_of(mask) for mask in masks])
     assert found.share.shape == found.iou.shape == (len(masks),)
     for mask, share, iou in zip(masks, found.share, found.iou, strict=True):
         assert share == ((mask & union).sum() / mask.sum() if mask.any() else 0)
@@ -71,25 +70,22 @@ def check(
         assert iou == max(ious, default=0)
 
 
-def half_hidden(image: np.ndarray, detectors: Sequence[Detector], rule: int) -> np.ndarray:
+def half_hidden(image: np.ndarray, detectors: Sequence[Detector]) -> np.ndarray:
     """Where the mosaics of an image weigh at least half, (h, w) bool."""
     hidden = np.zeros(image.shape[:2], bool)
     for found in (each for detector in detectors for each in detector.detect(image)):
-        patch = redacted_outline(found, hidden.shape, rule)
+        patch = redacted_outline(found, hidden.shape)
         weighs = patch.mask if patch.weight is None else patch.weight >= WHOLE // 2
         hidden[patch.y : patch.y + patch.height, patch.x : patch.x + patch.width] |= weighs
     return hidden
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("name", "short_side"), [("multiface.jpg", 200), ("plate_car_2.webp", 1500)])
-def test_the_masks_of_a_photograph_are_measured_as_its_pixels_are(
-    photos: Path, name: str, short_side: int, rule: int
-) -> None:
+def test_the_masks_of_a_photograph_are_measured_as_its_pixels_are(photos: Path, name: str, short_side: int) -> None:
     image = read_rgb(photos / name)
-    detectors = build_detectors(DeidentifyConfig(rule=rule))
-    clean, found = deidentify(image, detectors, rule=rule)
+    detectors = build_detectors(DeidentifyConfig())
+    clean, found = deidentify(image, detectors)
     released = release(clean, ReleaseConfig(short_side=short_side))
     gray = cv2.cvtColor(decode_jpeg(released.jpeg), cv2.COLOR_RGB2GRAY)
     masks = []
@@ -100,10 +96,10 @@ def test_the_masks_of_a_photograph_are_measured_as_its_pixels_are(
 
     assert regions
     assert len(masks) > 100
-    check(regions, image.shape[:2], masks, gray.shape, rule)
+    check(regions, image.shape[:2], masks, gray.shape)
     # The outlines are where the mosaic hides at least half, nearly; a tilted plate fills less of its box.
-    redacted = half_hidden(image, detectors, rule)
-    outlined = np.any([drawn(one, redacted.shape, redacted.shape, rule) for one in regions], axis=0)
+    redacted = half_hidden(image, detectors)
+    outlined = np.any([drawn(one, redacted.shape, redacted.shape) for one in regions], axis=0)
     least = 0.97 if name == "multiface.jpg" else 0.6
     assert (redacted & outlined).sum() > least * (redacted | outlined).sum()
 
@@ -124,8 +120,7 @@ def test_any_regions_and_masks_are_measured_as_their_pixels_are(
     seeds = data.draw(st.lists(st.integers(0, 2**16), max_size=4))
     masks = [np.random.default_rng(seed).random((height, width)) < 0.5 for seed in seeds]
 
-    rule = data.draw(st.sampled_from(RULES))
-    check(regions, source, [*masks, np.zeros((height, width), bool)], (height, width), rule)
+    check(regions, source, [*masks, np.zeros((height, width), bool)], (height, width))
 
 
 @given(st.tuples(SIDES, SIDES), st.tuples(SIDES, SIDES), st.data())
@@ -138,7 +133,7 @@ def test_a_box_that_a_person_asked_for_comes_back(
     row = {"source_height": source[0], "source_width": source[1], "height": size[0], "width": size[1]}
 
     wanted = source_region(row, WantedRegion(id=1, kind="face", x=x, y=y, w=w, h=h))
-    found = outline(asdict(wanted), source, size, RULES[-1])
+    found = outline(asdict(wanted), source, size)
 
     assert (found.x, found.y, *found.mask.shape[::-1]) == (x, y, w, h)
     assert found.mask.all()
@@ -146,6 +141,6 @@ def test_a_box_that_a_person_asked_for_comes_back(
 
 def test_an_image_without_masks_or_without_regions_has_nothing_to_measure() -> None:
     face = region(2, 2, 9, 9)
-    assert redactions([face], (20, 20), (20, 20), [], 1).share.tolist() == []
-    found = redactions([], (20, 20), (20, 20), [counts_of(np.ones((20, 20), bool))], 1)
+    assert redactions([face], (20, 20), (20, 20), []).share.tolist() == []
+    found = redactions([], (20, 20), (20, 20), [counts_of(np.ones((20, 20), bool))])
     assert (found.share.tolist(), found.iou.tolist()) == ([0], [0])

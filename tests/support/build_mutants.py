@@ -184,7 +184,7 @@ BUILD_MUTANTS = (
         "operators/prepare/catalog_rows.py",
         "    if reason is not None:",
         "    if reason is None:",
-        "tests/test_stored_texts.py",
+        "tests/operators/prepare/test_prepare.py",
     ),
     Mutant(
         "copies of opted-out images are kept",
@@ -301,8 +301,8 @@ BUILD_MUTANTS = (
     Mutant(
         "masks are compared with the band's outer edge",
         "operators/redactions.py",
-        "(band / 2 for band in band_widths(region, rule))",
-        "(band * 0 for band in band_widths(region, rule))",
+        "(band / 2 for band in band_widths(region))",
+        "(band * 0 for band in band_widths(region))",
         "tests/operators/test_redactions.py",
     ),
     Mutant(
@@ -352,6 +352,6 @@ BUILD_MUTANTS = (
         "operators/prepare/catalog_rows.py",
         'row["valid_until"], row.get("opt_out"))',
         'row["valid_until"])',
-        "tests/test_stored_texts.py",
+        "tests/operators/prepare/test_prepare.py",
     ),
 )

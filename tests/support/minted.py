@@ -33,14 +33,14 @@ def mint(config_path: Path, only: Sequence[int] | None = None, retry: Collection
         segment = Segment(stages.segment)
         wanted = dataset.shards() if only is None else only
         for span in dataset.spans([shard for shard in wanted if shard not in committed]):
-            rows = describe_table(segment(prepare(dataset.read_rows([span.shard]))), stages.segment.artifacts.rule)
+            rows = describe_table(segment(prepare(dataset.read_rows([span.shard]))))
             result = write_shard(dataset.shard_task(config, span), [(0, rows.num_rows)], rows)
             if result.status != "committed":
                 raise AssertionError(result.detail)
         refused = RejectedRows(config, dataset, dataset.shards(), retry)
         for shard in refused.left:
             window = refused.read([shard])
-            rows = describe_table(segment(prepare(window.rows)), stages.segment.artifacts.rule)
+            rows = describe_table(segment(prepare(window.rows)))
             retry_shard(window.tasks[shard], [(0, rows.num_rows)], rows)
     finally:
         prepare.close()

@@ -20,7 +20,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.versions.record import VERSIONS
-from segmint.catalogs.layout import MANIFEST, SCHEMA_VERSION, config_sha256, fingerprint, part_path
+from segmint.catalogs.layout import MANIFEST, config_sha256, fingerprint, part_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.storage.errors import NotFoundError
@@ -116,7 +116,6 @@ def write(
     variant: int = 0,
     generation: int = 1,
     rows: pa.Table | None = None,
-    schema_version: int = SCHEMA_VERSION,
 ) -> ShardResult:
     """Write and commit a shard, as a build's task does: these described rows, or those of a variant."""
     task = ShardTask(
@@ -128,7 +127,6 @@ def write(
         with_images=True,
         max_reject_ratio=1.0,
         generation=generation,
-        schema_version=schema_version,
     )
     return write_shard(task, [(0, ROWS)], rows_of(shard, variant) if rows is None else rows)
 

@@ -60,7 +60,7 @@ def write_reported(folder: Path) -> str:
         config=CONFIG,
         config_sha256=config_sha256(CONFIG),
         numerics={"device": "cpu", "precision": "fp32"},
-        code_version="0.1.0",
+        code_version="0.3.0",
         weights=Weights(name="mobile_sam", sha256="0" * 64),
         catalog=(
             CatalogPart(path=part_path(0, "0" * 64), rows=ROWS, sha256="0" * 64, source_sha256="0" * 64, first_shard=0),
@@ -75,7 +75,7 @@ def write_reported(folder: Path) -> str:
     storage.put(join(uri, MANIFEST), manifest.to_json())
     for shard in range(2):
         rows = [_row(ordinal) for ordinal in range(4 * shard, 4 * shard + 4)]
-        table = describe_table(to_table(rows, SEGMENTED), rule=1)
+        table = describe_table(to_table(rows, SEGMENTED))
         task = ShardTask(
             shard=shard,
             start=4 * shard,

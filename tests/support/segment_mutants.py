@@ -1,4 +1,4 @@
-"""Faults in what overlaps and repeats in the segment stage, in its ledger, and in the rule of de-identification."""
+"""Faults in what overlaps and repeats in the segment stage, and in its ledger."""
 
 from tests.support.mutant import Mutant
 
@@ -64,12 +64,5 @@ SEGMENT_MUTANTS = (
         "small if rest <= small else",
         "small if rest < small else",
         "tests/model/automatic/on_device/test_crops.py::test_chunks_have_two_sizes",
-    ),
-    Mutant(
-        "resumed under the newest rule",
-        "pipeline/config/config.py",
-        'deidentify.model_copy(update={"rule": rule_of(begun)})',
-        'deidentify.model_copy(update={"rule": deidentify.rule_number})',
-        "tests/pipeline/building/dataset/test_dataset.py",
     ),
 )

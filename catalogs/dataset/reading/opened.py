@@ -13,7 +13,7 @@ from segmint.catalogs.dataset.reader import HELP, Dataset, Sample, check_file, m
 from segmint.catalogs.dataset.reading.cache import ShardCache
 from segmint.catalogs.dataset.reading.masks import Masks
 from segmint.catalogs.dataset.reading.places import find_places
-from segmint.catalogs.layout import ADDED_IMAGE_COLUMNS, DamagedDatasetError
+from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -34,19 +34,15 @@ class ImageRow(Mapping[str, Any]):
         if known is not None:
             return known[self._index].as_py()
         table = self._shard.table
-        if name in table.column_names:
-            return table.column(name)[self._index].as_py()
-        if name in ADDED_IMAGE_COLUMNS:
-            return None
-        raise KeyError(name)
+        if name not in table.column_names:
+            raise KeyError(name)
+        return table.column(name)[self._index].as_py()
 
     def __iter__(self) -> Iterator[str]:
-        names = self._shard.table.column_names
-        yield from (name for name in ADDED_IMAGE_COLUMNS if name not in names)
-        yield from names
+        return iter(self._shard.table.column_names)
 
     def __len__(self) -> int:
-        return len({*self._shard.table.column_names, *ADDED_IMAGE_COLUMNS})
+        return len(self._shard.table.column_names)
 
     def __repr__(self) -> str:
         return repr(dict(self))

@@ -103,7 +103,6 @@ class OpenDataset:
             with_images=config.release.format == "images",
             max_reject_ratio=config.max_reject_ratio,
             catalog_uri=config.catalog,
-            schema_version=self.manifest.schema_version,
             cataloged=self.generation,
         )
 
@@ -184,7 +183,7 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
 
 
 def _check_identity(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:
-    before = begun.identity
+    before = begun.config
     now = identity(as_begun(config, before), _hashes(config, storage, weights))
     differences = [f"{key}: {_leaf(before, key)} before, {_leaf(now, key)} now" for key in differing_keys(before, now)]
     if differences:

@@ -49,8 +49,7 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
             parts=[output / part.path for part in manifest.catalog],
             first_ordinal=first_shard * manifest.images_per_shard,
             taken=taken_images(read_tombstones(output)).values(),
-            ignored=ignored_columns(manifest.identity),
-            own=own_columns(manifest),
+            ignored=ignored_columns(manifest.config),
         )
         if not growth.keeps_all:
             raise UsageError(_why_another(config, manifest, growth))
@@ -83,18 +82,9 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
 def ignored_columns(identity: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns of a source catalog that a dataset with this identity does not read.
 
-    A dataset that was begun before `opt_out` had a meaning may have a catalog with another column of that name.
+    With `license.respect_opt_out` false, the catalog may have another column of the name `opt_out`.
     """
-    return () if identity["license"]["respect_opt_out"] else ("opt_out",)
-
-
-def own_columns(manifest: DatasetManifest) -> tuple[str, ...]:
-    """Return the columns of a source catalog that may be the user's own, of any type: see `stage_catalog`.
-
-    A dataset that was begun before catalogs were curated may have a catalog with other columns of these names.
-    """
-    old = "respect_opt_out" not in manifest.config.get("license", {})
-    return ("refused_reason", "refused_detail") if old else ()
+    return () if identity.get("license", {}).get("respect_opt_out") else ("opt_out",)
 
 
 def catalog_part(path: str, catalog: NormalizedCatalog, source: str, first_shard: int) -> CatalogPart:

@@ -200,7 +200,7 @@ def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float) -> P
 
 
 def _prepare_arguments(config: Config, dataset: OpenDataset) -> tuple[Any, ...]:
-    policy = as_begun(config, dataset.manifest.identity).license.policy(dataset.manifest.policy_date)
+    policy = as_begun(config, dataset.manifest.config).license.policy(dataset.manifest.policy_date)
     prepare = prepare_config(config, dataset.manifest)
     storage = Storage(config.storage, outage_s=config.outage_timeout_s)
     taken = TakenNames.of(taken_images(read_tombstones(dataset.location)).values(), config.catalog)

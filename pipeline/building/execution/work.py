@@ -115,7 +115,6 @@ class RejectedRows:
                 dataset=self._dataset.location,
                 with_images=self._config.release.format == "images",
                 catalog_uri=self._config.catalog,
-                schema_version=self._dataset.manifest.schema_version,
                 cataloged=self._dataset.generation,
             )
         if not spans:

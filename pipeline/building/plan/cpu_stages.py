@@ -14,18 +14,11 @@ SIZES = (0.5, 2.0, 8.0, 16.0, 50.0)
 """Megapixels of the originals that `CPU_S` was recorded with."""
 
 CPU_S = {
-    1: {
-        "faces": (0.20, 0.97, 2.55, 4.44, 8.42),
-        "plates": (0.36, 0.85, 1.60, 3.29, 8.05),
-        "the rest": (0.00, 0.02, 0.21, 0.38, 0.88),
-    },
-    2: {
-        "faces": (0.15, 0.42, 0.81, 0.78, 0.84),
-        "plates": (0.28, 0.67, 0.83, 0.81, 0.88),
-        "the rest": (0.01, 0.02, 0.34, 0.45, 0.86),
-    },
+    "faces": (0.15, 0.42, 0.81, 0.78, 0.84),
+    "plates": (0.28, 0.67, 0.83, 0.81, 0.88),
+    "the rest": (0.01, 0.02, 0.34, 0.45, 0.86),
 }
-"""CPU seconds of `prepare` by rule of de-identification, with the bundled detectors and the original for crops.
+"""CPU seconds of `prepare`, with the bundled detectors and the original for crops.
 
 One core of an AMD EPYC, by `make bench-prepare`; another CPU took twice as long."""
 
@@ -50,9 +43,8 @@ def recorded_seconds(config: DeidentifyConfig, megapixels: float) -> float:
 
     A detector that is a file counts as the bundled one: what it takes is not known. Detectors on a GPU do not count.
     """
-    parts = CPU_S[config.rule_number]
     counted = ("the rest", *(config.detectors if config.device == "cpu" else ()))
-    seconds = sum(float(np.interp(megapixels, (0.0, *SIZES), (0.0, *parts[part]))) for part in counted)
+    seconds = sum(float(np.interp(megapixels, (0.0, *SIZES), (0.0, *CPU_S[part]))) for part in counted)
     return seconds * max(1.0, megapixels / SIZES[-1])
 
 

@@ -25,7 +25,7 @@ from segmint.model.cost import image_cost
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.numerics import resolve_numerics
 from segmint.pipeline.building.dataset.dataset import check_begun_alike, require_catalog, require_rows
-from segmint.pipeline.building.dataset.growth import ignored_columns, own_columns
+from segmint.pipeline.building.dataset.growth import ignored_columns
 from segmint.pipeline.building.execution.ceiling import Ceiling
 from segmint.pipeline.building.plan.answer import Plan
 from segmint.pipeline.building.plan.cpu_stages import MEGAPIXELS, compare, recorded_seconds
@@ -76,8 +76,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
             Location(storage, config.catalog),
             _policy(config, manifest),
             most_rows=CHECKED_ROWS,
-            ignored=ignored_columns(identity(config) if manifest is None else manifest.identity),
-            own=() if manifest is None else own_columns(manifest),
+            ignored=ignored_columns(identity(config) if manifest is None else manifest.config),
         )
     return _assemble(config, options, catalog_rows, remaining, ceiling, sample, version, checked)
 
@@ -102,7 +101,7 @@ def _measure(
 def _policy(config: Config, manifest: DatasetManifest | None) -> LicensePolicy:
     """The license policy of the build: that of the dataset's first start, or of one that begins today."""
     if manifest is not None:
-        return as_begun(config, manifest.identity).license.policy(manifest.policy_date)
+        return as_begun(config, manifest.config).license.policy(manifest.policy_date)
     return config.license.policy(config.license.policy_date or datetime.now(UTC).date())
 
 

@@ -117,8 +117,8 @@ def run_sample(
         for begin in range(0, len(rows), config.images_per_shard):
             described, measured = [], []
             for index in range(begin, min(begin + config.images_per_shard, len(rows))):
-                one, rule = rows.slice(index, 1), settings.artifacts.rule
-                table, row = _take_row(one, prepare, segment, rule, storage, with_images=with_images)
+                one = rows.slice(index, 1)
+                table, row = _take_row(one, prepare, segment, storage, with_images=with_images)
                 described.append(table)
                 measured.append(row)
                 tell(f"row {row.ordinal + 1}: {row.reason or f'{row.masks} masks'} in {row.seconds:.1f} s")
@@ -172,7 +172,7 @@ def _warm_up(generator: MaskGenerator) -> None:
 
 
 def _take_row(
-    source: pa.Table, prepare: Prepare, segment: Segment, rule: int, storage: _MeteredStorage, *, with_images: bool
+    source: pa.Table, prepare: Prepare, segment: Segment, storage: _MeteredStorage, *, with_images: bool
 ) -> tuple[pa.Table, SampledRow]:
     """Take one row through all stages but writing; returns it described, and what it took."""
     storage.reset()
@@ -181,7 +181,7 @@ def _take_row(
     with _timed() as segmenting:
         segmented = segment(prepared)
     with _timed() as describing:
-        described = describe_table(segmented, rule)
+        described = describe_table(segmented)
     row = described.to_pylist()[0]
     if row["fault"] is not None:
         raise SegmintError(

@@ -9,7 +9,7 @@ from segmint.infra.wording import counted, listed, some
 from segmint.operators.rows import Row
 from segmint.pipeline.corrections.imports.merge import Merged
 from segmint.pipeline.corrections.imports.staged import Staged
-from segmint.pipeline.corrections.people_revision import RISES, MaskTally, RevisedMasks
+from segmint.pipeline.corrections.people_revision import MaskTally, RevisedMasks
 
 COUNTED = ("same", "corrected", "added", "deleted", "empty", "repeated")
 """What becomes of masks, as `Merged` counts them."""
@@ -60,7 +60,6 @@ class ImportList:
     problems: tuple[str, ...]  # the first of them
     examples: tuple[str, ...]
     shards: tuple[int, ...]  # that change
-    rises: bool  # whether the dataset gets the format that has columns for where masks come from
 
     @property
     def rows(self) -> int:
@@ -78,7 +77,6 @@ class ImportList:
             f"{counted(self.images, 'image')} of {self.dataset} would change{shards if self.shards else ''}",
             *self.found(),
             *(f"  {example}" for example in self.examples),
-            *([RISES] if self.rises and self.images else []),
         ]
 
     def found(self) -> list[str]:
@@ -131,7 +129,6 @@ def list_of(
     tally: Tally,
     staged: Staged,
     shards: tuple[int, ...],
-    rises: bool,
 ) -> ImportList:
     """Return the list of an import; `names` are the dataset's place and name, and the file's place."""
     return ImportList(
@@ -154,5 +151,4 @@ def list_of(
         problems=staged.unreadable,
         examples=tuple(tally.examples),
         shards=shards,
-        rises=rises,
     )

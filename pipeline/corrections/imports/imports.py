@@ -9,13 +9,9 @@ from pathlib import Path
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.versions.record import name_now
-from segmint.catalogs.layout import (
-    SCHEMA_VERSION,
-    image_stem,
-)
+from segmint.catalogs.layout import image_stem
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, SOURCES
 from segmint.operators.shards.committed_rows import rows_of
@@ -79,11 +75,10 @@ def import_masks(
 ) -> Imported:
     """Merge masks into the images of a dataset.
 
-    `confirm` is called with what will be changed, and may raise to stop it. A dataset of an older format first gets the
-    next generation of its manifest; then each shard's next generation is put. After an interruption at any point, the
-    same call completes the work; where nothing is to be changed or completed, nothing is touched, and `confirm` is not
-    called. Raises `UsageError` before anything is changed: for a file that cannot be read, or a store whose older
-    versions cannot be removed.
+    `confirm` is called with what will be changed, and may raise to stop it. Then each shard's next generation is put.
+    After an interruption at any point, the same call completes the work; where nothing is to be changed or completed,
+    nothing is touched, and `confirm` is not called. Raises `UsageError` before anything is changed: for a file that
+    cannot be read, or a store whose older versions cannot be removed.
     """
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         plan = _plan(dataset, asked, Path(folder))
@@ -110,7 +105,6 @@ def _plan(dataset: Location, asked: Asked, folder: Path) -> MaskPlan[ImportList]
         raise UsageError(_nothing_found(dataset, asked, staged))
     settings = ImportSettings(
         mode=asked.mode,
-        rule=rule_of(manifest.identity),
         source=asked.source,
         origin=origin,
         annotator=asked.annotator,
@@ -125,9 +119,8 @@ def _plan(dataset: Location, asked: Asked, folder: Path) -> MaskPlan[ImportList]
         elif generation is not None:
             unchanged[shard] = generation
         tally.add(looked)
-    rises = manifest.schema_version < SCHEMA_VERSION
     names = str(dataset), manifest.name, str(asked.where)
-    listed = list_of(names, digest, str(asked.mode), tally, staged, tuple(changing), rises)
+    listed = list_of(names, digest, str(asked.mode), tally, staged, tuple(changing))
     return MaskPlan(manifest, listed, frozenset(staged.shards), ImportChange(staged, settings), unchanged)
 
 

@@ -17,9 +17,7 @@ from segmint.operators.shards.files import annotation_id, counts_of
 from segmint.pipeline.corrections.people_masks import (
     NewMask,
     described_masks,
-    in_newest_format,
     is_of_build,
-    next_number,
     numbered_masks,
 )
 from segmint.pipeline.quality.study.pairs import StudyMask, best_matches
@@ -63,7 +61,6 @@ class ImportSettings:
     """How masks are merged into rows."""
 
     mode: Mode
-    rule: int  # of de-identification
     source: str = "imported"  # of masks that correct none
     origin: Mapping[str, Any] | None = None  # the file's SHA-256 and license
     annotator: str | None = None
@@ -90,8 +87,7 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
     person's mask is carried from another dataset it takes the place of an equal one of the build. Under `REPLACE`
     the others are paired as in a correction study, by annotation id and then by IoU: the new mask takes the old one's
     place, and is `corrected` where a build made that. What is left of the old masks is deleted. Numbers are never given
-    again. An image of format 1 that changes gets all columns of format 2. Raises `DamagedDatasetError` if the row's
-    masks or its `next_mask` are damaged.
+    again. Raises `DamagedDatasetError` if the row's masks or its `next_mask` are damaged.
     """
     if row["reason"] is not None:
         return Merged(row, Left.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else Left.REFUSED)
@@ -127,7 +123,7 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
     )
     gone = _gone(rest, parents, settings)
 
-    first = next_number(row, old)
+    first = int(row["next_mask"])
     if first + len(new) > MASKS_PER_IMAGE_LIMIT:
         return replace(merged, left=Left.TOO_MANY)
     merged = replace(
@@ -138,11 +134,11 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
         return merged
     kept = [
         {**mask, "label": labels[counts_of(mask)]} if counts_of(mask) in labels else mask
-        for mask in in_newest_format(row, old, settings.rule)
+        for mask in old
         if mask["index"] not in gone
     ]
     said = {"source": settings.source, "annotator": settings.annotator, "origin": settings.origin}
-    made = described_masks(row, new, parents, first, settings.rule, said)
+    made = described_masks(row, new, parents, first, said)
     masks = [*kept, *made]
     next_row: Row = {**row, "masks": masks, "next_mask": first + len(new)}
     if new or gone or labels or named:

@@ -7,7 +7,7 @@ from typing import Any
 from segmint.catalogs.layout import image_stem
 from segmint.infra.wording import counted, listed, some
 from segmint.pipeline.corrections.merge.row import MergedRow
-from segmint.pipeline.corrections.people_revision import RISES, MaskTally, RevisedMasks
+from segmint.pipeline.corrections.people_revision import MaskTally, RevisedMasks
 
 COUNTED = ("same", "corrected", "added", "deleted", "unfit")
 """What becomes of masks, as `MergedRow` counts them."""
@@ -76,12 +76,9 @@ class MergeList:
     left_images: Mapping[str, int]  # that stay as they are, by the reason
     examples: tuple[str, ...]
     shards: tuple[int, ...]  # that change
-    rises: bool  # whether the dataset gets the format that has columns for where masks come from
 
     @classmethod
-    def of(
-        cls, names: tuple[str, str], answered: int, tally: Tally, shards: tuple[int, ...], *, rises: bool
-    ) -> "MergeList":
+    def of(cls, names: tuple[str, str], answered: int, tally: Tally, shards: tuple[int, ...]) -> "MergeList":
         """Return the list of a merge; `names` are the dataset's place and name."""
         return cls(
             dataset=names[0],
@@ -96,7 +93,6 @@ class MergeList:
             left_images=dict(tally.left.most_common()),
             examples=tuple(tally.examples),
             shards=shards,
-            rises=rises,
         )
 
     @property
@@ -115,7 +111,6 @@ class MergeList:
             f"answers for {counted(self.images, 'image')} of {self.dataset} would be merged"
             f"{shards if self.shards else ''}",
             *self.found(),
-            *([RISES] if self.rises and self.images else []),
         ]
 
     def found(self) -> list[str]:

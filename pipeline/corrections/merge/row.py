@@ -14,16 +14,14 @@ from segmint.catalogs.dataset.annotations.names import AnswerName
 from segmint.catalogs.reasons import Reason
 from segmint.operators.describe import image_statistics
 from segmint.operators.rows import Row
-from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT
+from segmint.operators.schemas import ANNOTATION_STAGE, AUTOMATIC, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.answered import is_prompted, said_of
 from segmint.operators.shards.files import annotation_id
 from segmint.operators.shards.fitting import fit_answer
 from segmint.pipeline.corrections.people_masks import (
     NewMask,
     described_masks,
-    in_newest_format,
     is_of_build,
-    next_number,
     numbered_masks,
 )
 
@@ -76,14 +74,13 @@ def left_alone(row: Row) -> Left | None:
     return Left.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else Left.REFUSED
 
 
-def merge_answer(row: Row, answers: Sequence[Answer], rule: int) -> MergedRow:
+def merge_answer(row: Row, answers: Sequence[Answer]) -> MergedRow:
     """Merge the last of a lane's answers, all of which are given in order, into an image's described row.
 
     Masks that the answer neither replaces nor deletes are kept, and so is each whose replacement is the same pixel for
     pixel. A mask whose parent is another one now, or gone, does not fit and is left out; so is a deletion. Where the
-    answer was given to the same state as the one that was merged last, it takes that one's place. `rule` is that of
-    de-identification. An image of format 1 gets all columns of format 2. Raises `DamagedDatasetError` if the row's
-    masks or its `next_mask` are damaged.
+    answer was given to the same state as the one that was merged last, it takes that one's place. Raises
+    `DamagedDatasetError` if the row's masks or its `next_mask` are damaged.
     """
     answer = answers[-1]
     left = left_alone(row)
@@ -95,13 +92,13 @@ def merge_answer(row: Row, answers: Sequence[Answer], rule: int) -> MergedRow:
     by_id = {annotation_id(row["id"], mask["index"]): mask for mask in old}
     plan = fit_answer(by_id, answers, row["answer"])
     parents = {counts: by_id.get(former.id) or _as_it_was(row, former) for counts, former in plan.parents.items()}
-    first = next_number(row, old)
+    first = int(row["next_mask"])
     if first + len(plan.new) > MASKS_PER_IMAGE_LIMIT:
         return MergedRow(row, Left.TOO_MANY)
     gone = {by_id[id]["index"] for id in plan.gone}
-    kept = [mask for mask in in_newest_format(row, old, rule) if mask["index"] not in gone]
+    kept = [mask for mask in old if mask["index"] not in gone]
     new = [_new_mask(mask, parents.get(mask.counts), answers) for mask in plan.new]
-    masks = [*kept, *described_masks(row, new, parents, first, rule, {})]
+    masks = [*kept, *described_masks(row, new, parents, first, {})]
     corrected = len({former.id for former in plan.parents.values()} & plan.gone)
     next_row: Row = {
         **row,
@@ -144,11 +141,11 @@ def _words(answer: Answer) -> set[str | int]:
 
 
 def _as_it_was(row: Row, mask: FormerMask) -> Row:
-    """Return what is known of a mask that is gone."""
+    """Return what is known of a mask that is gone: it counts as one of a build."""
     return {
         "index": mask.id - annotation_id(row["id"], 0),
         "segmentation": {"size": [row["height"], row["width"]], "counts": mask.counts},
-        "source": None,
+        "source": AUTOMATIC,
         "label": None,
         "origin": None,
     }

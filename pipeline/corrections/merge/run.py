@@ -10,10 +10,9 @@ from segmint.catalogs.dataset.annotations.names import AnswerName, list_answers,
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
-from segmint.catalogs.layout import SCHEMA_VERSION, image_stem
+from segmint.catalogs.layout import image_stem
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import rows_of
 from segmint.operators.shards.revise import with_holding
@@ -33,7 +32,6 @@ class MergeChange:
 
     dataset: Location
     names: Names
-    rule: int  # of de-identification
 
     def __call__(self, commit: Commit, rows: Sequence[Row]) -> list[Row]:
         """Return the rows, the same objects where nothing changes."""
@@ -42,7 +40,7 @@ class MergeChange:
         return [
             row
             if isinstance(found := answers.get(row["ordinal"], []), AnswerError) or not found
-            else merge_answer(row, found, self.rule).row
+            else merge_answer(row, found).row
             for row in rows
         ]
 
@@ -57,11 +55,10 @@ def merge_answers(
 ) -> MergedAnswers:
     """Merge the last answer of each image into its row.
 
-    `confirm` is called with what will be changed, and may raise to stop it. A dataset of an older format first gets the
-    next generation of its manifest; then each shard's next generation is put. After an interruption at any point, the
-    same call completes the work; where nothing is to be changed or completed, nothing is touched, and `confirm` is not
-    called. Answers stay where they are, those of a second lane, too; but those for images that were taken down are
-    removed, as a takedown does. Raises `UsageError` for a place without a dataset,
+    `confirm` is called with what will be changed, and may raise to stop it. Then each shard's next generation is put.
+    After an interruption at any point, the same call completes the work; where nothing is to be changed or completed,
+    nothing is touched, and `confirm` is not called. Answers stay where they are, those of a second lane, too; but those
+    for images that were taken down are removed, as a takedown does. Raises `UsageError` for a place without a dataset,
     or a store whose older versions cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
     """
     names = _names(dataset)
@@ -89,7 +86,7 @@ def _plan(dataset: Location, names: Names) -> MaskPlan[MergeList]:
     by_shard: dict[int, list[int]] = {}
     for ordinal in names:
         by_shard.setdefault(ordinal // manifest.images_per_shard, []).append(ordinal)
-    change = MergeChange(dataset, names, rule_of(manifest.identity))
+    change = MergeChange(dataset, names)
     tally = Tally()
     unchanged: dict[int, int] = {}
     changing = []
@@ -100,8 +97,7 @@ def _plan(dataset: Location, names: Names) -> MaskPlan[MergeList]:
         elif generation is not None:
             unchanged[shard] = generation
         tally.add(looked)
-    rises = manifest.schema_version < SCHEMA_VERSION
-    listed = MergeList.of((str(dataset), manifest.name), len(names), tally, tuple(changing), rises=rises)
+    listed = MergeList.of((str(dataset), manifest.name), len(names), tally, tuple(changing))
     return MaskPlan(manifest, listed, frozenset(by_shard), change, unchanged)
 
 
@@ -128,7 +124,7 @@ def _look(dataset: Location, shard: int, ordinals: Sequence[int], change: MergeC
             if isinstance(answer, AnswerError):
                 tally.leave(image_stem(row["id"]), Left.UNREADABLE.value, str(answer))
             else:
-                tally.count(row["id"], merge_answer(row, answer, change.rule))
+                tally.count(row["id"], merge_answer(row, answer))
         return tally, commit.generation
 
     found = with_holding(dataset, shard, read)

@@ -19,7 +19,7 @@ from segmint.catalogs.layout import image_name
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.operators.schemas import SCHEMAS, SCHEMAS_OF
+from segmint.operators.schemas import SCHEMAS
 from segmint.pipeline.engine.annotate.last_images import LastImages
 from segmint.pipeline.quality.view.images import NoPictureError, Place, index_tar
 from segmint.pipeline.quality.view.index import ImageIndex
@@ -73,7 +73,7 @@ class NotReadyError(SegmintError):
 
 def check_images(dataset: Location, manifest: DatasetManifest) -> None:
     """Raise `UsageError` if a dataset was written without its images."""
-    if (manifest.identity.get("release") or {}).get("format") == "annotations":
+    if (manifest.config.get("release") or {}).get("format") == "annotations":
         raise UsageError(f"{dataset} has only annotations: there is no image to show")
 
 
@@ -183,4 +183,4 @@ class ImageSource:
         import tempfile
 
         folder = tempfile.TemporaryDirectory(prefix="segmint-tables-", dir=self._folder)
-        return DatasetTables(self._dataset, files, SCHEMAS, folder, _MEMORY, older=SCHEMAS_OF[1])
+        return DatasetTables(self._dataset, files, SCHEMAS, folder, _MEMORY)

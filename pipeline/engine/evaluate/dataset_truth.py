@@ -124,7 +124,7 @@ def open_dataset_truth(
     images. Raises `UsageError` if there is no dataset, no such mask, no pixels, or no such column.
     """
     dataset = Dataset.open(location)
-    if dataset.manifest.identity.get("release", {}).get("format") == "annotations":
+    if dataset.manifest.config.get("release", {}).get("format") == "annotations":
         raise UsageError(f"{location} holds only annotations: an evaluation needs the pixels of its images")
     ids = None if only is None else frozenset(only)
     sources = SOURCES_OF[chosen]
@@ -189,20 +189,10 @@ def _told(
     if not commit.counts.get("masks", 1):
         return {}
     table = dataset.table(commit, "masks")
-    missing = [name for name in ("id", "annotation_id") if name not in table.column_names]
+    missing = [name for name in ("id", "annotation_id", "source", "label") if name not in table.column_names]
     if missing:
         raise DamagedDatasetError(f"the table of masks of shard {commit.shard} has no column {missing[0]}")
-    count = table.num_rows
-    source = table["source"] if "source" in table.column_names else pa.nulls(count, pa.string())
-    label = table["label"] if "label" in table.column_names else pa.nulls(count, pa.string())
-    flat = pa.table(
-        {
-            "id": table["id"],
-            "annotation_id": table["annotation_id"],
-            "source": pc.fill_null(source, AUTOMATIC),
-            "label": label,
-        }
-    )
+    flat = table.select(["id", "annotation_id", "source", "label"])
     flat = flat.filter(pc.is_in(flat["source"], value_set=pa.array(sources)))
     if only is not None:
         flat = flat.filter(pc.is_in(flat["id"], value_set=pa.array(sorted(only), pa.int64())))

@@ -11,7 +11,7 @@ from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.summaries import sum_listed
 from segmint.catalogs.dataset.tables import open_committed
 from segmint.infra.storage.location import Location
-from segmint.operators.schemas import AUTOMATIC, SCHEMAS, SCHEMAS_OF, SOURCES
+from segmint.operators.schemas import AUTOMATIC, SCHEMAS, SOURCES
 from segmint.pipeline.engine.rounds.answer import EngineStatus, RoundStatus
 from segmint.pipeline.engine.rounds.lineages import in_order
 
@@ -21,7 +21,7 @@ _UNTOUCHED = """coalesce(
 )"""
 
 _BY_SOURCE = f"""
-SELECT coalesce(source, '{AUTOMATIC}') AS source, count(*) AS masks,
+SELECT source, count(*) AS masks,
        count(seconds) FILTER (NOT {_UNTOUCHED}) AS timed, sum(seconds)::DOUBLE AS seconds
 FROM masks WHERE seconds IS NULL OR isfinite(seconds) GROUP BY 1
 """
@@ -44,7 +44,7 @@ def read_round(dataset: Location) -> RoundStatus:
     built = frozenset(commit.shard for commit in held if commit.generation == 1)
     masks, timed, seconds = dict.fromkeys(SOURCES, 0), 0, 0.0
     if len(built) < len(held):
-        with open_committed(dataset, SCHEMAS, leave_out=built, older=SCHEMAS_OF[1]) as tables:
+        with open_committed(dataset, SCHEMAS, leave_out=built) as tables:
             for row in tables.query(_BY_SOURCE).to_pylist():
                 masks[row["source"]] = masks.get(row["source"], 0) + row["masks"]
                 timed += row["timed"]

@@ -158,7 +158,7 @@ class AuditReport:
     not_compared: tuple[int, ...] = ()  # shards whose files could not be compared, since some are damaged
     unusable_commits: tuple[int, ...] = ()  # shards whose commit cannot be used
     notes: tuple[str, ...] = ()  # what else a person should know
-    version: VersionName | None = None  # what was audited; None: by an earlier segmint, or data that it did not write
+    version: VersionName | None = None  # what was audited; None: data that segmint did not write
     licenses: Licenses | None = None
     privacy: Privacy | None = None
     duplicates: Duplicates | None = None

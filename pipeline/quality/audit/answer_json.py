@@ -15,9 +15,11 @@ from segmint.pipeline.quality.audit.answer_text import verdict
 from segmint.pipeline.quality.statistics.values import json_value
 
 _AREAS = ("licenses", "privacy", "duplicates", "statistics")
-_NEEDED = ("dataset", "scope", "findings_total", "findings_by_code", "findings", "checked", "not_compared")
+_NEEDED = (
+    *("dataset", "scope", "findings_total", "findings_by_code", "findings"),
+    *("checked", "files_of_writers", "not_compared"),
+)
 _EXPECTED = "expected what `segmint audit DATASET --json -o FILE` writes"
-_ID_DIGITS = 18  # more are no id of an annotation
 _ADAPTER = TypeAdapter(AuditReport)
 
 
@@ -51,7 +53,7 @@ def to_json(report: AuditReport) -> str:
 
 
 def from_json(data: str | bytes, where: str) -> AuditReport:
-    """The answer that `to_json` wrote, this version's or an earlier one's.
+    """The answer that `to_json` wrote.
 
     Raises `UsageError`, which names `where` the JSON is from, for anything else.
     """
@@ -71,11 +73,8 @@ def from_json(data: str | bytes, where: str) -> AuditReport:
         return _ADAPTER.validate_python(
             {
                 **value,
-                "findings": {
-                    "counts": value["findings_by_code"],
-                    "kept": [{"mask": _mask_in(str(finding.get("where", ""))), **finding} for finding in findings],
-                },
-                "recent_unnamed": value.get("files_of_writers", ()),
+                "findings": {"counts": value["findings_by_code"], "kept": findings},
+                "recent_unnamed": value["files_of_writers"],
             }
         )
     except ValidationError as error:
@@ -104,9 +103,3 @@ def _finding(finding: Finding) -> Mapping[str, Any]:
         "expected": finding.expected,
         "found": finding.found,
     }
-
-
-def _mask_in(where: str) -> int | None:
-    """The mask that a finding of an earlier version is about, which had no key `mask`."""
-    word, _, number = where.partition(" ")
-    return int(number) if word == "mask" and number.isdecimal() and len(number) <= _ID_DIGITS else None

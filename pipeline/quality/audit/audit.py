@@ -97,7 +97,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
             return audit_foreign(tables, dataset.storage, options.sample, search, left_out=left_out)
     now = options.now or datetime.now(UTC)
     pinned = load_latest_manifest(dataset)
-    with_images = pinned.manifest.identity.get("release", {}).get("format") != "annotations"
+    with_images = pinned.manifest.config.get("release", {}).get("format") != "annotations"
     _check_detectors(options, with_images=with_images)
     content, problems = _content(pinned.manifest, dataset.storage, options, now, with_images=with_images)
     report = audit_integrity(dataset, options.sample, options.now, content, options.resources, options.ray_from)
@@ -157,7 +157,7 @@ def _content(
     problems = []
     rules = None
     try:
-        policy = LicenseConfig.model_validate(manifest.identity.get("license")).policy(manifest.policy_date)
+        policy = LicenseConfig.model_validate(manifest.config.get("license")).policy(manifest.policy_date)
         rules = LicenseRules(policy, now.date())
     except ValidationError as error:
         problems += [f"license: {problem['msg']}" for problem in error.errors()]

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from segmint.catalogs.dataset.commits import CommitLog, claimed_paths
 from segmint.catalogs.dataset.manifest import (
     LatestManifest,
-    formats_of,
     load_latest_manifest,
     manifest_name,
     parts_in_use,
@@ -28,12 +27,10 @@ from segmint.catalogs.dataset.tombstones import (
 )
 from segmint.catalogs.findings import Code, FindingCollector, Place
 from segmint.catalogs.layout import DamagedDatasetError, commit_path
-from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.answers import audit_answers
 from segmint.operators.audit.masks import MaskLimits
-from segmint.operators.prepare.deidentify import rule_of
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
@@ -80,7 +77,7 @@ def audit_integrity(
     manifest = pinned.manifest
     findings = FindingCollector()
     findings.extend(audit_manifest(dataset, pinned))
-    settings = replace(_settings(pinned, findings), formats=formats_of(dataset, pinned))
+    settings = _settings(pinned, findings)
     state = audit_committed_state(dataset, manifest, listed, generations)
     findings.extend(state.findings)
     limit = (now or datetime.now(UTC)) - GRACE
@@ -148,7 +145,7 @@ def with_missing_commits(report: AuditReport) -> AuditReport:
 
 def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSettings:
     """What the manifest's configuration says about files."""
-    config = pinned.manifest.identity
+    config = pinned.manifest.config
     try:
         masks = MasksConfig.model_validate(config.get("masks"))
         release = ReleaseConfig.model_validate(config.get("release"))
@@ -158,12 +155,7 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
         findings.add(place.finding(Code.BAD_MANIFEST, "config.masks and config.release", found))
         return FileSettings(None, None, with_images=True)
     limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh)
-    try:
-        artifacts = RedactionArtifacts(rule_of(config), masks.artifact_iou)
-    except UsageError as error:
-        findings.add(Place(manifest_name(pinned.generation)).finding(Code.BAD_MANIFEST, "a known rule", error))
-        artifacts = None
-    return FileSettings(limits, artifacts, release.format == "images")
+    return FileSettings(limits, RedactionArtifacts(masks.artifact_iou), release.format == "images")
 
 
 def _results(

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from segmint.catalogs.dataset.manifest import (
     GROWING_FIELDS,
-    RISING_FIELDS,
     DatasetManifest,
     LatestManifest,
     manifest_name,
@@ -55,10 +54,7 @@ def _audit_generations(dataset: Location, standing: LatestManifest) -> Iterator[
 
 
 def _compare(earlier: DatasetManifest, later: DatasetManifest, place: Place, before: str) -> Iterator[Finding]:
-    may_differ = set(GROWING_FIELDS)
-    if later.schema_version > earlier.schema_version:
-        may_differ |= RISING_FIELDS
-    one, other = (manifest.model_dump(exclude=may_differ) for manifest in (earlier, later))
+    one, other = (manifest.model_dump(exclude=set(GROWING_FIELDS)) for manifest in (earlier, later))
     for key in sorted(one):
         if one[key] != other[key]:
             yield place.finding(Code.BAD_MANIFEST, f"{key} {one[key]!r}, as in {before}", repr(other[key]))

@@ -27,8 +27,6 @@ from segmint.operators.prepare.deidentify import (
     DeidentifyConfig,
     build_detectors,
     is_detector_file,
-    known_rule,
-    rule_of,
 )
 from segmint.operators.rows import Row
 from segmint.pipeline.config.config import Config
@@ -80,17 +78,12 @@ class Searcher:
         given: Mapping[tuple[str, str], GivenDetector] | None = None,
         missing: Sequence[NotLookedAt] = (),
         *,
-        rule: int = 1,
         with_pictures: bool = False,
     ) -> None:
-        """`given` has those of the audit, by kind and name; `missing` are the build's that are not here.
-
-        `rule` is that of de-identification by which images were redacted.
-        """
+        """`given` has those of the audit, by kind and name; `missing` are the build's that are not here."""
         self.detectors = detectors
         self.given = given or {}
         self.missing = missing
-        self._rule = rule
         self._with_pictures = with_pictures
         self._one = threading.Lock()
 
@@ -102,7 +95,7 @@ class Searcher:
         with self._one, _one_torch_thread():
             for detector in self.detectors:
                 try:
-                    found += search_release(row, image, [detector], self._rule)
+                    found += search_release(row, image, [detector])
                 except (RuntimeError, ValueError, DetectorFailedError) as error:
                     failures.append(Failure(detector.kind, detector.name, last_line(error)))
                 else:
@@ -148,8 +141,7 @@ class SearchPlan:
         by_name: dict[tuple[str, str], GivenDetector] = {
             (each.kind, name): each for each, name in zip(self.given, names, strict=True)
         }
-        rule = 1 if self.manifest is None else rule_of(self.manifest.identity)
-        return Searcher((*known, *given), by_name, missing, rule=rule, with_pictures=self.with_pictures)
+        return Searcher((*known, *given), by_name, missing, with_pictures=self.with_pictures)
 
     def resolve(self, name: str) -> Path:
         """The file of a known name, a path or a URI; see `segmint.infra.assets.resolve`."""
@@ -290,7 +282,7 @@ def _available_detectors(
 def _recorded(manifest: DatasetManifest) -> dict[str, Any]:
     """The manifest's configuration of `deidentify`, with the hash of a file as `detector`."""
     try:
-        recorded = dict(manifest.identity["deidentify"])
+        recorded = dict(manifest.config["deidentify"])
         for kind in _PARTS:
             recorded[kind]["detector"]
     except (KeyError, TypeError, ValueError) as error:
@@ -316,7 +308,7 @@ def _detectors_of(
     mirror = build.assets if build is not None else None
     none = {each: {"detector": NO_DETECTOR} for each in _PARTS}
     return build_detectors(
-        DeidentifyConfig.model_validate({**none, kind: part, "rule": known_rule(recorded["rule"])}),
+        DeidentifyConfig.model_validate({**none, kind: part}),
         device,
         resolve=lambda name: pinned(resolve(name, mirror=mirror, storage=storage), expected),
         threads=1,

@@ -5,14 +5,16 @@ The comparisons are in `operators/audit/`: `masks.py` (areas, boxes, scores, cro
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from segmint.catalogs.dataset.annotations.lanes import merged_lane
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.tombstones import NO_NAMES, TakenNames
 from segmint.catalogs.findings import Code, FindingCollector, Findings, Place
-from segmint.catalogs.layout import SCHEMA_VERSIONS, DamagedDatasetError
+from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.answers import audit_merged_answer
@@ -33,7 +35,7 @@ from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.segment.artifacts import RedactionArtifacts
-from segmint.operators.shards.tables import VersionedTable, read_versioned, shard_version
+from segmint.operators.shards.tables import read_table
 from segmint.pipeline.quality.audit.answer import Checked
 from segmint.pipeline.quality.audit.content import ShardContent, ShardLook
 
@@ -58,7 +60,6 @@ class FileSettings:
     limits: MaskLimits | None
     artifacts: RedactionArtifacts | None
     with_images: bool
-    formats: Sequence[int] = SCHEMA_VERSIONS  # that its tables may have
 
 
 @dataclass(frozen=True)
@@ -134,21 +135,15 @@ class ShardAudit:
     def _read_tables(self) -> ShardTables | None:
         """The three tables; None where one of them cannot be used."""
         read = {kind: self._read_table(kind) for kind in SCHEMAS if kind not in self._plan.bad_kinds}
-        tables = {kind: each.table for kind, each in read.items() if each is not None}
+        tables = {kind: table for kind, table in read.items() if table is not None}
         if "rejects" in tables:
             self._findings.extend(audit_rejects(tables["rejects"].to_pylist(), self._places["rejects"]))
             self._checked += Checked(rejects=tables["rejects"].num_rows)
         if len(tables) < len(SCHEMAS):
             return None
-        versions = {kind: each.schema_version for kind, each in read.items() if each is not None}
-        try:
-            shard_version(versions)
-        except DamagedDatasetError as error:
-            self._findings.add(self._places["masks"].finding(Code.BAD_TABLE, "the format of images", error))
-            return None
         return ShardTables(**tables, places=self._places)
 
-    def _read_table(self, kind: str) -> VersionedTable | None:
+    def _read_table(self, kind: str) -> pa.Table | None:
         entry, place = self._plan.commit.file(kind), self._places[kind]
         try:
             data = (self._dataset / entry.path).read(max_bytes=entry.size)
@@ -164,16 +159,10 @@ class ShardAudit:
             self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
             return None
         try:
-            found = read_versioned(data, kind)
+            return read_table(data, kind)
         except DamagedDatasetError as error:
             self._findings.add(place.finding(Code.BAD_TABLE, f"the columns of {kind}", error))
             return None
-        if kind != "rejects" and found.schema_version not in self._settings.formats:
-            expected = " or ".join(map(str, self._settings.formats))
-            problem = f"format {expected}, as the dataset's manifests say"
-            self._findings.add(place.finding(Code.BAD_TABLE, problem, f"format {found.schema_version}"))
-            return None
-        return found
 
     def _audit_rows(self, tables: ShardTables, images: list[Row], masks: ShardMasks) -> None:
         self._findings.extend(audit_taken_down(tables, self._plan.taken, self._names))

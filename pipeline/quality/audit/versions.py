@@ -64,14 +64,14 @@ def audit_index(
 
 
 def check_same_version(audit: AuditReport, where: str, dataset: Location) -> str | None:
-    """Return a warning if an audit does not say which version it is of, as audits of an earlier segmint do not.
+    """Return a warning if an audit does not say which version it is of.
 
     `where` names the audit. Raises `UsageError`, with both digests, if it is of another version than the dataset is.
     """
     if audit.kind != "segmint":
         return None
     if audit.version is None:
-        return f"{where} does not say which version it is of: it was made by an earlier segmint; audit again"
+        return f"{where} does not say which version it is of: audit again"
     digest = take_snapshot(dataset, use_cache=False).digest
     if audit.version.digest != digest:
         raise UsageError(

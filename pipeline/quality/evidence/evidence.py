@@ -137,7 +137,7 @@ def _detector_files(manifest: DatasetManifest, report: AuditReport) -> Iterator[
 
     A build's own detector is a SHA-256 in the manifest, and has no file here.
     """
-    config = manifest.identity.get("deidentify") or {}
+    config = manifest.config.get("deidentify") or {}
     names = [(config.get(kind) or {}).get("detector") for kind in ("faces", "plates")]
     for name in dict.fromkeys(name for name in names if isinstance(name, str)):
         yield name, _bundled(name)

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from segmint.catalogs.attributions import license_url
 from segmint.catalogs.layout import DATA_KINDS
-from segmint.operators.schemas import SCHEMAS_OF
+from segmint.operators.schemas import SCHEMAS
 from segmint.pipeline.quality.report.facts import Facts
 
 _FORMATS = {"tar": "application/x-tar", "parquet": "application/x-parquet"}
@@ -61,7 +61,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
 
     Raises `ValueError` for a dataset that segmint did not write: it has no commits, which hold the hashes.
     """
-    manifest, version, schemas = facts.manifest, facts.version, SCHEMAS_OF[facts.table_format]
+    manifest, version = facts.manifest, facts.version
     if manifest is None or version is None:
         raise ValueError("hashes come from commits, and this dataset has none")
     trained = f", round {manifest.round}" if manifest.round else ""
@@ -80,7 +80,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "dateCreated": manifest.policy_date.isoformat(),
         "keywords": ["image segmentation", "mask generation", "Segment Anything", "SA-1B"],
         "distribution": [*_files(facts, root), *_file_sets(facts)],
-        "recordSet": [*(_records(kind, schemas[kind]) for kind in ("images", "masks")), *_photographs(facts)],
+        "recordSet": [*(_records(kind, SCHEMAS[kind]) for kind in ("images", "masks")), *_photographs(facts)],
     }
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 

@@ -5,10 +5,9 @@ from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest, name_of
-from segmint.catalogs.dataset.tables import DatasetTables, table_formats
+from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
-from segmint.catalogs.layout import SCHEMA_VERSION
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
 from segmint.operators.schemas import AUTOMATIC
@@ -100,7 +99,6 @@ class Facts:
     credits_total: int
     redacted: tuple[RedactedRegions, ...]
     detectors: tuple[Detector, ...]
-    table_format: int  # the oldest of its tables: the columns that all of them have
     released: tuple[int, int] | None  # median width and height of the released images
     sources: tuple[int, int] | None  # median width and height of their source images
     people: tuple[PeoplesMasks, ...] = ()
@@ -145,7 +143,6 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         credits_total=credits_total,
         redacted=_redacted(tables) if manifest is not None else (),
         detectors=_detectors(manifest) if manifest is not None else (),
-        table_format=min(table_formats(tables.location)) if manifest is not None else SCHEMA_VERSION,
         released=_median_size(tables, "width", "height"),
         sources=_median_size(tables, "source_width", "source_height"),
         people=_people(tables) if manifest is not None else (),
@@ -157,7 +154,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
 
 
 def _build(manifest: DatasetManifest) -> Build:
-    license, release, masks = (manifest.identity.get(part) or {} for part in ("license", "release", "masks"))
+    license, release, masks = (manifest.config.get(part) or {} for part in ("license", "release", "masks"))
     allowed = license.get("allow")
     return Build(
         allowed=tuple(each for each in allowed if isinstance(each, str)) if isinstance(allowed, list) else (),
@@ -218,7 +215,7 @@ def _people(tables: DatasetTables) -> tuple[PeoplesMasks, ...]:
 
 
 def _detectors(manifest: DatasetManifest) -> tuple[Detector, ...]:
-    config = manifest.identity.get("deidentify") or {}
+    config = manifest.config.get("deidentify") or {}
     found = []
     for kind in ("faces", "plates"):
         name = (config.get(kind) or {}).get("detector")

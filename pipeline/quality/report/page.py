@@ -180,9 +180,7 @@ def remarks_of(statistics: Statistics) -> list[str]:
 
 
 def _cleaned(cleanup: Cleanup) -> str:
-    """Return how many masks clean-up changed: holes and islands beside the paper's shares where both are known."""
-    if cleanup.holes is None or cleanup.islands is None:
-        return f"filled holes or removed islands in {counted(cleanup.cleaned, 'mask')} ({share(cleanup.cleaned_share)})"
+    """Return how many masks clean-up changed: holes and islands beside the paper's shares."""
     paper = PAPER.cleanup
     return (
         f"filled holes in {counted(cleanup.holes, 'mask')} ({share(cleanup.holes_share)}; {PAPER.name}: about "

@@ -26,7 +26,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.operators.foreign.masks import BOXES, BoxConvention
 from segmint.operators.foreign.measure import MeasuredShard, measure_shard
-from segmint.operators.schemas import SCHEMAS, SCHEMAS_OF
+from segmint.operators.schemas import SCHEMAS
 
 ALONE_S = 10.0
 """Seconds for which this process measures foreign data by itself; a small folder is done before others have started."""
@@ -49,7 +49,7 @@ def open_tables(
     their `foreign.findings`. Raises `UsageError` if there is neither.
     """
     if manifest_generations(data):
-        return open_committed(data, SCHEMAS, memory_limit, scratch, leave_out, SCHEMAS_OF[1])
+        return open_committed(data, SCHEMAS, memory_limit, scratch, leave_out)
     folder = make_folder(scratch)
     try:
         return _open_foreign(data, memory_limit, folder, alone_s)

@@ -22,15 +22,12 @@ from segmint.catalogs.dataset.annotations.ratings import (
 )
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.operators.intervals import Interval
-from segmint.operators.schemas import AUTOMATIC, SOURCES
+from segmint.operators.schemas import SOURCES
 from segmint.pipeline.quality.statistics.resampling import mean_replicates, percentile_interval
 
 _SEED = 0
 _AT_ONCE = 2_000  # masks asked for by one query
-_WANTED = (
-    f"SELECT annotation_id, coalesce(source, '{AUTOMATIC}') AS source, segmentation.counts AS counts FROM masks "
-    "WHERE annotation_id IN "
-)
+_WANTED = "SELECT annotation_id, source, segmentation.counts AS counts FROM masks WHERE annotation_id IN "
 
 
 @dataclass(frozen=True)

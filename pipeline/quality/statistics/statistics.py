@@ -151,8 +151,7 @@ def _groups(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, A
         connection,
         f"""
         SELECT GROUPING(country, license, provider) AS level, country, license, provider,
-            count(*) AS images, coalesce(sum(masks), 0)::BIGINT AS masks, {sums},
-            count(funnel.cleaned) = count(funnel.holes_filled) AS split
+            count(*) AS images, coalesce(sum(masks), 0)::BIGINT AS masks, {sums}
         FROM images GROUP BY GROUPING SETS ((country), (license), (provider), ())
         """,
     ).to_pylist()
@@ -173,10 +172,10 @@ def _funnel(whole: Mapping[str, Any]) -> tuple[tuple[FunnelStep, ...], Cleanup] 
         return None, None
     cleaned, removed, before = whole["cleaned"], whole["removed_by_cleanup"], whole["after_nms2"]
     names = ("holes_filled", "islands_removed", "redaction_artifacts")
-    holes, islands, artifacts = (whole[name] if whole["split"] else None for name in names)
+    holes, islands, artifacts = (whole[name] for name in names)
 
-    def share(masks: int | None) -> float | None:
-        return rounded(masks / before) if masks is not None and before else None
+    def share(masks: int) -> float | None:
+        return rounded(masks / before) if before else None
 
     steps = tuple(FunnelStep(step, whole[step]) for step in FUNNEL_STEPS if step not in _CLEANUP)
     return steps, Cleanup(

@@ -103,18 +103,18 @@ class Cleanup:
     """Masks that clean-up changed or removed, and their shares (0 to 1) of the masks before it.
 
     `holes` and `islands` are those of `cleaned` that had a small one of each; `artifacts` are masks that were dropped
-    because they trace a redacted region. They are None if images of format 1, which do not say, are among them.
+    because they trace a redacted region.
     """
 
     cleaned: int
     removed: int
-    holes: int | None
-    islands: int | None
+    holes: int
+    islands: int
     cleaned_share: float | None
     removed_share: float | None
     holes_share: float | None
     islands_share: float | None
-    artifacts: int | None
+    artifacts: int
     artifacts_share: float | None
 
 
@@ -151,7 +151,7 @@ class CountryImages:
 class GroupImages:
     """The images of a region or an income level, with the share that the paper gives; shares are 0 to 1.
 
-    `masks` and `countries`, those with images, are None in audits of earlier versions.
+    `countries` are those with images.
     """
 
     name: str
@@ -159,8 +159,8 @@ class GroupImages:
     share: float | None
     masks_per_image: float | None
     paper_share: float
-    masks: int | None = None
-    countries: int | None = None
+    masks: int
+    countries: int
 
 
 @dataclass(frozen=True)

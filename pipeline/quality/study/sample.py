@@ -19,7 +19,7 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
-from segmint.catalogs.layout import ADDED_IMAGE_COLUMNS, canonical_json
+from segmint.catalogs.layout import ANNOTATION_COLUMNS, canonical_json
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
@@ -249,7 +249,7 @@ def _image_rows(dataset: Dataset) -> Iterator[tuple[int, int, str | None]]:
 
 def _of_people(dataset: Dataset, commit: Commit, images: pa.Table) -> frozenset[int]:
     """Return the ids of the masks of a shard that people made; `images` is its table."""
-    said = [name for name in ADDED_IMAGE_COLUMNS if name in images.column_names and name != "next_mask"]
+    said = [name for name in ANNOTATION_COLUMNS if name != "next_mask"]
     if all(images[name].null_count == images.num_rows for name in said):
         return frozenset()
     masks = dataset.table(commit, "masks", ["annotation_id", "source"])

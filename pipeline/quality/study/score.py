@@ -28,11 +28,11 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Study:
-    """The images drawn: their masks and (height, width), by id; and the version of the dataset, if it is known."""
+    """The images drawn: their masks and (height, width), by id; and the version of the dataset."""
 
     masks: Mapping[int, list[StudyMask]]
     sizes: Mapping[int, Size]
-    version: VersionName | None
+    version: VersionName
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class StudyScore:
     drawn = by_id + by_iou + deleted + unread + unanswered_masks; the corrections of `unread` masks cannot be read.
     `added` masks correct no mask that was drawn; `unreadable` has the reason for each returned mask that cannot be
     read. `superseded` answers and `foreign` images are ignored. `polygons` counts masks returned as polygons, which
-    have no holes. `shares` is empty if there are no pairs. `version` is what the dataset was when the sample was drawn;
-    None for a sample that an earlier segmint drew.
+    have no holes. `shares` is empty if there are no pairs. `version` is what the dataset was when the sample was drawn.
     """
 
     images: int
@@ -61,7 +60,7 @@ class StudyScore:
     polygons: int
     mean_iou: float | None
     shares: list[Share]
-    version: VersionName | None
+    version: VersionName
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON values."""
@@ -88,7 +87,7 @@ class StudyScore:
         else:
             lines.append(f"mean IoU {self.mean_iou:.4f}")
             lines += [_share_line(share) for share in self.shares]
-        return lines if self.version is None else [*lines, self.version.line()]
+        return [*lines, self.version.line()]
 
 
 def score_study(folder: Location, corrected: Location | None) -> StudyScore:
@@ -122,7 +121,7 @@ def load_study(folder: Location) -> Study:
         pinned = {mask["id"]: mask["sha256"] for image in manifest["images"] for mask in image["masks"]}
         sizes = {image["id"]: (image["height"], image["width"]) for image in manifest["images"]}
         dataset = manifest["dataset"]
-        version = VersionName(dataset["digest"], dataset["number"]) if "number" in dataset else None
+        version = VersionName(dataset["digest"], dataset["number"])
         masks: dict[int, list[StudyMask]] = {image: [] for image in sizes}
         for annotation in document["annotations"]:
             segmentation = annotation["segmentation"]

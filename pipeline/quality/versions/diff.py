@@ -8,13 +8,13 @@ from typing import Any
 from segmint.catalogs.dataset.commits import REJECTED, Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset
-from segmint.catalogs.dataset.tables import DatasetTables, TableFile, damage_named, make_folder, table_formats
+from segmint.catalogs.dataset.tables import DatasetTables, TableFile, damage_named, make_folder
 from segmint.catalogs.dataset.tombstones import BLANK, TOMBSTONES
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import differing_keys
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
-from segmint.operators.schemas import AUTOMATIC, SCHEMAS, SCHEMAS_OF
+from segmint.operators.schemas import SCHEMAS
 
 EXAMPLES = 10
 """At most this many images are named of each kind of change."""
@@ -37,14 +37,14 @@ _PIXELS = ("source_sha256", "source_width", "source_height", "width", "height")
 # follows from the redacted regions is left out: these are compared by themselves.
 _MASKS = """
 SELECT image_id, count(*) AS masks, sum(hash(segmentation, bbox, area, predicted_iou, stability_score, crop_box,
-       point_coords, label, coalesce(source, {automatic!r}), annotator, seconds, prompts, origin, model)::HUGEINT)
+       point_coords, label, source, annotator, seconds, prompts, origin, model)::HUGEINT)
        AS content
 FROM {side}_masks GROUP BY image_id
 """
 
 _PAIRS = f"""
 CREATE TABLE pairs AS
-WITH am AS ({_MASKS.format(side="a", automatic=AUTOMATIC)}), bm AS ({_MASKS.format(side="b", automatic=AUTOMATIC)})
+WITH am AS ({_MASKS.format(side="a")}), bm AS ({_MASKS.format(side="b")})
 SELECT coalesce(a.image_id, b.image_id) AS image_id, a.ordinal AS ordinal, coalesce(a.id, b.id) AS id,
        a.image_id IS NULL AS added, b.image_id IS NULL AS removed,
        a.license AS license_a, b.license AS license_b,
@@ -179,11 +179,8 @@ def diff_datasets(
     files = {f"a_{kind}": found for kind, found in totals.files.items()}
     files |= {f"b_{kind}": found for kind, found in others.files.items()}
     schemas = {f"{side}_{kind}": schema for side in ("a", "b") for kind, schema in SCHEMAS.items()}
-    older = {f"{side}_{kind}": schema for side in ("a", "b") for kind, schema in SCHEMAS_OF[1].items()}
-    sides = {"a": before.location, "b": after.location}
-    mixed = {f"{side}_{kind}" for side, at in sides.items() if len(table_formats(at)) > 1 for kind in SCHEMAS}
     same = _same_catalog(before.manifest, after.manifest)
-    with DatasetTables(a, files, schemas, make_folder(None), older=older, mixed=mixed) as tables:
+    with DatasetTables(a, files, schemas, make_folder(None)) as tables:
         with damage_named():
             tables.connection.execute(_PAIRS)
         why = tables.query(_WHY_REMOVED, [same]).to_pylist()
@@ -266,7 +263,7 @@ def _licenses(tables: DatasetTables) -> dict[str, tuple[int, int]]:
 def _settings(one: DatasetManifest, other: DatasetManifest) -> dict[str, tuple[Any, Any]]:
     """Return the settings that differ, by dotted key; None where one does not have it."""
     before, after = (
-        {name: manifest.model_dump(mode="json")[name] for name in _SETTINGS} | {"config": manifest.identity}
+        {name: manifest.model_dump(mode="json")[name] for name in _SETTINGS} | {"config": manifest.config}
         for manifest in (one, other)
     )
     return {key: (_at(before, key), _at(after, key)) for key in differing_keys(before, after)}

@@ -35,7 +35,7 @@ _LAST_ANSWERS_S = 3
 def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Viewer]:
     """Open a viewer of a dataset with the findings in an audit's JSON; scratch files are deleted at the end.
 
-    Raises `UsageError` if there is no dataset, one of a newer format, or no audit.
+    Raises `UsageError` if there is no dataset, one of another format, or no audit.
     """
     with ExitStack() as stack:
         findings, note = AuditFindings(), None

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -106,33 +104,6 @@ def test_what_changed_is_named_by_column(
     rows = 1 if column == "uri" else 2
     assert growth.changed == {column: Change(rows, "b", *told)}
     assert growth.gone == 0
-
-
-@pytest.mark.parametrize("license", ["all rights " * 200, "https://user:secret@host/terms?token=abc"])
-def test_a_license_that_an_earlier_segmint_pinned_as_it_was_is_unchanged(tmp_path: Path, license: str) -> None:
-    """Today's normalization shortens the one and redacts the other."""
-    source = tmp_path / "source.parquet"
-
-    def grow(*rows: dict[str, Any]) -> CatalogGrowth:
-        source.unlink()
-        write_catalog(iter(rows), location_of(source))
-        parts = [location_of(pinned)]
-        return compare_catalog(location_of(source), tmp_path / "new.parquet", parts=parts, first_ordinal=100)
-
-    write_catalog(iter([row("a"), row("b", license=license), row("c")]), location_of(source))
-    pinned = normalize(location_of(source), tmp_path / "part-0.parquet").path
-    table = pq.read_table(pinned)
-    as_written = pa.array(["CC0-1.0", license.strip(), "CC0-1.0"])
-    assert table.column("license").to_pylist() != as_written.to_pylist()
-    pq.write_table(table.set_column(table.schema.get_field_index("license"), "license", as_written), pinned)
-
-    growth = grow(row("a"), row("b", license=license), row("c"), row("d"))
-    assert (growth.keeps_all, dict(growth.changed), growth.new.rows) == (True, {}, 1)
-    growth = grow(row("a"), row("b", license=license, attribution="someone"), row("c", license="CC-BY-4.0"))
-    assert growth.changed == {
-        "attribution": Change(1, "b", "", "someone"),
-        "license": Change(1, "c", "CC0-1.0", "CC-BY-4.0"),
-    }
 
 
 def test_a_duplicate_that_is_gone_is_a_change(tmp_path: Path) -> None:

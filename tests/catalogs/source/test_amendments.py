@@ -71,21 +71,6 @@ def test_a_row_may_be_repeated_any_number_of_times(tmp_path: Path) -> None:
     assert last == Contradiction("provider", (1, 20_001), "x", ("P", "Q"))
 
 
-def test_a_part_that_was_pinned_with_credentials_or_a_license_s_whole_text_takes_the_same_catalog(
-    tmp_path: Path,
-) -> None:
-    pinned = {"image_id": "x", "uri": "https://ann:secret@example.org/a.jpg", "license": "x" * 9000}
-    part = normalize(location_of(write(tmp_path / "pinned.jsonl", [pinned])), tmp_path / "part.parquet").path
-    table = pq.read_table(part)
-    for name in ("uri", "license"):  # an earlier segmint pinned them as they are
-        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), [[pinned[name]]])
-    pq.write_table(table, part)
-    asked = location_of(write(tmp_path / "asked.jsonl", [{**pinned, "attribution": "Ann"}]))
-    found = amend_parts(stage_amendments(asked, tmp_path), [part], tmp_path, images_per_shard=2)
-    assert (found.different, found.values, found.unknown) == ({}, {"attribution": 1}, 0)
-    assert [column(found, name) for name in ("uri", "license")] == [[pinned["uri"]], [pinned["license"]]]
-
-
 def test_only_spaces_are_no_value(tmp_path: Path) -> None:
     pinned = [{"uri": "a.jpg", "attribution": "Ann", "provider": "P"}]
     asked = [{"uri": "a.jpg", "attribution": " \t\u00a0", "provider": ""}]

@@ -1,6 +1,5 @@
 """Rows by ordinals: concatenated ranges are the whole, and row groups that are not needed are not read."""
 
-from datetime import date
 from itertools import pairwise
 from pathlib import Path
 
@@ -83,24 +82,6 @@ def test_damage_in_other_row_groups_goes_unnoticed(part: tuple[str, int], tmp_pa
         assert rows.read(start, start + 64).column("ordinal").to_pylist() == list(range(start, start + 64))
         with pytest.raises(UsageError, match=r"damaged\.parquet is not a normalized catalog"):
             rows.read(start, start + 65)
-
-
-def test_dates_that_older_versions_pinned_are_read_as_the_last_or_first_of_the_calendar(tmp_path: Path) -> None:
-    days = pa.array([2**31 - 1, None, -(2**31), 20_000], pa.int32()).cast(pa.date32())
-    columns = {
-        "ordinal": range(4),
-        "id": range(1, 5),
-        "image_id": list("abcd"),
-        "uri": list("abcd"),
-        "valid_until": days,
-    }
-    arrays = [pa.array(columns.get(field.name, [None] * 4), field.type) for field in NORMALIZED]
-    path = tmp_path / "part.parquet"
-    pq.write_table(pa.Table.from_arrays(arrays, schema=NORMALIZED), path)
-    with NormalizedRows(location_of(path)) as rows:
-        for table in (rows.read(0, 4), rows.take([0, 1, 2, 3])):
-            assert table.schema.equals(NORMALIZED)
-            assert table.column("valid_until").to_pylist() == [date.max, None, date.min, date(2024, 10, 4)]
 
 
 def test_another_parquet_file_is_refused(tmp_path: Path) -> None:

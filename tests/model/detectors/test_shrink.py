@@ -33,5 +33,5 @@ def test_an_array_that_cannot_be_written_is_shrunk_without_a_warning(coffee: np.
     assert shrunk(image, 1.0) is image
 
 
-def test_images_are_enlarged_as_by_rule_1(coffee: np.ndarray) -> None:
+def test_images_are_enlarged(coffee: np.ndarray) -> None:
     assert shrunk(coffee[:40, :60], 2.0).shape == (80, 120, 3)

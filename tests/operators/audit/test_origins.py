@@ -12,14 +12,13 @@ from segmint.operators.audit.shard_masks import ShardMasks
 from segmint.operators.describe import redaction_columns
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import SCHEMAS
-from segmint.operators.segment.artifacts import RedactionArtifacts
+from segmint.operators.segment.artifacts import NO_ARTIFACTS, RedactionArtifacts
 from segmint.operators.shards.files import build_shard_files
 from segmint.operators.shards.tables import read_table
 from tests.support.described_rows import accepted_row, described
 
 LIMITS = MaskLimits(0.7, 0.8)
 REGION = {"kind": "other", "score": 1.0, "x": 0, "y": 0, "w": 20, "h": 30, "source": "manual"}
-RULE_1 = RedactionArtifacts(1)
 PLACE = Place("masks/sa_000000.parquet", 0)
 
 
@@ -38,7 +37,7 @@ def committed(ordinal: int = 0) -> tuple[Row, list[Row]]:
     return image, read_table(files.masks, "masks").to_pylist()
 
 
-def findings(image: Row, masks: list[Row], origins: RedactionArtifacts = RULE_1) -> list[Finding]:
+def findings(image: Row, masks: list[Row], origins: RedactionArtifacts = NO_ARTIFACTS) -> list[Finding]:
     """What the audit of rows finds in one image."""
     tables = tables_of([image], masks)
     found = list(audit_identity(tables, (image["ordinal"], image["ordinal"] + 1)))
@@ -67,11 +66,11 @@ def test_masks_of_a_build_are_right() -> None:
     assert findings(*committed()) == []
 
 
-def test_a_row_of_format_1_says_nothing_of_them() -> None:
+def test_masks_without_a_source_and_an_image_without_a_next_mask_are_findings() -> None:
     image, masks = committed()
     bare = [{**mask, "source": None, "redacted_share": None, "redaction_iou": None} for mask in masks]
-    assert findings({**image, "next_mask": None}, bare) == []
     assert codes(findings(image, bare)) == [Code.UNKNOWN_SOURCE] * 3
+    assert codes(findings({**image, "next_mask": None}, masks)) == [Code.MASK_COUNT]
 
 
 @pytest.mark.parametrize("source", ["robot", "", "Automatic"])
@@ -99,43 +98,37 @@ def test_shares_are_those_that_the_regions_give() -> None:
     assert codes(findings(image, masks)) == [Code.REDACTED_SHARE]
 
 
-def measured(image: Row, masks: list[Row], rule: int) -> list[Row]:
+def measured(image: Row, masks: list[Row]) -> list[Row]:
     """The masks with the shares that the image's regions give them."""
-    columns = redaction_columns(image, [mask["segmentation"]["counts"] for mask in masks], rule)
+    columns = redaction_columns(image, [mask["segmentation"]["counts"] for mask in masks])
     return [
         {**mask, "redacted_share": share, "redaction_iou": iou}
         for mask, share, iou in zip(masks, *columns, strict=True)
     ]
 
 
-PLATE = {**REGION, "kind": "plate", "x": 5, "y": 4, "w": 17, "h": 10, "source": "clp"}
-"""The rectangle of the third mask."""
+PLATE = {**REGION, "kind": "plate", "x": 7, "y": 4, "w": 17, "h": 10, "source": "clp"}
+"""The rectangle of the third mask, two columns further right."""
 
 
 @pytest.mark.parametrize(
-    ("region", "rule", "found"), [(PLATE, 1, 1), ({**PLATE, "source": "manual"}, 1, 0), (PLATE, 2, 0)]
+    ("region", "iou", "found"), [(PLATE, 0.6, 1), ({**PLATE, "source": "manual"}, 0.6, 0), (PLATE, 0.7, 0)]
 )
-def test_a_mask_that_the_build_should_have_dropped_is_a_finding(region: Row, rule: int, found: int) -> None:
-    """By the regions that it knew; under rule 2 the plate's box has a band, and the mask is larger than the rest."""
+def test_a_mask_that_the_build_should_have_dropped_is_a_finding(region: Row, iou: float, found: int) -> None:
+    """By the regions that it knew; half of the plate's band is left out of its box."""
     image, masks = committed()
     image["regions"] = [region]
-    masks = measured(image, masks, rule)
-    assert findings(image, masks, RedactionArtifacts(rule)) == []
-    assert codes(findings(image, masks, RedactionArtifacts(rule, 0.95))) == [Code.REDACTION_ARTIFACT] * found
+    masks = measured(image, masks)
+    assert findings(image, masks) == []
+    assert codes(findings(image, masks, RedactionArtifacts(iou))) == [Code.REDACTION_ARTIFACT] * found
 
 
 def test_a_person_may_draw_what_a_build_drops() -> None:
     image, masks = committed()
     image |= {"masks": 3, "next_mask": 4, "complete": True, "regions": [PLATE]}
-    mixed = measured(image, [*masks[:2], by_person(masks[2], 3)], 1)
-    assert mixed[2]["redaction_iou"] == 1
-    assert findings(image, mixed, RedactionArtifacts(1, 0.95)) == []
-
-
-def test_shares_of_another_rule_are_a_finding() -> None:
-    image, masks = committed()
-    image["regions"] = [PLATE]
-    assert Code.REDACTED_SHARE in codes(findings(image, measured(image, masks, 1), RedactionArtifacts(2)))
+    mixed = measured(image, [*masks[:2], by_person(masks[2], 3)])
+    assert mixed[2]["redaction_iou"] > 0.6
+    assert findings(image, mixed, RedactionArtifacts(0.6)) == []
 
 
 @pytest.mark.parametrize("size", [{"source_width": None}, {"source_height": 0}, {"source_width": -3}])
@@ -231,7 +224,7 @@ def test_masks_of_people_are_sound_at_once(values: Row) -> None:
     """The audit of a dataset with many of them takes no longer, and compares their JSON with their own numbers."""
     image, masks = committed()
     image |= {"next_mask": 4, "masks": 2, "complete": True}
-    shard = ShardMasks(tables_of([image], [masks[0], by_person(masks[2], 3, **values)]), LIMITS, RULE_1)
+    shard = ShardMasks(tables_of([image], [masks[0], by_person(masks[2], 3, **values)]), LIMITS, NO_ARTIFACTS)
     assert shard.sound(0)
     kept, drawn = shard.annotations(0)
     assert (kept["index"], drawn["index"]) == (0, 3)

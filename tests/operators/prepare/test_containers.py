@@ -44,7 +44,7 @@ def test_a_file_of_the_common_brand_says_its_codec_among_the_others() -> None:
             recognize(data)
 
 
-def test_old_datasets_refuse_in_the_words_that_they_stored() -> None:
+def test_a_format_that_is_left_out_is_named() -> None:
     for brand, name in ((b"heic", "HEIC"), (b"avif", "AVIF"), (b"mif1", "HEIF")):
         with pytest.raises(RejectedError) as verdict:
             recognize(boxed(brand, b"heic", b"avif"), FIRST)

@@ -1,7 +1,6 @@
 """De-identification of real photographs, checked with faces and plates labeled by hand and with a second detector."""
 
 import dataclasses
-import hashlib
 import io
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from PIL import Image
 from pydantic import ValidationError
 
 from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import UsageError
 from segmint.model.detectors.detection import Detection, Detector, Kind
+from segmint.model.detectors.plates import PlateDetector
 from segmint.operators.prepare.deidentify import (
-    RULES,
     BrokenDetectorError,
     DeidentifyConfig,
     FacesConfig,
@@ -27,6 +27,7 @@ from segmint.operators.prepare.deidentify import (
     deidentify,
     outline,
 )
+from segmint.operators.prepare.onnx_file import onnx_network
 from segmint.operators.schemas import REGION
 from tests.support.labels import (
     ASTRONAUT,
@@ -43,19 +44,13 @@ from tests.support.torchscript import Failing, Fragile, OnlyScores, saved, spot
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module", params=RULES)
-def rule(request: pytest.FixtureRequest) -> int:
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def detectors(rule: int) -> tuple[Detector, ...]:
-    """Those of each rule."""
-    return build_detectors(DeidentifyConfig(rule=rule))
+def detectors() -> tuple[Detector, ...]:
+    return build_detectors(DeidentifyConfig())
 
 
-CHANGED = {1: 2.5, 2: 4.0}
-"""By rule, how many times the area of what was found may change: rule 2 has a band."""
+CHANGED = 4.0
+"""How many times the area of a label may change, the band included."""
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +86,6 @@ def check_faces(
     scale: float,
     detectors: tuple[Detector, ...],
     cascade: MTCNN,
-    rule: int,
 ) -> list[Region]:
     """Check what holds for every photograph of faces, also resized by `scale` and compressed.
 
@@ -100,12 +94,12 @@ def check_faces(
     before = resized_jpeg(image, scale)
     assert len(found_again(labels, mtcnn_faces(cascade, before), scale)) == len(labels)
     assert len(found_again(labels, haar_faces(before), scale)) > 0.8 * len(labels)
-    clean, regions = deidentify(image, detectors, rule=rule)
+    clean, regions = deidentify(image, detectors)
     assert covered(labels, regions) == len(labels)
     pixels = changed(image, clean)
     for x0, y0, x1, y1 in labels:
         assert pixels[int(y0) : int(y1), int(x0) : int(x1)].mean() > 0.97
-    assert pixels.sum() <= CHANGED[rule] * sum(map(area, labels))
+    assert pixels.sum() <= CHANGED * sum(map(area, labels))
     after = resized_jpeg(clean, scale)
     assert found_again(labels, mtcnn_faces(cascade, clean)) == []
     assert found_again(labels, mtcnn_faces(cascade, after), scale) == []
@@ -120,39 +114,32 @@ def resized_jpeg(image: np.ndarray, scale: float) -> np.ndarray:
     return read(buffer)
 
 
-@pytest.mark.parametrize(
-    ("detectors", "scale"),
-    [(1, 1.0), (2, 1.0), (2, 0.6), pytest.param(1, 0.6, marks=pytest.mark.long)],
-    indirect=["detectors"],
-)
+@pytest.mark.parametrize("scale", [1.0, 0.6])
 def test_the_six_faces_cannot_be_found_again(
-    photos: Path, scale: float, detectors: tuple[Detector, ...], cascade: MTCNN, rule: int
+    photos: Path, scale: float, detectors: tuple[Detector, ...], cascade: MTCNN
 ) -> None:
-    regions = check_faces(read(photos / "multiface.jpg"), MULTIFACE, scale, detectors, cascade, rule)
+    regions = check_faces(read(photos / "multiface.jpg"), MULTIFACE, scale, detectors, cascade)
     assert len(regions) == 6
     assert {(r.kind, r.source) for r in regions} == {("face", "mtcnn")}
 
 
-@pytest.mark.parametrize("detectors", [2, pytest.param(1, marks=pytest.mark.long)], indirect=True)
 def test_the_29_faces_of_solvay_cannot_be_found_again(
-    photos: Path, detectors: tuple[Detector, ...], cascade: MTCNN, rule: int
+    photos: Path, detectors: tuple[Detector, ...], cascade: MTCNN
 ) -> None:
-    check_faces(read(photos / "solvay_1927.jpg"), SOLVAY, 1500 / 2171, detectors, cascade, rule)
+    check_faces(read(photos / "solvay_1927.jpg"), SOLVAY, 1500 / 2171, detectors, cascade)
 
 
 def test_the_astronaut_cannot_be_found_again(
-    astronaut: np.ndarray, detectors: tuple[Detector, ...], cascade: MTCNN, rule: int
+    astronaut: np.ndarray, detectors: tuple[Detector, ...], cascade: MTCNN
 ) -> None:
-    check_faces(astronaut, ASTRONAUT, 1.0, detectors, cascade, rule)
+    check_faces(astronaut, ASTRONAUT, 1.0, detectors, cascade)
 
 
 @pytest.mark.parametrize("name", sorted(PLATE_CORNERS))
 @pytest.mark.parametrize("scale", [1.0, 1.5, 2.0])
-def test_plates_are_covered_at_any_size(
-    photos: Path, detectors: tuple[Detector, ...], name: str, scale: float, rule: int
-) -> None:
+def test_plates_are_covered_at_any_size(photos: Path, detectors: tuple[Detector, ...], name: str, scale: float) -> None:
     image = cv2.resize(read(photos / name), None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    clean, (region,) = deidentify(image, detectors, rule=rule)
+    clean, (region,) = deidentify(image, detectors)
     assert (region.kind, region.source) == ("plate", "clp")
     label = np.array(PLATE_CORNERS[name]) * scale
     plate = np.zeros(image.shape[:2], np.uint8)
@@ -163,32 +150,32 @@ def test_plates_are_covered_at_any_size(
     pixels = changed(image, clean)
     assert pixels[plate == 1].mean() > 0.97
     width, height = np.ptp(label, axis=0)
-    assert pixels.sum() <= CHANGED[rule] * width * height
+    assert pixels.sum() <= CHANGED * width * height
     assert detectors[1].detect(clean) == []
 
 
 @pytest.mark.parametrize("name", ["dog.jpg", "groceries.jpg", "truck.jpg"])
 def test_photographs_without_faces_and_plates_keep_every_pixel(
-    photos: Path, detectors: tuple[Detector, ...], name: str, rule: int
+    photos: Path, detectors: tuple[Detector, ...], name: str
 ) -> None:
     image = read(photos / name)
-    clean, regions = deidentify(image, detectors, rule=rule)
+    clean, regions = deidentify(image, detectors)
     assert regions == []
     assert (clean == image).all()
 
 
-def test_the_coffee_cup_keeps_every_pixel(coffee: np.ndarray, detectors: tuple[Detector, ...], rule: int) -> None:
-    clean, regions = deidentify(coffee, detectors, rule=rule)
+def test_the_coffee_cup_keeps_every_pixel(coffee: np.ndarray, detectors: tuple[Detector, ...]) -> None:
+    clean, regions = deidentify(coffee, detectors)
     assert regions == []
     assert (clean == coffee).all()
 
 
 def test_regions_cover_every_changed_pixel_and_the_image_given_stays(
-    photos: Path, detectors: tuple[Detector, ...], rule: int
+    photos: Path, detectors: tuple[Detector, ...]
 ) -> None:
     image = read(photos / "multiface.jpg")[100:]  # cuts one face's region at the border
     before = image.copy()
-    clean, regions = deidentify(image, detectors, rule=rule)
+    clean, regions = deidentify(image, detectors)
     assert (image == before).all()
     outside = np.ones(image.shape[:2], bool)
     for r in regions:
@@ -201,14 +188,14 @@ def test_regions_cover_every_changed_pixel_and_the_image_given_stays(
     assert [Region(**row) for row in table.to_pylist()] == regions
 
 
-def test_the_same_bytes_for_any_number_of_threads(photos: Path, rule: int) -> None:
+def test_the_same_bytes_for_any_number_of_threads(photos: Path) -> None:
     image = read(photos / "multiface.jpg")
     threads = torch.get_num_threads()
     results = []
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            results.append(deidentify(image, build_detectors(DeidentifyConfig(rule=rule), threads=count), rule=rule))
+            results.append(deidentify(image, build_detectors(DeidentifyConfig(), threads=count)))
     finally:
         torch.set_num_threads(threads)
     assert results[0][1] == results[1][1]
@@ -225,48 +212,6 @@ class Corner:
     def detect(self, image: np.ndarray) -> list[Detection]:
         height, width = image.shape[:2]
         return [Detection("face", 0.9, (width / 2, height / 2, width, height), None, self.name)]
-
-
-class Given:
-    """Finds what it is given in any image."""
-
-    name = "given"
-    score = 0.5
-
-    def __init__(self, kind: Kind, *found: Detection) -> None:
-        self.kind, self._found = kind, found
-
-    def detect(self, image: np.ndarray) -> list[Detection]:
-        return list(self._found)
-
-
-QUAD = PLATE_CORNERS["plate_car_2.webp"]
-OLD_FOUND = {
-    "multiface.jpg": [
-        *(Detection("face", 0.9, tuple(v + 0.3 for v in box), None, "given") for box in MULTIFACE[:2]),
-        Detection("face", 0.9, (-20.1, -31.3, 60.5, 71.2), None, "given"),
-    ],
-    "plate_car_2.webp": [Detection("plate", 0.9, (17.3, 324.3, 181.3, 389.3), QUAD, "given")],
-}
-OLD = {
-    "multiface.jpg": (
-        "5b34320416c5c0ffca76c889329bfa5856d4c7f0161c00a5a6998bc46c399395",
-        [(202, 217, 127, 172), (395, 101, 133, 171), (0, 0, 84, 102)],
-    ),
-    "plate_car_2.webp": (
-        "43035bf8e2672323e08f071560afc6441377a6e3ea35b0f0c444616f4f786d50",
-        [(9, 316, 181, 82)],
-    ),
-}
-"""What segmint made of these detections before there were rules: the pixels' SHA-256, and the regions."""
-
-
-@pytest.mark.parametrize("name", OLD)
-def test_rule_1_redacts_the_same_pixels_as_ever(photos: Path, name: str) -> None:
-    """Datasets of that time are resumed and repaired by it."""
-    given = Given(OLD_FOUND[name][0].kind, *OLD_FOUND[name])
-    clean, regions = deidentify(read(photos / name), [given], rule=1)
-    assert (hashlib.sha256(clean.tobytes()).hexdigest(), [(r.x, r.y, r.w, r.h) for r in regions]) == OLD[name]
 
 
 @pytest.mark.parametrize(("before", "after"), [((512, 512), (512, 512)), ((300, 200), (701, 467)), ((3, 2), (7, 9))])
@@ -302,17 +247,15 @@ def test_small_plates_are_enlarged_where_the_whole_image_would_be_too_large(phot
     for x, y in corners:
         canvas[y : y + image.shape[0], x : x + image.shape[1]] = image
     labels = [(x + 196, y + 121, x + 248, y + 135) for x, y in corners]
-    counts = {}
-    for rule in RULES:
-        (plates,) = build_detectors(DeidentifyConfig(rule=rule, faces=FacesConfig(detector="none")))
-        counts[rule] = len(found_again(labels, [each.box for each in plates.detect(canvas)]))
-    assert counts[2] == 9
-    assert counts[1] < 9, "else this shows nothing"
+    (plates,) = build_detectors(DeidentifyConfig(faces=FacesConfig(detector="none")))
+    assert len(found_again(labels, [each.box for each in plates.detect(canvas)])) == 9
+    without = PlateDetector(onnx_network(resolve("clp"), 1), tile_overlap=128, max_pixels=100_000_000)
+    assert len(found_again(labels, [each.box for each in without.detect(canvas)])) < 9, "else this shows nothing"
 
 
-def test_plates_searched_in_batches_by_torch_are_those_that_onnxruntime_finds(photos: Path, rule: int) -> None:
+def test_plates_searched_in_batches_by_torch_are_those_that_onnxruntime_finds(photos: Path) -> None:
     image = np.tile(read(photos / "plate_car_1.png")[100:], (1, 4, 1))  # more than one tile
-    config = DeidentifyConfig(rule=rule, faces=FacesConfig(detector="none"))
+    config = DeidentifyConfig(faces=FacesConfig(detector="none"))
     (reference,), (plates,) = build_detectors(config), build_detectors(config, torch_plates=True)
     expected, found = reference.detect(image), plates.detect(image)
     assert len(expected) >= 4
@@ -323,12 +266,12 @@ def test_plates_searched_in_batches_by_torch_are_those_that_onnxruntime_finds(ph
         assert abs(ours.score - theirs.score) < 1e-3
 
 
-def test_a_plate_is_redacted_by_its_corners_if_they_match_its_box(rule: int) -> None:
+def test_a_plate_is_redacted_by_its_corners_if_they_match_its_box() -> None:
     box = (20.0, 20.0, 60.0, 40.0)
     tilted = Detection("plate", 0.9, box, ((20, 20), (60, 28), (60, 40), (20, 32)), "test")
     stray = dataclasses.replace(tilted, quad=((70, 70), (80, 70), (80, 80), (70, 80)))
-    by_box = outline(dataclasses.replace(tilted, quad=None), (100, 100), rule)
-    by_stray, by_corners = outline(stray, (100, 100), rule), outline(tilted, (100, 100), rule)
+    by_box = outline(dataclasses.replace(tilted, quad=None), (100, 100))
+    by_stray, by_corners = outline(stray, (100, 100)), outline(tilted, (100, 100))
     assert by_box is not None
     assert by_stray is not None
     assert by_corners is not None

@@ -11,7 +11,7 @@ from tests.support.described_rows import rectangle_mask
 
 PLATE = {"kind": "plate", "score": 0.9, "x": 20, "y": 20, "w": 80, "h": 32, "source": "clp"}
 ROW: Row = {"regions": [PLATE], "source_width": 240, "source_height": 180, "width": 120, "height": 90}
-"""The plate has columns 10 to 50 and rows 10 to 26 of the released image; under rule 2, 11 to 49 and 11 to 25."""
+"""The plate has columns 10 to 50 and rows 10 to 26 of the released image; its outline has 11 to 49 and 11 to 25."""
 
 
 def columns(*boxes: tuple[int, int, int, int]) -> dict[str, Any]:
@@ -23,14 +23,11 @@ def columns(*boxes: tuple[int, int, int, int]) -> dict[str, Any]:
 TRACES, HALF, BESIDE = (10, 10, 26, 50), (10, 10, 26, 30), (40, 10, 80, 100)
 
 
-@pytest.mark.parametrize(
-    ("rule", "iou", "boxes"),
-    [(1, 1.0, [HALF, BESIDE]), (1, 0.5, [BESIDE]), (2, 0.8, [HALF, BESIDE]), (2, 0.9, [TRACES, HALF, BESIDE])],
-)
-def test_a_mask_is_dropped_from_its_iou_on(rule: int, iou: float, boxes: list[Any]) -> None:
-    """Under rule 2 the outline is 38 x 14 pixels of the 40 x 16 of the mask that traces the whole: 0.83."""
+@pytest.mark.parametrize(("iou", "boxes"), [(0.8, [HALF, BESIDE]), (0.4, [BESIDE]), (0.9, [TRACES, HALF, BESIDE])])
+def test_a_mask_is_dropped_from_its_iou_on(iou: float, boxes: list[Any]) -> None:
+    """The outline is 38 x 14 pixels of the 40 x 16 of the mask that traces the whole: 0.83."""
     before = columns(TRACES, HALF, BESIDE)
-    after = RedactionArtifacts(rule, iou).dropped(ROW, before)
+    after = RedactionArtifacts(iou).dropped(ROW, before)
     kept = columns(*boxes)
     assert after["masks"] == kept["masks"]
     counts = {"written": len(boxes), "redaction_artifacts": 3 - len(boxes)}
@@ -41,9 +38,9 @@ def test_a_mask_is_dropped_from_its_iou_on(rule: int, iou: float, boxes: list[An
 @pytest.mark.parametrize(
     ("artifacts", "row"),
     [
-        (RedactionArtifacts(2, None), ROW),
-        (RedactionArtifacts(2, 0.1), {**ROW, "regions": []}),
-        (RedactionArtifacts(2, 0.1), {**ROW, "regions": None}),
+        (RedactionArtifacts(None), ROW),
+        (RedactionArtifacts(0.1), {**ROW, "regions": []}),
+        (RedactionArtifacts(0.1), {**ROW, "regions": None}),
     ],
 )
 def test_nothing_is_dropped_if_it_is_off_or_nothing_was_redacted(artifacts: RedactionArtifacts, row: Row) -> None:
@@ -52,4 +49,4 @@ def test_nothing_is_dropped_if_it_is_off_or_nothing_was_redacted(artifacts: Reda
 
 
 def test_an_image_without_masks_has_no_artifact() -> None:
-    assert RedactionArtifacts(2, 0.1).dropped(ROW, columns()) == columns()
+    assert RedactionArtifacts(0.1).dropped(ROW, columns()) == columns()

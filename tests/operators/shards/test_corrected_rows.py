@@ -6,15 +6,12 @@ import pytest
 from segmint.catalogs.dataset.regions import WantedRegion
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.operators.images import decode_jpeg
-from segmint.operators.prepare.deidentify import RULES
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.rows import Row
 from segmint.operators.shards.corrected_rows import redact_row, source_region
 from tests.support.bombs import jpeg_saying
 from tests.support.builds import photograph
 from tests.support.described_rows import accepted_row, described
-
-RULE = RULES[-1]
 
 
 def row_of(width: int = 240, height: int = 180, source: tuple[int, int] = (480, 361)) -> Row:
@@ -31,7 +28,7 @@ def box(x: int, y: int, w: int, h: int, kind: str = "face") -> WantedRegion:
 
 def test_the_box_is_a_mosaic_and_the_rest_is_the_same_but_for_one_more_encoding() -> None:
     row = row_of()
-    after = redact_row(row, [box(96, 16, 48, 64)], ReleaseConfig(), RULE)
+    after = redact_row(row, [box(96, 16, 48, 64)], ReleaseConfig())
     old, new = (decode_jpeg(each["release"]).astype(int) for each in (row, after))
     inside = np.zeros(old.shape[:2], bool)
     inside[16:80, 96:144] = True
@@ -45,7 +42,7 @@ def test_the_box_is_a_mosaic_and_the_rest_is_the_same_but_for_one_more_encoding(
 def test_regions_and_counts_follow_and_nothing_else_changes() -> None:
     row = row_of()
     after = redact_row(
-        row, [box(10, 20, 30, 40), box(0, 0, 240, 10, "plate"), box(5, 5, 9, 9, "other")], ReleaseConfig(), RULE
+        row, [box(10, 20, 30, 40), box(0, 0, 240, 10, "plate"), box(5, 5, 9, 9, "other")], ReleaseConfig()
     )
     assert (after["faces"], after["plates"]) == (1, 1)
     assert [(region["kind"], region["score"], region["source"]) for region in after["regions"]] == [
@@ -60,34 +57,31 @@ def test_regions_and_counts_follow_and_nothing_else_changes() -> None:
 def test_shares_inside_regions_follow() -> None:
     """The masks have columns 3 to 19 and 4 to 20 of an image of 40 x 30 pixels; columns 0 to 19 are redacted."""
     row = described([accepted_row(0)]).to_pylist()[0]
-    after = redact_row(row, [box(0, 0, 20, 30, "other")], ReleaseConfig(), RULE)
+    after = redact_row(row, [box(0, 0, 20, 30, "other")], ReleaseConfig())
     assert [mask["redacted_share"] for mask in after["masks"]] == [1.0, 16 / 17]
     assert [mask["redaction_iou"] for mask in after["masks"]] == [170 / 600, 160 / 610]
-    old = {**row, "masks": [{**mask, "redacted_share": None, "redaction_iou": None} for mask in row["masks"]]}
-    after = redact_row(old, [box(0, 0, 20, 30, "other")], ReleaseConfig(), RULE)
-    assert after["masks"] == old["masks"], "in rows of format 1 they stay unknown"
 
 
 def test_earlier_regions_stay_and_count() -> None:
     found = {"kind": "face", "score": 0.9, "x": 1, "y": 2, "w": 3, "h": 4, "source": "mtcnn"}
     row = {**row_of(), "regions": [found], "faces": 1}
-    after = redact_row(row, [box(10, 20, 30, 40)], ReleaseConfig(), RULE)
+    after = redact_row(row, [box(10, 20, 30, 40)], ReleaseConfig())
     assert after["regions"][0] == found
     assert (len(after["regions"]), after["faces"]) == (2, 2)
 
 
 def test_doing_it_again_changes_nothing() -> None:
-    first = redact_row(row_of(), [box(10, 20, 30, 40), box(10, 20, 30, 40)], ReleaseConfig(), RULE)
+    first = redact_row(row_of(), [box(10, 20, 30, 40), box(10, 20, 30, 40)], ReleaseConfig())
     assert len(first["regions"]) == 1
-    assert redact_row(first, [box(10, 20, 30, 40)], ReleaseConfig(), RULE) is first
+    assert redact_row(first, [box(10, 20, 30, 40)], ReleaseConfig()) is first
     row = row_of()
-    assert redact_row(row, [], ReleaseConfig(), RULE) is row
+    assert redact_row(row, [], ReleaseConfig()) is row
 
 
 def test_a_jpeg_that_cannot_be_decoded_names_its_image() -> None:
     for jpeg, told in ((jpeg_saying(65_500, 65_500), "65500 x 65500 is 4,290,250,000 pixels"), (b"none", "identify")):
         with pytest.raises(DamagedDatasetError, match=f"image 1: its JPEG cannot be decoded: .*{told}"):
-            redact_row({**row_of(), "release": jpeg}, [box(10, 20, 30, 40)], ReleaseConfig(), RULE)
+            redact_row({**row_of(), "release": jpeg}, [box(10, 20, 30, 40)], ReleaseConfig())
 
 
 @pytest.mark.parametrize(
@@ -112,7 +106,7 @@ def test_the_smallest_boxes_are_redacted_too() -> None:
     row = row_of()
     image = decode_jpeg(row["release"])
     y, x = np.unravel_index(np.abs(np.diff(image[:, :, 0].astype(int), axis=1))[10:170, 10:230].argmax(), (160, 220))
-    after = redact_row(row, [box(int(x) + 8, int(y) + 8, 4, 4)], ReleaseConfig(jpeg_quality=100), RULE)
+    after = redact_row(row, [box(int(x) + 8, int(y) + 8, 4, 4)], ReleaseConfig(jpeg_quality=100))
     new = decode_jpeg(after["release"])[y + 8 : y + 12, x + 8 : x + 12].astype(int)
     old = image[y + 8 : y + 12, x + 8 : x + 12].astype(int)
     assert np.abs(old - new).max() > 10

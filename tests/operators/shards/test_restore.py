@@ -10,7 +10,6 @@ import pytest
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError
-from segmint.operators.prepare.deidentify import RULES
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import DESCRIBED
 from segmint.operators.shards.committed_rows import read_committed_rows
@@ -64,7 +63,7 @@ SPOILS: list[Spoil | None] = [None, flipped, lambda data: data[:-1], lambda data
 def restored(dataset: Path, commit: Commit) -> bool:
     damages = find_damage(location_of(dataset), commit)
     assert damages
-    return restore_from_rest(location_of(dataset), commit, damages, with_images=True, rule=RULES[-1])
+    return restore_from_rest(location_of(dataset), commit, damages, with_images=True)
 
 
 @pytest.mark.parametrize("kind", sorted(DATA_KINDS))
@@ -226,7 +225,7 @@ def test_what_people_said_of_masks_is_lost_with_their_table_and_is_named(tmp_pat
     spoil(tmp_path, commit, "masks", flipped)
     before = digests(tmp_path)
     damages = find_damage(location, commit)
-    assert not restore_from_rest(location, commit, damages, with_images=True, rule=RULES[-1])
+    assert not restore_from_rest(location, commit, damages, with_images=True)
     assert digests(tmp_path) == before
     said = lost_of_people(location, commit, damages)
     assert said.startswith("what people said of the masks of 1 image (label, source,")

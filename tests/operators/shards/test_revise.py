@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -10,12 +9,9 @@ from segmint.catalogs.dataset.commits import Claim, Commit
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_committed, read_committed_rows
+from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.replace import remove_replaced
 from segmint.operators.shards.revise import Revised, heed_all, heed_tombstones, revise_shard
-from segmint.operators.shards.write import ShardTask, write_shard
-from tests.support.described_rows import accepted_row, described
-from tests.support.locations import location_of
 from tests.support.protocol import ROWS, Place, broken_promises, contents, two_shards, write
 from tests.support.stepped import Stepped, stepping
 
@@ -64,24 +60,6 @@ def test_a_revision_without_a_change_writes_nothing(place: Place) -> None:
     assert (revised.changed, revised.rows, contents(place)) == (False, 0, before)
     assert revise_shard(place.location, 1, lambda _, rows: rows, with_images=True) is None
     assert revise_shard(place.location, 0, lambda *_: 1 / 0, with_images=True, needed=lambda _: False) is not None  # type: ignore[arg-type,return-value]
-
-
-@pytest.mark.parametrize(("own", "dataset", "then"), [(1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 1, 2)])
-def test_a_revision_is_written_in_the_dataset_s_format_or_in_the_shard_s_own_if_that_is_newer(
-    tmp_path: Path, own: int, dataset: int, then: int
-) -> None:
-    location = location_of(tmp_path)
-    task = ShardTask(0, 0, 1, location, "0123456789ab", True, 1.0, schema_version=own)
-    write_shard(task, [(0, 1)], described([accepted_row(0)]))
-
-    def change(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
-        return [{**row, "attribution": "Zoë"} for row in rows]
-
-    revised = revise_shard(location, 0, change, with_images=True, schema_version=dataset)
-    assert revised is not None
-    before, after = (read_committed(location, commit) for commit in (revised.before, revised.commit))
-    assert (before.schema_version, after.schema_version) == (own, then)
-    assert [{**row, "attribution": "Zoë"} for row in before.rows] == after.rows
 
 
 def test_a_beaten_revision_is_applied_to_what_beat_it(place: Place) -> None:
@@ -155,7 +133,7 @@ def test_shards_that_a_build_is_writing_are_spared_and_named(place: Place) -> No
 
 
 def test_a_file_that_vanished_is_put_again_after_the_commit(place: Place) -> None:
-    """A sweep of an older segmint, which knows no claims, may delete it."""
+    """A sweep that looked before the claim was there, and slept until its deletion, may delete it."""
     with stepping():
         build = until(Stepped(lambda: write(place, 1)), "create commits")
         (masks,) = (path for path in contents(place) if path.startswith("masks/sa_000001"))

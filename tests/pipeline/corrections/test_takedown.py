@@ -140,7 +140,7 @@ def test_an_image_is_named_by_its_number_or_by_the_catalog_s_name(dataset: Path,
 
 
 def test_bytes_that_came_back_are_taken_down_by_the_same_command(dataset: Path) -> None:
-    """A build by an older segmint, or one that looked before the takedown, has put them under another row."""
+    """A build that looked before the takedown has put them under another row."""
     take(dataset)
     (earlier,) = read_tombstones(location_of(dataset))
     shard = CommittedShard(dataset, 1)
@@ -257,7 +257,7 @@ def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
     prepare = Prepare(*stages.prepare_arguments)
     try:
         segmented = Segment(stages.segment)(prepare(opened.read_rows([0])))
-        rows = describe_table(segmented, stages.segment.artifacts.rule)
+        rows = describe_table(segmented)
     finally:
         prepare.close()
     write_shard(opened.shard_task(config, opened.span(0)), [(0, rows.num_rows)], rows)

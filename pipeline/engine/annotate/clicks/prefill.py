@@ -207,6 +207,6 @@ class Prefills:
 def mask_settings(manifest: DatasetManifest) -> MaskSettings:
     """Return the settings that a dataset's masks were made with; the defaults if its manifest does not state them."""
     try:
-        return MasksConfig.model_validate(manifest.identity.get("masks") or {}).settings()
+        return MasksConfig.model_validate(manifest.config.get("masks") or {}).settings()
     except ValidationError:
         return MasksConfig().settings()

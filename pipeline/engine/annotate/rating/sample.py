@@ -7,13 +7,10 @@ from typing import NamedTuple
 
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.infra.errors import UsageError
-from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.engine.annotate.selection import check_selection
 
 LEAST_AREA = 24 * 24
 """Pixels of the smallest mask that is rated: smaller ones are hard to judge (SAM paper, appendix E)."""
-
-_SOURCE = f"coalesce(source, '{AUTOMATIC}')"
 
 
 class SampledMask(NamedTuple):
@@ -50,14 +47,14 @@ def draw_sample(tables: DatasetTables, options: SampleOptions) -> list[SampledMa
         raise UsageError(f"--masks {options.masks}: expected 1 or more")
     condition = "true" if options.select is None else check_selection(tables, options.select)
     among = f"area >= {LEAST_AREA} AND id IN (SELECT id FROM images WHERE {condition})"
-    rows = tables.query(f"SELECT {_SOURCE} AS source, count(*) AS masks FROM masks WHERE {among} GROUP BY ALL")
+    rows = tables.query(f"SELECT source, count(*) AS masks FROM masks WHERE {among} GROUP BY ALL")
     counts = {row["source"]: int(row["masks"]) for row in rows.to_pylist()}
     if not counts:
         raise UsageError(f"no mask to rate: none of {LEAST_AREA} pixels or more fits --select")
     drawn: list[SampledMask] = []
     for source, number in quotas(counts, options.masks).items():
         found = tables.query(
-            f"SELECT id, annotation_id FROM masks WHERE {among} AND {_SOURCE} = $1 "
+            f"SELECT id, annotation_id FROM masks WHERE {among} AND source = $1 "
             f"ORDER BY md5('{options.seed:d}:' || annotation_id), annotation_id LIMIT {number:d}",
             [source],
         )

@@ -142,7 +142,7 @@ def open_datasets(config: TrainConfig, storage: Storage) -> list[OpenedDataset]:
     for uri in dict.fromkeys(entry.uri for entry in config.datasets):
         location = Location(storage, uri)
         manifest = load_manifest(location)
-        release = manifest.identity.get("release", {})
+        release = manifest.config.get("release", {})
         if release.get("format", "images") != "images":
             raise UsageError(f"{location} holds only annotations: training needs a dataset with release.format: images")
         opened.append(OpenedDataset(location, manifest, current_digest(location)))

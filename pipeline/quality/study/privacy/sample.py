@@ -76,7 +76,7 @@ def sample_privacy(location: Location, count: int, seed: int, output: Location) 
     dataset = Dataset.open(location)
     file = output / MANIFEST
     refuse_existing(location, output, file)
-    if dataset.manifest.identity.get("release", {}).get("format") == "annotations":
+    if dataset.manifest.config.get("release", {}).get("format") == "annotations":
         raise UsageError(f"{location} has annotations without images: there is nothing in which people could look")
     shards = range(dataset.manifest.shards)
     version = name_now(location)

@@ -80,7 +80,7 @@ def test_seed_and_epoch_decide_it_as_ever() -> None:
     assert orders[0] == orders[3]
     assert orders[0] != orders[1]
     assert orders[0] != orders[2]
-    # A state that was saved by an earlier version would go on in another order if this changed.
+    # A saved state would go on in another order if this changed.
     assert orders[0] == GOLDEN
 
 

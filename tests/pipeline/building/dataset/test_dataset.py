@@ -15,7 +15,7 @@ from segmint.catalogs.layout import config_sha256
 from segmint.catalogs.shard_ranges import ShardPart
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
-from segmint.operators.prepare.deidentify import RULES
+from segmint.operators.prepare.deidentify import RULE
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics
 from segmint.pipeline.building.dataset.dataset import _begin, open_or_create
@@ -162,61 +162,48 @@ def test_a_detectors_file_is_pinned_by_its_hash(tmp_path: Path, catalog: Path) -
     open_or_create(config(tmp_path, catalog, deidentify=detectors), Storage())
 
 
-def recorded_rule(dataset: Path, rule: object) -> None:
-    """Make the dataset one that records this rule of de-identification; None: one older than the key."""
-    tree = load_manifest(location_of(dataset)).config
-    tree["deidentify"].pop("rule")
-    if rule is not None:
-        tree["deidentify"]["rule"] = rule
-    change_manifest(dataset, config=tree, config_sha256=config_sha256(tree))
-
-
-def test_a_dataset_keeps_its_rule_of_deidentification(tmp_path: Path, catalog: Path) -> None:
+def test_a_dataset_of_another_rule_of_deidentification_is_refused(tmp_path: Path, catalog: Path) -> None:
     given = config(tmp_path, catalog)
-    begun = open_or_create(given, Storage()).manifest
-    assert begun.config["deidentify"]["rule"] == RULES[-1]
-    for recorded, kept in [*((rule, rule) for rule in RULES), (None, 1)]:
-        recorded_rule(tmp_path / "dataset", recorded)
-        manifest = open_or_create(given, Storage()).manifest
-        assert prepare_config(given, manifest).deidentify.rule == kept
+    tree = open_or_create(given, Storage()).manifest.config
+    assert tree["deidentify"]["rule"] == RULE
+    tree = {**tree, "deidentify": {**tree["deidentify"], "rule": RULE + 1}}
+    change_manifest(tmp_path / "dataset", config=tree, config_sha256=config_sha256(tree))
+    with pytest.raises(UsageError, match=rf"deidentify\.rule: {RULE + 1} before, {RULE} now"):
+        open_or_create(given, Storage())
 
 
-@pytest.mark.parametrize("recorded", [0.8, 0.5, "off", None])
+@pytest.mark.parametrize("recorded", [0.8, 0.5, "off"])
 def test_a_dataset_goes_on_dropping_artifacts_as_it_began(tmp_path: Path, catalog: Path, recorded: object) -> None:
-    """None: it is older than the key."""
     given = config(tmp_path, catalog)
     assert open_or_create(given, Storage()).manifest.config["masks"]["drop_redaction_artifacts"] == 0.8
     tree = load_manifest(location_of(tmp_path / "dataset")).config
-    del tree["masks"]["drop_redaction_artifacts"]
-    if recorded is not None:
-        tree["masks"]["drop_redaction_artifacts"] = recorded
+    tree["masks"]["drop_redaction_artifacts"] = recorded
     change_manifest(tmp_path / "dataset", config=tree, config_sha256=config_sha256(tree))
 
     dataset = open_or_create(given, Storage())
     artifacts = segment_settings(given, dataset.numerics, dataset.manifest).artifacts
-    assert artifacts == RedactionArtifacts(RULES[-1], recorded if isinstance(recorded, float) else None)
+    assert artifacts == RedactionArtifacts(recorded if isinstance(recorded, float) else None)
 
 
-def test_a_dataset_that_is_older_than_opt_outs_goes_on_without_them(tmp_path: Path, catalog: Path) -> None:
+def test_a_dataset_begun_without_opt_outs_goes_on_without_them(tmp_path: Path, catalog: Path) -> None:
     given = config(tmp_path, catalog)
-    open_or_create(given, Storage())
-    tree = load_manifest(location_of(tmp_path / "dataset")).config
-    assert tree["license"].pop("respect_opt_out") is True
-    change_manifest(tmp_path / "dataset", config=tree, config_sha256=config_sha256(tree))
+    allowed = [*given.license.allow]
+    open_or_create(config(tmp_path, catalog, license={"allow": allowed, "respect_opt_out": False}), Storage())
 
-    # A column of this name had no meaning then, and must not change rows that the dataset has pinned.
+    # The column has no meaning there, and must not change rows that the dataset has pinned.
     rows = [json.loads(line) for line in catalog.read_text().splitlines()]
-    write_catalog(catalog, [{**row, "opt_out": "by post", "refused_reason": "by Ann"} for row in rows])
+    write_catalog(catalog, [{**row, "opt_out": "by post"} for row in rows])
     manifest = open_or_create(given, Storage()).manifest
     typed = tmp_path / "catalog.parquet"
-    own = {"opt_out": 7, "refused_reason": 1.5, "refused_detail": [3]}
-    pq.write_table(pa.Table.from_pylist([{**row, **own} for row in rows]), typed)
+    pq.write_table(pa.Table.from_pylist([{**row, "opt_out": 7} for row in rows]), typed)
     with_types = config(tmp_path, typed)
     assert open_or_create(with_types, Storage()).manifest == manifest
     checked = make_plan(with_types, PlanOptions()).checked
     assert checked is not None
     assert (checked.problems, checked.refused) == ([], {})
-    pq.write_table(pa.Table.from_pylist([{**row, **own} for row in [*rows, {**rows[0], "uri": "new.jpg"}]]), typed)
+    pq.write_table(
+        pa.Table.from_pylist([{**row, "opt_out": 7} for row in [*rows, {**rows[0], "uri": "new.jpg"}]]), typed
+    )
     assert len(open_or_create(with_types, Storage(), grow=True).manifest.catalog) == 2
     assert not prepare_config(given, manifest).respect_opt_out
     with pytest.raises(UsageError, match=r"license\.respect_opt_out: False before, True now"):
@@ -245,14 +232,6 @@ def test_detectors_on_a_gpu_that_is_not_there_begin_no_dataset(tmp_path: Path, c
     with pytest.raises(UsageError, match=r"^deidentify\.device: device 'cuda' was requested, but torch sees no CUDA"):
         open_or_create(config(tmp_path, catalog, deidentify={"device": "cuda"}), Storage())
     assert not (tmp_path / "dataset" / "dataset.json").exists()
-
-
-@pytest.mark.parametrize("rule", [0, RULES[-1] + 1, "x", True])
-def test_a_rule_that_this_version_lacks_is_refused(tmp_path: Path, catalog: Path, rule: object) -> None:
-    open_or_create(config(tmp_path, catalog), Storage())
-    recorded_rule(tmp_path / "dataset", rule)
-    with pytest.raises(UsageError, match=rf"deidentify\.rule {rule!r}; expected 1.*Use the version that began it"):
-        open_or_create(config(tmp_path, catalog), Storage())
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", ".hidden", "a\nb", ""])

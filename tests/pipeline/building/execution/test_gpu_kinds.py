@@ -143,7 +143,7 @@ class _Where(_Pass):
         return table.append_column("kind", kinds).append_column("call", pa.array([table.num_rows] * table.num_rows))
 
 
-def _described(table: pa.Table, rule: Any) -> pa.Table:
+def _described(table: pa.Table) -> pa.Table:
     return table
 
 

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.dataset.commits import Claim
-from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest, put_manifest
+from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
 from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
-from segmint.operators.schemas import SCHEMAS_OF
 from segmint.operators.shards.committed_rows import read_file
 from segmint.pipeline.corrections.imports import sizes
 from segmint.pipeline.corrections.imports.answer import Imported
@@ -203,38 +201,6 @@ def test_images_are_found_by_their_names_in_the_catalog(place: Place, match: Mat
     done = import_coco(place, path, Mode.ADD, match=match)
     assert (done.listed.named, done.listed.unknown, done.changed_shards) == (1, 1, (1,))
     assert sources(place, 3)[2:] == [(40_002, "imported", None)]
-
-
-def test_a_dataset_of_format_1_rises_and_only_changed_shards_change(place: Place) -> None:
-    manifest = load_manifest(place.location).model_copy(update={"schema_version": 1, "code_version": "0.1.0"})
-    place.storage.delete(f"{place.uri}/dataset.json")
-    assert put_manifest(place.location, manifest, 1)
-    for shard in (0, 1):  # as an earlier segmint wrote them
-        commit = place.log.latest(shard)
-        assert commit is not None
-        for file in commit.files:
-            place.storage.delete(f"{place.uri}/{file.path}")
-        place.log.location(shard, 1).delete()
-        write(place, shard, schema_version=1)
-    same = write_coco(place, {4: [(FIRST, 40_000), (SECOND, 40_001)]})
-    assert import_coco(place, same).changed_shards == ()
-    assert load_latest_manifest(place.location).generation == 1
-    before = contents(place)
-    done = import_coco(place, write_coco(place, {1: [(FIRST, 10_000)]}))
-    assert done.listed.rises
-    latest = load_latest_manifest(place.location)
-    assert (latest.generation, latest.manifest.schema_version) == (2, 2)
-    after = contents(place)
-    assert {path for path in before if "000001" in path} <= after.keys()
-    formats = {
-        path: next(
-            n for n, schemas in SCHEMAS_OF.items() if pq.read_schema(f"{place.uri}/{path}").equals(schemas["masks"])
-        )
-        for path in after
-        if path.startswith("masks/")
-    }
-    assert sorted(formats.values()) == [1, 2]
-    assert findings(place) == []
 
 
 def test_corrections_after_an_import(place: Place, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.support.described_rows import accepted_row, rejected_row
 
 SIZE = (30, 40)
 ORIGIN = {"sha256": "a" * 64, "license": "CC-BY-4.0"}
-REPLACE = ImportSettings(Mode.REPLACE, rule=1, origin=ORIGIN)
+REPLACE = ImportSettings(Mode.REPLACE, origin=ORIGIN)
 ADD = replace(REPLACE, mode=Mode.ADD)
 CARRY = replace(REPLACE, mode=Mode.CARRY, origin=None)
 
@@ -34,7 +34,7 @@ def rectangle(top: int, left: int, bottom: int, right: int, **said: Any) -> NewM
 
 def image(masks: int = 3) -> Row:
     """A row as a build makes it, with its `masks` rectangles of 10 x 17 pixels, each a pixel further."""
-    (row,) = describe_table(to_table([accepted_row(0, masks)], SEGMENTED), rule=1).to_pylist()
+    (row,) = describe_table(to_table([accepted_row(0, masks)], SEGMENTED)).to_pylist()
     return dict(row)
 
 
@@ -222,18 +222,6 @@ def test_what_is_carried_never_comes_over_later_work() -> None:
         assert (left.row, left.left) == (later, Left.WORKED_ON)
 
 
-def test_a_row_of_format_1_that_changes_gets_the_columns_of_format_2() -> None:
-    row = image()
-    unsaid = {"source": None, "redacted_share": None, "redaction_iou": None}
-    row |= {"next_mask": None, "masks": [{**mask, **unsaid} for mask in row["masks"]]}
-    asked = answer(*as_read(row)[:2])
-    merged = merge(row, asked, REPLACE)
-    assert (merged.row["next_mask"], indices(merged.row)) == (3, [0, 1])
-    assert {tuple(mask[name] for name in unsaid) for mask in merged.row["masks"]} == {("automatic", 0.0, 0.0)}
-    assert merge(row, answer(*as_read(row)), REPLACE).row is row
-    again(merged, asked, REPLACE)
-
-
 def test_shares_inside_redacted_regions_are_measured() -> None:
     row = image()
     row["regions"] = [{"kind": "other", "score": 1.0, "x": 0, "y": 0, "w": 20, "h": 30, "source": "manual"}]
@@ -279,8 +267,8 @@ def test_damaged_masks_of_the_dataset_are_named() -> None:
         merge(row, answer(), REPLACE)
 
 
-@pytest.mark.parametrize("next_mask", [2, 10_001])
-def test_a_damaged_number_of_the_next_mask_is_named(next_mask: int) -> None:
+@pytest.mark.parametrize("next_mask", [None, 2, 10_001])
+def test_a_damaged_number_of_the_next_mask_is_named(next_mask: int | None) -> None:
     with pytest.raises(DamagedDatasetError, match=r"image 1: its next_mask is .*, expected 3 to 10,000"):
         merge(image() | {"next_mask": next_mask}, answer(), REPLACE)
 

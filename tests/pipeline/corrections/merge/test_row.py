@@ -21,7 +21,7 @@ FORMER = {box: {"id": 10_000 + place, "counts": counts_of(box)} for place, box i
 @pytest.fixture
 def row() -> Row:
     """Image 1 as a build makes it, with the masks FIRST and SECOND."""
-    (row,) = describe_table(to_table([accepted_row(0, 2)], SEGMENTED), rule=1).to_pylist()
+    (row,) = describe_table(to_table([accepted_row(0, 2)], SEGMENTED)).to_pylist()
     return dict(row)
 
 
@@ -45,7 +45,7 @@ def test_an_answer_corrects_adds_and_deletes(row: Row) -> None:
         deleted=[FORMER[FIRST]],
         model="cd" * 32,
     )
-    merged = merge_answer(row, [given], 1)
+    merged = merge_answer(row, [given])
     assert (merged.corrected, merged.added, merged.deleted, merged.same, merged.unfit) == (1, 1, 1, 0, 0)
     assert boxes(merged.row) == [(2, "corrected", counts_of(CUT)), (3, "manual", counts_of(APART))]
     corrected, drawn = merged.row["masks"]
@@ -63,7 +63,7 @@ def test_an_answer_corrects_adds_and_deletes(row: Row) -> None:
 
 def test_an_image_that_was_left_unchanged_is_known_by_its_answer(row: Row) -> None:
     before = [mask["segmentation"]["counts"] for mask in row["masks"]]
-    merged = merge_answer(row, [answer()], 1)
+    merged = merge_answer(row, [answer()])
     assert not merged.changes_masks
     assert [mask["segmentation"]["counts"] for mask in merged.row["masks"]] == before
     assert merged.row["statistics"] == row["statistics"]
@@ -73,7 +73,7 @@ def test_an_image_that_was_left_unchanged_is_known_by_its_answer(row: Row) -> No
 def test_masks_that_the_image_has_pixel_for_pixel_stay(row: Row) -> None:
     """As a replacement of itself, as a new one, and twice in an answer."""
     masks = [new_mask(SECOND, 10_001), new_mask(FIRST), new_mask(APART), new_mask(APART)]
-    merged = merge_answer(row, [answer(masks=masks, replaced=[FORMER[SECOND]])], 1)
+    merged = merge_answer(row, [answer(masks=masks, replaced=[FORMER[SECOND]])])
     assert (merged.same, merged.added, merged.corrected, merged.deleted) == (2, 1, 0, 0)
     assert boxes(merged.row)[:2] == [(0, "automatic", counts_of(FIRST)), (1, "automatic", counts_of(SECOND))]
 
@@ -86,7 +86,7 @@ def test_of_an_answer_to_an_earlier_state_what_still_fits_is_merged(row: Row) ->
         replaced=[{"id": 10_001, "counts": counts_of((3, 4, 13, 22))}],
         deleted=[FORMER[FIRST], {"id": 10_007, "counts": counts_of(CUT)}],
     )
-    merged = merge_answer(row, [given], 1)
+    merged = merge_answer(row, [given])
     assert (merged.unfit, merged.added, merged.deleted, merged.corrected) == (2, 1, 1, 0)
     assert boxes(merged.row) == [(1, "automatic", counts_of(SECOND)), (2, "assisted", counts_of(APART))]
     assert merged.row["complete"] is False
@@ -97,12 +97,12 @@ def test_an_answer_to_the_state_of_the_one_that_was_merged_takes_its_place(row: 
     one = answer(masks=[new_mask(CUT, 10_001), new_mask(APART)], replaced=[FORMER[SECOND]], seconds=20.0)
     smaller = (3, 4, 10, 21)
     two = answer(2, masks=[new_mask(smaller, 10_001)], replaced=[FORMER[SECOND]], seconds=30.0)
-    apart = merge_answer(row, [one, two], 1).row
-    after = merge_answer(merge_answer(row, [one], 1).row, [one, two], 1)
+    apart = merge_answer(row, [one, two]).row
+    after = merge_answer(merge_answer(row, [one]).row, [one, two])
     assert [code for _, _, code in boxes(after.row)] == [code for _, _, code in boxes(apart)]
     assert boxes(after.row) == [(0, "automatic", counts_of(FIRST)), (4, "corrected", counts_of(smaller))]
     assert (after.unfit, after.row["masks"][1]["parent"], after.row["seconds"]) == (0, 10_001, 30.0)
-    undone = merge_answer(merge_answer(row, [one], 1).row, [one, answer(2)], 1)
+    undone = merge_answer(merge_answer(row, [one]).row, [one, answer(2)])
     assert boxes(undone.row) == [(0, "automatic", counts_of(FIRST))]
     assert (undone.unfit, undone.row["complete"]) == (1, False)  # what was replaced is nowhere any more
 
@@ -117,7 +117,7 @@ def test_who_made_a_mask_stays_with_it(row: Row) -> None:
     three = answer(3, masks=[drawn, {**asked, "prompts": [point, point]}], annotator="Bo", model="ef" * 32)
 
     def said(*answers: Answer) -> list[tuple[str, str | None, float]]:
-        masks = merge_answer(row, answers, 1).row["masks"][2:]
+        masks = merge_answer(row, answers).row["masks"][2:]
         return [(mask["annotator"], mask["model"], mask["seconds"]) for mask in masks]
 
     assert said(one, two) == [("Ada", None, 2.0), ("Ada", "aa" * 32, 9.0)]
@@ -125,9 +125,9 @@ def test_who_made_a_mask_stays_with_it(row: Row) -> None:
     assert said(one, answer(2), two.model_copy(update={"n": 3}))[1] == ("Ada", "cd" * 32, 9.0)
     # An answer to the same state takes the place of one that was merged, with what that one only said again.
     two = two.model_copy(update={"base": one.base})
-    merged = merge_answer(row, [one, two], 1).row
+    merged = merge_answer(row, [one, two]).row
     assert len(merged["masks"]) == 4
-    assert boxes(merge_answer(merged, [one, two, answer(3)], 1).row) == boxes(row)
+    assert boxes(merge_answer(merged, [one, two, answer(3)]).row) == boxes(row)
 
 
 @pytest.mark.parametrize("first", ["aa", "cd"])
@@ -137,32 +137,32 @@ def test_a_mask_that_was_there_before_is_not_deleted_as_the_answers_own(row: Row
     In the second case the one who made it was another one, of whom there is no answer here.
     """
     drawn = answer(1, base=first * 32, masks=[new_mask(APART)], annotator="Ada" if first == "aa" else "Bo")
-    before = merge_answer(row, [drawn], 1).row
+    before = merge_answer(row, [drawn]).row
     if first == "cd":
         before, drawn = {**before, "answer": None}, answer(1, base="aa" * 32)
     two = answer(2, base="bb" * 32, masks=[new_mask(APART), new_mask(CUT)])
-    merged = merge_answer(before, [drawn, two], 1)
+    merged = merge_answer(before, [drawn, two])
     assert (merged.same, merged.added) == (1, 1)
-    three = merge_answer(merged.row, [drawn, two, answer(3, base="bb" * 32)], 1)
+    three = merge_answer(merged.row, [drawn, two, answer(3, base="bb" * 32)])
     assert (three.deleted, three.unfit) == (1, 0)
     assert boxes(three.row)[2:] == [(2, "assisted", counts_of(APART))]
     # And a mask that it made itself goes, also where there was such a mask long ago.
     gone = answer(2, base="bb" * 32, deleted=[{"id": 10_002, "counts": counts_of(APART)}])
     again = answer(3, base="ee" * 32, masks=[new_mask(APART)])
-    row = merge_answer(merge_answer(before, [drawn, gone], 1).row, [drawn, gone, again], 1).row
+    row = merge_answer(merge_answer(before, [drawn, gone]).row, [drawn, gone, again]).row
     assert boxes(row)[2:] == [(3, "assisted", counts_of(APART))]
-    assert len(merge_answer(row, [drawn, gone, again, answer(4, base="ee" * 32)], 1).row["masks"]) == 2
+    assert len(merge_answer(row, [drawn, gone, again, answer(4, base="ee" * 32)]).row["masks"]) == 2
 
 
 def test_a_mask_made_from_one_of_people_keeps_its_kind_and_license(row: Row) -> None:
     said = {"source": "imported", "origin": {"sha256": "e" * 64, "license": "CC-BY-4.0"}}
     masks = [row["masks"][0], {**row["masks"][1], **said, "label": "tile"}]
     given = answer(masks=[new_mask(CUT, 10_001)], replaced=[FORMER[SECOND]])
-    mask = merge_answer({**row, "masks": masks}, [given], 1).row["masks"][1]
+    mask = merge_answer({**row, "masks": masks}, [given]).row["masks"][1]
     assert (mask["source"], mask["origin"], mask["label"]) == ("imported", said["origin"], "tile")
     clicked = [new_mask(CUT, 10_001, prompts=[{"kind": "point", "x": 5.5, "y": 5.5, "label": 1}])]
     drawn = {**row, "masks": [row["masks"][0], {**row["masks"][1], "source": "manual"}]}
-    mask = merge_answer(drawn, [answer(masks=clicked, replaced=[FORMER[SECOND]])], 1).row["masks"][1]
+    mask = merge_answer(drawn, [answer(masks=clicked, replaced=[FORMER[SECOND]])]).row["masks"][1]
     assert mask["source"] == "assisted"  # the model has drawn a part of it
 
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_merged_leaves_the_row(row: Row) -> None:
     wide = {**row, "height": 40, "width": 30}
     full = {**row, "next_mask": 10_000}
     given = answer(masks=[new_mask(APART)])
-    found = [merge_answer(each, [given], 1) for each in (rejected_row(0), taken, wide, full)]
+    found = [merge_answer(each, [given]) for each in (rejected_row(0), taken, wide, full)]
     assert [each.left for each in found] == [Left.REFUSED, Left.TAKEN_DOWN, Left.OTHER_SIZE, Left.TOO_MANY]
     assert [each.row for each in found] == [rejected_row(0), taken, wide, full]
 
@@ -194,12 +194,12 @@ def test_an_earlier_answer_to_another_state_that_was_never_merged_is_counted(row
         for n, (base, boxes) in enumerate(zip(bases, masks, strict=True), 1)
     ]
     # The fourth says again what the second said; the first does not count beside the second.
-    assert [merge_answer(row, given[:n], 1).superseded for n in (1, 2, 3, 4)] == [0, 0, 1, 0]
+    assert [merge_answer(row, given[:n]).superseded for n in (1, 2, 3, 4)] == [0, 0, 1, 0]
     merged = {**row, "answer": {"lane": 0, "n": 2, "sha256": "f"}}
-    assert merge_answer(merged, given[:3], 1).superseded == 0
+    assert merge_answer(merged, given[:3]).superseded == 0
     cut = answer(1, base="aa" * 32, deleted=[FORMER[FIRST]])
-    assert merge_answer(row, [cut, answer(2, base="bb" * 32)], 1).superseded == 1
-    assert merge_answer(row, [cut, answer(2, base="bb" * 32, deleted=[FORMER[FIRST]])], 1).superseded == 0
+    assert merge_answer(row, [cut, answer(2, base="bb" * 32)]).superseded == 1
+    assert merge_answer(row, [cut, answer(2, base="bb" * 32, deleted=[FORMER[FIRST]])]).superseded == 0
 
 
 def test_seconds_are_those_of_the_last_answer_to_each_state() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from segmint.catalogs.dataset.annotations.answers import put_answer
-from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
 from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.pipeline.corrections.merge.run import list_merge, merge_answers
@@ -22,7 +21,7 @@ from tests.support.answered import answer_to, committed_row, counts_of, new_mask
 from tests.support.everything import upload
 from tests.support.imported import import_coco, write_coco
 from tests.support.locations import location_of
-from tests.support.protocol import Place, contents, retry, sweep_all, two_shards, write
+from tests.support.protocol import Place, contents, retry, sweep_all, two_shards
 from tests.support.s3_server import S3Server
 
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
@@ -240,17 +239,3 @@ def test_a_bucket_that_keeps_versions(
     paths = sorted(version["Key"].removeprefix("some/dataset/") for version in kept)
     there = sorted(path for path in contents(bucket) if path.startswith(of_images))
     assert [path for path in paths if path.startswith(of_images)] == there
-
-
-def test_an_old_dataset_gets_the_newest_format() -> None:
-    with two_shards(committed=0) as place:
-        manifest = load_manifest(place.location).model_copy(update={"schema_version": 1})
-        (place.location / "dataset.json").put(manifest.to_json())
-        for shard in (0, 1):
-            write(place, shard, schema_version=1)
-        give(place, 1)
-        done = merge_answers(place.location)
-        assert (done.listed.rises, done.changed_shards) == (True, (0,))
-        assert load_manifest(place.location).schema_version == 2
-        assert sources(place, 1) == [(10_000, "automatic"), (10_001, "automatic")]
-        assert findings(place) == []

@@ -51,15 +51,6 @@ def test_generations_may_grow(tmp_path: Path, first: DatasetManifest) -> None:
     assert found(tmp_path) == []
 
 
-def test_the_format_may_rise_with_the_version_that_is_needed_and_not_fall(tmp_path: Path) -> None:
-    old = write_dataset(location_of(tmp_path), shards=2).model_copy(update={"schema_version": 1})
-    (tmp_path / "dataset.json").write_bytes(old.to_json())
-    put_manifest(location_of(tmp_path), old.model_copy(update={"schema_version": 2, "code_version": "9"}), 2)
-    assert found(tmp_path) == []
-    put_manifest(location_of(tmp_path), old.model_copy(update={"code_version": "9"}), 3)
-    assert found(tmp_path) == [("dataset.g3.json", "schema_version 2, as in dataset.g2.json", "1")]
-
-
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -30,8 +30,6 @@ from segmint.catalogs.layout import DATA_KINDS, config_sha256, data_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
 from segmint.operators.prepare.release import ReleaseConfig, release
-from segmint.operators.rows import to_table
-from segmint.operators.schemas import SCHEMAS_OF
 from segmint.pipeline.corrections.merge.run import merge_answers
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.answer import AuditReport
@@ -250,14 +248,6 @@ def without_a_column(taken: CommittedShard) -> None:
 registered("no_parquet", ShardEdit(1, no_parquet), Code.BAD_TABLE, "masks/sa_000001-", "no Parquet")
 
 
-def of_an_older_format(taken: CommittedShard) -> None:
-    schema = SCHEMAS_OF[1]["masks"]
-    taken.raw["masks"] = table_bytes(to_table(taken.rows["masks"], schema), schema)
-
-
-registered(
-    "old_table", ShardEdit(1, of_an_older_format), Code.BAD_TABLE, "masks/sa_000001-", "format 2", "found format 1"
-)
 registered("no_column", ShardEdit(1, without_a_column), Code.BAD_TABLE, "images/sa_000001-", "other columns: license")
 
 

@@ -18,7 +18,7 @@ from segmint.infra.errors import UsageError
 from segmint.operators.audit.detectors import GivenDetector
 from segmint.operators.audit.privacy import StillDetected
 from segmint.operators.images import decode_jpeg
-from segmint.operators.prepare.deidentify import RULES, DeidentifyConfig, PlatesConfig, build_detectors
+from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, build_detectors
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.quality.audit.answer import Agreement, AuditReport, NotLookedAt
@@ -135,7 +135,6 @@ def test_what_one_detector_finds_is_listed_shown_blurred_and_redacted(dataset: P
 def test_the_build_s_detectors_that_are_not_here_are_named_and_the_others_search(dataset: Path, tmp_path: Path) -> None:
     ShardEdit(1, with_a_face_and_a_spot)(dataset)
     own = {
-        "rule": RULES[-1],
         "faces": {"detector": "0" * 64, "score": None},
         "plates": {"detector": "none", "score": None},
     }
@@ -167,7 +166,7 @@ def test_a_detector_that_fails_on_an_image_is_named_and_the_others_go_on(dataset
 
 def without_detectors(dataset: Path) -> None:
     none = {"detector": "none", "score": None}
-    reconfigure(dataset, deidentify={"rule": RULES[-1], "faces": none, "plates": none})
+    reconfigure(dataset, deidentify={"faces": none, "plates": none})
 
 
 def test_all_detectors_failing_is_nothing_looked_at(dataset: Path, tmp_path: Path) -> None:
@@ -268,10 +267,3 @@ def test_detectors_search_data_that_segmint_did_not_write(minted: Path, tmp_path
     assert verdict(report).endswith("; not looked at: faces (no detector)")
     some = audit(loose, 1, detectors=detectors)
     assert (some.privacy.images_checked, some.not_looked_at) == (1, (faces, NotLookedAt("not_sampled", 5, 6)))
-
-
-def test_an_answer_of_an_earlier_version_is_read(minted: Path) -> None:
-    report = audit(minted, 0)
-    value = json.loads(to_json(report))
-    del value["not_looked_at"], value["verdict"]
-    assert answer_lines(from_json(json.dumps(value), "audit.json"))[0] == "verdict: no finding"

@@ -29,7 +29,7 @@ def test_images_without_a_license_count_as_unknown() -> None:
 
 
 def test_regions_stand_beside_the_paper_s() -> None:
-    rows = (GroupImages("Africa", 0, 0.0, None, 0.028), GroupImages("Europe", 4, 1.0, 12.5, 0.498))
+    rows = (GroupImages("Africa", 0, 0.0, None, 0.028, 0, 0), GroupImages("Europe", 4, 1.0, 12.5, 0.498, 50, 2))
     regions = charts_of(statistics_of(geography=Geography(4, 0, (), rows, ()))).regions
     assert regions is not None
     assert regions.has_paper

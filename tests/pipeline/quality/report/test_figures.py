@@ -25,7 +25,7 @@ STATISTICS = statistics_of(
     aspect_ratio=Histogram((0.25, 1, 4, 32), (4, 1, 2), 1.5),
     centers=Centers(2, ((1, 2), (3, 4))),
     providers=(ProviderImages("Acme $tock$ ^_ pictures {", 3),),
-    geography=Geography(1, 0, (), (GroupImages("Africa", 1, 1.0, 2.0, 0.028),), ()),
+    geography=Geography(1, 0, (), (GroupImages("Africa", 1, 1.0, 2.0, 0.028, 2, 1),), ()),
 )
 
 

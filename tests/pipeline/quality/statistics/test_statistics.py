@@ -246,24 +246,18 @@ def test_licenses_and_providers_are_counted() -> None:
     assert found.geography.countries == (CountryImages("FR", 3, 0),)
 
 
-def test_holes_and_islands_are_known_where_all_images_tell_them_apart() -> None:
+def test_clean_up_is_summed_over_the_images_that_have_masks() -> None:
     counts = dict.fromkeys(FUNNEL_STEPS, 10) | {
         "cleaned": 5,
         "holes_filled": 2,
         "islands_removed": 4,
         "redaction_artifacts": 3,
     }
-    newer = image_row(0, funnel=counts)
-    older = image_row(1, funnel=counts | dict.fromkeys(("holes_filled", "islands_removed", "redaction_artifacts")))
+    cleaned = image_row(0, funnel=counts)
     without = image_row(2)
-    with tables_of({0: {"images": [newer, without]}}) as tables:
+    with tables_of({0: {"images": [cleaned, without]}}) as tables:
         found = compute_statistics(tables, sample=1).cleanup
     assert found == Cleanup(5, 10, 2, 4, 0.5, 1, 0.2, 0.4, 3, 0.3)
-    with tables_of({0: {"images": [newer]}, 1: {"images": [older]}}) as tables:
-        found = compute_statistics(tables, sample=1).cleanup
-    assert found == Cleanup(
-        10, 20, None, None, 0.5, 1, holes_share=None, islands_share=None, artifacts=None, artifacts_share=None
-    )
 
 
 def test_what_foreign_data_does_not_tell_is_none(minted: Path, tmp_path: Path, found: Statistics) -> None:

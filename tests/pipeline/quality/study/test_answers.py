@@ -86,9 +86,9 @@ def test_of_several_masks_made_from_one_the_first_is_its_correction() -> None:
     former = {"id": 10_001, "counts": counts_of(SECOND)}
     masks = [new_mask(CUT, 10_001), new_mask(APART, 10_001)]
     answer = Answer.from_value(answer_value(masks=masks, replaced=[former]))
-    (row,) = describe_table(to_table([accepted_row(0, 2)], SEGMENTED), rule=1).to_pylist()
+    (row,) = describe_table(to_table([accepted_row(0, 2)], SEGMENTED)).to_pylist()
     expected = [(10_000, counts_of(FIRST)), (10_001, counts_of(CUT)), (None, counts_of(APART))]
     assert follow({10_000, 10_001}, row, [answer]) == expected
-    merged = merge_answer(row, [answer], 1).row
+    merged = merge_answer(row, [answer]).row
     assert follow({10_000, 10_001}, merged, [answer]) == expected
     assert follow({10_000, 10_001}, merged, []) == expected

@@ -158,7 +158,7 @@ def test_the_last_version_is_missed_by_its_signature_and_by_takedowns(whole: Loc
     assert problem.startswith("versions/: no version is there, and the takedown of tombstones/")
 
 
-def test_a_dataset_of_an_earlier_segmint_is_compared_with_its_commits(whole: Location) -> None:
+def test_a_dataset_without_a_version_is_compared_with_its_commits(whole: Location) -> None:
     (whole / "versions/1.json").delete()
     found = verify_dataset(whole)
     assert (found.problems, found.version.number) == ((), None)

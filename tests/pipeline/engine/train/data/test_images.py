@@ -4,13 +4,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.operators.decoding import JpegDecoder, OverLimitError
-from segmint.operators.schemas import SCHEMAS_OF
 from tests.support.committed import write_dataset
 from tests.support.committed_shard import CommittedShard, change_manifest
 from tests.support.locations import location_of
@@ -40,17 +38,6 @@ def test_a_dataset_that_is_named_twice_has_an_entry_each(trainable, tmp_path):
     assert sorted(zip(images.entry.tolist(), images.ids.tolist(), strict=True)) == [
         (entry, image) for entry in (0, 1) for image in range(1, 13)
     ]
-
-
-def test_masks_of_an_older_format_are_the_models(dataset, tmp_path):
-    older = SCHEMAS_OF[1]["masks"]
-    shard = CommittedShard(dataset, 0)
-    sink = pa.BufferOutputStream()
-    pa.parquet.write_table(pa.Table.from_pylist(shard.rows["masks"]).select(older.names), sink)
-    shard.raw["masks"] = sink.getvalue().to_pybytes()
-    shard.write()
-    images = find(tmp_path, dataset, datasets=[{"uri": str(dataset), "masks": "human"}]).images
-    assert images.ids.min() == 4
 
 
 def test_what_cannot_be_used_is_counted_and_named_and_the_rest_is_found(dataset, tmp_path):
