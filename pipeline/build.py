@@ -120,8 +120,7 @@ def run_build(
     others = [config.output, *([config.assets] if config.assets else [])]
     outages = Outages(storage, config.catalog, others, config.outage_timeout_s)
     wanted = dataset.shards(shards)
-    with_images = config.release.format == "images"
-    heed_all(dataset.location, wanted, with_images=with_images, catalog_uri=config.catalog)
+    heed_all(dataset.handle(config), wanted)
     if shards is None:
         sweep(dataset.location)
     run = RunRecord(RunMetrics(config.name))

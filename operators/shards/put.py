@@ -2,27 +2,30 @@
 
 The order is what makes it safe beside any other writer, and beside whatever deletes:
 
-1. The claim: the names of the files, put if absent. From here on nobody else deletes them.
-2. The files.
-3. The commit, put if absent.
-4. A look whether all files are there. A file is put again if something deleted it that had looked for claims before
-   this one was put, and slept until its deletion.
-5. A look for a higher generation: if there is one, the commit was put after a later correction had removed its
-   predecessor, and the writer has lost. It deletes what it put.
-6. The tombstones are heeded, and what was amended in the catalog.
-7. The claim is deleted. Where it is left, a writer died before, and the next build or correction does what it did not.
+1. `reserve`: the claim, with the names of the files, put if absent. From here on nobody else deletes them.
+2. `put_files`: the files.
+3. `put_commit`: the commit, put if absent. Then a look whether all files are there: one is put again if something
+   deleted it that had looked for claims before this one was put, and slept until its deletion. Then a look for a higher
+   generation: if there is one, the commit was put after a later correction had removed its predecessor, and the writer
+   has lost.
+4. A writer that won heeds the tombstones, and what was amended in the catalog. One that lost deletes what it put
+   (`delete_unnamed`).
+5. The claim is deleted. Where it is left, a writer died before, and the next build or correction does what it did not.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from segmint.catalogs.dataset.commits import Claim, Commit, CommitLog, FileEntry, look_at_shard
 from segmint.catalogs.layout import data_path
 from segmint.infra.storage.location import Location
 from segmint.operators.shards.files import ShardFiles
 
+NamedFiles = Sequence[tuple[FileEntry, bytes]]
+"""Files with their entries in a commit."""
 
-def named_files(shard: int, files: ShardFiles) -> list[tuple[FileEntry, bytes]]:
+
+def named_files(shard: int, files: ShardFiles) -> NamedFiles:
     """Return a shard's four files, each with its entry in a commit; a file's name contains its hash."""
     by_kind = {"shards": files.tar, "images": files.images, "masks": files.masks, "rejects": files.rejects}
     named = []
@@ -32,42 +35,33 @@ def named_files(shard: int, files: ShardFiles) -> list[tuple[FileEntry, bytes]]:
     return named
 
 
-def commit_files(
-    dataset: Location,
-    commit: Commit,
-    data: Iterable[bytes | None],
-    *,
-    purge: bool,
-    heed: Callable[[], object] = lambda: None,
-) -> bool:
-    """Put the files of a commit, `data` in its order, and the commit if absent; return whether it holds then.
+def reserve(dataset: Location, commit: Commit) -> Location:
+    """Claim the names of the files of a commit that is about to be put; return the claim, which its writer deletes."""
+    claim = Claim(commit.shard, commit.generation, tuple(entry.path for entry in commit.files))
+    file = claim.location(dataset)
+    file.put_if_absent(claim.to_json())
+    return file
 
-    A file whose data is None is not put: the generation before has it, too.
 
-    If not, another writer has committed this generation or a higher one, and what was put here is deleted; with
-    `purge` its older versions in the bucket, too. `heed` is called once the commit holds, before the claim is deleted.
+def put_files(dataset: Location, files: NamedFiles) -> None:
+    """Put files whose names are claimed."""
+    for entry, data in files:
+        (dataset / entry.path).put(data)
+
+
+def put_commit(dataset: Location, commit: Commit, files: NamedFiles) -> bool:
+    """Put a commit if absent, after its `files`; return whether it holds.
+
+    If not, another writer has committed this generation or a higher one.
     """
     log = CommitLog(dataset)
-    pairs = zip(commit.files, data, strict=True)
-    claim = Claim(commit.shard, commit.generation, tuple(entry.path for entry in commit.files))
-    claim.location(dataset).put_if_absent(claim.to_json())
-    new = [(entry, content) for entry, content in pairs if content is not None]
-    for entry, content in new:
-        (dataset / entry.path).put(content)
-    won = log.put(commit)
-    if won:
-        for entry, content in new:
-            if not (dataset / entry.path).exists():
-                (dataset / entry.path).put(content)
-        won = max(log.generations_of(commit.shard), default=0) <= commit.generation
-        if not won:
-            log.location(commit.shard, commit.generation).delete()
-    if won:
-        heed()
-    else:
-        delete_unnamed(dataset, commit.shard, commit.files, purge=purge)
-    remove(claim.location(dataset), purge=purge)
-    return won
+    if not log.put(commit):
+        return False
+    put_files(dataset, [(entry, data) for entry, data in files if not (dataset / entry.path).exists()])
+    if max(log.generations_of(commit.shard), default=0) <= commit.generation:
+        return True
+    log.location(commit.shard, commit.generation).delete()
+    return False
 
 
 def put_again(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry, look_at_shard
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.layout import (
     CATALOG,
     CLAIMS,
@@ -26,7 +27,15 @@ from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name
 from segmint.operators.rows import Row
 from segmint.operators.shards.files import build_shard_files
-from segmint.operators.shards.put import commit_files, named_files
+from segmint.operators.shards.put import (
+    NamedFiles,
+    delete_unnamed,
+    named_files,
+    put_commit,
+    put_files,
+    remove,
+    reserve,
+)
 
 
 class LostRaceError(UnfinishedError):
@@ -34,11 +43,10 @@ class LostRaceError(UnfinishedError):
 
 
 def replace_shard(
-    dataset: Location,
+    dataset: DatasetHandle,
     old: Commit,
     rows: Iterable[Row],
     *,
-    with_images: bool,
     purge: bool = True,
     heed: Callable[[], object] = lambda: None,
 ) -> Commit:
@@ -48,15 +56,15 @@ def replace_shard(
     committed this generation with other content, or a higher one; with `purge` no older version is left of our files.
     `heed` is called once the commit holds.
     """
-    files = build_shard_files(rows, with_images=with_images)
+    files = build_shard_files(rows, with_images=dataset.with_images)
     named = named_files(old.shard, files)
     entries = tuple(entry for entry, _ in named)
     new = replace(old, generation=old.generation + 1, counts=files.counts, files=entries)
-    return _commit_next(dataset, new, [data for _, data in named], purge, heed)
+    return _commit_next(dataset.location, new, named, purge, heed)
 
 
 def replace_images(
-    dataset: Location,
+    dataset: DatasetHandle,
     old: Commit,
     table: bytes,
     *,
@@ -72,13 +80,20 @@ def replace_images(
     after = FileEntry(data_path("images", old.shard, digest), len(table), digest)
     files = tuple(after if entry == before else entry for entry in old.files)
     new = replace(old, generation=old.generation + 1, files=files)
-    return _commit_next(dataset, new, [table if entry is after else None for entry in files], purge, heed)
+    return _commit_next(dataset.location, new, [(after, table)], purge, heed)
 
 
-def _commit_next(
-    dataset: Location, new: Commit, data: list[bytes | None], purge: bool, heed: Callable[[], object]
-) -> Commit:
-    if not commit_files(dataset, new, data, purge=purge, heed=heed):
+def _commit_next(dataset: Location, new: Commit, files: NamedFiles, purge: bool, heed: Callable[[], object]) -> Commit:
+    """Put a generation's new files and its commit; the others are the former generation's, too."""
+    claim = reserve(dataset, new)
+    put_files(dataset, files)
+    won = put_commit(dataset, new, files)
+    if won:
+        heed()
+    else:
+        delete_unnamed(dataset, new.shard, new.files, purge=purge)
+    remove(claim, purge=purge)
+    if not won:
         raise LostRaceError(
             f"shard {new.shard}: another command has committed generation {new.generation} meanwhile, so the files of "
             "this one were deleted again. Repeat this command"

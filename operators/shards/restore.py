@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.layout import (
     ANNOTATION_COLUMNS,
     DATA_KINDS,
@@ -73,7 +74,7 @@ def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
     return found
 
 
-def restore_from_rest(dataset: Location, commit: Commit, damages: Sequence[Damage], *, with_images: bool) -> bool:
+def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[Damage]) -> bool:
     """Restore the damaged files of a shard from its other files; return whether that was possible.
 
     The tar's JSON has the masks, and the tables have the JSON. JPEGs are only in the tar, and are taken from a damaged
@@ -82,15 +83,15 @@ def restore_from_rest(dataset: Location, commit: Commit, damages: Sequence[Damag
     """
     damaged = {damage.kind for damage in damages}
     try:
-        rows = _rows_of_rest(dataset, commit, damaged)
-        files = build_shard_files(rows, with_images=with_images)
+        rows = _rows_of_rest(dataset.location, commit, damaged)
+        files = build_shard_files(rows, with_images=dataset.with_images)
     except (DamagedDatasetError, ValueError, KeyError, TypeError):
         return False  # the remaining files contradict each other
 
     def heed() -> None:
-        heed_tombstones(dataset, commit.shard, with_images=with_images)
+        heed_tombstones(dataset, commit.shard)
 
-    return not _put_back(dataset, commit, damages, files, heed)
+    return not _put_back(dataset.location, commit, damages, files, heed)
 
 
 def lost_of_people(dataset: Location, commit: Commit, damages: Sequence[Damage]) -> str:
@@ -128,16 +129,18 @@ def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.
     if fault:
         return ShardResult(task.shard, "held_back", {}, fault)
 
+    dataset = task.dataset
+
     def restore(commit: Commit) -> ShardResult:
-        damages = find_damage(task.dataset, commit)
-        files = build_shard_files(iter_rows(table), with_images=task.with_images)
-        other = _put_back(task.dataset, commit, damages, files, lambda: heed_after(task))
+        damages = find_damage(dataset.location, commit)
+        files = build_shard_files(iter_rows(table), with_images=dataset.with_images)
+        other = _put_back(dataset.location, commit, damages, files, lambda: heed_after(dataset, task.shard))
         if other:
             raise DamagedDatasetError("; ".join(other))
         return ShardResult(task.shard, "committed", commit.counts)
 
     try:
-        restored = with_holding(task.dataset, task.shard, restore)
+        restored = with_holding(dataset.location, task.shard, restore)
     except DamagedDatasetError as error:
         return ShardResult(task.shard, "held_back", {}, str(error))
     return restored or ShardResult(task.shard, "held_back", {}, "it no longer has a commit")
@@ -231,13 +234,7 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, 
     return rows
 
 
-def remake_commit(
-    dataset: Location,
-    damaged: Commit,
-    found: Mapping[str, Sequence[str]],
-    *,
-    with_images: bool,
-) -> Commit:
+def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, Sequence[str]]) -> Commit:
     """Make a damaged commit again from the shard's data files; `found` are their paths by folder.
 
     `damaged` is the commit as far as it is known otherwise: shard, generation, ordinals and numerics. There must be
@@ -251,19 +248,19 @@ def remake_commit(
     entries = []
     for kind in DATA_KINDS:
         path = found[kind][0]
-        data = (dataset / path).read()
+        data = (dataset.location / path).read()
         entry = FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
         named = parse_data_path(path)
         if named is not None and not entry.sha256.startswith(named.digest):
             raise DamagedDatasetError(f"{path} is damaged too: its SHA-256 is {entry.sha256[:12]}…")
         entries.append(entry)
     candidate = replace(damaged, files=tuple(entries))
-    rows = read_committed_rows(dataset, candidate)
+    rows = read_committed_rows(dataset.location, candidate)
     if [row["ordinal"] for row in rows] != list(range(*damaged.ordinals)):
         raise DamagedDatasetError(
             f"the files of shard {damaged.shard} do not hold each of its ordinals once and in order"
         )
-    files = build_shard_files(rows, with_images=with_images)
+    files = build_shard_files(rows, with_images=dataset.with_images)
     built = {entry for entry, _ in named_files(damaged.shard, files)}
     other = [entry.path for entry in entries if entry not in built]
     if other:

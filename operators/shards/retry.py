@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit
-from segmint.infra.storage.location import Location
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.operators.rows import Row
 from segmint.operators.shards.replace import LostRaceError
 from segmint.operators.shards.revise import heed_after, revise_shard
@@ -27,10 +27,7 @@ class RetryTask:
     shard: int
     generation: int  # in which the rows are refused
     ordinals: Sequence[int]  # of the retried rows, ascending
-    dataset: Location
-    with_images: bool
-    catalog_uri: str | None = None  # of the source catalog, for the tombstones' URIs
-    cataloged: int = 1  # generation of the manifest that held before the rows were read from the catalog
+    dataset: DatasetHandle
 
 
 def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
@@ -75,9 +72,8 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
             task.dataset,
             task.shard,
             merge,
-            with_images=task.with_images,
             purge=False,
-            heed=lambda: heed_after(task),
+            heed=lambda: heed_after(task.dataset, task.shard),
         )
         if revised is None:
             return superseded

@@ -8,17 +8,14 @@ whether that was amended meanwhile.
 """
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.catalogs.dataset.manifest import (
-    forget_part_claims,
-    load_latest_manifest,
-    manifest_generations,
-)
-from segmint.catalogs.dataset.tombstones import NO_NAMES, Taken, read_taken
+from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.manifest import forget_part_claims
+from segmint.catalogs.dataset.tombstones import NO_NAMES, Taken
 from segmint.catalogs.layout import (
     CLAIMS,
     DamagedDatasetError,
@@ -63,11 +60,10 @@ class Revised:
 
 
 def revise_shard(
-    dataset: Location,
+    dataset: DatasetHandle,
     shard: int,
     change: Change,
     *,
-    with_images: bool,
     purge: bool = True,
     images_only: bool = False,
     needed: Callable[[Commit], bool] = lambda _: True,
@@ -88,17 +84,17 @@ def revise_shard(
             return Revised(commit, commit, 0)
         if images_only:
             return _revise_images(dataset, commit, change, purge, heed)
-        rows = read_committed_rows(dataset, commit)
+        rows = read_committed_rows(dataset.location, commit)
         after = change(commit, rows)
         different = sum(one is not other for one, other in zip(rows, after, strict=True))
         if not different:
             return Revised(commit, commit, 0)
-        new = replace_shard(dataset, commit, after, with_images=with_images, purge=purge, heed=heed)
+        new = replace_shard(dataset, commit, after, purge=purge, heed=heed)
         return Revised(commit, new, different)
 
     while True:
         try:
-            return with_holding(dataset, shard, attempt)
+            return with_holding(dataset.location, shard, attempt)
         except LostRaceError:
             lost += 1
             if lost == ATTEMPTS:
@@ -106,9 +102,9 @@ def revise_shard(
 
 
 def _revise_images(
-    dataset: Location, commit: Commit, change: Change, purge: bool, heed: Callable[[], object]
+    dataset: DatasetHandle, commit: Commit, change: Change, purge: bool, heed: Callable[[], object]
 ) -> Revised:
-    rows: list[Row] = read_table(read_file(dataset, commit.file("images")), "images").to_pylist()
+    rows: list[Row] = read_table(read_file(dataset.location, commit.file("images")), "images").to_pylist()
     after = change(commit, rows)
     different = sum(one is not other for one, other in zip(rows, after, strict=True))
     if not different:
@@ -150,106 +146,77 @@ def with_generation(dataset: Location, shard: int, use: Callable[[int], Result])
                 raise
 
 
-def heed_tombstones(
-    dataset: Location, shard: int, *, with_images: bool, catalog_uri: str | None = None
-) -> Revised | None:
+def heed_tombstones(dataset: DatasetHandle, shard: int) -> Revised | None:
     """Take down what tombstones name of a committed shard, and remove what was there before; None without tombstones.
 
-    `catalog_uri`, if known, is that of the source catalog. Only tables are read if there is nothing to do. Repeating it
-    after a crash completes it.
+    Only tables are read if there is nothing to do. Repeating it after a crash completes it.
     """
-    taken = read_taken(dataset, catalog_uri)
+    taken = dataset.taken()
     if taken is None:
         return None
     revised = revise_shard(
         dataset,
         shard,
         lambda _, rows: [without_taken(row, taken) for row in rows],
-        with_images=with_images,
-        needed=lambda commit: names_taken(dataset, commit, taken),
+        needed=lambda commit: names_taken(dataset.location, commit, taken),
     )
     if revised is not None and (revised.changed or taken.of_ordinals(*revised.commit.ordinals)):
-        remove_replaced(dataset, [shard])
+        remove_replaced(dataset.location, [shard])
     return revised
 
 
-def heed_catalog(dataset: Location, shard: int, generation: int = 1) -> Revised | None:
+def heed_catalog(dataset: DatasetHandle, shard: int) -> Revised | None:
     """Give the images of a committed shard what the catalog says of them now, and remove what was there before.
 
     An amendment puts its part of the catalog before it lists what is committed, so one of the two sees the other. What
-    is put here is heeded in the same way, so of several amendments the last one holds in the end. `generation` is that
-    of the manifest that held before the shard's rows were read. None if there is no newer one. Repeating it after a
-    crash completes it.
+    is put here is heeded in the same way, so of several amendments the last one holds in the end. None if the manifest
+    has no newer generation than the handle's. Repeating it after a crash completes it.
     """
-    now = max(manifest_generations(dataset), default=1)
-    if now <= generation:
+    now = dataset.manifest_generation()
+    if now <= dataset.catalog_generation:
         return None
-    again = partial(heed_catalog, dataset, shard, now)
-    revised = revise_shard(dataset, shard, cataloged(dataset), with_images=False, images_only=True, heed=again)
+    again = partial(heed_catalog, replace(dataset, catalog_generation=now), shard)
+    change = cataloged(dataset.location)
+    revised = revise_shard(dataset, shard, change, images_only=True, heed=again)
     if revised is not None and revised.changed:
-        remove_replaced(dataset, [shard])
+        remove_replaced(dataset.location, [shard])
     return revised
 
 
-class ShardWork(Protocol):
-    """A task on one shard: what `heed_after` needs of it."""
-
-    @property
-    def shard(self) -> int:
-        """The shard's number."""
-
-    @property
-    def dataset(self) -> Location:
-        """The dataset."""
-
-    @property
-    def with_images(self) -> bool:
-        """Whether the tar holds the released JPEGs."""
-
-    @property
-    def catalog_uri(self) -> str | None:
-        """The source catalog's, if it is known."""
-
-    @property
-    def cataloged(self) -> int:
-        """The generation of the manifest that held before its rows were read from the catalog."""
-
-
-def heed_after(task: ShardWork) -> bool:
-    """Do `heed_tombstones` and `heed_catalog` for the shard of a task, whose commit or files were just put.
+def heed_after(dataset: DatasetHandle, shard: int) -> bool:
+    """Do `heed_tombstones` and `heed_catalog` for a shard whose commit or files were just put.
 
     Return whether this changed the shard.
     """
-    heeded = heed_tombstones(task.dataset, task.shard, with_images=task.with_images, catalog_uri=task.catalog_uri)
-    amended = heed_catalog(task.dataset, task.shard, task.cataloged)
+    heeded = heed_tombstones(dataset, shard)
+    amended = heed_catalog(dataset, shard)
     return any(revised is not None and revised.changed for revised in (heeded, amended))
 
 
-def heed_all(
-    dataset: Location, shards: Container[int], *, with_images: bool, catalog_uri: str | None = None
-) -> list[int]:
+def heed_all(dataset: DatasetHandle, shards: Container[int]) -> list[int]:
     """Do what writers of these shards did not that died after their commits; return the shards that this changed.
 
     Such a writer has left its claim. The tombstones and the catalog are heeded, then the claim is deleted. Claims of
     parts of the catalog whose writers have lost, or died after the manifest, are deleted too.
     """
-    committed = CommitLog(dataset).committed()
+    # A writer that died may have read its rows before any generation of the manifest but the first.
+    since_first = replace(dataset, catalog_generation=1)
+    committed = dataset.commits.committed()
     left: dict[int, list[str]] = {}
-    claims = (dataset / CLAIMS).list()
+    folder = dataset.location / CLAIMS
+    claims = folder.list()
     if any(parse_part_claim_name(entry.name) is not None for entry in claims):
-        forget_part_claims(dataset, load_latest_manifest(dataset).generation)
+        forget_part_claims(dataset.location, dataset.latest().generation)
     for entry in claims:
         parsed = parse_claim_name(entry.name)
         if parsed is not None and parsed[0] in shards and parsed[1] <= committed.get(parsed[0], 0):
             left.setdefault(parsed[0], []).append(entry.name)
     changed = []
     for shard, names in sorted(left.items()):
-        heeded = heed_tombstones(dataset, shard, with_images=with_images, catalog_uri=catalog_uri)
-        amended = heed_catalog(dataset, shard)
-        if any(revised is not None and revised.changed for revised in (heeded, amended)):
+        if heed_after(since_first, shard):
             changed.append(shard)
         for name in names:
-            (dataset / CLAIMS / name).delete()
+            (folder / name).delete()
     return changed
 
 

@@ -1,7 +1,6 @@
 """Write one shard and commit it: the only place where data becomes part of the dataset.
 
-The protocol: look for a commit; build the files; claim their names, which contain their hash; put them; put the commit
-if absent; heed the tombstones and the catalog. A writer that dies anywhere leaves files that no commit names, and
+A writer that dies anywhere leaves files that no commit names, and
 readers never see those. Two writers of one shard write the same names with the same bytes, or one of them loses the
 race for the commit and deletes those of its files that no commit names. docs/exactly-once.md has the invariants.
 """
@@ -13,13 +12,13 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.reasons import DELIBERATE_REASONS
 from segmint.infra.errors import SegmintError
-from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row, named
 from segmint.operators.shards.files import build_shard_files
-from segmint.operators.shards.put import commit_files, named_files
+from segmint.operators.shards.put import delete_unnamed, named_files, put_commit, put_files, reserve
 from segmint.operators.shards.revise import heed_after, heed_all
 
 MIN_ROWS_FOR_RATIO = 100
@@ -36,13 +35,10 @@ class ShardTask:
     shard: int
     start: int  # the first ordinal
     stop: int  # one past the last ordinal
-    dataset: Location
+    dataset: DatasetHandle
     numerics: str  # fingerprint
-    with_images: bool  # whether the tar holds the released JPEGs
     max_reject_ratio: float
     generation: int = 1
-    catalog_uri: str | None = None  # of the source catalog, for the tombstones' URIs
-    cataloged: int = 1  # generation of the manifest that held before the rows were read from the catalog
 
 
 @dataclass(frozen=True)
@@ -67,45 +63,51 @@ class WrongRowsError(SegmintError):
 def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
     """Write shard `task.shard` from slices `[start, stop)` of the blocks, in stream order, and commit it.
 
-    After the commit the writer takes down what tombstones name of the shard, and puts in what was amended in the
-    catalog: both may have come since its rows were made. Raises `WrongRowsError` if the rows are not the shard's
-    ordinals in order, and the faults of its storage.
+    1. Look for its commit: if another writer has put it, do only what that writer may have left undone.
+    2. Join the shard's rows. If some have no verdict, or too many were refused for one reason, hold it back.
+    3. Build its four files in memory; their names contain their hashes.
+    4. Claim the names, and put the files.
+    5. Put the commit if absent.
+    6. Take down what tombstones name of the shard, and put in what was amended in the catalog: both may have come since
+       the rows were made. If another writer won the commit, delete the files that no commit names instead.
+    7. Delete the claim.
+
+    Raises `WrongRowsError` if the rows are not the shard's ordinals in order, and the faults of its storage.
     """
-    log = CommitLog(task.dataset)
-    if log.read(task.shard, task.generation) is not None:
-        shards = range(task.shard, task.shard + 1)
-        heed_all(task.dataset, shards, with_images=task.with_images, catalog_uri=task.catalog_uri)
-        return _committed(task, log)
+    dataset, location = task.dataset, task.dataset.location
+    if dataset.commits.read(task.shard, task.generation) is not None:
+        heed_all(dataset, range(task.shard, task.shard + 1))
+        return _committed(task)
 
     table = shard_table(task, cuts, *blocks)
     reason_to_wait = held_back(table, task.max_reject_ratio)
     if reason_to_wait:
         return ShardResult(task.shard, "held_back", {}, reason_to_wait, faulted_ordinals(table))
 
-    files = build_shard_files(iter_rows(table), with_images=task.with_images)
-    named = named_files(task.shard, files)
+    built = build_shard_files(iter_rows(table), with_images=dataset.with_images)
+    files = named_files(task.shard, built)
     commit = Commit(
         shard=task.shard,
         generation=task.generation,
         ordinals=(task.start, task.stop),
         numerics=task.numerics,
-        counts=files.counts,
-        files=tuple(entry for entry, _ in named),
+        counts=built.counts,
+        files=tuple(entry for entry, _ in files),
     )
-    heeded: list[bool] = []
 
-    def heed() -> None:
-        heeded.append(heed_after(task))
+    claim = reserve(location, commit)
+    put_files(location, files)
+    won = put_commit(location, commit, files)
+    changed = won and heed_after(dataset, task.shard)
+    if not won:
+        delete_unnamed(location, task.shard, commit.files)
+    claim.delete()
+    return _committed(task) if changed or not won else ShardResult(task.shard, "committed", built.counts)
 
-    won = commit_files(task.dataset, commit, [data for _, data in named], purge=False, heed=heed)
-    if not won or any(heeded):
-        return _committed(task, log)
-    return ShardResult(task.shard, "committed", files.counts)
 
-
-def _committed(task: ShardTask, log: CommitLog) -> ShardResult:
+def _committed(task: ShardTask) -> ShardResult:
     """Return the result of a shard that has a commit, with the counts of the one that holds."""
-    holding = log.latest(task.shard)
+    holding = task.dataset.commits.latest(task.shard)
     if holding is None:
         raise SegmintError(f"shard {task.shard}: its commit could neither be put nor read. Run the build again")
     return ShardResult(task.shard, "committed", holding.counts)

@@ -2,14 +2,15 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from segmint.catalogs.dataset.manifest import DatasetManifest, LatestManifest, load_latest_manifest, load_manifest
+from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.manifest import DatasetManifest, LatestManifest
 from segmint.catalogs.dataset.outputs import line_of, read_notes
-from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.amendments import (
     SHOWN,
@@ -25,10 +26,9 @@ from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, listed
-from segmint.operators.shards.replace import check_purge
 from segmint.pipeline.building.dataset.growth import ignored_columns
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.common import put_parts, remove_parts, while_unchanged
+from segmint.pipeline.corrections.correction import LOCAL, Outcome, Revision, correct, while_unchanged
 from segmint.pipeline.corrections.credits import (
     begin_amendment,
     credit,
@@ -36,7 +36,7 @@ from segmint.pipeline.corrections.credits import (
     shards_of,
     unfinished_amendments,
 )
-from segmint.pipeline.corrections.revision import LOCAL
+from segmint.pipeline.corrections.parts import put_parts, remove_parts
 
 _WHY_FIXED = (
     "Only attribution, provider, source_url and country are amended: the others say which image was taken in, and on "
@@ -132,8 +132,8 @@ class Amended:
 
 def list_amendment(dataset: Location, catalog: Location, *, clear: bool = False) -> AmendmentList:
     """List what `amend` would change; raises what it raises before anything is changed."""
-    with tempfile.TemporaryDirectory(prefix="segmint-") as name:
-        return _looks(dataset, catalog, clear, Path(name))().listed
+    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+        return _Amendment(catalog, clear, Path(folder), None).plan(DatasetHandle.open(dataset)).listed
 
 
 def amend(
@@ -149,68 +149,59 @@ def amend(
     """Give the images that `catalog` names, by image_id, its values of the columns `AMENDABLE`.
 
     An absent value stays as it is; with `clear` it is removed, in the columns that the catalog has. `reason` is
-    recorded (default: the catalog's name and SHA-256). `confirm` is called with what will be changed, and may raise to
-    stop it. `resources` say where Ray runs if many shards are to be changed.
+    recorded (default: the catalog's name and SHA-256). The other arguments as in `correct`.
 
     First the amended parts of the catalog are put, with the manifest's generation that names them, so that builds,
-    growth and repairs take the values from there; then each shard's next generation. After an interruption at any
-    point, the same call completes the work, and so does any other amendment. Where there is nothing to amend or to
-    complete, nothing is touched, and `confirm` is not called. Before anything is changed, raises `UsageError` for a
-    catalog that cannot be read, names no row of the dataset, contradicts itself, or says otherwise in a column of
-    `FIXED`, and for a store whose older versions cannot be removed.
+    growth and repairs take the values from there; then each shard's next generation. Any other amendment completes one
+    that was interrupted, too. Before anything is changed, raises `UsageError` for a catalog that cannot be read, names
+    no row of the dataset, contradicts itself, or says otherwise in a column of `FIXED`, and for a store whose older
+    versions cannot be removed.
     """
     if reason is not None and not reason.strip():
         raise UsageError("--reason is empty: say why, or leave it away")
     reason = reason or f"from {catalog.name}, SHA-256 {catalog.sha256()[:12]}"
-    with tempfile.TemporaryDirectory(prefix="segmint-") as name:
-        look = _looks(dataset, catalog, clear, Path(name))
-        looked = look()
-        if not looked.found.parts and not looked.listed.unfinished:
-            return Amended(str(dataset), 0, {}, looked.found.unknown, 0, (), name_now(dataset))
-        check_purge(dataset)
-        if confirm is not None:
-            confirm(looked.listed)
-        looked = _amend_catalog(dataset, looked, look)
-    latest, found = looked.latest, looked.found
-    begun = unfinished_amendments(dataset, latest)  # this one, and those that died
-    outcome = credit(dataset, latest, found.shards | shards_of(begun), resources)
-    remove_parts(dataset)
-    version = put_version(dataset, "amend", reason, now)
-    end_amendments(dataset, begun)
-    return Amended(
-        dataset=str(dataset),
-        rows=found.rows,
-        values=found.values,
-        unknown=found.unknown,
-        images=sum(each.rows for each in outcome.changed.values()),
-        changed_shards=tuple(outcome.changed),
-        version=version,
-        outputs=tuple(line_of(note) for note in read_notes(dataset)),
-        removed_links=outcome.removed_links,
-    )
+    with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
+        amendment = _Amendment(catalog, clear, Path(folder), reason)
+        return correct(DatasetHandle.open(dataset), amendment, confirm, now, resources)
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Plan:
     """What a catalog corrects in the generation of the manifest that held."""
 
     latest: LatestManifest
     found: Amendments
     listed: AmendmentList
+    reason: str | None
+    begun: Mapping[str, frozenset[int]] = field(default_factory=dict)  # this amendment and those that died
+
+    @property
+    def is_done(self) -> bool:
+        return not self.found.parts and not self.listed.unfinished
 
 
-def _looks(dataset: Location, catalog: Location, clear: bool, folder: Path) -> Callable[[], _Look]:
-    """Read the catalog; return a function that compares it with the dataset. Both write into `folder`."""
-    begun = load_manifest(dataset)
-    asked = stage_amendments(catalog, folder, ignored=ignored_columns(begun.config))
+@dataclass(frozen=True)
+class _Amendment:
+    """The correction; see `segmint.pipeline.corrections.correction.Correction`. It writes into `folder`."""
 
-    def look() -> _Look:
-        latest = load_latest_manifest(dataset)
-        own = Path(tempfile.mkdtemp(dir=folder))
-        found = _compare(dataset, catalog, latest.manifest, asked, own, clear)
+    catalog: Location
+    clear: bool
+    folder: Path
+    reason: str | None
+    command: str = "amend"
+
+    def plan(self, dataset: DatasetHandle) -> _Plan:
+        begun = dataset.manifest()
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        staged = stage_amendments(self.catalog, folder, ignored=ignored_columns(begun.config))
+        return while_unchanged(dataset, lambda: self._look(dataset, staged))
+
+    def _look(self, dataset: DatasetHandle, staged: Path) -> _Plan:
+        latest = dataset.latest()
+        found = self._compare(dataset.location, latest.manifest, staged)
         listed = AmendmentList(
             dataset=str(dataset),
-            catalog=str(catalog),
+            catalog=str(self.catalog),
             name=latest.manifest.name,
             rows=found.rows,
             values=found.values,
@@ -219,53 +210,70 @@ def _looks(dataset: Location, catalog: Location, clear: bool, folder: Path) -> C
             unknown=found.unknown,
             first_unknown=found.first_unknown,
             shards=tuple(sorted(found.shards)),
-            unfinished=tuple(sorted(shards_of(unfinished_amendments(dataset, latest)))),
-            outputs=tuple(line_of(note) for note in read_notes(dataset)),
+            unfinished=tuple(sorted(shards_of(unfinished_amendments(dataset.location, latest)))),
+            outputs=tuple(line_of(note) for note in read_notes(dataset.location)),
         )
-        return _Look(latest, found, listed)
+        return _Plan(latest, found, listed, self.reason)
 
-    return lambda: while_unchanged(dataset, look)
+    def prepare(self, dataset: DatasetHandle, plan: _Plan) -> _Plan:
+        """Put the amended parts, and the manifest that names them.
 
+        If a build that grows, or another correction, is faster, its parts are amended.
+        """
+        while plan.found.parts:
+            begin_amendment(dataset.location, plan.latest.generation + 1, plan.found.shards)
+            latest = put_parts(dataset.location, plan.latest, plan.found.parts)
+            if latest is not None:
+                plan = replace(plan, latest=latest)
+                break
+            plan = self.plan(dataset)
+        return replace(plan, begun=unfinished_amendments(dataset.location, plan.latest))
 
-def _amend_catalog(dataset: Location, looked: _Look, look: Callable[[], _Look]) -> _Look:
-    """Put the amended parts, and the manifest that names them; return the look whose manifest holds.
+    def revision(self, dataset: DatasetHandle, plan: _Plan) -> Revision:
+        return credit(dataset.location, plan.latest.generation, plan.found.shards | shards_of(plan.begun))
 
-    If a build that grows, or another correction, is faster, its parts are amended.
-    """
-    while looked.found.parts:
-        begin_amendment(dataset, looked.latest.generation + 1, looked.found.shards)
-        latest = put_parts(dataset, looked.latest, looked.found.parts)
-        if latest is not None:
-            return replace(looked, latest=latest)
-        looked = look()
-    return looked
+    def clean_up(self, dataset: DatasetHandle, plan: _Plan) -> None:
+        remove_parts(dataset.location)
 
-
-def _compare(
-    dataset: Location, catalog: Location, manifest: DatasetManifest, asked: Path, folder: Path, clear: bool
-) -> Amendments:
-    parts = []
-    for number, part in enumerate(manifest.catalog):
-        path = folder / f"part-{number}.parquet"
-        (dataset / part.path).get_file(path)
-        parts.append(path)
-    cleared = set(WholeCatalog(catalog).schema.names) & set(AMENDABLE) if clear else ()
-    found = amend_parts(asked, parts, folder, images_per_shard=manifest.images_per_shard, clear=cleared)
-    if not found.matched:
-        raise UsageError(
-            f"{catalog} names no row of {dataset}: its rows are matched by image_id, and the first of them is "
-            f"{shown(found.first_unknown)}. Nothing was changed"
-            if found.unknown
-            else f"{catalog} has no rows: nothing was changed"
+    def result(self, dataset: DatasetHandle, plan: _Plan, outcome: Outcome, version: VersionName) -> Amended:
+        end_amendments(dataset.location, plan.begun)
+        changed = not plan.is_done
+        return Amended(
+            dataset=str(dataset),
+            rows=plan.found.rows if changed else 0,
+            values=plan.found.values if changed else {},
+            unknown=plan.found.unknown,
+            images=sum(each.rows for each in outcome.changed.values()),
+            changed_shards=tuple(outcome.changed),
+            version=version,
+            outputs=outcome.outputs,
+            removed_links=outcome.removed_links,
         )
-    if found.contradiction is not None:
-        raise UsageError(_contradiction_text(catalog, found.contradiction))
-    if found.different:
-        lines = [_difference_line(column, difference) for column, difference in found.different.items()]
-        raise UsageError(
-            "\n  ".join([f"{catalog} does not fit {dataset}, so nothing was changed:", *lines, _WHY_FIXED])
-        )
-    return found
+
+    def _compare(self, dataset: Location, manifest: DatasetManifest, staged: Path) -> Amendments:
+        catalog, folder = self.catalog, Path(tempfile.mkdtemp(dir=self.folder))
+        parts = []
+        for number, part in enumerate(manifest.catalog):
+            path = folder / f"part-{number}.parquet"
+            (dataset / part.path).get_file(path)
+            parts.append(path)
+        cleared = set(WholeCatalog(catalog).schema.names) & set(AMENDABLE) if self.clear else ()
+        found = amend_parts(staged, parts, folder, images_per_shard=manifest.images_per_shard, clear=cleared)
+        if not found.matched:
+            raise UsageError(
+                f"{catalog} names no row of {dataset}: its rows are matched by image_id, and the first of them is "
+                f"{shown(found.first_unknown)}. Nothing was changed"
+                if found.unknown
+                else f"{catalog} has no rows: nothing was changed"
+            )
+        if found.contradiction is not None:
+            raise UsageError(_contradiction_text(catalog, found.contradiction))
+        if found.different:
+            lines = [_difference_line(column, difference) for column, difference in found.different.items()]
+            raise UsageError(
+                "\n  ".join([f"{catalog} does not fit {dataset}, so nothing was changed:", *lines, _WHY_FIXED])
+            )
+        return found
 
 
 def _contradiction_text(catalog: Location, found: Contradiction) -> str:

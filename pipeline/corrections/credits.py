@@ -26,9 +26,7 @@ from segmint.operators.shards.cataloged_rows import cataloged
 from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.revise import Change, with_holding
 from segmint.operators.shards.tables import read_table
-from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.common import release_config
-from segmint.pipeline.corrections.revision import LOCAL, Outcome, Revision, revise
+from segmint.pipeline.corrections.correction import Revision
 
 _THREADS = 16
 
@@ -77,20 +75,19 @@ def shards_of(amendments: Mapping[str, frozenset[int]]) -> frozenset[int]:
     return frozenset[int]().union(*amendments.values())
 
 
-def credit(
-    dataset: Location, latest: LatestManifest, shards: Collection[int], resources: ResourcesConfig = LOCAL
-) -> Outcome:
-    """Give the images of committed shards what the catalog that holds, `latest` or a later one, says of them."""
+def credit(dataset: Location, generation: int, shards: Collection[int]) -> Revision:
+    """Return the revision that gives the images of shards what the catalog says of them.
+
+    The catalog is that of the manifest's `generation`, or of a later one.
+    """
     change = cataloged(dataset)
-    revision = Revision(
+    return Revision(
         shards=frozenset(shards),
         change=change,
-        with_images=release_config(latest.manifest).format == "images",
         needed=lambda commit: _differs(dataset, commit, change),
         images_only=True,
-        cataloged=latest.generation,
+        catalog_generation=generation,
     )
-    return revise(dataset, latest.manifest, revision, resources)
 
 
 def otherwise_credited(dataset: Location, shards: Iterable[int]) -> list[int]:

@@ -1,19 +1,15 @@
 """Revisions that bring masks of people into a dataset, for imports and merges: what they count, and how they end."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
 
-from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.outputs import line_of, read_notes
-from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version
-from segmint.infra.storage.location import Location
-from segmint.operators.shards.replace import check_purge
+from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.versions.record import VersionName, latest_version
+from segmint.catalogs.layout import CLAIMS, COMMITS, DamagedDatasetError, parse_claim_name, parse_commit_name
 from segmint.operators.shards.revise import Change
-from segmint.pipeline.corrections.common import is_unfinished, release_config
-from segmint.pipeline.corrections.revision import Revision, revise
+from segmint.pipeline.corrections.correction import Outcome, Revision
 
 SHOWN = 20
 """Images that are named for people; all are counted."""
@@ -64,11 +60,16 @@ class MaskTally:
 class MaskPlan(Generic[L]):
     """What a revision is to do; `listed` says it."""
 
-    manifest: DatasetManifest
     listed: L
     shards: Set[int]  # that there is something for
     change: Change
     unchanged: Mapping[int, int]  # shards in which nothing changes, with the generation that was looked at
+    is_done: bool
+
+    @property
+    def reason(self) -> str:
+        """What the version says of it."""
+        return self.listed.reason()
 
 
 @dataclass(frozen=True)
@@ -98,37 +99,50 @@ class RevisedMasks(Generic[L]):
 R = TypeVar("R", bound=RevisedMasks[Any])
 
 
-def revise_masks(
-    dataset: Location,
-    command: str,
-    plan: MaskPlan[L],
-    result: Callable[[L, tuple[int, ...], VersionName, tuple[str, ...], tuple[str, ...]], R],
-    confirm: Callable[[L], None] | None,
-    now: datetime | None,
-) -> R:
-    """Do what is planned, and record the version by the name of the command.
+class MaskCorrection(Generic[L, R]):
+    """A correction that brings masks of people; what imports and merges add is their plan, and their result's class."""
 
-    `confirm` is called with what will be changed, and may raise to stop it. Then each shard's next generation is put.
-    After an interruption at any point, the same call completes the work; where nothing is to be changed or completed,
-    nothing is touched, and `confirm` is not called. Raises `UsageError` for a store whose older versions cannot be
-    removed, before anything is changed.
+    command: str
+    result_class: type[R]
+
+    def prepare(self, dataset: DatasetHandle, plan: MaskPlan[L]) -> MaskPlan[L]:
+        """Return the plan: nothing comes before the shards."""
+        return plan
+
+    def revision(self, dataset: DatasetHandle, plan: MaskPlan[L]) -> Revision:
+        """Return the shards to change, and how."""
+        return Revision(
+            shards=plan.shards,
+            change=plan.change,
+            needed=lambda commit: plan.unchanged.get(commit.shard) != commit.generation,
+        )
+
+    def clean_up(self, dataset: DatasetHandle, plan: MaskPlan[L]) -> None:
+        """Remove nothing: the shards have all that is replaced."""
+
+    def result(self, dataset: DatasetHandle, plan: MaskPlan[L], outcome: Outcome, version: VersionName) -> R:
+        """Return the result."""
+        return self.result_class(plan.listed, tuple(outcome.changed), version, outcome.outputs, outcome.removed_links)
+
+
+def is_unfinished(dataset: DatasetHandle, shards: Sequence[int]) -> bool:
+    """Return whether a correction of these shards did not end: it has left claims, former commits, or no version.
+
+    Other shards may have changed since, and a build may claim those that are not committed yet.
     """
-    if not plan.listed.images and not is_unfinished(dataset, sorted(plan.shards)):
-        return result(plan.listed, (), name_now(dataset), (), ())
-    check_purge(dataset)
-    if confirm is not None:
-        confirm(plan.listed)
-    revision = Revision(
-        shards=plan.shards,
-        change=plan.change,
-        with_images=release_config(plan.manifest).format == "images",
-        needed=lambda commit: plan.unchanged.get(commit.shard) != commit.generation,
-    )
-    outcome = revise(dataset, plan.manifest, revision)
-    return result(
-        plan.listed,
-        tuple(outcome.changed),
-        put_version(dataset, command, plan.listed.reason(), now),
-        tuple(line_of(note) for note in read_notes(dataset)),
-        outcome.removed_links,
-    )
+    wanted = frozenset(shards)
+    names = (parse_commit_name(name) for name in (dataset.location / COMMITS).walk_ever())
+    generations = [name for name in names if name is not None and name[0] in wanted]
+    committed = {shard for shard, _ in generations}
+    if len(generations) > len(committed):
+        return True
+    claims = (parse_claim_name(entry.name) for entry in (dataset.location / CLAIMS).list())
+    if any(claim is not None and claim[0] in committed for claim in claims):
+        return True
+    changed = {name for name in generations if name[1] > 1}
+    try:
+        latest = latest_version(dataset.location) if changed else None
+    except DamagedDatasetError:  # `segmint verify` says so
+        latest = None
+    recorded = set() if latest is None else {(shard, generation) for shard, generation, _ in latest.commits}
+    return bool(changed - recorded)

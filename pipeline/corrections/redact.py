@@ -4,11 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.kept import forget_dataset
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.regions import WantedRegion, read_regions
-from segmint.catalogs.dataset.versions.record import VersionName, put_version
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_stem
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
@@ -17,11 +20,9 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.corrected_rows import redact_row
-from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.tables import read_table
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.common import latest_commits, release_config, while_unchanged
-from segmint.pipeline.corrections.revision import LOCAL, Revision, revise
+from segmint.pipeline.corrections.correction import LOCAL, Outcome, Revision, correct, while_unchanged
 
 Regions = dict[int, list[WantedRegion]]  # by ordinal
 
@@ -90,32 +91,7 @@ class RedactionList:
 
 def list_redaction(dataset: Location, regions: Location) -> RedactionList:
     """List what `redact` would change; raises what it raises before anything is changed."""
-    return _plan(dataset, regions).listed
-
-
-@dataclass(frozen=True)
-class _Plan:
-    manifest: DatasetManifest
-    config: ReleaseConfig
-    regions: Regions
-    commits: Mapping[int, Commit]
-    listed: RedactionList
-
-
-def _plan(dataset: Location, regions: Location) -> _Plan:
-    manifest = load_manifest(dataset)
-    config = release_config(manifest)
-    if config.format != "images":
-        raise UsageError(f"{dataset} holds annotations only, no images to redact")
-    by_ordinal: Regions = {}
-    for region in read_regions(regions):
-        by_ordinal.setdefault(region.ordinal, []).append(region)
-    commits = latest_commits(dataset, {ordinal // manifest.images_per_shard for ordinal in by_ordinal})
-    raise_problems(_problems(dataset, manifest, commits, by_ordinal))
-    images = {ordinal + 1: len(each) for ordinal, each in sorted(by_ordinal.items())}
-    return _Plan(
-        manifest, config, by_ordinal, commits, RedactionList(str(dataset), manifest.name, images, tuple(commits))
-    )
+    return _Redaction(regions).plan(DatasetHandle.open(dataset)).listed
 
 
 def redact(
@@ -124,38 +100,78 @@ def redact(
     confirm: Callable[[RedactionList], None] | None = None,
     resources: ResourcesConfig = LOCAL,
 ) -> Redacted:
-    """Redact the regions in the file `regions` in the images of a dataset.
+    """Redact the regions in the file `regions` in the images of a dataset; the other arguments as in `correct`.
 
-    `confirm` is called with what will be changed, and may raise to stop it. `resources` say where Ray runs if many
-    shards are to be changed. Raises `UsageError` before anything is
-    changed: for a mistake in the file, an image that does not exist, a box that leaves its image, a dataset without
-    images, or a store whose older versions cannot be removed. After an interruption at any point, the same call
-    completes the work.
+    Raises `UsageError` before anything is changed: for a mistake in the file, an image that does not exist, a box that
+    leaves its image, a dataset without images, or a store whose older versions cannot be removed.
     """
-    plan = while_unchanged(dataset, lambda: _plan(dataset, regions))
-    check_purge(dataset)
-    if confirm is not None:
-        confirm(plan.listed)
-    outcome = revise(
-        dataset,
-        plan.manifest,
-        Revision(
-            shards=plan.commits.keys(),
+    return correct(DatasetHandle.open(dataset), _Redaction(regions), confirm, resources=resources)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    config: ReleaseConfig
+    regions: Regions
+    listed: RedactionList
+    is_done: bool = False  # what is there already is only seen in the shards' rows
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Redaction:
+    """The correction; see `segmint.pipeline.corrections.correction.Correction`."""
+
+    regions: Location
+    command: str = "redact"
+
+    def plan(self, dataset: DatasetHandle) -> _Plan:
+        return while_unchanged(dataset, lambda: self._look(dataset))
+
+    def _look(self, dataset: DatasetHandle) -> _Plan:
+        manifest = dataset.manifest()
+        config = release_config(manifest)
+        if not dataset.with_images:
+            raise UsageError(f"{dataset} holds annotations only, no images to redact")
+        regions: Regions = {}
+        for region in read_regions(self.regions):
+            regions.setdefault(region.ordinal, []).append(region)
+        shards = {ordinal // manifest.images_per_shard for ordinal in regions}
+        commits = {commit.shard: commit for commit in dataset.commits.read_all(only=shards)}
+        raise_problems(_problems(dataset.location, manifest, commits, regions))
+        images = {ordinal + 1: len(each) for ordinal, each in sorted(regions.items())}
+        return _Plan(config, regions, RedactionList(str(dataset), manifest.name, images, tuple(commits)))
+
+    def prepare(self, dataset: DatasetHandle, plan: _Plan) -> _Plan:
+        return plan
+
+    def revision(self, dataset: DatasetHandle, plan: _Plan) -> Revision:
+        return Revision(
+            shards=frozenset(plan.listed.shards),
             change=lambda _, rows: [redact_row(row, plan.regions.get(row["ordinal"], ()), plan.config) for row in rows],
-            with_images=True,
-        ),
-        resources,
-    )
-    return Redacted(
-        dataset=str(dataset),
-        regions=sum(plan.listed.images.values()),
-        images=plan.listed.rows,
-        changed_images=sum(each.rows for each in outcome.changed.values()),
-        changed_shards=tuple(outcome.changed),
-        version=put_version(dataset, "redact"),
-        removed_links=outcome.removed_links,
-        kept_by_training=tuple(forget_dataset(dataset)),
-    )
+        )
+
+    def clean_up(self, dataset: DatasetHandle, plan: _Plan) -> None:
+        pass
+
+    def result(self, dataset: DatasetHandle, plan: _Plan, outcome: Outcome, version: VersionName) -> Redacted:
+        return Redacted(
+            dataset=str(dataset),
+            regions=sum(plan.listed.images.values()),
+            images=plan.listed.rows,
+            changed_images=sum(each.rows for each in outcome.changed.values()),
+            changed_shards=tuple(outcome.changed),
+            version=version,
+            removed_links=outcome.removed_links,
+            kept_by_training=tuple(forget_dataset(dataset.location)),
+        )
+
+
+def release_config(manifest: DatasetManifest) -> ReleaseConfig:
+    """Return how a dataset's images are released; raises `UsageError` if the manifest does not say it."""
+    try:
+        return ReleaseConfig.model_validate(manifest.config.get("release"))
+    except ValidationError as error:
+        raise UsageError(f"the dataset's manifest does not say how images are released: {error}") from error
 
 
 def _problems(

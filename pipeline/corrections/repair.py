@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, load_manifest
+from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.manifest import load_latest_manifest
 from segmint.catalogs.dataset.versions.record import VersionName, put_version
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.log import get_logger
@@ -21,7 +22,7 @@ from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.restore import restore_shard
 from segmint.operators.shards.revise import heed_all
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.common import release_config, remove_parts, remove_report, rewrite_index
+from segmint.pipeline.corrections.correction import LOCAL, RAY_FROM_SHARDS, remove_report, revise, rewrite_index
 from segmint.pipeline.corrections.credits import (
     credit,
     end_amendments,
@@ -29,8 +30,8 @@ from segmint.pipeline.corrections.credits import (
     shards_of,
     unfinished_amendments,
 )
+from segmint.pipeline.corrections.parts import remove_parts
 from segmint.pipeline.corrections.repair_shard import RepairTask, look_at, repair_shard
-from segmint.pipeline.corrections.revision import LOCAL, RAY_FROM_SHARDS
 
 if TYPE_CHECKING:
     from segmint.pipeline.config.config import Config
@@ -81,15 +82,15 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     another one.
     """
     committed = CommitLog(dataset).committed()  # before the manifest, which so has all of these shards
-    manifest = load_manifest(dataset)
+    latest = load_latest_manifest(dataset)
     if config is not None and absolute(config.output) != absolute(dataset.uri):
         raise UsageError(
             f"the configuration's output is {config.output}, not {dataset}: name the configuration of this dataset"
         )
-    with_images = release_config(manifest).format == "images"
+    handle = DatasetHandle.of(dataset, latest, None if config is None else config.catalog)
     resources = LOCAL if config is None else config.resources
     result = Repaired(str(dataset), shards=len(committed))
-    task = RepairTask(dataset, manifest, with_images)
+    task = RepairTask(handle, latest.manifest)
     numerics: set[str] = set()
     damaged: list[int] = []
     for look in _each(partial(look_at, task=task), list(committed), resources, ray_from, _THREADS):
@@ -109,50 +110,45 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     if again and config is not None:
         _build_again(config, dataset.storage, sorted(again), result)
         result.repaired += [path for shard in sorted(again) if shard not in result.left for path in again[shard]]
-    _complete(dataset, manifest, {shard: committed[shard] for shard in damaged}, result, config)
-    _credit(dataset, committed.keys() - result.left.keys(), result, resources)
+    _complete(handle, {shard: committed[shard] for shard in damaged}, result)
+    _credit(handle, committed.keys() - result.left.keys(), result, resources)
     if not result.left:
         result.version = put_version(dataset, "repair")
     return result
 
 
-def _complete(
-    dataset: Location, manifest: DatasetManifest, repaired: Mapping[int, int], result: Repaired, config: "Config | None"
-) -> None:
+def _complete(dataset: DatasetHandle, repaired: Mapping[int, int], result: Repaired) -> None:
     """Do what dead writers did not, and remove what else shows the images that were taken down of repaired shards.
 
     `repaired` are these shards, with their generations before.
     """
-    shards = set(CommitLog(dataset).committed()) - result.left.keys()
-    catalog = None if config is None else config.catalog
-    with_images = release_config(manifest).format == "images"
-    changed = heed_all(dataset, shards, with_images=with_images, catalog_uri=catalog)
-    now = CommitLog(dataset).committed()
+    changed = heed_all(dataset, set(dataset.commits.committed()) - result.left.keys())
+    now = dataset.commits.committed()
     if changed or any(now.get(shard) != generation for shard, generation in repaired.items()):
-        remove_report(dataset)
-        rewrite_index(dataset, manifest)
+        remove_report(dataset.location)
+        rewrite_index(dataset)
 
 
-def _credit(dataset: Location, shards: Iterable[int], result: Repaired, resources: ResourcesConfig) -> None:
+def _credit(dataset: DatasetHandle, shards: Iterable[int], result: Repaired, resources: ResourcesConfig) -> None:
     """Complete amendments, in these shards."""
-    latest = load_latest_manifest(dataset)
-    begun = unfinished_amendments(dataset, latest)
+    location, latest = dataset.location, dataset.latest()
+    begun = unfinished_amendments(location, latest)
     try:
-        wrong = otherwise_credited(dataset, shards)
+        wrong = otherwise_credited(location, shards)
         if not wrong and not begun:
             return
-        check_purge(dataset)
+        check_purge(location)
     except (UsageError, NotFoundError) as error:
         get_logger("repair").warning("credits are left as they are", problem=str(error))
         return
     # One that died after its commits has left what was there before.
     unfinished = frozenset[int]() if result.left else shards_of(begun)
     if wrong or unfinished:
-        outcome = credit(dataset, latest, {*wrong, *unfinished}, resources)
+        outcome = revise(dataset, credit(location, latest.generation, {*wrong, *unfinished}), resources)
         result.credited = sum(each.rows for each in outcome.changed.values())
-    remove_parts(dataset)
+    remove_parts(location)
     if not result.left:
-        end_amendments(dataset, begun)
+        end_amendments(location, begun)
 
 
 def _each(

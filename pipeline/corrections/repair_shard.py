@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog, claimed_paths
+from segmint.catalogs.dataset.commits import REJECTED, Commit, claimed_paths
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.versions.digest import drop_cached_leaves
 from segmint.catalogs.findings import Code, Finding
@@ -42,9 +43,8 @@ _NUMERICS = re.compile(rb'"numerics":"([0-9a-f]{12})"')
 class RepairTask:
     """The task of looking at a dataset's shards, or of repairing them."""
 
-    dataset: Location
+    dataset: DatasetHandle
     manifest: DatasetManifest
-    with_images: bool  # whether the dataset's tars hold JPEGs
     numerics: frozenset[str] = field(default_factory=frozenset)  # of the commits that are not damaged
 
 
@@ -106,7 +106,7 @@ def look_at(shard: int, task: RepairTask) -> Look:
             raise _DamageError
 
     try:
-        with_generation(task.dataset, shard, look)
+        with_generation(task.dataset.location, shard, look)
     except DamagedDatasetError:
         return Look(shard, seen[0], whole=False)
     return Look(shard, seen[0], whole=True)
@@ -127,16 +127,16 @@ def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
         if held.wrong or held.commit is None:
             raise _LeftError(ShardRepair(shard, (held.wrong,), left=why))
         lines, paths = tuple(each.line() for each in damages), tuple(each.entry.path for each in damages)
-        if restore_from_rest(task.dataset, held.commit, damages, with_images=task.with_images):
+        if restore_from_rest(task.dataset, held.commit, damages):
             return ShardRepair(shard, lines, paths)
-        left = lost_of_people(task.dataset, held.commit, damages) or (
+        left = lost_of_people(task.dataset.location, held.commit, damages) or (
             f"what is left of it is not enough to make {', '.join(paths)} again: with the configuration that it was "
             "built by (--config) it is built once more"
         )
         raise _LeftError(ShardRepair(shard, lines, left=left, files=paths))
 
     try:
-        return with_generation(task.dataset, shard, attempt) or ShardRepair(shard)
+        return with_generation(task.dataset.location, shard, attempt) or ShardRepair(shard)
     except _LeftError as error:
         return error.repair
     except DamagedDatasetError as error:  # more was damaged as it was repaired
@@ -145,7 +145,7 @@ def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
 
 def _read_commit(task: RepairTask, shard: int, generation: int) -> _Held:
     """Read the commit that holds, and compare it with the manifest and its tables' rows."""
-    file = CommitLog(task.dataset).location(shard, generation)
+    file = task.dataset.commits.location(shard, generation)
     try:
         data = file.read()
     except NotFoundError as error:
@@ -157,12 +157,12 @@ def _read_commit(task: RepairTask, shard: int, generation: int) -> _Held:
         if not _other_machine(finding, task.manifest)
     ]
     if audited.commit is not None and not wrong:
-        wrong = _miscounted(task.dataset, audited.commit)
+        wrong = _miscounted(task.dataset.location, audited.commit)
     return _Held(shard, generation, data, audited.commit, "; ".join(wrong))
 
 
 def _damages(task: RepairTask, held: _Held) -> list[Damage]:
-    return [] if held.wrong or held.commit is None else find_damage(task.dataset, held.commit)
+    return [] if held.wrong or held.commit is None else find_damage(task.dataset.location, held.commit)
 
 
 def _other_machine(finding: Finding, manifest: DatasetManifest) -> bool:
@@ -199,12 +199,12 @@ def _remake(task: RepairTask, held: _Held) -> str:
         ordinals = task.manifest.ordinals(held.shard)
         fingerprint = _numerics(held.data, task.numerics | {task.manifest.numerics_fingerprint})
         known = Commit(held.shard, held.generation, ordinals, fingerprint, {}, ())
-        commit = remake_commit(task.dataset, known, _data_files(task.dataset, held), with_images=task.with_images)
+        commit = remake_commit(task.dataset, known, _data_files(task.dataset.location, held))
     except (DamagedDatasetError, NotFoundError, ValueError) as error:
         return str(error)
-    put_commit_again(task.dataset, commit, held.data)
-    drop_cached_leaves(task.dataset, [held.shard])
-    heed_tombstones(task.dataset, held.shard, with_images=task.with_images)
+    put_commit_again(task.dataset.location, commit, held.data)
+    drop_cached_leaves(task.dataset.location, [held.shard])
+    heed_tombstones(task.dataset, held.shard)
     return ""
 
 

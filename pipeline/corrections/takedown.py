@@ -2,46 +2,40 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.dataset.annotations.names import purge_of_images
 from segmint.catalogs.dataset.blanking import blank_part
-from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.kept import forget_dataset
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, load_manifest
-from segmint.catalogs.dataset.outputs import line_of, read_notes, unknown_files
+from segmint.catalogs.dataset.manifest import load_latest_manifest
+from segmint.catalogs.dataset.outputs import unknown_files
 from segmint.catalogs.dataset.selection import read_ids
 from segmint.catalogs.dataset.tombstones import (
     NO_NAMES,
     Asked,
     Taken,
+    TakenImage,
     by_shard,
     put_tombstone,
     read_tombstones,
     taken_images,
 )
 from segmint.catalogs.dataset.versions.digest import current_digest
-from segmint.catalogs.dataset.versions.record import VersionName, put_version
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
 from segmint.operators.shards.committed_rows import read_file
-from segmint.operators.shards.replace import check_purge
 from segmint.operators.shards.revise import names_taken
 from segmint.operators.shards.taken_rows import without_taken
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.common import (
-    latest_commits,
-    put_parts,
-    release_config,
-    remove_parts,
-    while_unchanged,
-)
-from segmint.pipeline.corrections.revision import LOCAL, Revision, revise
+from segmint.pipeline.corrections.correction import LOCAL, Outcome, Revision, correct, while_unchanged
+from segmint.pipeline.corrections.parts import put_parts, remove_parts
 from segmint.pipeline.corrections.takedown_list import TakedownList, list_takedown
 
 
@@ -114,80 +108,106 @@ def takedown(
 ) -> TakenDown:
     """Remove images from a dataset, with every other row that names or is the same image.
 
-    `catalog_uri` as in `list_takedown`. `confirm` is called with what will be removed, and may raise to stop it.
-    `resources` say where Ray runs if many shards are to be changed.
-
-    First the tombstone is put; then what people said of the images is removed, the catalog is put without these rows,
-    and then each shard's next generation; then everything older is removed. After an interruption at any point, the
-    same call completes the work; every call also completes earlier takedowns. Before anything is changed, raises
+    `catalog_uri` as in `list_takedown`; the other arguments as in `correct`. First the tombstone is put; then what
+    people said of the images is removed, the catalog is put without these rows, and then each shard's next generation;
+    then everything older is removed. Every call also completes earlier takedowns. Before anything is changed, raises
     `UsageError` for names that the dataset does not have or a store whose older versions cannot be removed, and
     `DamagedDatasetError` if a shard cannot be read.
     """
-    with_images = release_config(load_manifest(dataset)).format == "images"
+    return correct(DatasetHandle.open(dataset, catalog_uri), _Takedown(asked, reason, now), confirm, now, resources)
 
-    def listed() -> tuple[TakedownList, dict[int, int]]:
-        committed = CommitLog(dataset).committed()
-        found = list_takedown(dataset, load_manifest(dataset), asked, reason, now, catalog_uri)
-        _check_readable(dataset, found.shards)
-        return found, committed
 
-    wanted, before = while_unchanged(dataset, listed)
-    check_purge(dataset)
-    if confirm is not None:
-        confirm(wanted)
-    rows = 0
-    while wanted.tombstones:
-        rows += wanted.rows
-        digest = current_digest(dataset)
-        for tombstone in wanted.tombstones:
-            put_tombstone(dataset, tombstone.model_copy(update={"version_before": digest}))
-        # A writer that commits from here on finds the tombstones. One that has since the list is looked at now.
-        if CommitLog(dataset).committed() == before:
-            break
-        wanted, before = while_unchanged(dataset, listed)
-    tombstones = read_tombstones(dataset)
-    images = taken_images(tombstones)
-    answers = purge_of_images(dataset, images)  # a server that puts one from here on finds the tombstone
-    taken = Taken(images, NO_NAMES)  # copies have tombstones by now
-    manifest = while_unchanged(dataset, lambda: _blank_catalog(dataset, images.keys()))
-    outcome = revise(
-        dataset,
-        manifest,
-        Revision(
-            shards=by_shard(images, manifest.images_per_shard).keys(),
+@dataclass(frozen=True)
+class _Plan:
+    """What a takedown is about to remove; once it is prepared, everything that tombstones name."""
+
+    listed: TakedownList
+    committed: Mapping[int, int]  # the commits that were listed before, by shard
+    rows: int = 0  # that tombstones were put for
+    tombstones: tuple[str, ...] = ()
+    images: Mapping[int, TakenImage] = field(default_factory=dict)  # of all tombstones, by ordinal
+    answers: int = 0  # files that were removed
+    is_done: bool = False  # it also completes earlier takedowns
+    reason: str | None = None  # the tombstones that the version lists say why
+
+
+@dataclass(frozen=True)
+class _Takedown:
+    """The correction; see `segmint.pipeline.corrections.correction.Correction`."""
+
+    asked: Asked
+    reason: str
+    now: datetime | None
+    command: str = "takedown"
+
+    def plan(self, dataset: DatasetHandle) -> _Plan:
+        def look() -> _Plan:
+            committed = dataset.commits.committed()
+            manifest, location = dataset.manifest(), dataset.location
+            listed = list_takedown(location, manifest, self.asked, self.reason, self.now, dataset.catalog_uri)
+            _check_readable(dataset, listed.shards)
+            return _Plan(listed, committed)
+
+        return while_unchanged(dataset, look)
+
+    def prepare(self, dataset: DatasetHandle, plan: _Plan) -> _Plan:
+        rows = 0
+        while plan.listed.tombstones:
+            rows += plan.listed.rows
+            digest = current_digest(dataset.location)
+            for tombstone in plan.listed.tombstones:
+                put_tombstone(dataset.location, tombstone.model_copy(update={"version_before": digest}))
+            # A writer that commits from here on finds the tombstones. One that has since the list is looked at now.
+            if dataset.commits.committed() == plan.committed:
+                break
+            plan = self.plan(dataset)
+        tombstones = read_tombstones(dataset.location)
+        images = taken_images(tombstones)
+        # A server that puts an answer from here on finds the tombstone.
+        answers = purge_of_images(dataset.location, images)
+        while_unchanged(dataset, lambda: _blank_catalog(dataset.location, images.keys()))
+        names = tuple(tombstone.name for tombstone in tombstones)
+        return replace(plan, rows=rows, tombstones=names, images=images, answers=answers)
+
+    def revision(self, dataset: DatasetHandle, plan: _Plan) -> Revision:
+        taken = Taken(plan.images, NO_NAMES)  # copies have tombstones by now
+        return Revision(
+            shards=by_shard(plan.images, dataset.manifest().images_per_shard).keys(),
             change=lambda _, rows: [without_taken(row, taken) for row in rows],
-            with_images=with_images,
-            needed=lambda commit: names_taken(dataset, commit, taken),
-        ),
-        resources,
-    )
-    remove_parts(dataset)
-    return TakenDown(
-        dataset=str(dataset),
-        rows=rows,
-        images=sum(each.before.counts["images"] - each.commit.counts["images"] for each in outcome.changed.values()),
-        changed_shards=tuple(outcome.changed),
-        tombstones=tuple(tombstone.name for tombstone in tombstones),
-        taken_down=len(images),
-        annotations=answers,
-        building=outcome.building,
-        outputs=tuple(line_of(note) for note in read_notes(dataset)),
-        unknown_files=tuple(unknown_files(dataset)),
-        version=put_version(dataset, "takedown", now=now),  # the tombstones that it lists say why
-        removed_links=outcome.removed_links,
-        kept_by_training=tuple(forget_dataset(dataset)),
-    )
+            needed=lambda commit: names_taken(dataset.location, commit, taken),
+        )
+
+    def clean_up(self, dataset: DatasetHandle, plan: _Plan) -> None:
+        remove_parts(dataset.location)
+
+    def result(self, dataset: DatasetHandle, plan: _Plan, outcome: Outcome, version: VersionName) -> TakenDown:
+        changed = outcome.changed.values()
+        return TakenDown(
+            dataset=str(dataset),
+            rows=plan.rows,
+            images=sum(each.before.counts["images"] - each.commit.counts["images"] for each in changed),
+            changed_shards=tuple(outcome.changed),
+            tombstones=plan.tombstones,
+            taken_down=len(plan.images),
+            annotations=plan.answers,
+            building=outcome.building,
+            outputs=outcome.outputs,
+            unknown_files=tuple(unknown_files(dataset.location)),
+            version=version,
+            removed_links=outcome.removed_links,
+            kept_by_training=tuple(forget_dataset(dataset.location)),
+        )
 
 
-def _check_readable(dataset: Location, shards: Collection[int]) -> None:
+def _check_readable(dataset: DatasetHandle, shards: Collection[int]) -> None:
     """Read every file that has to be written again; raises `DamagedDatasetError` before anything is changed."""
-    for commit in latest_commits(dataset, shards).values():
+    for commit in dataset.commits.read_all(only=shards):
         for entry in commit.files:
-            read_file(dataset, entry)
+            read_file(dataset.location, entry)
 
 
-def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManifest:
-    """Blank these rows in the catalog, and in what others make of it meanwhile; return the manifest that holds then."""
+def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> None:
+    """Blank these rows in the catalog, and in what others make of it meanwhile."""
     latest = load_latest_manifest(dataset)
     manifest = latest.manifest
     licenses = Counter(manifest.licenses)
@@ -205,8 +225,8 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> DatasetManif
                     licenses.subtract({name or "missing": count for name, count in blanked.licenses.items()})
                     licenses["taken_down"] += blanked.licenses.total()
         if not new:
-            return manifest
+            return
         counted = {name: count for name, count in sorted(licenses.items()) if count}
         blank = put_parts(dataset, latest, new, licenses=counted)
-    # None: a build that grows, or another correction, was faster: its parts are blanked.
-    return _blank_catalog(dataset, ordinals) if blank is None else blank.manifest
+    if blank is None:  # a build that grows, or another correction, was faster: its parts are blanked
+        _blank_catalog(dataset, ordinals)

@@ -38,7 +38,7 @@ from segmint.pipeline.building.dataset.dataset import OpenDataset
 from segmint.pipeline.building.execution.accounting import account
 from segmint.pipeline.building.execution.outages import Outages
 from tests.support.bad_images import encode, photograph, retagged_tiff
-from tests.support.locations import location_of
+from tests.support.locations import handle_of, location_of
 
 POLICY = LicensePolicy(frozenset({"CC0-1.0"}), require_redistributable=False, policy_date=date(2026, 1, 1))
 CONFIG = PrepareConfig(
@@ -148,7 +148,7 @@ class Line:
     def _write(self, described: pa.Table, count: int) -> None:
         dataset_folder = self.folder / "work" / "dataset"
         dataset = location_of(dataset_folder)
-        task = ShardTask(0, 0, count, dataset, "numerics", with_images=True, max_reject_ratio=1.0)
+        task = ShardTask(0, 0, count, handle_of(dataset), "numerics", max_reject_ratio=1.0)
         result = write_shard(task, [(0, count)], described)
         assert (result.status, result.detail) == ("committed", "")
         part = CatalogPart(path="part.parquet", rows=count, sha256="", source_sha256="", first_shard=0)

@@ -15,6 +15,7 @@ from segmint.catalogs.layout import MANIFEST, config_sha256, part_path
 from segmint.infra.storage.location import Location
 from segmint.operators.schemas import DESCRIBED
 from segmint.operators.shards.write import ShardTask, write_shard
+from tests.support.locations import handle_of
 
 ROWS = 3
 """Rows of each shard; the last one is refused."""
@@ -112,9 +113,8 @@ def write_generation(
         shard=shard,
         start=start,
         stop=stop,
-        dataset=dataset,
+        dataset=handle_of(dataset, with_images=with_images),
         numerics="0123456789ab",
-        with_images=with_images,
         max_reject_ratio=1.0,
         generation=generation,
     )

@@ -158,7 +158,7 @@ def _answered(place: Place) -> None:
 
 def _retry(place: Place) -> None:
     """As a build does, which first completes what dead writers left."""
-    heed_all(place.location, range(SHARDS), with_images=True)
+    heed_all(place.handle, range(SHARDS))
     retry(place, 1)
 
 

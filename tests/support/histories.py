@@ -51,6 +51,7 @@ from tests.support.history_commands import (
     state_of,
     take_down,
 )
+from tests.support.locations import handle_of
 from tests.support.protocol import (
     ROWS,
     VARIANTS,
@@ -362,7 +363,7 @@ class History:
         for shard in range(manifest.shards):
             if shard not in self.held:
                 write(self.place, shard)
-        heed_all(location, range(manifest.shards), with_images=True)
+        heed_all(handle_of(location), range(manifest.shards))
         self._check()
         sweep_all(self.place)
         self._check()

@@ -19,7 +19,6 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import (
     CatalogPart,
     load_latest_manifest,
-    load_manifest,
     parse_manifest_name,
     put_with_parts,
 )
@@ -36,11 +35,11 @@ from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.files import annotation_id, mask_index
 from segmint.operators.shards.revise import heed_all, with_holding
 from segmint.pipeline.corrections.amend import amend
+from segmint.pipeline.corrections.correction import Revision, revise
 from segmint.pipeline.corrections.imports.files import ImportFormat
 from segmint.pipeline.corrections.imports.imports import Asked, import_masks
 from segmint.pipeline.corrections.imports.merge import Mode
 from segmint.pipeline.corrections.merge.run import merge_answers
-from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.corrections.takedown import takedown
 from tests.support.answered import answer_value, new_mask
 from tests.support.imported import coco_of
@@ -77,7 +76,7 @@ def mark(place: Place, ordinal: int, x: int) -> bool:
         return [_marked(row, x) if row["ordinal"] == ordinal and row["reason"] is None else row for row in rows]
 
     shard = ordinal // ROWS
-    changed = revise(place.location, load_manifest(place.location), Revision({shard}, change, True)).changed
+    changed = revise(place.handle, Revision({shard}, change)).changed
     put_version(place.location, "redact", now=NOW)
     return shard in changed
 
@@ -193,7 +192,7 @@ def take_down(place: Place, ordinal: int) -> None:
 
 def resume(place: Place) -> None:
     """Complete what dead writers did not and record a version, as a build does where every shard is committed."""
-    heed_all(place.location, range(100), with_images=True)
+    heed_all(place.handle, range(100))
     put_version(place.location, "build", now=NOW)
 
 

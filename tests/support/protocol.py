@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.versions.record import VERSIONS
@@ -35,6 +36,7 @@ from segmint.operators.shards.retry import RetryTask, retry_shard
 from segmint.operators.shards.write import ShardResult, ShardTask, write_shard
 from tests.support.described_rows import accepted_row, described, rejected_row
 from tests.support.everything import upload
+from tests.support.locations import handle_of
 
 SHARDS = 2
 ROWS = 3
@@ -65,6 +67,10 @@ class Place:
     @property
     def location(self) -> Location:
         return Location(self.storage, self.uri)
+
+    @property
+    def handle(self) -> DatasetHandle:
+        return handle_of(self.location)
 
     @property
     def log(self) -> CommitLog:
@@ -122,9 +128,8 @@ def write(
         shard=shard,
         start=shard * ROWS,
         stop=(shard + 1) * ROWS,
-        dataset=place.location,
+        dataset=place.handle,
         numerics=fingerprint(NUMERICS),
-        with_images=True,
         max_reject_ratio=1.0,
         generation=generation,
     )
@@ -149,7 +154,7 @@ def retry(place: Place, shard: int) -> str:
     if commit is None or not commit.counts.get("rejected:not_found"):
         return "unchanged"
     table: pa.Table = described([accepted_row(last)])
-    task = RetryTask(shard, commit.generation, [last], place.location, with_images=True)
+    task = RetryTask(shard, commit.generation, [last], place.handle)
     return retry_shard(task, [(0, 1)], table).status
 
 

@@ -18,7 +18,7 @@ from segmint.pipeline.quality.audit.audit import AuditOptions
 from segmint.pipeline.quality.study.privacy.sample import sample_privacy
 from segmint.pipeline.quality.study.privacy.score import score_privacy
 from tests.support.committed import row_of
-from tests.support.locations import location_of
+from tests.support.locations import handle_of, location_of
 from tests.support.named_image import image_of
 from tests.support.rated import rate
 
@@ -80,9 +80,8 @@ def write_reported(folder: Path) -> str:
             shard=shard,
             start=4 * shard,
             stop=4 * shard + 4,
-            dataset=location_of(uri),
+            dataset=handle_of(uri),
             numerics=manifest.numerics_fingerprint,
-            with_images=True,
             max_reject_ratio=1.0,
             generation=1,
         )

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import (
     DatasetManifest,
     LatestManifest,
@@ -98,12 +99,16 @@ class OpenDataset:
             shard=span.shard,
             start=span.start,
             stop=span.stop,
-            dataset=Location(Storage(config.storage, outage_s=config.outage_timeout_s), self.location.uri),
+            dataset=self.handle(config),
             numerics=self.numerics.fingerprint,
-            with_images=config.release.format == "images",
             max_reject_ratio=config.max_reject_ratio,
-            catalog_uri=config.catalog,
-            cataloged=self.generation,
+        )
+
+    def handle(self, config: Config) -> DatasetHandle:
+        """Return the handle that writers take: it waits for outages, and knows when the rows were read."""
+        storage = Storage(config.storage, outage_s=config.outage_timeout_s)
+        return DatasetHandle.of(
+            Location(storage, self.location.uri), LatestManifest(self.manifest, self.generation), config.catalog
         )
 
     def write_index(self) -> None:

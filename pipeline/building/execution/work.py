@@ -112,10 +112,7 @@ class RejectedRows:
                 shard=commit.shard,
                 generation=commit.generation,
                 ordinals=ordinals,
-                dataset=self._dataset.location,
-                with_images=self._config.release.format == "images",
-                catalog_uri=self._config.catalog,
-                cataloged=self._dataset.generation,
+                dataset=self._dataset.handle(self._config),
             )
         if not spans:
             return WindowRows(NORMALIZED.empty_table(), (), {})

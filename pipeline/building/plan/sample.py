@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.licenses import LicensePolicy
@@ -223,9 +224,8 @@ def _write(described: pa.Table, rows: list[SampledRow], *, with_images: bool) ->
             shard=0,
             start=0,
             stop=len(rows),
-            dataset=location,
+            dataset=DatasetHandle(location=location, with_images=with_images),
             numerics="",
-            with_images=with_images,
             max_reject_ratio=1.0,
         )
         with _timed() as writing:

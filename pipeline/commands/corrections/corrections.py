@@ -45,8 +45,8 @@ def takedown(
     from segmint.catalogs.dataset.manifest import load_manifest
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
+    from segmint.pipeline.corrections.correction import LOCAL
     from segmint.pipeline.corrections.proof import prove
-    from segmint.pipeline.corrections.revision import LOCAL
     from segmint.pipeline.corrections.takedown import read_asked
     from segmint.pipeline.corrections.takedown import takedown as take_down
     from segmint.pipeline.corrections.takedown_list import list_takedown
@@ -90,9 +90,9 @@ def redact(
 ) -> None:
     """Redact more regions of released images for good."""
     from segmint.infra.storage.location import Location
+    from segmint.pipeline.corrections.correction import LOCAL
     from segmint.pipeline.corrections.redact import list_redaction
     from segmint.pipeline.corrections.redact import redact as redact_images
-    from segmint.pipeline.corrections.revision import LOCAL
 
     build, storage = build_of(config)
     location, wanted = Location(storage, dataset), Location(storage, regions)
@@ -136,7 +136,7 @@ def amend(
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.amend import amend as amend_images
     from segmint.pipeline.corrections.amend import list_amendment
-    from segmint.pipeline.corrections.revision import LOCAL
+    from segmint.pipeline.corrections.correction import LOCAL
 
     build, storage = build_of(config)
     location, file = Location(storage, dataset), Location(storage, catalog)

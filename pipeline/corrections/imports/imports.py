@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.catalogs.layout import image_stem
@@ -16,6 +17,7 @@ from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, SOURCES
 from segmint.operators.shards.committed_rows import rows_of
 from segmint.operators.shards.revise import with_holding
+from segmint.pipeline.corrections.correction import correct
 from segmint.pipeline.corrections.imports.answer import Imported, ImportList, Tally, list_of
 from segmint.pipeline.corrections.imports.carry import carry_masks
 from segmint.pipeline.corrections.imports.files import ImportFormat, stage_file
@@ -24,7 +26,7 @@ from segmint.pipeline.corrections.imports.merge import ImportSettings, Left, Mod
 from segmint.pipeline.corrections.imports.sizes import sizes_of
 from segmint.pipeline.corrections.imports.staged import Staged
 from segmint.pipeline.corrections.imports.staging import Stage
-from segmint.pipeline.corrections.people_revision import MaskPlan, revise_masks
+from segmint.pipeline.corrections.people_revision import MaskCorrection, MaskPlan, is_unfinished
 
 PEOPLE = tuple(source for source in SOURCES if source != AUTOMATIC)
 """What `--source` may say; `corrected` is found by comparing masks."""
@@ -64,7 +66,7 @@ class ImportChange:
 def list_import(dataset: Location, asked: Asked) -> ImportList:
     """List what `import_masks` would change; raises what it raises before anything is changed."""
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
-        return _plan(dataset, asked, Path(folder)).listed
+        return _Import(asked, Path(folder)).plan(DatasetHandle.open(dataset)).listed
 
 
 def import_masks(
@@ -73,55 +75,58 @@ def import_masks(
     confirm: Callable[[ImportList], None] | None = None,
     now: datetime | None = None,
 ) -> Imported:
-    """Merge masks into the images of a dataset.
+    """Merge masks into the images of a dataset; `confirm` and `now` as in `correct`.
 
-    `confirm` is called with what will be changed, and may raise to stop it. Then each shard's next generation is put.
-    After an interruption at any point, the same call completes the work; where nothing is to be changed or completed,
-    nothing is touched, and `confirm` is not called. Raises `UsageError` before anything is changed: for a file that
-    cannot be read, or a store whose older versions cannot be removed.
+    Raises `UsageError` before anything is changed: for a file that cannot be read, or a store whose older versions
+    cannot be removed.
     """
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
-        plan = _plan(dataset, asked, Path(folder))
         # The staged masks are on this machine's disk: where there are many shards, its cores share them.
-        return revise_masks(dataset, "import", plan, Imported, confirm, now)
+        return correct(DatasetHandle.open(dataset), _Import(asked, Path(folder)), confirm, now)
 
 
-def _plan(dataset: Location, asked: Asked, folder: Path) -> MaskPlan[ImportList]:
-    _check(asked)
-    manifest = load_manifest(dataset)
-    with Stage(folder, manifest, asked.match) as stage:
-        if asked.format is None:
-            begun = load_manifest(asked.where)
-            if asked.where.uri == dataset.uri:
-                raise UsageError(f"--from {asked.where} is the dataset itself: name the one that has the masks")
-            left = carry_masks(asked.where, begun, dataset, stage)
-            digest, origin = name_now(asked.where).digest, None
-        else:
-            left = {}
-            digest = stage_file(asked.where, asked.format, stage, sizes_of(dataset, manifest, asked.match))
-            origin = {"sha256": digest, "license": asked.license}
-        staged = stage.finish(dataset, left)
-    if asked.format is not None and not staged.images:
-        raise UsageError(_nothing_found(dataset, asked, staged))
-    settings = ImportSettings(
-        mode=asked.mode,
-        source=asked.source,
-        origin=origin,
-        annotator=asked.annotator,
-    )
-    tally = Tally()
-    unchanged: dict[int, int] = {}
-    changing = []
-    for shard, span in zip(staged.shards, staged.ordinals, strict=True):
-        looked, generation = _look(dataset, shard, span, staged, settings)
-        if looked.images:
-            changing.append(shard)
-        elif generation is not None:
-            unchanged[shard] = generation
-        tally.add(looked)
-    names = str(dataset), manifest.name, str(asked.where)
-    listed = list_of(names, digest, str(asked.mode), tally, staged, tuple(changing))
-    return MaskPlan(manifest, listed, frozenset(staged.shards), ImportChange(staged, settings), unchanged)
+@dataclass(frozen=True)
+class _Import(MaskCorrection[ImportList, Imported]):
+    """The correction; see `segmint.pipeline.corrections.correction.Correction`. It stages masks in `folder`."""
+
+    asked: Asked
+    folder: Path
+    command = "import"
+    result_class = Imported
+
+    def plan(self, dataset: DatasetHandle) -> MaskPlan[ImportList]:
+        asked, location = self.asked, dataset.location
+        _check(asked)
+        manifest = dataset.manifest()
+        with Stage(self.folder, manifest, asked.match) as stage:
+            if asked.format is None:
+                begun = load_manifest(asked.where)
+                if asked.where.uri == location.uri:
+                    raise UsageError(f"--from {asked.where} is the dataset itself: name the one that has the masks")
+                left = carry_masks(asked.where, begun, location, stage)
+                digest, origin = name_now(asked.where).digest, None
+            else:
+                left = {}
+                digest = stage_file(asked.where, asked.format, stage, sizes_of(location, manifest, asked.match))
+                origin = {"sha256": digest, "license": asked.license}
+            staged = stage.finish(location, left)
+        if asked.format is not None and not staged.images:
+            raise UsageError(_nothing_found(location, asked, staged))
+        settings = ImportSettings(mode=asked.mode, source=asked.source, origin=origin, annotator=asked.annotator)
+        tally = Tally()
+        unchanged: dict[int, int] = {}
+        changing = []
+        for shard, span in zip(staged.shards, staged.ordinals, strict=True):
+            looked, generation = _look(location, shard, span, staged, settings)
+            if looked.images:
+                changing.append(shard)
+            elif generation is not None:
+                unchanged[shard] = generation
+            tally.add(looked)
+        names = str(dataset), manifest.name, str(asked.where)
+        listed = list_of(names, digest, str(asked.mode), tally, staged, tuple(changing))
+        is_done = not listed.images and not is_unfinished(dataset, staged.shards)
+        return MaskPlan(listed, frozenset(staged.shards), ImportChange(staged, settings), unchanged, is_done)
 
 
 def _check(asked: Asked) -> None:

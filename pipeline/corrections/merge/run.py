@@ -8,7 +8,7 @@ from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, re
 from segmint.catalogs.dataset.annotations.lanes import answers_apart, lane_to_merge
 from segmint.catalogs.dataset.annotations.names import AnswerName, list_answers, purge_of_images
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
 from segmint.catalogs.layout import image_stem
 from segmint.infra.storage.location import Location
@@ -16,9 +16,10 @@ from segmint.infra.threads import map_ahead
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import rows_of
 from segmint.operators.shards.revise import with_holding
+from segmint.pipeline.corrections.correction import correct
 from segmint.pipeline.corrections.merge.answer import MergedAnswers, MergeList, Tally
 from segmint.pipeline.corrections.merge.row import Left, answer_to_merge, left_alone, merge_answer
-from segmint.pipeline.corrections.people_revision import MaskPlan, revise_masks
+from segmint.pipeline.corrections.people_revision import MaskCorrection, MaskPlan, is_unfinished
 
 _THREADS = 16
 
@@ -47,24 +48,50 @@ class MergeChange:
 
 def list_merge(dataset: Location) -> MergeList:
     """List what `merge_answers` would change; raises what it raises before anything is changed."""
-    return _plan(dataset, _names(dataset)).listed
+    return _Merge().plan(DatasetHandle.open(dataset)).listed
 
 
 def merge_answers(
     dataset: Location, confirm: Callable[[MergeList], None] | None = None, now: datetime | None = None
 ) -> MergedAnswers:
-    """Merge the last answer of each image into its row.
+    """Merge the last answer of each image into its row; `confirm` and `now` as in `correct`.
 
-    `confirm` is called with what will be changed, and may raise to stop it. Then each shard's next generation is put.
-    After an interruption at any point, the same call completes the work; where nothing is to be changed or completed,
-    nothing is touched, and `confirm` is not called. Answers stay where they are, those of a second lane, too; but those
-    for images that were taken down are removed, as a takedown does. Raises `UsageError` for a place without a dataset,
-    or a store whose older versions cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
+    Answers stay where they are, those of a second lane, too; but those for images that were taken down are removed, as
+    a takedown does. Raises `UsageError` for a place without a dataset, or a store whose older versions cannot be
+    removed, and `DamagedDatasetError` if a shard cannot be read.
     """
-    names = _names(dataset)
-    plan = _plan(dataset, names)
-    _forget_taken(dataset, names)
-    return revise_masks(dataset, "merge", plan, MergedAnswers, confirm, now)
+    handle = DatasetHandle.open(dataset)
+    _forget_taken(dataset, _names(dataset))
+    return correct(handle, _Merge(), confirm, now)
+
+
+@dataclass(frozen=True)
+class _Merge(MaskCorrection[MergeList, MergedAnswers]):
+    """The correction; see `segmint.pipeline.corrections.correction.Correction`."""
+
+    command = "merge"
+    result_class = MergedAnswers
+
+    def plan(self, dataset: DatasetHandle) -> MaskPlan[MergeList]:
+        location, names = dataset.location, _names(dataset.location)
+        manifest = dataset.manifest()
+        by_shard: dict[int, list[int]] = {}
+        for ordinal in names:
+            by_shard.setdefault(ordinal // manifest.images_per_shard, []).append(ordinal)
+        change = MergeChange(location, names)
+        tally = Tally()
+        unchanged: dict[int, int] = {}
+        changing = []
+        for shard, ordinals in by_shard.items():
+            looked, generation = _look(location, shard, ordinals, change)
+            if looked.images:
+                changing.append(shard)
+            elif generation is not None:
+                unchanged[shard] = generation
+            tally.add(looked)
+        listed = MergeList.of((str(dataset), manifest.name), len(names), tally, tuple(changing))
+        is_done = not listed.images and not is_unfinished(dataset, sorted(by_shard))
+        return MaskPlan(listed, frozenset(by_shard), change, unchanged, is_done)
 
 
 def _forget_taken(dataset: Location, names: Names) -> None:
@@ -79,26 +106,6 @@ def _names(dataset: Location) -> Names:
     for name in list_answers(dataset):
         names.setdefault(name.ordinal, []).append(name)
     return names
-
-
-def _plan(dataset: Location, names: Names) -> MaskPlan[MergeList]:
-    manifest = load_manifest(dataset)
-    by_shard: dict[int, list[int]] = {}
-    for ordinal in names:
-        by_shard.setdefault(ordinal // manifest.images_per_shard, []).append(ordinal)
-    change = MergeChange(dataset, names)
-    tally = Tally()
-    unchanged: dict[int, int] = {}
-    changing = []
-    for shard, ordinals in by_shard.items():
-        looked, generation = _look(dataset, shard, ordinals, change)
-        if looked.images:
-            changing.append(shard)
-        elif generation is not None:
-            unchanged[shard] = generation
-        tally.add(looked)
-    listed = MergeList.of((str(dataset), manifest.name), len(names), tally, tuple(changing))
-    return MaskPlan(manifest, listed, frozenset(by_shard), change, unchanged)
 
 
 def _look(dataset: Location, shard: int, ordinals: Sequence[int], change: MergeChange) -> tuple[Tally, int | None]:

@@ -17,7 +17,7 @@ from segmint.operators.shards.replace import LostRaceError, check_purge, remove_
 from tests.support.builds import digests
 from tests.support.committed import write_dataset
 from tests.support.everything import upload
-from tests.support.locations import location_of
+from tests.support.locations import handle_of, location_of
 from tests.support.s3_server import S3Server
 
 
@@ -39,7 +39,7 @@ def test_the_next_generation_holds_and_nothing_of_the_old_one_is_left(dataset: P
     location = location_of(dataset)
     old, other = CommitLog(location).read_all()
     before = digests(dataset)
-    new = replace_shard(location, old, refused(location, old), with_images=True)
+    new = replace_shard(handle_of(location), old, refused(location, old))
     assert (new.shard, new.generation, new.ordinals, new.numerics) == (0, 2, old.ordinals, old.numerics)
     assert new.counts["images"] == old.counts["images"] - 1
     assert before.items() <= digests(dataset).items()  # nothing is removed yet
@@ -59,7 +59,7 @@ def test_the_next_generation_holds_and_nothing_of_the_old_one_is_left(dataset: P
 def test_a_file_that_did_not_change_stays(dataset: Path) -> None:
     location = location_of(dataset)
     old, _ = CommitLog(location).read_all()
-    new = replace_shard(location, old, read_committed_rows(location, old), with_images=True)
+    new = replace_shard(handle_of(location), old, read_committed_rows(location, old))
     remove_replaced(location, [0])
     assert new.to_json() == replace(old, generation=2).to_json()
     assert all((dataset / entry.path).is_file() for entry in old.files)
@@ -89,12 +89,12 @@ def test_what_a_dead_writer_left_of_a_shard_without_a_commit_goes(dataset: Path)
 def test_the_loser_of_a_race_deletes_only_its_own_files(dataset: Path) -> None:
     location = location_of(dataset)
     old, _ = CommitLog(location).read_all()
-    winner = replace_shard(location, old, refused(location, old, ordinal=0), with_images=True)
+    winner = replace_shard(handle_of(location), old, refused(location, old, ordinal=0))
     before = digests(dataset)
     with pytest.raises(LostRaceError, match="shard 0: another command has committed generation 2"):
-        replace_shard(location, old, refused(location, old, ordinal=1), with_images=True)
+        replace_shard(handle_of(location), old, refused(location, old, ordinal=1))
     assert digests(dataset) == before
-    assert replace_shard(location, old, refused(location, old, ordinal=0), with_images=True) == winner
+    assert replace_shard(handle_of(location), old, refused(location, old, ordinal=0)) == winner
 
 
 def test_a_store_whose_versions_cannot_be_seen_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_older_versions_go_too_on_a_versioned_bucket(
     storage.delete(f"{uri}/shards/sa_000000-0123456789ab.tar")  # as a sweep does: its version is kept
 
     check_purge(location)
-    new = replace_shard(location, old, refused(location, old), with_images=True)
+    new = replace_shard(handle_of(location), old, refused(location, old))
     remove_replaced(location, [0])
     left = client.list_object_versions(Bucket=s3_bucket)
     assert left.get("DeleteMarkers", []) == []

@@ -23,7 +23,7 @@ from segmint.operators.shards.restore import (
 from segmint.operators.shards.write import ShardTask, write_shard
 from tests.support.builds import digests
 from tests.support.described_rows import accepted_row, described
-from tests.support.locations import location_of
+from tests.support.locations import handle_of, location_of
 
 Spoil = Callable[[bytes], bytes]
 
@@ -63,7 +63,7 @@ SPOILS: list[Spoil | None] = [None, flipped, lambda data: data[:-1], lambda data
 def restored(dataset: Path, commit: Commit) -> bool:
     damages = find_damage(location_of(dataset), commit)
     assert damages
-    return restore_from_rest(location_of(dataset), commit, damages, with_images=True)
+    return restore_from_rest(handle_of(dataset), commit, damages)
 
 
 @pytest.mark.parametrize("kind", sorted(DATA_KINDS))
@@ -145,7 +145,7 @@ def test_a_jpeg_with_another_bit_is_not_passed_off_as_the_picture(dataset: Path)
 
 def task_of(dataset: Path, commit: Commit) -> ShardTask:
     start, stop = commit.ordinals
-    return ShardTask(commit.shard, start, stop, location_of(dataset), commit.numerics, True, 0.5)
+    return ShardTask(commit.shard, start, stop, handle_of(dataset), commit.numerics, 0.5)
 
 
 def built(
@@ -196,7 +196,7 @@ def test_a_commit_is_made_again_from_its_files(dataset: Path) -> None:
     for shard in range(3):
         commit = commit_of(dataset, shard)
         known = replace(commit, counts={}, files=())
-        made = remake_commit(location_of(dataset), known, standing(commit), with_images=True)
+        made = remake_commit(handle_of(dataset), known, standing(commit))
         assert made.to_json() == commit.to_json()
 
 
@@ -210,22 +210,24 @@ def test_files_that_do_not_prove_it_make_no_commit(dataset: Path) -> None:
         (standing(other), "do not hold each of its ordinals once and in order"),
     ):
         with pytest.raises(DamagedDatasetError, match=told):
-            remake_commit(location_of(uri), known, paths, with_images=True)
+            remake_commit(handle_of(uri), known, paths)
     spoil(dataset, commit, "masks", flipped)
     with pytest.raises(DamagedDatasetError):
-        remake_commit(location_of(uri), known, standing(commit), with_images=True)
+        remake_commit(handle_of(uri), known, standing(commit))
 
 
 def test_what_people_said_of_masks_is_lost_with_their_table_and_is_named(tmp_path: Path) -> None:
     location = location_of(tmp_path)
     row = accepted_row(0)
     row |= {"annotator": "Ada", "masks": [{**mask, "label": "cup"} for mask in row["masks"]]}
-    write_shard(ShardTask(0, 0, 2, location, "0123456789ab", True, 1.0), [(0, 2)], described([row, accepted_row(1)]))
+    write_shard(
+        ShardTask(0, 0, 2, handle_of(location), "0123456789ab", 1.0), [(0, 2)], described([row, accepted_row(1)])
+    )
     commit = commit_of(tmp_path, 0)
     spoil(tmp_path, commit, "masks", flipped)
     before = digests(tmp_path)
     damages = find_damage(location, commit)
-    assert not restore_from_rest(location, commit, damages, with_images=True)
+    assert not restore_from_rest(handle_of(location), commit, damages)
     assert digests(tmp_path) == before
     said = lost_of_people(location, commit, damages)
     assert said.startswith("what people said of the masks of 1 image (label, source,")

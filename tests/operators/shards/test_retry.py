@@ -10,20 +10,20 @@ from segmint.operators.shards.retry import RetryTask, retry_shard
 from segmint.operators.shards.write import ShardResult, ShardTask, WrongRowsError, write_shard
 from tests.support.builds import digests
 from tests.support.described_rows import accepted_row, described, faulted_row, rejected_row
-from tests.support.locations import location_of
+from tests.support.locations import handle_of, location_of
 
 ROWS = [accepted_row(3), rejected_row(4), accepted_row(5), rejected_row(6), rejected_row(7, "truncated", "ingest")]
 
 
 def commit_shard(folder: Path, rows: list[dict[str, Any]]) -> None:
-    task = ShardTask(1, 3, 8, location_of(folder), "0123456789ab", with_images=True, max_reject_ratio=1.0)
+    task = ShardTask(1, 3, 8, handle_of(folder), "0123456789ab", max_reject_ratio=1.0)
     assert write_shard(task, [(0, len(rows))], described(rows)).status == "committed"
 
 
 def retry(folder: Path, rows: list[dict[str, Any]], generation: int = 1, **changes: Any) -> ShardResult:
     """Pass the rows in two blocks, cut out of longer ones."""
     ordinals = [row["ordinal"] for row in rows]
-    values = {"ordinals": ordinals, "dataset": location_of(folder), "with_images": True, **changes}
+    values = {"ordinals": ordinals, "dataset": handle_of(folder), **changes}
     blocks = described([accepted_row(0), *rows[:1]]), described([*rows[1:], accepted_row(9)])
     return retry_shard(RetryTask(shard=1, generation=generation, **values), [(1, 2), (0, len(rows) - 1)], *blocks)
 

@@ -32,7 +32,7 @@ def credit(place: Place, ordinal: int, name: str) -> Revised | None:
             for row in rows
         ]
 
-    return revise_shard(place.location, 0, change, with_images=True)
+    return revise_shard(place.handle, 0, change)
 
 
 def credits(place: Place) -> list[str | None]:
@@ -55,11 +55,11 @@ def until(actor: Stepped, call: str) -> Stepped:
 
 def test_a_revision_without_a_change_writes_nothing(place: Place) -> None:
     before = contents(place)
-    revised = revise_shard(place.location, 0, lambda _, rows: rows, with_images=True)
+    revised = revise_shard(place.handle, 0, lambda _, rows: rows)
     assert revised is not None
     assert (revised.changed, revised.rows, contents(place)) == (False, 0, before)
-    assert revise_shard(place.location, 1, lambda _, rows: rows, with_images=True) is None
-    assert revise_shard(place.location, 0, lambda *_: 1 / 0, with_images=True, needed=lambda _: False) is not None  # type: ignore[arg-type,return-value]
+    assert revise_shard(place.handle, 1, lambda _, rows: rows) is None
+    assert revise_shard(place.handle, 0, lambda *_: 1 / 0, needed=lambda _: False) is not None  # type: ignore[arg-type,return-value]
 
 
 def test_a_beaten_revision_is_applied_to_what_beat_it(place: Place) -> None:
@@ -168,9 +168,9 @@ def test_a_build_that_goes_on_heeds_what_one_that_died_did_not(place: Place) -> 
         take(place, 99, uri=f"./photo_{ROWS}.jpg")
         build.kill()
     assert [path for path in contents(place) if path.startswith("claims/")]
-    assert heed_all(place.location, range(2), with_images=True) == [1]
+    assert heed_all(place.handle, range(2)) == [1]
     assert not [path for path in contents(place) if path.startswith("claims/")]
-    assert heed_all(place.location, range(2), with_images=True) == []
+    assert heed_all(place.handle, range(2)) == []
     commit = place.log.latest(1)
     assert commit is not None
     assert commit.counts["rejected:taken_down"] == 1
@@ -183,7 +183,7 @@ def test_a_writer_that_is_run_again_after_its_commit_heeds_the_tombstones(place:
         build.kill()
     take(place, ROWS)
     assert write(place, 1).counts["rejected:taken_down"] == 1
-    heeded = heed_tombstones(place.location, 1, with_images=True)
+    heeded = heed_tombstones(place.handle, 1)
     assert heeded is not None
     assert not heeded.changed
     assert not [path for path in contents(place) if path.startswith("claims/")]

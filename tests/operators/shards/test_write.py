@@ -10,7 +10,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.operators.shards.write import ShardTask, WrongRowsError, held_back, write_shard
 from tests.support.builds import digests
 from tests.support.described_rows import accepted_row, described, faulted_row, rejected_row
-from tests.support.locations import location_of
+from tests.support.locations import handle_of, location_of
 from tests.support.stepped import Stepped, stepping
 
 
@@ -19,9 +19,8 @@ def task(folder: Path, **changes: object) -> ShardTask:
         "shard": 1,
         "start": 3,
         "stop": 6,
-        "dataset": location_of(folder),
+        "dataset": handle_of(folder),
         "numerics": "0123456789ab",
-        "with_images": True,
         "max_reject_ratio": 0.5,
     }
     return ShardTask(**{**values, **changes})
@@ -99,11 +98,13 @@ def test_a_writer_that_loses_the_commit_deletes_what_the_winner_does_not_name(
     class LateLog(CommitLog):
         """Sees no commit at first, like a paused writer that looked before the winner committed."""
 
-        def read(self, shard: int, generation: int) -> Commit | None:
-            self.looked = getattr(self, "looked", 0) + 1
-            return None if self.looked == 1 else super().read(shard, generation)
+        looked = 0
 
-    monkeypatch.setattr("segmint.operators.shards.write.CommitLog", LateLog)
+        def read(self, shard: int, generation: int) -> Commit | None:
+            LateLog.looked += 1
+            return None if LateLog.looked == 1 else super().read(shard, generation)
+
+    monkeypatch.setattr("segmint.catalogs.dataset.handle.CommitLog", LateLog)
     other = described([accepted_row(3, masks=1), accepted_row(4), accepted_row(5)])
     result = write_shard(task(tmp_path), [(0, 3)], other)
     assert result.counts == winner.counts

@@ -19,8 +19,8 @@ from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.pipeline.corrections.amend import Amended, amend, list_amendment
+from segmint.pipeline.corrections.correction import revise
 from segmint.pipeline.corrections.repair import repair
-from segmint.pipeline.corrections.revision import revise
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.described_rows import accepted_row, described, rejected_row
@@ -277,7 +277,7 @@ def test_ray_amends_the_shards_of_a_large_dataset(
     place: Place, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(place, 1)
-    monkeypatch.setattr("segmint.pipeline.corrections.credits.revise", partial(revise, ray_from=2))
+    monkeypatch.setattr("segmint.pipeline.corrections.correction.revise", partial(revise, ray_from=2))
     monkeypatch.chdir(Path(place.uri).parent)
     there = replace(place, uri=Path(place.uri).name)  # not the current folder of the tasks
     corrected = catalog(place, {"image_id": "image-0", **ANN}, {"image_id": "image-3", **ANN})

@@ -147,7 +147,7 @@ def test_annotations_alone_have_nothing_to_redact(dataset: Path, tmp_path: Path,
     with pytest.raises(UsageError, match="is not a segmint dataset"):
         redact(location_of(tmp_path / "nowhere"), location_of(regions))
     write_dataset(location_of(tmp_path / "other"), shards=1)
-    with pytest.raises(UsageError, match="does not say how images are released"):
+    with pytest.raises(UsageError, match="doesn't say how images are released"):
         redact(location_of(tmp_path / "other"), location_of(regions))
 
 

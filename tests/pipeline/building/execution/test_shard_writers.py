@@ -11,13 +11,13 @@ from segmint.pipeline.building.execution import shard_writers
 from segmint.pipeline.building.execution.cuts import Cut
 from segmint.pipeline.building.execution.shard_writers import ShardWriters
 from tests.support.described_rows import accepted_row, described
-from tests.support.locations import location_of
+from tests.support.locations import handle_of
 
 pytestmark = pytest.mark.ray
 
 
 def shard_task(folder: Path, shard: int, rows: int) -> ShardTask:
-    return ShardTask(shard, shard * rows, (shard + 1) * rows, location_of(folder), "0123456789ab", True, 0.5)
+    return ShardTask(shard, shard * rows, (shard + 1) * rows, handle_of(folder), "0123456789ab", 0.5)
 
 
 def test_every_shard_s_result_comes_once_from_references_alone(local_ray: Cluster, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.operators.shards.committed_rows import read_file
+from segmint.pipeline.corrections.correction import revise
 from segmint.pipeline.corrections.imports import sizes
 from segmint.pipeline.corrections.imports.answer import Imported
 from segmint.pipeline.corrections.imports.files import ImportFormat
@@ -26,7 +27,6 @@ from segmint.pipeline.corrections.imports.matching import Match
 from segmint.pipeline.corrections.imports.merge import Mode
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
-from segmint.pipeline.corrections.revision import revise
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
@@ -319,7 +319,7 @@ def test_masks_of_a_million_are_held_a_shard_at_a_time(place: Place, monkeypatch
 def test_ray_imports_into_the_shards_of_a_large_dataset(
     place: Place, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segmint.pipeline.corrections.people_revision.revise", partial(revise, ray_from=2))
+    monkeypatch.setattr("segmint.pipeline.corrections.correction.revise", partial(revise, ray_from=2))
     path = write_coco(place, {1: [(APART, None)], 4: [(APART, None)]})
     assert import_coco(place, path, Mode.ADD).changed_shards == (0, 1)
     assert sources(place, 0)[2:] == [(10_002, "imported", None)]

@@ -64,8 +64,8 @@ def test_a_mask_of_which_something_else_is_said_is_another_mask(place: Place, sa
     def alone(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
         return [{**row, "masks": row["masks"][:1]} if row["ordinal"] == 0 else row for row in rows]
 
-    revise_shard(place.location, 0, alone, with_images=True)
-    revise_shard(other.location, 0, change, with_images=True)
+    revise_shard(place.handle, 0, alone)
+    revise_shard(other.handle, 0, change)
     found = diff_datasets(place.location, other.location)
     assert {kind: images.first for kind, images in found.changed.items() if images.count} == {"masks": ("image-0",)}
 

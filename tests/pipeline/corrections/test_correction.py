@@ -6,16 +6,15 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.dataset.versions.record import read_version
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.replace import remove_replaced
+from segmint.pipeline.corrections.correction import Revision, revise
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.repair import repair
-from segmint.pipeline.corrections.revision import Revision, revise
 from segmint.pipeline.corrections.takedown import TakenDown, takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.described_rows import accepted_row, described
@@ -212,9 +211,9 @@ def test_ray_revises_the_shards_of_a_large_dataset_to_the_same_bytes(place: Plac
     def change(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
         return [{**row, "country": "CH"} if row["reason"] is None and row["ordinal"] % 2 else row for row in rows]
 
-    revision = Revision(frozenset({0, 1, 2}), change, with_images=True)
-    one = revise(place.location, load_manifest(place.location), revision)
-    by_ray = revise(other.location, load_manifest(other.location), revision, ray_from=2)
+    revision = Revision(frozenset({0, 1, 2}), change)
+    one = revise(place.handle, revision)
+    by_ray = revise(other.handle, revision, ray_from=2)
     assert by_ray == one
     assert {shard: revised.rows for shard, revised in one.changed.items()} == {0: 1, 1: 1}
     assert contents(other) == contents(place)

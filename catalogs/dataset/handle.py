@@ -1,0 +1,88 @@
+"""A dataset as its writers pass it on: where it is, and the facts about it that no writer changes."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import (
+    DatasetManifest,
+    LatestManifest,
+    load_latest_manifest,
+    manifest_generations,
+)
+from segmint.catalogs.dataset.tombstones import Taken, read_taken
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+
+_FORMATS = ("annotations", "images")
+"""The values of `release.format` in a dataset's configuration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetHandle:
+    """A dataset that is written to: a few hundred bytes when pickled, however large the dataset is.
+
+    Its fields are fixed when a dataset is begun or a command starts. Everything that another writer may have changed
+    since (the manifest, commits, and tombstones) is read again at each call.
+
+    Attributes:
+        location: the dataset's root.
+        with_images: whether its tars hold the released JPEGs.
+        catalog_uri: the source catalog's URI, if it is known: a tombstone's relative URI is then the same as an
+            absolute one.
+        catalog_generation: the manifest's generation when the rows to write were read from the catalog, or before.
+    """
+
+    location: Location
+    with_images: bool
+    catalog_uri: str | None = None
+    catalog_generation: int = 1
+
+    @classmethod
+    def open(cls, location: Location, catalog_uri: str | None = None) -> Self:
+        """Return the handle of the dataset at `location`; raises `UsageError` as `of` does, or if there is none."""
+        return cls.of(location, load_latest_manifest(location), catalog_uri)
+
+    @classmethod
+    def of(cls, location: Location, latest: LatestManifest, catalog_uri: str | None = None) -> Self:
+        """Return the handle of a dataset whose manifest was read.
+
+        Raises `UsageError` if the manifest doesn't say how images are released: a correction that took such a dataset
+        for one without images would drop its JPEGs.
+        """
+        release = latest.manifest.config.get("release", {})
+        if release.get("format") not in _FORMATS:
+            raise UsageError(
+                f"{location}: the manifest doesn't say how images are released: release.format is "
+                f"{release.get('format')!r}, expected one of {', '.join(_FORMATS)}"
+            )
+        return cls(
+            location=location,
+            with_images=release["format"] == "images",
+            catalog_uri=catalog_uri,
+            catalog_generation=latest.generation,
+        )
+
+    def __str__(self) -> str:
+        return str(self.location)
+
+    @property
+    def commits(self) -> CommitLog:
+        """The dataset's commits; each call of its methods lists or reads them again."""
+        return CommitLog(self.location)
+
+    def latest(self) -> LatestManifest:
+        """Read the manifest with the highest generation, and that generation."""
+        return load_latest_manifest(self.location)
+
+    def manifest(self) -> DatasetManifest:
+        """Read the manifest with the highest generation."""
+        return self.latest().manifest
+
+    def manifest_generation(self) -> int:
+        """Return the highest generation of the manifest, from a listing."""
+        return max(manifest_generations(self.location), default=1)
+
+    def taken(self) -> Taken | None:
+        """Read the tombstones; None if there are none."""
+        return read_taken(self.location, self.catalog_uri)

@@ -1,0 +1,55 @@
+"""Parts of the catalog that corrections replace, with the manifest's generation that names them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segmint.catalogs.dataset.manifest import (
+    LatestManifest,
+    load_latest_manifest,
+    load_manifest,
+    parts_in_use,
+    put_with_parts,
+)
+from segmint.catalogs.layout import CATALOG, is_part_path, part_number, part_path
+from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.stores import TEMPORARY_PREFIX
+from segmint.infra.uris import base_name
+
+
+def put_parts(
+    dataset: Location, latest: LatestManifest, changed: Mapping[int, Path], **fields: Any
+) -> LatestManifest | None:
+    """Put changed parts of the catalog, local files by number, and the manifest's next generation that names them.
+
+    `fields` of the manifest change, too. None if another command has put this generation or a later one meanwhile.
+    """
+    parts = list(latest.manifest.catalog)
+    files = {}  # by path below the dataset
+    for number, file in changed.items():
+        digest = sha256_of(file)
+        path = part_path(number, digest)
+        files[path] = file
+        parts[number] = parts[number].model_copy(update={"path": path, "sha256": digest})
+    manifest = latest.manifest.model_copy(update={"catalog": tuple(parts), **fields})
+    generation = latest.generation + 1
+    won = put_with_parts(dataset, manifest, generation, files)
+    if not won or load_latest_manifest(dataset).generation != generation:
+        return None
+    return LatestManifest(manifest, generation)
+
+
+def remove_parts(dataset: Location) -> None:
+    """Remove the parts of the catalog that the manifest does not name, with their older versions.
+
+    Parts that others claim stay, and those with a higher number: those of a build that grows the dataset.
+    """
+    parts = len(load_manifest(dataset).catalog)
+    names = list((dataset / CATALOG).walk_ever())
+    kept = parts_in_use(dataset)
+    for name in names:
+        path = f"{CATALOG}/{name}"
+        replaced = is_part_path(path) and part_number(path) < parts and path not in kept
+        if replaced or base_name(name).startswith(TEMPORARY_PREFIX):
+            (dataset / path).purge()
