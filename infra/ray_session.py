@@ -21,6 +21,10 @@ MIN_LOCAL_CPUS = 8
 them wait rather than compute."""
 
 
+RETRIES = 16
+"""The most restarts of an actor and retries of a block; without a bound Ray would go on forever."""
+
+
 _ONE_ARENA = ("MALLOC_ARENA_MAX", "1")
 """In the environment of workers. Ray calls actors in threads, and glibc maps what does not fit into a thread's arena of
 64 MB again each time: a quarter of a gigabyte of fresh pages an image. The main arena keeps freed memory."""

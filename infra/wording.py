@@ -41,6 +41,15 @@ def share(value: float | None) -> str:
     return UNKNOWN if value is None else f"{number(100 * value)} %"
 
 
+def upper_bound(value: float) -> str:
+    """An upper bound of a share in percent, rounded up in its second digit, so that it still is one: `0.11 %`."""
+    text = f"{value * 100:.1e}"
+    if float(text) < value * 100:
+        digits, power = text.split("e")
+        text = f"{float(digits) + 0.1:.1f}e{power}"
+    return f"{min(100.0, float(text)):.12g} %"
+
+
 def size(value: float | None) -> str:
     """Bytes in decimal units: `999 bytes`, `1.5 GB`; None is `unknown`."""
     if value is None:

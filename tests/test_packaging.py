@@ -92,7 +92,7 @@ def test_a_wheel_holds_segmint_and_nothing_else(wheel: Path) -> None:
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "segmint" / "compat").rglob("*.py")}
     for folder in FOLDERS:
         expected |= {f"segmint/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
-    for part in ("engine/annotate", "engine/evaluate", "quality/evidence", "quality/report", "quality/view"):
+    for part in ("engine/annotate", "engine/evaluate", "quality/evidence", "quality/report", "quality/view", "serving"):
         assets = ROOT / "pipeline" / part / "assets"
         expected |= {f"segmint/{path.relative_to(ROOT)}" for path in assets.iterdir() if path.is_file()}
     expected.add("segmint/catalogs/countries.csv")

@@ -81,13 +81,17 @@ class MaskAnnotation:
         )
         return mask
 
+    @property
+    def rle(self) -> dict[str, Any]:
+        """The mask for pycocotools: size [height, width] and compressed counts."""
+        return {"size": list(self.size), "counts": self.counts}
+
     @cached_property
     def mask(self) -> np.ndarray[Any, Any]:
         """The mask's pixels, (height, width) bool."""
         from pycocotools import mask as coco
 
-        encoded = {"size": list(self.size), "counts": self.counts.encode("ascii")}
-        return np.asarray(coco.decode(encoded)).astype(bool)
+        return np.asarray(coco.decode(self.rle)).astype(bool)
 
     def __repr__(self) -> str:
         box = ", ".join(f"{number:g}" for number in self.bbox)

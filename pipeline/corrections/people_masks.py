@@ -9,11 +9,11 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.model.automatic import rle as runs
+from segmint.operators.annotations.pairs import LEAST_IOU
 from segmint.operators.describe import describe_mask, redaction_columns
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, DESCRIBED_MASK, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.files import annotation_id, counts_of, mask_index
-from segmint.pipeline.quality.study.pairs import LEAST_IOU
 
 
 @dataclass(frozen=True)

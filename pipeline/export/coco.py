@@ -23,11 +23,6 @@ _OPTIONAL = {"image_id": "catalog_image_id"} | {
 }
 
 
-def compressed_rle(mask: MaskAnnotation) -> dict[str, Any]:
-    """Return a mask for pycocotools: size [height, width] and compressed counts."""
-    return {"size": list(mask.size), "counts": mask.counts}
-
-
 def uncompressed_rle(mask: MaskAnnotation) -> dict[str, Any]:
     """Return a mask with size [height, width] and its run lengths as numbers."""
     return {"size": list(mask.size), "counts": decompress(mask.counts).tolist()}
@@ -39,7 +34,7 @@ def coco_annotations(sample: Sample, compressed: bool) -> Iterator[dict[str, Any
     `bbox` is COCO's [x, y, width, height] in floats, which counts pixels: a single pixel has width 1; in the boxes of
     the dataset, as in SA-1B's, it has width 0.
     """
-    boxes = coco.toBbox([compressed_rle(mask) for mask in sample.masks]).tolist() if sample.masks else []
+    boxes = coco.toBbox([mask.rle for mask in sample.masks]).tolist() if sample.masks else []
     for mask, box in zip(sample.masks, boxes, strict=True):
         yield {
             "id": mask.id,
@@ -48,7 +43,7 @@ def coco_annotations(sample: Sample, compressed: bool) -> Iterator[dict[str, Any
             "iscrowd": 0,
             "area": mask.area,
             "bbox": box,
-            "segmentation": compressed_rle(mask) if compressed else uncompressed_rle(mask),
+            "segmentation": mask.rle if compressed else uncompressed_rle(mask),
             "predicted_iou": mask.predicted_iou,
             "stability_score": mask.stability_score,
         }

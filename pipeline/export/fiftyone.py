@@ -14,7 +14,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name, image_stem
-from segmint.pipeline.export.coco import CATEGORY, compressed_rle
+from segmint.pipeline.export.coco import CATEGORY
 from segmint.pipeline.export.json_items import JsonItems
 from segmint.pipeline.export.provenance import CREDITS, credits_of, describe_dataset
 
@@ -40,7 +40,7 @@ class FiftyOneWriter:
         """Add an image; return the files of its masks, by path below the export's folder."""
         files: dict[str, bytes] = {}
         detections = []
-        boxes = coco.toBbox([compressed_rle(mask) for mask in sample.masks]).astype(int) if sample.masks else ()
+        boxes = coco.toBbox([mask.rle for mask in sample.masks]).astype(int) if sample.masks else ()
         for mask, (x, y, width, height) in zip(sample.masks, boxes, strict=True):
             path = f"fields/{FIELD}.detections/{image_stem(sample.id)}/{mask.id}.png"
             files[path] = _png(mask.mask[y : y + height, x : x + width])

@@ -1,11 +1,13 @@
-"""Where the templates of the page and the card are, and the filters that both use."""
+"""Documents: HTML pages of one file, without scripts, that load nothing."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from segmint.infra.wording import count, counted, listed, number, share, size
-from segmint.pipeline.quality.study.privacy.score import percent
+import jinja2
 
-ASSETS = Path(__file__).parent / "assets"
+from segmint.infra.wording import count, counted, listed, number, share, size, upper_bound
+
+_SHARED = Path(__file__).parent / "assets"
 
 FILTERS = {
     "count": count,
@@ -14,6 +16,23 @@ FILTERS = {
     "number": number,
     "size": size,
     "listed": listed,
-    "bound": percent,
+    "bound": upper_bound,
 }
 """How templates write numbers, by the names of the filters."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A tick on the axis of a plot: `at` is in percent of the frame, from the left or from the bottom."""
+
+    at: float
+    text: str
+
+
+def document_templates(folder: Path) -> jinja2.Environment:
+    """Return the templates of a folder; each includes `document.css.j2`, the style that all documents share."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, _SHARED]), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    templates.filters.update(FILTERS)
+    return templates

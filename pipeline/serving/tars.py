@@ -4,7 +4,9 @@ import tarfile
 import threading
 from collections.abc import Callable
 
+from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, DamagedDatasetError
+from segmint.infra.storage.location import Location
 
 _BLOCK = 512
 _WINDOW = 64 << 10  # usually holds an image's JSON and the next header: one request per image
@@ -81,3 +83,16 @@ class TarIndex:
         elif member.type not in _SKIPPED:
             raise DamagedDatasetError(f"{self._where}: {member.name} is not a plain file")
         self._next = data + -(-member.size // _BLOCK) * _BLOCK
+
+
+def index_tar(dataset: Location, commit: Commit) -> TarIndex:
+    """Return the index of a committed shard's tar, which reads it by ranges; raises as `Commit.file` does."""
+    entry = commit.file("shards")
+    tar = dataset / entry.path
+
+    def read_range(start: int, stop: int) -> bytes:
+        with tar.open_ranges(entry.size) as stream:
+            stream.seek(start)
+            return stream.read(stop - start)
+
+    return TarIndex(tar.uri, entry.size, read_range)

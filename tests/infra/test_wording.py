@@ -12,6 +12,7 @@ from segmint.infra.wording import (
     share,
     size,
     some,
+    upper_bound,
     without_turning,
     yaml_text,
 )
@@ -72,3 +73,14 @@ def test_no_mark_turns_the_text_of_a_name(mark: str) -> None:
     assert without_turning(f"caf\u00e9{mark}gpj") == "caf\u00e9\ufffdgpj"
     assert yaml_text({"name": f"caf\u00e9{mark}gpj"}) == f'name: "caf\\xE9\\u{ord(mark):04X}gpj"\n'
     assert yaml_text({"name": "caf\u00e9"}) == "name: caf\u00e9\n"
+
+
+def test_a_bound_is_rounded_up() -> None:
+    assert [upper_bound(each) for each in (0.000998, 0.0010014, 0.0453, 0.527, 1.0, 0.0)] == [
+        "0.1 %",
+        "0.11 %",
+        "4.6 %",
+        "53 %",
+        "100 %",
+        "0 %",
+    ]

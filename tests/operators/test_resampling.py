@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from segmint.pipeline.quality.statistics.resampling import (
+from segmint.operators.resampling import (
     holm,
     mean_replicates,
     percentile_interval,

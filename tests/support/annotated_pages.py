@@ -16,7 +16,7 @@ from segmint.catalogs.dataset.annotations.answers import Answer, read_answers
 from segmint.pipeline.engine.annotate.access import Team
 from segmint.pipeline.engine.annotate.app import make_app
 from segmint.pipeline.engine.annotate.server import Opened, open_desk
-from segmint.pipeline.quality.view.server import listen
+from segmint.pipeline.serving.server import listen
 from tests.support.annotating import options
 from tests.support.locations import location_of
 from tests.support.viewed import mask_rows

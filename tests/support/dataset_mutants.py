@@ -271,7 +271,7 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "pairs in order of the masks",
-        "pipeline/quality/study/pairs.py",
+        "operators/annotations/pairs.py",
         "for value, row, column in candidates:",
         "for value, row, column in sorted(candidates, key=lambda one: one[1:]):",
         "tests/pipeline/quality/study/test_pairs.py",

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
 
 ORIGIN = "http://modules.test"
-_FOLDERS = [ROOT / "pipeline" / "engine" / "annotate" / "assets", ROOT / "pipeline" / "quality" / "view" / "assets"]
+_FOLDERS = [ROOT / "pipeline" / "engine" / "annotate" / "assets", ROOT / "pipeline" / "serving" / "assets"]
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
 
 
 def module_page(browser: "Browser") -> "Page":
-    """An empty page that may import the modules of the annotator and the viewer by their names."""
+    """An empty page that may import the modules of the annotator, and those that pages share, by their names."""
     page = browser.new_page()
 
     def answer(route: "Route") -> None:

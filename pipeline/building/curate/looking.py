@@ -12,11 +12,10 @@ from segmint.catalogs.source.rows import NormalizedRows
 from segmint.infra.errors import UnfinishedError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.progress import Progress
-from segmint.infra.ray_session import Cluster, ray_session
+from segmint.infra.ray_session import RETRIES, Cluster, ray_session
 from segmint.infra.storage.location import Location
 from segmint.operators.curate.features import PART_ROWS, CurateTask, LookAtImages, part_name
 from segmint.pipeline.building.execution.stage_watch import watched
-from segmint.pipeline.building.execution.stages import RETRIES
 from segmint.pipeline.config.config import ResourcesConfig
 
 WINDOW_PARTS = 512

@@ -8,7 +8,7 @@ from ray.data import ActorPoolStrategy
 
 from segmint.catalogs.dataset.tombstones import TakenNames, read_tombstones, taken_images
 from segmint.infra.errors import UsageError
-from segmint.infra.ray_session import Cluster, observe
+from segmint.infra.ray_session import RETRIES, Cluster, observe
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.prepare import PrepareResources
 from segmint.operators.segment.overlap import HostThreads
@@ -30,9 +30,6 @@ DESCRIBE_CPUS = 0.5
 
 WRITERS = 2
 """Shards that are written at the same time."""
-
-RETRIES = 16
-"""The most restarts of an actor and retries of a block; without a bound Ray would go on forever."""
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,7 @@ def run(
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import counted
     from segmint.pipeline.engine.annotate.access import check_name, parse_origin
+    from segmint.pipeline.engine.annotate.app import make_app
     from segmint.pipeline.engine.annotate.queue import Order as QueueOrder
     from segmint.pipeline.engine.annotate.queue import QueueOptions
     from segmint.pipeline.engine.annotate.server import AnnotateOptions, open_desk, serve
@@ -161,14 +162,13 @@ def run(
     say(f"reading the tables of {dataset}")
     if stage is Stage.RATE:
         from segmint.pipeline.engine.annotate.rating.app import make_rating_app
+        from segmint.pipeline.engine.annotate.rating.desk import open_rating_desk
         from segmint.pipeline.engine.annotate.rating.sample import SampleOptions
-        from segmint.pipeline.engine.annotate.rating.server import open_rating_desk
-        from segmint.pipeline.engine.annotate.server import serve_app
 
         options = SampleOptions(200 if masks is None else masks, seed or 0, select)
         with open_rating_desk(place, options) as desk:
             say(f"{counted(len(desk), 'mask')} to rate")
-            serve_app(
+            serve(
                 lambda team: make_rating_app(desk, team),
                 port,
                 who,
@@ -184,7 +184,7 @@ def run(
             say(f"note: {opened.note}")
         about = opened.desk.about
         say(f"{counted(about.images, 'image')} to annotate; {about.weights} answers")
-        serve(opened, port, who, origin=public, open_browser=browser, on_ready=show)
+        serve(lambda team: make_app(opened.desk, team), port, who, origin=public, open_browser=browser, on_ready=show)
 
 
 def refuse_needless(stage: Stage, given: Collection[str]) -> None:

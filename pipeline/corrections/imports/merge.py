@@ -10,6 +10,7 @@ from typing import Any
 
 from segmint.catalogs.reasons import Reason
 from segmint.model.automatic import rle as runs
+from segmint.operators.annotations.pairs import best_matches
 from segmint.operators.describe import image_statistics
 from segmint.operators.rows import Row
 from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT
@@ -20,7 +21,6 @@ from segmint.pipeline.corrections.people_masks import (
     is_of_build,
     numbered_masks,
 )
-from segmint.pipeline.quality.study.pairs import StudyMask, best_matches
 
 SAME_OBJECT_IOU = 0.5
 """The least IoU at which a mask of another dataset takes the place of one that a build made."""
@@ -171,8 +171,8 @@ def _parents(row: Row, old: Sequence[Row], new: Sequence[NewMask], settings: Imp
     if settings.mode is Mode.CARRY:
         old = [mask for mask in old if is_of_build(mask)]
     size = [row["height"], row["width"]]
-    ours = [StudyMask(None, {"size": size, "counts": counts_of(mask).encode()}) for mask in old]
-    theirs = [StudyMask(None, {"size": size, "counts": mask.counts.encode()}) for mask in new]
+    ours = [{"size": size, "counts": counts_of(mask).encode()} for mask in old]
+    theirs = [{"size": size, "counts": mask.counts.encode()} for mask in new]
     least = SAME_OBJECT_IOU if settings.mode is Mode.CARRY else 0.0
     matches = best_matches(ours, theirs) if ours and theirs else []
     return pairs | {new[column].counts: old[place] for place, column, iou in matches if iou >= least}

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from segmint.catalogs.dataset.annotations.answers import Annotator
 from segmint.catalogs.layout import wrong_fields
 from segmint.infra.errors import UsageError
-from segmint.pipeline.quality.view.guard import KEY, Door, same_secret
+from segmint.pipeline.serving.door import KEY, Door, same_secret
 
 HEADER = "x-segmint"
 """The header that every write has, with the value 1."""

@@ -1,7 +1,7 @@
 """The annotator's web application: its pages, and what they ask, as JSON. Addresses name images by id alone.
 
 ```
-GET  /                               the page; /assets/… its scripts and styles, and the viewer's
+GET  /                               the page; /assets/… its scripts and styles
 GET  /api/session                    who works, on what
 POST /api/next                       the next image of the queue
 GET  /api/images/{id}                an image's row, masks and last answer
@@ -26,10 +26,10 @@ from starlette.routing import Route
 
 from segmint.catalogs.dataset.annotations.answers import MOST_BYTES
 from segmint.infra.errors import UsageError
-from segmint.pipeline.engine.annotate.access import Gate, NotOwnerError, Team, check_name
+from segmint.pipeline.engine.annotate.access import Gate, Team
 from segmint.pipeline.engine.annotate.desk import Desk, LostRaceError
-from segmint.pipeline.engine.annotate.requests import PROBLEMS, PROMPT_BYTES, Bodies, field, reads
-from segmint.pipeline.quality.view import app as view
+from segmint.pipeline.engine.annotate.requests import PROBLEMS, PROMPT_BYTES, Bodies, field, give_address, reads
+from segmint.pipeline.serving.responses import image_of, jpeg_response, json_response, page_routes
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -39,22 +39,16 @@ def make_app(desk: Desk, team: Team) -> Starlette:
 
     def session(_: Any, annotator: str) -> Response:
         about = {"annotator": annotator, "owner": annotator == team.owner, **desk.about.to_dict()}
-        return view.json_response(about)
-
-    def address(body: Any, annotator: str) -> Response:
-        if annotator != team.owner:
-            raise NotOwnerError("only who started the server gives addresses")
-        name = check_name(field(body, "annotator", str))
-        return view.json_response({"annotator": name, "address": team.address(name)})
+        return json_response(about)
 
     def following(body: Any, annotator: str) -> Response:
         after = field(body, "after", int | None)
         if after is not None and not 1 <= after < 1 << 53:
             raise UsageError("after: expected the id of an image")
-        return view.json_response(desk.next(annotator, after))
+        return json_response(desk.next(annotator, after))
 
     def save(image: int, n: int, body: Any, annotator: str) -> Response:
-        return view.json_response({"n": desk.save(image, annotator, n, body).n}, 201)
+        return json_response({"n": desk.save(image, annotator, n, body).n}, 201)
 
     def embed(image: int, annotator: str) -> Response:
         desk.embed(image, annotator)
@@ -65,23 +59,20 @@ def make_app(desk: Desk, team: Team) -> Starlette:
         return Response(status_code=204)
 
     def jpeg(image: int) -> Response:
-        return view.jpeg_response(desk.source.read(image).jpeg)
+        return jpeg_response(desk.source.read(image).jpeg)
 
-    of = view.image_of
+    of = image_of
     writes = Bodies().writes
     routes = [
-        Route("/", view.asset(ASSETS / "index.html")),
-        *(Route(f"/assets/{name}", view.asset(path)) for name, path in assets().items()),
+        *page_routes(ASSETS / "index.html"),
         Route("/api/session", reads(lambda request: session(None, request.state.annotator))),
         Route("/api/next", writes(lambda r, body: following(body, r.state.annotator)), methods=["POST"]),
-        Route("/api/images/{image}", reads(lambda r: view.json_response(desk.open(of(r), r.state.annotator)))),
+        Route("/api/images/{image}", reads(lambda r: json_response(desk.open(of(r), r.state.annotator)))),
         Route("/images/{image}.jpg", reads(lambda request: jpeg(of(request)))),
         Route("/api/images/{image}/embed", writes(lambda r, _: embed(of(r), r.state.annotator)), methods=["POST"]),
         Route(
             "/api/images/{image}/predict",
-            writes(
-                lambda r, body: view.json_response(desk.predict(of(r), r.state.annotator, body).to_dict()), PROMPT_BYTES
-            ),
+            writes(lambda r, body: json_response(desk.predict(of(r), r.state.annotator, body).to_dict()), PROMPT_BYTES),
             methods=["POST"],
         ),
         Route(
@@ -90,20 +81,14 @@ def make_app(desk: Desk, team: Team) -> Starlette:
             methods=["PUT"],
         ),
         Route("/api/images/{image}/release", writes(lambda r, _: release(of(r), r.state.annotator)), methods=["POST"]),
-        Route("/api/progress", reads(lambda _: view.json_response(desk.progress(team.annotators)))),
-        Route("/api/address", writes(lambda r, body: address(body, r.state.annotator)), methods=["POST"]),
+        Route("/api/progress", reads(lambda _: json_response(desk.progress(team.annotators)))),
+        Route("/api/address", writes(lambda r, body: give_address(team, body, r.state.annotator)), methods=["POST"]),
     ]
     return Starlette(
         routes=routes,
         middleware=[Middleware(Gate, team=team)],
         exception_handlers={**PROBLEMS, LostRaceError: _lost_race},
     )
-
-
-def assets() -> dict[str, Path]:
-    """Return the files below /assets/ by name: the annotator's, and those of the viewer that it does not have."""
-    found = [*sorted(view.ASSETS.iterdir()), *sorted(ASSETS.iterdir())]
-    return {path.name: path for path in found if path.suffix in view.TYPES}
 
 
 def _answer_number(request: Request) -> int:

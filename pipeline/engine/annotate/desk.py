@@ -27,7 +27,7 @@ from segmint.pipeline.engine.annotate.kept import Keeper, Kept
 from segmint.pipeline.engine.annotate.leases import Leases
 from segmint.pipeline.engine.annotate.queue import Queue
 from segmint.pipeline.engine.annotate.source import GoneError, ImageSource, OpenImage
-from segmint.pipeline.quality.view.images import NoPictureError
+from segmint.pipeline.serving.images import NoPictureError
 
 AHEAD = 3
 """Images whose embeddings are made ahead for each annotator."""

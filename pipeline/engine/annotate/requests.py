@@ -9,19 +9,16 @@ from types import MappingProxyType
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from segmint.catalogs.dataset.annotations.answers import AnswerError
 from segmint.catalogs.dataset.annotations.saved import TakenDownError
-from segmint.infra.errors import SegmintError, UsageError
-from segmint.infra.storage.errors import StorageFaultError
-from segmint.pipeline.engine.annotate.access import NotOwnerError
+from segmint.infra.errors import UsageError
+from segmint.pipeline.engine.annotate.access import NotOwnerError, Team, check_name
 from segmint.pipeline.engine.annotate.source import GoneError, NotReadyError
-from segmint.pipeline.quality.view import app as view
-from segmint.pipeline.quality.view.images import NoPictureError
-from segmint.pipeline.quality.view.index import UnknownImageError
+from segmint.pipeline.serving.responses import PROBLEMS as SHARED_PROBLEMS
+from segmint.pipeline.serving.responses import json_response, problem
 
 SMALL_BYTES = 64 << 10
 """The limit of bodies that have only a few fields."""
@@ -141,20 +138,23 @@ def number_in(request: Request, name: str) -> int:
     return int(text)
 
 
+def give_address(team: Team, body: Any, annotator: str) -> Response:
+    """Answer with a new address for whom a body names; raises `NotOwnerError` unless the owner asks."""
+    if annotator != team.owner:
+        raise NotOwnerError("only who started the server gives addresses")
+    name = check_name(field(body, "annotator", str))
+    return json_response({"annotator": name, "address": team.address(name)})
+
+
 PROBLEMS: Mapping[Any, Callable[[Request, Exception], Response]] = MappingProxyType(
     {
-        UsageError: view.problem(400),
-        AnswerError: view.problem(400),
-        NotOwnerError: view.problem(403),
-        UnknownImageError: view.problem(404),
-        NoPictureError: view.problem(404),
-        GoneError: view.problem(410),
-        TakenDownError: view.problem(410),
-        TooLargeError: view.problem(413),
-        HTTPException: view.http_problem,
-        StorageFaultError: view.problem(502),
-        NotReadyError: view.problem(503),
-        SegmintError: view.problem(500),
+        **SHARED_PROBLEMS,
+        AnswerError: problem(400),
+        NotOwnerError: problem(403),
+        GoneError: problem(410),
+        TakenDownError: problem(410),
+        TooLargeError: problem(413),
+        NotReadyError: problem(503),
     }
 )
 """The answers to errors that every application of annotators has."""

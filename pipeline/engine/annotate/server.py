@@ -1,8 +1,6 @@
 """Runs the annotators' server: opens a dataset and a model, and listens on 127.0.0.1 until it is interrupted."""
 
 import tempfile
-import threading
-import webbrowser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +19,6 @@ from segmint.operators.decoding import JpegDecoder
 from segmint.operators.segment.models import load_model
 from segmint.pipeline.engine.annotate.about import About
 from segmint.pipeline.engine.annotate.access import Origin, Team
-from segmint.pipeline.engine.annotate.app import make_app
 from segmint.pipeline.engine.annotate.board import Board
 from segmint.pipeline.engine.annotate.clicks.decoder import Decoder
 from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
@@ -32,8 +29,8 @@ from segmint.pipeline.engine.annotate.leases import Leases
 from segmint.pipeline.engine.annotate.queue import QueueOptions, make_queue
 from segmint.pipeline.engine.annotate.source import ImageSource, check_images
 from segmint.pipeline.quality.statistics.open_tables import open_tables
-from segmint.pipeline.quality.view.index import ImageIndex
-from segmint.pipeline.quality.view.server import listen, run_app
+from segmint.pipeline.serving.images import ImagePlaces
+from segmint.pipeline.serving.server import listen, run_app
 
 DEFAULT_WEIGHTS = "mobile_sam"
 
@@ -70,12 +67,12 @@ def open_desk(dataset: Location, options: AnnotateOptions) -> Iterator[Opened]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-annotate-")))
         with open_tables(dataset, scratch=folder) as tables:
             queue = make_queue(tables, manifest, options.queue)
-            index = stack.enter_context(closing(ImageIndex(tables, (), folder)))
+            places = stack.enter_context(closing(ImagePlaces(tables, folder)))
         weights, path, note = find_weights(dataset, manifest, options.weights)
         compute = resolve_compute(options.device, "fp32")
         predictor = stack.enter_context(PredictorThread(lambda: load_model(path, compute)))
         decoder = stack.enter_context(JpegDecoder(own=True))
-        source = stack.enter_context(closing(ImageSource(dataset, index, folder)))
+        source = stack.enter_context(closing(ImageSource(dataset, places, folder)))
         study = None if options.queue.study is None else options.queue.study.name
         about = About(
             name=manifest.name,
@@ -121,26 +118,6 @@ def find_weights(dataset: Location, manifest: DatasetManifest, name: str | None)
 
 
 def serve(
-    opened: Opened,
-    port: int,
-    names: Sequence[str],
-    *,
-    origin: Origin | None = None,
-    open_browser: bool,
-    on_ready: Callable[[Mapping[str, str]], None],
-) -> None:
-    """Serve a desk as `serve_app` does."""
-    serve_app(
-        lambda team: make_app(opened.desk, team),
-        port,
-        names,
-        origin=origin,
-        open_browser=open_browser,
-        on_ready=on_ready,
-    )
-
-
-def serve_app(
     make: Callable[[Team], Starlette],
     port: int,
     names: Sequence[str],
@@ -158,7 +135,4 @@ def serve_app(
         addresses = {name: team.address(name) for name in team.annotators}
         app = make(team)
         on_ready(addresses)
-        if open_browser:
-            # Some browsers block until they are closed; meanwhile the server must run.
-            threading.Thread(target=webbrowser.open, args=[addresses[team.owner]], daemon=True).start()
-        run_app(app, listener)
+        run_app(app, listener, addresses[team.owner] if open_browser else None)

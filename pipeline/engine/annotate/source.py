@@ -21,8 +21,8 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.schemas import SCHEMAS
 from segmint.pipeline.engine.annotate.last_images import LastImages
-from segmint.pipeline.quality.view.images import NoPictureError, Place, index_tar
-from segmint.pipeline.quality.view.index import ImageIndex
+from segmint.pipeline.serving.images import ImagePlaces, NoPictureError, Place
+from segmint.pipeline.serving.tars import index_tar
 
 Row = Mapping[str, Any]
 
@@ -80,13 +80,13 @@ def check_images(dataset: Location, manifest: DatasetManifest) -> None:
 class ImageSource:
     """Reads images from the latest commits of their shards. Thread-safe.
 
-    `index` knows which images there are, and their shards; `folder` is for scratch files. The last images are kept, as
+    `places` knows which images there are, and their shards; `folder` is for scratch files. The last images are kept, as
     long as their shard has no newer commit.
     """
 
-    def __init__(self, dataset: Location, index: ImageIndex, folder: Path) -> None:
+    def __init__(self, dataset: Location, places: ImagePlaces, folder: Path) -> None:
         self._dataset = dataset
-        self._index = index
+        self._places = places
         self._folder = folder
         self._log = CommitLog(dataset)
         self._lock = threading.Lock()
@@ -99,7 +99,7 @@ class ImageSource:
         Raises `UnknownImageError` if the dataset had no such image at the start, `GoneError` if it has none now, and
         `NoPictureError` if it has no JPEG.
         """
-        place = self._index.place(image)
+        place = self._places.place(image)
         if place.ordinal in taken_images(read_tombstones(self._dataset)):
             self.forget(image)
             raise GoneError(f"image {image} was taken down")
@@ -132,7 +132,7 @@ class ImageSource:
 
     def shard_of(self, image: int) -> int:
         """Return the shard of an image; raises `UnknownImageError`."""
-        return self._index.place(image).shard
+        return self._places.place(image).shard
 
     def generation(self, shard: int) -> int:
         """Return the generation of a shard's latest commit, 0 without one: one listing of the store."""
@@ -141,7 +141,7 @@ class ImageSource:
     def taken(self, images: Iterable[int]) -> list[int]:
         """Return which images were taken down: one listing of the store."""
         taken = taken_images(read_tombstones(self._dataset))
-        return [image for image in images if self._index.place(image).ordinal in taken]
+        return [image for image in images if self._places.place(image).ordinal in taken]
 
     def close(self) -> None:
         """Close all tables."""

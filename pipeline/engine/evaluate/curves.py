@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from segmint.operators.intervals import Interval
-from segmint.pipeline.quality.report.plots import Tick
+from segmint.pipeline.serving.documents import Tick
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,23 @@
-"""What the pages of all evaluations have in common: one file, without scripts, that loads nothing."""
+"""What the pages of all evaluations have in common."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from segmint.infra.version import VERSION
 from segmint.infra.wording import count, listed, plural
 from segmint.pipeline.engine.evaluate.answer import Subject
-from segmint.pipeline.quality.report.templates import ASSETS as REPORT_ASSETS
-from segmint.pipeline.quality.report.templates import FILTERS
+from segmint.pipeline.serving.documents import document_templates
 
-ASSETS = Path(__file__).parent / "assets"
+_TEMPLATES = Path(__file__).parent / "assets"
 
 
 def render(template: str, subject: Subject, eyebrow: str, tiles: Sequence[tuple[str, str]], **values: Any) -> str:
     """Return a page that extends `evaluation.html.j2`, as HTML; `made` may add lines on how it was measured."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters.update(FILTERS)
-    environment.filters["counted"] = _counted
+    templates = document_templates(_TEMPLATES)
+    templates.filters["counted"] = _counted
     made = [*_made(subject), *values.pop("made", [])]
-    return environment.get_template(template).render(
-        css=Markup((REPORT_ASSETS / "report.css").read_text(encoding="utf-8")),
-        own_css=Markup((ASSETS / "evaluation.css").read_text(encoding="utf-8")),
+    return templates.get_template(template).render(
         version=VERSION,
         title=" and ".join(subject.names),
         eyebrow=eyebrow,

@@ -139,8 +139,8 @@ def _window(
 ) -> Iterator[PartResult]:
     import ray.data
 
+    from segmint.infra.ray_session import RETRIES
     from segmint.pipeline.building.execution.stage_watch import watched
-    from segmint.pipeline.building.execution.stages import RETRIES
 
     blocks = [pa.table([[pickle.dumps(part)]], schema=_PART) for part in window]
     workers = min(len(window), workers)

@@ -16,10 +16,9 @@ import ray.exceptions
 from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.progress import Progress
-from segmint.infra.ray_session import Cluster, ray_session
+from segmint.infra.ray_session import RETRIES, Cluster, ray_session
 from segmint.infra.uris import absolute
 from segmint.pipeline.building.execution.stage_watch import watched
-from segmint.pipeline.building.execution.stages import RETRIES
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.quality.audit.shard import ShardPlan, ShardResult
 from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor

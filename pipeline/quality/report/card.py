@@ -12,9 +12,9 @@ from segmint.infra.wording import counted, without_turning, yaml_text
 from segmint.pipeline.quality.audit.answer import AuditReport
 from segmint.pipeline.quality.report.charts import Charts
 from segmint.pipeline.quality.report.facts import Facts
-from segmint.pipeline.quality.report.page import digest_of, is_searched, remarks_of
-from segmint.pipeline.quality.report.templates import ASSETS, FILTERS
+from segmint.pipeline.quality.report.page import ASSETS, digest_of, is_searched, remarks_of
 from segmint.pipeline.quality.statistics.values import Statistics
+from segmint.pipeline.serving.documents import FILTERS
 
 _SPECIAL = re.compile(r"[\\`*_\[\]|~$#!]")
 

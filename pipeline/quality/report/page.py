@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import jinja2
-from markupsafe import Markup
+from pathlib import Path
 
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.findings import INTEGRITY
@@ -18,13 +16,14 @@ from segmint.pipeline.quality.report.charts import Charts
 from segmint.pipeline.quality.report.facts import Facts
 from segmint.pipeline.quality.report.findings import FoundGroup, groups_of
 from segmint.pipeline.quality.report.samples import Picture
-from segmint.pipeline.quality.report.templates import ASSETS, FILTERS
 from segmint.pipeline.quality.statistics.beside import Beside
 from segmint.pipeline.quality.statistics.masks import LARGE, SMALL
 from segmint.pipeline.quality.statistics.paper import PAPER, PaperDataset, PaperGroup
 from segmint.pipeline.quality.statistics.shards import LEAST_IMAGES, LEAST_SHARDS
 from segmint.pipeline.quality.statistics.values import Cleanup, Geography, GroupImages, Statistics
+from segmint.pipeline.serving.documents import document_templates
 
+ASSETS = Path(__file__).parent / "assets"
 AREAS = (INTEGRITY, "licenses", "privacy", "duplicates")
 NOT_AUDITED = "not audited"
 
@@ -93,42 +92,41 @@ def render_page(
 
     `beside` is a comparison with another dataset, if there is one.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters.update(FILTERS)
     groups = {area: groups_of(audit.findings, area) for area in AREAS}
-    return environment.get_template("report.html.j2").render(
-        css=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
-        version=VERSION,
-        audit=audit,
-        statistics=statistics,
-        facts=facts,
-        charts=charts,
-        groups=groups,
-        verdict=verdict_of(audit, statistics, groups),
-        tiles=_tiles(statistics, facts),
-        licenses=audit.licenses,
-        privacy=audit.privacy if is_searched(audit.privacy) else None,
-        duplicates=audit.duplicates,
-        bundled=[detector.name for detector in facts.detectors if detector.bundled],
-        credits=[credit for credit in facts.credits if credit.attribution or credit.provider],
-        masks_sentence=_masks_sentence(statistics),
-        datasets=[PaperDataset(facts.name, facts.images, facts.masks), *PAPER.datasets],
-        groups_and_paper=groups_and_paper(statistics.geography),
-        paper=PAPER,
-        sizes=(SMALL, LARGE),
-        least_images=LEAST_IMAGES,
-        least_shards=LEAST_SHARDS,
-        remarks=remarks_of(statistics),
-        leading=[(picture, leading_aspect(picture)) for picture in pictures.leading],
-        flagged=pictures.flagged,
-        others=pictures.others,
-        pictures_why=pictures.why,
-        shown=pictures.shown,
-        made=made_of(facts),
-        beside=beside,
-        **({} if beside is None else beside_values(beside)),
+    return (
+        document_templates(ASSETS)
+        .get_template("report.html.j2")
+        .render(
+            version=VERSION,
+            audit=audit,
+            statistics=statistics,
+            facts=facts,
+            charts=charts,
+            groups=groups,
+            verdict=verdict_of(audit, statistics, groups),
+            tiles=_tiles(statistics, facts),
+            licenses=audit.licenses,
+            privacy=audit.privacy if is_searched(audit.privacy) else None,
+            duplicates=audit.duplicates,
+            bundled=[detector.name for detector in facts.detectors if detector.bundled],
+            credits=[credit for credit in facts.credits if credit.attribution or credit.provider],
+            masks_sentence=_masks_sentence(statistics),
+            datasets=[PaperDataset(facts.name, facts.images, facts.masks), *PAPER.datasets],
+            groups_and_paper=groups_and_paper(statistics.geography),
+            paper=PAPER,
+            sizes=(SMALL, LARGE),
+            least_images=LEAST_IMAGES,
+            least_shards=LEAST_SHARDS,
+            remarks=remarks_of(statistics),
+            leading=[(picture, leading_aspect(picture)) for picture in pictures.leading],
+            flagged=pictures.flagged,
+            others=pictures.others,
+            pictures_why=pictures.why,
+            shown=pictures.shown,
+            made=made_of(facts),
+            beside=beside,
+            **({} if beside is None else beside_values(beside)),
+        )
     )
 
 

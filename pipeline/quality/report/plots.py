@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from segmint.infra.wording import number
 from segmint.pipeline.quality.statistics.values import Centers, Histogram
+from segmint.pipeline.serving.documents import Tick
 
 _LEVELS = 24  # shades of a heat map
 _MOST_TICKS = 7  # of an axis of ratios
@@ -40,14 +41,6 @@ class Bars:
         """Return the length of a bar in percent of the frame."""
         longest = max((each for row in self.rows for each in (row.share, row.paper) if each is not None), default=0)
         return 0.0 if not share or not longest else round(100 * share / longest, 2)
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A tick on an axis: `at` is in percent of the frame, from the left or from the bottom."""
-
-    at: float
-    text: str
 
 
 @dataclass(frozen=True)

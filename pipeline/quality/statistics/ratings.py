@@ -22,8 +22,8 @@ from segmint.catalogs.dataset.annotations.ratings import (
 )
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.operators.intervals import Interval
+from segmint.operators.resampling import mean_replicates, percentile_interval
 from segmint.operators.schemas import SOURCES
-from segmint.pipeline.quality.statistics.resampling import mean_replicates, percentile_interval
 
 _SEED = 0
 _AT_ONCE = 2_000  # masks asked for by one query

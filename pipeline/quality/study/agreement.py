@@ -15,9 +15,9 @@ from segmint.catalogs.dataset.annotations.lanes import answers_apart, masks_of_p
 from segmint.catalogs.dataset.annotations.names import last_answers, list_answers
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
+from segmint.operators.annotations.pairs import best_matches
 from segmint.operators.intervals import Interval
-from segmint.pipeline.quality.statistics.resampling import mean_replicates, percentile_interval
-from segmint.pipeline.quality.study.pairs import StudyMask, best_matches
+from segmint.operators.resampling import mean_replicates, percentile_interval
 
 SAME_OBJECT_IOU = 0.5
 """The least IoU at which masks of two people are of one object."""
@@ -53,7 +53,7 @@ def agreement(one: Answer, other: Answer) -> tuple[float, ...]:
     pairs under `SAME_OBJECT_IOU` are of two objects.
     """
     ours, theirs = (
-        [StudyMask(None, {"size": list(each.size), "counts": mask.counts.encode()}) for mask in masks_of_people(each)]
+        [{"size": list(each.size), "counts": mask.counts.encode()} for mask in masks_of_people(each)]
         for each in (one, other)
     )
     if one.size != other.size or not ours or not theirs:

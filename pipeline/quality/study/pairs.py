@@ -6,8 +6,7 @@ from typing import Any
 
 from pycocotools import mask as coco
 
-LEAST_IOU = 0.1
-"""The least IoU of masks that are paired without an id."""
+from segmint.operators.annotations.pairs import best_matches, iou
 
 
 @dataclass(frozen=True)
@@ -58,38 +57,13 @@ def pair_masks(drawn: Sequence[StudyMask], corrected: Sequence[StudyMask], by_id
         for mask in solid:
             by_number.setdefault(mask.id, mask)
         matched = [(mask, by_number[mask.id]) for mask in drawn if mask.id in by_number]
-        pairs = [Pair(_id(mask), float(iou([mask], [other])[0][0]), True) for mask, other in matched]
+        pairs = [Pair(_id(mask), float(iou([mask.rle], [other.rle])[0][0]), True) for mask, other in matched]
         drawn = _without(drawn, [mask for mask, _ in matched])
         solid = _without(solid, [other for _, other in matched])
-    matches = best_matches(drawn, solid)
+    matches = best_matches([mask.rle for mask in drawn], [mask.rle for mask in solid])
     pairs += [Pair(_id(drawn[row]), value, False) for row, _, value in matches]
     left = _without(drawn, [drawn[row] for row, _, _ in matches])
     return ImagePairs(tuple(pairs), tuple(_id(mask) for mask in left), len(solid) - len(matches))
-
-
-def best_matches(rows: Sequence[StudyMask], columns: Sequence[StudyMask]) -> list[tuple[int, int, float]]:
-    """Return pairs of positions with their IoU, best first, none used twice, none under `LEAST_IOU`."""
-    matrix = iou(rows, columns)
-    candidates = sorted(
-        (-float(matrix[row][column]), row, column)
-        for row in range(len(rows))
-        for column in range(len(columns))
-        if matrix[row][column] >= LEAST_IOU
-    )
-    matches: list[tuple[int, int, float]] = []
-    used_rows: set[int] = set()
-    used_columns: set[int] = set()
-    for value, row, column in candidates:
-        if row not in used_rows and column not in used_columns:
-            matches.append((row, column, -value))
-            used_rows.add(row)
-            used_columns.add(column)
-    return matches
-
-
-def iou(rows: Sequence[StudyMask], columns: Sequence[StudyMask]) -> Any:
-    """Return the intersection over union of all pairs, (rows, columns) float64; empty if either is."""
-    return coco.iou([mask.rle for mask in rows], [mask.rle for mask in columns], [0] * len(columns))
 
 
 def _id(mask: StudyMask) -> int:

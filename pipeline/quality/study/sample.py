@@ -25,7 +25,6 @@ from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.operators.audit.mask_columns import of_people
 from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
-from segmint.pipeline.export.coco import compressed_rle
 from segmint.pipeline.export.export import make_writer, refuse_existing, write_samples
 from segmint.pipeline.export.folder import ExportFolder
 from segmint.pipeline.export.formats import Format
@@ -220,7 +219,7 @@ class PinWriter:
 
     def add(self, sample: Sample) -> None:
         """Add an image with its masks."""
-        masks = [{"id": mask.id, "sha256": mask_sha256(compressed_rle(mask))} for mask in sample.masks]
+        masks = [{"id": mask.id, "sha256": mask_sha256(mask.rle)} for mask in sample.masks]
         size = {"width": sample.row["width"], "height": sample.row["height"]}
         self._images.append({"id": sample.id, "image_id": sample.row["image_id"], **size, "masks": masks})
 

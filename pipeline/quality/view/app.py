@@ -1,4 +1,4 @@
-"""The viewer: a web application for one dataset. Pages are the files in `assets/`; data is sent as JSON and JPEG.
+"""The viewer: a web application for one dataset. Its page is in `assets/`; data is sent as JSON and JPEG.
 
 ```
 /                             the page; /assets/… its scripts and styles
@@ -14,9 +14,7 @@
 Addresses name images by id alone: no part of an address becomes a path.
 """
 
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,30 +22,33 @@ from typing import Any
 
 import pyarrow as pa
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import DamagedDatasetError
-from segmint.infra.errors import SegmintError, UsageError
-from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
 from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.quality.view.findings import AuditFindings
 from segmint.pipeline.quality.view.guard import Access, Guard
-from segmint.pipeline.quality.view.images import NoPictureError, Pictures, Place, Thumbnails
-from segmint.pipeline.quality.view.index import PAGE, ImageIndex, UnknownImageError
+from segmint.pipeline.quality.view.images import Pictures, Thumbnails
+from segmint.pipeline.quality.view.index import PAGE, ImageIndex
 from segmint.pipeline.quality.view.queries import Filters, parse_filters
+from segmint.pipeline.serving.images import Place, UnknownImageError
+from segmint.pipeline.serving.responses import (
+    PROBLEMS,
+    image_of,
+    jpeg_response,
+    json_response,
+    page_routes,
+    parse_number,
+    shortened,
+)
 
 ASSETS = Path(__file__).parent / "assets"
-
-_DIGITS = 40  # of a number in an address; Python reads no number of over 4,300
-_SHOWN = 60  # characters of a wrong value that an answer repeats
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 @dataclass
@@ -139,8 +140,7 @@ def _only_id(row: Mapping[str, Any]) -> dict[str, Any]:
 def make_app(viewer: Viewer, access: Access) -> Starlette:
     """Return the application of a viewer that serves the browsers that `access` lets in."""
     routes = [
-        Route("/", asset(ASSETS / "index.html")),
-        *(Route(f"/assets/{path.name}", asset(path)) for path in sorted(ASSETS.iterdir()) if path.suffix in TYPES),
+        *page_routes(ASSETS / "index.html"),
         Route("/api/address", lambda _: json_response({"address": access.address()})),
         Route("/api/dataset", lambda _: json_response(viewer.dataset())),
         Route("/api/images", lambda request: json_response(viewer.images(*_asked(request)))),
@@ -153,30 +153,7 @@ def make_app(viewer: Viewer, access: Access) -> Starlette:
         Route("/images/{image}.jpg", lambda request: jpeg_response(viewer.jpeg(image_of(request)))),
         Route("/thumbnails/{image}.jpg", lambda request: jpeg_response(viewer.thumbnail(image_of(request)))),
     ]
-    return Starlette(
-        routes=routes,
-        middleware=[Middleware(Guard, access=access)],
-        exception_handlers={
-            UsageError: problem(400),
-            UnknownImageError: problem(404),
-            HTTPException: http_problem,
-            NoPictureError: problem(404),
-            StorageFaultError: problem(502),
-            SegmintError: problem(500),
-        },
-    )
-
-
-def asset(path: Path) -> Callable[[Request], Response]:
-    """Return what answers with a file of `assets/`, which is read now."""
-    content = path.read_bytes()
-    return lambda _: Response(content, media_type=TYPES[path.suffix])
-
-
-def image_of(request: Request) -> int:
-    """Return the number of the image that an address names; raises `UnknownImageError` if it names none."""
-    text: str = request.path_params["image"]
-    return _number(text, UnknownImageError(f"there is no image {_short(text)!r} in this dataset"))
+    return Starlette(routes=routes, middleware=[Middleware(Guard, access=access)], exception_handlers=PROBLEMS)
 
 
 def _asked(request: Request) -> tuple[Filters, int | None]:
@@ -184,54 +161,8 @@ def _asked(request: Request) -> tuple[Filters, int | None]:
     parameters = dict(request.query_params)
     text = parameters.pop("after", None)
     after = (
-        None if text is None else _number(text, UsageError(f"after: expected the id of an image, not {_short(text)!r}"))
+        None
+        if text is None
+        else parse_number(text, UsageError(f"after: expected the id of an image, not {shortened(text)!r}"))
     )
     return parse_filters(parameters), after
-
-
-def _number(text: str, problem: SegmintError) -> int:
-    """Return the number that a text is; raises `problem` for other texts and for more digits than any id has."""
-    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
-        raise problem
-    return int(text)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-
-
-def jpeg_response(data: bytes) -> Response:
-    """Answer with a JPEG."""
-    return Response(data, media_type="image/jpeg")
-
-
-def json_response(value: Any, status: int = 200) -> Response:
-    """Answer with JSON."""
-    text = json.dumps(_plain(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=str)
-    return Response(text, status, media_type="application/json")
-
-
-def _plain(value: Any) -> Any:
-    """Return a value of a table for JSON: NaN and infinities, which a damaged table may hold, become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def problem(status: int) -> Callable[[Request, Exception], Response]:
-    """Return what answers an exception with its text."""
-
-    def answer(_: Request, error: Exception) -> Response:
-        return JSONResponse({"error": redact(str(error))}, status)
-
-    return answer
-
-
-def http_problem(_: Request, error: Exception) -> Response:
-    """Answer for an address or method that does not exist."""
-    status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
-    return JSONResponse({"error": detail}, status)

@@ -5,20 +5,20 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from PIL import Image
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.foreign import read_jpeg
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.layout import commit_name, image_name
-from segmint.infra.errors import SegmintError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.operators.decoding import JpegDecoder, UndecodableError
-from segmint.pipeline.quality.view.tars import TarIndex
+from segmint.pipeline.serving.images import NoPictureError, Place
+from segmint.pipeline.serving.tars import TarIndex, index_tar
 
 THUMBNAIL_SIDE = 480
 """Pixels of a thumbnail's longer side: twice the size in the grid, for high-density screens."""
@@ -35,20 +35,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class NoPictureError(SegmintError):
-    """An image has no picture: it is missing, or it cannot be decoded."""
-
-
 class ShardChangedError(NoPictureError):
     """The image's shard was replaced since the viewer was opened: nothing of it is shown."""
-
-
-class Place(NamedTuple):
-    """An image of a dataset, and its shard."""
-
-    id: int
-    ordinal: int
-    shard: int
 
 
 class Pictures(Protocol):
@@ -178,19 +166,6 @@ class ShardPictures:
         if generation is None or commit is None:
             raise NotFoundError(f"no {commit_name(shard, generation or 1)}")
         return index_tar(self._dataset, commit)
-
-
-def index_tar(dataset: Location, commit: Commit) -> TarIndex:
-    """Return the index of a committed shard's tar, which reads it by ranges; raises as `Commit.file` does."""
-    entry = commit.file("shards")
-    tar = dataset / entry.path
-
-    def read_range(start: int, stop: int) -> bytes:
-        with tar.open_ranges(entry.size) as stream:
-            stream.seek(start)
-            return stream.read(stop - start)
-
-    return TarIndex(tar.uri, entry.size, read_range)
 
 
 class ForeignPictures:

@@ -4,22 +4,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from segmint.catalogs.dataset.tables import DatasetTables
-from segmint.catalogs.layout import DamagedDatasetError
-from segmint.infra.errors import SegmintError
 from segmint.pipeline.quality.view.findings import ImageFinding
-from segmint.pipeline.quality.view.images import Place
 from segmint.pipeline.quality.view.queries import CHOICES, RANGES, Filters, beyond, order, where
+from segmint.pipeline.serving.images import ImagePlaces
 
 PAGE = 60
 """Images per page of the grid."""
 
 _CHOICES_SHOWN = 500
-_BATCH_ROWS = 65_536
-_MEMORY = "1GB"
-_HIGHEST_ID = 2**63 - 1
 
 _INDEX = """
 SELECT id, ordinal, shard, image_id, country, license, provider, width, height, masks,
@@ -35,32 +28,16 @@ _SHOWN = ("id", "image_id", "width", "height", "masks")
 Row = dict[str, Any]
 
 
-class UnknownImageError(SegmintError):
-    """No image of the dataset has this id."""
-
-
-class ImageIndex:
-    """Searches, sorts and pages the images of a dataset. Thread-safe: each call has its own cursor.
-
-    The tables of images are read once, as a stream, into a DuckDB file in `folder`, some 40 bytes per image: a dataset
-    of a million images has thousands of Parquet files, too many to open for each search.
-    """
+class ImageIndex(ImagePlaces):
+    """Searches, sorts and pages the images of a dataset, with the findings about them. Thread-safe."""
 
     def __init__(self, tables: DatasetTables, findings: Sequence[ImageFinding], folder: Path) -> None:
-        self._database = duckdb.connect(
-            str(folder / "index.duckdb"), config={"memory_limit": _MEMORY, "temp_directory": str(folder / "spill")}
-        )
-        self._database.execute("SET enable_progress_bar = false")
-        self._fill(tables)
+        super().__init__(tables, folder, _INDEX)
         self._by_image: dict[int, list[ImageFinding]] = {}
         self._by_code: dict[str, list[int]] = {}
         for finding in findings:
             self._by_image.setdefault(finding.image, []).append(finding)
             self._by_code.setdefault(finding.code, []).append(finding.image)
-
-    def close(self) -> None:
-        """Close the database; the owner of the folder deletes the file."""
-        self._database.close()
 
     def summary(self) -> Row:
         """Return the dataset's totals, the values to filter by with numbers of images, and the limits of ranges."""
@@ -99,10 +76,6 @@ class ImageIndex:
         after = self._ordered("id", filters, image, 1)
         return (before[0][0] if before else None), (after[0][0] if after else None)
 
-    def place(self, image: int) -> Place:
-        """Return the place of an image; raises `UnknownImageError` if there is no such image."""
-        return Place(*self._values(("id", "ordinal", "shard"), image))
-
     def shards(self, images: Iterable[int]) -> dict[int, int]:
         """Return the shards of images by id; images that there are not have none."""
         return dict(self._rows("SELECT id, shard FROM images WHERE id IN (SELECT unnest(?::BIGINT[]))", [list(images)]))
@@ -110,16 +83,6 @@ class ImageIndex:
     def findings(self, image: int) -> list[ImageFinding]:
         """Return the findings about an image."""
         return self._by_image.get(image, [])
-
-    def _fill(self, tables: DatasetTables) -> None:
-        try:
-            with tables.connection.cursor() as cursor:
-                self._database.register("incoming", cursor.sql(_INDEX).to_arrow_reader(_BATCH_ROWS))
-                self._database.execute("CREATE TABLE images AS SELECT * FROM incoming")
-                self._database.unregister("incoming")
-        except duckdb.Error as error:
-            self.close()
-            raise DamagedDatasetError(f"the tables of images cannot be read: {error}") from error
 
     def _ordered(
         self, columns: str, filters: Filters, image: int | None, limit: int, *, backward: bool = False
@@ -137,13 +100,3 @@ class ImageIndex:
             f"ORDER BY number DESC, {column} NULLS LAST LIMIT {_CHOICES_SHOWN}"
         )
         return [{"value": value, "images": images} for value, images in found]
-
-    def _values(self, columns: tuple[str, ...], image: int) -> tuple[Any, ...]:
-        if image <= _HIGHEST_ID:
-            for values in self._rows(f"SELECT {', '.join(columns)} FROM images WHERE id = ? LIMIT 1", [image]):
-                return values
-        raise UnknownImageError(f"there is no image {image} in this dataset")
-
-    def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._database.cursor() as cursor:
-            return list(cursor.execute(sql, list(values)).fetchall())

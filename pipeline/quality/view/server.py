@@ -1,21 +1,14 @@
 """Runs a viewer: opens the dataset, and listens on 127.0.0.1 until it is interrupted."""
 
-import signal
-import socket
 import tempfile
-import threading
-import webbrowser
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-
-from starlette.applications import Starlette
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import name_of, read_manifest
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.versions.record import name_now
-from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.quality.audit.answer_json import read_audit
@@ -26,9 +19,7 @@ from segmint.pipeline.quality.view.findings import AuditFindings, findings_of
 from segmint.pipeline.quality.view.guard import Access
 from segmint.pipeline.quality.view.images import ForeignPictures, Pictures, ShardPictures
 from segmint.pipeline.quality.view.index import ImageIndex
-
-_HOST = "127.0.0.1"
-_LAST_ANSWERS_S = 3
+from segmint.pipeline.serving.server import listen, run_app
 
 
 @contextmanager
@@ -64,57 +55,7 @@ def serve(viewer: Viewer, port: int, *, open_browser: bool, on_ready: Callable[[
         address = access.address()
         app = make_app(viewer, access)
         on_ready(address)
-        if open_browser:
-            # Some browsers block until they are closed; meanwhile the server must run.
-            threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
-        run_app(app, listener)
-
-
-def run_app(app: Starlette, listener: socket.socket) -> None:
-    """Serve an application on a socket that listens, until the process gets SIGINT or SIGTERM."""
-    import uvicorn
-
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            lifespan="off",
-            ws="none",
-            log_level="warning",
-            access_log=False,  # its lines would contain keys
-            server_header=False,
-            timeout_graceful_shutdown=_LAST_ANSWERS_S,
-        )
-    )
-    with _ended_by_signals():
-        server.run(sockets=[listener])
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """End the block quietly on SIGINT and SIGTERM, running every `finally`."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        pass
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def listen(port: int) -> socket.socket:
-    """Listen on a port of 127.0.0.1 (0: a free one); raises `UsageError` if it is taken."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Its connections have it, too. asyncio sets it for sockets that it makes itself; without it an answer's body waits
-    # until the browser has confirmed its headers, up to 40 ms.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        listener.bind((_HOST, port))
-    except OSError as error:
-        listener.close()
-        raise UsageError(f"--port {port}: cannot listen on {_HOST}:{port}: {error.strerror}") from error
-    listener.listen()
-    return listener
+        run_app(app, listener, address if open_browser else None)
 
 
 def _pictures(tables: DatasetTables, generations: Mapping[int, int]) -> Pictures:

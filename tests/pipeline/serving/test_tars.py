@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segmint.catalogs.layout import DamagedDatasetError
-from segmint.pipeline.quality.view.tars import TarIndex
+from segmint.pipeline.serving.tars import TarIndex
 
 
 def tar_of(files: dict[str, bytes], tar_format: int = tarfile.USTAR_FORMAT) -> bytes:

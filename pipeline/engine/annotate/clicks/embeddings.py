@@ -21,7 +21,7 @@ from segmint.pipeline.engine.annotate.clicks.drawing import prepare_drawing
 from segmint.pipeline.engine.annotate.clicks.predictor_thread import PredictorThread
 from segmint.pipeline.engine.annotate.last_images import LastImages
 from segmint.pipeline.engine.annotate.source import NotReadyError, OpenImage
-from segmint.pipeline.quality.view.images import NoPictureError
+from segmint.pipeline.serving.images import NoPictureError
 
 KEPT = 64
 """Embeddings that are kept, of 4 MiB each."""

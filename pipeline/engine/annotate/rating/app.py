@@ -19,52 +19,45 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from segmint.pipeline.engine.annotate.access import Gate, NotOwnerError, Team, check_name
-from segmint.pipeline.engine.annotate.app import ASSETS, assets
+from segmint.pipeline.engine.annotate.access import Gate, Team
+from segmint.pipeline.engine.annotate.app import ASSETS
 from segmint.pipeline.engine.annotate.rating.desk import OtherRatingError, RatingDesk
-from segmint.pipeline.engine.annotate.requests import PROBLEMS, Bodies, field, number_in, reads
-from segmint.pipeline.quality.view import app as view
+from segmint.pipeline.engine.annotate.requests import PROBLEMS, Bodies, give_address, number_in, reads
+from segmint.pipeline.serving.responses import image_of, jpeg_response, json_response, page_routes
 
 
 def make_rating_app(desk: RatingDesk, team: Team) -> Starlette:
     """Return the application of a desk that serves the browsers of a team."""
 
     def session(rater: str) -> Response:
-        return view.json_response({"annotator": rater, "owner": rater == team.owner, **desk.about.to_dict()})
+        return json_response({"annotator": rater, "owner": rater == team.owner, **desk.about.to_dict()})
 
     def following(rater: str) -> Response:
-        return view.json_response(desk.next(rater))
+        return json_response(desk.next(rater))
 
     def save(rater: str, item: int, n: int, body: Any) -> Response:
         saved = desk.save(rater, item, n, body)
-        return view.json_response({"n": saved.n, "next": desk.next(rater)}, 201)
+        return json_response({"n": saved.n, "next": desk.next(rater)}, 201)
 
     def jpeg(image: int) -> Response:
-        return view.jpeg_response(desk.source.read(image).jpeg)
-
-    def address(body: Any, rater: str) -> Response:
-        if rater != team.owner:
-            raise NotOwnerError("only who started the server gives addresses")
-        name = check_name(field(body, "annotator", str))
-        return view.json_response({"annotator": name, "address": team.address(name)})
+        return jpeg_response(desk.source.read(image).jpeg)
 
     writes = Bodies().writes
     routes = [
-        Route("/", view.asset(ASSETS / "rate.html")),
-        *(Route(f"/assets/{name}", view.asset(path)) for name, path in assets().items()),
+        *page_routes(ASSETS / "rate.html"),
         Route("/api/session", reads(lambda r: session(r.state.annotator))),
         Route("/api/rate/next", writes(lambda r, _: following(r.state.annotator)), methods=["POST"]),
         Route(
             "/api/rate/{item}",
-            reads(lambda r: view.json_response(desk.show(r.state.annotator, number_in(r, "item")))),
+            reads(lambda r: json_response(desk.show(r.state.annotator, number_in(r, "item")))),
         ),
         Route(
             "/api/rate/{item}/{n}",
             writes(lambda r, body: save(r.state.annotator, number_in(r, "item"), number_in(r, "n"), body)),
             methods=["PUT"],
         ),
-        Route("/images/{image}.jpg", reads(lambda r: jpeg(view.image_of(r)))),
-        Route("/api/address", writes(lambda r, body: address(body, r.state.annotator)), methods=["POST"]),
+        Route("/images/{image}.jpg", reads(lambda r: jpeg(image_of(r)))),
+        Route("/api/address", writes(lambda r, body: give_address(team, body, r.state.annotator)), methods=["POST"]),
     ]
     return Starlette(
         routes=routes,

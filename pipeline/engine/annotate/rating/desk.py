@@ -3,10 +3,13 @@
 A mask is named by its place in the rater's order, from 0: its annotation id would tell whether people made it.
 """
 
+import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -25,15 +28,16 @@ from segmint.catalogs.dataset.annotations.ratings import (
     read_rating,
     read_ratings,
 )
-from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import wrong_fields
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.engine.annotate.about import IDLE_S
-from segmint.pipeline.engine.annotate.rating.sample import SampledMask, order_for
-from segmint.pipeline.engine.annotate.source import GoneError, ImageSource, OpenImage
-from segmint.pipeline.quality.view.images import NoPictureError
-from segmint.pipeline.quality.view.index import UnknownImageError
+from segmint.pipeline.engine.annotate.rating.sample import SampledMask, SampleOptions, draw_sample, order_for
+from segmint.pipeline.engine.annotate.source import GoneError, ImageSource, OpenImage, check_images
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.serving.images import ImagePlaces, NoPictureError, UnknownImageError
 
 _SAID = frozenset({"score", "seconds"})
 
@@ -193,3 +197,21 @@ class RatingDesk:
             if rater not in self._orders:
                 self._orders[rater] = order_for(self._sample, rater, self._seed)
             return self._orders[rater]
+
+
+@contextmanager
+def open_rating_desk(dataset: Location, options: SampleOptions) -> Iterator[RatingDesk]:
+    """Draw the masks to rate, and open their images; scratch files are deleted at the end.
+
+    Raises `UsageError` if there is no dataset that segmint wrote or it has no images, and as `draw_sample`.
+    """
+    manifest = load_manifest(dataset)
+    check_images(dataset, manifest)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-rate-")))
+        with open_tables(dataset, scratch=folder) as tables:
+            sample = draw_sample(tables, options)
+            places = stack.enter_context(closing(ImagePlaces(tables, folder)))
+        source = stack.enter_context(closing(ImageSource(dataset, places, folder)))
+        about = RatingAbout(manifest.name, name_now(dataset))
+        yield RatingDesk(dataset, about, source, sample, options.seed)

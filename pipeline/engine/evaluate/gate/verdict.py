@@ -12,8 +12,8 @@ import numpy as np
 
 from segmint.infra.wording import counted
 from segmint.operators.intervals import Interval
+from segmint.operators.resampling import RESAMPLES, mean_replicates
 from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
-from segmint.pipeline.quality.statistics.resampling import RESAMPLES, mean_replicates
 
 DECIDES = "iou_1"
 """The measure of the truth that decides: the mean IoU at one click."""

@@ -8,8 +8,7 @@ from typing import Literal
 import numpy as np
 
 from segmint.operators.intervals import Interval
-from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
-from segmint.pipeline.quality.statistics.resampling import (
+from segmint.operators.resampling import (
     RESAMPLES,
     holm,
     mean_replicates,
@@ -17,6 +16,7 @@ from segmint.pipeline.quality.statistics.resampling import (
     relabel_p,
     sign_flip_p,
 )
+from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
 
 Over = Literal["masks", "images", "datasets"]
 """What is averaged: masks, images' means over their masks, or datasets' means over their masks."""

@@ -11,7 +11,7 @@ from segmint.catalogs.dataset.versions.record import VersionName, name_now, read
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, upper_bound
 from segmint.operators.annotations.image import Size
 from segmint.operators.intervals import at_most
 from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json
@@ -97,22 +97,13 @@ class PrivacyScore:
             return "no image was looked at"
         return (
             f"{counted(missed.marks, 'mark')}, in {missed.images:,} of {counted(self.answered, 'image')}: at most "
-            f"{percent(missed.at_most)} of all images"
+            f"{upper_bound(missed.at_most)} of all images"
         )
 
     @property
     def any(self) -> Missed:
         """The images with a mark of any kind."""
         return self.missed[-1]
-
-
-def percent(share: float) -> str:
-    """Return a bound in percent, rounded up in its second digit, so that it still is one."""
-    text = f"{share * 100:.1e}"
-    if float(text) < share * 100:
-        digits, power = text.split("e")
-        text = f"{float(digits) + 0.1:.1f}e{power}"
-    return f"{min(100.0, float(text)):.12g} %"
 
 
 def score_privacy(folder: Location, marked: Location | None = None, regions: Location | None = None) -> PrivacyScore:

@@ -47,7 +47,7 @@ def test_a_session_says_who_and_what(ann: TestClient) -> None:
     assert (told["dataset"]["name"], told["dataset"]["images"]) == ("small", 6)
     assert (told["weights"], told["idle_s"], told["hint_s"]) == ("mobile_sam", 30, 30)
     assert ann.get("/").headers["content-type"].startswith("text/html")
-    assert ann.get("/assets/zoom.js").headers["content-type"].startswith("text/javascript")  # the viewer's
+    assert ann.get("/assets/zoom.js").headers["content-type"].startswith("text/javascript")  # shared with the viewer
 
 
 def test_an_image_is_as_the_dataset_has_it(ann: TestClient, dataset: Path) -> None:

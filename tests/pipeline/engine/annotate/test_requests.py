@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from segmint.pipeline.engine.annotate.requests import PROBLEMS, Bodies
-from segmint.pipeline.quality.view.app import json_response
+from segmint.pipeline.serving.responses import json_response
 
 MOST = 8 << 20
 

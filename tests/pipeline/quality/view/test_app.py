@@ -13,10 +13,12 @@ from starlette.testclient import TestClient
 from segmint.pipeline.quality.view.app import ASSETS, make_app
 from segmint.pipeline.quality.view.guard import Access
 from segmint.pipeline.quality.view.server import open_viewer
+from segmint.pipeline.serving import responses
 from tests.support.locations import location_of
 from tests.support.viewed import HOSTILE, image_rows, mask_rows, vary, write_audit
 
 PORT = 8123
+PAGE_FILES = [*ASSETS.iterdir(), *(path for path in responses.ASSETS.iterdir() if path.suffix != ".j2")]
 NUMBERED = (
     "/api/images/{}",
     "/api/images/{}/masks",
@@ -152,6 +154,7 @@ def test_thumbnails_are_the_pictures_made_small(client: TestClient) -> None:
         ("/images/../../etc/passwd", 404),
         ("/images/..%2f..%2fetc%2fpasswd", 404),
         ("/images/sa_1.jpg", 404),
+        ("/assets/document.css.j2", 404),
         ("/assets/../view.py", 404),
         ("/assets/..%2fview.py", 404),
         ("/api/images?masks_min=x", 400),
@@ -172,7 +175,7 @@ def test_a_long_number_to_search_for_is_found_nowhere(client: TestClient) -> Non
 
 def test_every_file_of_the_page_is_served_and_none_is_missing(client: TestClient) -> None:
     page = client.get("/").text
-    for path in ASSETS.iterdir():
+    for path in PAGE_FILES:
         served = client.get(f"/assets/{path.name}")
         if path.name != "index.html":
             assert served.content == path.read_bytes()
@@ -182,7 +185,7 @@ def test_every_file_of_the_page_is_served_and_none_is_missing(client: TestClient
 
 
 def test_the_page_names_nothing_outside() -> None:
-    for path in ASSETS.iterdir():
+    for path in PAGE_FILES:
         text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in text, path.name
         assert "https://" not in text, path.name

@@ -12,7 +12,8 @@ from PIL import Image
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.decoding import JpegDecoder
-from segmint.pipeline.quality.view.images import NoPictureError, Place, Recent, ShardPictures, Thumbnails, thumbnail
+from segmint.pipeline.quality.view.images import Recent, ShardPictures, Thumbnails, thumbnail
+from segmint.pipeline.serving.images import NoPictureError, Place
 from tests.support.committed import write_dataset, write_generation
 from tests.support.everything import jpegs, upload
 from tests.support.locations import location_of

@@ -13,9 +13,9 @@ from segmint.catalogs.dataset.tables import DatasetTables, TableFile, make_folde
 from segmint.catalogs.layout import DamagedDatasetError, data_path
 from segmint.operators.schemas import IMAGES
 from segmint.pipeline.quality.view.findings import ImageFinding
-from segmint.pipeline.quality.view.images import Place
-from segmint.pipeline.quality.view.index import ImageIndex, UnknownImageError
+from segmint.pipeline.quality.view.index import ImageIndex
 from segmint.pipeline.quality.view.queries import RANGES, SORTS, parse_filters
+from segmint.pipeline.serving.images import Place, UnknownImageError
 from tests.support.locations import location_of
 
 COUNT = 300

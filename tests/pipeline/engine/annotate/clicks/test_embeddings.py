@@ -17,7 +17,7 @@ from segmint.model.sam.predictor import Embedding
 from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
 from segmint.pipeline.engine.annotate.source import NotReadyError, OpenImage
-from segmint.pipeline.quality.view.images import NoPictureError, Place
+from segmint.pipeline.serving.images import NoPictureError, Place
 
 
 class Recorder:

@@ -19,8 +19,8 @@ from segmint.catalogs.dataset.annotations.ratings import (
 from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
 from segmint.pipeline.engine.annotate.access import Team
 from segmint.pipeline.engine.annotate.rating.app import make_rating_app
+from segmint.pipeline.engine.annotate.rating.desk import open_rating_desk
 from segmint.pipeline.engine.annotate.rating.sample import SampleOptions
-from segmint.pipeline.engine.annotate.rating.server import open_rating_desk
 from tests.support.annotating import ORIGIN, PORT, acting_as
 from tests.support.locations import location_of
 from tests.support.rated import counts_by_mask, rating_of

@@ -8,7 +8,7 @@ import pytest
 from segmint.catalogs.dataset.regions import read_regions
 from segmint.infra.errors import UsageError
 from segmint.pipeline.quality.study.privacy.sample import sample_privacy
-from segmint.pipeline.quality.study.privacy.score import percent, read_score, score_privacy
+from segmint.pipeline.quality.study.privacy.score import read_score, score_privacy
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 
@@ -64,17 +64,6 @@ def test_no_answer_is_no_bound(study: Path) -> None:
     score = score_privacy(location_of(study))
     assert (score.answered, score.foreign, score.any.at_most) == (0, 1, None)
     assert "nobody answered for an image: there is no bound" in score.lines()
-
-
-def test_a_bound_is_rounded_up() -> None:
-    assert [percent(each) for each in (0.000998, 0.0010014, 0.0453, 0.527, 1.0, 0.0)] == [
-        "0.1 %",
-        "0.11 %",
-        "4.6 %",
-        "53 %",
-        "100 %",
-        "0 %",
-    ]
 
 
 def test_a_score_is_read_back_and_one_that_was_edited_is_not(study: Path, tmp_path: Path) -> None:

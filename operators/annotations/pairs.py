@@ -1,0 +1,37 @@
+"""Pairs the masks of two sides of one image by their overlap."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pycocotools import mask as coco
+
+Rles = Sequence[Mapping[str, Any]]
+"""Masks of one size, compressed, for pycocotools."""
+
+LEAST_IOU = 0.1
+"""The least IoU of masks that are paired."""
+
+
+def best_matches(rows: Rles, columns: Rles) -> list[tuple[int, int, float]]:
+    """Return pairs of positions with their IoU, best first, none used twice, none under `LEAST_IOU`."""
+    matrix = iou(rows, columns)
+    candidates = sorted(
+        (-float(matrix[row][column]), row, column)
+        for row in range(len(rows))
+        for column in range(len(columns))
+        if matrix[row][column] >= LEAST_IOU
+    )
+    matches: list[tuple[int, int, float]] = []
+    used_rows: set[int] = set()
+    used_columns: set[int] = set()
+    for value, row, column in candidates:
+        if row not in used_rows and column not in used_columns:
+            matches.append((row, column, -value))
+            used_rows.add(row)
+            used_columns.add(column)
+    return matches
+
+
+def iou(rows: Rles, columns: Rles) -> Any:
+    """Return the intersection over union of all pairs, (rows, columns) float64; empty if either is."""
+    return coco.iou(list(rows), list(columns), [0] * len(columns))

@@ -1,0 +1,73 @@
+"""The images of a dataset that a server shows: where each one is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.errors import SegmintError
+
+_PLACES = "SELECT id, ordinal, shard FROM images"
+_BATCH_ROWS = 65_536
+_MEMORY = "1GB"
+_HIGHEST_ID = 2**63 - 1
+
+
+class UnknownImageError(SegmintError):
+    """No image of the dataset has this id."""
+
+
+class NoPictureError(SegmintError):
+    """An image has no picture: it is missing, or it cannot be decoded."""
+
+
+class Place(NamedTuple):
+    """An image of a dataset, and its shard."""
+
+    id: int
+    ordinal: int
+    shard: int
+
+
+class ImagePlaces:
+    """Finds the images of a dataset by their ids. Thread-safe: each call has its own cursor.
+
+    The tables of images are read once, as a stream, into a DuckDB file in `folder`, some 40 bytes per image: a dataset
+    of a million images has thousands of Parquet files, too many to open for each search. `rows` is the SQL of what is
+    read; a subclass that searches more than places selects more columns.
+    """
+
+    def __init__(self, tables: DatasetTables, folder: Path, rows: str = _PLACES) -> None:
+        self._database = duckdb.connect(
+            str(folder / "index.duckdb"), config={"memory_limit": _MEMORY, "temp_directory": str(folder / "spill")}
+        )
+        self._database.execute("SET enable_progress_bar = false")
+        try:
+            with tables.connection.cursor() as cursor:
+                self._database.register("incoming", cursor.sql(rows).to_arrow_reader(_BATCH_ROWS))
+                self._database.execute("CREATE TABLE images AS SELECT * FROM incoming")
+                self._database.unregister("incoming")
+        except duckdb.Error as error:
+            self.close()
+            raise DamagedDatasetError(f"the tables of images cannot be read: {error}") from error
+
+    def close(self) -> None:
+        """Close the database; the owner of the folder deletes the file."""
+        self._database.close()
+
+    def place(self, image: int) -> Place:
+        """Return the place of an image; raises `UnknownImageError` if there is no such image."""
+        return Place(*self._values(("id", "ordinal", "shard"), image))
+
+    def _values(self, columns: tuple[str, ...], image: int) -> tuple[Any, ...]:
+        if image <= _HIGHEST_ID:
+            for values in self._rows(f"SELECT {', '.join(columns)} FROM images WHERE id = ? LIMIT 1", [image]):
+                return values
+        raise UnknownImageError(f"there is no image {image} in this dataset")
+
+    def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._database.cursor() as cursor:
+            return list(cursor.execute(sql, list(values)).fetchall())

@@ -1,0 +1,69 @@
+"""Runs a web application on 127.0.0.1 until it is interrupted."""
+
+import signal
+import socket
+import threading
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.applications import Starlette
+
+from segmint.infra.errors import UsageError
+
+_HOST = "127.0.0.1"
+_LAST_ANSWERS_S = 3
+
+
+def run_app(app: Starlette, listener: socket.socket, address: str | None = None) -> None:
+    """Serve an application on a socket that listens, until the process gets SIGINT or SIGTERM.
+
+    Opens `address`, if there is one, in this machine's browser.
+    """
+    import uvicorn
+
+    if address is not None:
+        # Some browsers block until they are closed; meanwhile the server must run.
+        threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            log_level="warning",
+            access_log=False,  # its lines would contain keys
+            server_header=False,
+            timeout_graceful_shutdown=_LAST_ANSWERS_S,
+        )
+    )
+    with _ended_by_signals():
+        server.run(sockets=[listener])
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """End the block quietly on SIGINT and SIGTERM, running every `finally`."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def listen(port: int) -> socket.socket:
+    """Listen on a port of 127.0.0.1 (0: a free one); raises `UsageError` if it is taken."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Its connections have it, too. asyncio sets it for sockets that it makes itself; without it an answer's body waits
+    # until the browser has confirmed its headers, up to 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        listener.bind((_HOST, port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"--port {port}: cannot listen on {_HOST}:{port}: {error.strerror}") from error
+    listener.listen()
+    return listener
