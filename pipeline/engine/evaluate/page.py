@@ -1,15 +1,85 @@
-"""What the pages of all evaluations have in common."""
+"""Pages of evaluations: their frame, tables of figures, and curves, which the templates draw."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segmint.infra.version import VERSION
 from segmint.infra.wording import count, listed, plural
+from segmint.operators.intervals import Interval
 from segmint.pipeline.engine.evaluate.answer import Subject
-from segmint.pipeline.serving.documents import document_templates
+from segmint.pipeline.engine.evaluate.session import Lowest
+from segmint.pipeline.serving.documents import Tick, document_templates
 
 _TEMPLATES = Path(__file__).parent / "assets"
+
+Cell = tuple[str, str]
+"""A figure in percent, and its interval."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: values from 0 to 1, None where there is none. `color` is 0 or 1; `dashed` sets it apart."""
+
+    name: str
+    values: tuple[float, ...]
+    intervals: tuple[Interval | None, ...] = ()
+    color: int = 0
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Curves over the same values of x, evenly spaced, in a frame of 100 x 100. `summary` is for screen readers."""
+
+    title: str
+    x_label: str
+    y_label: str
+    x: tuple[str, ...]
+    curves: tuple[Curve, ...]
+    summary: str
+
+    @property
+    def low(self) -> float:
+        """The value at the bottom of the axis: a tenth below all values and intervals."""
+        values = [value for curve in self.curves for value in curve.values]
+        ends = [interval[0] for curve in self.curves for interval in curve.intervals if interval is not None]
+        return max(0.0, min(0.9, math.floor(10 * min(values + ends) - 1e-9) / 10))
+
+    @property
+    def x_ticks(self) -> list[Tick]:
+        """Each value of x."""
+        return [Tick(self._across(place), text) for place, text in enumerate(self.x)]
+
+    @property
+    def y_ticks(self) -> list[Tick]:
+        """Round percentages."""
+        span = 1 - self.low
+        step = 0.1 if span <= 0.5 + 1e-9 else 0.2
+        count = math.floor(span / step + 1e-9)
+        values = [1 - index * step for index in range(count + 1)]
+        return [Tick(round(100 * (value - self.low) / span, 2), f"{100 * value:.0f}") for value in values]
+
+    def path(self, curve: Curve) -> str:
+        """A curve as an SVG path in a 100 x 100 frame."""
+        return "M" + " L".join(f"{self._across(place):g} {self._down(v):g}" for place, v in enumerate(curve.values))
+
+    def band(self, curve: Curve) -> str:
+        """The intervals of a curve as a closed SVG path; empty if one is unknown."""
+        known = [interval for interval in curve.intervals if interval is not None]
+        if len(known) != len(curve.values) or len(known) < 2:
+            return ""
+        upper = [f"{self._across(place):g} {self._down(each[1]):g}" for place, each in enumerate(known)]
+        lower = [f"{self._across(place):g} {self._down(each[0]):g}" for place, each in enumerate(known)]
+        return f"M{' L'.join([*upper, *reversed(lower)])} Z"
+
+    def _across(self, place: int) -> float:
+        return 50.0 if len(self.x) < 2 else round(100 * place / (len(self.x) - 1), 2)
+
+    def _down(self, value: float) -> float:
+        return round(100 - 100 * (value - self.low) / (1 - self.low), 2)
 
 
 def render(template: str, subject: Subject, eyebrow: str, tiles: Sequence[tuple[str, str]], **values: Any) -> str:
@@ -44,3 +114,59 @@ def _facts(facts: Mapping[str, Any]) -> str:
         listed(f"{name.replace('_', ' ')} {value}" for name, value in facts.items() if value not in (None, [], ""))
         or "no more known"
     )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of figures: `heads` of its columns after the `first`, and for each row a name and its cells."""
+
+    title: str
+    first: str
+    heads: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+
+
+@dataclass(frozen=True)
+class FiguresPage:
+    """What a page shows. `tiles` are the figures at its head; `score` is what `lowest` is the lowest of."""
+
+    eyebrow: str
+    lead: str
+    note: str
+    score: str
+    tiles: Sequence[tuple[str, str]]
+    tables: Sequence[Table]
+    made: Sequence[tuple[str, str]]
+    charts: Sequence[Curves] = ()
+
+    def render(self, subject: Subject, lowest: Sequence[Sequence[Lowest]]) -> str:
+        """Return the page as HTML; `lowest` are those of each weights."""
+        masks = [] if subject.masks is None else [("Masks", count(subject.masks))]
+        return render(
+            "figures.html.j2",
+            subject,
+            self.eyebrow,
+            [*masks, ("Images", count(subject.images)), *self.tiles],
+            lead=self.lead,
+            note=self.note,
+            tables=self.tables,
+            charts=self.charts,
+            made=list(self.made),
+            lowest=[
+                {
+                    "title": weights.label,
+                    "head": self.score,
+                    "rows": [(each.where, f"{100 * each.score:.1f}") for each in found],
+                }
+                for weights, found in zip(subject.weights, lowest, strict=True)
+                if found
+            ],
+        )
+
+
+def cell(value: float | None, interval: Interval | None = None, sign: str = "") -> Cell:
+    """A figure and its interval in percent, a dash for none."""
+    if value is None:
+        return "-", ""
+    between = "" if interval is None else f"{100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f}"
+    return f"{100 * value:{sign}.1f}", between

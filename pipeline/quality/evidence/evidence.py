@@ -14,14 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from segmint.catalogs.dataset.manifest import (
-    DatasetManifest,
-    load_latest_manifest,
-    manifest_generations,
-    manifest_name,
-)
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, manifest_generations, manifest_name
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.versions.digest import take_snapshot
+from segmint.catalogs.findings import SENTENCES
 from segmint.catalogs.layout import MANIFEST as DATASET_MANIFEST
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.assets.known import ASSETS
@@ -30,11 +26,14 @@ from segmint.infra.storage.location import Location
 from segmint.infra.version import VERSION
 from segmint.pipeline.quality.audit.answer import AuditReport
 from segmint.pipeline.quality.audit.answer_json import to_dict
+from segmint.pipeline.quality.audit.answer_text import answer_lines
 from segmint.pipeline.quality.audit.audit import AuditOptions
 from segmint.pipeline.quality.evidence import check
-from segmint.pipeline.quality.evidence.page import render_evidence
 from segmint.pipeline.quality.study.privacy.score import PrivacyScore
 from segmint.pipeline.quality.versions.signatures import signature_path, signers
+from segmint.pipeline.serving.documents import document_templates
+
+_TEMPLATES = document_templates(Path(__file__).parent / "assets")
 
 _PACKAGES = (
     *("torch", "torchvision", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "pycocotools", "pyarrow"),
@@ -165,3 +164,13 @@ def _installed() -> Iterator[tuple[str, str]]:
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return f"{json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode()
+
+
+def render_evidence(evidence: Mapping[str, Any], report: AuditReport, study: PrivacyScore | None) -> str:
+    """Return the page as HTML: what `evidence.json` says, and the audit as `segmint audit` prints it."""
+    return _TEMPLATES.get_template("evidence.html.j2").render(
+        evidence=evidence,
+        sentences={code.value: sentence for code, sentence in SENTENCES.items()},
+        lines="\n".join(answer_lines(report)),
+        study=study,
+    )

@@ -35,8 +35,7 @@ from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.quality.view.findings import AuditFindings
 from segmint.pipeline.quality.view.guard import Access, Guard
 from segmint.pipeline.quality.view.images import Pictures, Thumbnails
-from segmint.pipeline.quality.view.index import PAGE, ImageIndex
-from segmint.pipeline.quality.view.queries import Filters, parse_filters
+from segmint.pipeline.quality.view.index import PAGE, Filters, ImageIndex, parse_filters
 from segmint.pipeline.serving.images import Place, UnknownImageError
 from segmint.pipeline.serving.responses import (
     PROBLEMS,

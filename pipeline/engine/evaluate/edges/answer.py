@@ -12,10 +12,9 @@ from segmint.operators.evaluate.edges import thresholds
 from segmint.operators.intervals import Interval
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.answer import Subject
-from segmint.pipeline.engine.evaluate.curves import Curve, Curves
 from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure, counts_of
-from segmint.pipeline.engine.evaluate.figures_page import FiguresPage, Table, cell
 from segmint.pipeline.engine.evaluate.intervals import intervals_of, percent
+from segmint.pipeline.engine.evaluate.page import Curve, Curves, FiguresPage, Table, cell
 
 Floats = NDArray[np.float64]
 

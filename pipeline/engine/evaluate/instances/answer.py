@@ -12,10 +12,10 @@ from segmint.operators.evaluate.coco_matching import Matches, Precision
 from segmint.operators.intervals import Interval
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.answer import Subject
-from segmint.pipeline.engine.evaluate.figures_page import FiguresPage, Table, cell
 from segmint.pipeline.engine.evaluate.instances.boxes import Boxes, no_category_error, no_image_error
 from segmint.pipeline.engine.evaluate.instances.measure import matches_of
 from segmint.pipeline.engine.evaluate.intervals import intervals_of, percent
+from segmint.pipeline.engine.evaluate.page import FiguresPage, Table, cell
 
 Floats = NDArray[np.float64]
 

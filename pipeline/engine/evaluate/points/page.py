@@ -1,16 +1,26 @@
 """The page of an interactive evaluation: curves, tables, groups, and the masks with the lowest scores."""
 
+import base64
+import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco
+
+from segmint.infra.errors import SegmintError
 from segmint.infra.wording import count, counted
+from segmint.operators.decoding import JpegDecoder
 from segmint.operators.intervals import Interval
-from segmint.pipeline.engine.evaluate.curves import Curve, Curves
-from segmint.pipeline.engine.evaluate.page import render
+from segmint.operators.rows import Row
+from segmint.pipeline.engine.evaluate.page import Curve, Curves, render
 from segmint.pipeline.engine.evaluate.points.answer import KINDS, PointsAnswer, p_value
 from segmint.pipeline.engine.evaluate.points.scores import WorstMask
-from segmint.pipeline.engine.evaluate.points.worst import draw_worst
-from segmint.pipeline.engine.evaluate.truth import Truth
+from segmint.pipeline.engine.evaluate.truth import Decoders, Truth, TruthImage, TruthPart, UnreadableTruthError
 
 _PAIRS = 60
 """Pairs of groups on the page."""
@@ -23,6 +33,20 @@ _SEVERAL = {
     "single": "the single mask for unambiguous prompts",
     "three": "of three masks the one with the highest predicted IoU",
 }
+
+SIDE = 320
+"""Pixels of the longer side of a picture."""
+
+_MARGIN = 0.25  # of a square around the masks, as a share of their longer side
+_LEAST_CROP = 48  # pixels of the image
+_TRUTH, _CHOICE = (20, 90, 200), (240, 130, 30)
+_FOREGROUND, _BACKGROUND = (25, 125, 50), (190, 35, 30)
+_FILL = 0.5
+_QUALITY = 85
+
+Pixels = NDArray[np.uint8]
+Crop = tuple[int, int, int, int]
+"""left, top, right, bottom in pixels of the image, the last two not included."""
 
 
 def render_page(answer: PointsAnswer, worst: Sequence[Sequence[WorstMask]], truths: Sequence[Truth]) -> str:
@@ -165,3 +189,125 @@ def _percent(value: float, sign: str = "") -> str:
 
 def _between(interval: Interval | None, sign: str = "") -> str:
     return "" if interval is None else f"{_percent(interval[0], sign)} to {_percent(interval[1], sign)}"
+
+
+@dataclass(frozen=True)
+class WorstPicture:
+    """A mask drawn after the first and the last click, as URIs of data; `problem` says why there are none."""
+
+    image: str
+    mask: int
+    label: str | None
+    clicks: int
+    before: str  # IoU in percent
+    after: str
+    credit: str = ""
+    first: str = ""
+    last: str = ""
+    problem: str = ""
+
+
+def draw_worst(worst: Sequence[WorstMask], truths: Sequence[Truth], measures: tuple[str, str]) -> list[WorstPicture]:
+    """Draw masks in their order, from images that are read again; `measures` are the first and the last IoU."""
+    parts = [part for truth in truths for part in truth.parts]
+    images: dict[tuple[int, str], TruthImage | str] = {}
+    with JpegDecoder(own=True, processes=1) as own, JpegDecoder(own=False, processes=1) as foreign:
+        for number in sorted({each.part for each in worst}):
+            wanted = {each.row["image_id"] for each in worst if each.part == number}
+            images |= {(number, id): image for id, image in _read(parts[number], wanted, Decoders(own, foreign))}
+    return [_picture(each.row, images.get((each.part, each.row["image_id"]), "it is gone"), measures) for each in worst]
+
+
+def draw_mask(
+    pixels: Pixels, truth: NDArray[np.bool_], choice: NDArray[np.bool_], clicks: Sequence[Row], crop: Crop
+) -> Pixels:
+    """Return a crop of the image with both masks and the clicks, at most `SIDE` pixels long, (H, W, 3) uint8 RGB."""
+    left, top, right, bottom = crop
+    scale = SIDE / max(right - left, bottom - top)
+    size = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
+    sharp = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    canvas = np.asarray(cv2.resize(pixels[top:bottom, left:right], size, interpolation=sharp), np.uint8)
+    truth, choice = (
+        cv2.resize(mask[top:bottom, left:right].astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+        for mask in (truth, choice)
+    )
+    tinted = canvas[choice].astype(np.float32) * (1 - _FILL) + np.array(_CHOICE, np.float32) * _FILL
+    canvas[choice] = np.rint(tinted).astype(np.uint8)
+    contours, _ = cv2.findContours(truth.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, contours, -1, (255, 255, 255), 5, cv2.LINE_AA)
+    cv2.drawContours(canvas, contours, -1, _TRUTH, 2, cv2.LINE_AA)
+    for number, click in enumerate(clicks, start=1):
+        place = round((click["x"] + 0.5 - left) * scale), round((click["y"] + 0.5 - top) * scale)
+        _draw_click(canvas, place, number, bool(click["label"]))
+    return canvas
+
+
+def _draw_click(canvas: Pixels, place: tuple[int, int], number: int, foreground: bool) -> None:
+    color = _FOREGROUND if foreground else _BACKGROUND
+    cv2.circle(canvas, place, 8, (255, 255, 255), -1, cv2.LINE_AA)
+    cv2.circle(canvas, place, 7, color, -1, cv2.LINE_AA)
+    x, y = place
+    cv2.line(canvas, (x - 4, y), (x + 4, y), (255, 255, 255), 2)
+    if foreground:
+        cv2.line(canvas, (x, y - 4), (x, y + 4), (255, 255, 255), 2)
+    at = x + 9, y - 6
+    cv2.putText(canvas, str(number), at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 3, cv2.LINE_AA)
+    cv2.putText(canvas, str(number), at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, color, 1, cv2.LINE_AA)
+
+
+def _crop(masks: NDArray[np.bool_], clicks: Sequence[Row]) -> Crop:
+    """A crop around masks and clicks, with a margin, inside the image."""
+    ys, xs = (np.flatnonzero(masks.any(axis=axis)) for axis in (1, 0))
+    spans = []
+    for found, key, limit in ((xs, "x", masks.shape[1]), (ys, "y", masks.shape[0])):
+        places = [*found[[0, -1]].tolist(), *(click[key] for click in clicks)]
+        spans.append((min(places), max(places) + 1, limit))
+    side = max(_LEAST_CROP, round((1 + 2 * _MARGIN) * max(stop - start for start, stop, _ in spans)))
+    (left, right), (top, bottom) = (_around(start, stop, min(side, limit), limit) for start, stop, limit in spans)
+    return left, top, right, bottom
+
+
+def _around(start: int, stop: int, side: int, limit: int) -> tuple[int, int]:
+    """A span of `side` pixels around another one, inside the image's `limit`."""
+    first = min(max(0, (start + stop - side) // 2), limit - side)
+    return first, first + side
+
+
+def _read(part: TruthPart, wanted: set[str], decoders: Decoders) -> list[tuple[str, TruthImage | str]]:
+    found: list[tuple[str, TruthImage | str]] = []
+    try:
+        for pending in part.pending():
+            if pending.image_id in wanted:
+                try:
+                    found.append((pending.image_id, pending.load(decoders)))
+                except UnreadableTruthError as error:
+                    found.append((pending.image_id, str(error)))
+                if len(found) == len(wanted):
+                    break
+    except (SegmintError, OSError) as error:
+        found += [(id, str(error)) for id in wanted - {id for id, _ in found}]
+    return found
+
+
+def _picture(row: Row, image: TruthImage | str, measures: tuple[str, str]) -> WorstPicture:
+    before, after = (f"{100 * row[measure]:.1f}" for measure in measures)
+    shown = WorstPicture(row["image"], row["mask"], row["label"], len(row["clicks"]), before, after)
+    if isinstance(image, str):
+        return WorstPicture(**{**vars(shown), "problem": image})
+    truth, first, last = (coco.decode(row[name]).astype(bool) for name in ("truth_rle", "first_rle", "last_rle"))
+    crop = _crop(truth | last, row["clicks"])
+    credit = [image.columns.get(name) for name in ("attribution", "provider", "license")]
+    return WorstPicture(
+        **{
+            **vars(shown),
+            "credit": " · ".join(str(each) for each in credit if each),
+            "first": _uri(draw_mask(image.pixels, truth, first, row["clicks"][:1], crop)),
+            "last": _uri(draw_mask(image.pixels, truth, last, row["clicks"], crop)),
+        }
+    )
+
+
+def _uri(pixels: Pixels) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -12,8 +12,8 @@ from segmint.operators.evaluate.proposals import LIMITS
 from segmint.operators.intervals import Interval
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.answer import Subject
-from segmint.pipeline.engine.evaluate.figures_page import Cell, FiguresPage, Table, cell
 from segmint.pipeline.engine.evaluate.intervals import intervals_of, percent
+from segmint.pipeline.engine.evaluate.page import Cell, FiguresPage, Table, cell
 from segmint.pipeline.engine.evaluate.proposals.measure import ALL, counts_of
 
 Floats = NDArray[np.float64]

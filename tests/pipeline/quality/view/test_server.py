@@ -19,7 +19,6 @@ from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.view.app import make_app
 from segmint.pipeline.quality.view.guard import Access
 from segmint.pipeline.quality.view.server import open_viewer, serve
-from segmint.pipeline.serving.server import listen
 from tests.support.bombs import jpeg_saying
 from tests.support.everything import upload
 from tests.support.foreign_data import Document, loosen, pack
@@ -135,13 +134,6 @@ def test_a_picture_that_is_not_beside_its_annotations_is_told(minted: Path, tmp_
         assert answer.status_code == 404
         assert "cannot be decoded: 65500 x 65500 is 4,290,250,000 pixels" in answer.json()["error"]
         assert client.get("/thumbnails/1.jpg").status_code == 200
-
-
-def test_no_answer_waits_until_its_headers_are_confirmed() -> None:
-    with listen(0) as listener, socket.create_connection(listener.getsockname()):
-        connection, _ = listener.accept()
-        with connection:
-            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_nothing_of_an_image_that_is_taken_down_meanwhile_is_shown(dataset: Path) -> None:
