@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 import ray.data
@@ -23,6 +22,7 @@ from segmint.infra.errors import SegmintError
 from segmint.infra.log import get_logger
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
 from segmint.infra.progress import Progress
+from segmint.infra.ray_blocks import iter_blocks
 from segmint.infra.ray_session import Cluster, ray_session
 from segmint.infra.row_ledger import RowLedger
 from segmint.infra.storage.location import Location
@@ -240,13 +240,6 @@ def run_rows(
         return
     rows, ledger = (taken.rows, None) if quarantine is None else quarantine.open_window(taken.rows)
     with closing(ShardWriters(stages.writers, StageWatch.check, write)) as writers:
-        for span, cuts in cut_at_borders(_blocks(mint(rows, stages, ledger)), taken.spans):
+        for span, cuts in cut_at_borders(iter_blocks(mint(rows, stages, ledger)), taken.spans):
             yield from writers.submit(taken.tasks[span.shard], cuts)
         yield from writers.drain()
-
-
-def _blocks(described: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
-    """Yield references to the described blocks with their row counts, in order: the driver never sees the data."""
-    for bundle in described.iter_internal_ref_bundles():
-        for entry in bundle.blocks:
-            yield entry.ref, entry.metadata.num_rows

@@ -16,6 +16,7 @@ import ray.data
 
 from segmint.infra.metrics import FAULTS, IMAGES_WRITTEN, METRICS, SHARDS_MISSING, Metric, RunMetrics
 from segmint.infra.progress import Progress
+from segmint.infra.ray_blocks import iter_blocks
 from segmint.infra.ray_session import ray_session
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.execution.run_record import RunRecord
@@ -77,7 +78,7 @@ def test_what_a_run_counts_is_what_prometheus_reads(export_port: int) -> None:
     ):
         rows = ray.data.from_arrow(pa.table({"ordinal": list(range(10))})).repartition(target_num_rows_per_block=2)
         blocks = rows.map_batches(describe_rows, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
-        assert sum(bundle.num_rows() for bundle in blocks.iter_internal_ref_bundles()) == 10
+        assert sum(rows for _, rows in iter_blocks(blocks)) == 10
     counts = {"rows": 6, "images": 3, "masks": 70, "rejected:not_found": 2, "rejected:truncated": 1}
     run.note(ShardResult(0, "committed", counts))
     run.note(ShardResult(1, "committed", {"rows": 2, "images": 2, "masks": 8}))

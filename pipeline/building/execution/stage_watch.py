@@ -37,8 +37,8 @@ class StalledError(SegmintError):
 class StageWatch(ExecutionCallback):  # type: ignore[misc]
     """Moves the bars at each step of an execution, and ends an execution that has stalled.
 
-    Ray Data makes its own instance, so the state is on the class. The hook is not public: Ray is pinned, and a test
-    checks that it is called.
+    Ray Data makes its own instance, so the state is on the class. The hook is not public: the range of Ray's versions
+    is limited, and a test checks that it is called.
     """
 
     progress: ClassVar[Progress | None] = None

@@ -8,6 +8,7 @@ import pytest
 import ray.data
 
 from segmint.infra.progress import Progress
+from segmint.infra.ray_blocks import iter_blocks
 from segmint.infra.ray_session import Cluster
 from segmint.pipeline.building.execution import stage_watch
 from segmint.pipeline.building.execution.stage_watch import StageWatch, StalledError, watched
@@ -23,7 +24,7 @@ def describe_rows(table: pa.Table) -> pa.Table:
 def run(rows: int) -> int:
     dataset = ray.data.from_arrow(pa.table({"ordinal": list(range(rows))})).repartition(target_num_rows_per_block=2)
     described = dataset.map_batches(describe_rows, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
-    return sum(bundle.num_rows() for bundle in described.iter_internal_ref_bundles())
+    return sum(rows for _, rows in iter_blocks(described))
 
 
 def test_rows_that_leave_a_stage_are_seen(local_ray: Cluster) -> None:
@@ -55,12 +56,7 @@ def test_order_is_kept(local_ray: Cluster) -> None:
     with Progress(stream=io.StringIO(), bars=False) as progress, watched(progress, 40, stall_timeout=60):
         dataset = ray.data.from_arrow(pa.table({"ordinal": list(range(40))})).repartition(target_num_rows_per_block=3)
         blocks = dataset.map_batches(describe_rows, batch_size=None, batch_format="pyarrow", num_cpus=0.5)
-        ordinals = [
-            ordinal
-            for bundle in blocks.iter_internal_ref_bundles()
-            for entry in bundle.blocks
-            for ordinal in ray.get(entry.ref).column("ordinal").to_pylist()
-        ]
+        ordinals = [ordinal for ref, _ in iter_blocks(blocks) for ordinal in ray.get(ref).column("ordinal").to_pylist()]
     assert ordinals == list(range(40))
 
 
