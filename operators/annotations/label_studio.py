@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 from segmint.operators.annotations.image import (
     LONGEST_SIDE,
     AnnotatedImage,
     AnnotatedMask,
-    CocoRle,
     Size,
     UnreadableMaskError,
     check_pixels,
@@ -20,11 +17,11 @@ from segmint.operators.annotations.image import (
     id_number,
     label_text,
 )
+from segmint.operators.annotations.label_studio_rle import decode_runs
 
 PART_KEY = "segmint_part"
 """The key of a task's data that says which part of an image's masks it has: `2/3`."""
 
-_CHANNELS = 4
 _LABELS = "brushlabels"
 _PART = re.compile(r"([1-9][0-9]{0,4})/([1-9][0-9]{0,4})")
 _NO_SHAPES = ("choices", "datetime", "number", "pairwise", "ranker", "rating", "relation", "taxonomy", "textarea")
@@ -82,9 +79,9 @@ class _Parts:
 
 
 def read_tasks(
-    tasks: Iterable[Mapping[str, Any]], brush: Any, size_of: Callable[[str], Size | None] = lambda name: None
+    tasks: Iterable[Mapping[str, Any]], size_of: Callable[[str], Size | None] = lambda name: None
 ) -> Iterator[Task]:
-    """Yield the answers of tasks, with the converter `brush` of Label Studio's SDK.
+    """Yield the answers of tasks.
 
     The latest annotation of a task that was not canceled counts; a task without one is left out. JSON_MIN has a record
     an annotation: each is yielded, with the time that says which is the latest. `size_of` returns the
@@ -112,7 +109,7 @@ def read_tasks(
         image = AnnotatedImage(name, None, size_of(name), saved=saved)
         for region in regions:
             if region.get("type") not in _NO_SHAPES:
-                _add(image, region, brush)
+                _add(image, region)
         part = _PART.fullmatch(str(data.get(PART_KEY, "")))
         if part is None:
             yield Task(image, superseded)
@@ -124,7 +121,7 @@ def read_tasks(
 
 def iter_tasks(stream: Readable) -> Iterator[Any]:
     """Yield the items of a JSON array as a stream: a task has megabytes of numbers. Raises `ValueError` for others."""
-    import ijson  # type: ignore[import-untyped]  # comes with Label Studio's SDK
+    import ijson  # type: ignore[import-untyped]
 
     class Peeked:
         """The stream, whose first byte that is not white space must begin a list."""
@@ -180,7 +177,7 @@ def _saved(answer: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _add(image: AnnotatedImage, region: Mapping[str, Any], brush: Any) -> None:
+def _add(image: AnnotatedImage, region: Mapping[str, Any]) -> None:
     id = _number(region.get("id"))
     try:
         value = region.get("value", region)
@@ -193,18 +190,9 @@ def _add(image: AnnotatedImage, region: Mapping[str, Any], brush: Any) -> None:
         if not all(0 < side <= LONGEST_SIDE for side in size):
             raise UnreadableMaskError(f"its size is {size[1]} x {size[0]} pixels")
         check_pixels(size)
-        image.masks.append(AnnotatedMask(_brush_rle(value["rle"], size, brush), id, _label(value)))
+        image.masks.append(AnnotatedMask(encode_mask(decode_runs(value["rle"], size)), id, _label(value)))
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         image.leave_out(id, error)
-
-
-def _brush_rle(runs: list[int], size: Size, brush: Any) -> CocoRle:
-    height, width = size
-    announced = int.from_bytes(bytes(runs[:4]))
-    if announced != height * width * _CHANNELS:
-        raise UnreadableMaskError(f"its run lengths have {announced} values, expected {height} x {width} x 4")
-    pixels = np.reshape(brush.decode_rle(runs), (height, width, _CHANNELS))
-    return encode_mask(pixels[:, :, 3] > 0)
 
 
 def _label(value: Mapping[str, Any]) -> str | None:

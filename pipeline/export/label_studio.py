@@ -3,16 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name
-from segmint.infra.errors import UsageError
 from segmint.infra.uris import LOCAL, join, scheme
 from segmint.infra.wording import counted
 from segmint.operators.annotations.label_studio import PART_KEY
+from segmint.operators.annotations.label_studio_rle import encode_runs
 from segmint.pipeline.export.coco import CATEGORY
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.json_items import JsonItems
@@ -34,19 +32,6 @@ LABELING = f"""\
 """
 """The labeling interface of the tasks."""
 
-_OPAQUE = np.uint8(255)
-
-
-def load_brush() -> Any:
-    """Return the brush converter of Label Studio's SDK; raises `UsageError` if the SDK is not installed."""
-    try:
-        from label_studio_sdk.converter import brush
-    except ImportError as error:
-        raise UsageError(
-            f"Label Studio's run lengths need its SDK ({error}): pip install 'segmint[label-studio]'"
-        ) from error
-    return brush
-
 
 def image_url(folder: str, image: int) -> str:
     """Return the URL of a picture in the export's `folder`: a local file that Label Studio serves, or an object."""
@@ -54,7 +39,7 @@ def image_url(folder: str, image: int) -> str:
     return f"/data/local-files/?d={path}" if scheme(folder) == LOCAL else join(folder, path)
 
 
-def brush_region(brush: Any, mask: MaskAnnotation) -> dict[str, Any]:
+def brush_region(mask: MaskAnnotation) -> dict[str, Any]:
     """Return a mask as a region of the labeling interface `LABELING`; its id is the annotation's."""
     height, width = mask.size
     return {
@@ -68,7 +53,7 @@ def brush_region(brush: Any, mask: MaskAnnotation) -> dict[str, Any]:
         **({} if mask.predicted_iou is None else {"score": mask.predicted_iou}),
         "value": {
             "format": "rle",
-            "rle": brush.mask2rle(mask.mask * _OPAQUE),  # 1 would be nearly transparent
+            "rle": encode_runs(mask.mask),
             "brushlabels": [CATEGORY["name"]],
         },
     }
@@ -78,14 +63,12 @@ class TasksWriter:
     """Collects tasks in a scratch file, each with its masks as a prediction.
 
     With predictions, images that nobody has checked differ from images whose masks were approved. `folder` is the
-    export's folder. An image with over `most` masks becomes several tasks. Raises `UsageError` if Label Studio's SDK is
-    not installed.
+    export's folder. An image with over `most` masks becomes several tasks.
     """
 
     def __init__(
         self, scratch: Path, manifest: DatasetManifest, version: VersionName, folder: str, most: int | None = None
     ) -> None:
-        self._brush = load_brush()
         self._scratch = scratch
         self._model = f"segmint {manifest.code_version} {manifest.weights.name}"
         self._meta = {"dataset_digest": f"sha256:{version.digest}", "dataset_version": version.number}
@@ -98,7 +81,7 @@ class TasksWriter:
         """Add an image with its masks."""
         data: dict[str, Any] = {"image": image_url(self._folder, sample.id), IMAGE_KEY: sample.id}
         credit = {name: sample.row[name] for name in ("license", "attribution") if sample.row[name] is not None}
-        regions = [brush_region(self._brush, mask) for mask in sample.masks]
+        regions = [brush_region(mask) for mask in sample.masks]
         size = self._most or max(1, len(regions))
         parts = [regions[first : first + size] for first in range(0, len(regions), size)] or [[]]
         for number, part in enumerate(parts, 1):

@@ -13,7 +13,6 @@ from segmint.operators.annotations.folder import AnnotationFolder
 from segmint.operators.annotations.label_studio import iter_tasks, read_tasks
 from segmint.pipeline.corrections.imports.staging import Stage
 from segmint.pipeline.export.coco import CATEGORY
-from segmint.pipeline.export.label_studio import load_brush
 
 _UNLABELED = str(CATEGORY["name"])
 """What exports name all masks."""
@@ -61,11 +60,10 @@ def _stage_coco(where: Location, stage: Stage, size_of: SizeOf) -> str:
 
 
 def _stage_tasks(where: Location, stage: Stage, size_of: SizeOf) -> str:
-    brush = load_brush()
     try:
         with where.open() as stream:
             hashed = _Hashed(stream)
-            for task in read_tasks(iter_tasks(hashed), brush, size_of):
+            for task in read_tasks(iter_tasks(hashed), size_of):
                 stage.superseded += task.superseded
                 stage.add(task.image, unlabeled=_UNLABELED)
             while hashed.read(1 << 20):

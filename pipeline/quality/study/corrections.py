@@ -80,14 +80,14 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Correct
     return found
 
 
-def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Size], brush: Any) -> Corrections:
-    """Read the brush strokes of Label Studio's JSON or JSON_MIN with its SDK's converter `brush`.
+def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Size]) -> Corrections:
+    """Read the brush strokes of Label Studio's JSON or JSON_MIN.
 
     The latest annotation of a task that was not canceled counts; a task without one has no answer. Raises `KeyError`
     or `TypeError` if these are not tasks.
     """
     found = Corrections(sizes)
-    for task in label_studio.read_tasks(tasks, brush, found.size_of):
+    for task in label_studio.read_tasks(tasks, found.size_of):
         found.superseded += task.superseded
         found.add(task.image)
     return found

@@ -15,7 +15,6 @@ from segmint.operators.annotations.image import Size
 from segmint.operators.annotations.label_studio import iter_tasks
 from segmint.operators.intervals import Interval
 from segmint.pipeline.export.formats import MAIN_FILES, Format
-from segmint.pipeline.export.label_studio import load_brush
 from segmint.pipeline.quality.study.answers import read_answered
 from segmint.pipeline.quality.study.corrections import Corrections, read_coco, read_label_studio
 from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json
@@ -142,7 +141,7 @@ def read_corrections(file: Location, sizes: Mapping[int, Size]) -> Corrections:
         with file.open() as stream:
             first = _first_byte(stream)
             if first == b"[":
-                return read_label_studio(iter_tasks(stream), sizes, load_brush())
+                return read_label_studio(iter_tasks(stream), sizes)
             return read_coco(_document(stream.read(), file), sizes)
     except NotFoundError as error:
         raise UsageError(f"{file} does not exist: name the file with the corrected masks with --corrected") from error

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from label_studio_sdk.converter import brush
 
+from segmint.operators.annotations import label_studio
 from segmint.operators.annotations.label_studio import read_tasks
 
 DISK = np.zeros((30, 40), bool)
@@ -23,22 +24,22 @@ def task(*regions: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_masks_have_their_labels_and_ids() -> None:
-    ((image, others),) = read_tasks([task(region(), region(None, id="aB"))], brush)
+    ((image, others),) = read_tasks([task(region(), region(None, id="aB"))])
     assert (image.name, image.size, others) == ("/data/upload/x-sa_1.jpg", None, 0)
     one, two = image.masks
     np.testing.assert_array_equal(one.pixels(), DISK)
     assert [(mask.id, mask.label) for mask in (one, two)] == [(10_000, "cup"), (None, None)]
 
 
-def test_a_mask_of_another_size_is_not_decoded() -> None:
-    class Never:
-        def decode_rle(self, runs: list[int]) -> list[int]:
-            raise AssertionError("decoded")
+def test_a_mask_of_another_size_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(runs: object, size: object) -> None:
+        raise AssertionError("decoded")
 
-    ((image, _),) = read_tasks([task(region())], Never(), lambda name: (40, 30))
+    monkeypatch.setattr(label_studio, "decode_runs", never)
+    ((image, _),) = read_tasks([task(region())], lambda name: (40, 30))
     assert (image.masks, image.unreadable_ids) == ([], [10_000])
     assert image.unreadable == ["mask 10000: it is 40 x 30 pixels, its image 30 x 40"]
-    ((image, _),) = read_tasks([task(region(original_width=40_000, original_height=30_000))], Never())
+    ((image, _),) = read_tasks([task(region(original_width=40_000, original_height=30_000))])
     assert image.unreadable == [
         "mask 10000: its size is 40000 x 30000, 1,200,000,000 pixels: at most 250,000,000 are decoded"
     ]
@@ -49,7 +50,7 @@ def test_what_is_no_mask_costs_no_other() -> None:
     nameless = {**task(region()), "data": {}}
     tasks: list[Any] = [task(*said, {}, region()), nameless, task(region())]
     tasks[0]["annotations"][0]["result"].insert(0, 3)
-    answers = list(read_tasks(tasks, brush))
+    answers = list(read_tasks(tasks))
     assert [(len(image.masks), image.unreadable) for image, _ in answers] == [
         (1, []),
         (0, ["it has no `image`"]),
@@ -57,14 +58,14 @@ def test_what_is_no_mask_costs_no_other() -> None:
     ]
     assert answers[1].image.name == "task number 2"
     with pytest.raises(TypeError, match="task number 2 is no object"):
-        list(read_tasks([task(region()), 5], brush))
+        list(read_tasks([task(region()), 5]))
 
 
 def test_what_has_no_result_is_no_answer() -> None:
     path = {"image": "sa_1.jpg"}
     old = {"result": [region()], "updated_at": "2026-01-01T00:00:00Z"}
     new = {"result": None, "updated_at": "2026-01-02T00:00:00Z"}
-    answers = list(read_tasks([{"data": path, "annotations": None}, {"data": path, "annotations": [new, old]}], brush))
+    answers = list(read_tasks([{"data": path, "annotations": None}, {"data": path, "annotations": [new, old]}]))
     assert [(len(image.masks), others) for image, others in answers] == [(1, 0)]
 
 
@@ -79,7 +80,7 @@ def test_what_has_no_result_is_no_answer() -> None:
 def test_the_latest_answer_is_that_of_the_latest_time(earlier: str | None, later: str) -> None:
     annotations = [{"result": [], "updated_at": earlier}, {"result": [region()], "updated_at": later}]
     for each in (annotations, annotations[::-1]):
-        ((image, others),) = read_tasks([{"data": {"image": "sa_1.jpg"}, "annotations": each}], brush)
+        ((image, others),) = read_tasks([{"data": {"image": "sa_1.jpg"}, "annotations": each}])
         assert (len(image.masks), others) == (1, 1)
 
 
@@ -87,7 +88,7 @@ def test_json_min_has_a_record_an_answer_with_its_time() -> None:
     record = {"image": "sa_1.jpg", "id": 1, "tag": [{**region()["value"], "original_height": 30, "original_width": 40}]}
     times = ("2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z")
     records = [{**record, "annotation_id": n, "updated_at": time} for n, time in enumerate(times)]
-    (first, _), (second, _) = read_tasks(records, brush)
+    (first, _), (second, _) = read_tasks(records)
     assert first.saved is not None
     assert second.saved is not None
     assert first.saved - second.saved == 86_400
@@ -102,7 +103,7 @@ def part(which: str, id: int, saved: str | None = None) -> dict[str, Any]:
 def test_an_image_that_was_exported_in_parts_is_one_again() -> None:
     later, earlier = "2026-03-02T00:00:00Z", "2026-03-01T00:00:00Z"
     tasks = [part("2/2", 10_001, later), part("1/2", 10_000, earlier), part("2/2", 10_002, earlier), task(region())]
-    plain, (image, superseded) = read_tasks(tasks, brush)
+    plain, (image, superseded) = read_tasks(tasks)
     assert len(plain.image.masks) == 1
     assert [mask.id for mask in image.masks] == [10_000, 10_001]
     assert (image.unreadable, superseded) == ([], 1)
@@ -111,6 +112,6 @@ def test_an_image_that_was_exported_in_parts_is_one_again() -> None:
 
 def test_a_part_without_an_answer_is_missed() -> None:
     """Its masks were not deleted by anybody: who replaces masks must know that some are missing."""
-    ((image, _),) = read_tasks([part("3/3", 10_002), part("1/3", 10_000)], brush)
+    ((image, _),) = read_tasks([part("3/3", 10_002), part("1/3", 10_000)])
     assert [mask.id for mask in image.masks] == [10_000, 10_002]
     assert image.unreadable == ["the masks of part 2 of 3: its task has no answer"]

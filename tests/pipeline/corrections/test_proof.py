@@ -95,8 +95,6 @@ def test_left_overs_reports_and_other_files_are_found(taken: Path, minted: Path)
 
 @pytest.mark.parametrize("format", [Format.COCO, Format.LABEL_STUDIO])
 def test_an_export_from_before_is_listed_and_found(dataset: Path, tmp_path: Path, format: Format) -> None:
-    if format is Format.LABEL_STUDIO:
-        pytest.importorskip("label_studio_sdk")
     location = location_of(dataset)
     export_dataset(location, ExportOptions(format), location_of(tmp_path / "exports" / "old"))
     done = takedown(location, Asked(ids=("image-1",)), "asked for")

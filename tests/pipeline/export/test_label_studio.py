@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ from label_studio_sdk.label_interface import LabelInterface
 
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.catalogs.dataset.versions.digest import current_digest
-from segmint.infra.errors import UsageError
 from segmint.operators.annotations.label_studio import read_tasks
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
-from segmint.pipeline.export.label_studio import load_brush
 from tests.support.committed import mask_row, masks, row_of, write_dataset
 from tests.support.label_studio import answered, convert, decode
 from tests.support.locations import location_of
@@ -67,16 +64,6 @@ def test_pictures_are_found_below_the_served_folder(tasks: list[dict[str, Any]])
     assert tasks[0]["data"]["license"] == "CC0-1.0"
 
 
-def test_without_the_sdk_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_dataset(location_of(tmp_path / "small"), shards=1)
-    monkeypatch.setitem(sys.modules, "label_studio_sdk.converter", None)
-    with pytest.raises(UsageError, match=r"segmint\[label-studio\]"):
-        export_dataset(
-            location_of(tmp_path / "small"), ExportOptions(Format.LABEL_STUDIO), location_of(tmp_path / "out")
-        )
-    assert not (tmp_path / "out").exists()
-
-
 def test_an_image_with_many_masks_is_split_and_read_back_as_one(tmp_path: Path) -> None:
     def many(ordinal: int, refused: bool) -> dict[str, Any]:
         row = row_of(ordinal, refused)
@@ -94,7 +81,7 @@ def test_an_image_with_many_masks_is_split_and_read_back_as_one(tmp_path: Path) 
     assert [task["data"].get("segmint_part") for task in written] == [None, "1/2", "2/2"]
     # As Label Studio gives them back, the last part first.
     answers = [{**task, "annotations": [{"result": task["predictions"][0]["result"]}]} for task in reversed(written)]
-    small, whole = read_tasks(answers, load_brush())
+    small, whole = read_tasks(answers)
     for answer, sample in zip((small, whole), Dataset.open(location_of(tmp_path / "many")), strict=True):
         assert answer.image.unreadable == []
         assert [mask.id for mask in answer.image.masks] == [mask.id for mask in sample.masks]

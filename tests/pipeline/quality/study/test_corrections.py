@@ -103,21 +103,21 @@ def test_label_studio_the_latest_answer_that_was_not_cancelled_counts() -> None:
     old = {"result": [], "updated_at": "2026-01-01T00:00:00Z"}
     new = {"result": [region(RING)], "updated_at": "2026-01-02T00:00:00Z"}
     gone = {"result": [], "updated_at": "2026-01-03T00:00:00Z", "was_cancelled": True}
-    found = read_label_studio([task(old, new, gone)], SIZES, brush)
+    found = read_label_studio([task(old, new, gone)], SIZES)
     assert [mask.id for mask in found.masks[12]] == [120000]
     np.testing.assert_array_equal(masks_of(found, 12)[0], RING)
     assert found.superseded == 1
 
 
 def test_label_studio_no_answer_is_none_and_an_empty_one_is_one() -> None:
-    assert read_label_studio([task()], SIZES, brush).masks == {}
-    assert read_label_studio([task({"result": [], "was_cancelled": True})], SIZES, brush).masks == {}
-    assert read_label_studio([task({"result": []})], SIZES, brush).masks == {12: []}
-    assert read_label_studio([task({"result": []}, image="sa_99.jpg")], SIZES, brush).foreign == 1
+    assert read_label_studio([task()], SIZES).masks == {}
+    assert read_label_studio([task({"result": [], "was_cancelled": True})], SIZES).masks == {}
+    assert read_label_studio([task({"result": []})], SIZES).masks == {12: []}
+    assert read_label_studio([task({"result": []}, image="sa_99.jpg")], SIZES).foreign == 1
 
 
 def test_label_studio_ids_of_new_regions_are_no_ids() -> None:
-    found = read_label_studio([task({"result": [region(RING, id="aB3x")]})], SIZES, brush)
+    found = read_label_studio([task({"result": [region(RING, id="aB3x")]})], SIZES)
     assert [mask.id for mask in found.masks[12]] == [None]
 
 
@@ -128,14 +128,15 @@ def test_label_studio_ids_of_new_regions_are_no_ids() -> None:
         (region(np.ones((20, 20), bool)), "it is 20 x 20 pixels"),
         (region(RING, original_width=41), "it is 41 x 30 pixels, its image 40 x 30"),
         ({**region(RING), "value": {"rle": [255, 255, 255, 255, 57, 27]}}, "run lengths have 4294967295 values"),
-        ({**region(RING), "value": {"rle": [0, 0, 18, 192, 57, 27]}}, ""),
-        ({**region(RING), "value": {"rle": [0, 0, 18, 192, "x"]}}, ""),
+        ({**region(RING), "value": {"rle": [0, 0, 18, 192, 57, 27]}}, "are cut off after 0 of 4800 values"),
+        ({**region(RING), "value": {"rle": [0, 0, 18, 192, "x"]}}, "not a list of numbers from 0 to 255"),
+        ({**region(RING), "value": {"rle": 10**15}}, "not a list of numbers"),
     ],
 )
 def test_label_studio_what_cannot_be_read_is_told(bad: dict[str, Any], told: str) -> None:
     bad = {"id": "120001", **bad} if "id" not in bad else {**bad, "id": "120001"}
     link = {"type": "relation", "from_id": "120000", "to_id": "120001"}
-    found = read_label_studio([task({"result": [region(RING), bad, link]})], SIZES, brush)
+    found = read_label_studio([task({"result": [region(RING), bad, link]})], SIZES)
     assert [mask.id for mask in found.masks[12]] == [120000]
     (problem,) = found.unreadable
     assert problem.startswith("sa_12.jpg, mask 120001: ")
@@ -149,5 +150,5 @@ def test_json_min_the_latest_of_several_answers_counts() -> None:
         {"image": "sa_12.jpg", "id": 1, "annotation_id": n, "updated_at": time, "tag": [value] * n}
         for n, time in enumerate(times)
     ]
-    found = read_label_studio(records, SIZES, brush)
+    found = read_label_studio(records, SIZES)
     assert (len(found.masks[12]), found.superseded) == (1, 2)
