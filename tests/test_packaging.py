@@ -1,9 +1,13 @@
 """What is installed: one package, beside whatever else has our folders' names, and no more than was asked for."""
 
+import http.cookiejar
 import json
+import os
+import signal
 import subprocess
 import sys
 import tomllib
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from segmint.pipeline.commands.common.extras import EXTRAS
+from tests.support.builds import write_catalog, write_config
 from tests.support.committed import write_dataset
 from tests.support.environments import installed_wheel, link_packages, python
 from tests.support.locations import location_of
@@ -37,6 +42,16 @@ except SystemExit as end:
 import catalogs, infra, model, operators, pipeline
 theirs = [module.OWNER for module in (catalogs, infra, model, operators, pipeline)]
 print(json.dumps({"images": images, "theirs": theirs, "segmint": sys.modules["segmint"].__file__}))
+"""
+
+
+BEGIN = """
+import sys
+from segmint.infra.storage.storage import Storage
+from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.config.config import load_config
+numerics = open_or_create(load_config("others.yaml"), Storage()).numerics
+print(numerics.torchvision, numerics.facenet_pytorch, numerics.onnxruntime)
 """
 
 
@@ -68,7 +83,22 @@ def base_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packages that `pip install segmint` brings without any extra."""
     folder = tmp_path_factory.mktemp("base") / "packages"
     link_packages(PROJECT["dependencies"], folder)
-    return folder
+    return without_detectors(folder)
+
+
+@pytest.fixture(scope="module")
+def web_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages that `pip install 'segmint[web]'` brings: none of the detectors'."""
+    folder = tmp_path_factory.mktemp("web") / "packages"
+    link_packages([*PROJECT["dependencies"], *requirements_of("web")], folder)
+    return without_detectors(folder)
+
+
+def without_detectors(packages: Path) -> Path:
+    """A folder of packages, which has none that only the bundled detectors need."""
+    for module in ("facenet_pytorch", "onnxruntime", "torchvision"):
+        assert not (packages / module).exists()
+    return packages
 
 
 @pytest.fixture
@@ -103,6 +133,7 @@ def test_a_wheel_holds_segmint_and_nothing_else(wheel: Path) -> None:
 def test_modules_of_our_folders_names_are_nobodys_trouble(
     way: str, request: pytest.FixtureRequest, crowded: Path, mobile_sam_path: Path
 ) -> None:
+    """Nor do masks, generators and readers need a package of the detectors, which `base_packages` does not have."""
     arguments = ["script.py", str(mobile_sam_path), "dataset", "photo.png"]
     if way == "wheel":
         installed: Path = request.getfixturevalue("installed")
@@ -145,7 +176,8 @@ def test_a_folder_under_its_bare_name_is_refused(installed: Path, tmp_path: Path
         ("demo folder", "demo", "scikit-image"),
         ("audit dataset", "audit", "duckdb"),
         ("report dataset", "report", "matplotlib"),
-        ("view dataset", "report", "starlette"),
+        ("view dataset", "web", "starlette"),
+        ("annotate dataset", "web", "starlette"),
     ],
 )
 def test_a_command_without_its_extra_says_which_to_install(
@@ -174,6 +206,56 @@ def test_audit_and_report_need_no_ray(installed: Path, crowded: Path, tmp_path_f
     assert not (packages / "ray").exists()
 
 
+@pytest.mark.parametrize("command", ["view", "annotate"])
+def test_pages_need_no_detectors(
+    command: str, installed: Path, web_packages: Path, crowded: Path, mobile_sam_path: Path
+) -> None:
+    arguments = [command, "dataset", "--no-browser", "--port", "0"]
+    arguments += ["--weights", str(mobile_sam_path)] if command == "annotate" else []
+    variables = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{web_packages}", "SEGMINT_DEBUG": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-S", "-m", "segmint", *arguments],
+        cwd=crowded,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            assert address.startswith("http://127.0.0.1:"), process.communicate()
+            browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
+            with browser.open(address, timeout=60) as page:
+                assert (page.status, b"<html" in page.read()) == (200, True)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+
+
+def test_a_build_with_other_detectors_needs_no_package_of_the_bundled_ones(
+    installed: Path, tmp_path_factory: pytest.TempPathFactory, crowded: Path, mobile_sam_path: Path
+) -> None:
+    detectors = requirements_of("detectors")
+    folder = tmp_path_factory.mktemp("build") / "packages"
+    link_packages([*PROJECT["dependencies"], *(requirements_of("build") - detectors)], folder)
+    path = [installed, without_detectors(folder)]
+    catalog = write_catalog(crowded / "catalog.jsonl", [{"uri": "photo.png", "license": "CC0-1.0"}])
+    none = {kind: {"detector": "none"} for kind in ("faces", "plates")}
+    weights = {"model": {"weights": str(mobile_sam_path), "device": "cpu"}}
+    write_config(crowded / "others.yaml", catalog, crowded / "others", deidentify=none, **weights)
+    write_config(crowded / "bundled.yaml", catalog, crowded / "bundled", deidentify={}, **weights)
+    begun = python(["-c", BEGIN], path=path, folder=crowded)
+    assert begun.stdout == "none none none\n", begun.stderr
+    assert (crowded / "others" / "dataset.json").is_file()
+    for command in ("build", "plan --sample 1"):
+        done = python(["-m", "segmint", *command.split(), "bundled.yaml"], path=path, folder=crowded)
+        assert done.returncode == 2, done.stderr
+        assert "the detectors mtcnn and clp need facenet-pytorch, onnxruntime, torchvision, not" in done.stderr
+        assert "pip install 'segmint[detectors]'" in done.stderr
+    assert not (crowded / "bundled").exists()
+
+
 def test_an_export_needs_no_extra(installed: Path, base_packages: Path, crowded: Path) -> None:
     command = ["-m", "segmint", "export", "dataset", "--format", "coco", "-o", "out"]
     done = python(command, path=[installed, base_packages], folder=crowded)
@@ -184,6 +266,7 @@ def test_an_export_needs_no_extra(installed: Path, base_packages: Path, crowded:
 
 def test_the_extras_are_those_of_the_project() -> None:
     for extra, modules in EXTRAS.items():
-        assert {Requirement(text).name for text in requirements_of(extra)} == set(modules)
+        brought = {Requirement(text).name for text in requirements_of(extra)}
+        assert brought - (EXTRAS["detectors"].keys() if extra == "build" else set()) == set(modules)
     everything = {Requirement(text).name for text in requirements_of("all")}
     assert everything >= set().union(*EXTRAS.values())

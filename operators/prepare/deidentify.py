@@ -19,6 +19,7 @@ from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import redact
+from segmint.infra.version import NOT_INSTALLED, installed_version
 from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou
 from segmint.model.detectors.plates import PlateDetector
 from segmint.operators.child import is_out_of_memory
@@ -126,6 +127,22 @@ class DeidentifyConfig(BaseModel):
         """The detectors asked for, by kind (`faces`, `plates`), as the configuration names them."""
         named = {"faces": self.faces.detector, "plates": self.plates.detector}
         return {kind: name for kind, name in named.items() if name != NO_DETECTOR}
+
+    @property
+    def packages(self) -> frozenset[str]:
+        """The packages that the bundled detectors among `detectors` need, by the names that pip knows."""
+        plates = "onnxruntime" if self.device == "cpu" else "protobuf"
+        needed = {FacesConfig.bundled: {"facenet-pytorch", "torchvision"}, PlatesConfig.bundled: {plates}}
+        return frozenset[str]().union(*(needed.get(name, ()) for name in self.detectors.values()))
+
+    def require_packages(self) -> None:
+        """Raise `UsageError` if a package that a bundled detector needs is not installed here."""
+        missing = sorted(name for name in self.packages if installed_version(name) == NOT_INSTALLED)
+        if missing:
+            raise UsageError(
+                f"the detectors {' and '.join(self.detectors.values())} need {', '.join(missing)}, not installed here: "
+                "pip install 'segmint[detectors]', or name other detectors in deidentify.faces and deidentify.plates"
+            )
 
     @property
     def detector_files(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from segmint.catalogs.layout import fingerprint
 from segmint.infra.device import Compute, Precision, cpu_bits, device_kind
 from segmint.infra.errors import UsageError
-from segmint.infra.version import BITS_VERSION, VERSION
+from segmint.infra.version import BITS_VERSION, VERSION, installed_version
 from segmint.model.automatic.settings import small_chunk
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
@@ -41,7 +41,7 @@ class Numerics:
     weights_sha256: str
     segmint: str  # the last version that changed a bit
     torch: str
-    torchvision: str
+    torchvision: str  # this, facenet_pytorch and onnxruntime: "none" where they and their detectors are not used
     numpy: str
     opencv: str
     pillow: str
@@ -148,7 +148,7 @@ def observe_numerics(
         weights_sha256=weights_sha256,
         segmint=BITS_VERSION,
         torch=torch.__version__,
-        torchvision=version("torchvision"),
+        torchvision=installed_version("torchvision"),
         numpy=version("numpy"),
         opencv=version("opencv-python-headless"),
         pillow=version("pillow"),
@@ -156,9 +156,9 @@ def observe_numerics(
         simplejpeg=version("simplejpeg"),
         libjpeg_turbo=str(features.version_feature("libjpeg_turbo")),
         pyarrow=version("pyarrow"),
-        facenet_pytorch=version("facenet-pytorch"),
-        onnxruntime=version("onnxruntime"),
-        pi_heif="none" if find_spec("pi_heif") is None else version("pi-heif"),
+        facenet_pytorch=installed_version("facenet-pytorch"),
+        onnxruntime=installed_version("onnxruntime"),
+        pi_heif=installed_version("pi-heif"),
         **(_of_gpu(compute, points_per_chunk) if compute.kind == "cuda" else _of_cpu(compute)),
     )
 

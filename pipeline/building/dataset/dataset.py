@@ -121,8 +121,10 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> O
     """Open the dataset at `config.output`: begin it, or continue one with the same configuration and catalog.
 
     With `grow` the catalog may have new rows, which are added to the dataset. Raises `UsageError`, with the differing
-    keys or rows, if it was begun with another configuration or from another catalog.
+    keys or rows, if it was begun with another configuration or from another catalog, and if a package of a bundled
+    detector is not installed.
     """
+    config.deidentify.require_packages()
     require_catalog(config, storage)
     weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
     output = Location(storage, config.output)

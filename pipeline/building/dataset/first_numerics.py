@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.version import NOT_INSTALLED
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.numerics import Numerics, resolve_numerics
@@ -29,9 +30,16 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
     A cluster's driver runs on a head node, which seldom has a GPU: if `model.device` is cuda and this process sees
     no GPU, a task on a GPU node resolves them. On a cluster, `auto` means cuda if the cluster has GPUs, else cpu.
     The same holds of `deidentify.device`. Raises `UsageError` if there is no such device either, or none becomes free
-    within `stall_timeout`.
+    within `stall_timeout`, or if the node lacks a package that the bundled detectors need.
     """
     numerics = _of_masks(config, weights)
+    versions = {name: getattr(numerics, name.replace("-", "_"), "") for name in sorted(config.deidentify.packages)}
+    missing = [name for name, version in versions.items() if version == NOT_INSTALLED]
+    if missing:
+        raise UsageError(
+            f"the node that resolved `model` lacks {', '.join(missing)}, which the detectors need: install "
+            "'segmint[build]' on every node"
+        )
     return numerics.with_detectors(_of_detectors(config)) if config.detectors_share else numerics
 
 

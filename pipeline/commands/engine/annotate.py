@@ -71,7 +71,7 @@ def annotate() -> None:
 
 @app.command(RUN, hidden=True)
 @guarded
-@needs("report")
+@needs("web")
 def run(
     dataset: Dataset,
     stage: Annotated[

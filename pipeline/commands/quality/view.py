@@ -10,7 +10,7 @@ from segmint.pipeline.commands.common.extras import needs
 
 
 @guarded
-@needs("report")
+@needs("web")
 def view(
     dataset: Dataset,
     port: Annotated[

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from segmint.operators.prepare.deidentify import (
     BrokenDetectorError,
     DeidentifyConfig,
     FacesConfig,
+    PlatesConfig,
     Region,
     build_detectors,
     deidentify,
@@ -307,6 +309,24 @@ class WholeImage(torch.nn.Module):
         size = torch.tensor([image.shape[1], image.shape[2]])
         box = torch.tensor([[0.0, 0.0, float(image.shape[2]), float(image.shape[1])]])
         return box, torch.zeros(1), torch.tensor([0.95]), size
+
+
+@pytest.mark.parametrize(
+    ("faces", "plates", "device", "packages"),
+    [
+        ("mtcnn", "clp", "cpu", {"facenet-pytorch", "torchvision", "onnxruntime"}),
+        ("mtcnn", "none", "cuda", {"facenet-pytorch", "torchvision"}),
+        ("/faces.pt", "clp", "cpu", {"onnxruntime"}),
+        ("/faces.pt", "clp", "cuda", {"protobuf"}),
+        ("none", "/plates.pt", "cpu", set()),
+    ],
+)
+def test_only_bundled_detectors_need_their_packages(
+    faces: str, plates: str, device: Literal["cpu", "cuda"], packages: set[str]
+) -> None:
+    config = DeidentifyConfig(device=device, faces=FacesConfig(detector=faces), plates=PlatesConfig(detector=plates))
+    assert config.packages == packages
+    config.require_packages()
 
 
 def test_a_torchscript_file_replaces_a_detector(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """Numerics: equal ones agree, and differences are listed."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from segmint.infra import version as infra_version
 from segmint.infra.assets.hashes import sha256_of
 from segmint.infra.device import Compute, Precision
 from segmint.infra.errors import UsageError
@@ -16,6 +18,15 @@ from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.numerics import Numerics, observe_numerics, resolve_numerics
 
 GPU = SimpleNamespace(name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132)
+
+
+def lacking(package: str) -> Callable[[str], str]:
+    def found(name: str) -> str:
+        if name == package:
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +48,16 @@ def test_every_field_is_in_the_fingerprint(here: Numerics) -> None:
         assert here.differences(other).startswith(name)
     assert len(fingerprints) == len(here.to_dict()) + 1
     assert here.differences(replace(here)) == ""
+
+
+def test_a_package_that_is_not_installed_is_none(
+    here: Numerics, mobile_sam_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert here.facenet_pytorch == version("facenet-pytorch")
+    monkeypatch.setattr(infra_version, "version", lacking("facenet-pytorch"))
+    without = observe_numerics(Compute("cpu", "fp32", 1), 4, 1, sha256_of(mobile_sam_path))
+    assert without.facenet_pytorch == "none"
+    assert without.differences(here) == f"facenet_pytorch 'none' against '{here.facenet_pytorch}'"
 
 
 def test_other_fields_are_refused_by_name(here: Numerics) -> None:

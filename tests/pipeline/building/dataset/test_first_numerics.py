@@ -46,6 +46,18 @@ def test_without_a_cluster_this_machine_answers(tmp_path: Path, mobile_sam_path:
         first_numerics(config(tmp_path, model={"device": "cuda"}), mobile_sam_path)
 
 
+def test_a_node_without_a_package_of_the_detectors_resolves_nothing(
+    tmp_path: Path, mobile_sam_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(tmp_path, model={"device": "cpu"})
+    there = replace(first_numerics(asked, mobile_sam_path), facenet_pytorch="none")
+    monkeypatch.setattr("segmint.pipeline.building.dataset.first_numerics._of_masks", lambda *_: there)
+    with pytest.raises(UsageError, match="resolved `model` lacks facenet-pytorch, which the detectors need"):
+        first_numerics(asked, mobile_sam_path)
+    none = {kind: {"detector": "none"} for kind in ("faces", "plates")}
+    assert first_numerics(config(tmp_path, deidentify=none), mobile_sam_path) is there
+
+
 def test_on_a_cpu_alone_the_cores_are_shared_among_actors(
     tmp_path: Path, mobile_sam_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,13 +9,22 @@ from segmint.pipeline.commands.common.extras import extra_of
 
 @pytest.mark.parametrize(
     ("module", "extra"),
-    [("duckdb", "audit"), ("ray.data", "build"), ("starlette", "report"), ("skimage", "demo"), ("torch", None)],
+    [
+        ("duckdb", "web"),
+        ("starlette", "web"),
+        ("facenet_pytorch", "detectors"),
+        ("scipy.stats", "audit"),
+        ("jinja2", "report"),
+        ("ray.data", "build"),
+        ("skimage", "demo"),
+        ("torch", None),
+    ],
 )
-def test_the_smallest_extra_with_a_module_is_named(module: str, extra: str | None) -> None:
+def test_the_lightest_extra_with_a_module_is_named(module: str, extra: str | None) -> None:
     assert extra_of(module) == extra
 
 
-@pytest.mark.parametrize(("module", "code", "said"), [("duckdb", 2, "segmint[audit]"), ("elsewhere", 3, "unexpected")])
+@pytest.mark.parametrize(("module", "code", "said"), [("ijson", 2, "segmint[build]"), ("elsewhere", 3, "unexpected")])
 def test_a_module_that_is_missed_in_the_middle_of_a_command_is_told(
     module: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
