@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 def iter_blocks(dataset: "ray.data.Dataset") -> Iterator[tuple[Any, int]]:
     """Execute `dataset`; yield a reference to each block with its number of rows, in order.
 
-    The driver never fetches a block. Ray 2.58, 2.59 and 2.60 have the same iterator and the same entries; run the tests
+    The driver never fetches a block. Ray 2.59 and 2.60 have the same iterator and the same entries; run the tests
     marked `ray` under another version before you admit it in pyproject.toml.
     """
     for bundle in dataset.iter_internal_ref_bundles():
