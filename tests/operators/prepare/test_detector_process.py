@@ -59,16 +59,24 @@ PIXELS = 10**6
 
 
 class Trouble(torch.nn.Module):
-    """Fails on an image that begins with red, takes long over one that begins with green, and finds nothing."""
+    """Finds nothing, fails on an image that begins with red, and never ends its first search of a green one.
+
+    It counts searches of green images in the file `searches`, one byte that outlives this process.
+    """
+
+    def __init__(self, searches: str) -> None:
+        super().__init__()
+        self.searches = searches
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         green, red = int(image[1, 0, 0]), int(image[2, 0, 0])
         if red > 200 and green < 50:
             raise RuntimeError("a red corner")
         if green > 200 and red < 50:
-            waste = torch.ones(1000000)
-            for _ in range(400):
-                waste = torch.sin(waste)
+            begun = torch.from_file(self.searches, True, 1, dtype=torch.uint8)
+            begun += 1
+            while int(begun[0]) == 1:
+                pass
         return torch.zeros((0, 4)), torch.zeros(0), torch.zeros(0), torch.zeros(2)
 
 
@@ -91,14 +99,26 @@ def bundled() -> Iterator[DetectorProcess]:
 
 
 @pytest.fixture(scope="module")
-def troubled(tmp_path_factory: pytest.TempPathFactory) -> DeidentifyConfig:
-    path = saved(Trouble(), tmp_path_factory.mktemp("detector") / "trouble.ts")
+def searches_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("searches") / "begun"
+
+
+@pytest.fixture
+def searches(searches_file: Path) -> Callable[[], int]:
+    """The number of searches of green images that have begun in this test."""
+    searches_file.write_bytes(b"\0")
+    return lambda: searches_file.read_bytes()[0]
+
+
+@pytest.fixture(scope="module")
+def troubled(searches_file: Path, tmp_path_factory: pytest.TempPathFactory) -> DeidentifyConfig:
+    path = saved(Trouble(str(searches_file)), tmp_path_factory.mktemp("detector") / "trouble.ts")
     return DeidentifyConfig(faces=FacesConfig(detector=str(path)), plates=PlatesConfig(detector="none"))
 
 
 @pytest.fixture(scope="module")
 def trouble(troubled: DeidentifyConfig) -> Iterator[DetectorProcess]:
-    process = DetectorProcess(DetectorSettings(troubled, "cpu", PIXELS, Storage()))
+    process = DetectorProcess(DetectorSettings(troubled, "cpu", PIXELS, Storage(), search_s=600))
     process.ready()
     yield process
     process.close()
@@ -127,11 +147,6 @@ def memories(pid: int | None) -> int:
 def named_memory() -> set[str]:
     """The shared memory of Python's, torch's and our names."""
     return {name for name in os.listdir("/dev/shm") if name.startswith(("psm_", "torch_", "segmint"))}
-
-
-def worked(pid: int) -> float:
-    """The CPU seconds that a process has taken."""
-    return sum(psutil.Process(pid).cpu_times()[:2])
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -243,7 +258,7 @@ def test_an_image_that_a_detector_alone_fails_on_is_refused(
 
 
 def test_an_image_whose_search_is_killed_is_searched_again_and_written(
-    trouble: DetectorProcess, troubled: DeidentifyConfig, tmp_path: Path
+    trouble: DetectorProcess, troubled: DeidentifyConfig, searches: Callable[[], int], tmp_path: Path
 ) -> None:
     """And no memory is left, of the process or of the child."""
     Image.fromarray(GREEN).save(tmp_path / "green.png")
@@ -252,11 +267,11 @@ def test_an_image_whose_search_is_killed_is_searched_again_and_written(
     policy = LicensePolicy(frozenset({"CC0-1.0"}), require_redistributable=False, policy_date=date(2026, 1, 1))
     first = trouble.pid
     prepare = Prepare(config, Storage(), policy, str(tmp_path / "c.jsonl"), detectors=trouble)
+    prepare.wait_until_ready()
 
     def kill() -> None:
         assert first is not None
-        before = worked(first)
-        until(lambda: worked(first) > before + 0.3)  # it searches
+        until(lambda: searches() == 1)
         os.kill(first, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
@@ -268,10 +283,13 @@ def test_an_image_whose_search_is_killed_is_searched_again_and_written(
         prepare.close()
     assert (row["fault"], row["reason"], row["width"]) == (None, None, 64)
     assert trouble.pid != first
+    assert not psutil.pid_exists(first)
+    assert searches() == 2
     assert memories(trouble.pid) == memories(os.getpid()) == 0
     assert named_memory() <= shared
 
 
+@pytest.mark.usefixtures("searches")
 def test_a_search_over_its_deadline_ends_the_process_and_too_many_deaths_end_the_run(
     troubled: DeidentifyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
