@@ -84,18 +84,26 @@ class SleepingSegment(Segment):
         return done
 
     def _decode(self, row: Row) -> Any:
-        time.sleep(self._host_s)
+        self._spend("decode", self._host_s)
 
     def _find(self, images: Any) -> Any:
-        time.sleep(self._compute_s)
+        self._spend("compute", self._compute_s)
 
     def _finish(self, row: Row, found: Any) -> Row:
-        time.sleep(self._host_s)
+        self._spend("finish", self._host_s)
         return {**row, "masks": [], "funnel": dict.fromkeys(FUNNEL_STEPS, 0)}
+
+    def _spend(self, stage: str, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 def measure_idle(
-    threads: HostThreads, rows_per_block: int, images: int, compute_s: float, host_share: float = HOST_SHARE
+    threads: HostThreads,
+    rows_per_block: int,
+    images: int,
+    compute_s: float,
+    host_share: float = HOST_SHARE,
+    segment: type[SleepingSegment] = SleepingSegment,
 ) -> dict[str, Any]:
     """Have Ray Data take images through one actor; return the idle share of the device's thread."""
     rows = to_table([{"ordinal": ordinal} for ordinal in range(images)], PREPARED)
@@ -106,7 +114,7 @@ def measure_idle(
         .repartition(target_num_rows_per_block=rows_per_block)
         .materialize()  # the stage before this one is not what is measured
         .map_batches(
-            SleepingSegment,
+            segment,
             fn_constructor_args=(threads, compute_s, host_share, shares),
             compute=pool.strategy(),
             num_cpus=1,

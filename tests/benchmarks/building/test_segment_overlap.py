@@ -1,22 +1,72 @@
-"""The benchmark of the device's idle share: the right rows and calls, and a share that the host's part moves."""
+"""The benchmark of the device's idle share: the right rows and calls, stages that overlap, and an exact share."""
 
 import sys
+import threading
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from benchmarks.building.segment_overlap import measure_idle, repeated, timed_launches
+from benchmarks.building.segment_overlap import SleepingSegment, measure_idle, repeated, timed_launches
 from segmint.infra.ray_session import Cluster
+from segmint.operators.segment import overlap
 from segmint.operators.segment.overlap import HostThreads
+
+IMAGES = 12
+BESIDE = {"compute": "decode", "finish": "compute"}
+
+WAIT_S = 60.0
+"""Until something happens that must: only a failing test waits so long."""
+
+
+class Overlapping(SleepingSegment):
+    """The device keeps an image until the next is being decoded; finishing lasts until the device has another."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._begun = {"decode": 0, "compute": 0, "finish": 0}
+        self._alone = False
+        self._changed = threading.Condition()
+
+    def _spend(self, stage: str, seconds: float) -> None:
+        with self._changed:
+            self._begun[stage] += 1
+            self._changed.notify_all()
+            beside = BESIDE.get(stage)
+            if beside is not None and not self._alone:
+                wanted = min(self._begun[stage] + 1, IMAGES)
+                self._alone = not self._changed.wait_for(lambda: self._begun[beside] >= wanted, WAIT_S)
+            assert not self._alone, "no stage works beside another"
+
+
+class Alternating(SleepingSegment):
+    """An image is decoded only when the device is done with the one before; their seconds alone move the clock."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._now = 0.0
+        self._turn = threading.Semaphore()
+        vars(overlap)["time"] = SimpleNamespace(monotonic=lambda: self._now)  # in the actor's process
+
+    def _spend(self, stage: str, seconds: float) -> None:
+        if stage == "finish":
+            self._turn.release()
+            return
+        assert stage == "compute" or self._turn.acquire(timeout=WAIT_S)
+        self._now += seconds
 
 
 @pytest.mark.ray
-def test_the_idle_share_is_small_with_threads_and_large_where_the_host_is_the_slower(local_ray: Cluster) -> None:
-    found = measure_idle(HostThreads.of("cuda"), rows_per_block=4, images=40, compute_s=0.05)
+def test_stages_of_images_of_all_calls_overlap(local_ray: Cluster) -> None:
+    found = measure_idle(HostThreads.of("cuda"), rows_per_block=4, images=IMAGES, compute_s=0, segment=Overlapping)
     assert (found["decoders"], found["calls"], found["rows_per_block"]) == (2, 5, 4)
-    assert found["idle_share"] < 0.3
-    slow = measure_idle(HostThreads(1, 1, 1), rows_per_block=4, images=12, compute_s=0.05, host_share=4.0)
-    assert slow["idle_share"] > 0.6
+
+
+@pytest.mark.ray
+def test_the_idle_share_is_that_of_the_time_in_which_the_device_waits(local_ray: Cluster) -> None:
+    found = measure_idle(HostThreads(1, 1, 1), IMAGES, IMAGES, compute_s=2, host_share=4.0, segment=Alternating)
+    assert found["idle_share"] == pytest.approx(1 - 2 * IMAGES / (2 * IMAGES + 8 * (IMAGES - 1)), abs=1e-4)
 
 
 def test_operations_are_timed_while_another_thread_works() -> None:

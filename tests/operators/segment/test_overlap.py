@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from segmint.operators.segment import overlap
 from segmint.operators.segment.overlap import HostThreads, Overlapped, StageSeconds
 
 WAIT_S = 60.0
@@ -167,23 +168,55 @@ def test_the_device_s_thread_takes_other_work_too(threads: HostThreads) -> None:
         stages.on_device(lambda: 1 // 0)
 
 
-def test_the_time_of_each_stage_is_measured_and_the_device_s_idle_share_is_what_is_left() -> None:
+class Clock:
+    """In place of the module `time`: stands still unless told, and knows how often the device's thread has read it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.reads = 0
+
+    def monotonic(self) -> float:
+        self.reads += threading.current_thread().name.startswith("segmint-device")
+        return self.now
+
+
+def test_the_idle_share_is_the_time_without_computing() -> None:
     assert StageSeconds(compute=6, idle=1, blocked=3).idle_share == pytest.approx(0.4)
     assert StageSeconds().idle_share == 0
-    one_each = HostThreads(1, 1, 1)
-    slow: Callable[..., None] = lambda *_: time.sleep(0.02)  # noqa: E731
-    quick: Callable[..., None] = lambda *_: None  # noqa: E731
-    for functions, stage, waits in (
-        ((slow, quick, quick), "decode", "idle"),
-        ((quick, slow, quick), "compute", None),
-        ((quick, quick, slow), "finish", "blocked"),
-    ):
-        stages: Overlapped[int, None, None, None] = Overlapped(*functions, one_each)
-        submit_all(stages, 20).result(WAIT_S)
-        found = stages.seconds()
-        assert getattr(found, stage) >= 20 * 0.02
-        assert found.idle_share > 0.9 if waits else found.idle_share < 0.5
-        assert waits is None or getattr(found, waits) > 10 * 0.02
+
+
+@pytest.mark.parametrize(
+    ("slow", "item", "after_reads", "expected"),
+    [
+        ("decode", 2, 6, StageSeconds(decode=1, idle=1)),  # the device is done with items 0 and 1
+        ("compute", 2, 7, StageSeconds(compute=1)),
+        ("finish", 0, 8, StageSeconds(finish=1, blocked=1)),  # item 1 waits for a finisher, and 2 for room
+    ],
+)
+def test_the_time_of_each_stage_and_of_the_device_s_waiting_is_measured(
+    slow: str, item: int, after_reads: int, expected: StageSeconds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock moves by one second, while the one item is in the slow stage and the device has come so far."""
+    clock = Clock()
+    monkeypatch.setattr(overlap, "time", clock)
+    results: list[Future[int]] = []
+
+    def stage(name: str) -> Callable[..., int]:
+        def work(this: int, *_: object) -> int:
+            if (name, this) == (slow, item):
+                until(lambda: clock.reads == after_reads and all(result.done() for result in results[:item]))
+                clock.now += 1
+            return this
+
+        return work
+
+    stages: Overlapped[int, int, int, int] = Overlapped(
+        stage("decode"), stage("compute"), stage("finish"), HostThreads(1, 1, 1)
+    )
+    for this in range(3):
+        results.append(stages.submit(this))
+    assert [result.result(WAIT_S) for result in results] == [0, 1, 2]
+    assert stages.seconds() == expected
 
 
 def test_a_cpu_has_no_threads_beside_and_a_gpu_at_least_two_of_each() -> None:
