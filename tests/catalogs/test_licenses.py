@@ -57,7 +57,7 @@ def test_a_near_miss_gets_a_suggestion(text: str, suggestion: str | None) -> Non
 
 def test_a_long_text_is_looked_at_in_no_time_and_not_repeated() -> None:
     """Each of these took minutes, or its detail would have been as long."""
-    began = time.monotonic()
+    began = time.process_time()
     for text in ("a" * 200_000, "CC-BY " * 50_000, "-" * 300_000, "LicenseRef-" + "a" * 300_000):
         verdict = POLICY.judge(text, None, None)
         assert verdict is not None
@@ -65,7 +65,7 @@ def test_a_long_text_is_looked_at_in_no_time_and_not_repeated() -> None:
         assert len(verdict[1]) < 250
     for index in range(2000):
         suggest_identifier(f"{index} " + "CC-BY 4.0 " * 90)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_no_text_is_too_long_for_a_suggestion_that_it_used_to_get() -> None:

@@ -52,7 +52,7 @@ def obedient() -> Worker:
 
 def slow_to_start() -> Worker:
     """A child that takes longer to start than the tests' deadline."""
-    time.sleep(1.5)
+    time.sleep(2.5)
     return obey
 
 

@@ -130,7 +130,7 @@ def test_workers_know_what_each_of_them_left_out(trainable, tmp_path):
             def take_part(rank: int) -> None:
                 def gather(value: list[object]) -> list[list[object]]:
                     given[rank] = list(value)
-                    barrier.wait(timeout=10)
+                    barrier.wait(timeout=60)
                     return given
 
                 readers[rank].exchange(World(rank, 2, gather=gather))
