@@ -24,7 +24,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-long test-gpu test-kernels test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-duplicates bench-reading bench-training bench-page gpu-bundle gpu-day docs clean
+.PHONY: setup demo test test-fast test-long test-gpu test-kernels test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-audit bench-scale bench-duplicates bench-reading bench-training bench-page gpu-bundle gpu-day docs clean
 
 setup: $(STAMP)
 
@@ -71,13 +71,18 @@ format: setup
 KERNEL_TESTS := tests/model/kernels tests/model/automatic/test_mask_kernels.py
 
 # By default Ray asks for a token; tests start many Rays, some as other users.
-test test-long test-gpu mutants: export RAY_AUTH_MODE ?= disabled
+test test-fast test-long test-gpu mutants: export RAY_AUTH_MODE ?= disabled
 
 # Processes that share the tests, a file's in one of them; all that start Ray are in the same one.
 TEST_PROCESSES ?= 3
 
+# At its end it says how many CPU seconds the whole machine spent; to compare runs, let nothing else run beside it.
 test: check
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations=20 -m "not long and not cuda"
+
+# The tests that need no Ray, S3 server, browser, child process or weights: tests/support/fast.py chooses them.
+test-fast: setup
+	$(BIN)/python -m pytest -n 2 --fast --durations=10 -m "not long and not cuda"
 
 test-long: setup
 	$(BIN)/python -m pytest -m "long and not cuda"

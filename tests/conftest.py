@@ -26,6 +26,7 @@ pytest_plugins = [
     "tests.support.browser",
     "tests.support.built_fixtures",
     "tests.support.cuda",
+    "tests.support.fast",
     "tests.support.minted_fixtures",
     "tests.support.report_fixtures",
     "tests.support.ray_fixtures",
@@ -63,7 +64,7 @@ def crds() -> Path:
 
 
 @pytest.fixture(scope="session")
-def mobile_sam_path() -> Path:
+def mobile_sam_path(weights: None) -> Path:
     """MobileSAM's published checkpoint, verified by its hash."""
     from segmint.infra.assets.resolve import resolve
 

@@ -196,12 +196,14 @@ def laid_out(folder: Path, cluster: Cluster, *overrides: str) -> Stages:
     return lay_out(loaded, OpenDataset(begun.location, manifest, begun.weights), cluster)
 
 
+@pytest.mark.usefixtures("weights")
 def test_the_smallest_cluster_starts_the_build(tmp_path: Path) -> None:
     smallest = resources("minReplicas")
     stages = laid_out(tmp_path, smallest)
     assert stages.segment_pool.smallest * stages.segment_pool.num_gpus <= smallest.gpus
 
 
+@pytest.mark.usefixtures("weights")
 def test_the_largest_pools_use_the_largest_cluster_and_no_more(tmp_path: Path) -> None:
     largest = resources("maxReplicas")
     stages = laid_out(tmp_path, largest)
@@ -211,6 +213,7 @@ def test_the_largest_pools_use_the_largest_cluster_and_no_more(tmp_path: Path) -
     assert 0.9 * largest.cpus < asked <= largest.cpus
 
 
+@pytest.mark.usefixtures("weights")
 def test_actors_and_tasks_fit_a_single_pod(tmp_path: Path) -> None:
     stages = laid_out(tmp_path, resources("minReplicas"))
     gpu, cpu = (pod["containers"][0]["resources"] for pod in list(pods(cluster_spec("rayjob.yaml")))[1:])
@@ -221,6 +224,7 @@ def test_actors_and_tasks_fit_a_single_pod(tmp_path: Path) -> None:
     assert stages.prepare_pool.num_cpus <= int(cpu["limits"]["cpu"])
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_cluster_that_is_too_small_is_refused(tmp_path: Path) -> None:
     smallest = resources("minReplicas")
     with pytest.raises(UsageError, match="the smallest pools do not fit"):

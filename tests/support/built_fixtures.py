@@ -19,7 +19,7 @@ class Built:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built(tmp_path_factory: pytest.TempPathFactory, processes: None) -> Built:
     """Ten rows in shards of three, by one segment actor: row 3 refused for its license, row 10 not found."""
     from tests.support.builds import segmint, small_catalog, write_config
 

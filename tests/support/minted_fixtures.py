@@ -9,7 +9,7 @@ from tests.support.parallel import made_once
 
 
 @pytest.fixture(scope="session")
-def minted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def minted(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Path:
     """Eight rows in shards of three: images 1, 2, 4 to 7; row 3 refused for its license, row 8 not found.
 
     Its configuration is `build.yaml` next to it.

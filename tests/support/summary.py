@@ -2,8 +2,28 @@
 
 import os
 from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def machine_seconds() -> float | None:
+    """The CPU seconds that the machine (or the container) has spent so far; None where no cgroup counts them.
+
+    `usage_usec` in `cpu.stat` of the unified cgroup, else `cpuacct.usage` of the older one.
+    """
+    for path in (CGROUPS / "cpu.stat", CGROUPS / "unified" / "cpu.stat"):
+        with suppress(OSError, KeyError):
+            return int(dict(line.split() for line in path.read_text().splitlines())["usage_usec"]) / 1e6
+    with suppress(OSError):
+        return int((CGROUPS / "cpuacct" / "cpuacct.usage").read_text()) / 1e9
+    return None
+
+
+_before = machine_seconds()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -19,6 +39,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section("seconds by folder, set-up and teardown included")
     for folder, spent in seconds.most_common():
         terminalreporter.write_line(f"{spent:8.1f} {folder}")
+    after = machine_seconds()
+    if _before is not None and after is not None:
+        text = f"{after - _before:8.1f} CPU seconds of the whole machine during this run, of other programs, too"
+        terminalreporter.write_line(text)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
