@@ -32,6 +32,7 @@ pytest_plugins = [
     "tests.support.ray_fixtures",
     "tests.support.s3_fixtures",
     "tests.support.summary",
+    "tests.support.train_fixtures",
 ]
 
 

@@ -31,7 +31,7 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def ended(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Run:
     """Two steps of MobileSAM on two images of three each, with a checkpoint at each, and embeddings in `cache`."""
     from tests.support.locations import location_of
     from tests.support.trainable import SHORTEST, train_yaml, write_three
