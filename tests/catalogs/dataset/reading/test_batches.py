@@ -67,6 +67,7 @@ def test_an_epoch_has_every_image_once_and_is_filled_up_with_its_first_ones(epoc
     assert order[:40] != IMAGES
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(("ranks", "workers", "stop"), [(1, 4, 3), (2, 1, 1), (3, 0, 2), (8, 0, 0)])
 def test_any_ranks_and_workers_read_the_same_batches_and_go_on_as_others(
     many: str, epoch: Part, ranks: int, workers: int, stop: int, monkeypatch: pytest.MonkeyPatch
@@ -129,6 +130,7 @@ def test_a_batch_larger_than_the_dataset_is_filled_up_again_and_again(dataset: s
     assert batch == batch[:6] * 2 + batch[:2]
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_plain_data_loader_takes_it_and_epochs_are_set(many: str) -> None:
     batches = open_dataset(many).batches(20, seed=3)
     loader = DataLoader(batches, batch_size=None, num_workers=2, persistent_workers=True)
@@ -141,6 +143,7 @@ def test_a_plain_data_loader_takes_it_and_epochs_are_set(many: str) -> None:
     assert ids(loader) == second[1:]
 
 
+@pytest.mark.usefixtures("processes")
 def test_spawned_workers_read_the_same(many: str, epoch: Part, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
@@ -149,6 +152,7 @@ def test_spawned_workers_read_the_same(many: str, epoch: Part, monkeypatch: pyte
     assert ids(loader) == [batch[4:8] for batch in epoch]
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_rank_that_a_launcher_sent_them_to_reads_its_own_part(
     many: str, epoch: Part, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +237,7 @@ def test_a_short_tar_and_one_that_is_gone_say_what_to_do(dataset: str) -> None:
         read_all(dataset)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_damaged_shard_is_named_through_workers(dataset: str) -> None:
     shard_file(dataset, "shards").unlink()
     with pytest.raises(DamagedDatasetError, match="shard 1 of"):

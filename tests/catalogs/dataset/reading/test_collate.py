@@ -44,6 +44,7 @@ def test_batches_hold_the_samples_in_order(dataset: TorchDataset) -> None:
     assert all("mask" not in vars(mask) for batch in batches for masks in batch.annotations for mask in masks)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_worker_makes_the_same_batches(dataset: TorchDataset) -> None:
     check(list(DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=collate)), dataset)
 

@@ -33,6 +33,7 @@ def areas(batch: list[Sample]) -> torch.Tensor:
     return torch.tensor([mask.area for sample in batch for mask in sample.masks])
 
 
+@pytest.mark.usefixtures("processes")
 def test_each_iteration_is_an_epoch_also_in_workers_that_persist(many: str) -> None:
     own, persisting = loader(many), loader(many, 2, persistent_workers=True)
     epochs = [ids(own) for _ in range(3)]
@@ -43,6 +44,7 @@ def test_each_iteration_is_an_epoch_also_in_workers_that_persist(many: str) -> N
     assert [sorted(flat(epoch)) for epoch in epochs] == [sorted(flat(epochs[0]))] * 3
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loop_that_was_left_goes_on_and_counts_what_it_received(many: str, workers: int) -> None:
     whole = ids(loader(many))
@@ -69,6 +71,7 @@ def test_a_state_loaded_in_a_loop_holds_for_the_next_one(many: str) -> None:
     assert ids(one) == whole
 
 
+@pytest.mark.usefixtures("processes")
 def test_loaders_of_the_same_batches_are_at_places_of_their_own(many: str) -> None:
     whole = ids(loader(many))
     batches = open_dataset(many).batches(8, seed=4)
@@ -120,6 +123,7 @@ def test_too_few_images_for_a_larger_batch_are_left_to_the_next_epoch(many: str)
     assert large.epoch == 2
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_collate_function_runs_in_the_workers(many: str) -> None:
     batches = list(loader(many, 2, collate_fn=areas))
     assert [batch.shape for batch in batches] == [(16,)] * 5

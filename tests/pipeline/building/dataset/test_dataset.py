@@ -39,6 +39,7 @@ def config(folder: Path, catalog: Path, **changes: Any) -> Config:
     return load_config(str(write_config(folder / "build.yaml", catalog, folder / "dataset", **changes)))
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_dataset_is_begun_with_all_that_pins_it(tmp_path: Path, catalog: Path) -> None:
     dataset = open_or_create(config(tmp_path, catalog), Storage())
     manifest = read_manifest(location_of(tmp_path / "dataset"))
@@ -53,6 +54,7 @@ def test_a_dataset_is_begun_with_all_that_pins_it(tmp_path: Path, catalog: Path)
     assert table.column("uri").to_pylist()[0] == "photo_0.jpg"
 
 
+@pytest.mark.usefixtures("weights")
 def test_opening_again_changes_no_byte(tmp_path: Path, catalog: Path) -> None:
     open_or_create(config(tmp_path, catalog), Storage())
     before = digests(tmp_path / "dataset")
@@ -80,6 +82,7 @@ def test_weights_that_were_trained_give_their_lineage_at_the_first_start(
     assert digests(tmp_path / "dataset") == before
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
@@ -99,6 +102,7 @@ def test_what_differs_is_named(tmp_path: Path, catalog: Path, changes: dict[str,
     assert digests(tmp_path / "dataset") == before
 
 
+@pytest.mark.usefixtures("weights")
 def test_of_two_that_begin_at_once_the_loser_leaves_the_winner_s_catalog_alone(tmp_path: Path, catalog: Path) -> None:
     """Both found nothing there, and each has normalized its own catalog before one of them puts the manifest."""
     winner = open_or_create(config(tmp_path, catalog), Storage())
@@ -110,6 +114,7 @@ def test_of_two_that_begin_at_once_the_loser_leaves_the_winner_s_catalog_alone(t
     assert before.items() <= digests(tmp_path / "dataset").items()
 
 
+@pytest.mark.usefixtures("weights")
 def test_the_same_rows_in_another_file_are_the_same_catalog(tmp_path: Path, catalog: Path) -> None:
     open_or_create(config(tmp_path, catalog), Storage())
     rewritten = tmp_path / "rewritten.csv"
@@ -121,6 +126,7 @@ def test_the_same_rows_in_another_file_are_the_same_catalog(tmp_path: Path, cata
         open_or_create(config(tmp_path, rewritten), Storage())
 
 
+@pytest.mark.usefixtures("weights")
 def test_an_empty_catalog_begins_nothing(tmp_path: Path) -> None:
     empty = write_catalog(tmp_path / "empty.jsonl", [])
     with pytest.raises(UsageError, match="has no rows"):
@@ -128,6 +134,7 @@ def test_an_empty_catalog_begins_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "dataset" / "dataset.json").exists()
 
 
+@pytest.mark.usefixtures("weights")
 def test_ranges_of_shards_are_cut_to_the_dataset(tmp_path: Path, catalog: Path) -> None:
     dataset = open_or_create(config(tmp_path, catalog), Storage())
     assert dataset.shards((1, 99)) == range(1, 3)
@@ -141,6 +148,7 @@ def test_ranges_of_shards_are_cut_to_the_dataset(tmp_path: Path, catalog: Path) 
     ]
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_detectors_file_is_pinned_by_its_hash(tmp_path: Path, catalog: Path) -> None:
     path = tmp_path / "faces.ts"
     path.write_bytes(b"the first build's")
@@ -162,6 +170,7 @@ def test_a_detectors_file_is_pinned_by_its_hash(tmp_path: Path, catalog: Path) -
     open_or_create(config(tmp_path, catalog, deidentify=detectors), Storage())
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_dataset_of_another_rule_of_deidentification_is_refused(tmp_path: Path, catalog: Path) -> None:
     given = config(tmp_path, catalog)
     tree = open_or_create(given, Storage()).manifest.config
@@ -172,6 +181,7 @@ def test_a_dataset_of_another_rule_of_deidentification_is_refused(tmp_path: Path
         open_or_create(given, Storage())
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("recorded", [0.8, 0.5, "off"])
 def test_a_dataset_goes_on_dropping_artifacts_as_it_began(tmp_path: Path, catalog: Path, recorded: object) -> None:
     given = config(tmp_path, catalog)
@@ -185,6 +195,7 @@ def test_a_dataset_goes_on_dropping_artifacts_as_it_began(tmp_path: Path, catalo
     assert artifacts == RedactionArtifacts(recorded if isinstance(recorded, float) else None)
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_dataset_begun_without_opt_outs_goes_on_without_them(tmp_path: Path, catalog: Path) -> None:
     given = config(tmp_path, catalog)
     allowed = [*given.license.allow]
@@ -210,6 +221,7 @@ def test_a_dataset_begun_without_opt_outs_goes_on_without_them(tmp_path: Path, c
         open_or_create(config(tmp_path, catalog, license={"allow": ["CC0-1.0"], "respect_opt_out": True}), Storage())
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_dataset_keeps_the_device_of_its_detectors(tmp_path: Path, catalog: Path) -> None:
     on_cpu, on_gpu = (config(tmp_path, catalog, deidentify={"device": device}) for device in ("cpu", "cuda"))
     begun = open_or_create(on_cpu, Storage()).manifest
@@ -227,6 +239,7 @@ def test_a_dataset_keeps_the_device_of_its_detectors(tmp_path: Path, catalog: Pa
         open_or_create(on_cpu, Storage())
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_detectors_on_a_gpu_that_is_not_there_begin_no_dataset(tmp_path: Path, catalog: Path) -> None:
     with pytest.raises(UsageError, match=r"^deidentify\.device: device 'cuda' was requested, but torch sees no CUDA"):

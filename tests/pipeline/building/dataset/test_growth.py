@@ -49,6 +49,7 @@ def grown(folder: Path, rows: list[dict[str, Any]], storage: Storage | None = No
     return open_or_create(configured(folder, rows, **options), storage or Storage(), grow=True)
 
 
+@pytest.mark.usefixtures("weights")
 def test_new_rows_are_refused_until_they_are_asked_for(tmp_path: Path, begun: Path) -> None:
     before = digests(begun)
     with pytest.raises(UsageError, match=r"has 4 new rows that .* does not have: .* build with --grow"):
@@ -56,6 +57,7 @@ def test_new_rows_are_refused_until_they_are_asked_for(tmp_path: Path, begun: Pa
     assert digests(begun) == before
 
 
+@pytest.mark.usefixtures("weights")
 def test_new_rows_become_a_separate_part_with_its_shards(tmp_path: Path, begun: Path) -> None:
     before = digests(begun)
     dataset = grown(tmp_path, LATER)
@@ -79,6 +81,7 @@ def test_new_rows_become_a_separate_part_with_its_shards(tmp_path: Path, begun: 
     assert load_latest_manifest(location_of(begun)) == (dataset.manifest, 2)
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_grown_dataset_stays_the_same_and_grows_again(tmp_path: Path, begun: Path) -> None:
     grown(tmp_path, LATER)
     before = digests(begun)
@@ -92,6 +95,7 @@ def test_a_grown_dataset_stays_the_same_and_grows_again(tmp_path: Path, begun: P
     assert load_latest_manifest(location_of(begun)).generation == 3
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
@@ -137,6 +141,7 @@ class Interrupted(Storage):
             act()
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_crash_before_the_manifest_leaves_nothing_visible(tmp_path: Path, begun: Path) -> None:
     def crash() -> None:
         raise StorageFaultError("the power is gone")
@@ -154,6 +159,7 @@ def test_a_crash_before_the_manifest_leaves_nothing_visible(tmp_path: Path, begu
     assert {path: digest for path, digest in after.items() if path in left} == left
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_sweep_spares_the_part_that_a_growing_build_has_claimed(tmp_path: Path, begun: Path) -> None:
     def sweep_now() -> list[str]:
         return sweep(location_of(begun), timedelta(0), datetime.now(UTC) + timedelta(hours=1))
@@ -171,6 +177,7 @@ def test_a_sweep_spares_the_part_that_a_growing_build_has_claimed(tmp_path: Path
     assert sweep_now() == [claimed]
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("ending", [".parquet", "dataset.g2.json"])
 def test_a_build_that_loses_goes_on_with_the_same_catalog(tmp_path: Path, begun: Path, ending: str) -> None:
     """Also where the winner's file has other bytes: the same rows in another order."""
@@ -180,6 +187,7 @@ def test_a_build_that_loses_goes_on_with_the_same_catalog(tmp_path: Path, begun:
     assert uris == ["photo_11.jpg", "photo_10.jpg", "photo_9.jpg", "photo_8.jpg"]
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_build_that_loses_to_another_catalog_is_refused(tmp_path: Path, begun: Path) -> None:
     other = [*FIRST, row(20)]
     storage = Interrupted("dataset.g2.json", lambda: grown(tmp_path, other, name="other"))
@@ -189,6 +197,7 @@ def test_a_build_that_loses_to_another_catalog_is_refused(tmp_path: Path, begun:
     assert dataset.read_rows([3]).column("uri").to_pylist() == ["photo_20.jpg"]
 
 
+@pytest.mark.usefixtures("weights")
 def test_many_that_grow_at_once_agree(tmp_path: Path, begun: Path) -> None:
     config = configured(tmp_path, LATER)
     with ThreadPoolExecutor(4) as pool:
@@ -197,6 +206,7 @@ def test_many_that_grow_at_once_agree(tmp_path: Path, begun: Path) -> None:
     assert load_latest_manifest(location_of(begun)) == (datasets[0].manifest, 2)
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_first_build_may_be_asked_to_grow(tmp_path: Path) -> None:
     dataset = grown(tmp_path, FIRST)
     assert [part.path for part in dataset.manifest.catalog] == [
@@ -204,6 +214,7 @@ def test_a_first_build_may_be_asked_to_grow(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_correction_of_the_catalog_meanwhile_does_not_keep_it_from_growing(tmp_path: Path, begun: Path) -> None:
     """A takedown also puts a generation of the manifest, with as many parts as before."""
     asked = Asked(ids=("photo_2.jpg",))
@@ -215,6 +226,7 @@ def test_a_correction_of_the_catalog_meanwhile_does_not_keep_it_from_growing(tmp
     assert dataset.manifest.licenses == {"CC-BY-4.0": 5, "CC0-1.0": 6, "taken_down": 1}
 
 
+@pytest.mark.usefixtures("weights")
 def test_after_an_amendment_the_advice_is_to_write_its_values_or_to_take_the_catalog_s(
     tmp_path: Path, begun: Path
 ) -> None:

@@ -96,6 +96,7 @@ def test_two_weights_with_groups_on_a_page(dataset: Path, other_weights: Path, t
     assert "results.parquet exists already" in again.output
 
 
+@pytest.mark.usefixtures("weights")
 def test_json_without_a_folder_and_what_was_left_out(dataset: Path, tmp_path: Path) -> None:
     image, masks = scene(0)
     Image.fromarray(image).save(tmp_path / "a.png")

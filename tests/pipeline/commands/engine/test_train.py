@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.builds import segmint_here
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_wrong_configuration_ends_the_command_with_its_place(tmp_path: Path) -> None:
     path = tmp_path / "train.yaml"
     path.write_text("datasets: [{uri: nowhere}]\noutput: out\nstep: 3\n")

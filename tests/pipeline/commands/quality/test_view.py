@@ -25,6 +25,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_the_address_that_it_prints_opens_and_a_signal_ends_it(
     small: Path, end: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

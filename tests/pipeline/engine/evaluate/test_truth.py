@@ -120,6 +120,7 @@ def save(path: Path, shape: tuple[int, int] = (30, 40)) -> None:
     Image.fromarray(np.full((*shape, 3), 90, np.uint8)).save(path)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_coco_file_with_its_odd_images(tmp_path: Path) -> None:
     pictures = tmp_path / "images"
     for name in ("sub/good.png", "twice.png"):
@@ -148,6 +149,7 @@ def test_a_coco_file_without_any_mask(tmp_path: Path) -> None:
         open_one(coco_file(tmp_path, "a.png", annotations=boxes), images=(str(tmp_path),))
 
 
+@pytest.mark.usefixtures("processes")
 def test_label_maps_beside_images(tmp_path: Path) -> None:
     labels = np.zeros((30, 40), np.uint8)
     labels[2:9, 3:8], labels[20:, :] = 4, 255

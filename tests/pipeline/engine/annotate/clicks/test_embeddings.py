@@ -105,6 +105,7 @@ def test_all_annotators_together_want_no_more_than_the_bound(recorder: Recorder,
         assert set(made.images()) == {4, 5, 6, 7}
 
 
+@pytest.mark.usefixtures("processes")
 def test_other_pixels_are_another_embedding(recorder: Recorder, decoder: JpegDecoder) -> None:
     with embeddings(recorder, decoder, 3) as made:
         known = made.get(read(3))

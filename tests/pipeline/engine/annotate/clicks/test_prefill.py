@@ -101,6 +101,7 @@ class Bright(nn.Module):
         return torch.stack([part, box]), torch.ones(2, dtype=torch.int64), torch.tensor([0.55, 0.6]), size
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_detectors_file_finds_objects_and_objects_in_them(tmp_path: Path) -> None:
     path = tmp_path / "objects.pt"
     torch.jit.script(Bright()).save(path)
@@ -111,6 +112,7 @@ def test_a_detectors_file_finds_objects_and_objects_in_them(tmp_path: Path) -> N
         assert finder.boxes(np.zeros_like(image)) == []
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_file_that_is_no_detector_is_refused_at_the_start(tmp_path: Path) -> None:
     path = tmp_path / "objects.pt"
     path.write_bytes(b"no module")

@@ -36,6 +36,7 @@ def options(files: TruthFiles, target: Path, output: Path | None = None) -> Eval
     return EvaluateOptions(truth, ModelOptions(device="cpu"), None if output is None else str(output))
 
 
+@pytest.mark.usefixtures("weights")
 def test_drawn_shapes_are_found_and_each_annotator_counts(files: TruthFiles, tmp_path: Path, one_thread: None) -> None:
     second = tmp_path / "second"
     second.mkdir()
@@ -60,6 +61,7 @@ def test_drawn_shapes_are_found_and_each_annotator_counts(files: TruthFiles, tmp
     assert answer.lines()[0] == f"edges: 1 image of {files.maps}"
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_map_of_another_size_costs_its_image_and_masks_are_no_truth(files: TruthFiles, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="edges are measured on label maps"):
         evaluate_edges(options(files, files.coco), MEASURE, [], Storage())

@@ -87,6 +87,7 @@ def test_ap_is_coco_evals_on_files_of_the_same_masks(
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == json.loads(json.dumps(answer.to_dict()))
 
 
+@pytest.mark.usefixtures("weights")
 def test_boxes_of_the_truth_give_miou_and_the_same_weights_no_difference(
     files: TruthFiles, tmp_path: Path, one_thread: None
 ) -> None:
@@ -113,6 +114,7 @@ def test_boxes_without_scores_are_paired_within_their_category(
     assert "AP needs scores" in answer.lines()[1]
 
 
+@pytest.mark.usefixtures("weights")
 def test_boxes_of_other_images_or_categories_are_an_error(files: TruthFiles, tmp_path: Path) -> None:
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps([{"image_id": 77, "category_id": 3, "bbox": [1, 2, 30, 40], "score": 0.5}]))
