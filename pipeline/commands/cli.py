@@ -19,7 +19,6 @@ from segmint.pipeline.commands.common.console import DEBUG_VARIABLE
 from segmint.pipeline.commands.corrections.corrections import amend, redact, repair, takedown
 from segmint.pipeline.commands.corrections.imports import import_
 from segmint.pipeline.commands.engine import annotate, evaluate
-from segmint.pipeline.commands.engine import status as engine
 from segmint.pipeline.commands.engine.train import train
 from segmint.pipeline.commands.export import export
 from segmint.pipeline.commands.masks import masks
@@ -45,7 +44,7 @@ for command in (
     app.command()(command)
 app.command("import")(import_)
 app.command()(version)
-for group in (catalog, assets, study, evaluate, annotate, engine):
+for group in (catalog, assets, study, evaluate, annotate):
     app.add_typer(group.app)
 
 

@@ -243,10 +243,10 @@ def test_the_second_round_says_where_its_weights_come_from(turn: Turn) -> None:
 
 
 def test_both_rounds_are_shown(turn: Turn) -> None:
-    answer = json.loads(segmint_here("engine", "status", turn.second, turn.first, "--json"))
+    answer = json.loads(segmint_here("status", turn.first, turn.second, "--json"))
     assert answer["lineages"] == 1
-    rows = answer["rounds"]
-    assert [(row["name"], row["round"], row["complete"], row["images"]) for row in rows] == [
+    rows = answer["datasets"]
+    assert [(row["name"], row["round"], row["complete"], row["written"]) for row in rows] == [
         ("round-0", 0, True, IMAGES),
         ("round-1", 1, True, IMAGES),
     ]
@@ -257,8 +257,8 @@ def test_both_rounds_are_shown(turn: Turn) -> None:
     evaluations = turn.answers["train"]["evaluations"]
     assert [rows[1]["held_out"]["before"], rows[1]["held_out"]["after"]] == [each["one_click"] for each in evaluations]
     assert rows[1]["held_out"]["images"] == turn.answers["train"]["held_out"]["images"]
-    lines = segmint_here("engine", "status", turn.first, turn.second).splitlines()
-    assert [line.split()[:2] for line in lines[1:3]] == [["0", "round-0"], ["1", "round-1"]]
+    lines = segmint_here("status", turn.second, turn.first).splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [["round-1", "1"], ["round-0", "0"]]
 
 
 def test_the_report_and_the_card_name_the_round(turn: Turn, tmp_path: Path) -> None:

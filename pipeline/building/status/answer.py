@@ -1,16 +1,20 @@
 """The status as an answer: its values, and how they are written as text and JSON."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from segmint.catalogs.dataset.manifest import Weights
+from segmint.catalogs.lineage import HeldOut, Round, describe_rounds
 from segmint.infra.errors import UsageError
-from segmint.infra.wording import counted, duration, number, plural, share
+from segmint.infra.wording import counted, duration, listed, number, plural, share
+from segmint.operators.schemas import AUTOMATIC, SOURCES
 from segmint.pipeline.building.status.drift import Compared, Drift
 from segmint.pipeline.building.status.gaps import Gap
 from segmint.pipeline.building.status.pace import Pace
+from segmint.pipeline.building.status.people import People
 from segmint.pipeline.building.status.totals import Totals
 
 SHOWN = 10
@@ -50,6 +54,10 @@ class Status:
     prices: Prices
     gaps: Sequence[Gap]
     drift: Drift | None  # None: too few shards
+    round: int  # how many trainings led to its weights
+    weights: Weights
+    trainings: tuple[Round, ...]  # the lineage of its weights; empty in round 0
+    people: People
 
     @property
     def complete(self) -> bool:
@@ -67,6 +75,27 @@ class Status:
     def cost_left(self) -> float | None:
         """What the rest costs; None without a price or a pace."""
         return None if self.seconds_left is None else self.prices.of(self.seconds_left)
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The SHA-256 of all weights from the first of its lineage to those that made it."""
+        return tuple(link.weights for link in self.trainings) or (self.weights.sha256,)
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """What was measured before and after the training of its weights; None if nothing was."""
+        return self.trainings[-1].held_out if self.trainings else None
+
+    @property
+    def masks_by_source(self) -> Mapping[str, int]:
+        """Masks of each source; those that no person made are automatic."""
+        automatic = {AUTOMATIC: self.totals.masks - self.people.masks}
+        return {**dict.fromkeys(SOURCES, 0), **automatic, **self.people.by_source}
+
+    @property
+    def masks_per_image(self) -> float | None:
+        """Masks an image; None without images."""
+        return self.totals.masks / self.totals.written if self.totals.written else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the status for JSON."""
@@ -106,6 +135,15 @@ class Status:
             "drift": None
             if drift is None
             else {**asdict(drift), "compared": [{**asdict(one), "unusual": one.unusual} for one in drift.compared]},
+            "masks_by_source": self.masks_by_source,
+            "masks_per_image": self.masks_per_image,
+            "masks_timed": self.people.timed,
+            "seconds_per_mask": self.people.seconds_per_mask,
+            "unread_tables": self.people.unread,
+            "round": self.round,
+            "weights": self.weights.model_dump(mode="json"),
+            "trainings": [link.model_dump(mode="json") for link in self.trainings],
+            "held_out": None if self.held_out is None else self.held_out.model_dump(mode="json"),
         }
 
     def lines(self) -> list[str]:
@@ -122,6 +160,8 @@ class Status:
             *self._pace_lines(),
             *self._gap_lines(),
             *self._drift_lines(),
+            *self._people_lines(),
+            *describe_rounds(self.trainings),
         ]
 
     def _pace_lines(self) -> list[str]:
@@ -180,6 +220,18 @@ class Status:
             f"({drift.sampled:,} {plural(drift.sampled, 'table')} of them read{unread})",
             *map(_drift_line, drift.compared),
         ]
+
+    def _people_lines(self) -> list[str]:
+        people = self.people
+        sources = listed(f"{people.by_source[source]:,} {source}" for source in SOURCES if source in people.by_source)
+        timed = f"; {number(people.seconds_per_mask)} s a mask, over {people.timed:,} with a time" * bool(people.timed)
+        lines = [f"people     {counted(people.masks, 'mask')}: {sources}{timed}"] if people.masks else []
+        return [*lines, unread_line(people)] if people.unread else lines
+
+
+def unread_line(people: People) -> str:
+    """Say that the masks of people in some tables are not known."""
+    return f"masks of people: {counted(people.unread, 'table')} could not be read: run segmint audit"
 
 
 def _drift_line(one: Compared) -> str:

@@ -1,4 +1,4 @@
-"""How far a dataset is, from its commits alone: `segmint status`. Needs no Ray, and nothing of the running build."""
+"""How far a dataset is, from its commits: `segmint status`. Needs no Ray, and nothing of the running build."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from segmint.pipeline.building.status.answer import Prices, Status
 from segmint.pipeline.building.status.drift import Counted, Drift, compare, last_and_sample
 from segmint.pipeline.building.status.gaps import find_gaps
 from segmint.pipeline.building.status.pace import Pace, first_commits, last_commits, pace_of
+from segmint.pipeline.building.status.people import NOBODY, People, count_people
 from segmint.pipeline.building.status.totals import Totals, total
 
 _THREADS = 16
@@ -35,6 +36,7 @@ class StatusReader:
         self._prices = prices
         self._commits: dict[ListedCommit, Commit] = {}
         self._counted: dict[ListedCommit, Counted] = {}
+        self._people: dict[ListedCommit, People] = {}
 
     def read(self) -> Status:
         """Return the status now.
@@ -58,6 +60,10 @@ class StatusReader:
             prices=self._prices,
             gaps=find_gaps(manifest, totals.missing, held, first),
             drift=self._drift(manifest, totals, list(first), held),
+            round=manifest.round,
+            weights=manifest.weights,
+            trainings=manifest.lineage,
+            people=self._people_of(manifest, held.values()),
         )
 
     def _pace(self, first: Mapping[int, datetime], held: Mapping[int, ListedCommit]) -> Pace | None:
@@ -82,6 +88,15 @@ class StatusReader:
         of_last = [self._counted[listed] for listed in commits if listed.shard in set(last)]
         of_sample = [self._counted[listed] for listed in commits if listed.shard not in set(last)]
         return compare(totals, of_last, of_sample)
+
+    def _people_of(self, manifest: DatasetManifest, held: Iterable[ListedCommit]) -> People:
+        """Count the masks of people; the tables of shards that were not changed since their build have none."""
+        changed = [listed for listed in held if listed.generation > 1]
+        new = self._read(listed for listed in changed if listed not in self._people)
+        dataset = Dataset(self._dataset, manifest)
+        counted = map_ahead(lambda commit: count_people(dataset, commit), new.values(), _THREADS, _THREADS, "people")
+        self._people.update(zip(new, counted, strict=True))
+        return sum((self._people[listed] for listed in changed if listed in self._people), NOBODY)
 
     def _read(self, wanted: Iterable[ListedCommit]) -> dict[ListedCommit, Commit]:
         """Read these commits, in that order; if a correction replaces one meanwhile, the newer one."""

@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segmint.infra.errors import SegmintError, UsageError
-from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
+from segmint.pipeline.commands.common.arguments import AsJson, Config, storage_of
 from segmint.pipeline.commands.common.console import answer, answer_with, guarded, printable
 
 if TYPE_CHECKING:
-    from segmint.pipeline.building.status.status import StatusReader
+    from collections.abc import Callable
+
+    from segmint.pipeline.building.status.answer import Status
+    from segmint.pipeline.building.status.table import StatusTable
 
 
 @guarded
 def status(
-    dataset: Dataset,
+    datasets: Annotated[
+        list[str],
+        typer.Argument(metavar="DATASET...", help="Folders or bucket prefixes; several datasets become a table."),
+    ],
     watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until it is complete.")] = False,
     every: Annotated[float, typer.Option("--every", metavar="S", help="Seconds between two looks of --watch.")] = 30.0,
     price: Annotated[
@@ -29,7 +35,8 @@ def status(
 ) -> None:
     """Show how far a build is, from its commits.
 
-    Done, pace, time and cost left, refusals, drift, and what is held back.
+    Done, pace, time and cost left, refusals, drift, what is held back, masks of people, and the trainings that led to
+    its weights.
     """
     if watch and as_json:
         raise UsageError("--watch is for people, and --json for programs: give one of them")
@@ -38,16 +45,23 @@ def status(
     from segmint.infra.storage.location import Location
     from segmint.pipeline.building.status.answer import Prices
     from segmint.pipeline.building.status.status import StatusReader
+    from segmint.pipeline.building.status.table import StatusTable
 
-    reader = StatusReader(Location(storage_of(config), dataset), Prices(price, gpus))
+    storage, prices = storage_of(config), Prices(price, gpus)
+    readers = [StatusReader(Location(storage, dataset), prices) for dataset in datasets]
+
+    def read() -> "Status | StatusTable":
+        rows = [reader.read() for reader in readers]
+        return rows[0] if len(rows) == 1 else StatusTable(rows)
+
     if watch:
-        _watch(reader, every)
+        _watch(read, every)
     else:
-        answer_with(reader.read(), as_json)
+        answer_with(read(), as_json)
 
 
-def _watch(reader: "StatusReader", every: float) -> None:
-    """Show the status until the dataset is complete, or until Ctrl-C, which is no failure here.
+def _watch(read: "Callable[[], Status | StatusTable]", every: float) -> None:
+    """Show the status until all datasets are complete, or until Ctrl-C, which is no failure here.
 
     On a terminal it is drawn in place, elsewhere printed again. Once it was read, a fault does not end it.
     """
@@ -55,7 +69,7 @@ def _watch(reader: "StatusReader", every: float) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    now = reader.read()
+    now = read()
     with suppress(KeyboardInterrupt), Live(console=Console(file=sys.stdout), auto_refresh=False) as live:
         shown = now.lines()
         while True:
@@ -67,7 +81,7 @@ def _watch(reader: "StatusReader", every: float) -> None:
                 return
             time.sleep(every)
             try:
-                now = reader.read()
+                now = read()
                 shown = now.lines()
             except SegmintError as error:
                 shown = [*now.lines(), f"could not be read again: {error}"]

@@ -363,7 +363,7 @@ def test_names_that_are_not_utf8_are_printed(capsys):
     assert json.loads(printed[printed.index("{") :])["name"] == name
 
 
-@pytest.mark.parametrize("group", ["", "catalog", "assets", "study", "evaluate", "annotate", "engine"])
+@pytest.mark.parametrize("group", ["", "catalog", "assets", "study", "evaluate", "annotate"])
 def test_help_says_of_each_command_in_a_whole_line_what_it_does(group: str):
     lines = run(*group.split(), "--help").output.splitlines()
     commands = lines[lines.index("Commands:") + 1 :]

@@ -10,12 +10,13 @@ import pytest
 from segmint.catalogs.dataset.annotations.answers import put_answer
 from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
 from segmint.catalogs.dataset.versions.record import latest_version
+from segmint.pipeline.building.status.answer import Prices
+from segmint.pipeline.building.status.status import StatusReader
 from segmint.pipeline.corrections.merge.run import list_merge, merge_answers
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
-from segmint.pipeline.engine.rounds.status import read_round
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.answered import answer_to, committed_row, counts_of, new_mask
 from tests.support.everything import upload
@@ -63,8 +64,8 @@ def test_answers_become_the_next_generation_and_are_merged_once(place: Place) ->
     assert version is not None
     assert version.command == "merge"
     assert version.reason == "answers for 2 images: 1 corrected, 1 added and 1 deleted"
-    status = read_round(place.location)
-    assert (status.timed, status.seconds_per_mask) == (2, 5.0)
+    people = StatusReader(place.location, Prices()).read().people
+    assert (people.timed, people.seconds_per_mask) == (2, 5.0)
 
     after = contents(place)
     again = merge_answers(place.location)
@@ -77,8 +78,8 @@ def test_a_prefilled_mask_that_nobody_touched_is_nobodys_time(place: Place) -> N
     box = {"kind": "box", "x": 5.0, "y": 22.0, "w": 25.0, "h": 6.0}
     give(place, 1, new_mask(APART, prompts=[box], seconds=0), new_mask(CUT, seconds=8.0), stage="semi")
     assert merge_answers(place.location).listed.masks["added"] == 2
-    status = read_round(place.location)
-    assert (status.timed, status.seconds_per_mask, status.by_source["assisted"]) == (1, 8.0, 2)
+    people = StatusReader(place.location, Prices()).read().people
+    assert (people.timed, people.seconds_per_mask, people.by_source["assisted"]) == (1, 8.0, 2)
 
 
 def test_a_later_answer_is_relative_to_what_was_merged(place: Place) -> None:

@@ -1,0 +1,70 @@
+"""The masks that people made: `segmint status` counts them in the tables of the shards that were changed since a build.
+
+A build's own commits, of generation 1, have only automatic masks: people's masks come in as a later generation.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import pyarrow.compute as pc
+
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.reader import Dataset
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.operators.schemas import AUTOMATIC
+
+
+@dataclass(frozen=True)
+class People:
+    """Masks that people made, in some shards."""
+
+    by_source: Mapping[str, int]
+    timed: int = 0  # masks with their time
+    seconds: float = 0.0  # over these
+    unread: int = 0  # tables that could not be read
+
+    @property
+    def masks(self) -> int:
+        """Masks of all sources."""
+        return sum(self.by_source.values())
+
+    @property
+    def seconds_per_mask(self) -> float | None:
+        """Active seconds of a person a mask, over the masks with a time; None if no mask has one."""
+        return self.seconds / self.timed if self.timed else None
+
+    def __add__(self, other: "People") -> "People":
+        by_source = Counter(self.by_source) + Counter(other.by_source)
+        return People(by_source, self.timed + other.timed, self.seconds + other.seconds, self.unread + other.unread)
+
+
+NOBODY = People({})
+
+
+def count_people(dataset: Dataset, commit: Commit) -> People:
+    """Count the masks of people in a shard; a table is unread if it is damaged, or a correction has replaced it."""
+    try:
+        sources = dataset.table(commit, "masks", ["source"]).column("source")
+        if not set(sources.unique().to_pylist()) - {AUTOMATIC, None}:
+            return NOBODY
+        table = dataset.table(commit, "masks", ["source", "seconds", "parent", "prompts"])
+        rows = table.filter(pc.not_equal(table.column("source"), AUTOMATIC)).to_pylist()
+    except (NotFoundError, DamagedDatasetError, KeyError):
+        return People({}, unread=1)
+    times = [
+        row["seconds"]
+        for row in rows
+        if row["seconds"] is not None and isfinite(row["seconds"]) and not _is_untouched(row)  # whose seconds are 0
+    ]
+    return People(Counter(row["source"] for row in rows), len(times), sum(times))
+
+
+def _is_untouched(mask: Mapping[str, Any]) -> bool:
+    """Return whether a detector's box prefilled a mask on which nobody spent time, as `lanes.is_untouched` does."""
+    prompts = mask["prompts"] or []
+    boxed = len(prompts) == 1 and prompts[0]["kind"] == "box"
+    return mask["source"] == "assisted" and mask["parent"] is None and mask["seconds"] == 0 and boxed

@@ -1,0 +1,148 @@
+"""Several datasets side by side: the table, its order, and which datasets are of one lineage."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from segmint.catalogs.dataset.manifest import DatasetManifest, Weights
+from segmint.catalogs.layout import MANIFEST
+from segmint.catalogs.lineage import Round, trainings
+from segmint.pipeline.building.status.answer import Prices, Status
+from segmint.pipeline.building.status.people import NOBODY
+from segmint.pipeline.building.status.table import StatusTable
+from segmint.pipeline.building.status.totals import Totals
+from tests.support.builds import segmint_here
+from tests.support.committed import of_people, write_dataset, write_generation
+from tests.support.lineages import BASE, HELD_OUT, TRAINED, chain_of
+from tests.support.locations import location_of
+
+A, B, C, D, X = (letter * 64 for letter in "abcdf")
+
+
+def row(name: str, *weights: str) -> Status:
+    lineage: tuple[Round, ...] = chain_of(*weights) if len(weights) > 1 else ()
+    return Status(
+        dataset=name,
+        name=name,
+        time=datetime(2026, 5, 1, tzinfo=UTC),
+        totals=Totals(rows=1, written=1, rejected={}, masks=1, shards=1, missing=(), missing_rows=0),
+        last_commit=None,
+        pace=None,
+        prices=Prices(),
+        gaps=(),
+        drift=None,
+        round=trainings(lineage),
+        weights=Weights(name="sam.pth", sha256=weights[-1]),
+        trainings=lineage,
+        people=NOBODY,
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "numbers"),
+    [
+        ([row("third", A, B, C), row("first", A), row("second", A, B)], [1, 1, 1]),
+        ([row("b", A), row("a", A)], [1, 1]),
+        # The first dataset belongs to both branches, and is in the longer one.
+        ([row("other", X), row("branch", A, D), row("first", A), row("third", A, B, C)], [3, 2, 1, 1]),
+        ([row("second", A, B, C), row("first", B)], [1, 2]),
+        ([row("third", A, B, C), row("first", A)], [1, 1]),
+    ],
+)
+def test_lineages_are_numbered_from_the_longest_on(rows: list[Status], numbers: list[int]) -> None:
+    assert StatusTable(rows).lineages == numbers
+
+
+@pytest.fixture(scope="module")
+def rounds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Round 0 of three shards, of which people worked on the first; and round 1, of one shard of two."""
+    folder = tmp_path_factory.mktemp("rounds")
+    first, second = folder / "round-0", folder / "round-1"
+    begun = write_dataset(location_of(first), shards=3)
+    write_generation(location_of(first), 0, generation=2, make_row=of_people)
+    write_dataset(location_of(second), shards=1)
+    lineage = chain_of(BASE, TRAINED)
+    lineage = (lineage[0], lineage[1].model_copy(update={"held_out": HELD_OUT}))
+    (part,) = begun.catalog
+    changes = {
+        "name": "small-1",
+        "weights": Weights(name="sam-11.pth", sha256=TRAINED),
+        "lineage": lineage,
+        "catalog": (part.model_copy(update={"rows": 6}),),
+    }
+    (second / MANIFEST).write_bytes(begun.model_copy(update=changes).to_json())
+    return first, second
+
+
+def test_json_has_the_datasets_in_the_order_given(rounds: tuple[Path, Path]) -> None:
+    answer = json.loads(segmint_here("status", rounds[1], rounds[0], "--json"))
+    assert answer["lineages"] == 1
+    second, first = answer["datasets"]
+    assert [(one["name"], one["lineage"], one["round"], one["complete"]) for one in (first, second)] == [
+        ("small", 1, 0, True),
+        ("small-1", 1, 1, False),
+    ]
+    assert (first["written"], first["masks"], first["masks_by_source"]["corrected"]) == (6, 12, 2)
+    assert (first["held_out"], first["trainings"], first["seconds_per_mask"]) == (None, [], 10.5)
+    assert second["masks_by_source"]["automatic"] == second["masks"] == 4
+    assert second["seconds_per_mask"] is None
+    assert second["held_out"] == HELD_OUT.model_dump()
+    assert [link["name"] for link in second["trainings"]] == ["sam-00.pth", "sam-11.pth"]
+    alone = json.loads(segmint_here("status", rounds[0], "--json"))
+    assert {**first, "time": None, "lineage": 1} == {**alone, "time": None, "lineage": 1}
+
+
+ROUND = (
+    "round 1: weights sam-11.pth (SHA-256 111111111111), trained on small (digest dddddddddddd) from sam-00.pth; "
+    "mean IoU at one click 0.361 before and 0.828 after, on 14 masks of 2 held-out images"
+)
+
+
+def test_people_get_a_table_in_the_order_given(rounds: tuple[Path, Path]) -> None:
+    head, *rows = (
+        "dataset  round  shards  images  rejected  masks  automatic  corrected  imported  masks/image  s/mask  "
+        "time left  mIoU at 1 click  held out",
+        "small        0  3 of 3       6         3     12          9          2         1            2    10.5  "
+        "        -                -         -",
+        "small-1      1  1 of 2       2         1      4          4          0         0            2       -  "
+        "  unknown    0.361 → 0.828         7",
+    )
+    notes = [ROUND, "small: 2 of 3 masks of people have a time"]
+    assert segmint_here("status", *rounds).splitlines() == [head, *rows, *notes]
+    assert segmint_here("status", *rounds[::-1]).splitlines() == [head, *rows[::-1], *notes]
+
+
+def test_one_dataset_has_no_table_but_its_trainings(rounds: tuple[Path, Path]) -> None:
+    lines = segmint_here("status", rounds[1]).splitlines()
+    assert lines[0].startswith(f"small-1: {rounds[1]}, ")
+    assert lines[-1] == ROUND
+
+
+def test_lineages_are_told_apart(rounds: tuple[Path, Path], tmp_path: Path) -> None:
+    """Datasets of one name are shown by where they are; what a table cannot say of one has a line."""
+    other = tmp_path / "other"
+    write_dataset(location_of(other), shards=2)
+    (other / "commits/000000.g1.json").unlink()
+    manifest = DatasetManifest.from_json((other / MANIFEST).read_bytes())
+    (other / MANIFEST).write_bytes(
+        manifest.model_copy(update={"weights": Weights(name="vit_h", sha256="f" * 64)}).to_json()
+    )
+    head, *lines = segmint_here("status", other, *rounds).splitlines()
+    assert head.split()[:3] == ["dataset", "lineage", "round"]
+    assert [line.split()[:3] for line in lines[:3]] == [
+        [str(other), "2", "0"],
+        [str(rounds[0]), "1", "0"],
+        [str(rounds[1]), "1", "1"],
+    ]
+    assert [line for line in lines if line.startswith("lineage")] == [
+        f"lineage 1: sam-00.pth (SHA-256 {BASE[:12]}), 1 training",
+        "lineage 2: vit_h (SHA-256 ffffffffffff), 0 trainings",
+    ]
+    assert f"small: 1 shard held back; see `segmint status {other}`" in lines
+
+
+def test_a_place_without_a_dataset_is_named(rounds: tuple[Path, Path], tmp_path: Path) -> None:
+    said = segmint_here("status", rounds[0], tmp_path, check=2)
+    assert f"{tmp_path} is not a segmint dataset: no dataset.json" in said
