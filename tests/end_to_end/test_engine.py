@@ -71,10 +71,10 @@ def make_turn(folder: Path) -> None:
     mint(write_config(folder / "round-0.yaml", catalog, folder / "round-0", name="round-0", **begun))
     corrected = write_corrections(folder / "corrected.json")
     answers: dict[str, Any] = {
-        "import": answer("import", "coco", corrected, "--into", folder / "round-0", "--replace", "--annotator", "Ada")
+        "import": answer("import", folder / "round-0", corrected, "--replace", "--annotator", "Ada")
     }
     annotate(folder / "round-0")
-    answers["merge"] = answer("annotate", "merge", folder / "round-0")
+    answers["merge"] = answer("merge", folder / "round-0")
     answers["audit"] = answer("audit", folder / "round-0", "--privacy-sample", "0", yes=False)
     keys = {**SHORTEST, "overlays": {"every": 0}}
     train = train_yaml(folder / "train.yaml", [folder / "round-0"], folder / "trained", masks="human", **keys)
@@ -85,8 +85,7 @@ def make_turn(folder: Path) -> None:
 
     model = {"weights": str(weights), "threads": 1, "device": "cpu"}
     mint(write_config(folder / "round-1.yaml", catalog, folder / "round-1", name="round-1", model=model, **begun))
-    carry = ("--from", folder / "round-0", "--into", folder / "round-1", "--replace")
-    answers["carry"] = answer("import", *carry)
+    answers["carry"] = answer("import", folder / "round-1", folder / "round-0", "--replace")
     (folder / "answers.json").write_text(json.dumps(answers))
 
 

@@ -30,10 +30,11 @@ def test_a_command_shown_is_taken(line: str) -> None:
     _, *arguments = shlex.split(line, comments=True)
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):
-        with command.make_context(command.name, arguments) as context:  # a group may put a command's name before them
+        with command.make_context(command.name, arguments) as context:
             name, *arguments = [*context._protected_args, *context.args]
-        assert name in command.commands, f"there is no command {name!r}"
-        command = command.commands[name]
+            found = command.get_command(context, name)
+        assert found is not None, f"there is no command {name!r}"
+        command = found
     with command.make_context(command.name, arguments):  # parses, and raises for what it does not know
         pass
 

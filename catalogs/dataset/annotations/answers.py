@@ -2,7 +2,7 @@
 
 An image has lane 0, and lane 1 where two people are asked. An answer says
 everything of its image, relative to its `base`: masks of the dataset that it neither replaces nor deletes are kept. A
-later answer of the same lane takes the place of an earlier one. `segmint annotate merge` puts answers into the tables.
+later answer of the same lane takes the place of an earlier one. `segmint merge` puts answers into the tables.
 """
 
 import hashlib

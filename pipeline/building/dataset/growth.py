@@ -133,5 +133,5 @@ def _what_to_do(config: Config, growth: CatalogGrowth) -> str:
         clear = " (with --clear also that there is none, in the columns that the catalog has)"
     return (
         "Where the dataset's values are right, as after an amendment, write them into the catalog. Where the catalog's "
-        f"are, `segmint amend {config.output} --from {config.catalog}` takes them over{clear}"
+        f"are, `segmint amend {config.output} {config.catalog}` takes them over{clear}"
     )

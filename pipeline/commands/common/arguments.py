@@ -26,6 +26,8 @@ DetectorConfig = Annotated[
         help="A build's configuration, for its storage options, detectors and Ray address.",
     ),
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would be changed.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import AsJson, Config, storage_of
+from segmint.pipeline.commands.common.arguments import AsJson, Config, DryRun, Yes, storage_of
 from segmint.pipeline.commands.common.confirm import confirm, require_terminal
 from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
 from segmint.pipeline.commands.common.extras import needs
@@ -16,19 +16,22 @@ if TYPE_CHECKING:
 @guarded
 @needs("build")
 def import_(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset that gets the masks.")],
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="A file or folder with masks, or another dataset: its masks of people."),
+    ],
     format: Annotated[
-        str | None, typer.Argument(metavar="FORMAT", help="coco, label-studio or folder; none with --from.")
-    ] = None,
-    file: Annotated[str | None, typer.Argument(metavar="FILE", help="The file or folder with the masks.")] = None,
-    into: Annotated[str | None, typer.Option("--into", metavar="DATASET", help="The dataset that gets them.")] = None,
-    source_dataset: Annotated[
-        str | None, typer.Option("--from", metavar="DATASET", help="Carry the masks of people in another dataset.")
+        str | None,
+        typer.Option(
+            metavar="F", help="coco, label-studio, folder or dataset; needed only where the content does not decide."
+        ),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="The masks of the images in the file become those in the file.")
     ] = False,
     add: Annotated[bool, typer.Option("--add", help="Masks are added to those that the images have.")] = False,
-    source: Annotated[
+    mask_source: Annotated[
         str | None,
         typer.Option(metavar="S", help="What masks that correct none are: imported (default), manual or assisted."),
     ] = None,
@@ -42,8 +45,8 @@ def import_(
         str,
         typer.Option(metavar="BY", help="How file names name images: number (sa_17.jpg), image-id or uri."),
     ] = "number",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be changed.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -53,49 +56,42 @@ def import_(
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.corrections.imports.files import ImportFormat
+    from segmint.pipeline.corrections.imports.files import ImportFormat, detect_format
     from segmint.pipeline.corrections.imports.imports import Asked, import_masks, list_import
     from segmint.pipeline.corrections.imports.matching import Match
 
-    if into is None:
-        raise UsageError("--into is missing: name the dataset that gets the masks")
-    if match not in set(Match):
-        raise UsageError(f"--match {match!r}: expected one of {', '.join(Match)}")
-    if source_dataset is not None:
-        given = {"--source": source, "--license": license_id, "--annotator": annotator, "a FORMAT": format}
+    for option, value, choices in (("--format", format, ImportFormat), ("--match", match, Match)):
+        if value is not None and value not in set(choices):
+            raise UsageError(f"{option} {value!r}: expected one of {', '.join(choices)}")
+    storage = storage_of(config)
+    target, where = Location(storage, dataset), Location(storage, file)
+    kind = detect_format(where) if format is None else ImportFormat(format)
+    carried = kind is ImportFormat.DATASET
+    if carried:
+        given = {"--mask-source": mask_source, "--license": license_id, "--annotator": annotator}
         extra = [name for name, value in given.items() if value is not None]
         if extra:
             raise UsageError(
-                f"{', '.join(extra)} with --from: masks of another dataset keep what is said of them there"
+                f"{', '.join(extra)} with another dataset: its masks keep what is said of them there; leave it out"
             )
         if match != Match.NUMBER:
-            raise UsageError(f"--match {match} with --from: images of another dataset are found by their source")
-        named, kind = source_dataset, None
-    else:
-        if format is None or file is None or format not in set(ImportFormat):
-            raise UsageError(
-                f"expected `segmint import FORMAT FILE --into DATASET`, FORMAT one of {', '.join(ImportFormat)}; or "
-                "`segmint import --from DATASET --into DATASET`"
-            )
-        named, kind = file, ImportFormat(format)
-    storage = storage_of(config)
+            raise UsageError(f"--match {match} with another dataset: its images are found by their source")
     asked = Asked(
-        where=Location(storage, named),
+        where=where,
         format=kind,
-        mode=_mode(replace, add, carried=kind is None),
-        source=source or "imported",
+        mode=_mode(replace, add, carried=carried),
+        source=mask_source or "imported",
         license=license_id,
         annotator=annotator,
         match=Match(match),
     )
-    dataset = Location(storage, into)
     if dry_run:
-        answer_with(list_import(dataset, asked), as_json)
+        answer_with(list_import(target, asked), as_json)
         return
     if not yes:
         require_terminal("import")
-    answer_with(import_masks(dataset, asked, None if yes else confirm), as_json)
-    say_next(as_json, "audit", into, config=config)
+    answer_with(import_masks(target, asked, None if yes else confirm), as_json)
+    say_next(as_json, "audit", dataset, config=config)
 
 
 def _mode(replace: bool, add: bool, *, carried: bool) -> "Mode":

@@ -1,10 +1,6 @@
-"""`segmint annotate merge`: what people answered, as the next generation of a dataset's images."""
+"""`segmint merge`: what people answered, as the next generation of a dataset's images."""
 
-from typing import Annotated
-
-import typer
-
-from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
+from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, storage_of
 from segmint.pipeline.commands.common.confirm import confirm, require_terminal
 from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
 from segmint.pipeline.commands.common.extras import needs
@@ -14,8 +10,8 @@ from segmint.pipeline.commands.common.extras import needs
 @needs("build")
 def merge(
     dataset: Dataset,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be changed.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -31,6 +27,6 @@ def merge(
         answer_with(list_merge(location), as_json)
         return
     if not yes:
-        require_terminal("annotate merge")
+        require_terminal("merge")
     answer_with(merge_answers(location, None if yes else confirm), as_json)
     say_next(as_json, "audit", dataset, config=config)

@@ -3,41 +3,13 @@
 import os
 from collections.abc import Collection, Mapping
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from segmint.pipeline.commands.common.arguments import Config, Dataset, storage_of
 from segmint.pipeline.commands.common.console import answer, guarded, say
 from segmint.pipeline.commands.common.extras import needs
-from segmint.pipeline.commands.corrections.merge import merge
-
-RUN = "DATASET"
-"""The name under which the group keeps the command without a name."""
-
-
-class DatasetFirst(TyperGroup):
-    """A group whose first word may be a dataset instead of a command: `./merge` is a dataset of that name."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the hidden command's name before arguments that begin with no command's name."""
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = [RUN, *args]
-        return super().parse_args(ctx, args)
-
-    def format_usage(self, ctx: Any, formatter: Any) -> None:
-        """Show both ways to call it."""
-        formatter.write_usage(ctx.command_path, "[OPTIONS] DATASET")
-        formatter.write_usage(ctx.command_path, "COMMAND [OPTIONS] DATASET")
-
-
-app = typer.Typer(
-    name="annotate",
-    cls=DatasetFirst,
-    help="Have people make and correct masks in the browser. `segmint annotate DATASET --help` lists the options.",
-    no_args_is_help=True,
-)
 
 
 class Order(StrEnum):
@@ -61,18 +33,9 @@ DETECTOR = "detector:"
 """What --prefill begins with before the path of a detector's file."""
 
 
-app.command()(merge)
-
-
-@app.callback()
-def annotate() -> None:
-    """Keep the commands a group."""
-
-
-@app.command(RUN, hidden=True)
 @guarded
 @needs("web")
-def run(
+def annotate(
     dataset: Dataset,
     stage: Annotated[
         Stage,
@@ -124,7 +87,10 @@ def run(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open a browser.")] = True,
     config: Config = None,
 ) -> None:
-    """Have people make, correct or rate masks in the browser; ctrl-C ends it. What they save is kept in the dataset."""
+    """Have people make, correct or rate masks in the browser.
+
+    The dataset keeps what they save; ctrl-C ends it.
+    """
     # A click's many small steps end sooner if torch's threads wait awake for the next, here up to 0.2 ms; longer waits
     # take the cores from other processes. Read once, when torch's thread library loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import BinaryIO
 
+from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -24,10 +25,49 @@ class ImportFormat(StrEnum):
     COCO = "coco"
     LABEL_STUDIO = "label-studio"
     FOLDER = "folder"
+    DATASET = "dataset"  # another dataset, of which the masks of people are carried
 
+
+_OF_KEYS = {
+    ("", "images"): ImportFormat.COCO,
+    ("", "categories"): ImportFormat.COCO,
+    ("annotations.item", "image_id"): ImportFormat.COCO,
+    ("item", "annotations"): ImportFormat.LABEL_STUDIO,
+    ("item", "annotation_id"): ImportFormat.LABEL_STUDIO,  # JSON_MIN
+}
+"""Formats by the first such key of a JSON document, with where it is."""
 
 SizeOf = Callable[[str], tuple[int, int] | None]
 """The (height, width) of an image in the dataset, by its name in the file; None where that is not known."""
+
+
+def detect_format(where: Location) -> ImportFormat:
+    """Return the format of a file, or of a folder, by its content; a file is read up to the first key that decides.
+
+    Raises `UsageError` if there is nothing, or its content decides nothing.
+    """
+    if not where.exists():
+        if manifest_generations(where):
+            return ImportFormat.DATASET
+        if next(where.walk(), None) is None:
+            raise UsageError(f"{where} does not exist: name a file or folder with masks, or another dataset")
+        return ImportFormat.FOLDER
+    import ijson  # type: ignore[import-untyped]
+
+    expected = f"name its format with --format, one of {', '.join(ImportFormat)}"
+    try:
+        with where.open() as stream:
+            for place, event, key in ijson.parse(stream):
+                if event == "map_key" and (place, key) in _OF_KEYS:
+                    return _OF_KEYS[place, key]
+                if event == "map_key" and (place, key) == ("", "image"):
+                    expected = "SA-1B's JSON of one image is imported with its folder: name that"
+                    break
+                if event == "end_map" and place == "item":
+                    break  # a list of other things, such as COCO's results
+    except (ijson.JSONError, ValueError) as error:
+        raise UsageError(f"{where} is neither COCO's nor Label Studio's JSON ({error}): {expected}") from error
+    raise UsageError(f"{where} is neither COCO's nor Label Studio's JSON: {expected}")
 
 
 def stage_file(where: Location, format: ImportFormat, stage: Stage, size_of: SizeOf) -> str:

@@ -29,7 +29,7 @@ from segmint.pipeline.corrections.imports.staging import Stage
 from segmint.pipeline.corrections.people_revision import MaskCorrection, MaskPlan, is_unfinished
 
 PEOPLE = tuple(source for source in SOURCES if source != AUTOMATIC)
-"""What `--source` may say; `corrected` is found by comparing masks."""
+"""What `--mask-source` may say; `corrected` is found by comparing masks."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Asked:
     """What is imported, and how: a file of a format, or the masks of people in another dataset."""
 
     where: Location
-    format: ImportFormat | None  # None: another dataset
+    format: ImportFormat
     mode: Mode
     source: str = "imported"
     license: str | None = None
@@ -99,10 +99,10 @@ class _Import(MaskCorrection[ImportList, Imported]):
         _check(asked)
         manifest = dataset.manifest()
         with Stage(self.folder, manifest, asked.match) as stage:
-            if asked.format is None:
+            if asked.format is ImportFormat.DATASET:
                 begun = load_manifest(asked.where)
                 if asked.where.uri == location.uri:
-                    raise UsageError(f"--from {asked.where} is the dataset itself: name the one that has the masks")
+                    raise UsageError(f"{asked.where} is the dataset itself: name the one that has the masks")
                 left = carry_masks(asked.where, begun, location, stage)
                 digest, origin = name_now(asked.where).digest, None
             else:
@@ -110,7 +110,7 @@ class _Import(MaskCorrection[ImportList, Imported]):
                 digest = stage_file(asked.where, asked.format, stage, sizes_of(location, manifest, asked.match))
                 origin = {"sha256": digest, "license": asked.license}
             staged = stage.finish(location, left)
-        if asked.format is not None and not staged.images:
+        if asked.format is not ImportFormat.DATASET and not staged.images:
             raise UsageError(_nothing_found(location, asked, staged))
         settings = ImportSettings(mode=asked.mode, source=asked.source, origin=origin, annotator=asked.annotator)
         tally = Tally()
@@ -131,7 +131,7 @@ class _Import(MaskCorrection[ImportList, Imported]):
 
 def _check(asked: Asked) -> None:
     if asked.source not in PEOPLE:
-        raise UsageError(f"--source {asked.source!r}: expected one of {', '.join(PEOPLE)}")
+        raise UsageError(f"--mask-source {asked.source!r}: expected one of {', '.join(PEOPLE)}")
     for option, value in (("--license", asked.license), ("--annotator", asked.annotator)):
         if value is not None and not value.strip():
             raise UsageError(f"{option} is empty: name it, or leave it away")

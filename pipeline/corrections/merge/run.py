@@ -1,4 +1,4 @@
-"""`segmint annotate merge`: puts what people answered into a dataset, as the next generation of its shards."""
+"""`segmint merge`: puts what people answered into a dataset, as the next generation of its shards."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

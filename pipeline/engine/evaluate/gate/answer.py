@@ -20,7 +20,7 @@ from segmint.pipeline.engine.evaluate.points.answer import PointsAnswer
 from segmint.pipeline.engine.evaluate.truth import LeftOut
 
 TO_DO = (
-    "what to do: correct or draw masks of held-out images (`segmint import … --into DATASET`), or name a dataset or a "
+    "what to do: correct or draw masks of held-out images (`segmint import DATASET …`), or name a dataset or a "
     "file that the weights were not trained on"
 )
 

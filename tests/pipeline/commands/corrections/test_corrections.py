@@ -112,16 +112,16 @@ def test_amend(dataset: Path, tmp_path: Path) -> None:
     uri = read_rows(location_of(dataset) / load_manifest(location_of(dataset)).catalog[0].path, 0, 1)["uri"][0].as_py()
     path.write_text(json.dumps({"uri": uri, "license": "", "image_id": "image-0", "attribution": "Jo"}))
     before = digests(dataset)
-    assert run("amend", dataset, "--from", path).exit_code == 2
-    listed = run("amend", dataset, "--from", path, "--dry-run")
+    assert run("amend", dataset, path).exit_code == 2
+    listed = run("amend", dataset, path, "--dry-run")
     assert listed.exit_code == 0, listed.output
     assert f"1 row of {dataset} would be amended: attribution of 1" in listed.stdout
     assert digests(dataset) == before
-    done = run("amend", dataset, "--from", path, "--yes", "--json", "--reason", "asked by Jo")
+    done = run("amend", dataset, path, "--yes", "--json", "--reason", "asked by Jo")
     assert done.exit_code == 0, done.output
     value = json.loads(done.stdout)
     assert (value["rows"], value["images"], value["changed_shards"]) == (1, 1, [0])
-    absent = run("amend", dataset, "--from", tmp_path / "absent.jsonl", "--yes")
+    absent = run("amend", dataset, tmp_path / "absent.jsonl", "--yes")
     assert (absent.exit_code, "does not exist: expected a catalog as Parquet" in absent.stderr) == (2, True)
 
 

@@ -28,26 +28,30 @@ def run(*words: object, code: int = 0) -> str:
 def test_it_lists_and_then_imports(place: Place) -> None:
     file = write_coco(place, {1: [(FIRST, None), (APART, None)]})
     before = contents(place)
-    listed = json.loads(run("coco", file, "--into", place.uri, "--replace", "--dry-run", "--json"))
+    listed = json.loads(run(place.uri, file, "--replace", "--dry-run", "--json"))
     assert (listed["images"], listed["masks"]["added"], listed["masks"]["deleted"]) == (1, 1, 1)
     assert contents(place) == before
-    assert "1 image changed in 1 shard" in run("coco", file, "--into", place.uri, "--replace", "--yes")
-    assert "nothing to import" in run("coco", file, "--into", place.uri, "--replace", "--yes")
+    assert "1 image changed in 1 shard" in run(place.uri, file, "--replace", "--yes")
+    assert "nothing to import" in run(place.uri, file, "--replace", "--yes")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["coco", "FILE", "--into", "SET", "--yes"], "name one of --replace and --add"),
-        (["coco", "FILE", "--into", "SET", "--replace", "--add"], "name one of --replace and --add"),
-        (["coco", "FILE", "--add"], "--into is missing"),
-        (["yolo", "FILE", "--into", "SET", "--add"], "FORMAT one of coco, label-studio, folder"),
-        (["coco", "--into", "SET", "--add"], "expected `segmint import FORMAT FILE --into DATASET`"),
-        (["--from", "SET", "--into", "SET", "--add", "--license", "CC0-1.0"], "--license with --from"),
-        (["--from", "SET", "--into", "SET", "--add", "--match", "uri"], "--match uri with --from"),
-        (["coco", "FILE", "--into", "SET", "--add", "--match", "name"], "--match 'name': expected one of number,"),
-        (["coco", "FILE", "--into", "SET", "--add"], "give --yes"),
-        (["folder", "SET/claims", "--into", "SET", "--add", "--yes"], "has no masks: expected a folder"),
+        (["SET", "FILE", "--yes"], "name one of --replace and --add"),
+        (["SET", "FILE", "--replace", "--add"], "name one of --replace and --add"),
+        (["SET", "--add"], "Missing argument 'FILE'"),
+        (["SET", "FILE", "--format", "yolo"], "--format 'yolo': expected one of coco, label-studio, folder, dataset"),
+        (["SET", "SET-other", "--add"], "does not exist: name a file or folder with masks, or another dataset"),
+        (["SET", "SET/dataset.json", "--add"], "name its format with --format, one of coco, label-studio, folder,"),
+        (["SET", "SET", "--add", "--license", "CC0-1.0"], "--license with another dataset"),
+        (["SET", "SET", "--add", "--mask-source", "manual"], "--mask-source with another dataset"),
+        (["SET", "SET", "--add", "--match", "uri"], "--match uri with another dataset"),
+        (["SET", "SET", "--add", "--yes"], "is the dataset itself: name the one that has the masks"),
+        (["SET", "FILE", "--add", "--match", "name"], "--match 'name': expected one of number,"),
+        (["SET", "FILE", "--add"], "give --yes"),
+        (["SET", "SET/claims", "--format", "folder", "--add", "--yes"], "has no masks: expected a folder"),
+        (["SET", "FILE", "--format", "label-studio", "--add", "--yes"], "cannot be read as Label Studio's tasks"),
     ],
 )
 def test_what_is_missing_is_named(place: Place, words: list[str], message: str) -> None:
@@ -64,8 +68,8 @@ def test_a_folder_and_another_dataset(place: Place, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("json")
     with tarfile.open(f"{place.uri}/{tar.file('shards').path}") as archive:
         archive.extractall(folder, filter="data")
-    assert "nothing to import" in run("folder", folder, "--into", place.uri, "--replace", "--yes")
+    assert "nothing to import" in run(place.uri, folder, "--replace", "--yes")
     with two_shards() as other:
-        run("coco", write_coco(other, {1: [(APART, None)]}), "--into", other.uri, "--add", "--yes")
-        done = json.loads(run("--from", other.uri, "--into", place.uri, "--add", "--yes", "--json"))
+        run(other.uri, write_coco(other, {1: [(APART, None)]}), "--add", "--yes")
+        done = json.loads(run(place.uri, other.uri, "--add", "--yes", "--json"))
         assert (done["images"], done["masks"]["added"], done["changed_shards"]) == (1, 1, [0])

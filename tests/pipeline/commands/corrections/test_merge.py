@@ -1,4 +1,4 @@
-"""`segmint annotate merge` on the command line: it lists, asks, and merges."""
+"""`segmint merge` on the command line: it lists, asks, and merges."""
 
 import json
 
@@ -11,7 +11,7 @@ from tests.support.protocol import contents, two_shards
 
 
 def run(*words: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, ["annotate", "merge", *map(str, words)])
+    result = CliRunner().invoke(app, ["merge", *map(str, words)])
     assert result.exit_code == code, result.output
     return result.output
 

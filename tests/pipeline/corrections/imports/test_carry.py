@@ -11,6 +11,7 @@ from segmint.infra.errors import UsageError
 from segmint.operators.rows import to_table
 from segmint.operators.schemas import DESCRIBED
 from segmint.operators.shards.committed_rows import read_committed_rows
+from segmint.pipeline.corrections.imports.files import ImportFormat
 from segmint.pipeline.corrections.imports.imports import Asked, import_masks, list_import
 from segmint.pipeline.corrections.imports.merge import Mode
 from segmint.pipeline.corrections.redact import redact
@@ -36,7 +37,7 @@ def places() -> Iterator[tuple[Place, Place]]:
 
 
 def carry(first: Place, second: Place, mode: Mode = Mode.CARRY) -> Asked:
-    return Asked(location_of(first.uri), None, mode)
+    return Asked(location_of(first.uri), ImportFormat.DATASET, mode)
 
 
 def test_masks_of_people_are_carried_with_what_is_said_of_them(places: tuple[Place, Place]) -> None:
@@ -110,7 +111,7 @@ def test_a_dataset_cannot_be_carried_into_itself(places: tuple[Place, Place]) ->
     with pytest.raises(UsageError, match="is the dataset itself"):
         list_import(first.location, carry(first, first))
     with pytest.raises(UsageError, match="is not a segmint dataset"):
-        list_import(first.location, Asked(location_of("/nowhere"), None, Mode.ADD))
+        list_import(first.location, Asked(location_of("/nowhere"), ImportFormat.DATASET, Mode.ADD))
 
 
 def test_a_source_that_is_there_twice_gets_its_masks_twice(places: tuple[Place, Place]) -> None:

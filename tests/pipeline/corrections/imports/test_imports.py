@@ -417,7 +417,8 @@ def test_nothing_is_changed_without_consent(place: Place) -> None:
     with pytest.raises(UsageError, match="not confirmed"):
         import_masks(place.location, asked, confirm=no)
     assert contents(place) == before
-    with pytest.raises(UsageError, match="--source 'robot': expected one of assisted, corrected, manual, imported"):
+    expected = "expected one of assisted, corrected, manual, imported"
+    with pytest.raises(UsageError, match=f"--mask-source 'robot': {expected}"):
         list_import(place.location, replace(asked, source="robot"))
     with pytest.raises(UsageError, match="--annotator is empty"):
         list_import(place.location, replace(asked, annotator=" "))

@@ -1,0 +1,56 @@
+"""`segmint amend`: credits and countries of images corrected."""
+
+from typing import Annotated
+
+import typer
+
+from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, build_of
+from segmint.pipeline.commands.common.confirm import confirm, require_terminal
+from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.extras import needs
+
+
+@guarded
+@needs("build")
+def amend(
+    dataset: Dataset,
+    catalog: Annotated[
+        str,
+        typer.Argument(
+            metavar="CATALOG",
+            help="A catalog with the right attribution, provider, source_url and country of images, by image_id.",
+        ),
+    ],
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="TEXT", help="Why; recorded in the version.")
+    ] = None,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="An empty value removes what the dataset has; default: it stays.")
+    ] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Correct the credits and countries of images.
+
+    Whom they are credited to, who supplied them, and where they are from; never a license.
+    """
+    from segmint.infra.errors import UsageError
+    from segmint.infra.storage.location import Location
+    from segmint.pipeline.corrections.amend import amend as amend_images
+    from segmint.pipeline.corrections.amend import list_amendment
+    from segmint.pipeline.corrections.correction import LOCAL
+
+    build, storage = build_of(config)
+    location, file = Location(storage, dataset), Location(storage, catalog)
+    if not file.exists():
+        raise UsageError(f"{catalog} does not exist: expected a catalog as Parquet, JSON Lines or CSV")
+    if dry_run:
+        answer_with(list_amendment(location, file, clear=clear), as_json)
+        return
+    if not yes:
+        require_terminal("amend")
+    resources = LOCAL if build is None else build.resources
+    ask = None if yes else confirm
+    answer_with(amend_images(location, file, reason, clear=clear, confirm=ask, resources=resources), as_json)

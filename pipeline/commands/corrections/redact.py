@@ -1,0 +1,42 @@
+"""`segmint redact`: more regions of released images redacted."""
+
+from typing import Annotated
+
+import typer
+
+from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, build_of
+from segmint.pipeline.commands.common.confirm import confirm, require_terminal
+from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.extras import needs
+
+
+@guarded
+@needs("build")
+def redact(
+    dataset: Dataset,
+    regions: Annotated[
+        str,
+        typer.Option(
+            "--regions", metavar="FILE", help="JSON Lines or Parquet: id, kind, x, y, w, h in released pixels."
+        ),
+    ],
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Redact more regions of released images for good."""
+    from segmint.infra.storage.location import Location
+    from segmint.pipeline.corrections.correction import LOCAL
+    from segmint.pipeline.corrections.redact import list_redaction
+    from segmint.pipeline.corrections.redact import redact as redact_images
+
+    build, storage = build_of(config)
+    location, wanted = Location(storage, dataset), Location(storage, regions)
+    if dry_run:
+        answer_with(list_redaction(location, wanted), as_json)
+        return
+    if not yes:
+        require_terminal("redact")
+    resources = LOCAL if build is None else build.resources
+    answer_with(redact_images(location, wanted, None if yes else confirm, resources), as_json)

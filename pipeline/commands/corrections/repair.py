@@ -1,0 +1,37 @@
+"""`segmint repair`: missing and damaged files restored."""
+
+from typing import Annotated
+
+import typer
+
+from segmint.pipeline.commands.common.arguments import AsJson, Dataset, build_of
+from segmint.pipeline.commands.common.console import FINDINGS, answer_with, guarded
+from segmint.pipeline.commands.common.extras import needs
+
+
+@guarded
+@needs("build")
+def repair(
+    dataset: Dataset,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="CONFIG",
+            help="The build's configuration, for its storage options and to rebuild what cannot be restored.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Restore missing and damaged files to the committed bytes.
+
+    Exit code 1 if some cannot be restored.
+    """
+    from segmint.infra.storage.location import Location
+    from segmint.pipeline.corrections.repair import repair as repair_files
+
+    build, storage = build_of(config)
+    repaired = repair_files(Location(storage, dataset), build)
+    answer_with(repaired, as_json)
+    if repaired.left:
+        raise typer.Exit(FINDINGS)
