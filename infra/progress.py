@@ -85,6 +85,15 @@ class Progress:
             elif time.monotonic() - self._last_line >= self._interval_s:
                 self._print_lines()
 
+    def line(self, text: str) -> None:
+        """Print a line; where there are bars, above them."""
+        with self._lock:
+            if self._bars is not None:
+                self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                self._stream.write(text + "\n")
+                self._stream.flush()
+
     def _print_lines(self) -> None:
         moved = [(name, stage) for name, stage in self._stages.items() if stage.done != stage.shown]
         if moved:

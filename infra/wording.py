@@ -62,14 +62,19 @@ def size(value: float | None) -> str:
     return f"{number(amount)} PB"
 
 
-def duration(seconds: float | None) -> str:
-    """A length of time in its largest unit: `45 s`, `12 min`, `3.4 h`, `5.1 days`; None is `unknown`."""
+def duration(seconds: float | None, *, rough: bool = False) -> str:
+    """A length of time in its largest unit: `45 s`, `12 min`, `3.4 h`, `5.1 days`; None is `unknown`.
+
+    If `rough`, in whole units, from 10 on in steps of 5, and at least `1 s`.
+    """
     if seconds is None:
         return UNKNOWN
-    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{number(seconds / length)} {unit}"
-    return f"{number(seconds)} s"
+    units = (("days", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+    unit, length = next((each for each in units if seconds >= 1.5 * each[1]), units[-1])
+    amount = seconds / length
+    if rough:
+        amount = 5 * round(amount / 5) if amount >= 10 else max(1, round(amount))
+    return f"{number(amount)} {unit}"
 
 
 def listed(items: Iterable[object]) -> str:

@@ -42,9 +42,7 @@ def image_cost(settings: MaskSettings) -> ImageCost:
     With the settings of SA-1B (SAM paper, Appendix B): 21 encodes and 3,072 prompts. Images of a few pixels may have
     fewer crops; they count as if they had all.
     """
-    crops = [4**layer for layer in range(settings.crop_n_layers + 1)]
-    prompts = sum(count * settings.points_of_layer(layer) ** 2 for layer, count in enumerate(crops))
-    return ImageCost(sum(crops), prompts)
+    return ImageCost(settings.encodes, settings.points)
 
 
 def encode_flop(architecture: Architecture) -> int:

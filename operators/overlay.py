@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import decode
@@ -15,6 +16,7 @@ from segmint.model.automatic.rle import decode
 Pixels = NDArray[np.uint8]
 
 _FILL = 0.45  # share of the mask's color in a pixel inside it
+_WRITTEN_BY = ("Software", "segmint")
 _GOLDEN_ANGLE = 0.618033988749895  # turns: each hue is as far from all earlier ones as possible
 
 
@@ -66,7 +68,14 @@ def distinct_color(index: int) -> tuple[int, int, int]:
 
 
 def encode_png(image: Pixels) -> bytes:
-    """Encode an image, (H, W, 3) uint8 RGB, as PNG."""
+    """Encode an image, (H, W, 3) uint8 RGB, as PNG that says it is segmint's."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", compress_level=3)
+    written_by = PngInfo()
+    written_by.add_text(*_WRITTEN_BY)
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=3, pnginfo=written_by)
     return buffer.getvalue()
+
+
+def is_ours(png: bytes) -> bool:
+    """Return whether `encode_png` wrote a file: its first chunk after the header says so."""
+    return "\0".join(_WRITTEN_BY).encode() in png[:64]

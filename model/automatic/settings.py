@@ -137,6 +137,16 @@ class MaskSettings:
                 f"(crop_n_points_downscale_factor is {factor})"
             )
 
+    @property
+    def encodes(self) -> int:
+        """Passes through the image encoder for one image: layer L has 4^L crops."""
+        return sum(4**layer for layer in range(self.crop_n_layers + 1))
+
+    @property
+    def points(self) -> int:
+        """Points of the grids of one image and all its crops."""
+        return sum(4**layer * self.points_of_layer(layer) ** 2 for layer in range(self.crop_n_layers + 1))
+
     def chunk_on(self, device: str) -> int:
         """`points_per_chunk`, or what suits this kind of device ("cpu", "cuda"); raises ValueError for too many."""
         if self.points_per_chunk is not None:

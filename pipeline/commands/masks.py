@@ -1,6 +1,8 @@
 """`segmint masks`: masks for photographs, one by one or a folder of them."""
 
+import sys
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -8,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segmint.infra.errors import UsageError
+from segmint.infra.progress import Progress
 from segmint.infra.wording import counted, duration, listed
-from segmint.pipeline.commands.common.console import FAILED, FINDINGS, answer_json, guarded, say
-from segmint.pipeline.commands.common.lines import ItemLines
+from segmint.pipeline.commands.common.console import FAILED, FINDINGS, answer_json, guarded, printable, say
 
 if TYPE_CHECKING:
+    from segmint.pipeline.masks.estimate import Work
     from segmint.pipeline.masks.options import MasksOptions
     from segmint.pipeline.masks.run import ImageResult, Plan
 
@@ -37,18 +40,23 @@ def masks(
         list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB", help="Photographs, folders of them, or patterns.")
     ],
     output: Annotated[
-        str,
-        typer.Option("-o", "--output", metavar="FILE|DIR", help="x.json for one photograph; else a folder."),
-    ],
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE|DIR",
+            help="x.json for one photograph; else a folder. Without it: next to each photograph, as x.masks.json.",
+        ),
+    ] = None,
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Also take the folders below a folder; the tree is kept.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Make masks again that the folder has, also by other settings.")
+        bool, typer.Option("--overwrite", help="Make masks again that are there, also by other settings.")
     ] = False,
     profile: Annotated[
         Profile,
-        typer.Option(help="sa1b: as SA-1B was made, with crops; official: the reference code's defaults."),
+        typer.Option(help="sa1b: as SA-1B was made; official: the reference code's defaults."),
     ] = Profile.SA1B,
     overrides: Annotated[
         list[str] | None,
@@ -63,7 +71,10 @@ def masks(
         Precision, typer.Option(help="bf16 is faster, and changes a few pixels in ten thousand.")
     ] = Precision.FP32,
     crop_layers: Annotated[
-        int | None, typer.Option(metavar="N", help="Layers of crops, as --set crop_n_layers=N.")
+        int | None,
+        typer.Option(
+            metavar="N", help="Layers of crops, which find smaller things: 0 (the default) to 6; SA-1B has 2."
+        ),
     ] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write PNGs with the masks drawn.")] = False,
     points: Annotated[
@@ -139,22 +150,27 @@ def _split(overrides: list[str], *, automatic: bool, profile: Profile) -> tuple[
 
 
 def _run(
-    images: list[str], output: str, options: "MasksOptions", *, recursive: bool, overwrite: bool, as_json: bool
+    images: list[str], output: str | None, options: "MasksOptions", *, recursive: bool, overwrite: bool, as_json: bool
 ) -> None:
     from segmint.pipeline.masks.run import make_masks, plan
 
-    planned = plan(images, output, options, recursive=recursive, overwrite=overwrite)
+    def announce(work: "Work") -> None:
+        if work.photographs:
+            say(work.line())
+
+    planned = plan(images, output, options, recursive=recursive, overwrite=overwrite, announce=announce)
     for line in planned.passed_over:
         say(f"passed over: {line}")
     results: list[ImageResult] = []
     try:
-        with ItemLines(len(planned.outputs.tasks)) as lines:
+        with ExitStack() as stack:
+            display = _Display(planned, stack)
 
             def report(result: "ImageResult") -> None:
                 results.append(result)
-                lines.add(_line(result), _left(planned, results))
+                display.add(results)
 
-            make_masks(planned, report)
+            make_masks(planned, report, display.show_points)
     finally:
         _sum_up(planned, results)
     if as_json:
@@ -166,10 +182,45 @@ def _run(
         raise typer.Exit(FINDINGS)
 
 
+class _Display:
+    """Prints a line for each photograph; on a terminal above bars of points and photographs, which `stack` ends."""
+
+    def __init__(self, planned: "Plan", stack: ExitStack) -> None:
+        self._planned, self._done, self._bars = planned, 0, None
+        work, self._photographs = planned.work, len(planned.outputs.tasks)
+        self._points = 0 if work.options.prompts else work.photographs * work.points
+        if sys.stderr.isatty() and (self._points or self._photographs > 1):
+            self._bars = stack.enter_context(Progress())
+            if self._points:
+                self._bars.stage("points", self._points)
+            if self._photographs > 1:
+                self._bars.stage("photographs", self._photographs)
+
+    def show_points(self, done: int, points: int) -> None:
+        """Show that `done` of a photograph's points are decoded."""
+        if self._bars is not None and self._points:
+            self._bars.update("points", min(self._done + done, self._points))
+
+    def add(self, results: "list[ImageResult]") -> None:
+        """Print the line of the last of the results."""
+        line = _line(results[-1])
+        if self._planned.waits(self._planned.outputs.tasks[len(results) - 1]):
+            self._done += self._planned.work.points
+        if self._bars is not None:
+            self._bars.line(printable(line))
+            self.show_points(0, 0)
+            if self._photographs > 1:
+                self._bars.update("photographs", len(results))
+            return
+        number = f"[{len(results):,}/{self._photographs:,}] " if self._photographs > 1 else ""
+        left = _left(self._planned, results)
+        say(f"{number}{line}" + ("" if left is None else f"; about {duration(left, rough=True)} left"))
+
+
 def _left(planned: "Plan", results: "list[ImageResult]") -> float | None:
     """Estimate the seconds that the rest takes, from those made so far; None before the first."""
     made = [result.seconds for result in results if result.outcome == "made"]
-    waiting = planned.to_make - sum(result.outcome != "skipped" for result in results)
+    waiting = planned.work.photographs - sum(result.outcome != "skipped" for result in results)
     return sum(made) / len(made) * waiting if made and waiting > 0 else None
 
 
@@ -196,8 +247,8 @@ def _sum_up(planned: "Plan", results: "list[ImageResult]") -> None:
             if result.error is not None:
                 say(f"  {result.outcome}: {result.image}: {result.error}")
     written = outcomes["made"] + outcomes["skipped"]
-    if folder is not None and written:
-        say(f"masks: {folder}, one file of SA-1B's JSON a photograph")
+    if written and (folder is not None or (planned.outputs.next_to and total > 1)):
+        say(f"masks: {folder or 'next to the photographs'}, one file of SA-1B's JSON a photograph")
     if outcomes["failed"]:
         say("next: the same command tries again what failed, and makes nothing twice")
     elif written and not planned.options.overlay:

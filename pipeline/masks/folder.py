@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from segmint.infra.errors import UsageError
@@ -28,18 +28,19 @@ def digest_of(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def claim_folder(folder: Location, outputs: Outputs, settings: Mapping[str, Any], *, overwrite: bool) -> set[str]:
-    """Put the record of a folder, or check that its record is of the same settings; return the files that are there.
+def claim_folder(
+    folder: Location, outputs: Outputs, there: Collection[str], settings: Mapping[str, Any], *, overwrite: bool
+) -> None:
+    """Put the record of a folder with the files `there`, or check that its record is of the same settings.
 
     With `overwrite` the new record replaces the old one. Raises `UsageError` for other settings, naming what differs,
     and for masks whose settings nobody recorded.
     """
-    there = {str(folder / entry.name) for entry in folder.walk()}
     record = folder / RECORD
     text = json.dumps({"sha256": digest_of(settings), "settings": settings}, indent=1).encode() + b"\n"
     if overwrite:
         record.put(text)
-        return there
+        return
     try:
         _check_settings(folder, record.read(), settings)
     except NotFoundError:
@@ -51,7 +52,6 @@ def claim_folder(folder: Location, outputs: Outputs, settings: Mapping[str, Any]
             ) from None
         if not record.put_if_absent(text):
             _check_settings(folder, record.read(), settings)
-    return there
 
 
 def _check_settings(folder: Location, recorded: bytes, settings: Mapping[str, Any]) -> None:

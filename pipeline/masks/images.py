@@ -14,6 +14,10 @@ from segmint.infra.uris import LOCAL, UriNotAllowedError, absolute, base_name, j
 from segmint.infra.wording import some
 
 OVERLAY = ".overlay.png"
+NEXT_TO = ".masks"
+"""Between the name of a photograph and the ending of what is written next to it: `photo.masks.json`."""
+
+DRAWN = (OVERLAY, f"{NEXT_TO}.png")
 """How the names of drawn masks end: these are no photographs."""
 
 
@@ -126,7 +130,7 @@ def _photographs_of(names: Iterable[str]) -> Iterator[str]:
     for name in names:
         parts = PurePosixPath(name).parts
         is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        if name.lower().endswith(IMAGE_ENDINGS) and not name.endswith(OVERLAY) and not is_hidden:
+        if name.lower().endswith(IMAGE_ENDINGS) and not name.endswith(DRAWN) and not is_hidden:
             yield name
 
 

@@ -76,11 +76,11 @@ class MasksOptions:
 
 
 def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
-    """Return the settings of a profile with overrides "K=V"; K is a key of `masks:`, with or without that prefix.
+    """Return the settings of a profile without crops, with overrides "K=V"; K is a key of `masks:`, or `masks.` and it.
 
     Raises one `UsageError` that lists every wrong key and value.
     """
-    document = Document({"profile": profile}, {}, "--set")
+    document = Document({"profile": profile, "crop_n_layers": 0}, {}, "--set")
     for override in overrides:
         apply_override(document, override.strip().removeprefix("masks."))
     settings = check(document, MasksConfig)

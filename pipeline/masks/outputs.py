@@ -1,4 +1,4 @@
-"""Where the masks of each photograph go: one file, or a folder that keeps the tree. Loads no torch."""
+"""Where masks go: one file, a folder that keeps the tree, or next to each photograph. Loads no torch."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import absolute, base_name, join, local_path
 from segmint.infra.wording import counted
-from segmint.pipeline.masks.images import OVERLAY, Photograph, Photographs, is_local
+from segmint.pipeline.masks.images import NEXT_TO, OVERLAY, Photograph, Photographs, is_local
 
 _JSON = ".json"
 _LONGEST_NAME = 255  # bytes of a file's name on Linux and macOS
@@ -29,11 +29,12 @@ class Task:
     @property
     def overlay(self) -> str:
         """The file that its drawn masks go to."""
-        return self.target.removesuffix(_JSON) + OVERLAY
+        stem = self.target.removesuffix(_JSON)
+        return stem + (".png" if stem.endswith(NEXT_TO) else OVERLAY)
 
     def too_long(self, overlay: bool) -> str | None:
         """What is wrong with the name of a local file that no folder can hold; None if nothing is."""
-        longest = self.overlay if overlay else self.target
+        longest = max(self.target, self.overlay if overlay else "", key=len)
         size = len(os.fsencode(base_name(longest))) if is_local(longest) else 0
         if size <= _LONGEST_NAME:
             return None
@@ -42,21 +43,39 @@ class Task:
 
 @dataclass(frozen=True)
 class Outputs:
-    """All tasks, and the folder they go to; None: one file that the user named."""
+    """All tasks, and the folder they go to; None: one file that the user named, or next to each photograph."""
 
     tasks: tuple[Task, ...]
     folder: str | None
+    next_to: bool = False
+
+    def candidates(self, image: Photograph) -> tuple[str, str]:
+        """Return the names of a photograph's file without and with its ending, the second where the first is taken."""
+        if self.folder is not None:
+            base, ending = join(self.folder, image.place), _JSON
+        else:
+            base, ending = str(local_path(image.name)), NEXT_TO + _JSON
+        return base.removesuffix(PurePosixPath(base).suffix) + ending, base + ending
 
 
-def plan_outputs(photographs: Photographs, output: str) -> Outputs:
+def plan_outputs(photographs: Photographs, output: str | None) -> Outputs:
     """Return each photograph with its file: `output` itself if that ends with `.json`, else a file in that folder.
 
-    In a folder the tree is kept, and a photograph's ending where two would go to one file without. Raises
-    `UsageError` for several photographs into one file, for an ending of another kind of file, if two would go to one
-    file, and if one would overwrite a photograph.
+    Without an output the file is next to the photograph: `photo.masks.json`. A folder keeps the tree; a name keeps the
+    photograph's ending where two would go to one file without. Raises `UsageError` for several photographs into one
+    file, for an ending of another kind of file, if two would go to one file, if one would overwrite a photograph, and
+    for photographs in a store without an output.
     """
     images = photographs.images
-    if _is_file(output):
+    if output is None:
+        stored = next((image.name for image in images if not is_local(image.name)), None)
+        if stored is not None:
+            raise UsageError(
+                f"{stored} is in a store, and masks go next to photographs on this machine only: name a file or a "
+                "folder with -o"
+            )
+        outputs = _with_tasks(Outputs((), None, next_to=True), images)
+    elif _is_file(output):
         if not photographs.is_one:
             raise UsageError(
                 f"-o {output} is one file: expected a folder, for {counted(len(images), 'photograph')} of a folder or "
@@ -64,9 +83,8 @@ def plan_outputs(photographs: Photographs, output: str) -> Outputs:
             )
         outputs = Outputs((Task(images[0], output, 1),), None)
     else:
-        folder = output.rstrip("/") or "/"
-        outputs = Outputs(tuple(_tasks_in(folder, images)), folder)
-    _check(outputs, images, output)
+        outputs = _with_tasks(Outputs((), output.rstrip("/") or "/"), images)
+    _check(outputs, images)
     return outputs
 
 
@@ -83,56 +101,57 @@ def _is_file(output: str) -> bool:
     return output.endswith(_JSON)
 
 
-def check_writable(output: str, *, is_file: bool) -> None:
-    """Raise `UsageError` for a local folder that cannot be made or written, before masks are made for it."""
-    if not is_local(output):
-        return
-    folder = local_path(output).parent if is_file else local_path(output)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UsageError(f"-o {output}: {there} is a file, so there can be no folder of that name")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"-o {output}: the folder {there} cannot be written to")
+def check_writable(outputs: Outputs) -> None:
+    """Raise `UsageError` for local folders that cannot be made or written, before masks are made for them."""
+    targets = [task.target for task in outputs.tasks] if outputs.folder is None else [join(outputs.folder, "x")]
+    for folder in {local_path(target).parent: None for target in targets if is_local(target)}:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise UsageError(f"{folder}: {there} is a file, so there can be no folder of that name")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UsageError(f"the folder {there} cannot be written to: name another one with -o")
 
 
-def _tasks_in(folder: str, images: tuple[Photograph, ...]) -> list[Task]:
-    names = [_stem(image.place) for image in images]
+def _with_tasks(outputs: Outputs, images: tuple[Photograph, ...]) -> Outputs:
+    targets = [outputs.candidates(image)[0] for image in images]
     while True:
-        alike = Counter(names)
+        alike = Counter(targets)
         clearer = [
-            image.place if alike[name] > 1 else name for image, name in zip(images, names, strict=True)
+            outputs.candidates(image)[1] if alike[target] > 1 else target
+            for image, target in zip(images, targets, strict=True)
         ]  # x.jpg beside x.png, which may in turn meet x.jpg.tif
-        if clearer == names:
+        if clearer == targets:
             break
-        names = clearer
-    return [
-        Task(image, join(folder, name + _JSON), image_id(image.place))
-        for image, name in zip(images, names, strict=True)
-    ]
+        targets = clearer
+    # Next to a photograph, the number is the same whichever folder or pattern named it.
+    ids = [image_id(base_name(image.name) if outputs.next_to else image.place) for image in images]
+    return replace(outputs, tasks=tuple(map(Task, images, targets, ids)))
+
+
+def files_next_to(outputs: Outputs) -> set[str]:
+    """Return the files next to the photographs that are there already, with names that masks have there."""
+    names = {name for task in outputs.tasks for name in (*outputs.candidates(task.image), task.target)}
+    drawn = {Task(task.image, name, 1).overlay for task in outputs.tasks for name in outputs.candidates(task.image)}
+    return {name for name in names | drawn if os.path.lexists(name)}
 
 
 def with_kept_files(outputs: Outputs, there: Collection[str], photograph_of: Callable[[str], str]) -> Outputs:
     """Return the tasks with the files that their photographs had before one of a similar name came or went.
 
-    Else a photograph's masks would be in a folder twice, as `x.json` and as `x.jpg.json`. `there` are the files in the
-    folder, `photograph_of` returns the name of the photograph that one of them is of.
+    Else a photograph's masks would be there twice, as `x.json` and as `x.jpg.json`. `there` are the files that are
+    there, `photograph_of` returns the name of the photograph that one of them is of.
     """
-    if outputs.folder is None:
+    if outputs.folder is None and not outputs.next_to:
         return outputs
     taken = {task.target for task in outputs.tasks}
     tasks = []
     for task in outputs.tasks:
-        for name in (_stem(task.image.place), task.image.place):
-            file = join(outputs.folder, name + _JSON)
+        for file in outputs.candidates(task.image):
             is_free = task.target not in there and file in there and file not in taken
             if is_free and photograph_of(file) == base_name(task.image.name):
                 task = replace(task, target=file)
         tasks.append(task)
     return replace(outputs, tasks=tuple(tasks))
-
-
-def _stem(place: str) -> str:
-    return str(PurePosixPath(place).with_suffix(""))
 
 
 def image_id(place: str) -> int:
@@ -141,7 +160,7 @@ def image_id(place: str) -> int:
     return (int.from_bytes(digest[:8], "big") >> (64 - _ID_BITS)) or 1
 
 
-def _check(outputs: Outputs, images: tuple[Photograph, ...], output: str) -> None:
+def _check(outputs: Outputs, images: tuple[Photograph, ...]) -> None:
     taken: dict[str, Task] = {}
     photographs = {_identity(image.name) for image in images}
     for task in outputs.tasks:
@@ -154,7 +173,8 @@ def _check(outputs: Outputs, images: tuple[Photograph, ...], output: str) -> Non
         for target in (task.target, task.overlay):
             if _identity(target) in photographs:
                 raise UsageError(
-                    f"-o {output} would write over the photograph {target}: expected another file or a folder"
+                    f"the masks of {task.image.name} would go over the photograph {target}: name another file or "
+                    "folder with -o"
                 )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from segmint.model.automatic.boxes import box_of, xyxy_to_xywh
 from segmint.model.automatic.filters import stability_scores
-from segmint.model.automatic.generator import MaskGenerator
+from segmint.model.automatic.generator import MaskGenerator, Report
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import encode
 from segmint.model.sam.predictor import Embedding, Predictor
@@ -26,9 +26,12 @@ class Found:
     points: tuple[tuple[float, float], ...]
 
 
-def automatic_masks(predictor: Predictor, frame: Frame, config: MasksConfig) -> list[Found]:
-    """Return all masks of an image, in its frame."""
-    records = MaskGenerator(predictor, config.settings()).generate(frame.image, frame.original).records
+def automatic_masks(
+    predictor: Predictor, frame: Frame, config: MasksConfig, report: Report | None = None
+) -> list[Found]:
+    """Return all masks of an image, in its frame; `report` is called as points are decoded."""
+    generator = MaskGenerator(predictor, config.settings())
+    records = generator.finish(generator.find(frame.image, frame.original, report)).records
     return [Found(record, (record.point_coords,)) for record in records]
 
 

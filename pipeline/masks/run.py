@@ -18,12 +18,19 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.operators.photographs import decode_photograph
 from segmint.operators.prepare.ingest_config import ANY_SIZE
+from segmint.pipeline.masks.estimate import Stopwatch, Work
 from segmint.pipeline.masks.folder import claim_folder, digest_of, settings_of
 from segmint.pipeline.masks.images import find_photographs
 from segmint.pipeline.masks.options import MasksOptions, PromptOutsideError, check_device, check_prompts
-from segmint.pipeline.masks.outputs import Outputs, Task, check_writable, plan_outputs, with_kept_files
+from segmint.pipeline.masks.outputs import (
+    Outputs,
+    Task,
+    check_writable,
+    files_next_to,
+    plan_outputs,
+    with_kept_files,
+)
 
 if TYPE_CHECKING:
     from segmint.model.automatic.records import MaskRecord
@@ -64,26 +71,28 @@ class Plan:
     options: MasksOptions
     weights: Path
     settings_sha256: str
-    there: frozenset[str]  # files that are in the folder already
+    there: frozenset[str]  # files that are in the folder, or next to the photographs, already
     overwrite: bool
-    passed_over: tuple[str, ...] = ()  # what looks like photographs or folders of them, and why it is left out
+    passed_over: tuple[str, ...]  # what looks like photographs or folders of them, and why it is left out
+    work: Work  # the masks that are not there yet
 
-    @property
-    def to_make(self) -> int:
-        """Photographs whose masks are not there yet."""
-        return sum(self.overwrite or task.target not in self.there for task in self.outputs.tasks)
+    def waits(self, task: Task) -> bool:
+        """Return whether the masks of a photograph count as work: there are none yet, or all are made again."""
+        return self.overwrite or task.target not in self.there
 
 
 def plan(
     images: Sequence[str],
-    output: str,
+    output: str | None,
     options: MasksOptions,
     *,
     recursive: bool = False,
     overwrite: bool = False,
+    announce: Callable[[Work], object] = lambda _: None,
 ) -> Plan:
     """Find the photographs and their outputs, and claim the folder that these go to. Loads no torch.
 
+    `announce` is called with the work as soon as it is known, before the weights are found, which may take minutes.
     Raises `UsageError` for arguments that do not fit together, files that are not there, weights that cannot be found,
     and a folder that was begun with other settings.
     """
@@ -91,15 +100,31 @@ def plan(
     check_device(options.device)
     photographs = find_photographs(storage, images, recursive=recursive)
     outputs = plan_outputs(photographs, output)
-    check_writable(output, is_file=outputs.folder is None)
+    check_writable(outputs)
+    folder = None if outputs.folder is None else Location(storage, outputs.folder)
+    there: set[str] = set()
+    if folder is not None:
+        there = {str(folder / entry.name) for entry in folder.walk()}
+    elif outputs.next_to:
+        there = files_next_to(outputs)
+    outputs = with_kept_files(outputs, there, lambda file: _photograph_of(storage, file))
+    work = Work(options, sum(overwrite or task.target not in there for task in outputs.tasks))
+    announce(work)
     weights = resolve(options.weights)
     settings = settings_of(options, sha256_of(weights))
-    there: set[str] = set()
-    if outputs.folder is not None:
-        there = claim_folder(Location(storage, outputs.folder), outputs, settings, overwrite=overwrite)
-        outputs = with_kept_files(outputs, there, lambda file: _photograph_of(storage, file))
-    sha256, is_over = digest_of(settings), photographs.passed_over
-    return Plan(storage, outputs, options, weights, sha256, frozenset(there), overwrite, is_over)
+    if folder is not None:
+        claim_folder(folder, outputs, there, settings, overwrite=overwrite)
+    return Plan(
+        storage,
+        outputs,
+        options,
+        weights,
+        digest_of(settings),
+        frozenset(there),
+        overwrite,
+        photographs.passed_over,
+        work,
+    )
 
 
 def _photograph_of(storage: Storage, file: str) -> str:
@@ -111,19 +136,23 @@ def _photograph_of(storage: Storage, file: str) -> str:
 class _Model:
     """The predictor, loaded when a photograph needs it: until then torch is not imported."""
 
-    def __init__(self, weights: Path, options: MasksOptions) -> None:
-        self._weights, self._options = weights, options
+    def __init__(self, plan: Plan, points: Callable[[int, int], object] | None) -> None:
+        self._weights, self._options, self._work = plan.weights, plan.options, plan.work
+        self._points = points
         self._predictor: Predictor | None = None
+        self._start_s = 0.0
 
     def load(self) -> "Predictor":
         """Return the predictor; raises `UsageError` for what is no checkpoint, and for a device that is not here."""
         if self._predictor is None:
+            began = time.monotonic()
             from segmint.infra.device import resolve_compute
             from segmint.model.sam.predictor import Predictor
             from segmint.operators.segment.models import load_model
 
             compute = resolve_compute(self._options.device, self._options.precision)
             self._predictor = Predictor(load_model(self._weights, compute))
+            self._start_s = time.monotonic() - began
         return self._predictor
 
     def masks(self, frame: "Frame") -> "list[Found]":
@@ -132,17 +161,25 @@ class _Model:
 
         if self._options.prompts:
             return prompted_masks(self.load(), frame.image, self._options)
-        return automatic_masks(self.load(), frame, self._options.masks)
+        predictor = self.load()
+        stopwatch = Stopwatch(self._work, self._start_s, self._points)
+        found = automatic_masks(predictor, frame, self._options.masks, stopwatch)
+        stopwatch.record()
+        return found
 
 
-def make_masks(plan: Plan, report: Callable[[ImageResult], None]) -> list[ImageResult]:
+def make_masks(
+    plan: Plan, report: Callable[[ImageResult], None], points: Callable[[int, int], object] | None = None
+) -> list[ImageResult]:
     """Write the masks of each photograph that has none yet; `report` is called with each result as it comes.
+
+    `points` is called as points of a photograph are decoded, with how many are and how many there are.
 
     A photograph that is refused or cannot be read gives a result with its error, and the others go on; of a single
     one, prompts outside it raise `UsageError`. So do weights that are no checkpoint and a device that is not here, and
     what cannot be written ends the run with its exception.
     """
-    model = _Model(plan.weights, plan.options)
+    model = _Model(plan, points)
     results = []
     for task in plan.outputs.tasks:
         started = time.monotonic()
@@ -161,8 +198,8 @@ class _Files:
     overlay: bytes | None = None
 
 
-class _OtherPhotographError(SegmintError):
-    """The masks that are there are not of this photograph."""
+class _OtherFileError(SegmintError):
+    """The file that is there stays, and is not what this run would write."""
 
 
 def _one_image(plan: Plan, model: _Model, task: Task) -> ImageResult:
@@ -179,7 +216,7 @@ def _one_image(plan: Plan, model: _Model, task: Task) -> ImageResult:
         if len(plan.outputs.tasks) == 1:
             raise
         return ImageResult(name, "refused", error=str(error))
-    except _OtherPhotographError as error:
+    except _OtherFileError as error:
         return ImageResult(name, "refused", error=str(error))
     except UsageError:
         raise
@@ -200,6 +237,8 @@ def _files_of(plan: Plan, model: _Model, task: Task) -> _Files:
     result = ImageResult(name, "skipped", task.target, task.overlay if options.overlay else None)
     if former is not None and not (options.overlay and task.overlay not in plan.there):
         return _Files(replace(result, masks=len(former.annotations)))
+    from segmint.operators.photographs import decode_photograph
+
     pixels = decode_photograph(data)
     height, width = pixels.shape[:2]
     check_prompts(options.prompts, name, height, width)
@@ -224,8 +263,12 @@ def _files_of(plan: Plan, model: _Model, task: Task) -> _Files:
 def _former(plan: Plan, task: Task, photograph: str) -> "Written | None":
     """Return the masks that are there already; None if they are to be made, also again by other settings.
 
-    Raises `_OtherPhotographError` if what is there is not of this photograph.
+    Raises `_OtherFileError` if what is there is not of this photograph; next to a photograph also for masks by other
+    settings, which no record of a folder tells apart, and for files that segmint did not write.
     """
+    next_to = plan.outputs.next_to
+    if next_to:
+        _check_ours(plan, task)
     if plan.overwrite or task.target not in plan.there:
         return None
     from segmint.pipeline.masks.document import read_document
@@ -233,8 +276,33 @@ def _former(plan: Plan, task: Task, photograph: str) -> "Written | None":
     written = read_document(plan.storage.read(task.target))
     if written.origin is None or written.origin.photograph != photograph:
         what = "is not this command's" if written.origin is None else "is of a photograph with other bytes"
-        raise _OtherPhotographError(f"{task.target} {what}: move it away, or give --overwrite to make all masks again")
-    return written if written.origin.settings == plan.settings_sha256 else None
+        raise _OtherFileError(f"{task.target} {what}: move it away, or give --overwrite to make all masks again")
+    if written.origin.settings == plan.settings_sha256:
+        return written
+    if next_to:
+        raise _OtherFileError(
+            f"{task.target} was made with other settings or weights: give --overwrite to make it again, or name "
+            "another file with -o"
+        )
+    return None
+
+
+def _check_ours(plan: Plan, task: Task) -> None:
+    """Raise `_OtherFileError` if a file next to a photograph would be replaced that segmint did not write."""
+    from segmint.pipeline.masks.document import read_document
+
+    foreign = []
+    if task.target in plan.there and read_document(plan.storage.read(task.target)).origin is None:
+        foreign.append(task.target)
+    if plan.options.overlay and task.overlay in plan.there:
+        from segmint.operators.overlay import is_ours
+
+        foreign += [] if is_ours(plan.storage.read(task.overlay)) else [task.overlay]
+    if foreign:
+        raise _OtherFileError(
+            f"{foreign[0]} was not written by segmint, which does not overwrite it: move it away, or name another file "
+            "with -o"
+        )
 
 
 def _drawn(frame: "Frame", records: "Sequence[MaskRecord]", options: MasksOptions) -> bytes:

@@ -110,10 +110,10 @@ _MASKS = "masks:\n  points_per_side: 4\n  crop_n_layers: 0"
 
 def test_a_researcher_has_masks_within_the_hour(built: Desk) -> None:
     desk = built
-    first = desk.type("segmint masks photo.jpg -o photo.json --overlay", *QUICK)
-    assert (desk.folder / "coffee.json").exists()
-    assert (desk.folder / "coffee.overlay.png").exists()
-    assert "coffee.overlay.png" in first.stdout + first.stderr
+    first = desk.type("segmint masks photo.jpg", "--overlay", *QUICK)
+    assert (desk.folder / "demo/photos/coffee.masks.json").exists()
+    assert (desk.folder / "demo/photos/coffee.masks.png").exists()
+    assert "demo/photos/coffee.masks.png" in first.stdout + first.stderr
     cat = desk.type("segmint masks demo/photos/chelsea.png")
     assert json.loads((desk.folder / "cat.json").read_text())["annotations"][0]["point_coords"] == [[225, 150]]
     assert cat.returncode == 0

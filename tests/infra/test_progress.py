@@ -44,6 +44,15 @@ def test_a_terminal_gets_bars() -> None:
     assert "\x1b[" in text
 
 
+def test_a_line_goes_above_the_bars_and_is_no_markup() -> None:
+    for bars in (True, False):
+        stream = io.StringIO()
+        with Progress(stream, bars=bars) as progress:
+            progress.update("segment", 1)
+            progress.line("[bold]a line")
+        assert "[bold]a line\n" in stream.getvalue()
+
+
 def test_threads_may_update_at_once() -> None:
     stream = io.StringIO()
     with Progress(stream, interval_s=1000) as progress:

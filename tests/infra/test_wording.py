@@ -68,6 +68,14 @@ def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "1 s"), (7.6, "8 s"), (18, "20 s"), (86, "85 s"), (100, "2 min"), (780, "15 min"), (7200, "2 h")],
+)
+def test_rough_durations(seconds: float, text: str) -> None:
+    assert duration(seconds, rough=True) == text
+
+
 @pytest.mark.parametrize("mark", "\u061c\u200e\u200f\u202a\u202e\u2066\u2069")
 def test_no_mark_turns_the_text_of_a_name(mark: str) -> None:
     assert without_turning(f"caf\u00e9{mark}gpj") == "caf\u00e9\ufffdgpj"

@@ -38,9 +38,23 @@ MASKS_MUTANTS = (
     Mutant(
         "masks of other settings are kept by an overwrite that stopped",
         "pipeline/masks/run.py",
-        "return written if written.origin.settings == plan.settings_sha256 else None",
-        "return written",
+        "if written.origin.settings == plan.settings_sha256:",
+        "if not next_to:",
         f"{RUN}::test_an_overwrite_that_stopped_is_finished_by_the_next_run",
+    ),
+    Mutant(
+        "a file next to a photograph is overwritten that segmint did not write",
+        "pipeline/masks/run.py",
+        "        _check_ours(plan, task)",
+        "        pass",
+        f"{RUN}::test_a_file_that_segmint_did_not_write_is_never_overwritten",
+    ),
+    Mutant(
+        "the work is announced after torch is loaded",
+        "pipeline/masks/run.py",
+        "    announce(work)",
+        "    import torch\n\n    announce(work)",
+        "tests/pipeline/commands/test_cli.py::test_masks_says_what_it_does_before_torch_is_imported",
     ),
     Mutant(
         "a box is taken for its corners",

@@ -28,9 +28,10 @@ class MaskGenerator(base.MaskGenerator):
 
     `MaskGenerator("mobile_sam", "official", points_per_side=16)`: the model is a name, a checkpoint's path, a loaded
     SAM or a predictor; the settings are a profile's name, `sa1b` if it is left out, with keys of `MaskSettings` over
-    its defaults, or a `MaskSettings`. `device` and `precision` are for weights that it loads, `crops_per_batch` is as
-    in `segmint.model.automatic.generator.MaskGenerator`. Raises what `sam_of` and `MaskSettings.of` raise, and
-    ValueError for keys beside a `MaskSettings`.
+    its defaults, or a `MaskSettings`. A profile's name means no crops unless `crop_n_layers` is given. `device` and
+    `precision` are for weights that it loads, `crops_per_batch` is as in
+    `segmint.model.automatic.generator.MaskGenerator`. Raises what `sam_of` and `MaskSettings.of` raise, and ValueError
+    for keys beside a `MaskSettings`.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class MaskGenerator(base.MaskGenerator):
         return super().find(pixels_of(image), None if original is None else pixels_of(original, "original"), report)
 
     def __repr__(self) -> str:
-        usual = MaskSettings.of(self.settings.profile)
+        usual = _settings(self.settings.profile, {})
         changed = "".join(
             f", {field.name}={getattr(self.settings, field.name)!r}"
             for field in fields(MaskSettings)
@@ -121,7 +122,7 @@ def _settings(settings: MaskSettings | str | None, keys: dict[str, Any]) -> Mask
         return settings
     if settings is not None and not isinstance(settings, str):
         raise TypeError(f"settings is a {type(settings).__name__}: expected 'official', 'sa1b' or a MaskSettings")
-    return MaskSettings.of(settings or "sa1b", **keys)
+    return MaskSettings.of(settings or "sa1b", **{"crop_n_layers": 0, **keys})
 
 
 def _points_of(bar: Progress) -> Report:

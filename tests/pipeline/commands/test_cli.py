@@ -120,13 +120,41 @@ def test_masks_command_from_a_photograph_to_files_without_ray(tmp_path, coffee):
     assert len(document["annotations"]) == good["masks"] >= 2
     assert np.asarray(Image.open(good["overlay"])).shape == (200, 300, 3)
     lines = done.stderr.splitlines()
-    assert lines[0].startswith(f"[1/2] {tmp_path}/a b.jpg: {good['masks']} masks in ")
-    assert f" s → {good['output']} and {good['overlay']}; about " in lines[0]
-    assert lines[0].endswith(" s left")
-    assert lines[2].startswith(f"2 photographs: 1 made and 1 refused; {good['masks']} masks in ")
-    assert lines[3].startswith(f"  refused: {tmp_path}/bad.jpg: ")
-    assert lines[4] == f"masks: {tmp_path}/out, one file of SA-1B's JSON a photograph"
+    assert lines[0].startswith("mobile_sam: 2 photographs of 16 points, about ")
+    assert lines[1].startswith(f"[1/2] {tmp_path}/a b.jpg: {good['masks']} masks in ")
+    assert f" s → {good['output']} and {good['overlay']}; about " in lines[1]
+    assert lines[1].endswith(" s left")
+    assert lines[3].startswith(f"2 photographs: 1 made and 1 refused; {good['masks']} masks in ")
+    assert lines[4].startswith(f"  refused: {tmp_path}/bad.jpg: ")
+    assert lines[5] == f"masks: {tmp_path}/out, one file of SA-1B's JSON a photograph"
     assert "Traceback" not in done.stderr
+
+
+def test_masks_says_what_it_does_before_torch_is_imported(tmp_path, coffee):
+    """In standard error, to which a hook writes when torch is imported, that line comes first."""
+    Image.fromarray(coffee[:64, :64]).save(tmp_path / "cup.jpg")
+    script = (
+        "import sys\n"
+        "def hook(event, arguments):\n"
+        "    if event == 'import' and arguments[0] in ('torch', 'cv2'): print(arguments[0], file=sys.stderr)\n"
+        "sys.addaudithook(hook)\n"
+        "from segmint.pipeline.commands.cli import app\n"
+        "app(sys.argv[1:])\n"
+    )
+    words = ["masks", str(tmp_path / "cup.jpg"), "--device", "cpu", "--set", "points_per_side=2", "--crop-layers", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert re.fullmatch(r"mobile_sam: 8 points, about \d+ (s|min)", lines[0])
+    assert "torch" in lines[1:]
+    assert lines[-2].startswith(f"{tmp_path}/cup.jpg: ")
+    assert lines[-2].endswith(f" s → {tmp_path}/cup.masks.json")
+    again = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
+    assert f" there already → {tmp_path}/cup.masks.json" in again.stderr.splitlines()[0]  # and nothing is announced
+    assert "torch" not in again.stderr.splitlines()
 
 
 def test_masks_for_prompts_end_in_a_file(tmp_path, coffee):

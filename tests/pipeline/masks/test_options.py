@@ -26,6 +26,8 @@ def test_settings_of_the_released_frame_are_a_build_s():
 
 def test_settings_come_from_profile_and_overrides():
     assert masks_config("official", []) == MasksConfig(profile="official")
+    assert masks_config("sa1b", []) == MasksConfig(crop_n_layers=0)
+    assert masks_config("sa1b", ["crop_n_layers=2"]) == MasksConfig()
     assert masks_config("sa1b", ["points_per_side=8", "masks.crop_n_layers=1"]).points_per_side == 8
     with pytest.raises(UsageError, match=r"masks\.drop_redaction_artifacts is 0\.9: expected nothing"):
         masks_config("sa1b", ["drop_redaction_artifacts=0.9"])

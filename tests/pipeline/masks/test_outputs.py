@@ -4,7 +4,15 @@ import pytest
 
 from segmint.infra.errors import UsageError
 from segmint.pipeline.masks.images import Photograph, Photographs
-from segmint.pipeline.masks.outputs import Task, check_writable, image_id, plan_outputs, with_kept_files
+from segmint.pipeline.masks.outputs import (
+    Outputs,
+    Task,
+    check_writable,
+    files_next_to,
+    image_id,
+    plan_outputs,
+    with_kept_files,
+)
 
 
 def one(name: str) -> Photographs:
@@ -15,7 +23,7 @@ def several(*places: str, root: str = "a") -> Photographs:
     return Photographs(tuple(Photograph(f"{root}/{place}", place) for place in places), is_one=False)
 
 
-def targets(photographs: Photographs, output: str) -> list[str]:
+def targets(photographs: Photographs, output: str | None) -> list[str]:
     return [task.target for task in plan_outputs(photographs, output).tasks]
 
 
@@ -107,8 +115,37 @@ def test_a_name_that_no_folder_holds_is_told_in_bytes():
 
 def test_a_folder_that_cannot_be_made_is_refused_first(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    check_writable(str(tmp_path / "new" / "x.json"), is_file=True)
-    check_writable("s3://bucket/x", is_file=False)
-    for output, is_file in (("file/x.json", True), ("file/deep", False), ("file", False)):
+    check_writable(plan_outputs(one("x.jpg"), str(tmp_path / "new" / "x.json")))
+    check_writable(plan_outputs(one("x.jpg"), "s3://bucket/x"))
+    for output in ("file/x.json", "file/deep/"):
         with pytest.raises(UsageError, match="file is a file, so there can be no folder"):
-            check_writable(str(tmp_path / output), is_file=is_file)
+            check_writable(plan_outputs(one("x.jpg"), str(tmp_path / output)))
+    with pytest.raises(UsageError, match="file is a file, so there can be no folder"):
+        check_writable(Outputs((), str(tmp_path / "file")))
+
+
+def test_without_an_output_masks_go_next_to_each_photograph(tmp_path):
+    (task,) = plan_outputs(one("a/x.v2.jpg"), None).tasks
+    assert (task.target, task.overlay) == ("a/x.v2.masks.json", "a/x.v2.masks.png")
+    assert targets(one("x.jpg"), None) == ["x.masks.json"]
+    mixed = several("x.jpg", "x.png", "deep/x.jpg")
+    assert targets(mixed, None) == ["a/x.jpg.masks.json", "a/x.png.masks.json", "a/deep/x.masks.json"]
+    # The same file whichever way the photograph is named.
+    assert plan_outputs(several("deep/x.jpg"), None).tasks[0].image_id == image_id("x.jpg")
+    assert plan_outputs(one(f"file://{tmp_path}/x.jpg"), None).tasks[0].target == f"{tmp_path}/x.masks.json"
+    with pytest.raises(UsageError, match=r"s3://b/x\.jpg is in a store, .* with -o"):
+        plan_outputs(Photographs((*one("y.jpg").images, *one("s3://b/x.jpg").images), is_one=False), None)
+    with pytest.raises(UsageError, match=r"over the photograph a/x\.masks\.png"):
+        plan_outputs(several("x.jpg", "x.masks.png"), None)
+
+
+def test_next_to_a_photograph_only_the_files_of_masks_are_looked_at(tmp_path):
+    for name in ("x.jpg", "x.png", "x.masks.json", "x.json", "x.overlay.png", "x.jpg.masks.png"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "x.masks.png").symlink_to(tmp_path / "absent")
+    outputs = plan_outputs(one(str(tmp_path / "x.jpg")), None)
+    there = {f"{tmp_path}/{name}" for name in ("x.masks.json", "x.masks.png", "x.jpg.masks.png")}
+    assert files_next_to(outputs) == there
+    both = plan_outputs(several("x.jpg", "x.png", root=str(tmp_path)), None)
+    kept = with_kept_files(both, files_next_to(both), lambda file: "x.png")
+    assert [task.target for task in kept.tasks] == [f"{tmp_path}/x.jpg.masks.json", f"{tmp_path}/x.masks.json"]

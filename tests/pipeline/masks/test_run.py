@@ -23,8 +23,9 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segment.models import load_model
 from segmint.operators.segment.segment import segment_image
+from segmint.pipeline.masks.estimate import Work, recorded_speed
 from segmint.pipeline.masks.folder import RECORD
-from segmint.pipeline.masks.options import MasksOptions, Prompt
+from segmint.pipeline.masks.options import MasksOptions, Prompt, masks_config
 from segmint.pipeline.masks.run import ImageResult, make_masks, plan
 from tests.support.deadly import deadly_heic
 from tests.support.released import in_a_build
@@ -39,9 +40,9 @@ def predictor() -> Predictor:
     return Predictor(load_model(resolve("mobile_sam"), resolve_compute("cpu")))
 
 
-def made(image: object, output: object, options: MasksOptions, **how: bool) -> list[ImageResult]:
+def made(image: object, output: object | None, options: MasksOptions, **how: bool) -> list[ImageResult]:
     told: list[ImageResult] = []
-    results = make_masks(plan([str(image)], str(output), options, **how), told.append)
+    results = make_masks(plan([str(image)], None if output is None else str(output), options, **how), told.append)
     assert results == told
     return results
 
@@ -161,6 +162,70 @@ def test_another_photograph_of_that_name_is_not_taken_for_the_first(tmp_path, ph
     assert (out / "cat.json").read_bytes() != before
 
 
+def test_without_an_output_masks_are_next_to_each_photograph(tmp_path, photographs):
+    options = MasksOptions(prompts=MIDDLE, device="cpu", overlay=True)
+    (photographs / "text.jpg").unlink()
+    (photographs / "half.jpg").unlink()
+    before = set(contents(photographs))
+    results = made(photographs, None, options, recursive=True)
+    assert [result.output for result in results] == [
+        f"{photographs}/cat.masks.json",
+        f"{photographs}/deep/cup.masks.json",
+    ]
+    new = {"cat.masks.json", "cat.masks.png", "deep/cup.masks.json", "deep/cup.masks.png"}
+    first = contents(photographs)
+    assert set(first) - before == new
+    # One photograph of them, named itself, has the same masks; drawings are no photographs.
+    assert [result.outcome for result in made(photographs / "cat.png", None, options)] == ["skipped"]
+    assert [result.outcome for result in made(photographs, None, options, recursive=True)] == ["skipped", "skipped"]
+    (photographs / "cat.masks.json").unlink()
+    (photographs / "cat.masks.png").unlink()
+    made(photographs / "cat.png", None, options)
+    assert contents(photographs) == first
+
+    # By other settings only when told to.
+    other = MasksOptions(prompts=(Prompt(((20, 20, 1),)),), device="cpu")
+    (result,) = made(photographs / "cat.png", None, other)
+    assert result.outcome == "refused"
+    assert "cat.masks.json was made with other settings or weights: give --overwrite" in result.error
+    assert contents(photographs) == first
+    (result,) = made(photographs / "cat.png", None, other, overwrite=True)
+    assert result.outcome == "made"
+    assert (photographs / "cat.masks.json").read_bytes() != first["cat.masks.json"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["cat.masks.json", "cat.masks.png"])
+def test_a_file_that_segmint_did_not_write_is_never_overwritten(photographs, name, overwrite):
+    """Neither in place of the masks nor of their drawing, and the other file is not written either."""
+    theirs = photographs / name
+    theirs.write_bytes(b'{"annotations": []}' if name.endswith("json") else (photographs / "cat.png").read_bytes())
+    before = contents(photographs)
+    options = MasksOptions(prompts=MIDDLE, device="cpu", overlay=True)
+    (result,) = made(photographs / "cat.png", None, options, overwrite=overwrite)
+    assert result.outcome == "refused"
+    assert result.error.startswith(f"{theirs} was not written by segmint")
+    assert contents(photographs) == before
+
+
+def test_points_are_reported_over_all_crops_and_the_speed_is_recorded(tmp_path, photographs, monkeypatch):
+    monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path / "cache"))
+    options = MasksOptions(masks=masks_config("sa1b", ["points_per_side=4", "crop_n_layers=1"]), device="cpu")
+    assert recorded_speed(options) is None
+    announced: list[Work] = []
+    planned = plan([str(photographs / "cat.png")], str(tmp_path / "cat.json"), options, announce=announced.append)
+    points: list[tuple[int, int]] = []
+    make_masks(planned, lambda _: None, lambda done, total: points.append((done, total)))
+    assert announced == [planned.work]
+    assert (planned.work.encodes, planned.work.points) == (5, 16 + 4 * 4)
+    assert points[-1] == (32, 32)
+    assert len(points) > 5
+    speed = recorded_speed(options)
+    assert speed is not None
+    assert min(speed.start_s, speed.encode_s) > 0
+    assert recorded_speed(MasksOptions(masks=options.masks, device="cuda")) is None
+
+
 def test_an_overwrite_that_stopped_is_finished_by_the_next_run(tmp_path, photographs):
     """After it the record has the new settings, and what still has the old ones is made again."""
     out, options = tmp_path / "out", MasksOptions(prompts=MIDDLE, device="cpu")
@@ -229,11 +294,12 @@ def test_ctrl_c_keeps_what_is_made_and_says_what_was_not_reached(tmp_path, photo
     ]
     command = [sys.executable, "-m", "segmint", *words]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
-        lines = [run.stderr.readline()]
+        lines = [run.stderr.readline(), run.stderr.readline()]
         run.send_signal(signal.SIGINT)
         lines += run.stderr.readlines()
     assert run.returncode == 3, lines
-    assert lines[0].startswith(f"[1/24] {photographs}/00.png: 1 mask in ")
+    assert lines[0].startswith("mobile_sam: 24 photographs of 1 prompt, about ")
+    assert lines[1].startswith(f"[1/24] {photographs}/00.png: 1 mask in ")
     assert any(line.startswith("24 photographs: ") and " not reached; " in line for line in lines)
     assert lines[-1].startswith("interrupted: finished work is kept")
     assert 1 <= len(list((tmp_path / "out").glob("[!.]*.json"))) < 21

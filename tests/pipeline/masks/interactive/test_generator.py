@@ -115,7 +115,9 @@ def test_results_say_in_a_line_what_they_are(generator: MaskGenerator, folder: P
 
 def test_settings_are_a_profile_by_name_with_keys_over_it() -> None:
     sam = build_sam("mobile_sam")
-    assert MaskGenerator(sam).settings == MaskSettings.sa1b()
+    assert MaskGenerator(sam).settings == MaskSettings.sa1b(crop_n_layers=0)
+    assert repr(MaskGenerator(sam)) == "MaskGenerator(mobile_sam on cpu, float32; sa1b)"
+    assert MaskGenerator(sam, crop_n_layers=2).settings == MaskSettings.sa1b()
     assert MaskGenerator(sam, "official", points_per_side=7).settings == MaskSettings.official(points_per_side=7)
     settings = MaskSettings.official(crop_n_layers=1)
     assert MaskGenerator(Predictor(sam), settings, 2).crops_per_batch == 2

@@ -1,0 +1,122 @@
+"""Estimate how long masks take, from the speed that the last run on this machine recorded. Loads no torch."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from segmint.infra.assets.cache import cache_folder
+from segmint.infra.assets.known import ASSETS
+from segmint.infra.uris import base_name, local_path, redact
+from segmint.infra.wording import counted, duration
+from segmint.pipeline.masks.images import is_local
+from segmint.pipeline.masks.options import MasksOptions
+
+SPEEDS = "masks-speeds.json"
+"""The file in the user's cache: a speed for each combination of weights, device, precision and number of CPUs."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds to load torch and the model, for an encode, and for a point."""
+
+    start_s: float
+    encode_s: float
+    point_s: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """The masks to make: `points` and `encodes` are those of one photograph."""
+
+    options: MasksOptions
+    photographs: int
+
+    @property
+    def encodes(self) -> int:
+        """Passes through the image encoder: one, and one for each crop."""
+        return 1 if self.options.prompts else self.options.masks.settings().encodes
+
+    @property
+    def points(self) -> int:
+        """Points of the grids of a photograph and its crops; or the number of prompts."""
+        return len(self.options.prompts) or self.options.masks.settings().points
+
+    def seconds(self, speed: Speed) -> float:
+        """Return the time for all of it."""
+        return speed.start_s + self.photographs * (self.encodes * speed.encode_s + self.points * speed.point_s)
+
+    def line(self) -> str:
+        """Say it in one line: `mobile_sam: 1,024 points, about 20 s`."""
+        things = counted(self.points, "prompt" if self.options.prompts else "point")
+        photographs = "" if self.photographs == 1 else f"{self.photographs:,} photographs of "
+        about = duration(self.seconds(recorded_speed(self.options) or _usual_speed(self.options)), rough=True)
+        return f"{base_name(self.options.weights)}: {photographs}{things}, about {about}"
+
+
+class Stopwatch:
+    """Measures the speed of one photograph's masks: call it as points are decoded."""
+
+    def __init__(self, work: Work, start_s: float, report: Callable[[int, int], object] | None = None) -> None:
+        self._work, self._start_s, self._report = work, start_s, report
+        self._began = time.monotonic()
+        self._first_s: float | None = None
+
+    def __call__(self, done: int, points: int) -> None:
+        """Take that `done` of so many points are decoded."""
+        if self._first_s is None:
+            self._first_s = time.monotonic() - self._began
+        if self._report is not None:
+            self._report(done, points)
+
+    def record(self) -> None:
+        """Keep the speed for the next run's estimate; does nothing where the cache cannot be written."""
+        total_s = time.monotonic() - self._began
+        # On a GPU the first points come after several encodes, which then count for all of the time.
+        encode_s = min(self._first_s or 0.0, total_s / self._work.encodes)
+        point_s = (total_s - self._work.encodes * encode_s) / self._work.points
+        speed = Speed(*(float(f"{seconds:.3g}") for seconds in (self._start_s, encode_s, point_s)))
+        folder = cache_folder()
+        temporary = folder / f".tmp-{SPEEDS}-{os.getpid()}"
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps({**_speeds(), _key(self._work.options): asdict(speed)}, indent=1) + "\n")
+            temporary.replace(folder / SPEEDS)
+
+
+def recorded_speed(options: MasksOptions) -> Speed | None:
+    """Return the speed that the last run with these weights, device and precision recorded; None if there is none."""
+    with suppress(AttributeError, KeyError, TypeError, ValueError):
+        speed = Speed(**{name: float(seconds) for name, seconds in _speeds()[_key(options)].items()})
+        if 0 <= speed.start_s + speed.encode_s + speed.point_s < float("inf"):
+            return speed
+    return None
+
+
+def _speeds() -> dict[str, dict[str, float]]:
+    try:
+        speeds = json.loads((cache_folder() / SPEEDS).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return speeds if isinstance(speeds, dict) else {}
+
+
+def _key(options: MasksOptions) -> str:
+    return f"{redact(options.weights)}, {options.device}, {options.precision}, {_cpus()} CPUs"
+
+
+def _usual_speed(options: MasksOptions) -> Speed:
+    """Return a rough speed for a first run, in proportion to the size of the weights (docs/masks.md)."""
+    size = ASSETS.get(options.weights, ASSETS["mobile_sam"]).size
+    if options.weights not in ASSETS and is_local(options.weights) and local_path(options.weights).is_file():
+        size = local_path(options.weights).stat().st_size
+    if options.device.startswith("cuda") or (options.device == "auto" and Path("/dev/nvidia0").exists()):
+        return Speed(start_s=10.0, encode_s=size / 20e9, point_s=0.0005)
+    return Speed(start_s=5.0, encode_s=size / 40e6 / _cpus(), point_s=0.03 / _cpus())
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
