@@ -23,14 +23,7 @@ from segmint.pipeline.masks.estimate import Stopwatch, Work
 from segmint.pipeline.masks.folder import claim_folder, digest_of, settings_of
 from segmint.pipeline.masks.images import find_photographs
 from segmint.pipeline.masks.options import MasksOptions, PromptOutsideError, check_device, check_prompts
-from segmint.pipeline.masks.outputs import (
-    Outputs,
-    Task,
-    check_writable,
-    files_next_to,
-    plan_outputs,
-    with_kept_files,
-)
+from segmint.pipeline.masks.outputs import Outputs, Task, check_writable, files_next_to, plan_outputs, with_kept_files
 
 if TYPE_CHECKING:
     from segmint.model.automatic.records import MaskRecord
@@ -114,17 +107,8 @@ def plan(
     settings = settings_of(options, sha256_of(weights))
     if folder is not None:
         claim_folder(folder, outputs, there, settings, overwrite=overwrite)
-    return Plan(
-        storage,
-        outputs,
-        options,
-        weights,
-        digest_of(settings),
-        frozenset(there),
-        overwrite,
-        photographs.passed_over,
-        work,
-    )
+    sha256, is_over = digest_of(settings), photographs.passed_over
+    return Plan(storage, outputs, options, weights, sha256, frozenset(there), overwrite, is_over, work)
 
 
 def _photograph_of(storage: Storage, file: str) -> str:
@@ -291,16 +275,16 @@ def _check_ours(plan: Plan, task: Task) -> None:
     """Raise `_OtherFileError` if a file next to a photograph would be replaced that segmint did not write."""
     from segmint.pipeline.masks.document import read_document
 
-    foreign = []
+    foreign = None
     if task.target in plan.there and read_document(plan.storage.read(task.target)).origin is None:
-        foreign.append(task.target)
-    if plan.options.overlay and task.overlay in plan.there:
+        foreign = task.target
+    elif plan.options.overlay and task.overlay in plan.there:
         from segmint.operators.overlay import is_ours
 
-        foreign += [] if is_ours(plan.storage.read(task.overlay)) else [task.overlay]
-    if foreign:
+        foreign = None if is_ours(plan.storage.read(task.overlay)) else task.overlay
+    if foreign is not None:
         raise _OtherFileError(
-            f"{foreign[0]} was not written by segmint, which does not overwrite it: move it away, or name another file "
+            f"{foreign} was not written by segmint, which does not overwrite it: move it away, or name another file "
             "with -o"
         )
 
