@@ -278,9 +278,9 @@ _ADDED = "a build or a correction that was not finished put it (run it again, an
 
 
 def _takedowns_without_version(dataset: Location) -> Iterator[str]:
-    """Yield a problem if there is a tombstone: a takedown records a version at its end, and there is none."""
+    """Yield a problem if a tombstone is of a takedown that records a version at its end; there is none."""
     try:
-        tombstones = read_tombstones(dataset)
+        tombstones = [each for each in read_tombstones(dataset) if each.version_before is not None]
     except DamagedDatasetError as error:
         yield str(error)
         return
