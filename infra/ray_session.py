@@ -1,12 +1,16 @@
 """Starting or joining Ray; nothing else does."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from segmint.infra.errors import UsageError
-from segmint.infra.ray_folder import private_folder
 
 MIN_LOCAL_CPUS = 8
 """Logical CPUs of a local Ray, unless two a core plus four are more: stages need slots to run in parallel, and most of
@@ -331,3 +334,51 @@ def alive_nodes() -> frozenset[str]:
     import ray
 
     return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+
+
+PREFIX = "segmint-ray-"
+_LONGEST_PARENT = 18
+"""Characters: a socket's path has 107 at most, of which Ray takes 64 below its folder, and these two folders 23."""
+
+_NEW_S = 60.0  # a folder may be this young without being locked
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path | None]:
+    """Make a folder inside one that only this user may enter, and delete both; None where `RAY_TMPDIR` names one.
+
+    Ray makes the inner one writable for all. The outer one is in the system's folder for temporary files, or in /tmp
+    where that has a long path. Folders that killed processes left there are deleted first: a living process holds a
+    lock on its folder.
+    """
+    if os.environ.get("RAY_TMPDIR"):
+        yield None
+        return
+    parent = tempfile.gettempdir()
+    if len(parent) > _LONGEST_PARENT:
+        parent = "/tmp"
+    sweep(Path(parent))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # mode 0700
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "r").mkdir()
+        yield folder / "r"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def sweep(parent: Path) -> None:
+    """Delete this user's folders in `parent` whose processes are no more."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or of another user
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                found = os.fstat(lock)
+                if found.st_uid != os.getuid() or time.time() - found.st_mtime < _NEW_S:
+                    continue
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)

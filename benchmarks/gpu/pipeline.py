@@ -106,7 +106,7 @@ def measure_pipeline(run: Run) -> dict[str, Any]:
 
 def settings_of(run: Run) -> Any:
     """A segment actor's settings, as a dataset begun here would have them."""
-    from segmint.infra.assets.hashes import sha256_of
+    from segmint.infra.assets.cache import sha256_of
     from segmint.infra.device import Compute
     from segmint.model.automatic.settings import MaskSettings
     from segmint.operators.segment.numerics import observe_numerics

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.dataset.tombstones import BLANK
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import normalized_schema
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 
 _ROWS = 65_536
 _KEPT = ("ordinal", "id")

@@ -20,7 +20,7 @@ from segmint.catalogs.parquet import ROW_GROUP_ROWS, RowGroupWriter
 from segmint.catalogs.schema import ADDED, STAGED, normalized_schema
 from segmint.catalogs.source.conform import OnProblem, Problem, refuse, shown
 from segmint.catalogs.source.readers import read_catalog
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.connections import missing_package
 from segmint.infra.storage.location import Location

@@ -1,19 +1,18 @@
-"""The cache of weight files: where it is, and how stores and the web fill it."""
+"""The cache of weight files: where it is, how stores and the web fill it, and checks by SHA-256."""
 
+import hashlib
 import os
 import re
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segmint.infra.assets.hashes import sha256_of, verify
 from segmint.infra.assets.known import Asset, AssetError
 from segmint.infra.assets.names import plain_name, refuse_credentials
 from segmint.infra.uris import base_name, redact
 
 if TYPE_CHECKING:
     from segmint.infra.storage.storage import Storage
-
 
 CACHE_VARIABLE = "SEGMINT_CACHE"
 
@@ -87,3 +86,44 @@ def _make_private(folder: Path) -> None:
     """Create the cache readable by its owner alone: weights may be private."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
+
+
+_BLOCK = 1 << 22
+
+_hashes: dict[tuple[str, int, int, int, int], str] = {}
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal, cached while its inode, size and times stay the same."""
+    status = path.stat()
+    # The change time is set by the system: unlike the modification time, nobody can set it back.
+    key = (str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if key not in _hashes:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        _hashes[key] = digest.hexdigest()
+    return _hashes[key]
+
+
+def verify(path: Path, asset: Asset) -> None:
+    """Raise `AssetError`, with both hashes, when the file at `path` is not `asset`."""
+    if not path.is_file():
+        raise AssetError(f"{path} is not a file: expected {asset.file_name} ({asset.name})")
+    found = sha256_of(path)
+    if found != asset.sha256:
+        raise AssetError(
+            f"{path} is not {asset.name}: expected SHA-256 {asset.sha256} ({asset.size} bytes), "
+            f"found {found} ({path.stat().st_size} bytes)"
+        )
+
+
+def pinned(path: Path, sha256: str | None) -> Path:
+    """Return `path` after comparing its SHA-256 (None: no check). Raises `AssetError`, with both hashes."""
+    if sha256 is not None and sha256_of(path) != sha256:
+        raise AssetError(
+            f"{path} is not the file that the dataset was begun with: expected SHA-256 {sha256}, "
+            f"found {sha256_of(path)}. Put that file back, on every machine"
+        )
+    return path

@@ -6,8 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segmint.infra.assets.cache import cache_folder, download, fetch_from_mirror, fetch_from_store, fetch_pinned
-from segmint.infra.assets.hashes import sha256_of, verify
+from segmint.infra.assets.cache import (
+    cache_folder,
+    download,
+    fetch_from_mirror,
+    fetch_from_store,
+    fetch_pinned,
+    sha256_of,
+    verify,
+)
 from segmint.infra.assets.known import ASSETS, Asset, AssetError, PackageFile, PinnedUrl
 from segmint.infra.assets.names import is_web_address
 from segmint.infra.errors import SegmintError

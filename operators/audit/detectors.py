@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.names import absolute_name, plain_name
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact

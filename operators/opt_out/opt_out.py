@@ -1,12 +1,16 @@
 """Whether the rights holder of an image forbids training with it, by the metadata in its bytes."""
 
+import io
+import json
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
+from xml.parsers import expat
 
 from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.errors import SegmintError
 from segmint.operators.opt_out.containers import find_metadata
-from segmint.operators.opt_out.manifests import c2pa_values
-from segmint.operators.opt_out.rules import OptOut, Verdict, rule_for
-from segmint.operators.opt_out.xmp import xmp_values
+from segmint.operators.opt_out.rules import DATA_MINING, RESERVATION, OptOut, Verdict, rule_for
 
 
 def opt_out(data: bytes) -> OptOut | None:
@@ -36,3 +40,172 @@ def _values(data: bytes) -> Iterator[tuple[str, str]]:
         yield from xmp_values(packet)
     if metadata.c2pa is not None:
         yield from c2pa_values(data, metadata.c2pa)
+
+
+_DEEPEST = 100  # elements inside each other; RDF needs about ten
+_LONGEST = 1000  # characters of a value
+
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_VALUES = (f"{_RDF} resource", f"{_RDF} value")
+_PLUS, _TDM = (
+    ("http://ns.useplus.org/", "https://ns.useplus.org/"),
+    ("http://www.w3.org/ns/tdm", "https://www.w3.org/ns/tdm"),
+)
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_MENTIONS = (b"DataMining", b"reservation")
+
+
+class _MalformedError(Exception):
+    """The packet is not XMP, or tries to be too much."""
+
+
+def xmp_values(packet: bytes) -> list[tuple[str, str]]:
+    """Return the fields of `rules.RULES` that a packet has, each with its value, in their order.
+
+    A property counts wherever in the packet it is, written in any of RDF's forms: as an attribute, as an element's
+    text, as a resource, or as items of a list. What follows damage says nothing; neither does a packet that tries to be
+    too much.
+    """
+    if not packet.startswith(_UTF_16):
+        packet = packet.strip(b"\0 \t\r\n")
+        if not any(word in packet for word in _MENTIONS):
+            return []
+    found = _Found()
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.buffer_text = True
+    parser.StartDoctypeDeclHandler = _refuse_document_type
+    parser.StartElementHandler = found.start
+    parser.EndElementHandler = found.end
+    parser.CharacterDataHandler = found.text
+    try:
+        parser.Parse(packet, True)
+    except expat.ExpatError:
+        pass  # writers leave zeros or a second root behind the packet: what came before counts
+    except (_MalformedError, LookupError, ValueError):  # the last two: odd encodings
+        return []
+    return found.values
+
+
+def _refuse_document_type(*_: object) -> None:
+    raise _MalformedError
+
+
+class _Found:
+    """The handlers of the parser, and the values that they found."""
+
+    def __init__(self) -> None:
+        self.values: list[tuple[str, str]] = []
+        self._depth = 0
+        self._field: str | None = None  # of the property that is open
+        self._opened = 0  # the depth of its element
+        self._text: list[str] = []
+        self._room = 0
+
+    def start(self, name: str, attributes: dict[str, str]) -> None:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise _MalformedError
+        if self._field is None:
+            self._field, self._opened = _field(name), self._depth
+        self._text, self._room = [], _LONGEST
+        for key, value in attributes.items():
+            field = self._field if key in _VALUES else _field(key)
+            if field is not None:
+                self.values.append((field, value[:_LONGEST]))
+
+    def text(self, text: str) -> None:
+        if self._field is not None and self._room > 0:
+            self._text.append(text[: self._room])
+            self._room -= len(text)
+
+    def end(self, name: str) -> None:
+        value = "".join(self._text).strip()
+        if self._field is not None and value:
+            self.values.append((self._field, value))
+        self._text = []
+        if self._depth == self._opened:
+            self._field = None
+        self._depth -= 1
+
+
+def _field(name: str) -> str | None:
+    """Return the field that a property is, by its namespace and local name.
+
+    Writers spell both namespaces in several ways: with another case, a slash or a hash sign at the end.
+    """
+    namespace, _, local = name.rpartition(" ")
+    if local == "DataMining" and namespace.lower().startswith(_PLUS):
+        return DATA_MINING
+    if local == "tdm-reservation" or (local == "reservation" and namespace.lower().startswith(_TDM)):
+        return RESERVATION
+    return None
+
+
+_SETTINGS = {
+    "core": {"allowed_network_hosts": [], "decode_identity_assertions": False},
+    "verify": {
+        "verify_after_reading": False,
+        "verify_trust": False,
+        "remote_manifest_fetch": False,
+        "ocsp_fetch": False,
+    },
+}
+
+_ASSERTIONS = ("c2pa.training-mining", "cawg.training-mining")
+
+
+class C2paMissingError(SegmintError):
+    """An image has a manifest, and the library that reads it cannot be loaded: no image is judged without it."""
+
+
+def c2pa_values(data: bytes, mime: str) -> list[tuple[str, str]]:
+    """Return the entries of all training-mining assertions in an image's manifests, each with its `use`.
+
+    The active manifest is the first, then those of ingredients: what the image was made from. A store that cannot be
+    read has none. Raises `C2paMissingError`.
+    """
+    library, context = _library()
+    try:
+        with library.Reader(mime, io.BytesIO(data), context=context) as reader:
+            store = json.loads(reader.json())
+    except (library.C2paError, ValueError, RecursionError):
+        return []
+    return list(_uses(store))
+
+
+@cache
+def _library() -> tuple[Any, Any]:
+    """Load the library; return it, and the settings that each read has."""
+    try:
+        import c2pa
+
+        return c2pa, c2pa.Context.from_dict(_SETTINGS)
+    except Exception as error:
+        raise C2paMissingError(
+            "an image has a C2PA manifest, and c2pa-python, which reads it, cannot be loaded here "
+            f"({type(error).__name__}: {error}): pip install 'segmint[build]', in the versions of constraints.txt"
+        ) from error
+
+
+def _uses(store: Any) -> Iterator[tuple[str, str]]:
+    manifests = _mapping(_mapping(store).get("manifests"))
+    active = _mapping(store).get("active_manifest")
+    for label in sorted(manifests, key=lambda label: (label != active, label)):
+        assertions = _mapping(manifests[label]).get("assertions")
+        for assertion in assertions if isinstance(assertions, list) else []:
+            name = _mapping(assertion).get("label")
+            # A second assertion of a kind has a number behind its label, a newer one its version.
+            if isinstance(name, str) and name.startswith(_ASSERTIONS):
+                yield from _entries(_mapping(_mapping(assertion).get("data")))
+
+
+def _entries(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the entries of an assertion; CAWG's first version had no map `entries` around them."""
+    for name, entry in {**content, **_mapping(content.get("entries"))}.items():
+        use = _mapping(entry).get("use")
+        if isinstance(use, str):
+            yield name, use
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.assets.hashes import pinned
+from segmint.infra.assets.cache import pinned
 from segmint.infra.assets.names import absolute_name
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError, last_line

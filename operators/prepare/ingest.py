@@ -5,6 +5,7 @@ details of verdicts quote nothing but the header: no pixels and no metadata.
 """
 
 import contextlib
+import io
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,18 @@ from typing import TypeVar
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.errors import SegmintError
@@ -22,7 +34,6 @@ from segmint.operators.prepare.color import MODES, to_srgb
 from segmint.operators.prepare.containers import check_whole, recognize, without_large_metadata
 from segmint.operators.prepare.control import CONTROL_TOLERANCE, control_images, control_pixels
 from segmint.operators.prepare.ingest_config import IngestConfig as IngestConfig
-from segmint.operators.prepare.open_image import open_image
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
@@ -296,3 +307,48 @@ def _check_control(pixels: Pixels) -> None:
 def clean_message(message: str) -> str:
     """Return a decoder's message as one short line without object addresses: the same on every machine."""
     return re.sub(r"<[^>]*0x[0-9a-f]+>", "it", " ".join(message.split()))[:120] or "no message"
+
+
+# Opened by class, not by `Image.open`: the container is known, and a JPEG with more images after the first (MPO) stays
+# a JPEG.
+_READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+}
+
+
+def open_image(data: bytes, kind: str) -> ImageFile.ImageFile:
+    """Read the image's header. If that needs more bytes than there are, the image is truncated, whatever the result."""
+    stream = _Stream(data)
+    try:
+        return _reader(kind)(stream)
+    finally:
+        if stream.ran_out:
+            detail = f"the {kind} ends after {len(data)} bytes, inside its header"
+            raise RejectedError(Reason.TRUNCATED, detail) from None
+
+
+@cache
+def _reader(kind: str) -> type[ImageFile.ImageFile]:
+    if kind != "HEIC":
+        return _READERS[kind]
+    from pi_heif.as_plugin import HeifImageFile  # 5 MB of libraries, which few datasets need
+
+    reader: type[ImageFile.ImageFile] = HeifImageFile
+    return reader
+
+
+class _Stream(io.BytesIO):
+    """Bytes that record whether a reader asked for more than there are."""
+
+    ran_out = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = super().read(size)
+        self.ran_out |= size is not None and size > len(piece)
+        return piece

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from segmint.catalogs.dataset.tombstones import NO_NAMES, TakenNames
+from segmint.catalogs.dataset.tombstones import DETAIL, NO_NAMES, SAME_SOURCE, TakenNames, is_taken_down
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.device import keep_freed_memory
@@ -21,7 +21,6 @@ from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
 from segmint.operators.opt_out.opt_out import refuse_opted_out
-from segmint.operators.prepare.catalog_rows import CatalogJudge, refuse_curated
 from segmint.operators.prepare.deidentify import (
     DeidentifyConfig,
     Region,
@@ -322,3 +321,42 @@ def _columns(prepared: Prepared) -> Row:
         "release": prepared.release,
         "original": prepared.original,
     }
+
+
+CURATED = "refused in the catalog"
+"""The detail of a row that the catalog refuses without a sentence."""
+
+
+@dataclass(frozen=True)
+class CatalogJudge:
+    """Judges rows by the license policy and by what was taken down."""
+
+    policy: LicensePolicy
+    taken: TakenNames
+
+    def judge(self, row: Row) -> None:
+        """Raise `RejectedError` for what the catalog says itself; what it refuses is left to `refuse_curated`."""
+        if row["duplicate_of"] is not None:
+            first = row["duplicate_of"]
+            raise RejectedError(Reason.DUPLICATE_ID, f"the image_id stands already in the row of ordinal {first}")
+        verdict = self.policy.judge(row["license"], row["redistributable"], row["valid_until"], row.get("opt_out"))
+        if verdict is not None:
+            raise RejectedError(*verdict)
+
+    def refuse_taken_down(self, row: Row) -> None:
+        """Raise `RejectedError` if the row was taken down, or a tombstone names its source."""
+        if is_taken_down(row):
+            raise RejectedError(Reason.TAKEN_DOWN, DETAIL)
+        self.refuse_taken(row, row["sha256"])
+
+    def refuse_taken(self, row: Row, digest: str | None) -> None:
+        """Raise `RejectedError` if a tombstone names the row's source."""
+        if self.taken.names_source(row["uri"], digest):
+            raise RejectedError(Reason.TAKEN_DOWN, SAME_SOURCE)
+
+
+def refuse_curated(row: Row) -> None:
+    """Raise `RejectedError` if the catalog refuses the row."""
+    reason = row.get("refused_reason")
+    if reason is not None:
+        raise RejectedError(Reason(reason), row.get("refused_detail") or CURATED)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.deadline import Deadline
 from segmint.infra.device import device_failure

@@ -33,12 +33,12 @@ from segmint.operators.shards.committed_rows import (
     committed_rows,
     read_committed_rows,
     read_file,
+    read_table,
     tar_members,
 )
 from segmint.operators.shards.files import ShardFiles, build_shard_files
 from segmint.operators.shards.put import named_files, put_again
 from segmint.operators.shards.revise import heed_after, heed_tombstones, with_holding
-from segmint.operators.shards.tables import read_table
 from segmint.operators.shards.write import ShardResult, ShardTask, faults, iter_rows, shard_table
 
 

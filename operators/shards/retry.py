@@ -12,9 +12,8 @@ import pyarrow as pa
 from segmint.catalogs.dataset.commits import REJECTED, Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.operators.rows import Row
-from segmint.operators.shards.replace import LostRaceError
-from segmint.operators.shards.revise import heed_after, revise_shard
-from segmint.operators.shards.taken_rows import is_taken
+from segmint.operators.shards.put import LostRaceError
+from segmint.operators.shards.revise import heed_after, is_taken, revise_shard
 from segmint.operators.shards.write import ShardResult, WrongRowsError, faulted_ordinals, faults, iter_rows
 
 _VERDICT = ("stage", "reason", "detail")

@@ -7,31 +7,36 @@ committed, so one of the two sees the other. A writer of rows that were read fro
 whether that was amended meanwhile.
 """
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from threading import Lock
+from typing import Any, TypeVar
+
+import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import forget_part_claims
-from segmint.catalogs.dataset.tombstones import NO_NAMES, Taken
+from segmint.catalogs.dataset.manifest import CatalogPart, forget_part_claims, load_manifest
+from segmint.catalogs.dataset.tombstones import BLANK, DETAIL, NO_NAMES, SAME_SOURCE, Taken
 from segmint.catalogs.layout import (
     CLAIMS,
     DamagedDatasetError,
     parse_claim_name,
     parse_part_claim_name,
 )
+from segmint.catalogs.parquet import ROW_GROUP_ROWS as CATALOG_GROUP_ROWS
 from segmint.catalogs.parquet import table_bytes
+from segmint.catalogs.reasons import Reason
+from segmint.catalogs.schema import AMENDABLE
+from segmint.catalogs.source.rows import read_rows
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import IMAGES
-from segmint.operators.shards.cataloged_rows import cataloged
-from segmint.operators.shards.committed_rows import read_committed_rows, read_file
+from segmint.operators.shards.committed_rows import read_committed_rows, read_file, read_table
 from segmint.operators.shards.files import ROW_GROUP_ROWS
-from segmint.operators.shards.replace import LostRaceError, remove_replaced, replace_images, replace_shard
-from segmint.operators.shards.tables import read_table
-from segmint.operators.shards.taken_rows import is_taken, without_taken
+from segmint.operators.shards.put import LostRaceError, remove_replaced, replace_images, replace_shard
 
 Result = TypeVar("Result")
 
@@ -234,3 +239,118 @@ def names_taken(dataset: Location, commit: Commit, taken: Taken) -> bool:
         taken.names.names_source(row["uri"], row["source_sha256"])
         for row in images.select(["uri", "source_sha256"]).to_pylist()
     )
+
+
+STAGE = "catalog"
+"""The stage that refuses a row that was taken down: a later build finds it blank in the catalog."""
+
+
+def take_down(row: Row) -> Row:
+    """Return the refused row that replaces a row, the same that a build makes of the catalog's blank row."""
+    empty: Row = dict.fromkeys(row)
+    return {
+        **empty,
+        "ordinal": row["ordinal"],
+        "id": row["id"],
+        "image_id": BLANK,
+        "uri": BLANK,
+        "stage": STAGE,
+        "reason": str(Reason.TAKEN_DOWN),
+        "detail": DETAIL,
+    }
+
+
+def without_taken(row: Row, taken: Taken) -> Row:
+    """Return a row without what tombstones name: blank if they name its ordinal, refused if they name its source.
+
+    A row of the same source under another ordinal keeps its names, as the catalog does, until the next takedown. The
+    same object is returned if there is nothing to take.
+    """
+    if row["ordinal"] in taken.images:
+        return row if is_taken(row) and row["image_id"] == BLANK else take_down(row)
+    if row["reason"] is not None or not taken.names.names_source(row["uri"], row["source_sha256"]):
+        return row
+    kept = {name: row[name] for name in ("ordinal", "id", "image_id", "uri")}
+    verdict = {"stage": STAGE, "reason": str(Reason.TAKEN_DOWN), "detail": SAME_SOURCE}
+    return {**dict.fromkeys(row), **kept, **verdict}
+
+
+def is_taken(row: Row) -> bool:
+    """Return whether a row was taken down: only a refusal is left of it."""
+    return bool(row["reason"] == Reason.TAKEN_DOWN)
+
+
+_KEPT_GROUPS = 3
+
+
+def as_cataloged(row: Row, source: Mapping[str, Any] | None) -> Row:
+    """Return a row of an accepted image with the amendable values of `source`, the catalog's row of its ordinal.
+
+    The same object is returned if it has these values, if it was refused, and if the catalog's row is of no image any
+    more: a takedown has blanked that, and will take the image out.
+    """
+    if row.get("reason") is not None or source is None or source["image_id"] != row["image_id"]:
+        return row
+    values = {name: source[name] for name in AMENDABLE}
+    return row if all(row[name] == value for name, value in values.items()) else {**row, **values}
+
+
+def cataloged(dataset: Location) -> Callable[[Commit, Sequence[Row]], Sequence[Row]]:
+    """Return the change of a revision that does `as_cataloged` to all rows of a shard, by the catalog that holds."""
+    catalog = CatalogRows(dataset)
+
+    def change(commit: Commit, rows: Sequence[Row]) -> Sequence[Row]:
+        sources = catalog.read(*commit.ordinals)
+        return [as_cataloged(row, sources.get(row["ordinal"])) for row in rows]
+
+    return change
+
+
+class CatalogRows:
+    """Reads rows of the catalog that holds. May be used by several threads, and is pickled without what it has read.
+
+    A row group is read whole, and shards come in order, so the last few are kept. They stay true: a part that changes
+    gets another path.
+    """
+
+    def __init__(self, dataset: Location) -> None:
+        self._dataset = dataset
+        self._kept: dict[tuple[str, int], pa.Table] = {}
+        self._lock = Lock()
+
+    def read(self, start: int, stop: int) -> dict[int, Row]:
+        """Return the rows with ordinals in [start, stop), by ordinal; again if a part is replaced meanwhile."""
+        while True:
+            manifest = load_manifest(self._dataset)
+            try:
+                tables = [
+                    table
+                    for part in manifest.catalog
+                    for table in self._of_part(part, part.first_shard * manifest.images_per_shard, start, stop)
+                ]
+            except NotFoundError:
+                if load_manifest(self._dataset).catalog == manifest.catalog:
+                    raise
+                continue
+            return {row["ordinal"]: row for table in tables for row in table.to_pylist()}
+
+    def _of_part(self, part: CatalogPart, first: int, start: int, stop: int) -> Iterator[pa.Table]:
+        """Yield those of the rows that are in a part whose ordinals begin at `first`."""
+        low, high = max(start - first, 0), min(stop - first, part.rows)
+        for group in range(low // CATALOG_GROUP_ROWS, -(-high // CATALOG_GROUP_ROWS)) if low < high else ():
+            begin = group * CATALOG_GROUP_ROWS
+            table = self._group(part.path, group, first + begin)
+            yield table.slice(max(low - begin, 0), min(high - begin, CATALOG_GROUP_ROWS) - max(low - begin, 0))
+
+    def _group(self, path: str, group: int, start: int) -> pa.Table:
+        with self._lock:
+            found = self._kept.pop((path, group), None)
+            if found is None:
+                found = read_rows(self._dataset / path, start, start + CATALOG_GROUP_ROWS)
+            self._kept[path, group] = found
+            while len(self._kept) > _KEPT_GROUPS:
+                del self._kept[next(iter(self._kept))]
+            return found
+
+    def __reduce__(self) -> tuple[type["CatalogRows"], tuple[Location]]:
+        return CatalogRows, (self._dataset,)

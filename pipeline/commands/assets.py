@@ -87,7 +87,7 @@ def verify(
     Of those named, or of all that are on this machine.
     """
     from segmint.infra.assets.cache import cache_folder
-    from segmint.infra.assets.hashes import verify as verify_file
+    from segmint.infra.assets.cache import verify as verify_file
     from segmint.infra.assets.known import ASSETS, AssetError
     from segmint.infra.assets.resolve import locate
 

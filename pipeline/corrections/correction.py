@@ -2,7 +2,7 @@
 
 A correction is a class with five functions, which `correct` calls. It changes committed shards only by a revision: some
 shards, and a pure function on their rows. What makes that safe beside builds and other corrections is in
-`segmint.operators.shards.revise` (one shard: claims, races, tombstones) and `segmint.operators.shards.replace` (removal
+`segmint.operators.shards.revise` (one shard: claims, races, tombstones) and `segmint.operators.shards.put` (removal
 of what was there before). Here it is run over the shards, and what else showed the former rows is removed or made
 again. The same call completes a correction that was killed.
 """
@@ -25,7 +25,7 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import join
-from segmint.operators.shards.replace import check_purge, remove_replaced
+from segmint.operators.shards.put import check_purge, remove_replaced
 from segmint.operators.shards.revise import (
     Change,
     Revised,
@@ -148,7 +148,7 @@ def revise(
     """Apply a revision shard by shard, then remove what was there before, older versions included.
 
     With `ray_from` shards or more to change, Ray revises them where `resources` say, if it is installed.
-    `segmint.operators.shards.replace.check_purge` must have passed. Raises what `revise_shard` does, and
+    `segmint.operators.shards.put.check_purge` must have passed. Raises what `revise_shard` does, and
     `UnfinishedError` if Ray fails.
     """
 

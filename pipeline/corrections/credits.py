@@ -22,10 +22,8 @@ from segmint.catalogs.schema import AMENDABLE
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-from segmint.operators.shards.cataloged_rows import cataloged
-from segmint.operators.shards.committed_rows import read_file
-from segmint.operators.shards.revise import Change, with_holding
-from segmint.operators.shards.tables import read_table
+from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.revise import Change, cataloged, with_holding
 from segmint.pipeline.corrections.correction import Revision
 
 _THREADS = 16

@@ -12,7 +12,7 @@ from segmint.catalogs.dataset.manifest import (
     put_with_parts,
 )
 from segmint.catalogs.layout import CATALOG, is_part_path, part_number, part_path
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name

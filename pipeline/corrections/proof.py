@@ -26,9 +26,8 @@ from segmint.infra.tars import BadTarError, TarReader
 from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted
 from segmint.operators.schemas import SCHEMAS
-from segmint.operators.shards.committed_rows import read_file
+from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.revise import with_holding
-from segmint.operators.shards.tables import read_table
 
 _THREADS = 16
 _PIECE = 4 << 20

@@ -18,9 +18,8 @@ from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_file
+from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.corrected_rows import redact_row
-from segmint.operators.shards.tables import read_table
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.correction import LOCAL, Outcome, Revision, correct, while_unchanged
 

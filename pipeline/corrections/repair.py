@@ -18,7 +18,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import absolute
 from segmint.infra.wording import counted
-from segmint.operators.shards.replace import check_purge
+from segmint.operators.shards.put import check_purge
 from segmint.operators.shards.restore import restore_shard
 from segmint.operators.shards.revise import heed_all
 from segmint.pipeline.config.config import ResourcesConfig

@@ -22,7 +22,7 @@ from segmint.catalogs.layout import (
 )
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.operators.shards.committed_rows import read_file
+from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.restore import (
     Damage,
     find_damage,
@@ -32,7 +32,6 @@ from segmint.operators.shards.restore import (
     restore_from_rest,
 )
 from segmint.operators.shards.revise import heed_tombstones, with_generation
-from segmint.operators.shards.tables import read_table
 from segmint.pipeline.quality.audit.commits import audit_commit
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{12}")

@@ -31,8 +31,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
 from segmint.operators.shards.committed_rows import read_file
-from segmint.operators.shards.revise import names_taken
-from segmint.operators.shards.taken_rows import without_taken
+from segmint.operators.shards.revise import names_taken, without_taken
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.correction import LOCAL, Outcome, Revision, correct, while_unchanged
 from segmint.pipeline.corrections.parts import put_parts, remove_parts

@@ -27,8 +27,7 @@ from segmint.catalogs.reasons import Reason
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
-from segmint.operators.shards.committed_rows import read_file
-from segmint.operators.shards.tables import read_table
+from segmint.operators.shards.committed_rows import read_file, read_table
 
 SHOWN = 20
 """Rows that the list names for people; JSON has all."""

@@ -12,7 +12,7 @@ from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.shard_ranges import ShardPart, choose_shards
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import is_below

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name, image_stem
 from segmint.pipeline.export.coco import CATEGORY
-from segmint.pipeline.export.edge_rings import edge_polygons
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.export.json_items import JsonItems
 from segmint.pipeline.export.provenance import credits_of, describe_dataset
@@ -70,3 +72,98 @@ def feature_of(mask: MaskAnnotation) -> dict[str, Any]:
             "stability_score": mask.stability_score,
         },
     }
+
+
+Mask = np.ndarray[Any, Any]
+Ring = list[tuple[int, int]]
+"""The corners of a ring, x and y between pixels: pixel (0, 0) reaches from corner (0, 0) to (1, 1)."""
+
+_RIGHT, _DOWN, _LEFT, _UP = range(4)
+_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
+_INSIDE = ((0, 0), (0, -1), (-1, -1), (-1, 0))
+"""For each direction the pixel (row, column) at the right hand of who leaves a corner, counted from the corner."""
+
+
+def edge_polygons(mask: Mask) -> list[list[Ring]]:
+    """Return the parts of a mask (height, width) bool, each as its outer ring and its holes, not closed.
+
+    Parts are connected by edges. Rings are valid as GeoJSON has them: outer ones turn from x to y, holes against that,
+    and no ring touches itself; a hole may touch another ring in a corner.
+    """
+    if not mask.any():
+        return []
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    left, top = int(columns[0]), int(rows[0])
+    window = np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1])
+    count, labels = cv2.connectedComponents(window.view(np.uint8), connectivity=4)
+    polygons: list[list[Ring]] = [[] for _ in range(count - 1)]
+    for ring in _rings(window):
+        (x, y), (next_x, next_y) = ring[:2]
+        step = (int(np.sign(next_x - x)), int(np.sign(next_y - y)))
+        down, across = _INSIDE[_STEPS.index(step)]
+        part = polygons[labels[y + down, x + across] - 1]
+        moved = [(x + left, y + top) for x, y in ring]
+        if _area(ring) > 0:
+            part.insert(0, moved)
+        else:
+            part.append(moved)
+    return polygons
+
+
+def _rings(mask: Mask) -> list[Ring]:
+    """Follow the edges with the mask at the right hand, from corner to corner, turning right where two parts touch."""
+    padded = np.pad(mask, 1).astype(np.uint8)
+    # Of the four pixels at a corner: which of the edges that leave it have the mask at their right.
+    corners = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    top_left, top_right, low_left, low_right = (corner.astype(bool) for corner in corners)
+    leaving = np.stack(
+        [low_right & ~top_right, low_left & ~low_right, top_left & ~low_left, top_right & ~top_left], axis=-1
+    )
+    diagonal = (top_left == low_right) & (top_right == low_left) & (top_left != top_right)
+    turning = (sum(corner.astype(np.int64) for corner in corners) % 2 == 1) | diagonal
+    ys, xs = np.nonzero(turning)
+    by_column = np.lexsort((ys, xs))
+    place_in_column = np.empty_like(by_column)
+    place_in_column[by_column] = np.arange(len(by_column))
+    ways = leaving[ys, xs]
+    straight_on = place_in_column.tolist()
+    columns = by_column.tolist()
+    crossing = diagonal[ys, xs].tolist()
+    first_way = ways.argmax(axis=1).tolist()
+    points = list(zip(xs.tolist(), ys.tolist(), strict=True))
+
+    def follow(corner: int, way: int) -> int:
+        if way in (_RIGHT, _LEFT):
+            return corner + (1 if way == _RIGHT else -1)
+        return int(columns[straight_on[corner] + (1 if way == _DOWN else -1)])
+
+    rings: list[Ring] = []
+    waiting = {(corner, int(way)): None for corner, way in np.argwhere(ways).tolist()}
+    for start in list(waiting):
+        if start not in waiting:
+            continue
+        corner, way = start
+        path: list[int] = []
+        seen: dict[int, int] = {}
+        while True:
+            if corner in seen:  # the ring touches itself: what lies between is a ring
+                first = seen[corner]
+                rings.append([points[place] for place in path[first:]])
+                for place in path[first:]:
+                    del seen[place]
+                del path[first:]
+            if (corner, way) not in waiting:
+                break
+            del waiting[corner, way]
+            seen[corner] = len(path)
+            path.append(corner)
+            corner = follow(corner, way)
+            way = (way + 1) % 4 if crossing[corner] else first_way[corner]
+    return rings
+
+
+def _area(ring: Ring) -> int:
+    """Twice the area of a ring, positive if it turns from x to y."""
+    points = np.array(ring, np.int64)
+    after = np.roll(points, -1, axis=0)
+    return int((points[:, 0] * after[:, 1] - after[:, 0] * points[:, 1]).sum())

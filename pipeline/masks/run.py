@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import ObjectTooLargeError

@@ -85,7 +85,7 @@ ANSWER_MUTANTS = (
     ),
     Mutant(
         "a study keeps what an answer takes away",
-        "pipeline/quality/study/answers.py",
+        "pipeline/quality/study/score.py",
         "for id, mask in masks.items() if fit is None or id not in fit.gone]",
         "for id, mask in masks.items()]",
         "tests/pipeline/quality/study/test_answers.py",

@@ -181,7 +181,7 @@ BUILD_MUTANTS = (
     ),
     Mutant(
         "what the catalog refuses is read",
-        "operators/prepare/catalog_rows.py",
+        "operators/prepare/prepare.py",
         "    if reason is not None:",
         "    if reason is None:",
         "tests/operators/prepare/test_prepare.py",
@@ -328,7 +328,7 @@ BUILD_MUTANTS = (
     ),
     Mutant(
         "opt-out: a document type is read",
-        "operators/opt_out/xmp.py",
+        "operators/opt_out/opt_out.py",
         "    parser.StartDoctypeDeclHandler = _refuse_document_type\n",
         "",
         "tests/operators/opt_out/test_xmp.py",
@@ -349,7 +349,7 @@ BUILD_MUTANTS = (
     ),
     Mutant(
         "opt-out: the catalog's column is not judged",
-        "operators/prepare/catalog_rows.py",
+        "operators/prepare/prepare.py",
         'row["valid_until"], row.get("opt_out"))',
         'row["valid_until"])',
         "tests/operators/prepare/test_prepare.py",

@@ -152,7 +152,7 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "a sample of the first images",
-        "pipeline/quality/statistics/duplicates.py",
+        "pipeline/quality/statistics/statistics.py",
         "values[(2 * index + 1) * len(values) // (2 * number)]",
         "values[index]",
         "tests/pipeline/quality/statistics/test_statistics.py",
@@ -257,7 +257,7 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "pixels that touch in a corner as one part",
-        "pipeline/export/edge_rings.py",
+        "pipeline/export/geojson.py",
         "way = (way + 1) % 4 if crossing[corner]",
         "way = (way + 3) % 4 if crossing[corner]",
         "tests/pipeline/export/test_edge_rings.py",
@@ -271,14 +271,14 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "an IoU of the threshold is over it",
-        "pipeline/quality/study/shares.py",
+        "pipeline/quality/study/score.py",
         "sum(iou > threshold for iou in image)",
         "sum(iou >= threshold for iou in image)",
         "tests/pipeline/quality/study/test_shares.py",
     ),
     Mutant(
         "deleted masks are no failures",
-        "pipeline/quality/study/shares.py",
+        "pipeline/quality/study/score.py",
         "of_all=sum(over) / (total + deleted)",
         "of_all=sum(over) / total",
         "tests/pipeline/quality/study/test_shares.py tests/pipeline/quality/study/test_score.py",
@@ -390,7 +390,7 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "a takedown keeps the address",
-        "operators/shards/taken_rows.py",
+        "operators/shards/revise.py",
         '"uri": BLANK,',
         '"uri": row["uri"],',
         "tests/pipeline/corrections/test_takedown.py",

@@ -138,7 +138,7 @@ READING_MUTANTS = (
     ),
     Mutant(
         "memory goes back to the kernel",
-        "catalogs/dataset/reading/memory.py",
+        "catalogs/dataset/reading/batches.py",
         "_BYTES = 31 << 20",
         "_BYTES = 31 << 8",
         "tests/catalogs/dataset/reading/test_memory.py",

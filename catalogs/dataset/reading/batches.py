@@ -14,7 +14,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.reading.cache import ShardCache
-from segmint.catalogs.dataset.reading.memory import keep_freed_memory
 from segmint.catalogs.dataset.reading.opened import OpenShard, OpenShards, open_shard, with_help
 from segmint.catalogs.dataset.reading.order import EpochOrder
 from segmint.catalogs.dataset.reading.ranks import RankHere, ReaderPosition
@@ -178,3 +177,17 @@ def _shared_zeros(count: int, dtype: torch.dtype) -> torch.Tensor:
     zeros = torch.zeros(count, dtype=dtype)
     zeros.share_memory_()  # type: ignore[no-untyped-call]
     return zeros
+
+
+_BYTES = 31 << 20  # glibc follows blocks of up to 32 MiB
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep up to 62 MiB of freed memory for what is allocated next.
+
+    By default it gives most of what an image took back to the kernel, which then maps and clears each page again: a
+    twelfth of the time of decoding. Its limit follows the largest block that was mapped and freed, so one is: no page
+    of it is touched. With `MALLOC_TRIM_THRESHOLD_` and the like in the environment glibc keeps to these, and another
+    allocator is not changed.
+    """
+    np.empty(_BYTES, np.uint8)

@@ -24,7 +24,6 @@ from segmint.catalogs.dataset.summaries import (
     sums_in,
 )
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
-from segmint.catalogs.dataset.versions.merkle import leaf_hash, root_hash
 from segmint.catalogs.layout import (
     MANIFEST,
     SUMMARIES,
@@ -246,3 +245,35 @@ def _cached(dataset: Location, existing: Sequence[str], prefix: str, count: int)
         if len(hashes) == count and name == f"{prefix}{fingerprint(hashes)}.json":
             return hashes
     return None
+
+
+_LEAF = b"\x00"
+_NODE = b"\x01"
+
+
+def leaf_hash(data: bytes) -> bytes:
+    """Return the hash of a leaf, 32 bytes."""
+    return hashlib.sha256(_LEAF + data).digest()
+
+
+def root_hash(leaves: Sequence[bytes]) -> bytes:
+    """Return the hash of a tree, 32 bytes, from the hashes of its leaves; without leaves, the SHA-256 of nothing.
+
+    RFC 6962, section 2.1: of n > 1 leaves, the left subtree has the largest power of two that is below n.
+    """
+    if not leaves:
+        return hashlib.sha256().digest()
+    waiting: list[tuple[int, bytes]] = []  # whole subtrees from the left, each of fewer leaves than the one before
+    for leaf in leaves:
+        size, node = 1, leaf
+        while waiting and waiting[-1][0] == size:
+            size, node = 2 * size, _node_hash(waiting.pop()[1], node)
+        waiting.append((size, node))
+    node = waiting.pop()[1]
+    while waiting:
+        node = _node_hash(waiting.pop()[1], node)
+    return node
+
+
+def _node_hash(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(_NODE + left + right).digest()

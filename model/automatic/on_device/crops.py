@@ -8,6 +8,7 @@ A caller starts the next crop before it finishes this one, so that the device ha
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from segmint.model.automatic.candidates import Candidates
 from segmint.model.automatic.crops import Crop, crop_points
-from segmint.model.automatic.on_device.chunk import ChunkMasks, Decoded, decode_chunk, draw_chunk, plan_image
+from segmint.model.automatic.filters import over_iou
+from segmint.model.automatic.on_device import decoder
+from segmint.model.automatic.on_device.decoder import Drawing, Plan
 from segmint.model.automatic.proposals import filtered, suppress_and_draw
 from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.settings import MaskSettings, small_chunk
@@ -24,6 +27,62 @@ from segmint.model.automatic.tiled_upscaling import TiledUpscaling, stable_outli
 from segmint.model.device.graphs import Captured, PerThread
 from segmint.model.device.transfers import Fetched, upload
 from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.model.sam.sam import Sam
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Three masks for each of B points that are not drawn yet.
+
+    Attributes:
+        predicted_iou: (B, 3) float32.
+        wanted: (B, 3) bool, those over the threshold of points that are not padding.
+        drawing: draws them.
+    """
+
+    predicted_iou: Tensor
+    wanted: Tensor
+    drawing: Drawing
+
+
+@dataclass(frozen=True)
+class ChunkMasks:
+    """Three masks for each of B points.
+
+    Attributes:
+        logits: (B, 3, 256, 256) float32; may be anything where a mask is not wanted.
+        predicted_iou: (B, 3) float32.
+        wanted: (B, 3) bool.
+    """
+
+    logits: Tensor
+    predicted_iou: Tensor
+    wanted: Tensor
+
+
+def plan_image(sam: Sam, features: Tensor) -> Plan:
+    """What all points on an image embedding (1, 256, 64, 64) share."""
+    encoder = sam.prompt_encoder
+    return decoder.plan_image(sam.mask_decoder, features, encoder.dense_positions(), encoder.dense_without_mask())
+
+
+def decode_chunk(sam: Sam, plan: Plan, points: Tensor, threshold: float) -> Decoded:
+    """Decode B points.
+
+    `points` (B, 3) float64 are x and y in pixels of the encoder's input, and 1, or 0 for a point that pads the chunk.
+    `threshold` is for predicted IoU.
+    """
+    labels = torch.ones_like(points[:, :1])
+    sparse = sam.prompt_encoder(points[:, None, :2], labels, None, None).sparse
+    predicted_iou, tokens, images = decoder.decode(sam.mask_decoder, plan, sparse)
+    wanted = over_iou(predicted_iou, threshold) & (points[:, 2:] > 0)
+    return Decoded(predicted_iou, wanted, decoder.prepare_drawing(sam.mask_decoder, plan, tokens, images))
+
+
+def draw_chunk(decoded: Decoded) -> ChunkMasks:
+    """Draw what was decoded; the masks stay as they are."""
+    logits = decoded.drawing.draw(decoded.wanted)
+    return ChunkMasks(logits, decoded.predicted_iou.clone(), decoded.wanted.clone())
 
 
 class DeviceCrops:

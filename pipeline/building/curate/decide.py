@@ -1,5 +1,6 @@
 """Decides which rows of a catalog are refused, from the features of all its images."""
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from segmint.catalogs.attributions import asks_for_attribution
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.source.rows import NormalizedRows
+from segmint.catalogs.source.same_files import SameFiles
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
@@ -25,7 +27,6 @@ from segmint.operators.curate.fitness import MEASURES
 from segmint.operators.curate.settings import CurateConfig
 from segmint.operators.similar.clusters import NONE, ImageRows, find_copies, first_of_equal_bytes
 from segmint.operators.similar.hashes import VIEWS
-from segmint.pipeline.building.curate.same_images import same_uris, spread
 
 Limit = tuple[float | None, float | None]
 """The least and the most that is fit; None: no limit."""
@@ -266,3 +267,43 @@ def _lists(table: pa.Table, name: str) -> NDArray[Any]:
     """The values of all lists of a column, one after another."""
     values: NDArray[Any] = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return values
+
+
+Firsts = NDArray[np.int64]
+"""(N,), for each of N rows the first that is of the same image, or itself."""
+
+_ROWS = 65_536  # whose groups are read at once
+
+
+def same_uris(normalized: Path, rows: int) -> Firsts:
+    """For each row of a normalized catalog the first one that has its URI."""
+    first = np.arange(rows)
+    with tempfile.TemporaryDirectory(prefix="segmint-uris-") as name, SameFiles(normalized, Path(name)) as same:
+        for stop in range(_ROWS, rows + _ROWS, _ROWS):
+            for ordinal, numbers in same.until(stop).items():
+                for number in numbers:
+                    if number < 0:  # of a URI
+                        first[ordinal] = -number - 1
+    return first
+
+
+def spread(opted_out: NDArray[np.bool_], same: Mapping[str, Firsts]) -> dict[int, str]:
+    """Mark all rows that are of one image with a row in `opted_out`, (N,), which is changed; return why each is one.
+
+    `same` has what rows have in common, in the words of the reason, and the first row that has it. Each row that is
+    marked marks others.
+    """
+    rows = len(opted_out)
+    found: dict[int, str] = {}
+    while True:
+        before = len(found)
+        for shared, first in same.items():
+            there = np.flatnonzero(opted_out)
+            lowest = np.full(rows, rows)
+            np.minimum.at(lowest, first[there], there)
+            of = lowest[first]
+            new = np.flatnonzero((of < rows) & ~opted_out)
+            opted_out[new] = True
+            found |= {int(row): f"it has the {shared} of row {of[row] + 1}, which is opted out" for row in new}
+        if len(found) == before:
+            return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.version import NOT_INSTALLED

@@ -14,9 +14,8 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.shard_ranges import ShardSpan
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
 from segmint.infra.threads import map_ahead
-from segmint.operators.shards.committed_rows import read_file
+from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.retry import RetryTask, retry_shard
-from segmint.operators.shards.tables import read_table
 from segmint.operators.shards.write import write_shard
 from segmint.pipeline.building.dataset.dataset import OpenDataset
 from segmint.pipeline.building.execution.shard_writers import ShardWriter

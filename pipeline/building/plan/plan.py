@@ -5,38 +5,109 @@ an assumed share of the hardware's ceiling, or, better, from a sample of real ro
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pyarrow as pa
 
+from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, read_manifest
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.licenses import LicensePolicy
+from segmint.catalogs.shard_ranges import ShardPart, choose_shards
 from segmint.catalogs.source.check import CatalogFindings, check
 from segmint.catalogs.source.readers import catalog_format
 from segmint.catalogs.source.rows import NormalizedRows, joined
 from segmint.catalogs.source.sampling import COUNTED_BY, count_rows, read_rows_at, spread_evenly
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
+from segmint.infra.assets.known import ASSETS
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import Compute, resolve_compute
+from segmint.infra.errors import UsageError
+from segmint.infra.peak import measure_peak
+from segmint.infra.ray_session import cores_here
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.cost import image_cost
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.numerics import resolve_numerics
+from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
 from segmint.pipeline.building.dataset.dataset import check_begun_alike, require_catalog, require_rows
+from segmint.pipeline.building.dataset.first_numerics import compute_here
 from segmint.pipeline.building.dataset.growth import ignored_columns
-from segmint.pipeline.building.execution.ceiling import Ceiling
+from segmint.pipeline.building.execution.ceiling import Ceiling, flop_per_image
 from segmint.pipeline.building.plan.answer import Plan
 from segmint.pipeline.building.plan.cpu_stages import MEGAPIXELS, compare, recorded_seconds
 from segmint.pipeline.building.plan.curation import price_curation
 from segmint.pipeline.building.plan.estimates import Extrapolation, column, exactly
-from segmint.pipeline.building.plan.hardware import find_ceiling
 from segmint.pipeline.building.plan.options import PlanOptions
-from segmint.pipeline.building.plan.remaining import Remaining, find_remaining
 from segmint.pipeline.building.plan.sample import Sample, run_sample
 from segmint.pipeline.config.advice import advice
 from segmint.pipeline.config.config import Config, as_begun, identity
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Shards of one part of the catalog: all are full but the last of the part."""
+
+    shards: Sequence[int]  # ascending
+    rows: int
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """The shards that a run would build."""
+
+    images_per_shard: int
+    pieces: Sequence[Piece]  # a part of the catalog each, in order
+    committed: int  # shards, of those asked for
+    pinned_rows: int | None  # of the dataset; None where it does not exist yet
+
+    @property
+    def shards(self) -> int:
+        """The number of shards to build."""
+        return sum(len(piece.shards) for piece in self.pieces)
+
+    @property
+    def rows(self) -> int:
+        """The number of their rows."""
+        return sum(piece.rows for piece in self.pieces)
+
+    def ordinal(self, position: int) -> int:
+        """The ordinal of the row at a position among those to build; raises `IndexError` beyond the last."""
+        for piece in self.pieces:
+            if position < piece.rows:
+                shard, row = divmod(position, self.images_per_shard)
+                return piece.shards[shard] * self.images_per_shard + row
+            position -= piece.rows
+        raise IndexError("position is beyond the last row to build")
+
+
+def find_remaining(
+    config: Config,
+    storage: Storage,
+    shards: tuple[int, int] | ShardPart | None,
+    catalog_rows: int,
+    manifest: DatasetManifest | None,
+) -> Remaining:
+    """Return the shards asked for without those that are committed.
+
+    Rows are those that the dataset pinned, or `catalog_rows` where there is no dataset yet (`manifest` is None).
+    """
+    size = config.images_per_shard
+    parts = [(0, catalog_rows)] if manifest is None else [(part.first_shard, part.rows) for part in manifest.catalog]
+    wanted = choose_shards(parts[-1][0] - (-parts[-1][1] // size), shards)
+    done = CommitLog(Location(storage, config.output)).committed() if manifest is not None else {}
+    pieces = []
+    for first, count in parts:
+        stop = first - (-count // size)
+        inside = range(max(first, wanted.start), min(stop, wanted.stop))
+        left: Sequence[int] = [shard for shard in inside if shard not in done] if done else inside
+        short = (stop - first) * size - count if left and left[-1] == stop - 1 else 0
+        pieces.append(Piece(left, len(left) * size - short))
+    pinned = None if manifest is None else sum(part.rows for part in manifest.catalog)
+    return Remaining(size, pieces, len(wanted) - sum(len(piece.shards) for piece in pieces), pinned)
+
 
 DEFAULT_SHARE = 0.3
 """Share of the ceiling assumed where nothing is measured and no `--share` is given."""
@@ -232,3 +303,57 @@ def _notes(
         )
     on_gpu = ceiling.device == "cuda"
     return [*notes, *advice(config, remaining.rows, on_gpu=on_gpu, begun=remaining.committed > 0)]
+
+
+def find_ceiling(
+    config: Config, options: PlanOptions, manifest: DatasetManifest | None, storage: Storage
+) -> tuple[Ceiling, Compute | None]:
+    """Return the ceiling of the devices planned for, and what this machine computes with if it is one of them.
+
+    What the dataset's manifest pins goes before the configuration. Raises `UsageError` for options that do not fit
+    the device.
+    """
+    work = flop_per_image(config, lambda: resolve(config.model.weights, mirror=config.assets, storage=storage))
+    pinned = manifest.numerics if manifest is not None else {}
+    device = str(pinned.get("device", config.model.device))
+    precision = str(pinned.get("precision", config.model.precision))
+    if options.flops is not None:
+        if device == "cpu":
+            raise UsageError("--flops is the peak of a GPU, and model.device is cpu: leave one of them out")
+        return Ceiling("cuda", "", precision, 1, options.gpus or 1, options.flops, work), None
+    model = config.model.model_copy(update={"device": device, "precision": precision})
+    if "threads" in pinned:
+        model = model.model_copy(update={"threads": pinned["threads"]})
+    weights_bytes = _weights_bytes(config, storage)
+    compute = compute_here(model, weights_bytes)
+    kind, devices = _devices_here(config, options, compute, weights_bytes)
+    peak = measure_peak(compute)
+    return Ceiling(compute.kind, kind, compute.precision, compute.threads, devices, peak, work), compute
+
+
+def _devices_here(config: Config, options: PlanOptions, compute: Compute, weights_bytes: int) -> tuple[str, int]:
+    """The name and number of this machine's devices; on a CPU, the number of segment actors that share its cores."""
+    import torch
+
+    if compute.kind == "cuda":
+        return torch.cuda.get_device_name(compute.device), options.gpus or torch.cuda.device_count()
+    if options.gpus is not None:
+        raise UsageError(
+            "--gpus was given, but the plan is for a CPU (torch sees no GPU here, or model.device is cpu): for "
+            "another machine's GPUs give the peak of one, such as --flops 9.9e14, from its data sheet or a build"
+        )
+    actors = config.resources.segment.actors
+    devices = max(1, cores_here() // compute.threads)
+    if actors == "auto":
+        devices = actors_that_fit(devices, weights_bytes)
+    else:
+        devices = min(devices, actors if isinstance(actors, int) else actors[1])
+    return torch.backends.cpu.get_cpu_capability(), devices
+
+
+def _weights_bytes(config: Config, storage: Storage) -> int:
+    """The checkpoint's size; for a known name it is known without the file."""
+    name = config.model.weights
+    if name in ASSETS:
+        return ASSETS[name].size
+    return resolve(name, mirror=config.assets, storage=storage).stat().st_size

@@ -1,29 +1,36 @@
 """`segmint import`: brings masks that people made into a dataset, as the next generation of its shards."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from segmint.catalogs.dataset.commits import Commit
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.catalogs.layout import image_stem
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+from segmint.operators.annotations.names import image_number
+from segmint.operators.audit.mask_columns import of_people
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, SOURCES
-from segmint.operators.shards.committed_rows import rows_of
+from segmint.operators.shards.committed_rows import read_file, read_table, rows_of
 from segmint.operators.shards.revise import with_holding
 from segmint.pipeline.corrections.correction import correct
 from segmint.pipeline.corrections.imports.answer import Imported, ImportList, Tally, list_of
-from segmint.pipeline.corrections.imports.carry import carry_masks
 from segmint.pipeline.corrections.imports.files import ImportFormat, stage_file
 from segmint.pipeline.corrections.imports.matching import Match
 from segmint.pipeline.corrections.imports.merge import ImportSettings, Left, Mode, merge
-from segmint.pipeline.corrections.imports.sizes import sizes_of
 from segmint.pipeline.corrections.imports.staged import Staged
 from segmint.pipeline.corrections.imports.staging import Stage
 from segmint.pipeline.corrections.people_revision import MaskCorrection, MaskPlan, is_unfinished
@@ -169,3 +176,136 @@ def _look(
     for ordinal in answers:
         tally.leave(image_stem(ordinal + 1), Left.NOT_BUILT.value)
     return tally, None
+
+
+def sizes_of(dataset: Location, manifest: DatasetManifest, match: Match) -> Callable[[str], tuple[int, int] | None]:
+    """Return a function from the name of an image to its (height, width) in the dataset; None if it is not there.
+
+    Only names with a number are looked up. Each shard's table is read once, whatever the order of the names; 8 bytes an
+    image of these shards stay in memory.
+    """
+    per_shard = manifest.images_per_shard
+
+    @cache
+    def of_shard(shard: int) -> NDArray[np.int32]:
+        """(images of a shard, 2): height and width; 0 where there is no image."""
+
+        def read(commit: Commit) -> NDArray[np.int32]:
+            table = read_table(read_file(dataset, commit.file("images")), "images")
+            sizes = np.zeros((per_shard, 2), np.int32)
+            sizes[np.asarray(table.column("ordinal")) - shard * per_shard] = np.stack(
+                [np.asarray(table.column(name)) for name in ("height", "width")], axis=1
+            )
+            return sizes
+
+        found = with_holding(dataset, shard, read)
+        return np.zeros((per_shard, 2), np.int32) if found is None else found
+
+    def size(name: str) -> tuple[int, int] | None:
+        number = image_number(name) if match is Match.NUMBER else None
+        if number is None or not 0 < number <= manifest.shards * per_shard:
+            return None
+        shard, place = divmod(number - 1, per_shard)
+        height, width = of_shard(shard)[place].tolist()
+        return (height, width) if height else None
+
+    return size
+
+
+NOT_THERE = "no image of the same source"
+OTHER_RELEASE = "released in another size"
+OTHER_REDACTIONS = "other redactions"
+
+_PROMPTED = ("assisted", "corrected")
+"""Sources of masks that a model answered to."""
+
+
+class _Release(NamedTuple):
+    """What must be equal for masks to be carried, besides the source."""
+
+    size: tuple[int, int]  # (height, width)
+    regions: tuple[tuple[Any, ...], ...]
+
+
+class _Annotated(NamedTuple):
+    """An image with masks of people."""
+
+    release: _Release
+    row: Row  # of `IMAGES`
+    masks: list[Row]  # of `MASKS`, those of people alone
+
+
+def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage: Stage) -> dict[str, int]:
+    """Stage the masks of people in `source`, whose manifest is `begun`, for `into`; return by reason how many are not.
+
+    `source` is read twice and the images of `into` once, shard by shard; what is in memory are the sources of the
+    images with such masks. Masks go to all images of the same bytes. A mask's model is named: in another dataset its
+    absence means another one.
+    """
+    homes = _homes(into, frozenset(found.row["source_sha256"] for found in _annotated(source)))
+    left: Counter[str] = Counter()
+    for found in _annotated(source):
+        reasons = []
+        carried = False
+        for ordinal, release in homes.get(found.row["source_sha256"], ()):
+            if release.size != found.release.size:
+                reasons.append(OTHER_RELEASE)
+            elif release.regions != found.release.regions:
+                reasons.append(OTHER_REDACTIONS)
+            else:
+                stage.carry(
+                    ordinal, release.size, _elsewhere(found.row), [_with_model(mask, begun) for mask in found.masks]
+                )
+                carried = True
+        if not carried:
+            left[reasons[0] if reasons else NOT_THERE] += len(found.masks)
+    return dict(left.most_common())
+
+
+def _elsewhere(row: Row) -> Row:
+    """Return an image's row for another dataset, whose lanes and numbers of answers are its own."""
+    return row if row["answer"] is None else {**row, "answer": {**row["answer"], "lane": None, "n": None}}
+
+
+def _with_model(mask: Row, begun: DatasetManifest) -> Row:
+    return mask if mask["model"] or mask["source"] not in _PROMPTED else {**mask, "model": begun.weights.sha256}
+
+
+def _annotated(dataset: Location) -> Iterator[_Annotated]:
+    for shard in sorted(CommitLog(dataset).committed()):
+        yield from with_holding(dataset, shard, lambda commit: _annotated_in(dataset, commit)) or ()
+
+
+def _annotated_in(dataset: Location, commit: Commit) -> list[_Annotated]:
+    masks = read_table(read_file(dataset, commit.file("masks")), "masks")
+    masks = masks.filter(of_people(masks))
+    by_image: dict[int, list[Row]] = {}
+    for mask in masks.to_pylist():
+        by_image.setdefault(mask["ordinal"], []).append(mask)
+    if not by_image:
+        return []
+    images = read_table(read_file(dataset, commit.file("images")), "images")
+    images = images.filter(pc.is_in(images.column("ordinal"), value_set=masks.column("ordinal").combine_chunks()))
+    return [_Annotated(_release(row), row, by_image[row["ordinal"]]) for row in images.to_pylist()]
+
+
+def _homes(dataset: Location, sources: Set[str]) -> Mapping[str, list[tuple[int, _Release]]]:
+    """Return the images of a dataset that have these sources, by SHA-256."""
+    homes: dict[str, list[tuple[int, _Release]]] = {}
+
+    def read(commit: Commit) -> list[Row]:
+        table = read_table(read_file(dataset, commit.file("images")), "images")
+        rows: list[Row] = table.select(["ordinal", "source_sha256", "height", "width", "regions"]).to_pylist()
+        return rows
+
+    for shard in sorted(CommitLog(dataset).committed()):
+        for row in with_holding(dataset, shard, read) or ():
+            if row["source_sha256"] in sources:
+                homes.setdefault(row["source_sha256"], []).append((row["ordinal"], _release(row)))
+    return homes
+
+
+def _release(row: Row) -> _Release:
+    names = ("kind", "x", "y", "w", "h", "source")
+    regions = sorted(tuple(region[name] for name in names) for region in row["regions"] or ())
+    return _Release((row["height"], row["width"]), tuple(regions))

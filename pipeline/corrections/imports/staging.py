@@ -9,14 +9,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.parquet import PARQUET_OPTIONS
 from segmint.catalogs.source.normalize import open_database
 from segmint.infra.storage.location import Location
 from segmint.operators.annotations.image import AnnotatedImage, label_text
 from segmint.operators.annotations.names import image_number, name_and_stem
-from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
+from segmint.operators.schemas import IMAGES, MASK_ORIGIN, MASKS_PER_IMAGE_LIMIT
 from segmint.pipeline.corrections.imports.matching import Match, find_homes, quoted
-from segmint.pipeline.corrections.imports.scratch import ANSWERS_READ, MASKS_READ, OF_IMAGE, SAID, Writer
 from segmint.pipeline.corrections.imports.staged import SHOWN, Staged
 from segmint.pipeline.corrections.people_masks import canonical_counts
 
@@ -194,3 +197,67 @@ class Stage:
             all_unreadable=self._all_unreadable,
             left=dict(left or {}),
         )
+
+
+SAID = ("source", "annotator", "seconds", "prompts", "origin", "model")
+"""What is carried of a mask of another dataset, besides its label."""
+
+OF_IMAGE = ("answer", "annotator", "stage", "seconds")
+"""And of its image."""
+
+_BATCH = 2_000
+"""Masks that are held in memory until they are written."""
+
+_SIZE = [("height", pa.int32()), ("width", pa.int32())]
+_ORIGIN = {field.name: field for field in MASK_ORIGIN}
+MASKS_READ = pa.schema(
+    [
+        ("answer", pa.int64()),  # the image's number in the file
+        ("number", pa.int64()),  # the mask's
+        *_SIZE,
+        ("counts", pa.string()),
+        ("id", pa.int64()),
+        ("label", pa.string()),
+        pa.field("said", pa.struct([_ORIGIN[name] for name in SAID])),
+    ]
+)
+ANSWERS_READ = pa.schema(
+    [
+        ("answer", pa.int64()),
+        ("ordinal", pa.int64()),  # null where the name is looked for
+        ("keys", pa.list_(pa.string())),  # names, any of which may be that of the image
+        ("name", pa.string()),
+        *_SIZE,
+        ("unreadable", pa.int32()),
+        ("saved", pa.float64()),  # seconds since 1970, null where the file does not say so
+        pa.field("of_image", pa.struct([IMAGES.field(name) for name in OF_IMAGE])),
+    ]
+)
+
+
+class Writer:
+    """Writes rows to a local Parquet file, some thousand at a time."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema, **PARQUET_OPTIONS)
+        self._schema = schema
+        self._rows: list[dict[str, Any]] = []
+        self._open = True
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a row."""
+        self._rows.append(row)
+        if len(self._rows) == _BATCH:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left; a second time does nothing."""
+        if self._open:
+            self._flush()
+            self._writer.close()
+            self._open = False
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows.clear()

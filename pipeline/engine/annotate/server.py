@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.versions.record import name_now
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import AssetError
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute

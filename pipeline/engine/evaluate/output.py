@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.parquet import RowGroupWriter
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.log import without_secrets
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.new_file import put_new_file, refuse_existing

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json, wrong_fields
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import SegmintError, UnfinishedError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError

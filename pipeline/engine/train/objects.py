@@ -20,7 +20,7 @@ from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json
 from segmint.catalogs.lineage import Round, TrainedOn
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.device import apply_compute, resolve_compute
 from segmint.infra.errors import UnfinishedError, UsageError, raise_problems
 from segmint.infra.log import get_logger

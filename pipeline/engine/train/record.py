@@ -14,7 +14,7 @@ from torch import Tensor
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json, differing_keys, fingerprint, wrong_fields
 from segmint.catalogs.lineage import TRAINING, Round, TrainedOn, readable_lineage_of
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.names import plain_name
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.storage.errors import NotFoundError

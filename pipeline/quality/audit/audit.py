@@ -19,8 +19,8 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute, parent
 from segmint.infra.wording import some
+from segmint.operators.audit.answers import audit_ratings
 from segmint.operators.audit.detectors import GivenDetector
-from segmint.operators.audit.ratings import audit_ratings
 from segmint.operators.rows import Row
 from segmint.pipeline.config.config import Config, LicenseConfig, ResourcesConfig
 from segmint.pipeline.quality.audit.answer import AuditReport

@@ -3,18 +3,21 @@
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 
 from pydantic import ValidationError
 
-from segmint.catalogs.dataset.commits import CommitLog, claimed_paths
+from segmint.catalogs.dataset.commits import Commit, CommitLog, claimed_paths
 from segmint.catalogs.dataset.manifest import (
+    GROWING_FIELDS,
+    DatasetManifest,
     LatestManifest,
     load_latest_manifest,
     manifest_name,
     parts_in_use,
+    read_generation,
 )
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import (
@@ -25,9 +28,11 @@ from segmint.catalogs.dataset.tombstones import (
     read_tombstones,
     taken_images,
 )
-from segmint.catalogs.findings import Code, FindingCollector, Place
-from segmint.catalogs.layout import DamagedDatasetError, commit_path
+from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
+from segmint.catalogs.layout import DamagedDatasetError, commit_path, config_sha256, part_path
+from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.answers import audit_answers
 from segmint.operators.audit.masks import MaskLimits
@@ -36,13 +41,82 @@ from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.quality.audit.answer import AuditReport, Checked
-from segmint.pipeline.quality.audit.commits import audit_catalog_part, audit_unnamed, list_files
-from segmint.pipeline.quality.audit.committed_state import CommittedState, audit_committed_state
+from segmint.pipeline.quality.audit.commits import Listed, audit_catalog_part, audit_commits, audit_unnamed, list_files
 from segmint.pipeline.quality.audit.content import ContentAudit
-from segmint.pipeline.quality.audit.manifest import audit_manifest
 from segmint.pipeline.quality.audit.shard import FileSettings, ShardPlan, ShardResult
 from segmint.pipeline.quality.audit.versions import audit_index, audit_version
 from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor, audit_in_threads
+
+
+@dataclass
+class CommittedState:
+    """The commits that hold, and what is known of them before their files are read."""
+
+    findings: FindingCollector = field(default_factory=FindingCollector)
+    commits: int = 0  # read, replaced ones included
+    pairs: list[tuple[int, int]] = field(default_factory=list)  # shards and generations whose commits can be used
+    doubtful: set[int] = field(default_factory=set)  # shards whose commits cannot
+    bad_kinds: dict[int, frozenset[str]] = field(default_factory=dict)  # folders of files known to be wrong, by shard
+    bad_counts: set[int] = field(default_factory=set)
+    images: int = 0  # by the commits, and so are the masks
+    masks: int = 0
+
+
+def audit_committed_state(
+    dataset: Location,
+    manifest: DatasetManifest,
+    listed: dict[str, Listed],
+    generations: dict[int, list[int]],
+) -> CommittedState:
+    """Audit the commits that hold and those that were replaced; take the files that they name from `listed`."""
+    state = CommittedState()
+    held = sorted((shard, numbers[-1]) for shard, numbers in generations.items())
+    for audited in audit_commits(dataset, manifest, held):
+        state.findings.extend(audited.findings)
+        state.commits += 1
+        if audited.commit is None:
+            state.doubtful.add(audited.shard)
+            continue
+        state.pairs.append((audited.shard, audited.generation))
+        state.images += audited.commit.counts.get("images", 0)
+        state.masks += audited.commit.counts.get("masks", 0)
+        if audited.has(Code.BAD_COUNTS):
+            state.bad_counts.add(audited.shard)
+        bad = _audit_named(dataset, audited.commit, listed, state.findings)
+        if bad:
+            state.bad_kinds[audited.shard] = bad
+    replaced = [(shard, number) for shard, numbers in sorted(generations.items()) for number in numbers[:-1]]
+    for audited in audit_commits(dataset, manifest, replaced):
+        entries = audited.commit.files if audited.commit is not None else ()
+        left = [entry.path for entry in entries if listed.pop(entry.path, None) is not None]
+        place = Place(commit_path(audited.shard, audited.generation), audited.shard)
+        found = f"this one too, with {len(left)} files that it alone names{': ' if left else ''}{', '.join(left)}"
+        expected = f"generation {generations[audited.shard][-1]} alone"
+        state.findings.add(place.finding(Code.REPLACED_GENERATION, expected, found))
+        state.commits += 1
+    return state
+
+
+def _audit_named(
+    dataset: Location, commit: Commit, listed: dict[str, Listed], findings: FindingCollector
+) -> frozenset[str]:
+    """The folders in which a commit's file is missing or of a wrong size."""
+    bad = set()
+    for entry in commit.files:
+        place = Place(entry.path, commit.shard)
+        known = listed.pop(entry.path, None)
+        try:
+            # A file that was put after the listing is not in it.
+            size = (dataset / entry.path).size() if known is None else known.size
+        except NotFoundError:
+            findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
+            bad.add(entry.path.partition("/")[0])
+            continue
+        if size != entry.size:
+            findings.add(place.finding(Code.FILE_SIZE, f"{entry.size} bytes", size))
+            bad.add(entry.path.partition("/")[0])
+    return frozenset(bad)
+
 
 RAY_FROM_MASKS = 1_000_000
 """Datasets with this many masks are audited by Ray, those with fewer in threads of this process.
@@ -226,3 +300,52 @@ def _gaps(committed: Iterable[int], shards: int) -> tuple[tuple[int, int], ...]:
             gaps.append((after, shard - 1))
         after = shard + 1
     return tuple(gaps)
+
+
+def audit_manifest(dataset: Location, standing: LatestManifest) -> Iterator[Finding]:
+    """Check that the manifest that holds agrees with itself and with all earlier generations."""
+    manifest, generation = standing
+    place = Place(manifest_name(generation))
+    digest = config_sha256(manifest.config)
+    if digest != manifest.config_sha256:
+        yield place.finding(Code.BAD_MANIFEST, f"config_sha256 {digest}", manifest.config_sha256)
+    if manifest.config.get("images_per_shard") != manifest.images_per_shard:
+        expected = f"images_per_shard {manifest.config.get('images_per_shard')}, as in config"
+        yield place.finding(Code.BAD_MANIFEST, expected, manifest.images_per_shard)
+    first_shard = 0
+    for number, part in enumerate(manifest.catalog):
+        path = part_path(number, part.sha256)
+        if (part.path, part.first_shard) != (path, first_shard):
+            expected = f"part {number} at {path} from shard {first_shard}"
+            yield place.finding(Code.BAD_MANIFEST, expected, f"{part.path} from shard {part.first_shard}")
+        first_shard = part.first_shard + -(-part.rows // manifest.images_per_shard)
+    yield from _audit_generations(dataset, standing)
+
+
+def _audit_generations(dataset: Location, standing: LatestManifest) -> Iterator[Finding]:
+    """Each earlier generation must be there, and be the same except for the fields that grow."""
+    later, number = standing
+    while number > 1:
+        number -= 1
+        place = Place(manifest_name(number))
+        try:
+            earlier = read_generation(dataset, number)
+        except UsageError as error:
+            yield place.finding(Code.BAD_MANIFEST, "a dataset's manifest", error)
+            return
+        if earlier is None:
+            yield place.finding(Code.BAD_MANIFEST, f"the generation before {manifest_name(number + 1)}", "no such file")
+            return
+        yield from _compare(earlier, later, Place(manifest_name(number + 1)), place.file)
+        later = earlier
+
+
+def _compare(earlier: DatasetManifest, later: DatasetManifest, place: Place, before: str) -> Iterator[Finding]:
+    one, other = (manifest.model_dump(exclude=set(GROWING_FIELDS)) for manifest in (earlier, later))
+    for key in sorted(one):
+        if one[key] != other[key]:
+            yield place.finding(Code.BAD_MANIFEST, f"{key} {one[key]!r}, as in {before}", repr(other[key]))
+    spans = [[(part.first_shard, part.rows) for part in manifest.catalog] for manifest in (earlier, later)]
+    if spans[1][: len(spans[0])] != spans[0]:
+        expected = f"parts that go on from the (first shard, rows) of {before}: {spans[0]}"
+        yield place.finding(Code.BAD_MANIFEST, expected, spans[1])

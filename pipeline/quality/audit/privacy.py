@@ -12,7 +12,7 @@ from typing import Any
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.findings import Code, Finding, Place
 from segmint.catalogs.layout import DamagedDatasetError, image_name, image_stem
-from segmint.infra.assets.hashes import pinned
+from segmint.infra.assets.cache import pinned
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import UsageError, last_line
 from segmint.infra.storage.location import Location

@@ -35,7 +35,7 @@ from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.segment.artifacts import RedactionArtifacts
-from segmint.operators.shards.tables import read_table
+from segmint.operators.shards.committed_rows import read_table
 from segmint.pipeline.quality.audit.answer import Checked
 from segmint.pipeline.quality.audit.content import ShardContent, ShardLook
 

@@ -19,7 +19,7 @@ from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.versions.digest import take_snapshot
 from segmint.catalogs.findings import SENTENCES
 from segmint.catalogs.layout import MANIFEST as DATASET_MANIFEST
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import ASSETS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location

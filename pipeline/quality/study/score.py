@@ -1,26 +1,74 @@
 """The score of a correction study: how far masks are from their corrections."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
-from segmint.catalogs.dataset.manifest import manifest_generations
+from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, read_lane
+from segmint.catalogs.dataset.annotations.lanes import is_merged, lane_to_merge
+from segmint.catalogs.dataset.annotations.names import answers_of
+from segmint.catalogs.dataset.manifest import load_manifest, manifest_generations
 from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted
 from segmint.operators.annotations.coco import parse_coco
-from segmint.operators.annotations.image import Size
+from segmint.operators.annotations.image import AnnotatedImage, AnnotatedMask, CocoRle, Size
 from segmint.operators.annotations.label_studio import iter_tasks
-from segmint.operators.intervals import Interval
+from segmint.operators.intervals import Interval, clustered, wilson
+from segmint.operators.rows import Row
+from segmint.operators.shards.committed_rows import rows_of
+from segmint.operators.shards.files import annotation_id, counts_of, mask_index
+from segmint.operators.shards.fitting import fit_answer
+from segmint.operators.shards.revise import with_holding
 from segmint.pipeline.export.formats import MAIN_FILES, Format
-from segmint.pipeline.quality.study.answers import read_answered
+from segmint.pipeline.quality.statistics.paper import PAPER
 from segmint.pipeline.quality.study.corrections import Corrections, read_coco, read_label_studio
 from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json
 from segmint.pipeline.quality.study.pairs import ImagePairs, StudyMask, ids_hold, pair_masks
 from segmint.pipeline.quality.study.sample import SCHEMA_VERSION, mask_sha256
-from segmint.pipeline.quality.study.shares import PAPER_SHARES, Share, share_over
+
+PAPER_SHARES = {0.90: PAPER.quality.over_90_iou, 0.75: PAPER.quality.over_75_iou}
+"""What the SAM paper (section 5) reports for SA-1B: the share of pairs over each IoU."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The pairs whose IoU is over `threshold`.
+
+    `wilson` assumes independent pairs. `clustered` does not: it resamples whole images, and is None with fewer than
+    two. `of_all` counts deleted masks as failures. `paper` is SA-1B's share.
+    """
+
+    threshold: float
+    over: int
+    pairs: int
+    share: float
+    wilson: Interval
+    clustered: Interval | None
+    of_all: float
+    paper: float
+
+
+def share_over(threshold: float, ious: Sequence[Sequence[float]], deleted: int) -> Share:
+    """Return the share over a threshold of `PAPER_SHARES`, from the IoUs of each image's pairs; needs a pair."""
+    over = [sum(iou > threshold for iou in image) for image in ious]
+    pairs = [len(image) for image in ious]
+    total = sum(pairs)
+    return Share(
+        threshold=threshold,
+        over=sum(over),
+        pairs=total,
+        share=sum(over) / total,
+        wilson=wilson(sum(over), total),
+        clustered=clustered(over, pairs),
+        of_all=sum(over) / (total + deleted),
+        paper=PAPER_SHARES[threshold],
+    )
+
 
 _SHOWN = 10
 
@@ -211,3 +259,98 @@ def _first_byte(stream: BinaryIO) -> bytes:
         byte = stream.read(1)
     stream.seek(0)
     return byte
+
+
+_THREADS = 16
+
+State = list[tuple[int | None, str]]
+"""The masks of an image: the id of the mask that was drawn, None for an added one, and its run lengths now."""
+
+
+def read_answered(
+    dataset: Location, drawn: Mapping[int, Sequence[StudyMask]], sizes: Mapping[int, Size]
+) -> Corrections:
+    """Read what people made of the images of a study that were answered; their masks are `drawn` by the image's id.
+
+    These are the masks that the images have, and of the answers that are not merged what a merge would take: both by
+    one rule (`fit_answer`). Each mask has the id of the one that was drawn from which it was made, if there is one.
+    """
+    images = sorted(sizes)
+    listed = map_ahead(lambda image: answers_of(dataset, image - 1), images, _THREADS, 4 * _THREADS, "answers")
+    names = {image: found for image, found in zip(images, listed, strict=True) if found}
+    rows = _rows(dataset, names)
+
+    def read(image: int) -> AnnotatedImage | None:
+        row = rows.get(image)
+        if row is None or row["reason"] is not None:
+            return None
+        found = AnnotatedImage(image_name(image), image, sizes[image])
+        lane = lane_to_merge(row["answer"], (name.lane for name in names[image]))
+        own = [name for name in names[image] if name.lane == lane]
+        try:
+            answers = read_lane(dataset, own) if own else []
+        except AnswerError as error:
+            found.leave_out(None, error)
+            return found
+        said = [answer.size for answer in answers[-1:]]
+        wrong = [size for size in (*said, (row["height"], row["width"])) if size != sizes[image]]
+        if wrong:
+            found.leave_out(None, f"the answer is for {wrong[0][1]} x {wrong[0][0]} pixels")
+            return found
+        ids = frozenset(mask.id for mask in drawn[image] if mask.id is not None)
+        for id, counts in follow(ids, row, answers):
+            rle: CocoRle = {"size": list(sizes[image]), "counts": counts.encode("ascii")}
+            found.masks.append(AnnotatedMask(rle, id))
+        return found
+
+    corrections = Corrections(sizes)
+    for found in map_ahead(read, list(names), _THREADS, 4 * _THREADS, "answers"):
+        if found is not None:
+            corrections.add(found)
+    return corrections
+
+
+def follow(drawn: Container[int], row: Row, answers: Sequence[Answer]) -> State:
+    """Return the masks of an image's described row after the last of a lane's answers, which are given in order.
+
+    `drawn` are ids of masks; of several masks that were made from one of them the first is its correction.
+    """
+    masks = {annotation_id(row["id"], mask_index(mask, place)): mask for place, mask in enumerate(row["masks"])}
+    fit = None
+    if answers and not is_merged(row["answer"], answers[-1].lane, answers[-1].n):
+        fit = fit_answer(masks, answers, row["answer"])
+    after: State = [(id, counts_of(mask)) for id, mask in masks.items() if fit is None or id not in fit.gone]
+    after += [(mask.parent, mask.counts) for mask in fit.new] if fit is not None else []
+    parents = _parents(masks, answers)
+    corrected: set[int | None] = {None}
+    state: State = []
+    for id, counts in after:
+        while id is not None and id not in drawn:
+            id = parents.get(id)
+        state.append((None if id in corrected else id, counts))
+        corrected.add(id)
+    return state
+
+
+def _parents(masks: Mapping[int, Row], answers: Sequence[Answer]) -> dict[int, int]:
+    """Return the mask that each was made from, which has a lower id: of those there are, and of those that are gone."""
+    found = [(id, mask["parent"]) for id, mask in masks.items() if mask["parent"] is not None]
+    made: dict[str, int] = {}  # parents in earlier answers, by run lengths
+    for answer in answers:
+        found += [(mask.id, made[mask.counts]) for mask in answer.replaced if mask.counts in made]
+        made |= {mask.counts: mask.parent for mask in answer.masks if mask.parent is not None}
+    return {id: parent for id, parent in found if parent < id}
+
+
+def _rows(dataset: Location, images: Iterable[int]) -> dict[int, Row]:
+    """Return the described rows of these images, as far as their shards are committed."""
+    per_shard = load_manifest(dataset).images_per_shard
+    by_shard: dict[int, list[int]] = {}
+    for image in images:
+        by_shard.setdefault((image - 1) // per_shard, []).append(image - 1)
+
+    def read(shard: int) -> list[Row]:
+        return with_holding(dataset, shard, lambda commit: rows_of(dataset, commit, by_shard[shard])) or []
+
+    found = map_ahead(read, sorted(by_shard), _THREADS, _THREADS, "shards")
+    return {row["id"]: row for rows in found for row in rows}

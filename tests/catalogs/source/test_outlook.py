@@ -4,7 +4,7 @@ from datetime import date
 
 from segmint.catalogs.findings import Code
 from segmint.catalogs.licenses import LicensePolicy
-from segmint.catalogs.source.outlook import SHOWN_URIS, Finding, Notice, Outlook, Terms
+from segmint.catalogs.source.check import SHOWN_URIS, Finding, Notice, Outlook, Terms
 
 BEGUN, TODAY = date(2026, 1, 1), date(2026, 6, 1)
 POLICY = LicensePolicy(frozenset({"CC-BY-4.0"}), require_redistributable=False, policy_date=BEGUN)

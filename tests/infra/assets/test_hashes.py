@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.infra.assets.hashes import pinned, sha256_of, verify
+from segmint.infra.assets.cache import pinned, sha256_of, verify
 from segmint.infra.assets.known import Asset, AssetError
 
 

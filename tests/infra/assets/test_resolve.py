@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.infra.assets.hashes import verify
+from segmint.infra.assets.cache import verify
 from segmint.infra.assets.known import ASSETS, Asset, AssetError, PinnedUrl
 from segmint.infra.assets.resolve import describe, locate, resolve
 from segmint.infra.storage.storage import Storage

@@ -8,7 +8,7 @@ import pytest
 from aiobotocore.session import AioSession
 from botocore.model import ServiceModel
 
-from segmint.infra.storage.s3_session import make_session, parse_time
+from segmint.infra.storage.s3 import make_session, parse_time
 
 
 @pytest.mark.parametrize(

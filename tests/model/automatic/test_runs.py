@@ -9,7 +9,7 @@ from pycocotools import mask as coco
 
 from segmint.model.automatic.candidates import RunPatch
 from segmint.model.automatic.rle import Rle
-from segmint.model.automatic.runs import changes
+from segmint.model.automatic.tiled_upscaling import changes
 
 MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=30))
 MARGIN = st.integers(0, 4)

@@ -13,8 +13,8 @@ from segmint.operators.describe import redaction_columns
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.segment.artifacts import NO_ARTIFACTS, RedactionArtifacts
+from segmint.operators.shards.committed_rows import read_table
 from segmint.operators.shards.files import build_shard_files
-from segmint.operators.shards.tables import read_table
 from tests.support.described_rows import accepted_row, described
 
 LIMITS = MaskLimits(0.7, 0.8)

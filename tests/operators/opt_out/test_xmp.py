@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmint.operators.opt_out.xmp import xmp_values
+from segmint.operators.opt_out.opt_out import xmp_values
 from tests.support.signed_images import PLUS, VOCABULARY, packet
 
 PROHIBITED = f"{VOCABULARY}DMI-PROHIBITED"

@@ -22,7 +22,7 @@ from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.normalize import normalize
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.retry import RetryPolicy

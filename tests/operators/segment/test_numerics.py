@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from segmint.infra import version as infra_version
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.device import Compute, Precision
 from segmint.infra.errors import UsageError
 from segmint.operators.segment import numerics

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.device import Compute
 from segmint.model.automatic.records import Funnel, Generated, MaskRecord
 from segmint.model.automatic.rle import encode

@@ -2,7 +2,7 @@
 
 import pytest
 
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import Compute
 from segmint.model.automatic.settings import MaskSettings

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from segmint.operators.shards.cataloged_rows import CatalogRows, as_cataloged
+from segmint.operators.shards.revise import CatalogRows, as_cataloged
 from tests.support.history_commands import grow
 from tests.support.protocol import ROWS, two_shards
 
@@ -33,7 +33,7 @@ def test_rows_are_read_from_the_part_of_their_shard() -> None:
 
 
 def test_rows_cross_the_borders_of_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segmint.operators.shards.cataloged_rows.ROW_GROUP_ROWS", 2)
+    monkeypatch.setattr("segmint.operators.shards.revise.CATALOG_GROUP_ROWS", 2)
     with two_shards() as place:
         grow(place)
         catalog = CatalogRows(place.location)

@@ -11,9 +11,8 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.operators.schemas import DESCRIBED
-from segmint.operators.shards.committed_rows import committed_rows, read_committed_rows, tar_members
+from segmint.operators.shards.committed_rows import committed_rows, read_committed_rows, read_table, tar_members
 from segmint.operators.shards.files import build_shard_files
-from segmint.operators.shards.tables import read_table
 from tests.support.committed import write_dataset
 from tests.support.described_rows import accepted_row, described, rejected_row
 from tests.support.locations import location_of

@@ -13,7 +13,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.operators.shards.replace import LostRaceError, check_purge, remove_replaced, replace_shard
+from segmint.operators.shards.put import LostRaceError, check_purge, remove_replaced, replace_shard
 from tests.support.builds import digests
 from tests.support.committed import write_dataset
 from tests.support.everything import upload

@@ -10,7 +10,7 @@ from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, pu
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.operators.shards.replace import remove_replaced
+from segmint.operators.shards.put import remove_replaced
 from segmint.operators.shards.revise import Revised, heed_all, heed_tombstones, revise_shard
 from tests.support.protocol import ROWS, Place, broken_promises, contents, two_shards, write
 from tests.support.stepped import Stepped, stepping

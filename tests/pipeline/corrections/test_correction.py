@@ -11,7 +11,7 @@ from segmint.catalogs.dataset.tombstones import Asked
 from segmint.catalogs.dataset.versions.record import read_version
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.operators.shards.replace import remove_replaced
+from segmint.operators.shards.put import remove_replaced
 from segmint.pipeline.corrections.correction import Revision, revise
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.repair import repair

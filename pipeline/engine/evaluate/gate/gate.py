@@ -1,20 +1,27 @@
 """`segmint evaluate points --gate`: whether the second weights may replace the first."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
-from segmint.catalogs.layout import MANIFEST
+import pyarrow as pa
+
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.reader import Dataset
+from segmint.catalogs.layout import MANIFEST, DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.infra.threads import map_ahead
 from segmint.infra.uris import absolute
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
+from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.engine.evaluate.answer import Subject
 from segmint.pipeline.engine.evaluate.gate.answer import GateAnswer, GateJudgment, Images
 from segmint.pipeline.engine.evaluate.gate.held_out import Untrained, untrained_images
 from segmint.pipeline.engine.evaluate.gate.lineage import Lineage, lineage_of
-from segmint.pipeline.engine.evaluate.gate.people import PeopleMasks, find_people_masks
-from segmint.pipeline.engine.evaluate.gate.tally import CORRECTED, Role, Tally, role_of, role_of_corrected
+from segmint.pipeline.engine.evaluate.gate.tally import ASSISTED, CORRECTED, Role, Tally, role_of, role_of_corrected
 from segmint.pipeline.engine.evaluate.gate.verdict import MEASURES, GuardCompared, compare, decide
 from segmint.pipeline.engine.evaluate.kinds import DATASET, Chosen
 from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartResult, Weights
@@ -25,6 +32,57 @@ from segmint.pipeline.engine.evaluate.points.points import PointsOptions, evalua
 from segmint.pipeline.engine.evaluate.run import run_measure
 from segmint.pipeline.engine.evaluate.setup import TruthOptions, open_truths
 from segmint.pipeline.engine.evaluate.truth import LeftOut, Truth
+
+_THREADS = 16
+_AHEAD = 64
+
+
+@dataclass
+class PeopleMasks:
+    """Images with masks of people; `assisted` counts assisted masks by image and the SHA-256 of the model.
+
+    `corrected` has the SHA-256 of the model whose answer was corrected, by annotation id.
+    """
+
+    images: set[int] = field(default_factory=set)
+    assisted: Counter[tuple[int, str]] = field(default_factory=Counter)
+    corrected: dict[int, str] = field(default_factory=dict)
+
+    def models(self, images: Collection[int]) -> Counter[str]:
+        """The assisted masks of some images by the model's SHA-256."""
+        found: Counter[str] = Counter()
+        for (image, model), count in self.assisted.items():
+            if image in images:
+                found[model] += count
+        return found
+
+
+def find_people_masks(location: Location) -> PeopleMasks:
+    """Read the tables of masks; a shard whose table cannot be read is passed over: an evaluation lists it."""
+    dataset = Dataset.open(location)
+    found = PeopleMasks()
+
+    def table(commit: Commit) -> pa.Table | None:
+        try:
+            return dataset.table(commit, "masks")
+        except DamagedDatasetError:
+            return None
+
+    own = dataset.manifest.weights.sha256  # of masks without a model
+    for read in map_ahead(table, dataset.commits(), _THREADS, _AHEAD, "masks"):
+        if read is None or not {"source", "annotation_id"} <= set(read.column_names):
+            continue
+        models = read["model"].to_pylist() if "model" in read.column_names else [None] * read.num_rows
+        columns = (read[name].to_pylist() for name in ("id", "annotation_id", "source"))
+        for image, mask, source, model in zip(*columns, models, strict=True):
+            if source is not None and source != AUTOMATIC:
+                found.images.add(image)
+                if source == ASSISTED:
+                    found.assisted[image, sys.intern(model or own)] += 1
+                elif source == CORRECTED:
+                    found.corrected[mask] = sys.intern(model or own)
+    return found
+
 
 CLICKS = (1, 3)
 """Clicks that a gate measures after, besides those of the evaluation."""

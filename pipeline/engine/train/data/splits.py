@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.operators.similar.groups import find_groups
+from segmint.operators.similar.clusters import find_groups
 from segmint.pipeline.engine.train.data.images import TrainingImages
 
 _SALT = b"segmint held-out 1\0"

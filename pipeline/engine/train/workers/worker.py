@@ -15,7 +15,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from torch import Tensor
 
 from segmint.infra import log
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import apply_compute, resolve_compute
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segmint.catalogs.dataset.reader import MaskAnnotation
-from segmint.catalogs.dataset.reading.masks import Masks
+from segmint.catalogs.dataset.reading.opened import Masks
 
 NUMBERS = st.floats(0, 5000)
 SCORES = st.none() | st.floats(0, 1)

@@ -9,7 +9,7 @@ FAULTS = """
 import resource, sys
 import numpy as np
 if sys.argv[1] == "keep":
-    from segmint.catalogs.dataset.reading.memory import keep_freed_memory
+    from segmint.catalogs.dataset.reading.batches import keep_freed_memory
     keep_freed_memory()
 def pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segmint.catalogs.dataset.versions.merkle import leaf_hash, root_hash
+from segmint.catalogs.dataset.versions.digest import leaf_hash, root_hash
 
 # Inputs and roots of certificate-transparency's own tests (merkletree/merkle_tree_test.cc).
 INPUTS = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]

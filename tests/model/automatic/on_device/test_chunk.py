@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from segmint.model.automatic.on_device.chunk import decode_chunk, draw_chunk, plan_image
+from segmint.model.automatic.on_device.crops import decode_chunk, draw_chunk, plan_image
 from segmint.model.sam.load import load_sam
 
 

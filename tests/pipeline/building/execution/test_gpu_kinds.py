@@ -14,8 +14,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster, GpuNodes, accelerator_types, gpu_kind, observe
 from segmint.pipeline import build
 from segmint.pipeline.building.execution.detector_nodes import start_detectors
-from segmint.pipeline.building.execution.gpu_kinds import choose_kind, in_words, only_kind
-from segmint.pipeline.building.execution.stages import Stages, lay_out
+from segmint.pipeline.building.execution.stages import Stages, choose_kind, in_words, lay_out, only_kind
 from segmint.pipeline.config.config import Config
 from tests.pipeline.building.execution.test_stages import on_gpu
 

@@ -19,7 +19,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.operators.shards.committed_rows import read_file
 from segmint.pipeline.corrections.correction import revise
-from segmint.pipeline.corrections.imports import sizes
+from segmint.pipeline.corrections.imports import imports
 from segmint.pipeline.corrections.imports.answer import Imported
 from segmint.pipeline.corrections.imports.files import ImportFormat
 from segmint.pipeline.corrections.imports.imports import Asked, import_masks, list_import
@@ -307,9 +307,9 @@ def test_masks_of_a_million_are_held_a_shard_at_a_time(place: Place, monkeypatch
     """Whatever the file's order, a shard's change reads its own masks alone."""
     images: dict[int, Any] = {5: [(FIRST, None)], 1: [((0, 0, 2 + n, 3), None) for n in range(25)]}
     path = write_coco(place, images)
-    from segmint.pipeline.corrections.imports import scratch
+    from segmint.pipeline.corrections.imports import staging
 
-    monkeypatch.setattr(scratch, "_BATCH", 4)
+    monkeypatch.setattr(staging, "_BATCH", 4)
     done = import_coco(place, path, Mode.ADD)
     assert done.listed.masks["added"] == 25
     assert [mask["area"] for mask in masks_of(place, 0)[2:]] == [3 * (2 + n) for n in range(25)]
@@ -383,8 +383,8 @@ def test_each_table_is_read_once_for_the_sizes_of_images(place: Place, monkeypat
         read.append(entry.path)
         return read_file(dataset, entry)
 
-    monkeypatch.setattr(sizes, "read_file", counted)
-    size_of = sizes.sizes_of(place.location, load_manifest(place.location), Match.NUMBER)
+    monkeypatch.setattr(imports, "read_file", counted)
+    size_of = imports.sizes_of(place.location, load_manifest(place.location), Match.NUMBER)
     assert [size_of(f"sa_{n}.jpg") for n in (4, 1, 5, 2, 3, 6, 7, 0)] == [(30, 40)] * 4 + [None] * 4
     assert len(read) == 2
 

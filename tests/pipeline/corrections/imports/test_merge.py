@@ -14,7 +14,7 @@ from segmint.model.automatic.rle import compress, encode
 from segmint.operators.describe import describe_table
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import SEGMENTED
-from segmint.operators.shards.taken_rows import take_down
+from segmint.operators.shards.revise import take_down
 from segmint.pipeline.corrections.imports.merge import Answer, ImportSettings, Left, Merged, Mode, merge
 from segmint.pipeline.corrections.people_masks import NewMask, canonical_counts
 from tests.support.described_rows import accepted_row, rejected_row

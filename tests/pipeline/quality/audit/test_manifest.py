@@ -10,7 +10,7 @@ from segmint.catalogs.findings import Code
 from segmint.catalogs.layout import part_path
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.quality.audit.manifest import audit_manifest
+from segmint.pipeline.quality.audit.integrity import audit_manifest
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 

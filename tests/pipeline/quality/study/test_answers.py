@@ -10,9 +10,8 @@ from segmint.operators.rows import to_table
 from segmint.operators.schemas import SEGMENTED
 from segmint.pipeline.corrections.merge.row import merge_answer
 from segmint.pipeline.corrections.merge.run import merge_answers
-from segmint.pipeline.quality.study.answers import follow
 from segmint.pipeline.quality.study.sample import sample_study
-from segmint.pipeline.quality.study.score import score_study
+from segmint.pipeline.quality.study.score import follow, score_study
 from tests.support.answered import answer_to, answer_value, counts_of, new_mask
 from tests.support.described_rows import accepted_row
 from tests.support.imported import import_coco, write_coco

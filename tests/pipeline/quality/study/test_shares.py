@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from segmint.operators.intervals import wilson
-from segmint.pipeline.quality.study.shares import share_over
+from segmint.pipeline.quality.study.score import share_over
 
 
 @pytest.mark.parametrize(

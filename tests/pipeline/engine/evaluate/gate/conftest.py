@@ -8,7 +8,7 @@ import pytest
 
 from segmint.catalogs.layout import canonical_json
 from segmint.catalogs.lineage import TRAINING, Round, TrainedOn
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import ASSETS
 from segmint.pipeline.engine.train.data.splits import is_held_out
 from segmint.pipeline.engine.train.record import TrainingRecord

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.lineage import TrainedOn
 from segmint.pipeline.commands.cli import app
-from segmint.pipeline.engine.evaluate.gate.people import find_people_masks
+from segmint.pipeline.engine.evaluate.gate.gate import find_people_masks
 from tests.pipeline.engine.evaluate.gate.conftest import held_by_hash, put_lineage
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of

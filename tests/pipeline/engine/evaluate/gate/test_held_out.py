@@ -15,7 +15,7 @@ from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.lineage import Round, TrainedOn
-from segmint.infra.assets.hashes import sha256_of
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.engine.evaluate.gate.held_out import untrained_images
 from segmint.pipeline.engine.evaluate.gate.lineage import Lineage, lineage_of

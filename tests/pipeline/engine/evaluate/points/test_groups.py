@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.engine.evaluate.points.groups import Groups, check_groups, read_groups
+from segmint.pipeline.engine.evaluate.points.points import Groups, check_groups, read_groups
 from tests.support.locations import location_of
 
 
