@@ -30,7 +30,7 @@ _ROLES = {
 
 
 @dataclass
-class Traced:
+class TracedProcess:
     """One process: its role, and its size at each sample."""
 
     role: str
@@ -46,7 +46,7 @@ class Trace:
     def __init__(self, root: int) -> None:
         self._root = psutil.Process(root)
         self._began = time.monotonic()
-        self.processes: dict[tuple[int, float], Traced] = {}
+        self.processes: dict[tuple[int, float], TracedProcess] = {}
 
     def look(self) -> None:
         """Sample every process that runs now; one that ends meanwhile is skipped."""
@@ -56,7 +56,7 @@ class Trace:
                 key = process.pid, process.create_time()
                 role = role_of(" ".join(process.cmdline()))
                 memory, times = process.memory_info(), process.cpu_times()
-                traced = self.processes.setdefault(key, Traced(role or "other"))
+                traced = self.processes.setdefault(key, TracedProcess(role or "other"))
                 # A worker starts before Ray assigns its role, and is renamed for each task.
                 if traced.role in ("other", "task worker") and role is not None:
                     traced.role = role

@@ -40,8 +40,8 @@ class Code(StrEnum):
     UNLIKE_VERSION = "unlike_version"
     BAD_INDEX = "bad_index"
     STILL_THERE = "still_there"
-    BAD_ANSWER = "bad_answer"
-    OTHER_ANSWER = "other_answer"
+    BAD_SUBMISSION = "bad_submission"
+    OTHER_SUBMISSION = "other_submission"
     BAD_RATING = "bad_rating"
     BAD_TAR = "bad_tar"
     TAR_MEMBERS = "tar_members"
@@ -107,8 +107,8 @@ SENTENCES = {
     Code.UNLIKE_VERSION: "A manifest, commit or tombstone of the last recorded version is gone, or has other bytes.",
     Code.BAD_INDEX: "`shards.json` does not list the tars of the commits that hold; a build's command writes it again.",
     Code.STILL_THERE: "A tombstone names this row, or the source of its image, and it still says something of it.",
-    Code.BAD_ANSWER: "An answer cannot be read, is of no image of the dataset, or one before it is gone.",
-    Code.OTHER_ANSWER: "The answer that an image's row says was merged is gone, or rows say something else than it.",
+    Code.BAD_SUBMISSION: "An answer cannot be read, is of no image of the dataset, or one before it is gone.",
+    Code.OTHER_SUBMISSION: "The submission that an image's row says was merged is missing, or its rows differ from it.",
     Code.BAD_RATING: "A rating cannot be read, or is of a mask that the dataset never had, or of another form of it.",
     Code.BAD_TAR: "A shard's tar cannot be read to its end.",
     Code.TAR_MEMBERS: "A tar does not hold the JPEG and the JSON of each image, in order of ids.",
@@ -185,14 +185,14 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Place:
+class FindingLocation:
     """A file of a shard, or of none, in which findings are made; `image` as in `Finding`."""
 
     file: str
     shard: int | None = None
     image: int | None = None
 
-    def of_image(self, image: int | None) -> "Place":
+    def of_image(self, image: int | None) -> "FindingLocation":
         """The same file, for findings about one image."""
         return replace(self, image=image)
 

@@ -6,9 +6,9 @@ catalog/part-0-<digest>.parquet  the normalized catalog; part-1 and on once it g
 shards/sa_000000-<digest>.tar    images and annotations, as in SA-1B
 images/sa_000000-<digest>.parquet, masks/…, rejects/…
 commits/000000.g1.json           lists the files of one generation of one shard; written last
-claims/000000.g2-<digest>.json   lists the files that a writer is about to commit; deleted after that
-claims/dataset.g2-<digest>.json  lists the parts that a manifest's next generation will name; deleted after that
-claims/amended.g2-<digest>.json  lists the shards that an amendment has to change; deleted at its end
+reservations/000000.g2-<digest>.json   lists the files that a writer is about to commit; deleted after that
+reservations/dataset.g2-<digest>.json  lists the parts that a manifest's next generation will name; deleted after that
+reservations/amended.g2-<digest>.json  lists the shards that an amendment has to change; deleted at its end
 summaries/000000-<digest>.json   sums over a block of commits; can be rebuilt
 shards.json                      WebDataset's index; can be rebuilt
 ```
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 """The format of a dataset: `schema_version` in `dataset.json`. This version of segmint reads and writes no other."""
 
-ANNOTATION_COLUMNS = ("answer", "annotator", "stage", "seconds", "complete", "next_mask")
+ANNOTATION_COLUMNS = ("submission", "annotator", "stage", "seconds", "complete", "next_mask")
 """The columns of `images` about annotation, in order; null where a build wrote the row, except `next_mask`."""
 
 MANIFEST = "dataset.json"
 SHARDS_INDEX = "shards.json"
 CATALOG = "catalog"
 COMMITS = "commits"
-CLAIMS = "claims"
+RESERVATIONS = "reservations"
 SUMMARIES = "summaries"
 REPORT = "report"
 """The folder that a report is written to."""
@@ -53,9 +53,9 @@ _DIGEST_DIGITS = 12
 _SHOWN = 10
 _DATA_PATH = re.compile(r"(?P<kind>[a-z]+)/sa_(?P<shard>\d{6,})-(?P<digest>[0-9a-f]{12})\.(?P<ending>[a-z]+)", re.ASCII)
 _PART = re.compile(r"catalog/part-(?P<number>0|[1-9]\d*)-[0-9a-f]{12}\.parquet", re.ASCII)
-_PART_CLAIM = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)-[0-9a-f]{12}\.json", re.ASCII)
+_PART_RESERVATION = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)-[0-9a-f]{12}\.json", re.ASCII)
 _AMENDED = re.compile(r"amended\.g(?P<generation>[2-9]|[1-9]\d+)-[0-9a-f]{12}\.json", re.ASCII)
-_CLAIM = re.compile(r"(?P<commit>\d{6,}\.g[1-9]\d*)-[0-9a-f]{12}\.json", re.ASCII)
+_RESERVATION = re.compile(r"(?P<commit>\d{6,}\.g[1-9]\d*)-[0-9a-f]{12}\.json", re.ASCII)
 _COMMIT = re.compile(r"(?P<shard>\d{6,})\.g(?P<generation>[1-9]\d*)\.json", re.ASCII)
 
 
@@ -173,30 +173,36 @@ def parse_commit_path(path: str) -> tuple[int, int] | None:
     return parse_commit_name(name) if folder == COMMITS else None
 
 
-def claim_name(shard: int, generation: int, digest: str) -> str:
-    """The name of a claim's file in `claims/`; `digest` is of what it names."""
+def reservation_name(shard: int, generation: int, digest: str) -> str:
+    """The name of a claim's file in `reservations/`; `digest` is of what it names."""
     return f"{shard_name(shard)}.g{generation}-{digest}.json"
 
 
-def parse_claim_name(name: str) -> tuple[int, int] | None:
+def parse_reservation_name(name: str) -> tuple[int, int] | None:
     """Parse the name of a claim's file into shard and generation; None for any other name."""
-    match = _CLAIM.fullmatch(name)
+    match = _RESERVATION.fullmatch(name)
     return None if match is None else parse_commit_name(f"{match['commit']}.json")
 
 
-def part_claim_name(generation: int, digest: str) -> str:
-    """The name of the claim of parts in `claims/`, for a generation of the manifest; `digest` is of what it names."""
+def part_reservation_name(generation: int, digest: str) -> str:
+    """Return the file name of the reservation of catalog parts for a generation of the manifest.
+
+    `digest` is that of the parts' paths.
+    """
     return f"dataset.g{generation}-{digest}.json"
 
 
-def parse_part_claim_name(name: str) -> int | None:
+def parse_part_reservation_name(name: str) -> int | None:
     """Parse the name of a claim of parts into the manifest's generation; None for any other name."""
-    match = _PART_CLAIM.fullmatch(name)
+    match = _PART_RESERVATION.fullmatch(name)
     return None if match is None else int(match["generation"])
 
 
 def amended_name(generation: int, digest: str) -> str:
-    """The name of the list of an amendment's shards in `claims/`; `generation` is that of the manifest that it puts."""
+    """Return the file name of the list of an amendment's shards, which is in `reservations/`.
+
+    `generation` is that of the manifest that the amendment puts.
+    """
     return f"amended.g{generation}-{digest}.json"
 
 

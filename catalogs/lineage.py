@@ -37,14 +37,14 @@ Name = Annotated[str, Field(max_length=1000)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-class TrainedOn(Frozen):
+class TrainingDatasetRef(Frozen):
     """A dataset that was trained on; `digest` is its version's, a SHA-256."""
 
     name: Name
     digest: Sha256
 
 
-class HeldOut(Frozen):
+class HeldOutScores(Frozen):
     """How good weights were before and after a training, on images that it did not see: mean IoUs over `masks`.
 
     `before` and `after` are of the model's choice at one click, the oracle's of the best of its three masks. `images`
@@ -67,7 +67,7 @@ class HeldOut(Frozen):
         )
 
 
-class Round(Frozen):
+class TrainingRound(Frozen):
     """One link of a lineage: weights, and the datasets that they were trained on from the link before.
 
     The first link of a lineage was not trained by segmint, or its `training.json` is not known: it has no datasets.
@@ -75,21 +75,21 @@ class Round(Frozen):
 
     weights: Sha256
     name: Name
-    datasets: tuple[TrainedOn, ...] = ()
-    held_out: HeldOut | None = None
+    datasets: tuple[TrainingDatasetRef, ...] = ()
+    held_out: HeldOutScores | None = None
     held_out_share: Share | None = None  # of the datasets' images, by the hash of their sources; None: not known
 
 
-Lineage = Annotated[tuple[Round, ...], Field(max_length=MOST_ROUNDS)]
+Lineage = Annotated[tuple[TrainingRound, ...], Field(max_length=MOST_ROUNDS)]
 """The rounds up to some weights, which are the last; empty where nothing is known."""
 
 
-def trainings(lineage: tuple[Round, ...]) -> int:
+def trainings(lineage: tuple[TrainingRound, ...]) -> int:
     """Return how many trainings a lineage has: the round of a dataset that its last weights made."""
     return sum(bool(link.datasets) for link in lineage)
 
 
-def describe_rounds(lineage: tuple[Round, ...]) -> list[str]:
+def describe_rounds(lineage: tuple[TrainingRound, ...]) -> list[str]:
     """Return each training of a lineage as a sentence without its full stop, in order."""
     lines = []
     number = 0
@@ -105,17 +105,17 @@ def describe_rounds(lineage: tuple[Round, ...]) -> list[str]:
     return lines
 
 
-class _Training(BaseModel):
+class _TrainingFile(BaseModel):
     """What is read of `training.json`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     weights: Sha256
-    datasets: tuple[TrainedOn, ...] | None = None
+    datasets: tuple[TrainingDatasetRef, ...] | None = None
     lineage: Lineage
 
 
-def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...]:
+def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRound, ...]:
     """Return the lineage of weights, named as in a configuration, by the `training.json` beside them.
 
     Empty if there is none, and for known names and web addresses. A file that cannot be read, or that is of other
@@ -128,7 +128,7 @@ def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...]
         return ()
 
 
-def readable_lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...]:
+def readable_lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRound, ...]:
     """Return the lineage of weights as `lineage_of` does, but refuse a `training.json` that cannot be read.
 
     A training needs it: without it the gate would take images that were trained on as held out. A file that is of other
@@ -138,7 +138,7 @@ def readable_lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Ro
         return ()
     file = Location(storage, parent(absolute(weights))) / TRAINING
     try:
-        training = _Training.model_validate(json.loads(file.read(_MOST_BYTES)))
+        training = _TrainingFile.model_validate(json.loads(file.read(_MOST_BYTES)))
         if training.weights == sha256:
             check_lineage(sha256, training.lineage, training.datasets)
     except NotFoundError:
@@ -158,7 +158,9 @@ def _warn(problem: str) -> None:
     get_logger("lineage").warning("lineage_unknown", problem=problem[:700], note=note)
 
 
-def check_lineage(weights: str, lineage: tuple[Round, ...], datasets: tuple[TrainedOn, ...] | None) -> None:
+def check_lineage(
+    weights: str, lineage: tuple[TrainingRound, ...], datasets: tuple[TrainingDatasetRef, ...] | None
+) -> None:
     """Raise `ValueError` if a lineage in `training.json` does not end with its weights, or with its datasets.
 
     `datasets` are those that the file says were trained on; None: it does not say.

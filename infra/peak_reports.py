@@ -13,7 +13,7 @@ class PeakReports:
     """Collects the peak of each device in FLOP/s from actors on any node; created by the driver."""
 
     def __init__(self) -> None:
-        self._box = ray.remote(num_cpus=0)(_Box).remote()
+        self._box = ray.remote(num_cpus=0)(_ReportsActor).remote()
 
     def __call__(self, flop_per_s: float) -> None:
         """Report one device's peak, from any process; returns when it is stored, as Ray keeps no order between callers.
@@ -32,7 +32,7 @@ class PeakReports:
         return reports
 
 
-class _Box:
+class _ReportsActor:
     """The actor that keeps the reports."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Stage:
+class _StageProgress:
     total: int | None
     done: int = 0
     shown: int = -1
@@ -38,7 +38,7 @@ class Progress:
         self._bars_wanted = self._stream.isatty() if bars is None else bars
         self._bars: rich.progress.Progress | None = None
         self._tasks: dict[str, rich.progress.TaskID] = {}
-        self._stages: dict[str, _Stage] = {}
+        self._stages: dict[str, _StageProgress] = {}
         self._last_line = time.monotonic()
         self._lock = threading.Lock()
 
@@ -62,7 +62,7 @@ class Progress:
     def stage(self, name: str, total: int | None = None) -> None:
         """Start a stage, or change the total of a running one (None: not known)."""
         with self._lock:
-            stage = self._stages.setdefault(name, _Stage(total))
+            stage = self._stages.setdefault(name, _StageProgress(total))
             stage.total = total
             if self._bars is not None:
                 if name not in self._tasks:
@@ -104,7 +104,7 @@ class Progress:
         self._last_line = time.monotonic()
 
 
-def _line(name: str, stage: _Stage) -> str:
+def _line(name: str, stage: _StageProgress) -> str:
     rate = stage.done / max(time.monotonic() - stage.started, 1e-3)
     if stage.total is None:
         return f"{name} {stage.done} ({rate:.3g}/s)"

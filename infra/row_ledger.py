@@ -52,42 +52,42 @@ class RowLedger:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         # One call a row would push all other tasks out of the last 100,000 that a cluster's control store keeps.
         apart: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "enable_task_events": False}
-        self.__setstate__(ray.remote(**apart)(_Book).remote(frozenset(alone)))
+        self.__setstate__(ray.remote(**apart)(_LedgerActor).remote(frozenset(alone)))
 
     def __getstate__(self) -> Any:
         """The actor's handle: each process has its own turns."""
-        return self._book
+        return self._actor
 
     def __setstate__(self, book: Any) -> None:
-        self._book = book
-        self._turns = _Turns()
+        self._actor = book
+        self._in_flight = _InFlight()
 
     @contextmanager
-    def visit(self, spent: Callable[[], Mapping[str, float]] = dict) -> Iterator["Visit"]:
+    def entry(self, spent: Callable[[], Mapping[str, float]] = dict) -> Iterator["BlockEntry"]:
         """Process one block in this process; `spent` returns the seconds of its stages so far, recorded at the end.
 
         Raises `DeadlyWindowError` if the window has been ended.
         """
         exit_within(EXIT_S)
-        visit = Visit(self._book, self._turns)
+        entry = BlockEntry(self._actor, self._in_flight)
         try:
-            yield visit
+            yield entry
         finally:
-            visit.end(spent())
+            entry.end(spent())
 
     def suspects(self) -> list[int]:
         """Ordinals of the rows that workers died with, on nodes that were alive afterwards, in the order found.
 
         Empty if the actor that keeps the ledger is gone: its node was the driver's.
         """
-        return self._read(self._book.suspects)
+        return self._read(self._actor.suspects)
 
     def alone(self) -> list[int]:
         """Ordinals of the rows that are run alone: given at the start, or found together in a worker that died.
 
         Empty if the actor that keeps the ledger is gone.
         """
-        return self._read(self._book.alone)
+        return self._read(self._actor.alone)
 
     def spent(self) -> dict[str, float]:
         """Seconds of each stage inside the workers, summed over the workers, as far as they recorded them.
@@ -95,7 +95,7 @@ class RowLedger:
         Empty if the actor that keeps the ledger is gone.
         """
         try:
-            seconds: dict[str, float] = ray.get(self._book.spent.remote(), timeout=TIMEOUT_S)
+            seconds: dict[str, float] = ray.get(self._actor.spent.remote(), timeout=TIMEOUT_S)
         except ray.exceptions.RayError:
             return {}
         return seconds
@@ -108,12 +108,12 @@ class RowLedger:
         return ordinals
 
 
-class Visit:
+class BlockEntry:
     """The processing of one block in this process; its rows may be in flight together, and with other visits'."""
 
-    def __init__(self, book: Any, turns: "_Turns") -> None:
-        self._book = book
-        self._turns = turns
+    def __init__(self, book: Any, in_flight: "_InFlight") -> None:
+        self._actor = book
+        self._in_flight = in_flight
         context = ray.get_runtime_context()
         number = ray.get(book.open.remote(context.get_node_id(), context.get_worker_id()), timeout=TIMEOUT_S)
         if number is None:
@@ -134,33 +134,35 @@ class Visit:
 
     def _enter(self, ordinal: int, *, alone: bool) -> bool:
         """Record the row's start; False if it has not started, because it must be alone."""
-        self._turns.take(alone=alone)
+        self._in_flight.take(alone=alone)
         started = False
         try:
-            left = self._turns.done()
-            answer: _Answer = ray.get(self._book.begin.remote(self._number, ordinal, left, alone), timeout=TIMEOUT_S)
-            if answer.barred is not None:
-                raise BarredRowError(answer.barred)
+            left = self._in_flight.done()
+            answer: _StartReply = ray.get(
+                self._actor.begin.remote(self._number, ordinal, left, alone), timeout=TIMEOUT_S
+            )
+            if answer.refused is not None:
+                raise BarredRowError(answer.refused)
             started = answer.starts
         finally:
             if not started:
-                self._turns.give_back()
+                self._in_flight.give_back()
         return started
 
     def leave(self, ordinal: int) -> None:
         """Note that a row is done, which is recorded with the next row of this process that starts. Does not wait."""
-        self._turns.give_back((self._number, ordinal))
+        self._in_flight.give_back((self._number, ordinal))
 
     def excuse(self, ordinal: int, why: str) -> None:
         """Record that this process ends, but not because of an image: this row is barred, and no row is a suspect."""
-        ray.get(self._book.excuse.remote(self._number, ordinal, why), timeout=TIMEOUT_S)
+        ray.get(self._actor.excuse.remote(self._number, ordinal, why), timeout=TIMEOUT_S)
 
     def end(self, spent: Mapping[str, float] = MappingProxyType({})) -> None:
         """Record that all rows of the block are done, and the seconds of this process's stages; does not wait."""
-        self._book.end.remote(self._number, dict(spent))
+        self._actor.end.remote(self._number, dict(spent))
 
 
-class _Turns:
+class _InFlight:
     """Which rows may be in flight in this process: any number, or a single one that must be alone."""
 
     def __init__(self) -> None:
@@ -198,24 +200,24 @@ class _Turns:
         return done
 
 
-class _Answer(NamedTuple):
+class _StartReply(NamedTuple):
     """Whether a row starts, and if it must not in this window, why. If neither, it must be alone."""
 
     starts: bool
-    barred: str | None = None
+    refused: str | None = None
 
 
-class _Book:
+class _LedgerActor:
     """The actor that keeps the ledger. A worker is a node and a process there."""
 
     def __init__(self, alone: Iterable[int] = ()) -> None:
         self._opened = 0
         self._workers: dict[int, tuple[str, str]] = {}  # by visit
-        self._visits: dict[int, int] = {}  # of the rows in flight, by ordinal
+        self._entries: dict[int, int] = {}  # of the rows in flight, by ordinal
         self._deaths = 0
         self._alone = set(alone)
         self._suspects: list[int] = []
-        self._barred: dict[int, str] = {}  # why, by ordinal
+        self._refused: dict[int, str] = {}  # why, by ordinal
         self._spent: dict[tuple[str, str], dict[str, float]] = {}  # seconds of stages, by worker
 
     def open(self, node: str, process: str) -> int | None:
@@ -225,35 +227,35 @@ class _Book:
         self._workers[self._opened] = node, process
         return self._opened
 
-    def begin(self, visit: int, ordinal: int, left: list[tuple[int, int]], alone: bool) -> _Answer:
-        for its_visit, row in left:
-            if self._visits.get(row) == its_visit:
-                del self._visits[row]
-        earlier = self._visits.get(ordinal)
+    def begin(self, entry: int, ordinal: int, left: list[tuple[int, int]], alone: bool) -> _StartReply:
+        for its_entry, row in left:
+            if self._entries.get(row) == its_entry:
+                del self._entries[row]
+        earlier = self._entries.get(ordinal)
         if earlier is not None:  # that worker died: Ray never runs a block twice at a time
-            self._died(earlier, asking=visit)
-        why = self._barred.get(ordinal)
-        if why is None and visit not in self._workers:
+            self._died(earlier, asking=entry)
+        why = self._refused.get(ordinal)
+        if why is None and entry not in self._workers:
             why = _ENDING
         if why is not None:
-            return _Answer(starts=False, barred=why)
+            return _StartReply(starts=False, refused=why)
         if ordinal in self._alone and not alone:
-            return _Answer(starts=False)
-        self._visits[ordinal] = visit
-        return _Answer(starts=True)
+            return _StartReply(starts=False)
+        self._entries[ordinal] = entry
+        return _StartReply(starts=True)
 
-    def excuse(self, visit: int, ordinal: int, why: str) -> None:
-        if visit in self._workers:
-            self._barred[ordinal] = why
-            self._close(visit)
+    def excuse(self, entry: int, ordinal: int, why: str) -> None:
+        if entry in self._workers:
+            self._refused[ordinal] = why
+            self._close(entry)
 
-    def end(self, visit: int, spent: Mapping[str, float] = MappingProxyType({})) -> None:
-        worker = self._workers.pop(visit, None)
+    def end(self, entry: int, spent: Mapping[str, float] = MappingProxyType({})) -> None:
+        worker = self._workers.pop(entry, None)
         if worker is not None and spent:
             before = self._spent.get(worker, {})  # of another call, which may have ended after this one
             self._spent[worker] = before | {stage: max(s, before.get(stage, 0.0)) for stage, s in spent.items()}
-        for row in [row for row, its_visit in self._visits.items() if its_visit == visit]:
-            del self._visits[row]
+        for row in [row for row, its_entry in self._entries.items() if its_entry == entry]:
+            del self._entries[row]
 
     def spent(self) -> dict[str, float]:
         return dict(sum(map(Counter, self._spent.values()), Counter()))
@@ -264,10 +266,10 @@ class _Book:
     def alone(self) -> list[int]:
         return sorted(self._alone)
 
-    def _died(self, visit: int, asking: int) -> None:
+    def _died(self, entry: int, asking: int) -> None:
         """Find out which rows the visit's worker died with; they count only if its node is alive."""
-        node, _ = self._workers[visit]
-        rows = self._close(visit, asking)
+        node, _ = self._workers[entry]
+        rows = self._close(entry, asking)
         if not _is_alive(node):
             return
         self._deaths += 1
@@ -275,14 +277,14 @@ class _Book:
             self._alone.update(rows)
             return
         self._suspects += rows
-        self._barred |= dict.fromkeys(rows, _SUSPECT)
+        self._refused |= dict.fromkeys(rows, _SUSPECT)
 
-    def _close(self, visit: int, asking: int | None = None) -> list[int]:
+    def _close(self, entry: int, asking: int | None = None) -> list[int]:
         """End all visits of a visit's worker but the one that is asking; return the rows that were in flight there."""
-        worker = self._workers[visit]
-        visits = [one for one, its_worker in self._workers.items() if its_worker == worker and one != asking]
-        rows = [row for row, its_visit in self._visits.items() if its_visit in visits]
-        for one in visits:
+        worker = self._workers[entry]
+        entries = [one for one, its_worker in self._workers.items() if its_worker == worker and one != asking]
+        rows = [row for row, its_entry in self._entries.items() if its_entry in entries]
+        for one in entries:
             self.end(one)
         return rows
 

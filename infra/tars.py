@@ -36,7 +36,7 @@ class TarReader:
     """
 
     def __init__(self, stream: SupportsRead) -> None:
-        self._stream = _Forward(stream)
+        self._stream = _ForwardStream(stream)
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
         """Yield the members. Raises `BadTarError`, and what the stream raises."""
@@ -73,7 +73,7 @@ def is_plain_file(member: tarfile.TarInfo) -> bool:
     return member.isfile() and not member.issparse() and member.size >= 0
 
 
-class _Forward:
+class _ForwardStream:
     """A stream as `tarfile` wants it, which only goes forward; `allowed` bytes may be read until it is set again."""
 
     def __init__(self, stream: SupportsRead) -> None:

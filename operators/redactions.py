@@ -48,7 +48,7 @@ class Redactions(NamedTuple):
     iou: Floats
 
 
-class Outline(NamedTuple):
+class RedactionOutline(NamedTuple):
     """The pixels of a region: those of `mask` (h, w) bool in the window whose top left corner is (x, y)."""
 
     x: int
@@ -87,7 +87,7 @@ def redactions(
     return Redactions(ious[:, -1].copy(), ious[:, :-1].max(axis=1))
 
 
-def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple[int, int]) -> Outline:
+def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple[int, int]) -> RedactionOutline:
     """Return the pixels of a redacted region in the released image; a narrow region may have none.
 
     A face that a detector found is the ellipse inscribed in its box: the pixels whose centers lie in it. Any other
@@ -107,10 +107,10 @@ def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple
     if region["kind"] == "face" and region["source"] != MANUAL:
         top, dy = _distances(region["y"], region["h"], down, source_size[0], size[0])
         left, dx = _distances(region["x"], region["w"], across, source_size[1], size[1])
-        return Outline(left, top, dx[None, :] ** 2 + dy[:, None] ** 2 <= 1)
+        return RedactionOutline(left, top, dx[None, :] ** 2 + dy[:, None] ** 2 <= 1)
     top, bottom = _span(region["y"], region["h"], down, source_size[0], size[0])
     left, right = _span(region["x"], region["w"], across, source_size[1], size[1])
-    return Outline(left, top, np.ones((bottom - top, right - left), np.bool_))
+    return RedactionOutline(left, top, np.ones((bottom - top, right - left), np.bool_))
 
 
 def band_widths(region: Mapping[str, Any]) -> tuple[float, float]:
@@ -145,6 +145,6 @@ def _distances(start: int, length: int, inset: float, source: int, released: int
     return first, (centers - (start + length / 2)) / (max(length, 1) / 2 - inset)
 
 
-def _encoded(found: Outline, size: tuple[int, int]) -> dict[str, Any]:
+def _encoded(found: RedactionOutline, size: tuple[int, int]) -> dict[str, Any]:
     code = encode_patch(found.mask, (found.x, found.y), size)
     return {"size": list(code.size), "counts": code.counts.encode("ascii")}

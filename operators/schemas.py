@@ -175,7 +175,7 @@ ANNOTATION_STAGE = "annotation_stage"
 
 _ANNOTATION = [
     # The answer of an annotator that was merged into the image
-    pa.field("answer", pa.struct([("lane", pa.int32()), ("n", pa.int32()), ("sha256", pa.string())])),
+    pa.field("submission", pa.struct([("assignment", pa.int32()), ("n", pa.int32()), ("sha256", pa.string())])),
     pa.field("annotator", pa.string()),  # the name that the annotator gave
     pa.field("stage", pa.string()),  # of annotation: assisted or semi
     pa.field("seconds", pa.float64()),  # of active work on this image

@@ -2,7 +2,7 @@
 
     catalog -> prepare (ingest, de-identify, release) -> segment -> describe -> shards -> write and commit
 
-`mint` is the flow of rows, `run_build` the loop around it.
+`build_rows` is the flow of rows, `run_build` the loop around it.
 """
 
 import time
@@ -30,9 +30,9 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.segment.segment import Segment, check_numerics
-from segmint.operators.shards.revise import heed_all
+from segmint.operators.shards.revise import finish_dead_writers
 from segmint.operators.shards.write import ShardResult
-from segmint.pipeline.building.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.accounting import Accounting, account, record_end
 from segmint.pipeline.building.execution.ceiling import CeilingMeter
 from segmint.pipeline.building.execution.cuts import cut_at_borders
@@ -43,15 +43,15 @@ from segmint.pipeline.building.execution.run_record import RunRecord
 from segmint.pipeline.building.execution.shard_writers import ShardWriter, ShardWriters
 from segmint.pipeline.building.execution.stage_watch import StageWatch, watched
 from segmint.pipeline.building.execution.stages import Stages, lay_out, lay_out_again
-from segmint.pipeline.building.execution.work import MissingShards, RejectedRows, WindowRows, Work
+from segmint.pipeline.building.execution.work import BuildWork, MissingShards, RejectedRows, WindowRows
 from segmint.pipeline.config.advice import advice
 from segmint.pipeline.config.config import Config
 
-BARREN_WINDOWS = 3
+MOST_STALLED_WINDOWS = 3
 """The run ends unfinished after this many windows in a row without a new commit, while the stores answered."""
 
 
-def mint(rows: pa.Table, stages: Stages, ledger: RowLedger | None = None) -> ray.data.Dataset:
+def build_rows(rows: pa.Table, stages: Stages, ledger: RowLedger | None = None) -> ray.data.Dataset:
     """Turn catalog rows into described rows: every row comes out, in order, accepted or with its reason.
 
     Only encoded bytes travel between the stages, and never those of an original.
@@ -120,7 +120,7 @@ def run_build(
     others = [config.output, *([config.assets] if config.assets else [])]
     outages = Outages(storage, config.catalog, others, config.outage_timeout_s)
     wanted = dataset.shards(shards)
-    heed_all(dataset.handle(config), wanted)
+    finish_dead_writers(dataset.handle(config), wanted)
     if shards is None:
         sweep(dataset.location)
     run = RunRecord(RunMetrics(config.name))
@@ -162,7 +162,7 @@ def run_build(
         retried_images=retried["images"],
         not_retried=refused.left,
     )
-    return record_end(dataset, accounting, run.held_back)
+    return record_end(dataset, accounting, run.on_hold)
 
 
 @dataclass
@@ -170,7 +170,7 @@ class _OuterLoop:
     """Windows of shards, one after another, until none is left or no window brings anything."""
 
     config: Config
-    dataset: OpenDataset
+    dataset: BuildDataset
     cluster: Cluster
     stages: Stages
     quarantine: Quarantine
@@ -178,12 +178,12 @@ class _OuterLoop:
     progress: Progress
     run: RunRecord
 
-    def go_through(self, work: Work) -> Counter[str]:
+    def go_through(self, work: BuildWork) -> Counter[str]:
         """Do what is left of the work; return the sums over the shards that succeeded."""
         config, run = self.config, self.run
         sums: Counter[str] = Counter()
-        barren = 0
-        while work.left and barren < BARREN_WINDOWS:
+        stalled = 0
+        while work.left and stalled < MOST_STALLED_WINDOWS:
             window = work.left[: config.window_shards]
             done: set[int] = set()
             try:
@@ -197,23 +197,23 @@ class _OuterLoop:
                     for result in run_rows(taken, self.stages, work.write, self.quarantine):
                         run.note(result)
                         self.quarantine.note(result)
-                        if result.status != "held_back":
+                        if result.status != "on_hold":
                             done.add(result.shard)
                             sums.update(result.counts)
                         watch.moved()
             except (ray.exceptions.RayError, SegmintError, OSError) as error:
                 run.note_failure(window, error)
-            trials = self.quarantine.try_alone(self.dataset.spans(window))
-            run.held_back |= trials.held_back
+            trials = self.quarantine.run_trials(self.dataset.spans(window))
+            run.on_hold |= trials.on_hold
             unfinished = work.settle(window, done)
             run.settled(window, work.left)
             # A verdict on a row tried alone is progress like a commit: its shard is tried again at once.
             if unfinished < len(window) or trials.verdicts:
-                barren = 0
+                stalled = 0
             elif not self.outages.wait_out(work.left):
-                barren += 1
-            if 0 < unfinished == len(work.left) and not trials.verdicts and barren < BARREN_WINDOWS:
-                time.sleep(config.retry_wait_s * 2**barren)
+                stalled += 1
+            if 0 < unfinished == len(work.left) and not trials.verdicts and stalled < MOST_STALLED_WINDOWS:
+                time.sleep(config.retry_wait_s * 2**stalled)
             before, self.stages = self.stages, lay_out_again(config, self.dataset, self.cluster, self.stages)
             self.stages = start_detectors(self.stages, before)
         return sums
@@ -240,6 +240,6 @@ def run_rows(
         return
     rows, ledger = (taken.rows, None) if quarantine is None else quarantine.open_window(taken.rows)
     with closing(ShardWriters(stages.writers, StageWatch.check, write)) as writers:
-        for span, cuts in cut_at_borders(iter_blocks(mint(rows, stages, ledger)), taken.spans):
+        for span, cuts in cut_at_borders(iter_blocks(build_rows(rows, stages, ledger)), taken.spans):
             yield from writers.submit(taken.tasks[span.shard], cuts)
         yield from writers.drain()

@@ -27,7 +27,7 @@ pytest_plugins = [
     "tests.support.built_fixtures",
     "tests.support.cuda",
     "tests.support.fast",
-    "tests.support.minted_fixtures",
+    "tests.support.small_dataset_fixtures",
     "tests.support.report_fixtures",
     "tests.support.ray_fixtures",
     "tests.support.s3_fixtures",

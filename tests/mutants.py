@@ -15,7 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support.answer_mutants import ANSWER_MUTANTS
 from tests.support.build_mutants import BUILD_MUTANTS
 from tests.support.dataset_mutants import DATASET_MUTANTS
 from tests.support.masks_mutants import MASKS_MUTANTS
@@ -23,6 +22,7 @@ from tests.support.mutant import Mutant
 from tests.support.page_mutants import PAGE_MUTANTS
 from tests.support.reading_mutants import READING_MUTANTS
 from tests.support.segment_mutants import SEGMENT_MUTANTS
+from tests.support.submission_mutants import ANSWER_MUTANTS
 
 ROOT = Path(__file__).resolve().parents[1]
 

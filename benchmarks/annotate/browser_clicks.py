@@ -42,7 +42,7 @@ _WATCH = """() => {
 
 
 @dataclass(frozen=True)
-class Clicked:
+class ClickTimes:
     """Milliseconds of the clicks of each kind, and the browser that they were measured in."""
 
     first: list[float]
@@ -50,7 +50,7 @@ class Clicked:
     browser: str
 
 
-def click_in_browser(address: str, clicks: int, seed: int, warm: int, pause_s: float) -> Clicked | None:
+def click_in_browser(address: str, clicks: int, seed: int, warm: int, pause_s: float) -> ClickTimes | None:
     """Click on random places of image 1, first and then to correct, a pause before each; None without Chromium."""
     executable = shutil.which("chromium")
     if executable is None:
@@ -89,4 +89,4 @@ def click_in_browser(address: str, clicks: int, seed: int, warm: int, pause_s: f
                 times["later"].append(later)
         version = browser.version
         browser.close()
-    return Clicked(times["first"], times["later"], f"Chromium {version}")
+    return ClickTimes(times["first"], times["later"], f"Chromium {version}")

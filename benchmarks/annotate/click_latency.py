@@ -37,7 +37,7 @@ def make_dataset(folder: Path, photograph: str, side: int) -> Path:
     from skimage import data
 
     from tests.support.builds import write_config
-    from tests.support.minted import mint
+    from tests.support.small_dataset import mint
 
     image = Image.fromarray(np.asarray(getattr(data, photograph)()))
     scale = side / min(image.size)

@@ -82,7 +82,7 @@ def main() -> None:
 
 
 @dataclass
-class Clock:
+class CpuClock:
     """CPU seconds of the functions that it wraps, by stage; what they call of each other counts once."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -107,7 +107,7 @@ class Clock:
 class TimedDetector:
     """A detector whose searches are timed."""
 
-    def __init__(self, detector: Detector, clock: Clock) -> None:
+    def __init__(self, detector: Detector, clock: CpuClock) -> None:
         self.name, self.kind, self.score = detector.name, detector.kind, detector.score
         self.detect = clock.timed(f"{detector.kind}s", detector.detect)
 
@@ -134,7 +134,7 @@ def measure(images: dict[str, Pixels], megapixels: float, detectors: Sequence[De
 
 def timed(data: bytes, with_original: bool, detectors: Sequence[Detector]) -> dict[str, float]:
     """CPU seconds of each stage of one image."""
-    clock = Clock()
+    clock = CpuClock()
     config = settings(with_original)
     timed_detectors = [TimedDetector(each, clock) for each in detectors]
     names = {
@@ -177,29 +177,29 @@ def print_stages(row: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Labeled:
+class LabeledDetector:
     """An image and what is on it: polygons (N, 2) x, y in its pixels."""
 
     image: Pixels
     kind: str
     labels: tuple[Any, ...]
 
-    def moved(self, image: Pixels, matrix: Any) -> "Labeled":
+    def moved(self, image: Pixels, matrix: Any) -> "LabeledDetector":
         """The image after an affine map (2, 3), with its labels."""
-        return Labeled(image, self.kind, tuple(each @ matrix[:, :2].T + matrix[:, 2] for each in self.labels))
+        return LabeledDetector(image, self.kind, tuple(each @ matrix[:, :2].T + matrix[:, 2] for each in self.labels))
 
 
-def labeled(folder: Path) -> Iterator[tuple[str, Labeled]]:
+def labeled(folder: Path) -> Iterator[tuple[str, LabeledDetector]]:
     """The photographs that the folder has labels for, by name."""
     faces = {"multiface.jpg": MULTIFACE, "solvay_1927.jpg": SOLVAY}
     for name, boxes in faces.items():
         corners = tuple(np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float) for x0, y0, x1, y1 in boxes)
-        yield name, Labeled(read(str(folder / name)), "face", corners)
+        yield name, LabeledDetector(read(str(folder / name)), "face", corners)
     for name, quad in PLATE_CORNERS.items():
-        yield name, Labeled(read(str(folder / name)), "plate", (np.array(quad, float),))
+        yield name, LabeledDetector(read(str(folder / name)), "plate", (np.array(quad, float),))
 
 
-def variants(photograph: Labeled) -> Iterator[tuple[str, Labeled]]:
+def variants(photograph: LabeledDetector) -> Iterator[tuple[str, LabeledDetector]]:
     """The photograph as it is, in other sizes, tilted and darkened; some of these also at 16 megapixels."""
     yield "as it is", photograph
     for factor in (0.5, 1.5):
@@ -208,7 +208,10 @@ def variants(photograph: Labeled) -> Iterator[tuple[str, Labeled]]:
     yield "16 megapixels", large
     for name, base in (("", photograph), (" at 16 megapixels", large)):
         yield f"tilted by 10°{name}", tilted(base, 10)
-        yield f"darkened to a quarter{name}", Labeled((base.image * 0.25).astype(np.uint8), base.kind, base.labels)
+        yield (
+            f"darkened to a quarter{name}",
+            LabeledDetector((base.image * 0.25).astype(np.uint8), base.kind, base.labels),
+        )
 
 
 def scaled(image: Pixels, factor: float) -> Pixels:
@@ -217,12 +220,12 @@ def scaled(image: Pixels, factor: float) -> Pixels:
     return np.ascontiguousarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=method))
 
 
-def resized_by(photograph: Labeled, factor: float) -> Labeled:
+def resized_by(photograph: LabeledDetector, factor: float) -> LabeledDetector:
     """The photograph resized by a factor."""
     return photograph.moved(scaled(photograph.image, factor), np.array([[factor, 0, 0], [0, factor, 0]]))
 
 
-def tilted(photograph: Labeled, degrees: float) -> Labeled:
+def tilted(photograph: LabeledDetector, degrees: float) -> LabeledDetector:
     """The photograph turned around its center, its borders filled by reflection."""
     height, width = photograph.image.shape[:2]
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, write_result  # noqa: E402
-from benchmarks.processes import Trace, Traced  # noqa: E402
+from benchmarks.processes import Trace, TracedProcess  # noqa: E402
 from segmint.catalogs.dataset.summaries import sum_commits  # noqa: E402
 from segmint.infra.storage.location import Location  # noqa: E402
 from segmint.infra.storage.storage import Storage  # noqa: E402
@@ -127,16 +127,16 @@ def write_build(folder: Path, rows: int, **settings: Any) -> Path:
     return folder / "build.yaml"
 
 
-def by_role(processes: Sequence[Traced]) -> dict[str, list[Traced]]:
+def by_role(processes: Sequence[TracedProcess]) -> dict[str, list[TracedProcess]]:
     """Processes by role, the driver and Ray's first."""
-    found: dict[str, list[Traced]] = {}
+    found: dict[str, list[TracedProcess]] = {}
     for process in processes:
         if process.seconds:
             found.setdefault(process.role, []).append(process)
     return found
 
 
-def summary(role: str, members: Sequence[Traced], rows: int) -> dict[str, Any]:
+def summary(role: str, members: Sequence[TracedProcess], rows: int) -> dict[str, Any]:
     """The total cost of the processes of a role, and the growth of the largest of them over time."""
     curve = largest(members)
     middle = (curve[0][0] + curve[-1][0]) / 2
@@ -154,7 +154,7 @@ def summary(role: str, members: Sequence[Traced], rows: int) -> dict[str, Any]:
     }
 
 
-def largest(members: Sequence[Traced]) -> list[tuple[float, float, float]]:
+def largest(members: Sequence[TracedProcess]) -> list[tuple[float, float, float]]:
     """At each sample the seconds, the RSS and the private memory of the role's largest process."""
     at: dict[float, tuple[float, float]] = {}
     for process in members:
@@ -164,7 +164,7 @@ def largest(members: Sequence[Traced]) -> list[tuple[float, float, float]]:
     return [(seconds, *sizes) for seconds, sizes in sorted(at.items())]
 
 
-def rise(members: Sequence[Traced], which: str) -> float:
+def rise(members: Sequence[TracedProcess], which: str) -> float:
     """The largest growth of a process over the second half of its life, in MiB."""
     grown = [0.0]
     for process in members:

@@ -36,7 +36,7 @@ from segmint.operators.rows import Row, to_table  # noqa: E402
 from segmint.operators.schemas import FUNNEL_STEPS, PREPARED  # noqa: E402
 from segmint.operators.segment.overlap import HostThreads  # noqa: E402
 from segmint.operators.segment.segment import SWITCH_INTERVAL_S, Segment  # noqa: E402
-from segmint.pipeline.building.execution.stages import Pool  # noqa: E402
+from segmint.pipeline.building.execution.stages import ActorPool  # noqa: E402
 
 HOST_SHARE = 0.8
 """Seconds of decoding, and of finishing, over those of computing."""
@@ -107,7 +107,7 @@ def measure_idle(
 ) -> dict[str, Any]:
     """Have Ray Data take images through one actor; return the idle share of the device's thread."""
     rows = to_table([{"ordinal": ordinal} for ordinal in range(images)], PREPARED)
-    pool = Pool(1, 1, num_cpus=1, num_gpus=0, calls_at_once=threads.calls(rows_per_block))
+    pool = ActorPool(1, 1, num_cpus=1, num_gpus=0, calls_at_once=threads.calls(rows_per_block))
     shares = PeakReports()
     segmented = (
         ray.data.from_arrow(rows)

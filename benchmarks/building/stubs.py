@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from segmint.model.automatic.rle import encode
-from segmint.operators.prepare.prepare import Prepare, Prepared
+from segmint.operators.prepare.prepare import Prepare, PreparedImage
 from segmint.operators.rows import Row
 from segmint.operators.schemas import FUNNEL_STEPS
 from segmint.operators.segment.overlap import HostThreads
@@ -31,7 +31,7 @@ MASKS = 3
 class StubbedPrepare(Prepare):
     """Prepare without reading, decoding or de-identifying images: all rows get the same small one."""
 
-    def _read_and_prepare(self, row: Row) -> tuple[str, Prepared]:
+    def _read_and_prepare(self, row: Row) -> tuple[str, PreparedImage]:
         return f"{row['ordinal']:064x}", _prepared(released(row["ordinal"]))
 
 
@@ -75,9 +75,9 @@ def _jpeg() -> bytes:
     return stream.getvalue()
 
 
-def _prepared(release: bytes) -> Prepared:
+def _prepared(release: bytes) -> PreparedImage:
     height, width = SIZE
-    return Prepared(
+    return PreparedImage(
         source_width=width,
         source_height=height,
         regions=(),

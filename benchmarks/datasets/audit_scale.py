@@ -119,9 +119,9 @@ def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
     """
     from segmint.infra.storage.location import Location
     from segmint.infra.storage.storage import Storage
-    from segmint.pipeline.quality.audit.answer_text import answer_lines
     from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
     from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS
+    from segmint.pipeline.quality.audit.result_text import result_lines
 
     options = AuditOptions(ray_from=RAY_FROM_MASKS if ray_from is None else ray_from)
     trace = Trace(os.getpid())
@@ -132,7 +132,7 @@ def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
         seconds = time.perf_counter() - started
     if report.findings.total:
         raise SystemExit(
-            "\n".join(["the audit has findings in a dataset that should be intact:", *answer_lines(report)])
+            "\n".join(["the audit has findings in a dataset that should be intact:", *result_lines(report)])
         )
     workers = [each for each in trace.processes.values() if each.role == WORKER]
     checked = report.checked

@@ -37,7 +37,7 @@ from segmint.operators.shards.files import ROW_GROUP_ROWS, annotations_json
 MOVED = ("relative_size", "concavity", "center_x", "center_y", "aspect_ratio")
 
 
-class Made(NamedTuple):
+class MadeShard(NamedTuple):
     """The bytes written, and the seconds it took."""
 
     seconds: float
@@ -63,7 +63,7 @@ class LargeDataset:
     def begin(self) -> None:
         """Write manifest and catalog; no shard is committed."""
         manifest = open_dataset(str(self.source)).manifest
-        catalog = table_bytes(Pool(self.source).catalog(np.arange(self.images)), NORMALIZED)
+        catalog = table_bytes(RowPool(self.source).catalog(np.arange(self.images)), NORMALIZED)
         digest = hashlib.sha256(catalog).hexdigest()
         path = part_path(0, digest)
         (self.folder / path).parent.mkdir(parents=True)
@@ -79,16 +79,16 @@ class LargeDataset:
         }
         (self.folder / MANIFEST).write_bytes(manifest.model_copy(update=changes).to_json())
 
-    def commit(self, first: int, end: int) -> "Made":
+    def commit(self, first: int, end: int) -> "MadeShard":
         """Write and commit the shards [first, end) with one process a core; return the bytes and the time."""
         started = time.perf_counter()
         workers = min(os.cpu_count() or 1, end - first)
         with multiprocessing.get_context("spawn").Pool(workers, _prepare, (self,)) as pool:
             written = sum(pool.imap_unordered(_commit_shard, range(first, end)))
-        return Made(time.perf_counter() - started, written)
+        return MadeShard(time.perf_counter() - started, written)
 
 
-class Pool:
+class RowPool:
     """The rows of a small dataset, from which rows of any ordinals are made."""
 
     def __init__(self, source: Path) -> None:
@@ -147,7 +147,7 @@ class Maker:
 
     def __init__(self, dataset: LargeDataset) -> None:
         self._dataset = dataset
-        self._pool = Pool(dataset.source)
+        self._pool = RowPool(dataset.source)
         manifest = DatasetManifest.from_json((dataset.folder / MANIFEST).read_bytes())
         self._numerics = manifest.numerics_fingerprint
         self._log = CommitLog(Location(Storage(), str(dataset.folder)))

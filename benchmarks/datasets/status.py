@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import pyarrow as pa  # noqa: E402
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry  # noqa: E402
-from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights  # noqa: E402
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights  # noqa: E402
 from segmint.catalogs.layout import MANIFEST, config_sha256, data_path, part_path  # noqa: E402
 from segmint.catalogs.parquet import table_bytes  # noqa: E402
 from segmint.infra.storage.location import Location  # noqa: E402
@@ -53,7 +53,7 @@ def begin(dataset: Location, shards: int) -> None:
         config_sha256=config_sha256({"images_per_shard": ROWS}),
         numerics={"device": "cpu"},
         code_version="0",
-        weights=Weights(name="none", sha256="0" * 64),
+        weights=ModelWeights(name="none", sha256="0" * 64),
         catalog=(part,),
         images_per_shard=ROWS,
         policy_date=date(2026, 1, 1),

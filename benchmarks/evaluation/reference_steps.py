@@ -27,7 +27,7 @@ from benchmarks.measuring import RESULTS, write_result
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
 from segmint.model.automatic import cleanup, filters
-from segmint.model.automatic.candidates import Candidates, Patch
+from segmint.model.automatic.candidates import CandidateMasks, MaskPatch
 from segmint.model.automatic.generator import MaskGenerator, clean_up, suppress_across_crops
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.predictor import Predictor
@@ -102,14 +102,14 @@ def measure(generator: MaskGenerator, path: Path) -> dict[str, Any]:
     }
 
 
-def run(generator: MaskGenerator, image: NDArray[np.uint8]) -> tuple[Candidates, int, Candidates]:
+def run(generator: MaskGenerator, image: NDArray[np.uint8]) -> tuple[CandidateMasks, int, CandidateMasks]:
     """The masks before clean-up, how many of all crops were inside theirs, and the masks that are written."""
     found = generator.find(image)
     candidates = suppress_across_crops(found.candidates, generator.settings)
     return candidates, found.funnel.inside_crop, clean_up(candidates, found.frame_size, generator.settings)[0]
 
 
-def alone(masks: Candidates, others: Candidates) -> int:
+def alone(masks: CandidateMasks, others: CandidateMasks) -> int:
     """How many masks have a box unlike all boxes of others."""
     x0, y0, x1, y1 = (side[:, None] for side in masks.boxes.T)
     a0, b0, a1, b1 = others.boxes.T
@@ -119,7 +119,7 @@ def alone(masks: Candidates, others: Candidates) -> int:
     return int((common / both < MASKS_ALIKE).all(axis=1).sum())
 
 
-def differs(patch: Patch, cleaned: Patch | None, size: tuple[int, int], least: int) -> bool:
+def differs(patch: MaskPatch, cleaned: MaskPatch | None, size: tuple[int, int], least: int) -> bool:
     """Whether a mask, (height, width) `size`, comes out different with islands first."""
     x0, y0, x1, y1 = patch.box
     mask = np.zeros(size, np.bool_)

@@ -29,7 +29,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.measuring import RESULTS, write_result
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
-from segmint.model.sam.predictor import Embedding, Masks, Predictor
+from segmint.model.sam.predictor import Embedding, Predictor, PromptMasks
 from segmint.operators.annotations.image import encode_mask
 from segmint.operators.evaluate.clicks import Click, random_click
 from segmint.operators.evaluate.points import click_masks
@@ -53,7 +53,7 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Scene:
+class PromptScene:
     """An image, (H, W, 3) uint8 RGB, with its true masks, (H, W) bool."""
 
     image: Pixels
@@ -72,7 +72,7 @@ def main() -> None:
     compute = resolve_compute("cpu")
     machine = describe_machine(compute.threads, "fp32")
     predictor = Predictor(load_model(resolve(options.weights), compute))
-    sets: dict[str, list[Scene]] = {"coins": [coins()], "composed": list(composed())}
+    sets: dict[str, list[PromptScene]] = {"coins": [coins()], "composed": list(composed())}
     if options.photos and options.reference:
         sets["generated"] = list(generated(options.photos, options.reference))
     results = {}
@@ -87,7 +87,7 @@ def main() -> None:
     )
 
 
-def measure(predictor: Predictor, scenes: Sequence[Scene]) -> dict[str, Any]:
+def measure(predictor: Predictor, scenes: Sequence[PromptScene]) -> dict[str, Any]:
     """Return the mean IoU of both outputs, and the mean difference with its 95 % interval over the masks."""
     found: dict[str, list[list[float]]] = {}
     for scene in scenes:
@@ -170,7 +170,7 @@ def of_box(predictor: Predictor, embedding: Embedding, truth: Bools, output: Sev
     return drawn_iou(predictor, embedding, choice(predictor.predict_all(embedding, boxes=box), output), truth)
 
 
-def choice(answer: Masks, output: SeveralClicks) -> "Tensor":
+def choice(answer: PromptMasks, output: SeveralClicks) -> "Tensor":
     """The logits (1, 1, 256, 256) of an output of one prompt."""
     place = 0 if output is SeveralClicks.SINGLE else 1 + int(answer.predicted_iou[0, 1:].argmax())
     return answer.low_res_logits[:1, place : place + 1]
@@ -182,7 +182,7 @@ def drawn_iou(predictor: Predictor, embedding: Embedding, logits: "Tensor", trut
     return float((mask & truth).sum() / (mask | truth).sum())
 
 
-def coins() -> Scene:
+def coins() -> PromptScene:
     """scikit-image's coins: 24, each a region of its watershed between dark background and bright coins."""
     from scipy.ndimage import binary_fill_holes
     from skimage import data
@@ -195,10 +195,10 @@ def coins() -> Scene:
     markers[gray < 30], markers[gray > 150] = 1, 2
     regions = label(binary_fill_holes(watershed(sobel(gray), markers) == 2))
     truths = [regions == index for index in range(1, regions.max() + 1)]
-    return Scene(np.repeat(gray[..., None], 3, axis=2), [truth for truth in truths if truth.sum() > 500])
+    return PromptScene(np.repeat(gray[..., None], 3, axis=2), [truth for truth in truths if truth.sum() > 500])
 
 
-def composed() -> Iterator[Scene]:
+def composed() -> Iterator[PromptScene]:
     """Photographs with pasted objects: smooth shapes of 30 to 90 pixels filled with other pictures, none covered."""
     random = np.random.default_rng(0)
     for number in range(SCENES):
@@ -215,7 +215,7 @@ def composed() -> Iterator[Scene]:
             image[truth] = content[truth]
             taken |= cv2.dilate(truth.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(np.bool_)
             truths.append(truth)
-        yield Scene(image, truths)
+        yield PromptScene(image, truths)
 
 
 def blob(size: tuple[int, int], random: np.random.Generator) -> Bools:
@@ -232,7 +232,7 @@ def blob(size: tuple[int, int], random: np.random.Generator) -> Bools:
     return mask.astype(np.bool_)
 
 
-def generated(photos: Path, reference: Path) -> Iterator[Scene]:
+def generated(photos: Path, reference: Path) -> Iterator[PromptScene]:
     """Photographs with masks of JSON files that name them without suffix (`image`, `annotations` with compressed RLE).
 
     Of each `MOST_GENERATED`, evenly spread over the file, in which they are by predicted IoU.
@@ -246,7 +246,9 @@ def generated(photos: Path, reference: Path) -> Iterator[Scene]:
             image = np.asarray(opened.convert("RGB"))
         codes = [annotation["segmentation"] for annotation in document["annotations"]]
         codes = [codes[place * len(codes) // MOST_GENERATED] for place in range(MOST_GENERATED)]
-        yield Scene(image, [coco.decode({**code, "counts": code["counts"].encode()}).astype(bool) for code in codes])
+        yield PromptScene(
+            image, [coco.decode({**code, "counts": code["counts"].encode()}).astype(bool) for code in codes]
+        )
 
 
 def rgb(name: str) -> Pixels:

@@ -24,7 +24,7 @@ import torch  # noqa: E402
 
 from benchmarks.gpu.both import generator_of, heavy_encoder, light_sam, photographs, weights  # noqa: E402
 from benchmarks.gpu.encoder import random_encoder  # noqa: E402
-from benchmarks.gpu.run import FULL, QUICK, NotMeasuredError, Run, synchronize  # noqa: E402
+from benchmarks.gpu.run import FULL, QUICK, NotMeasuredError, PartRun, synchronize  # noqa: E402
 
 RUNS = 3
 THREADS = 2
@@ -32,7 +32,7 @@ CHILD_S = 200
 """Seconds after which a process of `measure_repeats` is stopped."""
 
 
-def measure_repeats(run: Run, encoder: str) -> dict[str, Any]:
+def measure_repeats(run: PartRun, encoder: str) -> dict[str, Any]:
     """Digests of masks, scores and embeddings: two processes with separate caches of kernels, runs and threads in each.
 
     Raises RuntimeError if a process fails. The comparison is the result: `same` is whether all are equal.
@@ -73,7 +73,7 @@ def compare(found: list[dict[str, Any]]) -> dict[str, bool]:
     return {**verdict, "same": all(verdict.values())}
 
 
-def digests(run: Run, compiled: bool) -> dict[str, Any]:
+def digests(run: PartRun, compiled: bool) -> dict[str, Any]:
     """What this process finds: of several runs, and of threads that run at the same time."""
     sam = light_sam(run)
     heavy = heavy_encoder(run, sam, compiled)
@@ -117,7 +117,7 @@ def hashed(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def measure_agreement(run: Run, precision: str) -> dict[str, Any]:
+def measure_agreement(run: PartRun, precision: str) -> dict[str, Any]:
     """Our masks in a precision, and how many of the reference package's have one of ours at an IoU; both on the device.
 
     Both have MobileSAM's weights, the reference with our image encoder, which it does not have; its own settings
@@ -154,7 +154,7 @@ def measure_agreement(run: Run, precision: str) -> dict[str, Any]:
     return {"photographs": found, "masks": total, "share": matched}
 
 
-def measure_reference_encoder(run: Run, name: str, dtype: str) -> dict[str, Any]:
+def measure_reference_encoder(run: PartRun, name: str, dtype: str) -> dict[str, Any]:
     """How far a ViT's embedding is from the reference package's on the same random weights, which is in float32."""
     from benchmarks.masks.reference import reference_vit
     from segmint.model.sam.image_encoder_vit import VitShape
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--encoder", choices=["compiled", "eager"], default="compiled")
     arguments = parser.parse_args()
-    run = Run(torch.device(arguments.device), QUICK if arguments.quick else FULL, Path(os.devnull), CHILD_S)
+    run = PartRun(torch.device(arguments.device), QUICK if arguments.quick else FULL, Path(os.devnull), CHILD_S)
     print(json.dumps(digests(run, arguments.encoder == "compiled")))
 
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from benchmarks.gpu.encoder import random_encoder
-from benchmarks.gpu.run import Run
+from benchmarks.gpu.run import PartRun
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 HINT = "run `make gpu-bundle` on a machine with a package index"
@@ -48,7 +48,7 @@ class BothEncoders:
         return self._features[key]
 
 
-def light_sam(run: Run, precision: str = "") -> Any:
+def light_sam(run: PartRun, precision: str = "") -> Any:
     """MobileSAM as the product loads it, by default in bf16 on a GPU; its encoder stays in float32 then."""
     from segmint.infra.device import Compute
 
@@ -60,7 +60,7 @@ def light_sam(run: Run, precision: str = "") -> Any:
 
 
 def generator_of(
-    run: Run, sam: Any, layers: int | None = None, heavy: Any = None, features: dict[Any, Any] | None = None
+    run: PartRun, sam: Any, layers: int | None = None, heavy: Any = None, features: dict[Any, Any] | None = None
 ) -> Any:
     """A generator of SA-1B's settings as a dataset has them; with `heavy`, a `BatchEncoder`, both encoders run.
 
@@ -100,7 +100,7 @@ def install(generator: Any, heavy: Any, features: dict[Any, Any] | None = None) 
     generator.find = named
 
 
-def heavy_encoder(run: Run, sam: Any, compiled: bool = True) -> Any:
+def heavy_encoder(run: PartRun, sam: Any, compiled: bool = True) -> Any:
     """The largest ViT on random weights, for batches as the product encodes them; compiled on a GPU."""
     from segmint.model.sam.batch_encoder import BatchEncoder
     from segmint.model.sam.image_encoder_vit import ImageEncoderViT
@@ -123,7 +123,7 @@ def weights() -> Path:
     return path
 
 
-def photographs(run: Run) -> dict[str, tuple[Any, Any]]:
+def photographs(run: PartRun) -> dict[str, tuple[Any, Any]]:
     """Photographs of the bundle by name, each (H, W, 3) uint8 RGB: in the released size, and as the larger original.
 
     They are enlarged, since none is so large: the cost depends on sizes, and on how many masks there are.

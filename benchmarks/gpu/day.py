@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.gpu.both import BUNDLE, HINT  # noqa: E402
-from benchmarks.gpu.run import FULL, QUICK, Run  # noqa: E402
+from benchmarks.gpu.run import FULL, QUICK, PartRun  # noqa: E402
 
 BUDGETS_S = {1: 300.0, 2: 420.0, 3: 420.0, 4: 330.0, 5: 300.0}
 """Seconds of each part, half an hour together: measurements that would go beyond are skipped."""
@@ -89,7 +89,7 @@ def main() -> None:
         run_part(part, device, arguments.quick, arguments.budget or BUDGETS_S[part], output)
 
 
-def run_part(part: int, device: torch.device, quick: bool, budget_s: float, folder: Path) -> Run:
+def run_part(part: int, device: torch.device, quick: bool, budget_s: float, folder: Path) -> PartRun:
     """Run one part and write its result; ends the process with 1 if a CUDA test failed."""
     from benchmarks.gpu.machine import describe
 
@@ -103,7 +103,7 @@ def run_part(part: int, device: torch.device, quick: bool, budget_s: float, fold
         "quick": quick,
         "budget_s": budget_s,
     }
-    run = Run(device, QUICK if quick else FULL, path, budget_s, head)
+    run = PartRun(device, QUICK if quick else FULL, path, budget_s, head)
     run.write()
     print(f"part {part}:", flush=True)
     with (path.with_name(f"{path.stem}-stack.txt")).open("w") as stack:
@@ -123,7 +123,7 @@ def run_part(part: int, device: torch.device, quick: bool, budget_s: float, fold
     return run
 
 
-def first(run: Run, folder: Path) -> None:
+def first(run: PartRun, folder: Path) -> None:
     """Versions, tests, peak, products, attention."""
     from benchmarks.gpu import encoder, machine
 
@@ -142,7 +142,7 @@ def first(run: Run, folder: Path) -> None:
                 run.measure(f"{name} attention, {dimensions}, {way}", encoder.measure_attention, *arguments)
 
 
-def second(run: Run, _: Path) -> None:
+def second(run: PartRun, _: Path) -> None:
     """The encoders: what the product runs first, then what it could run instead."""
     from benchmarks.gpu.encoder import Encoders, measure_encoder, measure_peak_again
 
@@ -166,12 +166,12 @@ def second(run: Run, _: Path) -> None:
             )
 
 
-def third(run: Run, folder: Path) -> None:
+def third(run: PartRun, folder: Path) -> None:
     """Whole images."""
     from benchmarks.gpu import masks
     from benchmarks.gpu.encoder import measure_peak_again
 
-    images = masks.Images()
+    images = masks.BenchmarkImages()
     run.measure("peak", measure_peak_again)
     run.measure("models", masks.measure_models, images, needs_s=90)
     recipes: dict[str, int | None] = {"full image": 0} if run.quick else {"full recipe": None, "full image": 0}
@@ -187,7 +187,7 @@ def third(run: Run, folder: Path) -> None:
         run.measure(name, masks.measure_images, images, layers, steps, needs_s=60)
 
 
-def fourth(run: Run, _: Path) -> None:
+def fourth(run: PartRun, _: Path) -> None:
     """Bits and agreement."""
     from benchmarks.gpu import bits
 
@@ -200,7 +200,7 @@ def fourth(run: Run, _: Path) -> None:
     run.measure("repeats, eager encoder", bits.measure_repeats, "eager", needs_s=90)
 
 
-def fifth(run: Run, _: Path) -> None:
+def fifth(run: PartRun, _: Path) -> None:
     """The pipeline, and what feeds it."""
     from benchmarks.gpu import pipeline
 
@@ -212,7 +212,7 @@ def fifth(run: Run, _: Path) -> None:
             run.measure(name, pipeline.measure_prepare, cores, with_original, kind=f"prepare {cores}", needs_s=60)
 
 
-PARTS: dict[int, Callable[[Run, Path], None]] = {1: first, 2: second, 3: third, 4: fourth, 5: fifth}
+PARTS: dict[int, Callable[[PartRun, Path], None]] = {1: first, 2: second, 3: third, 4: fourth, 5: fifth}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.gpu.run import NotMeasuredError, Run, memory, sample, synchronize, timed
+from benchmarks.gpu.run import NotMeasuredError, PartRun, memory, sample, synchronize, timed
 
 WAYS = ("triton", "flash", "efficient", "math", "cudnn")
 """Our kernels, and those of torch that can replace them; the product never takes cuDNN's."""
@@ -42,7 +42,7 @@ def need_triton(way: str) -> None:
         raise NotMeasuredError("Triton is not installed")
 
 
-def measure_products(run: Run, batch: int) -> dict[str, Any]:
+def measure_products(run: PartRun, batch: int) -> dict[str, Any]:
     """The encoder's matrix products at a batch size, in bfloat16: milliseconds and TFLOP/s of each shape."""
     width = next(iter(run.sizes.vits.values()))[0]
     tokens = batch * (run.sizes.image_side // 16) ** 2
@@ -65,18 +65,18 @@ def measure_products(run: Run, batch: int) -> dict[str, Any]:
     return found
 
 
-def measure_attention(run: Run, dimensions: int, side: int, way: str, batch: int) -> dict[str, Any]:
+def measure_attention(run: PartRun, dimensions: int, side: int, way: str, batch: int) -> dict[str, Any]:
     """One attention layer of 16 heads, its products included, in bfloat16; the difference from float32's formula.
 
     `side` is that of its squares in tokens, the map's for a global one.
     """
     run.need_cuda()
     need_triton(way)
-    from segmint.model.sam.image_encoder_vit import Attention
+    from segmint.model.sam.image_encoder_vit import RelativeAttention
 
     grid = run.sizes.image_side // 16
     torch.manual_seed(0)
-    layer = Attention(16 * dimensions, 16, side)
+    layer = RelativeAttention(16 * dimensions, 16, side)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     layer = layer.to(run.device)
@@ -89,7 +89,7 @@ def measure_attention(run: Run, dimensions: int, side: int, way: str, batch: int
     return {**seconds, **peak, "largest_difference": difference, "largest": float(exact.abs().max())}
 
 
-def random_encoder(run: Run, name: str) -> Any:
+def random_encoder(run: PartRun, name: str) -> Any:
     """A ViT on random weights, which cost what real ones do; the same ones each time."""
     from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
 
@@ -108,7 +108,7 @@ class Encoders:
         self._name = ""
         self._encoder: Any = None
 
-    def get(self, run: Run, name: str) -> Any:
+    def get(self, run: PartRun, name: str) -> Any:
         """The ViT of this name."""
         if name != self._name:
             self._encoder = None
@@ -118,7 +118,7 @@ class Encoders:
 
 
 def measure_encoder(
-    run: Run, encoders: Encoders, name: str, batch: int, way: str = "triton", compiled: bool = True
+    run: PartRun, encoders: Encoders, name: str, batch: int, way: str = "triton", compiled: bool = True
 ) -> dict[str, Any]:
     """Images a second of a ViT in bfloat16, as a fraction of the peak by `model/cost.py`; memory; time to compile."""
     from segmint.model.sam.batch_encoder import compile_arguments
@@ -145,7 +145,7 @@ def measure_encoder(
     return {**found, **seconds, "images_s": rate, **of_ceiling(run, name, rate), **peak}
 
 
-def of_ceiling(run: Run, name: str, images_s: float) -> dict[str, Any]:
+def of_ceiling(run: PartRun, name: str, images_s: float) -> dict[str, Any]:
     """TFLOP/s of encodes a second, and their fraction of the peak; nothing for sizes that are not SAM's."""
     from segmint.model.cost import encode_flop
 
@@ -155,7 +155,7 @@ def of_ceiling(run: Run, name: str, images_s: float) -> dict[str, Any]:
     return {"tflops": tflops, "of_peak": run.of_peak(tflops)}
 
 
-def measure_peak_again(run: Run) -> dict[str, Any]:
+def measure_peak_again(run: PartRun) -> dict[str, Any]:
     """TFLOP/s of large bfloat16 products on this part's warm GPU, which its fractions refer to."""
     size = run.sizes.matrix
     a, b = (torch.randn(size, size, device=run.device, dtype=run.dtype) for _ in range(2))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.run import Run, sustained
+from benchmarks.gpu.run import PartRun, sustained
 from benchmarks.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ class TestsFailedError(RuntimeError):
     """A CUDA test failed: what follows would measure wrong results."""
 
 
-def measure_versions(run: Run) -> dict[str, Any]:
+def measure_versions(run: PartRun) -> dict[str, Any]:
     """Versions of all that decides speed and bits on a GPU, torch's order of attention kernels, and the environment."""
     found: dict[str, Any] = {name: installed(name) for name in PACKAGES}
     found["environment"] = {
@@ -44,7 +44,7 @@ def measure_versions(run: Run) -> dict[str, Any]:
     return found
 
 
-def measure_numerics(run: Run) -> dict[str, Any]:
+def measure_numerics(run: PartRun) -> dict[str, Any]:
     """What a dataset begun on this machine would record."""
     from segmint.infra.device import resolve_compute
     from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
@@ -54,7 +54,7 @@ def measure_numerics(run: Run) -> dict[str, Any]:
     return resolve_numerics(compute, ModelConfig(), MasksConfig(), "0" * 64).to_dict()
 
 
-def measure_tests(run: Run, folder: Path) -> dict[str, Any]:
+def measure_tests(run: PartRun, folder: Path) -> dict[str, Any]:
     """Run the tests marked `cuda`; their output is kept in full. Raises `TestsFailedError`.
 
     On a GPU a skipped test is a failed run; on a CPU all are skipped.
@@ -82,7 +82,7 @@ def measure_tests(run: Run, folder: Path) -> dict[str, Any]:
     return {"summary": (output.strip().splitlines() or [""])[-1]}
 
 
-def measure_peak(run: Run) -> dict[str, Any]:
+def measure_peak(run: PartRun) -> dict[str, Any]:
     """TFLOP/s as an actor measures it, in float32 and bfloat16; cold, and after some seconds of products."""
     from segmint.infra.device import Compute
     from segmint.infra.peak import measure_peak as peak

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.gpu.both import generator_of, heavy_encoder, light_sam, photographs
-from benchmarks.gpu.run import Run, memory, synchronize
+from benchmarks.gpu.run import PartRun, memory, synchronize
 
 TRACE_LIMIT = 12 << 20
 """Bytes of a trace that is kept."""
@@ -23,7 +23,7 @@ Steps = Literal["kernels", "plain", "compiled"]
 or by these compiled; in a graph each."""
 
 
-class Images:
+class BenchmarkImages:
     """The models and photographs that the measurements share, made once."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Images:
         self._features: dict[Any, Any] = {}
         self._generators: dict[tuple[int | None, str], Any] = {}
 
-    def prepare(self, run: Run) -> dict[str, Any]:
+    def prepare(self, run: PartRun) -> dict[str, Any]:
         """Load and compile; the shapes of the photographs."""
         self.photographs = photographs(run)
         self._light = light_sam(run)
@@ -48,7 +48,7 @@ class Images:
             "compile_s": round(time.monotonic() - started, 1),
         }
 
-    def generator(self, run: Run, layers: int | None = None, steps: "Steps" = "kernels") -> Any:
+    def generator(self, run: PartRun, layers: int | None = None, steps: "Steps" = "kernels") -> Any:
         """A generator whose graphs and kernels are ready, and that has seen every photograph."""
         if self.heavy is None:
             raise RuntimeError("the models are not ready, see `models`")
@@ -61,12 +61,14 @@ class Images:
         return self._generators[layers, steps]
 
 
-def measure_models(run: Run, images: Images) -> dict[str, Any]:
+def measure_models(run: PartRun, images: BenchmarkImages) -> dict[str, Any]:
     """Load MobileSAM, make a random ViT-H and compile it."""
     return images.prepare(run)
 
 
-def measure_images(run: Run, images: Images, layers: int | None, steps: Steps = "kernels") -> dict[str, Any]:
+def measure_images(
+    run: PartRun, images: BenchmarkImages, layers: int | None, steps: Steps = "kernels"
+) -> dict[str, Any]:
     """Seconds of an image, one after the other in one thread: `find`, which needs the GPU, and `finish`.
 
     `of_peak` is the fraction of the peak by `model/cost.py`; `find_of_peak` is without `finish`, which the pipeline
@@ -101,7 +103,7 @@ def measure_images(run: Run, images: Images, layers: int | None, steps: Steps = 
     }
 
 
-def ceiling_s(run: Run, generator: Any) -> float | None:
+def ceiling_s(run: PartRun, generator: Any) -> float | None:
     """Seconds of an image at the measured peak, by `model/cost.py`; None before that is measured, or of other sizes."""
     from segmint.model.cost import image_cost
 
@@ -111,7 +113,7 @@ def ceiling_s(run: Run, generator: Any) -> float | None:
     return image_cost(generator.settings).flop(name) / run.peak_tflops / 1e12  # type: ignore[arg-type]
 
 
-def measure_stages(run: Run, images: Images, layers: int | None) -> dict[str, Any]:
+def measure_stages(run: PartRun, images: BenchmarkImages, layers: int | None) -> dict[str, Any]:
     """Milliseconds of the GPU's stream by stage of one image, between events; idle moments count for their stage."""
     generator = images.generator(run, layers)
     pair = next(iter(images.photographs.values()))
@@ -120,7 +122,9 @@ def measure_stages(run: Run, images: Images, layers: int | None) -> dict[str, An
     return {"ms": clock.milliseconds()}
 
 
-def measure_launches(run: Run, images: Images, layers: int | None, trace: Path | None = None) -> dict[str, Any]:
+def measure_launches(
+    run: PartRun, images: BenchmarkImages, layers: int | None, trace: Path | None = None
+) -> dict[str, Any]:
     """Of one image: what the host starts and waits for, kernels by time, and the GPU's busy share under the profiler.
 
     With `trace`, the trace of it is kept there, compressed.
@@ -190,10 +194,10 @@ def computing_by(steps: Steps) -> Iterator[None]:
         yield
 
 
-class Clock:
+class EventClock:
     """Time by stage; a stage inside another counts for the inner one alone. On a GPU between events of its stream."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: PartRun) -> None:
         self._run = run
         self._turns: list[tuple[Any, str]] = []
         self._open = ["other"]
@@ -233,7 +237,7 @@ class Clock:
 
 
 @contextmanager
-def staged(run: Run) -> Iterator[Clock]:
+def staged(run: PartRun) -> Iterator[EventClock]:
     """Time the functions that a generator on a GPU calls while the block runs; for one thread."""
     from segmint.model.automatic import generator
     from segmint.model.automatic.on_device import crops
@@ -250,7 +254,7 @@ def staged(run: Run) -> Iterator[Clock]:
         "suppress and draw runs": [(crops, "suppress_and_draw")],
         "finish": [(generator.MaskGenerator, "finish")],
     }
-    clock = Clock(run)
+    clock = EventClock(run)
     with ExitStack() as stack:
         for stage, owners in places.items():
             for owner, name in owners:

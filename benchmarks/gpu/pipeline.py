@@ -19,21 +19,21 @@ import torch
 
 from benchmarks.gpu.both import BUNDLE, heavy_encoder, install, photographs, weights
 from benchmarks.gpu.masks import ceiling_s
-from benchmarks.gpu.run import NotMeasuredError, Run, sustained, synchronize
+from benchmarks.gpu.run import NotMeasuredError, PartRun, sustained, synchronize
 
 ROWS_A_CALL = 4
 PREPARED_A_PROCESS = 2
 """Photographs that a process prepares while it is timed."""
 
 
-def measure_sustained(run: Run) -> dict[str, Any]:
+def measure_sustained(run: PartRun) -> dict[str, Any]:
     """TFLOP/s of products for some seconds, on a GPU as warm as the pipeline's will be."""
     found = sustained(run, run.sizes.sustained_s / 2)
     run.peak_tflops = found["sustained_tflops"]
     return found
 
 
-def measure_pipeline(run: Run) -> dict[str, Any]:
+def measure_pipeline(run: PartRun) -> dict[str, Any]:
     """Images a second of the segment actor with the full recipe, decoding and finishing included, on all cores.
 
     The actor is the product's, without Ray, which only hands it tables: several threads call it, as many as a build
@@ -104,7 +104,7 @@ def measure_pipeline(run: Run) -> dict[str, Any]:
     }
 
 
-def settings_of(run: Run) -> Any:
+def settings_of(run: PartRun) -> Any:
     """A segment actor's settings, as a dataset begun here would have them."""
     from segmint.infra.assets.cache import sha256_of
     from segmint.infra.device import Compute
@@ -144,7 +144,7 @@ def check(table: pa.Table) -> None:
             raise RuntimeError(f"a row was not segmented: {row}")
 
 
-def bare_images_s(run: Run, generator: Any, pairs: list[tuple[Any, Any]]) -> float:
+def bare_images_s(run: PartRun, generator: Any, pairs: list[tuple[Any, Any]]) -> float:
     """Images a second of `find` alone, one after the other."""
     started, images = time.perf_counter(), 0
     while images < len(pairs) or time.perf_counter() - started < run.sizes.pipeline_s / 6:
@@ -155,7 +155,7 @@ def bare_images_s(run: Run, generator: Any, pairs: list[tuple[Any, Any]]) -> flo
 
 
 @contextmanager
-def sampling_gpu(run: Run) -> Iterator[dict[str, Any]]:
+def sampling_gpu(run: PartRun) -> Iterator[dict[str, Any]]:
     """A dictionary that gets the share of time in which the GPU ran a kernel, by NVML ten times a second."""
     found: dict[str, Any] = {"gpu_busy": None}
     if not run.on_cuda or importlib.util.find_spec("pynvml") is None:
@@ -189,7 +189,7 @@ def sampling_gpu(run: Run) -> Iterator[dict[str, Any]]:
             found |= {"watts": statistics.median(watts), "sm_mhz": statistics.median(clocks)}
 
 
-def measure_prepare(run: Run, cores: str, with_original: bool) -> dict[str, Any]:
+def measure_prepare(run: PartRun, cores: str, with_original: bool) -> dict[str, Any]:
     """Seconds of `prepare` on a photograph of 16 megapixels, a process with one thread each: on one core, or on all."""
     if run.quick and (cores == "all" or not with_original):
         raise NotMeasuredError("not at reduced sizes: the process would be the same")
@@ -222,7 +222,7 @@ def measure_prepare(run: Run, cores: str, with_original: bool) -> dict[str, Any]
     }
 
 
-def photograph_of(run: Run) -> bytes:
+def photograph_of(run: PartRun) -> bytes:
     """A photograph of the bundle enlarged to the size of the originals, as a camera's JPEG."""
     from benchmarks.building.prepare import enlarged, jpeg
 

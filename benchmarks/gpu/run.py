@@ -84,7 +84,7 @@ class NotMeasuredError(Exception):
 
 
 @dataclass
-class Run:
+class PartRun:
     """One part on one device: what was found so far, and what is left of its budget.
 
     `found` has a dictionary for each measurement by its name: numbers and `took_s`, or `skipped`, or `failed` with
@@ -187,7 +187,7 @@ class Run:
         temporary.replace(self.output)
 
 
-def timed(run: Run, function: Callable[[], Any], runs: int | None = None) -> dict[str, float]:
+def timed(run: PartRun, function: Callable[[], Any], runs: int | None = None) -> dict[str, float]:
     """Median, least and most seconds of a call over several samples, after some calls to warm up.
 
     On a GPU a sample is as many calls as `SAMPLE_S` holds, between two events.
@@ -206,7 +206,7 @@ def timed(run: Run, function: Callable[[], Any], runs: int | None = None) -> dic
     return {"median_s": statistics.median(seconds), "least_s": min(seconds), "most_s": max(seconds)}
 
 
-def sample(run: Run, function: Callable[[], Any], calls: int) -> float:
+def sample(run: PartRun, function: Callable[[], Any], calls: int) -> float:
     """Seconds of calls that follow one another, until the device has done them."""
     if not run.on_cuda:
         started = time.perf_counter()
@@ -222,14 +222,14 @@ def sample(run: Run, function: Callable[[], Any], calls: int) -> float:
     return begin.elapsed_time(end) / 1000
 
 
-def synchronize(run: Run) -> None:
+def synchronize(run: PartRun) -> None:
     """Wait until the device has finished its work."""
     if run.on_cuda:
         torch.cuda.synchronize(run.device)
 
 
 @contextmanager
-def memory(run: Run) -> Iterator[dict[str, float]]:
+def memory(run: PartRun) -> Iterator[dict[str, float]]:
     """A dictionary that gets the device's peak memory at the end of the block; empty on a CPU."""
     peak: dict[str, float] = {}
     if run.on_cuda:
@@ -240,7 +240,7 @@ def memory(run: Run) -> Iterator[dict[str, float]]:
         peak["peak_gib"] = torch.cuda.max_memory_allocated(run.device) / GIB
 
 
-def sustained(run: Run, seconds: float) -> dict[str, float]:
+def sustained(run: PartRun, seconds: float) -> dict[str, float]:
     """TFLOP/s of products in the first tenth of a second after a pause, and in the last second of `seconds`.
 
     A GPU that is warm, or at its power limit, is slower than one that was idle.

@@ -108,7 +108,7 @@ def measure_stages(source: str, precision: str, keys: dict[str, int], rounds: in
             total = time.perf_counter() - started
         runs.append((total, dict(clock.seconds)))
     total, seconds = sorted(runs, key=lambda run: run[0])[(len(runs) - 1) // 2]
-    work = Work.of(settings)
+    work = NetworkWork.of(settings)
     flop = work.flop
     spent = {part: sum(seconds[stage] for stage in stages) for part, stages in NETWORK.items()}
     rows = {**seconds, "other": total - sum(seconds.values())}
@@ -160,7 +160,7 @@ def measure_scaling(
                 started = time.perf_counter()
                 masks = len(generator.generate(pixels).records)
                 seconds.append(time.perf_counter() - started)
-            cost = Work.of(settings)
+            cost = NetworkWork.of(settings)
             ceiling_s = sum(flop / peaks[part][1] for part, flop in cost.flop.items())
             known[key] = {
                 "height": pixels.shape[0],
@@ -178,7 +178,7 @@ def measure_scaling(
 
 
 @dataclass(frozen=True)
-class Work:
+class NetworkWork:
     """The network's work on an image, and its operations for each part of `NETWORK`."""
 
     encodes: int
@@ -186,7 +186,7 @@ class Work:
     flop: dict[str, int]
 
     @classmethod
-    def of(cls, settings: Any) -> "Work":
+    def of(cls, settings: Any) -> "NetworkWork":
         """The work of an image with these mask settings."""
         from segmint.model.cost import encode_flop, image_cost, prompt_flop
 
@@ -239,7 +239,7 @@ def resized(image: Any, long_side: int) -> Any:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
 
 
-class Clock:
+class StageClock:
     """Seconds by stage; time of a stage inside another counts only for the inner one."""
 
     def __init__(self) -> None:
@@ -271,7 +271,7 @@ class Clock:
 
 
 @contextmanager
-def timed_stages() -> Iterator[Clock]:
+def timed_stages() -> Iterator[StageClock]:
     """Time the functions that the generator calls while the block runs; for one thread."""
     from segmint.model.automatic import generator
     from segmint.model.sam.predictor import Predictor
@@ -286,7 +286,7 @@ def timed_stages() -> Iterator[Clock]:
         "clean-up": [(generator, "clean_up")],
         "RLE": [(generator, "to_records")],
     }
-    clock = Clock()
+    clock = StageClock()
     with ExitStack() as stack:
         for stage, owners in places.items():
             for owner, name in owners:

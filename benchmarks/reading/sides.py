@@ -24,7 +24,7 @@ MIXED = 1000  # images in WebDataset's buffer
 MDS_BYTES = 64 << 20
 
 
-class Read(NamedTuple):
+class ReadResult(NamedTuple):
     """An image as a reader gives it: its number, its JPEG, (area, RLE counts) of its masks, its pixels if decoded."""
 
     number: int
@@ -51,7 +51,7 @@ def main() -> None:
     print(json.dumps({"seconds": seconds, "cpu_s": cpu, "images": images, "sum": total, "peak_mib": peak}))
 
 
-def consume(images: Iterator[Read]) -> tuple[int, int]:
+def consume(images: Iterator[ReadResult]) -> tuple[int, int]:
     """The number of images, and a sum over their bytes, sizes and masks."""
     count = total = 0
     for image in images:
@@ -62,7 +62,7 @@ def consume(images: Iterator[Read]) -> tuple[int, int]:
     return count, total
 
 
-def digest_of(images: Iterator[Read]) -> str:
+def digest_of(images: Iterator[ReadResult]) -> str:
     """A SHA-256 of all that was read, by the numbers of images."""
     found = {}
     for image in images:
@@ -82,11 +82,11 @@ def decoded(jpeg: bytes) -> Any:
     return simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
 
 
-def image_of(jpeg: bytes, document: bytes, decode: bool) -> Read:
+def image_of(jpeg: bytes, document: bytes, decode: bool) -> ReadResult:
     """An image from its two files."""
     content = json.loads(document)
     masks = [(each["area"], each["segmentation"]["counts"]) for each in content["annotations"]]
-    return Read(content["image"]["image_id"], jpeg, masks, decoded(jpeg) if decode else None)
+    return ReadResult(content["image"]["image_id"], jpeg, masks, decoded(jpeg) if decode else None)
 
 
 def tars(folder: Path) -> list[str]:
@@ -107,13 +107,13 @@ def pairs(folder: Path) -> Iterator[tuple[bytes, bytes]]:
                     yield jpeg, data
 
 
-def by_tarfile(folder: Path, decode: bool) -> Iterator[Read]:
+def by_tarfile(folder: Path, decode: bool) -> Iterator[ReadResult]:
     """The standard library, in the order of the shards."""
     for jpeg, document in pairs(folder):
         yield image_of(jpeg, document, decode)
 
 
-def by_webdataset(folder: Path, decode: bool) -> Iterator[Read]:
+def by_webdataset(folder: Path, decode: bool) -> Iterator[ReadResult]:
     """WebDataset, in the order of the shards."""
     import webdataset
 
@@ -121,7 +121,7 @@ def by_webdataset(folder: Path, decode: bool) -> Iterator[Read]:
         yield image_of(sample["jpg"], sample["json"], decode)
 
 
-def by_mixed(folder: Path, decode: bool) -> Iterator[Read]:
+def by_mixed(folder: Path, decode: bool) -> Iterator[ReadResult]:
     """WebDataset, shuffled: shards in a random turn, and images by a buffer of them."""
     import webdataset
 
@@ -130,7 +130,7 @@ def by_mixed(folder: Path, decode: bool) -> Iterator[Read]:
         yield image_of(sample["jpg"], sample["json"], decode)
 
 
-def by_streaming(folder: Path, decode: bool) -> Iterator[Read]:
+def by_streaming(folder: Path, decode: bool) -> Iterator[ReadResult]:
     """MosaicML's streaming, shuffled, from a local folder in its format."""
     import streaming
 
@@ -139,7 +139,7 @@ def by_streaming(folder: Path, decode: bool) -> Iterator[Read]:
         yield image_of(sample["jpeg"], sample["json"], decode)
 
 
-def by_segmint(folder: Path, decode: bool, batch_size: int = 1) -> Iterator[Read]:
+def by_segmint(folder: Path, decode: bool, batch_size: int = 1) -> Iterator[ReadResult]:
     """Shuffled batches."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from segmint import open_dataset
@@ -147,10 +147,10 @@ def by_segmint(folder: Path, decode: bool, batch_size: int = 1) -> Iterator[Read
     for batch in open_dataset(str(folder / "dataset")).batches(batch_size, seed=1):
         for sample in batch:
             masks = [(mask.area, mask.counts) for mask in sample.masks]
-            yield Read(sample.id, sample.jpeg or b"", masks, sample.image if decode else None)
+            yield ReadResult(sample.id, sample.jpeg or b"", masks, sample.image if decode else None)
 
 
-def by_batches(folder: Path, decode: bool) -> Iterator[Read]:
+def by_batches(folder: Path, decode: bool) -> Iterator[ReadResult]:
     """Shuffled batches of several images, all of which are in memory at a time."""
     return by_segmint(folder, decode, BATCH)
 

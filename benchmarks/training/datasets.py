@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.training.scenes import Scene
+from benchmarks.training.scenes import LabeledScene
 from segmint.catalogs.layout import MANIFEST
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -21,7 +21,7 @@ from tests.support.committed import ROWS, mask_row, write_dataset
 QUALITY = 95  # of the JPEGs
 
 
-def write_scenes(folder: Path, scenes: Sequence[Scene], source: str) -> None:
+def write_scenes(folder: Path, scenes: Sequence[LabeledScene], source: str) -> None:
     """Write a dataset of scenes, whose number is a multiple of a shard's; `source` is that of their masks.
 
     It has the folder's name: training and the gate tell datasets apart by their names.
@@ -68,7 +68,7 @@ def train(
     return folder / run_train(config, say).record.file
 
 
-def _row(ordinal: int, scene: Scene, source: str) -> dict[str, Any]:
+def _row(ordinal: int, scene: LabeledScene, source: str) -> dict[str, Any]:
     encoded = io.BytesIO()
     Image.fromarray(scene.pixels).save(encoded, "JPEG", quality=QUALITY)
     height, width = scene.pixels.shape[:2]

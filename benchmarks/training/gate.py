@@ -41,5 +41,5 @@ def summary(found: dict[str, Any], code: int) -> dict[str, Any]:
         "reasons": found["reasons"],
         "independent": found["independent"],
         "guards": found["guards"],
-        "left_out": {each["name"]: each["trained"] for each in [*found["images"], *found["guard_images"]]},
+        "skipped": {each["name"]: each["trained"] for each in [*found["images"], *found["guard_images"]]},
     }

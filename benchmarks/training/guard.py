@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage import data
 
-from benchmarks.training.scenes import Scene
+from benchmarks.training.scenes import LabeledScene
 
 REPLAYED = ("astronaut", "china.jpg", "flower.jpg", "multiface.jpg", "solvay_1927.jpg", "plate_car_1.png")
 """scikit-image's, scikit-learn's and those of the folder of photographs."""
@@ -76,7 +76,7 @@ CUT_OUT: dict[str, tuple[str, int]] = {
 GROUNDS = ("coffee", "chelsea", "dog.jpg", "groceries.jpg")
 
 
-def guard(photographs: Path) -> list[Scene]:
+def guard(photographs: Path) -> list[LabeledScene]:
     """The guard set: drawn outlines, coins by brightness, and things pasted into photographs with their exact masks."""
     drawn = {name: _drawn(name, photographs) for name in dict.fromkeys([*ELLIPSES, *OUTLINES])}
     return [*drawn.values(), coins(), *_pasted(drawn)]
@@ -87,7 +87,7 @@ def replayed(photographs: Path) -> dict[str, NDArray[np.uint8]]:
     return {name: _photograph(name, photographs) for name in REPLAYED}
 
 
-def coins() -> Scene:
+def coins() -> LabeledScene:
     """scikit-image's coins, separated from the ground by Otsu's threshold once the ground is even."""
     gray = np.asarray(data.coins())
     even = gray.astype(np.float64) - ndimage.gaussian_filter(gray.astype(np.float64), 60)
@@ -97,10 +97,10 @@ def coins() -> Scene:
     labels, count = ndimage.label(filled)
     masks = [labels == number for number in range(1, count + 1)]
     inside = [mask for mask in masks if 600 <= mask.sum() <= 5000 and not _touches_border(mask)]
-    return Scene("coins", np.repeat(gray[..., None], 3, axis=2), np.stack(inside))
+    return LabeledScene("coins", np.repeat(gray[..., None], 3, axis=2), np.stack(inside))
 
 
-def _drawn(name: str, photographs: Path) -> Scene:
+def _drawn(name: str, photographs: Path) -> LabeledScene:
     pixels = _photograph(name, photographs)
     masks = []
     for center, size, angle in ELLIPSES.get(name, ()):
@@ -109,10 +109,10 @@ def _drawn(name: str, photographs: Path) -> Scene:
     for outline in OUTLINES.get(name, ()):
         masks.append(np.zeros(pixels.shape[:2], np.uint8))
         cv2.fillPoly(masks[-1], [np.array(outline, np.int32)], 1)
-    return Scene(name, pixels, np.stack(masks).astype(bool))
+    return LabeledScene(name, pixels, np.stack(masks).astype(bool))
 
 
-def _pasted(drawn: dict[str, Scene]) -> list[Scene]:
+def _pasted(drawn: dict[str, LabeledScene]) -> list[LabeledScene]:
     rng = np.random.default_rng(0)
     scenes = []
     for ground in GROUNDS:
@@ -133,11 +133,11 @@ def _pasted(drawn: dict[str, Scene]) -> list[Scene]:
                     break
             else:
                 raise SystemExit(f"no place for the {thing} in {ground}: expected smaller or fewer things")
-        scenes.append(Scene(f"pasted-{ground}", pixels, np.stack(masks)))
+        scenes.append(LabeledScene(f"pasted-{ground}", pixels, np.stack(masks)))
     return scenes
 
 
-def _cut(scene: Scene, number: int, side: int) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+def _cut(scene: LabeledScene, number: int, side: int) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
     """A thing's mask (h, w) and pixels (h, w, 3) without what is around it, its longer side resized to `side`."""
     rows, columns = (np.flatnonzero(scene.masks[number].any(axis=axis)) for axis in (1, 0))
     part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

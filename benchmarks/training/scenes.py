@@ -29,7 +29,7 @@ HARMONICS = 4
 
 
 @dataclass(frozen=True)
-class Scene:
+class LabeledScene:
     """A picture (H, W, 3) uint8 RGB and the masks (N, H, W) bool that are known in it."""
 
     name: str
@@ -37,14 +37,14 @@ class Scene:
     masks: NDArray[np.bool_]
 
 
-def compose(textures: Textures, count: int, seed: int) -> list[Scene]:
+def compose(textures: Textures, count: int, seed: int) -> list[LabeledScene]:
     """Scenes by seed; others for other textures."""
     rng = np.random.default_rng([seed, list(TEXTURES).index(textures)])
     sources = {name: _gray(name) for name in TEXTURES[textures]}
     return [_scene(f"{textures}-{number}", sources, rng) for number in range(count)]
 
 
-def _scene(name: str, sources: dict[str, NDArray[np.uint8]], rng: np.random.Generator) -> Scene:
+def _scene(name: str, sources: dict[str, NDArray[np.uint8]], rng: np.random.Generator) -> LabeledScene:
     names = list(sources)
     ground = rng.choice(names)
     picture = _sheet(sources[ground], rng)
@@ -62,7 +62,7 @@ def _scene(name: str, sources: dict[str, NDArray[np.uint8]], rng: np.random.Gene
         texture = str(rng.choice(choices))
         picture = np.where(shape, _sheet(sources[texture], rng), picture)
         masks, under = [*later, shape], [*under, texture]
-    return Scene(name, np.repeat(picture[..., None], 3, axis=2), np.stack(masks))
+    return LabeledScene(name, np.repeat(picture[..., None], 3, axis=2), np.stack(masks))
 
 
 def smooth_shape(rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -24,7 +24,7 @@ from benchmarks.measuring import RESULTS, peak_mib, write_result  # noqa: E402
 
 
 @dataclass(frozen=True)
-class Kind:
+class StepKind:
     """What is trained: `images` and `masks` of a step."""
 
     weights: str
@@ -35,15 +35,15 @@ class Kind:
 
 
 KINDS = (
-    Kind("mobile_sam", "frozen", 1, 1),
-    Kind("mobile_sam", "frozen", 4, 4),
-    Kind("mobile_sam", "frozen", 4, 8),
-    Kind("mobile_sam", "trained", 1, 1),
-    Kind("vit_b", "trained", 1, 1, recompute=True),
+    StepKind("mobile_sam", "frozen", 1, 1),
+    StepKind("mobile_sam", "frozen", 4, 4),
+    StepKind("mobile_sam", "frozen", 4, 8),
+    StepKind("mobile_sam", "trained", 1, 1),
+    StepKind("vit_b", "trained", 1, 1, recompute=True),
 )
 
 
-def measure(kind: Kind, steps: int, folder: Path) -> dict[str, float]:
+def measure(kind: StepKind, steps: int, folder: Path) -> dict[str, float]:
     """Take the steps in this process; return CPU seconds a step after the first, and the process's peak memory."""
     from segmint.infra.assets.resolve import resolve
     from segmint.infra.device import Compute, apply_compute
@@ -51,9 +51,9 @@ def measure(kind: Kind, steps: int, folder: Path) -> dict[str, float]:
     from segmint.infra.storage.storage import Storage
     from segmint.model.sam.load import build_sam, load_sam
     from segmint.pipeline.engine.train.data.cache import EmbeddingCache
-    from segmint.pipeline.engine.train.data.draws import Draws
-    from segmint.pipeline.engine.train.data.images import LeftOut, find_images, open_datasets
-    from segmint.pipeline.engine.train.data.reading import ImageReader
+    from segmint.pipeline.engine.train.data.draws import DrawSequence
+    from segmint.pipeline.engine.train.data.images import SkippedImages, find_images, open_datasets
+    from segmint.pipeline.engine.train.data.reading import TrainingImageReader
     from segmint.pipeline.engine.train.embedding import FrozenEncoder
     from segmint.pipeline.engine.train.presets import with_preset
     from segmint.pipeline.engine.train.settings import load_train_config
@@ -68,13 +68,13 @@ def measure(kind: Kind, steps: int, folder: Path) -> dict[str, float]:
     config = with_preset(load_train_config(str(folder / "train.yaml")), "mobile_sam")
     compute = Compute("cpu", "fp32", 1)
     apply_compute(compute)
-    left_out = LeftOut()
-    images, _ = find_images(config, open_datasets(config, Storage()), None, left_out)
+    skipped = SkippedImages()
+    images, _ = find_images(config, open_datasets(config, Storage()), None, skipped)
     sam = load_sam(resolve("mobile_sam")) if kind.weights == "mobile_sam" else build_sam(kind.weights)
     cache = EmbeddingCache(Location(Storage(), str(folder / "cache")), "w", 1e9)
     frozen = FrozenEncoder(sam, images, cache, compute) if kind.encoder == "frozen" else None
-    reader = ImageReader(images, config.losses.resolution, config.max_mask_area_ratio, left_out)
-    draws = Draws(images, images.ids > 0, [1.0], config.batch, seed=0)
+    reader = TrainingImageReader(images, config.losses.resolution, config.max_mask_area_ratio, skipped)
+    draws = DrawSequence(images, images.ids > 0, [1.0], config.batch, seed=0)
     trainer = Trainer(sam, config, images, draws, reader, frozen, compute)
     warm = 1 if frozen is None else -(-len(images) // kind.images)  # all embeddings are made by then
     for step in range(warm):

@@ -38,7 +38,7 @@ from benchmarks.measuring import RESULTS, peak_mib, write_result  # noqa: E402
 from benchmarks.training.datasets import train, write_scenes  # noqa: E402
 from benchmarks.training.gate import gate  # noqa: E402
 from benchmarks.training.guard import guard, replayed  # noqa: E402
-from benchmarks.training.scenes import Scene, compose  # noqa: E402
+from benchmarks.training.scenes import LabeledScene, compose  # noqa: E402
 from segmint.infra.assets.resolve import resolve  # noqa: E402
 from segmint.infra.device import apply_compute, resolve_compute  # noqa: E402
 from segmint.model.automatic.generator import MaskGenerator  # noqa: E402
@@ -67,10 +67,10 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedScene:
     """A scene with its image embedding."""
 
-    scene: Scene
+    scene: LabeledScene
     embedding: Embedding
 
 
@@ -172,18 +172,18 @@ class Lab:
             "gate": gate(self.folder, WEIGHTS, weights, truths, "guard", self.threads),
         }
 
-    def embedded(self, scene: Scene) -> Embedded:
+    def embedded(self, scene: LabeledScene) -> EmbeddedScene:
         """A scene with its embedding, from the cache if it has it."""
 
         def embed() -> tuple[Any, ...]:
             found = self.base.embed(scene.pixels)
             return found.features.clone(), found.input_size, found.frame_size
 
-        return Embedded(scene, Embedding(*self._cached(scene.pixels, "embedding", embed)))
+        return EmbeddedScene(scene, Embedding(*self._cached(scene.pixels, "embedding", embed)))
 
-    def _replayed(self, generator: MaskGenerator, name: str, pixels: NDArray[np.uint8]) -> Scene:
+    def _replayed(self, generator: MaskGenerator, name: str, pixels: NDArray[np.uint8]) -> LabeledScene:
         masks = self._cached(pixels, "masks", lambda: torch.from_numpy(automatic_masks(generator, pixels)))
-        return Scene(name, pixels, masks.numpy())
+        return LabeledScene(name, pixels, masks.numpy())
 
     def _cached(self, pixels: NDArray[np.uint8], kind: str, make: Callable[[], Any]) -> Any:
         path = self.cache / f"{hashlib.sha256(pixels.tobytes()).hexdigest()}-{kind}.pt"
@@ -194,7 +194,7 @@ class Lab:
         return torch.load(path, weights_only=True)
 
 
-def measured(predictor: Predictor, those: Sequence[Embedded]) -> dict[str, float]:
+def measured(predictor: Predictor, those: Sequence[EmbeddedScene]) -> dict[str, float]:
     """Mean IoUs over all masks: of one click the model's choice and the best of three masks, and of three clicks."""
     scores = [
         score

@@ -11,16 +11,16 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segmint.catalogs.layout import (
-    CLAIMS,
     COMMITS,
+    RESERVATIONS,
     DamagedDatasetError,
     canonical_json,
-    claim_name,
     commit_name,
     fingerprint,
-    parse_claim_name,
     parse_commit_name,
     parse_data_path,
+    parse_reservation_name,
+    reservation_name,
     shard_name,
     wrong_fields,
 )
@@ -98,19 +98,19 @@ class Commit:
         )
 
 
-class _Strict(BaseModel):
+class _StrictModel(BaseModel):
     """Numbers are numbers, not texts. Unknown fields are left out."""
 
     model_config = ConfigDict(strict=True, hide_input_in_errors=True)
 
 
-class _EntryOfFile(_Strict):
+class _FileEntryModel(_StrictModel):
     path: str = Field(pattern=r"\A[ -~]*\z")  # letters that any store takes
     size: int = Field(ge=0)
     sha256: str
 
 
-class _CommitFile(_Strict):
+class _CommitFile(_StrictModel):
     """A commit's JSON."""
 
     shard: int = Field(ge=0)
@@ -118,10 +118,10 @@ class _CommitFile(_Strict):
     ordinals: tuple[int, int]
     numerics: str
     counts: dict[str, int]
-    files: list[_EntryOfFile]
+    files: list[_FileEntryModel]
 
 
-class _ClaimFile(_Strict):
+class _ReservationFile(_StrictModel):
     """A claim's JSON, as far as others need it."""
 
     paths: list[str]
@@ -176,7 +176,7 @@ class CommitLog:
             if parsed is not None and (shards is None or parsed[0] < shards)
         )
 
-    def held(self) -> list[ListedCommit]:
+    def latest_commits(self) -> list[ListedCommit]:
         """Return the files of the commits that hold, in order of shards, from one listing."""
         return list({commit.shard: commit for commit in self.listed()}.values())
 
@@ -210,7 +210,7 @@ class CommitLog:
     def latest(self, shard: int) -> Commit | None:
         """Return the commit that holds for a shard; None if the shard is not committed."""
         generations = self.generations_of(shard)
-        return self._read_latest(shard, generations[-1]) if generations else None
+        return self._read_newest(shard, generations[-1]) if generations else None
 
     def read_many(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
         """Yield the commits of (shard, generation) pairs, in that order; skip those that no longer exist.
@@ -219,9 +219,9 @@ class CommitLog:
         """
         return self._read_ahead(self.read, wanted, threads)
 
-    def read_held(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
+    def read_latest_of(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
         """Yield the commits of (shard, generation) pairs, in that order; if one is replaced meanwhile, the newer."""
-        return self._read_ahead(self._read_latest, wanted, threads)
+        return self._read_ahead(self._read_newest, wanted, threads)
 
     def read_all(self, threads: int = 16, only: Container[int] | None = None) -> Iterator[Commit]:
         """Yield the commits that hold, in order of shards; if one is replaced meanwhile, the newer one.
@@ -230,7 +230,7 @@ class CommitLog:
         """
         committed = self.committed().items()
         wanted = (pair for pair in committed if only is None or pair[0] in only)
-        return self.read_held(wanted, threads)
+        return self.read_latest_of(wanted, threads)
 
     def put(self, commit: Commit) -> bool:
         """Put a commit if there is none of its shard and generation.
@@ -239,7 +239,7 @@ class CommitLog:
         """
         return self.location(commit.shard, commit.generation).put_if_absent(commit.to_json())
 
-    def _read_latest(self, shard: int, generation: int) -> Commit | None:
+    def _read_newest(self, shard: int, generation: int) -> Commit | None:
         """Read a commit that was listed, or the one that has replaced it since: a reader must not miss its shard."""
         commit = self.read(shard, generation)
         while commit is None:
@@ -259,7 +259,7 @@ class CommitLog:
 
 
 @dataclass(frozen=True)
-class Claim:
+class Reservation:
     """The files that a writer puts for a generation that it is about to commit: nobody else may delete them.
 
     It is put before them, and deleted after the commit, once the tombstones were heeded. When its generation or a
@@ -277,7 +277,7 @@ class Claim:
     def location(self, dataset: Location) -> Location:
         """Return the location of the claim's file: equal claims have one name."""
         digest = fingerprint(sorted(self.paths))
-        return dataset / CLAIMS / claim_name(self.shard, self.generation, digest)
+        return dataset / RESERVATIONS / reservation_name(self.shard, self.generation, digest)
 
 
 class ShardState(NamedTuple):
@@ -288,7 +288,7 @@ class ShardState(NamedTuple):
     kept: frozenset[str]  # paths of files that are committed, or claimed for a generation that is not
 
 
-def look_at_shard(dataset: Location, shard: int) -> ShardState:
+def read_shard_state(dataset: Location, shard: int) -> ShardState:
     """Look at one shard's claims, then at its commits: a claim is deleted only after its commit was put.
 
     Whatever deletes files of a shard looks right before it deletes, after it has listed them. Raises
@@ -297,10 +297,10 @@ def look_at_shard(dataset: Location, shard: int) -> ShardState:
     """
     log, beginning = CommitLog(dataset), f"{shard_name(shard)}."
     while True:
-        claims = [
-            (parsed[1], claimed_in(dataset / CLAIMS / entry.name))
-            for entry in (dataset / CLAIMS).list(beginning=beginning)
-            if (parsed := parse_claim_name(entry.name)) is not None and parsed[0] == shard
+        reservations = [
+            (parsed[1], reserved_in(dataset / RESERVATIONS / entry.name))
+            for entry in (dataset / RESERVATIONS).list(beginning=beginning)
+            if (parsed := parse_reservation_name(entry.name)) is not None and parsed[0] == shard
         ]
         generations = log.generations_of(shard)
         commit = log.read(shard, generations[-1]) if generations else None
@@ -315,24 +315,24 @@ def look_at_shard(dataset: Location, shard: int) -> ShardState:
                 )
         kept = {entry.path for entry in commit.files} if commit is not None else set()
         newest = max(generations, default=0)
-        kept.update(*(paths for generation, paths in claims if generation > newest))
+        kept.update(*(paths for generation, paths in reservations if generation > newest))
         return ShardState(commit, tuple(generations[:-1]), frozenset(kept))
 
 
-def claimed_paths(dataset: Location, committed: Mapping[int, Sequence[int]]) -> set[str]:
+def reserved_paths(dataset: Location, committed: Mapping[int, Sequence[int]]) -> set[str]:
     """Return the paths of files that are claimed for a higher generation than is `committed`, by shard."""
     paths: set[str] = set()
-    for entry in (dataset / CLAIMS).list():
-        parsed = parse_claim_name(entry.name)
+    for entry in (dataset / RESERVATIONS).list():
+        parsed = parse_reservation_name(entry.name)
         if parsed is not None and parsed[1] > max(committed.get(parsed[0], ()), default=0):
-            paths |= claimed_in(dataset / CLAIMS / entry.name)
+            paths |= reserved_in(dataset / RESERVATIONS / entry.name)
     return paths
 
 
-def claimed_in(file: Location) -> set[str]:
+def reserved_in(file: Location) -> set[str]:
     """Return the paths in a claim's file, none if it is gone. Raises `DamagedDatasetError` for another file."""
     try:
-        return set(_ClaimFile.model_validate_json(file.read()).paths)
+        return set(_ReservationFile.model_validate_json(file.read()).paths)
     except NotFoundError:
         return set()  # its writer has committed, or lost
     except ValidationError as error:

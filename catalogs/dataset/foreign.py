@@ -36,7 +36,7 @@ class LooseFile:
 
 
 @dataclass(frozen=True)
-class Pair:
+class FilePair:
     """The JPEG and the JSON of one name; one of them may be missing."""
 
     stem: str  # the name without its ending
@@ -50,7 +50,7 @@ class ForeignShard:
 
     shard: int
     tar: str | None = None
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[FilePair, ...] = ()
 
 
 def find_shards(folder: Location) -> Iterator[ForeignShard]:
@@ -59,8 +59,8 @@ def find_shards(folder: Location) -> Iterator[ForeignShard]:
     In a listing sorted by name, only files whose other half is missing so far are kept in memory.
     """
     shard = 0
-    halves: dict[str, Pair] = {}
-    whole: list[Pair] = []
+    halves: dict[str, FilePair] = {}
+    whole: list[FilePair] = []
     for entry in folder.walk():
         if entry.name.lower().endswith(".tar"):
             yield ForeignShard(shard, tar=entry.name)
@@ -70,8 +70,8 @@ def find_shards(folder: Location) -> Iterator[ForeignShard]:
             continue
         stem = entry.name.rpartition(".")[0]
         file = LooseFile(entry.name, entry.size)
-        other = halves.pop(stem, None) or Pair(stem)
-        pair = Pair(stem, file, other.json) if kind == "jpeg" else Pair(stem, other.jpeg, file)
+        other = halves.pop(stem, None) or FilePair(stem)
+        pair = FilePair(stem, file, other.json) if kind == "jpeg" else FilePair(stem, other.jpeg, file)
         if pair.jpeg is None or pair.json is None:
             halves[stem] = pair
             continue

@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segmint.catalogs.dataset.tombstones import BLANK, TakenImage, TakenNames
+from segmint.catalogs.dataset.tombstones import BLANK, RemovedImage, RemovedNames
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import AMENDABLE, STAGED
 from segmint.catalogs.source.amendments import given
 from segmint.catalogs.source.normalize import (
     MARK_ROWS,
-    Ascending,
     NormalizedCatalog,
+    SortedPairs,
     open_database,
     stage_catalog,
     with_column,
@@ -76,7 +76,7 @@ ORDER BY ordinal
 
 
 @dataclass(frozen=True)
-class Change:
+class ColumnChange:
     """Known rows with another value in a column: their number, and the first of them; an absent value is empty."""
 
     rows: int
@@ -93,7 +93,7 @@ class CatalogGrowth:
     new: NormalizedCatalog  # the rows whose image_id is not pinned; perhaps none
     gone: int  # pinned rows whose image_id is no longer in the source
     first_gone: str | None  # the image_id of the first of them
-    changed: Mapping[str, Change]  # by column of `PINNED`
+    changed: Mapping[str, ColumnChange]  # by column of `PINNED`
 
     @property
     def keeps_all(self) -> bool:
@@ -107,7 +107,7 @@ def compare_catalog(
     *,
     parts: Sequence[Location],
     first_ordinal: int,
-    taken: Iterable[TakenImage] = (),
+    taken: Iterable[RemovedImage] = (),
     ignored: Collection[str] = (),
     temporary: Path | None = None,
     memory_limit: str = "1GB",
@@ -134,18 +134,18 @@ def compare_catalog(
         with open_database(folder, memory_limit) as database:
             missing, gone, first_gone = _one_row(database, _COUNT, parameters)
             changed = _changes(database, parameters) if missing > gone else {}
-            fresh = _without_known(database, parameters, staged, folder, TakenNames.of(taken, catalog.uri))
+            fresh = _without_known(database, parameters, staged, folder, RemovedNames.of(taken, catalog.uri))
         new = write_marked(fresh, destination, folder, first_ordinal=first_ordinal, memory_limit=memory_limit)
     return CatalogGrowth(new, gone, first_gone, changed)
 
 
-def _changes(database: duckdb.DuckDBPyConnection, parameters: dict[str, Any]) -> dict[str, Change]:
+def _changes(database: duckdb.DuckDBPyConnection, parameters: dict[str, Any]) -> dict[str, ColumnChange]:
     found = {}
     for column in PINNED:
         amendable = column in AMENDABLE
         was, now = (given(f"{table}.{column}") if amendable else f"{table}.{column}" for table in ("before", "after"))
         query = _CHANGED.format(column=column, was=was, now=now, amendable=amendable)
-        found[column] = Change(*_one_row(database, query, parameters))
+        found[column] = ColumnChange(*_one_row(database, query, parameters))
     return {column: change for column, change in found.items() if change.rows}
 
 
@@ -155,12 +155,12 @@ def _one_row(database: duckdb.DuckDBPyConnection, query: str, parameters: dict[s
 
 
 def _without_known(
-    database: duckdb.DuckDBPyConnection, parameters: dict[str, Any], staged: Path, folder: Path, taken: TakenNames
+    database: duckdb.DuckDBPyConnection, parameters: dict[str, Any], staged: Path, folder: Path, taken: RemovedNames
 ) -> Path:
     """Write the staged rows that are neither known nor taken down, numbered again from 0; return the file."""
     result = folder / "fresh.parquet"
     with pq.ParquetFile(staged) as file, RowGroupWriter(result, STAGED) as writer:
-        known = Ascending(database.sql(_KNOWN, params=parameters).to_arrow_reader(MARK_ROWS))
+        known = SortedPairs(database.sql(_KNOWN, params=parameters).to_arrow_reader(MARK_ROWS))
         start = 0
         for batch in file.iter_batches(batch_size=MARK_ROWS):
             stop = start + batch.num_rows

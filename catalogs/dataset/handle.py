@@ -10,7 +10,7 @@ from segmint.catalogs.dataset.manifest import (
     load_latest_manifest,
     manifest_generations,
 )
-from segmint.catalogs.dataset.tombstones import Taken, read_taken
+from segmint.catalogs.dataset.tombstones import Removals, read_removals
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
@@ -83,6 +83,6 @@ class DatasetHandle:
         """Return the highest generation of the manifest, from a listing."""
         return max(manifest_generations(self.location), default=1)
 
-    def taken(self) -> Taken | None:
+    def taken(self) -> Removals | None:
         """Read the tombstones; None if there are none."""
-        return read_taken(self.location, self.catalog_uri)
+        return read_removals(self.location, self.catalog_uri)

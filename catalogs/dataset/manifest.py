@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator
 
-from segmint.catalogs.dataset.commits import claimed_in
+from segmint.catalogs.dataset.commits import reserved_in
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
-    CLAIMS,
     MANIFEST,
+    RESERVATIONS,
     SCHEMA_VERSION,
     canonical_json,
     fingerprint,
-    parse_part_claim_name,
-    part_claim_name,
+    parse_part_reservation_name,
+    part_reservation_name,
     wrong_fields,
 )
 from segmint.catalogs.lineage import Lineage, trainings
@@ -53,7 +53,7 @@ class CatalogPart(Frozen):
     first_shard: int = Field(ge=0, lt=1 << 53)
 
 
-class Weights(Frozen):
+class ModelWeights(Frozen):
     """The weights of the model that made the masks."""
 
     name: str
@@ -74,7 +74,7 @@ class DatasetManifest(Frozen):
     config_sha256: str
     numerics: dict[str, Any]
     code_version: str
-    weights: Weights
+    weights: ModelWeights
     licenses: dict[str, Any] = Field(default_factory=dict)
     catalog: tuple[CatalogPart, ...]
     images_per_shard: int = Field(gt=0, lt=1 << 53)
@@ -239,8 +239,8 @@ def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int
     until this generation is there. If another manifest is this generation, they are left for a sweep.
     """
     paths = sorted(parts)
-    claim = dataset / CLAIMS / part_claim_name(generation, fingerprint(paths))
-    claim.put_if_absent(canonical_json({"generation": generation, "paths": paths}))
+    reservation = dataset / RESERVATIONS / part_reservation_name(generation, fingerprint(paths))
+    reservation.put_if_absent(canonical_json({"generation": generation, "paths": paths}))
     for path, file in parts.items():
         (dataset / path).put_file(file)
     won = put_manifest(dataset, manifest, generation)
@@ -248,16 +248,16 @@ def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int
         for path, file in parts.items():
             if not (dataset / path).exists():  # deleted by what had looked before the claim was there
                 (dataset / path).put_file(file)
-    forget_part_claims(dataset, generation)
+    delete_part_reservations(dataset, generation)
     return won
 
 
-def forget_part_claims(dataset: Location, generation: int) -> None:
+def delete_part_reservations(dataset: Location, generation: int) -> None:
     """Delete the claims of parts for this generation of the manifest, which is there, and for earlier ones."""
-    for entry in (dataset / CLAIMS).list():
-        claimed = parse_part_claim_name(entry.name)
-        if claimed is not None and claimed <= generation:
-            (dataset / CLAIMS / entry.name).delete()
+    for entry in (dataset / RESERVATIONS).list():
+        reserved = parse_part_reservation_name(entry.name)
+        if reserved is not None and reserved <= generation:
+            (dataset / RESERVATIONS / entry.name).delete()
 
 
 def parts_in_use(dataset: Location) -> frozenset[str]:
@@ -267,11 +267,11 @@ def parts_in_use(dataset: Location) -> frozenset[str]:
     parts looks right before it deletes, after it has listed them. Raises `UsageError` if there is no dataset, and
     `DamagedDatasetError` for a claim that cannot be read.
     """
-    claims = [
-        (generation, claimed_in(dataset / CLAIMS / entry.name))
-        for entry in (dataset / CLAIMS).list()
-        if (generation := parse_part_claim_name(entry.name)) is not None
+    reservations = [
+        (generation, reserved_in(dataset / RESERVATIONS / entry.name))
+        for entry in (dataset / RESERVATIONS).list()
+        if (generation := parse_part_reservation_name(entry.name)) is not None
     ]
     manifest, latest = load_latest_manifest(dataset)
     named = frozenset(part.path for part in manifest.catalog)
-    return named.union(*(paths for generation, paths in claims if generation > latest))
+    return named.union(*(paths for generation, paths in reservations if generation > latest))

@@ -13,16 +13,16 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from segmint.catalogs.dataset.annotations.names import ANNOTATIONS, parse_answer_path
+from segmint.catalogs.dataset.annotations.names import ANNOTATIONS, parse_submission_path
 from segmint.catalogs.dataset.annotations.ratings import parse_rating_path
 from segmint.catalogs.dataset.manifest import manifest_generations, parse_manifest_name
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.dataset.versions.record import VERSIONS
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
-    CLAIMS,
     COMMITS,
     REPORT,
+    RESERVATIONS,
     SHARDS_INDEX,
     SUMMARIES,
     DamagedDatasetError,
@@ -30,10 +30,10 @@ from segmint.catalogs.layout import (
     fingerprint,
     is_part_path,
     parse_amended_name,
-    parse_claim_name,
     parse_commit_name,
     parse_data_path,
-    parse_part_claim_name,
+    parse_part_reservation_name,
+    parse_reservation_name,
 )
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
@@ -159,11 +159,11 @@ def _is_known(path: str) -> bool:
         known = path == SHARDS_INDEX or parse_manifest_name(path) is not None
     elif folder == COMMITS:
         known = parse_commit_name(name) is not None
-    elif folder == CLAIMS:
-        parsed = (parse(name) for parse in (parse_claim_name, parse_part_claim_name, parse_amended_name))
+    elif folder == RESERVATIONS:
+        parsed = (parse(name) for parse in (parse_reservation_name, parse_part_reservation_name, parse_amended_name))
         known = any(each is not None for each in parsed)
     elif path.partition("/")[0] == ANNOTATIONS:
-        known = parse_answer_path(path) is not None or parse_rating_path(path) is not None
+        known = parse_submission_path(path) is not None or parse_rating_path(path) is not None
     else:
         known = parse_data_path(path) is not None or is_part_path(path) or _OURS.fullmatch(path) is not None
     return known or path.partition("/")[0] == REPORT or base_name(path).startswith(TEMPORARY_PREFIX)

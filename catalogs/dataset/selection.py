@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.tombstones import Asked, TakenImage, TakenNames, is_taken_down
+from segmint.catalogs.dataset.tombstones import RemovedImage, RemovedNames, TakedownRequest, is_taken_down
 from segmint.catalogs.layout import DamagedDatasetError, image_stem
 from segmint.catalogs.licenses import canonical_identifier
 from segmint.catalogs.source.rows import NormalizedRows
@@ -30,7 +30,7 @@ _DIGESTS = pa.schema([("ordinal", pa.int64()), ("source_sha256", pa.string())])
 class Selection:
     """Rows to take down, by ordinal; names that no row has; and an explanation of each name that two images share."""
 
-    rows: dict[int, TakenImage] = field(default_factory=dict)
+    rows: dict[int, RemovedImage] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     ambiguous: dict[str, str] = field(default_factory=dict)
 
@@ -58,7 +58,7 @@ def number_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def select_rows(dataset: Location, manifest: DatasetManifest, asked: Asked) -> Selection:
+def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownRequest) -> Selection:
     """Return exactly the rows that were asked for; rows that were taken down before are not found again.
 
     A name is an image_id of the catalog, or the number of an image in the dataset. It is ambiguous if it is the
@@ -75,8 +75,8 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: Asked) -> S
     names = pa.array(asked.ids, pa.string())
     numbers = {name: number for name in asked.ids if (number := number_of(name)) is not None}
     ordinals = pa.array([number - 1 for number in numbers.values()], pa.int64())
-    by_name: dict[str, list[TakenImage]] = {}
-    by_ordinal: dict[int, TakenImage] = {}
+    by_name: dict[str, list[RemovedImage]] = {}
+    by_ordinal: dict[int, RemovedImage] = {}
     for batch in _batches(dataset, manifest):
         for image in _images(batch, pc.is_in(batch.column("image_id"), value_set=names)):
             by_name.setdefault(image.image_id, []).append(image)
@@ -100,7 +100,7 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: Asked) -> S
     return result
 
 
-def rows_of(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> dict[int, TakenImage]:
+def rows_of(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> dict[int, RemovedImage]:
     """Return the catalog's rows with these ordinals, without those that were taken down."""
     wanted = pa.array(sorted(ordinals), pa.int64())
     return {
@@ -110,19 +110,19 @@ def rows_of(dataset: Location, manifest: DatasetManifest, ordinals: Collection[i
     }
 
 
-def rows_named(dataset: Location, manifest: DatasetManifest, names: TakenNames) -> list[int]:
+def rows_named(dataset: Location, manifest: DatasetManifest, names: RemovedNames) -> list[int]:
     """Return the ordinals of the catalog's rows that have one of these names."""
     return [image.ordinal for batch in _batches(dataset, manifest) for image in _images(batch, names.marks(batch))]
 
 
-def same_request(one: Asked, other: Asked) -> bool:
+def same_request(one: TakedownRequest, other: TakedownRequest) -> bool:
     """Return whether two requests name the same rows, however their license is spelled."""
     if one.license is None or other.license is None:
         return one == other
     return _license_key(one.license) == _license_key(other.license)
 
 
-def _of_license_or_provider(batch: pa.RecordBatch, asked: Asked) -> pa.BooleanArray:
+def _of_license_or_provider(batch: pa.RecordBatch, asked: TakedownRequest) -> pa.BooleanArray:
     if asked.license is None:
         return pc.equal(batch.column("provider"), asked.provider)
     wanted = _license_key(asked.license)
@@ -141,10 +141,10 @@ def _license_key(text: str) -> str:
 def with_copies(
     dataset: Location,
     manifest: DatasetManifest,
-    rows: Mapping[int, TakenImage],
+    rows: Mapping[int, RemovedImage],
     tables: Sequence[str],
     catalog_uri: str | None = None,
-) -> dict[int, TakenImage]:
+) -> dict[int, RemovedImage]:
     """Return these rows and, transitively, all that share an image_id, a uri or the bytes with one of them, in order.
 
     `tables` are the paths of the committed tables of images, which hold the hashes of the bytes that a build read.
@@ -157,7 +157,7 @@ def with_copies(
     before = None
     while before != (len(found), len(digests)):
         before = len(found), len(digests)
-        names = TakenNames.of(found.values(), catalog_uri)
+        names = RemovedNames.of(found.values(), catalog_uri)
         names = replace(names, sha256=names.sha256 | frozenset(digests.values()))
         with_digest = pa.array(sorted(digests), pa.int64())
         for batch in _batches(dataset, manifest):
@@ -184,12 +184,12 @@ def _batches(dataset: Location, manifest: DatasetManifest) -> Iterator[pa.Record
             yield from rows.batches(_COLUMNS, _ROWS)
 
 
-def _images(batch: pa.RecordBatch, chosen: pa.BooleanArray) -> Iterator[TakenImage]:
+def _images(batch: pa.RecordBatch, chosen: pa.BooleanArray) -> Iterator[RemovedImage]:
     """Yield the chosen rows, without those that were taken down."""
     for row in batch.filter(chosen).to_pylist():
         if not is_taken_down(row):
             named = {name: row[name] for name in ("ordinal", "image_id", "uri", "sha256")}
-            yield TakenImage(id=row["ordinal"] + 1, **named)
+            yield RemovedImage(id=row["ordinal"] + 1, **named)
 
 
 def _digest_tables(dataset: Location, tables: Sequence[str]) -> Iterator[pa.Table]:

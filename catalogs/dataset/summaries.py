@@ -20,7 +20,7 @@ from segmint.infra.threads import map_ahead
 SUMMARY_SHARDS = 250
 """The most shards that a summary covers, a block: of 40,000 shards, 160 summaries and half a block are read."""
 
-TOLD_FROM = 2000
+PROGRESS_FROM = 2000
 """More commits than these to read one by one take a while: the log says so."""
 
 
@@ -72,10 +72,10 @@ def sums_in(data: bytes, shard: int, generation: int) -> CommitSums | None:
 
 def sum_commits(dataset: Location, wanted: range | None = None, threads: int = 16) -> CommitSums:
     """Sum a dataset's commits that hold; only those of the shards in `wanted` (step 1) if it is given."""
-    return sum_listed(dataset, CommitLog(dataset).held(), wanted=wanted, threads=threads)
+    return sum_listing(dataset, CommitLog(dataset).latest_commits(), wanted=wanted, threads=threads)
 
 
-def sum_listed(
+def sum_listing(
     dataset: Location,
     held: Iterable[ListedCommit],
     known: Mapping[str, CommitSums] = MappingProxyType({}),
@@ -109,14 +109,14 @@ def sum_listed(
                 settled.add(name)
 
     def from_dataset(members: Sequence[ListedCommit]) -> Iterable[Commit]:
-        return CommitLog(dataset).read_held((member.key for member in members), threads)
+        return CommitLog(dataset).read_latest_of((member.key for member in members), threads)
 
     def saved(name: str) -> CommitSums | None:
         return _saved(folder / name) if name in existing else None
 
     found = dict(zip(blocks, map_ahead(saved, blocks, threads, threads, "summaries"), strict=True))
     unread = sum(len(blocks[name]) for name, sums in found.items() if sums is None and name not in known)
-    if unread > TOLD_FROM:
+    if unread > PROGRESS_FROM:
         get_logger("summaries").info("commits without saved sums are read one by one", commits=unread)
     total, saving = NOTHING, True
     for name, members in blocks.items():
@@ -141,7 +141,7 @@ def save_full_blocks(dataset: Location, held: Iterable[ListedCommit]) -> None:
     try:
         existing = {entry.name for entry in (dataset / SUMMARIES).list()}
         new = [members for members in full if summary_name(members) not in existing]
-        sum_listed(dataset, chain.from_iterable(new))
+        sum_listing(dataset, chain.from_iterable(new))
     except (SegmintError, OSError) as error:
         _log_once(f"{dataset / SUMMARIES}", str(error))
 

@@ -5,20 +5,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from segmint.catalogs.dataset.commits import CommitLog, generations_of, look_at_shard
+from segmint.catalogs.dataset.commits import CommitLog, generations_of, read_shard_state
 from segmint.catalogs.dataset.manifest import manifest_generations, parts_in_use
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
 from segmint.catalogs.layout import (
     CATALOG,
-    CLAIMS,
     COMMITS,
     DATA_KINDS,
+    RESERVATIONS,
     SUMMARIES,
     DataFile,
     commit_path,
     is_part_path,
-    parse_claim_name,
     parse_data_path,
+    parse_reservation_name,
 )
 from segmint.infra.storage.clock import store_time
 from segmint.infra.storage.location import Location
@@ -26,7 +26,7 @@ from segmint.infra.storage.stores import TEMPORARY_PREFIX, ObjectInfo
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import join
 
-_FOLDERS = (*DATA_KINDS, CLAIMS, COMMITS, CATALOG, SUMMARIES, TOMBSTONES, "")
+_FOLDERS = (*DATA_KINDS, RESERVATIONS, COMMITS, CATALOG, SUMMARIES, TOMBSTONES, "")
 
 GRACE = timedelta(hours=24)
 """The age at which a file that no commit names is deleted, by the store's clock.
@@ -71,11 +71,11 @@ def sweep(
 
 
 @dataclass
-class _Listed:
+class _SweepListing:
     """The files that a sweep may delete."""
 
     generations: dict[int, list[int]]
-    claimed: set[int]  # shards with claims
+    reserved: set[int]  # shards with claims
     files: dict[int, list[tuple[str, DataFile, datetime]]]  # by shard
     temporary: list[tuple[str, datetime]]
     parts: list[tuple[str, datetime]]
@@ -90,7 +90,7 @@ class _Listed:
             shard
             for shard, numbers in sorted(self.generations.items())
             if len(numbers) > 1
-            or shard in self.claimed
+            or shard in self.reserved
             or sorted(file.kind for _, file, _ in self.files.get(shard, [])) != sorted(DATA_KINDS)
         ]
 
@@ -99,8 +99,8 @@ class _Listed:
         return path.partition("/")[0] not in self.linked
 
 
-def _listed(dataset: Location) -> _Listed:
-    found = _Listed({}, set(), {}, [], [])
+def _listed(dataset: Location) -> _SweepListing:
+    found = _SweepListing({}, set(), {}, [], [])
     commit_names: list[str] = []
     for path, entry in _entries(dataset):
         folder = path.partition("/")[0]
@@ -113,15 +113,15 @@ def _listed(dataset: Location) -> _Listed:
             found.temporary.append((path, entry.modified))
         elif folder == COMMITS:
             commit_names.append(entry.name)
-        elif folder == CLAIMS and (claim := parse_claim_name(entry.name)) is not None:
-            found.claimed.add(claim[0])
+        elif folder == RESERVATIONS and (reservation := parse_reservation_name(entry.name)) is not None:
+            found.reserved.add(reservation[0])
     found.generations = generations_of(commit_names)
     return found
 
 
-def _sweep_shard(dataset: Location, shard: int, found: _Listed, limit: datetime) -> list[str]:
+def _sweep_shard(dataset: Location, shard: int, found: _SweepListing, limit: datetime) -> list[str]:
     """Delete what is left of former writers of a committed shard; look at its claims and commits right before."""
-    state = look_at_shard(dataset, shard)
+    state = read_shard_state(dataset, shard)
     if state.commit is None:
         return []  # it was deleted meanwhile
     log = CommitLog(dataset)

@@ -35,7 +35,7 @@ _MOST_READ = 10_000
 _READ: dict[tuple[str, int, datetime], "Tombstone"] = {}  # by URI, size and time
 
 
-class TakenImage(Frozen):
+class RemovedImage(Frozen):
     """An image as the dataset named it."""
 
     ordinal: int = Field(ge=0, lt=1 << 53)
@@ -45,7 +45,7 @@ class TakenImage(Frozen):
     sha256: str | None  # of the source's bytes, if the catalog or the build knew it
 
 
-class Asked(Frozen):
+class TakedownRequest(Frozen):
     """A request to take images down: exactly one of `ids`, `license` and `provider`."""
 
     ids: tuple[str, ...] | None = None
@@ -57,11 +57,11 @@ class Tombstone(Frozen):
     """One takedown."""
 
     schema_version: Literal[1] = 1
-    asked: Asked
+    request: TakedownRequest
     reason: str
     when: str  # UTC, YYYY-MM-DDTHH:MM:SSZ, when it was asked for
     version_before: str | None = None  # the dataset's version digest before; set as it is put
-    images: tuple[TakenImage, ...]  # in order of ordinals
+    images: tuple[RemovedImage, ...]  # in order of ordinals
 
     @property
     def name(self) -> str:
@@ -107,13 +107,13 @@ def _read_tombstone(file: Location) -> Tombstone:
         raise DamagedDatasetError(f"{file} is not a tombstone: {str(error)[:200]}") from error
 
 
-def taken_images(tombstones: Iterable[Tombstone]) -> dict[int, TakenImage]:
+def removed_images(tombstones: Iterable[Tombstone]) -> dict[int, RemovedImage]:
     """Return the images that were taken down, by ordinal."""
     return {image.ordinal: image for tombstone in tombstones for image in tombstone.images}
 
 
 @dataclass(frozen=True)
-class TakenNames:
+class RemovedNames:
     """What tombstones call the images that were taken down: no row with one of these may come into the dataset.
 
     `uris` are plain forms (see `segmint.infra.uris.plain_forms`). Tombstones do not know the SHA-256 of every image.
@@ -124,7 +124,7 @@ class TakenNames:
     sha256: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, images: Iterable[TakenImage], catalog_uri: str | None = None) -> "TakenNames":
+    def of(cls, images: Iterable[RemovedImage], catalog_uri: str | None = None) -> "RemovedNames":
         """Collect the names of images; `catalog_uri`, if known, is the source catalog's, which relative URIs are of."""
         images = list(images)
         return cls(
@@ -152,26 +152,26 @@ class TakenNames:
         return found
 
 
-NO_NAMES = TakenNames()
+NO_NAMES = RemovedNames()
 """Of a dataset without tombstones."""
 
 
 @dataclass(frozen=True)
-class Taken:
+class Removals:
     """All that was taken down of a dataset."""
 
-    images: Mapping[int, TakenImage]  # by ordinal
-    names: TakenNames
+    images: Mapping[int, RemovedImage]  # by ordinal
+    names: RemovedNames
 
     def of_ordinals(self, start: int, stop: int) -> frozenset[int]:
         """Return the ordinals in [start, stop) that were taken down."""
         return frozenset(ordinal for ordinal in range(start, stop) if ordinal in self.images)
 
 
-def read_taken(dataset: Location, catalog_uri: str | None = None) -> Taken | None:
-    """Read what was taken down of a dataset; None without tombstones. `catalog_uri` as in `TakenNames.of`."""
-    images = taken_images(read_tombstones(dataset))
-    return Taken(images, TakenNames.of(images.values(), catalog_uri)) if images else None
+def read_removals(dataset: Location, catalog_uri: str | None = None) -> Removals | None:
+    """Read what was taken down of a dataset; None without tombstones. `catalog_uri` as in `RemovedNames.of`."""
+    images = removed_images(read_tombstones(dataset))
+    return Removals(images, RemovedNames.of(images.values(), catalog_uri)) if images else None
 
 
 def by_shard(ordinals: Iterable[int], images_per_shard: int) -> dict[int, frozenset[int]]:

@@ -93,7 +93,7 @@ ANTI JOIN read_parquet($parts, union_by_name = true) pinned USING (image_id)
 
 
 @dataclass(frozen=True)
-class Difference:
+class PinnedDifference:
     """Rows that differ from what is pinned in a column that is never amended; `row` is the first, counted from 1."""
 
     rows: int
@@ -134,7 +134,7 @@ class Amendments:
     shards: set[int] = field(default_factory=set)  # that have a row with another value
     unknown: int = 0  # rows of the source catalog that name no row of the dataset
     first_unknown: str | None = None  # the image_id of the first of them
-    different: dict[str, Difference] = field(default_factory=dict)  # by column of `FIXED`
+    different: dict[str, PinnedDifference] = field(default_factory=dict)  # by column of `FIXED`
     contradiction: Contradiction | None = None  # the first one
     parts: dict[int, Path] = field(default_factory=dict)  # amended parts on the local disk, by number
 
@@ -208,7 +208,7 @@ def _compare_fixed(database: duckdb.DuckDBPyConnection, parameters: Mapping[str,
         rows, *first = _one_row(database, query, parameters)
         if rows:
             earlier = found.different.get(column)
-            now = Difference(rows, *first)
+            now = PinnedDifference(rows, *first)
             found.different[column] = now if earlier is None else replace(earlier, rows=earlier.rows + rows)
 
 
@@ -230,7 +230,7 @@ def _write_amended(
         f"coalesce({given(f'asked.{name}')}, {otherwise}) AS {name}" for name, otherwise in pinned.items()
     )
     reader = database.sql(_VALUES.format(columns=columns), params=dict(parameters)).to_arrow_reader(MARK_ROWS)
-    values = _Pieces(reader)
+    values = _BatchSlices(reader)
     before = found.rows
     schema = normalized_schema(pq.read_schema(part).names)
     with pq.ParquetFile(part) as file, RowGroupWriter(destination, schema) as writer:
@@ -262,7 +262,7 @@ def _count(batch: pa.RecordBatch, amended: pa.RecordBatch, images_per_shard: int
     found.shards |= set(pc.divide(batch.column("ordinal").filter(changed), images_per_shard).unique().to_pylist())
 
 
-class _Pieces:
+class _BatchSlices:
     """A stream of record batches, taken in pieces of any size."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch] | pa.RecordBatchReader) -> None:

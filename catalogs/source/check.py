@@ -14,7 +14,7 @@ from segmint.catalogs.countries import countries
 from segmint.catalogs.findings import SENTENCES, Code
 from segmint.catalogs.licenses import LicensePolicy, canonical_identifier, suggest_identifier
 from segmint.catalogs.reasons import Reason
-from segmint.catalogs.source.conform import Problem
+from segmint.catalogs.source.conform import InvalidValue
 from segmint.catalogs.source.normalize import marked_batches, stage_catalog
 from segmint.catalogs.source.same_files import SameFiles
 from segmint.catalogs.terms import judge_attribution, judge_terms
@@ -30,7 +30,7 @@ SHOWN_URIS = 3
 
 
 @dataclass
-class Finding:
+class CatalogFinding:
     """Rows of a catalog with the same problem: how many, and the first of them (counted from 1, without a header)."""
 
     count: int = 0
@@ -84,7 +84,7 @@ class Terms(NamedTuple):
 
 
 @dataclass
-class Outlook:
+class CatalogOutlook:
     """Looks at the rows of a catalog one by one, in order.
 
     `policy` is that of the build, or None if it is not known: then licenses are not judged, only attributions are.
@@ -93,8 +93,8 @@ class Outlook:
 
     policy: LicensePolicy | None
     today: date
-    findings: dict[Code, Finding] = field(default_factory=dict)  # of the audit, of rows that the build accepts
-    notices: dict[Notice, Finding] = field(default_factory=dict)
+    findings: dict[Code, CatalogFinding] = field(default_factory=dict)  # of the audit, of rows that the build accepts
+    notices: dict[Notice, CatalogFinding] = field(default_factory=dict)
     _judged: dict[Terms, tuple[Code, ...]] = field(default_factory=dict)
     _sources: set[int] = field(default_factory=set)
 
@@ -134,10 +134,10 @@ class Outlook:
         yield from (each.code for each in found)
 
     def _find(self, code: Code, row: int, uri: str) -> None:
-        self.findings.setdefault(code, Finding()).add(row, uri)
+        self.findings.setdefault(code, CatalogFinding()).add(row, uri)
 
     def _note(self, notice: Notice, row: int, uri: str) -> None:
-        self.notices.setdefault(notice, Finding()).add(row, uri)
+        self.notices.setdefault(notice, CatalogFinding()).add(row, uri)
 
 
 def _begun_small(sentence: str) -> str:
@@ -145,7 +145,7 @@ def _begun_small(sentence: str) -> str:
 
 
 @dataclass
-class UnknownLicense(Finding):
+class UnknownLicense(CatalogFinding):
     """Rows whose license is not an identifier, and the most similar identifier."""
 
     suggestion: str | None = None
@@ -167,18 +167,18 @@ class CatalogFindings:
     rows: int = 0
     policy_date: date | None = None
     by_license: dict[str, int] = field(default_factory=dict)
-    missing_license: Finding = field(default_factory=Finding)
+    missing_license: CatalogFinding = field(default_factory=CatalogFinding)
     unknown_licenses: dict[str, UnknownLicense] = field(default_factory=dict)
-    expired: Finding = field(default_factory=Finding)
-    duplicates: Finding = field(default_factory=Finding)
-    refused_uris: Finding = field(default_factory=Finding)
-    bad_values: Finding = field(default_factory=Finding)
+    expired: CatalogFinding = field(default_factory=CatalogFinding)
+    duplicates: CatalogFinding = field(default_factory=CatalogFinding)
+    refused_uris: CatalogFinding = field(default_factory=CatalogFinding)
+    bad_values: CatalogFinding = field(default_factory=CatalogFinding)
     problems: list[str] = field(default_factory=list)  # a sentence on each of the first bad values
-    verdicts: dict[str, Finding] = field(default_factory=dict)
-    refused: dict[str, Finding] = field(default_factory=dict)
+    verdicts: dict[str, CatalogFinding] = field(default_factory=dict)
+    refused: dict[str, CatalogFinding] = field(default_factory=dict)
     accepted: int = 0
-    audit: dict[str, Finding] = field(default_factory=dict)
-    notices: dict[str, Finding] = field(default_factory=dict)
+    audit: dict[str, CatalogFinding] = field(default_factory=dict)
+    notices: dict[str, CatalogFinding] = field(default_factory=dict)
     outlook_lines: list[str] = field(default_factory=list)  # the last two, for people
 
     @property
@@ -250,7 +250,7 @@ def check(
     findings = CatalogFindings(str(catalog), policy_date=policy_date)
     bad_rows: set[int] = set()
 
-    def remember(problem: Problem) -> None:
+    def remember(problem: InvalidValue) -> None:
         if most_rows is not None and problem.row > most_rows:
             return
         if problem.row not in bad_rows:
@@ -259,11 +259,11 @@ def check(
         if len(findings.problems) < EXAMPLES:
             findings.problems.append(str(problem))
 
-    outlook = Outlook(policy, now)
+    outlook = CatalogOutlook(policy, now)
     with tempfile.TemporaryDirectory(prefix="segmint-check-", dir=temporary) as name:
         staged, findings.rows = stage_catalog(catalog, Path(name), remember, most_rows, ignored=ignored)
         with SameFiles(staged, Path(name)) as same:
-            judge = _Judge(findings, policy, policy_date, outlook, same)
+            judge = _TermsJudge(findings, policy, policy_date, outlook, same)
             for batch in marked_batches(staged, Path(name)):
                 judge.look(batch)
     findings.bad_values.rows.sort()
@@ -281,7 +281,7 @@ def check(
 _Terms = tuple[str | None, bool | None, date | None, bool | None]  # license, redistributable, valid_until, opt_out
 
 
-class _Judge:
+class _TermsJudge:
     """Sorts rows into findings; each combination of license terms is judged once."""
 
     def __init__(
@@ -289,7 +289,7 @@ class _Judge:
         findings: CatalogFindings,
         policy: LicensePolicy | None,
         policy_date: date,
-        outlook: Outlook,
+        outlook: CatalogOutlook,
         same: SameFiles,
     ) -> None:
         self._findings = findings
@@ -338,13 +338,13 @@ class _Judge:
         if refused_uri:
             findings.refused_uris.add(row)
         if refused is not None:
-            findings.refused.setdefault(refused, Finding()).add(row, uri)
+            findings.refused.setdefault(refused, CatalogFinding()).add(row, uri)
             return False
         reason = Reason.DUPLICATE_ID if duplicate else self._verdict(terms[:4])
         if reason is None and refused_uri:
             reason = Reason.URI_NOT_ALLOWED
         if reason is not None:
-            findings.verdicts.setdefault(str(reason), Finding()).add(row, uri)
+            findings.verdicts.setdefault(str(reason), CatalogFinding()).add(row, uri)
         return reason is None
 
     def _count(self, license: str, row: int) -> None:

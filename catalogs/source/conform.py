@@ -36,7 +36,7 @@ EXPECTED = {
 
 
 @dataclass(frozen=True)
-class Problem:
+class InvalidValue:
     """An invalid value in a catalog. `row` counts the catalog's rows from 1, without a header."""
 
     catalog: str
@@ -50,11 +50,11 @@ class Problem:
         return f"{where}: found {self.found}; expected {self.expected}"
 
 
-OnProblem = Callable[[Problem], None]
+OnProblem = Callable[[InvalidValue], None]
 """Called with each problem. If it returns, the value is read as absent and reading goes on."""
 
 
-def refuse(problem: Problem) -> None:
+def refuse(problem: InvalidValue) -> None:
     """The default `OnProblem`: raise `UsageError` for the first problem."""
     raise UsageError(f"{problem}. Correct the catalog; `segmint catalog check` lists every such row.")
 
@@ -142,7 +142,7 @@ def conform(
         arrays.append(array)
     uris = arrays[0]
     for index in _where(pc.is_null(uris)):
-        on_problem(Problem(catalog, first_row + index, "uri", "nothing", EXPECTED["uri"]))
+        on_problem(InvalidValue(catalog, first_row + index, "uri", "nothing", EXPECTED["uri"]))
     arrays[0] = uris.fill_null("")
     return pa.RecordBatch.from_arrays(arrays, schema=SOURCE)
 
@@ -162,7 +162,7 @@ def _days(catalog: str, name: str, column: pa.Array, first_row: int, on_problem:
     for index in _where(pc.invert(fits)):
         day = np.datetime64(days[index].as_py(), "D")
         expected = f"a date from {date.min} to {date.max}, or nothing"
-        on_problem(Problem(catalog, first_row + index, name, f"the date {day}", expected))
+        on_problem(InvalidValue(catalog, first_row + index, name, f"the date {day}", expected))
     return pc.if_else(fits, days, pa.scalar(None, pa.int64())).cast(pa.int32()).cast(pa.date32())
 
 
@@ -202,7 +202,7 @@ def _matching(
 ) -> pa.Array:
     fits = pc.match_substring_regex(column, pattern)
     for index in _where(pc.invert(fits)):
-        on_problem(Problem(catalog, first_row + index, name, shown(column[index].as_py()), EXPECTED[name]))
+        on_problem(InvalidValue(catalog, first_row + index, name, shown(column[index].as_py()), EXPECTED[name]))
     return pc.if_else(fits, column, pa.scalar(None, pa.string()))
 
 
@@ -220,7 +220,7 @@ def _parsed(
     result = values.take(encoded.indices)
     for index in _where(pc.and_(pc.is_null(result), pc.is_valid(column))):
         found = shown(column[index].as_py())
-        on_problem(Problem(catalog, first_row + index, field.name, found, EXPECTED[field.name]))
+        on_problem(InvalidValue(catalog, first_row + index, field.name, found, EXPECTED[field.name]))
     return result
 
 

@@ -68,7 +68,7 @@ def _batches(
 ) -> Generator[pa.RecordBatch, None, None]:
     """Yield the rows of an open CSV; one whose number of values differs from `names` goes to `bad` before the error."""
     left, returned = threading.Event(), threading.Event()
-    lent = _Lent(stream, bad, left)
+    lent = _ArrowStream(stream, bad, left)
     weakref.finalize(lent, returned.set)
     try:
         yield from pacsv.open_csv(
@@ -88,7 +88,7 @@ def _batches(
         returned.wait(_LONGEST_READ_S)
 
 
-class _Lent:
+class _ArrowStream:
     """The stream and the handler of bad rows that Arrow's own threads use.
 
     These threads read ahead even after the last batch was taken, and a process that exits while one of them is about to

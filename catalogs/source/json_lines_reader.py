@@ -10,8 +10,8 @@ import pyarrow.json as pajson
 from segmint.catalogs.schema import REQUIRED, SOURCE
 from segmint.catalogs.source.conform import (
     EXPECTED,
+    InvalidValue,
     OnProblem,
-    Problem,
     conform,
     json_object,
     refuse,
@@ -108,7 +108,7 @@ def _parse_slowly(uri: str, lines: list[bytes], row: int, on_problem: OnProblem)
             kind = bool if pa.types.is_boolean(field.type) else str
             if value is not None and not (isinstance(value, kind) and _is_unicode(value)):
                 expected = EXPECTED.get(field.name, "text")
-                on_problem(Problem(uri, row + offset, field.name, shown(value), expected))
+                on_problem(InvalidValue(uri, row + offset, field.name, shown(value), expected))
                 value = None
             columns[field.name].append(value)
     return {field.name: pa.array(columns[field.name], field.type) for field in _SCHEMA}

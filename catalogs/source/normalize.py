@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.licenses import LONGEST, fit_to_store
 from segmint.catalogs.parquet import ROW_GROUP_ROWS, RowGroupWriter
 from segmint.catalogs.schema import ADDED, STAGED, normalized_schema
-from segmint.catalogs.source.conform import OnProblem, Problem, refuse, shown
+from segmint.catalogs.source.conform import InvalidValue, OnProblem, refuse, shown
 from segmint.catalogs.source.readers import read_catalog
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
@@ -151,7 +151,7 @@ def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Ite
     """Yield the rows of a staged file in order, with `duplicate_of` filled in; DuckDB spills into `folder`."""
     with open_database(folder, memory_limit) as database, pq.ParquetFile(staged) as file:
         reader = database.sql(_DUPLICATES, params={"staged": str(staged)}).to_arrow_reader(MARK_ROWS)
-        marks = Ascending(reader)
+        marks = SortedPairs(reader)
         start = 0
         for batch in file.iter_batches(batch_size=MARK_ROWS):
             stop = start + batch.num_rows
@@ -164,7 +164,7 @@ def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Ite
             start = stop
 
 
-class Ascending:
+class SortedPairs:
     """A stream of batches of two int64 columns, sorted by the first, consumed piece by piece."""
 
     def __init__(self, reader: pa.RecordBatchReader) -> None:
@@ -240,7 +240,7 @@ def _refuse_unreachable(catalog: str, batch: pa.RecordBatch, first_row: int, on_
             continue  # its row gets a verdict
         if missing is not None:
             expected = f"an image that can be read here. {missing}"
-            on_problem(Problem(catalog, first_row + index, "uri", shown(uri), expected))
+            on_problem(InvalidValue(catalog, first_row + index, "uri", shown(uri), expected))
 
 
 def _shifted(batch: pa.RecordBatch, by: int) -> pa.RecordBatch:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 
 import pyarrow as pa
 
-from segmint.catalogs.source.conform import OnProblem, Problem, refuse
+from segmint.catalogs.source.conform import InvalidValue, OnProblem, refuse
 from segmint.catalogs.source.csv_reader import read_csv
 from segmint.catalogs.source.json_lines_reader import read_json_lines
 from segmint.catalogs.source.parquet_reader import read_parquet
@@ -56,7 +56,7 @@ def read_catalog(
 def except_in(own: Collection[str], on_problem: OnProblem = refuse) -> OnProblem:
     """Pass problems to `on_problem`, but those in the columns `own`: what does not fit there is read as absent."""
 
-    def report(problem: Problem) -> None:
+    def report(problem: InvalidValue) -> None:
         if problem.column not in own:
             on_problem(problem)
 

@@ -5,7 +5,7 @@ from types import TracebackType
 
 import duckdb
 
-from segmint.catalogs.source.normalize import MARK_ROWS, Ascending, open_database
+from segmint.catalogs.source.normalize import MARK_ROWS, SortedPairs, open_database
 
 # As in `segmint.catalogs.source.normalize`: only rows whose hash occurs twice are compared as text. A group's number is
 # its first ordinal, so for URIs it is made negative.
@@ -33,7 +33,7 @@ class SameFiles:
         apart.mkdir()
         self._database: duckdb.DuckDBPyConnection = open_database(apart, memory_limit)
         query = f"SELECT * FROM ({_SAME}) ORDER BY ordinal"
-        self._groups = Ascending(self._database.sql(query, params={"staged": str(staged)}).to_arrow_reader(MARK_ROWS))
+        self._groups = SortedPairs(self._database.sql(query, params={"staged": str(staged)}).to_arrow_reader(MARK_ROWS))
 
     def until(self, stop: int) -> dict[int, tuple[int, ...]]:
         """Return the numbers of the groups of each row with an ordinal below `stop` that was not returned yet."""

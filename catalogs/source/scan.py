@@ -38,7 +38,7 @@ _TAG = re.compile(r"SPDX-(License-Identifier|FileCopyrightText):\s*(.+?)\s*(?:\*
 
 
 @dataclass
-class _Found:
+class _ScannedImage:
     name: str
     sidecars: list[str] = field(default_factory=list)
 
@@ -134,10 +134,10 @@ def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.
     return count
 
 
-def _images(base: Location, on_skip: OnSkip) -> Iterator[_Found]:
+def _images(base: Location, on_skip: OnSkip) -> Iterator[_ScannedImage]:
     # Names are sorted, so those that begin with an image's name follow it directly: only these few are kept in memory
     # to find sidecars.
-    open_images: deque[_Found] = deque()
+    open_images: deque[_ScannedImage] = deque()
     for entry in base.walk(on_skip=on_skip):
         if not entry.name.lower().endswith(IMAGE_ENDINGS + _SIDECAR_ENDINGS):
             continue
@@ -148,7 +148,7 @@ def _images(base: Location, on_skip: OnSkip) -> Iterator[_Found]:
         while open_images and not entry.name.startswith(open_images[0].name):
             yield open_images.popleft()
         if entry.name.lower().endswith(IMAGE_ENDINGS):
-            open_images.append(_Found(entry.name))
+            open_images.append(_ScannedImage(entry.name))
         elif entry.name.lower().endswith(_SIDECAR_ENDINGS):
             owner = entry.name.rpartition(".")[0]
             for image in open_images:
@@ -169,7 +169,7 @@ def _unfit(base: Location, name: str) -> str | None:
     return None
 
 
-def _row(base: Location, image: _Found, common: Mapping[str, Any]) -> dict[str, Any]:
+def _row(base: Location, image: _ScannedImage, common: Mapping[str, Any]) -> dict[str, Any]:
     row = {**common, "uri": str(base / image.name), "image_id": image.name}
     for name in sorted(image.sidecars, reverse=True):  # .license, then .json
         file = base / name

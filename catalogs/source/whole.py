@@ -21,7 +21,7 @@ _ROWS = 1024
 Batches = Iterator[pa.RecordBatch]
 
 
-class _All(Container[str]):
+class _AllColumns(Container[str]):
     """Every column."""
 
     def __contains__(self, name: object) -> bool:
@@ -73,7 +73,7 @@ class WholeCatalog:
             with open_parquet(self._catalog) as file:
                 self._raw_fields = list(file.schema_arrow)
         elif self._kind == "CSV":
-            first = next(csv_batches(self._catalog, only=_All()), None)
+            first = next(csv_batches(self._catalog, only=_AllColumns()), None)
             names = SOURCE.names if first is None else first.schema.names
             self._raw_fields = [pa.field(name, pa.string()) for name in names]
         else:
@@ -98,7 +98,7 @@ class WholeCatalog:
                     ]
                     yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(self._raw_fields))
         elif self._kind == "CSV":
-            yield from csv_batches(self._catalog, only=_All())
+            yield from csv_batches(self._catalog, only=_AllColumns())
         else:
             waiting: list[dict[str, Any]] = []
             schema = pa.schema(self._raw_fields)

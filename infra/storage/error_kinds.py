@@ -7,7 +7,7 @@ from enum import Enum
 from segmint.infra.uris import redact
 
 
-class Meaning(Enum):
+class ErrorKind(Enum):
     """What an error of a store means."""
 
     ABSENT = "the object is not there"
@@ -18,7 +18,7 @@ class Meaning(Enum):
     PERMANENT = "the request cannot succeed"
 
 
-PASSING = frozenset({Meaning.UNAVAILABLE, Meaning.TRANSIENT})
+PASSING = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.TRANSIENT})
 """Worth another try."""
 
 _ABSENT_CODES = {"NoSuchKey", "404", "NotFound", "NoSuchVersion"}
@@ -112,43 +112,43 @@ def service_code(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
-def meaning(error: BaseException) -> Meaning:
+def meaning(error: BaseException) -> ErrorKind:
     """The meaning of an error of a local file system, of s3fs or of another fsspec implementation."""
     answer = service_code(error)
     if answer is not None:
-        return _meaning_of_answer(*answer)
+        return _kind_of_response(*answer)
     if isinstance(error, FileExistsError):
-        return Meaning.EXISTS
+        return ErrorKind.EXISTS
     names = {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
     if names & _REFUSED_CLASSES:
-        return Meaning.REFUSED
+        return ErrorKind.REFUSED
     if "SSLError" in names and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return Meaning.PERMANENT
+        return ErrorKind.PERMANENT
     if names & _UNAVAILABLE_CLASSES:
-        return Meaning.UNAVAILABLE
+        return ErrorKind.UNAVAILABLE
     if names & _TRANSIENT_CLASSES:
-        return Meaning.TRANSIENT
+        return ErrorKind.TRANSIENT
     if isinstance(error, OSError):
         if error.errno in _ABSENT_ERRNO or isinstance(error, FileNotFoundError):
-            return Meaning.ABSENT
-        return Meaning.PERMANENT if error.errno in _PERMANENT_ERRNO else Meaning.TRANSIENT
-    return Meaning.PERMANENT
+            return ErrorKind.ABSENT
+        return ErrorKind.PERMANENT if error.errno in _PERMANENT_ERRNO else ErrorKind.TRANSIENT
+    return ErrorKind.PERMANENT
 
 
-def _meaning_of_answer(code: str, status: int) -> Meaning:
+def _kind_of_response(code: str, status: int) -> ErrorKind:
     if code in _ABSENT_CODES:
-        return Meaning.ABSENT
+        return ErrorKind.ABSENT
     if code in _EXISTS_CODES or status == 412:
-        return Meaning.EXISTS
+        return ErrorKind.EXISTS
     if code in _PERMANENT_CODES:
-        return Meaning.PERMANENT
+        return ErrorKind.PERMANENT
     if code in _REFUSED_CODES or code.startswith("KMS.") or status in {401, 403}:
-        return Meaning.REFUSED
+        return ErrorKind.REFUSED
     if code in _UNAVAILABLE_CODES or status in _UNAVAILABLE_STATUS:
-        return Meaning.UNAVAILABLE
+        return ErrorKind.UNAVAILABLE
     if code in _TRANSIENT_CODES or status >= 500 or status in _TRANSIENT_STATUS:
-        return Meaning.TRANSIENT
-    return Meaning.PERMANENT
+        return ErrorKind.TRANSIENT
+    return ErrorKind.PERMANENT
 
 
 def describe(error: BaseException) -> str:

@@ -24,7 +24,7 @@ BUSY_ROUNDS = 20
 
 
 @dataclass
-class _Gate:
+class _StoreGate:
     """The state of one store in this process: one thread checks it while the others wait."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -32,7 +32,7 @@ class _Gate:
 
 
 # The key includes the process id: a held lock does not survive a fork.
-_gates: dict[tuple[int, str], _Gate] = {}
+_gates: dict[tuple[int, str], _StoreGate] = {}
 
 
 def wait_out(attempt: Callable[[], T], store: str, answers: Callable[[], bool], outage_s: float) -> T:
@@ -42,7 +42,7 @@ def wait_out(attempt: Callable[[], T], store: str, answers: Callable[[], bool], 
     with a minimal request; `store` is its name in logs. A fault that remains while the store answers is raised, and so
     is one of a store that an earlier wait has given up.
     """
-    gate = _gates.setdefault((os.getpid(), store), _Gate())
+    gate = _gates.setdefault((os.getpid(), store), _StoreGate())
     rounds, end = 0, 0.0
     while True:
         try:
@@ -71,7 +71,7 @@ def pauses(doubled: int = 0) -> Iterator[float]:
         doubled = min(doubled + 1, 5)
 
 
-def _wait(gate: _Gate, store: str, answers: Callable[[], bool], end: float, why: str) -> bool:
+def _wait(gate: _StoreGate, store: str, answers: Callable[[], bool], end: float, why: str) -> bool:
     """Wait until the store answers; False if it does not before `end` (by `time.monotonic`)."""
     if not gate.lock.acquire(timeout=max(0.0, end - time.monotonic())):
         return False

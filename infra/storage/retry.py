@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from segmint.infra.errors import SegmintError
-from segmint.infra.storage.error_kinds import PASSING, Meaning, describe, meaning, service_code
+from segmint.infra.storage.error_kinds import PASSING, ErrorKind, describe, meaning, service_code
 from segmint.infra.storage.errors import (
     AccessRefusedError,
     NotFoundError,
@@ -57,7 +57,7 @@ def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[
         if error is None or not isinstance(error, Exception) or isinstance(error, SegmintError):
             return False
         verdict = meaning(error)
-        if verdict is Meaning.REFUSED:
+        if verdict is ErrorKind.REFUSED:
             refusals += 1
             return refusals < _REFUSED_ATTEMPTS
         return verdict in PASSING
@@ -76,23 +76,23 @@ def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[
         raise
     except Exception as error:
         verdict = meaning(error)
-        if verdict is Meaning.EXISTS:
+        if verdict is ErrorKind.EXISTS:
             raise FileExistsError(errno.EEXIST, "an object is already there", uri) from error
-        if verdict is Meaning.ABSENT and action != "put":  # nothing has to be there for a put
+        if verdict is ErrorKind.ABSENT and action != "put":  # nothing has to be there for a put
             raise NotFoundError(f"cannot {action} {redact(uri)}: it is not there") from error
         tries = int(retrying.statistics.get("attempt_number", 1))
         kind = _KINDS.get(verdict, StorageFaultError)
         raise kind(f"cannot {action} {redact(uri)}: {describe(error)}{_advice(uri, error, verdict, tries)}") from error
 
 
-_KINDS: dict[Meaning, type[StorageFaultError]] = {
-    Meaning.REFUSED: AccessRefusedError,
-    Meaning.UNAVAILABLE: UnavailableError,
-    Meaning.TRANSIENT: PassingFaultError,
+_KINDS: dict[ErrorKind, type[StorageFaultError]] = {
+    ErrorKind.REFUSED: AccessRefusedError,
+    ErrorKind.UNAVAILABLE: UnavailableError,
+    ErrorKind.TRANSIENT: PassingFaultError,
 }
 
 
-def _advice(uri: str, error: BaseException, verdict: Meaning, tries: int) -> str:
+def _advice(uri: str, error: BaseException, verdict: ErrorKind, tries: int) -> str:
     if verdict in PASSING:
         return f"; given up after {tries} attempts"
     answer = service_code(error)
@@ -100,9 +100,9 @@ def _advice(uri: str, error: BaseException, verdict: Meaning, tries: int) -> str
         return "; there is no such bucket: check its name and the endpoint"
     if answer is not None and 300 <= answer[1] < 400:
         return "; the store redirects, which is not followed: check the endpoint and the region"
-    if verdict is Meaning.REFUSED and scheme(uri) == LOCAL:
+    if verdict is ErrorKind.REFUSED and scheme(uri) == LOCAL:
         return "; check the permissions of the file and its folder"
-    if verdict is Meaning.REFUSED:
+    if verdict is ErrorKind.REFUSED:
         return (
             "; check the credentials (environment, profile, role) and what they may do; without the right to "
             "list a bucket, S3 answers so for an absent object too"

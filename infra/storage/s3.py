@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage import s3_parts
-from segmint.infra.storage.error_kinds import Meaning, meaning, service_code
+from segmint.infra.storage.error_kinds import ErrorKind, meaning, service_code
 from segmint.infra.storage.stores import ObjectInfo, OnSkip, check_length, check_size, warn_of_skipped
 from segmint.infra.uris import parent, split_bucket
 
@@ -129,7 +129,7 @@ class S3Store:
         try:
             self.size(uri)
         except OSError as error:
-            if meaning(error) is Meaning.ABSENT:
+            if meaning(error) is ErrorKind.ABSENT:
                 return False
             raise
         return True
@@ -151,7 +151,7 @@ class S3Store:
         try:
             answer = self._call("head_object", Bucket=bucket, Key=key)
         except OSError as error:
-            if meaning(error) is Meaning.ABSENT:
+            if meaning(error) is ErrorKind.ABSENT:
                 self._require_bucket(bucket)
             elif (service_code(error) or ("",))[0] == "400":
                 self._call(
@@ -240,7 +240,7 @@ class S3Store:
             self._call("list_objects_v2", Bucket=bucket, MaxKeys=1)
         except OSError as error:
             # Without the right to list the bucket, the answer is only about the key.
-            if meaning(error) is not Meaning.REFUSED or (service_code(error) or ("",))[0] == "NoSuchBucket":
+            if meaning(error) is not ErrorKind.REFUSED or (service_code(error) or ("",))[0] == "NoSuchBucket":
                 raise
 
 
@@ -300,12 +300,12 @@ def http_without_redirects() -> type:
 
     class Session(AIOHTTPSession):  # type: ignore[misc]
         async def _get_session(self, proxy_url: Any) -> Any:
-            return _Unredirected(await super()._get_session(proxy_url))
+            return _NoRedirectSession(await super()._get_session(proxy_url))
 
     return Session
 
 
-class _Unredirected:
+class _NoRedirectSession:
     """An aiohttp session, as far as aiobotocore uses it, whose requests follow no redirect."""
 
     def __init__(self, session: Any) -> None:

@@ -13,7 +13,7 @@ from segmint.model.automatic.rle import Rle, encode_patch, encode_runs
 
 
 @dataclass(frozen=True)
-class Patch(ABC):
+class MaskPatch(ABC):
     """A mask stored as its pixels inside its box; everything outside is background.
 
     Attributes:
@@ -25,7 +25,7 @@ class Patch(ABC):
     shape: tuple[int, int]
 
     @staticmethod
-    def pack(mask: NDArray[np.bool_], box: Box, offset: tuple[int, int] = (0, 0)) -> "Patch":
+    def pack(mask: NDArray[np.bool_], box: Box, offset: tuple[int, int] = (0, 0)) -> "MaskPatch":
         """Pack a (h, w) bool mask with the inclusive `box`; `offset` (x, y) is its corner in the frame."""
         x0, y0, x1, y1 = box
         window = mask[y0 : y1 + 1, x0 : x1 + 1]
@@ -57,7 +57,7 @@ class Patch(ABC):
 
 
 @dataclass(frozen=True)
-class BitPatch(Patch):
+class BitPatch(MaskPatch):
     """A mask stored as one bit for each pixel of its window.
 
     Attributes:
@@ -68,21 +68,21 @@ class BitPatch(Patch):
 
     @property
     def area(self) -> int:
-        """See `Patch`."""
+        """See `MaskPatch`."""
         return int(np.bitwise_count(self.bits).sum(dtype=np.int64))
 
     def window(self) -> NDArray[np.bool_]:
-        """See `Patch`."""
+        """See `MaskPatch`."""
         height, width = self.shape
         return np.unpackbits(self.bits, count=height * width).view(np.bool_).reshape(height, width)
 
     def encode(self, frame_size: tuple[int, int]) -> Rle:
-        """See `Patch`."""
+        """See `MaskPatch`."""
         return encode_patch(self.window(), self.corner, frame_size)
 
 
 @dataclass(frozen=True)
-class RunPatch(Patch):
+class RunPatch(MaskPatch):
     """A mask stored as the places where it begins and ends along its window's columns, as an accelerator finds them.
 
     Attributes:
@@ -95,11 +95,11 @@ class RunPatch(Patch):
 
     @property
     def area(self) -> int:
-        """See `Patch`."""
+        """See `MaskPatch`."""
         return int((self.changes[1::2] - self.changes[0::2]).sum())
 
     def window(self) -> NDArray[np.bool_]:
-        """See `Patch`."""
+        """See `MaskPatch`."""
         height, width = self.shape
         lengths = np.diff(self.changes, prepend=0, append=width * (height + 1))
         values = np.zeros(lengths.size, dtype=np.bool_)
@@ -107,7 +107,7 @@ class RunPatch(Patch):
         return np.ascontiguousarray(np.repeat(values, lengths).reshape(width, height + 1)[:, :height].T)
 
     def encode(self, frame_size: tuple[int, int]) -> Rle:
-        """See `Patch`."""
+        """See `MaskPatch`."""
         (x, y), (height, width) = self.corner, self.shape
         if x < 0 or y < 0 or y + height > frame_size[0] or x + width > frame_size[1]:
             raise ValueError(f"a window of {self.shape} at x={x}, y={y} leaves the frame of {frame_size}")
@@ -117,7 +117,7 @@ class RunPatch(Patch):
 
 
 @dataclass(frozen=True)
-class Candidates:
+class CandidateMasks:
     """N masks and what the later steps need to know about them; all coordinates are pixels of the frame.
 
     Attributes:
@@ -134,7 +134,7 @@ class Candidates:
     points: NDArray[np.float64]
     boxes: NDArray[np.int64]
     crop_boxes: NDArray[np.int64]
-    patches: tuple[Patch, ...]
+    patches: tuple[MaskPatch, ...]
 
     def __len__(self) -> int:
         return len(self.patches)
@@ -150,7 +150,7 @@ class Candidates:
             tuple(self.patches[index] for index in indices),
         )
 
-    def with_patches(self, replaced: dict[int, Patch]) -> Self:
+    def with_patches(self, replaced: dict[int, MaskPatch]) -> Self:
         """The same candidates with new masks, and boxes to match, at some positions."""
         boxes = self.boxes.copy()
         patches = list(self.patches)
@@ -160,9 +160,9 @@ class Candidates:
         return type(self)(self.predicted_iou, self.stability, self.points, boxes, self.crop_boxes, tuple(patches))
 
 
-def concatenate(parts: Sequence[Candidates]) -> Candidates:
+def concatenate(parts: Sequence[CandidateMasks]) -> CandidateMasks:
     """All candidates of all parts, in order; no candidates when there are no parts."""
-    return Candidates(
+    return CandidateMasks(
         np.concatenate([np.zeros(0, np.float32), *(part.predicted_iou for part in parts)]),
         np.concatenate([np.zeros(0, np.float32), *(part.stability for part in parts)]),
         np.concatenate([np.zeros((0, 2)), *(part.points for part in parts)]),

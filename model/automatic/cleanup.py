@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmint.model.automatic.boxes import box_of
-from segmint.model.automatic.candidates import Patch
+from segmint.model.automatic.candidates import MaskPatch
 
 
 @dataclass(frozen=True)
-class Cleaned:
+class CleanedMask:
     """The result of cleaning one mask.
 
     Attributes:
@@ -32,14 +32,14 @@ class Cleaned:
 
 
 class CleanedPatch(NamedTuple):
-    """The result of cleaning one mask in the frame; the fields are those of `Cleaned`."""
+    """The result of cleaning one mask in the frame; the fields are those of `CleanedMask`."""
 
-    patch: Patch | None
+    patch: MaskPatch | None
     holes: bool
     islands: bool
 
 
-def clean_patch(patch: Patch, frame_size: tuple[int, int], min_area: int, keep_largest: bool) -> CleanedPatch:
+def clean_patch(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, keep_largest: bool) -> CleanedPatch:
     """What `clean` makes of a mask in the frame of (height, width).
 
     It works in a window around the patch. Where a side of the window is not a side of the frame, there is a margin of
@@ -56,10 +56,10 @@ def clean_patch(patch: Patch, frame_size: tuple[int, int], min_area: int, keep_l
     cleaned = clean(mask, min_area, keep_largest)
     if cleaned.mask is None or not cleaned.changed:
         return CleanedPatch(None if cleaned.mask is None else patch, cleaned.holes, cleaned.islands)
-    return CleanedPatch(Patch.pack(cleaned.mask, box_of(cleaned.mask), (x0, y0)), cleaned.holes, cleaned.islands)
+    return CleanedPatch(MaskPatch.pack(cleaned.mask, box_of(cleaned.mask), (x0, y0)), cleaned.holes, cleaned.islands)
 
 
-def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> Cleaned:
+def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> CleanedMask:
     """Fill holes of fewer than `min_area` pixels, then remove islands of fewer.
 
     Background that the mask cuts off against the image's border counts as a hole. When every island is small,
@@ -68,7 +68,7 @@ def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> Cleaned
     """
     filled, holes = _fill_holes(mask, min_area)
     kept, islands = _remove_islands(filled, min_area, keep_largest)
-    return Cleaned(kept, holes, islands)
+    return CleanedMask(kept, holes, islands)
 
 
 def _fill_holes(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:

@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from segmint.model.automatic.boxes import xyxy_to_xywh
-from segmint.model.automatic.candidates import Candidates, Patch, concatenate
+from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, concatenate
 from segmint.model.automatic.cleanup import clean_patch
 from segmint.model.automatic.crops import Crop, crop_points, cut, generate_crops
 from segmint.model.automatic.nms import nms
 from segmint.model.automatic.on_device.crops import DeviceCrops
-from segmint.model.automatic.proposals import Measured, chunks_of, measure, propose, suppress_and_draw
-from segmint.model.automatic.records import Funnel, Generated, MaskRecord
+from segmint.model.automatic.proposals import MeasuredMasks, chunks_of, measure, propose, suppress_and_draw
+from segmint.model.automatic.records import Funnel, GeneratedMasks, MaskRecord
 from segmint.model.automatic.rle import Rle
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import upscaling_of
@@ -23,14 +23,14 @@ from segmint.model.automatic.workers import Workers
 from segmint.model.sam.batch_encoder import MAX_BATCH, default_batch_size
 from segmint.model.sam.predictor import Embedding, Predictor
 
-__all__ = ["Found", "Funnel", "Generated", "MaskGenerator", "MaskRecord", "Report", "Rle"]
+__all__ = ["Funnel", "GeneratedMasks", "MaskGenerator", "MaskRecord", "RawMasks", "Report", "Rle"]
 
 Report = Callable[[int, int], object]
 """Is called with how many points of an image are decoded, and how many there are."""
 
 
 @dataclass(frozen=True)
-class Found:
+class RawMasks:
     """What the model found in one image, before masks of different crops are compared and cleaned.
 
     Attributes:
@@ -39,7 +39,7 @@ class Found:
         frame_size: (height, width) of the image, in pixels.
     """
 
-    candidates: Candidates
+    candidates: CandidateMasks
     funnel: Funnel
     frame_size: tuple[int, int]
 
@@ -66,7 +66,7 @@ class MaskGenerator:
             crops_per_batch = default_batch_size(predictor.sam.device) if self.settings.crop_n_layers > 0 else 1
         if not 1 <= crops_per_batch <= MAX_BATCH:
             raise ValueError(f"crops_per_batch is {crops_per_batch}: expected 1 to {MAX_BATCH}")
-        self._map: Callable[..., Iterable[tuple[Measured[Any], Funnel]]] = map
+        self._map: Callable[..., Iterable[tuple[MeasuredMasks[Any], Funnel]]] = map
         if predictor.sam.device.type == "cpu" and torch.get_num_threads() > 1:
             self._map = Workers(torch.get_num_threads()).map
         self.predictor = predictor
@@ -74,14 +74,14 @@ class MaskGenerator:
         on_cpu = predictor.sam.device.type == "cpu"
         self._on_device = None if on_cpu else DeviceCrops(predictor, self.settings)
 
-    def generate(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None) -> Generated:
+    def generate(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None) -> GeneratedMasks:
         """Masks of one image, in its frame: `finish` of what `find` finds. Raises what `find` raises."""
         return self.finish(self.find(image, original))
 
     @torch.inference_mode()
     def find(
         self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None, report: Report | None = None
-    ) -> Found:
+    ) -> RawMasks:
         """The candidates of one image's crops, on the host: all the work of the model and its device.
 
         Args:
@@ -101,24 +101,24 @@ class MaskGenerator:
                 raise ValueError("an original was given: the official profile cuts its crops from the image")
         frame_size = (image.shape[0], image.shape[1])
         settings = self.settings
-        parts: list[Candidates] = []
+        parts: list[CandidateMasks] = []
         funnel = Funnel()
         every = generate_crops(frame_size, settings.crop_n_layers, settings.crop_overlap_ratio)
         crops = [crop for crop in every if not crop.is_empty]
-        count = _Count(report, sum(settings.points_of_layer(crop.layer) ** 2 for crop in crops))
+        count = _PointCounter(report, sum(settings.points_of_layer(crop.layer) ** 2 for crop in crops))
         for found, counts in self._process_crops(crops, image, original, count):
             parts.append(found)
             funnel += counts
-        return Found(concatenate(parts), funnel, frame_size)
+        return RawMasks(concatenate(parts), funnel, frame_size)
 
-    def finish(self, found: Found) -> Generated:
+    def finish(self, found: RawMasks) -> GeneratedMasks:
         """The masks of `find`'s candidates: NMS across crops, clean-up and run lengths.
 
         Works on the host alone, without torch, so that another thread can do it while the device has the next image.
         """
         candidates = suppress_across_crops(found.candidates, self.settings)
         written, counts = clean_up(candidates, found.frame_size, self.settings)
-        return Generated(to_records(written, found.frame_size), found.funnel + counts)
+        return GeneratedMasks(to_records(written, found.frame_size), found.funnel + counts)
 
     def _embed_crops(
         self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None
@@ -137,11 +137,11 @@ class MaskGenerator:
             yield from zip(batch, self.predictor.embed_many(pixels, sizes, self.crops_per_batch), strict=True)
 
     def _process_crops(
-        self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None, count: "_Count"
-    ) -> Iterator[tuple[Candidates, Funnel]]:
+        self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None, count: "_PointCounter"
+    ) -> Iterator[tuple[CandidateMasks, Funnel]]:
         """The masks of each crop, as `_process_crop`; on an accelerator a crop is begun before the last is finished."""
         frame_size = (image.shape[0], image.shape[1])
-        finish: Callable[[], tuple[Candidates, Funnel]] | None = None
+        finish: Callable[[], tuple[CandidateMasks, Funnel]] | None = None
         points = 0
         for crop, embedding in self._embed_crops(crops, image, original):
             if self._on_device is None:
@@ -157,20 +157,20 @@ class MaskGenerator:
             count.add(points)
 
     def _process_crop(
-        self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int], count: "_Count | None" = None
-    ) -> tuple[Candidates, Funnel]:
+        self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int], count: "_PointCounter | None" = None
+    ) -> tuple[CandidateMasks, Funnel]:
         """The masks of one crop's grid after NMS within the crop, best first, and the counts so far."""
         upscaling = upscaling_of(self.predictor, embedding)
         plan = self.predictor.plan_points(embedding)
         points = crop_points(crop, self.settings.points_of_layer(crop.layer))
 
         @torch.inference_mode()
-        def process(chunk: NDArray[np.float64]) -> tuple[Measured[Any], Funnel]:
+        def process(chunk: NDArray[np.float64]) -> tuple[MeasuredMasks[Any], Funnel]:
             proposals, predicted = propose(self.predictor, embedding, plan, chunk, self.settings)
             found, counts = measure(upscaling, proposals, crop, frame_size, self.settings)
             return found, counts + Funnel(predicted=predicted, over_iou=len(proposals.points))
 
-        parts: list[Measured[Any]] = []
+        parts: list[MeasuredMasks[Any]] = []
         funnel = Funnel()
         for found, counts in self._map(process, chunks_of(points, self.settings.chunk_on("cpu"))):
             parts.append(found)
@@ -182,7 +182,7 @@ class MaskGenerator:
         return candidates, funnel + Funnel(after_nms1=len(candidates))
 
 
-class _Count:
+class _PointCounter:
     """Counts the decoded points of one image for a `Report`."""
 
     def __init__(self, report: Report | None, points: int) -> None:
@@ -196,7 +196,7 @@ class _Count:
             self._report(self._done, self._points)
 
 
-def suppress_across_crops(candidates: Candidates, settings: MaskSettings) -> Candidates:
+def suppress_across_crops(candidates: CandidateMasks, settings: MaskSettings) -> CandidateMasks:
     """NMS among the masks of all crops, preferring smaller crops; no masks are suppressed without crops."""
     if settings.crop_n_layers == 0:
         return candidates
@@ -205,7 +205,9 @@ def suppress_across_crops(candidates: Candidates, settings: MaskSettings) -> Can
     return candidates.take(nms(candidates.boxes, np.float32(1) / areas, settings.crop_nms_thresh))
 
 
-def clean_up(candidates: Candidates, frame_size: tuple[int, int], settings: MaskSettings) -> tuple[Candidates, Funnel]:
+def clean_up(
+    candidates: CandidateMasks, frame_size: tuple[int, int], settings: MaskSettings
+) -> tuple[CandidateMasks, Funnel]:
     """Fill small holes and remove small islands, then suppress new duplicates; count from `after_nms2` to the end.
 
     OpenCV finds connected components in windows around the masks.
@@ -213,7 +215,7 @@ def clean_up(candidates: Candidates, frame_size: tuple[int, int], settings: Mask
     """
     if settings.min_mask_region_area == 0:
         return candidates, Funnel(after_nms2=len(candidates), written=len(candidates))
-    changed: dict[int, Patch] = {}
+    changed: dict[int, MaskPatch] = {}
     dropped: list[int] = []
     cleaned = holes_filled = islands_removed = 0
     for index, patch in enumerate(candidates.patches):
@@ -242,7 +244,7 @@ def clean_up(candidates: Candidates, frame_size: tuple[int, int], settings: Mask
     )
 
 
-def to_records(candidates: Candidates, frame_size: tuple[int, int]) -> tuple[MaskRecord, ...]:
+def to_records(candidates: CandidateMasks, frame_size: tuple[int, int]) -> tuple[MaskRecord, ...]:
     """The candidates as records, in their order; `frame_size` is (height, width)."""
     records = []
     for index, patch in enumerate(candidates.patches):

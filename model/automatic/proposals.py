@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.model.automatic.candidates import Candidates
+from segmint.model.automatic.candidates import CandidateMasks
 from segmint.model.automatic.crops import Crop
 from segmint.model.automatic.filters import inside_crop, over_iou, under_max_area
 from segmint.model.automatic.nms import nms
@@ -36,7 +36,7 @@ class Proposals:
 
 
 @dataclass(frozen=True)
-class Measured(Generic[Sketch]):
+class MeasuredMasks(Generic[Sketch]):
     """N masks of one crop that passed its filters and are not drawn yet; coordinates are pixels of the frame.
 
     Attributes:
@@ -83,7 +83,7 @@ def measure(
     crop: Crop,
     frame_size: tuple[int, int],
     settings: MaskSettings,
-) -> tuple[Measured[Sketch], Funnel]:
+) -> tuple[MeasuredMasks[Sketch], Funnel]:
     """Measure proposals at the crop's size and keep those that pass stability, size and crop-edge filters.
 
     `frame_size` is (height, width). The funnel counts `stable`, `under_max_area` and `inside_crop`.
@@ -101,7 +101,7 @@ def filtered(
     crop: Crop,
     frame_size: tuple[int, int],
     settings: MaskSettings,
-) -> tuple[Measured[Sketch], Funnel]:
+) -> tuple[MeasuredMasks[Sketch], Funnel]:
     """Keep those of the stable masks that pass the size and crop-edge filters; counts as `measure` does.
 
     `predicted_iou` (N,) and `points` (N, 2), x, y in pixels of the crop, are those that `found.positions` index.
@@ -110,7 +110,7 @@ def filtered(
     under = under_max_area(found.areas, frame_size, settings.max_mask_area_ratio)
     passed = np.flatnonzero(under & inside_crop(boxes, crop.box, frame_size))
     source = found.positions[passed]
-    measured = Measured(
+    measured = MeasuredMasks(
         predicted_iou[source],
         found.stability[passed],
         points[source] + np.array(crop.box[:2]),
@@ -123,11 +123,11 @@ def filtered(
 
 def suppress_and_draw(
     upscaling: Upscaling[Sketch],
-    parts: Sequence[Measured[Sketch]],
+    parts: Sequence[MeasuredMasks[Sketch]],
     crop: Crop,
     threshold: float,
     device: torch.device,
-) -> Candidates:
+) -> CandidateMasks:
     """NMS within a crop, then draw the masks that are left, by predicted IoU descending.
 
     NMS needs only boxes and scores: suppressed masks are never drawn. `parts` are the crop's chunks in order,
@@ -138,7 +138,7 @@ def suppress_and_draw(
     sketches = [sketch for part in parts for sketch in part.sketches]
     keep = nms(boxes, predicted_iou, threshold, device)
     patches = upscaling.draw([sketches[index] for index in keep])
-    return Candidates(
+    return CandidateMasks(
         predicted_iou[keep],
         np.concatenate([np.zeros(0, np.float32), *(part.stability for part in parts)])[keep],
         np.concatenate([np.zeros((0, 2)), *(part.points for part in parts)])[keep],

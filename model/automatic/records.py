@@ -104,7 +104,7 @@ class Funnel:
 
 
 @dataclass(frozen=True)
-class Generated:
+class GeneratedMasks:
     """All masks of one image in the reference code's order, and the counts on the way there."""
 
     records: tuple[MaskRecord, ...]

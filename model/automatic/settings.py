@@ -26,14 +26,14 @@ def small_chunk(points_per_chunk: int) -> int:
     return max(1, points_per_chunk // 4)
 
 
-class _OfProfile:
+class _ProfileDefault:
     """The default of a key that the profile decides."""
 
     def __repr__(self) -> str:
         return "the profile's"
 
 
-_OF_PROFILE: Any = _OfProfile()
+_OF_PROFILE: Any = _ProfileDefault()
 
 
 @dataclass(frozen=True, kw_only=True)

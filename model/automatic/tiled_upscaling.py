@@ -21,12 +21,12 @@ from torch import Tensor
 
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic.boxes import Box
-from segmint.model.automatic.candidates import Patch, RunPatch
+from segmint.model.automatic.candidates import MaskPatch, RunPatch
 from segmint.model.automatic.filters import stable
 from segmint.model.automatic.mask_tiles import Strip
 from segmint.model.automatic.taps import Taps, taps_of
 from segmint.model.automatic.upscaling import BoxedUpscaling, StableMasks, Upscaling
-from segmint.model.device.transfers import Fetched
+from segmint.model.device.transfers import HostTransfer
 from segmint.model.sam.predictor import Embedding, Predictor
 
 # Pixels drawn at once, one byte each, and how many of them may be one mask's, where torch's operations take 4 bytes or
@@ -47,7 +47,7 @@ class MaskOperations(Protocol):
 
 
 @dataclass(frozen=True)
-class Outline:
+class MaskOutline:
     """A mask that is measured but not drawn: its logits (256, 256) on the device, and its box in the crop."""
 
     logits: Tensor
@@ -81,11 +81,11 @@ class TiledUpscaling:
         """Counts and boxes of masks of logits (N, 256, 256), (N, 7) int64 on their device: `mask_tiles.measure`."""
         return self._operations.measure(logits, self._rows, self._columns, offset, wanted)
 
-    def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[Outline]:
+    def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[MaskOutline]:
         """See `Upscaling`."""
         return stable_outlines(self.measure(logits, offset).cpu().numpy(), logits.unbind(), threshold)
 
-    def draw(self, sketches: Sequence[Outline]) -> list[Patch]:
+    def draw(self, sketches: Sequence[MaskOutline]) -> list[MaskPatch]:
         """See `Upscaling`."""
         groups = list(strips_of([sketch.box for sketch in sketches]))
         rooms = [_room(strips) for _, strips in groups]
@@ -94,13 +94,13 @@ class TiledUpscaling:
         ]
         found: list[list[NDArray[np.int64]]] = [[] for _ in sketches]
         start = 0
-        answer = Fetched(torch.cat(drawn)).numpy() if drawn else None
+        answer = HostTransfer(torch.cat(drawn)).numpy() if drawn else None
         for (first, strips), room in zip(groups, rooms, strict=True):
             assert answer is not None
             count, places = int(answer[start]), answer[start + 1 : start + 1 + room]
             start += 1 + room
             if count > room:  # more runs than there was room for: draw the group again, with room for all
-                places = Fetched(self._runs_of(sketches, first, strips, count)).numpy()[1:]
+                places = HostTransfer(self._runs_of(sketches, first, strips, count)).numpy()[1:]
             places = places[:count].astype(np.int64)
             cuts = np.searchsorted(places, [strip.start for strip in strips[1:]])
             for strip, runs in zip(strips, np.split(places, cuts), strict=True):
@@ -112,7 +112,7 @@ class TiledUpscaling:
             for (x0, y0, x1, y1), runs in zip((sketch.box for sketch in sketches), found, strict=True)
         ]
 
-    def _runs_of(self, sketches: Sequence[Outline], first: int, strips: Sequence[Strip], room: int) -> Tensor:
+    def _runs_of(self, sketches: Sequence[MaskOutline], first: int, strips: Sequence[Strip], room: int) -> Tensor:
         """`changes` of a group of strips, whose masks begin with the sketch `first`."""
         last = strips[-1]
         low = torch.stack([sketch.logits for sketch in sketches[first : first + last.mask + 1]])
@@ -121,7 +121,7 @@ class TiledUpscaling:
         return changes(flat, room)
 
 
-def stable_outlines(numbers: NDArray[np.int64], logits: Sequence[Tensor], threshold: float) -> StableMasks[Outline]:
+def stable_outlines(numbers: NDArray[np.int64], logits: Sequence[Tensor], threshold: float) -> StableMasks[MaskOutline]:
     """The stable masks of N, from what `TiledUpscaling.measure` found, (N, 7), and their logits."""
     scores = numbers[:, 0].astype(np.float32), numbers[:, 2].astype(np.float32)
     with np.errstate(invalid="ignore"):
@@ -134,7 +134,7 @@ def stable_outlines(numbers: NDArray[np.int64], logits: Sequence[Tensor], thresh
         stability[kept],
         numbers[kept, 1],
         boxes,
-        tuple(Outline(logits[mask], (x0, y0, x1, y1)) for mask, (x0, y0, x1, y1) in outlines),
+        tuple(MaskOutline(logits[mask], (x0, y0, x1, y1)) for mask, (x0, y0, x1, y1) in outlines),
     )
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.model.automatic.boxes import box_of
-from segmint.model.automatic.candidates import Patch
+from segmint.model.automatic.candidates import MaskPatch
 from segmint.model.automatic.filters import stable
 from segmint.model.automatic.interpolation import interpolation
 from segmint.model.sam.predictor import Embedding
@@ -61,7 +61,7 @@ class Upscaling(Protocol[Sketch]):
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[Sketch]:
         """Masks of logits (N, 256, 256) float32 whose stability at `offset` (0 or more) reaches `threshold`."""
 
-    def draw(self, sketches: Sequence[Sketch]) -> list[Patch]:
+    def draw(self, sketches: Sequence[Sketch]) -> list[MaskPatch]:
         """The masks of these sketches, from any call of `stable_masks`, in the embedding's frame."""
 
 
@@ -74,10 +74,10 @@ class _Window:
     inner: int
     outer: int
 
-    def pack(self) -> Patch:
+    def pack(self) -> MaskPatch:
         """The mask as a patch; for an empty mask, the frame's first pixel."""
         box = box_of(self.pixels)
-        return Patch.pack(self.pixels, box, self.corner if self.pixels.any() else (0, 0))
+        return MaskPatch.pack(self.pixels, box, self.corner if self.pixels.any() else (0, 0))
 
 
 class BoxedUpscaling:
@@ -89,7 +89,7 @@ class BoxedUpscaling:
         self._rows = interpolation(low_side, image_size, height, frame_height)
         self._columns = interpolation(low_side, image_size, width, frame_width)
 
-    def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[Patch]:
+    def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[MaskPatch]:
         """See `Upscaling`."""
         found = [self._threshold(one, offset) for one in logits]
         inner = torch.tensor([window.inner for window in found], dtype=torch.float32)
@@ -101,7 +101,7 @@ class BoxedUpscaling:
         boxes = np.array([patch.box for patch in patches], dtype=np.int64).reshape(-1, 4)
         return StableMasks(kept, scores.numpy()[kept], areas, boxes, patches)
 
-    def draw(self, sketches: Sequence[Patch]) -> list[Patch]:
+    def draw(self, sketches: Sequence[MaskPatch]) -> list[MaskPatch]:
         """See `Upscaling`."""
         return list(sketches)
 

@@ -17,7 +17,7 @@ from torchvision.ops import nms
 from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score, merge
 
 
-class Layers(Protocol):
+class PNetLayers(Protocol):
     """The part of `facenet_pytorch.models.mtcnn.PNet` that is used."""
 
     conv1: Any
@@ -30,7 +30,7 @@ class Layers(Protocol):
     conv4_2: Any
 
 
-def propose(layers: Layers, pixels: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
+def propose(layers: PNetLayers, pixels: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
     """Find the cells that P-Net takes for faces with a probability of at least `least`.
 
     `pixels` are those of one image, (1, 3, H, W) float32 in [-1, 1]. Returns rows and columns (N, 2) int64 of P-Net's
@@ -98,7 +98,7 @@ class Networks(Protocol):
     """The part of `facenet_pytorch.MTCNN` that is used; all take pixels in [-1, 1], and offsets are parts of a box."""
 
     @property
-    def pnet(self) -> Layers:
+    def pnet(self) -> PNetLayers:
         """The layers of P-Net; see `propose`."""
 
     @property

@@ -15,7 +15,7 @@ import torch
 Output = TypeVar("Output")
 
 
-class Captured(Generic[Output]):
+class CapturedGraph(Generic[Output]):
     """A function without arguments, of tensors that stay where they are; captured on CUDA, called elsewhere.
 
     `function` must have no shape that depends on numbers, and never make the host wait for the device. If it cannot be

@@ -14,7 +14,7 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-class Fetched:
+class HostTransfer:
     """A device's tensor on its way to the host; the copy starts here and is waited for when its numbers are read."""
 
     def __init__(self, tensor: Tensor) -> None:

@@ -156,7 +156,7 @@ class AttentionStage(nn.Module):
 
     def __init__(self, width: int, depth: int, window: int, downsample: PatchMerging | None) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(Block(width, window) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TinyViTBlock(width, window) for _ in range(depth)))
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,13 +165,13 @@ class AttentionStage(nn.Module):
         return x if self.downsample is None else self.downsample(x)
 
 
-class Block(nn.Module):
+class TinyViTBlock(nn.Module):
     """Attention in windows, a depthwise convolution across their borders, and a perceptron."""
 
     def __init__(self, width: int, window: int) -> None:
         super().__init__()
         self.window = window
-        self.attn = Attention(width, width // HEAD_CHANNELS, window)
+        self.attn = WindowAttention(width, width // HEAD_CHANNELS, window)
         self.local_conv = ConvNorm(width, width, kernel=3, groups=width)
         self.mlp = NormedMlp(width)
 
@@ -184,7 +184,7 @@ class Block(nn.Module):
         return out
 
 
-class Attention(nn.Module):
+class WindowAttention(nn.Module):
     """Multi-head self-attention in one window, with a learned bias for each |dy|, |dx|.
 
     The norm is inside: zeros that pad a window are normalized too and become the norm's bias.

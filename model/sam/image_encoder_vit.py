@@ -46,7 +46,7 @@ class ImageEncoderViT(nn.Module):
         self.patch_embed = PatchEmbed(shape.width)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, shape.width))
         self.blocks = nn.ModuleList(
-            Block(shape.width, shape.heads, grid, window=None if index in shape.global_blocks else WINDOW)
+            VitBlock(shape.width, shape.heads, grid, window=None if index in shape.global_blocks else WINDOW)
             for index in range(shape.depth)
         )
         self.neck = embedding_neck(shape.width)
@@ -77,13 +77,13 @@ class PatchEmbed(nn.Module):
         return tokens
 
 
-class Block(nn.Module):
+class VitBlock(nn.Module):
     """A pre-norm transformer block; attention within windows, or over the whole map when `window` is None."""
 
     def __init__(self, width: int, heads: int, grid: int, window: int | None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = Attention(width, heads, side=window or grid)
+        self.attn = RelativeAttention(width, heads, side=window or grid)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, 4 * width)
 
@@ -94,7 +94,7 @@ class Block(nn.Module):
         return out
 
 
-class Attention(nn.Module):
+class RelativeAttention(nn.Module):
     """Multi-head self-attention within squares of tokens, with decomposed relative positions.
 
     `side` is a square's side in tokens: a window's, or the whole map's. The relative positions are those of

@@ -42,7 +42,7 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class Masks:
+class PromptMasks:
     """C masks for each of B prompts.
 
     `low_res_logits` (B, C, 256, 256) float32 covers the encoder's 1024x1024 input, padding included; a mask
@@ -144,7 +144,7 @@ class Predictor:
         boxes: Array | None = None,
         masks: Array | None = None,
         multimask: bool = True,
-    ) -> Masks:
+    ) -> PromptMasks:
         """Predict masks for B prompts at once; a prompt may have points, a box and a mask, or any of them.
 
         `points` (B, N, 2) as (x, y) and `boxes` (B, 4) as (x0, y0, x1, y1), in pixels of the embedding's
@@ -165,7 +165,7 @@ class Predictor:
         labels: Array | None = None,
         boxes: Array | None = None,
         masks: Array | None = None,
-    ) -> Masks:
+    ) -> PromptMasks:
         """Predict as `predict`, four masks a prompt: the one without `multimask`, then the three with it."""
         return self._decode(embedding, check_prompts(points, labels, boxes, masks), range(MASK_TOKENS))
 
@@ -215,7 +215,7 @@ class Predictor:
                 square[..., :height, :width], embedding.frame_size, mode="bilinear", align_corners=False
             )
 
-    def _decode(self, embedding: Embedding, prompts: Prompts, chosen: range) -> Masks:
+    def _decode(self, embedding: Embedding, prompts: Prompts, chosen: range) -> PromptMasks:
         with torch.inference_mode():
             decoder, features = self.sam.mask_decoder, embedding.features
             embedded = self._embed_prompts(prompts, embedding)
@@ -223,7 +223,7 @@ class Predictor:
                 logits, ious = prompt_decoder.decode_prompts(decoder, features, self._places(), embedded, chosen)
             else:
                 logits, ious = decoder.decode(features, self.sam.prompt_encoder.dense_positions(), embedded, chosen)
-            return Masks(logits.float(), ious.float())
+            return PromptMasks(logits.float(), ious.float())
 
     def _places(self) -> Tensor:
         """The positional encoding (P, 256) of the image embedding, computed once."""

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from segmint.model.sam import image_encoder_tinyvit as tinyvit
-from segmint.model.sam.image_encoder_vit import Block, ImageEncoderViT
+from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitBlock
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EncoderLayer:
 def encoder_layers(encoder: nn.Module) -> list[EncoderLayer]:
     """The blocks of a ViT or of MobileSAM's TinyViT, first to last. Raises ValueError for another encoder."""
     if isinstance(encoder, ImageEncoderViT):
-        blocks = [cast(Block, block) for block in encoder.blocks]
+        blocks = [cast(VitBlock, block) for block in encoder.blocks]
         return [EncoderLayer(block, (block.attn, block.mlp), (block,)) for block in blocks]
     if isinstance(encoder, tinyvit.ImageEncoderTinyViT):
         return [layer for stage in encoder.layers for layer in _stage_layers(stage)]
@@ -43,7 +43,7 @@ def _stage_layers(stage: nn.Module) -> Iterator[EncoderLayer]:
         if isinstance(block, tinyvit.MBConv):
             branches: tuple[nn.Module, ...] = (block.conv3,)
         else:
-            attending = cast(tinyvit.Block, block)
+            attending = cast(tinyvit.TinyViTBlock, block)
             branches = (attending.attn, attending.mlp)
         follows = index == last and stage.downsample is not None
         yield EncoderLayer(block, branches, (block, cast(nn.Module, stage.downsample)) if follows else (block,))

@@ -169,7 +169,7 @@ def objects_step(
     return sums
 
 
-class _Exported(nn.Module):
+class _ExportedDetector(nn.Module):
     """The detectors' contract: one BGR image (3, H, W) uint8 in; boxes, labels, scores and the image's size out."""
 
     def __init__(self, detector: nn.Module) -> None:
@@ -185,7 +185,7 @@ class _Exported(nn.Module):
 
 def export_objects_detector(detector: nn.Module, path: str | Path) -> None:
     """Write the detector as TorchScript, as detectors of faces and plates are delivered: see docs/configuration.md."""
-    scripted = torch.jit.script(_Exported(detector).eval())
+    scripted = torch.jit.script(_ExportedDetector(detector).eval())
     scripted.save(str(path))  # type: ignore[no-untyped-call]
 
 

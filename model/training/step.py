@@ -23,7 +23,7 @@ from segmint.model.training.targets import valid_pixels
 
 
 @dataclass(frozen=True)
-class ImageMasks:
+class TrainingMasks:
     """The N masks of one image that a step trains on; N is 1 or more.
 
     `targets` (N, R, R) bool, none of them empty, R the losses' resolution: see `fit_targets`. `input_size` is the
@@ -35,9 +35,9 @@ class ImageMasks:
     input_size: tuple[int, int]
     numbers: Sequence[int]
 
-    def __getitem__(self, masks: slice) -> "ImageMasks":
+    def __getitem__(self, masks: slice) -> "TrainingMasks":
         """Some of the masks."""
-        return ImageMasks(self.targets[masks], self.input_size, self.numbers[masks])
+        return TrainingMasks(self.targets[masks], self.input_size, self.numbers[masks])
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class StepLosses:
 def train_step(
     sam: Sam,
     embeddings: Tensor,
-    images: Sequence[ImageMasks],
+    images: Sequence[TrainingMasks],
     settings: StepSettings,
     step: int,
     total_masks: int,
@@ -116,7 +116,7 @@ def train_step(
 def interact(
     sam: Sam,
     features: Tensor,
-    masks: ImageMasks,
+    masks: TrainingMasks,
     settings: StepSettings,
     step: int,
     total_masks: int,
@@ -171,7 +171,7 @@ def _figures(losses: PromptLosses, total_masks: int) -> Tensor:
 
 
 def _check(
-    embeddings: Tensor, images: Sequence[ImageMasks], settings: StepSettings, recorded: Sequence[Clicks] | None
+    embeddings: Tensor, images: Sequence[TrainingMasks], settings: StepSettings, recorded: Sequence[Clicks] | None
 ) -> None:
     found = tuple(embeddings.shape)
     if len(found) != 4 or found[0] != len(images):

@@ -32,7 +32,7 @@ class UnreadableMapError(ValueError):
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedFiles:
     """Images and label maps of one stem, by name, in order of the images; and what has no or no single partner."""
 
     pairs: list[tuple[str, str]]
@@ -88,13 +88,13 @@ def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list
     return masks
 
 
-def pair_by_stem(images: Iterable[str], maps: Iterable[str]) -> Paired:
+def pair_by_stem(images: Iterable[str], maps: Iterable[str]) -> PairedFiles:
     """Pair files by their names without folders and endings; never two for one."""
     by_stem: dict[str, tuple[list[str], list[str]]] = {}
     for side, names in enumerate((images, maps)):
         for name in names:
             by_stem.setdefault(PurePosixPath(name).stem, ([], []))[side].append(name)
-    paired = Paired([])
+    paired = PairedFiles([])
     for stem, (pictures, labels) in by_stem.items():
         if not labels:
             paired.images_alone.extend(pictures)

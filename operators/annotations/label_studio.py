@@ -28,21 +28,21 @@ _NO_SHAPES = ("choices", "datetime", "number", "pairwise", "ranker", "rating", "
 """Types of results that say something of an image, or of a region that has a result with its shape too."""
 
 
-class Readable(Protocol):
+class ByteStream(Protocol):
     """A stream of bytes."""
 
     def read(self, size: int = -1, /) -> bytes:
         """Return up to `size` bytes; none at the end."""
 
 
-class Task(NamedTuple):
+class TaskAnnotation(NamedTuple):
     """The answer that counts of a task, and the number of its other answers."""
 
     image: AnnotatedImage
     superseded: int
 
 
-class _Parts:
+class _TaskParts:
     """The answers to the tasks of an image that was exported in parts."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class _Parts:
                 return
         self._latest[part] = image
 
-    def join(self) -> Task:
+    def join(self) -> TaskAnnotation:
         """Return the image with the masks of all parts."""
         images = [self._latest[part] for part in sorted(self._latest)]
         whole = AnnotatedImage(
@@ -75,12 +75,12 @@ class _Parts:
         missing = [part for part in range(1, self._count + 1) if part not in self._latest]
         for part in missing:
             whole.unreadable.append(f"the masks of part {part} of {self._count}: its task has no answer")
-        return Task(whole, self._superseded)
+        return TaskAnnotation(whole, self._superseded)
 
 
 def read_tasks(
     tasks: Iterable[Mapping[str, Any]], size_of: Callable[[str], Size | None] = lambda name: None
-) -> Iterator[Task]:
+) -> Iterator[TaskAnnotation]:
     """Yield the answers of tasks.
 
     The latest annotation of a task that was not canceled counts; a task without one is left out. JSON_MIN has a record
@@ -91,7 +91,7 @@ def read_tasks(
     parts, with `PART_KEY` in its tasks, is yielded last, as one; if a part has no answer, that is one of its unreadable
     masks. Raises `KeyError` or `TypeError` if these are not tasks.
     """
-    parts: dict[str, _Parts] = {}
+    parts: dict[str, _TaskParts] = {}
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict):
             raise TypeError(f"task number {number} is no object")
@@ -102,7 +102,7 @@ def read_tasks(
         data = task.get("data", task)
         name = data.get("image") if isinstance(data, dict) else None
         if not isinstance(name, str) or not name:
-            yield Task(
+            yield TaskAnnotation(
                 AnnotatedImage(f"task number {number}", None, None, unreadable=["it has no `image`"]), superseded
             )
             continue
@@ -112,18 +112,18 @@ def read_tasks(
                 _add(image, region)
         part = _PART.fullmatch(str(data.get(PART_KEY, "")))
         if part is None:
-            yield Task(image, superseded)
+            yield TaskAnnotation(image, superseded)
         else:
-            parts.setdefault(name, _Parts()).add(int(part[1]), int(part[2]), image, superseded)
+            parts.setdefault(name, _TaskParts()).add(int(part[1]), int(part[2]), image, superseded)
     for each in parts.values():
         yield each.join()
 
 
-def iter_tasks(stream: Readable) -> Iterator[Any]:
+def iter_tasks(stream: ByteStream) -> Iterator[Any]:
     """Yield the items of a JSON array as a stream: a task has megabytes of numbers. Raises `ValueError` for others."""
     import ijson  # type: ignore[import-untyped]
 
-    class Peeked:
+    class PeekedStream:
         """The stream, whose first byte that is not white space must begin a list."""
 
         begun = False
@@ -137,7 +137,7 @@ def iter_tasks(stream: Readable) -> Iterator[Any]:
             return data
 
     try:
-        yield from ijson.items(Peeked(), "item", use_float=True)
+        yield from ijson.items(PeekedStream(), "item", use_float=True)
     except ijson.JSONError as error:
         raise ValueError(str(error)) from error
 

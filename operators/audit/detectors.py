@@ -25,7 +25,7 @@ _KINDS: dict[str, tuple[Kind, str]] = {"face": ("face", FacesConfig.bundled), "p
 
 
 @dataclass(frozen=True)
-class GivenDetector:
+class DetectorSpec:
     """A detector by its kind and its name in a configuration; small enough to send to another process."""
 
     kind: Kind
@@ -33,7 +33,7 @@ class GivenDetector:
     sha256: str | None = None  # of the file, once `pinned`
 
     @classmethod
-    def of(cls, text: str) -> "GivenDetector":
+    def of(cls, text: str) -> "DetectorSpec":
         """The detector that a KIND=PATH names; raises `UsageError` for anything else."""
         kind, _, name = text.partition("=")
         if kind in _KINDS:
@@ -53,7 +53,7 @@ class GivenDetector:
         """Its file's name, or the embedded detector's."""
         return plain_name(self.detector)
 
-    def pinned(self, resolve: Resolve) -> "GivenDetector":
+    def pinned(self, resolve: Resolve) -> "DetectorSpec":
         """The same with the file's hash; raises `UsageError` if there is no such file."""
         if not is_detector_file(self.detector):
             return self
@@ -98,14 +98,14 @@ class GivenDetector:
         return f"--detector {self.kind}={redact(self.detector)}"
 
 
-def distinct_names(given: tuple[GivenDetector, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:
+def distinct_names(given: tuple[DetectorSpec, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:
     """A name for each detector that no other one of its kind has; `taken` are kinds and names of the build's detectors.
 
     One that searches with the build's weights, or is named as its file, differs by its tiles, and is named so. Raises
     `UsageError` if two of them have one name.
     """
     names = tuple(f"{each.name} on tiles" if (each.kind, each.name) in taken else each.name for each in given)
-    known: dict[tuple[str, str], GivenDetector] = {}
+    known: dict[tuple[str, str], DetectorSpec] = {}
     for name, each in zip(names, given, strict=True):
         other = known.setdefault((each.kind, name), each)
         if other is not each:

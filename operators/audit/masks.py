@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.model.automatic import rle
 from segmint.operators.schemas import AUTOMATIC
 
@@ -27,7 +27,12 @@ class MaskLimits:
 
 
 def audit_masks(
-    size: tuple[int, int], masks: Sequence[Mapping[str, Any]], limits: MaskLimits | None, place: Place, *, decode: bool
+    size: tuple[int, int],
+    masks: Sequence[Mapping[str, Any]],
+    limits: MaskLimits | None,
+    place: FindingLocation,
+    *,
+    decode: bool,
 ) -> Iterator[Finding]:
     """Findings in the rows of `masks/*.parquet` of one image of `size` (height, width).
 
@@ -53,7 +58,7 @@ def audit_masks(
             yield from _decoded_findings(row, code, place)
 
 
-def _code_findings(size: tuple[int, int], row: Mapping[str, Any], place: Place) -> Iterator[Finding]:
+def _code_findings(size: tuple[int, int], row: Mapping[str, Any], place: FindingLocation) -> Iterator[Finding]:
     segmentation = row["segmentation"] or {}
     found = segmentation.get("size")
     if found != list(size):
@@ -67,7 +72,7 @@ def _code_findings(size: tuple[int, int], row: Mapping[str, Any], place: Place) 
 
 
 def _pixel_findings(
-    size: tuple[int, int], row: Mapping[str, Any], area: int, coco_box: Numbers, place: Place
+    size: tuple[int, int], row: Mapping[str, Any], area: int, coco_box: Numbers, place: FindingLocation
 ) -> Iterator[Finding]:
     if area != row["area"] or area == 0:
         yield _finding(place, row, Code.MASK_AREA, f"area {area or 'over 0'} by its run lengths", row["area"])
@@ -81,7 +86,7 @@ def _pixel_findings(
         yield _finding(place, row, Code.MASK_BOX, f"bbox {around}", row["bbox"])
 
 
-def _decoded_findings(row: Mapping[str, Any], code: dict[str, Any], place: Place) -> Iterator[Finding]:
+def _decoded_findings(row: Mapping[str, Any], code: dict[str, Any], place: FindingLocation) -> Iterator[Finding]:
     pixels = np.asarray(coco.decode(code)).astype(bool)
     rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
     box = [float(v) for v in (columns[0], rows[0], columns[-1] - columns[0], rows[-1] - rows[0])]
@@ -91,7 +96,7 @@ def _decoded_findings(row: Mapping[str, Any], code: dict[str, Any], place: Place
         yield _finding(place, row, Code.MASK_PIXELS, expected, f"{int(pixels.sum())} in {box}")
 
 
-def _frame_findings(size: tuple[int, int], row: Mapping[str, Any], place: Place) -> Iterator[Finding]:
+def _frame_findings(size: tuple[int, int], row: Mapping[str, Any], place: FindingLocation) -> Iterator[Finding]:
     image = f"{size[1]} x {size[0]} pixels"
     crop = _numbers(row["crop_box"], 4)
     if crop is None or min(crop[2:]) <= 0 or not _inside(crop, size):
@@ -104,7 +109,7 @@ def _frame_findings(size: tuple[int, int], row: Mapping[str, Any], place: Place)
             yield _finding(place, row, Code.POINT_OUTSIDE, f"a point in the crop {crop} of {image}", points)
 
 
-def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Place) -> Iterator[Finding]:
+def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: FindingLocation) -> Iterator[Finding]:
     iou, stability = row["predicted_iou"], row["stability_score"]
     if not _automatic(row):
         iou, stability = iou if iou is not None else 1.0, stability if stability is not None else 1.0
@@ -130,7 +135,7 @@ def _automatic(row: Mapping[str, Any]) -> bool:
     return row.get("source") in (None, AUTOMATIC)
 
 
-def _finding(place: Place, row: Mapping[str, Any], code: Code, expected: object, found: object) -> Finding:
+def _finding(place: FindingLocation, row: Mapping[str, Any], code: Code, expected: object, found: object) -> Finding:
     """A finding in the row of a mask; what segmint did not write may call a mask by no number."""
     id = row["annotation_id"]
     return place.finding(code, expected, found, f"mask {id}", mask=id if isinstance(id, int) else None)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import MOST_PIXELS
 from segmint.model.automatic import rle
 from segmint.operators.audit.mask_columns import of_people
@@ -22,7 +22,7 @@ from segmint.operators.segment.artifacts import RedactionArtifacts
 TOLERANCE = 1e-6
 """By how much a share may differ from the one that is computed here."""
 
-_ANNOTATION = ("answer", "annotator", "stage", "seconds", "complete")
+_ANNOTATION = ("submission", "annotator", "stage", "seconds", "complete")
 _SIZES = ("source_height", "source_width", "height", "width")
 
 
@@ -54,7 +54,7 @@ def audit_origins(
     span: tuple[int, int],
     codes: Sequence[str] | None,
     ids: Sequence[int],
-    place: Place,
+    place: FindingLocation,
     artifacts: RedactionArtifacts | None,
 ) -> Iterator[Finding]:
     """Findings in the origins of an image's masks.
@@ -102,7 +102,7 @@ def audit_origins(
 
 
 def audit_next_mask(
-    row: Row, ids: Sequence[int], place: Place, sources: Sequence[str | None] | None = None
+    row: Row, ids: Sequence[int], place: FindingLocation, sources: Sequence[str | None] | None = None
 ) -> Iterator[Finding]:
     """Whether the masks of an image that people annotated, by their rising `ids`, are all under its `next_mask`.
 

@@ -43,7 +43,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class StillDetected(DetectedRegion):
+class RemainingDetection(DetectedRegion):
     """A detection in a released image; its box is around all that would be redacted for it.
 
     `redacted`: it lies in a region that was. After `merge_found`, `found_by` are all detectors that found it, and
@@ -60,7 +60,7 @@ class StillDetected(DetectedRegion):
         return self.found_by or (Sighting(self.detector, self.score),)
 
 
-def search_release(row: Row, image: Pixels, detectors: Sequence[Detector]) -> list[StillDetected]:
+def search_release(row: Row, image: Pixels, detectors: Sequence[Detector]) -> list[RemainingDetection]:
     """What the detectors find in `image`, (H, W, 3) uint8 RGB, the released one of a row of `images`."""
     shape = image.shape[0], image.shape[1]
     regions = _regions(row)
@@ -73,17 +73,19 @@ def search_release(row: Row, image: Pixels, detectors: Sequence[Detector]) -> li
                 continue
             box = patch.x, patch.y, patch.width, patch.height
             redacted = _is_redacted(detection, gray, regions)
-            found.append(StillDetected(row["id"], detection.kind, detection.source, detection.score, *box, redacted))
+            found.append(
+                RemainingDetection(row["id"], detection.kind, detection.source, detection.score, *box, redacted)
+            )
     return found
 
 
-def merge_found(found: Sequence[StillDetected], searched: Sequence[Detector]) -> list[StillDetected]:
+def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector]) -> list[RemainingDetection]:
     """Merge what several detectors find in the same place of one image; what was redacted is not compared.
 
     Detections of one kind are the same if their boxes overlap with an IoU of at least 0.3. The result has the first
     one's detector and score, and the box around all. `searched` are the detectors that searched the image.
     """
-    merged: list[list[StillDetected]] = []
+    merged: list[list[RemainingDetection]] = []
     for each in found:
         if each.redacted:
             continue
@@ -100,7 +102,7 @@ def merge_found(found: Sequence[StillDetected], searched: Sequence[Detector]) ->
     return [_merged(same, searched) for same in merged] + [each for each in found if each.redacted]
 
 
-def picture(image: Pixels, found: StillDetected) -> bytes:
+def picture(image: Pixels, found: RemainingDetection) -> bytes:
     """A JPEG of `image` in which all but a detection and a margin around it is a coarse mosaic; framed in red."""
     height, width = image.shape[:2]
     margin = round(_MARGIN * max(found.w, found.h))
@@ -113,7 +115,7 @@ def picture(image: Pixels, found: StillDetected) -> bytes:
     return _encoded(shown)
 
 
-def cutouts(image: Pixels, found: Sequence[StillDetected]) -> Iterator[bytes]:
+def cutouts(image: Pixels, found: Sequence[RemainingDetection]) -> Iterator[bytes]:
     """A JPEG of the part of `image` around each detection, framed in red; all of them are blurred in each."""
     height, width = image.shape[:2]
     patches = [rectangle(each.x, each.y, each.w, each.h, (height, width)) for each in found]
@@ -127,7 +129,7 @@ def cutouts(image: Pixels, found: Sequence[StillDetected]) -> Iterator[bytes]:
         yield _encoded(shown)
 
 
-def _merged(same: Sequence[StillDetected], searched: Sequence[Detector]) -> StillDetected:
+def _merged(same: Sequence[RemainingDetection], searched: Sequence[Detector]) -> RemainingDetection:
     first = same[0]
     x, y = min(each.x for each in same), min(each.y for each in same)
     names = {each.detector for each in same}
@@ -142,7 +144,7 @@ def _merged(same: Sequence[StillDetected], searched: Sequence[Detector]) -> Stil
     )
 
 
-def _box(found: StillDetected) -> Box:
+def _box(found: RemainingDetection) -> Box:
     return found.x, found.y, found.x + found.w, found.y + found.h
 
 

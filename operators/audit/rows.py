@@ -10,8 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import REJECTED
-from segmint.catalogs.dataset.tombstones import TakenNames
-from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.dataset.tombstones import RemovedNames
+from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import AMENDABLE
 from segmint.operators.audit.origins import annotated_images
@@ -31,7 +31,7 @@ class ShardTables:
     images: pa.Table
     masks: pa.Table
     rejects: pa.Table
-    places: Mapping[str, Place]  # by folder
+    places: Mapping[str, FindingLocation]  # by folder
 
 
 def audit_counts(tables: ShardTables, counts: Mapping[str, int]) -> Iterator[Finding]:
@@ -130,12 +130,12 @@ def _audit_mask_ids(tables: ShardTables, owners: Ints) -> Iterator[Finding]:
         yield image.finding(Code.ROW_IDENTITY, expected, found[row], f"row {row}")
 
 
-def _of_ordinal(place: Place, ordinal: int) -> Place:
+def _of_ordinal(place: FindingLocation, ordinal: int) -> FindingLocation:
     """The place for findings about the image of an ordinal, which may be damaged."""
     return place.of_image(int(ordinal) + 1 if ordinal >= 0 else None)
 
 
-def audit_mask_count(row: Row, masks: int, place: Place, *, annotated: bool = False) -> Iterator[Finding]:
+def audit_mask_count(row: Row, masks: int, place: FindingLocation, *, annotated: bool = False) -> Iterator[Finding]:
     """Whether an image's row counts its masks as the table of masks does.
 
     What a build wrote of them is not counted where people annotated the image: they replaced, deleted and added masks.
@@ -150,7 +150,7 @@ def audit_mask_count(row: Row, masks: int, place: Place, *, annotated: bool = Fa
         yield image.finding(Code.MASK_COUNT, f"{masks} masks, as in the table of masks", found, f"id {row['id']}")
 
 
-def audit_rejects(rejects: Sequence[Row], place: Place) -> Iterator[Finding]:
+def audit_rejects(rejects: Sequence[Row], place: FindingLocation) -> Iterator[Finding]:
     """Whether every refused row has a known reason, and says what, where and why."""
     known = frozenset(Reason)
     for row in rejects:
@@ -164,7 +164,7 @@ def audit_rejects(rejects: Sequence[Row], place: Place) -> Iterator[Finding]:
             yield image.finding(Code.INCOMPLETE_REJECT, ", ".join(empty), "nothing", where)
 
 
-def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: TakenNames) -> Iterator[Finding]:
+def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: RemovedNames) -> Iterator[Finding]:
     """Whether nothing but a refusal is left of the rows whose ordinals tombstones name, and no image of their source.
 
     `names` are those in all tombstones of the dataset: the same bytes may be there under another row.
@@ -185,7 +185,7 @@ def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: TakenNam
                 yield image.finding(Code.STILL_THERE, expected, found, f"id {row['id']}")
 
 
-def audit_catalog_names(catalog: Mapping[int, Row], names: TakenNames, place: Place) -> Iterator[Finding]:
+def audit_catalog_names(catalog: Mapping[int, Row], names: RemovedNames, place: FindingLocation) -> Iterator[Finding]:
     """Whether no row of the catalog, by ordinal, has a SHA-256 that a tombstone names."""
     for row in catalog.values():
         if row["sha256"] in names.sha256:

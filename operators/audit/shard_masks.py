@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.operators.audit.mask_columns import MaskColumns
 from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.audit.origins import (
@@ -62,7 +62,7 @@ class ShardMasks:
         """Whether people worked on an image."""
         return ordinal in self._annotated
 
-    def audit_origins(self, row: Row, place: Place) -> Iterator[Finding]:
+    def audit_origins(self, row: Row, place: FindingLocation) -> Iterator[Finding]:
         """Findings in where the masks of an image come from; `row` is its row of `images`."""
         start, stop = self._spans[row["ordinal"]]
         codes: list[str] | None = [text.decode(errors="replace") for text in self._columns.text(start, stop)]
@@ -73,7 +73,7 @@ class ShardMasks:
             yield from audit_next_mask(row, ids, place, self._origins.source[start:stop])
         yield from audit_origins(row, self._origins, (start, stop), codes, ids, place, self._artifacts)
 
-    def audit_work(self, row: Row, images: Place, place: Place) -> Iterator[Finding]:
+    def audit_work(self, row: Row, images: FindingLocation, place: FindingLocation) -> Iterator[Finding]:
         """Findings in what the row of an image, and those of its masks, say of people's work; see `people`."""
         if row["ordinal"] in self._worked_on:
             yield from audit_work(row, self.table_rows(row["ordinal"]), images, place)
@@ -104,7 +104,7 @@ def masks_of_work(masks: pa.Table) -> frozenset[int]:
     return frozenset(ordinal for column in said for ordinal in column.to_pylist())
 
 
-def audit_work(row: Row, masks: Sequence[Row], images: Place, place: Place) -> Iterator[Finding]:
+def audit_work(row: Row, masks: Sequence[Row], images: FindingLocation, place: FindingLocation) -> Iterator[Finding]:
     """Findings in what an image's row, and the rows of its `masks`, say of people's work.
 
     `images` and `place` are where findings in the image's row and in those of its masks are made. A mask was made from
@@ -128,11 +128,11 @@ def audit_work(row: Row, masks: Sequence[Row], images: Place, place: Place) -> I
             yield from _hash("model", mask["model"], place, where, id)
 
 
-def _seconds(value: float | None, place: Place, where: str, mask: int | None) -> Iterator[Finding]:
+def _seconds(value: float | None, place: FindingLocation, where: str, mask: int | None) -> Iterator[Finding]:
     if value is not None and not 0 <= value < math.inf:
         yield place.finding(Code.BAD_SECONDS, "seconds of 0 or more", value, where, mask=mask)
 
 
-def _hash(name: str, value: Any, place: Place, where: str, mask: int | None) -> Iterator[Finding]:
+def _hash(name: str, value: Any, place: FindingLocation, where: str, mask: int | None) -> Iterator[Finding]:
     if value is None or not _SHA256.fullmatch(value):
         yield place.finding(Code.BAD_HASH, f"{name} of 64 hexadecimal digits", repr(value), where, mask=mask)

@@ -31,7 +31,7 @@ def perceptual_hash(jpeg: bytes) -> int:
 
 
 @dataclass(frozen=True)
-class Alike:
+class SimilarImage:
     """Positions of an image and of the nearest earlier one that looks like it, and the bits in which they differ."""
 
     index: int
@@ -39,7 +39,7 @@ class Alike:
     distance: int
 
 
-def find_alike(hashes: Hashes) -> list[Alike]:
+def find_alike(hashes: Hashes) -> list[SimilarImage]:
     """Each image whose hash is within `DISTANCE` bits of an earlier image's, in order, once."""
     distinct, first, kind = np.unique(hashes, return_index=True, return_inverse=True)
     count = len(hashes)
@@ -53,4 +53,4 @@ def find_alike(hashes: Hashes) -> list[Alike]:
     found[again] = first[kind][again]  # at distance 0
     alike = np.flatnonzero(found < (_BITS + 1) * count)
     places = zip(alike.tolist(), *(each.tolist() for each in np.divmod(found[alike], count)), strict=True)
-    return [Alike(index, earlier, distance) for index, distance, earlier in places]
+    return [SimilarImage(index, earlier, distance) for index, distance, earlier in places]

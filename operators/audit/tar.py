@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import simplejpeg
 
-from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, annotation_name, image_name
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.operators.audit.jpeg_parts import jpeg_parts
@@ -43,7 +43,7 @@ def audit_tar(
     stream: HashedStream,
     images: Iterable[Row],
     masks_of: Callable[[int], Sequence[Row]],
-    place: Place,
+    place: FindingLocation,
     *,
     with_images: bool,
     decode: Container[int],
@@ -89,7 +89,7 @@ def _members(archive: TarReader) -> Iterator[tuple[str, bytes]]:
             yield member.name, archive.read(member)
 
 
-def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: Place) -> Iterator[Finding]:
+def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: FindingLocation) -> Iterator[Finding]:
     """Whether an image's JSON is, byte for byte, what the rows of image and masks give."""
     name = annotation_name(row["id"])
     try:
@@ -107,7 +107,7 @@ def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: Place) -> Ite
     yield place.finding(Code.OTHER_JSON, f"{wanted}, as in the tables", got, f"{name}: {path}" if path else name)
 
 
-def audit_jpeg(data: bytes, row: Row, place: Place, decoder: JpegDecoder | None) -> Iterator[Finding]:
+def audit_jpeg(data: bytes, row: Row, place: FindingLocation, decoder: JpegDecoder | None) -> Iterator[Finding]:
     """Whether a JPEG has its row's size and only the picture in it; with a `decoder`, whether all of it decodes."""
     name = image_name(row["id"])
     try:

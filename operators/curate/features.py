@@ -19,7 +19,13 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children, SuspectError, forbid_core_dumps
 from segmint.operators.curate.fitness import MEASURES
-from segmint.operators.curate.look import Look, LookConfig, UndecodedError, build_looker, build_opt_out_reader
+from segmint.operators.curate.inspect import (
+    ImageInspection,
+    InspectionConfig,
+    UndecodedError,
+    build_looker,
+    build_opt_out_reader,
+)
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.rows import Row, faulted, named, to_rows
 
@@ -65,7 +71,7 @@ _THREADS_A_CHILD = 4
 class CurateTask:
     """What a worker must know of a curation."""
 
-    config: LookConfig
+    config: InspectionConfig
     storage: Storage
     catalog_uri: str  # of the source catalog, which its rows' URIs may be relative to
     folder: Location  # of the parts
@@ -91,7 +97,7 @@ def is_skipped(row: Row, opt_outs: bool) -> bool:
     return row["duplicate_of"] is not None or reason is not None
 
 
-class LookAtImages:
+class InspectImages:
     """The actor that Ray Data runs: the rows of one part in, the part put, and a row of `DONE` out.
 
     Threads read; a child process decodes. A row that cannot be read or decoded has no features. A fault is no verdict:
@@ -104,7 +110,7 @@ class LookAtImages:
         self._task = task
         self._reader = ImageReader(task.storage, task.catalog_uri, task.config.ingest.max_bytes)
         self._threads = ThreadPoolExecutor(_THREADS_A_CHILD, thread_name_prefix="look")
-        self._children: Children[Look] = Children(
+        self._children: Children[ImageInspection] = Children(
             functools.partial(build_looker, task.config, task.storage, task.assets),
             timeout_s=task.config.ingest.timeout_s,
             memory_limit=task.memory_limit,

@@ -8,11 +8,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from segmint.operators.curate.fitness import MEASURES
 
 
-class _Part(BaseModel):
+class _CurateModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
-class DuplicatesConfig(_Part):
+class DuplicatesConfig(_CurateModel):
     """Images that are refused because another row has the same picture."""
 
     enabled: bool = True
@@ -22,7 +22,7 @@ class DuplicatesConfig(_Part):
     """Whether a mirrored picture is a copy."""
 
 
-class FitnessConfig(_Part):
+class FitnessConfig(_CurateModel):
     """The least and the most of each measure of `segmint.operators.curate.fitness`; null: no limit."""
 
     min_sharpness: float | None = None
@@ -53,7 +53,7 @@ def _name(value: str) -> str:
     return value
 
 
-class ScorerConfig(_Part):
+class ScorerConfig(_CurateModel):
     """A TorchScript module that gives a picture a number, such as for watermarks, text or aesthetics.
 
     It takes one RGB image, (3, H, W) uint8, at a reduced scale, and returns one number.
@@ -70,7 +70,7 @@ class ScorerConfig(_Part):
     """An image with a higher number is unfit."""
 
 
-class CurateConfig(_Part):
+class CurateConfig(_CurateModel):
     """What a curation refuses. A runtime key: a dataset pins the catalog that comes of it."""
 
     duplicates: DuplicatesConfig = DuplicatesConfig()

@@ -24,7 +24,7 @@ class Click(NamedTuple):
     label: int
 
 
-class Deepest(NamedTuple):
+class DeepestPixel(NamedTuple):
     """The pixel of a region that is farthest from its boundary, with the distance in pixels."""
 
     x: int
@@ -32,7 +32,7 @@ class Deepest(NamedTuple):
     distance: float
 
 
-def deepest_pixel(region: Bools, without: Sequence[Click] = ()) -> Deepest | None:
+def deepest_pixel(region: Bools, without: Sequence[Click] = ()) -> DeepestPixel | None:
     """Return the pixel farthest from the region's boundary, the topmost, then leftmost of equal ones.
 
     The distance is the Euclidean one to the nearest pixel outside the region, where all pixels outside the image are.
@@ -52,7 +52,7 @@ def deepest_pixel(region: Bools, without: Sequence[Click] = ()) -> Deepest | Non
     place = int(distances.argmax())
     y, x = divmod(place, distances.shape[1])
     distance = float(distances[y, x])
-    return Deepest(left + x, top + y, distance) if distance > 0 else None
+    return DeepestPixel(left + x, top + y, distance) if distance > 0 else None
 
 
 def center_click(mask: Bools) -> Click:

@@ -39,7 +39,7 @@ class TrueMask:
 
 
 @dataclass(frozen=True)
-class FoundMask:
+class PredictedMask:
     """A mask that a model found; those with a higher score are matched first."""
 
     rle: CocoRle
@@ -71,7 +71,7 @@ class RecallCounts:
 
 
 @dataclass(frozen=True)
-class Matches:
+class ImageMatches:
     """The found masks of one image and category, best first, and what they match; at most 100.
 
     Attributes:
@@ -91,7 +91,7 @@ class Matches:
         return matched, ignored
 
 
-def recall_counts(truth: Sequence[TrueMask], found: Sequence[FoundMask], limits: Sequence[int]) -> RecallCounts:
+def recall_counts(truth: Sequence[TrueMask], found: Sequence[PredictedMask], limits: Sequence[int]) -> RecallCounts:
     """Count the true masks of an image that its best masks find, up to each of the ascending `limits` of their number.
 
     As `COCOeval` with `useCats=0` and `maxDets=limits`. Masks that overlap no true mask enough for any threshold are
@@ -106,21 +106,21 @@ def recall_counts(truth: Sequence[TrueMask], found: Sequence[FoundMask], limits:
     return RecallCounts(np.array(counts, dtype=np.int64), results.truth)
 
 
-def match_masks(truth: Sequence[TrueMask], found: Sequence[FoundMask], most: int = 100) -> Matches:
+def match_masks(truth: Sequence[TrueMask], found: Sequence[PredictedMask], most: int = 100) -> ImageMatches:
     """Match the masks of one image and one category, the `most` best of those found, as `COCOeval` does."""
     ranked = sorted(found, key=lambda mask: -mask.score)[:most]
     results = _evaluate(truth, ranked, _overlaps(truth, ranked), most)
     scores = np.array([mask.score for mask in ranked], dtype=np.float64)
-    return Matches(scores, np.packbits(np.stack([results.matched, results.ignored])), results.truth)
+    return ImageMatches(scores, np.packbits(np.stack([results.matched, results.ignored])), results.truth)
 
 
 @dataclass
-class Precision:
+class CocoPrecision:
     """Precision and recall over categories, from `add`; the figures are those of `COCOeval.summarize`."""
 
     _parts: list[Any] = field(default_factory=list)
 
-    def add(self, images: Sequence[Matches]) -> None:
+    def add(self, images: Sequence[ImageMatches]) -> None:
         """Add a category: its matches in each image that has any, in ascending order of the images' ids."""
         evaluation = COCOeval(iouType="segm")
         params = evaluation.params
@@ -141,7 +141,7 @@ class Precision:
             evaluation.accumulate()
         self._parts.append({name: evaluation.eval[name] for name in ("precision", "recall")})
 
-    def extend(self, other: "Precision") -> None:
+    def extend(self, other: "CocoPrecision") -> None:
         """Add all categories of another."""
         self._parts += other._parts
 
@@ -167,8 +167,8 @@ _FIGURES = (
 
 
 @dataclass(frozen=True)
-class _Evaluated:
-    """What `COCOeval.evaluateImg` answers for each range of size; arrays as in `Matches`."""
+class _ImageEvaluation:
+    """What `COCOeval.evaluateImg` answers for each range of size; arrays as in `ImageMatches`."""
 
     results: list[dict[str, Any]]
 
@@ -185,7 +185,7 @@ class _Evaluated:
         return np.array([np.count_nonzero(result["gtIgnore"] == 0) for result in self.results], dtype=np.int64)
 
 
-def _overlaps(truth: Sequence[TrueMask], found: Sequence[FoundMask]) -> NDArray[np.float64]:
+def _overlaps(truth: Sequence[TrueMask], found: Sequence[PredictedMask]) -> NDArray[np.float64]:
     """IoU of each pair, (found, truth); with a crowd, the share of the found mask that it covers."""
     if not truth or not found:
         return np.zeros((len(found), len(truth)))
@@ -194,8 +194,8 @@ def _overlaps(truth: Sequence[TrueMask], found: Sequence[FoundMask]) -> NDArray[
 
 
 def _evaluate(
-    truth: Sequence[TrueMask], found: Sequence[FoundMask], overlaps: NDArray[np.float64], most: int
-) -> _Evaluated:
+    truth: Sequence[TrueMask], found: Sequence[PredictedMask], overlaps: NDArray[np.float64], most: int
+) -> _ImageEvaluation:
     evaluation = COCOeval(iouType="segm")
     # What `evaluate` prepares from files; ids begin with 1, for 0 means no match.
     evaluation._gts[_KEY] = [
@@ -212,4 +212,4 @@ def _evaluate(
         "gtIgnore": np.zeros(0),
     }
     ranges = evaluation.params.areaRng
-    return _Evaluated([evaluation.evaluateImg(*_KEY, area, most) or nothing for area in ranges])
+    return _ImageEvaluation([evaluation.evaluateImg(*_KEY, area, most) or nothing for area in ranges])

@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from segmint.model.automatic.boxes import Box, box_of
-from segmint.model.automatic.candidates import Patch
+from segmint.model.automatic.candidates import MaskPatch
 from segmint.model.automatic.tiled_upscaling import upscaling_of
 from segmint.model.automatic.upscaling import Upscaling
 from segmint.model.sam.predictor import Embedding, Predictor
@@ -65,7 +65,9 @@ def click_masks(
     at_once = MASKS_AT_ONCE[embedding.features.device.type != "cpu"]
     for start in range(0, len(truths), at_once):
         chosen = slice(start, start + at_once)
-        masks = [_Clicked(rle, number, settings) for rle, number in zip(truths[chosen], numbers[chosen], strict=True)]
+        masks = [
+            _ClickedMask(rle, number, settings) for rle, number in zip(truths[chosen], numbers[chosen], strict=True)
+        ]
         _click(predictor, embedding, masks)
         scores += [mask.scores() for mask in masks]
     return scores
@@ -80,7 +82,7 @@ def no_answer(truth: CocoRle, settings: PointsSettings) -> MaskScores:
     return MaskScores(zeros, zeros, zeros, (), empty, empty)
 
 
-class _Truth:
+class _TrueMask:
     """A mask taken as truth, with its inclusive box."""
 
     def __init__(self, rle: CocoRle) -> None:
@@ -88,13 +90,13 @@ class _Truth:
         self.area = np.count_nonzero(self.pixels)
         self.box: Box = box_of(self.pixels)
 
-    def iou(self, mask: Patch) -> float:
+    def iou(self, mask: MaskPatch) -> float:
         """The intersection over union with a predicted mask."""
         x0, y0, x1, y1 = mask.box
         common = np.count_nonzero(mask.window() & self.pixels[y0 : y1 + 1, x0 : x1 + 1])
         return common / (mask.area + self.area - common)
 
-    def next_click(self, mask: Patch, before: Sequence[Click]) -> Click | None:
+    def next_click(self, mask: MaskPatch, before: Sequence[Click]) -> Click | None:
         """The next click on a predicted mask; only the pixels of both boxes are looked at."""
         left, top, right, bottom = mask.box
         x0, y0 = min(self.box[0], left), min(self.box[1], top)
@@ -106,11 +108,11 @@ class _Truth:
         return None if click is None else Click(click.x + x0, click.y + y0, click.label)
 
 
-class _Clicked:
+class _ClickedMask:
     """A mask while it is clicked on."""
 
     def __init__(self, truth: CocoRle, number: int, settings: PointsSettings) -> None:
-        self._truth = _Truth(truth)
+        self._truth = _TrueMask(truth)
         self._settings = settings
         pixels = self._truth.pixels
         center = settings.first is FirstClick.CENTER
@@ -156,12 +158,12 @@ class _Clicked:
         iou, oracle, predicted = zip(*self._measured, strict=True)
         return MaskScores(iou, oracle, predicted, tuple(self.clicks), self._first, self._last)
 
-    def _encoded(self, mask: Patch) -> CocoRle:
+    def _encoded(self, mask: MaskPatch) -> CocoRle:
         height, width = self._truth.pixels.shape
         return {"size": [height, width], "counts": mask.encode((height, width)).counts.encode("ascii")}
 
 
-def _click(predictor: Predictor, embedding: Embedding, masks: Sequence[_Clicked]) -> None:
+def _click(predictor: Predictor, embedding: Embedding, masks: Sequence[_ClickedMask]) -> None:
     """Click on masks together: all that are not done have the same number of clicks."""
     upscaling = upscaling_of(predictor, embedding)
     while waiting := [mask for mask in masks if not mask.done]:
@@ -177,6 +179,6 @@ def _click(predictor: Predictor, embedding: Embedding, masks: Sequence[_Clicked]
             mask.take(upscaling, answer.low_res_logits[row], predicted[row])
 
 
-def _draw(upscaling: Upscaling[Any], logits: Tensor) -> list[Patch]:
+def _draw(upscaling: Upscaling[Any], logits: Tensor) -> list[MaskPatch]:
     """Masks in the embedding's frame from logits (C, 256, 256); none is left out, the empty ones neither."""
     return upscaling.draw(upscaling.stable_masks(logits, 0.0, 0.0).sketches)

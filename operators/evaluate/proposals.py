@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.model.automatic.candidates import Candidates
-from segmint.model.automatic.generator import Found, MaskGenerator
+from segmint.model.automatic.candidates import CandidateMasks
+from segmint.model.automatic.generator import MaskGenerator, RawMasks
 from segmint.model.automatic.settings import MaskSettings
-from segmint.operators.evaluate.coco_matching import FoundMask
+from segmint.operators.evaluate.coco_matching import PredictedMask
 
 LIMITS = (10, 100, 1000)
 """Average recall is reported for so many proposals an image."""
@@ -22,12 +22,12 @@ def proposal_settings(points_per_side: int = 64) -> MaskSettings:
     )
 
 
-def propose_objects(generator: MaskGenerator, image: NDArray[np.uint8]) -> list[FoundMask]:
+def propose_objects(generator: MaskGenerator, image: NDArray[np.uint8]) -> list[PredictedMask]:
     """Return the 1,000 best proposals for an image, (H, W, 3) uint8 RGB; `generator` has `proposal_settings`."""
     return rank(generator.find(image))
 
 
-def rank(found: Found) -> list[FoundMask]:
+def rank(found: RawMasks) -> list[PredictedMask]:
     """Return the 1,000 best masks, best first, by the mean of predicted IoU and stability score.
 
     Empty masks are left out: they have no stability, and no mask taken as truth matches them.
@@ -38,6 +38,6 @@ def rank(found: Found) -> list[FoundMask]:
     return [_found_mask(masks, index, float(scores[index]), found.frame_size) for index in order[: LIMITS[-1]]]
 
 
-def _found_mask(masks: Candidates, index: int, score: float, frame_size: tuple[int, int]) -> FoundMask:
+def _found_mask(masks: CandidateMasks, index: int, score: float, frame_size: tuple[int, int]) -> PredictedMask:
     rle = masks.patches[index].encode(frame_size)
-    return FoundMask({"size": list(rle.size), "counts": rle.counts.encode("ascii")}, score)
+    return PredictedMask({"size": list(rle.size), "counts": rle.counts.encode("ascii")}, score)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pycocotools import mask as coco
 
-from segmint.catalogs.findings import Code, FindingCollector, Place
+from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.model.automatic import rle
 from segmint.operators.audit.masks import audit_masks
 from segmint.operators.rows import Row
@@ -47,7 +47,7 @@ class ForeignImage:
     )
 
 
-def read_foreign(data: bytes, size: tuple[int, int] | None, place: Place, number: int) -> ForeignImage:
+def read_foreign(data: bytes, size: tuple[int, int] | None, place: FindingLocation, number: int) -> ForeignImage:
     """Reads and measures the JSON of one image; `size` (height, width) is that of its JPEG, where that is known.
 
     `number` is the image's, should its JSON say none; findings are about the image of its number. Raises ValueError,
@@ -68,7 +68,7 @@ def read_foreign(data: bytes, size: tuple[int, int] | None, place: Place, number
     return image
 
 
-def _read_masks(annotations: Sequence[Any], image: ForeignImage, place: Place) -> None:
+def _read_masks(annotations: Sequence[Any], image: ForeignImage, place: FindingLocation) -> None:
     rows: list[Row] = []
     for index, value in enumerate(annotations):
         annotation = value if isinstance(value, dict) else {}
@@ -151,7 +151,7 @@ def _held(row: Row, size: tuple[int, int]) -> Row:
     return {**row, **absent, "annotation_id": row["name"]}
 
 
-def _vote(image: ForeignImage, convention: BoxConvention, row: Row, place: Place) -> None:
+def _vote(image: ForeignImage, convention: BoxConvention, row: Row, place: FindingLocation) -> None:
     other = next(text for name, text in BOXES.items() if name != convention)
     expected, found = f"boxes {other}, as most have here", f"{row['given']['bbox']}, {BOXES[convention]}"
     where = f"mask {row['name']}"

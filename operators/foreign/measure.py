@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from segmint.catalogs.dataset.foreign import JPEGS, ForeignShard, kind_of
 from segmint.catalogs.dataset.tables import TableFile, scratch_path
-from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
+from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -45,12 +45,12 @@ class MeasuredShard:
     )
 
 
-class _File(NamedTuple):
+class _ForeignFile(NamedTuple):
     """A JPEG or a JSON, and how its bytes are read; `open` leaves a tar open."""
 
     stem: str
     kind: str
-    place: Place
+    place: FindingLocation
     uri: str
     offset: int
     size: int
@@ -63,10 +63,10 @@ class _File(NamedTuple):
 
 
 @dataclass
-class _Image:
+class _ImageState:
     """What is known of the image of a name so far."""
 
-    jpeg: _File | None = None
+    jpeg: _ForeignFile | None = None
     jpeg_size: tuple[int, int] | None = None  # (height, width)
     jpeg_fault: ValueError | None = None  # reported when it is known which image it is of
     json_size: tuple[int, int] | None = None
@@ -95,10 +95,10 @@ def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> Measured
 
 
 def _measure(data: Location, shard: ForeignShard, measured: MeasuredShard, writers: dict[str, RowGroupWriter]) -> None:
-    images: dict[str, _Image] = {}
+    images: dict[str, _ImageState] = {}
     waiting: list[tuple[Row, list[int | None]]] = []
     for file in _files(data, shard, measured.findings):
-        image = images.setdefault(file.stem, _Image())
+        image = images.setdefault(file.stem, _ImageState())
         try:
             if file.kind == "jpeg":
                 image.jpeg = file
@@ -120,7 +120,9 @@ def _measure(data: Location, shard: ForeignShard, measured: MeasuredShard, write
     _write(waiting, writers)
     for stem, image in images.items():
         if image.jpeg is None and image.ordinal is not None:
-            place = Place(f"{shard.tar}/{stem}.json" if shard.tar else f"{stem}.json", shard.shard, image.number)
+            place = FindingLocation(
+                f"{shard.tar}/{stem}.json" if shard.tar else f"{stem}.json", shard.shard, image.number
+            )
             measured.findings.add(place.finding(Code.MISSING_PAIR, f"a JPEG {base_name(stem)}.jpg", "none"))
         elif image.jpeg is not None:
             measured.findings.extend(_jpeg_fault(image, image.jpeg.place))
@@ -129,7 +131,7 @@ def _measure(data: Location, shard: ForeignShard, measured: MeasuredShard, write
                 measured.findings.add(image.jpeg.place.finding(Code.MISSING_PAIR, expected, found))
 
 
-def _read_json(file: _File, image: _Image, measured: MeasuredShard) -> tuple[Row, list[int | None]] | None:
+def _read_json(file: _ForeignFile, image: _ImageState, measured: MeasuredShard) -> tuple[Row, list[int | None]] | None:
     """The row of an image, as `describe` takes it, and its masks' own ids; None where its JSON cannot be read."""
     try:
         if file.size > _JSON_BYTES:
@@ -175,7 +177,7 @@ def _write(waiting: list[tuple[Row, list[int | None]]], writers: dict[str, RowGr
 
 
 def _pair(
-    ordinal: int, image: _Image, jpeg: _File, findings: FindingCollector, writers: dict[str, RowGroupWriter]
+    ordinal: int, image: _ImageState, jpeg: _ForeignFile, findings: FindingCollector, writers: dict[str, RowGroupWriter]
 ) -> None:
     row = {"ordinal": ordinal, "uri": _text(jpeg.uri), "offset": jpeg.offset, "size": jpeg.size}
     writers["jpegs"].add(to_table([row], JPEGS).to_batches())
@@ -187,12 +189,12 @@ def _pair(
         findings.add(place.finding(Code.JPEG_SIZE, expected, f"{found[1]} x {found[0]} pixels"))
 
 
-def _jpeg_fault(image: _Image, place: Place) -> Iterator[Finding]:
+def _jpeg_fault(image: _ImageState, place: FindingLocation) -> Iterator[Finding]:
     if image.jpeg_fault is not None:
         yield place.finding(Code.BAD_JPEG, "a JPEG", image.jpeg_fault)
 
 
-def _jpeg_size(file: _File) -> tuple[tuple[int, int] | None, ValueError | None]:
+def _jpeg_size(file: _ForeignFile) -> tuple[tuple[int, int] | None, ValueError | None]:
     """(height, width) of a JPEG, of which no more is read than that takes, or what is wrong with it."""
     try:
         size = frame_size(file.read(_HEAD)) or frame_size(file.read(file.size))
@@ -203,7 +205,7 @@ def _jpeg_size(file: _File) -> tuple[tuple[int, int] | None, ValueError | None]:
     return (size[1], size[0]), None
 
 
-def _files(data: Location, shard: ForeignShard, findings: FindingCollector) -> Iterator[_File]:
+def _files(data: Location, shard: ForeignShard, findings: FindingCollector) -> Iterator[_ForeignFile]:
     """The JPEGs and JSONs of a shard, in its order; what cannot be read is a finding."""
     if shard.tar is not None:
         yield from _tar_files(data / shard.tar, shard.tar, shard.shard, findings)
@@ -212,11 +214,13 @@ def _files(data: Location, shard: ForeignShard, findings: FindingCollector) -> I
         for kind, file in (("jpeg", pair.jpeg), ("json", pair.json)):
             if file is None:
                 continue
-            place, found = Place(_text(file.name), shard.shard), data / file.name
-            yield _File(_text(pair.stem), kind, place, found.uri, 0, file.size, partial(found.open_ranges, file.size))
+            place, found = FindingLocation(_text(file.name), shard.shard), data / file.name
+            yield _ForeignFile(
+                _text(pair.stem), kind, place, found.uri, 0, file.size, partial(found.open_ranges, file.size)
+            )
 
 
-def _tar_files(tar: Location, name: str, shard: int, findings: FindingCollector) -> Iterator[_File]:
+def _tar_files(tar: Location, name: str, shard: int, findings: FindingCollector) -> Iterator[_ForeignFile]:
     try:
         with tar.open() as stream:
             opened: AbstractContextManager[BinaryIO] = nullcontext(stream)
@@ -225,10 +229,10 @@ def _tar_files(tar: Location, name: str, shard: int, findings: FindingCollector)
                 if kind is None or not is_plain_file(member):
                     continue
                 path = _text(member.name)
-                stem, place = path.rpartition(".")[0], Place(f"{name}/{path}", shard)
-                yield _File(stem, kind, place, tar.uri, member.offset_data, member.size, lambda: opened)
+                stem, place = path.rpartition(".")[0], FindingLocation(f"{name}/{path}", shard)
+                yield _ForeignFile(stem, kind, place, tar.uri, member.offset_data, member.size, lambda: opened)
     except BadTarError as error:
-        findings.add(Place(name, shard).finding(Code.BAD_TAR, "a tar of plain files", error))
+        findings.add(FindingLocation(name, shard).finding(Code.BAD_TAR, "a tar of plain files", error))
 
 
 def _text(name: str) -> str:

@@ -10,7 +10,7 @@ from xml.parsers import expat
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.errors import SegmintError
 from segmint.operators.opt_out.containers import find_metadata
-from segmint.operators.opt_out.rules import DATA_MINING, RESERVATION, OptOut, Verdict, rule_for
+from segmint.operators.opt_out.rules import DATA_MINING, RESERVATION, OptOut, OptOutVerdict, rule_for
 
 
 def opt_out(data: bytes) -> OptOut | None:
@@ -22,7 +22,7 @@ def opt_out(data: bytes) -> OptOut | None:
     """
     for field, value in _values(data):
         rule = rule_for(field, value)
-        if rule is not None and rule.verdict is Verdict.OPTED_OUT:
+        if rule is not None and rule.verdict is OptOutVerdict.OPTED_OUT:
             return OptOut(field, rule.value)
     return None
 
@@ -70,7 +70,7 @@ def xmp_values(packet: bytes) -> list[tuple[str, str]]:
         packet = packet.strip(b"\0 \t\r\n")
         if not any(word in packet for word in _MENTIONS):
             return []
-    found = _Found()
+    found = _XmpValues()
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.buffer_text = True
     parser.StartDoctypeDeclHandler = _refuse_document_type
@@ -90,7 +90,7 @@ def _refuse_document_type(*_: object) -> None:
     raise _MalformedError
 
 
-class _Found:
+class _XmpValues:
     """The handlers of the parser, and the values that they found."""
 
     def __init__(self) -> None:

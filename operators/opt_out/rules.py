@@ -18,7 +18,7 @@ TRAINING_MINING = tuple(f"{prefix}.{use}" for prefix in ("c2pa", "cawg") for use
 _PROHIBITED = "DMI-PROHIBITED"
 
 
-class Verdict(StrEnum):
+class OptOutVerdict(StrEnum):
     """What a value says."""
 
     ALLOWED = "allowed"
@@ -27,30 +27,30 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Rule:
+class OptOutRule:
     """A value of some fields, and its verdict. A value that ends in an asterisk is any other that begins like it."""
 
     fields: tuple[str, ...]
     value: str
-    verdict: Verdict
+    verdict: OptOutVerdict
 
 
 RULES = (
-    Rule((DATA_MINING,), "DMI-UNSPECIFIED", Verdict.NOTHING),
-    Rule((DATA_MINING,), "DMI-ALLOWED", Verdict.ALLOWED),
-    Rule((DATA_MINING,), "DMI-PROHIBITED-AIMLTRAINING", Verdict.OPTED_OUT),
-    Rule((DATA_MINING,), "DMI-PROHIBITED-GENAIMLTRAINING", Verdict.OPTED_OUT),
-    Rule((DATA_MINING,), "DMI-PROHIBITED-EXCEPTSEARCHENGINEINDEXING", Verdict.OPTED_OUT),
-    Rule((DATA_MINING,), "DMI-PROHIBITED", Verdict.OPTED_OUT),
-    Rule((DATA_MINING,), "DMI-PROHIBITED-SEECONSTRAINT", Verdict.OPTED_OUT),
-    Rule((DATA_MINING,), "DMI-PROHIBITED-SEEEMBEDDEDRIGHTSEXPR", Verdict.OPTED_OUT),
-    Rule((DATA_MINING,), "DMI-PROHIBITED-SEELINKEDRIGHTSEXPR", Verdict.OPTED_OUT),
-    Rule((DATA_MINING,), "DMI-PROHIBITED*", Verdict.OPTED_OUT),
-    Rule((RESERVATION,), "0", Verdict.ALLOWED),
-    Rule((RESERVATION,), "1", Verdict.OPTED_OUT),
-    Rule(TRAINING_MINING, "allowed", Verdict.ALLOWED),
-    Rule(TRAINING_MINING, "notAllowed", Verdict.OPTED_OUT),
-    Rule(TRAINING_MINING, "constrained", Verdict.OPTED_OUT),
+    OptOutRule((DATA_MINING,), "DMI-UNSPECIFIED", OptOutVerdict.NOTHING),
+    OptOutRule((DATA_MINING,), "DMI-ALLOWED", OptOutVerdict.ALLOWED),
+    OptOutRule((DATA_MINING,), "DMI-PROHIBITED-AIMLTRAINING", OptOutVerdict.OPTED_OUT),
+    OptOutRule((DATA_MINING,), "DMI-PROHIBITED-GENAIMLTRAINING", OptOutVerdict.OPTED_OUT),
+    OptOutRule((DATA_MINING,), "DMI-PROHIBITED-EXCEPTSEARCHENGINEINDEXING", OptOutVerdict.OPTED_OUT),
+    OptOutRule((DATA_MINING,), "DMI-PROHIBITED", OptOutVerdict.OPTED_OUT),
+    OptOutRule((DATA_MINING,), "DMI-PROHIBITED-SEECONSTRAINT", OptOutVerdict.OPTED_OUT),
+    OptOutRule((DATA_MINING,), "DMI-PROHIBITED-SEEEMBEDDEDRIGHTSEXPR", OptOutVerdict.OPTED_OUT),
+    OptOutRule((DATA_MINING,), "DMI-PROHIBITED-SEELINKEDRIGHTSEXPR", OptOutVerdict.OPTED_OUT),
+    OptOutRule((DATA_MINING,), "DMI-PROHIBITED*", OptOutVerdict.OPTED_OUT),
+    OptOutRule((RESERVATION,), "0", OptOutVerdict.ALLOWED),
+    OptOutRule((RESERVATION,), "1", OptOutVerdict.OPTED_OUT),
+    OptOutRule(TRAINING_MINING, "allowed", OptOutVerdict.ALLOWED),
+    OptOutRule(TRAINING_MINING, "notAllowed", OptOutVerdict.OPTED_OUT),
+    OptOutRule(TRAINING_MINING, "constrained", OptOutVerdict.OPTED_OUT),
 )
 """The first rule that fits a field and its value decides; a value that none fits says nothing."""
 
@@ -68,7 +68,7 @@ class OptOut:
         return f"the image's metadata forbids training with it: {self.field} is {self.value}"
 
 
-def rule_for(field: str, value: str) -> Rule | None:
+def rule_for(field: str, value: str) -> OptOutRule | None:
     """Return the rule that decides on a field's value, in any case; None: none does, and it says nothing.
 
     A value of PLUS is an address that ends in the term (`http://ns.useplus.org/ldf/vocab/DMI-ALLOWED`), the term alone,

@@ -26,7 +26,7 @@ from segmint.operators.child import is_out_of_memory
 from segmint.operators.prepare.control import control_pixels
 from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import clean_message
-from segmint.operators.prepare.mosaic import Patch, ellipse, polygon, redact_patches
+from segmint.operators.prepare.mosaic import ImagePatch, ellipse, polygon, redact_patches
 from segmint.operators.prepare.onnx_file import onnx_network, read_weights
 from segmint.operators.redactions import FACE_BAND, PLATE_BAND
 
@@ -179,7 +179,7 @@ class Region:
         return replace(self, x=left, y=top, w=right - left, h=bottom - top)
 
 
-def outline(detection: Detection, shape: tuple[int, int], *, band: bool = True) -> Patch | None:
+def outline(detection: Detection, shape: tuple[int, int], *, band: bool = True) -> ImagePatch | None:
     """Return what to redact for a detection in an image of `shape` (h, w).
 
     An ellipse for a face. For a plate the polygon of its corners, or its box if it has no corners or they do not match

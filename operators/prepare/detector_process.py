@@ -39,13 +39,13 @@ from segmint.operators.prepare.detector_socket import (
     BadRequestError,
     RemoteDetector,
     Request,
-    answers,
     copied_pixels,
+    is_answering,
     is_own,
     listen,
     received_request,
+    send_detections,
     send_error,
-    send_found,
 )
 
 WAITS_S = 2.5 * WAIT_S
@@ -160,7 +160,7 @@ class DetectorProcess:
     def _listens(self, process: BaseProcess) -> bool:
         """Whether a process takes connections; one that does not, or is ending, is ended."""
         if process.is_alive():
-            if answers(self.address, _REQUEST_S):
+            if is_answering(self.address, _REQUEST_S):
                 return True
             process.join(_END_S)
         process.kill()
@@ -305,7 +305,7 @@ class _Server:
                     os._exit(_BROKEN_EXIT)
                 send_error(connection, FAILED, name, last_line(error))
         else:
-            send_found(connection, name, found)
+            send_detections(connection, name, found)
 
     def _search(self, detector: Detector, request: Request) -> list[Detection]:
         image = copied_pixels(request)

@@ -32,7 +32,7 @@ FOUND, FAILED, SHORT_OF_MEMORY, REFUSED = range(4)
 _KINDS: tuple[Kind, ...] = ("face", "plate")
 _MAGIC = b"sgm1"
 _REQUEST = struct.Struct("<4sIII")  # magic, index into `_KINDS`, height, width
-_ANSWER = struct.Struct("<4sIII")  # magic, what, bytes of the detector's name, bytes of the rest
+_REPLY = struct.Struct("<4sIII")  # magic, what, bytes of the detector's name, bytes of the rest
 _COLUMNS = 14  # score, box, 1 if there are corners, their x and y
 _MOST_FOUND = 100_000
 _MOST_NAME, _MOST_TEXT = 4096, 2000
@@ -83,7 +83,7 @@ class RemoteDetector:
             with sealed_memory(image) as memory, connected(self._address, self._wait_s) as connection:
                 header = _REQUEST.pack(_MAGIC, _KINDS.index(self.kind), height, width)
                 socket.send_fds(connection, [header], [memory])
-                what, name, rest = _receive_answer(connection)
+                what, name, rest = _receive_reply(connection)
         except (OSError, EOFError) as error:
             raise DetectorProcessError(
                 f"the process that searches images on the GPU gave no answer ({type(error).__name__}: {error}); the "
@@ -127,12 +127,12 @@ def connected(address: str, wait_s: float) -> Iterator[socket.socket]:
         yield connection
 
 
-def answers(address: str, wait_s: float) -> bool:
+def is_answering(address: str, wait_s: float) -> bool:
     """Whether a process answers at an address; one that is too busy to do so within `wait_s` counts, too."""
     try:
         with connected(address, wait_s) as connection:
             connection.sendall(_REQUEST.pack(_MAGIC, len(_KINDS), 0, 0))  # which it refuses
-            _receive_answer(connection)
+            _receive_reply(connection)
     except (BlockingIOError, TimeoutError):
         return True
     except (OSError, EOFError):
@@ -203,7 +203,7 @@ def copied_pixels(request: Request) -> Pixels:
     return image
 
 
-def send_found(connection: socket.socket, name: str, found: Sequence[Detection]) -> None:
+def send_detections(connection: socket.socket, name: str, found: Sequence[Detection]) -> None:
     """Answer with a detector's name and its detections."""
     rows = np.zeros((min(len(found), _MOST_FOUND), _COLUMNS))
     for row, each in zip(rows, found, strict=False):
@@ -219,12 +219,12 @@ def send_error(connection: socket.socket, what: int, name: str, text: str) -> No
 
 def _send(connection: socket.socket, what: int, name: str, rest: bytes) -> None:
     called = name.encode(errors="replace")[:_MOST_NAME]
-    connection.sendall(_ANSWER.pack(_MAGIC, what, len(called), len(rest)) + called + rest)
+    connection.sendall(_REPLY.pack(_MAGIC, what, len(called), len(rest)) + called + rest)
 
 
-def _receive_answer(connection: socket.socket) -> tuple[int, str, bytes]:
+def _receive_reply(connection: socket.socket) -> tuple[int, str, bytes]:
     """Return what an answer is, the detector's name, and the rest."""
-    magic, what, name, rest = _ANSWER.unpack(_receive(connection, _ANSWER.size))
+    magic, what, name, rest = _REPLY.unpack(_receive(connection, _REPLY.size))
     if magic != _MAGIC or name > _MOST_NAME or rest > _MOST_FOUND * _COLUMNS * 8:
         raise EOFError("the answer does not have the agreed form")
     return what, _receive(connection, name).decode(errors="replace"), _receive(connection, rest)

@@ -53,7 +53,7 @@ class BrokenDecoderError(SegmintError):
 
 
 @dataclass(frozen=True)
-class Ingested:
+class IngestedImage:
     """A decoded image: `image` is (H, W, 3) uint8 RGB, sRGB, upright and opaque."""
 
     image: Pixels
@@ -61,7 +61,7 @@ class Ingested:
     source_height: int
 
 
-def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingested:
+def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> IngestedImage:
     """Decode one image; with `side`, a large JPEG at a reduced scale, with no side under so many pixels.
 
     Raises `RejectedError` with `empty_object`, `not_an_image`, `unsupported_format`, `too_large` (bytes or pixels),
@@ -78,7 +78,7 @@ def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingest
         width, height = pixels.shape[1::-1]
         if side is not None and kind == "JPEG":  # the only kind that is decoded at a reduced scale
             width, height = _guarded(lambda: _upright_size(open_image(data, kind)), kind)
-    return Ingested(image=pixels, source_width=width, source_height=height)
+    return IngestedImage(image=pixels, source_width=width, source_height=height)
 
 
 @contextlib.contextmanager
@@ -324,7 +324,7 @@ _READERS: dict[str, type[ImageFile.ImageFile]] = {
 
 def open_image(data: bytes, kind: str) -> ImageFile.ImageFile:
     """Read the image's header. If that needs more bytes than there are, the image is truncated, whatever the result."""
-    stream = _Stream(data)
+    stream = _RecordingStream(data)
     try:
         return _reader(kind)(stream)
     finally:
@@ -343,7 +343,7 @@ def _reader(kind: str) -> type[ImageFile.ImageFile]:
     return reader
 
 
-class _Stream(io.BytesIO):
+class _RecordingStream(io.BytesIO):
     """Bytes that record whether a reader asked for more than there are."""
 
     ran_out = False

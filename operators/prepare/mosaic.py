@@ -36,7 +36,7 @@ _FAR = 1 << 20  # pixels; OpenCV draws with 32 bits, and a detector's file may r
 
 
 @dataclass(frozen=True)
-class Patch:
+class ImagePatch:
     """A part of an image: the pixels of `mask` (h, w) bool in the window whose top left corner is (x, y).
 
     `weight`, (h, w) uint16 in 256ths, is that of the mosaic: 256 in the mask, less in the band around it, 0 elsewhere;
@@ -59,16 +59,16 @@ class Patch:
         return int(self.mask.shape[0])
 
 
-def _tight(x: int, y: int, mask: Bools, weight: NDArray[np.uint16] | None = None) -> Patch | None:
+def _tight(x: int, y: int, mask: Bools, weight: NDArray[np.uint16] | None = None) -> ImagePatch | None:
     if not mask.any():
         return None
     covered = mask if weight is None else weight > 0
     rows, columns = np.flatnonzero(covered.any(axis=1)), np.flatnonzero(covered.any(axis=0))
     y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    return Patch(x + int(x0), y + int(y0), mask[y0:y1, x0:x1], None if weight is None else weight[y0:y1, x0:x1])
+    return ImagePatch(x + int(x0), y + int(y0), mask[y0:y1, x0:x1], None if weight is None else weight[y0:y1, x0:x1])
 
 
-def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> Patch | None:
+def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> ImagePatch | None:
     """Return the ellipse around `box` (x0, y0, x1, y1), `FACE_EXPANSION` times its size, clipped to `shape` (h, w).
 
     The box is rounded to whole pixels first, so that a detector's last bits do not move the border. None if it lies
@@ -107,7 +107,7 @@ def _weights(mask: Bools, around: Bools, distances: Floats) -> NDArray[np.uint16
 
 def polygon(
     points: Sequence[tuple[float, float]], shape: tuple[int, int], margin: float = PLATE_MARGIN, band: float = 0.0
-) -> Patch | None:
+) -> ImagePatch | None:
     """Return the convex hull of `points` (x, y), grown on every side by `margin` times its shorter side, clipped.
 
     Points are rounded to whole pixels first; none is taken to be farther away than any image is wide. None if it lies
@@ -150,13 +150,13 @@ def _outside(hull: Floats, x: NDArray[np.int64], y: NDArray[np.int64]) -> Floats
     return farthest
 
 
-def rectangle(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -> Patch | None:
+def rectangle(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -> ImagePatch | None:
     """Return the rectangle clipped to the image of `shape` (h, w); None if it lies outside."""
     left, top = max(x, 0), max(y, 0)
     right, bottom = min(x + width, shape[1]), min(y + height, shape[0])
     if left >= right or top >= bottom:
         return None
-    return Patch(left, top, np.ones((bottom - top, right - left), bool))
+    return ImagePatch(left, top, np.ones((bottom - top, right - left), bool))
 
 
 def mosaic_size(width: int, height: int, cells: int = CELLS) -> tuple[int, int]:
@@ -176,7 +176,7 @@ def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
     return np.asarray(cv2.resize(means, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
-def redact_patches(image: Pixels, patches: Iterable[Patch], *, in_place: bool = False) -> Pixels:
+def redact_patches(image: Pixels, patches: Iterable[ImagePatch], *, in_place: bool = False) -> Pixels:
     """Return a copy of `image` (H, W, 3) uint8 with a smoothed mosaic in every patch; other pixels are unchanged.
 
     With `in_place` it is the image itself, unless that is read-only.

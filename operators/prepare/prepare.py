@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from segmint.catalogs.dataset.tombstones import DETAIL, NO_NAMES, SAME_SOURCE, TakenNames, is_taken_down
+from segmint.catalogs.dataset.tombstones import DETAIL, NO_NAMES, SAME_SOURCE, RemovedNames, is_taken_down
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.device import keep_freed_memory
@@ -86,7 +86,7 @@ class PrepareResources:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedImage:
     """One image ready for release, made entirely from de-identified pixels."""
 
     source_width: int  # pixels of the upright source
@@ -118,7 +118,7 @@ def _stage(name: str) -> Iterator[None]:
         raise RefusedError(verdict.reason, verdict.detail, name) from None
 
 
-def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detector]") -> Prepared:
+def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detector]") -> PreparedImage:
     """Decode one image, downscale it, redact and encode it.
 
     It is redacted at the size of the largest image that leaves. Raises `RefusedError` with the stage `ingest`,
@@ -137,7 +137,7 @@ def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detec
         is_larger = size != released_size(*full, config.release.short_side)
         released = release(clean, config.release)
         original = encode_original(clean) if config.crops is not None and is_larger else None
-    return Prepared(
+    return PreparedImage(
         source_width=source.source_width,
         source_height=source.source_height,
         regions=tuple(each.scaled(size, full) for each in regions),
@@ -150,7 +150,7 @@ def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detec
 
 def build_worker(
     config: PrepareConfig, storage: Storage, assets: str | None, detectors_at: str | None = None
-) -> Worker[Prepared]:
+) -> Worker[PreparedImage]:
     """Build `prepare_image` with its detectors, for a child process; `assets` is a folder that mirrors their weights.
 
     `detectors_at` is the socket of the process that holds the detectors; None: the child holds them.
@@ -205,7 +205,7 @@ class Prepare:
         catalog_uri: str,
         assets: str | None = None,
         resources: PrepareResources = PrepareResources(),
-        taken: TakenNames = NO_NAMES,
+        taken: RemovedNames = NO_NAMES,
         detectors: DetectorHost | None = None,
     ) -> None:
         """Start the children, and wait for the detector process: `detectors`, or else its own where one is needed.
@@ -272,7 +272,7 @@ class Prepare:
             return faulted(row, "prepare", error)
         return {**row, "source_sha256": digest, **_columns(prepared)}
 
-    def _read_and_prepare(self, row: Row) -> tuple[str, Prepared]:
+    def _read_and_prepare(self, row: Row) -> tuple[str, PreparedImage]:
         """Return the SHA-256 of the object's bytes and the result; bytes are read again before they are refused."""
         with _stage("read"):
             data = self._reader.read(row)
@@ -289,14 +289,14 @@ class Prepare:
                 data = again
         raise StorageFaultError(f"reading {row['uri']} returns different bytes each time")
 
-    def _prepare(self, data: bytes, row: Row) -> tuple[str, Prepared]:
+    def _prepare(self, data: bytes, row: Row) -> tuple[str, PreparedImage]:
         with _stage("read"):
             digest = checked_digest(data, row["sha256"])
         with _stage("catalog"):
             self._judge.refuse_taken(row, digest)
         return digest, self._search_and_prepare(data)
 
-    def _search_and_prepare(self, data: bytes) -> Prepared:
+    def _search_and_prepare(self, data: bytes) -> PreparedImage:
         """Have a child prepare an image; if the detector process did not answer, see that it lives, and try again."""
         if self._detectors is None:
             return self._children.run(data)
@@ -308,7 +308,7 @@ class Prepare:
         return self._children.run(data)
 
 
-def _columns(prepared: Prepared) -> Row:
+def _columns(prepared: PreparedImage) -> Row:
     kinds = [region.kind for region in prepared.regions]
     return {
         "source_width": prepared.source_width,
@@ -332,7 +332,7 @@ class CatalogJudge:
     """Judges rows by the license policy and by what was taken down."""
 
     policy: LicensePolicy
-    taken: TakenNames
+    taken: RemovedNames
 
     def judge(self, row: Row) -> None:
         """Raise `RejectedError` for what the catalog says itself; what it refuses is left to `refuse_curated`."""

@@ -37,7 +37,7 @@ class CropLayers:
 
 
 @dataclass(frozen=True)
-class Released:
+class ReleasedImage:
     """A released image: the bytes of the JPEG as written, and its size in pixels."""
 
     jpeg: bytes
@@ -45,7 +45,7 @@ class Released:
     height: int
 
 
-def release(image: Pixels, config: ReleaseConfig) -> Released:
+def release(image: Pixels, config: ReleaseConfig) -> ReleasedImage:
     """Downscale (H, W, 3) uint8 RGB so that its short side is at most `short_side`, and encode it as JPEG.
 
     Never upscales. Uses Pillow's Lanczos filter over all pixels, without the faster two-step reduction: sharp, free of
@@ -57,7 +57,7 @@ def release(image: Pixels, config: ReleaseConfig) -> Released:
     if picture.size != (width, height):
         _check_sides(width, height)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    return Released(_encode(picture, config.jpeg_quality, "4:2:0"), width, height)
+    return ReleasedImage(_encode(picture, config.jpeg_quality, "4:2:0"), width, height)
 
 
 def released_size(width: int, height: int, short_side: int) -> tuple[int, int]:

@@ -75,7 +75,7 @@ class StageSeconds:
         return 1 - self.compute / whole if whole else 0.0
 
 
-class Overlapped(Generic[Item, Decoded, Computed, Result]):
+class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
     """Takes items through `decode(item)`, `compute(item, decoded)` and `finish(item, computed)`.
 
     All calls of `compute` are made by one thread, in the order in which items are decoded. Any number of threads may
@@ -173,7 +173,7 @@ class Overlapped(Generic[Item, Decoded, Computed, Result]):
             self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
 
 
-class _Caller:
+class _CallerPool:
     """In place of a pool: the thread that submits does the work, one piece at a time."""
 
     def __init__(self) -> None:
@@ -184,5 +184,5 @@ class _Caller:
             function(*arguments)
 
 
-def _pool(threads: int, name: str) -> ThreadPoolExecutor | _Caller:
-    return ThreadPoolExecutor(threads, thread_name_prefix=name) if threads else _Caller()
+def _pool(threads: int, name: str) -> ThreadPoolExecutor | _CallerPool:
+    return ThreadPoolExecutor(threads, thread_name_prefix=name) if threads else _CallerPool()

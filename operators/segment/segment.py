@@ -28,13 +28,13 @@ from segmint.operators.rows import Row, gather, is_live, judged, to_rows
 from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, SEGMENTED
 from segmint.operators.segment.artifacts import NO_ARTIFACTS, RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics, observe_numerics
-from segmint.operators.segment.overlap import HostThreads, Overlapped
+from segmint.operators.segment.overlap import HostThreads, OverlappedStages
 
 # Processes that describe rows and write shards import this without torch, and single images are segmented without Ray.
 if TYPE_CHECKING:
-    from segmint.infra.row_ledger import RowLedger, Visit
-    from segmint.model.automatic.generator import Found, MaskGenerator
-    from segmint.model.automatic.records import Generated, MaskRecord
+    from segmint.infra.row_ledger import BlockEntry, RowLedger
+    from segmint.model.automatic.generator import MaskGenerator, RawMasks
+    from segmint.model.automatic.records import GeneratedMasks, MaskRecord
 
 
 SWITCH_INTERVAL_S = 1e-4
@@ -68,7 +68,7 @@ def segment_image(generator: "MaskGenerator", image: Pixels, original: Pixels | 
     return mask_columns(generator.generate(image, original))
 
 
-def mask_columns(generated: "Generated") -> dict[str, Any]:
+def mask_columns(generated: "GeneratedMasks") -> dict[str, Any]:
     """Convert an image's masks to the columns `masks` and `funnel`."""
     counts = asdict(generated.funnel)
     return {
@@ -150,7 +150,7 @@ def decode_row(row: Row) -> tuple[Pixels, Pixels | None]:
     return decode_jpeg(row["release"]), None if row["original"] is None else decode_jpeg(row["original"])
 
 
-def find_frugally(generator: "MaskGenerator", image: Pixels, original: Pixels | None) -> "Found":
+def find_frugally(generator: "MaskGenerator", image: Pixels, original: Pixels | None) -> "RawMasks":
     """Call `generator.find`; if the GPU runs out of memory, empty the cache and retry. The results are the same."""
     import torch
 
@@ -205,14 +205,14 @@ class Segment:
         threads = threads or HostThreads.of(device)
         if threads.decoders:
             sys.setswitchinterval(SWITCH_INTERVAL_S)
-        self._stages = Overlapped(self._decode_watched, self._find_watched, self._finish_watched, threads)
+        self._stages = OverlappedStages(self._decode_watched, self._find_watched, self._finish_watched, threads)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Segment each live row; the others pass through."""
         rows = to_rows(table, "segment")
-        with nullcontext() if self._ledger is None else self._ledger.visit(self._spent) as visit:
+        with nullcontext() if self._ledger is None else self._ledger.entry(self._spent) as entry:
             with self._hands_over:  # calls one after the other, so that the earlier one is done first
-                started = [self._stages.submit(_Task(row, visit)) if is_live(row) else None for row in rows]
+                started = [self._stages.submit(_SegmentTask(row, entry)) if is_live(row) else None for row in rows]
             done = [
                 row if result is None else judged(row, "segment", result.result)
                 for row, result in zip(rows, started, strict=True)
@@ -226,44 +226,44 @@ class Segment:
     def _decode(self, row: Row) -> tuple[Pixels, Pixels | None]:
         return decode_row(row)
 
-    def _find(self, images: tuple[Pixels, Pixels | None]) -> "Found":
+    def _find(self, images: tuple[Pixels, Pixels | None]) -> "RawMasks":
         return find_frugally(self.generator, *images)
 
-    def _finish(self, row: Row, found: "Found") -> Row:
+    def _finish(self, row: Row, found: "RawMasks") -> Row:
         columns = self._artifacts.dropped(row, mask_columns(self.generator.finish(found)))
         check_count(len(columns["masks"]))
         return {**row, **columns}
 
-    def _decode_watched(self, task: "_Task") -> tuple[Pixels, Pixels | None]:
-        if task.visit is not None:
-            task.visit.begin(task.row["ordinal"])
+    def _decode_watched(self, task: "_SegmentTask") -> tuple[Pixels, Pixels | None]:
+        if task.entry is not None:
+            task.entry.begin(task.row["ordinal"])
         with self._watched(task):
             return self._decode(task.row)
 
-    def _find_watched(self, task: "_Task", images: tuple[Pixels, Pixels | None]) -> "Found":
+    def _find_watched(self, task: "_SegmentTask", images: tuple[Pixels, Pixels | None]) -> "RawMasks":
         with self._watched(task, owns_device=True):
             return self._find(images)
 
-    def _finish_watched(self, task: "_Task", found: "Found") -> Row:
+    def _finish_watched(self, task: "_SegmentTask", found: "RawMasks") -> Row:
         with self._watched(task):
             row = self._finish(task.row, found)
-        if task.visit is not None:
-            task.visit.leave(task.row["ordinal"])
+        if task.entry is not None:
+            task.entry.leave(task.row["ordinal"])
         return row
 
     @contextmanager
-    def _watched(self, task: "_Task", *, owns_device: bool = False) -> Iterator[None]:
+    def _watched(self, task: "_SegmentTask", *, owns_device: bool = False) -> Iterator[None]:
         """Run one stage of a row within its deadline; end this process if an error shows that it is unfit for more."""
         try:
             with self._deadline.running():
                 yield
         except BaseException as error:
-            if task.visit is not None:
-                self._end_if_unfit(task.row["ordinal"], task.visit, error, owns_device=owns_device)
-                task.visit.leave(task.row["ordinal"])
+            if task.entry is not None:
+                self._end_if_unfit(task.row["ordinal"], task.entry, error, owns_device=owns_device)
+                task.entry.leave(task.row["ordinal"])
             raise
 
-    def _end_if_unfit(self, ordinal: int, visit: "Visit", error: BaseException, *, owns_device: bool) -> None:
+    def _end_if_unfit(self, ordinal: int, entry: "BlockEntry", error: BaseException, *, owns_device: bool) -> None:
         if is_out_of_memory(error):
             os._exit(1)  # this process is unreliable now, and the ledger has its rows
         # Asking the device disturbs the thread that owns it; errors of CUDA are RuntimeErrors.
@@ -273,13 +273,13 @@ class Segment:
         if failure is None:
             return
         try:
-            visit.excuse(ordinal, f"the GPU failed, and its worker was ended: {failure}")
+            entry.excuse(ordinal, f"the GPU failed, and its worker was ended: {failure}")
         finally:
             os._exit(1)
 
 
-class _Task(NamedTuple):
-    """A row on its way through the stages; `visit` is that of its block, if there is a ledger."""
+class _SegmentTask(NamedTuple):
+    """A row on its way through the stages; `entry` is that of its block, if there is a ledger."""
 
     row: Row
-    visit: "Visit | None"
+    entry: "BlockEntry | None"

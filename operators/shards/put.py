@@ -17,13 +17,13 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from segmint.catalogs.dataset.commits import Claim, Commit, CommitLog, FileEntry, look_at_shard
+from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, Reservation, read_shard_state
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.layout import (
     CATALOG,
-    CLAIMS,
     COMMITS,
     DATA_KINDS,
+    RESERVATIONS,
     commit_path,
     data_path,
     parse_commit_name,
@@ -52,9 +52,9 @@ def named_files(shard: int, files: ShardFiles) -> NamedFiles:
 
 def reserve(dataset: Location, commit: Commit) -> Location:
     """Claim the names of the files of a commit that is about to be put; return the claim, which its writer deletes."""
-    claim = Claim(commit.shard, commit.generation, tuple(entry.path for entry in commit.files))
-    file = claim.location(dataset)
-    file.put_if_absent(claim.to_json())
+    reservation = Reservation(commit.shard, commit.generation, tuple(entry.path for entry in commit.files))
+    file = reservation.location(dataset)
+    file.put_if_absent(reservation.to_json())
     return file
 
 
@@ -84,30 +84,30 @@ def put_again(
     commit: Commit,
     files: Iterable[tuple[FileEntry, bytes]],
     *,
-    heed: Callable[[], object] = lambda: None,
+    after_commit: Callable[[], object] = lambda: None,
 ) -> bool:
     """Put files of the commit that holds again, where they are missing or damaged; return whether it still holds then.
 
     If not, nothing of them is left that the newer commit has taken away: what was put here is deleted with its older
     versions. Every build and correction deletes this claim, as its generation is committed: where it is gone, the
-    commit may be, too. `heed` is called if the commit holds, before the claim is deleted.
+    commit may be, too. `after_commit` is called if the commit holds, before the claim is deleted.
     """
     pairs = list(files)
-    claim = Claim(commit.shard, commit.generation, tuple(entry.path for entry, _ in pairs))
-    file = claim.location(dataset)
+    reservation = Reservation(commit.shard, commit.generation, tuple(entry.path for entry, _ in pairs))
+    file = reservation.location(dataset)
 
     def holds() -> bool:
         return CommitLog(dataset).is_latest(commit.shard, commit.generation)
 
     for entry, content in pairs:
         if not file.exists():
-            file.put_if_absent(claim.to_json())
+            file.put_if_absent(reservation.to_json())
             if not holds():
                 break
         (dataset / entry.path).put(content)
     held = holds()
     if held:
-        heed()
+        after_commit()
     else:
         delete_unnamed(dataset, commit.shard, [entry for entry, _ in pairs], purge=True)
     file.delete()
@@ -119,7 +119,7 @@ def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry], *, 
 
     Nothing is deleted of a shard without a commit.
     """
-    state = look_at_shard(dataset, shard)
+    state = read_shard_state(dataset, shard)
     if state.commit is not None:
         for entry in ours:
             if entry.path not in state.kept:
@@ -144,19 +144,19 @@ def replace_shard(
     rows: Iterable[Row],
     *,
     purge: bool = True,
-    heed: Callable[[], object] = lambda: None,
+    after_commit: Callable[[], object] = lambda: None,
 ) -> Commit:
     """Commit a shard's rows (keys of `DESCRIBED`, in order) as the generation after `old`; remove nothing yet.
 
     The fingerprint of the numerics is kept: nothing is computed again. Raises `LostRaceError` if another writer has
     committed this generation with other content, or a higher one; with `purge` no older version is left of our files.
-    `heed` is called once the commit holds.
+    `after_commit` is called once the commit holds.
     """
     files = build_shard_files(rows, with_images=dataset.with_images)
     named = named_files(old.shard, files)
     entries = tuple(entry for entry, _ in named)
     new = replace(old, generation=old.generation + 1, counts=files.counts, files=entries)
-    return _commit_next(dataset.location, new, named, purge, heed)
+    return _commit_next(dataset.location, new, named, purge, after_commit)
 
 
 def replace_images(
@@ -165,7 +165,7 @@ def replace_images(
     table: bytes,
     *,
     purge: bool = True,
-    heed: Callable[[], object] = lambda: None,
+    after_commit: Callable[[], object] = lambda: None,
 ) -> Commit:
     """Commit another table of images as the generation after `old`, with the same rows and all its other files.
 
@@ -176,19 +176,21 @@ def replace_images(
     after = FileEntry(data_path("images", old.shard, digest), len(table), digest)
     files = tuple(after if entry == before else entry for entry in old.files)
     new = replace(old, generation=old.generation + 1, files=files)
-    return _commit_next(dataset.location, new, [(after, table)], purge, heed)
+    return _commit_next(dataset.location, new, [(after, table)], purge, after_commit)
 
 
-def _commit_next(dataset: Location, new: Commit, files: NamedFiles, purge: bool, heed: Callable[[], object]) -> Commit:
+def _commit_next(
+    dataset: Location, new: Commit, files: NamedFiles, purge: bool, after_commit: Callable[[], object]
+) -> Commit:
     """Put a generation's new files and its commit; the others are the former generation's, too."""
-    claim = reserve(dataset, new)
+    reservation = reserve(dataset, new)
     put_files(dataset, files)
     won = put_commit(dataset, new, files)
     if won:
-        heed()
+        after_commit()
     else:
         delete_unnamed(dataset, new.shard, new.files, purge=purge)
-    remove(claim, purge=purge)
+    remove(reservation, purge=purge)
     if not won:
         raise LostRaceError(
             f"shard {new.shard}: another command has committed generation {new.generation} meanwhile, so the files of "
@@ -203,7 +205,7 @@ def check_purge(dataset: Location) -> None:
     Raises `UsageError` for a folder of the dataset that is a link, and for a store that does not show its versions,
     and `StorageFaultError` if we may not see them.
     """
-    for folder in (*DATA_KINDS, COMMITS, CATALOG, CLAIMS):
+    for folder in (*DATA_KINDS, COMMITS, CATALOG, RESERVATIONS):
         (dataset / folder).refuse_link()
     (dataset / f"{TEMPORARY_PREFIX}versions").purge()
 
@@ -232,7 +234,7 @@ def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:
             commits.setdefault(parsed[0], []).append(parsed[1])
     spared = []
     for shard in sorted(wanted):
-        state = look_at_shard(dataset, shard)
+        state = read_shard_state(dataset, shard)
         for path in files.get(shard, ()):
             if path not in state.kept:
                 (dataset / path).purge()

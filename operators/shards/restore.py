@@ -28,7 +28,6 @@ from segmint.infra.wording import counted
 from segmint.operators.describe import describe_mask, redaction_columns
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, SCHEMAS
-from segmint.operators.shards.answered import said_by_answers
 from segmint.operators.shards.committed_rows import (
     committed_rows,
     read_committed_rows,
@@ -38,7 +37,8 @@ from segmint.operators.shards.committed_rows import (
 )
 from segmint.operators.shards.files import ShardFiles, build_shard_files
 from segmint.operators.shards.put import named_files, put_again
-from segmint.operators.shards.revise import heed_after, heed_tombstones, with_holding
+from segmint.operators.shards.revise import apply_later_changes, apply_tombstones, with_latest_commit
+from segmint.operators.shards.submitted_masks import submitted_columns
 from segmint.operators.shards.write import ShardResult, ShardTask, faults, iter_rows, shard_table
 
 
@@ -88,13 +88,13 @@ def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[
     except (DamagedDatasetError, ValueError, KeyError, TypeError):
         return False  # the remaining files contradict each other
 
-    def heed() -> None:
-        heed_tombstones(dataset, commit.shard)
+    def after_commit() -> None:
+        apply_tombstones(dataset, commit.shard)
 
-    return not _put_back(dataset.location, commit, damages, files, heed)
+    return not _put_back(dataset.location, commit, damages, files, after_commit)
 
 
-def lost_of_people(dataset: Location, commit: Commit, damages: Sequence[Damage]) -> str:
+def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage]) -> str:
     """Return which work of people is lost with damaged files, in a sentence; empty if none is known to be.
 
     What they said of masks is only in the table of masks: neither the other files nor a build can give it back.
@@ -121,29 +121,29 @@ def lost_of_people(dataset: Location, commit: Commit, damages: Sequence[Damage])
 def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
     """Restore the damaged files of a committed shard from its rows, built again; arguments as in `write_shard`.
 
-    If a file would have other bytes than the commit names, the result is `held_back`, and nothing is changed. If
+    If a file would have other bytes than the commit names, the result is `on_hold`, and nothing is changed. If
     another command replaces the generation meanwhile, it is the next one that is looked at.
     """
     table = shard_table(task, cuts, *blocks)
     fault = faults(table)
     if fault:
-        return ShardResult(task.shard, "held_back", {}, fault)
+        return ShardResult(task.shard, "on_hold", {}, fault)
 
     dataset = task.dataset
 
     def restore(commit: Commit) -> ShardResult:
         damages = find_damage(dataset.location, commit)
         files = build_shard_files(iter_rows(table), with_images=dataset.with_images)
-        other = _put_back(dataset.location, commit, damages, files, lambda: heed_after(dataset, task.shard))
+        other = _put_back(dataset.location, commit, damages, files, lambda: apply_later_changes(dataset, task.shard))
         if other:
             raise DamagedDatasetError("; ".join(other))
         return ShardResult(task.shard, "committed", commit.counts)
 
     try:
-        restored = with_holding(dataset.location, task.shard, restore)
+        restored = with_latest_commit(dataset.location, task.shard, restore)
     except DamagedDatasetError as error:
-        return ShardResult(task.shard, "held_back", {}, str(error))
-    return restored or ShardResult(task.shard, "held_back", {}, "it no longer has a commit")
+        return ShardResult(task.shard, "on_hold", {}, str(error))
+    return restored or ShardResult(task.shard, "on_hold", {}, "it no longer has a commit")
 
 
 def _put_back(
@@ -151,7 +151,7 @@ def _put_back(
     commit: Commit,
     damages: Sequence[Damage],
     files: ShardFiles,
-    heed: Callable[[], object],
+    after_commit: Callable[[], object],
 ) -> list[str]:
     """Put the damaged files again if all have the bytes that the commit names; else return which do not.
 
@@ -166,7 +166,11 @@ def _put_back(
                 f"{damage.entry.path}: built again it has {entry.size} bytes, SHA-256 {entry.sha256[:12]}…; "
                 f"the commit names {damage.entry.size} bytes, SHA-256 {damage.entry.sha256[:12]}…"
             )
-    if damages and not other and not put_again(dataset, commit, [built[each.kind] for each in damages], heed=heed):
+    if (
+        damages
+        and not other
+        and not put_again(dataset, commit, [built[each.kind] for each in damages], after_commit=after_commit)
+    ):
         raise _replaced(commit)
     return other
 
@@ -195,7 +199,7 @@ def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> list[
         tables["masks"] = [
             mask
             for image in tables["images"]
-            for mask in _masks_of_json(image, members, said_by_answers(dataset, image))
+            for mask in _masks_of_json(image, members, submitted_columns(dataset, image))
         ]
     return committed_rows(tables["images"], tables["masks"], tables.get("rejects", []), members)
 

@@ -13,7 +13,7 @@ from segmint.catalogs.dataset.commits import REJECTED, Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.operators.rows import Row
 from segmint.operators.shards.put import LostRaceError
-from segmint.operators.shards.revise import heed_after, is_taken, revise_shard
+from segmint.operators.shards.revise import apply_later_changes, is_removed, revise_shard
 from segmint.operators.shards.write import ShardResult, WrongRowsError, faulted_ordinals, faults, iter_rows
 
 _VERDICT = ("stage", "reason", "detail")
@@ -47,7 +47,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         )
     why = faults(table)
     if why:
-        return ShardResult(task.shard, "held_back", {}, why, faulted_ordinals(table))
+        return ShardResult(task.shard, "on_hold", {}, why, faulted_ordinals(table))
 
     again = {row["ordinal"]: row for row in iter_rows(table)}
     counts = _counts(again.values())
@@ -62,7 +62,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         current = {row["ordinal"]: row for row in rows if row["ordinal"] in again}
         if all(_same(current.get(ordinal), row) for ordinal, row in again.items()):
             return rows
-        if any(row is None or is_taken(row) or row["reason"] is None for row in map(current.get, again)):
+        if any(row is None or is_removed(row) or row["reason"] is None for row in map(current.get, again)):
             raise _SupersededError
         return [again.get(row["ordinal"], row) for row in rows]
 
@@ -72,7 +72,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
             task.shard,
             merge,
             purge=False,
-            heed=lambda: heed_after(task.dataset, task.shard),
+            after_commit=lambda: apply_later_changes(task.dataset, task.shard),
         )
         if revised is None:
             return superseded

@@ -17,13 +17,13 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import CatalogPart, forget_part_claims, load_manifest
-from segmint.catalogs.dataset.tombstones import BLANK, DETAIL, NO_NAMES, SAME_SOURCE, Taken
+from segmint.catalogs.dataset.manifest import CatalogPart, delete_part_reservations, load_manifest
+from segmint.catalogs.dataset.tombstones import BLANK, DETAIL, NO_NAMES, SAME_SOURCE, Removals
 from segmint.catalogs.layout import (
-    CLAIMS,
+    RESERVATIONS,
     DamagedDatasetError,
-    parse_claim_name,
-    parse_part_claim_name,
+    parse_part_reservation_name,
+    parse_reservation_name,
 )
 from segmint.catalogs.parquet import ROW_GROUP_ROWS as CATALOG_GROUP_ROWS
 from segmint.catalogs.parquet import table_bytes
@@ -51,7 +51,7 @@ ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
-class Revised:
+class ShardRevision:
     """A shard after a revision."""
 
     before: Commit  # the generation that it was applied to
@@ -72,34 +72,34 @@ def revise_shard(
     purge: bool = True,
     images_only: bool = False,
     needed: Callable[[Commit], bool] = lambda _: True,
-    heed: Callable[[], object] = lambda: None,
-) -> Revised | None:
+    after_commit: Callable[[], object] = lambda: None,
+) -> ShardRevision | None:
     """Put the next generation of a shard, unless nothing is to be changed; None if the shard is not committed.
 
     With `images_only` the change gets the rows of the table of images (keys of `IMAGES`): only that is read and put,
-    and all other files stay. `needed` may say without all rows that nothing is to be changed. `heed` is called once a
-    new generation holds. Nothing is removed yet, except what a lost attempt put; with `purge` its older versions, too.
-    Raises `DamagedDatasetError` if a file of the generation that holds cannot be read, and `LostRaceError` after
-    `ATTEMPTS`.
+    and all other files stay. `needed` may say without all rows that nothing is to be changed. `after_commit` is called
+    once a new generation holds. Nothing is removed yet, except what a lost attempt put; with `purge` its older
+    versions, too. Raises `DamagedDatasetError` if a file of the generation that holds cannot be read, and
+    `LostRaceError` after `ATTEMPTS`.
     """
     lost = 0
 
-    def attempt(commit: Commit) -> Revised:
+    def attempt(commit: Commit) -> ShardRevision:
         if not needed(commit):
-            return Revised(commit, commit, 0)
+            return ShardRevision(commit, commit, 0)
         if images_only:
-            return _revise_images(dataset, commit, change, purge, heed)
+            return _revise_images(dataset, commit, change, purge, after_commit)
         rows = read_committed_rows(dataset.location, commit)
         after = change(commit, rows)
         different = sum(one is not other for one, other in zip(rows, after, strict=True))
         if not different:
-            return Revised(commit, commit, 0)
-        new = replace_shard(dataset, commit, after, purge=purge, heed=heed)
-        return Revised(commit, new, different)
+            return ShardRevision(commit, commit, 0)
+        new = replace_shard(dataset, commit, after, purge=purge, after_commit=after_commit)
+        return ShardRevision(commit, new, different)
 
     while True:
         try:
-            return with_holding(dataset.location, shard, attempt)
+            return with_latest_commit(dataset.location, shard, attempt)
         except LostRaceError:
             lost += 1
             if lost == ATTEMPTS:
@@ -107,18 +107,20 @@ def revise_shard(
 
 
 def _revise_images(
-    dataset: DatasetHandle, commit: Commit, change: Change, purge: bool, heed: Callable[[], object]
-) -> Revised:
+    dataset: DatasetHandle, commit: Commit, change: Change, purge: bool, after_commit: Callable[[], object]
+) -> ShardRevision:
     rows: list[Row] = read_table(read_file(dataset.location, commit.file("images")), "images").to_pylist()
     after = change(commit, rows)
     different = sum(one is not other for one, other in zip(rows, after, strict=True))
     if not different:
-        return Revised(commit, commit, 0)
+        return ShardRevision(commit, commit, 0)
     data = table_bytes(to_table(list(after), IMAGES), IMAGES, ROW_GROUP_ROWS)
-    return Revised(commit, replace_images(dataset, commit, data, purge=purge, heed=heed), different)
+    return ShardRevision(
+        commit, replace_images(dataset, commit, data, purge=purge, after_commit=after_commit), different
+    )
 
 
-def with_holding(dataset: Location, shard: int, use: Callable[[Commit], Result]) -> Result | None:
+def with_latest_commit(dataset: Location, shard: int, use: Callable[[Commit], Result]) -> Result | None:
     """Return `use(commit)` of the commit that holds, again if its files were removed as they were read.
 
     None if the shard is not committed.
@@ -151,7 +153,7 @@ def with_generation(dataset: Location, shard: int, use: Callable[[int], Result])
                 raise
 
 
-def heed_tombstones(dataset: DatasetHandle, shard: int) -> Revised | None:
+def apply_tombstones(dataset: DatasetHandle, shard: int) -> ShardRevision | None:
     """Take down what tombstones name of a committed shard, and remove what was there before; None without tombstones.
 
     Only tables are read if there is nothing to do. Repeating it after a crash completes it.
@@ -162,15 +164,15 @@ def heed_tombstones(dataset: DatasetHandle, shard: int) -> Revised | None:
     revised = revise_shard(
         dataset,
         shard,
-        lambda _, rows: [without_taken(row, taken) for row in rows],
-        needed=lambda commit: names_taken(dataset.location, commit, taken),
+        lambda _, rows: [without_removed(row, taken) for row in rows],
+        needed=lambda commit: names_removed(dataset.location, commit, taken),
     )
     if revised is not None and (revised.changed or taken.of_ordinals(*revised.commit.ordinals)):
         remove_replaced(dataset.location, [shard])
     return revised
 
 
-def heed_catalog(dataset: DatasetHandle, shard: int) -> Revised | None:
+def apply_catalog(dataset: DatasetHandle, shard: int) -> ShardRevision | None:
     """Give the images of a committed shard what the catalog says of them now, and remove what was there before.
 
     An amendment puts its part of the catalog before it lists what is committed, so one of the two sees the other. What
@@ -180,25 +182,25 @@ def heed_catalog(dataset: DatasetHandle, shard: int) -> Revised | None:
     now = dataset.manifest_generation()
     if now <= dataset.catalog_generation:
         return None
-    again = partial(heed_catalog, replace(dataset, catalog_generation=now), shard)
+    again = partial(apply_catalog, replace(dataset, catalog_generation=now), shard)
     change = cataloged(dataset.location)
-    revised = revise_shard(dataset, shard, change, images_only=True, heed=again)
+    revised = revise_shard(dataset, shard, change, images_only=True, after_commit=again)
     if revised is not None and revised.changed:
         remove_replaced(dataset.location, [shard])
     return revised
 
 
-def heed_after(dataset: DatasetHandle, shard: int) -> bool:
-    """Do `heed_tombstones` and `heed_catalog` for a shard whose commit or files were just put.
+def apply_later_changes(dataset: DatasetHandle, shard: int) -> bool:
+    """Do `apply_tombstones` and `apply_catalog` for a shard whose commit or files were just put.
 
     Return whether this changed the shard.
     """
-    heeded = heed_tombstones(dataset, shard)
-    amended = heed_catalog(dataset, shard)
-    return any(revised is not None and revised.changed for revised in (heeded, amended))
+    applied = apply_tombstones(dataset, shard)
+    amended = apply_catalog(dataset, shard)
+    return any(revised is not None and revised.changed for revised in (applied, amended))
 
 
-def heed_all(dataset: DatasetHandle, shards: Container[int]) -> list[int]:
+def finish_dead_writers(dataset: DatasetHandle, shards: Container[int]) -> list[int]:
     """Do what writers of these shards did not that died after their commits; return the shards that this changed.
 
     Such a writer has left its claim. The tombstones and the catalog are heeded, then the claim is deleted. Claims of
@@ -208,29 +210,29 @@ def heed_all(dataset: DatasetHandle, shards: Container[int]) -> list[int]:
     since_first = replace(dataset, catalog_generation=1)
     committed = dataset.commits.committed()
     left: dict[int, list[str]] = {}
-    folder = dataset.location / CLAIMS
-    claims = folder.list()
-    if any(parse_part_claim_name(entry.name) is not None for entry in claims):
-        forget_part_claims(dataset.location, dataset.latest().generation)
-    for entry in claims:
-        parsed = parse_claim_name(entry.name)
+    folder = dataset.location / RESERVATIONS
+    reservations = folder.list()
+    if any(parse_part_reservation_name(entry.name) is not None for entry in reservations):
+        delete_part_reservations(dataset.location, dataset.latest().generation)
+    for entry in reservations:
+        parsed = parse_reservation_name(entry.name)
         if parsed is not None and parsed[0] in shards and parsed[1] <= committed.get(parsed[0], 0):
             left.setdefault(parsed[0], []).append(entry.name)
     changed = []
     for shard, names in sorted(left.items()):
-        if heed_after(since_first, shard):
+        if apply_later_changes(since_first, shard):
             changed.append(shard)
         for name in names:
             (folder / name).delete()
     return changed
 
 
-def names_taken(dataset: Location, commit: Commit, taken: Taken) -> bool:
+def names_removed(dataset: Location, commit: Commit, taken: Removals) -> bool:
     """Return whether a shard has an image that tombstones name, or data of a row whose ordinal they name."""
     own = taken.of_ordinals(*commit.ordinals)
     if own:
         rejects = read_table(read_file(dataset, commit.file("rejects")), "rejects").to_pylist()
-        if not own <= {row["ordinal"] for row in rejects if is_taken(row) and not row["image_id"]}:
+        if not own <= {row["ordinal"] for row in rejects if is_removed(row) and not row["image_id"]}:
             return True
     if taken.names == NO_NAMES:
         return False
@@ -260,14 +262,14 @@ def take_down(row: Row) -> Row:
     }
 
 
-def without_taken(row: Row, taken: Taken) -> Row:
+def without_removed(row: Row, taken: Removals) -> Row:
     """Return a row without what tombstones name: blank if they name its ordinal, refused if they name its source.
 
     A row of the same source under another ordinal keeps its names, as the catalog does, until the next takedown. The
     same object is returned if there is nothing to take.
     """
     if row["ordinal"] in taken.images:
-        return row if is_taken(row) and row["image_id"] == BLANK else take_down(row)
+        return row if is_removed(row) and row["image_id"] == BLANK else take_down(row)
     if row["reason"] is not None or not taken.names.names_source(row["uri"], row["source_sha256"]):
         return row
     kept = {name: row[name] for name in ("ordinal", "id", "image_id", "uri")}
@@ -275,7 +277,7 @@ def without_taken(row: Row, taken: Taken) -> Row:
     return {**dict.fromkeys(row), **kept, **verdict}
 
 
-def is_taken(row: Row) -> bool:
+def is_removed(row: Row) -> bool:
     """Return whether a row was taken down: only a refusal is left of it."""
     return bool(row["reason"] == Reason.TAKEN_DOWN)
 

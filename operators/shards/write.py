@@ -19,7 +19,7 @@ from segmint.infra.errors import SegmintError
 from segmint.operators.rows import Row, named
 from segmint.operators.shards.files import build_shard_files
 from segmint.operators.shards.put import delete_unnamed, named_files, put_commit, put_files, reserve
-from segmint.operators.shards.revise import heed_after, heed_all
+from segmint.operators.shards.revise import apply_later_changes, finish_dead_writers
 
 MIN_ROWS_FOR_RATIO = 100
 """A smaller shard is committed whatever share of it was refused."""
@@ -50,7 +50,7 @@ class ShardResult:
     """
 
     shard: int
-    status: Literal["committed", "held_back", "unchanged"]
+    status: Literal["committed", "on_hold", "unchanged"]
     counts: Mapping[str, int]
     detail: str = ""
     faulted: tuple[int, ...] = ()
@@ -76,13 +76,13 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     """
     dataset, location = task.dataset, task.dataset.location
     if dataset.commits.read(task.shard, task.generation) is not None:
-        heed_all(dataset, range(task.shard, task.shard + 1))
+        finish_dead_writers(dataset, range(task.shard, task.shard + 1))
         return _committed(task)
 
     table = shard_table(task, cuts, *blocks)
-    reason_to_wait = held_back(table, task.max_reject_ratio)
+    reason_to_wait = hold_reason(table, task.max_reject_ratio)
     if reason_to_wait:
-        return ShardResult(task.shard, "held_back", {}, reason_to_wait, faulted_ordinals(table))
+        return ShardResult(task.shard, "on_hold", {}, reason_to_wait, faulted_ordinals(table))
 
     built = build_shard_files(iter_rows(table), with_images=dataset.with_images)
     files = named_files(task.shard, built)
@@ -95,22 +95,22 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         files=tuple(entry for entry, _ in files),
     )
 
-    claim = reserve(location, commit)
+    reservation = reserve(location, commit)
     put_files(location, files)
     won = put_commit(location, commit, files)
-    changed = won and heed_after(dataset, task.shard)
+    changed = won and apply_later_changes(dataset, task.shard)
     if not won:
         delete_unnamed(location, task.shard, commit.files)
-    claim.delete()
+    reservation.delete()
     return _committed(task) if changed or not won else ShardResult(task.shard, "committed", built.counts)
 
 
 def _committed(task: ShardTask) -> ShardResult:
     """Return the result of a shard that has a commit, with the counts of the one that holds."""
-    holding = task.dataset.commits.latest(task.shard)
-    if holding is None:
+    latest = task.dataset.commits.latest(task.shard)
+    if latest is None:
         raise SegmintError(f"shard {task.shard}: its commit could neither be put nor read. Run the build again")
-    return ShardResult(task.shard, "committed", holding.counts)
+    return ShardResult(task.shard, "committed", latest.counts)
 
 
 def shard_table(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> pa.Table:
@@ -145,7 +145,7 @@ def faulted_ordinals(table: pa.Table) -> tuple[int, ...]:
     return tuple(found) if len(found) <= MOST_FAULTED else ()
 
 
-def held_back(table: pa.Table, max_reject_ratio: float) -> str:
+def hold_reason(table: pa.Table, max_reject_ratio: float) -> str:
     """Return why a shard must not be committed yet, or an empty string.
 
     A row with a fault has no verdict. And if over `max_reject_ratio` of 100 rows or more share one reason that is not

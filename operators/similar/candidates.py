@@ -23,7 +23,7 @@ NO_CROWD = -1
 
 
 @dataclass(frozen=True)
-class Candidates:
+class SimilarHashes:
     """Hashes that several rows have, or that are near another row's, and which of them are near each other.
 
     An entry is `row * VIEWS + view`. `entries[starts[i] : starts[i + 1]]` have the hash `values[i]`. `pairs` are
@@ -67,7 +67,7 @@ def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
     return between
 
 
-def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) -> Candidates:
+def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) -> SimilarHashes:
     """Find the near ones among the hashes, (N, 6) uint64, of the views of the rows that are `wanted`, (N,) bool.
 
     Raises what `near_pairs` does. Memory is bounded by the number of hashes, however many pairs of them are near.
@@ -125,7 +125,7 @@ class _Sorter:
         if self._number > _MOST_WAITING:
             self._sort()
 
-    def candidates(self, values: Hashes, entries: Positions) -> Candidates:
+    def candidates(self, values: Hashes, entries: Positions) -> SimilarHashes:
         """Return what was added, with only the values that are in pairs."""
         self._sort()
         pairs = np.concatenate(self._listed)
@@ -146,7 +146,7 @@ class _Sorter:
         if len(pairs):
             owners = (kept[begins] // VIEWS)[pairs]
             pairs = pairs[np.lexsort((owners.max(axis=1), owners.min(axis=1)))]
-        return Candidates(values[places], kept, np.append(begins, len(kept)), pairs, crowds)
+        return SimilarHashes(values[places], kept, np.append(begins, len(kept)), pairs, crowds)
 
     def _sort(self) -> None:
         new = np.concatenate(self._waiting)

@@ -11,7 +11,7 @@ from segmint.operators.similar.candidates import find_candidates
 from segmint.operators.similar.confirm import THRESHOLDS, Confirmer, Thresholds, Thumbnails
 from segmint.operators.similar.hashes import VIEWS
 from segmint.operators.similar.near import Hashes, Positions
-from segmint.operators.similar.stars import Stars
+from segmint.operators.similar.stars import SimilarRows
 
 DISTANCE = 3
 """Bits of 64 in which hashes of similar views may differ."""
@@ -44,7 +44,7 @@ class ImageRows:
 
 
 @dataclass(frozen=True)
-class Copies:
+class DuplicateMap:
     """For each of N rows the kept row that it is a copy of, -1 if it is no copy; and whether it has the same bytes.
 
     A copy of other bytes looks like the kept row.
@@ -56,7 +56,7 @@ class Copies:
 
 def find_copies(
     rows: ImageRows, thumbnails: Thumbnails, distance: int = DISTANCE, thresholds: Thresholds = THRESHOLDS
-) -> Copies:
+) -> DuplicateMap:
     """Find the rows that are copies of others.
 
     Rows of equal bytes are one image, which opted out if one of them did. Images are taken in this order: first those
@@ -81,13 +81,13 @@ def find_copies(
     kept = np.full(count, NONE, np.int64)
     free = np.ones(count, bool)
     confirmer = Confirmer(thumbnails, thresholds)
-    stars = Stars(find_candidates(rows.hashes, alone, distance), rank, distance, confirmer, rows.opted_out)
+    stars = SimilarRows(find_candidates(rows.hashes, alone, distance), rank, distance, confirmer, rows.opted_out)
     for row in stars.rows():
         if free[row]:
             copies = stars.after(row, free)
             kept[copies], free[copies] = row, False
     ours = np.where(kept[first] == NONE, first, kept[first])
-    return Copies(np.where(ours == np.arange(count), NONE, ours), (ours == first) & ~alone)
+    return DuplicateMap(np.where(ours == np.arange(count), NONE, ours), (ours == first) & ~alone)
 
 
 def first_of_equal_bytes(sources: NDArray[np.uint64], order: Positions) -> Positions:
@@ -116,7 +116,7 @@ def find_groups(hashes: Hashes, thumbnails: Thumbnails, same: Positions, distanc
     alone[first] = True  # of those that are known to be the same one is compared
     apart: NDArray[np.bool_] = np.zeros(count, bool)
     rank = np.arange(count)
-    stars = Stars(find_candidates(hashes, alone, distance), rank, distance, Confirmer(thumbnails), apart)
+    stars = SimilarRows(find_candidates(hashes, alone, distance), rank, distance, Confirmer(thumbnails), apart)
     ones: list[Positions] = [first[known]]
     others: list[Positions] = [rank]
     for row in stars.rows():

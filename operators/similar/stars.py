@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.operators.similar.candidates import NO_CROWD, Candidates, comparable
+from segmint.operators.similar.candidates import NO_CROWD, SimilarHashes, comparable
 from segmint.operators.similar.confirm import Confirmer
 from segmint.operators.similar.hashes import VIEWS
 from segmint.operators.similar.near import Positions
@@ -22,21 +22,21 @@ _COVERED = 8  # if more than one in so many is found similar, the next row is co
 Mask = NDArray[np.bool_]
 
 
-class Stars:
+class SimilarRows:
     """For a row the rows after it, by `rank`, that are similar to it: a view of each is near, and confirmed.
 
     Rows that are `apart`, (N,) bool, have stars, but are in no other's. Where few rows share a hash, all pairs are
-    confirmed at the start; see `Crowds` for the others.
+    confirmed at the start; see `CrowdedHashes` for the others.
     """
 
     def __init__(
-        self, candidates: Candidates, rank: Positions, distance: int, confirmer: Confirmer, apart: Mask
+        self, candidates: SimilarHashes, rank: Positions, distance: int, confirmer: Confirmer, apart: Mask
     ) -> None:
         self._rank = rank
         self._confirmer = confirmer
         self._apart = apart
         self._centers, self._others = self._confirmed(candidates)
-        self._crowds = Crowds(candidates, rank, distance, confirmer, apart)
+        self._crowds = CrowdedHashes(candidates, rank, distance, confirmer, apart)
 
     def rows(self) -> Iterator[int]:
         """Rows that others may be similar to, by rank."""
@@ -51,7 +51,7 @@ class Stars:
         crowd = self._crowds.after(row, free, found)
         return np.concatenate([found, crowd]) if len(crowd) else found
 
-    def _confirmed(self, candidates: Candidates) -> tuple[Positions, Positions]:
+    def _confirmed(self, candidates: SimilarHashes) -> tuple[Positions, Positions]:
         """Similar rows, the earlier by rank and the later one, in the order of the former's numbers."""
         count = len(self._rank)
         found: list[Positions] = [np.empty(0, np.int64)]  # the one's row * count + the other's
@@ -72,16 +72,16 @@ class Stars:
         return ones, others
 
 
-class Crowds:
+class CrowdedHashes:
     """Rows with a hash that very many others have, or are near to.
 
     A row is compared with its crowds when it is asked for: those that are another's copies by then are left out, so
     that time is in proportion to the rows and those that are kept. In memory are about 200 bytes for each view.
-    `apart` is as in `Stars`.
+    `apart` is as in `SimilarRows`.
     """
 
     def __init__(
-        self, candidates: Candidates, rank: Positions, distance: int, confirmer: Confirmer, apart: Mask
+        self, candidates: SimilarHashes, rank: Positions, distance: int, confirmer: Confirmer, apart: Mask
     ) -> None:
         self._rank = rank
         self._apart = apart
@@ -138,7 +138,7 @@ class Crowds:
         centers = members[: ends[number - 1]]
         targets = members[~self._apart[self._rows[members]] & ~np.isin(self._rows[members], known)]
         count = len(self._rank)
-        pairs: list[Positions] = [np.empty(0, np.int64)]  # as in `Stars`
+        pairs: list[Positions] = [np.empty(0, np.int64)]  # as in `SimilarRows`
         step = max(1, _COMPARED // len(centers))
         for low in range(0, len(targets), step):
             one, other = self._candidates(centers, targets[low : low + step])

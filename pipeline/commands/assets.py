@@ -9,7 +9,7 @@ import typer
 
 from segmint.infra.errors import UsageError
 from segmint.pipeline.commands.common.arguments import Config, storage_of
-from segmint.pipeline.commands.common.console import answer, answer_json, answer_with, guarded, say
+from segmint.pipeline.commands.common.console import guarded, print_json, print_line, print_message, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 app = typer.Typer(name="assets", help="List, fetch, verify and export weight files.", no_args_is_help=True)
@@ -17,7 +17,7 @@ app = typer.Typer(name="assets", help="List, fetch, verify and export weight fil
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 
-class Part(StrEnum):
+class OnnxPart(StrEnum):
     """The part of a SAM that an ONNX file holds."""
 
     DECODER = "decoder"
@@ -35,7 +35,7 @@ def list_assets(as_json: JsonOption = False) -> None:
 
     found = describe()
     if as_json:
-        answer_json(
+        print_json(
             [
                 {
                     **{key: value for key, value in asdict(status.asset).items() if key != "sources"},
@@ -49,7 +49,7 @@ def list_assets(as_json: JsonOption = False) -> None:
     for status in found:
         asset = status.asset
         where = status.path or "not on this machine"
-        answer(f"{asset.name:<12} {asset.size / 1e6:>8,.0f} MB  {asset.license:<12} {where}")
+        print_line(f"{asset.name:<12} {asset.size / 1e6:>8,.0f} MB  {asset.license:<12} {where}")
 
 
 @app.command()
@@ -67,10 +67,10 @@ def fetch(
 
     paths = {name: resolve(_known(name), mirror=mirror) for name in names}
     if as_json:
-        answer_json(paths)
+        print_json(paths)
     else:
         for path in paths.values():
-            answer(str(path))
+            print_line(str(path))
 
 
 @app.command()
@@ -109,14 +109,14 @@ def verify(
         except AssetError as error:
             wrong.append(str(error))
     if as_json:
-        answer_json({"verified": verified, "wrong": wrong})
+        print_json({"verified": verified, "wrong": wrong})
     else:
         for name, path in verified.items():
-            answer(f"{name}: {path} has the expected SHA-256")
+            print_line(f"{name}: {path} has the expected SHA-256")
     if wrong:
         raise UsageError("\n".join(wrong))
     if not verified:
-        say("none of the known weight files is on this machine")
+        print_message("none of the known weight files is on this machine")
 
 
 @app.command("export-onnx")
@@ -128,8 +128,9 @@ def export_onnx(
     ],
     output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="The ONNX file, as a path or URI.")],
     part: Annotated[
-        Part, typer.Option(help="decoder: prompts to masks, the image's embedding given; encoder: image to embedding.")
-    ] = Part.DECODER,
+        OnnxPart,
+        typer.Option(help="decoder: prompts to masks, the image's embedding given; encoder: image to embedding."),
+    ] = OnnxPart.DECODER,
     single_mask: Annotated[
         bool, typer.Option("--single-mask", help="The decoder gives the best mask alone, not all four.")
     ] = False,
@@ -140,12 +141,12 @@ def export_onnx(
 
     For programs and web pages without torch.
     """
-    if single_mask and part is Part.ENCODER:
+    if single_mask and part is OnnxPart.ENCODER:
         raise UsageError("--single-mask belongs to --part decoder: an encoder makes no masks")
     from segmint.infra.storage.location import Location
     from segmint.pipeline.masks.onnx_export import export
 
-    answer_with(export(weights, Location(storage_of(config), output), part.value, single_mask), as_json)
+    print_result(export(weights, Location(storage_of(config), output), part.value, single_mask), as_json)
 
 
 def _known(name: str) -> str:

@@ -12,10 +12,10 @@ import typer
 import typer.core
 import typer.main
 
-from segmint.pipeline.commands.common.console import DEBUG_VARIABLE, answer, answer_json
+from segmint.pipeline.commands.common.console import DEBUG_VARIABLE, print_json, print_line
 
 
-class Place(NamedTuple):
+class CommandPlace(NamedTuple):
     """Where a command is."""
 
     module: str  # below `segmint.pipeline.commands`
@@ -25,39 +25,49 @@ class Place(NamedTuple):
 
 PANELS = {
     "Build": {
-        "init": Place("building.init", "init", "Write a commented configuration for `segmint build`."),
-        "catalog": Place("building.catalog", "app", "Make, check and curate catalogs of licensed images."),
-        "plan": Place("building.plan", "plan", "Estimate a build before it runs: images, hours and cost."),
-        "build": Place("building.build", "build", "Build a dataset, or what is still missing from it."),
-        "status": Place("building.status", "status", "Show how far a build is, from its commits."),
-        "demo": Place("building.demo", "demo", "Build a small dataset of real photographs, and draw its masks."),
-        "masks": Place("masks", "masks", "Make masks for photographs."),
-        "assets": Place("assets", "app", "List, fetch, verify and export weight files."),
+        "init": CommandPlace("building.init", "init", "Write a commented configuration for `segmint build`."),
+        "catalog": CommandPlace("building.catalog", "app", "Make, check and curate catalogs of licensed images."),
+        "plan": CommandPlace("building.plan", "plan", "Estimate a build before it runs: images, hours and cost."),
+        "build": CommandPlace("building.build", "build", "Build a dataset, or what is still missing from it."),
+        "status": CommandPlace("building.status", "status", "Show how far a build is, from its commits."),
+        "demo": CommandPlace("building.demo", "demo", "Build a small dataset of real photographs, and draw its masks."),
+        "masks": CommandPlace("masks", "masks", "Make masks for photographs."),
+        "assets": CommandPlace("assets", "app", "List, fetch, verify and export weight files."),
     },
     "Inspect": {
-        "audit": Place("quality.audit", "audit", "Check the files, licenses and privacy of a dataset."),
-        "report": Place("quality.report", "report", "Write a page about a dataset, with a card and its numbers."),
-        "view": Place("quality.view", "view", "Show a dataset's images and masks in the browser."),
-        "study": Place("quality.study", "app", "Have people correct or search a sample of images, and score it."),
-        "verify": Place("quality.versions", "verify", "Compare every byte with the recorded version."),
-        "sign": Place("quality.versions", "sign", "Sign a recorded version's digest."),
-        "diff": Place("quality.versions", "diff", "Show what changed between two versions or datasets."),
+        "audit": CommandPlace("quality.audit", "audit", "Check the files, licenses and privacy of a dataset."),
+        "report": CommandPlace(
+            "quality.report", "report", "Write a page about a dataset, with a card and its numbers."
+        ),
+        "view": CommandPlace("quality.view", "view", "Show a dataset's images and masks in the browser."),
+        "study": CommandPlace(
+            "quality.study", "app", "Have people correct or search a sample of images, and score it."
+        ),
+        "verify": CommandPlace("quality.versions", "verify", "Compare every byte with the recorded version."),
+        "sign": CommandPlace("quality.versions", "sign", "Sign a recorded version's digest."),
+        "diff": CommandPlace("quality.versions", "diff", "Show what changed between two versions or datasets."),
     },
     "Correct": {
-        "takedown": Place("corrections.takedown", "takedown", "Remove images for good, or prove that they are gone."),
-        "redact": Place("corrections.redact", "redact", "Redact more regions of released images for good."),
-        "amend": Place("corrections.amend", "amend", "Correct the credits and countries of images."),
-        "import": Place("corrections.imports", "import_", "Bring in masks that people corrected or made."),
-        "merge": Place("corrections.merge", "merge", "Put what people answered into the dataset's tables."),
-        "repair": Place("corrections.repair", "repair", "Restore missing and damaged files to the committed bytes."),
+        "takedown": CommandPlace(
+            "corrections.takedown", "takedown", "Remove images for good, or prove that they are gone."
+        ),
+        "redact": CommandPlace("corrections.redact", "redact", "Redact more regions of released images for good."),
+        "amend": CommandPlace("corrections.amend", "amend", "Correct the credits and countries of images."),
+        "import": CommandPlace("corrections.imports", "import_", "Bring in masks that people corrected or made."),
+        "merge": CommandPlace("corrections.merge", "merge", "Put what people answered into the dataset's tables."),
+        "repair": CommandPlace(
+            "corrections.repair", "repair", "Restore missing and damaged files to the committed bytes."
+        ),
     },
     "Export": {
-        "export": Place("export", "export", "Write a dataset's images and masks for other tools."),
+        "export": CommandPlace("export", "export", "Write a dataset's images and masks for other tools."),
     },
     "Annotate and train": {
-        "annotate": Place("engine.annotate", "annotate", "Have people make, correct or rate masks in the browser."),
-        "evaluate": Place("engine.evaluate", "app", "Measure weights against masks that people made."),
-        "train": Place("engine.train", "train", "Train SAM on datasets' masks, or go on with a run."),
+        "annotate": CommandPlace(
+            "engine.annotate", "annotate", "Have people make, correct or rate masks in the browser."
+        ),
+        "evaluate": CommandPlace("engine.evaluate", "app", "Measure weights against masks that people made."),
+        "train": CommandPlace("engine.train", "train", "Train SAM on datasets' masks, or go on with a run."),
     },
 }
 """The commands by the panel of `segmint --help` that lists them, in its order."""
@@ -143,7 +153,7 @@ def _show_version(as_json: bool) -> None:
     from segmint.infra.version import VERSION
 
     if not as_json:
-        answer(f"segmint {VERSION}")
+        print_line(f"segmint {VERSION}")
         return
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as version_of
@@ -154,4 +164,4 @@ def _show_version(as_json: bool) -> None:
             found[package] = version_of(package)
         except PackageNotFoundError:
             found[package] = None
-    answer_json(found)
+    print_json(found)

@@ -6,7 +6,7 @@ import typer
 
 from segmint.catalogs.shard_ranges import parse_shards
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
-from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.console import guarded, print_result
 from segmint.pipeline.export.formats import Format
 
 
@@ -32,4 +32,4 @@ def export(
     options = ExportOptions(format, span, sample, seed, with_images=not no_images)
     storage = storage_of(config)
     exported = export_dataset(Location(storage, dataset), options, Location(storage, output))
-    answer_with(exported, as_json)
+    print_result(exported, as_json)

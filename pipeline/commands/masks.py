@@ -12,12 +12,12 @@ import typer
 from segmint.infra.errors import UsageError
 from segmint.infra.progress import Progress
 from segmint.infra.wording import counted, duration, listed
-from segmint.pipeline.commands.common.console import FAILED, FINDINGS, answer_json, guarded, printable, say
+from segmint.pipeline.commands.common.console import FAILED, FINDINGS, guarded, print_json, print_message, printable
 
 if TYPE_CHECKING:
     from segmint.pipeline.masks.estimate import Work
     from segmint.pipeline.masks.options import MasksOptions
-    from segmint.pipeline.masks.run import ImageResult, Plan
+    from segmint.pipeline.masks.run import ImageResult, MasksPlan
 
 
 class Profile(StrEnum):
@@ -156,11 +156,11 @@ def _run(
 
     def announce(work: "Work") -> None:
         if work.photographs:
-            say(work.line())
+            print_message(work.line())
 
     planned = plan(images, output, options, recursive=recursive, overwrite=overwrite, announce=announce)
     for line in planned.passed_over:
-        say(f"passed over: {line}")
+        print_message(f"passed over: {line}")
     results: list[ImageResult] = []
     try:
         with ExitStack() as stack:
@@ -174,7 +174,7 @@ def _run(
     finally:
         _sum_up(planned, results)
     if as_json:
-        answer_json([asdict(result) for result in results])
+        print_json([asdict(result) for result in results])
     outcomes = {result.outcome for result in results}
     if "failed" in outcomes:
         raise typer.Exit(FAILED)
@@ -185,7 +185,7 @@ def _run(
 class _Display:
     """Prints a line for each photograph; on a terminal above bars of points and photographs, which `stack` ends."""
 
-    def __init__(self, planned: "Plan", stack: ExitStack) -> None:
+    def __init__(self, planned: "MasksPlan", stack: ExitStack) -> None:
         self._planned, self._done, self._bars = planned, 0, None
         work, self._photographs = planned.work, len(planned.outputs.tasks)
         self._points = 0 if work.options.prompts else work.photographs * work.points
@@ -214,17 +214,17 @@ class _Display:
             return
         number = f"[{len(results):,}/{self._photographs:,}] " if self._photographs > 1 else ""
         left = _left(self._planned, results)
-        say(f"{number}{line}" + ("" if left is None else f"; about {duration(left, rough=True)} left"))
+        print_message(f"{number}{line}" + ("" if left is None else f"; about {duration(left, rough=True)} left"))
 
 
-def _left(planned: "Plan", results: "list[ImageResult]") -> float | None:
+def _left(planned: "MasksPlan", results: "list[ImageResult]") -> float | None:
     """Estimate the seconds that the rest takes, from those made so far; None before the first."""
     made = [result.seconds for result in results if result.outcome == "made"]
     waiting = planned.work.photographs - sum(result.outcome != "skipped" for result in results)
     return sum(made) / len(made) * waiting if made and waiting > 0 else None
 
 
-def _sum_up(planned: "Plan", results: "list[ImageResult]") -> None:
+def _sum_up(planned: "MasksPlan", results: "list[ImageResult]") -> None:
     """Say what became of all photographs, which of them have no masks and why, where the masks are, and what next."""
     folder, total = planned.outputs.folder, len(planned.outputs.tasks)
     outcomes = Counter(result.outcome for result in results)
@@ -242,17 +242,19 @@ def _sum_up(planned: "Plan", results: "list[ImageResult]") -> None:
             )
             if count
         ]
-        say(f"{total:,} photographs: {listed(counts)}; {counted(masks, 'mask')} in {duration(round(seconds, 1))}")
+        print_message(
+            f"{total:,} photographs: {listed(counts)}; {counted(masks, 'mask')} in {duration(round(seconds, 1))}"
+        )
         for result in results:
             if result.error is not None:
-                say(f"  {result.outcome}: {result.image}: {result.error}")
+                print_message(f"  {result.outcome}: {result.image}: {result.error}")
     written = outcomes["made"] + outcomes["skipped"]
     if written and (folder is not None or (planned.outputs.next_to and total > 1)):
-        say(f"masks: {folder or 'next to the photographs'}, one file of SA-1B's JSON a photograph")
+        print_message(f"masks: {folder or 'next to the photographs'}, one file of SA-1B's JSON a photograph")
     if outcomes["failed"]:
-        say("next: the same command tries again what failed, and makes nothing twice")
+        print_message("next: the same command tries again what failed, and makes nothing twice")
     elif written and not planned.options.overlay:
-        say("next: the same command with --overlay draws the masks over the photographs")
+        print_message("next: the same command with --overlay draws the masks over the photographs")
 
 
 def _line(result: "ImageResult") -> str:

@@ -33,7 +33,7 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
 
-class _Part(BaseModel):
+class _ConfigModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
@@ -85,7 +85,7 @@ DETECTORS_SHARE = 0.1
 """The share of a GPU for a node's detector process where the configuration does not say another."""
 
 
-class LicenseConfig(_Part):
+class LicenseConfig(_ConfigModel):
     """The licenses that images may have."""
 
     allow: tuple[str, ...] = Field(min_length=1)
@@ -116,7 +116,7 @@ class LicenseConfig(_Part):
         return True if self.respect_opt_out == "auto" else self.respect_opt_out
 
 
-class PoolConfig(_Part):
+class PoolConfig(_ConfigModel):
     """The actors of one stage."""
 
     actors: Actors = "auto"
@@ -149,7 +149,7 @@ class SegmentPoolConfig(PoolConfig):
     one of these is ended."""
 
 
-class ResourcesConfig(_Part):
+class ResourcesConfig(_ConfigModel):
     """Where the run computes, and with how much."""
 
     address: str = "auto"
@@ -167,7 +167,7 @@ def _plain_name(value: str) -> str:
     return value
 
 
-class Config(_Part):
+class Config(_ConfigModel):
     """The whole configuration of a build. The module's docstring says which keys are identity and which runtime."""
 
     name: Annotated[str, AfterValidator(_plain_name)]
@@ -253,7 +253,7 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
     return tree
 
 
-def as_begun(config: Config, begun: Mapping[str, Any]) -> Config:
+def as_pinned(config: Config, begun: Mapping[str, Any]) -> Config:
     """Return the configuration with each `auto` of an identity key replaced by what the dataset was begun with.
 
     These are `license.respect_opt_out`, `ingest.formats` and `masks.drop_redaction_artifacts`. Raises `UsageError` for

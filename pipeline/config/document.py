@@ -7,7 +7,7 @@ Key = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Problem:
+class ConfigProblem:
     """One problem: its dotted key, its place ("build.yaml:12"), and what was expected."""
 
     key: str

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from segmint.infra.uris import redact
 from segmint.infra.wording import listed, number
-from segmint.pipeline.config.document import Document, Key, Problem, dotted
+from segmint.pipeline.config.document import ConfigProblem, Document, Key, dotted
 
 _EXAMPLES = {
     "name": "the dataset's name, such as street-2026",
@@ -46,9 +46,9 @@ _EMPTY = {"string_too_short": "text", "too_short": "a list"}
 _BELOW = ("dataclass_type", "dict_type", "mapping_type", "model_attributes_type", "model_type")
 
 
-def problems_of(error: ValidationError, document: Document, model: type[BaseModel]) -> list[Problem]:
+def problems_of(error: ValidationError, document: Document, model: type[BaseModel]) -> list[ConfigProblem]:
     """What pydantic found, each key once."""
-    found: dict[str, Problem] = {}
+    found: dict[str, ConfigProblem] = {}
     for detail in error.errors(include_url=False):
         if detail["type"] == "too_short" and detail["input"] and not detail["ctx"]["actual_length"]:
             continue  # it has items, each refused separately
@@ -57,7 +57,7 @@ def problems_of(error: ValidationError, document: Document, model: type[BaseMode
         message = _message(detail, key, model)
         if name in found:  # the members of a union, each with its own expectation
             message = f"{found[name].message}; or {message.rpartition(': ')[2]}"
-        found[name] = Problem(name, document.place(key), message)
+        found[name] = ConfigProblem(name, document.place(key), message)
     return list(found.values())
 
 

@@ -5,7 +5,7 @@ from segmint.operators.prepare.prepare import PrepareConfig
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.segment.segment import SegmentSettings
-from segmint.pipeline.config.config import Config, as_begun
+from segmint.pipeline.config.config import Config, as_pinned
 
 
 def detector_hashes(config: Config, manifest: DatasetManifest) -> dict[str, str]:
@@ -20,7 +20,7 @@ def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> P
     It keeps originals if crops are cut from them.
     """
     detector_sha256 = {} if manifest is None else detector_hashes(config, manifest)
-    config = config if manifest is None else as_begun(config, manifest.config)
+    config = config if manifest is None else as_pinned(config, manifest.config)
     return PrepareConfig(
         ingest=config.ingest,
         deidentify=config.deidentify,
@@ -40,7 +40,7 @@ def recorded_detectors(manifest: DatasetManifest) -> str:
 
 def segment_settings(config: Config, numerics: Numerics, manifest: DatasetManifest | None = None) -> SegmentSettings:
     """Return the settings of a segment actor, in a dataset that was begun as its manifest says. None: in a new one."""
-    config = config if manifest is None else as_begun(config, manifest.config)
+    config = config if manifest is None else as_pinned(config, manifest.config)
     return SegmentSettings(
         masks=config.masks.settings(numerics.points_per_chunk),
         weights=config.model.weights,

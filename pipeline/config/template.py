@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Start:
+class TemplateStart:
     """What a new configuration says itself; all else in it is a comment with the default."""
 
     name: str = "my-dataset"
@@ -75,7 +75,7 @@ license:
 """
 
 
-def template(start: Start) -> str:
+def template(start: TemplateStart) -> str:
     """The configuration as YAML text, every line of comment included."""
     return _TEXT.format(
         name=_line("name", start.name),

@@ -14,7 +14,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import check_size
 from segmint.infra.uris import redact
 from segmint.infra.wording import counted
-from segmint.pipeline.config.document import Document, Key, Problem, dotted
+from segmint.pipeline.config.document import ConfigProblem, Document, Key, dotted
 from segmint.pipeline.config.problems import plain_types, problems_of
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -102,10 +102,10 @@ def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str], list[Problem]]:
+def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str], list[ConfigProblem]]:
     """Return the places of the keys below `top`, where the root is, and what is wrong whatever the keys mean."""
     places: dict[Key, str] = {}
-    wrong: list[Problem] = []
+    wrong: list[ConfigProblem] = []
     seen: set[int] = set()
     waiting: list[tuple[Key, yaml.Node]] = [(top, root)]
     while waiting:
@@ -118,10 +118,10 @@ def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str]
                 child = (*key, name.value if isinstance(name, yaml.ScalarNode) else "?")
                 place = f"{source}:{name.start_mark.line + 1}"
                 if name.tag not in (_TEXT, _MERGE):
-                    wrong.append(Problem(dotted(child), place, "is not text: expected the name of a key"))
+                    wrong.append(ConfigProblem(dotted(child), place, "is not text: expected the name of a key"))
                 elif child in places and name.tag == _TEXT:
                     first = places[child].removeprefix(f"{source}:")
-                    wrong.append(Problem(dotted(child), place, f"is given twice, first in line {first}"))
+                    wrong.append(ConfigProblem(dotted(child), place, f"is given twice, first in line {first}"))
                 places[child] = place
                 waiting.append((child, value))
         elif isinstance(node, yaml.SequenceNode):
@@ -129,7 +129,7 @@ def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str]
                 places[(*key, index)] = f"{source}:{value.start_mark.line + 1}"
                 waiting.append(((*key, index), value))
         elif message := _other_number(node):
-            wrong.append(Problem(dotted(key), f"{source}:{node.start_mark.line + 1}", message))
+            wrong.append(ConfigProblem(dotted(key), f"{source}:{node.start_mark.line + 1}", message))
     return places, wrong
 
 
@@ -191,7 +191,7 @@ def check(document: Document, model: type[Model]) -> Model:
     return value
 
 
-def _report(source: str, problems: list[Problem]) -> str:
+def _report(source: str, problems: list[ConfigProblem]) -> str:
     ordered = sorted(problems, key=lambda problem: (_line(problem.where), problem.key))
     lines = [f"  {problem.where}: {problem.key} {problem.message}" for problem in ordered]
     return redact("\n".join([f"{source} has {counted(len(problems), 'problem')}:", *lines]))
@@ -202,7 +202,7 @@ def _line(where: str) -> int:
     return int(number) if number.isdigit() else 1_000_000
 
 
-def _storage_options(document: Document) -> Iterator[Problem]:
+def _storage_options(document: Document) -> Iterator[ConfigProblem]:
     """Find options that the storage refuses, credentials above all, and remove them from the document."""
     storage = document.data.get("storage")
     for prefix, options in list(storage.items()) if isinstance(storage, dict) else ():
@@ -212,17 +212,17 @@ def _storage_options(document: Document) -> Iterator[Problem]:
             except UsageError as error:
                 del options[name]
                 key = ("storage", str(prefix), str(name))
-                yield Problem(dotted(key), document.place(key), f"is refused: {error}")
+                yield ConfigProblem(dotted(key), document.place(key), f"is refused: {error}")
 
 
-def _booleans_for_numbers(document: Document, model: type[BaseModel]) -> Iterator[Problem]:
+def _booleans_for_numbers(document: Document, model: type[BaseModel]) -> Iterator[ConfigProblem]:
     """Find true and false in place of a number, which pydantic takes for 1 and 0, and remove them as well."""
     for tree, key in list(_leaves(document.data)):
         value = tree[key[-1]]
         annotations = plain_types(model, key) if isinstance(value, bool) else set()
         if annotations & {int, float} and bool not in annotations:
             del tree[key[-1]]
-            yield Problem(dotted(key), document.place(key), f"is {str(value).lower()}: expected a number")
+            yield ConfigProblem(dotted(key), document.place(key), f"is {str(value).lower()}: expected a number")
 
 
 def _leaves(tree: dict[Any, Any], above: Key = ()) -> Iterator[tuple[dict[Any, Any], Key]]:

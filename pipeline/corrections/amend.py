@@ -17,7 +17,7 @@ from segmint.catalogs.source.amendments import (
     AmendedValue,
     Amendments,
     Contradiction,
-    Difference,
+    PinnedDifference,
     amend_parts,
     stage_amendments,
 )
@@ -28,7 +28,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, listed
 from segmint.pipeline.building.dataset.growth import ignored_columns
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.correction import LOCAL, Outcome, Revision, correct, while_unchanged
+from segmint.pipeline.corrections.correction import LOCAL, Revision, RevisionOutcome, correct, while_unchanged
 from segmint.pipeline.corrections.credits import (
     begin_amendment,
     credit,
@@ -96,7 +96,7 @@ class AmendmentList:
 
 
 @dataclass(frozen=True)
-class Amended:
+class AmendResult:
     """The result of an amendment."""
 
     dataset: str
@@ -145,7 +145,7 @@ def amend(
     now: datetime | None = None,
     confirm: Callable[[AmendmentList], None] | None = None,
     resources: ResourcesConfig = LOCAL,
-) -> Amended:
+) -> AmendResult:
     """Give the images that `catalog` names, by image_id, its values of the columns `AMENDABLE`.
 
     An absent value stays as it is; with `clear` it is removed, in the columns that the catalog has. `reason` is
@@ -166,7 +166,7 @@ def amend(
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _AmendmentPlan:
     """What a catalog corrects in the generation of the manifest that held."""
 
     latest: LatestManifest
@@ -190,13 +190,13 @@ class _Amendment:
     reason: str | None
     command: str = "amend"
 
-    def plan(self, dataset: DatasetHandle) -> _Plan:
+    def plan(self, dataset: DatasetHandle) -> _AmendmentPlan:
         begun = dataset.manifest()
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         staged = stage_amendments(self.catalog, folder, ignored=ignored_columns(begun.config))
         return while_unchanged(dataset, lambda: self._look(dataset, staged))
 
-    def _look(self, dataset: DatasetHandle, staged: Path) -> _Plan:
+    def _look(self, dataset: DatasetHandle, staged: Path) -> _AmendmentPlan:
         latest = dataset.latest()
         found = self._compare(dataset.location, latest.manifest, staged)
         listed = AmendmentList(
@@ -213,9 +213,9 @@ class _Amendment:
             unfinished=tuple(sorted(shards_of(unfinished_amendments(dataset.location, latest)))),
             outputs=tuple(line_of(note) for note in read_notes(dataset.location)),
         )
-        return _Plan(latest, found, listed, self.reason)
+        return _AmendmentPlan(latest, found, listed, self.reason)
 
-    def prepare(self, dataset: DatasetHandle, plan: _Plan) -> _Plan:
+    def prepare(self, dataset: DatasetHandle, plan: _AmendmentPlan) -> _AmendmentPlan:
         """Put the amended parts, and the manifest that names them.
 
         If a build that grows, or another correction, is faster, its parts are amended.
@@ -229,16 +229,18 @@ class _Amendment:
             plan = self.plan(dataset)
         return replace(plan, begun=unfinished_amendments(dataset.location, plan.latest))
 
-    def revision(self, dataset: DatasetHandle, plan: _Plan) -> Revision:
+    def revision(self, dataset: DatasetHandle, plan: _AmendmentPlan) -> Revision:
         return credit(dataset.location, plan.latest.generation, plan.found.shards | shards_of(plan.begun))
 
-    def clean_up(self, dataset: DatasetHandle, plan: _Plan) -> None:
+    def clean_up(self, dataset: DatasetHandle, plan: _AmendmentPlan) -> None:
         remove_parts(dataset.location)
 
-    def result(self, dataset: DatasetHandle, plan: _Plan, outcome: Outcome, version: VersionName) -> Amended:
+    def result(
+        self, dataset: DatasetHandle, plan: _AmendmentPlan, outcome: RevisionOutcome, version: VersionName
+    ) -> AmendResult:
         end_amendments(dataset.location, plan.begun)
         changed = not plan.is_done
-        return Amended(
+        return AmendResult(
             dataset=str(dataset),
             rows=plan.found.rows if changed else 0,
             values=plan.found.values if changed else {},
@@ -284,7 +286,7 @@ def _contradiction_text(catalog: Location, found: Contradiction) -> str:
     )
 
 
-def _difference_line(column: str, difference: Difference) -> str:
+def _difference_line(column: str, difference: PinnedDifference) -> str:
     return (
         f"{counted(difference.rows, 'row')} with another {column}, the first is row {difference.row}, image_id "
         f"{shown(difference.image_id)}: {shown(difference.pinned)} in the dataset, {shown(difference.found)} there"

@@ -28,12 +28,12 @@ from segmint.infra.uris import join
 from segmint.operators.shards.put import check_purge, remove_replaced
 from segmint.operators.shards.revise import (
     Change,
-    Revised,
-    heed_after,
-    heed_all,
-    heed_tombstones,
+    ShardRevision,
+    apply_later_changes,
+    apply_tombstones,
+    finish_dead_writers,
     revise_shard,
-    with_holding,
+    with_latest_commit,
 )
 from segmint.pipeline.config.config import ResourcesConfig
 
@@ -58,10 +58,10 @@ class Revision:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RevisionOutcome:
     """The result of a revision."""
 
-    changed: dict[int, Revised]  # by shard, those that have a new generation
+    changed: dict[int, ShardRevision]  # by shard, those that have a new generation
     building: tuple[int, ...] = ()  # shards without a commit, of which a build claims files
     removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
     outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they have the former rows
@@ -107,7 +107,7 @@ class Correction(Protocol[P, R]):
     def clean_up(self, dataset: DatasetHandle, plan: P) -> None:
         """Remove what the revised shards need no more, before the version is recorded."""
 
-    def result(self, dataset: DatasetHandle, plan: P, outcome: Outcome, version: VersionName) -> R:
+    def result(self, dataset: DatasetHandle, plan: P, outcome: RevisionOutcome, version: VersionName) -> R:
         """Return the result. It is called last, after the version was recorded."""
 
 
@@ -127,7 +127,7 @@ def correct(
     """
     plan = correction.plan(dataset)
     if plan.is_done:
-        return correction.result(dataset, plan, Outcome({}), name_now(dataset.location))
+        return correction.result(dataset, plan, RevisionOutcome({}), name_now(dataset.location))
     check_purge(dataset.location)
     if confirm is not None:
         confirm(plan.listed)
@@ -144,7 +144,7 @@ def revise(
     revision: Revision,
     resources: ResourcesConfig = LOCAL,
     ray_from: int = RAY_FROM_SHARDS,
-) -> Outcome:
+) -> RevisionOutcome:
     """Apply a revision shard by shard, then remove what was there before, older versions included.
 
     With `ray_from` shards or more to change, Ray revises them where `resources` say, if it is installed.
@@ -153,12 +153,12 @@ def revise(
     """
 
     def look(shard: int) -> tuple[int, bool]:
-        return shard, bool(with_holding(dataset.location, shard, revision.needed))
+        return shard, bool(with_latest_commit(dataset.location, shard, revision.needed))
 
     committed = sorted(revision.shards & dataset.commits.committed().keys())
     looks = map_ahead(look, committed, _THREADS, 2 * _THREADS, "revise")
     shards = [shard for shard, needed in looks if needed]
-    results: Iterable[Revised | None] = (revise_one(dataset, shard, revision) for shard in shards)
+    results: Iterable[ShardRevision | None] = (revise_one(dataset, shard, revision) for shard in shards)
     if len(shards) >= ray_from and find_spec("ray") is not None:
         from segmint.pipeline.corrections.by_ray import correct_by_ray  # Ray takes a second to import
 
@@ -170,21 +170,23 @@ def revise(
         if revised is not None and revised.changed
     }
     # An amendment that died may have left a shard that this one does not change.
-    heed_all(dataset, revision.shards if revision.catalog_generation is None else range(dataset.manifest().shards))
+    finish_dead_writers(
+        dataset, revision.shards if revision.catalog_generation is None else range(dataset.manifest().shards)
+    )
     building = remove_replaced(dataset.location, revision.shards)
     links = remove_report(dataset.location)
     rewrite_index(dataset)
-    return Outcome(changed, tuple(building), tuple(links))
+    return RevisionOutcome(changed, tuple(building), tuple(links))
 
 
-def revise_one(dataset: DatasetHandle, shard: int, revision: Revision) -> Revised | None:
+def revise_one(dataset: DatasetHandle, shard: int, revision: Revision) -> ShardRevision | None:
     """Apply a revision to one shard; see `revise_shard`."""
 
-    def heed() -> None:
+    def after_commit() -> None:
         if revision.catalog_generation is None:
-            heed_tombstones(dataset, shard)
+            apply_tombstones(dataset, shard)
         else:
-            heed_after(replace(dataset, catalog_generation=revision.catalog_generation), shard)
+            apply_later_changes(replace(dataset, catalog_generation=revision.catalog_generation), shard)
 
     return revise_shard(
         dataset,
@@ -192,7 +194,7 @@ def revise_one(dataset: DatasetHandle, shard: int, revision: Revision) -> Revise
         revision.change,
         images_only=revision.images_only,
         needed=revision.needed,
-        heed=heed,
+        after_commit=after_commit,
     )
 
 

@@ -1,7 +1,8 @@
 """Gives committed images the credits that the catalog has by now; shared by `segmint amend` and `repair`.
 
-An amendment lists the shards that it has to change in a file in `claims/`, before it changes the catalog, and deletes
-that at its end. So the next one completes one that died, and one that changes nothing knows that nothing is left to do.
+An amendment lists the shards that it has to change in a file in `reservations/`, before it changes the catalog, and
+deletes that at its end. So the next one completes one that died, and one that changes nothing knows that nothing is
+left to do.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -12,7 +13,7 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import LatestManifest
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
-    CLAIMS,
+    RESERVATIONS,
     amended_name,
     canonical_json,
     fingerprint,
@@ -23,13 +24,13 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.operators.shards.committed_rows import read_file, read_table
-from segmint.operators.shards.revise import Change, cataloged, with_holding
+from segmint.operators.shards.revise import Change, cataloged, with_latest_commit
 from segmint.pipeline.corrections.correction import Revision
 
 _THREADS = 16
 
 
-class _Shards(Frozen):
+class _AmendedShards(Frozen):
     """The shards that an amendment has to change."""
 
     shards: tuple[int, ...]
@@ -38,7 +39,7 @@ class _Shards(Frozen):
 def begin_amendment(dataset: Location, generation: int, shards: Iterable[int]) -> None:
     """List the shards of an amendment that is about to put this generation of the manifest."""
     data = canonical_json({"shards": sorted(shards)})
-    (dataset / CLAIMS / amended_name(generation, fingerprint(data.decode()))).put_if_absent(data)
+    (dataset / RESERVATIONS / amended_name(generation, fingerprint(data.decode()))).put_if_absent(data)
 
 
 def unfinished_amendments(dataset: Location, latest: LatestManifest) -> dict[str, frozenset[int]]:
@@ -48,12 +49,12 @@ def unfinished_amendments(dataset: Location, latest: LatestManifest) -> dict[str
     catalog yet. A list that cannot be read may be of any shard, so it has all of them.
     """
     found = {}
-    for entry in (dataset / CLAIMS).list():
+    for entry in (dataset / RESERVATIONS).list():
         number = parse_amended_name(entry.name)
         if number is None or number > latest.generation:
             continue
         try:
-            shards = _Shards.model_validate_json((dataset / CLAIMS / entry.name).read()).shards
+            shards = _AmendedShards.model_validate_json((dataset / RESERVATIONS / entry.name).read()).shards
             found[entry.name] = frozenset(shards)
         except NotFoundError:
             pass  # it has ended
@@ -65,7 +66,7 @@ def unfinished_amendments(dataset: Location, latest: LatestManifest) -> dict[str
 def end_amendments(dataset: Location, names: Iterable[str]) -> None:
     """Delete the lists of amendments whose shards have the credits that the catalog has."""
     for name in names:
-        (dataset / CLAIMS / name).delete()
+        (dataset / RESERVATIONS / name).delete()
 
 
 def shards_of(amendments: Mapping[str, frozenset[int]]) -> frozenset[int]:
@@ -93,7 +94,7 @@ def otherwise_credited(dataset: Location, shards: Iterable[int]) -> list[int]:
     change = cataloged(dataset)
 
     def look(shard: int) -> tuple[int, bool]:
-        return shard, bool(with_holding(dataset, shard, lambda commit: _differs(dataset, commit, change)))
+        return shard, bool(with_latest_commit(dataset, shard, lambda commit: _differs(dataset, commit, change)))
 
     looks = map_ahead(look, sorted(shards), _THREADS, 2 * _THREADS, "credits")
     return [shard for shard, differs in looks if differs]

@@ -10,7 +10,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.outputs import OutputNote, line_of, read_notes, unknown_files
 from segmint.catalogs.dataset.selection import rows_named
-from segmint.catalogs.dataset.tombstones import TakenImage, TakenNames, read_tombstones
+from segmint.catalogs.dataset.tombstones import RemovedImage, RemovedNames, read_tombstones
 from segmint.catalogs.layout import (
     DATA_KINDS,
     REPORT,
@@ -27,7 +27,7 @@ from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.shards.committed_rows import read_file, read_table
-from segmint.operators.shards.revise import with_holding
+from segmint.operators.shards.revise import with_latest_commit
 
 _THREADS = 16
 _PIECE = 4 << 20
@@ -35,17 +35,17 @@ _SHORT_NAME = re.compile(rb"\d*|.{1,3}")
 
 
 @dataclass(frozen=True)
-class Proof:
+class RemovalProof:
     """What was looked at for an image that was taken down, and where it was found."""
 
     dataset: str
-    images: tuple[TakenImage, ...]  # as the tombstones name them
+    images: tuple[RemovedImage, ...]  # as the tombstones name them
     reasons: tuple[str, ...]  # of the tombstones
     versions_before: tuple[str, ...]  # digests that the tombstones name
     shards: int  # whose four files were read
     files: int  # of reports and outputs, read whole
     found: tuple[str, ...]
-    not_looked_at: tuple[str, ...]  # noted outputs that are not to be found from here
+    unsearched: tuple[str, ...]  # noted outputs that are not to be found from here
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer for JSON."""
@@ -61,12 +61,12 @@ class Proof:
             f"looked at {counted(self.shards, 'committed shard')}, the catalog, the names of all other files and older "
             f"versions, and {counted(self.files, 'file')} of reports, exports and others",
             *(f"found: {line}" for line in self.found),
-            *(f"not looked at: {line}" for line in self.not_looked_at),
-            f"{verdict}" + (", except perhaps where nothing was looked at" if self.not_looked_at else ""),
+            *(f"not looked at: {line}" for line in self.unsearched),
+            f"{verdict}" + (", except perhaps where nothing was looked at" if self.unsearched else ""),
         ]
 
 
-def prove(dataset: Location, name: str) -> Proof:
+def prove(dataset: Location, name: str) -> RemovalProof:
     """Look for an image that was taken down, by its image_id or number, in all files that the dataset knows of.
 
     That is: every committed file, the catalog, whatever else has a name in the dataset, older versions in a bucket
@@ -85,12 +85,12 @@ def prove(dataset: Location, name: str) -> Proof:
             f"no tombstone of {dataset} names {name!r}: expected the image_id or id of an image taken down"
         )
     images = tuple({image.ordinal: image for _, image in tombstones}.values())
-    names = TakenNames.of(images)
+    names = RemovedNames.of(images)
     found = [f"the catalog's row of ordinal {ordinal}" for ordinal in rows_named(dataset, manifest, names)]
     committed = list(CommitLog(dataset).committed())
 
     def look(shard: int) -> list[str]:
-        return with_holding(dataset, shard, lambda commit: list(_in_shard(dataset, commit, images, names))) or []
+        return with_latest_commit(dataset, shard, lambda commit: list(_in_shard(dataset, commit, images, names))) or []
 
     for lines in map_ahead(look, committed, _THREADS, 2 * _THREADS, "prove"):
         found += lines
@@ -118,7 +118,7 @@ def prove(dataset: Location, name: str) -> Proof:
         files += 1
         if _holds(dataset / path, pattern):
             found.append(f"{path} names it")
-    return Proof(
+    return RemovalProof(
         dataset=str(dataset),
         images=images,
         reasons=tuple(dict.fromkeys(tombstone.reason for tombstone, _ in tombstones)),
@@ -126,11 +126,11 @@ def prove(dataset: Location, name: str) -> Proof:
         shards=len(committed),
         files=files,
         found=tuple(found),
-        not_looked_at=tuple(skipped),
+        unsearched=tuple(skipped),
     )
 
 
-def _in_shard(dataset: Location, commit: Commit, images: Sequence[TakenImage], names: TakenNames) -> Iterator[str]:
+def _in_shard(dataset: Location, commit: Commit, images: Sequence[RemovedImage], names: RemovedNames) -> Iterator[str]:
     """Yield where the files of a commit have one of the images."""
     own = {image.ordinal for image in images if image.ordinal in range(*commit.ordinals)}  # it may claim any range
     for kind in SCHEMAS:
@@ -168,7 +168,7 @@ def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> 
             yield f"catalog/{name}: no manifest names it, and it may name the image"
 
 
-def _files_of(place: Location, note: OutputNote | None, images: Sequence[TakenImage]) -> list[str] | None:
+def _files_of(place: Location, note: OutputNote | None, images: Sequence[RemovedImage]) -> list[str] | None:
     """Return the files to look at of an output, or of the dataset's report; None if the output is not there."""
     if note is None:
         return [entry.name for entry in place.walk()]
@@ -177,7 +177,7 @@ def _files_of(place: Location, note: OutputNote | None, images: Sequence[TakenIm
     return paths if paths or not note.files else None
 
 
-def _pattern(images: Sequence[TakenImage]) -> re.Pattern[bytes]:
+def _pattern(images: Sequence[RemovedImage]) -> re.Pattern[bytes]:
     """Return a pattern of all names of images, as words; names of few letters or digits alone are left out."""
     words = {image_stem(image.id) for image in images}
     words |= {word for image in images for word in (image.image_id, image.uri, image.sha256) if word}

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.kept import forget_dataset
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.regions import WantedRegion, read_regions
+from segmint.catalogs.dataset.training_cache import forget_dataset
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_stem
 from segmint.infra.errors import UsageError, raise_problems
@@ -21,7 +21,7 @@ from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.corrected_rows import redact_row
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.correction import LOCAL, Outcome, Revision, correct, while_unchanged
+from segmint.pipeline.corrections.correction import LOCAL, Revision, RevisionOutcome, correct, while_unchanged
 
 Regions = dict[int, list[WantedRegion]]  # by ordinal
 
@@ -30,7 +30,7 @@ SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Redacted:
+class RedactResult:
     """The result of a redaction."""
 
     dataset: str
@@ -40,7 +40,7 @@ class Redacted:
     changed_shards: tuple[int, ...]
     version: VersionName
     removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
-    kept_by_training: tuple[str, ...] = ()  # caches of its images, and what was deleted there
+    training_cache: tuple[str, ...] = ()  # caches of its images, and what was deleted there
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer for JSON."""
@@ -53,7 +53,7 @@ class Redacted:
             f"{counted(self.changed_images, 'image')} of {counted(len(self.changed_shards), 'shard')}, the others had "
             "these regions already",
             "what was there before is gone, older versions included",
-            *(f"kept by training: {line}" for line in self.kept_by_training),
+            *(f"kept by training: {line}" for line in self.training_cache),
             *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
             self.version.line(),
         ]
@@ -98,7 +98,7 @@ def redact(
     regions: Location,
     confirm: Callable[[RedactionList], None] | None = None,
     resources: ResourcesConfig = LOCAL,
-) -> Redacted:
+) -> RedactResult:
     """Redact the regions in the file `regions` in the images of a dataset; the other arguments as in `correct`.
 
     Raises `UsageError` before anything is changed: for a mistake in the file, an image that does not exist, a box that
@@ -108,7 +108,7 @@ def redact(
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _RedactionPlan:
     config: ReleaseConfig
     regions: Regions
     listed: RedactionList
@@ -123,10 +123,10 @@ class _Redaction:
     regions: Location
     command: str = "redact"
 
-    def plan(self, dataset: DatasetHandle) -> _Plan:
+    def plan(self, dataset: DatasetHandle) -> _RedactionPlan:
         return while_unchanged(dataset, lambda: self._look(dataset))
 
-    def _look(self, dataset: DatasetHandle) -> _Plan:
+    def _look(self, dataset: DatasetHandle) -> _RedactionPlan:
         manifest = dataset.manifest()
         config = release_config(manifest)
         if not dataset.with_images:
@@ -138,22 +138,24 @@ class _Redaction:
         commits = {commit.shard: commit for commit in dataset.commits.read_all(only=shards)}
         raise_problems(_problems(dataset.location, manifest, commits, regions))
         images = {ordinal + 1: len(each) for ordinal, each in sorted(regions.items())}
-        return _Plan(config, regions, RedactionList(str(dataset), manifest.name, images, tuple(commits)))
+        return _RedactionPlan(config, regions, RedactionList(str(dataset), manifest.name, images, tuple(commits)))
 
-    def prepare(self, dataset: DatasetHandle, plan: _Plan) -> _Plan:
+    def prepare(self, dataset: DatasetHandle, plan: _RedactionPlan) -> _RedactionPlan:
         return plan
 
-    def revision(self, dataset: DatasetHandle, plan: _Plan) -> Revision:
+    def revision(self, dataset: DatasetHandle, plan: _RedactionPlan) -> Revision:
         return Revision(
             shards=frozenset(plan.listed.shards),
             change=lambda _, rows: [redact_row(row, plan.regions.get(row["ordinal"], ()), plan.config) for row in rows],
         )
 
-    def clean_up(self, dataset: DatasetHandle, plan: _Plan) -> None:
+    def clean_up(self, dataset: DatasetHandle, plan: _RedactionPlan) -> None:
         pass
 
-    def result(self, dataset: DatasetHandle, plan: _Plan, outcome: Outcome, version: VersionName) -> Redacted:
-        return Redacted(
+    def result(
+        self, dataset: DatasetHandle, plan: _RedactionPlan, outcome: RevisionOutcome, version: VersionName
+    ) -> RedactResult:
+        return RedactResult(
             dataset=str(dataset),
             regions=sum(plan.listed.images.values()),
             images=plan.listed.rows,
@@ -161,7 +163,7 @@ class _Redaction:
             changed_shards=tuple(outcome.changed),
             version=version,
             removed_links=outcome.removed_links,
-            kept_by_training=tuple(forget_dataset(dataset.location)),
+            training_cache=tuple(forget_dataset(dataset.location)),
         )
 
 

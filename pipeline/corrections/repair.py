@@ -20,7 +20,7 @@ from segmint.infra.uris import absolute
 from segmint.infra.wording import counted
 from segmint.operators.shards.put import check_purge
 from segmint.operators.shards.restore import restore_shard
-from segmint.operators.shards.revise import heed_all
+from segmint.operators.shards.revise import finish_dead_writers
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.correction import LOCAL, RAY_FROM_SHARDS, remove_report, revise, rewrite_index
 from segmint.pipeline.corrections.credits import (
@@ -43,14 +43,14 @@ _THREADS = 4
 
 
 @dataclass
-class Repaired:
+class RepairResult:
     """The result of a repair."""
 
     dataset: str
     shards: int = 0  # checked
     damages: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)  # paths of restored files
-    left: dict[int, str] = field(default_factory=dict)  # why, by shard
+    not_repaired: dict[int, str] = field(default_factory=dict)  # why, by shard
     credited: int = 0  # images that got the credits that the catalog has
     version: VersionName | None = None  # None if something could not be repaired
 
@@ -63,7 +63,7 @@ class Repaired:
         return [
             *(f"damaged: {line}" for line in self.damages),
             *(f"repaired: {path}" for path in self.repaired),
-            *(f"not repaired: shard {shard}: {why}" for shard, why in sorted(self.left.items())),
+            *(f"not repaired: shard {shard}: {why}" for shard, why in sorted(self.not_repaired.items())),
             *([f"{counted(self.credited, 'image')} amended as the catalog says"] if self.credited else []),
             f"{counted(self.shards, 'shard')} looked at: {counted(len(self.damages), 'damaged file')}, "
             f"{len(self.repaired):,} repaired",
@@ -71,7 +71,7 @@ class Repaired:
         ]
 
 
-def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RAY_FROM_SHARDS) -> Repaired:
+def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RAY_FROM_SHARDS) -> RepairResult:
     """Check every commit and every file that it names, and restore those that are missing or have other bytes.
 
     Data files are restored from the rest of the shard if that is enough, else from the catalog if `config`, the
@@ -89,7 +89,7 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
         )
     handle = DatasetHandle.of(dataset, latest, None if config is None else config.catalog)
     resources = LOCAL if config is None else config.resources
-    result = Repaired(str(dataset), shards=len(committed))
+    result = RepairResult(str(dataset), shards=len(committed))
     task = RepairTask(handle, latest.manifest)
     numerics: set[str] = set()
     damaged: list[int] = []
@@ -103,33 +103,35 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     for done in _each(partial(repair_shard, task=task), damaged, resources, ray_from):
         result.damages += done.damages
         result.repaired += done.repaired
-        if done.left:
-            result.left[done.shard] = done.left
+        if done.not_repaired:
+            result.not_repaired[done.shard] = done.not_repaired
         if done.files:
             again[done.shard] = done.files
     if again and config is not None:
         _build_again(config, dataset.storage, sorted(again), result)
-        result.repaired += [path for shard in sorted(again) if shard not in result.left for path in again[shard]]
+        result.repaired += [
+            path for shard in sorted(again) if shard not in result.not_repaired for path in again[shard]
+        ]
     _complete(handle, {shard: committed[shard] for shard in damaged}, result)
-    _credit(handle, committed.keys() - result.left.keys(), result, resources)
-    if not result.left:
+    _credit(handle, committed.keys() - result.not_repaired.keys(), result, resources)
+    if not result.not_repaired:
         result.version = put_version(dataset, "repair")
     return result
 
 
-def _complete(dataset: DatasetHandle, repaired: Mapping[int, int], result: Repaired) -> None:
+def _complete(dataset: DatasetHandle, repaired: Mapping[int, int], result: RepairResult) -> None:
     """Do what dead writers did not, and remove what else shows the images that were taken down of repaired shards.
 
     `repaired` are these shards, with their generations before.
     """
-    changed = heed_all(dataset, set(dataset.commits.committed()) - result.left.keys())
+    changed = finish_dead_writers(dataset, set(dataset.commits.committed()) - result.not_repaired.keys())
     now = dataset.commits.committed()
     if changed or any(now.get(shard) != generation for shard, generation in repaired.items()):
         remove_report(dataset.location)
         rewrite_index(dataset)
 
 
-def _credit(dataset: DatasetHandle, shards: Iterable[int], result: Repaired, resources: ResourcesConfig) -> None:
+def _credit(dataset: DatasetHandle, shards: Iterable[int], result: RepairResult, resources: ResourcesConfig) -> None:
     """Complete amendments, in these shards."""
     location, latest = dataset.location, dataset.latest()
     begun = unfinished_amendments(location, latest)
@@ -142,12 +144,12 @@ def _credit(dataset: DatasetHandle, shards: Iterable[int], result: Repaired, res
         get_logger("repair").warning("credits are left as they are", problem=str(error))
         return
     # One that died after its commits has left what was there before.
-    unfinished = frozenset[int]() if result.left else shards_of(begun)
+    unfinished = frozenset[int]() if result.not_repaired else shards_of(begun)
     if wrong or unfinished:
         outcome = revise(dataset, credit(location, latest.generation, {*wrong, *unfinished}), resources)
         result.credited = sum(each.rows for each in outcome.changed.values())
     remove_parts(location)
-    if not result.left:
+    if not result.not_repaired:
         end_amendments(location, begun)
 
 
@@ -166,10 +168,10 @@ def _each(
     return map_ahead(correct_one, shards, threads, 2 * threads, "repair")
 
 
-def _build_again(config: "Config", storage: Storage, shards: list[int], result: Repaired) -> None:
+def _build_again(config: "Config", storage: Storage, shards: list[int], result: RepairResult) -> None:
     """Build shards again from the catalog, as `segmint build` does, to restore their files.
 
-    Shards that are restored are removed from `result.left`; for the others it says why they are not.
+    Shards that are restored are removed from `result.not_repaired`; for the others it says why they are not.
     """
     import ray.exceptions
 
@@ -202,9 +204,9 @@ def _build_again(config: "Config", storage: Storage, shards: list[int], result: 
                         watch.moved()
                         waiting.discard(restored.shard)
                         if restored.status == "committed":
-                            del result.left[restored.shard]
+                            del result.not_repaired[restored.shard]
                         else:
-                            result.left[restored.shard] = restored.detail
+                            result.not_repaired[restored.shard] = restored.detail
             except (ray.exceptions.RayError, SegmintError, OSError) as error:
                 for shard in waiting:
-                    result.left[shard] = f"it could not be built again: {last_line(error)}"
+                    result.not_repaired[shard] = f"it could not be built again: {last_line(error)}"

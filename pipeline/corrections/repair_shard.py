@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from segmint.catalogs.dataset.commits import REJECTED, Commit, claimed_paths
+from segmint.catalogs.dataset.commits import REJECTED, Commit, reserved_paths
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.versions.digest import drop_cached_leaves
@@ -26,12 +26,12 @@ from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.restore import (
     Damage,
     find_damage,
-    lost_of_people,
+    lost_annotations,
     put_commit_again,
     remake_commit,
     restore_from_rest,
 )
-from segmint.operators.shards.revise import heed_tombstones, with_generation
+from segmint.operators.shards.revise import apply_tombstones, with_generation
 from segmint.pipeline.quality.audit.commits import audit_commit
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{12}")
@@ -48,7 +48,7 @@ class RepairTask:
 
 
 @dataclass(frozen=True)
-class Look:
+class ShardInspection:
     """What was seen of a shard."""
 
     shard: int
@@ -63,12 +63,12 @@ class ShardRepair:
     shard: int
     damages: tuple[str, ...] = ()  # a line each
     repaired: tuple[str, ...] = ()  # paths
-    left: str = ""  # why it could not be repaired
+    not_repaired: str = ""  # why it could not be repaired
     files: tuple[str, ...] = ()  # that are left damaged, and are restored if it is built again
 
 
 @dataclass(frozen=True)
-class _Held:
+class _CommitRecord:
     """The commit of a shard that holds: its bytes, and what is wrong with it (empty: nothing that is seen in it)."""
 
     shard: int
@@ -86,15 +86,15 @@ class _DamageError(DamagedDatasetError):
     """Damage was seen: it counts if the generation still holds, else it may be what another command removes."""
 
 
-class _LeftError(DamagedDatasetError):
+class _UnrepairableError(DamagedDatasetError):
     """Damage that cannot be repaired."""
 
     def __init__(self, repair: ShardRepair) -> None:
-        super().__init__(repair.left)
+        super().__init__(repair.not_repaired)
         self.repair = repair
 
 
-def look_at(shard: int, task: RepairTask) -> Look:
+def look_at(shard: int, task: RepairTask) -> ShardInspection:
     """Check the commit of a shard, and the size and SHA-256 of every file that it names."""
     seen: list[str | None] = [None]
 
@@ -107,8 +107,8 @@ def look_at(shard: int, task: RepairTask) -> Look:
     try:
         with_generation(task.dataset.location, shard, look)
     except DamagedDatasetError:
-        return Look(shard, seen[0], whole=False)
-    return Look(shard, seen[0], whole=True)
+        return ShardInspection(shard, seen[0], whole=False)
+    return ShardInspection(shard, seen[0], whole=True)
 
 
 def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
@@ -124,25 +124,25 @@ def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
             other = f"{held.path}: other files than those of shard {shard}, which are whole"
             return ShardRepair(shard, (held.wrong or other,), (held.path,))
         if held.wrong or held.commit is None:
-            raise _LeftError(ShardRepair(shard, (held.wrong,), left=why))
+            raise _UnrepairableError(ShardRepair(shard, (held.wrong,), not_repaired=why))
         lines, paths = tuple(each.line() for each in damages), tuple(each.entry.path for each in damages)
         if restore_from_rest(task.dataset, held.commit, damages):
             return ShardRepair(shard, lines, paths)
-        left = lost_of_people(task.dataset.location, held.commit, damages) or (
+        not_repaired = lost_annotations(task.dataset.location, held.commit, damages) or (
             f"what is left of it is not enough to make {', '.join(paths)} again: with the configuration that it was "
             "built by (--config) it is built once more"
         )
-        raise _LeftError(ShardRepair(shard, lines, left=left, files=paths))
+        raise _UnrepairableError(ShardRepair(shard, lines, not_repaired=not_repaired, files=paths))
 
     try:
         return with_generation(task.dataset.location, shard, attempt) or ShardRepair(shard)
-    except _LeftError as error:
+    except _UnrepairableError as error:
         return error.repair
     except DamagedDatasetError as error:  # more was damaged as it was repaired
-        return ShardRepair(shard, left=str(error))
+        return ShardRepair(shard, not_repaired=str(error))
 
 
-def _read_commit(task: RepairTask, shard: int, generation: int) -> _Held:
+def _read_commit(task: RepairTask, shard: int, generation: int) -> _CommitRecord:
     """Read the commit that holds, and compare it with the manifest and its tables' rows."""
     file = task.dataset.commits.location(shard, generation)
     try:
@@ -157,10 +157,10 @@ def _read_commit(task: RepairTask, shard: int, generation: int) -> _Held:
     ]
     if audited.commit is not None and not wrong:
         wrong = _miscounted(task.dataset.location, audited.commit)
-    return _Held(shard, generation, data, audited.commit, "; ".join(wrong))
+    return _CommitRecord(shard, generation, data, audited.commit, "; ".join(wrong))
 
 
-def _damages(task: RepairTask, held: _Held) -> list[Damage]:
+def _damages(task: RepairTask, held: _CommitRecord) -> list[Damage]:
     return [] if held.wrong or held.commit is None else find_damage(task.dataset.location, held.commit)
 
 
@@ -192,7 +192,7 @@ def _miscounted(dataset: Location, commit: Commit) -> list[str]:
     return [f"{commit_path(commit.shard, commit.generation)}: counts {dict(commit.counts)}; {counted} there"]
 
 
-def _remake(task: RepairTask, held: _Held) -> str:
+def _remake(task: RepairTask, held: _CommitRecord) -> str:
     """Make a commit again, over the damaged file, if its shard's data files prove it; else return why they do not."""
     try:
         ordinals = task.manifest.ordinals(held.shard)
@@ -203,7 +203,7 @@ def _remake(task: RepairTask, held: _Held) -> str:
         return str(error)
     put_commit_again(task.dataset.location, commit, held.data)
     drop_cached_leaves(task.dataset.location, [held.shard])
-    heed_tombstones(task.dataset, held.shard)
+    apply_tombstones(task.dataset, held.shard)
     return ""
 
 
@@ -221,13 +221,13 @@ def _numerics(data: bytes, known: frozenset[str]) -> str:
     return only
 
 
-def _data_files(dataset: Location, held: _Held) -> Mapping[str, list[str]]:
+def _data_files(dataset: Location, held: _CommitRecord) -> Mapping[str, list[str]]:
     """Return the paths of the data files that may be those of a damaged commit, by folder.
 
     Not those that a command is about to commit, or was when it died: what still can be read of the commit, or all of
     it, must have the first digits of their SHA-256. A path and the hash after it have them twice.
     """
-    claimed = claimed_paths(dataset, {held.shard: [held.generation]})
+    reserved = reserved_paths(dataset, {held.shard: [held.generation]})
     found: dict[str, list[str]] = {}
     for kind in DATA_KINDS:
         for entry in (dataset / kind).list(beginning=f"sa_{shard_name(held.shard)}-"):
@@ -235,6 +235,6 @@ def _data_files(dataset: Location, held: _Held) -> Mapping[str, list[str]]:
             named = parse_data_path(path)
             if named is None or named.shard != held.shard:
                 continue
-            if (held.commit is None and path not in claimed) or named.digest.encode() in held.data:
+            if (held.commit is None and path not in reserved) or named.digest.encode() in held.data:
                 found.setdefault(kind, []).append(path)
     return found

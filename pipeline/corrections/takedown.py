@@ -11,35 +11,35 @@ from typing import Any
 from segmint.catalogs.dataset.annotations.names import purge_of_images
 from segmint.catalogs.dataset.blanking import blank_part
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.kept import forget_dataset
 from segmint.catalogs.dataset.manifest import load_latest_manifest
 from segmint.catalogs.dataset.outputs import unknown_files
 from segmint.catalogs.dataset.selection import read_ids
 from segmint.catalogs.dataset.tombstones import (
     NO_NAMES,
-    Asked,
-    Taken,
-    TakenImage,
+    Removals,
+    RemovedImage,
+    TakedownRequest,
     by_shard,
     put_tombstone,
     read_tombstones,
-    taken_images,
+    removed_images,
 )
+from segmint.catalogs.dataset.training_cache import forget_dataset
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
 from segmint.operators.shards.committed_rows import read_file
-from segmint.operators.shards.revise import names_taken, without_taken
+from segmint.operators.shards.revise import names_removed, without_removed
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.correction import LOCAL, Outcome, Revision, correct, while_unchanged
+from segmint.pipeline.corrections.correction import LOCAL, Revision, RevisionOutcome, correct, while_unchanged
 from segmint.pipeline.corrections.parts import put_parts, remove_parts
 from segmint.pipeline.corrections.takedown_list import TakedownList, list_takedown
 
 
 @dataclass(frozen=True)
-class TakenDown:
+class TakedownResult:
     """The result of a takedown."""
 
     dataset: str
@@ -54,7 +54,7 @@ class TakenDown:
     outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they may have the images
     unknown_files: tuple[str, ...] = ()  # in the dataset, but not segmint's: they may name or show the images
     removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
-    kept_by_training: tuple[str, ...] = ()  # caches of its images, and what was deleted there
+    training_cache: tuple[str, ...] = ()  # caches of its images, and what was deleted there
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer for JSON."""
@@ -72,7 +72,7 @@ class TakenDown:
             *([f"answers of people removed: {counted(self.annotations, 'file')}"] if self.annotations else []),
             *self._building(),
             *(f"made from this dataset, and yours to delete or to make again: {output}" for output in self.outputs),
-            *(f"kept by training: {line}" for line in self.kept_by_training),
+            *(f"kept by training: {line}" for line in self.training_cache),
             *(f"not segmint's, look whether it shows or names them: {path}" for path in self.unknown_files),
             *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
             self.version.line(),
@@ -87,24 +87,24 @@ class TakenDown:
         ]
 
 
-def read_asked(ids: Location | None, license_id: str | None, provider: str | None) -> Asked:
+def read_request(ids: Location | None, license_id: str | None, provider: str | None) -> TakedownRequest:
     """Return the request; raises `UsageError` unless exactly one of file of ids, license and provider is given."""
     given = [str(value) for value in (ids, license_id, provider) if value is not None]
     if len(given) != 1 or not given[0].strip():
         raise UsageError("name what to take down by exactly one of --ids FILE, --license L and --provider P")
     names = tuple(read_ids(ids)) if ids is not None else None
-    return Asked(ids=names, license=license_id, provider=provider)
+    return TakedownRequest(ids=names, license=license_id, provider=provider)
 
 
 def takedown(
     dataset: Location,
-    asked: Asked,
+    request: TakedownRequest,
     reason: str,
     now: datetime | None = None,
     catalog_uri: str | None = None,
     confirm: Callable[[TakedownList], None] | None = None,
     resources: ResourcesConfig = LOCAL,
-) -> TakenDown:
+) -> TakedownResult:
     """Remove images from a dataset, with every other row that names or is the same image.
 
     `catalog_uri` as in `list_takedown`; the other arguments as in `correct`. First the tombstone is put; then what
@@ -113,18 +113,18 @@ def takedown(
     `UsageError` for names that the dataset does not have or a store whose older versions cannot be removed, and
     `DamagedDatasetError` if a shard cannot be read.
     """
-    return correct(DatasetHandle.open(dataset, catalog_uri), _Takedown(asked, reason, now), confirm, now, resources)
+    return correct(DatasetHandle.open(dataset, catalog_uri), _Takedown(request, reason, now), confirm, now, resources)
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _TakedownPlan:
     """What a takedown is about to remove; once it is prepared, everything that tombstones name."""
 
     listed: TakedownList
     committed: Mapping[int, int]  # the commits that were listed before, by shard
     rows: int = 0  # that tombstones were put for
     tombstones: tuple[str, ...] = ()
-    images: Mapping[int, TakenImage] = field(default_factory=dict)  # of all tombstones, by ordinal
+    images: Mapping[int, RemovedImage] = field(default_factory=dict)  # of all tombstones, by ordinal
     answers: int = 0  # files that were removed
     is_done: bool = False  # it also completes earlier takedowns
     reason: str | None = None  # the tombstones that the version lists say why
@@ -134,22 +134,22 @@ class _Plan:
 class _Takedown:
     """The correction; see `segmint.pipeline.corrections.correction.Correction`."""
 
-    asked: Asked
+    request: TakedownRequest
     reason: str
     now: datetime | None
     command: str = "takedown"
 
-    def plan(self, dataset: DatasetHandle) -> _Plan:
-        def look() -> _Plan:
+    def plan(self, dataset: DatasetHandle) -> _TakedownPlan:
+        def look() -> _TakedownPlan:
             committed = dataset.commits.committed()
             manifest, location = dataset.manifest(), dataset.location
-            listed = list_takedown(location, manifest, self.asked, self.reason, self.now, dataset.catalog_uri)
+            listed = list_takedown(location, manifest, self.request, self.reason, self.now, dataset.catalog_uri)
             _check_readable(dataset, listed.shards)
-            return _Plan(listed, committed)
+            return _TakedownPlan(listed, committed)
 
         return while_unchanged(dataset, look)
 
-    def prepare(self, dataset: DatasetHandle, plan: _Plan) -> _Plan:
+    def prepare(self, dataset: DatasetHandle, plan: _TakedownPlan) -> _TakedownPlan:
         rows = 0
         while plan.listed.tombstones:
             rows += plan.listed.rows
@@ -161,27 +161,29 @@ class _Takedown:
                 break
             plan = self.plan(dataset)
         tombstones = read_tombstones(dataset.location)
-        images = taken_images(tombstones)
+        images = removed_images(tombstones)
         # A server that puts an answer from here on finds the tombstone.
         answers = purge_of_images(dataset.location, images)
         while_unchanged(dataset, lambda: _blank_catalog(dataset.location, images.keys()))
         names = tuple(tombstone.name for tombstone in tombstones)
         return replace(plan, rows=rows, tombstones=names, images=images, answers=answers)
 
-    def revision(self, dataset: DatasetHandle, plan: _Plan) -> Revision:
-        taken = Taken(plan.images, NO_NAMES)  # copies have tombstones by now
+    def revision(self, dataset: DatasetHandle, plan: _TakedownPlan) -> Revision:
+        taken = Removals(plan.images, NO_NAMES)  # copies have tombstones by now
         return Revision(
             shards=by_shard(plan.images, dataset.manifest().images_per_shard).keys(),
-            change=lambda _, rows: [without_taken(row, taken) for row in rows],
-            needed=lambda commit: names_taken(dataset.location, commit, taken),
+            change=lambda _, rows: [without_removed(row, taken) for row in rows],
+            needed=lambda commit: names_removed(dataset.location, commit, taken),
         )
 
-    def clean_up(self, dataset: DatasetHandle, plan: _Plan) -> None:
+    def clean_up(self, dataset: DatasetHandle, plan: _TakedownPlan) -> None:
         remove_parts(dataset.location)
 
-    def result(self, dataset: DatasetHandle, plan: _Plan, outcome: Outcome, version: VersionName) -> TakenDown:
+    def result(
+        self, dataset: DatasetHandle, plan: _TakedownPlan, outcome: RevisionOutcome, version: VersionName
+    ) -> TakedownResult:
         changed = outcome.changed.values()
-        return TakenDown(
+        return TakedownResult(
             dataset=str(dataset),
             rows=plan.rows,
             images=sum(each.before.counts["images"] - each.commit.counts["images"] for each in changed),
@@ -194,7 +196,7 @@ class _Takedown:
             unknown_files=tuple(unknown_files(dataset.location)),
             version=version,
             removed_links=outcome.removed_links,
-            kept_by_training=tuple(forget_dataset(dataset.location)),
+            training_cache=tuple(forget_dataset(dataset.location)),
         )
 
 

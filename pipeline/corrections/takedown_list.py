@@ -14,13 +14,13 @@ from segmint.catalogs.dataset.outputs import line_of, read_notes
 from segmint.catalogs.dataset.selection import Selection, rows_of, same_request, select_rows, with_copies
 from segmint.catalogs.dataset.tombstones import (
     BLANK,
-    Asked,
-    TakenImage,
-    TakenNames,
+    RemovedImage,
+    RemovedNames,
+    TakedownRequest,
     Tombstone,
     by_shard,
     read_tombstones,
-    taken_images,
+    removed_images,
 )
 from segmint.catalogs.layout import image_stem
 from segmint.catalogs.reasons import Reason
@@ -32,7 +32,7 @@ from segmint.operators.shards.committed_rows import read_file, read_table
 SHOWN = 20
 """Rows that the list names for people; JSON has all."""
 
-Images = Mapping[int, TakenImage]  # by ordinal
+Images = Mapping[int, RemovedImage]  # by ordinal
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class TakedownList:
 
     dataset: str
     name: str
-    named: tuple[TakenImage, ...]  # asked for
-    copies: tuple[TakenImage, ...]  # other rows with the same image_id, URI or bytes
-    returned: tuple[TakenImage, ...]  # rows of images that earlier takedowns removed
+    named: tuple[RemovedImage, ...]  # asked for
+    copies: tuple[RemovedImage, ...]  # other rows with the same image_id, URI or bytes
+    returned: tuple[RemovedImage, ...]  # rows of images that earlier takedowns removed
     shards: tuple[int, ...]
     tombstones: tuple[Tombstone, ...]
     outputs: tuple[str, ...]  # made from the dataset and noted in it
@@ -88,7 +88,7 @@ class TakedownList:
         ]
 
 
-def _lines(what: str, images: Sequence[TakenImage]) -> Iterator[str]:
+def _lines(what: str, images: Sequence[RemovedImage]) -> Iterator[str]:
     for image in images[:SHOWN]:
         yield f"  {image_stem(image.id)} {image.image_id} ({image.uri}): {what}"
     if len(images) > SHOWN:
@@ -98,7 +98,7 @@ def _lines(what: str, images: Sequence[TakenImage]) -> Iterator[str]:
 def list_takedown(
     dataset: Location,
     manifest: DatasetManifest,
-    asked: Asked,
+    request: TakedownRequest,
     reason: str,
     now: datetime | None = None,
     catalog_uri: str | None = None,
@@ -110,10 +110,10 @@ def list_takedown(
     """
     if not reason.strip():
         raise UsageError("--reason is empty: say why, for the tombstone")
-    selection = select_rows(dataset, manifest, asked)
+    selection = select_rows(dataset, manifest, request)
     earlier = read_tombstones(dataset)  # after the catalog: a row that another takedown has blanked has a tombstone
-    taken = taken_images(earlier)
-    _check(selection, taken, asked, earlier)
+    taken = removed_images(earlier)
+    _check(selection, taken, request, earlier)
     commits = list(CommitLog(dataset).read_all())
     tables = [commit.file("images").path for commit in commits]
     own: Images = {}
@@ -124,7 +124,7 @@ def list_takedown(
         seeds = {**rows_of(dataset, manifest, _refused_by_source(dataset, commits)), **taken}
         returned = _without(with_copies(dataset, manifest, seeds, tables, catalog_uri), taken, own)
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    tombstones = [Tombstone(asked=asked, reason=reason, when=when, images=tuple(own.values()))] if own else []
+    tombstones = [Tombstone(request=request, reason=reason, when=when, images=tuple(own.values()))] if own else []
     tombstones += _of_earlier(earlier, returned, when)
     return TakedownList(
         dataset=str(dataset),
@@ -142,14 +142,14 @@ def _without(images: Images, *others: Images) -> Images:
     return {ordinal: image for ordinal, image in images.items() if all(ordinal not in other for other in others)}
 
 
-def _check(selection: Selection, taken: Images, asked: Asked, earlier: Sequence[Tombstone]) -> None:
+def _check(selection: Selection, taken: Images, request: TakedownRequest, earlier: Sequence[Tombstone]) -> None:
     """Raise `UsageError` for ambiguous and unknown names, and where nothing is, or was, as was asked."""
     known = {name for image in taken.values() for name in (image.image_id, str(image.id), image_stem(image.id))}
     problems = [*selection.ambiguous.values()]
     problems += [f"{name!r} is no image_id or id of this dataset" for name in selection.unknown if name not in known]
     raise_problems(problems)
-    if not selection.rows and asked.ids is None and not any(same_request(asked, each.asked) for each in earlier):
-        what, value = ("license", asked.license) if asked.license is not None else ("provider", asked.provider)
+    if not selection.rows and request.ids is None and not any(same_request(request, each.request) for each in earlier):
+        what, value = ("license", request.license) if request.license is not None else ("provider", request.provider)
         raise UsageError(f"no row of the catalog has the {what} {value!r}: nothing was changed")
 
 
@@ -170,7 +170,7 @@ def _of_earlier(earlier: Sequence[Tombstone], returned: Images, when: str) -> li
     left = dict(returned)
     found = []
     for number, tombstone in enumerate(earlier):
-        names = TakenNames.of(tombstone.images)
+        names = RemovedNames.of(tombstone.images)
         own = {
             ordinal: image
             for ordinal, image in left.items()

@@ -44,7 +44,7 @@ class SampleWriter(Protocol):
 
 
 @runtime_checkable
-class Noting(Protocol):
+class NotesWriter(Protocol):
     """A writer that has something to say of what it wrote."""
 
     def notes(self) -> list[str]:
@@ -63,7 +63,7 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What was written."""
 
     output: str
@@ -84,7 +84,7 @@ class Exported:
         return [f"{', '.join(counts)} → {self.file}", *self.notes, self.version.line()]
 
 
-def export_dataset(location: Location, options: ExportOptions, output: Location) -> Exported:
+def export_dataset(location: Location, options: ExportOptions, output: Location) -> ExportResult:
     """Write the committed images of the dataset at `location` into the folder `output`, local or in a bucket.
 
     Memory does not grow with the images; the system's temporary folder holds the JSON until it is complete. Raises
@@ -170,7 +170,7 @@ def write_samples(
     version: VersionName,
     with_images: bool = True,
     pictures_apart: bool = True,
-) -> Exported:
+) -> ExportResult:
     """Write the pictures of samples as they come, then the files of the writers in order; `file` is the main file.
 
     `version` is the dataset that the samples are of. With `pictures_apart=False` the writers keep the pictures
@@ -201,8 +201,8 @@ def write_samples(
             folder.complete({name: sha256_of(path)})
         if not (output / name).put_file_if_absent(path):
             raise UsageError(_taken(output / name))
-    notes = tuple(line for writer in writers if isinstance(writer, Noting) for line in writer.notes())
-    return Exported(str(output), str(file), images, masks, pictures, version, notes)
+    notes = tuple(line for writer in writers if isinstance(writer, NotesWriter) for line in writer.notes())
+    return ExportResult(str(output), str(file), images, masks, pictures, version, notes)
 
 
 def _put_part(content: bytes | Path, scratch: Path, folder: ExportFolder, name: str) -> None:

@@ -31,9 +31,9 @@ class YoloWriter:
         self._scratch = scratch
         self._about = describe_dataset(manifest, version)
         self._rows = scratch / "rows.part"
-        self._left_out = scratch / LEFT_OUT
+        self._skipped = scratch / LEFT_OUT
         self._rows.write_text("", encoding="utf-8")
-        self._left_out.write_text("image,mask,area,reason\n", encoding="utf-8")
+        self._skipped.write_text("image,mask,area,reason\n", encoding="utf-8")
         self._missing = 0
 
     def add(self, sample: Sample) -> dict[str, bytes]:
@@ -45,7 +45,7 @@ class YoloWriter:
                 lines.append(label_line(path, mask.size))
             else:
                 missing.append((image_name(sample.id), mask.id, mask.area, reason))
-        with self._left_out.open("a", encoding="utf-8", newline="") as file:
+        with self._skipped.open("a", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(missing)
         with self._rows.open("a", encoding="utf-8") as file:
             file.write(json.dumps({name: sample.row[name] for name in _CREDITED}) + "\n")
@@ -60,7 +60,7 @@ class YoloWriter:
         settings = {"train": "images", "val": "images", "names": {0: CATEGORY["name"]}, "segmint": self._about}
         text = yaml_text(settings)
         data.write_text(f"# YOLO wants `val`: nothing is split, so that it names the same images.\n{text}", "utf-8")
-        return {path.name: path for path in (self._left_out, credits, data)}
+        return {path.name: path for path in (self._skipped, credits, data)}
 
     def notes(self) -> list[str]:
         """Return what a person should know of the export."""

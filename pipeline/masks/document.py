@@ -11,13 +11,13 @@ from segmint.operators.segment.segment import check_count, mask_row
 from segmint.operators.shards.files import annotations_json
 
 if TYPE_CHECKING:
-    from segmint.pipeline.masks.predict import Found
+    from segmint.pipeline.masks.predict import PromptedMask
 
 _MADE_FROM = "made_from"
 
 
 @dataclass(frozen=True)
-class Origin:
+class MasksOrigin:
     """What masks were made from: SHA-256 of the photograph's bytes, and of settings with weights."""
 
     photograph: str
@@ -25,7 +25,7 @@ class Origin:
 
 
 def sa1b_document(
-    image_id: int, file_name: str, size: tuple[int, int], masks: "Sequence[Found]", origin: Origin
+    image_id: int, file_name: str, size: tuple[int, int], masks: "Sequence[PromptedMask]", origin: MasksOrigin
 ) -> bytes:
     """Return the JSON of one image of `size` (height, width) as in SA-1B's files, with a third key for its origin.
 
@@ -39,10 +39,10 @@ def sa1b_document(
 
 
 @dataclass(frozen=True)
-class Written:
+class MasksFile:
     """A JSON file that is there already; `origin` is None if this command did not write it."""
 
-    origin: Origin | None
+    origin: MasksOrigin | None
     annotations: Sequence[Any] = ()
     photograph: str = ""  # its file's name
 
@@ -62,12 +62,12 @@ class Written:
         ]
 
 
-def read_document(data: bytes) -> Written:
+def read_document(data: bytes) -> MasksFile:
     """Return what a JSON file holds, with no origin for anything that `sa1b_document` did not write."""
     try:
         document = json.loads(data)
         made_from = document[_MADE_FROM]
-        origin = Origin(made_from["photograph_sha256"], made_from["settings_sha256"])
-        return Written(origin, list(document["annotations"]), document["image"]["file_name"])
+        origin = MasksOrigin(made_from["photograph_sha256"], made_from["settings_sha256"])
+        return MasksFile(origin, list(document["annotations"]), document["image"]["file_name"])
     except (ValueError, RecursionError, KeyError, TypeError):
-        return Written(None)
+        return MasksFile(None)

@@ -24,7 +24,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PhotographPrompt:
     """One mask asked for: by points, a box, or both together."""
 
     points: tuple[Point, ...] = ()
@@ -40,7 +40,7 @@ class MasksOptions:
     """How masks are made: the automatic generator's settings, or prompts; the weights and the device."""
 
     masks: MasksConfig = field(default_factory=MasksConfig)
-    prompts: tuple[Prompt, ...] = ()  # a mask each; empty: all masks, automatically
+    prompts: tuple[PhotographPrompt, ...] = ()  # a mask each; empty: all masks, automatically
     all_masks: bool = False  # of a prompt's three masks (whole, part, subpart) keep all, not only the best
     weights: str = "mobile_sam"
     device: str = "auto"
@@ -114,7 +114,7 @@ def check_device(device: str) -> None:
         raise UsageError(f"device {device!r} is unknown: expected auto, cpu, cuda or cuda:N")
 
 
-def read_prompts(points: Sequence[str], boxes: Sequence[str], prompts: Sequence[str]) -> tuple[Prompt, ...]:
+def read_prompts(points: Sequence[str], boxes: Sequence[str], prompts: Sequence[str]) -> tuple[PhotographPrompt, ...]:
     """Return the prompts of the options `--point`, `--box` and `--prompt`.
 
     Points are one prompt together, with the box if there is one; several boxes are a prompt each. Raises `UsageError`
@@ -131,14 +131,14 @@ def read_prompts(points: Sequence[str], boxes: Sequence[str], prompts: Sequence[
             "several masks give --prompt several times, as in --prompt 'box:10,20,300,200 point:150,90'"
         )
     own = tuple(parse_point(text) for text in points)
-    found = [Prompt(own, parse_box(text)) for text in boxes] or ([Prompt(own)] if own else [])
+    found = [PhotographPrompt(own, parse_box(text)) for text in boxes] or ([PhotographPrompt(own)] if own else [])
     found += [parse_prompt(text) for text in prompts]
     for prompt in found:
         _check_foreground(prompt)
     return tuple(found)
 
 
-def _check_foreground(prompt: Prompt) -> None:
+def _check_foreground(prompt: PhotographPrompt) -> None:
     if prompt.box is None and not any(label for _, _, label in prompt.points):
         raise UsageError(
             f"the prompt '{prompt}' marks background alone: it says what is not in the mask, and not what is. Add a "
@@ -146,7 +146,7 @@ def _check_foreground(prompt: Prompt) -> None:
         )
 
 
-def parse_prompt(text: str) -> Prompt:
+def parse_prompt(text: str) -> PhotographPrompt:
     """Parse "box:X,Y,W,H point:X,Y[,LABEL] …" with at most one box; raises `UsageError` for anything else."""
     points: list[Point] = []
     box: Box | None = None
@@ -161,7 +161,7 @@ def parse_prompt(text: str) -> Prompt:
             break
     else:
         if points or box is not None:
-            return Prompt(tuple(points), box)
+            return PhotographPrompt(tuple(points), box)
     raise UsageError(
         f"--prompt {text!r}: expected box:X,Y,W,H at most once and any number of point:X,Y or point:X,Y,LABEL, with "
         "spaces between them"
@@ -195,7 +195,7 @@ class PromptOutsideError(UsageError):
     """A prompt that lies outside a photograph."""
 
 
-def check_prompts(prompts: Sequence[Prompt], image: str, height: int, width: int) -> None:
+def check_prompts(prompts: Sequence[PhotographPrompt], image: str, height: int, width: int) -> None:
     """Raise `PromptOutsideError` for a point outside the image, and for a box without a pixel in common with it."""
     for prompt in prompts:
         for point in prompt.points:

@@ -19,7 +19,7 @@ _ID_BITS = 39  # ids of masks are 10,000 times as large and stay under 2^53
 
 
 @dataclass(frozen=True)
-class Task:
+class PhotographTask:
     """A photograph, the file that its masks go to, and the number that its JSON has for it."""
 
     image: Photograph
@@ -45,7 +45,7 @@ class Task:
 class Outputs:
     """All tasks, and the folder they go to; None: one file that the user named, or next to each photograph."""
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[PhotographTask, ...]
     folder: str | None
     next_to: bool = False
 
@@ -81,7 +81,7 @@ def plan_outputs(photographs: Photographs, output: str | None) -> Outputs:
                 f"-o {output} is one file: expected a folder, for {counted(len(images), 'photograph')} of a folder or "
                 "a list"
             )
-        outputs = Outputs((Task(images[0], output, 1),), None)
+        outputs = Outputs((PhotographTask(images[0], output, 1),), None)
     else:
         outputs = _with_tasks(Outputs((), output.rstrip("/") or "/"), images)
     _check(outputs, images)
@@ -125,13 +125,15 @@ def _with_tasks(outputs: Outputs, images: tuple[Photograph, ...]) -> Outputs:
         targets = clearer
     # Next to a photograph, the number is the same whichever folder or pattern named it.
     ids = [image_id(base_name(image.name) if outputs.next_to else image.place) for image in images]
-    return replace(outputs, tasks=tuple(map(Task, images, targets, ids)))
+    return replace(outputs, tasks=tuple(map(PhotographTask, images, targets, ids)))
 
 
 def files_next_to(outputs: Outputs) -> set[str]:
     """Return the files next to the photographs that are there already, with names that masks have there."""
     names = {name for task in outputs.tasks for name in (*outputs.candidates(task.image), task.target)}
-    drawn = {Task(task.image, name, 1).overlay for task in outputs.tasks for name in outputs.candidates(task.image)}
+    drawn = {
+        PhotographTask(task.image, name, 1).overlay for task in outputs.tasks for name in outputs.candidates(task.image)
+    }
     return {name for name in names | drawn if os.path.lexists(name)}
 
 
@@ -161,7 +163,7 @@ def image_id(place: str) -> int:
 
 
 def _check(outputs: Outputs, images: tuple[Photograph, ...]) -> None:
-    taken: dict[str, Task] = {}
+    taken: dict[str, PhotographTask] = {}
     photographs = {_identity(image.name) for image in images}
     for task in outputs.tasks:
         other = taken.setdefault(task.target, task)

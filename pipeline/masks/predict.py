@@ -15,11 +15,11 @@ from segmint.model.automatic.rle import encode
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.masks.frame import Frame, Pixels
-from segmint.pipeline.masks.options import MasksOptions, Prompt
+from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt
 
 
 @dataclass(frozen=True)
-class Found:
+class PromptedMask:
     """A mask with its prompting points: one of the grid, all that were given, or none for a box alone."""
 
     record: MaskRecord
@@ -28,20 +28,20 @@ class Found:
 
 def automatic_masks(
     predictor: Predictor, frame: Frame, config: MasksConfig, report: Report | None = None
-) -> list[Found]:
+) -> list[PromptedMask]:
     """Return all masks of an image, in its frame; `report` is called as points are decoded."""
     generator = MaskGenerator(predictor, config.settings())
     records = generator.finish(generator.find(frame.image, frame.original, report)).records
-    return [Found(record, (record.point_coords,)) for record in records]
+    return [PromptedMask(record, (record.point_coords,)) for record in records]
 
 
-def prompted_masks(predictor: Predictor, image: Pixels, options: MasksOptions) -> list[Found]:
+def prompted_masks(predictor: Predictor, image: Pixels, options: MasksOptions) -> list[PromptedMask]:
     """Return the masks asked for, in order; of each prompt's three the one with the best predicted IoU.
 
     With `all_masks` all three, best first.
     """
     embedding = predictor.embed(image)
-    found: list[Found] = []
+    found: list[PromptedMask] = []
     for prompt in options.prompts:
         predicted = predictor.predict(embedding, **_arguments(prompt), multimask=True)
         points = tuple((x, y) for x, y, _ in prompt.points)
@@ -54,7 +54,7 @@ def prompted_masks(predictor: Predictor, image: Pixels, options: MasksOptions) -
     return found
 
 
-def _arguments(prompt: Prompt) -> dict[str, NDArray[Any]]:
+def _arguments(prompt: PhotographPrompt) -> dict[str, NDArray[Any]]:
     arguments: dict[str, NDArray[Any]] = {}
     if prompt.points:
         arguments["points"] = np.array([[point[:2] for point in prompt.points]], np.float32)
@@ -72,7 +72,7 @@ def _found(
     iou: float,
     points: tuple[tuple[float, float], ...],
     offset: float,
-) -> Found:
+) -> PromptedMask:
     logits = predictor.upscale(low_res, embedding)[0]
     stability = float(stability_scores(logits, offset)[0])
     mask = (logits[0] > 0).cpu().numpy()
@@ -86,4 +86,4 @@ def _found(
         crop_box=(0, 0, width, height),
         point_coords=points[0] if points else (math.nan, math.nan),
     )
-    return Found(record, points)
+    return PromptedMask(record, points)

@@ -23,14 +23,21 @@ from segmint.pipeline.masks.estimate import Stopwatch, Work
 from segmint.pipeline.masks.folder import claim_folder, digest_of, settings_of
 from segmint.pipeline.masks.images import find_photographs
 from segmint.pipeline.masks.options import MasksOptions, PromptOutsideError, check_device, check_prompts
-from segmint.pipeline.masks.outputs import Outputs, Task, check_writable, files_next_to, plan_outputs, with_kept_files
+from segmint.pipeline.masks.outputs import (
+    Outputs,
+    PhotographTask,
+    check_writable,
+    files_next_to,
+    plan_outputs,
+    with_kept_files,
+)
 
 if TYPE_CHECKING:
     from segmint.model.automatic.records import MaskRecord
     from segmint.model.sam.predictor import Predictor
-    from segmint.pipeline.masks.document import Written
+    from segmint.pipeline.masks.document import MasksFile
     from segmint.pipeline.masks.frame import Frame
-    from segmint.pipeline.masks.predict import Found
+    from segmint.pipeline.masks.predict import PromptedMask
 
 Outcome = Literal["made", "skipped", "refused", "failed"]
 
@@ -56,7 +63,7 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MasksPlan:
     """What is to be done: checked, and nothing written yet but the folder's record."""
 
     storage: Storage
@@ -69,7 +76,7 @@ class Plan:
     passed_over: tuple[str, ...]  # what looks like photographs or folders of them, and why it is left out
     work: Work  # the masks that are not there yet
 
-    def waits(self, task: Task) -> bool:
+    def waits(self, task: PhotographTask) -> bool:
         """Return whether the masks of a photograph count as work: there are none yet, or all are made again."""
         return self.overwrite or task.target not in self.there
 
@@ -82,7 +89,7 @@ def plan(
     recursive: bool = False,
     overwrite: bool = False,
     announce: Callable[[Work], object] = lambda _: None,
-) -> Plan:
+) -> MasksPlan:
     """Find the photographs and their outputs, and claim the folder that these go to. Loads no torch.
 
     `announce` is called with the work as soon as it is known, before the weights are found, which may take minutes.
@@ -108,7 +115,7 @@ def plan(
     if folder is not None:
         claim_folder(folder, outputs, there, settings, overwrite=overwrite)
     sha256, is_over = digest_of(settings), photographs.passed_over
-    return Plan(storage, outputs, options, weights, sha256, frozenset(there), overwrite, is_over, work)
+    return MasksPlan(storage, outputs, options, weights, sha256, frozenset(there), overwrite, is_over, work)
 
 
 def _photograph_of(storage: Storage, file: str) -> str:
@@ -117,10 +124,10 @@ def _photograph_of(storage: Storage, file: str) -> str:
     return read_document(storage.read(file)).photograph
 
 
-class _Model:
+class _LazyModel:
     """The predictor, loaded when a photograph needs it: until then torch is not imported."""
 
-    def __init__(self, plan: Plan, points: Callable[[int, int], object] | None) -> None:
+    def __init__(self, plan: MasksPlan, points: Callable[[int, int], object] | None) -> None:
         self._weights, self._options, self._work = plan.weights, plan.options, plan.work
         self._points = points
         self._predictor: Predictor | None = None
@@ -139,7 +146,7 @@ class _Model:
             self._start_s = time.monotonic() - began
         return self._predictor
 
-    def masks(self, frame: "Frame") -> "list[Found]":
+    def masks(self, frame: "Frame") -> "list[PromptedMask]":
         """Return the masks of a frame: all, or those of the prompts."""
         from segmint.pipeline.masks.predict import automatic_masks, prompted_masks
 
@@ -153,7 +160,7 @@ class _Model:
 
 
 def make_masks(
-    plan: Plan, report: Callable[[ImageResult], None], points: Callable[[int, int], object] | None = None
+    plan: MasksPlan, report: Callable[[ImageResult], None], points: Callable[[int, int], object] | None = None
 ) -> list[ImageResult]:
     """Write the masks of each photograph that has none yet; `report` is called with each result as it comes.
 
@@ -163,7 +170,7 @@ def make_masks(
     one, prompts outside it raise `UsageError`. So do weights that are no checkpoint and a device that is not here, and
     what cannot be written ends the run with its exception.
     """
-    model = _Model(plan, points)
+    model = _LazyModel(plan, points)
     results = []
     for task in plan.outputs.tasks:
         started = time.monotonic()
@@ -174,7 +181,7 @@ def make_masks(
 
 
 @dataclass(frozen=True)
-class _Files:
+class _PhotographFiles:
     """What is to be written for a photograph, and the result once it is; None: nothing of that kind."""
 
     result: ImageResult
@@ -186,7 +193,7 @@ class _OtherFileError(SegmintError):
     """The file that is there stays, and is not what this run would write."""
 
 
-def _one_image(plan: Plan, model: _Model, task: Task) -> ImageResult:
+def _one_image(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> ImageResult:
     name = task.image.name
     if (too_long := task.too_long(plan.options.overlay)) is not None:
         return ImageResult(name, "refused", error=too_long)
@@ -213,14 +220,14 @@ def _one_image(plan: Plan, model: _Model, task: Task) -> ImageResult:
     return files.result
 
 
-def _files_of(plan: Plan, model: _Model, task: Task) -> _Files:
+def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _PhotographFiles:
     name, options = task.image.name, plan.options
     data = plan.storage.read(name, max_bytes=ANY_SIZE.max_bytes)
     photograph = hashlib.sha256(data).hexdigest()
     former = _former(plan, task, photograph)
     result = ImageResult(name, "skipped", task.target, task.overlay if options.overlay else None)
     if former is not None and not (options.overlay and task.overlay not in plan.there):
-        return _Files(replace(result, masks=len(former.annotations)))
+        return _PhotographFiles(replace(result, masks=len(former.annotations)))
     from segmint.operators.photographs import decode_photograph
 
     pixels = decode_photograph(data)
@@ -228,7 +235,7 @@ def _files_of(plan: Plan, model: _Model, task: Task) -> _Files:
     check_prompts(options.prompts, name, height, width)
     if former is None:
         model.load()
-    from segmint.pipeline.masks.document import Origin, sa1b_document
+    from segmint.pipeline.masks.document import MasksOrigin, sa1b_document
     from segmint.pipeline.masks.frame import frame_of
 
     frame = frame_of(pixels, options)
@@ -236,15 +243,15 @@ def _files_of(plan: Plan, model: _Model, task: Task) -> _Files:
     result = replace(result, frame=(size[1], size[0]), source=(width, height))
     if former is not None:
         records = former.records()
-        return _Files(replace(result, masks=len(records)), overlay=_drawn(frame, records, options))
+        return _PhotographFiles(replace(result, masks=len(records)), overlay=_drawn(frame, records, options))
     found = model.masks(frame)
-    origin = Origin(photograph, plan.settings_sha256)
+    origin = MasksOrigin(photograph, plan.settings_sha256)
     document = sa1b_document(task.image_id, PurePosixPath(name).name, size, found, origin)
     picture = _drawn(frame, [mask.record for mask in found], options) if options.overlay else None
-    return _Files(replace(result, outcome="made", masks=len(found)), document, picture)
+    return _PhotographFiles(replace(result, outcome="made", masks=len(found)), document, picture)
 
 
-def _former(plan: Plan, task: Task, photograph: str) -> "Written | None":
+def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFile | None":
     """Return the masks that are there already; None if they are to be made, also again by other settings.
 
     Raises `_OtherFileError` if what is there is not of this photograph; next to a photograph also for masks by other
@@ -271,7 +278,7 @@ def _former(plan: Plan, task: Task, photograph: str) -> "Written | None":
     return None
 
 
-def _check_ours(plan: Plan, task: Task) -> None:
+def _check_ours(plan: MasksPlan, task: PhotographTask) -> None:
     """Raise `_OtherFileError` if a file next to a photograph would be replaced that segmint did not write."""
     from segmint.pipeline.masks.document import read_document
 

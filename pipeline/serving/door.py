@@ -34,7 +34,7 @@ HEADERS = {
 """The headers of every answer of a server for one person's browser."""
 
 
-class Door(ABC):
+class HeadersMiddleware(ABC):
     """ASGI middleware that answers some requests itself, and adds the headers to every answer.
 
     `cookie` names the session, as all ports of a host share its cookies; `spent` is the page for an address that was

@@ -20,11 +20,11 @@ class UnknownImageError(SegmintError):
     """No image of the dataset has this id."""
 
 
-class NoPictureError(SegmintError):
+class NoImageError(SegmintError):
     """An image has no picture: it is missing, or it cannot be decoded."""
 
 
-class Place(NamedTuple):
+class ImageAddress(NamedTuple):
     """An image of a dataset, and its shard."""
 
     id: int
@@ -58,9 +58,9 @@ class ImagePlaces:
         """Close the database; the owner of the folder deletes the file."""
         self._database.close()
 
-    def place(self, image: int) -> Place:
+    def place(self, image: int) -> ImageAddress:
         """Return the place of an image; raises `UnknownImageError` if there is no such image."""
-        return Place(*self._values(("id", "ordinal", "shard"), image))
+        return ImageAddress(*self._values(("id", "ordinal", "shard"), image))
 
     def _values(self, columns: tuple[str, ...], image: int) -> tuple[Any, ...]:
         if image <= _HIGHEST_ID:

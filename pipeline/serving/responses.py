@@ -15,7 +15,7 @@ from starlette.routing import Route
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.uris import redact
-from segmint.pipeline.serving.images import NoPictureError, UnknownImageError
+from segmint.pipeline.serving.images import NoImageError, UnknownImageError
 
 ASSETS = Path(__file__).parent / "assets"
 """The files that pages share."""
@@ -97,7 +97,7 @@ PROBLEMS: Mapping[Any, Callable[[Request, Exception], Response]] = MappingProxyT
     {
         UsageError: problem(400),
         UnknownImageError: problem(404),
-        NoPictureError: problem(404),
+        NoImageError: problem(404),
         HTTPException: _http_problem,
         StorageFaultError: problem(502),
         SegmintError: problem(500),

@@ -7,22 +7,29 @@ from typing import Any
 
 import pytest
 
-from segmint.catalogs.lineage import Round, TrainedOn, describe_rounds, lineage_of, readable_lineage_of, trainings
+from segmint.catalogs.lineage import (
+    TrainingDatasetRef,
+    TrainingRound,
+    describe_rounds,
+    lineage_of,
+    readable_lineage_of,
+    trainings,
+)
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from tests.support.lineages import BASE, HELD_OUT, TRAINED, training_json
 
 
-def lineage_beside(folder: Path, sha256: str = TRAINED) -> tuple[Round, ...]:
+def lineage_beside(folder: Path, sha256: str = TRAINED) -> tuple[TrainingRound, ...]:
     return lineage_of(str(folder / "sam.pth"), sha256, Storage())
 
 
 def test_the_lineage_ends_with_the_weights_and_what_was_measured_of_them(tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text(json.dumps(training_json()))
     base, last = lineage_beside(tmp_path)
-    assert base == Round(weights=BASE, name="mobile_sam")
-    datasets = (TrainedOn(name="street", digest="d" * 64),)
-    assert last == Round(weights=TRAINED, name="sam-1.pth", datasets=datasets, held_out=HELD_OUT)
+    assert base == TrainingRound(weights=BASE, name="mobile_sam")
+    datasets = (TrainingDatasetRef(name="street", digest="d" * 64),)
+    assert last == TrainingRound(weights=TRAINED, name="sam-1.pth", datasets=datasets, held_out=HELD_OUT)
     assert trainings((base, last)) == 1
     assert describe_rounds((base, last)) == [
         "round 1: weights sam-1.pth (SHA-256 111111111111), trained on street (digest dddddddddddd) from mobile_sam; "
@@ -31,9 +38,11 @@ def test_the_lineage_ends_with_the_weights_and_what_was_measured_of_them(tmp_pat
 
 
 def test_a_second_training_is_round_two(tmp_path: Path) -> None:
-    first = Round(weights=TRAINED, name="sam-1.pth", datasets=(TrainedOn(name="street", digest="d" * 64),))
+    first = TrainingRound(
+        weights=TRAINED, name="sam-1.pth", datasets=(TrainingDatasetRef(name="street", digest="d" * 64),)
+    )
     second = first.model_copy(update={"weights": "2" * 64, "name": "sam-2.pth"})
-    lineage = (Round(weights=BASE, name="mobile_sam"), first, second)
+    lineage = (TrainingRound(weights=BASE, name="mobile_sam"), first, second)
     assert trainings(lineage) == 2
     assert [line.partition(":")[0] for line in describe_rounds(lineage)] == ["round 1", "round 2"]
     assert describe_rounds(lineage)[1].endswith("from sam-1.pth")

@@ -6,7 +6,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from tests.support.bad_images import POISON, Expected, samples, write_bad_catalog
+from tests.support.bad_images import POISON, ExpectedVerdict, samples, write_bad_catalog
 from tests.support.builds import segmint, write_config
 
 pytestmark = pytest.mark.ray
@@ -19,7 +19,7 @@ ODD = {
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Expected], str]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[ExpectedVerdict], str]:
     """The dataset, the expected result of each row, and the command's output."""
     folder = tmp_path_factory.mktemp("bad")
     chosen = [sample for sample in samples() if sample.reason is not None or sample.name in ODD]
@@ -38,7 +38,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Expected
     return folder / "dataset", expected, printed
 
 
-def test_each_row_is_in_the_dataset_or_refused_for_the_right_reason(built: tuple[Path, list[Expected], str]) -> None:
+def test_each_row_is_in_the_dataset_or_refused_for_the_right_reason(
+    built: tuple[Path, list[ExpectedVerdict], str],
+) -> None:
     dataset, expected, _ = built
     accepted = duckdb.sql(f"select ordinal, image_id from '{dataset}/images/*.parquet'").fetchall()
     refused = duckdb.sql(f"select ordinal, image_id, stage, reason from '{dataset}/rejects/*.parquet'").fetchall()
@@ -52,7 +54,7 @@ def test_each_row_is_in_the_dataset_or_refused_for_the_right_reason(built: tuple
     assert fates == wanted
 
 
-def test_at_least_twenty_kinds_are_refused_or_repaired(built: tuple[Path, list[Expected], str]) -> None:
+def test_at_least_twenty_kinds_are_refused_or_repaired(built: tuple[Path, list[ExpectedVerdict], str]) -> None:
     _, expected, printed = built
     assert len(expected) >= 60
     reasons = {str(row.reason) for row in expected if row.reason is not None}
@@ -61,7 +63,7 @@ def test_at_least_twenty_kinds_are_refused_or_repaired(built: tuple[Path, list[E
     assert sum(row.reason is None for row in expected) >= 10
 
 
-def test_details_hold_no_image_bytes(built: tuple[Path, list[Expected], str]) -> None:
+def test_details_hold_no_image_bytes(built: tuple[Path, list[ExpectedVerdict], str]) -> None:
     dataset, _, _ = built
     details = duckdb.sql(f"select detail from '{dataset}/rejects/*.parquet'").fetchall()
     assert all(0 < len(detail) < 500 and detail.isprintable() for (detail,) in details)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.infra.errors import SegmintError
 from segmint.pipeline.corrections.repair import repair
@@ -25,12 +25,12 @@ MADE_AGAIN = ("summaries/", "outputs/")
 
 
 @pytest.fixture
-def dataset(minted: Path, tmp_path: Path) -> Path:
+def dataset(small_dataset: Path, tmp_path: Path) -> Path:
     """A copy of the small real dataset with a takedown and two recorded versions."""
-    folder = Path(shutil.copytree(minted, tmp_path / "dataset"))
+    folder = Path(shutil.copytree(small_dataset, tmp_path / "dataset"))
     put_version(location_of(folder), "build")
     some_id = next(iter(_image_ids(folder)))
-    takedown(location_of(folder), Asked(ids=(some_id,)), "asked by its owner")
+    takedown(location_of(folder), TakedownRequest(ids=(some_id,)), "asked by its owner")
     return folder
 
 

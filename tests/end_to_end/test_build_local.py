@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from segmint.operators.schemas import IMAGES, MASKS, REJECTS
 from tests.support.builds import digests, segmint, segmint_here
-from tests.support.built_fixtures import Built
+from tests.support.built_fixtures import BuiltDataset
 
 pytestmark = pytest.mark.ray
 
@@ -26,7 +26,7 @@ def shard_files(dataset: Path, kind: str) -> list[Path]:
     return sorted((dataset / kind).iterdir())
 
 
-def test_the_accounting_adds_up(built: Built) -> None:
+def test_the_accounting_adds_up(built: BuiltDataset) -> None:
     assert "license_not_allowed" in built.printed
     assert "not_found" in built.printed
     assert re.search(r"10 rows in [\d.]+ s: [\d.]+ images/s, [\d.]+ masks/s\nceiling .* on 1 x cpu \(", built.printed)
@@ -45,7 +45,7 @@ def test_the_accounting_adds_up(built: Built) -> None:
     ]
 
 
-def test_every_annotation_decodes_and_agrees_with_itself(built: Built) -> None:
+def test_every_annotation_decodes_and_agrees_with_itself(built: BuiltDataset) -> None:
     masks = 0
     for path in shard_files(built.dataset, "shards"):
         with tarfile.open(path) as archive:
@@ -67,14 +67,14 @@ def test_every_annotation_decodes_and_agrees_with_itself(built: Built) -> None:
     assert masks > 20
 
 
-def test_the_tars_read_with_webdataset(built: Built) -> None:
+def test_the_tars_read_with_webdataset(built: BuiltDataset) -> None:
     urls = [str(path) for path in shard_files(built.dataset, "shards")]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8").to_tuple("jpg", "json"))
     assert [sample[1]["image"]["image_id"] for sample in samples] == [1, 2, 4, 5, 6, 7, 8, 9]
     assert samples[0][0].dtype == np.uint8
 
 
-def test_the_parquet_reads_with_duckdb_and_has_the_documented_schema(built: Built) -> None:
+def test_the_parquet_reads_with_duckdb_and_has_the_documented_schema(built: BuiltDataset) -> None:
     for kind, schema in (("images", IMAGES), ("masks", MASKS), ("rejects", REJECTS)):
         for path in shard_files(built.dataset, kind):
             assert pq.read_schema(path).equals(schema), path
@@ -86,25 +86,25 @@ def test_the_parquet_reads_with_duckdb_and_has_the_documented_schema(built: Buil
     assert masks == total
 
 
-def test_a_second_run_has_nothing_to_do_and_changes_nothing(built: Built) -> None:
+def test_a_second_run_has_nothing_to_do_and_changes_nothing(built: BuiltDataset) -> None:
     before = digests(built.dataset)
     assert "nothing was left to do" in segmint_here("build", built.config)
     assert digests(built.dataset) == before
 
 
-def test_another_configuration_is_refused_with_its_keys(built: Built) -> None:
+def test_another_configuration_is_refused_with_its_keys(built: BuiltDataset) -> None:
     printed = segmint("build", built.config, "--set", "masks.points_per_side=4", check=2)
     assert "masks.points_per_side" in printed
     assert len(list((built.dataset / "commits").iterdir())) == 4
 
 
-def test_another_catalog_is_refused(built: Built, tmp_path: Path) -> None:
+def test_another_catalog_is_refused(built: BuiltDataset, tmp_path: Path) -> None:
     catalog = tmp_path / "other.jsonl"
     catalog.write_text('{"uri": "photo_000.jpg", "license": "CC0-1.0"}\n')
     assert "catalog" in segmint_here("build", built.config, "--set", f"catalog={catalog}", check=2)
 
 
-def test_a_machine_with_other_numerics_is_refused_before_anything_starts(built: Built, tmp_path: Path) -> None:
+def test_a_machine_with_other_numerics_is_refused_before_anything_starts(built: BuiltDataset, tmp_path: Path) -> None:
     copy = tmp_path / "dataset"
     shutil.copytree(built.dataset, copy)
     (copy / "commits" / "000001.g1.json").unlink()

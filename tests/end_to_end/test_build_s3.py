@@ -9,7 +9,7 @@ import pytest
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from tests.support.builds import digests, segmint, small_catalog, write_config
-from tests.support.built_fixtures import Built
+from tests.support.built_fixtures import BuiltDataset
 from tests.support.everything import download, upload
 from tests.support.s3_server import S3Server
 
@@ -24,7 +24,7 @@ def photos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_s3_holds_byte_for_byte_what_local_files_hold(
-    built: Built, s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path
+    built: BuiltDataset, s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
     storage = Storage(s3_options)
     upload(built.catalog.parent, Location(storage, f"s3://{s3_bucket}/in"))

@@ -110,7 +110,7 @@ def test_the_matrix_covers_every_call_of_the_protocol(matrix: Results) -> None:
     calls = [call.partition("-")[0] for call in matrix["write_shard"]["calls"]]
     assert [call for call in calls if " " in call and not call.startswith("fsync")] == [
         "read commits/000001.g1.json",
-        "create claims/000001.g1",
+        "create reservations/000001.g1",
         "put shards/sa_000001",
         "put images/sa_000001",
         "put masks/sa_000001",
@@ -123,7 +123,7 @@ def test_the_matrix_covers_every_call_of_the_protocol(matrix: Results) -> None:
         "walk undisturbed/commits",
         "walk undisturbed/tombstones",
         "walk write_shard/undisturbed",
-        "delete claims/000001.g1",
+        "delete reservations/000001.g1",
     ]
     # Each put: the temporary file is synced and renamed, and its folder synced. Claim and commit: linked, not renamed.
     assert [calls.count(name) for name in ("fsync of a file", "replace", "link", "unlink")] == [6, 4, 2, 3]

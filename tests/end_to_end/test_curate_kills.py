@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.builds import write_catalog, write_config, write_photographs
 from tests.support.clusters import ray_cluster
-from tests.support.runs import Run, assert_gone, running, title, wait_for
+from tests.support.runs import BuildProcess, assert_gone, running, title, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(2400)]
 
@@ -32,9 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def curating(folder: Path, output: str, **environment: str) -> Run:
+def curating(folder: Path, output: str, **environment: str) -> BuildProcess:
     arguments = (str(folder / "catalog.jsonl"), str(folder / output))
-    return Run(folder / "build.yaml", *arguments, program=("-c", PROGRAM), **environment)
+    return BuildProcess(folder / "build.yaml", *arguments, program=("-c", PROGRAM), **environment)
 
 
 def curated(folder: Path, output: str, **environment: str) -> bytes:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.support.bad_images import ALLOCATE, CRASH, EXIT, HANG, POISON, deadly_bitmap
 from tests.support.builds import photograph, segmint, write_catalog, write_config
-from tests.support.minted import mint
+from tests.support.small_dataset import mint
 
 pytestmark = pytest.mark.ray
 

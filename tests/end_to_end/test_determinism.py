@@ -5,19 +5,19 @@ from pathlib import Path
 import pytest
 
 from tests.support.builds import digests, segmint, write_config
-from tests.support.built_fixtures import Built
+from tests.support.built_fixtures import BuiltDataset
 from tests.support.runs import assert_gone, assert_whole, finish, running, wait_for
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def catalog(built: Built) -> Path:
+def catalog(built: BuiltDataset) -> Path:
     return built.catalog
 
 
 @pytest.fixture
-def undisturbed(built: Built) -> dict[str, str]:
+def undisturbed(built: BuiltDataset) -> dict[str, str]:
     """Digests of the files that one segment actor writes in one run."""
     return digests(built.dataset)
 

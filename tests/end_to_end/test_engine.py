@@ -11,19 +11,19 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from segmint.catalogs.dataset.kept import EMBEDDINGS, LOOKS, dataset_key
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.training_cache import EMBEDDINGS, SCANS, dataset_key
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.engine.annotate.server import open_desk
+from segmint.pipeline.engine.annotate.server import open_view
 from segmint.pipeline.engine.evaluate.gate.held_out import untrained_images
 from segmint.pipeline.engine.evaluate.gate.lineage import lineage_of
-from segmint.pipeline.engine.evaluate.measure import Weights
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.annotating import Annotators, click, draft, options
 from tests.support.builds import segmint_here, write_catalog, write_config
 from tests.support.locations import location_of
-from tests.support.minted import mint
 from tests.support.parallel import made_once
+from tests.support.small_dataset import mint
 from tests.support.trainable import SHORTEST, scene, train_yaml
 
 SCENES = (1, 2, 3)
@@ -40,7 +40,7 @@ MASKS = {"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.5, "stab
 
 
 @dataclass(frozen=True)
-class Turn:
+class EngineRound:
     """Both rounds, the weights between them, and what the commands answered."""
 
     first: Path
@@ -50,10 +50,10 @@ class Turn:
 
 
 @pytest.fixture(scope="module")
-def turn(tmp_path_factory: pytest.TempPathFactory) -> Turn:
+def turn(tmp_path_factory: pytest.TempPathFactory) -> EngineRound:
     folder = made_once(tmp_path_factory, "turn", make_turn)
     answers = json.loads((folder / "answers.json").read_text())
-    return Turn(folder / "round-0", folder / "round-1", Path(answers["weights"]), answers)
+    return EngineRound(folder / "round-0", folder / "round-1", Path(answers["weights"]), answers)
 
 
 def make_turn(folder: Path) -> None:
@@ -91,7 +91,7 @@ def make_turn(folder: Path) -> None:
 
 def annotate(dataset: Path) -> None:
     """Delete what the build found in one image, and click once on each object, as Bo's page would."""
-    with open_desk(location_of(dataset), options(select=f"id = {ANNOTATED}")) as opened:
+    with open_view(location_of(dataset), options(select=f"id = {ANNOTATED}")) as opened:
         bo = Annotators(opened, "Bo").who("Bo")
         image = bo.post("/api/next", json={}).json()["image"]
         shown = bo.get(f"/api/images/{image}").json()
@@ -106,7 +106,7 @@ def annotate(dataset: Path) -> None:
             made.append({"counts": counts, "source": "assisted", "seconds": SECONDS, "prompts": prompts})
         former = [{"id": each["annotation_id"], "counts": each["segmentation"]["counts"]} for each in shown["masks"]]
         body = {**draft(shown, []), "masks": made, "deleted": former}
-        assert bo.put(f"/api/images/{image}/answers/1", json=body).status_code == 201
+        assert bo.put(f"/api/images/{image}/submissions/1", json=body).status_code == 201
 
 
 def gate(weights: Path) -> tuple[str | Path, ...]:
@@ -151,7 +151,7 @@ def shapes(dataset: Path, condition: str) -> set[tuple[str, str]]:
     return found
 
 
-def test_the_corrections_are_masks_of_the_first_round(turn: Turn) -> None:
+def test_the_corrections_are_masks_of_the_first_round(turn: EngineRound) -> None:
     counts = turn.answers["import"]["masks"]
     imported = IMAGES - 1
     assert turn.answers["import"]["images"] == imported
@@ -161,14 +161,14 @@ def test_the_corrections_are_masks_of_the_first_round(turn: Turn) -> None:
     assert len(shapes(turn.first, "true")) == 2 * IMAGES
 
 
-def test_the_answers_are_masks_of_the_first_round(turn: Turn) -> None:
+def test_the_answers_are_masks_of_the_first_round(turn: EngineRound) -> None:
     assert turn.answers["merge"]["images"] == 1
     annotated = f"id = {ANNOTATED} AND source = 'assisted' AND annotator = 'Bo' AND seconds = {SECONDS}"
     assert len(shapes(turn.first, annotated)) == len(shapes(turn.first, f"id = {ANNOTATED}")) == 2
     assert turn.answers["audit"]["findings"] == []
 
 
-def test_the_gate_compares_the_weights_on_what_their_training_held_out(turn: Turn) -> None:
+def test_the_gate_compares_the_weights_on_what_their_training_held_out(turn: EngineRound) -> None:
     trained, measured = turn.answers["train"], turn.answers["gate"]
     assert [link["name"] for link in trained["lineage"]] == ["mobile_sam", turn.weights.name]
     assert measured["weights"][1]["sha256"] == trained["weights"] != measured["weights"][0]["sha256"]
@@ -188,7 +188,7 @@ def test_the_gate_compares_the_weights_on_what_their_training_held_out(turn: Tur
     assert gate["lineages"][1]["rounds"][0]["datasets"][0]["name"] == "round-0"
 
 
-def test_without_their_record_the_dataset_says_that_it_trained_the_weights(turn: Turn, tmp_path: Path) -> None:
+def test_without_their_record_the_dataset_says_that_it_trained_the_weights(turn: EngineRound, tmp_path: Path) -> None:
     moved = shutil.copy(turn.weights, tmp_path / "moved.pth")
     judged = answer("evaluate", "points", turn.first, *gate(Path(moved)), yes=False)["gate"]
     assert judged["verdict"] == "no independent truth"
@@ -196,19 +196,19 @@ def test_without_their_record_the_dataset_says_that_it_trained_the_weights(turn:
     assert judged["images"][0]["trained"] == IMAGES
 
 
-def test_the_second_round_holds_out_the_same_image(turn: Turn) -> None:
+def test_the_second_round_holds_out_the_same_image(turn: EngineRound) -> None:
     """People's masks were carried there, and the weights have seen those of the other images."""
-    weights = [Weights.of(str(each)) for each in ("mobile_sam", turn.weights)]
+    weights = [EvaluatedWeights.of(str(each)) for each in ("mobile_sam", turn.weights)]
     lineages = [lineage_of(each, Storage()) for each in weights]
     (found,) = untrained_images([str(turn.second)], lineages, Storage()).values()
     assert (found.ids, found.trained) == ({3}, {1, 2})
 
 
-def test_a_takedown_and_a_redaction_delete_embeddings_and_name_the_weights(turn: Turn, tmp_path: Path) -> None:
+def test_a_takedown_and_a_redaction_delete_embeddings_and_name_the_weights(turn: EngineRound, tmp_path: Path) -> None:
     dataset, cache = tmp_path / "round-0", tmp_path / "trained" / "cache"
     shutil.copytree(turn.first, dataset)
     shutil.copytree(turn.weights.parent / "cache", cache)
-    for kind in (EMBEDDINGS, LOOKS):
+    for kind in (EMBEDDINGS, SCANS):
         (cache / kind / dataset_key(location_of(turn.first))).rename(cache / kind / dataset_key(location_of(dataset)))
     assert len(list(cache.rglob("*.np[yz]"))) == IMAGES + 1
     (tmp_path / "ids.txt").write_text("image-0\n")
@@ -217,14 +217,14 @@ def test_a_takedown_and_a_redaction_delete_embeddings_and_name_the_weights(turn:
     assert f"made from this dataset, and yours to delete or to make again: {trained}" in printed
     assert f"kept by training: ../trained/cache: {IMAGES + 1} files of embeddings and thumbnails deleted" in printed
     assert not list(cache.rglob("*.np[yz]"))
-    (cache / LOOKS / dataset_key(location_of(dataset)) / f"{'5' * 64}.npz").write_bytes(b"thumbnails")
+    (cache / SCANS / dataset_key(location_of(dataset)) / f"{'5' * 64}.npz").write_bytes(b"thumbnails")
     (tmp_path / "regions.jsonl").write_text(json.dumps({"id": 2, "kind": "face", "x": 9, "y": 9, "w": 20, "h": 20}))
     printed = segmint_here("redact", dataset, "--regions", tmp_path / "regions.jsonl", "--yes")
     assert "kept by training: ../trained/cache: 1 file of embeddings and thumbnails deleted" in printed
     assert not list(cache.rglob("*.np[yz]"))
 
 
-def test_the_masks_of_people_are_in_the_second_round_pixel_for_pixel(turn: Turn) -> None:
+def test_the_masks_of_people_are_in_the_second_round_pixel_for_pixel(turn: EngineRound) -> None:
     """Also one that the new weights make just so."""
     first = shapes(turn.first, "source <> 'automatic'")
     assert shapes(turn.second, "source <> 'automatic'") == first
@@ -233,7 +233,7 @@ def test_the_masks_of_people_are_in_the_second_round_pixel_for_pixel(turn: Turn)
     assert counts["corrected"] + counts["added"] == len(first) > 0
 
 
-def test_the_second_round_says_where_its_weights_come_from(turn: Turn) -> None:
+def test_the_second_round_says_where_its_weights_come_from(turn: EngineRound) -> None:
     first, second = (load_manifest(location_of(dataset)) for dataset in (turn.first, turn.second))
     assert (first.round, second.round) == (0, 1)
     assert second.weights.sha256 == second.lineage[-1].weights == turn.answers["train"]["weights"]
@@ -241,7 +241,7 @@ def test_the_second_round_says_where_its_weights_come_from(turn: Turn) -> None:
     assert second.lineage[0].weights == first.weights.sha256
 
 
-def test_both_rounds_are_shown(turn: Turn) -> None:
+def test_both_rounds_are_shown(turn: EngineRound) -> None:
     answer = json.loads(segmint_here("status", turn.first, turn.second, "--json"))
     assert answer["lineages"] == 1
     rows = answer["datasets"]
@@ -260,7 +260,7 @@ def test_both_rounds_are_shown(turn: Turn) -> None:
     assert [line.split()[:2] for line in lines[1:3]] == [["round-1", "1"], ["round-0", "0"]]
 
 
-def test_the_report_and_the_card_name_the_round(turn: Turn, tmp_path: Path) -> None:
+def test_the_report_and_the_card_name_the_round(turn: EngineRound, tmp_path: Path) -> None:
     segmint_here("report", turn.second, "-o", tmp_path)
     link = turn.answers["train"]["lineage"][-1]
     digest = link["datasets"][0]["digest"][:12]

@@ -38,7 +38,7 @@ QUICK = ("--set", "points_per_side=4", "--set", "crop_n_layers=0")
 
 
 @dataclass(frozen=True)
-class Desk:
+class Workplace:
     """A folder to work in, and where the wheel is installed."""
 
     folder: Path
@@ -68,21 +68,21 @@ def shown() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """Photographs, and the package: nothing else."""
     installed = installed_wheel(tmp_path_factory) / "installed"
     work = tmp_path_factory.mktemp("first-hour")
     (work / "demo/photos").mkdir(parents=True)
     for name in ("coffee", "chelsea"):
         Image.fromarray(getattr(skimage.data, name)()).save(work / f"demo/photos/{name}.png")
-    made = Desk(work, installed)
+    made = Workplace(work, installed)
     home = made.run("-c", "import segmint; print(segmint.__file__)").stdout
     assert str(installed) in home
     return made
 
 
 @pytest.fixture(scope="module")
-def built(desk: Desk) -> Desk:
+def built(desk: Workplace) -> Workplace:
     """The engineer's hour: a configuration, a catalog, a plan, a dataset."""
     desk.run(
         "-m", "segmint", "init", "demo/build.yaml", "--catalog", "demo/catalog.parquet", "--output", "demo/dataset"
@@ -108,7 +108,7 @@ def built(desk: Desk) -> Desk:
 _MASKS = "masks:\n  points_per_side: 4\n  crop_n_layers: 0"
 
 
-def test_a_researcher_has_masks_within_the_hour(built: Desk) -> None:
+def test_a_researcher_has_masks_within_the_hour(built: Workplace) -> None:
     desk = built
     first = desk.type("segmint masks photo.jpg", "--overlay", *QUICK)
     assert (desk.folder / "demo/photos/coffee.masks.json").exists()
@@ -132,7 +132,7 @@ def test_a_researcher_has_masks_within_the_hour(built: Desk) -> None:
     assert len(rows) == 2, printed
 
 
-def test_an_engineer_can_stop_and_grow(built: Desk) -> None:
+def test_an_engineer_can_stop_and_grow(built: Workplace) -> None:
     status = built.type("segmint build build.yaml", "--set", "resources.address=local")
     assert "nothing was left to do" in status.stdout
     told = built.run("-m", "segmint", "status", "demo/dataset")
@@ -143,7 +143,7 @@ def test_an_engineer_can_stop_and_grow(built: Desk) -> None:
     assert "masks.points_per_side" in other.stderr
 
 
-def test_an_auditor_sees_the_verdict_and_what_is_damaged(built: Desk) -> None:
+def test_an_auditor_sees_the_verdict_and_what_is_damaged(built: Workplace) -> None:
     clean = built.type("segmint audit demo/dataset", "--privacy-sample", "1")
     assert clean.stdout.startswith("verdict: no finding")
     assert "next: segmint report demo/dataset" in clean.stderr

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from segmint.catalogs.dataset.annotations.answers import put_answer
+from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.pipeline.corrections.merge.run import merge_answers
+from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from tests.support.answered import answer_to, committed_row
 from tests.support.builds import digests, segmint, small_catalog, write_catalog, write_config, write_photographs
 from tests.support.locations import location_of
+from tests.support.submissions import answer_to, committed_row
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
@@ -118,14 +118,14 @@ def test_a_dataset_with_answers_grows_and_retries(tmp_path: Path) -> None:
     def deleted(image: int, n: int = 1) -> int:
         """Answer that an image's first mask is deleted; returns its id."""
         first = min(mask["annotation_id"] for mask in committed_row(dataset, image - 1)["masks"])
-        assert put_answer(dataset, answer_to(dataset, image, deleted=[first], n=n))
+        assert put_submission(dataset, answer_to(dataset, image, deleted=[first], n=n))
         return int(first)
 
     def masks(image: int) -> list[int]:
         return [mask["annotation_id"] for mask in committed_row(dataset, image - 1)["masks"]]
 
     gone = {image: [deleted(image)] for image in (1, 7)}
-    merge_answers(dataset)
+    merge_submissions(dataset)
     gone[7].append(deleted(7, n=2))  # in the shard of the row that is retried
     gone[4] = [deleted(4)]
     answers = {
@@ -141,11 +141,11 @@ def test_a_dataset_with_answers_grows_and_retries(tmp_path: Path) -> None:
     assert audit_integrity(dataset).findings.total == 0
     after = digests(tmp_path / "dataset")
     assert {path: after[path] for path in answers} == answers
-    assert committed_row(dataset, 6)["answer"]["n"] == 1
+    assert committed_row(dataset, 6)["submission"]["n"] == 1
     assert (gone[1][0] in masks(1), gone[7][0] in masks(7), gone[4][0] in masks(4)) == (False, False, True)
 
     gone |= {image: [deleted(image)] for image in (8, 10)}
-    done = merge_answers(dataset)
+    done = merge_submissions(dataset)
     assert (done.listed.images, done.listed.merged, done.listed.masks["deleted"]) == (4, 1, 4)
     assert not any(id in masks(image) for image, ids in gone.items() for id in ids)
     assert audit_integrity(dataset).findings.total == 0

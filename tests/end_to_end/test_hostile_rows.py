@@ -17,11 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.schema import SOURCE
 from segmint.catalogs.source.check import check
-from segmint.catalogs.source.conform import Problem
+from segmint.catalogs.source.conform import InvalidValue
 from segmint.catalogs.source.normalize import stage_catalog, write_marked
 from segmint.catalogs.source.rows import read_rows
 from segmint.infra.errors import UsageError
@@ -34,7 +34,7 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import Row, map_rows
 from segmint.operators.schemas import FUNNEL_STEPS, SEGMENTED
 from segmint.operators.shards.write import ShardTask, write_shard
-from segmint.pipeline.building.dataset.dataset import OpenDataset
+from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.building.execution.accounting import account
 from segmint.pipeline.building.execution.outages import Outages
 from tests.support.bad_images import encode, photograph, retagged_tiff
@@ -113,7 +113,7 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value).encode(errors="replace").decode()
 
 
-class Line:
+class CatalogLine:
     """A folder with a few photographs, and the stages that a catalog next to them goes through."""
 
     def __init__(self, folder: Path) -> None:
@@ -128,7 +128,7 @@ class Line:
         work = self.folder / "work"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        problems: list[Problem] = []
+        problems: list[InvalidValue] = []
         try:
             staged, count = stage_catalog(location_of(catalog), work, problems.append)
         except UsageError as error:
@@ -154,9 +154,9 @@ class Line:
         part = CatalogPart(path="part.parquet", rows=count, sha256="", source_sha256="", first_shard=0)
         manifest = DatasetManifest(
             name="hostile", config={}, config_sha256="", numerics={}, code_version="", licenses={}, catalog=(part,),
-            weights=Weights(name="", sha256=""), images_per_shard=1000, policy_date=POLICY.policy_date,
+            weights=ModelWeights(name="", sha256=""), images_per_shard=1000, policy_date=POLICY.policy_date,
         )  # fmt: skip
-        accounting = account(OpenDataset(dataset, manifest, Path()), range(1), seconds=1, built=result.counts)
+        accounting = account(BuildDataset(dataset, manifest, Path()), range(1), seconds=1, built=result.counts)
         assert accounting.complete
         assert accounting.rows == count == accounting.written + sum(accounting.rejected.values())
         tables = [
@@ -178,13 +178,13 @@ def _without_masks(row: Row) -> Row:
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
-    line = Line(tmp_path_factory.mktemp("hostile"))
+def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CatalogLine]:
+    line = CatalogLine(tmp_path_factory.mktemp("hostile"))
     yield line
     line.prepare.close()
 
 
-def drive(line: Line, catalog: tuple[str, list[Row]], dates: Sequence[int | None] = (None,)) -> None:
+def drive(line: CatalogLine, catalog: tuple[str, list[Row]], dates: Sequence[int | None] = (None,)) -> None:
     kind, rows = catalog
     path = line.folder / f"catalog.{kind}"
     write(path, rows, kind, [dates[index % len(dates)] for index in range(len(rows))])
@@ -196,7 +196,9 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow,
 
 @given(catalog=catalogs, dates=st.lists(days, min_size=1, max_size=8))
 @settings(unhurried, max_examples=20)
-def test_every_row_ends_in_its_place(line: Line, catalog: tuple[str, list[Row]], dates: list[int | None]) -> None:
+def test_every_row_ends_in_its_place(
+    line: CatalogLine, catalog: tuple[str, list[Row]], dates: list[int | None]
+) -> None:
     drive(line, catalog, dates)
 
 
@@ -204,13 +206,13 @@ def test_every_row_ends_in_its_place(line: Line, catalog: tuple[str, list[Row]],
 @given(catalog=catalogs, dates=st.lists(days, min_size=1, max_size=8))
 @settings(unhurried, max_examples=2000)
 def test_every_row_of_many_catalogs_ends_in_its_place(
-    line: Line, catalog: tuple[str, list[Row]], dates: list[int | None]
+    line: CatalogLine, catalog: tuple[str, list[Row]], dates: list[int | None]
 ) -> None:
     drive(line, catalog, dates)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_every_hostile_text_in_every_column_ends_in_its_place(line: Line, kind: str) -> None:
+def test_every_hostile_text_in_every_column_ends_in_its_place(line: CatalogLine, kind: str) -> None:
     usual_row = {**dict.fromkeys(SOURCE.names), "uri": "good.jpg", "license": "CC0-1.0"}
     odd = [(name, value) for name in SOURCE.names for value in (URIS if name == "uri" else HOSTILE)]
     writable = [(name, value) for name, value in odd if kind == "jsonl" or value != "\ud800"]

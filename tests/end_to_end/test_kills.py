@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.builds import digests, segmint, small_catalog, write_config
 from tests.support.clusters import ray_cluster
-from tests.support.runs import Run, assert_gone, assert_whole, finish, running, title, wait_for
+from tests.support.runs import BuildProcess, assert_gone, assert_whole, finish, running, title, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(2400)]
 
@@ -79,7 +79,7 @@ def undisturbed(catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return digests(folder / "dataset"), time.monotonic() - started
 
 
-def living(run: Run, kind: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+def living(run: BuildProcess, kind: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
     found = []
     for process in run.below():
         try:
@@ -90,7 +90,7 @@ def living(run: Run, kind: Callable[[psutil.Process], bool]) -> list[psutil.Proc
     return found
 
 
-def random_moment(run: Run, commits: Path, seconds: float, chance: random.Random) -> None:
+def random_moment(run: BuildProcess, commits: Path, seconds: float, chance: random.Random) -> None:
     """Wait for a random commit of the first half, or for a random part of the time before the first."""
     before = chance.randrange(SHARDS // 2)
     if before == 0:
@@ -98,7 +98,7 @@ def random_moment(run: Run, commits: Path, seconds: float, chance: random.Random
     wait_for(f"commit {before}", lambda: len(list(commits.glob("*.json"))) >= before, run)
 
 
-def strike(run: Run, victim: str, chance: random.Random) -> None:
+def strike(run: BuildProcess, victim: str, chance: random.Random) -> None:
     """Send SIGKILL to the driver, or to a process of a given kind as soon as there is one."""
     if victim == "driver":
         run.kill()

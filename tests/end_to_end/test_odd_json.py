@@ -11,43 +11,43 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from segmint.catalogs.dataset.commits import Claim
+from segmint.catalogs.dataset.commits import Reservation
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.sweep import sweep
-from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
+from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.infra.errors import SegmintError
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.repair import repair
-from segmint.pipeline.corrections.takedown import read_asked
+from segmint.pipeline.corrections.takedown import read_request
 from segmint.pipeline.corrections.takedown_list import list_takedown
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
-from segmint.pipeline.quality.audit.answer_json import to_json
-from segmint.pipeline.quality.audit.answer_text import answer_lines
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.quality.audit.result_json import to_json
+from segmint.pipeline.quality.audit.result_text import result_lines
 from segmint.pipeline.quality.report.report import write_report
 from segmint.pipeline.quality.versions.diff import diff_datasets
 from segmint.pipeline.quality.versions.verify import verify_dataset
 from segmint.pipeline.quality.view.app import make_app
-from segmint.pipeline.quality.view.guard import Access
+from segmint.pipeline.quality.view.guard import SessionKeys
 from segmint.pipeline.quality.view.server import open_viewer
 from tests.support.json_mutants import mutants
 from tests.support.locations import location_of
 
 FILES = ("dataset.json", "dataset.g2.json", "commits/000001.g1.json", "tombstones/*.json", "shards.json")
-MORE_FILES = ("versions/1.json", "claims/*.json", "outputs/*.json")
+MORE_FILES = ("versions/1.json", "reservations/*.json", "outputs/*.json")
 
 
 @pytest.fixture
-def dataset(minted: Path, tmp_path: Path) -> Path:
+def dataset(small_dataset: Path, tmp_path: Path) -> Path:
     """A copy of the small real dataset with a second generation of its manifest, and a tombstone of no row."""
-    folder = Path(shutil.copytree(minted, tmp_path / "dataset"))
+    folder = Path(shutil.copytree(small_dataset, tmp_path / "dataset"))
     shutil.copy(folder / "dataset.json", folder / "dataset.g2.json")
-    image = TakenImage(ordinal=99, id=100, image_id="x", uri="x.jpg", sha256="0" * 64)
-    gone = Tombstone(asked=Asked(ids=("x",)), reason="test", when="2026-01-01T00:00:00Z", images=(image,))
+    image = RemovedImage(ordinal=99, id=100, image_id="x", uri="x.jpg", sha256="0" * 64)
+    gone = Tombstone(request=TakedownRequest(ids=("x",)), reason="test", when="2026-01-01T00:00:00Z", images=(image,))
     put_tombstone(location_of(folder), gone)
     return folder
 
@@ -56,8 +56,8 @@ def dataset(minted: Path, tmp_path: Path) -> Path:
 def used(dataset: Path) -> Path:
     """The same with a recorded version, a writer's claim, and the note of an export; `whole` is a copy next to it."""
     put_version(location_of(dataset), "build")
-    claim = Claim(1, 2, ("shards/x",))
-    claim.location(location_of(dataset)).put(claim.to_json())
+    reservation = Reservation(1, 2, ("shards/x",))
+    reservation.location(location_of(dataset)).put(reservation.to_json())
     note_output(location_of(dataset), "export", location_of(dataset.parent / "export"), {"a.json": "0" * 64})
     shutil.copytree(dataset, dataset.parent / "whole")
     return dataset
@@ -65,7 +65,7 @@ def used(dataset: Path) -> Path:
 
 def audited(dataset: Path, _: Path) -> None:
     report = audit_dataset(location_of(dataset), AuditOptions(sample=1, privacy_sample=0))
-    assert answer_lines(report)
+    assert result_lines(report)
     json.loads(to_json(report))
 
 
@@ -76,7 +76,7 @@ def read(dataset: Path, _: Path) -> None:
 
 def viewed(dataset: Path, _: Path) -> None:
     with open_viewer(location_of(dataset)) as viewer:
-        access = Access(8123)
+        access = SessionKeys(8123)
         client = TestClient(make_app(viewer, access), base_url="http://127.0.0.1:8123")
         assert client.get(access.address()).status_code == 200
         for path in ("/api/dataset", "/api/images", "/api/images/4", "/images/4.jpg", "/thumbnails/4.jpg"):
@@ -105,7 +105,7 @@ def compared(dataset: Path, _: Path) -> None:
 
 def listed(dataset: Path, folder: Path) -> None:
     (folder / "ids.txt").write_text("2\n")
-    asked = read_asked(location_of(folder / "ids.txt"), None, None)
+    asked = read_request(location_of(folder / "ids.txt"), None, None)
     assert list_takedown(location_of(dataset), load_manifest(location_of(dataset)), asked, "test").lines()
 
 

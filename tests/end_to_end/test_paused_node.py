@@ -12,9 +12,9 @@ from tests.support.builds import digests, small_catalog, write_config
 from tests.support.clusters import RayNode, ray_cluster
 from tests.support.everything import download, upload
 from tests.support.faulty_proxy import faulty_proxy
-from tests.support.minted import mint
 from tests.support.runs import running, title, wait_for
 from tests.support.s3_server import S3Server
+from tests.support.small_dataset import mint
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.long, pytest.mark.timeout(2400)]
 

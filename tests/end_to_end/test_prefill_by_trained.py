@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from pycocotools import mask as coco
 
-from segmint.catalogs.dataset.annotations.answers import read_answers
+from segmint.catalogs.dataset.annotations.submissions import read_submissions
 from tests.support.annotating import annotate_process
 from tests.support.browser import watch
 from tests.support.builds import ROOT
@@ -129,11 +129,11 @@ def test_a_trained_detector_prefills_what_people_go_on_with(tmp_path: Path, chro
         page.locator("#filled li button").first.click()
         expect(page.locator("#mask-title")).to_have_text("Locked mask")
         page.keyboard.press("Delete")
-        expect(page.locator("#said")).to_contain_text("This mask is locked")
+        expect(page.locator("#notice")).to_contain_text("This mask is locked")
         page.keyboard.press("s")
-        expect(page.locator("#said")).to_have_text("Saved.")
+        expect(page.locator("#notice")).to_have_text("Saved.")
         assert opened(page, image)["prefill"] == []
         page.close()
     assert seen.errors == []
-    (answer,) = read_answers(location_of(dataset), image - 1)
+    (answer,) = read_submissions(location_of(dataset), image - 1)
     assert (answer.stage, [mask.counts for mask in answer.masks]) == ("semi", found[image])

@@ -62,7 +62,7 @@ def built(ray_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         rows_per_block=1,  # blocks wait in the object store while an earlier one is segmented
     )
     spilling = {"RAY_TMPDIR": str(ray_folder), "RAY_object_spilling_threshold": "0.0001", "RAY_min_spilling_size": "0"}
-    kept = Keeper(ray_folder, folder / "kept")
+    kept = FileCollector(ray_folder, folder / "kept")
     kept.start()
     try:
         done = subprocess.run(
@@ -107,7 +107,7 @@ main()
 """The command, which holds every block of the build: Ray must spill what nothing reads, however fast the machine."""
 
 
-class Keeper(threading.Thread):
+class FileCollector(threading.Thread):
     """Hard-links every file that appears in Ray's folder, since Ray deletes spilled objects once they are used."""
 
     def __init__(self, folder: Path, destination: Path) -> None:

@@ -9,15 +9,15 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.support.histories import History
+from tests.support.histories import WriterHistory
 
 FEW, MANY = 60, 10_000
 
 
-def run(seeds: Iterable[int]) -> list[History]:
+def run(seeds: Iterable[int]) -> list[WriterHistory]:
     """Live through histories, or through the one that the environment names."""
     alone = os.environ.get("SEGMINT_HISTORY")
-    histories = [History(seed) for seed in (seeds if alone is None else [int(alone)])]
+    histories = [WriterHistory(seed) for seed in (seeds if alone is None else [int(alone)])]
     for history in histories:
         history.run()
     return histories
@@ -28,7 +28,7 @@ def test_the_protocol_holds_in_any_order_of_events() -> None:
     told = [line.rpartition("; ")[2] for history in histories for line in history.told]
     if len(histories) > 1:
         ended = {line.split()[0].strip(":") for line in told if line.endswith(": done")}
-        corrections = {"mark", "retry", "takedown", "repair", "amend", "import", "answer"}
+        corrections = {"mark", "retry", "takedown", "repair", "amend", "import", "submission"}
         assert ended == corrections | {"write", "grow", "resume", "sweep"}
         assert any(line.endswith(": stopped by damage") for line in told)
         assert max(len(history.versions) for history in histories) > 3
@@ -36,7 +36,7 @@ def test_the_protocol_holds_in_any_order_of_events() -> None:
 
 
 def test_a_history_follows_from_its_seed() -> None:
-    one, other = History(7), History(7)
+    one, other = WriterHistory(7), WriterHistory(7)
     one.run()
     other.run()
     assert one.told == other.told

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from tests.support.browser import Watched, serious_violations, sideways_scroll, watch
+from tests.support.browser import WatchedPage, serious_violations, sideways_scroll, watch
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -26,7 +26,7 @@ def page(chromium: "Browser") -> "Iterator[Page]":
         yield context.new_page()
 
 
-def opened(page: "Page", url: str) -> Watched:
+def opened(page: "Page", url: str) -> WatchedPage:
     watched = watch(page)
     page.goto(url)
     return watched

@@ -27,7 +27,7 @@ def test_shards_of_300_mb_pass_through_an_object_store_of_500_mb(
     assert OBJECT_STORE == 500 * MEGABYTE
     config = write_build(tmp_path / "ray", SHARDS * SHARD_ROWS, images_per_shard=SHARD_ROWS)
     script = ROOT / "benchmarks" / "building" / "stubbed_build.py"
-    subprocess.run([sys.executable, script, config, tmp_path / "answer"], cwd=ROOT, check=True, timeout=500)
+    subprocess.run([sys.executable, script, config, tmp_path / "submission"], cwd=ROOT, check=True, timeout=500)
     sizes = [tar.stat().st_size for tar in (tmp_path / "ray" / "dataset" / "shards").iterdir()]
     assert len(sizes) == SHARDS
     assert min(sizes) > 300 * MEGABYTE

@@ -54,7 +54,7 @@ def rows(photographs: list[str]) -> list[dict[str, str]]:
     return [*good, *({**texts, "uri": uri} for uri in HOSTILE)]
 
 
-class Built:
+class SecurityBuild:
     """A build's dataset, Ray folder and output, and the machine's state before and after."""
 
     def __init__(self, folder: Path, ray_folder: Path, server: S3Server) -> None:
@@ -100,8 +100,8 @@ def ray_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory, ray_folder: Path, s3_server: S3Server) -> Built:
-    return Built(tmp_path_factory.mktemp("security"), ray_folder, s3_server)
+def built(tmp_path_factory: pytest.TempPathFactory, ray_folder: Path, s3_server: S3Server) -> SecurityBuild:
+    return SecurityBuild(tmp_path_factory.mktemp("security"), ray_folder, s3_server)
 
 
 def holders(secrets: tuple[str, ...], *folders: Path) -> list[str]:
@@ -115,7 +115,7 @@ def holders(secrets: tuple[str, ...], *folders: Path) -> list[str]:
     return found
 
 
-def test_no_secret_is_in_the_dataset_in_rays_folder_or_in_what_was_printed(built: Built) -> None:
+def test_no_secret_is_in_the_dataset_in_rays_folder_or_in_what_was_printed(built: SecurityBuild) -> None:
     logs = [path for path in built.ray_folder.rglob("*.out") if path.stat().st_size]
     assert logs, "Ray left no log: this shows nothing"
     assert holders(("mobile_sam",), built.dataset), "the finder finds nothing"
@@ -130,7 +130,7 @@ def test_no_secret_is_in_the_dataset_in_rays_folder_or_in_what_was_printed(built
     assert [secret for secret in SECRETS if secret in built.printed] == []
 
 
-def test_hostile_rows_are_refused_and_name_no_file(built: Built) -> None:
+def test_hostile_rows_are_refused_and_name_no_file(built: SecurityBuild) -> None:
     refused = duckdb.sql(f"select stage, reason from '{built.dataset}/rejects/*.parquet'").fetchall()
     assert refused == [("read", "uri_not_allowed")] * len(HOSTILE)
     accepted = duckdb.sql(f"select image_id from '{built.dataset}/images/*.parquet' order by ordinal").fetchall()
@@ -142,12 +142,12 @@ def test_hostile_rows_are_refused_and_name_no_file(built: Built) -> None:
     )
 
 
-def test_files_of_a_dataset_have_the_modes_that_the_umask_gives(built: Built) -> None:
+def test_files_of_a_dataset_have_the_modes_that_the_umask_gives(built: SecurityBuild) -> None:
     files = [path for path in built.dataset.rglob("*") if path.is_file()]
     assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
-def test_errors_of_a_configuration_with_secrets_show_none(built: Built, tmp_path: Path) -> None:
+def test_errors_of_a_configuration_with_secrets_show_none(built: SecurityBuild, tmp_path: Path) -> None:
     for override in (
         f"output=s3://AKIAIOSFODNN7EXAMPLE:{WRITTEN}@bucket/x",
         f"model.weights=https://b.s3.amazonaws.com/x.pt?X-Amz-Signature={WRITTEN}",
@@ -158,7 +158,7 @@ def test_errors_of_a_configuration_with_secrets_show_none(built: Built, tmp_path
         assert [secret for secret in SECRETS if secret in printed] == []
 
 
-def test_refused_credentials_show_no_secret(built: Built) -> None:
+def test_refused_credentials_show_no_secret(built: SecurityBuild) -> None:
     wrong = built.environment | {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_CONFIG_FILE": os.devnull}
     change = f'storage={{"s3://": {{endpoint_url: "{built.endpoint}"}}}}'
     printed = segmint("--debug", "build", built.config, "--set", change, check=None, **wrong)

@@ -26,9 +26,9 @@ from tests.support.faulty_proxy import (
     answer,
     faulty_proxy,
 )
-from tests.support.minted import mint
 from tests.support.s3_server import S3Server
-from tests.support.storms import Outage, Rule, Storm
+from tests.support.small_dataset import mint
+from tests.support.storms import Outage, Storm, StormRule
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
@@ -44,7 +44,7 @@ TINY: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class World:
+class FaultyWorld:
     """A proxy in front of the server, a configuration that uses only the proxy, and the expected output."""
 
     proxy: FaultyProxy
@@ -93,7 +93,7 @@ def undisturbed(photos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def world(
     s3_server: S3Server, s3_bucket: str, photos_folder: Path, undisturbed: dict[str, str], tmp_path: Path
-) -> Iterator[World]:
+) -> Iterator[FaultyWorld]:
     direct = Storage({"s3://": {"endpoint_url": s3_server.endpoint_url}})
     for path in sorted(photos_folder.iterdir()):
         direct.put(f"s3://{s3_bucket}/in/{path.name}", path.read_bytes())
@@ -103,20 +103,20 @@ def world(
         config = write_config(
             tmp_path / "build.yaml", f"s3://{s3_bucket}/in/catalog.jsonl", dataset, storage={"s3://": options}, **TINY
         )
-        yield World(proxy, config, dataset, direct, undisturbed, tmp_path)
+        yield FaultyWorld(proxy, config, dataset, direct, undisturbed, tmp_path)
 
 
-def test_a_storm_of_all_faults_and_an_outage_leave_no_trace(world: World) -> None:
+def test_a_storm_of_all_faults_and_an_outage_leave_no_trace(world: FaultyWorld) -> None:
     storm = Storm(
-        Rule(SHORT_LENGTH, "GET", r"in/photo_001", first=1),
-        Rule(STALL_BODY, "GET", r"in/photo_003", first=1),
-        Rule(LONG_LENGTH, "GET", r"in/photo_004", first=1),
-        Rule(RESET_BODY, "GET", r"in/photo", share=0.3),
-        Rule(LOSE_ANSWER, "PUT", COMMIT, first=1),
-        Rule(REFUSE, "PUT", r"set/", share=0.1),
-        Rule(SLOW_DOWN, share=0.15),
-        Rule(ERROR, share=0.1),
-        Rule(CUT_BODY, "GET", share=0.1),
+        StormRule(SHORT_LENGTH, "GET", r"in/photo_001", first=1),
+        StormRule(STALL_BODY, "GET", r"in/photo_003", first=1),
+        StormRule(LONG_LENGTH, "GET", r"in/photo_004", first=1),
+        StormRule(RESET_BODY, "GET", r"in/photo", share=0.3),
+        StormRule(LOSE_ANSWER, "PUT", COMMIT, first=1),
+        StormRule(REFUSE, "PUT", r"set/", share=0.1),
+        StormRule(SLOW_DOWN, share=0.15),
+        StormRule(ERROR, share=0.1),
+        StormRule(CUT_BODY, "GET", share=0.1),
         seed=1,
     )
     outage = Outage(world.proxy, seconds=3, after=2, method="PUT", target=COMMIT, policy=storm)
@@ -131,18 +131,21 @@ def test_a_storm_of_all_faults_and_an_outage_leave_no_trace(world: World) -> Non
 @pytest.mark.parametrize(
     "rules",
     [
-        pytest.param([Rule(ERROR, first=2), Rule(answer(502, "BadGateway"), first=3)], id="bursts of 5xx"),
-        pytest.param([Rule(RESET_BODY, "GET", first=2), Rule(REFUSE, "PUT|HEAD", share=0.3)], id="resets"),
-        pytest.param([Rule(SLOW_DOWN, share=0.3), Rule(answer(429, "TooManyRequests"), share=0.2)], id="throttling"),
-        pytest.param([Rule(CUT_BODY, "GET", first=2), Rule(LONG_LENGTH, "GET", first=3)], id="cut bodies"),
-        pytest.param([Rule(SHORT_LENGTH, "GET", r"in/photo", first=1)], id="short bodies"),
+        pytest.param([StormRule(ERROR, first=2), StormRule(answer(502, "BadGateway"), first=3)], id="bursts of 5xx"),
+        pytest.param([StormRule(RESET_BODY, "GET", first=2), StormRule(REFUSE, "PUT|HEAD", share=0.3)], id="resets"),
         pytest.param(
-            [Rule(STALL_BODY, "GET", r"in/photo", first=1), Rule(DRIP_BODY, "GET", COMMIT, first=1)], id="stalls"
+            [StormRule(SLOW_DOWN, share=0.3), StormRule(answer(429, "TooManyRequests"), share=0.2)], id="throttling"
         ),
-        pytest.param([Rule(LOSE_ANSWER, "PUT", r"set/", first=1)], id="lost answers"),
+        pytest.param([StormRule(CUT_BODY, "GET", first=2), StormRule(LONG_LENGTH, "GET", first=3)], id="cut bodies"),
+        pytest.param([StormRule(SHORT_LENGTH, "GET", r"in/photo", first=1)], id="short bodies"),
+        pytest.param(
+            [StormRule(STALL_BODY, "GET", r"in/photo", first=1), StormRule(DRIP_BODY, "GET", COMMIT, first=1)],
+            id="stalls",
+        ),
+        pytest.param([StormRule(LOSE_ANSWER, "PUT", r"set/", first=1)], id="lost answers"),
     ],
 )
-def test_a_fault_of_every_kind_leaves_no_trace(rules: list[Rule], world: World) -> None:
+def test_a_fault_of_every_kind_leaves_no_trace(rules: list[StormRule], world: FaultyWorld) -> None:
     storm = Storm(*rules, seed=2)
     world.proxy.policy = storm
     world.build()
@@ -151,7 +154,7 @@ def test_a_fault_of_every_kind_leaves_no_trace(rules: list[Rule], world: World) 
 
 
 @pytest.mark.long
-def test_an_outage_of_a_minute_pauses_the_run(world: World) -> None:
+def test_an_outage_of_a_minute_pauses_the_run(world: FaultyWorld) -> None:
     outage = Outage(world.proxy, seconds=60, after=2, method="PUT", target=COMMIT)
     world.proxy.policy = outage
     printed = world.build()
@@ -161,7 +164,7 @@ def test_an_outage_of_a_minute_pauses_the_run(world: World) -> None:
 
 
 @pytest.mark.long
-def test_an_endless_outage_ends_the_run_with_advice(world: World) -> None:
+def test_an_endless_outage_ends_the_run_with_advice(world: FaultyWorld) -> None:
     world.config.write_text(world.config.read_text() + "outage_timeout_s: 5\n")
     world.proxy.policy = Outage(world.proxy, seconds=None, after=2, method="PUT", target=COMMIT)
     printed = world.build(check=3)
@@ -183,7 +186,7 @@ def test_an_endless_outage_ends_the_run_with_advice(world: World) -> None:
     ids=["photographs", "everything", "shards"],
 )
 def test_refused_credentials_end_the_run_with_advice_and_refuse_no_image(
-    target: str, response: bytes, world: World
+    target: str, response: bytes, world: FaultyWorld
 ) -> None:
     # The first photographs are read; then the credentials expire.
     reads: list[str] = []
@@ -197,7 +200,7 @@ def test_refused_credentials_end_the_run_with_advice_and_refuse_no_image(
     assert "check the credentials" in printed
     assert "goes on" in printed
     # What a writer claimed and could not put stays claimed until the next build.
-    standing = {path: digest for path, digest in world.standing().items() if not path.startswith("claims/")}
+    standing = {path: digest for path, digest in world.standing().items() if not path.startswith("reservations/")}
     assert standing.items() <= world.undisturbed.items()
     world.build()
     world.is_as_if_nothing_had_happened()

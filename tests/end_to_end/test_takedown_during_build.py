@@ -28,7 +28,7 @@ from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import ROOT, segmint, write_catalog, write_config, write_photographs
 from tests.support.everything import jpegs, mentions
 from tests.support.locations import location_of
-from tests.support.minted import mint
+from tests.support.small_dataset import mint
 from tests.support.traces import files_with_traces, telling_windows
 
 pytestmark = pytest.mark.ray
@@ -43,7 +43,7 @@ QUICK: dict[str, Any] = {
 }
 
 
-class Scene:
+class TakedownScene:
     """A dataset of photographs; image 1, in shard 0, is to be taken down."""
 
     def __init__(self, folder: Path, **changes: Any) -> None:
@@ -107,7 +107,7 @@ class Scene:
         holders = {path.parent.name for path in files if any(name in path.read_bytes() for name in names)}
         assert holders == {"tombstones"}
         assert {path.parent.name for path in files} >= {"versions", "shards", "images", "rejects", "catalog"}
-        assert not {path.relative_to(self.dataset).parts[0] for path in files} & {"report", "claims"}
+        assert not {path.relative_to(self.dataset).parts[0] for path in files} & {"report", "reservations"}
         assert [finding.line() for finding in audit_integrity(location_of(self.dataset)).findings] == []
         return windows
 
@@ -118,7 +118,7 @@ class Scene:
 
 
 def test_neither_growth_nor_a_retry_nor_another_driver_brings_it_back(tmp_path: Path, local_ray: Cluster) -> None:
-    scene = Scene(tmp_path)
+    scene = TakedownScene(tmp_path)
     mint(scene.config, only=[0])
     scene.look()
     tar = next((scene.dataset / "shards").iterdir())
@@ -159,7 +159,7 @@ def test_neither_growth_nor_a_retry_nor_another_driver_brings_it_back(tmp_path: 
 @pytest.mark.parametrize("commits", [1, 3])
 def test_a_takedown_beside_a_running_build(tmp_path: Path, commits: int) -> None:
     """Two processes: whatever the build is doing when the takedown comes."""
-    scene = Scene(tmp_path, images_per_shard=1, window_shards=2)
+    scene = TakedownScene(tmp_path, images_per_shard=1, window_shards=2)
     command = [sys.executable, "-m", "segmint", "build", str(scene.config)]
     log = CommitLog(location_of(scene.dataset))
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as build:

@@ -8,9 +8,9 @@ import pytest
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.layout import data_path
 from tests.support.faulty_proxy import LOSE_ANSWER, faulty_proxy
-from tests.support.protocol import Place, begin, broken_promises, contents, write
+from tests.support.protocol import DatasetPath, begin, broken_promises, contents, write
 from tests.support.s3_server import S3Server
-from tests.support.stepped import Stepped, stepping
+from tests.support.stepped import SteppedThreads, stepping
 
 DIGEST = "0123456789ab" + "0" * 52
 
@@ -20,7 +20,7 @@ def a_commit(shard: int, masks: int) -> Commit:
     return Commit(shard, 1, (shard, shard + 1), "0123456789ab", {"rows": 1, "masks": masks}, (entry,))
 
 
-def race(place: Place, races: int, processes: int, alike: bool) -> list[list[bool]]:
+def race(place: DatasetPath, races: int, processes: int, alike: bool) -> list[list[bool]]:
     """Put commits of the same shard from several processes at once; return what each is told, race by race."""
     context = multiprocessing.get_context("fork")
     start = context.Barrier(processes)
@@ -40,7 +40,7 @@ def race(place: Place, races: int, processes: int, alike: bool) -> list[list[boo
     return [[bool(flag) for flag in won[n * processes : (n + 1) * processes]] for n in range(races)]
 
 
-def check_races(place: Place, races: int, processes: int) -> None:
+def check_races(place: DatasetPath, races: int, processes: int) -> None:
     outcomes = race(place, races, processes, alike=False)
     for shard, flags in enumerate(outcomes):
         assert flags.count(True) == 1, f"shard {shard}: {flags}"
@@ -50,26 +50,26 @@ def check_races(place: Place, races: int, processes: int) -> None:
 
 
 def test_200_races_for_a_commit_on_local_files_have_one_winner_each(tmp_path: Path) -> None:
-    check_races(Place(str(tmp_path)), races=200, processes=4)
+    check_races(DatasetPath(str(tmp_path)), races=200, processes=4)
 
 
 def test_equal_commits_in_200_races_on_local_files_all_succeed(tmp_path: Path) -> None:
-    assert all(all(flags) for flags in race(Place(str(tmp_path)), races=200, processes=4, alike=True))
+    assert all(all(flags) for flags in race(DatasetPath(str(tmp_path)), races=200, processes=4, alike=True))
 
 
 @pytest.mark.s3
 def test_20_races_for_a_commit_on_s3_have_one_winner_each(
     s3_bucket: str, s3_options: dict[str, dict[str, str]]
 ) -> None:
-    check_races(Place(f"s3://{s3_bucket}/differ", s3_options), races=20, processes=3)
-    alike = race(Place(f"s3://{s3_bucket}/alike", s3_options), races=20, processes=3, alike=True)
+    check_races(DatasetPath(f"s3://{s3_bucket}/differ", s3_options), races=20, processes=3)
+    alike = race(DatasetPath(f"s3://{s3_bucket}/alike", s3_options), races=20, processes=3, alike=True)
     assert all(all(flags) for flags in alike)
 
 
 @pytest.mark.s3
 def test_a_lost_answer_to_a_commit_is_recognized(s3_server: S3Server, s3_bucket: str) -> None:
     with faulty_proxy(s3_server.port) as proxy:
-        place = Place(f"s3://{s3_bucket}/dataset", {"s3://": {"endpoint_url": proxy.url}})
+        place = DatasetPath(f"s3://{s3_bucket}/dataset", {"s3://": {"endpoint_url": proxy.url}})
         begin(place)
         proxy.requests.clear()
         proxy.plan = [*[("PUT", b"")] * 5, ("PUT", LOSE_ANSWER)]
@@ -87,9 +87,9 @@ def test_a_lost_answer_to_a_commit_is_recognized(s3_server: S3Server, s3_bucket:
 @pytest.mark.s3
 def test_a_lost_answer_to_a_losing_commit_is_not_a_win(s3_server: S3Server, s3_bucket: str) -> None:
     with faulty_proxy(s3_server.port) as proxy, stepping():
-        place = Place(f"s3://{s3_bucket}/dataset", {"s3://": {"endpoint_url": proxy.url}})
+        place = DatasetPath(f"s3://{s3_bucket}/dataset", {"s3://": {"endpoint_url": proxy.url}})
         begin(place)
-        late = Stepped(lambda: write(place, 0, variant=2))
+        late = SteppedThreads(lambda: write(place, 0, variant=2))
         while not late.next_call.startswith("create commits"):
             late.step()
         write(place, 0)
@@ -98,5 +98,11 @@ def test_a_lost_answer_to_a_losing_commit_is_not_a_win(s3_server: S3Server, s3_b
         late.finish()
         assert (late.error, proxy.plan) == (None, [])
         ours = before.keys() - contents(place).keys()
-        assert sorted(path.partition("/")[0] for path in ours) == ["claims", "images", "masks", "rejects", "shards"]
+        assert sorted(path.partition("/")[0] for path in ours) == [
+            "reservations",
+            "images",
+            "masks",
+            "rejects",
+            "shards",
+        ]
         assert broken_promises(place) == []

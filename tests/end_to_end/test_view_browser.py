@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from tests.support.browser import Watched, serious_violations, sideways_scroll, watch
+from tests.support.browser import WatchedPage, serious_violations, sideways_scroll, watch
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 from tests.support.viewed import HOSTILE, Addresses, image_rows, mask_rows, running_viewer, vary, write_audit
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def looked_at(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def looked_at(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the small real dataset whose rows differ: images 1, 2, 4 to 7."""
     folder = tmp_path_factory.mktemp("looked_at")
-    shutil.copytree(minted, folder / "dataset")
+    shutil.copytree(small_dataset, folder / "dataset")
     return vary(folder / "dataset")
 
 
@@ -46,7 +46,7 @@ def address(addresses: Addresses) -> str:
 
 
 @pytest.fixture
-def watched(chromium: "Browser", address: str) -> Iterator[tuple["Page", Watched]]:
+def watched(chromium: "Browser", address: str) -> Iterator[tuple["Page", WatchedPage]]:
     """A page of the viewer with the grid; by the end nothing may have failed or come from elsewhere."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
@@ -61,7 +61,7 @@ def watched(chromium: "Browser", address: str) -> Iterator[tuple["Page", Watched
 
 
 @pytest.fixture
-def page(watched: tuple["Page", Watched]) -> "Page":
+def page(watched: tuple["Page", WatchedPage]) -> "Page":
     return watched[0]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.view.images import LOOK_S
 from tests.end_to_end.test_view_browser import drawn, expect, masks_of, open_image
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def looked_at(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def looked_at(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the small real dataset whose rows differ: images 1, 2, 4 to 7."""
     folder = tmp_path_factory.mktemp("linked")
-    shutil.copytree(minted, folder / "dataset")
+    shutil.copytree(small_dataset, folder / "dataset")
     return vary(folder / "dataset")
 
 
@@ -188,14 +188,16 @@ def test_masks_of_a_thumbnail_that_has_left_the_view_are_not_drawn(chromium: "Br
     context.close()
 
 
-def test_an_image_that_is_taken_down_is_no_longer_shown(chromium: "Browser", minted: Path, tmp_path: Path) -> None:
-    shutil.copytree(minted, tmp_path / "dataset")
+def test_an_image_that_is_taken_down_is_no_longer_shown(
+    chromium: "Browser", small_dataset: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_dataset, tmp_path / "dataset")
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
     with running_viewer(tmp_path / "dataset") as opened:
         page = context.new_page()
         page.goto(opened)
         expect(page.locator("#results .tile")).to_have_count(6)
-        asked = Asked(ids=(image_rows(minted)[1]["image_id"],))
+        asked = TakedownRequest(ids=(image_rows(small_dataset)[1]["image_id"],))
         takedown(location_of(tmp_path / "dataset"), asked, "asked for", datetime(2026, 3, 4, tzinfo=UTC))
         page.wait_for_timeout(1000 * LOOK_S)
         page.evaluate("location.hash = '#image/4'")

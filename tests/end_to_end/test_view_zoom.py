@@ -22,8 +22,8 @@ Box = dict[str, float]
 
 
 @pytest.fixture(scope="module")
-def addresses(minted: Path, chromium: "Browser") -> Iterator[Addresses]:
-    with running_viewer(minted) as opened:
+def addresses(small_dataset: Path, chromium: "Browser") -> Iterator[Addresses]:
+    with running_viewer(small_dataset) as opened:
         yield Addresses(opened)
 
 
@@ -46,19 +46,19 @@ def page(request: pytest.FixtureRequest, chromium: "Browser", address: str) -> I
 
 
 @pytest.fixture
-def opened(page: "Page", minted: Path) -> int:
+def opened(page: "Page", small_dataset: Path) -> int:
     """The number of the image that the page shows."""
-    image = most_masks(minted)
+    image = most_masks(small_dataset)
     open_image(page, image)
     return image
 
 
-def most_masks(minted: Path) -> int:
-    return int(max(image_rows(minted), key=lambda row: row["masks"])["id"])
+def most_masks(small_dataset: Path) -> int:
+    return int(max(image_rows(small_dataset), key=lambda row: row["masks"])["id"])
 
 
-def pixels_of(minted: Path, image: int) -> Image.Image:
-    for path in (minted / "shards").iterdir():
+def pixels_of(small_dataset: Path, image: int) -> Image.Image:
+    for path in (small_dataset / "shards").iterdir():
         with tarfile.open(path) as archive:
             if f"sa_{image}.jpg" in archive.getnames():
                 stream = archive.extractfile(f"sa_{image}.jpg")
@@ -129,9 +129,9 @@ def difference(one: Image.Image, other: Image.Image) -> float:
 
 
 def test_the_wheel_keeps_what_is_under_it_and_masks_are_where_they_are_seen(
-    page: "Page", opened: int, minted: Path
+    page: "Page", opened: int, small_dataset: Path
 ) -> None:
-    masks, jpeg = masks_of(minted, opened), pixels_of(minted, opened)
+    masks, jpeg = masks_of(small_dataset, opened), pixels_of(small_dataset, opened)
     smallest = masks[-1][1]
     ys, xs = np.nonzero(smallest)
     across, down = place_of(page, xs[len(xs) // 2] + 0.5, ys[len(ys) // 2] + 0.5, jpeg.size)
@@ -152,8 +152,8 @@ def test_the_wheel_keeps_what_is_under_it_and_masks_are_where_they_are_seen(
     hold_picture_to_jpeg(page, jpeg)
 
 
-def test_dragging_moves_the_picture_and_is_no_click(page: "Page", opened: int, minted: Path) -> None:
-    masks, jpeg = masks_of(minted, opened), pixels_of(minted, opened)
+def test_dragging_moves_the_picture_and_is_no_click(page: "Page", opened: int, small_dataset: Path) -> None:
+    masks, jpeg = masks_of(small_dataset, opened), pixels_of(small_dataset, opened)
     for _ in range(2):
         page.get_by_role("button", name="Zoom in").click()
     stage = box(page, "#stage")
@@ -181,8 +181,8 @@ def test_dragging_moves_the_picture_and_is_no_click(page: "Page", opened: int, m
     assert hold_masks_to_numpy(page, masks) > 0, "the pointer was let go outside, and is no drag any more"
 
 
-def test_keys_and_buttons(page: "Page", opened: int, minted: Path) -> None:
-    masks = masks_of(minted, opened)
+def test_keys_and_buttons(page: "Page", opened: int, small_dataset: Path) -> None:
+    masks = masks_of(small_dataset, opened)
     level, stage = page.locator("#zoom-level"), page.locator("#stage")
     stage.focus()
     for key, shown in (("+", "1.5 ×"), ("=", "2.3 ×"), ("-", "1.5 ×"), ("+", "2.3 ×"), ("0", "1.0 ×"), ("-", "1.0 ×")):
@@ -245,15 +245,15 @@ def test_the_page_scrolls_where_there_is_nothing_to_shrink(page: "Page", opened:
     expect(page.locator("#zoom-level")).to_have_text("1.0 ×")
 
 
-def test_touch(chromium: "Browser", address: str, minted: Path) -> None:
-    masks = masks_of(minted, most_masks(minted))
+def test_touch(chromium: "Browser", address: str, small_dataset: Path) -> None:
+    masks = masks_of(small_dataset, most_masks(small_dataset))
     height, width = masks[0][1].shape
     context = chromium.new_context(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
     page = context.new_page()
     # On a busy machine a finger may seem to rest: this must not count as a long press, nor must taps have to be quick.
     page.add_init_script("addEventListener('contextmenu', event => event.preventDefault())")
     page.goto(address)
-    open_image(page, most_masks(minted))
+    open_image(page, most_masks(small_dataset))
     fingers = context.new_cdp_session(page)
 
     def touch(kind: str, *places: tuple[float, float]) -> None:

@@ -62,6 +62,6 @@ def test_what_is_copied_before_the_code_exists_and_the_tags_are_of_this_version(
 
 
 def test_images_get_neither_secrets_nor_what_they_have_no_use_for() -> None:
-    left_out = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
-    assert {".git", ".env", ".venv", "tests"} <= set(left_out)
+    skipped = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert {".git", ".env", ".venv", "tests"} <= set(skipped)
     assert not re.search(r"(?i)secret|password|token|aws_", DOCKERFILE.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
-from segmint.pipeline.building.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.stages import Stages, lay_out
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.engine.train.presets import with_preset
@@ -193,7 +193,7 @@ def laid_out(folder: Path, cluster: Cluster, *overrides: str) -> Stages:
     here = [f"catalog={catalog}", f"output={folder / 'dataset'}", "model.device=cpu", "model.precision=fp32"]
     begun = open_or_create(load_config(str(path), [*overrides, *here]), Storage())
     manifest = begun.manifest.model_copy(update={"numerics": {**begun.manifest.numerics, "device": "cuda"}})
-    return lay_out(loaded, OpenDataset(begun.location, manifest, begun.weights), cluster)
+    return lay_out(loaded, BuildDataset(begun.location, manifest, begun.weights), cluster)
 
 
 @pytest.mark.usefixtures("weights")

@@ -82,7 +82,7 @@ def test_what_a_run_counts_is_what_prometheus_reads(export_port: int) -> None:
     counts = {"rows": 6, "images": 3, "masks": 70, "rejected:not_found": 2, "rejected:truncated": 1}
     run.note(ShardResult(0, "committed", counts))
     run.note(ShardResult(1, "committed", {"rows": 2, "images": 2, "masks": 8}))
-    run.note(ShardResult(2, "held_back", {}, "an outage"))
+    run.note(ShardResult(2, "on_hold", {}, "an outage"))
     run.note_failure([1, 2], OSError("gone"))
     run.settled([0, 1, 2], left=[2])
     run.metrics.set(SHARDS_MISSING, 1)
@@ -96,7 +96,7 @@ def test_what_a_run_counts_is_what_prometheus_reads(export_port: int) -> None:
         ("ray_segmint_faults_total", frozenset({("kind", "shard")})): 1.0,
         ("ray_segmint_faults_total", frozenset({("kind", "window")})): 1.0,
         ("ray_segmint_shards_missing", frozenset()): 1.0,
-        ("ray_segmint_shards_held_back", frozenset()): 1.0,
+        ("ray_segmint_shards_on_hold", frozenset()): 1.0,
         ("ray_segmint_stage_rows_total", frozenset({("stage", "describe")})): 10.0,
     }
     seconds = ("ray_segmint_stage_seconds_total", frozenset({("stage", "describe")}))

@@ -14,25 +14,33 @@ import ray
 
 from segmint.infra import row_ledger
 from segmint.infra.ray_session import Cluster
-from segmint.infra.row_ledger import MAX_DEATHS, BarredRowError, DeadlyWindowError, RowLedger, Visit, _Book, _Turns
+from segmint.infra.row_ledger import (
+    MAX_DEATHS,
+    BarredRowError,
+    BlockEntry,
+    DeadlyWindowError,
+    RowLedger,
+    _InFlight,
+    _LedgerActor,
+)
 
 pytestmark = pytest.mark.ray
 
 
 def walk(ledger: RowLedger, ordinals: list[int], deadly: int | None = None) -> dict[int, str]:
     """Goes through a block as a worker does; ends the process at the row `deadly`. The barred rows, with why."""
-    barred = {}
-    with ledger.visit() as visit:
+    refused = {}
+    with ledger.entry() as entry:
         for ordinal in ordinals:
             try:
-                visit.begin(ordinal)
+                entry.begin(ordinal)
             except BarredRowError as error:
-                barred[ordinal] = str(error)
+                refused[ordinal] = str(error)
                 continue
             if ordinal == deadly:
                 os._exit(1)
-            visit.leave(ordinal)
-    return barred
+            entry.leave(ordinal)
+    return refused
 
 
 def walk_together(ledger: RowLedger, ordinals: list[int], deadly: Sequence[int]) -> tuple[list[int], list[list[int]]]:
@@ -42,14 +50,14 @@ def walk_together(ledger: RowLedger, ordinals: list[int], deadly: Sequence[int])
     """
     inside: set[int] = set()
     seen: dict[int, set[int]] = {}
-    barred = []
+    refused = []
     in_time = threading.Barrier(len(ordinals))
 
-    def process(visit: Visit, ordinal: int) -> None:
+    def process(entry: BlockEntry, ordinal: int) -> None:
         try:
-            visit.begin(ordinal)
+            entry.begin(ordinal)
         except BarredRowError:
-            barred.append(ordinal)
+            refused.append(ordinal)
             in_time.abort()
             return
         inside.add(ordinal)
@@ -61,11 +69,11 @@ def walk_together(ledger: RowLedger, ordinals: list[int], deadly: Sequence[int])
         if ordinal in deadly:
             os._exit(1)
         inside.discard(ordinal)
-        visit.leave(ordinal)
+        entry.leave(ordinal)
 
-    with ledger.visit() as visit, ThreadPoolExecutor(len(ordinals)) as threads:
-        list(threads.map(process, [visit] * len(ordinals), ordinals))
-    return sorted(barred), [sorted(seen[ordinal]) for ordinal in ordinals if ordinal in seen]
+    with ledger.entry() as entry, ThreadPoolExecutor(len(ordinals)) as threads:
+        list(threads.map(process, [entry] * len(ordinals), ordinals))
+    return sorted(refused), [sorted(seen[ordinal]) for ordinal in ordinals if ordinal in seen]
 
 
 def worker(retries: int = 0, function: Callable[..., object] = walk) -> Any:
@@ -74,17 +82,17 @@ def worker(retries: int = 0, function: Callable[..., object] = walk) -> Any:
 
 def test_a_row_that_a_worker_died_with_is_barred_and_the_rows_around_it_are_not(local_ray: Cluster) -> None:
     ledger = RowLedger()
-    barred = ray.get(worker(retries=3).remote(ledger, [4, 5, 6], deadly=5), timeout=120)
-    assert list(barred) == [5]
-    assert "tried alone" in barred[5]
+    refused = ray.get(worker(retries=3).remote(ledger, [4, 5, 6], deadly=5), timeout=120)
+    assert list(refused) == [5]
+    assert "tried alone" in refused[5]
     assert ledger.suspects() == [5]
 
 
 def test_rows_that_were_in_flight_together_are_run_again_one_at_a_time(local_ray: Cluster) -> None:
     ledger = RowLedger()
     run = worker(retries=3, function=walk_together)
-    barred, together = ray.get(run.remote(ledger, [3, 4, 5, 6], deadly=[5]), timeout=120)
-    assert (barred, together) == ([5], [[], [], []])
+    refused, together = ray.get(run.remote(ledger, [3, 4, 5, 6], deadly=[5]), timeout=120)
+    assert (refused, together) == ([5], [[], [], []])
     assert ledger.suspects() == [5]
     assert ledger.alone() == [3, 4, 5, 6]
 
@@ -117,15 +125,15 @@ def test_another_window_knows_nothing_of_it(local_ray: Cluster) -> None:
     assert walk(RowLedger(), [1, 2]) == {}
 
 
-def start(book: _Book, visit: int | None, ordinal: int, *, alone: bool = False) -> str:
+def start(book: _LedgerActor, entry: int | None, ordinal: int, *, alone: bool = False) -> str:
     """What the book says when a row begins."""
-    assert visit is not None
-    answer = book.begin(visit, ordinal, [], alone)
-    return "starts" if answer.starts else answer.barred or "alone"
+    assert entry is not None
+    answer = book.begin(entry, ordinal, [], alone)
+    return "starts" if answer.starts else answer.refused or "alone"
 
 
 def test_a_row_whose_node_died_is_no_suspect(local_ray: Cluster) -> None:
-    book = _Book()
+    book = _LedgerActor()
     here = ray.get_runtime_context().get_node_id()
     lost, alive, later = book.open("0" * len(here), "1"), book.open(here, "2"), book.open(here, "3")
     assert start(book, lost, 7) == "starts"
@@ -136,11 +144,11 @@ def test_a_row_whose_node_died_is_no_suspect(local_ray: Cluster) -> None:
 
 
 def test_all_rows_of_a_dead_worker_are_found_with_the_first_of_them(local_ray: Cluster) -> None:
-    book = _Book()
+    book = _LedgerActor()
     here = ray.get_runtime_context().get_node_id()
     one, other, elsewhere, later = (book.open(here, process) for process in ("1", "1", "2", "3"))
-    for visit, ordinal in ((one, 1), (one, 2), (other, 3), (other, 4), (elsewhere, 5)):
-        assert start(book, visit, ordinal) == "starts"
+    for entry, ordinal in ((one, 1), (one, 2), (other, 3), (other, 4), (elsewhere, 5)):
+        assert start(book, entry, ordinal) == "starts"
     assert book.begin(other or 0, 6, [(one or 0, 1), (other or 0, 3)], alone=False).starts, "1 and 3 are done"
     assert start(book, later, 2) == "alone"
     assert book.alone() == [2, 4, 6]
@@ -151,7 +159,7 @@ def test_all_rows_of_a_dead_worker_are_found_with_the_first_of_them(local_ray: C
 
 
 def test_a_row_that_is_done_late_does_not_end_its_next_start(local_ray: Cluster) -> None:
-    book = _Book()
+    book = _LedgerActor()
     here = ray.get_runtime_context().get_node_id()
     first, again, last = (book.open(here, process) for process in ("1", "2", "3"))
     book.end(first or 0)
@@ -162,7 +170,7 @@ def test_a_row_that_is_done_late_does_not_end_its_next_start(local_ray: Cluster)
 
 def test_a_worker_that_ends_for_no_image_s_fault_leaves_no_suspects(local_ray: Cluster) -> None:
     ledger = RowLedger()
-    with ledger.visit() as one, ledger.visit() as other:  # two calls at once in one process
+    with ledger.entry() as one, ledger.entry() as other:  # two calls at once in one process
         one.begin(1)
         other.begin(2)
         other.begin(3)
@@ -170,7 +178,7 @@ def test_a_worker_that_ends_for_no_image_s_fault_leaves_no_suspects(local_ray: C
         other.excuse(2, "and again, for the row of another thread")
         with pytest.raises(BarredRowError, match="being ended"):
             other.begin(4)
-        with ledger.visit() as again, pytest.raises(BarredRowError, match="the GPU failed"):
+        with ledger.entry() as again, pytest.raises(BarredRowError, match="the GPU failed"):
             again.begin(1)
         assert walk(ledger, [2, 3]) == {}
     assert ledger.suspects() == ledger.alone() == []
@@ -181,9 +189,9 @@ def test_a_window_with_too_many_deaths_is_at_its_end(local_ray: Cluster) -> None
     ledger = RowLedger()
     for ordinal in range(MAX_DEATHS):
         rows = [ordinal] if ordinal % 2 else [ordinal, 100 + ordinal]
-        visit = Visit(ledger._book, _Turns())
+        entry = BlockEntry(ledger._book, _InFlight())
         for row in rows:
-            visit.begin(row)  # and it never leaves
+            entry.begin(row)  # and it never leaves
         found = walk(ledger, [ordinal])
         assert list(found) == ([ordinal] if ordinal % 2 else [])
     with pytest.raises(DeadlyWindowError, match=f"{MAX_DEATHS} times images ended the workers"):
@@ -195,14 +203,14 @@ def test_a_window_with_too_many_deaths_is_at_its_end(local_ray: Cluster) -> None
 def test_the_seconds_of_a_worker_s_stages_are_recorded_and_summed(local_ray: Cluster) -> None:
     ledger = RowLedger()
     for seconds in ({"decode": 1.0, "compute": 3.0}, {"decode": 2.5, "compute": 4.0}):
-        with ledger.visit(lambda seconds=seconds: seconds):
+        with ledger.entry(lambda seconds=seconds: seconds):
             pass
     assert ledger.spent() == {"decode": 2.5, "compute": 4.0}, "of one worker, the last"
-    book = _Book()
+    book = _LedgerActor()
     for process, seconds in (("1", {"decode": 2.0}), ("2", {"decode": 3.0, "finish": 1.0}), ("2", {"decode": 2.0})):
-        visit = book.open("here", process)
-        assert visit is not None
-        book.end(visit, seconds)
+        entry = book.open("here", process)
+        assert entry is not None
+        book.end(entry, seconds)
     assert book.spent() == {"decode": 5.0, "finish": 1.0}
 
 
@@ -216,7 +224,7 @@ def test_a_ledger_that_is_gone_has_no_suspects(local_ray: Cluster) -> None:
 class Worker:
     """Visits a ledger; Ray's exit handlers never return in its process."""
 
-    def visit(self, ledger: RowLedger, exit_s: float) -> int:
+    def entry(self, ledger: RowLedger, exit_s: float) -> int:
         native: Any = ctypes.CDLL(None)
         native["__cxa_atexit"](native.pause, None, None)
         row_ledger.EXIT_S = exit_s
@@ -226,7 +234,7 @@ class Worker:
 
 def test_a_worker_that_hangs_at_its_exit_leaves_nothing(local_ray: Cluster) -> None:
     actor = ray.remote(num_cpus=0)(Worker).remote()
-    process = psutil.Process(ray.get(actor.visit.remote(RowLedger(), 0.5), timeout=120))
+    process = psutil.Process(ray.get(actor.entry.remote(RowLedger(), 0.5), timeout=120))
     try:
         actor.__ray_terminate__.remote()  # as when a pool gets smaller
         process.wait(timeout=120)

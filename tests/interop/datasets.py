@@ -9,7 +9,7 @@ from segmint.catalogs.dataset.reader import Dataset
 from tests.support.builds import small_catalog, write_config
 from tests.support.committed import mask_row, row_of, write_dataset
 from tests.support.locations import location_of
-from tests.support.minted import mint
+from tests.support.small_dataset import mint
 
 HEIGHT, WIDTH = 60, 80
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from segmint.catalogs.findings import Place
+from segmint.catalogs.findings import FindingLocation
 from segmint.operators import decoding
 from segmint.operators.audit.similar_images import perceptual_hash
 from segmint.operators.audit.tar import audit_jpeg
@@ -78,7 +78,7 @@ def test_a_picture_of_gigapixels_is_not_decoded(decoders: dict[bool, JpegDecoder
         with pytest.raises(UndecodableError, match=TOO_LARGE):
             decoder.run(perceptual_hash, GIGAPIXELS)
     row = {"id": 1, "width": 65500, "height": 65500}
-    (finding,) = audit_jpeg(GIGAPIXELS, row, Place("shards/x.tar"), decoders[True])
+    (finding,) = audit_jpeg(GIGAPIXELS, row, FindingLocation("shards/x.tar"), decoders[True])
     assert (finding.code, finding.found) == ("bad_jpeg", TOO_LARGE)
 
 

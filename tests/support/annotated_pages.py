@@ -12,10 +12,10 @@ import uvicorn
 from pycocotools import mask as coco
 from starlette.applications import Starlette
 
-from segmint.catalogs.dataset.annotations.answers import Answer, read_answers
+from segmint.catalogs.dataset.annotations.submissions import Submission, read_submissions
 from segmint.pipeline.engine.annotate.access import Team
 from segmint.pipeline.engine.annotate.app import make_app
-from segmint.pipeline.engine.annotate.server import Opened, open_desk
+from segmint.pipeline.engine.annotate.server import ServedView, open_view
 from segmint.pipeline.serving.server import listen
 from tests.support.annotating import options
 from tests.support.locations import location_of
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Served:
+class AnnotationServer:
     """A server that browsers can open; its model is the one that a test may ask itself."""
 
-    opened: Opened
+    opened: ServedView
     team: Team
     dataset: Path
 
@@ -39,26 +39,26 @@ class Served:
 
     @property
     def predictor(self) -> Any:
-        return self.opened.desk.embeddings._predictor
+        return self.opened.annotator_view.embeddings._predictor
 
     def embedding(self, image: int) -> Any:
         """Return the image's embedding, the one that clicks use."""
-        desk = self.opened.desk
-        return desk.embeddings.get(desk.source.read(image)).embedding
+        annotator_view = self.opened.annotator_view
+        return annotator_view.embeddings.get(annotator_view.source.read(image)).embedding
 
 
 @contextmanager
-def served(dataset: Path, *names: str, port: int = 0, **queue: Any) -> Iterator[Served]:
+def served(dataset: Path, *names: str, port: int = 0, **queue: Any) -> Iterator[AnnotationServer]:
     """Serve a dataset to browsers of annotators until the block ends."""
-    with open_desk(location_of(dataset), options(**queue)) as opened, serving(opened, dataset, *names, port=port) as it:
+    with open_view(location_of(dataset), options(**queue)) as opened, serving(opened, dataset, *names, port=port) as it:
         yield it
 
 
 @contextmanager
-def serving(opened: Opened, dataset: Path, *names: str, port: int = 0) -> Iterator[Served]:
+def serving(opened: ServedView, dataset: Path, *names: str, port: int = 0) -> Iterator[AnnotationServer]:
     """The same for a desk that is open."""
-    with listening(lambda team: make_app(opened.desk, team), *names, port=port) as team:
-        yield Served(opened, team, dataset)
+    with listening(lambda team: make_app(opened.annotator_view, team), *names, port=port) as team:
+        yield AnnotationServer(opened, team, dataset)
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def expect(found: Any) -> Any:
     return expect(found)
 
 
-def start(page: "Page", server: "Served", image: int, name: str = "ann") -> None:
+def start(page: "Page", server: "AnnotationServer", image: int, name: str = "ann") -> None:
     """Open an image in a new browser of an annotator."""
     page.goto(f"{server.address(name)}#image/{image}")
     shown(page, image)
@@ -123,14 +123,14 @@ def answered(page: "Page") -> None:
     expect(page.locator("#work:not(:has(.waiting)) #mask-title")).to_contain_text("IoU")
 
 
-def save(page: "Page", server: Served, image: int) -> Answer:
+def save(page: "Page", server: AnnotationServer, image: int) -> Submission:
     """Save by the button, wait for the next image, and read the answer from the dataset."""
     page.locator("#save").click()
-    expect(page.locator("#said")).to_have_text("Saved.")
-    return read_answers(location_of(server.dataset), image - 1)[-1]
+    expect(page.locator("#notice")).to_have_text("Saved.")
+    return read_submissions(location_of(server.dataset), image - 1)[-1]
 
 
-def truth(server: Served, image: int) -> list[np.ndarray]:
+def truth(server: AnnotationServer, image: int) -> list[np.ndarray]:
     """The image's masks in the dataset, the largest first."""
     rows = sorted(mask_rows(server.dataset, image), key=lambda row: -row["area"])
     return [np.asarray(coco.decode(row["segmentation"])).astype(bool) for row in rows]

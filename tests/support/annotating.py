@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 from starlette.testclient import TestClient
 
-from segmint.pipeline.engine.annotate.access import Origin, Team
+from segmint.pipeline.engine.annotate.access import ServerOrigin, Team
 from segmint.pipeline.engine.annotate.app import make_app
 from segmint.pipeline.engine.annotate.queue import QueueOptions
-from segmint.pipeline.engine.annotate.server import AnnotateOptions, Opened
+from segmint.pipeline.engine.annotate.server import AnnotateOptions, ServedView
 from tests.support.builds import ROOT
 
 PORT = 8765
@@ -34,10 +34,10 @@ def options(**queue: Any) -> AnnotateOptions:
 class Annotators:
     """Browsers of annotators: `who("ann")` is Ann's, which has opened her address."""
 
-    def __init__(self, opened: Opened, *names: str, origin: Origin | None = None) -> None:
+    def __init__(self, opened: ServedView, *names: str, origin: ServerOrigin | None = None) -> None:
         self.team = Team(PORT, list(names or ["ann"]), origin)
-        self.app = make_app(opened.desk, self.team)
-        opened.desk.embeddings._patience_s = 120.0  # these browsers do not ask again
+        self.app = make_app(opened.annotator_view, self.team)
+        opened.annotator_view.embeddings._patience_s = 120.0  # these browsers do not ask again
 
     def stranger(self, base_url: str = ORIGIN) -> TestClient:
         """Return a browser without a cookie."""

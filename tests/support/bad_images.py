@@ -23,7 +23,7 @@ CRASH, HANG, EXIT, ALLOCATE = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
-class Sample:
+class BadImage:
     """A file's name and bytes, and the verdict on it: None means accepted."""
 
     name: str
@@ -35,7 +35,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedVerdict:
     """The expected result of one row of the catalog."""
 
     image_id: str
@@ -211,68 +211,72 @@ def large_profile() -> bytes:
     return struct.pack(">I", len(profile)) + profile[4:]
 
 
-def _broken() -> Iterable[Sample]:
-    yield Sample("zero_bytes.jpg", b"", Reason.EMPTY_OBJECT)
-    yield Sample("html.jpg", b"<!DOCTYPE html><html><body>404 Not Found</body></html>", Reason.NOT_AN_IMAGE)
-    yield Sample("xml_error.jpg", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", Reason.NOT_AN_IMAGE)
-    yield Sample("random.jpg", np.random.default_rng(1).bytes(20_000), Reason.NOT_AN_IMAGE)
-    yield Sample("text_bm.bmp", b"BMW dealers and their opening hours, a list\n" * 9, Reason.NOT_AN_IMAGE)
+def _broken() -> Iterable[BadImage]:
+    yield BadImage("zero_bytes.jpg", b"", Reason.EMPTY_OBJECT)
+    yield BadImage("html.jpg", b"<!DOCTYPE html><html><body>404 Not Found</body></html>", Reason.NOT_AN_IMAGE)
+    yield BadImage(
+        "xml_error.jpg", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", Reason.NOT_AN_IMAGE
+    )
+    yield BadImage("random.jpg", np.random.default_rng(1).bytes(20_000), Reason.NOT_AN_IMAGE)
+    yield BadImage("text_bm.bmp", b"BMW dealers and their opening hours, a list\n" * 9, Reason.NOT_AN_IMAGE)
     for name, data in (("svg", b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" width="9"/>'),
                        ("pdf", b"%PDF-1.7\n1 0 obj<<>>endobj\n%%EOF"), ("psd", b"8BPS\x00\x01" + bytes(60)),
                        ("cr3", b"\x00\x00\x00\x18ftypcrx \x00\x00\x00\x01crx isom" + bytes(64)),
                        ("jp2", b"\x00\x00\x00\x0cjP  \r\n\x87\n" + bytes(64))):  # fmt: skip
-        yield Sample(f"unsupported.{name}", data, Reason.UNSUPPORTED_FORMAT)
+        yield BadImage(f"unsupported.{name}", data, Reason.UNSUPPORTED_FORMAT)
     for missing in (1, 2, 12, 3000, len(jpeg()) // 2):
-        yield Sample(f"jpeg_cut_{missing}.jpg", jpeg()[:-missing], Reason.TRUNCATED)
-    yield Sample("jpeg_cut_header.jpg", jpeg()[:300], Reason.TRUNCATED)
+        yield BadImage(f"jpeg_cut_{missing}.jpg", jpeg()[:-missing], Reason.TRUNCATED)
+    yield BadImage("jpeg_cut_header.jpg", jpeg()[:300], Reason.TRUNCATED)
     progressive = encode(photograph(), "JPEG", progressive=True)
-    yield Sample("jpeg_progressive_cut.jpg", progressive[: len(progressive) // 2], Reason.TRUNCATED)
-    yield Sample("jpeg_cut_with_end_marker.jpg", jpeg()[: len(jpeg()) // 2] + b"\xff\xd9", Reason.TRUNCATED)
+    yield BadImage("jpeg_progressive_cut.jpg", progressive[: len(progressive) // 2], Reason.TRUNCATED)
+    yield BadImage("jpeg_cut_with_end_marker.jpg", jpeg()[: len(jpeg()) // 2] + b"\xff\xd9", Reason.TRUNCATED)
     garbage = np.random.default_rng(3).bytes(5000)
-    yield Sample("jpeg_magic_then_noise.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + garbage, Reason.CORRUPT)
+    yield BadImage("jpeg_magic_then_noise.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + garbage, Reason.CORRUPT)
     noise = np.random.default_rng(0).bytes(400).replace(b"\xff", b"\xfe")
     noisy = jpeg()[:20_000] + noise + jpeg()[20_400:]
-    yield Sample("jpeg_noise_inside.jpg", noisy, Reason.CORRUPT)
-    yield Sample("png_cut.png", png()[: len(png()) // 2], Reason.TRUNCATED)
-    yield Sample("png_cut_end.png", png()[:-5], Reason.TRUNCATED)
-    yield Sample("png_corrupt_middle.png", flipped(png(), len(png()) // 2), Reason.CORRUPT)
-    yield Sample("heic_cut.heic", heic("photograph")[:-9], Reason.TRUNCATED)
-    yield Sample(
+    yield BadImage("jpeg_noise_inside.jpg", noisy, Reason.CORRUPT)
+    yield BadImage("png_cut.png", png()[: len(png()) // 2], Reason.TRUNCATED)
+    yield BadImage("png_cut_end.png", png()[:-5], Reason.TRUNCATED)
+    yield BadImage("png_corrupt_middle.png", flipped(png(), len(png()) // 2), Reason.CORRUPT)
+    yield BadImage("heic_cut.heic", heic("photograph")[:-9], Reason.TRUNCATED)
+    yield BadImage(
         "heic_header_alone.heic", b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(64), Reason.TRUNCATED
     )
-    yield Sample("avif_cut.avif", encode(photograph(), "AVIF", speed=10)[:-9], Reason.TRUNCATED)
+    yield BadImage("avif_cut.avif", encode(photograph(), "AVIF", speed=10)[:-9], Reason.TRUNCATED)
     webp = encode(photograph(), "WEBP")
-    yield Sample("webp_cut.webp", webp[: len(webp) // 2], Reason.TRUNCATED)
+    yield BadImage("webp_cut.webp", webp[: len(webp) // 2], Reason.TRUNCATED)
     tiff = encode(photograph(), "TIFF")
-    yield Sample("tiff_cut.tif", tiff[: len(tiff) // 2], Reason.TRUNCATED)
+    yield BadImage("tiff_cut.tif", tiff[: len(tiff) // 2], Reason.TRUNCATED)
     packed = encode(photograph(), "TIFF", compression="tiff_lzw")
-    yield Sample("tiff_lzw_cut.tif", packed[: len(packed) // 2], Reason.TRUNCATED)
-    yield Sample("bmp_cut.bmp", encode(photograph(), "BMP")[:-999], Reason.TRUNCATED)
-    yield Sample("gif_cut.gif", encode(photograph(), "GIF")[:-999], Reason.TRUNCATED)
+    yield BadImage("tiff_lzw_cut.tif", packed[: len(packed) // 2], Reason.TRUNCATED)
+    yield BadImage("bmp_cut.bmp", encode(photograph(), "BMP")[:-999], Reason.TRUNCATED)
+    yield BadImage("gif_cut.gif", encode(photograph(), "GIF")[:-999], Reason.TRUNCATED)
     for name, tag, kind, value in (("kind_as_text", 254, 2, b"1\x00"), ("kind_as_rational", 254, 5, bytes(7) + b"\x01"),
                                    ("infinite_strips", 279, 11, struct.pack("<f", math.inf))):  # fmt: skip
-        yield Sample(f"tiff_{name}.tif", retagged_tiff(tag, kind, value), Reason.CORRUPT)
+        yield BadImage(f"tiff_{name}.tif", retagged_tiff(tag, kind, value), Reason.CORRUPT)
 
 
-def _out_of_bounds() -> Iterable[Sample]:
-    yield Sample("bomb.png", png_bomb(20_032, 20_032), Reason.TOO_LARGE)
-    yield Sample("bomb.heic", resized_box(heic("photograph"), 20_032, 20_032), Reason.TOO_LARGE)
-    yield Sample("bomb.avif", resized_box(encode(photograph(), "AVIF", speed=10), 16_000, 16_000), Reason.TOO_LARGE)
-    yield Sample("other_size.heic", resized_box(heic("photograph"), 64, 64), Reason.CORRUPT)
-    yield Sample("one_pixel.png", encode(photograph().resize((1, 1)), "PNG"), Reason.TOO_SMALL)
-    yield Sample("sliver.png", encode(photograph().resize((30_000, 10)), "PNG"), Reason.TOO_SMALL)
-    yield Sample("too_long_for_jpeg.png", encode(photograph().resize((66_000, 64)), "PNG"), Reason.TOO_LARGE, "release")
-    yield Sample("animated.gif", animation("GIF", 3), Reason.ANIMATED)
-    yield Sample("animated.webp", animation("WEBP", 3), Reason.ANIMATED)
-    yield Sample("animated.avif", animation("AVIF", 3), Reason.ANIMATED)
-    yield Sample("animated.png", animation("PNG", 3), Reason.ANIMATED)
-    yield Sample("two_pages.tif", animation("TIFF", 2), Reason.UNSUPPORTED_FORMAT)
-    yield Sample("float.tif", encode(photograph().convert("F"), "TIFF"), Reason.UNSUPPORTED_FORMAT)
+def _out_of_bounds() -> Iterable[BadImage]:
+    yield BadImage("bomb.png", png_bomb(20_032, 20_032), Reason.TOO_LARGE)
+    yield BadImage("bomb.heic", resized_box(heic("photograph"), 20_032, 20_032), Reason.TOO_LARGE)
+    yield BadImage("bomb.avif", resized_box(encode(photograph(), "AVIF", speed=10), 16_000, 16_000), Reason.TOO_LARGE)
+    yield BadImage("other_size.heic", resized_box(heic("photograph"), 64, 64), Reason.CORRUPT)
+    yield BadImage("one_pixel.png", encode(photograph().resize((1, 1)), "PNG"), Reason.TOO_SMALL)
+    yield BadImage("sliver.png", encode(photograph().resize((30_000, 10)), "PNG"), Reason.TOO_SMALL)
+    yield BadImage(
+        "too_long_for_jpeg.png", encode(photograph().resize((66_000, 64)), "PNG"), Reason.TOO_LARGE, "release"
+    )
+    yield BadImage("animated.gif", animation("GIF", 3), Reason.ANIMATED)
+    yield BadImage("animated.webp", animation("WEBP", 3), Reason.ANIMATED)
+    yield BadImage("animated.avif", animation("AVIF", 3), Reason.ANIMATED)
+    yield BadImage("animated.png", animation("PNG", 3), Reason.ANIMATED)
+    yield BadImage("two_pages.tif", animation("TIFF", 2), Reason.UNSUPPORTED_FORMAT)
+    yield BadImage("float.tif", encode(photograph().convert("F"), "TIFF"), Reason.UNSUPPORTED_FORMAT)
 
 
-def _odd() -> Iterable[Sample]:
-    def accepted(name: str, data: bytes, **columns: object) -> Sample:
-        return Sample(name, data, None, None, columns)
+def _odd() -> Iterable[BadImage]:
+    def accepted(name: str, data: bytes, **columns: object) -> BadImage:
+        return BadImage(name, data, None, None, columns)
 
     yield accepted("plain.jpg", jpeg())
     yield accepted("portrait.jpg", encode(portrait(), "JPEG"))
@@ -305,33 +309,33 @@ def _odd() -> Iterable[Sample]:
     yield accepted("right_hash.jpg", jpeg(), sha256=hashlib.sha256(jpeg()).hexdigest())
 
 
-def _by_catalog() -> Iterable[Sample]:
-    yield Sample("wrong_hash.jpg", jpeg(), Reason.HASH_MISMATCH, "read", {"sha256": "0" * 64})
-    yield Sample("missing.jpg", None, Reason.NOT_FOUND, "read")
-    yield Sample("same_id.jpg", jpeg(), Reason.DUPLICATE_ID, "catalog", {"image_id": "plain.jpg"})
-    yield Sample("other_license.jpg", jpeg(), Reason.LICENSE_NOT_ALLOWED, "catalog", {"license": "CC-BY-NC-4.0"})
-    yield Sample("no_license.jpg", jpeg(), Reason.LICENSE_MISSING, "catalog", {"license": None})
+def _by_catalog() -> Iterable[BadImage]:
+    yield BadImage("wrong_hash.jpg", jpeg(), Reason.HASH_MISMATCH, "read", {"sha256": "0" * 64})
+    yield BadImage("missing.jpg", None, Reason.NOT_FOUND, "read")
+    yield BadImage("same_id.jpg", jpeg(), Reason.DUPLICATE_ID, "catalog", {"image_id": "plain.jpg"})
+    yield BadImage("other_license.jpg", jpeg(), Reason.LICENSE_NOT_ALLOWED, "catalog", {"license": "CC-BY-NC-4.0"})
+    yield BadImage("no_license.jpg", jpeg(), Reason.LICENSE_MISSING, "catalog", {"license": None})
     whole_text = {"license": "Permission is hereby granted, free of charge, to any person " * 4000}
-    yield Sample("license_text.jpg", jpeg(), Reason.LICENSE_NOT_ALLOWED, "catalog", whole_text)
-    yield Sample("line%0Abreak.jpg", None, Reason.URI_NOT_ALLOWED, "read")
-    yield Sample("file:///etc/null%00.jpg", None, Reason.URI_NOT_ALLOWED, "read")
-    yield Sample("s3://vendor/%2e%2e/other.jpg", None, Reason.URI_NOT_ALLOWED, "read")
-    yield Sample("unheard-of://bucket/photo.jpg", None, Reason.URI_NOT_ALLOWED, "read")
+    yield BadImage("license_text.jpg", jpeg(), Reason.LICENSE_NOT_ALLOWED, "catalog", whole_text)
+    yield BadImage("line%0Abreak.jpg", None, Reason.URI_NOT_ALLOWED, "read")
+    yield BadImage("file:///etc/null%00.jpg", None, Reason.URI_NOT_ALLOWED, "read")
+    yield BadImage("s3://vendor/%2e%2e/other.jpg", None, Reason.URI_NOT_ALLOWED, "read")
+    yield BadImage("unheard-of://bucket/photo.jpg", None, Reason.URI_NOT_ALLOWED, "read")
 
 
-def _deadly() -> Iterable[Sample]:
-    yield Sample("crash.bmp", deadly_bitmap(CRASH), Reason.KILLED_WORKER, "prepare", needs_poison=True)
-    yield Sample("hoard.bmp", deadly_bitmap(ALLOCATE), Reason.OUT_OF_MEMORY, "prepare", needs_poison=True)
+def _deadly() -> Iterable[BadImage]:
+    yield BadImage("crash.bmp", deadly_bitmap(CRASH), Reason.KILLED_WORKER, "prepare", needs_poison=True)
+    yield BadImage("hoard.bmp", deadly_bitmap(ALLOCATE), Reason.OUT_OF_MEMORY, "prepare", needs_poison=True)
 
 
 @cache
-def samples() -> tuple[Sample, ...]:
+def samples() -> tuple[BadImage, ...]:
     """Every file, in a fixed order; about a second to make."""
-    makers: tuple[Callable[[], Iterable[Sample]], ...] = (_odd, _broken, _out_of_bounds, _by_catalog, _deadly)
+    makers: tuple[Callable[[], Iterable[BadImage]], ...] = (_odd, _broken, _out_of_bounds, _by_catalog, _deadly)
     return tuple(sample for maker in makers for sample in maker())
 
 
-def write_bad_catalog(folder: Path, chosen: Iterable[Sample] | None = None) -> list[Expected]:
+def write_bad_catalog(folder: Path, chosen: Iterable[BadImage] | None = None) -> list[ExpectedVerdict]:
     """Write the files and `catalog.jsonl` next to them; return the expected result of each row, in order.
 
     The license of every row but two is CC0-1.0, which the policy must allow; those with `needs_poison` need
@@ -344,6 +348,6 @@ def write_bad_catalog(folder: Path, chosen: Iterable[Sample] | None = None) -> l
             (folder / sample.name).write_bytes(sample.data)
         row = {"uri": sample.name, "image_id": sample.name, "license": "CC0-1.0", **sample.columns}
         lines.append(json.dumps(row, ensure_ascii=False))
-        expected.append(Expected(str(row["image_id"]), sample.name, sample.reason, sample.stage))
+        expected.append(ExpectedVerdict(str(row["image_id"]), sample.name, sample.reason, sample.stage))
     (folder / "catalog.jsonl").write_text("\n".join(lines) + "\n")
     return expected

@@ -38,16 +38,16 @@ def chromium() -> "Iterator[Browser]":
 
 
 @dataclass
-class Watched:
+class WatchedPage:
     """Errors and requests of a page since it was watched."""
 
     errors: list[str] = field(default_factory=list)  # of the console, warnings included, and of scripts
     requests: list[str] = field(default_factory=list)  # URLs
 
 
-def watch(page: "Page") -> Watched:
+def watch(page: "Page") -> WatchedPage:
     """Record a page's errors and requests from now on; call it before the page is opened."""
-    watched = Watched()
+    watched = WatchedPage()
 
     def console(message: "ConsoleMessage") -> None:
         if message.type in ("error", "warning"):

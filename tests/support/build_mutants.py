@@ -280,8 +280,8 @@ BUILD_MUTANTS = (
     Mutant(
         "a filled hole counts as an island",
         "model/automatic/cleanup.py",
-        "return Cleaned(kept, holes, islands)",
-        "return Cleaned(kept, islands, holes)",
+        "return CleanedMask(kept, holes, islands)",
+        "return CleanedMask(kept, islands, holes)",
         "tests/model/automatic/test_cleanup.py",
     ),
     Mutant(
@@ -336,8 +336,8 @@ BUILD_MUTANTS = (
     Mutant(
         "opt-out: constrained counts as allowed",
         "operators/opt_out/rules.py",
-        'Rule(TRAINING_MINING, "constrained", Verdict.OPTED_OUT)',
-        'Rule(TRAINING_MINING, "constrained", Verdict.ALLOWED)',
+        'OptOutRule(TRAINING_MINING, "constrained", OptOutVerdict.OPTED_OUT)',
+        'OptOutRule(TRAINING_MINING, "constrained", OptOutVerdict.ALLOWED)',
         "tests/operators/opt_out",
     ),
     Mutant(

@@ -9,7 +9,7 @@ from tests.support.parallel import made_once
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltDataset:
     """A catalog, the configuration of its build, the dataset, and what the command printed."""
 
     catalog: Path
@@ -19,7 +19,7 @@ class Built:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory, processes: None) -> Built:
+def built(tmp_path_factory: pytest.TempPathFactory, processes: None) -> BuiltDataset:
     """Ten rows in shards of three, by one segment actor: row 3 refused for its license, row 10 not found."""
     from tests.support.builds import segmint, small_catalog, write_config
 
@@ -29,4 +29,4 @@ def built(tmp_path_factory: pytest.TempPathFactory, processes: None) -> Built:
 
     folder = made_once(tmp_path_factory, "built", make)
     catalog = folder / "photos" / "catalog.jsonl"
-    return Built(catalog, folder / "build.yaml", folder / "dataset", (folder / "printed.txt").read_text())
+    return BuiltDataset(catalog, folder / "build.yaml", folder / "dataset", (folder / "printed.txt").read_text())

@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 from pycocotools import mask as coco
 
-from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
 from segmint.catalogs.layout import MANIFEST, config_sha256, part_path
 from segmint.infra.storage.location import Location
 from segmint.operators.schemas import DESCRIBED
@@ -86,7 +86,7 @@ def write_dataset(
         config_sha256=config_sha256({"images_per_shard": ROWS}),
         numerics={"device": "cpu"},
         code_version="0",
-        weights=Weights(name="none", sha256="0" * 64),
+        weights=ModelWeights(name="none", sha256="0" * 64),
         catalog=(
             CatalogPart(
                 path=part_path(0, "0" * 64),

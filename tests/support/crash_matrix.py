@@ -21,24 +21,23 @@ from typing import Any
 import pyarrow.dataset  # noqa: F401 (this and the next imported once, for all forks: the product imports them late)
 import tenacity  # noqa: F401
 
-from segmint.catalogs.dataset.annotations.answers import put_answer
-from segmint.catalogs.dataset.commits import Claim
+from segmint.catalogs.dataset.annotations.submissions import put_submission
+from segmint.catalogs.dataset.commits import Reservation
 from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.catalogs.layout import data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
-from segmint.operators.shards.revise import heed_all
+from segmint.operators.shards.revise import finish_dead_writers
 from segmint.pipeline.corrections.amend import amend
-from segmint.pipeline.corrections.merge.run import merge_answers
+from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from tests.support.answered import answer_to, new_mask
-from tests.support.crashing_store import Child, Count, Point, StopAt, gated, points_of
+from tests.support.crashing_store import CallCounter, CrashingChild, CrashPoint, StopPoint, gated, points_of
 from tests.support.everything import mentions
 from tests.support.imported import FIRST, import_coco, write_coco
 from tests.support.locations import location_of
@@ -46,7 +45,7 @@ from tests.support.protocol import (
     ROWS,
     SHARDS,
     VARIANTS,
-    Place,
+    DatasetPath,
     begin,
     broken_promises,
     contents,
@@ -57,6 +56,7 @@ from tests.support.protocol import (
     sweep_all,
     write,
 )
+from tests.support.submissions import answer_to, new_mask
 from tests.support.traces import files_with_traces, scan_data, telling_windows
 
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
@@ -67,19 +67,19 @@ NOW = datetime(2026, 3, 4, tzinfo=UTC)
 class Operation:
     """Work that may be killed anywhere and done again, and the state before it."""
 
-    before: Callable[[Place], object]
-    work: Callable[[Place], object]
+    before: Callable[[DatasetPath], object]
+    work: Callable[[DatasetPath], object]
     mends: bool = False  # whether the state before it is damaged, so that promises hold only after it
     versioned: bool = False  # whether it ends by recording a version
     taken: tuple[int, ...] = ()  # ordinals of images of which only tombstones may be left
 
 
-def _both_shards(place: Place) -> None:
+def _both_shards(place: DatasetPath) -> None:
     write(place, 0)
     write(place, 1)
 
 
-def _left_overs(place: Place) -> None:
+def _left_overs(place: DatasetPath) -> None:
     """A replaced generation, a file of a writer that died, and a temporary file."""
     _both_shards(place)
     write(place, 0, variant=2, generation=2)
@@ -87,7 +87,7 @@ def _left_overs(place: Place) -> None:
     place.storage.put(join(place.uri, "images/.tmp-0"), b"left over")
 
 
-def _damaged(place: Place) -> None:
+def _damaged(place: DatasetPath) -> None:
     """A table with other bytes, and another one that is not there and had no rows."""
     write(place, 0)
     write(place, 1, variant=2)
@@ -98,67 +98,67 @@ def _damaged(place: Place) -> None:
         place.storage.put(uri, b"other bytes") if shard == 0 else place.storage.delete(uri)
 
 
-def _take_down(place: Place) -> None:
-    takedown(place.location, Asked(ids=("image-0", "image-2")), "as was asked", NOW)
+def _take_down(place: DatasetPath) -> None:
+    takedown(place.location, TakedownRequest(ids=("image-0", "image-2")), "as was asked", NOW)
 
 
-def _writer_died(place: Place) -> None:
+def _writer_died(place: DatasetPath) -> None:
     """A build in which shard 0 is committed, and the writer of shard 1 died before its commit."""
     _both_shards(place)
     commit = place.log.latest(1)
     assert commit is not None
-    claim = Claim(1, 1, tuple(entry.path for entry in commit.files))
-    claim.location(place.location).put(claim.to_json())
+    reservation = Reservation(1, 1, tuple(entry.path for entry in commit.files))
+    reservation.location(place.location).put(reservation.to_json())
     place.log.location(1, 1).delete()
 
 
-def _take_down_in_a_build(place: Place) -> None:
+def _take_down_in_a_build(place: DatasetPath) -> None:
     """Of both shards; the build goes on with rows that were made before."""
-    takedown(place.location, Asked(ids=("image-0", "image-4")), "as was asked", NOW)
+    takedown(place.location, TakedownRequest(ids=("image-0", "image-4")), "as was asked", NOW)
     write(place, 1)
 
 
-def _redact(place: Place) -> None:
+def _redact(place: DatasetPath) -> None:
     regions = Path(f"{place.uri}.jsonl")
     regions.write_text('{"id": 4, "kind": "face", "x": 5, "y": 5, "w": 20, "h": 15}\n')
     redact(place.location, location_of(regions))
 
 
-def _amend(place: Place, *ordinals: int) -> None:
+def _amend(place: DatasetPath, *ordinals: int) -> None:
     catalog = Path(f"{place.uri}-corrected.jsonl")
     rows = [{"uri": f"photo_{n}.jpg", "license": "", "image_id": f"image-{n}", "country": "NO"} for n in ordinals]
     catalog.write_text("".join(json.dumps(row) + "\n" for row in rows))
     amend(place.location, location_of(catalog))
 
 
-def _amend_in_a_build(place: Place) -> None:
+def _amend_in_a_build(place: DatasetPath) -> None:
     """Images of both shards; the build goes on with rows that were made before."""
     _amend(place, 0, 4)
     write(place, 1)
 
 
-def _import(place: Place) -> None:
+def _import(place: DatasetPath) -> None:
     """Masks of both shards; image 4 loses one, and one that was corrected is not its own parent."""
     import_coco(
         place, write_coco(place, {1: [(FIRST, 10_000), ((22, 5, 28, 30), None)], 4: [((3, 4, 11, 21), 40_001)]})
     )
 
 
-def _answered(place: Place) -> None:
+def _answered(place: DatasetPath) -> None:
     """Both shards, and answers for an image of each; image 4 has a second one, and a second lane."""
     _both_shards(place)
     for given in (
         answer_to(place.location, 1, [new_mask((3, 4, 11, 21), 10_001)]),
         answer_to(place.location, 4, [new_mask((22, 5, 28, 30))], deleted=[40_000]),
         answer_to(place.location, 4, [new_mask((22, 5, 28, 31))], deleted=[40_000], n=2),
-        answer_to(place.location, 4, lane=1),
+        answer_to(place.location, 4, assignment=1),
     ):
-        put_answer(place.location, given)
+        put_submission(place.location, given)
 
 
-def _retry(place: Place) -> None:
+def _retry(place: DatasetPath) -> None:
     """As a build does, which first completes what dead writers left."""
-    heed_all(place.handle, range(SHARDS))
+    finish_dead_writers(place.handle, range(SHARDS))
     retry(place, 1)
 
 
@@ -174,14 +174,14 @@ OPERATIONS = {
     "amend": Operation(_both_shards, lambda place: _amend(place, 0, 4), versioned=True),
     "amend in a build": Operation(_writer_died, _amend_in_a_build),
     "import": Operation(_both_shards, _import, versioned=True),
-    "merge": Operation(_answered, lambda place: merge_answers(place.location), versioned=True),
+    "merge": Operation(_answered, lambda place: merge_submissions(place.location), versioned=True),
     "takedown of answers": Operation(_answered, _take_down, versioned=True, taken=(0, 2)),
     "repair": Operation(_damaged, lambda place: repair(place.location), mends=True, versioned=True),
 }
 """One line each: all are killed at every call."""
 
 
-def _without_masks(place: Place) -> None:
+def _without_masks(place: DatasetPath) -> None:
     """Delete a file of shard 1 that can be made again from the others."""
     commit = place.log.latest(1)
     assert commit is not None
@@ -192,9 +192,9 @@ def _without_masks(place: Place) -> None:
 class Sleeper:
     """A revision of shard 1 that sleeps while all images of the shard are taken down, and the damage before it."""
 
-    work: Callable[[Place], object]
-    damage: Callable[[Place], object] | None = None  # repaired by another process before the takedown
-    before: Callable[[Place], object] = _both_shards
+    work: Callable[[DatasetPath], object]
+    damage: Callable[[DatasetPath], object] | None = None  # repaired by another process before the takedown
+    before: Callable[[DatasetPath], object] = _both_shards
 
 
 REVISIONS = {
@@ -202,7 +202,7 @@ REVISIONS = {
     "retry beside a takedown": Sleeper(lambda place: retry(place, 1)),
     "amendment beside a takedown": Sleeper(lambda place: _amend(place, 0, 4)),
     "import beside a takedown": Sleeper(_import),
-    "merge beside a takedown": Sleeper(lambda place: merge_answers(place.location), before=_answered),
+    "merge beside a takedown": Sleeper(lambda place: merge_submissions(place.location), before=_answered),
     "repair beside a takedown": Sleeper(lambda place: repair(place.location), _without_masks),
 }
 
@@ -210,36 +210,36 @@ PAUSES = {"sleep beside other content": 1, "sleep beside equal content": 0}
 """What the other writer writes while the first one, of variant 0, is asleep."""
 
 
-def try_operation(operation: Operation, place: Place, folder: Path) -> dict[str, Any]:
+def try_operation(operation: Operation, place: DatasetPath, folder: Path) -> dict[str, Any]:
     """Kill an operation at every point; `folder` is for a copy of the state before it."""
     before = folder / "before"
 
     def prepare() -> None:
-        local = Place(str(before))
+        local = DatasetPath(str(before))
         begin(local)
         operation.before(local)
 
     def undisturbed() -> tuple[list[str], dict[str, str]]:
         there = replace(place, uri=f"{place.uri}/undisturbed")
         copy_folder(before, there)
-        count = Count()
+        count = CallCounter()
         with gated(count, files=_is_local(place)):
             operation.work(there)
         sweep_all(there)
         return count.calls, contents(there)
 
-    Child(prepare).result()
-    calls, expected = Child(undisturbed).result()
+    CrashingChild(prepare).result()
+    calls, expected = CrashingChild(undisturbed).result()
     wrong: dict[str, list[str]] = {}
     dead = {}
     for number, point in enumerate(points_of(calls)):
         there = replace(place, uri=f"{place.uri}/{number}")
         name = f"{point} ({calls[point.number - 1]})"
-        if Child(partial(_until_death, operation, before, there, point)).killed():
+        if CrashingChild(partial(_until_death, operation, before, there, point)).killed():
             dead[name] = there
         else:
             wrong[name] = ["was not killed"]
-    found = Child(partial(_look_at_each, operation, dead, expected)).result()
+    found = CrashingChild(partial(_look_at_each, operation, dead, expected)).result()
     return {
         "calls": calls,
         "points": len(points_of(calls)),
@@ -247,13 +247,13 @@ def try_operation(operation: Operation, place: Place, folder: Path) -> dict[str,
     }
 
 
-def _until_death(operation: Operation, before: Path, place: Place, point: Point) -> None:
+def _until_death(operation: Operation, before: Path, place: DatasetPath, point: CrashPoint) -> None:
     copy_folder(before, place)
-    with gated(StopAt(point), files=_is_local(place)):
+    with gated(StopPoint(point), files=_is_local(place)):
         operation.work(place)
 
 
-def _look_at_each(operation: Operation, dead: dict[str, Place], expected: dict[str, str]) -> dict[str, list[str]]:
+def _look_at_each(operation: Operation, dead: dict[str, DatasetPath], expected: dict[str, str]) -> dict[str, list[str]]:
     """What is wrong after each death. Deaths that left the same files, as around a read, are looked at once."""
     seen: dict[frozenset[tuple[str, bytes]], list[str]] = {}
     found = {}
@@ -265,7 +265,7 @@ def _look_at_each(operation: Operation, dead: dict[str, Place], expected: dict[s
     return found
 
 
-def _look(operation: Operation, place: Place, expected: dict[str, str]) -> list[str]:
+def _look(operation: Operation, place: DatasetPath, expected: dict[str, str]) -> list[str]:
     """What is wrong after a death, and after the work was done again."""
     wrong = [] if operation.mends else [f"killed: {promise}" for promise in broken_promises(place)]
     operation.work(place)
@@ -281,7 +281,7 @@ def _look(operation: Operation, place: Place, expected: dict[str, str]) -> list[
     return wrong + [f"done again: {finding.line()}" for finding in report.findings]
 
 
-def _left(operation: Operation, place: Place) -> list[str]:
+def _left(operation: Operation, place: DatasetPath) -> list[str]:
     """Files with a name of an image that was taken down, and files with 64 bytes of its picture."""
     if not operation.taken:
         return []
@@ -296,38 +296,38 @@ def try_a_pause(variant: int, folder: Path) -> dict[str, Any]:
     """Stop the writer of shard 1 at every point, let another one write `variant`, and wake the first one up."""
     outcomes = {}
     for each in {0, variant}:
-        place = Place(str(folder / f"alone-{each}"))
+        place = DatasetPath(str(folder / f"alone-{each}"))
 
-        def alone(place: Place = place, each: int = each) -> tuple[list[str], dict[str, str]]:
+        def alone(place: DatasetPath = place, each: int = each) -> tuple[list[str], dict[str, str]]:
             begin(place)
-            count = Count()
+            count = CallCounter()
             with gated(count, files=True):
                 write(place, 1, each)
             return count.calls, contents(place)
 
-        outcomes[each] = Child(alone).result()
+        outcomes[each] = CrashingChild(alone).result()
     wrong = {}
     points = [point for point in points_of(outcomes[0][0]) if point.moment != "torn"]  # a stopped process tears nothing
     for number, point in enumerate(points):
-        place = Place(str(folder / str(number)))
+        place = DatasetPath(str(folder / str(number)))
 
-        def sleeper(place: Place = place, point: Point = point) -> None:
+        def sleeper(place: DatasetPath = place, point: CrashPoint = point) -> None:
             begin(place)
-            with gated(StopAt(point, signal.SIGSTOP), files=True):
+            with gated(StopPoint(point, signal.SIGSTOP), files=True):
                 write(place, 1, 0)
 
-        def other(place: Place = place) -> bytes:
+        def other(place: DatasetPath = place) -> bytes:
             write(place, 1, variant)
             return place.log.location(1, 1).read()
 
-        child = Child(sleeper)
+        child = CrashingChild(sleeper)
         if not child.wait_until_stopped():
             wrong[str(point)] = ["was not stopped"]
             continue
-        standing = Child(other).result()
+        standing = CrashingChild(other).result()
         child.go_on()
         child.result()
-        after = Child(lambda place=place: (place.log.location(1, 1).read(), contents(place))).result()
+        after = CrashingChild(lambda place=place: (place.log.location(1, 1).read(), contents(place))).result()
         lines = [] if after[0] == standing else ["the commit was changed"]
         if after[1] not in [outcome[1] for outcome in outcomes.values()]:
             lines.append(f"there are more or fewer files than either writer's: {sorted(after[1])}")
@@ -341,39 +341,39 @@ def try_a_sleeping_revision(sleeping: Sleeper, folder: Path) -> dict[str, Any]:
     before = folder / "before"
 
     def prepare() -> list[str]:
-        begin(Place(str(before)))
-        sleeping.before(Place(str(before)))
+        begin(DatasetPath(str(before)))
+        sleeping.before(DatasetPath(str(before)))
         if sleeping.damage is not None:
-            sleeping.damage(Place(str(before)))
-        alone = Place(str(folder / "alone"))
+            sleeping.damage(DatasetPath(str(before)))
+        alone = DatasetPath(str(folder / "alone"))
         copy_folder(before, alone)
-        count = Count()
+        count = CallCounter()
         with gated(count):
             sleeping.work(alone)
         return count.calls
 
-    calls = Child(prepare).result()
+    calls = CrashingChild(prepare).result()
     wrong = {}
     points = points_of(calls)
     for number, point in enumerate(points):
-        place = Place(str(folder / str(number)))
+        place = DatasetPath(str(folder / str(number)))
 
-        def sleeper(place: Place = place, point: Point = point) -> str:
+        def sleeper(place: DatasetPath = place, point: CrashPoint = point) -> str:
             copy_folder(before, place)
-            with gated(StopAt(point, signal.SIGSTOP)):
+            with gated(StopPoint(point, signal.SIGSTOP)):
                 try:
                     sleeping.work(place)
                 except UsageError as error:
                     return str(error)  # it was not asleep before it looked what there is
             return ""
 
-        def other(place: Place = place) -> None:
+        def other(place: DatasetPath = place) -> None:
             ids = tuple(f"image-{ordinal}" for ordinal in range(ROWS, 2 * ROWS))
             if sleeping.damage is not None:
                 repair(place.location)
-            takedown(place.location, Asked(ids=ids), "as was asked", NOW)
+            takedown(place.location, TakedownRequest(ids=ids), "as was asked", NOW)
 
-        def look(place: Place = place) -> list[str]:
+        def look(place: DatasetPath = place) -> list[str]:
             commit = place.log.latest(1)
             lines = broken_promises(place)
             if commit is None or commit.counts.get("rejected:taken_down") != ROWS:
@@ -382,21 +382,21 @@ def try_a_sleeping_revision(sleeping: Sleeper, folder: Path) -> dict[str, Any]:
             named = mentions(Path(place.uri), [f"image-{ordinal}" for ordinal in range(ROWS, 2 * ROWS)])
             return lines + [f"{path} names an image that was taken down" for path in named]
 
-        child = Child(sleeper)
+        child = CrashingChild(sleeper)
         if not child.wait_until_stopped():
             wrong[str(point)] = ["was not stopped"]
             continue
-        Child(other).result()
+        CrashingChild(other).result()
         child.go_on()
         said = child.result()
-        lines = Child(look).result()
+        lines = CrashingChild(look).result()
         lines += [said] if said and "the dataset has no image" not in said else []
         if lines:
             wrong[f"{point} ({calls[point.number - 1]})"] = lines
     return {"calls": calls, "points": len(points), "wrong": wrong}
 
 
-def _is_local(place: Place) -> bool:
+def _is_local(place: DatasetPath) -> bool:
     return "://" not in place.uri
 
 
@@ -414,7 +414,7 @@ def main(words: list[str], folder: Path, uri: str = "", options: str = "{}") -> 
         elif name in PAUSES:
             results[name] = try_a_pause(PAUSES[name], here)
         else:
-            place = Place(f"{uri or folder}/{here.name}", json.loads(options))
+            place = DatasetPath(f"{uri or folder}/{here.name}", json.loads(options))
             results[name] = try_operation(OPERATIONS[name], place, here)
     print(json.dumps(results))
 

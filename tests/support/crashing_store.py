@@ -77,7 +77,7 @@ def _gated_file_call(name: str, gate: Gate) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
-class Point:
+class CrashPoint:
     """Where a process is stopped: before or after the call number `number` (from 1), or "torn": before it, with the
     file that it was to sync cut in half, as a machine that loses its power leaves it."""
 
@@ -88,7 +88,7 @@ class Point:
         return f"{self.moment} call {self.number}"
 
 
-class Count:
+class CallCounter:
     """A gate that records the names of all calls."""
 
     def __init__(self) -> None:
@@ -100,10 +100,10 @@ class Count:
         return call()
 
 
-class StopAt:
+class StopPoint:
     """A gate that sends a signal to its own process at one point."""
 
-    def __init__(self, point: Point, how: signal.Signals = signal.SIGKILL) -> None:
+    def __init__(self, point: CrashPoint, how: signal.Signals = signal.SIGKILL) -> None:
         self._point = point
         self._how = how
         self._calls = itertools.count(1)
@@ -121,18 +121,18 @@ class StopAt:
                 os.kill(os.getpid(), self._how)
 
 
-def points_of(calls: list[str]) -> list[Point]:
+def points_of(calls: list[str]) -> list[CrashPoint]:
     """Every point at which an operation that makes these calls can be stopped: after a call is before the next."""
-    before = [Point(number, "before") for number in range(1, len(calls) + 1)]
-    torn = [Point(number, "torn") for number, name in enumerate(calls, 1) if name == "fsync of a file"]
-    return [*before, *torn, Point(len(calls), "after")]
+    before = [CrashPoint(number, "before") for number in range(1, len(calls) + 1)]
+    torn = [CrashPoint(number, "torn") for number, name in enumerate(calls, 1) if name == "fsync of a file"]
+    return [*before, *torn, CrashPoint(len(calls), "after")]
 
 
 class ChildFailedError(Exception):
     """A forked child raised; the text is its traceback."""
 
 
-class Child:
+class CrashingChild:
     """`work()` in a fork of this process, which should have no threads."""
 
     def __init__(self, work: Callable[[], Any]) -> None:

@@ -89,8 +89,8 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "nothing looked at is no finding",
-        "pipeline/quality/audit/answer.py",
-        'any(each.reason != "left_out" for each in self.not_looked_at)',
+        "pipeline/quality/audit/result.py",
+        'any(each.reason != "skipped" for each in self.unsearched)',
         "False",
         "tests/pipeline/quality/audit/test_privacy.py",
     ),
@@ -314,15 +314,15 @@ DATASET_MUTANTS = (
     Mutant(
         "a build forgets what was amended meanwhile",
         "operators/shards/revise.py",
-        "amended = heed_catalog(dataset, shard)",
+        "amended = apply_catalog(dataset, shard)",
         "amended = None",
         "tests/pipeline/corrections/test_amend.py",
     ),
     Mutant(
         "an amendment does not look whether another one came meanwhile",
         "pipeline/corrections/correction.py",
-        "            heed_after(replace(dataset, catalog_generation=revision.catalog_generation), shard)",
-        "            heed_tombstones(dataset, shard)",
+        "            apply_later_changes(replace(dataset, catalog_generation=revision.catalog_generation), shard)",
+        "            apply_tombstones(dataset, shard)",
         "tests/pipeline/corrections/test_amend.py",
     ),
     Mutant(
@@ -349,7 +349,7 @@ DATASET_MUTANTS = (
     Mutant(
         "what is claimed is removed",
         "catalogs/dataset/commits.py",
-        "kept.update(*(paths for generation, paths in claims if generation > newest))",
+        "kept.update(*(paths for generation, paths in reservations if generation > newest))",
         "kept.update()",
         "tests/operators/shards/test_revise.py",
     ),
@@ -363,7 +363,7 @@ DATASET_MUTANTS = (
     Mutant(
         "a writer does not look at the tombstones after its commit",
         "operators/shards/write.py",
-        "changed = won and heed_after(dataset, task.shard)",
+        "changed = won and apply_later_changes(dataset, task.shard)",
         "changed = False",
         "tests/operators/shards/test_revise.py",
     ),
@@ -384,7 +384,7 @@ DATASET_MUTANTS = (
     Mutant(
         "a damaged commit is made of the files of a command that died",
         "pipeline/corrections/repair_shard.py",
-        "held.commit is None and path not in claimed",
+        "held.commit is None and path not in reserved",
         "True",
         "tests/pipeline/corrections/test_revision.py",
     ),

@@ -3,7 +3,7 @@
 A history follows from its seed. Processes are killed, sleep for any time between two calls, and see clocks that differ;
 files are damaged and repaired. The dataset is compared with a model of what is committed, corrected and taken down, and
 each recorded version with the states that there were. What is assumed is that a deletion follows the look at its shard
-at once (`Stepped.look_and_delete`).
+at once (`SteppedThreads.look_and_delete`).
 """
 
 import hashlib
@@ -18,19 +18,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from segmint.catalogs.dataset.annotations.names import parse_answer_path
+from segmint.catalogs.dataset.annotations.names import parse_submission_path
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.sweep import sweep
-from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
+from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.dataset.versions.record import Version, put_version, version_numbers, version_path
-from segmint.catalogs.layout import CLAIMS, DamagedDatasetError, parse_amended_name
+from segmint.catalogs.layout import RESERVATIONS, DamagedDatasetError, parse_amended_name
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.files import build_shard_files
 from segmint.operators.shards.put import named_files
-from segmint.operators.shards.revise import heed_all
+from segmint.operators.shards.revise import finish_dead_writers
 from segmint.pipeline.corrections.credits import otherwise_credited
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.quality.audit.integrity import audit_integrity
@@ -55,17 +55,17 @@ from tests.support.locations import handle_of
 from tests.support.protocol import (
     ROWS,
     VARIANTS,
-    Place,
+    DatasetPath,
     begin,
     broken_promises,
     contents,
-    holding,
+    latest,
     quick_folder,
     retry,
     sweep_all,
     write,
 )
-from tests.support.stepped import Stepped, stepping
+from tests.support.stepped import SteppedThreads, stepping
 
 MOST_AT_ONCE = 6
 _CHANGES = ("create commits/", "put commits/", "create tombstones/", "put tombstones/")
@@ -78,7 +78,7 @@ class Actor:
 
     name: str
     work: Callable[[], Any]
-    stepped: Stepped
+    stepped: SteppedThreads
     damages: int  # how many were mended before it started
 
 
@@ -86,7 +86,7 @@ class BrokenHistoryError(AssertionError):
     """An invariant did not hold; the message says in which history, and after what."""
 
 
-class History:
+class WriterHistory:
     """One history, from its seed."""
 
     def __init__(self, seed: int) -> None:
@@ -115,7 +115,7 @@ class History:
         with ExitStack() as made:
             self.folder = made.enter_context(quick_folder())
             made.enter_context(stepping(self._made))
-            self.place = Place(str(self.folder))
+            self.place = DatasetPath(str(self.folder))
             try:
                 begin(self.place)
                 for _ in range(steps):
@@ -166,7 +166,7 @@ class History:
             commands += [(f"answer {ordinal} {x}", lambda: answer_and_merge(place, ordinal, x))] * 2
         name, work = self.random.choice(commands)
         mended = self.damages - len(self.damaged)
-        self.actors.append(Actor(name, work, Stepped(work), mended))
+        self.actors.append(Actor(name, work, SteppedThreads(work), mended))
         return f"start: {name}; {self._advance(len(self.actors) - 1, self.random.randrange(12))}"
 
     def _sweep(self, hours: int, skew: int | None) -> None:
@@ -212,7 +212,7 @@ class History:
         if what == "import" and result:
             code = rectangle_mask(30, 40, *rectangle_of(int(numbers[1])))["segmentation"]
             self.imports.add((int(numbers[0]), code["counts"]))
-        if what == "answer" and result:
+        if what == "submission" and result:
             code = rectangle_mask(30, 40, *rectangle_of(int(numbers[1])))["segmentation"]
             self.answers.add((int(numbers[0]), code["counts"]))
         if what == "amend" and result:
@@ -232,7 +232,7 @@ class History:
 
     def _damage(self) -> str:
         """Flip a bit of a file that can be made again from the rest of its shard, or delete it; one of a shard."""
-        whole = [commit for commit, _ in holding(self.place) if not any(map(self._is_damaged, commit.files))]
+        whole = [commit for commit, _ in latest(self.place) if not any(map(self._is_damaged, commit.files))]
         if not whole:
             return "nothing"
         commit = self.random.choice(whole)
@@ -264,7 +264,7 @@ class History:
         if call.startswith(_CHANGES) or (call.startswith(("create ", "put ")) and "/dataset." in call):
             self.states.add(state_of(self.folder))
 
-    def _call(self, actor: Stepped) -> str:
+    def _call(self, actor: SteppedThreads) -> str:
         """The call that an actor waits before, without what differs between two runs."""
         return _UNIQUE.sub("", actor.next_call.replace(self.folder.name, "dataset"))
 
@@ -285,7 +285,7 @@ class History:
         self._forget_damages()
         broken = [line for line in broken_promises(self.place) if not any(path in line for path in self.damaged)]
         _must(not broken, f"I1, I5, I8: {broken}")
-        now = {commit.shard: (commit, data) for commit, data in holding(self.place)}
+        now = {commit.shard: (commit, data) for commit, data in latest(self.place)}
         _must(self.held.keys() <= now.keys(), f"I2: shards {self.held.keys() - now.keys()} have no commit any more")
         for shard, (commit, data) in now.items():
             generation, before = self.held.get(shard, (0, b""))
@@ -302,12 +302,14 @@ class History:
 
     def _forget_damages(self) -> None:
         """Forget damaged files that are whole again, and those that are gone and that nothing names."""
-        named = {entry.path: entry for commit, _ in holding(self.place) for entry in commit.files}
+        named = {entry.path: entry for commit, _ in latest(self.place) for entry in commit.files}
         for path in sorted(self.damaged):
             file = self.folder / path
             digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else None
-            claimed = any(path.encode() in claim.read_bytes() for claim in (self.folder / CLAIMS).glob("*"))
-            if (digest is None and path not in named and not claimed) or (digest and f"-{digest[:12]}." in path):
+            reserved = any(
+                path.encode() in reservation.read_bytes() for reservation in (self.folder / RESERVATIONS).glob("*")
+            )
+            if (digest is None and path not in named and not reserved) or (digest and f"-{digest[:12]}." in path):
                 self.damaged.remove(path)
 
     def _check_versions(self) -> None:
@@ -363,7 +365,7 @@ class History:
         for shard in range(manifest.shards):
             if shard not in self.held:
                 write(self.place, shard)
-        heed_all(handle_of(location), range(manifest.shards))
+        finish_dead_writers(handle_of(location), range(manifest.shards))
         self._check()
         sweep_all(self.place)
         self._check()
@@ -377,12 +379,12 @@ class History:
         manifest, generation = load_latest_manifest(location)
         expected = {f"dataset.g{number}.json" for number in range(2, generation + 1)} | {"dataset.json"}
         expected |= {part.path for part in manifest.catalog} | {f"tombstones/{each.name}" for each in tombstones}
-        taken = taken_images(tombstones)
-        names = {path: parse_answer_path(path) for path in contents(self.place)}
+        taken = removed_images(tombstones)
+        names = {path: parse_submission_path(path) for path in contents(self.place)}
         expected |= {path for path, name in names.items() if name is not None and name.ordinal not in taken}
         left = names.keys() ^ (expected | self._named() | commits)
         # Of an amendment that was killed, and whose image was taken down before it was repeated.
-        left = {path for path in left if parse_amended_name(path.removeprefix(f"{CLAIMS}/")) is None}
+        left = {path for path in left if parse_amended_name(path.removeprefix(f"{RESERVATIONS}/")) is None}
         _must(not left, f"too many files or too few: {sorted(left)}")
         _must(self.blank == taken.keys(), f"I10: {self.blank ^ taken.keys()} are blank or in tombstones, not both")
         providers = {
@@ -407,7 +409,7 @@ class History:
             _must(not stale, f"I11: shards {stale} have other credits than the catalog")
 
     def _named(self) -> set[str]:
-        return {entry.path for commit, _ in holding(self.place) for entry in commit.files}
+        return {entry.path for commit, _ in latest(self.place) for entry in commit.files}
 
 
 def _must(holds: bool, otherwise: str) -> None:

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from shutil import rmtree
 
-from segmint.catalogs.dataset.annotations.answers import (
-    Answer,
+from segmint.catalogs.dataset.annotations.saved import RemovedImageError
+from segmint.catalogs.dataset.annotations.submissions import (
+    Submission,
     base_digest,
-    put_answer,
-    read_answers,
+    put_submission,
+    read_submissions,
 )
-from segmint.catalogs.dataset.annotations.saved import TakenDownError
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import (
     CatalogPart,
@@ -23,7 +23,7 @@ from segmint.catalogs.dataset.manifest import (
     put_with_parts,
 )
 from segmint.catalogs.dataset.tombstones import TOMBSTONES
-from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
+from segmint.catalogs.dataset.tombstones import TakedownRequest as TakedownAsked
 from segmint.catalogs.dataset.versions.digest import Snapshot, VersionLeaf, leaf_of
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.catalogs.layout import COMMITS, parse_commit_name, part_path
@@ -33,24 +33,24 @@ from segmint.infra.errors import UsageError
 from segmint.operators.rows import Row, to_table
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.files import annotation_id, mask_index
-from segmint.operators.shards.revise import heed_all, with_holding
+from segmint.operators.shards.revise import finish_dead_writers, with_latest_commit
 from segmint.pipeline.corrections.amend import amend
 from segmint.pipeline.corrections.correction import Revision, revise
 from segmint.pipeline.corrections.imports.files import ImportFormat
-from segmint.pipeline.corrections.imports.imports import Asked, import_masks
-from segmint.pipeline.corrections.imports.merge import Mode
-from segmint.pipeline.corrections.merge.run import merge_answers
+from segmint.pipeline.corrections.imports.imports import ImportRequest, import_masks
+from segmint.pipeline.corrections.imports.merge import ImportMode
+from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.corrections.takedown import takedown
-from tests.support.answered import answer_value, new_mask
 from tests.support.imported import coco_of
 from tests.support.locations import location_of
-from tests.support.protocol import ROWS, Place, catalog_rows
+from tests.support.protocol import ROWS, DatasetPath, catalog_rows
+from tests.support.submissions import answer_value, new_mask
 
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 """When images are taken down and versions are recorded."""
 
 
-def grow(place: Place) -> None:
+def grow(place: DatasetPath) -> None:
     """Add a shard to the catalog, once; if another command puts the manifest's next generation, look again."""
     while True:
         manifest, generation = load_latest_manifest(place.location)
@@ -69,7 +69,7 @@ def grow(place: Place) -> None:
                 return
 
 
-def mark(place: Place, ordinal: int, x: int) -> bool:
+def mark(place: DatasetPath, ordinal: int, x: int) -> bool:
     """Add a region to an image, as a redaction does, and return whether that changed anything."""
 
     def change(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
@@ -88,7 +88,7 @@ def _marked(row: Row, x: int) -> Row:
     return {**row, "regions": [*row["regions"], region]}
 
 
-def amend_row(place: Place, ordinal: int, x: int) -> bool:
+def amend_row(place: DatasetPath, ordinal: int, x: int) -> bool:
     """Amend the provider of a row to one of two, so that amendments are reverted; return whether the row was there."""
     folder = Path(f"{place.uri}-amendment-{x}")
     folder.mkdir(exist_ok=True)
@@ -100,7 +100,7 @@ def amend_row(place: Place, ordinal: int, x: int) -> bool:
             "provider": f"provider {x % 2}",
         }
         (folder / "c.jsonl").write_text(json.dumps(row))
-        amend(place.location, location_of(folder / "c.jsonl"), "asked", now=NOW)
+        amend(place.location, location_of(folder / "c.jsonl"), "request", now=NOW)
     except UsageError as error:
         if "names no row of" not in str(error):
             raise
@@ -110,21 +110,21 @@ def amend_row(place: Place, ordinal: int, x: int) -> bool:
     return True
 
 
-def import_mask(place: Place, ordinal: int, x: int) -> bool:
+def import_mask(place: DatasetPath, ordinal: int, x: int) -> bool:
     """Import a rectangle of its own into an image, if that is there; return whether it has it."""
     folder = Path(f"{place.uri}-import-{x}")
     folder.mkdir(exist_ok=True)
     try:
         document = coco_of({ordinal + 1: [(rectangle_of(x), None)]})
         (folder / "masks.json").write_text(json.dumps(document))
-        asked = Asked(location_of(folder / "masks.json"), ImportFormat.COCO, Mode.ADD)
-        masks = import_masks(place.location, asked, now=NOW).listed.masks
+        request = ImportRequest(location_of(folder / "masks.json"), ImportFormat.COCO, ImportMode.ADD)
+        masks = import_masks(place.location, request, now=NOW).listed.masks
     finally:
         rmtree(folder)
     return bool(masks["added"] or masks["same"])
 
 
-def answer_and_merge(place: Place, ordinal: int, x: int) -> bool:
+def answer_and_merge(place: DatasetPath, ordinal: int, x: int) -> bool:
     """Answer for an image with a rectangle of its own, as a page does, and merge; return whether the image is there.
 
     The page shows what the image has and what was answered to that; an earlier answer is merged first.
@@ -132,28 +132,28 @@ def answer_and_merge(place: Place, ordinal: int, x: int) -> bool:
     while True:
         row = with_rows(place, ordinal // ROWS).get(ordinal)
         if row is None or row["reason"] is not None:
-            merge_answers(place.location, now=NOW)
+            merge_submissions(place.location, now=NOW)
             return False
         base = base_digest(row["release"], _with_ids(row))
-        given = [answer for answer in read_answers(place.location, ordinal) if answer.lane == 0]
-        if given and given[-1].base != base and given[-1].n > ((row["answer"] or {}).get("n") or 0):
-            merge_answers(place.location, now=NOW)
+        given = [answer for answer in read_submissions(place.location, ordinal) if answer.assignment == 0]
+        if given and given[-1].base != base and given[-1].n > ((row["submission"] or {}).get("n") or 0):
+            merge_submissions(place.location, now=NOW)
             continue
         before = [mask.model_dump(mode="json") for mask in given[-1].masks] if given and given[-1].base == base else []
         value = answer_value(
             ordinal + 1, n=len(given) + 1, base=base, masks=[*before, new_mask(rectangle_of(x))], annotator=f"Ada {x}"
         )
         try:
-            if put_answer(place.location, Answer.from_value(value)):
-                merge_answers(place.location, now=NOW)
+            if put_submission(place.location, Submission.from_value(value)):
+                merge_submissions(place.location, now=NOW)
                 return True
-        except TakenDownError:
+        except RemovedImageError:
             return False
 
 
-def with_rows(place: Place, shard: int) -> dict[int, Row]:
+def with_rows(place: DatasetPath, shard: int) -> dict[int, Row]:
     """The described rows of a shard, by ordinal; none if it is not committed."""
-    rows = with_holding(place.location, shard, lambda commit: read_committed_rows(place.location, commit))
+    rows = with_latest_commit(place.location, shard, lambda commit: read_committed_rows(place.location, commit))
     return {row["ordinal"]: row for row in rows or ()}
 
 
@@ -185,14 +185,14 @@ def marks_of(row: Row) -> set[int]:
     return {region["x"] for region in row["regions"] or ()}
 
 
-def take_down(place: Place, ordinal: int) -> None:
+def take_down(place: DatasetPath, ordinal: int) -> None:
     """Take an image down, as its subject asks."""
-    takedown(place.location, TakedownAsked(ids=(f"sa_{ordinal + 1}",)), "asked", NOW)
+    takedown(place.location, TakedownAsked(ids=(f"sa_{ordinal + 1}",)), "request", NOW)
 
 
-def resume(place: Place) -> None:
+def resume(place: DatasetPath) -> None:
     """Complete what dead writers did not and record a version, as a build does where every shard is committed."""
-    heed_all(place.handle, range(100))
+    finish_dead_writers(place.handle, range(100))
     put_version(place.location, "build", now=NOW)
 
 

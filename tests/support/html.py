@@ -32,7 +32,7 @@ def parse_page(text: str) -> ParsedPage:
     """Parse a page; character references are resolved."""
     page = ParsedPage()
 
-    class Parser(HTMLParser):
+    class PageParser(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             page.elements.append(Element(tag, {name: value or "" for name, value in attrs}))
 
@@ -41,5 +41,5 @@ def parse_page(text: str) -> ParsedPage:
                 return
             page.pieces.append(data)
 
-    Parser(convert_charrefs=True).feed(text)
+    PageParser(convert_charrefs=True).feed(text)
     return page

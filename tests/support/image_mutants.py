@@ -32,7 +32,7 @@ _TAGS = (
 
 
 @dataclass(frozen=True)
-class Mutant:
+class ImageMutant:
     """A changed image and what was done to it."""
 
     how: str
@@ -114,7 +114,7 @@ def sources() -> tuple[tuple[str, bytes], ...]:
     return tuple(made.items())
 
 
-def mutants(count: int, seed: int) -> Iterator[Mutant]:
+def mutants(count: int, seed: int) -> Iterator[ImageMutant]:
     """Yield `count` changed images, the same for a seed."""
     source = random.Random(seed)
     for _ in range(count):
@@ -127,7 +127,7 @@ def mutants(count: int, seed: int) -> Iterator[Mutant]:
             data = change(data, source)
         if source.random() < _RECOGNIZED:
             data = whole[:12] + data[12:]
-        yield Mutant(f"{name}: {', '.join(change.__name__.strip('_') for change in changes)}", data)
+        yield ImageMutant(f"{name}: {', '.join(change.__name__.strip('_') for change in changes)}", data)
 
 
 def _place(data: bytes, source: random.Random) -> int:

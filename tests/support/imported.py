@@ -8,11 +8,11 @@ from typing import Any
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.pipeline.corrections.imports.files import ImportFormat
-from segmint.pipeline.corrections.imports.imports import Asked, Imported, import_masks
-from segmint.pipeline.corrections.imports.merge import Mode
+from segmint.pipeline.corrections.imports.imports import ImportRequest, ImportResult, import_masks
+from segmint.pipeline.corrections.imports.merge import ImportMode
 from tests.support.described_rows import rectangle_mask
 from tests.support.locations import location_of
-from tests.support.protocol import Place
+from tests.support.protocol import DatasetPath
 
 Box = tuple[int, int, int, int]
 """(top, left, bottom, right) in an image of 30 x 40 pixels."""
@@ -33,7 +33,9 @@ def coco_of(images: Mapping[int, Sequence[tuple[Box, int | None]]], label: str =
     }
 
 
-def write_coco(place: Place, images: Mapping[int, Sequence[tuple[Box, int | None]]], label: str = "object") -> Path:
+def write_coco(
+    place: DatasetPath, images: Mapping[int, Sequence[tuple[Box, int | None]]], label: str = "object"
+) -> Path:
     """Write such a document beside a dataset, under a name of its own."""
     text = json.dumps(coco_of(images, label))
     path = Path(f"{place.uri}-{abs(hash(text))}.json")
@@ -41,12 +43,12 @@ def write_coco(place: Place, images: Mapping[int, Sequence[tuple[Box, int | None
     return path
 
 
-def import_coco(place: Place, path: Path, mode: Mode = Mode.REPLACE, **asked: Any) -> Imported:
+def import_coco(place: DatasetPath, path: Path, mode: ImportMode = ImportMode.REPLACE, **request: Any) -> ImportResult:
     """Import a COCO file."""
-    return import_masks(place.location, Asked(location_of(path), ImportFormat.COCO, mode, **asked))
+    return import_masks(place.location, ImportRequest(location_of(path), ImportFormat.COCO, mode, **request))
 
 
-def masks_of(place: Place, ordinal: int) -> list[Row]:
+def masks_of(place: DatasetPath, ordinal: int) -> list[Row]:
     """The described masks of an image, whose shard has three rows, with their annotation ids."""
     commit = place.log.latest(ordinal // 3)
     assert commit is not None

@@ -34,7 +34,7 @@ UNWRITTEN = {aten.empty, aten.new_empty, aten.empty_strided}
 
 
 @dataclass(frozen=True)
-class Kernel:
+class KernelTraffic:
     """One kernel: its operations, and the bytes that it reads and writes."""
 
     name: str
@@ -83,7 +83,7 @@ class _Hopper:
         return GPUTarget("cuda", 90, 32)
 
 
-def kernels_of(graph: fx.GraphModule) -> list[Kernel]:
+def kernels_of(graph: fx.GraphModule) -> list[KernelTraffic]:
     """The kernels of a traced graph, in no particular order."""
     base = {node: _base(node) for node in graph.graph.nodes}
     depth: dict[fx.Node, int] = {}
@@ -118,7 +118,7 @@ def kernels_of(graph: fx.GraphModule) -> list[Kernel]:
         if _is_library(node) or any(group.get(user) is None or leader(user) is not kernel for user in _users(node)):
             written[kernel][node] = _in_memory(node)
     return [
-        Kernel("+".join(dict.fromkeys(names[one])), sum(read[one].values()), sum(written[one].values()))
+        KernelTraffic("+".join(dict.fromkeys(names[one])), sum(read[one].values()), sum(written[one].values()))
         for one in names
     ]
 

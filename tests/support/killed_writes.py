@@ -12,7 +12,7 @@ from segmint.infra.storage.connections import connect
 WRITES = frozenset({"create", "create_file", "put", "put_file", "delete", "purge"})
 
 
-class KilledError(BaseException):
+class KilledProcessError(BaseException):
     """The process is dead; nothing catches this."""
 
 
@@ -44,7 +44,7 @@ class Budget:
 
     def spend(self) -> None:
         if self.allowed is not None and self.spent >= self.allowed:
-            raise KilledError
+            raise KilledProcessError
         self.spent += 1
 
 

@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from segmint.catalogs.lineage import HeldOut, Round, TrainedOn
+from segmint.catalogs.lineage import HeldOutScores, TrainingDatasetRef, TrainingRound
 
 BASE, TRAINED = "0" * 64, "1" * 64
 """The SHA-256 of weights that training began with, and of those that came out."""
 
 
-HELD_OUT = HeldOut(images=7, measured=2, masks=14, before=0.361, after=0.828, oracle_before=0.895, oracle_after=0.889)
+HELD_OUT = HeldOutScores(
+    images=7, measured=2, masks=14, before=0.361, after=0.828, oracle_before=0.895, oracle_after=0.889
+)
 
 
 def training_json() -> dict[str, Any]:
@@ -26,10 +28,10 @@ def training_json() -> dict[str, Any]:
     }
 
 
-def chain_of(*weights: str, dataset: str = "small") -> tuple[Round, ...]:
+def chain_of(*weights: str, dataset: str = "small") -> tuple[TrainingRound, ...]:
     """A lineage of weights, each trained on a dataset of this name from the one before."""
-    datasets = (TrainedOn(name=dataset, digest="d" * 64),)
+    datasets = (TrainingDatasetRef(name=dataset, digest="d" * 64),)
     return tuple(
-        Round(weights=sha256, name=f"sam-{sha256[:2]}.pth", datasets=datasets if place else ())
+        TrainingRound(weights=sha256, name=f"sam-{sha256[:2]}.pth", datasets=datasets if place else ())
         for place, sha256 in enumerate(weights)
     )

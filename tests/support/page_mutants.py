@@ -3,27 +3,27 @@
 from tests.support.mutant import Mutant
 
 _ASSETS = "pipeline/engine/annotate/assets"
-_DESK = "tests/pipeline/engine/annotate/test_page_desk.py"
+_DESK = "tests/pipeline/engine/annotate/test_page_view.py"
 _MODULES = "tests/pipeline/engine/annotate/test_page_modules.py"
 
 PAGE_MUTANTS = (
     Mutant(
         "undo does not wait for the gestures before it",
-        f"{_ASSETS}/desk.js",
+        f"{_ASSETS}/editor.js",
         "return this.#do(() => this.history.undo() && this.#kept());",
         "return this.image && this.history.undo() && this.#kept();",
         _DESK,
     ),
     Mutant(
         "delete on a new mask takes one that was selected before",
-        f"{_ASSETS}/desk.js",
+        f"{_ASSETS}/editor.js",
         "const chosen = active === null ? this.#selected : active.of;",
         "const chosen = active?.of ?? this.#selected;",
         _DESK,
     ),
     Mutant(
         "what was changed during a save goes with its draft",
-        f"{_ASSETS}/desk.js",
+        f"{_ASSETS}/editor.js",
         "if (this.state === state && this.complete === complete) {",
         "if (true) {",
         _DESK,
@@ -44,7 +44,7 @@ PAGE_MUTANTS = (
     ),
     Mutant(
         "what was merged meanwhile is there twice",
-        f"{_ASSETS}/answer.js",
+        f"{_ASSETS}/submission.js",
         "!there.has(mask.counts) && (",
         "(",
         _MODULES,
@@ -66,7 +66,7 @@ PAGE_MUTANTS = (
     Mutant(
         "the time without a gesture goes with a crash",
         f"{_ASSETS}/guide.js",
-        "    this.#desk.keeping.keepTime();\n",
+        "    this.#editor.keeping.keepTime();\n",
         "",
         _DESK,
     ),

@@ -10,7 +10,7 @@ from segmint.model.automatic.records import MaskRecord
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RecordComparison:
     """Our records against the reference's.
 
     `pairs` holds (ours, theirs, IoU) by position; `missing` and `extra` the positions of theirs and ours that
@@ -36,7 +36,7 @@ class Comparison:
         return min((pair[2] for pair in self.pairs), default=1.0)
 
 
-def compare(ours: Sequence[MaskRecord], theirs: Sequence[dict[str, Any]]) -> Comparison:
+def compare(ours: Sequence[MaskRecord], theirs: Sequence[dict[str, Any]]) -> RecordComparison:
     """Pair each of the reference's masks with one of ours, of the same point and crop, at IoU 0.99."""
     from pycocotools import mask as coco  # GPU machines may lack it
 
@@ -57,7 +57,7 @@ def compare(ours: Sequence[MaskRecord], theirs: Sequence[dict[str, Any]]) -> Com
         free.remove(best)
         pairs.append((best, position, float(overlap[position, best])))
     found = [(ours[index], theirs[position]) for index, position, _ in pairs]
-    return Comparison(
+    return RecordComparison(
         tuple(pairs),
         tuple(missing),
         tuple(sorted(free)),

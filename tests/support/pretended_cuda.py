@@ -219,7 +219,7 @@ class PretendedCuda(TorchDispatchMode):
         if self._tape is None:
             self.launches[_line()] += kernels
         else:
-            self._tape.append(_Counted(_stage(), _line(), kernels, moved))
+            self._tape.append(_CountedOps(_stage(), _line(), kernels, moved))
 
     def _check_mix(self, name: str, args: Any, leaves: list[Any]) -> None:
         for leaf in leaves:
@@ -301,11 +301,11 @@ class PretendedCuda(TorchDispatchMode):
         finally:
             self._tape = None
 
-    def replayed(self, tape: Sequence["_Taped | _Counted"]) -> None:
+    def replayed(self, tape: Sequence["_Taped | _CountedOps"]) -> None:
         """Do again what a graph has recorded."""
         self.launches[_line()] += 1
         for step in tape:
-            if isinstance(step, _Counted):
+            if isinstance(step, _CountedOps):
                 self.graph_kernels[step.line] += step.kernels
                 self.traffic[step.stage] += step.moved
                 self.traffic_by_line[step.line] += step.moved
@@ -325,7 +325,7 @@ class PretendedGraph:
         self._device.replayed(self.tape)
 
 
-class _Counted:
+class _CountedOps:
     def __init__(self, stage: str, line: str, kernels: int, moved: int) -> None:
         self.stage, self.line, self.kernels, self.moved = stage, line, kernels, moved
 
@@ -485,7 +485,7 @@ def pretended_mask_kernels(device: PretendedCuda) -> Iterator[None]:
         table = [mask_tiles.Strip(*strip) for strip in strips.inner.tolist()]
         mask_tiles.draw(flat.inner, low.inner, taps(y, down), taps(x, across), table)
 
-    class Kernel:
+    class LaunchedKernel:
         def __init__(self, compute: Callable[..., None]) -> None:
             self.compute = compute
 
@@ -505,7 +505,7 @@ def pretended_mask_kernels(device: PretendedCuda) -> Iterator[None]:
             return launch
 
     with (
-        mock.patch.object(mask_kernels, "measure_kernel", Kernel(measured)),
-        mock.patch.object(mask_kernels, "draw_kernel", Kernel(drawn)),
+        mock.patch.object(mask_kernels, "measure_kernel", LaunchedKernel(measured)),
+        mock.patch.object(mask_kernels, "draw_kernel", LaunchedKernel(drawn)),
     ):
         yield

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.versions.record import VERSIONS
 from segmint.catalogs.layout import MANIFEST, config_sha256, fingerprint, part_path
@@ -54,7 +54,7 @@ QUICK = RetryPolicy(attempts=3, first_wait_s=0.01, max_wait_s=0.05, deadline_s=2
 
 
 @dataclass(frozen=True)
-class Place:
+class DatasetPath:
     """The place of a dataset."""
 
     uri: str
@@ -93,7 +93,7 @@ def catalog_rows(first: int, rows: int) -> list[dict[str, Any]]:
     ]
 
 
-def begin(place: Place) -> None:
+def begin(place: DatasetPath) -> None:
     """Put the catalog's part and `dataset.json`."""
     rows = catalog_rows(0, SHARDS * ROWS)
     part = table_bytes(to_table(rows, NORMALIZED), NORMALIZED)
@@ -107,7 +107,7 @@ def begin(place: Place) -> None:
         config_sha256=config_sha256(config),
         numerics=NUMERICS,
         code_version="0",
-        weights=Weights(name="none", sha256="0" * 64),
+        weights=ModelWeights(name="none", sha256="0" * 64),
         catalog=(CatalogPart(path=path, rows=len(rows), sha256=digest, source_sha256=digest, first_shard=0),),
         images_per_shard=ROWS,
         policy_date=date(2026, 1, 1),
@@ -117,7 +117,7 @@ def begin(place: Place) -> None:
 
 
 def write(
-    place: Place,
+    place: DatasetPath,
     shard: int,
     variant: int = 0,
     generation: int = 1,
@@ -137,17 +137,17 @@ def write(
 
 
 @contextmanager
-def two_shards(committed: int = 2) -> Iterator[Place]:
+def two_shards(committed: int = 2) -> Iterator[DatasetPath]:
     """A dataset of two shards for a while, so many committed: images 1, 2, 4 and 5, rows 3 and 6 refused."""
     with quick_folder() as folder:
-        place = Place(str(folder / "dataset"))
+        place = DatasetPath(str(folder / "dataset"))
         begin(place)
         for shard in range(committed):
             write(place, shard)
         yield place
 
 
-def retry(place: Place, shard: int) -> str:
+def retry(place: DatasetPath, shard: int) -> str:
     """Try the refused row of a shard again, as `--retry-rejected` does: this time there is an image."""
     commit = place.log.latest(shard)
     last = shard * ROWS + ROWS - 1
@@ -158,20 +158,20 @@ def retry(place: Place, shard: int) -> str:
     return retry_shard(task, [(0, 1)], table).status
 
 
-def sweep_all(place: Place) -> list[str]:
+def sweep_all(place: DatasetPath) -> list[str]:
     """The sweep, for which every file is old."""
     later = datetime.now(UTC) + timedelta(days=1000)
     return sweep(place.location, grace=timedelta(0), now=later, threads=1)
 
 
-def everything(place: Place) -> Iterator[tuple[str, bytes]]:
+def everything(place: DatasetPath) -> Iterator[tuple[str, bytes]]:
     """Every object of a dataset, temporary ones too, by path."""
     storage = place.storage
     for entry in storage.walk(place.uri, include_temporary=True):
         yield entry.name, storage.read(join(place.uri, entry.name))
 
 
-def contents(place: Place) -> dict[str, str]:
+def contents(place: DatasetPath) -> dict[str, str]:
     """SHA-256 of every object of a dataset, temporary ones too, by path; without recorded versions, as in `digests`."""
     return {
         name: hashlib.sha256(data).hexdigest()
@@ -189,22 +189,22 @@ def quick_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def copy_folder(folder: Path, place: Place) -> None:
+def copy_folder(folder: Path, place: DatasetPath) -> None:
     """Put the files below a folder at a dataset's place."""
     upload(folder, place.location)
 
 
-def holding(place: Place) -> Iterator[tuple[Commit, bytes]]:
+def latest(place: DatasetPath) -> Iterator[tuple[Commit, bytes]]:
     """The commit that holds for each shard, with the bytes of its file."""
     for shard, generation in place.log.committed().items():
         data = place.log.location(shard, generation).read()
         yield Commit.from_json(data), data
 
 
-def broken_promises(place: Place) -> list[str]:
+def broken_promises(place: DatasetPath) -> list[str]:
     """What is wrong with the commits that hold: files that are not there, whole, with the bytes they are named by."""
     found = []
-    for commit, data in holding(place):
+    for commit, data in latest(place):
         name = f"shard {commit.shard}, generation {commit.generation}"
         if data != commit.to_json():
             found.append(f"{name}: its commit is not canonical")

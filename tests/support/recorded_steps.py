@@ -9,11 +9,11 @@ from segmint.infra.device import Compute, apply_compute
 from segmint.model.sam.load import load_sam
 from segmint.model.training.sampling import Clicks
 from segmint.pipeline.engine.train.data.cache import EmbeddingCache
-from segmint.pipeline.engine.train.data.draws import Draws
-from segmint.pipeline.engine.train.data.reading import ImageReader
+from segmint.pipeline.engine.train.data.draws import DrawSequence
+from segmint.pipeline.engine.train.data.reading import TrainingImageReader
 from segmint.pipeline.engine.train.embedding import FrozenEncoder, encoder_hash
 from segmint.pipeline.engine.train.trainer import StepResult, Trainer
-from segmint.pipeline.engine.train.world import World
+from segmint.pipeline.engine.train.world import WorkerRank
 from tests.support.locations import location_of
 from tests.support.trained import find
 
@@ -21,7 +21,7 @@ CPU = Compute("cpu", "fp32", 1)
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepSetup:
     """What is trained: a dataset, with the keys of its configuration, and where embeddings are kept."""
 
     folder: Path
@@ -33,7 +33,7 @@ class Steps:
 
 
 def take_steps(
-    steps: Steps, world: World, recorded: list[dict[int, Clicks]] | None = None
+    steps: StepSetup, world: WorkerRank, recorded: list[dict[int, Clicks]] | None = None
 ) -> tuple[list[StepResult], dict[str, Any]]:
     """Take the steps as one worker of a world; returns what each did, and the weights at the end."""
     apply_compute(CPU)
@@ -42,8 +42,8 @@ def take_steps(
     found = find(folder, steps.dataset, **steps.changes)
     sam, images = load_sam(steps.weights), found.images
     cache = EmbeddingCache(location_of(steps.cache), f"{encoder_hash(sam)}-cpu-fp32-1", 1e9)
-    reader = ImageReader(images, 256, 0.9, found.left_out)
-    draws = Draws(images, images.ids > 0, [1.0], found.config.batch, seed=0)
+    reader = TrainingImageReader(images, 256, 0.9, found.skipped)
+    draws = DrawSequence(images, images.ids > 0, [1.0], found.config.batch, seed=0)
     encoder = FrozenEncoder(sam, images, cache, CPU)
     trainer = Trainer(sam, found.config, images, draws, reader, encoder, CPU, world)
     results = [trainer.step(step + 1, None if recorded is None else recorded[step]) for step in range(steps.count)]

@@ -32,20 +32,20 @@ def report_folder(reported: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
-def minted_report(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def minted_report(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report on the small real dataset, from an audit as `QUICK` has it."""
     from segmint.pipeline.quality.report.report import write_report
     from tests.support.locations import location_of
     from tests.support.reported import QUICK
 
     def make(folder: Path) -> None:
-        write_report(location_of(minted), location_of(folder / "report"), options=QUICK)
+        write_report(location_of(small_dataset), location_of(folder / "report"), options=QUICK)
 
     return made_once(tmp_path_factory, "minted_report", make) / "report"
 
 
 @pytest.fixture(scope="session")
-def evidence_folder(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evidence_folder(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Evidence of a signed copy of the small real dataset, which is next to it as `dataset`, with `key.public.pem`."""
     import shutil
 
@@ -60,7 +60,7 @@ def evidence_folder(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from tests.support.reported import QUICK, score_a_study
 
     def make(folder: Path) -> None:
-        shutil.copytree(minted, folder / "dataset", ignore=shutil.ignore_patterns(OUTPUTS))
+        shutil.copytree(small_dataset, folder / "dataset", ignore=shutil.ignore_patterns(OUTPUTS))
         dataset = location_of(folder / "dataset")
         put_version(dataset, "build")
         private, _ = write_keys(folder, "key")

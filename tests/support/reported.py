@@ -5,9 +5,9 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
 from segmint.catalogs.layout import MANIFEST, config_sha256, part_path
-from segmint.catalogs.lineage import Round, TrainedOn
+from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.operators.describe import describe_table
@@ -61,15 +61,17 @@ def write_reported(folder: Path) -> str:
         config_sha256=config_sha256(CONFIG),
         numerics={"device": "cpu", "precision": "fp32"},
         code_version="0.3.0",
-        weights=Weights(name="mobile_sam", sha256="0" * 64),
+        weights=ModelWeights(name="mobile_sam", sha256="0" * 64),
         catalog=(
             CatalogPart(path=part_path(0, "0" * 64), rows=ROWS, sha256="0" * 64, source_sha256="0" * 64, first_shard=0),
         ),
         images_per_shard=4,
         policy_date=date(2026, 1, 1),
         lineage=(
-            Round(weights="1" * 64, name="vit_b"),
-            Round(weights="0" * 64, name="mobile_sam", datasets=(TrainedOn(name=SCRIPT, digest="2" * 64),)),
+            TrainingRound(weights="1" * 64, name="vit_b"),
+            TrainingRound(
+                weights="0" * 64, name="mobile_sam", datasets=(TrainingDatasetRef(name=SCRIPT, digest="2" * 64),)
+            ),
         ),
     )
     storage.put(join(uri, MANIFEST), manifest.to_json())

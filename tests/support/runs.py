@@ -17,7 +17,7 @@ from tests.support.builds import ROOT, digests, segmint
 _MARK = "SEGMINT_TEST_RUN"
 
 
-class Run:
+class BuildProcess:
     """A build as a separate process; a local Ray and all its workers have its mark in their environment."""
 
     def __init__(
@@ -80,16 +80,16 @@ class Run:
 @contextmanager
 def running(
     config: Path, *arguments: str, program: Sequence[str] = ("-m", "segmint", "build"), **environment: str
-) -> Iterator[Run]:
+) -> Iterator[BuildProcess]:
     """A build in the background, or another program of Python's arguments; nothing of it is left afterwards."""
-    run = Run(config, *arguments, program=program, **environment)
+    run = BuildProcess(config, *arguments, program=program, **environment)
     try:
         yield run
     finally:
         run.close()
 
 
-def wait_for(what: str, found: Callable[[], object], run: Run | None = None, timeout: float = 600) -> None:
+def wait_for(what: str, found: Callable[[], object], run: BuildProcess | None = None, timeout: float = 600) -> None:
     """Return when `found` is true; fail if the run, if any, ends first."""
     deadline = time.monotonic() + timeout
     while not found():
@@ -116,7 +116,7 @@ def finish(config: Path, **environment: str) -> int:
     raise AssertionError(f"unfinished after two more builds:\n{run.told()}")
 
 
-def assert_gone(run: Run) -> None:
+def assert_gone(run: BuildProcess) -> None:
     """Nothing that a run started on this machine is left, or it ends by itself soon."""
     _, left = psutil.wait_procs(run.marked(), timeout=300)
     assert not left, f"left behind: {[title(process) for process in left]}"

@@ -6,8 +6,8 @@ SEGMENT_MUTANTS = (
     Mutant(
         "rows of other calls lost in a death",
         "infra/row_ledger.py",
-        "rows = [row for row, its_visit in self._visits.items() if its_visit in visits]",
-        "rows = [row for row, its_visit in self._visits.items() if its_visit == visit]",
+        "rows = [row for row, its_entry in self._entries.items() if its_entry in entries]",
+        "rows = [row for row, its_entry in self._entries.items() if its_entry == visit]",
         "tests/infra/test_row_ledger.py",
     ),
     Mutant(
@@ -20,8 +20,8 @@ SEGMENT_MUTANTS = (
     Mutant(
         "company forgotten with its window",
         "pipeline/building/execution/quarantine.py",
-        "self._in_company.update(ledger.alone())",
-        "self._in_company = set(ledger.alone())",
+        "self._died_with_others.update(ledger.alone())",
+        "self._died_with_others = set(ledger.alone())",
         "tests/pipeline/building/execution/test_quarantine.py",
     ),
     Mutant(
@@ -34,14 +34,18 @@ SEGMENT_MUTANTS = (
     Mutant(
         "deadline counts the wait for a turn",
         "operators/segment/segment.py",
-        """        if task.visit is not None:
-            task.visit.begin(task.row["ordinal"])
-        with self._watched(task):
-            return self._decode(task.row)""",
-        """        with self._watched(task):
-            if task.visit is not None:
-                task.visit.begin(task.row["ordinal"])
-            return self._decode(task.row)""",
+        (
+            "        if task.entry is not None:\n"
+            '            task.entry.begin(task.row["ordinal"])\n'
+            "        with self._watched(task):\n"
+            "            return self._decode(task.row)"
+        ),
+        (
+            "        with self._watched(task):\n"
+            "            if task.entry is not None:\n"
+            '                task.entry.begin(task.row["ordinal"])\n'
+            "            return self._decode(task.row)"
+        ),
         "tests/operators/segment/test_deaths.py",
     ),
     Mutant(

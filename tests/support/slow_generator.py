@@ -19,7 +19,7 @@ from torch import Tensor
 from segmint.model.automatic.crops import Crop, crop_points, cut, generate_crops
 from segmint.model.automatic.filters import inside_crop, over_iou, stability_scores, stable, under_max_area
 from segmint.model.automatic.nms import nms
-from segmint.model.automatic.records import XYWH, Funnel, Generated, MaskRecord
+from segmint.model.automatic.records import XYWH, Funnel, GeneratedMasks, MaskRecord
 from segmint.model.automatic.rle import Rle
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.predictor import Embedding, Predictor
@@ -29,7 +29,7 @@ _POINTS = 16
 
 
 @dataclass(frozen=True)
-class Found:
+class FullMask:
     """A mask over the whole frame, with the values that later steps need."""
 
     rle: dict[str, Any]
@@ -43,10 +43,10 @@ class Found:
 @torch.inference_mode()
 def generate_slowly(
     predictor: Predictor, settings: MaskSettings, image: np.ndarray, original: np.ndarray | None = None
-) -> Generated:
+) -> GeneratedMasks:
     """The result of `MaskGenerator(predictor, settings).generate(...)`; the stability limit must be over 0."""
     height, width, _ = image.shape
-    found: list[Found] = []
+    found: list[FullMask] = []
     counts: Counter[str] = Counter()
     for crop in generate_crops((height, width), settings.crop_n_layers, settings.crop_overlap_ratio):
         if crop.is_empty:
@@ -65,7 +65,7 @@ def generate_slowly(
         found = clean_all(found, settings, counts)
     counts["removed_by_cleanup"] = counts["after_nms2"] - len(found)
     counts["written"] = len(found)
-    return Generated(tuple(record_of(one) for one in found), Funnel(**counts))
+    return GeneratedMasks(tuple(record_of(one) for one in found), Funnel(**counts))
 
 
 def masks_of_crop(
@@ -75,7 +75,7 @@ def masks_of_crop(
     frame_size: tuple[int, int],
     settings: MaskSettings,
     counts: Counter[str],
-) -> list[Found]:
+) -> list[FullMask]:
     """The masks of the crop's grid that pass every limit, point by point; counts those left after each."""
     found = []
     x0, y0, x1, y1 = crop.box
@@ -98,7 +98,7 @@ def masks_of_crop(
         if not inside_crop(np.array([box]), crop.box, frame_size)[0]:
             continue
         counts["inside_crop"] += 1
-        found.append(Found(run_lengths(mask), box, float(predicted_iou), float(stability), (x + x0, y + y0), crop))
+        found.append(FullMask(run_lengths(mask), box, float(predicted_iou), float(stability), (x + x0, y + y0), crop))
     return found
 
 
@@ -115,10 +115,10 @@ def decoded(
                 yield (x, y), low_res, predicted_iou
 
 
-def clean_all(found: Sequence[Found], settings: MaskSettings, counts: Counter[str]) -> list[Found]:
+def clean_all(found: Sequence[FullMask], settings: MaskSettings, counts: Counter[str]) -> list[FullMask]:
     """Fill holes, remove islands, then suppress the duplicates that this made; count masks with either."""
     least = settings.min_mask_region_area
-    kept: list[Found] = []
+    kept: list[FullMask] = []
     scores: list[float] = []
     for one in found:
         mask, had_holes = remove_small_regions(coco.decode(one.rle).astype(np.bool_), least, "holes")
@@ -134,13 +134,13 @@ def clean_all(found: Sequence[Found], settings: MaskSettings, counts: Counter[st
     return suppress(kept, scores, max(settings.box_nms_thresh, settings.crop_nms_thresh))
 
 
-def suppress(found: Sequence[Found], scores: Sequence[float], threshold: float) -> list[Found]:
+def suppress(found: Sequence[FullMask], scores: Sequence[float], threshold: float) -> list[FullMask]:
     """Those that no better one suppresses, best first."""
     boxes = np.array([one.box for one in found], dtype=np.int64).reshape(-1, 4)
     return [found[index] for index in nms(boxes, np.array(scores, dtype=np.float32), threshold)]
 
 
-def record_of(one: Found) -> MaskRecord:
+def record_of(one: FullMask) -> MaskRecord:
     """The mask as a record of the generator."""
     height, width = one.rle["size"]
     return MaskRecord(

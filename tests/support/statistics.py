@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from segmint.catalogs.findings import Findings
-from segmint.pipeline.quality.audit.answer import AuditReport, Checked
+from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts
 from segmint.pipeline.quality.statistics.values import (
     Centers,
     Concavity,
@@ -54,5 +54,5 @@ def statistics_of(**known: Any) -> Statistics:
 
 def audit_of(**known: Any) -> AuditReport:
     """An audit without findings, with these fields."""
-    report = AuditReport("x", "all", "segmint", 1, 100, Findings({}, ()), Checked())
+    report = AuditReport("x", "all", "segmint", 1, 100, Findings({}, ()), CheckedCounts())
     return replace(report, **known)

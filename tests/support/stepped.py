@@ -10,16 +10,16 @@ from unittest.mock import patch
 from tests.support.crashing_store import gated
 
 _PATIENCE_S = 60
-_LOOK = ("read commits/", "read claims/", "delete ", "purge ")
+_LOOK = ("read commits/", "read reservations/", "delete ", "purge ")
 
 _of_thread = threading.local()
 
 
-class KilledError(BaseException):
+class KilledThreadError(BaseException):
     """Ends the work of a thread as a death would: no handler for errors sees it."""
 
 
-class Stepped:
+class SteppedThreads:
     """`work()` in a thread, which waits before each of its storage calls. Use within `stepping`."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
@@ -74,7 +74,7 @@ class Stepped:
         _of_thread.gate = self._gate
         try:
             self.result = self._work()
-        except KilledError:
+        except KilledThreadError:
             pass
         except BaseException as error:  # noqa: BLE001 (raised in the thread that steps it)
             self.error = error
@@ -87,7 +87,7 @@ class Stepped:
         self._waits.release()
         self._may_go.acquire()
         if self._killed:
-            raise KilledError
+            raise KilledThreadError
         return call()
 
     def _wait(self) -> None:
@@ -96,7 +96,7 @@ class Stepped:
 
 
 class InlinePool(ThreadPoolExecutor):
-    """A pool that calls at once, in its own thread, what a `Stepped` thread submits: its calls are stepped, too."""
+    """A pool that calls at once, in its own thread, what a `SteppedThreads` thread submits."""
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
         if getattr(_of_thread, "gate", None) is None:
@@ -104,14 +104,14 @@ class InlinePool(ThreadPoolExecutor):
         future: Future[Any] = Future()
         try:
             future.set_result(function(*arguments, **options))
-        except Exception as error:  # noqa: BLE001 (raised where the result is read; a `KilledError` is not caught)
+        except Exception as error:  # noqa: BLE001 (raised where the result is read; a `KilledThreadError` is not caught)
             future.set_exception(error)
         return future
 
 
 @contextmanager
 def stepping(made: Callable[[str], object] = lambda _: None) -> Iterator[None]:
-    """Within, the storage calls of `Stepped` threads wait for their steps; all others are made at once.
+    """Within, the storage calls of `SteppedThreads` threads wait for their steps; all others are made at once.
 
     `made` is called with the name of each call once it was made.
     """

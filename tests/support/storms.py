@@ -18,7 +18,7 @@ MOST_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
-class Rule:
+class StormRule:
     """Which requests are spoiled, and how.
 
     `method` and `target` are regular expressions, `target` for an object's key with its query, the bucket left out. Of
@@ -36,9 +36,9 @@ class Rule:
 class Storm:
     """A policy made of rules; the first that hits a request decides. Counts what it did."""
 
-    def __init__(self, *rules: Rule, seed: int = 0) -> None:
-        self.hits: Counter[Rule] = Counter()
-        self.asked: Counter[str] = Counter()
+    def __init__(self, *rules: StormRule, seed: int = 0) -> None:
+        self.hits: Counter[StormRule] = Counter()
+        self.request: Counter[str] = Counter()
         self._rules = rules
         self._seed = seed
         self._lock = threading.Lock()
@@ -51,7 +51,7 @@ class Storm:
             return b""  # the probe has writers race for one name: who is hit would depend on the time
         name = f"{method} {re.sub('[0-9a-f]{32}', '*', key)}"
         with self._lock:
-            self.asked[name] += 1
+            self.request[name] += 1
             for number, rule in enumerate(self._rules):
                 if self._in_a_row[name] < MOST_IN_A_ROW and self._hits(number, rule, method, name):
                     self.hits[rule] += 1
@@ -60,8 +60,8 @@ class Storm:
             self._in_a_row[name] = 0
         return b""
 
-    def _hits(self, number: int, rule: Rule, method: str, name: str) -> bool:
-        times = self.asked[name]
+    def _hits(self, number: int, rule: StormRule, method: str, name: str) -> bool:
+        times = self.request[name]
         if not re.fullmatch(rule.method, method) or not re.search(rule.target, name.partition(" ")[2]):
             return False
         if rule.first is not None and times > rule.first:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 MAGENTA = (255, 0, 255)
 
 
-class Magenta(nn.Module):
+class MagentaDetector(nn.Module):
     """Boxes the magenta pixels of one BGR image (3, H, W), all in one, if the box is `least` pixels wide or more."""
 
     def __init__(self, least: int) -> None:
@@ -25,7 +25,7 @@ class Magenta(nn.Module):
         return box[None], torch.zeros(1, dtype=torch.int64), torch.tensor([0.95]), size
 
 
-class Failing(nn.Module):
+class FailingDetector(nn.Module):
     """Finds nothing in a square image, and fails on any other."""
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -34,7 +34,7 @@ class Failing(nn.Module):
         return torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(2)
 
 
-class Fragile(nn.Module):
+class FragileDetector(nn.Module):
     """Finds nothing, and fails on an image that begins with a magenta pixel."""
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -43,7 +43,7 @@ class Fragile(nn.Module):
         return torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(2)
 
 
-class Hanging(nn.Module):
+class HangingDetector(nn.Module):
     """Finds nothing, and never ends on an image that begins with a magenta pixel."""
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -53,7 +53,7 @@ class Hanging(nn.Module):
         return torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(2)
 
 
-class Greedy(nn.Module):
+class GreedyDetector(nn.Module):
     """Finds nothing, and asks for a terabyte for an image that begins with a magenta pixel."""
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -62,7 +62,7 @@ class Greedy(nn.Module):
         return torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(2)
 
 
-class Twice(nn.Module):
+class DoubleDetector(nn.Module):
     """Finds the whole image twice, and keeps one by torchvision's NMS."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Twice(nn.Module):
 
 
 @torch.jit.script
-class Boxes:
+class InstanceBoxes:
     """As detectron2 exports it."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -88,9 +88,9 @@ class Boxes:
 class Instances:
     """As detectron2 exports it: a field that is not there is None with an underscore, and raises without."""
 
-    def __init__(self, image_size: tuple[int, int], boxes: Boxes, scores: Tensor, classes: Tensor) -> None:
+    def __init__(self, image_size: tuple[int, int], boxes: InstanceBoxes, scores: Tensor, classes: Tensor) -> None:
         self.image_size = image_size
-        self._pred_boxes = torch.jit.annotate(Boxes | None, boxes)
+        self._pred_boxes = torch.jit.annotate(InstanceBoxes | None, boxes)
         self._scores = torch.jit.annotate(Tensor | None, scores)
         self._pred_classes = torch.jit.annotate(Tensor | None, classes)
 
@@ -110,7 +110,7 @@ class SecondGeneration(nn.Module):
         x0, y0, x1, y1 = float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1)
         boxes = torch.tensor([[x0, y0, x1, y1], [x0, y0, x1, y1], [x1, y0, x1 + 90, y1]])
         scores, classes = torch.tensor([0.7, 0.69, 0.8]), torch.tensor([0, 0, 1])
-        return [Instances((image.shape[1], image.shape[2]), Boxes(boxes), scores, classes)]
+        return [Instances((image.shape[1], image.shape[2]), InstanceBoxes(boxes), scores, classes)]
 
 
 class OnlyScores(nn.Module):

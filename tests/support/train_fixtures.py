@@ -21,7 +21,7 @@ def trainable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A run that has ended: its configuration, its dataset, its output, and the lines that it printed."""
 
     config: Path
@@ -31,7 +31,7 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def ended(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Run:
+def ended(tmp_path_factory: pytest.TempPathFactory, weights: None) -> FinishedRun:
     """Two steps of MobileSAM on two images of three each, with a checkpoint at each, and embeddings in `cache`."""
     from tests.support.locations import location_of
     from tests.support.trainable import SHORTEST, train_yaml, write_three
@@ -56,4 +56,4 @@ def ended(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Run:
 
     folder = made_once(tmp_path_factory, "ended", make)
     printed = (folder / "printed.txt").read_text().splitlines()
-    return Run(folder / "train.yaml", folder / "dataset", folder / "run", printed)
+    return FinishedRun(folder / "train.yaml", folder / "dataset", folder / "run", printed)

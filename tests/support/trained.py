@@ -6,9 +6,9 @@ from typing import Any
 
 from segmint.infra.storage.location import Location
 from segmint.pipeline.engine.train.data.images import (
-    Held,
-    LeftOut,
-    OpenedDataset,
+    DatasetContents,
+    SkippedImages,
+    TrainingDataset,
     TrainingImages,
     find_images,
     open_datasets,
@@ -20,21 +20,21 @@ from tests.support.trainable import train_yaml
 
 
 @dataclass(frozen=True)
-class Found:
+class DatasetInputs:
     """What a run finds in its datasets."""
 
     config: TrainConfig
-    datasets: list[OpenedDataset]
+    datasets: list[TrainingDataset]
     images: TrainingImages
-    held: dict[str, Held]
-    left_out: LeftOut
+    held: dict[str, DatasetContents]
+    skipped: SkippedImages
 
 
-def find(folder: Path, dataset: Path, kept: Location | None = None, **changes: Any) -> Found:
+def find(folder: Path, dataset: Path, kept: Location | None = None, **changes: Any) -> DatasetInputs:
     """Find the images of a dataset with a configuration of these keys, written to `folder`."""
     config = load_train_config(str(train_yaml(folder / "train.yaml", [dataset], folder / "run", **changes)))
     config = with_preset(config, "mobile_sam")
-    left_out = LeftOut()
+    skipped = SkippedImages()
     datasets = open_datasets(config, location_of(dataset).storage)
-    images, held = find_images(config, datasets, kept, left_out)
-    return Found(config, datasets, images, held, left_out)
+    images, held = find_images(config, datasets, kept, skipped)
+    return DatasetInputs(config, datasets, images, held, skipped)

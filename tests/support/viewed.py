@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segmint.pipeline.quality.audit.answer_json import to_dict
+from segmint.pipeline.quality.audit.result_json import to_dict
 from tests.support.builds import ROOT
 from tests.support.named_image import image_of
 from tests.support.statistics import audit_of

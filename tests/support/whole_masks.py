@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmint.model.automatic.boxes import mask_boxes
-from segmint.model.automatic.candidates import Patch
+from segmint.model.automatic.candidates import MaskPatch
 from segmint.model.automatic.filters import stability_scores, stable
 from segmint.model.automatic.upscaling import StableMasks
 from segmint.model.sam.predictor import Embedding, Predictor
@@ -20,17 +20,19 @@ class WholeUpscaling:
         self._predictor = predictor
         self._embedding = embedding
 
-    def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[Patch]:
+    def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[MaskPatch]:
         upscaled = self._predictor.upscale(logits[None], self._embedding)[0]
         scores = stability_scores(upscaled, offset)
         kept = torch.nonzero(stable(scores, threshold)).flatten()
         masks = (upscaled[kept] > 0).cpu()
         boxes = mask_boxes(masks).numpy()
-        patches = tuple(Patch.pack(mask.numpy(), tuple(box)) for mask, box in zip(masks, boxes.tolist(), strict=True))
+        patches = tuple(
+            MaskPatch.pack(mask.numpy(), tuple(box)) for mask, box in zip(masks, boxes.tolist(), strict=True)
+        )
         areas = masks.sum(dim=(1, 2)).numpy()
         return StableMasks(kept.cpu().numpy(), scores[kept].cpu().numpy(), areas, boxes, patches)
 
-    def draw(self, sketches: list[Patch]) -> list[Patch]:
+    def draw(self, sketches: list[MaskPatch]) -> list[MaskPatch]:
         return list(sketches)
 
 
@@ -47,7 +49,7 @@ def blobs(seed: int, masks: int, spread: int) -> Tensor:
     return (8 * smooth - 4 + 0.2 * torch.randn(masks, 256, 256, generator=generator)).clamp(min=-12)
 
 
-def full(patch: Patch, size: tuple[int, int]) -> np.ndarray:
+def full(patch: MaskPatch, size: tuple[int, int]) -> np.ndarray:
     """The mask (height, width) bool over the whole frame."""
     mask = np.zeros(size, dtype=np.bool_)
     (x, y), (height, width) = patch.corner, patch.shape
@@ -55,6 +57,6 @@ def full(patch: Patch, size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def in_full(patches: list[Patch], size: tuple[int, int]) -> np.ndarray:
+def in_full(patches: list[MaskPatch], size: tuple[int, int]) -> np.ndarray:
     """The masks (N, height, width) bool over the whole frame."""
     return np.array([full(patch, size) for patch in patches]).reshape(-1, *size)

@@ -1,4 +1,4 @@
-"""The names of files in `annotations/`, one folder an image: `annotations/<ordinal>/<lane>.<n>.json`."""
+"""The names of files in `annotations/`, one folder an image: `annotations/<ordinal>/<assignment>.<n>.json`."""
 
 import re
 from collections.abc import Container, Iterable, Iterator
@@ -10,51 +10,51 @@ ANNOTATIONS = "annotations"
 RATINGS = "ratings"
 """Folder in `annotations/` for ratings of single masks."""
 
-_NAME = re.compile(r"(?P<lane>[01])\.(?P<n>[1-9]\d{0,8})\.json", re.ASCII)
+_NAME = re.compile(r"(?P<assignment>[01])\.(?P<n>[1-9]\d{0,8})\.json", re.ASCII)
 _ORDINAL = re.compile(r"0|[1-9]\d{0,15}", re.ASCII)
 
 
-class AnswerName(NamedTuple):
+class SubmissionName(NamedTuple):
     """What an answer's path says; in order of images, lanes and numbers."""
 
     ordinal: int
-    lane: int
+    assignment: int
     n: int
 
 
-def answer_path(ordinal: int, lane: int, n: int) -> str:
+def submission_path(ordinal: int, assignment: int, n: int) -> str:
     """Return the path of an answer's file below the dataset."""
-    return f"{ANNOTATIONS}/{ordinal}/{lane}.{n}.json"
+    return f"{ANNOTATIONS}/{ordinal}/{assignment}.{n}.json"
 
 
-def parse_answer_path(path: str) -> AnswerName | None:
+def parse_submission_path(path: str) -> SubmissionName | None:
     """Parse the path of an answer's file below the dataset; None for any other path."""
     folder, _, rest = path.partition("/")
     ordinal, _, name = rest.partition("/")
     match = _NAME.fullmatch(name)
     if folder != ANNOTATIONS or _ORDINAL.fullmatch(ordinal) is None or match is None:
         return None
-    return AnswerName(int(ordinal), int(match["lane"]), int(match["n"]))
+    return SubmissionName(int(ordinal), int(match["assignment"]), int(match["n"]))
 
 
-def list_answers(dataset: Location) -> Iterator[AnswerName]:
+def list_submissions(dataset: Location) -> Iterator[SubmissionName]:
     """Yield the names of all answers, in order; other files are left out."""
-    names = (parse_answer_path(f"{ANNOTATIONS}/{entry.name}") for entry in (dataset / ANNOTATIONS).walk())
+    names = (parse_submission_path(f"{ANNOTATIONS}/{entry.name}") for entry in (dataset / ANNOTATIONS).walk())
     yield from sorted(name for name in names if name is not None)
 
 
-def answers_of(dataset: Location, ordinal: int) -> list[AnswerName]:
+def submissions_of(dataset: Location, ordinal: int) -> list[SubmissionName]:
     """Return the names of an image's answers, by lane and number."""
     folder = f"{ANNOTATIONS}/{ordinal}"
-    names = (parse_answer_path(f"{folder}/{entry.name}") for entry in (dataset / folder).list())
+    names = (parse_submission_path(f"{folder}/{entry.name}") for entry in (dataset / folder).list())
     return sorted(name for name in names if name is not None)
 
 
-def last_answers(names: Iterable[AnswerName]) -> dict[int, dict[int, AnswerName]]:
+def latest_submissions(names: Iterable[SubmissionName]) -> dict[int, dict[int, SubmissionName]]:
     """Return the last answer of each lane, by ordinal and lane."""
-    last: dict[int, dict[int, AnswerName]] = {}
+    last: dict[int, dict[int, SubmissionName]] = {}
     for name in sorted(names):
-        last.setdefault(name.ordinal, {})[name.lane] = name
+        last.setdefault(name.ordinal, {})[name.assignment] = name
     return last
 
 

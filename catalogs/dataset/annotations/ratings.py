@@ -12,9 +12,9 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from segmint.catalogs.dataset.annotations.answers import MOST_MASKS, Annotator, Sha256
 from segmint.catalogs.dataset.annotations.names import ANNOTATIONS, RATINGS
 from segmint.catalogs.dataset.annotations.saved import SavedAt, parse_saved, put_saved, read_saved, saved_json
+from segmint.catalogs.dataset.annotations.submissions import MOST_MASKS, Annotator, Sha256
 from segmint.catalogs.frozen import Frozen
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location

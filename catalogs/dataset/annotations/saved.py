@@ -5,7 +5,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field, ValidationError
 
-from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
+from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json, wrong_fields
 from segmint.infra.errors import SegmintError
@@ -18,7 +18,7 @@ SavedAt = Annotated[str, Field(pattern=r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\z")]
 S = TypeVar("S", bound=Frozen)
 
 
-class TakenDownError(SegmintError):
+class RemovedImageError(SegmintError):
     """The image of what was to be saved was taken down: nothing was kept."""
 
 
@@ -52,12 +52,12 @@ def put_saved(dataset: Location, path: str, data: bytes, ordinal: int, kind: str
     """Put a file of an image if its name is free; return whether it is there now. False: another one has the name.
 
     A file that is there is never changed. The tombstones are looked at afterwards, and a takedown looks at the files
-    after its tombstone, so one of the two sees the other: raises `TakenDownError`, with nothing left, if the image was
-    taken down. `kind` is what such files are called, in the plural.
+    after its tombstone, so one of the two sees the other: raises `RemovedImageError`, with nothing left, if the image
+    was taken down. `kind` is what such files are called, in the plural.
     """
     file = dataset / path
     won = file.put_if_absent(data)
-    if ordinal in taken_images(read_tombstones(dataset)):
+    if ordinal in removed_images(read_tombstones(dataset)):
         file.purge()
-        raise TakenDownError(f"image {ordinal + 1} was taken down: its {kind} are not kept")
+        raise RemovedImageError(f"image {ordinal + 1} was taken down: its {kind} are not kept")
     return won

@@ -37,7 +37,7 @@ _WAIT_S = 0.2
 _TRIES = 2
 
 
-class _Held(NamedTuple):
+class _CachedShard(NamedTuple):
     used_ns: int  # when it was last used
     size: int
     path: Path
@@ -159,14 +159,14 @@ class ShardCache:
             total -= held.size
         return total + size <= self.most_bytes
 
-    def _held(self) -> Iterator[_Held]:
+    def _held(self) -> Iterator[_CachedShard]:
         """Yield what is in the folder by this cache: files of others are neither counted nor removed."""
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
                     if _OWN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                         status = entry.stat()
-                        yield _Held(status.st_mtime_ns, status.st_size, Path(entry.path))
+                        yield _CachedShard(status.st_mtime_ns, status.st_size, Path(entry.path))
 
 
 def _copied(source: Location, target: Path) -> tuple[int, str]:

@@ -155,7 +155,7 @@ class OpenShard:
             if span is not None and data is not None and len(data) != span[1]:
                 raise DamagedDatasetError(f"{self._location} is not a readable shard: unexpected end of data")
         jpeg, document = files
-        return make_sample(self._location, ImageRow(self, row), jpeg, document or b"", Masks)
+        return make_sample(self._location, ImageRow(self, row), jpeg, document or b"", MaskSequence)
 
 
 class OpenShards:
@@ -234,7 +234,7 @@ _VALUES = itemgetter(
 )
 
 
-class Masks(Sequence[MaskAnnotation]):
+class MaskSequence(Sequence[MaskAnnotation]):
     """The masks of an image, equal to a list of them. Each access makes a new annotation: keep what you use twice.
 
     A list of them would be a thousand objects an image, through which Python's garbage collector goes together with
@@ -277,7 +277,7 @@ class Masks(Sequence[MaskAnnotation]):
         return map(self._annotation, zip(*self._plain, boxes, crops, of_each, strict=True))
 
     def __eq__(self, other: object) -> bool:
-        return list(self) == list(other) if isinstance(other, Masks | list) else NotImplemented
+        return list(self) == list(other) if isinstance(other, MaskSequence | list) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]  # as a list
 

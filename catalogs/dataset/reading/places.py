@@ -19,20 +19,20 @@ ReadRange = Callable[[int, int], bytes]
 """Returns the bytes of a tar from an offset, so many or up to its end."""
 
 
-class Place(NamedTuple):
+class MemberRange(NamedTuple):
     """The first byte and the number of bytes of an image's files in a tar; `jpeg` is None where it has none."""
 
     jpeg: tuple[int, int] | None
     document: tuple[int, int]
 
 
-class Places(Sequence[Place]):
+class Places(Sequence[MemberRange]):
     """The places of many images, in 32 bytes each: a process holds those of all images of its window."""
 
     def __init__(self) -> None:
         self._numbers = array("q")
 
-    def append(self, place: Place) -> None:
+    def append(self, place: MemberRange) -> None:
         """Add a place."""
         self._numbers.extend((*(place.jpeg or (_NONE, 0)), *place.document))
 
@@ -40,15 +40,15 @@ class Places(Sequence[Place]):
         return len(self._numbers) // 4
 
     @overload
-    def __getitem__(self, index: int) -> Place: ...
+    def __getitem__(self, index: int) -> MemberRange: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Place]: ...
-    def __getitem__(self, index: int | slice) -> Place | list[Place]:
+    def __getitem__(self, index: slice) -> list[MemberRange]: ...
+    def __getitem__(self, index: int | slice) -> MemberRange | list[MemberRange]:
         if isinstance(index, slice):
             return [self[each] for each in range(len(self))[index]]
         first = 4 * range(len(self))[index]
         offset, size, document, length = self._numbers[first : first + 4]
-        return Place(None if offset == _NONE else (offset, size), (document, length))
+        return MemberRange(None if offset == _NONE else (offset, size), (document, length))
 
 
 def find_places(tar: Location, read: ReadRange) -> Places:
@@ -74,7 +74,7 @@ def _paired(members: Iterator[tuple[str, int, int]]) -> Places:
         if name.endswith(".jpg"):
             jpeg = offset, size
         elif name.endswith(".json"):
-            found.append(Place(jpeg, (offset, size)))
+            found.append(MemberRange(jpeg, (offset, size)))
             jpeg = None
     return found
 

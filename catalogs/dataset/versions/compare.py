@@ -8,7 +8,7 @@ from segmint.catalogs.layout import is_part_path, parse_commit_path
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SnapshotComparison:
     """The files, by path, in which a snapshot differs from an earlier one.
 
     Manifests, commits and tombstones are never changed or removed, except for a commit that a higher generation of its
@@ -32,14 +32,14 @@ class Comparison:
         return not (self.changed or self.missing or self.replaced or self.added)
 
 
-def compare_snapshots(before: Snapshot, now: Snapshot) -> Comparison:
+def compare_snapshots(before: Snapshot, now: Snapshot) -> SnapshotComparison:
     """Compare what a dataset was with what it is."""
     was, found = before.by_path, now.by_path
     generations = _generations(now)
     grown = _manifests(now) > _manifests(before)
     gone = [path for path in was if path not in found]
     replaced = {path for path in gone if _is_replaced(path, generations, grown=grown)}
-    return Comparison(
+    return SnapshotComparison(
         changed=tuple(path for path, digest in was.items() if path in found and found[path] != digest),
         missing=tuple(path for path in gone if path not in replaced),
         replaced=tuple(path for path in gone if path in replaced),

@@ -82,7 +82,7 @@ class Snapshot:
 
 
 @dataclass
-class CommitsFound:
+class SnapshotCommits:
     """What taking a snapshot found out about the commits that hold."""
 
     held: Sequence[ListedCommit] = ()  # their files, in order of shards
@@ -105,7 +105,7 @@ def take_snapshot(
     use_cache: bool = True,
     save_cache: bool = False,
     threads: int = 16,
-    read: CommitsFound | None = None,
+    read: SnapshotCommits | None = None,
 ) -> Snapshot:
     """Return the files that a dataset's digest covers, with their hashes, as they were at one moment.
 
@@ -181,7 +181,7 @@ def _take(
     use_cache: bool,
     save_cache: bool,
     threads: int,
-    read: CommitsFound | None,
+    read: SnapshotCommits | None,
 ) -> Snapshot:
     commits = _commit_leaves(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, read=read)
     manifests, latest = manifest_leaves(dataset)
@@ -191,7 +191,7 @@ def _take(
 
 
 def _commit_leaves(
-    dataset: Location, *, use_cache: bool, save_cache: bool, threads: int, read: CommitsFound | None
+    dataset: Location, *, use_cache: bool, save_cache: bool, threads: int, read: SnapshotCommits | None
 ) -> list[VersionLeaf]:
     """Return a leaf for the commit that holds of each shard."""
 
@@ -199,7 +199,7 @@ def _commit_leaves(
         data = (dataset / commit_path(*pair)).read()
         return leaf_of(commit_path(*pair), data), None if read is None else sums_in(data, *pair)
 
-    held = CommitLog(dataset).held()
+    held = CommitLog(dataset).latest_commits()
     if read is not None:
         read.held = held
     existing = [entry.name for entry in (dataset / SUMMARIES).list()] if use_cache or save_cache else []

@@ -24,14 +24,14 @@ class VersionProblem:
 
 
 @dataclass(frozen=True)
-class History:
+class VersionHistory:
     """The latest version that is whole, None if there is none, and what is wrong with any of them."""
 
     latest: Version | None
     problems: tuple[VersionProblem, ...]
 
 
-def read_history(dataset: Location) -> History:
+def read_history(dataset: Location) -> VersionHistory:
     """Read all recorded versions of a dataset; one is in memory at a time.
 
     A version that is missing is known by later ones or by its signature; several in a row are one problem.
@@ -59,7 +59,7 @@ def read_history(dataset: Location) -> History:
             continue
         problems += _breaks(version, latest)
         latest = version
-    return History(latest, tuple(problems))
+    return VersionHistory(latest, tuple(problems))
 
 
 def _breaks(version: Version, earlier: Version | None) -> Iterator[VersionProblem]:

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from segmint.catalogs.dataset.summaries import CommitSums, sum_listed
+from segmint.catalogs.dataset.summaries import CommitSums, sum_listing
 from segmint.catalogs.dataset.versions.compare import compare_snapshots
 from segmint.catalogs.dataset.versions.digest import (
-    CommitsFound,
     Snapshot,
+    SnapshotCommits,
     VersionLeaf,
     short_digest,
     take_snapshot,
@@ -203,7 +203,7 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
         except DamagedDatasetError as error:
             latest = None
             get_logger("versions").warning("damaged", problem=str(error))
-        read = CommitsFound()
+        read = SnapshotCommits()
         snapshot = take_snapshot(dataset, save_cache=True, read=read)
         if latest is not None:
             if latest.digest == snapshot.digest:
@@ -221,7 +221,7 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
             reason=reason,
             when=when,
             code_version=VERSION,
-            counts=_counts(sum_listed(dataset, read.held, read.sums)),
+            counts=_counts(sum_listing(dataset, read.held, read.sums)),
             **_listed(snapshot),
         )
         if (dataset / version.path).put_if_absent(version.to_json()):

@@ -15,23 +15,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.model.automatic.candidates import Candidates
+from segmint.model.automatic.candidates import CandidateMasks
 from segmint.model.automatic.crops import Crop, crop_points
 from segmint.model.automatic.filters import over_iou
 from segmint.model.automatic.on_device import decoder
-from segmint.model.automatic.on_device.decoder import Drawing, Plan
+from segmint.model.automatic.on_device.decoder import DecodePlan, DrawArguments
 from segmint.model.automatic.proposals import filtered, suppress_and_draw
 from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.settings import MaskSettings, small_chunk
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling, stable_outlines
-from segmint.model.device.graphs import Captured, PerThread
-from segmint.model.device.transfers import Fetched, upload
+from segmint.model.device.graphs import CapturedGraph, PerThread
+from segmint.model.device.transfers import HostTransfer, upload
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.model.sam.sam import Sam
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedChunk:
     """Three masks for each of B points that are not drawn yet.
 
     Attributes:
@@ -42,7 +42,7 @@ class Decoded:
 
     predicted_iou: Tensor
     wanted: Tensor
-    drawing: Drawing
+    drawing: DrawArguments
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class ChunkMasks:
     wanted: Tensor
 
 
-def plan_image(sam: Sam, features: Tensor) -> Plan:
+def plan_image(sam: Sam, features: Tensor) -> DecodePlan:
     """What all points on an image embedding (1, 256, 64, 64) share."""
     encoder = sam.prompt_encoder
     return decoder.plan_image(sam.mask_decoder, features, encoder.dense_positions(), encoder.dense_without_mask())
 
 
-def decode_chunk(sam: Sam, plan: Plan, points: Tensor, threshold: float) -> Decoded:
+def decode_chunk(sam: Sam, plan: DecodePlan, points: Tensor, threshold: float) -> DecodedChunk:
     """Decode B points.
 
     `points` (B, 3) float64 are x and y in pixels of the encoder's input, and 1, or 0 for a point that pads the chunk.
@@ -76,10 +76,10 @@ def decode_chunk(sam: Sam, plan: Plan, points: Tensor, threshold: float) -> Deco
     sparse = sam.prompt_encoder(points[:, None, :2], labels, None, None).sparse
     predicted_iou, tokens, images = decoder.decode(sam.mask_decoder, plan, sparse)
     wanted = over_iou(predicted_iou, threshold) & (points[:, 2:] > 0)
-    return Decoded(predicted_iou, wanted, decoder.prepare_drawing(sam.mask_decoder, plan, tokens, images))
+    return DecodedChunk(predicted_iou, wanted, decoder.prepare_drawing(sam.mask_decoder, plan, tokens, images))
 
 
-def draw_chunk(decoded: Decoded) -> ChunkMasks:
+def draw_chunk(decoded: DecodedChunk) -> ChunkMasks:
     """Draw what was decoded; the masks stay as they are."""
     logits = decoded.drawing.draw(decoded.wanted)
     return ChunkMasks(logits, decoded.predicted_iou.clone(), decoded.wanted.clone())
@@ -99,7 +99,7 @@ class DeviceCrops:
 
     def start(
         self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int]
-    ) -> Callable[[], tuple[Candidates, Funnel]]:
+    ) -> Callable[[], tuple[CandidateMasks, Funnel]]:
         """Begin to find the masks of one crop's grid.
 
         Returns a function that waits for them, to be called in the same thread: the masks after NMS within the crop,
@@ -110,9 +110,9 @@ class DeviceCrops:
         upscaling = TiledUpscaling(embedding, self._predictor.sam.image_size)
         chunks = self.start_chunks(embedding, points)
         numbers = [measure_chunk(upscaling, chunk, settings.stability_score_offset) for chunk in chunks]
-        fetched = Fetched(torch.cat(numbers))
+        fetched = HostTransfer(torch.cat(numbers))
 
-        def finish() -> tuple[Candidates, Funnel]:
+        def finish() -> tuple[CandidateMasks, Funnel]:
             found = fetched.numpy()
             wanted = np.flatnonzero(found[:, 8])
             predicted_iou = found[wanted, 7].astype(np.int32).view(np.float32)
@@ -166,9 +166,9 @@ class _Graphs:
         self._sam = predictor.sam
         self._threshold = threshold
         self._features = features.clone()
-        self._plan = Captured(lambda: plan_image(self._sam, self._features), features.device)
+        self._plan = CapturedGraph(lambda: plan_image(self._sam, self._features), features.device)
         self._planned = self._plan()
-        self._chunks: dict[int, tuple[Tensor, Captured[Decoded]]] = {}
+        self._chunks: dict[int, tuple[Tensor, CapturedGraph[DecodedChunk]]] = {}
 
     def plan(self, features: Tensor) -> None:
         """Prepare to decode points on an image embedding (1, 256, 64, 64)."""
@@ -181,7 +181,7 @@ class _Graphs:
             held = points.clone()
             # A graph finds the plan where it was, which only a graph of the plan ensures.
             device = held.device if self._plan.is_graph else torch.device("cpu")
-            decode = Captured(lambda: decode_chunk(self._sam, self._planned, held, self._threshold), device)
+            decode = CapturedGraph(lambda: decode_chunk(self._sam, self._planned, held, self._threshold), device)
             self._chunks[len(points)] = held, decode
         held, decode = self._chunks[len(points)]
         held.copy_(points)

@@ -25,7 +25,7 @@ from segmint.model.sam.transformer import Attention
 
 
 @dataclass(frozen=True)
-class Projected:
+class ProjectedImage:
     """The shared image through one projection of an attention.
 
     Attributes:
@@ -40,16 +40,16 @@ class Projected:
 
 
 @dataclass(frozen=True)
-class View:
+class AttentionView:
     """What the attention from tokens to the image shares: keys, values (P, H * D), and the values' weight (H, D, C)."""
 
-    keys: Projected
+    keys: ProjectedImage
     values: Tensor
     weight: Tensor
 
 
 @dataclass(frozen=True)
-class Block:
+class SharedBlock:
     """What all points on one image share in one two-way block.
 
     Attributes:
@@ -59,26 +59,26 @@ class Block:
         shared: (P, C), the shared image without its mean.
     """
 
-    view: View | None
-    queries: Projected
+    view: AttentionView | None
+    queries: ProjectedImage
     outward: Tensor
     shared: Tensor
 
 
 @dataclass(frozen=True)
-class Plan:
+class DecodePlan:
     """What all points on one image share: keys and values (1, H, P, D) of the first block, blocks, the last view, and
     `drawn` (P, C), the shared image after the first step of upscaling, without bias."""
 
     keys: Tensor
     values: Tensor
-    blocks: tuple[Block, ...]
-    final: View
+    blocks: tuple[SharedBlock, ...]
+    final: AttentionView
     drawn: Tensor
 
 
 @dataclass(frozen=True)
-class Images:
+class PointImages:
     """The images of B points, scale * X + coefficients^T vectors.
 
     Attributes:
@@ -92,7 +92,7 @@ class Images:
     vectors: Tensor
 
 
-def plan_image(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mask: Tensor) -> Plan:
+def plan_image(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mask: Tensor) -> DecodePlan:
     """The plan for an image embedding, its positional encoding and the embedding of no mask, each (1, C, 64, 64)."""
     image = (features + no_mask).flatten(2).transpose(1, 2)
     places = positions.flatten(2).transpose(1, 2)
@@ -105,31 +105,31 @@ def plan_image(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mas
         if block.first:
             view = None
             whole = (back.q_proj.weight @ (shared + places).T + back.q_proj.bias[:, None]).contiguous()
-            queries = Projected(whole, whole[:0], _by_heads(back.q_proj.weight))
+            queries = ProjectedImage(whole, whole[:0], _by_heads(back.q_proj.weight))
             shared = shared + back.out_proj.bias
         else:
             view = _view(block.cross_attn_token_to_image, shared, places)
             queries = _projected(back.q_proj.weight, back.q_proj.bias, shared, places)
         centered = shared - shared.mean(dim=1, keepdim=True)
         outward = _by_heads(back.out_proj.weight.T)
-        blocks.append(Block(view, queries, outward - outward.mean(dim=2, keepdim=True), centered))
+        blocks.append(SharedBlock(view, queries, outward - outward.mean(dim=2, keepdim=True), centered))
         shared = centered * block.norm4.weight
     final = _view(decoder.transformer.final_attn_token_to_image, shared, places)
     weight, _ = as_linear(decoder.upscaling_steps[0])
-    return Plan(split_heads(keys, HEADS), split_heads(values, HEADS), tuple(blocks), final, shared @ weight.T)
+    return DecodePlan(split_heads(keys, HEADS), split_heads(values, HEADS), tuple(blocks), final, shared @ weight.T)
 
 
-def _view(attention: Attention, shared: Tensor, places: Tensor) -> View:
+def _view(attention: Attention, shared: Tensor, places: Tensor) -> AttentionView:
     # The keys' bias adds the same to all scores of a query.
     keys = _projected(attention.k_proj.weight, None, shared, places)
-    return View(keys, shared @ attention.v_proj.weight.T, _by_heads(attention.v_proj.weight))
+    return AttentionView(keys, shared @ attention.v_proj.weight.T, _by_heads(attention.v_proj.weight))
 
 
-def _projected(weight: Tensor, bias: Tensor | None, shared: Tensor, places: Tensor) -> Projected:
+def _projected(weight: Tensor, bias: Tensor | None, shared: Tensor, places: Tensor) -> ProjectedImage:
     of_places = weight @ places.T
     if bias is not None:
         of_places = of_places + bias[:, None]
-    return Projected((weight @ shared.T).contiguous(), of_places.contiguous(), _by_heads(weight))
+    return ProjectedImage((weight @ shared.T).contiguous(), of_places.contiguous(), _by_heads(weight))
 
 
 def _by_heads(rows: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def _by_heads(rows: Tensor) -> Tensor:
     return torch.unflatten(rows, 0, (HEADS, -1))
 
 
-def decode(decoder: MaskDecoder, plan: Plan, sparse: Tensor) -> tuple[Tensor, Tensor, Images]:
+def decode(decoder: MaskDecoder, plan: DecodePlan, sparse: Tensor) -> tuple[Tensor, Tensor, PointImages]:
     """Predicted IoUs (B, 3) float32 of three masks of B points, the masks' tokens (B, 3, C) and the points' images.
 
     `sparse` (B, 2, C) embeds each point and the padding token ("not a point") that follows it.
@@ -145,7 +145,7 @@ def decode(decoder: MaskDecoder, plan: Plan, sparse: Tensor) -> tuple[Tensor, Te
     own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     places = torch.cat([own_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
     tokens = places
-    images: Images | None = None
+    images: PointImages | None = None
     for block, shared in zip(decoder.transformer.blocks, plan.blocks, strict=True):
         attention = block.cross_attn_token_to_image
         tokens = block.attend_among_tokens(tokens, places)
@@ -160,7 +160,9 @@ def decode(decoder: MaskDecoder, plan: Plan, sparse: Tensor) -> tuple[Tensor, Te
         added = torch.einsum("bhtd,hdc->bhtc", _seated(back.v_proj(tokens)), shared.outward).flatten(1, 2)
         if images is None:
             nothing = few.new_zeros(len(sparse), 0, plan.drawn.shape[0])
-            images = Images(few.new_ones(len(sparse), plan.drawn.shape[0], dtype=torch.float32), nothing, added[:, :0])
+            images = PointImages(
+                few.new_ones(len(sparse), plan.drawn.shape[0], dtype=torch.float32), nothing, added[:, :0]
+            )
         else:
             added = torch.cat([added, _with_bias(images.vectors, back.out_proj.bias)], dim=1)
         scale, coefficients = answer(
@@ -177,7 +179,7 @@ def decode(decoder: MaskDecoder, plan: Plan, sparse: Tensor) -> tuple[Tensor, Te
         )
         vectors = added * block.norm4.weight
         vectors[:, CONSTANT] = block.norm4.bias
-        images = Images(scale, coefficients, vectors)
+        images = PointImages(scale, coefficients, vectors)
     assert images is not None
     final = decoder.transformer.final_attn_token_to_image
     attended = _attend(final, plan.final, used_tokens(tokens + places), images)
@@ -186,10 +188,10 @@ def decode(decoder: MaskDecoder, plan: Plan, sparse: Tensor) -> tuple[Tensor, Te
 
 
 @dataclass(frozen=True)
-class Drawing:
+class DrawArguments:
     """What `factored_image.draw` takes: the images after the first step of upscaling, weights, the masks' filters."""
 
-    images: Images
+    images: PointImages
     shared: Tensor
     norm: Tensor
     weight: Tensor
@@ -214,15 +216,15 @@ class Drawing:
         return logits
 
 
-def prepare_drawing(decoder: MaskDecoder, plan: Plan, tokens: Tensor, images: Images) -> Drawing:
+def prepare_drawing(decoder: MaskDecoder, plan: DecodePlan, tokens: Tensor, images: PointImages) -> DrawArguments:
     """What draws the masks with these tokens (B, 3, C) on the points' images."""
     filters = torch.stack([mlp(tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:MASK_TOKENS])], dim=1)
     first, norm, second = decoder.upscaling_steps
     (weight1, bias1), (weight2, bias2) = as_linear(first), as_linear(second)
     vectors = images.vectors @ weight1.T
     vectors[:, CONSTANT] += bias1
-    return Drawing(
-        Images(images.scale, images.coefficients, vectors),
+    return DrawArguments(
+        PointImages(images.scale, images.coefficients, vectors),
         plan.drawn,
         torch.stack([norm.weight, norm.bias]),
         weight2.T.contiguous(),
@@ -232,7 +234,7 @@ def prepare_drawing(decoder: MaskDecoder, plan: Plan, tokens: Tensor, images: Im
     )
 
 
-def _attend_to_shared_image(attention: Attention, q: Tensor, plan: Plan) -> Tensor:
+def _attend_to_shared_image(attention: Attention, q: Tensor, plan: DecodePlan) -> Tensor:
     """The first block's attention from tokens (B, T, C) to the image: all points' tokens form one batch of queries."""
     queries = split_heads(attention.q_proj(q).flatten(0, 1)[None], HEADS)
     attended = join_heads(attend(queries, plan.keys, plan.values))
@@ -240,7 +242,7 @@ def _attend_to_shared_image(attention: Attention, q: Tensor, plan: Plan) -> Tens
     return out
 
 
-def _attend(attention: Attention, view: View, q: Tensor, images: Images) -> Tensor:
+def _attend(attention: Attention, view: AttentionView, q: Tensor, images: PointImages) -> Tensor:
     """`attention(q, images + positions, images)` for queries (B, T, C): (B, T, C)."""
     few = _seated(attention.q_proj(q)) * float(attention.head_width**-0.5)
     own, mixed = look(
@@ -263,7 +265,7 @@ def _seated(x: Tensor) -> Tensor:
     return F.pad(split_heads(x, HEADS), (0, 0, 0, SEATS - x.shape[1]))
 
 
-def _prior(few: Tensor, weight: Tensor, images: Images) -> Tensor:
+def _prior(few: Tensor, weight: Tensor, images: PointImages) -> Tensor:
     """Scores (B, N, R) between projected tokens (B, H, 8, D) and the images' vectors through a weight (H, D, C)."""
     if not images.vectors.shape[1]:
         return few.new_zeros(len(few), ROWS, 0)

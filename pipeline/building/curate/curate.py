@@ -33,11 +33,11 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, local_path, parent, scheme
 from segmint.infra.wording import counted, size
 from segmint.operators.curate.features import SKIPPED, CurateTask
-from segmint.operators.curate.look import LookConfig
+from segmint.operators.curate.inspect import InspectionConfig
 from segmint.operators.curate.scorers import load_scorers
 from segmint.operators.curate.settings import CurateConfig
-from segmint.pipeline.building.curate.decide import Decision, Features, decide, read_features
-from segmint.pipeline.building.curate.looking import Looked, look_at_images
+from segmint.pipeline.building.curate.decide import CurationDecision, ImageFeatures, decide, read_features
+from segmint.pipeline.building.curate.inspecting import InspectionRun, inspect_images
 from segmint.pipeline.building.execution.outages import resumable
 from segmint.pipeline.config.config import Config
 
@@ -52,7 +52,7 @@ _ALONE = re.compile(r"^(/|[A-Za-z][A-Za-z0-9+.\-]*://)").pattern  # a URI that d
 
 
 @dataclass(frozen=True)
-class Curated:
+class CurationResult:
     """What a curation found and did."""
 
     catalog: str
@@ -96,7 +96,7 @@ class Curated:
 
 
 @resumable()
-def run_curate(config: Config, catalog: str, output: str, *, distributions: str | None = None) -> Curated:
+def run_curate(config: Config, catalog: str, output: str, *, distributions: str | None = None) -> CurationResult:
     """Write a catalog with what `config.curate` refuses to `output`; return what was found.
 
     A run that was killed goes on with the images that it has not looked at, and ends with the same bytes. With
@@ -116,18 +116,18 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
         source_sha256 = source.sha256()
         normalized = normalize(source, local / "catalog.parquet")
         _check_rows(source, target, normalized)
-        look = LookConfig(config.ingest, curate.duplicates.mirror, curate.opt_outs, curate.scorers)
-        seen = _digest(_look_identity(normalized, look))
+        look = InspectionConfig(config.ingest, curate.duplicates.mirror, curate.opt_outs, curate.scorers)
+        seen = _digest(_inspection_identity(normalized, look))
         whole = _digest([seen, source_sha256, _decision_identity(config, curate)])  # other columns are copied, too
         work = Location(Storage(config.storage, outage_s=config.outage_timeout_s), f"{output}.curate")
         if distributions is None and _is_written(target, whole):
             _remove(work)
-            return Curated(catalog, output, normalized.rows, written=False)
+            return CurationResult(catalog, output, normalized.rows, written=False)
         folder = work / seen[:12]
         policy_date = _pinned_date(folder, config.license.policy_date)
         task = CurateTask(look, work.storage, catalog, folder, config.assets)
         rows_file = Location(Storage(), str(normalized.path))
-        looked = look_at_images(task, rows_file, normalized.rows, config.resources, config.retry_wait_s)
+        looked = inspect_images(task, rows_file, normalized.rows, config.resources, config.retry_wait_s)
         try:
             features = read_features(folder, normalized.rows, curate)
             if distributions is not None:
@@ -136,7 +136,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
                 decision = decide(rows, normalized.path, folder, features, curate, config.license.policy(policy_date))
         except NotFoundError as error:  # a run for the same output, which removes all parts when it has written it
             if distributions is None and _is_written(target, whole):
-                return Curated(catalog, output, normalized.rows, written=False)
+                return CurationResult(catalog, output, normalized.rows, written=False)
             raise UnfinishedError(
                 f"{work} was removed meanwhile, as each run does that has written {target}: run one at a time"
             ) from error
@@ -147,7 +147,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
         if not target.put_file_if_absent(result):
             raise UsageError(_taken(target))
     _remove(work)
-    return Curated(
+    return CurationResult(
         catalog,
         output,
         normalized.rows,
@@ -160,12 +160,17 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
 
 
 def _drawn(
-    file: Location, folder: Location, features: Features, curate: CurateConfig, source: Location, looked: Looked
-) -> Curated:
+    file: Location,
+    folder: Location,
+    features: ImageFeatures,
+    curate: CurateConfig,
+    source: Location,
+    looked: InspectionRun,
+) -> CurationResult:
     from segmint.pipeline.building.curate.distributions import draw
 
     file.put(draw(features, folder, curate.limits(), file.name))
-    return Curated(
+    return CurationResult(
         catalog=source.uri,
         output="",
         rows=len(features.pixels),
@@ -207,7 +212,7 @@ def _check_rows(source: Location, target: Location, normalized: NormalizedCatalo
                 )
 
 
-def _look_identity(normalized: NormalizedCatalog, look: LookConfig) -> Any:
+def _inspection_identity(normalized: NormalizedCatalog, look: InspectionConfig) -> Any:
     return {
         "version": FEATURES_VERSION,
         "catalog": normalized.sha256,
@@ -257,7 +262,7 @@ def _pinned_date(folder: Location, given: date | None) -> date:
     return date.fromisoformat(json.loads(begun.read())["policy_date"])
 
 
-def write_curated(catalog: WholeCatalog, destination: Path, decision: Decision, digest: str) -> None:
+def write_curated(catalog: WholeCatalog, destination: Path, decision: CurationDecision, digest: str) -> None:
     """Write the catalog with all its rows and columns, and what is refused.
 
     Raises `UsageError` for columns that would fill the memory.
@@ -277,7 +282,7 @@ def write_curated(catalog: WholeCatalog, destination: Path, decision: Decision, 
                 )
 
 
-def _columns(batch: pa.RecordBatch, first: int, schema: pa.Schema, decision: Decision) -> Iterator[pa.Array]:
+def _columns(batch: pa.RecordBatch, first: int, schema: pa.Schema, decision: CurationDecision) -> Iterator[pa.Array]:
     """Yield the columns of a batch of the catalog whose first row has this ordinal, with what was decided."""
     ordinals = range(first, first + batch.num_rows)
     refused = {o: decision.refused[o] for o in ordinals if o in decision.refused}

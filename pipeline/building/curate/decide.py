@@ -44,7 +44,7 @@ _TERMS = ("license", "redistributable", "valid_until")
 
 
 @dataclass(frozen=True)
-class Features:
+class ImageFeatures:
     """What was seen in the images of N rows, by row."""
 
     sources: NDArray[np.uint64]  # (N, 2), the first 16 bytes of the SHA-256; 0 where unread
@@ -56,7 +56,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Decision:
+class CurationDecision:
     """The rows that are refused, by ordinal, and the attributions of kept rows that copies add to."""
 
     refused: Mapping[int, tuple[Reason, str]]
@@ -68,12 +68,12 @@ class Decision:
         return dict(sorted(Counter(str(reason) for reason, _ in self.refused.values()).items()))
 
 
-def read_features(folder: Location, rows: int, config: CurateConfig) -> Features:
+def read_features(folder: Location, rows: int, config: CurateConfig) -> ImageFeatures:
     """Read the parts of all rows, without thumbnails."""
     names = [*MEASURES, *(scorer.name for scorer in config.scorers)]
     opt_outs: dict[int, str] = {}
     unread: Counter[str] = Counter()
-    found = Features(
+    found = ImageFeatures(
         np.zeros((rows, 2), np.uint64),
         np.zeros((rows, VIEWS), np.uint64),
         np.zeros(rows, np.int64),
@@ -106,10 +106,10 @@ def decide(
     catalog: NormalizedRows,
     normalized: Path,
     folder: Location,
-    features: Features,
+    features: ImageFeatures,
     config: CurateConfig,
     policy: LicensePolicy,
-) -> Decision:
+) -> CurationDecision:
     """Decide which rows are refused, in this order: opted out, unfit, a copy of a row that is kept.
 
     Of copies the one is kept whose license is allowed and which is fit, then the one with the most pixels, then the
@@ -124,7 +124,7 @@ def decide(
     opted_out, allowed = np.zeros(rows, bool), np.zeros(rows, bool)
     settled: set[int] = set()
     sources, first_ids = features.sources.copy(), np.arange(rows)
-    judge = _Judge(policy)
+    judge = _LicenseJudge(policy)
     for batch in catalog.batches([name for name in _WANTED if name in catalog.names], 65_536):
         ordinals = batch.column("ordinal").to_numpy()
         allowed[ordinals] = judge.allowed(batch)
@@ -174,13 +174,13 @@ def decide(
         alike |= spread(opted_out, same)
         refused |= {ordinal: (Reason.OPTED_OUT, detail) for ordinal, detail in alike.items()}
         attributions = _attributions(catalog, {kept: rows for kept, rows in copies.items() if kept not in settled})
-    return Decision({o: verdict for o, verdict in sorted(refused.items()) if o not in settled}, attributions)
+    return CurationDecision({o: verdict for o, verdict in sorted(refused.items()) if o not in settled}, attributions)
 
 
 _WANTED = ("ordinal", *_TERMS, "sha256", "duplicate_of", "opt_out", "refused_reason")
 
 
-class _Judge:
+class _LicenseJudge:
     """Whether licenses are allowed; each combination of terms is judged once."""
 
     def __init__(self, policy: LicensePolicy) -> None:

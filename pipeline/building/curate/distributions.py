@@ -11,7 +11,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import number
 from segmint.operators.curate.fitness import MEASURES
-from segmint.pipeline.building.curate.decide import Features, Limits, read_thumbnails
+from segmint.pipeline.building.curate.decide import ImageFeatures, Limits, read_thumbnails
 
 FORMATS = ("png", "svg", "pdf")
 """The formats that a file of distributions may have, by its ending."""
@@ -31,7 +31,7 @@ def ending(name: str) -> str:
     return found
 
 
-def draw(features: Features, folder: Location, limits: Limits, name: str) -> bytes:
+def draw(features: ImageFeatures, folder: Location, limits: Limits, name: str) -> bytes:
     """Draw a histogram of each measure and scorer, with its percentiles and a picture at each; return the file.
 
     `limits` are those that are set: they are drawn, with the share of images beyond them.

@@ -14,7 +14,7 @@ from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import (
     DatasetManifest,
     LatestManifest,
-    Weights,
+    ModelWeights,
     load_manifest,
     put_manifest,
     read_latest_manifest,
@@ -38,11 +38,11 @@ from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.write import ShardTask
 from segmint.pipeline.building.dataset.first_numerics import first_numerics
 from segmint.pipeline.building.dataset.growth import catalog_part, count_licenses, fit_catalog, ignored_columns
-from segmint.pipeline.config.config import Config, as_begun, identity
+from segmint.pipeline.config.config import Config, as_pinned, identity
 
 
 @dataclass(frozen=True)
-class OpenDataset:
+class BuildDataset:
     """A dataset with its manifest, for a build."""
 
     location: Location
@@ -117,7 +117,7 @@ class OpenDataset:
             write_shards_index(self.location, self.manifest.name)
 
 
-def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> OpenDataset:
+def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> BuildDataset:
     """Open the dataset at `config.output`: begin it, or continue one with the same configuration and catalog.
 
     With `grow` the catalog may have new rows, which are added to the dataset. Raises `UsageError`, with the differing
@@ -134,7 +134,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> O
         latest = _begin(config, output, weights)
     check_begun_alike(config, storage, latest.manifest, weights)
     manifest, generation = fit_catalog(config, storage, latest, grow=grow)
-    return OpenDataset(output, manifest, weights, generation)
+    return BuildDataset(output, manifest, weights, generation)
 
 
 def require_catalog(config: Config, storage: Storage) -> None:
@@ -174,7 +174,7 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
         config_sha256=config_sha256(tree),
         numerics=numerics.to_dict(),
         code_version=VERSION,
-        weights=Weights(name=plain_name(config.model.weights), sha256=digest),
+        weights=ModelWeights(name=plain_name(config.model.weights), sha256=digest),
         licenses=licenses,
         catalog=(part,),
         images_per_shard=config.images_per_shard,
@@ -191,7 +191,7 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
 
 def _check_identity(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:
     before = begun.config
-    now = identity(as_begun(config, before), _hashes(config, storage, weights))
+    now = identity(as_pinned(config, before), _hashes(config, storage, weights))
     differences = [f"{key}: {_leaf(before, key)} before, {_leaf(now, key)} now" for key in differing_keys(before, now)]
     if differences:
         raise UsageError(

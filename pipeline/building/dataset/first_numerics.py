@@ -63,7 +63,9 @@ def _of_detectors(config: Config) -> str:
         return detector_numerics(device)
     with ray_session(config.resources.address) as cluster:
         of_kind = _kind_of_gpu(config, cluster)
-        asked = _Asked("deidentify.device", device, config.detectors_share, 1, "resources.prepare.num_gpus", of_kind)
+        asked = _GpuQuestion(
+            "deidentify.device", device, config.detectors_share, 1, "resources.prepare.num_gpus", of_kind
+        )
         kind: str = _ask(asked, config.stall_timeout, cluster.gpus, detector_numerics, device)
     return kind
 
@@ -110,7 +112,7 @@ def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, clust
     """Resolve `model` in a task on a GPU node of the connected cluster."""
     wanted = config.resources.segment.num_gpus
     num_gpus = 1.0 if wanted == "auto" else float(wanted)
-    asked = _Asked(
+    asked = _GpuQuestion(
         "model.device",
         config.model.device,
         num_gpus,
@@ -143,7 +145,7 @@ def _kind_of_gpu(config: Config, cluster: "Cluster") -> str | None:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _GpuQuestion:
     """A key that means a GPU, its value, and what a task takes that finds out about it."""
 
     key: str
@@ -159,7 +161,7 @@ class _Asked:
         return "" if self.accelerator_type is None else f" of the kind {self.accelerator_type}"
 
 
-def _ask(asked: _Asked, timeout_s: float, gpus: float, function: Callable[..., Any], *arguments: Any) -> Any:
+def _ask(asked: _GpuQuestion, timeout_s: float, gpus: float, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function on a GPU node of the connected cluster, which has so many GPUs."""
     import ray
     import ray.exceptions

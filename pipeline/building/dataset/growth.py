@@ -16,7 +16,7 @@ from segmint.catalogs.dataset.manifest import (
     load_latest_manifest,
     put_with_parts,
 )
-from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
+from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.layout import part_path
 from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.conform import shown
@@ -48,7 +48,7 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
             Path(folder) / "part.parquet",
             parts=[output / part.path for part in manifest.catalog],
             first_ordinal=first_shard * manifest.images_per_shard,
-            taken=taken_images(read_tombstones(output)).values(),
+            taken=removed_images(read_tombstones(output)).values(),
             ignored=ignored_columns(manifest.config),
         )
         if not growth.keeps_all:

@@ -9,7 +9,7 @@ from segmint.catalogs.dataset.versions.record import VersionName, put_version
 from segmint.infra.errors import UnfinishedError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.wording import counted, plural
-from segmint.pipeline.building.dataset.dataset import OpenDataset
+from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.building.execution.ceiling import Ceiling
 from segmint.pipeline.building.execution.stage_loads import StageLoad, loads_line
 from segmint.pipeline.building.status.totals import total
@@ -118,7 +118,7 @@ class Accounting:
             f"algebra on {self.ceiling.hardware}: this run reached {100 * share:.3g} %"
         ]
 
-    def unfinished_message(self, held_back: Mapping[int, str]) -> str:
+    def unfinished_message(self, on_hold: Mapping[int, str]) -> str:
         """Return why the run is not complete, shard by shard, and what to do."""
         parts = []
         if self.missing:
@@ -126,20 +126,20 @@ class Accounting:
                 f"{counted(len(self.missing), 'shard')} with {counted(self.missing_rows, 'row')} could not be "
                 "finished; nothing is lost, and the same command goes on:"
             )
-            parts += _shards(self.missing, held_back)
+            parts += _shards(self.missing, on_hold)
         if self.not_retried:
             parts.append(
                 f"refused rows in {counted(len(self.not_retried), 'shard')} could not be judged again; they "
                 "stay as they are, and the same command tries again:"
             )
-            parts += _shards(self.not_retried, held_back)
+            parts += _shards(self.not_retried, on_hold)
         return "\n".join([*parts, *self.lines()])
 
 
-def record_end(dataset: OpenDataset, accounting: Accounting, held_back: Mapping[int, str]) -> Accounting:
+def record_end(dataset: BuildDataset, accounting: Accounting, on_hold: Mapping[int, str]) -> Accounting:
     """Write the index of a complete dataset and its version, at the end of a run; return the accounting with that.
 
-    `held_back` is why shards are missing. Raises `UnfinishedError` if something is left for another run, and
+    `on_hold` is why shards are missing. Raises `UnfinishedError` if something is left for another run, and
     `NotRecordedError`, with the accounting, if only the record is: a store's fault at the end takes nothing from it.
     """
     fault = None
@@ -152,20 +152,20 @@ def record_end(dataset: OpenDataset, accounting: Accounting, held_back: Mapping[
     problem = f"shards.json and a version could not be recorded at the end of the run: {fault}"
     advice = "Nothing is lost: once that is fixed, the same command records them"
     if not accounting.complete:
-        left = accounting.unfinished_message(held_back)
+        left = accounting.unfinished_message(on_hold)
         raise UnfinishedError(left if fault is None else f"{left}\n{problem}") from fault
     if fault is not None:
         raise NotRecordedError(accounting, f"{problem}\n{advice}") from fault
     return accounting
 
 
-def _shards(shards: Sequence[int], held_back: Mapping[int, str]) -> list[str]:
-    shown = [f"  shard {shard}: {held_back.get(shard, 'not reached')}" for shard in shards[:10]]
+def _shards(shards: Sequence[int], on_hold: Mapping[int, str]) -> list[str]:
+    shown = [f"  shard {shard}: {on_hold.get(shard, 'not reached')}" for shard in shards[:10]]
     return [*shown, *([f"  and {len(shards) - 10} more"] if len(shards) > 10 else [])]
 
 
 def account(
-    dataset: OpenDataset,
+    dataset: BuildDataset,
     wanted: range,
     *,
     seconds: float,
@@ -174,7 +174,7 @@ def account(
     stages: Sequence[StageLoad] = (),
 ) -> Accounting:
     """Sum the commits of the shards in `wanted`; `built` are the counts that this run added in `seconds`."""
-    totals = total(dataset.location, dataset.manifest, CommitLog(dataset.location).held(), wanted)
+    totals = total(dataset.location, dataset.manifest, CommitLog(dataset.location).latest_commits(), wanted)
     return Accounting(
         dataset=str(dataset.location),
         **vars(totals),

@@ -16,12 +16,12 @@ from segmint.infra.peak import measure_peak
 from segmint.infra.ray_session import Cluster
 from segmint.model.cost import image_cost
 from segmint.model.sam.load import VIT_SHAPES, Architecture, SamWeightsError, inspect_checkpoint
-from segmint.pipeline.building.dataset.dataset import OpenDataset
+from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.config.config import Config
 
 if TYPE_CHECKING:  # both import Ray, which a plan does not need
     from segmint.infra.peak_reports import PeakReports
-    from segmint.pipeline.building.execution.stages import Pool
+    from segmint.pipeline.building.execution.stages import ActorPool
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class CeilingMeter:
     Otherwise each segment actor measures its own device when it starts, and reports.
     """
 
-    def __init__(self, config: Config, dataset: OpenDataset) -> None:
+    def __init__(self, config: Config, dataset: BuildDataset) -> None:
         """Raises `UsageError` if the weights are not SAM's."""
         self._numerics = dataset.numerics
         self._flop_per_image = flop_per_image(config, lambda: dataset.weights)
@@ -72,7 +72,7 @@ class CeilingMeter:
             self._reports = PeakReports()
         return self._reports
 
-    def read(self, cluster: Cluster, pool: "Pool") -> Ceiling | None:
+    def read(self, cluster: Cluster, pool: "ActorPool") -> Ceiling | None:
         """Return the ceiling of the pool's devices, assumed to be alike; None if no actor ever started.
 
         Actors that share the cores of one machine count as at most as many devices as have cores for their threads.

@@ -9,7 +9,7 @@ from segmint.infra.errors import SegmintError
 
 
 @dataclass(frozen=True)
-class Cut:
+class BlockSlice:
     """Rows `[start, stop)` of one block, which is a reference to data that the driver never sees."""
 
     block: Any
@@ -23,7 +23,7 @@ class StreamLengthError(SegmintError):
 
 def cut_at_borders(
     blocks: Iterable[tuple[Any, int]], spans: Sequence[ShardSpan]
-) -> Iterator[tuple[ShardSpan, list[Cut]]]:
+) -> Iterator[tuple[ShardSpan, list[BlockSlice]]]:
     """Yield each shard with its cuts as soon as its last row has arrived.
 
     `blocks` are (reference, number of rows) in stream order; `spans` are the shards in the same order. Raises
@@ -31,7 +31,7 @@ def cut_at_borders(
     """
     waiting = iter(spans)
     span = next(waiting, None)
-    cuts: list[Cut] = []
+    cuts: list[BlockSlice] = []
     need = span.rows if span else 0
     for block, rows in blocks:
         at = 0
@@ -39,7 +39,7 @@ def cut_at_borders(
             if span is None:
                 raise StreamLengthError(f"the stream holds {rows - at} rows or more after its last shard")
             take = min(need, rows - at)
-            cuts.append(Cut(block, at, at + take))
+            cuts.append(BlockSlice(block, at, at + take))
             at += take
             need -= take
             if need == 0:

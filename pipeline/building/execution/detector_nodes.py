@@ -21,7 +21,7 @@ _RESTARTS = 3
 """Of the actor; it starts the process again by itself, so that it hardly ever dies."""
 
 
-class _Holder:
+class _DetectorActor:
     """The actor: it holds a node's process, which dies with it."""
 
     def __init__(self, settings: DetectorSettings, address: str) -> None:
@@ -67,5 +67,5 @@ def _start(share: float, settings: DetectorSettings, node: str) -> tuple[Any, st
         max_restarts=_RESTARTS,
         max_task_retries=_RESTARTS,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-    )(_Holder)
+    )(_DetectorActor)
     return holder.remote(settings, address), address

@@ -38,10 +38,10 @@ DEATHS = 2
 TRIES = 4
 """The most tries of a suspect after one window: a try whose node dies does not count."""
 
-STUBBORN = 3
+FAULT_WINDOWS = 3
 """The number of windows that a row's fault holds a shard back before the row is tried alone."""
 
-MOST_ALONE = 8
+MOST_SINGLE_TRIALS = 8
 """The most rows with faults that are tried alone after one window."""
 
 PROBE_S = 60.0
@@ -65,7 +65,7 @@ class Trials:
     """The results for the suspects of a window."""
 
     verdicts: int  # rows whose shards need not wait for them: they have a verdict, or came through alone after a fault
-    held_back: dict[int, str]  # by shard: why there is no verdict on one of its rows
+    on_hold: dict[int, str]  # by shard: why there is no verdict on one of its rows
 
 
 class Quarantine:
@@ -78,7 +78,7 @@ class Quarantine:
         self._known: dict[int, Row] = {}  # the verdict's columns by ordinal: a fault while undecided
         self._rows = pa.table({"ordinal": pa.array([], pa.int64())})  # of the last window
         self._ledger: RowLedger | None = None
-        self._in_company: set[int] = set()  # rows that were in flight with others when their worker died
+        self._died_with_others: set[int] = set()  # rows that were in flight with others when their worker died
         self._windows: Counter[int] = Counter()  # in which a row's fault held its shard back, by ordinal
         self._faulted: list[int] = []  # in the last window
         self._alone: dict[int, str] = {}  # how a row with a fault did alone, by ordinal
@@ -92,7 +92,7 @@ class Quarantine:
         """Return a window's rows, with what is known of suspects in the verdict's columns, and the window's ledger."""
         ordinals = rows.column("ordinal").to_pylist()
         self._rows, self._faulted = rows, []
-        self._ledger = RowLedger(alone=self._in_company.intersection(ordinals))
+        self._ledger = RowLedger(alone=self._died_with_others.intersection(ordinals))
         if not self._known:
             return rows, self._ledger
         unjudged: Row = dict.fromkeys(VERDICT.names)
@@ -105,13 +105,13 @@ class Quarantine:
         """Return the seconds of the stages inside the segment actors of the open window, if they overlap."""
         return self._ledger.spent() if self._ledger is not None else {}
 
-    def try_alone(self, spans: Sequence[ShardSpan]) -> Trials:
+    def run_trials(self, spans: Sequence[ShardSpan]) -> Trials:
         """Try the suspects among the rows of the last window, and rows whose faults stay, once it is over.
 
         `spans` are the window's shards.
         """
-        suspects, stubborn = self.try_suspects(spans), self._try_stubborn(spans)
-        return Trials(suspects.verdicts + stubborn.verdicts, suspects.held_back | stubborn.held_back)
+        suspects, persistent = self.try_suspects(spans), self._try_persistent(spans)
+        return Trials(suspects.verdicts + persistent.verdicts, suspects.on_hold | persistent.on_hold)
 
     def try_suspects(self, spans: Sequence[ShardSpan]) -> Trials:
         """Try the suspects among the rows of the last window, one after another.
@@ -120,18 +120,18 @@ class Quarantine:
         """
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
-            self._in_company.update(ledger.alone())
+            self._died_with_others.update(ledger.alone())
             for ordinal in ledger.suspects():
                 undecided = UndecidedError("its worker died, and it was not tried alone")
                 self._known[ordinal] = faulted({}, "segment", undecided)
         verdicts = 0
-        held_back: dict[int, str] = {}
+        on_hold: dict[int, str] = {}
         for ordinal in self._undecided():
             try:
                 verdict = self._decide(ordinal)
             except UndecidedError as error:
                 self._known[ordinal] = faulted({}, "segment", error)
-                held_back |= _of_its_shard(spans, ordinal, str(error))
+                on_hold |= _of_its_shard(spans, ordinal, str(error))
                 if isinstance(error, ControlFailedError):
                     break
                 continue
@@ -141,17 +141,17 @@ class Quarantine:
                 self._known[ordinal] = rejected({}, "segment", verdict)
                 verdicts += 1
             get_logger("build").warning("tried alone", ordinal=ordinal, verdict=str(verdict or "none: it came through"))
-        return Trials(verdicts, held_back)
+        return Trials(verdicts, on_hold)
 
-    def _try_stubborn(self, spans: Sequence[ShardSpan]) -> Trials:
-        """Try rows alone, one after another, whose faults have held their shards back in `STUBBORN` windows."""
-        waiting = [row for row in self._faulted if self._windows[row] >= STUBBORN and row not in self._known]
-        fresh = [ordinal for ordinal in waiting if ordinal not in self._alone][:MOST_ALONE]
+    def _try_persistent(self, spans: Sequence[ShardSpan]) -> Trials:
+        """Try rows alone, one after another, whose faults have held their shards back in `FAULT_WINDOWS` windows."""
+        waiting = [row for row in self._faulted if self._windows[row] >= FAULT_WINDOWS and row not in self._known]
+        fresh = [ordinal for ordinal in waiting if ordinal not in self._alone][:MOST_SINGLE_TRIALS]
         verdicts = 0
         for ordinal in fresh:
             name = self._name(ordinal)
             try:
-                verdict = self._judge_alone(ordinal)
+                verdict = self._judge_singly(ordinal)
             except UndecidedError as error:
                 self._alone[ordinal] = (
                     f"{name} had a fault in {self._windows[ordinal]} windows, and has it alone, too: {error}. The "
@@ -166,24 +166,24 @@ class Quarantine:
             self._alone[ordinal] = f"{name} comes through alone, but has a fault among other rows: build again"
             found = "none: it came through" if verdict is None else f"{verdict['reason']}: {verdict['detail']}"
             get_logger("build").warning("tried alone", row=name, verdict=found)
-        held_back: dict[int, str] = {}
+        on_hold: dict[int, str] = {}
         for ordinal in waiting:
             if ordinal in self._alone and ordinal not in self._known:
-                held_back |= _of_its_shard(spans, ordinal, self._alone[ordinal])
-        return Trials(verdicts, held_back)
+                on_hold |= _of_its_shard(spans, ordinal, self._alone[ordinal])
+        return Trials(verdicts, on_hold)
 
     def _name(self, ordinal: int) -> str:
         row = self._rows.filter(pc.equal(self._rows.column("ordinal"), ordinal))
         return named(row.select(["ordinal", "image_id", "uri"]).to_pylist()[0])
 
-    def _judge_alone(self, ordinal: int) -> Row | None:
+    def _judge_singly(self, ordinal: int) -> Row | None:
         """Return the verdict on a row with a fault, or None if it comes through. Raises `UndecidedError`."""
-        prepared, verdict = self._prepare_alone(ordinal)
+        prepared, verdict = self._prepare_singly(ordinal)
         if verdict["fault"] is not None:
             raise UndecidedError(verdict["fault"])
         if verdict["reason"] is not None:
             return verdict
-        death = self._segment_alone(ordinal, prepared)
+        death = self._segment_singly(ordinal, prepared)
         return None if death is None else rejected({}, "segment", death)
 
     def _undecided(self) -> list[int]:
@@ -193,9 +193,9 @@ class Quarantine:
     def _decide(self, ordinal: int) -> RejectedError | None:
         """Return the verdict on a suspect, or None if it is segmented. Raises `UndecidedError`."""
         prepared = self._prepare(ordinal)
-        return None if prepared is None else self._segment_alone(ordinal, prepared)
+        return None if prepared is None else self._segment_singly(ordinal, prepared)
 
-    def _segment_alone(self, ordinal: int, prepared: Any) -> RejectedError | None:
+    def _segment_singly(self, ordinal: int, prepared: Any) -> RejectedError | None:
         deaths = 0
         for _ in range(TRIES):
             try:
@@ -222,14 +222,14 @@ class Quarantine:
     def _prepare(self, ordinal: int) -> Any:
         """Prepare the suspect again; return a reference to it as `PREPARED`, or None if it is refused at that stage."""
         try:
-            prepared, verdict = self._prepare_alone(ordinal)
+            prepared, verdict = self._prepare_singly(ordinal)
         except UndecidedError as error:
             raise UndecidedError(f"row {ordinal} killed its worker, and cannot be prepared: {error}") from error
         if verdict["fault"] is not None:
             raise UndecidedError(f"row {ordinal} killed its worker, and cannot be prepared: {verdict['fault']}")
         return prepared if verdict["reason"] is None else None
 
-    def _prepare_alone(self, ordinal: int) -> tuple[Any, Row]:
+    def _prepare_singly(self, ordinal: int) -> tuple[Any, Row]:
         """Prepare one row; return a reference to it as `PREPARED`, and its columns of `VERDICT`."""
         row = self._rows.filter(pc.equal(self._rows.column("ordinal"), ordinal))
         where = {"label_selector": dict(self._stages.prepare_nodes)} if self._stages.prepare_nodes else {}

@@ -14,7 +14,7 @@ from segmint.infra.metrics import (
     MASKS_WRITTEN,
     ROWS_REJECTED,
     SHARDS_COMMITTED,
-    SHARDS_HELD_BACK,
+    SHARDS_ON_HOLD,
     RunMetrics,
     resident_bytes,
 )
@@ -28,7 +28,7 @@ class RunRecord:
 
     metrics: RunMetrics
     built: Counter[str] = field(default_factory=Counter)
-    held_back: dict[int, str] = field(default_factory=dict)  # why, by shard
+    on_hold: dict[int, str] = field(default_factory=dict)  # why, by shard
     loads: StageLoads = field(default_factory=StageLoads)
 
     def note(self, result: ShardResult) -> None:
@@ -36,13 +36,13 @@ class RunRecord:
         log = get_logger("build")
         if result.status == "committed":
             self.built.update(result.counts)
-            self.held_back.pop(result.shard, None)
+            self.on_hold.pop(result.shard, None)
             self._count(result.counts)
             log.info("committed", shard=result.shard, **result.counts)
         elif result.status == "unchanged":
             log.info("unchanged", shard=result.shard, why=result.detail or "all rows were refused again")
         else:
-            self.held_back[result.shard] = result.detail
+            self.on_hold[result.shard] = result.detail
             self.metrics.add(FAULTS, kind="shard")
             log.warning("held back", shard=result.shard, why=result.detail)
         self._measure()
@@ -58,17 +58,17 @@ class RunRecord:
     def settled(self, window: Collection[int], left: Collection[int]) -> None:
         """Record that of a window's shards only those in `left` are still held back, by whatever ended the window."""
         for shard in set(window) - set(left):
-            self.held_back.pop(shard, None)
+            self.on_hold.pop(shard, None)
         self._measure()
 
     def _measure(self) -> None:
-        self.metrics.set(SHARDS_HELD_BACK, len(self.held_back))
+        self.metrics.set(SHARDS_ON_HOLD, len(self.on_hold))
         self.metrics.set(DRIVER_MEMORY, resident_bytes())
 
     def note_failure(self, window: list[int], error: Exception) -> None:
         """Record that a window ended before its last shard."""
         cause = last_line(error)
         for shard in window:
-            self.held_back[shard] = cause
+            self.on_hold[shard] = cause
         self.metrics.add(FAULTS, kind="window")
         get_logger("build").warning("window ended early", error=cause)

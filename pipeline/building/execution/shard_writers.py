@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from segmint.operators.shards.write import ShardResult, ShardTask, write_shard
-from segmint.pipeline.building.execution.cuts import Cut
+from segmint.pipeline.building.execution.cuts import BlockSlice
 
 ShardWriter = Callable[..., ShardResult]
 """A function that writes one shard: `segmint.operators.shards.write.write_shard`, or one with the same arguments."""
@@ -29,7 +29,7 @@ class ShardWriters:
         self._remote: Callable[..., Any] = ray.remote(num_cpus=1, max_retries=3)(write).remote
         self._in_flight: list[Any] = []
 
-    def submit(self, task: ShardTask, cuts: list[Cut]) -> Iterator[ShardResult]:
+    def submit(self, task: ShardTask, cuts: list[BlockSlice]) -> Iterator[ShardResult]:
         """Start the writer of one shard as soon as there is room; yield the results that arrive meanwhile."""
         yield from self._finished()
         while len(self._in_flight) >= self._limit:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.data import ActorPoolStrategy
 
-from segmint.catalogs.dataset.tombstones import TakenNames, read_tombstones, taken_images
+from segmint.catalogs.dataset.tombstones import RemovedNames, read_tombstones, removed_images
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import NAME_GPUS, RETRIES, Cluster, GpuNodes, accelerator_types, observe
 from segmint.infra.storage.storage import Storage
@@ -16,14 +16,14 @@ from segmint.operators.segment.numerics import Numerics
 from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import SegmentSettings
 from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
-from segmint.pipeline.building.dataset.dataset import OpenDataset
+from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.building.execution.node_detectors import NodeDetectors
-from segmint.pipeline.config.config import Config, PoolConfig, as_begun
+from segmint.pipeline.config.config import Config, PoolConfig, as_pinned
 from segmint.pipeline.config.stage_settings import prepare_config, segment_settings
 
 
 @dataclass(frozen=True)
-class ChosenKind:
+class GpuKind:
     """The kind that workers on GPUs ask Ray for."""
 
     name: str | None = None  # as Ray names it, `H100`; None: they take any
@@ -41,7 +41,7 @@ def in_words(kinds: Mapping[str, GpuNodes]) -> str:
     return ", ".join(each)
 
 
-def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> ChosenKind:
+def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> GpuKind:
     """Return the kind that the dataset's numerics record, or `resources.segment.accelerator_type`.
 
     None where no GPU is used, where the cluster has one kind and none is set, where Ray names no kind, so that none can
@@ -51,11 +51,11 @@ def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> ChosenK
     gpu = numerics.device_kind if numerics.device == "cuda" else numerics.detectors
     wanted, kinds = config.resources.segment.accelerator_type, cluster.gpu_kinds
     if not gpu or config.allow_mixed_numerics or (kinds and not cluster.names_gpus):
-        return ChosenKind()
+        return GpuKind()
     unnamed = f". {NAME_GPUS}" if cluster.has_unnamed_gpus else ""
     if wanted == "auto":
         if len(kinds) < 2:  # autoscalers do not know what nodes to add for a kind; each actor checks its own GPU
-            return ChosenKind()
+            return GpuKind()
         fitting = sorted(accelerator_types(gpu) & kinds.keys())
         if not fitting:
             raise UsageError(
@@ -69,10 +69,10 @@ def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> ChosenK
             f"resources.segment.accelerator_type is {wanted!r}, and the cluster has "
             f"{in_words(kinds) or 'no GPUs'}: set it to the name of one of these, or add nodes of that kind{unnamed}"
         )
-    return ChosenKind(wanted, {name: of for name, of in kinds.items() if name != wanted})
+    return GpuKind(wanted, {name: of for name, of in kinds.items() if name != wanted})
 
 
-def only_kind(cluster: Cluster, kind: ChosenKind) -> Cluster:
+def only_kind(cluster: Cluster, kind: GpuKind) -> Cluster:
     """Return the cluster with the GPUs of this kind alone; its other nodes keep their CPUs."""
     if kind.name is None:
         return cluster
@@ -93,7 +93,7 @@ WRITERS = 2
 
 
 @dataclass(frozen=True)
-class Pool:
+class ActorPool:
     """Actors of one stage: between `smallest` and `largest`, each with its logical CPUs and GPUs."""
 
     smallest: int
@@ -118,9 +118,9 @@ class Stages:
     """The layout of one run."""
 
     prepare_arguments: tuple[Any, ...]  # of `segmint.operators.prepare.prepare.Prepare`
-    prepare_pool: Pool
+    prepare_pool: ActorPool
     segment: SegmentSettings
-    segment_pool: Pool
+    segment_pool: ActorPool
     segment_threads: HostThreads  # of each actor
     rows_per_block: int
     segment_timeout_s: float  # for one image
@@ -130,7 +130,7 @@ class Stages:
     report_peak: Callable[[float], None] | None = None  # called with each segment actor's measured peak in FLOP/s
     detectors_share: float = 0.0  # of a GPU, for each node's detector process; 0: `prepare` runs detectors on CPUs
     detectors: NodeDetectors | None = None  # the processes, once they are started
-    gpus: ChosenKind = field(default_factory=ChosenKind)  # the kind of GPU that workers ask for
+    gpus: GpuKind = field(default_factory=GpuKind)  # the kind of GPU that workers ask for
     prepare_nodes: Mapping[str, str] = field(default_factory=dict)  # Ray's label selector of these nodes; empty: all
 
     @property
@@ -153,7 +153,7 @@ class Stages:
 
 
 def lay_out(
-    config: Config, dataset: OpenDataset, cluster: Cluster, report_peak: Callable[[float], None] | None = None
+    config: Config, dataset: BuildDataset, cluster: Cluster, report_peak: Callable[[float], None] | None = None
 ) -> Stages:
     """Size the actor pools for a cluster; segment actors report their device's peak in FLOP/s to `report_peak`.
 
@@ -229,7 +229,7 @@ def _gpu_actors(gpus_each: float, share: float, detectors: int, cluster: Cluster
     return beside + alone
 
 
-def lay_out_again(config: Config, dataset: OpenDataset, cluster: Cluster, stages: Stages) -> Stages:
+def lay_out_again(config: Config, dataset: BuildDataset, cluster: Cluster, stages: Stages) -> Stages:
     """Return the layout for the nodes that a cluster has now; if they are too few, the old one: others may join."""
     if cluster.local:
         return stages
@@ -239,7 +239,7 @@ def lay_out_again(config: Config, dataset: OpenDataset, cluster: Cluster, stages
         return stages
 
 
-def _cpu_actors(dataset: OpenDataset, cluster: Cluster) -> int:
+def _cpu_actors(dataset: BuildDataset, cluster: Cluster) -> int:
     """Return the segment actors without a GPU: one per machine of a cluster; for a local Ray, as many as fit.
 
     There are never more than the dataset has rows.
@@ -250,15 +250,15 @@ def _cpu_actors(dataset: OpenDataset, cluster: Cluster) -> int:
     return min(by_cores, actors_that_fit(by_cores, dataset.weights.stat().st_size), max(1, dataset.rows))
 
 
-def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float) -> Pool:
+def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float) -> ActorPool:
     if wanted.actors != "auto":
         smallest, largest = (wanted.actors, wanted.actors) if isinstance(wanted.actors, int) else wanted.actors
-    return Pool(smallest, largest, float(wanted.num_cpus), num_gpus, calls_at_once=1)
+    return ActorPool(smallest, largest, float(wanted.num_cpus), num_gpus, calls_at_once=1)
 
 
-def _prepare_arguments(config: Config, dataset: OpenDataset) -> tuple[Any, ...]:
-    policy = as_begun(config, dataset.manifest.config).license.policy(dataset.manifest.policy_date)
+def _prepare_arguments(config: Config, dataset: BuildDataset) -> tuple[Any, ...]:
+    policy = as_pinned(config, dataset.manifest.config).license.policy(dataset.manifest.policy_date)
     prepare = prepare_config(config, dataset.manifest)
     storage = Storage(config.storage, outage_s=config.outage_timeout_s)
-    taken = TakenNames.of(taken_images(read_tombstones(dataset.location)).values(), config.catalog)
+    taken = RemovedNames.of(removed_images(read_tombstones(dataset.location)).values(), config.catalog)
     return prepare, storage, policy, config.catalog, config.assets, PrepareResources(), taken

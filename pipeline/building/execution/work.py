@@ -17,7 +17,7 @@ from segmint.infra.threads import map_ahead
 from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.retry import RetryTask, retry_shard
 from segmint.operators.shards.write import write_shard
-from segmint.pipeline.building.dataset.dataset import OpenDataset
+from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.building.execution.shard_writers import ShardWriter
 from segmint.pipeline.config.config import Config
 
@@ -33,7 +33,7 @@ class WindowRows:
     tasks: Mapping[int, Any]  # by shard
 
 
-class Work(Protocol):
+class BuildWork(Protocol):
     """Shards that a run has to work on, window by window."""
 
     left: list[int]
@@ -58,7 +58,7 @@ class MissingShards:
 
     write = staticmethod(write_shard)
 
-    def __init__(self, config: Config, dataset: OpenDataset, wanted: range, metrics: RunMetrics) -> None:
+    def __init__(self, config: Config, dataset: BuildDataset, wanted: range, metrics: RunMetrics) -> None:
         self._config = config
         self._dataset = dataset
         self._metrics = metrics
@@ -71,7 +71,7 @@ class MissingShards:
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
         """Check the commits: another build may write them too."""
-        held = self._commits.held()
+        held = self._commits.latest_commits()
         save_full_blocks(self._dataset.location, held)
         committed = {commit.shard for commit in held}
         unfinished = [shard for shard in window if shard not in committed]
@@ -85,7 +85,7 @@ class RejectedRows:
 
     write = staticmethod(retry_shard)
 
-    def __init__(self, config: Config, dataset: OpenDataset, wanted: range, reasons: Collection[Reason]) -> None:
+    def __init__(self, config: Config, dataset: BuildDataset, wanted: range, reasons: Collection[Reason]) -> None:
         self._config = config
         self._dataset = dataset
         self._reasons = sorted(str(reason) for reason in reasons)
@@ -139,7 +139,7 @@ class RejectedRows:
         return commit, kept.column("ordinal").to_pylist()
 
 
-def shard_rows(config: Config, dataset: OpenDataset, window: list[int]) -> WindowRows:
+def shard_rows(config: Config, dataset: BuildDataset, window: list[int]) -> WindowRows:
     """Read all rows of some shards, with the tasks that write them."""
     spans = dataset.spans(window)
     tasks = {span.shard: dataset.shard_task(config, span) for span in spans}

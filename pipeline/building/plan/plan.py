@@ -36,18 +36,18 @@ from segmint.pipeline.building.dataset.dataset import check_begun_alike, require
 from segmint.pipeline.building.dataset.first_numerics import compute_here
 from segmint.pipeline.building.dataset.growth import ignored_columns
 from segmint.pipeline.building.execution.ceiling import Ceiling, flop_per_image
-from segmint.pipeline.building.plan.answer import Plan
 from segmint.pipeline.building.plan.cpu_stages import MEGAPIXELS, compare, recorded_seconds
 from segmint.pipeline.building.plan.curation import price_curation
 from segmint.pipeline.building.plan.estimates import Extrapolation, column, exactly
 from segmint.pipeline.building.plan.options import PlanOptions
-from segmint.pipeline.building.plan.sample import Sample, run_sample
+from segmint.pipeline.building.plan.result import BuildPlan
+from segmint.pipeline.building.plan.sample import PlanSample, run_sample
 from segmint.pipeline.config.advice import advice
-from segmint.pipeline.config.config import Config, as_begun, identity
+from segmint.pipeline.config.config import Config, as_pinned, identity
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShardRun:
     """Shards of one part of the catalog: all are full but the last of the part."""
 
     shards: Sequence[int]  # ascending
@@ -55,11 +55,11 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Remaining:
+class RemainingShards:
     """The shards that a run would build."""
 
     images_per_shard: int
-    pieces: Sequence[Piece]  # a part of the catalog each, in order
+    pieces: Sequence[ShardRun]  # a part of the catalog each, in order
     committed: int  # shards, of those asked for
     pinned_rows: int | None  # of the dataset; None where it does not exist yet
 
@@ -89,7 +89,7 @@ def find_remaining(
     shards: tuple[int, int] | ShardPart | None,
     catalog_rows: int,
     manifest: DatasetManifest | None,
-) -> Remaining:
+) -> RemainingShards:
     """Return the shards asked for without those that are committed.
 
     Rows are those that the dataset pinned, or `catalog_rows` where there is no dataset yet (`manifest` is None).
@@ -104,9 +104,9 @@ def find_remaining(
         inside = range(max(first, wanted.start), min(stop, wanted.stop))
         left: Sequence[int] = [shard for shard in inside if shard not in done] if done else inside
         short = (stop - first) * size - count if left and left[-1] == stop - 1 else 0
-        pieces.append(Piece(left, len(left) * size - short))
+        pieces.append(ShardRun(left, len(left) * size - short))
     pinned = None if manifest is None else sum(part.rows for part in manifest.catalog)
-    return Remaining(size, pieces, len(wanted) - sum(len(piece.shards) for piece in pieces), pinned)
+    return RemainingShards(size, pieces, len(wanted) - sum(len(piece.shards) for piece in pieces), pinned)
 
 
 DEFAULT_SHARE = 0.3
@@ -116,7 +116,7 @@ CHECKED_ROWS = 100_000
 """So many of the catalog's rows are checked, the first ones, which takes seconds: a plan is to come at once."""
 
 
-def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] = lambda _: None) -> Plan:
+def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] = lambda _: None) -> BuildPlan:
     """Plan the build of `config`; reads, and writes only a sample's shards, into a temporary folder.
 
     `tell` is called with a line for each step of a sample. Raises `UsageError` for what `segmint build` would refuse,
@@ -159,7 +159,7 @@ def _measure(
     ordinals: Sequence[int],
     compute: Compute | None,
     tell: Callable[[str], None],
-) -> Sample:
+) -> PlanSample:
     """Measure the rows with these ordinals on this machine; `compute` is None when planning for other machines."""
     config.deidentify.require_packages()
     digest = sha256_of(resolve(config.model.weights, mirror=config.assets, storage=storage))
@@ -173,7 +173,7 @@ def _measure(
 def _policy(config: Config, manifest: DatasetManifest | None) -> LicensePolicy:
     """The license policy of the build: that of the dataset's first start, or of one that begins today."""
     if manifest is not None:
-        return as_begun(config, manifest.config).license.policy(manifest.policy_date)
+        return as_pinned(config, manifest.config).license.policy(manifest.policy_date)
     return config.license.policy(config.license.policy_date or datetime.now(UTC).date())
 
 
@@ -192,12 +192,12 @@ def _assemble(
     config: Config,
     options: PlanOptions,
     catalog_rows: int,
-    remaining: Remaining,
+    remaining: RemainingShards,
     ceiling: Ceiling,
-    sample: Sample | None,
+    sample: PlanSample | None,
     version: VersionName | None,
     checked: CatalogFindings | None,
-) -> Plan:
+) -> BuildPlan:
     rows = sample.rows if sample is not None else ()
     accepted = column([row.reason is None for row in rows])
     per_row = Extrapolation(remaining.rows, len(rows))
@@ -233,7 +233,7 @@ def _assemble(
         scorers = len(config.curate.scorers)
         curation = price_curation(catalog_rows, options.megapixels or MEGAPIXELS, scorers, one_image)
     per_image = image_cost(config.masks.settings())
-    return Plan(
+    return BuildPlan(
         catalog=config.catalog,
         catalog_rows=catalog_rows,
         counted_by=COUNTED_BY[catalog_format(config.catalog)],
@@ -274,9 +274,9 @@ def _notes(
     config: Config,
     options: PlanOptions,
     catalog_rows: int,
-    remaining: Remaining,
+    remaining: RemainingShards,
     ceiling: Ceiling,
-    sample: Sample | None,
+    sample: PlanSample | None,
 ) -> list[str]:
     notes = []
     if remaining.pinned_rows is not None and catalog_rows > remaining.pinned_rows:

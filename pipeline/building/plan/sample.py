@@ -64,7 +64,7 @@ class SampledRow:
 
 
 @dataclass(frozen=True)
-class Sample:
+class PlanSample:
     """The rows of a sample, and what does not depend on their number."""
 
     rows: tuple[SampledRow, ...]
@@ -96,7 +96,7 @@ def run_sample(
     policy: LicensePolicy,
     manifest: DatasetManifest | None = None,
     tell: Callable[[str], None] = lambda _: None,
-) -> Sample:
+) -> PlanSample:
     """Take `rows` (`NORMALIZED`, ascending) through all stages on this machine, and measure.
 
     `numerics` are those of this machine; `manifest` is that of a dataset that was begun. `tell` is called with a line
@@ -126,7 +126,7 @@ def run_sample(
             sampled += _write(pa.concat_tables(described), measured, with_images=with_images)
     finally:
         prepare.close()
-    return Sample(
+    return PlanSample(
         rows=tuple(sampled),
         start_s=start_s,
         seconds=time.perf_counter() - started,
@@ -155,13 +155,13 @@ class _MeteredStorage(Storage):
         return data
 
 
-class _Clock:
+class _StopWatch:
     seconds = 0.0
 
 
 @contextmanager
-def _timed() -> Iterator[_Clock]:
-    clock, started = _Clock(), time.perf_counter()
+def _timed() -> Iterator[_StopWatch]:
+    clock, started = _StopWatch(), time.perf_counter()
     yield clock
     clock.seconds = time.perf_counter() - started
 

@@ -31,7 +31,7 @@ UNUSUAL = 3.0
 
 
 @dataclass(frozen=True)
-class Counted:
+class ShardNumbers:
     """The numbers of a shard; `faces` and `plates` are None where its table cannot be read."""
 
     rows: int
@@ -41,14 +41,14 @@ class Counted:
     plates: int | None
 
     @classmethod
-    def of(cls, commit: Commit, faces: int | None, plates: int | None) -> "Counted":
+    def of(cls, commit: Commit, faces: int | None, plates: int | None) -> "ShardNumbers":
         """Return the numbers of a commit, with those that its `images` table has."""
         counts = commit.counts
         return cls(counts.get("rows", 0), counts.get("images", 0), counts.get("masks", 0), faces, plates)
 
 
 @dataclass(frozen=True)
-class Compared:
+class DriftValue:
     """One number, in the last shards and in those before; None where it is not known."""
 
     name: str
@@ -74,7 +74,7 @@ class Drift:
     before: int  # all others
     sampled: int  # of these, read one by one
     unread: int  # shards whose `images` table could not be read
-    compared: Sequence[Compared]
+    compared: Sequence[DriftValue]
 
 
 def last_and_sample(built: Sequence[int], committed: Sequence[int]) -> tuple[list[int], list[int]] | None:
@@ -91,7 +91,7 @@ def last_and_sample(built: Sequence[int], committed: Sequence[int]) -> tuple[lis
     return sorted(last), [before[index * len(before) // taken] for index in range(taken)]
 
 
-def compare(totals: Totals, late: Sequence[Counted], early: Sequence[Counted]) -> Drift:
+def compare(totals: Totals, late: Sequence[ShardNumbers], early: Sequence[ShardNumbers]) -> Drift:
     """Compare the last shards with those before, of which `early` are a sample; `totals` are of all shards."""
     images = totals.written - sum(shard.images for shard in late)
     masks = totals.masks - sum(shard.masks for shard in late)
@@ -114,11 +114,11 @@ def compare(totals: Totals, late: Sequence[Counted], early: Sequence[Counted]) -
 
 def _compare(
     name: str,
-    late: Sequence[Counted],
-    early: Sequence[Counted],
-    part: Callable[[Counted], tuple[int | None, int]],
+    late: Sequence[ShardNumbers],
+    early: Sequence[ShardNumbers],
+    part: Callable[[ShardNumbers], tuple[int | None, int]],
     before: float | None = None,
-) -> Compared:
+) -> DriftValue:
     """Compare a share of sums; `before` is exact, or None where only a sample says it."""
     pairs = [[pair for pair in map(part, shards) if pair[0] is not None and pair[1]] for shards in (late, early)]
     last, sampled = (_ratio(sum(top or 0 for top, _ in some), sum(below for _, below in some)) for some in pairs)
@@ -126,7 +126,7 @@ def _compare(
     error = None
     if len(each) >= LEAST_SAMPLED and pairs[0]:
         error = statistics.stdev(each) * sqrt(1 / len(pairs[0]) + 1 / len(each))
-    return Compared(name, last, sampled if before is None else before, error)
+    return DriftValue(name, last, sampled if before is None else before, error)
 
 
 def _ratio(top: float, below: float) -> float | None:

@@ -64,7 +64,10 @@ def count_people(dataset: Dataset, commit: Commit) -> People:
 
 
 def _is_untouched(mask: Mapping[str, Any]) -> bool:
-    """Return whether a detector's box prefilled a mask on which nobody spent time, as `lanes.is_untouched` does."""
+    """Return whether a mask was prefilled from a detector's box and nobody spent time on it.
+
+    The rule is that of `assignments.is_untouched`.
+    """
     prompts = mask["prompts"] or []
     boxed = len(prompts) == 1 and prompts[0]["kind"] == "box"
     return mask["source"] == "assisted" and mask["parent"] is None and mask["seconds"] == 0 and boxed

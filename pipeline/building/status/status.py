@@ -12,11 +12,11 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import NO_TIME
 from segmint.infra.threads import map_ahead
-from segmint.pipeline.building.status.answer import Prices, Status
-from segmint.pipeline.building.status.drift import Counted, Drift, compare, last_and_sample
+from segmint.pipeline.building.status.drift import Drift, ShardNumbers, compare, last_and_sample
 from segmint.pipeline.building.status.gaps import find_gaps
 from segmint.pipeline.building.status.pace import Pace, first_commits, last_commits, pace_of
 from segmint.pipeline.building.status.people import NOBODY, People, count_people
+from segmint.pipeline.building.status.result import Prices, Status
 from segmint.pipeline.building.status.totals import Totals, total
 
 _THREADS = 16
@@ -35,7 +35,7 @@ class StatusReader:
         self._dataset = dataset
         self._prices = prices
         self._commits: dict[ListedCommit, Commit] = {}
-        self._counted: dict[ListedCommit, Counted] = {}
+        self._counted: dict[ListedCommit, ShardNumbers] = {}
         self._people: dict[ListedCommit, People] = {}
 
     def read(self) -> Status:
@@ -102,7 +102,7 @@ class StatusReader:
         """Read these commits, in that order; if a correction replaces one meanwhile, the newer one."""
         listed = list(wanted)
         new = {commit.shard: commit for commit in listed if commit not in self._commits}
-        for commit in CommitLog(self._dataset).read_held((each.key for each in new.values()), _THREADS):
+        for commit in CommitLog(self._dataset).read_latest_of((each.key for each in new.values()), _THREADS):
             self._commits[new[commit.shard]] = commit
         found = {commit: self._commits[commit] for commit in listed if commit in self._commits}
         for old in list(self._commits)[:-_KEPT]:
@@ -113,7 +113,7 @@ class StatusReader:
         return list(self._read(wanted).values())
 
 
-def _count(dataset: Dataset, commit: Commit) -> Counted:
+def _count(dataset: Dataset, commit: Commit) -> ShardNumbers:
     """Count a shard's faces and plates; they are None where its `images` table cannot be read."""
     faces: int | None = None
     plates: int | None = None
@@ -122,4 +122,4 @@ def _count(dataset: Dataset, commit: Commit) -> Counted:
         faces, plates = (sum(table.column(name).drop_null().to_pylist()) for name in ("faces", "plates"))
     except (NotFoundError, DamagedDatasetError, KeyError):
         pass  # a correction has replaced it, or it is damaged: what an audit is for
-    return Counted.of(commit, faces, plates)
+    return ShardNumbers.of(commit, faces, plates)

@@ -7,7 +7,7 @@ from typing import Any
 from segmint.catalogs.lineage import DIGITS, describe_rounds
 from segmint.infra.wording import count, counted, duration, listed, number
 from segmint.operators.schemas import SOURCES
-from segmint.pipeline.building.status.answer import Status, unread_line
+from segmint.pipeline.building.status.result import Status, unread_line
 
 NOTHING = "-"
 """What a cell shows where there is nothing to say."""
@@ -98,8 +98,8 @@ class StatusTable:
                 yield f"{row.name}: {people.timed:,} of {counted(people.masks, 'mask')} of people have a time"
             if people.unread:
                 yield f"{row.name}: {unread_line(people)}"
-            held_back = sum(gap.shards for gap in row.gaps)
-            noted = [f"{counted(held_back, 'shard')} held back"] if held_back else []
+            on_hold = sum(gap.shards for gap in row.gaps)
+            noted = [f"{counted(on_hold, 'shard')} held back"] if on_hold else []
             noted += [f"{one.name} unusual" for one in (row.drift.compared if row.drift else ()) if one.unusual]
             if noted:
                 yield f"{row.name}: {listed(noted)}; see `segmint status {row.dataset}`"

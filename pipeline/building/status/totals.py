@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from segmint.catalogs.dataset.commits import REJECTED, ListedCommit
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.summaries import CommitSums, ReadCommits, sum_listed
+from segmint.catalogs.dataset.summaries import CommitSums, ReadCommits, sum_listing
 from segmint.infra.storage.location import Location
 
 
@@ -31,9 +31,9 @@ def total(
 ) -> Totals:
     """Sum the commits of the shards in `wanted` (step 1); `held` are the files of those that hold.
 
-    `read` as in `sum_listed`.
+    `read` as in `sum_listing`.
     """
-    sums = sum_listed(dataset, held, read=read, wanted=wanted)
+    sums = sum_listing(dataset, held, read=read, wanted=wanted)
     committed = {commit.shard for commit in held}
     missing = [shard for shard in wanted if shard not in committed]
     return Totals(

@@ -6,7 +6,7 @@ import typer
 
 from segmint.catalogs.shard_ranges import parse_shards
 from segmint.pipeline.commands.common.arguments import ConfigFile, Overrides
-from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
+from segmint.pipeline.commands.common.console import guarded, print_next, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -47,7 +47,7 @@ def build(
     try:
         accounting = run_build(loaded, shards=span, grow=grow, retry_rejected=reasons)
     except NotRecordedError as error:
-        answer_with(error.accounting, as_json)
+        print_result(error.accounting, as_json)
         raise
-    answer_with(accounting, as_json)
-    say_next(as_json, "audit", loaded.output, config=config)
+    print_result(accounting, as_json)
+    print_next(as_json, "audit", loaded.output, config=config)

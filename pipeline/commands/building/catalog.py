@@ -8,7 +8,14 @@ import typer
 
 from segmint.pipeline.commands.building.curate import curate
 from segmint.pipeline.commands.common.arguments import AsJson, Config, build_of, storage_of
-from segmint.pipeline.commands.common.console import FINDINGS, answer_json, answer_with, guarded, say, say_next
+from segmint.pipeline.commands.common.console import (
+    FINDINGS,
+    guarded,
+    print_json,
+    print_message,
+    print_next,
+    print_result,
+)
 from segmint.pipeline.commands.common.extras import needs
 
 if TYPE_CHECKING:
@@ -32,7 +39,8 @@ def scan(
     ] = None,
     provider: Annotated[str | None, typer.Option(help="Who supplied the images.")] = None,
     attribution: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Whom to credit for images whose sidecar file does not say it.")
+        str | None,
+        typer.Option(metavar="TEXT", help="Whom to credit for images whose sidecar file does not print_message it."),
     ] = None,
     absolute: Annotated[
         bool, typer.Option("--absolute", help="Write absolute URIs, not relative ones; a dataset publishes them.")
@@ -75,13 +83,13 @@ def scan(
     findings = check_catalog(catalog, _policy(build))
     if as_json:
         counts = {"rows": rows, "skipped": len(skipped), "unusable": findings.rows - findings.accepted}
-        answer_json({"catalog": output, **counts, "findings": findings.to_dict()})
+        print_json({"catalog": output, **counts, "findings": findings.to_dict()})
         return
     left_out = f"; {counted(len(skipped), 'file')} skipped, named above" if skipped else ""
-    say(f"{output}: {counted(rows, 'row')}{left_out}")
+    print_message(f"{output}: {counted(rows, 'row')}{left_out}")
     for line in (*findings.unusable_lines(), *findings.outlook_lines):
-        say(line)
-    say_next(as_json, "catalog", "check", output, config=config)
+        print_message(line)
+    print_next(as_json, "catalog", "check", output, config=config)
 
 
 @app.command()
@@ -109,9 +117,9 @@ def check(
         findings = check_catalog(Location(storage, catalog), _policy(build))
     except NotFoundError as error:
         raise UsageError(str(error)) from error
-    answer_with(findings, as_json)
+    print_result(findings, as_json)
     if build is not None:
-        say_next(as_json, "plan", str(config), "--sample", "20")
+        print_next(as_json, "plan", str(config), "--sample", "20")
     if not findings.clean:
         raise typer.Exit(FINDINGS)
 
@@ -143,8 +151,8 @@ def locate(
     source = Location(storage, catalog)
     if not source.exists():
         raise UsageError(f"{catalog} does not exist: expected a catalog as Parquet, JSON Lines or CSV")
-    answer_with(locate_images(source, Location(storage, output)), as_json)
-    say_next(as_json, "catalog", "check", output, config=config)
+    print_result(locate_images(source, Location(storage, output)), as_json)
+    print_next(as_json, "catalog", "check", output, config=config)
 
 
 def _policy(build: "Configuration | None") -> "LicensePolicy | None":

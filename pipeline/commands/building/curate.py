@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson
-from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
+from segmint.pipeline.commands.common.console import guarded, print_next, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -43,6 +43,6 @@ def curate(
     loaded = load_config(config, overrides or [])
     if distributions is not None:
         ending(distributions)
-    answer_with(run_curate(loaded, catalog, output, distributions=distributions), as_json)
+    print_result(run_curate(loaded, catalog, output, distributions=distributions), as_json)
     if distributions is None:
-        say_next(as_json, "catalog", "check", output, config=config)
+        print_next(as_json, "catalog", "check", output, config=config)

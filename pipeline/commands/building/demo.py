@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.console import answer, answer_json, guarded, say
+from segmint.pipeline.commands.common.console import guarded, print_json, print_line, print_message
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -21,6 +21,6 @@ def demo(
     """
     from segmint.pipeline.demo import run_demo
 
-    accounting = run_demo(folder, say if as_json else answer)
+    accounting = run_demo(folder, print_message if as_json else print_line)
     if as_json:
-        answer_json(accounting.to_dict())
+        print_json(accounting.to_dict())

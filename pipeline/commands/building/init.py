@@ -7,16 +7,16 @@ import typer
 
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import LOCAL, local_path, scheme
-from segmint.pipeline.commands.common.console import answer, guarded, say_next
-from segmint.pipeline.config.template import Start, template
+from segmint.pipeline.commands.common.console import guarded, print_line, print_next
+from segmint.pipeline.config.template import TemplateStart, template
 
 
 @guarded
 def init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration to write.")] = Path("build.yaml"),
-    name: Annotated[str, typer.Option(help="The dataset's name.")] = Start.name,
-    catalog: Annotated[str, typer.Option(metavar="URI", help="Its source catalog.")] = Start.catalog,
-    output: Annotated[str, typer.Option(metavar="URI", help="Its folder.")] = Start.output,
+    name: Annotated[str, typer.Option(help="The dataset's name.")] = TemplateStart.name,
+    catalog: Annotated[str, typer.Option(metavar="URI", help="Its source catalog.")] = TemplateStart.catalog,
+    output: Annotated[str, typer.Option(metavar="URI", help="Its folder.")] = TemplateStart.output,
     licenses: Annotated[
         list[str] | None,
         typer.Option("--license", metavar="ID", help="A license that images may have; repeat for several."),
@@ -29,7 +29,7 @@ def init(
     from segmint.pipeline.config.config import Config
     from segmint.pipeline.config.yaml_file import check, parse_yaml
 
-    text = template(Start(name, catalog, output, tuple(licenses or Start.licenses)))
+    text = template(TemplateStart(name, catalog, output, tuple(licenses or TemplateStart.licenses)))
     check(parse_yaml(text, str(file)), Config)
     try:
         with file.open("x", encoding="utf-8") as opened:
@@ -38,8 +38,8 @@ def init(
         raise UsageError(f"{file} exists and is not overwritten: name another file") from error
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror or error}") from error
-    answer(f"written to {file}")
+    print_line(f"written to {file}")
     if scheme(catalog) == LOCAL and not local_path(catalog).exists():
-        say_next(False, "catalog", "scan", "FOLDER", "-o", catalog, "--license", "ID", config=str(file))
-    say_next(False, "catalog", "check", catalog, config=str(file))
-    say_next(False, "plan", str(file), "--sample", "20")
+        print_next(False, "catalog", "scan", "FOLDER", "-o", catalog, "--license", "ID", config=str(file))
+    print_next(False, "catalog", "check", catalog, config=str(file))
+    print_next(False, "plan", str(file), "--sample", "20")

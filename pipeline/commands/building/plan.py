@@ -6,7 +6,7 @@ import typer
 
 from segmint.catalogs.shard_ranges import parse_shards
 from segmint.pipeline.commands.common.arguments import ConfigFile, Overrides
-from segmint.pipeline.commands.common.console import answer_with, guarded, say, say_next
+from segmint.pipeline.commands.common.console import guarded, print_message, print_next, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -45,7 +45,7 @@ def plan(
     from segmint.pipeline.building.plan.options import PlanOptions
     from segmint.pipeline.building.plan.plan import make_plan
 
-    planned = make_plan(loaded, PlanOptions(span, sample, gpus, price, share, flops, megapixels), say)
-    answer_with(planned, as_json)
+    planned = make_plan(loaded, PlanOptions(span, sample, gpus, price, share, flops, megapixels), print_message)
+    print_result(planned, as_json)
     if planned.rows:
-        say_next(as_json, "build", config)
+        print_next(as_json, "build", config)

@@ -9,12 +9,12 @@ import typer
 
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.pipeline.commands.common.arguments import AsJson, Config, storage_of
-from segmint.pipeline.commands.common.console import answer, answer_with, guarded, printable
+from segmint.pipeline.commands.common.console import guarded, print_line, print_result, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from segmint.pipeline.building.status.answer import Status
+    from segmint.pipeline.building.status.result import Status
     from segmint.pipeline.building.status.table import StatusTable
 
 
@@ -43,7 +43,7 @@ def status(
     if every < 1:
         raise UsageError(f"--every is {every:g}: expected seconds from 1")
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.building.status.answer import Prices
+    from segmint.pipeline.building.status.result import Prices
     from segmint.pipeline.building.status.status import StatusReader
     from segmint.pipeline.building.status.table import StatusTable
 
@@ -57,7 +57,7 @@ def status(
     if watch:
         _watch(read, every)
     else:
-        answer_with(read(), as_json)
+        print_result(read(), as_json)
 
 
 def _watch(read: "Callable[[], Status | StatusTable]", every: float) -> None:
@@ -76,7 +76,7 @@ def _watch(read: "Callable[[], Status | StatusTable]", every: float) -> None:
             if live.console.is_terminal:
                 live.update(Text("\n".join(map(printable, shown))), refresh=True)
             else:
-                answer("\n".join([*shown, ""]))
+                print_line("\n".join([*shown, ""]))
             if now.complete:
                 return
             time.sleep(every)

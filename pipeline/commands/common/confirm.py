@@ -6,10 +6,10 @@ from typing import Protocol
 import typer
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.commands.common.console import say
+from segmint.pipeline.commands.common.console import print_message
 
 
-class Removal(Protocol):
+class RemovalPrompt(Protocol):
     """What a command would remove."""
 
     @property
@@ -33,7 +33,7 @@ def require_terminal(command: str) -> None:
         )
 
 
-def confirm(removal: Removal) -> None:
+def confirm(removal: RemovalPrompt) -> None:
     """Show what would be removed and wait for its number or the dataset's name; raises `UsageError` for other words.
 
     Nothing is asked where there is nothing to remove.
@@ -41,7 +41,7 @@ def confirm(removal: Removal) -> None:
     if removal.rows == 0:
         return
     for line in removal.lines():
-        say(line)
+        print_message(line)
     expected = {str(removal.rows), f"{removal.rows:,}", removal.name}
     typed = typer.prompt(f"Type {removal.rows} or {removal.name} to go on", err=True, default="", show_default=False)
     if typed.strip() not in expected:

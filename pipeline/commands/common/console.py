@@ -46,10 +46,10 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except SegmintError as error:
             _maybe_traceback()
-            say(f"error: {error}")
+            print_message(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            say("interrupted: finished work is kept, and the same command continues with the rest")
+            print_message("interrupted: finished work is kept, and the same command continues with the rest")
             raise typer.Exit(FAILED) from error
         except BrokenPipeError as error:
             # The reader of our output has gone; without this, Python complains again when it flushes at exit.
@@ -60,11 +60,11 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             _maybe_traceback()
             if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name or "")):
-                say(f"error: this needs {error.name}, not installed here: pip install 'segmint[{extra}]'")
+                print_message(f"error: this needs {error.name}, not installed here: pip install 'segmint[{extra}]'")
                 raise typer.Exit(UsageError.exit_code) from error
-            say(f"unexpected error: {type(error).__name__}: {error}")
+            print_message(f"unexpected error: {type(error).__name__}: {error}")
             if not debugging():
-                say("this is a bug or a problem of the machine: `segmint --debug …` shows where it happened")
+                print_message("this is a bug or a problem of the machine: `segmint --debug …` shows where it happened")
             raise typer.Exit(FAILED) from error
 
     return run
@@ -77,26 +77,26 @@ def debugging() -> bool:
 
 def _maybe_traceback() -> None:
     if debugging():
-        say(traceback.format_exc().rstrip())
+        print_message(traceback.format_exc().rstrip())
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """Print a line for people, on standard error."""
     typer.echo(printable(text), err=True)
 
 
-def answer(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line of the answer, on standard output."""
     typer.echo(printable(text))
 
 
-def answer_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """Print the answer as one JSON value on standard output, for programs."""
     text = json.dumps(without_secrets(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
     typer.echo(_encodable(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)))
 
 
-class Answer(Protocol):
+class Printable(Protocol):
     """What a command found or did."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,19 +106,19 @@ class Answer(Protocol):
         """The answer as text."""
 
 
-def answer_with(result: Answer, as_json: bool) -> None:
+def print_result(result: Printable, as_json: bool) -> None:
     """Print the answer as one JSON value, or as lines for people."""
     if as_json:
-        answer_json(result.to_dict())
+        print_json(result.to_dict())
         return
     for line in result.lines():
-        answer(line)
+        print_line(line)
 
 
-def say_next(as_json: bool, *words: str, config: str | None = None) -> None:
+def print_next(as_json: bool, *words: str, config: str | None = None) -> None:
     """Say which command comes next, for people: `next: segmint audit DIR`."""
     if not as_json:
-        say(f"next: segmint {shlex.join([*words, *(() if config is None else ('--config', config))])}")
+        print_message(f"next: segmint {shlex.join([*words, *(() if config is None else ('--config', config))])}")
 
 
 def printable(text: str) -> str:

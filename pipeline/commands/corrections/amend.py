@@ -6,7 +6,7 @@ import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, build_of
 from segmint.pipeline.commands.common.confirm import confirm, require_terminal
-from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.console import guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -47,10 +47,10 @@ def amend(
     if not file.exists():
         raise UsageError(f"{catalog} does not exist: expected a catalog as Parquet, JSON Lines or CSV")
     if dry_run:
-        answer_with(list_amendment(location, file, clear=clear), as_json)
+        print_result(list_amendment(location, file, clear=clear), as_json)
         return
     if not yes:
         require_terminal("amend")
     resources = LOCAL if build is None else build.resources
     ask = None if yes else confirm
-    answer_with(amend_images(location, file, reason, clear=clear, confirm=ask, resources=resources), as_json)
+    print_result(amend_images(location, file, reason, clear=clear, confirm=ask, resources=resources), as_json)

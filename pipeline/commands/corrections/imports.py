@@ -6,11 +6,11 @@ import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, DryRun, Yes, storage_of
 from segmint.pipeline.commands.common.confirm import confirm, require_terminal
-from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
+from segmint.pipeline.commands.common.console import guarded, print_next, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 if TYPE_CHECKING:
-    from segmint.pipeline.corrections.imports.merge import Mode
+    from segmint.pipeline.corrections.imports.merge import ImportMode
 
 
 @guarded
@@ -57,10 +57,10 @@ def import_(
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.imports.files import ImportFormat, detect_format
-    from segmint.pipeline.corrections.imports.imports import Asked, import_masks, list_import
-    from segmint.pipeline.corrections.imports.matching import Match
+    from segmint.pipeline.corrections.imports.imports import ImportRequest, import_masks, list_import
+    from segmint.pipeline.corrections.imports.matching import MatchMode
 
-    for option, value, choices in (("--format", format, ImportFormat), ("--match", match, Match)):
+    for option, value, choices in (("--format", format, ImportFormat), ("--match", match, MatchMode)):
         if value is not None and value not in set(choices):
             raise UsageError(f"{option} {value!r}: expected one of {', '.join(choices)}")
     storage = storage_of(config)
@@ -74,34 +74,34 @@ def import_(
             raise UsageError(
                 f"{', '.join(extra)} with another dataset: its masks keep what is said of them there; leave it out"
             )
-        if match != Match.NUMBER:
+        if match != MatchMode.NUMBER:
             raise UsageError(f"--match {match} with another dataset: its images are found by their source")
-    asked = Asked(
+    asked = ImportRequest(
         where=where,
         format=kind,
         mode=_mode(replace, add, carried=carried),
         source=mask_source or "imported",
         license=license_id,
         annotator=annotator,
-        match=Match(match),
+        match=MatchMode(match),
     )
     if dry_run:
-        answer_with(list_import(target, asked), as_json)
+        print_result(list_import(target, asked), as_json)
         return
     if not yes:
         require_terminal("import")
-    answer_with(import_masks(target, asked, None if yes else confirm), as_json)
-    say_next(as_json, "audit", dataset, config=config)
+    print_result(import_masks(target, asked, None if yes else confirm), as_json)
+    print_next(as_json, "audit", dataset, config=config)
 
 
-def _mode(replace: bool, add: bool, *, carried: bool) -> "Mode":
+def _mode(replace: bool, add: bool, *, carried: bool) -> "ImportMode":
     from segmint.infra.errors import UsageError
-    from segmint.pipeline.corrections.imports.merge import Mode
+    from segmint.pipeline.corrections.imports.merge import ImportMode
 
     if replace == add:
         raise UsageError(
             "name one of --replace and --add: whether the images' masks give way to these, or these are added to them"
         )
     if add:
-        return Mode.ADD
-    return Mode.CARRY if carried else Mode.REPLACE
+        return ImportMode.ADD
+    return ImportMode.CARRY if carried else ImportMode.REPLACE

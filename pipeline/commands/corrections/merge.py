@@ -2,7 +2,7 @@
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, storage_of
 from segmint.pipeline.commands.common.confirm import confirm, require_terminal
-from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
+from segmint.pipeline.commands.common.console import guarded, print_next, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -20,13 +20,13 @@ def merge(
     Answers that were merged before change nothing.
     """
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.corrections.merge.run import list_merge, merge_answers
+    from segmint.pipeline.corrections.merge.run import list_merge, merge_submissions
 
     location = Location(storage_of(config), dataset)
     if dry_run:
-        answer_with(list_merge(location), as_json)
+        print_result(list_merge(location), as_json)
         return
     if not yes:
         require_terminal("merge")
-    answer_with(merge_answers(location, None if yes else confirm), as_json)
-    say_next(as_json, "audit", dataset, config=config)
+    print_result(merge_submissions(location, None if yes else confirm), as_json)
+    print_next(as_json, "audit", dataset, config=config)

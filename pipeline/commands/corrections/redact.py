@@ -6,7 +6,7 @@ import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, build_of
 from segmint.pipeline.commands.common.confirm import confirm, require_terminal
-from segmint.pipeline.commands.common.console import answer_with, guarded
+from segmint.pipeline.commands.common.console import guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -34,9 +34,9 @@ def redact(
     build, storage = build_of(config)
     location, wanted = Location(storage, dataset), Location(storage, regions)
     if dry_run:
-        answer_with(list_redaction(location, wanted), as_json)
+        print_result(list_redaction(location, wanted), as_json)
         return
     if not yes:
         require_terminal("redact")
     resources = LOCAL if build is None else build.resources
-    answer_with(redact_images(location, wanted, None if yes else confirm, resources), as_json)
+    print_result(redact_images(location, wanted, None if yes else confirm, resources), as_json)

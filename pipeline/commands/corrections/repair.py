@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Dataset, build_of
-from segmint.pipeline.commands.common.console import FINDINGS, answer_with, guarded
+from segmint.pipeline.commands.common.console import FINDINGS, guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -32,6 +32,6 @@ def repair(
 
     build, storage = build_of(config)
     repaired = repair_files(Location(storage, dataset), build)
-    answer_with(repaired, as_json)
-    if repaired.left:
+    print_result(repaired, as_json)
+    if repaired.not_repaired:
         raise typer.Exit(FINDINGS)

@@ -6,7 +6,7 @@ import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, build_of
 from segmint.pipeline.commands.common.confirm import confirm, require_terminal
-from segmint.pipeline.commands.common.console import FINDINGS, answer_with, guarded
+from segmint.pipeline.commands.common.console import FINDINGS, guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -44,7 +44,7 @@ def takedown(
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.correction import LOCAL
     from segmint.pipeline.corrections.proof import prove
-    from segmint.pipeline.corrections.takedown import read_asked
+    from segmint.pipeline.corrections.takedown import read_request
     from segmint.pipeline.corrections.takedown import takedown as take_down
     from segmint.pipeline.corrections.takedown_list import list_takedown
 
@@ -52,19 +52,19 @@ def takedown(
     location, file = Location(storage, dataset), None if ids is None else Location(storage, ids)
     if proved is not None:
         proof = prove(location, proved)
-        answer_with(proof, as_json)
+        print_result(proof, as_json)
         if proof.found:
             raise typer.Exit(FINDINGS)
         return
     if reason is None:
         raise UsageError("--reason is missing: say why, for the tombstone")
-    asked, catalog = read_asked(file, license_id, provider), None if build is None else build.catalog
+    asked, catalog = read_request(file, license_id, provider), None if build is None else build.catalog
     if dry_run:
         listed = list_takedown(location, load_manifest(location), asked, reason, catalog_uri=catalog)
-        answer_with(listed, as_json)
+        print_result(listed, as_json)
         return
     if not yes:
         require_terminal("takedown")
     resources = LOCAL if build is None else build.resources
     ask = None if yes else confirm
-    answer_with(take_down(location, asked, reason, None, catalog, ask, resources), as_json)
+    print_result(take_down(location, asked, reason, None, catalog, ask, resources), as_json)

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import Config, Dataset, storage_of
-from segmint.pipeline.commands.common.console import answer, guarded, say
+from segmint.pipeline.commands.common.console import guarded, print_line, print_message
 from segmint.pipeline.commands.common.extras import needs
 
 
-class Order(StrEnum):
+class OrderOption(StrEnum):
     """The order in which images are given to people."""
 
     NUMBER = "number"
@@ -21,7 +21,7 @@ class Order(StrEnum):
     RANDOM = "random"
 
 
-class Stage(StrEnum):
+class AnnotationStage(StrEnum):
     """What people do."""
 
     ASSISTED = "assisted"
@@ -38,19 +38,19 @@ DETECTOR = "detector:"
 def annotate(
     dataset: Dataset,
     stage: Annotated[
-        Stage,
+        AnnotationStage,
         typer.Option(
             help="assisted: people click, the model answers, they correct. semi: what is there is locked, people add "
             "the rest. rate: people rate single masks from 1 to 10."
         ),
-    ] = Stage.ASSISTED,
+    ] = AnnotationStage.ASSISTED,
     select: Annotated[
         str | None,
         typer.Option(metavar="EXPR", help="Only images for which this is true, as in 'masks < 10'; SQL on columns."),
     ] = None,
     order: Annotated[
-        Order, typer.Option(help="number; fewest masks first; lowest mean predicted IoU first; random.")
-    ] = Order.NUMBER,
+        OrderOption, typer.Option(help="number; fewest masks first; lowest mean predicted IoU first; random.")
+    ] = OrderOption.NUMBER,
     study: Annotated[
         str | None, typer.Option(metavar="DIR", help="Only the images that `segmint study sample` drew.")
     ] = None,
@@ -101,10 +101,10 @@ def annotate(
     from segmint.pipeline.engine.annotate.app import make_app
     from segmint.pipeline.engine.annotate.queue import Order as QueueOrder
     from segmint.pipeline.engine.annotate.queue import QueueOptions
-    from segmint.pipeline.engine.annotate.server import AnnotateOptions, open_desk, serve
+    from segmint.pipeline.engine.annotate.server import AnnotateOptions, open_view, serve
 
     given = {
-        "--order": order is not Order.NUMBER,
+        "--order": order is not OrderOption.NUMBER,
         "--study": study is not None,
         "--overlap": overlap != 0,
         "--weights": weights is not None,
@@ -122,20 +122,20 @@ def annotate(
 
     def show(addresses: Mapping[str, str]) -> None:
         for name, address in addresses.items():
-            answer(address if len(addresses) == 1 else f"{name}: {address}")
-        say("each address opens one browser, once; ctrl-C ends the server, and answers are in the dataset")
+            print_line(address if len(addresses) == 1 else f"{name}: {address}")
+        print_message("each address opens one browser, once; ctrl-C ends the server, and answers are in the dataset")
 
-    say(f"reading the tables of {dataset}")
-    if stage is Stage.RATE:
+    print_message(f"reading the tables of {dataset}")
+    if stage is AnnotationStage.RATE:
         from segmint.pipeline.engine.annotate.rating.app import make_rating_app
-        from segmint.pipeline.engine.annotate.rating.desk import open_rating_desk
+        from segmint.pipeline.engine.annotate.rating.rater_view import open_rater_view
         from segmint.pipeline.engine.annotate.rating.sample import SampleOptions
 
         options = SampleOptions(200 if masks is None else masks, seed or 0, select)
-        with open_rating_desk(place, options) as desk:
-            say(f"{counted(len(desk), 'mask')} to rate")
+        with open_rater_view(place, options) as annotator_view:
+            print_message(f"{counted(len(annotator_view), 'mask')} to rate")
             serve(
-                lambda team: make_rating_app(desk, team),
+                lambda team: make_rating_app(annotator_view, team),
                 port,
                 who,
                 origin=public,
@@ -145,21 +145,28 @@ def annotate(
         return
     sample = None if study is None else Location(storage, study)
     queue = QueueOptions(select, QueueOrder(order), sample, overlap)
-    with open_desk(place, AnnotateOptions(queue, stage, weights, device, detector)) as opened:
+    with open_view(place, AnnotateOptions(queue, stage, weights, device, detector)) as opened:
         if opened.note is not None:
-            say(f"note: {opened.note}")
-        about = opened.desk.about
-        say(f"{counted(about.images, 'image')} to annotate; {about.weights} answers")
-        serve(lambda team: make_app(opened.desk, team), port, who, origin=public, open_browser=browser, on_ready=show)
+            print_message(f"note: {opened.note}")
+        about = opened.annotator_view.about
+        print_message(f"{counted(about.images, 'image')} to annotate; {about.weights} answers")
+        serve(
+            lambda team: make_app(opened.annotator_view, team),
+            port,
+            who,
+            origin=public,
+            open_browser=browser,
+            on_ready=show,
+        )
 
 
-def refuse_needless(stage: Stage, given: Collection[str]) -> None:
+def refuse_needless(stage: AnnotationStage, given: Collection[str]) -> None:
     """Raise `UsageError` for options that mean nothing in a stage."""
     from segmint.infra.errors import UsageError
 
     rates = {"--masks", "--seed"}
-    needless = set(given) - rates if stage is Stage.RATE else set(given) & rates
-    if stage is Stage.ASSISTED:
+    needless = set(given) - rates if stage is AnnotationStage.RATE else set(given) & rates
+    if stage is AnnotationStage.ASSISTED:
         needless |= set(given) & {"--prefill"}
     if needless:
         raise UsageError(f"--stage {stage} takes no {', '.join(sorted(needless))}: leave it out")

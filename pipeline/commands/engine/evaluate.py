@@ -8,12 +8,12 @@ import typer
 from segmint.infra.errors import UsageError
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
 from segmint.pipeline.commands.common.arguments import AsJson, Config, build_of
-from segmint.pipeline.commands.common.console import FINDINGS, answer_with, guarded
+from segmint.pipeline.commands.common.console import FINDINGS, guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
-from segmint.pipeline.engine.evaluate.kinds import Chosen
+from segmint.pipeline.engine.evaluate.kinds import TruthSelection
 
 
-class Required(StrEnum):
+class RequiredVerdict(StrEnum):
     """Verdicts of the gate that a caller may require."""
 
     BETTER = "better"
@@ -35,7 +35,7 @@ Images = Annotated[
     list[str] | None,
     typer.Option("--images", metavar="DIR", help="The images of the files: one folder for all, or one for each."),
 ]
-ChosenMasks = Annotated[Chosen, typer.Option("--truth", help="Of datasets: which masks are the truth.")]
+ChosenMasks = Annotated[TruthSelection, typer.Option("--truth", help="Of datasets: which masks are the truth.")]
 Ignore = Annotated[
     list[int] | None,
     typer.Option("--ignore", metavar="N", help="Of label maps: a number that is no mask, besides 0; repeatable."),
@@ -69,7 +69,7 @@ Seed = Annotated[int, typer.Option(metavar="S", min=0, help="Seed of random clic
 def points(
     targets: Targets,
     images: Images = None,
-    truth: ChosenMasks = Chosen.HUMAN,
+    truth: ChosenMasks = TruthSelection.HUMAN,
     ignore: Ignore = None,
     weights: WeightsNames = None,
     clicks: Annotated[
@@ -100,7 +100,7 @@ def points(
         ),
     ] = False,
     require: Annotated[
-        Required | None,
+        RequiredVerdict | None,
         typer.Option(
             help="Any other verdict of the gate, or a guard set that could not be judged, makes the exit code 1; "
             "implies --gate."
@@ -136,12 +136,12 @@ def points(
     if guard_images and not guard:
         raise UsageError("--guard-images has no effect without --guard, which names the files of these images")
     if not (gate or require or guard):
-        answer_with(evaluate_points(options, storage), as_json)
+        print_result(evaluate_points(options, storage), as_json)
         return
     from segmint.pipeline.engine.evaluate.gate.gate import GateOptions, evaluate_gate
 
     judged = evaluate_gate(GateOptions(options, tuple(guard or ()), tuple(guard_images or ())), storage)
-    answer_with(judged, as_json)
+    print_result(judged, as_json)
     if require is not None and not judged.passes:
         raise typer.Exit(FINDINGS)
 
@@ -152,7 +152,7 @@ def points(
 def proposals(
     targets: Targets,
     images: Images = None,
-    truth: ChosenMasks = Chosen.HUMAN,
+    truth: ChosenMasks = TruthSelection.HUMAN,
     ignore: Ignore = None,
     weights: WeightsNames = None,
     points_per_side: Annotated[int, typer.Option(metavar="N", help="Points along each side of the grid.")] = 64,
@@ -172,7 +172,7 @@ def proposals(
 
     model, storage = model_options(weights, device, precision, ray, config)
     options = EvaluateOptions(truth_options(targets, images, truth, ignore), model, output)
-    answer_with(evaluate_proposals(options, points_per_side, storage), as_json)
+    print_result(evaluate_proposals(options, points_per_side, storage), as_json)
 
 
 @app.command()
@@ -215,9 +215,9 @@ def edges(
     from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 
     model, storage = model_options(weights, device, precision, ray, config)
-    options = EvaluateOptions(truth_options(targets, images, Chosen.HUMAN, ignore), model, output)
+    options = EvaluateOptions(truth_options(targets, images, TruthSelection.HUMAN, ignore), model, output)
     measure = EdgesMeasure(points_per_side, thresholds, tolerance)
-    answer_with(evaluate_edges(options, measure, annotators or (), storage), as_json)
+    print_result(evaluate_edges(options, measure, annotators or (), storage), as_json)
 
 
 @app.command()
@@ -233,7 +233,7 @@ def instances(
     refine: Annotated[
         bool, typer.Option("--refine/--no-refine", help="Prompt again with the box and the mask's logits, or not.")
     ] = True,
-    truth: ChosenMasks = Chosen.HUMAN,
+    truth: ChosenMasks = TruthSelection.HUMAN,
     ignore: Ignore = None,
     weights: WeightsNames = None,
     output: Output = None,
@@ -252,7 +252,7 @@ def instances(
 
     model, storage = model_options(weights, device, precision, ray, config)
     options = EvaluateOptions(truth_options(targets, images, truth, ignore), model, output)
-    answer_with(evaluate_instances(options, boxes, refine, storage), as_json)
+    print_result(evaluate_instances(options, boxes, refine, storage), as_json)
 
 
 def parse_clicks(text: str) -> tuple[int, ...]:
@@ -265,7 +265,7 @@ def parse_clicks(text: str) -> tuple[int, ...]:
 
 
 def truth_options(
-    targets: list[str], images: list[str] | None, chosen: Chosen, ignore: list[int] | None
+    targets: list[str], images: list[str] | None, chosen: TruthSelection, ignore: list[int] | None
 ) -> "TruthOptions":
     """Return the options of every evaluation that say what the truth is."""
     from segmint.pipeline.engine.evaluate.setup import TruthOptions

@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Overrides
-from segmint.pipeline.commands.common.console import answer_with, guarded, say
+from segmint.pipeline.commands.common.console import guarded, print_message, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
-class Task(StrEnum):
+class TrainingTarget(StrEnum):
     """What is trained."""
 
     MASKS = "masks"
@@ -22,7 +22,7 @@ class Task(StrEnum):
 def train(
     config: Annotated[str, typer.Argument(metavar="TRAIN", help="The YAML configuration of a run: a path or URI.")],
     task: Annotated[
-        Task | None,
+        TrainingTarget | None,
         typer.Option(
             help="masks: SAM. objects: a detector of one class, from the masks' boxes. Default: the key `task`."
         ),
@@ -37,8 +37,8 @@ def train(
     if loaded.task == "objects":
         from segmint.pipeline.engine.train.objects import run_objects
 
-        answer_with(run_objects(loaded, say), as_json)
+        print_result(run_objects(loaded, print_message), as_json)
         return
     from segmint.pipeline.engine.train.run import run_train
 
-    answer_with(run_train(loaded, say), as_json)
+    print_result(run_train(loaded, print_message), as_json)

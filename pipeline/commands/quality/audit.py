@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, DetectorConfig, build_of
-from segmint.pipeline.commands.common.console import FINDINGS, answer, guarded, say, say_next
+from segmint.pipeline.commands.common.console import FINDINGS, guarded, print_line, print_message, print_next
 from segmint.pipeline.commands.common.extras import needs
 
 _SAMPLE = 100
@@ -70,7 +70,7 @@ def audit(
     config: DetectorConfig = None,
     as_json: AsJson = False,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the answer to this path or URI.")
+        str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the print_line to this path or URI.")
     ] = None,
 ) -> None:
     """Check the files, licenses and privacy of a dataset.
@@ -91,9 +91,9 @@ def audit(
     build, storage = build_of(config)
     from segmint.catalogs.dataset.outputs import refuse_inside
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.quality.audit.answer_json import to_json
-    from segmint.pipeline.quality.audit.answer_text import answer_lines
     from segmint.pipeline.quality.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity, with_missing_commits
+    from segmint.pipeline.quality.audit.result_json import to_json
+    from segmint.pipeline.quality.audit.result_text import result_lines
 
     if output is not None:
         refuse_inside(Location(storage, dataset), Location(storage, output), "-o")
@@ -103,7 +103,7 @@ def audit(
         report = with_missing_commits(report) if complete else report
     else:
         from segmint.infra.device import resolve_compute
-        from segmint.operators.audit.detectors import GivenDetector
+        from segmint.operators.audit.detectors import DetectorSpec
         from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
 
         searched = None if privacy_sample == _ALL else int(privacy_sample)
@@ -114,7 +114,7 @@ def audit(
             attributions=files["--attributions"],
             regions=files["--regions"],
             pictures=files["--pictures"],
-            detectors=tuple(GivenDetector.of(each) for each in detector or ()),
+            detectors=tuple(DetectorSpec.of(each) for each in detector or ()),
             device=device if device == "cpu" else resolve_compute(device).device,
             build=build,
             complete=complete,
@@ -131,15 +131,15 @@ def audit(
             check_target(where, folder)
             people = None if study is None else check_sampled(read_score(Location(storage, study)), study, where)
             report = audit_dataset(where, options)
-            say(write_evidence(where, report, options, folder, people).line())
-    lines = answer_lines(report)
+            print_message(write_evidence(where, report, options, folder, people).line())
+    lines = result_lines(report)
     text = to_json(report) if as_json else "\n".join(lines)
     if output is None:
-        answer(text)
+        print_line(text)
     else:
         storage.put(output, f"{text}\n".encode())
-        say(f"{lines[0]}; written to {output}")
+        print_message(f"{lines[0]}; written to {output}")
     if not integrity_only:
-        say_next(as_json, "report", dataset, config=config)
+        print_next(as_json, "report", dataset, config=config)
     if report.findings.total or report.nothing_looked_at:
         raise typer.Exit(FINDINGS)

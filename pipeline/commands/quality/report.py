@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, DetectorConfig, build_of
-from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
+from segmint.pipeline.commands.common.console import guarded, print_next, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -48,5 +48,5 @@ def report(
     folder, audited, people, other = (None if uri is None else Location(storage, uri) for uri in given)
     options = AuditOptions(sample, build=build)
     written = write_report(Location(storage, dataset), folder, audited, options, people, other)
-    answer_with(written, as_json)
-    say_next(as_json, "view", dataset, config=config)
+    print_result(written, as_json)
+    print_next(as_json, "view", dataset, config=config)

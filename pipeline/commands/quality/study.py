@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
-from segmint.pipeline.commands.common.console import answer_with, guarded, say_next
-from segmint.pipeline.quality.study.kind import IMAGES, Kind
+from segmint.pipeline.commands.common.console import guarded, print_next, print_result
+from segmint.pipeline.quality.study.kind import IMAGES, StudyKind
 
 app = typer.Typer(
     name="study", help="Have people correct or search a sample of images, and score it.", no_args_is_help=True
@@ -19,8 +19,9 @@ def sample(
     dataset: Dataset,
     output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Output folder or bucket prefix.")],
     kind: Annotated[
-        Kind, typer.Option(help="masks: to be corrected; privacy: images in which to mark missed faces and plates.")
-    ] = Kind.MASKS,
+        StudyKind,
+        typer.Option(help="masks: to be corrected; privacy: images in which to mark missed faces and plates."),
+    ] = StudyKind.MASKS,
     count: Annotated[
         int | None,
         typer.Option("-n", "--images", metavar="N", min=1, help="Images to draw; default 500, for privacy 3000."),
@@ -37,16 +38,16 @@ def sample(
 
     storage = storage_of(config)
     count = IMAGES[kind] if count is None else count
-    if kind is Kind.PRIVACY:
+    if kind is StudyKind.PRIVACY:
         from segmint.pipeline.quality.study.privacy.sample import sample_privacy
 
-        answer_with(sample_privacy(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
+        print_result(sample_privacy(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
     else:
         from segmint.pipeline.quality.study.sample import sample_study
 
-        answer_with(sample_study(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
-        say_next(as_json, "annotate", dataset, "--study", output, config=config)
-    say_next(as_json, "study", "score", output, config=config)
+        print_result(sample_study(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
+        print_next(as_json, "annotate", dataset, "--study", output, config=config)
+    print_next(as_json, "study", "score", output, config=config)
 
 
 @app.command()
@@ -79,13 +80,13 @@ def score(
     storage = storage_of(config)
     folder = Location(storage, study)
     answers, written = (None if uri is None else Location(storage, uri) for uri in (corrected, regions))
-    if kind_of(folder) is Kind.PRIVACY:
+    if kind_of(folder) is StudyKind.PRIVACY:
         from segmint.pipeline.quality.study.privacy.score import score_privacy
 
-        answer_with(score_privacy(folder, answers, written), as_json)
+        print_result(score_privacy(folder, answers, written), as_json)
         return
     from segmint.pipeline.quality.study.score import score_study
 
     if written is not None:
         raise UsageError(f"{study} is a study of masks, in which no regions are marked: leave out --regions")
-    answer_with(score_study(folder, answers), as_json)
+    print_result(score_study(folder, answers), as_json)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
-from segmint.pipeline.commands.common.console import FINDINGS, answer_with, guarded
+from segmint.pipeline.commands.common.console import FINDINGS, guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 RecordedVersion = Annotated[
@@ -43,13 +43,13 @@ def verify(
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.quality.evidence.verify import VerifiedEvidence, is_evidence, verify_evidence
-    from segmint.pipeline.quality.versions.verify import Verified, verify_dataset
+    from segmint.pipeline.quality.evidence.verify import EvidenceResult, is_evidence, verify_evidence
+    from segmint.pipeline.quality.versions.verify import VerifyResult, verify_dataset
 
     storage = storage_of(config)
     folder = Location(storage, dataset)
     public, audited = (None if uri is None else Location(storage, uri) for uri in (key, of))
-    verified: Verified | VerifiedEvidence
+    verified: VerifyResult | EvidenceResult
     if is_evidence(folder):
         if version is not None:
             raise UsageError(f"{dataset} is evidence of one version: leave out --version")
@@ -58,7 +58,7 @@ def verify(
         raise UsageError(f"{dataset} is no evidence of an audit: leave out --dataset and --sums")
     else:
         verified = verify_dataset(folder, version, public)
-    answer_with(verified, as_json)
+    print_result(verified, as_json)
     if verified.problems:
         raise typer.Exit(FINDINGS)
 
@@ -82,7 +82,7 @@ def sign(
         return str(typer.prompt("passphrase of the key", hide_input=True, err=True))
 
     storage = storage_of(config)
-    answer_with(sign_version(Location(storage, dataset), Location(storage, key), version, ask), as_json)
+    print_result(sign_version(Location(storage, dataset), Location(storage, key), version, ask), as_json)
 
 
 @guarded
@@ -105,4 +105,4 @@ def diff(
     from segmint.pipeline.quality.versions.diff import diff_datasets
 
     storage = storage_of(config)
-    answer_with(diff_datasets(Location(storage, a), Location(storage, b), version_a, version_b), as_json)
+    print_result(diff_datasets(Location(storage, a), Location(storage, b), version_a, version_b), as_json)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import Config, Dataset, storage_of
-from segmint.pipeline.commands.common.console import answer, guarded, say
+from segmint.pipeline.commands.common.console import guarded, print_line, print_message
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -32,17 +32,17 @@ def view(
     from segmint.pipeline.quality.view.server import open_viewer, serve
 
     def show_address(address: str) -> None:
-        answer(address)
-        say("open this address in a browser on this machine, once; ctrl-C ends the viewer")
+        print_line(address)
+        print_message("open this address in a browser on this machine, once; ctrl-C ends the viewer")
 
     storage = storage_of(config)
-    say(f"reading the tables of {dataset}")
+    print_message(f"reading the tables of {dataset}")
     findings = None if audit is None else Location(storage, audit)
     with open_viewer(Location(storage, dataset), findings) as viewer:
         images, masks = viewer.summary["images"], viewer.summary["masks"]
-        say(f"{counted(images, 'image')} with {counted(masks, 'mask')}")
+        print_message(f"{counted(images, 'image')} with {counted(masks, 'mask')}")
         if viewer.note is not None:
-            say(f"note: {viewer.note}")
+            print_message(f"note: {viewer.note}")
         if viewer.version is not None:
-            say(viewer.version.line())
+            print_message(viewer.version.line())
         serve(viewer, port, open_browser=browser, on_ready=show_address)

@@ -1,4 +1,4 @@
-"""Files with masks, in the formats that `segmint import` reads: each is read once into a `Stage`."""
+"""Files with masks, in the formats that `segmint import` reads: each is read once into a `MaskStaging`."""
 
 import hashlib
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from segmint.infra.storage.location import Location
 from segmint.operators.annotations.coco import parse_coco, read_coco
 from segmint.operators.annotations.folder import AnnotationFolder
 from segmint.operators.annotations.label_studio import iter_tasks, read_tasks
-from segmint.pipeline.corrections.imports.staging import Stage
+from segmint.pipeline.corrections.imports.staging import MaskStaging
 from segmint.pipeline.export.coco import CATEGORY
 
 _UNLABELED = str(CATEGORY["name"])
@@ -70,7 +70,7 @@ def detect_format(where: Location) -> ImportFormat:
     raise UsageError(f"{where} is neither COCO's nor Label Studio's JSON: {expected}")
 
 
-def stage_file(where: Location, format: ImportFormat, stage: Stage, size_of: SizeOf) -> str:
+def stage_file(where: Location, format: ImportFormat, stage: MaskStaging, size_of: SizeOf) -> str:
     """Read a file, or a folder, into a stage; return its SHA-256.
 
     A folder and Label Studio's tasks are read image by image; COCO's document is in memory as a whole. Raises
@@ -86,7 +86,7 @@ def stage_file(where: Location, format: ImportFormat, stage: Stage, size_of: Siz
         raise UsageError(f"{where} does not exist: name the file with the masks") from error
 
 
-def _stage_coco(where: Location, stage: Stage, size_of: SizeOf) -> str:
+def _stage_coco(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
     data = where.read()
     digest = hashlib.sha256(data).hexdigest()
     found = read_coco(parse_coco(data, str(where)), size_of)
@@ -99,10 +99,10 @@ def _stage_coco(where: Location, stage: Stage, size_of: SizeOf) -> str:
     return digest
 
 
-def _stage_tasks(where: Location, stage: Stage, size_of: SizeOf) -> str:
+def _stage_tasks(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
     try:
         with where.open() as stream:
-            hashed = _Hashed(stream)
+            hashed = _HashingStream(stream)
             for task in read_tasks(iter_tasks(hashed), size_of):
                 stage.superseded += task.superseded
                 stage.add(task.image, unlabeled=_UNLABELED)
@@ -116,7 +116,7 @@ def _stage_tasks(where: Location, stage: Stage, size_of: SizeOf) -> str:
         ) from error
 
 
-def _stage_folder(where: Location, stage: Stage, size_of: SizeOf) -> str:
+def _stage_folder(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
     folder = AnnotationFolder(where, size_of)
     for image in folder:
         stage.add(image)
@@ -128,7 +128,7 @@ def _stage_folder(where: Location, stage: Stage, size_of: SizeOf) -> str:
     return folder.sha256
 
 
-class _Hashed:
+class _HashingStream:
     """A stream that is hashed as it is read."""
 
     def __init__(self, stream: BinaryIO) -> None:

@@ -25,31 +25,31 @@ from segmint.operators.audit.mask_columns import of_people
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, SOURCES
 from segmint.operators.shards.committed_rows import read_file, read_table, rows_of
-from segmint.operators.shards.revise import with_holding
+from segmint.operators.shards.revise import with_latest_commit
 from segmint.pipeline.corrections.correction import correct
-from segmint.pipeline.corrections.imports.answer import Imported, ImportList, Tally, list_of
 from segmint.pipeline.corrections.imports.files import ImportFormat, stage_file
-from segmint.pipeline.corrections.imports.matching import Match
-from segmint.pipeline.corrections.imports.merge import ImportSettings, Left, Mode, merge
-from segmint.pipeline.corrections.imports.staged import Staged
-from segmint.pipeline.corrections.imports.staging import Stage
-from segmint.pipeline.corrections.people_revision import MaskCorrection, MaskPlan, is_unfinished
+from segmint.pipeline.corrections.imports.matching import MatchMode
+from segmint.pipeline.corrections.imports.merge import ImportMode, ImportSettings, SkipReason, merge
+from segmint.pipeline.corrections.imports.result import ImportCounts, ImportList, ImportResult, list_of
+from segmint.pipeline.corrections.imports.staged import StagedMasks
+from segmint.pipeline.corrections.imports.staging import MaskStaging
+from segmint.pipeline.corrections.mask_revision import MaskCorrection, RevisionPlan, is_unfinished
 
 PEOPLE = tuple(source for source in SOURCES if source != AUTOMATIC)
 """What `--mask-source` may say; `corrected` is found by comparing masks."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class ImportRequest:
     """What is imported, and how: a file of a format, or the masks of people in another dataset."""
 
     where: Location
     format: ImportFormat
-    mode: Mode
+    mode: ImportMode
     source: str = "imported"
     license: str | None = None
     annotator: str | None = None
-    match: Match = Match.NUMBER
+    match: MatchMode = MatchMode.NUMBER
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ImportChange:
     It goes to other processes of this machine; the staged masks are on its disk.
     """
 
-    staged: Staged
+    staged: StagedMasks
     settings: ImportSettings
 
     def __call__(self, commit: Commit, rows: Sequence[Row]) -> list[Row]:
@@ -70,7 +70,7 @@ class ImportChange:
         ]
 
 
-def list_import(dataset: Location, asked: Asked) -> ImportList:
+def list_import(dataset: Location, asked: ImportRequest) -> ImportList:
     """List what `import_masks` would change; raises what it raises before anything is changed."""
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         return _Import(asked, Path(folder)).plan(DatasetHandle.open(dataset)).listed
@@ -78,10 +78,10 @@ def list_import(dataset: Location, asked: Asked) -> ImportList:
 
 def import_masks(
     dataset: Location,
-    asked: Asked,
+    asked: ImportRequest,
     confirm: Callable[[ImportList], None] | None = None,
     now: datetime | None = None,
-) -> Imported:
+) -> ImportResult:
     """Merge masks into the images of a dataset; `confirm` and `now` as in `correct`.
 
     Raises `UsageError` before anything is changed: for a file that cannot be read, or a store whose older versions
@@ -93,19 +93,19 @@ def import_masks(
 
 
 @dataclass(frozen=True)
-class _Import(MaskCorrection[ImportList, Imported]):
+class _Import(MaskCorrection[ImportList, ImportResult]):
     """The correction; see `segmint.pipeline.corrections.correction.Correction`. It stages masks in `folder`."""
 
-    asked: Asked
+    asked: ImportRequest
     folder: Path
     command = "import"
-    result_class = Imported
+    result_class = ImportResult
 
-    def plan(self, dataset: DatasetHandle) -> MaskPlan[ImportList]:
+    def plan(self, dataset: DatasetHandle) -> RevisionPlan[ImportList]:
         asked, location = self.asked, dataset.location
         _check(asked)
         manifest = dataset.manifest()
-        with Stage(self.folder, manifest, asked.match) as stage:
+        with MaskStaging(self.folder, manifest, asked.match) as stage:
             if asked.format is ImportFormat.DATASET:
                 begun = load_manifest(asked.where)
                 if asked.where.uri == location.uri:
@@ -120,7 +120,7 @@ class _Import(MaskCorrection[ImportList, Imported]):
         if asked.format is not ImportFormat.DATASET and not staged.images:
             raise UsageError(_nothing_found(location, asked, staged))
         settings = ImportSettings(mode=asked.mode, source=asked.source, origin=origin, annotator=asked.annotator)
-        tally = Tally()
+        tally = ImportCounts()
         unchanged: dict[int, int] = {}
         changing = []
         for shard, span in zip(staged.shards, staged.ordinals, strict=True):
@@ -133,10 +133,10 @@ class _Import(MaskCorrection[ImportList, Imported]):
         names = str(dataset), manifest.name, str(asked.where)
         listed = list_of(names, digest, str(asked.mode), tally, staged, tuple(changing))
         is_done = not listed.images and not is_unfinished(dataset, staged.shards)
-        return MaskPlan(listed, frozenset(staged.shards), ImportChange(staged, settings), unchanged, is_done)
+        return RevisionPlan(listed, frozenset(staged.shards), ImportChange(staged, settings), unchanged, is_done)
 
 
-def _check(asked: Asked) -> None:
+def _check(asked: ImportRequest) -> None:
     if asked.source not in PEOPLE:
         raise UsageError(f"--mask-source {asked.source!r}: expected one of {', '.join(PEOPLE)}")
     for option, value in (("--license", asked.license), ("--annotator", asked.annotator)):
@@ -144,11 +144,11 @@ def _check(asked: Asked) -> None:
             raise UsageError(f"{option} is empty: name it, or leave it away")
 
 
-def _nothing_found(dataset: Location, asked: Asked, staged: Staged) -> str:
+def _nothing_found(dataset: Location, asked: ImportRequest, staged: StagedMasks) -> str:
     expected = {
-        Match.NUMBER: "its images are found by names such as sa_17.jpg (--match finds them by image_id or uri)",
-        Match.IMAGE_ID: "its images are found by names that are an image_id, with or without an ending",
-        Match.URI: "its images are found by names that are the last part of a uri",
+        MatchMode.NUMBER: "its images are found by names such as sa_17.jpg (--match finds them by image_id or uri)",
+        MatchMode.IMAGE_ID: "its images are found by names that are an image_id, with or without an ending",
+        MatchMode.URI: "its images are found by names that are the last part of a uri",
     }[asked.match]
     first = staged.first_unknown or staged.first_ambiguous
     problems = [f"the first is {first}"] if first else []
@@ -158,27 +158,27 @@ def _nothing_found(dataset: Location, asked: Asked, staged: Staged) -> str:
 
 
 def _look(
-    dataset: Location, shard: int, span: tuple[int, int], staged: Staged, settings: ImportSettings
-) -> tuple[Tally, int | None]:
+    dataset: Location, shard: int, span: tuple[int, int], staged: StagedMasks, settings: ImportSettings
+) -> tuple[ImportCounts, int | None]:
     """Return what the import would do in a shard, from its tables; and the generation that was looked at."""
     answers = staged.answers(*span)
 
-    def read(commit: Commit) -> tuple[Tally, int]:
-        tally = Tally()
+    def read(commit: Commit) -> tuple[ImportCounts, int]:
+        tally = ImportCounts()
         for row in rows_of(dataset, commit, answers):
             tally.count(row, merge(row, answers[row["ordinal"]], settings))
         return tally, commit.generation
 
-    found = with_holding(dataset, shard, read)
+    found = with_latest_commit(dataset, shard, read)
     if found is not None:
         return found
-    tally = Tally()
+    tally = ImportCounts()
     for ordinal in answers:
-        tally.leave(image_stem(ordinal + 1), Left.NOT_BUILT.value)
+        tally.leave(image_stem(ordinal + 1), SkipReason.NOT_BUILT.value)
     return tally, None
 
 
-def sizes_of(dataset: Location, manifest: DatasetManifest, match: Match) -> Callable[[str], tuple[int, int] | None]:
+def sizes_of(dataset: Location, manifest: DatasetManifest, match: MatchMode) -> Callable[[str], tuple[int, int] | None]:
     """Return a function from the name of an image to its (height, width) in the dataset; None if it is not there.
 
     Only names with a number are looked up. Each shard's table is read once, whatever the order of the names; 8 bytes an
@@ -198,11 +198,11 @@ def sizes_of(dataset: Location, manifest: DatasetManifest, match: Match) -> Call
             )
             return sizes
 
-        found = with_holding(dataset, shard, read)
+        found = with_latest_commit(dataset, shard, read)
         return np.zeros((per_shard, 2), np.int32) if found is None else found
 
     def size(name: str) -> tuple[int, int] | None:
-        number = image_number(name) if match is Match.NUMBER else None
+        number = image_number(name) if match is MatchMode.NUMBER else None
         if number is None or not 0 < number <= manifest.shards * per_shard:
             return None
         shard, place = divmod(number - 1, per_shard)
@@ -220,22 +220,22 @@ _PROMPTED = ("assisted", "corrected")
 """Sources of masks that a model answered to."""
 
 
-class _Release(NamedTuple):
+class _ReleaseKey(NamedTuple):
     """What must be equal for masks to be carried, besides the source."""
 
     size: tuple[int, int]  # (height, width)
     regions: tuple[tuple[Any, ...], ...]
 
 
-class _Annotated(NamedTuple):
+class _AnnotatedImage(NamedTuple):
     """An image with masks of people."""
 
-    release: _Release
+    release: _ReleaseKey
     row: Row  # of `IMAGES`
     masks: list[Row]  # of `MASKS`, those of people alone
 
 
-def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage: Stage) -> dict[str, int]:
+def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage: MaskStaging) -> dict[str, int]:
     """Stage the masks of people in `source`, whose manifest is `begun`, for `into`; return by reason how many are not.
 
     `source` is read twice and the images of `into` once, shard by shard; what is in memory are the sources of the
@@ -264,19 +264,19 @@ def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage:
 
 def _elsewhere(row: Row) -> Row:
     """Return an image's row for another dataset, whose lanes and numbers of answers are its own."""
-    return row if row["answer"] is None else {**row, "answer": {**row["answer"], "lane": None, "n": None}}
+    return row if row["answer"] is None else {**row, "answer": {**row["answer"], "assignment": None, "n": None}}
 
 
 def _with_model(mask: Row, begun: DatasetManifest) -> Row:
     return mask if mask["model"] or mask["source"] not in _PROMPTED else {**mask, "model": begun.weights.sha256}
 
 
-def _annotated(dataset: Location) -> Iterator[_Annotated]:
+def _annotated(dataset: Location) -> Iterator[_AnnotatedImage]:
     for shard in sorted(CommitLog(dataset).committed()):
-        yield from with_holding(dataset, shard, lambda commit: _annotated_in(dataset, commit)) or ()
+        yield from with_latest_commit(dataset, shard, lambda commit: _annotated_in(dataset, commit)) or ()
 
 
-def _annotated_in(dataset: Location, commit: Commit) -> list[_Annotated]:
+def _annotated_in(dataset: Location, commit: Commit) -> list[_AnnotatedImage]:
     masks = read_table(read_file(dataset, commit.file("masks")), "masks")
     masks = masks.filter(of_people(masks))
     by_image: dict[int, list[Row]] = {}
@@ -286,12 +286,12 @@ def _annotated_in(dataset: Location, commit: Commit) -> list[_Annotated]:
         return []
     images = read_table(read_file(dataset, commit.file("images")), "images")
     images = images.filter(pc.is_in(images.column("ordinal"), value_set=masks.column("ordinal").combine_chunks()))
-    return [_Annotated(_release(row), row, by_image[row["ordinal"]]) for row in images.to_pylist()]
+    return [_AnnotatedImage(_release(row), row, by_image[row["ordinal"]]) for row in images.to_pylist()]
 
 
-def _homes(dataset: Location, sources: Set[str]) -> Mapping[str, list[tuple[int, _Release]]]:
+def _homes(dataset: Location, sources: Set[str]) -> Mapping[str, list[tuple[int, _ReleaseKey]]]:
     """Return the images of a dataset that have these sources, by SHA-256."""
-    homes: dict[str, list[tuple[int, _Release]]] = {}
+    homes: dict[str, list[tuple[int, _ReleaseKey]]] = {}
 
     def read(commit: Commit) -> list[Row]:
         table = read_table(read_file(dataset, commit.file("images")), "images")
@@ -299,13 +299,13 @@ def _homes(dataset: Location, sources: Set[str]) -> Mapping[str, list[tuple[int,
         return rows
 
     for shard in sorted(CommitLog(dataset).committed()):
-        for row in with_holding(dataset, shard, read) or ():
+        for row in with_latest_commit(dataset, shard, read) or ():
             if row["source_sha256"] in sources:
                 homes.setdefault(row["source_sha256"], []).append((row["ordinal"], _release(row)))
     return homes
 
 
-def _release(row: Row) -> _Release:
+def _release(row: Row) -> _ReleaseKey:
     names = ("kind", "x", "y", "w", "h", "source")
     regions = sorted(tuple(region[name] for name in names) for region in row["regions"] or ())
-    return _Release((row["height"], row["width"]), tuple(regions))
+    return _ReleaseKey((row["height"], row["width"]), tuple(regions))

@@ -9,7 +9,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.infra.storage.location import Location
 
 
-class Match(StrEnum):
+class MatchMode(StrEnum):
     """How the images of a file are found in a dataset."""
 
     NUMBER = "number"  # `sa_<id>.jpg`
@@ -18,13 +18,13 @@ class Match(StrEnum):
 
 
 _KEY = {
-    Match.IMAGE_ID: "image_id",
-    Match.URI: "regexp_extract(split_part(split_part(uri, '?', 1), '#', 1), '[^/]*$')",
+    MatchMode.IMAGE_ID: "image_id",
+    MatchMode.URI: "regexp_extract(split_part(split_part(uri, '?', 1), '#', 1), '[^/]*$')",
 }
 
 
 def find_homes(
-    folder: Path, manifest: DatasetManifest, match: Match, dataset: Location, database: duckdb.DuckDBPyConnection
+    folder: Path, manifest: DatasetManifest, match: MatchMode, dataset: Location, database: duckdb.DuckDBPyConnection
 ) -> None:
     """Make the tables `found`, what became of each answer, and `chosen`, the ordinals of those that count.
 
@@ -35,7 +35,7 @@ def find_homes(
         database.execute(f"CREATE VIEW read_{name} AS SELECT * FROM read_parquet('{path}')")
     spans = [(part.first_shard * manifest.images_per_shard, part.rows) for part in manifest.catalog]
     there = " OR ".join(f"ordinal BETWEEN {first} AND {first + rows - 1}" for first, rows in spans if rows)
-    if match is Match.NUMBER:
+    if match is MatchMode.NUMBER:
         database.execute(
             f"CREATE TEMP TABLE homes AS SELECT answer, ordinal FROM read_answers WHERE {there or 'false'}"
         )

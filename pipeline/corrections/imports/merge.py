@@ -15,7 +15,7 @@ from segmint.operators.describe import image_statistics
 from segmint.operators.rows import Row
 from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.files import annotation_id, counts_of
-from segmint.pipeline.corrections.people_masks import (
+from segmint.pipeline.corrections.annotated_masks import (
     NewMask,
     described_masks,
     is_of_build,
@@ -26,7 +26,7 @@ SAME_OBJECT_IOU = 0.5
 """The least IoU at which a mask of another dataset takes the place of one that a build made."""
 
 
-class Mode(StrEnum):
+class ImportMode(StrEnum):
     """What becomes of the masks that an image has."""
 
     REPLACE = "replace"  # those that the file has not are deleted
@@ -34,7 +34,7 @@ class Mode(StrEnum):
     CARRY = "carry"  # those that a build made give way to people's masks of the same object
 
 
-class Left(StrEnum):
+class SkipReason(StrEnum):
     """Why an image stays as it is."""
 
     TAKEN_DOWN = "taken down"
@@ -47,7 +47,7 @@ class Left(StrEnum):
 
 
 @dataclass(frozen=True)
-class Answer:
+class ImageImport:
     """What a file has for one image; `sizes` are the (height, width) of the image and its masks that it says."""
 
     masks: Sequence[NewMask]
@@ -60,18 +60,18 @@ class Answer:
 class ImportSettings:
     """How masks are merged into rows."""
 
-    mode: Mode
+    mode: ImportMode
     source: str = "imported"  # of masks that correct none
     origin: Mapping[str, Any] | None = None  # the file's SHA-256 and license
     annotator: str | None = None
 
 
 @dataclass(frozen=True)
-class Merged:
+class ImportedRow:
     """The next row of an image: the same object if nothing changes. Masks are counted."""
 
     row: Row
-    left: Left | None = None  # why it was left as it is
+    left: SkipReason | None = None  # why it was left as it is
     same: int = 0
     corrected: int = 0
     added: int = 0
@@ -80,7 +80,7 @@ class Merged:
     repeated: int = 0  # masks that the file has twice
 
 
-def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
+def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRow:
     """Merge the masks that a file has for an image into its described row (keys of `DESCRIBED`).
 
     Masks that are the same pixel for pixel stay as they are; they get the file's label, if it has one. Only where a
@@ -90,19 +90,19 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
     again. Raises `DamagedDatasetError` if the row's masks or its `next_mask` are damaged.
     """
     if row["reason"] is not None:
-        return Merged(row, Left.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else Left.REFUSED)
+        return ImportedRow(row, SkipReason.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else SkipReason.REFUSED)
     size = row["height"], row["width"]
     if answer.sizes - {size}:
-        return Merged(row, Left.OTHER_SIZE)
-    if answer.unreadable and settings.mode is Mode.REPLACE:
-        return Merged(row, Left.UNREADABLE)
+        return ImportedRow(row, SkipReason.OTHER_SIZE)
+    if answer.unreadable and settings.mode is ImportMode.REPLACE:
+        return ImportedRow(row, SkipReason.UNREADABLE)
     if answer.of_image and _worked_on(row, answer):
-        return Merged(row, Left.WORKED_ON)
+        return ImportedRow(row, SkipReason.WORKED_ON)
     old = numbered_masks(row)
     solid = [mask for mask in answer.masks if runs.area(runs.Rle(size, mask.counts))]
     by_counts = {mask.counts: mask for mask in reversed(solid)}  # of several the first
     new = list(by_counts.values())[::-1]
-    merged = Merged(row, empty=len(answer.masks) - len(solid), repeated=len(solid) - len(new))
+    merged = ImportedRow(row, empty=len(answer.masks) - len(solid), repeated=len(solid) - len(new))
 
     equal = [mask for mask in old if counts_of(mask) in by_counts]
     carried = {mask.counts for mask in new if "source" in mask.said}
@@ -121,15 +121,15 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
         [mask for mask in new if mask.counts not in agreed],
         settings,
     )
-    gone = _gone(rest, parents, settings)
+    gone = _removed_indices(rest, parents, settings)
 
     first = int(row["next_mask"])
     if first + len(new) > MASKS_PER_IMAGE_LIMIT:
-        return replace(merged, left=Left.TOO_MANY)
+        return replace(merged, left=SkipReason.TOO_MANY)
     merged = replace(
         merged, same=len(same), corrected=len(parents), added=len(new) - len(parents), deleted=len(gone) - len(parents)
     )
-    named = settings.annotator is not None and (settings.mode is Mode.REPLACE or bool(new))
+    named = settings.annotator is not None and (settings.mode is ImportMode.REPLACE or bool(new))
     if not (new or gone or labels or (named and row["annotator"] != settings.annotator)):
         return merged
     kept = [
@@ -148,19 +148,19 @@ def merge(row: Row, answer: Answer, settings: ImportSettings) -> Merged:
     return replace(merged, row=next_row)
 
 
-def _worked_on(row: Row, answer: Answer) -> bool:
+def _worked_on(row: Row, answer: ImageImport) -> bool:
     """Whether the row has the work of people other than what is carried."""
-    names = ("answer", "annotator")
+    names = ("submission", "annotator")
     said = any(row[name] is not None for name in names)
     return said and any(row[name] != answer.of_image.get(name) for name in names)
 
 
 def _parents(row: Row, old: Sequence[Row], new: Sequence[NewMask], settings: ImportSettings) -> dict[str, Row]:
     """Return the mask that each new one takes the place of, by the new one's run lengths."""
-    if settings.mode is Mode.ADD or not old or not new:
+    if settings.mode is ImportMode.ADD or not old or not new:
         return {}
     pairs: dict[str, Row] = {}
-    if settings.mode is Mode.REPLACE:
+    if settings.mode is ImportMode.REPLACE:
         by_number = {annotation_id(row["id"], mask["index"]): mask for mask in old}
         for mask in new:
             parent = None if mask.id is None else by_number.pop(mask.id, None)  # of several the first
@@ -168,31 +168,31 @@ def _parents(row: Row, old: Sequence[Row], new: Sequence[NewMask], settings: Imp
                 pairs[mask.counts] = parent
         old = list(by_number.values())
         new = [mask for mask in new if mask.counts not in pairs]
-    if settings.mode is Mode.CARRY:
+    if settings.mode is ImportMode.CARRY:
         old = [mask for mask in old if is_of_build(mask)]
     size = [row["height"], row["width"]]
     ours = [{"size": size, "counts": counts_of(mask).encode()} for mask in old]
     theirs = [{"size": size, "counts": mask.counts.encode()} for mask in new]
-    least = SAME_OBJECT_IOU if settings.mode is Mode.CARRY else 0.0
+    least = SAME_OBJECT_IOU if settings.mode is ImportMode.CARRY else 0.0
     matches = best_matches(ours, theirs) if ours and theirs else []
     return pairs | {new[column].counts: old[place] for place, column, iou in matches if iou >= least}
 
 
-def _gone(old: Sequence[Row], parents: Mapping[str, Row], settings: ImportSettings) -> frozenset[int]:
+def _removed_indices(old: Sequence[Row], parents: Mapping[str, Row], settings: ImportSettings) -> frozenset[int]:
     """Return the indices of the masks that are not in the next row."""
-    gone = old if settings.mode is Mode.REPLACE else parents.values()
+    gone = old if settings.mode is ImportMode.REPLACE else parents.values()
     return frozenset(mask["index"] for mask in gone)
 
 
-def _annotation(row: Row, answer: Answer, settings: ImportSettings) -> Row:
+def _annotation(row: Row, answer: ImageImport, settings: ImportSettings) -> Row:
     """Return the columns that say by which file, and by whom, an image's masks are what they are."""
     if settings.origin is None:
         return {name: value for name, value in answer.of_image.items() if value is not None}
     # Its last answer stays merged, whatever an import made of it.
-    merged = row["answer"] or {}
-    said = {"lane": merged.get("lane"), "n": merged.get("n"), "sha256": settings.origin["sha256"]}
+    merged = row["submission"] or {}
+    said = {"assignment": merged.get("assignment"), "n": merged.get("n"), "sha256": settings.origin["sha256"]}
     named: Row = {} if settings.annotator is None else {"annotator": settings.annotator}
-    if row["answer"] == said:
+    if row["submission"] == said:
         return named
     # What was said of an earlier answer is not true of this one.
-    return {"annotator": None, ANNOTATION_STAGE: None, "seconds": None, "complete": None, **named, "answer": said}
+    return {"annotator": None, ANNOTATION_STAGE: None, "seconds": None, "complete": None, **named, "submission": said}

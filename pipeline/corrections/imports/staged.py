@@ -8,15 +8,15 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from segmint.operators.schemas import ANNOTATION_STAGE
-from segmint.pipeline.corrections.imports.merge import Answer
-from segmint.pipeline.corrections.people_masks import NewMask
+from segmint.pipeline.corrections.annotated_masks import NewMask
+from segmint.pipeline.corrections.imports.merge import ImageImport
 
 SHOWN = 20
 """Images and masks that are named for people; all are counted."""
 
 
 @dataclass(frozen=True)
-class Staged:
+class StagedMasks:
     """The masks of a file, by ordinals of the dataset. The folder must be there as long as this is used."""
 
     folder: Path
@@ -33,7 +33,7 @@ class Staged:
     all_unreadable: int = 0
     left: Mapping[str, int] = field(default_factory=dict)  # masks and images that are not for the dataset, by reason
 
-    def answers(self, first: int, stop: int) -> dict[int, Answer]:
+    def answers(self, first: int, stop: int) -> dict[int, ImageImport]:
         """Return what the file has for the images with the ordinals [first, stop)."""
         span = [("ordinal", ">=", first), ("ordinal", "<", stop)]
         masks: dict[int, list[NewMask]] = {}
@@ -48,7 +48,7 @@ class Staged:
         for row in pq.read_table(self.folder / "answers.parquet", filters=span).to_pylist():
             ordinal = row["ordinal"]
             own = {(row["height"], row["width"])} if row["height"] is not None else set()
-            found[ordinal] = Answer(
+            found[ordinal] = ImageImport(
                 masks.get(ordinal, ()),
                 frozenset(sizes.get(ordinal, set()) | own),
                 row["unreadable"],

@@ -19,22 +19,22 @@ from segmint.infra.storage.location import Location
 from segmint.operators.annotations.image import AnnotatedImage, label_text
 from segmint.operators.annotations.names import image_number, name_and_stem
 from segmint.operators.schemas import IMAGES, MASK_ORIGIN, MASKS_PER_IMAGE_LIMIT
-from segmint.pipeline.corrections.imports.matching import Match, find_homes, quoted
-from segmint.pipeline.corrections.imports.staged import SHOWN, Staged
-from segmint.pipeline.corrections.people_masks import canonical_counts
+from segmint.pipeline.corrections.annotated_masks import canonical_counts
+from segmint.pipeline.corrections.imports.matching import MatchMode, find_homes, quoted
+from segmint.pipeline.corrections.imports.staged import SHOWN, StagedMasks
 
 _MEMORY = "1GB"
 
 
-class Stage:
+class MaskStaging:
     """Context manager that collects the masks of a file in a folder; `finish` sorts them."""
 
-    def __init__(self, folder: Path, manifest: DatasetManifest, match: Match = Match.NUMBER) -> None:
+    def __init__(self, folder: Path, manifest: DatasetManifest, match: MatchMode = MatchMode.NUMBER) -> None:
         self._folder = folder
         self._manifest = manifest
         self._match = match
-        self._answers = Writer(folder / "read-answers.parquet", ANSWERS_READ)
-        self._masks = Writer(folder / "read-masks.parquet", MASKS_READ)
+        self._answers = ScratchWriter(folder / "read-answers.parquet", ANSWERS_READ)
+        self._masks = ScratchWriter(folder / "read-masks.parquet", MASKS_READ)
         self._count = 0
         self._mask_count = 0
         self._rows = manifest.shards * manifest.images_per_shard
@@ -43,7 +43,7 @@ class Stage:
         self.superseded = 0
         self.homeless = 0  # masks that may be of any image
 
-    def __enter__(self) -> "Stage":
+    def __enter__(self) -> "MaskStaging":
         return self
 
     def __exit__(
@@ -54,7 +54,7 @@ class Stage:
 
     def add(self, image: AnnotatedImage, unlabeled: str | None = None) -> None:
         """Add an image of a file with its masks; the label `unlabeled` says nothing of a mask."""
-        number = image_number(image.name) if self._match is Match.NUMBER else None
+        number = image_number(image.name) if self._match is MatchMode.NUMBER else None
         ordinal = None if number is None else number - 1
         unreadable = list(image.unreadable)
         masks = []
@@ -70,8 +70,10 @@ class Stage:
                 unreadable.append(f"mask {mask.id}: {error}")
         for problem in unreadable:
             self.leave_out(f"{image.name}, {problem}")
-        keys = list(dict.fromkeys((image.name, *name_and_stem(image.name)))) if self._match is Match.IMAGE_ID else []
-        if self._match is Match.URI:
+        keys = (
+            list(dict.fromkeys((image.name, *name_and_stem(image.name)))) if self._match is MatchMode.IMAGE_ID else []
+        )
+        if self._match is MatchMode.URI:
             keys = [name_and_stem(image.name)[0]]
         self._put(
             image.name,
@@ -129,7 +131,7 @@ class Stage:
         for (mask_height, mask_width), counts, id, label, said in masks:
             self._masks.add(
                 {
-                    "answer": self._count,
+                    "submission": self._count,
                     "number": self._mask_count,
                     "height": mask_height,
                     "width": mask_width,
@@ -142,7 +144,7 @@ class Stage:
             self._mask_count += 1
         self._answers.add(
             {
-                "answer": self._count,
+                "submission": self._count,
                 "ordinal": ordinal,
                 "keys": [label_text(key) for key in keys],
                 "name": label_text(name),
@@ -155,7 +157,7 @@ class Stage:
         )
         self._count += 1
 
-    def finish(self, dataset: Location, left: Mapping[str, int] | None = None) -> Staged:
+    def finish(self, dataset: Location, left: Mapping[str, int] | None = None) -> StagedMasks:
         """Find the images in the dataset, and sort the masks by ordinals."""
         self._answers.close()
         self._masks.close()
@@ -182,7 +184,7 @@ class Stage:
                 database.execute("SELECT status, arg_min(name, answer) FROM found GROUP BY status").fetchall()
             )
             (masks,) = database.execute("SELECT count(*) FROM read_masks JOIN chosen USING (answer)").fetchall()[0]
-        return Staged(
+        return StagedMasks(
             folder=self._folder,
             ordinals=tuple(self._manifest.ordinals(shard) for shard in shards),
             shards=tuple(shards),
@@ -202,7 +204,7 @@ class Stage:
 SAID = ("source", "annotator", "seconds", "prompts", "origin", "model")
 """What is carried of a mask of another dataset, besides its label."""
 
-OF_IMAGE = ("answer", "annotator", "stage", "seconds")
+OF_IMAGE = ("submission", "annotator", "stage", "seconds")
 """And of its image."""
 
 _BATCH = 2_000
@@ -212,7 +214,7 @@ _SIZE = [("height", pa.int32()), ("width", pa.int32())]
 _ORIGIN = {field.name: field for field in MASK_ORIGIN}
 MASKS_READ = pa.schema(
     [
-        ("answer", pa.int64()),  # the image's number in the file
+        ("submission", pa.int64()),  # the image's number in the file
         ("number", pa.int64()),  # the mask's
         *_SIZE,
         ("counts", pa.string()),
@@ -223,7 +225,7 @@ MASKS_READ = pa.schema(
 )
 ANSWERS_READ = pa.schema(
     [
-        ("answer", pa.int64()),
+        ("submission", pa.int64()),
         ("ordinal", pa.int64()),  # null where the name is looked for
         ("keys", pa.list_(pa.string())),  # names, any of which may be that of the image
         ("name", pa.string()),
@@ -235,7 +237,7 @@ ANSWERS_READ = pa.schema(
 )
 
 
-class Writer:
+class ScratchWriter:
     """Writes rows to a local Parquet file, some thousand at a time."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:

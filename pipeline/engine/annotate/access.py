@@ -18,10 +18,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
-from segmint.catalogs.dataset.annotations.answers import Annotator
+from segmint.catalogs.dataset.annotations.submissions import Annotator
 from segmint.catalogs.layout import wrong_fields
 from segmint.infra.errors import UsageError
-from segmint.pipeline.serving.door import KEY, Door, same_secret
+from segmint.pipeline.serving.door import KEY, HeadersMiddleware, same_secret
 
 HEADER = "x-segmint"
 """The header that every write has, with the value 1."""
@@ -54,7 +54,7 @@ class NotOwnerError(Exception):
 
 
 @dataclass(frozen=True)
-class Origin:
+class ServerOrigin:
     """An address under which browsers reach the server, as `http://127.0.0.1:8765`; `host` is its header Host."""
 
     text: str
@@ -80,7 +80,7 @@ def check_name(text: str) -> str:
     return name
 
 
-def parse_origin(text: str) -> Origin:
+def parse_origin(text: str) -> ServerOrigin:
     """Parse the origin of a proxy, as `https://annotate.example.org`; raises `UsageError` for anything else."""
     problem = UsageError(f"--origin {text!r}: expected https://HOST or http://HOST, with a port if it has one, alone")
     try:
@@ -94,7 +94,7 @@ def parse_origin(text: str) -> Origin:
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     usual = {"http": 80, "https": 443}[parts.scheme]
     host = name if port in (None, usual) else f"{name}:{port}"
-    return Origin(f"{parts.scheme}://{host}", host)
+    return ServerOrigin(f"{parts.scheme}://{host}", host)
 
 
 class Team:
@@ -104,8 +104,8 @@ class Team:
     annotator has at most one key that waits for its use. `origin` is that of a proxy that browsers use, too.
     """
 
-    def __init__(self, port: int, annotators: list[str], origin: Origin | None = None) -> None:
-        local = [Origin(f"http://{host}", host) for host in (f"127.0.0.1:{port}", f"localhost:{port}")]
+    def __init__(self, port: int, annotators: list[str], origin: ServerOrigin | None = None) -> None:
+        local = [ServerOrigin(f"http://{host}", host) for host in (f"127.0.0.1:{port}", f"localhost:{port}")]
         self.port = port
         self.owner = annotators[0]
         self.origins = [*local, *([] if origin is None else [origin])]
@@ -152,7 +152,7 @@ class Team:
             return found[0] if found else None
 
 
-class Gate(Door):
+class TeamGuard(HeadersMiddleware):
     """The door of a team's application: lets requests through as the module says.
 
     Handlers find the annotator in `request.state.annotator`.

@@ -8,7 +8,7 @@ GET  /api/images/{id}                an image's row, masks and last answer
 GET  /images/{id}.jpg
 POST /api/images/{id}/embed          make its embedding
 POST /api/images/{id}/predict        masks for a prompt
-PUT  /api/images/{id}/answers/{n}    save an answer
+PUT  /api/images/{id}/submissions/{n}    save an answer
 POST /api/images/{id}/release        give it back
 GET  /api/progress                   what has been done
 POST /api/address                    a new address for an annotator, by the owner
@@ -24,70 +24,73 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from segmint.catalogs.dataset.annotations.answers import MOST_BYTES
+from segmint.catalogs.dataset.annotations.submissions import MOST_BYTES
 from segmint.infra.errors import UsageError
-from segmint.pipeline.engine.annotate.access import Gate, Team
-from segmint.pipeline.engine.annotate.desk import Desk, LostRaceError
-from segmint.pipeline.engine.annotate.requests import PROBLEMS, PROMPT_BYTES, Bodies, field, give_address, reads
+from segmint.pipeline.engine.annotate.access import Team, TeamGuard
+from segmint.pipeline.engine.annotate.annotator_view import AnnotatorView, SaveConflictError
+from segmint.pipeline.engine.annotate.requests import PROBLEMS, PROMPT_BYTES, RequestBodies, field, give_address, reads
 from segmint.pipeline.serving.responses import image_of, jpeg_response, json_response, page_routes
 
 ASSETS = Path(__file__).parent / "assets"
 
 
-def make_app(desk: Desk, team: Team) -> Starlette:
+def make_app(annotator_view: AnnotatorView, team: Team) -> Starlette:
     """Return the application of a desk that serves the browsers of a team."""
 
     def session(_: Any, annotator: str) -> Response:
-        about = {"annotator": annotator, "owner": annotator == team.owner, **desk.about.to_dict()}
+        about = {"annotator": annotator, "owner": annotator == team.owner, **annotator_view.about.to_dict()}
         return json_response(about)
 
     def following(body: Any, annotator: str) -> Response:
         after = field(body, "after", int | None)
         if after is not None and not 1 <= after < 1 << 53:
             raise UsageError("after: expected the id of an image")
-        return json_response(desk.next(annotator, after))
+        return json_response(annotator_view.next(annotator, after))
 
     def save(image: int, n: int, body: Any, annotator: str) -> Response:
-        return json_response({"n": desk.save(image, annotator, n, body).n}, 201)
+        return json_response({"n": annotator_view.save(image, annotator, n, body).n}, 201)
 
     def embed(image: int, annotator: str) -> Response:
-        desk.embed(image, annotator)
+        annotator_view.embed(image, annotator)
         return Response(status_code=204)
 
     def release(image: int, annotator: str) -> Response:
-        desk.release(image, annotator)
+        annotator_view.release(image, annotator)
         return Response(status_code=204)
 
     def jpeg(image: int) -> Response:
-        return jpeg_response(desk.source.read(image).jpeg)
+        return jpeg_response(annotator_view.source.read(image).jpeg)
 
     of = image_of
-    writes = Bodies().writes
+    writes = RequestBodies().writes
     routes = [
         *page_routes(ASSETS / "index.html"),
         Route("/api/session", reads(lambda request: session(None, request.state.annotator))),
         Route("/api/next", writes(lambda r, body: following(body, r.state.annotator)), methods=["POST"]),
-        Route("/api/images/{image}", reads(lambda r: json_response(desk.open(of(r), r.state.annotator)))),
+        Route("/api/images/{image}", reads(lambda r: json_response(annotator_view.open(of(r), r.state.annotator)))),
         Route("/images/{image}.jpg", reads(lambda request: jpeg(of(request)))),
         Route("/api/images/{image}/embed", writes(lambda r, _: embed(of(r), r.state.annotator)), methods=["POST"]),
         Route(
             "/api/images/{image}/predict",
-            writes(lambda r, body: json_response(desk.predict(of(r), r.state.annotator, body).to_dict()), PROMPT_BYTES),
+            writes(
+                lambda r, body: json_response(annotator_view.predict(of(r), r.state.annotator, body).to_dict()),
+                PROMPT_BYTES,
+            ),
             methods=["POST"],
         ),
         Route(
-            "/api/images/{image}/answers/{n}",
+            "/api/images/{image}/submissions/{n}",
             writes(lambda r, body: save(of(r), _answer_number(r), body, r.state.annotator), MOST_BYTES),
             methods=["PUT"],
         ),
         Route("/api/images/{image}/release", writes(lambda r, _: release(of(r), r.state.annotator)), methods=["POST"]),
-        Route("/api/progress", reads(lambda _: json_response(desk.progress(team.annotators)))),
+        Route("/api/progress", reads(lambda _: json_response(annotator_view.progress(team.annotators)))),
         Route("/api/address", writes(lambda r, body: give_address(team, body, r.state.annotator)), methods=["POST"]),
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Gate, team=team)],
-        exception_handlers={**PROBLEMS, LostRaceError: _lost_race},
+        middleware=[Middleware(TeamGuard, team=team)],
+        exception_handlers={**PROBLEMS, SaveConflictError: _lost_race},
     )
 
 
@@ -99,7 +102,7 @@ def _answer_number(request: Request) -> int:
 
 
 def _lost_race(_: Request, error: Exception) -> Response:
-    if not isinstance(error, LostRaceError):
+    if not isinstance(error, SaveConflictError):
         raise error
     winner = None if error.winner is None else error.winner.model_dump(mode="json")
     return JSONResponse({"error": str(error), "winner": winner, "base": error.base}, 409)

@@ -46,16 +46,16 @@ class Leases:
     def renew(self, image: int, annotator: str) -> None:
         """Start the time of an annotator's leases of an image again."""
         with self._lock:
-            for lane in (0, 1):
-                if self._holder((image, lane)) == annotator:
-                    self._held[image, lane] = _Lease(annotator, self._clock() + self.seconds)
+            for assignment in (0, 1):
+                if self._holder((image, assignment)) == annotator:
+                    self._held[image, assignment] = _Lease(annotator, self._clock() + self.seconds)
 
     def release(self, image: int, annotator: str) -> None:
         """End an annotator's leases of an image."""
         with self._lock:
-            for lane in (0, 1):
-                if self._holder((image, lane)) == annotator:
-                    del self._held[image, lane]
+            for assignment in (0, 1):
+                if self._holder((image, assignment)) == annotator:
+                    del self._held[image, assignment]
 
     def of(self, annotator: str) -> list[Slot]:
         """Return what an annotator has, the oldest lease first."""

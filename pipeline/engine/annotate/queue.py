@@ -15,7 +15,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.engine.annotate.selection import check_selection
 from segmint.pipeline.quality.study.files import MANIFEST, kind_of, read_json
-from segmint.pipeline.quality.study.kind import Kind
+from segmint.pipeline.quality.study.kind import StudyKind
 
 _STEP = 4096  # images that are looked at together
 
@@ -77,7 +77,7 @@ class Queue:
             return None
         return int(self._ranks[place])
 
-    def lanes(self, image: int) -> int:
+    def assignments(self, image: int) -> int:
         """Return how many people annotate an image: 1 or 2."""
         rank = self.rank(image)
         return 2 if rank is not None and self.twice[rank] else 1
@@ -121,7 +121,7 @@ def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueO
 
 def _drawn(study: Location, manifest: DatasetManifest) -> NDArray[np.int64]:
     """Return the ids of the images of a study; raises `UsageError` if it is not of this dataset's masks."""
-    if kind_of(study) is not Kind.MASKS:
+    if kind_of(study) is not StudyKind.MASKS:
         raise UsageError(f"--study {study} is not a study of masks")
     file = study / MANIFEST
     value = read_json(file, f"--study {study} cannot be read")

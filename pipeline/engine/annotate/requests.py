@@ -12,11 +12,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from segmint.catalogs.dataset.annotations.answers import AnswerError
-from segmint.catalogs.dataset.annotations.saved import TakenDownError
+from segmint.catalogs.dataset.annotations.saved import RemovedImageError
+from segmint.catalogs.dataset.annotations.submissions import SubmissionError
 from segmint.infra.errors import UsageError
 from segmint.pipeline.engine.annotate.access import NotOwnerError, Team, check_name
-from segmint.pipeline.engine.annotate.source import GoneError, NotReadyError
+from segmint.pipeline.engine.annotate.source import ImageGoneError, NotReadyError
 from segmint.pipeline.serving.responses import PROBLEMS as SHARED_PROBLEMS
 from segmint.pipeline.serving.responses import json_response, problem
 
@@ -47,7 +47,7 @@ def reads(answer: Callable[[Request], Response]) -> Answering:
     return run
 
 
-class Bodies:
+class RequestBodies:
     """The bodies of an application's writes, in bounded memory.
 
     Each endpoint has a limit. Of the bodies over 1 MiB as many as `at_once` are read and answered at a time, as JSON
@@ -149,10 +149,10 @@ def give_address(team: Team, body: Any, annotator: str) -> Response:
 PROBLEMS: Mapping[Any, Callable[[Request, Exception], Response]] = MappingProxyType(
     {
         **SHARED_PROBLEMS,
-        AnswerError: problem(400),
+        SubmissionError: problem(400),
         NotOwnerError: problem(403),
-        GoneError: problem(410),
-        TakenDownError: problem(410),
+        ImageGoneError: problem(410),
+        RemovedImageError: problem(410),
         TooLargeError: problem(413),
         NotReadyError: problem(503),
     }

@@ -17,16 +17,16 @@ from segmint.infra.device import resolve_compute
 from segmint.infra.storage.location import Location
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.segment.models import load_model
-from segmint.pipeline.engine.annotate.about import About
-from segmint.pipeline.engine.annotate.access import Origin, Team
-from segmint.pipeline.engine.annotate.board import Board
+from segmint.pipeline.engine.annotate.access import ServerOrigin, Team
+from segmint.pipeline.engine.annotate.annotator_view import AnnotatorView
 from segmint.pipeline.engine.annotate.clicks.decoder import Decoder
 from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
 from segmint.pipeline.engine.annotate.clicks.predictor_thread import PredictorThread
-from segmint.pipeline.engine.annotate.clicks.prefill import ObjectFinder, Prefills, mask_settings
-from segmint.pipeline.engine.annotate.desk import Desk
+from segmint.pipeline.engine.annotate.clicks.prefill import ObjectFinder, PrefillCache, mask_settings
 from segmint.pipeline.engine.annotate.leases import Leases
+from segmint.pipeline.engine.annotate.progress_board import ProgressBoard
 from segmint.pipeline.engine.annotate.queue import QueueOptions, make_queue
+from segmint.pipeline.engine.annotate.session_info import SessionInfo
 from segmint.pipeline.engine.annotate.source import ImageSource, check_images
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.serving.images import ImagePlaces
@@ -47,15 +47,15 @@ class AnnotateOptions:
 
 
 @dataclass(frozen=True)
-class Opened:
+class ServedView:
     """A desk that is ready to serve, and what a person should know."""
 
-    desk: Desk
+    annotator_view: AnnotatorView
     note: str | None = None
 
 
 @contextmanager
-def open_desk(dataset: Location, options: AnnotateOptions) -> Iterator[Opened]:
+def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedView]:
     """Open a dataset for its annotators; scratch files are deleted at the end.
 
     Raises `UsageError` if there is no dataset that segmint wrote, it has no images, for weights that are not SAM's, and
@@ -74,7 +74,7 @@ def open_desk(dataset: Location, options: AnnotateOptions) -> Iterator[Opened]:
         decoder = stack.enter_context(JpegDecoder(own=True))
         source = stack.enter_context(closing(ImageSource(dataset, places, folder)))
         study = None if options.queue.study is None else options.queue.study.name
-        about = About(
+        about = SessionInfo(
             name=manifest.name,
             version=name_now(dataset),
             images=len(queue),
@@ -87,15 +87,17 @@ def open_desk(dataset: Location, options: AnnotateOptions) -> Iterator[Opened]:
         prefills = None
         if options.detector is not None:
             finder = stack.enter_context(ObjectFinder(resolve(options.detector, storage=dataset.storage)))
-            prefills = Prefills(finder, predictor, decoder, mask_settings(manifest))
+            prefills = PrefillCache(finder, predictor, decoder, mask_settings(manifest))
         embeddings = stack.enter_context(
             Embeddings(predictor, decoder, source.read, made=None if prefills is None else prefills.make)
         )
         masks = stack.enter_context(Decoder(predictor))
-        desk = Desk(dataset, about, queue, source, Board(dataset), embeddings, masks, Leases(), prefills)
-        stack.enter_context(closing(desk))
-        stack.enter_context(desk.kept)
-        yield Opened(desk, note)
+        annotator_view = AnnotatorView(
+            dataset, about, queue, source, ProgressBoard(dataset), embeddings, masks, Leases(), prefills
+        )
+        stack.enter_context(closing(annotator_view))
+        stack.enter_context(annotator_view.kept)
+        yield ServedView(annotator_view, note)
 
 
 def find_weights(dataset: Location, manifest: DatasetManifest, name: str | None) -> tuple[str, Path, str | None]:
@@ -122,7 +124,7 @@ def serve(
     port: int,
     names: Sequence[str],
     *,
-    origin: Origin | None = None,
+    origin: ServerOrigin | None = None,
     open_browser: bool,
     on_ready: Callable[[Mapping[str, str]], None],
 ) -> None:

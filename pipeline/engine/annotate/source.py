@@ -10,18 +10,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from segmint.catalogs.dataset.annotations.answers import base_digest
+from segmint.catalogs.dataset.annotations.submissions import base_digest
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.tables import DatasetTables, TableFile
-from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
+from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.layout import image_name
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.schemas import SCHEMAS
-from segmint.pipeline.engine.annotate.last_images import LastImages
-from segmint.pipeline.serving.images import ImagePlaces, NoPictureError, Place
+from segmint.pipeline.engine.annotate.recent_images import RecentImages
+from segmint.pipeline.serving.images import ImageAddress, ImagePlaces, NoImageError
 from segmint.pipeline.serving.tars import index_tar
 
 Row = Mapping[str, Any]
@@ -32,7 +32,7 @@ _MEMORY = "512MB"
 _ATTEMPTS = 3
 
 
-class GoneError(SegmintError):
+class ImageGoneError(SegmintError):
     """The image was taken down, or is no longer in the dataset."""
 
 
@@ -40,7 +40,7 @@ class GoneError(SegmintError):
 class OpenImage:
     """An image as it is committed: its row, the rows of its masks, and its released JPEG."""
 
-    place: Place
+    place: ImageAddress
     generation: int  # of its shard
     row: Row
     masks: tuple[Row, ...]
@@ -91,18 +91,18 @@ class ImageSource:
         self._log = CommitLog(dataset)
         self._lock = threading.Lock()
         self._tables: OrderedDict[tuple[int, int], DatasetTables] = OrderedDict()
-        self._images: LastImages[OpenImage] = LastImages(_IMAGES)
+        self._images: RecentImages[OpenImage] = RecentImages(_IMAGES)
 
     def read(self, image: int) -> OpenImage:
         """Return an image as it is now.
 
-        Raises `UnknownImageError` if the dataset had no such image at the start, `GoneError` if it has none now, and
-        `NoPictureError` if it has no JPEG.
+        Raises `UnknownImageError` if the dataset had no such image at the start, `ImageGoneError` if it has none now,
+        and `NoImageError` if it has no JPEG.
         """
         place = self._places.place(image)
-        if place.ordinal in taken_images(read_tombstones(self._dataset)):
+        if place.ordinal in removed_images(read_tombstones(self._dataset)):
             self.forget(image)
-            raise GoneError(f"image {image} was taken down")
+            raise ImageGoneError(f"image {image} was taken down")
         for attempt in range(_ATTEMPTS):
             generation = self.generation(place.shard)
             known = self._images.get(image)
@@ -140,7 +140,7 @@ class ImageSource:
 
     def taken(self, images: Iterable[int]) -> list[int]:
         """Return which images were taken down: one listing of the store."""
-        taken = taken_images(read_tombstones(self._dataset))
+        taken = removed_images(read_tombstones(self._dataset))
         return [image for image in images if self._places.place(image).ordinal in taken]
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class ImageSource:
                 stack.callback(tables.close)
             self._tables.clear()
 
-    def _read(self, place: Place, generation: int) -> OpenImage:
+    def _read(self, place: ImageAddress, generation: int) -> OpenImage:
         commit = self._log.read(place.shard, generation)
         if commit is None:
             raise NotFoundError(f"shard {place.shard} has no commit of generation {generation}")
@@ -173,10 +173,10 @@ class ImageSource:
             masks = tables.query(f"SELECT * FROM masks WHERE {where} ORDER BY annotation_id").to_pylist()
         if not rows:
             self.forget(place.id)
-            raise GoneError(f"image {place.id} is no longer in the dataset")
+            raise ImageGoneError(f"image {place.id} is no longer in the dataset")
         jpeg = index_tar(self._dataset, commit).read(image_name(place.id))
         if jpeg is None:
-            raise NoPictureError(f"{image_name(place.id)} is not in its tar: the dataset may have only annotations")
+            raise NoImageError(f"{image_name(place.id)} is not in its tar: the dataset may have only annotations")
         return OpenImage(place, generation, rows[0], tuple(masks), jpeg)
 
     def _open(self, files: Mapping[str, list[TableFile]]) -> DatasetTables:

@@ -21,11 +21,11 @@ from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
 from segmint.operators.decoding import UndecodableError
 from segmint.operators.images import decode_jpeg
 from segmint.operators.schemas import AUTOMATIC, SOURCES
-from segmint.pipeline.engine.evaluate.kinds import DATASET, Chosen
+from segmint.pipeline.engine.evaluate.kinds import DATASET, TruthSelection
 from segmint.pipeline.engine.evaluate.truth import (
     Decoders,
-    LeftOut,
     PendingImage,
+    SkippedTruth,
     Truth,
     TruthImage,
     TruthMask,
@@ -40,16 +40,16 @@ _THREADS = 16
 _AHEAD = 64
 
 
-SOURCES_OF: Mapping[Chosen, tuple[str, ...]] = {
-    Chosen.HUMAN: tuple(source for source in SOURCES if source != AUTOMATIC),
-    Chosen.AUTOMATIC: (AUTOMATIC,),
-    Chosen.ALL: SOURCES,
+SOURCES_OF: Mapping[TruthSelection, tuple[str, ...]] = {
+    TruthSelection.HUMAN: tuple(source for source in SOURCES if source != AUTOMATIC),
+    TruthSelection.AUTOMATIC: (AUTOMATIC,),
+    TruthSelection.ALL: SOURCES,
 }
 """The sources of these masks; a mask without a source is automatic."""
 
 
 @dataclass(frozen=True)
-class _Told:
+class _MaskColumns:
     """What the table of masks says of a mask."""
 
     source: str
@@ -57,7 +57,7 @@ class _Told:
 
 
 @dataclass(frozen=True)
-class ShardPart:
+class ShardTruthPart:
     """A shard's images that have masks of the wanted sources; `only` are ids of images, None for all of them."""
 
     dataset: Location
@@ -87,7 +87,7 @@ class ShardPart:
                 partial(self._load, sample, told[sample.id]),
             )
 
-    def _load(self, sample: Sample, told: Mapping[int, _Told], decoders: Decoders) -> TruthImage:
+    def _load(self, sample: Sample, told: Mapping[int, _MaskColumns], decoders: Decoders) -> TruthImage:
         if sample.jpeg is None:
             raise UnreadableTruthError("the dataset holds only its annotations, not its pixels")
         try:
@@ -114,7 +114,7 @@ class ShardPart:
 def open_dataset_truth(
     location: Location,
     number: int,
-    chosen: Chosen = Chosen.HUMAN,
+    chosen: TruthSelection = TruthSelection.HUMAN,
     columns: Sequence[str] = (),
     only: Collection[int] | None = None,
 ) -> Truth:
@@ -128,14 +128,14 @@ def open_dataset_truth(
         raise UsageError(f"{location} holds only annotations: an evaluation needs the pixels of its images")
     ids = None if only is None else frozenset(only)
     sources = SOURCES_OF[chosen]
-    parts: list[ShardPart] = []
-    left_out: list[LeftOut] = []
+    parts: list[ShardTruthPart] = []
+    skipped: list[SkippedTruth] = []
     for commit, found in map_ahead(partial(_plan, dataset, sources, ids), dataset.commits(), _THREADS, _AHEAD, "truth"):
         if isinstance(found, str):
-            left_out.append(LeftOut(redact(str(location)), f"shard {commit.shard}", found))
+            skipped.append(SkippedTruth(redact(str(location)), f"shard {commit.shard}", found))
         elif found:
-            parts.append(ShardPart(location, number, commit.shard, found, sources, tuple(columns), ids))
-    if not parts and not left_out:
+            parts.append(ShardTruthPart(location, number, commit.shard, found, sources, tuple(columns), ids))
+    if not parts and not skipped:
         raise UsageError(_no_masks(location, chosen, ids is not None))
     if parts and columns:
         _check_columns(dataset, parts[0].shard, columns)
@@ -146,12 +146,12 @@ def open_dataset_truth(
         "version": version.number,
         "dataset": dataset.manifest.name,
     }
-    return Truth(redact(str(location)), DATASET, parts, facts, left_out, location)
+    return Truth(redact(str(location)), DATASET, parts, facts, skipped, location)
 
 
-def _no_masks(location: Location, chosen: Chosen, restricted: bool) -> str:
+def _no_masks(location: Location, chosen: TruthSelection, restricted: bool) -> str:
     among = " among the images that were asked for" if restricted else ""
-    if chosen is not Chosen.HUMAN:
+    if chosen is not TruthSelection.HUMAN:
         return (
             f"{location} has no committed mask with source {listed(SOURCES_OF[chosen])}{among}: nothing to evaluate on"
         )
@@ -184,7 +184,7 @@ def _plan(
 
 def _told(
     dataset: Dataset, commit: Commit, sources: tuple[str, ...], only: frozenset[int] | None
-) -> dict[int, dict[int, _Told]]:
+) -> dict[int, dict[int, _MaskColumns]]:
     """The masks of these sources by image id and annotation id."""
     if not commit.counts.get("masks", 1):
         return {}
@@ -196,12 +196,12 @@ def _told(
     flat = flat.filter(pc.is_in(flat["source"], value_set=pa.array(sources)))
     if only is not None:
         flat = flat.filter(pc.is_in(flat["id"], value_set=pa.array(sorted(only), pa.int64())))
-    told: dict[int, dict[int, _Told]] = {}
+    told: dict[int, dict[int, _MaskColumns]] = {}
     for row in flat.to_pylist():
-        told.setdefault(row["id"], {})[row["annotation_id"]] = _Told(row["source"], row["label"])
+        told.setdefault(row["id"], {})[row["annotation_id"]] = _MaskColumns(row["source"], row["label"])
     return told
 
 
-def _mask(mask: MaskAnnotation, told: _Told) -> TruthMask:
+def _mask(mask: MaskAnnotation, told: _MaskColumns) -> TruthMask:
     rle = checked_rle({"size": list(mask.size), "counts": mask.counts})
     return TruthMask(mask.id, rle, mask.area, told.label, told.source)

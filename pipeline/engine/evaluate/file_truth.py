@@ -30,9 +30,9 @@ from segmint.operators.prepare.ingest_config import ANY_SIZE
 from segmint.pipeline.engine.evaluate.kinds import COCO, LABEL_MAPS
 from segmint.pipeline.engine.evaluate.truth import (
     Decoders,
-    LeftOut,
     PendingImage,
     Pixels,
+    SkippedTruth,
     Truth,
     TruthImage,
     TruthMask,
@@ -77,8 +77,8 @@ class CocoPart:
 
     def _load(self, image: AnnotatedImage, decoders: Decoders) -> TruthImage:
         pixels = _read_pixels(self.folder, image.name, decoders)
-        masks, left_out = _masks(image.masks, pixels)
-        return TruthImage(self.truth, _id_of(image), image.name, pixels, masks, [*image.unreadable, *left_out])
+        masks, skipped = _masks(image.masks, pixels)
+        return TruthImage(self.truth, _id_of(image), image.name, pixels, masks, [*image.unreadable, *skipped])
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ class LabelMapsPart:
         except (NotFoundError, StorageFaultError, OSError) as error:
             raise UnreadableTruthError(f"its label map cannot be read: {error}") from error
         pixels = _read_pixels(self.folder, image, decoders)
-        masks, left_out = _masks(drawn, pixels, labels)
+        masks, skipped = _masks(drawn, pixels, labels)
         stem = PurePosixPath(image).stem
-        return TruthImage(self.truth, stem, image, pixels, masks, left_out, label_map=labels, ignore=self.ignore)
+        return TruthImage(self.truth, stem, image, pixels, masks, skipped, label_map=labels, ignore=self.ignore)
 
 
 def open_coco_truth(file: Location, folder: Location, number: int, empty: bool = False) -> Truth:
@@ -133,19 +133,19 @@ def open_coco_truth(file: Location, folder: Location, number: int, empty: bool =
     found = read_coco(parse_coco(data, str(file)))
     names = [image.name for image in found.images]
     twice = {name for name, count in Counter(names).items() if count > 1}
-    left_out = [LeftOut(redact(str(file)), "", why) for why in found.unreadable]
+    skipped = [SkippedTruth(redact(str(file)), "", why) for why in found.unreadable]
     annotated = []
     for image in found.images:
         if image.name in twice:
-            left_out.append(LeftOut(redact(str(file)), image.name, "several images of the file have this name"))
+            skipped.append(SkippedTruth(redact(str(file)), image.name, "several images of the file have this name"))
         elif image.masks or (empty and not image.unreadable):
             annotated.append(image)
         else:
-            left_out += [LeftOut(redact(str(file)), image.name, why) for why in image.unreadable]
+            skipped += [SkippedTruth(redact(str(file)), image.name, why) for why in image.unreadable]
     if not any(image.masks for image in annotated):
         raise UsageError(
             f"{file} has no mask to evaluate on, in {counted(len(names), 'image')}"
-            + "".join(f"\n  {each}" for each in left_out[:5])
+            + "".join(f"\n  {each}" for each in skipped[:5])
         )
     parts = [
         CocoPart(folder, number, tuple(annotated[start : start + PART_IMAGES]))
@@ -153,7 +153,7 @@ def open_coco_truth(file: Location, folder: Location, number: int, empty: bool =
     ]
     facts = {"sha256": hashlib.sha256(data).hexdigest(), "image_folder": redact(str(folder))}
     categories = frozenset(mask.category for image in annotated for mask in image.masks if mask.category is not None)
-    return Truth(redact(str(file)), COCO, parts, facts, left_out, frequencies=found.frequencies, categories=categories)
+    return Truth(redact(str(file)), COCO, parts, facts, skipped, frequencies=found.frequencies, categories=categories)
 
 
 def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore: Sequence[int] = ()) -> Truth:
@@ -167,8 +167,10 @@ def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore:
             f"{maps} is neither a dataset, nor a COCO file (.json), nor a folder of label maps ({', '.join(ENDINGS)})"
         )
     paired = pair_by_stem(_names(folder, _PICTURES), labels)
-    left_out = [LeftOut(redact(str(maps)), name, f"no image of this name in {folder}") for name in paired.maps_alone]
-    left_out += [LeftOut(redact(str(maps)), "", f"several files of one name: {line}") for line in paired.ambiguous]
+    skipped = [
+        SkippedTruth(redact(str(maps)), name, f"no image of this name in {folder}") for name in paired.maps_alone
+    ]
+    skipped += [SkippedTruth(redact(str(maps)), "", f"several files of one name: {line}") for line in paired.ambiguous]
     if not paired.pairs:
         raise UsageError(
             f"no label map in {maps} has an image of its name in {folder}: expected such as {labels[0]} beside "
@@ -179,7 +181,7 @@ def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore:
         for start in range(0, len(paired.pairs), PART_IMAGES)
     ]
     facts = {"image_folder": redact(str(folder)), "ignore": sorted(ignore)}
-    return Truth(redact(str(maps)), LABEL_MAPS, parts, facts, left_out)
+    return Truth(redact(str(maps)), LABEL_MAPS, parts, facts, skipped)
 
 
 def _names(folder: Location, endings: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ DATASET, COCO, LABEL_MAPS = "dataset", "coco", "label maps"
 """The kinds of truth."""
 
 
-class Chosen(StrEnum):
+class TruthSelection(StrEnum):
     """Which masks of a dataset are the truth."""
 
     HUMAN = "human"

@@ -14,7 +14,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.uris import base_name
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.truth import LeftOut, Truth, TruthImage
+from segmint.pipeline.engine.evaluate.truth import SkippedTruth, Truth, TruthImage
 
 HEAD = [
     pa.field("truth", pa.int32(), nullable=False),  # place of the dataset or file in the command, from 0
@@ -56,14 +56,14 @@ class Measure(Protocol):
 
 
 @dataclass(frozen=True)
-class Weights:
+class EvaluatedWeights:
     """Weights that are evaluated: a known name or an absolute path, and the file's hash, which every process checks."""
 
     name: str
     sha256: str
 
     @classmethod
-    def of(cls, name_or_path: str) -> "Weights":
+    def of(cls, name_or_path: str) -> "EvaluatedWeights":
         """Find weights on this machine, by a known name or a path; raises `AssetError` if they are not there."""
         return cls(absolute_name(name_or_path), sha256_of(resolve(name_or_path)))
 
@@ -90,7 +90,7 @@ class EvaluateTask:
     """What a worker must know of a run."""
 
     measure: Measure
-    weights: tuple[Weights, ...]
+    weights: tuple[EvaluatedWeights, ...]
     device: str = "auto"
     precision: str = "auto"
     threads: str | int = "auto"
@@ -101,7 +101,7 @@ class PartResult:
     """What was measured on a part: rows of the measure's schema, in the order of the truth."""
 
     table: pa.Table
-    left_out: list[LeftOut] = field(default_factory=list)
+    skipped: list[SkippedTruth] = field(default_factory=list)
     images: int = 0  # that were measured
     computed_on: str = ""  # such as "cpu, fp32"
     seconds: float = 0.0  # of one worker

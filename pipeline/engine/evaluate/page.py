@@ -9,8 +9,8 @@ from typing import Any
 from segmint.infra.version import VERSION
 from segmint.infra.wording import count, listed, plural
 from segmint.operators.intervals import Interval
-from segmint.pipeline.engine.evaluate.answer import Subject
-from segmint.pipeline.engine.evaluate.session import Lowest
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject
+from segmint.pipeline.engine.evaluate.session import LowestScore
 from segmint.pipeline.serving.documents import Tick, document_templates
 
 _TEMPLATES = Path(__file__).parent / "assets"
@@ -82,7 +82,9 @@ class Curves:
         return round(100 - 100 * (value - self.low) / (1 - self.low), 2)
 
 
-def render(template: str, subject: Subject, eyebrow: str, tiles: Sequence[tuple[str, str]], **values: Any) -> str:
+def render(
+    template: str, subject: EvaluationSubject, eyebrow: str, tiles: Sequence[tuple[str, str]], **values: Any
+) -> str:
     """Return a page that extends `evaluation.html.j2`, as HTML; `made` may add lines on how it was measured."""
     templates = document_templates(_TEMPLATES)
     templates.filters["counted"] = _counted
@@ -102,7 +104,7 @@ def _counted(value: int, noun: str, several: str | None = None) -> str:
     return f"{value:,} {plural(value, noun) if several is None or value == 1 else several}"
 
 
-def _made(subject: Subject) -> list[tuple[str, str]]:
+def _made(subject: EvaluationSubject) -> list[tuple[str, str]]:
     lines = [(f"Weights {each.label}", f"SHA-256 {each.sha256}") for each in subject.weights]
     for truth in subject.truths:
         lines.append((f"Truth: {truth.kind}", f"{truth.name}, {_facts(truth.facts)}; {count(truth.images)} images"))
@@ -139,7 +141,7 @@ class FiguresPage:
     made: Sequence[tuple[str, str]]
     charts: Sequence[Curves] = ()
 
-    def render(self, subject: Subject, lowest: Sequence[Sequence[Lowest]]) -> str:
+    def render(self, subject: EvaluationSubject, lowest: Sequence[Sequence[LowestScore]]) -> str:
         """Return the page as HTML; `lowest` are those of each weights."""
         masks = [] if subject.masks is None else [("Masks", count(subject.masks))]
         return render(

@@ -34,7 +34,7 @@ class RunOptions:
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 
 
-class _Numbered(NamedTuple):
+class _NumberedPart(NamedTuple):
     """A part with its truth's number."""
 
     truth: int
@@ -49,7 +49,7 @@ def run_measure(task: EvaluateTask, truths: Sequence[Truth], options: RunOptions
     """
     task.measure.check(truths)
     names = [truth.name for truth in truths]
-    parts = [_Numbered(number, part) for number, truth in enumerate(truths) for part in truth.parts]
+    parts = [_NumberedPart(number, part) for number, truth in enumerate(truths) for part in truth.parts]
     images = sum(truth.images for truth in truths)
     if options.ray or (options.ray is None and images >= RAY_IMAGES and len(parts) > 1):
         yield from _by_ray(task, names, parts, options.resources)
@@ -78,7 +78,7 @@ class EvaluateParts:
         results = [self._measure(pickle.loads(part)) for part in parts.column("part").to_pylist()]
         return pa.table([results], schema=_RESULT)
 
-    def _measure(self, part: _Numbered) -> bytes:
+    def _measure(self, part: _NumberedPart) -> bytes:
         try:
             return pickle.dumps(self._evaluator.measure(part.truth, part.part))
         except SegmintError as error:  # the driver raises it, as if it had happened there
@@ -94,7 +94,7 @@ class EvaluateParts:
 
 
 def _by_ray(
-    task: EvaluateTask, names: Sequence[str], parts: Sequence[_Numbered], resources: ResourcesConfig
+    task: EvaluateTask, names: Sequence[str], parts: Sequence[_NumberedPart], resources: ResourcesConfig
 ) -> Iterator[PartResult]:
     import ray.data  # before the session, which quietens the logger that this import sets up
     import ray.exceptions
@@ -135,7 +135,12 @@ def _cpu_workers(task: EvaluateTask, most: int) -> int:
 
 
 def _window(
-    task: EvaluateTask, names: Sequence[str], window: list[_Numbered], workers: int, on_gpu: bool, progress: Progress
+    task: EvaluateTask,
+    names: Sequence[str],
+    window: list[_NumberedPart],
+    workers: int,
+    on_gpu: bool,
+    progress: Progress,
 ) -> Iterator[PartResult]:
     import ray.data
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 from segmint.infra.wording import listed
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.answer import Subject, check_measured
 from segmint.pipeline.engine.evaluate.measure import EvaluateTask
 from segmint.pipeline.engine.evaluate.output import OutputFolder
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject, check_measured
 from segmint.pipeline.engine.evaluate.run import RunOptions, run_measure
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
-from segmint.pipeline.engine.evaluate.truth import LeftOut, Truth
+from segmint.pipeline.engine.evaluate.truth import SkippedTruth, Truth
 
 SEED = 0
 """Of resampling: the same results always have the same intervals."""
@@ -30,14 +30,14 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True, order=True)
-class Lowest:
+class LowestScore:
     """One of the lowest scores, and the image or mask that has it."""
 
     score: float
     where: str
 
 
-class Session:
+class EvaluationSession:
     """Runs a task over its truths; `score_of` returns a row's score, for `lowest`."""
 
     def __init__(
@@ -54,16 +54,16 @@ class Session:
         self._options = options
         self._output = output
         self._score_of = score_of
-        self._left_out: list[LeftOut] = [each for truth in truths for each in truth.left_out]
+        self._skipped: list[SkippedTruth] = [each for truth in truths for each in truth.skipped]
         self._images = 0
         self._seconds = 0.0
         self._computed_on: set[str] = set()
-        self._lowest: list[list[Lowest]] = [[] for _ in task.weights]
+        self._lowest: list[list[LowestScore]] = [[] for _ in task.weights]
 
     def tables(self) -> Iterator[list[Row]]:
         """The rows of each part, in order; raises `NothingMeasuredError` at the end if no image was measured."""
         for result in run_measure(self._task, self._truths, self._options):
-            self._left_out += result.left_out
+            self._skipped += result.skipped
             self._images += result.images
             self._seconds += result.seconds
             self._computed_on.add(result.computed_on)
@@ -72,23 +72,23 @@ class Session:
             for row in rows:
                 self._look_at(row)
             yield rows
-        check_measured(self._images, self._left_out)
+        check_measured(self._images, self._skipped)
 
     @property
-    def lowest(self) -> list[list[Lowest]]:
+    def lowest(self) -> list[list[LowestScore]]:
         """The lowest scores of each weights, once `tables` has ended."""
         return self._lowest
 
-    def subject(self, masks: int | None) -> Subject:
+    def subject(self, masks: int | None) -> EvaluationSubject:
         """What was evaluated, once `tables` has ended; `masks` are those that counted, None for whole images."""
-        return Subject(
+        return EvaluationSubject(
             self._task.measure.name,
             self._truths,
             self._task.weights,
             listed(sorted(self._computed_on)),
             self._images,
             masks,
-            tuple(self._left_out),
+            tuple(self._skipped),
             self._seconds,
         )
 
@@ -97,4 +97,4 @@ class Session:
         if score is not None:
             where = f"{row['image']}, mask {row['mask']}" if "mask" in row else row["image"]
             home = self._lowest[row["weights"]]
-            self._lowest[row["weights"]] = heapq.nsmallest(SHOWN, [*home, Lowest(score, where)])
+            self._lowest[row["weights"]] = heapq.nsmallest(SHOWN, [*home, LowestScore(score, where)])

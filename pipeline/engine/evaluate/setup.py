@@ -10,8 +10,8 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.engine.evaluate.dataset_truth import open_dataset_truth
 from segmint.pipeline.engine.evaluate.file_truth import open_coco_truth, open_label_maps_truth
-from segmint.pipeline.engine.evaluate.kinds import Chosen
-from segmint.pipeline.engine.evaluate.measure import EvaluateTask, Measure, Weights
+from segmint.pipeline.engine.evaluate.kinds import TruthSelection
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights, EvaluateTask, Measure
 from segmint.pipeline.engine.evaluate.run import RunOptions
 from segmint.pipeline.engine.evaluate.truth import Truth
 
@@ -30,7 +30,7 @@ class TruthOptions:
 
     targets: tuple[str, ...]
     images: tuple[str, ...] = ()
-    chosen: Chosen = Chosen.HUMAN
+    chosen: TruthSelection = TruthSelection.HUMAN
     ignore: tuple[int, ...] = ()
     only: Mapping[str, Collection[int]] = field(default_factory=dict)
     empty: bool = False
@@ -50,7 +50,7 @@ class ModelOptions:
         """Find the weights; raises `UsageError` for more than two, and `AssetError` if they are not there."""
         if not 1 <= len(self.weights) <= MOST_WEIGHTS:
             raise UsageError(f"--weights was given {len(self.weights)} times: expected once, or twice to compare two")
-        return EvaluateTask(measure, tuple(map(Weights.of, self.weights)), self.device, self.precision)
+        return EvaluateTask(measure, tuple(map(EvaluatedWeights.of, self.weights)), self.device, self.precision)
 
 
 def open_truths(options: TruthOptions, storage: Storage, columns: Sequence[str] = ()) -> list[Truth]:

@@ -18,7 +18,7 @@ class UnreadableTruthError(ValueError):
     """An image cannot be evaluated; the message says why, without its name."""
 
 
-class LeftOut(NamedTuple):
+class SkippedTruth(NamedTuple):
     """An image or a mask that was not evaluated: where it is, and why."""
 
     truth: str
@@ -54,7 +54,7 @@ class TruthImage:
 
     `truth` is the number of its dataset or file in the command; `image_id` is unique in that. `pixels` (H, W, 3) uint8
     RGB are those of the frame of the masks. `label_map` (H, W) int64 if the truth is label maps, 0 for the background;
-    its numbers in `ignore` are neither. `left_out`
+    its numbers in `ignore` are neither. `skipped`
     has a line for each mask that is not evaluated. `columns` are values of the image by name, for groups.
     """
 
@@ -63,7 +63,7 @@ class TruthImage:
     name: str
     pixels: Pixels
     masks: Sequence[TruthMask]
-    left_out: Sequence[str] = ()
+    skipped: Sequence[str] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
     label_map: NDArray[np.int64] | None = None
     ignore: frozenset[int] = frozenset()
@@ -119,7 +119,7 @@ class Truth:
     kind: str
     parts: Sequence[TruthPart]
     facts: Mapping[str, Any] = field(default_factory=dict)
-    left_out: Sequence[LeftOut] = ()
+    skipped: Sequence[SkippedTruth] = ()
     dataset: Location | None = None
     frequencies: Mapping[int, str] = field(default_factory=dict)
     categories: frozenset[int] = frozenset()

@@ -18,8 +18,8 @@ from segmint.operators.segment.models import load_model
 from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartlyMeasuredError, PartResult
 from segmint.pipeline.engine.evaluate.truth import (
     Decoders,
-    LeftOut,
     PendingImage,
+    SkippedTruth,
     TruthImage,
     TruthPart,
     UnreadableTruthError,
@@ -29,7 +29,7 @@ _THREADS = 2
 _AHEAD = 3
 
 
-class _Read(NamedTuple):
+class _ReadResult(NamedTuple):
     """An image that was read, or why it could not be."""
 
     name: str
@@ -58,10 +58,10 @@ class Evaluator:
         """
         started = time.monotonic()
         rows: list[Row] = []
-        left_out: list[LeftOut] = []
+        skipped: list[SkippedTruth] = []
         measured = 0
         for count, read in enumerate(self._read(part), start=1):
-            why = [read.why] if read.image is None else [*read.image.left_out]
+            why = [read.why] if read.image is None else [*read.image.skipped]
             if read.image is not None:
                 try:
                     rows += self._rows(read.image)
@@ -77,15 +77,15 @@ class Evaluator:
                         raise
                     get_logger("evaluate").warning("image failed", image=read.name, exc_info=True)
                     why.append(f"{type(error).__name__}: {error}")
-            left_out += [LeftOut(self._names[truth], read.name, each) for each in why]
+            skipped += [SkippedTruth(self._names[truth], read.name, each) for each in why]
             done(count)
         table = pa.Table.from_pylist(rows, schema=self._task.measure.schema)
-        return PartResult(table, left_out, measured, self._computed_on, time.monotonic() - started)
+        return PartResult(table, skipped, measured, self._computed_on, time.monotonic() - started)
 
     def _rows(self, image: TruthImage) -> list[Row]:
         return _with_head(image, self._task.measure.rows(self._models, image))
 
-    def _read(self, part: TruthPart) -> Iterator[_Read]:
+    def _read(self, part: TruthPart) -> Iterator[_ReadResult]:
         """The images in order, read and decoded by threads; a part that breaks off gives a last entry that says why."""
         broken: list[str] = []
 
@@ -97,15 +97,15 @@ class Evaluator:
 
         yield from map_ahead(self._load, pending(), _THREADS, _AHEAD, "truth")
         for why in broken:
-            yield _Read(part.name, None, why)
+            yield _ReadResult(part.name, None, why)
 
-    def _load(self, pending: PendingImage) -> _Read:
+    def _load(self, pending: PendingImage) -> _ReadResult:
         try:
-            return _Read(pending.name, pending.load(self._decoders))
+            return _ReadResult(pending.name, pending.load(self._decoders))
         except UnreadableTruthError as error:
-            return _Read(pending.name, None, str(error))
+            return _ReadResult(pending.name, None, str(error))
         except Exception as error:  # noqa: BLE001 - one image must not stop the others
-            return _Read(pending.name, None, f"{type(error).__name__}: {error}")
+            return _ReadResult(pending.name, None, f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
         """End the decoders' children."""

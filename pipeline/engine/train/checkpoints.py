@@ -37,7 +37,7 @@ class DamagedCheckpointError(SegmintError):
     """A checkpoint does not have the content that its name and its JSON say."""
 
 
-class Measured(Frozen):
+class StoredEvaluation(Frozen):
     """An `Evaluation` in a file."""
 
     step: int
@@ -59,8 +59,8 @@ class Checkpoint(Frozen):
     step: int = Field(ge=0)
     file: str = Field(pattern=r"\Astep-\d{6,}-[0-9a-f]{12}\.pt\z")
     sha256: str
-    evaluations: tuple[Measured, ...]
-    left_out: dict[str, int]
+    evaluations: tuple[StoredEvaluation, ...]
+    skipped: dict[str, int]
     listed: tuple[dict[str, int | str], ...]
     numerics: tuple[dict[str, Any], ...]
 

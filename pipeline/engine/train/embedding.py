@@ -16,7 +16,7 @@ from segmint.model.training.dropping import drop_path
 from segmint.model.training.encoder_layers import recomputed_blocks
 from segmint.pipeline.engine.train.data.cache import EmbeddingCache
 from segmint.pipeline.engine.train.data.images import TrainingImages
-from segmint.pipeline.engine.train.data.reading import ReadImage
+from segmint.pipeline.engine.train.data.reading import TrainingImage
 
 
 class FrozenEncoder:
@@ -33,7 +33,7 @@ class FrozenEncoder:
         """The embedding (1, 256, 64, 64) float32 of an image in the cache; None if its pixels must be read."""
         return None if self._cache is None else self._cache.get(*self._key(image))
 
-    def embed(self, read: ReadImage) -> Tensor:
+    def embed(self, read: TrainingImage) -> Tensor:
         """The embedding (1, 256, 64, 64) float32 on the model's device."""
         kept = read.features if read.features is not None else self.kept(read.image)
         if kept is not None:
@@ -67,7 +67,7 @@ def cache_key(encoder: str, compute: Compute) -> str:
     return f"{encoder}-{compute.kind}-{compute.precision}{threads}-{numerics}"
 
 
-def encoder_input(sam: Sam, reads: Sequence[ReadImage]) -> Tensor:
+def encoder_input(sam: Sam, reads: Sequence[TrainingImage]) -> Tensor:
     """The image encoder's input (B, 3, 1024, 1024) float32 of images that were read with their pixels."""
     side = sam.image_size
     batch = torch.zeros(len(reads), 3, side, side, device=sam.device)
@@ -80,7 +80,7 @@ def encoder_input(sam: Sam, reads: Sequence[ReadImage]) -> Tensor:
 
 @contextmanager
 def encoder_in_training(
-    sam: Sam, reads: Sequence[ReadImage], chance: float, seed: int, step: int, recompute: bool
+    sam: Sam, reads: Sequence[TrainingImage], chance: float, seed: int, step: int, recompute: bool
 ) -> Iterator[Tensor]:
     """The embeddings (B, 256, 64, 64) of an encoder in training, with drop path of this chance.
 

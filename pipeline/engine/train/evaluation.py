@@ -19,12 +19,12 @@ from segmint.infra.wording import counted
 from segmint.model.sam.prompt_encoder import IMAGE_SIZE
 from segmint.model.sam.sam import Sam
 from segmint.model.training.losses import mask_iou
-from segmint.model.training.step import ImageMasks
+from segmint.model.training.step import TrainingMasks
 from segmint.model.training.targets import valid_pixels
 from segmint.operators.evaluate.clicks import center_click
 from segmint.operators.overlay import distinct_color, draw_prompts, encode_png
-from segmint.pipeline.engine.train.data.reading import ReadImage
-from segmint.pipeline.engine.train.world import World
+from segmint.pipeline.engine.train.data.reading import TrainingImage
+from segmint.pipeline.engine.train.world import WorkerRank
 
 _AT_ONCE = 32  # masks that are predicted together
 _FILL = 0.5  # share of a mask's color in a pixel inside it
@@ -55,7 +55,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ClickPredictions:
     """Predictions for N masks at one click: three each, (N, 3, 256, 256) logits and (N, 3) predicted IoUs.
 
     `points` (N, 2) as (x, y) in pixels of the encoder's input.
@@ -67,7 +67,7 @@ class Answers:
 
 
 def evaluate(
-    sam: Sam, reads: Sequence[ReadImage], embed: Callable[[ReadImage], Tensor], step: int, world: World
+    sam: Sam, reads: Sequence[TrainingImage], embed: Callable[[TrainingImage], Tensor], step: int, world: WorkerRank
 ) -> Evaluation:
     """Evaluate the model on held-out images; every worker calls it with its part of them, and gets the same answer."""
     sums = torch.zeros(4, dtype=torch.float64)
@@ -89,7 +89,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def one_click(sam: Sam, features: Tensor, masks: ImageMasks) -> Answers:
+def one_click(sam: Sam, features: Tensor, masks: TrainingMasks) -> ClickPredictions:
     """Predict three masks for the middle of each of an image's masks; `features` (1, 256, 64, 64)."""
     device = features.device
     clicks = [center_click(target.numpy()) for target in masks.targets]
@@ -105,10 +105,10 @@ def one_click(sam: Sam, features: Tensor, masks: ImageMasks) -> Answers:
         predicted = sam.mask_decoder(features.to(sam.dtype), positions, prompt, multimask=True)
         logits.append(predicted[0].float())
         ious.append(predicted[1].float())
-    return Answers(torch.cat(logits), torch.cat(ious), points)
+    return ClickPredictions(torch.cat(logits), torch.cat(ious), points)
 
 
-def draw_sample(sam: Sam, pixels: NDArray[np.uint8], masks: ImageMasks, features: Tensor) -> bytes:
+def draw_sample(sam: Sam, pixels: NDArray[np.uint8], masks: TrainingMasks, features: Tensor) -> bytes:
     """A PNG of an image with its masks on the left, and on the right what one click on each of them gives.
 
     `pixels` (h, w, 3) RGB are those of the encoder's input without its padding.

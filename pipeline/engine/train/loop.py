@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from segmint.catalogs.lineage import HeldOut
+from segmint.catalogs.lineage import HeldOutScores
 from segmint.pipeline.engine.train.evaluation import Evaluation
 from segmint.pipeline.engine.train.settings import TrainConfig
 from segmint.pipeline.engine.train.trainer import StepResult
@@ -13,7 +13,7 @@ Stop = Literal["steps", "patience"]
 
 
 @dataclass(frozen=True)
-class Hooks:
+class LoopHooks:
     """What a run does at its steps. `evaluate` is None where no image is held out."""
 
     step: Callable[[int], StepResult]
@@ -24,14 +24,14 @@ class Hooks:
 
 
 @dataclass(frozen=True)
-class Ended:
+class LoopEnd:
     """The last step that was taken, and why none followed."""
 
     step: int
     stopped: Stop
 
 
-def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], hooks: Hooks) -> Ended:
+def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], hooks: LoopHooks) -> LoopEnd:
     """Take the steps after `start`, 0 in a new run; adds to the evaluations of those before.
 
     Each evaluation that is the best so far, the last step, and every `checkpoints.every`-th one has a checkpoint.
@@ -56,7 +56,7 @@ def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], ho
         due = step % config.checkpoints.every == 0
         if last or improved or due or is_over(evaluations, patience):
             hooks.save(step, evaluations)
-    return Ended(step, "steps" if step >= config.steps else "patience")
+    return LoopEnd(step, "steps" if step >= config.steps else "patience")
 
 
 def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
@@ -77,12 +77,12 @@ def is_over(evaluations: Sequence[Evaluation], patience: int | None) -> bool:
     return sum(each.step > best.step for each in evaluations) >= patience
 
 
-def held_out_of(images: int, evaluations: Sequence[Evaluation], best: Evaluation | None) -> HeldOut | None:
+def held_out_of(images: int, evaluations: Sequence[Evaluation], best: Evaluation | None) -> HeldOutScores | None:
     """Return what was measured before the training and of the weights that it chose, of so many held-out images."""
     if best is None or not best.masks:
         return None
     before = evaluations[0]
-    return HeldOut(
+    return HeldOutScores(
         images=images,
         measured=best.images,
         masks=best.masks,

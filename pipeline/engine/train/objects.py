@@ -15,11 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from segmint.catalogs.dataset.kept import LOOKS, purge_looks
 from segmint.catalogs.dataset.outputs import note_output
+from segmint.catalogs.dataset.training_cache import SCANS, purge_scans
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json
-from segmint.catalogs.lineage import Round, TrainedOn
+from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.device import apply_compute, resolve_compute
 from segmint.infra.errors import UnfinishedError, UsageError, raise_problems
@@ -45,12 +45,19 @@ from segmint.pipeline.engine.train.checkpoints import (
     prune,
     put_checkpoint,
 )
-from segmint.pipeline.engine.train.data.draws import Draws
-from segmint.pipeline.engine.train.data.images import LeftOut, OpenedDataset, find_images, open_datasets
-from segmint.pipeline.engine.train.data.reading import ImageReader, ReadImage
+from segmint.pipeline.engine.train.data.draws import DrawSequence
+from segmint.pipeline.engine.train.data.images import SkippedImages, TrainingDataset, find_images, open_datasets
+from segmint.pipeline.engine.train.data.reading import TrainingImage, TrainingImageReader
 from segmint.pipeline.engine.train.data.splits import digest_of_sources, held_out
 from segmint.pipeline.engine.train.presets import schedule_problems
-from segmint.pipeline.engine.train.record import FoundRecord, RunRecord, begun_run, pin_images, pin_run, read_record
+from segmint.pipeline.engine.train.record import (
+    InputsRecord,
+    TrainingRunRecord,
+    pin_images,
+    pin_run,
+    read_record,
+    start_run,
+)
 from segmint.pipeline.engine.train.run import cache_location, note_places, refuse_places
 from segmint.pipeline.engine.train.session import Say
 from segmint.pipeline.engine.train.settings import BatchKeys, TrainConfig, identity_keys
@@ -75,13 +82,13 @@ class ObjectsRecord(Frozen):
     file: str
     sha256: str
     config: dict[str, Any]
-    datasets: tuple[TrainedOn, ...]
+    datasets: tuple[TrainingDatasetRef, ...]
     trained: dict[str, int]  # images, masks, steps
-    left_out: dict[str, Any]
+    skipped: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class TrainedObjects:
+class ObjectsResult:
     """What a run made; `new` is False if it had ended before."""
 
     output: str
@@ -98,14 +105,14 @@ class TrainedObjects:
         lines = [
             f"trained {counted(trained['steps'], 'step')} on {counted(trained['images'], 'image')} with "
             f"{counted(trained['masks'], 'mask')}",
-            *(f"left out: {count(number)} {reason}" for reason, number in self.record.left_out["counts"].items()),
+            *(f"left out: {count(number)} {reason}" for reason, number in self.record.skipped["counts"].items()),
             f"detector: {self.output}/{self.record.file}",
             f"where it comes from: {OBJECTS} beside",
         ]
         return lines if self.new else [f"{self.output} had ended before; nothing was trained now", *lines]
 
 
-def run_objects(config: TrainConfig, say: Say) -> TrainedObjects:
+def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
     """Train the detector, or go on; `say` prints a line a step. Raises as `run_train` does."""
     of_sam = [key for key in _OF_SAM if key in config.model_fields_set]
     if of_sam:
@@ -120,10 +127,10 @@ def run_objects(config: TrainConfig, say: Say) -> TrainedObjects:
     datasets = open_datasets(config, storage)
     refuse_places(datasets, output, cache)
     run = _describe(config, datasets)
-    run = begun_run(output, run) or run
+    run = start_run(output, run) or run
     ended = read_record(output / OBJECTS, ObjectsRecord)
     if ended is not None:
-        return TrainedObjects(str(output), ended, new=False)
+        return ObjectsResult(str(output), ended, new=False)
     note_places(datasets, output, cache, run)
     compute = resolve_compute(config.resources.device, "fp32", config.resources.threads)
     apply_compute(compute)
@@ -136,23 +143,23 @@ def run_objects(config: TrainConfig, say: Say) -> TrainedObjects:
             raise UsageError(f"objects.weights: {error}") from error
     detector.to(compute.device)
     optimizer = build_objects_optimizer(detector, recipe)
-    left_out = LeftOut()
-    images, found = find_images(config, datasets, cache / LOOKS, left_out)
+    skipped = SkippedImages()
+    images, found = find_images(config, datasets, cache / SCANS, skipped)
     trained = ~held_out(images, config.held_out.share)
     if not trained.any():
         raise UsageError(f"all {len(images)} images are held out: lower held_out.share, {config.held_out.share}")
     run = pin_run(output, run)
-    pin_images(output, FoundRecord(images=len(images), masks=len(images.annotations), sha256=images.digest()))
+    pin_images(output, InputsRecord(images=len(images), masks=len(images.annotations), sha256=images.digest()))
     for key, held in found.items():
         if held.whole:
-            purge_looks(cache, key, held.tars)
+            purge_scans(cache, key, held.tars)
     batch = BatchKeys(images=recipe.batch_images, masks=recipe.batch_images * _MOST_MASKS, masks_per_image=_MOST_MASKS)
-    draws = Draws(images, trained, [entry.weight for entry in config.datasets], batch, config.seed)
+    draws = DrawSequence(images, trained, [entry.weight for entry in config.datasets], batch, config.seed)
     folder = output / CHECKPOINTS
-    reader = ImageReader(images, config.losses.resolution, config.max_mask_area_ratio, left_out)
+    reader = TrainingImageReader(images, config.losses.resolution, config.max_mask_area_ratio, skipped)
     weights = list(detector.parameters())
     try:
-        start = _restore(folder, run, detector, optimizer, reader, left_out)
+        start = _restore(folder, run, detector, optimizer, reader, skipped)
         for step in range(start + 1, recipe.steps + 1):
             reads = [read for draw in draws.step(step) if (read := reader.read(draw)) is not None]
             losses = objects_step(
@@ -177,8 +184,8 @@ def run_objects(config: TrainConfig, say: Say) -> TrainedObjects:
                     run=run.fingerprint,
                     step=step,
                     evaluations=(),
-                    left_out=dict(left_out.counts),
-                    listed=tuple(left_out.listed),
+                    skipped=dict(skipped.counts),
+                    listed=tuple(skipped.listed),
                     numerics=(),
                 )
                 steps = sorted(each for each in list_steps(folder) if each <= step)
@@ -191,27 +198,27 @@ def run_objects(config: TrainConfig, say: Say) -> TrainedObjects:
         file=file,
         sha256=sha256,
         config=run.config,
-        datasets=tuple(TrainedOn(name=each.manifest.name, digest=each.digest) for each in datasets),
+        datasets=tuple(TrainingDatasetRef(name=each.manifest.name, digest=each.digest) for each in datasets),
         trained={
             "images": digest_of_sources(images, trained)[0],
             "masks": sum(len(images.masks_of(int(image))) for image in trained.nonzero()[0]),
             "steps": recipe.steps,
         },
-        left_out={"counts": dict(sorted(left_out.counts.items())), "listed": left_out.listed},
+        skipped={"counts": dict(sorted(skipped.counts.items())), "listed": skipped.listed},
     )
     if not (output / OBJECTS).put_if_absent(canonical_json(record.model_dump(mode="json"))):
         raise UnfinishedError(f"{output / OBJECTS} is there with another content: another run ended in the same output")
     for dataset in datasets:
         note_output(dataset.location, "train", output, {file: sha256})
-    return TrainedObjects(str(output), record, new=True)
+    return ObjectsResult(str(output), record, new=True)
 
 
-def _object_image(read: ReadImage) -> ObjectImage:
+def _object_image(read: TrainingImage) -> ObjectImage:
     assert read.pixels is not None
     return ObjectImage(read.pixels, torch.from_numpy(read.boxes).to(torch.float32), read.slot)
 
 
-def _describe(config: TrainConfig, datasets: Sequence[OpenedDataset]) -> RunRecord:
+def _describe(config: TrainConfig, datasets: Sequence[TrainingDataset]) -> TrainingRunRecord:
     """What the run is: its keys, with datasets and weights by their content."""
     keys = {key: value for key, value in identity_keys(config).items() if key not in _OF_SAM}
     digests = {dataset.location.uri: dataset.digest for dataset in datasets}
@@ -223,8 +230,8 @@ def _describe(config: TrainConfig, datasets: Sequence[OpenedDataset]) -> RunReco
     except OSError as error:
         raise UsageError(f"objects.weights: {file} cannot be read: {error.strerror}") from error
     keys["objects"]["weights"] = begun
-    parent = Round(weights=begun, name=config.objects.backbone)
-    return RunRecord(code_version=VERSION, config=keys, parent=parent, lineage=(parent,))
+    parent = TrainingRound(weights=begun, name=config.objects.backbone)
+    return TrainingRunRecord(code_version=VERSION, config=keys, parent=parent, lineage=(parent,))
 
 
 def _check(step: int, losses: Mapping[str, float], norm: float, names: Sequence[str]) -> None:
@@ -240,11 +247,11 @@ def _check(step: int, losses: Mapping[str, float], norm: float, names: Sequence[
 
 def _restore(
     folder: Location,
-    run: RunRecord,
+    run: TrainingRunRecord,
     detector: nn.Module,
     optimizer: torch.optim.Optimizer,
-    reader: ImageReader,
-    left_out: LeftOut,
+    reader: TrainingImageReader,
+    skipped: SkippedImages,
 ) -> int:
     """Go on from the last checkpoint of this run that can be used; returns its step, or 0."""
     there = list_steps(folder)
@@ -261,8 +268,8 @@ def _restore(
         detector.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         reader.recall(checkpoint.listed)
-        for reason, number in checkpoint.left_out.items():
-            left_out.counts[reason] = max(left_out.counts[reason], number)
+        for reason, number in checkpoint.skipped.items():
+            skipped.counts[reason] = max(skipped.counts[reason], number)
         start = checkpoint.step
         break
     prune(folder, unusable)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json, differing_keys, fingerprint, wrong_fields
-from segmint.catalogs.lineage import TRAINING, Round, TrainedOn, readable_lineage_of
+from segmint.catalogs.lineage import TRAINING, TrainingDatasetRef, TrainingRound, readable_lineage_of
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.names import plain_name
 from segmint.infra.errors import UnfinishedError, UsageError
@@ -22,7 +22,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.model.sam.load import load_sam
-from segmint.pipeline.engine.train.data.images import OpenedDataset
+from segmint.pipeline.engine.train.data.images import TrainingDataset
 from segmint.pipeline.engine.train.settings import TrainConfig, identity_keys
 
 Record = TypeVar("Record", bound=Frozen)
@@ -33,7 +33,7 @@ IMAGES = "images.json"
 _MOST_BYTES = 64 << 20
 
 
-class RunRecord(Frozen):
+class TrainingRunRecord(Frozen):
     """`run.json`: what a run is, fixed by its first start.
 
     `config` has the keys that decide what is learned; the weights and datasets in it are named by their content.
@@ -42,8 +42,8 @@ class RunRecord(Frozen):
     schema_version: Literal[1] = 1
     code_version: str
     config: dict[str, Any]
-    parent: Round
-    lineage: tuple[Round, ...]
+    parent: TrainingRound
+    lineage: tuple[TrainingRound, ...]
 
     @property
     def sha256(self) -> str:
@@ -60,7 +60,7 @@ class RunRecord(Frozen):
         return fingerprint({"config": self.config, "parent": self.parent.weights})
 
 
-class FoundRecord(Frozen):
+class InputsRecord(Frozen):
     """`images.json`: the images that a run's first start found, as `bad_shards: skip` leaves out some."""
 
     schema_version: Literal[1] = 1
@@ -78,29 +78,31 @@ class TrainingRecord(Frozen):
     file: str
     architecture: str
     config: dict[str, Any]
-    parent: Round
-    datasets: tuple[TrainedOn, ...]
+    parent: TrainingRound
+    datasets: tuple[TrainingDatasetRef, ...]
     trained: dict[str, Any]  # images, masks, steps, best_step, stopped
     held_out: dict[str, Any]
     evaluations: tuple[dict[str, Any], ...]
-    left_out: dict[str, Any]
+    skipped: dict[str, Any]
     numerics: tuple[dict[str, Any], ...]
-    lineage: tuple[Round, ...]
+    lineage: tuple[TrainingRound, ...]
 
 
-def describe_run(config: TrainConfig, datasets: Sequence[OpenedDataset], weights: Path, storage: Storage) -> RunRecord:
+def describe_run(
+    config: TrainConfig, datasets: Sequence[TrainingDataset], weights: Path, storage: Storage
+) -> TrainingRunRecord:
     """Describe a run; `weights` is the parent's file on this machine."""
     keys = identity_keys(config)
     digests = {dataset.location.uri: dataset.digest for dataset in datasets}
     for entry in keys["datasets"]:
         entry["uri"] = digests[entry["uri"]]
-    begun = Round(weights=sha256_of(weights), name=plain_name(config.weights))
+    begun = TrainingRound(weights=sha256_of(weights), name=plain_name(config.weights))
     keys["weights"] = begun.weights
     lineage = _lineage_of(config.weights, begun.weights, storage) or (begun,)
-    return RunRecord(code_version=VERSION, config=keys, parent=lineage[-1], lineage=lineage)
+    return TrainingRunRecord(code_version=VERSION, config=keys, parent=lineage[-1], lineage=lineage)
 
 
-def _lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...]:
+def _lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRound, ...]:
     try:
         return readable_lineage_of(weights, sha256, storage)
     except UsageError as error:
@@ -110,25 +112,25 @@ def _lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Round, ...
         ) from error
 
 
-def pin_run(output: Location, record: RunRecord) -> RunRecord:
+def pin_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord:
     """Put `run.json`, or check that the one there is of the same run; returns what it holds.
 
-    Raises as `begun_run` does.
+    Raises as `start_run` does.
     """
     if (output / RUN).put_if_absent(record.to_json()):
         return record
-    begun = begun_run(output, record)
+    begun = start_run(output, record)
     if begun is None:
         raise UnfinishedError(f"{output / RUN} was there and is gone: something else writes to the output")
     return begun
 
 
-def begun_run(output: Location, record: RunRecord) -> RunRecord | None:
+def start_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord | None:
     """What `run.json` holds, None if it is not there.
 
     Raises `UsageError`, naming the keys, if another run was begun in the output.
     """
-    begun = read_record(output / RUN, RunRecord)
+    begun = read_record(output / RUN, TrainingRunRecord)
     if begun is not None and begun.fingerprint != record.fingerprint:
         keys = differing_keys(begun.config, record.config)
         hints = {"datasets": "datasets (their masks and weights, or what is in them: a dataset has changed since)"}
@@ -139,7 +141,7 @@ def begun_run(output: Location, record: RunRecord) -> RunRecord | None:
     return begun
 
 
-def pin_images(output: Location, found: FoundRecord) -> None:
+def pin_images(output: Location, found: InputsRecord) -> None:
     """Put `images.json`, or check that the one there is the same.
 
     Raises `UsageError` if the run has begun with other images or masks.
@@ -147,7 +149,7 @@ def pin_images(output: Location, found: FoundRecord) -> None:
     file = output / IMAGES
     if file.put_if_absent(canonical_json(found.model_dump(mode="json"))):
         return
-    begun = read_record(file, FoundRecord)
+    begun = read_record(file, InputsRecord)
     if begun != found:
         had = "others" if begun is None else f"{begun.images:,} with {begun.masks:,} masks"
         raise UsageError(

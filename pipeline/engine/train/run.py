@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segmint.catalogs.dataset.kept import CACHE, default_cache
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
+from segmint.catalogs.dataset.training_cache import CACHE, default_cache
 from segmint.catalogs.lineage import TRAINING
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import apply_compute, resolve_compute
@@ -16,16 +16,23 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, scheme
 from segmint.infra.wording import count, counted
 from segmint.model.sam.load import SamWeightsError, inspect_checkpoint
-from segmint.pipeline.engine.train.checkpoints import Measured
-from segmint.pipeline.engine.train.data.images import OpenedDataset, open_datasets
+from segmint.pipeline.engine.train.checkpoints import StoredEvaluation
+from segmint.pipeline.engine.train.data.images import TrainingDataset, open_datasets
 from segmint.pipeline.engine.train.presets import with_preset
-from segmint.pipeline.engine.train.record import RUN, RunRecord, TrainingRecord, begun_run, describe_run, read_record
-from segmint.pipeline.engine.train.session import Say, Session
+from segmint.pipeline.engine.train.record import (
+    RUN,
+    TrainingRecord,
+    TrainingRunRecord,
+    describe_run,
+    read_record,
+    start_run,
+)
+from segmint.pipeline.engine.train.session import Say, TrainingSession
 from segmint.pipeline.engine.train.settings import TrainConfig
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What a run made; `new` is False if it had ended before."""
 
     output: str
@@ -44,7 +51,7 @@ class Trained:
             f"trained {counted(trained['steps'], 'step')} on {counted(trained['images'], 'image')} with "
             f"{counted(trained['masks'], 'mask')}; {counted(held['images'], 'image')} held out{stopped}",
             *self._measured(),
-            *(f"left out: {count(number)} {reason}" for reason, number in record.left_out["counts"].items()),
+            *(f"left out: {count(number)} {reason}" for reason, number in record.skipped["counts"].items()),
         ]
         if not self.new:
             lines.insert(0, f"{self.output} had ended before; nothing was trained now")
@@ -56,7 +63,7 @@ class Trained:
         ]
 
     def _measured(self) -> list[str]:
-        evaluations = [Measured(**each).evaluation() for each in self.record.evaluations]
+        evaluations = [StoredEvaluation(**each).evaluation() for each in self.record.evaluations]
         trained = self.record.trained
         best = next((each for each in evaluations if each.step == trained["best_step"]), None)
         if best is None:
@@ -76,7 +83,7 @@ class Trained:
         return lines
 
 
-def run_train(config: TrainConfig, say: Say) -> Trained:
+def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     """Train, or go on; `say` prints the lines of steps and evaluations.
 
     Raises `UsageError` for a configuration that does not fit the weights, the datasets or a run that was begun in the
@@ -98,12 +105,12 @@ def run_train(config: TrainConfig, say: Say) -> Trained:
     datasets = open_datasets(config, storage)
     refuse_places(datasets, output, cache)
     run = describe_run(config, datasets, weights, storage)
-    run = begun_run(output, run) or run
+    run = start_run(output, run) or run
     ended = read_record(output / TRAINING, TrainingRecord)
     if ended is not None:
-        return Trained(str(output), ended, new=False)
+        return TrainingResult(str(output), ended, new=False)
     note_places(datasets, output, cache, run)
-    session = Session(config, run, datasets, output, cache, weights, architecture, say)
+    session = TrainingSession(config, run, datasets, output, cache, weights, architecture, say)
     if config.resources.workers > 1:
         from segmint.pipeline.engine.train.workers.driver import train_on_workers
 
@@ -116,17 +123,17 @@ def run_train(config: TrainConfig, say: Say) -> Trained:
         raise UnfinishedError(f"{output / TRAINING} was put and is gone: something else writes to the output")
     for dataset in datasets:
         note_output(dataset.location, "train", output, {record.file: record.weights})
-    return Trained(str(output), record, new=True)
+    return TrainingResult(str(output), record, new=True)
 
 
-def refuse_places(datasets: Sequence[OpenedDataset], output: Location, cache: Location) -> None:
+def refuse_places(datasets: Sequence[TrainingDataset], output: Location, cache: Location) -> None:
     """Raise `UsageError` for an output or a cache inside a dataset."""
     for dataset in datasets:
         refuse_inside(dataset.location, output, "output")
         refuse_inside(dataset.location, cache, "cache.folder")
 
 
-def note_places(datasets: Sequence[OpenedDataset], output: Location, cache: Location, run: RunRecord) -> None:
+def note_places(datasets: Sequence[TrainingDataset], output: Location, cache: Location, run: TrainingRunRecord) -> None:
     """Note output and cache in the datasets, for takedowns: before anything of the images is written."""
     for dataset in datasets:
         note_output(dataset.location, "train", output, {RUN: run.sha256})

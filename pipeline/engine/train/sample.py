@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from segmint.model.sam.sam import Sam
-from segmint.pipeline.engine.train.data.draws import Draw
-from segmint.pipeline.engine.train.data.reading import ImageReader, ReadImage
+from segmint.pipeline.engine.train.data.draws import StepDraw
+from segmint.pipeline.engine.train.data.reading import TrainingImage, TrainingImageReader
 from segmint.pipeline.engine.train.embedding import FrozenEncoder, encoder_input
 from segmint.pipeline.engine.train.evaluation import Evaluation, draw_sample, evaluate
 from segmint.pipeline.engine.train.logs import RunLog
-from segmint.pipeline.engine.train.world import World
+from segmint.pipeline.engine.train.world import WorkerRank
 
 
 class HeldOutSample:
@@ -25,11 +25,11 @@ class HeldOutSample:
     def __init__(
         self,
         sam: Sam,
-        draws: Sequence[Draw],
-        reader: ImageReader,
+        draws: Sequence[StepDraw],
+        reader: TrainingImageReader,
         encoder: FrozenEncoder | None,
         pictures: int,
-        world: World = World(),  # noqa: B008 (a frozen value)
+        world: WorkerRank = WorkerRank(),  # noqa: B008 (a frozen value)
     ) -> None:
         """`pictures` is how many of the images are drawn; the first worker draws them all."""
         self._sam = sam
@@ -52,20 +52,20 @@ class HeldOutSample:
                 log.picture(step, number, draw_sample(self._sam, pixels, read.masks, self._embed(read)))
 
     @cached_property
-    def _reads(self) -> list[ReadImage]:
+    def _reads(self) -> list[TrainingImage]:
         found = (self._read(draw) for draw in self._world.part(self._draws))
         return [read for read in found if read is not None]
 
     @cached_property
-    def _pictured(self) -> list[ReadImage]:
+    def _pictured(self) -> list[TrainingImage]:
         mine = {read.slot: read for read in self._reads}
         found = (mine.get(draw.slot) or self._read(draw) for draw in self._draws)
         return list(islice((read for read in found if read is not None), self._pictures))
 
-    def _read(self, draw: Draw) -> ReadImage | None:
+    def _read(self, draw: StepDraw) -> TrainingImage | None:
         return self._reader.read(draw) if self._encoder is None else self._reader.read(draw, self._encoder.kept)
 
-    def _embed(self, read: ReadImage) -> Tensor:
+    def _embed(self, read: TrainingImage) -> Tensor:
         if self._encoder is None:
             with torch.no_grad():
                 features: Tensor = self._sam.image_encoder(encoder_input(self._sam, [read]))

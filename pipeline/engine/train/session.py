@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.catalogs.dataset.kept import LOOKS, purge_looks
-from segmint.catalogs.lineage import Round, TrainedOn
+from segmint.catalogs.dataset.training_cache import SCANS, purge_scans
+from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound
 from segmint.infra.device import Compute, cpu_bits, device_kind
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
@@ -23,7 +23,7 @@ from segmint.pipeline.engine.train.checkpoints import (
     CHECKPOINTS,
     Checkpoint,
     DamagedCheckpointError,
-    Measured,
+    StoredEvaluation,
     list_checkpoints,
     list_steps,
     load_state,
@@ -31,18 +31,24 @@ from segmint.pipeline.engine.train.checkpoints import (
     put_checkpoint,
 )
 from segmint.pipeline.engine.train.data.cache import EmbeddingCache
-from segmint.pipeline.engine.train.data.draws import Draws, fixed_draws
-from segmint.pipeline.engine.train.data.images import Held, LeftOut, OpenedDataset, TrainingImages, find_images
-from segmint.pipeline.engine.train.data.reading import ImageReader
+from segmint.pipeline.engine.train.data.draws import DrawSequence, fixed_draws
+from segmint.pipeline.engine.train.data.images import (
+    DatasetContents,
+    SkippedImages,
+    TrainingDataset,
+    TrainingImages,
+    find_images,
+)
+from segmint.pipeline.engine.train.data.reading import TrainingImageReader
 from segmint.pipeline.engine.train.data.splits import digest_of_sources, held_out
 from segmint.pipeline.engine.train.embedding import FrozenEncoder, cache_key, encoder_hash
 from segmint.pipeline.engine.train.evaluation import Evaluation
 from segmint.pipeline.engine.train.logs import RunLog
-from segmint.pipeline.engine.train.loop import Ended, Hooks, best_of, held_out_of, ranked, run_steps
+from segmint.pipeline.engine.train.loop import LoopEnd, LoopHooks, best_of, held_out_of, ranked, run_steps
 from segmint.pipeline.engine.train.record import (
-    FoundRecord,
-    RunRecord,
+    InputsRecord,
     TrainingRecord,
+    TrainingRunRecord,
     pin_images,
     pin_run,
     put_training,
@@ -51,48 +57,48 @@ from segmint.pipeline.engine.train.record import (
 from segmint.pipeline.engine.train.sample import HeldOutSample
 from segmint.pipeline.engine.train.settings import TrainConfig
 from segmint.pipeline.engine.train.trainer import ALONE, StepResult, Trainer
-from segmint.pipeline.engine.train.world import World
+from segmint.pipeline.engine.train.world import WorkerRank
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Found:
+class TrainingInputs:
     """What a run found in its datasets: images, which of them are `held` out (N,) bool, and what each dataset holds."""
 
     images: TrainingImages
     held: NDArray[np.bool_]
-    held_by: dict[str, Held]
-    left_out: LeftOut
+    held_by: dict[str, DatasetContents]
+    skipped: SkippedImages
 
 
 @dataclass
-class Session:
+class TrainingSession:
     """One start of a run in one process. All workers make the same calls; the first one writes what is written once.
 
     `compute` is what it computes with once it trains.
     """
 
     config: TrainConfig
-    run: RunRecord
-    datasets: Sequence[OpenedDataset]
+    run: TrainingRunRecord
+    datasets: Sequence[TrainingDataset]
     output: Location
     cache: Location
     weights: Path
     architecture: str
     say: Say
-    world: World = ALONE
+    world: WorkerRank = ALONE
     compute: Compute = Compute("cpu", "fp32", 1)  # noqa: RUF009 (a frozen value)
-    left_out: LeftOut = field(default_factory=LeftOut)
+    skipped: SkippedImages = field(default_factory=SkippedImages)
     numerics: list[dict[str, Any]] = field(default_factory=list)
 
-    def find(self) -> Found:
+    def find(self) -> TrainingInputs:
         """Find the images of the datasets, split them, and pin the run, as they are usable.
 
         Raises as `find_images`, `pin_run` and `pin_images` do, and `UsageError` where all are held out.
         """
-        config, left_out = self.config, LeftOut()
-        images, held_by = find_images(config, self.datasets, self.cache / LOOKS, left_out)
+        config, skipped = self.config, SkippedImages()
+        images, held_by = find_images(config, self.datasets, self.cache / SCANS, skipped)
         held = held_out(images, config.held_out.share)
         if held.all():
             raise UsageError(
@@ -100,18 +106,18 @@ class Session:
                 f"held_out.share, which is {config.held_out.share}"
             )
         self.run = pin_run(self.output, self.run)
-        pin_images(self.output, FoundRecord(images=len(images), masks=len(images.annotations), sha256=images.digest()))
+        pin_images(self.output, InputsRecord(images=len(images), masks=len(images.annotations), sha256=images.digest()))
         masks = int(np.diff(images.starts)[~held].sum())
         trained, out = (counted(digest_of_sources(images, which)[0], "image") for which in (~held, held))
         self.say(f"{trained} with {counted(masks, 'mask')} to train on, {out} held out")
-        return Found(replace(images, thumbnails=images.thumbnails[:0]), held, held_by, left_out)
+        return TrainingInputs(replace(images, thumbnails=images.thumbnails[:0]), held, held_by, skipped)
 
-    def train(self, found: Found, compute: Compute) -> None:
+    def train(self, found: TrainingInputs, compute: Compute) -> None:
         """Train to the end; the first worker puts the weights, and `training.json` last."""
-        self.left_out = found.left_out
+        self.skipped = found.skipped
         self.compute = compute
         config, images = self.config, found.images
-        reader = ImageReader(images, config.losses.resolution, config.max_mask_area_ratio, self.left_out)
+        reader = TrainingImageReader(images, config.losses.resolution, config.max_mask_area_ratio, self.skipped)
         try:
             sam = load_sam(self.weights, self.compute.device)
             cache = self._opened_cache(images, found.held_by, encoder_hash(sam))
@@ -124,11 +130,11 @@ class Session:
         sam: Sam,
         images: TrainingImages,
         held: NDArray[np.bool_],
-        reader: ImageReader,
+        reader: TrainingImageReader,
         cache: EmbeddingCache | None,
     ) -> None:
         config, world = self.config, self.world
-        draws = Draws(images, ~held, [entry.weight for entry in config.datasets], config.batch, config.seed)
+        draws = DrawSequence(images, ~held, [entry.weight for entry in config.datasets], config.batch, config.seed)
         frozen = FrozenEncoder(sam, images, cache, self.compute) if config.encoder == "frozen" else None
         trainer = Trainer(sam, config, images, draws, reader, frozen, self.compute, world)
         choices = [entry.masks for entry in config.datasets]
@@ -160,7 +166,7 @@ class Session:
                     self._save(trainer, step, evaluations)
                     log.save()
 
-            hooks = Hooks(trainer.step, show, evaluate if drawn else None, draw, save)
+            hooks = LoopHooks(trainer.step, show, evaluate if drawn else None, draw, save)
             ended = run_steps(config, start, evaluations, hooks)
         if world.first:
             self._end(trainer, images, held, ended, evaluations)
@@ -170,7 +176,7 @@ class Session:
         trainer: Trainer,
         images: TrainingImages,
         held: NDArray[np.bool_],
-        ended: Ended,
+        ended: LoopEnd,
         evaluations: Sequence[Evaluation],
     ) -> None:
         """Put the weights of the best step, and the record."""
@@ -179,8 +185,8 @@ class Session:
         best_step = ended.step if best is None else best.step
         file, sha256 = put_weights(self.output, self.weights, trainer.weights())
         sources, digest = digest_of_sources(images, held)
-        datasets = tuple(TrainedOn(name=each.manifest.name, digest=each.digest) for each in self.datasets)
-        this = Round(
+        datasets = tuple(TrainingDatasetRef(name=each.manifest.name, digest=each.digest) for each in self.datasets)
+        this = TrainingRound(
             weights=sha256,
             name=file,
             datasets=datasets,
@@ -205,14 +211,14 @@ class Session:
             },
             held_out={"images": sources, "sha256": digest, "share": config.held_out.share},
             evaluations=tuple(asdict(each) for each in evaluations),
-            left_out={"counts": dict(sorted(self.left_out.counts.items())), "listed": self.left_out.listed},
+            skipped={"counts": dict(sorted(self.skipped.counts.items())), "listed": self.skipped.listed},
             numerics=tuple(self.numerics),
             lineage=(*self.run.lineage, this),
         )
         put_training(self.output, record)
 
     def _load_best(
-        self, trainer: Trainer, ended: Ended, evaluations: Sequence[Evaluation]
+        self, trainer: Trainer, ended: LoopEnd, evaluations: Sequence[Evaluation]
     ) -> tuple[Evaluation | None, list[dict[str, Any]]]:
         """Load the weights of the best evaluation that can be used, and return it with the better ones that cannot.
 
@@ -236,7 +242,9 @@ class Session:
             return evaluation, passed_over
         return None, passed_over
 
-    def _opened_cache(self, images: TrainingImages, found: dict[str, Held], encoder: str) -> EmbeddingCache | None:
+    def _opened_cache(
+        self, images: TrainingImages, found: dict[str, DatasetContents], encoder: str
+    ) -> EmbeddingCache | None:
         """Delete what the datasets no longer have, and open the cache; None where nothing is cached.
 
         Embeddings are kept by the hash of the `encoder` alone: weights that were trained with it frozen share them.
@@ -249,13 +257,13 @@ class Session:
             for dataset, held in found.items():
                 if held.whole:
                     cache.purge(dataset, {row.tobytes() for row in held.jpegs})
-                    purge_looks(self.cache, dataset, held.tars)
+                    purge_scans(self.cache, dataset, held.tars)
             if cached:
                 cache.make_room(len(np.unique(images.jpeg_sha256, axis=0)))
         world.gather(None)  # the others of a machine open what the first one has left
         return EmbeddingCache(self.cache, key, most) if cached else None
 
-    def _restore(self, trainer: Trainer, reader: ImageReader) -> tuple[int, list[Evaluation]]:
+    def _restore(self, trainer: Trainer, reader: TrainingImageReader) -> tuple[int, list[Evaluation]]:
         """Go on from the last checkpoint that can be used; returns its step and what was measured until then.
 
         The first worker chooses it, and the others load the same one.
@@ -293,11 +301,11 @@ class Session:
             return checkpoint, unusable
         return None, unusable
 
-    def _recall(self, checkpoint: Checkpoint, reader: ImageReader) -> None:
+    def _recall(self, checkpoint: Checkpoint, reader: TrainingImageReader) -> None:
         """Take over what earlier starts left out as they read; beyond what is listed the larger count holds."""
         reader.recall(checkpoint.listed)
-        for reason, number in checkpoint.left_out.items():
-            self.left_out.counts[reason] = max(self.left_out.counts[reason], number)
+        for reason, number in checkpoint.skipped.items():
+            self.skipped.counts[reason] = max(self.skipped.counts[reason], number)
         self.numerics = [dict(each) for each in checkpoint.numerics]
         if self.world.first and self.numerics and self.numerics[-1] != self._numerics():
             get_logger("train").warning(
@@ -311,9 +319,9 @@ class Session:
             trainer.state(),
             run=self.run.fingerprint,
             step=step,
-            evaluations=tuple(Measured(**asdict(each)) for each in evaluations),
-            left_out=dict(self.left_out.counts),
-            listed=tuple(self.left_out.listed),
+            evaluations=tuple(StoredEvaluation(**asdict(each)) for each in evaluations),
+            skipped=dict(self.skipped.counts),
+            listed=tuple(self.skipped.listed),
             numerics=tuple(self.numerics),
         )
         steps = sorted(each for each in list_steps(folder) if each <= step)  # later ones are another process's

@@ -67,11 +67,11 @@ Positive = Annotated[int, Field(ge=1), BeforeValidator(_number)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _Part(BaseModel):
+class _TrainModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
-class DatasetKeys(_Part):
+class DatasetKeys(_TrainModel):
     """A dataset to train on. One may be named twice, with other masks and another weight."""
 
     uri: Uri
@@ -82,7 +82,7 @@ class DatasetKeys(_Part):
     """How often an image of it is drawn, against one of weight 1."""
 
 
-class BatchKeys(_Part):
+class BatchKeys(_TrainModel):
     """What one step trains on, over all workers."""
 
     images: Positive = FINETUNE.batch_images
@@ -101,7 +101,7 @@ class BatchKeys(_Part):
     slower."""
 
 
-class OptimizerKeys(_Part):
+class OptimizerKeys(_TrainModel):
     """AdamW, its learning rate over the steps, and what regularizes (docs/decisions/0023-recipes.md)."""
 
     learning_rate: float = Field(default=FINETUNE.learning_rate, gt=0, le=1)
@@ -121,7 +121,7 @@ class OptimizerKeys(_Part):
     """Gradients of a larger norm are scaled down to this; null: never."""
 
 
-class LossKeys(_Part):
+class LossKeys(_TrainModel):
     """How predicted masks are scored; docs/decisions/0019-losses-and-sampling.md says what each one does."""
 
     focal_weight: float = FINETUNE.losses.focal_weight
@@ -143,7 +143,7 @@ class LossKeys(_Part):
         return LossSettings(**self.model_dump())
 
 
-class SamplingKeys(_Part):
+class SamplingKeys(_TrainModel):
     """How the prompts of a mask are drawn."""
 
     clicks: int = FINETUNE.sampling.clicks
@@ -161,7 +161,7 @@ class SamplingKeys(_Part):
         return SamplingSettings(**self.model_dump())
 
 
-class HeldOutKeys(_Part):
+class HeldOutKeys(_TrainModel):
     """Images that are never trained on, and when the model is evaluated on them."""
 
     share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
@@ -174,7 +174,7 @@ class HeldOutKeys(_Part):
     """Evaluations without a better mean IoU at one click after which training ends; null: never."""
 
 
-class OverlayKeys(_Part):
+class OverlayKeys(_TrainModel):
     """Pictures of held-out images with predicted masks beside the target."""
 
     every: int = Field(default=50, ge=0)
@@ -182,7 +182,7 @@ class OverlayKeys(_Part):
     images: int = Field(default=4, ge=1, le=64)
 
 
-class CheckpointKeys(_Part):
+class CheckpointKeys(_TrainModel):
     """What a killed run goes on from."""
 
     every: Positive = 50
@@ -191,7 +191,7 @@ class CheckpointKeys(_Part):
     """Checkpoints that are kept, with the best one."""
 
 
-class CacheKeys(_Part):
+class CacheKeys(_TrainModel):
     """Embeddings of a frozen encoder, and the looks at images that splits need, on this machine's disk."""
 
     folder: str | None = None
@@ -200,7 +200,7 @@ class CacheKeys(_Part):
     """Gigabytes of embeddings, 4 MB an image, that are kept at most; 0: none."""
 
 
-class TrainResources(_Part):
+class TrainResources(_TrainModel):
     """Where the run computes."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -220,7 +220,7 @@ class TrainResources(_Part):
 _OBJECTS = ObjectsRecipe()
 
 
-class ObjectsKeys(_Part):
+class ObjectsKeys(_TrainModel):
     """The detector of objects, of `task: objects`."""
 
     backbone: Backbone = _OBJECTS.backbone
@@ -248,7 +248,7 @@ class ObjectsKeys(_Part):
         return ObjectsRecipe(**keys, warmup_steps=self.warmup, batch_images=self.images)
 
 
-class TrainConfig(_Part):
+class TrainConfig(_TrainModel):
     """The whole configuration of a training run; the defaults are those of the preset `finetune`."""
 
     datasets: tuple[DatasetKeys, ...] = Field(description="a list such as [{uri: out/street}]")

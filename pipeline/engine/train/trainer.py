@@ -16,15 +16,15 @@ from segmint.model.sam.sam import Sam
 from segmint.model.training.optimizer import build_optimizer
 from segmint.model.training.sampling import Clicks
 from segmint.model.training.step import StepLosses, StepSettings, train_step
-from segmint.pipeline.engine.train.data.draws import Draws
+from segmint.pipeline.engine.train.data.draws import DrawSequence
 from segmint.pipeline.engine.train.data.images import TrainingImages
-from segmint.pipeline.engine.train.data.reading import ImageReader, Prepared, ReadImage
+from segmint.pipeline.engine.train.data.reading import DrawnImage, TrainingImage, TrainingImageReader
 from segmint.pipeline.engine.train.embedding import FrozenEncoder, encoder_in_training
 from segmint.pipeline.engine.train.presets import recipe_of
 from segmint.pipeline.engine.train.settings import TrainConfig
-from segmint.pipeline.engine.train.world import World
+from segmint.pipeline.engine.train.world import WorkerRank
 
-ALONE = World()
+ALONE = WorkerRank()
 
 
 class TrainingError(SegmintError):
@@ -70,11 +70,11 @@ class Trainer:
         sam: Sam,
         config: TrainConfig,
         images: TrainingImages,
-        draws: Draws,
-        reader: ImageReader,
+        draws: DrawSequence,
+        reader: TrainingImageReader,
         encoder: FrozenEncoder | None,
         compute: Compute,
-        world: World = ALONE,
+        world: WorkerRank = ALONE,
     ) -> None:
         """`encoder` is the frozen one; None: it is trained."""
         self.sam = sam
@@ -91,7 +91,7 @@ class Trainer:
             losses=self._recipe.losses, sampling=self._recipe.sampling, seed=config.seed, dropout=self._recipe.dropout
         )
         self._threads: ThreadPoolExecutor | None = None
-        self._ahead: tuple[int, Future[list[Prepared]]] | None = None
+        self._ahead: tuple[int, Future[list[DrawnImage]]] | None = None
         self._trained = {name: weight for name, weight in sam.named_parameters() if weight.requires_grad}
 
     def step(self, step: int, recorded: Mapping[int, Clicks] | None = None) -> StepResult:
@@ -163,7 +163,7 @@ class Trainer:
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
-    def _read(self, step: int) -> list[ReadImage]:
+    def _read(self, step: int) -> list[TrainingImage]:
         """Read this worker's images of a step; those of the next one are read while this one is computed."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(1, "read-ahead")
@@ -173,14 +173,14 @@ class Trainer:
             self._ahead = step + 1, self._threads.submit(self._prepare, step + 1)
         return [read for each in prepared if (read := self._reader.take(each)) is not None]
 
-    def _prepare(self, step: int) -> list[Prepared]:
+    def _prepare(self, step: int) -> list[DrawnImage]:
         draws = self._world.part(self._draws.step(step))
         if self._encoder is None:
             return [self._reader.prepare(draw) for draw in draws]
         return [self._reader.prepare(draw, self._encoder.kept) for draw in draws]
 
     def _backward(
-        self, reads: Sequence[ReadImage], step: int, masks: int, recorded: Sequence[Clicks] | None
+        self, reads: Sequence[TrainingImage], step: int, masks: int, recorded: Sequence[Clicks] | None
     ) -> StepLosses:
         """Add the gradients of some of a step's images; `step` is counted from 0 here."""
         keys, recipe, batch = self._config, self._recipe, self._config.batch
@@ -198,7 +198,7 @@ class Trainer:
         ):
             return train_step(self.sam, features, images, self._settings, step, masks, batch.masks_at_once, recorded)
 
-    def _check(self, step: int, figures: Tensor, norm: float, reads: Sequence[ReadImage]) -> None:
+    def _check(self, step: int, figures: Tensor, norm: float, reads: Sequence[TrainingImage]) -> None:
         if bool(figures.isfinite().all()) and math.isfinite(norm):
             return
         what = "the gradient" if bool(figures.isfinite().all()) else "the loss"

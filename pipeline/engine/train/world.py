@@ -19,7 +19,7 @@ def _only(value: Any) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class World:
+class WorkerRank:
     """Worker `rank` of `size`, on its machine `local_rank`.
 
     `add` returns the sum of a tensor over all workers, maybe in the tensor itself; `gather` the values of all by rank,

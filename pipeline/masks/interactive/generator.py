@@ -11,7 +11,7 @@ from PIL import Image as PillowImage
 from segmint.infra.errors import SegmintError
 from segmint.infra.progress import Progress
 from segmint.model.automatic import generator as base
-from segmint.model.automatic.generator import Found, Report
+from segmint.model.automatic.generator import RawMasks, Report
 from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam import predictor as sam_predictor
@@ -98,7 +98,7 @@ class MaskGenerator(base.MaskGenerator):
                     bar.update("images", number)
                 yield result
 
-    def find(self, image: Image, original: Image | None = None, report: Report | None = None) -> Found:
+    def find(self, image: Image, original: Image | None = None, report: Report | None = None) -> RawMasks:
         """As in the base class, for any kind of image."""
         return super().find(pixels_of(image), None if original is None else pixels_of(original, "original"), report)
 

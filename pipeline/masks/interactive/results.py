@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image as PillowImage
 
-from segmint.model.automatic.records import Generated
+from segmint.model.automatic.records import GeneratedMasks
 from segmint.operators.overlay import draw_overlay
 from segmint.pipeline.masks.interactive.images import Image, ImageError, Pixels, describe, pixels_of
 
@@ -15,7 +15,7 @@ _SHOWN_SIDE = 768  # pixels of the longer side of a picture inside a notebook: s
 
 
 @dataclass(frozen=True)
-class ImageMasks(Generated):
+class ImageMasks(GeneratedMasks):
     """All masks of one image, `records`, with the counts on the way there, `funnel`.
 
     Attributes:

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.infra.errors import UsageError
-from segmint.model.automatic.records import Generated, MaskRecord
+from segmint.model.automatic.records import GeneratedMasks, MaskRecord
 from segmint.model.automatic.rle import Rle, area, compress, encode
 from segmint.operators.overlay import draw_overlay, draw_prompts
 from segmint.pipeline.masks.interactive.images import Image, pixels_of
@@ -80,7 +80,7 @@ def records_of(masks: Any, size: tuple[int, int]) -> list[MaskRecord]:
 
     Raises ValueError for masks of another kind, or of another size than (height, width).
     """
-    if isinstance(masks, Generated):
+    if isinstance(masks, GeneratedMasks):
         masks = masks.records
     if isinstance(masks, (MaskRecord, MaskAnnotation, Mapping)) or getattr(masks, "ndim", 0) == 2:
         masks = [masks]

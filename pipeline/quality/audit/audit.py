@@ -11,24 +11,24 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manif
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.dataset.tables import DatasetTables
-from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
-from segmint.catalogs.findings import Code, FindingCollector, Place
+from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
+from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute, parent
 from segmint.infra.wording import some
-from segmint.operators.audit.answers import audit_ratings
-from segmint.operators.audit.detectors import GivenDetector
+from segmint.operators.audit.detectors import DetectorSpec
+from segmint.operators.audit.submissions import audit_ratings
 from segmint.operators.rows import Row
 from segmint.pipeline.config.config import Config, LicenseConfig, ResourcesConfig
-from segmint.pipeline.quality.audit.answer import AuditReport
 from segmint.pipeline.quality.audit.content import ContentAudit, ContentPlan
 from segmint.pipeline.quality.audit.foreign import ForeignSearch, audit_foreign
 from segmint.pipeline.quality.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity, with_missing_commits
 from segmint.pipeline.quality.audit.licenses import LicenseRules
 from segmint.pipeline.quality.audit.privacy import SearchPlan
+from segmint.pipeline.quality.audit.result import AuditReport
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
 from segmint.pipeline.quality.statistics.values import Statistics
@@ -53,7 +53,7 @@ class AuditOptions:
     """Where to write what the detectors still find, for `segmint redact`."""
     pictures: Location | None = None
     """A folder or prefix for a picture of each detection."""
-    detectors: tuple[GivenDetector, ...] = ()
+    detectors: tuple[DetectorSpec, ...] = ()
     """Detectors that search besides the build's."""
     device: str = "cpu"
     """Where torch runs detectors."""
@@ -92,9 +92,9 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
     if not manifest_generations(dataset):
         check_foreign(dataset.uri, options)
         search = _foreign_search(dataset.storage, options)
-        left_out = options.privacy_sample == 0
+        skipped = options.privacy_sample == 0
         with open_tables(dataset) as tables:
-            return audit_foreign(tables, dataset.storage, options.sample, search, left_out=left_out)
+            return audit_foreign(tables, dataset.storage, options.sample, search, skipped=skipped)
     now = options.now or datetime.now(UTC)
     pinned = load_latest_manifest(dataset)
     with_images = pinned.manifest.config.get("release", {}).get("format") != "annotations"
@@ -106,7 +106,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
     findings = FindingCollector()
     findings.extend(report.findings)
     if problems:
-        place = Place(manifest_name(pinned.generation))
+        place = FindingLocation(manifest_name(pinned.generation))
         findings.add(place.finding(Code.BAD_MANIFEST, "config.license and config.deidentify", "; ".join(problems)))
     findings.extend(content.finish())
     statistics, notes = _statistics(dataset, options, report, findings)
@@ -125,7 +125,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
         privacy=content.privacy.answer(),
         duplicates=content.duplicates(),
         statistics=statistics,
-        not_looked_at=content.not_looked_at(with_images=with_images),
+        unsearched=content.unsearched(with_images=with_images),
     )
 
 
@@ -178,10 +178,10 @@ def _content(
 
 def _open(dataset: Location, report: AuditReport) -> DatasetTables:
     """The tables of the shards in which the audit of integrity found nothing damaged."""
-    return open_tables(dataset, leave_out=frozenset(_left_out(report)))
+    return open_tables(dataset, leave_out=frozenset(_skipped(report)))
 
 
-def _left_out(report: AuditReport) -> list[int]:
+def _skipped(report: AuditReport) -> list[int]:
     """Shards that are in neither statistics nor attributions."""
     return sorted({*report.not_compared, *report.unusable_commits})
 
@@ -193,20 +193,20 @@ def _statistics(
     try:
         with _open(dataset, report) as tables:
             statistics = compute_statistics(tables, options.sample)
-            if not _left_out(report):
+            if not _skipped(report):
                 findings.extend(audit_ratings(tables, _taken(dataset)))
     except DamagedDatasetError as error:
         return None, [f"no statistics: {error}"]
-    if not _left_out(report):
+    if not _skipped(report):
         return statistics, []
-    shards = some([str(shard) for shard in _left_out(report)])
+    shards = some([str(shard) for shard in _skipped(report)])
     return statistics, [f"not in statistics and attributions because of their findings: shards {shards}"]
 
 
 def _taken(dataset: Location) -> Collection[int]:
     """The ordinals that were taken down; none if a tombstone cannot be read, which is a finding."""
     try:
-        return taken_images(read_tombstones(dataset)).keys()
+        return removed_images(read_tombstones(dataset)).keys()
     except DamagedDatasetError:
         return ()
 

@@ -20,7 +20,7 @@ from segmint.infra.ray_session import RETRIES, Cluster, ray_session
 from segmint.infra.uris import absolute
 from segmint.pipeline.building.execution.stage_watch import watched
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.quality.audit.shard import ShardPlan, ShardResult
+from segmint.pipeline.quality.audit.shard import ShardAuditResult, ShardPlan
 from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor
 
 WINDOW_SHARDS = 2_000
@@ -36,7 +36,7 @@ _PLAN, _RESULT = (pa.schema([pa.field(name, pa.large_binary())]) for name in ("p
 
 
 class AuditShards:
-    """The actor that Ray Data runs: pickled `ShardPlan`s in, a pickled `ShardResult` or exception for each out."""
+    """The actor that Ray Data runs: pickled `ShardPlan`s in, a pickled `ShardAuditResult` or exception for each out."""
 
     def __init__(self, task: AuditTask) -> None:
         self._task = task
@@ -65,7 +65,7 @@ class AuditShards:
 
 def audit_by_ray(
     task: AuditTask, plans: Iterable[ShardPlan], resources: ResourcesConfig
-) -> Generator[ShardResult, None, None]:
+) -> Generator[ShardAuditResult, None, None]:
     """Audit shards by Ray, which is joined or started and ended; yield the results in the order of the plans.
 
     Raise what the audit of a shard raises, and `UnfinishedError` if Ray itself fails.
@@ -81,7 +81,7 @@ def audit_by_ray(
                 raise UnfinishedError(f"the audit was not finished because Ray failed: {last_line(error)}") from error
 
 
-def _audit_window(task: AuditTask, plans: list[ShardPlan], cluster: Cluster) -> Generator[ShardResult, None, None]:
+def _audit_window(task: AuditTask, plans: list[ShardPlan], cluster: Cluster) -> Generator[ShardAuditResult, None, None]:
     blocks = [pa.table([[pickle.dumps(plan)]], schema=_PLAN) for plan in plans]
     workers = min(len(plans), cluster.most_workers)
     on_gpu = task.content is not None and task.content.on_gpu

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
-from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import (
     CATALOG,
     COMMITS,
@@ -38,7 +38,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Listed:
+class CommitListing:
     """A listed file: its size in bytes, and when it was written."""
 
     size: int
@@ -59,10 +59,10 @@ class AuditedCommit:
         return any(finding.code is code for finding in self.findings)
 
 
-def list_files(dataset: Location) -> dict[str, Listed]:
+def list_files(dataset: Location) -> dict[str, CommitListing]:
     """Every file in the audited folders, at any depth, by its path below the dataset."""
     return {
-        f"{folder}/{entry.name}": Listed(entry.size, entry.modified)
+        f"{folder}/{entry.name}": CommitListing(entry.size, entry.modified)
         for folder in AUDITED_FOLDERS
         for entry in (dataset / folder).walk(include_temporary=True)
     }
@@ -70,7 +70,7 @@ def list_files(dataset: Location) -> dict[str, Listed]:
 
 def audit_catalog_part(dataset: Location, part: CatalogPart, images_per_shard: int) -> Iterator[Finding]:
     """Check that a part of the catalog is the file that was pinned, and has the right ordinals."""
-    place = Place(part.path)
+    place = FindingLocation(part.path)
     file = dataset / part.path
     try:
         digest = file.sha256()
@@ -118,7 +118,7 @@ def audit_commits(
 
 def audit_commit(data: bytes, shard: int, generation: int, manifest: DatasetManifest) -> AuditedCommit:
     """Check the bytes of a commit against its name (shard and generation), itself, and the manifest."""
-    place = Place(commit_path(shard, generation), shard)
+    place = FindingLocation(commit_path(shard, generation), shard)
 
     def unusable(expected: str, found: object) -> AuditedCommit:
         return AuditedCommit(shard, generation, None, (place.finding(Code.BAD_COMMIT, expected, found),))
@@ -164,7 +164,7 @@ def _wrong_files(commit: Commit) -> tuple[str, str] | None:
 
 
 def _commit_findings(
-    commit: Commit, ordinals: tuple[int, int], manifest: DatasetManifest, place: Place
+    commit: Commit, ordinals: tuple[int, int], manifest: DatasetManifest, place: FindingLocation
 ) -> Iterator[Finding]:
     if commit.ordinals != ordinals:
         yield place.finding(Code.WRONG_ORDINALS, f"ordinals {list(ordinals)}", list(commit.ordinals))
@@ -184,7 +184,7 @@ def _commit_findings(
 
 
 @dataclass(frozen=True)
-class Unnamed:
+class UnnamedFiles:
     """Files that nothing names: findings, and the files that a writer may still name."""
 
     findings: tuple[Finding, ...]
@@ -192,17 +192,17 @@ class Unnamed:
 
 
 def audit_unnamed(
-    paths: dict[str, Listed],
+    paths: dict[str, CommitListing],
     manifest: DatasetManifest,
     limit: datetime,
     committed: Container[int],
     doubtful: set[int],
-    claimed: Container[str] = (),
-) -> Unnamed:
+    reserved: Container[str] = (),
+) -> UnnamedFiles:
     """Sort files that nothing names into left-overs, stray files, and files of writers that may be at work.
 
     A segmint file is a left-over once its shard is in `committed` and it is older than `limit`; the sweep deletes only
-    these. Shards in `doubtful` are skipped: their commits could not be read, so what they name is not known. `claimed`
+    these. Shards in `doubtful` are skipped: their commits could not be read, so what they name is not known. `reserved`
     are the paths of files that a writer is about to commit.
     """
     findings: list[Finding] = []
@@ -219,17 +219,17 @@ def audit_unnamed(
         else:
             is_ours = named.shard < manifest.shards
         if is_ours:
-            at_work = path in claimed or (named is not None and named.shard not in committed)
+            at_work = path in reserved or (named is not None and named.shard not in committed)
             if listed.modified >= limit or at_work:
                 recent.append(path)
                 continue
-            place = Place(path, None if named is None else named.shard)
+            place = FindingLocation(path, None if named is None else named.shard)
             found = f"{listed.size} bytes of {listed.modified:%Y-%m-%d %H:%M} UTC"
             findings.append(place.finding(Code.LEFTOVER_FILE, "no file that nothing names", found))
         else:
             expected = "no file with a foreign name or shard"
-            findings.append(Place(path).finding(Code.STRAY_FILE, expected, f"{listed.size} bytes"))
-    return Unnamed(tuple(findings), tuple(recent))
+            findings.append(FindingLocation(path).finding(Code.STRAY_FILE, expected, f"{listed.size} bytes"))
+    return UnnamedFiles(tuple(findings), tuple(recent))
 
 
 def _is_commit(path: str) -> bool:

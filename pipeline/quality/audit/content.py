@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import image_name
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.similar_images import DISTANCE, find_alike, perceptual_hash
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import Row
-from segmint.pipeline.quality.audit.answer import Duplicates, Licenses, NotLookedAt
 from segmint.pipeline.quality.audit.licenses import LicenseCounts, LicenseRules, audit_licenses
-from segmint.pipeline.quality.audit.privacy import PrivacySummary, Search, Searcher, SearchPlan, put_pictures
+from segmint.pipeline.quality.audit.privacy import PrivacySummary, Searcher, SearchPlan, SearchResult, put_pictures
+from segmint.pipeline.quality.audit.result import Duplicates, Licenses, UnsearchedImages
 
 _DIGITS = 16
 Source = tuple[int, int]
@@ -28,13 +28,13 @@ class ShardContent:
     """What was found in one shard."""
 
     licenses: LicenseCounts = field(default_factory=LicenseCounts)
-    searches: list[Search] = field(default_factory=list)
+    searches: list[SearchResult] = field(default_factory=list)
     hashes: dict[int, int] = field(default_factory=dict)  # perceptual hashes by id
     sources: dict[int, Source] = field(default_factory=dict)  # by id
 
 
 @dataclass(frozen=True)
-class ContentLooks:
+class ContentChecker:
     """What one process checks shards with; safe to use from threads."""
 
     rules: LicenseRules | None
@@ -43,7 +43,7 @@ class ContentLooks:
 
 @dataclass(frozen=True)
 class ContentPlan:
-    """Picklable recipe for `ContentLooks`."""
+    """Picklable recipe for `ContentChecker`."""
 
     rules: LicenseRules | None
     search: SearchPlan | None
@@ -53,15 +53,15 @@ class ContentPlan:
         """Whether detectors run on a GPU."""
         return self.search is not None and self.search.device != "cpu"
 
-    def load(self) -> ContentLooks:
+    def load(self) -> ContentChecker:
         """Load the detectors if images are searched; raises what `find_detectors` does."""
-        return ContentLooks(self.rules, None if self.search is None else self.search.searcher())
+        return ContentChecker(self.rules, None if self.search is None else self.search.searcher())
 
 
-class ShardLook:
+class ShardContentCheck:
     """Checks one shard, and collects in `found`."""
 
-    def __init__(self, looks: ContentLooks, searched: frozenset[int], decoder: JpegDecoder) -> None:
+    def __init__(self, looks: ContentChecker, searched: frozenset[int], decoder: JpegDecoder) -> None:
         """`searched` are positions in its table of images, for the detectors."""
         self.found = ShardContent()
         self._looks = looks
@@ -69,7 +69,9 @@ class ShardLook:
         self._decoder = decoder
         self._searched_ids: frozenset[int] = frozenset()
 
-    def look_at_rows(self, images: Sequence[Row], catalog: Mapping[int, Row] | None, place: Place) -> Iterator[Finding]:
+    def look_at_rows(
+        self, images: Sequence[Row], catalog: Mapping[int, Row] | None, place: FindingLocation
+    ) -> Iterator[Finding]:
         """Findings in the rows of a shard's images."""
         self._searched_ids = frozenset(images[position]["id"] for position in self._searched if position < len(images))
         for row in images:
@@ -79,7 +81,7 @@ class ShardLook:
         if self._looks.rules is not None:
             yield from audit_licenses(images, catalog, self._looks.rules, place, self.found.licenses)
 
-    def look_at_jpeg(self, row: Row, jpeg: bytes, place: Place) -> Iterator[Finding]:
+    def look_at_jpeg(self, row: Row, jpeg: bytes, place: FindingLocation) -> Iterator[Finding]:
         """Findings in the JPEG of a row, which is of the size that the row says."""
         searcher = self._looks.searcher
         try:
@@ -124,7 +126,7 @@ class ContentAudit:
         self._to_search = 0
         self._pictures = pictures
         self._licenses = LicenseCounts()
-        self._shards: list[tuple[int, Mapping[str, Place]]] = []  # each one's first id, and places by folder
+        self._shards: list[tuple[int, Mapping[str, FindingLocation]]] = []  # each one's first id, and places by folder
         self._hashed, self._hashes = array("q"), array("Q")
         self._sourced, self._sources = array("q"), array("Q")  # two numbers a source
         self._repeated = 0
@@ -136,7 +138,7 @@ class ContentAudit:
         self._images, self._to_search = images, wanted if self.privacy.detectors else 0
         return self._to_search
 
-    def add(self, shard: int, first_id: int, places: Mapping[str, Place], content: ShardContent) -> None:
+    def add(self, shard: int, first_id: int, places: Mapping[str, FindingLocation], content: ShardContent) -> None:
         """Add what was found in a shard; shards come in order."""
         self._shards.append((first_id, places))
         self._licenses.add(content.licenses)
@@ -171,13 +173,13 @@ class ContentAudit:
         """The licenses of all shards; None without rules to judge them by."""
         return None if self.plan.rules is None else self._licenses.answer(self.plan.rules)
 
-    def not_looked_at(self, *, with_images: bool) -> tuple[NotLookedAt, ...]:
+    def unsearched(self, *, with_images: bool) -> tuple[UnsearchedImages, ...]:
         """What no detector looked at, after all shards were added; `with_images`: the dataset has images."""
         images = self._images
         if self.privacy_sample == 0:
-            return (NotLookedAt("left_out", images, images),)
+            return (UnsearchedImages("skipped", images, images),)
         if not with_images:
-            return (NotLookedAt("annotations_only", images, images),)
+            return (UnsearchedImages("annotations_only", images, images),)
         return tuple(self.privacy.gaps(images, self._to_search))
 
     def duplicates(self) -> Duplicates:
@@ -197,7 +199,7 @@ class ContentAudit:
             found.append((self._sourced[int(order[index + 1])], self._sourced[first]))
         yield from sorted(found)
 
-    def _place(self, id: int, folder: str) -> Place:
+    def _place(self, id: int, folder: str) -> FindingLocation:
         places = self._shards[bisect_right(self._shards, id, key=lambda shard: shard[0]) - 1][1]
         return places[folder].of_image(id)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.dataset.tables import DatasetTables
-from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
+from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
 from segmint.catalogs.layout import image_stem
 from segmint.catalogs.source.sampling import spread_evenly
 from segmint.infra.storage.location import Location
@@ -22,8 +22,8 @@ from segmint.operators.audit.similar_images import DISTANCE, find_alike, percept
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import Row
-from segmint.pipeline.quality.audit.answer import AuditReport, Checked, Duplicates, NotLookedAt
-from segmint.pipeline.quality.audit.privacy import PrivacySummary, Search, Searcher, put_pictures
+from segmint.pipeline.quality.audit.privacy import PrivacySummary, Searcher, SearchResult, put_pictures
+from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts, Duplicates, UnsearchedImages
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
 
 _ROWS = 1_000
@@ -59,7 +59,7 @@ class ForeignSearch:
         """Choose which of so many JPEGs are searched."""
         self.positions = frozenset(spread_evenly(jpegs, jpegs if self.most is None else self.most))
 
-    def look(self, row: Row, jpeg: bytes, decoder: JpegDecoder) -> Search:
+    def look(self, row: Row, jpeg: bytes, decoder: JpegDecoder) -> SearchResult:
         """Search a JPEG; raises `UndecodableError`."""
         pixels = decoder.run(decode_jpeg, jpeg)
         unknown = dict.fromkeys(("source_width", "source_height", "regions"))
@@ -68,7 +68,7 @@ class ForeignSearch:
         pictures = {each.replace(image_stem(row["id"]), name, 1): data for each, data in found.pictures.items()}
         return replace(found, pictures=pictures)
 
-    def keep(self, row: Row, search: Search) -> None:
+    def keep(self, row: Row, search: SearchResult) -> None:
         """Write the pictures of an image, and keep its regions for `finish`."""
         if self.pictures is not None:
             put_pictures(self.pictures, [search])
@@ -90,12 +90,12 @@ def audit_foreign(
     sample: int,
     search: ForeignSearch | None = None,
     *,
-    left_out: bool = False,
+    skipped: bool = False,
 ) -> AuditReport:
     """Audit SA-1B-style data, which was measured when its tables were opened.
 
     Each JPEG is read once. Licenses are not checked, and privacy by `search` alone: such data names neither licenses
-    nor detectors; `left_out`: privacy was not asked for.
+    nor detectors; `skipped`: privacy was not asked for.
     """
     (counts,) = tables.query(_SIZES).to_pylist()
     findings = FindingCollector()
@@ -106,8 +106,8 @@ def audit_foreign(
     if search is not None:
         search.begin(found["jpegs"])
     duplicates = _audit_pictures(tables, storage, findings, search, privacy)
-    unsearched: tuple[NotLookedAt, ...] = (
-        NotLookedAt("left_out" if left_out else "foreign", counts["images"], counts["images"]),
+    unsearched: tuple[UnsearchedImages, ...] = (
+        UnsearchedImages("skipped" if skipped else "foreign", counts["images"], counts["images"]),
     )
     note = "not looked at: licenses and privacy, since segmint did not write this"
     if search is not None and privacy is not None:
@@ -124,12 +124,12 @@ def audit_foreign(
         shards=counts["shards"],
         sample=sample,
         findings=findings.collected(),
-        checked=Checked(images=counts["images"], masks=counts["masks"]),
+        checked=CheckedCounts(images=counts["images"], masks=counts["masks"]),
         notes=(note,),
         privacy=None if privacy is None else privacy.answer(),
         duplicates=duplicates,
         statistics=compute_statistics(tables, sample),
-        not_looked_at=unsearched,
+        unsearched=unsearched,
     )
 
 
@@ -147,7 +147,7 @@ def _audit_pictures(
     ordinals, hashes = array("q"), array("Q")
     with JpegDecoder(own=False) as decoder:
 
-        def look(numbered: tuple[int, Row]) -> tuple[Row, int | None, list[Finding], Search | None]:
+        def look(numbered: tuple[int, Row]) -> tuple[Row, int | None, list[Finding], SearchResult | None]:
             position, row = numbered
             data = _read(storage, row)
             try:
@@ -156,7 +156,7 @@ def _audit_pictures(
                 found = search.look(row, data, decoder) if search is not None and wanted else None
             except UndecodableError as error:
                 return row, None, list(_torn(row, data, error)), None
-            place = Place(row["image_id"], row["shard"], row["id"])
+            place = FindingLocation(row["image_id"], row["shard"], row["id"])
             return row, bits, [] if found is None else found.findings(place, row["image_id"]), found
 
         at_once = decoder.processes
@@ -173,7 +173,7 @@ def _audit_pictures(
     for each in alike:
         image, earlier = (_named(tables, ordinals[index]) for index in (each.index, each.earlier))
         found = f"one that differs from {earlier['image_id']} in {each.distance} of 64 bits"
-        place = Place(image["image_id"], image["shard"], image["id"])
+        place = FindingLocation(image["image_id"], image["shard"], image["id"])
         findings.add(place.finding(Code.SIMILAR_IMAGE, "an image unlike all earlier ones", found))
     return Duplicates(len(hashes), DISTANCE, repeated_sources=None, similar=len(alike))
 
@@ -195,7 +195,7 @@ def _torn(row: Row, data: bytes, error: ValueError) -> Iterator[Finding]:
         frame_size(data)
     except ValueError:
         return  # found when its size was measured
-    place = Place(row["image_id"], row["shard"], row["id"])
+    place = FindingLocation(row["image_id"], row["shard"], row["id"])
     yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error)
 
 

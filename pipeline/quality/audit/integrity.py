@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from pydantic import ValidationError
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog, claimed_paths
+from segmint.catalogs.dataset.commits import Commit, CommitLog, reserved_paths
 from segmint.catalogs.dataset.manifest import (
     GROWING_FIELDS,
     DatasetManifest,
@@ -22,28 +22,34 @@ from segmint.catalogs.dataset.manifest import (
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import (
     TOMBSTONES,
-    TakenImage,
-    TakenNames,
+    RemovedImage,
+    RemovedNames,
     by_shard,
     read_tombstones,
-    taken_images,
+    removed_images,
 )
-from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
+from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
 from segmint.catalogs.layout import DamagedDatasetError, commit_path, config_sha256, part_path
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.operators.audit.answers import audit_answers
 from segmint.operators.audit.masks import MaskLimits
+from segmint.operators.audit.submissions import audit_submissions
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.quality.audit.answer import AuditReport, Checked
-from segmint.pipeline.quality.audit.commits import Listed, audit_catalog_part, audit_commits, audit_unnamed, list_files
+from segmint.pipeline.quality.audit.commits import (
+    CommitListing,
+    audit_catalog_part,
+    audit_commits,
+    audit_unnamed,
+    list_files,
+)
 from segmint.pipeline.quality.audit.content import ContentAudit
-from segmint.pipeline.quality.audit.shard import FileSettings, ShardPlan, ShardResult
+from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts
+from segmint.pipeline.quality.audit.shard import FileSettings, ShardAuditResult, ShardPlan
 from segmint.pipeline.quality.audit.versions import audit_index, audit_version
 from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor, audit_in_threads
 
@@ -65,7 +71,7 @@ class CommittedState:
 def audit_committed_state(
     dataset: Location,
     manifest: DatasetManifest,
-    listed: dict[str, Listed],
+    listed: dict[str, CommitListing],
     generations: dict[int, list[int]],
 ) -> CommittedState:
     """Audit the commits that hold and those that were replaced; take the files that they name from `listed`."""
@@ -89,7 +95,7 @@ def audit_committed_state(
     for audited in audit_commits(dataset, manifest, replaced):
         entries = audited.commit.files if audited.commit is not None else ()
         left = [entry.path for entry in entries if listed.pop(entry.path, None) is not None]
-        place = Place(commit_path(audited.shard, audited.generation), audited.shard)
+        place = FindingLocation(commit_path(audited.shard, audited.generation), audited.shard)
         found = f"this one too, with {len(left)} files that it alone names{': ' if left else ''}{', '.join(left)}"
         expected = f"generation {generations[audited.shard][-1]} alone"
         state.findings.add(place.finding(Code.REPLACED_GENERATION, expected, found))
@@ -98,12 +104,12 @@ def audit_committed_state(
 
 
 def _audit_named(
-    dataset: Location, commit: Commit, listed: dict[str, Listed], findings: FindingCollector
+    dataset: Location, commit: Commit, listed: dict[str, CommitListing], findings: FindingCollector
 ) -> frozenset[str]:
     """The folders in which a commit's file is missing or of a wrong size."""
     bad = set()
     for entry in commit.files:
-        place = Place(entry.path, commit.shard)
+        place = FindingLocation(entry.path, commit.shard)
         known = listed.pop(entry.path, None)
         try:
             # A file that was put after the listing is not in it.
@@ -155,8 +161,8 @@ def audit_integrity(
     state = audit_committed_state(dataset, manifest, listed, generations)
     findings.extend(state.findings)
     limit = (now or datetime.now(UTC)) - GRACE
-    claimed = claimed_paths(dataset, generations) | parts_in_use(dataset)
-    unnamed = audit_unnamed(listed, manifest, limit, generations, state.doubtful, claimed)
+    reserved = reserved_paths(dataset, generations) | parts_in_use(dataset)
+    unnamed = audit_unnamed(listed, manifest, limit, generations, state.doubtful, reserved)
     findings.extend(unnamed.findings)
     damaged_parts = set()
     for part in manifest.catalog:
@@ -172,11 +178,11 @@ def audit_integrity(
     plan = None if content is None else content.plan
     per_shard = manifest.images_per_shard
     spans = [range(first := part.first_shard * per_shard, first + part.rows) for part in manifest.catalog]
-    findings.extend(audit_answers(dataset, spans, taken.keys()))
-    task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, TakenNames.of(taken.values()))
-    shards_taken = by_shard(taken, manifest.images_per_shard)
-    plans = _plans(task, state, shards_taken, sample, 0 if content is None else content.wanted(state.images))
-    checked = Checked(commits=state.commits, catalog_parts=len(manifest.catalog))
+    findings.extend(audit_submissions(dataset, spans, taken.keys()))
+    task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, RemovedNames.of(taken.values()))
+    removed_by_shard = by_shard(taken, manifest.images_per_shard)
+    plans = _plans(task, state, removed_by_shard, sample, 0 if content is None else content.wanted(state.images))
+    checked = CheckedCounts(commits=state.commits, catalog_parts=len(manifest.catalog))
     not_compared = []
     with closing(_results(task, plans, content, resources, by_ray=state.masks >= ray_from)) as results:
         for result in results:
@@ -211,7 +217,7 @@ def with_missing_commits(report: AuditReport) -> AuditReport:
     findings = FindingCollector()
     findings.extend(report.findings)
     for first, last in report.not_built:
-        place = Place(commit_path(first, 1), first)
+        place = FindingLocation(commit_path(first, 1), first)
         expected = f"a commit of each of {report.shards} shards"
         findings.add(place.finding(Code.NOT_COMMITTED, expected, f"none of {last - first + 1}, {first} to {last}"))
     return replace(report, findings=findings.collected())
@@ -225,7 +231,7 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
         release = ReleaseConfig.model_validate(config.get("release"))
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        place = Place(manifest_name(pinned.generation))
+        place = FindingLocation(manifest_name(pinned.generation))
         findings.add(place.finding(Code.BAD_MANIFEST, "config.masks and config.release", found))
         return FileSettings(None, None, with_images=True)
     limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh)
@@ -239,7 +245,7 @@ def _results(
     resources: ResourcesConfig,
     *,
     by_ray: bool,
-) -> Generator[ShardResult, None, None]:
+) -> Generator[ShardAuditResult, None, None]:
     """The results of all shards in the order of the plans, by Ray or in threads of this process."""
     if by_ray and find_spec("ray") is None:  # the extra `audit` does not bring it
         get_logger("audit").warning(
@@ -270,14 +276,14 @@ def _plans(
         seen = end
 
 
-def _taken_down(dataset: Location, findings: FindingCollector) -> dict[int, TakenImage]:
+def _taken_down(dataset: Location, findings: FindingCollector) -> dict[int, RemovedImage]:
     """The images that tombstones name, by ordinal."""
     try:
         tombstones = read_tombstones(dataset)
     except DamagedDatasetError as error:
-        findings.add(Place(TOMBSTONES).finding(Code.BAD_TOMBSTONE, "tombstones", error))
+        findings.add(FindingLocation(TOMBSTONES).finding(Code.BAD_TOMBSTONE, "tombstones", error))
         return {}
-    return taken_images(tombstones)
+    return removed_images(tombstones)
 
 
 def sampled(wanted: int, total: int, start: int, stop: int) -> frozenset[int]:
@@ -305,7 +311,7 @@ def _gaps(committed: Iterable[int], shards: int) -> tuple[tuple[int, int], ...]:
 def audit_manifest(dataset: Location, standing: LatestManifest) -> Iterator[Finding]:
     """Check that the manifest that holds agrees with itself and with all earlier generations."""
     manifest, generation = standing
-    place = Place(manifest_name(generation))
+    place = FindingLocation(manifest_name(generation))
     digest = config_sha256(manifest.config)
     if digest != manifest.config_sha256:
         yield place.finding(Code.BAD_MANIFEST, f"config_sha256 {digest}", manifest.config_sha256)
@@ -327,7 +333,7 @@ def _audit_generations(dataset: Location, standing: LatestManifest) -> Iterator[
     later, number = standing
     while number > 1:
         number -= 1
-        place = Place(manifest_name(number))
+        place = FindingLocation(manifest_name(number))
         try:
             earlier = read_generation(dataset, number)
         except UsageError as error:
@@ -336,11 +342,13 @@ def _audit_generations(dataset: Location, standing: LatestManifest) -> Iterator[
         if earlier is None:
             yield place.finding(Code.BAD_MANIFEST, f"the generation before {manifest_name(number + 1)}", "no such file")
             return
-        yield from _compare(earlier, later, Place(manifest_name(number + 1)), place.file)
+        yield from _compare(earlier, later, FindingLocation(manifest_name(number + 1)), place.file)
         later = earlier
 
 
-def _compare(earlier: DatasetManifest, later: DatasetManifest, place: Place, before: str) -> Iterator[Finding]:
+def _compare(
+    earlier: DatasetManifest, later: DatasetManifest, place: FindingLocation, before: str
+) -> Iterator[Finding]:
     one, other = (manifest.model_dump(exclude=set(GROWING_FIELDS)) for manifest in (earlier, later))
     for key in sorted(one):
         if one[key] != other[key]:

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
-from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.terms import judge_terms
 from segmint.operators.rows import Row
-from segmint.pipeline.quality.audit.answer import JudgedLicense, Licenses
+from segmint.pipeline.quality.audit.result import Licenses, LicenseVerdict
 from segmint.pipeline.quality.statistics.values import ProviderImages
 
 
@@ -44,7 +44,7 @@ class LicenseCounts:
         return Licenses(
             judged_on=rules.today,
             by_license=tuple(
-                JudgedLicense(name, images, allowed=rules.policy.judge(name, True, None) is None)
+                LicenseVerdict(name, images, allowed=rules.policy.judge(name, True, None) is None)
                 for name, images in _ranked(self.licenses)
             ),
             by_provider=tuple(ProviderImages(name, images) for name, images in _ranked(self.providers)),
@@ -55,7 +55,11 @@ class LicenseCounts:
 
 
 def audit_licenses(
-    images: Sequence[Row], catalog: Mapping[int, Row] | None, rules: LicenseRules, place: Place, counts: LicenseCounts
+    images: Sequence[Row],
+    catalog: Mapping[int, Row] | None,
+    rules: LicenseRules,
+    place: FindingLocation,
+    counts: LicenseCounts,
 ) -> Iterator[Finding]:
     """Findings in rows of `images`, which are added to `counts`.
 

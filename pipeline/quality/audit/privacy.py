@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import DamagedDatasetError, image_name, image_stem
 from segmint.infra.assets.cache import pinned
 from segmint.infra.assets.resolve import resolve
@@ -18,9 +18,9 @@ from segmint.infra.errors import UsageError, last_line
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.detectors.detection import Detector
-from segmint.operators.audit.detectors import GivenDetector, distinct_names
+from segmint.operators.audit.detectors import DetectorSpec, distinct_names
 from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector
-from segmint.operators.audit.privacy import StillDetected, cutouts, merge_found, picture, search_release
+from segmint.operators.audit.privacy import RemainingDetection, cutouts, merge_found, picture, search_release
 from segmint.operators.images import Pixels
 from segmint.operators.prepare.deidentify import (
     NO_DETECTOR,
@@ -30,7 +30,13 @@ from segmint.operators.prepare.deidentify import (
 )
 from segmint.operators.rows import Row
 from segmint.pipeline.config.config import Config
-from segmint.pipeline.quality.audit.answer import Agreement, DetectorCounts, FoundRegion, NotLookedAt, Privacy
+from segmint.pipeline.quality.audit.result import (
+    DetectorAgreement,
+    DetectorCounts,
+    PrivacyResult,
+    UnredactedRegion,
+    UnsearchedImages,
+)
 
 KINDS = ("face", "plate")
 """What detectors look for."""
@@ -41,7 +47,7 @@ SHOWN = 1000
 
 
 @dataclass(frozen=True)
-class Failure:
+class DetectorFailure:
     """A detector that could not search an image."""
 
     kind: str
@@ -50,15 +56,15 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchResult:
     """Regions found in one image, and pictures of those that are not redacted, by name, if asked for."""
 
-    found: tuple[StillDetected, ...]
+    found: tuple[RemainingDetection, ...]
     pictures: dict[str, bytes]
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[DetectorFailure, ...] = ()
     is_searched: bool = True  # by one detector or more
 
-    def findings(self, place: Place, image: str | None = None) -> list[Finding]:
+    def findings(self, place: FindingLocation, image: str | None = None) -> list[Finding]:
         """A finding for each detection outside of what was redacted.
 
         `image` names the image in data that segmint did not write, where it is not known what was redacted.
@@ -75,8 +81,8 @@ class Searcher:
     def __init__(
         self,
         detectors: Sequence[Detector],
-        given: Mapping[tuple[str, str], GivenDetector] | None = None,
-        missing: Sequence[NotLookedAt] = (),
+        given: Mapping[tuple[str, str], DetectorSpec] | None = None,
+        missing: Sequence[UnsearchedImages] = (),
         *,
         with_pictures: bool = False,
     ) -> None:
@@ -87,24 +93,24 @@ class Searcher:
         self._with_pictures = with_pictures
         self._one = threading.Lock()
 
-    def search(self, row: Row, image: Pixels) -> Search:
+    def search(self, row: Row, image: Pixels) -> SearchResult:
         """What the detectors find in `image`, (H, W, 3) uint8 RGB, the released one of a row of `images`."""
         searched: list[Detector] = []
-        found: list[StillDetected] = []
-        failures: list[Failure] = []
+        found: list[RemainingDetection] = []
+        failures: list[DetectorFailure] = []
         with self._one, _one_torch_thread():
             for detector in self.detectors:
                 try:
                     found += search_release(row, image, [detector])
                 except (RuntimeError, ValueError, DetectorFailedError) as error:
-                    failures.append(Failure(detector.kind, detector.name, last_line(error)))
+                    failures.append(DetectorFailure(detector.kind, detector.name, last_line(error)))
                 else:
                     searched.append(detector)
         found = merge_found(found, searched)
         pictures = self._pictures(image, [each for each in found if not each.redacted]) if self._with_pictures else {}
-        return Search(tuple(found), pictures, tuple(failures), is_searched=bool(searched))
+        return SearchResult(tuple(found), pictures, tuple(failures), is_searched=bool(searched))
 
-    def _pictures(self, image: Pixels, left: Sequence[StillDetected]) -> dict[str, bytes]:
+    def _pictures(self, image: Pixels, left: Sequence[RemainingDetection]) -> dict[str, bytes]:
         """A picture of each region; where detectors of the audit search, too, the regions are blurred."""
         shown = cutouts(image, left) if self.given else (picture(image, each) for each in left)
         names = [f"{image_stem(each.id)}_{index}_{each.kind}.jpg" for index, each in enumerate(left, 1)]
@@ -119,7 +125,7 @@ class SearchPlan:
     build: Config | None
     storage: Storage
     with_pictures: bool
-    given: tuple[GivenDetector, ...] = ()
+    given: tuple[DetectorSpec, ...] = ()
     device: str = "cpu"
     with_build: bool = True  # whether the build's detectors search, too
 
@@ -130,7 +136,7 @@ class SearchPlan:
         available here are left out.
         """
         known: tuple[Detector, ...] = ()
-        missing: tuple[NotLookedAt, ...] = ()
+        missing: tuple[UnsearchedImages, ...] = ()
         manifest = self.manifest if self.with_build else None
         if manifest is not None and self.given:
             known, missing = _available_detectors(manifest, self.build, self.storage, self.device)
@@ -138,7 +144,7 @@ class SearchPlan:
             known = find_detectors(manifest, self.build, self.storage, self.device)
         names = distinct_names(self.given, frozenset((each.kind, each.name) for each in known))
         given = tuple(each.load(name, self.device, self.resolve) for each, name in zip(self.given, names, strict=True))
-        by_name: dict[tuple[str, str], GivenDetector] = {
+        by_name: dict[tuple[str, str], DetectorSpec] = {
             (each.kind, name): each for each, name in zip(self.given, names, strict=True)
         }
         return Searcher((*known, *given), by_name, missing, with_pictures=self.with_pictures)
@@ -153,16 +159,16 @@ class PrivacySummary:
     """Regions in all images that were searched; `found` are those outside of what was redacted, with their shard."""
 
     detectors: Sequence[Detector]
-    given: Mapping[tuple[str, str], GivenDetector] = field(default_factory=dict)  # those of the audit
-    missing: Sequence[NotLookedAt] = ()  # detectors of the build that are not available here
+    given: Mapping[tuple[str, str], DetectorSpec] = field(default_factory=dict)  # those of the audit
+    missing: Sequence[UnsearchedImages] = ()  # detectors of the build that are not available here
     images_checked: int = 0
     searches: int = 0  # images that were read for the detectors
-    found: list[tuple[int, StillDetected]] = field(default_factory=list)
+    found: list[tuple[int, RemainingDetection]] = field(default_factory=list)
     inside_regions: Counter[tuple[str, str]] = field(default_factory=Counter)  # by kind and name of the detector
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)  # images by kind and name of the detector
     first_failure: dict[tuple[str, str], str] = field(default_factory=dict)  # its message
 
-    def add(self, shard: int, searches: Sequence[Search]) -> None:
+    def add(self, shard: int, searches: Sequence[SearchResult]) -> None:
         """Add the searches of a shard."""
         self.searches += len(searches)
         self.images_checked += sum(search.is_searched for search in searches)
@@ -179,14 +185,14 @@ class PrivacySummary:
         """The regions as rows of a file that `segmint redact` takes."""
         return [{**found.to_dict(), "found_by": [each.detector for each in found.sightings]} for _, found in self.found]
 
-    def answer(self) -> Privacy:
+    def answer(self) -> PrivacyResult:
         """What was found, as the answer has it."""
         by_detector: dict[tuple[str, str], list[int]] = {}  # ids of the images, once for each thing found
         for _, found in self.found:
             for sighting in found.sightings:
                 by_detector.setdefault((found.kind, sighting.detector), []).append(found.id)
         keys = [(detector.kind, detector.name) for detector in self.detectors]
-        return Privacy(
+        return PrivacyResult(
             images_checked=self.images_checked,
             detectors=tuple(
                 DetectorCounts(
@@ -203,7 +209,7 @@ class PrivacySummary:
                 for key, detector in zip(keys, self.detectors, strict=True)
             ),
             found=tuple(
-                FoundRegion(**found.to_dict(), shard=shard, found_by=found.sightings, missed_by=found.missed_by)
+                UnredactedRegion(**found.to_dict(), shard=shard, found_by=found.sightings, missed_by=found.missed_by)
                 for shard, found in self.found[:SHOWN]
             ),
             found_total=len(self.found),
@@ -211,7 +217,7 @@ class PrivacySummary:
             agreement=tuple(self._agreement()),
         )
 
-    def _agreement(self) -> Iterator[Agreement]:
+    def _agreement(self) -> Iterator[DetectorAgreement]:
         """How many regions which detectors found, for each kind that has several: by all first, by one alone last."""
         for kind in KINDS:
             names = tuple(detector.name for detector in self.detectors if detector.kind == kind)
@@ -223,27 +229,27 @@ class PrivacySummary:
                 if found.kind == kind:
                     counts[tuple(each.detector for each in found.sightings)] += 1
             for detectors in sorted(counts, key=lambda each: (-len(each), [names.index(name) for name in each])):
-                yield Agreement(kind, detectors, counts[detectors])
+                yield DetectorAgreement(kind, detectors, counts[detectors])
 
-    def gaps(self, images: int, sampled: int) -> Iterator[NotLookedAt]:
+    def gaps(self, images: int, sampled: int) -> Iterator[UnsearchedImages]:
         """What was not searched of so many images, of which `sampled` were to be."""
         if not images:
-            yield NotLookedAt("no_image", 0, 0)
+            yield UnsearchedImages("no_image", 0, 0)
             return
         kinds: set[str | None] = {*(each.kind for each in self.detectors), *(each.kind for each in self.missing)}
         yield from (replace(each, images=images, of=images) for each in self.missing)
-        yield from (NotLookedAt("no_detector", images, images, kind) for kind in KINDS if kind not in kinds)
+        yield from (UnsearchedImages("no_detector", images, images, kind) for kind in KINDS if kind not in kinds)
         if not self.detectors:
             return
         if sampled < images:
-            yield NotLookedAt("not_sampled", images - sampled, images)
+            yield UnsearchedImages("not_sampled", images - sampled, images)
         if self.searches < sampled:
-            yield NotLookedAt("unreadable", sampled - self.searches, images)
+            yield UnsearchedImages("unreadable", sampled - self.searches, images)
         for (kind, name), failed in sorted(self.failures.items()):
-            yield NotLookedAt("detector_failed", failed, images, kind, name, self.first_failure[kind, name])
+            yield UnsearchedImages("detector_failed", failed, images, kind, name, self.first_failure[kind, name])
 
 
-def put_pictures(folder: Location, searches: Sequence[Search]) -> None:
+def put_pictures(folder: Location, searches: Sequence[SearchResult]) -> None:
     """Write the pictures of these searches into a folder or prefix."""
     for search in searches:
         for name, data in search.pictures.items():
@@ -265,7 +271,7 @@ def find_detectors(
 
 def _available_detectors(
     manifest: DatasetManifest, build: Config | None, storage: Storage, device: str
-) -> tuple[tuple[Detector, ...], tuple[NotLookedAt, ...]]:
+) -> tuple[tuple[Detector, ...], tuple[UnsearchedImages, ...]]:
     """Those of `find_detectors` that are available here, and what is not searched without the others."""
     found: list[Detector] = []
     missing = []
@@ -275,7 +281,7 @@ def _available_detectors(
             found += _detectors_of(kind, recorded, build, storage, device)
         except UsageError as error:
             single, why = kind.removesuffix("s"), str(error).splitlines()[0]
-            missing.append(NotLookedAt("detector_not_here", 0, 0, single, "the build's detector", why))
+            missing.append(UnsearchedImages("detector_not_here", 0, 0, single, "the build's detector", why))
     return tuple(found), tuple(missing)
 
 
@@ -331,7 +337,7 @@ def _one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _finding(found: StillDetected, place: Place, image: str | None) -> Finding:
+def _finding(found: RemainingDetection, place: FindingLocation, image: str | None) -> Finding:
     where = f"{image or image_name(found.id)}: {found.w} x {found.h} pixels at ({found.x}, {found.y})"
     by = " and ".join(f"by {each.detector} at score {each.score}" for each in found.sightings)
     missed = f", and not by {' or '.join(found.missed_by)}" if found.missed_by else ""

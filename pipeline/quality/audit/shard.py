@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from segmint.catalogs.dataset.annotations.lanes import merged_lane
+from segmint.catalogs.dataset.annotations.assignments import merged_assignment
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.tombstones import NO_NAMES, TakenNames
-from segmint.catalogs.findings import Code, FindingCollector, Findings, Place
+from segmint.catalogs.dataset.tombstones import NO_NAMES, RemovedNames
+from segmint.catalogs.findings import Code, FindingCollector, FindingLocation, Findings
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
-from segmint.operators.audit.answers import audit_merged_answer
 from segmint.operators.audit.masks import MaskLimits, audit_masks
 from segmint.operators.audit.rows import (
     ShardTables,
@@ -30,14 +29,15 @@ from segmint.operators.audit.rows import (
     audit_taken_down,
 )
 from segmint.operators.audit.shard_masks import ShardMasks
+from segmint.operators.audit.submissions import audit_merged_submission
 from segmint.operators.audit.tar import HashedStream, audit_tar
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.shards.committed_rows import read_table
-from segmint.pipeline.quality.audit.answer import Checked
-from segmint.pipeline.quality.audit.content import ShardContent, ShardLook
+from segmint.pipeline.quality.audit.content import ShardContent, ShardContentCheck
+from segmint.pipeline.quality.audit.result import CheckedCounts
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class FileSettings:
 
 
 @dataclass(frozen=True)
-class ShardResult:
+class ShardAuditResult:
     """What the audit of a shard found."""
 
     shard: int
     findings: Findings
-    checked: Checked
+    checked: CheckedCounts
     compared: bool  # whether the files could be compared with one another
-    places: Mapping[str, Place]  # of its files, by folder
+    places: Mapping[str, FindingLocation]  # of its files, by folder
     content: ShardContent | None  # what was found beyond integrity, if that was asked for
 
 
@@ -88,8 +88,8 @@ class ShardAudit:
         settings: FileSettings,
         catalog: Mapping[int, Row] | None,
         decoder: JpegDecoder,
-        look: ShardLook | None = None,
-        names: TakenNames = NO_NAMES,
+        look: ShardContentCheck | None = None,
+        names: RemovedNames = NO_NAMES,
     ) -> None:
         """`catalog` has the catalog's rows by ordinal, None: its part is damaged. `look` checks more than integrity.
 
@@ -102,12 +102,14 @@ class ShardAudit:
         self._decoder = decoder
         self._look = look
         self._names = names
-        self._places = {kind: Place(plan.commit.file(kind).path, plan.commit.shard) for kind in ("shards", *SCHEMAS)}
+        self._places = {
+            kind: FindingLocation(plan.commit.file(kind).path, plan.commit.shard) for kind in ("shards", *SCHEMAS)
+        }
         self._findings = FindingCollector()
-        self._checked = Checked()
+        self._checked = CheckedCounts()
         self._compared = not plan.bad_kinds
 
-    def run(self) -> ShardResult:
+    def run(self) -> ShardAuditResult:
         """Audit all files; a shard is audited once."""
         tables = self._read_tables()
         images: list[Row] = []
@@ -123,7 +125,7 @@ class ShardAudit:
         self._compared = self._compared and masks is not None
         if "shards" not in self._plan.bad_kinds:
             self._audit_tar(images, masks)
-        return ShardResult(
+        return ShardAuditResult(
             shard=self._plan.commit.shard,
             findings=self._findings.collected(),
             checked=self._checked,
@@ -138,7 +140,7 @@ class ShardAudit:
         tables = {kind: table for kind, table in read.items() if table is not None}
         if "rejects" in tables:
             self._findings.extend(audit_rejects(tables["rejects"].to_pylist(), self._places["rejects"]))
-            self._checked += Checked(rejects=tables["rejects"].num_rows)
+            self._checked += CheckedCounts(rejects=tables["rejects"].num_rows)
         if len(tables) < len(SCHEMAS):
             return None
         return ShardTables(**tables, places=self._places)
@@ -153,7 +155,7 @@ class ShardAudit:
         except ObjectTooLargeError as error:
             self._findings.add(place.finding(Code.FILE_SIZE, f"{entry.size} bytes", error.size))
             return None
-        self._checked += Checked(files=1, bytes=len(data))
+        self._checked += CheckedCounts(files=1, bytes=len(data))
         digest = hashlib.sha256(data).hexdigest()
         if digest != entry.sha256:
             self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
@@ -169,23 +171,23 @@ class ShardAudit:
         if self._catalog is not None:
             self._findings.extend(audit_catalog_names(self._catalog, self._names, self._places["images"]))
             self._findings.extend(audit_catalog_rows(tables, self._catalog))
-            self._checked += Checked(catalog_rows=len(self._catalog))
+            self._checked += CheckedCounts(catalog_rows=len(self._catalog))
         for position, row in enumerate(images):
             count = masks.count(row["ordinal"])
             decode = position in self._plan.decoded
             annotated = masks.annotated(row["ordinal"])
             self._findings.extend(audit_mask_count(row, count, self._places["images"], annotated=annotated))
             image, place = (self._places[kind].of_image(row["id"]) for kind in ("images", "masks"))
-            if merged_lane(row["answer"]) is not None:
+            if merged_assignment(row["submission"]) is not None:
                 rows = masks.table_rows(row["ordinal"])
-                self._findings.extend(audit_merged_answer(self._dataset, row, rows, image, place))
+                self._findings.extend(audit_merged_submission(self._dataset, row, rows, image, place))
             self._findings.extend(masks.audit_origins(row, place))
             self._findings.extend(masks.audit_work(row, image, place))
             if decode or not masks.sound(row["ordinal"]):
                 size, rows = (row["height"], row["width"]), masks.table_rows(row["ordinal"])
                 self._findings.extend(audit_masks(size, rows, self._settings.limits, place, decode=decode))
-            self._checked += Checked(masks=count, masks_decoded=count if decode else 0)
-        self._checked += Checked(images=len(images))
+            self._checked += CheckedCounts(masks=count, masks_decoded=count if decode else 0)
+        self._checked += CheckedCounts(images=len(images))
         if self._look is not None:
             self._findings.extend(self._look.look_at_rows(images, self._catalog, self._places["images"]))
 
@@ -215,7 +217,7 @@ class ShardAudit:
             self._findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
             self._compared = False
             return
-        self._checked += Checked(files=1, bytes=entry.size)
+        self._checked += CheckedCounts(files=1, bytes=entry.size)
         if digest != entry.sha256:
             self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
             self._compared = False
@@ -225,4 +227,6 @@ class ShardAudit:
         self._findings.extend(inside)
         if masks is not None:
             jpegs = len(images) if with_images else 0
-            self._checked += Checked(jsons=len(images), jpegs=jpegs, jpegs_decoded=len(decoded) if with_images else 0)
+            self._checked += CheckedCounts(
+                jsons=len(images), jpegs=jpegs, jpegs_decoded=len(decoded) if with_images else 0
+            )

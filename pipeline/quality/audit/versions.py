@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.shards_index import index_problem
-from segmint.catalogs.dataset.versions.compare import Comparison, compare_snapshots
+from segmint.catalogs.dataset.versions.compare import SnapshotComparison, compare_snapshots
 from segmint.catalogs.dataset.versions.digest import Snapshot, take_snapshot
 from segmint.catalogs.dataset.versions.history import read_history
 from segmint.catalogs.dataset.versions.record import Version, VersionName
-from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import SHARDS_INDEX, parse_commit_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import some
-from segmint.pipeline.quality.audit.answer import AuditReport
+from segmint.pipeline.quality.audit.result import AuditReport
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ def audit_version(dataset: Location) -> AuditedVersion:
     What builds and corrections add or replace is a note: they record it when they end. Anything else is a finding.
     """
     history = read_history(dataset)
-    findings = [Place(each.path).finding(Code.BAD_VERSION, each.expected, each.found) for each in history.problems]
+    findings = [
+        FindingLocation(each.path).finding(Code.BAD_VERSION, each.expected, each.found) for each in history.problems
+    ]
     snapshot = take_snapshot(dataset, use_cache=False)
     if history.latest is None:
         return AuditedVersion(VersionName(snapshot.digest, None), tuple(findings), ())
@@ -60,7 +62,7 @@ def audit_index(
     finished = version.number is not None and len(held) == manifest.shards
     problem = index_problem(dataset, manifest.name, held, finished=finished)
     if problem is not None:
-        yield Place(SHARDS_INDEX).finding(Code.BAD_INDEX, "the tars of the commits that hold", problem)
+        yield FindingLocation(SHARDS_INDEX).finding(Code.BAD_INDEX, "the tars of the commits that hold", problem)
 
 
 def check_same_version(audit: AuditReport, where: str, dataset: Location) -> str | None:
@@ -81,11 +83,11 @@ def check_same_version(audit: AuditReport, where: str, dataset: Location) -> str
     return None
 
 
-def _unlike(version: Version, snapshot: Snapshot, difference: Comparison) -> Iterator[Finding]:
+def _unlike(version: Version, snapshot: Snapshot, difference: SnapshotComparison) -> Iterator[Finding]:
     """Yield a finding for each file of a version that changed or is gone, and that nothing replaced."""
     recorded, found = version.snapshot.by_path, snapshot.by_path
     for path in (*difference.changed, *difference.missing):
         commit = parse_commit_path(path)
-        place = Place(path, None if commit is None else commit[0])
+        place = FindingLocation(path, None if commit is None else commit[0])
         expected = f"SHA-256 {recorded[path]}, as in version {version.number}"
         yield place.finding(Code.UNLIKE_VERSION, expected, found.get(path, "no such file"))

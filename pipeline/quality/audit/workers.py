@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
-from segmint.catalogs.dataset.tombstones import NO_NAMES, TakenNames
+from segmint.catalogs.dataset.tombstones import NO_NAMES, RemovedNames
 from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.rows import read_rows
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
-from segmint.pipeline.quality.audit.content import ContentLooks, ContentPlan, ShardLook
-from segmint.pipeline.quality.audit.shard import FileSettings, ShardAudit, ShardPlan, ShardResult
+from segmint.pipeline.quality.audit.content import ContentChecker, ContentPlan, ShardContentCheck
+from segmint.pipeline.quality.audit.shard import FileSettings, ShardAudit, ShardAuditResult, ShardPlan
 
 SHARDS_AT_ONCE = 4
 """Shards that threads of one process audit at once."""
@@ -24,7 +24,7 @@ SHARDS_AT_ONCE = 4
 _WINDOW = 65_536  # rows that are read together, and serve many shards
 
 
-class CatalogRows:
+class CatalogWindow:
     """The rows of a dataset's catalog by ordinal; one window is in memory.
 
     For threads that go through the rows in about the same order.
@@ -67,25 +67,25 @@ class AuditTask:
     damaged_parts: frozenset[str]  # paths of parts of the catalog that are not what was pinned
     settings: FileSettings
     content: ContentPlan | None  # None: integrity only
-    names: TakenNames = NO_NAMES  # of what was taken down
+    names: RemovedNames = NO_NAMES  # of what was taken down
 
 
 class ShardAuditor:
     """Audits shards of one dataset in one process, in threads too. In memory is a window of the catalog."""
 
-    def __init__(self, task: AuditTask, looks: ContentLooks | None) -> None:
+    def __init__(self, task: AuditTask, looks: ContentChecker | None) -> None:
         """`looks` is what the task's `content` loads."""
         self._task = task
         self._looks = looks
         self._decoder = JpegDecoder(own=True)
-        self._catalog = CatalogRows(task.dataset, task.manifest)
+        self._catalog = CatalogWindow(task.dataset, task.manifest)
         for part in task.manifest.catalog:
             if part.path in task.damaged_parts:
                 self._catalog.leave_out(part)
 
-    def audit(self, plan: ShardPlan) -> ShardResult:
+    def audit(self, plan: ShardPlan) -> ShardAuditResult:
         """Audit a shard; see `ShardAudit`."""
-        look = None if self._looks is None else ShardLook(self._looks, plan.searched, self._decoder)
+        look = None if self._looks is None else ShardContentCheck(self._looks, plan.searched, self._decoder)
         catalog = self._catalog.read(*plan.ordinals)
         settings, names = self._task.settings, self._task.names
         return ShardAudit(self._task.dataset, plan, settings, catalog, self._decoder, look, names).run()
@@ -95,7 +95,7 @@ class ShardAuditor:
         self._decoder.close()
 
 
-def audit_in_threads(auditor: ShardAuditor, plans: Iterable[ShardPlan]) -> Generator[ShardResult, None, None]:
+def audit_in_threads(auditor: ShardAuditor, plans: Iterable[ShardPlan]) -> Generator[ShardAuditResult, None, None]:
     """Audit shards in threads of this process, a few at once; yield the results in the order of the plans."""
     with (
         closing(auditor),

@@ -36,7 +36,7 @@ CHECK = "check.py"
 SCHEMA_VERSION = 1
 SAME = (  # what the summary repeats of the audit
     *("findings_total", "findings_by_code", "verdict", "checked", "notes"),
-    *("not_looked_at", "not_built", "not_compared", "unusable_commits"),
+    *("unsearched", "not_built", "not_compared", "unusable_commits"),
 )
 ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """What reading a malformed file raises."""
@@ -44,7 +44,7 @@ ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, Arithmeti
 _TYPES = (  # of what is in evidence.json
     (str, ("when", "verdict")),
     (int, ("schema_version", "findings_total")),
-    (list, ("signatures", "notes", "not_looked_at", "not_built", "not_compared", "unusable_commits", "searched_by")),
+    (list, ("signatures", "notes", "unsearched", "not_built", "not_compared", "unusable_commits", "searched_by")),
     (dict, ("dataset", "findings_by_code", "checked", "options", "detector_files", "built_with", "software")),
 )
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
@@ -56,7 +56,7 @@ Read = Callable[[str], bytes]  # of a file by its path
 
 
 @dataclass
-class Checked:
+class EvidenceCheck:
     """What is wrong with a folder, and what it says."""
 
     problems: list[str]
@@ -67,10 +67,10 @@ class Checked:
     later: list[str] | None = None  # files of the dataset that are `COVERED`, but no leaves; if it was read
 
 
-def check_files(files: Iterable[str], read: Read, sums: str | None, key: bytes | None) -> Checked:
+def check_files(files: Iterable[str], read: Read, sums: str | None, key: bytes | None) -> EvidenceCheck:
     """Check files by their names; `sums` is the SHA-256 of SHA256SUMS, `key` the raw key that signed the digest."""
     names, needed = set(files), (SUMS, EVIDENCE, AUDIT, MANIFEST, LEAVES)
-    done = Checked([f"{name}: no such file" for name in needed if name not in names])
+    done = EvidenceCheck([f"{name}: no such file" for name in needed if name not in names])
     if done.problems:
         return done
     try:
@@ -148,7 +148,7 @@ def _wrong_files(names: set[str], sums: dict[str, str], read: Read) -> Iterator[
             yield f"{name}: other bytes than {SUMS} says: expected SHA-256 {sums[name]}; found {found}"
 
 
-def _contradictions(done: Checked, names: set[str], read: Read, key: bytes | None) -> Iterator[str]:
+def _contradictions(done: EvidenceCheck, names: set[str], read: Read, key: bytes | None) -> Iterator[str]:
     evidence, audit, manifest = done.evidence, parse(read(AUDIT), AUDIT), parse(read(MANIFEST), MANIFEST)
     if evidence["schema_version"] != SCHEMA_VERSION:
         yield f"{EVIDENCE}: its schema_version is {evidence['schema_version']!r}, expected {SCHEMA_VERSION}"
@@ -227,7 +227,7 @@ def wrong_in_dataset(path: str, expected: str, open_file: Callable[[str], Binary
         yield f"{path}: {getattr(error, 'strerror', None) or repr(error)}"
 
 
-def lines_about(done: Checked, published: bool, key: bytes | None) -> list[str]:
+def lines_about(done: EvidenceCheck, published: bool, key: bytes | None) -> list[str]:
     """Return what was found and what was not checked, for people; `published`: the SHA-256 of SHA256SUMS was given."""
     sums, later = f"{SUMS}: {f'sha256:{done.sums}' if done.sums else 'not read'}", done.later or []
     names = ", ".join([*later[:10], *([f"{len(later) - 10} more"] if len(later) > 10 else [])])
@@ -330,7 +330,11 @@ def main(arguments: list[str] | None = None) -> int:
         names, others = files_in(folder)
     except (OSError, ValueError) as error:
         parser.error(f"{error}")
-    done = Checked(others) if others else check_files(names, lambda at: (folder / at).read_bytes(), options.sums, key)
+    done = (
+        EvidenceCheck(others)
+        if others
+        else check_files(names, lambda at: (folder / at).read_bytes(), options.sums, key)
+    )
     if dataset and not done.problems:
         for path, sha256 in done.leaves.items():
             wrong = wrong_in_dataset(path, sha256, lambda name: (dataset / name).open("rb"))

@@ -24,10 +24,10 @@ from segmint.infra.assets.known import ASSETS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.version import VERSION
-from segmint.pipeline.quality.audit.answer import AuditReport
-from segmint.pipeline.quality.audit.answer_json import to_dict
-from segmint.pipeline.quality.audit.answer_text import answer_lines
 from segmint.pipeline.quality.audit.audit import AuditOptions
+from segmint.pipeline.quality.audit.result import AuditReport
+from segmint.pipeline.quality.audit.result_json import to_dict
+from segmint.pipeline.quality.audit.result_text import result_lines
 from segmint.pipeline.quality.evidence import check
 from segmint.pipeline.quality.study.privacy.score import PrivacyScore
 from segmint.pipeline.quality.versions.signatures import signature_path, signers
@@ -171,6 +171,6 @@ def render_evidence(evidence: Mapping[str, Any], report: AuditReport, study: Pri
     return _TEMPLATES.get_template("evidence.html.j2").render(
         evidence=evidence,
         sentences={code.value: sentence for code, sentence in SENTENCES.items()},
-        lines="\n".join(answer_lines(report)),
+        lines="\n".join(result_lines(report)),
         study=study,
     )

@@ -24,10 +24,10 @@ _AHEAD = 64
 
 
 @dataclass(frozen=True)
-class VerifiedEvidence:
+class EvidenceResult:
     """The result of checking a folder of evidence.
 
-    `digest` and `audit_says` are None if there are problems. No signature covers what the audit says. `verified` is
+    `digest` and `audit_summary` are None if there are problems. No signature covers what the audit says. `verified` is
     whether it is what the auditor published: there is no problem, and the SHA-256 of SHA256SUMS was given.
     """
 
@@ -38,7 +38,7 @@ class VerifiedEvidence:
     checked_key: str | None  # id of the key that signed the digest
     not_covered: tuple[str, ...] | None  # what the dataset has besides the files of the digest; None: it was not read
     digest: str | None  # of the dataset
-    audit_says: dict[str, Any] | None  # version, when, verdict
+    audit_summary: dict[str, Any] | None  # version, when, verdict
     text: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def is_evidence(folder: Location) -> bool:
 
 def verify_evidence(
     folder: Location, key: Location | None = None, dataset: Location | None = None, sums: str | None = None
-) -> VerifiedEvidence:
+) -> EvidenceResult:
     """Check a folder of evidence, as far as it is given with the key that signed the digest, dataset and SHA-256.
 
     Raises `UsageError` for a key that cannot be used, and if there is no dataset there.
@@ -75,11 +75,11 @@ def verify_evidence(
     def read(name: str) -> bytes:
         return _found(name, (folder / name).read)
 
-    done = check.Checked(others) if others else check.check_files(names, read, sums, raw)
+    done = check.EvidenceCheck(others) if others else check.check_files(names, read, sums, raw)
     if dataset is not None and not done.problems:
         _check_dataset(dataset, done)
     evidence = None if done.problems else done.evidence
-    return VerifiedEvidence(
+    return EvidenceResult(
         evidence=str(folder),
         sha256=done.sums,
         problems=tuple(done.problems),
@@ -87,7 +87,7 @@ def verify_evidence(
         checked_key=None if raw is None else check.key_id(raw),
         not_covered=None if done.later is None else tuple(done.later),
         digest=evidence and evidence["dataset"]["digest"],
-        audit_says=evidence
+        audit_summary=evidence
         and {"version": evidence["dataset"]["version"], "when": evidence["when"], "verdict": evidence["verdict"]},
         text=tuple(check.lines_about(done, sums is not None, raw)),
     )
@@ -100,7 +100,7 @@ def _files_in(folder: Location) -> tuple[set[str], list[str]]:
         raise UsageError(f"{folder} cannot be read: {error.strerror or error}") from error
 
 
-def _check_dataset(dataset: Location, done: check.Checked) -> None:
+def _check_dataset(dataset: Location, done: check.EvidenceCheck) -> None:
     """Read the files of the digest, and look for those that it does not cover."""
 
     def open_file(path: str) -> BinaryIO:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from segmint.catalogs.hub import hub_licenses, size_category
 from segmint.catalogs.lineage import describe_rounds
 from segmint.infra.wording import counted, without_turning, yaml_text
-from segmint.pipeline.quality.audit.answer import AuditReport
+from segmint.pipeline.quality.audit.result import AuditReport
 from segmint.pipeline.quality.report.charts import Charts
 from segmint.pipeline.quality.report.facts import Facts
 from segmint.pipeline.quality.report.page import ASSETS, digest_of, is_searched, remarks_of

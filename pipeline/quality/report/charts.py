@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from segmint.catalogs.countries import countries
 from segmint.infra.wording import UNKNOWN, count, number, share
-from segmint.pipeline.quality.report.plots import Bar, Bars, HeatMap, Steps, heat_map, histogram, shares_of
+from segmint.pipeline.quality.report.plots import Bar, Bars, HeatMap, StepHistogram, heat_map, histogram, shares_of
 from segmint.pipeline.quality.statistics.values import Concavity, FunnelStep, GroupImages, Histogram, Statistics
 
 COUNTRIES_SHOWN = 20
@@ -30,10 +30,10 @@ class Charts:
     """The plots; None or empty if the data is unknown."""
 
     masks_per_image: Bars | None
-    relative_size: Steps | None
-    concavity: tuple[Steps, ...]
+    relative_size: StepHistogram | None
+    concavity: tuple[StepHistogram, ...]
     centers: HeatMap | None
-    scores: tuple[Steps, ...]
+    scores: tuple[StepHistogram, ...]
     funnel: Bars | None
     countries: Bars | None
     regions: Bars | None
@@ -116,7 +116,7 @@ def _with_paper(groups: Sequence[GroupImages], label: str) -> Bars | None:
     return Bars(label, "Images", tuple(bars), has_paper=True, more="Masks per image")
 
 
-def _concavity(concavity: Concavity) -> tuple[Steps, ...]:
+def _concavity(concavity: Concavity) -> tuple[StepHistogram, ...]:
     found = (
         histogram(
             Histogram(concavity.edges, row.counts, row.mean),

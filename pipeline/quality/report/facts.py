@@ -6,13 +6,13 @@ from typing import Any
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest, name_of
 from segmint.catalogs.dataset.tables import DatasetTables
-from segmint.catalogs.dataset.tombstones import read_tombstones, taken_images
+from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
 from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.quality.statistics.ratings import Ratings, measure_ratings
-from segmint.pipeline.quality.study.agreement import Agreement, measure_agreement
+from segmint.pipeline.quality.study.agreement import AnnotatorAgreement, measure_agreement
 from segmint.pipeline.quality.study.privacy.score import PrivacyScore
 
 _CREDITS_SHOWN = 200
@@ -20,7 +20,7 @@ _ANNOTATED = "SELECT count(*) FROM images WHERE answer IS NOT NULL OR annotator 
 
 
 @dataclass(frozen=True)
-class Credit:
+class CreditFact:
     """The credit for some images: license, provider and attribution, each None if the images have none."""
 
     license: str | None
@@ -30,7 +30,7 @@ class Credit:
 
 
 @dataclass(frozen=True)
-class PeoplesMasks:
+class AnnotatedMaskCounts:
     """Counts of masks of one source that people made or changed; `license` is that of the file they came from."""
 
     source: str
@@ -50,7 +50,7 @@ class RedactedRegions:
 
 
 @dataclass(frozen=True)
-class Detector:
+class DetectorFact:
     """The detector that a build used for one kind of region; `name` is None if it used none."""
 
     kind: str  # faces or plates
@@ -63,7 +63,7 @@ class Detector:
 
 
 @dataclass(frozen=True)
-class Build:
+class BuildFacts:
     """The settings that a dataset was built with; None if its manifest does not state them."""
 
     allowed: tuple[str, ...]  # licenses
@@ -88,23 +88,23 @@ class Facts:
     kind: str  # segmint or sa1b
     manifest: DatasetManifest | None
     version: VersionName | None
-    build: Build | None
+    build: BuildFacts | None
     commits: tuple[Commit, ...]
     images: int
     masks: int
     bytes: int | None  # of the committed files
     taken_down: int | None
     licenses: tuple[tuple[str | None, int], ...]  # with numbers of images, most frequent first; None: not given
-    credits: tuple[Credit, ...]  # most frequent first
+    credits: tuple[CreditFact, ...]  # most frequent first
     credits_total: int
     redacted: tuple[RedactedRegions, ...]
-    detectors: tuple[Detector, ...]
+    detectors: tuple[DetectorFact, ...]
     released: tuple[int, int] | None  # median width and height of the released images
     sources: tuple[int, int] | None  # median width and height of their source images
-    people: tuple[PeoplesMasks, ...] = ()
+    people: tuple[AnnotatedMaskCounts, ...] = ()
     labeled: int = 0  # masks with a label
     annotated: int = 0  # images whose masks people looked at, changed or deleted
-    agreement: Agreement | None = None  # of two people on the same images
+    agreement: AnnotatorAgreement | None = None  # of two people on the same images
     study: PrivacyScore | None = None  # what people found that detectors missed, if the report was given it
     ratings: Ratings | None = None  # how good people find its masks
 
@@ -137,7 +137,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         images=_number(tables, "SELECT count(*) FROM images"),
         masks=_number(tables, "SELECT count(*) FROM masks"),
         bytes=sum(file.size for commit in commits for file in commit.files) if manifest is not None else None,
-        taken_down=len(taken_images(read_tombstones(tables.location))) if manifest is not None else None,
+        taken_down=len(removed_images(read_tombstones(tables.location))) if manifest is not None else None,
         licenses=_licenses(tables),
         credits=found,
         credits_total=credits_total,
@@ -153,10 +153,10 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
     )
 
 
-def _build(manifest: DatasetManifest) -> Build:
+def _build(manifest: DatasetManifest) -> BuildFacts:
     license, release, masks = (manifest.config.get(part) or {} for part in ("license", "release", "masks"))
     allowed = license.get("allow")
-    return Build(
+    return BuildFacts(
         allowed=tuple(each for each in allowed if isinstance(each, str)) if isinstance(allowed, list) else (),
         require_redistributable=bool(license.get("require_redistributable")),
         format=_text(release.get("format")),
@@ -191,11 +191,11 @@ def _licenses(tables: DatasetTables) -> tuple[tuple[str | None, int], ...]:
     return tuple((row["license"], row["images"]) for row in rows.to_pylist())
 
 
-def _credits(tables: DatasetTables) -> tuple[int, tuple[Credit, ...]]:
+def _credits(tables: DatasetTables) -> tuple[int, tuple[CreditFact, ...]]:
     grouped = "SELECT license, provider, attribution, count(*) AS images FROM images GROUP BY ALL"
     total = _number(tables, f"SELECT count(*) FROM ({grouped})")
     rows = tables.query(f"{grouped} ORDER BY images DESC, license, provider, attribution LIMIT {_CREDITS_SHOWN}")
-    return total, tuple(Credit(**row) for row in rows.to_pylist())
+    return total, tuple(CreditFact(**row) for row in rows.to_pylist())
 
 
 def _redacted(tables: DatasetTables) -> tuple[RedactedRegions, ...]:
@@ -206,20 +206,20 @@ def _redacted(tables: DatasetTables) -> tuple[RedactedRegions, ...]:
     return tuple(RedactedRegions(**row) for row in rows.to_pylist())
 
 
-def _people(tables: DatasetTables) -> tuple[PeoplesMasks, ...]:
+def _people(tables: DatasetTables) -> tuple[AnnotatedMaskCounts, ...]:
     rows = tables.query(
         "SELECT source, origin.license AS license, count(*) AS masks, count(DISTINCT id) AS images FROM masks "
         f"WHERE source <> '{AUTOMATIC}' GROUP BY ALL ORDER BY source, license NULLS FIRST"
     )
-    return tuple(PeoplesMasks(**row) for row in rows.to_pylist())
+    return tuple(AnnotatedMaskCounts(**row) for row in rows.to_pylist())
 
 
-def _detectors(manifest: DatasetManifest) -> tuple[Detector, ...]:
+def _detectors(manifest: DatasetManifest) -> tuple[DetectorFact, ...]:
     config = manifest.config.get("deidentify") or {}
     found = []
     for kind in ("faces", "plates"):
         name = (config.get(kind) or {}).get("detector")
-        found.append(Detector(kind, None if name in (None, NO_DETECTOR) else str(name)))
+        found.append(DetectorFact(kind, None if name in (None, NO_DETECTOR) else str(name)))
     return tuple(found)
 
 

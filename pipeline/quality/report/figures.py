@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from segmint.infra.wording import number
 from segmint.pipeline.quality.report.charts import Charts
-from segmint.pipeline.quality.report.plots import Bars, HeatMap, Steps
+from segmint.pipeline.quality.report.plots import Bars, HeatMap, StepHistogram
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +87,7 @@ def _draw_bars(bars: Bars) -> "Figure":
     return figure
 
 
-def _draw_steps(plots: tuple[Steps, ...]) -> "Figure":
+def _draw_steps(plots: tuple[StepHistogram, ...]) -> "Figure":
     columns = min(3 if len(plots) % 2 else 2, len(plots))
     rows = -(-len(plots) // columns)
     figure = _figure(7.2 if columns == 1 else 4.0 * columns, 3.2 * rows)

@@ -7,7 +7,7 @@ from segmint.catalogs.findings import AREAS, INTEGRITY, SENTENCES, Finding, Find
 
 
 @dataclass(frozen=True)
-class FoundGroup:
+class FindingGroup:
     """The findings of one code: `total` of them, the first of which are in `rows`."""
 
     code: str
@@ -21,10 +21,10 @@ class FoundGroup:
         return self.total - len(self.rows)
 
 
-def groups_of(findings: Findings, area: str) -> list[FoundGroup]:
+def groups_of(findings: Findings, area: str) -> list[FindingGroup]:
     """Return the findings of an area (`integrity`, `licenses`, `privacy` or `duplicates`) by code."""
     return [
-        FoundGroup(code.value, SENTENCES[code], total, tuple(each for each in findings if each.code == code))
+        FindingGroup(code.value, SENTENCES[code], total, tuple(each for each in findings if each.code == code))
         for code, total in sorted(findings.counts.items())
         if AREAS.get(code, INTEGRITY) == area
     ]

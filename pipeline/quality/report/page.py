@@ -10,13 +10,13 @@ from segmint.catalogs.lineage import describe_rounds
 from segmint.infra.version import VERSION
 from segmint.infra.wording import UNKNOWN, count, counted, listed, number, share, size
 from segmint.operators.schemas import AUTOMATIC
-from segmint.pipeline.quality.audit.answer import AuditReport, Checked, Privacy
-from segmint.pipeline.quality.report.beside import beside_values
+from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts, PrivacyResult
 from segmint.pipeline.quality.report.charts import Charts
+from segmint.pipeline.quality.report.comparison import comparison_values
 from segmint.pipeline.quality.report.facts import Facts
-from segmint.pipeline.quality.report.findings import FoundGroup, groups_of
-from segmint.pipeline.quality.report.samples import Picture
-from segmint.pipeline.quality.statistics.beside import Beside
+from segmint.pipeline.quality.report.findings import FindingGroup, groups_of
+from segmint.pipeline.quality.report.samples import ReportImage
+from segmint.pipeline.quality.statistics.comparison import DatasetComparison
 from segmint.pipeline.quality.statistics.masks import LARGE, SMALL
 from segmint.pipeline.quality.statistics.paper import PAPER, PaperDataset, PaperGroup
 from segmint.pipeline.quality.statistics.shards import LEAST_IMAGES, LEAST_SHARDS
@@ -34,22 +34,22 @@ _FLATTEST, _TALLEST = 2.2, 0.7  # width over height of a picture there, so that 
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ReportImages:
     """The images of a report: those with findings, outliers, and a sample; `why` says why there are none."""
 
-    flagged: tuple[Picture, ...] = ()
-    samples: tuple[Picture, ...] = ()
+    flagged: tuple[ReportImage, ...] = ()
+    samples: tuple[ReportImage, ...] = ()
     why: str = ""
 
     @property
-    def leading(self) -> tuple[Picture, ...]:
+    def leading(self) -> tuple[ReportImage, ...]:
         """Up to `LEADING` pictures with masks, spread evenly over the sample: those directly under the verdict."""
         drawn = [picture for picture in self.samples if picture.jpeg is not None and picture.masks]
         places = {(2 * place + 1) * len(drawn) // (2 * LEADING) for place in range(LEADING)} if drawn else set()
         return tuple(drawn[place] for place in sorted(places))
 
     @property
-    def others(self) -> tuple[Picture, ...]:
+    def others(self) -> tuple[ReportImage, ...]:
         """The rest of the sample."""
         leading = self.leading
         return tuple(picture for picture in self.samples if picture not in leading)
@@ -61,7 +61,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Area:
+class VerdictLine:
     """One line of the verdict; `state` is `good`, `bad` or empty."""
 
     name: str
@@ -71,13 +71,13 @@ class Area:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReportVerdict:
     """What was checked and what was found, at a glance."""
 
     word: str
     state: str
     checked: str
-    areas: tuple[Area, ...]
+    areas: tuple[VerdictLine, ...]
 
 
 def render_page(
@@ -85,8 +85,8 @@ def render_page(
     statistics: Statistics,
     facts: Facts,
     charts: Charts,
-    pictures: Pictures,
-    beside: Beside | None = None,
+    pictures: ReportImages,
+    beside: DatasetComparison | None = None,
 ) -> str:
     """Return the page as HTML: one file, without scripts, that loads nothing.
 
@@ -125,28 +125,30 @@ def render_page(
             shown=pictures.shown,
             made=made_of(facts),
             beside=beside,
-            **({} if beside is None else beside_values(beside)),
+            **({} if beside is None else comparison_values(beside)),
         )
     )
 
 
-def leading_aspect(picture: Picture) -> float:
+def leading_aspect(picture: ReportImage) -> float:
     """Return the width over the height of the frame of a picture under the verdict."""
     return round(min(_FLATTEST, max(_TALLEST, picture.width / max(1, picture.height))), 3)
 
 
-def is_searched(privacy: Privacy | None) -> bool:
+def is_searched(privacy: PrivacyResult | None) -> bool:
     """Whether a detector searched any released image again."""
     return privacy is not None and bool(privacy.images_checked and privacy.detectors)
 
 
-def verdict_of(audit: AuditReport, statistics: Statistics, groups: Mapping[str, Sequence[FoundGroup]]) -> Verdict:
+def verdict_of(
+    audit: AuditReport, statistics: Statistics, groups: Mapping[str, Sequence[FindingGroup]]
+) -> ReportVerdict:
     """Return the box at the top of the page."""
     total = audit.findings.total
     word, state = (counted(total, "finding"), "bad") if total else ("No findings", "good")
     if not total and not is_searched(audit.privacy):
         word, state = "No findings, but privacy was not audited", ""
-    return Verdict(word, state, _checked(audit.checked), tuple(_areas(audit, statistics, groups)))
+    return ReportVerdict(word, state, _checked(audit.checked), tuple(_areas(audit, statistics, groups)))
 
 
 def remarks_of(statistics: Statistics) -> list[str]:
@@ -232,7 +234,7 @@ def made_of(facts: Facts) -> list[tuple[str, str]]:
     ]
 
 
-def _checked(checked: Checked) -> str:
+def _checked(checked: CheckedCounts) -> str:
     counts = (
         (checked.files, "file"),
         (checked.images, "image"),
@@ -248,7 +250,9 @@ def _checked(checked: Checked) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def _areas(audit: AuditReport, statistics: Statistics, groups: Mapping[str, Sequence[FoundGroup]]) -> list[Area]:
+def _areas(
+    audit: AuditReport, statistics: Statistics, groups: Mapping[str, Sequence[FindingGroup]]
+) -> list[VerdictLine]:
     audited = {
         INTEGRITY: "no findings",
         "licenses": "no findings" if audit.licenses is not None else NOT_AUDITED,
@@ -259,20 +263,20 @@ def _areas(audit: AuditReport, statistics: Statistics, groups: Mapping[str, Sequ
     for area, word in audited.items():
         found = sum(group.total for group in groups[area])
         if found:
-            areas.append(Area(area.capitalize(), area, counted(found, "finding"), "bad"))
+            areas.append(VerdictLine(area.capitalize(), area, counted(found, "finding"), "bad"))
         else:
-            areas.append(Area(area.capitalize(), area, word, "good" if word == "no findings" else ""))
-    areas.append(Area("Masks", "masks", f"{number(statistics.masks_per_image.mean)} per image on average"))
+            areas.append(VerdictLine(area.capitalize(), area, word, "good" if word == "no findings" else ""))
+    areas.append(VerdictLine("Masks", "masks", f"{number(statistics.masks_per_image.mean)} per image on average"))
     known = statistics.geography.known
-    areas.append(Area("Geography", "geography", f"known for {counted(known, 'image')}" if known else UNKNOWN))
+    areas.append(VerdictLine("Geography", "geography", f"known for {counted(known, 'image')}" if known else UNKNOWN))
     shards = len({row.shard for row in statistics.drift})
     images = len({row.id for row in statistics.outliers})
     to_check = [counted(many, noun) for many, noun in ((shards, "shard"), (images, "image")) if many]
-    areas.append(Area("Drift", "drift", f"{listed(to_check or ['nothing'])} to check"))
+    areas.append(VerdictLine("Drift", "drift", f"{listed(to_check or ['nothing'])} to check"))
     return areas
 
 
-def _privacy_word(privacy: Privacy | None) -> str:
+def _privacy_word(privacy: PrivacyResult | None) -> str:
     """Return what detectors found; never that nothing is left."""
     if privacy is None or not is_searched(privacy):
         return NOT_AUDITED

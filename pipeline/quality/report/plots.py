@@ -44,7 +44,7 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepHistogram:
     """A histogram as steps: the share of each bin, 0 to 1, between two of the `edges`.
 
     `other` are the shares of another dataset, with its name; empty if there is none.
@@ -183,11 +183,11 @@ class HeatMap:
         ]
 
 
-def histogram(statistic: Histogram, title: str, x_label: str, y_label: str) -> Steps | None:
+def histogram(statistic: Histogram, title: str, x_label: str, y_label: str) -> StepHistogram | None:
     """Return a histogram as steps; None if it has no counts."""
     if not statistic.counts or not sum(statistic.counts):
         return None
-    return Steps(title, x_label, y_label, statistic.edges, shares_of(statistic.counts), statistic.mean)
+    return StepHistogram(title, x_label, y_label, statistic.edges, shares_of(statistic.counts), statistic.mean)
 
 
 def heat_map(centers: Centers, title: str) -> HeatMap | None:

@@ -19,22 +19,22 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, join, local_path, scheme
 from segmint.infra.wording import counted
-from segmint.pipeline.quality.audit.answer import AuditReport
-from segmint.pipeline.quality.audit.answer_json import read_audit
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset, check_foreign
 from segmint.pipeline.quality.audit.foreign import audit_foreign
+from segmint.pipeline.quality.audit.result import AuditReport
+from segmint.pipeline.quality.audit.result_json import read_audit
 from segmint.pipeline.quality.audit.versions import check_same_version
-from segmint.pipeline.quality.report.beside import beside_line, measure_beside
 from segmint.pipeline.quality.report.card import card_markdown
 from segmint.pipeline.quality.report.charts import charts_of
+from segmint.pipeline.quality.report.comparison import comparison_line, measure_comparison
 from segmint.pipeline.quality.report.croissant import croissant_json
 from segmint.pipeline.quality.report.facts import Facts, gather_facts
 from segmint.pipeline.quality.report.figures import draw_figures
 from segmint.pipeline.quality.report.findings import images_of
 from segmint.pipeline.quality.report.numbers import numbers_parquet
-from segmint.pipeline.quality.report.page import Pictures, render_page
+from segmint.pipeline.quality.report.page import ReportImages, render_page
 from segmint.pipeline.quality.report.samples import choose_images, draw_pictures
-from segmint.pipeline.quality.statistics.beside import Beside
+from segmint.pipeline.quality.statistics.comparison import DatasetComparison
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
 from segmint.pipeline.quality.statistics.values import Statistics, json_value
@@ -60,7 +60,7 @@ class Report:
     findings_total: int
     version: VersionName | None  # None: data that segmint did not write
     note: str | None = None
-    beside: Beside | None = None  # the comparison with another dataset
+    beside: DatasetComparison | None = None  # the comparison with another dataset
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON values."""
@@ -74,7 +74,7 @@ class Report:
             f"{counted(self.images, 'image')}, {counted(self.masks, 'mask')}, "
             f"{counted(self.findings_total, 'finding')}; pictures of {counted(self.pictures, 'image')}",
             f"written: {len(self.files)} files to {self.output}; open {join(self.output, 'index.html')}",
-            *([] if self.beside is None else [beside_line(self.beside)]),
+            *([] if self.beside is None else [comparison_line(self.beside)]),
             *([] if self.version is None else [self.version.line()]),
         ]
 
@@ -113,7 +113,7 @@ def write_report(
         facts = gather_facts(tables, dataset.storage)
         facts = replace(facts, version=audit.version or facts.version, study=score)
         pictures = _pictures(tables, dataset.storage, facts, audit, statistics)
-        beside = None if other is None else measure_beside(tables, statistics, other)
+        beside = None if other is None else measure_comparison(tables, statistics, other)
     charts = charts_of(statistics)
     files = {
         **{f"figures/{name}": data for name, data in draw_figures(charts).items()},
@@ -190,17 +190,17 @@ def path_to_dataset(folder: str, dataset_uri: str) -> str:
 
 def _pictures(
     tables: DatasetTables, storage: Storage, facts: Facts, audit: AuditReport, statistics: Statistics
-) -> Pictures:
+) -> ReportImages:
     """Draw the page's images: with findings, outliers, a sample; none in which a detector still finds anything."""
     if not facts.with_images:
-        return Pictures(why="This dataset has only annotations: there are no images to show.")
+        return ReportImages(why="This dataset has only annotations: there are no images to show.")
     hidden = {region.id for region in audit.privacy.found} if audit.privacy is not None else set()
     outliers = [row.id for row in statistics.outliers]
     wanted = dict.fromkeys(id for id in (*images_of(audit.findings), *outliers) if id not in hidden)
     flagged = list(wanted)[:FLAGGED]
     samples = choose_images(tables, SAMPLES, hidden.union(flagged))
     drawn = {picture.id: picture for picture in draw_pictures(tables, storage, facts.commits, [*flagged, *samples])}
-    return Pictures(
+    return ReportImages(
         tuple(drawn[id] for id in flagged if id in drawn),
         tuple(drawn[id] for id in samples if id in drawn),
         "" if drawn else "There are no images to show.",

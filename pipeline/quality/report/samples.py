@@ -37,7 +37,7 @@ Read = bytes | str
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportImage:
     """An image of a report; `jpeg` is scaled down and has the masks drawn, None if it cannot be shown."""
 
     id: int
@@ -81,7 +81,7 @@ def choose_images(tables: DatasetTables, wanted: int, without: Iterable[int] = (
 
 def draw_pictures(
     tables: DatasetTables, storage: Storage, commits: Sequence[Commit], ids: Sequence[int]
-) -> list[Picture]:
+) -> list[ReportImage]:
     """Draw these images in order, from committed, released pixels; absent ids are skipped.
 
     JPEGs that segmint did not write are decoded and drawn in a child process, which they may kill.
@@ -171,8 +171,8 @@ def _foreign(tables: DatasetTables, rows: Mapping[int, Mapping[str, Any]]) -> It
         yield id, "no JPEG" if jpeg is None else jpeg
 
 
-def _picture(row: Mapping[str, Any], masks: Sequence[MaskRecord], jpeg: Read, decoder: JpegDecoder) -> Picture:
-    picture = Picture(
+def _picture(row: Mapping[str, Any], masks: Sequence[MaskRecord], jpeg: Read, decoder: JpegDecoder) -> ReportImage:
+    picture = ReportImage(
         id=row["id"],
         image_id=row["image_id"],
         masks=row["masks"] or 0,

@@ -12,7 +12,7 @@ from segmint.pipeline.quality.statistics.values import (
     Concavity,
     Histogram,
     HugeMasks,
-    MaskStatistics,
+    MaskTableStatistics,
     SizeConcavity,
     TinyMasks,
 )
@@ -43,14 +43,14 @@ SIZES = ("small", "medium", "large")
 _NUMBERS = ("relative_size", "concavity", "aspect_ratio", "predicted_iou", "stability_score", "center_x", "center_y")
 
 
-def mask_statistics(connection: duckdb.DuckDBPyConnection) -> MaskStatistics:
+def mask_statistics(connection: duckdb.DuckDBPyConnection) -> MaskTableStatistics:
     """Counts, means and histograms over the view `masks`."""
     found = {key: value for query in (_means(), _histograms()) for key, value in _row(connection, query).items()}
     masks = found["masks"]
     concavities = as_counts(found["concavities"])
     by_size = [SHARES.counts(concavities, first=index * SHARES.count) for index in range(len(SIZES))]
     centers = as_counts(found["centers"])
-    return MaskStatistics(
+    return MaskTableStatistics(
         masks=masks,
         relative_size=_histogram(SHARES, found["relative_sizes"], found["mean_relative_size"], masks),
         concavity=Concavity(

@@ -20,7 +20,7 @@ from segmint.catalogs.dataset.tables import (
     make_folder,
     open_committed,
 )
-from segmint.catalogs.findings import Code, Finding, FindingCollector, Place
+from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
 from segmint.catalogs.layout import MANIFEST
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -125,6 +125,6 @@ def _duplicates(tables: DatasetTables) -> Iterator[Finding]:
         for row in rows.to_pylist():
             found = f"{row['times']}, of {row['first']} and {row['last']}"
             where = f"{'image' if view == 'images' else 'mask'} {row['number']}"
-            place = Place(row["first"], row["shard"], row["id"])
+            place = FindingLocation(row["first"], row["shard"], row["id"])
             mask = row["number"] if view == "masks" else None
             yield place.finding(Code.ROW_IDENTITY, "a number that appears once", found, where, mask=mask)

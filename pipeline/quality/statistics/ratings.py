@@ -31,7 +31,7 @@ _WANTED = "SELECT annotation_id, source, segmentation.counts AS counts FROM mask
 
 
 @dataclass(frozen=True)
-class RatedSource:
+class SourceRatings:
     """The ratings of masks of one source: their mean over masks, of each mask over its raters.
 
     `interval` is of 95 %, by resampling images; None for one image. `scores` counts ratings from 1 to 10.
@@ -66,7 +66,7 @@ class Ratings:
     deleted or replaced since. Names of raters are left out: reports are published.
     """
 
-    sources: tuple[RatedSource, ...]
+    sources: tuple[SourceRatings, ...]
     raters: int
     seconds: float | None
     agreement: RaterAgreement | None
@@ -132,7 +132,7 @@ def _rated_masks(tables: DatasetTables, ratings: Sequence[Rating]) -> Iterator[R
                 yield RatedMask(same[0].image, mask, source, same)
 
 
-def _of_source(source: str, masks: Sequence[RatedMask]) -> RatedSource:
+def _of_source(source: str, masks: Sequence[RatedMask]) -> SourceRatings:
     images = sorted({mask.image for mask in masks})
     place = {image: index for index, image in enumerate(images)}
     sums, counts = np.zeros((len(images), 1)), np.zeros(len(images))
@@ -143,7 +143,7 @@ def _of_source(source: str, masks: Sequence[RatedMask]) -> RatedSource:
         np.add.at(scores, np.array(mask.scores) - LOWEST, 1)
     interval = percentile_interval(mean_replicates(sums, counts, _SEED))[0] if len(images) > 1 else None
     mean = float(sums.sum() / counts.sum())
-    return RatedSource(source, len(masks), len(images), mean, interval, tuple(scores.tolist()))
+    return SourceRatings(source, len(masks), len(images), mean, interval, tuple(scores.tolist()))
 
 
 def _agreement(masks: Sequence[RatedMask]) -> RaterAgreement | None:

@@ -238,7 +238,7 @@ def near_duplicate_statistics(
     connection: duckdb.DuckDBPyConnection, images_by_shard: Mapping[int, int], sample: int
 ) -> NearDuplicates:
     """Pairs of near-duplicates in about `sample` images, at most: evenly spread over shards, and within each."""
-    sums = _Sums()
+    sums = _DuplicateSums()
     shards = [shard for shard in sorted(images_by_shard) if images_by_shard[shard]]
     chosen = _spread(shards, min(_MOST_SHARDS, sample))
     for index, shard in enumerate(chosen):
@@ -248,14 +248,14 @@ def near_duplicate_statistics(
 
 
 @dataclass
-class _Sums:
+class _DuplicateSums:
     images: int = 0
     masks: int = 0
     pairs: int = 0
     examples: list[SimilarMasks] = field(default_factory=list)
 
 
-def _add_shard(connection: duckdb.DuckDBPyConnection, shard: int, quota: int, sums: _Sums) -> None:
+def _add_shard(connection: duckdb.DuckDBPyConnection, shard: int, quota: int, sums: _DuplicateSums) -> None:
     rows = read_query(connection, f"SELECT ordinal FROM image_numbers WHERE shard = {shard} ORDER BY ordinal")
     ordinals = _spread(rows.column("ordinal").to_pylist(), quota)
     if not ordinals:

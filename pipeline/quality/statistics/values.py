@@ -59,7 +59,7 @@ class HugeMasks:
 
 
 @dataclass(frozen=True)
-class MaskStatistics:
+class MaskTableStatistics:
     """What the columns of all masks say."""
 
     masks: int

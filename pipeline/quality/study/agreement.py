@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, read_answers
-from segmint.catalogs.dataset.annotations.lanes import answers_apart, masks_of_people
-from segmint.catalogs.dataset.annotations.names import last_answers, list_answers
+from segmint.catalogs.dataset.annotations.assignments import annotated_masks, independent_submissions
+from segmint.catalogs.dataset.annotations.names import latest_submissions, list_submissions
+from segmint.catalogs.dataset.annotations.submissions import Submission, SubmissionError, read_submissions
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.operators.annotations.pairs import best_matches
@@ -27,25 +27,25 @@ _THREADS = 16
 
 
 @dataclass(frozen=True)
-class Agreement:
+class AnnotatorAgreement:
     """The masks of images that two people annotated; names are left out.
 
     `pairs` are of one object, `mean_iou` is over them (None without any), `interval` of 95 % by resampling images (None
-    for one image). `alone` masks have no partner: one of the two has not drawn that object.
+    for one image). `unpaired` masks have no partner: one of the two has not drawn that object.
     """
 
     images: int
     pairs: int
     mean_iou: float | None
     interval: Interval | None
-    alone: int
+    unpaired: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON values."""
         return asdict(self)
 
 
-def agreement(one: Answer, other: Answer) -> tuple[float, ...]:
+def agreement(one: Submission, other: Submission) -> tuple[float, ...]:
     """Return the IoU of each two masks that two people drew of one object of an image.
 
     Masks of the dataset that both left as they were do not count, nor those that a detector's box prefilled and nobody
@@ -53,7 +53,7 @@ def agreement(one: Answer, other: Answer) -> tuple[float, ...]:
     pairs under `SAME_OBJECT_IOU` are of two objects.
     """
     ours, theirs = (
-        [{"size": list(each.size), "counts": mask.counts.encode()} for mask in masks_of_people(each)]
+        [{"size": list(each.size), "counts": mask.counts.encode()} for mask in annotated_masks(each)]
         for each in (one, other)
     )
     if one.size != other.size or not ours or not theirs:
@@ -61,41 +61,45 @@ def agreement(one: Answer, other: Answer) -> tuple[float, ...]:
     return tuple(float(iou) for _, _, iou in best_matches(ours, theirs) if iou >= SAME_OBJECT_IOU)
 
 
-def sum_up(pairs: Iterable[tuple[Answer, Answer]]) -> Agreement | None:
-    """Sum up the answers of two people to each image, as `answers_apart` pairs them; None without any."""
+def sum_up(pairs: Iterable[tuple[Submission, Submission]]) -> AnnotatorAgreement | None:
+    """Sum up the answers of two people to each image, as `independent_submissions` pairs them; None without any."""
     ious: list[Sequence[float]] = []
     masks = 0
     for one, other in pairs:
         ious.append(agreement(one, other))
-        masks += len(masks_of_people(one)) + len(masks_of_people(other))
+        masks += len(annotated_masks(one)) + len(annotated_masks(other))
     if not ious:
         return None
     found = [image for image in ious if image]
     sums = np.array([[sum(image)] for image in found])
     counts = np.array([float(len(image)) for image in found])
     total = int(counts.sum()) if found else 0
-    return Agreement(
+    return AnnotatorAgreement(
         images=len(ious),
         pairs=total,
         mean_iou=float(sums.sum()) / total if total else None,
         interval=percentile_interval(mean_replicates(sums, counts, _SEED))[0] if len(found) > 1 else None,
-        alone=masks - 2 * total,
+        unpaired=masks - 2 * total,
     )
 
 
-def measure_agreement(dataset: Location) -> Agreement | None:
+def measure_agreement(dataset: Location) -> AnnotatorAgreement | None:
     """Compare the answers of images that two people annotated, and sum them up; None if there are none."""
-    both = [ordinal for ordinal, lanes in last_answers(list_answers(dataset)).items() if len(lanes) > 1]
-    found = map_ahead(lambda ordinal: read_apart(dataset, ordinal), both, _THREADS, 4 * _THREADS, "answers")
+    both = [
+        ordinal
+        for ordinal, assignments in latest_submissions(list_submissions(dataset)).items()
+        if len(assignments) > 1
+    ]
+    found = map_ahead(lambda ordinal: read_pairs(dataset, ordinal), both, _THREADS, 4 * _THREADS, "answers")
     return sum_up(pair for pair in found if pair is not None)
 
 
-def read_apart(dataset: Location, ordinal: int) -> tuple[Answer, Answer] | None:
+def read_pairs(dataset: Location, ordinal: int) -> tuple[Submission, Submission] | None:
     """Return what two people said of an image apart; None if there is no such pair.
 
     Images with an answer that cannot be read are left out: the audit names it.
     """
     try:
-        return answers_apart(read_answers(dataset, ordinal))
-    except AnswerError:
+        return independent_submissions(read_submissions(dataset, ordinal))
+    except SubmissionError:
         return None

@@ -6,7 +6,7 @@ from typing import Any
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.quality.study.kind import Kind
+from segmint.pipeline.quality.study.kind import StudyKind
 
 MANIFEST = "manifest.json"
 """The file that completes a study's sample; a study of masks has no `kind` in it."""
@@ -15,14 +15,14 @@ CORRECTED = "corrected.json"
 """The default file of people's answers in a study's folder."""
 
 
-def kind_of(folder: Location) -> Kind:
+def kind_of(folder: Location) -> StudyKind:
     """Return the kind of the study in a folder; raises `UsageError` if there is none."""
     manifest = read_json(folder / MANIFEST, f"{folder} is not a study: `segmint study sample` makes one")
-    name = manifest.get("kind", Kind.MASKS) if isinstance(manifest, dict) else None
-    for kind in Kind:
+    name = manifest.get("kind", StudyKind.MASKS) if isinstance(manifest, dict) else None
+    for kind in StudyKind:
         if name == kind:
             return kind
-    known = " or ".join(Kind)
+    known = " or ".join(StudyKind)
     raise UsageError(f"{folder / MANIFEST}: its kind is {name!r}, expected {known}: sample the study again")
 
 

@@ -3,12 +3,12 @@
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class StudyKind(StrEnum):
     """What people look at: the masks, or the faces and plates that nobody redacted."""
 
     MASKS = "masks"
     PRIVACY = "privacy"
 
 
-IMAGES = {Kind.MASKS: 500, Kind.PRIVACY: 3000}
+IMAGES = {StudyKind.MASKS: 500, StudyKind.PRIVACY: 3000}
 """How many images are drawn unless said: the SAM paper's 500, and enough to bound a share by 0.1 % if none is found."""

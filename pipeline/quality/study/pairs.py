@@ -18,7 +18,7 @@ class StudyMask:
 
 
 @dataclass(frozen=True)
-class Pair:
+class MaskPair:
     """A mask that was drawn, by annotation id, and its IoU with its correction."""
 
     id: int
@@ -30,7 +30,7 @@ class Pair:
 class ImagePairs:
     """The pairs of one image, its deleted masks (by annotation id) and the number of added masks."""
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[MaskPair, ...]
     deleted: tuple[int, ...]
     added: int
 
@@ -51,17 +51,17 @@ def pair_masks(drawn: Sequence[StudyMask], corrected: Sequence[StudyMask], by_id
     A correction without pixels is a deletion. Of several corrections with one id the first counts.
     """
     solid = [mask for mask in corrected if coco.area(mask.rle) > 0]
-    pairs: list[Pair] = []
+    pairs: list[MaskPair] = []
     if by_id:
         by_number: dict[int | None, StudyMask] = {}
         for mask in solid:
             by_number.setdefault(mask.id, mask)
         matched = [(mask, by_number[mask.id]) for mask in drawn if mask.id in by_number]
-        pairs = [Pair(_id(mask), float(iou([mask.rle], [other.rle])[0][0]), True) for mask, other in matched]
+        pairs = [MaskPair(_id(mask), float(iou([mask.rle], [other.rle])[0][0]), True) for mask, other in matched]
         drawn = _without(drawn, [mask for mask, _ in matched])
         solid = _without(solid, [other for _, other in matched])
     matches = best_matches([mask.rle for mask in drawn], [mask.rle for mask in solid])
-    pairs += [Pair(_id(drawn[row]), value, False) for row, _, value in matches]
+    pairs += [MaskPair(_id(drawn[row]), value, False) for row, _, value in matches]
     left = _without(drawn, [drawn[row] for row, _, _ in matches])
     return ImagePairs(tuple(pairs), tuple(_id(mask) for mask in left), len(solid) - len(matches))
 

@@ -38,7 +38,7 @@ _FRACTION = 32  # bits
 
 
 @dataclass(frozen=True, order=True)
-class Stratum:
+class ImageStratum:
     """Images with similar numbers of masks and one country, which is empty if unknown."""
 
     bin: int
@@ -51,11 +51,11 @@ class Stratum:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnSample:
     """The ids of the images drawn and the numbers of images, by stratum; none is without masks of a build."""
 
-    images: Mapping[Stratum, list[int]]
-    population: Mapping[Stratum, int]
+    images: Mapping[ImageStratum, list[int]]
+    population: Mapping[ImageStratum, int]
     without_masks: int
 
     @property
@@ -118,7 +118,7 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
                 f"{location} has no committed image with masks that a build made: there is nothing to correct"
             )
         pins = PinWriter(scratch, dataset.manifest, version, drawn, count, seed)
-        samples = _Samples(dataset, drawn.ids)
+        samples = _SampledImages(dataset, drawn.ids)
         written = write_samples(_with_pictures(samples), [*formats, pins], into, file, version)
     return StudySample(
         output=str(output),
@@ -132,13 +132,13 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
     )
 
 
-def draw_stratified(dataset: Dataset, count: int, seed: int) -> Drawn:
+def draw_stratified(dataset: Dataset, count: int, seed: int) -> DrawnSample:
     """Draw `count` images with masks of a build, or all if there are fewer, in proportion to the strata.
 
     Every image is equally likely to be drawn. Memory is that of `count` ids per stratum.
     """
-    lowest: dict[Stratum, list[tuple[int, int]]] = {}  # of each stratum, a heap of (-draw key, id)
-    population: dict[Stratum, int] = {}
+    lowest: dict[ImageStratum, list[tuple[int, int]]] = {}  # of each stratum, a heap of (-draw key, id)
+    population: dict[ImageStratum, int] = {}
     without = 0
     for number, masks, country in _image_rows(dataset):
         if masks == 0:
@@ -157,16 +157,16 @@ def draw_stratified(dataset: Dataset, count: int, seed: int) -> Drawn:
         stratum: [number for _, number in sorted(lowest[stratum], reverse=True)[:wanted]]
         for stratum, wanted in shares.items()
     }
-    return Drawn(images, population, without)
+    return DrawnSample(images, population, without)
 
 
-def stratum_of(masks: int, country: str | None) -> Stratum:
+def stratum_of(masks: int, country: str | None) -> ImageStratum:
     """Return the stratum of an image by its number of masks and country."""
     bin = next(index for index, bin in enumerate(MASKS_PER_IMAGE) if bin.holds(masks))
-    return Stratum(bin, country or "")
+    return ImageStratum(bin, country or "")
 
 
-def allocate(population: Mapping[Stratum, int], count: int, seed: int) -> dict[Stratum, int]:
+def allocate(population: Mapping[ImageStratum, int], count: int, seed: int) -> dict[ImageStratum, int]:
     """Return how many images to draw of each stratum, `count` in total: its share, rounded up or down by the seed.
 
     This is systematic sampling: equal steps through all images, sorted by stratum, from a start given by the seed.
@@ -176,7 +176,7 @@ def allocate(population: Mapping[Stratum, int], count: int, seed: int) -> dict[S
     count = min(count, total)
     start = int.from_bytes(draw_key(seed, 0)[: _FRACTION // 8])
     steps = iter([((step << _FRACTION) + start) * total // (count << _FRACTION) for step in range(count)])
-    shares: dict[Stratum, int] = {}
+    shares: dict[ImageStratum, int] = {}
     passed, step = 0, next(steps, total)
     for stratum in sorted(population):
         passed += population[stratum]
@@ -196,7 +196,7 @@ class PinWriter:
     """Collects the drawn images and makes the study's manifest."""
 
     def __init__(
-        self, scratch: Path, manifest: DatasetManifest, version: VersionName, drawn: Drawn, asked: int, seed: int
+        self, scratch: Path, manifest: DatasetManifest, version: VersionName, drawn: DrawnSample, asked: int, seed: int
     ) -> None:
         self._path = scratch / MANIFEST
         self._images: list[dict[str, Any]] = []
@@ -255,7 +255,7 @@ def _of_people(dataset: Dataset, commit: Commit, images: pa.Table) -> frozenset[
     return frozenset(masks.filter(of_people(masks))["annotation_id"].to_pylist())
 
 
-class _Samples:
+class _SampledImages:
     """The images drawn, with the masks that a build made of them; `of_people` counts the others as they are read."""
 
     def __init__(self, dataset: Dataset, ids: Sequence[int]) -> None:

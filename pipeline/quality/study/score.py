@@ -4,9 +4,9 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
-from segmint.catalogs.dataset.annotations.answers import Answer, AnswerError, read_lane
-from segmint.catalogs.dataset.annotations.lanes import is_merged, lane_to_merge
-from segmint.catalogs.dataset.annotations.names import answers_of
+from segmint.catalogs.dataset.annotations.assignments import assignment_to_merge, is_merged
+from segmint.catalogs.dataset.annotations.names import submissions_of
+from segmint.catalogs.dataset.annotations.submissions import Submission, SubmissionError, read_assignment
 from segmint.catalogs.dataset.manifest import load_manifest, manifest_generations
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name
@@ -22,8 +22,8 @@ from segmint.operators.intervals import Interval, clustered, wilson
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import rows_of
 from segmint.operators.shards.files import annotation_id, counts_of, mask_index
-from segmint.operators.shards.fitting import fit_answer
-from segmint.operators.shards.revise import with_holding
+from segmint.operators.shards.revise import with_latest_commit
+from segmint.operators.shards.submission_fit import fit_submission
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.quality.statistics.paper import PAPER
 from segmint.pipeline.quality.study.corrections import Corrections, read_coco, read_label_studio
@@ -36,7 +36,7 @@ PAPER_SHARES = {0.90: PAPER.quality.over_90_iou, 0.75: PAPER.quality.over_75_iou
 
 
 @dataclass(frozen=True)
-class Share:
+class ThresholdShare:
     """The pairs whose IoU is over `threshold`.
 
     `wilson` assumes independent pairs. `clustered` does not: it resamples whole images, and is None with fewer than
@@ -53,12 +53,12 @@ class Share:
     paper: float
 
 
-def share_over(threshold: float, ious: Sequence[Sequence[float]], deleted: int) -> Share:
+def share_over(threshold: float, ious: Sequence[Sequence[float]], deleted: int) -> ThresholdShare:
     """Return the share over a threshold of `PAPER_SHARES`, from the IoUs of each image's pairs; needs a pair."""
     over = [sum(iou > threshold for iou in image) for image in ious]
     pairs = [len(image) for image in ious]
     total = sum(pairs)
-    return Share(
+    return ThresholdShare(
         threshold=threshold,
         over=sum(over),
         pairs=total,
@@ -106,7 +106,7 @@ class StudyScore:
     superseded: int
     polygons: int
     mean_iou: float | None
-    shares: list[Share]
+    shares: list[ThresholdShare]
     version: VersionName
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def score_study(folder: Location, corrected: Location | None) -> StudyScore:
     """
     study = load_study(folder)
     if corrected is not None and manifest_generations(corrected):
-        corrections = read_answered(corrected, study.masks, study.sizes)
+        corrections = read_submitted(corrected, study.masks, study.sizes)
     else:
         corrections = read_corrections(corrected or folder / CORRECTED, study.sizes)
     by_id = ids_hold(study.masks, corrections.masks)
@@ -233,7 +233,7 @@ def _score(study: Study, corrections: Corrections, images: Mapping[int, ImagePai
     )
 
 
-def _share_line(share: Share) -> str:
+def _share_line(share: ThresholdShare) -> str:
     clustered = "" if share.clustered is None else f"; by image {_percent(share.clustered)}"
     return (
         f"over {share.threshold:.2f} IoU: {share.share:.1%} of {share.pairs:,} pairs (95 %: {_percent(share.wilson)}"
@@ -267,16 +267,16 @@ State = list[tuple[int | None, str]]
 """The masks of an image: the id of the mask that was drawn, None for an added one, and its run lengths now."""
 
 
-def read_answered(
+def read_submitted(
     dataset: Location, drawn: Mapping[int, Sequence[StudyMask]], sizes: Mapping[int, Size]
 ) -> Corrections:
     """Read what people made of the images of a study that were answered; their masks are `drawn` by the image's id.
 
     These are the masks that the images have, and of the answers that are not merged what a merge would take: both by
-    one rule (`fit_answer`). Each mask has the id of the one that was drawn from which it was made, if there is one.
+    one rule (`fit_submission`). Each mask has the id of the one that was drawn from which it was made, if there is one.
     """
     images = sorted(sizes)
-    listed = map_ahead(lambda image: answers_of(dataset, image - 1), images, _THREADS, 4 * _THREADS, "answers")
+    listed = map_ahead(lambda image: submissions_of(dataset, image - 1), images, _THREADS, 4 * _THREADS, "answers")
     names = {image: found for image, found in zip(images, listed, strict=True) if found}
     rows = _rows(dataset, names)
 
@@ -285,14 +285,14 @@ def read_answered(
         if row is None or row["reason"] is not None:
             return None
         found = AnnotatedImage(image_name(image), image, sizes[image])
-        lane = lane_to_merge(row["answer"], (name.lane for name in names[image]))
-        own = [name for name in names[image] if name.lane == lane]
+        assignment = assignment_to_merge(row["submission"], (name.assignment for name in names[image]))
+        own = [name for name in names[image] if name.assignment == assignment]
         try:
-            answers = read_lane(dataset, own) if own else []
-        except AnswerError as error:
+            answers = read_assignment(dataset, own) if own else []
+        except SubmissionError as error:
             found.leave_out(None, error)
             return found
-        said = [answer.size for answer in answers[-1:]]
+        said = [submission.size for submission in answers[-1:]]
         wrong = [size for size in (*said, (row["height"], row["width"])) if size != sizes[image]]
         if wrong:
             found.leave_out(None, f"the answer is for {wrong[0][1]} x {wrong[0][0]} pixels")
@@ -310,15 +310,15 @@ def read_answered(
     return corrections
 
 
-def follow(drawn: Container[int], row: Row, answers: Sequence[Answer]) -> State:
+def follow(drawn: Container[int], row: Row, answers: Sequence[Submission]) -> State:
     """Return the masks of an image's described row after the last of a lane's answers, which are given in order.
 
     `drawn` are ids of masks; of several masks that were made from one of them the first is its correction.
     """
     masks = {annotation_id(row["id"], mask_index(mask, place)): mask for place, mask in enumerate(row["masks"])}
     fit = None
-    if answers and not is_merged(row["answer"], answers[-1].lane, answers[-1].n):
-        fit = fit_answer(masks, answers, row["answer"])
+    if answers and not is_merged(row["submission"], answers[-1].assignment, answers[-1].n):
+        fit = fit_submission(masks, answers, row["submission"])
     after: State = [(id, counts_of(mask)) for id, mask in masks.items() if fit is None or id not in fit.gone]
     after += [(mask.parent, mask.counts) for mask in fit.new] if fit is not None else []
     parents = _parents(masks, answers)
@@ -332,13 +332,13 @@ def follow(drawn: Container[int], row: Row, answers: Sequence[Answer]) -> State:
     return state
 
 
-def _parents(masks: Mapping[int, Row], answers: Sequence[Answer]) -> dict[int, int]:
+def _parents(masks: Mapping[int, Row], answers: Sequence[Submission]) -> dict[int, int]:
     """Return the mask that each was made from, which has a lower id: of those there are, and of those that are gone."""
     found = [(id, mask["parent"]) for id, mask in masks.items() if mask["parent"] is not None]
     made: dict[str, int] = {}  # parents in earlier answers, by run lengths
-    for answer in answers:
-        found += [(mask.id, made[mask.counts]) for mask in answer.replaced if mask.counts in made]
-        made |= {mask.counts: mask.parent for mask in answer.masks if mask.parent is not None}
+    for submission in answers:
+        found += [(mask.id, made[mask.counts]) for mask in submission.replaced if mask.counts in made]
+        made |= {mask.counts: mask.parent for mask in submission.masks if mask.parent is not None}
     return {id: parent for id, parent in found if parent < id}
 
 
@@ -350,7 +350,7 @@ def _rows(dataset: Location, images: Iterable[int]) -> dict[int, Row]:
         by_shard.setdefault((image - 1) // per_shard, []).append(image - 1)
 
     def read(shard: int) -> list[Row]:
-        return with_holding(dataset, shard, lambda commit: rows_of(dataset, commit, by_shard[shard])) or []
+        return with_latest_commit(dataset, shard, lambda commit: rows_of(dataset, commit, by_shard[shard])) or []
 
     found = map_ahead(read, sorted(by_shard), _THREADS, _THREADS, "shards")
     return {row["id"]: row for rows in found for row in rows}

@@ -70,7 +70,7 @@ _KINDS = {"masks": "masks", "license": "licenses", "regions": "redactions", "cre
 
 
 @dataclass(frozen=True)
-class Side:
+class DiffSide:
     """One of the two that are compared."""
 
     dataset: str
@@ -85,7 +85,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Images:
+class ChangedImages:
     """Images with one kind of change: how many, and the first of them by their `image_id`."""
 
     count: int = 0
@@ -93,16 +93,16 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Difference:
+class VersionDiff:
     """What changed from `a` to `b`. Images are the same if they have one `image_id`."""
 
-    a: Side
-    b: Side
+    a: DiffSide
+    b: DiffSide
     shards_compared: int  # whose commits differ; the others are equal byte for byte
-    added: Images
-    removed: Images
+    added: ChangedImages
+    removed: ChangedImages
     removed_why: Mapping[str, int]  # the reason that `b` has for refusing them, or `not there`
-    changed: Mapping[str, Images]  # by what differs: masks, licenses, redactions, credits, pixels
+    changed: Mapping[str, ChangedImages]  # by what differs: masks, licenses, redactions, credits, pixels
     licenses: Mapping[str, tuple[int, int]]  # images in `a` and in `b`, of the shards compared, where these differ
     settings: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # by dotted key
 
@@ -145,7 +145,7 @@ class Difference:
 
 
 @dataclass
-class _Totals:
+class _SideTotals:
     """Sums over all commits of a side, and the tables of those that differ."""
 
     shards: int = 0
@@ -159,14 +159,14 @@ class _Totals:
 
 def diff_datasets(
     a: Location, b: Location, version_a: int | str | None = None, version_b: int | str | None = None
-) -> Difference:
+) -> VersionDiff:
     """Compare two datasets, or two versions of one; a side without a version is the dataset as it is now.
 
     Shards with equal commits are not read. Raises `UsageError` if there is no such dataset or version, or if a
     correction removed files of it, and `DamagedDatasetError` for tables that cannot be read. `a.storage` reads both.
     """
     before, after = Dataset.open(a, version_a), Dataset.open(b, version_b)
-    totals, others = _Totals(), _Totals()
+    totals, others = _SideTotals(), _SideTotals()
     compared = 0
     for one, other in _by_shard(before.commits(), after.commits()):
         for commit, sums in ((one, totals), (other, others)):
@@ -184,7 +184,7 @@ def diff_datasets(
         with damage_named():
             tables.connection.execute(_PAIRS)
         why = tables.query(_WHY_REMOVED, [same]).to_pylist()
-        return Difference(
+        return VersionDiff(
             a=_side(before, totals),
             b=_side(after, others),
             shards_compared=compared,
@@ -212,7 +212,7 @@ def _by_shard(a: Iterator[Commit], b: Iterator[Commit]) -> Iterator[tuple[Commit
             one, other = next(a, None), next(b, None)
 
 
-def _take_files(commit: Commit | None, dataset: Location, totals: _Totals) -> None:
+def _take_files(commit: Commit | None, dataset: Location, totals: _SideTotals) -> None:
     if commit is not None:
         for kind in SCHEMAS:
             entry = commit.file(kind)
@@ -226,13 +226,13 @@ def _same_catalog(one: DatasetManifest, other: DatasetManifest) -> bool:
     return len(set(sources)) == 1 and one.images_per_shard == other.images_per_shard
 
 
-def _side(dataset: Dataset, totals: _Totals) -> Side:
+def _side(dataset: Dataset, totals: _SideTotals) -> DiffSide:
     version = dataset.version
     if version is None:
         tombstones = len((dataset.location / TOMBSTONES).list())
     else:
         tombstones = sum(path.startswith(f"{TOMBSTONES}/") for path in version.files)
-    return Side(
+    return DiffSide(
         dataset=str(dataset.location),
         name=dataset.manifest.name,
         version=name_now(dataset.location) if version is None else version.name,
@@ -245,10 +245,10 @@ def _side(dataset: Dataset, totals: _Totals) -> Side:
     )
 
 
-def _images(tables: DatasetTables, condition: str) -> Images:
+def _images(tables: DatasetTables, condition: str) -> ChangedImages:
     count = tables.query(f"SELECT count(*) AS n FROM pairs WHERE {condition}").to_pylist()[0]["n"]
     first = tables.query(f"SELECT image_id FROM pairs WHERE {condition} ORDER BY id, image_id LIMIT {EXAMPLES}")
-    return Images(count, tuple(first.column("image_id").to_pylist()))
+    return ChangedImages(count, tuple(first.column("image_id").to_pylist()))
 
 
 def _licenses(tables: DatasetTables) -> dict[str, tuple[int, int]]:
@@ -280,7 +280,7 @@ def _line(name: str, text: str) -> str:
     return f"{name:<14}{text}"
 
 
-def _image_lines(name: str, images: Images, rest: str = "") -> list[str]:
+def _image_lines(name: str, images: ChangedImages, rest: str = "") -> list[str]:
     if not images.count:
         return []
     named = f"{', '.join(images.first)}{', …' if images.count > len(images.first) else ''}"

@@ -30,7 +30,7 @@ _HOW = "openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pe
 
 
 @dataclass(frozen=True)
-class Signed:
+class SignatureResult:
     """The result of signing."""
 
     dataset: str
@@ -49,7 +49,7 @@ class Signed:
 
 def sign_version(
     dataset: Location, key_file: Location, wanted: int | str | None = None, ask: Callable[[], str] | None = None
-) -> Signed:
+) -> SignatureResult:
     """Sign a recorded version, by default the latest one, with the private key in a PEM file.
 
     The latest version is signed only if the dataset is what it says. `ask` returns the passphrase of an encrypted key.
@@ -72,7 +72,7 @@ def sign_version(
         raise UsageError(
             f"{dataset / path} is another signature, which this key did not make: remove it, and sign again"
         )
-    return Signed(str(dataset), path, identity, version.name)
+    return SignatureResult(str(dataset), path, identity, version.name)
 
 
 def signature_problem(dataset: Location, version: Version | None, key: "Ed25519PublicKey") -> tuple[str, str | None]:

@@ -42,7 +42,7 @@ _AHEAD = 64
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifyResult:
     """The result of a verification."""
 
     dataset: str
@@ -70,7 +70,7 @@ class Verified:
 
 
 @dataclass
-class _Reading:
+class _VerifyState:
     """What was read so far."""
 
     dataset: Location
@@ -98,7 +98,7 @@ class _ShardReading:
     bytes: int
 
 
-def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Location | None = None) -> Verified:
+def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Location | None = None) -> VerifyResult:
     """Read all files of a dataset and compare them with a recorded version, by default the latest one.
 
     `key` is a file with the public key that must have signed the version. Nothing is taken from `summaries/`. Memory
@@ -107,7 +107,7 @@ def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Loca
     """
     public_key = None if key is None else read_public_key(key)
     history = read_history(dataset)
-    reading = _Reading(dataset)
+    reading = _VerifyState(dataset)
     reading.problems += [f"{each.path}: expected {each.expected}; found {each.found}" for each in history.problems]
     version = history.latest if wanted is None else find_version(dataset, wanted)
     notes = []
@@ -130,7 +130,7 @@ def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Loca
         reading.problems += [] if problem is None else [problem]
     elif signed_by:
         notes.append(f"signed by the keys {', '.join(signed_by)}, which were not checked: name a public key with --key")
-    return Verified(
+    return VerifyResult(
         dataset=str(dataset),
         version=VersionName(snapshot.digest, number),
         problems=tuple(dict.fromkeys(reading.problems)),
@@ -142,10 +142,10 @@ def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Loca
     )
 
 
-def _read_all(reading: _Reading, version: Version | None) -> None:
+def _read_all(reading: _VerifyState, version: Version | None) -> None:
     """Read what the dataset is now: all that the manifest and the commits that hold name."""
     dataset = reading.dataset
-    held = CommitLog(dataset).held()
+    held = CommitLog(dataset).latest_commits()
     manifests, latest = manifest_leaves(dataset)
     tombstones = tombstone_leaves(dataset)
     for leaf in (*manifests, *tombstones):
@@ -166,7 +166,7 @@ def _read_all(reading: _Reading, version: Version | None) -> None:
     _check_summaries(reading, held)
 
 
-def _read_version(reading: _Reading, version: Version) -> None:
+def _read_version(reading: _VerifyState, version: Version) -> None:
     """Read the files of an earlier version; what came later is not looked at."""
     try:
         check_readable(reading.dataset, version)
@@ -182,7 +182,7 @@ def _read_version(reading: _Reading, version: Version) -> None:
             reading.problems.append(_other_bytes(path, sha256, found[path]))
 
 
-def _read_part(reading: _Reading, path: str, sha256: str) -> None:
+def _read_part(reading: _VerifyState, path: str, sha256: str) -> None:
     """Read a file that is to have these bytes."""
     try:
         length, found = (reading.dataset / path).size_and_sha256()
@@ -194,7 +194,7 @@ def _read_part(reading: _Reading, path: str, sha256: str) -> None:
         reading.problems.append(_other_bytes(path, sha256, found))
 
 
-def _read_shards(reading: _Reading, pairs: Sequence[tuple[int, int]]) -> None:
+def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]]) -> None:
     """Read commits, and the files that they name."""
 
     def read(pair: tuple[int, int]) -> _ShardReading:
@@ -259,7 +259,7 @@ def _by_kind(commit: Commit) -> dict[str, FileEntry]:
     return {kind: entry for kind, entry in found.items() if kind in DATA_KINDS}
 
 
-def _compare(reading: _Reading, version: Version) -> None:
+def _compare(reading: _VerifyState, version: Version) -> None:
     """Compare what was read with the latest version."""
     snapshot = Snapshot.of(reading.leaves)
     difference = compare_snapshots(version.snapshot, snapshot)
@@ -292,7 +292,7 @@ def _takedowns_without_version(dataset: Location) -> Iterator[str]:
         )
 
 
-def _check_summaries(reading: _Reading, held: Sequence[ListedCommit]) -> None:
+def _check_summaries(reading: _VerifyState, held: Sequence[ListedCommit]) -> None:
     """Compare saved sums with those of the commits that were read."""
     folder = reading.dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}

@@ -33,10 +33,10 @@ from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
 from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.quality.view.findings import AuditFindings
-from segmint.pipeline.quality.view.guard import Access, Guard
-from segmint.pipeline.quality.view.images import Pictures, Thumbnails
+from segmint.pipeline.quality.view.guard import SessionKeys, ViewerGuard
+from segmint.pipeline.quality.view.images import JpegSource, Thumbnails
 from segmint.pipeline.quality.view.index import PAGE, Filters, ImageIndex, parse_filters
-from segmint.pipeline.serving.images import Place, UnknownImageError
+from segmint.pipeline.serving.images import ImageAddress, UnknownImageError
 from segmint.pipeline.serving.responses import (
     PROBLEMS,
     image_of,
@@ -57,7 +57,7 @@ class Viewer:
     name: str
     tables: DatasetTables
     index: ImageIndex
-    pictures: Pictures
+    pictures: JpegSource
     findings: AuditFindings
     decoder: JpegDecoder
     version: VersionName | None = None  # None: data that segmint did not write
@@ -113,11 +113,11 @@ class Viewer:
         """Return the thumbnail."""
         return self.thumbnails.jpeg(self.index.place(image))
 
-    def _query(self, place: Place, view: str, sql: str) -> pa.Table:
+    def _query(self, place: ImageAddress, view: str, sql: str) -> pa.Table:
         return self.tables.query_shard(place.shard, view, sql, [place.ordinal])
 
     @contextmanager
-    def _place(self, image: int) -> Iterator[Place]:
+    def _place(self, image: int) -> Iterator[ImageAddress]:
         """Return the place of an image whose shard is the one that the viewer opened, to read its tables.
 
         Where they cannot be read, as the shard was replaced since the last look, that is what is raised.
@@ -136,7 +136,7 @@ def _only_id(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**dict.fromkeys(row), "id": row["id"], "findings": 0}
 
 
-def make_app(viewer: Viewer, access: Access) -> Starlette:
+def make_app(viewer: Viewer, access: SessionKeys) -> Starlette:
     """Return the application of a viewer that serves the browsers that `access` lets in."""
     routes = [
         *page_routes(ASSETS / "index.html"),
@@ -152,7 +152,7 @@ def make_app(viewer: Viewer, access: Access) -> Starlette:
         Route("/images/{image}.jpg", lambda request: jpeg_response(viewer.jpeg(image_of(request)))),
         Route("/thumbnails/{image}.jpg", lambda request: jpeg_response(viewer.thumbnail(image_of(request)))),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(Guard, access=access)], exception_handlers=PROBLEMS)
+    return Starlette(routes=routes, middleware=[Middleware(ViewerGuard, access=access)], exception_handlers=PROBLEMS)
 
 
 def _asked(request: Request) -> tuple[Filters, int | None]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from segmint.catalogs.findings import Finding
-from segmint.pipeline.quality.audit.answer import AuditReport, Privacy
+from segmint.pipeline.quality.audit.result import AuditReport, PrivacyResult
 from segmint.pipeline.quality.statistics.values import Statistics
 
 Box = tuple[float, float, float, float]
@@ -48,7 +48,7 @@ def _finding(image: int, finding: Finding) -> ImageFinding:
     return ImageFinding(image, str(finding.code), text, finding.mask)
 
 
-def _regions(privacy: Privacy) -> Iterator[ImageFinding]:
+def _regions(privacy: PrivacyResult) -> Iterator[ImageFinding]:
     for region in privacy.found:
         text = f"a {region.kind} found by {region.detector} at score {region.score:.2f}"
         yield ImageFinding(region.id, f"{region.kind}_found", text, box=(region.x, region.y, region.w, region.h))

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
-from segmint.pipeline.serving.door import KEY, Door, same_secret
+from segmint.pipeline.serving.door import KEY, HeadersMiddleware, same_secret
 
 _SPENT = """\
 <!doctype html>
@@ -27,7 +27,7 @@ _SPENT = """\
 """
 
 
-class Access:
+class SessionKeys:
     """The one-time keys and the sessions of a viewer that listens on `port`. Thread-safe.
 
     Keys and sessions cannot be guessed: 256 random bits. One key at most is waiting for its use.
@@ -61,10 +61,10 @@ class Access:
             return any(same_secret(session, known) for known in self._sessions)
 
 
-class Guard(Door):
+class ViewerGuard(HeadersMiddleware):
     """The door of a viewer: refuses requests by the rules above."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, access: SessionKeys) -> None:
         port = access.port
         super().__init__(app, f"segmint-view-{port}", _SPENT)
         self._access = access

@@ -17,7 +17,7 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.operators.decoding import JpegDecoder, UndecodableError
-from segmint.pipeline.serving.images import NoPictureError, Place
+from segmint.pipeline.serving.images import ImageAddress, NoImageError
 from segmint.pipeline.serving.tars import TarIndex, index_tar
 
 THUMBNAIL_SIDE = 480
@@ -35,14 +35,14 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class ShardChangedError(NoPictureError):
+class ShardChangedError(NoImageError):
     """The image's shard was replaced since the viewer was opened: nothing of it is shown."""
 
 
-class Pictures(Protocol):
+class JpegSource(Protocol):
     """The source of a dataset's JPEGs."""
 
-    def check(self, place: Place, *, anew: bool = False) -> None:
+    def check(self, place: ImageAddress, *, anew: bool = False) -> None:
         """Raise `ShardChangedError` if an image's shard is another one than when the viewer was opened.
 
         `anew`: look at the store, however short ago the last look was.
@@ -51,11 +51,11 @@ class Pictures(Protocol):
     def changed(self, shards: Iterable[int]) -> set[int]:
         """Return those of the shards for whose images `check` raises."""
 
-    def jpeg(self, place: Place) -> bytes:
-        """Return the bytes of an image's JPEG; raises `NoPictureError` if there is none."""
+    def jpeg(self, place: ImageAddress) -> bytes:
+        """Return the bytes of an image's JPEG; raises `NoImageError` if there is none."""
 
 
-class Recent(Generic[K, V]):
+class WeightedCache(Generic[K, V]):
     """A cache of the most recently used values, by key, up to a total weight. Thread-safe."""
 
     def __init__(self, limit: int, weigh: Callable[[V], int]) -> None:
@@ -94,7 +94,7 @@ class Recent(Generic[K, V]):
                 self._weight -= self._weigh(self._values.pop(key))
 
 
-class ShardPictures:
+class ShardImages:
     """The JPEGs of a segmint dataset, read by ranges from the tars that its commits named when it was opened.
 
     `generations` are those of its shards then; default: those that are committed now.
@@ -107,9 +107,9 @@ class ShardPictures:
         self._changed: set[int] = set()  # shards, for good
         self._log = CommitLog(dataset)
         self._generations = self._log.committed() if generations is None else generations
-        self._indexes: Recent[int, TarIndex] = Recent(_INDEXES, lambda _: 1)
+        self._indexes: WeightedCache[int, TarIndex] = WeightedCache(_INDEXES, lambda _: 1)
 
-    def check(self, place: Place, *, anew: bool = False) -> None:
+    def check(self, place: ImageAddress, *, anew: bool = False) -> None:
         """Raise `ShardChangedError` if an image's shard has another generation, or none, since this was opened.
 
         One listing of the store for each shard, which holds for `look_s` seconds, or until a look `anew`.
@@ -139,10 +139,10 @@ class ShardPictures:
         self._changed.add(shard)
         return True
 
-    def jpeg(self, place: Place) -> bytes:
+    def jpeg(self, place: ImageAddress) -> bytes:
         """Return the bytes of an image's JPEG as they are in the tar.
 
-        Raises `NoPictureError` if there is none or its shard has changed, `DamagedDatasetError` if the tar cannot be
+        Raises `NoImageError` if there is none or its shard has changed, `DamagedDatasetError` if the tar cannot be
         read.
         """
         self.check(place)
@@ -150,12 +150,12 @@ class ShardPictures:
         try:
             data = self._indexes.get(place.shard, lambda: self._index(place.shard)).read(name)
         except NotFoundError as error:
-            raise NoPictureError(
+            raise NoImageError(
                 f"shard {place.shard} has changed since this viewer was started, or its tar is lost: "
                 f"restart the viewer; {error}"
             ) from error
         if data is None:
-            raise NoPictureError(
+            raise NoImageError(
                 f"{name} is not in the tar of shard {place.shard}: the dataset may have only annotations"
             )
         return data
@@ -168,39 +168,39 @@ class ShardPictures:
         return index_tar(self._dataset, commit)
 
 
-class ForeignPictures:
+class ForeignImages:
     """The JPEGs of data that segmint did not write, loose or in tars."""
 
     def __init__(self, tables: DatasetTables) -> None:
         self._tables = tables
 
-    def check(self, place: Place, *, anew: bool = False) -> None:
+    def check(self, place: ImageAddress, *, anew: bool = False) -> None:
         """Nothing is known of changes of such data."""
 
     def changed(self, shards: Iterable[int]) -> set[int]:
         """Nothing is known of changes of such data."""
         return set()
 
-    def jpeg(self, place: Place) -> bytes:
-        """Return the bytes of an image's JPEG as they are; raises `NoPictureError` if there is none."""
+    def jpeg(self, place: ImageAddress) -> bytes:
+        """Return the bytes of an image's JPEG as they are; raises `NoImageError` if there is none."""
         data = read_jpeg(self._tables, place.ordinal)
         if data is None:
-            raise NoPictureError(f"there is no JPEG next to the annotations of image {place.id}")
+            raise NoImageError(f"there is no JPEG next to the annotations of image {place.id}")
         return data
 
 
 class Thumbnails:
     """Thumbnails of a dataset's images, made by `decoder`; the last ones are cached, up to 64 MiB."""
 
-    def __init__(self, pictures: Pictures, decoder: JpegDecoder) -> None:
+    def __init__(self, pictures: JpegSource, decoder: JpegDecoder) -> None:
         self._pictures = pictures
         self._decoder = decoder
-        self._recent: Recent[Place, bytes] = Recent(_THUMBNAIL_BYTES, len)
+        self._recent: WeightedCache[ImageAddress, bytes] = WeightedCache(_THUMBNAIL_BYTES, len)
 
-    def jpeg(self, place: Place) -> bytes:
+    def jpeg(self, place: ImageAddress) -> bytes:
         """Return an image's thumbnail as JPEG.
 
-        Raises `NoPictureError` if it has no picture that can be decoded, or its shard has changed: then all thumbnails
+        Raises `NoImageError` if it has no picture that can be decoded, or its shard has changed: then all thumbnails
         of the shard are forgotten.
         """
         try:
@@ -212,11 +212,11 @@ class Thumbnails:
             raise
         return made
 
-    def _make(self, place: Place) -> bytes:
+    def _make(self, place: ImageAddress) -> bytes:
         try:
             return self._decoder.run(thumbnail, self._pictures.jpeg(place))
         except UndecodableError as error:
-            raise NoPictureError(f"this picture cannot be decoded: {error}") from error
+            raise NoImageError(f"this picture cannot be decoded: {error}") from error
 
 
 def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:

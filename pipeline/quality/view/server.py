@@ -11,13 +11,13 @@ from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.storage.location import Location
 from segmint.operators.decoding import JpegDecoder
-from segmint.pipeline.quality.audit.answer_json import read_audit
+from segmint.pipeline.quality.audit.result_json import read_audit
 from segmint.pipeline.quality.audit.versions import check_same_version
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.quality.view.app import Viewer, make_app
 from segmint.pipeline.quality.view.findings import AuditFindings, findings_of
-from segmint.pipeline.quality.view.guard import Access
-from segmint.pipeline.quality.view.images import ForeignPictures, Pictures, ShardPictures
+from segmint.pipeline.quality.view.guard import SessionKeys
+from segmint.pipeline.quality.view.images import ForeignImages, JpegSource, ShardImages
 from segmint.pipeline.quality.view.index import ImageIndex
 from segmint.pipeline.serving.server import listen, run_app
 
@@ -51,12 +51,12 @@ def serve(viewer: Viewer, port: int, *, open_browser: bool, on_ready: Callable[[
     Port 0 takes a free one. Raises `UsageError` if the port is taken.
     """
     with closing(listen(port)) as listener:
-        access = Access(listener.getsockname()[1])
+        access = SessionKeys(listener.getsockname()[1])
         address = access.address()
         app = make_app(viewer, access)
         on_ready(address)
         run_app(app, listener, address if open_browser else None)
 
 
-def _pictures(tables: DatasetTables, generations: Mapping[int, int]) -> Pictures:
-    return ShardPictures(tables.location, generations) if tables.kind == "segmint" else ForeignPictures(tables)
+def _pictures(tables: DatasetTables, generations: Mapping[int, int]) -> JpegSource:
+    return ShardImages(tables.location, generations) if tables.kind == "segmint" else ForeignImages(tables)

@@ -6,12 +6,12 @@ import pytest
 
 from benchmarks.building import scale
 from benchmarks.building.scale import largest, rise, summary, thinned
-from benchmarks.processes import Traced
+from benchmarks.processes import TracedProcess
 
 
-def traced(start: float, sizes: list[float], shared: float = 10.0, role: str = "worker") -> Traced:
+def traced(start: float, sizes: list[float], shared: float = 10.0, role: str = "worker") -> TracedProcess:
     times = [start + 5 * index for index in range(len(sizes))]
-    return Traced(role, times, [size + shared for size in sizes], sizes, cpu_s=2.0)
+    return TracedProcess(role, times, [size + shared for size in sizes], sizes, cpu_s=2.0)
 
 
 def test_growth_counts_from_the_middle_of_a_life() -> None:

@@ -12,9 +12,9 @@ from tests.support.planting import ShardEdit
 
 
 @pytest.fixture
-def large(minted: Path, tmp_path: Path) -> Path:
+def large(small_dataset: Path, tmp_path: Path) -> Path:
     """A dataset of 20 images with 30 masks each, in two shards."""
-    made = LargeDataset(minted, tmp_path / "large", images=20, masks=30, images_per_shard=10)
+    made = LargeDataset(small_dataset, tmp_path / "large", images=20, masks=30, images_per_shard=10)
     made.begin()
     made.commit(0, 2)
     return made.folder

@@ -12,8 +12,8 @@ from tests.support.locations import location_of
 
 
 @pytest.mark.long
-def test_rows_are_repeated_and_renumbered_and_the_audit_finds_nothing(minted: Path, tmp_path: Path) -> None:
-    made = LargeDataset(minted, tmp_path / "large", images=25, masks=30, images_per_shard=10)
+def test_rows_are_repeated_and_renumbered_and_the_audit_finds_nothing(small_dataset: Path, tmp_path: Path) -> None:
+    made = LargeDataset(small_dataset, tmp_path / "large", images=25, masks=30, images_per_shard=10)
     made.begin()
     made.commit(0, 1)
     report = audit_dataset(location_of(made.folder), AuditOptions())
@@ -28,7 +28,7 @@ def test_rows_are_repeated_and_renumbered_and_the_audit_finds_nothing(minted: Pa
     assert checked.masks_decoded == 750
     assert len(open_dataset(str(made.folder))) == 25
 
-    with open_tables(location_of(made.folder)) as tables, open_tables(location_of(minted)) as source:
+    with open_tables(location_of(made.folder)) as tables, open_tables(location_of(small_dataset)) as source:
         numbers = tables.query("SELECT ordinal, id, count(*) AS n FROM images GROUP BY ALL ORDER BY ALL").to_pylist()
         assert numbers == [{"ordinal": i, "id": i + 1, "n": 1} for i in range(25)]
         masks = tables.query("SELECT count(DISTINCT annotation_id) AS n, min(shard) AS a, max(shard) AS b FROM masks")

@@ -4,18 +4,18 @@ import numpy as np
 
 from benchmarks.evaluation.reference_steps import alone, differs
 from segmint.model.automatic.boxes import box_of
-from segmint.model.automatic.candidates import Candidates, Patch
+from segmint.model.automatic.candidates import CandidateMasks, MaskPatch
 from segmint.model.automatic.cleanup import clean_patch
 
 SIZE = (60, 80)
 
 
-def candidates(*boxes: tuple[int, int, int, int]) -> Candidates:
+def candidates(*boxes: tuple[int, int, int, int]) -> CandidateMasks:
     count = len(boxes)
     table = np.array(boxes, np.int64).reshape(-1, 4)
-    patches = tuple(Patch.pack(np.ones(SIZE, bool), box) for box in boxes)
+    patches = tuple(MaskPatch.pack(np.ones(SIZE, bool), box) for box in boxes)
     scores = np.ones(count, np.float32)
-    return Candidates(scores, scores, np.zeros((count, 2)), table, np.zeros_like(table), patches)
+    return CandidateMasks(scores, scores, np.zeros((count, 2)), table, np.zeros_like(table), patches)
 
 
 def test_masks_alone_have_a_box_unlike_all_others() -> None:
@@ -31,5 +31,5 @@ def test_the_order_of_clean_up_decides_on_a_speck_in_a_hole() -> None:
     ring[20:30, 20:32] = False  # 120 pixels: no small hole
     for speck, different in ((False, False), (True, True)):
         ring[23:28, 23:29] = speck  # 30 pixels, which leave a hole of 90
-        patch = Patch.pack(ring, box_of(ring))
+        patch = MaskPatch.pack(ring, box_of(ring))
         assert differs(patch, clean_patch(patch, SIZE, 100, False).patch, SIZE, 100) is different

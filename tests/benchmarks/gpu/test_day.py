@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import day, machine
-from benchmarks.gpu.run import Run
+from benchmarks.gpu.run import PartRun
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -71,7 +71,7 @@ def test_what_a_machine_lacks_is_named_with_what_helps(
 def test_a_cuda_test_that_fails_ends_the_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def failing(run: Run, folder: Path) -> dict[str, Any]:
+    def failing(run: PartRun, folder: Path) -> dict[str, Any]:
         raise machine.TestsFailedError("pytest -m cuda ended with 1")
 
     monkeypatch.setattr(machine, "measure_tests", failing)

@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu.run import FULL, NotMeasuredError, Run, timed
+from benchmarks.gpu.run import FULL, NotMeasuredError, PartRun, timed
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(torch.device("cpu"), FULL, tmp_path / "part.json", 100.0, {"part": 3})
+def run(tmp_path: Path) -> PartRun:
+    return PartRun(torch.device("cpu"), FULL, tmp_path / "part.json", 100.0, {"part": 3})
 
 
-def test_an_error_is_recorded_and_the_next_measurement_follows(run: Run) -> None:
-    def fails(run: Run) -> dict[str, Any]:
+def test_an_error_is_recorded_and_the_next_measurement_follows(run: PartRun) -> None:
+    def fails(run: PartRun) -> dict[str, Any]:
         raise AssertionError("a wrong shape")
 
-    def unable(run: Run) -> dict[str, Any]:
+    def unable(run: PartRun) -> dict[str, Any]:
         raise NotMeasuredError("not on a CPU")
 
     run.measure("first", fails)
@@ -34,12 +34,12 @@ def test_an_error_is_recorded_and_the_next_measurement_follows(run: Run) -> None
     assert run.failures() == ["first"]
 
 
-def test_what_would_overrun_is_skipped_by_what_its_kind_took(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_overrun_is_skipped_by_what_its_kind_took(run: PartRun, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("benchmarks.gpu.run.time.monotonic", lambda: now[0])
     run._started = 0.0
 
-    def slow(run: Run) -> dict[str, Any]:
+    def slow(run: PartRun) -> dict[str, Any]:
         now[0] += 60
         return {"done": True}
 
@@ -51,8 +51,8 @@ def test_what_would_overrun_is_skipped_by_what_its_kind_took(run: Run, monkeypat
     assert run.measure("fourth", lambda run: {}, needs_s=5)["skipped"]
 
 
-def test_a_process_that_is_ended_leaves_what_it_was_at(run: Run) -> None:
-    def killed(run: Run) -> dict[str, Any]:
+def test_a_process_that_is_ended_leaves_what_it_was_at(run: PartRun) -> None:
+    def killed(run: PartRun) -> dict[str, Any]:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -60,7 +60,7 @@ def test_a_process_that_is_ended_leaves_what_it_was_at(run: Run) -> None:
     assert json.loads(run.output.read_text())["measurements"] == {"first": {"running": True}}
 
 
-def test_samples_end_with_the_budget(run: Run) -> None:
+def test_samples_end_with_the_budget(run: PartRun) -> None:
     calls: list[int] = []
     run.budget_s = 0.0
     found = timed(run, lambda: calls.append(1))

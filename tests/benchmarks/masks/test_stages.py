@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.masks.stages import NETWORK, STAGES, Clock, resized, timed_stages
+from benchmarks.masks.stages import NETWORK, STAGES, StageClock, resized, timed_stages
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.load import load_sam
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_a_stage_within_another_counts_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 1.0, 4.0, 4.5, 10.0, 12.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(now))
-    clock = Clock()
+    clock = StageClock()
     inner = clock.timing("suppression", lambda: "inner")
     outer = clock.timing("clean-up", lambda: inner())
     assert outer() == "inner"

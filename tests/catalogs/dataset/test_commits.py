@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.commits import Claim, Commit, CommitLog, FileEntry, look_at_shard
+from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, Reservation, read_shard_state
 from segmint.catalogs.layout import DamagedDatasetError, data_path
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -66,7 +66,7 @@ def check_log(dataset: Location) -> None:
 
     assert list(log.committed().items()) == [(0, 10), (2, 1), (1_000_000, 1)]
     assert log.generations()[0] == [1, 2, 10]
-    assert [commit.key for commit in log.held()] == [(0, 10), (2, 1), (1_000_000, 1)]
+    assert [commit.key for commit in log.latest_commits()] == [(0, 10), (2, 1), (1_000_000, 1)]
     assert log.put(commit_of(100_099))  # its name begins as that of shard 1,000,000
     for shards, expected in ((1_000_001, [0, 0, 0, 2, 100_099, 1_000_000]), (2, [0, 0, 0]), (0, [])):
         assert [commit.shard for commit in log.listed(shards)] == expected
@@ -109,7 +109,7 @@ def test_a_commit_that_is_replaced_between_listing_and_reading_is_read_in_its_ne
     for shard in range(3):
         log.put(commit_of(shard))
 
-    class Replaced(CommitLog):
+    class ReplacedLog(CommitLog):
         """Another process replaces shard 1 twice after this one has listed the commits."""
 
         def committed(self) -> dict[int, int]:
@@ -127,7 +127,7 @@ def test_a_commit_that_is_replaced_between_listing_and_reading_is_read_in_its_ne
                 log.put(commit_of(1, generation + 1))
                 log.location(1, generation).delete()
 
-    replaced = Replaced(location_of(tmp_path))
+    replaced = ReplacedLog(location_of(tmp_path))
     assert [(commit.shard, commit.generation) for commit in replaced.read_all()] == [(0, 1), (1, 3), (2, 1)]
     log.location(1, 3).delete()
     assert [commit.shard for commit in log.read_all()] == [0, 2]
@@ -135,7 +135,7 @@ def test_a_commit_that_is_replaced_between_listing_and_reading_is_read_in_its_ne
 
 @pytest.mark.parametrize("data", [b"{}", b'{"paths":[[]]}', b'{"paths":"shards/x"}', b'{"paths":' + b"[" * 100_000])
 def test_another_file_among_the_claims_is_named(tmp_path: Path, data: bytes) -> None:
-    claim = Claim(1, 2, ()).location(location_of(tmp_path))
-    claim.put(data)
-    with pytest.raises(DamagedDatasetError, match=claim.name):
-        look_at_shard(location_of(tmp_path), 1)
+    reservation = Reservation(1, 2, ()).location(location_of(tmp_path))
+    reservation.put(data)
+    with pytest.raises(DamagedDatasetError, match=reservation.name):
+        read_shard_state(location_of(tmp_path), 1)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from segmint.catalogs.dataset.foreign import PAIRS_IN_SHARD, LooseFile, Pair, find_shards, kind_of
+from segmint.catalogs.dataset.foreign import PAIRS_IN_SHARD, FilePair, LooseFile, find_shards, kind_of
 from tests.support.locations import location_of
 
 
@@ -17,7 +17,7 @@ def test_pairs_are_found_by_their_names(tmp_path: Path) -> None:
     shards = list(find_shards(location_of(tmp_path)))
     assert [(shard.shard, shard.tar) for shard in shards] == [(0, None)]
     assert sorted(pair.stem for pair in shards[0].pairs) == ["b/x", "b/x.y", "sa_1", "sa_10"]
-    assert shards[0].pairs[-1] == Pair("b/x", LooseFile("b/x.jpg", 2), None), "what has no other half comes last"
+    assert shards[0].pairs[-1] == FilePair("b/x", LooseFile("b/x.jpg", 2), None), "what has no other half comes last"
 
 
 def test_a_tar_is_a_shard_and_loose_pairs_are_cut(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segmint.catalogs.dataset.growth import CatalogGrowth, Change, compare_catalog
-from segmint.catalogs.dataset.tombstones import TakenImage
+from segmint.catalogs.dataset.growth import CatalogGrowth, ColumnChange, compare_catalog
+from segmint.catalogs.dataset.tombstones import RemovedImage
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.rows import read_rows
 from segmint.catalogs.source.scan import write_catalog
@@ -73,7 +73,7 @@ def test_parts_with_and_without_an_added_column_are_compared_alike(tmp_path: Pat
     growth = compare(tmp_path, *catalogs, [row("b", opt_out=True), row("a"), row("c")])
     assert (growth.keeps_all, growth.new.rows) == (True, 1)
     changed = compare(tmp_path, *catalogs, [row("a", opt_out=True), row("b")]).changed
-    assert changed == {"opt_out": Change(2, "a", "", "true")}
+    assert changed == {"opt_out": ColumnChange(2, "a", "", "true")}
 
 
 def test_what_is_gone_is_counted_and_the_first_named(tmp_path: Path) -> None:
@@ -102,14 +102,14 @@ def test_what_changed_is_named_by_column(
         pinned[2]["uri"] = changed[0]["uri"]
     growth = compare(tmp_path, pinned, changed)
     rows = 1 if column == "uri" else 2
-    assert growth.changed == {column: Change(rows, "b", *told)}
+    assert growth.changed == {column: ColumnChange(rows, "b", *told)}
     assert growth.gone == 0
 
 
 def test_a_duplicate_that_is_gone_is_a_change(tmp_path: Path) -> None:
     """Both rows of an id were pinned, and one of them is gone."""
     growth = compare(tmp_path, [row("a"), row("a", uri="other.jpg")], [row("a"), row("b")])
-    assert growth.changed == {"uri": Change(1, "a", "other.jpg", "a.jpg")}
+    assert growth.changed == {"uri": ColumnChange(1, "a", "other.jpg", "a.jpg")}
 
 
 ids = st.lists(st.sampled_from(["a", "b", "é", "e\u0301", "1", "01", "A"]), max_size=12)
@@ -125,7 +125,7 @@ def test_it_is_what_sets_would_say(tmp_path: Path, pinned: list[str], now: list[
 
 
 def test_rows_of_what_was_taken_down_are_not_new_whatever_names_them(tmp_path: Path) -> None:
-    image = TakenImage(ordinal=0, id=1, image_id="a", uri="a.jpg", sha256="AB" * 32)
+    image = RemovedImage(ordinal=0, id=1, image_id="a", uri="a.jpg", sha256="AB" * 32)
     fresh = [
         row("a", uri="other.jpg"),
         row("p", uri="./a.jpg"),

@@ -9,7 +9,7 @@ import pytest
 from segmint.catalogs.dataset.manifest import (
     CatalogPart,
     DatasetManifest,
-    Weights,
+    ModelWeights,
     load_latest_manifest,
     load_manifest,
     manifest_generations,
@@ -40,7 +40,7 @@ def manifest(*parts: tuple[int, int]) -> DatasetManifest:
         config_sha256=config_sha256({"images_per_shard": 100}),
         numerics={"device": "cpu", "threads": 2},
         code_version="0.3.0",
-        weights=Weights(name="mobile_sam", sha256=DIGEST),
+        weights=ModelWeights(name="mobile_sam", sha256=DIGEST),
         catalog=tuple(
             CatalogPart(
                 path=f"catalog/part-{i}.parquet", rows=rows, sha256=DIGEST, source_sha256=DIGEST, first_shard=first

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, Weights
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
 from segmint.catalogs.dataset.selection import number_of, read_ids, same_request, select_rows, with_copies
-from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.source.normalize import normalize
 from segmint.infra.errors import UsageError
@@ -43,7 +43,7 @@ def manifest(tmp_path: Path) -> DatasetManifest:
         config_sha256="",
         numerics={},
         code_version="0",
-        weights=Weights(name="", sha256=""),
+        weights=ModelWeights(name="", sha256=""),
         catalog=(part,),
         images_per_shard=4,
         policy_date=date(2026, 1, 1),
@@ -51,7 +51,7 @@ def manifest(tmp_path: Path) -> DatasetManifest:
 
 
 def selected(folder: Path, manifest: DatasetManifest, *ids: str) -> list[int]:
-    return sorted(select_rows(location_of(folder), manifest, Asked(ids=ids)).rows)
+    return sorted(select_rows(location_of(folder), manifest, TakedownRequest(ids=ids)).rows)
 
 
 def test_names_numbers_licenses_and_providers(tmp_path: Path, manifest: DatasetManifest) -> None:
@@ -59,8 +59,8 @@ def test_names_numbers_licenses_and_providers(tmp_path: Path, manifest: DatasetM
     assert selected(tmp_path, manifest, "5", "sa_6") == [4, 5]
     assert selected(tmp_path, manifest, "a") == [0, 2]
     assert selected(tmp_path, manifest, "8") == [7]  # the image_id of image 8
-    by_license = select_rows(location_of(tmp_path), manifest, Asked(license="L1"))
-    by_provider = select_rows(location_of(tmp_path), manifest, Asked(provider="P"))
+    by_license = select_rows(location_of(tmp_path), manifest, TakedownRequest(license="L1"))
+    by_provider = select_rows(location_of(tmp_path), manifest, TakedownRequest(provider="P"))
     assert list(by_license.rows) == list(by_provider.rows) == [0]
 
 
@@ -77,13 +77,13 @@ def test_a_license_is_found_in_any_spelling_of_its_identifier(tmp_path: Path, ma
         ("Own", [6]),
         ("own", []),
     ):
-        assert sorted(select_rows(location_of(tmp_path), manifest, Asked(license=asked)).rows) == ordinals
-    assert same_request(Asked(license="cc-by-4.0"), Asked(license="CC-BY-4.0"))
-    assert not same_request(Asked(license="CC-BY-4.0"), Asked(provider="CC-BY-4.0"))
+        assert sorted(select_rows(location_of(tmp_path), manifest, TakedownRequest(license=asked)).rows) == ordinals
+    assert same_request(TakedownRequest(license="cc-by-4.0"), TakedownRequest(license="CC-BY-4.0"))
+    assert not same_request(TakedownRequest(license="CC-BY-4.0"), TakedownRequest(provider="CC-BY-4.0"))
 
 
 def test_unknown_and_ambiguous_names_are_reported(tmp_path: Path, manifest: DatasetManifest) -> None:
-    found = select_rows(location_of(tmp_path), manifest, Asked(ids=("zz", "9", "sa_0", "2", "b")))
+    found = select_rows(location_of(tmp_path), manifest, TakedownRequest(ids=("zz", "9", "sa_0", "2", "b")))
     assert found.unknown == ["zz", "9", "sa_0"]
     assert list(found.ambiguous) == ["2"]
     assert "image_id of image 7 (write sa_7)" in found.ambiguous["2"]
@@ -93,7 +93,7 @@ def test_unknown_and_ambiguous_names_are_reported(tmp_path: Path, manifest: Data
 
 def test_copies_by_name_uri_and_bytes_and_theirs(tmp_path: Path, manifest: DatasetManifest) -> None:
     def copies(*ids: str) -> dict[int, str | None]:
-        rows = select_rows(location_of(tmp_path), manifest, Asked(ids=ids)).rows
+        rows = select_rows(location_of(tmp_path), manifest, TakedownRequest(ids=ids)).rows
         found = with_copies(location_of(tmp_path), manifest, rows, ["images.parquet"])
         return {ordinal: image.sha256 for ordinal, image in found.items()}
 
@@ -118,14 +118,14 @@ def test_a_uri_is_the_same_in_every_form(tmp_path: Path, manifest: DatasetManife
         ("i5", [4, 5], [0, 1, 4, 5]),
         ("i6", [6], [6]),
     ):
-        rows_named = select_rows(location_of(tmp_path), manifest, Asked(ids=(name,))).rows
+        rows_named = select_rows(location_of(tmp_path), manifest, TakedownRequest(ids=(name,))).rows
         assert list(with_copies(location_of(tmp_path), manifest, rows_named, ["images.parquet"])) == alone
         known = with_copies(location_of(tmp_path), manifest, rows_named, ["images.parquet"], source.uri)
         assert list(known) == by_catalog
 
 
 def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, manifest: DatasetManifest) -> None:
-    rows = select_rows(location_of(tmp_path), manifest, Asked(ids=("b",))).rows
+    rows = select_rows(location_of(tmp_path), manifest, TakedownRequest(ids=("b",))).rows
     (tmp_path / "images.parquet").write_bytes(b"x")
     with pytest.raises(DamagedDatasetError, match=r"images\.parquet cannot be read"):
         with_copies(location_of(tmp_path), manifest, rows, ["images.parquet"])

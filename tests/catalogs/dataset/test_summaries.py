@@ -8,7 +8,7 @@ import pytest
 
 from segmint.catalogs.dataset import summaries
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.summaries import NOTHING, save_full_blocks, sum_commits, sum_listed
+from segmint.catalogs.dataset.summaries import NOTHING, save_full_blocks, sum_commits, sum_listing
 from segmint.catalogs.dataset.versions import digest
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.infra.errors import UsageError
@@ -91,15 +91,15 @@ def test_a_build_saves_full_blocks_as_it_goes(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
     location = location_of(tmp_path / "dataset")
     write_dataset(location, shards=1)
-    save_full_blocks(location, CommitLog(location).held())
+    save_full_blocks(location, CommitLog(location).latest_commits())
     assert not (tmp_path / "dataset/summaries").exists()
     write_dataset(location, shards=5)
-    save_full_blocks(location, CommitLog(location).held())
+    save_full_blocks(location, CommitLog(location).latest_commits())
     assert [path.name[:7] for path in sorted((tmp_path / "dataset/summaries").iterdir())] == ["000000-", "000002-"]
     (tmp_path / "dataset/commits/000001.g1.json").write_bytes(b"junk")
     for path in (tmp_path / "dataset/summaries").iterdir():
         path.unlink()
-    save_full_blocks(location, CommitLog(location).held())  # what is damaged is for the end of the run
+    save_full_blocks(location, CommitLog(location).latest_commits())  # what is damaged is for the end of the run
 
 
 def test_a_dataset_that_is_begun_again_does_not_get_the_old_sums(
@@ -141,7 +141,7 @@ def test_sums_that_cannot_be_saved_stop_nothing(
         put(self, data)
 
     monkeypatch.setattr(Location, "put", refused)
-    held = CommitLog(location).held()
+    held = CommitLog(location).latest_commits()
     assert sum_commits(location).shards == 4
     save_full_blocks(location, held)
     assert len(tried) == 2, "one try each"
@@ -163,11 +163,11 @@ def test_a_commit_that_is_replaced_after_the_listing_is_counted_as_the_newer_one
     monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
     location = location_of(tmp_path / "dataset")
     write_dataset(location, shards=3)
-    held = CommitLog(location).held()
+    held = CommitLog(location).latest_commits()
     for shard in (1, 2):
         write_generation(location, shard=shard, generation=2, refuse=3)
         CommitLog(location).location(shard, 1).delete()
-    sums = sum_listed(location, held)
+    sums = sum_listing(location, held)
     assert (sums.shards, sums.counts["rows"], sums.counts["images"]) == (3, 9, 2)
     assert not (tmp_path / "dataset/summaries").exists(), "a thousand that changed meanwhile is not saved"
     assert sum_commits(location) == sums
@@ -177,7 +177,7 @@ def test_many_commits_to_be_read_are_announced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
-    monkeypatch.setattr(summaries, "TOLD_FROM", 3)
+    monkeypatch.setattr(summaries, "PROGRESS_FROM", 3)
     location = location_of(tmp_path / "dataset")
     write_dataset(location, shards=4)
     sum_commits(location)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.commits import Claim, CommitLog
+from segmint.catalogs.dataset.commits import CommitLog, Reservation
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.layout import DamagedDatasetError, data_path, part_path
@@ -31,12 +31,12 @@ def test_files_are_old_by_the_store_s_clock(dataset: str, monkeypatch: pytest.Mo
     """This machine's may be days ahead: a file of a writer at work must not look old."""
     unnamed = put(dataset, data_path("shards", 1, "0" * 64))
 
-    class Ahead(datetime):
+    class FastClock(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> datetime:
             return datetime.now(tz) + timedelta(days=30)
 
-    monkeypatch.setattr("segmint.catalogs.dataset.sweep.datetime", Ahead)
+    monkeypatch.setattr("segmint.catalogs.dataset.sweep.datetime", FastClock)
     assert sweep(location_of(dataset)) == []
     old = datetime.now(UTC).timestamp() - 2 * 86_400
     os.utime(f"{dataset}/{unnamed}", (old, old))
@@ -48,11 +48,11 @@ def test_what_a_writer_claims_stays_until_its_generation_is_committed(dataset: s
     location = location_of(dataset)
     paths = [put(dataset, data_path(kind, 1, "0" * 64)) for kind in ("shards", "masks")]
     for generation, gone in ((2, []), (1, sorted(paths))):
-        claim = Claim(1, generation, tuple(paths))
-        claim.location(location).put(claim.to_json())
+        reservation = Reservation(1, generation, tuple(paths))
+        reservation.location(location).put(reservation.to_json())
         assert sweep(location, now=LATER) == gone
-        assert claim.location(location).exists()
-        claim.location(location).delete()
+        assert reservation.location(location).exists()
+        reservation.location(location).delete()
 
 
 @pytest.mark.parametrize("changed", ["sh|ards/sa_000001", "masks/sa_00000|1-", "masks/sa_000001-|"])

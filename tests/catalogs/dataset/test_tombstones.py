@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from segmint.catalogs.dataset.tombstones import (
     NO_NAMES,
-    Asked,
-    TakenImage,
-    TakenNames,
+    RemovedImage,
+    RemovedNames,
+    TakedownRequest,
     Tombstone,
     by_shard,
     put_tombstone,
     read_tombstones,
-    taken_images,
+    removed_images,
 )
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.schema import NORMALIZED
@@ -24,9 +24,9 @@ from segmint.infra.uris import plain_form
 from tests.support.locations import location_of
 
 
-def tombstone(*ordinals: int, when: str = "2026-01-01T00:00:00Z", reason: str = "asked") -> Tombstone:
-    images = tuple(TakenImage(ordinal=o, id=o + 1, image_id=f"i{o}", uri=f"{o}.jpg", sha256=None) for o in ordinals)
-    return Tombstone(asked=Asked(license="L"), reason=reason, when=when, images=images)
+def tombstone(*ordinals: int, when: str = "2026-01-01T00:00:00Z", reason: str = "request") -> Tombstone:
+    images = tuple(RemovedImage(ordinal=o, id=o + 1, image_id=f"i{o}", uri=f"{o}.jpg", sha256=None) for o in ordinals)
+    return Tombstone(request=TakedownRequest(license="L"), reason=reason, when=when, images=images)
 
 
 def test_the_same_takedown_has_one_tombstone_with_its_first_time(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_the_same_takedown_has_one_tombstone_with_its_first_time(tmp_path: Path)
 
 
 def test_ordinals_of_all_tombstones_by_shard() -> None:
-    taken = taken_images([tombstone(1, 7), tombstone(3, 7)])
+    taken = removed_images([tombstone(1, 7), tombstone(3, 7)])
     assert sorted(taken) == [1, 3, 7]
     assert by_shard(taken, 3) == {0: {1}, 1: {3}, 2: {7}}
 
@@ -66,12 +66,12 @@ def test_a_whole_column_is_compared_as_each_uri_is(uri: str) -> None:
     row = {**dict.fromkeys(NORMALIZED.names), "ordinal": 0, "id": 1, "image_id": "x", "uri": uri}
     batch = pa.RecordBatch.from_pylist([row], schema=NORMALIZED)
     for known in ("a", "/a/b.jpg", "s3://a", "a/b.jpg", "."):
-        names = TakenNames(uris=frozenset([known]))
+        names = RemovedNames(uris=frozenset([known]))
         assert names.marks(batch).to_pylist() == [names.names_source(uri)] == [plain_form(uri) == known]
 
 
 def test_rows_are_found_by_each_name() -> None:
-    names = TakenNames.of([TakenImage(ordinal=0, id=1, image_id="i", uri="./u", sha256="AB")])
+    names = RemovedNames.of([RemovedImage(ordinal=0, id=1, image_id="i", uri="./u", sha256="AB")])
     rows = [("i", "x", None), ("x", "u", None), ("x", "x", "ab"), ("x", "x", "cd"), ("u", "i", None)]
     full = [
         {**dict.fromkeys(NORMALIZED.names), "ordinal": n, "id": n, "image_id": i, "uri": u, "sha256": s}

@@ -4,7 +4,7 @@ from datetime import date
 
 from segmint.catalogs.findings import Code
 from segmint.catalogs.licenses import LicensePolicy
-from segmint.catalogs.source.check import SHOWN_URIS, Finding, Notice, Outlook, Terms
+from segmint.catalogs.source.check import SHOWN_URIS, CatalogFinding, CatalogOutlook, Notice, Terms
 
 BEGUN, TODAY = date(2026, 1, 1), date(2026, 6, 1)
 POLICY = LicensePolicy(frozenset({"CC-BY-4.0"}), require_redistributable=False, policy_date=BEGUN)
@@ -15,7 +15,7 @@ def terms(until: date | None = None, attributed: bool = True, redistributable: b
 
 
 def test_rows_are_judged_on_the_day_of_the_audit() -> None:
-    outlook = Outlook(POLICY, TODAY)
+    outlook = CatalogOutlook(POLICY, TODAY)
     for row, each in enumerate([terms(TODAY), terms(BEGUN), terms(attributed=False), terms(attributed=False)], 1):
         outlook.look(row, f"{row}.jpg", each, "NO", (), accepted=row != 4)
     assert {code: found.rows for code, found in outlook.findings.items()} == {
@@ -23,20 +23,20 @@ def test_rows_are_judged_on_the_day_of_the_audit() -> None:
         Code.MISSING_ATTRIBUTION: [3],
     }
     assert outlook.notices == {}
-    unknown = Outlook(None, TODAY)
+    unknown = CatalogOutlook(None, TODAY)
     unknown.look(1, "1.jpg", terms(BEGUN, attributed=False), "NO", (), accepted=True)
     assert list(unknown.findings) == [Code.MISSING_ATTRIBUTION]
 
 
 def test_the_same_file_counts_once_it_was_accepted() -> None:
-    outlook = Outlook(POLICY, TODAY)
+    outlook = CatalogOutlook(POLICY, TODAY)
     for row, (sources, accepted) in enumerate([((0,), False), ((0, -1), True), ((-1,), True), ((7,), True)], 1):
         outlook.look(row, f"{row}.jpg", terms(), "NO", sources, accepted=accepted)
     assert outlook.findings[Code.REPEATED_SOURCE].rows == [3]
 
 
 def test_notices_are_of_paths_redistribution_and_countries() -> None:
-    outlook = Outlook(POLICY, TODAY)
+    outlook = CatalogOutlook(POLICY, TODAY)
     rows = [("/home/ann/1.jpg", True, "NO"), ("FILE:///x/2.jpg", None, "ZZ"), ("s3://b/3.jpg", False, None)]
     for row, (uri, redistributable, country) in enumerate(rows, 1):
         outlook.look(row, uri, terms(redistributable=redistributable), country, (), accepted=True)
@@ -51,7 +51,7 @@ def test_notices_are_of_paths_redistribution_and_countries() -> None:
 
 
 def test_a_finding_counts_all_and_names_the_first() -> None:
-    found = Finding()
+    found = CatalogFinding()
     for row in range(1, 31):
         found.add(row, f"{row}.jpg")
     assert (found.count, len(found.rows), len(found.uris)) == (30, 20, SHOWN_URIS)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segmint.catalogs.source.conform import Problem
+from segmint.catalogs.source.conform import InvalidValue
 from segmint.catalogs.source.parquet_reader import read_parquet
 from segmint.catalogs.source.sampling import count_rows, read_rows_at
 from segmint.infra.errors import UsageError
@@ -76,7 +76,7 @@ def test_a_date_outside_of_the_calendar_is_named(tmp_path: Path) -> None:
         said = rf"c\.parquet, row 2, column valid_until: found the date {found}; expected a date from"
         with pytest.raises(UsageError, match=said):
             read(path)
-        problems: list[Problem] = []
+        problems: list[InvalidValue] = []
         (batch,) = read_parquet(location_of(path), problems.append)
         assert [problem.row for problem in problems] == [2]
         assert batch.column("valid_until")[1].as_py() is None

@@ -15,7 +15,7 @@ import pytest
 
 from segmint.catalogs.schema import SOURCE
 from segmint.catalogs.source import csv_reader, text_blocks
-from segmint.catalogs.source.conform import Problem
+from segmint.catalogs.source.conform import InvalidValue
 from segmint.catalogs.source.readers import read_catalog
 from segmint.catalogs.source.scan import write_catalog
 from segmint.infra.errors import UsageError
@@ -158,7 +158,7 @@ def test_every_problem_is_passed_to_the_handler(tmp_path: Path) -> None:
     rows[10]["valid_until"] = "soon"
     rows[99]["country"] = "Norway"
     path = write(tmp_path / "c.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + '{"uri": 5}\n')
-    found: list[Problem] = []
+    found: list[InvalidValue] = []
     table = read(path, on_problem=found.append)
     assert sorted((p.row, p.column) for p in found) == [
         (11, "valid_until"),

@@ -4,30 +4,30 @@ import errno
 
 import pytest
 
-from segmint.infra.storage.error_kinds import Meaning, describe, meaning
+from segmint.infra.storage.error_kinds import ErrorKind, describe, meaning
 from tests.support.store_errors import client_error
 
 
 @pytest.mark.parametrize(
     ("code", "status", "expected"),
     [
-        ("NoSuchKey", 404, Meaning.ABSENT),
-        ("NoSuchBucket", 404, Meaning.REFUSED),
-        ("AccessDenied", 403, Meaning.REFUSED),
-        ("ExpiredToken", 400, Meaning.REFUSED),
-        ("PreconditionFailed", 412, Meaning.EXISTS),
-        ("ConditionalRequestConflict", 409, Meaning.TRANSIENT),
-        ("InternalError", 500, Meaning.TRANSIENT),
-        ("SlowDown", 503, Meaning.UNAVAILABLE),
-        ("RequestTimeout", 400, Meaning.TRANSIENT),
-        ("Whatever", 502, Meaning.UNAVAILABLE),
-        ("TooManyRequests", 429, Meaning.UNAVAILABLE),
-        ("InvalidArgument", 400, Meaning.PERMANENT),
-        ("InvalidObjectState", 403, Meaning.PERMANENT),
-        ("KMS.DisabledException", 400, Meaning.REFUSED),
+        ("NoSuchKey", 404, ErrorKind.ABSENT),
+        ("NoSuchBucket", 404, ErrorKind.REFUSED),
+        ("AccessDenied", 403, ErrorKind.REFUSED),
+        ("ExpiredToken", 400, ErrorKind.REFUSED),
+        ("PreconditionFailed", 412, ErrorKind.EXISTS),
+        ("ConditionalRequestConflict", 409, ErrorKind.TRANSIENT),
+        ("InternalError", 500, ErrorKind.TRANSIENT),
+        ("SlowDown", 503, ErrorKind.UNAVAILABLE),
+        ("RequestTimeout", 400, ErrorKind.TRANSIENT),
+        ("Whatever", 502, ErrorKind.UNAVAILABLE),
+        ("TooManyRequests", 429, ErrorKind.UNAVAILABLE),
+        ("InvalidArgument", 400, ErrorKind.PERMANENT),
+        ("InvalidObjectState", 403, ErrorKind.PERMANENT),
+        ("KMS.DisabledException", 400, ErrorKind.REFUSED),
     ],
 )
-def test_meaning_of_answers_also_through_s3fs(code: str, status: int, expected: Meaning) -> None:
+def test_meaning_of_answers_also_through_s3fs(code: str, status: int, expected: ErrorKind) -> None:
     from s3fs.errors import translate_boto_error
 
     error = client_error(code, status)
@@ -45,14 +45,14 @@ def test_meaning_of_other_errors() -> None:
         SSLError,
     )
 
-    assert meaning(FileNotFoundError(errno.ENOENT, "x")) is Meaning.ABSENT
-    assert meaning(FileNotFoundError("x")) is Meaning.ABSENT
-    assert meaning(NotADirectoryError(errno.ENOTDIR, "x")) is Meaning.ABSENT
-    assert meaning(PermissionError(errno.EACCES, "x")) is Meaning.REFUSED
-    assert meaning(NoCredentialsError()) is Meaning.REFUSED
-    assert meaning(OSError(errno.ENOSPC, "x")) is Meaning.PERMANENT
-    assert meaning(OSError(errno.EIO, "x")) is Meaning.TRANSIENT
-    assert meaning(ValueError("x")) is Meaning.PERMANENT
+    assert meaning(FileNotFoundError(errno.ENOENT, "x")) is ErrorKind.ABSENT
+    assert meaning(FileNotFoundError("x")) is ErrorKind.ABSENT
+    assert meaning(NotADirectoryError(errno.ENOTDIR, "x")) is ErrorKind.ABSENT
+    assert meaning(PermissionError(errno.EACCES, "x")) is ErrorKind.REFUSED
+    assert meaning(NoCredentialsError()) is ErrorKind.REFUSED
+    assert meaning(OSError(errno.ENOSPC, "x")) is ErrorKind.PERMANENT
+    assert meaning(OSError(errno.EIO, "x")) is ErrorKind.TRANSIENT
+    assert meaning(ValueError("x")) is ErrorKind.PERMANENT
     for error in (
         ConnectionResetError(errno.ECONNRESET, "x"),
         TimeoutError(),
@@ -60,12 +60,12 @@ def test_meaning_of_other_errors() -> None:
         ReadTimeoutError(endpoint_url="http://x"),
         FlexibleChecksumError(error_msg="x"),
     ):
-        assert meaning(error) is Meaning.TRANSIENT
+        assert meaning(error) is ErrorKind.TRANSIENT
     for error in (ConnectionRefusedError(errno.ECONNREFUSED, "x"), EndpointConnectionError(endpoint_url="http://x")):
-        assert meaning(error) is Meaning.UNAVAILABLE
+        assert meaning(error) is ErrorKind.UNAVAILABLE
     untrusted = SSLError(endpoint_url="https://x", error="[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
-    assert meaning(untrusted) is Meaning.PERMANENT
-    assert meaning(SSLError(endpoint_url="https://x", error="EOF occurred")) is Meaning.TRANSIENT
+    assert meaning(untrusted) is ErrorKind.PERMANENT
+    assert meaning(SSLError(endpoint_url="https://x", error="EOF occurred")) is ErrorKind.TRANSIENT
 
 
 def test_a_cause_without_text_is_described_by_the_one_behind_it() -> None:

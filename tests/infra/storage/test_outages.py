@@ -24,11 +24,11 @@ def store() -> str:
     return f"s3://{uuid.uuid4().hex}"
 
 
-class Store:
-    """Answers after so many looks, and fails each use before that, and `stubborn` uses after it."""
+class UnsteadyStore:
+    """Answers after so many looks, and fails each use before that, and `persistent` uses after it."""
 
-    def __init__(self, looks: int, stubborn: int = 0, fault: type[StorageFaultError] = PassingFaultError) -> None:
-        self.looks, self.stubborn, self.fault = looks, stubborn, fault
+    def __init__(self, looks: int, persistent: int = 0, fault: type[StorageFaultError] = PassingFaultError) -> None:
+        self.looks, self.persistent, self.fault = looks, persistent, fault
         self.looked = self.used = 0
         self._lock = threading.Lock()
 
@@ -42,14 +42,14 @@ class Store:
             self.used += 1
             if self.looked <= self.looks:
                 raise self.fault("it is out")
-            if self.stubborn:
-                self.stubborn -= 1
+            if self.persistent:
+                self.persistent -= 1
                 raise self.fault("it is odd")
             return "done"
 
 
 def test_an_outage_is_waited_for_and_logged_once(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    world = Store(looks=5)
+    world = UnsteadyStore(looks=5)
     assert wait_out(world.use, store, world.answers, outage_s=60) == "done"
     assert (world.used, world.looked) == (2, 6)
     printed = capsys.readouterr().err
@@ -59,29 +59,29 @@ def test_an_outage_is_waited_for_and_logged_once(store: str, capsys: pytest.Capt
 
 
 def test_threads_wait_together(store: str, capsys: pytest.CaptureFixture[str]) -> None:
-    world = Store(looks=40)
+    world = UnsteadyStore(looks=40)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda _: wait_out(world.use, store, world.answers, 60), range(8))) == ["done"] * 8
     assert capsys.readouterr().err.count("waiting for a store") == 1
 
 
 def test_one_more_round_is_for_outages_that_end_before_the_look(store: str) -> None:
-    world = Store(looks=0, stubborn=ROUNDS - 1)
+    world = UnsteadyStore(looks=0, persistent=ROUNDS - 1)
     world.looked = 1
     assert wait_out(world.use, store, lambda: True, 60) == "done"
-    world = Store(looks=0, stubborn=99)
+    world = UnsteadyStore(looks=0, persistent=99)
     with pytest.raises(PassingFaultError, match="odd"):
         wait_out(world.use, store, world.answers, 60)
     assert world.used == ROUNDS
 
 
 def test_a_store_with_too_much_to_do_is_given_time(store: str) -> None:
-    world = Store(looks=0, stubborn=BUSY_ROUNDS - 2, fault=UnavailableError)
+    world = UnsteadyStore(looks=0, persistent=BUSY_ROUNDS - 2, fault=UnavailableError)
     assert wait_out(world.use, store, world.answers, 60) == "done"
 
 
 def test_a_wait_has_an_end_and_the_next_one_is_short_until_the_store_answers(store: str) -> None:
-    world = Store(looks=10**9)
+    world = UnsteadyStore(looks=10**9)
     with pytest.raises(PassingFaultError, match="it is out"):
         wait_out(world.use, store, world.answers, outage_s=0.05)
     before = world.looked
@@ -89,7 +89,7 @@ def test_a_wait_has_an_end_and_the_next_one_is_short_until_the_store_answers(sto
         wait_out(world.use, store, world.answers, outage_s=60)
     assert world.looked == before + 1
     assert wait_out(lambda: "done", store, lambda: True, outage_s=60) == "done"
-    again = Store(looks=5)
+    again = UnsteadyStore(looks=5)
     assert wait_out(again.use, store, again.answers, outage_s=60) == "done", "it is waited for as before"
 
 

@@ -26,7 +26,7 @@ from tests.support.faulty_proxy import (
     faulty_proxy,
 )
 from tests.support.s3_server import S3Server
-from tests.support.storms import Rule, Storm
+from tests.support.storms import Storm, StormRule
 
 pytestmark = pytest.mark.s3
 
@@ -234,9 +234,9 @@ def test_parts_of_a_large_file_are_put_again_one_by_one(
 ) -> None:
     storage = through(proxy, read_timeout=60)  # a part that is slow on a busy machine would be put again too
     storm = Storm(
-        Rule(answer(500, "InternalError"), "PUT", r"partNumber=2\b", first=2),
-        Rule(LOSE_ANSWER, "PUT", r"partNumber=3\b", first=1),
-        Rule(LOSE_ANSWER, "POST", "uploadId=", first=1),
+        StormRule(answer(500, "InternalError"), "PUT", r"partNumber=2\b", first=2),
+        StormRule(LOSE_ANSWER, "PUT", r"partNumber=3\b", first=1),
+        StormRule(LOSE_ANSWER, "POST", "uploadId=", first=1),
     )
     proxy.policy = storm
     storage.put_file(uri, big)

@@ -22,7 +22,7 @@ def iou(one: Masks, other: Masks) -> float:
     return 1.0 if union == 0 else int((one & other).sum()) / union
 
 
-class Tally:
+class MaskCounter:
     """Counts masks that were read back, and says at the end whether all were as they should be."""
 
     def __init__(self, least: float = 1.0) -> None:

@@ -16,9 +16,9 @@ def main(export: str, expected: str) -> None:
     """Load the labels as training does, and paint each as Ultralytics paints it, before and after its resampling."""
     wanted = load_expected(expected)
     with (Path(export) / "left_out.csv").open(encoding="utf-8") as file:
-        left_out = {int(row["mask"]): row["reason"] for row in csv.DictReader(file)}
-    for reason in sorted({reason.partition(":")[0] for reason in left_out.values()}):
-        print(f"  left out: {sum(each.startswith(reason) for each in left_out.values())} masks: {reason}")
+        skipped = {int(row["mask"]): row["reason"] for row in csv.DictReader(file)}
+    for reason in sorted({reason.partition(":")[0] for reason in skipped.values()}):
+        print(f"  left out: {sum(each.startswith(reason) for each in skipped.values())} masks: {reason}")
     tally = Tally()
     data = check_det_dataset(str(Path(export) / "data.yaml"))
     dataset = YOLODataset(img_path=data["train"], data=data, task="segment", augment=False)
@@ -26,7 +26,7 @@ def main(export: str, expected: str) -> None:
     count = 0
     for label in dataset.labels:
         ids, masks = wanted[int(Path(label["im_file"]).stem.removeprefix("sa_"))]
-        kept = [(id, mask) for id, mask in zip(ids, masks, strict=True) if id not in left_out]
+        kept = [(id, mask) for id, mask in zip(ids, masks, strict=True) if id not in skipped]
         count += len(kept)
         tally.require(len(label["segments"]) == len(kept), f"{label['im_file']}: {len(label['segments'])} polygons")
         height, width = label["shape"]

@@ -7,29 +7,29 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from segmint.model.automatic.boxes import box_of
-from segmint.model.automatic.candidates import Candidates, Patch, RunPatch, concatenate
+from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, RunPatch, concatenate
 from segmint.model.automatic.rle import encode
 from tests.support.whole_masks import full
 
 MASKS = arrays.arrays(np.bool_, arrays.array_shapes(min_dims=2, max_dims=2, max_side=20))
 
 
-def candidates(*masks: np.ndarray) -> Candidates:
+def candidates(*masks: np.ndarray) -> CandidateMasks:
     boxes = [box_of(mask) for mask in masks]
     count = len(masks)
-    return Candidates(
+    return CandidateMasks(
         np.arange(count, dtype=np.float32),
         np.arange(count, dtype=np.float32) / 10,
         np.arange(2.0 * count).reshape(count, 2),
         np.array(boxes, dtype=np.int64).reshape(count, 4),
         np.tile(np.array([0, 0, 9, 9]), (count, 1)),
-        tuple(Patch.pack(mask, box) for mask, box in zip(masks, boxes, strict=True)),
+        tuple(MaskPatch.pack(mask, box) for mask, box in zip(masks, boxes, strict=True)),
     )
 
 
 @given(MASKS, st.integers(0, 7), st.integers(0, 7))
 def test_a_patch_gives_back_its_mask_in_the_frame(mask: np.ndarray, x: int, y: int) -> None:
-    patch = Patch.pack(mask, box_of(mask), (x, y))
+    patch = MaskPatch.pack(mask, box_of(mask), (x, y))
 
     height, width = mask.shape
     frame = full(patch, (height + y + 3, width + x + 2))
@@ -41,7 +41,7 @@ def test_a_patch_gives_back_its_mask_in_the_frame(mask: np.ndarray, x: int, y: i
 def test_a_mask_by_its_bits_and_by_its_runs_is_the_same(
     mask: np.ndarray, x: int, y: int, right: int, bottom: int
 ) -> None:
-    bits = Patch.pack(mask, box_of(mask), (x, y))
+    bits = MaskPatch.pack(mask, box_of(mask), (x, y))
     columns = np.pad(bits.window(), ((0, 1), (0, 0))).T.ravel()
     runs = RunPatch(bits.corner, bits.shape, np.flatnonzero(np.diff(columns, prepend=False)))
     size = (mask.shape[0] + y + bottom, mask.shape[1] + x + right)
@@ -75,7 +75,7 @@ def test_a_new_mask_brings_its_box() -> None:
     mask[2:4, 5:8] = True
 
     changed = candidates(np.ones((9, 9), dtype=bool), np.eye(9, dtype=bool)).with_patches(
-        {1: Patch.pack(mask, box_of(mask))}
+        {1: MaskPatch.pack(mask, box_of(mask))}
     )
 
     assert changed.boxes.tolist() == [[0, 0, 8, 8], [5, 2, 7, 3]]

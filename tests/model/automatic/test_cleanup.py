@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as arrays
 from segment_anything.utils.amg import remove_small_regions
 
 from segmint.model.automatic.boxes import box_of
-from segmint.model.automatic.candidates import Patch
+from segmint.model.automatic.candidates import MaskPatch
 from segmint.model.automatic.cleanup import clean, clean_patch
 from tests.support.whole_masks import full
 
@@ -50,7 +50,7 @@ def test_in_a_window_it_is_what_it_is_in_the_frame(
 ) -> None:
     left, top, right, bottom = around
     frame = np.pad(mask, ((top, bottom), (left, right)))
-    patch = Patch.pack(frame, box_of(frame))
+    patch = MaskPatch.pack(frame, box_of(frame))
     expected = clean(frame, min_area, keep_largest)
 
     cleaned, holes, islands = clean_patch(patch, frame.shape, min_area, keep_largest)
@@ -71,7 +71,7 @@ def test_a_strip_of_background_beside_a_mask_is_a_hole_when_it_is_small() -> Non
         frame = np.zeros((40, 60), dtype=bool)
         frame[:, : 60 - strip] = True
 
-        cleaned, holes, islands = clean_patch(Patch.pack(frame, box_of(frame)), frame.shape, 100, keep_largest=True)
+        cleaned, holes, islands = clean_patch(MaskPatch.pack(frame, box_of(frame)), frame.shape, 100, keep_largest=True)
 
         assert (holes, islands) == (filled, False)
         assert cleaned is not None

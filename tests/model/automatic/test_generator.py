@@ -15,7 +15,7 @@ from segmint.model.automatic import generator, proposals
 from segmint.model.automatic.crops import generate_crops
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.nms import nms_on_device
-from segmint.model.automatic.records import Generated
+from segmint.model.automatic.records import GeneratedMasks
 from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling
@@ -42,7 +42,7 @@ def smaller(image: np.ndarray, width: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def check_funnel(generated: Generated) -> None:
+def check_funnel(generated: GeneratedMasks) -> None:
     funnel = generated.funnel
     steps = [
         funnel.predicted,
@@ -61,7 +61,7 @@ def check_funnel(generated: Generated) -> None:
     assert funnel.redaction_artifacts == 0
 
 
-def check_records(generated: Generated, size: tuple[int, int]) -> None:
+def check_records(generated: GeneratedMasks, size: tuple[int, int]) -> None:
     from pycocotools import mask as coco
 
     for record in generated.records:

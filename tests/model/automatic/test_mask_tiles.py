@@ -23,7 +23,7 @@ def both_taps(height: int, width: int) -> tuple[Taps, Taps]:
     return taps_of(256, 1024, filled_height, height, CPU), taps_of(256, 1024, filled_width, width, CPU)
 
 
-class Largest(TorchDispatchMode):
+class LargestStrip(TorchDispatchMode):
     """Keeps the number of elements of the largest tensor that any operation gives."""
 
     elements = 0
@@ -61,7 +61,7 @@ def test_tiles_of_any_size_find_the_same_and_stay_small(monkeypatch: pytest.Monk
     at_once = measure(low, rows, columns, 1.0)
     for budget in (1, 5_000, 300_000):
         monkeypatch.setattr(mask_tiles, "_TILE_ELEMENTS", budget)
-        with Largest() as largest:
+        with LargestStrip() as largest:
             found = measure(low[:, :, :], rows, columns, 1.0)
 
         assert torch.equal(found, at_once)

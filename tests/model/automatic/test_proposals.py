@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from segmint.model.automatic.candidates import Candidates
+from segmint.model.automatic.candidates import CandidateMasks
 from segmint.model.automatic.crops import Crop, crop_points
 from segmint.model.automatic.nms import nms
 from segmint.model.automatic.proposals import Proposals, chunks_of, measure, propose, suppress_and_draw
@@ -70,7 +70,7 @@ def test_proposals_are_what_the_plain_decoder_predicts(predictor: Predictor, emb
     assert np.array_equal(np.concatenate([chunk.points for chunk in chunks]), points[np.nonzero(over)[0]])
 
 
-def found_by(upscaling: Upscaling, proposals: Proposals, settings: MaskSettings) -> tuple[Candidates, Funnel]:
+def found_by(upscaling: Upscaling, proposals: Proposals, settings: MaskSettings) -> tuple[CandidateMasks, Funnel]:
     measured, funnel = measure(upscaling, proposals, CROP, FRAME, settings)
     return suppress_and_draw(upscaling, [measured], CROP, settings.box_nms_thresh, torch.device("cpu")), funnel
 
@@ -106,12 +106,12 @@ def test_chunks_are_suppressed_together_and_only_what_is_left_is_drawn(
     keep = nms(boxes, np.concatenate([part.predicted_iou for part in parts]), 0.7)
     drawn: list[int] = []
 
-    class Counting:
+    class CountingTorch:
         def draw(self, sketches: list) -> list:
             drawn.append(len(sketches))
             return upscaling.draw(sketches)
 
-    found = suppress_and_draw(Counting(), parts, CROP, 0.7, torch.device("cpu"))
+    found = suppress_and_draw(CountingTorch(), parts, CROP, 0.7, torch.device("cpu"))
 
     assert drawn == [len(keep)] == [len(found)]
     assert 1 < len(keep) < len(boxes)

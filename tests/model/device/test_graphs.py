@@ -6,14 +6,14 @@ import warnings
 import pytest
 import torch
 
-from segmint.model.device.graphs import Captured, PerThread
+from segmint.model.device.graphs import CapturedGraph, PerThread
 from tests.support.pretended_cuda import PretendedCuda
 
 
 def test_a_replay_is_one_launch_on_what_the_inputs_hold_now() -> None:
     with PretendedCuda() as device, torch.inference_mode():
         held = torch.zeros(3, device="cuda")
-        double = Captured(lambda: (held + 1) * 2, held.device)
+        double = CapturedGraph(lambda: (held + 1) * 2, held.device)
         assert double.is_graph
         held.copy_(device.to_device(torch.tensor([1.0, 2.0, 3.0])))
         device.forget()
@@ -30,7 +30,7 @@ def test_a_function_that_waits_cannot_be_captured_and_is_called_instead() -> Non
     with PretendedCuda(), torch.inference_mode():
         held = torch.ones(3, device="cuda")
         with pytest.warns(RuntimeWarning, match=r"could not be captured \(CUDA error: operation not permitted"):
-            positive = Captured(lambda: held[held > 0] * 3, held.device)
+            positive = CapturedGraph(lambda: held[held > 0] * 3, held.device)
         assert not positive.is_graph
         held[1] = -1
         assert positive().tolist() == [3, 3]
@@ -40,7 +40,7 @@ def test_on_a_cpu_the_function_is_called() -> None:
     held = torch.ones(2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        captured = Captured(lambda: held + 1, held.device)
+        captured = CapturedGraph(lambda: held + 1, held.device)
         held[0] = 5
         assert captured().tolist() == [6, 2]
         assert not captured.is_graph

@@ -2,14 +2,14 @@
 
 import torch
 
-from segmint.model.device.transfers import Fetched, upload
+from segmint.model.device.transfers import HostTransfer, upload
 from tests.support.pretended_cuda import PretendedCuda
 
 
 def test_only_reading_waits() -> None:
     with PretendedCuda() as device:
         there = upload(torch.arange(4), torch.device("cuda"))
-        fetched = Fetched(there + 1)
+        fetched = HostTransfer(there + 1)
         assert not device.syncs
         assert fetched.numpy().tolist() == [1, 2, 3, 4]
         assert sum(device.syncs.values()) == 1
@@ -20,4 +20,4 @@ def test_only_reading_waits() -> None:
 def test_on_a_cpu_nothing_is_copied() -> None:
     tensor = torch.arange(3)
     assert upload(tensor, torch.device("cpu")) is tensor
-    assert Fetched(tensor).numpy().tolist() == [0, 1, 2]
+    assert HostTransfer(tensor).numpy().tolist() == [0, 1, 2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from segmint.model.sam.image_encoder_vit import Attention
+from segmint.model.sam.image_encoder_vit import RelativeAttention
 from tests.support.compiled_kernels import stack_bytes
 
 pytest.importorskip("triton")
@@ -36,7 +36,7 @@ def check(shape: tuple[int, tuple[int, int], int, int, int], device: str, dtype:
 
     side, grid, heads, channels, batch = shape
     torch.manual_seed(side * channels)
-    attention = Attention(heads * channels, heads, side).eval()
+    attention = RelativeAttention(heads * channels, heads, side).eval()
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     attention = attention.to(dtype).float()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from segmint.model.sam.image_encoder_tinyvit import Attention, ImageEncoderTinyViT, bias_index
+from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT, WindowAttention, bias_index
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
 from tests.support.random_weights import randomize
@@ -53,7 +53,7 @@ def test_each_distance_has_the_number_of_its_first_occurrence() -> None:
 
 def test_biases_loaded_after_eval_are_in_force() -> None:
     """The published code caches its biases when it is switched to evaluation, and so misses later ones."""
-    attention = randomize(Attention(width=64, heads=2, window=7))
+    attention = randomize(WindowAttention(width=64, heads=2, window=7))
     windows = torch.randn(1, 7, 7, 64)
     with torch.inference_mode():
         before = attention(windows)

@@ -15,7 +15,7 @@ from tests.support.stripes import stripes
 
 
 @dataclass(frozen=True)
-class Pair:
+class PredictorPair:
     """One image in our predictor and in the reference's, on the same random weights."""
 
     ours: Predictor
@@ -24,15 +24,15 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(coffee: np.ndarray) -> Pair:
+def pair(coffee: np.ndarray) -> PredictorPair:
     image = coffee[:, :501]
     ours = Predictor(randomize(build_sam("mobile_sam")))
     theirs = SamPredictor(reference_sam(ours.sam))
     theirs.set_image(image)
-    return Pair(ours, ours.embed(image), theirs)
+    return PredictorPair(ours, ours.embed(image), theirs)
 
 
-def test_the_embedding_is_the_reference_one(pair: Pair) -> None:
+def test_the_embedding_is_the_reference_one(pair: PredictorPair) -> None:
     assert pair.embedding.input_size == pair.theirs.input_size
     assert pair.embedding.frame_size == pair.theirs.original_size == (400, 501)
     torch.testing.assert_close(pair.embedding.features, pair.theirs.features, atol=1e-4, rtol=0)
@@ -45,7 +45,7 @@ MIXTURES = [mixture for mixture in product(["", *POINT_KINDS], ["", "mask"], [""
 @pytest.mark.parametrize("multimask", [True, False], ids=["three", "one"])
 @pytest.mark.parametrize(("points", "masks", "boxes"), MIXTURES)
 def test_every_mixture_of_prompts_gives_the_reference_masks(
-    pair: Pair, points: str, masks: str, boxes: str, multimask: bool
+    pair: PredictorPair, points: str, masks: str, boxes: str, multimask: bool
 ) -> None:
     generator = np.random.default_rng(1)
     coordinates = generator.uniform(0, 400, (3, 2)) if points else None
@@ -71,7 +71,7 @@ def test_every_mixture_of_prompts_gives_the_reference_masks(
     np.testing.assert_allclose(full_size[0].numpy(), expected, atol=1e-4, rtol=0)
 
 
-def test_a_batch_of_prompts_gives_what_each_gives_alone(pair: Pair) -> None:
+def test_a_batch_of_prompts_gives_what_each_gives_alone(pair: PredictorPair) -> None:
     points = torch.tensor([[[10.0, 20.0]], [[400.0, 300.0]], [[250.0, 5.0]]])
     labels = torch.ones(3, 1)
     together = pair.ours.predict(pair.embedding, points, labels)
@@ -83,13 +83,13 @@ def test_a_batch_of_prompts_gives_what_each_gives_alone(pair: Pair) -> None:
     assert (expected[0] - expected[1]).abs().max() > 0.1
 
 
-def test_no_prompts_give_no_masks(pair: Pair) -> None:
+def test_no_prompts_give_no_masks(pair: PredictorPair) -> None:
     found = pair.ours.predict(pair.embedding, np.zeros((0, 1, 2)), np.zeros((0, 1)))
     assert found.low_res_logits.shape == (0, 3, 256, 256)
     assert pair.ours.upscale(found.low_res_logits, pair.embedding).shape == (0, 3, 400, 501)
 
 
-def test_the_frame_may_differ_from_the_pixels(pair: Pair, coffee: np.ndarray) -> None:
+def test_the_frame_may_differ_from_the_pixels(pair: PredictorPair, coffee: np.ndarray) -> None:
     """Pixels of a picture twice as large per side, prompts and masks in the smaller frame."""
     pixels = coffee[:256, :512]
     native = pair.ours.embed(pixels)
@@ -103,7 +103,7 @@ def test_the_frame_may_differ_from_the_pixels(pair: Pair, coffee: np.ndarray) ->
     assert pair.ours.upscale(found.low_res_logits, framed).shape == (1, 3, 128, 256)
 
 
-def test_many_images_are_embedded_as_each_is(pair: Pair, coffee: np.ndarray, astronaut: np.ndarray) -> None:
+def test_many_images_are_embedded_as_each_is(pair: PredictorPair, coffee: np.ndarray, astronaut: np.ndarray) -> None:
     found = pair.ours.embed_many([coffee, astronaut], [(200, 300), None], batch_size=2)
     expected = [pair.ours.embed(coffee, (200, 300)), pair.ours.embed(astronaut)]
     for one, other in zip(found, expected, strict=True):
@@ -114,7 +114,7 @@ def test_many_images_are_embedded_as_each_is(pair: Pair, coffee: np.ndarray, ast
         pair.ours.embed_many([coffee, astronaut], [None])
 
 
-def test_an_embedding_outlives_other_images(pair: Pair, astronaut: np.ndarray) -> None:
+def test_an_embedding_outlives_other_images(pair: PredictorPair, astronaut: np.ndarray) -> None:
     box = np.array([[10, 10, 200, 200]])
     before = pair.ours.predict(pair.embedding, boxes=box)
     other = pair.ours.predict(pair.ours.embed(astronaut), boxes=box)
@@ -159,7 +159,7 @@ def test_a_gpu_gives_the_masks_of_the_cpu(mobile_sam_path: Path) -> None:
     torch.testing.assert_close(found.predicted_iou.cpu(), expected.predicted_iou, atol=1e-2, rtol=0)
 
 
-def test_a_prompt_is_asked_for(pair: Pair) -> None:
+def test_a_prompt_is_asked_for(pair: PredictorPair) -> None:
     with pytest.raises(ValueError, match="no prompt was given: expected points with labels, boxes, masks"):
         pair.ours.predict(pair.embedding)
 
@@ -174,19 +174,19 @@ def test_a_prompt_is_asked_for(pair: Pair) -> None:
         (torch.zeros(3, 8, 8, dtype=torch.uint8), r"\(3, 8, 8\)"),
     ],
 )
-def test_an_image_of_another_shape_or_type_is_refused(pair: Pair, image: np.ndarray, found: str) -> None:
+def test_an_image_of_another_shape_or_type_is_refused(pair: PredictorPair, image: np.ndarray, found: str) -> None:
     with pytest.raises(ValueError, match=rf"{found}.*expected \(height, width, 3\) and uint8"):
         pair.ours.embed(image)
 
 
-def test_an_empty_frame_and_flat_logits_are_refused(pair: Pair) -> None:
+def test_an_empty_frame_and_flat_logits_are_refused(pair: PredictorPair) -> None:
     with pytest.raises(ValueError, match=r"frame_size is \(0, 5\): expected"):
         pair.ours.embed(np.zeros((8, 8, 3), np.uint8), frame_size=(0, 5))
     with pytest.raises(ValueError, match=r"shape \(256, 256\): expected \(B, C, 256, 256\)"):
         pair.ours.upscale(torch.zeros(256, 256), pair.embedding)
 
 
-def test_single_points_decode_to_what_predict_gives(pair: Pair) -> None:
+def test_single_points_decode_to_what_predict_gives(pair: PredictorPair) -> None:
     points = np.random.default_rng(2).uniform(0, 400, (3, 2))
     expected = pair.ours.predict(pair.embedding, points[:, None], np.ones((3, 1)))
 
@@ -198,7 +198,7 @@ def test_single_points_decode_to_what_predict_gives(pair: Pair) -> None:
     torch.testing.assert_close(decoded.predicted_iou, expected.predicted_iou, atol=1e-5, rtol=0)
 
 
-def test_several_points_a_prompt_are_not_single_points(pair: Pair) -> None:
+def test_several_points_a_prompt_are_not_single_points(pair: PredictorPair) -> None:
     plan = pair.ours.plan_points(pair.embedding)
     with pytest.raises(ValueError, match=r"points have the shape \(3, 2, 2\): expected \(B, 2\), a point a prompt"):
         pair.ours.decode_points(pair.embedding, plan, np.zeros((3, 2, 2)))

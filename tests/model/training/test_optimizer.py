@@ -19,7 +19,7 @@ from segmint.model.training.encoder_layers import recomputed_blocks
 from segmint.model.training.optimizer import build_optimizer
 from segmint.model.training.recipe import FINETUNE, PAPER, Recipe
 from segmint.model.training.settings import LossSettings, SamplingSettings
-from segmint.model.training.step import ImageMasks, StepSettings, train_step
+from segmint.model.training.step import StepSettings, TrainingMasks, train_step
 from tests.support.random_weights import randomize
 
 GRID = 8
@@ -118,10 +118,10 @@ MAYBE_IDLE = ("mask_decoder.output_hypernetworks_mlps.", "prompt_encoder.point_e
 SETTINGS = StepSettings(losses=LossSettings(), sampling=SamplingSettings(clicks=1), seed=5, dropout=0.1)
 
 
-def squares() -> list[ImageMasks]:
+def squares() -> list[TrainingMasks]:
     targets = torch.zeros(2, 256, 256, dtype=torch.bool)
     targets[0, 30:140, 60:160], targets[1, 100:200, 20:180] = True, True
-    return [ImageMasks(targets[:1], (1024, 1024), [0]), ImageMasks(targets[1:], (1024, 1024), [1])]
+    return [TrainingMasks(targets[:1], (1024, 1024), [0]), TrainingMasks(targets[1:], (1024, 1024), [1])]
 
 
 def step(sam: Sam, recipe: Recipe, pixels: Tensor) -> Tensor:

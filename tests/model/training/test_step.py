@@ -18,7 +18,7 @@ from segmint.model.sam.prompt_encoder import PromptEncoder
 from segmint.model.sam.sam import Sam
 from segmint.model.training.sampling import Clicks
 from segmint.model.training.settings import LossSettings, Resolution, SamplingSettings
-from segmint.model.training.step import ImageMasks, StepSettings, interact, train_step
+from segmint.model.training.step import StepSettings, TrainingMasks, interact, train_step
 from segmint.model.training.targets import valid_pixels
 from tests.support.random_weights import randomize
 
@@ -46,14 +46,14 @@ def few_clicks(clicks: int, seed: int = 0, resolution: Resolution = 256) -> Step
     return StepSettings(losses=LossSettings(resolution=resolution), sampling=SamplingSettings(clicks=clicks), seed=seed)
 
 
-def rectangles(numbers: Sequence[int], side: int = 256) -> ImageMasks:
+def rectangles(numbers: Sequence[int], side: int = 256) -> TrainingMasks:
     """The masks of one image, a rectangle for each number, and a strip in the padding, which is to be ignored."""
     targets = torch.zeros(len(numbers), side, side, dtype=torch.bool)
     for target, number in zip(targets, numbers, strict=True):
         scale = side // 256
         target[scale * (20 + number) : scale * (90 + 5 * number), scale * (10 + 7 * number) : scale * 100] = True
         target[:, scale * 200 :] = True
-    return ImageMasks(targets, SIZE, numbers)
+    return TrainingMasks(targets, SIZE, numbers)
 
 
 class Reference(nn.Module):
@@ -83,7 +83,7 @@ class Reference(nn.Module):
 
 
 def reference_losses(
-    reference: Reference, features: Tensor, masks: ImageMasks, clicks: Clicks, shown: Sequence[int], side: int
+    reference: Reference, features: Tensor, masks: TrainingMasks, clicks: Clicks, shown: Sequence[int], side: int
 ) -> list[Tensor]:
     """The paper's loop, mask by mask: the total loss of each iteration, over the number of masks.
 
@@ -211,8 +211,8 @@ def first_points(losses: object) -> Tensor:
 def test_steps_whose_parts_do_not_match_are_errors() -> None:
     sam, masks, features = small_sam(), rectangles([0, 1]), embedded(1)
     clicks = Clicks(torch.ones(2, dtype=torch.bool), torch.zeros(2, 4), torch.zeros(2, 5, 2), torch.ones(2, 5))
-    empty = ImageMasks(masks.targets & (torch.tensor([1, 0]) > 0)[:, None, None], SIZE, [0, 1])
-    twice = ImageMasks(masks.targets, SIZE, [4, 4])
+    empty = TrainingMasks(masks.targets & (torch.tensor([1, 0]) > 0)[:, None, None], SIZE, [0, 1])
+    twice = TrainingMasks(masks.targets, SIZE, [4, 4])
     for embeddings, images, recorded, message in (
         (features, [masks, masks], None, r"embeddings have the shape \(1, 256, 16, 16\): expected \(2, 256"),
         (

@@ -8,19 +8,19 @@ import pytest
 
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import UsageError
-from segmint.operators.audit.detectors import GivenDetector, distinct_names
+from segmint.operators.audit.detectors import DetectorSpec, distinct_names
 from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, build_detectors
-from tests.support.torchscript import Magenta, OnlyScores, saved, spot
+from tests.support.torchscript import MagentaDetector, OnlyScores, saved, spot
 
 
 def test_a_file_is_named_pinned_and_loaded(tmp_path: Path) -> None:
-    path = saved(Magenta(least=4), tmp_path / "ego.jit")
-    given = GivenDetector.of(f"plate={path}").pinned(resolve)
+    path = saved(MagentaDetector(least=4), tmp_path / "ego.jit")
+    given = DetectorSpec.of(f"plate={path}").pinned(resolve)
     assert (given.kind, given.name, given.detector) == ("plate", "ego.jit", str(path))
     assert given.sha256 is not None
     (found,) = given.load("ego.jit", "cpu", resolve).detect(spot(np.zeros((90, 120, 3), np.uint8), 30, 40, 12))
     assert (found.kind, found.source, found.box) == ("plate", "ego.jit", (30, 40, 42, 52))
-    saved(Magenta(least=5), path)
+    saved(MagentaDetector(least=5), path)
     with pytest.raises(UsageError, match=r"differs between the machines"):
         given.load("ego.jit", "cpu", resolve)
 
@@ -38,27 +38,27 @@ def test_a_file_is_named_pinned_and_loaded(tmp_path: Path) -> None:
 )
 def test_anything_else_is_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        GivenDetector.of(text)
+        DetectorSpec.of(text)
 
 
 def test_a_file_that_is_not_there_or_not_of_the_contract_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--detector face=.*absent\.pt: .*nor a file"):
-        GivenDetector.of(f"face={tmp_path / 'absent.pt'}").pinned(resolve)
+        DetectorSpec.of(f"face={tmp_path / 'absent.pt'}").pinned(resolve)
     (tmp_path / "text.pt").write_text("not a module")
     with pytest.raises(UsageError, match=r"cannot be loaded as TorchScript on cpu"):
-        GivenDetector.of(f"face={tmp_path / 'text.pt'}").load("x", "cpu", resolve)
+        DetectorSpec.of(f"face={tmp_path / 'text.pt'}").load("x", "cpu", resolve)
     other = saved(OnlyScores(), tmp_path / "other.pt")
     with pytest.raises(
         UsageError, match=r"it failed on a blank image\. Expected a TorchScript module that takes one BGR"
     ):
-        GivenDetector.of(f"face={other}").load("x", "cpu", resolve)
+        DetectorSpec.of(f"face={other}").load("x", "cpu", resolve)
 
 
 def test_names_tell_detectors_apart() -> None:
-    given = tuple(map(GivenDetector.of, ("face=mtcnn", "face=/a/ego.pt", "plate=/b/ego.pt")))
+    given = tuple(map(DetectorSpec.of, ("face=mtcnn", "face=/a/ego.pt", "plate=/b/ego.pt")))
     assert distinct_names(given, frozenset({("face", "mtcnn")})) == ("mtcnn on tiles", "ego.pt", "ego.pt")
     with pytest.raises(UsageError, match=r"face=/a/ego\.pt and --detector face=/b/ego\.pt: both are called ego\.pt"):
-        distinct_names((*given[1:2], GivenDetector.of("face=/b/ego.pt")), frozenset())
+        distinct_names((*given[1:2], DetectorSpec.of("face=/b/ego.pt")), frozenset())
 
 
 def test_mtcnn_on_tiles_finds_a_face_that_it_misses_on_the_whole(astronaut: np.ndarray) -> None:
@@ -67,7 +67,7 @@ def test_mtcnn_on_tiles_finds_a_face_that_it_misses_on_the_whole(astronaut: np.n
     image[60:116, 350:406] = shrunk
     (whole,) = build_detectors(DeidentifyConfig(plates=PlatesConfig(detector="none")))
     assert whole.detect(image) == []
-    (found,) = GivenDetector.of("face=mtcnn").load("mtcnn on tiles", "cpu", resolve).detect(image)
+    (found,) = DetectorSpec.of("face=mtcnn").load("mtcnn on tiles", "cpu", resolve).detect(image)
     assert found.source == "mtcnn on tiles"
     x0, y0, x1, y1 = found.box
     assert 369 < (x0 + x1) / 2 < 379

@@ -8,7 +8,7 @@ import pytest
 from segmint.model.detectors.torchscript import TorchScriptDetector
 from segmint.operators.audit import isolated
 from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, NotLoadedError
-from tests.support.torchscript import MAGENTA, Failing, Greedy, Hanging, Twice, saved
+from tests.support.torchscript import MAGENTA, DoubleDetector, FailingDetector, GreedyDetector, HangingDetector, saved
 
 BLANK = np.zeros((60, 80, 3), np.uint8)
 
@@ -22,7 +22,7 @@ def marked(image: np.ndarray) -> np.ndarray:
 
 def test_it_finds_what_the_file_finds_in_this_process(tmp_path: Path) -> None:
     """Also a file with operators of torchvision, which nothing else imports there."""
-    path = saved(Twice(), tmp_path / "nms.pt")
+    path = saved(DoubleDetector(), tmp_path / "nms.pt")
     there, here = IsolatedDetector(path, "plate"), TorchScriptDetector(path, "plate")
     assert (there.name, there.kind, there.score) == (here.name, here.kind, here.score)
     (found,) = there.detect(BLANK)
@@ -33,7 +33,7 @@ def test_it_finds_what_the_file_finds_in_this_process(tmp_path: Path) -> None:
 def test_a_search_without_end_is_late_and_one_that_always_hangs_is_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    detector = IsolatedDetector(saved(Hanging(), tmp_path / "hanging.pt"), "face", timeout_s=60)
+    detector = IsolatedDetector(saved(HangingDetector(), tmp_path / "hanging.pt"), "face", timeout_s=60)
     with monkeypatch.context() as patch:
         patch.setattr(detector._children, "_timeout_s", 0.3)
         with pytest.raises(DetectorFailedError, match=r"^not done within 60 seconds, twice$"):
@@ -48,10 +48,10 @@ def test_a_search_without_end_is_late_and_one_that_always_hangs_is_not_run_again
 
 
 def test_what_it_raises_and_what_it_allocates_are_named(tmp_path: Path) -> None:
-    failing = IsolatedDetector(saved(Failing(), tmp_path / "failing.pt"), "face")
+    failing = IsolatedDetector(saved(FailingDetector(), tmp_path / "failing.pt"), "face")
     with pytest.raises(DetectorFailedError, match="only squares"):
         failing.detect(BLANK)
-    greedy = IsolatedDetector(saved(Greedy(), tmp_path / "greedy.pt"), "face")
+    greedy = IsolatedDetector(saved(GreedyDetector(), tmp_path / "greedy.pt"), "face")
     with pytest.raises(DetectorFailedError, match=r"^needs more than the 4 GiB of memory that a search may take$"):
         greedy.detect(marked(BLANK))
     assert greedy.detect(BLANK) == []

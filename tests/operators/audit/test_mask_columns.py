@@ -15,16 +15,16 @@ from segmint.operators.shards.files import annotations_json
 KEYS = [field.name for field in MASK]
 
 
-def real_rows(minted: Path) -> list[Row]:
-    return [row for path in sorted((minted / "masks").iterdir()) for row in pq.read_table(path).to_pylist()]
+def real_rows(small_dataset: Path) -> list[Row]:
+    return [row for path in sorted((small_dataset / "masks").iterdir()) for row in pq.read_table(path).to_pylist()]
 
 
 def masks_alone(rows: list[Row]) -> list[Row]:
     return [{key: row[key] for key in KEYS} for row in rows]
 
 
-def test_rows_come_back_as_arrow_gives_them(minted: Path) -> None:
-    rows = real_rows(minted)
+def test_rows_come_back_as_arrow_gives_them(small_dataset: Path) -> None:
+    rows = real_rows(small_dataset)
     rows[2]["point_coords"] = [[1.5, 2.0], [3.25, 4.0], [0.1, 1e-7]]
     rows[3]["segmentation"]["counts"] += "\\\\"  # of COCO's alphabet alone a backslash is escaped in JSON
     columns = MaskColumns.of(to_table(rows, MASKS))
@@ -38,8 +38,8 @@ def test_rows_come_back_as_arrow_gives_them(minted: Path) -> None:
         )
 
 
-def test_tables_in_pieces_and_slices_are_the_same(minted: Path) -> None:
-    rows = real_rows(minted)
+def test_tables_in_pieces_and_slices_are_the_same(small_dataset: Path) -> None:
+    rows = real_rows(small_dataset)
     pieces = pa.concat_tables([to_table(rows[:2], MASKS), to_table([], MASKS), to_table(rows[2:], MASKS)])
     assert list(MaskColumns.of(pieces).rows(0, len(rows))) == masks_alone(rows)
     assert list(MaskColumns.of(pieces.slice(1, 3)).rows(0, 3)) == masks_alone(rows[1:4])
@@ -47,8 +47,8 @@ def test_tables_in_pieces_and_slices_are_the_same(minted: Path) -> None:
     assert len(MaskColumns.of(MASKS.empty_table())) == 0
 
 
-def test_what_is_not_there_is_wrong_in_its_column_and_moves_nothing_beside_it(minted: Path) -> None:
-    rows = real_rows(minted)[:4]
+def test_what_is_not_there_is_wrong_in_its_column_and_moves_nothing_beside_it(small_dataset: Path) -> None:
+    rows = real_rows(small_dataset)[:4]
     changes: dict[str, Any] = {
         "segmentation": None,
         "bbox": [1.0, None, 2.0, 3.0],

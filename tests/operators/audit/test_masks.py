@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segmint.catalogs.findings import Code, Place
+from segmint.catalogs.findings import Code, FindingLocation
 from segmint.model.automatic import rle
 from segmint.operators.audit import masks as audit_masks
 
@@ -28,7 +28,7 @@ def test_images_with_hundreds_of_masks_are_measured() -> None:
     pixels[4:9, 10:16] = True
     rows = [row_of(pixels) for _ in range(300)]
     rows[299]["area"] = 31
-    place = Place("masks/sa_000001.parquet", 1)
+    place = FindingLocation("masks/sa_000001.parquet", 1)
     (finding,) = audit_masks.audit_masks((20, 30), rows, None, place, decode=False)
     assert finding.code == Code.MASK_AREA
 
@@ -37,7 +37,7 @@ def test_a_mask_that_two_decoders_see_otherwise_is_told(monkeypatch: pytest.Monk
     pixels = np.zeros((20, 30), dtype=bool)
     pixels[4:9, 10:16] = True
     row = row_of(pixels)
-    place = Place("masks/sa_000001.parquet", 1)
+    place = FindingLocation("masks/sa_000001.parquet", 1)
     assert list(audit_masks.audit_masks((20, 30), [row], None, place, decode=True)) == []
 
     monkeypatch.setattr(audit_masks.rle, "decode", lambda _: ~pixels)

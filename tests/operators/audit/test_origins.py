@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from segmint.catalogs.findings import Code, Finding, Place
+from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.operators.audit.masks import MaskLimits, audit_masks
 from segmint.operators.audit.rows import ShardTables, audit_identity, audit_mask_count
 from segmint.operators.audit.shard_masks import ShardMasks
@@ -19,14 +19,14 @@ from tests.support.described_rows import accepted_row, described
 
 LIMITS = MaskLimits(0.7, 0.8)
 REGION = {"kind": "other", "score": 1.0, "x": 0, "y": 0, "w": 20, "h": 30, "source": "manual"}
-PLACE = Place("masks/sa_000000.parquet", 0)
+PLACE = FindingLocation("masks/sa_000000.parquet", 0)
 
 
 def tables_of(images: list[Row], masks: list[Row]) -> ShardTables:
     rows = {"images": images, "masks": masks, "rejects": []}
     return ShardTables(
         **{kind: to_table(rows[kind], schema) for kind, schema in SCHEMAS.items()},
-        places={kind: Place(f"{kind}/sa_000000.parquet", 0) for kind in SCHEMAS},
+        places={kind: FindingLocation(f"{kind}/sa_000000.parquet", 0) for kind in SCHEMAS},
     )
 
 
@@ -142,7 +142,7 @@ def test_masks_of_people_need_no_scores_no_point_and_no_neighboring_numbers() ->
     """Mask 1 was replaced by mask 3 and mask 4 was added and deleted again: no number is used twice."""
     image, masks = committed()
     mixed = [masks[0], masks[2], by_person(masks[1], 3, source="corrected", parent=10001)]
-    image |= {"masks": 3, "next_mask": 5, "answer": {"lane": 0, "n": 1, "sha256": "0" * 64}}
+    image |= {"masks": 3, "next_mask": 5, "submission": {"assignment": 0, "n": 1, "sha256": "0" * 64}}
     assert findings(image, mixed) == []
 
 
@@ -177,8 +177,8 @@ def test_what_they_have_must_be_right(change: dict[str, Any], code: Code) -> Non
     ("change", "code"),
     [
         ({"seconds": float("inf")}, Code.BAD_SECONDS),
-        ({"answer": {"lane": 0, "n": 1, "sha256": "0" * 63}}, Code.BAD_HASH),
-        ({"answer": {"lane": 0, "n": 1, "sha256": None}}, Code.BAD_HASH),
+        ({"submission": {"assignment": 0, "n": 1, "sha256": "0" * 63}}, Code.BAD_HASH),
+        ({"submission": {"assignment": 0, "n": 1, "sha256": None}}, Code.BAD_HASH),
     ],
 )
 def test_what_an_image_says_of_their_work_must_be_right(change: Row, code: Code) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from segmint.catalogs.dataset.regions import Sighting, WantedRegion
 from segmint.model.detectors.detection import Detection
-from segmint.operators.audit.privacy import StillDetected, cutouts, merge_found, picture, search_release
+from segmint.operators.audit.privacy import RemainingDetection, cutouts, merge_found, picture, search_release
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.deidentify import (
     DeidentifyConfig,
@@ -26,7 +26,7 @@ from segmint.operators.shards.corrected_rows import redact_row
 PLAIN = ReleaseConfig()
 
 
-class Certain:
+class CertainDetector:
     """A detector that finds the same things in every image, as one does that takes a mosaic for a face."""
 
     name = "certain"
@@ -65,14 +65,14 @@ def row_of(pixels: np.ndarray, regions: list[Region], config: ReleaseConfig = PL
     }
 
 
-def search(row: Row, *detectors) -> list[StillDetected]:
+def search(row: Row, *detectors) -> list[RemainingDetection]:
     return search_release(row, decode_jpeg(row["release"]), detectors)
 
 
-def again(face: Detection, row: Row, dx: float = 0.0, dy: float = 0.0) -> Certain:
+def again(face: Detection, row: Row, dx: float = 0.0, dy: float = 0.0) -> CertainDetector:
     """The same face where it would be in the released image, moved by (dx, dy) of its pixels."""
     scale = row["width"] / row["source_width"]
-    return Certain(face.mapped(scale, scale, dx, dy))
+    return CertainDetector(face.mapped(scale, scale, dx, dy))
 
 
 def test_a_face_that_was_left_is_found_with_the_box_that_would_be_obliterated(detectors, astronaut: np.ndarray) -> None:
@@ -133,11 +133,11 @@ def test_a_region_that_a_person_asked_for_was_obliterated(face: Detection, astro
 def test_a_plate_s_own_corners_count(astronaut: np.ndarray) -> None:
     quad = ((100.0, 220.0), (200.0, 260.0), (190.0, 285.0), (90.0, 245.0))
     plate = Detection("plate", 0.9, (90.0, 220.0, 200.0, 285.0), quad, "certain")
-    clean, regions = deidentify(astronaut, [Certain(plate)])
+    clean, regions = deidentify(astronaut, [CertainDetector(plate)])
     assert regions[0].kind == "plate"
-    (found,) = search(row_of(clean, regions), Certain(plate))
+    (found,) = search(row_of(clean, regions), CertainDetector(plate))
     assert found.redacted
-    (found,) = search(row_of(astronaut, regions), Certain(plate))
+    (found,) = search(row_of(astronaut, regions), CertainDetector(plate))
     assert not found.redacted
 
 
@@ -145,7 +145,7 @@ def test_regions_that_cannot_be_placed_cover_nothing(face: Detection, astronaut:
     row = row_of(astronaut, [Region("face", 0.9, 0, 0, 0, 0, "mtcnn")])
     (found,) = search(row, again(face, row))
     assert not found.redacted
-    (found,) = search({**row, "source_width": None}, Certain(face))
+    (found,) = search({**row, "source_width": None}, CertainDetector(face))
     assert not found.redacted
 
 
@@ -163,26 +163,26 @@ def test_a_later_region_hides_its_part_of_an_earlier_one() -> None:
     image = np.full((100, 100, 3), 100, np.uint8)
     image[20:80, 20:32] = 250
     whole, left = (20, 20, 60, 60), (20, 20, 12, 60)
-    (found,) = search_release(plain_row(whole, left), image, [Certain(PLATE)])
+    (found,) = search_release(plain_row(whole, left), image, [CertainDetector(PLATE)])
     assert found.redacted
-    (found,) = search_release(plain_row(left, whole), image, [Certain(PLATE)])
+    (found,) = search_release(plain_row(left, whole), image, [CertainDetector(PLATE)])
     assert not found.redacted
 
 
 @pytest.mark.parametrize(("width", "redacted"), [(30, False), (42, False), (48, True)])
 def test_a_region_must_cover_three_quarters(width: int, redacted: bool) -> None:
     image = np.full((100, 100, 3), 100, np.uint8)
-    (found,) = search_release(plain_row((20, 20, width, 60)), image, [Certain(PLATE)])
+    (found,) = search_release(plain_row((20, 20, width, 60)), image, [CertainDetector(PLATE)])
     assert found.redacted == redacted
 
 
 def test_what_lies_outside_of_the_image_is_no_finding(astronaut: np.ndarray) -> None:
     outside = Detection("face", 0.9, (-300.0, -300.0, -200.0, -200.0), None, "certain")
-    assert search(row_of(astronaut, []), Certain(outside)) == []
+    assert search(row_of(astronaut, []), CertainDetector(outside)) == []
 
 
 def test_a_picture_shows_the_region_and_hides_all_around_it(astronaut: np.ndarray) -> None:
-    found = StillDetected(7, "face", "mtcnn", 0.99, 180, 60, 100, 120, False)
+    found = RemainingDetection(7, "face", "mtcnn", 0.99, 180, 60, 100, 120, False)
     with Image.open(io.BytesIO(picture(astronaut, found))) as image:
         shown = np.asarray(image.convert("RGB")).astype(float)
     difference = np.abs(shown - astronaut).mean(axis=2)
@@ -196,7 +196,7 @@ def test_a_picture_shows_the_region_and_hides_all_around_it(astronaut: np.ndarra
     assert detail[:, :-1][~margin[:, :-2]].mean() < 0.2 * detail[64:176, 184:275].mean()
 
 
-class Named(Certain):
+class NamedDetector(CertainDetector):
     """A detector that finds the same faces in every image, with a name."""
 
     def __init__(self, name: str, *boxes: tuple[float, float, float, float]) -> None:
@@ -208,7 +208,7 @@ def test_what_two_detectors_find_in_one_place_is_one_region_and_what_one_misses_
     image = np.full((200, 300, 3), 100, np.uint8)
     row = {**plain_row(), "width": 300, "height": 200}
     near, far, only = (20.0, 20.0, 60.0, 70.0), (200.0, 100.0, 230.0, 140.0), (100.0, 100.0, 140.0, 140.0)
-    first, second = Named("first", near, only), Named("second", far, (24.0, 16.0, 66.0, 74.0))
+    first, second = NamedDetector("first", near, only), NamedDetector("second", far, (24.0, 16.0, 66.0, 74.0))
     found = [each for detector in (first, second) for each in search_release(row, image, [detector])]
     both, alone, other = merge_found(found, [first, second])
     assert both.found_by == (Sighting("first", 0.9), Sighting("second", 0.9))
@@ -224,21 +224,21 @@ def test_what_two_detectors_find_in_one_place_is_one_region_and_what_one_misses_
 
 
 def test_a_detector_that_did_not_search_misses_nothing_and_kinds_are_apart() -> None:
-    face = StillDetected(7, "face", "first", 0.9, 20, 20, 40, 40, redacted=False)
+    face = RemainingDetection(7, "face", "first", 0.9, 20, 20, 40, 40, redacted=False)
     plate = replace(face, kind="plate", detector="second")
-    assert [each.missed_by for each in merge_found([face, plate], [Named("first")])] == [(), ()]
+    assert [each.missed_by for each in merge_found([face, plate], [NamedDetector("first")])] == [(), ()]
 
 
 def test_a_small_box_inside_of_a_large_one_is_a_region_that_one_detector_found() -> None:
-    small = StillDetected(7, "face", "first", 0.9, 20, 20, 20, 20, redacted=False)
+    small = RemainingDetection(7, "face", "first", 0.9, 20, 20, 20, 20, redacted=False)
     large = replace(small, detector="second", x=0, y=0, w=100, h=100)
     assert len(merge_found([small, large], [])) == 2
 
 
 def test_what_was_redacted_is_compared_with_nothing() -> None:
-    left = StillDetected(7, "face", "first", 0.9, 20, 20, 40, 40, redacted=False)
+    left = RemainingDetection(7, "face", "first", 0.9, 20, 20, 40, 40, redacted=False)
     redacted = replace(left, detector="second", redacted=True)
-    found = merge_found([redacted, left], [Named("first"), Named("second")])
+    found = merge_found([redacted, left], [NamedDetector("first"), NamedDetector("second")])
     assert [(each.redacted, each.found_by) for each in found] == [(False, (Sighting("first", 0.9),)), (True, ())]
 
 

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from segmint.catalogs.findings import Code, Place
+from segmint.catalogs.findings import Code, FindingLocation
 from segmint.operators.audit.rows import ShardTables, audit_catalog_rows
 from segmint.operators.schemas import IMAGES, MASKS, REJECTS
 
@@ -10,7 +10,7 @@ from segmint.operators.schemas import IMAGES, MASKS, REJECTS
 def test_an_image_that_the_catalog_refuses_is_found() -> None:
     row = {**dict.fromkeys(IMAGES.names), "ordinal": 4, "id": 5, "image_id": "x", "uri": "x.jpg"}
     images = pa.Table.from_pylist([row], schema=IMAGES)
-    places = {kind: Place(kind) for kind in ("images", "masks", "rejects")}
+    places = {kind: FindingLocation(kind) for kind in ("images", "masks", "rejects")}
     tables = ShardTables(images, MASKS.empty_table(), REJECTS.empty_table(), places)
     catalog = {**row, "sha256": None, "duplicate_of": None}
     assert not list(audit_catalog_rows(tables, {4: catalog}))

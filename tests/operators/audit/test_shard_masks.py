@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segmint.catalogs.findings import Place
+from segmint.catalogs.findings import FindingLocation
 from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.audit.rows import ShardTables
 from segmint.operators.audit.shard_masks import ShardMasks
@@ -22,15 +22,15 @@ def tables_of(dataset: Path) -> ShardTables:
         kind: pa.concat_tables([pq.read_table(path, schema=schema) for path in sorted((dataset / kind).iterdir())])
         for kind, schema in SCHEMAS.items()
     }
-    return ShardTables(**read, places={kind: Place(f"{kind}/all.parquet") for kind in SCHEMAS})
+    return ShardTables(**read, places={kind: FindingLocation(f"{kind}/all.parquet") for kind in SCHEMAS})
 
 
 def with_masks(tables: ShardTables, rows: list) -> ShardTables:
     return ShardTables(tables.images, to_table(rows, MASKS), tables.rejects, tables.places)
 
 
-def test_every_image_has_its_own_masks(minted: Path) -> None:
-    tables = tables_of(minted)
+def test_every_image_has_its_own_masks(small_dataset: Path) -> None:
+    tables = tables_of(small_dataset)
     rows = tables.masks.to_pylist()
     images = tables.images.to_pylist()
     masks = ShardMasks(tables, LIMITS, None)
@@ -45,8 +45,8 @@ def test_every_image_has_its_own_masks(minted: Path) -> None:
         assert annotations_json(image["id"], "a.jpg", size, masks.annotations(image["ordinal"])) == expected
 
 
-def test_one_wrong_mask_is_its_image_s_alone(minted: Path) -> None:
-    tables = tables_of(minted)
+def test_one_wrong_mask_is_its_image_s_alone(small_dataset: Path) -> None:
+    tables = tables_of(small_dataset)
     ordinals = [image["ordinal"] for image in tables.images.to_pylist()]
     rows = tables.masks.to_pylist()
     for index, row in enumerate(rows):
@@ -55,8 +55,8 @@ def test_one_wrong_mask_is_its_image_s_alone(minted: Path) -> None:
         assert {**row, "bbox": None} in masks.annotations(row["ordinal"])
 
 
-def test_images_without_masks_are_sound(minted: Path) -> None:
-    tables = tables_of(minted)
+def test_images_without_masks_are_sound(small_dataset: Path) -> None:
+    tables = tables_of(small_dataset)
     rows = tables.masks.to_pylist()
     left = [row for row in rows if row["ordinal"] == rows[-1]["ordinal"]]
     for kept in (left, []):
@@ -67,8 +67,8 @@ def test_images_without_masks_are_sound(minted: Path) -> None:
             assert masks.sound(ordinal)
 
 
-def test_thresholds_and_sizes_count(minted: Path) -> None:
-    tables = tables_of(minted)
+def test_thresholds_and_sizes_count(small_dataset: Path) -> None:
+    tables = tables_of(small_dataset)
     first = tables.images.column("ordinal")[0].as_py()
     assert not ShardMasks(tables, MaskLimits(1.4, 0.8), None).sound(first)
     assert not ShardMasks(tables, MaskLimits(0.7, 0.9999), None).sound(first)

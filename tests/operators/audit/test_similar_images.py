@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from segmint.operators.audit.similar_images import DISTANCE, Alike, find_alike, perceptual_hash
+from segmint.operators.audit.similar_images import DISTANCE, SimilarImage, find_alike, perceptual_hash
 from tests.support.builds import photograph
 
 NAMES = ("astronaut", "coffee", "chelsea", "rocket", "camera", "hubble_deep_field", "immunohistochemistry", "brick")
@@ -46,13 +46,13 @@ def test_a_picture_that_ends_early_has_no_hash() -> None:
         perceptual_hash(data[: len(data) // 2] + data[-2:])
 
 
-def nearest_by_brute_force(hashes: list[int]) -> list[Alike]:
+def nearest_by_brute_force(hashes: list[int]) -> list[SimilarImage]:
     """The nearest earlier hash of each, compared with all; of those that are as near the first."""
     found = []
     for index, value in enumerate(hashes):
         near = [(bits(value, earlier), at) for at, earlier in enumerate(hashes[:index])]
         if near and min(near)[0] <= DISTANCE:
-            found.append(Alike(index, min(near)[1], min(near)[0]))
+            found.append(SimilarImage(index, min(near)[1], min(near)[0]))
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmint.catalogs.findings import Place
+from segmint.catalogs.findings import FindingLocation
 from segmint.model.automatic.rle import compress, decompress, encode
 from segmint.operators.audit import sound_masks as at_once
 from segmint.operators.audit.mask_columns import MaskColumns
@@ -23,13 +23,13 @@ Damage = tuple[str, Any]  # a key of a mask's row, and another value of it
 
 LIMITS = MaskLimits(0.7, 0.8)
 SIZE = (180, 240)
-PLACE = Place("masks/sa_000001.parquet", 1)
+PLACE = FindingLocation("masks/sa_000001.parquet", 1)
 
 
 @pytest.fixture(scope="module")
-def rows(minted: Path) -> list[Row]:
+def rows(small_dataset: Path) -> list[Row]:
     """The masks of real images of `SIZE`, of which none has a finding."""
-    found = [row for path in sorted((minted / "masks").iterdir()) for row in pq.read_table(path).to_pylist()]
+    found = [row for path in sorted((small_dataset / "masks").iterdir()) for row in pq.read_table(path).to_pylist()]
     assert len(found) > 6
     return found
 

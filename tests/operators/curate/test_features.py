@@ -16,8 +16,8 @@ from segmint.catalogs.schema import STAGED
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.operators.curate.features import FEATURES, CurateTask, LookAtImages, is_skipped, part_name
-from segmint.operators.curate.look import LookConfig
+from segmint.operators.curate.features import FEATURES, CurateTask, InspectImages, is_skipped, part_name
+from segmint.operators.curate.inspect import InspectionConfig
 from segmint.operators.prepare.ingest import IngestConfig
 from tests.support.locations import location_of
 from tests.support.signed_images import data_mining, image
@@ -30,18 +30,18 @@ def rows(*columns: dict[str, Any], first: int = 0) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def actor(tmp_path_factory: pytest.TempPathFactory, coffee: np.ndarray) -> Iterator[LookAtImages]:
+def actor(tmp_path_factory: pytest.TempPathFactory, coffee: np.ndarray) -> Iterator[InspectImages]:
     folder = tmp_path_factory.mktemp("catalog")
     Image.fromarray(coffee).save(folder / "coffee.jpg")
     (folder / "junk.jpg").write_bytes(b"junk")
     (folder / "cut.jpg").write_bytes(image("JPEG", data_mining("DMI-PROHIBITED"))[:-1000])
-    config = LookConfig(IngestConfig(), mirror=True, opt_outs=True, scorers=())
-    looker = LookAtImages(CurateTask(config, Storage(), str(folder / "c.parquet"), location_of(folder / "parts")))
+    config = InspectionConfig(IngestConfig(), mirror=True, opt_outs=True, scorers=())
+    looker = InspectImages(CurateTask(config, Storage(), str(folder / "c.parquet"), location_of(folder / "parts")))
     yield looker
     looker.close()
 
 
-def test_a_part_holds_what_was_seen_of_each_row(actor: LookAtImages, coffee: np.ndarray) -> None:
+def test_a_part_holds_what_was_seen_of_each_row(actor: InspectImages, coffee: np.ndarray) -> None:
     table = rows(
         {"uri": "coffee.jpg"},
         {"uri": "junk.jpg"},
@@ -79,7 +79,7 @@ def test_what_an_earlier_curation_refused_is_read_only_for_opt_outs() -> None:
 
 
 def test_an_image_that_the_child_dies_on_is_a_fault_and_at_the_second_time_one_of_this_run(
-    actor: LookAtImages, tmp_path: Path
+    actor: InspectImages, tmp_path: Path
 ) -> None:
     reserved = PngInfo()
     reserved.add_itxt("XML:com.adobe.xmp", data_mining("DMI-PROHIBITED").decode())
@@ -90,7 +90,7 @@ def test_an_image_that_the_child_dies_on_is_a_fault_and_at_the_second_time_one_o
     table = rows({"uri": "large.png"}, {"uri": "junk.jpg"}, first=256)
     names = []
     for again in (False, True):
-        starved = LookAtImages(
+        starved = InspectImages(
             dataclasses.replace(task, memory_limit=16 << 20, again=frozenset({256} if again else {0}))
         )
         (done,) = starved(table).to_pylist()
@@ -105,7 +105,7 @@ def test_an_image_that_the_child_dies_on_is_a_fault_and_at_the_second_time_one_o
 
 
 def test_a_fault_writes_no_part_and_another_part_of_that_name_is_one(
-    actor: LookAtImages, monkeypatch: pytest.MonkeyPatch
+    actor: InspectImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fault(row: Any) -> bytes:
         raise StorageFaultError("the store is on fire")

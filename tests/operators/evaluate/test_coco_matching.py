@@ -13,9 +13,9 @@ from pycocotools.cocoeval import COCOeval
 from segmint.operators.annotations.image import encode_mask
 from segmint.operators.evaluate.coco_matching import (
     AREAS,
-    FoundMask,
-    Matches,
-    Precision,
+    CocoPrecision,
+    ImageMatches,
+    PredictedMask,
     RecallCounts,
     TrueMask,
     match_masks,
@@ -32,7 +32,7 @@ def ellipse(rng: np.random.Generator, center: tuple[float, float], radii: tuple[
 
 
 @pytest.fixture(scope="module")
-def scenes() -> list[tuple[list[tuple[int, TrueMask]], list[tuple[int, FoundMask]]]]:
+def scenes() -> list[tuple[list[tuple[int, TrueMask]], list[tuple[int, PredictedMask]]]]:
     """Eight images: true masks of all sizes and some crowds, found masks near them and elsewhere; categories 1 to 3.
 
     Equal scores, masks found twice, an image without truth, one where nothing is found, and an empty one.
@@ -53,9 +53,9 @@ def scenes() -> list[tuple[list[tuple[int, TrueMask]], list[tuple[int, FoundMask
                 moved = (center[0] + rng.normal(0, 2), center[1] + rng.normal(0, 2))
                 near = ellipse(rng, moved, (radius * rng.uniform(0.8, 1.2), radius * 0.8))
                 guess = category if rng.random() < 0.8 else int(rng.integers(1, 4))
-                found.append((guess, FoundMask(encode_mask(near), float(rng.integers(0, 12)) / 10)))
+                found.append((guess, PredictedMask(encode_mask(near), float(rng.integers(0, 12)) / 10)))
         if image == 2:
-            found.append((1, FoundMask(encode_mask(ellipse(rng, (50, 50), (20, 20))), 0.9)))
+            found.append((1, PredictedMask(encode_mask(ellipse(rng, (50, 50), (20, 20))), 0.9)))
         scenes.append((truth, found))
     return scenes
 
@@ -141,7 +141,7 @@ def test_average_precision_is_that_of_coco_eval(scenes, files) -> None:
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    precision = Precision()
+    precision = CocoPrecision()
     for category in (1, 2, 3):
         precision.add([match_masks(by_category(t, category), by_category(f, category)) for t, f in scenes])
     figures = precision.figures()
@@ -156,13 +156,13 @@ def test_nothing_found_and_nothing_true_have_no_figures() -> None:
     mask = encode_mask(np.ones(SIZE, bool))
     missed = recall_counts([TrueMask(mask, 19200.0)], [], LIMITS)
     assert missed.average_recall()[0] == [0.0, None, None, 0.0]
-    found = recall_counts([TrueMask(mask, 19200.0)], [FoundMask(mask, 0.1)], LIMITS)
+    found = recall_counts([TrueMask(mask, 19200.0)], [PredictedMask(mask, 0.1)], LIMITS)
     assert (missed + found).average_recall()[2] == [0.5, None, None, 0.5]
     assert isinstance(missed + empty, RecallCounts)
-    assert set(Precision().figures().values()) == {None}
+    assert set(CocoPrecision().figures().values()) == {None}
     nothing = match_masks([], [])
-    assert isinstance(nothing, Matches)
+    assert isinstance(nothing, ImageMatches)
     assert nothing.truth.tolist() == [0, 0, 0, 0]
-    alone = Precision()
-    alone.add([match_masks([], [FoundMask(mask, 0.5)])])
+    alone = CocoPrecision()
+    alone.add([match_masks([], [PredictedMask(mask, 0.5)])])
     assert set(alone.figures().values()) == {None}

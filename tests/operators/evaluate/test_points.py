@@ -18,7 +18,7 @@ def iou_of(mask: np.ndarray, truth: np.ndarray) -> float:
     return np.count_nonzero(mask & truth) / np.count_nonzero(mask | truth)
 
 
-class Scene:
+class PhotographScene:
     """A photograph with masks drawn by hand, in our predictor and in the reference's, on MobileSAM's weights."""
 
     def __init__(self, predictor: Predictor, embedding: Embedding, reference: SamPredictor) -> None:
@@ -54,15 +54,15 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def scene(predictor: Predictor, embedding: Embedding, reference: SamPredictor) -> Scene:
-    return Scene(predictor, embedding, reference)
+def scene(predictor: Predictor, embedding: Embedding, reference: SamPredictor) -> PhotographScene:
+    return PhotographScene(predictor, embedding, reference)
 
 
 @pytest.mark.parametrize(
     ("first", "several"), [(FirstClick.CENTER, SeveralClicks.SINGLE), (FirstClick.RANDOM, SeveralClicks.THREE)]
 )
 def test_the_scores_are_those_of_the_reference_predictor(
-    scene: Scene, first: FirstClick, several: SeveralClicks
+    scene: PhotographScene, first: FirstClick, several: SeveralClicks
 ) -> None:
     settings = PointsSettings((1, 2, 3), first, several, seed=3)
     for scores, truth in zip(scene.click(settings), scene.masks, strict=True):
@@ -73,7 +73,7 @@ def test_the_scores_are_those_of_the_reference_predictor(
         assert scores.oracle[0] >= scores.iou[0]
 
 
-def test_clicks_go_where_the_error_is(scene: Scene) -> None:
+def test_clicks_go_where_the_error_is(scene: PhotographScene) -> None:
     (cup, table, strip) = scene.click(PointsSettings((1, 5)))
     assert cup.clicks[0][1] == 60
     assert abs(cup.clicks[0][0] - 95) <= 1
@@ -84,7 +84,7 @@ def test_clicks_go_where_the_error_is(scene: Scene) -> None:
     assert {click.label for click in strip.clicks} == {0, 1}
 
 
-def test_a_mask_that_is_met_exactly_gets_no_more_clicks(scene: Scene) -> None:
+def test_a_mask_that_is_met_exactly_gets_no_more_clicks(scene: PhotographScene) -> None:
     answer = coco.decode(scene.click(PointsSettings((1,)))[0].first).astype(bool)
     (scores,) = click_masks(
         scene.predictor, scene.embedding, [encode_mask(answer)], [0], PointsSettings((1, 2, 3), seed=1)

@@ -7,8 +7,8 @@ import pytest
 from pycocotools import mask as coco
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
-from segmint.model.automatic.candidates import Candidates, Patch
-from segmint.model.automatic.generator import Found, MaskGenerator
+from segmint.model.automatic.candidates import CandidateMasks, MaskPatch
+from segmint.model.automatic.generator import MaskGenerator, RawMasks
 from segmint.model.automatic.records import Funnel
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.evaluate.proposals import LIMITS, proposal_settings, propose_objects, rank
@@ -30,7 +30,7 @@ def test_proposals_are_the_packages_masks_ranked_by_the_mean_of_both_scores(
         reference.model, points_per_side=3, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.9,
         output_mode="coco_rle",
     )  # fmt: skip
-    theirs.predictor = Embedded(reference)
+    theirs.predictor = FixedPredictor(reference)
     expected = theirs.generate(cup)
     scores = sorted(((each["predicted_iou"] + each["stability_score"]) / 2 for each in expected), reverse=True)
     assert [mask.score for mask in found] == pytest.approx(scores, abs=1e-4)
@@ -47,21 +47,21 @@ def test_a_thousand_are_kept_and_empty_ones_left_out() -> None:
     count = 1100
     generator = np.random.default_rng(0)
     pixels = np.ones((4, 4), bool)
-    patches = [Patch.pack(pixels, (0, 0, 1 + index % 3, 1 + index % 2)) for index in range(count)]
-    patches[7] = Patch.pack(~pixels, (0, 0, 0, 0))
+    patches = [MaskPatch.pack(pixels, (0, 0, 1 + index % 3, 1 + index % 2)) for index in range(count)]
+    patches[7] = MaskPatch.pack(~pixels, (0, 0, 0, 0))
     iou = generator.random(count).astype(np.float32)
     stability = generator.random(count).astype(np.float32)
     iou[7], stability[7] = 2, np.nan
     nothing = np.zeros((count, 4), np.int64)
-    masks = Candidates(iou, stability, np.zeros((count, 2)), nothing, nothing, tuple(patches))
-    found = rank(Found(masks, Funnel(), (6, 8)))
+    masks = CandidateMasks(iou, stability, np.zeros((count, 2)), nothing, nothing, tuple(patches))
+    found = rank(RawMasks(masks, Funnel(), (6, 8)))
     means = (iou.astype(np.float64) + stability.astype(np.float64)) / 2
     expected = np.sort(np.delete(means, 7))[::-1][:1000]
     assert [mask.score for mask in found] == expected.tolist()
     assert all(coco.area(mask.rle) and mask.rle["size"] == [6, 8] for mask in found)
 
 
-class Embedded:
+class FixedPredictor:
     """The package's predictor, which keeps the embedding that it has."""
 
     def __init__(self, predictor: SamPredictor) -> None:

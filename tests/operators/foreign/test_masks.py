@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from segmint.catalogs.findings import Code, Place
+from segmint.catalogs.findings import Code, FindingLocation
 from segmint.operators.foreign.masks import ForeignImage, read_foreign
 
-PLACE = Place("sa_1.json", 0)
+PLACE = FindingLocation("sa_1.json", 0)
 
 
 def annotation(mask: np.ndarray, **values: Any) -> dict[str, Any]:

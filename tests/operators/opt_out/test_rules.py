@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from segmint.operators.opt_out.rules import DATA_MINING, RESERVATION, RULES, TRAINING_MINING, OptOut, Verdict, rule_for
+from segmint.operators.opt_out.rules import (
+    DATA_MINING,
+    RESERVATION,
+    RULES,
+    TRAINING_MINING,
+    OptOut,
+    OptOutVerdict,
+    rule_for,
+)
 from tests.support.signed_images import VOCABULARY
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "opt-outs.md"
@@ -27,7 +35,7 @@ def test_each_value_has_its_rule(rule: object) -> None:
 def test_terms_of_plus_come_as_addresses_and_as_labels() -> None:
     for value in (f"{VOCABULARY}DMI-PROHIBITED", "https://ns.useplus.org/LDF/ldf-vocab/DMI-Prohibited/", "Prohibited"):
         assert rule_for(DATA_MINING, value).value == "DMI-PROHIBITED"
-    assert rule_for(DATA_MINING, "Prohibited for AI/ML training").verdict is Verdict.OPTED_OUT
+    assert rule_for(DATA_MINING, "Prohibited for AI/ML training").verdict is OptOutVerdict.OPTED_OUT
     assert rule_for(DATA_MINING, f"{VOCABULARY}DMI-PROHIBITED-NEW").value == "DMI-PROHIBITED*"
 
 

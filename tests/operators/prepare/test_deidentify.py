@@ -41,7 +41,7 @@ from tests.support.labels import (
     found_again,
     haar_faces,
 )
-from tests.support.torchscript import Failing, Fragile, OnlyScores, saved, spot
+from tests.support.torchscript import FailingDetector, FragileDetector, OnlyScores, saved, spot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -204,7 +204,7 @@ def test_the_same_bytes_for_any_number_of_threads(photos: Path) -> None:
     assert (results[0][0] == results[1][0]).all()
 
 
-class Corner:
+class CornerDetector:
     """Finds a face in a quarter of any image."""
 
     kind: Kind = "face"
@@ -231,11 +231,11 @@ def test_a_region_in_the_source_covers_what_was_redacted_smaller(
 
 
 def test_redacted_in_place_it_is_the_same_image(astronaut: np.ndarray) -> None:
-    expected, regions = deidentify(astronaut, [Corner()])
+    expected, regions = deidentify(astronaut, [CornerDetector()])
     for writeable in (True, False):
         image = astronaut.copy()
         image.flags.writeable = writeable
-        clean, found = deidentify(image, [Corner()], in_place=True)
+        clean, found = deidentify(image, [CornerDetector()], in_place=True)
         assert (clean is image) == writeable
         assert (clean == expected).all()
         assert found == regions
@@ -304,7 +304,7 @@ def test_an_invalid_configuration_says_what_is_wrong(values: dict[str, object], 
         DeidentifyConfig.model_validate(values)
 
 
-class WholeImage(torch.nn.Module):
+class WholeImageDetector(torch.nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         size = torch.tensor([image.shape[1], image.shape[2]])
         box = torch.tensor([[0.0, 0.0, float(image.shape[2]), float(image.shape[1])]])
@@ -331,7 +331,7 @@ def test_only_bundled_detectors_need_their_packages(
 
 def test_a_torchscript_file_replaces_a_detector(tmp_path: Path) -> None:
     path = tmp_path / "plates.ts"
-    torch.jit.script(WholeImage()).save(path)
+    torch.jit.script(WholeImageDetector()).save(path)
     config = DeidentifyConfig.model_validate({"faces": {"detector": "none"}, "plates": {"detector": str(path)}})
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
     _, regions = deidentify(image, build_detectors(config))
@@ -339,7 +339,7 @@ def test_a_torchscript_file_replaces_a_detector(tmp_path: Path) -> None:
 
 
 def test_an_image_that_a_detector_alone_fails_on_is_refused(tmp_path: Path) -> None:
-    path = saved(Fragile(), tmp_path / "faces.ts")
+    path = saved(FragileDetector(), tmp_path / "faces.ts")
     config = DeidentifyConfig.model_validate({"faces": {"detector": str(path)}, "plates": {"detector": "none"}})
     detectors = build_detectors(config)
     gray = np.full((40, 50, 3), 90, np.uint8)
@@ -351,7 +351,7 @@ def test_an_image_that_a_detector_alone_fails_on_is_refused(tmp_path: Path) -> N
     assert verdict.value.detail.endswith("a shape that was not foreseen")
 
 
-@pytest.mark.parametrize("module", [Failing, OnlyScores])
+@pytest.mark.parametrize("module", [FailingDetector, OnlyScores])
 def test_a_detector_that_fails_on_control_images_refuses_nobody(tmp_path: Path, module: type[torch.nn.Module]) -> None:
     path = saved(module(), tmp_path / "plates.ts")
     config = DeidentifyConfig.model_validate({"faces": {"detector": "none"}, "plates": {"detector": str(path)}})
@@ -361,7 +361,7 @@ def test_a_detector_that_fails_on_control_images_refuses_nobody(tmp_path: Path, 
         deidentify(np.zeros((40, 50, 3), np.uint8), build_detectors(config))
 
 
-class Short:
+class ShortDetector:
     """Has no memory left for an image that is not gray."""
 
     kind: Kind = "face"
@@ -376,7 +376,7 @@ class Short:
 
 def test_exhausted_memory_is_no_verdict(astronaut: np.ndarray) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
-        deidentify(astronaut, [Short()])
+        deidentify(astronaut, [ShortDetector()])
 
 
 def test_a_missing_or_broken_torchscript_file_names_its_key(tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ from segmint.operators.prepare.containers import SUPPORTED
 from segmint.operators.prepare.ingest import (
     BrokenDecoderError,
     IngestConfig,
-    Ingested,
+    IngestedImage,
     _guarded,
     _require_decoder,
     ingest,
 )
 from tests.support import bad_images
-from tests.support.bad_images import HEIC, Sample, encode, half_transparent, heic, photograph, samples
+from tests.support.bad_images import HEIC, BadImage, encode, half_transparent, heic, photograph, samples
 
 # Pillow warns about the damage in these files.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -55,13 +55,13 @@ def reason(data: bytes, config: IngestConfig = CONFIG) -> Reason | None:
 
 
 @pytest.mark.parametrize("sample", DECODED, ids=lambda sample: sample.name)
-def test_every_kind_of_file_gets_its_exact_verdict(sample: Sample) -> None:
+def test_every_kind_of_file_gets_its_exact_verdict(sample: BadImage) -> None:
     assert sample.data is not None
     assert reason(sample.data) == sample.reason
 
 
 @pytest.mark.parametrize("sample", [s for s in DECODED if s.reason is None], ids=lambda sample: sample.name)
-def test_every_accepted_file_gives_plain_pixels(sample: Sample) -> None:
+def test_every_accepted_file_gives_plain_pixels(sample: BadImage) -> None:
     assert sample.data is not None
     result = ingest(sample.data, CONFIG)
     assert result.image.dtype == np.uint8
@@ -70,7 +70,7 @@ def test_every_accepted_file_gives_plain_pixels(sample: Sample) -> None:
 
 
 @pytest.mark.parametrize("sample", DECODED, ids=lambda sample: sample.name)
-def test_verdicts_are_the_same_sentence_each_time_and_hold_no_metadata(sample: Sample) -> None:
+def test_verdicts_are_the_same_sentence_each_time_and_hold_no_metadata(sample: BadImage) -> None:
     assert sample.data is not None
     if sample.reason is None:
         return
@@ -363,7 +363,7 @@ def test_verdicts_name_the_limit() -> None:
             ingest(data, config)
         assert verdict.value.reason is expected
     exact = IngestConfig(max_pixels=451 * 300, min_short_side=300, max_bytes=len(data))
-    assert isinstance(ingest(data, exact), Ingested)
+    assert isinstance(ingest(data, exact), IngestedImage)
 
 
 def test_pixels_beyond_pillows_own_limit_are_decoded_when_ours_allows(monkeypatch: pytest.MonkeyPatch) -> None:

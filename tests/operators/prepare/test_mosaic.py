@@ -9,7 +9,7 @@ from segmint.operators.prepare import mosaic as module
 from segmint.operators.prepare.mosaic import (
     CELLS,
     WHOLE,
-    Patch,
+    ImagePatch,
     ellipse,
     mosaic,
     polygon,
@@ -21,7 +21,7 @@ from segmint.operators.redactions import FACE_BAND, PLATE_BAND
 SHAPE = (60, 90)
 
 
-def covered(patch: Patch) -> np.ndarray:
+def covered(patch: ImagePatch) -> np.ndarray:
     full = np.zeros(SHAPE, bool)
     full[patch.y : patch.y + patch.height, patch.x : patch.x + patch.width] = patch.mask
     return full
@@ -114,7 +114,7 @@ def test_only_the_patches_change_and_the_image_given_does_not() -> None:
 CORNERS = [(0, 0), (28, 5), (27, 16), (-1, 11)]
 
 
-def banded(x: float = 40, y: float = 30) -> list[Patch]:
+def banded(x: float = 40, y: float = 30) -> list[ImagePatch]:
     """A face and a tilted plate with bands that overlap, around (x, y)."""
     face = ellipse((x - 14, y - 14, x, y + 6), SHAPE, FACE_BAND)
     plate = polygon([(x + dx, y + dy) for dx, dy in CORNERS], SHAPE, band=PLATE_BAND)
@@ -123,7 +123,7 @@ def banded(x: float = 40, y: float = 30) -> list[Patch]:
     return [face, plate]
 
 
-def placed(values: np.ndarray, patch: Patch) -> np.ndarray:
+def placed(values: np.ndarray, patch: ImagePatch) -> np.ndarray:
     full = np.zeros(SHAPE, values.dtype)
     full[patch.y : patch.y + patch.height, patch.x : patch.x + patch.width] = values
     return full

@@ -14,7 +14,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children
 from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
 from segmint.operators.prepare.ingest import IngestConfig
-from segmint.operators.prepare.prepare import PrepareConfig, Prepared, RefusedError, build_worker, prepare_image
+from segmint.operators.prepare.prepare import PrepareConfig, PreparedImage, RefusedError, build_worker, prepare_image
 from segmint.operators.prepare.release import CropLayers, ReleaseConfig
 from tests.support.image_mutants import mutants
 
@@ -26,7 +26,7 @@ CONFIG = PrepareConfig(
 )
 
 
-def odd_ends(run: Callable[[bytes], Prepared], count: int, seed: int) -> tuple[list[str], int]:
+def odd_ends(run: Callable[[bytes], PreparedImage], count: int, seed: int) -> tuple[list[str], int]:
     """Prepare `count` changed images; return the ends that are neither a verdict nor an image, and the images."""
     odd, accepted = [], 0
     for number, mutant in enumerate(mutants(count, seed)):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from segmint.catalogs.dataset.tombstones import TakenImage, TakenNames
+from segmint.catalogs.dataset.tombstones import RemovedImage, RemovedNames
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.catalogs.schema import NORMALIZED
@@ -33,7 +33,7 @@ from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.prepare import (
     Prepare,
     PrepareConfig,
-    Prepared,
+    PreparedImage,
     PrepareResources,
     RefusedError,
     build_worker,
@@ -216,8 +216,8 @@ def test_what_a_tombstone_names_is_refused_whatever_row_names_it(portrait_file: 
     fine.write_bytes(encode(photograph(), "JPEG"))
     digest = hashlib.sha256(portrait_file.read_bytes()).hexdigest()
     catalog = str(portrait_file.with_name("catalog.jsonl"))
-    image = TakenImage(ordinal=99, id=100, image_id="x", uri="gone.jpg", sha256=digest)
-    taken = TakenNames.of([image, image.model_copy(update={"sha256": None, "uri": "also.jpg"})], catalog)
+    image = RemovedImage(ordinal=99, id=100, image_id="x", uri="gone.jpg", sha256=digest)
+    taken = RemovedNames.of([image, image.model_copy(update={"sha256": None, "uri": "also.jpg"})], catalog)
     stage = Prepare(config(), Storage(retry=FAST), POLICY, catalog, taken=taken)
     folder = portrait_file.parent
     try:
@@ -377,7 +377,7 @@ def test_an_opted_out_image_is_refused_before_it_is_decoded(prepare: Prepare, tm
 
 
 @pytest.fixture(scope="module")
-def cramped() -> Iterator[Children[Prepared]]:
+def cramped() -> Iterator[Children[PreparedImage]]:
     """A child as in builds, with a quarter of the memory."""
     factory = functools.partial(build_worker, config(), Storage(), None)
     with Children(factory, timeout_s=120, memory_limit=2**30) as children:
@@ -385,7 +385,7 @@ def cramped() -> Iterator[Children[Prepared]]:
 
 
 @pytest.fixture(scope="module")
-def impatient() -> Iterator[Children[Prepared]]:
+def impatient() -> Iterator[Children[PreparedImage]]:
     """The same with one second per image."""
     factory = functools.partial(build_worker, config(), Storage(), None)
     with Children(factory, timeout_s=1, memory_limit=2**30) as children:
@@ -393,7 +393,7 @@ def impatient() -> Iterator[Children[Prepared]]:
 
 
 @pytest.mark.parametrize("bomb", [bomb for bomb in bombs() if not bomb.endless], ids=lambda bomb: bomb.name)
-def test_a_bomb_costs_only_itself(cramped: Children[Prepared], bomb: Bomb) -> None:
+def test_a_bomb_costs_only_itself(cramped: Children[PreparedImage], bomb: Bomb) -> None:
     data = bomb.make()
     assert len(data) < 1 << 20
     with pytest.raises(RejectedError) as verdict:
@@ -404,7 +404,7 @@ def test_a_bomb_costs_only_itself(cramped: Children[Prepared], bomb: Bomb) -> No
 
 
 @pytest.mark.parametrize("bomb", [bomb for bomb in bombs() if bomb.endless], ids=lambda bomb: bomb.name)
-def test_endless_work_is_ended(impatient: Children[Prepared], bomb: Bomb) -> None:
+def test_endless_work_is_ended(impatient: Children[PreparedImage], bomb: Bomb) -> None:
     data = bomb.make()
     assert len(data) < 10 << 20
     with pytest.raises(RejectedError) as verdict:
@@ -412,7 +412,7 @@ def test_endless_work_is_ended(impatient: Children[Prepared], bomb: Bomb) -> Non
     assert verdict.value.reason in bomb.reasons
 
 
-def test_cyclic_pages_end(cramped: Children[Prepared]) -> None:
+def test_cyclic_pages_end(cramped: Children[PreparedImage]) -> None:
     assert cramped.run(tiff_whose_pages_go_round()).source_width == 100
 
 
@@ -420,11 +420,11 @@ def nothing_found(path: Path) -> Path:
     """A TorchScript detector that finds nothing; torch is imported here, since that takes a second."""
     import torch
 
-    class Nothing(torch.nn.Module):
+    class NullDetector(torch.nn.Module):
         def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
             return torch.zeros((0, 4)), torch.zeros(0), torch.zeros(0), torch.zeros(2)
 
-    torch.jit.script(Nothing()).save(path)
+    torch.jit.script(NullDetector()).save(path)
     return path
 
 
@@ -439,9 +439,9 @@ def test_a_detector_file_that_was_replaced_is_not_loaded(tmp_path: Path, portrai
 
 
 def test_an_image_that_a_detectors_file_fails_on_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
-    from tests.support.torchscript import Fragile, saved, spot  # torch takes a second
+    from tests.support.torchscript import FragileDetector, saved, spot  # torch takes a second
 
-    faces = FacesConfig(detector=str(saved(Fragile(), tmp_path / "faces.ts")))
+    faces = FacesConfig(detector=str(saved(FragileDetector(), tmp_path / "faces.ts")))
     whole = np.asarray(photograph())
     for name, image in (("whole", whole), ("marked", spot(whole, 0, 0, 8))):
         (tmp_path / f"{name}.png").write_bytes(encode(Image.fromarray(image), "PNG"))

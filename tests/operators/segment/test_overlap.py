@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from segmint.operators.segment import overlap
-from segmint.operators.segment.overlap import HostThreads, Overlapped, StageSeconds
+from segmint.operators.segment.overlap import HostThreads, OverlappedStages, StageSeconds
 
 WAIT_S = 60.0
 """Until something happens that must: only a failing test waits so long."""
@@ -25,7 +25,7 @@ def until(happened: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-class Held:
+class GatedStage:
     """A stage whose items wait until they are let go; it notes which are in it, and its threads."""
 
     def __init__(self, held: bool = True) -> None:
@@ -45,7 +45,7 @@ class Held:
         return item
 
 
-def submit_all(stages: Overlapped[int, Any, Any, Any], items: int) -> "Future[list[int]]":
+def submit_all(stages: OverlappedStages[int, Any, Any, Any], items: int) -> "Future[list[int]]":
     """Submits items from another thread, which waits for room; its result are theirs."""
 
     def work() -> list[int]:
@@ -58,8 +58,8 @@ THREADS = HostThreads(decoders=2, finishers=3, waiting=1)
 
 
 def test_items_are_decoded_while_the_device_is_busy_as_far_as_there_is_room() -> None:
-    decode, compute, finish = Held(held=False), Held(), Held(held=False)
-    results = submit_all(Overlapped(decode, compute, finish, THREADS), 20)
+    decode, compute, finish = GatedStage(held=False), GatedStage(), GatedStage(held=False)
+    results = submit_all(OverlappedStages(decode, compute, finish, THREADS), 20)
     until(lambda: len(decode.entered) == 1 + 2 + 1)  # the device has one, two decoders are done, and one waits
     time.sleep(SETTLE_S)
     assert (len(decode.entered), len(compute.entered)) == (4, 1)
@@ -70,8 +70,8 @@ def test_items_are_decoded_while_the_device_is_busy_as_far_as_there_is_room() ->
 
 
 def test_the_device_goes_on_while_items_are_finished_as_far_as_there_is_room() -> None:
-    compute, finish = Held(held=False), Held()
-    results = submit_all(Overlapped(Held(held=False), compute, finish, THREADS), 20)
+    compute, finish = GatedStage(held=False), GatedStage()
+    results = submit_all(OverlappedStages(GatedStage(held=False), compute, finish, THREADS), 20)
     until(lambda: len(compute.entered) == 3 + 1 + 1)  # three are finished, one waits, and one waits for room
     time.sleep(SETTLE_S)
     assert (len(compute.entered), len(finish.entered)) == (5, 3)
@@ -82,7 +82,7 @@ def test_the_device_goes_on_while_items_are_finished_as_far_as_there_is_room() -
 def test_decoders_and_finishers_work_side_by_side() -> None:
     """A barrier lets nobody on before all threads of a pool are there."""
     two, three = threading.Barrier(2), threading.Barrier(3)
-    stages = Overlapped(
+    stages = OverlappedStages(
         lambda item: (two.wait(WAIT_S), item)[1],
         lambda item, decoded: decoded,
         lambda item, computed: (three.wait(WAIT_S), computed)[1],
@@ -94,7 +94,7 @@ def test_decoders_and_finishers_work_side_by_side() -> None:
 def test_the_device_takes_the_first_image_that_is_decoded() -> None:
     slow = threading.Event()
     computed: list[int] = []
-    stages: Overlapped[int, int, int, int] = Overlapped(
+    stages: OverlappedStages[int, int, int, int] = OverlappedStages(
         lambda item: item if item else int(slow.wait(WAIT_S)) - 1,
         lambda item, decoded: computed.append(item) or decoded,
         lambda item, value: value,
@@ -121,7 +121,7 @@ def test_an_error_is_its_item_s_and_makes_room_for_the_next(threads: HostThreads
 
         return work
 
-    stages: Overlapped[int, int, int, int] = Overlapped(stage(0), stage(1), stage(2), threads)
+    stages: OverlappedStages[int, int, int, int] = OverlappedStages(stage(0), stage(1), stage(2), threads)
     started = [stages.submit(item) for item in range(31)]
     for item, future in enumerate(started):
         if item % 10:
@@ -148,7 +148,9 @@ def test_without_threads_the_caller_does_one_item_after_the_other() -> None:
 
         return work
 
-    stages: Overlapped[int, int, int, int] = Overlapped(step("decode"), step("compute"), step("finish"), HostThreads())
+    stages: OverlappedStages[int, int, int, int] = OverlappedStages(
+        step("decode"), step("compute"), step("finish"), HostThreads()
+    )
     assert stages.submit(7).done()
     assert steps == [("decode", 7), ("compute", 7), ("finish", 7)]
     assert callers == {threading.get_ident()}
@@ -160,8 +162,10 @@ def test_without_threads_the_caller_does_one_item_after_the_other() -> None:
 
 @pytest.mark.parametrize("threads", [HostThreads(), THREADS])
 def test_the_device_s_thread_takes_other_work_too(threads: HostThreads) -> None:
-    compute = Held(held=False)
-    stages: Overlapped[int, int, int, int] = Overlapped(Held(held=False), compute, Held(held=False), threads)
+    compute = GatedStage(held=False)
+    stages: OverlappedStages[int, int, int, int] = OverlappedStages(
+        GatedStage(held=False), compute, GatedStage(held=False), threads
+    )
     assert stages.submit(1).result(WAIT_S) == 1
     assert stages.on_device(threading.get_ident) in compute.threads
     with pytest.raises(ZeroDivisionError):
@@ -210,7 +214,7 @@ def test_the_time_of_each_stage_and_of_the_device_s_waiting_is_measured(
 
         return work
 
-    stages: Overlapped[int, int, int, int] = Overlapped(
+    stages: OverlappedStages[int, int, int, int] = OverlappedStages(
         stage("decode"), stage("compute"), stage("finish"), HostThreads(1, 1, 1)
     )
     for this in range(3):

@@ -13,7 +13,7 @@ import torch
 
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.device import Compute
-from segmint.model.automatic.records import Funnel, Generated, MaskRecord
+from segmint.model.automatic.records import Funnel, GeneratedMasks, MaskRecord
 from segmint.model.automatic.rle import encode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.prepare.release import ReleaseConfig, encode_original, release
@@ -120,7 +120,7 @@ def test_an_image_with_more_masks_than_ids_is_refused(segment: Segment, monkeypa
     mask = np.zeros((100, 150), bool)
     mask[3:13, 2:22] = True
     record = MaskRecord(encode(mask), 200, box, 0.9, 0.95, (0.0, 0.0, 150.0, 100.0), (10.0, 8.0))
-    many = Generated((record,) * (MASKS_PER_IMAGE_LIMIT + 1), Funnel())
+    many = GeneratedMasks((record,) * (MASKS_PER_IMAGE_LIMIT + 1), Funnel())
     monkeypatch.setattr(segment.generator, "finish", lambda _: many)
     (out,) = segment(to_table([row], PREPARED)).to_pylist()
     assert (out["stage"], out["reason"], out["fault"]) == ("segment", "too_many_masks", None)

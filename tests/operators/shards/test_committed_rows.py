@@ -30,17 +30,17 @@ def named(commit: Commit) -> dict[str, str]:
     return {entry.path.partition("/")[0]: entry.sha256 for entry in commit.files}
 
 
-def test_every_shard_of_a_real_dataset_is_built_again_to_the_byte(minted: Path) -> None:
-    commits = list(CommitLog(location_of(minted)).read_all())
+def test_every_shard_of_a_real_dataset_is_built_again_to_the_byte(small_dataset: Path) -> None:
+    commits = list(CommitLog(location_of(small_dataset)).read_all())
     assert sum(commit.counts["rejected"] for commit in commits) == 2
     for commit in commits:
-        assert rebuilt(minted, commit, with_images=True) == named(commit)
+        assert rebuilt(small_dataset, commit, with_images=True) == named(commit)
 
 
-def test_rows_are_those_of_the_last_stage_in_order(minted: Path) -> None:
-    manifest = load_manifest(location_of(minted))
-    for commit in CommitLog(location_of(minted)).read_all():
-        rows = read_committed_rows(location_of(minted), commit)
+def test_rows_are_those_of_the_last_stage_in_order(small_dataset: Path) -> None:
+    manifest = load_manifest(location_of(small_dataset))
+    for commit in CommitLog(location_of(small_dataset)).read_all():
+        rows = read_committed_rows(location_of(small_dataset), commit)
         assert [row["ordinal"] for row in rows] == list(range(*manifest.ordinals(commit.shard)))
         assert all(set(row) >= set(DESCRIBED.names) for row in rows)
         assert all((row["reason"] is None) == (row["release"] is not None) for row in rows)
@@ -97,13 +97,13 @@ def test_what_people_said_and_numbers_with_gaps_survive() -> None:
         "origin": {"sha256": "0" * 64, "license": "CC0-1.0"},
         "model": "1" * 64,
     }
-    answer = {"lane": 0, "n": 1, "sha256": "2" * 64}
-    row |= {"masks": [row["masks"][0], row["masks"][2] | {"index": 2}, corrected], "next_mask": 4, "answer": answer}
+    answer = {"assignment": 0, "n": 1, "sha256": "2" * 64}
+    row |= {"masks": [row["masks"][0], row["masks"][2] | {"index": 2}, corrected], "next_mask": 4, "submission": answer}
     row |= {"annotation_stage": "semi", "annotator": "Ada", "seconds": 30.0, "complete": True}
     files = build_shard_files([row, rejected_row(1)], with_images=True)
     images, masks = (read_table(getattr(files, kind), kind).to_pylist() for kind in ("images", "masks"))
     assert [mask["annotation_id"] for mask in masks] == [10_000, 10_002, 10_003]
-    assert (images[0]["stage"], images[0]["answer"], images[0]["next_mask"]) == ("semi", answer, 4)
+    assert (images[0]["stage"], images[0]["submission"], images[0]["next_mask"]) == ("semi", answer, 4)
     members = dict(tar_members(files.tar))
     written = json.loads(members["sa_1.json"])["annotations"]
     assert [(mask["id"], mask["predicted_iou"]) for mask in written] == [(10_000, 0.93), (10_002, 0.93), (10_003, None)]

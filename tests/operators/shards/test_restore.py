@@ -15,7 +15,7 @@ from segmint.operators.schemas import DESCRIBED
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.restore import (
     find_damage,
-    lost_of_people,
+    lost_annotations,
     remake_commit,
     restore_from_rest,
     restore_shard,
@@ -80,21 +80,21 @@ def test_every_damage_is_found_and_reported(dataset: Path, kind: str, change: Sp
 
 
 @pytest.mark.parametrize("change", SPOILS)
-def test_masks_come_back_from_the_tar_s_json(dataset: Path, minted: Path, change: Spoil | None) -> None:
+def test_masks_come_back_from_the_tar_s_json(dataset: Path, small_dataset: Path, change: Spoil | None) -> None:
     commit = commit_of(dataset, 0)
     spoil(dataset, commit, "masks", change)
     assert restored(dataset, commit)
-    assert digests(dataset) == digests(minted)
+    assert digests(dataset) == digests(small_dataset)
 
 
 @pytest.mark.parametrize("change", [in_a_json, without_its_end, lambda data: data + b"x"])
 def test_a_tar_comes_back_from_the_tables_while_its_jpegs_can_be_read(
-    dataset: Path, minted: Path, change: Spoil
+    dataset: Path, small_dataset: Path, change: Spoil
 ) -> None:
     commit = commit_of(dataset, 0)
     spoil(dataset, commit, "shards", change)
     assert restored(dataset, commit)
-    assert digests(dataset) == digests(minted)
+    assert digests(dataset) == digests(small_dataset)
 
 
 def test_an_empty_table_of_refusals_comes_back_and_one_with_rows_does_not(dataset: Path) -> None:
@@ -156,13 +156,13 @@ def built(
     return task_of(dataset, commit), [(0, len(rows))], to_table(rows, DESCRIBED)
 
 
-def test_rows_built_again_restore_all_files(dataset: Path, minted: Path) -> None:
+def test_rows_built_again_restore_all_files(dataset: Path, small_dataset: Path) -> None:
     commit = commit_of(dataset, 0)
     task, cuts, table = built(dataset, commit)
     for kind in DATA_KINDS:
         spoil(dataset, commit, kind, None)
     assert restore_shard(task, cuts, table).status == "committed"
-    assert digests(dataset) == digests(minted)
+    assert digests(dataset) == digests(small_dataset)
 
 
 def test_rows_that_came_out_differently_are_reported_and_change_nothing(dataset: Path) -> None:
@@ -173,7 +173,7 @@ def test_rows_that_came_out_differently_are_reported_and_change_nothing(dataset:
     before = digests(dataset)
     result = restore_shard(task, cuts, table)
     entry = commit.file("images")
-    assert result.status == "held_back"
+    assert result.status == "on_hold"
     assert result.detail.startswith(f"{entry.path}: built again it has ")
     assert f"the commit names {entry.size} bytes, SHA-256 {entry.sha256[:12]}" in result.detail
     assert digests(dataset) == before
@@ -185,7 +185,7 @@ def test_rows_that_could_not_be_judged_are_reported(dataset: Path) -> None:
         dataset, commit, lambda row: {**row, "reason": None, "fault": "prepare: the store is out"}
     )
     result = restore_shard(task, cuts, table)
-    assert (result.status, "3 of 3 rows could not be judged" in result.detail) == ("held_back", True)
+    assert (result.status, "3 of 3 rows could not be judged" in result.detail) == ("on_hold", True)
 
 
 def standing(commit: Commit) -> dict[str, list[str]]:
@@ -229,7 +229,7 @@ def test_what_people_said_of_masks_is_lost_with_their_table_and_is_named(tmp_pat
     damages = find_damage(location, commit)
     assert not restore_from_rest(handle_of(location), commit, damages)
     assert digests(tmp_path) == before
-    said = lost_of_people(location, commit, damages)
+    said = lost_annotations(location, commit, damages)
     assert said.startswith("what people said of the masks of 1 image (label, source,")
     assert commit.file("masks").path in said
 
@@ -238,4 +238,4 @@ def test_nothing_of_people_is_lost_with_other_tables(dataset: Path) -> None:
     commit = commit_of(dataset, 0)
     for kind in ("masks", "rejects"):
         spoil(dataset, commit, kind, flipped)
-    assert lost_of_people(location_of(dataset), commit, find_damage(location_of(dataset), commit)) == ""
+    assert lost_annotations(location_of(dataset), commit, find_damage(location_of(dataset), commit)) == ""

@@ -69,7 +69,7 @@ def test_another_reason_is_a_change_and_the_same_words_are_not(shard: Path) -> N
 def test_a_fault_changes_nothing(shard: Path) -> None:
     before = digests(shard)
     result = retry(shard, [accepted_row(4), faulted_row(6)])
-    assert (result.status, dict(result.counts)) == ("held_back", {})
+    assert (result.status, dict(result.counts)) == ("on_hold", {})
     assert "1 of 2 rows could not be judged" in result.detail
     assert result.faulted == (6,)
     assert digests(shard) == before

@@ -5,25 +5,25 @@ from dataclasses import replace
 
 import pytest
 
-from segmint.catalogs.dataset.commits import Claim, Commit
-from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
+from segmint.catalogs.dataset.commits import Commit, Reservation
+from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.put import remove_replaced
-from segmint.operators.shards.revise import Revised, heed_all, heed_tombstones, revise_shard
-from tests.support.protocol import ROWS, Place, broken_promises, contents, two_shards, write
-from tests.support.stepped import Stepped, stepping
+from segmint.operators.shards.revise import ShardRevision, apply_tombstones, finish_dead_writers, revise_shard
+from tests.support.protocol import ROWS, DatasetPath, broken_promises, contents, two_shards, write
+from tests.support.stepped import SteppedThreads, stepping
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
+def place() -> Iterator[DatasetPath]:
     """A dataset with one of its two shards committed: two images and a refused row."""
     with two_shards(committed=1) as place:
         yield place
 
 
-def credit(place: Place, ordinal: int, name: str) -> Revised | None:
+def credit(place: DatasetPath, ordinal: int, name: str) -> ShardRevision | None:
     """Append a name to an image's attribution."""
 
     def change(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
@@ -35,25 +35,27 @@ def credit(place: Place, ordinal: int, name: str) -> Revised | None:
     return revise_shard(place.handle, 0, change)
 
 
-def credits(place: Place) -> list[str | None]:
+def credits(place: DatasetPath) -> list[str | None]:
     commit = place.log.latest(0)
     assert commit is not None
     return [row["attribution"] for row in read_committed_rows(place.location, commit)]
 
 
-def take(place: Place, *ordinals: int, sha256: str | None = None, uri: str = "gone.jpg") -> None:
-    images = tuple(TakenImage(ordinal=n, id=n + 1, image_id=f"x{n}", uri=uri, sha256=sha256) for n in ordinals)
-    tombstone = Tombstone(asked=Asked(license="L"), reason="asked", when="2026-01-01T00:00:00Z", images=images)
+def take(place: DatasetPath, *ordinals: int, sha256: str | None = None, uri: str = "gone.jpg") -> None:
+    images = tuple(RemovedImage(ordinal=n, id=n + 1, image_id=f"x{n}", uri=uri, sha256=sha256) for n in ordinals)
+    tombstone = Tombstone(
+        request=TakedownRequest(license="L"), reason="asked", when="2026-01-01T00:00:00Z", images=images
+    )
     put_tombstone(place.location, tombstone)
 
 
-def until(actor: Stepped, call: str) -> Stepped:
+def until(actor: SteppedThreads, call: str) -> SteppedThreads:
     while not actor.next_call.startswith(call):
         actor.step()
     return actor
 
 
-def test_a_revision_without_a_change_writes_nothing(place: Place) -> None:
+def test_a_revision_without_a_change_writes_nothing(place: DatasetPath) -> None:
     before = contents(place)
     revised = revise_shard(place.handle, 0, lambda _, rows: rows)
     assert revised is not None
@@ -62,21 +64,21 @@ def test_a_revision_without_a_change_writes_nothing(place: Place) -> None:
     assert revise_shard(place.handle, 0, lambda *_: 1 / 0, needed=lambda _: False) is not None  # type: ignore[arg-type,return-value]
 
 
-def test_a_beaten_revision_is_applied_to_what_beat_it(place: Place) -> None:
+def test_a_beaten_revision_is_applied_to_what_beat_it(place: DatasetPath) -> None:
     with stepping():
-        late = until(Stepped(lambda: credit(place, 0, "A")), "create commits")
+        late = until(SteppedThreads(lambda: credit(place, 0, "A")), "create commits")
         credit(place, 0, "B")
         credit(place, 1, "C")
         late.finish()
     assert (late.error, late.result.commit.generation, late.result.rows) == (None, 4, 1)
     assert credits(place) == ["BA", "C", None]
-    assert not [path for path in contents(place) if path.startswith("claims/")]
+    assert not [path for path in contents(place) if path.startswith("reservations/")]
 
 
-def test_a_revision_that_slept_until_its_generation_was_replaced_has_lost(place: Place) -> None:
+def test_a_revision_that_slept_until_its_generation_was_replaced_has_lost(place: DatasetPath) -> None:
     """Its commit can be put again, for a later correction has removed the one that beat it."""
     with stepping():
-        late = until(Stepped(lambda: credit(place, 0, "A")), "create commits")
+        late = until(SteppedThreads(lambda: credit(place, 0, "A")), "create commits")
         credit(place, 0, "B")
         credit(place, 0, "C")
         remove_replaced(place.location, [0])
@@ -90,9 +92,9 @@ def test_a_revision_that_slept_until_its_generation_was_replaced_has_lost(place:
     assert broken_promises(place) == []
 
 
-def test_files_that_are_removed_as_a_revision_reads_them_are_read_again(place: Place) -> None:
+def test_files_that_are_removed_as_a_revision_reads_them_are_read_again(place: DatasetPath) -> None:
     with stepping():
-        late = until(Stepped(lambda: credit(place, 0, "A")), "read masks")
+        late = until(SteppedThreads(lambda: credit(place, 0, "A")), "read masks")
         credit(place, 1, "B")
         remove_replaced(place.location, [0])
         late.finish()
@@ -105,25 +107,25 @@ def test_files_that_are_removed_as_a_revision_reads_them_are_read_again(place: P
         credit(place, 0, "A")
 
 
-def test_what_is_claimed_is_removed_by_nobody_until_its_generation_is_committed(place: Place) -> None:
+def test_what_is_claimed_is_removed_by_nobody_until_its_generation_is_committed(place: DatasetPath) -> None:
     commit = place.log.latest(0)
     assert commit is not None
     with stepping():
-        late = until(Stepped(lambda: credit(place, 0, "A")), "create commits")
-        claimed = contents(place).keys()
+        late = until(SteppedThreads(lambda: credit(place, 0, "A")), "create commits")
+        reserved = contents(place).keys()
         remove_replaced(place.location, [0])
-        assert contents(place).keys() == claimed
+        assert contents(place).keys() == reserved
         place.log.put(replace(commit, generation=2))
         remove_replaced(place.location, [0])
         left = {entry.path for entry in commit.files} | {"commits/000000.g2.json"}
-        assert {path for path in contents(place) if "000000" in path and "claims" not in path} == left
+        assert {path for path in contents(place) if "000000" in path and "reservations" not in path} == left
         late.finish()
     assert credits(place)[0] == "A"
 
 
-def test_shards_that_a_build_is_writing_are_spared_and_named(place: Place) -> None:
+def test_shards_that_a_build_is_writing_are_spared_and_named(place: DatasetPath) -> None:
     with stepping():
-        build = until(Stepped(lambda: write(place, 1)), "create commits")
+        build = until(SteppedThreads(lambda: write(place, 1)), "create commits")
         before = contents(place)
         assert remove_replaced(place.location, [0, 1]) == [1]
         assert contents(place) == before
@@ -132,10 +134,10 @@ def test_shards_that_a_build_is_writing_are_spared_and_named(place: Place) -> No
     assert broken_promises(place) == []
 
 
-def test_a_file_that_vanished_is_put_again_after_the_commit(place: Place) -> None:
+def test_a_file_that_vanished_is_put_again_after_the_commit(place: DatasetPath) -> None:
     """A sweep that looked before the claim was there, and slept until its deletion, may delete it."""
     with stepping():
-        build = until(Stepped(lambda: write(place, 1)), "create commits")
+        build = until(SteppedThreads(lambda: write(place, 1)), "create commits")
         (masks,) = (path for path in contents(place) if path.startswith("masks/sa_000001"))
         (place.location / masks).delete()
         build.finish()
@@ -144,9 +146,9 @@ def test_a_file_that_vanished_is_put_again_after_the_commit(place: Place) -> Non
 
 
 @pytest.mark.parametrize("call", ["put shards", "create commits", "walk dataset/tombstones"])
-def test_a_build_that_looked_before_a_takedown_takes_the_image_out_again(place: Place, call: str) -> None:
+def test_a_build_that_looked_before_a_takedown_takes_the_image_out_again(place: DatasetPath, call: str) -> None:
     with stepping():
-        build = until(Stepped(lambda: write(place, 1)), call)
+        build = until(SteppedThreads(lambda: write(place, 1)), call)
         take(place, ROWS)
         take(place, 99, sha256=f"{ROWS + 1:064x}")
         build.finish()
@@ -162,35 +164,35 @@ def test_a_build_that_looked_before_a_takedown_takes_the_image_out_again(place: 
     assert {path for path in contents(place) if "sa_000001" in path} == named
 
 
-def test_a_build_that_goes_on_heeds_what_one_that_died_did_not(place: Place) -> None:
+def test_a_build_that_goes_on_heeds_what_one_that_died_did_not(place: DatasetPath) -> None:
     with stepping():
-        build = until(Stepped(lambda: write(place, 1)), "walk dataset/tombstones")
+        build = until(SteppedThreads(lambda: write(place, 1)), "walk dataset/tombstones")
         take(place, 99, uri=f"./photo_{ROWS}.jpg")
         build.kill()
-    assert [path for path in contents(place) if path.startswith("claims/")]
-    assert heed_all(place.handle, range(2)) == [1]
-    assert not [path for path in contents(place) if path.startswith("claims/")]
-    assert heed_all(place.handle, range(2)) == []
+    assert [path for path in contents(place) if path.startswith("reservations/")]
+    assert finish_dead_writers(place.handle, range(2)) == [1]
+    assert not [path for path in contents(place) if path.startswith("reservations/")]
+    assert finish_dead_writers(place.handle, range(2)) == []
     commit = place.log.latest(1)
     assert commit is not None
     assert commit.counts["rejected:taken_down"] == 1
 
 
-def test_a_writer_that_is_run_again_after_its_commit_heeds_the_tombstones(place: Place) -> None:
+def test_a_writer_that_is_run_again_after_its_commit_heeds_the_tombstones(place: DatasetPath) -> None:
     """Ray runs a writer again whose node was lost."""
     with stepping():
-        build = until(Stepped(lambda: write(place, 1)), "walk dataset/tombstones")
+        build = until(SteppedThreads(lambda: write(place, 1)), "walk dataset/tombstones")
         build.kill()
     take(place, ROWS)
     assert write(place, 1).counts["rejected:taken_down"] == 1
-    heeded = heed_tombstones(place.handle, 1)
-    assert heeded is not None
-    assert not heeded.changed
-    assert not [path for path in contents(place) if path.startswith("claims/")]
+    applied = apply_tombstones(place.handle, 1)
+    assert applied is not None
+    assert not applied.changed
+    assert not [path for path in contents(place) if path.startswith("reservations/")]
 
 
-def test_equal_claims_are_one_file(place: Place) -> None:
-    one, other = Claim(0, 2, ("b", "a")), Claim(0, 2, ("a", "b"))
+def test_equal_claims_are_one_file(place: DatasetPath) -> None:
+    one, other = Reservation(0, 2, ("b", "a")), Reservation(0, 2, ("a", "b"))
     assert one.to_json() == other.to_json()
-    uris = [claim.location(place.location).uri for claim in (one, other, Claim(0, 3, ("a", "b")))]
+    uris = [reservation.location(place.location).uri for reservation in (one, other, Reservation(0, 3, ("a", "b")))]
     assert uris[0] == uris[1] != uris[2]

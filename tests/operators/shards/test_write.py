@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.operators.shards.write import ShardTask, WrongRowsError, held_back, write_shard
+from segmint.operators.shards.write import ShardTask, WrongRowsError, hold_reason, write_shard
 from tests.support.builds import digests
 from tests.support.described_rows import accepted_row, described, faulted_row, rejected_row
 from tests.support.locations import handle_of, location_of
-from tests.support.stepped import Stepped, stepping
+from tests.support.stepped import SteppedThreads, stepping
 
 
 def task(folder: Path, **changes: object) -> ShardTask:
@@ -63,7 +63,7 @@ def test_rows_of_another_shard_are_never_written(tmp_path: Path, cuts: list[tupl
 def test_a_faulted_row_holds_its_shard_back(tmp_path: Path) -> None:
     block = described([accepted_row(3), faulted_row(4), accepted_row(5)])
     result = write_shard(task(tmp_path), [(0, 3)], block)
-    assert (result.status, result.faulted) == ("held_back", (4,))
+    assert (result.status, result.faulted) == ("on_hold", (4,))
     assert result.detail == (
         "1 of 3 rows could not be judged; the first: row 4 (image_id 'image-4', uri 'photo_4.jpg'): "
         "prepare: StorageFaultError: the store does not answer"
@@ -74,13 +74,13 @@ def test_a_faulted_row_holds_its_shard_back(tmp_path: Path) -> None:
 def test_many_faulted_rows_are_an_outage_and_none_of_them_is_named_for_it(tmp_path: Path) -> None:
     block = described([faulted_row(ordinal) for ordinal in range(3, 8)])
     result = write_shard(task(tmp_path, stop=8), [(0, 5)], block)
-    assert (result.status, result.faulted) == ("held_back", ())
+    assert (result.status, result.faulted) == ("on_hold", ())
 
 
 def test_an_outage_that_looks_like_verdicts_holds_a_large_shard_back() -> None:
     def share(reason: str, refused: int, rows: int) -> str:
         refusals = [rejected_row(i, reason) for i in range(refused)]
-        return held_back(described(refusals + [accepted_row(i, 0) for i in range(rows - refused)]), 0.5)
+        return hold_reason(described(refusals + [accepted_row(i, 0) for i in range(rows - refused)]), 0.5)
 
     assert share("not_found", 50, 100) == ""
     assert "51 of 100 rows were refused as not_found" in share("not_found", 51, 100)
@@ -115,7 +115,7 @@ def test_a_writer_that_loses_the_commit_deletes_what_the_winner_does_not_name(
 
 def without_claims(files: dict[str, str]) -> dict[str, str]:
     """All files but the claims of writers at work."""
-    kept = {path: digest for path, digest in files.items() if not path.startswith("claims/")}
+    kept = {path: digest for path, digest in files.items() if not path.startswith("reservations/")}
     assert len(kept) < len(files)
     return kept
 
@@ -143,7 +143,7 @@ def test_a_writer_that_loses_spares_what_a_later_generation_names(tmp_path: Path
     """The late writer has the correction's result; the commit that beat it is about to be deleted."""
     block = described([accepted_row(3), accepted_row(4), accepted_row(5)])
     with stepping():
-        late = Stepped(lambda: write_shard(task(tmp_path), [(0, 3)], block))
+        late = SteppedThreads(lambda: write_shard(task(tmp_path), [(0, 3)], block))
         while not late.next_call.startswith("create commits"):
             late.step()
         write_shard(task(tmp_path), CUTS, *BLOCKS)
@@ -157,7 +157,7 @@ def test_a_writer_that_loses_spares_what_a_later_generation_names(tmp_path: Path
 def test_a_writer_that_loses_to_a_commit_that_is_gone_again_has_lost(tmp_path: Path) -> None:
     block = described([accepted_row(3, masks=1), accepted_row(4), accepted_row(5)])
     with stepping():
-        late = Stepped(lambda: write_shard(task(tmp_path), [(0, 3)], block))
+        late = SteppedThreads(lambda: write_shard(task(tmp_path), [(0, 3)], block))
         while not late.next_call.startswith("create commits"):
             late.step()
         write_shard(task(tmp_path), CUTS, *BLOCKS)

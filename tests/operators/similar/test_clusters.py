@@ -8,7 +8,7 @@ import pytest
 
 from segmint.operators.similar import candidates, stars
 from segmint.operators.similar.candidates import find_candidates
-from segmint.operators.similar.clusters import Copies, ImageRows, find_copies
+from segmint.operators.similar.clusters import DuplicateMap, ImageRows, find_copies
 from segmint.operators.similar.confirm import normalized_views, same_view
 from segmint.operators.similar.hashes import MIRROR, NO_HASH, VIEWS
 
@@ -59,7 +59,7 @@ def one_by_one(rows: ImageRows, thumbnails: np.ndarray) -> list[int]:
     return [-1 if found[row] == row else found[row] for row in range(count)]
 
 
-def copies_of(rows: ImageRows, thumbnails: np.ndarray) -> Copies:
+def copies_of(rows: ImageRows, thumbnails: np.ndarray) -> DuplicateMap:
     return find_copies(rows, lambda numbers: thumbnails[numbers])
 
 

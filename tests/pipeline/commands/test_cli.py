@@ -17,7 +17,7 @@ from segmint.catalogs.shard_ranges import ShardPart, parse_shards
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
 from segmint.infra.version import VERSION
 from segmint.pipeline.commands.cli import PANELS, app
-from segmint.pipeline.commands.common.console import answer, answer_json, guarded, say
+from segmint.pipeline.commands.common.console import guarded, print_json, print_line, print_message
 from segmint.pipeline.masks.options import parse_box, parse_point
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -389,9 +389,9 @@ def test_what_is_printed_holds_no_credential_and_commands_no_terminal(monkeypatc
     @small.command()
     @guarded
     def fail() -> None:
-        say(f"read {title}")
-        answer(f"{title} from https://me:hunter2@host/x?X-Amz-Signature=hunter2")
-        answer_json({"uri": "s3://me:hunter2/hunter3@bucket", "name": title, "secret_key": "hunter2"})
+        print_message(f"read {title}")
+        print_line(f"{title} from https://me:hunter2@host/x?X-Amz-Signature=hunter2")
+        print_json({"uri": "s3://me:hunter2/hunter3@bucket", "name": title, "secret_key": "hunter2"})
         raise ZeroDivisionError(f"https://me:hunter2@host, {title}")
 
     monkeypatch.setenv("SEGMINT_DEBUG", "1")
@@ -406,8 +406,8 @@ def test_what_is_printed_holds_no_credential_and_commands_no_terminal(monkeypatc
 
 def test_names_that_are_not_utf8_are_printed(capsys):
     name = b"a\xff.jpg".decode(errors="surrogateescape")
-    answer(name)
-    answer_json({"name": name})
+    print_line(name)
+    print_json({"name": name})
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] == "a\\udcff.jpg"
     assert json.loads(printed[printed.index("{") :])["name"] == name

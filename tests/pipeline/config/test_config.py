@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from segmint.catalogs.layout import differing_keys
 from segmint.infra.errors import UsageError
-from segmint.pipeline.config.config import Config, LicenseConfig, as_begun, identity, load_config
+from segmint.pipeline.config.config import Config, LicenseConfig, as_pinned, identity, load_config
 
 NEEDED = {"name": "street", "catalog": "catalog.csv", "output": "out", "license": {"allow": ["CC0-1.0"]}}
 
@@ -95,7 +95,7 @@ def test_opt_outs_are_respected_in_new_datasets_unless_the_configuration_says_ot
     assert identity(given)["license"]["respect_opt_out"] is respected
     assert (given.license.policy(date(2026, 1, 1)).judge("CC0-1.0", None, None, True) is not None) is respected
     for begun in (True, False):
-        kept = as_begun(given, {**identity(given), "license": {"respect_opt_out": begun}}).license.respects_opt_out
+        kept = as_pinned(given, {**identity(given), "license": {"respect_opt_out": begun}}).license.respects_opt_out
         assert kept is (begun if written == "auto" else respected)
     with pytest.raises(ValidationError, match="expected auto, true or false"):
         config(license={"allow": ["CC0-1.0"], "respect_opt_out": "yes"})
@@ -108,11 +108,11 @@ def test_formats_are_those_that_a_dataset_was_begun_with_and_all_in_a_new_one():
     assert identity(chosen)["ingest"]["formats"] == ["JPEG", "PNG"]
 
     begun = identity(config(ingest={"formats": first}))
-    assert identity(as_begun(config(), begun)) == begun
-    assert as_begun(config(), begun).ingest.decoded == tuple(first)
-    assert differing_keys(begun, identity(as_begun(chosen, begun))) == ["ingest.formats"]
+    assert identity(as_pinned(config(), begun)) == begun
+    assert as_pinned(config(), begun).ingest.decoded == tuple(first)
+    assert differing_keys(begun, identity(as_pinned(chosen, begun))) == ["ingest.formats"]
     with pytest.raises(UsageError, match=r"ingest\.formats \['JXL'\]; expected some of JPEG"):
-        as_begun(config(), {**begun, "ingest": {"formats": ["JXL"]}})
+        as_pinned(config(), {**begun, "ingest": {"formats": ["JXL"]}})
 
 
 @pytest.mark.parametrize(

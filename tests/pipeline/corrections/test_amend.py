@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest
-from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.catalogs.schema import AMENDABLE
@@ -18,7 +18,7 @@ from segmint.catalogs.source.rows import read_rows
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.pipeline.corrections.amend import Amended, amend, list_amendment
+from segmint.pipeline.corrections.amend import AmendResult, amend, list_amendment
 from segmint.pipeline.corrections.correction import revise
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
@@ -27,35 +27,35 @@ from tests.support.described_rows import accepted_row, described, rejected_row
 from tests.support.everything import mentions
 from tests.support.history_commands import grow, mark
 from tests.support.locations import location_of
-from tests.support.protocol import Place, contents, two_shards, write
-from tests.support.stepped import Stepped, stepping
+from tests.support.protocol import DatasetPath, contents, two_shards, write
+from tests.support.stepped import SteppedThreads, stepping
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
+def place() -> Iterator[DatasetPath]:
     """A dataset with one of its two shards committed."""
     with two_shards(committed=1) as place:
         yield place
 
 
-def catalog(place: Place, *rows: dict[str, Any]) -> Path:
+def catalog(place: DatasetPath, *rows: dict[str, Any]) -> Path:
     path = Path(place.uri).parent / "corrected.jsonl"
     whole = [{"uri": f"photo_{row['image_id'].partition('-')[2]}.jpg", "license": None, **row} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in whole))
     return path
 
 
-def amended(place: Place, *rows: dict[str, Any], **options: Any) -> Amended:
+def amended(place: DatasetPath, *rows: dict[str, Any], **options: Any) -> AmendResult:
     return amend(place.location, location_of(catalog(place, *rows)), **options)
 
 
-def until(actor: Stepped, call: str) -> Stepped:
+def until(actor: SteppedThreads, call: str) -> SteppedThreads:
     while not actor.next_call.startswith(call):
         actor.step()
     return actor
 
 
-def credits(place: Place, shard: int = 0) -> dict[int, tuple[Any, ...]]:
+def credits(place: DatasetPath, shard: int = 0) -> dict[int, tuple[Any, ...]]:
     """The amendable values of the images of a shard, by ordinal."""
     commit = place.log.latest(shard)
     assert commit is not None
@@ -66,7 +66,7 @@ def credits(place: Place, shard: int = 0) -> dict[int, tuple[Any, ...]]:
 ANN = {"attribution": "Ann", "country": "no"}
 
 
-def test_values_are_corrected_in_the_catalog_and_in_shards_and_all_else_stays(place: Place) -> None:
+def test_values_are_corrected_in_the_catalog_and_in_shards_and_all_else_stays(place: DatasetPath) -> None:
     before = contents(place)
     done = amended(place, {"image_id": "image-0", **ANN}, {"image_id": "image-5", "provider": "P"}, {"image_id": "x-9"})
     assert (done.rows, done.images, done.changed_shards, done.unknown) == (2, 1, (0,), 1)
@@ -75,7 +75,7 @@ def test_values_are_corrected_in_the_catalog_and_in_shards_and_all_else_stays(pl
     after = contents(place)
     kept = {path for path in before if path.startswith(("shards/", "masks/", "rejects/", "dataset.json"))}
     assert {path: after.get(path) for path in kept} == {path: before[path] for path in kept}
-    assert not [path for path in after if path.startswith("claims/")]
+    assert not [path for path in after if path.startswith("reservations/")]
     manifest, generation = load_latest_manifest(place.location)
     (part,) = manifest.catalog
     assert (generation, [path for path in after if path.startswith("catalog/")]) == (2, [part.path])
@@ -91,7 +91,7 @@ def test_values_are_corrected_in_the_catalog_and_in_shards_and_all_else_stays(pl
     assert (again.rows, again.changed_shards, again.version.digest) == (0, (), current_digest(place.location))
 
 
-def test_an_absent_value_is_kept_or_cleared(place: Place) -> None:
+def test_an_absent_value_is_kept_or_cleared(place: DatasetPath) -> None:
     amended(place, {"image_id": "image-0", **ANN})
     assert amended(place, {"image_id": "image-0", "country": "DE"}).values == {"country": 1}
     assert credits(place)[0] == ("Ann", None, None, "DE")
@@ -112,7 +112,7 @@ def test_an_absent_value_is_kept_or_cleared(place: Place) -> None:
     ],
 )
 def test_a_catalog_that_says_otherwise_of_anything_else_is_refused_as_a_whole(
-    place: Place, row: dict[str, Any], says: str
+    place: DatasetPath, row: dict[str, Any], says: str
 ) -> None:
     before = contents(place)
     with pytest.raises(UsageError) as caught:
@@ -121,7 +121,7 @@ def test_a_catalog_that_says_otherwise_of_anything_else_is_refused_as_a_whole(
     assert contents(place) == before
 
 
-def test_a_list_changes_nothing(place: Place) -> None:
+def test_a_list_changes_nothing(place: DatasetPath) -> None:
     before = contents(place)
     listed = list_amendment(place.location, location_of(catalog(place, {"image_id": "image-0", **ANN})))
     assert "  'image-0': country nothing -> 'NO'" in listed.lines()
@@ -129,9 +129,9 @@ def test_a_list_changes_nothing(place: Place) -> None:
 
 
 @pytest.mark.parametrize("call", ["put shards", "create commits", "walk dataset/tombstones"])
-def test_a_build_that_read_the_catalog_before_puts_in_what_was_amended_since(place: Place, call: str) -> None:
+def test_a_build_that_read_the_catalog_before_puts_in_what_was_amended_since(place: DatasetPath, call: str) -> None:
     with stepping():
-        build = until(Stepped(lambda: write(place, 1)), call)
+        build = until(SteppedThreads(lambda: write(place, 1)), call)
         amended(place, {"image_id": "image-3", **ANN})
         build.finish()
     assert build.error is None
@@ -140,11 +140,11 @@ def test_a_build_that_read_the_catalog_before_puts_in_what_was_amended_since(pla
 
 
 @pytest.mark.parametrize("call", ["create dataset/dataset.g2", "create commits"])
-def test_an_amendment_beside_a_takedown_growth_and_a_redaction_loses_nothing(place: Place, call: str) -> None:
+def test_an_amendment_beside_a_takedown_growth_and_a_redaction_loses_nothing(place: DatasetPath, call: str) -> None:
     with stepping():
         corrected = [{"image_id": f"image-{n}", **ANN} for n in (0, 1)]
-        late = until(Stepped(lambda: amended(place, *corrected)), call)
-        takedown(place.location, Asked(ids=("image-0",)), "asked for")
+        late = until(SteppedThreads(lambda: amended(place, *corrected)), call)
+        takedown(place.location, TakedownRequest(ids=("image-0",)), "asked for")
         grow(place)
         mark(place, 1, x=5)
         late.finish()
@@ -158,30 +158,30 @@ def test_an_amendment_beside_a_takedown_growth_and_a_redaction_loses_nothing(pla
 
 
 @pytest.mark.parametrize("late", ["build", "amendment"])
-def test_of_amendments_that_cross_the_last_one_holds(place: Place, late: str) -> None:
+def test_of_amendments_that_cross_the_last_one_holds(place: DatasetPath, late: str) -> None:
     """One has read the values that another one takes back meanwhile, and commits them afterwards."""
     corrected = [{"image_id": f"image-{n}", "provider": "P"} for n in (0, 3)]
     with stepping():
         if late == "build":
-            actor = until(Stepped(lambda: write(place, 1)), "create commits/000001.g1")
+            actor = until(SteppedThreads(lambda: write(place, 1)), "create commits/000001.g1")
             amended(place, *corrected)
             until(actor, "create commits/000001.g2")
         else:
-            actor = until(Stepped(lambda: amended(place, *corrected)), "create commits/000000.g2")
+            actor = until(SteppedThreads(lambda: amended(place, *corrected)), "create commits/000000.g2")
         amended(place, *({**row, "provider": None} for row in corrected), clear=True)
         actor.finish()
     assert actor.error is None
     shard = 1 if late == "build" else 0
     assert credits(place, shard)[shard * 3] == (None, None, None, None)
     assert audit_integrity(place.location).findings.total == 0
-    assert not [path for path in contents(place) if path.startswith("claims/")]
+    assert not [path for path in contents(place) if path.startswith("reservations/")]
 
 
 @pytest.mark.parametrize("mend", ["another amendment", "repair"])
-def test_an_amendment_that_died_is_completed(place: Place, mend: str) -> None:
+def test_an_amendment_that_died_is_completed(place: DatasetPath, mend: str) -> None:
     write(place, 1)
     with stepping():
-        killed = until(Stepped(lambda: amended(place, {"image_id": "image-0", **ANN})), "create commits")
+        killed = until(SteppedThreads(lambda: amended(place, {"image_id": "image-0", **ANN})), "create commits")
         killed.kill()
     (finding,) = audit_integrity(place.location).findings
     assert "as in the catalog (`segmint repair` puts in what was amended); found" in finding.line()
@@ -197,38 +197,42 @@ def test_an_amendment_that_died_is_completed(place: Place, mend: str) -> None:
     assert [path for path in contents(place) if path.startswith("catalog/")] == [part.path]
     assert credits(place)[0] == ("Ann", None, None, "NO")
     assert audit_integrity(place.location).findings.total == 0
-    assert not [path for path in contents(place) if path.startswith("claims/")]
+    assert not [path for path in contents(place) if path.startswith("reservations/")]
 
 
-def test_a_repair_removes_what_an_amendment_replaced_that_died_after_its_commit(place: Place) -> None:
+def test_a_repair_removes_what_an_amendment_replaced_that_died_after_its_commit(place: DatasetPath) -> None:
     amended(place, {"image_id": "image-0", "attribution": "Former Name"})
     with stepping():
-        killed = until(Stepped(lambda: amended(place, {"image_id": "image-0", **ANN})), "create commits/000000.g3")
+        killed = until(
+            SteppedThreads(lambda: amended(place, {"image_id": "image-0", **ANN})), "create commits/000000.g3"
+        )
         killed.step()
         killed.kill()
     report = Path(place.uri) / "report" / "index.html"
     report.parent.mkdir()
     report.write_text("by Former Name")
     repair(place.location)
-    paths = [path.partition("-")[0] for path in contents(place) if path.startswith(("claims", "commits", "images"))]
+    paths = [
+        path.partition("-")[0] for path in contents(place) if path.startswith(("reservations", "commits", "images"))
+    ]
     assert sorted(paths) == ["commits/000000.g3.json", "images/sa_000000"]
     assert mentions(Path(place.uri), ["Former Name"]) == []
     assert credits(place)[0] == ("Ann", None, None, "NO")
 
 
 @pytest.mark.parametrize("mend", ["another amendment", "repair"])
-def test_a_damaged_list_of_an_amendment_counts_as_one_of_all_shards(place: Place, mend: str) -> None:
+def test_a_damaged_list_of_an_amendment_counts_as_one_of_all_shards(place: DatasetPath, mend: str) -> None:
     with stepping():
-        killed = until(Stepped(lambda: amended(place, {"image_id": "image-0", **ANN})), "create commits")
+        killed = until(SteppedThreads(lambda: amended(place, {"image_id": "image-0", **ANN})), "create commits")
         killed.kill()
-    (listed,) = (Path(place.uri) / "claims").glob("amended.*")
+    (listed,) = (Path(place.uri) / "reservations").glob("amended.*")
     listed.write_bytes(b"")
     if mend == "repair":
         repair(place.location)
     else:
         amended(place, {"image_id": "image-3", "provider": "P"})
     assert credits(place)[0] == ("Ann", None, None, "NO")
-    assert not [path for path in contents(place) if path.startswith("claims/")]
+    assert not [path for path in contents(place) if path.startswith("reservations/")]
 
 
 def test_a_repair_mends_what_the_audit_says_that_it_mends_also_of_the_first_catalog() -> None:
@@ -241,7 +245,7 @@ def test_a_repair_mends_what_the_audit_says_that_it_mends_also_of_the_first_cata
         assert audit_integrity(place.location).findings.total == 0
 
 
-def test_where_there_is_nothing_to_amend_nothing_is_touched(place: Place) -> None:
+def test_where_there_is_nothing_to_amend_nothing_is_touched(place: DatasetPath) -> None:
     amended(place, {"image_id": "image-0", **ANN})
     report = Path(place.uri) / "report" / "index.html"
     report.parent.mkdir()
@@ -261,20 +265,20 @@ def test_where_there_is_nothing_to_amend_nothing_is_touched(place: Place) -> Non
     assert contents(place) == before
 
 
-def test_a_catalog_that_contradicts_itself_is_refused(place: Place) -> None:
+def test_a_catalog_that_contradicts_itself_is_refused(place: DatasetPath) -> None:
     rows = [{"image_id": "image-0", **ANN}, {"image_id": "image-0", "attribution": "Bo", "country": "NO"}]
     with pytest.raises(UsageError, match="rows 1 and 2 are of the image_id 'image-0', with attribution 'Ann' and 'Bo'"):
         amended(place, *rows)
 
 
-def test_columns_that_meant_nothing_when_the_dataset_was_begun_are_not_read(place: Place) -> None:
+def test_columns_that_meant_nothing_when_the_dataset_was_begun_are_not_read(place: DatasetPath) -> None:
     row = {"image_id": "image-0", **ANN, "opt_out": True, "refused_reason": 7}
     assert amended(place, row).rows == 1
 
 
 @pytest.mark.ray
 def test_ray_amends_the_shards_of_a_large_dataset(
-    place: Place, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
+    place: DatasetPath, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(place, 1)
     monkeypatch.setattr("segmint.pipeline.corrections.correction.revise", partial(revise, ray_from=2))

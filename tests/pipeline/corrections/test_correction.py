@@ -7,7 +7,7 @@ import pytest
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.sweep import sweep
-from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.versions.record import read_version
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
@@ -15,27 +15,27 @@ from segmint.operators.shards.put import remove_replaced
 from segmint.pipeline.corrections.correction import Revision, revise
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.repair import repair
-from segmint.pipeline.corrections.takedown import TakenDown, takedown
+from segmint.pipeline.corrections.takedown import TakedownResult, takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.described_rows import accepted_row, described
 from tests.support.everything import mentions
 from tests.support.history_commands import grow, mark, marks_of
-from tests.support.protocol import ROWS, Place, broken_promises, contents, copy_folder, two_shards, write
-from tests.support.stepped import Stepped, stepping
+from tests.support.protocol import ROWS, DatasetPath, broken_promises, contents, copy_folder, two_shards, write
+from tests.support.stepped import SteppedThreads, stepping
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
+def place() -> Iterator[DatasetPath]:
     """A dataset with one of its two shards committed."""
     with two_shards(committed=1) as place:
         yield place
 
 
-def take(place: Place, *ordinals: int) -> TakenDown:
-    return takedown(place.location, Asked(ids=tuple(f"image-{n}" for n in ordinals)), "asked for")
+def take(place: DatasetPath, *ordinals: int) -> TakedownResult:
+    return takedown(place.location, TakedownRequest(ids=tuple(f"image-{n}" for n in ordinals)), "asked for")
 
 
-def lose_masks(place: Place) -> str:
+def lose_masks(place: DatasetPath) -> str:
     """Delete the table of masks of shard 0; return its path."""
     commit = place.log.latest(0)
     assert commit is not None
@@ -44,15 +44,15 @@ def lose_masks(place: Place) -> str:
     return path
 
 
-def until(actor: Stepped, call: str) -> Stepped:
+def until(actor: SteppedThreads, call: str) -> SteppedThreads:
     while not actor.next_call.startswith(call):
         actor.step()
     return actor
 
 
-def test_a_takedown_beside_a_build_spares_what_it_writes_and_the_build_takes_the_image_out(place: Place) -> None:
+def test_a_takedown_beside_a_build_spares_what_it_writes_and_the_build_takes_the_image_out(place: DatasetPath) -> None:
     with stepping():
-        build = until(Stepped(lambda: write(place, 1)), "create commits")
+        build = until(SteppedThreads(lambda: write(place, 1)), "create commits")
         done = take(place, 0, ROWS)
         assert (done.rows, done.images, done.changed_shards, done.building) == (2, 1, (0,), (1,))
         assert any("a build is writing shards 1, or died as it did" in line for line in done.lines())
@@ -65,21 +65,21 @@ def test_a_takedown_beside_a_build_spares_what_it_writes_and_the_build_takes_the
 
 
 @pytest.mark.parametrize("call", ["read dataset", "create tombstones", "create commits", "walk dataset/masks"])
-def test_two_takedowns_at_once_are_both_done(place: Place, call: str) -> None:
+def test_two_takedowns_at_once_are_both_done(place: DatasetPath, call: str) -> None:
     with stepping():
-        late = until(Stepped(lambda: take(place, 0)), call)
+        late = until(SteppedThreads(lambda: take(place, 0)), call)
         take(place, 1)
         late.finish()
     assert late.error is None
     assert mentions(Path(place.uri), ["image-0", "image-1"]) == []
     assert audit_integrity(place.location).findings.total == 0
-    assert not [path for path in contents(place) if path.startswith("claims/")]
+    assert not [path for path in contents(place) if path.startswith("reservations/")]
 
 
 @pytest.mark.parametrize("call", ["create dataset/dataset.g2", "create commits"])
-def test_a_takedown_beside_growth_and_a_redaction_loses_nothing(place: Place, call: str) -> None:
+def test_a_takedown_beside_growth_and_a_redaction_loses_nothing(place: DatasetPath, call: str) -> None:
     with stepping():
-        late = until(Stepped(lambda: take(place, 0)), call)
+        late = until(SteppedThreads(lambda: take(place, 0)), call)
         grow(place)
         mark(place, 1, x=5)
         sweep(place.location)
@@ -94,11 +94,11 @@ def test_a_takedown_beside_growth_and_a_redaction_loses_nothing(place: Place, ca
     assert audit_integrity(place.location).findings.total == 0
 
 
-def test_the_same_bytes_are_found_in_a_shard_that_is_committed_as_a_takedown_looks(place: Place) -> None:
+def test_the_same_bytes_are_found_in_a_shard_that_is_committed_as_a_takedown_looks(place: DatasetPath) -> None:
     """Its writer has heeded the tombstones before there was one."""
     same = described([{**accepted_row(ROWS), "source_sha256": f"{0:064x}"}, *map(accepted_row, (ROWS + 1, ROWS + 2))])
     with stepping():
-        late = until(Stepped(lambda: take(place, 0)), "create tombstones")
+        late = until(SteppedThreads(lambda: take(place, 0)), "create tombstones")
         write(place, 1, rows=same)
         late.finish()
     assert late.error is None
@@ -107,10 +107,10 @@ def test_the_same_bytes_are_found_in_a_shard_that_is_committed_as_a_takedown_loo
     assert audit_integrity(place.location).findings.total == 0
 
 
-def test_a_repair_that_slept_through_a_takedown_brings_nothing_back(place: Place) -> None:
+def test_a_repair_that_slept_through_a_takedown_brings_nothing_back(place: DatasetPath) -> None:
     masks = lose_masks(place)
     with stepping():
-        late = until(Stepped(lambda: repair(place.location)), "put masks")
+        late = until(SteppedThreads(lambda: repair(place.location)), "put masks")
         assert repair(place.location).repaired == [masks]
         take(place, 0)
         before = contents(place)
@@ -121,10 +121,10 @@ def test_a_repair_that_slept_through_a_takedown_brings_nothing_back(place: Place
     assert prove(place.location, "image-0").found == ()
 
 
-def test_a_repair_that_slept_until_its_generation_was_removed_leaves_no_file_of_it(place: Place) -> None:
+def test_a_repair_that_slept_until_its_generation_was_removed_leaves_no_file_of_it(place: DatasetPath) -> None:
     masks = lose_masks(place)
     with stepping():
-        late = until(Stepped(lambda: repair(place.location)), "put masks")
+        late = until(SteppedThreads(lambda: repair(place.location)), "put masks")
         assert repair(place.location).repaired == [masks]
         write(place, 0, variant=1, generation=2)
         remove_replaced(place.location, [0])
@@ -135,10 +135,10 @@ def test_a_repair_that_slept_until_its_generation_was_removed_leaves_no_file_of_
     assert contents(place) == before
 
 
-def test_a_repair_puts_nothing_where_another_has_done_it(place: Place) -> None:
+def test_a_repair_puts_nothing_where_another_has_done_it(place: DatasetPath) -> None:
     masks = lose_masks(place)
     with stepping():
-        late = until(Stepped(lambda: repair(place.location)), "size claims")
+        late = until(SteppedThreads(lambda: repair(place.location)), "size claims")
         assert repair(place.location).repaired == [masks]
         mark(place, 0, x=5)
         before = contents(place)
@@ -149,12 +149,12 @@ def test_a_repair_puts_nothing_where_another_has_done_it(place: Place) -> None:
     assert contents(place) == before
 
 
-def test_a_repair_takes_down_what_a_takedown_that_died_has_left(place: Place) -> None:
+def test_a_repair_takes_down_what_a_takedown_that_died_has_left(place: DatasetPath) -> None:
     commit = place.log.latest(0)
     assert commit is not None
     masks = commit.file("masks").path
     with stepping():
-        until(Stepped(lambda: take(place, 0)), "create commits").kill()
+        until(SteppedThreads(lambda: take(place, 0)), "create commits").kill()
     (place.location / masks).delete()
     done = repair(place.location)
     assert (done.repaired, done.left) == ([masks], {})
@@ -164,20 +164,20 @@ def test_a_repair_takes_down_what_a_takedown_that_died_has_left(place: Place) ->
     assert read_version(place.location, done.version.number or 0).commits[0][:2] == (0, 2)
 
 
-def test_a_repair_looks_again_where_a_shard_is_replaced_as_it_looks(place: Place) -> None:
+def test_a_repair_looks_again_where_a_shard_is_replaced_as_it_looks(place: DatasetPath) -> None:
     with stepping():
-        late = until(Stepped(lambda: repair(place.location)), "read masks")
+        late = until(SteppedThreads(lambda: repair(place.location)), "read masks")
         mark(place, 0, x=5)
         late.finish()
     assert late.error is None
     assert (late.result.damages, late.result.left) == ([], {})
 
 
-def test_a_damaged_commit_is_not_made_of_what_a_dead_revision_has_put(place: Place) -> None:
+def test_a_damaged_commit_is_not_made_of_what_a_dead_revision_has_put(place: DatasetPath) -> None:
     commit = place.log.latest(0)
     assert commit is not None
     with stepping():
-        until(Stepped(lambda: mark(place, 0, x=5)), "create commits").kill()
+        until(SteppedThreads(lambda: mark(place, 0, x=5)), "create commits").kill()
     before = contents(place)
     (place.location / commit.file("images").path).delete()
     done = repair(place.location)
@@ -188,7 +188,7 @@ def test_a_damaged_commit_is_not_made_of_what_a_dead_revision_has_put(place: Pla
 
 
 @pytest.mark.ray
-def test_ray_repairs_the_shards_of_a_large_dataset(place: Place) -> None:
+def test_ray_repairs_the_shards_of_a_large_dataset(place: DatasetPath) -> None:
     write(place, 1, variant=2)
     before = contents(place)
     damaged = []
@@ -203,9 +203,9 @@ def test_ray_repairs_the_shards_of_a_large_dataset(place: Place) -> None:
 
 
 @pytest.mark.ray
-def test_ray_revises_the_shards_of_a_large_dataset_to_the_same_bytes(place: Place, tmp_path: Path) -> None:
+def test_ray_revises_the_shards_of_a_large_dataset_to_the_same_bytes(place: DatasetPath, tmp_path: Path) -> None:
     write(place, 1)
-    other = Place(str(tmp_path / "other"))
+    other = DatasetPath(str(tmp_path / "other"))
     copy_folder(Path(place.uri), other)
 
     def change(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:

@@ -13,12 +13,12 @@ from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.corrections.redact import Redacted, redact
+from segmint.pipeline.corrections.redact import RedactResult, redact
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import digests
 from tests.support.committed import write_dataset
 from tests.support.everything import download, download_versions, jpegs, upload
-from tests.support.killed_writes import KilledError, dying_after
+from tests.support.killed_writes import KilledProcessError, dying_after
 from tests.support.locations import location_of
 from tests.support.s3_server import S3Server
 from tests.support.traces import files_with_traces, scan_data, telling_windows
@@ -55,7 +55,7 @@ def test_the_old_pictures_are_gone_and_the_rest_stays(dataset: Path, regions: st
     commits = list(CommitLog(location).read_all())
 
     done = redact(location, location_of(regions))
-    assert done == Redacted(uri, 3, 2, 2, (0, 1), name_now(location))
+    assert done == RedactResult(uri, 3, 2, 2, (0, 1), name_now(location))
     assert done.version.number == 1
     assert done.lines()[-1] == f"dataset digest: {done.version}"
     after, new = jpegs(dataset), {sample.id: sample for sample in open_dataset(uri)}
@@ -82,7 +82,7 @@ def test_again_changes_nothing_and_a_new_region_is_added(dataset: Path, regions:
     redact(location_of(dataset), location_of(regions))
     once = digests(dataset)
     version = name_now(location_of(dataset))
-    assert redact(location_of(dataset), location_of(regions)) == Redacted(str(dataset), 3, 2, 0, (), version)
+    assert redact(location_of(dataset), location_of(regions)) == RedactResult(str(dataset), 3, 2, 0, (), version)
     assert digests(dataset) == once
     more = write(Path(regions).with_name("more.jsonl"), [*WANTED, {**WANTED[0], "x": 0}])
     assert redact(location_of(dataset), location_of(more)).changed_shards == (0,)
@@ -96,18 +96,18 @@ def test_a_report_that_shows_the_picture_goes(dataset: Path, regions: str) -> No
 
 
 def test_killed_after_any_write_and_run_again_it_ends_in_the_same_bytes(
-    minted: Path, tmp_path: Path, regions: str
+    small_dataset: Path, tmp_path: Path, regions: str
 ) -> None:
     whole = tmp_path / "whole"
-    shutil.copytree(minted, whole)
+    shutil.copytree(small_dataset, whole)
     with dying_after(None) as counted:
         redact(location_of(whole), location_of(regions))
     expected = digests(whole)
     assert counted.spent > 15
     for writes in range(counted.spent):
         dataset = tmp_path / f"killed-{writes}"
-        shutil.copytree(minted, dataset)
-        with dying_after(writes), pytest.raises(KilledError):
+        shutil.copytree(small_dataset, dataset)
+        with dying_after(writes), pytest.raises(KilledProcessError):
             redact(location_of(dataset), location_of(regions))
         assert len(list(open_dataset(str(dataset)))) == 6  # one whole generation of each shard
         redact(location_of(dataset), location_of(regions))
@@ -153,7 +153,7 @@ def test_annotations_alone_have_nothing_to_redact(dataset: Path, tmp_path: Path,
 
 @pytest.mark.s3
 def test_no_older_version_of_the_picture_is_left_on_s3(
-    minted: Path,
+    small_dataset: Path,
     tmp_path: Path,
     regions: str,
     s3_server: S3Server,
@@ -163,14 +163,14 @@ def test_no_older_version_of_the_picture_is_left_on_s3(
     versioning = {"Status": "Enabled"}
     s3_server.client().put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration=versioning)
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
-    upload(minted, Location(storage, uri))
+    upload(small_dataset, Location(storage, uri))
     redact(Location(storage, uri), location_of(regions))
     copy = download(Location(storage, uri), tmp_path / "copy")
-    shutil.copytree(minted, tmp_path / "local")
+    shutil.copytree(small_dataset, tmp_path / "local")
     redact(location_of(tmp_path / "local"), location_of(regions))
     assert digests(copy) == digests(tmp_path / "local")
-    windows = old_windows(jpegs(minted), jpegs(copy), ["sa_1.jpg", "sa_5.jpg"])
+    windows = old_windows(jpegs(small_dataset), jpegs(copy), ["sa_1.jpg", "sa_5.jpg"])
     versions = download_versions(s3_server, s3_bucket, tmp_path / "versions")
     assert len(list(versions.iterdir())) >= len(digests(copy))
     assert files_with_traces(windows, [versions]) == []
-    assert files_with_traces(windows, [minted])
+    assert files_with_traces(windows, [small_dataset])

@@ -25,18 +25,18 @@ def path_of(dataset: Path, shard: int, kind: str) -> Path:
     return dataset / commit.file(kind).path
 
 
-def test_a_whole_dataset_is_left_alone(dataset: Path, minted: Path) -> None:
+def test_a_whole_dataset_is_left_alone(dataset: Path, small_dataset: Path) -> None:
     done = repair(location_of(dataset))
-    assert (done.shards, done.damages, done.repaired, done.left) == (3, [], [], {})
-    assert digests(dataset) == digests(minted)
+    assert (done.shards, done.damages, done.repaired, done.not_repaired) == (3, [], [], {})
+    assert digests(dataset) == digests(small_dataset)
 
 
-def test_what_the_rest_of_a_shard_holds_is_restored(dataset: Path, minted: Path) -> None:
+def test_what_the_rest_of_a_shard_holds_is_restored(dataset: Path, small_dataset: Path) -> None:
     path_of(dataset, 0, "masks").unlink()
     path_of(dataset, 1, "rejects").write_bytes(b"x")
     done = repair(location_of(dataset))
-    assert digests(dataset) == digests(minted)
-    assert (len(done.damages), len(done.repaired), done.left) == (2, 2, {})
+    assert digests(dataset) == digests(small_dataset)
+    assert (len(done.damages), len(done.repaired), done.not_repaired) == (2, 2, {})
     assert done.lines()[-2:] == [
         "3 shards looked at: 2 damaged files, 2 repaired",
         f"dataset digest: {name_now(location_of(dataset))}",
@@ -48,18 +48,18 @@ def test_what_it_does_not_hold_is_reported(dataset: Path) -> None:
     path_of(dataset, 0, "masks").unlink()
     done = repair(location_of(dataset))
     assert [path.partition("-")[0] for path in done.repaired] == ["masks/sa_000000"]
-    assert list(done.left) == [2]
-    assert "--config" in done.left[2]
+    assert list(done.not_repaired) == [2]
+    assert "--config" in done.not_repaired[2]
     assert path_of(dataset, 2, "images").read_bytes() == b"x"
     assert done.version is None
     assert version_numbers(location_of(dataset)) == []
 
 
-def test_a_damaged_commit_is_made_again(dataset: Path, minted: Path) -> None:
+def test_a_damaged_commit_is_made_again(dataset: Path, small_dataset: Path) -> None:
     (dataset / "commits" / "000001.g1.json").write_bytes(b"{")
     done = repair(location_of(dataset))
     assert done.repaired == ["commits/000001.g1.json"]
-    assert digests(dataset) == digests(minted)
+    assert digests(dataset) == digests(small_dataset)
 
 
 def test_a_damaged_commit_without_its_files_is_reported(dataset: Path) -> None:
@@ -67,18 +67,18 @@ def test_a_damaged_commit_without_its_files_is_reported(dataset: Path) -> None:
     (dataset / "commits" / "000001.g1.json").write_bytes(b"{")
     before = digests(dataset)
     done = repair(location_of(dataset))
-    assert "images: none" in done.left[1]
+    assert "images: none" in done.not_repaired[1]
     assert digests(dataset) == before
 
 
 def test_a_damaged_commit_of_a_dataset_with_several_numerics_is_reported(dataset: Path) -> None:
     change_commit(dataset, 0, numerics="0123456789ab")
     (dataset / "commits" / "000001.g1.json").write_bytes(b"{")
-    assert "2 different numerics" in repair(location_of(dataset)).left[1]
+    assert "2 different numerics" in repair(location_of(dataset)).not_repaired[1]
 
 
-def test_the_configuration_must_be_the_dataset_s_own(dataset: Path, minted: Path) -> None:
-    config = load_config(str(minted.parent / "build.yaml"))
+def test_the_configuration_must_be_the_dataset_s_own(dataset: Path, small_dataset: Path) -> None:
+    config = load_config(str(small_dataset.parent / "build.yaml"))
     with pytest.raises(UsageError, match="the configuration's output is"):
         repair(location_of(dataset), config)
     with pytest.raises(UsageError, match="is not a segmint dataset"):
@@ -102,13 +102,13 @@ def test_a_commit_is_not_made_from_files_that_are_damaged_too(dataset: Path, kin
     path.write_bytes(path.read_bytes().replace(b'"counts"', b'"cnunts"'))
     before = digests(dataset)
     done = repair(location_of(dataset))
-    assert "is damaged too" in done.left[1]
+    assert "is damaged too" in done.not_repaired[1]
     assert (len(done.damages), digests(dataset)) == (1, before)
 
 
-def one_shard(minted: Path, folder: Path, shard: int) -> tuple[Path, Path]:
+def one_shard(small_dataset: Path, folder: Path, shard: int) -> tuple[Path, Path]:
     """A copy of the small real dataset with only this shard, and its commit."""
-    dataset = Path(shutil.copytree(minted, folder / "one"))
+    dataset = Path(shutil.copytree(small_dataset, folder / "one"))
     for path in dataset.rglob("*"):
         number = path.name.removeprefix("sa_")[:6]
         if path.is_file() and number.isdecimal() and int(number) != shard:
@@ -129,14 +129,14 @@ def flips_are_found_and_undone(dataset: Path, commit: Path, bits: Iterable[int])
         findings = audit_integrity(location_of(dataset), sample=0).findings
         assert {finding.shard for finding in findings} == {int(commit.name[:6])}, told
         done = repair(location_of(dataset))
-        assert (done.repaired, done.left) == ([f"commits/{commit.name}"], {}), told
+        assert (done.repaired, done.not_repaired) == ([f"commits/{commit.name}"], {}), told
         assert len(done.damages) == 1, told
         assert digests(dataset) == before, told
 
 
 @pytest.mark.parametrize("shard", range(3))
-def test_any_bit_of_a_commit_is_found_and_restored(minted: Path, tmp_path: Path, shard: int) -> None:
-    dataset, commit = one_shard(minted, tmp_path, shard)
+def test_any_bit_of_a_commit_is_found_and_restored(small_dataset: Path, tmp_path: Path, shard: int) -> None:
+    dataset, commit = one_shard(small_dataset, tmp_path, shard)
     bits = range(len(commit.read_bytes()) * 8)
     flips_are_found_and_undone(dataset, commit, random.Random(shard).sample(bits, 8))
 
@@ -144,27 +144,31 @@ def test_any_bit_of_a_commit_is_found_and_restored(minted: Path, tmp_path: Path,
 @pytest.mark.long
 @pytest.mark.parametrize("shard", range(3))
 @pytest.mark.parametrize("bit", range(8))
-def test_every_bit_of_every_commit_is_found_and_restored(minted: Path, tmp_path: Path, shard: int, bit: int) -> None:
-    dataset, commit = one_shard(minted, tmp_path, shard)
+def test_every_bit_of_every_commit_is_found_and_restored(
+    small_dataset: Path, tmp_path: Path, shard: int, bit: int
+) -> None:
+    dataset, commit = one_shard(small_dataset, tmp_path, shard)
     flips_are_found_and_undone(dataset, commit, range(bit, len(commit.read_bytes()) * 8, 8))
 
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_the_rest_is_built_again_from_the_catalog(minted: Path, tmp_path: Path) -> None:
+def test_the_rest_is_built_again_from_the_catalog(small_dataset: Path, tmp_path: Path) -> None:
     """Shards 0 and 1 come out the same; a photograph of shard 2 has changed since."""
     folder = tmp_path / "copy"
-    shutil.copytree(minted.parent, folder)
+    shutil.copytree(small_dataset.parent, folder)
     dataset = folder / "dataset"
-    text = (folder / "build.yaml").read_text().replace(str(minted.parent), str(folder))
+    text = (folder / "build.yaml").read_text().replace(str(small_dataset.parent), str(folder))
     (folder / "build.yaml").write_text(text)
     shutil.copy(folder / "photos" / "photo_000.jpg", folder / "photos" / "photo_006.jpg")
     for shard, kind in ((0, "images"), (0, "rejects"), (1, "shards"), (2, "images")):
         path_of(dataset, shard, kind).unlink()
     done = repair(location_of(dataset), load_config(str(folder / "build.yaml")))
-    left = path_of(minted, 2, "images").relative_to(minted)
-    assert list(done.left) == [2]
-    assert f"{left}: built again it has" in done.left[2]
+    not_repaired = path_of(small_dataset, 2, "images").relative_to(small_dataset)
+    assert list(done.not_repaired) == [2]
+    assert f"{not_repaired}: built again it has" in done.not_repaired[2]
     assert len(done.repaired) == 3
-    assert digests(minted).items() - digests(dataset).items() == {(str(left), digests(minted)[str(left)])}
-    assert json.loads(json.dumps(done.to_dict()))["left"]["2"] == done.left[2]
+    assert digests(small_dataset).items() - digests(dataset).items() == {
+        (str(not_repaired), digests(small_dataset)[str(not_repaired)])
+    }
+    assert json.loads(json.dumps(done.to_dict()))["not_repaired"]["2"] == done.not_repaired[2]

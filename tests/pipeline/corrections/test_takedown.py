@@ -11,7 +11,7 @@ import pytest
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import load_latest_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.catalogs.dataset.tombstones import Asked, read_tombstones
+from segmint.catalogs.dataset.tombstones import TakedownRequest, read_tombstones
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import name_now, put_version, read_version
 from segmint.catalogs.layout import DamagedDatasetError
@@ -26,34 +26,34 @@ from segmint.operators.shards.write import write_shard
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.building.execution.stages import lay_out
 from segmint.pipeline.config.config import load_config
-from segmint.pipeline.corrections.takedown import TakenDown, read_asked, takedown
+from segmint.pipeline.corrections.takedown import TakedownResult, read_request, takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import digests
 from tests.support.committed_shard import CommittedShard
 from tests.support.everything import download, download_versions, jpegs, mentions, upload
-from tests.support.killed_writes import KilledError, dying_after
+from tests.support.killed_writes import KilledProcessError, dying_after
 from tests.support.locations import location_of
 from tests.support.s3_server import S3Server
 from tests.support.traces import files_with_traces, scan_data, telling_windows
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
-ONE = Asked(ids=("image-1",))
+ONE = TakedownRequest(ids=("image-1",))
 REASON = "the photographer asked for it"
 
 
-def names_of(minted: Path, ids: list[int]) -> list[str]:
+def names_of(small_dataset: Path, ids: list[int]) -> list[str]:
     """What identifies images in the dataset: image_id, URI, SHA-256 of the source."""
-    rows = [sample.row for sample in open_dataset(str(minted)) if sample.id in ids]
+    rows = [sample.row for sample in open_dataset(str(small_dataset)) if sample.id in ids]
     assert len(rows) == len(ids)
     return [row[name] for row in rows for name in ("image_id", "uri", "source_sha256")]
 
 
-def take(dataset: Path, asked: Asked = ONE) -> TakenDown:
-    return takedown(location_of(dataset), asked, REASON, NOW)
+def take(dataset: Path, request: TakedownRequest = ONE) -> TakedownResult:
+    return takedown(location_of(dataset), request, REASON, NOW)
 
 
-def test_the_image_is_gone_and_the_rest_stays(minted: Path, dataset: Path) -> None:
-    words, before = names_of(minted, [2]), jpegs(minted)
+def test_the_image_is_gone_and_the_rest_stays(small_dataset: Path, dataset: Path) -> None:
+    words, before = names_of(small_dataset, [2]), jpegs(small_dataset)
     assert mentions(dataset, words)
     commits = list(CommitLog(location_of(dataset)).read_all())
     done = take(dataset)
@@ -62,7 +62,7 @@ def test_the_image_is_gone_and_the_rest_stays(minted: Path, dataset: Path) -> No
     assert mentions(dataset, words) == []
     assert files_with_traces(telling_windows(scan_data(before["sa_2.jpg"])), [dataset]) == []
     assert jpegs(dataset) == {name: data for name, data in before.items() if name != "sa_2.jpg"}
-    old, new = ({sample.id: sample for sample in open_dataset(str(each))} for each in (minted, dataset))
+    old, new = ({sample.id: sample for sample in open_dataset(str(each))} for each in (small_dataset, dataset))
     assert new.keys() == old.keys() - {2}
     assert all(new[id].row == old[id].row and new[id].masks == old[id].masks for id in new)
 
@@ -79,14 +79,14 @@ def test_the_image_is_gone_and_the_rest_stays(minted: Path, dataset: Path) -> No
     assert report.checked.images == 5
 
 
-def test_the_tombstone_says_what_and_why_and_when(dataset: Path, minted: Path) -> None:
+def test_the_tombstone_says_what_and_why_and_when(dataset: Path, small_dataset: Path) -> None:
     before = current_digest(location_of(dataset))
     take(dataset)
     (path,) = (dataset / "tombstones").iterdir()
-    image_id, uri, digest = names_of(minted, [2])
+    image_id, uri, digest = names_of(small_dataset, [2])
     assert json.loads(path.read_bytes()) == {
         "schema_version": 1,
-        "asked": {"ids": ["image-1"], "license": None, "provider": None},
+        "request": {"ids": ["image-1"], "license": None, "provider": None},
         "reason": REASON,
         "when": "2026-03-04T05:06:07Z",
         "version_before": before,
@@ -108,34 +108,36 @@ def test_a_version_is_recorded_that_lists_the_tombstone(dataset: Path) -> None:
     assert take(dataset).version == version.name, "the same request again changes nothing"
 
 
-def test_the_catalog_is_blank_there_and_the_manifest_s_next_generation_names_it(dataset: Path, minted: Path) -> None:
+def test_the_catalog_is_blank_there_and_the_manifest_s_next_generation_names_it(
+    dataset: Path, small_dataset: Path
+) -> None:
     take(dataset)
-    before, after = load_latest_manifest(location_of(minted)), load_latest_manifest(location_of(dataset))
+    before, after = load_latest_manifest(location_of(small_dataset)), load_latest_manifest(location_of(dataset))
     assert after.generation == before.generation + 1
     (old,), (new,) = before.manifest.catalog, after.manifest.catalog
     assert (new.rows, new.source_sha256, new.first_shard) == (old.rows, old.source_sha256, old.first_shard)
     assert [path.name for path in (dataset / "catalog").iterdir()] == [Path(new.path).name]
-    rows, source = (pq.read_table(at / part.path).to_pylist() for at, part in ((dataset, new), (minted, old)))
+    rows, source = (pq.read_table(at / part.path).to_pylist() for at, part in ((dataset, new), (small_dataset, old)))
     assert {name: value for name, value in rows[1].items() if value not in (None, "")} == {"ordinal": 1, "id": 2}
     assert [row for row in rows if row["ordinal"] != 1] == [row for row in source if row["ordinal"] != 1]
     assert before.manifest.licenses == {"CC-BY-NC-4.0": 1, "CC0-1.0": 7}
     assert after.manifest.licenses == {"CC-BY-NC-4.0": 1, "CC0-1.0": 6, "taken_down": 1}
 
 
-def test_a_whole_license_and_rows_that_were_refused(dataset: Path, minted: Path) -> None:
-    done = take(dataset, Asked(license="CC-BY-NC-4.0"))
+def test_a_whole_license_and_rows_that_were_refused(dataset: Path, small_dataset: Path) -> None:
+    done = take(dataset, TakedownRequest(license="CC-BY-NC-4.0"))
     assert (done.rows, done.images, done.changed_shards) == (1, 0, (0,))
     assert mentions(dataset, ["image-2", "photo_002.jpg", "CC-BY-NC-4.0"]) == ["dataset.json"]  # the count of rows
-    done = take(dataset, Asked(license="CC0-1.0"))
+    done = take(dataset, TakedownRequest(license="CC0-1.0"))
     assert (done.rows, done.images, done.changed_shards, done.taken_down) == (7, 6, (0, 1, 2), 8)
     assert list(open_dataset(str(dataset))) == []
     assert audit_integrity(location_of(dataset)).findings.total == 0
-    assert files_with_traces(telling_windows(b"".join(map(scan_data, jpegs(minted).values()))), [dataset]) == []
+    assert files_with_traces(telling_windows(b"".join(map(scan_data, jpegs(small_dataset).values()))), [dataset]) == []
 
 
 @pytest.mark.parametrize("name", ["2", "sa_2", "image-1"])
 def test_an_image_is_named_by_its_number_or_by_the_catalog_s_name(dataset: Path, name: str) -> None:
-    take(dataset, Asked(ids=(name,)))
+    take(dataset, TakedownRequest(ids=(name,)))
     assert [sample.id for sample in open_dataset(str(dataset))] == [1, 4, 5, 6, 7]
 
 
@@ -153,7 +155,7 @@ def test_bytes_that_came_back_are_taken_down_by_the_same_command(dataset: Path) 
     done = take(dataset)
     assert (done.rows, done.images, done.changed_shards, done.taken_down) == (1, 1, (1,), 2)
     assert mentions(dataset, [row["image_id"], row["uri"]]) == []
-    assert [(t.asked, t.reason) for t in read_tombstones(location_of(dataset))] == [(ONE, REASON)] * 2
+    assert [(t.request, t.reason) for t in read_tombstones(location_of(dataset))] == [(ONE, REASON)] * 2
     assert audit_integrity(location_of(dataset)).findings.total == 0
     once = digests(dataset)
     assert take(dataset).rows == 0
@@ -184,7 +186,7 @@ def test_a_row_that_a_build_refused_for_its_bytes_is_blanked_by_the_next_takedow
     shard.write()
     shutil.rmtree(dataset / "versions")  # as if the build had written the shard so
     assert audit_integrity(location_of(dataset)).findings.total == 0
-    done = take(dataset, Asked(ids=("image-6",)))
+    done = take(dataset, TakedownRequest(ids=("image-6",)))
     assert (done.rows, done.taken_down) == (2, 3)
     assert mentions(dataset, [refused["image_id"], refused["uri"]]) == []
 
@@ -195,49 +197,51 @@ def test_again_changes_nothing_and_there_is_one_tombstone(dataset: Path) -> None
     again = takedown(location_of(dataset), ONE, REASON)
     assert (again.rows, again.images, again.changed_shards, again.taken_down) == (0, 0, (), 1)
     assert digests(dataset) == once
-    take(dataset, Asked(ids=("image-1", "image-4")))
+    take(dataset, TakedownRequest(ids=("image-1", "image-4")))
     assert sorted(image.id for t in read_tombstones(location_of(dataset)) for image in t.images) == [2, 5]
     assert [sample.id for sample in open_dataset(str(dataset))] == [1, 4, 6, 7]
 
 
-def test_killed_after_any_write_and_run_again_it_ends_in_the_same_bytes(minted: Path, tmp_path: Path) -> None:
-    asked = Asked(ids=("image-1", "image-4"))
+def test_killed_after_any_write_and_run_again_it_ends_in_the_same_bytes(small_dataset: Path, tmp_path: Path) -> None:
+    request = TakedownRequest(ids=("image-1", "image-4"))
     whole = tmp_path / "whole"
-    shutil.copytree(minted, whole)
+    shutil.copytree(small_dataset, whole)
     with dying_after(None) as counted:
-        take(whole, asked)
+        take(whole, request)
     expected = digests(whole)
     assert counted.spent > 20
     for writes in range(counted.spent):
         dataset = tmp_path / f"killed-{writes}"
-        shutil.copytree(minted, dataset)
-        with dying_after(writes), pytest.raises(KilledError):
-            take(dataset, asked)
+        shutil.copytree(small_dataset, dataset)
+        with dying_after(writes), pytest.raises(KilledProcessError):
+            take(dataset, request)
         left = {sample.id for sample in open_dataset(str(dataset))}  # one whole generation of each shard
         assert {1, 4, 6, 7} <= left <= {1, 2, 4, 5, 6, 7}
-        take(dataset, asked)
+        take(dataset, request)
         assert digests(dataset) == expected
         shutil.rmtree(dataset)
 
 
-def test_any_later_takedown_finishes_one_that_was_killed(minted: Path, tmp_path: Path) -> None:
+def test_any_later_takedown_finishes_one_that_was_killed(small_dataset: Path, tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
-    shutil.copytree(minted, dataset)
-    with dying_after(3), pytest.raises(KilledError):
+    shutil.copytree(small_dataset, dataset)
+    with dying_after(3), pytest.raises(KilledProcessError):
         take(dataset)
     assert len(list((dataset / "tombstones").iterdir())) == 1
     assert mentions(dataset, ["image-1"])
-    take(dataset, Asked(ids=("image-4",)))
+    take(dataset, TakedownRequest(ids=("image-4",)))
     assert mentions(dataset, ["image-1", "image-4"]) == []
     assert audit_integrity(location_of(dataset)).findings.total == 0
 
 
-def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(minted: Path, tmp_path: Path) -> None:
+def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
+    small_dataset: Path, tmp_path: Path
+) -> None:
     """The shards are taken down before they are built, or after: they come out the same."""
     folder = tmp_path / "copy"
-    shutil.copytree(minted.parent, folder)
+    shutil.copytree(small_dataset.parent, folder)
     dataset = folder / "dataset"
-    text = (folder / "build.yaml").read_text().replace(str(minted.parent), str(folder))
+    text = (folder / "build.yaml").read_text().replace(str(small_dataset.parent), str(folder))
     (folder / "build.yaml").write_text(text)
     config = load_config(str(folder / "build.yaml"))
     storage = Storage()
@@ -262,7 +266,7 @@ def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
         prepare.close()
     write_shard(opened.shard_task(config, opened.span(0)), [(0, rows.num_rows)], rows)
     built_before = tmp_path / "before"
-    shutil.copytree(minted, built_before)
+    shutil.copytree(small_dataset, built_before)
     take(built_before)
     one, other = (
         {path: digest for path, digest in digests(at).items() if "000000" in path} for at in (dataset, built_before)
@@ -274,18 +278,18 @@ def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("request", "told"),
     [
-        (Asked(ids=("image-1", "image-77")), "'image-77' is no image_id or id of this dataset"),
-        (Asked(ids=("9",)), "'9' is no image_id or id"),
-        (Asked(license="CC-BY-4.0"), "no row of the catalog has the license 'CC-BY-4.0'"),
-        (Asked(provider="Acme"), "no row of the catalog has the provider 'Acme'"),
+        (TakedownRequest(ids=("image-1", "image-77")), "'image-77' is no image_id or id of this dataset"),
+        (TakedownRequest(ids=("9",)), "'9' is no image_id or id"),
+        (TakedownRequest(license="CC-BY-4.0"), "no row of the catalog has the license 'CC-BY-4.0'"),
+        (TakedownRequest(provider="Acme"), "no row of the catalog has the provider 'Acme'"),
     ],
 )
-def test_what_the_dataset_does_not_have_changes_nothing(dataset: Path, asked: Asked, told: str) -> None:
+def test_what_the_dataset_does_not_have_changes_nothing(dataset: Path, request: TakedownRequest, told: str) -> None:
     before = digests(dataset)
     with pytest.raises(UsageError, match=told):
-        take(dataset, asked)
+        take(dataset, request)
     with pytest.raises(UsageError, match="--reason is empty"):
         takedown(location_of(dataset), ONE, " ")
     assert digests(dataset) == before
@@ -346,7 +350,7 @@ def test_a_folder_of_the_dataset_that_is_a_link_is_refused_before_anything_is_ch
 
 def test_files_that_are_not_segmint_s_are_named(dataset: Path, tmp_path: Path) -> None:
     """They may show or name the image, and are not ours to open or to delete."""
-    assert take(dataset, Asked(ids=("image-4",))).unknown_files == ()
+    assert take(dataset, TakedownRequest(ids=("image-4",))).unknown_files == ()
     (dataset / "pages").mkdir()
     (dataset / "pages" / "index.html").write_text("image-1")
     (dataset / "shards" / "notes.txt").write_text("image-1")
@@ -360,24 +364,24 @@ def test_files_that_are_not_segmint_s_are_named(dataset: Path, tmp_path: Path) -
 
 def test_exactly_one_thing_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("image-1\n\n image-4 \nimage-1\n")
-    assert read_asked(location_of(tmp_path / "ids.txt"), None, None) == Asked(ids=("image-1", "image-4"))
-    assert read_asked(None, "CC0-1.0", None) == Asked(license="CC0-1.0")
+    assert read_request(location_of(tmp_path / "ids.txt"), None, None) == TakedownRequest(ids=("image-1", "image-4"))
+    assert read_request(None, "CC0-1.0", None) == TakedownRequest(license="CC0-1.0")
     for wrong in ((None, None, None), (None, "CC0-1.0", "Acme"), (None, " ", None)):
         with pytest.raises(UsageError, match="exactly one of --ids FILE, --license L and --provider P"):
-            read_asked(*wrong)
+            read_request(*wrong)
 
 
 @pytest.mark.s3
 def test_no_older_version_of_the_image_is_left_on_s3(
-    minted: Path, tmp_path: Path, s3_server: S3Server, s3_bucket: str, s3_options: dict[str, dict[str, str]]
+    small_dataset: Path, tmp_path: Path, s3_server: S3Server, s3_bucket: str, s3_options: dict[str, dict[str, str]]
 ) -> None:
     versioning = {"Status": "Enabled"}
     s3_server.client().put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration=versioning)
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
     location = Location(storage, uri)
-    upload(minted, Location(storage, uri))
-    upload(minted, Location(storage, uri))  # each object has two versions now
-    words, windows = names_of(minted, [2]), telling_windows(scan_data(jpegs(minted)["sa_2.jpg"]))
+    upload(small_dataset, Location(storage, uri))
+    upload(small_dataset, Location(storage, uri))  # each object has two versions now
+    words, windows = names_of(small_dataset, [2]), telling_windows(scan_data(jpegs(small_dataset)["sa_2.jpg"]))
     takedown(location, ONE, REASON, NOW)
 
     versions = download_versions(s3_server, s3_bucket, tmp_path / "versions")
@@ -385,7 +389,7 @@ def test_no_older_version_of_the_image_is_left_on_s3(
     tombstone = read_tombstones(location)[0].name
     assert [path for path in mentions(versions, words) if not path.endswith(tombstone)] == []
     copy = download(Location(storage, uri), tmp_path / "copy")
-    shutil.copytree(minted, tmp_path / "local")
+    shutil.copytree(small_dataset, tmp_path / "local")
     take(tmp_path / "local")
     assert digests(copy) == digests(tmp_path / "local")
     assert audit_integrity(Location(storage, uri)).findings.total == 0

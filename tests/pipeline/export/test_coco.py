@@ -33,9 +33,9 @@ def first_annotation(file: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("format", [Format.COCO, Format.CVAT])
-def test_every_mask_of_real_photographs_is_equal(minted: Path, tmp_path: Path, format: Format) -> None:
-    loaded = COCO(export(minted, tmp_path / "out", format))
-    samples = list(Dataset.open(location_of(minted)))
+def test_every_mask_of_real_photographs_is_equal(small_dataset: Path, tmp_path: Path, format: Format) -> None:
+    loaded = COCO(export(small_dataset, tmp_path / "out", format))
+    samples = list(Dataset.open(location_of(small_dataset)))
     assert loaded.getImgIds() == [sample.id for sample in samples]
     assert len(loaded.anns) == sum(len(sample.masks) for sample in samples) > 6
     for sample in samples:
@@ -96,8 +96,8 @@ def test_an_image_without_masks_is_there(tmp_path: Path) -> None:
     assert (loaded.getImgIds(), loaded.getAnnIds()) == ([1, 2], [])
 
 
-def test_the_same_dataset_gives_the_same_bytes(minted: Path, tmp_path: Path) -> None:
-    assert export(minted, tmp_path / "one").read_bytes() == export(minted, tmp_path / "two").read_bytes()
+def test_the_same_dataset_gives_the_same_bytes(small_dataset: Path, tmp_path: Path) -> None:
+    assert export(small_dataset, tmp_path / "one").read_bytes() == export(small_dataset, tmp_path / "two").read_bytes()
 
 
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from segmint.pipeline.export.export import ExportOptions, export_dataset, make_w
 from segmint.pipeline.export.folder import ExportFolder
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from tests.support.committed import masks, write_dataset
-from tests.support.killed_writes import KilledError, dying_after
+from tests.support.killed_writes import KilledProcessError, dying_after
 from tests.support.locations import location_of
 
 ALL = [1, 2, 4, 5, 7, 8]
@@ -84,7 +84,7 @@ def test_a_picture_of_another_run_stays(small: str, tmp_path: Path) -> None:
 
 
 def test_all_files_in_the_way_are_named_before_any_is_put(small: str, tmp_path: Path) -> None:
-    class Writer:
+    class StubWriter:
         def add(self, sample: Sample) -> None: ...
 
         def finish(self) -> dict[str, Path]:
@@ -100,7 +100,7 @@ def test_all_files_in_the_way_are_named_before_any_is_put(small: str, tmp_path: 
     def export() -> None:
         samples = iter(Dataset.open(location_of(small)))
         folder = ExportFolder(location_of(small), "export", location_of(output))
-        write_samples(samples, [Writer()], folder, location_of(output / "main"), VERSION)
+        write_samples(samples, [StubWriter()], folder, location_of(output / "main"), VERSION)
 
     with pytest.raises(UsageError, match=r"out/a and .*out/b already exist and .* delete them$"):
         export()
@@ -156,7 +156,7 @@ def test_killed_anywhere_it_leaves_nothing_that_looks_whole(format: Format, smal
     step = 1 if format is Format.COCO else max(1, budget.spent // 4)
     for writes in sorted({*range(0, budget.spent, step), budget.spent - 1}):
         output = tmp_path / f"killed-{writes}"
-        with pytest.raises(KilledError), dying_after(writes):
+        with pytest.raises(KilledProcessError), dying_after(writes):
             export(output)
         assert not (output / MAIN_FILES[format]).exists()
         if writes == budget.spent - 1:

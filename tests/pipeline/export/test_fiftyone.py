@@ -25,10 +25,10 @@ def painted(folder: Path, detection: dict, width: int, height: int) -> np.ndarra
     return mask
 
 
-def test_every_mask_is_painted_equal(minted: Path, tmp_path: Path) -> None:
-    export_dataset(location_of(minted), ExportOptions(Format.FIFTYONE), location_of(tmp_path / "out"))
+def test_every_mask_is_painted_equal(small_dataset: Path, tmp_path: Path) -> None:
+    export_dataset(location_of(small_dataset), ExportOptions(Format.FIFTYONE), location_of(tmp_path / "out"))
     written = json.loads((tmp_path / "out/samples.json").read_text(encoding="utf-8"))["samples"]
-    for value, sample in zip(written, Dataset.open(location_of(minted)), strict=True):
+    for value, sample in zip(written, Dataset.open(location_of(small_dataset)), strict=True):
         assert value["segmint_id"] == sample.id
         assert (tmp_path / "out" / value["filepath"]).read_bytes() == sample.jpeg
         assert value["license"] == sample.row["license"]

@@ -7,14 +7,14 @@ import pytest
 
 from segmint.catalogs.dataset.outputs import read_notes
 from segmint.catalogs.dataset.reader import Dataset, Sample
-from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.export import export
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
-from tests.support.killed_writes import KilledError, dying_after
+from tests.support.killed_writes import KilledProcessError, dying_after
 from tests.support.locations import location_of
 from tests.support.protocol import two_shards
 
@@ -31,14 +31,14 @@ def dataset() -> Iterator[Location]:
 def take_down(dataset: Location) -> tuple[str, ...]:
     """Take the first image down; return what else is made of the dataset."""
     first = next(iter(Dataset.open(dataset))).row["image_id"]
-    return takedown(dataset, Asked(ids=(first,)), "asked for").outputs
+    return takedown(dataset, TakedownRequest(ids=(first,)), "asked for").outputs
 
 
 def test_a_killed_export_is_named_by_a_takedown_and_not_completed_with_its_picture(
     dataset: Location, tmp_path: Path
 ) -> None:
     output = location_of(tmp_path / "out")
-    with dying_after(5), pytest.raises(KilledError):
+    with dying_after(5), pytest.raises(KilledProcessError):
         export_dataset(dataset, YOLO, output)
     assert (tmp_path / "out/images/sa_1.jpg").exists()
     assert take_down(dataset) == ("out (segmint export --format yolo)",)
@@ -94,7 +94,7 @@ def test_an_export_into_which_another_one_writes_is_not_completed(
         yield from read_images(*arguments)  # type: ignore[arg-type]
         if not exported:
             exported.append(None)
-            with dying_after(8), pytest.raises(KilledError):  # after its pictures and three of its labels
+            with dying_after(8), pytest.raises(KilledProcessError):  # after its pictures and three of its labels
                 export_dataset(dataset, YOLO, output)
 
     monkeypatch.setattr(export, "read_images", reading)
@@ -106,6 +106,6 @@ def test_an_export_into_which_another_one_writes_is_not_completed(
 
 def test_the_main_file_may_be_in_a_folder_of_its_own(dataset: Location, tmp_path: Path) -> None:
     for _ in range(2):
-        with dying_after(5), pytest.raises(KilledError):
+        with dying_after(5), pytest.raises(KilledProcessError):
             export_dataset(dataset, ExportOptions(Format.CVAT), location_of(tmp_path / "out"))
     assert export_dataset(dataset, ExportOptions(Format.CVAT), location_of(tmp_path / "out")).pictures == 4

@@ -13,11 +13,11 @@ from segmint.pipeline.export.geojson import feature_of
 from tests.support.locations import location_of
 
 
-def test_every_mask_of_real_photographs_is_equal(minted: Path, tmp_path: Path) -> None:
-    export_dataset(location_of(minted), ExportOptions(Format.GEOJSON), location_of(tmp_path / "out"))
+def test_every_mask_of_real_photographs_is_equal(small_dataset: Path, tmp_path: Path) -> None:
+    export_dataset(location_of(small_dataset), ExportOptions(Format.GEOJSON), location_of(tmp_path / "out"))
     index = json.loads((tmp_path / "out/index.json").read_text(encoding="utf-8"))
     assert index["dataset"]["dataset_digest"].startswith("sha256:")
-    for image, sample in zip(index["images"], Dataset.open(location_of(minted)), strict=True):
+    for image, sample in zip(index["images"], Dataset.open(location_of(small_dataset)), strict=True):
         assert (image["id"], image["masks"], image["license"]) == (sample.id, len(sample.masks), sample.row["license"])
         collection = json.loads((tmp_path / "out" / image["geojson"]).read_text(encoding="utf-8"))
         y, x = np.mgrid[: image["height"], : image["width"]]

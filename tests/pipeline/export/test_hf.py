@@ -22,17 +22,17 @@ from tests.support.locations import location_of
 
 
 @pytest.fixture(scope="module")
-def exported(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small real dataset, exported."""
     output = tmp_path_factory.mktemp("hf") / "out"
-    export_dataset(location_of(minted), ExportOptions(Format.HF), location_of(output))
+    export_dataset(location_of(small_dataset), ExportOptions(Format.HF), location_of(output))
     return output
 
 
-def test_every_mask_is_read_back_equal(exported: Path, minted: Path) -> None:
+def test_every_mask_is_read_back_equal(exported: Path, small_dataset: Path) -> None:
     assert sorted(path.name for path in exported.rglob("*") if path.is_file()) == ["README.md", "train-00000.parquet"]
     rows = pq.read_table(exported / "data/train-00000.parquet").to_pylist()
-    for row, sample in zip(rows, Dataset.open(location_of(minted)), strict=True):
+    for row, sample in zip(rows, Dataset.open(location_of(small_dataset)), strict=True):
         assert (row["id"], row["image"]["bytes"], row["license"]) == (sample.id, sample.jpeg, sample.row["license"])
         for picture, value, mask in zip(row["masks"], row["objects"], sample.masks, strict=True):
             image = Image.open(io.BytesIO(picture["bytes"]))

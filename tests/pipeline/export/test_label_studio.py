@@ -20,10 +20,10 @@ from tests.support.locations import location_of
 
 
 @pytest.fixture(scope="module")
-def tasks(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def tasks(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The tasks of the small real dataset."""
     output = tmp_path_factory.mktemp("label-studio") / "out"
-    export_dataset(location_of(minted), ExportOptions(Format.LABEL_STUDIO), location_of(output))
+    export_dataset(location_of(small_dataset), ExportOptions(Format.LABEL_STUDIO), location_of(output))
     assert LabelInterface((output / "label_config.xml").read_text()).get_control("brush").tag == "BrushLabels"
     return json.loads((output / "tasks.json").read_text())
 
@@ -37,13 +37,13 @@ def test_the_sdk_finds_nothing_wrong_with_them(tasks: list[dict[str, Any]]) -> N
         assert interface.validate_prediction(task["predictions"][0])
 
 
-def test_a_task_says_which_dataset_it_is_of(tasks: list[dict[str, Any]], minted: Path) -> None:
-    digest = f"sha256:{current_digest(location_of(minted))}"
+def test_a_task_says_which_dataset_it_is_of(tasks: list[dict[str, Any]], small_dataset: Path) -> None:
+    digest = f"sha256:{current_digest(location_of(small_dataset))}"
     assert [task["meta"] for task in tasks] == [{"dataset_digest": digest, "dataset_version": None}] * 6
 
 
-def test_every_mask_is_read_back_equal(tasks: list[dict[str, Any]], minted: Path) -> None:
-    for task, sample in zip(tasks, Dataset.open(location_of(minted)), strict=True):
+def test_every_mask_is_read_back_equal(tasks: list[dict[str, Any]], small_dataset: Path) -> None:
+    for task, sample in zip(tasks, Dataset.open(location_of(small_dataset)), strict=True):
         assert task["data"]["segmint_id"] == sample.id
         regions = task["predictions"][0]["result"]
         assert [region["id"] for region in regions] == [str(mask.id) for mask in sample.masks]
@@ -51,9 +51,9 @@ def test_every_mask_is_read_back_equal(tasks: list[dict[str, Any]], minted: Path
             np.testing.assert_array_equal(decode(region), mask.mask)
 
 
-def test_its_converter_gives_every_mask_equal(tasks: list[dict[str, Any]], minted: Path, tmp_path: Path) -> None:
+def test_its_converter_gives_every_mask_equal(tasks: list[dict[str, Any]], small_dataset: Path, tmp_path: Path) -> None:
     folder = convert(answered(tasks), tmp_path / "converted", "BRUSH_TO_NUMPY")
-    for sample in Dataset.open(location_of(minted)):
+    for sample in Dataset.open(location_of(small_dataset)):
         paths = sorted(folder.glob(f"task-{30 + sample.id}-*"), key=lambda path: int(re.findall(r"\d+", path.stem)[-1]))
         for path, mask in zip(paths, sample.masks, strict=True):
             np.testing.assert_array_equal(np.load(path) == 255, mask.mask)

@@ -8,16 +8,16 @@ import pytest
 
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import encode
-from segmint.pipeline.masks.document import Origin, read_document, sa1b_document
-from segmint.pipeline.masks.predict import Found
+from segmint.pipeline.masks.document import MasksOrigin, read_document, sa1b_document
+from segmint.pipeline.masks.predict import PromptedMask
 
-ORIGIN = Origin("a" * 64, "b" * 64)
+ORIGIN = MasksOrigin("a" * 64, "b" * 64)
 
 
-def found(mask: np.ndarray) -> Found:
+def found(mask: np.ndarray) -> PromptedMask:
     height, width = mask.shape
     whole, nowhere = (0, 0, width, height), (math.nan, math.nan)
-    return Found(MaskRecord(encode(mask), int(mask.sum()), (0, 0, 1, 1), 0.1, 0.0, whole, nowhere), ())
+    return PromptedMask(MaskRecord(encode(mask), int(mask.sum()), (0, 0, 1, 1), 0.1, 0.0, whole, nowhere), ())
 
 
 def test_an_empty_mask_is_valid_json():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from segmint.pipeline.masks.estimate import SPEEDS, Speed, Stopwatch, Work, recorded_speed
-from segmint.pipeline.masks.options import MasksOptions, Prompt, masks_config
+from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt, masks_config
 
 WHOLE = MasksOptions(masks=masks_config("sa1b", []), device="cpu")
 
@@ -37,7 +37,7 @@ def test_a_recorded_speed_gives_the_next_estimate(cache: Path) -> None:
     assert speed.start_s == 120
     assert work.line() == "mobile_sam: 1,024 points, about 2 min"
     assert recorded_speed(MasksOptions(device="cpu", precision="bf16")) is None
-    several = Work(MasksOptions(prompts=(Prompt(box=(0, 0, 5, 5)),), device="cpu"), 1200)
+    several = Work(MasksOptions(prompts=(PhotographPrompt(box=(0, 0, 5, 5)),), device="cpu"), 1200)
     assert several.line().startswith("mobile_sam: 1,200 photographs of 1 prompt, about ")
 
 

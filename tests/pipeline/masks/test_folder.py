@@ -17,7 +17,7 @@ from segmint.pipeline.masks.outputs import plan_outputs
 SETTINGS = settings_of(MasksOptions(), "1" * 64)
 
 
-def claim(folder, settings=SETTINGS, overwrite=False):
+def reservation(folder, settings=SETTINGS, overwrite=False):
     outputs = plan_outputs(Photographs((Photograph("a/x.jpg", "x.jpg"),), is_one=False), str(folder))
     there = [str(path) for path in folder.glob("*")]
     claim_folder(Location(Storage(), str(folder)), outputs, there, settings, overwrite=overwrite)
@@ -25,39 +25,39 @@ def claim(folder, settings=SETTINGS, overwrite=False):
 
 def test_the_first_run_records_settings_and_the_next_goes_on(tmp_path):
     folder = tmp_path / "new" / "out"
-    claim(folder)
+    reservation(folder)
     recorded = json.loads((folder / RECORD).read_text())
     assert recorded == {"sha256": digest_of(SETTINGS), "settings": SETTINGS}
     (folder / "x.json").write_text("{}")
-    claim(folder)
+    reservation(folder)
     assert json.loads((folder / RECORD).read_text()) == recorded
 
 
 def test_other_settings_and_weights_are_refused_by_name_unless_overwritten(tmp_path):
-    claim(tmp_path)
+    reservation(tmp_path)
     before = (tmp_path / RECORD).read_bytes()
     other = settings_of(MasksOptions(MasksConfig(points_per_side=8)), "2" * 64)
     with pytest.raises(UsageError) as refused:
-        claim(tmp_path, other)
+        reservation(tmp_path, other)
     assert re.search(r"masks\.points_per_side: 32 before, 8 now", str(refused.value))
     assert re.search(r'weights_sha256: "1+" before, "2+" now', str(refused.value))
     assert str(refused.value).count(" before, ") == 2
     assert "--overwrite" in str(refused.value)
     assert (tmp_path / RECORD).read_bytes() == before
 
-    claim(tmp_path, other, overwrite=True)
-    claim(tmp_path, other)
+    reservation(tmp_path, other, overwrite=True)
+    reservation(tmp_path, other)
     with pytest.raises(UsageError, match="points_per_side: 8 before, 32 now"):
-        claim(tmp_path)
+        reservation(tmp_path)
 
 
 def test_masks_of_unknown_settings_and_a_broken_record_are_refused(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(UsageError, match="nobody knows by which settings"):
-        claim(tmp_path)
+        reservation(tmp_path)
     assert not (tmp_path / RECORD).exists()
     (tmp_path / RECORD).write_text("{}")
     with pytest.raises(UsageError, match="not what this command wrote"):
-        claim(tmp_path)
-    claim(tmp_path, overwrite=True)
-    claim(tmp_path)
+        reservation(tmp_path)
+    reservation(tmp_path, overwrite=True)
+    reservation(tmp_path)

@@ -6,7 +6,7 @@ from PIL import Image
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.masks.frame import frame_of
-from segmint.pipeline.masks.options import MasksOptions, Prompt
+from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt
 from tests.support.bad_images import encode
 from tests.support.released import in_a_build
 
@@ -30,7 +30,7 @@ def test_a_small_photograph_and_the_other_ways_keep_its_frame(coffee):
         MasksOptions(),
         MasksOptions(release=small, full_frame=True),
         MasksOptions(QUICK, release=small),
-        MasksOptions(prompts=(Prompt(((1, 2, 1),)),), release=small),
+        MasksOptions(prompts=(PhotographPrompt(((1, 2, 1),)),), release=small),
     ):
         found = frame_of(coffee, options)
         assert found.image is coffee

@@ -7,7 +7,7 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.masks.options import (
     MasksOptions,
-    Prompt,
+    PhotographPrompt,
     check_device,
     check_prompts,
     masks_config,
@@ -39,11 +39,17 @@ def test_settings_come_from_profile_and_overrides():
 
 def test_a_box_and_points_are_one_prompt_together():
     assert read_prompts([], [], []) == ()
-    assert read_prompts(["3,4", "5,6,0"], [], []) == (Prompt(((3, 4, 1), (5, 6, 0))),)
-    assert read_prompts(["3,4,0"], ["1,2,30,40"], []) == (Prompt(((3, 4, 0),), (1, 2, 30, 40)),)
-    assert read_prompts([], ["1,2,3,4", "5,6,7,8"], []) == (Prompt(box=(1, 2, 3, 4)), Prompt(box=(5, 6, 7, 8)))
+    assert read_prompts(["3,4", "5,6,0"], [], []) == (PhotographPrompt(((3, 4, 1), (5, 6, 0))),)
+    assert read_prompts(["3,4,0"], ["1,2,30,40"], []) == (PhotographPrompt(((3, 4, 0),), (1, 2, 30, 40)),)
+    assert read_prompts([], ["1,2,3,4", "5,6,7,8"], []) == (
+        PhotographPrompt(box=(1, 2, 3, 4)),
+        PhotographPrompt(box=(5, 6, 7, 8)),
+    )
     texts = ["box:1,2,3,4  point:2,3,0 point:2.5,3", "point:9,9"]
-    assert read_prompts([], [], texts) == (Prompt(((2, 3, 0), (2.5, 3, 1)), (1, 2, 3, 4)), Prompt(((9, 9, 1),)))
+    assert read_prompts([], [], texts) == (
+        PhotographPrompt(((2, 3, 0), (2.5, 3, 1)), (1, 2, 3, 4)),
+        PhotographPrompt(((9, 9, 1),)),
+    )
     for text in texts:
         (prompt,) = read_prompts([], [], [text])
         assert read_prompts([], [], [str(prompt)]) == (prompt,)
@@ -69,11 +75,11 @@ def test_prompts_that_make_no_sense_are_refused_with_the_reason(points, boxes, p
 
 
 def test_prompts_outside_the_image_are_refused():
-    check_prompts([Prompt(((0, 0, 1), (10, 5, 0)), (-3, -3, 5, 5))], "x.jpg", height=5, width=10)
+    check_prompts([PhotographPrompt(((0, 0, 1), (10, 5, 0)), (-3, -3, 5, 5))], "x.jpg", height=5, width=10)
     with pytest.raises(UsageError, match="10 x 5 pixels"):
-        check_prompts([Prompt(((11, 0, 1),))], "x.jpg", height=5, width=10)
+        check_prompts([PhotographPrompt(((11, 0, 1),))], "x.jpg", height=5, width=10)
     with pytest.raises(UsageError, match=r"outside x\.jpg"):
-        check_prompts([Prompt(box=(10, 0, 4, 4))], "x.jpg", height=5, width=10)
+        check_prompts([PhotographPrompt(box=(10, 0, 4, 4))], "x.jpg", height=5, width=10)
 
 
 def test_a_device_that_exists_nowhere_is_refused():
@@ -93,8 +99,8 @@ def test_settings_hold_what_decides_masks_and_nothing_else():
         MasksOptions(precision="bf16"),
         MasksOptions(full_frame=True),
         MasksOptions(release=smaller),
-        MasksOptions(prompts=(Prompt(((1, 2, 1),)),)),
-        MasksOptions(prompts=(Prompt(((1, 2, 1),)),), all_masks=True),
+        MasksOptions(prompts=(PhotographPrompt(((1, 2, 1),)),)),
+        MasksOptions(prompts=(PhotographPrompt(((1, 2, 1),)),), all_masks=True),
     ):
         assert other.settings() != plain
     official = MasksConfig(profile="official")

@@ -6,7 +6,7 @@ from segmint.infra.errors import UsageError
 from segmint.pipeline.masks.images import Photograph, Photographs
 from segmint.pipeline.masks.outputs import (
     Outputs,
-    Task,
+    PhotographTask,
     check_writable,
     files_next_to,
     image_id,
@@ -105,12 +105,12 @@ def test_a_photograph_keeps_its_file_when_one_of_a_similar_name_comes_or_goes():
 
 
 def test_a_name_that_no_folder_holds_is_told_in_bytes():
-    task = Task(Photograph("a.jpg", "a.jpg"), f"out/{'ü' * 124}.json", 1)
+    task = PhotographTask(Photograph("a.jpg", "a.jpg"), f"out/{'ü' * 124}.json", 1)
     assert task.too_long(overlay=False) is None
     assert (
         task.too_long(overlay=True) == "its file here would have a name of 260 bytes, and 255 are possible: rename it"
     )
-    assert Task(task.image, f"s3://b/{'x' * 300}.json", 1).too_long(overlay=True) is None
+    assert PhotographTask(task.image, f"s3://b/{'x' * 300}.json", 1).too_long(overlay=True) is None
 
 
 def test_a_folder_that_cannot_be_made_is_refused_first(tmp_path):

@@ -10,9 +10,9 @@ from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import Compute, resolve_compute
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.segment.models import load_model
-from segmint.pipeline.masks.document import Origin, sa1b_document
-from segmint.pipeline.masks.options import MasksOptions, Prompt
-from segmint.pipeline.masks.predict import Found, prompted_masks
+from segmint.pipeline.masks.document import MasksOrigin, sa1b_document
+from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt
+from segmint.pipeline.masks.predict import PromptedMask, prompted_masks
 
 CUP = (285.0, 200.0, 1)  # inside the cup of scikit-image's coffee photograph, 600 x 400 pixels
 BOX = (165.0, 70.0, 230.0, 240.0)  # around it
@@ -23,11 +23,13 @@ def predictor() -> Predictor:
     return Predictor(load_model(resolve("mobile_sam"), resolve_compute("cpu")))
 
 
-def masks(predictor: Predictor, image: np.ndarray, *prompts: Prompt, all_masks: bool = False) -> list[Found]:
+def masks(
+    predictor: Predictor, image: np.ndarray, *prompts: PhotographPrompt, all_masks: bool = False
+) -> list[PromptedMask]:
     return prompted_masks(predictor, image, MasksOptions(prompts=prompts, all_masks=all_masks))
 
 
-def pixels(found: Found) -> np.ndarray:
+def pixels(found: PromptedMask) -> np.ndarray:
     code = found.record.segmentation
     return coco.decode({"size": list(code.size), "counts": code.counts.encode("ascii")}).astype(bool)
 
@@ -37,8 +39,8 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_a_point_a_box_and_all_masks_of_the_cup(predictor, coffee):
-    by_point, by_box = masks(predictor, coffee, Prompt((CUP,)), Prompt(box=BOX))
-    document = json.loads(sa1b_document(3, "coffee.png", (400, 600), [by_point, by_box], Origin("a", "b")))
+    by_point, by_box = masks(predictor, coffee, PhotographPrompt((CUP,)), PhotographPrompt(box=BOX))
+    document = json.loads(sa1b_document(3, "coffee.png", (400, 600), [by_point, by_box], MasksOrigin("a", "b")))
     first, second = document["annotations"]
     assert (first["id"], second["id"]) == (30_000, 30_001)
     assert first["point_coords"] == [[285.0, 200.0]]
@@ -51,7 +53,7 @@ def test_a_point_a_box_and_all_masks_of_the_cup(predictor, coffee):
     assert x + width < BOX[0] + BOX[2] + 20
     assert y + height < BOX[1] + BOX[3] + 20
 
-    every = masks(predictor, coffee, Prompt((CUP,)), all_masks=True)
+    every = masks(predictor, coffee, PhotographPrompt((CUP,)), all_masks=True)
     ious = [found.record.predicted_iou for found in every]
     assert len(ious) == 3
     assert ious == sorted(ious, reverse=True)
@@ -61,16 +63,16 @@ def test_a_point_a_box_and_all_masks_of_the_cup(predictor, coffee):
 def test_a_box_and_points_are_one_prompt(predictor, coffee):
     """What the point takes away is not in the mask, and what lies outside the box is not, either."""
     saucer = (450.0, 330.0, 1)
-    (joined,) = masks(predictor, coffee, Prompt((CUP, saucer)))
-    (parted,) = masks(predictor, coffee, Prompt((CUP, (*saucer[:2], 0))))
+    (joined,) = masks(predictor, coffee, PhotographPrompt((CUP, saucer)))
+    (parted,) = masks(predictor, coffee, PhotographPrompt((CUP, (*saucer[:2], 0))))
     assert joined.points == (CUP[:2], saucer[:2])
     assert not pixels(parted)[330, 450]
     assert pixels(parted)[200, 285]
     assert pixels(joined).sum() != pixels(parted).sum()
 
-    (boxed,) = masks(predictor, coffee, Prompt((CUP,), BOX))
+    (boxed,) = masks(predictor, coffee, PhotographPrompt((CUP,), BOX))
     assert boxed.points == (CUP[:2],)
-    alone = [pixels(found) for found in masks(predictor, coffee, Prompt((CUP,)), Prompt(box=BOX))]
+    alone = [pixels(found) for found in masks(predictor, coffee, PhotographPrompt((CUP,)), PhotographPrompt(box=BOX))]
     assert all((pixels(boxed) != other).any() for other in alone)
     assert pixels(boxed)[200, 285]
     inside = np.zeros((400, 600), bool)
@@ -82,7 +84,7 @@ def test_bf16_gives_nearly_the_same_masks(predictor, coffee):
     """All three are compared: their predicted IoUs are so near one another that their order may change."""
     reduced = Predictor(load_model(resolve("mobile_sam"), Compute("cpu", "bf16", 1)))
     exact, rounded = (
-        [pixels(found) for found in masks(each, coffee, Prompt((CUP,)), all_masks=True)]
+        [pixels(found) for found in masks(each, coffee, PhotographPrompt((CUP,)), all_masks=True)]
         for each in (predictor, reduced)
     )
     assert len(exact) == len(rounded) == 3

@@ -25,14 +25,14 @@ from segmint.operators.segment.models import load_model
 from segmint.operators.segment.segment import segment_image
 from segmint.pipeline.masks.estimate import Work, recorded_speed
 from segmint.pipeline.masks.folder import RECORD
-from segmint.pipeline.masks.options import MasksOptions, Prompt, masks_config
+from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt, masks_config
 from segmint.pipeline.masks.run import ImageResult, make_masks, plan
 from tests.support.deadly import deadly_heic
 from tests.support.released import in_a_build
 
 ROOT = Path(__file__).parents[3]
 QUICK = MasksConfig(profile="official", points_per_side=4, pred_iou_thresh=0.7, stability_score_thresh=0.8)
-MIDDLE = (Prompt(((75, 50, 1),)),)
+MIDDLE = (PhotographPrompt(((75, 50, 1),)),)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_without_an_output_masks_are_next_to_each_photograph(tmp_path, photograp
     assert contents(photographs) == first
 
     # By other settings only when told to.
-    other = MasksOptions(prompts=(Prompt(((20, 20, 1),)),), device="cpu")
+    other = MasksOptions(prompts=(PhotographPrompt(((20, 20, 1),)),), device="cpu")
     (result,) = made(photographs / "cat.png", None, other)
     assert result.outcome == "refused"
     assert "cat.masks.json was made with other settings or weights: give --overwrite" in result.error
@@ -231,7 +231,7 @@ def test_an_overwrite_that_stopped_is_finished_by_the_next_run(tmp_path, photogr
     out, options = tmp_path / "out", MasksOptions(prompts=MIDDLE, device="cpu")
     made(photographs, out, options)
     old = (out / "cat.json").read_bytes()
-    other = MasksOptions(prompts=(Prompt(((20, 20, 1),)),), device="cpu")
+    other = MasksOptions(prompts=(PhotographPrompt(((20, 20, 1),)),), device="cpu")
     plan([str(photographs)], str(out), other, overwrite=True)  # and killed here
     assert (out / "cat.json").read_bytes() == old
     assert made(photographs, out, other)[0].outcome == "made"
@@ -374,7 +374,7 @@ def test_exif_orientation_is_applied(tmp_path, coffee):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera lay on its side: rotate by 90 degrees to look at it
     upright.rotate(90, expand=True).save(tmp_path / "lying.jpg", exif=exif)
-    options = MasksOptions(prompts=(Prompt(((149, 1, 1),)),), device="cpu")
+    options = MasksOptions(prompts=(PhotographPrompt(((149, 1, 1),)),), device="cpu")
     (result,) = made(tmp_path / "lying.jpg", tmp_path / "m.json", options)
     assert result.error is None
     assert json.loads((tmp_path / "m.json").read_text())["image"] | {"file_name": ""} == {

@@ -4,8 +4,8 @@ import { byId } from "./dom.js";
 import { toggleHelp } from "./help.js";
 
 /** A function that does the action with a name, as "undo" or "tool:brush". */
-export function actionsOf({ desk, tools, cross, easel, list, pages, fade }) {
-  const { zoom } = easel.stage;
+export function actionsOf({ editor, tools, cross, maskCanvas, list, pages, fade }) {
+  const { zoom } = maskCanvas.stage;
   const fit = { in: () => zoom.zoomIn(), out: () => zoom.zoomOut(), fit: () => zoom.reset() };
   const opacity = (step) => {
     byId("opacity")[step > 0 ? "stepUp" : "stepDown"]();
@@ -16,19 +16,19 @@ export function actionsOf({ desk, tools, cross, easel, list, pages, fade }) {
     flip: () => tools.flip(),
     smaller: () => tools.resize(-1),
     larger: () => tools.resize(1),
-    part: (part) => desk.part(part),
-    accept: () => desk.accept(),
-    cancel: () => (tools.busy ? tools.cancel() : desk.cancel()),
-    remove: () => desk.remove(),
-    unlock: () => desk.unlock(),
+    part: (part) => editor.part(part),
+    accept: () => editor.accept(),
+    cancel: () => (tools.busy ? tools.cancel() : editor.cancel()),
+    remove: () => editor.remove(),
+    unlock: () => editor.unlock(),
     before: () => list.step(-1),
     after: () => list.step(1),
-    undo: () => desk.undo(),
-    redo: () => desk.redo(),
-    save: () => desk.save(),
+    undo: () => editor.undo(),
+    redo: () => editor.redo(),
+    save: () => editor.save(),
     skip: () => pages.skip(),
     back: () => pages.back(),
-    picture: () => easel.stage.element.focus({ preventScroll: true }),
+    picture: () => maskCanvas.stage.element.focus({ preventScroll: true }),
     complete: () => byId("complete").click(),
     hide: () => byId("overlay").click(),
     stronger: () => opacity(1),

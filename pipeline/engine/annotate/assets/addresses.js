@@ -11,7 +11,7 @@ export function setUpAddresses({ owner }) {
   const name = make("input", { id: "address-name", maxLength: 100, autocomplete: "off" });
   const address = make("input", { id: "address", readOnly: true, hidden: true });
   address.setAttribute("aria-label", "The new address");
-  const said = make("p", { id: "address-said" });
+  const said = make("p", { id: "address-notice" });
   said.setAttribute("role", "status");
   const form = make(
     "form",

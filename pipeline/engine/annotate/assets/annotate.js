@@ -3,9 +3,9 @@
 import { actionsOf } from "./actions.js";
 import { setUpAddresses } from "./addresses.js";
 import { Crosshair } from "./crosshair.js";
-import { Desk } from "./desk.js";
+import { Editor } from "./editor.js";
 import { byId, showProblem } from "./dom.js";
-import { Easel } from "./easel.js";
+import { MaskCanvas } from "./canvas.js";
 import { Guide } from "./guide.js";
 import { setUpHelp } from "./help.js";
 import { actionOf } from "./keys.js";
@@ -22,7 +22,7 @@ class Annotator {
 
   constructor(session) {
     this.#annotator = session.annotator;
-    this.desk = new Desk(session, {
+    this.editor = new Editor(session, {
       changed: () => this.view.show(),
       opened: (image) => this.#opened(image),
       saved: (id, ours) => this.pages.saved(id, ours ? "Saved." : ""),
@@ -32,22 +32,22 @@ class Annotator {
       say: (text) => this.say(text),
       problem: showProblem,
     });
-    this.pages = new Pages(this.desk, (text) => this.say(text));
+    this.pages = new Pages(this.editor, (text) => this.say(text));
     this.pointers = new Pointers(() => this.tools);
-    this.easel = new Easel(this.pointers.drags, () => this.tools?.name === "select");
-    this.tools = new Tools(this.desk, this.easel, () => this.view.showTools(this.tools));
-    this.list = new MaskList(this.desk, this.easel);
-    this.view = new View(this.desk, this.easel, this.list);
-    this.cross = new Crosshair(this.easel, this.tools);
-    this.pointers.listen(this.easel, (place) => this.#hover(place));
-    this.guide = new Guide(this.desk, session.hint_s);
+    this.maskCanvas = new MaskCanvas(this.pointers.drags, () => this.tools?.name === "select");
+    this.tools = new Tools(this.editor, this.maskCanvas, () => this.view.showTools(this.tools));
+    this.list = new MaskList(this.editor, this.maskCanvas);
+    this.view = new View(this.editor, this.maskCanvas, this.list);
+    this.cross = new Crosshair(this.maskCanvas, this.tools);
+    this.pointers.listen(this.maskCanvas, (place) => this.#hover(place));
+    this.guide = new Guide(this.editor, session.hint_s);
     this.view.showTools(this.tools);
     this.#act = actionsOf({ ...this, fade: () => this.#fade() });
     this.#listen();
   }
 
   say(text) {
-    byId("said").textContent = text;
+    byId("notice").textContent = text;
   }
 
   #listen() {
@@ -56,7 +56,7 @@ class Annotator {
     document.addEventListener("click", (event) => this.#click(event));
     byId("opacity").addEventListener("input", () => this.#fade());
     byId("overlay").addEventListener("input", () => this.#fade());
-    byId("complete").addEventListener("input", () => this.desk.setComplete(byId("complete").checked));
+    byId("complete").addEventListener("input", () => this.editor.setComplete(byId("complete").checked));
     addEventListener("blur", () => (this.pointers.panning = false));
     this.#fade();
   }
@@ -66,7 +66,7 @@ class Annotator {
     this.pages.opened(image.id);
     this.cross.hide();
     this.view.open(image, this.pages.left);
-    if (!document.activeElement?.closest("button, input, a")) this.easel.stage.element.focus({ preventScroll: true });
+    if (!document.activeElement?.closest("button, input, a")) this.maskCanvas.stage.element.focus({ preventScroll: true });
   }
 
   #lost({ annotator }) {
@@ -79,14 +79,14 @@ class Annotator {
   }
 
   #fade() {
-    const { style, classList } = this.easel.stage.element;
+    const { style, classList } = this.maskCanvas.stage.element;
     style.setProperty("--opacity", String(byId("opacity").value / 100));
     classList.toggle("bare", !byId("overlay").checked);
   }
 
   #hover(place) {
     const draws = ["brush", "eraser"].includes(this.tools.name) && place !== null;
-    this.easel.mark({ brush: draws ? [...place, this.tools.radius] : null });
+    this.maskCanvas.mark({ brush: draws ? [...place, this.tools.radius] : null });
   }
 
   #key(event) {
@@ -118,7 +118,7 @@ class Annotator {
     if (button.matches("a")) event.preventDefault();
     this.act(button.dataset.action);
     // A click with the mouse leaves the focus on the picture, so that the next key is the picture's.
-    if (event.detail > 0 || "tool" in button.dataset) this.easel.stage.element.focus({ preventScroll: true });
+    if (event.detail > 0 || "tool" in button.dataset) this.maskCanvas.stage.element.focus({ preventScroll: true });
   }
 
   /** Does what a key or button is for. */

@@ -6,13 +6,13 @@ const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowD
 const SAID_MS = 400; // after the last key
 
 export class Crosshair {
-  #easel;
+  #maskCanvas;
   #tools;
   #place = null;
   #saying = 0;
 
-  constructor(easel, tools) {
-    this.#easel = easel;
+  constructor(maskCanvas, tools) {
+    this.#maskCanvas = maskCanvas;
     this.#tools = tools;
   }
 
@@ -23,12 +23,12 @@ export class Crosshair {
 
   hide() {
     this.#place = null;
-    this.#easel.mark({ cross: null });
+    this.#maskCanvas.mark({ cross: null });
   }
 
   /** Moves by an arrow key, `by` pixels; it begins in the middle of what is seen. */
   move(key, by) {
-    const { width, height, zoom } = this.#easel.stage;
+    const { width, height, zoom } = this.#maskCanvas.stage;
     const seen = 1 / zoom.scale / 2;
     const from = this.#place ?? [Math.floor((zoom.left + seen) * width), Math.floor((zoom.top + seen) * height)];
     const within = (value, count) => Math.min(count - 1, Math.max(0, value));
@@ -50,8 +50,8 @@ export class Crosshair {
 
   #show() {
     const [x, y] = this.#place;
-    this.#easel.stage.reveal({ left: x, top: y, width: 1, height: 1 });
-    this.#easel.mark({ cross: this.#place });
+    this.#maskCanvas.stage.reveal({ left: x, top: y, width: 1, height: 1 });
+    this.#maskCanvas.mark({ cross: this.#place });
     this.#tools.move([[x + 0.5, y + 0.5]]);
     clearTimeout(this.#saying);
     this.#saying = setTimeout(() => (byId("cross-place").textContent = `Column ${x}, row ${y}`), SAID_MS);

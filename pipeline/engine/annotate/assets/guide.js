@@ -5,30 +5,30 @@ import { byId } from "./dom.js";
 const STEP_MS = 500;
 
 export class Guide {
-  #desk;
+  #editor;
   #hint; // seconds on one mask after which the hint comes
   #hinted = null; // the key of the mask that it was said of
 
-  constructor(desk, hint) {
-    this.#desk = desk;
+  constructor(editor, hint) {
+    this.#editor = editor;
     this.#hint = hint;
-    const input = () => document.body.dataset.page === "work" && desk.watch.input();
+    const input = () => document.body.dataset.page === "work" && editor.watch.input();
     for (const name of ["pointerdown", "pointermove", "keydown", "wheel"]) {
       document.addEventListener(name, input, { capture: true, passive: true });
     }
     setInterval(() => this.show(), STEP_MS);
     for (const name of ["visibilitychange", "pagehide"]) {
-      addEventListener(name, () => desk.keeping.keepTime(0), { capture: true });
+      addEventListener(name, () => editor.keeping.keepTime(0), { capture: true });
     }
-    addEventListener("beforeunload", (event) => desk.keeping.isOnlyHere && event.preventDefault()); // asks first
+    addEventListener("beforeunload", (event) => editor.keeping.isOnlyHere && event.preventDefault()); // asks first
   }
 
   /** Shows the seconds, and the hint once for a mask. */
   show() {
-    const { image, state, watch } = this.#desk;
+    const { image, state, watch } = this.#editor;
     byId("clock").hidden = image === null;
     if (image === null) return;
-    this.#desk.keeping.keepTime();
+    this.#editor.keeping.keepTime();
     const { active } = state;
     const parts = [`Image ${written(watch.image)}`];
     if (active !== null) parts.unshift(`Mask ${written(watch.mask(active.key))}`);

@@ -1,16 +1,16 @@
 // Keeps the draft of the image that is open, with the time on it, unless another window of the annotator does.
 
-import { Alone } from "./alone.js";
+import { WindowLock } from "./window_lock.js";
 import { Drafts } from "./drafts.js";
 
 const KEEP_S = 5; // of time without a gesture, after which the draft gets it
 
 export class Keeping {
   #drafts = new Drafts();
-  #alone = new Alone();
+  #lock = new WindowLock();
   #made;
   #watch;
-  #told;
+  #listeners;
   #turn = 0; // counts the drafts that were read
   #key = null; // of the draft that is kept
   #touched = false; // whether anything was done that another window's draft may not have
@@ -21,10 +21,10 @@ export class Keeping {
    * another window has the image), freed(its draft or undefined, whether anything was done here) once that one has not,
    * failed().
    */
-  constructor(made, watch, told) {
+  constructor(made, watch, listeners) {
     this.#made = made;
     this.#watch = watch;
-    this.#told = told;
+    this.#listeners = listeners;
   }
 
   /** Whether there is work that a reload would lose, since another window keeps the draft. */
@@ -35,7 +35,7 @@ export class Keeping {
   /** The draft with a key, or undefined, once it is known whether another window keeps it. */
   async read(key) {
     const turn = ++this.#turn;
-    const alone = await this.#alone.take(key, () => this.#free(turn));
+    const alone = await this.#lock.take(key, () => this.#free(turn));
     if (turn !== this.#turn) return undefined; // another one is read
     this.#drafts.shared = !alone;
     return this.#drafts.read(key).catch(() => undefined);
@@ -45,10 +45,10 @@ export class Keeping {
   begin(key, useless) {
     const { shared } = this.#drafts;
     const apart = this.#drafts.isOnlyHere(key);
-    const freed = this.#alone.has(key) && (shared || apart); // since the draft was read, or before
+    const freed = this.#lock.has(key) && (shared || apart); // since the draft was read, or before
     [this.#key, this.#touched, this.#seconds] = [key, apart && !useless, this.#watch.image];
     this.#drafts.shared = shared || freed;
-    this.#told.shared(shared);
+    this.#listeners.shared(shared);
     if (useless) this.#drafts.remove(key).catch(() => {});
     if (freed) this.#free(this.#turn);
   }
@@ -90,13 +90,13 @@ export class Keeping {
     const draft = await this.#drafts.stored(this.#key).catch(() => undefined);
     if (!isOpen()) return;
     this.#drafts.shared = false;
-    this.#told.shared(false);
-    this.#told.freed(draft, this.#touched);
+    this.#listeners.shared(false);
+    this.#listeners.freed(draft, this.#touched);
   }
 
   #write() {
     const draft = this.#made();
     this.#seconds = draft.times.image;
-    this.#drafts.write(this.#key, draft).catch(() => this.#told.failed());
+    this.#drafts.write(this.#key, draft).catch(() => this.#listeners.failed());
   }
 }

@@ -7,13 +7,13 @@ const FORWARD = new Set(["ArrowRight", "ArrowDown"]);
 const BACK = new Set(["ArrowLeft", "ArrowUp"]);
 
 export class MaskList {
-  #desk;
-  #easel;
+  #editor;
+  #maskCanvas;
   #rows = new Map(); // list items by an item's key
 
-  constructor(desk, easel) {
-    this.#desk = desk;
-    this.#easel = easel;
+  constructor(editor, maskCanvas) {
+    this.#editor = editor;
+    this.#maskCanvas = maskCanvas;
     byId("lists").addEventListener("keydown", (event) => this.#key(event));
   }
 
@@ -23,7 +23,7 @@ export class MaskList {
   }
 
   show() {
-    const { items } = this.#desk.state;
+    const { items } = this.#editor.state;
     const focused = document.activeElement?.closest?.("#lists li") ?? null;
     const parts = {
       made: ["Made here", items.filter(({ id, filled }) => id === null && !filled).reverse()],
@@ -31,21 +31,21 @@ export class MaskList {
       found: ["In the dataset", items.filter(({ id }) => id !== null)],
     };
     for (const [name, [title, shown]] of Object.entries(parts)) {
-      this.#fill(byId(name), shown, this.#desk.selected?.key ?? null);
+      this.#fill(byId(name), shown, this.#editor.selected?.key ?? null);
       const locked = shown.filter((item) => item.locked).length;
       byId(`${name}-title`).textContent = `${title}: ${whole(shown.length)}${locked ? `, locked: ${whole(locked)}` : ""}`;
       byId(`${name}-box`).hidden = shown.length === 0;
     }
     byId("lists-title").textContent = `Masks: ${whole(items.length)}`;
-    if (focused && !focused.isConnected) this.#easel.stage.element.focus({ preventScroll: true });
+    if (focused && !focused.isConnected) this.#maskCanvas.stage.element.focus({ preventScroll: true });
   }
 
   /** Selects the mask after (1) or before (-1) the one that is chosen, in the order of the list. */
   step(by) {
     const keys = [...byId("lists").querySelectorAll("li")].map(({ dataset }) => dataset.key);
     if (keys.length === 0) return;
-    const at = keys.indexOf(this.#desk.selected?.key);
-    this.#desk.select(keys[(at < 0 ? (by > 0 ? 0 : -1) : at + by + keys.length) % keys.length] ?? keys.at(-1));
+    const at = keys.indexOf(this.#editor.selected?.key);
+    this.#editor.select(keys[(at < 0 ? (by > 0 ? 0 : -1) : at + by + keys.length) % keys.length] ?? keys.at(-1));
   }
 
   #fill(list, items, chosen) {
@@ -60,13 +60,13 @@ export class MaskList {
   #row(item) {
     const known = this.#rows.get(item.key);
     if (known?.item === item) return known.row;
-    const mask = this.#easel.maskOf(item, this.#desk.image.size);
+    const mask = this.#maskCanvas.maskOf(item, this.#editor.image.size);
     const swatch = make("span", { className: "swatch" });
     swatch.style.backgroundColor = `rgb(${mask.color.join(" ")})`;
     const share = (100 * mask.row.area) / (mask.width * mask.height);
     const said = [`${share.toPrecision(2)} %`, !item.filled && item.source, item.label, item.locked && "locked", mask.problem];
     const button = make("button", { type: "button" }, swatch, said.filter(Boolean).join(" · "));
-    button.addEventListener("click", () => this.#desk.select(item.key));
+    button.addEventListener("click", () => this.#editor.select(item.key));
     const row = make("li", {}, button);
     row.dataset.key = item.key;
     this.#rows.set(item.key, { item, row });

@@ -5,29 +5,29 @@ import { postJson } from "./server.js";
 const PARTS = ["subpart", "part", "whole"]; // the order of the three answers, which are sorted by area
 
 export class Model {
-  #answers = new Map();
+  #predictions = new Map();
 
   /** The answer to the active mask's last prompt: {masks, chosen}, or undefined while there is none. */
-  answerTo(active) {
-    const answer = this.#answers.get(active?.step);
-    return answer && { ...answer, chosen: chosenOf(answer, active.part) };
+  predictionFor(active) {
+    const prediction = this.#predictions.get(active?.step);
+    return prediction && { ...prediction, chosen: chosenOf(prediction, active.part) };
   }
 
   /** The active mask's compressed counts, or null while the model has not answered. */
   countsOf(active) {
     if (active === null || active.counts !== null) return active?.counts ?? null;
-    const answer = this.answerTo(active);
-    return answer ? answer.masks[answer.chosen].counts : null;
+    const prediction = this.predictionFor(active);
+    return prediction ? prediction.masks[prediction.chosen].counts : null;
   }
 
   /** Whether the active mask waits for an answer. */
   waits(active) {
-    return active !== null && active.step !== null && !this.#answers.has(active.step);
+    return active !== null && active.step !== null && !this.#predictions.has(active.step);
   }
 
   /** Asks for the answer to the active mask's prompt, and keeps it if `isWanted()`; throws as `postJson` does. */
   async ask(image, active, isWanted) {
-    const before = active.after && this.#answers.get(active.after.step);
+    const before = active.after && this.#predictions.get(active.after.step);
     const chosen = before && chosenOf(before, active.after.part);
     const corrects = before && before.masks[chosen].area > 0;
     const prompt = {
@@ -36,18 +36,18 @@ export class Model {
       mask: corrects ? before.masks[chosen].counts : active.base, // in case that the server has forgotten `from`
       from: corrects ? `${before.handle}.${chosen}` : null,
     };
-    const answer = await postJson(`/api/images/${image}/predict`, { prompt, part: "auto" });
-    if (isWanted()) this.#answers.set(active.step, answer); // numbers of another image's draft may be the same
+    const prediction = await postJson(`/api/images/${image}/predict`, { prompt, part: "auto" });
+    if (isWanted()) this.#predictions.set(active.step, prediction); // numbers of another image's draft may be the same
   }
 
   /** The answers that states need, for a draft. */
   dump(states) {
     const steps = states.flatMap(({ active }) => (active === null ? [] : [active.step, active.after?.step]));
-    return [...this.#answers].filter(([step]) => steps.includes(step));
+    return [...this.#predictions].filter(([step]) => steps.includes(step));
   }
 
-  load(answers) {
-    this.#answers = new Map(answers);
+  load(predictions) {
+    this.#predictions = new Map(predictions);
   }
 }
 

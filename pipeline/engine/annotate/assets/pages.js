@@ -9,7 +9,7 @@ const IMAGE = /^#image\/(\d+)$/;
 const PAGES = ["work", "done", "progress"];
 
 export class Pages {
-  #desk;
+  #editor;
   #say;
   #shown = null; // the id of the image that is open
   #turn = 0; // counts what the address showed
@@ -17,8 +17,8 @@ export class Pages {
   #after = null; // the image after which the page without one looks again
   left = null; // images in the queue, as far as known
 
-  constructor(desk, say) {
-    this.#desk = desk;
+  constructor(editor, say) {
+    this.#editor = editor;
     this.#say = say;
     byId("look-again").addEventListener("click", () => this.next(this.#after));
     byId("lost-next").addEventListener("click", () => this.next(this.#shown));
@@ -35,7 +35,7 @@ export class Pages {
     }
     this.#show("work");
     if (id === 0) return this.next(null);
-    if (id === this.#shown && this.#desk.image !== null) return undefined;
+    if (id === this.#shown && this.#editor.image !== null) return undefined;
     return this.open(id);
   }
 
@@ -43,7 +43,7 @@ export class Pages {
   async open(id) {
     const turn = ++this.#turn;
     try {
-      await untilHeard(() => this.#desk.open(id), showProblem, () => turn === this.#turn);
+      await untilHeard(() => this.#editor.open(id), showProblem, () => turn === this.#turn);
     } catch {
       this.#without("This image cannot be opened", "Next image", id);
     }
@@ -51,7 +51,7 @@ export class Pages {
 
   /** Opens the next image after one; null opens the one that the annotator has, or the first. */
   async next(after, said = "") {
-    this.#desk.close();
+    this.#editor.close();
     const turn = ++this.#turn;
     const isWanted = () => turn === this.#turn; // the address has not changed meanwhile
     const body = after === null ? {} : { after };
@@ -83,7 +83,7 @@ export class Pages {
   /** Goes on after an image was saved; who looks at the progress meanwhile is left there. */
   saved(id, said) {
     if (location.hash !== "#progress") return this.next(id, said);
-    this.#desk.close();
+    this.#editor.close();
     this.#shown = null;
     byId("to-work").href = "#";
     return this.#say(said);
@@ -111,7 +111,7 @@ export class Pages {
     byId("to-progress").hidden = name === "progress";
     byId("skip").hidden = name !== "work";
     document.body.dataset.page = name;
-    if (name !== "work") this.#desk.watch.pause();
+    if (name !== "work") this.#editor.watch.pause();
   }
 
   /** Shows that there is no image; the button looks for the next one after `after`. */

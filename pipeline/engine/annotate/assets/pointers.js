@@ -7,7 +7,7 @@ const PEN_ERASER = 5;
 const PALM_MS = 500; // after the pen has left
 
 export class Pointers {
-  #easel;
+  #maskCanvas;
   #tools;
   #down = null; // the id of the pointer that uses the tool
   #fingers = new Set();
@@ -29,9 +29,9 @@ export class Pointers {
   };
 
   /** Listens on the easel's picture; `hover([x, y] or null)` hears where the pointer is. */
-  listen(easel, hover) {
-    this.#easel = easel;
-    const { element } = easel.stage;
+  listen(maskCanvas, hover) {
+    this.#maskCanvas = maskCanvas;
+    const { element } = maskCanvas.stage;
     for (const name of ["pointerenter", "pointerdown", "pointermove"]) {
       element.addEventListener(name, (event) => this.#notePen(event, true), { capture: true });
     }
@@ -40,11 +40,11 @@ export class Pointers {
     }
     const places = (event) => {
       const all = event.getCoalescedEvents?.() ?? [];
-      return (all.length ? all : [event]).map((each) => easel.stage.placeOf(each));
+      return (all.length ? all : [event]).map((each) => maskCanvas.stage.placeOf(each));
     };
     element.addEventListener("pointerdown", (event) => this.#press(event));
     element.addEventListener("pointermove", (event) => {
-      hover(event.pointerType === "touch" ? null : easel.stage.placeOf(event));
+      hover(event.pointerType === "touch" ? null : maskCanvas.stage.placeOf(event));
       if (event.pointerId === this.#down) this.#tools().move(places(event));
     });
     element.addEventListener("pointerup", (event) => {
@@ -63,7 +63,7 @@ export class Pointers {
   }
 
   #press(event) {
-    this.#easel.stage.element.focus({ preventScroll: true });
+    this.#maskCanvas.stage.element.focus({ preventScroll: true });
     if (this.#isPalm(event)) return;
     if (event.pointerType === "touch") {
       this.#fingers.add(event.pointerId);
@@ -71,9 +71,9 @@ export class Pointers {
     }
     if (this.#down !== null || this.drags(event) || ![0, OTHER, PEN_ERASER].includes(event.button)) return;
     this.#down = event.pointerId;
-    this.#easel.stage.element.setPointerCapture(event.pointerId);
-    const { element, width, zoom } = this.#easel.stage;
-    this.#tools().down(this.#easel.stage.placeOf(event), {
+    this.#maskCanvas.stage.element.setPointerCapture(event.pointerId);
+    const { element, width, zoom } = this.#maskCanvas.stage;
+    this.#tools().down(this.#maskCanvas.stage.placeOf(event), {
       other: event.button === OTHER || event.altKey || event.shiftKey,
       erases: event.button === PEN_ERASER,
       unit: width / zoom.scale / element.clientWidth,

@@ -5,11 +5,11 @@ import { getJson } from "./server.js";
 
 /** Loads and shows the progress. */
 export async function showProgress() {
-  const { images, answered, masks, annotators, agreement } = await getJson("/api/progress");
+  const { images, submitted, masks, annotators, agreement } = await getJson("/api/progress");
   byId("progress-count").textContent =
-    `${whole(answered)} of ${counted(images, "image")} saved, with ${counted(masks, "mask")} made or corrected.`;
+    `${whole(submitted)} of ${counted(images, "image")} saved, with ${counted(masks, "mask")} made or corrected.`;
   const bar = byId("progress-bar");
-  [bar.max, bar.value] = [Math.max(1, images), answered];
+  [bar.max, bar.value] = [Math.max(1, images), submitted];
   byId("progress-rows").replaceChildren(...annotators.map(row));
   byId("agreement").textContent = agreed(agreement);
 }

@@ -142,7 +142,7 @@ async function refused(error) {
 }
 
 function say(text) {
-  byId("said").textContent = text;
+  byId("notice").textContent = text;
 }
 
 function tick() {

@@ -1,6 +1,6 @@
 // Drafts: what is kept of the work on an image, and what becomes of it when the image is opened again.
 
-import { answerOf, carried, isSameWork, itemsOf, timesOf } from "./answer.js";
+import { submissionOf, carried, isSameWork, itemsOf, timesOf } from "./submission.js";
 import { hasPixels } from "./strokes.js";
 import * as work from "./work.js";
 
@@ -8,15 +8,15 @@ import * as work from "./work.js";
  * What is kept: `history`, `answers` and `times` as they are dumped; `counts` are those of the mask worked on. Of an image
  * that was only looked at the time is kept.
  */
-export function draftOf(image, history, answers, times, counts, complete) {
+export function draftOf(image, history, predictions, times, counts, complete) {
   const state = history.states[history.at];
   const drawn = state.active !== null && counts !== null && hasPixels(counts, image.size);
   const whole = drawn ? work.accept(state, counts) : state;
-  const { n, lane, base, stage, began } = image;
-  const body = answerOf(image, whole.items, times, complete);
-  const looked = history.states.length === 1 && complete === (image.answer?.complete ?? true);
+  const { n, assignment, base, stage, began } = image;
+  const body = submissionOf(image, whole.items, times, complete);
+  const looked = history.states.length === 1 && complete === (image.submission?.complete ?? true);
   const kept = looked ? { states: [], at: 0 } : history;
-  return { history: kept, answers, times, complete, looked, body, n, lane, base, stage, began, last: work.lastNumber() };
+  return { history: kept, predictions, times, complete, looked, body, n, assignment, base, stage, began, last: work.lastNumber() };
 }
 
 /**
@@ -25,48 +25,48 @@ export function draftOf(image, history, answers, times, counts, complete) {
  * on masks that have changed.
  */
 export function restored(draft, image, first) {
-  const { history, answers, times, complete, looked } = draft;
+  const { history, predictions, times, complete, looked } = draft;
   const fits = draft.base === image.base && draft.stage === image.stage;
-  const isLast = image.answer === null || (draft.n === image.n && draft.lane === image.lane);
+  const isLast = image.submission === null || (draft.n === image.n && draft.assignment === image.assignment);
   if (looked) {
-    return fits && isLast ? { history: { states: [first], at: 0 }, answers, times, complete, text: "" } : null;
+    return fits && isLast ? { history: { states: [first], at: 0 }, predictions, times, complete, text: "" } : null;
   }
   if (!fits) return carriedOver(draft, image, first);
-  if (isLast) return { history, answers, times, complete, text: "Your draft of this image is back." };
-  if (isSameWork(image.answer, draft.body)) return null;
+  if (isLast) return { history, predictions, times, complete, text: "Your draft of this image is back." };
+  if (isSameWork(image.submission, draft.body)) return null;
   const states = [...history.states.slice(0, history.at + 1), first];
-  const saved = timesOf(image.answer);
+  const saved = timesOf(image.submission);
   return {
     history: { states, at: states.length - 1 },
-    answers,
+    predictions,
     times: { image: saved.image + times.image - draft.began, masks: { ...times.masks, ...saved.masks } },
-    complete: image.answer.complete,
+    complete: image.submission.complete,
     text: "This image was saved elsewhere since your draft. Undo brings the draft back.",
   };
 }
 
 /** The work of a draft that another window kept: {state, masks}, with keys of its own and the seconds by key. */
 export function workOf({ body, stage }, image) {
-  const there = itemsOf({ ...image, answer: null, prefill: [] });
+  const there = itemsOf({ ...image, submission: null, prefill: [] });
   const { items, masks } = carried(there, body, `c${work.nextNumber()}`, { stage, locks: image.locks });
   return { state: work.begin(items), masks };
 }
 
 /** What still fits of a draft of other masks of the image, or of another stage. */
 function carriedOver(draft, image, first) {
-  const { answer, locks } = image;
+  const { submission, locks } = image;
   const { body, stage, times, began } = draft;
-  const follows = answer !== null && draft.lane === image.lane && draft.n >= image.n; // the answer is in the body, too
-  const there = follows ? itemsOf({ ...image, answer: null, prefill: [] }) : first.items;
-  const options = { stage, untouched: answer !== null, locks };
+  const follows = submission !== null && draft.assignment === image.assignment && draft.n >= image.n; // the answer is in the body, too
+  const there = follows ? itemsOf({ ...image, submission: null, prefill: [] }) : first.items;
+  const options = { stage, untouched: submission !== null, locks };
   const { items, masks, unfit } = carried(there, body, `c${work.nextNumber()}`, options);
   const state = work.begin(items);
   const fits = !work.sameMasks(state, first);
-  const saved = timesOf(answer);
-  const former = answer === null && image.state !== "merged" ? began : 0; // what was merged is in the tables
+  const saved = timesOf(submission);
+  const former = submission === null && image.state !== "merged" ? began : 0; // what was merged is in the tables
   return {
     history: fits ? { states: [first, state], at: 1 } : { states: [first], at: 0 },
-    answers: [],
+    predictions: [],
     times: { image: (saved.image ?? 0) + former + times.image - began, masks: { ...saved.masks, ...masks } },
     complete: draft.complete,
     text: carriedText(draft, image, fits, unfit),

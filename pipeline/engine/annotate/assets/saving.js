@@ -1,6 +1,6 @@
 // Saves an image's answer, and finds out what a refusal means.
 
-import { isSame } from "./answer.js";
+import { isSame } from "./submission.js";
 import { putJson } from "./server.js";
 
 const TAKEN = 409;
@@ -25,23 +25,23 @@ export class Saver {
   async save(image, body) {
     // An answer that was sent before is sent as it was: the time has gone on.
     const known = this.#sent.find((sent) => isSame({ ...body, seconds: sent.seconds, annotator: "" }, sent, ""));
-    const answer = known ?? body;
+    const submission = known ?? body;
     if (!known) this.#sent.push(body);
     try {
-      await putJson(`/api/images/${image.id}/answers/${image.n + 1}`, answer);
+      await putJson(`/api/images/${image.id}/submissions/${image.n + 1}`, submission);
     } catch (error) {
       if (error.status !== TAKEN) throw error;
-      return this.#refused(image, answer, error.body ?? {});
+      return this.#refused(image, submission, error.body ?? {});
     }
     image.n++;
     return {};
   }
 
-  async #refused(image, answer, { winner = null, base }) {
+  async #refused(image, submission, { winner = null, base }) {
     if (winner === null || base !== image.base) return { winner: null };
     image.n = winner.n;
     const ours = this.#sent.find((sent) => isSame(winner, sent, this.#annotator));
-    if (ours === answer) return {};
-    return ours ? this.save(image, answer) : { winner };
+    if (ours === submission) return {};
+    return ours ? this.save(image, submission) : { winner };
   }
 }

@@ -8,17 +8,17 @@ const SLACK = 6; // pixels of the screen that a pointer may move in a click
 export const TOOLS = ["points", "box", "brush", "eraser", "select", "move"];
 
 export class Tools {
-  #desk;
-  #easel;
+  #editor;
+  #maskCanvas;
   #changed;
   #gesture = null; // {tool, from, points, adds, unit}
   name = "points";
   radius = 12;
   negative = false; // whether clicks say what is not the object
 
-  constructor(desk, easel, changed) {
-    this.#desk = desk;
-    this.#easel = easel;
+  constructor(editor, maskCanvas, changed) {
+    this.#editor = editor;
+    this.#maskCanvas = maskCanvas;
     this.#changed = changed;
   }
 
@@ -45,7 +45,7 @@ export class Tools {
 
   /** A press at [x, y] in the image; `other` for the other button, `unit` the image's pixels in one of the screen's. */
   down(place, { other = false, erases = false, unit = 0 } = {}) {
-    if (this.#desk.image === null || this.name === "move") return;
+    if (this.#editor.image === null || this.name === "move") return;
     const tool = erases ? "eraser" : this.name;
     const adds = tool === "brush" ? !other : tool === "eraser" ? false : other === this.negative;
     this.#gesture = { tool, adds, unit, from: place, points: [place] };
@@ -67,33 +67,33 @@ export class Tools {
     const { tool, points, adds } = gesture;
     if (tool === "points") this.#click(gesture);
     else if (tool === "box") this.#box(gesture);
-    else if (tool === "select") this.#desk.select(this.#easel.itemAt(...points.at(-1))?.key ?? null);
-    else this.#desk.stroke(points, this.radius, adds);
+    else if (tool === "select") this.#editor.select(this.#maskCanvas.itemAt(...points.at(-1))?.key ?? null);
+    else this.#editor.stroke(points, this.radius, adds);
   }
 
   /** Gives up the press, for instance when a second finger comes. */
   cancel() {
     this.#gesture = null;
-    this.#easel.previewStroke(null);
-    this.#easel.mark({ box: null });
+    this.#maskCanvas.previewStroke(null);
+    this.#maskCanvas.mark({ box: null });
   }
 
   #preview() {
     const { tool, from, points, adds } = this.#gesture;
-    if (tool === "brush" || tool === "eraser") this.#easel.previewStroke(points, this.radius, adds);
-    if (tool === "box") this.#easel.mark({ box: this.#boxOf(from, points.at(-1)) });
+    if (tool === "brush" || tool === "eraser") this.#maskCanvas.previewStroke(points, this.radius, adds);
+    if (tool === "box") this.#maskCanvas.mark({ box: this.#boxOf(from, points.at(-1)) });
   }
 
   #click({ from, points, unit, adds }) {
     const [x, y] = points.at(-1);
     if (unit && Math.hypot(x - from[0], y - from[1]) > SLACK * unit) return;
     const [column, row] = this.#pixelOf(from);
-    this.#desk.point(column, row, adds ? 1 : 0);
+    this.#editor.point(column, row, adds ? 1 : 0);
   }
 
   #box({ from, points, unit }) {
     const box = this.#boxOf(from, points.at(-1));
-    if (box[2] > SLACK * unit / 2 && box[3] > SLACK * unit / 2) this.#desk.box(box);
+    if (box[2] > SLACK * unit / 2 && box[3] > SLACK * unit / 2) this.#editor.box(box);
   }
 
   /** The box [x, y, w, h] from one pixel to another, as the boxes of masks are written, but at least 1 wide and high. */
@@ -104,7 +104,7 @@ export class Tools {
   }
 
   #pixelOf([x, y]) {
-    const [height, width] = this.#desk.image.size;
+    const [height, width] = this.#editor.image.size;
     const within = (value, count) => Math.min(count - 1, Math.max(0, Math.floor(value)));
     return [within(x, width), within(y, height)];
   }

@@ -8,13 +8,13 @@ const SOON_MS = 80; // in which most answers come: what waits for one is shown w
 const TITLES = { waits: "The model is asked …", active: "New mask", corrects: "Correcting a mask", chosen: "Mask selected", locked: "Locked mask" };
 
 export class View {
-  #desk;
-  #easel;
+  #editor;
+  #maskCanvas;
   #list;
   #later = 0; // the timer of what waits
 
-  constructor(desk, easel, list) {
-    [this.#desk, this.#easel, this.#list] = [desk, easel, list];
+  constructor(editor, maskCanvas, list) {
+    [this.#editor, this.#maskCanvas, this.#list] = [editor, maskCanvas, list];
   }
 
   /** Shows another image. */
@@ -23,15 +23,15 @@ export class View {
     byId("image-title").textContent = name;
     document.title = `${name} · segmint annotate`;
     byId("queue").textContent = left === null ? "" : `${whole(left)} left`;
-    byId("complete").checked = this.#desk.complete;
+    byId("complete").checked = this.#editor.complete;
     this.#list.open();
-    this.#easel.open(image);
+    this.#maskCanvas.open(image);
   }
 
   /** Shows the state; one that waits for the model's answer later, as a frame takes time from the answer. */
   show() {
     clearTimeout(this.#later);
-    const { state, model } = this.#desk;
+    const { state, model } = this.#editor;
     const waits = model.waits(state.active);
     byId("stage").classList.toggle("waiting", waits);
     if (waits) this.#later = setTimeout(() => this.#show(), SOON_MS);
@@ -39,30 +39,30 @@ export class View {
   }
 
   #show() {
-    const desk = this.#desk;
-    if (desk.image === null) return;
-    const { items, active } = desk.state;
-    const { size } = desk.image;
-    const chosen = desk.selected;
-    this.#easel.showItems(items, chosen, size);
-    this.#easel.showActive(desk.counts, size);
-    this.#easel.mark({ active });
+    const editor = this.#editor;
+    if (editor.image === null) return;
+    const { items, active } = editor.state;
+    const { size } = editor.image;
+    const chosen = editor.selected;
+    this.#maskCanvas.showItems(items, chosen, size);
+    this.#maskCanvas.showActive(editor.counts, size);
+    this.#maskCanvas.mark({ active });
     this.#list.show();
     this.#showMask(active, chosen);
-    byId("undo").disabled = !desk.history.canUndo;
-    byId("redo").disabled = !desk.history.canRedo;
+    byId("undo").disabled = !editor.history.canUndo;
+    byId("redo").disabled = !editor.history.canRedo;
     const filled = items.some((item) => item.filled);
-    byId("save").textContent = desk.changed || desk.image.answer || filled ? "Save and next" : "Unchanged, next";
+    byId("save").textContent = editor.changed || editor.image.submission || filled ? "Save and next" : "Unchanged, next";
   }
 
   #showMask(active, chosen) {
-    const { model } = this.#desk;
+    const { model } = this.#editor;
     const waits = model.waits(active);
     const kind = waits ? "waits" : active ? (chosen ? "corrects" : "active") : chosen ? (chosen.locked ? "locked" : "chosen") : null;
-    const answer = model.answerTo(active);
-    const said = answer ? ` · predicted IoU ${answer.masks[answer.chosen].iou.toFixed(2)}` : "";
+    const prediction = model.predictionFor(active);
+    const said = prediction ? ` · predicted IoU ${prediction.masks[prediction.chosen].iou.toFixed(2)}` : "";
     byId("mask-title").textContent = kind === null ? "No mask begun" : TITLES[kind] + said;
-    const single = active !== null && isSingle(active) && answer?.masks.length === 3;
+    const single = active !== null && isSingle(active) && prediction?.masks.length === 3;
     for (const button of document.querySelectorAll("[data-part]")) {
       button.disabled = !single;
       button.setAttribute("aria-pressed", String(single && active.part === button.dataset.part));
@@ -80,6 +80,6 @@ export class View {
     }
     byId("flip").setAttribute("aria-pressed", String(tools.negative));
     byId("radius").textContent = String(tools.radius);
-    this.#easel.stage.element.dataset.using = tools.name;
+    this.#maskCanvas.stage.element.dataset.using = tools.name;
   }
 }

@@ -17,9 +17,9 @@ from torch import Tensor
 from segmint.model.automatic.rle import Rle, decode
 from segmint.model.sam.predictor import Embedding
 from segmint.pipeline.engine.annotate.clicks.drawing import DrawnMask, draw_mask, prepare_drawing
-from segmint.pipeline.engine.annotate.clicks.embeddings import Embedded
+from segmint.pipeline.engine.annotate.clicks.embeddings import ImageEmbedding
 from segmint.pipeline.engine.annotate.clicks.predictor_thread import PredictorThread
-from segmint.pipeline.engine.annotate.clicks.prompts import Part, Prompt
+from segmint.pipeline.engine.annotate.clicks.prompts import ClickPrompt, MaskPart
 
 HANDLES = 128
 """Answers whose logits are kept, of up to 768 KiB each."""
@@ -30,7 +30,7 @@ _DRAWERS = 2  # threads, mostly in NumPy
 
 
 @dataclass(frozen=True)
-class Answered:
+class PromptMask:
     """A mask for a prompt, and the model's estimate of its IoU."""
 
     drawn: DrawnMask
@@ -45,7 +45,7 @@ class Answered:
 class Prediction:
     """The answer to a prompt: three masks, the smallest first, or one; `chosen` is the one that is meant."""
 
-    masks: tuple[Answered, ...]
+    masks: tuple[PromptMask, ...]
     chosen: int
     handle: str
     handle_lost: bool = False
@@ -57,7 +57,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _PreviousLogits:
     """The logits (256, 256) of an answer's masks, of which JPEG and whose they are, and which was chosen."""
 
     image: int
@@ -79,7 +79,7 @@ class Decoder:
         self._predictor = predictor
         self._most = handles
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept: OrderedDict[str, _PreviousLogits] = OrderedDict()
         self._drawers = ThreadPoolExecutor(_DRAWERS, thread_name_prefix="drawing")
 
     def __enter__(self) -> "Decoder":
@@ -90,7 +90,7 @@ class Decoder:
     ) -> None:
         self._drawers.shutdown()
 
-    def predict(self, annotator: str, embedded: Embedded, prompt: Prompt) -> Prediction:
+    def predict(self, annotator: str, embedded: ImageEmbedding, prompt: ClickPrompt) -> Prediction:
         """Return the masks for a prompt.
 
         A handle that is not known, or names logits of other pixels than the embedding's, is left out, and the answer
@@ -101,12 +101,12 @@ class Decoder:
         is_lost = prompt.after is not None and before is None
         logits, ious = self._predictor.run(self._ask, embedding, prompt, before)
         drawn = self._drawers.map(lambda each: draw_mask(self._predictor, embedding, each), logits)
-        answered = [Answered(mask, iou) for mask, iou in zip(drawn, ious, strict=True)]
+        answered = [PromptMask(mask, iou) for mask, iou in zip(drawn, ious, strict=True)]
         order = sorted(range(len(answered)), key=lambda index: (answered[index].drawn.area, index))
         answered = [answered[index] for index in order]
         chosen = choose(answered, prompt.part)
         kept = tuple(logits[index] for index in order)
-        handle = self._keep(_Kept(embedded.image, embedded.jpeg_sha256, annotator, kept, chosen))
+        handle = self._keep(_PreviousLogits(embedded.image, embedded.jpeg_sha256, annotator, kept, chosen))
         return Prediction(tuple(answered), chosen, handle, is_lost)
 
     def images(self) -> Collection[int]:
@@ -121,7 +121,9 @@ class Decoder:
             for handle in old:
                 del self._kept[handle]
 
-    def _ask(self, embedding: Embedding, prompt: Prompt, before: Tensor | None) -> tuple[list[Tensor], list[float]]:
+    def _ask(
+        self, embedding: Embedding, prompt: ClickPrompt, before: Tensor | None
+    ) -> tuple[list[Tensor], list[float]]:
         """Return the logits (256, 256) of the masks for a prompt that corrects the logits `before`, and their IoUs."""
         if before is None and prompt.mask is not None:
             before = mask_logits(Rle(embedding.frame_size, prompt.mask), embedding)
@@ -134,7 +136,7 @@ class Decoder:
             logits, ious = [logits[best].clone()], ious[best : best + 1]
         return logits, ious.tolist()
 
-    def _logits_of(self, handle: str | None, of: Embedded, annotator: str) -> Tensor | None:
+    def _logits_of(self, handle: str | None, of: ImageEmbedding, annotator: str) -> Tensor | None:
         """Return the logits (1, 1, 256, 256) that a handle of this annotator and JPEG names.
 
         `HANDLE` names the mask that was chosen, `HANDLE.N` another one of the answer.
@@ -148,7 +150,7 @@ class Decoder:
         index = kept.chosen if not number else int(number) if number in ("0", "1", "2") else len(kept.logits)
         return kept.logits[index][None, None] if index < len(kept.logits) else None
 
-    def _keep(self, kept: _Kept) -> str:
+    def _keep(self, kept: _PreviousLogits) -> str:
         handle = secrets.token_urlsafe(16)
         with self._lock:
             self._kept[handle] = kept
@@ -157,7 +159,7 @@ class Decoder:
         return handle
 
 
-def arguments(prompt: Prompt, before: Tensor | None) -> dict[str, Any]:
+def arguments(prompt: ClickPrompt, before: Tensor | None) -> dict[str, Any]:
     """Return a prompt as the arguments of `Predictor.predict`; `before` are logits (1, 1, 256, 256)."""
     given: dict[str, Any] = {}
     if prompt.points:
@@ -171,12 +173,12 @@ def arguments(prompt: Prompt, before: Tensor | None) -> dict[str, Any]:
     return given
 
 
-def choose(masks: Sequence[Answered], part: Part) -> int:
+def choose(masks: Sequence[PromptMask], part: MaskPart) -> int:
     """Return which of a prompt's masks, the smallest first, is meant: the best by predicted IoU, or by size."""
-    if part is Part.AUTO or len(masks) == 1:
+    if part is MaskPart.AUTO or len(masks) == 1:
         solid = [index for index, mask in enumerate(masks) if mask.drawn.area] or [0]
         return max(solid, key=lambda index: masks[index].iou)
-    return {Part.SUBPART: 0, Part.PART: 1, Part.WHOLE: 2}[part]
+    return {MaskPart.SUBPART: 0, MaskPart.PART: 1, MaskPart.WHOLE: 2}[part]
 
 
 def mask_logits(rle: Rle, embedding: Embedding) -> Tensor:

@@ -61,7 +61,7 @@ def draw_mask(predictor: Predictor, embedding: Embedding, logits: Tensor) -> Dra
         except _DoubtfulError:
             pass
     values: NDArray[np.float32] = predictor.upscale(logits[None, None], embedding)[0, 0].cpu().numpy()
-    changes = _Changes(embedding.frame_size, 0)
+    changes = _ColumnRuns(embedding.frame_size, 0)
     changes.add(values > 0, 0)
     return changes.mask(
         _stability(*(int(np.count_nonzero(values > each)) for each in (STABILITY_OFFSET, -STABILITY_OFFSET)))
@@ -73,7 +73,7 @@ def prepare_drawing(predictor: Predictor, embedding: Embedding) -> None:
     _axes(predictor.sam.image_size, embedding.input_size, embedding.frame_size)
 
 
-class _Changes:
+class _ColumnRuns:
     """Where a mask begins and ends in each column, from bands of its rows; the first column is `left` in the frame."""
 
     def __init__(self, frame: tuple[int, int], left: int) -> None:
@@ -125,7 +125,7 @@ def _draw_border(logits: Tensor, embedding: Embedding, side: int) -> DrawnMask:
     x0, y0, x1, y1 = box_of(over)
     down, across = axes.rows.reach(y0, y1), axes.columns.reach(x0, x1)
     width = across.stop - across.start
-    changes = _Changes(embedding.frame_size, across.start)
+    changes = _ColumnRuns(embedding.frame_size, across.start)
     if not over.any() or down.stop <= down.start or width < 1:
         return changes.mask(math.nan)
     margin = float(np.abs(low).max()) * _DIFFERENCE
@@ -196,7 +196,7 @@ def _spans(wanted: NDArray[np.bool_], most: int) -> Iterator[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class _Axes:
+class _AxisInterpolations:
     """Both axes' interpolations for images of one size, some 4 MB for a frame of 1500 x 2250 pixels."""
 
     rows: Interpolation
@@ -230,10 +230,10 @@ class _Axes:
 
 
 @lru_cache(maxsize=16)
-def _axes(side: int, input_size: tuple[int, int], frame_size: tuple[int, int]) -> _Axes:
+def _axes(side: int, input_size: tuple[int, int], frame_size: tuple[int, int]) -> _AxisInterpolations:
     low_side = 256
     vertical, horizontal = zip(input_size, frame_size, strict=True)
-    return _Axes(
+    return _AxisInterpolations(
         interpolation(low_side, side, *vertical),
         interpolation(low_side, side, *horizontal),
         ExactRows.make(low_side, side, input_size, frame_size),

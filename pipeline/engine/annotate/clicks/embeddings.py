@@ -19,9 +19,9 @@ from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import decode_jpeg
 from segmint.pipeline.engine.annotate.clicks.drawing import prepare_drawing
 from segmint.pipeline.engine.annotate.clicks.predictor_thread import PredictorThread
-from segmint.pipeline.engine.annotate.last_images import LastImages
+from segmint.pipeline.engine.annotate.recent_images import RecentImages
 from segmint.pipeline.engine.annotate.source import NotReadyError, OpenImage
-from segmint.pipeline.serving.images import NoPictureError
+from segmint.pipeline.serving.images import NoImageError
 
 KEPT = 64
 """Embeddings that are kept, of 4 MiB each."""
@@ -37,7 +37,7 @@ _NOW, _AHEAD = 0, 1
 
 
 @dataclass(frozen=True)
-class Embedded:
+class ImageEmbedding:
     """An image's embedding, and the SHA-256 of the JPEG that it was made from."""
 
     image: int
@@ -46,11 +46,11 @@ class Embedded:
 
 
 @dataclass(order=True)
-class _Job:
+class _EmbeddingJob:
     urgency: int
     number: int
     image: int = field(compare=False)
-    result: "Future[Embedded] | None" = field(compare=False, default=None)
+    result: "Future[ImageEmbedding] | None" = field(compare=False, default=None)
 
 
 class Embeddings:
@@ -78,9 +78,9 @@ class Embeddings:
         self._then = made
         self._patience_s = patience_s
         self._lock = threading.Lock()
-        self._made: LastImages[Embedded] = LastImages(kept)
-        self._asked: dict[tuple[int, str], Future[Embedded]] = {}  # by image and its JPEG's SHA-256
-        self._jobs: queue.PriorityQueue[_Job] = queue.PriorityQueue()
+        self._made: RecentImages[ImageEmbedding] = RecentImages(kept)
+        self._asked: dict[tuple[int, str], Future[ImageEmbedding]] = {}  # by image and its JPEG's SHA-256
+        self._jobs: queue.PriorityQueue[_EmbeddingJob] = queue.PriorityQueue()
         self._numbers = itertools.count()
         self._wanted: OrderedDict[str, tuple[int, ...]] = OrderedDict()  # by annotator, who asked last at the end
         self._clicked = 0.0
@@ -95,16 +95,16 @@ class Embeddings:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._closed = True
-        self._jobs.put(_Job(_NOW, -1, 0))
+        self._jobs.put(_EmbeddingJob(_NOW, -1, 0))
         self._thread.join()
 
     def __len__(self) -> int:
         return len(self._made)
 
-    def get(self, image: OpenImage) -> Embedded:
+    def get(self, image: OpenImage) -> ImageEmbedding:
         """Return the embedding of an image in its present state, made now if it is not there.
 
-        Raises `NoPictureError` if the picture cannot be decoded, and `NotReadyError` after `patience_s` seconds: it is
+        Raises `NoImageError` if the picture cannot be decoded, and `NotReadyError` after `patience_s` seconds: it is
         made all the same, once for all who ask.
         """
         known = self.known(image.place.id)
@@ -116,17 +116,17 @@ class Embeddings:
             if result is None:
                 result = self._asked[key] = Future()
                 result.add_done_callback(lambda done: self._answered(key, done))
-                self._jobs.put(_Job(_NOW, next(self._numbers), image.place.id, result))
+                self._jobs.put(_EmbeddingJob(_NOW, next(self._numbers), image.place.id, result))
         if not wait([result], self._patience_s).done:
             raise NotReadyError("the model is still looking at this image: it is asked again until it has")
         return result.result()
 
-    def _answered(self, key: tuple[int, str], result: "Future[Embedded]") -> None:
+    def _answered(self, key: tuple[int, str], result: "Future[ImageEmbedding]") -> None:
         with self._lock:
             if self._asked.get(key) is result:
                 del self._asked[key]
 
-    def known(self, image: int) -> Embedded | None:
+    def known(self, image: int) -> ImageEmbedding | None:
         """Return the embedding of an image if it is there, of whatever state of the image."""
         return self._made.get(image)
 
@@ -139,7 +139,7 @@ class Embeddings:
             while len(self._all_wanted()) > self._kept:
                 self._wanted.popitem(last=False)
         for place, image in enumerate(wanted):
-            self._jobs.put(_Job(_AHEAD + place, next(self._numbers), image))
+            self._jobs.put(_EmbeddingJob(_AHEAD + place, next(self._numbers), image))
 
     def clicked(self) -> None:
         """Note that somebody works: what is made ahead waits a little."""
@@ -170,11 +170,11 @@ class Embeddings:
         while not self._jobs.empty():
             self._end(self._jobs.get())
 
-    def _end(self, job: _Job) -> None:
+    def _end(self, job: _EmbeddingJob) -> None:
         if job.result is not None:
             job.result.set_exception(SegmintError("the server is ending"))
 
-    def _is_due(self, job: _Job) -> bool:
+    def _is_due(self, job: _EmbeddingJob) -> bool:
         """Wait until nobody clicks; return whether the image is still wanted, and nobody waits for another."""
         begun = time.monotonic()
         while time.monotonic() - self._clicked < QUIET_S and time.monotonic() - begun < _LONGEST_WAIT_S:
@@ -190,7 +190,7 @@ class Embeddings:
     def _all_wanted(self) -> set[int]:
         return {image for images in self._wanted.values() for image in images}
 
-    def _make(self, number: int) -> Embedded:
+    def _make(self, number: int) -> ImageEmbedding:
         image = self._read(number)
         known = self.known(number)
         if known is not None and known.jpeg_sha256 == image.jpeg_sha256:
@@ -198,8 +198,8 @@ class Embeddings:
         try:
             pixels = self._decoder.run(decode_jpeg, image.jpeg)
         except UndecodableError as error:
-            raise NoPictureError(f"the picture of image {number} cannot be decoded: {error}") from error
-        made = Embedded(number, image.jpeg_sha256, self._predictor.embed(pixels, image.size))
+            raise NoImageError(f"the picture of image {number} cannot be decoded: {error}") from error
+        made = ImageEmbedding(number, image.jpeg_sha256, self._predictor.embed(pixels, image.size))
         self._predictor.run(prepare_drawing, self._predictor, made.embedding)
         with self._lock:
             wanted = self._all_wanted()

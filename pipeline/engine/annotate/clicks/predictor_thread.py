@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from segmint.model.sam.predictor import Embedding, Masks, Predictor
+from segmint.model.sam.predictor import Embedding, Predictor, PromptMasks
 from segmint.model.sam.prompts import Array
 from segmint.model.sam.sam import Sam
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 @dataclass(order=True)
-class _Job:
+class _PredictorJob:
     urgency: int
     number: int
     work: Callable[[], Any] = field(compare=False)
@@ -43,7 +43,7 @@ class PredictorThread(Predictor):
     """
 
     def __init__(self, load: Callable[[], Sam]) -> None:
-        self._jobs: queue.PriorityQueue[_Job] = queue.PriorityQueue()
+        self._jobs: queue.PriorityQueue[_PredictorJob] = queue.PriorityQueue()
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._work, name="predictor", daemon=True)
         self._thread.start()
@@ -60,7 +60,7 @@ class PredictorThread(Predictor):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._jobs.put(_Job(_LAST, next(self._numbers), lambda: None))
+        self._jobs.put(_PredictorJob(_LAST, next(self._numbers), lambda: None))
         self._thread.join()
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -81,7 +81,7 @@ class PredictorThread(Predictor):
         boxes: Array | None = None,
         masks: Array | None = None,
         multimask: bool = True,
-    ) -> Masks:
+    ) -> PromptMasks:
         """As `Predictor.predict`."""
         return self.run(Predictor.predict, self, embedding, points, labels, boxes, masks, multimask)
 
@@ -92,7 +92,7 @@ class PredictorThread(Predictor):
     def _do(self, urgency: int, work: Callable[[], Any]) -> Any:
         if threading.current_thread() is self._thread:
             return work()
-        job = _Job(urgency, next(self._numbers), work)
+        job = _PredictorJob(urgency, next(self._numbers), work)
         self._jobs.put(job)
         return job.result.result()
 
@@ -109,7 +109,7 @@ class PredictorThread(Predictor):
             _answer(self._jobs.get())
 
 
-def _answer(job: _Job) -> None:
+def _answer(job: _PredictorJob) -> None:
     try:
         job.result.set_result(job.work())
     except BaseException as error:  # noqa: BLE001 - it is the answer to the thread that waits for it

@@ -30,7 +30,7 @@ from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetect
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.images import decode_jpeg
 from segmint.operators.segment.mask_config import MasksConfig
-from segmint.pipeline.engine.annotate.last_images import LastImages
+from segmint.pipeline.engine.annotate.recent_images import RecentImages
 from segmint.pipeline.engine.annotate.source import OpenImage
 
 SAME_IOU = 0.7
@@ -43,7 +43,7 @@ _LEAST_SIDE = 1.0  # pixels of a box inside the image
 
 
 @dataclass(frozen=True)
-class Prefilled:
+class PrefilledMask:
     """A mask that the model drew for a box (x, y, width, height), in pixels of the released image."""
 
     counts: str  # compressed run lengths
@@ -59,8 +59,8 @@ class Prefilled:
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    mask: Prefilled
+class _DrawnMask:
+    mask: PrefilledMask
     corners: tuple[int, int, int, int]
 
 
@@ -77,7 +77,7 @@ def clipped(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
 @torch.inference_mode()
 def prefill(
     predictor: Predictor, embedding: Embedding, boxes: Sequence[Box], there: Sequence[str], settings: MaskSettings
-) -> list[Prefilled]:
+) -> list[PrefilledMask]:
     """Return the confident masks of boxes (x0, y0, x1, y1), the best predicted IoU first.
 
     Each is the model's single mask for that box alone, as `Predictor.predict` gives it. `there` are the compressed run
@@ -97,7 +97,7 @@ def prefill(
     return [mask for mask, overlap in zip(kept, overlaps.max(axis=1), strict=True) if overlap <= SAME_IOU]
 
 
-def _drawn(predictor: Predictor, embedding: Embedding, box: Box, settings: MaskSettings) -> Iterator[_Drawn]:
+def _drawn(predictor: Predictor, embedding: Embedding, box: Box, settings: MaskSettings) -> Iterator[_DrawnMask]:
     """Yield the mask of a box if the model is confident of it."""
     found = predictor.predict(embedding, boxes=np.array([box]), multimask=False)
     if not bool(over_iou(found.predicted_iou, settings.pred_iou_thresh)):
@@ -116,10 +116,12 @@ def _drawn(predictor: Predictor, embedding: Embedding, box: Box, settings: MaskS
     corners = box_of(mask)
     asked = (x0, y0, x1 - x0, y1 - y0)
     iou = float(found.predicted_iou)
-    yield _Drawn(Prefilled(encode(mask).counts, area, iou, float(stability), asked, xyxy_to_xywh(corners)), corners)
+    yield _DrawnMask(
+        PrefilledMask(encode(mask).counts, area, iou, float(stability), asked, xyxy_to_xywh(corners)), corners
+    )
 
 
-def _corners(drawn: Sequence[_Drawn]) -> NDArray[np.int64]:
+def _corners(drawn: Sequence[_DrawnMask]) -> NDArray[np.int64]:
     return np.array([each.corners for each in drawn], np.int64)
 
 
@@ -158,13 +160,13 @@ class ObjectFinder:
 
 
 @dataclass(frozen=True)
-class _Made:
+class _ImagePrefill:
     base: str
     jpeg_sha256: str
-    masks: tuple[Prefilled, ...]
+    masks: tuple[PrefilledMask, ...]
 
 
-class Prefills:
+class PrefillCache:
     """What is prefilled in images, made with their embeddings and kept for the last ones. Thread-safe."""
 
     def __init__(
@@ -174,7 +176,7 @@ class Prefills:
         self._predictor = predictor
         self._decoder = decoder
         self._settings = settings
-        self._made: LastImages[_Made] = LastImages(kept)
+        self._made: RecentImages[_ImagePrefill] = RecentImages(kept)
 
     def make(self, image: OpenImage, pixels: NDArray[np.uint8], embedding: Embedding) -> None:
         """Make the masks of an image; one on which the detector fails has none, and a warning says so."""
@@ -184,9 +186,9 @@ class Prefills:
             get_logger("annotate").warning("detector_failed", image=image.place.id, error=str(error))
             boxes = []
         masks = prefill(self._predictor, embedding, boxes, list(image.counts.values()), self._settings)
-        self._made.put(image.place.id, _Made(image.base, image.jpeg_sha256, tuple(masks)))
+        self._made.put(image.place.id, _ImagePrefill(image.base, image.jpeg_sha256, tuple(masks)))
 
-    def of(self, image: OpenImage, embedding: Embedding) -> tuple[Prefilled, ...]:
+    def of(self, image: OpenImage, embedding: Embedding) -> tuple[PrefilledMask, ...]:
         """Return the masks of an image in its present state, made now if they are not there."""
         for _ in range(2):
             made = self._made.get(image.place.id)

@@ -13,7 +13,7 @@ MOST_POINTS = 1000
 _HANDLE = 64  # characters
 
 
-class Part(StrEnum):
+class MaskPart(StrEnum):
     """Which of a single prompt's masks is meant."""
 
     AUTO = "auto"
@@ -23,7 +23,7 @@ class Part(StrEnum):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ClickPrompt:
     """What is asked of the model, in pixels of the image.
 
     `points` are (x, y, label), `box` is (x, y, width, height), `mask` the run lengths of a mask to correct, and `after`
@@ -34,28 +34,28 @@ class Prompt:
     box: tuple[float, float, float, float] | None = None
     mask: str | None = None
     after: str | None = None
-    part: Part = Part.AUTO
+    part: MaskPart = MaskPart.AUTO
 
 
-def parse_prompt(value: Any, size: tuple[int, int]) -> Prompt:
+def parse_prompt(value: Any, size: tuple[int, int]) -> ClickPrompt:
     """Parse the body of a request for an image of `size` (height, width); raises `UsageError` for anything else."""
     if not isinstance(value, Mapping) or not isinstance(value.get("prompt"), Mapping):
         raise UsageError("expected {prompt: {points, box, mask, from}, part}")
-    said, part = value["prompt"], value.get("part", Part.AUTO)
+    said, part = value["prompt"], value.get("part", MaskPart.AUTO)
     unknown = {*said} - {"points", "box", "mask", "from"} | {*value} - {"prompt", "part"}
     if unknown:
         raise UsageError(f"unknown: {', '.join(sorted(map(str, unknown)))[:100]}")
-    if not isinstance(part, str) or part not in set(Part):
-        raise UsageError(f"part: expected one of {', '.join(Part)}")
+    if not isinstance(part, str) or part not in set(MaskPart):
+        raise UsageError(f"part: expected one of {', '.join(MaskPart)}")
     points, box, mask, after = (said.get(name) for name in ("points", "box", "mask", "from"))
     if not isinstance(points or [], list) or len(points or []) > MOST_POINTS:
         raise UsageError(f"points: expected a list of at most {MOST_POINTS} [x, y, label]")
-    prompt = Prompt(
+    prompt = ClickPrompt(
         points=tuple(_point(point, size) for point in points or []),
         box=None if box is None else _box(box, size),
         mask=None if mask is None else _mask(mask, size),
         after=after,
-        part=Part(part),
+        part=MaskPart(part),
     )
     if after is not None and not (isinstance(after, str) and len(after) <= _HANDLE):
         raise UsageError("from: expected a handle")

@@ -19,37 +19,37 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from segmint.pipeline.engine.annotate.access import Gate, Team
+from segmint.pipeline.engine.annotate.access import Team, TeamGuard
 from segmint.pipeline.engine.annotate.app import ASSETS
-from segmint.pipeline.engine.annotate.rating.desk import OtherRatingError, RatingDesk
-from segmint.pipeline.engine.annotate.requests import PROBLEMS, Bodies, give_address, number_in, reads
+from segmint.pipeline.engine.annotate.rating.rater_view import RaterView, RatingConflictError
+from segmint.pipeline.engine.annotate.requests import PROBLEMS, RequestBodies, give_address, number_in, reads
 from segmint.pipeline.serving.responses import image_of, jpeg_response, json_response, page_routes
 
 
-def make_rating_app(desk: RatingDesk, team: Team) -> Starlette:
+def make_rating_app(rater_view: RaterView, team: Team) -> Starlette:
     """Return the application of a desk that serves the browsers of a team."""
 
     def session(rater: str) -> Response:
-        return json_response({"annotator": rater, "owner": rater == team.owner, **desk.about.to_dict()})
+        return json_response({"annotator": rater, "owner": rater == team.owner, **rater_view.about.to_dict()})
 
     def following(rater: str) -> Response:
-        return json_response(desk.next(rater))
+        return json_response(rater_view.next(rater))
 
     def save(rater: str, item: int, n: int, body: Any) -> Response:
-        saved = desk.save(rater, item, n, body)
-        return json_response({"n": saved.n, "next": desk.next(rater)}, 201)
+        saved = rater_view.save(rater, item, n, body)
+        return json_response({"n": saved.n, "next": rater_view.next(rater)}, 201)
 
     def jpeg(image: int) -> Response:
-        return jpeg_response(desk.source.read(image).jpeg)
+        return jpeg_response(rater_view.source.read(image).jpeg)
 
-    writes = Bodies().writes
+    writes = RequestBodies().writes
     routes = [
         *page_routes(ASSETS / "rate.html"),
         Route("/api/session", reads(lambda r: session(r.state.annotator))),
         Route("/api/rate/next", writes(lambda r, _: following(r.state.annotator)), methods=["POST"]),
         Route(
             "/api/rate/{item}",
-            reads(lambda r: json_response(desk.show(r.state.annotator, number_in(r, "item")))),
+            reads(lambda r: json_response(rater_view.show(r.state.annotator, number_in(r, "item")))),
         ),
         Route(
             "/api/rate/{item}/{n}",
@@ -61,13 +61,13 @@ def make_rating_app(desk: RatingDesk, team: Team) -> Starlette:
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Gate, team=team)],
-        exception_handlers={**PROBLEMS, OtherRatingError: _other},
+        middleware=[Middleware(TeamGuard, team=team)],
+        exception_handlers={**PROBLEMS, RatingConflictError: _other},
     )
 
 
 def _other(_: Request, error: Exception) -> Response:
-    if not isinstance(error, OtherRatingError):
+    if not isinstance(error, RatingConflictError):
         raise error
     score = None if error.winner is None else error.winner.score
     return JSONResponse({"error": str(error), "score": score}, 409)

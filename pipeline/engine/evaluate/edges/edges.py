@@ -6,16 +6,16 @@ from dataclasses import replace
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.engine.evaluate.edges.answer import EdgesAnswer, answer_of, gather
 from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure, open_annotator
+from segmint.pipeline.engine.evaluate.edges.result import EdgesResult, edges_result, gather
 from segmint.pipeline.engine.evaluate.output import OutputFolder
-from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, Session
+from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
 
 
 def evaluate_edges(
     options: EvaluateOptions, measure: EdgesMeasure, annotators: Sequence[str], storage: Storage
-) -> EdgesAnswer:
+) -> EdgesResult:
     """Find edges in all images, and match them with boundaries of label maps; with an output also write the results.
 
     `annotators` are folders of further label maps of the same images. Raises `UsageError` for wrong options, and
@@ -27,9 +27,9 @@ def evaluate_edges(
     task = options.model.task(measure)
     folder = None if options.output is None else Location(storage, options.output)
     with OutputFolder(folder, truths, measure.schema) as output:
-        session = Session(task, truths, options.model.run, output, lambda row: float(row["f"]))
+        session = EvaluationSession(task, truths, options.model.run, output, lambda row: float(row["f"]))
         counts = gather(session.tables(), len(task.weights))
-        answer = answer_of(session.subject(None), measure, counts, SEED)
+        answer = edges_result(session.subject(None), measure, counts, SEED)
         if output.wanted:
             output.put(answer.to_dict(), answer.page().render(answer.subject, session.lowest))
     return answer

@@ -17,28 +17,28 @@ from segmint.infra.threads import map_ahead
 from segmint.infra.uris import absolute
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
 from segmint.operators.schemas import AUTOMATIC
-from segmint.pipeline.engine.evaluate.answer import Subject
-from segmint.pipeline.engine.evaluate.gate.answer import GateAnswer, GateJudgment, Images
-from segmint.pipeline.engine.evaluate.gate.held_out import Untrained, untrained_images
+from segmint.pipeline.engine.evaluate.gate.held_out import UntrainedImages, untrained_images
 from segmint.pipeline.engine.evaluate.gate.lineage import Lineage, lineage_of
-from segmint.pipeline.engine.evaluate.gate.tally import ASSISTED, CORRECTED, Role, Tally, role_of, role_of_corrected
-from segmint.pipeline.engine.evaluate.gate.verdict import MEASURES, GuardCompared, compare, decide
-from segmint.pipeline.engine.evaluate.kinds import DATASET, Chosen
-from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartResult, Weights
+from segmint.pipeline.engine.evaluate.gate.result import GateJudgment, GateResult, JudgedImages
+from segmint.pipeline.engine.evaluate.gate.tally import ASSISTED, CORRECTED, Role, ScoreSums, role_of, role_of_corrected
+from segmint.pipeline.engine.evaluate.gate.verdict import MEASURES, GuardComparison, compare, decide
+from segmint.pipeline.engine.evaluate.kinds import DATASET, TruthSelection
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights, EvaluateTask, PartResult
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.page import render
 from segmint.pipeline.engine.evaluate.points.measure import PointsMeasure
 from segmint.pipeline.engine.evaluate.points.points import PointsOptions, evaluate_points, kept_schema
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.run import run_measure
 from segmint.pipeline.engine.evaluate.setup import TruthOptions, open_truths
-from segmint.pipeline.engine.evaluate.truth import LeftOut, Truth
+from segmint.pipeline.engine.evaluate.truth import SkippedTruth, Truth
 
 _THREADS = 16
 _AHEAD = 64
 
 
 @dataclass
-class PeopleMasks:
+class AnnotatedImages:
     """Images with masks of people; `assisted` counts assisted masks by image and the SHA-256 of the model.
 
     `corrected` has the SHA-256 of the model whose answer was corrected, by annotation id.
@@ -57,10 +57,10 @@ class PeopleMasks:
         return found
 
 
-def find_people_masks(location: Location) -> PeopleMasks:
+def find_annotated_images(location: Location) -> AnnotatedImages:
     """Read the tables of masks; a shard whose table cannot be read is passed over: an evaluation lists it."""
     dataset = Dataset.open(location)
-    found = PeopleMasks()
+    found = AnnotatedImages()
 
     def table(commit: Commit) -> pa.Table | None:
         try:
@@ -99,7 +99,7 @@ class GateOptions:
     guard_images: tuple[str, ...] = ()
 
 
-def evaluate_gate(options: GateOptions, storage: Storage) -> GateAnswer:
+def evaluate_gate(options: GateOptions, storage: Storage) -> GateResult:
     """Evaluate two weights on held-out masks of people and on the guard sets, and judge.
 
     Raises `UsageError` for wrong options, and `NothingMeasuredError` if no image of the truth can be evaluated.
@@ -109,20 +109,20 @@ def evaluate_gate(options: GateOptions, storage: Storage) -> GateAnswer:
         raise UsageError(
             "--gate compares two weights: give --weights twice, first those in use, then those that may replace them"
         )
-    if points.truth.chosen is not Chosen.HUMAN:
+    if points.truth.chosen is not TruthSelection.HUMAN:
         raise UsageError(
             f"--gate judges on masks that people made, and a model's own are no independent truth: leave out --truth "
             f"{points.truth.chosen}"
         )
     _refuse_twice("", points.truth.targets)
     _refuse_twice("--guard ", options.guards)
-    gate = _Gate(options, storage)
+    gate = _GateJudge(options, storage)
     if gate.targets:
         clicks = tuple(sorted({*points.settings.clicks, *CLICKS}))
         truth = replace(points.truth, targets=gate.targets, only=gate.only)
         evaluation = replace(points, truth=truth, settings=replace(points.settings, clicks=clicks))
         answer = evaluate_points(evaluation, storage, gate)
-        return GateAnswer(answer.subject, gate.judge(), answer)
+        return GateResult(answer.subject, gate.judge(), answer)
     return _without_truth(gate, points, storage)
 
 
@@ -136,18 +136,18 @@ def _refuse_twice(option: str, names: Sequence[str]) -> None:
 
 
 @dataclass
-class _Found:
+class _GateDataset:
     """A dataset among the truths or guard sets: the images that no weights were trained on, and masks of people."""
 
-    untrained: Untrained
-    people: PeopleMasks | None = None
+    untrained: UntrainedImages
+    people: AnnotatedImages | None = None
 
 
 @dataclass(frozen=True)
-class _Targets:
+class _TruthPositions:
     """What a tally must know of the truths of a run, by their places."""
 
-    found: tuple[_Found | None, ...]
+    found: tuple[_GateDataset | None, ...]
     lineages: tuple[Lineage, Lineage]
 
     def role(self, truth: int, mask: int, source: str | None) -> Role:
@@ -164,26 +164,26 @@ class _Targets:
         return None if found is None else found.untrained.groups.get(image)
 
 
-class _Gate:
+class _GateJudge:
     """A judge of an evaluation by clicks."""
 
     def __init__(self, options: GateOptions, storage: Storage) -> None:
         points = options.points
         self._options = options
         self._storage = storage
-        first, second = map(Weights.of, points.model.weights)
+        first, second = map(EvaluatedWeights.of, points.model.weights)
         self.lineages: tuple[Lineage, Lineage] = (lineage_of(first, storage), lineage_of(second, storage))
         self._judged: GateJudgment | None = None
-        self._guard_left_out: list[LeftOut] = []
+        self._guard_left_out: list[SkippedTruth] = []
         named = dict.fromkeys([*points.truth.targets, *options.guards])
         datasets = [name for name in named if (Location(storage, name) / MANIFEST).exists()]
         untrained = untrained_images(datasets, self.lineages, storage)
-        self._found = {name: _Found(untrained[name]) for name in datasets}
+        self._found = {name: _GateDataset(untrained[name]) for name in datasets}
         for name in dict.fromkeys(points.truth.targets):
             if name in self._found:
-                self._found[name].people = find_people_masks(Location(storage, name))
+                self._found[name].people = find_annotated_images(Location(storage, name))
         self.targets = tuple(name for name in points.truth.targets if self._usable(name))
-        self._tally = Tally(MEASURES, self._known(self.targets))
+        self._tally = ScoreSums(MEASURES, self._known(self.targets))
 
     @property
     def only(self) -> dict[str, frozenset[int]]:
@@ -214,7 +214,7 @@ class _Gate:
                 self._assisted_by(),
                 guards,
                 tuple(map(self._guard_images, self._options.guards)),
-                self._tally.corrected_apart,
+                self._tally.corrected_separately,
                 favoring,
                 tuple(self._guard_left_out),
             )
@@ -224,18 +224,18 @@ class _Gate:
         found = self._found.get(name)
         return found is None or found.people is None or bool(found.untrained.of(found.people.images))
 
-    def _images(self, name: str) -> Images:
+    def _images(self, name: str) -> JudgedImages:
         found = self._found.get(name)
         if found is None or found.people is None:
-            return Images(name, 0, _UNKNOWN)
+            return JudgedImages(name, 0, _UNKNOWN)
         if not found.people.images:
-            return Images(name, 0, "it has no masks that people made")
+            return JudgedImages(name, 0, "it has no masks that people made")
         untrained = found.untrained
-        return Images(name, len(untrained.trained & found.people.images), untrained.why, untrained.left_out)
+        return JudgedImages(name, len(untrained.trained & found.people.images), untrained.why, untrained.skipped)
 
-    def _guard_images(self, name: str) -> Images:
+    def _guard_images(self, name: str) -> JudgedImages:
         found = self._found.get(name)
-        return Images(name, 0, _UNKNOWN) if found is None else _left_out(name, found.untrained)
+        return JudgedImages(name, 0, _UNKNOWN) if found is None else _skipped(name, found.untrained)
 
     def _assisted_by(self) -> dict[str, int]:
         first, second = (each.weights.sha256 for each in self.lineages)
@@ -248,26 +248,26 @@ class _Gate:
                     counts[label] = counts.get(label, 0) + count
         return counts
 
-    def _guards(self, seed: int) -> tuple[GuardCompared, ...]:
+    def _guards(self, seed: int) -> tuple[GuardComparison, ...]:
         options = self._options
         targets = tuple(name for name in options.guards if self._may_guard(name))
         if not targets:
-            return tuple(GuardCompared(name, ()) for name in options.guards)
+            return tuple(GuardComparison(name, ()) for name in options.guards)
         truth = options.points.truth
         chosen = TruthOptions(
-            targets, options.guard_images, Chosen.ALL, truth.ignore, self.only, images_option="--guard-images"
+            targets, options.guard_images, TruthSelection.ALL, truth.ignore, self.only, images_option="--guard-images"
         )
         truths = open_truths(chosen, self._storage)
-        self._guard_left_out += [each for opened in truths for each in opened.left_out]
-        tally = Tally(MEASURES, self._known(targets))
+        self._guard_left_out += [each for opened in truths for each in opened.skipped]
+        tally = ScoreSums(MEASURES, self._known(targets))
         for result in run_measure(guard_task(options.points), truths, options.points.model.run):
             tally.add(result.table)
-            self._guard_left_out += result.left_out
+            self._guard_left_out += result.skipped
         compared = {name: compare(tally.scores(tuple(Role), number), seed) for number, name in enumerate(targets)}
-        return tuple(GuardCompared(name, compared.get(name, ())) for name in options.guards)
+        return tuple(GuardComparison(name, compared.get(name, ())) for name in options.guards)
 
-    def _known(self, targets: Sequence[str]) -> _Targets:
-        return _Targets(tuple(map(self._found.get, targets)), self.lineages)
+    def _known(self, targets: Sequence[str]) -> _TruthPositions:
+        return _TruthPositions(tuple(map(self._found.get, targets)), self.lineages)
 
     def _may_guard(self, name: str) -> bool:
         found = self._found.get(name)
@@ -299,16 +299,16 @@ def _guard_settings(points: PointsOptions) -> PointsSettings:
     return PointsSettings(CLICKS, first, points.settings.several, points.settings.seed)
 
 
-def _left_out(name: str, untrained: Untrained) -> Images:
-    return Images(name, len(untrained.trained), untrained.why, untrained.left_out)
+def _skipped(name: str, untrained: UntrainedImages) -> JudgedImages:
+    return JudgedImages(name, len(untrained.trained), untrained.why, untrained.skipped)
 
 
-def _without_truth(gate: _Gate, points: PointsOptions, storage: Storage) -> GateAnswer:
+def _without_truth(gate: _GateJudge, points: PointsOptions, storage: Storage) -> GateResult:
     """The answer where no truth is left."""
     judgment = gate.judge()
     truths = [Truth(name, DATASET, ()) for name in dict.fromkeys(points.truth.targets)]
     weights = tuple(lineage.weights for lineage in gate.lineages)
-    answer = GateAnswer(Subject("points", tuple(truths), weights, "nothing", 0, 0, (), 0.0), judgment)
+    answer = GateResult(EvaluationSubject("points", tuple(truths), weights, "nothing", 0, 0, (), 0.0), judgment)
     folder = None if points.output is None else Location(storage, points.output)
     schema = kept_schema(PointsMeasure(points.settings))
     with OutputFolder(folder, truths, schema) as output:

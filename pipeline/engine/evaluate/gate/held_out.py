@@ -10,16 +10,16 @@ from segmint.catalogs.dataset.outputs import read_notes
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import read_version, version_numbers
 from segmint.catalogs.layout import DamagedDatasetError, image_name
-from segmint.catalogs.lineage import TrainedOn
+from segmint.catalogs.lineage import TrainingDatasetRef
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
 from segmint.infra.wording import listed
 from segmint.pipeline.engine.evaluate.gate.lineage import Lineage
 from segmint.pipeline.engine.train.data.images import (
-    LeftOut,
     NoImagesError,
-    OpenedDataset,
+    SkippedImages,
+    TrainingDataset,
     TrainingImages,
     find_images,
     open_datasets,
@@ -29,19 +29,19 @@ from segmint.pipeline.engine.train.settings import DatasetKeys, TrainConfig
 
 
 @dataclass(frozen=True)
-class Untrained:
+class UntrainedImages:
     """The images of a dataset that no weights were trained on; `ids` None: all of them.
 
     `trained` are those that were, or that show the same as one that was, or of which that is not known. `why` says how
     that is known. `groups` has a number for each image that could be looked at, by its file's name: images of the
-    command that show the same have the same. `left_out` are the images and shards that could not.
+    command that show the same have the same. `skipped` are the images and shards that could not.
     """
 
     ids: frozenset[int] | None
     trained: frozenset[int]
     why: str
     groups: Mapping[str, int] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def of(self, images: Collection[int]) -> frozenset[int]:
         """Those of some images that no weights were trained on."""
@@ -49,7 +49,7 @@ class Untrained:
 
 
 @dataclass(frozen=True)
-class _Known:
+class _DatasetHistory:
     """What is known of a dataset: its manifest, the digests of its versions, and weights that it notes it trained."""
 
     manifest: DatasetManifest
@@ -57,7 +57,7 @@ class _Known:
     noted: frozenset[str]
 
     @classmethod
-    def read(cls, dataset: Location) -> "_Known":
+    def read(cls, dataset: Location) -> "_DatasetHistory":
         digests = {current_digest(dataset), *(read_version(dataset, each).digest for each in version_numbers(dataset))}
         noted = {value for note in read_notes(dataset) if note.command == "train" for value in note.files.values()}
         return cls(load_manifest(dataset), frozenset(digests), frozenset(noted))
@@ -78,12 +78,14 @@ class _Known:
         """The share of the dataset that a lineage that was trained on it held out; 0 if it is not known."""
         return 0.0 if self.noted & lineage.unexplained else lineage.share or 0.0
 
-    def is_one(self, dataset: TrainedOn) -> bool:
+    def is_one(self, dataset: TrainingDatasetRef) -> bool:
         """Whether it is a dataset of a round, in some version."""
         return dataset.name == self.manifest.name or dataset.digest in self.digests
 
 
-def untrained_images(targets: Sequence[str], lineages: Sequence[Lineage], storage: Storage) -> dict[str, Untrained]:
+def untrained_images(
+    targets: Sequence[str], lineages: Sequence[Lineage], storage: Storage
+) -> dict[str, UntrainedImages]:
     """Find the images of datasets, by the names that the user gave, that no weights were trained on.
 
     Weights were trained on a dataset if their lineage names it or one of its versions, or if it notes that it trained
@@ -95,7 +97,7 @@ def untrained_images(targets: Sequence[str], lineages: Sequence[Lineage], storag
     """
     if not targets:
         return {}
-    known = {target: _Known.read(Location(storage, target)) for target in targets}
+    known = {target: _DatasetHistory.read(Location(storage, target)) for target in targets}
     trained = {target: [each for each in lineages if known[target].trained(each)] for target in targets}
     share = min((known[target].share(each) for target in targets for each in trained[target]), default=1.0)
     places = {absolute(target): target for target in targets}
@@ -105,19 +107,19 @@ def untrained_images(targets: Sequence[str], lineages: Sequence[Lineage], storag
         max_mask_area_ratio=1.0,
         bad_shards="skip",
     )
-    opened, left_out = open_datasets(config, storage), LeftOut()
+    opened, skipped = open_datasets(config, storage), SkippedImages()
     images: TrainingImages | None = None
     try:
-        images, read = find_images(config, opened, None, left_out)
+        images, read = find_images(config, opened, None, skipped)
     except NoImagesError as error:
         read = error.held
     for dataset, target in zip(opened, places.values(), strict=True):
         if trained[target] and not read[dataset.key].whole:
-            raise DamagedDatasetError(_unreadable(dataset, left_out))
+            raise DamagedDatasetError(_unreadable(dataset, skipped))
     if images is None:
         return {
-            target: Untrained(
-                frozenset(), frozenset(), "no image of it has a mask that can be read", {}, _left_out(dataset, left_out)
+            target: UntrainedImages(
+                frozenset(), frozenset(), "no image of it has a mask that can be read", {}, _skipped(dataset, skipped)
             )
             for dataset, place in zip(opened, places, strict=True)
             for target in targets
@@ -126,7 +128,7 @@ def untrained_images(targets: Sequence[str], lineages: Sequence[Lineage], storag
     groups = similar_groups(images)
     seen = np.array([bool(trained[target]) for target in places.values()])
     held = held_out(images, share, seen[images.entry], groups)
-    found: dict[str, Untrained] = {}
+    found: dict[str, UntrainedImages] = {}
     for entry, (place, target) in enumerate(places.items()):
         here = images.entry == entry
         ids, others = (frozenset(images.ids[chosen & here].tolist()) for chosen in (held, ~held))
@@ -147,12 +149,14 @@ def untrained_images(targets: Sequence[str], lineages: Sequence[Lineage], storag
             why = "in no lineage: images that show none of those trained on count as held out"
         else:
             kept, others, why = None, frozenset(), "in no lineage: all images count as held out"
-        lines = _left_out(opened[entry], left_out)
-        found |= {each: Untrained(kept, others, why, numbers, lines) for each in targets if absolute(each) == place}
+        lines = _skipped(opened[entry], skipped)
+        found |= {
+            each: UntrainedImages(kept, others, why, numbers, lines) for each in targets if absolute(each) == place
+        }
     return found
 
 
-def _missing(lineages: Sequence[Lineage], known: Collection[_Known]) -> list[str]:
+def _missing(lineages: Sequence[Lineage], known: Collection[_DatasetHistory]) -> list[str]:
     """The names of datasets that are not known, of the rounds that trained on several."""
     several = [each.datasets for lineage in lineages for each in lineage.rounds if len(each.datasets) > 1]
     return sorted(
@@ -160,18 +164,18 @@ def _missing(lineages: Sequence[Lineage], known: Collection[_Known]) -> list[str
     )
 
 
-def _left_out(dataset: OpenedDataset, left_out: LeftOut) -> tuple[str, ...]:
+def _skipped(dataset: TrainingDataset, skipped: SkippedImages) -> tuple[str, ...]:
     """What of a dataset could not be looked at, the first ones by name."""
     lines = []
-    for each in left_out.listed:
+    for each in skipped.listed:
         if each["dataset"] == dataset.manifest.name and "detail" in each:
             where = f"shard {each['shard']}" if "shard" in each else f"image {each['image']}"
             lines.append(f"{where}: {each['detail']}")
     return tuple(lines)
 
 
-def _unreadable(dataset: OpenedDataset, left_out: LeftOut) -> str:
-    shown = "; ".join(line for line in _left_out(dataset, left_out) if line.startswith("shard "))
+def _unreadable(dataset: TrainingDataset, skipped: SkippedImages) -> str:
+    shown = "; ".join(line for line in _skipped(dataset, skipped) if line.startswith("shard "))
     return (
         f"{dataset.location} was trained on and has shards that cannot be read, so that it cannot be said which images "
         f"of the command look like theirs: {shown}. Repair them with `segmint repair {dataset.location}`"

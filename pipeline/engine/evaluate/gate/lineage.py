@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from segmint.catalogs.lineage import TRAINING, Round, check_lineage
+from segmint.catalogs.lineage import TRAINING, TrainingRound, check_lineage
 from segmint.infra.assets.known import ASSETS
 from segmint.infra.assets.names import is_web_address
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute, parent
-from segmint.pipeline.engine.evaluate.measure import Weights
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.engine.train.record import TrainingRecord, read_record
 
 _PUBLISHED = frozenset(asset.sha256 for asset in ASSETS.values())
@@ -26,11 +26,11 @@ class Lineage:
     `begun` are the weights that the first round began from: a link without datasets.
     """
 
-    weights: Weights
+    weights: EvaluatedWeights
     known: bool
-    rounds: tuple[Round, ...] = ()
+    rounds: tuple[TrainingRound, ...] = ()
     share: float | None = None
-    begun: tuple[Round, ...] = ()
+    begun: tuple[TrainingRound, ...] = ()
 
     @property
     def hashes(self) -> frozenset[str]:
@@ -89,7 +89,7 @@ class Lineage:
         )
 
 
-def lineage_of(weights: Weights, storage: Storage) -> Lineage:
+def lineage_of(weights: EvaluatedWeights, storage: Storage) -> Lineage:
     """Find what weights were trained on; raises `UsageError` for a `training.json` that cannot be read."""
     if weights.sha256 in _PUBLISHED:
         return Lineage(weights, known=True)

@@ -47,7 +47,7 @@ def role_of_corrected(model: str, first: Lineage, second: Lineage) -> Role:
     return Role.ASSISTED if model in second.hashes else Role.INDEPENDENT
 
 
-class Judged(Protocol):
+class TruthRoles(Protocol):
     """What is known of the masks and images of the truths of a run, which are named by their place in it."""
 
     def role(self, truth: int, mask: int, source: str | None) -> Role:
@@ -57,7 +57,7 @@ class Judged(Protocol):
         """The group of images that show the same, by the image's file name; None: it is not known."""
 
 
-class Plain:
+class SourceRoles:
     """Masks have the roles of their sources, and each image is alone."""
 
     def role(self, truth: int, mask: int, source: str | None) -> Role:
@@ -70,16 +70,16 @@ class Plain:
 
 
 @dataclass
-class Tally:
+class ScoreSums:
     """Sums the scores of two weights over each image's masks, as results come."""
 
     measures: tuple[str, ...]
-    judged: Judged = field(default_factory=Plain)
+    judged: TruthRoles = field(default_factory=SourceRoles)
     _sums: dict[tuple[int, str, Role], Floats] = field(default_factory=dict)
     _counts: dict[tuple[int, str, Role], int] = field(default_factory=dict)
     _units: dict[tuple[int, str], tuple[int, str]] = field(default_factory=dict)
     _firsts: dict[int, tuple[int, str]] = field(default_factory=dict)
-    corrected_apart: int = 0  # corrected masks that are reported with the assisted ones
+    corrected_separately: int = 0  # corrected masks that are reported with the assisted ones
 
     def add(self, table: pa.Table) -> None:
         """Add rows of an interactive evaluation: a row for each mask and weights."""
@@ -91,7 +91,7 @@ class Tally:
                 alone = (truth, image)
                 self._units[alone] = alone if group is None else self._firsts.setdefault(group, alone)
             role = self.judged.role(truth, mask, source)
-            self.corrected_apart += role is Role.ASSISTED and source == CORRECTED and weights == 0
+            self.corrected_separately += role is Role.ASSISTED and source == CORRECTED and weights == 0
             key = (truth, image, role)
             sums = self._sums.setdefault(key, np.zeros((2, len(self.measures))))
             sums[weights] += scores

@@ -33,7 +33,7 @@ LEAST_IMAGES = 10
 """Images from which on there is an interval that may decide."""
 
 
-class Verdict(StrEnum):
+class GateVerdict(StrEnum):
     """The answers of a gate."""
 
     BETTER = "better"
@@ -43,7 +43,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Compared:
+class MeanComparison:
     """Means of a measure over the same masks, and the second's minus the first's; all are shares, not percent.
 
     `images` that show the same count as one. The 95 % interval is of the difference, None with fewer than
@@ -64,14 +64,14 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class GuardCompared:
+class GuardComparison:
     """How two weights do on a guard set. Empty: nothing of it could be measured."""
 
     name: str
-    compared: tuple[Compared, ...]
+    compared: tuple[MeanComparison, ...]
 
     @property
-    def worse(self) -> tuple[Compared, ...]:
+    def worse(self) -> tuple[MeanComparison, ...]:
         """The comparisons by which the second weights are worse here."""
         return tuple(each for each in self.compared if each.measure in GUARDED and each.below(GUARD_LIMIT))
 
@@ -81,7 +81,7 @@ class GuardCompared:
         return any(each.interval is not None for each in self.compared)
 
 
-def compare(scores: ImageScores, seed: int, resamples: int = RESAMPLES) -> tuple[Compared, ...]:
+def compare(scores: ImageScores, seed: int, resamples: int = RESAMPLES) -> tuple[MeanComparison, ...]:
     """Compare two weights by each of `MEASURES`; empty without any image."""
     images = len(scores.counts)
     if not images:
@@ -94,7 +94,7 @@ def compare(scores: ImageScores, seed: int, resamples: int = RESAMPLES) -> tuple
     if images >= LEAST_IMAGES:
         intervals = expanded_interval(mean_replicates(differences, scores.counts, seed, resamples), images)
     return tuple(
-        Compared(
+        MeanComparison(
             measure,
             images,
             scores.masks,
@@ -121,8 +121,10 @@ def expanded_interval(replicates: Floats, images: int) -> list[Interval]:
 
 
 def decide(
-    truth: Sequence[Compared], guards: Sequence[GuardCompared], unfavored: Sequence[Compared] | None = None
-) -> tuple[Verdict, tuple[str, ...]]:
+    truth: Sequence[MeanComparison],
+    guards: Sequence[GuardComparison],
+    unfavored: Sequence[MeanComparison] | None = None,
+) -> tuple[GateVerdict, tuple[str, ...]]:
     """Return the verdict and its reasons; `truth` has the comparisons over independent masks, or none.
 
     `unfavored` has those without the masks that favor the first weights; None: there is no such mask.
@@ -134,7 +136,7 @@ def decide(
         for each in guard.worse
     ]
     by_truth, reason = _by_truth(truth, unfavored)
-    verdict = Verdict.WORSE if worse else by_truth
+    verdict = GateVerdict.WORSE if worse else by_truth
     unjudged = [
         f"the guard set {guard.name} could not decide: it has {counted(_images(guard.compared), 'image')}, and "
         f"{LEAST_IMAGES} are needed"
@@ -144,27 +146,27 @@ def decide(
     return verdict, (*worse, reason, *unjudged)
 
 
-def _by_truth(truth: Sequence[Compared], unfavored: Sequence[Compared] | None) -> tuple[Verdict, str]:
+def _by_truth(truth: Sequence[MeanComparison], unfavored: Sequence[MeanComparison] | None) -> tuple[GateVerdict, str]:
     found = next((each for each in truth if each.measure == DECIDES), None)
     if found is None:
-        return Verdict.NO_TRUTH, "no independent mask of a held-out image could be measured"
+        return GateVerdict.NO_TRUTH, "no independent mask of a held-out image could be measured"
     if found.interval is None:
-        return Verdict.NO_DIFFERENCE, (
+        return GateVerdict.NO_DIFFERENCE, (
             f"only {counted(found.images, 'image')} with independent masks: an interval needs {LEAST_IMAGES}"
         )
     where = f"the mean IoU at one click changes by {percent_points(found)}"
     if found.interval[0] > 0:
-        return Verdict.BETTER, f"{where}: all of the interval is above 0"
+        return GateVerdict.BETTER, f"{where}: all of the interval is above 0"
     if found.below(0):
         if unfavored is None or any(each.measure == DECIDES and each.below(0) for each in unfavored):
-            return Verdict.WORSE, f"{where}: all of the interval is below 0"
-        return Verdict.NO_DIFFERENCE, (
+            return GateVerdict.WORSE, f"{where}: all of the interval is below 0"
+        return GateVerdict.NO_DIFFERENCE, (
             f"{where}: all of the interval is below 0, but not over the masks alone that do not favor the first weights"
         )
-    return Verdict.NO_DIFFERENCE, f"{where}: the interval has 0 in it"
+    return GateVerdict.NO_DIFFERENCE, f"{where}: the interval has 0 in it"
 
 
-def percent_points(compared: Compared) -> str:
+def percent_points(compared: MeanComparison) -> str:
     """A difference with its interval, in percent points: `+4.5 (+2.1 to +6.9)`."""
     text = f"{100 * compared.difference:+.1f}"
     if compared.interval is None:
@@ -172,5 +174,5 @@ def percent_points(compared: Compared) -> str:
     return f"{text} ({100 * compared.interval[0]:+.1f} to {100 * compared.interval[1]:+.1f})"
 
 
-def _images(compared: Sequence[Compared]) -> int:
+def _images(compared: Sequence[MeanComparison]) -> int:
     return compared[0].images if compared else 0

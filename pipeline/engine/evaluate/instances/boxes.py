@@ -48,7 +48,7 @@ class ImageBoxes:
 
 
 @dataclass(frozen=True)
-class Boxes:
+class BoxesByImage:
     """The boxes of a file, by image; `by_name`: the keys are file names, else ids as text."""
 
     by_image: Mapping[str, ImageBoxes]
@@ -63,7 +63,7 @@ class Boxes:
         each = (image.categories.tolist() for image in self.by_image.values()) if self.categories else ()
         return frozenset(category for image in each for category in image)
 
-    def without_categories(self) -> "Boxes":
+    def without_categories(self) -> "BoxesByImage":
         """The same boxes, all of one category."""
         by_image = {
             key: replace(each, categories=np.full_like(each.categories, NO_CATEGORY))
@@ -77,7 +77,7 @@ class Boxes:
         return self.by_image.get(name if self.by_name else image_id, nothing)
 
 
-def no_image_error(boxes: Boxes) -> UsageError:
+def no_image_error(boxes: BoxesByImage) -> UsageError:
     """The error for boxes of which none is of an image that was evaluated."""
     expected = "file names of the dataset" if boxes.by_name else "images' ids in the file of the truth"
     return UsageError(
@@ -85,7 +85,7 @@ def no_image_error(boxes: Boxes) -> UsageError:
     )
 
 
-def no_category_error(boxes: Boxes) -> UsageError:
+def no_category_error(boxes: BoxesByImage) -> UsageError:
     """The error for boxes of categories that no true mask has."""
     return UsageError(
         f"no category of the boxes in {boxes.facts['name']} has a true mask: expected category_id to be the "
@@ -93,7 +93,7 @@ def no_category_error(boxes: Boxes) -> UsageError:
     )
 
 
-def read_boxes(file: Location, of_dataset: bool) -> Boxes:
+def read_boxes(file: Location, of_dataset: bool) -> BoxesByImage:
     """Read a file of COCO results; `of_dataset`: its image ids are those of a segmint dataset, as exports have them.
 
     Raises `UsageError`, naming the entry, for another file, boxes without a width or height, and scores or categories
@@ -112,24 +112,24 @@ def read_boxes(file: Location, of_dataset: bool) -> Boxes:
         raise UsageError(f"--boxes {file} is {found}: {_EXPECTED}")
     checked = [_checked(entry, f"--boxes {file}, entry {number}") for number, entry in enumerate(entries, start=1)]
     scored, categories = (_all_or_none(file, key, checked) for key in ("score", "category_id"))
-    grouped: dict[str, list[_Entry]] = {}
+    grouped: dict[str, list[_BoxEntry]] = {}
     for entry in checked:
         key = image_name(entry.image_id) if of_dataset and isinstance(entry.image_id, int) else str(entry.image_id)
         grouped.setdefault(key, []).append(entry)
     facts = {"name": str(file), "sha256": hashlib.sha256(data).hexdigest(), "boxes": len(checked)}
     by_image = {key: _image_boxes(found, scored) for key, found in grouped.items()}
-    return Boxes(by_image, scored, categories, of_dataset, facts)
+    return BoxesByImage(by_image, scored, categories, of_dataset, facts)
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _BoxEntry:
     image_id: int | str
     box: tuple[float, float, float, float]
     score: float | None
     category_id: int | None
 
 
-def _checked(entry: Any, where: str) -> _Entry:
+def _checked(entry: Any, where: str) -> _BoxEntry:
     if not isinstance(entry, dict):
         raise UsageError(f"{where} is {str(entry)[:40]}: {_EXPECTED}")
     image_id, box = entry.get("image_id"), entry.get("bbox")
@@ -145,14 +145,14 @@ def _checked(entry: Any, where: str) -> _Entry:
         raise UsageError(f"{where}: its score is {score!r}: expected a number")
     if category is not None and type(category) is not int:
         raise UsageError(f"{where}: its category_id is {category!r}: expected a whole number")
-    return _Entry(image_id, (x, y, x + width, y + height), None if score is None else float(score), category)
+    return _BoxEntry(image_id, (x, y, x + width, y + height), None if score is None else float(score), category)
 
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _all_or_none(file: Location, key: str, entries: Sequence[_Entry]) -> bool:
+def _all_or_none(file: Location, key: str, entries: Sequence[_BoxEntry]) -> bool:
     there = [getattr(entry, key) is not None for entry in entries]
     if any(there) and not all(there):
         number = there.index(False) + 1
@@ -160,7 +160,7 @@ def _all_or_none(file: Location, key: str, entries: Sequence[_Entry]) -> bool:
     return all(there)
 
 
-def _image_boxes(entries: Iterable[_Entry], scored: bool) -> ImageBoxes:
+def _image_boxes(entries: Iterable[_BoxEntry], scored: bool) -> ImageBoxes:
     found = list(entries)
     return ImageBoxes(
         np.array([entry.box for entry in found], dtype=np.float64),

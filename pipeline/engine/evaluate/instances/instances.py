@@ -6,26 +6,26 @@ from dataclasses import replace
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.engine.evaluate.instances.answer import (
+from segmint.pipeline.engine.evaluate.instances.boxes import BoxesByImage, no_category_error, read_boxes
+from segmint.pipeline.engine.evaluate.instances.measure import OverlapMeasure, PrecisionMeasure
+from segmint.pipeline.engine.evaluate.instances.result import (
     InstancesSettings,
     MatchesByCategory,
-    OverlapAnswer,
-    PrecisionAnswer,
+    OverlapResult,
+    PrecisionResult,
     gather_overlaps,
-    overlap_answer,
+    overlap_result,
 )
-from segmint.pipeline.engine.evaluate.instances.boxes import Boxes, no_category_error, read_boxes
-from segmint.pipeline.engine.evaluate.instances.measure import OverlapMeasure, PrecisionMeasure
 from segmint.pipeline.engine.evaluate.kinds import DATASET
 from segmint.pipeline.engine.evaluate.output import OutputFolder
-from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, Session
+from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
 from segmint.pipeline.engine.evaluate.truth import Truth
 
 
 def evaluate_instances(
     options: EvaluateOptions, boxes_file: str | None, refine: bool, storage: Storage
-) -> PrecisionAnswer | OverlapAnswer:
+) -> PrecisionResult | OverlapResult:
     """Make a mask of each box, and compare with the truth; with an output also write the results.
 
     Boxes with scores give AP, others, and those of the truth without a file, mIoU. Raises `UsageError` for wrong
@@ -44,21 +44,21 @@ def evaluate_instances(
     task = options.model.task(measure)
     folder = None if options.output is None else Location(storage, options.output)
     with OutputFolder(folder, truths, measure.schema) as output:
-        session = Session(task, truths, options.model.run, output, lambda row: row.get("iou"))
-        answer: PrecisionAnswer | OverlapAnswer
+        session = EvaluationSession(task, truths, options.model.run, output, lambda row: row.get("iou"))
+        answer: PrecisionResult | OverlapResult
         if isinstance(measure, PrecisionMeasure):
             matches = MatchesByCategory(session.tables(), len(task.weights))
             matches.check(measure.boxes)
             answer = matches.answer(session.subject(matches.masks), settings, measure.boxes.categories)
         else:
             sums = gather_overlaps(session.tables(), len(task.weights), boxes)
-            answer = overlap_answer(session.subject(int(sums[:, 0].sum())), settings, sums, SEED)
+            answer = overlap_result(session.subject(int(sums[:, 0].sum())), settings, sums, SEED)
         if output.wanted:
             output.put(answer.to_dict(), answer.page().render(answer.subject, session.lowest))
     return answer
 
 
-def boxes_for(truths: Sequence[Truth], file: Location) -> Boxes:
+def boxes_for(truths: Sequence[Truth], file: Location) -> BoxesByImage:
     """Read the boxes for a truth; raises `UsageError` for several truths, or if no true mask is of their categories."""
     if len(truths) > 1:
         raise UsageError(

@@ -8,11 +8,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from segmint.model.sam.predictor import Predictor
-from segmint.operators.evaluate.coco_matching import FoundMask, Matches, match_masks
+from segmint.operators.evaluate.coco_matching import ImageMatches, PredictedMask, match_masks
 from segmint.operators.evaluate.encoders import embed_for_all
 from segmint.operators.evaluate.instances import BoxMask, boxes_of, iou_assigned, iou_in_order, segment_boxes
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.instances.boxes import NO_CATEGORY, Boxes, ImageBoxes
+from segmint.pipeline.engine.evaluate.instances.boxes import NO_CATEGORY, BoxesByImage, ImageBoxes
 from segmint.pipeline.engine.evaluate.measure import HEAD
 from segmint.pipeline.engine.evaluate.proposals.measure import true_masks
 from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
@@ -27,14 +27,14 @@ _WEIGHTS = pa.field("weights", pa.int32(), nullable=False)  # place of the weigh
 class PrecisionMeasure:
     """Make a mask of each box of a detector, and match them with the truth: a row for each image and category."""
 
-    boxes: Boxes
+    boxes: BoxesByImage
     refine: bool = True
 
     name = "instances"
 
     @property
     def schema(self) -> pa.Schema:
-        """`HEAD`, the weights, the category, and `Matches`: scores, bits, and true masks by range of size."""
+        """`HEAD`, the weights, the category, and `ImageMatches`: scores, bits, and true masks by range of size."""
         return pa.schema(
             [
                 *HEAD,
@@ -58,9 +58,9 @@ class PrecisionMeasure:
             truth.setdefault(_category(true) if self.boxes.categories else NO_CATEGORY, []).append(true)
         rows: list[Row] = []
         for weights, masks in enumerate(_segment(models, image, wanted.boxes, self.refine)):
-            found: dict[int, list[FoundMask]] = {}
+            found: dict[int, list[PredictedMask]] = {}
             for mask, score, category in zip(masks, wanted.scores, wanted.categories, strict=True):
-                found.setdefault(int(category), []).append(FoundMask(mask.rle, float(score)))
+                found.setdefault(int(category), []).append(PredictedMask(mask.rle, float(score)))
             for category in sorted({*truth, *found}):
                 matches = match_masks(true_masks(truth.get(category, [])), found.get(category, []), MOST)
                 rows.append(
@@ -75,9 +75,9 @@ class PrecisionMeasure:
         return rows
 
 
-def matches_of(row: Row) -> Matches:
+def matches_of(row: Row) -> ImageMatches:
     """The matches of a row of `PrecisionMeasure`."""
-    return Matches(
+    return ImageMatches(
         np.array(row["scores"], dtype=np.float64),
         np.frombuffer(row["bits"], dtype=np.uint8),
         np.array(row["true_masks"], dtype=np.int64),
@@ -92,7 +92,7 @@ class OverlapMeasure:
     file's, of its category, so that the sum of IoUs is the largest.
     """
 
-    boxes: Boxes | None = None
+    boxes: BoxesByImage | None = None
     refine: bool = True
 
     name = "instances"

@@ -41,7 +41,7 @@ class MeanScore:
 
 
 @dataclass(frozen=True)
-class Difference:
+class MeanDifference:
     """The second weights' mean minus the first's, over the same masks or images.
 
     `p` (over masks only): that of no difference, by flipping the signs of whole images' differences.
@@ -89,7 +89,7 @@ class Means:
     """Means and differences of one evaluation."""
 
     scores: tuple[MeanScore, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[MeanDifference, ...]
 
     def mean(self, measure: str, weights: int = 0, truth: int | None = None, over: Over = "masks") -> MeanScore:
         """Return one of the means; raises KeyError for one that is not there."""
@@ -99,7 +99,7 @@ class Means:
                 return each
         raise KeyError(wanted)
 
-    def difference(self, measure: str, truth: int | None = None, over: Over = "masks") -> Difference:
+    def difference(self, measure: str, truth: int | None = None, over: Over = "masks") -> MeanDifference:
         """Return one of the differences; raises KeyError for one that is not there."""
         for each in self.differences:
             if (each.measure, each.truth, each.over) == (measure, truth, over):
@@ -117,7 +117,7 @@ def means_of(scores: ImageScores, truths: int, seed: int, resamples: int = RESAM
     numbers = [number for number in range(truths) if (images.truth == number).any()]
     scopes: list[int | None] = [None] if len(numbers) < 2 else [None, *numbers]
     found: list[MeanScore] = []
-    differences: list[Difference] = []
+    differences: list[MeanDifference] = []
     of_truths: list[tuple[Floats, Floats | None]] = []
     for scope in scopes:
         part = images if scope is None else images.of(images.truth == scope)
@@ -211,7 +211,7 @@ def _ways(scores: ImageScores) -> Iterator[tuple[Over, Floats, Floats]]:
 
 def _add(
     found: list[MeanScore],
-    differences: list[Difference],
+    differences: list[MeanDifference],
     measures: tuple[str, ...],
     truth: int | None,
     over: Over,
@@ -230,4 +230,4 @@ def _add(
         for place, measure in enumerate(measures):
             interval = None if intervals is None else intervals[place]
             gap = float(mean[1, place] - mean[0, place])
-            differences.append(Difference(measure, truth, over, gap, interval, None if p is None else p[place]))
+            differences.append(MeanDifference(measure, truth, over, gap, interval, None if p is None else p[place]))

@@ -18,7 +18,7 @@ from segmint.operators.decoding import JpegDecoder
 from segmint.operators.intervals import Interval
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.page import Curve, Curves, render
-from segmint.pipeline.engine.evaluate.points.answer import KINDS, PointsAnswer, p_value
+from segmint.pipeline.engine.evaluate.points.result import KINDS, PointsResult, p_value
 from segmint.pipeline.engine.evaluate.points.scores import WorstMask
 from segmint.pipeline.engine.evaluate.truth import Decoders, Truth, TruthImage, TruthPart, UnreadableTruthError
 
@@ -49,7 +49,7 @@ Crop = tuple[int, int, int, int]
 """left, top, right, bottom in pixels of the image, the last two not included."""
 
 
-def render_page(answer: PointsAnswer, worst: Sequence[Sequence[WorstMask]], truths: Sequence[Truth]) -> str:
+def render_page(answer: PointsResult, worst: Sequence[Sequence[WorstMask]], truths: Sequence[Truth]) -> str:
     """Return the page as HTML; `worst` are masks of each weights, whose images are read again to draw them."""
     subject, settings = answer.subject, answer.settings
     names = subject.names
@@ -83,7 +83,7 @@ def render_page(answer: PointsAnswer, worst: Sequence[Sequence[WorstMask]], trut
     )
 
 
-def _tiles(answer: PointsAnswer) -> list[tuple[str, str]]:
+def _tiles(answer: PointsResult) -> list[tuple[str, str]]:
     tiles = [("Masks", count(answer.subject.masks)), ("Images", count(answer.subject.images))]
     one, last = answer.settings.clicks[0], answer.settings.clicks[-1]
     for number, label in enumerate(answer.subject.names):
@@ -97,7 +97,7 @@ def _tiles(answer: PointsAnswer) -> list[tuple[str, str]]:
     return list(dict(tiles).items())
 
 
-def _chart(answer: PointsAnswer, truth: int | None) -> Curves:
+def _chart(answer: PointsResult, truth: int | None) -> Curves:
     clicks = answer.settings.clicks
     curves = []
     for number, label in enumerate(answer.subject.names):
@@ -118,13 +118,13 @@ def _chart(answer: PointsAnswer, truth: int | None) -> Curves:
     )
 
 
-def _scope(answer: PointsAnswer, truth: int | None) -> str:
+def _scope(answer: PointsResult, truth: int | None) -> str:
     if truth is not None:
         return answer.subject.truths[truth].name
     return "All truths together" if len(answer.subject.truths) > 1 else answer.subject.truths[0].name
 
 
-def _tables(answer: PointsAnswer) -> Iterator[dict[str, Any]]:
+def _tables(answer: PointsResult) -> Iterator[dict[str, Any]]:
     for truth in answer.scopes():
         for number, label in enumerate(answer.subject.names):
             rows = [
@@ -134,7 +134,7 @@ def _tables(answer: PointsAnswer) -> Iterator[dict[str, Any]]:
             yield {"title": f"{label}, {_scope(answer, truth)}", "rows": rows}
 
 
-def _differences(answer: PointsAnswer) -> Iterator[dict[str, str]]:
+def _differences(answer: PointsResult) -> Iterator[dict[str, str]]:
     for each in answer.means.differences:
         kind, _, clicks = each.measure.partition("_")
         if each.truth is None and each.over == "masks" and kind in KINDS:
@@ -146,12 +146,12 @@ def _differences(answer: PointsAnswer) -> Iterator[dict[str, str]]:
             }
 
 
-def _group_heads(answer: PointsAnswer) -> list[str]:
+def _group_heads(answer: PointsResult) -> list[str]:
     first = answer.groups[0].group if answer.groups else None
     return [_measured(answer, each.weights, each.measure) for each in answer.groups if each.group == first]
 
 
-def _groups(answer: PointsAnswer) -> Iterator[dict[str, Any]]:
+def _groups(answer: PointsResult) -> Iterator[dict[str, Any]]:
     for name in dict.fromkeys(each.group for each in answer.groups):
         means = [each for each in answer.groups if each.group == name]
         yield {
@@ -162,7 +162,7 @@ def _groups(answer: PointsAnswer) -> Iterator[dict[str, Any]]:
         }
 
 
-def _pairs(answer: PointsAnswer) -> Iterator[dict[str, str]]:
+def _pairs(answer: PointsResult) -> Iterator[dict[str, str]]:
     for pair in answer.nearest_pairs(_PAIRS):
         yield {
             "first": pair.first,
@@ -174,7 +174,7 @@ def _pairs(answer: PointsAnswer) -> Iterator[dict[str, str]]:
         }
 
 
-def _measured(answer: PointsAnswer, weights: int, measure: str) -> str:
+def _measured(answer: PointsResult, weights: int, measure: str) -> str:
     name = f"{answer.subject.names[weights]}, " if len(answer.subject.weights) > 1 else ""
     return f"{name}{counted(int(measure.partition('_')[2]), 'click')}"
 
@@ -192,7 +192,7 @@ def _between(interval: Interval | None, sign: str = "") -> str:
 
 
 @dataclass(frozen=True)
-class WorstPicture:
+class WorstMaskImage:
     """A mask drawn after the first and the last click, as URIs of data; `problem` says why there are none."""
 
     image: str
@@ -207,7 +207,7 @@ class WorstPicture:
     problem: str = ""
 
 
-def draw_worst(worst: Sequence[WorstMask], truths: Sequence[Truth], measures: tuple[str, str]) -> list[WorstPicture]:
+def draw_worst(worst: Sequence[WorstMask], truths: Sequence[Truth], measures: tuple[str, str]) -> list[WorstMaskImage]:
     """Draw masks in their order, from images that are read again; `measures` are the first and the last IoU."""
     parts = [part for truth in truths for part in truth.parts]
     images: dict[tuple[int, str], TruthImage | str] = {}
@@ -289,15 +289,15 @@ def _read(part: TruthPart, wanted: set[str], decoders: Decoders) -> list[tuple[s
     return found
 
 
-def _picture(row: Row, image: TruthImage | str, measures: tuple[str, str]) -> WorstPicture:
+def _picture(row: Row, image: TruthImage | str, measures: tuple[str, str]) -> WorstMaskImage:
     before, after = (f"{100 * row[measure]:.1f}" for measure in measures)
-    shown = WorstPicture(row["image"], row["mask"], row["label"], len(row["clicks"]), before, after)
+    shown = WorstMaskImage(row["image"], row["mask"], row["label"], len(row["clicks"]), before, after)
     if isinstance(image, str):
-        return WorstPicture(**{**vars(shown), "problem": image})
+        return WorstMaskImage(**{**vars(shown), "problem": image})
     truth, first, last = (coco.decode(row[name]).astype(bool) for name in ("truth_rle", "first_rle", "last_rle"))
     crop = _crop(truth | last, row["clicks"])
     credit = [image.columns.get(name) for name in ("attribution", "provider", "license")]
-    return WorstPicture(
+    return WorstMaskImage(
         **{
             **vars(shown),
             "credit": " · ".join(str(each) for each in credit if each),

@@ -16,15 +16,15 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import listed
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.answer import Subject, check_measured
 from segmint.pipeline.engine.evaluate.judge import Judge
 from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartResult
 from segmint.pipeline.engine.evaluate.output import OutputFolder
-from segmint.pipeline.engine.evaluate.points.answer import PointsAnswer
 from segmint.pipeline.engine.evaluate.points.figures import groups_of, means_of
 from segmint.pipeline.engine.evaluate.points.measure import DRAWN, PointsMeasure
 from segmint.pipeline.engine.evaluate.points.page import render_page
-from segmint.pipeline.engine.evaluate.points.scores import Collected, collect
+from segmint.pipeline.engine.evaluate.points.result import PointsResult
+from segmint.pipeline.engine.evaluate.points.scores import CollectedScores, collect
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject, check_measured
 from segmint.pipeline.engine.evaluate.run import run_measure
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions, open_truths
 from segmint.pipeline.engine.evaluate.truth import Truth
@@ -144,7 +144,7 @@ class PointsOptions:
     output: str | None = None
 
 
-def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | None = None) -> PointsAnswer:
+def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | None = None) -> PointsResult:
     """Click on all masks with the weights, and sum up; with an output also write the results and a page.
 
     A `judge` sees the results, and its judgment becomes part of the answer and the page.
@@ -158,7 +158,7 @@ def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | Non
     folder = None if options.output is None else Location(storage, options.output)
     measures = tuple(f"{kind}_{count}" for kind in ("iou", "oracle", "predicted") for count in settings.clicks)
     with OutputFolder(folder, truths, kept_schema(measure)) as output:
-        counted = _Counted(run_measure(task, truths, options.model.run), judge)
+        counted = _CountingJudge(run_measure(task, truths, options.model.run), judge)
         collected = collect(
             counted.results(), measures, len(task.weights), _ungrouped if groups is None else groups.of, output.add
         )
@@ -180,7 +180,7 @@ def kept_schema(measure: PointsMeasure) -> pa.Schema:
 
 
 @dataclass
-class _Counted:
+class _CountingJudge:
     """Counts the images of results as they pass, and shows them to a judge."""
 
     source: Generator[PartResult, None, None]
@@ -207,27 +207,31 @@ def _ungrouped(row: Row) -> str | None:
     return None
 
 
-def _subject(task: EvaluateTask, truths: Sequence[Truth], collected: Collected, counted: "_Counted") -> Subject:
-    left_out = [*(each for truth in truths for each in truth.left_out), *collected.left_out]
-    check_measured(counted.images, left_out)
-    return Subject(
+def _subject(
+    task: EvaluateTask, truths: Sequence[Truth], collected: CollectedScores, counted: "_CountingJudge"
+) -> EvaluationSubject:
+    skipped = [*(each for truth in truths for each in truth.skipped), *collected.skipped]
+    check_measured(counted.images, skipped)
+    return EvaluationSubject(
         task.measure.name,
         tuple(truths),
         task.weights,
         listed(sorted(counted.computed_on)),
         counted.images,
         collected.scores.masks,
-        tuple(left_out),
+        tuple(skipped),
         collected.seconds,
     )
 
 
-def _answer(subject: Subject, settings: PointsSettings, collected: Collected, groups: Groups | None) -> PointsAnswer:
+def _answer(
+    subject: EvaluationSubject, settings: PointsSettings, collected: CollectedScores, groups: Groups | None
+) -> PointsResult:
     scores = collected.scores
     means = means_of(scores, len(subject.truths), settings.seed)
     if groups is None:
-        return PointsAnswer(subject, settings, means, scores)
+        return PointsResult(subject, settings, means, scores)
     check_groups(groups, {group for group in scores.group if group is not None})
     compared = tuple(f"iou_{count}" for count in GROUP_CLICKS)
     by_group, pairs = groups_of(scores, compared, settings.seed)
-    return PointsAnswer(subject, settings, means, scores, groups.by, by_group, pairs)
+    return PointsResult(subject, settings, means, scores, groups.by, by_group, pairs)

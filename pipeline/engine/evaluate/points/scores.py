@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.measure import PartResult
 from segmint.pipeline.engine.evaluate.points.measure import DRAWN
-from segmint.pipeline.engine.evaluate.truth import LeftOut
+from segmint.pipeline.engine.evaluate.truth import SkippedTruth
 
 Floats = NDArray[np.float64]
 
@@ -83,12 +83,12 @@ class WorstMask:
 
 
 @dataclass
-class Collected:
+class CollectedScores:
     """What a run returned: the scores by image and group, the worst masks of each weights, and what was left out."""
 
     scores: ImageScores
     worst: list[list[WorstMask]]
-    left_out: list[LeftOut]
+    skipped: list[SkippedTruth]
     seconds: float  # of all workers
 
 
@@ -98,7 +98,7 @@ def collect(
     weights: int,
     group_of: Callable[[Row], str | None],
     keep: Callable[[pa.Table], None] = lambda table: None,
-) -> Collected:
+) -> CollectedScores:
     """Sum up the rows of a run, part by part; `keep` gets the rows of each part, without what only a page draws.
 
     `group_of` returns the group of a row's mask. Rows of one mask follow one another, a row for each weights. The worst
@@ -108,10 +108,10 @@ def collect(
     counts: list[float] = []
     sums: list[Floats] = []
     heaps: list[list[WorstMask]] = [[] for _ in range(weights)]
-    left_out: list[LeftOut] = []
+    skipped: list[SkippedTruth] = []
     seconds, order = 0.0, 0
     for part, result in enumerate(results):
-        left_out += result.left_out
+        skipped += result.skipped
         seconds += result.seconds
         groups = []
         for row in result.table.to_pylist():
@@ -136,4 +136,4 @@ def collect(
         np.array(counts),
         np.array(sums).reshape(len(units), weights, len(measures)),
     )
-    return Collected(scores, [sorted(heap, reverse=True) for heap in heaps], left_out, seconds)
+    return CollectedScores(scores, [sorted(heap, reverse=True) for heap in heaps], skipped, seconds)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.sam.predictor import Predictor
-from segmint.operators.evaluate.coco_matching import FoundMask, RecallCounts, TrueMask, recall_counts
+from segmint.operators.evaluate.coco_matching import PredictedMask, RecallCounts, TrueMask, recall_counts
 from segmint.operators.evaluate.proposals import LIMITS, proposal_settings, propose_objects
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.measure import HEAD
@@ -88,7 +88,7 @@ def counts_of(row: Row) -> RecallCounts:
     return RecallCounts(np.array(row["found"], dtype=np.int64).reshape(len(LIMITS), len(truth), -1), truth)
 
 
-def _counted(masks: Sequence[TruthMask], found: Sequence[FoundMask]) -> Row:
+def _counted(masks: Sequence[TruthMask], found: Sequence[PredictedMask]) -> Row:
     counts = recall_counts(true_masks(masks), found, LIMITS)
     averages = (areas[0] for areas in counts.average_recall())
     return {

@@ -6,13 +6,13 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.evaluate.proposals import LIMITS
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.output import OutputFolder
-from segmint.pipeline.engine.evaluate.proposals.answer import ProposalsAnswer, answer_of, gather
 from segmint.pipeline.engine.evaluate.proposals.measure import ALL, ProposalsMeasure
-from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, Session
+from segmint.pipeline.engine.evaluate.proposals.result import ProposalsResult, gather, proposals_result
+from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
 
 
-def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: Storage) -> ProposalsAnswer:
+def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: Storage) -> ProposalsResult:
     """Propose objects in all images, and count the true masks found; with an output also write the results.
 
     Raises `UsageError` for wrong options, and `NothingMeasuredError` if no image can be evaluated.
@@ -25,10 +25,10 @@ def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: 
     task = options.model.task(measure)
     folder = None if options.output is None else Location(storage, options.output)
     with OutputFolder(folder, truths, measure.schema) as output:
-        session = Session(task, truths, options.model.run, output, _score)
+        session = EvaluationSession(task, truths, options.model.run, output, _score)
         counts = gather(session.tables(), len(task.weights))
         subject = session.subject(int(counts[ALL].truth[:, 0].sum()))
-        answer = answer_of(subject, points_per_side, counts, SEED)
+        answer = proposals_result(subject, points_per_side, counts, SEED)
         if output.wanted:
             output.put(answer.to_dict(), answer.page().render(subject, session.lowest))
     return answer

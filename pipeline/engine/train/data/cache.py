@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmint.catalogs.dataset.kept import EMBEDDINGS, Room, recount
+from segmint.catalogs.dataset.training_cache import EMBEDDINGS, CacheSize, recount
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.location import Location
@@ -36,7 +36,7 @@ class EmbeddingCache:
         """`weights` names what embeds: a hash of the encoder's weights, device and precision."""
         self._root = folder
         self._folder = folder / EMBEDDINGS
-        self._room = Room(folder)
+        self._room = CacheSize(folder)
         self._weights = weights
         self._most = most_bytes
         self._full = False

@@ -28,7 +28,7 @@ _ENTRY, _ORDER, _MASKS, _FIXED = 1, 2, 3, 4  # what a number is drawn for
 
 
 @dataclass(frozen=True)
-class Draw:
+class StepDraw:
     """An image of a step: its row in `TrainingImages`, annotation ids of its masks, and their numbers in the step.
 
     `slot` is the image's own number in the step, from 0.
@@ -40,7 +40,7 @@ class Draw:
     numbers: Sequence[int]
 
 
-class Draws:
+class DrawSequence:
     """The draws of a run over the images that are `trained` on, (N,) bool."""
 
     def __init__(
@@ -62,7 +62,7 @@ class Draws:
         self._entries = lru_cache(maxsize=4)(self._draw_entries)
         self._permutation = lru_cache(maxsize=2 * len(self._rows))(self._permute)
 
-    def step(self, step: int) -> list[Draw]:
+    def step(self, step: int) -> list[StepDraw]:
         """The draws of a step, from 1, for all workers: images in order, each with one mask or more."""
         chosen = [self._image(place) for place in range((step - 1) * self._batch.images, step * self._batch.images)]
         wanted = [min(len(self._images.masks_of(image)), self._batch.masks_per_image) for image in chosen]
@@ -70,7 +70,7 @@ class Draws:
         for slot, (image, count) in enumerate(zip(chosen, capped(wanted, self._batch.masks), strict=True)):
             place = (step - 1) * self._batch.images + slot
             first = slot * self._batch.masks_per_image
-            draws.append(Draw(slot, image, self._masks(image, place, count), range(first, first + count)))
+            draws.append(StepDraw(slot, image, self._masks(image, place, count), range(first, first + count)))
         return draws
 
     def _image(self, place: int) -> int:
@@ -107,7 +107,7 @@ class Draws:
 
 def fixed_draws(
     images: TrainingImages, chosen: NDArray[np.bool_], most: int, masks: int, choices: Sequence[MaskChoice]
-) -> list[Draw]:
+) -> list[StepDraw]:
     """At most so many of the chosen images (N,) bool, with at most so many masks each: the same in every run.
 
     They are chosen by the images' sources, whatever the seed and the order of the datasets are. `choices` are the masks
@@ -126,7 +126,7 @@ def fixed_draws(
     found = []
     for slot, row in enumerate(rows[:most].tolist()):
         chosen_masks = choose_masks(images.masks_of(row), masks, _key(0, _FIXED))
-        found.append(Draw(slot, row, chosen_masks, range(len(chosen_masks))))
+        found.append(StepDraw(slot, row, chosen_masks, range(len(chosen_masks))))
     return found
 
 

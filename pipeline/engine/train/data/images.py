@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
-from segmint.catalogs.dataset.kept import dataset_key
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.dataset.training_cache import dataset_key
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import SegmintError, UsageError
@@ -29,7 +29,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.schemas import AUTOMATIC, SOURCES
-from segmint.pipeline.engine.train.data.looks import Looks, look_at_shard
+from segmint.pipeline.engine.train.data.shard_scan import ShardScan, scan_shard
 from segmint.pipeline.engine.train.settings import DatasetKeys, MaskChoice, TrainConfig
 
 HUMAN = tuple(source for source in SOURCES if source != AUTOMATIC)
@@ -43,7 +43,7 @@ _MASKS = ["id", "annotation_id", "area"]
 
 
 @dataclass(frozen=True)
-class OpenedDataset:
+class TrainingDataset:
     """A dataset as a run found it; `digest` is its version's."""
 
     location: Location
@@ -64,7 +64,7 @@ class OpenedDataset:
 class Shard:
     """A shard that images are read from."""
 
-    dataset: OpenedDataset
+    dataset: TrainingDataset
     number: int
     tar: FileEntry
 
@@ -73,13 +73,13 @@ class Shard:
 
 
 @dataclass
-class LeftOut:
+class SkippedImages:
     """What a run does not train on: counts by reason, and the first ones by name."""
 
     counts: Counter[str] = field(default_factory=Counter)
     listed: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, reason: str, dataset: OpenedDataset, **where: int | str) -> None:
+    def add(self, reason: str, dataset: TrainingDataset, **where: int | str) -> None:
         """Count one more; `where` is such as `image=7`, `mask=70001`, `detail="..."`."""
         self.add_line({"reason": reason, "dataset": dataset.manifest.name, **where})
 
@@ -96,7 +96,7 @@ class TrainingImages:
 
     `entry` (N,) is the place of its dataset in the configuration, `shard` (N,) that of its shard in `shards`. `sizes`
     (N, 2) are heights and widths of the released JPEG in pixels. `places` (N, 4), `jpeg_sha256` (N, 32), `hashes` and
-    `thumbnails` are as in `Looks`; `source_sha256` (N, 32) uint8 is that of the source, of the JPEG where it is not
+    `thumbnails` are as in `ShardScan`; `source_sha256` (N, 32) uint8 is that of the source, of the JPEG where it is not
     known. The annotation ids of image i are `annotations[starts[i] : starts[i + 1]]`.
     """
 
@@ -136,7 +136,7 @@ class TrainingImages:
 _COLUMNS = [field.name for field in fields(TrainingImages) if field.name != "shards"]
 
 
-def open_datasets(config: TrainConfig, storage: Storage) -> list[OpenedDataset]:
+def open_datasets(config: TrainConfig, storage: Storage) -> list[TrainingDataset]:
     """Open the configuration's datasets, each once; raises `UsageError` for one without images or without commits."""
     opened = []
     for uri in dict.fromkeys(entry.uri for entry in config.datasets):
@@ -145,12 +145,12 @@ def open_datasets(config: TrainConfig, storage: Storage) -> list[OpenedDataset]:
         release = manifest.config.get("release", {})
         if release.get("format", "images") != "images":
             raise UsageError(f"{location} holds only annotations: training needs a dataset with release.format: images")
-        opened.append(OpenedDataset(location, manifest, current_digest(location)))
+        opened.append(TrainingDataset(location, manifest, current_digest(location)))
     return opened
 
 
 @dataclass(frozen=True)
-class Held:
+class DatasetContents:
     """What a dataset holds: the SHA-256 of its tars, in hexadecimal, and of its JPEGs, (J, 32) uint8.
 
     `whole` is False if shards could not be read.
@@ -164,24 +164,24 @@ class Held:
 class NoImagesError(UsageError):
     """No image of the datasets has a mask of the chosen kind; `held` is as `find_images` returns it."""
 
-    def __init__(self, message: str, held: dict[str, Held]) -> None:
+    def __init__(self, message: str, held: dict[str, DatasetContents]) -> None:
         """Take the message, and what was looked at."""
         super().__init__(message)
         self.held = held
 
 
 def find_images(
-    config: TrainConfig, datasets: Sequence[OpenedDataset], kept: Location | None, left_out: LeftOut
-) -> tuple[TrainingImages, dict[str, Held]]:
+    config: TrainConfig, datasets: Sequence[TrainingDataset], kept: Location | None, skipped: SkippedImages
+) -> tuple[TrainingImages, dict[str, DatasetContents]]:
     """Look at every image of the datasets' committed shards, and choose the masks that may be trained on.
 
     `kept` is the folder of looks of earlier runs. Returns the images, and what each dataset holds by its key. What
-    cannot be used is added to `left_out`. A shard that cannot be read raises `DamagedDatasetError`, or is left out, as
+    cannot be used is added to `skipped`. A shard that cannot be read raises `DamagedDatasetError`, or is left out, as
     `bad_shards` says. Raises `NoImagesError` if nothing is left.
     """
     shards: list[Shard] = []
     parts: list[tuple[Any, ...]] = []
-    held: dict[str, Held] = {}
+    held: dict[str, DatasetContents] = {}
     with JpegDecoder(own=True) as decoder, Progress() as progress:
         for dataset in datasets:
             stage = f"look at {dataset.manifest.name}"
@@ -193,51 +193,51 @@ def find_images(
             for done, commit in enumerate(commits, start=1):
                 shard = Shard(dataset, commit.shard, commit.file("shards"))
                 try:
-                    looks = look_at_shard(dataset.location, shard.tar, folder, decoder)
+                    looks = scan_shard(dataset.location, shard.tar, folder, decoder)
                     tables = _tables(dataset.location, commit)
                 except (DamagedDatasetError, NotFoundError) as error:
-                    _refuse_shard(shard, error, config, left_out)
+                    _refuse_shard(shard, error, config, skipped)
                     continue
                 shards.append(shard)
                 jpegs.append(looks.sha256)
                 for entry, keys in enumerate(config.datasets):
                     if keys.uri == dataset.location.uri:
-                        chosen = _choose(tables, looks, shard, keys, config.max_mask_area_ratio, left_out)
+                        chosen = _choose(tables, looks, shard, keys, config.max_mask_area_ratio, skipped)
                         count = len(chosen[0])
                         parts.append((np.full(count, entry), np.full(count, len(shards) - 1), *chosen))
                 progress.update(stage, done)
             tars = frozenset(commit.file("shards").sha256 for commit in commits)
-            held[dataset.key] = Held(tars, np.concatenate(jpegs), len(shards) - first == len(commits))
+            held[dataset.key] = DatasetContents(tars, np.concatenate(jpegs), len(shards) - first == len(commits))
     if not sum(len(part[0]) for part in parts):
         kinds = ", ".join(f"{entry.uri} ({entry.masks} masks)" for entry in config.datasets)
-        reasons = "".join(f"; {count:,} {reason}" for reason, count in sorted(left_out.counts.items()))
+        reasons = "".join(f"; {count:,} {reason}" for reason, count in sorted(skipped.counts.items()))
         raise NoImagesError(f"there is no image with a mask to train on in {kinds}{reasons}", held)
     columns = dict(zip(_COLUMNS, (np.concatenate(column) for column in zip(*parts, strict=True)), strict=True))
     columns["starts"] = np.concatenate([[0], np.cumsum(columns["starts"])])
     return TrainingImages(shards=shards, **columns), held
 
 
-def _refuse_shard(shard: Shard, error: SegmintError, config: TrainConfig, left_out: LeftOut) -> None:
+def _refuse_shard(shard: Shard, error: SegmintError, config: TrainConfig, skipped: SkippedImages) -> None:
     if config.bad_shards == "stop":
         raise DamagedDatasetError(
             f"{shard} cannot be read, and nothing was trained: {error}. Repair it with `segmint repair "
             f"{shard.dataset.location}`, or leave such shards out with bad_shards: skip"
         ) from error
-    left_out.add("shards that cannot be read", shard.dataset, shard=shard.number, detail=str(error))
+    skipped.add("shards that cannot be read", shard.dataset, shard=shard.number, detail=str(error))
     get_logger("train").warning(
-        "shard_left_out", shard=shard.number, dataset=str(shard.dataset.location), error=str(error)
+        "shard_skipped", shard=shard.number, dataset=str(shard.dataset.location), error=str(error)
     )
 
 
 @dataclass(frozen=True)
-class _Tables:
+class _ShardTables:
     images: pa.Table
     masks: pa.Table
 
 
-def _tables(dataset: Location, commit: Commit) -> _Tables:
+def _tables(dataset: Location, commit: Commit) -> _ShardTables:
     images = _read_columns(dataset / commit.file("images").path, _IMAGES)
-    return _Tables(images, _read_columns(dataset / commit.file("masks").path, _MASKS, "source"))
+    return _ShardTables(images, _read_columns(dataset / commit.file("masks").path, _MASKS, "source"))
 
 
 def _read_columns(file: Location, columns: Sequence[str], added: str | None = None) -> pa.Table:
@@ -260,7 +260,7 @@ def _read_columns(file: Location, columns: Sequence[str], added: str | None = No
 
 
 def _choose(
-    tables: _Tables, looks: Looks, shard: Shard, keys: DatasetKeys, most_area: float, left_out: LeftOut
+    tables: _ShardTables, looks: ShardScan, shard: Shard, keys: DatasetKeys, most_area: float, skipped: SkippedImages
 ) -> tuple[NDArray[Any], ...]:
     """Choose a shard's images and masks: the columns of `TrainingImages` from `ids` on, with masks counted by image."""
     ids = tables.images["id"].to_numpy()
@@ -276,7 +276,7 @@ def _choose(
     large = wanted & (areas > most_area * heights[image] * widths[image]) if len(ids) else empty
     for which, reason in ((empty, "empty masks"), (large, "masks over max_mask_area_ratio")):
         for row in np.flatnonzero(which):
-            left_out.add(reason, shard.dataset, image=int(owner[row]), mask=int(annotation[row]))
+            skipped.add(reason, shard.dataset, image=int(owner[row]), mask=int(annotation[row]))
     usable = wanted & ~empty & ~large
     rows = np.flatnonzero(usable)
     rows = rows[np.argsort(image[rows], kind="stable")]
@@ -289,7 +289,7 @@ def _choose(
         if not damage and looks.places[place, 3] == 0:
             damage = "its JSON is not in the tar"
         if damage:
-            left_out.add("damaged images", shard.dataset, image=int(ids[number]), detail=damage)
+            skipped.add("damaged images", shard.dataset, image=int(ids[number]), detail=damage)
         else:
             chosen.append((int(number), place))
     picked, places = (np.array([pair[side] for pair in chosen], np.int64) for side in (0, 1))

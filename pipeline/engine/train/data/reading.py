@@ -17,16 +17,16 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.model.automatic import rle
 from segmint.model.sam.preprocess import resize, resized_size
 from segmint.model.sam.prompt_encoder import IMAGE_SIZE
-from segmint.model.training.step import ImageMasks
+from segmint.model.training.step import TrainingMasks
 from segmint.model.training.targets import fit_targets
 from segmint.operators.decoding import JpegDecoder, UndecodableError
-from segmint.pipeline.engine.train.data.draws import Draw
-from segmint.pipeline.engine.train.data.images import LeftOut, TrainingImages, read_range
-from segmint.pipeline.engine.train.world import World
+from segmint.pipeline.engine.train.data.draws import StepDraw
+from segmint.pipeline.engine.train.data.images import SkippedImages, TrainingImages, read_range
+from segmint.pipeline.engine.train.world import WorkerRank
 
 
 @dataclass(frozen=True)
-class ReadImage:
+class TrainingImage:
     """A drawn image: its slot and row, its masks, and its embedding, else its resized pixels (h, w, 3) uint8 RGB.
 
     `features` is the embedding (1, 256, 64, 64) float32 that was kept, on the CPU. `boxes` (N, 4) are the masks' as
@@ -36,7 +36,7 @@ class ReadImage:
     slot: int
     image: int
     pixels: NDArray[np.uint8] | None
-    masks: ImageMasks
+    masks: TrainingMasks
     annotations: NDArray[np.int64]
     boxes: NDArray[np.float64]
     features: Tensor | None = None
@@ -59,22 +59,22 @@ class _UnusableMaskError(Exception):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class DrawnImage:
     """A drawn image as it was read, None if there is nothing to train on, and lines for what must be left out."""
 
-    read: ReadImage | None
+    read: TrainingImage | None
     lines: Sequence[Mapping[str, Any]]
 
 
-class ImageReader:
-    """Reads the images of a run; masks and images that cannot be used are left out, and added to `left_out`."""
+class TrainingImageReader:
+    """Reads the images of a run; masks and images that cannot be used are left out, and added to `skipped`."""
 
-    def __init__(self, images: TrainingImages, resolution: int, most_area: float, left_out: LeftOut) -> None:
+    def __init__(self, images: TrainingImages, resolution: int, most_area: float, skipped: SkippedImages) -> None:
         """`resolution` is the losses'; masks over the share `most_area` of their image are left out."""
         self._images = images
         self._resolution = resolution
         self._most_area = most_area
-        self._left_out = left_out
+        self._skipped = skipped
         self._named: set[tuple[Any, ...]] = set()  # what is drawn again is left out once
         self._fresh: list[dict[str, Any]] = []  # left out since the last exchange
         self._decoder = JpegDecoder(own=True)
@@ -83,7 +83,7 @@ class ImageReader:
         """End what decodes images."""
         self._decoder.close()
 
-    def read(self, draw: Draw, kept: Kept = _nothing) -> ReadImage | None:
+    def read(self, draw: StepDraw, kept: Kept = _nothing) -> TrainingImage | None:
         """Read a drawn image with the masks that can be used; None if there is nothing to train on.
 
         `kept` returns the embedding of a row, if there is one: then its pixels are not read. Raises `StorageFaultError`
@@ -91,7 +91,7 @@ class ImageReader:
         """
         return self.take(self.prepare(draw, kept))
 
-    def prepare(self, draw: Draw, kept: Kept = _nothing) -> Prepared:
+    def prepare(self, draw: StepDraw, kept: Kept = _nothing) -> DrawnImage:
         """Read a drawn image, for `take` to leave out later what it must: any thread may call it."""
         height, width = (int(side) for side in self._images.sizes[draw.image])
         input_size = resized_size(height, width, IMAGE_SIZE)
@@ -100,7 +100,7 @@ class ImageReader:
             pixels = self._pixels(draw.image, (height, width)) if features is None else None
             segmentations = self._segmentations(draw.image)
         except DamagedDatasetError as error:
-            return Prepared(None, [self._line("damaged images", draw.image, detail=str(error))])
+            return DrawnImage(None, [self._line("damaged images", draw.image, detail=str(error))])
         targets, numbers, annotations, boxes, lines = [], [], [], [], []
         for annotation, number in zip(draw.masks.tolist(), draw.numbers, strict=True):
             try:
@@ -113,21 +113,23 @@ class ImageReader:
             annotations.append(annotation)
             boxes.append(_box(mask, input_size))
         if not targets:
-            return Prepared(None, lines)
-        masks = ImageMasks(torch.cat(targets), input_size, numbers)
-        return Prepared(
-            ReadImage(draw.slot, draw.image, pixels, masks, np.array(annotations, np.int64), np.array(boxes), features),
+            return DrawnImage(None, lines)
+        masks = TrainingMasks(torch.cat(targets), input_size, numbers)
+        return DrawnImage(
+            TrainingImage(
+                draw.slot, draw.image, pixels, masks, np.array(annotations, np.int64), np.array(boxes), features
+            ),
             lines,
         )
 
-    def take(self, prepared: Prepared) -> ReadImage | None:
+    def take(self, prepared: DrawnImage) -> TrainingImage | None:
         """Return an image that was prepared, and leave out what cannot be used."""
         for line in prepared.lines:
             if self._name(line):
                 self._fresh.append(dict(line))
         return prepared.read
 
-    def pixels_of(self, read: ReadImage) -> NDArray[np.uint8] | None:
+    def pixels_of(self, read: TrainingImage) -> NDArray[np.uint8] | None:
         """The pixels of an image, also of one read with its embedding; None, and it is left out, if that fails."""
         if read.pixels is not None:
             return read.pixels
@@ -135,7 +137,7 @@ class ImageReader:
         try:
             return self._pixels(read.image, (height, width))
         except DamagedDatasetError as error:
-            self.take(Prepared(None, [self._line("damaged images", read.image, detail=str(error))]))
+            self.take(DrawnImage(None, [self._line("damaged images", read.image, detail=str(error))]))
             return None
 
     def _pixels(self, image: int, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -184,14 +186,14 @@ class ImageReader:
 
     def recall(self, listed: Iterable[Mapping[str, Any]]) -> None:
         """Take over what an earlier start of the run has left out, so that it counts once."""
-        known = list(self._left_out.listed)
+        known = list(self._skipped.listed)
         for line in listed:
             self._named.add((line["reason"], line["dataset"], line.get("image"), line.get("mask")))
             if dict(line) not in known:
-                self._left_out.counts[line["reason"]] += 1
-                self._left_out.listed.append(dict(line))
+                self._skipped.counts[line["reason"]] += 1
+                self._skipped.listed.append(dict(line))
 
-    def exchange(self, world: World) -> None:
+    def exchange(self, world: WorkerRank) -> None:
         """Take over what the other workers have left out since the last exchange; every worker calls it."""
         if world.size == 1:
             return
@@ -211,7 +213,7 @@ class ImageReader:
         if key in self._named:
             return False
         self._named.add(key)
-        self._left_out.add_line(line)
+        self._skipped.add_line(line)
         return True
 
 

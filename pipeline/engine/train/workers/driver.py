@@ -15,7 +15,7 @@ from typing import Any
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.ray_session import Cluster, ray_session
 from segmint.infra.wording import counted
-from segmint.pipeline.engine.train.session import Say, Session
+from segmint.pipeline.engine.train.session import Say, TrainingSession
 from segmint.pipeline.engine.train.settings import TrainResources
 
 _START_S, _STARTS = 600, 3
@@ -28,7 +28,7 @@ _TOGETHER_S = 1800
 """Seconds that workers wait for one another, as the first one puts a checkpoint or draws pictures."""
 
 
-def train_on_workers(session: Session) -> None:
+def train_on_workers(session: TrainingSession) -> None:
     """Train on as many workers as the configuration says.
 
     Raises what a worker raised that a user has to know about; `UsageError` if they do not fit the cluster, and
@@ -83,19 +83,19 @@ def _cores_of_worker(workers: int, cluster: Cluster) -> int:
     return max(1, int(cluster.cpus / nodes) // math.ceil(workers / nodes))
 
 
-def _fit(session: Session, found: Any, say: Say) -> None:
+def _fit(session: TrainingSession, found: Any, say: Say) -> None:
     """Run Ray Train to its end, and print what the workers say."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from segmint.pipeline.engine.train.workers.worker import Deaths, Lines, Task, stderr_is_json, work
+    from segmint.pipeline.engine.train.workers.worker import DeathPolicy, LogLines, WorkerTask, stderr_is_json, work
 
     keys = session.config.resources
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    lines = ray.remote(num_cpus=0, scheduling_strategy=here)(Lines).remote()
-    task = Task(replace(session, say=_nowhere), ray.put(found), lines, stderr_is_json())
+    lines = ray.remote(num_cpus=0, scheduling_strategy=here)(LogLines).remote()
+    task = WorkerTask(replace(session, say=_nowhere), ray.put(found), lines, stderr_is_json())
     with tempfile.TemporaryDirectory(prefix="segmint-train-") as scratch:
         trainer = TorchTrainer(
             work,
@@ -110,10 +110,10 @@ def _fit(session: Session, found: Any, say: Say) -> None:
                 name="run",
                 storage_path=scratch,  # Ray's own checkpoints would be there
                 failure_config=FailureConfig(max_failures=-1, controller_failure_limit=_STARTS - 1),
-                callbacks=[Deaths(session.output, session.run.fingerprint, lines)],
+                callbacks=[DeathPolicy(session.output, session.run.fingerprint, lines)],
             ),
         )
-        ended = _Ended()
+        ended = _RayTrainEnd()
 
         def fit() -> None:
             try:
@@ -132,7 +132,7 @@ def _fit(session: Session, found: Any, say: Say) -> None:
             raise _explained(ended.error, session.config.resources) from None
 
 
-class _Ended:
+class _RayTrainEnd:
     """How Ray Train ended."""
 
     error: BaseException | None = None

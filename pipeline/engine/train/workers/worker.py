@@ -22,8 +22,8 @@ from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.engine.train.checkpoints import CHECKPOINTS, list_checkpoints
-from segmint.pipeline.engine.train.session import Say, Session
-from segmint.pipeline.engine.train.world import World
+from segmint.pipeline.engine.train.session import Say, TrainingSession
+from segmint.pipeline.engine.train.world import WorkerRank
 
 _DEAD = (WorkerHealthCheckFailedError, ray.exceptions.RayActorError)
 
@@ -31,7 +31,7 @@ MOST_DEATHS = 3
 """The run ends where workers die so often without a new checkpoint between: another start would end the same way."""
 
 
-class Lines:
+class LogLines:
     """A Ray actor that holds lines for people until the driver prints them: Ray copies no worker's output there."""
 
     def __init__(self) -> None:
@@ -48,24 +48,24 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Task:
+class WorkerTask:
     """What every worker is given. `session` has no `say`, and the weights' file of the driver's machine.
 
     `found` refers to a `Found` in Ray's object store.
     """
 
-    session: Session
+    session: TrainingSession
     found: Any
-    lines: Any  # the handle of a `Lines`
+    lines: Any  # the handle of a `LogLines`
     as_json: bool  # whether log lines are JSON
 
 
-def work(config: Mapping[str, Task]) -> None:
+def work(config: Mapping[str, WorkerTask]) -> None:
     """Take part in a run: what Ray Train calls in each worker."""
     task = config["task"]
     session, keys = task.session, task.session.config
     say = _sayer(task.lines)
-    log.configure(json=task.as_json, stream=_Stream(say))
+    log.configure(json=task.as_json, stream=_LogStream(say))
     device = str(get_device()) if keys.resources.gpus_per_worker == 1 else "cpu"
     compute = resolve_compute(device, keys.precision, keys.resources.threads)
     apply_compute(compute)
@@ -75,7 +75,7 @@ def work(config: Mapping[str, Task]) -> None:
     replace(session, weights=weights, say=say, world=world_of_group()).train(ray.get(task.found), compute)
 
 
-def world_of_group() -> World:
+def world_of_group() -> WorkerRank:
     """This worker among the others, by torch's process group."""
     context = get_context()
 
@@ -88,7 +88,7 @@ def world_of_group() -> World:
         dist.all_gather_object(gathered, value)
         return gathered
 
-    return World(context.get_world_rank(), context.get_world_size(), add, gather, context.get_local_rank())
+    return WorkerRank(context.get_world_rank(), context.get_world_size(), add, gather, context.get_local_rank())
 
 
 def _sayer(lines: Any) -> Say:
@@ -99,7 +99,7 @@ def _sayer(lines: Any) -> Say:
     return say
 
 
-class _Stream(io.StringIO):
+class _LogStream(io.StringIO):
     """A stream for log lines."""
 
     def __init__(self, say: Say) -> None:
@@ -113,7 +113,7 @@ class _Stream(io.StringIO):
         return len(text)
 
 
-class Deaths(UserCallback):  # type: ignore[misc] # Ray has no types here
+class DeathPolicy(UserCallback):  # type: ignore[misc] # Ray has no types here
     """Decides in Ray Train's controller what a worker's end means: what is raised here ends the run.
 
     An error that a user has to know about would come again; after anything else, such as a kill, Ray Train starts all

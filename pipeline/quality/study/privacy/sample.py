@@ -18,7 +18,7 @@ from segmint.pipeline.export.folder import ExportFolder
 from segmint.pipeline.export.label_studio import IMAGE_KEY, LABEL_CONFIG, image_url
 from segmint.pipeline.export.samples import draw_images, read_images
 from segmint.pipeline.quality.study.files import MANIFEST
-from segmint.pipeline.quality.study.kind import Kind
+from segmint.pipeline.quality.study.kind import StudyKind
 
 SCHEMA_VERSION = 1
 KINDS = ("face", "plate", "other")
@@ -110,7 +110,7 @@ class _Writer:
         self._meta = {"dataset_digest": f"sha256:{version.digest}", "dataset_version": version.number}
         self._head = {
             "schema_version": SCHEMA_VERSION,
-            "kind": Kind.PRIVACY,
+            "kind": StudyKind.PRIVACY,
             "dataset": {"name": manifest.name, "config_sha256": manifest.config_sha256, **asdict(version)},
             "seed": seed,
             "asked": asked,

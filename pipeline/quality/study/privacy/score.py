@@ -15,18 +15,18 @@ from segmint.infra.wording import counted, upper_bound
 from segmint.operators.annotations.image import Size
 from segmint.operators.intervals import at_most
 from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json
-from segmint.pipeline.quality.study.kind import Kind
+from segmint.pipeline.quality.study.kind import StudyKind
 from segmint.pipeline.quality.study.privacy.marks import Mark, Marks, read_marks
 from segmint.pipeline.quality.study.privacy.sample import KINDS, SCHEMA_VERSION
 
 ANY = "any"
-"""The kind of a `Missed` that counts an image with a mark of any kind once."""
+"""The kind of a `MissedCounts` that counts an image with a mark of any kind once."""
 
 _SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Missed:
+class MissedCounts:
     """The marks of one kind, and the images with such a mark.
 
     Images with a mark that cannot be read are among these for each kind. `share` is of the images answered, `at_most`
@@ -55,7 +55,7 @@ class PrivacyScore:
     images: int
     population: int
     answered: int
-    missed: tuple[Missed, ...]
+    missed: tuple[MissedCounts, ...]
     unreadable: tuple[str, ...]
     foreign: int
     further: int
@@ -91,7 +91,7 @@ class PrivacyScore:
             lines.append(f"what was marked: {self.regions}, for `segmint redact DATASET --regions {self.regions}`")
         return [*lines, self.version.line()]
 
-    def sentence(self, missed: Missed) -> str:
+    def sentence(self, missed: MissedCounts) -> str:
         """Return what was found of a kind, as a sentence without its end."""
         if missed.at_most is None:
             return "no image was looked at"
@@ -101,7 +101,7 @@ class PrivacyScore:
         )
 
     @property
-    def any(self) -> Missed:
+    def any(self) -> MissedCounts:
         """The images with a mark of any kind."""
         return self.missed[-1]
 
@@ -114,10 +114,10 @@ def score_privacy(folder: Location, marked: Location | None = None, regions: Loc
     """
     manifest = read_json(folder / MANIFEST, f"{folder} is not a study: `segmint study sample` makes one")
     try:
-        if (manifest["kind"], manifest["schema_version"]) != (Kind.PRIVACY, SCHEMA_VERSION):
+        if (manifest["kind"], manifest["schema_version"]) != (StudyKind.PRIVACY, SCHEMA_VERSION):
             raise UsageError(
                 f"{folder}: a study of the kind {manifest['kind']!r}, schema_version {manifest['schema_version']!r}; "
-                f"expected {Kind.PRIVACY.value!r}, {SCHEMA_VERSION}"
+                f"expected {StudyKind.PRIVACY.value!r}, {SCHEMA_VERSION}"
             )
         sizes: dict[int, Size] = {image["id"]: (image["height"], image["width"]) for image in manifest["images"]}
         dataset = manifest["dataset"]
@@ -180,7 +180,7 @@ def check_sampled(score: PrivacyScore, where: str, dataset: Location) -> Privacy
     return score
 
 
-def _missed(marks: Marks, kind: str) -> Missed:
+def _missed(marks: Marks, kind: str) -> MissedCounts:
     def is_of(mark: Mark) -> bool:
         return kind in (ANY, mark.kind)
 
@@ -190,7 +190,7 @@ def _missed(marks: Marks, kind: str) -> Missed:
     )
 
 
-def _share(kind: str, marks: int, images: int, answered: int) -> Missed:
+def _share(kind: str, marks: int, images: int, answered: int) -> MissedCounts:
     if not answered:
-        return Missed(kind, marks, images, None, None)
-    return Missed(kind, marks, images, images / answered, at_most(images, answered))
+        return MissedCounts(kind, marks, images, None, None)
+    return MissedCounts(kind, marks, images, images / answered, at_most(images, answered))

@@ -17,11 +17,11 @@ from segmint.catalogs.dataset.annotations.ratings import (
     rater_key,
     read_ratings,
 )
-from segmint.catalogs.dataset.annotations.saved import TakenDownError
+from segmint.catalogs.dataset.annotations.saved import RemovedImageError
 from segmint.catalogs.dataset.outputs import unknown_files
-from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
-from tests.support.answered import counts_of
+from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from tests.support.locations import location_of
+from tests.support.submissions import counts_of
 
 
 def rating(**fields: Any) -> Rating:
@@ -100,8 +100,10 @@ def test_a_file_that_is_no_rating_is_an_error_at_its_place(dataset: str) -> None
 
 def test_a_rating_of_an_image_that_was_taken_down_is_not_kept(dataset: str) -> None:
     location = location_of(dataset)
-    image = TakenImage(ordinal=0, id=1, image_id="a", uri="a.jpg", sha256=None)
-    put_tombstone(location, Tombstone(asked=Asked(), reason="asked", when="2026-11-22T10:00:00Z", images=(image,)))
-    with pytest.raises(TakenDownError, match=r"^image 1 was taken down: its ratings are not kept$"):
+    image = RemovedImage(ordinal=0, id=1, image_id="a", uri="a.jpg", sha256=None)
+    put_tombstone(
+        location, Tombstone(request=TakedownRequest(), reason="asked", when="2026-11-22T10:00:00Z", images=(image,))
+    )
+    with pytest.raises(RemovedImageError, match=r"^image 1 was taken down: its ratings are not kept$"):
         put_rating(location, rating())
     assert list_ratings(location) == []

@@ -28,7 +28,7 @@ from tests.support.locations import location_of
 SIZE = 10_000
 
 
-class Files:
+class CacheFiles:
     """Files of one size in a folder that stands for a store, each with its entry."""
 
     def __init__(self, folder: Path) -> None:
@@ -43,8 +43,8 @@ class Files:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Files:
-    return Files(tmp_path / "store")
+def files(tmp_path: Path) -> CacheFiles:
+    return CacheFiles(tmp_path / "store")
 
 
 def read(cache: ShardCache, source: Location, entry: FileEntry, check: bool = True) -> bytes:
@@ -56,7 +56,7 @@ def copies(cache: ShardCache) -> set[Path]:
     return {path for path in cache.folder.iterdir() if path.is_file()}
 
 
-def test_the_least_recently_used_copies_make_room(files: Files, tmp_path: Path) -> None:
+def test_the_least_recently_used_copies_make_room(files: CacheFiles, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", 3 * SIZE)
     made = [files.make(number) for number in range(4)]
     for number in (0, 1, 2, 0, 3):
@@ -65,7 +65,7 @@ def test_the_least_recently_used_copies_make_room(files: Files, tmp_path: Path) 
     assert copies(cache) == {cache.path(made[number][1]) for number in (2, 0, 3)}
 
 
-def test_a_copy_is_made_once_and_used_again(files: Files, tmp_path: Path) -> None:
+def test_a_copy_is_made_once_and_used_again(files: CacheFiles, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", 3 * SIZE)
     source, entry = files.make(1)
     read(cache, source, entry)
@@ -74,7 +74,7 @@ def test_a_copy_is_made_once_and_used_again(files: Files, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"x" + data[1:]])
-def test_damaged_copies_are_fetched_again(files: Files, tmp_path: Path, damage) -> None:
+def test_damaged_copies_are_fetched_again(files: CacheFiles, tmp_path: Path, damage) -> None:
     cache = ShardCache(tmp_path / "cache", 3 * SIZE)
     source, entry = files.make(1)
     read(cache, source, entry)
@@ -83,7 +83,7 @@ def test_damaged_copies_are_fetched_again(files: Files, tmp_path: Path, damage) 
     assert read(cache, source, entry) == b"\x01" * SIZE
 
 
-def test_a_damaged_source_is_an_error_and_leaves_nothing(files: Files, tmp_path: Path) -> None:
+def test_a_damaged_source_is_an_error_and_leaves_nothing(files: CacheFiles, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", 3 * SIZE)
     source, entry = files.make(1)
     source.put(b"y" * SIZE)
@@ -92,7 +92,7 @@ def test_a_damaged_source_is_an_error_and_leaves_nothing(files: Files, tmp_path:
     assert copies(cache) == set()
 
 
-def test_a_hash_that_leads_out_of_the_cache_is_refused(files: Files, tmp_path: Path) -> None:
+def test_a_hash_that_leads_out_of_the_cache_is_refused(files: CacheFiles, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", 3 * SIZE)
     outside = tmp_path / "mine.copy"
     outside.write_bytes(b"kept")
@@ -102,7 +102,7 @@ def test_a_hash_that_leads_out_of_the_cache_is_refused(files: Files, tmp_path: P
     assert outside.read_bytes() == b"kept"
 
 
-def test_a_copy_that_is_taken_away_can_be_read_on(files: Files, tmp_path: Path) -> None:
+def test_a_copy_that_is_taken_away_can_be_read_on(files: CacheFiles, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", SIZE)
     one, other = files.make(1), files.make(2)
     with cache.open(*one, check=True) as copy:
@@ -111,13 +111,13 @@ def test_a_copy_that_is_taken_away_can_be_read_on(files: Files, tmp_path: Path) 
         assert copy.read() == b"\x01" * SIZE
 
 
-def test_a_bound_below_one_shard_says_so(files: Files, tmp_path: Path) -> None:
+def test_a_bound_below_one_shard_says_so(files: CacheFiles, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", SIZE - 1)
     with pytest.raises(UsageError, match="bounded to 9,999 bytes, and one shard has 10,000"):
         cache.open(*files.make(1), check=True)
 
 
-def test_files_of_others_in_its_folder_are_kept(files: Files, tmp_path: Path) -> None:
+def test_files_of_others_in_its_folder_are_kept(files: CacheFiles, tmp_path: Path) -> None:
     folder = tmp_path / "scratch"
     folder.mkdir()
     for name in ("thesis.txt", ".tmp-of-another", f"{0:064x}"):
@@ -130,7 +130,7 @@ def test_files_of_others_in_its_folder_are_kept(files: Files, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("under", ["file", "file/cache", "/proc/cache"])
-def test_a_folder_that_cannot_be_used_says_so(files: Files, tmp_path: Path, under: str) -> None:
+def test_a_folder_that_cannot_be_used_says_so(files: CacheFiles, tmp_path: Path, under: str) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UsageError, match=r"the cache .* cannot be used: .* Expected a folder on a local disk"):
         ShardCache(tmp_path / under, SIZE).open(*files.make(1), check=True)
@@ -148,7 +148,7 @@ def test_the_folder_is_the_same_wherever_a_process_goes(
     assert [each and each.folder for each in found] == [tmp_path / "home/cache", tmp_path / "cache"]
 
 
-def test_room_that_others_took_is_waited_for(files: Files, tmp_path: Path) -> None:
+def test_room_that_others_took_is_waited_for(files: CacheFiles, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", 2 * SIZE)
     cache.folder.mkdir()
     taken = cache.folder / f".tmp-{0:032x}.copy"
@@ -180,7 +180,7 @@ cache.ShardCache(Path(sys.argv[1]), most).open(Location(Storage(), "/none"), ent
 """
 
 
-def test_room_that_a_killed_process_took_is_free_at_once(files: Files, tmp_path: Path) -> None:
+def test_room_that_a_killed_process_took_is_free_at_once(files: CacheFiles, tmp_path: Path) -> None:
     cache, made = ShardCache(tmp_path / "cache", SIZE), files.make(1)
     with (
         subprocess.Popen(
@@ -218,7 +218,7 @@ for _ in range(60):
 """
 
 
-def test_the_bound_holds_for_several_processes(files: Files, tmp_path: Path) -> None:
+def test_the_bound_holds_for_several_processes(files: CacheFiles, tmp_path: Path) -> None:
     for number in range(8):
         files.make(number)
     folder, most = tmp_path / "cache", 4 * SIZE
@@ -239,7 +239,9 @@ def test_the_bound_holds_for_several_processes(files: Files, tmp_path: Path) -> 
     assert sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) <= most
 
 
-def test_threads_of_a_process_fetch_a_file_once(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_of_a_process_fetch_a_file_once(
+    files: CacheFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache, made, fetched = ShardCache(tmp_path / "cache", 3 * SIZE), files.make(1), []
     copied = module._copied
 

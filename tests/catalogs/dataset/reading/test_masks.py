@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segmint.catalogs.dataset.reader import MaskAnnotation
-from segmint.catalogs.dataset.reading.opened import Masks
+from segmint.catalogs.dataset.reading.opened import MaskSequence
 
 NUMBERS = st.floats(0, 5000)
 SCORES = st.none() | st.floats(0, 1)
@@ -27,7 +27,7 @@ ANNOTATIONS = st.fixed_dictionaries(
 
 @given(st.lists(ANNOTATIONS, max_size=6), st.slices(6))
 def test_they_are_those_of_a_list(annotations: list[dict], part: slice) -> None:
-    masks, expected = Masks(annotations, (60, 80)), [MaskAnnotation.from_json(value) for value in annotations]
+    masks, expected = MaskSequence(annotations, (60, 80)), [MaskAnnotation.from_json(value) for value in annotations]
     assert list(masks) == expected
     assert masks == expected
     assert masks == pickle.loads(pickle.dumps(masks))
@@ -63,12 +63,12 @@ GOOD = {
     ],
 )
 def test_odd_ones_are_refused(changes: dict) -> None:
-    assert len(Masks([GOOD], (60, 80))) == 1
+    assert len(MaskSequence([GOOD], (60, 80))) == 1
     with pytest.raises((KeyError, TypeError, ValueError)):
-        Masks([GOOD, {**GOOD, **changes}], (60, 80))
+        MaskSequence([GOOD, {**GOOD, **changes}], (60, 80))
 
 
 @pytest.mark.parametrize("key", list(GOOD))
 def test_none_may_lack_a_key(key: str) -> None:
     with pytest.raises(KeyError, match=key):
-        Masks([{name: value for name, value in GOOD.items() if name != key}], (60, 80))
+        MaskSequence([{name: value for name, value in GOOD.items() if name != key}], (60, 80))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.reading.places import Place, Places, find_places
+from segmint.catalogs.dataset.reading.places import MemberRange, Places, find_places
 from segmint.catalogs.layout import DamagedDatasetError
 from tests.support.bombs import hostile_tar
 from tests.support.locations import location_of
@@ -73,7 +73,7 @@ def test_a_place_takes_few_bytes() -> None:
     tracemalloc.start()
     places = Places()
     for number in range(1000):
-        places.append(Place((1500 * number + 10**9, 900) if number % 2 else None, (1500 * number + 10**6, 300)))
+        places.append(MemberRange((1500 * number + 10**9, 900) if number % 2 else None, (1500 * number + 10**6, 300)))
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert taken < 40 * len(places)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
+from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions import digest
 from segmint.catalogs.dataset.versions.digest import current_digest, drop_cached_leaves, short_digest, take_snapshot
 from segmint.infra.errors import UsageError
@@ -14,7 +14,7 @@ from segmint.infra.storage.storage import Storage
 from tests.support.committed import write_dataset, write_generation
 from tests.support.everything import upload
 from tests.support.locations import location_of
-from tests.support.stepped import Stepped, stepping
+from tests.support.stepped import SteppedThreads, stepping
 
 
 def test_the_digest_can_be_computed_without_segmint(dataset: str) -> None:
@@ -35,15 +35,15 @@ def test_the_digest_can_be_computed_without_segmint(dataset: str) -> None:
 
 def test_a_digest_is_of_one_moment(dataset: str) -> None:
     """A shard is replaced and an image taken down between the listings of commits and of tombstones."""
-    image = TakenImage(ordinal=0, id=1, image_id="image-0", uri="/photos/0.jpg", sha256=None)
+    image = RemovedImage(ordinal=0, id=1, image_id="image-0", uri="/photos/0.jpg", sha256=None)
     with stepping():
-        reader = Stepped(lambda: take_snapshot(location_of(dataset)))
+        reader = SteppedThreads(lambda: take_snapshot(location_of(dataset)))
         while not reader.next_call.endswith("/dataset.json"):
             reader.step()
         states = {current_digest(location_of(dataset))}
         write_generation(location_of(dataset), shard=1, generation=2, refuse=3)
         states.add(current_digest(location_of(dataset)))
-        tombstone = Tombstone(asked=Asked(ids=("1",)), reason="asked", when="now", images=(image,))
+        tombstone = Tombstone(request=TakedownRequest(ids=("1",)), reason="asked", when="now", images=(image,))
         put_tombstone(location_of(dataset), tombstone)
         states.add(current_digest(location_of(dataset)))
         reader.finish()
@@ -63,8 +63,8 @@ def test_only_what_the_dataset_is_changes_its_digest(dataset: str) -> None:
     seen.add(current_digest(location))
     (location / "commits/000001.g1.json").delete()  # a replaced commit does not count
     assert current_digest(location) in seen
-    image = TakenImage(ordinal=0, id=1, image_id="image-0", uri="/photos/0.jpg", sha256=None)
-    put_tombstone(location, Tombstone(asked=Asked(ids=("1",)), reason="asked", when="now", images=(image,)))
+    image = RemovedImage(ordinal=0, id=1, image_id="image-0", uri="/photos/0.jpg", sha256=None)
+    put_tombstone(location, Tombstone(request=TakedownRequest(ids=("1",)), reason="asked", when="now", images=(image,)))
     seen.add(current_digest(location))
     (location / "commits/000002.g1.json").delete()
     seen.add(current_digest(location))

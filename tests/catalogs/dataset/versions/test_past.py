@@ -7,7 +7,7 @@ import pytest
 from segmint import open_dataset
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.reader import Dataset
-from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
+from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions.past import RemovedVersionError
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.catalogs.layout import DamagedDatasetError
@@ -49,8 +49,8 @@ def test_an_error_says_which_correction_removed_what(dataset: str) -> None:
     location = location_of(dataset)
     put_version(location, "build", now=NOW)
     write_generation(location, shard=0, generation=2, refuse=2)
-    image = TakenImage(ordinal=0, id=1, image_id="image-0", uri="/photos/0.jpg", sha256=None)
-    tombstone = Tombstone(asked=Asked(ids=("1",)), reason="its author asked", when="now", images=(image,))
+    image = RemovedImage(ordinal=0, id=1, image_id="image-0", uri="/photos/0.jpg", sha256=None)
+    tombstone = Tombstone(request=TakedownRequest(ids=("1",)), reason="its author asked", when="now", images=(image,))
     put_tombstone(location, tombstone)
     assert ids_of(dataset, 1) == [1, 2, 4, 5, 7, 8], "the files are still there"
     (location / "commits/000000.g1.json").delete()

@@ -15,7 +15,7 @@ from segmint.model.automatic import tiled_upscaling
 from segmint.model.automatic.crops import generate_crops
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.on_device.crops import DeviceCrops, chunk_sizes
-from segmint.model.automatic.records import Generated
+from segmint.model.automatic.records import GeneratedMasks
 from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import KernelsWithFallback
@@ -50,7 +50,7 @@ def features(predictor: Predictor, image: np.ndarray) -> torch.Tensor:
     return predictor.embed(image).features
 
 
-class Embedded(Predictor):
+class NullPredictor(Predictor):
     """A predictor that encodes nothing: an encode takes longer than all that is tested here.
 
     A crop looks like the image or, if the one before does, like its mirror image.
@@ -65,11 +65,11 @@ class Embedded(Predictor):
 
 
 @pytest.fixture(scope="module")
-def expected(predictor: Predictor, features: torch.Tensor, image: np.ndarray) -> Generated:
-    return MaskGenerator(Embedded(predictor, features), SETTINGS).generate(image)
+def expected(predictor: Predictor, features: torch.Tensor, image: np.ndarray) -> GeneratedMasks:
+    return MaskGenerator(NullPredictor(predictor, features), SETTINGS).generate(image)
 
 
-def check_same(found: Generated, expected: Generated) -> None:
+def check_same(found: GeneratedMasks, expected: GeneratedMasks) -> None:
     """The same masks, whose last bits differ: sums have another order than on the CPU."""
     assert len(expected.records) > 5
     assert found.funnel == expected.funnel
@@ -83,9 +83,9 @@ def check_same(found: Generated, expected: Generated) -> None:
 
 @pytest.mark.long
 def test_shapes_that_are_fixed_find_the_cpus_masks(
-    predictor: Predictor, features: torch.Tensor, image: np.ndarray, expected: Generated
+    predictor: Predictor, features: torch.Tensor, image: np.ndarray, expected: GeneratedMasks
 ) -> None:
-    embedded = Embedded(predictor, features)
+    embedded = NullPredictor(predictor, features)
     generator = MaskGenerator(embedded, SETTINGS)
     generator._on_device = DeviceCrops(embedded, SETTINGS)
 
@@ -93,11 +93,11 @@ def test_shapes_that_are_fixed_find_the_cpus_masks(
 
 
 def test_a_whole_image_on_a_pretended_gpu_keeps_to_the_budgets_and_finds_the_same_masks(
-    predictor: Predictor, features: torch.Tensor, image: np.ndarray, expected: Generated
+    predictor: Predictor, features: torch.Tensor, image: np.ndarray, expected: GeneratedMasks
 ) -> None:
     with PretendedCuda() as device, pretended_mask_kernels(device):
         there = Predictor(device.moved(copy.deepcopy(predictor.sam)))
-        generator = MaskGenerator(Embedded(there, device.to_device(features)), SETTINGS)
+        generator = MaskGenerator(NullPredictor(there, device.to_device(features)), SETTINGS)
         assert generator.crops_per_batch == CUDA_BATCH
         reported: list[tuple[int, int]] = []
         generator.find(image, report=lambda *counts: reported.append(counts))  # graphs are captured
@@ -118,7 +118,7 @@ def test_a_whole_image_on_a_pretended_gpu_keeps_to_the_budgets_and_finds_the_sam
     assert str(tiled_upscaling.KERNELS._operations).endswith("mask_kernels.py'>"), "Triton's kernels failed"
 
 
-class Unencoded(nn.Module):
+class UnencodedPredictor(nn.Module):
     """An encoder of no kernels; its launches are counted from its graph."""
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
@@ -131,7 +131,7 @@ def test_a_whole_image_has_no_more_launches_than_its_budget_with_those_before_th
     try:
         with PretendedCuda(computing=False) as device, torch.inference_mode():
             there = Predictor(device.moved(copy.deepcopy(predictor.sam)))
-            there._encoder._eager = Unencoded()
+            there._encoder._eager = UnencodedPredictor()
             generator = MaskGenerator(there, SETTINGS)
             for _ in range(2):  # the first time, weights of interpolation are copied to the device
                 device.forget()

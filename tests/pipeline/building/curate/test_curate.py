@@ -13,13 +13,13 @@ from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.location import Location
 from segmint.pipeline.building.curate.curate import run_curate, write_curated
-from segmint.pipeline.building.curate.decide import Decision, Features, read_features
+from segmint.pipeline.building.curate.decide import CurationDecision, ImageFeatures, read_features
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import write_catalog, write_config
 from tests.support.locations import location_of
-from tests.support.minted import mint
 from tests.support.signed_images import data_mining
+from tests.support.small_dataset import mint
 
 LIMITS = {"fitness": {"min_sharpness": 20, "min_entropy": 2}}
 
@@ -88,7 +88,7 @@ def test_a_planted_catalog_ends_as_planted(
     parts = sorted(folder.glob("curated.parquet.curate/*/*.parquet"))
     assert [part.name for part in parts] == ["000000000000.parquet", "000000000007.parquet"]
     shutil.copytree(parts[0].parent, tmp_path / "parts")
-    monkeypatch.setattr("segmint.pipeline.building.curate.looking.ray_session", None)  # no image is read again
+    monkeypatch.setattr("segmint.pipeline.building.curate.inspecting.ray_session", None)  # no image is read again
     found = run_curate(config, str(catalog), str(output))
     whole = output.read_bytes()
     assert found.refused == {"duplicate_image": 3, "opted_out": 3, "unfit": 2}
@@ -132,7 +132,7 @@ def test_a_planted_catalog_ends_as_planted(
     output.unlink()
     shutil.copytree(tmp_path / "parts", parts[0].parent)
 
-    def beaten(parts_folder: Location, *arguments: Any) -> Features:
+    def beaten(parts_folder: Location, *arguments: Any) -> ImageFeatures:
         with monkeypatch.context() as other:
             other.setattr("segmint.pipeline.building.curate.curate.read_features", read_features)
             run_curate(config, str(catalog), str(output))
@@ -150,7 +150,7 @@ def test_a_planted_catalog_ends_as_planted(
     output.unlink()
     shutil.copytree(tmp_path / "parts", parts[0].parent)
 
-    def meanwhile(*arguments: Any) -> Features:
+    def meanwhile(*arguments: Any) -> ImageFeatures:
         catalog.write_text(catalog.read_text().replace("Ann", "Eve"))
         return read_features(*arguments)
 
@@ -195,4 +195,4 @@ def test_columns_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypa
     monkeypatch.setattr("segmint.pipeline.building.curate.curate.MOST_WAITING", 1000)
     catalog = write_catalog(tmp_path / "c.jsonl", [{"uri": "a.jpg", "license": "MIT", "pixels": "x" * 999}])
     with pytest.raises(UsageError, match=r"c\.jsonl: 65,536 rows up to row 1 .*: leave large columns out"):
-        write_curated(WholeCatalog(location_of(catalog)), tmp_path / "o.parquet", Decision({}, {}), "digest")
+        write_curated(WholeCatalog(location_of(catalog)), tmp_path / "o.parquet", CurationDecision({}, {}), "digest")

@@ -12,12 +12,12 @@ from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.infra.storage.storage import Storage
-from segmint.operators.curate.features import CurateTask, LookAtImages, part_name
-from segmint.operators.curate.look import LookConfig
+from segmint.operators.curate.features import CurateTask, InspectImages, part_name
+from segmint.operators.curate.inspect import InspectionConfig
 from segmint.operators.curate.settings import CurateConfig
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.pipeline.building.curate.decide import _attributions, decide, read_features
-from segmint.pipeline.building.curate.looking import Looked
+from segmint.pipeline.building.curate.inspecting import InspectionRun
 from tests.support.builds import write_catalog
 from tests.support.locations import location_of
 from tests.support.signed_images import data_mining
@@ -40,8 +40,8 @@ def decided(folder: Path, tmp_path: Path, *rows: dict[str, Any]) -> dict[int, tu
     catalog = write_catalog(folder / "catalog.jsonl", [{"license": "CC0-1.0", **row} for row in rows])
     normalized = normalize(location_of(catalog), tmp_path / "catalog.parquet")
     parts = location_of(tmp_path / "parts")
-    look = LookConfig(IngestConfig(), mirror=False, opt_outs=True, scorers=())
-    looker = LookAtImages(CurateTask(look, Storage(), str(catalog), parts))
+    look = InspectionConfig(IngestConfig(), mirror=False, opt_outs=True, scorers=())
+    looker = InspectImages(CurateTask(look, Storage(), str(catalog), parts))
     with NormalizedRows(location_of(normalized.path)) as source:
         (done,) = looker(source.read(0, len(rows))).to_pylist()
         looker.close()
@@ -117,8 +117,8 @@ def test_a_part_of_one_run_is_read_by_it_where_there_is_no_other(folder: Path, t
     (parts / part_name(0, suspect=True)).put((parts / part_name(0)).read())
     (parts / part_name(0)).delete()
     assert read_features(parts, 1, CurateConfig()).pixels.tolist() == [600 * 400]
-    assert Looked().missing(parts, 1) == [0]
-    assert Looked(suspects={0}).missing(parts, 1) == []
+    assert InspectionRun().missing(parts, 1) == [0]
+    assert InspectionRun(suspects={0}).missing(parts, 1) == []
 
 
 @pytest.mark.usefixtures("processes")

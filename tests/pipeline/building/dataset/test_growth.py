@@ -11,12 +11,12 @@ import pytest
 
 from segmint.catalogs.dataset.manifest import load_latest_manifest
 from segmint.catalogs.dataset.sweep import sweep
-from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.layout import part_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.building.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.corrections.amend import amend
 from segmint.pipeline.corrections.takedown import takedown
@@ -45,7 +45,7 @@ def configured(folder: Path, rows: list[dict[str, Any]], name: str = "catalog") 
     return load_config(str(write_config(folder / f"{name}.yaml", catalog, folder / "dataset")))
 
 
-def grown(folder: Path, rows: list[dict[str, Any]], storage: Storage | None = None, **options: str) -> OpenDataset:
+def grown(folder: Path, rows: list[dict[str, Any]], storage: Storage | None = None, **options: str) -> BuildDataset:
     return open_or_create(configured(folder, rows, **options), storage or Storage(), grow=True)
 
 
@@ -120,7 +120,7 @@ def test_pinned_rows_must_stay_as_they_were(tmp_path: Path, begun: Path, rows: l
     assert digests(begun) == before
 
 
-class Interrupted(Storage):
+class InterruptedBuild(Storage):
     """Real storage that does something once, before a put whose name has this ending."""
 
     def __init__(self, ending: str, act: Callable[[], object]) -> None:
@@ -147,12 +147,12 @@ def test_a_crash_before_the_manifest_leaves_nothing_visible(tmp_path: Path, begu
         raise StorageFaultError("the power is gone")
 
     with pytest.raises(StorageFaultError):
-        grown(tmp_path, LATER, Interrupted("dataset.g2.json", crash))
+        grown(tmp_path, LATER, InterruptedBuild("dataset.g2.json", crash))
     assert len(list((begun / "catalog").iterdir())) == 2
     assert len(open_or_create(configured(tmp_path, FIRST), Storage()).manifest.catalog) == 1
     left = digests(begun)
-    (claim,) = [path for path in left if path.startswith("claims/")]
-    del left[claim]
+    (reservation,) = [path for path in left if path.startswith("reservations/")]
+    del left[reservation]
     grown(tmp_path, LATER)
     after = digests(begun)
     assert set(after) - set(left) == {"dataset.g2.json"}
@@ -169,19 +169,19 @@ def test_a_sweep_spares_the_part_that_a_growing_build_has_claimed(tmp_path: Path
         raise StorageFaultError("the power is gone")
 
     with pytest.raises(StorageFaultError):
-        grown(tmp_path, LATER, Interrupted("dataset.g2.json", crash))
-    (claimed,) = {path for path in digests(begun) if path.startswith("catalog/part-1-")}
+        grown(tmp_path, LATER, InterruptedBuild("dataset.g2.json", crash))
+    (reserved,) = {path for path in digests(begun) if path.startswith("catalog/part-1-")}
     assert sweep_now() == []
     grown(tmp_path, LATER[::-1], name="reversed")  # its manifest is the generation that was claimed
-    assert not list((begun / "claims").iterdir())
-    assert sweep_now() == [claimed]
+    assert not list((begun / "reservations").iterdir())
+    assert sweep_now() == [reserved]
 
 
 @pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("ending", [".parquet", "dataset.g2.json"])
 def test_a_build_that_loses_goes_on_with_the_same_catalog(tmp_path: Path, begun: Path, ending: str) -> None:
     """Also where the winner's file has other bytes: the same rows in another order."""
-    dataset = grown(tmp_path, LATER, Interrupted(ending, lambda: grown(tmp_path, LATER[::-1], name="reversed")))
+    dataset = grown(tmp_path, LATER, InterruptedBuild(ending, lambda: grown(tmp_path, LATER[::-1], name="reversed")))
     assert load_latest_manifest(location_of(begun)) == (dataset.manifest, 2)
     uris = dataset.read_rows([3, 4]).column("uri").to_pylist()
     assert uris == ["photo_11.jpg", "photo_10.jpg", "photo_9.jpg", "photo_8.jpg"]
@@ -190,7 +190,7 @@ def test_a_build_that_loses_goes_on_with_the_same_catalog(tmp_path: Path, begun:
 @pytest.mark.usefixtures("weights")
 def test_a_build_that_loses_to_another_catalog_is_refused(tmp_path: Path, begun: Path) -> None:
     other = [*FIRST, row(20)]
-    storage = Interrupted("dataset.g2.json", lambda: grown(tmp_path, other, name="other"))
+    storage = InterruptedBuild("dataset.g2.json", lambda: grown(tmp_path, other, name="other"))
     with pytest.raises(UsageError, match=r"another build has grown (?s:.*)1 of 9 rows are gone"):
         grown(tmp_path, LATER, storage)
     dataset = open_or_create(configured(tmp_path, other), Storage())
@@ -217,9 +217,9 @@ def test_a_first_build_may_be_asked_to_grow(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("weights")
 def test_a_correction_of_the_catalog_meanwhile_does_not_keep_it_from_growing(tmp_path: Path, begun: Path) -> None:
     """A takedown also puts a generation of the manifest, with as many parts as before."""
-    asked = Asked(ids=("photo_2.jpg",))
+    asked = TakedownRequest(ids=("photo_2.jpg",))
     correct = partial(takedown, location_of(begun), asked, "a request")
-    dataset = grown(tmp_path, LATER, Interrupted("dataset.g2.json", correct))
+    dataset = grown(tmp_path, LATER, InterruptedBuild("dataset.g2.json", correct))
     assert load_latest_manifest(location_of(begun)) == (dataset.manifest, 3)
     assert [part.rows for part in dataset.manifest.catalog] == [8, 4]
     assert dataset.read_rows([3]).column("uri").to_pylist() == ["photo_8.jpg", "photo_9.jpg", "photo_10.jpg"]

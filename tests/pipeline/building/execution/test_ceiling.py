@@ -11,23 +11,23 @@ from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.cost import image_cost
-from segmint.pipeline.building.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.ceiling import Ceiling, CeilingMeter
-from segmint.pipeline.building.execution.stages import Pool
+from segmint.pipeline.building.execution.stages import ActorPool
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import write_catalog, write_config
 
 LAPTOP = Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=2)
 
 
-def opened(folder: Path, **changes: Any) -> tuple[Config, OpenDataset]:
+def opened(folder: Path, **changes: Any) -> tuple[Config, BuildDataset]:
     catalog = write_catalog(folder / "c.jsonl", [{"uri": "0.jpg", "license": "CC0-1.0"}])
     config = load_config(str(write_config(folder / "build.yaml", catalog, folder / "dataset", **changes)))
     return config, open_or_create(config, Storage())
 
 
-def pool(actors: int) -> Pool:
-    return Pool(actors, actors, num_cpus=1, num_gpus=0, calls_at_once=1)
+def pool(actors: int) -> ActorPool:
+    return ActorPool(actors, actors, num_cpus=1, num_gpus=0, calls_at_once=1)
 
 
 def test_a_local_cpu_is_measured_by_the_driver_and_counts_as_many_times_as_its_cores_allow(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from segmint.pipeline.building.execution.detector_nodes import start_detectors
 from segmint.pipeline.building.execution.node_detectors import NodeDetectors
 from segmint.pipeline.building.execution.stages import Stages, lay_out
 from tests.pipeline.building.execution.test_stages import opened
-from tests.support.torchscript import Magenta, saved
+from tests.support.torchscript import MagentaDetector, saved
 
 pytestmark = pytest.mark.ray
 
@@ -35,7 +35,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def stages(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Stages:
     folder = tmp_path_factory.mktemp("stages")
-    path = saved(Magenta(1), folder / "faces.ts")
+    path = saved(MagentaDetector(1), folder / "faces.ts")
     detectors = {"faces": {"detector": str(path)}, "plates": {"detector": "none"}}
     laid = lay_out(*opened(folder, deidentify=detectors, model={"device": "cpu"}), cluster)
     assert start_detectors(laid) is laid, "on CPUs there is nothing to start"

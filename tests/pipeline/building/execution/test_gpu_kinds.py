@@ -105,7 +105,7 @@ def test_the_flow_of_rows_asks_ray_for_the_kind_and_is_taken(tmp_path: Path, loc
         (stages, {"num_gpus": stages.segment_pool.num_gpus, "accelerator_type": "H100"}),
         (replace(stages, segment_pool=replace(stages.segment_pool, num_gpus=0.0)), {}),
     ):
-        describe = build.mint(rows, laid)._logical_plan.dag
+        describe = build.build_rows(rows, laid)._logical_plan.dag
         remote = describe.input_dependencies[0].ray_remote_args
         assert {name: remote[name] for name in ("num_gpus", "accelerator_type") if remote.get(name)} == asked
 
@@ -162,7 +162,7 @@ def test_the_flow_of_rows_runs_on_the_kind_that_it_asks_for(
     stages = replace(stages, rows_per_block=4, **pools)
     for name, stub in (("Prepare", _Pass), ("Segment", _Where), ("describe_table", _described)):
         monkeypatch.setattr(build, name, stub)
-    rows = build.mint(pa.table({"ordinal": list(range(10))}), stages).take_all()
+    rows = build.build_rows(pa.table({"ordinal": list(range(10))}), stages).take_all()
     assert sorted(row["ordinal"] for row in rows) == list(range(10))
     assert {row["kind"] for row in rows} == {"H100"}
     assert [row["call"] for row in sorted(rows, key=lambda row: row["ordinal"])] == [4] * 8 + [2] * 2, "a block a call"

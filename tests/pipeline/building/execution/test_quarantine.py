@@ -6,11 +6,11 @@ import pytest
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.ray_session import Cluster
-from segmint.infra.row_ledger import BarredRowError, Visit, _Turns
+from segmint.infra.row_ledger import BarredRowError, BlockEntry, _InFlight
 from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import faulted, rejected
 from segmint.operators.shards.write import ShardResult
-from segmint.pipeline.building.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.quarantine import ControlFailedError, Quarantine, Trials
 from segmint.pipeline.building.execution.stages import lay_out
 from segmint.pipeline.config.config import load_config
@@ -19,7 +19,7 @@ from tests.support.builds import write_catalog, write_config, write_photographs
 pytestmark = pytest.mark.ray
 
 
-def open_quarantine(folder: Path, cluster: Cluster, *others: str) -> tuple[Quarantine, OpenDataset]:
+def open_quarantine(folder: Path, cluster: Cluster, *others: str) -> tuple[Quarantine, BuildDataset]:
     """The quarantine of a dataset of four photographs in two shards, and of `others` in more of them."""
     names = [*write_photographs(folder, 4), *others]
     catalog = write_catalog(folder / "catalog.jsonl", [{"uri": name, "license": "CC0-1.0"} for name in names])
@@ -43,24 +43,24 @@ def test_a_suspect_that_is_segmented_alone_is_cleared(local_ray: Cluster, tmp_pa
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     rows, ledger = quarantine.open_window(dataset.read_rows([0, 1]))
     assert "reason" not in rows.column_names
-    Visit(ledger._book, _Turns()).begin(2)  # a stay that never ends, as in a worker that dies
-    with ledger.visit() as visit, pytest.raises(BarredRowError):
-        visit.begin(2)
+    BlockEntry(ledger._book, _InFlight()).begin(2)  # a stay that never ends, as in a worker that dies
+    with ledger.entry() as entry, pytest.raises(BarredRowError):
+        entry.begin(2)
     assert ledger.suspects() == [2]
-    assert quarantine.try_suspects(dataset.spans([0, 1])) == Trials(verdicts=0, held_back={})
+    assert quarantine.try_suspects(dataset.spans([0, 1])) == Trials(verdicts=0, on_hold={})
     assert quarantine.open_window(rows)[0].equals(rows)
 
 
 def test_rows_that_a_worker_died_with_together_run_alone_in_the_next_window(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     _, ledger = quarantine.open_window(dataset.read_rows([0, 1]))
-    dying = Visit(ledger._book, _Turns())
+    dying = BlockEntry(ledger._book, _InFlight())
     dying.begin(1)
     dying.begin(2)
-    with ledger.visit() as visit:
-        visit.begin(2)
-        visit.leave(2)
-    assert quarantine.try_suspects(dataset.spans([0, 1])) == Trials(verdicts=0, held_back={})
+    with ledger.entry() as entry:
+        entry.begin(2)
+        entry.leave(2)
+    assert quarantine.try_suspects(dataset.spans([0, 1])) == Trials(verdicts=0, on_hold={})
     _, shard_0 = quarantine.open_window(dataset.read_rows([0]))
     assert shard_0.alone() == [1]
     quarantine.try_suspects(dataset.spans([0]))
@@ -88,7 +88,7 @@ def test_a_suspect_is_tried_with_the_window_that_its_row_is_in(local_ray: Cluste
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     quarantine._known = {2: faulted({}, "segment", ControlFailedError("no worker lives"))}
     quarantine.open_window(dataset.read_rows([0]))
-    assert quarantine.try_suspects(dataset.spans([0])) == Trials(verdicts=0, held_back={})
+    assert quarantine.try_suspects(dataset.spans([0])) == Trials(verdicts=0, on_hold={})
     assert list(quarantine._known) == [2]
 
 
@@ -103,18 +103,18 @@ def test_a_row_whose_fault_stays_is_tried_alone_and_named(
     trials = []
     for _ in range(4):
         quarantine.open_window(dataset.read_rows([0, 2]))
-        quarantine.note(ShardResult(0, "held_back", {}, "1 of 2 rows could not be judged", (1,)))
-        quarantine.note(ShardResult(2, "held_back", {}, "2 of 2 rows could not be judged", (4, 5)))
-        trials.append(quarantine.try_alone(spans))
+        quarantine.note(ShardResult(0, "on_hold", {}, "1 of 2 rows could not be judged", (1,)))
+        quarantine.note(ShardResult(2, "on_hold", {}, "2 of 2 rows could not be judged", (4, 5)))
+        trials.append(quarantine.run_trials(spans))
     assert trials[:2] == [Trials(0, {}), Trials(0, {})]
     # One photograph comes through, the absent file gets its verdict, and the fault is named, in the next window too.
     assert [tried.verdicts for tried in trials[2:]] == [2, 0]
     assert quarantine._known[5]["reason"] == "not_found"
     assert list(quarantine._known) == [5]
     for tried in trials[2:]:
-        assert "row 1 (image_id" in tried.held_back[0]
-        assert "comes through alone" in tried.held_back[0]
-        said = tried.held_back[2]
+        assert "row 1 (image_id" in tried.on_hold[0]
+        assert "comes through alone" in tried.on_hold[0]
+        said = tried.on_hold[2]
         for part in ("row 4 (image_id", "hdfs://nowhere:1/user.jpg?token=[redacted]", "had a fault in 3 windows"):
             assert part in said
         for part in ("has it alone, too: prepare: StorageFaultError: cannot connect to hdfs://", "fix the cause"):

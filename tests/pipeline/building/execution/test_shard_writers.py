@@ -8,7 +8,7 @@ import ray
 from segmint.infra.ray_session import Cluster
 from segmint.operators.shards.write import ShardTask
 from segmint.pipeline.building.execution import shard_writers
-from segmint.pipeline.building.execution.cuts import Cut
+from segmint.pipeline.building.execution.cuts import BlockSlice
 from segmint.pipeline.building.execution.shard_writers import ShardWriters
 from tests.support.described_rows import accepted_row, described
 from tests.support.locations import handle_of
@@ -23,7 +23,11 @@ def shard_task(folder: Path, shard: int, rows: int) -> ShardTask:
 def test_every_shard_s_result_comes_once_from_references_alone(local_ray: Cluster, tmp_path: Path) -> None:
     # Two blocks of three rows for three shards of two: the middle shard is cut out of both.
     blocks = [ray.put(described([accepted_row(i) for i in rows])) for rows in ((0, 1, 2), (3, 4, 5))]
-    cuts = [[Cut(blocks[0], 0, 2)], [Cut(blocks[0], 2, 3), Cut(blocks[1], 0, 1)], [Cut(blocks[1], 1, 3)]]
+    cuts = [
+        [BlockSlice(blocks[0], 0, 2)],
+        [BlockSlice(blocks[0], 2, 3), BlockSlice(blocks[1], 0, 1)],
+        [BlockSlice(blocks[1], 1, 3)],
+    ]
     writers = ShardWriters(limit=1, check=lambda: None)
     results = []
     for shard, pieces in enumerate(cuts):
@@ -38,7 +42,7 @@ def test_every_shard_s_result_comes_once_from_references_alone(local_ray: Cluste
 def test_a_writer_s_error_reaches_the_driver(local_ray: Cluster, tmp_path: Path) -> None:
     block = ray.put(described([accepted_row(5)]))
     writers = ShardWriters(limit=2, check=lambda: None)
-    list(writers.submit(shard_task(tmp_path, 0, 1), [Cut(block, 0, 1)]))
+    list(writers.submit(shard_task(tmp_path, 0, 1), [BlockSlice(block, 0, 1)]))
     with pytest.raises(ray.exceptions.RayTaskError, match="takes the ordinals 0 to 0"):
         list(writers.drain())
 
@@ -59,7 +63,7 @@ def test_a_writer_whose_blocks_never_come_is_given_up(
             raise TimeoutError("nothing moves")
 
     writers = ShardWriters(limit=1, check=check)
-    list(writers.submit(shard_task(tmp_path, 0, 1), [Cut(never.remote(), 0, 1)]))
+    list(writers.submit(shard_task(tmp_path, 0, 1), [BlockSlice(never.remote(), 0, 1)]))
     (writer,) = writers._in_flight
     with pytest.raises(TimeoutError, match="nothing moves"):
         list(writers.drain())
@@ -70,6 +74,6 @@ def test_a_writer_whose_blocks_never_come_is_given_up(
 
 def test_a_writer_that_can_end_is_let_to_end(local_ray: Cluster, tmp_path: Path) -> None:
     writers = ShardWriters(limit=1, check=lambda: None)
-    list(writers.submit(shard_task(tmp_path, 0, 1), [Cut(ray.put(described([accepted_row(0)])), 0, 1)]))
+    list(writers.submit(shard_task(tmp_path, 0, 1), [BlockSlice(ray.put(described([accepted_row(0)])), 0, 1)]))
     writers.close()
     assert [path.name for path in (tmp_path / "commits").iterdir()] == ["000000.g1.json"]

@@ -12,7 +12,7 @@ from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import CropLayers
 from segmint.operators.segment.overlap import HostThreads
-from segmint.pipeline.building.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.stages import Stages, lay_out, lay_out_again
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import write_catalog, write_config
@@ -20,7 +20,7 @@ from tests.support.builds import write_catalog, write_config
 LAPTOP = Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=2)
 
 
-def opened(folder: Path, **changes: Any) -> tuple[Config, OpenDataset]:
+def opened(folder: Path, **changes: Any) -> tuple[Config, BuildDataset]:
     changes = {"resources": {}, **changes}
     catalog = write_catalog(folder / "c.jsonl", [{"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(100)])
     config = load_config(str(write_config(folder / "build.yaml", catalog, folder / "dataset", **changes)))
@@ -111,7 +111,7 @@ def test_segment_actors_leave_detector_processes_their_share(
     assert stages.detectors_share == config.detectors_share > 0
 
 
-def on_gpu(folder: Path, prepare: object = "auto", segment: object = "auto") -> tuple[Config, OpenDataset]:
+def on_gpu(folder: Path, prepare: object = "auto", segment: object = "auto") -> tuple[Config, BuildDataset]:
     """A dataset whose model and detectors run on GPUs."""
     config, dataset = opened(folder)
     resources = {"prepare": {"num_gpus": prepare}, "segment": {"num_gpus": segment}}

@@ -10,33 +10,33 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.reasons import Reason, reasons_to_retry
 from segmint.infra.metrics import RunMetrics
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.building.dataset.dataset import OpenDataset, open_or_create
+from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.work import MissingShards, RejectedRows
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import write_catalog, write_config
 from tests.support.locations import location_of
-from tests.support.minted import mint
 from tests.support.photographs import photograph
 from tests.support.signed_images import data_mining
+from tests.support.small_dataset import mint
 
 
 @pytest.fixture
-def opened(minted: Path, dataset: Path) -> tuple[Config, OpenDataset]:
+def opened(small_dataset: Path, dataset: Path) -> tuple[Config, BuildDataset]:
     """A copy of the small real dataset: row 2 refused for its license, row 7 not found, three rows a shard."""
-    config = load_config(str(minted.parent / "build.yaml"), [f"output={dataset}"])
+    config = load_config(str(small_dataset.parent / "build.yaml"), [f"output={dataset}"])
     return config, open_or_create(config, Storage())
 
 
-def rejected(opened: tuple[Config, OpenDataset], *reasons: Reason, wanted: range = range(3)) -> RejectedRows:
+def rejected(opened: tuple[Config, BuildDataset], *reasons: Reason, wanted: range = range(3)) -> RejectedRows:
     config, dataset = opened
     return RejectedRows(config, dataset, wanted, reasons)
 
 
-def commits(opened: tuple[Config, OpenDataset]) -> CommitLog:
+def commits(opened: tuple[Config, BuildDataset]) -> CommitLog:
     return CommitLog(opened[1].location)
 
 
-def test_shards_without_a_commit_are_missing(opened: tuple[Config, OpenDataset]) -> None:
+def test_shards_without_a_commit_are_missing(opened: tuple[Config, BuildDataset]) -> None:
     config, dataset = opened
     (Path(dataset.location.uri) / "commits" / "000001.g1.json").unlink()
     work = MissingShards(config, dataset, range(3), RunMetrics("small"))
@@ -48,7 +48,7 @@ def test_shards_without_a_commit_are_missing(opened: tuple[Config, OpenDataset])
     assert MissingShards(config, dataset, range(2, 3), RunMetrics("small")).left == []
 
 
-def test_what_is_held_back_comes_last_and_what_another_committed_is_done(opened: tuple[Config, OpenDataset]) -> None:
+def test_what_is_held_back_comes_last_and_what_another_committed_is_done(opened: tuple[Config, BuildDataset]) -> None:
     config, dataset = opened
     folder = Path(dataset.location.uri) / "commits"
     kept = {path: path.read_bytes() for path in sorted(folder.iterdir())}
@@ -75,7 +75,7 @@ def test_what_is_held_back_comes_last_and_what_another_committed_is_done(opened:
     ],
 )
 def test_rows_are_retried_by_their_reason(
-    opened: tuple[Config, OpenDataset], reasons: list[Reason], shards: list[int], ordinals: list[int]
+    opened: tuple[Config, BuildDataset], reasons: list[Reason], shards: list[int], ordinals: list[int]
 ) -> None:
     work = rejected(opened, *reasons)
     assert work.left == shards
@@ -87,13 +87,13 @@ def test_rows_are_retried_by_their_reason(
     ]
 
 
-def test_a_range_of_shards_limits_the_rows(opened: tuple[Config, OpenDataset]) -> None:
+def test_a_range_of_shards_limits_the_rows(opened: tuple[Config, BuildDataset]) -> None:
     both = Reason.LICENSE_NOT_ALLOWED, Reason.NOT_FOUND
     assert rejected(opened, *both, wanted=range(1, 3)).left == [2]
     assert rejected(opened, *both, wanted=range(1, 2)).left == []
 
 
-def test_a_row_is_retried_once_in_a_run(opened: tuple[Config, OpenDataset]) -> None:
+def test_a_row_is_retried_once_in_a_run(opened: tuple[Config, BuildDataset]) -> None:
     work = rejected(opened, Reason.LICENSE_NOT_ALLOWED, Reason.NOT_FOUND)
     assert work.settle([0, 2], done={0}) == 1
     assert work.left == [2]
@@ -101,7 +101,7 @@ def test_a_row_is_retried_once_in_a_run(opened: tuple[Config, OpenDataset]) -> N
     assert work.left == []
 
 
-def test_a_shard_that_another_replaced_is_left_alone(opened: tuple[Config, OpenDataset]) -> None:
+def test_a_shard_that_another_replaced_is_left_alone(opened: tuple[Config, BuildDataset]) -> None:
     work = rejected(opened, Reason.NOT_FOUND)
     log = commits(opened)
     commit = log.latest(2)

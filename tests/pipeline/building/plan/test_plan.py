@@ -18,16 +18,16 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import DeidentifyConfig
 from segmint.pipeline.building.dataset.dataset import open_or_create
-from segmint.pipeline.building.plan.answer import Plan
 from segmint.pipeline.building.plan.cpu_stages import recorded_seconds
 from segmint.pipeline.building.plan.estimates import Estimate
 from segmint.pipeline.building.plan.options import PlanOptions
 from segmint.pipeline.building.plan.plan import DEFAULT_SHARE, make_plan
+from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import ROOT, digests, small_catalog, write_catalog, write_config
 from tests.support.locations import location_of
-from tests.support.minted import mint
+from tests.support.small_dataset import mint
 
 GRID = {"points_per_side": 4, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
 ANYWHERE = {"threads": 1, "weights": "vit_h", "precision": "bf16"}
@@ -160,7 +160,7 @@ def test_a_dataset_that_grew_is_planned_part_by_part(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuildPlan]:
     """A plan from all eight rows of a catalog with one forbidden license and one absent image."""
     folder = tmp_path_factory.mktemp("plan")
     config = configured(folder, small_catalog(folder / "photos"))
@@ -170,7 +170,7 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
     return folder, plan
 
 
-def test_a_sample_of_all_rows_accounts_for_each(sampled: tuple[Path, Plan]) -> None:
+def test_a_sample_of_all_rows_accounts_for_each(sampled: tuple[Path, BuildPlan]) -> None:
     folder, plan = sampled
     sample = plan.sample
     assert sample is not None
@@ -202,7 +202,7 @@ def test_a_sample_of_all_rows_accounts_for_each(sampled: tuple[Path, Plan]) -> N
     assert sorted(path.name for path in folder.iterdir()) == ["build.yaml", "photos"]
 
 
-def test_a_build_writes_what_the_plan_said(sampled: tuple[Path, Plan]) -> None:
+def test_a_build_writes_what_the_plan_said(sampled: tuple[Path, BuildPlan]) -> None:
     folder, plan = sampled
     mint(folder / "build.yaml")
     masks = pq.ParquetDataset(sorted((folder / "dataset" / "masks").iterdir())).read()

@@ -8,19 +8,19 @@ import pytest
 from segmint.pipeline.building.status.drift import (
     LAST_SHARDS,
     SAMPLED_SHARDS,
-    Compared,
-    Counted,
+    DriftValue,
+    ShardNumbers,
     compare,
     last_and_sample,
 )
 from segmint.pipeline.building.status.totals import Totals
 
 EARLY = [
-    Counted(rows=10, images=8 + shard % 2, masks=800 + shard, faces=4 + shard % 3, plates=0) for shard in range(30)
+    ShardNumbers(rows=10, images=8 + shard % 2, masks=800 + shard, faces=4 + shard % 3, plates=0) for shard in range(30)
 ]
 
 
-def compared(late: list[Counted], early: list[Counted] = EARLY) -> dict[str, Compared]:
+def compared(late: list[ShardNumbers], early: list[ShardNumbers] = EARLY) -> dict[str, DriftValue]:
     both = [*late, *early]
     images = sum(shard.images for shard in both)
     totals = Totals(
@@ -37,7 +37,7 @@ def compared(late: list[Counted], early: list[Counted] = EARLY) -> dict[str, Com
     return {one.name: one for one in drift.compared}
 
 
-def unusual(*late: Counted) -> list[str]:
+def unusual(*late: ShardNumbers) -> list[str]:
     return [name for name, one in compared(list(late)).items() if one.unusual]
 
 
@@ -58,20 +58,20 @@ def test_shards_like_those_before_are_not_unusual() -> None:
 )
 def test_a_number_that_changes_is_called_unusual_alone(change: dict[str, int], name: str) -> None:
     fields: dict[str, Any] = {"rows": 10, "images": 8, "masks": 830, "faces": 5, "plates": 0, **change}
-    late = [Counted(**fields), Counted(**{**fields, "images": 9})]
+    late = [ShardNumbers(**fields), ShardNumbers(**{**fields, "images": 9})]
     assert unusual(*late) == [name]
 
 
 def test_tables_that_cannot_be_read_are_left_out() -> None:
-    broken = Counted(rows=10, images=8, masks=830, faces=None, plates=None)
+    broken = ShardNumbers(rows=10, images=8, masks=830, faces=None, plates=None)
     drift = compared([broken])
     assert (drift["faces an image"].last, drift["faces an image"].unusual) == (None, False)
     assert drift["masks an image"].last == 830 / 8
 
 
 def test_a_spread_of_few_tables_calls_nothing_unusual() -> None:
-    unread = [Counted(shard.rows, shard.images, shard.masks, faces=None, plates=None) for shard in EARLY]
-    late = [Counted(rows=10, images=8, masks=830, faces=80, plates=0)] * 2
+    unread = [ShardNumbers(shard.rows, shard.images, shard.masks, faces=None, plates=None) for shard in EARLY]
+    late = [ShardNumbers(rows=10, images=8, masks=830, faces=80, plates=0)] * 2
     for read, said in ((2, False), (5, False), (6, True)):
         assert compared(late, [*EARLY[:read], *unread[read:]])["faces an image"].unusual is said
 

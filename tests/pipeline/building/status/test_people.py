@@ -7,7 +7,7 @@ import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.infra.storage.location import Location
-from segmint.pipeline.building.status.answer import Prices, Status
+from segmint.pipeline.building.status.result import Prices, Status
 from segmint.pipeline.building.status.status import StatusReader
 from tests.support.committed import of_people, write_dataset, write_generation
 from tests.support.locations import location_of

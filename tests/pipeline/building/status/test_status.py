@@ -17,9 +17,9 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import NO_TIME, ObjectInfo
-from segmint.pipeline.building.dataset.dataset import OpenDataset
+from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.building.execution.accounting import account
-from segmint.pipeline.building.status.answer import Prices, Status
+from segmint.pipeline.building.status.result import Prices, Status
 from segmint.pipeline.building.status.status import StatusReader
 from tests.support.committed import write_dataset, write_generation
 from tests.support.locations import location_of
@@ -48,7 +48,7 @@ def status_of(dataset: Location) -> Status:
 def test_its_numbers_are_those_of_the_accounting(dataset: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
     told = status_of(dataset).to_dict()
-    run = OpenDataset(dataset, load_manifest(dataset), Path())
+    run = BuildDataset(dataset, load_manifest(dataset), Path())
     accounting = account(run, run.shards(), seconds=1.0, built={}).to_dict()
     assert {name: told[name] for name in ("rows", "written", "masks", "rejected", "shards", "missing_rows")} == {
         name: accounting[name] for name in ("rows", "written", "masks", "rejected", "shards", "missing_rows")
@@ -171,7 +171,7 @@ def test_what_is_held_back_keeps_its_time_when_the_next_shard_is_corrected(datas
     status = status_of(dataset)
     assert [gap.since for gap in status.gaps] == [before[0].since, None]  # evenly between the shards 2 and 6
     assert "7-8 (time unknown)" in "\n".join(status.lines())
-    assert status.to_dict()["held_back"][1]["since"] is None
+    assert status.to_dict()["on_hold"][1]["since"] is None
 
 
 def test_a_store_without_times_has_a_status_without_pace(dataset: Location, monkeypatch: pytest.MonkeyPatch) -> None:

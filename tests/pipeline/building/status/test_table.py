@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.manifest import DatasetManifest, Weights
+from segmint.catalogs.dataset.manifest import DatasetManifest, ModelWeights
 from segmint.catalogs.layout import MANIFEST
-from segmint.catalogs.lineage import Round, trainings
-from segmint.pipeline.building.status.answer import Prices, Status
+from segmint.catalogs.lineage import TrainingRound, trainings
 from segmint.pipeline.building.status.people import NOBODY
+from segmint.pipeline.building.status.result import Prices, Status
 from segmint.pipeline.building.status.table import StatusTable
 from segmint.pipeline.building.status.totals import Totals
 from tests.support.builds import segmint_here
@@ -22,7 +22,7 @@ A, B, C, D, X = (letter * 64 for letter in "abcdf")
 
 
 def row(name: str, *weights: str) -> Status:
-    lineage: tuple[Round, ...] = chain_of(*weights) if len(weights) > 1 else ()
+    lineage: tuple[TrainingRound, ...] = chain_of(*weights) if len(weights) > 1 else ()
     return Status(
         dataset=name,
         name=name,
@@ -34,7 +34,7 @@ def row(name: str, *weights: str) -> Status:
         gaps=(),
         drift=None,
         round=trainings(lineage),
-        weights=Weights(name="sam.pth", sha256=weights[-1]),
+        weights=ModelWeights(name="sam.pth", sha256=weights[-1]),
         trainings=lineage,
         people=NOBODY,
     )
@@ -68,7 +68,7 @@ def rounds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     (part,) = begun.catalog
     changes = {
         "name": "small-1",
-        "weights": Weights(name="sam-11.pth", sha256=TRAINED),
+        "weights": ModelWeights(name="sam-11.pth", sha256=TRAINED),
         "lineage": lineage,
         "catalog": (part.model_copy(update={"rows": 6}),),
     }
@@ -127,7 +127,7 @@ def test_lineages_are_told_apart(rounds: tuple[Path, Path], tmp_path: Path) -> N
     (other / "commits/000000.g1.json").unlink()
     manifest = DatasetManifest.from_json((other / MANIFEST).read_bytes())
     (other / MANIFEST).write_bytes(
-        manifest.model_copy(update={"weights": Weights(name="vit_h", sha256="f" * 64)}).to_json()
+        manifest.model_copy(update={"weights": ModelWeights(name="vit_h", sha256="f" * 64)}).to_json()
     )
     head, *lines = segmint_here("status", other, *rounds).splitlines()
     assert head.split()[:3] == ["dataset", "lineage", "round"]

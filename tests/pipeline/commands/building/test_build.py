@@ -33,9 +33,9 @@ def failing(wanted: str) -> Callable[[str, Callable[[], Any], Any], Any]:
 
 
 @pytest.mark.parametrize("call", FAULTS)
-def test_the_accounting_is_printed_if_the_end_cannot_be_recorded(minted: Path, dataset: Path, call: str) -> None:
+def test_the_accounting_is_printed_if_the_end_cannot_be_recorded(small_dataset: Path, dataset: Path, call: str) -> None:
     def build() -> Any:
-        config = minted.parent / "build.yaml"
+        config = small_dataset.parent / "build.yaml"
         return CliRunner().invoke(app, ["build", str(config), "--json", "--set", f"output={dataset}"])
 
     with gated(failing(call)):

@@ -137,7 +137,7 @@ def test_redact(dataset: Path, tmp_path: Path) -> None:
         "changed_images": 1,
         "changed_shards": [0],
         "removed_links": [],
-        "kept_by_training": [],
+        "training_cache": [],
         "version": {"digest": current_digest(location_of(dataset)), "number": 1},
     }
     done = run("redact", dataset, "--regions", path, "--yes")

@@ -8,13 +8,13 @@ from typer.testing import CliRunner
 
 from segmint.pipeline.commands.cli import app
 from tests.support.imported import FIRST, write_coco
-from tests.support.protocol import Place, contents, two_shards
+from tests.support.protocol import DatasetPath, contents, two_shards
 
 APART = (22, 5, 28, 30)
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
+def place() -> Iterator[DatasetPath]:
     with two_shards() as place:
         yield place
 
@@ -25,7 +25,7 @@ def run(*words: object, code: int = 0) -> str:
     return result.output
 
 
-def test_it_lists_and_then_imports(place: Place) -> None:
+def test_it_lists_and_then_imports(place: DatasetPath) -> None:
     file = write_coco(place, {1: [(FIRST, None), (APART, None)]})
     before = contents(place)
     listed = json.loads(run(place.uri, file, "--replace", "--dry-run", "--json"))
@@ -54,13 +54,13 @@ def test_it_lists_and_then_imports(place: Place) -> None:
         (["SET", "FILE", "--format", "label-studio", "--add", "--yes"], "cannot be read as Label Studio's tasks"),
     ],
 )
-def test_what_is_missing_is_named(place: Place, words: list[str], message: str) -> None:
+def test_what_is_missing_is_named(place: DatasetPath, words: list[str], message: str) -> None:
     file = str(write_coco(place, {1: []}))
     output = run(*(word.replace("FILE", file).replace("SET", place.uri) for word in words), code=2)
     assert message in " ".join(output.split())
 
 
-def test_a_folder_and_another_dataset(place: Place, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_folder_and_another_dataset(place: DatasetPath, tmp_path_factory: pytest.TempPathFactory) -> None:
     import tarfile
 
     tar = place.log.latest(1)

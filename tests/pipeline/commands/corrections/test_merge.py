@@ -4,10 +4,10 @@ import json
 
 from typer.testing import CliRunner
 
-from segmint.catalogs.dataset.annotations.answers import put_answer
+from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.pipeline.commands.cli import app
-from tests.support.answered import answer_to, new_mask
 from tests.support.protocol import contents, two_shards
+from tests.support.submissions import answer_to, new_mask
 
 
 def run(*words: object, code: int = 0) -> str:
@@ -18,7 +18,7 @@ def run(*words: object, code: int = 0) -> str:
 
 def test_it_lists_and_then_merges() -> None:
     with two_shards() as place:
-        assert put_answer(place.location, answer_to(place.location, 1, [new_mask((22, 5, 28, 30))]))
+        assert put_submission(place.location, answer_to(place.location, 1, [new_mask((22, 5, 28, 30))]))
         before = contents(place)
         listed = json.loads(run(place.uri, "--dry-run", "--json"))
         assert (listed["images"], listed["answered"], listed["masks"]["added"]) == (1, 1, 1)

@@ -60,7 +60,7 @@ def test_two_weights_with_groups_on_a_page(dataset: Path, other_weights: Path, t
     answer = json.loads((out / "evaluation.json").read_bytes())
     assert answer["settings"] == {"clicks": [1, 2, 3], "first_click": "random", "several_clicks": "single", "seed": 3}
     assert answer["truth"][0]["truth"] == "human"
-    assert (answer["computed_on"], answer["images"], answer["left_out"]["count"]) == ("cpu, fp32", 3, 0)
+    assert (answer["computed_on"], answer["images"], answer["skipped"]["count"]) == ("cpu, fp32", 3, 0)
     rows = pq.read_table(out / "results.parquet").to_pylist()
     found = [(row["image_id"], row["mask"], row["weights"], row["group"], row["source"]) for row in rows]
     assert found == [
@@ -111,7 +111,7 @@ def test_json_without_a_folder_and_what_was_left_out(dataset: Path, tmp_path: Pa
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
     assert (answer["images"], answer["masks"]) == (1, 1)
-    assert [each["why"] for each in answer["left_out"]["first"]] == ["mask 2: it has no pixels"]
+    assert [each["why"] for each in answer["skipped"]["first"]] == ["mask 2: it has no pixels"]
     assert answer["truth"][0]["kind"] == "coco"
 
 

@@ -17,7 +17,7 @@ from tests.support.committed_shard import CommittedShard
 from tests.support.foreign_data import loosen
 from tests.support.locations import location_of
 from tests.support.planting import ShardEdit
-from tests.support.torchscript import Magenta, saved, spot
+from tests.support.torchscript import MagentaDetector, saved, spot
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def dataset(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def copy(minted: Path, tmp_path: Path) -> Path:
+def copy(small_dataset: Path, tmp_path: Path) -> Path:
     """A copy of the small real dataset."""
-    return Path(shutil.copytree(minted, tmp_path / "copy"))
+    return Path(shutil.copytree(small_dataset, tmp_path / "copy"))
 
 
 @pytest.fixture
@@ -60,8 +60,8 @@ def test_nothing_is_written_into_the_dataset(dataset: str, option: str) -> None:
     assert not Path(target).parent.exists()
 
 
-def test_all_is_audited_without_options(minted: Path) -> None:
-    done = run(str(minted))
+def test_all_is_audited_without_options(small_dataset: Path) -> None:
+    done = run(str(small_dataset))
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[0] == "verdict: no finding"
@@ -70,8 +70,8 @@ def test_all_is_audited_without_options(minted: Path) -> None:
     assert "faces found by mtcnn at score 0.7 or over in 0 of 6 images" in done.stdout
 
 
-def test_the_whole_answer_as_json(minted: Path) -> None:
-    done = run(str(minted), "--privacy-sample", "1", "--json")
+def test_the_whole_answer_as_json(small_dataset: Path) -> None:
+    done = run(str(small_dataset), "--privacy-sample", "1", "--json")
     value = json.loads(done.stdout)
     assert value["scope"] == "all"
     assert {"licenses", "privacy", "duplicates", "statistics"} <= set(value)
@@ -79,7 +79,7 @@ def test_the_whole_answer_as_json(minted: Path) -> None:
 
 
 def test_what_another_detector_finds_is_exit_code_1(dataset_with_a_spot: Path, tmp_path: Path) -> None:
-    detector = f"plate={saved(Magenta(least=20), tmp_path / 'spot.pt')}"
+    detector = f"plate={saved(MagentaDetector(least=20), tmp_path / 'spot.pt')}"
     done = run(str(dataset_with_a_spot), "--privacy-sample", "all", "--detector", detector)
     assert done.exit_code == 1, done.output
     assert "a plate by spot.pt at score 0.95, and not by clp" in done.stdout
@@ -87,8 +87,8 @@ def test_what_another_detector_finds_is_exit_code_1(dataset_with_a_spot: Path, t
     assert run(str(dataset_with_a_spot), "--privacy-sample", "all").exit_code == 0
 
 
-def test_nothing_looked_at_is_exit_code_1_unless_it_was_left_out(minted: Path, tmp_path: Path) -> None:
-    folder = loosen(minted, tmp_path / "loose")
+def test_nothing_looked_at_is_exit_code_1_unless_it_was_left_out(small_dataset: Path, tmp_path: Path) -> None:
+    folder = loosen(small_dataset, tmp_path / "loose")
     done = run(str(folder))
     assert done.exit_code == 1, done.output
     assert done.stdout.splitlines()[0].startswith("verdict: nothing was looked at for faces and plates")
@@ -143,8 +143,8 @@ def test_a_deleted_commit_is_a_finding_where_the_dataset_must_be_complete(copy: 
     assert told in done.stdout
 
 
-def test_what_segmint_did_not_write_is_never_complete(minted: Path, tmp_path: Path) -> None:
-    done = run(str(loosen(minted, tmp_path / "loose")), "--complete")
+def test_what_segmint_did_not_write_is_never_complete(small_dataset: Path, tmp_path: Path) -> None:
+    done = run(str(loosen(small_dataset, tmp_path / "loose")), "--complete")
     assert (done.exit_code, "leave out --complete" in done.output) == (2, True)
 
 

@@ -17,13 +17,13 @@ from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.pipeline.commands.cli import app
 from tests.support.locations import location_of
-from tests.support.protocol import Place, begin, write
+from tests.support.protocol import DatasetPath, begin, write
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """A dataset of two shards with a recorded version."""
-    place = Place(str(tmp_path / "dataset"))
+    place = DatasetPath(str(tmp_path / "dataset"))
     begin(place)
     write(place, 0)
     write(place, 1)
@@ -68,7 +68,7 @@ def test_sign_and_verify(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_diff(dataset: Path) -> None:
-    write(Place(str(dataset)), 1, variant=2, generation=2)
+    write(DatasetPath(str(dataset)), 1, variant=2, generation=2)
     done = run("diff", dataset, dataset, "--version-a", 1)
     assert (done.exit_code, done.stderr) == (0, "")
     assert "  added       1 image: image-5" in done.stdout.splitlines()

@@ -6,28 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
+from segmint.catalogs.dataset.tombstones import TakedownRequest as TakedownAsked
 from segmint.infra.errors import UsageError
 from segmint.operators.rows import to_table
 from segmint.operators.schemas import DESCRIBED
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.pipeline.corrections.imports.files import ImportFormat
-from segmint.pipeline.corrections.imports.imports import Asked, import_masks, list_import
-from segmint.pipeline.corrections.imports.merge import Mode
+from segmint.pipeline.corrections.imports.imports import ImportRequest, import_masks, list_import
+from segmint.pipeline.corrections.imports.merge import ImportMode
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.described_rows import accepted_row, described, rejected_row
 from tests.support.imported import import_coco, masks_of, write_coco
 from tests.support.locations import location_of
-from tests.support.protocol import Place, contents, two_shards, write
+from tests.support.protocol import DatasetPath, contents, two_shards, write
 
 NEAR = (2, 3, 12, 18)  # IoU 0.88 with the first mask of an image
 APART = (22, 5, 28, 30)
 
 
 @pytest.fixture
-def places() -> Iterator[tuple[Place, Place]]:
+def places() -> Iterator[tuple[DatasetPath, DatasetPath]]:
     """Two datasets of the same photographs; in the first one people changed masks of images 1, 2, 4 and 5."""
     with ExitStack() as stack:
         first, second = (stack.enter_context(two_shards()) for _ in range(2))
@@ -36,15 +36,15 @@ def places() -> Iterator[tuple[Place, Place]]:
         yield first, second
 
 
-def carry(first: Place, second: Place, mode: Mode = Mode.CARRY) -> Asked:
-    return Asked(location_of(first.uri), ImportFormat.DATASET, mode)
+def carry(first: DatasetPath, second: DatasetPath, mode: ImportMode = ImportMode.CARRY) -> ImportRequest:
+    return ImportRequest(location_of(first.uri), ImportFormat.DATASET, mode)
 
 
-def test_masks_of_people_are_carried_with_what_is_said_of_them(places: tuple[Place, Place]) -> None:
+def test_masks_of_people_are_carried_with_what_is_said_of_them(places: tuple[DatasetPath, DatasetPath]) -> None:
     first, second = places
     before = masks_of(first, 0)
     listed = list_import(second.location, carry(first, second))
-    assert (listed.images, listed.masks["corrected"], listed.masks["added"], listed.left_masks) == (3, 1, 3, {})
+    assert (listed.images, listed.masks["corrected"], listed.masks["added"], listed.skipped_masks) == (3, 1, 3, {})
     done = import_masks(second.location, carry(first, second))
     assert done.changed_shards == (0, 1)
     _, near, apart = masks_of(second, 0)
@@ -59,7 +59,7 @@ def test_masks_of_people_are_carried_with_what_is_said_of_them(places: tuple[Pla
     assert contents(second) == after
 
 
-def test_a_stage_of_annotation_is_that_of_the_image(places: tuple[Place, Place]) -> None:
+def test_a_stage_of_annotation_is_that_of_the_image(places: tuple[DatasetPath, DatasetPath]) -> None:
     first, second = places
     commit = first.log.latest(0)
     assert commit is not None
@@ -73,14 +73,16 @@ def test_a_stage_of_annotation_is_that_of_the_image(places: tuple[Place, Place])
     assert (row["annotation_stage"], row["stage"], row["annotator"]) == ("semi", None, "Ada")
 
 
-def test_with_add_no_mask_gives_way(places: tuple[Place, Place]) -> None:
+def test_with_add_no_mask_gives_way(places: tuple[DatasetPath, DatasetPath]) -> None:
     first, second = places
-    import_masks(second.location, carry(first, second, Mode.ADD))
+    import_masks(second.location, carry(first, second, ImportMode.ADD))
     assert [mask["source"] for mask in masks_of(second, 0)] == ["automatic", "automatic", "corrected", "imported"]
     assert [mask["parent"] for mask in masks_of(second, 0)] == [None] * 4
 
 
-def test_what_is_not_carried_is_counted_with_the_reason(places: tuple[Place, Place], tmp_path: Path) -> None:
+def test_what_is_not_carried_is_counted_with_the_reason(
+    places: tuple[DatasetPath, DatasetPath], tmp_path: Path
+) -> None:
     first, second = places
     takedown(second.location, TakedownAsked(ids=("sa_5",)), "asked")
     regions = tmp_path / "regions.jsonl"
@@ -92,7 +94,7 @@ def test_what_is_not_carried_is_counted_with_the_reason(places: tuple[Place, Pla
     row, *_ = read_committed_rows(second.location, commit)
     write(second, 0, generation=commit.generation + 1, rows=described([row, small, rejected_row(2)]))
     listed = list_import(second.location, carry(first, second))
-    assert listed.left_masks == {
+    assert listed.skipped_masks == {
         "other redactions": 2,
         "released in another size": 1,
         "no image of the same source": 1,
@@ -103,21 +105,21 @@ def test_what_is_not_carried_is_counted_with_the_reason(places: tuple[Place, Pla
     assert contents(second) == before
     redact(first.location, location_of(regions))
     listed = list_import(second.location, carry(first, second))
-    assert listed.left_masks == {"released in another size": 1, "no image of the same source": 1}
+    assert listed.skipped_masks == {"released in another size": 1, "no image of the same source": 1}
 
 
-def test_a_dataset_cannot_be_carried_into_itself(places: tuple[Place, Place]) -> None:
+def test_a_dataset_cannot_be_carried_into_itself(places: tuple[DatasetPath, DatasetPath]) -> None:
     first, _ = places
     with pytest.raises(UsageError, match="is the dataset itself"):
         list_import(first.location, carry(first, first))
     with pytest.raises(UsageError, match="is not a segmint dataset"):
-        list_import(first.location, Asked(location_of("/nowhere"), ImportFormat.DATASET, Mode.ADD))
+        list_import(first.location, ImportRequest(location_of("/nowhere"), ImportFormat.DATASET, ImportMode.ADD))
 
 
-def test_a_source_that_is_there_twice_gets_its_masks_twice(places: tuple[Place, Place]) -> None:
+def test_a_source_that_is_there_twice_gets_its_masks_twice(places: tuple[DatasetPath, DatasetPath]) -> None:
     first, second = places
     twin = accepted_row(1) | {"source_sha256": f"{0:064x}"}
     write(second, 0, generation=2, rows=described([accepted_row(0), twin, rejected_row(2)]))
-    import_masks(second.location, carry(first, second, Mode.ADD))
+    import_masks(second.location, carry(first, second, ImportMode.ADD))
     assert [len(masks_of(second, n)) for n in (0, 1)] == [4, 4]
     assert masks_of(second, 1)[0]["segmentation"] == masks_of(second, 0)[0]["segmentation"]

@@ -10,29 +10,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segmint.catalogs.dataset.commits import Claim
+from segmint.catalogs.dataset.commits import Reservation
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.catalogs.dataset.tombstones import Asked as TakedownAsked
+from segmint.catalogs.dataset.tombstones import TakedownRequest as TakedownAsked
 from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.operators.shards.committed_rows import read_file
 from segmint.pipeline.corrections.correction import revise
 from segmint.pipeline.corrections.imports import imports
-from segmint.pipeline.corrections.imports.answer import Imported
 from segmint.pipeline.corrections.imports.files import ImportFormat
-from segmint.pipeline.corrections.imports.imports import Asked, import_masks, list_import
-from segmint.pipeline.corrections.imports.matching import Match
-from segmint.pipeline.corrections.imports.merge import Mode
+from segmint.pipeline.corrections.imports.imports import ImportRequest, import_masks, list_import
+from segmint.pipeline.corrections.imports.matching import MatchMode
+from segmint.pipeline.corrections.imports.merge import ImportMode
+from segmint.pipeline.corrections.imports.result import ImportResult
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
-from segmint.pipeline.quality.audit.answer_text import answer_lines
 from segmint.pipeline.quality.audit.audit import audit_dataset
 from segmint.pipeline.quality.audit.integrity import audit_integrity
+from segmint.pipeline.quality.audit.result_text import result_lines
 from segmint.pipeline.quality.report.report import write_report
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
@@ -41,30 +41,30 @@ from tests.support.history_commands import grow
 from tests.support.imported import FIRST, SECOND, coco_of, import_coco, masks_of, write_coco
 from tests.support.label_studio import answered, convert, decode, painted
 from tests.support.locations import location_of
-from tests.support.protocol import Place, contents, retry, two_shards, write
+from tests.support.protocol import DatasetPath, contents, retry, two_shards, write
 from tests.support.reported import QUICK
-from tests.support.stepped import Stepped, stepping
+from tests.support.stepped import SteppedThreads, stepping
 
 CUT = (3, 4, 11, 21)  # a part of SECOND
 APART = (22, 5, 28, 30)
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
+def place() -> Iterator[DatasetPath]:
     """Two shards of three rows: images 1, 2, 4 and 5 with two masks each, rows 3 and 6 refused."""
     with two_shards() as place:
         yield place
 
 
-def findings(place: Place) -> list[str]:
+def findings(place: DatasetPath) -> list[str]:
     return [finding.line() for finding in audit_integrity(place.location).findings]
 
 
-def sources(place: Place, ordinal: int) -> list[tuple[int, str, int | None]]:
+def sources(place: DatasetPath, ordinal: int) -> list[tuple[int, str, int | None]]:
     return [(mask["annotation_id"], mask["source"], mask["parent"]) for mask in masks_of(place, ordinal)]
 
 
-def test_the_masks_of_a_file_become_those_of_its_images(place: Place) -> None:
+def test_the_masks_of_a_file_become_those_of_its_images(place: DatasetPath) -> None:
     before = contents(place)
     path = write_coco(place, {1: [(FIRST, 10_000), (CUT, 10_001), (APART, None)], 4: [(FIRST, 40_000)]})
     done = import_coco(place, path, license="CC0-1.0", annotator="Ada")
@@ -79,7 +79,7 @@ def test_the_masks_of_a_file_become_those_of_its_images(place: Place) -> None:
     assert findings(place) == []
     after = contents(place)
     assert {path for path in before if path.startswith(("rejects/", "catalog/", "dataset"))} <= after.keys()
-    assert not [path for path in after if path.startswith("claims/")]
+    assert not [path for path in after if path.startswith("reservations/")]
     version = latest_version(place.location)
     assert version is not None
     said = f"{path.name}, SHA-256 {digest[:12]}, replace: 1 corrected, 1 added and 1 deleted in 2 images"
@@ -91,7 +91,7 @@ def test_the_masks_of_a_file_become_those_of_its_images(place: Place) -> None:
     assert again.lines()[0] == f"nothing to import: {place.uri} has it"
 
 
-def test_readers_take_masks_without_scores(place: Place, tmp_path: Path) -> None:
+def test_readers_take_masks_without_scores(place: DatasetPath, tmp_path: Path) -> None:
     import_coco(place, write_coco(place, {1: [(FIRST, 10_000), (APART, None)], 2: [(APART, None)], 4: []}))
     samples = {sample.id: sample for sample in open_dataset(place.uri)}
     assert [len(samples[id].masks) for id in (1, 2, 4, 5)] == [2, 1, 0, 2]
@@ -112,7 +112,7 @@ def test_readers_take_masks_without_scores(place: Place, tmp_path: Path) -> None
     assert [each["predicted_iou"] for each in exported["annotations"] if each["image_id"] == 1] == [0.93, None]
 
 
-def test_an_export_imported_again_changes_nothing(place: Place, tmp_path: Path) -> None:
+def test_an_export_imported_again_changes_nothing(place: DatasetPath, tmp_path: Path) -> None:
     """Before and after people changed masks; ids are found by the exported numbers."""
     for edited in (False, True):
         if edited:
@@ -125,17 +125,17 @@ def test_an_export_imported_again_changes_nothing(place: Place, tmp_path: Path) 
         assert contents(place) == before
 
 
-def test_add_keeps_all_masks_and_says_what_the_user_says(place: Place) -> None:
+def test_add_keeps_all_masks_and_says_what_the_user_says(place: DatasetPath) -> None:
     path = write_coco(place, {1: [(FIRST, None), (CUT, None)]}, label="tile")
-    done = import_coco(place, path, Mode.ADD, source="manual")
+    done = import_coco(place, path, ImportMode.ADD, source="manual")
     assert sources(place, 0)[2:] == [(10_002, "manual", None)]
     assert [mask["label"] for mask in masks_of(place, 0)] == ["tile", None, "tile"]
     assert done.listed.mode == "add"
-    assert import_coco(place, path, Mode.ADD).changed_shards == ()
+    assert import_coco(place, path, ImportMode.ADD).changed_shards == ()
     assert findings(place) == []
 
 
-def test_what_cannot_be_imported_is_counted_and_named(place: Place) -> None:
+def test_what_cannot_be_imported_is_counted_and_named(place: DatasetPath) -> None:
     takedown(place.location, TakedownAsked(ids=("sa_5",)), "asked")
     document = coco_of({1: [(FIRST, 10_000)], 2: [(CUT, 20_001)], 3: [], 5: [(FIRST, None)], 99: [(FIRST, None)]})
     document["annotations"][0]["segmentation"]["counts"] = "zz"  # of image 1
@@ -144,11 +144,11 @@ def test_what_cannot_be_imported_is_counted_and_named(place: Place) -> None:
     document["annotations"].append({"id": 5, "image_id": "other", "segmentation": {"size": [31, 40], "counts": [1240]}})
     path = Path(f"{place.uri}.json")
     path.write_text(json.dumps(document))
-    listed = list_import(place.location, Asked(location_of(path), ImportFormat.COCO, Mode.REPLACE))
+    listed = list_import(place.location, ImportRequest(location_of(path), ImportFormat.COCO, ImportMode.REPLACE))
     assert (listed.images, listed.named, listed.unknown, listed.superseded) == (1, 5, 1, 1)
     unreadable = "a mask that cannot be read, so nothing is replaced"
     size = "masks of another size than the image"
-    assert listed.left_images == {unreadable: 1, size: 1, "refused by the build": 1, "taken down": 1}
+    assert listed.skipped_images == {unreadable: 1, size: 1, "refused by the build": 1, "taken down": 1}
     assert listed.unreadable == 2
     assert "sa_1.jpg, mask 10000: these RLE counts are damaged" in listed.problems[0]
     assert "sa_4.jpg, mask 5: it is 40 x 31 pixels, its image 40 x 30" in listed.problems[1]
@@ -160,14 +160,16 @@ def test_what_cannot_be_imported_is_counted_and_named(place: Place) -> None:
     assert import_coco(place, path).changed_shards == ()
 
 
-@pytest.mark.parametrize(("mode", "changed"), [(Mode.REPLACE, 0), (Mode.ADD, 1)])
-def test_a_mask_without_an_image_may_be_of_any_image_of_the_file(place: Place, mode: Mode, changed: int) -> None:
+@pytest.mark.parametrize(("mode", "changed"), [(ImportMode.REPLACE, 0), (ImportMode.ADD, 1)])
+def test_a_mask_without_an_image_may_be_of_any_image_of_the_file(
+    place: DatasetPath, mode: ImportMode, changed: int
+) -> None:
     document = coco_of({1: [(APART, None)], 4: [(FIRST, 40_000), (SECOND, 40_001)]})
     document["annotations"][1]["image_id"] = 99
     path = Path(f"{place.uri}.json")
     path.write_text(json.dumps(document))
-    listed = list_import(place.location, Asked(location_of(path), ImportFormat.COCO, mode))
-    assert (listed.images, listed.unreadable, sum(listed.left_images.values())) == (changed, 1, 2 - 2 * changed)
+    listed = list_import(place.location, ImportRequest(location_of(path), ImportFormat.COCO, mode))
+    assert (listed.images, listed.unreadable, sum(listed.skipped_images.values())) == (changed, 1, 2 - 2 * changed)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_a_mask_without_an_image_may_be_of_any_image_of_the_file(place: Place, m
         (None, "does not exist"),
     ],
 )
-def test_a_file_that_names_nothing_is_refused(place: Place, text: str | None, message: str) -> None:
+def test_a_file_that_names_nothing_is_refused(place: DatasetPath, text: str | None, message: str) -> None:
     path = Path(f"{place.uri}.json")
     if text is not None:
         path.write_text(text)
@@ -190,20 +192,20 @@ def test_a_file_that_names_nothing_is_refused(place: Place, text: str | None, me
 
 
 @pytest.mark.parametrize(
-    ("match", "name"), [(Match.IMAGE_ID, "masks/image-3.png"), (Match.URI, "file:///a/photo_3.jpg")]
+    ("match", "name"), [(MatchMode.IMAGE_ID, "masks/image-3.png"), (MatchMode.URI, "file:///a/photo_3.jpg")]
 )
-def test_images_are_found_by_their_names_in_the_catalog(place: Place, match: Match, name: str) -> None:
+def test_images_are_found_by_their_names_in_the_catalog(place: DatasetPath, match: MatchMode, name: str) -> None:
     document = coco_of({1: [(APART, None)], 2: []})
     document["images"][0]["file_name"] = name
     document["images"][1]["file_name"] = "nobody.jpg"
     path = Path(f"{place.uri}.json")
     path.write_text(json.dumps(document))
-    done = import_coco(place, path, Mode.ADD, match=match)
+    done = import_coco(place, path, ImportMode.ADD, match=match)
     assert (done.listed.named, done.listed.unknown, done.changed_shards) == (1, 1, (1,))
     assert sources(place, 3)[2:] == [(40_002, "imported", None)]
 
 
-def test_corrections_after_an_import(place: Place, tmp_path: Path) -> None:
+def test_corrections_after_an_import(place: DatasetPath, tmp_path: Path) -> None:
     path = write_coco(place, {1: [(FIRST, 10_000), (APART, None)], 2: [(APART, None)], 4: [], 5: [(CUT, 50_001)]})
     import_coco(place, path, annotator="Ada")
     assert retry(place, 0) == "committed"  # its third row is an image now
@@ -222,37 +224,37 @@ def test_corrections_after_an_import(place: Place, tmp_path: Path) -> None:
     assert import_coco(place, path, annotator="Ada").changed_shards == ()
 
 
-def test_nothing_is_asked_or_recorded_after_growth_if_nothing_changes(place: Place) -> None:
+def test_nothing_is_asked_or_recorded_after_growth_if_nothing_changes(place: DatasetPath) -> None:
     path = write_coco(place, {1: [(APART, None)], 7: []})
     import_coco(place, path)
     recorded = latest_version(place.location)
     grow(place)
-    claim = Claim(2, 1, ("shards/sa_000002-0123456789ab.tar",))  # of a build at work
-    claim.location(place.location).put(claim.to_json())
-    asked = Asked(location_of(path), ImportFormat.COCO, Mode.REPLACE)
+    reservation = Reservation(2, 1, ("shards/sa_000002-0123456789ab.tar",))  # of a build at work
+    reservation.location(place.location).put(reservation.to_json())
+    asked = ImportRequest(location_of(path), ImportFormat.COCO, ImportMode.REPLACE)
 
     def no(_: Any) -> None:
         raise AssertionError("asked")
 
     for built in (False, True):
         if built:
-            claim.location(place.location).delete()
+            reservation.location(place.location).delete()
             write(place, 2, rows=described([rejected_row(n) for n in (6, 7, 8)]))
         done = import_masks(place.location, asked, confirm=no)
         assert (done.listed.images, done.changed_shards) == (0, ())
     assert latest_version(place.location) == recorded
 
 
-def test_a_redaction_that_came_first_is_measured(place: Place, tmp_path: Path) -> None:
+def test_a_redaction_that_came_first_is_measured(place: DatasetPath, tmp_path: Path) -> None:
     regions = tmp_path / "regions.jsonl"
     regions.write_text('{"id": 1, "kind": "other", "x": 0, "y": 0, "w": 20, "h": 30}\n')
     redact(place.location, location_of(regions))
-    import_coco(place, write_coco(place, {1: [(APART, None)]}), Mode.ADD)
+    import_coco(place, write_coco(place, {1: [(APART, None)]}), ImportMode.ADD)
     assert masks_of(place, 0)[2]["redacted_share"] == 0.6
     assert findings(place) == []
 
 
-def test_lost_files_after_an_import(place: Place) -> None:
+def test_lost_files_after_an_import(place: DatasetPath) -> None:
     """All but what people said is in another file, too."""
     import_coco(place, write_coco(place, {1: [(FIRST, 10_000), (APART, None)], 2: []}))
     names = [path for path in contents(place) if path.startswith("masks/")]
@@ -263,7 +265,7 @@ def test_lost_files_after_an_import(place: Place) -> None:
     assert "what people said of the masks of 1 image" in left[0]
 
 
-def test_a_table_of_masks_of_which_people_only_deleted_some_is_restored(place: Place) -> None:
+def test_a_table_of_masks_of_which_people_only_deleted_some_is_restored(place: DatasetPath) -> None:
     import_coco(place, write_coco(place, {1: [(SECOND, 10_001)], 2: [], 4: [(FIRST, 40_000)]}), annotator="Ada")
     before = contents(place)
     names = [path for path in before if path.startswith("masks/")]
@@ -275,11 +277,11 @@ def test_a_table_of_masks_of_which_people_only_deleted_some_is_restored(place: P
     assert sources(place, 0) == [(10_001, "automatic", None)]
 
 
-def test_two_imports_at_once_are_both_done(place: Place) -> None:
+def test_two_imports_at_once_are_both_done(place: DatasetPath) -> None:
     one = write_coco(place, {1: [(FIRST, None), (SECOND, None), (APART, None)]})
     other = write_coco(place, {2: [(FIRST, None)], 4: []})
     with stepping():
-        late = Stepped(lambda: import_coco(place, one))
+        late = SteppedThreads(lambda: import_coco(place, one))
         while not late.next_call.startswith("create commits"):
             late.step()
         import_coco(place, other)
@@ -289,10 +291,10 @@ def test_two_imports_at_once_are_both_done(place: Place) -> None:
     assert findings(place) == []
 
 
-def test_an_image_that_is_taken_down_meanwhile_does_not_come_back(place: Place) -> None:
+def test_an_image_that_is_taken_down_meanwhile_does_not_come_back(place: DatasetPath) -> None:
     path = write_coco(place, {1: [(APART, None)], 2: [(APART, None)]})
     with stepping():
-        late = Stepped(lambda: import_coco(place, path))
+        late = SteppedThreads(lambda: import_coco(place, path))
         while not late.next_call.startswith("create commits"):
             late.step()
         takedown(place.location, TakedownAsked(ids=("sa_1",)), "asked")
@@ -303,39 +305,41 @@ def test_an_image_that_is_taken_down_meanwhile_does_not_come_back(place: Place) 
     assert findings(place) == []
 
 
-def test_masks_of_a_million_are_held_a_shard_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_of_a_million_are_held_a_shard_at_a_time(place: DatasetPath, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the file's order, a shard's change reads its own masks alone."""
     images: dict[int, Any] = {5: [(FIRST, None)], 1: [((0, 0, 2 + n, 3), None) for n in range(25)]}
     path = write_coco(place, images)
     from segmint.pipeline.corrections.imports import staging
 
     monkeypatch.setattr(staging, "_BATCH", 4)
-    done = import_coco(place, path, Mode.ADD)
+    done = import_coco(place, path, ImportMode.ADD)
     assert done.listed.masks["added"] == 25
     assert [mask["area"] for mask in masks_of(place, 0)[2:]] == [3 * (2 + n) for n in range(25)]
 
 
 @pytest.mark.ray
 def test_ray_imports_into_the_shards_of_a_large_dataset(
-    place: Place, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
+    place: DatasetPath, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segmint.pipeline.corrections.correction.revise", partial(revise, ray_from=2))
     path = write_coco(place, {1: [(APART, None)], 4: [(APART, None)]})
-    assert import_coco(place, path, Mode.ADD).changed_shards == (0, 1)
+    assert import_coco(place, path, ImportMode.ADD).changed_shards == (0, 1)
     assert sources(place, 0)[2:] == [(10_002, "imported", None)]
     assert findings(place) == []
 
 
-def test_label_studio_s_answers_come_back(place: Place, tmp_path: Path) -> None:
+def test_label_studio_s_answers_come_back(place: DatasetPath, tmp_path: Path) -> None:
     """Taken over as they are, nothing changes; then one mask is painted and one deleted."""
     out = tmp_path / "out"
     export_dataset(place.location, ExportOptions(Format.LABEL_STUDIO, with_images=False), location_of(out))
     tasks = json.loads((out / "tasks.json").read_text())
 
-    def import_tasks(tasks: list[dict[str, Any]]) -> Imported:
+    def import_tasks(tasks: list[dict[str, Any]]) -> ImportResult:
         (tmp_path / "answers.json").write_text(json.dumps(tasks))
         file = location_of(tmp_path / "answers.json")
-        return import_masks(place.location, Asked(file, ImportFormat.LABEL_STUDIO, Mode.REPLACE, annotator=None))
+        return import_masks(
+            place.location, ImportRequest(file, ImportFormat.LABEL_STUDIO, ImportMode.REPLACE, annotator=None)
+        )
 
     assert import_tasks(answered(tasks)).changed_shards == ()
 
@@ -355,7 +359,7 @@ def test_label_studio_s_answers_come_back(place: Place, tmp_path: Path) -> None:
         import_tasks({"images": []})  # type: ignore[arg-type]
 
 
-def test_json_min_s_latest_answer_counts(place: Place, tmp_path: Path) -> None:
+def test_json_min_s_latest_answer_counts(place: DatasetPath, tmp_path: Path) -> None:
     """JSON_MIN has a record for each answer, in any order."""
     out = tmp_path / "out"
     export_dataset(place.location, ExportOptions(Format.LABEL_STUDIO, with_images=False), location_of(out))
@@ -363,12 +367,12 @@ def test_json_min_s_latest_answer_counts(place: Place, tmp_path: Path) -> None:
     (record,) = json.loads((convert(tasks, tmp_path / "min", "JSON_MIN") / "result.json").read_text())
     emptied = {**record, "annotation_id": 1, "updated_at": "2026-03-01T09:00:00Z", "tag": []}
     (tmp_path / "answers.json").write_text(json.dumps([emptied, record, emptied]))
-    asked = Asked(location_of(tmp_path / "answers.json"), ImportFormat.LABEL_STUDIO, Mode.REPLACE)
+    asked = ImportRequest(location_of(tmp_path / "answers.json"), ImportFormat.LABEL_STUDIO, ImportMode.REPLACE)
     listed = list_import(place.location, asked)
     assert (listed.named, listed.superseded, listed.masks["same"], listed.masks["deleted"]) == (1, 2, 2, 0)
 
 
-def test_an_id_of_another_image_counts_for_its_own_image_alone(place: Place) -> None:
+def test_an_id_of_another_image_counts_for_its_own_image_alone(place: DatasetPath) -> None:
     """A tool numbers a new mask one over the highest; other images' ids stay the dataset's."""
     images = {1: [(APART, 10_000), (SECOND, 50_002)], 5: [(APART, 50_000), (SECOND, 50_001)]}
     import_coco(place, write_coco(place, images))
@@ -376,7 +380,7 @@ def test_an_id_of_another_image_counts_for_its_own_image_alone(place: Place) -> 
     assert sources(place, 4) == [(50_001, "automatic", None), (50_002, "corrected", 50_000)]
 
 
-def test_each_table_is_read_once_for_the_sizes_of_images(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_table_is_read_once_for_the_sizes_of_images(place: DatasetPath, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
     def counted(dataset: Any, entry: Any) -> bytes:
@@ -384,12 +388,12 @@ def test_each_table_is_read_once_for_the_sizes_of_images(place: Place, monkeypat
         return read_file(dataset, entry)
 
     monkeypatch.setattr(imports, "read_file", counted)
-    size_of = imports.sizes_of(place.location, load_manifest(place.location), Match.NUMBER)
+    size_of = imports.sizes_of(place.location, load_manifest(place.location), MatchMode.NUMBER)
     assert [size_of(f"sa_{n}.jpg") for n in (4, 1, 5, 2, 3, 6, 7, 0)] == [(30, 40)] * 4 + [None] * 4
     assert len(read) == 2
 
 
-def test_the_audit_the_report_and_the_card_tell_people_s_masks_apart(place: Place, tmp_path: Path) -> None:
+def test_the_audit_the_report_and_the_card_tell_people_s_masks_apart(place: DatasetPath, tmp_path: Path) -> None:
     import_coco(place, write_coco(place, {1: [(APART, None)], 2: [(CUT, 20_001)]}, label="<cup>"), license="a|b")
     write_report(place.location, location_of(tmp_path), options=QUICK)
     card = (tmp_path / "README.md").read_text()
@@ -401,14 +405,14 @@ def test_the_audit_the_report_and_the_card_tell_people_s_masks_apart(place: Plac
     assert "2 masks with a label, which people gave" in card
     assert "- machine-generated\n- other\n" in card
     assert "Masks by source: 4 automatic, 1 corrected and 1 imported." in (tmp_path / "index.html").read_text()
-    text = "\n".join(answer_lines(audit_dataset(place.location, QUICK)))
+    text = "\n".join(result_lines(audit_dataset(place.location, QUICK)))
     assert "by source: automatic 4, corrected 1, imported 1" in text
     assert json.loads((tmp_path / "statistics.json").read_text())["sources"]["imported"] == 1
 
 
-def test_nothing_is_changed_without_consent(place: Place) -> None:
+def test_nothing_is_changed_without_consent(place: DatasetPath) -> None:
     before = contents(place)
-    asked = Asked(location_of(write_coco(place, {1: []})), ImportFormat.COCO, Mode.REPLACE)
+    asked = ImportRequest(location_of(write_coco(place, {1: []})), ImportFormat.COCO, ImportMode.REPLACE)
 
     def no(listed: Any) -> None:
         assert listed.rows == 1

@@ -15,15 +15,22 @@ from segmint.operators.describe import describe_table
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import SEGMENTED
 from segmint.operators.shards.revise import take_down
-from segmint.pipeline.corrections.imports.merge import Answer, ImportSettings, Left, Merged, Mode, merge
-from segmint.pipeline.corrections.people_masks import NewMask, canonical_counts
+from segmint.pipeline.corrections.annotated_masks import NewMask, canonical_counts
+from segmint.pipeline.corrections.imports.merge import (
+    ImageImport,
+    ImportedRow,
+    ImportMode,
+    ImportSettings,
+    SkipReason,
+    merge,
+)
 from tests.support.described_rows import accepted_row, rejected_row
 
 SIZE = (30, 40)
 ORIGIN = {"sha256": "a" * 64, "license": "CC-BY-4.0"}
-REPLACE = ImportSettings(Mode.REPLACE, origin=ORIGIN)
-ADD = replace(REPLACE, mode=Mode.ADD)
-CARRY = replace(REPLACE, mode=Mode.CARRY, origin=None)
+REPLACE = ImportSettings(ImportMode.REPLACE, origin=ORIGIN)
+ADD = replace(REPLACE, mode=ImportMode.ADD)
+CARRY = replace(REPLACE, mode=ImportMode.CARRY, origin=None)
 
 
 def rectangle(top: int, left: int, bottom: int, right: int, **said: Any) -> NewMask:
@@ -45,15 +52,15 @@ def as_read(row: Row, **values: Any) -> list[NewMask]:
     ]
 
 
-def answer(*masks: NewMask, **values: Any) -> Answer:
-    return Answer(list(masks), frozenset({SIZE}), **values)
+def answer(*masks: NewMask, **values: Any) -> ImageImport:
+    return ImageImport(list(masks), frozenset({SIZE}), **values)
 
 
 def indices(row: Row) -> list[int]:
     return [place if mask["index"] is None else mask["index"] for place, mask in enumerate(row["masks"])]
 
 
-def again(merged: Merged, asked: Answer, how: ImportSettings) -> None:
+def again(merged: ImportedRow, asked: ImageImport, how: ImportSettings) -> None:
     """A second time nothing changes."""
     once_more = merge(merged.row, asked, how)
     assert once_more.row is merged.row
@@ -84,7 +91,7 @@ def test_replace_corrects_adds_and_deletes() -> None:
     assert (added["predicted_iou"], added["stability_score"], added["point_coords"]) == (None, None, [])
     assert (added["crop_box"], added["bbox"], added["area"]) == ([0.0, 0.0, 40.0, 30.0], [1.0, 25.0, 7.0, 3.0], 32)
     assert (merged.row["next_mask"], merged.row["annotator"]) == (5, "Ada")
-    assert merged.row["answer"] == {"lane": None, "n": None, "sha256": "a" * 64}
+    assert merged.row["submission"] == {"assignment": None, "n": None, "sha256": "a" * 64}
     statistics = merged.row["statistics"]
     assert statistics["mask_count"] == 3
     assert statistics["mean_predicted_iou"] == row["masks"][0]["predicted_iou"]
@@ -144,14 +151,14 @@ def test_masks_of_another_dataset_keep_what_is_said_of_them_and_take_the_place_o
     row = image()
     said = {"source": "assisted", "annotator": "Bo", "seconds": 4.5, "model": "b" * 64}
     moved = rectangle(2, 4, 12, 21, said=said, label="mug")  # IoU 0.89 with the first mask
-    of_image = {"answer": {"lane": 1, "n": 2, "sha256": "c" * 64}, "annotator": "Bo", "seconds": None}
+    of_image = {"submission": {"assignment": 1, "n": 2, "sha256": "c" * 64}, "annotator": "Bo", "seconds": None}
     asked = answer(moved, of_image=of_image)
     merged = merge(row, asked, CARRY)
     assert (merged.corrected, merged.added, merged.deleted) == (1, 0, 0)
     mask = merged.row["masks"][-1]
     assert {name: mask[name] for name in said} == said
     assert (mask["parent"], mask["label"], mask["origin"]) == (10_000, "mug", None)
-    assert (merged.row["answer"], merged.row["annotator"]) == (of_image["answer"], "Bo")
+    assert (merged.row["submission"], merged.row["annotator"]) == (of_image["submission"], "Bo")
     again(merged, asked, CARRY)
     # What overlaps less is another object, and a mask that a person made does not give way.
     assert merge(row, answer(rectangle(2, 3, 6, 20, said=said)), CARRY).added == 1
@@ -178,16 +185,16 @@ def test_labels_of_masks_that_stay_are_taken_over() -> None:
     labeled = merge(row, answer(*as_read(row, label="tile")), REPLACE)
     assert [mask["label"] for mask in labeled.row["masks"]] == ["tile"] * 3
     assert {mask["source"] for mask in labeled.row["masks"]} == {"automatic"}
-    assert labeled.row["answer"] == {"lane": None, "n": None, "sha256": "a" * 64}
+    assert labeled.row["submission"] == {"assignment": None, "n": None, "sha256": "a" * 64}
     assert labeled.row["statistics"] == row["statistics"]
     again(labeled, answer(*as_read(row, label="tile")), REPLACE)
     assert merge(labeled.row, answer(*as_read(row)), REPLACE).row is labeled.row
 
 
 def test_an_answer_that_was_merged_stays_merged_after_an_import() -> None:
-    row = image() | {"answer": {"lane": 1, "n": 2, "sha256": "b" * 64}, "annotation_stage": "semi"}
+    row = image() | {"submission": {"assignment": 1, "n": 2, "sha256": "b" * 64}, "annotation_stage": "semi"}
     merged = merge(row, answer(*as_read(row)[:2]), REPLACE).row
-    assert merged["answer"] == {"lane": 1, "n": 2, "sha256": "a" * 64}
+    assert merged["submission"] == {"assignment": 1, "n": 2, "sha256": "a" * 64}
     assert merged["annotation_stage"] is None
     again(merge(row, answer(*as_read(row)[:2]), REPLACE), answer(*as_read(row)[:2]), REPLACE)
 
@@ -195,13 +202,13 @@ def test_an_answer_that_was_merged_stays_merged_after_an_import() -> None:
 def test_an_image_that_somebody_looked_at_and_left_is_known_by_the_name() -> None:
     row = image()
     looked = merge(row, answer(*as_read(row)), replace(REPLACE, annotator="Ada"))
-    assert (looked.row["annotator"], looked.row["answer"]["sha256"]) == ("Ada", "a" * 64)
+    assert (looked.row["annotator"], looked.row["submission"]["sha256"]) == ("Ada", "a" * 64)
     again(looked, answer(*as_read(row)), replace(REPLACE, annotator="Ada"))
     assert merge(row, answer(*as_read(row)), replace(ADD, annotator="Ada")).row is row
 
 
 def test_what_was_said_of_a_former_answer_is_not_said_of_the_next() -> None:
-    said = {"answer": {"lane": 0, "n": 1, "sha256": "b" * 64}, "annotator": "Bo", "annotation_stage": "semi"}
+    said = {"submission": {"assignment": 0, "n": 1, "sha256": "b" * 64}, "annotator": "Bo", "annotation_stage": "semi"}
     row = image() | said | {"seconds": 9.0, "complete": True}
     merged = merge(row, answer(*as_read(row)[:2]), replace(REPLACE, annotator="Ada")).row
     assert [merged[name] for name in ("annotator", "annotation_stage", "seconds", "complete")] == ["Ada", *[None] * 3]
@@ -210,16 +217,20 @@ def test_what_was_said_of_a_former_answer_is_not_said_of_the_next() -> None:
 
 def test_what_is_carried_never_comes_over_later_work() -> None:
     row = image()
-    of_image = {"answer": {"lane": 1, "n": 2, "sha256": "c" * 64}, "annotator": "Bo", "annotation_stage": "semi"}
+    of_image = {
+        "submission": {"assignment": 1, "n": 2, "sha256": "c" * 64},
+        "annotator": "Bo",
+        "annotation_stage": "semi",
+    }
     asked = answer(rectangle(20, 20, 28, 35, said={"source": "manual"}), of_image=of_image)
     carried = merge(row, asked, CARRY)
     assert {name: carried.row[name] for name in of_image} == of_image
     assert carried.row["stage"] == row["stage"]
     again(carried, asked, CARRY)
     later = merge(carried.row, answer(*as_read(row)), replace(REPLACE, annotator="Ada")).row
-    for how in (CARRY, replace(CARRY, mode=Mode.ADD)):
+    for how in (CARRY, replace(CARRY, mode=ImportMode.ADD)):
         left = merge(later, asked, how)
-        assert (left.row, left.left) == (later, Left.WORKED_ON)
+        assert (left.row, left.left) == (later, SkipReason.WORKED_ON)
 
 
 def test_shares_inside_redacted_regions_are_measured() -> None:
@@ -232,15 +243,15 @@ def test_shares_inside_redacted_regions_are_measured() -> None:
 @pytest.mark.parametrize(
     ("row", "asked", "why"),
     [
-        (rejected_row(0) | {"masks": None}, answer(), Left.REFUSED),
-        (take_down(accepted_row(0) | {"reason": None}), answer(), Left.TAKEN_DOWN),
-        (image(), Answer([], frozenset({(40, 30)})), Left.OTHER_SIZE),
-        (image(), Answer([], frozenset({SIZE, (30, 41)})), Left.OTHER_SIZE),
-        (image(), answer(unreadable=1), Left.UNREADABLE),
-        (image() | {"next_mask": 9_999}, answer(rectangle(0, 0, 2, 2), rectangle(0, 0, 3, 3)), Left.TOO_MANY),
+        (rejected_row(0) | {"masks": None}, answer(), SkipReason.REFUSED),
+        (take_down(accepted_row(0) | {"reason": None}), answer(), SkipReason.TAKEN_DOWN),
+        (image(), ImageImport([], frozenset({(40, 30)})), SkipReason.OTHER_SIZE),
+        (image(), ImageImport([], frozenset({SIZE, (30, 41)})), SkipReason.OTHER_SIZE),
+        (image(), answer(unreadable=1), SkipReason.UNREADABLE),
+        (image() | {"next_mask": 9_999}, answer(rectangle(0, 0, 2, 2), rectangle(0, 0, 3, 3)), SkipReason.TOO_MANY),
     ],
 )
-def test_what_cannot_be_merged_is_left_as_it_is(row: Row, asked: Answer, why: Left) -> None:
+def test_what_cannot_be_merged_is_left_as_it_is(row: Row, asked: ImageImport, why: SkipReason) -> None:
     merged = merge(row, asked, REPLACE)
     assert merged.row is row
     assert merged.left is why

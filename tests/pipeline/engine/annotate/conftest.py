@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
-from segmint.pipeline.engine.annotate.server import Opened, open_desk
+from segmint.pipeline.engine.annotate.server import ServedView, open_view
 from tests.support.annotating import options
 from tests.support.locations import location_of
 
@@ -18,7 +18,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def opened(dataset: Path, unhurried: None) -> Iterator[Opened]:
+def opened(dataset: Path, unhurried: None) -> Iterator[ServedView]:
     """A desk of a copy of the small real dataset: images 1, 2, 4 to 7."""
-    with open_desk(location_of(dataset), options()) as desk:
-        yield desk
+    with open_view(location_of(dataset), options()) as annotator_view:
+        yield annotator_view

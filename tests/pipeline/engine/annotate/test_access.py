@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.engine.annotate.access import Gate, Team, check_name, parse_origin
+from segmint.pipeline.engine.annotate.access import Team, TeamGuard, check_name, parse_origin
 
 PORT = 8765
 HERE = f"http://127.0.0.1:{PORT}"
@@ -24,7 +24,7 @@ def inside(request: Request) -> PlainTextResponse:
 
 def browser(team: Team, base_url: str = HERE) -> TestClient:
     routes = [Route(path, inside, methods=["GET", "POST", "PUT", "DELETE"]) for path in ("/", "/x")]
-    app = Starlette(routes=routes, middleware=[Middleware(Gate, team=team)])
+    app = Starlette(routes=routes, middleware=[Middleware(TeamGuard, team=team)])
     return TestClient(app, base_url=base_url, follow_redirects=False)
 
 

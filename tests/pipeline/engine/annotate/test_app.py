@@ -11,21 +11,21 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from segmint.catalogs.dataset.annotations.answers import read_answers
+from segmint.catalogs.dataset.annotations.submissions import read_submissions
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
 from segmint.model.automatic.rle import encode
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.images import decode_jpeg
 from segmint.operators.segment.models import load_model
-from segmint.pipeline.engine.annotate.server import Opened
+from segmint.pipeline.engine.annotate.server import ServedView
 from tests.support.annotating import Annotators, click, draft, saved_files
 from tests.support.locations import location_of
 from tests.support.viewed import image_rows, mask_rows
 
 
 @pytest.fixture
-def ann(opened: Opened) -> TestClient:
+def ann(opened: ServedView) -> TestClient:
     """The browser of the only annotator."""
     return Annotators(opened).who("ann")
 
@@ -57,7 +57,7 @@ def test_an_image_is_as_the_dataset_has_it(ann: TestClient, dataset: Path) -> No
     assert told["size"] == [row["height"], row["width"]]
     assert [mask["annotation_id"] for mask in told["masks"]] == [mask["annotation_id"] for mask in masks]
     assert [mask["segmentation"] for mask in told["masks"]] == [mask["segmentation"] for mask in masks]
-    assert (told["lane"], told["n"], told["answer"], told["state"]) == (0, 0, None, "open")
+    assert (told["assignment"], told["n"], told["submission"], told["state"]) == (0, 0, None, "open")
     with Image.open(io.BytesIO(ann.get("/images/1.jpg").content)) as picture:
         assert picture.size == (row["width"], row["height"])
     for path in ("/api/images/99", "/api/images/3", "/images/x.jpg", "/api/images/" + "9" * 39):
@@ -107,7 +107,7 @@ def test_clicks_get_what_the_predictor_gives(ann: TestClient, predictor: Predict
 
 def test_an_answer_is_kept_and_the_page_goes_on(ann: TestClient, dataset: Path) -> None:
     given = ann.post("/api/next", json={}).json()
-    assert (given["image"], given["lane"], given["left"]) == (1, 0, 6)
+    assert (given["image"], given["assignment"], given["left"]) == (1, 0, 6)
     assert ann.post("/api/next", json={}).json()["image"] == 1  # a reload
     told = ann.get("/api/images/1").json()
     old = told["masks"][0]
@@ -116,22 +116,22 @@ def test_an_answer_is_kept_and_the_page_goes_on(ann: TestClient, dataset: Path) 
     body = draft(told, [found])
     body["masks"].append({"counts": found, "source": "corrected", "seconds": 3, "parent": old["annotation_id"]})
     body["masks"][0]["prompts"] = [{"kind": "point", "x": 100.5, "y": 80.5, "label": 1}]
-    answer = ann.put("/api/images/1/answers/1", json={**body, "replaced": former})
+    answer = ann.put("/api/images/1/submissions/1", json={**body, "replaced": former})
     assert (answer.status_code, answer.json()) == (201, {"n": 1})
-    (kept,) = read_answers(location_of(dataset), 0)
-    assert (kept.annotator, kept.stage, kept.lane, kept.n, kept.base) == ("ann", "assisted", 0, 1, told["base"])
+    (kept,) = read_submissions(location_of(dataset), 0)
+    assert (kept.annotator, kept.stage, kept.assignment, kept.n, kept.base) == ("ann", "assisted", 0, 1, told["base"])
     assert [mask.counts for mask in kept.masks] == [found, found]
     assert kept.seconds == 5
-    again = ann.put("/api/images/1/answers/1", json={**body, "replaced": former})
+    again = ann.put("/api/images/1/submissions/1", json={**body, "replaced": former})
     assert again.status_code == 201  # the answer to the first may have been lost
     assert list(saved_files(dataset)) == ["annotations/0/0.1.json"]
     reopened = ann.get("/api/images/1").json()
-    assert (reopened["state"], reopened["n"], reopened["answer"]["n"]) == ("answered", 1, 1)
-    assert ann.put("/api/images/1/answers/2", json=draft(told, [])).status_code == 201
+    assert (reopened["state"], reopened["n"], reopened["submission"]["n"]) == ("submitted", 1, 1)
+    assert ann.put("/api/images/1/submissions/2", json=draft(told, [])).status_code == 201
     following = ann.post("/api/next", json={"after": 1}).json()
     assert (following["image"], following["left"]) == (2, 5)
     progress = ann.get("/api/progress").json()
-    assert (progress["images"], progress["answered"], progress["masks"]) == (6, 1, 0)
+    assert (progress["images"], progress["submitted"], progress["masks"]) == (6, 1, 0)
     assert progress["annotators"] == [{"name": "ann", "images": 1, "masks": 0, "seconds_a_mask": None}]
     assert json.loads((dataset / "annotations/0/0.2.json").read_bytes())["n"] == 2
 
@@ -154,18 +154,18 @@ def test_every_image_is_given_once(ann: TestClient) -> None:
     after = None
     while (image := ann.post("/api/next", json={} if after is None else {"after": after}).json()["image"]) is not None:
         told = ann.get(f"/api/images/{image}").json()
-        assert ann.put(f"/api/images/{image}/answers/1", json=draft(told, [])).status_code == 201
+        assert ann.put(f"/api/images/{image}/submissions/1", json=draft(told, [])).status_code == 201
         given.append(image)
         after = image
     assert given == [1, 2, 4, 5, 6, 7]
     assert ann.post("/api/next", json={}).json()["left"] == 0
 
 
-def test_an_embedding_that_takes_long_is_no_silence(ann: TestClient, opened: Opened) -> None:
+def test_an_embedding_that_takes_long_is_no_silence(ann: TestClient, opened: ServedView) -> None:
     ann.get("/api/images/1")
-    opened.desk.embeddings._patience_s = 0.0
+    opened.annotator_view.embeddings._patience_s = 0.0
     asked = ann.post("/api/images/1/predict", json={"prompt": {"points": [[5, 5, 1]]}})
     assert asked.status_code == 503
     assert "still looking at this image" in asked.json()["error"]
-    opened.desk.embeddings._patience_s = 60.0
+    opened.annotator_view.embeddings._patience_s = 60.0
     assert click(ann, 1, (5, 5, 1))["masks"]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from segmint.catalogs.dataset.annotations.answers import MOST_BYTES, read_answers
-from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
+from segmint.catalogs.dataset.annotations.submissions import MOST_BYTES, read_submissions
+from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.model.automatic.rle import encode
 from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
 from segmint.pipeline.engine.annotate.requests import PROMPT_BYTES, SMALL_BYTES
-from segmint.pipeline.engine.annotate.server import Opened, open_desk
+from segmint.pipeline.engine.annotate.server import ServedView, open_view
 from tests.support.annotating import ORIGIN, WRITE, Annotators, click, draft, options, saved_files
 from tests.support.locations import location_of
 
@@ -23,39 +23,39 @@ SCRIPT = "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
-def untouched(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def untouched(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dataset of the desk that all attacks share that change nothing."""
     folder = tmp_path_factory.mktemp("attacked") / "dataset"
-    shutil.copytree(minted, folder)
+    shutil.copytree(small_dataset, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def shared(untouched: Path) -> Iterator[Opened]:
+def shared(untouched: Path) -> Iterator[ServedView]:
     """The desk of that dataset; no embedding is made ahead."""
-    with pytest.MonkeyPatch.context() as patch, open_desk(location_of(untouched), options()) as desk:
+    with pytest.MonkeyPatch.context() as patch, open_view(location_of(untouched), options()) as annotator_view:
         patch.setattr(Embeddings, "prepare", lambda *_: None)
-        yield desk
+        yield annotator_view
 
 
 @pytest.fixture
-def outside(shared: Opened, untouched: Path) -> Iterator[Annotators]:
+def outside(shared: ServedView, untouched: Path) -> Iterator[Annotators]:
     """Ann and Bob on the desk that is shared; nothing is saved by the end."""
     yield Annotators(shared, "ann", "bob")
     assert not saved_files(untouched)
 
 
 @pytest.fixture
-def team(opened: Opened) -> Annotators:
+def team(opened: ServedView) -> Annotators:
     """Ann, who started the server, and Bob."""
     return Annotators(opened, "ann", "bob")
 
 
 @pytest.fixture
-def paired(dataset: Path, unhurried: None) -> Iterator[Opened]:
+def paired(dataset: Path, unhurried: None) -> Iterator[ServedView]:
     """A desk on which every image is for two people."""
-    with open_desk(location_of(dataset), options(overlap=1.0)) as desk:
-        yield desk
+    with open_view(location_of(dataset), options(overlap=1.0)) as annotator_view:
+        yield annotator_view
 
 
 def disk(height: int, width: int) -> np.ndarray:
@@ -77,7 +77,7 @@ def test_every_write_needs_session_header_and_origin(outside: Annotators) -> Non
         ("POST", "/api/next", {}),
         ("POST", "/api/images/1/embed", {}),
         ("POST", "/api/images/1/predict", {"prompt": {"points": [[5, 5, 1]]}}),
-        ("PUT", "/api/images/1/answers/1", body),
+        ("PUT", "/api/images/1/submissions/1", body),
         ("POST", "/api/images/1/release", {}),
         ("POST", "/api/address", {"annotator": "eve"}),
     ]
@@ -110,7 +110,7 @@ def test_no_address_leads_elsewhere(outside: Annotators) -> None:
     body = draft(told, [counts(told["size"])])
     images = ("0", "3", "99", "-1", "1.0", "٣", "..%2f1", "9" * 30, "9" * 300)
     numbers = ("0", "-1", "2", "1e3", "9999999999", "..%2f1", "9" * 300)
-    for path in (*(f"{image}/answers/1" for image in images), *(f"1/answers/{number}" for number in numbers)):
+    for path in (*(f"{image}/submissions/1" for image in images), *(f"1/submissions/{number}" for number in numbers)):
         answer = ann.put(f"/api/images/{path}", json=body)
         assert answer.status_code in (400, 404), (path, answer.text)
 
@@ -130,7 +130,7 @@ def test_what_is_no_answer_to_this_image_is_refused(team: Annotators, dataset: P
     bad: list[Any] = [
         *(None, [], "x", 5, {}),
         {**good, "image": 2},
-        {**good, "lane": 1},
+        {**good, "assignment": 1},
         {**good, "annotator": "bob"},
         {**good, "size": [1, 1]},
         {**good, "masks": [{**mask, "counts": counts([height + 1, width])}]},
@@ -151,7 +151,7 @@ def test_what_is_no_answer_to_this_image_is_refused(team: Annotators, dataset: P
         {**good, "masks": [mask] * 10_001},
     ]
     for body in bad:
-        answer = ann.put("/api/images/1/answers/1", json=body)
+        answer = ann.put("/api/images/1/submissions/1", json=body)
         assert answer.status_code == 400, (answer.status_code, str(body)[:200])
     text = json.dumps(good)
     surrogates = ('{"\\ud800": 1}', text.replace('"masks"', '"\\udfff"'), text.replace("assisted", "\\uDBFF"))
@@ -164,11 +164,11 @@ def test_what_is_no_answer_to_this_image_is_refused(team: Annotators, dataset: P
         "9" * 5_000,
         "\xff",
     ):
-        answer = ann.put("/api/images/1/answers/1", content=broken.encode("latin-1"))
+        answer = ann.put("/api/images/1/submissions/1", content=broken.encode("latin-1"))
         assert answer.status_code == 400, broken[:50]
-    assert ann.put("/api/images/1/answers/1", json={**good, "base": "0" * 64}).status_code == 409
+    assert ann.put("/api/images/1/submissions/1", json={**good, "base": "0" * 64}).status_code == 409
     assert not saved_files(dataset)
-    assert ann.put("/api/images/1/answers/1", json={**good, "deleted": [former]}).status_code == 201
+    assert ann.put("/api/images/1/submissions/1", json={**good, "deleted": [former]}).status_code == 201
 
 
 def test_odd_prompts_are_refused(outside: Annotators) -> None:
@@ -202,7 +202,11 @@ def test_bodies_of_100_mb_are_refused(outside: Annotators, told: bool) -> None:
 
     ann = outside.who("ann")
     headers = {"content-length": str(100 << 20)} if told else {}
-    for path, method in (("/api/images/1/answers/1", "PUT"), ("/api/images/1/predict", "POST"), ("/api/next", "POST")):
+    for path, method in (
+        ("/api/images/1/submissions/1", "PUT"),
+        ("/api/images/1/predict", "POST"),
+        ("/api/next", "POST"),
+    ):
         answer = ann.request(method, path, content=pieces(), headers=headers)
         assert answer.status_code == 413
         most = MOST_BYTES if method == "PUT" else PROMPT_BYTES if "predict" in path else SMALL_BYTES
@@ -219,24 +223,24 @@ def test_a_handle_is_its_annotators_and_its_images(outside: Annotators) -> None:
         assert click(ann, 1, (60.5, 60.5, 1), after=odd)["handle_lost"]
 
 
-def test_what_was_taken_down_stays_so(team: Annotators, dataset: Path, opened: Opened) -> None:
+def test_what_was_taken_down_stays_so(team: Annotators, dataset: Path, opened: ServedView) -> None:
     ann = team.who("ann")
     told = ann.get("/api/images/1").json()
     body = draft(told, [counts(told["size"])])
     assert click(ann, 1, (5, 5, 1))["masks"]
-    image = TakenImage(ordinal=0, id=1, image_id=told["image"]["image_id"], uri="x", sha256=None)
+    image = RemovedImage(ordinal=0, id=1, image_id=told["image"]["image_id"], uri="x", sha256=None)
     put_tombstone(
         location_of(dataset),
-        Tombstone(asked=Asked(ids=("1",)), reason="x", when="2026-11-22T00:00:00Z", images=(image,)),
+        Tombstone(request=TakedownRequest(ids=("1",)), reason="x", when="2026-11-22T00:00:00Z", images=(image,)),
     )
     assert ann.post("/api/images/1/predict", json={"prompt": {"points": [[5, 5, 1]]}}).status_code == 410
     assert ann.post("/api/next", json={}).json()["image"] == 2
-    assert ann.put("/api/images/1/answers/1", json=body).status_code == 410
+    assert ann.put("/api/images/1/submissions/1", json=body).status_code == 410
     assert ann.get("/api/images/1").json()["state"] == "gone"
     assert ann.get("/images/1.jpg").status_code == 410
     assert ann.post("/api/images/1/embed").status_code == 410
     assert ann.post("/api/images/1/predict", json={"prompt": {"points": [[5, 5, 1]]}}).status_code == 410
-    assert opened.desk.embeddings.known(1) is None
+    assert opened.annotator_view.embeddings.known(1) is None
     assert not saved_files(dataset)
     assert ann.post("/api/next", json={}).json()["image"] == 2
 
@@ -244,34 +248,37 @@ def test_what_was_taken_down_stays_so(team: Annotators, dataset: Path, opened: O
 def test_one_wins_and_the_other_sees_it(team: Annotators, dataset: Path) -> None:
     ann, bob = team.who("ann"), team.who("bob")
     told = [client.get("/api/images/1").json() for client in (ann, bob)]
-    assert [each["lane"] for each in told] == [0, 0]
+    assert [each["assignment"] for each in told] == [0, 0]
     disk_ = counts(told[0]["size"])
-    assert ann.put("/api/images/1/answers/1", json=draft(told[0], [disk_])).status_code == 201
-    lost = bob.put("/api/images/1/answers/1", json=draft(told[1], []))
+    assert ann.put("/api/images/1/submissions/1", json=draft(told[0], [disk_])).status_code == 201
+    lost = bob.put("/api/images/1/submissions/1", json=draft(told[1], []))
     assert lost.status_code == 409
     winner = lost.json()["winner"]
     assert (winner["annotator"], winner["n"], winner["masks"][0]["counts"]) == ("ann", 1, disk_)
-    assert bob.put("/api/images/1/answers/2", json=draft(told[1], [])).status_code == 409  # the lane is Ann's
-    assert bob.put("/api/images/1/answers/1", json=draft(told[1], [disk_])).status_code == 409  # not the same work
-    (kept,) = read_answers(location_of(dataset), 0)
+    assert bob.put("/api/images/1/submissions/2", json=draft(told[1], [])).status_code == 409  # the lane is Ann's
+    assert bob.put("/api/images/1/submissions/1", json=draft(told[1], [disk_])).status_code == 409  # not the same work
+    (kept,) = read_submissions(location_of(dataset), 0)
     assert kept.annotator == "ann"
     assert bob.post("/api/next", json={}).json()["image"] == 2
 
 
-def test_two_people_have_a_lane_each(paired: Opened, dataset: Path) -> None:
+def test_two_people_have_a_lane_each(paired: ServedView, dataset: Path) -> None:
     team = Annotators(paired, "ann", "bob", "eve")
     ann, bob, eve = (team.who(name) for name in ("ann", "bob", "eve"))
     given = [client.post("/api/next", json={}).json() for client in (ann, bob, eve)]
-    assert [(each["image"], each["lane"]) for each in given] == [(1, 0), (1, 1), (2, 0)]
+    assert [(each["image"], each["assignment"]) for each in given] == [(1, 0), (1, 1), (2, 0)]
     told = [client.get("/api/images/1").json() for client in (ann, bob)]
-    assert [each["lane"] for each in told] == [0, 1]
+    assert [each["assignment"] for each in told] == [0, 1]
     disk_ = counts(told[0]["size"])
     for client, each in zip((ann, bob), told, strict=True):
-        assert client.put("/api/images/1/answers/1", json=draft(each, [disk_])).status_code == 201
-    assert [(kept.lane, kept.annotator) for kept in read_answers(location_of(dataset), 0)] == [(0, "ann"), (1, "bob")]
+        assert client.put("/api/images/1/submissions/1", json=draft(each, [disk_])).status_code == 201
+    assert [(kept.assignment, kept.annotator) for kept in read_submissions(location_of(dataset), 0)] == [
+        (0, "ann"),
+        (1, "bob"),
+    ]
     third = eve.get("/api/images/1").json()
-    assert eve.put("/api/images/1/answers/1", json=draft(third, [])).status_code == 409
-    assert eve.put("/api/images/1/answers/2", json=draft(third, [])).status_code == 409
+    assert eve.put("/api/images/1/submissions/1", json=draft(third, [])).status_code == 409
+    assert eve.put("/api/images/1/submissions/2", json=draft(third, [])).status_code == 409
     assert ann.post("/api/next", json={}).json()["image"] == 2  # and not the other lane of 1
     assert ann.get("/api/progress").json()["agreement"] == {"images": 1, "pairs": 1, "mean_iou": 1.0}
     assert len(saved_files(dataset)) == 2
@@ -282,8 +289,8 @@ def test_texts_are_data(team: Annotators, dataset: Path) -> None:
     told = ann.get("/api/images/1").json()
     body = draft(told, [counts(told["size"])])
     body["masks"][0]["label"] = SCRIPT
-    assert ann.put("/api/images/1/answers/1", json=body).status_code == 201
+    assert ann.put("/api/images/1/submissions/1", json=body).status_code == 201
     reopened = ann.get("/api/images/1")
     assert reopened.headers["content-type"] == "application/json"
     assert reopened.headers["x-content-type-options"] == "nosniff"
-    assert reopened.json()["answer"]["masks"][0]["label"] == SCRIPT
+    assert reopened.json()["submission"]["masks"][0]["label"] == SCRIPT

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from segmint.catalogs.dataset.annotations.answers import read_answers
-from segmint.catalogs.dataset.annotations.names import list_answers
+from segmint.catalogs.dataset.annotations.names import list_submissions
+from segmint.catalogs.dataset.annotations.submissions import read_submissions
 from tests.support.annotating import acting_as, annotate_process, draft
 from tests.support.locations import location_of
 
@@ -63,7 +63,7 @@ def work(
             n = told["n"] + 1
             body = draft(told, masks, seconds=rng.uniform(1, 100))
             sent[image, n] = body
-            assert client.put(f"/api/images/{image}/answers/{n}", json=body).status_code == 201
+            assert client.put(f"/api/images/{image}/submissions/{n}", json=body).status_code == 201
             acknowledged[image, n] = body
         except httpx.HTTPError:
             return
@@ -84,14 +84,14 @@ def kill_often(dataset: Path, kills: int, seed: int) -> int:
 def check(dataset: Path, sent: Bodies, acknowledged: Bodies) -> None:
     """Check that what was acknowledged is there as it was sent, and at most what was under way at the kill beside."""
     location = location_of(dataset)
-    kept = {(each.image, each.n): each for image in IMAGES for each in read_answers(location, image - 1)}
+    kept = {(each.image, each.n): each for image in IMAGES for each in read_submissions(location, image - 1)}
     assert kept.keys() >= acknowledged.keys()
     assert len(kept.keys() - acknowledged.keys()) <= 1
     for key, answer in kept.items():
         assert (answer.annotator, answer.base, answer.seconds) == ("ann", sent[key]["base"], sent[key]["seconds"])
         assert [mask.counts for mask in answer.masks] == [mask["counts"] for mask in sent[key]["masks"]]
         acknowledged[key] = sent[key]
-    names = sorted((name.ordinal + 1, name.n) for name in list_answers(location))
+    names = sorted((name.ordinal + 1, name.n) for name in list_submissions(location))
     assert names == sorted(kept)
     for image in IMAGES:
         assert [n for each, n in names if each == image] == list(range(1, 1 + sum(each == image for each, _ in names)))

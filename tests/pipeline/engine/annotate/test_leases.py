@@ -3,7 +3,7 @@
 from segmint.pipeline.engine.annotate.leases import Leases
 
 
-class Clock:
+class FrozenClock:
     """A clock that stands still."""
 
     now = 100.0
@@ -13,7 +13,7 @@ class Clock:
 
 
 def test_a_lease_is_one_persons_until_it_ends() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     leases = Leases(60.0, clock)
     assert leases.take((7, 0), "ann")
     assert not leases.take((7, 0), "bo")
@@ -28,7 +28,7 @@ def test_a_lease_is_one_persons_until_it_ends() -> None:
 
 
 def test_each_request_starts_the_time_again_for_its_owner_alone() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     leases = Leases(60.0, clock)
     leases.take((7, 0), "ann")
     leases.take((7, 1), "bo")
@@ -43,7 +43,7 @@ def test_each_request_starts_the_time_again_for_its_owner_alone() -> None:
 
 
 def test_what_somebody_has_is_listed_and_given_back() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     leases = Leases(60.0, clock)
     for image in (9, 3, 5):
         leases.take((image, 0), "ann")

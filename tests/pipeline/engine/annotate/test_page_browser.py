@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from segmint.catalogs.dataset.annotations.answers import read_answers
+from segmint.catalogs.dataset.annotations.submissions import read_submissions
 from segmint.model.automatic.rle import Rle, decode, encode
 from tests.support.annotated_pages import (
-    Served,
+    AnnotationServer,
     answered,
     drag,
     draw_a_line,
@@ -37,17 +37,19 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def server(minted: Path, chromium: "Browser", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(
+    small_dataset: Path, chromium: "Browser", tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AnnotationServer]:
     """One server for all tests, on a copy of the small real dataset: images 1, 2, 4 to 7, an image or more a test."""
     folder = tmp_path_factory.mktemp("annotated") / "dataset"
-    shutil.copytree(minted, folder)
+    shutil.copytree(small_dataset, folder)
     vary(folder)
     with served(folder, "ann", "bob") as running:
         yield running
 
 
 @pytest.fixture
-def page(chromium: "Browser", server: Served) -> Iterator["Page"]:
+def page(chromium: "Browser", server: AnnotationServer) -> Iterator["Page"]:
     """Ann's page in a window of a desktop; nothing may have failed by the end."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
@@ -59,7 +61,9 @@ def page(chromium: "Browser", server: Served) -> Iterator["Page"]:
     assert [error for error in seen.errors if not any(part in error for part in expected)] == []
 
 
-def ask(server: Served, image: int, points: list[Any], box: Any = None, before: Any = None) -> tuple[Any, list[str]]:
+def ask(
+    server: AnnotationServer, image: int, points: list[Any], box: Any = None, before: Any = None
+) -> tuple[Any, list[str]]:
     """The logits and run lengths that `Predictor` gives for prompts, in its own order."""
     given: dict[str, Any] = {"multimask": before is None}
     if points:
@@ -74,7 +78,7 @@ def ask(server: Served, image: int, points: list[Any], box: Any = None, before: 
     return found, [encode((each > 0).numpy()).counts for each in logits]
 
 
-def test_clicks_and_boxes_save_the_masks_that_predictor_gives(page: "Page", server: Served) -> None:
+def test_clicks_and_boxes_save_the_masks_that_predictor_gives(page: "Page", server: AnnotationServer) -> None:
     start(page, server, 1)
     column, row = inside(truth(server, 1)[0])
     first = [[column, row, 1]]
@@ -85,7 +89,9 @@ def test_clicks_and_boxes_save_the_masks_that_predictor_gives(page: "Page", serv
     expect(page.locator("#made li")).to_have_count(1)
 
     # The smallest of the three, corrected by a point on what is not the object, from the logits of that mask.
-    areas = [int(decode(Rle(tuple(server.opened.desk.source.read(1).size), counts)).sum()) for counts in three]
+    areas = [
+        int(decode(Rle(tuple(server.opened.annotator_view.source.read(1).size), counts)).sum()) for counts in three
+    ]
     smallest = int(np.argmin(areas))
     press_pixel(page, column, row)
     answered(page)
@@ -117,7 +123,9 @@ def test_clicks_and_boxes_save_the_masks_that_predictor_gives(page: "Page", serv
     assert 0 < sum(mask.seconds for mask in answer.masks) <= answer.seconds < 120
 
 
-def test_strokes_have_the_pixels_of_a_second_way_and_correct_masks_of_the_dataset(page: "Page", server: Served) -> None:
+def test_strokes_have_the_pixels_of_a_second_way_and_correct_masks_of_the_dataset(
+    page: "Page", server: AnnotationServer
+) -> None:
     start(page, server, 2)
     expect(page.locator("#image-title")).to_have_text(HOSTILE)  # which is a text here, as everywhere
     expect(page).to_have_title(f"{HOSTILE} · segmint annotate")
@@ -193,14 +201,14 @@ def looks(page: "Page") -> Any:
     )
 
 
-def test_masks_have_the_screens_pixels_and_zoomed_in_the_images(page: "Page", server: Served) -> None:
+def test_masks_have_the_screens_pixels_and_zoomed_in_the_images(page: "Page", server: AnnotationServer) -> None:
     start(page, server, 6)
     press_pixel(page, *inside(truth(server, 6)[0]))
     answered(page)
 
     def drawn(step: int) -> int:
         """The pixels that the active mask's canvas has painted, once it has the size for a step."""
-        sizes = [[-(-side // step) for side in reversed(server.opened.desk.source.read(6).size)]] * 2
+        sizes = [[-(-side // step) for side in reversed(server.opened.annotator_view.source.read(6).size)]] * 2
         page.wait_for_function(
             """sizes => JSON.stringify(["active-mask", "all-masks"].map((id) => {
                 const canvas = document.getElementById(id);
@@ -218,7 +226,7 @@ def test_masks_have_the_screens_pixels_and_zoomed_in_the_images(page: "Page", se
         return int(page.locator("#active-mask").evaluate(count))
 
     area = drawn(1)
-    width = server.opened.desk.source.read(6).size[1]
+    width = server.opened.annotator_view.source.read(6).size[1]
     page.locator("#stage").evaluate("(stage, width) => (stage.style.maxWidth = `${width}px`)", width // 3)
     assert area < 9 * drawn(3) < 1.5 * area
     for _ in range(4):
@@ -226,7 +234,7 @@ def test_masks_have_the_screens_pixels_and_zoomed_in_the_images(page: "Page", se
     assert drawn(1) == area
 
 
-def test_ten_gestures_are_undone_kept_over_a_reload_and_redone(page: "Page", server: Served) -> None:
+def test_ten_gestures_are_undone_kept_over_a_reload_and_redone(page: "Page", server: AnnotationServer) -> None:
     start(page, server, 4)
     columns = [inside(mask) for mask in truth(server, 4)]
     before = looks(page)
@@ -251,7 +259,7 @@ def test_ten_gestures_are_undone_kept_over_a_reload_and_redone(page: "Page", ser
 
     page.reload()
     shown(page, 4)
-    expect(page.locator("#said")).to_have_text("Your draft of this image is back.")
+    expect(page.locator("#notice")).to_have_text("Your draft of this image is back.")
     assert looks(page) == after
     for _ in range(10):
         expect(page.locator("#undo")).to_be_enabled()
@@ -265,9 +273,9 @@ def test_ten_gestures_are_undone_kept_over_a_reload_and_redone(page: "Page", ser
     assert looks(page) == after
 
 
-def test_the_keyboard_alone_annotates_an_image(page: "Page", server: Served) -> None:
+def test_the_keyboard_alone_annotates_an_image(page: "Page", server: AnnotationServer) -> None:
     start(page, server, 5)
-    height, width = server.opened.desk.source.read(5).size
+    height, width = server.opened.annotator_view.source.read(5).size
     expect(page.locator("#stage")).to_be_focused()
     column, row = inside(truth(server, 5)[0])
     page.keyboard.press("ArrowLeft")
@@ -290,8 +298,8 @@ def test_the_keyboard_alone_annotates_an_image(page: "Page", server: Served) -> 
     answered(page)
     page.keyboard.press("d")
     page.keyboard.press("s")
-    expect(page.locator("#said")).to_have_text("Saved.")
-    answer = read_answers(location_of(server.dataset), 4)[-1]
+    expect(page.locator("#notice")).to_have_text("Saved.")
+    answer = read_submissions(location_of(server.dataset), 4)[-1]
     found, three = ask(server, 5, [[column, row, 1]])
     assert answer.masks[0].counts == three[int(found.predicted_iou[0].argmax())]
     right, below = min(width - 1, column + 20), min(height - 1, row + 11)
@@ -301,7 +309,7 @@ def test_the_keyboard_alone_annotates_an_image(page: "Page", server: Served) -> 
     assert answer.complete is False
 
 
-def test_nothing_is_lost_while_the_server_does_not_answer(page: "Page", server: Served) -> None:
+def test_nothing_is_lost_while_the_server_does_not_answer(page: "Page", server: AnnotationServer) -> None:
     start(page, server, 6)
     column, row = inside(truth(server, 6)[0])
     page.route("**/predict", lambda route: route.abort())
@@ -316,16 +324,16 @@ def test_nothing_is_lost_while_the_server_does_not_answer(page: "Page", server: 
     expect(page.locator("#problem")).to_be_hidden()
 
     # The reply to the answer is lost, and it is sent again: one answer is there.
-    page.route("**/answers/*", lambda route: (route.fetch(), route.abort()))
+    page.route("**/submissions/*", lambda route: (route.fetch(), route.abort()))
     page.locator("#save").click()
     expect(page.locator("#problem")).to_contain_text("The server does not answer")
-    assert len(read_answers(location_of(server.dataset), 5)) == 1
-    page.unroute("**/answers/*")
-    expect(page.locator("#said")).to_have_text("Saved.")
-    assert len(read_answers(location_of(server.dataset), 5)) == 1
+    assert len(read_submissions(location_of(server.dataset), 5)) == 1
+    page.unroute("**/submissions/*")
+    expect(page.locator("#notice")).to_have_text("Saved.")
+    assert len(read_submissions(location_of(server.dataset), 5)) == 1
 
 
-def test_who_is_slower_sees_the_winners_masks(page: "Page", chromium: "Browser", server: Served) -> None:
+def test_who_is_slower_sees_the_winners_masks(page: "Page", chromium: "Browser", server: AnnotationServer) -> None:
     start(page, server, 7)
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
     other = context.new_page()
@@ -343,10 +351,12 @@ def test_who_is_slower_sees_the_winners_masks(page: "Page", chromium: "Browser",
     assert page.locator("#made li").get_attribute("data-key") == "a1.0"
     page.locator("#lost-next").click()
     expect(page.locator("#lost")).to_be_hidden()
-    assert read_answers(location_of(server.dataset), 6) == [answer]
+    assert read_submissions(location_of(server.dataset), 6) == [answer]
 
 
-def test_a_finger_draws_two_zoom_and_a_palm_beside_a_pen_does_nothing(chromium: "Browser", server: Served) -> None:
+def test_a_finger_draws_two_zoom_and_a_palm_beside_a_pen_does_nothing(
+    chromium: "Browser", server: AnnotationServer
+) -> None:
     context = chromium.new_context(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
     page = context.new_page()
     seen = watch(page)
@@ -411,7 +421,7 @@ def test_a_finger_draws_two_zoom_and_a_palm_beside_a_pen_does_nothing(chromium: 
     assert seen.errors == []
 
 
-def test_time_stops_without_input_and_half_a_minute_on_a_mask_is_said(page: "Page", server: Served) -> None:
+def test_time_stops_without_input_and_half_a_minute_on_a_mask_is_said(page: "Page", server: AnnotationServer) -> None:
     page.clock.install()
     start(page, server, 4)
     draw_a_line(page)
@@ -441,7 +451,7 @@ def test_time_stops_without_input_and_half_a_minute_on_a_mask_is_said(page: "Pag
 
 
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.long)])
-def test_every_page_is_accessible(page: "Page", server: Served, scheme: Any) -> None:
+def test_every_page_is_accessible(page: "Page", server: AnnotationServer, scheme: Any) -> None:
     page.emulate_media(color_scheme=scheme)
     start(page, server, 4)
     draw_a_line(page)

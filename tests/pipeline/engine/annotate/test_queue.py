@@ -8,36 +8,36 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segmint.catalogs.dataset.annotations.answers import put_answer
+from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.infra.errors import UsageError
-from segmint.pipeline.corrections.merge.run import merge_answers
+from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.engine.annotate.queue import Order, Queue, QueueOptions, make_queue
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.quality.study.sample import sample_study
-from tests.support.answered import answer_to, new_mask
 from tests.support.locations import location_of
-from tests.support.protocol import Place, two_shards
+from tests.support.protocol import DatasetPath, two_shards
+from tests.support.submissions import answer_to, new_mask
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
+def place() -> Iterator[DatasetPath]:
     """Images 1, 2, 4 and 5 with two masks each; an answer with one more is merged into 4, one deletes a mask of 5."""
     with two_shards() as place:
-        assert put_answer(place.location, answer_to(place.location, 4, [new_mask((22, 5, 28, 30))]))
-        assert put_answer(place.location, answer_to(place.location, 5, deleted=[50_000]))
-        merge_answers(place.location)
-        assert put_answer(place.location, answer_to(place.location, 1))
+        assert put_submission(place.location, answer_to(place.location, 4, [new_mask((22, 5, 28, 30))]))
+        assert put_submission(place.location, answer_to(place.location, 5, deleted=[50_000]))
+        merge_submissions(place.location)
+        assert put_submission(place.location, answer_to(place.location, 1))
         yield place
 
 
-def queue_of(place: Place, **options: Any) -> Queue:
+def queue_of(place: DatasetPath, **options: Any) -> Queue:
     manifest = load_manifest(place.location)
     with open_tables(place.location) as tables:
         return make_queue(tables, manifest, QueueOptions(**options))
 
 
-def test_images_come_in_the_order_that_was_asked_for(place: Place) -> None:
+def test_images_come_in_the_order_that_was_asked_for(place: DatasetPath) -> None:
     assert queue_of(place).ids.tolist() == [1, 2, 4, 5]
     assert queue_of(place, order=Order.FEWEST).ids.tolist() == [5, 1, 2, 4]
     drawn = [queue_of(place, order=Order.RANDOM).ids.tolist() for _ in range(2)]
@@ -48,25 +48,25 @@ def test_images_come_in_the_order_that_was_asked_for(place: Place) -> None:
         queue_of(place, select="masks > 99")
 
 
-def test_images_whose_answers_are_in_the_tables_are_known(place: Place) -> None:
+def test_images_whose_answers_are_in_the_tables_are_known(place: DatasetPath) -> None:
     """An answer that is not merged is for the board to know."""
     queue = queue_of(place, order=Order.FEWEST)
     assert dict(zip(queue.ids.tolist(), queue.merged.tolist(), strict=True)) == {1: False, 2: False, 4: True, 5: True}
 
 
-def test_a_share_of_the_images_is_annotated_twice_the_same_ones_always(place: Place) -> None:
-    for share, lanes in ((0.0, {1}), (1.0, {2})):
+def test_a_share_of_the_images_is_annotated_twice_the_same_ones_always(place: DatasetPath) -> None:
+    for share, assignments in ((0.0, {1}), (1.0, {2})):
         queue = queue_of(place, overlap=share)
-        assert {queue.lanes(image) for image in queue.ids.tolist()} == lanes
-    assert queue.lanes(99) == 1
+        assert {queue.assignments(image) for image in queue.ids.tolist()} == assignments
+    assert queue.assignments(99) == 1
     half = [queue_of(place, overlap=0.5, order=order) for order in (Order.NUMBER, Order.FEWEST)]
-    twice = [{image for image in queue.ids.tolist() if queue.lanes(image) == 2} for queue in half]
+    twice = [{image for image in queue.ids.tolist() if queue.assignments(image) == 2} for queue in half]
     assert twice[0] == twice[1]
     with pytest.raises(UsageError, match="a share of the images, from 0 to 1"):
         queue_of(place, overlap=1.5)
 
 
-def test_a_study_has_its_own_images_and_no_others(place: Place, tmp_path: Path) -> None:
+def test_a_study_has_its_own_images_and_no_others(place: DatasetPath, tmp_path: Path) -> None:
     study = location_of(tmp_path / "study")
     sample_study(place.location, 2, 0, study)
     manifest = json.loads((tmp_path / "study" / "manifest.json").read_text())

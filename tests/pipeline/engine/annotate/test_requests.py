@@ -14,20 +14,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from segmint.pipeline.engine.annotate.requests import PROBLEMS, Bodies
+from segmint.pipeline.engine.annotate.requests import PROBLEMS, RequestBodies
 from segmint.pipeline.serving.responses import json_response
 
 MOST = 8 << 20
 
 
-class Answers:
+class CountingApp:
     """An application that counts how many requests it answers at a time."""
 
     def __init__(self, **bodies: Any) -> None:
         self._lock = threading.Lock()
         self._now = 0
         self.most = 0
-        limits = Bodies(**bodies)
+        limits = RequestBodies(**bodies)
         routes = [
             Route("/large", limits.writes(self.answer, MOST), methods=["POST"]),
             Route("/small", limits.writes(self.answer), methods=["POST"]),
@@ -50,7 +50,7 @@ class Answers:
 
 def test_large_bodies_wait_for_one_another_and_small_ones_do_not() -> None:
     async def run(content: bytes) -> int:
-        app = Answers(at_once=2)
+        app = CountingApp(at_once=2)
         answers = await asyncio.gather(*(app.post("/large", content) for _ in range(6)))
         assert [answer.status_code for answer in answers] == [200] * 6
         return app.most
@@ -65,7 +65,7 @@ def test_a_body_that_stops_is_refused_and_gives_its_place_back() -> None:
         await asyncio.sleep(30)
 
     async def run() -> None:
-        app = Answers(at_once=1, patience_s=0.2)
+        app = CountingApp(at_once=1, patience_s=0.2)
         stopped = await app.post("/large", stops())
         assert stopped.status_code == 400
         assert "stopped" in stopped.json()["error"]
@@ -86,7 +86,7 @@ def test_a_body_that_comes_in_drops_is_refused_and_gives_its_place_back() -> Non
             yield b" "
 
     async def run() -> None:
-        app = Answers(at_once=1, patience_s=0.4, slowest=1e9)
+        app = CountingApp(at_once=1, patience_s=0.4, slowest=1e9)
         assert (await app.post("/large", drips())).status_code == 400
         assert sent < 200
         assert (await app.post("/large", json.dumps("x" * (2 << 20)).encode())).status_code == 200
@@ -111,6 +111,6 @@ def test_a_body_that_comes_in_drops_is_refused_and_gives_its_place_back() -> Non
     ],
 )
 def test_what_is_no_body_of_this_endpoint_is_refused(path: str, content: bytes, status: int) -> None:
-    answer = asyncio.run(Answers().post(path, content))
+    answer = asyncio.run(CountingApp().post(path, content))
     assert answer.status_code == status
     assert ("error" in answer.json()) == (status != 200)

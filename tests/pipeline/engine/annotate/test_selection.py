@@ -42,9 +42,9 @@ BAD = {
 }
 
 
-def test_conditions(minted: Path) -> None:
-    rows = image_rows(minted)
-    with open_tables(location_of(minted)) as tables:
+def test_conditions(small_dataset: Path) -> None:
+    rows = image_rows(small_dataset)
+    with open_tables(location_of(small_dataset)) as tables:
         for text in GOOD:
             condition = check_selection(tables, text)
             found = tables.query(f"SELECT id FROM images WHERE {condition} ORDER BY id").column("id").to_pylist()

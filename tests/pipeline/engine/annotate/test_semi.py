@@ -13,11 +13,11 @@ import torch
 from pycocotools import mask as coco
 from torch import Tensor, nn
 
-from segmint.catalogs.dataset.annotations.answers import read_answers
+from segmint.catalogs.dataset.annotations.submissions import read_submissions
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.operators.images import decode_jpeg
 from segmint.pipeline.engine.annotate.clicks.prefill import SAME_IOU, mask_settings, prefill
-from segmint.pipeline.engine.annotate.server import Opened, open_desk
+from segmint.pipeline.engine.annotate.server import ServedView, open_view
 from tests.support.annotated_pages import serving
 from tests.support.annotating import Annotators, draft, options
 from tests.support.browser import serious_violations, watch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
-class Ninths(nn.Module):
+class NinthsDetector(nn.Module):
     """Finds the nine parts of an image as objects; fails on an image whose first pixel is `first` (blue)."""
 
     def __init__(self, first: int) -> None:
@@ -62,13 +62,13 @@ def first_blue(dataset: Path, image: int) -> int:
 
 
 @pytest.fixture
-def semi(dataset: Path, tmp_path: Path) -> Iterator[Opened]:
+def semi(dataset: Path, tmp_path: Path) -> Iterator[ServedView]:
     """A desk whose images are prefilled by a real TorchScript file, which fails on image 4."""
     path = tmp_path / "objects.pt"
-    torch.jit.script(Ninths(first_blue(dataset, 4))).save(path)
+    torch.jit.script(NinthsDetector(first_blue(dataset, 4))).save(path)
     assert first_blue(dataset, 4) not in (first_blue(dataset, 1), first_blue(dataset, 2))
-    with open_desk(location_of(dataset), replace(options(), stage="semi", detector=str(path))) as desk:
-        yield desk
+    with open_view(location_of(dataset), replace(options(), stage="semi", detector=str(path))) as annotator_view:
+        yield annotator_view
 
 
 def strength(page: "Page") -> int:
@@ -84,9 +84,9 @@ def strength(page: "Page") -> int:
 
 
 def test_confident_masks_of_a_detectors_boxes_are_there_until_the_image_is_answered(
-    semi: Opened, dataset: Path, capfd: pytest.CaptureFixture[str]
+    semi: ServedView, dataset: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    desk, prefills = semi.desk, semi.desk.prefills
+    annotator_view, prefills = semi.annotator_view, semi.annotator_view.prefills
     assert prefills is not None
     settings = mask_settings(load_manifest(location_of(dataset)))
     assert (settings.pred_iou_thresh, settings.stability_score_thresh) == (0.7, 0.8), "the dataset's own"
@@ -100,10 +100,14 @@ def test_confident_masks_of_a_detectors_boxes_are_there_until_the_image_is_answe
     found = 0
     for image in (1, 2):
         opened = ann.get(f"/api/images/{image}").json()
-        there = desk.source.read(image)
+        there = annotator_view.source.read(image)
         own = list(there.counts.values())
         expected = prefill(
-            desk.embeddings._predictor, desk.embeddings.get(there).embedding, ninths(there.size), own, settings
+            annotator_view.embeddings._predictor,
+            annotator_view.embeddings.get(there).embedding,
+            ninths(there.size),
+            own,
+            settings,
         )
         assert tuple(expected) == ahead[image]
         assert opened["prefill"] == [mask.to_dict() for mask in expected]
@@ -118,8 +122,8 @@ def test_confident_masks_of_a_detectors_boxes_are_there_until_the_image_is_answe
 
     opened = ann.get("/api/images/1").json()
     kept = [mask["counts"] for mask in opened["prefill"]]
-    assert ann.put("/api/images/1/answers/1", json=draft(opened, kept)).status_code == 201
-    (answer,) = read_answers(location_of(dataset), 0)
+    assert ann.put("/api/images/1/submissions/1", json=draft(opened, kept)).status_code == 201
+    (answer,) = read_submissions(location_of(dataset), 0)
     assert (answer.stage, [mask.counts for mask in answer.masks]) == ("semi", kept)
     assert ann.get("/api/images/1").json()["prefill"] == []
 
@@ -129,7 +133,7 @@ def test_confident_masks_of_a_detectors_boxes_are_there_until_the_image_is_answe
 
 
 def test_prefilled_masks_are_faint_and_locked_until_they_are_unlocked(
-    semi: Opened, dataset: Path, chromium: "Browser"
+    semi: ServedView, dataset: Path, chromium: "Browser"
 ) -> None:
     from playwright.sync_api import expect
 
@@ -139,8 +143,8 @@ def test_prefilled_masks_are_faint_and_locked_until_they_are_unlocked(
         seen = watch(page)
         page.goto(f"{server.address()}#image/2")
         expect(page.locator("#clock")).to_be_visible(timeout=120_000)
-        prefilled = [mask.counts for mask in semi.desk.prefills._made.get(2).masks]  # type: ignore[union-attr]
-        own = list(semi.desk.source.read(2).counts.values())
+        prefilled = [mask.counts for mask in semi.annotator_view.prefills._made.get(2).masks]  # type: ignore[union-attr]
+        own = list(semi.annotator_view.source.read(2).counts.values())
         assert prefilled
         expect(page.locator("#filled-title")).to_have_text(f"Prefilled: {len(prefilled)}, locked: {len(prefilled)}")
         expect(page.locator("#made-box")).to_be_hidden()
@@ -155,7 +159,7 @@ def test_prefilled_masks_are_faint_and_locked_until_they_are_unlocked(
         faint = strength(page)
         page.locator("#filled li button").first.click()
         page.keyboard.press("Delete")
-        expect(page.locator("#said")).to_contain_text("This mask is locked")
+        expect(page.locator("#notice")).to_contain_text("This mask is locked")
         expect(page.locator("#filled li")).to_have_count(len(prefilled))
         page.keyboard.press("l")
         expect(page.locator("#mask-title")).to_have_text("Mask selected")
@@ -169,12 +173,12 @@ def test_prefilled_masks_are_faint_and_locked_until_they_are_unlocked(
         expected = len(prefilled) - 1
         expect(page.locator("#filled li")).to_have_count(expected)
         page.keyboard.press("s")
-        expect(page.locator("#said")).to_have_text("Saved.")
+        expect(page.locator("#notice")).to_have_text("Saved.")
         page.goto(f"{page.url.split('#')[0]}#image/2")  # what nobody touched is no work of a person, here neither
         expect(page.locator("#filled-title")).to_have_text(f"Prefilled: {expected}, locked: {expected}")
         page.close()
     assert seen.errors == []
-    (answer,) = read_answers(location_of(dataset), 1)
+    (answer,) = read_submissions(location_of(dataset), 1)
     assert (answer.stage, answer.replaced, answer.deleted) == ("semi", (), ())
     assert [mask.counts for mask in answer.masks] == prefilled[1:]
     assert {(mask.source, mask.seconds) for mask in answer.masks} <= {("assisted", 0.0)}

@@ -31,8 +31,8 @@ def truths(tmp_path_factory: pytest.TempPathFactory) -> list[Truth]:
 
 def together(results: list[PartResult]) -> tuple[list[object], list[tuple[str, str]]]:
     rows = pa.concat_tables([result.table for result in results]).to_pylist()
-    left_out = [(each.where, each.why.split(":")[0]) for result in results for each in result.left_out]
-    return [(row["truth"], row["image"], row["mask"], row["area"]) for row in rows], left_out
+    skipped = [(each.where, each.why.split(":")[0]) for result in results for each in result.skipped]
+    return [(row["truth"], row["image"], row["mask"], row["area"]) for row in rows], skipped
 
 
 EXPECTED = [(0, "sa_1.jpg", 10_000, 600), (1, "a.png", 7, 300), (1, "b.png", 9, 300)]
@@ -42,17 +42,17 @@ def test_what_cannot_be_read_is_listed_and_stops_nothing(
     truths: list[Truth], capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = EvaluateTask(AreaMeasure(), (), "cpu", "fp32")
-    rows, left_out = together(list(run_measure(task, truths, RunOptions(ray=False))))
+    rows, skipped = together(list(run_measure(task, truths, RunOptions(ray=False))))
     assert rows == EXPECTED
-    assert [where for where, _ in left_out] == ["shard 1", "gone.png"]
+    assert [where for where, _ in skipped] == ["shard 1", "gone.png"]
     assert "evaluate 5/5" in capsys.readouterr().err
 
 
 def test_a_bug_of_a_measure_costs_its_image(truths: list[Truth]) -> None:
     task = EvaluateTask(AreaMeasure(refused=("a.png",)), (), "cpu", "fp32")
-    rows, left_out = together(list(run_measure(task, truths, RunOptions(ray=False))))
+    rows, skipped = together(list(run_measure(task, truths, RunOptions(ray=False))))
     assert rows == [EXPECTED[0], EXPECTED[2]]
-    assert ("a.png", "KeyError") in left_out
+    assert ("a.png", "KeyError") in skipped
 
 
 @pytest.mark.ray

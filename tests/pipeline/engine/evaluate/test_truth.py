@@ -12,8 +12,8 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.annotations.image import encode_mask
 from segmint.operators.decoding import JpegDecoder
-from segmint.pipeline.engine.evaluate.answer import Subject
-from segmint.pipeline.engine.evaluate.kinds import Chosen
+from segmint.pipeline.engine.evaluate.kinds import TruthSelection
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.setup import TruthOptions, open_truths
 from segmint.pipeline.engine.evaluate.truth import Decoders, Truth, TruthImage, UnreadableTruthError
 from tests.support.committed import masks, row_of, write_dataset
@@ -57,7 +57,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_datasets_human_masks_in_released_pixels(dataset: Path) -> None:
     truth = open_one(dataset, columns=("country",))
-    assert (truth.kind, truth.images, truth.left_out) == ("dataset", 2, [])
+    assert (truth.kind, truth.images, truth.skipped) == ("dataset", 2, [])
     assert (truth.facts["truth"], truth.facts["dataset"]) == ("human", "small")
     images = read(truth)
     assert list(images) == ["sa_1.jpg", "sa_5.jpg"]
@@ -72,9 +72,13 @@ def test_a_datasets_human_masks_in_released_pixels(dataset: Path) -> None:
 
 def test_automatic_masks_all_masks_and_some_images(dataset: Path) -> None:
     counts = {}
-    for chosen in Chosen:
+    for chosen in TruthSelection:
         counts[chosen] = [len(image.masks) for image in read(open_one(dataset, chosen=chosen)).values()]
-    assert counts == {Chosen.HUMAN: [1, 1], Chosen.AUTOMATIC: [1, 2, 2, 1], Chosen.ALL: [2, 2, 2, 2]}
+    assert counts == {
+        TruthSelection.HUMAN: [1, 1],
+        TruthSelection.AUTOMATIC: [1, 2, 2, 1],
+        TruthSelection.ALL: [2, 2, 2, 2],
+    }
     assert list(read(open_one(dataset, only={str(dataset): [5]}))) == ["sa_5.jpg"]
 
 
@@ -96,8 +100,8 @@ def test_a_damaged_shard_costs_only_itself(dataset: Path, tmp_path: Path) -> Non
     table.write_bytes(b"junk")
     truth = open_one(copy)
     assert list(read(truth)) == ["sa_5.jpg"]
-    (left_out,) = truth.left_out
-    assert (left_out.where, "not a readable Parquet file" in left_out.why) == ("shard 0", True)
+    (skipped,) = truth.skipped
+    assert (skipped.where, "not a readable Parquet file" in skipped.why) == ("shard 0", True)
 
 
 SQUARE = np.zeros((30, 40), bool)
@@ -129,7 +133,7 @@ def test_a_coco_file_with_its_odd_images(tmp_path: Path) -> None:
     (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff junk")
     names = ("sub/good.png", "turned.png", "broken.jpg", "missing.png", "../out.png", "twice.png", "twice.png")
     truth = open_one(coco_file(tmp_path, *names), images=(str(pictures),))
-    assert [(each.where, each.why) for each in truth.left_out] == [
+    assert [(each.where, each.why) for each in truth.skipped] == [
         ("twice.png", "several images of the file have this name")
     ] * 2
     images = read(truth)
@@ -159,7 +163,7 @@ def test_label_maps_beside_images(tmp_path: Path) -> None:
     save(tmp_path / "images/a.jpg")
     save(tmp_path / "images/b.jpg", (30, 41))
     truth = open_one(tmp_path / "maps", images=(str(tmp_path / "images"),), ignore=(255,))
-    assert [(each.where, "no image of this name" in each.why) for each in truth.left_out] == [("lonely.png", True)]
+    assert [(each.where, "no image of this name" in each.why) for each in truth.skipped] == [("lonely.png", True)]
     images = read(truth)
     image = images["a.jpg"]
     assert isinstance(image, TruthImage)
@@ -191,10 +195,10 @@ def test_an_answer_has_the_number_of_a_files_images_and_their_folder(tmp_path: P
     save(tmp_path / "images/a.png")
     options = TruthOptions((str(coco_file(tmp_path, "a.png")),), images=(str(tmp_path / "images"),))
     (truth,) = open_truths(options, Storage())
-    (found,) = Subject("points", (truth,), (), "cpu", 1, 1, (), 0.0).to_dict()["truth"]
+    (found,) = EvaluationSubject("points", (truth,), (), "cpu", 1, 1, (), 0.0).to_dict()["truth"]
     assert (found["images"], found["image_folder"]) == (1, str(tmp_path / "images"))
 
 
 def test_an_answer_has_the_place_of_a_dataset_and_its_own_name(dataset: Path) -> None:
-    (found,) = Subject("points", (open_one(dataset),), (), "cpu", 1, 1, (), 0.0).to_dict()["truth"]
+    (found,) = EvaluationSubject("points", (open_one(dataset),), (), "cpu", 1, 1, (), 0.0).to_dict()["truth"]
     assert (found["name"], found["dataset"]) == (str(dataset), "small")

@@ -9,7 +9,7 @@ import torch
 from segmint.infra.errors import SegmintError, UnfinishedError
 from segmint.pipeline.engine.train.checkpoints import (
     DamagedCheckpointError,
-    Measured,
+    StoredEvaluation,
     list_checkpoints,
     load_state,
     prune,
@@ -34,8 +34,8 @@ def put(folder, step: int, value: float = 1.0):
         state(value),
         run="0123456789ab",
         step=step,
-        evaluations=(Measured(step=step, images=1, masks=2, one_click=0.5, oracle=0.75),),
-        left_out={"empty masks": 1},
+        evaluations=(StoredEvaluation(step=step, images=1, masks=2, one_click=0.5, oracle=0.75),),
+        skipped={"empty masks": 1},
         listed=({"reason": "empty masks", "image": 3},),
         numerics=({"device": "AVX2", "threads": 1},),
     )

@@ -3,7 +3,7 @@
 import pytest
 
 from segmint.pipeline.engine.train.evaluation import Evaluation
-from segmint.pipeline.engine.train.loop import Ended, Hooks, best_of, is_over, run_steps
+from segmint.pipeline.engine.train.loop import LoopEnd, LoopHooks, best_of, is_over, run_steps
 from segmint.pipeline.engine.train.settings import TrainConfig
 from segmint.pipeline.engine.train.trainer import StepResult
 
@@ -36,7 +36,7 @@ def happened(settings: TrainConfig, ious: list[float], start: int = 0, before: l
         done.append(f"evaluate {number}")
         return measured(number, next(left))
 
-    hooks = Hooks(
+    hooks = LoopHooks(
         step=step,
         show=lambda result: done.append(f"show {result.step}"),
         evaluate=evaluate if ious else None,
@@ -49,7 +49,7 @@ def happened(settings: TrainConfig, ious: list[float], start: int = 0, before: l
 
 def test_each_thing_happens_at_its_steps():
     ended, done = happened(config(), [0.5, 0.6, 0.55, 0.7, 0.5, 0.5])
-    assert ended == Ended(10, "steps")
+    assert ended == LoopEnd(10, "steps")
     assert done == [
         *("evaluate 0", "draw 0", "evaluate 2", "save 2 with 2", "evaluate 4", "draw 4", "save 5 with 3"),
         *("evaluate 6", "save 6 with 4", "evaluate 8", "draw 8", "evaluate 10", "draw 10", "save 10 with 6"),
@@ -59,21 +59,21 @@ def test_each_thing_happens_at_its_steps():
 def test_a_run_that_goes_on_does_what_is_left():
     before = [measured(0, 0.5), measured(2, 0.6), measured(4, 0.55)]
     ended, done = happened(config(), [0.7, 0.5, 0.5], start=5, before=before)
-    assert ended == Ended(10, "steps")
+    assert ended == LoopEnd(10, "steps")
     assert done[:3] == ["evaluate 6", "save 6 with 4", "evaluate 8"]
 
 
 def test_training_stops_early_and_stays_stopped():
     ended, done = happened(config(patience=2), [0.5, 0.6, 0.6, 0.55])
-    assert ended == Ended(6, "patience")
+    assert ended == LoopEnd(6, "patience")
     assert done[-1] == "save 6 with 4"
     before = [measured(step, iou) for step, iou in ((0, 0.5), (2, 0.6), (4, 0.6), (6, 0.55))]
-    assert happened(config(patience=2), [0.9], start=6, before=before) == (Ended(6, "patience"), [])
+    assert happened(config(patience=2), [0.9], start=6, before=before) == (LoopEnd(6, "patience"), [])
 
 
 def test_without_held_out_images_nothing_is_evaluated():
     ended, done = happened(config(patience=1), [])
-    assert ended == Ended(10, "steps")
+    assert ended == LoopEnd(10, "steps")
     assert done == ["draw 0", "draw 4", "save 5 with 0", "draw 8", "draw 10", "save 10 with 0"]
 
 

@@ -16,7 +16,7 @@ from segmint.infra.errors import UsageError
 from segmint.model.detectors.torchscript import TorchScriptDetector
 from segmint.model.training.objects import ObjectImage
 from segmint.pipeline.engine.train import objects
-from segmint.pipeline.engine.train.data.images import OpenedDataset
+from segmint.pipeline.engine.train.data.images import TrainingDataset
 from segmint.pipeline.engine.train.objects import OBJECTS, run_objects
 from segmint.pipeline.engine.train.settings import TrainConfig, load_train_config
 from segmint.pipeline.engine.train.trainer import TrainingError
@@ -73,9 +73,9 @@ def test_a_detector_comes_out_and_a_stopped_run_goes_on_to_the_same_one(trainabl
     assert [line.partition(":")[0] for line in printed[2:]] == ["step 2/2"]
     assert json.loads((output / "checkpoints" / "step-000002.json").read_bytes())["sha256"] == ended
     assert again.record.trained == trained.record.trained
-    assert again.record.left_out == trained.record.left_out
+    assert again.record.skipped == trained.record.skipped
     checkpoint = json.loads((output / "checkpoints" / "step-000002.json").read_bytes())
-    assert checkpoint["left_out"] == record["left_out"]["counts"] != {}
+    assert checkpoint["skipped"] == record["skipped"]["counts"] != {}
 
 
 def test_a_gradient_that_is_no_number_ends_the_run_before_a_checkpoint(
@@ -102,7 +102,7 @@ def test_a_cache_elsewhere_is_noted_and_one_in_the_dataset_is_refused(trainable:
     with pytest.raises(UsageError, match=r"cache\.folder: .* is inside the dataset"):
         run_objects(configured(tmp_path, dataset, objects=keys, cache={"folder": str(dataset / "cache")}), print)
     assert not (tmp_path / "run").exists()
-    key = OpenedDataset(location_of(dataset), load_manifest(location_of(dataset)), "").key
+    key = TrainingDataset(location_of(dataset), load_manifest(location_of(dataset)), "").key
     stale = cache / "looks" / key / f"{'0' * 64}.npz"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"thumbnails of a tar that a takedown removed")

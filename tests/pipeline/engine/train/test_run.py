@@ -57,7 +57,7 @@ def test_what_comes_out_is_a_checkpoint_of_sam_and_says_where_it_comes_from(ende
     assert record.trained["images"] == 2
     assert record.held_out["images"] == 1
     assert [each["step"] for each in record.evaluations] == [0, 2]
-    assert record.left_out["counts"] == {"masks over max_mask_area_ratio": 3}
+    assert record.skipped["counts"] == {"masks over max_mask_area_ratio": 3}
     assert str(ended.dataset) not in (ended.output / TRAINING).read_text()
 
 

@@ -5,17 +5,17 @@ from typing import Any
 
 import torch
 
-from segmint.catalogs.lineage import Round
+from segmint.catalogs.lineage import TrainingRound
 from segmint.infra.device import Compute
 from segmint.pipeline.engine.train.checkpoints import CHECKPOINTS, list_checkpoints
 from segmint.pipeline.engine.train.evaluation import Evaluation
-from segmint.pipeline.engine.train.record import RunRecord
-from segmint.pipeline.engine.train.session import Session
+from segmint.pipeline.engine.train.record import TrainingRunRecord
+from segmint.pipeline.engine.train.session import TrainingSession
 from segmint.pipeline.engine.train.settings import DatasetKeys, TrainConfig
 from tests.support.locations import location_of
 
 
-class Weights:
+class StubTrainer:
     """As much of a trainer as a checkpoint holds."""
 
     def __init__(self, value: float) -> None:
@@ -27,14 +27,14 @@ class Weights:
 
 def test_a_process_that_is_behind_leaves_later_checkpoints_alone(tmp_path: Path) -> None:
     config = TrainConfig(datasets=(DatasetKeys(uri=str(tmp_path / "d")),), output=str(tmp_path / "o"))
-    parent = Round(weights="0" * 64, name="mobile_sam")
-    run = RunRecord(code_version="1", config={}, parent=parent, lineage=(parent,))
+    parent = TrainingRound(weights="0" * 64, name="mobile_sam")
+    run = TrainingRunRecord(code_version="1", config={}, parent=parent, lineage=(parent,))
     output, compute = location_of(tmp_path / "o"), Compute("cpu", "fp32", 1)
-    session = Session(config, run, (), output, output / "cache", tmp_path, "", print, compute=compute)
+    session = TrainingSession(config, run, (), output, output / "cache", tmp_path, "", print, compute=compute)
 
     def save(step: int, *one_clicks: float) -> list[int]:
         measured = [Evaluation(50 * place, 1, 1, value, value) for place, value in enumerate(one_clicks)]
-        session._save(Weights(step), step, measured)  # type: ignore[arg-type]
+        session._save(StubTrainer(step), step, measured)  # type: ignore[arg-type]
         return [each.step for each in list_checkpoints(output / CHECKPOINTS)]
 
     assert save(50, 0.5, 0.6) == [50]

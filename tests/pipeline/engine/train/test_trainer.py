@@ -10,40 +10,40 @@ import pytest
 import torch
 from torch import Tensor
 
-from segmint.catalogs.dataset.kept import EMBEDDINGS, dataset_key
+from segmint.catalogs.dataset.training_cache import EMBEDDINGS, dataset_key
 from segmint.infra.device import Compute
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.sam import Sam
 from segmint.pipeline.engine.train.data.cache import EmbeddingCache
-from segmint.pipeline.engine.train.data.draws import Draws
-from segmint.pipeline.engine.train.data.reading import ImageReader
+from segmint.pipeline.engine.train.data.draws import DrawSequence
+from segmint.pipeline.engine.train.data.reading import TrainingImageReader
 from segmint.pipeline.engine.train.embedding import FrozenEncoder, cache_key, encoder_hash
 from segmint.pipeline.engine.train.trainer import Trainer, TrainingError
-from segmint.pipeline.engine.train.world import World
+from segmint.pipeline.engine.train.world import WorkerRank
 from tests.support.locations import location_of
-from tests.support.trained import Found, find
+from tests.support.trained import DatasetInputs, find
 
 CPU = Compute("cpu", "fp32", 1)
 FEW = {"batch": {"images": 2, "masks": 2, "masks_per_image": 1}, "sampling": {"clicks": 1}}
 
 
 @pytest.fixture
-def found(ended, tmp_path) -> Found:
+def found(ended, tmp_path) -> DatasetInputs:
     return find(tmp_path, ended.dataset, **FEW)
 
 
-def trainer_of(found: Found, cache: Path, weights: Path, world: World | None = None) -> Trainer:
+def trainer_of(found: DatasetInputs, cache: Path, weights: Path, world: WorkerRank | None = None) -> Trainer:
     sam = load_sam(weights)
     images = found.images
-    draws = Draws(images, images.ids != 2, [1.0], found.config.batch, seed=0)
+    draws = DrawSequence(images, images.ids != 2, [1.0], found.config.batch, seed=0)
     kept = EmbeddingCache(location_of(cache), cache_key(encoder_hash(sam), CPU), 1e9)
-    reader = ImageReader(images, 256, 0.9, found.left_out)
+    reader = TrainingImageReader(images, 256, 0.9, found.skipped)
     return Trainer(
-        sam, found.config, images, draws, reader, FrozenEncoder(sam, images, kept, CPU), CPU, world or World()
+        sam, found.config, images, draws, reader, FrozenEncoder(sam, images, kept, CPU), CPU, world or WorkerRank()
     )
 
 
-def side_by_side(count: int, work: Callable[[World], object]) -> list[object]:
+def side_by_side(count: int, work: Callable[[WorkerRank], object]) -> list[object]:
     """Run workers as threads that add tensors up, in the order of their ranks."""
     barrier = threading.Barrier(count)
     given: list[Tensor] = [torch.empty(0)] * count
@@ -59,7 +59,7 @@ def side_by_side(count: int, work: Callable[[World], object]) -> list[object]:
             barrier.wait()
             return total
 
-        answers[rank] = work(World(rank, count, add))
+        answers[rank] = work(WorkerRank(rank, count, add))
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
     for thread in threads:
@@ -75,7 +75,7 @@ def test_two_workers_take_the_step_of_one(one_thread, found, ended, mobile_sam_p
     alone = one.step(1)
     assert alone.masks == 2
 
-    def work(world: World) -> tuple[object, dict[str, Tensor]]:
+    def work(world: WorkerRank) -> tuple[object, dict[str, Tensor]]:
         trainer = trainer_of(found, cache, mobile_sam_path, world)
         result = trainer.step(
             1, {slot: clicks for slot, clicks in alone.clicks.items() if slot in range(world.rank, 9, 2)}
@@ -118,8 +118,8 @@ def test_pixels_are_read_only_for_embeddings_that_are_not_kept(one_thread, found
     encoder = FrozenEncoder(sam, found.images, cache, CPU)
     empty = EmbeddingCache(location_of(tmp_path / "cache"), "w", 1e9)
     fresh = FrozenEncoder(sam, found.images, empty, CPU)
-    reader = ImageReader(found.images, 256, 0.9, found.left_out)
-    draw = Draws(found.images, np.ones(3, bool), [1.0], found.config.batch, seed=0).step(1)[0]
+    reader = TrainingImageReader(found.images, 256, 0.9, found.skipped)
+    draw = DrawSequence(found.images, np.ones(3, bool), [1.0], found.config.batch, seed=0).step(1)[0]
     read = reader.read(draw, fresh.kept)
     assert read.pixels is not None
     made = fresh.embed(read)
@@ -143,14 +143,14 @@ def test_images_whose_tar_is_gone_and_whose_embedding_is_damaged_are_left_out(
     shutil.copytree(kept, cache / EMBEDDINGS / found.datasets[0].key)
     trainer = trainer_of(found, cache, mobile_sam_path)
     assert trainer.step(1).masks == 2
-    before = dict(found.left_out.counts)
+    before = dict(found.skipped.counts)
     for file in (*dataset.rglob("*.tar"), *cache.rglob("*.npy")):
         file.unlink() if file.suffix == ".tar" else file.write_bytes(b"damaged")
     trainer.step(2)  # maybe of images that were read before
     assert trainer.step(3).masks == 0
     trainer.close()
-    assert found.left_out.counts == {**before, "damaged images": 2}
-    assert found.left_out.listed[-1]["detail"] == "the tar of its shard is gone"
+    assert found.skipped.counts == {**before, "damaged images": 2}
+    assert found.skipped.listed[-1]["detail"] == "the tar of its shard is gone"
 
 
 @pytest.mark.long
@@ -159,8 +159,8 @@ def test_an_encoder_that_is_trained_gets_gradients_and_moves(one_thread, ended, 
         tmp_path, ended.dataset, **FEW, encoder="trained", optimizer={"drop_path": 0.2, "warmup": 0, "decay_steps": []}
     )
     sam: Sam = load_sam(mobile_sam_path)
-    draws = Draws(found.images, np.ones(3, bool), [1.0], found.config.batch, seed=0)
-    reader = ImageReader(found.images, 256, 0.9, found.left_out)
+    draws = DrawSequence(found.images, np.ones(3, bool), [1.0], found.config.batch, seed=0)
+    reader = TrainingImageReader(found.images, 256, 0.9, found.skipped)
     trainer = Trainer(sam, found.config, found.images, draws, reader, None, CPU)
     before = trainer.weights()
     result = trainer.step(1)

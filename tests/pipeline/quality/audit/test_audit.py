@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from segmint.catalogs.dataset.manifest import load_manifest
-from segmint.catalogs.findings import Code, FindingCollector, Place
+from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.catalogs.layout import config_sha256
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -19,10 +19,10 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.redact import redact
-from segmint.pipeline.quality.audit.answer import AuditReport, Duplicates
-from segmint.pipeline.quality.audit.answer_json import from_json, to_dict, to_json
-from segmint.pipeline.quality.audit.answer_text import answer_lines
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.quality.audit.result import AuditReport, Duplicates
+from segmint.pipeline.quality.audit.result_json import from_json, to_dict, to_json
+from segmint.pipeline.quality.audit.result_text import result_lines
 from tests.support.bombs import jpeg_saying
 from tests.support.builds import digests, photograph
 from tests.support.committed_shard import CommittedShard, change_manifest
@@ -36,22 +36,22 @@ def audit(dataset: Path, privacy_sample: int | None = 0, **options) -> AuditRepo
     return audit_dataset(location_of(dataset), AuditOptions(privacy_sample=privacy_sample, now=LATER, **options))
 
 
-def test_five_findings_of_a_code_are_named_and_where_the_rest_is(minted: Path) -> None:
-    report = audit(minted)
-    collector, place = FindingCollector(), Place("shards/images.parquet")
+def test_five_findings_of_a_code_are_named_and_where_the_rest_is(small_dataset: Path) -> None:
+    report = audit(small_dataset)
+    collector, place = FindingCollector(), FindingLocation("shards/images.parquet")
     collector.extend(place.finding(Code.LICENSE_EXPIRED, "a license", "none", f"row {row}") for row in range(7))
-    lines = answer_lines(replace(report, findings=collector.collected()))
+    lines = result_lines(replace(report, findings=collector.collected()))
     assert sum("shards/images.parquet" in line for line in lines) == 5
     assert lines[-2:] == ["  and 2 more", "with --json up to 100 findings of each code are named"]
     assert lines[0].startswith("verdict: ")
-    assert "with --json" not in "\n".join(answer_lines(report))
+    assert "with --json" not in "\n".join(result_lines(report))
 
 
-def test_a_good_dataset_has_no_finding_in_any_area_and_is_not_changed(minted: Path) -> None:
-    before = digests(minted)
-    report = audit(minted, privacy_sample=None)
+def test_a_good_dataset_has_no_finding_in_any_area_and_is_not_changed(small_dataset: Path) -> None:
+    before = digests(small_dataset)
+    report = audit(small_dataset, privacy_sample=None)
     assert [finding.line() for finding in report.findings] == []
-    assert answer_lines(report)[0] == "verdict: no finding"
+    assert result_lines(report)[0] == "verdict: no finding"
     value = to_dict(report)
     assert json.loads(to_json(report)) == value
     assert from_json(to_json(report), "audit.json") == report
@@ -72,18 +72,18 @@ def test_a_good_dataset_has_no_finding_in_any_area_and_is_not_changed(minted: Pa
     ]
     assert value["duplicates"] == {"images_compared": 6, "distance": 2, "repeated_sources": 0, "similar": 0}
     assert (value["statistics"]["images"], value["statistics"]["masks"]) == (6, report.checked.masks)
-    assert digests(minted) == before
+    assert digests(small_dataset) == before
 
 
-def test_only_the_sample_is_searched_and_nothing_is_called_clean(minted: Path) -> None:
-    report = audit(minted, privacy_sample=2)
+def test_only_the_sample_is_searched_and_nothing_is_called_clean(small_dataset: Path) -> None:
+    report = audit(small_dataset, privacy_sample=2)
     assert report.privacy.images_checked == 2
-    text = "\n".join(answer_lines(report))
+    text = "\n".join(result_lines(report))
     assert "privacy      no finding; 2 of 6 images searched" in text
     assert "0 faces found by mtcnn at score 0.7 or over in 0 of 2 images" in text
     assert "0 plates found by clp at score 0.5 or over in 0 of 2 images" in text
     assert "clean" not in text
-    assert "no image was searched" in "\n".join(answer_lines(audit(minted)))
+    assert "no image was searched" in "\n".join(result_lines(audit(small_dataset)))
 
 
 def with_a_face(taken: CommittedShard) -> None:
@@ -101,7 +101,7 @@ def test_what_is_found_is_shown_and_redacted_and_then_found_no_more(dataset: Pat
     assert (found.id, found.shard, found.kind, found.detector) == (4, 1, "face", "mtcnn")
     assert (report.privacy.detectors[0].found, report.privacy.detectors[0].images) == (1, 1)
     assert from_json(to_json(report), "audit.json") == report
-    assert "1 face found by mtcnn at score 0.7 or over in 1 of 6 images" in "\n".join(answer_lines(report))
+    assert "1 face found by mtcnn at score 0.7 or over in 1 of 6 images" in "\n".join(result_lines(report))
 
     (path,) = pictures.iterdir()
     assert path.name == "sa_4_1_face.jpg"
@@ -132,7 +132,7 @@ def test_a_damaged_shard_is_left_out_of_what_its_files_would_say(dataset: Path) 
     assert report.licenses.by_license[0].images == 3
     assert from_json(to_json(report), "audit.json") == report
     assert any(
-        "not in statistics and attributions" in line and line.endswith("shards 1") for line in answer_lines(report)
+        "not in statistics and attributions" in line and line.endswith("shards 1") for line in result_lines(report)
     )
 
 
@@ -174,14 +174,14 @@ def test_a_manifest_without_rules_is_a_finding(dataset: Path) -> None:
     assert report.licenses is None
 
 
-def test_a_detector_of_one_s_own_is_looked_for_in_the_build_s_configuration(minted: Path, dataset: Path) -> None:
+def test_a_detector_of_one_s_own_is_looked_for_in_the_build_s_configuration(small_dataset: Path, dataset: Path) -> None:
     config = load_manifest(location_of(dataset)).config
     own = {**config["deidentify"], "plates": {"detector": "0" * 64, "score": None}}
     change_manifest(dataset, config={**config, "deidentify": own})
     with pytest.raises(UsageError, match=r"deidentify\.plates\.detector .*--config.*--privacy-sample 0"):
         audit(dataset, None)
     with pytest.raises(UsageError, match=r"deidentify\.plates\.detector"):
-        audit(dataset, None, build=load_config(str(minted.parent / "build.yaml")))
+        audit(dataset, None, build=load_config(str(small_dataset.parent / "build.yaml")))
     assert audit(dataset).findings.counts == {Code.BAD_MANIFEST: 1}
 
 
@@ -190,15 +190,15 @@ def test_nothing_there_is_a_usage_error(tmp_path: Path) -> None:
         audit(tmp_path / "nowhere")
 
 
-def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(minted: Path, tmp_path: Path) -> None:
-    folder = loosen(minted, tmp_path / "loose")
+def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(small_dataset: Path, tmp_path: Path) -> None:
+    folder = loosen(small_dataset, tmp_path / "loose")
     report = audit(folder)
     assert report.findings.total == 0
     assert (report.scope, report.kind, report.licenses, report.privacy) == ("all", "sa1b", None, None)
     assert report.duplicates == Duplicates(images_compared=6, distance=2, repeated_sources=None, similar=0)
-    assert report.statistics.masks == audit(minted).statistics.masks
+    assert report.statistics.masks == audit(small_dataset).statistics.masks
     assert from_json(to_json(report), "audit.json") == report
-    lines = answer_lines(report)
+    lines = result_lines(report)
     assert lines[0].startswith("verdict: nothing was looked at for faces and plates (6 of 6 images (--privacy-sample ")
     assert any(line.startswith("integrity    no finding; measured 6 images and ") for line in lines)
     assert "not looked at: licenses and privacy, since segmint did not write this" in lines
@@ -248,7 +248,7 @@ def test_annotations_without_images_are_not_searched(dataset: Path) -> None:
     report = audit(dataset, None)
     assert [finding.line() for finding in report.findings] == []
     assert (report.privacy.images_checked, report.duplicates.images_compared) == (0, 0)
-    assert "no image was searched" in "\n".join(answer_lines(report))
+    assert "no image was searched" in "\n".join(result_lines(report))
 
 
 def without_jpegs(taken: CommittedShard) -> None:
@@ -262,16 +262,16 @@ def test_a_build_without_detectors_is_told(dataset: Path) -> None:
     change_manifest(dataset, config=config, config_sha256=config_sha256(config))
     report = audit(dataset, None)
     assert report.findings.total == 0
-    assert "the build had no detectors, and nothing was searched" in "\n".join(answer_lines(report))
+    assert "the build had no detectors, and nothing was searched" in "\n".join(result_lines(report))
 
 
 @pytest.mark.s3
-def test_the_same_on_s3(minted: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
+def test_the_same_on_s3(small_dataset: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
-    upload(minted, Location(storage, uri))
+    upload(small_dataset, Location(storage, uri))
     there = Location(storage, f"s3://{s3_bucket}/answers")
     options = AuditOptions(privacy_sample=1, now=LATER, attributions=there / "a.md", regions=there / "r.jsonl")
     report = audit_dataset(Location(storage, uri), options)
-    assert replace(report, dataset=str(minted)) == audit(minted, 1)
+    assert replace(report, dataset=str(small_dataset)) == audit(small_dataset, 1)
     assert (there / "a.md").read().startswith(b"# Attributions")
     assert (there / "r.jsonl").read() == b""

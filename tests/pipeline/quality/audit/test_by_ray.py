@@ -29,18 +29,18 @@ from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
-from segmint.operators.audit.detectors import GivenDetector
+from segmint.operators.audit.detectors import DetectorSpec
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.quality.audit import by_ray as audit_ray
-from segmint.pipeline.quality.audit.answer import AuditReport
-from segmint.pipeline.quality.audit.answer_text import answer_lines
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.quality.audit.by_ray import AuditShards, audit_by_ray
 from segmint.pipeline.quality.audit.content import ContentPlan
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.audit.privacy import SearchPlan
+from segmint.pipeline.quality.audit.result import AuditReport
+from segmint.pipeline.quality.audit.result_text import result_lines
 from segmint.pipeline.quality.audit.shard import FileSettings, ShardPlan
 from segmint.pipeline.quality.audit.workers import AuditTask
 from tests.support.builds import ROOT, digests, photograph
@@ -50,7 +50,7 @@ from tests.support.faulty_proxy import FaultyProxy, answer
 from tests.support.locations import location_of
 from tests.support.planting import LATER, ShardEdit, edit_row, first_part, flip
 from tests.support.s3_server import S3Server
-from tests.support.torchscript import Magenta, saved, spot
+from tests.support.torchscript import MagentaDetector, saved, spot
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
@@ -86,9 +86,9 @@ def other_area(taken: CommittedShard) -> None:
     taken.rows["masks"][0]["area"] += 1
 
 
-def test_a_whole_dataset_is_whole_either_way(minted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_dataset_is_whole_either_way(small_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_ray, "ray_session", ray_session)  # a worker for each of the three shards
-    threads, by_ray = (audit(minted, ray_from, privacy_sample=None) for ray_from in (IN_THREADS, BY_RAY))
+    threads, by_ray = (audit(small_dataset, ray_from, privacy_sample=None) for ray_from in (IN_THREADS, BY_RAY))
     assert by_ray == threads
     assert by_ray.findings.total == 0
     assert by_ray.privacy.images_checked == by_ray.checked.jpegs_decoded == 6
@@ -100,13 +100,13 @@ def test_findings_regions_and_pictures_are_the_same_either_way(dataset: Path, tm
     edit_row("masks", 2, 0, predicted_iou=0.1)(dataset)
     CommittedShard(dataset, 0).dataset.joinpath("shards", "notes.txt").write_text("mine")
     flip(dataset / CommittedShard(dataset, 0).commit.file("rejects").path)
-    others = (GivenDetector.of(f"plate={saved(Magenta(least=20), tmp_path / 'spot.pt')}"),)
+    others = (DetectorSpec.of(f"plate={saved(MagentaDetector(least=20), tmp_path / 'spot.pt')}"),)
     answers: dict[int, Any] = {}
     for ray_from in (IN_THREADS, BY_RAY):
         folder = tmp_path / str(ray_from)
         files = {"regions": location_of(folder / "regions.jsonl"), "pictures": location_of(folder / "pictures")}
         report = audit(dataset, ray_from, privacy_sample=None, sample=2, detectors=others, **files)
-        answers[ray_from] = report, answer_lines(report), digests(folder)
+        answers[ray_from] = report, result_lines(report), digests(folder)
     assert answers[BY_RAY] == answers[IN_THREADS]
     report, _, files = answers[BY_RAY]
     assert set(report.findings.counts) >= {"still_detected", "mask_area", "other_json", "stray_file", "file_digest"}
@@ -125,18 +125,18 @@ def test_a_damaged_part_of_the_catalog_and_integrity_alone(dataset: Path) -> Non
 
 
 def test_windows_of_a_folder_that_was_named_relatively_are_audited_one_after_another(
-    minted: Path, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_ray, "WINDOW_SHARDS", 2)
-    monkeypatch.chdir(minted.parent)
-    by_ray = audit(Path(minted.name), BY_RAY, privacy_sample=0)
-    assert by_ray == audit(Path(minted.name), IN_THREADS, privacy_sample=0)
+    monkeypatch.chdir(small_dataset.parent)
+    by_ray = audit(Path(small_dataset.name), BY_RAY, privacy_sample=0)
+    assert by_ray == audit(Path(small_dataset.name), IN_THREADS, privacy_sample=0)
     assert by_ray.findings.total == 0
 
 
-def test_a_fault_of_the_store_is_that_fault(minted: Path, s3_server: S3Server, s3_bucket: str) -> None:
+def test_a_fault_of_the_store_is_that_fault(small_dataset: Path, s3_server: S3Server, s3_bucket: str) -> None:
     uri = f"s3://{s3_bucket}/set"
-    upload(minted, Location(Storage({"s3://": {"endpoint_url": s3_server.endpoint_url}}), uri))
+    upload(small_dataset, Location(Storage({"s3://": {"endpoint_url": s3_server.endpoint_url}}), uri))
     proxy = FaultyProxy(s3_server.port)
     storage = Storage({"s3://": {"endpoint_url": proxy.url}}, RetryPolicy(attempts=2))
     try:
@@ -154,10 +154,10 @@ def test_a_fault_of_the_store_is_that_fault(minted: Path, s3_server: S3Server, s
 
 
 @pytest.mark.parametrize("arguments", [["--integrity-only"], ["--privacy-sample", "1"]])
-def test_the_command_says_the_same(minted: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
-    threads = CliRunner().invoke(app, ["audit", str(minted), "--json", *arguments])
+def test_the_command_says_the_same(small_dataset: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    threads = CliRunner().invoke(app, ["audit", str(small_dataset), "--json", *arguments])
     monkeypatch.setattr(segmint.pipeline.quality.audit.integrity, "RAY_FROM_MASKS", BY_RAY)
-    by_ray = CliRunner().invoke(app, ["audit", str(minted), "--json", *arguments])
+    by_ray = CliRunner().invoke(app, ["audit", str(small_dataset), "--json", *arguments])
     assert (by_ray.exit_code, by_ray.stdout) == (threads.exit_code, threads.stdout)
     assert by_ray.exit_code == 0
     assert "audit 3/3" in by_ray.stderr
@@ -183,10 +183,10 @@ main()
 """
 
 
-def test_an_interrupted_audit_says_so_and_leaves_nothing_running(minted: Path, tmp_path: Path) -> None:
+def test_an_interrupted_audit_says_so_and_leaves_nothing_running(small_dataset: Path, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITING, "audit", str(minted), "--privacy-sample", "0"],
+        [sys.executable, "-c", WAITING, "audit", str(small_dataset), "--privacy-sample", "0"],
         cwd=ROOT,
         env={**os.environ, "BEGUN": str(begun)},
         stdout=subprocess.PIPE,
@@ -208,9 +208,11 @@ def test_an_interrupted_audit_says_so_and_leaves_nothing_running(minted: Path, t
 
 
 @pytest.fixture
-def task(minted: Path) -> AuditTask:
-    manifest = load_manifest(location_of(minted))
-    return AuditTask(location_of(minted), manifest, frozenset(), FileSettings(None, None, with_images=True), None)
+def task(small_dataset: Path) -> AuditTask:
+    manifest = load_manifest(location_of(small_dataset))
+    return AuditTask(
+        location_of(small_dataset), manifest, frozenset(), FileSettings(None, None, with_images=True), None
+    )
 
 
 def plan_of(dataset: Path, shard: int = 0) -> ShardPlan:
@@ -225,7 +227,7 @@ def answers_of(actor: AuditShards, *plans: ShardPlan) -> list[Any]:
 
 
 def test_detectors_are_loaded_once_an_actor_and_travel_with_no_shard(
-    minted: Path, task: AuditTask, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Path, task: AuditTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = ContentPlan(None, SearchPlan(task.manifest, None, Storage(), with_pictures=False))
     loaded = []
@@ -234,15 +236,19 @@ def test_detectors_are_loaded_once_an_actor_and_travel_with_no_shard(
     task = replace(task, content=content)
     assert len(pickle.dumps(task)) < 20_000
     actor = AuditShards(task)
-    plans = [replace(plan_of(minted, shard), searched=frozenset({0})) for shard in (0, 1)]
+    plans = [replace(plan_of(small_dataset, shard), searched=frozenset({0})) for shard in (0, 1)]
     audits = [result for plan in plans for result in answers_of(actor, plan)]
     assert [len(result.content.searches) for result in audits] == [1, 1]
     assert len(loaded) == 1
     assert max(len(pickle.dumps(result)) for result in audits) < 20_000
 
 
-def test_a_node_that_does_not_see_the_dataset_is_no_finding(minted: Path, task: AuditTask, tmp_path: Path) -> None:
-    (error,) = answers_of(AuditShards(replace(task, dataset=location_of(tmp_path / "elsewhere"))), plan_of(minted))
+def test_a_node_that_does_not_see_the_dataset_is_no_finding(
+    small_dataset: Path, task: AuditTask, tmp_path: Path
+) -> None:
+    (error,) = answers_of(
+        AuditShards(replace(task, dataset=location_of(tmp_path / "elsewhere"))), plan_of(small_dataset)
+    )
     assert isinstance(error, UsageError)
     assert "must lie where all nodes see it" in str(error)
 
@@ -254,14 +260,14 @@ class WithoutPickle(Exception):
 
 @pytest.mark.parametrize(("error", "kind"), [(KeyError("x"), KeyError), (WithoutPickle(1, 2), RuntimeError)])
 def test_a_bug_in_an_actor_is_raised_by_the_driver_as_in_a_thread(
-    minted: Path, task: AuditTask, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception]
+    small_dataset: Path, task: AuditTask, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception]
 ) -> None:
     def fail(*_: Any) -> None:
         raise error
 
     actor = AuditShards(task)
     monkeypatch.setattr(actor._auditor, "audit", fail)
-    (found,) = answers_of(actor, plan_of(minted))
+    (found,) = answers_of(actor, plan_of(small_dataset))
     assert type(found) is kind
     if kind is KeyError:
         assert any("in fail" in note for note in found.__notes__)
@@ -270,16 +276,16 @@ def test_a_bug_in_an_actor_is_raised_by_the_driver_as_in_a_thread(
 
 
 def test_actors_that_die_again_and_again_end_the_audit_unfinished(
-    minted: Path, task: AuditTask, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Path, task: AuditTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_ray, "RETRIES", 1)
-    monkeypatch.setattr(audit_ray, "AuditShards", Deadly)
+    monkeypatch.setattr(audit_ray, "AuditShards", DeadlyTask)
     with pytest.raises(UnfinishedError, match="Ray failed"):
-        list(audit_by_ray(task, [plan_of(minted)], ResourcesConfig(address="local")))
+        list(audit_by_ray(task, [plan_of(small_dataset)], ResourcesConfig(address="local")))
     assert ray.is_initialized()
 
 
-class Deadly:
+class DeadlyTask:
     """An actor that its machine kills at once."""
 
     def __init__(self, task: AuditTask) -> None:

@@ -16,9 +16,9 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.quality.audit import integrity
-from segmint.pipeline.quality.audit.answer import AuditReport
-from segmint.pipeline.quality.audit.answer_text import answer_lines
 from segmint.pipeline.quality.audit.integrity import audit_integrity, sampled
+from segmint.pipeline.quality.audit.result import AuditReport
+from segmint.pipeline.quality.audit.result_text import result_lines
 from tests.support.builds import digests
 from tests.support.committed_shard import CommittedShard
 from tests.support.locations import location_of
@@ -29,20 +29,20 @@ def audit(dataset: Path, sample: int = 100) -> AuditReport:
     return audit_integrity(location_of(dataset), sample, now=LATER)
 
 
-def test_a_whole_dataset_has_no_finding_and_is_not_changed(minted: Path) -> None:
-    before = digests(minted)
-    report = audit(minted)
+def test_a_whole_dataset_has_no_finding_and_is_not_changed(small_dataset: Path) -> None:
+    before = digests(small_dataset)
+    report = audit(small_dataset)
     assert list(report.findings) == []
     assert report.findings.total == 0
     checked = report.checked
     assert (checked.commits, checked.catalog_parts, checked.catalog_rows, checked.files) == (3, 1, 8, 12)
     assert (checked.images, checked.rejects, checked.jsons, checked.jpegs, checked.jpegs_decoded) == (6, 2, 6, 6, 6)
-    named = [entry for commit in CommitLog(location_of(minted)).read_all() for entry in commit.files]
+    named = [entry for commit in CommitLog(location_of(small_dataset)).read_all() for entry in commit.files]
     assert checked.bytes == sum(entry.size for entry in named)
-    masks = sum(pq.read_metadata(path).num_rows for path in (minted / "masks").iterdir())
+    masks = sum(pq.read_metadata(path).num_rows for path in (small_dataset / "masks").iterdir())
     assert checked.masks == checked.masks_decoded == masks > 6
     assert (report.not_built, report.recent_unnamed, report.not_compared) == ((), (), ())
-    assert digests(minted) == before
+    assert digests(small_dataset) == before
 
 
 # --- what is told and is no finding ---
@@ -56,7 +56,7 @@ def test_what_is_not_yet_built_is_told(dataset: Path) -> None:
     report = audit(dataset)
     assert report.findings.total == 0
     assert list(report.not_built) == [(1, 1)]
-    assert "not yet built: 1 of 3 shards (1)" in answer_lines(report)
+    assert "not yet built: 1 of 3 shards (1)" in result_lines(report)
     assert report.checked.commits == 2
 
 
@@ -66,7 +66,7 @@ def test_files_of_a_writer_at_work_are_told(dataset: Path) -> None:
     report = audit_integrity(location_of(dataset))
     assert report.findings.total == 0
     assert len(report.recent_unnamed) == 4
-    assert any("4 files that no commit names, of a writer" in line for line in answer_lines(report))
+    assert any("4 files that no commit names, of a writer" in line for line in result_lines(report))
     # However old: the next writer of the same bytes names them again.
     assert (audit(dataset).findings.total, audit(dataset).recent_unnamed) == (0, report.recent_unnamed)
 
@@ -75,17 +75,17 @@ def test_what_could_not_be_compared_is_told(dataset: Path) -> None:
     flip(dataset / CommittedShard(dataset, 1).commit.file("masks").path)
     report = audit(dataset)
     assert report.not_compared == (1,)
-    assert "shards not compared because of their findings: 1" in answer_lines(report)
+    assert "shards not compared because of their findings: 1" in result_lines(report)
     assert report.checked.images == 3
 
 
 def test_a_large_dataset_without_ray_is_audited_in_threads_and_a_line_says_so(
-    minted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = audit(minted)
+    expected = audit(small_dataset)
     assert "Ray" not in capsys.readouterr().err
     monkeypatch.setattr(integrity, "find_spec", lambda _: None)
-    assert audit_integrity(location_of(minted), now=LATER, ray_from=expected.checked.masks) == expected
+    assert audit_integrity(location_of(small_dataset), now=LATER, ray_from=expected.checked.masks) == expected
     (line,) = capsys.readouterr().err.splitlines()
     assert "a large dataset is audited in threads: Ray is not installed" in line
     assert "pip install 'segmint[build]'" in line
@@ -126,16 +126,16 @@ def test_no_dataset_is_a_usage_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.s3
-def test_the_same_on_s3(minted: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
+def test_the_same_on_s3(small_dataset: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/some/dataset"
-    for path in minted.rglob("*"):
+    for path in small_dataset.rglob("*"):
         if path.is_file():
-            storage.put(f"{uri}/{path.relative_to(minted)}", path.read_bytes())
+            storage.put(f"{uri}/{path.relative_to(small_dataset)}", path.read_bytes())
     report = audit_integrity(Location(storage, uri), now=LATER)
     assert [finding.line() for finding in report.findings] == []
-    assert report.checked == audit(minted).checked
+    assert report.checked == audit(small_dataset).checked
 
-    one, other, third = (CommittedShard(minted, shard).commit for shard in range(3))
+    one, other, third = (CommittedShard(small_dataset, shard).commit for shard in range(3))
     storage.delete(f"{uri}/{one.file('shards').path}")
     storage.put(f"{uri}/{other.file('masks').path}", b"x" * other.file("masks").size)
     storage.put(f"{uri}/{third.file('images').path}", b"x")

@@ -3,16 +3,16 @@
 from datetime import date
 from typing import Any
 
-from segmint.catalogs.findings import Code, Place
+from segmint.catalogs.findings import Code, FindingLocation
 from segmint.catalogs.licenses import LicensePolicy
-from segmint.pipeline.quality.audit.answer import JudgedLicense, Licenses
 from segmint.pipeline.quality.audit.licenses import LicenseCounts, LicenseRules, audit_licenses
+from segmint.pipeline.quality.audit.result import Licenses, LicenseVerdict
 from segmint.pipeline.quality.statistics.values import ProviderImages
 
 BUILT, TODAY = date(2026, 1, 1), date(2026, 6, 1)
 POLICY = LicensePolicy(frozenset({"CC0-1.0", "CC-BY-4.0"}), require_redistributable=False, policy_date=BUILT)
 RULES = LicenseRules(POLICY, TODAY)
-PLACE = Place("images/x.parquet", 3)
+PLACE = FindingLocation("images/x.parquet", 3)
 
 
 def image(ordinal: int, **values: Any) -> dict[str, Any]:
@@ -62,9 +62,9 @@ def test_counts_add_up_and_rank() -> None:
     assert one.answer(RULES) == Licenses(
         judged_on=date(2026, 6, 1),
         by_license=(
-            JudgedLicense("CC0-1.0", 2, allowed=True),
-            JudgedLicense("CC-BY-4.0", 1, allowed=True),
-            JudgedLicense("MIT", 1, allowed=False),
+            LicenseVerdict("CC0-1.0", 2, allowed=True),
+            LicenseVerdict("CC-BY-4.0", 1, allowed=True),
+            LicenseVerdict("MIT", 1, allowed=False),
         ),
         by_provider=(ProviderImages("Acme", 3), ProviderImages(None, 1)),
         expired=0,

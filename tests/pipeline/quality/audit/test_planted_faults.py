@@ -19,24 +19,23 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from segmint.catalogs.dataset.annotations.answers import put_answer
 from segmint.catalogs.dataset.annotations.ratings import Rating, put_rating
+from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
+from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.catalogs.findings import AREAS, Code
 from segmint.catalogs.layout import DATA_KINDS, config_sha256, data_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
 from segmint.operators.prepare.release import ReleaseConfig, release
-from segmint.pipeline.corrections.merge.run import merge_answers
+from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.corrections.takedown import takedown
-from segmint.pipeline.quality.audit.answer import AuditReport
-from segmint.pipeline.quality.audit.answer_text import answer_lines
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from tests.support.answered import answer_to
+from segmint.pipeline.quality.audit.result import AuditReport
+from segmint.pipeline.quality.audit.result_text import result_lines
 from tests.support.bombs import hostile_tar
 from tests.support.builds import photograph
 from tests.support.committed_shard import CommittedShard, change_manifest, write_commit
@@ -54,6 +53,7 @@ from tests.support.planting import (
     rewrite_catalog,
 )
 from tests.support.rated import counts_by_mask, rating_of
+from tests.support.submissions import answer_to
 
 Damage = Callable[[Path], None]
 DAMAGES: list[Any] = []
@@ -309,8 +309,10 @@ def tombstone(ordinal: int, source_of: int | None = None) -> Damage:
     def damage(dataset: Path) -> None:
         digests = {sample.id: sample.row["source_sha256"] for sample in open_dataset(str(dataset))}
         sha256 = None if source_of is None else digests[source_of]
-        image = TakenImage(ordinal=ordinal, id=ordinal + 1, image_id="x", uri="x.jpg", sha256=sha256)
-        asked = Tombstone(asked=Asked(ids=("x",)), reason="test", when="2026-01-01T00:00:00Z", images=(image,))
+        image = RemovedImage(ordinal=ordinal, id=ordinal + 1, image_id="x", uri="x.jpg", sha256=sha256)
+        asked = Tombstone(
+            request=TakedownRequest(ids=("x",)), reason="test", when="2026-01-01T00:00:00Z", images=(image,)
+        )
         put_tombstone(location_of(dataset), asked)
 
     return damage
@@ -332,50 +334,50 @@ def no_tombstone(dataset: Path) -> None:
 
 @damage(Code.STILL_THERE, "annotations/4/0.1.json", "an image that was taken down")
 def answer_that_outlived_its_image(dataset: Path) -> None:
-    assert put_answer(location_of(dataset), answer_to(location_of(dataset), 5))
-    takedown(location_of(dataset), Asked(ids=("sa_5",)), "asked")
+    assert put_submission(location_of(dataset), answer_to(location_of(dataset), 5))
+    takedown(location_of(dataset), TakedownRequest(ids=("sa_5",)), "asked")
     (dataset / "annotations/4").mkdir(exist_ok=True)
     (dataset / "annotations/4/0.1.json").write_text("{}")
 
 
-@damage(Code.BAD_ANSWER, "annotations/0/0.1.json", "an answer", "format")
+@damage(Code.BAD_SUBMISSION, "annotations/0/0.1.json", "an answer", "format")
 def no_answer(dataset: Path) -> None:
     (dataset / "annotations/0").mkdir(parents=True)
     (dataset / "annotations/0/0.1.json").write_text('{"format": "other"}')
 
 
-@damage(Code.BAD_ANSWER, "annotations/99/1.1.json", "an image of the dataset", "found sa_100")
+@damage(Code.BAD_SUBMISSION, "annotations/99/1.1.json", "an image of the dataset", "found sa_100")
 def answer_for_no_image(dataset: Path) -> None:
-    given = answer_to(location_of(dataset), 1).model_copy(update={"image": 100, "lane": 1})
-    assert put_answer(location_of(dataset), given)
+    given = answer_to(location_of(dataset), 1).model_copy(update={"image": 100, "assignment": 1})
+    assert put_submission(location_of(dataset), given)
 
 
-@damage(Code.BAD_ANSWER, "annotations/0/0.1.json", "answers 1 to 2 of lane 0", "1 missing")
+@damage(Code.BAD_SUBMISSION, "annotations/0/0.1.json", "answers 1 to 2 of lane 0", "1 missing")
 def answer_without_the_one_before(dataset: Path) -> None:
-    assert put_answer(location_of(dataset), answer_to(location_of(dataset), 1, n=2))
+    assert put_submission(location_of(dataset), answer_to(location_of(dataset), 1, n=2))
 
 
 def merged(damage: Damage) -> Damage:
     """The damage of a dataset into which an answer for image 1 was merged."""
 
     def after(dataset: Path) -> None:
-        assert put_answer(location_of(dataset), answer_to(location_of(dataset), 1))
-        merge_answers(location_of(dataset))
+        assert put_submission(location_of(dataset), answer_to(location_of(dataset), 1))
+        merge_submissions(location_of(dataset))
         damage(dataset)
 
     return after
 
 
-def another_answer(dataset: Path) -> None:
+def another_submission(dataset: Path) -> None:
     (dataset / "annotations/0/0.1.json").unlink()
-    assert put_answer(location_of(dataset), answer_to(location_of(dataset), 1, seconds=5.0))
+    assert put_submission(location_of(dataset), answer_to(location_of(dataset), 1, seconds=5.0))
 
 
-ANSWER = Code.OTHER_ANSWER
+ANSWER = Code.OTHER_SUBMISSION
 registered(
     "gone", merged(lambda dataset: shutil.rmtree(dataset / "annotations")), ANSWER, "images/sa_000000-", "is gone"
 )
-registered("other", merged(another_answer), ANSWER, "images/sa_000000-", "what annotations/0/0.1.json says", "id 1")
+registered("other", merged(another_submission), ANSWER, "images/sa_000000-", "what annotations/0/0.1.json says", "id 1")
 
 
 # --- ratings ---
@@ -412,7 +414,7 @@ def rating_of_no_image(dataset: Path) -> None:
 @damage(Code.STILL_THERE, "annotations/ratings/4/50000.", "an image that was taken down")
 def rating_that_outlived_its_image(dataset: Path) -> None:
     rating = rated(dataset, 50_000)
-    takedown(location_of(dataset), Asked(ids=("sa_5",)), "asked")
+    takedown(location_of(dataset), TakedownRequest(ids=("sa_5",)), "asked")
     path = dataset / rating.name.path
     assert not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -666,8 +668,8 @@ def test_a_fault_is_found_and_named_once_and_nothing_beside_it(
     assert all(words in line for words in told), line
     assert finding.image == image_of(finding.where) or (image_of(finding.where) is None and "row" in finding.where)
     assert finding.mask == (int(finding.where.split()[1]) if finding.where.startswith("mask ") else None)
-    assert f"  {line}" in answer_lines(report)
-    verdict = answer_lines(report)[0]
+    assert f"  {line}" in result_lines(report)
+    verdict = result_lines(report)[0]
     assert verdict.startswith("verdict: nothing was looked at for faces and plates (")
     assert verdict.endswith(f"; 1 finding (1 in {AREAS.get(code, 'integrity')}) in the rest")
 

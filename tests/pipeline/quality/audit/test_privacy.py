@@ -12,35 +12,35 @@ import pytest
 from PIL import Image
 
 from segmint.catalogs.dataset.manifest import load_manifest
-from segmint.catalogs.findings import Code, Place
+from segmint.catalogs.findings import Code, FindingLocation
 from segmint.catalogs.layout import config_sha256
 from segmint.infra.errors import UsageError
-from segmint.operators.audit.detectors import GivenDetector
-from segmint.operators.audit.privacy import StillDetected
+from segmint.operators.audit.detectors import DetectorSpec
+from segmint.operators.audit.privacy import RemainingDetection
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, build_detectors
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.corrections.redact import redact
-from segmint.pipeline.quality.audit.answer import Agreement, AuditReport, NotLookedAt
-from segmint.pipeline.quality.audit.answer_json import from_json, to_dict, to_json
-from segmint.pipeline.quality.audit.answer_text import answer_lines
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
-from segmint.pipeline.quality.audit.privacy import PrivacySummary, Search
+from segmint.pipeline.quality.audit.privacy import PrivacySummary, SearchResult
+from segmint.pipeline.quality.audit.result import AuditReport, DetectorAgreement, UnsearchedImages
+from segmint.pipeline.quality.audit.result_json import from_json, to_dict, to_json
+from segmint.pipeline.quality.audit.result_text import result_lines
 from segmint.pipeline.quality.statistics.values import json_value
 from tests.support.builds import photograph
 from tests.support.committed_shard import CommittedShard, change_manifest
 from tests.support.foreign_data import loosen
 from tests.support.locations import location_of
 from tests.support.planting import LATER, ShardEdit
-from tests.support.torchscript import Failing, Magenta, OnlyScores, saved, spot
+from tests.support.torchscript import FailingDetector, MagentaDetector, OnlyScores, saved, spot
 
-LEFT = StillDetected(7, "face", "mtcnn", 0.9, 1, 2, 30, 40, redacted=False)
-REDACTED = StillDetected(7, "plate", "clp", 0.8, 50, 60, 20, 10, redacted=True)
-SEARCH = Search((LEFT, REDACTED), {})
+LEFT = RemainingDetection(7, "face", "mtcnn", 0.9, 1, 2, 30, 40, redacted=False)
+REDACTED = RemainingDetection(7, "plate", "clp", 0.8, 50, 60, 20, 10, redacted=True)
+SEARCH = SearchResult((LEFT, REDACTED), {})
 
 
 def test_what_was_redacted_is_no_finding() -> None:
-    (finding,) = SEARCH.findings(Place("shards/sa_000000.tar", 0))
+    (finding,) = SEARCH.findings(FindingLocation("shards/sa_000000.tar", 0))
     assert (finding.code, finding.image) == (Code.STILL_DETECTED, 7)
     assert finding.found == "a face by mtcnn at score 0.9"
 
@@ -62,13 +62,13 @@ def audit(dataset: Path, privacy_sample: int | None = None, **options) -> AuditR
     return audit_dataset(location_of(dataset), AuditOptions(privacy_sample=privacy_sample, now=LATER, **options))
 
 
-def given(*modules: tuple[str, Path | str]) -> tuple[GivenDetector, ...]:
-    return tuple(GivenDetector.of(f"{kind}={path}") for kind, path in modules)
+def given(*modules: tuple[str, Path | str]) -> tuple[DetectorSpec, ...]:
+    return tuple(DetectorSpec.of(f"{kind}={path}") for kind, path in modules)
 
 
 def verdict(report: AuditReport) -> str:
     """The last line, which is that of the JSON."""
-    line = answer_lines(report)[0]
+    line = result_lines(report)[0]
     assert line == f"verdict: {to_dict(report)['verdict']}"
     assert from_json(to_json(report), "audit.json") == report
     return line
@@ -89,7 +89,7 @@ def test_what_one_detector_finds_is_listed_shown_blurred_and_redacted(dataset: P
     ShardEdit(1, with_a_face_and_a_spot)(dataset)
     regions, pictures = tmp_path / name, tmp_path / "pictures"
     # 20 pixels: the spot is seen in tiles at twice the size alone.
-    others = given(("face", saved(Magenta(least=20), tmp_path / "spot.pt")), ("face", "mtcnn"))
+    others = given(("face", saved(MagentaDetector(least=20), tmp_path / "spot.pt")), ("face", "mtcnn"))
     report = audit(dataset, detectors=others, regions=location_of(regions), pictures=location_of(pictures))
 
     assert report.findings.counts == {Code.STILL_DETECTED: 2}
@@ -109,13 +109,13 @@ def test_what_one_detector_finds_is_listed_shown_blurred_and_redacted(dataset: P
     assert only.x <= 20 < 32 <= only.x + only.w
     assert only.y <= 120 < 132 <= only.y + only.h
     assert privacy.agreement == (
-        Agreement("face", ("mtcnn", "spot.pt", "mtcnn on tiles"), 0),
-        Agreement("face", ("mtcnn", "mtcnn on tiles"), 1),
-        Agreement("face", ("mtcnn",), 0),
-        Agreement("face", ("spot.pt",), 1),
-        Agreement("face", ("mtcnn on tiles",), 0),
+        DetectorAgreement("face", ("mtcnn", "spot.pt", "mtcnn on tiles"), 0),
+        DetectorAgreement("face", ("mtcnn", "mtcnn on tiles"), 1),
+        DetectorAgreement("face", ("mtcnn",), 0),
+        DetectorAgreement("face", ("spot.pt",), 1),
+        DetectorAgreement("face", ("mtcnn on tiles",), 0),
     )
-    text = " ".join(line.strip() for line in answer_lines(report))
+    text = " ".join(line.strip() for line in result_lines(report))
     assert "a face by spot.pt at score 0.95, and not by mtcnn or mtcnn on tiles" in text
     assert "1 by mtcnn and mtcnn on tiles, 0 by mtcnn only, 1 by spot.pt only" in text
     assert "clean" not in text
@@ -139,12 +139,12 @@ def test_the_build_s_detectors_that_are_not_here_are_named_and_the_others_search
         "plates": {"detector": "none", "score": None},
     }
     reconfigure(dataset, deidentify=own)
-    report = audit(dataset, 3, detectors=given(("face", saved(Magenta(least=4), tmp_path / "spot.pt"))))
+    report = audit(dataset, 3, detectors=given(("face", saved(MagentaDetector(least=4), tmp_path / "spot.pt"))))
     assert [each.name for each in report.privacy.detectors] == ["spot.pt"]
     assert report.privacy.agreement == ()
-    gaps = [(gap.reason, gap.images, gap.kind) for gap in report.not_looked_at]
+    gaps = [(gap.reason, gap.images, gap.kind) for gap in report.unsearched]
     assert gaps == [("detector_not_here", 6, "face"), ("no_detector", 6, "plate"), ("not_sampled", 3, None)]
-    assert "SHA-256 0000" in report.not_looked_at[0].detail
+    assert "SHA-256 0000" in report.unsearched[0].detail
     assert verdict(report).endswith(
         "; not looked at: faces by the build's detector (not available here), plates (no detector), 3 of 6 images "
         "(not in the sample)"
@@ -153,12 +153,12 @@ def test_the_build_s_detectors_that_are_not_here_are_named_and_the_others_search
 
 def test_a_detector_that_fails_on_an_image_is_named_and_the_others_go_on(dataset: Path, tmp_path: Path) -> None:
     ShardEdit(1, with_a_face_and_a_spot)(dataset)
-    failing = saved(Failing(), tmp_path / "failing.pt")
+    failing = saved(FailingDetector(), tmp_path / "failing.pt")
     report = audit(dataset, detectors=given(("plate", failing)))
     assert report.findings.counts == {Code.STILL_DETECTED: 1}
     assert report.privacy.images_checked == 6
     assert report.privacy.detectors[2].failed == 6
-    (gap,) = report.not_looked_at
+    (gap,) = report.unsearched
     assert (gap.reason, gap.images, gap.kind, gap.detector) == ("detector_failed", 6, "plate", "failing.pt")
     assert "only squares" in gap.detail
     assert verdict(report).endswith("; not looked at: plates by failing.pt in 6 of 6 images (it failed)")
@@ -171,16 +171,16 @@ def without_detectors(dataset: Path) -> None:
 
 def test_all_detectors_failing_is_nothing_looked_at(dataset: Path, tmp_path: Path) -> None:
     without_detectors(dataset)
-    failing = saved(Failing(), tmp_path / "failing.pt")
+    failing = saved(FailingDetector(), tmp_path / "failing.pt")
     report = audit(dataset, detectors=given(("plate", failing)))
     assert (report.findings.total, report.privacy.images_checked, report.nothing_looked_at) == (0, 0, True)
     assert verdict(report).startswith("verdict: nothing was looked at for faces and plates (faces (no detector), ")
 
 
-def test_none_searched_is_never_no_finding(dataset: Path, minted: Path, tmp_path: Path) -> None:
-    left_out = audit(minted, 0)
-    assert (left_out.findings.total, left_out.nothing_looked_at) == (0, False)
-    assert verdict(left_out) == (
+def test_none_searched_is_never_no_finding(dataset: Path, small_dataset: Path, tmp_path: Path) -> None:
+    skipped = audit(small_dataset, 0)
+    assert (skipped.findings.total, skipped.nothing_looked_at) == (0, False)
+    assert verdict(skipped) == (
         "verdict: nothing was looked at for faces and plates (6 of 6 images (--privacy-sample 0)); 0 findings in the "
         "rest"
     )
@@ -191,7 +191,7 @@ def test_none_searched_is_never_no_finding(dataset: Path, minted: Path, tmp_path
         "verdict: nothing was looked at for faces and plates (faces (no detector), plates (no detector)); 0 findings "
         "in the rest"
     )
-    foreign = audit(loosen(minted, tmp_path / "loose"))
+    foreign = audit(loosen(small_dataset, tmp_path / "loose"))
     assert (foreign.findings.total, foreign.nothing_looked_at) == (0, True)
     assert verdict(foreign) == (
         "verdict: nothing was looked at for faces and plates (6 of 6 images (segmint did not write them)); 0 findings "
@@ -203,7 +203,7 @@ def test_images_that_cannot_be_read_are_named(dataset: Path) -> None:
     ShardEdit(1, lambda taken: taken.edit_member(0, lambda data: data[: len(data) // 2] + data[-2:]))(dataset)
     report = audit(dataset, sample=0)
     assert report.findings.counts == {Code.BAD_JPEG: 1}
-    assert report.not_looked_at == (NotLookedAt("unreadable", 1, 6),)
+    assert report.unsearched == (UnsearchedImages("unreadable", 1, 6),)
     assert verdict(report).endswith("; not looked at: 1 of 6 images (could not be read)")
 
 
@@ -223,13 +223,13 @@ def test_a_detector_that_would_look_at_nothing_is_refused(
 
 
 def test_a_wrong_file_is_refused_before_anything_is_looked_at(
-    minted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segmint.pipeline.quality.audit.audit.audit_integrity", None)
     other = saved(OnlyScores(), tmp_path / "other.pt")
     with pytest.raises(UsageError, match="failed on a blank image"):
-        audit(minted, detectors=given(("face", other)))
-    loose = loosen(minted, tmp_path / "loose")
+        audit(small_dataset, detectors=given(("face", other)))
+    loose = loosen(small_dataset, tmp_path / "loose")
     monkeypatch.setattr("segmint.pipeline.quality.audit.audit.open_tables", None)
     credits = location_of(tmp_path / "credits.csv")
     for wrong, message in (
@@ -243,12 +243,12 @@ def test_a_wrong_file_is_refused_before_anything_is_looked_at(
         audit(loose, 0, detectors=given(("face", "mtcnn")))
 
 
-def test_detectors_search_data_that_segmint_did_not_write(minted: Path, tmp_path: Path) -> None:
-    loose = loosen(minted, tmp_path / "loose", name="photo ")
+def test_detectors_search_data_that_segmint_did_not_write(small_dataset: Path, tmp_path: Path) -> None:
+    loose = loosen(small_dataset, tmp_path / "loose", name="photo ")
     marked = loose / "photo 4.jpg"
     pixels = spot(np.asarray(Image.open(marked)), 40, 30, 24)
     Image.fromarray(pixels).save(marked, quality=98)
-    detectors = given(("plate", saved(Magenta(least=20), tmp_path / "spot.pt")))
+    detectors = given(("plate", saved(MagentaDetector(least=20), tmp_path / "spot.pt")))
     regions, pictures = tmp_path / "regions.jsonl", tmp_path / "pictures"
     report = audit(loose, detectors=detectors, regions=location_of(regions), pictures=location_of(pictures))
     assert report.findings.counts == {Code.STILL_DETECTED: 1}
@@ -262,8 +262,8 @@ def test_detectors_search_data_that_segmint_did_not_write(minted: Path, tmp_path
     assert picture.name.startswith("photo_4_")
     assert picture.name.endswith("_1_plate.jpg")
     assert (report.privacy.images_checked, report.privacy.found_total) == (6, 1)
-    faces = NotLookedAt("no_detector", 6, 6, "face")
-    assert report.not_looked_at == (faces,)
+    faces = UnsearchedImages("no_detector", 6, 6, "face")
+    assert report.unsearched == (faces,)
     assert verdict(report).endswith("; not looked at: faces (no detector)")
     some = audit(loose, 1, detectors=detectors)
-    assert (some.privacy.images_checked, some.not_looked_at) == (1, (faces, NotLookedAt("not_sampled", 5, 6)))
+    assert (some.privacy.images_checked, some.unsearched) == (1, (faces, UnsearchedImages("not_sampled", 5, 6)))

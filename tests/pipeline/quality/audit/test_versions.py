@@ -10,11 +10,11 @@ from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_
 from segmint.catalogs.findings import Code
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.quality.audit.answer_json import from_json, to_json
-from segmint.pipeline.quality.audit.answer_text import answer_lines
 from segmint.pipeline.quality.audit.integrity import audit_integrity
+from segmint.pipeline.quality.audit.result_json import from_json, to_json
+from segmint.pipeline.quality.audit.result_text import result_lines
 from segmint.pipeline.quality.audit.versions import audit_index, audit_version
-from tests.support.protocol import Place, two_shards, write
+from tests.support.protocol import DatasetPath, two_shards, write
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_the_answer_carries_the_digest(whole: Location) -> None:
     report = audit_integrity(whole)
     assert report.findings.total == 0
     assert report.version == name_now(whole) == VersionName(name_now(whole).digest, 1)
-    assert answer_lines(report)[1] == f"dataset digest: {report.version}"
+    assert result_lines(report)[1] == f"dataset digest: {report.version}"
     assert from_json(to_json(report), "it").version == report.version
 
 
@@ -54,7 +54,7 @@ def test_a_deleted_commit_is_a_finding_once_a_version_is_recorded(whole: Locatio
 
 def test_a_generation_that_came_back_is_a_finding(whole: Location) -> None:
     before = (whole / "commits/000001.g1.json").read()
-    write(Place(whole.uri), 1, variant=2, generation=2)
+    write(DatasetPath(whole.uri), 1, variant=2, generation=2)
     put_version(whole, "retry")
     (whole / "commits/000001.g2.json").delete()
     (whole / "commits/000001.g1.json").put(before)
@@ -96,7 +96,7 @@ def test_an_index_of_earlier_shards_is_right_until_a_version_is_recorded(whole: 
     (whole / "versions/1.json").delete()
     (whole / "commits/000001.g1.json").delete()
     write_shards_index(whole, "protocol")
-    write(Place(whole.uri), 1)
+    write(DatasetPath(whole.uri), 1)
     assert codes_of(whole) == {}, "a build that committed all shards may not have written its index yet"
     put_version(whole, "build")
     assert codes_of(whole) == {Code.BAD_INDEX: ["shards.json"]}
@@ -115,7 +115,7 @@ def test_a_damaged_version_is_a_finding(whole: Location) -> None:
 
 
 def test_what_is_not_recorded_yet_is_a_note(whole: Location) -> None:
-    write(Place(whole.uri), 1, variant=2, generation=2)
+    write(DatasetPath(whole.uri), 1, variant=2, generation=2)
     write_shards_index(whole, "protocol")
     (whole / "commits/000001.g1.json").delete()
     report = audit_integrity(whole)

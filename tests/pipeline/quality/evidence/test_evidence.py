@@ -8,7 +8,7 @@ import pytest
 
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.infra.errors import UsageError
-from segmint.pipeline.quality.audit.answer_json import read_audit
+from segmint.pipeline.quality.audit.result_json import read_audit
 from segmint.pipeline.quality.evidence.evidence import check_target, write_evidence
 from tests.support.html import parse_page
 from tests.support.locations import location_of
@@ -22,7 +22,7 @@ def test_it_says_what_was_audited_and_by_what(evidence_folder: Path) -> None:
     assert {path.name for path in evidence_folder.iterdir()} == {*FILES, "versions", "SHA256SUMS"}
     value = json.loads((evidence_folder / "evidence.json").read_text())
     assert (value["dataset"]["digest"], value["dataset"]["version"]) == (name_now(dataset).digest, 1)
-    assert value["not_looked_at"][0]["reason"] == "left_out"
+    assert value["unsearched"][0]["reason"] == "skipped"
     assert set(value["detector_files"]["mtcnn"]) == {"onet.pt", "pnet.pt", "rnet.pt"}
     assert set(value["detector_files"]["clp"]) == {"clp_det.onnx"}
     assert {"torch", "segmint", "python"} <= value["software"].keys()

@@ -34,16 +34,16 @@ def test_without_the_auditor_s_sum_the_audit_is_not_verified(evidence_folder: Pa
     assert (found.problems, found.verified, found.not_covered) == ((), False, None)
     assert found.lines()[-2].endswith("; the digest is verified, the audit is not")
     found = verify_evidence(location_of(evidence_folder), sums="0" * 64)
-    assert (found.verified, found.digest, found.audit_says) == (False, None, None)
+    assert (found.verified, found.digest, found.audit_summary) == (False, None, None)
 
 
 def test_a_changed_byte_another_key_and_another_dataset_are_problems(
-    evidence_folder: Path, minted: Path, tmp_path: Path
+    evidence_folder: Path, small_dataset: Path, tmp_path: Path
 ) -> None:
     _, public = write_keys(tmp_path, "other")
     (problem,) = verify_evidence(location_of(evidence_folder), public).problems
     assert "did not sign the digest" in problem
-    dataset = Path(shutil.copytree(minted, tmp_path / "dataset"))
+    dataset = Path(shutil.copytree(small_dataset, tmp_path / "dataset"))
     commit = dataset / "commits/000001.g1.json"
     commit.rename(dataset / "commits/000001.g2.json")
     found = verify_evidence(location_of(evidence_folder), dataset=location_of(dataset))
@@ -53,7 +53,7 @@ def test_a_changed_byte_another_key_and_another_dataset_are_problems(
     (copy / "audit.json").write_bytes((copy / "audit.json").read_bytes()[:-1])
     found = verify_evidence(location_of(copy), dataset=location_of(dataset))
     assert [problem.split(":")[0] for problem in found.problems] == ["audit.json"]
-    assert (found.digest, found.audit_says) == (None, None)
+    assert (found.digest, found.audit_summary) == (None, None)
     (copy / "more").symlink_to("/etc")
     assert verify_evidence(location_of(copy)).problems[0].startswith("more: a link")
     (copy / "more").unlink()

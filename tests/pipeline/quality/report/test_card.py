@@ -101,10 +101,10 @@ def test_text_is_escaped(value: object, expected: object) -> None:
     assert escaped(value) == expected
 
 
-def test_an_unknown_license_is_said_to_be_unknown(minted: Path, tmp_path: Path) -> None:
+def test_an_unknown_license_is_said_to_be_unknown(small_dataset: Path, tmp_path: Path) -> None:
     from tests.support.foreign_data import loosen
 
-    with open_tables(location_of(loosen(minted, tmp_path / "data"))) as tables:
+    with open_tables(location_of(loosen(small_dataset, tmp_path / "data"))) as tables:
         facts = gather_facts(tables, Storage())
     assert yaml.safe_load(front_matter(facts))["license"] == ["unknown"]
     assert facts.rejected is None

@@ -24,13 +24,13 @@ def test_mlcroissant_takes_it(described: Path) -> None:
     assert [record_set.id for record_set in dataset.metadata.record_sets] == ["images", "masks", "photographs"]
 
 
-def test_it_carries_the_version_digest(minted: Path, described: Path) -> None:
+def test_it_carries_the_version_digest(small_dataset: Path, described: Path) -> None:
     value = json.loads(described.read_text())
-    assert value["identifier"] == f"sha256:{current_digest(location_of(minted))}"
+    assert value["identifier"] == f"sha256:{current_digest(location_of(small_dataset))}"
     assert "version" not in value, "none is recorded"
 
 
-def test_every_committed_file_is_where_it_says_and_has_its_hash(minted: Path, described: Path) -> None:
+def test_every_committed_file_is_where_it_says_and_has_its_hash(small_dataset: Path, described: Path) -> None:
     value = json.loads(described.read_text())
     objects = [entry for entry in value["distribution"] if entry["@type"] == "cr:FileObject"]
     named = set()
@@ -38,9 +38,9 @@ def test_every_committed_file_is_where_it_says_and_has_its_hash(minted: Path, de
         path = (described.parent / entry["contentUrl"]).resolve()
         assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
         assert entry["contentSize"] == f"{path.stat().st_size} B"
-        named.add(path.relative_to(minted.resolve()).as_posix())
+        named.add(path.relative_to(small_dataset.resolve()).as_posix())
     folders = ("shards", "images", "masks", "rejects")
-    assert named == {f"{folder}/{path.name}" for folder in folders for path in (minted / folder).iterdir()}
+    assert named == {f"{folder}/{path.name}" for folder in folders for path in (small_dataset / folder).iterdir()}
 
 
 def test_its_fields_are_the_columns(described: Path) -> None:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.quality.report.facts import Credit, Detector, RedactedRegions, gather_facts
+from segmint.pipeline.quality.report.facts import CreditFact, DetectorFact, RedactedRegions, gather_facts
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.locations import location_of
 from tests.support.reported import ATTRIBUTION
@@ -20,11 +20,11 @@ def test_facts_of_a_dataset(reported: str) -> None:
     provider = "Acme $tock$ pictures"
     assert facts.credits_total == 2
     assert facts.credits == (
-        Credit("CC-BY-4.0", provider, "Zoë", 5),
-        Credit("LicenseRef-acme", provider, ATTRIBUTION, 1),
+        CreditFact("CC-BY-4.0", provider, "Zoë", 5),
+        CreditFact("LicenseRef-acme", provider, ATTRIBUTION, 1),
     )
     assert facts.redacted == (RedactedRegions("face", "mtcnn", 1, 1),)
-    assert facts.detectors == (Detector("faces", "mtcnn"), Detector("plates", None))
+    assert facts.detectors == (DetectorFact("faces", "mtcnn"), DetectorFact("plates", None))
     assert [detector.bundled for detector in facts.detectors] == [True, False]
     assert facts.released == (80, 60)
     assert facts.sources == (160, 120)
@@ -44,4 +44,4 @@ def test_settings_of_another_type_are_not_stated(reported: str, tmp_path: Path) 
 
 
 def test_a_detector_of_one_s_own_is_not_bundled() -> None:
-    assert not Detector("faces", "0" * 64).bundled
+    assert not DetectorFact("faces", "0" * 64).bundled

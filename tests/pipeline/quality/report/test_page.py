@@ -2,8 +2,8 @@
 
 import pytest
 
-from segmint.pipeline.quality.report.page import Pictures, groups_and_paper, leading_aspect, remarks_of
-from segmint.pipeline.quality.report.samples import Picture
+from segmint.pipeline.quality.report.page import ReportImages, groups_and_paper, leading_aspect, remarks_of
+from segmint.pipeline.quality.report.samples import ReportImage
 from segmint.pipeline.quality.statistics.statistics import geography
 from segmint.pipeline.quality.statistics.values import Cleanup
 from tests.support.statistics import statistics_of
@@ -51,15 +51,15 @@ def test_groups_are_beside_the_paper_s_figures_by_name() -> None:
     ],
 )
 def test_pictures_under_the_verdict_are_from_all_of_the_sample(masks: list[int], leading: list[int]) -> None:
-    pictures = Pictures(samples=tuple(picture(many) for many in masks))
+    pictures = ReportImages(samples=tuple(picture(many) for many in masks))
     assert [each.masks for each in pictures.leading] == leading
     assert sorted(each.masks for each in (*pictures.leading, *pictures.others)) == masks
-    assert not Pictures(samples=(picture(5, jpeg=None),)).leading
+    assert not ReportImages(samples=(picture(5, jpeg=None),)).leading
 
 
 def test_a_panorama_leaves_room_for_the_others() -> None:
     assert [leading_aspect(picture(1, width=width)) for width in (300, 50, 2000, 0)] == [1.5, 0.7, 2.2, 0.7]
 
 
-def picture(masks: int, jpeg: bytes | None = b"jpeg", width: int = 300) -> Picture:
-    return Picture(masks, None, masks, width, 200, None, None, None, None, jpeg)
+def picture(masks: int, jpeg: bytes | None = b"jpeg", width: int = 300) -> ReportImage:
+    return ReportImage(masks, None, masks, width, 200, None, None, None, None, jpeg)

@@ -15,8 +15,8 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import base_name
 from segmint.pipeline.corrections.redact import redact
-from segmint.pipeline.quality.audit.answer_json import to_json
 from segmint.pipeline.quality.audit.integrity import audit_integrity
+from segmint.pipeline.quality.audit.result_json import to_json
 from segmint.pipeline.quality.report.report import path_to_dataset, statistics_of, write_report
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
@@ -39,8 +39,8 @@ def test_all_files_are_there(minted_report: Path) -> None:
     assert figures == FIGURES | {"funnel"}
 
 
-def test_the_statistics_are_the_dataset_s(minted: Path, minted_report: Path) -> None:
-    with open_tables(location_of(minted)) as tables:
+def test_the_statistics_are_the_dataset_s(small_dataset: Path, minted_report: Path) -> None:
+    with open_tables(location_of(small_dataset)) as tables:
         expected = compute_statistics(tables, QUICK.sample).to_dict()
     assert json.loads((minted_report / "statistics.json").read_text()) == expected
     text = parse_page((minted_report / "index.html").read_text()).text
@@ -60,9 +60,9 @@ def test_the_page_shows_every_image_of_a_small_dataset(minted_report: Path) -> N
     assert all("drawn in color over the photograph" in picture.attributes["alt"] for picture in pictures)
 
 
-def test_the_same_dataset_gives_the_same_report(minted: Path, minted_report: Path) -> None:
+def test_the_same_dataset_gives_the_same_report(small_dataset: Path, minted_report: Path) -> None:
     again = minted_report.parent / "again"
-    write_report(location_of(minted), location_of(again), options=QUICK)
+    write_report(location_of(small_dataset), location_of(again), options=QUICK)
     assert digests(again) == digests(minted_report)
 
 
@@ -134,16 +134,16 @@ def test_ratings_by_people_are_on_the_page_and_the_card_without_names(report_fol
     assert all("Ada" not in each for each in (text, card, json.dumps(found)))
 
 
-def test_a_study_of_another_dataset_is_refused(minted: Path, report_folder: Path) -> None:
+def test_a_study_of_another_dataset_is_refused(small_dataset: Path, report_folder: Path) -> None:
     score = location_of(report_folder.parent / "study/score.json")
     with pytest.raises(UsageError, match="which is no version of"):
-        write_report(location_of(minted), options=QUICK, study=score)
+        write_report(location_of(small_dataset), options=QUICK, study=score)
 
 
-def test_an_audit_of_integrity_gets_its_statistics(minted: Path, minted_report: Path, tmp_path: Path) -> None:
+def test_an_audit_of_integrity_gets_its_statistics(small_dataset: Path, minted_report: Path, tmp_path: Path) -> None:
     audit = tmp_path / "audit.json"
-    audit.write_text(to_json(audit_integrity(location_of(minted), QUICK.sample)))
-    write_report(location_of(minted), location_of(tmp_path / "report"), location_of(audit), QUICK)
+    audit.write_text(to_json(audit_integrity(location_of(small_dataset), QUICK.sample)))
+    write_report(location_of(small_dataset), location_of(tmp_path / "report"), location_of(audit), QUICK)
     assert (tmp_path / "report" / "statistics.json").read_bytes() == (minted_report / "statistics.json").read_bytes()
 
 
@@ -172,8 +172,8 @@ def redact_first(dataset: Path, folder: Path) -> None:
     redact(location_of(dataset), location_of(regions))
 
 
-def test_data_of_somebody_else(minted: Path, tmp_path: Path) -> None:
-    data = loosen(minted, tmp_path / "data")
+def test_data_of_somebody_else(small_dataset: Path, tmp_path: Path) -> None:
+    data = loosen(small_dataset, tmp_path / "data")
     before = digests(data)
     with pytest.raises(UsageError, match="name the report's folder with -o"):
         write_report(location_of(data))
@@ -193,14 +193,14 @@ def test_data_of_somebody_else(minted: Path, tmp_path: Path) -> None:
     assert "None" not in page.text
 
 
-def test_findings_in_data_of_somebody_else_lead_to_their_image(minted: Path, tmp_path: Path) -> None:
+def test_findings_in_data_of_somebody_else_lead_to_their_image(small_dataset: Path, tmp_path: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         for annotation in document["annotations"]:
             annotation["id"] += 10_000  # which would be a mask of the image of the next number, were it ours
         if document["image"]["image_id"] == 4:
             document["annotations"][0]["stability_score"] = 7.0
 
-    data = loosen(minted, tmp_path / "data", change)
+    data = loosen(small_dataset, tmp_path / "data", change)
     write_report(location_of(data), location_of(tmp_path / "report"), options=QUICK)
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count('<a href="#image-4">image 4</a>') == 1
@@ -208,7 +208,7 @@ def test_findings_in_data_of_somebody_else_lead_to_their_image(minted: Path, tmp
     assert page.count('<a href="#image-') == 1
 
 
-class Opened(Storage):
+class RecordingStorage(Storage):
     """The real storage, with what was opened to be read."""
 
     def __init__(self) -> None:
@@ -220,8 +220,8 @@ class Opened(Storage):
         return super().open_ranges(uri, size)
 
 
-def test_data_of_somebody_else_is_measured_once(minted: Path, tmp_path: Path) -> None:
-    storage, data = Opened(), loosen(minted, tmp_path / "data")
+def test_data_of_somebody_else_is_measured_once(small_dataset: Path, tmp_path: Path) -> None:
+    storage, data = RecordingStorage(), loosen(small_dataset, tmp_path / "data")
     write_report(Location(storage, str(data)), location_of(tmp_path / "report"), options=QUICK)
     jsons = sorted(path.name for path in data.glob("*.json"))
     assert sorted(name for name in storage.names if name.endswith(".json")) == jsons
@@ -229,15 +229,15 @@ def test_data_of_somebody_else_is_measured_once(minted: Path, tmp_path: Path) ->
 
 @pytest.mark.s3
 def test_a_bucket_s_dataset_gets_the_same_report(
-    minted: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path
+    small_dataset: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
     storage = Storage(s3_options)
     uri = f"s3://{s3_bucket}/datasets/small"
-    upload(minted, Location(storage, uri))
+    upload(small_dataset, Location(storage, uri))
     report = write_report(Location(storage, uri), options=QUICK)
     assert report.output == f"{uri}/report"
     local = tmp_path / "copy"
-    shutil.copytree(minted, local)
+    shutil.copytree(small_dataset, local)
     write_report(location_of(local), options=QUICK)
     for name in report.files:
         there = storage.read(f"{uri}/report/{name}")

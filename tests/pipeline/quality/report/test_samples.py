@@ -88,8 +88,8 @@ def test_an_image_that_the_tar_does_not_hold(reported: str, tmp_path: Path) -> N
     assert picture.problem == "not in its shard's tar"
 
 
-def test_a_foreign_image_that_is_none_is_not_shown(minted: Path, tmp_path: Path) -> None:
-    data = loosen(minted, tmp_path / "data")
+def test_a_foreign_image_that_is_none_is_not_shown(small_dataset: Path, tmp_path: Path) -> None:
+    data = loosen(small_dataset, tmp_path / "data")
     whole = (data / "sa_1.jpg").read_bytes()
     (data / "sa_1.jpg").write_bytes(whole[: len(whole) // 2])
     (data / "sa_2.jpg").unlink()

@@ -40,11 +40,11 @@ def spoil(path: Path, change: Callable[[Document], None]) -> None:
 @pytest.mark.parametrize("packed", [False, True], ids=["loose", "tars"])
 @pytest.mark.parametrize("change", [None, count_pixels, uncompress], ids=["SA-1B", "COCO's boxes", "lists"])
 def test_measured_rows_are_those_of_the_build(
-    minted: Path, tmp_path: Path, packed: bool, change: Callable[[Document], None] | None
+    small_dataset: Path, tmp_path: Path, packed: bool, change: Callable[[Document], None] | None
 ) -> None:
-    folder = loosen(minted, tmp_path / "loose", change or (lambda _: None), name="photo-" if packed else "sa_")
+    folder = loosen(small_dataset, tmp_path / "loose", change or (lambda _: None), name="photo-" if packed else "sa_")
     folder = pack(folder, tmp_path / "packed") if packed else folder
-    with open_tables(location_of(minted)) as ours, open_tables(location_of(folder), scratch=tmp_path) as tables:
+    with open_tables(location_of(small_dataset)) as ours, open_tables(location_of(folder), scratch=tmp_path) as tables:
         same(tables, ours)
         assert (tables.kind, ours.kind, ours.foreign) == ("sa1b", "segmint", None)
         assert tables.foreign is not None
@@ -63,20 +63,20 @@ def test_measured_rows_are_those_of_the_build(
 
 
 @pytest.mark.long
-def test_processes_measure_the_same(minted: Path, tmp_path: Path) -> None:
-    folder = pack(loosen(minted, tmp_path / "loose"), tmp_path / "packed", tars=3)
-    with open_tables(location_of(folder), alone_s=0) as tables, open_tables(location_of(minted)) as ours:
+def test_processes_measure_the_same(small_dataset: Path, tmp_path: Path) -> None:
+    folder = pack(loosen(small_dataset, tmp_path / "loose"), tmp_path / "packed", tars=3)
+    with open_tables(location_of(folder), alone_s=0) as tables, open_tables(location_of(small_dataset)) as ours:
         same(tables, ours)
         assert tables.query("SELECT DISTINCT shard FROM masks ORDER BY shard").num_rows == 3
 
 
-def test_what_a_json_does_not_have_is_not_held_against_it(minted: Path, tmp_path: Path) -> None:
+def test_what_a_json_does_not_have_is_not_held_against_it(small_dataset: Path, tmp_path: Path) -> None:
     def strip(document: Document) -> None:
         document["annotations"] = [{"segmentation": mask["segmentation"]} for mask in document["annotations"]]
         document["image"] = {}
 
-    folder = loosen(minted, tmp_path / "loose", strip)
-    with open_tables(location_of(folder)) as tables, open_tables(location_of(minted)) as ours:
+    folder = loosen(small_dataset, tmp_path / "loose", strip)
+    with open_tables(location_of(folder)) as tables, open_tables(location_of(small_dataset)) as ours:
         assert tables.foreign is not None
         assert list(tables.foreign.findings) == []
         shapes = "SELECT area, bbox, concavity, center_x FROM masks ORDER BY ALL"
@@ -139,8 +139,8 @@ FAULTS: dict[str, tuple[Callable[[Path], None], Code]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_one_finding_that_names_its_file(minted: Path, tmp_path: Path, fault: str) -> None:
-    folder = loosen(minted, tmp_path / "loose")
+def test_a_fault_is_one_finding_that_names_its_file(small_dataset: Path, tmp_path: Path, fault: str) -> None:
+    folder = loosen(small_dataset, tmp_path / "loose")
     with open_tables(location_of(folder)) as tables:
         row = tables.query("SELECT id, image_id FROM images WHERE masks > 1 AND id > 1 ORDER BY id").to_pylist()[0]
         masks = tables.query("SELECT count(*) AS n FROM masks").to_pylist()[0]["n"]
@@ -165,8 +165,8 @@ def test_a_fault_is_one_finding_that_names_its_file(minted: Path, tmp_path: Path
             assert left == masks
 
 
-def test_a_tar_that_ends_early_is_a_finding_and_the_rest_is_read(minted: Path, tmp_path: Path) -> None:
-    folder = pack(loosen(minted, tmp_path / "loose"), tmp_path / "packed")
+def test_a_tar_that_ends_early_is_a_finding_and_the_rest_is_read(small_dataset: Path, tmp_path: Path) -> None:
+    folder = pack(loosen(small_dataset, tmp_path / "loose"), tmp_path / "packed")
     path = folder / "part_0.tar"
     path.write_bytes(path.read_bytes()[: 3 << 10])
     with open_tables(location_of(folder)) as tables:
@@ -175,8 +175,8 @@ def test_a_tar_that_ends_early_is_a_finding_and_the_rest_is_read(minted: Path, t
         assert tables.query("SELECT DISTINCT shard FROM images").to_pylist() == [{"shard": 1}]
 
 
-def test_files_of_other_people_are_passed_over(minted: Path, tmp_path: Path) -> None:
-    folder = loosen(minted, tmp_path / "loose")
+def test_files_of_other_people_are_passed_over(small_dataset: Path, tmp_path: Path) -> None:
+    folder = loosen(small_dataset, tmp_path / "loose")
     (folder / "info.json").write_text('{"made by": "us"}')
     (folder / "README.md").write_text("hello")
     with open_tables(location_of(folder)) as tables:
@@ -184,8 +184,8 @@ def test_files_of_other_people_are_passed_over(minted: Path, tmp_path: Path) -> 
         assert list(tables.foreign.findings) == []
 
 
-def test_a_shard_that_is_not_there_is_empty_and_the_others_stay(minted: Path, tmp_path: Path) -> None:
-    with open_tables(location_of(loosen(minted, tmp_path / "loose"))) as tables:
+def test_a_shard_that_is_not_there_is_empty_and_the_others_stay(small_dataset: Path, tmp_path: Path) -> None:
+    with open_tables(location_of(loosen(small_dataset, tmp_path / "loose"))) as tables:
         count = "SELECT count(*) AS n FROM masks"
         whole = tables.query(count)
         assert tables.query_shard(9, "masks", count).to_pylist() == [{"n": 0}]
@@ -203,10 +203,10 @@ def test_where_nothing_stands_that_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.s3
 def test_a_prefix_in_s3_is_measured(
-    minted: Path, tmp_path: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]
+    small_dataset: Path, tmp_path: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]
 ) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/foreign"
-    loose = loosen(minted, tmp_path / "loose")
+    loose = loosen(small_dataset, tmp_path / "loose")
     paths = sorted(loose.iterdir())
     packed = tmp_path / "half"
     packed.mkdir()
@@ -214,7 +214,7 @@ def test_a_prefix_in_s3_is_measured(
         shutil.move(path, packed / path.name)
     for path in [*sorted(loose.iterdir()), *sorted(pack(packed, tmp_path / "packed", tars=1).iterdir())]:
         storage.put_file(f"{uri}/below/{path.name}", path)
-    with open_tables(Location(storage, uri)) as tables, open_tables(location_of(minted)) as ours:
+    with open_tables(Location(storage, uri)) as tables, open_tables(location_of(small_dataset)) as ours:
         same(tables, ours)
         assert tables.foreign is not None
         assert list(tables.foreign.findings) == []

@@ -34,15 +34,15 @@ from tests.support.locations import location_of
 
 
 @pytest.fixture(scope="module")
-def found(minted: Path) -> Statistics:
-    with open_tables(location_of(minted)) as tables:
+def found(small_dataset: Path) -> Statistics:
+    with open_tables(location_of(small_dataset)) as tables:
         return compute_statistics(tables, sample=100)
 
 
 @pytest.fixture(scope="module")
-def pixels(minted: Path) -> list[list[np.ndarray]]:
+def pixels(small_dataset: Path) -> list[list[np.ndarray]]:
     """The masks of each image, (H, W) bool, by pycocotools."""
-    return [[mask.mask for mask in sample.masks] for sample in open_dataset(str(minted))]
+    return [[mask.mask for mask in sample.masks] for sample in open_dataset(str(small_dataset))]
 
 
 def shapes_of(mask: np.ndarray) -> dict[str, float]:
@@ -81,8 +81,10 @@ def test_real_masks_are_measured_as_other_libraries_do(found: Statistics, pixels
     assert found.centers == Centers(32, tuple(tuple(row) for row in centers.astype(int).tolist()))
 
 
-def test_images_are_counted_as_their_files_say(found: Statistics, minted: Path, pixels: list[list[np.ndarray]]) -> None:
-    samples = list(open_dataset(str(minted)))
+def test_images_are_counted_as_their_files_say(
+    found: Statistics, small_dataset: Path, pixels: list[list[np.ndarray]]
+) -> None:
+    samples = list(open_dataset(str(small_dataset)))
     counts = [len(masks) for masks in pixels]
     assert found.images == len(samples) == 6
     assert found.masks_per_image.mean == pytest.approx(np.mean(counts), abs=1e-8)
@@ -106,8 +108,8 @@ def test_images_are_counted_as_their_files_say(found: Statistics, minted: Path, 
     assert found.huge == HugeMasks(0.95, sum(value >= 0.95 for value in share))
 
 
-def test_the_funnel_and_the_refused_are_those_of_the_rows(found: Statistics, minted: Path) -> None:
-    rows = [sample.row for sample in open_dataset(str(minted))]
+def test_the_funnel_and_the_refused_are_those_of_the_rows(found: Statistics, small_dataset: Path) -> None:
+    rows = [sample.row for sample in open_dataset(str(small_dataset))]
     steps = [row.step for row in found.funnel]
     of_cleanup = {"cleaned", "removed_by_cleanup", "holes_filled", "islands_removed", "redaction_artifacts"}
     assert steps == [step for step in FUNNEL_STEPS if step not in of_cleanup]
@@ -260,8 +262,8 @@ def test_clean_up_is_summed_over_the_images_that_have_masks() -> None:
     assert found == Cleanup(5, 10, 2, 4, 0.5, 1, 0.2, 0.4, 3, 0.3)
 
 
-def test_what_foreign_data_does_not_tell_is_none(minted: Path, tmp_path: Path, found: Statistics) -> None:
-    with open_tables(location_of(loosen(minted, tmp_path / "loose"))) as tables:
+def test_what_foreign_data_does_not_tell_is_none(small_dataset: Path, tmp_path: Path, found: Statistics) -> None:
+    with open_tables(location_of(loosen(small_dataset, tmp_path / "loose"))) as tables:
         foreign = compute_statistics(tables, sample=100)
     same = (
         "images",

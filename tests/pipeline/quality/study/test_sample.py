@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.infra.errors import UsageError
 from segmint.pipeline.quality.study.sample import (
-    Stratum,
+    ImageStratum,
     allocate,
     draw_stratified,
     mask_sha256,
@@ -21,7 +21,7 @@ from segmint.pipeline.quality.study.sample import (
 )
 from tests.support.committed import write_dataset
 from tests.support.imported import FIRST, import_coco, write_coco
-from tests.support.killed_writes import KilledError, dying_after
+from tests.support.killed_writes import KilledProcessError, dying_after
 from tests.support.locations import location_of
 from tests.support.protocol import two_shards
 
@@ -41,13 +41,13 @@ def small(tmp_path: Path) -> str:
     [(1, "<=10"), (10, "<=10"), (11, "11-50"), (50, "11-50"), (51, "51-100"), (200, "101-200"), (201, ">200")],
 )
 def test_bins_are_the_papers(masks: int, label: str) -> None:
-    assert stratum_of(masks, None) == Stratum(stratum_of(masks, "").bin, "")
+    assert stratum_of(masks, None) == ImageStratum(stratum_of(masks, "").bin, "")
     assert stratum_of(masks, "DE").masks == label
 
 
 @given(sizes=st.lists(st.integers(1, 400), min_size=1, max_size=20), count=st.integers(1, 500), seed=st.integers(0, 99))
 def test_each_stratum_gives_its_share_rounded_up_or_down(sizes: list[int], count: int, seed: int) -> None:
-    population = {Stratum(index, ""): size for index, size in enumerate(sizes)}
+    population = {ImageStratum(index, ""): size for index, size in enumerate(sizes)}
     shares = allocate(population, count, seed)
     total = sum(sizes)
     assert sum(shares.values()) == min(count, total)
@@ -58,7 +58,7 @@ def test_each_stratum_gives_its_share_rounded_up_or_down(sizes: list[int], count
 
 
 def test_small_strata_have_their_turn() -> None:
-    population = {Stratum(index, ""): 1 for index in range(50)}
+    population = {ImageStratum(index, ""): 1 for index in range(50)}
     drawn = Counter(stratum for seed in range(400) for stratum, n in allocate(population, 10, seed).items() if n)
     assert set(drawn) == set(population)
     assert all(40 < times < 130 for times in drawn.values())  # 80 on average
@@ -67,7 +67,7 @@ def test_small_strata_have_their_turn() -> None:
 def test_images_are_drawn_evenly_within_a_stratum(small: str) -> None:
     dataset = Dataset.open(location_of(small))
     drawn = draw_stratified(dataset, 4, seed=0)
-    assert drawn.population == {Stratum(0, ""): 6}
+    assert drawn.population == {ImageStratum(0, ""): 6}
     assert len(drawn.ids) == len(set(drawn.ids)) == 4
     assert drawn.ids == draw_stratified(dataset, 4, seed=0).ids
     assert set.union(*(set(draw_stratified(dataset, 2, seed).ids) for seed in range(30))) == {1, 2, 4, 5, 7, 8}
@@ -105,7 +105,7 @@ def test_killed_anywhere_it_has_no_manifest(small: str, tmp_path: Path) -> None:
         sample_study(location_of(small), 2, 0, location_of(tmp_path / "whole"))
     assert budget.spent == 8  # two are the dataset's notes of it
     for writes in range(budget.spent):
-        with pytest.raises(KilledError), dying_after(writes):
+        with pytest.raises(KilledProcessError), dying_after(writes):
             sample_study(location_of(small), 2, 0, location_of(tmp_path / "killed"))
         assert not (tmp_path / "killed/manifest.json").exists()
     sample_study(location_of(small), 2, 0, location_of(tmp_path / "killed"))

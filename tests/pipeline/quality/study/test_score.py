@@ -124,9 +124,9 @@ def test_through_label_studios_converter(study: Path, tmp_path: Path, format: st
     assert ("came back as polygons" in "\n".join(result.lines())) == (format == "BRUSH_TO_COCO")
 
 
-def test_masks_of_real_photographs_come_back_as_they_were(minted: Path, tmp_path: Path) -> None:
+def test_masks_of_real_photographs_come_back_as_they_were(small_dataset: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    sample_study(location_of(minted), 4, 0, location_of(folder))
+    sample_study(location_of(small_dataset), 4, 0, location_of(folder))
     (tmp_path / "export.json").write_text(json.dumps(label_studio_work(folder, lambda image, mask: mask)))
     result = score(folder, tmp_path / "export.json")
     assert result.by_id == result.drawn > 4

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.versions.past import RemovedVersionError
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.infra.errors import UsageError
@@ -18,29 +18,29 @@ from segmint.operators.rows import Row
 from segmint.operators.shards.revise import revise_shard
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.takedown import takedown
-from segmint.pipeline.quality.versions.diff import Images, diff_datasets
+from segmint.pipeline.quality.versions.diff import ChangedImages, diff_datasets
 from tests.support.locations import location_of
-from tests.support.protocol import Place, two_shards, write
+from tests.support.protocol import DatasetPath, two_shards, write
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
+def place() -> Iterator[DatasetPath]:
     """A dataset of two shards: images 1, 2, 4 and 5, rows 3 and 6 refused."""
     with two_shards() as place:
         put_version(place.location, "build")
         yield place
 
 
-def copy_of(place: Place) -> Place:
+def copy_of(place: DatasetPath) -> DatasetPath:
     """A copy of a dataset beside it."""
     target = f"{place.uri}-copy"
     shutil.copytree(place.uri, target)
-    return Place(target)
+    return DatasetPath(target)
 
 
-def test_a_copy_does_not_differ(place: Place) -> None:
+def test_a_copy_does_not_differ(place: DatasetPath) -> None:
     other = copy_of(place)
     found = diff_datasets(place.location, other.location)
     assert (found.same, found.shards_compared, found.settings) == (True, 0, {})
@@ -55,7 +55,7 @@ def test_a_copy_does_not_differ(place: Place) -> None:
 @pytest.mark.parametrize(
     "said", [{"label": "cup"}, {"source": "corrected"}, {"origin": {"sha256": "0", "license": None}}]
 )
-def test_a_mask_of_which_something_else_is_said_is_another_mask(place: Place, said: dict[str, Any]) -> None:
+def test_a_mask_of_which_something_else_is_said_is_another_mask(place: DatasetPath, said: dict[str, Any]) -> None:
     other = copy_of(place)
 
     def change(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
@@ -70,14 +70,18 @@ def test_a_mask_of_which_something_else_is_said_is_another_mask(place: Place, sa
     assert {kind: images.first for kind, images in found.changed.items() if images.count} == {"masks": ("image-0",)}
 
 
-def test_what_corrections_did_is_said(place: Place) -> None:
+def test_what_corrections_did_is_said(place: DatasetPath) -> None:
     other = copy_of(place)
-    takedown(other.location, Asked(ids=("image-0",)), "asked", NOW)
+    takedown(other.location, TakedownRequest(ids=("image-0",)), "asked", NOW)
     regions = Path(f"{place.uri}.jsonl")
     regions.write_text('{"id": 4, "kind": "face", "x": 5, "y": 5, "w": 20, "h": 15}\n')
     redact(other.location, location_of(regions))
     found = diff_datasets(place.location, other.location)
-    assert (found.added, found.removed, found.removed_why) == (Images(), Images(1, ("image-0",)), {"taken_down": 1})
+    assert (found.added, found.removed, found.removed_why) == (
+        ChangedImages(),
+        ChangedImages(1, ("image-0",)),
+        {"taken_down": 1},
+    )
     changed = {kind: images.first for kind, images in found.changed.items() if images.count}
     assert changed == {"redactions": ("image-3",)}
     assert (found.a.images, found.b.images, found.a.tombstones, found.b.tombstones) == (4, 3, 0, 1)
@@ -91,10 +95,10 @@ def test_what_corrections_did_is_said(place: Place) -> None:
 
     # The other way round the image is added.
     back = diff_datasets(other.location, place.location)
-    assert (back.added, back.removed.count) == (Images(1, ("image-0",)), 0)
+    assert (back.added, back.removed.count) == (ChangedImages(1, ("image-0",)), 0)
 
 
-def test_only_the_shards_that_differ_are_read(place: Place) -> None:
+def test_only_the_shards_that_differ_are_read(place: DatasetPath) -> None:
     other = copy_of(place)
     write(other, 1, variant=1, generation=2)  # fewer masks
     for path in Path(other.uri, "masks").glob("sa_000000-*"):
@@ -105,12 +109,12 @@ def test_only_the_shards_that_differ_are_read(place: Place) -> None:
     assert found.a.masks > found.b.masks
 
 
-def test_versions_of_one_dataset(place: Place) -> None:
+def test_versions_of_one_dataset(place: DatasetPath) -> None:
     write(place, 1, variant=2, generation=2)  # the refused row is an image now
     put_version(place.location, "retry")
     found = diff_datasets(place.location, place.location, version_a=1)
     assert (found.a.version.number, found.b.version.number) == (1, 2)
-    assert (found.added, found.removed) == (Images(1, ("image-5",)), Images())
+    assert (found.added, found.removed) == (ChangedImages(1, ("image-5",)), ChangedImages())
     (place.location / "commits/000001.g1.json").delete()
     with pytest.raises(RemovedVersionError, match=r"version 2 \(retry of "):
         diff_datasets(place.location, place.location, version_a=1)
@@ -118,7 +122,7 @@ def test_versions_of_one_dataset(place: Place) -> None:
         diff_datasets(place.location, place.location, version_b=9)
 
 
-def test_settings_are_compared_key_by_key(place: Place) -> None:
+def test_settings_are_compared_key_by_key(place: DatasetPath) -> None:
     other = copy_of(place)
     manifest = other.location / "dataset.json"
     value = json.loads(manifest.read())
@@ -131,6 +135,6 @@ def test_settings_are_compared_key_by_key(place: Place) -> None:
     assert "setting       config.release.jpeg_quality: 95 in A, 80 in B" in found.lines()
 
 
-def test_no_dataset(place: Place, tmp_path: Path) -> None:
+def test_no_dataset(place: DatasetPath, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a segmint dataset"):
         diff_datasets(place.location, location_of(tmp_path))

@@ -17,7 +17,7 @@ from segmint.pipeline.quality.versions.signatures import key_id, message_of, sig
 from segmint.pipeline.quality.versions.verify import verify_dataset
 from tests.support.keys import write_keys
 from tests.support.locations import location_of
-from tests.support.protocol import Place, two_shards, write
+from tests.support.protocol import DatasetPath, two_shards, write
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_missing_unknown_and_wrong_signatures_are_problems(dataset: Location, tm
 def test_a_signature_is_of_one_version_alone(dataset: Location, tmp_path: Path) -> None:
     private, public = write_keys(tmp_path, "key")
     signed = sign_version(dataset, private)
-    write(Place(dataset.uri), 1, variant=2, generation=2)
+    write(DatasetPath(dataset.uri), 1, variant=2, generation=2)
     with pytest.raises(UsageError, match="is not what its version 1 says: its digest is now sha256:"):
         sign_version(dataset, private)
     write_shards_index(dataset, "protocol")

@@ -10,15 +10,15 @@ import pytest
 from segmint.catalogs.dataset import summaries
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.summaries import sum_commits
-from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
+from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions import digest
 from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version, read_version
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.quality.versions import verify
-from segmint.pipeline.quality.versions.verify import Verified, verify_dataset
+from segmint.pipeline.quality.versions.verify import VerifyResult, verify_dataset
 from tests.support.locations import location_of
-from tests.support.protocol import Place, two_shards, write
+from tests.support.protocol import DatasetPath, two_shards, write
 
 FLIPS = 12
 """Bits that are flipped in each file, spread over it at random."""
@@ -28,8 +28,8 @@ FLIPS = 12
 def whole() -> Iterator[Location]:
     """A dataset of two shards with a tombstone, an index and a recorded version."""
     with two_shards() as place:
-        image = TakenImage(ordinal=7, id=8, image_id="image-7", uri="photo_7.jpg", sha256=None)
-        tombstone = Tombstone(asked=Asked(ids=("8",)), reason="asked", when="now", images=(image,))
+        image = RemovedImage(ordinal=7, id=8, image_id="image-7", uri="photo_7.jpg", sha256=None)
+        tombstone = Tombstone(request=TakedownRequest(ids=("8",)), reason="asked", when="now", images=(image,))
         put_tombstone(place.location, tombstone)
         write_shards_index(place.location, "protocol")
         put_version(place.location, "build")
@@ -44,7 +44,7 @@ def test_a_whole_dataset(whole: Location) -> None:
     name = name_now(whole)
     found = verify_dataset(whole)
     # dataset.json, a part, a tombstone, and two shards of five files: shards.json and versions/ are compared, not named
-    assert found == Verified(str(whole), VersionName(name.digest, 1), (), (), 13, found.bytes, (), None)
+    assert found == VerifyResult(str(whole), VersionName(name.digest, 1), (), (), 13, found.bytes, (), None)
     assert found.bytes == sum(
         entry.size for entry in whole.walk() if entry.name != "shards.json" and "versions/" not in entry.name
     )
@@ -90,7 +90,7 @@ def test_no_file_disappears_unseen(whole: Location) -> None:
 
 
 def test_what_nobody_recorded_is_a_problem(whole: Location) -> None:
-    place = Place(whole.uri)
+    place = DatasetPath(whole.uri)
     write(place, 1, variant=2, generation=2)
     found = verify_dataset(whole)
     assert found.version == VersionName(name_now(whole).digest, None)
@@ -110,7 +110,7 @@ def test_what_nobody_recorded_is_a_problem(whole: Location) -> None:
 
 
 def test_a_version_that_is_gone_or_does_not_follow_is_a_problem(whole: Location) -> None:
-    place = Place(whole.uri)
+    place = DatasetPath(whole.uri)
     for number, variant in ((2, 1), (3, 2)):
         write(place, 1, variant=variant, generation=number)
         write_shards_index(whole, "protocol")
@@ -150,10 +150,10 @@ def test_the_last_version_is_missed_by_its_signature_and_by_takedowns(whole: Loc
     found = verify_dataset(whole)
     assert found.problems == ("versions/1.json: expected version 1, as there is its signature; found no such file",)
     (whole / f"versions/1.{'0' * 16}.sig").delete()
-    image = TakenImage(ordinal=6, id=7, image_id="image-6", uri="photo_6.jpg", sha256=None)
+    image = RemovedImage(ordinal=6, id=7, image_id="image-6", uri="photo_6.jpg", sha256=None)
     before = name_now(whole).digest
-    asked = Asked(ids=("7",))
-    put_tombstone(whole, Tombstone(asked=asked, reason="asked", when="now", version_before=before, images=(image,)))
+    asked = TakedownRequest(ids=("7",))
+    put_tombstone(whole, Tombstone(request=asked, reason="asked", when="now", version_before=before, images=(image,)))
     (problem,) = verify_dataset(whole).problems
     assert problem.startswith("versions/: no version is there, and the takedown of tombstones/")
 

@@ -11,7 +11,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from segmint.pipeline.quality.view.app import ASSETS, make_app
-from segmint.pipeline.quality.view.guard import Access
+from segmint.pipeline.quality.view.guard import SessionKeys
 from segmint.pipeline.quality.view.server import open_viewer
 from segmint.pipeline.serving import responses
 from tests.support.locations import location_of
@@ -29,10 +29,10 @@ NUMBERED = (
 
 
 @pytest.fixture(scope="module")
-def looked_at(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def looked_at(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the small real dataset whose rows differ: images 1, 2, 4 to 7."""
     folder = tmp_path_factory.mktemp("looked_at")
-    shutil.copytree(minted, folder / "dataset")
+    shutil.copytree(small_dataset, folder / "dataset")
     return vary(folder / "dataset")
 
 
@@ -42,7 +42,7 @@ def client(looked_at: Path) -> Iterator[TestClient]:
     findings = [{"where": "id 4"}, {"where": "mask 40000", "found": HOSTILE}, {"where": "row 1"}]
     audit = write_audit(looked_at.parent / "audit.json", findings)
     with open_viewer(location_of(looked_at), location_of(audit)) as viewer:
-        access = Access(PORT)
+        access = SessionKeys(PORT)
         client = TestClient(make_app(viewer, access), base_url=f"http://127.0.0.1:{PORT}")
         assert client.get(access.address()).status_code == 200
         yield client
@@ -192,12 +192,12 @@ def test_the_page_names_nothing_outside() -> None:
         assert "innerHTML" not in text, path.name
 
 
-def test_a_damaged_picture_is_told(minted: Path, tmp_path: Path) -> None:
-    shutil.copytree(minted, tmp_path / "dataset")
+def test_a_damaged_picture_is_told(small_dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_dataset, tmp_path / "dataset")
     (tar,) = (tmp_path / "dataset" / "shards").glob("sa_000000-*")
     tar.write_bytes(b"x" * tar.stat().st_size)
     with open_viewer(location_of(tmp_path / "dataset")) as viewer:
-        access = Access(PORT)
+        access = SessionKeys(PORT)
         client = TestClient(make_app(viewer, access), base_url=f"http://127.0.0.1:{PORT}")
         client.get(access.address())
         for path in ("/images/1.jpg", "/thumbnails/1.jpg"):

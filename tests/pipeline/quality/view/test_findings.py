@@ -1,7 +1,7 @@
 """An audit's findings by image."""
 
 from segmint.catalogs.findings import Code, Finding, Findings
-from segmint.pipeline.quality.audit.answer import FoundRegion, Privacy
+from segmint.pipeline.quality.audit.result import PrivacyResult, UnredactedRegion
 from segmint.pipeline.quality.statistics.values import NearDuplicates, Outlier, SimilarMasks
 from segmint.pipeline.quality.view.findings import AuditFindings, ImageFinding, findings_of
 from tests.support.statistics import audit_of, statistics_of
@@ -14,10 +14,10 @@ def test_everything_that_an_audit_says_of_images_is_found() -> None:
         Finding(Code.BAD_JPEG, "a/b.jpg", "1", "2", 0, "", 8),
         Finding(Code.FILE_SIZE, "masks/x.parquet", "1", "2", 0),
     )
-    region = FoundRegion(5, "face", "mtcnn", 0.987, 1, 2, 3, 4, 0)
+    region = UnredactedRegion(5, "face", "mtcnn", 0.987, 1, 2, 3, 4, 0)
     audit = audit_of(
         findings=Findings({}, findings),
-        privacy=Privacy(1, (), (region,), 1, 0),
+        privacy=PrivacyResult(1, (), (region,), 1, 0),
         statistics=statistics_of(
             outliers=(Outlier(6, 0, "six", "masks", 0.0, "no mask at all"),),
             near_duplicates=NearDuplicates(1, 0.9, 2, 1, (SimilarMasks(7, (70001, 70002), 0.97),)),

@@ -9,37 +9,37 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from segmint.pipeline.quality.view.guard import Access, Guard
+from segmint.pipeline.quality.view.guard import SessionKeys, ViewerGuard
 
 PORT = 8123
 COOKIE = f"segmint-view-{PORT}"
 
 
 @pytest.fixture
-def access() -> Access:
+def access() -> SessionKeys:
     """A viewer's, with a key that was not used."""
-    return Access(PORT)
+    return SessionKeys(PORT)
 
 
 @pytest.fixture
-def address(access: Access) -> str:
+def address(access: SessionKeys) -> str:
     """The address with the key."""
     return access.address()
 
 
 @pytest.fixture
-def client(access: Access) -> TestClient:
+def client(access: SessionKeys) -> TestClient:
     """A browser that has no key yet."""
     return browser(access)
 
 
-def browser(access: Access) -> TestClient:
+def browser(access: SessionKeys) -> TestClient:
     routes = [Route("/", lambda _: PlainTextResponse("inside")), Route("/x", lambda _: PlainTextResponse("inside"))]
-    guarded = Starlette(routes=routes, middleware=[Middleware(Guard, access=access)])
+    guarded = Starlette(routes=routes, middleware=[Middleware(ViewerGuard, access=access)])
     return TestClient(guarded, base_url=f"http://127.0.0.1:{PORT}", follow_redirects=False)
 
 
-def session_of(access: Access) -> str:
+def session_of(access: SessionKeys) -> str:
     access.address()
     session = access.enter(access.address().rpartition("=")[2])
     assert session is not None
@@ -58,7 +58,7 @@ def test_the_key_comes_once_and_becomes_a_cookie(client: TestClient, address: st
     assert client.head("/x").status_code == 200
 
 
-def test_an_address_opens_one_browser(client: TestClient, address: str, access: Access) -> None:
+def test_an_address_opens_one_browser(client: TestClient, address: str, access: SessionKeys) -> None:
     other = browser(access)
     assert other.head(address).status_code == 403  # a preview does not use it up
     assert client.get(address).status_code == 303
@@ -73,7 +73,7 @@ def test_an_address_opens_one_browser(client: TestClient, address: str, access: 
     assert client.get("/x").text == "inside"
 
 
-def test_a_new_address_opens_one_more_and_voids_the_one_before(access: Access, address: str) -> None:
+def test_a_new_address_opens_one_more_and_voids_the_one_before(access: SessionKeys, address: str) -> None:
     first, second, third = (browser(access) for _ in range(3))
     assert first.get(access.address()).status_code == 303
     assert second.get(address).status_code == 403  # never used, and void
@@ -84,7 +84,7 @@ def test_a_new_address_opens_one_more_and_voids_the_one_before(access: Access, a
     assert first.cookies[COOKIE] != second.cookies[COOKIE]
 
 
-def test_threads_that_race_for_a_key_get_one_session(access: Access) -> None:
+def test_threads_that_race_for_a_key_get_one_session(access: SessionKeys) -> None:
     for _ in range(20):
         key = access.address().rpartition("=")[2]
         with ThreadPoolExecutor(8) as threads:
@@ -92,7 +92,7 @@ def test_threads_that_race_for_a_key_get_one_session(access: Access) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/x", "/nowhere", "/?key=", "/?key=ü", "/?key={part}", "/x?key={key}"])
-def test_without_the_key_there_is_nothing(client: TestClient, access: Access, address: str, path: str) -> None:
+def test_without_the_key_there_is_nothing(client: TestClient, access: SessionKeys, address: str, path: str) -> None:
     key = address.rpartition("=")[2]
     for cookies in ({}, {COOKIE: "x"}, {COOKIE: key}, {"segmint-view-1": session_of(access)}):
         key = access.address().rpartition("=")[2]
@@ -106,7 +106,7 @@ def test_without_the_key_there_is_nothing(client: TestClient, access: Access, ad
 @pytest.mark.parametrize(
     "host", ["evil.example", f"evil.example:{PORT}", "127.0.0.1", "127.0.0.1:80", f"127.0.0.1.evil.example:{PORT}", ""]
 )
-def test_other_hosts_are_refused_even_with_the_key(client: TestClient, access: Access, host: str) -> None:
+def test_other_hosts_are_refused_even_with_the_key(client: TestClient, access: SessionKeys, host: str) -> None:
     client.cookies = {COOKIE: session_of(access)}
     assert client.get("/x", headers={"host": f"localhost:{PORT}"}).status_code == 200
     address = access.address()
@@ -118,12 +118,12 @@ def test_other_hosts_are_refused_even_with_the_key(client: TestClient, access: A
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_it_only_answers_reads(client: TestClient, access: Access, method: str) -> None:
+def test_it_only_answers_reads(client: TestClient, access: SessionKeys, method: str) -> None:
     client.cookies = {COOKIE: session_of(access)}
     assert client.request(method, "/x").status_code == 405
 
 
-def test_every_answer_holds_the_browser_to_its_own(client: TestClient, access: Access) -> None:
+def test_every_answer_holds_the_browser_to_its_own(client: TestClient, access: SessionKeys) -> None:
     client.cookies = {COOKIE: session_of(access)}
     answers = [client.get("/x"), client.get("/nowhere"), client.get("/x", headers={"host": "evil"})]
     client.cookies = {}
@@ -140,7 +140,7 @@ def test_every_answer_holds_the_browser_to_its_own(client: TestClient, access: A
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
 
-def test_keys_are_long_and_never_the_same(access: Access) -> None:
+def test_keys_are_long_and_never_the_same(access: SessionKeys) -> None:
     keys = {access.address().rpartition("=")[2] for _ in range(100)}
     assert len(keys) == 100
     assert all(len(key) >= 43 for key in keys)

@@ -12,8 +12,8 @@ from PIL import Image
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.decoding import JpegDecoder
-from segmint.pipeline.quality.view.images import Recent, ShardPictures, Thumbnails, thumbnail
-from segmint.pipeline.serving.images import NoPictureError, Place
+from segmint.pipeline.quality.view.images import ShardImages, Thumbnails, WeightedCache, thumbnail
+from segmint.pipeline.serving.images import ImageAddress, NoImageError
 from tests.support.committed import write_dataset, write_generation
 from tests.support.everything import jpegs, upload
 from tests.support.locations import location_of
@@ -32,11 +32,11 @@ def decoder() -> Iterator[JpegDecoder]:
         yield decoder
 
 
-PLACES = [Place(number, number - 1, (number - 1) // 3) for number in (8, 1, 5, 2, 4, 7)]
+PLACES = [ImageAddress(number, number - 1, (number - 1) // 3) for number in (8, 1, 5, 2, 4, 7)]
 
 
 def test_a_picture_has_the_bytes_that_the_tar_has(small: Path) -> None:
-    pictures = ShardPictures(location_of(small))
+    pictures = ShardImages(location_of(small))
     assert {f"sa_{place.id}.jpg": pictures.jpeg(place) for place in PLACES} == jpegs(small)
 
 
@@ -44,42 +44,42 @@ def test_a_picture_has_the_bytes_that_the_tar_has(small: Path) -> None:
 def test_from_s3_as_from_a_disk(small: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/small"
     upload(small, Location(storage, uri))
-    pictures = ShardPictures(Location(storage, uri))
+    pictures = ShardImages(Location(storage, uri))
     assert {f"sa_{place.id}.jpg": pictures.jpeg(place) for place in PLACES} == jpegs(small)
 
 
 def test_no_picture_is_told(small: Path, tmp_path: Path) -> None:
-    pictures = ShardPictures(location_of(small))
-    with pytest.raises(NoPictureError, match=r"sa_3\.jpg is not in the tar of shard 0"):
-        pictures.jpeg(Place(3, 2, 0))
+    pictures = ShardImages(location_of(small))
+    with pytest.raises(NoImageError, match=r"sa_3\.jpg is not in the tar of shard 0"):
+        pictures.jpeg(ImageAddress(3, 2, 0))
     write_dataset(location_of(tmp_path / "annotations"), shards=1, with_images=False)
-    with pytest.raises(NoPictureError, match="only annotations"):
-        ShardPictures(location_of(tmp_path / "annotations")).jpeg(Place(1, 0, 0))
+    with pytest.raises(NoImageError, match="only annotations"):
+        ShardImages(location_of(tmp_path / "annotations")).jpeg(ImageAddress(1, 0, 0))
 
 
 def test_a_shard_that_was_changed_meanwhile_is_told(small: Path) -> None:
-    pictures = ShardPictures(location_of(small))
+    pictures = ShardImages(location_of(small))
     write_generation(location_of(small), shard=1, generation=2, refuse=2)
     (small / "commits" / "000001.g1.json").unlink()
-    with pytest.raises(NoPictureError, match="restart the viewer"):
-        pictures.jpeg(Place(4, 3, 1))
+    with pytest.raises(NoImageError, match="restart the viewer"):
+        pictures.jpeg(ImageAddress(4, 3, 1))
 
 
 def test_nothing_of_a_shard_that_was_changed_is_shown_again(small: Path, decoder: JpegDecoder) -> None:
-    pictures = ShardPictures(location_of(small), look_s=0.0)
+    pictures = ShardImages(location_of(small), look_s=0.0)
     thumbnails = Thumbnails(pictures, decoder)
     for place in PLACES:
         thumbnails.jpeg(place)
     write_generation(location_of(small), shard=1, generation=2, refuse=2)
-    with pytest.raises(NoPictureError):
+    with pytest.raises(NoImageError):
         thumbnails.jpeg(PLACES[2])
     assert [place.shard for place in thumbnails._recent._values if place.shard == 1] == []  # those of the others, too
     assert pictures.changed([2, 1, 0, 1]) == {1}
     for place in PLACES:
         if place.shard == 1:
-            with pytest.raises(NoPictureError, match=r"shard 1 has changed .*: restart the viewer"):
+            with pytest.raises(NoImageError, match=r"shard 1 has changed .*: restart the viewer"):
                 thumbnails.jpeg(place)
-            with pytest.raises(NoPictureError, match="shard 1 has changed"):
+            with pytest.raises(NoImageError, match="shard 1 has changed"):
                 pictures.jpeg(place)
         else:
             assert thumbnails.jpeg(place)
@@ -87,12 +87,12 @@ def test_nothing_of_a_shard_that_was_changed_is_shown_again(small: Path, decoder
 
 
 def test_a_look_at_a_shard_holds_for_a_moment(small: Path) -> None:
-    patient = ShardPictures(location_of(small), look_s=60.0)
+    patient = ShardImages(location_of(small), look_s=60.0)
     patient.check(PLACES[2])
     write_generation(location_of(small), shard=1, generation=2, refuse=2)
     patient.check(PLACES[2])
     assert patient.changed([1]) == set()
-    with pytest.raises(NoPictureError, match="shard 1 has changed"):
+    with pytest.raises(NoImageError, match="shard 1 has changed"):
         patient.check(PLACES[2], anew=True)
     assert patient.changed([1]) == {1}
 
@@ -124,32 +124,32 @@ def test_a_thumbnail_of_gray_is_a_picture() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a", encoded(800, 600)[:300], b"\xff\xd8\xff" + bytes(1000)])
 def test_what_does_not_decode_is_told(data: bytes, decoder: JpegDecoder) -> None:
-    class One:
-        def check(self, place: Place, *, anew: bool = False) -> None:
+    class OneImage:
+        def check(self, place: ImageAddress, *, anew: bool = False) -> None:
             pass
 
         def changed(self, shards: Iterable[int]) -> set[int]:
             return set()
 
-        def jpeg(self, place: Place) -> bytes:
+        def jpeg(self, place: ImageAddress) -> bytes:
             return data
 
-    with pytest.raises(NoPictureError, match="cannot be decoded"):
-        Thumbnails(One(), decoder).jpeg(PLACES[0])
+    with pytest.raises(NoImageError, match="cannot be decoded"):
+        Thumbnails(OneImage(), decoder).jpeg(PLACES[0])
 
 
 def test_thumbnails_are_made_once(small: Path, decoder: JpegDecoder) -> None:
-    thumbnails = Thumbnails(ShardPictures(location_of(small)), decoder)
+    thumbnails = Thumbnails(ShardImages(location_of(small)), decoder)
     first = thumbnails.jpeg(PLACES[0])
     for path in (small / "shards").iterdir():
         path.unlink()
     assert thumbnails.jpeg(PLACES[0]) == first
-    with pytest.raises(NoPictureError):
+    with pytest.raises(NoImageError):
         thumbnails.jpeg(PLACES[1])
 
 
 def test_what_was_used_last_is_kept_up_to_a_weight() -> None:
-    recent: Recent[int, bytes] = Recent(10, len)
+    recent: WeightedCache[int, bytes] = WeightedCache(10, len)
     assert recent.get(1, lambda: b"aaaa") == b"aaaa"
     assert recent.get(2, lambda: b"bbbb") == b"bbbb"
     assert recent.get(1, lambda: b"other") == b"aaaa"
@@ -162,7 +162,7 @@ def test_what_was_used_last_is_kept_up_to_a_weight() -> None:
 
 
 def test_threads_share_what_is_kept() -> None:
-    recent: Recent[int, bytes] = Recent(1000, len)
+    recent: WeightedCache[int, bytes] = WeightedCache(1000, len)
     barrier = threading.Barrier(8)
 
     def ask(_: int) -> list[bytes]:

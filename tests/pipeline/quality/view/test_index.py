@@ -15,7 +15,7 @@ from segmint.infra.errors import UsageError
 from segmint.operators.schemas import IMAGES
 from segmint.pipeline.quality.view.findings import ImageFinding
 from segmint.pipeline.quality.view.index import RANGES, SORTS, Filters, ImageIndex, order, parse_filters, where
-from segmint.pipeline.serving.images import Place, UnknownImageError
+from segmint.pipeline.serving.images import ImageAddress, UnknownImageError
 from tests.support.locations import location_of
 
 COUNT = 300
@@ -194,8 +194,8 @@ def test_a_page_says_how_many_findings_an_image_has(index: ImageIndex) -> None:
 
 
 def test_where_an_image_is(index: ImageIndex) -> None:
-    assert index.place(1) == Place(1, 0, 0)
-    assert index.place(COUNT) == Place(COUNT, COUNT - 1, 1)
+    assert index.place(1) == ImageAddress(1, 0, 0)
+    assert index.place(COUNT) == ImageAddress(COUNT, COUNT - 1, 1)
     for number in (0, COUNT + 1, 2**70):
         with pytest.raises(UnknownImageError, match=f"no image {number}"):
             index.place(number)

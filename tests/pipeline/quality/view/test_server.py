@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from segmint.catalogs.dataset.tombstones import Asked
+from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.corrections.takedown import takedown
-from segmint.pipeline.quality.audit.answer_json import to_json
 from segmint.pipeline.quality.audit.audit import audit_dataset
 from segmint.pipeline.quality.audit.integrity import audit_integrity
+from segmint.pipeline.quality.audit.result_json import to_json
 from segmint.pipeline.quality.view.app import make_app
-from segmint.pipeline.quality.view.guard import Access
+from segmint.pipeline.quality.view.guard import SessionKeys
 from segmint.pipeline.quality.view.server import open_viewer, serve
 from tests.support.bombs import jpeg_saying
 from tests.support.everything import upload
@@ -28,17 +28,17 @@ KINDS = (("api/images", ""), ("images", ".jpg"), ("thumbnails", ".jpg"))
 
 
 def client_of(viewer) -> TestClient:
-    access = Access(8123)
+    access = SessionKeys(8123)
     client = TestClient(make_app(viewer, access), base_url="http://127.0.0.1:8123")
     assert client.get(access.address()).status_code == 200
     return client
 
 
 @pytest.mark.s3
-def test_from_s3_as_from_a_disk(minted: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
+def test_from_s3_as_from_a_disk(small_dataset: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/minted"
-    upload(minted, Location(storage, uri))
-    with open_viewer(location_of(minted)) as local, open_viewer(Location(storage, uri)) as remote:
+    upload(small_dataset, Location(storage, uri))
+    with open_viewer(location_of(small_dataset)) as local, open_viewer(Location(storage, uri)) as remote:
         ours, theirs = client_of(local), client_of(remote)
         assert theirs.get("/api/dataset").json() == {**ours.get("/api/dataset").json(), "uri": uri}
         paths = ["/api/images?masks_min=1", "/api/images?sort=coverage&descending=1", "/api/images/5/neighbors"]
@@ -49,18 +49,18 @@ def test_from_s3_as_from_a_disk(minted: Path, s3_bucket: str, s3_options: dict[s
             assert answer.content == ours.get(path).content, path
 
 
-def test_nothing_is_left_behind(minted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_behind(small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with open_viewer(location_of(minted)):
+    with open_viewer(location_of(small_dataset)):
         assert list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
 
 
-def test_no_dataset_and_no_audit_are_told(minted: Path, tmp_path: Path) -> None:
+def test_no_dataset_and_no_audit_are_told(small_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no dataset"), open_viewer(location_of(tmp_path)):
         pass
     absent = location_of(tmp_path / "a")
-    with pytest.raises(UsageError, match="a does not exist"), open_viewer(location_of(minted), absent):
+    with pytest.raises(UsageError, match="a does not exist"), open_viewer(location_of(small_dataset), absent):
         pass
 
 
@@ -77,8 +77,8 @@ def test_an_audit_of_another_version_is_refused(dataset: Path, tmp_path: Path) -
         open_viewer(location_of(dataset), location_of(audit)).__enter__()
 
 
-def test_a_port_that_is_taken_is_told(minted: Path) -> None:
-    with socket.socket() as taken, open_viewer(location_of(minted)) as viewer:
+def test_a_port_that_is_taken_is_told(small_dataset: Path) -> None:
+    with socket.socket() as taken, open_viewer(location_of(small_dataset)) as viewer:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
@@ -87,11 +87,11 @@ def test_a_port_that_is_taken_is_told(minted: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["loose", "tars"])
-def test_data_that_segmint_did_not_write(minted: Path, tmp_path: Path, packed: bool) -> None:
-    folder = loosen(minted, tmp_path / "loose")
+def test_data_that_segmint_did_not_write(small_dataset: Path, tmp_path: Path, packed: bool) -> None:
+    folder = loosen(small_dataset, tmp_path / "loose")
     pictures = {path.name: path.read_bytes() for path in folder.glob("*.jpg")}
     folder = pack(folder, tmp_path / "packed") if packed else folder
-    with open_viewer(location_of(folder)) as foreign, open_viewer(location_of(minted)) as local:
+    with open_viewer(location_of(folder)) as foreign, open_viewer(location_of(small_dataset)) as local:
         ours, theirs = client_of(local), client_of(foreign)
         told = theirs.get("/api/dataset").json()
         assert (told["name"], told["kind"], told["images"]) == (folder.name, "sa1b", 6)
@@ -103,14 +103,14 @@ def test_data_that_segmint_did_not_write(minted: Path, tmp_path: Path, packed: b
             assert [mask["segmentation"] for mask in masks[0]] == [mask["segmentation"] for mask in masks[1]]
 
 
-def test_findings_in_data_that_segmint_did_not_write_stand_at_their_image(minted: Path, tmp_path: Path) -> None:
+def test_findings_in_data_that_segmint_did_not_write_stand_at_their_image(small_dataset: Path, tmp_path: Path) -> None:
     def change(document: Document) -> None:
         for annotation in document["annotations"]:
             annotation["id"] += 10_000  # which would be a mask of the image of the next number, were it ours
         if document["image"]["image_id"] == 4:
             document["annotations"][0]["stability_score"] = 7.0
 
-    folder = loosen(minted, tmp_path / "loose", change)
+    folder = loosen(small_dataset, tmp_path / "loose", change)
     audit = tmp_path / "audit.json"
     audit.write_text(to_json(audit_dataset(location_of(folder))))
     with open_viewer(location_of(folder), location_of(audit)) as viewer:
@@ -121,8 +121,8 @@ def test_findings_in_data_that_segmint_did_not_write_stand_at_their_image(minted
         assert [image["id"] for image in client.get("/api/images?finding=any").json()["images"]] == [4]
 
 
-def test_a_picture_that_is_not_beside_its_annotations_is_told(minted: Path, tmp_path: Path) -> None:
-    folder = loosen(minted, tmp_path / "loose")
+def test_a_picture_that_is_not_beside_its_annotations_is_told(small_dataset: Path, tmp_path: Path) -> None:
+    folder = loosen(small_dataset, tmp_path / "loose")
     (folder / "sa_5.jpg").unlink()
     (folder / "sa_4.jpg").write_bytes(jpeg_saying(65_500, 65_500))
     with open_viewer(location_of(folder)) as viewer:
@@ -144,7 +144,12 @@ def test_nothing_of_an_image_that_is_taken_down_meanwhile_is_shown(dataset: Path
         for path in paths:
             assert client.get(path).status_code == 200
         (named,) = [row for row in client.get("/api/images").json()["images"] if row["id"] == 2]
-        takedown(location_of(dataset), Asked(ids=(named["image_id"],)), "asked for", datetime(2026, 3, 4, tzinfo=UTC))
+        takedown(
+            location_of(dataset),
+            TakedownRequest(ids=(named["image_id"],)),
+            "asked for",
+            datetime(2026, 3, 4, tzinfo=UTC),
+        )
         # At first the tables can no longer be read, and the reason is what is told.
         for path in paths:
             answer = client.get(path)

@@ -17,7 +17,7 @@ from segmint.model.sam.predictor import Embedding
 from segmint.operators.decoding import JpegDecoder
 from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
 from segmint.pipeline.engine.annotate.source import NotReadyError, OpenImage
-from segmint.pipeline.serving.images import NoPictureError, Place
+from segmint.pipeline.serving.images import ImageAddress, NoImageError
 
 
 class Recorder:
@@ -40,7 +40,7 @@ def read(image: int) -> OpenImage:
     jpeg = io.BytesIO()
     Image.new("RGB", (16, 16), (image * 10,) * 3).save(jpeg, "JPEG", quality=95)
     data = jpeg.getvalue() if image < 25 else b"no JPEG"
-    return OpenImage(Place(image, image - 1, 0), 1, {"height": 16, "width": 16}, (), data)
+    return OpenImage(ImageAddress(image, image - 1, 0), 1, {"height": 16, "width": 16}, (), data)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_other_pixels_are_another_embedding(recorder: Recorder, decoder: JpegDec
         assert made.known(3) is known
         made.forget(3, unless="0" * 64)
         assert made.known(3) is None
-        with pytest.raises(NoPictureError, match="image 25"):
+        with pytest.raises(NoImageError, match="image 25"):
             made.get(read(25))
         assert made.get(read(3)).image == 3  # the thread goes on
 

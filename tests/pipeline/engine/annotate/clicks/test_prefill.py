@@ -24,7 +24,7 @@ ANY = replace(MaskSettings.sa1b(), pred_iou_thresh=0.0, stability_score_thresh=0
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenImage:
     """A photograph as the model sees it."""
 
     predictor: Predictor
@@ -38,12 +38,12 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def seen(coffee: np.ndarray, mobile_sam_path: Path) -> Seen:
+def seen(coffee: np.ndarray, mobile_sam_path: Path) -> SeenImage:
     predictor = Predictor(load_sam(mobile_sam_path))
-    return Seen(predictor, predictor.embed(coffee))
+    return SeenImage(predictor, predictor.embed(coffee))
 
 
-def test_each_mask_is_the_models_for_its_box_and_the_best_is_first(seen: Seen) -> None:
+def test_each_mask_is_the_models_for_its_box_and_the_best_is_first(seen: SeenImage) -> None:
     boxes = [CUP, TABLE]
     found = prefill(seen.predictor, seen.embedding, boxes, [], ANY)
     expected = sorted(((box, *seen.single(box)) for box in boxes), key=lambda each: -each[2])
@@ -54,7 +54,7 @@ def test_each_mask_is_the_models_for_its_box_and_the_best_is_first(seen: Seen) -
         assert mask.box == (box[0], box[1], box[2] - box[0], box[3] - box[1])
 
 
-def test_what_the_model_is_not_confident_of_is_left_out(seen: Seen) -> None:
+def test_what_the_model_is_not_confident_of_is_left_out(seen: SeenImage) -> None:
     _, iou, stability = seen.single(CUP)
     pixels, *_ = seen.single(CUP)
     share = float(pixels.mean())
@@ -68,7 +68,7 @@ def test_what_the_model_is_not_confident_of_is_left_out(seen: Seen) -> None:
         assert prefill(seen.predictor, seen.embedding, [CUP], [], replace(kept, **{key: value})) == [], key
 
 
-def test_of_masks_of_one_object_and_of_those_that_are_there_none_is_prefilled_twice(seen: Seen) -> None:
+def test_of_masks_of_one_object_and_of_those_that_are_there_none_is_prefilled_twice(seen: SeenImage) -> None:
     near = tuple(side + 1 for side in CUP)
     ious = {box: seen.single(box)[1] for box in (CUP, near)}
     (found,) = prefill(seen.predictor, seen.embedding, [CUP, near], [], ANY)
@@ -88,7 +88,7 @@ def test_boxes_are_cut_at_the_image() -> None:
     assert clipped(boxes, (400, 600)) == [(0.0, 10.0, 30.0, 400.0), (1.0, 2.0, 3.0, 4.0)]
 
 
-class Bright(nn.Module):
+class BrightDetector(nn.Module):
     """Finds the box of bright pixels in one BGR image, with the score 0.6, and a fainter one inside it."""
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -104,7 +104,7 @@ class Bright(nn.Module):
 @pytest.mark.usefixtures("processes")
 def test_a_detectors_file_finds_objects_and_objects_in_them(tmp_path: Path) -> None:
     path = tmp_path / "objects.pt"
-    torch.jit.script(Bright()).save(path)
+    torch.jit.script(BrightDetector()).save(path)
     image = np.zeros((50, 60, 3), np.uint8)
     image[10:30, 20:45] = 255
     with ObjectFinder(path) as finder:

@@ -16,10 +16,10 @@ from segmint.catalogs.dataset.annotations.ratings import (
     put_rating,
     read_ratings,
 )
-from segmint.catalogs.dataset.tombstones import Asked, TakenImage, Tombstone, put_tombstone
+from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.pipeline.engine.annotate.access import Team
 from segmint.pipeline.engine.annotate.rating.app import make_rating_app
-from segmint.pipeline.engine.annotate.rating.desk import open_rating_desk
+from segmint.pipeline.engine.annotate.rating.rater_view import open_rater_view
 from segmint.pipeline.engine.annotate.rating.sample import SampleOptions
 from tests.support.annotating import ORIGIN, PORT, acting_as
 from tests.support.locations import location_of
@@ -31,9 +31,9 @@ KEYS = {"item", "image", "size", "counts", "n", "score", "done", "total"}
 @contextmanager
 def raters(dataset: Path, *names: str, masks: int = 6) -> Iterator[list[TestClient]]:
     """The browsers of raters, on a server of their own."""
-    with open_rating_desk(location_of(dataset), SampleOptions(masks=masks)) as desk:
+    with open_rater_view(location_of(dataset), SampleOptions(masks=masks)) as rater_view:
         team = Team(PORT, list(names))
-        app = make_rating_app(desk, team)
+        app = make_rating_app(rater_view, team)
         clients = []
         for name in names:
             client = TestClient(app, base_url=ORIGIN, follow_redirects=False, raise_server_exceptions=False)
@@ -165,8 +165,10 @@ def test_masks_of_an_image_that_is_taken_down_meanwhile_are_passed_over(dataset:
     location = location_of(dataset)
     with raters(dataset, "ann", masks=10**6) as (ann,):
         shown = ann.post("/api/rate/next").json()
-        image = TakenImage(ordinal=shown["image"] - 1, id=shown["image"], image_id="a", uri="a.jpg", sha256=None)
-        put_tombstone(location, Tombstone(asked=Asked(), reason="asked", when="2026-11-22T10:00:00Z", images=(image,)))
+        image = RemovedImage(ordinal=shown["image"] - 1, id=shown["image"], image_id="a", uri="a.jpg", sha256=None)
+        put_tombstone(
+            location, Tombstone(request=TakedownRequest(), reason="asked", when="2026-11-22T10:00:00Z", images=(image,))
+        )
         assert ann.put("/api/rate/0/1", json={"score": 7, "seconds": 1.0}).status_code == 410
         assert ann.get("/api/rate/0").status_code == 410
         images = set()

@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 from segmint.catalogs.dataset.annotations.ratings import Rating, last_ratings, list_ratings, read_ratings
 from segmint.pipeline.engine.annotate.access import Team
 from segmint.pipeline.engine.annotate.rating.app import make_rating_app
-from segmint.pipeline.engine.annotate.rating.desk import RatingDesk, open_rating_desk
+from segmint.pipeline.engine.annotate.rating.rater_view import RaterView, open_rater_view
 from segmint.pipeline.engine.annotate.rating.sample import SampleOptions
 from tests.support.annotated_pages import expect, listening
 from tests.support.browser import serious_violations, sideways_scroll, watch
@@ -29,10 +29,10 @@ YELLOW, GROUND = (253, 231, 37), (68, 1, 84)
 
 
 @dataclass
-class Served:
+class RatingServer:
     """A server of raters, and its dataset."""
 
-    desk: RatingDesk
+    rater_view: RaterView
     team: Team
     dataset: Path
 
@@ -43,19 +43,19 @@ class Served:
             each for each in read_ratings(location, last_ratings(list_ratings(location))) if isinstance(each, Rating)
         ]
         found = {each.mask: each for each in read if each.rater == rater}
-        return [found[each.mask] for each in self.desk._order(rater) if each.mask in found]
+        return [found[each.mask] for each in self.rater_view._order(rater) if each.mask in found]
 
 
 @pytest.fixture(scope="module")
-def server(minted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RatingServer]:
     """One server for all tests, on a copy of the small real dataset."""
     folder = tmp_path_factory.mktemp("rated") / "dataset"
-    shutil.copytree(minted, folder)
+    shutil.copytree(small_dataset, folder)
     with (
-        open_rating_desk(location_of(folder), SampleOptions(masks=MASKS)) as desk,
-        listening(lambda team: make_rating_app(desk, team), "ann", "bo") as team,
+        open_rater_view(location_of(folder), SampleOptions(masks=MASKS)) as rater_view,
+        listening(lambda team: make_rating_app(rater_view, team), "ann", "bo") as team,
     ):
-        yield Served(desk, team, folder)
+        yield RatingServer(rater_view, team, folder)
 
 
 def shown(page: "Page", item: int | str) -> None:
@@ -73,7 +73,7 @@ def colors(page: "Page", view: str) -> np.ndarray:
     return np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
 
 
-def test_masks_are_rated_by_keys_taken_back_and_found_again(chromium: "Browser", server: Served) -> None:
+def test_masks_are_rated_by_keys_taken_back_and_found_again(chromium: "Browser", server: RatingServer) -> None:
     context = chromium.new_context(viewport={"width": 900, "height": 700})
     page = context.new_page()
     seen = watch(page)
@@ -86,18 +86,18 @@ def test_masks_are_rated_by_keys_taken_back_and_found_again(chromium: "Browser",
     page.keyboard.press("7")
     shown(page, 1)
     page.keyboard.press("1")  # and nothing more: a 1
-    expect(page.locator("#said")).to_have_text("1; with a 0 it is 10.")
+    expect(page.locator("#notice")).to_have_text("1; with a 0 it is 10.")
     page.clock.run_for(700)
     shown(page, 2)
-    expect(page.locator("#said")).to_have_text("Rated 1.")
+    expect(page.locator("#notice")).to_have_text("Rated 1.")
     page.keyboard.press("z")
     shown(page, 1)
-    expect(page.locator("#said")).to_have_text("Taken back.")
+    expect(page.locator("#notice")).to_have_text("Taken back.")
     expect(page.locator("#rated-count")).to_have_text(f"1 of {MASKS} rated")
     page.keyboard.press("1")
     page.keyboard.press("0")  # 10 of this mask, and nothing of the next one
     shown(page, 2)
-    expect(page.locator("#said")).to_have_text("Rated 10.")
+    expect(page.locator("#notice")).to_have_text("Rated 10.")
     page.clock.resume()
     page.reload()
     shown(page, 2)
@@ -120,13 +120,13 @@ def test_masks_are_rated_by_keys_taken_back_and_found_again(chromium: "Browser",
     assert [error for error in seen.errors if "net::ERR_FAILED" not in error] == []
 
 
-def test_the_views_show_the_mask_on_a_phone_and_one_is_enlarged(chromium: "Browser", server: Served) -> None:
+def test_the_views_show_the_mask_on_a_phone_and_one_is_enlarged(chromium: "Browser", server: RatingServer) -> None:
     context = chromium.new_context(viewport={"width": 390, "height": 844}, has_touch=True, color_scheme="dark")
     page = context.new_page()
     seen = watch(page)
     page.goto(server.team.address("bo"))
     shown(page, 0)
-    told = server.desk.show("bo", 0)
+    told = server.rater_view.show("bo", 0)
     height, width = told["size"]
     mask = np.asarray(coco.decode({"size": [height, width], "counts": told["counts"].encode()})).astype(bool)
     pixels = colors(page, "whole")

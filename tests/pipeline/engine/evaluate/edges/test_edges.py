@@ -14,11 +14,11 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.evaluate.boundaries import label_boundaries
 from segmint.operators.evaluate.edge_scores import edge_scores
 from segmint.operators.evaluate.edges import EdgeCounts, thresholds
-from segmint.pipeline.engine.evaluate.answer import NothingMeasuredError, Subject
-from segmint.pipeline.engine.evaluate.edges.answer import answer_of, gather
 from segmint.pipeline.engine.evaluate.edges.edges import evaluate_edges
 from segmint.pipeline.engine.evaluate.edges.measure import COUNTS, EdgesMeasure, counts_of
-from segmint.pipeline.engine.evaluate.measure import Weights
+from segmint.pipeline.engine.evaluate.edges.result import edges_result, gather
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject, NothingMeasuredError
 from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
 from tests.support.truth_files import TruthFiles, write_truth_files
@@ -92,8 +92,10 @@ def test_two_weights_are_compared_over_the_same_resampled_images() -> None:
             lists = {name: getattr(counts, name).tolist() for name in COUNTS}
             pair.append({"weights": weights, **lists})
         rows.append(pair)
-    subject = Subject("edges", (), (Weights("a", ""), Weights("b", "")), "cpu, fp32", 30, None, (), 0.0)
-    answer = answer_of(subject, EdgesMeasure(cuts=5), gather(rows, 2), 0)
+    subject = EvaluationSubject(
+        "edges", (), (EvaluatedWeights("a", ""), EvaluatedWeights("b", "")), "cpu, fp32", 30, None, (), 0.0
+    )
+    answer = edges_result(subject, EdgesMeasure(cuts=5), gather(rows, 2), 0)
     for scores, images in zip(answer.scores, by_weights, strict=True):
         expected = edge_scores(images, cuts)
         assert (scores.ods, scores.ois, scores.ap) == (expected.ods, expected.ois, expected.ap)

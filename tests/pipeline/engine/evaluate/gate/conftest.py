@@ -7,18 +7,20 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.layout import canonical_json
-from segmint.catalogs.lineage import TRAINING, Round, TrainedOn
+from segmint.catalogs.lineage import TRAINING, TrainingDatasetRef, TrainingRound
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import ASSETS
 from segmint.pipeline.engine.train.data.splits import is_held_out
 from segmint.pipeline.engine.train.record import TrainingRecord
 from tests.support.trainable import scene
 
-BASE = Round(weights=ASSETS["mobile_sam"].sha256, name="mobile_sam")
+BASE = TrainingRound(weights=ASSETS["mobile_sam"].sha256, name="mobile_sam")
 
 
 def put_lineage(
-    weights: Path, rounds: Sequence[tuple[TrainedOn | tuple[TrainedOn, ...], float | None]], begun: Round = BASE
+    weights: Path,
+    rounds: Sequence[tuple[TrainingDatasetRef | tuple[TrainingDatasetRef, ...], float | None]],
+    begun: TrainingRound = BASE,
 ) -> TrainingRecord:
     """Write the `training.json` of weights that were trained in these rounds, on a dataset or several each."""
     sha256 = sha256_of(weights)
@@ -27,7 +29,9 @@ def put_lineage(
         last = number == len(rounds)
         round_sha256 = sha256 if last else f"{number:064}"
         datasets = named if isinstance(named, tuple) else (named,)
-        lineage.append(Round(weights=round_sha256, name=f"sam-{number}.pth", datasets=datasets, held_out_share=share))
+        lineage.append(
+            TrainingRound(weights=round_sha256, name=f"sam-{number}.pth", datasets=datasets, held_out_share=share)
+        )
     record = TrainingRecord(
         code_version="1",
         weights=sha256,
@@ -39,7 +43,7 @@ def put_lineage(
         trained={},
         held_out={},
         evaluations=(),
-        left_out={},
+        skipped={},
         numerics=(),
         lineage=tuple(lineage),
     )

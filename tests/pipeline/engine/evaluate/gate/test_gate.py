@@ -12,9 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.versions.digest import current_digest
-from segmint.catalogs.lineage import TrainedOn
+from segmint.catalogs.lineage import TrainingDatasetRef
 from segmint.pipeline.commands.cli import app
-from segmint.pipeline.engine.evaluate.gate.gate import find_people_masks
+from segmint.pipeline.engine.evaluate.gate.gate import find_annotated_images
 from tests.pipeline.engine.evaluate.gate.conftest import held_by_hash, put_lineage
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
@@ -38,7 +38,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_masks_of_people_are_found(dataset: Path) -> None:
-    found = find_people_masks(location_of(dataset))
+    found = find_annotated_images(location_of(dataset))
     assert (found.images, found.models([1, 2, 3])) == ({1, 2, 3}, {})
 
 
@@ -48,7 +48,7 @@ def test_without_held_out_masks_there_is_no_verdict(
 ) -> None:
     """All images were trained on; the weights are never loaded."""
     old, new = weights_file("old"), weights_file("new")
-    put_lineage(new, [(TrainedOn(name="other", digest=current_digest(location_of(dataset))), 0.0)])
+    put_lineage(new, [(TrainingDatasetRef(name="other", digest=current_digest(location_of(dataset))), 0.0)])
     out = tmp_path / "out"
     done = run(dataset, "--weights", old, "--weights", new, *option, "-o", out)
     assert done.exit_code == (1 if "--require" in option else 0), done.output
@@ -107,7 +107,7 @@ def test_only_what_is_held_out_counts(dataset: Path, mobile_sam_path: Path, tmp_
     again.parent.mkdir()
     torch.save(torch.load(mobile_sam_path, weights_only=True), again)
     share = next(share / 20 for share in range(1, 20) if len(held_by_hash(3, share / 20)) == 1)
-    put_lineage(again, [(TrainedOn(name="other", digest=current_digest(location_of(dataset))), share)])
+    put_lineage(again, [(TrainingDatasetRef(name="other", digest=current_digest(location_of(dataset))), share)])
     weights = ("--weights", "mobile_sam", "--weights", again)
     done = run(dataset, *weights, "--gate", "--clicks", "1", "--seed", "3", "--json")
     assert done.exit_code == 0, done.output
@@ -133,8 +133,8 @@ def test_weights_that_answer_with_no_number_do_not_lose_images(mobile_sam_path: 
     done = run(dataset, "--weights", "mobile_sam", "--weights", broken, "--gate", "--clicks", "1", "--json")
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
-    assert (answer["images"], answer["left_out"]["count"]) == (1, 1)
-    assert "it counts, with scores of 0 for the second weights" in answer["left_out"]["first"][0]["why"]
+    assert (answer["images"], answer["skipped"]["count"]) == (1, 1)
+    assert "it counts, with scores of 0 for the second weights" in answer["skipped"]["first"][0]["why"]
     (compared, *_) = answer["gate"]["independent"]
     assert (compared["images"], compared["second"]) == (1, 0.0)
     assert compared["first"] > 0
@@ -147,7 +147,10 @@ def test_corrected_masks_are_found_with_the_model_that_made_them(tmp_path: Path)
         return row
 
     write_dataset(location_of(tmp_path / "small"), 1, make_row=corrected, refuse=0)
-    assert list(find_people_masks(location_of(tmp_path / "small")).corrected.values()) == ["0" * 64, *["7" * 64] * 2]
+    assert list(find_annotated_images(location_of(tmp_path / "small")).corrected.values()) == [
+        "0" * 64,
+        *["7" * 64] * 2,
+    ]
 
 
 @pytest.mark.long

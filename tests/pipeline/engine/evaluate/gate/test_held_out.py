@@ -14,12 +14,12 @@ from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import DamagedDatasetError
-from segmint.catalogs.lineage import Round, TrainedOn
+from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.engine.evaluate.gate.held_out import untrained_images
 from segmint.pipeline.engine.evaluate.gate.lineage import Lineage, lineage_of
-from segmint.pipeline.engine.evaluate.measure import Weights
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.engine.train.data.splits import is_held_out
 from tests.pipeline.engine.evaluate.gate.conftest import held_by_hash, put_lineage
 from tests.support.committed import write_dataset
@@ -42,14 +42,14 @@ def untrained(dataset: Path, *lineages: Lineage):
     return untrained_images([str(dataset)], lineages, Storage())[str(dataset)]
 
 
-def lineage(file: Path, *rounds: tuple[TrainedOn | tuple[TrainedOn, ...], float | None]) -> Lineage:
+def lineage(file: Path, *rounds: tuple[TrainingDatasetRef | tuple[TrainingDatasetRef, ...], float | None]) -> Lineage:
     if rounds:
         put_lineage(file, rounds)
-    return lineage_of(Weights.of(str(file)), Storage())
+    return lineage_of(EvaluatedWeights.of(str(file)), Storage())
 
 
 def test_a_dataset_of_no_lineage_is_held_out_whole(dataset: Path, weights_file: Make) -> None:
-    trained = lineage(weights_file("b"), (TrainedOn(name="other", digest="1" * 64), SHARE))
+    trained = lineage(weights_file("b"), (TrainingDatasetRef(name="other", digest="1" * 64), SHARE))
     found = untrained(dataset, trained)
     assert (found.ids, found.trained) == (None, frozenset())
     assert found.of([3, 4]) == {3, 4}
@@ -60,7 +60,11 @@ def test_the_rule_of_training_holds_for_a_dataset_of_the_lineage(
     dataset: Path, weights_file: Make, known_by: str
 ) -> None:
     digest = current_digest(location_of(dataset))
-    named = TrainedOn(name="small", digest="1" * 64) if known_by == "name" else TrainedOn(name="other", digest=digest)
+    named = (
+        TrainingDatasetRef(name="small", digest="1" * 64)
+        if known_by == "name"
+        else TrainingDatasetRef(name="other", digest=digest)
+    )
     base = lineage(weights_file("a"))
     found = untrained(dataset, base, lineage(weights_file("b"), (named, SHARE)))
     held = held_by_hash(6, SHARE)
@@ -71,15 +75,17 @@ def test_the_rule_of_training_holds_for_a_dataset_of_the_lineage(
 
 
 def test_the_smallest_share_of_both_weights_holds(dataset: Path, weights_file: Make) -> None:
-    named = TrainedOn(name="small", digest="1" * 64)
+    named = TrainingDatasetRef(name="small", digest="1" * 64)
     first, second = lineage(weights_file("a"), (named, 0.3)), lineage(weights_file("b"), (named, 0.8))
     assert untrained(dataset, first, second).ids == held_by_hash(6, 0.3) < held_by_hash(6, 0.8)
 
 
 def test_a_dataset_that_was_built_with_the_weights_is_a_later_round(dataset: Path, weights_file: Make) -> None:
     sha256 = load_manifest(location_of(dataset)).weights.sha256
-    built_with = Round(weights=sha256, name="sam.pth", datasets=(TrainedOn(name="other", digest="1" * 64),))
-    found = untrained(dataset, Lineage(Weights.of(str(weights_file("b"))), True, (built_with,), SHARE))
+    built_with = TrainingRound(
+        weights=sha256, name="sam.pth", datasets=(TrainingDatasetRef(name="other", digest="1" * 64),)
+    )
+    found = untrained(dataset, Lineage(EvaluatedWeights.of(str(weights_file("b"))), True, (built_with,), SHARE))
     assert found.ids == held_by_hash(6, SHARE)
 
 
@@ -99,7 +105,9 @@ def test_a_copy_in_another_dataset_was_trained_on_too(tmp_path: Path, dataset: P
     """The other dataset, of no lineage, has the same photographs as the first half of the dataset, and no others."""
     copy = tmp_path / "copy"
     write_trainable(location_of(copy), 1)
-    trained = lineage(weights_file("b"), (TrainedOn(name="other", digest=current_digest(location_of(dataset))), SHARE))
+    trained = lineage(
+        weights_file("b"), (TrainingDatasetRef(name="other", digest=current_digest(location_of(dataset))), SHARE)
+    )
     found = untrained_images([str(dataset), str(copy)], [trained], Storage())
     held = held_by_hash(6, SHARE)
     assert found[str(dataset)].ids == held
@@ -113,7 +121,7 @@ def test_a_dataset_of_a_round_that_is_not_named_leaves_no_image(
     """An image may look like one of the other dataset that was trained on; with that named, too, this is known."""
     copy = tmp_path / "copy"
     write_dataset(location_of(copy), 2, make_row=resaved, refuse=0)
-    named = [TrainedOn(name=path.name, digest=current_digest(location_of(path))) for path in (dataset, copy)]
+    named = [TrainingDatasetRef(name=path.name, digest=current_digest(location_of(path))) for path in (dataset, copy)]
     named[1] = named[1].model_copy(update={"name": "other"})
     trained = lineage(weights_file("b"), (tuple(named), SHARE))
     found = untrained(dataset, trained)
@@ -137,15 +145,15 @@ def resaved(ordinal: int, refused: bool) -> dict[str, Any]:
 def test_a_shard_that_cannot_be_read_is_an_error_where_it_was_trained_on(tmp_path: Path, weights_file: Make) -> None:
     path = tmp_path / "small"
     write_trainable(location_of(path), 2)
-    trained = lineage(weights_file("b"), (TrainedOn(name="small", digest="1" * 64), SHARE))
-    other = lineage(weights_file("c"), (TrainedOn(name="other", digest="1" * 64), SHARE))
+    trained = lineage(weights_file("b"), (TrainingDatasetRef(name="small", digest="1" * 64), SHARE))
+    other = lineage(weights_file("c"), (TrainingDatasetRef(name="other", digest="1" * 64), SHARE))
     tar = next((path / "shards").glob("sa_000001*"))
     tar.write_bytes(tar.read_bytes()[:3000])
     with pytest.raises(DamagedDatasetError, match=r"was trained on and has shards that cannot be read.*shard 1: "):
         untrained(path, trained)
     found = untrained(path, other)
     assert found.ids is None
-    assert [line.partition(":")[0] for line in found.left_out] == ["shard 1"]
+    assert [line.partition(":")[0] for line in found.skipped] == ["shard 1"]
 
 
 def test_a_dataset_that_notes_weights_of_unknown_origin_is_not_held_out(tmp_path: Path, weights_file: Make) -> None:
@@ -153,9 +161,9 @@ def test_a_dataset_that_notes_weights_of_unknown_origin_is_not_held_out(tmp_path
     path = tmp_path / "small"
     write_trainable(location_of(path), 1)
     parent, file = weights_file("p"), weights_file("b")
-    begun = Round(weights=sha256_of(parent), name="p.pth")
+    begun = TrainingRound(weights=sha256_of(parent), name="p.pth")
     note_output(location_of(path), "train", location_of(parent.parent), {"p.pth": begun.weights})
-    put_lineage(file, [(TrainedOn(name="elsewhere", digest="1" * 64), SHARE)], begun)
+    put_lineage(file, [(TrainingDatasetRef(name="elsewhere", digest="1" * 64), SHARE)], begun)
     found = untrained(path, lineage(file))
     assert (found.ids, found.trained) == (frozenset(), {1, 2, 3})
 
@@ -164,8 +172,10 @@ def test_a_dataset_of_another_lineage_on_the_same_dataset_is_a_later_round(
     dataset: Path, weights_file: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both were trained on `street`, in two versions of it."""
-    before = Round(weights="5" * 64, name="sam.pth", datasets=(TrainedOn(name="street", digest="2" * 64),))
+    before = TrainingRound(
+        weights="5" * 64, name="sam.pth", datasets=(TrainingDatasetRef(name="street", digest="2" * 64),)
+    )
     changed = load_manifest(location_of(dataset)).model_copy(update={"lineage": (before,)})
     monkeypatch.setattr("segmint.pipeline.engine.evaluate.gate.held_out.load_manifest", lambda dataset: changed)
-    found = untrained(dataset, lineage(weights_file("b"), (TrainedOn(name="street", digest="3" * 64), SHARE)))
+    found = untrained(dataset, lineage(weights_file("b"), (TrainingDatasetRef(name="street", digest="3" * 64), SHARE)))
     assert found.ids == held_by_hash(6, SHARE)

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.lineage import TRAINING, Round, TrainedOn
+from segmint.catalogs.lineage import TRAINING, TrainingDatasetRef, TrainingRound
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.engine.evaluate.gate.lineage import lineage_of
-from segmint.pipeline.engine.evaluate.measure import Weights
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from tests.pipeline.engine.evaluate.gate.conftest import put_lineage
 
 Make = Callable[[str], Path]
 
-ONE, TWO = TrainedOn(name="street", digest="1" * 64), TrainedOn(name="shop", digest="2" * 64)
+ONE, TWO = TrainingDatasetRef(name="street", digest="1" * 64), TrainingDatasetRef(name="shop", digest="2" * 64)
 
 
 def find(path: Path | str):
-    return lineage_of(Weights.of(str(path)), Storage())
+    return lineage_of(EvaluatedWeights.of(str(path)), Storage())
 
 
 def test_known_weights_were_not_trained_by_segmint(mobile_sam_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_record_that_contradicts_itself_is_an_error(
 
 def test_a_lineage_that_begins_with_weights_of_others_is_not_known(weights_file: Make) -> None:
     file = weights_file("b")
-    put_lineage(file, [(ONE, 0.1)], begun=Round(weights="5" * 64, name="p.pth"))
+    put_lineage(file, [(ONE, 0.1)], begun=TrainingRound(weights="5" * 64, name="p.pth"))
     lineage = find(file)
     assert (lineage.known, lineage.share, lineage.unexplained) == (False, 0.1, {"5" * 64})
     assert lineage.ancestors == {"5" * 64, lineage.weights.sha256}

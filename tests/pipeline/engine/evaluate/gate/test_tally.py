@@ -3,11 +3,11 @@
 import pyarrow as pa
 import pytest
 
-from segmint.catalogs.lineage import Round
+from segmint.catalogs.lineage import TrainingRound
 from segmint.operators.schemas import SOURCES
 from segmint.pipeline.engine.evaluate.gate.lineage import Lineage
-from segmint.pipeline.engine.evaluate.gate.tally import Plain, Role, Tally, role_of, role_of_corrected
-from segmint.pipeline.engine.evaluate.measure import Weights
+from segmint.pipeline.engine.evaluate.gate.tally import Role, ScoreSums, SourceRoles, role_of, role_of_corrected
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 
 
 def row(truth: int, image: str, source: str | None, weights: int, iou: float) -> dict[str, object]:
@@ -23,7 +23,7 @@ def row(truth: int, image: str, source: str | None, weights: int, iou: float) ->
 
 
 def test_masks_are_summed_by_image_and_role() -> None:
-    tally = Tally(("iou_1",))
+    tally = ScoreSums(("iou_1",))
     masks = [
         (0, "a", "manual", 0.5, 0.7),
         (0, "a", "assisted", 0.1, 0.9),
@@ -56,8 +56,8 @@ def test_the_role_of_each_source() -> None:
 
 
 def lineage(*hashes: str) -> Lineage:
-    links = tuple(Round(weights=each * 64, name=each) for each in hashes)
-    return Lineage(Weights(hashes[-1], hashes[-1] * 64), True, links)
+    links = tuple(TrainingRound(weights=each * 64, name=each) for each in hashes)
+    return Lineage(EvaluatedWeights(hashes[-1], hashes[-1] * 64), True, links)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_corrected_mask_favors_the_weights_that_made_it(
     assert role_of_corrected(model * 64, lineage(*first), lineage(*second)) is role
 
 
-class Twins(Plain):
+class TwinRoles(SourceRoles):
     """The images of two truths show the same where their names agree."""
 
     def group(self, truth: int, image: str) -> int | None:
@@ -86,7 +86,7 @@ class Twins(Plain):
 
 
 def test_images_that_show_the_same_are_one_unit() -> None:
-    tally = Tally(("iou_1",), Twins())
+    tally = ScoreSums(("iou_1",), TwinRoles())
     masks = [(truth, image, weights) for truth in (0, 1) for image in "ab" for weights in (0, 1)]
     tally.add(pa.Table.from_pylist([row(truth, image, "manual", weights, 0.5) for truth, image, weights in masks]))
     scores = tally.scores([Role.INDEPENDENT])

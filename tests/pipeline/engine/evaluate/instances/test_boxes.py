@@ -10,12 +10,12 @@ import pytest
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.engine.evaluate.instances.boxes import Boxes, ImageBoxes, read_boxes
+from segmint.pipeline.engine.evaluate.instances.boxes import BoxesByImage, ImageBoxes, read_boxes
 
 ENTRY: dict[str, Any] = {"image_id": 7, "category_id": 2, "bbox": [1, 2.5, 30, 40], "score": 0.5}
 
 
-def read(path: Path, content: Any, of_dataset: bool = False) -> Boxes:
+def read(path: Path, content: Any, of_dataset: bool = False) -> BoxesByImage:
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return read_boxes(Location(Storage(), str(path)), of_dataset)
 

@@ -17,10 +17,10 @@ from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.evaluate.coco_matching import AREAS, RecallCounts
 from segmint.operators.evaluate.proposals import LIMITS, proposal_settings, propose_objects
-from segmint.pipeline.engine.evaluate.answer import Subject
-from segmint.pipeline.engine.evaluate.measure import Weights
-from segmint.pipeline.engine.evaluate.proposals.answer import answer_of, gather
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals
+from segmint.pipeline.engine.evaluate.proposals.result import gather, proposals_result
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
 from tests.support.truth_files import results_of, write_truth_files
@@ -88,8 +88,10 @@ def test_two_weights_are_compared_over_the_same_resampled_images() -> None:
             totals[weights].append(RecallCounts(found, truth))
             row = {"weights": weights, "kind": "all", "proposals": 7 + weights, "true_masks": truth.tolist()}
             rows.append([{**row, "image_id": str(image), "found": found.reshape(-1).tolist()}])
-    subject = Subject("proposals", (), (Weights("a", ""), Weights("b", "")), "cpu, fp32", 40, 9, (), 0.0)
-    answer = answer_of(
+    subject = EvaluationSubject(
+        "proposals", (), (EvaluatedWeights("a", ""), EvaluatedWeights("b", "")), "cpu, fp32", 40, 9, (), 0.0
+    )
+    answer = proposals_result(
         subject, 64, gather([[*one, *two] for one, two in zip(rows[::2], rows[1::2], strict=True)], 2), 0
     )
     assert answer.proposals == (7.0, 8.0)

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import torch
 
-from segmint.catalogs.dataset.kept import Room, purge_looks
+from segmint.catalogs.dataset.training_cache import CacheSize, purge_scans
 from segmint.pipeline.engine.train.data.cache import BYTES, EmbeddingCache
 from tests.support.builds import ROOT
 from tests.support.committed import write_generation
@@ -71,7 +71,7 @@ def test_processes_that_share_a_folder_keep_no_more_than_the_bound_together(tmp_
 def test_what_was_counted_and_not_written_takes_no_room_from_the_next_run(tmp_path):
     """A process that is killed leaves too large a number, never too small a one."""
     cache = EmbeddingCache(location_of(tmp_path), "w1", 2.5 * BYTES)
-    with Room(location_of(tmp_path)).locked() as used:
+    with CacheSize(location_of(tmp_path)).locked() as used:
         used.set(2 * BYTES)
     cache.put(DATASET, jpeg(1), features(1))
     assert not cache.has(DATASET, jpeg(1))
@@ -144,5 +144,5 @@ def test_what_a_dataset_no_longer_has_is_deleted(trainable, tmp_path):
     assert cache.has("0" * 12, hashes[2])
     looks = tmp_path / "cache" / "looks" / key
     assert len(list(looks.iterdir())) == 5
-    purge_looks(kept, key, held.tars)
+    purge_scans(kept, key, held.tars)
     assert sorted(path.stem for path in looks.iterdir()) == sorted(held.tars)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segmint.pipeline.engine.train.data.draws import Draws, capped, fixed_draws
+from segmint.pipeline.engine.train.data.draws import DrawSequence, capped, fixed_draws
 from segmint.pipeline.engine.train.settings import BatchKeys
 from tests.support.trained import find
 
@@ -22,7 +22,7 @@ def images(trainable, tmp_path_factory):
 
 def test_each_image_of_one_dataset_is_drawn_once_a_turn_in_another_order(images):
     trained = images.entry == 0
-    draws = Draws(images, trained, [1, 1], BATCH, seed=5)
+    draws = DrawSequence(images, trained, [1, 1], BATCH, seed=5)
     turns = [[draw.image for step in range(first, first + 4) for draw in draws.step(step)] for first in (1, 5)]
     assert [sorted(turn) for turn in turns] == [np.flatnonzero(trained).tolist()] * 2
     assert turns[0] != turns[1]
@@ -30,14 +30,14 @@ def test_each_image_of_one_dataset_is_drawn_once_a_turn_in_another_order(images)
 
 def test_a_step_does_not_depend_on_those_before_it_and_does_on_the_seed(images):
     every = np.ones(len(images), bool)
-    in_order = [str(Draws(images, every, [1, 1], BATCH, seed=5).step(step)) for step in range(1, 9)]
-    draws = Draws(images, every, [1, 1], BATCH, seed=5)
+    in_order = [str(DrawSequence(images, every, [1, 1], BATCH, seed=5).step(step)) for step in range(1, 9)]
+    draws = DrawSequence(images, every, [1, 1], BATCH, seed=5)
     assert [str(draws.step(step)) for step in range(8, 0, -1)] == in_order[::-1]
-    assert [str(Draws(images, every, [1, 1], BATCH, seed=6).step(step)) for step in range(1, 9)] != in_order
+    assert [str(DrawSequence(images, every, [1, 1], BATCH, seed=6).step(step)) for step in range(1, 9)] != in_order
 
 
 def test_weights_decide_how_often_images_of_a_dataset_are_drawn(images):
-    draws = Draws(images, np.ones(len(images), bool), [3, 1], BatchKeys(images=10), seed=0)
+    draws = DrawSequence(images, np.ones(len(images), bool), [3, 1], BatchKeys(images=10), seed=0)
     drawn = Counter(draw.image for step in range(1, 201) for draw in draws.step(step))
     first, second = (sum(drawn[row] for row in np.flatnonzero(images.entry == entry)) for entry in (0, 1))
     assert 1.0 * 2000 * 0.75 - 80 < first < 2000 * 0.75 + 80
@@ -46,7 +46,7 @@ def test_weights_decide_how_often_images_of_a_dataset_are_drawn(images):
 
 
 def test_each_image_is_drawn_once_before_any_comes_again_of_each_entry(images):
-    draws = Draws(images, np.ones(len(images), bool), [3, 1], BatchKeys(images=10), seed=0)
+    draws = DrawSequence(images, np.ones(len(images), bool), [3, 1], BatchKeys(images=10), seed=0)
     draws.step(1000)
     drawn = [draw.image for step in range(1, 501) for draw in draws.step(step)]  # beyond a block of places
     for entry in (0, 1):
@@ -68,7 +68,7 @@ def test_masks_of_people_are_evaluated_whatever_the_order_of_the_datasets(traina
 
 def test_masks_are_of_their_images_and_their_numbers_are_unique(trainable, tmp_path):
     images = find(tmp_path, trainable).images
-    draws = Draws(images, np.ones(len(images), bool), [1], BATCH, seed=0)
+    draws = DrawSequence(images, np.ones(len(images), bool), [1], BATCH, seed=0)
     for step in range(1, 6):
         drawn = draws.step(step)
         numbers = [number for draw in drawn for number in draw.numbers]

@@ -29,7 +29,7 @@ def test_masks_are_those_of_the_kind_that_is_asked_for(trainable, tmp_path, mask
     for row, image in enumerate(found.images.ids):
         assert found.images.masks_of(row).tolist() == [image * 10_000 + index for index in indices]
     too_large = {} if masks == "human" else {"masks over max_mask_area_ratio": 12}
-    assert dict(found.left_out.counts) == too_large
+    assert dict(found.skipped.counts) == too_large
 
 
 def test_a_dataset_that_is_named_twice_has_an_entry_each(trainable, tmp_path):
@@ -50,10 +50,10 @@ def test_what_cannot_be_used_is_counted_and_named_and_the_rest_is_found(dataset,
     found = find(tmp_path, dataset)
     assert sorted({*range(1, 13)} - {*found.images.ids.tolist()}) == [5, 6]
     assert found.images.masks_of(found.images.ids.tolist().index(4)).tolist() == [40_001]
-    named = {line["reason"]: line for line in found.left_out.listed}
-    assert found.left_out.counts["empty masks"] == 1
+    named = {line["reason"]: line for line in found.skipped.listed}
+    assert found.skipped.counts["empty masks"] == 1
     assert (named["empty masks"]["image"], named["empty masks"]["mask"]) == (4, 40_000)
-    damaged = [line for line in found.left_out.listed if line["reason"] == "damaged images"]
+    damaged = [line for line in found.skipped.listed if line["reason"] == "damaged images"]
     assert [(line["image"], line["detail"][:18]) for line in damaged] == [
         (5, "its JPEG cannot be"),
         (6, "its JSON is not in"),
@@ -74,7 +74,7 @@ def test_a_bad_shard_ends_the_run_with_its_place_or_is_left_out(dataset, tmp_pat
         find(tmp_path, dataset)
     found = find(tmp_path, dataset, bad_shards="skip")
     assert found.images.ids.tolist() == [*range(1, 7), *range(10, 13)]
-    assert found.left_out.counts["shards that cannot be read"] == 1
+    assert found.skipped.counts["shards that cannot be read"] == 1
     assert not found.held[found.datasets[0].key].whole
 
 

@@ -13,10 +13,10 @@ import torch
 from segmint.infra.errors import SegmintError
 from segmint.model.training.objects import mask_boxes
 from segmint.model.training.targets import fit_targets
-from segmint.pipeline.engine.train.data.draws import Draw
-from segmint.pipeline.engine.train.data.images import LeftOut
-from segmint.pipeline.engine.train.data.reading import ImageReader
-from segmint.pipeline.engine.train.world import World
+from segmint.pipeline.engine.train.data.draws import StepDraw
+from segmint.pipeline.engine.train.data.images import SkippedImages
+from segmint.pipeline.engine.train.data.reading import TrainingImageReader
+from segmint.pipeline.engine.train.world import WorkerRank
 from tests.support.committed import write_generation
 from tests.support.committed_shard import CommittedShard
 from tests.support.locations import location_of
@@ -24,13 +24,13 @@ from tests.support.trainable import row_of, scene
 from tests.support.trained import find
 
 
-def drawn(image: int, row: int, indices=(0, 1)) -> Draw:
-    return Draw(0, row, np.array([image * 10_000 + index for index in indices]), [7 + index for index in indices])
+def drawn(image: int, row: int, indices=(0, 1)) -> StepDraw:
+    return StepDraw(0, row, np.array([image * 10_000 + index for index in indices]), [7 + index for index in indices])
 
 
 def test_pixels_and_targets_are_those_of_the_drawn_masks(trainable, tmp_path):
     found = find(tmp_path, trainable)
-    reader = ImageReader(found.images, 256, 0.9, found.left_out)
+    reader = TrainingImageReader(found.images, 256, 0.9, found.skipped)
     picture, masks = scene(4)
     read = reader.read(drawn(5, 4))
     assert read.masks.input_size == (768, 1024)
@@ -65,27 +65,27 @@ def test_masks_and_images_that_cannot_be_read_are_left_out_once(trainable, tmp_p
     shard.edit_member([name for name, _ in shard.members].index("sa_2.json"), lambda _: b"{}")
     shard.write()
     found = find(tmp_path, dataset)
-    left_out = LeftOut()
-    reader = ImageReader(found.images, 256, 0.5, left_out)
+    skipped = SkippedImages()
+    reader = TrainingImageReader(found.images, 256, 0.5, skipped)
     for _ in range(2):
         read = reader.read(drawn(1, 0))
         assert read.masks.numbers == [8]
         assert read.annotations.tolist() == [10_001]
         assert reader.read(drawn(1, 0, [0])) is None
         assert reader.read(drawn(2, 1)) is None
-    assert dict(left_out.counts) == {"masks that cannot be decoded": 1, "damaged images": 1}
-    later = LeftOut()  # of the next start of the run
-    again = ImageReader(found.images, 256, 0.5, later)
-    again.recall(left_out.listed)
+    assert dict(skipped.counts) == {"masks that cannot be decoded": 1, "damaged images": 1}
+    later = SkippedImages()  # of the next start of the run
+    again = TrainingImageReader(found.images, 256, 0.5, later)
+    again.recall(skipped.listed)
     assert again.read(drawn(1, 0)).masks.numbers == [8]
     assert again.read(drawn(2, 1)) is None
-    assert (later.counts, later.listed) == (left_out.counts, left_out.listed)
+    assert (later.counts, later.listed) == (skipped.counts, skipped.listed)
     tar = dataset / found.images.shards[0].tar.path
     data = bytearray(tar.read_bytes())
     data[int(found.images.places[2, 0]) + 900] ^= 1
     tar.write_bytes(data)
     assert reader.read(drawn(3, 2)) is None
-    assert left_out.listed[-1]["detail"] == "its JPEG is not the one that was there at the start"
+    assert skipped.listed[-1]["detail"] == "its JPEG is not the one that was there at the start"
 
 
 def test_a_store_that_fails_is_not_the_images_fault(trainable, tmp_path):
@@ -94,7 +94,7 @@ def test_a_store_that_fails_is_not_the_images_fault(trainable, tmp_path):
     found = find(tmp_path, dataset)
     shutil.rmtree(dataset)
     with pytest.raises(SegmintError, match="is not a segmint dataset"):
-        ImageReader(found.images, 256, 0.9, found.left_out).read(drawn(1, 0))
+        TrainingImageReader(found.images, 256, 0.9, found.skipped).read(drawn(1, 0))
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -105,10 +105,10 @@ def test_images_whose_tar_is_gone_are_left_out(trainable, tmp_path, changed):
     if changed:
         write_generation(location_of(dataset), 0, generation=2, make_row=row_of)
     (dataset / found.images.shards[0].tar.path).unlink()
-    left_out = LeftOut()
-    assert ImageReader(found.images, 256, 0.9, left_out).read(drawn(1, 0)) is None
+    skipped = SkippedImages()
+    assert TrainingImageReader(found.images, 256, 0.9, skipped).read(drawn(1, 0)) is None
     why = "the tar of its shard is gone" + ", as the dataset was changed while it trained" * changed
-    assert [line["detail"] for line in left_out.listed] == [why]
+    assert [line["detail"] for line in skipped.listed] == [why]
 
 
 def test_workers_know_what_each_of_them_left_out(trainable, tmp_path):
@@ -119,8 +119,8 @@ def test_workers_know_what_each_of_them_left_out(trainable, tmp_path):
         shard.edit_member([name for name, _ in shard.members].index(name), lambda _: b"{}")
     shard.write()
     found = find(tmp_path, dataset)
-    left_out = [LeftOut(), LeftOut()]
-    readers = [ImageReader(found.images, 256, 0.9, each) for each in left_out]
+    skipped = [SkippedImages(), SkippedImages()]
+    readers = [TrainingImageReader(found.images, 256, 0.9, each) for each in skipped]
 
     def exchange() -> None:
         with ThreadPoolExecutor(2) as threads:
@@ -133,7 +133,7 @@ def test_workers_know_what_each_of_them_left_out(trainable, tmp_path):
                     barrier.wait(timeout=60)
                     return given
 
-                readers[rank].exchange(World(rank, 2, gather=gather))
+                readers[rank].exchange(WorkerRank(rank, 2, gather=gather))
 
             list(threads.map(take_part, range(2)))
 
@@ -144,5 +144,5 @@ def test_workers_know_what_each_of_them_left_out(trainable, tmp_path):
     readers[1].read(drawn(2, 1))
     exchange()
     exchange()
-    assert [dict(each.counts) for each in left_out] == [{"damaged images": 2}] * 2
-    assert [line["image"] for line in left_out[0].listed] == [line["image"] for line in left_out[1].listed] == [1, 2]
+    assert [dict(each.counts) for each in skipped] == [{"damaged images": 2}] * 2
+    assert [line["image"] for line in skipped[0].listed] == [line["image"] for line in skipped[1].listed] == [1, 2]

@@ -20,9 +20,9 @@ from segmint.pipeline.engine.train.presets import with_preset
 from segmint.pipeline.engine.train.run import run_train
 from segmint.pipeline.engine.train.settings import TrainConfig, TrainResources, load_train_config
 from segmint.pipeline.engine.train.workers.driver import settle
-from segmint.pipeline.engine.train.world import World
+from segmint.pipeline.engine.train.world import WorkerRank
 from tests.support.builds import ROOT
-from tests.support.recorded_steps import Steps, take_part, take_steps
+from tests.support.recorded_steps import StepSetup, take_part, take_steps
 from tests.support.tensorboard import tensorboard_points
 from tests.support.trainable import train_yaml
 
@@ -199,8 +199,8 @@ def test_two_workers_have_the_losses_of_one_over_twenty_steps_with_recorded_clic
     from ray.train.torch import TorchConfig, TorchTrainer
 
     changes = {"steps": 20, "batch": {"images": 2, "masks": 2, "masks_per_image": 1}, "sampling": {"clicks": 2}}
-    steps = Steps(tmp_path, ended.dataset, ended.output.parent / "cache", mobile_sam_path, changes, 20)
-    alone, weights = take_steps(steps, World())
+    steps = StepSetup(tmp_path, ended.dataset, ended.output.parent / "cache", mobile_sam_path, changes, 20)
+    alone, weights = take_steps(steps, WorkerRank())
     recorded = [dict(result.clicks) for result in alone]
     for clicks in (recorded, None):
         TorchTrainer(

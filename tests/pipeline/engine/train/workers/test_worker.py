@@ -6,13 +6,13 @@ import ray
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.pipeline.engine.train.checkpoints import put_checkpoint
 from segmint.pipeline.engine.train.trainer import TrainingError
-from segmint.pipeline.engine.train.workers.worker import Deaths
+from segmint.pipeline.engine.train.workers.worker import DeathPolicy
 from tests.support.locations import location_of
 
 pytestmark = pytest.mark.ray
 
 
-class Said:
+class RecordedLines:
     """In place of the actor's handle: keeps what is put."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ def died() -> Exception:
 
 
 def test_an_error_for_people_ends_the_run_whatever_the_others_raise(tmp_path):
-    deaths = Deaths(location_of(tmp_path), "run", Said())
+    deaths = DeathPolicy(location_of(tmp_path), "run", RecordedLines())
     with pytest.raises(TrainingError, match="the loss is no number"):
         deaths.after_exception(None, {0: died(), 1: TrainingError("the loss is no number")})
     with pytest.raises(UsageError, match="a wrong key"):
@@ -36,8 +36,8 @@ def test_an_error_for_people_ends_the_run_whatever_the_others_raise(tmp_path):
 
 
 def test_workers_that_die_without_a_new_checkpoint_are_started_three_times(tmp_path):
-    said = Said()
-    deaths = Deaths(location_of(tmp_path), "0123456789ab", said)
+    said = RecordedLines()
+    deaths = DeathPolicy(location_of(tmp_path), "0123456789ab", said)
 
     def put(step: int) -> None:
         put_checkpoint(
@@ -46,7 +46,7 @@ def test_workers_that_die_without_a_new_checkpoint_are_started_three_times(tmp_p
             run="0123456789ab",
             step=step,
             evaluations=(),
-            left_out={},
+            skipped={},
             listed=(),
             numerics=(),
         )

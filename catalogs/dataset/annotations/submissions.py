@@ -1,0 +1,264 @@
+"""Answers: what people said of single images, each saved answer one file that is never changed.
+
+An image has lane 0, and lane 1 where two people are asked. An answer says
+everything of its image, relative to its `base`: masks of the dataset that it neither replaces nor deletes are kept. A
+later answer of the same lane takes the place of an earlier one. `segmint merge` puts answers into the tables.
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
+
+from segmint.catalogs.dataset.annotations.names import SubmissionName, submission_path, submissions_of
+from segmint.catalogs.dataset.annotations.run_lengths import canonical_area
+from segmint.catalogs.dataset.annotations.saved import SavedAt, parse_saved, put_saved, read_saved, saved_json
+from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.layout import MOST_PIXELS, canonical_json, wrong_fields
+from segmint.infra.errors import SegmintError
+from segmint.infra.storage.location import Location
+
+MOST_BYTES = 32 << 20
+"""Bytes of the largest answer."""
+
+MOST_MASKS = 10_000
+"""Masks that an image may have: its id times this, plus a number, is a mask's id."""
+
+MOST_PROMPTS = 10_000
+_NAME_LENGTH = 100
+_NEAR = 1e-6  # pixels that a box may leave its image, for sums of floats
+
+_CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, surrogates, ends of lines and paragraphs
+
+
+class SubmissionError(SegmintError):
+    """An answer cannot be used; the message says where it is and what is wrong."""
+
+
+def _printable(text: str) -> str:
+    if any(unicodedata.category(character) in _CONTROL for character in text):
+        raise ValueError("it has a control character")
+    return text
+
+
+def _nonempty(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is empty")
+    return _printable(text)
+
+
+Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
+Annotator = Annotated[str, Field(max_length=_NAME_LENGTH), AfterValidator(_nonempty)]
+"""The name that a person gave."""
+_Label = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Side = Annotated[int, Field(ge=1, le=65_535)]
+_Pixels = Annotated[float, Field(ge=0, le=65_535, allow_inf_nan=False)]
+_MaskId = Annotated[int, Field(ge=0, lt=1 << 53)]
+
+
+class _StrictRecord(Frozen):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class PointPrompt(_StrictRecord):
+    """A click: pixels of the released image; 1 inside the object, 0 outside."""
+
+    kind: Literal["point"] = "point"
+    x: _Pixels
+    y: _Pixels
+    label: Literal[0, 1]
+
+
+class BoxPrompt(_StrictRecord):
+    """A box: pixels of the released image."""
+
+    kind: Literal["box"] = "box"
+    x: _Pixels
+    y: _Pixels
+    w: _Pixels
+    h: _Pixels
+
+
+class MaskPrompt(_StrictRecord):
+    """A mask that was there before: which one, `parent` says."""
+
+    kind: Literal["mask"] = "mask"
+
+
+Prompt = Annotated[PointPrompt | BoxPrompt | MaskPrompt, Field(discriminator="kind")]
+
+
+class SubmittedMask(_StrictRecord):
+    """A mask of an answer. `parent` is the mask of the dataset whose place it takes."""
+
+    counts: str
+    source: Literal["assisted", "corrected", "manual"]
+    seconds: _Seconds = 0.0
+    label: _Label | None = None
+    prompts: Annotated[tuple[Prompt, ...], Field(max_length=MOST_PROMPTS)] = ()
+    parent: _MaskId | None = None
+
+
+class FormerMask(_StrictRecord):
+    """A mask of the dataset that an answer replaces or deletes, as it was."""
+
+    id: _MaskId
+    counts: str
+
+
+class Submission(_StrictRecord):
+    """What a person said of an image; `size` is (height, width) in pixels of the released image.
+
+    Construct it by `from_value` or `from_json`, which say what is wrong.
+    """
+
+    format: Literal["segmint submission"] = "segmint submission"
+    schema_version: Literal[1] = 1
+    image: Annotated[int, Field(ge=1, lt=1 << 53)]
+    assignment: Literal[0, 1] = 0
+    n: Annotated[int, Field(ge=1, lt=10**9)]
+    base: Sha256  # `base_digest` of the image as the page was opened
+    size: tuple[_Side, _Side]
+    annotator: Annotator
+    stage: Literal["assisted", "semi"]
+    seconds: _Seconds  # of active work on the image
+    complete: bool  # whether the annotator says that no mask is missing
+    model: Sha256 | None = None  # of the weights that answered
+    saved_at: SavedAt
+    masks: Annotated[tuple[SubmittedMask, ...], Field(max_length=MOST_MASKS)] = ()
+    replaced: Annotated[tuple[FormerMask, ...], Field(max_length=MOST_MASKS)] = ()
+    deleted: Annotated[tuple[FormerMask, ...], Field(max_length=MOST_MASKS)] = ()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str = "the answer") -> Self:
+        """Read the bytes of an answer's file; raises `SubmissionError`, which begins with `where`."""
+        if len(data) > MOST_BYTES:
+            raise SubmissionError(f"{where} has {len(data):,} bytes: expected at most {MOST_BYTES:,}")
+        return parse_saved(cls, data, lambda wrong: SubmissionError(f"{where} is no answer: {wrong}"))
+
+    @classmethod
+    def from_value(cls, value: Mapping[str, Any], where: str = "the answer") -> Self:
+        """Return the answer of a JSON object; raises `SubmissionError`, which begins with `where`."""
+        try:
+            data = canonical_json(value)
+            submission = cls.model_validate_json(data)
+        except ValidationError as error:
+            raise SubmissionError(f"{where} cannot be used: {wrong_fields(error)}") from error
+        except (ValueError, RecursionError) as error:
+            raise SubmissionError(f"{where} cannot be used: {str(error)[:200]}") from error
+        size = len(submission.to_json())
+        if size > MOST_BYTES:
+            raise SubmissionError(f"{where} has {size:,} bytes: expected at most {MOST_BYTES:,}")
+        return submission
+
+    @property
+    def ordinal(self) -> int:
+        """The image's row in the catalog."""
+        return self.image - 1
+
+    @property
+    def path(self) -> str:
+        """The path of its file below the dataset."""
+        return submission_path(self.ordinal, self.assignment, self.n)
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of its file."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    def to_json(self) -> bytes:
+        """Return the bytes of its file."""
+        return saved_json(self)
+
+    def same_work(self, other: "Submission") -> bool:
+        """Whether another answer is this one but for when it was saved: a save that was tried again."""
+        return self.model_copy(update={"saved_at": other.saved_at}) == other
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        height, width = self.size
+        if height * width > MOST_PIXELS:
+            raise ValueError(f"size: {width} x {height} is over {MOST_PIXELS:,} pixels")
+        for kind in ("masks", "replaced", "deleted"):
+            for place, mask in enumerate(getattr(self, kind)):
+                try:
+                    area = canonical_area(mask.counts, (height, width))
+                except ValueError as error:
+                    raise ValueError(f"{kind}.{place}.counts: {error}") from error
+                if not area:
+                    raise ValueError(f"{kind}.{place}.counts: a mask without pixels")
+        for place, mask in enumerate(self.masks):
+            for number, prompt in enumerate(mask.prompts):
+                if not _is_inside(prompt, (height, width)):
+                    raise ValueError(f"masks.{place}.prompts.{number}: outside the {width} x {height} pixels")
+        self._check_ids()
+        return self
+
+    def _check_ids(self) -> None:
+        former = [mask.id for mask in (*self.replaced, *self.deleted)]
+        parents = {mask.parent for mask in self.masks if mask.parent is not None}
+        for id in (*former, *sorted(parents)):
+            if id // MOST_MASKS != self.image:
+                raise ValueError(f"mask {id} is not of image {self.image}")
+        if len(set(former)) < len(former):
+            raise ValueError("replaced, deleted: a mask is there twice")
+        if parents != {mask.id for mask in self.replaced}:
+            raise ValueError("replaced: expected the parents of the masks, no others")
+        if any(mask.source == "corrected" and mask.parent is None for mask in self.masks):
+            raise ValueError("masks: a corrected one needs a parent")
+
+
+def _is_inside(prompt: PointPrompt | BoxPrompt | MaskPrompt, size: tuple[int, int]) -> bool:
+    height, width = size
+    if isinstance(prompt, PointPrompt):
+        return prompt.x <= width and prompt.y <= height
+    if isinstance(prompt, BoxPrompt):
+        return prompt.x + prompt.w <= width + _NEAR and prompt.y + prompt.h <= height + _NEAR
+    return True
+
+
+def put_submission(dataset: Location, submission: Submission) -> bool:
+    """Put an answer if its number is free; returns and raises as `put_saved`."""
+    return put_saved(dataset, submission.path, submission.to_json(), submission.ordinal, "answers")
+
+
+def read_submission(dataset: Location, name: SubmissionName) -> Submission:
+    """Read a submission; raises `SubmissionError` for a file that is missing, unreadable, or names another one."""
+    file = dataset / submission_path(*name)
+    submission = Submission.from_json(read_saved(file, MOST_BYTES, SubmissionError), str(file))
+    if (submission.ordinal, submission.assignment, submission.n) != tuple(name):
+        raise SubmissionError(f"{file} says that it is {submission.path}")
+    return submission
+
+
+def read_submissions(dataset: Location, ordinal: int) -> list[Submission]:
+    """Read the answers of an image, by lane and number; raises what `read_submission` does."""
+    return [read_submission(dataset, name) for name in submissions_of(dataset, ordinal)]
+
+
+def read_assignment(dataset: Location, names: Sequence[SubmissionName]) -> list[Submission]:
+    """Read the answers of a lane, in order, without earlier ones that cannot be read.
+
+    Raises `SubmissionError` if the last one cannot be: the earlier ones only say how long people worked, and on what.
+    """
+    found = []
+    *earlier, last = names
+    for name in earlier:
+        try:
+            found.append(read_submission(dataset, name))
+        except SubmissionError:  # the audit names it
+            continue
+    return [*found, read_submission(dataset, last)]
+
+
+def base_digest(jpeg: bytes, masks: Sequence[Mapping[str, Any]]) -> str:
+    """Return the digest of what an answer is relative to: an image's released JPEG (empty without images) and masks.
+
+    Of the masks count `annotation_id` and `segmentation`'s counts, in order of the ids, and nothing else.
+    """
+    pairs = sorted((int(mask["annotation_id"]), str(mask["segmentation"]["counts"])) for mask in masks)
+    value = {"jpeg": hashlib.sha256(jpeg).hexdigest(), "masks": pairs}
+    return hashlib.sha256(canonical_json(value)).hexdigest()

@@ -1,0 +1,136 @@
+"""What training keeps of images on a machine's disk: where it is, how much there may be, and how it is deleted.
+
+Embeddings are in `embeddings/<dataset>/<weights>/<SHA-256 of the JPEG>.npy`, looks at shards with their thumbnails in
+`looks/<dataset>/<SHA-256 of the tar>.npz`. This file imports neither torch nor numpy: a takedown uses it.
+"""
+
+import fcntl
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from segmint.catalogs.dataset.outputs import read_notes
+from segmint.catalogs.layout import fingerprint
+from segmint.infra.assets.cache import cache_folder
+from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.stores import TEMPORARY_PREFIX
+from segmint.infra.uris import LOCAL, absolute, base_name, local_path, scheme
+from segmint.infra.wording import counted
+
+CACHE = "cache"
+"""The cache's folder in a local output, if the configuration names no other."""
+
+EMBEDDINGS, SCANS = "embeddings", "looks"
+
+_USED = "embeddings.used"
+_FILES = {
+    EMBEDDINGS: re.compile(r"[^/]+/[0-9a-f]{64}\.npy", re.ASCII),
+    SCANS: re.compile(r"[0-9a-f]{64}\.npz", re.ASCII),
+}
+
+
+def dataset_key(dataset: Location) -> str:
+    """The name of a dataset's folder in a cache: twelve hexadecimal digits, by its place."""
+    return fingerprint(absolute(dataset.uri))
+
+
+def default_cache() -> Location:
+    """The cache of runs whose output is not on this machine's disk."""
+    return Location(Storage(), str(cache_folder() / "train"))
+
+
+class CacheSize:
+    """The bytes of all embeddings in a folder: one number for all processes that use it, in a locked file beside."""
+
+    def __init__(self, folder: Location) -> None:
+        self._file = local_path(absolute((folder / _USED).uri))
+
+    @contextmanager
+    def locked(self) -> Iterator["LockedCount"]:
+        """Hold the number; no other process or thread adds or deletes embeddings meanwhile."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield LockedCount(file)
+        finally:
+            os.close(file)
+
+
+class LockedCount:
+    """Bytes that are used, in an open file. A process that dies between two writes leaves too large a number."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+
+    def get(self) -> int:
+        """The bytes; 0 if there is no number."""
+        text = os.pread(self._file, 32, 0)
+        return int(text) if text.strip().isdigit() else 0
+
+    def set(self, count: int) -> None:
+        """Write the bytes."""
+        os.pwrite(self._file, f"{max(0, count):<32d}".encode(), 0)
+
+
+def recount(folder: Location) -> dict[str, int]:
+    """Count the embeddings in a cache's folder again; return the bytes of each file, by its path there.
+
+    Unfinished files of processes that were killed count, too.
+    """
+    with CacheSize(folder).locked() as used:
+        sizes = {entry.name: entry.size for entry in (folder / EMBEDDINGS).walk(include_temporary=True)}
+        used.set(sum(sizes.values()))
+    return sizes
+
+
+def purge_scans(folder: Location, dataset: str, tars: Collection[str]) -> None:
+    """Delete the looks at shards of a dataset, by its key, whose tars, by SHA-256, are not among these."""
+    kept = {f"{sha256}.npz" for sha256 in tars}
+    for entry in (folder / SCANS / dataset).list(include_temporary=True):
+        if entry.name not in kept:
+            (folder / SCANS / dataset / entry.name).delete()
+
+
+def forget_dataset(dataset: Location) -> list[str]:
+    """Delete what training keeps of a dataset's images in the caches that are known here; return a line for each.
+
+    These are this machine's own and those that the dataset notes near it; one that cannot be deleted has a line, too.
+    The next run makes what it needs again, of the images that are there then.
+    """
+    places = {default_cache().uri: "this machine's cache of training"}
+    for note in read_notes(dataset):
+        place = note.location(dataset) if note.command == "train" else None
+        if place is not None and scheme(place.uri) == LOCAL:
+            places |= {place.uri: note.place, (place / CACHE).uri: f"{note.place}/{CACHE}"}
+    lines = []
+    for uri, name in places.items():
+        try:
+            count = _forget(Location(Storage(), uri), dataset_key(dataset))
+        except (StorageFaultError, OSError) as error:
+            lines.append(f"{name}: embeddings and thumbnails could not all be deleted, do it yourself: {error}")
+            continue
+        if count:
+            lines.append(f"{name}: {counted(count, 'file')} of embeddings and thumbnails deleted")
+    return lines
+
+
+def _forget(folder: Location, key: str) -> int:
+    """Delete a dataset's embeddings and looks in a cache; returns how many files there were."""
+    count = 0
+    for kind, names in _FILES.items():
+        own = folder / kind / key
+        path = local_path(own.uri)
+        if path.is_symlink() or not path.is_dir():
+            continue
+        for entry in list(own.walk(include_temporary=True)):
+            # A note may name any folder: nothing but a cache's own files is deleted.
+            if names.fullmatch(entry.name) or base_name(entry.name).startswith(TEMPORARY_PREFIX):
+                (own / entry.name).delete()
+                count += 1
+        if kind == EMBEDDINGS:
+            recount(folder)
+    return count

@@ -1,0 +1,227 @@
+"""Audits what people said of images: their answers, and the rows that say which answer was merged."""
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby
+
+from segmint.catalogs.dataset.annotations.assignments import last_of_states, merged_assignment
+from segmint.catalogs.dataset.annotations.names import (
+    ANNOTATIONS,
+    SubmissionName,
+    image_of,
+    parse_submission_path,
+    submission_path,
+    submissions_of,
+)
+from segmint.catalogs.dataset.annotations.ratings import (
+    Rating,
+    RatingName,
+    counts_digest,
+    list_ratings,
+    read_ratings,
+)
+from segmint.catalogs.dataset.annotations.submissions import (
+    MOST_MASKS,
+    Submission,
+    SubmissionError,
+    SubmittedMask,
+    read_assignment,
+    read_submission,
+)
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.findings import Code, Finding, FindingLocation
+from segmint.catalogs.layout import image_stem
+from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
+from segmint.operators.rows import Row
+from segmint.operators.schemas import AUTOMATIC, SOURCES
+from segmint.operators.shards.submitted_masks import mask_columns
+
+_THREADS = 16
+
+
+def audit_submissions(dataset: Location, rows: Sequence[range], taken: Collection[int]) -> Iterator[Finding]:
+    """Findings in `annotations/`: answers that cannot be read, or are of no image, and anything of a `taken` one.
+
+    `rows` are the spans of the dataset's ordinals.
+    """
+    names = []
+    for path in sorted(f"{ANNOTATIONS}/{entry.name}" for entry in (dataset / ANNOTATIONS).walk()):
+        ordinal, name = image_of(path), parse_submission_path(path)
+        if ordinal is not None and ordinal in taken:
+            place = FindingLocation(path, image=ordinal + 1)
+            expected = "nothing of an image that was taken down"
+            yield place.finding(Code.STILL_THERE, expected, "a file", f"id {ordinal + 1}")
+        elif name is not None and not any(name.ordinal in span for span in rows):
+            yield FindingLocation(path).finding(
+                Code.BAD_SUBMISSION, "an image of the dataset", image_stem(name.ordinal + 1)
+            )
+        elif name is not None:
+            names.append(name)
+
+    def problem(name: SubmissionName) -> Finding | None:
+        try:
+            read_submission(dataset, name)
+        except SubmissionError as error:
+            return _bad(name, "an answer", str(error).removeprefix(f"{dataset}/"))
+        return None
+
+    names.sort()
+    yield from (found for found in map_ahead(problem, names, _THREADS, 4 * _THREADS, "answers") if found is not None)
+    for (_, assignment), of_assignment in groupby(names, key=lambda name: name[:2]):
+        assignment_names = list(of_assignment)
+        missing = sorted(set(range(1, assignment_names[-1].n)) - {name.n for name in assignment_names})
+        if missing:
+            expected = f"the answers 1 to {assignment_names[-1].n} of lane {assignment}"
+            yield _bad(assignment_names[-1]._replace(n=missing[0]), expected, f"{len(missing)} missing")
+
+
+def audit_merged_submission(
+    dataset: Location, row: Row, masks: Sequence[Row], images: FindingLocation, place: FindingLocation
+) -> Iterator[Finding]:
+    """Whether the answer that a row of `images/*.parquet` says was merged is there, and the dataset has what it says.
+
+    `masks` are the image's rows of `masks/*.parquet`; `images` and `place` are where findings in the image's row and in
+    those of its masks are made. An import that came later leaves the answer's number, and says its own file; then the
+    answer must be there.
+    """
+    if merged_assignment(row["submission"]) is None or row["submission"]["n"] is None:
+        return
+    last = SubmissionName(row["ordinal"], row["submission"]["assignment"], row["submission"]["n"])
+    names = (
+        [name for name in submissions_of(dataset, last.ordinal) if name.assignment == last.assignment]
+        if last.n > 1
+        else []
+    )
+    try:
+        submissions = read_assignment(dataset, [*(name for name in names if name.n < last.n), last])
+    except SubmissionError as error:
+        problem = str(error).removeprefix(f"{dataset}/")
+        yield images.finding(Code.OTHER_SUBMISSION, f"the answer {submission_path(*last)}", problem, f"id {row['id']}")
+        return
+    if submissions[-1].sha256 != row["submission"]["sha256"] and row["stage"] is None:
+        return
+    expected, found = _of_image(row, submissions, whole=len(submissions) == last.n)
+    if found != expected:
+        said = f"what {submissions[-1].path} says: {expected}"
+        yield images.finding(Code.OTHER_SUBMISSION, said, found, f"id {row['id']}")
+    if submissions[-1].sha256 == row["submission"]["sha256"]:
+        yield from _audit_masks(row, masks, submissions, place)
+
+
+def _of_image(row: Row, submissions: Sequence[Submission], *, whole: bool) -> tuple[Row, Row]:
+    """Return what a row should say of its image, by a lane's answers, and what it says. `whole`: none is left out."""
+    submission = submissions[-1]
+    expected: Row = {"sha256": submission.sha256, "annotator": submission.annotator, "stage": submission.stage}
+    found: Row = {"sha256": row["submission"]["sha256"], "annotator": row["annotator"], "stage": row["stage"]}
+    seconds = sum(each.seconds for each in last_of_states(submissions))
+    if whole and not (row["seconds"] is not None and math.isclose(row["seconds"], seconds)):
+        expected["seconds"], found["seconds"] = seconds, row["seconds"]
+    # Of what an answer says of other masks, and where it takes another's place, something may not have fit.
+    unfit = bool(submission.replaced or submission.deleted) or any(
+        each.base == submission.base for each in submissions[:-1]
+    )
+    if row["complete"] != submission.complete and not (unfit and row["complete"] is False):
+        expected["complete"], found["complete"] = submission.complete, row["complete"]
+    return expected, found
+
+
+def _audit_masks(
+    row: Row, masks: Sequence[Row], submissions: Sequence[Submission], place: FindingLocation
+) -> Iterator[Finding]:
+    """Whether an image has the masks of the last of these answers, none that it took away, and what it says of them."""
+    submission, where = submissions[-1], f"id {row['id']}"
+    here = {mask["annotation_id"]: _counts(mask) for mask in masks}
+    there = frozenset(here.values())
+    # A mask whose parent did not fit was left out; then the image is not complete.
+    missing = {
+        mask.counts
+        for mask in submission.masks
+        if mask.counts not in there and (mask.parent is None or row["complete"])
+    }
+    if missing:
+        yield place.finding(
+            Code.OTHER_SUBMISSION, f"the masks of {submission.path}", f"{len(missing)} not there", where
+        )
+    stays = {mask.counts for mask in submission.masks}
+    for former in (*submission.deleted, *(mask for mask in submission.replaced if mask.counts not in stays)):
+        if here.get(former.id) == former.counts:
+            expected = f"no such mask, as {submission.path} says"
+            yield place.finding(Code.OTHER_SUBMISSION, expected, "it is there", f"mask {former.id}", mask=former.id)
+    said: dict[str, list[tuple[SubmittedMask, Sequence[Submission]]]] = {}
+    for number, each in enumerate(submissions, 1):
+        for mask in each.masks:
+            said.setdefault(mask.counts, []).append((mask, submissions[:number]))
+    for found in masks:
+        words = said.get(_counts(found), [])
+        if found["source"] == AUTOMATIC or not words:
+            continue
+        if found["origin"] is not None and not any(mask.parent == found["parent"] is not None for mask, _ in words):
+            continue  # imported, and the same pixel for pixel
+        others = [_unlike(found, mask, until) for mask, until in words]
+        if all(others):
+            id = found["annotation_id"]
+            expected = f"what {words[-1][1][-1].path} says: {others[-1]}"
+            other = {name: found[name] for name in others[-1]}
+            yield place.finding(Code.OTHER_SUBMISSION, expected, other, f"mask {id}", mask=id)
+
+
+def _unlike(row: Row, mask: SubmittedMask, submissions: Sequence[Submission]) -> Row:
+    """Return what the last of these answers says of a mask other than its row: empty if that may have come of it."""
+    expected = {**mask_columns(mask, submissions), "parent": mask.parent}
+    if mask.source == "corrected" and row["source"] in SOURCES:
+        del expected["source"]  # it may be that of the mask whose place it took
+    if mask.label is not None or mask.parent is None:
+        expected["label"] = mask.label  # else it may be the parent's
+    return {name: value for name, value in expected.items() if row[name] != value}
+
+
+def _counts(mask: Row) -> str:
+    """Return the run lengths of a mask's row, which may be damaged."""
+    return str((mask["segmentation"] or {}).get("counts"))
+
+
+def _bad(name: SubmissionName, expected: str, found: str) -> Finding:
+    image = name.ordinal + 1
+    return FindingLocation(submission_path(*name), image=image).finding(
+        Code.BAD_SUBMISSION, expected, found, f"id {image}"
+    )
+
+
+_AT_ONCE = 2_000  # ratings whose masks are asked for by one query
+
+
+def audit_ratings(tables: DatasetTables, taken: Collection[int]) -> Iterator[Finding]:
+    """Findings in `annotations/ratings/`: files that are no ratings, and ratings of what was never a mask.
+
+    A mask that was rated may be replaced or deleted later: its number is under the image's `next_mask`. `taken` are
+    ordinals of images that were taken down: `audit_submissions` finds what is left of them.
+    """
+    names = [name for name in list_ratings(tables.location) if name.ordinal not in taken]
+    for start in range(0, len(names), _AT_ONCE):
+        some = names[start : start + _AT_ONCE]
+        numbers, counts = _masks_of(tables, sorted({name.ordinal + 1 for name in some}))
+        for name, rating in zip(some, read_ratings(tables.location, some), strict=True):
+            if not isinstance(rating, Rating):
+                yield _finding(name, "a rating", str(rating).removeprefix(f"{tables.location}/"))
+            elif rating.image not in numbers:
+                yield _finding(name, "an image of the dataset", f"id {rating.image}")
+            elif name.mask not in counts and name.mask % MOST_MASKS >= numbers[rating.image]:
+                yield _finding(name, "a mask of the dataset", f"mask {name.mask}")
+            elif name.mask in counts and rating.counts_sha256 != counts_digest(counts[name.mask]):
+                yield _finding(name, f"a rating of mask {name.mask} as it is", "one of other run lengths")
+
+
+def _masks_of(tables: DatasetTables, images: Sequence[int]) -> tuple[dict[int, int], dict[int, str]]:
+    """Return the number of the next mask by image, and the run lengths by annotation id, of these images."""
+    among = ", ".join(str(image) for image in images)
+    rows = tables.query(f"SELECT id, next_mask AS next FROM images WHERE id IN ({among})").to_pylist()
+    masks = tables.query(
+        f"SELECT annotation_id AS mask, segmentation.counts AS counts FROM masks WHERE id IN ({among})"
+    ).to_pylist()
+    return {row["id"]: row["next"] for row in rows}, {row["mask"]: row["counts"] for row in masks}
+
+
+def _finding(name: RatingName, expected: str, found: str) -> Finding:
+    place = FindingLocation(name.path, image=name.ordinal + 1)
+    return place.finding(Code.BAD_RATING, expected, found, f"mask {name.mask}", mask=name.mask)

@@ -1,0 +1,95 @@
+"""Looks at one image's bytes at a reduced scale: what a curation decides by. Runs in a child process."""
+
+import functools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.storage.storage import Storage
+from segmint.operators.child import Worker
+from segmint.operators.curate.fitness import SIDE, at_scale, measure
+from segmint.operators.curate.scorers import Scorer, load_scorers
+from segmint.operators.curate.settings import ScorerConfig
+from segmint.operators.opt_out.opt_out import opt_out
+from segmint.operators.prepare.ingest import IngestConfig, ingest
+from segmint.operators.similar.hashes import image_hashes
+
+
+@dataclass(frozen=True)
+class InspectionConfig:
+    """What determines what is seen in an image."""
+
+    ingest: IngestConfig
+    mirror: bool
+    opt_outs: bool
+    scorers: tuple[ScorerConfig, ...]
+
+
+@dataclass(frozen=True)
+class ImageInspection:
+    """What was seen in one image."""
+
+    width: int  # pixels of the upright source
+    height: int
+    hashes: NDArray[np.uint64]  # of its views, (V,)
+    thumbnail: NDArray[np.uint8]  # (64, 64), gray
+    measures: dict[str, float]
+    scores: tuple[float | None, ...]  # in the scorers' order; None: a scorer gave no number
+    opt_out: str | None  # how its metadata forbids training with it, in a sentence
+
+
+class UndecodedError(RejectedError):
+    """A verdict on an image that cannot be decoded, and how its metadata forbids training with it, if it does."""
+
+    def __init__(self, reason: Reason, detail: str, opt_out: str | None) -> None:
+        super().__init__(reason, detail)
+        self.opt_out = opt_out
+
+    def __reduce__(self) -> tuple[type["UndecodedError"], tuple[Reason, str, str | None]]:  # type: ignore[override]
+        """Make the verdict picklable, to cross process borders."""
+        return type(self), (self.reason, self.detail, self.opt_out)
+
+
+def inspect_image(data: bytes, config: InspectionConfig, scorers: Sequence[Scorer] = ()) -> ImageInspection:
+    """Look at an image; raises `UndecodedError` for what `ingest` refuses."""
+    reserved = read_opt_out(data) if config.opt_outs else None
+    try:
+        source = ingest(data, config.ingest, SIDE)
+    except RejectedError as verdict:
+        raise UndecodedError(verdict.reason, verdict.detail, reserved) from None
+    image = at_scale(source.image)
+    hashes = image_hashes(image, mirror=config.mirror)
+    return ImageInspection(
+        width=source.source_width,
+        height=source.source_height,
+        hashes=hashes.views(),
+        thumbnail=hashes.thumbnail,
+        measures=measure(image),
+        scores=tuple(scorer.score(image) for scorer in scorers),
+        opt_out=reserved,
+    )
+
+
+def read_opt_out(data: bytes) -> str | None:
+    """Return how an image's metadata forbids training with it, in a sentence; None: it does not."""
+    found = opt_out(data)
+    return None if found is None else found.detail
+
+
+def build_opt_out_reader() -> Worker[str | None]:
+    """Build `read_opt_out` for a child process."""
+    return read_opt_out
+
+
+def build_looker(config: InspectionConfig, storage: Storage, assets: str | None) -> Worker[ImageInspection]:
+    """Build `inspect_image` with its scorers, for a child process; `assets` is a folder that mirrors their files."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata is common among millions of photographs
+    scorers = load_scorers(config.scorers, storage, assets)
+    return functools.partial(inspect_image, config=config, scorers=scorers)

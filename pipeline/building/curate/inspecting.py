@@ -1,0 +1,130 @@
+"""Looks at the images of a catalog by Ray Data: a part of its rows at a time, the parts that are missing alone."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import ray.data
+import ray.exceptions
+
+from segmint.catalogs.source.rows import NormalizedRows
+from segmint.infra.errors import UnfinishedError, last_line
+from segmint.infra.log import get_logger
+from segmint.infra.progress import Progress
+from segmint.infra.ray_session import RETRIES, Cluster, ray_session
+from segmint.infra.storage.location import Location
+from segmint.operators.curate.features import PART_ROWS, CurateTask, InspectImages, part_name
+from segmint.pipeline.building.execution.stage_watch import watched
+from segmint.pipeline.config.config import ResourcesConfig
+
+WINDOW_PARTS = 512
+"""Parts whose rows the driver holds at once: those of one Ray Data execution."""
+
+MOST_STALLED_ROUNDS = 3
+"""The run ends unfinished after this many rounds in a row without a new part."""
+
+STAGES = {"InspectImages": "look"}
+"""Part of the operator's name in Ray Data, and the name that progress shows."""
+
+
+@dataclass
+class InspectionRun:
+    """What a run read."""
+
+    parts: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    faults: dict[int, str] = field(default_factory=dict)  # by the first ordinal of the part
+    suspects: set[int] = field(default_factory=set)  # parts that are of this run alone: the next one tries them again
+    died: set[int] = field(default_factory=set)  # parts that were not put because the child died on an image
+
+    def missing(self, folder: Location, rows: int) -> list[int]:
+        """Return the first ordinals of the parts that are not in the folder."""
+        there = {entry.name for entry in folder.list()} | {part_name(first) for first in self.suspects}
+        return [first for first in range(0, rows, PART_ROWS) if part_name(first) not in there]
+
+
+def inspect_images(
+    task: CurateTask, catalog: Location, rows: int, resources: ResourcesConfig, retry_wait_s: float
+) -> InspectionRun:
+    """Put the parts that are missing of the normalized catalog, a local file; return what was read.
+
+    What failed is tried again, and so is an image that a child process died on: it has no features if that dies again.
+    Raises `UnfinishedError` if some parts cannot be put: their stores have a fault, or Ray fails. Nothing is lost.
+    """
+    looked = InspectionRun()
+    missing = looked.missing(task.folder, rows)
+    if not missing:
+        return looked
+    started, stalled = time.monotonic(), 0
+    get_logger("curate").info("looking at images", rows=rows, parts=len(missing))
+    with (
+        ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster,
+        NormalizedRows(catalog) as source,
+        Progress() as progress,
+    ):
+        while missing and stalled < MOST_STALLED_ROUNDS:
+            looked.faults.clear()
+            before = len(missing)
+            for start in range(0, before, WINDOW_PARTS):
+                window = missing[start : start + WINDOW_PARTS]
+                try:
+                    _inspect_window(task, source, window, cluster, progress, looked)
+                except ray.exceptions.RayError as error:
+                    looked.faults[window[0]] = f"Ray failed: {last_line(error)}"
+            task = replace(task, again=frozenset(looked.died))
+            missing = looked.missing(task.folder, rows)
+            stalled = 0 if len(missing) < before else stalled + 1
+            if missing and stalled < MOST_STALLED_ROUNDS:
+                time.sleep(retry_wait_s * 2**stalled)
+    looked.seconds = time.monotonic() - started
+    if missing:
+        why = [looked.faults[first] for first in missing if first in looked.faults][:5]
+        why = why or [f"workers put them, but they are not in {task.folder}: all nodes must see the same folder"]
+        raise UnfinishedError(
+            f"{len(missing)} parts of {PART_ROWS} rows could not be looked at; nothing is lost, and the same command "
+            "goes on with them:" + "".join(f"\n  {each}" for each in why)
+        )
+    return looked
+
+
+def _inspect_window(
+    task: CurateTask,
+    source: NormalizedRows,
+    window: Sequence[int],
+    cluster: Cluster,
+    progress: Progress,
+    looked: InspectionRun,
+) -> None:
+    tables = list(_tables(source, window))
+    workers = min(len(tables), cluster.most_workers)
+    results = ray.data.from_arrow(tables).map_batches(
+        InspectImages,
+        fn_constructor_args=(task,),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=1,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
+    )
+    with watched(progress, len(tables), math.inf, stages=STAGES):
+        for done in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for each in done.to_pylist():
+                if each["fault"] is not None:
+                    looked.faults[each["first"]] = each["fault"]
+                    if each["suspect"]:
+                        looked.died.add(each["first"])
+                    continue
+                looked.parts += 1
+                looked.bytes += each["bytes"]
+                if each["suspect"]:
+                    looked.suspects.add(each["first"])
+
+
+def _tables(source: NormalizedRows, window: Sequence[int]) -> Iterator[object]:
+    """Yield the rows of each part; those of the whole window are read at once."""
+    rows = source.read(window[0], window[-1] + PART_ROWS)
+    for first in window:
+        yield rows.slice(first - window[0], PART_ROWS).combine_chunks()

@@ -1,0 +1,186 @@
+"""The plan as an answer: its values, and how they are written as text and JSON."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.source.check import CatalogFindings
+from segmint.infra.wording import count, counted, duration, number, plural, size
+from segmint.pipeline.building.execution.ceiling import Ceiling
+from segmint.pipeline.building.plan.cpu_stages import CpuStages
+from segmint.pipeline.building.plan.curation import Curation
+from segmint.pipeline.building.plan.estimates import Estimate
+from segmint.pipeline.building.plan.sample import STAGES, PlanSample
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What is left to build, and what that takes."""
+
+    catalog: str
+    catalog_rows: int
+    counted_by: str
+    committed: int  # shards, of those asked for
+    rows: int  # left to build
+    shards: int
+    encodes_per_image: int
+    prompts_per_image: int
+    images: Estimate  # every row, where no sample says how many are refused
+    bytes_in: Estimate | None  # None: unknown without a sample
+    bytes_out: Estimate | None
+    masks: Estimate | None
+    ceiling: Ceiling
+    hardware: str
+    measured: bool  # whether time comes from the sample; else from the ceiling and an assumption
+    share_of_ceiling: float  # assumed, or what the sample reached
+    device_hours: Estimate  # GPU-hours, or core-hours where the device is a CPU
+    days: Estimate
+    cpu_core_hours: Estimate  # of all stages but segment, measured on this machine's CPU or from recorded figures
+    cpu_stages: CpuStages
+    price: float | None
+    cost: Estimate | None
+    sample: PlanSample | None
+    notes: tuple[str, ...]
+    version: VersionName | None  # of the dataset that was begun; None: there is none yet
+    checked: CatalogFindings | None  # of the catalog's first rows; None: nothing is left to build
+    curation: Curation | None = None  # None: the configuration has no part `curate`
+
+    @property
+    def hours_of(self) -> str:
+        """The device that `device_hours` counts: GPU or core."""
+        return "GPU" if self.ceiling.device == "cuda" else "core"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan for JSON: all fields, the device of an hour, and the totals of encodes and prompts."""
+        return {
+            **asdict(self),
+            "checked": None if self.checked is None else self.checked.to_dict(),
+            "hours_of": self.hours_of,
+            "encodes": asdict(self.images.scaled(self.encodes_per_image)),
+            "prompts": asdict(self.images.scaled(self.prompts_per_image)),
+            "ceiling_images_per_s": self.ceiling.images_per_s,
+            "rejected": {} if self.sample is None else {k: len(rows) for k, rows in self.sample.rejected.items()},
+        }
+
+    def lines(self) -> list[str]:
+        """The plan as text."""
+        committed = f"; {self.committed:,} more are committed" if self.committed else ""
+        lines = [
+            _line("catalog", f"{self.catalog_rows:,}", f"{plural(self.catalog_rows, 'row')}, by {self.counted_by}"),
+            _line(
+                "to build",
+                f"{self.rows:,}",
+                f"{plural(self.rows, 'row')} in {counted(self.shards, 'shard')}{committed}",
+            ),
+        ]
+        if not self.rows:
+            return [*lines, "nothing is left to do", *self._digest_lines()]
+        if self.sample is not None:
+            lines += self._sample_lines(self.sample)
+        lines += [
+            _line("images", *_shown(self.images, "of these rows" if self.sample else "at the most", count)),
+            self._per_image_line("encodes", self.encodes_per_image),
+            self._per_image_line("prompts", self.prompts_per_image),
+            _line("masks", *_shown(self.masks, "", count)),
+            _line("bytes in", *_shown(self.bytes_in, "", size)),
+            _line("bytes out", *_shown(self.bytes_out, "", size)),
+            _line("ceiling", f"{self.ceiling.images_per_s:,.3g}", f"images/s by plain algebra on {self.hardware}"),
+            self._share_line(),
+            _line("ready in", *_shown(self.days.scaled(86_400), f"on {self._devices()}", duration)),
+            _line("that is", *_shown(self.device_hours, f"{self.hours_of}-hours")),
+        ]
+        lines += self._cpu_lines()
+        if self.curation is not None:
+            lines.append(self.curation.line())
+        if self.cost is not None:
+            lines.append(_line("cost", *_shown(self.cost, f"at {self.price:g} a {self.hours_of}-hour")))
+        return [*lines, *(f"note: {note}" for note in self.notes), *self._catalog_lines(), *self._digest_lines()]
+
+    def _catalog_lines(self) -> list[str]:
+        """What a build refuses of the catalog, and what an audit will find, by the entries of its first rows."""
+        if self.checked is None:
+            return []
+        found = [*self.checked.unusable_lines(), *self.checked.outlook_lines]
+        if self.checked.bad_values.count:
+            found.insert(0, f"invalid value: {self.checked.bad_values.named()}: a build does not start with it")
+        if not found:
+            return []
+        part = f"the first {self.checked.rows:,} rows" if self.checked.rows < self.catalog_rows else "all rows"
+        return [f"catalog entries of {part}, as `segmint catalog check` finds them:", *(f"  {line}" for line in found)]
+
+    def _digest_lines(self) -> list[str]:
+        return [] if self.version is None else [self.version.line()]
+
+    def _per_image_line(self, label: str, each: int) -> str:
+        most = "" if self.sample else "at the most, "
+        return _line(label, *_shown(self.images.scaled(each), f"{most}at {each:,} an image", count))
+
+    def _devices(self) -> str:
+        ceiling = self.ceiling
+        if ceiling.device == "cuda":
+            return f"{ceiling.devices:,} GPU{'s' * (ceiling.devices > 1)}"
+        cores = ceiling.devices * ceiling.threads
+        return f"this machine's CPU, {counted(cores, 'core')}"
+
+    def _cpu_lines(self) -> list[str]:
+        """The stages besides segment, which stage limits, and what a GPU needs beside it."""
+        stages, each = self.cpu_stages, f"{self.cpu_stages.seconds_an_image:.3g} s an image"
+        included = " (in the time above)" if self._includes_cpu else ""
+        rest = f"core-hours of all stages but segment{included}: {each}, {stages.source}"
+        lines = [_line("CPUs", *_shown(self.cpu_core_hours, rest))]
+        if stages.cores_a_gpu is None:
+            return [*lines, _line("limits", stages.limits, "takes most of the cores' time")]
+        return [
+            *lines,
+            _line("balanced", f"{stages.cores_a_gpu:,}", "CPU cores a GPU: so many keep it busy"),
+            _line("limits", stages.limits, "on a node with fewer cores a GPU; segment on one with more"),
+        ]
+
+    @property
+    def _includes_cpu(self) -> bool:
+        return self.ceiling.device == "cpu"
+
+    def _share_line(self) -> str:
+        share = f"{100 * self.share_of_ceiling:.3g} %"
+        if self.measured:
+            return _line("reached", share, "of the ceiling in the sample, the device's waiting included")
+        return _line("assumed", share, "of the ceiling: an assumption (--share), not a measurement")
+
+    def _sample_lines(self, sample: PlanSample) -> list[str]:
+        lines = [
+            _line(
+                "sample",
+                f"{len(sample.rows):,}",
+                f"rows in {sample.seconds:,.1f} s, {sample.start_s:,.1f} s of it to start; {sample.device}, "
+                f"{counted(sample.threads, 'thread')}",
+            )
+        ]
+        for stage in STAGES:
+            seconds = [getattr(row, f"{stage}_s") for row in sample.rows if row.reason is None]
+            if seconds:
+                spread = f"s an image, {min(seconds):.3g} to {max(seconds):.3g}"
+                lines.append(_line(f"  {stage}", f"{sum(seconds) / len(seconds):.3g}", spread))
+        for name, title in (("bytes_in", "read"), ("released_bytes", "JPEG"), ("annotation_bytes", "JSON")):
+            sizes = [getattr(row, name) for row in sample.rows if row.reason is None]
+            if sizes:
+                spread = f"an image, {size(min(sizes))} to {size(max(sizes))}"
+                lines.append(_line(f"  {title}", size(sum(sizes) / len(sizes)), spread))
+        refused = len(sample.rows) - sample.accepted
+        lines.append(_line("rejected", f"{refused:,}", f"of the sample's {len(sample.rows):,} rows"))
+        for reason, rows in sample.rejected.items():
+            first = rows[0]
+            lines.append(f"  {reason:<24} {len(rows):>8,}  row {first.ordinal + 1}: {first.detail}")
+        return lines
+
+
+def _line(label: str, value: str, rest: str) -> str:
+    return f"{label:<10}{value:>16} {rest}".rstrip()
+
+
+def _shown(estimate: Estimate | None, rest: str, written: Callable[[float], str] = number) -> tuple[str, str]:
+    if estimate is None:
+        return "unknown", "without --sample"
+    if estimate.low != estimate.high:
+        rest = f"{rest} ({written(estimate.low)} to {written(estimate.high)})".lstrip()
+    return written(estimate.value), rest

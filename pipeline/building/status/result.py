@@ -1,0 +1,244 @@
+"""The status as an answer: its values, and how they are written as text and JSON."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from segmint.catalogs.dataset.manifest import ModelWeights
+from segmint.catalogs.lineage import HeldOutScores, TrainingRound, describe_rounds
+from segmint.infra.errors import UsageError
+from segmint.infra.wording import counted, duration, listed, number, plural, share
+from segmint.operators.schemas import AUTOMATIC, SOURCES
+from segmint.pipeline.building.status.drift import Drift, DriftValue
+from segmint.pipeline.building.status.gaps import Gap
+from segmint.pipeline.building.status.pace import Pace
+from segmint.pipeline.building.status.people import People
+from segmint.pipeline.building.status.totals import Totals
+
+SHOWN = 10
+"""Gaps that people are shown; JSON has all."""
+
+_FARTHEST = timedelta(days=36_500)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What an hour costs. Raises `UsageError` for numbers that make no sense."""
+
+    price: float | None = None  # of an hour of each device, as `segmint plan` takes it
+    devices: int = 1  # how many the build has: a dataset does not say
+
+    def __post_init__(self) -> None:
+        if self.price is not None and not (math.isfinite(self.price) and self.price >= 0):
+            raise UsageError(f"--price is {self.price:g}: expected the price of an hour, 0 or more")
+        if self.devices < 1:
+            raise UsageError(f"--gpus is {self.devices}: expected a number of GPUs from 1")
+
+    def of(self, seconds: float) -> float | None:
+        """Return the price of so many seconds of all devices."""
+        return None if self.price is None else seconds / 3600 * self.price * self.devices
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a dataset is."""
+
+    dataset: str
+    name: str
+    time: datetime  # when it was read
+    totals: Totals
+    last_commit: datetime | None  # of a build or a correction; None: there is none, or its time is not known
+    pace: Pace | None  # None: too few commits to say, or all of one moment
+    prices: Prices
+    gaps: Sequence[Gap]
+    drift: Drift | None  # None: too few shards
+    round: int  # how many trainings led to its weights
+    weights: ModelWeights
+    trainings: tuple[TrainingRound, ...]  # the lineage of its weights; empty in round 0
+    people: People
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is committed."""
+        return not self.totals.missing
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time left at the pace of the last commits; None if it is not known."""
+        if self.complete:
+            return 0.0
+        return self.totals.missing_rows / self.pace.rows_per_s if self.pace and self.pace.rows else None
+
+    @property
+    def cost_left(self) -> float | None:
+        """What the rest costs; None without a price or a pace."""
+        return None if self.seconds_left is None else self.prices.of(self.seconds_left)
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The SHA-256 of all weights from the first of its lineage to those that made it."""
+        return tuple(link.weights for link in self.trainings) or (self.weights.sha256,)
+
+    @property
+    def held_out(self) -> HeldOutScores | None:
+        """What was measured before and after the training of its weights; None if nothing was."""
+        return self.trainings[-1].held_out if self.trainings else None
+
+    @property
+    def masks_by_source(self) -> Mapping[str, int]:
+        """Masks of each source; those that no person made are automatic."""
+        automatic = {AUTOMATIC: self.totals.masks - self.people.masks}
+        return {**dict.fromkeys(SOURCES, 0), **automatic, **self.people.by_source}
+
+    @property
+    def masks_per_image(self) -> float | None:
+        """Masks an image; None without images."""
+        return self.totals.masks / self.totals.written if self.totals.written else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the status for JSON."""
+        totals, pace, drift = self.totals, self.pace, self.drift
+        return {
+            "dataset": self.dataset,
+            "name": self.name,
+            "time": self.time.isoformat(),
+            "complete": self.complete,
+            "shards": totals.shards,
+            "shards_of": totals.shards + len(totals.missing),
+            "rows": totals.rows,
+            "written": totals.written,
+            "masks": totals.masks,
+            "rejected": dict(totals.rejected),
+            "missing_shards": len(totals.missing),
+            "missing_rows": totals.missing_rows,
+            "last_commit": None if self.last_commit is None else self.last_commit.isoformat(),
+            "pace": None
+            if pace is None
+            else {
+                **asdict(pace),
+                "since": pace.since.isoformat(),
+                "last": pace.last.isoformat(),
+                "seconds": pace.seconds,
+                "rows_per_s": pace.rows_per_s,
+                "images_per_s": pace.images_per_s,
+                "masks_per_s": pace.masks_per_s,
+            },
+            "seconds_left": self.seconds_left,
+            "price": self.prices.price,
+            "devices": self.prices.devices,
+            "cost_left": self.cost_left,
+            "on_hold": [
+                {**asdict(gap), "since": None if gap.since is None else gap.since.isoformat()} for gap in self.gaps
+            ],
+            "drift": None
+            if drift is None
+            else {**asdict(drift), "compared": [{**asdict(one), "unusual": one.unusual} for one in drift.compared]},
+            "masks_by_source": self.masks_by_source,
+            "masks_per_image": self.masks_per_image,
+            "masks_timed": self.people.timed,
+            "seconds_per_mask": self.people.seconds_per_mask,
+            "unread_tables": self.people.unread,
+            "round": self.round,
+            "weights": self.weights.model_dump(mode="json"),
+            "trainings": [link.model_dump(mode="json") for link in self.trainings],
+            "held_out": None if self.held_out is None else self.held_out.model_dump(mode="json"),
+        }
+
+    def lines(self) -> list[str]:
+        """Return the status as lines for people."""
+        totals = self.totals
+        refused = sum(totals.rejected.values())
+        done = totals.shards / max(1, totals.shards + len(totals.missing))
+        return [
+            f"{self.name}: {self.dataset}, {self.time:%Y-%m-%d %H:%M:%S} UTC",
+            f"done       {totals.shards:,} of {totals.shards + len(totals.missing):,} shards ({share(done)}): "
+            f"{counted(totals.written, 'image')} with {counted(totals.masks, 'mask')}",
+            f"rejected   {counted(refused, 'row')} ({share(_part(refused, totals.written + refused))})",
+            *(f"  {reason:<24} {count:>10,}" for reason, count in sorted(totals.rejected.items())),
+            *self._pace_lines(),
+            *self._gap_lines(),
+            *self._drift_lines(),
+            *self._people_lines(),
+            *describe_rounds(self.trainings),
+        ]
+
+    def _pace_lines(self) -> list[str]:
+        totals, pace = self.totals, self.pace
+        lines = []
+        if not self.complete:
+            lines.append(f"left       {counted(totals.missing_rows, 'row')} in {counted(len(totals.missing), 'shard')}")
+        if self.last_commit is not None:
+            lines.append(f"last       a commit {self._ago(self.last_commit)}")
+        elif totals.shards:
+            lines.append("last       a commit at a time that is unknown: the store gives no times")
+        if pace is not None:
+            lines.append(
+                f"pace       {number(pace.images_per_s)} images/s, {number(pace.masks_per_s)} masks/s: the last "
+                f"{counted(pace.shards, 'commit')}, in {duration(pace.seconds)} by the store's times of their files"
+            )
+        if self.complete:
+            return [*lines, "           complete: nothing is left to build"]
+        if self.seconds_left is None:
+            return [*lines, "time left  unknown: too few commits to say how fast it goes"]
+        end = self.time + min(timedelta(seconds=self.seconds_left), _FARTHEST)
+        lines.append(f"time left  {duration(self.seconds_left)} at that pace: {end:%Y-%m-%d %H:%M} UTC")
+        if self.cost_left is not None:
+            lines.append(
+                f"cost left  {number(self.cost_left)}, at {number(self.prices.price)} an hour for each of "
+                f"{counted(self.prices.devices, 'device')}"
+            )
+        return lines
+
+    def _gap_lines(self) -> list[str]:
+        if not self.gaps:
+            return []
+        shards, rows = sum(gap.shards for gap in self.gaps), sum(gap.rows for gap in self.gaps)
+        names = [f"{gap.name} ({self._age(gap)})" for gap in self.gaps[:SHOWN]]
+        more = f", and {len(self.gaps) - SHOWN:,} more gaps" if len(self.gaps) > SHOWN else ""
+        return [
+            f"held back  {counted(shards, 'shard')} with {counted(rows, 'row')}, passed over by a later commit: "
+            f"{', '.join(names)}{more}",
+            "           a fault holds them back (the build's log says which, and `segmint build` tries again), or they "
+            "are being written, or in another --shards range",
+        ]
+
+    def _age(self, gap: Gap) -> str:
+        return "time unknown" if gap.since is None else self._ago(gap.since)
+
+    def _ago(self, when: datetime) -> str:
+        return f"{duration(max(0.0, (self.time - when).total_seconds()))} ago"
+
+    def _drift_lines(self) -> list[str]:
+        drift = self.drift
+        if drift is None:
+            return []
+        unread = f"; {counted(drift.unread, 'table')} could not be read: run segmint audit" if drift.unread else ""
+        return [
+            f"drift      the last {counted(drift.shards, 'shard')} beside the {drift.before:,} before "
+            f"({drift.sampled:,} {plural(drift.sampled, 'table')} of them read{unread})",
+            *map(_drift_line, drift.compared),
+        ]
+
+    def _people_lines(self) -> list[str]:
+        people = self.people
+        sources = listed(f"{people.by_source[source]:,} {source}" for source in SOURCES if source in people.by_source)
+        timed = f"; {number(people.seconds_per_mask)} s a mask, over {people.timed:,} with a time" * bool(people.timed)
+        lines = [f"people     {counted(people.masks, 'mask')}: {sources}{timed}"] if people.masks else []
+        return [*lines, unread_line(people)] if people.unread else lines
+
+
+def unread_line(people: People) -> str:
+    """Say that the masks of people in some tables are not known."""
+    return f"masks of people: {counted(people.unread, 'table')} could not be read: run segmint audit"
+
+
+def _drift_line(one: DriftValue) -> str:
+    write = share if one.name.startswith("share") else number
+    unusual = "  UNUSUAL: look at these shards" if one.unusual else ""
+    return f"  {one.name:<24} {write(one.last):>10}, before {write(one.before)}{unusual}"
+
+
+def _part(some: int, of: int) -> float:
+    return some / of if of else 0.0

@@ -1,0 +1,154 @@
+"""What an import would do, and what it did, for people and programs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from segmint.catalogs.layout import image_stem
+from segmint.infra.wording import counted, listed, some
+from segmint.operators.rows import Row
+from segmint.pipeline.corrections.imports.merge import ImportedRow
+from segmint.pipeline.corrections.imports.staged import StagedMasks
+from segmint.pipeline.corrections.mask_revision import RevisionCounts, RevisionResult
+
+COUNTED = ("same", "corrected", "added", "deleted", "empty", "repeated")
+"""What becomes of masks, as `ImportedRow` counts them."""
+
+
+class ImportCounts(RevisionCounts):
+    """What becomes of the images of a file, and of their masks."""
+
+    def count(self, row: Row, merged: ImportedRow) -> None:
+        """Count an image."""
+        name = image_stem(row["id"])
+        if merged.left is not None:
+            self.leave(name, merged.left.value)
+            return
+        self.masks.update({each: getattr(merged, each) for each in COUNTED})
+        if merged.row is not row:
+            self.images += 1
+            changes = [f"{getattr(merged, each)} {each}" for each in COUNTED[1:4] if getattr(merged, each)]
+            self.example(f"{name}: {', '.join(changes) or 'its columns alone'}")
+
+
+@dataclass(frozen=True)
+class ImportList:
+    """What an import would change.
+
+    `masks` counts those of the file that an image has already (`same`), that take the place of one (`corrected`), that
+    are new (`added`), without pixels (`empty`) or there twice (`repeated`), and masks here that are `deleted`.
+    `skipped_images` are images of the file that stay as they are, by the reason; `skipped_masks` masks of another
+    dataset that belong to no image here, by the reason.
+    """
+
+    dataset: str
+    name: str
+    file: str
+    sha256: str  # of the file; the version digest of another dataset
+    mode: str
+    images: int  # that change
+    named: int  # of the dataset, that the file has
+    masks: Mapping[str, int]
+    skipped_images: Mapping[str, int]
+    skipped_masks: Mapping[str, int]
+    unknown: int  # images of the file that the dataset does not have
+    first_unknown: str | None
+    ambiguous: int  # those whose name several images of the dataset have
+    first_ambiguous: str | None
+    superseded: int  # those that the file has more than once: the first counts
+    unreadable: int  # masks and entries of the file that cannot be read
+    problems: tuple[str, ...]  # the first of them
+    examples: tuple[str, ...]
+    shards: tuple[int, ...]  # that change
+
+    @property
+    def rows(self) -> int:
+        """The number of images that change."""
+        return self.images
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the list for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return the list as lines for people."""
+        shards = f", in {counted(len(self.shards), 'shard')}: {some([str(shard) for shard in self.shards])}"
+        return [
+            f"{counted(self.images, 'image')} of {self.dataset} would change{shards if self.shards else ''}",
+            *self.found(),
+            *(f"  {example}" for example in self.examples),
+        ]
+
+    def found(self) -> list[str]:
+        """Return lines of what the file has."""
+        said = listed(f"{count:,} {what}" for what, count in self.masks.items() if count)
+        lines = [f"masks of {counted(self.named, 'image')} that {self.file} has: {said or 'none'}"]
+        lines += [f"left as they are: {counted(n, 'image')}: {why}" for why, n in self.skipped_images.items()]
+        lines += [f"not carried: {counted(n, 'mask')}: {why}" for why, n in self.skipped_masks.items()]
+        for count, what, first in (
+            (self.unknown, "not in the dataset", self.first_unknown),
+            (self.ambiguous, "named as several images are", self.first_ambiguous),
+            (self.superseded, "in the file more than once: the first counts", None),
+        ):
+            if count:
+                lines.append(f"left out: {counted(count, 'image')} {what}{f', such as {first}' if first else ''}")
+        if self.unreadable:
+            lines.append(f"unreadable: {counted(self.unreadable, 'mask or entry')}".replace("entrys", "entries"))
+            lines += [f"  {problem}" for problem in self.problems]
+        return lines
+
+    def reason(self) -> str:
+        """Return what a version says of the import."""
+        said = listed(f"{self.masks[what]:,} {what}" for what in ("corrected", "added", "deleted") if self.masks[what])
+        name = self.file.rstrip("/").rpartition("/")[2]
+        return (
+            f"{name}, SHA-256 {self.sha256[:12]}, {self.mode}: {said or 'no mask'} in {counted(self.images, 'image')}"
+        )
+
+
+@dataclass(frozen=True)
+class ImportResult(RevisionResult[ImportList]):
+    """The result of an import."""
+
+    def lines(self) -> list[str]:
+        """Return the answer as lines for people."""
+        if not self.listed.images:
+            return [f"nothing to import: {self.listed.dataset} has it", *self.listed.found(), self.version.line()]
+        return [
+            f"{counted(self.listed.images, 'image')} changed in {counted(len(self.changed_shards), 'shard')}",
+            *self.listed.found(),
+            "what was there before is gone, older versions included",
+            *self.last_lines(),
+        ]
+
+
+def list_of(
+    names: tuple[str, str, str],
+    sha256: str,
+    mode: str,
+    tally: ImportCounts,
+    staged: StagedMasks,
+    shards: tuple[int, ...],
+) -> ImportList:
+    """Return the list of an import; `names` are the dataset's place and name, and the file's place."""
+    return ImportList(
+        dataset=names[0],
+        name=names[1],
+        file=names[2],
+        sha256=sha256,
+        mode=mode,
+        images=tally.images,
+        named=staged.images,
+        masks={each: tally.masks[each] for each in COUNTED},
+        skipped_images=dict(tally.left.most_common()),
+        skipped_masks=staged.left,
+        unknown=staged.unknown,
+        first_unknown=staged.first_unknown,
+        ambiguous=staged.ambiguous,
+        first_ambiguous=staged.first_ambiguous,
+        superseded=staged.superseded,
+        unreadable=staged.all_unreadable,
+        problems=staged.unreadable,
+        examples=tuple(tally.examples),
+        shards=shards,
+    )

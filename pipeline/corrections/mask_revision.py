@@ -1,0 +1,156 @@
+"""Revisions that bring masks of people into a dataset, for imports and merges: what they count, and how they end."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.versions.record import VersionName, latest_version
+from segmint.catalogs.layout import (
+    COMMITS,
+    RESERVATIONS,
+    DamagedDatasetError,
+    parse_commit_name,
+    parse_reservation_name,
+)
+from segmint.operators.shards.revise import Change
+from segmint.pipeline.corrections.correction import Revision, RevisionOutcome
+
+SHOWN = 20
+"""Images that are named for people; all are counted."""
+
+
+class RevisionList(Protocol):
+    """What a revision would change."""
+
+    @property
+    def images(self) -> int:
+        """The number of images that change."""
+
+    def reason(self) -> str:
+        """Return what a version says of it."""
+
+
+L = TypeVar("L", bound=RevisionList)
+
+
+@dataclass
+class RevisionCounts:
+    """What becomes of the images that there is something for, and of their masks."""
+
+    images: int = 0  # that change
+    masks: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)  # images that stay as they are, by the reason
+    examples: list[str] = field(default_factory=list)
+
+    def leave(self, name: str, why: str, detail: str | None = None) -> None:
+        """Count an image that stays as it is."""
+        self.left[why] += 1
+        self.example(f"{name}: left as it is: {detail or why}")
+
+    def add(self, other: "RevisionCounts") -> None:
+        """Add the images of another shard."""
+        self.images += other.images
+        self.masks += other.masks
+        self.left += other.left
+        self.examples = [*self.examples, *other.examples][:SHOWN]
+
+    def example(self, line: str) -> None:
+        """Name an image, if there is room."""
+        if len(self.examples) < SHOWN:
+            self.examples.append(line)
+
+
+@dataclass(frozen=True)
+class RevisionPlan(Generic[L]):
+    """What a revision is to do; `listed` says it."""
+
+    listed: L
+    shards: Set[int]  # that there is something for
+    change: Change
+    unchanged: Mapping[int, int]  # shards in which nothing changes, with the generation that was looked at
+    is_done: bool
+
+    @property
+    def reason(self) -> str:
+        """What the version says of it."""
+        return self.listed.reason()
+
+
+@dataclass(frozen=True)
+class RevisionResult(Generic[L]):
+    """What a revision did."""
+
+    listed: L  # what was to be done
+    changed_shards: tuple[int, ...]
+    version: VersionName
+    outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they have the former masks
+    removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer for JSON."""
+        fields = asdict(self)
+        return {**fields.pop("listed"), **fields}
+
+    def last_lines(self) -> Sequence[str]:
+        """Return what people have to do, and the version, as lines for them."""
+        return [
+            *(f"made from this dataset, and yours to make again: {output}" for output in self.outputs),
+            *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
+            self.version.line(),
+        ]
+
+
+R = TypeVar("R", bound=RevisionResult[Any])
+
+
+class MaskCorrection(Generic[L, R]):
+    """A correction that brings masks of people; what imports and merges add is their plan, and their result's class."""
+
+    command: str
+    result_class: type[R]
+
+    def prepare(self, dataset: DatasetHandle, plan: RevisionPlan[L]) -> RevisionPlan[L]:
+        """Return the plan: nothing comes before the shards."""
+        return plan
+
+    def revision(self, dataset: DatasetHandle, plan: RevisionPlan[L]) -> Revision:
+        """Return the shards to change, and how."""
+        return Revision(
+            shards=plan.shards,
+            change=plan.change,
+            needed=lambda commit: plan.unchanged.get(commit.shard) != commit.generation,
+        )
+
+    def clean_up(self, dataset: DatasetHandle, plan: RevisionPlan[L]) -> None:
+        """Remove nothing: the shards have all that is replaced."""
+
+    def result(
+        self, dataset: DatasetHandle, plan: RevisionPlan[L], outcome: RevisionOutcome, version: VersionName
+    ) -> R:
+        """Return the result."""
+        return self.result_class(plan.listed, tuple(outcome.changed), version, outcome.outputs, outcome.removed_links)
+
+
+def is_unfinished(dataset: DatasetHandle, shards: Sequence[int]) -> bool:
+    """Return whether a correction of these shards did not end: it has left claims, former commits, or no version.
+
+    Other shards may have changed since, and a build may claim those that are not committed yet.
+    """
+    wanted = frozenset(shards)
+    names = (parse_commit_name(name) for name in (dataset.location / COMMITS).walk_ever())
+    generations = [name for name in names if name is not None and name[0] in wanted]
+    committed = {shard for shard, _ in generations}
+    if len(generations) > len(committed):
+        return True
+    reservations = (parse_reservation_name(entry.name) for entry in (dataset.location / RESERVATIONS).list())
+    if any(reservation is not None and reservation[0] in committed for reservation in reservations):
+        return True
+    changed = {name for name in generations if name[1] > 1}
+    try:
+        latest = latest_version(dataset.location) if changed else None
+    except DamagedDatasetError:  # `segmint verify` says so
+        latest = None
+    recorded = set() if latest is None else {(shard, generation) for shard, generation, _ in latest.commits}
+    return bool(changed - recorded)

@@ -1,0 +1,364 @@
+"""What annotators do, without HTTP: be given images, ask for masks, save answers."""
+
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmint.catalogs.dataset.annotations.saved import RemovedImageError
+from segmint.catalogs.dataset.annotations.submissions import Submission, put_submission
+from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.log import get_logger
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.pipeline.engine.annotate.clicks.decoder import Decoder, Prediction
+from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings, ImageEmbedding
+from segmint.pipeline.engine.annotate.clicks.prefill import PrefillCache
+from segmint.pipeline.engine.annotate.clicks.prompts import parse_prompt
+from segmint.pipeline.engine.annotate.image_memory import ImageMemory, PixelHolder
+from segmint.pipeline.engine.annotate.leases import Leases
+from segmint.pipeline.engine.annotate.progress_board import LatestSubmission, ProgressBoard
+from segmint.pipeline.engine.annotate.queue import Queue
+from segmint.pipeline.engine.annotate.session_info import SessionInfo
+from segmint.pipeline.engine.annotate.source import ImageGoneError, ImageSource, OpenImage
+from segmint.pipeline.serving.images import NoImageError
+
+AHEAD = 3
+"""Images whose embeddings are made ahead for each annotator."""
+
+_LOOKS = 16  # at the store at once, beside clicks
+
+_SAID = frozenset({"base", "masks", "replaced", "deleted", "seconds", "complete"})
+
+
+class SaveConflictError(SegmintError):
+    """Somebody else's answer is there, or the image has changed; `winner` and `base` are what is there now."""
+
+    def __init__(self, text: str, winner: Submission | None, base: str) -> None:
+        super().__init__(text)
+        self.winner = winner
+        self.base = base
+
+
+@dataclass
+class AnnotatorView:
+    """The images, the model and the answers of one server. Thread-safe."""
+
+    dataset: Location
+    about: SessionInfo
+    queue: Queue
+    source: ImageSource
+    board: ProgressBoard
+    embeddings: Embeddings
+    decoder: Decoder
+    leases: Leases = field(default_factory=Leases)
+    prefills: PrefillCache | None = None
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._looks = ThreadPoolExecutor(_LOOKS, thread_name_prefix="looks")
+        holders: list[PixelHolder] = [
+            self.embeddings,
+            self.decoder,
+            *([] if self.prefills is None else [self.prefills]),
+        ]
+        self.kept = ImageMemory(self.source, holders, self._pass_over)
+        self._over = self.queue.merged.copy()  # by rank: nobody is given these
+        self._gone: set[int] = set()
+        self._merged: dict[int, int] = {}  # the lanes of images that a merge has changed, as far as seen
+        for image in self.board.answered():
+            self._note(image)
+
+    def close(self) -> None:
+        """Wait for the last looks at the store."""
+        self._looks.shutdown()
+
+    def next(self, annotator: str, after: int | None) -> dict[str, Any]:
+        """Lease the next image of the queue to an annotator: without `after`, the one that the annotator has."""
+        mine = [slot for slot in self.leases.of(annotator) if slot[0] != after]
+        if after is not None:
+            self.leases.release(after, annotator)
+            mine = []
+        slot = next((slot for slot in mine if self._free_assignment(slot[0], annotator, look=True) == slot[1]), None)
+        slot = slot or self._lease(annotator, after)
+        submission: dict[str, Any] = {
+            "image": None,
+            "assignment": 0,
+            "lease": self.leases.seconds,
+            "left": self.left(annotator),
+        }
+        if slot is None:
+            return submission
+        coming = (image for image in self._open_after(slot[0]) if self._free_assignment(image, annotator) is not None)
+        ahead = [slot[0], *(image for image, _ in zip(coming, range(AHEAD), strict=False))]
+        self.embeddings.prepare(annotator, ahead)
+        return {**submission, "image": slot[0], "assignment": slot[1]}
+
+    def left(self, annotator: str) -> int:
+        """Return how many images of the queue an annotator could still be given."""
+        ranks = [self.queue.rank(image) for image in self.board.submitted_by(annotator)]
+        with self._lock:
+            waiting = int(np.count_nonzero(~self._over))
+            return waiting - sum(rank is not None and not self._over[rank] for rank in ranks)
+
+    def open(self, image: int, annotator: str) -> dict[str, Any]:
+        """Return an image with its masks, and the last answer of the annotator's lane."""
+        try:
+            found = self._read(image)
+        except ImageGoneError:
+            return {
+                "image": None,
+                "assignment": 0,
+                "base": None,
+                "masks": [],
+                "n": 0,
+                "submission": None,
+                "state": "gone",
+            }
+        self.board.refresh(image)
+        self._note(image, found)
+        assignment = self._assignment_of(image, annotator)
+        self.leases.take((image, assignment), annotator)
+        done = self.board.assignments(image).get(assignment)
+        submission = self.board.submission(found, assignment)
+        return {
+            "image": found.row,
+            "assignment": assignment,
+            "base": found.base,
+            "size": list(found.size),
+            "masks": list(found.masks),
+            "n": 0 if done is None else done.name.n,
+            "submission": None if submission is None else submission.model_dump(mode="json"),
+            "prefill": [] if submission is not None else self._prefilled(found),
+            "state": self.board.state(found, assignment),
+        }
+
+    def embed(self, image: int, annotator: str) -> None:
+        """Make an image's embedding, if it is not there; raises as `ImageSource.read` and `Embeddings.get`."""
+        self.leases.renew(image, annotator)
+        self._embedded(self._read(image))
+
+    def predict(self, image: int, annotator: str, body: Any) -> Prediction:
+        """Return the masks for a prompt; raises `UsageError` for a wrong one, and as `embed` does.
+
+        The model answers of the image as it was last seen, while the store is looked at; nothing is answered of one
+        that was taken down or has other pixels since.
+        """
+        self.embeddings.clicked()
+        self.leases.renew(image, annotator)
+        known = self.source.known(image)
+        if known is not None:
+            look = self._looks.submit(self._read, image)
+            prediction = self._predict(known, annotator, body)
+            try:
+                found = look.result()
+            except ImageGoneError:
+                self.kept.forget(image)  # what was made meanwhile
+                raise
+            if found.jpeg_sha256 == known.jpeg_sha256:
+                return prediction
+            self.kept.see(found)
+        return self._predict(self._read(image), annotator, body)
+
+    def save(self, image: int, annotator: str, n: int, body: Any) -> Submission:
+        """Put an answer; returns what is there.
+
+        Raises `UsageError` or `SubmissionError` for a body that is not a submission for this image, `SaveConflictError`
+        if another submission has this number or the image has changed, and `ImageGoneError` or `RemovedImageError` if
+        it was taken down.
+        """
+        found = self._read(image)
+        if not isinstance(body, Mapping) or set(body) - _SAID:
+            raise UsageError(f"expected an object with {', '.join(sorted(_SAID))}, no others")
+        if not isinstance(body.get("base"), str):
+            raise UsageError("base: expected the digest that came with the image")
+        if body["base"] != found.base:
+            self._note(image, found)
+            assignment = self._assignment_of(image, annotator)
+            raise SaveConflictError(
+                "the image has changed since it was opened", self.board.submission(found, assignment), found.base
+            )
+        self.board.refresh(image)
+        self._note(image, found)
+        assignment = self._assignment_of(image, annotator)
+        submission = Submission.from_value(
+            {
+                **body,
+                "image": image,
+                "assignment": assignment,
+                "n": n,
+                "size": list(found.size),
+                "annotator": annotator,
+                "stage": self.about.stage,
+                "model": self.about.weights_sha256,
+                "saved_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            }
+        )
+        _check_former(submission, found)
+        try:
+            return self._put(submission, found)
+        except RemovedImageError:
+            self._forget(image)
+            raise
+
+    def release(self, image: int, annotator: str) -> None:
+        """Give an annotator's lease of an image back."""
+        self.leases.release(image, annotator)
+
+    def progress(self, annotators: list[str]) -> dict[str, Any]:
+        """Return what has been done so far."""
+        counted = self.board.progress(annotators, lambda image: self.queue.rank(image) is not None)
+        return {"images": len(self.queue), **counted}
+
+    def _prefilled(self, found: OpenImage) -> list[dict[str, Any]]:
+        """Return what a detector's boxes prefill; waits for the embedding."""
+        if self.prefills is None:
+            return []
+        return [mask.to_dict() for mask in self.prefills.of(found, self._embedded(found).embedding)]
+
+    def _predict(self, found: OpenImage, annotator: str, body: Any) -> Prediction:
+        prompt = parse_prompt(body, found.size)
+        prediction = self.decoder.predict(annotator, self._embedded(found), prompt)
+        self.embeddings.clicked()
+        return prediction
+
+    def _embedded(self, found: OpenImage) -> ImageEmbedding:
+        """Return an image's embedding; nobody else is given one that cannot be decoded."""
+        try:
+            return self.embeddings.get(found)
+        except NoImageError as error:
+            self._pass_over(found.place.id, error)
+            raise
+
+    def _put(self, submission: Submission, found: OpenImage) -> Submission:
+        done = self.board.assignments(submission.image).get(submission.assignment)
+        if done is not None and done.name.n >= submission.n:
+            return self._other(submission, found)
+        if submission.n != 1 + (0 if done is None else done.name.n):
+            raise UsageError(f"submissions/{submission.n}: the next answer is {1 if done is None else done.name.n + 1}")
+        if done is not None and done.annotator != submission.annotator:
+            winner = self.board.submission(found, submission.assignment)
+            if winner is not None:
+                raise SaveConflictError(f"{done.annotator} has answered", winner, found.base)
+        if not put_submission(self.dataset, submission):
+            self.board.refresh(submission.image)
+            return self._other(submission, found)
+        self.board.put(submission)
+        self._note(submission.image)
+        self.leases.release(submission.image, submission.annotator)
+        return submission
+
+    def _other(self, submission: Submission, found: OpenImage) -> Submission:
+        """Return the last answer of a lane if it is this one, saved before; else raise `SaveConflictError` with it."""
+        winner = self.board.read(submission.image, submission.assignment)
+        if winner is not None and winner.n == submission.n and submission.same_work(winner):
+            return winner
+        raise SaveConflictError(
+            "another answer was saved before", self.board.submission(found, submission.assignment), found.base
+        )
+
+    def _lease(self, annotator: str, after: int | None) -> tuple[int, int] | None:
+        for image in self._open_after(after):
+            assignment = self._free_assignment(image, annotator)
+            if assignment is None:
+                continue
+            assignment = self._free_assignment(image, annotator, look=True)
+            if assignment is not None and self.leases.take((image, assignment), annotator):
+                return image, assignment
+        return None
+
+    def _open_after(self, image: int | None) -> Any:
+        def is_open(ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
+            with self._lock:
+                return ~self._over[ranks]
+
+        return self.queue.after(image, is_open)
+
+    def _free_assignment(self, image: int, annotator: str, look: bool = False) -> int | None:
+        """Return the lane of an image that an annotator may be given; `look` at the store first."""
+        done = self.board.refresh(image) if look else self.board.assignments(image)
+        if look:
+            self._check(image)
+        if image in self._gone or image in self._merged or any(each.annotator == annotator for each in done.values()):
+            return None
+        for assignment in range(self.queue.assignments(image)):
+            if assignment not in done and self.leases.holder((image, assignment)) in (None, annotator):
+                return assignment
+        return None
+
+    def _check(self, image: int) -> None:
+        """Read an image; nobody is given one that was taken down or cannot be read."""
+        try:
+            self._note(image, self._read(image))
+        except ImageGoneError:
+            pass
+        except (NoImageError, NotFoundError, DamagedDatasetError) as error:
+            self._pass_over(image, error)
+
+    def _assignment_of(self, image: int, annotator: str) -> int:
+        """Return the lane of an image that is an annotator's, or would be; of none that is free the first."""
+        if image in self._merged:
+            return self._merged[image]
+        done = self.board.assignments(image)
+        assignments = range(self.queue.assignments(image))
+        for assignment, each in sorted(done.items()):
+            if each.annotator == annotator:
+                return assignment
+        for assignment in assignments:
+            if self.leases.holder((image, assignment)) == annotator and assignment not in done:
+                return assignment
+        for assignment in assignments:
+            if assignment not in done and self.leases.holder((image, assignment)) is None:
+                return assignment
+        free = [assignment for assignment in assignments if assignment not in done]
+        return free[0] if free else 0
+
+    def _note(self, image: int, found: OpenImage | None = None) -> None:
+        """Note whether an image, which may be read already, has all the answers that it needs."""
+        assignment = None if found is None else self.board.only_assignment(found)
+        if assignment is not None:
+            self._merged[image] = assignment
+        rank = self.queue.rank(image)
+        if rank is None:
+            return
+        done: Mapping[int, LatestSubmission] = self.board.assignments(image)
+        with self._lock:
+            over = bool(self.queue.merged[rank]) or image in self._gone or image in self._merged
+            self._over[rank] = over or len(done) >= self.queue.assignments(image)
+
+    def _read(self, image: int) -> OpenImage:
+        """Return an image as it is now; raises as `ImageSource.read`. What was made of another state is forgotten."""
+        try:
+            found = self.source.read(image)
+        except ImageGoneError:
+            self._forget(image)
+            raise
+        self.kept.see(found)
+        return found
+
+    def _forget(self, image: int) -> None:
+        self.kept.forget(image)
+        self._pass_over(image)
+
+    def _pass_over(self, image: int, error: SegmintError | None = None) -> None:
+        """Give an image to nobody any more: it was taken down, or it cannot be opened because of an error."""
+        if error is None:
+            self.board.forget(image)
+        elif image not in self._gone:
+            get_logger("annotate").warning("image_passed_over", image=image, error=str(error))
+        with self._lock:
+            self._gone.add(image)
+        self._note(image)
+
+
+def _check_former(submission: Submission, found: OpenImage) -> None:
+    """Raise `UsageError` if an answer replaces or deletes a mask that the image does not have."""
+    for mask in (*submission.replaced, *submission.deleted):
+        if found.counts.get(mask.id) != mask.counts:
+            raise UsageError(f"replaced, deleted: the image has no mask {mask.id} of this form")

@@ -1,0 +1,201 @@
+// The picture on which masks are made: the viewer's stage with the mask that is worked on, prompts, and the crosshair.
+
+import { byId } from "./dom.js";
+import { Mask, packed } from "./mask.js";
+import { Stage } from "./stage.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const ACTIVE = [64, 156, 255];
+const FILL = packed(...ACTIVE, 120);
+const LINE = packed(255, 255, 255, 255);
+const PREVIEW = { true: `rgb(${ACTIVE.join(" ")} / 55%)`, false: "rgb(255 64 48 / 55%)" };
+const RADIUS = 7; // of a point, in pixels of the screen
+const ARM = 14; // of the crosshair
+
+export class MaskCanvas {
+  #canvas = byId("active-mask");
+  #preview = byId("one-mask");
+  #svg = byId("prompts");
+  #masks = new WeakMap(); // by item
+  #shown = [];
+  #active = null; // the mask that is worked on
+  #shownFor = null; // its counts
+  #step = 0; // of what is drawn
+  #hovered = null;
+  #marks = { active: null, box: null, cross: null, brush: null };
+
+  /** `drags(event)` says whether a pointer moves the picture, `selects()` whether it selects masks. */
+  constructor(drags, selects) {
+    const hover = (mask) => this.#hover(selects() ? mask : null);
+    this.stage = new Stage(hover, () => {}, () => this.#look(), drags);
+    this.stage.coarse = true;
+    new ResizeObserver(() => this.#look()).observe(this.stage.element);
+  }
+
+  /** Highlights the mask that a click would select. */
+  #hover(mask) {
+    if (mask === this.#hovered) return;
+    this.#hovered = mask;
+    this.stage.point(mask, false);
+  }
+
+  /** Shows another image; `size` is [height, width]. */
+  open({ id, size: [height, width], image }) {
+    [this.#shown, this.#active, this.#shownFor, this.#hovered] = [[], null, null, null];
+    this.#drawActive();
+    this.stage.open(id, [width, height], image.image_id || `sa_${id}`);
+  }
+
+  /** The item's mask, decoded once. */
+  maskOf(item, size) {
+    if (!this.#masks.has(item)) {
+      this.#masks.set(item, maskFrom(item.counts, size, placeOf(item.key), item));
+    }
+    return this.#masks.get(item);
+  }
+
+  /** Draws the items but `but`, the largest first. */
+  showItems(items, but, size) {
+    const shown = items.filter((item) => item !== but);
+    if (shown.length === this.#shown.length && shown.every((item, place) => item === this.#shown[place])) return;
+    this.#shown = shown;
+    this.#showMasks(size);
+  }
+
+  #showMasks(size) {
+    const masks = this.#shown.map((item) => this.maskOf(item, size));
+    this.stage.show(masks.sort((one, other) => other.row.area - one.row.area));
+  }
+
+  /** Draws the mask that is worked on, or none. */
+  showActive(counts, size) {
+    if (counts === this.#shownFor) return;
+    this.#shownFor = counts;
+    this.#active = counts === null ? null : maskFrom(counts, size, 0);
+    this.stage.element.classList.toggle("working", counts !== null);
+    this.stage.element.dataset.active = counts === null ? "" : String(counts.length);
+    this.#drawActive();
+  }
+
+  #drawActive() {
+    this.#canvas.hidden = !this.#active?.frame.width;
+    if (this.#canvas.hidden) {
+      this.#canvas.width = this.#canvas.height = 0;
+      return;
+    }
+    const { step, width, height, thickness } = this.stage;
+    const [columns, rows] = [Math.ceil(width / step), Math.ceil(height / step)];
+    const canvas = this.#canvas.getContext("2d");
+    if (this.#canvas.width !== columns || this.#canvas.height !== rows) {
+      [this.#canvas.width, this.#canvas.height] = [columns, rows];
+    } else {
+      canvas.clearRect(0, 0, columns, rows);
+    }
+    const { frame } = this.#active;
+    const [left, top] = [frame.left, frame.top].map((start) => Math.floor(start / step));
+    const right = Math.ceil((frame.left + frame.width) / step);
+    const image = new ImageData(right - left, Math.ceil((frame.top + frame.height) / step) - top);
+    const part = { left, top, width: image.width };
+    this.#active.paint(new Uint32Array(image.data.buffer), part, FILL, LINE, thickness, step);
+    canvas.putImageData(image, left, top);
+  }
+
+  /** Draws a stroke while it is made; null for none. */
+  previewStroke(points, radius = 0, adds = true) {
+    if (points === null && this.#preview.hidden) return;
+    this.#preview.hidden = points === null;
+    const canvas = this.#preview.getContext("2d");
+    canvas.clearRect(0, 0, this.stage.width, this.stage.height);
+    if (points === null) return;
+    canvas.strokeStyle = PREVIEW[adds];
+    canvas.lineWidth = 2 * radius;
+    canvas.lineCap = canvas.lineJoin = "round";
+    canvas.beginPath();
+    canvas.moveTo(...points[0]);
+    for (const [x, y] of points) canvas.lineTo(x, y);
+    canvas.stroke();
+  }
+
+  /** The item under a pixel, the smallest first; null for none. */
+  itemAt(x, y) {
+    return this.stage.maskAt(Math.floor(x), Math.floor(y))?.row.item ?? null;
+  }
+
+  /** Draws `active` (its points and box), `box` while it is made, `cross` [x, y] and `brush` [x, y, radius]. */
+  mark(marks) {
+    if (Object.entries(marks).every(([name, mark]) => mark === this.#marks[name])) return; // as at most moves
+    Object.assign(this.#marks, marks);
+    this.#mark();
+  }
+
+  /** After a change of the zoom or of the window: other pixels of the screen may need other ones of the masks. */
+  #look() {
+    this.#mark();
+    const { step, width, height } = this.stage;
+    if (step === this.#step || !width) return;
+    this.#step = step;
+    this.#showMasks([height, width]);
+    this.#drawActive();
+  }
+
+  #mark() {
+    const { scale, left, top } = this.stage.zoom;
+    const { width, height, element } = this.stage;
+    if (!width) return;
+    this.#svg.setAttribute("viewBox", [left * width, top * height, width / scale, height / scale].join(" "));
+    const unit = width / scale / (element.clientWidth || 1); // a pixel of the screen
+    const { active, box, cross, brush } = this.#marks;
+    const points = (active?.points ?? []).flatMap((point) => pointShapes(point, unit));
+    const boxes = [active?.box, box].filter(Boolean).map(boxShape);
+    this.#svg.replaceChildren(...boxes, ...points, ...brushShapes(brush), ...crossShapes(cross, unit));
+  }
+}
+
+/** The place of an item's mask in the series of colors; it stays, whatever else is there. */
+function placeOf(key) {
+  const number = Number(key.replaceAll(/\D/g, "")) % 10000; // a mask's number in its image, or of those made here
+  return key.startsWith("d") ? number : number + 5000;
+}
+
+function maskFrom(counts, size, place, item = null) {
+  const mask = new Mask({ segmentation: { size, counts }, item }, place);
+  let area = 0;
+  for (let run = 1; run < mask.ends.length; run += 2) area += mask.ends[run] - mask.ends[run - 1];
+  mask.row.area = area;
+  mask.faint = item?.locked ?? false;
+  return mask;
+}
+
+function pointShapes([x, y, label], unit) {
+  const [cx, cy, arm] = [x + 0.5, y + 0.5, 3.5 * unit];
+  const sign = `M${cx - arm} ${cy}h${2 * arm}${label ? `M${cx} ${cy - arm}v${2 * arm}` : ""}`;
+  return [
+    shape("circle", { cx, cy, r: RADIUS * unit, class: label ? "positive" : "negative" }),
+    shape("path", { d: sign, class: "sign" }),
+  ];
+}
+
+function boxShape([x, y, width, height]) {
+  return shape("rect", { x, y, width, height, class: "asked" });
+}
+
+function brushShapes(brush) {
+  if (brush === null) return [];
+  const [cx, cy, r] = brush;
+  return ["brush-back", "brush-front"].map((name) => shape("circle", { cx, cy, r, class: name }));
+}
+
+function crossShapes(cross, unit) {
+  if (cross === null) return [];
+  const [x, y, arm, gap] = [cross[0] + 0.5, cross[1] + 0.5, ARM * unit, 3 * unit];
+  const d = [[1, 0], [-1, 0], [0, 1], [0, -1]]
+    .map(([dx, dy]) => `M${x + dx * gap} ${y + dy * gap}L${x + dx * arm} ${y + dy * arm}`)
+    .join("");
+  return ["cross-back", "cross-front"].map((name) => shape("path", { d, class: name }));
+}
+
+function shape(name, attributes) {
+  const element = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value));
+  return element;
+}

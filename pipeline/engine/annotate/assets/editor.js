@@ -1,0 +1,346 @@
+// The work on one image: gestures in their order, the model's answers, the draft, and saving.
+
+import { submissionOf, itemsOf, timesOf } from "./submission.js";
+import { draftKey } from "./drafts.js";
+import { History } from "./history.js";
+import { Keeping } from "./keeping.js";
+import { Model } from "./model.js";
+import { draftOf, restored, workOf } from "./restoring.js";
+import { Saver } from "./saving.js";
+import { getJson, GoneError, postJson, RefusedError } from "./server.js";
+import { brushed, hasPixels } from "./strokes.js";
+import { Stopwatch } from "./timing.js";
+import { GestureQueue } from "./gestures.js";
+import * as work from "./work.js";
+
+const CHANGED = "This image has changed since it was saved. What fits of that work is here: look, and save.";
+
+export class Editor {
+  #session;
+  #listeners;
+  #saver;
+  #gestures;
+  #turn = 0; // counts what was opened
+  #first = work.begin([]);
+  #theirs = null; // the state with the answer of somebody who was faster
+  #sending = null; // {body, state, complete}: what is to be saved, as it was when that was asked for
+  #selected = null; // an item's key
+  history = new History(this.#first);
+  model = new Model();
+  image = null; // the server's answer about the image that is open; no gesture does anything without
+  complete = true;
+
+  /**
+   * `told` has what is called: changed(), opened(image), saved(id, by us), lost(winner), changedMeanwhile(id),
+   * shared(whether another window has the image), say(text), problem(error or null).
+   */
+  constructor(session, listeners) {
+    this.#session = session;
+    this.#listeners = listeners;
+    this.#saver = new Saver(session.annotator);
+    this.#gestures = new GestureQueue(() => this.#settle(), (error) => listeners.problem(error));
+    this.watch = new Stopwatch(session.idle_s);
+    this.keeping = new Keeping(() => this.#draft(), this.watch, {
+      shared: (shared) => listeners.shared(shared),
+      freed: (draft, touched) => this.#takeOver(draft, touched),
+      failed: () => listeners.say("This browser keeps no drafts: save often."),
+    });
+  }
+
+  get state() {
+    return this.history.state;
+  }
+
+  /** The item that is corrected, or chosen to be; null for none. */
+  get selected() {
+    const { items, active } = this.state;
+    const chosen = active === null ? this.#selected : active.of;
+    return items.find(({ key }) => key === chosen) ?? null;
+  }
+
+  /** The pixels that a gesture would change: of the active mask or the chosen item; null if there are none. */
+  get counts() {
+    return this.state.active === null ? (this.selected?.counts ?? null) : this.model.countsOf(this.state.active);
+  }
+
+  get changed() {
+    return this.state.active !== null || !work.sameItems(this.state, this.#first);
+  }
+
+  /** Shows an image, with its draft if there is one. */
+  async open(id) {
+    this.close();
+    const turn = ++this.#turn;
+    const { stage, annotator, dataset } = this.#session;
+    const key = draftKey(dataset.name, id, annotator);
+    const [image, draft] = await Promise.all([getJson(`/api/images/${id}`), this.keeping.read(key)]);
+    if (image.state === "gone") throw new RefusedError("This image is no longer in the dataset.", 410, null);
+    if (turn !== this.#turn) return; // another image is opened
+    const began = image.submission?.seconds ?? 0;
+    Object.assign(image, { id, key, stage, began, locks: stage === "semi" });
+    const useless = this.#begin(image, draft);
+    this.image = image;
+    this.keeping.begin(key, useless);
+    this.#listeners.opened(image);
+    if ((image.submission?.annotator ?? annotator) !== annotator) {
+      this.#theirs = this.#first;
+      this.#listeners.lost(image.submission);
+    }
+    this.#show();
+    postJson(`/api/images/${id}/embed`).catch(() => {}); // a click would say what is wrong
+    if (this.model.waits(this.state.active)) this.#do(() => {});
+  }
+
+  /** Takes no gestures until an image is open. */
+  close() {
+    this.keeping.leave();
+    this.#gestures.stop();
+    this.image = null;
+  }
+
+  /** Returns whether the draft is of no use. */
+  #begin(image, draft) {
+    if (draft) work.useNumbersFrom(draft.last);
+    this.#first = work.begin(itemsOf(image));
+    [this.#theirs, this.#selected, this.#sending] = [null, null, null];
+    this.#saver.reset();
+    const back = draft ? restored(draft, image, this.#first) : null;
+    if (back === null) this.history.reset(this.#first);
+    else this.history.load(back.history);
+    this.model.load(back?.predictions ?? []);
+    this.watch.reset(back?.times ?? timesOf(image.submission));
+    this.complete = back?.complete ?? image.submission?.complete ?? true;
+    if (back?.text) this.#listeners.say(back.text);
+    else if (image.submission !== null && image.state !== "submitted") this.#listeners.say(CHANGED);
+    return Boolean(draft) && back === null;
+  }
+
+  /** Goes on with an image that another window had, and kept this draft of; undo shows it if work was done here. */
+  #takeOver(draft, touched) {
+    if (!touched) {
+      this.keeping.end(); // nothing here is not in the draft
+      this.#listeners.changedMeanwhile(this.image.id);
+      return;
+    }
+    const { state } = this;
+    const theirs = draft && !draft.looked ? workOf(draft, this.image) : null;
+    if (theirs !== null && !work.sameMasks(theirs.state, state)) {
+      this.watch.add(theirs.masks);
+      this.history.push(theirs.state);
+      this.history.push(state);
+      this.#listeners.say("The other window has left this image. Undo shows the draft that it kept.");
+    }
+    this.#kept();
+  }
+
+  point(x, y, label) {
+    return this.#prompt(() => {
+      if (this.#isLocked()) return this.state;
+      if (label || this.counts !== null) return work.addPoint(this.state, x, y, label, this.selected);
+      this.#listeners.say("Begin with a point on the object, or choose a mask.");
+      return this.state;
+    });
+  }
+
+  box(box) {
+    return this.#prompt(() => (this.#isLocked() ? this.state : work.setBox(this.state, box, this.selected)));
+  }
+
+  #prompt(change) {
+    return this.#do(() => this.#push(change()));
+  }
+
+  /** Adds the pixels of a stroke to the mask, or takes them from it. */
+  stroke(points, radius, adds) {
+    return this.#do(() => {
+      const { counts } = this;
+      if (this.#isWaiting() || this.#isLocked()) return;
+      if (!adds && counts === null) return this.#listeners.say("Choose a mask first: there is nothing to erase.");
+      const made = brushed(counts, points, radius, adds, this.image.size);
+      if (hasPixels(made, this.image.size)) this.#push(work.setPixels(this.state, made, this.selected));
+      else if (counts !== null) this.#remove();
+    });
+  }
+
+  part(part) {
+    return this.#do(() => this.#push(work.setPart(this.state, part)));
+  }
+
+  /** Makes the active mask one of the image's; returns whether it has none any more. */
+  accept() {
+    return this.#do(() => this.#accept());
+  }
+
+  #accept() {
+    const { counts } = this;
+    if (this.#isWaiting()) return false;
+    this.#selected = null;
+    if (this.state.active === null) return this.#show();
+    if (!hasPixels(counts, this.image.size)) return this.#listeners.say("The mask has no pixel: add a point or cancel.");
+    this.#push(work.accept(this.state, counts));
+    return true;
+  }
+
+  #isWaiting() {
+    const waits = this.model.waits(this.state.active);
+    if (waits) this.#listeners.say("The model has not answered yet.");
+    return waits;
+  }
+
+  /** Whether the chosen mask may not be changed, and no other one is worked on. */
+  #isLocked() {
+    const locked = this.state.active === null && (this.selected?.locked ?? false);
+    if (locked) this.#listeners.say("This mask is locked. L unlocks it, Escape leaves it.");
+    return locked;
+  }
+
+  /** Lets the chosen mask be changed. */
+  unlock() {
+    return this.#do(() => {
+      if (this.selected?.locked) this.#push(work.unlock(this.state, this.#selected));
+    });
+  }
+
+  cancel() {
+    return this.#do(() => {
+      this.#selected = null;
+      this.#push(work.cancel(this.state));
+    });
+  }
+
+  /** Deletes the mask that is worked on or chosen. */
+  remove() {
+    return this.#do(() => this.#remove());
+  }
+
+  #remove() {
+    const key = this.selected?.key ?? null;
+    if ((key === null && this.state.active === null) || this.#isLocked()) return;
+    this.#selected = null;
+    this.#push(work.remove(this.state, key));
+  }
+
+  /** Says whether all that is prominent is annotated. */
+  setComplete(complete) {
+    return this.#do(() => {
+      this.complete = complete;
+      this.#kept();
+    });
+  }
+
+  /** Chooses an item to correct, by its key; null for none. An active mask is accepted first. */
+  select(key) {
+    return this.#do(() => {
+      if (this.state.active !== null && this.#accept() !== true) return;
+      this.#selected = key;
+      this.#show();
+    });
+  }
+
+  undo() {
+    return this.#do(() => this.history.undo() && this.#kept());
+  }
+
+  redo() {
+    return this.#do(() => this.history.redo() && this.#kept());
+  }
+
+  /**
+   * Saves the work as it is now; `told.saved` hears when the server has it, `told.lost` when somebody was faster. While
+   * the server does not answer, the same is sent again, whatever is changed meanwhile.
+   */
+  save() {
+    return this.#do(() => {
+      if (this.state.active !== null && this.#accept() !== true) return;
+      const { state, complete } = this;
+      this.#sending = { state, complete, body: submissionOf(this.image, state.items, this.watch.dump(), complete) };
+      this.keeping.keep();
+    });
+  }
+
+  /** Does what the server must hear: saves, and asks the model. */
+  async #settle() {
+    const { image } = this;
+    try {
+      await this.#deliver(image);
+    } finally {
+      if (image !== null && this.image === image) await this.#ask(image);
+    }
+  }
+
+  async #deliver(image) {
+    const sending = this.#sending;
+    if (sending === null) return;
+    let outcome = {};
+    try {
+      if (sending.state !== this.#theirs) outcome = await this.#saver.save(image, sending.body);
+    } catch (error) {
+      if (this.#sending === sending && !(error instanceof GoneError)) this.#sending = null;
+      else if (this.image === image) this.#listeners.say("Not saved yet: it is tried again every three seconds.");
+      throw error;
+    }
+    if (this.image !== image) return; // it was left meanwhile
+    if (this.#sending === sending) this.#sending = null; // else it was asked for again meanwhile
+    if (outcome.winner === undefined) this.#saved(image, sending);
+    else this.#lost(outcome.winner);
+  }
+
+  #saved(image, { state, complete, body }) {
+    if (this.state === state && this.complete === complete) {
+      this.keeping.drop();
+      this.#listeners.saved(image.id, state !== this.#theirs);
+      return;
+    }
+    this.#first = state;
+    image.began = body.seconds;
+    this.#kept();
+    this.#listeners.say("Saved as it was when you asked for it. What you changed since is not: save again.");
+  }
+
+  #lost(winner) {
+    if (winner === null) {
+      this.#listeners.changedMeanwhile(this.image.id); // what fits of the draft is carried over
+      return;
+    }
+    this.watch.add(timesOf(winner).masks);
+    this.#theirs = work.begin(itemsOf({ ...this.image, submission: winner }));
+    this.#push(this.#theirs);
+    this.#listeners.lost(winner);
+  }
+
+  async #ask(image) {
+    const { active } = this.state;
+    if (!this.model.waits(active)) return;
+    await this.model.ask(image.id, active, () => this.image === image);
+    if (this.image === image) this.#kept();
+  }
+
+  #push(state) {
+    this.history.push(state);
+    this.#kept();
+  }
+
+  /** Keeps the draft and shows the state. */
+  #kept() {
+    this.keeping.keep();
+    this.#show();
+  }
+
+  #draft() {
+    const { image, model, state, complete } = this;
+    const history = this.history.dump();
+    const counts = model.countsOf(state.active);
+    return draftOf(image, history, model.dump(history.states), this.watch.dump(), counts, complete);
+  }
+
+  #show() {
+    this.watch.workOn(this.state.active?.key ?? null);
+    this.#listeners.changed();
+  }
+
+  /** Changes the state after the gestures before. */
+  #do(change) {
+    const { image } = this;
+    return this.#gestures.run(() => image !== null && this.image === image, change);
+  }
+}

@@ -1,0 +1,123 @@
+// What is saved: the work on an image relative to the dataset's masks, and back from a saved answer to the work.
+
+/**
+ * The items of an image as it was opened: the dataset's masks, the largest first, as the last answer left them. With
+ * `locks` these are locked, and so is what is prefilled.
+ */
+export function itemsOf({ masks, submission, prefill, locks = false }) {
+  const gone = new Set([...(submission?.replaced ?? []), ...(submission?.deleted ?? [])].map(({ id }) => id));
+  const kept = masks.filter((row) => !gone.has(row.annotation_id)).sort((one, other) => other.area - one.area);
+  const made =
+    submission === null
+      ? (prefill ?? []).map((mask, place) => filled(mask, place, locks))
+      : submission.masks.map((mask, place) => fromSubmission(mask, keyOf(submission.n, place), submission.stage, locks));
+  return [...kept.map((row) => fromRow(row, locks)), ...made];
+}
+
+/** The body of a request that saves `items`; `times` are those of a Stopwatch. */
+export function submissionOf({ base, masks }, items, times, complete) {
+  const here = new Set(items.map(({ id }) => id));
+  const parents = new Set(items.map(({ parent }) => parent));
+  const gone = masks.filter((row) => !here.has(row.annotation_id));
+  const was = (row) => ({ id: row.annotation_id, counts: row.segmentation.counts });
+  return {
+    base,
+    complete,
+    seconds: rounded(times.image),
+    masks: items.filter(({ id }) => id === null).map((item) => toSave(item, times)),
+    replaced: gone.filter((row) => parents.has(row.annotation_id)).map(was),
+    deleted: gone.filter((row) => !parents.has(row.annotation_id)).map(was),
+  };
+}
+
+/** The times of an answer that is opened again. */
+export function timesOf(submission) {
+  if (submission === null) return {};
+  const masks = submission.masks.map(({ seconds }, place) => [keyOf(submission.n, place), seconds]);
+  return { image: submission.seconds, masks: Object.fromEntries(masks) };
+}
+
+/**
+ * Applies what was to be saved in a stage to the items of an image that has changed since. Returns {items, masks, unfit}:
+ * all that still fits, the seconds of the new ones by key, and how many masks do not fit. What is there already is not
+ * added; nor, unless `untouched`, what was prefilled and is as it was. `locks` as for `itemsOf`.
+ */
+export function carried(items, { masks, replaced, deleted }, key, { stage = null, untouched = true, locks = false } = {}) {
+  const had = new Map([...replaced, ...deleted].map(({ id, counts }) => [id, counts]));
+  const fits = (item) => item.id !== null && had.get(item.id) === item.counts;
+  const parents = new Set([null, undefined, ...items.filter(fits).map(({ id }) => id)]);
+  const there = new Set(items.map(({ counts }) => counts));
+  const wanted = masks.filter((mask) => !there.has(mask.counts) && (untouched || !isUntouched(mask, stage)));
+  const fitting = wanted.filter(({ parent }) => parents.has(parent));
+  const keys = fitting.map((_, place) => `${key}.${place}`);
+  const kept = items.filter(({ id, counts }) => deleted.some((mask) => mask.id === id && mask.counts !== counts));
+  return {
+    items: [
+      ...items.filter((item) => !fits(item)),
+      ...fitting.map((mask, place) => fromSubmission(mask, keys[place], stage, locks)),
+    ],
+    masks: Object.fromEntries(fitting.map(({ seconds }, place) => [keys[place], seconds])),
+    unfit: wanted.length - fitting.length + kept.length,
+  };
+}
+
+/** Whether a saved answer is what an annotator sent: then a lost reply was not a lost race. */
+export function isSame(saved, sent, annotator) {
+  const times = ({ seconds, masks }) => JSON.stringify([seconds, masks.map((mask) => mask.seconds)]);
+  return saved.annotator === annotator && times(saved) === times(sent) && isSameWork(saved, sent);
+}
+
+/** Whether two answers to one state of an image say the same but for times. */
+export function isSameWork(one, other) {
+  const said = ({ masks, replaced, deleted, complete }) =>
+    JSON.stringify([
+      masks.map(({ counts, source }) => [counts, source]),
+      [...replaced, ...deleted].map(({ id }) => id),
+      complete,
+    ]);
+  return said(one) === said(other);
+}
+
+/** Whether a saved mask is a prefilled one as it was: of a box, and nobody spent time on it. */
+function isUntouched({ source, seconds, prompts, parent }, stage) {
+  const boxed = prompts?.length === 1 && prompts[0].kind === "box";
+  return stage === "semi" && source === "assisted" && (parent ?? null) === null && seconds === 0 && boxed;
+}
+
+const keyOf = (n, place) => `a${n}.${place}`;
+
+const rounded = (seconds) => Math.round(seconds * 10) / 10;
+
+function fromRow(row, locked) {
+  return {
+    key: `d${row.annotation_id}`,
+    id: row.annotation_id,
+    counts: row.segmentation.counts,
+    source: row.source ?? "automatic",
+    label: row.label ?? null,
+    prompts: [],
+    parent: null,
+    locked,
+  };
+}
+
+function itemFrom({ counts, source, label, prompts, parent }, key) {
+  return { key, id: null, counts, source, label: label ?? null, prompts: prompts ?? [], parent: parent ?? null };
+}
+
+function fromSubmission(mask, key, stage, locks) {
+  const item = itemFrom(mask, key);
+  return isUntouched(mask, stage) ? { ...item, filled: true, locked: locks } : item;
+}
+
+/** A mask that the model made ahead for a box that a detector found. */
+function filled({ counts, box }, place, locked) {
+  const [x, y, w, h] = box;
+  const prompts = [{ kind: "box", x, y, w, h }];
+  const item = { key: `p${place}`, id: null, counts, source: "assisted", label: null, prompts, parent: null };
+  return { ...item, filled: true, locked };
+}
+
+function toSave({ key, counts, source, label, prompts, parent }, times) {
+  return { counts, source, seconds: rounded(times.masks[key] ?? 0), label, prompts, parent };
+}

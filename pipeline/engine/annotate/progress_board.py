@@ -1,0 +1,221 @@
+"""What has been answered: the last answer of each lane, and what the progress page shows of them."""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from segmint.catalogs.dataset.annotations.assignments import annotated_masks, carried, is_merged, merged_assignment
+from segmint.catalogs.dataset.annotations.names import (
+    SubmissionName,
+    latest_submissions,
+    list_submissions,
+    submissions_of,
+)
+from segmint.catalogs.dataset.annotations.submissions import Submission, SubmissionError, read_submission
+from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
+from segmint.pipeline.engine.annotate.source import OpenImage
+from segmint.pipeline.quality.study.agreement import agreement, read_pairs
+
+_THREADS = 16
+_AHEAD = 64
+
+
+@dataclass(frozen=True)
+class LatestSubmission:
+    """The last answer of a lane, without its masks; `annotator` is None for a file that cannot be read.
+
+    `masks` are all new ones; `timed` those that people worked on, for `mask_seconds`.
+    """
+
+    name: SubmissionName
+    annotator: str | None = None
+    base: str = ""
+    masks: int = 0
+    timed: int = 0
+    mask_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, submission: Submission) -> "LatestSubmission":
+        """Return what is kept of an answer."""
+        seconds = sum(mask.seconds for mask in submission.masks)
+        name = SubmissionName(submission.ordinal, submission.assignment, submission.n)
+        return cls(
+            name,
+            submission.annotator,
+            submission.base,
+            len(submission.masks),
+            len(annotated_masks(submission)),
+            seconds,
+        )
+
+
+class ProgressBoard:
+    """The last answer of each lane of each image. Thread-safe.
+
+    It is read once at the start, and for an image when that is given to somebody: other servers may write, too.
+    """
+
+    def __init__(self, dataset: Location) -> None:
+        """Read what is there; raises `StorageFaultError` if the store fails."""
+        self._dataset = dataset
+        self._lock = threading.Lock()
+        self._done: dict[int, dict[int, LatestSubmission]] = {}  # by ordinal and lane
+        self._agreed: dict[tuple[SubmissionName, SubmissionName], tuple[float, ...] | None] = {}
+        names = [
+            name
+            for assignments in latest_submissions(list_submissions(dataset)).values()
+            for name in assignments.values()
+        ]
+        for done in map_ahead(self._read, names, _THREADS, _AHEAD, "answers"):
+            self._done.setdefault(done.name.ordinal, {})[done.name.assignment] = done
+
+    def assignments(self, image: int) -> dict[int, LatestSubmission]:
+        """Return the last answer of each lane of an image, as far as known."""
+        with self._lock:
+            return dict(self._done.get(image - 1, {}))
+
+    def submitted_by(self, annotator: str) -> list[int]:
+        """Return the ids of the images of which an annotator gave the last answer in a lane."""
+        with self._lock:
+            return [
+                ordinal + 1
+                for ordinal, assignments in self._done.items()
+                if any(done.annotator == annotator for done in assignments.values())
+            ]
+
+    def answered(self) -> list[int]:
+        """Return the ids of all images with answers."""
+        with self._lock:
+            return [ordinal + 1 for ordinal in self._done]
+
+    def refresh(self, image: int) -> dict[int, LatestSubmission]:
+        """Return what `assignments` does after another look at the store."""
+        known = self.assignments(image)
+        found = latest_submissions(submissions_of(self._dataset, image - 1)).get(image - 1, {})
+        assignments = {
+            assignment: known[assignment]
+            if assignment in known and known[assignment].name == name
+            else self._read(name)
+            for assignment, name in found.items()
+        }
+        with self._lock:
+            for assignment, now in self._done.get(image - 1, {}).items():
+                # What was noted meanwhile is newer than the look at the store.
+                if now != known.get(assignment) and (
+                    assignment not in assignments or assignments[assignment].name.n < now.name.n
+                ):
+                    assignments[assignment] = now
+            if assignments:
+                self._done[image - 1] = assignments
+            else:
+                self._done.pop(image - 1, None)
+        return dict(assignments)
+
+    def put(self, submission: Submission) -> None:
+        """Note an answer that was saved."""
+        with self._lock:
+            assignments = self._done.setdefault(submission.ordinal, {})
+            before = assignments.get(submission.assignment)
+            if before is None or before.name.n < submission.n:
+                assignments[submission.assignment] = LatestSubmission.of(submission)
+
+    def forget(self, image: int) -> None:
+        """Forget an image that was taken down."""
+        with self._lock:
+            self._done.pop(image - 1, None)
+
+    def read(self, image: int, assignment: int) -> Submission | None:
+        """Return the last known answer of a lane; None if there is none, or it cannot be read."""
+        done = self.assignments(image).get(assignment)
+        if done is None:
+            return None
+        try:
+            return read_submission(self._dataset, done.name)
+        except SubmissionError:
+            return None
+
+    def submission(self, found: OpenImage, assignment: int) -> Submission | None:
+        """Return the last known answer of a lane; of one to another state, what still fits. None if it was merged."""
+        done = self.assignments(found.place.id).get(assignment)
+        if done is None or (
+            done.base != found.base and is_merged(found.row.get("submission"), assignment, done.name.n)
+        ):
+            return None
+        submission = self.read(found.place.id, assignment)
+        if submission is None or submission.base == found.base:
+            return submission
+        return carried(submission, found.base, found.size, found.counts)
+
+    def state(self, found: OpenImage, assignment: int) -> str:
+        """Return whether an image is `answered` in a lane as it is now, else whether it is `merged` or `open`."""
+        done = self.assignments(found.place.id).get(assignment)
+        if done is not None and done.base == found.base:
+            return "submitted"
+        return "open" if merged_assignment(found.row.get("submission")) is None else "merged"
+
+    def only_assignment(self, found: OpenImage) -> int | None:
+        """Return the lane that an image has alone, from the merge on that changed it; None before.
+
+        Work on what came of a merge is merged, too. Who has the other lane has seen the masks of the first then.
+        """
+        merged = found.row.get("submission")
+        assignment = merged_assignment(merged)
+        if merged is None or assignment is None:
+            return None
+        done = self.assignments(found.place.id).get(assignment)
+        unchanged = done is not None and done.name.n == merged["n"] and done.base == found.base
+        return None if unchanged else assignment
+
+    def progress(self, annotators: Iterable[str], counts: Callable[[int], bool] = lambda _: True) -> dict[str, Any]:
+        """Return the images and masks answered so far, by annotator, and how far two people agree on an image.
+
+        Only images whose ids `counts` takes are in any of the figures.
+        """
+        with self._lock:
+            of_images = [dict(assignments) for ordinal, assignments in self._done.items() if counts(ordinal + 1)]
+        done = [each for assignments in of_images for each in assignments.values()]
+        first = [assignments[min(assignments)] for assignments in of_images]
+        names = dict.fromkeys([*annotators, *sorted({each.annotator for each in done if each.annotator})])
+        return {
+            "submitted": len(first),
+            "masks": sum(each.masks for each in first),
+            "annotators": [_summary(name, [each for each in done if each.annotator == name]) for name in names],
+            "agreement": self._agreement(
+                [(assignments[0], assignments[1]) for assignments in of_images if len(assignments) == 2]
+            ),
+        }
+
+    def _agreement(self, pairs: Sequence[tuple[LatestSubmission, LatestSubmission]]) -> dict[str, Any] | None:
+        ious: list[float] = []
+        images = 0
+        for one, other in pairs:
+            key = one.name, other.name
+            if key not in self._agreed:
+                apart = read_pairs(self._dataset, one.name.ordinal)
+                self._agreed[key] = None if apart is None else agreement(*apart)
+            found = self._agreed[key]
+            if found is not None:
+                images += 1
+                ious += found
+        if not images:
+            return None
+        return {"images": images, "pairs": len(ious), "mean_iou": sum(ious) / len(ious) if ious else None}
+
+    def _read(self, name: SubmissionName) -> LatestSubmission:
+        try:
+            return LatestSubmission.of(read_submission(self._dataset, name))
+        except SubmissionError:
+            return LatestSubmission(name)
+
+
+def _summary(name: str, done: Sequence[LatestSubmission]) -> dict[str, Any]:
+    timed = sum(each.timed for each in done)
+    seconds = sum(each.mask_seconds for each in done)
+    return {
+        "name": name,
+        "images": len(done),
+        "masks": sum(each.masks for each in done),
+        "seconds_a_mask": seconds / timed if timed else None,
+    }

@@ -1,0 +1,217 @@
+"""What raters do, without HTTP: be shown single masks, rate them, take a rating back.
+
+A mask is named by its place in the rater's order, from 0: its annotation id would tell whether people made it.
+"""
+
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from segmint.catalogs.dataset.annotations.ratings import (
+    HIGHEST,
+    LOWEST,
+    Rating,
+    RatingError,
+    RatingName,
+    counts_digest,
+    last_ratings,
+    list_ratings,
+    put_rating,
+    rater_key,
+    read_rating,
+    read_ratings,
+)
+from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.versions.record import VersionName, name_now
+from segmint.catalogs.layout import wrong_fields
+from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.storage.location import Location
+from segmint.pipeline.engine.annotate.rating.sample import SampledMask, SampleOptions, draw_sample, order_for
+from segmint.pipeline.engine.annotate.session_info import IDLE_S
+from segmint.pipeline.engine.annotate.source import ImageGoneError, ImageSource, OpenImage, check_images
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.serving.images import ImagePlaces, NoImageError, UnknownImageError
+
+_SAID = frozenset({"score", "seconds"})
+
+
+class RatingConflictError(SegmintError):
+    """Another rating of the same rater has this number; `winner` is the last one that is there."""
+
+    def __init__(self, text: str, winner: Rating | None) -> None:
+        super().__init__(text)
+        self.winner = winner
+
+
+@dataclass(frozen=True)
+class RatingInfo:
+    """What a session of rating is about."""
+
+    name: str
+    version: VersionName | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        digest = None if self.version is None else str(self.version)
+        return {"dataset": {"name": self.name, "digest": digest}, "stage": "rate", "idle_s": IDLE_S}
+
+
+class RaterView:
+    """The masks and the ratings of one server. Thread-safe."""
+
+    def __init__(
+        self, dataset: Location, about: RatingInfo, source: ImageSource, sample: Sequence[SampledMask], seed: int
+    ) -> None:
+        """Read the ratings that are there; raises `StorageFaultError` if the store fails."""
+        self.dataset = dataset
+        self.about = about
+        self.source = source
+        self._sample = sample
+        self._seed = seed
+        self._lock = threading.Lock()
+        self._orders: dict[str, list[SampledMask]] = {}
+        self._gone: set[int] = set()  # masks that are there no more
+        wanted = {each.mask for each in sample}
+        names = [name for name in last_ratings(list_ratings(dataset)) if name.mask in wanted]
+        self._numbers: dict[tuple[str, int], int] = {(name.rater, name.mask): name.n for name in names}
+        found = (rating for rating in read_ratings(dataset, names) if isinstance(rating, Rating))
+        self._last: dict[tuple[str, int], Rating] = {(rating.name.rater, rating.mask): rating for rating in found}
+
+    def __len__(self) -> int:
+        return len(self._sample)
+
+    def next(self, rater: str) -> dict[str, Any]:
+        """Return the first mask in a rater's order that the rater has not rated; `item` None: all are."""
+        for item, each in enumerate(self._order(rater)):
+            if self._is_rated(rater, each) or each.mask in self._gone:
+                continue
+            try:
+                return self.show(rater, item)
+            except (ImageGoneError, UnknownImageError, NoImageError):
+                with self._lock:
+                    self._gone.add(each.mask)
+        return {"item": None, **self.progress(rater)}
+
+    def show(self, rater: str, item: int) -> dict[str, Any]:
+        """Return a mask, without anything that says where it comes from.
+
+        Raises `UsageError` for a place that the order has not, `ImageGoneError` if the mask is not there any more.
+        """
+        each, found, counts = self._mask(rater, item)
+        with self._lock:
+            last = self._last.get((rater_key(rater), each.mask))
+            number = self._numbers.get((rater_key(rater), each.mask), 0)
+        score = None if last is None or last.counts_sha256 != counts_digest(counts) else last.score
+        return {
+            "item": item,
+            "image": each.image,
+            "size": list(found.size),
+            "counts": counts,
+            "n": number,
+            "score": score,
+            **self.progress(rater),
+        }
+
+    def save(self, rater: str, item: int, n: int, body: Any) -> Rating:
+        """Put a rating of a mask, or with the score None take the last one back; returns what is there.
+
+        Raises `UsageError` for a body that is no rating, `RatingConflictError` if another one has the number, and
+        `ImageGoneError` or `TakenDownError` if the mask is not there any more.
+        """
+        each, _, counts = self._mask(rater, item)
+        if not isinstance(body, Mapping) or set(body) != _SAID:
+            raise UsageError("expected an object with score and seconds, no others")
+        try:
+            rating = Rating(
+                image=each.image,
+                mask=each.mask,
+                n=n,
+                counts_sha256=counts_digest(counts),
+                rater=rater,
+                score=body["score"],
+                seconds=body["seconds"],
+                saved_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            )
+        except ValidationError as error:
+            raise UsageError(f"a rating has a score from {LOWEST} to {HIGHEST}: {wrong_fields(error)}") from error
+        with self._lock:
+            known = self._numbers.get((rating.name.rater, each.mask), 0)
+        if n > known + 1:
+            raise UsageError(f"the next rating of this mask is {known + 1}, not {n}")
+        return self._note(rating if put_rating(self.dataset, rating) else self._other(rating))
+
+    def progress(self, rater: str) -> dict[str, Any]:
+        """Return how many masks a rater has rated, and of how many."""
+        order = self._order(rater)
+        return {"done": sum(self._is_rated(rater, each) for each in order), "total": len(order)}
+
+    def _mask(self, rater: str, item: int) -> tuple[SampledMask, OpenImage, str]:
+        order = self._order(rater)
+        if not 0 <= item < len(order):
+            raise UsageError(f"there is no mask {item}: expected 0 to {len(order) - 1}")
+        each = order[item]
+        found = self.source.read(each.image)
+        counts = found.counts.get(each.mask)
+        if counts is None:
+            raise ImageGoneError("this mask was replaced or deleted meanwhile")
+        return each, found, counts
+
+    def _other(self, rating: Rating) -> Rating:
+        """Return the last rating if it is this one, saved before; else raise `RatingConflictError` with it."""
+        names = [name for name in list_ratings(self.dataset) if (name.mask, name.rater) == rating.name[1:3]]
+        winner = self._read(max(names)) if names else None
+        if winner is not None and winner.n == rating.n and rating.same_work(winner):
+            return winner
+        if winner is not None:
+            self._note(winner)
+        raise RatingConflictError("another rating of this mask was saved before", winner)
+
+    def _read(self, name: RatingName) -> Rating | None:
+        try:
+            return read_rating(self.dataset, name)
+        except RatingError:
+            return None
+
+    def _note(self, rating: Rating) -> Rating:
+        key = (rating.name.rater, rating.mask)
+        with self._lock:
+            if self._numbers.get(key, 0) <= rating.n:
+                self._numbers[key] = rating.n
+                self._last[key] = rating
+        return rating
+
+    def _is_rated(self, rater: str, each: SampledMask) -> bool:
+        with self._lock:
+            last = self._last.get((rater_key(rater), each.mask))
+        return last is not None and last.score is not None
+
+    def _order(self, rater: str) -> list[SampledMask]:
+        with self._lock:
+            if rater not in self._orders:
+                self._orders[rater] = order_for(self._sample, rater, self._seed)
+            return self._orders[rater]
+
+
+@contextmanager
+def open_rater_view(dataset: Location, options: SampleOptions) -> Iterator[RaterView]:
+    """Draw the masks to rate, and open their images; scratch files are deleted at the end.
+
+    Raises `UsageError` if there is no dataset that segmint wrote or it has no images, and as `draw_sample`.
+    """
+    manifest = load_manifest(dataset)
+    check_images(dataset, manifest)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-rate-")))
+        with open_tables(dataset, scratch=folder) as tables:
+            sample = draw_sample(tables, options)
+            places = stack.enter_context(closing(ImagePlaces(tables, folder)))
+        source = stack.enter_context(closing(ImageSource(dataset, places, folder)))
+        about = RatingInfo(manifest.name, name_now(dataset))
+        yield RaterView(dataset, about, source, sample, options.seed)

@@ -1,0 +1,64 @@
+"""What a server keeps in memory of the images that were used last."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Collection
+from typing import Generic, Protocol, TypeVar
+
+
+class JpegValue(Protocol):
+    """Something that was made of a JPEG."""
+
+    @property
+    def jpeg_sha256(self) -> str:
+        """The SHA-256 of the JPEG, in hexadecimal digits."""
+
+
+T = TypeVar("T", bound=JpegValue)
+
+
+class RecentImages(Generic[T]):
+    """One value an image, of the last `kept` images. Thread-safe."""
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._values: OrderedDict[int, T] = OrderedDict()
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._values)
+
+    def __contains__(self, image: object) -> bool:
+        with self._lock:
+            return image in self._values
+
+    def get(self, image: int) -> T | None:
+        """Return what is kept of an image, and note that it was used."""
+        with self._lock:
+            found = self._values.get(image)
+            if found is not None:
+                self._values.move_to_end(image)
+            return found
+
+    def put(self, image: int, value: T, wanted: Collection[int] = ()) -> None:
+        """Keep something of an image; the images that are wanted are the last to be dropped."""
+        with self._lock:
+            self._values[image] = value
+            self._values.move_to_end(image)
+            spared = {*wanted, image}
+            while len(self._values) > self._kept:
+                oldest = next(iter(self._values))
+                del self._values[next((each for each in self._values if each not in spared), oldest)]
+
+    def images(self) -> Collection[int]:
+        """Return the ids of the images of which something is kept."""
+        with self._lock:
+            return list(self._values)
+
+    def forget(self, image: int, unless: str | None = None) -> None:
+        """Forget all of an image, unless it was made of the JPEG with the SHA-256 `unless`."""
+        with self._lock:
+            known = self._values.get(image)
+            if known is not None and known.jpeg_sha256 != unless:
+                del self._values[image]

@@ -1,0 +1,198 @@
+"""The judgment of a gate, as text, as JSON and for a page."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from segmint.infra.wording import counted
+from segmint.pipeline.engine.evaluate.gate.lineage import Lineage
+from segmint.pipeline.engine.evaluate.gate.verdict import (
+    DECIDES,
+    GUARDED,
+    NAMES,
+    GateVerdict,
+    GuardComparison,
+    MeanComparison,
+    percent_points,
+)
+from segmint.pipeline.engine.evaluate.points.result import PointsResult
+from segmint.pipeline.engine.evaluate.result import LISTED, SHOWN, EvaluationSubject
+from segmint.pipeline.engine.evaluate.truth import SkippedTruth
+
+TO_DO = (
+    "what to do: correct or draw masks of held-out images (`segmint import DATASET …`), or name a dataset or a "
+    "file that the weights were not trained on"
+)
+
+
+@dataclass(frozen=True)
+class JudgedImages:
+    """Which images of a dataset or file were judged on; `trained` were left out as trained on, or like such a one."""
+
+    name: str
+    trained: int
+    why: str
+    skipped: tuple[str, ...] = ()  # images and shards that could not be looked at
+
+    def line(self) -> str:
+        """It as a line for a person."""
+        skipped = f"; {counted(self.trained, 'image')} left out as trained on" if self.trained else ""
+        more = f"; and {len(self.skipped) - SHOWN:,} more" if len(self.skipped) > SHOWN else ""
+        unread = f"; could not be looked at: {'; '.join(self.skipped[:SHOWN])}{more}" if self.skipped else ""
+        return f"{self.name}: {self.why}{skipped}{unread}"
+
+
+@dataclass(frozen=True)
+class GateJudgment:
+    """Whether the second weights may replace the first, and by what.
+
+    `assisted_by` counts assisted masks by the model: "first", "second", or "others"; `corrected_separately` are masks
+    that are reported with these, as people corrected them from an answer that favors the second weights.
+    `favoring_first` are independent masks that were corrected from answers of the first weights, or of what they
+    descend from.
+    `guard_skipped`: what of the guard sets was not measured.
+    """
+
+    verdict: GateVerdict
+    reasons: tuple[str, ...]
+    lineages: tuple[Lineage, Lineage]
+    truths: tuple[JudgedImages, ...]
+    independent: tuple[MeanComparison, ...] = ()
+    assisted: tuple[MeanComparison, ...] = ()
+    assisted_by: Mapping[str, int] = field(default_factory=dict)
+    guards: tuple[GuardComparison, ...] = ()
+    guard_images: tuple[JudgedImages, ...] = ()
+    corrected_separately: int = 0
+    favoring_first: int = 0
+    guard_skipped: tuple[SkippedTruth, ...] = ()
+
+    @property
+    def passes(self) -> bool:
+        """Whether the second weights are better, and every guard set could say that they are not worse there."""
+        return self.verdict is GateVerdict.BETTER and all(guard.judged for guard in self.guards)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "verdict": self.verdict.value,
+            "reasons": list(self.reasons),
+            "passes": self.passes,
+            "decided_by": DECIDES,
+            "masks_favoring_first": self.favoring_first,
+            "independent": [asdict(each) for each in self.independent],
+            "assisted": {
+                "masks_by_model": dict(self.assisted_by),
+                "corrected": self.corrected_separately,
+                "compared": [asdict(each) for each in self.assisted],
+            },
+            "guards": [
+                {
+                    "name": guard.name,
+                    "worse": [each.measure for each in guard.worse],
+                    "compared": [asdict(each) for each in guard.compared],
+                }
+                for guard in self.guards
+            ],
+            "lineages": [each.to_dict() for each in self.lineages],
+            "images": [asdict(each) for each in self.truths],
+            "guard_images": [asdict(each) for each in self.guard_images],
+            "guard_skipped": {
+                "count": len(self.guard_skipped),
+                "first": [each._asdict() for each in self.guard_skipped[:LISTED]],
+            },
+        }
+
+    def lines(self) -> list[str]:
+        """Return it as lines for a person; the first has the verdict."""
+        return [
+            f"gate: {self.question} {self.verdict.value}",
+            *(f"  {reason}" for reason in self.reasons),
+            *([f"  {TO_DO}"] if self.verdict is GateVerdict.NO_TRUTH else []),
+            *(
+                f"  {where}, {measured}: {change} {decides}".rstrip()
+                for where, measured, change, decides in self.table()
+            ),
+            *(f"  {each}" for each in self.notes()),
+        ]
+
+    @property
+    def question(self) -> str:
+        """What the verdict answers."""
+        first, second = (each.weights.label for each in self.lineages)
+        return f"may {second} replace {first}?"
+
+    def table(self) -> Iterator[tuple[str, str, str, str]]:
+        """Each comparison: on what, the measure, the difference in percent points, and whether it may decide."""
+        parts = [("independent masks", self.independent, (DECIDES,)), ("assisted masks", self.assisted, ())]
+        parts += [(f"guard set {guard.name}", guard.compared, GUARDED) for guard in self.guards]
+        for name, compared, deciding in parts:
+            for each in compared:
+                where = f"{name}, {counted(each.masks, 'mask')} of {counted(each.images, 'image')}"
+                decides = "" if each.measure in deciding else "(does not decide)"
+                yield where, NAMES[each.measure], percent_points(each), decides
+
+    def notes(self) -> Iterator[str]:
+        """What is known of the weights and the images."""
+        if self.assisted:
+            by = ", ".join(f"{count:,} by {model}" for model, count in self.assisted_by.items() if count)
+            yield f"assisted masks favor the model that assisted{f': {by}' if by else ''}"
+        if self.corrected_separately:
+            yield (
+                f"{counted(self.corrected_separately, 'mask')} that people corrected from answers of the second "
+                "weights, or of what they descend from, may favor these: reported with the assisted ones"
+            )
+        if self.favoring_first:
+            yield (
+                f"{counted(self.favoring_first, 'independent mask')} were corrected from answers of the first weights, "
+                "or of what they descend from, and favor these: they may hide that the second are better, and do not "
+                "make them worse"
+            )
+        yield from (each.line() for each in self.lineages)
+        yield from (each.line() for each in self.truths)
+        yield from (f"guard set {each.line()}" for each in self.guard_images)
+        yield from (f"guard set, left out: {each}" for each in self.guard_skipped[:SHOWN])
+        if len(self.guard_skipped) > SHOWN:
+            yield f"guard sets: {len(self.guard_skipped) - SHOWN:,} more left out"
+
+    def values(self) -> Mapping[str, Any]:
+        """Return what the page's template shows."""
+        return {
+            "verdict": self.verdict.value,
+            "kind": {GateVerdict.BETTER: "good", GateVerdict.WORSE: "bad"}.get(self.verdict, ""),
+            "question": self.question,
+            "reasons": [*self.reasons, *([TO_DO] if self.verdict is GateVerdict.NO_TRUTH else [])],
+            "rows": list(self.table()),
+            "notes": list(self.notes()),
+        }
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """An evaluation with its judgment; `points` None: there was nothing to evaluate on."""
+
+    subject: EvaluationSubject
+    judgment: GateJudgment
+    points: PointsResult | None = None
+    page: str = ""  # where it was written, without `points`
+
+    @property
+    def verdict(self) -> GateVerdict:
+        """The verdict."""
+        return self.judgment.verdict
+
+    @property
+    def passes(self) -> bool:
+        """Whether the second weights may replace the first."""
+        return self.judgment.passes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as JSON values."""
+        if self.points is not None:
+            return self.points.to_dict()
+        return {**self.subject.to_dict(), "gate": self.judgment.to_dict()}
+
+    def lines(self) -> list[str]:
+        """Return the answer as lines for a person."""
+        if self.points is not None:
+            return self.points.lines()
+        return [*self.judgment.lines(), *([f"written: open {self.page}"] if self.page else [])]

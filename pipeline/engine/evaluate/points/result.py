@@ -1,0 +1,156 @@
+"""The answer of the interactive evaluation, as text and as JSON."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from segmint.infra.wording import counted
+from segmint.operators.evaluate.settings import PointsSettings
+from segmint.operators.intervals import Interval
+from segmint.pipeline.engine.evaluate.judge import Judgment
+from segmint.pipeline.engine.evaluate.points.figures import GroupMean, GroupPair, Means, MeanScore, Over
+from segmint.pipeline.engine.evaluate.points.scores import ImageScores
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject
+
+_PAIRS = 20
+"""Pairs of groups on a terminal."""
+
+KINDS = {"iou": "the model's choice", "oracle": "the best of three"}
+"""The measures that are shown, and what they are."""
+
+
+@dataclass(frozen=True)
+class PointsResult:
+    """Means, differences and groups of one evaluation, and the scores by image that they are computed from.
+
+    `grouped_by` is empty without groups. `judgment` says what follows from it, where that was asked for.
+    """
+
+    subject: EvaluationSubject
+    settings: PointsSettings
+    means: Means
+    scores: ImageScores
+    grouped_by: str = ""
+    groups: tuple[GroupMean, ...] = ()
+    pairs: tuple[GroupPair, ...] = ()
+    page: str = ""  # where it was written
+    judgment: Judgment | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as JSON values."""
+        answer = {
+            **self.subject.to_dict(),
+            "settings": {
+                "clicks": list(self.settings.clicks),
+                "first_click": self.settings.first.value,
+                "several_clicks": self.settings.several.value,
+                "seed": self.settings.seed,
+            },
+            "means": [asdict(each) for each in self.means.scores],
+            "differences": [asdict(each) for each in self.means.differences],
+        }
+        if self.grouped_by:
+            groups, pairs = ([asdict(each) for each in part] for part in (self.groups, self.pairs))
+            answer["groups"] = {"by": self.grouped_by, "means": groups, "pairs": pairs}
+        if self.judgment is not None:
+            answer["gate"] = self.judgment.to_dict()
+        return answer
+
+    def lines(self) -> list[str]:
+        """Return the answer as lines for a person."""
+        first = "the pixel farthest from the mask's boundary" if self.settings.first == "center" else "a random pixel"
+        return [
+            self.subject.head(),
+            f"first click: {first}; mIoU over masks in percent, with 95 % intervals by resampling images",
+            *self._tables(),
+            *self._differences(),
+            *self._groups(),
+            *self.subject.skipped_lines(),
+            *(["", *self.judgment.lines()] if self.judgment is not None else []),
+            *([f"written: open {self.page}"] if self.page else []),
+        ]
+
+    def rows(self, weights: int, truth: int | None) -> Iterator[tuple[str, list[MeanScore]]]:
+        """The means after each number of clicks: over masks of both kinds, then over images and datasets."""
+        there = {(each.weights, each.truth, each.over, each.measure): each for each in self.means.scores}
+        ways: list[tuple[str, Over, str]] = [(name, "masks", kind) for kind, name in KINDS.items()]
+        ways += [("the model's choice, over images", "images", "iou"), ("mean of datasets' means", "datasets", "iou")]
+        for name, over, kind in ways:
+            keys = [(weights, truth, over, f"{kind}_{count}") for count in self.settings.clicks]
+            if keys[0] in there:
+                yield name, [there[key] for key in keys]
+
+    def scopes(self) -> list[int | None]:
+        """The truths that have means; None is all of them together."""
+        found: list[int | None] = []
+        for each in self.means.scores:
+            if each.truth not in found:
+                found.append(each.truth)
+        return found
+
+    def nearest_pairs(self, most: int) -> list[GroupPair]:
+        """The pairs with the lowest p, at most so many; all of them, in their order, if they are no more."""
+        if len(self.pairs) <= most:
+            return list(self.pairs)
+        return sorted(self.pairs, key=lambda pair: 2.0 if pair.p is None else pair.p)[:most]
+
+    def _tables(self) -> Iterator[str]:
+        for truth in self.scopes():
+            for weights, label in enumerate(self.subject.names):
+                where = f", {self.subject.truths[truth].name}" if truth is not None else ""
+                cells = [f"{counted(count, 'click')}" for count in self.settings.clicks]
+                yield ""
+                yield _line(f"{label}{where}", cells)
+                for name, means in self.rows(weights, truth):
+                    yield _line(f"  {name}", [value(mean.mean, mean.interval) for mean in means])
+
+    def _differences(self) -> Iterator[str]:
+        if not self.means.differences:
+            return
+        yield ""
+        first, second = self.subject.names
+        yield f"difference: {second} minus {first}, over the same masks; p by flipping the signs of whole images"
+        for each in self.means.differences:
+            kind, _, count = each.measure.partition("_")
+            if each.truth is None and each.over == "masks" and kind in KINDS:
+                name = f"  {KINDS[kind]}, {counted(int(count), 'click')}"
+                yield f"{name:<36} {value(each.mean, each.interval, sign='+')}, {p_value(each.p)}"
+
+    def _groups(self) -> Iterator[str]:
+        if not self.grouped_by:
+            return
+        yield ""
+        yield f"by {self.grouped_by}; pairs: p by permuting labels over images, Holm's correction over the pairs"
+        for mean in self.groups:
+            size = f"{counted(mean.masks, 'mask')} of {counted(mean.images, 'image')}"
+            yield (
+                f"  {self._where(mean.weights, mean.measure)}{mean.group}: {value(mean.mean, mean.interval)} ({size})"
+            )
+        for pair in self.nearest_pairs(_PAIRS):
+            yield (
+                f"  {self._where(pair.weights, pair.measure)}{pair.first} minus {pair.second}: "
+                f"{100 * pair.difference:+.1f}, {p_value(pair.p)}, corrected {p_value(pair.holm)}"
+            )
+        if len(self.pairs) > _PAIRS:
+            yield f"  and {len(self.pairs) - _PAIRS:,} more pairs, all with a higher p"
+
+    def _where(self, weights: int, measure: str) -> str:
+        name = f"{self.subject.names[weights]}, " if len(self.subject.weights) > 1 else ""
+        return f"{name}{counted(int(measure.partition('_')[2]), 'click')}, "
+
+
+def value(mean: float, interval: Interval | None, sign: str = "") -> str:
+    """A mean in percent with its interval: `81.3 (79.0 to 83.4)`."""
+    text = f"{100 * mean:{sign}.1f}"
+    return text if interval is None else f"{text} ({100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f})"
+
+
+def p_value(p: float | None) -> str:
+    """A p in words: `p = 0.012`, `p < 0.001`, `p unknown`."""
+    if p is None:
+        return "p unknown"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _line(name: str, cells: list[str]) -> str:
+    return f"{name:<34}" + "".join(f"{cell:>22}" for cell in cells)

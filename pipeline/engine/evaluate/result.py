@@ -1,0 +1,85 @@
+"""What the answers of all evaluations have in common."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from segmint.infra.errors import SegmintError
+from segmint.infra.version import VERSION
+from segmint.infra.wording import counted, listed
+from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
+from segmint.pipeline.engine.evaluate.truth import SkippedTruth, Truth
+
+SHOWN = 10
+"""What was left out: lines on a terminal."""
+
+LISTED = 10_000
+"""What was left out: entries in JSON."""
+
+
+class NothingMeasuredError(SegmintError):
+    """No image of any truth could be evaluated."""
+
+
+@dataclass(frozen=True)
+class EvaluationSubject:
+    """What was evaluated on what; `masks` None: whole images were."""
+
+    evaluation: str
+    truths: tuple[Truth, ...]
+    weights: tuple[EvaluatedWeights, ...]
+    computed_on: str  # such as "cpu, fp32"
+    images: int
+    masks: int | None
+    skipped: tuple[SkippedTruth, ...]
+    seconds: float  # of all workers, in which they measured
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each weights; of equal ones each with its hash."""
+        labels = [weights.label for weights in self.weights]
+        if len(set(labels)) == len(labels):
+            return labels
+        return [f"{weights.label} ({weights.sha256[:12]})" for weights in self.weights]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the first keys of an answer as JSON values."""
+        return {
+            "evaluation": self.evaluation,
+            "segmint": VERSION,
+            "truth": [
+                {"name": truth.name, "kind": truth.kind, "images": truth.images, **truth.facts} for truth in self.truths
+            ],
+            "weights": [weights.to_dict() for weights in self.weights],
+            "computed_on": self.computed_on,
+            "images": self.images,
+            "masks": self.masks,
+            "skipped": {
+                "count": len(self.skipped),
+                "first": [each._asdict() for each in self.skipped[:LISTED]],
+            },
+        }
+
+    def head(self) -> str:
+        """Return the first line of an answer."""
+        names = listed(truth.name for truth in self.truths)
+        masks = "" if self.masks is None else f"{counted(self.masks, 'mask')} of "
+        return f"{self.evaluation}: {masks}{counted(self.images, 'image')} of {names}"
+
+    def skipped_lines(self) -> list[str]:
+        """Return lines about what was left out."""
+        if not self.skipped:
+            return []
+        more = len(self.skipped) - SHOWN
+        return [
+            f"left out: {counted(len(self.skipped), 'time')} an image or a mask:",
+            *(f"  {each}" for each in self.skipped[:SHOWN]),
+            *([f"  and {more:,} more"] if more > 0 else []),
+        ]
+
+
+def check_measured(images: int, skipped: Sequence[SkippedTruth]) -> None:
+    """Raise `NothingMeasuredError` if no image was measured."""
+    if not images:
+        reasons = "".join(f"\n  {each}" for each in skipped[:SHOWN])
+        raise NothingMeasuredError(f"no image could be evaluated:{reasons}")

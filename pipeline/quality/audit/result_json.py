@@ -1,0 +1,105 @@
+"""The answer of an audit as JSON: the one writer and the one reader."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from segmint.catalogs.findings import Finding
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.pipeline.quality.audit.result import AuditReport
+from segmint.pipeline.quality.audit.result_text import verdict
+from segmint.pipeline.quality.statistics.values import json_value
+
+_AREAS = ("licenses", "privacy", "duplicates", "statistics")
+_NEEDED = (
+    *("dataset", "scope", "findings_total", "findings_by_code", "findings"),
+    *("checked", "files_of_writers", "not_compared"),
+)
+_EXPECTED = "expected what `segmint audit DATASET --json -o FILE` writes"
+_ADAPTER = TypeAdapter(AuditReport)
+
+
+def to_dict(report: AuditReport) -> dict[str, Any]:
+    """The answer as JSON has it. All findings are counted; of each code the first are listed."""
+    areas = _AREAS if report.scope == "all" else ()
+    return {
+        "dataset": report.dataset,
+        "scope": report.scope,
+        "kind": report.kind,
+        "version": json_value(report.version),
+        "shards": report.shards,
+        "sample": report.sample,
+        "findings_total": report.findings.total,
+        "findings_by_code": {str(code): count for code, count in sorted(report.findings.counts.items())},
+        "findings": [_finding(finding) for finding in report.findings],
+        "checked": json_value(report.checked),
+        "not_built": json_value(report.not_built),
+        "files_of_writers": json_value(report.recent_unnamed),
+        "not_compared": json_value(report.not_compared),
+        "unusable_commits": json_value(report.unusable_commits),
+        "notes": json_value(report.notes),
+        **{area: json_value(getattr(report, area)) for area in areas},
+        **({"unsearched": json_value(report.unsearched), "verdict": verdict(report)} if areas else {}),
+    }
+
+
+def to_json(report: AuditReport) -> str:
+    """The answer as `segmint audit --json` prints it."""
+    return json.dumps(to_dict(report), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def from_json(data: str | bytes, where: str) -> AuditReport:
+    """The answer that `to_json` wrote.
+
+    Raises `UsageError`, which names `where` the JSON is from, for anything else.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is not an audit: not JSON: {error}; {_EXPECTED}") from error
+    missing = [key for key in _NEEDED if not isinstance(value, dict) or key not in value]
+    if missing:
+        raise UsageError(f"{where} is not an audit: no {missing[0]}; {_EXPECTED}")
+    findings = value["findings"]
+    if not isinstance(findings, list) or not all(isinstance(each, dict) for each in findings):
+        raise UsageError(f"{where} is not an audit: findings is not a list of objects; {_EXPECTED}")
+    if not all("image" in finding for finding in findings):
+        raise UsageError(f"{where} has findings that do not name their image: audit again; {_EXPECTED}")
+    try:
+        return _ADAPTER.validate_python(
+            {
+                **value,
+                "findings": {"counts": value["findings_by_code"], "kept": findings},
+                "recent_unnamed": value["files_of_writers"],
+            }
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{where} is not an audit: {name}: {first['msg']}; {_EXPECTED}") from error
+
+
+def read_audit(file: Location) -> AuditReport:
+    """The answer in a file; raises `UsageError` where there is none, and as `from_json` does."""
+    try:
+        data = file.read()
+    except NotFoundError as error:
+        raise UsageError(f"{file} does not exist; `segmint audit DATASET --json -o FILE` writes an audit") from error
+    return from_json(data, str(file))
+
+
+def _finding(finding: Finding) -> Mapping[str, Any]:
+    return {
+        "code": str(finding.code),
+        "shard": finding.shard,
+        "file": finding.file,
+        "where": finding.where,
+        "image": finding.image,
+        "mask": finding.mask,
+        "expected": finding.expected,
+        "found": finding.found,
+    }

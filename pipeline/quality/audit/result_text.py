@@ -1,0 +1,222 @@
+"""The answer of an audit as lines for a person."""
+
+from collections import Counter
+from collections.abc import Sequence
+from textwrap import wrap
+
+from segmint.catalogs.findings import AREAS, EXAMPLES, INTEGRITY, SENTENCES, Code
+from segmint.infra.wording import counted, number, some
+from segmint.operators.schemas import AUTOMATIC
+from segmint.pipeline.quality.audit.result import AuditReport, Duplicates, Licenses, PrivacyResult, UnsearchedImages
+from segmint.pipeline.quality.statistics.values import Statistics
+
+_WIDTH = 13  # of the area's name
+_LINE = 110
+
+SHOWN = 5
+"""How many findings of a code are named; the answer as JSON has more."""
+
+
+def result_lines(report: AuditReport) -> list[str]:
+    """The verdict, the areas and the digest, what was not checked, and the first findings of each code."""
+    if report.scope == "integrity":
+        digest = [] if report.version is None else [report.version.line()]
+        summary = [f"{_findings(report.findings.total)}; {_checked(report)}", *digest]
+    else:
+        summary = [f"verdict: {verdict(report)}", *_area_lines(report)]
+    return [*summary, *_note_lines(report), *_finding_lines(report)]
+
+
+def _area_lines(report: AuditReport) -> list[str]:
+    found = _by_area(report)
+    lines = _area(INTEGRITY, [f"{_findings(found[INTEGRITY])}; {_checked(report)}"])
+    if report.licenses is not None:
+        lines += _area("licenses", _license_lines(report.licenses, found["licenses"]))
+    if report.privacy is not None:
+        lines += _area("privacy", _privacy_lines(report, report.privacy, found["privacy"]))
+    if report.duplicates is not None:
+        lines += _area("duplicates", [_duplicate_line(report.duplicates, found["duplicates"])])
+    if report.statistics is not None:
+        lines += _area("statistics", _statistics_lines(report.statistics))
+    if report.version is not None:
+        lines += _area("digest", [str(report.version)])
+    return lines
+
+
+def verdict(report: AuditReport) -> str:
+    """How many findings there are, and what detectors did not look at; if that is all, it is not "no finding"."""
+    total, found = report.findings.total, _by_area(report)
+    gaps = [_gap(each) for each in report.unsearched]
+    counts = counted(total, "finding")
+    if total:
+        counts += f" ({', '.join(f'{count:,} in {area}' for area, count in found.most_common())})"
+    if gaps and not report.images_searched:
+        return f"nothing was looked at for faces and plates ({', '.join(gaps)}); {counts} in the rest"
+    counts = counts if total else "no finding"
+    return f"{counts}; not looked at: {', '.join(gaps)}" if gaps else counts
+
+
+def _finding_lines(report: AuditReport) -> list[str]:
+    lines, skipped = [], False
+    for code, count in sorted(report.findings.counts.items()):
+        shown = [finding for finding in report.findings if finding.code == code][:SHOWN]
+        lines.append(f"{code}: {count:,} ({SENTENCES[code]})")
+        lines += [f"  {finding.line()}" for finding in shown]
+        if count > len(shown):
+            lines.append(f"  and {count - len(shown):,} more")
+            skipped = True
+    return [*lines, f"with --json up to {EXAMPLES} findings of each code are named"] if skipped else lines
+
+
+def _note_lines(report: AuditReport) -> list[str]:
+    notes = []
+    if report.not_built:
+        spans = [f"{a}" if a == b else f"{a} to {b}" for a, b in report.not_built]
+        missing = sum(b - a + 1 for a, b in report.not_built)
+        notes.append(f"not yet built: {missing:,} of {report.shards:,} shards ({some(spans)})")
+    if report.recent_unnamed:
+        notes.append(
+            f"{counted(len(report.recent_unnamed), 'file')} that no commit names, of a writer that is at work or was "
+            f"killed (less than a day old, or of shards that have no commit): {some(report.recent_unnamed)}"
+        )
+    if report.not_compared:
+        shards = some([str(shard) for shard in report.not_compared])
+        notes.append(f"shards not compared because of their findings: {shards}")
+    return [*notes, *report.notes]
+
+
+def _checked(report: AuditReport) -> str:
+    checked = report.checked
+    if report.kind != "segmint":
+        return f"measured {counted(checked.images, 'image')} and {counted(checked.masks, 'mask')}"
+    parts = [
+        counted(checked.commits, "commit"),
+        counted(checked.catalog_parts, "catalog part"),
+        f"{counted(checked.files, 'file')} ({checked.bytes:,} bytes)",
+        counted(checked.images, "image"),
+        counted(checked.rejects, "refused row"),
+        counted(checked.masks, "mask"),
+        f"{counted(checked.jpegs_decoded, 'JPEG')} and {counted(checked.masks_decoded, 'mask')} decoded",
+    ]
+    return f"checked {', '.join(parts)}"
+
+
+def _by_area(report: AuditReport) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for code, count in report.findings.counts.items():
+        found[AREAS.get(code, INTEGRITY)] += count
+    return found
+
+
+_WHY = {
+    "skipped": "--privacy-sample 0",
+    "not_sampled": "not in the sample",
+    "unreadable": "could not be read",
+    "annotations_only": "only annotations are in the dataset",
+    "foreign": "segmint did not write them",
+    "no_detector": "no detector",
+    "detector_not_here": "not available here",
+    "detector_failed": "it failed",
+}
+
+
+def _gap(gap: UnsearchedImages) -> str:
+    if gap.reason == "no_image":
+        return "there is no image"
+    images = f"{gap.images:,} of {counted(gap.of, 'image')}"
+    what = images if gap.kind is None else f"{gap.kind}s"
+    if gap.detector is not None:
+        what += f" by {gap.detector}"
+    if gap.reason == "detector_failed":
+        what += f" in {images}"
+    return f"{what} ({_WHY[gap.reason]})"
+
+
+def _license_lines(licenses: Licenses, findings: int) -> list[str]:
+    lines = [f"{_findings(findings)}; judged on {licenses.judged_on.isoformat()}"]
+    if licenses.expired:
+        lines.append(f"{counted(licenses.expired, 'image')} expired, {licenses.expired_since_build:,} since the build")
+    by_license = [
+        f"{each.license or 'none'} {each.images:,}{'' if each.allowed else ' (not allowed)'}"
+        for each in licenses.by_license
+    ]
+    by_provider = [f"{each.provider or 'unnamed'} {each.images:,}" for each in licenses.by_provider]
+    return [*lines, f"images by license: {some(by_license)}", f"by provider: {some(by_provider)}"]
+
+
+def _privacy_lines(report: AuditReport, privacy: PrivacyResult, findings: int) -> list[str]:
+    """What each detector found, at which score, in how many images, and where detectors disagree."""
+    details = [f"{_gap(gap)}: {gap.detail}" for gap in report.unsearched if gap.detail]
+    without = any(gap.reason == "no_detector" for gap in report.unsearched)
+    if not privacy.detectors and without and Code.BAD_MANIFEST not in report.findings:
+        return ["the build had no detectors, and nothing was searched", *details]
+    if not privacy.images_checked:
+        return ["no image was searched", *details]
+    images = counted(report.checked.images, "image")
+    lines = [f"{_findings(findings)}; {privacy.images_checked:,} of {images} searched"]
+    for detector in privacy.detectors:
+        inside = detector.inside_regions
+        lines.append(
+            f"{counted(detector.found, detector.kind)} found by {detector.name} at score {detector.score:g} or over "
+            f"in {detector.images:,} of {counted(privacy.images_checked - detector.failed, 'image')}"
+            + (f"; {inside:,} more inside of redacted regions" if inside else "")
+        )
+    for kind in dict.fromkeys(each.kind for each in privacy.agreement):
+        parts = [
+            f"{each.regions:,} by {' and '.join(each.detectors)}{' only' if len(each.detectors) == 1 else ''}"
+            for each in privacy.agreement
+            if each.kind == kind
+        ]
+        lines.append(f"{kind}s compared: {', '.join(parts)}")
+    return [*lines, *details]
+
+
+def _duplicate_line(duplicates: Duplicates, findings: int) -> str:
+    parts = []
+    if duplicates.repeated_sources is not None:
+        parts.append(f"{duplicates.repeated_sources:,} made from the same bytes as an earlier image")
+    parts.append(f"{duplicates.similar:,} of {counted(duplicates.images_compared, 'picture')} like an earlier one")
+    return f"{_findings(findings)}; {', '.join(parts)}"
+
+
+def _statistics_lines(statistics: Statistics) -> list[str]:
+    """The main figures; the report has all."""
+    masks, near = statistics.masks_per_image, statistics.near_duplicates
+    means = {
+        "predicted iou": statistics.predicted_iou,
+        "stability score": statistics.stability_score,
+        "relative size": statistics.relative_size,
+        "concavity": statistics.concavity,
+        "coverage": statistics.coverage,
+    }
+    lines = [
+        f"{statistics.masks:,} masks in {counted(statistics.images, 'image')}, {number(masks.mean)} an image "
+        f"(median {number(masks.median)}), {statistics.without_masks:,} without",
+        *_sources_line(statistics),
+        f"means: {', '.join(f'{name} {number(histogram.mean)}' for name, histogram in means.items())}",
+        f"{counted(near.pairs, 'pair')} of nearly the same mask in {counted(near.images_sampled, 'image')} of a sample "
+        f"(IoU over {near.threshold:g})",
+    ]
+    to_look_at = [
+        counted(len(found), noun)
+        for found, noun in ((statistics.outliers, "outlier"), (statistics.drift, "drifting shard"))
+        if found
+    ]
+    return [*lines, *([f"to look at: {', '.join(to_look_at)}"] if to_look_at else [])]
+
+
+def _sources_line(statistics: Statistics) -> list[str]:
+    """How many masks people made or changed, if they did."""
+    sources = statistics.sources or {}
+    if not sources.keys() - {AUTOMATIC}:
+        return []
+    return [f"by source: {', '.join(f'{source} {masks:,}' for source, masks in sources.items())}"]
+
+
+def _area(name: str, lines: Sequence[str]) -> list[str]:
+    wrapped = [part for line in lines for part in wrap(line, _LINE - _WIDTH, break_long_words=False)]
+    return [f"{name if place == 0 else '':{_WIDTH}}{line}" for place, line in enumerate(wrapped)]
+
+
+def _findings(total: int) -> str:
+    return counted(total, "finding") if total else "no finding"

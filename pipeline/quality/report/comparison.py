@@ -1,0 +1,143 @@
+"""Another dataset beside the one that is reported: what is read of it, and the plots and the table of both."""
+
+from dataclasses import dataclass
+
+from segmint.catalogs.dataset.manifest import load_manifest, name_of
+from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.infra.storage.location import Location
+from segmint.infra.wording import count, number, share
+from segmint.pipeline.quality.report.plots import Bar, Bars, HeatMap, StepHistogram, heat_map, shares_of
+from segmint.pipeline.quality.statistics.comparison import (
+    ComparedDataset,
+    DatasetComparison,
+    DatasetMeasures,
+    compare,
+    concavity_by_size,
+)
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.statistics import compute_statistics
+from segmint.pipeline.quality.statistics.values import Histogram, Statistics
+
+THIS = "this dataset"
+
+
+@dataclass(frozen=True)
+class ComparisonCharts:
+    """The plots of two datasets; None where one of them does not say."""
+
+    masks_per_image: Bars | None
+    relative_size: StepHistogram | None
+    concavity: StepHistogram | None  # at the same sizes
+    centers: tuple[HeatMap, ...]
+
+
+def measure_comparison(tables: DatasetTables, statistics: Statistics, other: Location) -> DatasetComparison:
+    """Compare the dataset of `tables` and `statistics` with the one at `other`, whose masks are read here.
+
+    Raises `UsageError` if there is no dataset at `other`, and `DamagedDatasetError` where a file of it cannot be read.
+    """
+    ours = measured(tables, statistics)
+    with open_tables(other) as theirs:
+        return compare(ours, measured(theirs, compute_statistics(theirs, 0)))
+
+
+def measured(tables: DatasetTables, statistics: Statistics) -> DatasetMeasures:
+    """Return what a comparison takes of a dataset."""
+    manifest = load_manifest(tables.location) if tables.kind == "segmint" else None
+    name = name_of(manifest, tables.location.uri)
+    return DatasetMeasures(name, tables.location.uri, statistics, concavity_by_size(tables.connection))
+
+
+def other_name(beside: DatasetComparison) -> str:
+    """Return what the page calls the other dataset: its name, or its URI if both have the same name."""
+    return beside.theirs.dataset if beside.theirs.name == beside.ours.name else beside.theirs.name
+
+
+def comparison_charts(beside: DatasetComparison) -> ComparisonCharts:
+    """Return the plots of two datasets, the other one as a second bar or line."""
+    ours, theirs, name = beside.ours, beside.theirs, other_name(beside)
+    at_sizes = ours.concavity_at_same_sizes, theirs.concavity_at_same_sizes
+    concavity = None
+    if at_sizes[0].shares:
+        concavity = StepHistogram(
+            "Concavity at the same sizes",
+            "1 − area / area of the convex hull",
+            "share of masks, weighted",
+            beside.concavity_edges,
+            at_sizes[0].shares,
+            at_sizes[0].mean,
+            other=at_sizes[1].shares,
+            other_name=name,
+        )
+    centers = (
+        heat_map(ours.centers, f"Mask centers of {THIS}"),
+        heat_map(theirs.centers, f"Mask centers of {name}"),
+    )
+    return ComparisonCharts(
+        _masks_per_image(ours, theirs, name),
+        _two_lines(ours.relative_size, theirs.relative_size, name),
+        concavity,
+        tuple(each for each in centers if each is not None),
+    )
+
+
+def comparison_rows(beside: DatasetComparison) -> list[tuple[str, str, str]]:
+    """Return the table of both: what it is, of this dataset, of the other one."""
+    sides = (beside.ours, beside.theirs)
+    rows = [
+        ("Images", *(count(side.images) for side in sides)),
+        ("Masks", *(count(side.masks) for side in sides)),
+        ("Masks per image, mean", *(number(side.masks_per_image.mean) for side in sides)),
+        ("Masks per image, median", *(number(side.masks_per_image.median) for side in sides)),
+        ("Relative size, mean", *(number(side.relative_size.mean) for side in sides)),
+        ("Concavity, mean of all masks", *(number(side.concavity.mean) for side in sides)),
+    ]
+    by_size = zip(*(side.concavity.by_size for side in sides), strict=True)
+    rows += [(f"Concavity, mean of {one.size} masks", number(one.mean), number(two.mean)) for one, two in by_size]
+    at_sizes = [side.concavity_at_same_sizes.mean for side in sides]
+    return [*rows, ("Concavity, mean at the same sizes", *map(number, at_sizes))]  # type: ignore[list-item]
+
+
+def comparison_values(beside: DatasetComparison) -> dict[str, object]:
+    """Return what the page's template draws of a comparison, by its names there."""
+    return {
+        "other_name": other_name(beside),
+        "beside_rows": comparison_rows(beside),
+        "beside_charts": comparison_charts(beside),
+    }
+
+
+def comparison_line(beside: DatasetComparison) -> str:
+    """Return the comparison in one line."""
+    ours, theirs = (
+        f"{number(side.masks_per_image.mean)} masks an image, concavity at the same sizes "
+        f"{number(side.concavity_at_same_sizes.mean)}"
+        for side in (beside.ours, beside.theirs)
+    )
+    return f"{THIS}: {ours}; {other_name(beside)}: {theirs}"
+
+
+def _masks_per_image(ours: ComparedDataset, theirs: ComparedDataset, name: str) -> Bars | None:
+    if not ours.images or not theirs.images:
+        return None
+    shares = [shares_of([bin.images for bin in side.masks_per_image.bins]) for side in (ours, theirs)]
+    rows = [
+        Bar(bin.label.replace("<=", "≤ ").replace(">", "> "), mine, f"{count(bin.images)} ({share(mine)})", other)
+        for bin, mine, other in zip(ours.masks_per_image.bins, *shares, strict=True)
+    ]
+    return Bars("Masks", "Images", tuple(rows), has_paper=True, paper=name)
+
+
+def _two_lines(ours: Histogram, theirs: Histogram, name: str) -> StepHistogram | None:
+    if not sum(ours.counts or ()) or not sum(theirs.counts or ()):
+        return None
+    return StepHistogram(
+        "Relative size",
+        "√(mask's area / image's area)",
+        "share of masks",
+        ours.edges,
+        shares_of(ours.counts or ()),
+        ours.mean,
+        other=shares_of(theirs.counts or ()),
+        other_name=name,
+    )

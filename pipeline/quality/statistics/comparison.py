@@ -1,0 +1,162 @@
+"""Two datasets compared: masks an image, sizes, centers, and concavity at the same sizes (SAM paper, section 5).
+
+Larger masks are more concave, so that two datasets with masks of other sizes differ in concavity for that alone. The
+paper controls for size by sampling from binned mask sizes. Here all masks count: those of a bin get the same weight in
+both datasets.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from segmint.catalogs.dataset.tables import read_query
+from segmint.pipeline.quality.statistics.histograms import Bins, rounded
+from segmint.pipeline.quality.statistics.masks import SHARES
+from segmint.pipeline.quality.statistics.values import (
+    Centers,
+    Concavity,
+    Histogram,
+    MasksPerImage,
+    Statistics,
+    json_value,
+)
+
+SIZES = Bins(-8, 0, 16, log2=True)
+"""Strata of relative size: half octaves from 1/256 to 1."""
+
+LEAST_MASKS = 10
+"""A stratum with fewer masks in one of the datasets is left out."""
+
+
+@dataclass(frozen=True)
+class SizeStratum:
+    """The masks of one size: how many, how many of each bin of concavity, and their mean concavity."""
+
+    masks: int
+    counts: Mapping[int, int]
+    mean: float
+
+
+@dataclass(frozen=True)
+class ConcavityAtSizes:
+    """The concavity of masks of the same sizes in one dataset.
+
+    `shares` are those of the bins of concavity, `share_of_masks` is the part of the dataset's masks whose size both
+    datasets have; shares are 0 to 1. `mean` is None and `shares` are empty if there is no such size.
+    """
+
+    mean: float | None
+    shares: tuple[float, ...]
+    share_of_masks: float
+
+
+@dataclass(frozen=True)
+class ComparedDataset:
+    """One of two datasets that are compared."""
+
+    name: str
+    dataset: str  # its URI
+    images: int
+    masks: int
+    masks_per_image: MasksPerImage
+    relative_size: Histogram
+    concavity: Concavity
+    centers: Centers
+    concavity_at_same_sizes: ConcavityAtSizes
+
+
+@dataclass(frozen=True)
+class DatasetComparison:
+    """Two datasets, and the edges of the bins of relative size and concavity in `concavity_at_same_sizes`."""
+
+    least_masks: int
+    size_edges: tuple[float, ...]
+    concavity_edges: tuple[float, ...]
+    ours: ComparedDataset
+    theirs: ComparedDataset
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as JSON values."""
+        value: dict[str, Any] = json_value(self)
+        return value
+
+
+@dataclass(frozen=True)
+class DatasetMeasures:
+    """What a comparison takes of one dataset."""
+
+    name: str
+    dataset: str
+    statistics: Statistics
+    strata: Mapping[int, SizeStratum]  # by the bin of relative size
+
+
+def concavity_by_size(connection: duckdb.DuckDBPyConnection) -> dict[int, SizeStratum]:
+    """Return the masks of each stratum by its number in `SIZES`, from the view `masks`.
+
+    Masks without a relative size over 0, or without a concavity, are left out.
+    """
+    query = f"""
+        SELECT {SIZES.index("relative_size")} AS size, {SHARES.index("concavity")} AS bin, count(*) AS masks,
+            sum(concavity) AS total
+        FROM masks WHERE isfinite(relative_size) AND relative_size > 0 AND isfinite(concavity) GROUP BY ALL
+    """
+    with connection.cursor() as cursor:
+        rows = read_query(cursor, query).to_pylist()
+    found = {}
+    for size in sorted({row["size"] for row in rows}):
+        mine = sorted((row for row in rows if row["size"] == size), key=lambda row: int(row["bin"]))
+        masks = sum(row["masks"] for row in mine)
+        mean = sum(row["total"] for row in mine) / masks
+        found[int(size)] = SizeStratum(masks, {int(row["bin"]): row["masks"] for row in mine}, mean)
+    return found
+
+
+def compare(ours: DatasetMeasures, theirs: DatasetMeasures) -> DatasetComparison:
+    """Compare two datasets.
+
+    A stratum's weight is the mean of its shares of the two datasets' masks, among the strata with at least
+    `LEAST_MASKS` masks in each.
+    """
+    ours_at, theirs_at = at_same_sizes(ours.strata, theirs.strata)
+    return DatasetComparison(LEAST_MASKS, SIZES.edges, SHARES.edges, _side(ours, ours_at), _side(theirs, theirs_at))
+
+
+def at_same_sizes(
+    ours: Mapping[int, SizeStratum], theirs: Mapping[int, SizeStratum]
+) -> tuple[ConcavityAtSizes, ConcavityAtSizes]:
+    """Return the concavity of each dataset with the same weights for the strata that both have."""
+    both = [size for size in sorted(ours) if size in theirs]
+    both = [size for size in both if min(ours[size].masks, theirs[size].masks) >= LEAST_MASKS]
+    totals = [sum(side[size].masks for size in both) for side in (ours, theirs)]
+    weights = {size: (ours[size].masks / totals[0] + theirs[size].masks / totals[1]) / 2 for size in both}
+    return _weighted(ours, weights), _weighted(theirs, weights)
+
+
+def _weighted(strata: Mapping[int, SizeStratum], weights: Mapping[int, float]) -> ConcavityAtSizes:
+    if not weights:
+        return ConcavityAtSizes(None, (), 0.0)
+    shares = [
+        sum(weight * strata[size].counts.get(bin, 0) / strata[size].masks for size, weight in weights.items())
+        for bin in range(SHARES.count)
+    ]
+    mean = sum(weight * strata[size].mean for size, weight in weights.items())
+    covered = sum(strata[size].masks for size in weights) / sum(stratum.masks for stratum in strata.values())
+    return ConcavityAtSizes(rounded(mean), tuple(rounded(share) for share in shares), rounded(covered))
+
+
+def _side(measured: DatasetMeasures, at_sizes: ConcavityAtSizes) -> ComparedDataset:
+    statistics = measured.statistics
+    return ComparedDataset(
+        name=measured.name,
+        dataset=measured.dataset,
+        images=statistics.images,
+        masks=statistics.masks,
+        masks_per_image=statistics.masks_per_image,
+        relative_size=statistics.relative_size,
+        concavity=statistics.concavity,
+        centers=statistics.centers,
+        concavity_at_same_sizes=at_sizes,
+    )

@@ -1,0 +1,69 @@
+"""What training keeps of a dataset's images is deleted where it is known, and nothing else is."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from segmint.catalogs.dataset.training_cache import EMBEDDINGS, SCANS, dataset_key, forget_dataset
+from tests.support.locations import location_of
+
+NPY = f"{'5' * 64}.npy"
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This machine's own cache of training."""
+    monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path / "own"))
+    return tmp_path / "own" / "train"
+
+
+@pytest.fixture
+def moved(ended, tmp_path: Path) -> Path:
+    """The folder of a dataset that was trained on, with the cache that it notes beside it."""
+    folder = tmp_path / "moved"
+    shutil.copytree(ended.output.parent, folder, ignore=shutil.ignore_patterns("run"))
+    before, now = (dataset_key(location_of(each)) for each in (ended.dataset, folder / "dataset"))
+    for kind in (EMBEDDINGS, SCANS):
+        (folder / "cache" / kind / before).rename(folder / "cache" / kind / now)
+    return folder
+
+
+def test_caches_that_are_noted_and_this_machines_own_lose_what_they_have_of_the_dataset(moved: Path, own: Path) -> None:
+    key = dataset_key(location_of(moved / "dataset"))
+    cache = moved / "cache"
+    for folder in (own / EMBEDDINGS / key / "w", cache / EMBEDDINGS / ("0" * 12) / "w"):
+        folder.mkdir(parents=True)
+        (folder / NPY).write_bytes(b"an embedding")
+    assert len(list((cache / EMBEDDINGS / key).rglob("*.npy"))) == 3
+    assert sorted(forget_dataset(location_of(moved / "dataset"))) == [
+        "../cache: 4 files of embeddings and thumbnails deleted",  # three images, one shard
+        "this machine's cache of training: 1 file of embeddings and thumbnails deleted",
+    ]
+    assert [path.parent.parent.name for path in cache.rglob("*.np*")] == ["0" * 12]
+    assert not list(own.rglob("*.npy"))
+    assert int((cache / "embeddings.used").read_text()) == len(b"an embedding")
+    assert forget_dataset(location_of(moved / "dataset")) == []
+
+
+def test_a_note_leads_to_no_other_files(moved: Path, own: Path) -> None:
+    """Only files with a cache's names go, and links are not followed."""
+    cache, key = moved / "cache", dataset_key(location_of(moved / "dataset"))
+    elsewhere = moved / "elsewhere" / "w"
+    others = [cache / EMBEDDINGS / key / "w" / "thesis.npy", cache / SCANS / key / "photo.jpg", elsewhere / NPY]
+    for path in others:
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text("mine")
+    (own / EMBEDDINGS).mkdir(parents=True)
+    (own / EMBEDDINGS / key).symlink_to(moved / "elsewhere")
+    assert forget_dataset(location_of(moved / "dataset")) == ["../cache: 4 files of embeddings and thumbnails deleted"]
+    assert all(path.read_text() == "mine" for path in others)
+
+
+def test_a_cache_that_cannot_be_deleted_is_named(moved: Path, own: Path) -> None:
+    key = dataset_key(location_of(moved / "dataset"))
+    (moved / "cache" / "embeddings.used").unlink()
+    (moved / "cache" / "embeddings.used").mkdir()
+    (line,) = forget_dataset(location_of(moved / "dataset"))
+    assert line.startswith("../cache: embeddings and thumbnails could not all be deleted, do it yourself: ")
+    assert not list((moved / "cache" / EMBEDDINGS / key).rglob("*.npy"))

@@ -1,0 +1,107 @@
+"""Faults in what becomes of people's answers."""
+
+from tests.support.mutant import Mutant
+
+ROW = "tests/pipeline/corrections/merge/test_row.py"
+LANES = "tests/catalogs/dataset/annotations/test_assignments.py"
+
+ANSWER_MUTANTS = (
+    Mutant(
+        "what an answer repeated was made by it",
+        "operators/shards/submission_fit.py",
+        "for mask in reversed(former.masks) if mask.counts not in shown}",
+        "for mask in reversed(former.masks)}",
+        ROW,
+    ),
+    Mutant(
+        "a mask of the same pixels is the answer's own",
+        "operators/shards/submission_fit.py",
+        "and _work_columns(row) == _submitted_work(mask, [*until, former])",
+        "and _work_columns(row) is not None",
+        ROW,
+    ),
+    Mutant(
+        "who says a mask again made it",
+        "operators/shards/submitted_masks.py",
+        "        maker = submission\n",
+        "",
+        ROW,
+    ),
+    Mutant(
+        "an answer to a mask that is gone fits",
+        "operators/shards/submission_fit.py",
+        "return (done.get(mask.id) if here is None else counts_of(here)) == mask.counts",
+        "return here is None or counts_of(here) == mask.counts",
+        ROW,
+    ),
+    Mutant(
+        "what is said again counts as lost",
+        "pipeline/corrections/merge/row.py",
+        "return sum(not _words(submission) <= last for",
+        "return sum(True for",
+        ROW,
+    ),
+    Mutant(
+        "the lowest lane counts after a merge, too",
+        "catalogs/dataset/annotations/assignments.py",
+        "return min(assignments, default=None) if before is None else before",
+        "return min(assignments, default=None)",
+        LANES,
+    ),
+    Mutant(
+        "an answer is merged again",
+        "catalogs/dataset/annotations/assignments.py",
+        'n <= ((merged or {}).get("n") or 0)',
+        'n < ((merged or {}).get("n") or 0)',
+        "tests/pipeline/corrections/merge/test_run.py",
+    ),
+    Mutant(
+        "people are compared after a merge",
+        "catalogs/dataset/annotations/assignments.py",
+        "for base, submission in one.items() if base in other",
+        "for base, submission in reversed(one.items()) if base in other",
+        LANES,
+    ),
+    Mutant(
+        "the seconds of an answer that is carried count twice",
+        "catalogs/dataset/annotations/assignments.py",
+        '"seconds": 0.0,',
+        '"seconds": submission.seconds,',
+        LANES,
+    ),
+    Mutant(
+        "a mask that somebody timed is untouched",
+        "catalogs/dataset/annotations/assignments.py",
+        "        and mask.seconds == 0\n",
+        "",
+        LANES,
+    ),
+    Mutant(
+        "a look at the store undoes a save",
+        "pipeline/engine/annotate/progress_board.py",
+        "if now != known.get(assignment) and (",
+        "if now is None and (",
+        "tests/pipeline/engine/annotate/test_progress_board.py",
+    ),
+    Mutant(
+        "a study keeps what an answer takes away",
+        "pipeline/quality/study/score.py",
+        "for id, mask in masks.items() if fit is None or id not in fit.gone]",
+        "for id, mask in masks.items()]",
+        "tests/pipeline/quality/study/test_submissions.py",
+    ),
+    Mutant(
+        "the audit takes any seconds",
+        "operators/audit/submissions.py",
+        "if whole and not (",
+        "if not whole and not (",
+        "tests/operators/audit/test_submissions.py",
+    ),
+    Mutant(
+        "the audit takes a mask that was taken away",
+        "operators/audit/submissions.py",
+        "if here.get(former.id) == former.counts:",
+        "if former.id not in here:",
+        "tests/operators/audit/test_submissions.py",
+    ),
+)
