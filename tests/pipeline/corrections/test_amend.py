@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest
 from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.versions.digest import current_digest
@@ -18,6 +19,7 @@ from segmint.catalogs.source.rows import read_rows
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.operators.shards.committed_rows import read_committed_rows
+from segmint.operators.shards.revise import finish_dead_writers
 from segmint.pipeline.corrections.amend import AmendResult, amend, list_amendment
 from segmint.pipeline.corrections.correction import revise
 from segmint.pipeline.corrections.repair import repair
@@ -271,9 +273,23 @@ def test_a_catalog_that_contradicts_itself_is_refused(place: DatasetPath) -> Non
         amended(place, *rows)
 
 
-def test_columns_that_meant_nothing_when_the_dataset_was_begun_are_not_read(place: DatasetPath) -> None:
-    row = {"image_id": "image-0", **ANN, "opt_out": True, "refused_reason": 7}
+def test_a_column_that_the_dataset_does_not_read_may_hold_anything(place: DatasetPath) -> None:
+    row = {"image_id": "image-0", **ANN, "opt_out": 7}
     assert amended(place, row).rows == 1
+
+
+def test_a_later_build_credits_a_shard_whose_writer_died_before_it_saw_the_amendment(place: DatasetPath) -> None:
+    """The build's handle is of the amended catalog, and the dead writer read its rows before."""
+    with stepping():
+        build = until(SteppedThreads(lambda: write(place, 1)), "create commits")
+        amended(place, {"image_id": "image-3", **ANN})
+        until(build, "walk dataset/tombstones")
+        build.kill()
+    assert credits(place, 1)[3] == (None, None, None, None)
+    handle = DatasetHandle.open(place.location)
+    assert handle.catalog_generation == 2
+    assert finish_dead_writers(handle, range(2)) == [1]
+    assert credits(place, 1)[3] == ("Ann", None, None, "NO")
 
 
 @pytest.mark.ray
