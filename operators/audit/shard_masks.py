@@ -112,8 +112,8 @@ def audit_work(row: Row, masks: Sequence[Row], images: FindingLocation, place: F
     """
     where = f"id {row['id']}"
     yield from _seconds(row["seconds"], images, where, None)
-    if row["answer"] is not None:
-        yield from _hash("answer.sha256", row["answer"]["sha256"], images, where, None)
+    if row["submission"] is not None:
+        yield from _hash("submission.sha256", row["submission"]["sha256"], images, where, None)
     first = row["id"] * MASKS_PER_IMAGE_LIMIT
     for mask in masks:
         id = mask["annotation_id"]

@@ -264,7 +264,8 @@ def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage:
 
 def _elsewhere(row: Row) -> Row:
     """Return an image's row for another dataset, whose lanes and numbers of answers are its own."""
-    return row if row["answer"] is None else {**row, "answer": {**row["answer"], "assignment": None, "n": None}}
+    said = row["submission"]
+    return row if said is None else {**row, "submission": {**said, "assignment": None, "n": None}}
 
 
 def _with_model(mask: Row, begun: DatasetManifest) -> Row:

@@ -37,7 +37,7 @@ def find_homes(
     there = " OR ".join(f"ordinal BETWEEN {first} AND {first + rows - 1}" for first, rows in spans if rows)
     if match is MatchMode.NUMBER:
         database.execute(
-            f"CREATE TEMP TABLE homes AS SELECT answer, ordinal FROM read_answers WHERE {there or 'false'}"
+            f"CREATE TEMP TABLE homes AS SELECT submission, ordinal FROM read_answers WHERE {there or 'false'}"
         )
     else:
         parts = []
@@ -47,24 +47,24 @@ def find_homes(
             parts.append(str(local))
         database.execute(
             f"""CREATE TEMP TABLE homes AS
-            WITH asked AS (SELECT answer, unnest(keys) AS key FROM read_answers),
+            WITH asked AS (SELECT submission, unnest(keys) AS key FROM read_answers),
                  pinned AS (SELECT ordinal, {_KEY[match]} AS key
                             FROM read_parquet($parts, union_by_name = true) WHERE duplicate_of IS NULL)
-            SELECT DISTINCT asked.answer, pinned.ordinal FROM asked JOIN pinned USING (key)""",
+            SELECT DISTINCT asked.submission, pinned.ordinal FROM asked JOIN pinned USING (key)""",
             {"parts": parts},
         )
     database.execute(
         """CREATE TEMP TABLE found AS
-        WITH counted AS (SELECT answer, count(*) AS homes, min(ordinal) AS ordinal FROM homes GROUP BY answer),
-             ranked AS (SELECT answer, counted.ordinal, row_number() OVER
-                          (PARTITION BY counted.ordinal ORDER BY read.saved DESC NULLS LAST, answer) AS rank
-                        FROM counted JOIN read_answers read USING (answer) WHERE homes = 1)
-        SELECT read.answer, read.name, ranked.ordinal,
+        WITH counted AS (SELECT submission, count(*) AS homes, min(ordinal) AS ordinal FROM homes GROUP BY submission),
+             ranked AS (SELECT submission, counted.ordinal, row_number() OVER
+                          (PARTITION BY counted.ordinal ORDER BY read.saved DESC NULLS LAST, submission) AS rank
+                        FROM counted JOIN read_answers read USING (submission) WHERE homes = 1)
+        SELECT read.submission, read.name, ranked.ordinal,
                CASE WHEN counted.homes IS NULL THEN 'unknown' WHEN counted.homes > 1 THEN 'ambiguous'
                     WHEN ranked.rank > 1 THEN 'superseded' ELSE 'chosen' END AS status
-        FROM read_answers read LEFT JOIN counted USING (answer) LEFT JOIN ranked USING (answer)"""
+        FROM read_answers read LEFT JOIN counted USING (submission) LEFT JOIN ranked USING (submission)"""
     )
-    database.execute("CREATE TEMP TABLE chosen AS SELECT answer, ordinal FROM found WHERE status = 'chosen'")
+    database.execute("CREATE TEMP TABLE chosen AS SELECT submission, ordinal FROM found WHERE status = 'chosen'")
 
 
 def quoted(text: str) -> str:

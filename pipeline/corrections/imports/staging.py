@@ -166,11 +166,11 @@ class MaskStaging:
             files = {name: str(self._folder / f"{name}.parquet") for name in ("answers", "masks")}
             database.execute(
                 f"""COPY (SELECT chosen.ordinal, read.* EXCLUDE (ordinal) FROM read_answers read
-                JOIN chosen USING (answer) ORDER BY chosen.ordinal) TO '{quoted(files["answers"])}'
+                JOIN chosen USING (submission) ORDER BY chosen.ordinal) TO '{quoted(files["answers"])}'
                 (FORMAT parquet, ROW_GROUP_SIZE 10000)"""
             )
             database.execute(
-                f"""COPY (SELECT chosen.ordinal, read.* FROM read_masks read JOIN chosen USING (answer)
+                f"""COPY (SELECT chosen.ordinal, read.* FROM read_masks read JOIN chosen USING (submission)
                 ORDER BY chosen.ordinal, read.number) TO '{quoted(files["masks"])}'
                 (FORMAT parquet, ROW_GROUP_SIZE 10000)"""
             )
@@ -181,9 +181,9 @@ class MaskStaging:
             ]
             counts = dict(database.execute("SELECT status, count(*) FROM found GROUP BY status").fetchall())
             firsts = dict(
-                database.execute("SELECT status, arg_min(name, answer) FROM found GROUP BY status").fetchall()
+                database.execute("SELECT status, arg_min(name, submission) FROM found GROUP BY status").fetchall()
             )
-            (masks,) = database.execute("SELECT count(*) FROM read_masks JOIN chosen USING (answer)").fetchall()[0]
+            (masks,) = database.execute("SELECT count(*) FROM read_masks JOIN chosen USING (submission)").fetchall()[0]
         return StagedMasks(
             folder=self._folder,
             ordinals=tuple(self._manifest.ordinals(shard) for shard in shards),

@@ -102,7 +102,7 @@ def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueO
         raise UsageError(f"--overlap {options.overlap:g}: expected a share of the images, from 0 to 1")
     condition = "true" if options.select is None else check_selection(tables, options.select)
     found = tables.query(
-        f"SELECT id, coalesce(answer.lane IS NOT NULL, false) AS merged FROM images WHERE {condition} "
+        f"SELECT id, coalesce(submission.assignment IS NOT NULL, false) AS merged FROM images WHERE {condition} "
         f"ORDER BY {_SQL[options.order]}"
     )
     ids = found.column("id").to_numpy().astype(np.int64)

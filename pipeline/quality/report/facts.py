@@ -16,7 +16,7 @@ from segmint.pipeline.quality.study.agreement import AnnotatorAgreement, measure
 from segmint.pipeline.quality.study.privacy.score import PrivacyScore
 
 _CREDITS_SHOWN = 200
-_ANNOTATED = "SELECT count(*) FROM images WHERE answer IS NOT NULL OR annotator IS NOT NULL"
+_ANNOTATED = "SELECT count(*) FROM images WHERE submission IS NOT NULL OR annotator IS NOT NULL"
 
 
 @dataclass(frozen=True)
