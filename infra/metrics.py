@@ -39,12 +39,12 @@ ROWS_REJECTED = Metric(
 )
 SHARDS_COMMITTED = Metric("segmint_shards_committed", "counter", "Shards that this run committed.")
 SHARDS_MISSING = Metric("segmint_shards_missing", "gauge", "Shards of this run that are not committed yet.")
-SHARDS_ON_HOLD = Metric("segmint_shards_on_hold", "gauge", "Shards that a fault holds back now; they are tried again.")
+SHARDS_ON_HOLD = Metric("segmint_shards_on_hold", "gauge", "Shards that are on hold now; they are tried again.")
 DRIVER_MEMORY = Metric("segmint_driver_memory_bytes", "gauge", "Resident memory of the driver, at its last shard.")
 FAULTS = Metric(
     "segmint_faults",
     "counter",
-    "Work to be tried again: shards held back (kind=shard) and windows that ended early (kind=window).",
+    "Work to be tried again: shards on hold (kind=shard) and windows that ended early (kind=window).",
     ("kind",),
 )
 STAGE_ROWS = Metric("segmint_stage_rows", "counter", "Rows that left a stage, accepted or refused.", ("stage",))

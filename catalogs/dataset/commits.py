@@ -336,7 +336,7 @@ def reserved_in(file: Location) -> set[str]:
     except NotFoundError:
         return set()  # its writer has committed, or lost
     except ValidationError as error:
-        raise DamagedDatasetError(f"{file} is not a claim: {wrong_fields(error)}") from error
+        raise DamagedDatasetError(f"{file} is not a reservation: {wrong_fields(error)}") from error
 
 
 def generations_of(names: Iterable[str]) -> dict[int, list[int]]:

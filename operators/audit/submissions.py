@@ -63,16 +63,17 @@ def audit_submissions(dataset: Location, rows: Sequence[range], taken: Collectio
         try:
             read_submission(dataset, name)
         except SubmissionError as error:
-            return _bad(name, "an answer", str(error).removeprefix(f"{dataset}/"))
+            return _bad(name, "a submission", str(error).removeprefix(f"{dataset}/"))
         return None
 
     names.sort()
-    yield from (found for found in map_ahead(problem, names, _THREADS, 4 * _THREADS, "answers") if found is not None)
+    found = map_ahead(problem, names, _THREADS, 4 * _THREADS, "submissions")
+    yield from (finding for finding in found if finding is not None)
     for (_, assignment), of_assignment in groupby(names, key=lambda name: name[:2]):
         assignment_names = list(of_assignment)
         missing = sorted(set(range(1, assignment_names[-1].n)) - {name.n for name in assignment_names})
         if missing:
-            expected = f"the answers 1 to {assignment_names[-1].n} of lane {assignment}"
+            expected = f"the submissions 1 to {assignment_names[-1].n} of assignment {assignment}"
             yield _bad(assignment_names[-1]._replace(n=missing[0]), expected, f"{len(missing)} missing")
 
 
@@ -97,7 +98,8 @@ def audit_merged_submission(
         submissions = read_assignment(dataset, [*(name for name in names if name.n < last.n), last])
     except SubmissionError as error:
         problem = str(error).removeprefix(f"{dataset}/")
-        yield images.finding(Code.OTHER_SUBMISSION, f"the answer {submission_path(*last)}", problem, f"id {row['id']}")
+        expected = f"the submission {submission_path(*last)}"
+        yield images.finding(Code.OTHER_SUBMISSION, expected, problem, f"id {row['id']}")
         return
     if submissions[-1].sha256 != row["submission"]["sha256"] and row["stage"] is None:
         return

@@ -14,7 +14,7 @@ from segmint.pipeline.commands.common.extras import needs
 
 app = typer.Typer(name="assets", help="List, fetch, verify and export weight files.", no_args_is_help=True)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 class OnnxPart(StrEnum):

@@ -54,7 +54,7 @@ PANELS = {
         "redact": CommandPlace("corrections.redact", "redact", "Redact more regions of released images for good."),
         "amend": CommandPlace("corrections.amend", "amend", "Correct the credits and countries of images."),
         "import": CommandPlace("corrections.imports", "import_", "Bring in masks that people corrected or made."),
-        "merge": CommandPlace("corrections.merge", "merge", "Put what people answered into the dataset's tables."),
+        "merge": CommandPlace("corrections.merge", "merge", "Merge annotators' submissions into the dataset's tables."),
         "repair": CommandPlace(
             "corrections.repair", "repair", "Restore missing and damaged files to the committed bytes."
         ),

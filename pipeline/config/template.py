@@ -68,7 +68,7 @@ license:
 #  weights: mobile_sam
 #  device: auto
 
-# A shard of 100 rows or more is held back if over this share of its rows is refused for one reason.
+# A shard of 100 rows or more is put on hold if over this share of its rows is refused for one reason.
 #max_reject_ratio: 0.5
 # How long nothing may move before a part of the run is tried again.
 #stall_timeout: 30min

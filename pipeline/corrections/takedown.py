@@ -69,7 +69,7 @@ class TakedownResult:
             "what was there before is gone, older versions included; "
             + ("of segmint's files " if self.unknown_files or self.removed_links else "")
             + "tombstones/ alone names the images",
-            *([f"answers of people removed: {counted(self.annotations, 'file')}"] if self.annotations else []),
+            *([f"submissions removed: {counted(self.annotations, 'file')}"] if self.annotations else []),
             *self._building(),
             *(f"made from this dataset, and yours to delete or to make again: {output}" for output in self.outputs),
             *(f"kept by training: {line}" for line in self.training_cache),

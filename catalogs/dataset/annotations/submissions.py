@@ -133,14 +133,14 @@ class Submission(_StrictRecord):
     deleted: Annotated[tuple[FormerMask, ...], Field(max_length=MOST_MASKS)] = ()
 
     @classmethod
-    def from_json(cls, data: bytes, where: str = "the answer") -> Self:
+    def from_json(cls, data: bytes, where: str = "the submission") -> Self:
         """Read the bytes of an answer's file; raises `SubmissionError`, which begins with `where`."""
         if len(data) > MOST_BYTES:
             raise SubmissionError(f"{where} has {len(data):,} bytes: expected at most {MOST_BYTES:,}")
-        return parse_saved(cls, data, lambda wrong: SubmissionError(f"{where} is no answer: {wrong}"))
+        return parse_saved(cls, data, lambda wrong: SubmissionError(f"{where} is not a submission: {wrong}"))
 
     @classmethod
-    def from_value(cls, value: Mapping[str, Any], where: str = "the answer") -> Self:
+    def from_value(cls, value: Mapping[str, Any], where: str = "the submission") -> Self:
         """Return the answer of a JSON object; raises `SubmissionError`, which begins with `where`."""
         try:
             data = canonical_json(value)
@@ -222,7 +222,7 @@ def _is_inside(prompt: PointPrompt | BoxPrompt | MaskPrompt, size: tuple[int, in
 
 def put_submission(dataset: Location, submission: Submission) -> bool:
     """Put an answer if its number is free; returns and raises as `put_saved`."""
-    return put_saved(dataset, submission.path, submission.to_json(), submission.ordinal, "answers")
+    return put_saved(dataset, submission.path, submission.to_json(), submission.ordinal, "submissions")
 
 
 def read_submission(dataset: Location, name: SubmissionName) -> Submission:

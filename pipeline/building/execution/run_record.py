@@ -44,7 +44,7 @@ class RunRecord:
         else:
             self.on_hold[result.shard] = result.detail
             self.metrics.add(FAULTS, kind="shard")
-            log.warning("held back", shard=result.shard, why=result.detail)
+            log.warning("on hold", shard=result.shard, why=result.detail)
         self._measure()
 
     def _count(self, counts: Mapping[str, int]) -> None:

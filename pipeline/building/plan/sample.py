@@ -187,7 +187,7 @@ def _take_row(
     if row["fault"] is not None:
         raise SegmintError(
             f"row {row['ordinal'] + 1} of the sample ({row['image_id']}) can be neither accepted nor refused: "
-            f"{row['fault']}. A build would hold its shard back; fix that, and plan again"
+            f"{row['fault']}. A build would put its shard on hold; fix that, and plan again"
         )
     live = is_live(row)
     size = (row["height"], row["width"])

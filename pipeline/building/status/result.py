@@ -198,10 +198,10 @@ class Status:
         names = [f"{gap.name} ({self._age(gap)})" for gap in self.gaps[:SHOWN]]
         more = f", and {len(self.gaps) - SHOWN:,} more gaps" if len(self.gaps) > SHOWN else ""
         return [
-            f"held back  {counted(shards, 'shard')} with {counted(rows, 'row')}, passed over by a later commit: "
+            f"on hold    {counted(shards, 'shard')} with {counted(rows, 'row')}, passed over by a later commit: "
             f"{', '.join(names)}{more}",
-            "           a fault holds them back (the build's log says which, and `segmint build` tries again), or they "
-            "are being written, or in another --shards range",
+            "           a fault keeps them on hold (the build's log says which, and `segmint build` tries again), or "
+            "they are being written, or in another --shards range",
         ]
 
     def _age(self, gap: Gap) -> str:

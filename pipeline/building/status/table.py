@@ -99,7 +99,7 @@ class StatusTable:
             if people.unread:
                 yield f"{row.name}: {unread_line(people)}"
             on_hold = sum(gap.shards for gap in row.gaps)
-            noted = [f"{counted(on_hold, 'shard')} held back"] if on_hold else []
+            noted = [f"{counted(on_hold, 'shard')} on hold"] if on_hold else []
             noted += [f"{one.name} unusual" for one in (row.drift.compared if row.drift else ()) if one.unusual]
             if noted:
                 yield f"{row.name}: {listed(noted)}; see `segmint status {row.dataset}`"

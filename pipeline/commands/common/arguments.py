@@ -28,7 +28,7 @@ DetectorConfig = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would be changed.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def storage_of(config: str | None) -> "Storage":

@@ -1,4 +1,4 @@
-"""`segmint merge`: what people answered, as the next generation of a dataset's images."""
+"""`segmint merge`: annotators' submissions, as the next generation of a dataset's images."""
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, storage_of
 from segmint.pipeline.commands.common.confirm import confirm, require_terminal
@@ -15,9 +15,9 @@ def merge(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put what people answered into the dataset's tables.
+    """Merge annotators' submissions into the dataset's tables.
 
-    Answers that were merged before change nothing.
+    Submissions that were merged before change nothing.
     """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.merge.run import list_merge, merge_submissions

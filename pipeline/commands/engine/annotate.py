@@ -59,7 +59,7 @@ def annotate(
     ] = 0.0,
     names: Annotated[
         list[str] | None,
-        typer.Option("--name", metavar="WHO", help="A name that answers have; repeat it for a team: an address each."),
+        typer.Option("--name", metavar="WHO", help="A name for submissions; repeat it for a team: an address each."),
     ] = None,
     weights: Annotated[
         str | None,
@@ -123,7 +123,7 @@ def annotate(
     def show(addresses: Mapping[str, str]) -> None:
         for name, address in addresses.items():
             print_line(address if len(addresses) == 1 else f"{name}: {address}")
-        print_message("each address opens one browser, once; ctrl-C ends the server, and answers are in the dataset")
+        print_message("each address opens one browser, once; ctrl-C ends the server; submissions are in the dataset")
 
     print_message(f"reading the tables of {dataset}")
     if stage is AnnotationStage.RATE:

@@ -59,7 +59,7 @@ def score(
         typer.Option(
             "--corrected",
             metavar="FILE",
-            help="COCO or Label Studio JSON, or the dataset, for its answers; default DIR/corrected.json.",
+            help="COCO or Label Studio JSON, or the dataset, for its submissions; default DIR/corrected.json.",
         ),
     ] = None,
     regions: Annotated[

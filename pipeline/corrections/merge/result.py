@@ -19,7 +19,7 @@ class MergeCounts(RevisionCounts):
 
     unchanged: int = 0  # of these, looked at and left with the masks that they have
     merged: int = 0  # whose last answer was merged before
-    superseded: int = 0  # with an earlier answer, to another state, never merged, that says more
+    superseded: int = 0  # with an earlier submission, to another state, never merged, that says more
     uncompared: int = 0  # whose other lane has an answer that is neither merged nor compared
 
     def count(self, image: int, merged: SubmissionRow) -> None:
@@ -32,18 +32,20 @@ class MergeCounts(RevisionCounts):
         self.masks.update({each: getattr(merged, each) for each in COUNTED})
         if merged.superseded:
             self.superseded += 1
-            submissions = counted(merged.superseded, "earlier answer")
+            submissions = counted(merged.superseded, "earlier submission")
             self.example(
                 f"{image_stem(image)}: {submissions}, to another state, never merged: not all of it is in the later"
             )
         if merged.unfit:
             masks = counted(merged.unfit, "mask")
-            self.example(f"{image_stem(image)}: {masks} of the answer left out: the image has others there now")
+            self.example(f"{image_stem(image)}: {masks} of the submission left out: the image has others there now")
 
     def count_apart(self, image: int, assignment: int) -> None:
         """Count an image of whose other `assignment` the last answer is neither merged nor compared."""
         self.uncompared += 1
-        self.example(f"{image_stem(image)}: the last answer of lane {assignment} is neither merged nor compared")
+        self.example(
+            f"{image_stem(image)}: the last submission of assignment {assignment} is neither merged nor compared"
+        )
 
     def add(self, other: RevisionCounts) -> None:
         """Add the images of another shard."""
@@ -70,7 +72,7 @@ class MergeList:
     images: int  # that change
     unchanged: int  # of these, looked at and left with the masks that they have
     merged: int  # images whose last answer was merged before
-    superseded: int  # of those that change: with an earlier answer, to another state, never merged, that says more
+    superseded: int  # of those that change: with an earlier submission, to another state, never merged, that says more
     uncompared: int  # with an answer in the other lane that is neither merged nor compared
     masks: Mapping[str, int]
     skipped_images: Mapping[str, int]  # that stay as they are, by the reason
@@ -108,7 +110,7 @@ class MergeList:
         """Return the list as lines for people."""
         shards = f", in {counted(len(self.shards), 'shard')}: {some([str(shard) for shard in self.shards])}"
         return [
-            f"answers for {counted(self.images, 'image')} of {self.dataset} would be merged"
+            f"submissions for {counted(self.images, 'image')} of {self.dataset} would be merged"
             f"{shards if self.shards else ''}",
             *self.found(),
         ]
@@ -116,19 +118,19 @@ class MergeList:
     def found(self) -> list[str]:
         """Return lines of what the answers say."""
         said = listed(f"{count:,} {what}" for what, count in self.masks.items() if count)
-        lines = [f"{counted(self.submitted, 'image')} answered; masks: {said or 'none'}"]
+        lines = [f"{counted(self.submitted, 'image')} submitted; masks: {said or 'none'}"]
         if self.unchanged:
             lines.append(f"looked at and left unchanged: {counted(self.unchanged, 'image')}")
         if self.merged:
             lines.append(f"merged before: {counted(self.merged, 'image')}")
         if self.superseded:
             lines.append(
-                f"an earlier answer, to another state, was never merged: {counted(self.superseded, 'image')}; "
-                "the later answer, which holds, does not have all of it"
+                f"an earlier submission, to another state, was never merged: {counted(self.superseded, 'image')}; "
+                "the later submission, which holds, does not have all of it"
             )
         if self.uncompared:
             lines.append(
-                f"answered by two people to different states: {counted(self.uncompared, 'image')}; one assignment is "
+                f"submitted by two people to different states: {counted(self.uncompared, 'image')}; one assignment is "
                 "merged, and the other's last submission is kept"
             )
         lines += [f"left as they are: {counted(n, 'image')}: {why}" for why, n in self.skipped_images.items()]
@@ -137,7 +139,7 @@ class MergeList:
     def reason(self) -> str:
         """Return what a version says of the merge."""
         said = listed(f"{self.masks[what]:,} {what}" for what in ("corrected", "added", "deleted") if self.masks[what])
-        return f"answers for {counted(self.images, 'image')}: {said or 'no mask changed'}"
+        return f"submissions for {counted(self.images, 'image')}: {said or 'no mask changed'}"
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class MergeResult(RevisionResult[MergeList]):
         if not self.listed.images:
             return [f"nothing to merge into {self.listed.dataset}", *self.listed.found(), self.version.line()]
         return [
-            f"answers for {counted(self.listed.images, 'image')} merged in "
+            f"submissions for {counted(self.listed.images, 'image')} merged in "
             f"{counted(len(self.changed_shards), 'shard')}",
             *self.listed.found(),
             *self.last_lines(),

@@ -32,7 +32,7 @@ class MergeSkipReason(StrEnum):
     TAKEN_DOWN = "taken down"
     REFUSED = "refused by the build"
     NOT_BUILT = "not built yet"
-    UNREADABLE = "an answer that cannot be read"
+    UNREADABLE = "a submission that cannot be read"
     OTHER_SIZE = "masks of another size than the image"
     TOO_MANY = "over 10,000 masks with those that it ever had"
 

@@ -185,4 +185,4 @@ def _read(dataset: Location, wanted: Names) -> dict[int, list[Submission] | Subm
         except SubmissionError as error:
             return ordinal, error
 
-    return dict(map_ahead(read, wanted, _THREADS, 2 * _THREADS, "answers"))
+    return dict(map_ahead(read, wanted, _THREADS, 2 * _THREADS, "submissions"))

@@ -241,11 +241,12 @@ class AnnotatorView:
         if done is not None and done.name.n >= submission.n:
             return self._other(submission, found)
         if submission.n != 1 + (0 if done is None else done.name.n):
-            raise UsageError(f"submissions/{submission.n}: the next answer is {1 if done is None else done.name.n + 1}")
+            number = 1 if done is None else done.name.n + 1
+            raise UsageError(f"submissions/{submission.n}: the next submission is {number}")
         if done is not None and done.annotator != submission.annotator:
             winner = self.board.submission(found, submission.assignment)
             if winner is not None:
-                raise SaveConflictError(f"{done.annotator} has answered", winner, found.base)
+                raise SaveConflictError(f"{done.annotator} has submitted", winner, found.base)
         if not put_submission(self.dataset, submission):
             self.board.refresh(submission.image)
             return self._other(submission, found)
@@ -260,7 +261,7 @@ class AnnotatorView:
         if winner is not None and winner.n == submission.n and submission.same_work(winner):
             return winner
         raise SaveConflictError(
-            "another answer was saved before", self.board.submission(found, submission.assignment), found.base
+            "another submission was saved before", self.board.submission(found, submission.assignment), found.base
         )
 
     def _lease(self, annotator: str, after: int | None) -> tuple[int, int] | None:

@@ -97,7 +97,7 @@ def make_app(annotator_view: AnnotatorView, team: Team) -> Starlette:
 def _answer_number(request: Request) -> int:
     text: str = request.path_params["n"]
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise UsageError("answers: expected a number from 1")
+        raise UsageError("submissions: expected a number from 1")
     return int(text)
 
 

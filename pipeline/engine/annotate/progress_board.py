@@ -68,7 +68,7 @@ class ProgressBoard:
             for assignments in latest_submissions(list_submissions(dataset)).values()
             for name in assignments.values()
         ]
-        for done in map_ahead(self._read, names, _THREADS, _AHEAD, "answers"):
+        for done in map_ahead(self._read, names, _THREADS, _AHEAD, "submissions"):
             self._done.setdefault(done.name.ordinal, {})[done.name.assignment] = done
 
     def assignments(self, image: int) -> dict[int, LatestSubmission]:

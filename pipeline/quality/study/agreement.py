@@ -90,7 +90,7 @@ def measure_agreement(dataset: Location) -> AnnotatorAgreement | None:
         for ordinal, assignments in latest_submissions(list_submissions(dataset)).items()
         if len(assignments) > 1
     ]
-    found = map_ahead(lambda ordinal: read_pairs(dataset, ordinal), both, _THREADS, 4 * _THREADS, "answers")
+    found = map_ahead(lambda ordinal: read_pairs(dataset, ordinal), both, _THREADS, 4 * _THREADS, "submissions")
     return sum_up(pair for pair in found if pair is not None)
 
 

@@ -276,7 +276,7 @@ def read_submitted(
     one rule (`fit_submission`). Each mask has the id of the one that was drawn from which it was made, if there is one.
     """
     images = sorted(sizes)
-    listed = map_ahead(lambda image: submissions_of(dataset, image - 1), images, _THREADS, 4 * _THREADS, "answers")
+    listed = map_ahead(lambda image: submissions_of(dataset, image - 1), images, _THREADS, 4 * _THREADS, "submissions")
     names = {image: found for image, found in zip(images, listed, strict=True) if found}
     rows = _rows(dataset, names)
 
@@ -295,7 +295,7 @@ def read_submitted(
         said = [submission.size for submission in answers[-1:]]
         wrong = [size for size in (*said, (row["height"], row["width"])) if size != sizes[image]]
         if wrong:
-            found.leave_out(None, f"the answer is for {wrong[0][1]} x {wrong[0][0]} pixels")
+            found.leave_out(None, f"the submission is for {wrong[0][1]} x {wrong[0][0]} pixels")
             return found
         ids = frozenset(mask.id for mask in drawn[image] if mask.id is not None)
         for id, counts in follow(ids, row, answers):
@@ -304,7 +304,7 @@ def read_submitted(
         return found
 
     corrections = Corrections(sizes)
-    for found in map_ahead(read, list(names), _THREADS, 4 * _THREADS, "answers"):
+    for found in map_ahead(read, list(names), _THREADS, 4 * _THREADS, "submissions"):
         if found is not None:
             corrections.add(found)
     return corrections

@@ -48,7 +48,7 @@ class GateJudgment:
 
     `assisted_by` counts assisted masks by the model: "first", "second", or "others"; `corrected_separately` are masks
     that are reported with these, as people corrected them from an answer that favors the second weights.
-    `favoring_first` are independent masks that were corrected from answers of the first weights, or of what they
+    `favoring_first` are independent masks that were corrected from predictions of the first weights, or of what they
     descend from.
     `guard_skipped`: what of the guard sets was not measured.
     """
@@ -138,14 +138,14 @@ class GateJudgment:
             yield f"assisted masks favor the model that assisted{f': {by}' if by else ''}"
         if self.corrected_separately:
             yield (
-                f"{counted(self.corrected_separately, 'mask')} that people corrected from answers of the second "
+                f"{counted(self.corrected_separately, 'mask')} that people corrected from predictions of the second "
                 "weights, or of what they descend from, may favor these: reported with the assisted ones"
             )
         if self.favoring_first:
             yield (
-                f"{counted(self.favoring_first, 'independent mask')} were corrected from answers of the first weights, "
-                "or of what they descend from, and favor these: they may hide that the second are better, and do not "
-                "make them worse"
+                f"{counted(self.favoring_first, 'independent mask')} were corrected from predictions of the first "
+                "weights, or of what they descend from, and favor these: they may hide that the second are better, and "
+                "do not make them worse"
             )
         yield from (each.line() for each in self.lineages)
         yield from (each.line() for each in self.truths)

@@ -45,7 +45,7 @@ def test_an_answer_is_read_as_it_was_written_and_has_one_form() -> None:
     assert later != submission
     assert later.same_work(submission)
     assert not later.same_work(Submission.from_value({**value, "seconds": 62.0}))
-    with pytest.raises(SubmissionError, match=r"^there is no answer: it is not written in the canonical form$"):
+    with pytest.raises(SubmissionError, match=r"^there is not a submission: it is not written in the canonical form$"):
         Submission.from_json(data.replace(b'":', b'": '), "there")
 
 
@@ -94,7 +94,7 @@ def test_what_is_wrong_is_said(value: Any, said: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'"' + b"[" * 100_000, b"null"])
 def test_bytes_that_are_no_answer_are_refused(data: bytes) -> None:
-    with pytest.raises(SubmissionError, match=r"^the answer is no answer: "):
+    with pytest.raises(SubmissionError, match=r"^the submission is not a submission: "):
         Submission.from_json(data)
 
 
@@ -137,7 +137,7 @@ def test_an_answer_for_an_image_that_was_taken_down_is_not_kept(dataset: str) ->
     put_tombstone(
         location, Tombstone(request=TakedownRequest(), reason="asked", when="2026-11-22T10:00:00Z", images=(image,))
     )
-    with pytest.raises(RemovedImageError, match=r"^image 1 was taken down: its answers are not kept$"):
+    with pytest.raises(RemovedImageError, match=r"^image 1 was taken down: its submissions are not kept$"):
         put_submission(location, Submission.from_value(answer_value()))
     assert list(list_submissions(location)) == []
 

@@ -140,7 +140,7 @@ def test_lineages_are_told_apart(rounds: tuple[Path, Path], tmp_path: Path) -> N
         f"lineage 1: sam-00.pth (SHA-256 {BASE[:12]}), 1 training",
         "lineage 2: vit_h (SHA-256 ffffffffffff), 0 trainings",
     ]
-    assert f"small: 1 shard held back; see `segmint status {other}`" in lines
+    assert f"small: 1 shard on hold; see `segmint status {other}`" in lines
 
 
 def test_a_place_without_a_dataset_is_named(rounds: tuple[Path, Path], tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_answers_become_the_next_generation_and_are_merged_once(place: DatasetPa
     version = latest_version(place.location)
     assert version is not None
     assert version.command == "merge"
-    assert version.reason == "answers for 2 images: 1 corrected, 1 added and 1 deleted"
+    assert version.reason == "submissions for 2 images: 1 corrected, 1 added and 1 deleted"
     people = StatusReader(place.location, Prices()).read().people
     assert (people.timed, people.seconds_per_mask) == (2, 5.0)
 
@@ -114,7 +114,7 @@ def test_a_redaction_keeps_answers_and_a_merge_says_what_does_not_fit(place: Dat
     import_coco(place, write_coco(place, {1: [((2, 3, 12, 20), 10_000), ((4, 4, 13, 21), 10_001)]}))
     done = merge_submissions(place.location)
     assert done.listed.masks == {"same": 0, "corrected": 0, "added": 2, "deleted": 0, "unfit": 1}
-    assert "  sa_1: 1 mask of the answer left out: the image has others there now" in done.lines()
+    assert "  sa_1: 1 mask of the submission left out: the image has others there now" in done.lines()
     masks = committed_row(place.location, 0)["masks"]
     assert masks[-1]["segmentation"]["counts"] == counts_of(APART)
     assert masks[-1]["redacted_share"] is not None
@@ -138,11 +138,11 @@ def test_work_that_is_not_merged_is_named(place: DatasetPath) -> None:
     listed = list_merge(place.location)
     assert (listed.images, listed.merged, listed.superseded, listed.uncompared) == (1, 3, 1, 2)
     lines = "\n".join(listed.lines())
-    assert "  sa_2: the last answer of lane 1 is neither merged nor compared" in lines
-    assert "  sa_5: the last answer of lane 1 is neither merged nor compared" in lines
-    assert "  sa_5: 1 earlier answer, to another state, never merged: not all of it is in the later" in lines
+    assert "  sa_2: the last submission of assignment 1 is neither merged nor compared" in lines
+    assert "  sa_5: the last submission of assignment 1 is neither merged nor compared" in lines
+    assert "  sa_5: 1 earlier submission, to another state, never merged: not all of it is in the later" in lines
     assert "sa_1:" not in lines
-    assert "answered by two people to different states: 2 images" in lines
+    assert "submitted by two people to different states: 2 images" in lines
 
 
 def test_a_lost_table_of_masks_is_restored_from_the_tar_and_the_answers(place: DatasetPath) -> None:
@@ -172,9 +172,9 @@ def test_images_that_cannot_take_an_answer_are_named(place: DatasetPath) -> None
         "masks of another size than the image": 1,
         "refused by the build": 1,
         "not built yet": 1,
-        "an answer that cannot be read": 1,
+        "a submission that cannot be read": 1,
     }
-    assert any("annotations/3/0.1.json is no answer" in line for line in listed.lines())
+    assert any("annotations/3/0.1.json is not a submission" in line for line in listed.lines())
     assert merge_submissions(place.location).changed_shards == (0,)
 
 

@@ -340,7 +340,7 @@ def answer_that_outlived_its_image(dataset: Path) -> None:
     (dataset / "annotations/4/0.1.json").write_text("{}")
 
 
-@damage(Code.BAD_SUBMISSION, "annotations/0/0.1.json", "an answer", "format")
+@damage(Code.BAD_SUBMISSION, "annotations/0/0.1.json", "a submission", "format")
 def no_answer(dataset: Path) -> None:
     (dataset / "annotations/0").mkdir(parents=True)
     (dataset / "annotations/0/0.1.json").write_text('{"format": "other"}')
@@ -352,7 +352,7 @@ def answer_for_no_image(dataset: Path) -> None:
     assert put_submission(location_of(dataset), given)
 
 
-@damage(Code.BAD_SUBMISSION, "annotations/0/0.1.json", "answers 1 to 2 of lane 0", "1 missing")
+@damage(Code.BAD_SUBMISSION, "annotations/0/0.1.json", "submissions 1 to 2 of assignment 0", "1 missing")
 def answer_without_the_one_before(dataset: Path) -> None:
     assert put_submission(location_of(dataset), answer_to(location_of(dataset), 1, n=2))
 

@@ -79,8 +79,8 @@ def test_the_lane_that_was_merged_is_scored(tmp_path: Path) -> None:
         found = score_study(study, dataset)
         assert (found.by_id, found.deleted, found.answered) == (2, 4, 3)
         assert found.mean_iou == pytest.approx((1 + 8 / 10) / 2)
-        assert any("annotations/1/0.1.json is no answer" in line for line in found.unreadable)
-        assert any("the answer is for 30 x 40 pixels" in line for line in found.unreadable)
+        assert any("annotations/1/0.1.json is not a submission" in line for line in found.unreadable)
+        assert any("the submission is for 30 x 40 pixels" in line for line in found.unreadable)
 
 
 def test_of_several_masks_made_from_one_the_first_is_its_correction() -> None:
