@@ -1,7 +1,7 @@
 """What training keeps of images on a machine's disk: where it is, how much there may be, and how it is deleted.
 
-Embeddings are in `embeddings/<dataset>/<weights>/<SHA-256 of the JPEG>.npy`, looks at shards with their thumbnails in
-`looks/<dataset>/<SHA-256 of the tar>.npz`. This file imports neither torch nor numpy: a takedown uses it.
+Embeddings are in `embeddings/<dataset>/<weights>/<SHA-256 of the JPEG>.npy`, scans of shards with their thumbnails in
+`scans/<dataset>/<SHA-256 of the tar>.npz`. This file imports neither torch nor numpy: a takedown uses it.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from segmint.infra.wording import counted
 CACHE = "cache"
 """The cache's folder in a local output, if the configuration names no other."""
 
-EMBEDDINGS, SCANS = "embeddings", "looks"
+EMBEDDINGS, SCANS = "embeddings", "scans"
 
 _USED = "embeddings.used"
 _FILES = {

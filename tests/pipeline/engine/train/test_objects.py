@@ -103,7 +103,7 @@ def test_a_cache_elsewhere_is_noted_and_one_in_the_dataset_is_refused(trainable:
         run_objects(configured(tmp_path, dataset, objects=keys, cache={"folder": str(dataset / "cache")}), print)
     assert not (tmp_path / "run").exists()
     key = TrainingDataset(location_of(dataset), load_manifest(location_of(dataset)), "").key
-    stale = cache / "looks" / key / f"{'0' * 64}.npz"
+    stale = cache / "scans" / key / f"{'0' * 64}.npz"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"thumbnails of a tar that a takedown removed")
     run_objects(configured(tmp_path, dataset, objects=keys, cache={"folder": str(cache)}), print)

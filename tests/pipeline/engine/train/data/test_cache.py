@@ -129,7 +129,7 @@ def test_a_full_disk_ends_the_caching_and_not_the_run(tmp_path):
 def test_what_a_dataset_no_longer_has_is_deleted(trainable, tmp_path):
     dataset, kept = tmp_path / "dataset", location_of(tmp_path / "cache")
     shutil.copytree(trainable, dataset)
-    found = find(tmp_path, dataset, kept / "looks")
+    found = find(tmp_path, dataset, kept / "scans")
     key = found.datasets[0].key
     cache = EmbeddingCache(kept, "w1", 1e9)
     hashes = [row.tobytes() for row in found.images.jpeg_sha256]
@@ -137,12 +137,12 @@ def test_what_a_dataset_no_longer_has_is_deleted(trainable, tmp_path):
         cache.put(key, hashes[number], features(number))
     cache.put("0" * 12, hashes[2], features(2))  # of another dataset
     write_generation(location_of(dataset), 0, generation=2, make_row=row_of)  # without image 3, as a takedown leaves it
-    after = find(tmp_path, dataset, kept / "looks")
+    after = find(tmp_path, dataset, kept / "scans")
     held = after.held[key]
     assert cache.purge(key, {row.tobytes() for row in held.jpegs}) == 1
     assert [cache.has(key, hashes[number]) for number in (0, 2)] == [True, False]
     assert cache.has("0" * 12, hashes[2])
-    looks = tmp_path / "cache" / "looks" / key
+    looks = tmp_path / "cache" / "scans" / key
     assert len(list(looks.iterdir())) == 5
     purge_scans(kept, key, held.tars)
     assert sorted(path.stem for path in looks.iterdir()) == sorted(held.tars)
