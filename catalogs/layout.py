@@ -174,12 +174,12 @@ def parse_commit_path(path: str) -> tuple[int, int] | None:
 
 
 def reservation_name(shard: int, generation: int, digest: str) -> str:
-    """The name of a claim's file in `reservations/`; `digest` is of what it names."""
+    """The name of a reservation's file in `reservations/`; `digest` is of what it names."""
     return f"{shard_name(shard)}.g{generation}-{digest}.json"
 
 
 def parse_reservation_name(name: str) -> tuple[int, int] | None:
-    """Parse the name of a claim's file into shard and generation; None for any other name."""
+    """Parse the name of a reservation's file into shard and generation; None for any other name."""
     match = _RESERVATION.fullmatch(name)
     return None if match is None else parse_commit_name(f"{match['commit']}.json")
 
@@ -193,7 +193,7 @@ def part_reservation_name(generation: int, digest: str) -> str:
 
 
 def parse_part_reservation_name(name: str) -> int | None:
-    """Parse the name of a claim of parts into the manifest's generation; None for any other name."""
+    """Parse the name of a reservation of parts into the manifest's generation; None for any other name."""
     match = _PART_RESERVATION.fullmatch(name)
     return None if match is None else int(match["generation"])
 

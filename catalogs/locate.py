@@ -41,11 +41,11 @@ class LocateResult:
         return self.rows - self.given - self.filled
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
+        """Return the result for JSON."""
         return {**asdict(self), "unknown": self.unknown}
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for people."""
+        """Return the result as lines for people."""
         return [
             f"{self.output}: {counted(self.rows, 'row')}",
             f"  {self.filled:>12,} countries filled in from the caption"

@@ -122,7 +122,7 @@ class _CommitFile(_StrictModel):
 
 
 class _ReservationFile(_StrictModel):
-    """A claim's JSON, as far as others need it."""
+    """A reservation's JSON, as far as others need it."""
 
     paths: list[str]
 
@@ -262,7 +262,7 @@ class CommitLog:
 class Reservation:
     """The files that a writer puts for a generation that it is about to commit: nobody else may delete them.
 
-    It is put before them, and deleted after the commit, once the tombstones were heeded. When its generation or a
+    It is put before them, and deleted after the commit, once the tombstones were applied. When its generation or a
     higher one is committed, it protects nothing any more: its writer has committed, or will lose.
     """
 
@@ -271,11 +271,11 @@ class Reservation:
     paths: tuple[str, ...]
 
     def to_json(self) -> bytes:
-        """Return the bytes of the claim's file."""
+        """Return the bytes of the reservation's file."""
         return canonical_json({"shard": self.shard, "generation": self.generation, "paths": sorted(self.paths)})
 
     def location(self, dataset: Location) -> Location:
-        """Return the location of the claim's file: equal claims have one name."""
+        """Return the location of the reservation's file: equal reservations have one name."""
         digest = fingerprint(sorted(self.paths))
         return dataset / RESERVATIONS / reservation_name(self.shard, self.generation, digest)
 
@@ -285,11 +285,11 @@ class ShardState(NamedTuple):
 
     commit: Commit | None  # the one that holds
     replaced: tuple[int, ...]  # lower generations whose commits are still there
-    kept: frozenset[str]  # paths of files that are committed, or claimed for a generation that is not
+    kept: frozenset[str]  # paths of files that are committed, or reserved for a generation that is not
 
 
 def read_shard_state(dataset: Location, shard: int) -> ShardState:
-    """Look at one shard's claims, then at its commits: a claim is deleted only after its commit was put.
+    """Look at one shard's reservations, then at its commits: a reservation is deleted only after its commit was put.
 
     Whatever deletes files of a shard looks right before it deletes, after it has listed them. Raises
     `DamagedDatasetError` for a commit that cannot be read, or names a file by another hash than it has: with one
@@ -320,7 +320,7 @@ def read_shard_state(dataset: Location, shard: int) -> ShardState:
 
 
 def reserved_paths(dataset: Location, committed: Mapping[int, Sequence[int]]) -> set[str]:
-    """Return the paths of files that are claimed for a higher generation than is `committed`, by shard."""
+    """Return the paths of files that are reserved for a higher generation than is `committed`, by shard."""
     paths: set[str] = set()
     for entry in (dataset / RESERVATIONS).list():
         parsed = parse_reservation_name(entry.name)
@@ -330,7 +330,7 @@ def reserved_paths(dataset: Location, committed: Mapping[int, Sequence[int]]) ->
 
 
 def reserved_in(file: Location) -> set[str]:
-    """Return the paths in a claim's file, none if it is gone. Raises `DamagedDatasetError` for another file."""
+    """Return the paths in a reservation's file, none if it is gone. Raises `DamagedDatasetError` for another file."""
     try:
         return set(_ReservationFile.model_validate_json(file.read()).paths)
     except NotFoundError:

@@ -235,7 +235,7 @@ def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) 
 def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int, parts: Mapping[str, Path]) -> bool:
     """Put new parts of the catalog, then the generation of the manifest that names them; return whether it is there.
 
-    `parts` are local files by their paths below the dataset. They are claimed first: from then on nobody deletes them
+    `parts` are local files by their paths below the dataset. They are reserved first: from then on nobody deletes them
     until this generation is there. If another manifest is this generation, they are left for a sweep.
     """
     paths = sorted(parts)
@@ -246,14 +246,14 @@ def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int
     won = put_manifest(dataset, manifest, generation)
     if won:
         for path, file in parts.items():
-            if not (dataset / path).exists():  # deleted by what had looked before the claim was there
+            if not (dataset / path).exists():  # deleted by what had looked before the reservation was there
                 (dataset / path).put_file(file)
     delete_part_reservations(dataset, generation)
     return won
 
 
 def delete_part_reservations(dataset: Location, generation: int) -> None:
-    """Delete the claims of parts for this generation of the manifest, which is there, and for earlier ones."""
+    """Delete the reservations of parts for this generation of the manifest, which is there, and for earlier ones."""
     for entry in (dataset / RESERVATIONS).list():
         reserved = parse_part_reservation_name(entry.name)
         if reserved is not None and reserved <= generation:
@@ -261,11 +261,11 @@ def delete_part_reservations(dataset: Location, generation: int) -> None:
 
 
 def parts_in_use(dataset: Location) -> frozenset[str]:
-    """Return the paths of the parts that nobody may delete: named by the manifest, or claimed for its next generation.
+    """Return the paths of the parts that nobody may delete: named by the manifest, or reserved for its next generation.
 
-    It looks at the claims, then at the manifest: a claim is deleted only after its manifest was put. Whatever deletes
-    parts looks right before it deletes, after it has listed them. Raises `UsageError` if there is no dataset, and
-    `DamagedDatasetError` for a claim that cannot be read.
+    It looks at the reservations, then at the manifest: a reservation is deleted only after its manifest was put.
+    Whatever deletes parts looks right before it deletes, after it has listed them. Raises `UsageError` if there is no
+    dataset, and `DamagedDatasetError` for a reservation that cannot be read.
     """
     reservations = [
         (generation, reserved_in(dataset / RESERVATIONS / entry.name))

@@ -91,7 +91,7 @@ def sum_listing(
     were read already, by the name of their summary. `read` reads the others, by default from the dataset.
 
     The sums of each block of shards are saved in `summaries/` if it is full, or if a later block has begun: one with a
-    shard that is held back may never be full. The name is a hash of the commits' files: an outdated summary is not
+    shard that is on hold may never be full. The name is a hash of the commits' files: an outdated summary is not
     found, and is made again, as is one that is damaged. Where they cannot be saved, that is logged, and the answer is
     the same.
     """

@@ -31,7 +31,7 @@ _FOLDERS = (*DATA_KINDS, RESERVATIONS, COMMITS, CATALOG, SUMMARIES, TOMBSTONES, 
 GRACE = timedelta(hours=24)
 """The age at which a file that no commit names is deleted, by the store's clock.
 
-Writers do not need it: they claim their files first. It is for those of older versions of segmint, and for people."""
+Writers do not need it: they reserve their files first. It is for those of older versions of segmint, and for people."""
 
 
 def sweep(
@@ -42,13 +42,13 @@ def sweep(
 ) -> list[str]:
     """Delete what does not belong to a dataset; return the paths, relative to it, in order.
 
-    Of committed shards these are: data files that neither the holding commit nor a claim names, once they are older
-    than `grace`, or at once if a replaced commit names them; and the replaced commits. Of the rest: parts of the
-    catalog that neither the manifest nor a claim names, and temporary files, once they are older than `grace`. Files of
-    a shard without a commit stay until it has one, however old they are: they may belong to a paused writer, or be
-    named by a writer that writes the same bytes again. Claims stay, files with other names, and all in a folder that is
-    a link.
-    `now` is the time to count from (default: that of the store's clock, which also gave the files their times).
+    Of committed shards these are: data files that neither the holding commit nor a reservation names, once they are
+    older than `grace`, or at once if a replaced commit names them; and the replaced commits. Of the rest: parts of the
+    catalog that neither the manifest nor a reservation names, and temporary files, once they are older than `grace`.
+    Files of a shard without a commit stay until it has one, however old they are: they may belong to a paused writer,
+    or be named by a writer that writes the same bytes again. Reservations stay, files with other names, and all in a
+    folder that is a link. `now` is the time to count from (default: that of the store's clock, which also gave the
+    files their times).
     """
     found = _listed(dataset)
     found.linked.update(folder for folder in _FOLDERS if folder and (dataset / folder).link_target() is not None)
@@ -75,7 +75,7 @@ class _SweepListing:
     """The files that a sweep may delete."""
 
     generations: dict[int, list[int]]
-    reserved: set[int]  # shards with claims
+    reserved: set[int]  # shards with reservations
     files: dict[int, list[tuple[str, DataFile, datetime]]]  # by shard
     temporary: list[tuple[str, datetime]]
     parts: list[tuple[str, datetime]]
@@ -84,7 +84,8 @@ class _SweepListing:
     def doubtful_shards(self) -> list[int]:
         """Return the committed shards of which something may have to go.
 
-        If a shard has one generation, no claim and one file of each kind, these are its commit's: no need to read it.
+        If a shard has one generation, no reservation and one file of each kind, these are its commit's: it needs no
+        reading.
         """
         return [
             shard
@@ -120,7 +121,7 @@ def _listed(dataset: Location) -> _SweepListing:
 
 
 def _sweep_shard(dataset: Location, shard: int, found: _SweepListing, limit: datetime) -> list[str]:
-    """Delete what is left of former writers of a committed shard; look at its claims and commits right before."""
+    """Delete what is left of former writers of a committed shard; look at its reservations and commits right before."""
     state = read_shard_state(dataset, shard)
     if state.commit is None:
         return []  # it was deleted meanwhile

@@ -1,4 +1,4 @@
-"""Audits what people said of images: their answers, and the rows that say which answer was merged."""
+"""Audits what people said of images: their submissions, and the rows that say which submission was merged."""
 
 import math
 from collections.abc import Collection, Iterator, Sequence
@@ -41,7 +41,7 @@ _THREADS = 16
 
 
 def audit_submissions(dataset: Location, rows: Sequence[range], taken: Collection[int]) -> Iterator[Finding]:
-    """Findings in `annotations/`: answers that cannot be read, or are of no image, and anything of a `taken` one.
+    """Findings in `annotations/`: submissions that cannot be read, or are of no image, and anything of a `taken` one.
 
     `rows` are the spans of the dataset's ordinals.
     """
@@ -80,11 +80,11 @@ def audit_submissions(dataset: Location, rows: Sequence[range], taken: Collectio
 def audit_merged_submission(
     dataset: Location, row: Row, masks: Sequence[Row], images: FindingLocation, place: FindingLocation
 ) -> Iterator[Finding]:
-    """Whether the answer that a row of `images/*.parquet` says was merged is there, and the dataset has what it says.
+    """Whether the submission that an image's row says was merged is there, and the dataset has what it says.
 
     `masks` are the image's rows of `masks/*.parquet`; `images` and `place` are where findings in the image's row and in
-    those of its masks are made. An import that came later leaves the answer's number, and says its own file; then the
-    answer must be there.
+    those of its masks are made. An import that came later leaves the submission's number, and says its own file; then
+    the submission must be there.
     """
     if merged_assignment(row["submission"]) is None or row["submission"]["n"] is None:
         return
@@ -112,14 +112,14 @@ def audit_merged_submission(
 
 
 def _of_image(row: Row, submissions: Sequence[Submission], *, whole: bool) -> tuple[Row, Row]:
-    """Return what a row should say of its image, by a lane's answers, and what it says. `whole`: none is left out."""
+    """Return what a row should say of its image, by an assignment's submissions, and what it says. `whole`: all."""
     submission = submissions[-1]
     expected: Row = {"sha256": submission.sha256, "annotator": submission.annotator, "stage": submission.stage}
     found: Row = {"sha256": row["submission"]["sha256"], "annotator": row["annotator"], "stage": row["stage"]}
     seconds = sum(each.seconds for each in last_of_states(submissions))
     if whole and not (row["seconds"] is not None and math.isclose(row["seconds"], seconds)):
         expected["seconds"], found["seconds"] = seconds, row["seconds"]
-    # Of what an answer says of other masks, and where it takes another's place, something may not have fit.
+    # Of what a submission says of other masks, and where it takes another's place, something may not have fit.
     unfit = bool(submission.replaced or submission.deleted) or any(
         each.base == submission.base for each in submissions[:-1]
     )
@@ -131,7 +131,7 @@ def _of_image(row: Row, submissions: Sequence[Submission], *, whole: bool) -> tu
 def _audit_masks(
     row: Row, masks: Sequence[Row], submissions: Sequence[Submission], place: FindingLocation
 ) -> Iterator[Finding]:
-    """Whether an image has the masks of the last of these answers, none that it took away, and what it says of them."""
+    """Whether an image has the masks of the last submission, none that it took away, and what it says of them."""
     submission, where = submissions[-1], f"id {row['id']}"
     here = {mask["annotation_id"]: _counts(mask) for mask in masks}
     there = frozenset(here.values())
@@ -169,7 +169,7 @@ def _audit_masks(
 
 
 def _unlike(row: Row, mask: SubmittedMask, submissions: Sequence[Submission]) -> Row:
-    """Return what the last of these answers says of a mask other than its row: empty if that may have come of it."""
+    """Return what the last submission says of a mask other than its row: empty if that may have come of it."""
     expected = {**mask_columns(mask, submissions), "parent": mask.parent}
     if mask.source == "corrected" and row["source"] in SOURCES:
         del expected["source"]  # it may be that of the mask whose place it took

@@ -2,15 +2,16 @@
 
 The order is what makes it safe beside any other writer, and beside whatever deletes:
 
-1. `reserve`: the claim, with the names of the files, put if absent. From here on nobody else deletes them.
+1. `reserve`: the reservation, with the names of the files, put if absent. From here on nobody else deletes them.
 2. `put_files`: the files.
 3. `put_commit`: the commit, put if absent. Then a look whether all files are there: one is put again if something
-   deleted it that had looked for claims before this one was put, and slept until its deletion. Then a look for a higher
-   generation: if there is one, the commit was put after a later correction had removed its predecessor, and the writer
-   has lost.
-4. A writer that won heeds the tombstones, and what was amended in the catalog. One that lost deletes what it put
+   deleted it that had looked for reservations before this one was put, and slept until its deletion. Then a look for a
+   higher generation: if there is one, the commit was put after a later correction had removed its predecessor, and the
+   writer has lost.
+4. A writer that won applies the tombstones, and what was amended in the catalog. One that lost deletes what it put
    (`delete_unnamed`).
-5. The claim is deleted. Where it is left, a writer died before, and the next build or correction does what it did not.
+5. The reservation is deleted. Where it is left, a writer died before, and the next build or correction does what it did
+   not.
 """
 
 import hashlib
@@ -51,7 +52,7 @@ def named_files(shard: int, files: ShardFiles) -> NamedFiles:
 
 
 def reserve(dataset: Location, commit: Commit) -> Location:
-    """Claim the names of the files of a commit that is about to be put; return the claim, which its writer deletes."""
+    """Reserve the names of a commit's files before they are put; return the reservation, which its writer deletes."""
     reservation = Reservation(commit.shard, commit.generation, tuple(entry.path for entry in commit.files))
     file = reservation.location(dataset)
     file.put_if_absent(reservation.to_json())
@@ -59,7 +60,7 @@ def reserve(dataset: Location, commit: Commit) -> Location:
 
 
 def put_files(dataset: Location, files: NamedFiles) -> None:
-    """Put files whose names are claimed."""
+    """Put files whose names are reserved."""
     for entry, data in files:
         (dataset / entry.path).put(data)
 
@@ -89,8 +90,8 @@ def put_again(
     """Put files of the commit that holds again, where they are missing or damaged; return whether it still holds then.
 
     If not, nothing of them is left that the newer commit has taken away: what was put here is deleted with its older
-    versions. Every build and correction deletes this claim, as its generation is committed: where it is gone, the
-    commit may be, too. `after_commit` is called if the commit holds, before the claim is deleted.
+    versions. Every build and correction deletes this reservation, as its generation is committed: where it is gone, the
+    commit may be, too. `after_commit` is called if the commit holds, before the reservation is deleted.
     """
     pairs = list(files)
     reservation = Reservation(commit.shard, commit.generation, tuple(entry.path for entry, _ in pairs))
@@ -115,7 +116,7 @@ def put_again(
 
 
 def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry], *, purge: bool = False) -> None:
-    """Delete files of a writer that lost, but for those that the commit that holds names, or that others claim.
+    """Delete files of a writer that lost, but for those that the commit that holds names, or that others reserve.
 
     Nothing is deleted of a shard without a commit.
     """
@@ -211,11 +212,11 @@ def check_purge(dataset: Location) -> None:
 
 
 def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:
-    """Remove everything of these shards but the commits that hold, the files that these name, and what is claimed.
+    """Remove everything of these shards but the commits that hold, the files that these name, and what is reserved.
 
     That is: files of older generations and of writers that died, temporary files, each with its older versions, and
     older versions of files that were deleted before; last, the older commits. A shard without a commit has only
-    left-overs, except for what a build claims. Return the shards without a commit of which files were spared.
+    left-overs, except for what a build reserves. Return the shards without a commit of which files were spared.
     """
     wanted = set(shards)
     files: dict[int, list[str]] = {}

@@ -176,7 +176,7 @@ def apply_catalog(dataset: DatasetHandle, shard: int) -> ShardRevision | None:
     """Give the images of a committed shard what the catalog says of them now, and remove what was there before.
 
     An amendment puts its part of the catalog before it lists what is committed, so one of the two sees the other. What
-    is put here is heeded in the same way, so of several amendments the last one holds in the end. None if the manifest
+    is put here is applied in the same way, so of several amendments the last one holds in the end. None if the manifest
     has no newer generation than the handle's. Repeating it after a crash completes it.
     """
     now = dataset.manifest_generation()
@@ -203,8 +203,8 @@ def apply_later_changes(dataset: DatasetHandle, shard: int) -> bool:
 def finish_dead_writers(dataset: DatasetHandle, shards: Container[int]) -> list[int]:
     """Do what writers of these shards did not that died after their commits; return the shards that this changed.
 
-    Such a writer has left its claim. The tombstones and the catalog are heeded, then the claim is deleted. Claims of
-    parts of the catalog whose writers have lost, or died after the manifest, are deleted too.
+    Such a writer has left its reservation. The tombstones and the catalog are applied, then the reservation is deleted.
+    Reservations of parts of the catalog whose writers have lost, or died after the manifest, are deleted too.
     """
     # A writer that died may have read its rows before any generation of the manifest but the first.
     since_first = replace(dataset, catalog_generation=1)

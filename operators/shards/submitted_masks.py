@@ -1,4 +1,4 @@
-"""What an answer says of its masks, as columns of the table of masks."""
+"""What a submission says of its masks, as columns of the table of masks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,9 +21,9 @@ def is_prompted(mask: SubmittedMask) -> bool:
 
 
 def made_in(mask: SubmittedMask, submissions: Sequence[Submission]) -> Submission:
-    """Return the answer that a mask of the last of a lane's answers, in order, came with.
+    """Return the submission that a mask of the last of an assignment's submissions, in order, came with.
 
-    Each answer says again what those before it said: the same pixels, prompts and source since then.
+    Each submission says again what those before it said: the same pixels, prompts and source since then.
     """
     *earlier, maker = submissions
     for submission in reversed(earlier):
@@ -38,9 +38,9 @@ def _is_same(one: SubmittedMask, other: SubmittedMask) -> bool:
 
 
 def mask_columns(mask: SubmittedMask, submissions: Sequence[Submission]) -> dict[str, Any]:
-    """Return the columns that a mask has of the last of a lane's answers, in order, without label and parent.
+    """Return a mask's columns, without label and parent, by the last of an assignment's submissions, in order.
 
-    Who made it, and the model that answered, are of the answer that it came with.
+    Who made it, and the model that answered, are of the submission that it came with.
     """
     maker = made_in(mask, submissions)
     return {
@@ -53,10 +53,10 @@ def mask_columns(mask: SubmittedMask, submissions: Sequence[Submission]) -> dict
 
 
 def submitted_columns(dataset: Location, image: Row) -> dict[str, dict[str, Any]]:
-    """Return what the answers that were merged into an image say of their masks, by run lengths.
+    """Return what the submissions that were merged into an image say of their masks, by run lengths.
 
-    `image` is its row in the table of images. Of answers that have the same mask the last one says it. Empty if none
-    was merged, or one cannot be read.
+    `image` is its row in the table of images. Of submissions that have the same mask the last one says it. Empty if
+    none was merged, or one cannot be read.
     """
     merged = image.get("submission") or {}
     if merged.get("assignment") is None:

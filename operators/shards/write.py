@@ -43,10 +43,10 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """How the writing of a shard ended: committed (by us or another writer), held back for a reason, or unchanged.
+    """How the writing of a shard ended: committed (by us or another writer), on hold for a reason, or unchanged.
 
     Unchanged is a committed shard that was to be replaced, and stays as it is. `faulted` are the ordinals of the rows
-    that hold it back, if they are few.
+    that keep it on hold, if they are few.
     """
 
     shard: int
@@ -64,13 +64,13 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     """Write shard `task.shard` from slices `[start, stop)` of the blocks, in stream order, and commit it.
 
     1. Look for its commit: if another writer has put it, do only what that writer may have left undone.
-    2. Join the shard's rows. If some have no verdict, or too many were refused for one reason, hold it back.
+    2. Join the shard's rows. If some have no verdict, or too many were refused for one reason, put it on hold.
     3. Build its four files in memory; their names contain their hashes.
-    4. Claim the names, and put the files.
+    4. Reserve the names, and put the files.
     5. Put the commit if absent.
     6. Take down what tombstones name of the shard, and put in what was amended in the catalog: both may have come since
        the rows were made. If another writer won the commit, delete the files that no commit names instead.
-    7. Delete the claim.
+    7. Delete the reservation.
 
     Raises `WrongRowsError` if the rows are not the shard's ordinals in order, and the faults of its storage.
     """

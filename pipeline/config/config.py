@@ -191,7 +191,7 @@ class Config(_ConfigModel):
     assets: str | None = None
     """Path or URI of a folder that mirrors the weight files."""
     max_reject_ratio: float = Field(default=0.5, gt=0, le=1)
-    """A shard of 100 rows or more is held back if more than this share is refused for one reason, licenses aside."""
+    """A shard of 100 rows or more is put on hold if more than this share is refused for one reason, licenses aside."""
     stall_timeout: Seconds = Field(default=1800, gt=0)
     """Seconds without a row leaving any stage, while the stores answer, after which a window is ended and its rest
     tried again."""
@@ -202,7 +202,7 @@ class Config(_ConfigModel):
     rows_per_block: int = Field(default=16, ge=1)
     """Rows that travel between stages together."""
     retry_wait_s: Seconds = Field(default=5, ge=0)
-    """Seconds before shards that were held back are tried again when nothing else is left to do; doubles each time."""
+    """Seconds before shards that were on hold are tried again when nothing else is left to do; doubles each time."""
     allow_mixed_numerics: bool = False
     """Whether workers may compute with other numerics than the dataset was begun with."""
 

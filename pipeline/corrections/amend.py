@@ -110,11 +110,11 @@ class AmendResult:
     removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
+        """Return the result for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for people."""
+        """Return the result as lines for people."""
         unknown = [f"{counted(self.unknown, 'row')} not in the dataset, and left out"] if self.unknown else []
         if not self.rows and not self.changed_shards:
             return [f"nothing to amend: {self.dataset} has these values", *unknown, self.version.line()]

@@ -2,9 +2,9 @@
 
 A correction is a class with five functions, which `correct` calls. It changes committed shards only by a revision: some
 shards, and a pure function on their rows. What makes that safe beside builds and other corrections is in
-`segmint.operators.shards.revise` (one shard: claims, races, tombstones) and `segmint.operators.shards.put` (removal
-of what was there before). Here it is run over the shards, and what else showed the former rows is removed or made
-again. The same call completes a correction that was killed.
+`segmint.operators.shards.revise` (one shard: reservations, races, tombstones) and `segmint.operators.shards.put`
+(removal of what was there before). Here it is run over the shards, and what else showed the former rows is removed or
+made again. The same call completes a correction that was killed.
 """
 
 from collections.abc import Callable, Iterable, Set
@@ -62,7 +62,7 @@ class RevisionOutcome:
     """The result of a revision."""
 
     changed: dict[int, ShardRevision]  # by shard, those that have a new generation
-    building: tuple[int, ...] = ()  # shards without a commit, of which a build claims files
+    building: tuple[int, ...] = ()  # shards without a commit, of which a build reserves files
     removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
     outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they have the former rows
 

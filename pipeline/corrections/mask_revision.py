@@ -89,7 +89,7 @@ class RevisionResult(Generic[L]):
     removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
+        """Return the result for JSON."""
         fields = asdict(self)
         return {**fields.pop("listed"), **fields}
 
@@ -134,9 +134,9 @@ class MaskCorrection(Generic[L, R]):
 
 
 def is_unfinished(dataset: DatasetHandle, shards: Sequence[int]) -> bool:
-    """Return whether a correction of these shards did not end: it has left claims, former commits, or no version.
+    """Return whether a correction of these shards did not end: it has left reservations, former commits, or no version.
 
-    Other shards may have changed since, and a build may claim those that are not committed yet.
+    Other shards may have changed since, and a build may reserve those that are not committed yet.
     """
     wanted = frozenset(shards)
     names = (parse_commit_name(name) for name in (dataset.location / COMMITS).walk_ever())

@@ -43,7 +43,7 @@ def put_parts(
 def remove_parts(dataset: Location) -> None:
     """Remove the parts of the catalog that the manifest does not name, with their older versions.
 
-    Parts that others claim stay, and those with a higher number: those of a build that grows the dataset.
+    Parts that others reserve stay, and those with a higher number: those of a build that grows the dataset.
     """
     parts = len(load_manifest(dataset).catalog)
     names = list((dataset / CATALOG).walk_ever())

@@ -48,12 +48,12 @@ class RemovalProof:
     unsearched: tuple[str, ...]  # noted outputs that are not to be found from here
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
+        """Return the result for JSON."""
         images = [image.model_dump(mode="json") for image in self.images]
         return {**asdict(self), "images": images}
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for people."""
+        """Return the result as lines for people."""
         names = ", ".join(f"{image_stem(image.id)} ({image.image_id})" for image in self.images)
         verdict = f"found in {counted(len(self.found), 'place')}" if self.found else "not found"
         return [
@@ -132,7 +132,7 @@ def prove(dataset: Location, name: str) -> RemovalProof:
 
 def _in_shard(dataset: Location, commit: Commit, images: Sequence[RemovedImage], names: RemovedNames) -> Iterator[str]:
     """Yield where the files of a commit have one of the images."""
-    own = {image.ordinal for image in images if image.ordinal in range(*commit.ordinals)}  # it may claim any range
+    own = {image.ordinal for image in images if image.ordinal in range(*commit.ordinals)}  # it may reserve any range
     for kind in SCHEMAS:
         if kind == "masks" and not own:
             continue  # masks have no more names than the rows of images

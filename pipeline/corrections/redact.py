@@ -43,11 +43,11 @@ class RedactResult:
     training_cache: tuple[str, ...] = ()  # caches of its images, and what was deleted there
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
+        """Return the result for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for people."""
+        """Return the result as lines for people."""
         return [
             f"{counted(self.regions, 'region')} in {counted(self.images, 'image')}; changed: "
             f"{counted(self.changed_images, 'image')} of {counted(len(self.changed_shards), 'shard')}, the others had "

@@ -57,11 +57,11 @@ class TakedownResult:
     training_cache: tuple[str, ...] = ()  # caches of its images, and what was deleted there
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
+        """Return the result for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for people."""
+        """Return the result as lines for people."""
         return [
             f"{counted(self.rows, 'row')} taken down, {counted(self.images, 'image')} removed from "
             f"{counted(len(self.changed_shards), 'shard')}; taken down of this dataset in all: "

@@ -75,11 +75,11 @@ class ExportResult:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON values."""
+        """Return the result as JSON values."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for a person."""
+        """Return the result as lines for a person."""
         counts = (counted(self.images, "image"), counted(self.masks, "mask"), counted(self.pictures, "picture"))
         return [f"{', '.join(counts)} → {self.file}", *self.notes, self.version.line()]
 

@@ -38,11 +38,11 @@ class OnnxExport:
     weights_sha256: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer for JSON."""
+        """The result for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The answer as text."""
+        """The result as text."""
         files = self.output if self.data is None else f"{self.output} and {self.data}"
         size = f"{self.bytes / 1e6:,.1f} MB"
         return [f"{self.part} of {self.model_type} (SHA-256 {self.weights_sha256[:12]}…) → {files}, {size}"]

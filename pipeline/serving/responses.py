@@ -1,4 +1,4 @@
-"""Answers of a web application: its page and the page's files, JSON, JPEGs, and errors as JSON."""
+"""Responses of a web application: its page and the page's files, JSON, JPEGs, and errors as JSON."""
 
 import json
 import math

@@ -65,7 +65,7 @@ def test_a_death_at_any_call_leaves_one_whole_generation_and_is_recovered(matrix
 @pytest.mark.long
 @pytest.mark.parametrize("correction", ["takedown", "amend"])
 def test_a_correction_in_a_build_may_die_at_any_call(correction: str) -> None:
-    """Beside the claim and the files of a writer that died, and before the build goes on with rows made before."""
+    """Beside a dead writer's reservation and files, and before the build goes on with rows made before."""
     operation = f"{correction} in a build"
     with quick_folder() as folder:
         results = answer_of(start_matrix([operation], str(folder)))[operation]
@@ -125,7 +125,7 @@ def test_the_matrix_covers_every_call_of_the_protocol(matrix: Results) -> None:
         "walk write_shard/undisturbed",
         "delete reservations/000001.g1",
     ]
-    # Each put: the temporary file is synced and renamed, and its folder synced. Claim and commit: linked, not renamed.
+    # Each put: the temporary file is synced and renamed, and its folder synced. The rest are linked, not renamed.
     assert [calls.count(name) for name in ("fsync of a file", "replace", "link", "unlink")] == [6, 4, 2, 3]
     assert any(call.startswith("delete") for call in matrix["sweep"]["calls"])
     assert any(call.startswith("create commits/000001.g2") for call in matrix["next generation"]["calls"])

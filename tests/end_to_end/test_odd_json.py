@@ -54,7 +54,7 @@ def dataset(small_dataset: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def used(dataset: Path) -> Path:
-    """The same with a recorded version, a writer's claim, and the note of an export; `whole` is a copy next to it."""
+    """The same with a recorded version, a reservation, and the note of an export; `whole` is a copy next to it."""
     put_version(location_of(dataset), "build")
     reservation = Reservation(1, 2, ("shards/x",))
     reservation.location(location_of(dataset)).put(reservation.to_json())

@@ -199,7 +199,7 @@ def test_refused_credentials_end_the_run_with_advice_and_refuse_no_image(
     printed = world.build(check=3)
     assert "check the credentials" in printed
     assert "goes on" in printed
-    # What a writer claimed and could not put stays claimed until the next build.
+    # What a writer reserved and could not put stays reserved until the next build.
     standing = {path: digest for path, digest in world.standing().items() if not path.startswith("reservations/")}
     assert standing.items() <= world.undisturbed.items()
     world.build()

@@ -75,8 +75,8 @@ def test_a_lost_answer_to_a_commit_is_recognized(s3_server: S3Server, s3_bucket:
         proxy.plan = [*[("PUT", b"")] * 5, ("PUT", LOSE_ANSWER)]
         result = write(place, 0)
         assert (result.status, result.counts["images"]) == ("committed", 2)
-        # Is it committed? Claim and four files; the commit, whose response is lost; again, refused; and whose commit is
-        # there? Are the files there? Is there a higher generation? A tombstone? An amended catalog? The claim
+        # Is it committed? Reservation and four files; the commit, whose response is lost; again, refused; and whose is
+        # there? Are the files there? Is there a higher generation? A tombstone? An amended catalog? The reservation
         # goes.
         afterwards = [*["HEAD"] * 4, "GET", "GET", "GET", "DELETE"]
         assert proxy.requests == ["GET", *["PUT"] * 5, "PUT", "PUT", "GET", *afterwards]

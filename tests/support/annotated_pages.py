@@ -56,7 +56,7 @@ def served(dataset: Path, *names: str, port: int = 0, **queue: Any) -> Iterator[
 
 @contextmanager
 def serving(opened: ServedView, dataset: Path, *names: str, port: int = 0) -> Iterator[AnnotationServer]:
-    """The same for a desk that is open."""
+    """The same for an annotator view that is open."""
     with listening(lambda team: make_app(opened.annotator_view, team), *names, port=port) as team:
         yield AnnotationServer(opened, team, dataset)
 

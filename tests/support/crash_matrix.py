@@ -145,7 +145,7 @@ def _import(place: DatasetPath) -> None:
 
 
 def _answered(place: DatasetPath) -> None:
-    """Both shards, and answers for an image of each; image 4 has a second one, and a second lane."""
+    """Both shards, and answers for an image of each; image 4 has a second one, and a second assignment."""
     _both_shards(place)
     for given in (
         answer_to(place.location, 1, [new_mask((3, 4, 11, 21), 10_001)]),

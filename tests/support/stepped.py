@@ -46,7 +46,7 @@ class SteppedThreads:
     def look_and_delete(self, folder: str, most: int | None = None) -> bool:
         """If it is about to look what is named in the dataset in `folder`, and deletes the rest, go on until it has.
 
-        That is: at a shard's claims, or at the manifest. With `most` at most so many calls; return whether it was
+        That is: at a shard's reservations, or at the manifest. With `most` at most so many calls; return whether it was
         stopped by that.
         """
         if not self.next_call.endswith(("/claims", f"/{folder}")):

@@ -1,4 +1,4 @@
-"""Which of an image's answers count: the rules that the desk, merging, agreement and studies share."""
+"""Which of an image's submissions count: the rules that the annotator view, merging, agreement and studies share."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -11,34 +11,34 @@ Merged = Mapping[str, Any] | None
 
 
 def assignment_to_merge(merged: Merged, assignments: Iterable[int]) -> int | None:
-    """Return the lane of an image whose answers are merged: the one merged before, or else the lowest that has any.
+    """Return an image's assignment whose submissions are merged: the one merged before, else the lowest that has any.
 
-    None if there are no answers. The other lane only says how far people agree.
+    None if there are no submissions. The other assignment only says how far people agree.
     """
     before = merged_assignment(merged)
     return min(assignments, default=None) if before is None else before
 
 
 def merged_assignment(merged: Merged) -> int | None:
-    """Return the lane of an image whose answer was merged into its row; None if none was."""
+    """Return the assignment of an image whose submission was merged into its row; None if none was."""
     assignment = (merged or {}).get("assignment")
     return None if assignment is None else int(assignment)
 
 
 def is_merged(merged: Merged, assignment: int, n: int) -> bool:
-    """Whether an answer of a lane was merged into the image's row, or one after it."""
+    """Whether a submission of an assignment was merged into the image's row, or one after it."""
     return merged_assignment(merged) == assignment and n <= ((merged or {}).get("n") or 0)
 
 
 def last_of_states(submissions: Iterable[Submission]) -> list[Submission]:
-    """Return the last answer to each state of the image, in order; `submissions` are those of a lane, in order."""
+    """Return the last submission to each state of the image, in order; `submissions` are an assignment's, in order."""
     return [list(same)[-1] for _, same in groupby(submissions, key=lambda submission: submission.base)]
 
 
 def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submission, Submission] | None:
-    """Return what two people said of an image, each without seeing the other's work: the answers to be compared.
+    """Return what two people said of an image, each without seeing the other's work: the submissions to be compared.
 
-    They are the last ones of each lane to the first state to which both answered; None if there is no such state.
+    They are the last ones of each assignment to the first state to which both have one; None if there is no such state.
     `submissions` are all of the image.
     """
     one, other = (
@@ -48,10 +48,11 @@ def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submissi
 
 
 def carried(submission: Submission, base: str, size: tuple[int, int], counts: Mapping[int, str]) -> Submission | None:
-    """Return what still fits of an answer, as an answer to another state of its image; None where the size differs.
+    """Return what still fits of a submission, as one to another state of its image; None where the size differs.
 
     `counts` are the run lengths of the image's masks in that state, by annotation id. New masks fit, and those whose
-    parent has the run lengths that it had; so do deletions. Its seconds on the image are 0: the answer itself has them.
+    parent has the run lengths that it had; so do deletions. Its seconds on the image are 0: the submission itself has
+    them.
     """
     if submission.size != size:
         return None
@@ -80,7 +81,7 @@ def is_untouched(mask: SubmittedMask) -> bool:
 
 
 def annotated_masks(submission: Submission) -> list[SubmittedMask]:
-    """Return the masks of an answer that people worked on: those that are untouched are left out."""
+    """Return the masks of a submission that people worked on: those that are untouched are left out."""
     return [mask for mask in submission.masks if not is_untouched(mask)]
 
 

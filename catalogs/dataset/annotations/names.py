@@ -15,7 +15,7 @@ _ORDINAL = re.compile(r"0|[1-9]\d{0,15}", re.ASCII)
 
 
 class SubmissionName(NamedTuple):
-    """What an answer's path says; in order of images, lanes and numbers."""
+    """What a submission's path says; in order of images, assignments and numbers."""
 
     ordinal: int
     assignment: int
@@ -23,12 +23,12 @@ class SubmissionName(NamedTuple):
 
 
 def submission_path(ordinal: int, assignment: int, n: int) -> str:
-    """Return the path of an answer's file below the dataset."""
+    """Return the path of a submission's file below the dataset."""
     return f"{ANNOTATIONS}/{ordinal}/{assignment}.{n}.json"
 
 
 def parse_submission_path(path: str) -> SubmissionName | None:
-    """Parse the path of an answer's file below the dataset; None for any other path."""
+    """Parse the path of a submission's file below the dataset; None for any other path."""
     folder, _, rest = path.partition("/")
     ordinal, _, name = rest.partition("/")
     match = _NAME.fullmatch(name)
@@ -38,20 +38,20 @@ def parse_submission_path(path: str) -> SubmissionName | None:
 
 
 def list_submissions(dataset: Location) -> Iterator[SubmissionName]:
-    """Yield the names of all answers, in order; other files are left out."""
+    """Yield the names of all submissions, in order; other files are left out."""
     names = (parse_submission_path(f"{ANNOTATIONS}/{entry.name}") for entry in (dataset / ANNOTATIONS).walk())
     yield from sorted(name for name in names if name is not None)
 
 
 def submissions_of(dataset: Location, ordinal: int) -> list[SubmissionName]:
-    """Return the names of an image's answers, by lane and number."""
+    """Return the names of an image's submissions, by assignment and number."""
     folder = f"{ANNOTATIONS}/{ordinal}"
     names = (parse_submission_path(f"{folder}/{entry.name}") for entry in (dataset / folder).list())
     return sorted(name for name in names if name is not None)
 
 
 def latest_submissions(names: Iterable[SubmissionName]) -> dict[int, dict[int, SubmissionName]]:
-    """Return the last answer of each lane, by ordinal and lane."""
+    """Return the last submission of each assignment, by ordinal and assignment."""
     last: dict[int, dict[int, SubmissionName]] = {}
     for name in sorted(names):
         last.setdefault(name.ordinal, {})[name.assignment] = name

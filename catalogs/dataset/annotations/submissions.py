@@ -1,8 +1,8 @@
-"""Answers: what people said of single images, each saved answer one file that is never changed.
+"""Submissions: what people said of single images, each saved submission one file that is never changed.
 
-An image has lane 0, and lane 1 where two people are asked. An answer says
-everything of its image, relative to its `base`: masks of the dataset that it neither replaces nor deletes are kept. A
-later answer of the same lane takes the place of an earlier one. `segmint merge` puts answers into the tables.
+An image has assignment 0, and assignment 1 where two people are asked. A submission says everything of its image,
+relative to its `base`: masks of the dataset that it neither replaces nor deletes are kept. A later submission of the
+same assignment takes the place of an earlier one. `segmint merge` puts submissions into the tables.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
 
 MOST_BYTES = 32 << 20
-"""Bytes of the largest answer."""
+"""Bytes of the largest submission."""
 
 MOST_MASKS = 10_000
 """Masks that an image may have: its id times this, plus a number, is a mask's id."""
@@ -34,7 +34,7 @@ _CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, surrogates
 
 
 class SubmissionError(SegmintError):
-    """An answer cannot be used; the message says where it is and what is wrong."""
+    """A submission cannot be used; the message says where it is and what is wrong."""
 
 
 def _printable(text: str) -> str:
@@ -92,7 +92,7 @@ Prompt = Annotated[PointPrompt | BoxPrompt | MaskPrompt, Field(discriminator="ki
 
 
 class SubmittedMask(_StrictRecord):
-    """A mask of an answer. `parent` is the mask of the dataset whose place it takes."""
+    """A mask of a submission. `parent` is the mask of the dataset whose place it takes."""
 
     counts: str
     source: Literal["assisted", "corrected", "manual"]
@@ -103,7 +103,7 @@ class SubmittedMask(_StrictRecord):
 
 
 class FormerMask(_StrictRecord):
-    """A mask of the dataset that an answer replaces or deletes, as it was."""
+    """A mask of the dataset that a submission replaces or deletes, as it was."""
 
     id: _MaskId
     counts: str
@@ -134,14 +134,14 @@ class Submission(_StrictRecord):
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "the submission") -> Self:
-        """Read the bytes of an answer's file; raises `SubmissionError`, which begins with `where`."""
+        """Read the bytes of a submission's file; raises `SubmissionError`, which begins with `where`."""
         if len(data) > MOST_BYTES:
             raise SubmissionError(f"{where} has {len(data):,} bytes: expected at most {MOST_BYTES:,}")
         return parse_saved(cls, data, lambda wrong: SubmissionError(f"{where} is not a submission: {wrong}"))
 
     @classmethod
     def from_value(cls, value: Mapping[str, Any], where: str = "the submission") -> Self:
-        """Return the answer of a JSON object; raises `SubmissionError`, which begins with `where`."""
+        """Return the submission of a JSON object; raises `SubmissionError`, which begins with `where`."""
         try:
             data = canonical_json(value)
             submission = cls.model_validate_json(data)
@@ -174,7 +174,7 @@ class Submission(_StrictRecord):
         return saved_json(self)
 
     def same_work(self, other: "Submission") -> bool:
-        """Whether another answer is this one but for when it was saved: a save that was tried again."""
+        """Whether another submission is this one but for when it was saved: a save that was tried again."""
         return self.model_copy(update={"saved_at": other.saved_at}) == other
 
     @model_validator(mode="after")
@@ -221,7 +221,7 @@ def _is_inside(prompt: PointPrompt | BoxPrompt | MaskPrompt, size: tuple[int, in
 
 
 def put_submission(dataset: Location, submission: Submission) -> bool:
-    """Put an answer if its number is free; returns and raises as `put_saved`."""
+    """Put a submission if its number is free; returns and raises as `put_saved`."""
     return put_saved(dataset, submission.path, submission.to_json(), submission.ordinal, "submissions")
 
 
@@ -235,12 +235,12 @@ def read_submission(dataset: Location, name: SubmissionName) -> Submission:
 
 
 def read_submissions(dataset: Location, ordinal: int) -> list[Submission]:
-    """Read the answers of an image, by lane and number; raises what `read_submission` does."""
+    """Read the submissions of an image, by assignment and number; raises what `read_submission` does."""
     return [read_submission(dataset, name) for name in submissions_of(dataset, ordinal)]
 
 
 def read_assignment(dataset: Location, names: Sequence[SubmissionName]) -> list[Submission]:
-    """Read the answers of a lane, in order, without earlier ones that cannot be read.
+    """Read the submissions of an assignment, in order, without earlier ones that cannot be read.
 
     Raises `SubmissionError` if the last one cannot be: the earlier ones only say how long people worked, and on what.
     """
@@ -255,7 +255,7 @@ def read_assignment(dataset: Location, names: Sequence[SubmissionName]) -> list[
 
 
 def base_digest(jpeg: bytes, masks: Sequence[Mapping[str, Any]]) -> str:
-    """Return the digest of what an answer is relative to: an image's released JPEG (empty without images) and masks.
+    """Return the digest of what a submission is relative to: an image's released JPEG (empty without images) and masks.
 
     Of the masks count `annotation_id` and `segmentation`'s counts, in order of the ids, and nothing else.
     """

@@ -67,11 +67,11 @@ class CurationResult:
     written: bool = True  # whether this run wrote the output
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
+        """Return the result for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for people."""
+        """Return the result as lines for people."""
         if self.drawn is not None:
             return [f"{self.drawn}: the measures of {counted(self.rows, 'row')}", *self._unread_lines()]
         if not self.written:

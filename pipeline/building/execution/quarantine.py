@@ -1,4 +1,4 @@
-"""Rows that hold their shards back, and are tried alone: images that kill their worker, and faults that stay.
+"""Rows that keep their shards on hold, and are tried alone: images that kill their worker, and faults that stay.
 
 The ledger finds the images that kill the worker that segments them; they are refused if they do it again. A verdict
 needs two deaths alone, each in a fresh worker that has just segmented a control image, on a node that is alive
@@ -39,7 +39,7 @@ TRIES = 4
 """The most tries of a suspect after one window: a try whose node dies does not count."""
 
 FAULT_WINDOWS = 3
-"""The number of windows that a row's fault holds a shard back before the row is tried alone."""
+"""The number of windows that a row's fault keeps a shard on hold before the row is tried alone."""
 
 MOST_SINGLE_TRIALS = 8
 """The most rows with faults that are tried alone after one window."""
@@ -84,7 +84,7 @@ class Quarantine:
         self._alone: dict[int, str] = {}  # how a row with a fault did alone, by ordinal
 
     def note(self, result: ShardResult) -> None:
-        """Record the rows whose faults hold a shard of the current window back."""
+        """Record the rows whose faults put a shard of the current window on hold."""
         self._faulted += result.faulted
         self._windows.update(result.faulted)
 

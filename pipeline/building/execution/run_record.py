@@ -56,7 +56,7 @@ class RunRecord:
                 self.metrics.add(ROWS_REJECTED, count, reason=name.removeprefix(REJECTED))
 
     def settled(self, window: Collection[int], left: Collection[int]) -> None:
-        """Record that of a window's shards only those in `left` are still held back, by whatever ended the window."""
+        """Record that of a window's shards only those in `left` are still on hold, by whatever ended the window."""
         for shard in set(window) - set(left):
             self.on_hold.pop(shard, None)
         self._measure()

@@ -49,7 +49,7 @@ class BuildWork(Protocol):
     def settle(self, window: list[int], done: Collection[int]) -> int:
         """Update `left` after a window in which the shards in `done` succeeded; return how many of the window are left.
 
-        Shards that were held back go to the end: the cause may be an outage that passes.
+        Shards that were on hold go to the end: the cause may be an outage that passes.
         """
 
 

@@ -1,4 +1,4 @@
-"""The plan as an answer: its values, and how they are written as text and JSON."""
+"""The plan as a result: its values, and how they are written as text and JSON."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

@@ -1,6 +1,6 @@
-"""What is held back: missing shards below a committed one, which builds commit in order.
+"""What is on hold: missing shards below a committed one, which builds commit in order.
 
-Why a shard is held back is not stored in a dataset: a run keeps it in memory and in its log. The gaps say which.
+Why a shard is on hold is not stored in a dataset: a run keeps it in memory and in its log. The gaps say which.
 """
 
 from collections.abc import Container, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The status as an answer: its values, and how they are written as text and JSON."""
+"""The status as a result: its values, and how they are written as text and JSON."""
 
 import math
 from collections.abc import Mapping, Sequence

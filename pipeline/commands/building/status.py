@@ -35,7 +35,7 @@ def status(
 ) -> None:
     """Show how far a build is, from its commits.
 
-    Done, pace, time and cost left, refusals, drift, what is held back, masks of people, and the trainings that led to
+    Done, pace, time and cost left, refusals, drift, what is on hold, masks of people, and the trainings that led to
     its weights.
     """
     if watch and as_json:

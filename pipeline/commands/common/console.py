@@ -1,4 +1,4 @@
-"""What commands print: answers on standard output, everything else on standard error; and exit codes.
+"""What commands print: results on standard output, everything else on standard error; and exit codes.
 
 0: done; 1: findings (checks and audits only); 2: wrong usage or configuration; 3: failed or
 unfinished.
@@ -86,12 +86,12 @@ def print_message(text: str) -> None:
 
 
 def print_line(text: str) -> None:
-    """Print a line of the answer, on standard output."""
+    """Print a line of the result, on standard output."""
     typer.echo(printable(text))
 
 
 def print_json(value: Any) -> None:
-    """Print the answer as one JSON value on standard output, for programs."""
+    """Print the result as one JSON value on standard output, for programs."""
     text = json.dumps(without_secrets(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
     typer.echo(_encodable(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)))
 
@@ -100,14 +100,14 @@ class Printable(Protocol):
     """What a command found or did."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer for JSON."""
+        """The result for JSON."""
 
     def lines(self) -> list[str]:
-        """The answer as text."""
+        """The result as text."""
 
 
 def print_result(result: Printable, as_json: bool) -> None:
-    """Print the answer as one JSON value, or as lines for people."""
+    """Print the result as one JSON value, or as lines for people."""
     if as_json:
         print_json(result.to_dict())
         return

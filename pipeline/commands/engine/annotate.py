@@ -40,8 +40,8 @@ def annotate(
     stage: Annotated[
         AnnotationStage,
         typer.Option(
-            help="assisted: people click, the model answers, they correct. semi: what is there is locked, people add "
-            "the rest. rate: people rate single masks from 1 to 10."
+            help="assisted: people click, the model predicts masks, they correct them. semi: what is there is locked, "
+            "people add the rest. rate: people rate single masks from 1 to 10."
         ),
     ] = AnnotationStage.ASSISTED,
     select: Annotated[
@@ -63,7 +63,7 @@ def annotate(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(metavar="NAME|PATH", help="The model that answers; default: the one that made the dataset."),
+        typer.Option(metavar="NAME|PATH", help="The model to prompt; default: the one that made the dataset."),
     ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; also cuda:N.")] = "auto",
     prefill: Annotated[

@@ -188,11 +188,11 @@ def _annotation(row: Row, answer: ImageImport, settings: ImportSettings) -> Row:
     """Return the columns that say by which file, and by whom, an image's masks are what they are."""
     if settings.origin is None:
         return {name: value for name, value in answer.of_image.items() if value is not None}
-    # Its last answer stays merged, whatever an import made of it.
+    # Its last submission stays merged, whatever an import made of it.
     merged = row["submission"] or {}
     said = {"assignment": merged.get("assignment"), "n": merged.get("n"), "sha256": settings.origin["sha256"]}
     named: Row = {} if settings.annotator is None else {"annotator": settings.annotator}
     if row["submission"] == said:
         return named
-    # What was said of an earlier answer is not true of this one.
+    # What was said of an earlier submission is not true of this one.
     return {"annotator": None, ANNOTATION_STAGE: None, "seconds": None, "complete": None, **named, "submission": said}

@@ -111,7 +111,7 @@ class ImportResult(RevisionResult[ImportList]):
     """The result of an import."""
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for people."""
+        """Return the result as lines for people."""
         if not self.listed.images:
             return [f"nothing to import: {self.listed.dataset} has it", *self.listed.found(), self.version.line()]
         return [

@@ -1,4 +1,4 @@
-"""What a merge of answers would do, and what it did, for people and programs."""
+"""What a merge of submissions would do, and what it did, for people and programs."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,12 +15,12 @@ COUNTED = ("same", "corrected", "added", "deleted", "unfit")
 
 @dataclass
 class MergeCounts(RevisionCounts):
-    """What becomes of the images that have answers, and of their masks."""
+    """What becomes of the images that have submissions, and of their masks."""
 
     unchanged: int = 0  # of these, looked at and left with the masks that they have
-    merged: int = 0  # whose last answer was merged before
+    merged: int = 0  # whose last submission was merged before
     superseded: int = 0  # with an earlier submission, to another state, never merged, that says more
-    uncompared: int = 0  # whose other lane has an answer that is neither merged nor compared
+    uncompared: int = 0  # whose other assignment has a submission that is neither merged nor compared
 
     def count(self, image: int, merged: SubmissionRow) -> None:
         """Count an image, by its number."""
@@ -41,7 +41,7 @@ class MergeCounts(RevisionCounts):
             self.example(f"{image_stem(image)}: {masks} of the submission left out: the image has others there now")
 
     def count_apart(self, image: int, assignment: int) -> None:
-        """Count an image of whose other `assignment` the last answer is neither merged nor compared."""
+        """Count an image of whose other `assignment` the last submission is neither merged nor compared."""
         self.uncompared += 1
         self.example(
             f"{image_stem(image)}: the last submission of assignment {assignment} is neither merged nor compared"
@@ -62,18 +62,18 @@ class MergeCounts(RevisionCounts):
 class MergeList:
     """What a merge would change.
 
-    `masks` counts those of answers that an image has already (`same`), that take the place of one (`corrected`), that
-    are new (`added`), masks that are `deleted`, and what is left out because it fits no more (`unfit`).
+    `masks` counts those of submissions that an image has already (`same`), that take the place of one (`corrected`),
+    that are new (`added`), masks that are `deleted`, and what is left out because it fits no more (`unfit`).
     """
 
     dataset: str
     name: str
-    submitted: int  # images with an answer
+    submitted: int  # images with a submission
     images: int  # that change
     unchanged: int  # of these, looked at and left with the masks that they have
-    merged: int  # images whose last answer was merged before
+    merged: int  # images whose last submission was merged before
     superseded: int  # of those that change: with an earlier submission, to another state, never merged, that says more
-    uncompared: int  # with an answer in the other lane that is neither merged nor compared
+    uncompared: int  # with a submission in the other assignment that is neither merged nor compared
     masks: Mapping[str, int]
     skipped_images: Mapping[str, int]  # that stay as they are, by the reason
     examples: tuple[str, ...]
@@ -116,7 +116,7 @@ class MergeList:
         ]
 
     def found(self) -> list[str]:
-        """Return lines of what the answers say."""
+        """Return lines of what the submissions say."""
         said = listed(f"{count:,} {what}" for what, count in self.masks.items() if count)
         lines = [f"{counted(self.submitted, 'image')} submitted; masks: {said or 'none'}"]
         if self.unchanged:
@@ -147,7 +147,7 @@ class MergeResult(RevisionResult[MergeList]):
     """The result of a merge."""
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for people."""
+        """Return the result as lines for people."""
         if not self.listed.images:
             return [f"nothing to merge into {self.listed.dataset}", *self.listed.found(), self.version.line()]
         return [

@@ -1,7 +1,7 @@
-"""The next row of an image from its row and a person's answer for it: a pure function.
+"""The next row of an image from its row and a person's submission for it: a pure function.
 
-What an answer replaces or deletes is compared with what the image has, so that of an answer to an earlier state what
-still fits is merged.
+What a submission replaces or deletes is compared with what the image has, so that of a submission to an earlier state
+what still fits is merged.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from segmint.pipeline.corrections.annotated_masks import (
 
 
 class MergeSkipReason(StrEnum):
-    """Why an image stays as it is though it has an answer."""
+    """Why an image stays as it is though it has a submission."""
 
     TAKEN_DOWN = "taken down"
     REFUSED = "refused by the build"
@@ -43,12 +43,12 @@ class SubmissionRow:
 
     row: Row
     left: MergeSkipReason | None = None
-    same: int = 0  # of the answer, that the image has already, pixel for pixel
+    same: int = 0  # of the submission, that the image has already, pixel for pixel
     corrected: int = 0  # that take the place of a mask
     added: int = 0
     deleted: int = 0
-    unfit: int = 0  # of the answer, whose mask in the image is another one now, or gone
-    superseded: int = 0  # earlier answers, to other states, never merged, that say what the one merged does not
+    unfit: int = 0  # of the submission, whose mask in the image is another one now, or gone
+    superseded: int = 0  # earlier submissions, to other states, never merged, that say what the one merged does not
 
     @property
     def changes_masks(self) -> bool:
@@ -57,10 +57,10 @@ class SubmissionRow:
 
 
 def submission_to_merge(row: Row, names: Sequence[SubmissionName]) -> SubmissionName | None:
-    """Return which of an image's answers is to be merged into its described row; None if that was done.
+    """Return which of an image's submissions is to be merged into its described row; None if that was done.
 
-    That is the last one of the lane that was merged before, or else of the lowest lane. The other lane only says how
-    well people agree.
+    That is the last one of the assignment that was merged before, or else of the lowest assignment. The other
+    assignment only says how well people agree.
     """
     assignment = assignment_to_merge(row["submission"], (name.assignment for name in names))
     last = max((name for name in names if name.assignment == assignment), default=None)
@@ -68,18 +68,18 @@ def submission_to_merge(row: Row, names: Sequence[SubmissionName]) -> Submission
 
 
 def unchanged_row(row: Row) -> MergeSkipReason | None:
-    """Return why no answer can be merged into a row; None if one can."""
+    """Return why no submission can be merged into a row; None if one can."""
     if row["reason"] is None:
         return None
     return MergeSkipReason.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else MergeSkipReason.REFUSED
 
 
 def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionRow:
-    """Merge the last of a lane's answers, all of which are given in order, into an image's described row.
+    """Merge the last of an assignment's submissions, all of which are given in order, into an image's described row.
 
-    Masks that the answer neither replaces nor deletes are kept, and so is each whose replacement is the same pixel for
-    pixel. A mask whose parent is another one now, or gone, does not fit and is left out; so is a deletion. Where the
-    answer was given to the same state as the one that was merged last, it takes that one's place. Raises
+    Masks that the submission neither replaces nor deletes are kept, and so is each whose replacement is the same pixel
+    for pixel. A mask whose parent is another one now, or gone, does not fit and is left out; so is a deletion. Where
+    the submission was given to the same state as the one that was merged last, it takes that one's place. Raises
     `DamagedDatasetError` if the row's masks or its `next_mask` are damaged.
     """
     submission = submissions[-1]
@@ -124,12 +124,12 @@ def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionR
 
 
 def seconds_of(submissions: Sequence[Submission]) -> float:
-    """Return the active seconds of a lane's answers, in order: of those to one state the last has them all."""
+    """Return the active seconds of an assignment's submissions, in order: of those to one state the last has all."""
     return sum(submission.seconds for submission in last_of_states(submissions))
 
 
 def _superseded(row: Row, submissions: Sequence[Submission]) -> int:
-    """Return how many states have an answer that was never merged, and says what the last one does not say again."""
+    """Return how many states have a submission that was never merged, and says what the last one does not say again."""
     waiting = [
         submission
         for submission in submissions
@@ -144,7 +144,7 @@ def _superseded(row: Row, submissions: Sequence[Submission]) -> int:
 
 
 def _words(submission: Submission) -> set[str | int]:
-    """Return what an answer says: new masks, and those of the dataset that are not to stay."""
+    """Return what a submission says: new masks, and those of the dataset that are not to stay."""
     return {mask.counts for mask in submission.masks} | {
         mask.id for mask in (*submission.replaced, *submission.deleted)
     }

@@ -29,12 +29,12 @@ from segmint.pipeline.corrections.merge.row import MergeSkipReason, merge_submis
 _THREADS = 16
 
 Names = Mapping[int, Sequence[SubmissionName]]
-"""The answers of images, by ordinal."""
+"""The submissions of images, by ordinal."""
 
 
 @dataclass(frozen=True)
 class MergeChange:
-    """The next rows of a shard: answers are merged into those that have one. Answers are never changed."""
+    """The next rows of a shard: submissions are merged into those that have one. Submissions are never changed."""
 
     dataset: Location
     names: Names
@@ -59,11 +59,11 @@ def list_merge(dataset: Location) -> MergeList:
 def merge_submissions(
     dataset: Location, confirm: Callable[[MergeList], None] | None = None, now: datetime | None = None
 ) -> MergeResult:
-    """Merge the last answer of each image into its row; `confirm` and `now` as in `correct`.
+    """Merge the last submission of each image into its row; `confirm` and `now` as in `correct`.
 
-    Answers stay where they are, those of a second lane, too; but those for images that were taken down are removed, as
-    a takedown does. Raises `UsageError` for a place without a dataset, or a store whose older versions cannot be
-    removed, and `DamagedDatasetError` if a shard cannot be read.
+    Submissions stay where they are, those of a second assignment, too; but those for images that were taken down are
+    removed, as a takedown does. Raises `UsageError` for a place without a dataset, or a store whose older versions
+    cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
     """
     handle = DatasetHandle.open(dataset)
     _forget_taken(dataset, _names(dataset))
@@ -100,7 +100,7 @@ class _Merge(MaskCorrection[MergeList, MergeResult]):
 
 
 def _forget_taken(dataset: Location, names: Names) -> None:
-    """Remove answers for images that were taken down: of a server that died before it looked at the tombstones."""
+    """Remove submissions for images that were taken down: of a server that died before it looked at the tombstones."""
     taken = removed_images(read_tombstones(dataset)).keys() & names.keys()
     if taken:
         purge_of_images(dataset, taken)
@@ -151,14 +151,14 @@ def _look(
 
 
 def _to_merge(row: Row, names: Names) -> list[SubmissionName]:
-    """Return the answers of the lane whose last one is to be merged into a row; none if nothing is."""
+    """Return the submissions of the assignment whose last one is to be merged into a row; none if nothing is."""
     own = names.get(row["ordinal"], ())
     last = submission_to_merge(row, own) if own and unchanged_row(row) is None else None
     return [] if last is None else [name for name in own if name.assignment == last.assignment]
 
 
 def _count_unmerged(dataset: Location, row: Row, names: Names) -> int | None:
-    """Return the lane of an image whose last answer is neither merged nor compared with one of the merged lane."""
+    """Return the assignment of an image whose last submission is neither merged nor compared with a merged one."""
     own = names[row["ordinal"]]
     assignment = assignment_to_merge(row["submission"], (name.assignment for name in own))
     others = [name for name in own if name.assignment != assignment]
@@ -177,7 +177,7 @@ def _count_unmerged(dataset: Location, row: Row, names: Names) -> int | None:
 
 
 def _read(dataset: Location, wanted: Names) -> dict[int, list[Submission] | SubmissionError]:
-    """Read the answers of images; an error where the last one cannot be read, and earlier ones that can."""
+    """Read the submissions of images; an error where the last one cannot be read, and earlier ones that can."""
 
     def read(ordinal: int) -> tuple[int, list[Submission] | SubmissionError]:
         try:

@@ -1,4 +1,4 @@
-"""What annotators do, without HTTP: be given images, ask for masks, save answers."""
+"""What annotators do, without HTTP: be given images, ask for masks, save submissions."""
 
 import threading
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ _SAID = frozenset({"base", "masks", "replaced", "deleted", "seconds", "complete"
 
 
 class SaveConflictError(SegmintError):
-    """Somebody else's answer is there, or the image has changed; `winner` and `base` are what is there now."""
+    """Somebody else's submission is there, or the image has changed; `winner` and `base` are what is there now."""
 
     def __init__(self, text: str, winner: Submission | None, base: str) -> None:
         super().__init__(text)
@@ -48,7 +48,7 @@ class SaveConflictError(SegmintError):
 
 @dataclass
 class AnnotatorView:
-    """The images, the model and the answers of one server. Thread-safe."""
+    """The images, the model and the submissions of one server. Thread-safe."""
 
     dataset: Location
     about: SessionInfo
@@ -71,7 +71,7 @@ class AnnotatorView:
         self.kept = ImageMemory(self.source, holders, self._pass_over)
         self._over = self.queue.merged.copy()  # by rank: nobody is given these
         self._gone: set[int] = set()
-        self._merged: dict[int, int] = {}  # the lanes of images that a merge has changed, as far as seen
+        self._merged: dict[int, int] = {}  # the assignments of images that a merge has changed, as far as seen
         for image in self.board.answered():
             self._note(image)
 
@@ -108,7 +108,7 @@ class AnnotatorView:
             return waiting - sum(rank is not None and not self._over[rank] for rank in ranks)
 
     def open(self, image: int, annotator: str) -> dict[str, Any]:
-        """Return an image with its masks, and the last answer of the annotator's lane."""
+        """Return an image with its masks, and the last submission of the annotator's assignment."""
         try:
             found = self._read(image)
         except ImageGoneError:
@@ -167,7 +167,7 @@ class AnnotatorView:
         return self._predict(self._read(image), annotator, body)
 
     def save(self, image: int, annotator: str, n: int, body: Any) -> Submission:
-        """Put an answer; returns what is there.
+        """Put a submission; returns what is there.
 
         Raises `UsageError` or `SubmissionError` for a body that is not a submission for this image, `SaveConflictError`
         if another submission has this number or the image has changed, and `ImageGoneError` or `RemovedImageError` if
@@ -256,7 +256,7 @@ class AnnotatorView:
         return submission
 
     def _other(self, submission: Submission, found: OpenImage) -> Submission:
-        """Return the last answer of a lane if it is this one, saved before; else raise `SaveConflictError` with it."""
+        """Return the last submission if it is this one, saved before; else raise `SaveConflictError` with it."""
         winner = self.board.read(submission.image, submission.assignment)
         if winner is not None and winner.n == submission.n and submission.same_work(winner):
             return winner
@@ -282,7 +282,7 @@ class AnnotatorView:
         return self.queue.after(image, is_open)
 
     def _free_assignment(self, image: int, annotator: str, look: bool = False) -> int | None:
-        """Return the lane of an image that an annotator may be given; `look` at the store first."""
+        """Return the assignment of an image that an annotator may be given; `look` at the store first."""
         done = self.board.refresh(image) if look else self.board.assignments(image)
         if look:
             self._check(image)
@@ -303,7 +303,7 @@ class AnnotatorView:
             self._pass_over(image, error)
 
     def _assignment_of(self, image: int, annotator: str) -> int:
-        """Return the lane of an image that is an annotator's, or would be; of none that is free the first."""
+        """Return the assignment of an image that is an annotator's, or would be; of none that is free the first."""
         if image in self._merged:
             return self._merged[image]
         done = self.board.assignments(image)
@@ -321,7 +321,7 @@ class AnnotatorView:
         return free[0] if free else 0
 
     def _note(self, image: int, found: OpenImage | None = None) -> None:
-        """Note whether an image, which may be read already, has all the answers that it needs."""
+        """Note whether an image, which may be read already, has all the submissions that it needs."""
         assignment = None if found is None else self.board.only_assignment(found)
         if assignment is not None:
             self._merged[image] = assignment
@@ -359,7 +359,7 @@ class AnnotatorView:
 
 
 def _check_former(submission: Submission, found: OpenImage) -> None:
-    """Raise `UsageError` if an answer replaces or deletes a mask that the image does not have."""
+    """Raise `UsageError` if a submission replaces or deletes a mask that the image does not have."""
     for mask in (*submission.replaced, *submission.deleted):
         if found.counts.get(mask.id) != mask.counts:
             raise UsageError(f"replaced, deleted: the image has no mask {mask.id} of this form")

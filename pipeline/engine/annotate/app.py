@@ -35,7 +35,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def make_app(annotator_view: AnnotatorView, team: Team) -> Starlette:
-    """Return the application of a desk that serves the browsers of a team."""
+    """Return the application of an annotator view that serves the browsers of a team."""
 
     def session(_: Any, annotator: str) -> Response:
         about = {"annotator": annotator, "owner": annotator == team.owner, **annotator_view.about.to_dict()}

@@ -1,6 +1,6 @@
 """Leases of images to annotators: hints, so that two people do not begin the same image.
 
-What is safe is how answers are put; a lease only spares people work that somebody else does.
+What is safe is how submissions are put; a lease only spares people work that somebody else does.
 """
 
 import threading
@@ -12,7 +12,7 @@ LEASE_S = 900.0
 """Seconds without a request about an image, after which it is given to others."""
 
 Slot = tuple[int, int]
-"""An image's id, and a lane."""
+"""An image's id, and an assignment."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class _Lease:
 
 
 class Leases:
-    """Who works on which lane of which image. Thread-safe; `clock` gives seconds."""
+    """Who works on which assignment of which image. Thread-safe; `clock` gives seconds."""
 
     def __init__(self, seconds: float = LEASE_S, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
@@ -31,7 +31,7 @@ class Leases:
         self._held: dict[Slot, _Lease] = {}
 
     def take(self, slot: Slot, annotator: str) -> bool:
-        """Lease a lane of an image to an annotator, or start its time again; return whether it is the annotator's."""
+        """Lease an assignment of an image to an annotator, or renew the lease; return whether it is the annotator's."""
         with self._lock:
             if self._holder(slot) not in (None, annotator):
                 return False
@@ -39,7 +39,7 @@ class Leases:
             return True
 
     def holder(self, slot: Slot) -> str | None:
-        """Return who has a lane of an image; None if nobody."""
+        """Return who has an assignment of an image; None if nobody."""
         with self._lock:
             return self._holder(slot)
 

@@ -1,4 +1,4 @@
-"""What has been answered: the last answer of each lane, and what the progress page shows of them."""
+"""What has been submitted: the last submission of each assignment, and what the progress page shows of them."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +24,7 @@ _AHEAD = 64
 
 @dataclass(frozen=True)
 class LatestSubmission:
-    """The last answer of a lane, without its masks; `annotator` is None for a file that cannot be read.
+    """The last submission of an assignment, without its masks; `annotator` is None for a file that cannot be read.
 
     `masks` are all new ones; `timed` those that people worked on, for `mask_seconds`.
     """
@@ -38,7 +38,7 @@ class LatestSubmission:
 
     @classmethod
     def of(cls, submission: Submission) -> "LatestSubmission":
-        """Return what is kept of an answer."""
+        """Return what is kept of a submission."""
         seconds = sum(mask.seconds for mask in submission.masks)
         name = SubmissionName(submission.ordinal, submission.assignment, submission.n)
         return cls(
@@ -52,7 +52,7 @@ class LatestSubmission:
 
 
 class ProgressBoard:
-    """The last answer of each lane of each image. Thread-safe.
+    """The last submission of each assignment of each image. Thread-safe.
 
     It is read once at the start, and for an image when that is given to somebody: other servers may write, too.
     """
@@ -61,7 +61,7 @@ class ProgressBoard:
         """Read what is there; raises `StorageFaultError` if the store fails."""
         self._dataset = dataset
         self._lock = threading.Lock()
-        self._done: dict[int, dict[int, LatestSubmission]] = {}  # by ordinal and lane
+        self._done: dict[int, dict[int, LatestSubmission]] = {}  # by ordinal and assignment
         self._agreed: dict[tuple[SubmissionName, SubmissionName], tuple[float, ...] | None] = {}
         names = [
             name
@@ -72,12 +72,12 @@ class ProgressBoard:
             self._done.setdefault(done.name.ordinal, {})[done.name.assignment] = done
 
     def assignments(self, image: int) -> dict[int, LatestSubmission]:
-        """Return the last answer of each lane of an image, as far as known."""
+        """Return the last submission of each assignment of an image, as far as known."""
         with self._lock:
             return dict(self._done.get(image - 1, {}))
 
     def submitted_by(self, annotator: str) -> list[int]:
-        """Return the ids of the images of which an annotator gave the last answer in a lane."""
+        """Return the ids of the images of which an annotator gave the last submission in an assignment."""
         with self._lock:
             return [
                 ordinal + 1
@@ -86,7 +86,7 @@ class ProgressBoard:
             ]
 
     def answered(self) -> list[int]:
-        """Return the ids of all images with answers."""
+        """Return the ids of all images with submissions."""
         with self._lock:
             return [ordinal + 1 for ordinal in self._done]
 
@@ -114,7 +114,7 @@ class ProgressBoard:
         return dict(assignments)
 
     def put(self, submission: Submission) -> None:
-        """Note an answer that was saved."""
+        """Note a submission that was saved."""
         with self._lock:
             assignments = self._done.setdefault(submission.ordinal, {})
             before = assignments.get(submission.assignment)
@@ -127,7 +127,7 @@ class ProgressBoard:
             self._done.pop(image - 1, None)
 
     def read(self, image: int, assignment: int) -> Submission | None:
-        """Return the last known answer of a lane; None if there is none, or it cannot be read."""
+        """Return the last known submission of an assignment; None if there is none, or it cannot be read."""
         done = self.assignments(image).get(assignment)
         if done is None:
             return None
@@ -137,7 +137,7 @@ class ProgressBoard:
             return None
 
     def submission(self, found: OpenImage, assignment: int) -> Submission | None:
-        """Return the last known answer of a lane; of one to another state, what still fits. None if it was merged."""
+        """Return the last known submission; of one to another state, what still fits. None if it was merged."""
         done = self.assignments(found.place.id).get(assignment)
         if done is None or (
             done.base != found.base and is_merged(found.row.get("submission"), assignment, done.name.n)
@@ -149,16 +149,16 @@ class ProgressBoard:
         return carried(submission, found.base, found.size, found.counts)
 
     def state(self, found: OpenImage, assignment: int) -> str:
-        """Return whether an image is `answered` in a lane as it is now, else whether it is `merged` or `open`."""
+        """Return `submitted` if an assignment has a submission to the image as it is now, else `merged` or `open`."""
         done = self.assignments(found.place.id).get(assignment)
         if done is not None and done.base == found.base:
             return "submitted"
         return "open" if merged_assignment(found.row.get("submission")) is None else "merged"
 
     def only_assignment(self, found: OpenImage) -> int | None:
-        """Return the lane that an image has alone, from the merge on that changed it; None before.
+        """Return the assignment that an image has alone, from the merge on that changed it; None before.
 
-        Work on what came of a merge is merged, too. Who has the other lane has seen the masks of the first then.
+        Work on what came of a merge is merged, too. Who has the other assignment has seen the masks of the first then.
         """
         merged = found.row.get("submission")
         assignment = merged_assignment(merged)

@@ -48,7 +48,7 @@ class AnnotateOptions:
 
 @dataclass(frozen=True)
 class ServedView:
-    """A desk that is ready to serve, and what a person should know."""
+    """An annotator view that is ready to serve, and what a person should know."""
 
     annotator_view: AnnotatorView
     note: str | None = None

@@ -96,11 +96,11 @@ class ObjectsResult:
     new: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer for JSON."""
+        """The result for JSON."""
         return {"output": self.output, "new": self.new, **self.record.model_dump(mode="json")}
 
     def lines(self) -> list[str]:
-        """The answer as text."""
+        """The result as text."""
         trained = self.record.trained
         lines = [
             f"trained {counted(trained['steps'], 'step')} on {counted(trained['images'], 'image')} with "

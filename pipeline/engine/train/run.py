@@ -40,11 +40,11 @@ class TrainingResult:
     new: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer for JSON."""
+        """The result for JSON."""
         return {"output": self.output, "new": self.new, **self.record.model_dump(mode="json")}
 
     def lines(self) -> list[str]:
-        """The answer as text."""
+        """The result as text."""
         record, trained, held = self.record, self.record.trained, self.record.held_out
         stopped = "" if trained["stopped"] == "steps" else ", and stopped as the held-out images got no better"
         lines = [

@@ -67,7 +67,7 @@ class AuditOptions:
     """With this many masks or more, Ray audits the shards, where `build.resources` says; without `build` locally."""
 
     def targets(self) -> dict[str, Location]:
-        """Return where else than to the answer something is written, by option."""
+        """Return where else than to the result something is written, by option."""
         wanted = {"--attributions": self.attributions, "--regions": self.regions, "--pictures": self.pictures}
         return {option: target for option, target in wanted.items() if target is not None}
 

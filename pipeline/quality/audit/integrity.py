@@ -210,7 +210,7 @@ def audit_integrity(
 
 
 def with_missing_commits(report: AuditReport) -> AuditReport:
-    """Return the answer with a finding for each range of shards that have no commit.
+    """Return the result with a finding for each range of shards that have no commit.
 
     A shard that was never built and one whose commit was deleted look the same.
     """

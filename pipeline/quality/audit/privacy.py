@@ -43,7 +43,7 @@ KINDS = ("face", "plate")
 _PARTS = ("faces", "plates")  # of `deidentify`, in the order of `KINDS`
 
 SHOWN = 1000
-"""Detections that the answer lists; a file of regions has all."""
+"""Detections that the result lists; a file of regions has all."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class PrivacySummary:
         return [{**found.to_dict(), "found_by": [each.detector for each in found.sightings]} for _, found in self.found]
 
     def answer(self) -> PrivacyResult:
-        """What was found, as the answer has it."""
+        """What was found, as the result has it."""
         by_detector: dict[tuple[str, str], list[int]] = {}  # ids of the images, once for each thing found
         for _, found in self.found:
             for sighting in found.sightings:

@@ -1,4 +1,4 @@
-"""The answer of an audit: its findings, what was checked, and what was counted.
+"""The result of an audit: its findings, what was checked, and what was counted.
 
 `answer_json` writes and reads it as JSON, `answer_text` as lines for a person.
 """
@@ -142,7 +142,7 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The answer of an audit.
+    """The result of an audit.
 
     The areas `licenses`, `privacy`, `duplicates` and `statistics` are None where they cannot be known, and all of
     them with the scope `integrity`.

@@ -1,4 +1,4 @@
-"""The answer of an audit as JSON: the one writer and the one reader."""
+"""The result of an audit as JSON: the one writer and the one reader."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _ADAPTER = TypeAdapter(AuditReport)
 
 
 def to_dict(report: AuditReport) -> dict[str, Any]:
-    """The answer as JSON has it. All findings are counted; of each code the first are listed."""
+    """The result as JSON has it. All findings are counted; of each code the first are listed."""
     areas = _AREAS if report.scope == "all" else ()
     return {
         "dataset": report.dataset,
@@ -48,12 +48,12 @@ def to_dict(report: AuditReport) -> dict[str, Any]:
 
 
 def to_json(report: AuditReport) -> str:
-    """The answer as `segmint audit --json` prints it."""
+    """The result as `segmint audit --json` prints it."""
     return json.dumps(to_dict(report), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def from_json(data: str | bytes, where: str) -> AuditReport:
-    """The answer that `to_json` wrote.
+    """The result that `to_json` wrote.
 
     Raises `UsageError`, which names `where` the JSON is from, for anything else.
     """
@@ -84,7 +84,7 @@ def from_json(data: str | bytes, where: str) -> AuditReport:
 
 
 def read_audit(file: Location) -> AuditReport:
-    """The answer in a file; raises `UsageError` where there is none, and as `from_json` does."""
+    """The result in a file; raises `UsageError` where there is none, and as `from_json` does."""
     try:
         data = file.read()
     except NotFoundError as error:

@@ -1,4 +1,4 @@
-"""The answer of an audit as lines for a person."""
+"""The result of an audit as lines for a person."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _WIDTH = 13  # of the area's name
 _LINE = 110
 
 SHOWN = 5
-"""How many findings of a code are named; the answer as JSON has more."""
+"""How many findings of a code are named; The result as JSON has more."""
 
 
 def result_lines(report: AuditReport) -> list[str]:

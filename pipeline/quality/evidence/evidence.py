@@ -50,7 +50,7 @@ class Evidence:
     files: tuple[str, ...]
 
     def line(self) -> str:
-        """Return the answer as a line for a person."""
+        """Return the result as a line for a person."""
         return f"evidence: {self.folder}; {check.SUMS} sha256:{self.sha256}"
 
 

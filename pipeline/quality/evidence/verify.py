@@ -42,11 +42,11 @@ class EvidenceResult:
     text: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
+        """Return the result for JSON."""
         return {name: value for name, value in asdict(self).items() if name != "text"}
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for people."""
+        """Return the result as lines for people."""
         return [*self.text, *([] if self.digest is None else [f"dataset digest: {short_digest(self.digest)}"])]
 
 

@@ -63,12 +63,12 @@ class Report:
     beside: DatasetComparison | None = None  # the comparison with another dataset
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON values."""
+        """Return the result as JSON values."""
         value: dict[str, Any] = json_value(self)
         return value
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for a person."""
+        """Return the result as lines for a person."""
         return [
             *([] if self.note is None else [f"note: {self.note}"]),
             f"{counted(self.images, 'image')}, {counted(self.masks, 'mask')}, "

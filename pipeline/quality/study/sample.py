@@ -78,11 +78,11 @@ class StudySample:
     version: VersionName
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON values."""
+        """Return the result as JSON values."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for a person."""
+        """Return the result as lines for a person."""
         return [
             f"{counted(self.images, 'image')} with {counted(self.masks, 'mask')}, drawn out of {self.population:,} in "
             f"{self.strata} strata; {counted(self.without_masks, 'image')} without masks of a build left out",

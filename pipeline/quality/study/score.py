@@ -110,11 +110,11 @@ class StudyScore:
     version: VersionName
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON values."""
+        """Return the result as JSON values."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for a person."""
+        """Return the result as lines for a person."""
         lines = [
             f"{self.answered:,} of {counted(self.images, 'image')} answered; of {counted(self.drawn, 'mask')} drawn "
             f"{self.by_id + self.by_iou:,} are paired ({self.by_id:,} by id, {self.by_iou:,} by IoU), "

@@ -112,11 +112,11 @@ class VersionDiff:
         return self.a.version.digest == self.b.version.digest
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
+        """Return the result for JSON."""
         return {**asdict(self), "same": self.same}
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for people."""
+        """Return the result as lines for people."""
         head = [f"A: {self.a.dataset}: {self.a.version}", f"B: {self.b.dataset}: {self.b.version}"]
         if self.same:
             return [*head, "no difference: the digests are the same"]

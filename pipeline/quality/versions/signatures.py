@@ -39,11 +39,11 @@ class SignatureResult:
     version: VersionName
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
+        """Return the result for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for people."""
+        """Return the result as lines for people."""
         return [f"signed with the key {self.key_id}: {self.file}", self.version.line()]
 
 

@@ -55,11 +55,11 @@ class VerifyResult:
     checked_key: str | None  # id of the key whose signature was checked
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer for JSON."""
+        """Return the result for JSON."""
         return {**asdict(self), "verified": not self.problems}
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for people; the last but one is the verdict."""
+        """Return the result as lines for people; the last but one is the verdict."""
         verdict = f"{counted(len(self.problems), 'problem')}: not verified" if self.problems else "verified"
         return [
             *(f"problem: {problem}" for problem in self.problems),

@@ -135,7 +135,7 @@ def test_shards_that_a_build_is_writing_are_spared_and_named(place: DatasetPath)
 
 
 def test_a_file_that_vanished_is_put_again_after_the_commit(place: DatasetPath) -> None:
-    """A sweep that looked before the claim was there, and slept until its deletion, may delete it."""
+    """A sweep that looked before the reservation was there, and slept until its deletion, may delete it."""
     with stepping():
         build = until(SteppedThreads(lambda: write(place, 1)), "create commits")
         (masks,) = (path for path in contents(place) if path.startswith("masks/sa_000001"))

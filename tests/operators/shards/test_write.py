@@ -114,7 +114,7 @@ def test_a_writer_that_loses_the_commit_deletes_what_the_winner_does_not_name(
 
 
 def without_claims(files: dict[str, str]) -> dict[str, str]:
-    """All files but the claims of writers at work."""
+    """All files but the reservations of writers at work."""
     kept = {path: digest for path, digest in files.items() if not path.startswith("reservations/")}
     assert len(kept) < len(files)
     return kept

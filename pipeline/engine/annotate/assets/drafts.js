@@ -1,4 +1,4 @@
-// Drafts in the browser's IndexedDB: the work on an image, kept after each gesture until its answer is saved.
+// Drafts in the browser's IndexedDB: the work on an image, kept after each gesture until its submission is saved.
 
 const NAME = "segmint-annotate";
 const STORE = "drafts";

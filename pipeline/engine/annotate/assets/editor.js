@@ -1,4 +1,4 @@
-// The work on one image: gestures in their order, the model's answers, the draft, and saving.
+// The work on one image: gestures in their order, the model's predictions, the draft, and saving.
 
 import { submissionOf, itemsOf, timesOf } from "./submission.js";
 import { draftKey } from "./drafts.js";
@@ -22,12 +22,12 @@ export class Editor {
   #gestures;
   #turn = 0; // counts what was opened
   #first = work.begin([]);
-  #theirs = null; // the state with the answer of somebody who was faster
+  #theirs = null; // the state with the submission of somebody who was faster
   #sending = null; // {body, state, complete}: what is to be saved, as it was when that was asked for
   #selected = null; // an item's key
   history = new History(this.#first);
   model = new Model();
-  image = null; // the server's answer about the image that is open; no gesture does anything without
+  image = null; // the server's response about the image that is open; no gesture does anything without
   complete = true;
 
   /**

@@ -1,4 +1,4 @@
-// Gestures one after another: each waits for the server's answers to those before. What the server did not hear is tried
+// Gestures one after another: each waits for the server's responses to those before. What the server did not hear is tried
 // again beside the gestures, which go on meanwhile.
 
 import { AGAIN_MS, GoneError } from "./server.js";

@@ -1,31 +1,31 @@
-// The model's answers to the active mask's prompts, by the number of the question.
+// The model's predictions for the active mask's prompts, by the number of the question.
 
 import { postJson } from "./server.js";
 
-const PARTS = ["subpart", "part", "whole"]; // the order of the three answers, which are sorted by area
+const PARTS = ["subpart", "part", "whole"]; // the order of the three predictions, which are sorted by area
 
 export class Model {
   #predictions = new Map();
 
-  /** The answer to the active mask's last prompt: {masks, chosen}, or undefined while there is none. */
+  /** The prediction for the active mask's last prompt: {masks, chosen}, or undefined while there is none. */
   predictionFor(active) {
     const prediction = this.#predictions.get(active?.step);
     return prediction && { ...prediction, chosen: chosenOf(prediction, active.part) };
   }
 
-  /** The active mask's compressed counts, or null while the model has not answered. */
+  /** The active mask's compressed counts, or null while the model has made no prediction. */
   countsOf(active) {
     if (active === null || active.counts !== null) return active?.counts ?? null;
     const prediction = this.predictionFor(active);
     return prediction ? prediction.masks[prediction.chosen].counts : null;
   }
 
-  /** Whether the active mask waits for an answer. */
+  /** Whether the active mask waits for a prediction. */
   waits(active) {
     return active !== null && active.step !== null && !this.#predictions.has(active.step);
   }
 
-  /** Asks for the answer to the active mask's prompt, and keeps it if `isWanted()`; throws as `postJson` does. */
+  /** Asks for the prediction for the active mask's prompt, and keeps it if `isWanted()`; throws as `postJson` does. */
   async ask(image, active, isWanted) {
     const before = active.after && this.#predictions.get(active.after.step);
     const chosen = before && chosenOf(before, active.after.part);
@@ -40,7 +40,7 @@ export class Model {
     if (isWanted()) this.#predictions.set(active.step, prediction); // numbers of another image's draft may be the same
   }
 
-  /** The answers that states need, for a draft. */
+  /** The predictions that states need, for a draft. */
   dump(states) {
     const steps = states.flatMap(({ active }) => (active === null ? [] : [active.step, active.after?.step]));
     return [...this.#predictions].filter(([step]) => steps.includes(step));

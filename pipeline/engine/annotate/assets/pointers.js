@@ -28,7 +28,7 @@ export class Pointers {
     return drags;
   };
 
-  /** Listens on the easel's picture; `hover([x, y] or null)` hears where the pointer is. */
+  /** Listens on the canvas's picture; `hover([x, y] or null)` hears where the pointer is. */
   listen(maskCanvas, hover) {
     this.#maskCanvas = maskCanvas;
     const { element } = maskCanvas.stage;

@@ -1,4 +1,4 @@
-// The page of progress: what was answered so far, by annotator, and how far two people agree.
+// The page of progress: what was submitted so far, by annotator, and how far two people agree.
 
 import { byId, counted, make, whole } from "./dom.js";
 import { getJson } from "./server.js";

@@ -20,7 +20,7 @@ const SCALE = [
 
 const views = new Views();
 let watch = null;
-let mask = null; // the server's answer about the mask that is shown
+let mask = null; // the server's response about the mask that is shown
 let rated = []; // places in the order that were rated here, the last one last
 let busy = false;
 let one = 0; // the timer of a 1 that may become 10

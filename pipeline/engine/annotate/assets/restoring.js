@@ -5,7 +5,7 @@ import { hasPixels } from "./strokes.js";
 import * as work from "./work.js";
 
 /**
- * What is kept: `history`, `answers` and `times` as they are dumped; `counts` are those of the mask worked on. Of an image
+ * What is kept: `history`, `predictions` and `times` as they are dumped; `counts` are those of the mask worked on. Of an image
  * that was only looked at the time is kept.
  */
 export function draftOf(image, history, predictions, times, counts, complete) {
@@ -20,7 +20,7 @@ export function draftOf(image, history, predictions, times, counts, complete) {
 }
 
 /**
- * The work on an image, which begins with the state `first`, with its draft: {history, answers, times, complete, text},
+ * The work on an image, which begins with the state `first`, with its draft: {history, predictions, times, complete, text},
  * as they are loaded, and what the annotator is told. Null if the draft is what was saved, or has nothing but the time
  * on masks that have changed.
  */
@@ -56,7 +56,7 @@ export function workOf({ body, stage }, image) {
 function carriedOver(draft, image, first) {
   const { submission, locks } = image;
   const { body, stage, times, began } = draft;
-  const follows = submission !== null && draft.assignment === image.assignment && draft.n >= image.n; // the answer is in the body, too
+  const follows = submission !== null && draft.assignment === image.assignment && draft.n >= image.n; // the submission is in the body, too
   const there = follows ? itemsOf({ ...image, submission: null, prefill: [] }) : first.items;
   const options = { stage, untouched: submission !== null, locks };
   const { items, masks, unfit } = carried(there, body, `c${work.nextNumber()}`, options);

@@ -1,4 +1,4 @@
-// Saves an image's answer, and finds out what a refusal means.
+// Saves an image's submission, and finds out what a refusal means.
 
 import { isSame } from "./submission.js";
 import { putJson } from "./server.js";
@@ -19,11 +19,11 @@ export class Saver {
   }
 
   /**
-   * Saves `body` as the next answer. Returns {} once the server has it, else {winner}: somebody's answer that was
+   * Saves `body` as the next submission. Returns {} once the server has it, else {winner}: somebody's submission that was
    * faster, or null if the image's masks have changed. Throws as `putJson` does.
    */
   async save(image, body) {
-    // An answer that was sent before is sent as it was: the time has gone on.
+    // A submission that was sent before is sent as it was: the time has gone on.
     const known = this.#sent.find((sent) => isSame({ ...body, seconds: sent.seconds, annotator: "" }, sent, ""));
     const submission = known ?? body;
     if (!known) this.#sent.push(body);

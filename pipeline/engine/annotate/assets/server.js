@@ -1,4 +1,4 @@
-// Requests to the annotator's server. Answers are JSON, errors are sentences.
+// Requests to the annotator's server. Responses are JSON, errors are sentences.
 
 export const AGAIN_MS = 3000; // after which what was not heard is tried again
 const LIMIT_MS = 20_000; // without a sign of the server, after which a request is given up
@@ -7,7 +7,7 @@ const BYTES_A_MS = 50; // of what is sent: a slow line gets its time
 /** The server does not answer. Nothing is lost: the same request can be made again. */
 export class GoneError extends Error {}
 
-/** The server refused: `status`, and its answer as `body`. */
+/** The server refused: `status`, and its response as `body`. */
 export class RefusedError extends Error {
   constructor(message, status, body) {
     super(message);

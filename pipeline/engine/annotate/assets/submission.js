@@ -1,7 +1,7 @@
-// What is saved: the work on an image relative to the dataset's masks, and back from a saved answer to the work.
+// What is saved: the work on an image relative to the dataset's masks, and back from a saved submission to the work.
 
 /**
- * The items of an image as it was opened: the dataset's masks, the largest first, as the last answer left them. With
+ * The items of an image as it was opened: the dataset's masks, the largest first, as the last submission left them. With
  * `locks` these are locked, and so is what is prefilled.
  */
 export function itemsOf({ masks, submission, prefill, locks = false }) {
@@ -30,7 +30,7 @@ export function submissionOf({ base, masks }, items, times, complete) {
   };
 }
 
-/** The times of an answer that is opened again. */
+/** The times of a submission that is opened again. */
 export function timesOf(submission) {
   if (submission === null) return {};
   const masks = submission.masks.map(({ seconds }, place) => [keyOf(submission.n, place), seconds]);
@@ -61,13 +61,13 @@ export function carried(items, { masks, replaced, deleted }, key, { stage = null
   };
 }
 
-/** Whether a saved answer is what an annotator sent: then a lost reply was not a lost race. */
+/** Whether a saved submission is what an annotator sent: then a lost reply was not a lost race. */
 export function isSame(saved, sent, annotator) {
   const times = ({ seconds, masks }) => JSON.stringify([seconds, masks.map((mask) => mask.seconds)]);
   return saved.annotator === annotator && times(saved) === times(sent) && isSameWork(saved, sent);
 }
 
-/** Whether two answers to one state of an image say the same but for times. */
+/** Whether two submissions to one state of an image say the same but for times. */
 export function isSameWork(one, other) {
   const said = ({ masks, replaced, deleted, complete }) =>
     JSON.stringify([

@@ -15,7 +15,7 @@ export class Stopwatch {
     this.#now = now;
   }
 
-  /** Begins with the times of a draft or an answer. */
+  /** Begins with the times of a draft or a submission. */
   reset({ image = 0, masks = {} } = {}) {
     this.#image = image;
     this.#masks = new Map(Object.entries(masks));

@@ -3,7 +3,7 @@
 import { byId, whole } from "./dom.js";
 import { isSingle } from "./work.js";
 
-const SOON_MS = 80; // in which most answers come: what waits for one is shown with it
+const SOON_MS = 80; // in which most predictions come: what waits for one is shown with it
 
 const TITLES = { waits: "The model is asked …", active: "New mask", corrects: "Correcting a mask", chosen: "Mask selected", locked: "Locked mask" };
 
@@ -28,7 +28,7 @@ export class View {
     this.#maskCanvas.open(image);
   }
 
-  /** Shows the state; one that waits for the model's answer later, as a frame takes time from the answer. */
+  /** Shows the state; one that waits for the model's prediction later, as a frame takes time from the prediction. */
   show() {
     clearTimeout(this.#later);
     const { state, model } = this.#editor;

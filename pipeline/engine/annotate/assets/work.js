@@ -7,10 +7,10 @@
 //   of        the key of the item that it corrects, or null
 //   points    [[x, y, label], …], box [x, y, w, h] or null: prompts that are given together
 //   base      counts that are given as a mask prompt, or null
-//   part      "auto", "whole", "part" or "subpart": which of the three answers to a single prompt
+//   part      "auto", "whole", "part" or "subpart": which of the three predictions for a single prompt
 //   step      the number of its question to the model, or null
-//   after     the question, and the part of its answer, that this one goes on from: {step, part}, or null
-//   counts    its pixels if brush or eraser made them; else they are in the answer to `step`
+//   after     the question, and the part of its prediction, that this one goes on from: {step, part}, or null
+//   counts    its pixels if brush or eraser made them; else they are in the prediction for `step`
 //   log       prompts in order, as they are saved
 
 const AUTO = "auto";
@@ -40,7 +40,7 @@ export function setPart(state, part) {
   return { ...state, active: { ...state.active, part } };
 }
 
-/** Whether the model has three answers to the active mask's prompt. */
+/** Whether the model has three predictions for the active mask's prompt. */
 export function isSingle({ points, box, base, after, counts }) {
   return counts === null && base === null && after === null && points.length + (box === null ? 0 : 1) === 1;
 }

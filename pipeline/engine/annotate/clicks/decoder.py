@@ -51,7 +51,7 @@ class Prediction:
     handle_lost: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON values."""
+        """Return the result as JSON values."""
         masks = [mask.to_dict() for mask in self.masks]
         return {"masks": masks, "chosen": self.chosen, "handle": self.handle, "handle_lost": self.handle_lost}
 

@@ -41,7 +41,7 @@ class EdgesResult:
     differences: tuple[EdgeFigure, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON values."""
+        """Return the result as JSON values."""
         return {
             **self.subject.to_dict(),
             "settings": {
@@ -65,7 +65,7 @@ class EdgesResult:
         }
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for a person."""
+        """Return the result as lines for a person."""
         side = self.measure.points_per_side
         return [
             self.subject.head(),

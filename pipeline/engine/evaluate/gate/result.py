@@ -186,13 +186,13 @@ class GateResult:
         return self.judgment.passes
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON values."""
+        """Return the result as JSON values."""
         if self.points is not None:
             return self.points.to_dict()
         return {**self.subject.to_dict(), "gate": self.judgment.to_dict()}
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for a person."""
+        """Return the result as lines for a person."""
         if self.points is not None:
             return self.points.lines()
         return [*self.judgment.lines(), *([f"written: open {self.page}"] if self.page else [])]

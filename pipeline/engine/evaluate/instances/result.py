@@ -61,7 +61,7 @@ class PrecisionResult:
     categories: tuple[Mapping[int, float | None], ...] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON values."""
+        """Return the result as JSON values."""
         answer: dict[str, Any] = {
             **self.subject.to_dict(),
             "settings": self.settings.to_dict(),
@@ -74,7 +74,7 @@ class PrecisionResult:
         return answer
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for a person."""
+        """Return the result as lines for a person."""
         over = "without categories" if self.categories is None else f"over {len(self.categories[0])} categories"
         return [
             self.subject.head(),
@@ -127,7 +127,7 @@ class OverlapResult:
     differences: Mapping[str, tuple[float | None, Interval | None]] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON values."""
+        """Return the result as JSON values."""
         answer = {
             **self.subject.to_dict(),
             "settings": self.settings.to_dict(),
@@ -138,7 +138,7 @@ class OverlapResult:
         return answer
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for a person."""
+        """Return the result as lines for a person."""
         return [
             self.subject.head(),
             f"{self.settings.line()}; mIoU in percent, with 95 % intervals by resampling images; AP needs scores",

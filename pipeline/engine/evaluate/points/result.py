@@ -37,7 +37,7 @@ class PointsResult:
     judgment: Judgment | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON values."""
+        """Return the result as JSON values."""
         answer = {
             **self.subject.to_dict(),
             "settings": {
@@ -57,7 +57,7 @@ class PointsResult:
         return answer
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for a person."""
+        """Return the result as lines for a person."""
         first = "the pixel farthest from the mask's boundary" if self.settings.first == "center" else "a random pixel"
         return [
             self.subject.head(),

@@ -54,7 +54,7 @@ class ProposalsResult:
     differences: tuple[Recall, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON values."""
+        """Return the result as JSON values."""
         return {
             **self.subject.to_dict(),
             "settings": {
@@ -71,7 +71,7 @@ class ProposalsResult:
         }
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for a person."""
+        """Return the result as lines for a person."""
         side = self.points_per_side
         return [
             self.subject.head(),

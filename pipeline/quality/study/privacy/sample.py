@@ -52,11 +52,11 @@ class PrivacySample:
     version: VersionName
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON values."""
+        """Return the result as JSON values."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for a person."""
+        """Return the result as lines for a person."""
         return [
             f"{counted(self.images, 'image')}, drawn out of {self.population:,}",
             f"for marking missed faces and plates, in {self.output}: images/, with {TASKS} and {LABEL_CONFIG} (Label "

@@ -64,11 +64,11 @@ class PrivacyScore:
     regions: str | None = None  # the file that was written for `segmint redact`
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON values."""
+        """Return the result as JSON values."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the answer as lines for a person."""
+        """Return the result as lines for a person."""
         lines = [
             f"{self.answered:,} of {counted(self.images, 'image')} answered, drawn out of {self.population:,}",
             f"ignored: {counted(self.foreign, 'image')} not drawn",

@@ -172,7 +172,7 @@ def test_a_sweep_spares_the_part_that_a_growing_build_has_claimed(tmp_path: Path
         grown(tmp_path, LATER, InterruptedBuild("dataset.g2.json", crash))
     (reserved,) = {path for path in digests(begun) if path.startswith("catalog/part-1-")}
     assert sweep_now() == []
-    grown(tmp_path, LATER[::-1], name="reversed")  # its manifest is the generation that was claimed
+    grown(tmp_path, LATER[::-1], name="reversed")  # its manifest is the generation that was reserved
     assert not list((begun / "reservations").iterdir())
     assert sweep_now() == [reserved]
 

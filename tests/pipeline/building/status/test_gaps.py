@@ -1,4 +1,4 @@
-"""What is held back: missing shards below a committed one."""
+"""What is on hold: missing shards below a committed one."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

@@ -40,7 +40,7 @@ def test_first_commits_are_in_order_of_time() -> None:
         # No neighbor on one side: a sweep of corrections is not the pace of a build.
         ([(0, 2, 500), (1, 3, 501), (2, 1, 20), (3, 2, 502)], {2: 20}),
         ([(0, 2, 500), (1, 2, 501)], {}),
-        # A shard that was held back is committed last: those after it came before.
+        # A shard that was on hold is committed last: those after it came before.
         ([(0, 1, 400), (1, 2, 500), (2, 1, 20)], {2: 20, 0: 400}),
         ([(0, 1, 400), (1, 2, 300), (2, 1, 500)], {0: 400, 2: 500}),
         # A store that gives no times.

@@ -56,7 +56,7 @@ def test_answers_become_the_next_generation_and_are_merged_once(place: DatasetPa
     assert (done.listed.images, done.listed.unchanged, done.changed_shards) == (2, 1, (0, 1))
     assert done.listed.masks == {"same": 0, "corrected": 1, "added": 1, "deleted": 1, "unfit": 0}
     assert sources(place, 1) == [(10_002, "corrected"), (10_003, "assisted")]
-    assert sources(place, 4) == [(40_000, "automatic"), (40_001, "automatic")]  # lane 1 is for agreement only
+    assert sources(place, 4) == [(40_000, "automatic"), (40_001, "automatic")]  # assignment 1 is for agreement only
     looked = committed_row(place.location, 3)
     assert (looked["annotator"], looked["annotation_stage"], looked["complete"]) == ("Bo", "assisted", True)
     assert findings(place) == []
@@ -122,7 +122,7 @@ def test_a_redaction_keeps_answers_and_a_merge_says_what_does_not_fit(place: Dat
 
 
 def test_work_that_is_not_merged_is_named(place: DatasetPath) -> None:
-    """Image 1: another lane to the same state. 2: to none of the first lane's. 4: an earlier answer, never merged."""
+    """Image 1: another assignment to the same state. 2: to none of the first's. 4: an earlier submission, never merged."""
     give(place, 1, new_mask(CUT))
     give(place, 1, new_mask(APART), assignment=1, annotator="Bo")
     give(place, 2, new_mask(CUT))

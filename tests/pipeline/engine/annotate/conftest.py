@@ -19,6 +19,6 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def opened(dataset: Path, unhurried: None) -> Iterator[ServedView]:
-    """A desk of a copy of the small real dataset: images 1, 2, 4 to 7."""
+    """An annotator view of a copy of the small real dataset: images 1, 2, 4 to 7."""
     with open_view(location_of(dataset), options()) as annotator_view:
         yield annotator_view

@@ -1,4 +1,4 @@
-"""What the desk does with answers after they were saved: merges and other changes come while people work."""
+"""What the annotator view does with answers after they were saved: merges and other changes come while people work."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from tests.support.locations import location_of
 
 @pytest.fixture
 def team(dataset: Path) -> Iterator[Annotators]:
-    """Ann and Bo at the desk of a copy of the small real dataset, all of whose images two people annotate."""
+    """Ann and Bo at the annotator view of a copy of the small real dataset, all of whose images two people annotate."""
     with open_view(location_of(dataset), options(overlap=1.0)) as opened:
         yield Annotators(opened, "ann", "bo")
 
@@ -52,7 +52,7 @@ def test_answers_go_on_through_a_merge_and_an_import(team: Annotators, dataset: 
     assert bo.post("/api/next", json={"after": 2}).json()["image"] == 4
     merge_submissions(location)
 
-    # Of image 2 the state is what it was: Bo's answer is still one to compare. The others have one lane from now on.
+    # Of image 2 the state is what it was: Bo's is still one to compare. The others have one assignment from now on.
     assert save(bo, 2, 1, [], open_at_bos[2]).status_code == 201
     assert list(given(bo)) == [5, 6, 7]
     lost = save(bo, 1, 1, [middle], open_at_bos[1])

@@ -24,7 +24,7 @@ SCRIPT = "<script>alert(1)</script>"
 
 @pytest.fixture(scope="module")
 def untouched(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dataset of the desk that all attacks share that change nothing."""
+    """The dataset of the annotator view that all attacks share that change nothing."""
     folder = tmp_path_factory.mktemp("attacked") / "dataset"
     shutil.copytree(small_dataset, folder)
     return folder
@@ -32,7 +32,7 @@ def untouched(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def shared(untouched: Path) -> Iterator[ServedView]:
-    """The desk of that dataset; no embedding is made ahead."""
+    """The annotator view of that dataset; no embedding is made ahead."""
     with pytest.MonkeyPatch.context() as patch, open_view(location_of(untouched), options()) as annotator_view:
         patch.setattr(Embeddings, "prepare", lambda *_: None)
         yield annotator_view
@@ -40,7 +40,7 @@ def shared(untouched: Path) -> Iterator[ServedView]:
 
 @pytest.fixture
 def outside(shared: ServedView, untouched: Path) -> Iterator[Annotators]:
-    """Ann and Bob on the desk that is shared; nothing is saved by the end."""
+    """Ann and Bob on the annotator view that is shared; nothing is saved by the end."""
     yield Annotators(shared, "ann", "bob")
     assert not saved_files(untouched)
 
@@ -53,7 +53,7 @@ def team(opened: ServedView) -> Annotators:
 
 @pytest.fixture
 def paired(dataset: Path, unhurried: None) -> Iterator[ServedView]:
-    """A desk on which every image is for two people."""
+    """An annotator view on which every image is for two people."""
     with open_view(location_of(dataset), options(overlap=1.0)) as annotator_view:
         yield annotator_view
 
@@ -255,7 +255,7 @@ def test_one_wins_and_the_other_sees_it(team: Annotators, dataset: Path) -> None
     assert lost.status_code == 409
     winner = lost.json()["winner"]
     assert (winner["annotator"], winner["n"], winner["masks"][0]["counts"]) == ("ann", 1, disk_)
-    assert bob.put("/api/images/1/submissions/2", json=draft(told[1], [])).status_code == 409  # the lane is Ann's
+    assert bob.put("/api/images/1/submissions/2", json=draft(told[1], [])).status_code == 409  # the assignment is Ann's
     assert bob.put("/api/images/1/submissions/1", json=draft(told[1], [disk_])).status_code == 409  # not the same work
     (kept,) = read_submissions(location_of(dataset), 0)
     assert kept.annotator == "ann"
@@ -279,7 +279,7 @@ def test_two_people_have_a_lane_each(paired: ServedView, dataset: Path) -> None:
     third = eve.get("/api/images/1").json()
     assert eve.put("/api/images/1/submissions/1", json=draft(third, [])).status_code == 409
     assert eve.put("/api/images/1/submissions/2", json=draft(third, [])).status_code == 409
-    assert ann.post("/api/next", json={}).json()["image"] == 2  # and not the other lane of 1
+    assert ann.post("/api/next", json={}).json()["image"] == 2  # and not the other assignment of 1
     assert ann.get("/api/progress").json()["agreement"] == {"images": 1, "pairs": 1, "mean_iou": 1.0}
     assert len(saved_files(dataset)) == 2
 

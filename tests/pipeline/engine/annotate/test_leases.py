@@ -17,7 +17,7 @@ def test_a_lease_is_one_persons_until_it_ends() -> None:
     leases = Leases(60.0, clock)
     assert leases.take((7, 0), "ann")
     assert not leases.take((7, 0), "bo")
-    assert leases.take((7, 1), "bo")  # the other lane
+    assert leases.take((7, 1), "bo")  # the other assignment
     assert (leases.holder((7, 0)), leases.holder((7, 1)), leases.holder((8, 0))) == ("ann", "bo", None)
     clock.now += 59.9
     assert not leases.take((7, 0), "bo")

@@ -52,7 +52,7 @@ def test_answers_of_other_servers_are_seen_at_the_next_look(place: DatasetPath) 
 
 
 def test_a_look_that_began_before_a_save_does_not_undo_it(place: DatasetPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers are saved in both lanes after the store was listed, and before that list is noted."""
+    """Answers are saved in both assignments after the store was listed, and before that list is noted."""
     give(place, 1)
     board = ProgressBoard(place.location)
     later = [answer_to(place.location, 1, n=2), answer_to(place.location, 1, assignment=1, annotator="Bo")]

@@ -32,7 +32,7 @@ def test_answers_are_the_corrections_before_and_after_they_are_merged(tmp_path: 
         assert put_submission(dataset, answer_to(dataset, 4))
         assert put_submission(
             dataset, answer_to(dataset, 4, deleted=[40_000], assignment=1)
-        )  # the other lane does not count
+        )  # the other assignment does not count
         before = score_study(study, dataset)
         assert (before.images, before.answered, before.by_id, before.by_iou) == (4, 3, 5, 0)
         assert (before.deleted, before.added, before.unanswered_masks, before.unread) == (1, 1, 2, 0)
@@ -66,7 +66,7 @@ def test_the_score_follows_what_a_merge_takes(tmp_path: Path) -> None:
 
 
 def test_the_lane_that_was_merged_is_scored(tmp_path: Path) -> None:
-    """Lane 1 was merged before there was an answer in lane 0; an answer that cannot be read leaves its image out."""
+    """Assignment 1 was merged before 0 had a submission; one that cannot be read leaves its image out."""
     with two_shards() as place:
         dataset, study = place.location, location_of(tmp_path / "study")
         sample_study(dataset, 4, 0, study)
