@@ -125,7 +125,7 @@ def test_the_matrix_covers_every_call_of_the_protocol(matrix: Results) -> None:
         "walk write_shard/undisturbed",
         "delete reservations/000001.g1",
     ]
-    # Each put: the temporary file is synced and renamed, and its folder synced. The rest are linked, not renamed.
+    # Each put: the temporary file is synced and renamed, its folder synced. Reservation and commit are linked instead.
     assert [calls.count(name) for name in ("fsync of a file", "replace", "link", "unlink")] == [6, 4, 2, 3]
     assert any(call.startswith("delete") for call in matrix["sweep"]["calls"])
     assert any(call.startswith("create commits/000001.g2") for call in matrix["next generation"]["calls"])

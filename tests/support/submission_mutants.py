@@ -37,12 +37,12 @@ ANSWER_MUTANTS = (
     Mutant(
         "what is said again counts as lost",
         "pipeline/corrections/merge/row.py",
-        "return sum(not _words(submission) <= last for",
-        "return sum(True for",
+        "        not _words(submission) <= last\n",
+        "        True\n",
         ROW,
     ),
     Mutant(
-        "the lowest lane counts after a merge, too",
+        "the lowest assignment counts after a merge, too",
         "catalogs/dataset/annotations/assignments.py",
         "return min(assignments, default=None) if before is None else before",
         "return min(assignments, default=None)",

@@ -122,7 +122,7 @@ def test_a_redaction_keeps_answers_and_a_merge_says_what_does_not_fit(place: Dat
 
 
 def test_work_that_is_not_merged_is_named(place: DatasetPath) -> None:
-    """Image 1: another assignment to the same state. 2: to none of the first's. 4: an earlier submission, never merged."""
+    """Image 1: another assignment to the same state. 2: to none of the first's. 4: an earlier one, never merged."""
     give(place, 1, new_mask(CUT))
     give(place, 1, new_mask(APART), assignment=1, annotator="Bo")
     give(place, 2, new_mask(CUT))
