@@ -372,7 +372,7 @@ DATASET_MUTANTS = (
         "operators/shards/put.py",
         "    held = holds()\n",
         "    held = True\n",
-        "tests/pipeline/corrections/test_revision.py",
+        "tests/pipeline/corrections/test_correction.py",
     ),
     Mutant(
         "a digest mixes what the dataset was before and after a takedown",
@@ -386,7 +386,7 @@ DATASET_MUTANTS = (
         "pipeline/corrections/repair_shard.py",
         "held.commit is None and path not in reserved",
         "True",
-        "tests/pipeline/corrections/test_revision.py",
+        "tests/pipeline/corrections/test_correction.py",
     ),
     Mutant(
         "a takedown keeps the address",
