@@ -98,8 +98,8 @@ def audit_merged_submission(
         submissions = read_assignment(dataset, [*(name for name in names if name.n < last.n), last])
     except SubmissionError as error:
         problem = str(error).removeprefix(f"{dataset}/")
-        expected = f"the submission {submission_path(*last)}"
-        yield images.finding(Code.OTHER_SUBMISSION, expected, problem, f"id {row['id']}")
+        wanted = f"the submission {submission_path(*last)}"
+        yield images.finding(Code.OTHER_SUBMISSION, wanted, problem, f"id {row['id']}")
         return
     if submissions[-1].sha256 != row["submission"]["sha256"] and row["stage"] is None:
         return
