@@ -138,7 +138,7 @@ def test_a_repair_that_slept_until_its_generation_was_removed_leaves_no_file_of_
 def test_a_repair_puts_nothing_where_another_has_done_it(place: DatasetPath) -> None:
     masks = lose_masks(place)
     with stepping():
-        late = until(SteppedThreads(lambda: repair(place.location)), "size claims")
+        late = until(SteppedThreads(lambda: repair(place.location)), "size reservations")
         assert repair(place.location).repaired == [masks]
         mark(place, 0, x=5)
         before = contents(place)
@@ -157,7 +157,7 @@ def test_a_repair_takes_down_what_a_takedown_that_died_has_left(place: DatasetPa
         until(SteppedThreads(lambda: take(place, 0)), "create commits").kill()
     (place.location / masks).delete()
     done = repair(place.location)
-    assert (done.repaired, done.left) == ([masks], {})
+    assert (done.repaired, done.not_repaired) == ([masks], {})
     named = mentions(Path(place.uri), ["image-0"])
     assert [path for path in named if not path.startswith("catalog/")] == []  # that part goes with the takedown again
     assert done.version is not None
@@ -170,7 +170,7 @@ def test_a_repair_looks_again_where_a_shard_is_replaced_as_it_looks(place: Datas
         mark(place, 0, x=5)
         late.finish()
     assert late.error is None
-    assert (late.result.damages, late.result.left) == ([], {})
+    assert (late.result.damages, late.result.not_repaired) == ([], {})
 
 
 def test_a_damaged_commit_is_not_made_of_what_a_dead_revision_has_put(place: DatasetPath) -> None:
@@ -181,9 +181,9 @@ def test_a_damaged_commit_is_not_made_of_what_a_dead_revision_has_put(place: Dat
     before = contents(place)
     (place.location / commit.file("images").path).delete()
     done = repair(place.location)
-    assert (done.repaired, list(done.left)) == ([], [0])
+    assert (done.repaired, list(done.not_repaired)) == ([], [0])
     (place.location / "commits/000000.g1.json").put(commit.to_json().replace(b"numerics", b"numerocs"))
-    assert "images: none" in repair(place.location).left[0]
+    assert "images: none" in repair(place.location).not_repaired[0]
     assert not before.keys() - contents(place).keys() - {commit.file("images").path}
 
 
@@ -198,7 +198,7 @@ def test_ray_repairs_the_shards_of_a_large_dataset(place: DatasetPath) -> None:
         damaged.append(commit.file(kind).path)
         (place.location / damaged[-1]).delete()
     done = repair(place.location, ray_from=2)
-    assert (done.repaired, done.left) == (damaged, {})
+    assert (done.repaired, done.not_repaired) == (damaged, {})
     assert contents(place) == before
 
 

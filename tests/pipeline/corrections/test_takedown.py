@@ -278,7 +278,7 @@ def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
 
 
 @pytest.mark.parametrize(
-    ("request", "told"),
+    ("unknown", "told"),
     [
         (TakedownRequest(ids=("image-1", "image-77")), "'image-77' is no image_id or id of this dataset"),
         (TakedownRequest(ids=("9",)), "'9' is no image_id or id"),
@@ -286,10 +286,10 @@ def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
         (TakedownRequest(provider="Acme"), "no row of the catalog has the provider 'Acme'"),
     ],
 )
-def test_what_the_dataset_does_not_have_changes_nothing(dataset: Path, request: TakedownRequest, told: str) -> None:
+def test_what_the_dataset_does_not_have_changes_nothing(dataset: Path, unknown: TakedownRequest, told: str) -> None:
     before = digests(dataset)
     with pytest.raises(UsageError, match=told):
-        take(dataset, request)
+        take(dataset, unknown)
     with pytest.raises(UsageError, match="--reason is empty"):
         takedown(location_of(dataset), ONE, " ")
     assert digests(dataset) == before

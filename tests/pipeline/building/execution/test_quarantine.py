@@ -43,7 +43,7 @@ def test_a_suspect_that_is_segmented_alone_is_cleared(local_ray: Cluster, tmp_pa
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     rows, ledger = quarantine.open_window(dataset.read_rows([0, 1]))
     assert "reason" not in rows.column_names
-    BlockEntry(ledger._book, _InFlight()).begin(2)  # a stay that never ends, as in a worker that dies
+    BlockEntry(ledger._actor, _InFlight()).begin(2)  # a stay that never ends, as in a worker that dies
     with ledger.entry() as entry, pytest.raises(BarredRowError):
         entry.begin(2)
     assert ledger.suspects() == [2]
@@ -54,7 +54,7 @@ def test_a_suspect_that_is_segmented_alone_is_cleared(local_ray: Cluster, tmp_pa
 def test_rows_that_a_worker_died_with_together_run_alone_in_the_next_window(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     _, ledger = quarantine.open_window(dataset.read_rows([0, 1]))
-    dying = BlockEntry(ledger._book, _InFlight())
+    dying = BlockEntry(ledger._actor, _InFlight())
     dying.begin(1)
     dying.begin(2)
     with ledger.entry() as entry:

@@ -50,7 +50,7 @@ def test_it_lists_and_then_imports(place: DatasetPath) -> None:
         (["SET", "SET", "--add", "--yes"], "is the dataset itself: name the one that has the masks"),
         (["SET", "FILE", "--add", "--match", "name"], "--match 'name': expected one of number,"),
         (["SET", "FILE", "--add"], "give --yes"),
-        (["SET", "SET/claims", "--format", "folder", "--add", "--yes"], "has no masks: expected a folder"),
+        (["SET", "SET/reservations", "--format", "folder", "--add", "--yes"], "has no masks: expected a folder"),
         (["SET", "FILE", "--format", "label-studio", "--add", "--yes"], "cannot be read as Label Studio's tasks"),
     ],
 )

@@ -260,7 +260,7 @@ def test_lost_files_after_an_import(place: DatasetPath) -> None:
     names = [path for path in contents(place) if path.startswith("masks/")]
     for name in names:
         place.storage.delete(f"{place.uri}/{name}")
-    left = repair(place.location).left
+    left = repair(place.location).not_repaired
     assert list(left) == [0]
     assert "what people said of the masks of 1 image" in left[0]
 
@@ -272,7 +272,7 @@ def test_a_table_of_masks_of_which_people_only_deleted_some_is_restored(place: D
     for name in names:
         place.storage.delete(f"{place.uri}/{name}")
     done = repair(place.location)
-    assert (done.left, sorted(done.repaired)) == ({}, sorted(names))
+    assert (done.not_repaired, sorted(done.repaired)) == ({}, sorted(names))
     assert contents(place) == before
     assert sources(place, 0) == [(10_001, "automatic", None)]
 
