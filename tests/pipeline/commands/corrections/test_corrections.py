@@ -150,7 +150,7 @@ def test_repair_ends_with_1_where_something_is_left(dataset: Path) -> None:
     assert lines[1:] == [f"dataset digest: sha256:{current_digest(location_of(dataset))[:12]} (version 1)"]
     next((dataset / "masks").glob("sa_000000-*")).unlink()
     done = run("repair", dataset, "--json")
-    assert (done.exit_code, json.loads(done.stdout)["left"]) == (0, {})
+    assert (done.exit_code, json.loads(done.stdout)["not_repaired"]) == (0, {})
     next((dataset / "images").glob("sa_000002-*")).unlink()
     done = run("repair", dataset)
     assert done.exit_code == 1

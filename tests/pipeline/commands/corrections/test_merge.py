@@ -21,7 +21,7 @@ def test_it_lists_and_then_merges() -> None:
         assert put_submission(place.location, answer_to(place.location, 1, [new_mask((22, 5, 28, 30))]))
         before = contents(place)
         listed = json.loads(run(place.uri, "--dry-run", "--json"))
-        assert (listed["images"], listed["answered"], listed["masks"]["added"]) == (1, 1, 1)
+        assert (listed["images"], listed["submitted"], listed["masks"]["added"]) == (1, 1, 1)
         assert "then give --yes" in run(place.uri, code=2)
         assert contents(place) == before
         assert "answers for 1 image merged in 1 shard" in run(place.uri, "--yes")
