@@ -226,8 +226,8 @@ def test_an_answer_says_what_was_made_replaced_and_deleted(page: "Page") -> None
         {"annotation_id": 70000 + index, "segmentation": {"size": [4, 4], "counts": counts}, "area": area}
         for index, (counts, area) in enumerate([("0d0", 16), ("4d0", 4), ("8d0", 2)])
     ]
-    body = """const image = { base: "b", masks: given, submission:: null };
-        let state = work.begin(submission..itemsOf(image));
+    body = """const image = { base: "b", masks: given, submission: null };
+        let state = work.begin(submission.itemsOf(image));
         const [largest, middle] = state.items;
         state = work.setPixels(state, "new", middle);
         const key = state.active.key;
@@ -237,11 +237,11 @@ def test_an_answer_says_what_was_made_replaced_and_deleted(page: "Page") -> None
         state = work.accept(state, "other");
         const times = { image: 12.34, masks: { [key]: 5.06 } };
         const body = submission.submissionOf(image, state.items, times, true);
-        const again = submission..itemsOf({ masks: given, submission:: { n: 1, ...body } });
-        const { masks } = submission..timesOf({ n: 1, ...body });
+        const again = submission.itemsOf({ masks: given, submission: { n: 1, ...body } });
+        const { masks } = submission.timesOf({ n: 1, ...body });
         const same = submission.submissionOf(image, again, { image: 12.34, masks }, true);
         return { body, same };"""
-    found = run(page, "answer work", body, rows)
+    found = run(page, "submission work", body, rows)
     point = {"kind": "point", "x": 1, "y": 2, "label": 1}
     assert found["body"] == {
         "base": "b",
@@ -271,8 +271,8 @@ def test_what_fits_is_carried_to_an_image_whose_masks_have_changed(page: "Page")
         "deleted": [{"id": 3, "counts": "three"}, {"id": 4, "counts": "four"}],
     }
     rows = [row(1, "one"), row(2, "two, redacted"), row(3, "three"), row(5, "five")]  # 4 is gone
-    script = """const items = submission..itemsOf({ masks: given.rows, submission:: null });
-        const made = answer.carried(items, given.body, "c1");
+    script = """const items = submission.itemsOf({ masks: given.rows, submission: null });
+        const made = submission.carried(items, given.body, "c1");
         const image = { base: "b", masks: given.rows };
         const saved = submission.submissionOf(image, made.items, { image: 0, masks: made.masks }, true);
         return [made.items.map(({ counts }) => counts), saved, made.unfit];"""
@@ -295,10 +295,10 @@ def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> No
     script = """const size = [4, 4];
         const row = (id, counts) => ({ annotation_id: id, segmentation: { size, counts }, area: 16 - id });
         const image = {
-            masks: [row(1, "0d0"), row(2, "4d0")], size, submission:: null, state: "open",
-            base: "b", assignment:: 0, n: 0, stage: "assisted", began: 0, locks: false,
+            masks: [row(1, "0d0"), row(2, "4d0")], size, submission: null, state: "open",
+            base: "b", assignment: 0, n: 0, stage: "assisted", began: 0, locks: false,
         };
-        let state = work.begin(submission..itemsOf(image));
+        let state = work.begin(submission.itemsOf(image));
         const states = [state];
         const [one, two] = state.items;
         states.push((state = work.accept(work.setPixels(state, "1c2", one), "1c2")));
@@ -309,7 +309,7 @@ def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> No
         const looked = restoring.draftOf(image, { states: [states[0]], at: 0 }, [], times, null, true);
         const show = (changed, draft = kept) => {
             const now = { ...image, ...changed };
-            const back = restoring.restored(structuredClone(draft), now, work.begin(submission..itemsOf(now)));
+            const back = restoring.restored(structuredClone(draft), now, work.begin(submission.itemsOf(now)));
             if (back === null) return null;
             const { states, at } = back.history;
             const seconds = states[at].items.map(({ key }) => back.times.masks[key] ?? 0);
@@ -323,19 +323,19 @@ def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> No
         const box = { kind: "box", x: 0, y: 0, w: 1, h: 1 };
         return {
             here: show({}),
-            elsewhere: show({ n: 1, submission:: saved("2e") }),
-            sent: show({ n: 1, submission:: { ...kept.body, n: 1 } }),
+            elsewhere: show({ n: 1, submission: saved("2e") }),
+            sent: show({ n: 1, submission: { ...kept.body, n: 1 } }),
             changed: show({ base: "c", masks: [row(1, "0d0"), row(2, "redacted"), row(3, "5d0")] }),
             merged: show({ base: "c", state: "merged", masks: [row(3, "1c2"), row(4, "88")] }),
             stage: show({ stage: "semi", locks: true, prefill: [{ counts: "2e", box: [0, 0, 1, 1] }] }),
-            looked: [show({}, looked), show({ base: "c" }, looked), show({ n: 1, submission:: saved("2e") }, looked)],
+            looked: [show({}, looked), show({ base: "c" }, looked), show({ n: 1, submission: saved("2e") }, looked)],
             kept: kept.body.masks.map(({ counts, seconds }) => [counts, seconds]),
-            untouched: submission..itemsOf({ ...image, submission:: saved("2e", { stage: "semi", masks: [
+            untouched: submission.itemsOf({ ...image, submission: saved("2e", { stage: "semi", masks: [
                 { counts: "2e", source: "assisted", seconds: 0, prompts: [box] },
                 { counts: "3d", source: "assisted", seconds: 2, prompts: [box] },
             ] }) }).map(({ filled }) => filled === true),
         };"""
-    found = run(page, "answer work restoring", script)
+    found = run(page, "submission work restoring", script)
     assert found["kept"] == [["1c2", 0], ["88", 9]]  # also the mask that is worked on
     back = "Your draft of this image is back."
     assert found["here"] == [["1c2"], [0], 30, False, 4, back]

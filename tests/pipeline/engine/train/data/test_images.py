@@ -79,9 +79,9 @@ def test_a_bad_shard_ends_the_run_with_its_place_or_is_left_out(dataset, tmp_pat
 
 
 def test_a_later_run_uses_the_looks_of_an_earlier_one_unless_they_are_damaged(dataset, tmp_path):
-    kept = location_of(tmp_path / "looks")
+    kept = location_of(tmp_path / "scans")
     first = find(tmp_path, dataset, kept)
-    files = sorted((tmp_path / "looks" / first.datasets[0].key).iterdir())
+    files = sorted((tmp_path / "scans" / first.datasets[0].key).iterdir())
     assert len(files) == 4
     files[0].write_bytes(files[0].read_bytes()[:-40])
     files[1].write_bytes(b"PK")
@@ -93,7 +93,7 @@ def test_a_later_run_uses_the_looks_of_an_earlier_one_unless_they_are_damaged(da
 
 
 def test_a_jpeg_over_the_limits_of_time_is_tried_again_by_the_next_run(trainable, tmp_path, monkeypatch):
-    kept = location_of(tmp_path / "looks")
+    kept = location_of(tmp_path / "scans")
 
     def late(decoder, function, jpeg):
         raise OverLimitError("not decoded within 60 seconds")
