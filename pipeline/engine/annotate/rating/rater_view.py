@@ -123,7 +123,7 @@ class RaterView:
         """Put a rating of a mask, or with the score None take the last one back; returns what is there.
 
         Raises `UsageError` for a body that is no rating, `RatingConflictError` if another one has the number, and
-        `ImageGoneError` or `TakenDownError` if the mask is not there any more.
+        `ImageGoneError` or `RemovedImageError` if the mask is not there any more.
         """
         each, _, counts = self._mask(rater, item)
         if not isinstance(body, Mapping) or set(body) != _SAID:
