@@ -63,7 +63,7 @@ def test_answers_go_on_through_a_merge_and_an_import(team: Annotators, dataset: 
     refused = save(ann, 1, 3, [corner])
     assert (refused.status_code, refused.json()["winner"]["annotator"]) == (409, "bo")
     done = merge_submissions(location)
-    assert (done.listed.images, done.listed.apart, done.listed.masks["added"]) == (1, 0, 1)
+    assert (done.listed.images, done.listed.uncompared, done.listed.masks["added"]) == (1, 0, 1)
 
     # What was saved before the file came is on the page as far as it fits, and saved again with the next answer.
     opened = told(ann, 5)
