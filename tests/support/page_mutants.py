@@ -3,7 +3,7 @@
 from tests.support.mutant import Mutant
 
 _ASSETS = "pipeline/engine/annotate/assets"
-_DESK = "tests/pipeline/engine/annotate/test_page_view.py"
+_VIEW = "tests/pipeline/engine/annotate/test_page_view.py"
 _MODULES = "tests/pipeline/engine/annotate/test_page_modules.py"
 
 PAGE_MUTANTS = (
@@ -12,28 +12,28 @@ PAGE_MUTANTS = (
         f"{_ASSETS}/editor.js",
         "return this.#do(() => this.history.undo() && this.#kept());",
         "return this.image && this.history.undo() && this.#kept();",
-        _DESK,
+        _VIEW,
     ),
     Mutant(
         "delete on a new mask takes one that was selected before",
         f"{_ASSETS}/editor.js",
         "const chosen = active === null ? this.#selected : active.of;",
         "const chosen = active?.of ?? this.#selected;",
-        _DESK,
+        _VIEW,
     ),
     Mutant(
         "what was changed during a save goes with its draft",
         f"{_ASSETS}/editor.js",
         "if (this.state === state && this.complete === complete) {",
         "if (true) {",
-        _DESK,
+        _VIEW,
     ),
     Mutant(
         "a stroke begun on one image ends on the next",
         f"{_ASSETS}/annotate.js",
         "    this.tools.cancel(); // a",
         "    // a",
-        _DESK,
+        _VIEW,
     ),
     Mutant(
         "a draft forgets the times of what was saved elsewhere",
@@ -61,14 +61,14 @@ PAGE_MUTANTS = (
         f"{_ASSETS}/keeping.js",
         "this.#drafts.shared = !alone;",
         "this.#drafts.shared = false;",
-        _DESK,
+        _VIEW,
     ),
     Mutant(
         "the time without a gesture goes with a crash",
         f"{_ASSETS}/guide.js",
         "    this.#editor.keeping.keepTime();\n",
         "",
-        _DESK,
+        _VIEW,
     ),
     Mutant(
         "a palm beside a pen is a finger",

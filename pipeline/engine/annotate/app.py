@@ -80,7 +80,7 @@ def make_app(annotator_view: AnnotatorView, team: Team) -> Starlette:
         ),
         Route(
             "/api/images/{image}/submissions/{n}",
-            writes(lambda r, body: save(of(r), _answer_number(r), body, r.state.annotator), MOST_BYTES),
+            writes(lambda r, body: save(of(r), _submission_number(r), body, r.state.annotator), MOST_BYTES),
             methods=["PUT"],
         ),
         Route("/api/images/{image}/release", writes(lambda r, _: release(of(r), r.state.annotator)), methods=["POST"]),
@@ -90,18 +90,18 @@ def make_app(annotator_view: AnnotatorView, team: Team) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[Middleware(TeamGuard, team=team)],
-        exception_handlers={**PROBLEMS, SaveConflictError: _lost_race},
+        exception_handlers={**PROBLEMS, SaveConflictError: _save_conflict},
     )
 
 
-def _answer_number(request: Request) -> int:
+def _submission_number(request: Request) -> int:
     text: str = request.path_params["n"]
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise UsageError("submissions: expected a number from 1")
     return int(text)
 
 
-def _lost_race(_: Request, error: Exception) -> Response:
+def _save_conflict(_: Request, error: Exception) -> Response:
     if not isinstance(error, SaveConflictError):
         raise error
     winner = None if error.winner is None else error.winner.model_dump(mode="json")

@@ -31,7 +31,7 @@ export class Editor {
   complete = true;
 
   /**
-   * `told` has what is called: changed(), opened(image), saved(id, by us), lost(winner), changedMeanwhile(id),
+   * `listeners` has what is called: changed(), opened(image), saved(id, by us), lost(winner), changedMeanwhile(id),
    * shared(whether another window has the image), say(text), problem(error or null).
    */
   constructor(session, listeners) {
@@ -246,8 +246,8 @@ export class Editor {
   }
 
   /**
-   * Saves the work as it is now; `told.saved` hears when the server has it, `told.lost` when somebody was faster. While
-   * the server does not answer, the same is sent again, whatever is changed meanwhile.
+   * Saves the work as it is now; `listeners.saved` hears when the server has it, `listeners.lost` when somebody was
+   * faster. While the server does not answer, the same is sent again, whatever is changed meanwhile.
    */
   save() {
     return this.#do(() => {

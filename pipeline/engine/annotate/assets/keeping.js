@@ -17,9 +17,9 @@ export class Keeping {
   #seconds = 0; // on the image that the draft has
 
   /**
-   * `made()` is the draft of the work as it is, `watch` counts its seconds. `told` has what is called: shared(whether
-   * another window has the image), freed(its draft or undefined, whether anything was done here) once that one has not,
-   * failed().
+   * `made()` is the draft of the work as it is, `watch` counts its seconds. `listeners` has what is called:
+   * shared(whether another window has the image), freed(its draft or undefined, whether anything was done here) once
+   * that one has not, failed().
    */
   constructor(made, watch, listeners) {
     this.#made = made;

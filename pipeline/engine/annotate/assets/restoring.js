@@ -16,7 +16,8 @@ export function draftOf(image, history, predictions, times, counts, complete) {
   const body = submissionOf(image, whole.items, times, complete);
   const looked = history.states.length === 1 && complete === (image.submission?.complete ?? true);
   const kept = looked ? { states: [], at: 0 } : history;
-  return { history: kept, predictions, times, complete, looked, body, n, assignment, base, stage, began, last: work.lastNumber() };
+  const last = work.lastNumber();
+  return { history: kept, predictions, times, complete, looked, body, n, assignment, base, stage, began, last };
 }
 
 /**
