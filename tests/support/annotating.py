@@ -27,7 +27,7 @@ def acting_as(name: str) -> dict[str, str]:
 
 
 def options(**queue: Any) -> AnnotateOptions:
-    """Options of an annotator view on the CPU."""
+    """Options of a server on the CPU."""
     return AnnotateOptions(QueueOptions(**queue), weights="mobile_sam", device="cpu")
 
 

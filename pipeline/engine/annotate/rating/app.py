@@ -27,7 +27,7 @@ from segmint.pipeline.serving.responses import image_of, jpeg_response, json_res
 
 
 def make_rating_app(rater_view: RaterView, team: Team) -> Starlette:
-    """Return the application of an annotator view that serves the browsers of a team."""
+    """Return the application of a rater view that serves the browsers of a team."""
 
     def session(rater: str) -> Response:
         return json_response({"annotator": rater, "owner": rater == team.owner, **rater_view.about.to_dict()})
