@@ -36,7 +36,7 @@ def client_of(viewer) -> TestClient:
 
 @pytest.mark.s3
 def test_from_s3_as_from_a_disk(small_dataset: Path, s3_bucket: str, s3_options: dict[str, dict[str, str]]) -> None:
-    storage, uri = Storage(s3_options), f"s3://{s3_bucket}/minted"
+    storage, uri = Storage(s3_options), f"s3://{s3_bucket}/small"
     upload(small_dataset, Location(storage, uri))
     with open_viewer(location_of(small_dataset)) as local, open_viewer(Location(storage, uri)) as remote:
         ours, theirs = client_of(local), client_of(remote)
