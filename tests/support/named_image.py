@@ -1,4 +1,4 @@
-"""Which image the text of a finding names: what `Finding.image` is checked against."""
+"""Which image and mask the text of a finding names: what `Finding.image` is checked against."""
 
 import re
 from collections.abc import Callable
@@ -20,3 +20,9 @@ def image_of(where: str) -> int | None:
         if match is not None:
             return to_image(int(match[1]))
     return None
+
+
+def mask_of(where: str) -> int | None:
+    """The annotation id of the mask that a finding's `where` names; None: it names none."""
+    match = _PLACES[0][0].match(where)
+    return None if match is None else int(match[1])

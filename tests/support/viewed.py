@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from segmint.pipeline.quality.audit.result_json import to_dict
 from tests.support.builds import ROOT
-from tests.support.named_image import image_of
+from tests.support.named_image import image_of, mask_of
 from tests.support.statistics import audit_of
 
 HOSTILE = '"><img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script>'
@@ -52,9 +52,13 @@ def mask_rows(dataset: Path, image: int) -> list[dict[str, Any]]:
 
 
 def write_audit(path: Path, findings: list[dict[str, Any]], **more: Any) -> Path:
-    """An audit's JSON with these findings; if they do not name their image, it follows from their place."""
+    """An audit's JSON with these findings; if they do not name their image and mask, these follow from their place."""
     whole = {"code": "mask_area", "shard": 0, "file": "masks/x.parquet", "where": "", "expected": "1", "found": "2"}
-    said = [{**whole, "image": image_of(str(finding.get("where", ""))), **finding} for finding in findings]
+    places = [str(finding.get("where", "")) for finding in findings]
+    said = [
+        {**whole, "image": image_of(where), "mask": mask_of(where), **finding}
+        for where, finding in zip(places, findings, strict=True)
+    ]
     document = {**to_dict(audit_of()), "findings": said, "findings_by_code": {"mask_area": len(said)}, **more}
     path.write_text(json.dumps(document), encoding="utf-8")
     return path
