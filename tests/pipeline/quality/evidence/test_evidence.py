@@ -35,7 +35,7 @@ def test_the_page_says_it_to_people(evidence_folder: Path) -> None:
     page = parse_page((evidence_folder / "index.html").read_text())
     verdict = "nothing was looked at for faces and plates (6 of 6 images (--privacy-sample 0)); 0 findings in the rest"
     assert verdict in page.text
-    assert "6 of 6 images: left out" in page.text
+    assert "6 of 6 images: skipped" in page.text
     assert "4 of 6 JPEGs and 15 of 19 masks decoded to pixels" in page.text
     assert "face 1 1 59 %" in page.text
     assert not page.all("script")
