@@ -189,7 +189,7 @@ def test_a_window_with_too_many_deaths_is_at_its_end(local_ray: Cluster) -> None
     ledger = RowLedger()
     for ordinal in range(MAX_DEATHS):
         rows = [ordinal] if ordinal % 2 else [ordinal, 100 + ordinal]
-        entry = BlockEntry(ledger._book, _InFlight())
+        entry = BlockEntry(ledger._actor, _InFlight())
         for row in rows:
             entry.begin(row)  # and it never leaves
         found = walk(ledger, [ordinal])
@@ -216,7 +216,7 @@ def test_the_seconds_of_a_worker_s_stages_are_recorded_and_summed(local_ray: Clu
 
 def test_a_ledger_that_is_gone_has_no_suspects(local_ray: Cluster) -> None:
     ledger = RowLedger()
-    ray.kill(ledger._book)
+    ray.kill(ledger._actor)
     assert ledger.suspects() == ledger.alone() == []
     assert ledger.spent() == {}
 
