@@ -75,7 +75,7 @@ def test_two_nodes_write_the_bytes_of_one(folder: Path, undisturbed: bytes) -> N
         with running(folder / "build.yaml", *arguments, program=("-c", PROGRAM), **cluster.environment) as run:
             wait_for(
                 "a worker on the second node",
-                lambda: any("LookAtImages" in title(each) for each in cluster.nodes[1].processes()),
+                lambda: any("InspectImages" in title(each) for each in cluster.nodes[1].processes()),
                 run,
             )
             assert run.wait() == 0, run.told()

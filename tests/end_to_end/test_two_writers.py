@@ -99,10 +99,10 @@ def test_a_lost_answer_to_a_losing_commit_is_not_a_win(s3_server: S3Server, s3_b
         assert (late.error, proxy.plan) == (None, [])
         ours = before.keys() - contents(place).keys()
         assert sorted(path.partition("/")[0] for path in ours) == [
-            "reservations",
             "images",
             "masks",
             "rejects",
+            "reservations",
             "shards",
         ]
         assert broken_promises(place) == []

@@ -163,7 +163,7 @@ class WriterHistory:
         if self.seed % 5 == 0:  # likewise
             commands += [(f"import {ordinal} {x}", lambda: import_mask(place, ordinal, x))] * 2
         if self.seed % 5 == 1:
-            commands += [(f"answer {ordinal} {x}", lambda: answer_and_merge(place, ordinal, x))] * 2
+            commands += [(f"submission {ordinal} {x}", lambda: answer_and_merge(place, ordinal, x))] * 2
         name, work = self.random.choice(commands)
         mended = self.damages - len(self.damaged)
         self.actors.append(Actor(name, work, SteppedThreads(work), mended))

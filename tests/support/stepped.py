@@ -49,10 +49,10 @@ class SteppedThreads:
         That is: at a shard's reservations, or at the manifest. With `most` at most so many calls; return whether it was
         stopped by that.
         """
-        if not self.next_call.endswith(("/claims", f"/{folder}")):
+        if not self.next_call.endswith(("/reservations", f"/{folder}")):
             return False
         looks = (*_LOOK, f"read {folder}/dataset")
-        while self.next_call.endswith(("/claims", "/commits", f"/{folder}")) or self.next_call.startswith(looks):
+        while self.next_call.endswith(("/reservations", "/commits", f"/{folder}")) or self.next_call.startswith(looks):
             if most == 0:
                 return True
             most = None if most is None else most - 1

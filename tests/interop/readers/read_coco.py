@@ -4,14 +4,14 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from expected import Tally, load_expected
+from expected import MaskCounter, load_expected
 from pycocotools.coco import COCO
 
 
 def main(export: str, expected: str) -> None:
     """Load the document, and compare the masks of each image."""
     wanted = load_expected(expected)
-    tally = Tally()
+    tally = MaskCounter()
     loaded = COCO(str(Path(export) / "instances.json"))
     print(f"pycocotools {version('pycocotools')}: {len(loaded.imgs)} images, {len(loaded.anns)} annotations")
     for number, (ids, masks) in wanted.items():

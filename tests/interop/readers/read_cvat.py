@@ -5,13 +5,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from datumaro import AnnotationType, Dataset
-from expected import Tally, load_expected
+from expected import MaskCounter, load_expected
 
 
 def main(export: str, expected: str) -> None:
     """Import CVAT's *COCO 1.0*, and compare the masks of each image."""
     wanted = load_expected(expected)
-    tally = Tally()
+    tally = MaskCounter()
     dataset = Dataset.import_from(export, "coco_instances")
     print(f"datumaro {version('datumaro')}: {len(dataset)} items")
     for item in dataset:

@@ -3,13 +3,13 @@
 import sys
 
 import fiftyone
-from expected import Tally, load_expected
+from expected import MaskCounter, load_expected
 
 
 def main(export: str, expected: str) -> None:
     """Load the folder as FiftyOne's own format, and let it paint each mask into its image."""
     wanted = load_expected(expected)
-    tally = Tally()
+    tally = MaskCounter()
     dataset = fiftyone.Dataset.from_dir(dataset_dir=export, dataset_type=fiftyone.types.FiftyOneDataset)
     print(f"fiftyone {fiftyone.__version__}: {len(dataset)} samples, {dataset.count('masks.detections')} detections")
     dataset.compute_metadata(overwrite=True)  # opens each picture

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 import shapely
-from expected import Tally, load_expected
+from expected import MaskCounter, load_expected
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 
@@ -15,7 +15,7 @@ from rasterio.transform import Affine
 def main(export: str, expected: str) -> None:
     """Let shapely check every polygon, and GDAL fill it."""
     wanted = load_expected(expected)
-    tally = Tally()
+    tally = MaskCounter()
     index = json.loads((Path(export) / "index.json").read_text(encoding="utf-8"))
     print(f"GDAL {rasterio.__gdal_version__}, shapely {shapely.__version__}: {len(index['images'])} images")
     holes = 0

@@ -4,13 +4,13 @@ import sys
 
 import datasets
 import numpy as np
-from expected import Tally, load_expected
+from expected import MaskCounter, load_expected
 
 
 def main(export: str, expected: str) -> None:
     """Load the folder by its card, whole and as a stream, and compare."""
     wanted = load_expected(expected)
-    tally = Tally()
+    tally = MaskCounter()
     whole = datasets.load_dataset(export, split="train")
     stream = datasets.load_dataset(export, split="train", streaming=True)
     print(f"datasets {datasets.__version__}: {whole.num_rows} rows, columns {', '.join(whole.column_names)}")

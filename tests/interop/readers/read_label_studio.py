@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from expected import Tally, load_expected
+from expected import MaskCounter, load_expected
 from label_studio_sdk.converter import Converter
 from label_studio_sdk.label_interface import LabelInterface
 
@@ -16,7 +16,7 @@ from label_studio_sdk.label_interface import LabelInterface
 def main(export: str, expected: str) -> None:
     """Take over each prediction as a person would, let the converter write the masks, and compare."""
     wanted = load_expected(expected)
-    tally = Tally()
+    tally = MaskCounter()
     labeling = (Path(export) / "label_config.xml").read_text(encoding="utf-8")
     tasks = json.loads((Path(export) / "tasks.json").read_text(encoding="utf-8"))
     print(f"label-studio-sdk {version('label-studio-sdk')}: {len(tasks)} tasks")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import ultralytics
-from expected import Tally, load_expected
+from expected import MaskCounter, load_expected
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import check_det_dataset, polygons2masks
 
@@ -19,7 +19,7 @@ def main(export: str, expected: str) -> None:
         skipped = {int(row["mask"]): row["reason"] for row in csv.DictReader(file)}
     for reason in sorted({reason.partition(":")[0] for reason in skipped.values()}):
         print(f"  left out: {sum(each.startswith(reason) for each in skipped.values())} masks: {reason}")
-    tally = Tally()
+    tally = MaskCounter()
     data = check_det_dataset(str(Path(export) / "data.yaml"))
     dataset = YOLODataset(img_path=data["train"], data=data, task="segment", augment=False)
     print(f"ultralytics {ultralytics.__version__}: {len(dataset.labels)} images, names {data['names']}")
