@@ -356,7 +356,7 @@ class WriterHistory:
             self._check()
         if self.seed % 3 == 0 and not self.damaged:
             self._check_amendments()
-        left = repair(self.place.location).left
+        left = repair(self.place.location).not_repaired
         _must(not left, f"not repaired: {left}")
         for work in self.repeat:
             work()
