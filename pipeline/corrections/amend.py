@@ -2,10 +2,9 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest, LatestManifest
@@ -62,10 +61,6 @@ class AmendmentList:
     unfinished: tuple[int, ...]  # shards of amendments that died or are at work, which are completed
     outputs: tuple[str, ...]  # made from the dataset and noted in it
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the list for JSON."""
-        return asdict(self)
-
     def lines(self) -> list[str]:
         """Return the list as lines for people."""
         values = sum(self.values.values())
@@ -108,10 +103,6 @@ class AmendResult:
     version: VersionName
     outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they may have the former values
     removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result for JSON."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""

@@ -1,8 +1,7 @@
 """`segmint redact`: redacts more regions in committed images."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
@@ -42,10 +41,6 @@ class RedactResult:
     removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
     training_cache: tuple[str, ...] = ()  # caches of its images, and what was deleted there
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result for JSON."""
-        return asdict(self)
-
     def lines(self) -> list[str]:
         """Return the result as lines for people."""
         return [
@@ -72,10 +67,6 @@ class RedactionList:
     def rows(self) -> int:
         """The number of images."""
         return len(self.images)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the list for JSON."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """Return the list as lines for people."""

@@ -1,10 +1,10 @@
 """`segmint repair`: restores damaged files of a dataset to exactly the bytes that its commits name."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.handle import DatasetHandle
@@ -53,10 +53,6 @@ class RepairResult:
     not_repaired: dict[int, str] = field(default_factory=dict)  # why, by shard
     credited: int = 0  # images that got the credits that the catalog has
     version: VersionName | None = None  # None if something could not be repaired
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result for JSON."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""

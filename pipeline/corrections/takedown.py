@@ -3,10 +3,9 @@
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from segmint.catalogs.dataset.annotations.names import purge_of_images
 from segmint.catalogs.dataset.blanking import blank_part
@@ -55,10 +54,6 @@ class TakedownResult:
     unknown_files: tuple[str, ...] = ()  # in the dataset, but not segmint's: they may name or show the images
     removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
     training_cache: tuple[str, ...] = ()  # caches of its images, and what was deleted there
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result for JSON."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""

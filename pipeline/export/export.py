@@ -2,10 +2,10 @@
 
 import errno
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
@@ -73,10 +73,6 @@ class ExportResult:
     pictures: int
     version: VersionName
     notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """Return the result as lines for a person."""

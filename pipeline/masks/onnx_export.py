@@ -1,9 +1,9 @@
 """SAM's weights as an ONNX file for programs without torch, with the source's hash in its metadata."""
 
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
@@ -36,10 +36,6 @@ class OnnxExport:
     part: Part
     model_type: str
     weights_sha256: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result for JSON."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """The result as text."""

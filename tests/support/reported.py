@@ -1,6 +1,7 @@
 """A small dataset with all that a report may have to show, and an audit of it with findings: made-up rows, no model."""
 
 import json
+from dataclasses import asdict
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def score_a_study(uri: str, folder: Path) -> None:
         "annotations": [{"id": 1, "image_id": images[0]["id"], "category_id": 1, "bbox": [1, 1, 8, 8]}],
     }
     (folder / "corrected.json").write_text(json.dumps(answers))
-    (folder / "score.json").write_text(json.dumps(score_privacy(location_of(folder)).to_dict()))
+    (folder / "score.json").write_text(json.dumps(asdict(score_privacy(location_of(folder)))))
 
 
 def audit_with_findings(uri: str, path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -65,10 +65,6 @@ class CurationResult:
     seconds: float = 0.0  # of looking at images
     drawn: str | None = None  # the file of distributions, if that was all
     written: bool = True  # whether this run wrote the output
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result for JSON."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""

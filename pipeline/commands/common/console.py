@@ -12,6 +12,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import typer
@@ -97,22 +98,25 @@ def print_json(value: Any) -> None:
 
 
 class Printable(Protocol):
-    """What a command found or did."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result for JSON."""
+    """The result of a command: a dataclass. Its JSON has its fields, unless it has a method `to_dict`."""
 
     def lines(self) -> list[str]:
-        """The result as text."""
+        """Return the result as lines of text."""
 
 
 def print_result(result: Printable, as_json: bool) -> None:
-    """Print the result as one JSON value, or as lines for people."""
+    """Print a result as one JSON value, or as lines for people."""
     if as_json:
-        print_json(result.to_dict())
+        print_json(json_value(result))
         return
     for line in result.lines():
         print_line(line)
+
+
+def json_value(result: Any) -> dict[str, Any]:
+    """Return a result as a value for JSON."""
+    value: dict[str, Any] = result.to_dict() if hasattr(result, "to_dict") else asdict(result)
+    return value
 
 
 def print_next(as_json: bool, *words: str, config: str | None = None) -> None:

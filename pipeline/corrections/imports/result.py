@@ -1,8 +1,7 @@
 """What an import would do, and what it did, for people and programs."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from segmint.catalogs.layout import image_stem
 from segmint.infra.wording import counted, listed, some
@@ -65,10 +64,6 @@ class ImportList:
     def rows(self) -> int:
         """The number of images that change."""
         return self.images
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the list for JSON."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """Return the list as lines for people."""

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -117,7 +117,7 @@ def write_evidence(
         check.MANIFEST: (dataset / name).read(),
         check.LEAVES: "".join(f"{leaf.line()}\n" for leaf in snapshot.leaves).encode(),
         **{path: (dataset / path).read() for _, path in signatures},
-        **({} if study is None else {check.STUDY: _json(study.to_dict())}),
+        **({} if study is None else {check.STUDY: _json(asdict(study))}),
         check.CHECK: Path(check.__file__).read_bytes(),
     }
     files[check.PAGE] = render_evidence(json.loads(files[check.EVIDENCE]), report, study).encode()

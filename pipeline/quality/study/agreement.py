@@ -5,8 +5,7 @@ given: afterwards a merge may have shown one of them the other's masks.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,10 +38,6 @@ class AnnotatorAgreement:
     mean_iou: float | None
     interval: Interval | None
     unpaired: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON values."""
-        return asdict(self)
 
 
 def agreement(one: Submission, other: Submission) -> tuple[float, ...]:

@@ -77,10 +77,6 @@ class StudySample:
     strata: int
     version: VersionName
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
-        return asdict(self)
-
     def lines(self) -> list[str]:
         """Return the result as lines for a person."""
         return [

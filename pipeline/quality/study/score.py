@@ -1,7 +1,7 @@
 """The score of a correction study: how far masks are from their corrections."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from segmint.catalogs.dataset.annotations.assignments import assignment_to_merge, is_merged
@@ -108,10 +108,6 @@ class StudyScore:
     mean_iou: float | None
     shares: list[ThresholdShare]
     version: VersionName
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """Return the result as lines for a person."""

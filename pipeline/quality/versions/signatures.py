@@ -6,8 +6,8 @@ with its newline. The key id is the first 16 hexadecimal digits of the SHA-256 o
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from segmint.catalogs.dataset.versions.digest import take_snapshot
 from segmint.catalogs.dataset.versions.record import (
@@ -37,10 +37,6 @@ class SignatureResult:
     file: str  # below the dataset
     key_id: str
     version: VersionName
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result for JSON."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""

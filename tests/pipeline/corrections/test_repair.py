@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -171,4 +172,4 @@ def test_the_rest_is_built_again_from_the_catalog(small_dataset: Path, tmp_path:
     assert digests(small_dataset).items() - digests(dataset).items() == {
         (str(not_repaired), digests(small_dataset)[str(not_repaired)])
     }
-    assert json.loads(json.dumps(done.to_dict()))["not_repaired"]["2"] == done.not_repaired[2]
+    assert json.loads(json.dumps(asdict(done)))["not_repaired"]["2"] == done.not_repaired[2]

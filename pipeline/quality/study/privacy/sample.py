@@ -51,10 +51,6 @@ class PrivacySample:
     population: int
     version: VersionName
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
-        return asdict(self)
-
     def lines(self) -> list[str]:
         """Return the result as lines for a person."""
         return [

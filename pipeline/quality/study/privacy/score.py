@@ -1,7 +1,7 @@
 """The score of a privacy study: the share of images in which people found a face or plate, and how large it may be."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -62,10 +62,6 @@ class PrivacyScore:
     version: VersionName
     kind: Literal["privacy"] = "privacy"
     regions: str | None = None  # the file that was written for `segmint redact`
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """Return the result as lines for a person."""

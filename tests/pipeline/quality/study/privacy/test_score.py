@@ -1,6 +1,7 @@
 """A privacy study's score: counts by kind, and the largest share of images that they allow."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -72,9 +73,9 @@ def test_a_score_is_read_back_and_one_that_was_edited_is_not(study: Path, tmp_pa
     file = location_of(tmp_path / "score.json")
     with pytest.raises(UsageError, match="does not exist"):
         read_score(file)
-    file.put(json.dumps(score.to_dict()).encode())
+    file.put(json.dumps(asdict(score)).encode())
     assert read_score(file) == score
-    value = score.to_dict()
+    value = asdict(score)
     value["missed"][0]["at_most"] = 0.001
     for wrong in (json.dumps(value).encode(), b"{}", b"no"):
         file.put(wrong)
