@@ -24,5 +24,5 @@ def test_it_lists_and_then_merges() -> None:
         assert (listed["images"], listed["submitted"], listed["masks"]["added"]) == (1, 1, 1)
         assert "then give --yes" in run(place.uri, code=2)
         assert contents(place) == before
-        assert "answers for 1 image merged in 1 shard" in run(place.uri, "--yes")
+        assert "submissions for 1 image merged in 1 shard" in run(place.uri, "--yes")
         assert "nothing to merge" in run(place.uri, "--yes")
