@@ -69,7 +69,7 @@ def configured(folder: Path, **curate: Any) -> Config:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("looking", "decide"):
+    for name in ("inspecting", "decide"):
         monkeypatch.setattr(f"segmint.pipeline.building.curate.{name}.PART_ROWS", 7)
 
 
