@@ -38,7 +38,7 @@ class Storm:
 
     def __init__(self, *rules: StormRule, seed: int = 0) -> None:
         self.hits: Counter[StormRule] = Counter()
-        self.request: Counter[str] = Counter()
+        self.asked: Counter[str] = Counter()
         self._rules = rules
         self._seed = seed
         self._lock = threading.Lock()
@@ -51,7 +51,7 @@ class Storm:
             return b""  # the probe has writers race for one name: who is hit would depend on the time
         name = f"{method} {re.sub('[0-9a-f]{32}', '*', key)}"
         with self._lock:
-            self.request[name] += 1
+            self.asked[name] += 1
             for number, rule in enumerate(self._rules):
                 if self._in_a_row[name] < MOST_IN_A_ROW and self._hits(number, rule, method, name):
                     self.hits[rule] += 1
@@ -61,7 +61,7 @@ class Storm:
         return b""
 
     def _hits(self, number: int, rule: StormRule, method: str, name: str) -> bool:
-        times = self.request[name]
+        times = self.asked[name]
         if not re.fullmatch(rule.method, method) or not re.search(rule.target, name.partition(" ")[2]):
             return False
         if rule.first is not None and times > rule.first:
