@@ -164,6 +164,7 @@ class _AmendmentPlan:
     found: Amendments
     listed: AmendmentList
     reason: str | None
+    staged: Path  # the catalog's rows
     begun: Mapping[str, frozenset[int]] = field(default_factory=dict)  # this amendment and those that died
 
     @property
@@ -204,20 +205,21 @@ class _Amendment:
             unfinished=tuple(sorted(shards_of(unfinished_amendments(dataset.location, latest)))),
             outputs=tuple(line_of(note) for note in read_notes(dataset.location)),
         )
-        return _AmendmentPlan(latest, found, listed, self.reason)
+        return _AmendmentPlan(latest, found, listed, self.reason, staged)
 
     def prepare(self, dataset: DatasetHandle, plan: _AmendmentPlan) -> _AmendmentPlan:
         """Put the amended parts, and the manifest that names them.
 
         If a build that grows, or another correction, is faster, its parts are amended.
         """
+        staged = plan.staged
         while plan.found.parts:
             begin_amendment(dataset.location, plan.latest.generation + 1, plan.found.shards)
             latest = put_parts(dataset.location, plan.latest, plan.found.parts)
             if latest is not None:
                 plan = replace(plan, latest=latest)
                 break
-            plan = self.plan(dataset)
+            plan = while_unchanged(dataset, lambda: self._look(dataset, staged))
         return replace(plan, begun=unfinished_amendments(dataset.location, plan.latest))
 
     def revision(self, dataset: DatasetHandle, plan: _AmendmentPlan) -> Revision:

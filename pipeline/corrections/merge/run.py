@@ -53,7 +53,7 @@ class MergeChange:
 
 def list_merge(dataset: Location) -> MergeList:
     """List what `merge_submissions` would change; raises what it raises before anything is changed."""
-    return _Merge().plan(DatasetHandle.open(dataset)).listed
+    return _Merge(_names(dataset)).plan(DatasetHandle.open(dataset)).listed
 
 
 def merge_submissions(
@@ -66,19 +66,23 @@ def merge_submissions(
     cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
     """
     handle = DatasetHandle.open(dataset)
-    _forget_taken(dataset, _names(dataset))
-    return correct(handle, _Merge(), confirm, now)
+    return correct(handle, _Merge(_names(dataset), forget_taken=True), confirm, now)
 
 
 @dataclass(frozen=True)
 class _Merge(MaskCorrection[MergeList, MergeResult]):
-    """The correction; see `segmint.pipeline.corrections.correction.Correction`."""
+    """The correction; see `segmint.pipeline.corrections.correction.Correction`.
 
+    With `forget_taken` its plan, once it is complete, removes the submissions for images that were taken down.
+    """
+
+    names: Names
+    forget_taken: bool = False
     command = "merge"
     result_class = MergeResult
 
     def plan(self, dataset: DatasetHandle) -> RevisionPlan[MergeList]:
-        location, names = dataset.location, _names(dataset.location)
+        location, names = dataset.location, self.names
         manifest = dataset.manifest()
         by_shard: dict[int, list[int]] = {}
         for ordinal in names:
@@ -95,6 +99,8 @@ class _Merge(MaskCorrection[MergeList, MergeResult]):
                 unchanged[shard] = generation
             tally.add(looked)
         listed = MergeList.of((str(dataset), manifest.name), len(names), tally, tuple(changing))
+        if self.forget_taken:
+            _forget_taken(location, names)
         is_done = not listed.images and not is_unfinished(dataset, sorted(by_shard))
         return RevisionPlan(listed, frozenset(by_shard), change, unchanged, is_done)
 
