@@ -307,16 +307,16 @@ def read_shard_state(dataset: Location, shard: int) -> ShardState:
         if generations and commit is None:
             continue  # it was replaced meanwhile
         for entry in commit.files if commit is not None else ():
-            named = parse_data_path(entry.path)
-            if named is None or named.shard != shard or not entry.sha256.startswith(named.digest):
+            parsed_path = parse_data_path(entry.path)
+            if parsed_path is None or parsed_path.shard != shard or not entry.sha256.startswith(parsed_path.digest):
                 raise DamagedDatasetError(
                     f"{log.location(shard, generations[-1])} names {entry.path}, no file of shard {shard} with "
                     f"SHA-256 {entry.sha256}: nothing of it is deleted until `segmint repair` has restored the commit"
                 )
-        kept = {entry.path for entry in commit.files} if commit is not None else set()
+        named = {entry.path for entry in commit.files} if commit is not None else set()
         newest = max(generations, default=0)
-        kept.update(*(paths for generation, paths in reservations if generation > newest))
-        return ShardState(commit, tuple(generations[:-1]), frozenset(kept))
+        reserved = {path for generation, paths in reservations if generation > newest for path in paths}
+        return ShardState(commit, tuple(generations[:-1]), frozenset(named | reserved))
 
 
 def reserved_paths(dataset: Location, committed: Mapping[int, Sequence[int]]) -> set[str]:

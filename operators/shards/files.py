@@ -101,11 +101,16 @@ def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
     }
     return ShardFiles(
         tar=tar.getvalue(),
-        images=table_bytes(to_table(images, SCHEMAS["images"]), SCHEMAS["images"], ROW_GROUP_ROWS),
-        masks=table_bytes(to_table(masks, SCHEMAS["masks"]), SCHEMAS["masks"], ROW_GROUP_ROWS),
-        rejects=table_bytes(to_table(rejects, SCHEMAS["rejects"]), SCHEMAS["rejects"], ROW_GROUP_ROWS),
+        images=shard_table_bytes("images", images),
+        masks=shard_table_bytes("masks", masks),
+        rejects=shard_table_bytes("rejects", rejects),
         counts=counts,
     )
+
+
+def shard_table_bytes(kind: str, rows: Iterable[Row]) -> bytes:
+    """Return a shard's table of a kind (a key of `SCHEMAS`) as the bytes of its Parquet file."""
+    return table_bytes(to_table(list(rows), SCHEMAS[kind]), SCHEMAS[kind], ROW_GROUP_ROWS)
 
 
 def _mask_rows(row: Row) -> list[Row]:

@@ -35,7 +35,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name
 from segmint.operators.rows import Row
-from segmint.operators.shards.files import ShardFiles, build_shard_files
+from segmint.operators.shards.files import ShardFiles, build_shard_files, shard_table_bytes
 
 NamedFiles = Sequence[tuple[FileEntry, bytes]]
 """Files with their entries in a commit."""
@@ -44,11 +44,12 @@ NamedFiles = Sequence[tuple[FileEntry, bytes]]
 def named_files(shard: int, files: ShardFiles) -> NamedFiles:
     """Return a shard's four files, each with its entry in a commit; a file's name contains its hash."""
     by_kind = {"shards": files.tar, "images": files.images, "masks": files.masks, "rejects": files.rejects}
-    named = []
-    for kind, data in by_kind.items():
-        digest = hashlib.sha256(data).hexdigest()
-        named.append((FileEntry(data_path(kind, shard, digest), len(data), digest), data))
-    return named
+    return [_named(kind, shard, data) for kind, data in by_kind.items()]
+
+
+def _named(kind: str, shard: int, data: bytes) -> tuple[FileEntry, bytes]:
+    digest = hashlib.sha256(data).hexdigest()
+    return FileEntry(data_path(kind, shard, digest), len(data), digest), data
 
 
 def reserve(dataset: Location, commit: Commit) -> Location:
@@ -144,53 +145,33 @@ def replace_shard(
     old: Commit,
     rows: Iterable[Row],
     *,
+    images_only: bool = False,
     purge: bool = True,
     after_commit: Callable[[], object] = lambda: None,
 ) -> Commit:
     """Commit a shard's rows (keys of `DESCRIBED`, in order) as the generation after `old`; remove nothing yet.
 
-    The fingerprint of the numerics is kept: nothing is computed again. Raises `LostRaceError` if another writer has
-    committed this generation with other content, or a higher one; with `purge` no older version is left of our files.
-    `after_commit` is called once the commit holds.
+    The fingerprint of the numerics is kept: nothing is computed again. With `images_only` the rows have the keys of
+    `IMAGES`, and only that table is put: the tar with the JPEGs may have gigabytes, and all other files stay. Raises
+    `LostRaceError` if another writer has committed this generation with other content, or a higher one; with `purge` no
+    older version is left of our files. `after_commit` is called once the commit holds.
     """
-    files = build_shard_files(rows, with_images=dataset.with_images)
-    named = named_files(old.shard, files)
-    entries = tuple(entry for entry, _ in named)
-    new = replace(old, generation=old.generation + 1, counts=files.counts, files=entries)
-    return _commit_next(dataset.location, new, named, purge, after_commit)
-
-
-def replace_images(
-    dataset: DatasetHandle,
-    old: Commit,
-    table: bytes,
-    *,
-    purge: bool = True,
-    after_commit: Callable[[], object] = lambda: None,
-) -> Commit:
-    """Commit another table of images as the generation after `old`, with the same rows and all its other files.
-
-    Nothing else of the shard is read or put: the tar with the JPEGs may have gigabytes. As `replace_shard` otherwise.
-    """
-    digest = hashlib.sha256(table).hexdigest()
-    before = old.file("images")
-    after = FileEntry(data_path("images", old.shard, digest), len(table), digest)
-    files = tuple(after if entry == before else entry for entry in old.files)
-    new = replace(old, generation=old.generation + 1, files=files)
-    return _commit_next(dataset.location, new, [(after, table)], purge, after_commit)
-
-
-def _commit_next(
-    dataset: Location, new: Commit, files: NamedFiles, purge: bool, after_commit: Callable[[], object]
-) -> Commit:
-    """Put a generation's new files and its commit; the others are the former generation's, too."""
-    reservation = reserve(dataset, new)
-    put_files(dataset, files)
-    won = put_commit(dataset, new, files)
+    if images_only:
+        put = [_named("images", old.shard, shard_table_bytes("images", rows))]
+        before = old.file("images")
+        counts, entries = old.counts, tuple(put[0][0] if entry == before else entry for entry in old.files)
+    else:
+        files = build_shard_files(rows, with_images=dataset.with_images)
+        put = named_files(old.shard, files)
+        counts, entries = files.counts, tuple(entry for entry, _ in put)
+    new = replace(old, generation=old.generation + 1, counts=counts, files=entries)
+    reservation = reserve(dataset.location, new)
+    put_files(dataset.location, put)
+    won = put_commit(dataset.location, new, put)
     if won:
         after_commit()
     else:
-        delete_unnamed(dataset, new.shard, new.files, purge=purge)
+        delete_unnamed(dataset.location, new.shard, new.files, purge=purge)
     remove(reservation, purge=purge)
     if not won:
         raise LostRaceError(

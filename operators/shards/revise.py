@@ -8,8 +8,7 @@ whether that was amended meanwhile.
 """
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -26,17 +25,14 @@ from segmint.catalogs.layout import (
     parse_reservation_name,
 )
 from segmint.catalogs.parquet import ROW_GROUP_ROWS as CATALOG_GROUP_ROWS
-from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.rows import read_rows
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.operators.rows import Row, to_table
-from segmint.operators.schemas import IMAGES
+from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows, read_file, read_table
-from segmint.operators.shards.files import ROW_GROUP_ROWS
-from segmint.operators.shards.put import LostRaceError, remove_replaced, replace_images, replace_shard
+from segmint.operators.shards.put import LostRaceError, remove_replaced, replace_shard
 
 Result = TypeVar("Result")
 
@@ -87,14 +83,12 @@ def revise_shard(
     def attempt(commit: Commit) -> ShardRevision:
         if not needed(commit):
             return ShardRevision(commit, commit, 0)
-        if images_only:
-            return _revise_images(dataset, commit, change, purge, after_commit)
-        rows = read_committed_rows(dataset.location, commit)
+        rows = _read_images(dataset.location, commit) if images_only else read_committed_rows(dataset.location, commit)
         after = change(commit, rows)
         different = sum(one is not other for one, other in zip(rows, after, strict=True))
         if not different:
             return ShardRevision(commit, commit, 0)
-        new = replace_shard(dataset, commit, after, purge=purge, after_commit=after_commit)
+        new = replace_shard(dataset, commit, after, images_only=images_only, purge=purge, after_commit=after_commit)
         return ShardRevision(commit, new, different)
 
     while True:
@@ -106,18 +100,9 @@ def revise_shard(
                 raise
 
 
-def _revise_images(
-    dataset: DatasetHandle, commit: Commit, change: Change, purge: bool, after_commit: Callable[[], object]
-) -> ShardRevision:
-    rows: list[Row] = read_table(read_file(dataset.location, commit.file("images")), "images").to_pylist()
-    after = change(commit, rows)
-    different = sum(one is not other for one, other in zip(rows, after, strict=True))
-    if not different:
-        return ShardRevision(commit, commit, 0)
-    data = table_bytes(to_table(list(after), IMAGES), IMAGES, ROW_GROUP_ROWS)
-    return ShardRevision(
-        commit, replace_images(dataset, commit, data, purge=purge, after_commit=after_commit), different
-    )
+def _read_images(dataset: Location, commit: Commit) -> list[Row]:
+    rows: list[Row] = read_table(read_file(dataset, commit.file("images")), "images").to_pylist()
+    return rows
 
 
 def with_latest_commit(dataset: Location, shard: int, use: Callable[[Commit], Result]) -> Result | None:
@@ -172,31 +157,36 @@ def apply_tombstones(dataset: DatasetHandle, shard: int) -> ShardRevision | None
     return revised
 
 
-def apply_catalog(dataset: DatasetHandle, shard: int) -> ShardRevision | None:
+def apply_catalog(dataset: DatasetHandle, shard: int, since: int) -> ShardRevision | None:
     """Give the images of a committed shard what the catalog says of them now, and remove what was there before.
 
     An amendment puts its part of the catalog before it lists what is committed, so one of the two sees the other. What
     is put here is applied in the same way, so of several amendments the last one holds in the end. None if the manifest
-    has no newer generation than the handle's. Repeating it after a crash completes it.
+    has no newer generation than `since`. Repeating it after a crash completes it.
     """
     now = dataset.manifest_generation()
-    if now <= dataset.catalog_generation:
+    if now <= since:
         return None
-    again = partial(apply_catalog, replace(dataset, catalog_generation=now), shard)
-    change = cataloged(dataset.location)
-    revised = revise_shard(dataset, shard, change, images_only=True, after_commit=again)
+    revised = revise_shard(
+        dataset,
+        shard,
+        cataloged(dataset.location),
+        images_only=True,
+        after_commit=lambda: apply_catalog(dataset, shard, now),
+    )
     if revised is not None and revised.changed:
         remove_replaced(dataset.location, [shard])
     return revised
 
 
-def apply_later_changes(dataset: DatasetHandle, shard: int) -> bool:
+def apply_later_changes(dataset: DatasetHandle, shard: int, *, since: int | None = None) -> bool:
     """Do `apply_tombstones` and `apply_catalog` for a shard whose commit or files were just put.
 
-    Return whether this changed the shard.
+    `since` is the manifest's generation when the rows were read from the catalog, or before; by default the handle's
+    `catalog_generation`. Return whether this changed the shard.
     """
     applied = apply_tombstones(dataset, shard)
-    amended = apply_catalog(dataset, shard)
+    amended = apply_catalog(dataset, shard, dataset.catalog_generation if since is None else since)
     return any(revised is not None and revised.changed for revised in (applied, amended))
 
 
@@ -206,8 +196,6 @@ def finish_dead_writers(dataset: DatasetHandle, shards: Container[int]) -> list[
     Such a writer has left its reservation. The tombstones and the catalog are applied, then the reservation is deleted.
     Reservations of parts of the catalog whose writers have lost, or died after the manifest, are deleted too.
     """
-    # A writer that died may have read its rows before any generation of the manifest but the first.
-    since_first = replace(dataset, catalog_generation=1)
     committed = dataset.commits.committed()
     left: dict[int, list[str]] = {}
     folder = dataset.location / RESERVATIONS
@@ -220,7 +208,8 @@ def finish_dead_writers(dataset: DatasetHandle, shards: Container[int]) -> list[
             left.setdefault(parsed[0], []).append(entry.name)
     changed = []
     for shard, names in sorted(left.items()):
-        if apply_later_changes(since_first, shard):
+        # The writer may have read its rows before any generation of the manifest but the first.
+        if apply_later_changes(dataset, shard, since=1):
             changed.append(shard)
         for name in names:
             (folder / name).delete()

@@ -132,17 +132,22 @@ def shard_table(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
 def faults(table: pa.Table) -> str:
     """Return why rows could not be judged, in a sentence, or an empty string; such a row has no verdict."""
-    found = table.filter(pc.is_valid(table.column("fault")))
+    found = _faulted(table)
     if not len(found):
         return ""
-    (first,) = found.slice(0, 1).select(["ordinal", "image_id", "uri", "fault"]).to_pylist()
+    (first,) = found.slice(0, 1).to_pylist()
     return f"{len(found)} of {len(table)} rows could not be judged; the first: {named(first)}: {first['fault']}"
 
 
 def faulted_ordinals(table: pa.Table) -> tuple[int, ...]:
     """Return the ordinals of the rows that could not be judged; empty for more than `MOST_FAULTED`."""
-    found = table.column("ordinal").filter(pc.is_valid(table.column("fault"))).to_pylist()
-    return tuple(found) if len(found) <= MOST_FAULTED else ()
+    found = _faulted(table)
+    return tuple(found.column("ordinal").to_pylist()) if len(found) <= MOST_FAULTED else ()
+
+
+def _faulted(table: pa.Table) -> pa.Table:
+    """Return the rows without a verdict, with their names only: others may hold a photograph's bytes."""
+    return table.select(["ordinal", "image_id", "uri", "fault"]).filter(pc.is_valid(table.column("fault")))
 
 
 def hold_reason(table: pa.Table, max_reject_ratio: float) -> str:

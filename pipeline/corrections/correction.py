@@ -186,7 +186,7 @@ def revise_one(dataset: DatasetHandle, shard: int, revision: Revision) -> ShardR
         if revision.catalog_generation is None:
             apply_tombstones(dataset, shard)
         else:
-            apply_later_changes(replace(dataset, catalog_generation=revision.catalog_generation), shard)
+            apply_later_changes(dataset, shard, since=revision.catalog_generation)
 
     return revise_shard(
         dataset,

@@ -314,14 +314,14 @@ DATASET_MUTANTS = (
     Mutant(
         "a build forgets what was amended meanwhile",
         "operators/shards/revise.py",
-        "amended = apply_catalog(dataset, shard)",
+        "amended = apply_catalog(dataset, shard, dataset.catalog_generation if since is None else since)",
         "amended = None",
         "tests/pipeline/corrections/test_amend.py",
     ),
     Mutant(
         "an amendment does not look whether another one came meanwhile",
         "pipeline/corrections/correction.py",
-        "            apply_later_changes(replace(dataset, catalog_generation=revision.catalog_generation), shard)",
+        "            apply_later_changes(dataset, shard, since=revision.catalog_generation)",
         "            apply_tombstones(dataset, shard)",
         "tests/pipeline/corrections/test_amend.py",
     ),
@@ -349,8 +349,8 @@ DATASET_MUTANTS = (
     Mutant(
         "what is claimed is removed",
         "catalogs/dataset/commits.py",
-        "kept.update(*(paths for generation, paths in reservations if generation > newest))",
-        "kept.update()",
+        "return ShardState(commit, tuple(generations[:-1]), frozenset(named | reserved))",
+        "return ShardState(commit, tuple(generations[:-1]), frozenset(named))",
         "tests/operators/shards/test_revise.py",
     ),
     Mutant(
