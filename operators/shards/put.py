@@ -157,9 +157,10 @@ def replace_shard(
     older version is left of our files. `after_commit` is called once the commit holds.
     """
     if images_only:
-        put = [_named("images", old.shard, shard_table_bytes("images", rows))]
+        images = _named("images", old.shard, shard_table_bytes("images", rows))
+        put: NamedFiles = [images]
         before = old.file("images")
-        counts, entries = old.counts, tuple(put[0][0] if entry == before else entry for entry in old.files)
+        counts, entries = old.counts, tuple(images[0] if entry == before else entry for entry in old.files)
     else:
         files = build_shard_files(rows, with_images=dataset.with_images)
         put = named_files(old.shard, files)

@@ -28,6 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_peer_waits_as_it_does_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     with waiting_as_shipped():
@@ -66,10 +67,12 @@ def test_a_spread_is_the_median_between_the_least_and_the_most() -> None:
     assert spread([3.0, 1.0, 2.00049]) == {"median": 2.0, "least": 1.0, "most": 3.0}
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_measurement_has_a_separate_process() -> None:
     assert in_process(os.getpid) != os.getpid()
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it() -> None:
     large = np.ones(400 << 20, dtype=np.uint8)
     assert large.nbytes >> 20 == 400

@@ -178,7 +178,7 @@ def _without_masks(row: Row) -> Row:
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CatalogLine]:
+def line(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CatalogLine]:
     line = CatalogLine(tmp_path_factory.mktemp("hostile"))
     yield line
     line.prepare.close()

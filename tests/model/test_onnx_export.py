@@ -174,6 +174,7 @@ def small_vit() -> Sam:
     return randomize(Sam(encoder, PromptEncoder(), MaskDecoder()))
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("encoder", ["mobile_sam", "vit"])
 def test_the_encoder_gives_the_embeddings_of_torch(
     encoder: str, request: pytest.FixtureRequest, coffee: np.ndarray, tmp_path: Path

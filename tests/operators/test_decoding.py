@@ -62,17 +62,20 @@ def test_what_segmint_writes_is_plain_and_nothing_else() -> None:
     assert not is_plain(b"\x89PNG" + own)
 
 
+@pytest.mark.usefixtures("processes")
 def test_only_plain_ones_of_a_dataset_are_decoded_here(decoders: dict[bool, JpegDecoder]) -> None:
     for own, jpeg, here in ((True, released(), True), (True, progressive(), False), (False, released(), False)):
         assert (decoders[own].run(child_workers.pid, jpeg) == os.getpid()) is here
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_result_is_the_same_here_and_there(decoders: dict[bool, JpegDecoder]) -> None:
     here, there = (decoders[own].run(decode_jpeg, released()) for own in (True, False))
     np.testing.assert_array_equal(here, there)
     assert len({decoders[own].run(perceptual_hash, released()) for own in (True, False)}) == 1
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_picture_of_gigapixels_is_not_decoded(decoders: dict[bool, JpegDecoder]) -> None:
     for decoder in decoders.values():
         with pytest.raises(UndecodableError, match=TOO_LARGE):
@@ -82,6 +85,7 @@ def test_a_picture_of_gigapixels_is_not_decoded(decoders: dict[bool, JpegDecoder
     assert (finding.code, finding.found) == ("bad_jpeg", TOO_LARGE)
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     ("order", "told"),
     [
@@ -97,6 +101,7 @@ def test_what_a_decoder_does_to_its_process_is_said(order: bytes, told: str, dec
     assert decoders[True].run(child_workers.obey, b"and go on") == b"and go on"
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_picture_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "TIMEOUT_S", 3.0)
     with JpegDecoder(own=True, processes=1) as decoder:

@@ -80,6 +80,7 @@ def half_hidden(image: np.ndarray, detectors: Sequence[Detector]) -> np.ndarray:
     return hidden
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("name", "short_side"), [("multiface.jpg", 200), ("plate_car_2.webp", 1500)])
 def test_the_masks_of_a_photograph_are_measured_as_its_pixels_are(photos: Path, name: str, short_side: int) -> None:

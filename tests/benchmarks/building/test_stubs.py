@@ -11,6 +11,7 @@ from tests.support.locations import location_of
 from tests.support.stubbed import write_dataset
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_dataset_of_stubs_is_a_dataset(tmp_path: Path) -> None:
     results = write_dataset(write_build(tmp_path, 120, images_per_shard=50))
     assert [result.status for result in results] == ["committed"] * 3

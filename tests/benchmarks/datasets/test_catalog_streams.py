@@ -24,6 +24,7 @@ def test_a_written_catalog_repeats_its_first_rows(ending: str, tmp_path: Path, m
     assert len(set(rows)) == 100
 
 
+@pytest.mark.usefixtures("processes")
 def test_results_count_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "result.json"
     monkeypatch.setattr("sys.argv", ["x", "--rows=3000", "--folder", str(tmp_path), "--output", str(output)])

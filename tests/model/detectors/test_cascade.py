@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def networks() -> MTCNN:
+def networks(weights: None) -> MTCNN:
     return MTCNN(keep_all=True).eval().to(memory_format=torch.channels_last)
 
 

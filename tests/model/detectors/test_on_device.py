@@ -27,6 +27,7 @@ def alike(found: list[Detection], expected: list[Detection]) -> bool:
     )
 
 
+@pytest.mark.usefixtures("weights")
 def test_faces(astronaut: np.ndarray) -> None:
     image = cv2.resize(astronaut, (200, 200), interpolation=cv2.INTER_AREA)
     expected = CascadeDetector(MTCNN(keep_all=True).eval()).detect(image)
@@ -41,6 +42,7 @@ def test_faces(astronaut: np.ndarray) -> None:
     assert sum(device.launches.values()) > 0
 
 
+@pytest.mark.usefixtures("weights")
 def test_plates(photos: Path) -> None:
     image = cv2.imread(str(photos / "plate_car_1.png"))[:, :, ::-1]
     weights = read_weights(resolve("clp"))

@@ -13,6 +13,7 @@ from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig,
 from tests.support.torchscript import MagentaDetector, OnlyScores, saved, spot
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_file_is_named_pinned_and_loaded(tmp_path: Path) -> None:
     path = saved(MagentaDetector(least=4), tmp_path / "ego.jit")
     given = DetectorSpec.of(f"plate={path}").pinned(resolve)
@@ -41,6 +42,7 @@ def test_anything_else_is_refused(text: str, message: str) -> None:
         DetectorSpec.of(text)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_file_that_is_not_there_or_not_of_the_contract_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--detector face=.*absent\.pt: .*nor a file"):
         DetectorSpec.of(f"face={tmp_path / 'absent.pt'}").pinned(resolve)
@@ -61,6 +63,7 @@ def test_names_tell_detectors_apart() -> None:
         distinct_names((*given[1:2], DetectorSpec.of("face=/b/ego.pt")), frozenset())
 
 
+@pytest.mark.usefixtures("weights")
 def test_mtcnn_on_tiles_finds_a_face_that_it_misses_on_the_whole(astronaut: np.ndarray) -> None:
     shrunk = cv2.resize(astronaut, (56, 56), interpolation=cv2.INTER_AREA)
     image = np.full((400, 500, 3), 127, np.uint8)

@@ -20,6 +20,7 @@ def marked(image: np.ndarray) -> np.ndarray:
     return image
 
 
+@pytest.mark.usefixtures("processes")
 def test_it_finds_what_the_file_finds_in_this_process(tmp_path: Path) -> None:
     """Also a file with operators of torchvision, which nothing else imports there."""
     path = saved(DoubleDetector(), tmp_path / "nms.pt")
@@ -30,6 +31,7 @@ def test_it_finds_what_the_file_finds_in_this_process(tmp_path: Path) -> None:
     assert (found.score, found.box) == (0.96, (0, 0, 80, 60))
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_search_without_end_is_late_and_one_that_always_hangs_is_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,6 +49,7 @@ def test_a_search_without_end_is_late_and_one_that_always_hangs_is_not_run_again
     assert detector.detect(BLANK) == []  # the search before this one was not late
 
 
+@pytest.mark.usefixtures("processes")
 def test_what_it_raises_and_what_it_allocates_are_named(tmp_path: Path) -> None:
     failing = IsolatedDetector(saved(FailingDetector(), tmp_path / "failing.pt"), "face")
     with pytest.raises(DetectorFailedError, match="only squares"):
@@ -57,6 +60,7 @@ def test_what_it_raises_and_what_it_allocates_are_named(tmp_path: Path) -> None:
     assert greedy.detect(BLANK) == []
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_file_that_is_not_torchscript_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("not a module")
     with pytest.raises(NotLoadedError, match="PytorchStreamReader"):

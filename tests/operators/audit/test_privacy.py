@@ -41,7 +41,7 @@ class CertainDetector:
 
 
 @pytest.fixture(scope="module")
-def detectors():
+def detectors(weights: None):
     return build_detectors(DeidentifyConfig(plates=PlatesConfig(detector="none")))
 
 

@@ -30,7 +30,7 @@ def rows(*columns: dict[str, Any], first: int = 0) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def actor(tmp_path_factory: pytest.TempPathFactory, coffee: np.ndarray) -> Iterator[InspectImages]:
+def actor(processes: None, tmp_path_factory: pytest.TempPathFactory, coffee: np.ndarray) -> Iterator[InspectImages]:
     folder = tmp_path_factory.mktemp("catalog")
     Image.fromarray(coffee).save(folder / "coffee.jpg")
     (folder / "junk.jpg").write_bytes(b"junk")

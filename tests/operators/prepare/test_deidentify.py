@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def detectors() -> tuple[Detector, ...]:
+def detectors(weights: None) -> tuple[Detector, ...]:
     return build_detectors(DeidentifyConfig())
 
 
@@ -56,7 +56,7 @@ CHANGED = 4.0
 
 
 @pytest.fixture(scope="module")
-def cascade() -> MTCNN:
+def cascade(weights: None) -> MTCNN:
     return MTCNN(keep_all=True)
 
 
@@ -190,6 +190,7 @@ def test_regions_cover_every_changed_pixel_and_the_image_given_stays(
     assert [Region(**row) for row in table.to_pylist()] == regions
 
 
+@pytest.mark.usefixtures("weights")
 def test_the_same_bytes_for_any_number_of_threads(photos: Path) -> None:
     image = read(photos / "multiface.jpg")
     threads = torch.get_num_threads()
@@ -241,6 +242,7 @@ def test_redacted_in_place_it_is_the_same_image(astronaut: np.ndarray) -> None:
         assert found == regions
 
 
+@pytest.mark.usefixtures("weights")
 def test_small_plates_are_enlarged_where_the_whole_image_would_be_too_large(photos: Path) -> None:
     """Plates 12 pixels high, in an image of 7 megapixels that is searched no larger than it is."""
     image = cv2.resize(read(photos / "plate_car_1.png"), None, fx=0.64, fy=0.64, interpolation=cv2.INTER_AREA)
@@ -255,6 +257,7 @@ def test_small_plates_are_enlarged_where_the_whole_image_would_be_too_large(phot
     assert len(found_again(labels, [each.box for each in without.detect(canvas)])) < 9, "else this shows nothing"
 
 
+@pytest.mark.usefixtures("weights")
 def test_plates_searched_in_batches_by_torch_are_those_that_onnxruntime_finds(photos: Path) -> None:
     image = np.tile(read(photos / "plate_car_1.png")[100:], (1, 4, 1))  # more than one tile
     config = DeidentifyConfig(faces=FacesConfig(detector="none"))

@@ -90,7 +90,7 @@ GREEN, RED = corner(0, 255, 0), corner(255, 0, 0)
 
 
 @pytest.fixture(scope="module")
-def bundled() -> Iterator[DetectorProcess]:
+def bundled(processes: None) -> Iterator[DetectorProcess]:
     settings = DetectorSettings(BOTH, "cpu", PIXELS, Storage(), torch_plates=True)
     process = DetectorProcess(settings)
     process.ready()
@@ -117,7 +117,7 @@ def troubled(searches_file: Path, tmp_path_factory: pytest.TempPathFactory) -> D
 
 
 @pytest.fixture(scope="module")
-def trouble(troubled: DeidentifyConfig) -> Iterator[DetectorProcess]:
+def trouble(processes: None, troubled: DeidentifyConfig) -> Iterator[DetectorProcess]:
     process = DetectorProcess(DetectorSettings(troubled, "cpu", PIXELS, Storage(), search_s=600))
     process.ready()
     yield process
@@ -289,6 +289,7 @@ def test_an_image_whose_search_is_killed_is_searched_again_and_written(
     assert named_memory() <= shared
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.usefixtures("searches")
 def test_a_search_over_its_deadline_ends_the_process_and_too_many_deaths_end_the_run(
     troubled: DeidentifyConfig, monkeypatch: pytest.MonkeyPatch
@@ -308,6 +309,7 @@ def test_a_search_over_its_deadline_ends_the_process_and_too_many_deaths_end_the
         process.close()
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_process_that_would_find_with_other_bits_does_not_start(troubled: DeidentifyConfig) -> None:
     process = DetectorProcess(DetectorSettings(troubled, "cpu", PIXELS, Storage(), numerics="H200"))
     with pytest.raises(

@@ -23,6 +23,7 @@ def settings() -> SegmentSettings:
     )
 
 
+@pytest.mark.usefixtures("weights")
 def test_the_control_row_is_a_prepared_row_that_every_worker_can_segment() -> None:
     table = control_table()
     assert table.schema == PREPARED

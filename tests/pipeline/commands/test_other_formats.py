@@ -46,6 +46,7 @@ def test_a_command_refuses_another_format(dataset: Path, command: tuple[str, ...
     assert digests(dataset) == before
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_build_refuses_another_format(dataset: Path) -> None:
     catalog = write_catalog(dataset.parent / "catalog.jsonl", [{"uri": "a.jpg", "license": "CC0-1.0"}])
     before = digests(dataset)

@@ -18,7 +18,7 @@ from tests.support.embedded_once import embed_once
 
 
 @pytest.fixture(scope="module")
-def generator() -> MaskGenerator:
+def generator(weights: None) -> MaskGenerator:
     made = MaskGenerator("mobile_sam", "official", points_per_side=4, stability_score_thresh=0.8, device="cpu")
     embed_once(made.predictor)
     return made

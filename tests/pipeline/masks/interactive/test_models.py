@@ -16,7 +16,7 @@ from tests.support.embedded_once import embed_once
 
 
 @pytest.fixture(scope="module")
-def predictor() -> Predictor:
+def predictor(weights: None) -> Predictor:
     made = Predictor(device="cpu")
     embed_once(made)
     return made
