@@ -40,7 +40,7 @@ def scan(
     provider: Annotated[str | None, typer.Option(help="Who supplied the images.")] = None,
     attribution: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Whom to credit for images whose sidecar file does not print_message it."),
+        typer.Option(metavar="TEXT", help="Whom to credit for images whose sidecar file does not print it."),
     ] = None,
     absolute: Annotated[
         bool, typer.Option("--absolute", help="Write absolute URIs, not relative ones; a dataset publishes them.")

@@ -70,7 +70,7 @@ def audit(
     config: DetectorConfig = None,
     as_json: AsJson = False,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the print_line to this path or URI.")
+        str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the result to this path or URI.")
     ] = None,
 ) -> None:
     """Check the files, licenses and privacy of a dataset.

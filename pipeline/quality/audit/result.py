@@ -1,6 +1,6 @@
 """The result of an audit: its findings, what was checked, and what was counted.
 
-`answer_json` writes and reads it as JSON, `answer_text` as lines for a person.
+`result_json` writes and reads it as JSON, `result_text` as lines for a person.
 """
 
 from dataclasses import dataclass, fields
