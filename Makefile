@@ -42,6 +42,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/code_page.py --check
 
 # Known vulnerabilities of the installed packages, by a tool in a separate environment. It needs the network, so no other
 # target runs it; if the advisory database does not answer, it fails.
@@ -53,7 +54,8 @@ audit-deps: setup
 
 # The pages as a site in build/docs, with every link checked, by a tool in a separate environment.
 DOCS := $(VENV)/docs
-docs: $(DOCS)/.installed
+docs: setup $(DOCS)/.installed
+	$(BIN)/python .ci/code_page.py
 	rm -rf build/docs build/docs-source
 	mkdir -p build/docs-source
 	cp -R README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md LICENSE NOTICE docs build/docs-source/

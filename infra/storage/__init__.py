@@ -1,0 +1,1 @@
+"""Local files, S3, and fsspec stores behind one class, with retries and outages."""

@@ -1,0 +1,1 @@
+"""Detectors of faces and license plates."""

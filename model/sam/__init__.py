@@ -1,0 +1,1 @@
+"""The Segment Anything Model: image encoders, prompt encoder, mask decoder, and predictor."""

@@ -1,0 +1,1 @@
+"""SAM's training step: losses, prompt sampling, schedule, and optimizer."""

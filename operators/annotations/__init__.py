@@ -1,0 +1,1 @@
+"""Readers of masks from COCO, Label Studio, SA-1B's JSON, and label maps."""

@@ -1,0 +1,1 @@
+"""Quality measures, scorers, and image hashes that a curation computes per image."""

@@ -1,0 +1,1 @@
+"""Measurements of SA-1B-style data that segmint didn't write."""

@@ -1,0 +1,1 @@
+"""The second stage: generate the masks of one prepared image."""

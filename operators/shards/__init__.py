@@ -1,0 +1,1 @@
+"""Writes, commits, reads back, revises, and restores shards."""

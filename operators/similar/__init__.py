@@ -1,0 +1,1 @@
+"""Finds near-duplicate images by perceptual hashes."""

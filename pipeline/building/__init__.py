@@ -1,0 +1,1 @@
+"""The parts of a build around `pipeline/build.py`."""

@@ -1,0 +1,1 @@
+"""`segmint masks`: masks of single photographs and folders, without a dataset."""

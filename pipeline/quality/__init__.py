@@ -1,0 +1,1 @@
+"""Everything that inspects a dataset: audit, statistics, report, viewer, studies, and evidence."""

@@ -1,0 +1,1 @@
+"""Web parts that the viewer, annotator, report, and evaluation pages share."""

@@ -1,0 +1,1 @@
+"""Submissions, assignments, leases, and ratings that annotators leave in a dataset."""

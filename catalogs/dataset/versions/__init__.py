@@ -1,0 +1,1 @@
+"""The digest of a dataset, recorded versions, and signatures."""

@@ -1,0 +1,1 @@
+"""`segmint catalog curate`: reject duplicates and unfit images before a build."""

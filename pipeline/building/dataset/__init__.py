@@ -1,0 +1,1 @@
+"""Create, open, pin, and grow a dataset."""

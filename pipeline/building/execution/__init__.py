@@ -1,0 +1,1 @@
+"""One window of a build: stages, writers, stalls, suspects, outages, and accounting."""

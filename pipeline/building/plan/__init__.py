@@ -1,0 +1,1 @@
+"""`segmint plan`: estimate the time, storage, and cost of a build."""

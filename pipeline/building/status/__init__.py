@@ -1,0 +1,1 @@
+"""`segmint status`: the progress of one or more builds."""

@@ -1,0 +1,1 @@
+"""Commands that create a catalog or a dataset."""

@@ -1,0 +1,1 @@
+"""`segmint import`: add masks from a file or another dataset."""

@@ -1,0 +1,1 @@
+"""`segmint merge`: write annotators' submissions into the tables."""

@@ -1,0 +1,1 @@
+"""`segmint annotate`: the annotation server, its queue, and its pages."""

@@ -1,0 +1,1 @@
+"""`segmint train`: fine-tune SAM, or train a detector of objects."""

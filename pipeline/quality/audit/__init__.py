@@ -1,0 +1,1 @@
+"""`segmint audit`: verify files, licenses, privacy, and duplicates."""

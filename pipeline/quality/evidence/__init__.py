@@ -1,0 +1,1 @@
+"""`segmint audit --evidence`: a folder that others can verify without segmint."""

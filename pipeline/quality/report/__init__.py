@@ -1,0 +1,1 @@
+"""`segmint report`: a dataset card and pages with plots."""

@@ -1,0 +1,1 @@
+"""Statistics of masks and images, computed with DuckDB."""

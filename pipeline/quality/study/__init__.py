@@ -1,0 +1,1 @@
+"""`segmint study`: how people judge samples of a dataset."""

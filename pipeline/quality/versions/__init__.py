@@ -1,0 +1,1 @@
+"""`segmint verify`, `sign`, and `diff`."""

@@ -1,0 +1,1 @@
+"""`segmint view`: browse a dataset in a web browser."""

@@ -1,0 +1,1 @@
+"""Counterparts of `segment_anything.utils`."""

@@ -1,0 +1,1 @@
+"""Masks for annotators' clicks: the predictor thread, embeddings, and drawing."""

@@ -1,0 +1,1 @@
+"""`segmint annotate --stage rate`: blind ratings of masks."""

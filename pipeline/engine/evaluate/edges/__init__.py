@@ -1,0 +1,1 @@
+"""Zero-shot edge detection (SAM paper, Section 7.2)."""

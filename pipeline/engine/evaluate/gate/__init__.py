@@ -1,0 +1,1 @@
+"""The gate: decide whether new weights are better than old ones."""

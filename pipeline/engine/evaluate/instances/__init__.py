@@ -1,0 +1,1 @@
+"""Zero-shot instance segmentation (SAM paper, Section 7.4)."""

@@ -1,0 +1,1 @@
+"""Zero-shot single-point segmentation (SAM paper, Section 7.1)."""

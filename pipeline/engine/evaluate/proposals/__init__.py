@@ -1,0 +1,1 @@
+"""Zero-shot object proposals (SAM paper, Section 7.3)."""

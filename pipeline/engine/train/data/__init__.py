@@ -1,0 +1,1 @@
+"""Training images, splits, draws, and the embedding cache."""

@@ -1,0 +1,1 @@
+"""`segmint study` of faces and plates that redaction missed."""
