@@ -15,8 +15,7 @@ from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.training_cache import EMBEDDINGS, SCANS, dataset_key
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.engine.annotate.server import open_view
-from segmint.pipeline.engine.evaluate.gate.held_out import untrained_images
-from segmint.pipeline.engine.evaluate.gate.lineage import lineage_of
+from segmint.pipeline.engine.evaluate.gate.lineage import lineage_of, untrained_images
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.annotating import Annotators, click, draft, options

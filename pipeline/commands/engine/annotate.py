@@ -128,8 +128,7 @@ def annotate(
     print_message(f"reading the tables of {dataset}")
     if stage is AnnotationStage.RATE:
         from segmint.pipeline.engine.annotate.rating.app import make_rating_app
-        from segmint.pipeline.engine.annotate.rating.rater_view import open_rater_view
-        from segmint.pipeline.engine.annotate.rating.sample import SampleOptions
+        from segmint.pipeline.engine.annotate.rating.rater_view import SampleOptions, open_rater_view
 
         options = SampleOptions(200 if masks is None else masks, seed or 0, select)
         with open_rater_view(place, options) as annotator_view:

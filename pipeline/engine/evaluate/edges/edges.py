@@ -1,16 +1,186 @@
-"""`segmint evaluate edges`: from label maps and weights to the answer."""
+"""`segmint evaluate edges`: from label maps and weights to ODS, OIS, AP and R50, as text, as JSON and as a page."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure, open_annotator
-from segmint.pipeline.engine.evaluate.edges.result import EdgesResult, edges_result, gather
+from segmint.operators.evaluate.edge_scores import EdgeScores, at_best_thresholds, scores_of_sums, stack
+from segmint.operators.evaluate.edges import thresholds
+from segmint.operators.intervals import Interval
+from segmint.operators.rows import Row
+from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure, counts_of, open_annotator
+from segmint.pipeline.engine.evaluate.intervals import intervals_of, percent
 from segmint.pipeline.engine.evaluate.output import OutputFolder
+from segmint.pipeline.engine.evaluate.page import Curve, Curves, FiguresPage, Table, cell
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
+
+Floats = NDArray[np.float64]
+
+FIGURES = ("ods", "ois", "ap", "r50")
+
+
+@dataclass(frozen=True)
+class EdgeFigure:
+    """One of `FIGURES`, or a difference of it: the second weights' minus the first's."""
+
+    name: str
+    value: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class EdgesResult:
+    """The figures and the curve of each weights, and the differences of two."""
+
+    subject: EvaluationSubject
+    measure: EdgesMeasure
+    scores: tuple[EdgeScores, ...]
+    figures: tuple[tuple[EdgeFigure, ...], ...]
+    differences: tuple[EdgeFigure, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return {
+            **self.subject.to_dict(),
+            "settings": {
+                "points_per_side": self.measure.points_per_side,
+                "tolerance": self.measure.tolerance,
+                "annotators": 1 + len(self.measure.annotators),
+            },
+            "weights_scores": [
+                {
+                    **{figure.name: {"value": figure.value, "interval": figure.interval} for figure in figures},
+                    "ods_threshold": scores.ods_threshold,
+                    "curve": {
+                        "threshold": thresholds(self.measure.cuts).tolist(),
+                        "precision": scores.precision.tolist(),
+                        "recall": scores.recall.tolist(),
+                    },
+                }
+                for scores, figures in zip(self.scores, self.figures, strict=True)
+            ],
+            "differences": {each.name: {"value": each.value, "interval": each.interval} for each in self.differences},
+        }
+
+    def lines(self) -> list[str]:
+        """Return the result as lines for a person."""
+        side = self.measure.points_per_side
+        return [
+            self.subject.head(),
+            f"edges of masks from a grid of {side} x {side} points, matched within {100 * self.measure.tolerance:g} % "
+            "of the diagonal; in percent, with 95 % intervals by resampling images",
+            "",
+            _line("", [name.upper() for name in FIGURES]),
+            *self._rows(),
+            *self.subject.skipped_lines(),
+        ]
+
+    def page(self) -> FiguresPage:
+        """Return what the page shows."""
+        names = [weights.label for weights in self.subject.weights]
+        rows = [
+            (f"{name}, ODS at {scores.ods_threshold:.2f}", [cell(each.value, each.interval) for each in figures])
+            for name, scores, figures in zip(names, self.scores, self.figures, strict=True)
+        ]
+        if self.differences:
+            cells = [cell(each.value, each.interval, "+") for each in self.differences]
+            rows.append((f"{names[1]} minus {names[0]}", cells))
+        tiles = [
+            (f"{name}, {each.name.upper()}" if len(names) > 1 else each.name.upper(), cell(each.value)[0])
+            for name, figures in zip(names, self.figures, strict=True)
+            for each in figures
+        ]
+        tolerance = f"{100 * self.measure.tolerance:g} % of the diagonal"
+        side = self.measure.points_per_side
+        return FiguresPage(
+            "Weights evaluated by edges",
+            "Edges of the model's masks, matched with the boundaries of label maps; in percent.",
+            "Under each figure its 95 % interval, by drawing whole images with replacement.",
+            "F at the image's best threshold",
+            tiles,
+            [Table("All images", "Weights", [name.upper() for name in FIGURES], rows)],
+            [
+                ("Grid", f"{side} x {side} points"),
+                ("Matched within", tolerance),
+                ("Annotators", f"{1 + len(self.measure.annotators)}"),
+            ],
+            [self._chart(names)],
+        )
+
+    def _chart(self, names: Sequence[str]) -> Curves:
+        cuts = thresholds(self.measure.cuts)
+        curves = []
+        for number, (name, scores) in enumerate(zip(names, self.scores, strict=True)):
+            start = f"{name}: " if len(names) > 1 else ""
+            curves.append(Curve(f"{start}precision", tuple(scores.precision.tolist()), color=number))
+            curves.append(Curve(f"{start}recall", tuple(scores.recall.tolist()), color=number, dashed=True))
+        step = max(1, round(len(cuts) / 10))
+        x = tuple(f"{cut:.2g}" if place % step == step - 1 else "" for place, cut in enumerate(cuts))
+        summary = "; ".join(
+            f"{name}: best F {100 * each.ods:.1f} percent at {each.ods_threshold:.2f}"
+            for name, each in zip(names, self.scores, strict=True)
+        )
+        return Curves("Precision and recall", "threshold", "in percent", x, tuple(curves), summary)
+
+    def _rows(self) -> Iterator[str]:
+        for weights, scores, figures in zip(self.subject.weights, self.scores, self.figures, strict=True):
+            cells = [percent(figure.value, figure.interval) for figure in figures]
+            yield _line(f"{weights.label}, ODS at {scores.ods_threshold:.2f}", cells)
+        if self.differences:
+            first, second = (each.label for each in self.subject.weights)
+            cells = [percent(figure.value, figure.interval, sign="+") for figure in self.differences]
+            yield _line(f"{second} minus {first}", cells)
+
+
+def gather(tables: Iterable[Sequence[Row]], weights: int) -> NDArray[np.int64]:
+    """The counts of all images, (I, W, 4, K), from rows as `EdgesMeasure` returns them."""
+    found = [stack([counts_of(row)])[0] for rows in tables for row in rows]
+    return np.array(found, dtype=np.int64).reshape(-1, weights, *(found[0].shape if found else (4, 0)))
+
+
+def edges_result(
+    subject: EvaluationSubject, measure: EdgesMeasure, counts: NDArray[np.int64], seed: int
+) -> EdgesResult:
+    """Sum up counts (I, W, 4, K); images are resampled together for all weights."""
+    cuts = thresholds(measure.cuts)
+    images, weights, kinds, steps = counts.shape
+    best = np.stack([at_best_thresholds(counts[:, each]) for each in range(weights)], axis=1)
+    values = np.concatenate([counts.reshape(images, -1), best.reshape(images, -1)], axis=1)
+
+    def scores(sums: Floats) -> list[EdgeScores]:
+        whole = sums[: weights * kinds * steps].reshape(weights, kinds, steps)
+        at_best = sums[weights * kinds * steps :].reshape(weights, kinds)
+        return [scores_of_sums(*each, cuts) for each in zip(whole, at_best, strict=True)]
+
+    def figures(sums: Floats) -> Floats:
+        rows = [[[getattr(each, name) for name in FIGURES] for each in scores(row)] for row in sums]
+        table = np.array(rows, dtype=np.float64)  # None becomes NaN
+        if weights == 2:
+            table = np.concatenate([table, table[:, 1:] - table[:, :1]], axis=1)
+        return table.reshape(len(sums), -1)
+
+    means, intervals = intervals_of(values, figures, [seed])
+    found = [
+        EdgeFigure(FIGURES[place % len(FIGURES)], *each)
+        for place, each in enumerate(zip(means, intervals, strict=True))
+    ]
+    rows = [tuple(found[start : start + len(FIGURES)]) for start in range(0, len(found), len(FIGURES))]
+    differences = rows[weights] if weights == 2 else ()
+    return EdgesResult(
+        subject, measure, tuple(scores(values.sum(axis=0).astype(np.float64))), tuple(rows[:weights]), differences
+    )
+
+
+def _line(name: str, cells: list[str]) -> str:
+    return f"{name:<36}" + "".join(f"{cell:>24}" for cell in cells)
 
 
 def evaluate_edges(

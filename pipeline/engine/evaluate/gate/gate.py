@@ -17,11 +17,20 @@ from segmint.infra.threads import map_ahead
 from segmint.infra.uris import absolute
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
 from segmint.operators.schemas import AUTOMATIC
-from segmint.pipeline.engine.evaluate.gate.held_out import UntrainedImages, untrained_images
-from segmint.pipeline.engine.evaluate.gate.lineage import Lineage, lineage_of
+from segmint.pipeline.engine.evaluate.gate.lineage import Lineage, UntrainedImages, lineage_of, untrained_images
 from segmint.pipeline.engine.evaluate.gate.result import GateJudgment, GateResult, JudgedImages
-from segmint.pipeline.engine.evaluate.gate.tally import ASSISTED, CORRECTED, Role, ScoreSums, role_of, role_of_corrected
-from segmint.pipeline.engine.evaluate.gate.verdict import MEASURES, GuardComparison, compare, decide
+from segmint.pipeline.engine.evaluate.gate.verdict import (
+    ASSISTED,
+    CORRECTED,
+    MEASURES,
+    GuardComparison,
+    Role,
+    ScoreSums,
+    compare,
+    decide,
+    role_of,
+    role_of_corrected,
+)
 from segmint.pipeline.engine.evaluate.kinds import DATASET, TruthSelection
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights, EvaluateTask, PartResult
 from segmint.pipeline.engine.evaluate.output import OutputFolder

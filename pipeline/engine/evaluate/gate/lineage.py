@@ -1,17 +1,36 @@
-"""What weights were trained on, by the `training.json` beside them."""
+"""What weights were trained on, by the `training.json` beside them, and which images of datasets they were not."""
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from segmint.catalogs.lineage import TRAINING, TrainingRound, check_lineage
+import numpy as np
+
+from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
+from segmint.catalogs.dataset.outputs import read_notes
+from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.dataset.versions.record import read_version, version_numbers
+from segmint.catalogs.layout import DamagedDatasetError, image_name
+from segmint.catalogs.lineage import TRAINING, TrainingDatasetRef, TrainingRound, check_lineage
 from segmint.infra.assets.known import ASSETS
 from segmint.infra.assets.names import is_web_address
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute, parent
+from segmint.infra.wording import listed
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
+from segmint.pipeline.engine.train.data.images import (
+    NoImagesError,
+    SkippedImages,
+    TrainingDataset,
+    TrainingImages,
+    find_images,
+    open_datasets,
+)
+from segmint.pipeline.engine.train.data.splits import held_out, similar_groups
 from segmint.pipeline.engine.train.record import TrainingRecord, read_record
+from segmint.pipeline.engine.train.settings import DatasetKeys, TrainConfig
 
 _PUBLISHED = frozenset(asset.sha256 for asset in ASSETS.values())
 """The SHA-256 of weights that segmint knows, and that no training of its made."""
@@ -112,3 +131,157 @@ def lineage_of(weights: EvaluatedWeights, storage: Storage) -> Lineage:
     known = not record.lineage[0].datasets and all(each.weights in _PUBLISHED for each in begun)
     share = min(each.held_out_share or 0.0 for each in rounds)
     return Lineage(weights, known, rounds, share, begun)
+
+
+@dataclass(frozen=True)
+class UntrainedImages:
+    """The images of a dataset that no weights were trained on; `ids` None: all of them.
+
+    `trained` are those that were, or that show the same as one that was, or of which that is not known. `why` says how
+    that is known. `groups` has a number for each image that could be looked at, by its file's name: images of the
+    command that show the same have the same. `skipped` are the images and shards that could not.
+    """
+
+    ids: frozenset[int] | None
+    trained: frozenset[int]
+    why: str
+    groups: Mapping[str, int] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+
+    def of(self, images: Collection[int]) -> frozenset[int]:
+        """Those of some images that no weights were trained on."""
+        return frozenset(images) if self.ids is None else self.ids & frozenset(images)
+
+
+@dataclass(frozen=True)
+class _DatasetHistory:
+    """What is known of a dataset: its manifest, the digests of its versions, and weights that it notes it trained."""
+
+    manifest: DatasetManifest
+    digests: frozenset[str]
+    noted: frozenset[str]
+
+    @classmethod
+    def read(cls, dataset: Location) -> "_DatasetHistory":
+        digests = {current_digest(dataset), *(read_version(dataset, each).digest for each in version_numbers(dataset))}
+        noted = {value for note in read_notes(dataset) if note.command == "train" for value in note.files.values()}
+        return cls(load_manifest(dataset), frozenset(digests), frozenset(noted))
+
+    def trained(self, lineage: Lineage) -> bool:
+        """Whether weights of a lineage were trained on the dataset, or on one that its images come from."""
+        before = [dataset for each in self.manifest.lineage for dataset in each.datasets]
+        names = {self.manifest.name, *(dataset.name for dataset in before)}
+        digests = self.digests | {dataset.digest for dataset in before}
+        return bool(
+            names & lineage.names
+            or digests & lineage.digests
+            or self.noted & lineage.hashes
+            or self.manifest.weights.sha256 in lineage.ancestors
+        )
+
+    def share(self, lineage: Lineage) -> float:
+        """The share of the dataset that a lineage that was trained on it held out; 0 if it is not known."""
+        return 0.0 if self.noted & lineage.unexplained else lineage.share or 0.0
+
+    def is_one(self, dataset: TrainingDatasetRef) -> bool:
+        """Whether it is a dataset of a round, in some version."""
+        return dataset.name == self.manifest.name or dataset.digest in self.digests
+
+
+def untrained_images(
+    targets: Sequence[str], lineages: Sequence[Lineage], storage: Storage
+) -> dict[str, UntrainedImages]:
+    """Find the images of datasets, by the names that the user gave, that no weights were trained on.
+
+    Weights were trained on a dataset if their lineage names it or one of its versions, or if it notes that it trained
+    them. A dataset that was built with weights of the lineage, or of another one that begins with the same datasets,
+    counts as such a dataset: masks of people are carried over to it. Of these an image is held out as in training, by
+    the smallest share of all rounds. An image of another dataset is, too, unless it shows the same as one that is not.
+    No image of a dataset is if it was trained on together with one that is not among `targets`: it may show the same as
+    one of that. Raises `DamagedDatasetError` if a shard of a dataset that was trained on cannot be read.
+    """
+    if not targets:
+        return {}
+    known = {target: _DatasetHistory.read(Location(storage, target)) for target in targets}
+    trained = {target: [each for each in lineages if known[target].trained(each)] for target in targets}
+    share = min((known[target].share(each) for target in targets for each in trained[target]), default=1.0)
+    places = {absolute(target): target for target in targets}
+    config = TrainConfig(
+        datasets=tuple(DatasetKeys(uri=place, masks="all") for place in places),
+        output=next(iter(places)),  # nothing is written
+        max_mask_area_ratio=1.0,
+        bad_shards="skip",
+    )
+    opened, skipped = open_datasets(config, storage), SkippedImages()
+    images: TrainingImages | None = None
+    try:
+        images, read = find_images(config, opened, None, skipped)
+    except NoImagesError as error:
+        read = error.held
+    for dataset, target in zip(opened, places.values(), strict=True):
+        if trained[target] and not read[dataset.key].whole:
+            raise DamagedDatasetError(_unreadable(dataset, skipped))
+    if images is None:
+        return {
+            target: UntrainedImages(
+                frozenset(), frozenset(), "no image of it has a mask that can be read", {}, _skipped(dataset, skipped)
+            )
+            for dataset, place in zip(opened, places, strict=True)
+            for target in targets
+            if absolute(target) == place
+        }
+    groups = similar_groups(images)
+    seen = np.array([bool(trained[target]) for target in places.values()])
+    held = held_out(images, share, seen[images.entry], groups)
+    found: dict[str, UntrainedImages] = {}
+    for entry, (place, target) in enumerate(places.items()):
+        here = images.entry == entry
+        ids, others = (frozenset(images.ids[chosen & here].tolist()) for chosen in (held, ~held))
+        numbers = dict(zip(map(image_name, images.ids[here].tolist()), groups[here].tolist(), strict=True))
+        missing = _missing(trained[target], known.values())
+        kept: frozenset[int] | None = ids
+        labels = " and ".join(lineage.weights.label for lineage in trained[target])
+        if missing:
+            kept, others = frozenset(), ids | others
+            why = (
+                f"{labels} trained on it together with {listed(missing)}, not named here: images may look like some of "
+                "that and do not count; name it too"
+            )
+        elif trained[target]:
+            remain = f"images of its held-out {100 * share:g} % remain" if share else "no share of it was held out"
+            why = f"{labels} trained on it: {remain}"
+        elif any(trained.values()):
+            why = "in no lineage: images that show none of those trained on count as held out"
+        else:
+            kept, others, why = None, frozenset(), "in no lineage: all images count as held out"
+        lines = _skipped(opened[entry], skipped)
+        found |= {
+            each: UntrainedImages(kept, others, why, numbers, lines) for each in targets if absolute(each) == place
+        }
+    return found
+
+
+def _missing(lineages: Sequence[Lineage], known: Collection[_DatasetHistory]) -> list[str]:
+    """The names of datasets that are not known, of the rounds that trained on several."""
+    several = [each.datasets for lineage in lineages for each in lineage.rounds if len(each.datasets) > 1]
+    return sorted(
+        {each.name for datasets in several for each in datasets if not any(one.is_one(each) for one in known)}
+    )
+
+
+def _skipped(dataset: TrainingDataset, skipped: SkippedImages) -> tuple[str, ...]:
+    """What of a dataset could not be looked at, the first ones by name."""
+    lines = []
+    for each in skipped.listed:
+        if each["dataset"] == dataset.manifest.name and "detail" in each:
+            where = f"shard {each['shard']}" if "shard" in each else f"image {each['image']}"
+            lines.append(f"{where}: {each['detail']}")
+    return tuple(lines)
+
+
+def _unreadable(dataset: TrainingDataset, skipped: SkippedImages) -> str:
+    shown = "; ".join(line for line in _skipped(dataset, skipped) if line.startswith("shard "))
+    return (
+        f"{dataset.location} was trained on and has shards that cannot be read, so that it cannot be said which images "
+        f"of the command look like theirs: {shown}. Repair them with `segmint repair {dataset.location}`"
+    )

@@ -1,26 +1,289 @@
-"""`segmint evaluate instances`: from truths, weights and boxes to the answer."""
+"""`segmint evaluate instances`: from truths, weights and boxes to the answer.
 
-from collections.abc import Sequence
-from dataclasses import replace
+Boxes of a detector, with scores, give AP; boxes without give mIoU.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.engine.evaluate.instances.boxes import BoxesByImage, no_category_error, read_boxes
-from segmint.pipeline.engine.evaluate.instances.measure import OverlapMeasure, PrecisionMeasure
-from segmint.pipeline.engine.evaluate.instances.result import (
-    InstancesSettings,
-    MatchesByCategory,
-    OverlapResult,
-    PrecisionResult,
-    gather_overlaps,
-    overlap_result,
-)
+from segmint.infra.wording import counted
+from segmint.operators.evaluate.coco_matching import CocoPrecision, ImageMatches
+from segmint.operators.intervals import Interval
+from segmint.operators.rows import Row
+from segmint.pipeline.engine.evaluate.instances.boxes import BoxesByImage, no_category_error, no_image_error, read_boxes
+from segmint.pipeline.engine.evaluate.instances.measure import OverlapMeasure, PrecisionMeasure, matches_of
+from segmint.pipeline.engine.evaluate.intervals import intervals_of, percent
 from segmint.pipeline.engine.evaluate.kinds import DATASET
 from segmint.pipeline.engine.evaluate.output import OutputFolder
+from segmint.pipeline.engine.evaluate.page import FiguresPage, Table, cell
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
 from segmint.pipeline.engine.evaluate.truth import Truth
+
+Floats = NDArray[np.float64]
+
+SHOWN = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "AP small",
+    "ap_medium": "AP medium",
+    "ap_large": "AP large",
+    "ar_100": "AR@100",
+}
+
+
+@dataclass(frozen=True)
+class InstancesSettings:
+    """How boxes were made into masks; `boxes` None: those of the truth."""
+
+    refine: bool
+    boxes: BoxesByImage | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return {"refine": self.refine, "boxes": "truth" if self.boxes is None else dict(self.boxes.facts)}
+
+    def line(self) -> str:
+        """What was prompted with, in words."""
+        facts = {} if self.boxes is None else self.boxes.facts
+        boxes = f"{facts['boxes']:,} boxes" if facts else "the boxes of the true masks"
+        unknown = facts.get("categories_without_a_mask", [])
+        alone = f" ({counted(len(unknown), 'category id')} of them without a true mask)" if unknown else ""
+        refined = ", then the box with the mask's logits" if self.refine else ""
+        return f"prompts: {boxes}{alone}, the mask of the highest predicted IoU{refined}"
+
+
+@dataclass(frozen=True)
+class PrecisionResult:
+    """COCO's twelve figures for each weights; AP of each category by its id."""
+
+    subject: EvaluationSubject
+    settings: InstancesSettings
+    figures: tuple[Mapping[str, float | None], ...]
+    categories: tuple[Mapping[int, float | None], ...] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        answer: dict[str, Any] = {
+            **self.subject.to_dict(),
+            "settings": self.settings.to_dict(),
+            "figures": [dict(each) for each in self.figures],
+        }
+        if self.categories is not None:
+            answer["categories"] = [{str(id): ap for id, ap in each.items()} for each in self.categories]
+        if len(self.figures) == 2:
+            answer["differences"] = _minus(*self.figures)
+        return answer
+
+    def lines(self) -> list[str]:
+        """Return the result as lines for a person."""
+        over = "without categories" if self.categories is None else f"over {len(self.categories[0])} categories"
+        return [
+            self.subject.head(),
+            f"{self.settings.line()}; COCO's AP {over}, in percent",
+            "",
+            _line("", list(SHOWN.values())),
+            *self._rows(),
+            *self.subject.skipped_lines(),
+        ]
+
+    def page(self) -> FiguresPage:
+        """Return what the page shows."""
+        names = [weights.label for weights in self.subject.weights]
+        rows = [
+            (name, [cell(each[figure]) for figure in SHOWN]) for name, each in zip(names, self.figures, strict=True)
+        ]
+        if len(self.figures) == 2:
+            difference = _minus(*self.figures)
+            rows.append((f"{names[1]} minus {names[0]}", [cell(difference[name], sign="+") for name in SHOWN]))
+        tables = [Table("All images", "Weights", list(SHOWN.values()), rows)]
+        if self.categories is not None:
+            by_id = [(f"category {id}", [cell(each[id]) for each in self.categories]) for id in self.categories[0]]
+            tables.append(Table("AP by category", "Category", names, by_id))
+        return FiguresPage(
+            "Weights evaluated by boxes of a detector",
+            "COCO's average precision, in percent, of masks made of a detector's boxes, ranked by the boxes' scores.",
+            "AP has no interval here.",
+            "",
+            [(name, cell(each["ap"])[0]) for name, each in zip(names, self.figures, strict=True)],
+            tables,
+            [("Prompts", self.settings.line())],
+        )
+
+    def _rows(self) -> Iterator[str]:
+        for weights, figures in zip(self.subject.weights, self.figures, strict=True):
+            yield _line(weights.label, [percent(figures[name], None) for name in SHOWN])
+        if len(self.figures) == 2:
+            first, second = (each.label for each in self.subject.weights)
+            difference = _minus(*self.figures)
+            yield _line(f"{second} minus {first}", [percent(difference[name], None, sign="+") for name in SHOWN])
+
+
+@dataclass(frozen=True)
+class OverlapResult:
+    """mIoU over masks and over images for each weights, with intervals, and the differences of two."""
+
+    subject: EvaluationSubject
+    settings: InstancesSettings
+    means: tuple[Mapping[str, tuple[float | None, Interval | None]], ...]
+    differences: Mapping[str, tuple[float | None, Interval | None]] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        answer = {
+            **self.subject.to_dict(),
+            "settings": self.settings.to_dict(),
+            "means": [_named(each) for each in self.means],
+        }
+        if self.differences is not None:
+            answer["differences"] = _named(self.differences)
+        return answer
+
+    def lines(self) -> list[str]:
+        """Return the result as lines for a person."""
+        return [
+            self.subject.head(),
+            f"{self.settings.line()}; mIoU in percent, with 95 % intervals by resampling images; AP needs scores",
+            "",
+            _line("", ["over masks", "over images"], 26),
+            *(
+                _line(weights.label, [percent(*each) for each in means.values()], 26)
+                for weights, means in zip(self.subject.weights, self.means, strict=True)
+            ),
+            *self._difference(),
+            *self.subject.skipped_lines(),
+        ]
+
+    def page(self) -> FiguresPage:
+        """Return what the page shows."""
+        names = [weights.label for weights in self.subject.weights]
+        rows = [(name, [cell(*each) for each in means.values()]) for name, means in zip(names, self.means, strict=True)]
+        if self.differences is not None:
+            cells = [cell(*each, sign="+") for each in self.differences.values()]
+            rows.append((f"{names[1]} minus {names[0]}", cells))
+        return FiguresPage(
+            "Weights evaluated by boxes",
+            "Mean IoU with the truth, in percent, of masks made of boxes.",
+            "Under each mean its 95 % interval, by drawing whole images with replacement.",
+            "IoU",
+            [(name, cell(*each["masks"])[0]) for name, each in zip(names, self.means, strict=True)],
+            [Table("mIoU", "Weights", ["over masks", "over images"], rows)],
+            [("Prompts", self.settings.line())],
+        )
+
+    def _difference(self) -> Iterator[str]:
+        if self.differences is not None:
+            first, second = (each.label for each in self.subject.weights)
+            cells = [percent(*each, sign="+") for each in self.differences.values()]
+            yield _line(f"{second} minus {first}", cells, 26)
+
+
+class MatchesByCategory:
+    """The matches of a run for each weights and category, image by image; a few bytes a box."""
+
+    def __init__(self, tables: Iterable[Sequence[Row]], weights: int) -> None:
+        """Take rows as `PrecisionMeasure` returns them."""
+        self.by_category: list[dict[int, list[tuple[str, ImageMatches]]]] = [{} for _ in range(weights)]
+        for rows in tables:
+            for row in rows:
+                home = self.by_category[row["weights"]].setdefault(row["category"], [])
+                home.append((row["image_id"], matches_of(row)))
+
+    @property
+    def masks(self) -> int:
+        """True masks without crowds."""
+        return sum(int(matches.truth[0]) for images in self.by_category[0].values() for _, matches in images)
+
+    def check(self, boxes: BoxesByImage) -> None:
+        """Raise `UsageError` if no box is of an image, or of a category, that has true masks."""
+        images = self.by_category[0].values()
+        if not any(len(matches.scores) for category in images for _, matches in category):
+            raise no_image_error(boxes)
+        both = (
+            any(len(matches.scores) for _, matches in category) and any(matches.truth[0] for _, matches in category)
+            for category in images
+        )
+        if not any(both):
+            raise no_category_error(boxes)
+
+    def answer(self, subject: EvaluationSubject, settings: InstancesSettings, categories: bool) -> PrecisionResult:
+        """Sum up, category by category in order of their ids, images in order of theirs, as COCO's evaluation does."""
+        figures, by_category = [], []
+        for home in self.by_category:
+            total, each = CocoPrecision(), dict[int, float | None]()
+            for category in sorted(home):
+                images = [matches for _, matches in sorted(home[category], key=lambda pair: _order(pair[0]))]
+                alone = CocoPrecision()
+                alone.add(images)
+                total.extend(alone)
+                each[category] = alone.figures()["ap"]
+            figures.append(total.figures())
+            by_category.append(each)
+        return PrecisionResult(subject, settings, tuple(figures), tuple(by_category) if categories else None)
+
+
+def gather_overlaps(tables: Iterable[Sequence[Row]], weights: int, boxes: BoxesByImage | None = None) -> Floats:
+    """Each image's number of masks and sum of IoUs of each weights, (I, 1 + W), from `OverlapMeasure`'s rows.
+
+    Raises `UsageError` if none of the `boxes` is of one of the images.
+    """
+    images: dict[tuple[int, str], list[float]] = {}
+    boxed = boxes is None
+    for rows in tables:
+        for row in rows:
+            sums = images.setdefault((row["truth"], row["image_id"]), [0.0] * (1 + weights))
+            sums[0] += row["weights"] == 0
+            sums[1 + row["weights"]] += row["iou"]
+            boxed = boxed or (boxes is not None and len(boxes.of(row["image_id"], row["image"]).boxes) > 0)
+    if boxes is not None and not boxed:
+        raise no_image_error(boxes)
+    return np.array(list(images.values()), dtype=np.float64).reshape(-1, 1 + weights)
+
+
+def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums: Floats, seed: int) -> OverlapResult:
+    """Sum up what `gather_overlaps` returns; images are resampled together for all weights."""
+    weights = sums.shape[1] - 1
+    of_images = np.concatenate([np.ones((len(sums), 1)), sums[:, 1:] / sums[:, :1]], axis=1)
+
+    def means(drawn: Floats) -> Floats:
+        found = drawn[:, 1:] / drawn[:, :1]
+        return np.concatenate([found, found[:, 1:] - found[:, :1]], axis=1) if weights == 2 else found
+
+    ways = {"masks": intervals_of(sums, means, [seed, 0]), "images": intervals_of(of_images, means, [seed, 1])}
+    by_weights = [
+        {over: (values[place], intervals[place]) for over, (values, intervals) in ways.items()}
+        for place in range(3 if weights == 2 else weights)
+    ]
+    return OverlapResult(subject, settings, tuple(by_weights[:weights]), by_weights[2] if weights == 2 else None)
+
+
+def _order(image_id: str) -> tuple[int, int, str]:
+    """Numbers by value, before names."""
+    return (0, int(image_id), "") if image_id.isdecimal() else (1, 0, image_id)
+
+
+def _minus(first: Mapping[str, float | None], second: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {
+        name: None if value is None or first[name] is None else value - (first[name] or 0.0)
+        for name, value in second.items()
+    }
+
+
+def _named(means: Mapping[str, tuple[float | None, Interval | None]]) -> dict[str, Any]:
+    return {over: {"value": value, "interval": interval} for over, (value, interval) in means.items()}
+
+
+def _line(name: str, cells: list[str], width: int = 12) -> str:
+    return f"{name:<36}" + "".join(f"{cell:>{width}}" for cell in cells)
 
 
 def evaluate_instances(

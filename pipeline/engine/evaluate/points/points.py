@@ -16,13 +16,12 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import listed
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.judge import Judge
 from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartResult
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.points.figures import groups_of, means_of
 from segmint.pipeline.engine.evaluate.points.measure import DRAWN, PointsMeasure
 from segmint.pipeline.engine.evaluate.points.page import render_page
-from segmint.pipeline.engine.evaluate.points.result import PointsResult
+from segmint.pipeline.engine.evaluate.points.result import Judge, PointsResult
 from segmint.pipeline.engine.evaluate.points.scores import CollectedScores, collect
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, check_measured
 from segmint.pipeline.engine.evaluate.run import run_measure

@@ -1,13 +1,13 @@
 """The answer of the interactive evaluation, as text and as JSON."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from segmint.infra.wording import counted
 from segmint.operators.evaluate.settings import PointsSettings
 from segmint.operators.intervals import Interval
-from segmint.pipeline.engine.evaluate.judge import Judgment
+from segmint.pipeline.engine.evaluate.measure import PartResult
 from segmint.pipeline.engine.evaluate.points.figures import GroupMean, GroupPair, Means, MeanScore, Over
 from segmint.pipeline.engine.evaluate.points.scores import ImageScores
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject
@@ -17,6 +17,29 @@ _PAIRS = 20
 
 KINDS = {"iou": "the model's choice", "oracle": "the best of three"}
 """The measures that are shown, and what they are."""
+
+
+class Judgment(Protocol):
+    """A part of an answer."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+
+    def lines(self) -> list[str]:
+        """Return it as lines for a person."""
+
+    def values(self) -> Mapping[str, Any]:
+        """Return what the page's template shows."""
+
+
+class Judge(Protocol):
+    """Sees the results of an evaluation as they come, and judges once all have come."""
+
+    def see(self, result: PartResult) -> None:
+        """Take the results of a part."""
+
+    def judge(self) -> Judgment:
+        """Judge what was seen."""
 
 
 @dataclass(frozen=True)

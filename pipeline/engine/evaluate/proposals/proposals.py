@@ -1,15 +1,209 @@
-"""`segmint evaluate proposals`: from truths and weights to the answer."""
+"""`segmint evaluate proposals`: from truths and weights to average recall, as text, as JSON and as a page."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.operators.evaluate.coco_matching import AREAS, IOU_THRESHOLDS
 from segmint.operators.evaluate.proposals import LIMITS
+from segmint.operators.intervals import Interval
 from segmint.operators.rows import Row
+from segmint.pipeline.engine.evaluate.intervals import intervals_of, percent
 from segmint.pipeline.engine.evaluate.output import OutputFolder
-from segmint.pipeline.engine.evaluate.proposals.measure import ALL, ProposalsMeasure
-from segmint.pipeline.engine.evaluate.proposals.result import ProposalsResult, gather, proposals_result
+from segmint.pipeline.engine.evaluate.page import Cell, FiguresPage, Table, cell
+from segmint.pipeline.engine.evaluate.proposals.measure import ALL, ProposalsMeasure, counts_of
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import open_truths
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Average recall of the first proposals up to a limit, for true masks of one kind and range of size.
+
+    None without a true mask. Of a difference, the second weights' minus the first's.
+    """
+
+    kind: str
+    limit: int
+    area: str
+    value: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class ProposalCounts:
+    """The counts of all images of one kind: found (I, W, limits, areas, thresholds), truth (I, areas)."""
+
+    found: NDArray[np.int64]
+    truth: NDArray[np.int64]
+    proposals: NDArray[np.int64]  # (I, W)
+
+
+@dataclass(frozen=True)
+class ProposalsResult:
+    """Average recall for each weights, and the differences of two."""
+
+    subject: EvaluationSubject
+    points_per_side: int
+    proposals: tuple[float, ...]  # an image, on average, of each weights
+    truth: dict[str, dict[str, int]]  # true masks by kind and range of size
+    recalls: tuple[tuple[Recall, ...], ...]
+    differences: tuple[Recall, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return {
+            **self.subject.to_dict(),
+            "settings": {
+                "points_per_side": self.points_per_side,
+                "limits": list(LIMITS),
+                "iou_thresholds": list(IOU_THRESHOLDS),
+            },
+            "true_masks": self.truth,
+            "proposals_an_image": list(self.proposals),
+            "recalls": [
+                {"weights": weights, **asdict(each)} for weights, recalls in enumerate(self.recalls) for each in recalls
+            ],
+            "differences": [asdict(each) for each in self.differences],
+        }
+
+    def lines(self) -> list[str]:
+        """Return the result as lines for a person."""
+        side = self.points_per_side
+        return [
+            self.subject.head(),
+            f"proposals from a grid of {side} x {side} points, without filters; average recall (AR) over IoU 0.5 to "
+            "0.95 in percent, with 95 % intervals by resampling images",
+            *self._tables(),
+            *self.subject.skipped_lines(),
+        ]
+
+    def table(self, recalls: Sequence[Recall]) -> Iterator[tuple[str, list[Recall]]]:
+        """Rows of a table, a column for each range of size: each kind at each limit."""
+        for kind in dict.fromkeys(each.kind for each in recalls):
+            for limit in LIMITS:
+                cells = [each for each in recalls if (each.kind, each.limit) == (kind, limit)]
+                yield f"AR@{limit}" if kind == ALL else f"AR@{limit}, {kind}", cells
+
+    def page(self) -> FiguresPage:
+        """Return what the page shows."""
+        names = [weights.label for weights in self.subject.weights]
+        heads = [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]
+        tables = [
+            Table(f"{name}, {proposals:.0f} proposals an image", "Average recall", heads, self._cells(recalls))
+            for name, proposals, recalls in zip(names, self.proposals, self.recalls, strict=True)
+        ]
+        if self.differences:
+            rows = self._cells(self.differences, sign="+")
+            tables.append(Table(f"{names[1]} minus {names[0]}", "Average recall", heads, rows))
+        tiles = [
+            (f"{name}, {row}" if len(names) > 1 else row, cells[0].value)
+            for name, recalls in zip(names, self.recalls, strict=True)
+            for row, cells in self.table(recalls)
+            if cells[0].kind == ALL
+        ]
+        return FiguresPage(
+            "Weights evaluated by object proposals",
+            "Average recall in percent of true masks among masks that the model proposes without prompts, "
+            "over IoU from 0.5 to 0.95.",
+            "In brackets the true masks. Under each figure its 95 % interval, by drawing images with replacement.",
+            "AR@1000",
+            [(name, cell(value)[0]) for name, value in tiles],
+            tables,
+            [("Grid", f"{self.points_per_side} x {self.points_per_side} points"), ("NMS", "0.9, no other filter")],
+        )
+
+    def _cells(self, recalls: Sequence[Recall], sign: str = "") -> list[tuple[str, list[Cell]]]:
+        return [
+            (name, [cell(each.value, each.interval, sign) for each in cells]) for name, cells in self.table(recalls)
+        ]
+
+    def _tables(self) -> Iterator[str]:
+        sizes = [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]
+        for weights, recalls, proposals in zip(self.subject.weights, self.recalls, self.proposals, strict=True):
+            yield ""
+            yield _line(f"{weights.label}, {proposals:.0f} proposals an image", sizes)
+            for name, cells in self.table(recalls):
+                yield _line(f"  {name}", [percent(cell.value, cell.interval) for cell in cells])
+        if self.differences:
+            first, second = (each.label for each in self.subject.weights)
+            yield ""
+            yield _line(f"{second} minus {first}", sizes)
+            for name, cells in self.table(self.differences):
+                yield _line(f"  {name}", [percent(cell.value, cell.interval, sign="+") for cell in cells])
+
+
+def gather(tables: Iterable[Sequence[Row]], weights: int) -> dict[str, ProposalCounts]:
+    """The counts of all images by kind, from rows as `ProposalsMeasure` returns them, an image's one after another."""
+    found: dict[str, list[list[NDArray[np.int64]]]] = {}
+    truth: dict[str, list[NDArray[np.int64]]] = {}
+    proposals: dict[str, list[list[int]]] = {}
+    for rows in tables:
+        for row in rows:
+            kind, counts = row["kind"], counts_of(row)
+            if row["weights"] == 0:
+                found.setdefault(kind, []).append([])
+                proposals.setdefault(kind, []).append([])
+                truth.setdefault(kind, []).append(counts.truth)
+            found[kind][-1].append(counts.found)
+            proposals[kind][-1].append(row["proposals"])
+    shape = (weights, len(LIMITS), len(AREAS), len(IOU_THRESHOLDS))
+    return {
+        kind: ProposalCounts(
+            np.array(found[kind], dtype=np.int64).reshape(-1, *shape),
+            np.array(truth[kind], dtype=np.int64),
+            np.array(proposals[kind], dtype=np.int64),
+        )
+        for kind in found
+    }
+
+
+def proposals_result(
+    subject: EvaluationSubject, points_per_side: int, counts: dict[str, ProposalCounts], seed: int
+) -> ProposalsResult:
+    """Sum up; images are resampled together for all weights."""
+    recalls: list[list[Recall]] = [[] for _ in subject.weights]
+    differences: list[Recall] = []
+    for place, (kind, each) in enumerate(counts.items()):
+        images, weights = each.found.shape[:2]
+        values = np.concatenate([each.truth, each.found.reshape(images, -1)], axis=1)
+        shape = each.found.shape[1:]
+
+        def averages(sums: Floats, shape: tuple[int, ...] = shape) -> Floats:
+            truth, found = sums[:, : len(AREAS)], sums[:, len(AREAS) :].reshape(-1, *shape)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                recall = (found / truth[:, None, None, :, None]).mean(axis=-1)
+            if shape[0] == 2:
+                recall = np.concatenate([recall, recall[:, 1:] - recall[:, :1]], axis=1)
+            flat: Floats = recall.reshape(len(sums), -1)
+            return flat
+
+        value, intervals = intervals_of(values, averages, [seed, place])
+        rows = np.ndindex(len(value) // (len(LIMITS) * len(AREAS)), len(LIMITS), len(AREAS))
+        for (row, limit, area), mean, interval in zip(rows, value, intervals, strict=True):
+            home = recalls[row] if row < weights else differences
+            home.append(Recall(kind, LIMITS[limit], AREAS[area], mean, interval))
+    return ProposalsResult(
+        subject,
+        points_per_side,
+        tuple(counts[ALL].proposals.mean(axis=0).tolist()),
+        {kind: dict(zip(AREAS, each.truth.sum(axis=0).tolist(), strict=True)) for kind, each in counts.items()},
+        tuple(map(tuple, recalls)),
+        tuple(differences),
+    )
+
+
+def _line(name: str, cells: list[str]) -> str:
+    return f"{name:<44}" + "".join(f"{cell:>24}" for cell in cells)
 
 
 def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: Storage) -> ProposalsResult:

@@ -12,9 +12,8 @@ from segmint.model.automatic.filters import stability_scores
 from segmint.model.automatic.rle import Rle, decode, encode
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.pipeline.engine.annotate.clicks import drawing, exact_rows
-from segmint.pipeline.engine.annotate.clicks.drawing import draw_mask
-from segmint.pipeline.engine.annotate.clicks.exact_rows import ExactRows
+from segmint.pipeline.engine.annotate.clicks import drawing
+from segmint.pipeline.engine.annotate.clicks.drawing import ExactRows, draw_mask
 
 FRAMES = [((1024, 683), (1500, 1000)), ((683, 1024), (427, 640)), ((1024, 1024), (333, 333)), ((500, 1024), (61, 125))]
 
@@ -88,7 +87,7 @@ def test_a_mask_with_many_pixels_all_but_zero_is_left_to_the_predictor(predictor
 
 @pytest.mark.parametrize(("given", "wanted"), [(256, 1024), (683, 1500), (1024, 333), (768, 3000), (1000, 667)])
 def test_a_steps_rows_have_the_bits_of_all_rows_at_once(given: int, wanted: int) -> None:
-    step = exact_rows._Step.make(given, wanted)
+    step = drawing._Step.make(given, wanted)
     assert step is not None
     rows = torch.randn(given, 300, generator=torch.Generator().manual_seed(3)) * 20
     whole = torch.nn.functional.interpolate(rows[None, None], (wanted, 700), mode="bilinear")[0, 0]

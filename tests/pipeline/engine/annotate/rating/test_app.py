@@ -19,8 +19,7 @@ from segmint.catalogs.dataset.annotations.ratings import (
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.pipeline.engine.annotate.access import Team
 from segmint.pipeline.engine.annotate.rating.app import make_rating_app
-from segmint.pipeline.engine.annotate.rating.rater_view import open_rater_view
-from segmint.pipeline.engine.annotate.rating.sample import SampleOptions
+from segmint.pipeline.engine.annotate.rating.rater_view import SampleOptions, open_rater_view
 from tests.support.annotating import ORIGIN, PORT, acting_as
 from tests.support.locations import location_of
 from tests.support.rated import counts_by_mask, rating_of

@@ -14,8 +14,7 @@ from pycocotools import mask as coco
 from segmint.catalogs.dataset.annotations.ratings import Rating, last_ratings, list_ratings, read_ratings
 from segmint.pipeline.engine.annotate.access import Team
 from segmint.pipeline.engine.annotate.rating.app import make_rating_app
-from segmint.pipeline.engine.annotate.rating.rater_view import RaterView, open_rater_view
-from segmint.pipeline.engine.annotate.rating.sample import SampleOptions
+from segmint.pipeline.engine.annotate.rating.rater_view import RaterView, SampleOptions, open_rater_view
 from tests.support.annotated_pages import expect, listening
 from tests.support.browser import serious_violations, sideways_scroll, watch
 from tests.support.locations import location_of

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.engine.annotate.rating.sample import LEAST_AREA, SampleOptions, draw_sample, order_for, quotas
+from segmint.pipeline.engine.annotate.rating.rater_view import LEAST_AREA, SampleOptions, draw_sample, order_for, quotas
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.locations import location_of
 

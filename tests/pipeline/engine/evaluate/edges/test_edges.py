@@ -14,9 +14,8 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.evaluate.boundaries import label_boundaries
 from segmint.operators.evaluate.edge_scores import edge_scores
 from segmint.operators.evaluate.edges import EdgeCounts, thresholds
-from segmint.pipeline.engine.evaluate.edges.edges import evaluate_edges
+from segmint.pipeline.engine.evaluate.edges.edges import edges_result, evaluate_edges, gather
 from segmint.pipeline.engine.evaluate.edges.measure import COUNTS, EdgesMeasure, counts_of
-from segmint.pipeline.engine.evaluate.edges.result import edges_result, gather
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, NothingMeasuredError
 from segmint.pipeline.engine.evaluate.session import EvaluateOptions

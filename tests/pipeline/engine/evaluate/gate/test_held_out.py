@@ -17,8 +17,7 @@ from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.engine.evaluate.gate.held_out import untrained_images
-from segmint.pipeline.engine.evaluate.gate.lineage import Lineage, lineage_of
+from segmint.pipeline.engine.evaluate.gate.lineage import Lineage, lineage_of, untrained_images
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.engine.train.data.splits import is_held_out
 from tests.pipeline.engine.evaluate.gate.conftest import held_by_hash, put_lineage
@@ -176,6 +175,6 @@ def test_a_dataset_of_another_lineage_on_the_same_dataset_is_a_later_round(
         weights="5" * 64, name="sam.pth", datasets=(TrainingDatasetRef(name="street", digest="2" * 64),)
     )
     changed = load_manifest(location_of(dataset)).model_copy(update={"lineage": (before,)})
-    monkeypatch.setattr("segmint.pipeline.engine.evaluate.gate.held_out.load_manifest", lambda dataset: changed)
+    monkeypatch.setattr("segmint.pipeline.engine.evaluate.gate.lineage.load_manifest", lambda dataset: changed)
     found = untrained(dataset, lineage(weights_file("b"), (TrainingDatasetRef(name="street", digest="3" * 64), SHARE)))
     assert found.ids == held_by_hash(6, SHARE)

@@ -6,7 +6,7 @@ import pytest
 from segmint.catalogs.lineage import TrainingRound
 from segmint.operators.schemas import SOURCES
 from segmint.pipeline.engine.evaluate.gate.lineage import Lineage
-from segmint.pipeline.engine.evaluate.gate.tally import Role, ScoreSums, SourceRoles, role_of, role_of_corrected
+from segmint.pipeline.engine.evaluate.gate.verdict import Role, ScoreSums, role_of, role_of_corrected
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 
 
@@ -22,8 +22,25 @@ def row(truth: int, image: str, source: str | None, weights: int, iou: float) ->
     }
 
 
+class SourceRoles:
+    """Masks have the roles of their sources, and each image is alone."""
+
+    def role(self, truth: int, mask: int, source: str | None) -> Role:
+        return role_of(source)
+
+    def group(self, truth: int, image: str) -> int | None:
+        return None
+
+
+class TwinRoles(SourceRoles):
+    """The images of two truths show the same where their names agree."""
+
+    def group(self, truth: int, image: str) -> int | None:
+        return ord(image[0])
+
+
 def test_masks_are_summed_by_image_and_role() -> None:
-    tally = ScoreSums(("iou_1",))
+    tally = ScoreSums(("iou_1",), SourceRoles())
     masks = [
         (0, "a", "manual", 0.5, 0.7),
         (0, "a", "assisted", 0.1, 0.9),
@@ -76,13 +93,6 @@ def test_a_corrected_mask_favors_the_weights_that_made_it(
     model: str, first: tuple[str, ...], second: tuple[str, ...], role: Role
 ) -> None:
     assert role_of_corrected(model * 64, lineage(*first), lineage(*second)) is role
-
-
-class TwinRoles(SourceRoles):
-    """The images of two truths show the same where their names agree."""
-
-    def group(self, truth: int, image: str) -> int | None:
-        return ord(image[0])
 
 
 def test_images_that_show_the_same_are_one_unit() -> None:

@@ -19,8 +19,13 @@ from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.evaluate.instances import segment_boxes
 from segmint.pipeline.engine.evaluate.instances.boxes import read_boxes
-from segmint.pipeline.engine.evaluate.instances.instances import boxes_for, evaluate_instances
-from segmint.pipeline.engine.evaluate.instances.result import InstancesSettings, MatchesByCategory, gather_overlaps
+from segmint.pipeline.engine.evaluate.instances.instances import (
+    InstancesSettings,
+    MatchesByCategory,
+    boxes_for,
+    evaluate_instances,
+    gather_overlaps,
+)
 from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions, open_truths
 from tests.support.truth_files import TruthFiles, results_of, write_truth_files

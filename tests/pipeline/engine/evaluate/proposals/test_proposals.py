@@ -18,8 +18,7 @@ from segmint.model.sam.predictor import Predictor
 from segmint.operators.evaluate.coco_matching import AREAS, RecallCounts
 from segmint.operators.evaluate.proposals import LIMITS, proposal_settings, propose_objects
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
-from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals
-from segmint.pipeline.engine.evaluate.proposals.result import gather, proposals_result
+from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals, gather, proposals_result
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
