@@ -48,7 +48,7 @@ def intervals_of(
     ]
 
 
-def percent(value: float | None, interval: Interval | None, sign: str = "") -> str:
+def percent(value: float | None, interval: Interval | None = None, sign: str = "") -> str:
     """A figure in percent with its interval: `81.3 (79.0 to 83.4)`; a dash for none."""
     if value is None:
         return "-"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from segmint.infra.wording import listed
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.measure import EvaluateTask
+from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartResult
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, check_measured
 from segmint.pipeline.engine.evaluate.run import RunOptions, run_measure
@@ -60,19 +60,24 @@ class EvaluationSession:
         self._computed_on: set[str] = set()
         self._lowest: list[list[LowestScore]] = [[] for _ in task.weights]
 
-    def tables(self) -> Iterator[list[Row]]:
-        """The rows of each part, in order; raises `NothingMeasuredError` at the end if no image was measured."""
+    def results(self) -> Iterator[PartResult]:
+        """The results of each part, in order; raises `NothingMeasuredError` at the end if no image was measured."""
         for result in run_measure(self._task, self._truths, self._options):
             self._skipped += result.skipped
             self._images += result.images
             self._seconds += result.seconds
             self._computed_on.add(result.computed_on)
+            yield result
+        check_measured(self._images, self._skipped)
+
+    def tables(self) -> Iterator[list[Row]]:
+        """The rows of `results`, which are put into the output."""
+        for result in self.results():
             self._output.add(result.table)
             rows: list[Row] = result.table.to_pylist()
             for row in rows:
                 self._look_at(row)
             yield rows
-        check_measured(self._images, self._skipped)
 
     @property
     def lowest(self) -> list[list[LowestScore]]:
@@ -80,7 +85,7 @@ class EvaluationSession:
         return self._lowest
 
     def subject(self, masks: int | None) -> EvaluationSubject:
-        """What was evaluated, once `tables` has ended; `masks` are those that counted, None for whole images."""
+        """What was evaluated, once all results have come; `masks` are those that counted, None for whole images."""
         return EvaluationSubject(
             self._task.measure.name,
             self._truths,

@@ -121,11 +121,11 @@ class PrecisionResult:
 
     def _rows(self) -> Iterator[str]:
         for weights, figures in zip(self.subject.weights, self.figures, strict=True):
-            yield _line(weights.label, [percent(figures[name], None) for name in SHOWN])
+            yield _line(weights.label, [percent(figures[name]) for name in SHOWN])
         if len(self.figures) == 2:
             first, second = (each.label for each in self.subject.weights)
             difference = _minus(*self.figures)
-            yield _line(f"{second} minus {first}", [percent(difference[name], None, sign="+") for name in SHOWN])
+            yield _line(f"{second} minus {first}", [percent(difference[name], sign="+") for name in SHOWN])
 
 
 @dataclass(frozen=True)

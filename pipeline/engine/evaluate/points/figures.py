@@ -16,13 +16,11 @@ from segmint.operators.resampling import (
     relabel_p,
     sign_flip_p,
 )
+from segmint.pipeline.engine.evaluate.intervals import LEAST_IMAGES
 from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
 
 Over = Literal["masks", "images", "datasets"]
 """What is averaged: masks, images' means over their masks, or datasets' means over their masks."""
-
-LEAST_IMAGES = 2
-"""Images from which on there is an interval."""
 
 # The third number of a seed: what is drawn.
 _MEANS, _SIGNS, _GROUPS, _PAIRS = range(4)

@@ -15,9 +15,9 @@ from pycocotools import mask as coco
 from segmint.infra.errors import SegmintError
 from segmint.infra.wording import count, counted
 from segmint.operators.decoding import JpegDecoder
-from segmint.operators.intervals import Interval
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.page import Curve, Curves, render
+from segmint.pipeline.engine.evaluate.intervals import percent
+from segmint.pipeline.engine.evaluate.page import Curve, Curves, cell, render
 from segmint.pipeline.engine.evaluate.points.result import KINDS, PointsResult, p_value
 from segmint.pipeline.engine.evaluate.points.scores import WorstMask
 from segmint.pipeline.engine.evaluate.truth import Decoders, Truth, TruthImage, TruthPart, UnreadableTruthError
@@ -93,7 +93,7 @@ def _tiles(answer: PointsResult) -> list[tuple[str, str]]:
             (f"oracle_{one}", "best of three"),
             (f"iou_{last}", f"{last} clicks"),
         ):
-            tiles.append((f"{name}{text}", _percent(answer.means.mean(measure, number).mean)))
+            tiles.append((f"{name}{text}", percent(answer.means.mean(measure, number).mean)))
     return list(dict(tiles).items())
 
 
@@ -107,7 +107,7 @@ def _chart(answer: PointsResult, truth: int | None) -> Curves:
             values = tuple(mean.mean for mean in means)
             intervals = tuple(mean.interval for mean in means) if kind == "iou" else ()
             curves.append(Curve(text, values, intervals, number, kind != "iou"))
-    ends = "; ".join(f"{curve.name} {_percent(curve.values[0])} to {_percent(curve.values[-1])}" for curve in curves)
+    ends = "; ".join(f"{curve.name} {percent(curve.values[0])} to {percent(curve.values[-1])}" for curve in curves)
     return Curves(
         _scope(answer, truth),
         "clicks",
@@ -128,27 +128,20 @@ def _tables(answer: PointsResult) -> Iterator[dict[str, Any]]:
     for truth in answer.scopes():
         for number, label in enumerate(answer.subject.names):
             rows = [
-                (name, [_cell(mean.mean, mean.interval) for mean in means])
-                for name, means in answer.rows(number, truth)
+                (name, [cell(mean.mean, mean.interval) for mean in means]) for name, means in answer.rows(number, truth)
             ]
             yield {"title": f"{label}, {_scope(answer, truth)}", "rows": rows}
 
 
 def _differences(answer: PointsResult) -> Iterator[dict[str, str]]:
-    for each in answer.means.differences:
-        kind, _, clicks = each.measure.partition("_")
-        if each.truth is None and each.over == "masks" and kind in KINDS:
-            yield {
-                "name": f"{KINDS[kind]}, {counted(int(clicks), 'click')}",
-                "mean": _percent(each.mean, "+"),
-                "interval": _between(each.interval, "+"),
-                "p": p_value(each.p),
-            }
+    for name, each in answer.differences():
+        mean, interval = cell(each.mean, each.interval, "+")
+        yield {"name": name, "mean": mean, "interval": interval, "p": p_value(each.p)}
 
 
 def _group_heads(answer: PointsResult) -> list[str]:
     first = answer.groups[0].group if answer.groups else None
-    return [_measured(answer, each.weights, each.measure) for each in answer.groups if each.group == first]
+    return [answer.measured(each) for each in answer.groups if each.group == first]
 
 
 def _groups(answer: PointsResult) -> Iterator[dict[str, Any]]:
@@ -158,7 +151,7 @@ def _groups(answer: PointsResult) -> Iterator[dict[str, Any]]:
             "group": name,
             "images": means[0].images,
             "masks": means[0].masks,
-            "cells": [_cell(mean.mean, mean.interval) for mean in means],
+            "cells": [cell(mean.mean, mean.interval) for mean in means],
         }
 
 
@@ -167,28 +160,11 @@ def _pairs(answer: PointsResult) -> Iterator[dict[str, str]]:
         yield {
             "first": pair.first,
             "second": pair.second,
-            "measured": _measured(answer, pair.weights, pair.measure),
-            "difference": _percent(pair.difference, "+"),
+            "measured": answer.measured(pair),
+            "difference": percent(pair.difference, sign="+"),
             "p": p_value(pair.p),
             "holm": p_value(pair.holm),
         }
-
-
-def _measured(answer: PointsResult, weights: int, measure: str) -> str:
-    name = f"{answer.subject.names[weights]}, " if len(answer.subject.weights) > 1 else ""
-    return f"{name}{counted(int(measure.partition('_')[2]), 'click')}"
-
-
-def _cell(mean: float, interval: Interval | None) -> tuple[str, str]:
-    return _percent(mean), _between(interval)
-
-
-def _percent(value: float, sign: str = "") -> str:
-    return f"{100 * value:{sign}.1f}"
-
-
-def _between(interval: Interval | None, sign: str = "") -> str:
-    return "" if interval is None else f"{_percent(interval[0], sign)} to {_percent(interval[1], sign)}"
 
 
 @dataclass(frozen=True)

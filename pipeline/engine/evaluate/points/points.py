@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
@@ -13,20 +13,18 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.wording import listed
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartResult
+from segmint.pipeline.engine.evaluate.measure import PartResult
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.points.figures import groups_of, means_of
-from segmint.pipeline.engine.evaluate.points.measure import DRAWN, PointsMeasure
+from segmint.pipeline.engine.evaluate.points.measure import DRAWN, SCORES, PointsMeasure
 from segmint.pipeline.engine.evaluate.points.page import render_page
 from segmint.pipeline.engine.evaluate.points.result import Judge, PointsResult
-from segmint.pipeline.engine.evaluate.points.scores import CollectedScores, collect
-from segmint.pipeline.engine.evaluate.result import EvaluationSubject, check_measured
-from segmint.pipeline.engine.evaluate.run import run_measure
+from segmint.pipeline.engine.evaluate.points.scores import ImageScores, collect
+from segmint.pipeline.engine.evaluate.result import EvaluationSubject
+from segmint.pipeline.engine.evaluate.session import EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions, open_truths
-from segmint.pipeline.engine.evaluate.truth import Truth
 
 IMAGE_KEY, MASK_KEY = "image_id", "annotation_id"
 """The columns of a file of groups: one of these, and one more with the label."""
@@ -155,18 +153,18 @@ def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | Non
     truths = open_truths(options.truth, storage, () if groups is None else groups.image_columns)
     task = options.model.task(measure)
     folder = None if options.output is None else Location(storage, options.output)
-    measures = tuple(f"{kind}_{count}" for kind in ("iou", "oracle", "predicted") for count in settings.clicks)
+    measures = tuple(f"{kind}_{count}" for kind in SCORES for count in settings.clicks)
     with OutputFolder(folder, truths, kept_schema(measure)) as output:
-        counted = _CountingJudge(run_measure(task, truths, options.model.run), judge)
-        collected = collect(
-            counted.results(), measures, len(task.weights), _ungrouped if groups is None else groups.of, output.add
+        session = EvaluationSession(task, truths, options.model.run, output)
+        results = session.results() if judge is None else _shown(session.results(), judge)
+        scores, worst = collect(
+            results, measures, len(task.weights), _ungrouped if groups is None else groups.of, output.add
         )
-        subject = _subject(task, truths, collected, counted)
-        answer = _answer(subject, settings, collected, groups)
+        answer = _answer(session.subject(scores.masks), settings, scores, groups)
         if judge is not None:
             answer = replace(answer, judgment=judge.judge())
         if output.wanted:
-            output.put(answer.to_dict(), render_page(answer, collected.worst, truths))
+            output.put(answer.to_dict(), render_page(answer, worst, truths))
     return replace(answer, page=output.page)
 
 
@@ -178,22 +176,11 @@ def kept_schema(measure: PointsMeasure) -> pa.Schema:
     return kept
 
 
-@dataclass
-class _CountingJudge:
-    """Counts the images of results as they pass, and shows them to a judge."""
-
-    source: Generator[PartResult, None, None]
-    judge: Judge | None = None
-    images: int = 0
-    computed_on: set[str] = field(default_factory=set)
-
-    def results(self) -> Generator[PartResult, None, None]:
-        for result in self.source:
-            self.images += result.images
-            self.computed_on.add(result.computed_on)
-            if self.judge is not None:
-                self.judge.see(result)
-            yield result
+def _shown(results: Iterable[PartResult], judge: Judge) -> Iterator[PartResult]:
+    """Show results to a judge as they pass."""
+    for result in results:
+        judge.see(result)
+        yield result
 
 
 def _settings(options: PointsOptions, grouped: bool) -> PointsSettings:
@@ -206,27 +193,9 @@ def _ungrouped(row: Row) -> str | None:
     return None
 
 
-def _subject(
-    task: EvaluateTask, truths: Sequence[Truth], collected: CollectedScores, counted: "_CountingJudge"
-) -> EvaluationSubject:
-    skipped = [*(each for truth in truths for each in truth.skipped), *collected.skipped]
-    check_measured(counted.images, skipped)
-    return EvaluationSubject(
-        task.measure.name,
-        tuple(truths),
-        task.weights,
-        listed(sorted(counted.computed_on)),
-        counted.images,
-        collected.scores.masks,
-        tuple(skipped),
-        collected.seconds,
-    )
-
-
 def _answer(
-    subject: EvaluationSubject, settings: PointsSettings, collected: CollectedScores, groups: Groups | None
+    subject: EvaluationSubject, settings: PointsSettings, scores: ImageScores, groups: Groups | None
 ) -> PointsResult:
-    scores = collected.scores
     means = means_of(scores, len(subject.truths), settings.seed)
     if groups is None:
         return PointsResult(subject, settings, means, scores)

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 from segmint.infra.wording import counted
 from segmint.operators.evaluate.settings import PointsSettings
-from segmint.operators.intervals import Interval
+from segmint.pipeline.engine.evaluate.intervals import percent
 from segmint.pipeline.engine.evaluate.measure import PartResult
-from segmint.pipeline.engine.evaluate.points.figures import GroupMean, GroupPair, Means, MeanScore, Over
+from segmint.pipeline.engine.evaluate.points.figures import GroupMean, GroupPair, MeanDifference, Means, MeanScore, Over
 from segmint.pipeline.engine.evaluate.points.scores import ImageScores
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 
@@ -111,6 +111,18 @@ class PointsResult:
                 found.append(each.truth)
         return found
 
+    def differences(self) -> Iterator[tuple[str, MeanDifference]]:
+        """The differences over all masks that are shown, each with its name."""
+        for each in self.means.differences:
+            kind, _, count = each.measure.partition("_")
+            if each.truth is None and each.over == "masks" and kind in KINDS:
+                yield f"{KINDS[kind]}, {counted(int(count), 'click')}", each
+
+    def measured(self, group: GroupMean | GroupPair) -> str:
+        """By which weights, of two, and after how many clicks a group or a pair was measured."""
+        name = f"{self.subject.names[group.weights]}, " if len(self.subject.weights) > 1 else ""
+        return f"{name}{counted(int(group.measure.partition('_')[2]), 'click')}"
+
     def nearest_pairs(self, most: int) -> list[GroupPair]:
         """The pairs with the lowest p, at most so many; all of them, in their order, if they are no more."""
         if len(self.pairs) <= most:
@@ -125,7 +137,7 @@ class PointsResult:
                 yield ""
                 yield _line(f"{label}{where}", cells)
                 for name, means in self.rows(weights, truth):
-                    yield _line(f"  {name}", [value(mean.mean, mean.interval) for mean in means])
+                    yield _line(f"  {name}", [percent(mean.mean, mean.interval) for mean in means])
 
     def _differences(self) -> Iterator[str]:
         if not self.means.differences:
@@ -133,11 +145,8 @@ class PointsResult:
         yield ""
         first, second = self.subject.names
         yield f"difference: {second} minus {first}, over the same masks; p by flipping the signs of whole images"
-        for each in self.means.differences:
-            kind, _, count = each.measure.partition("_")
-            if each.truth is None and each.over == "masks" and kind in KINDS:
-                name = f"  {KINDS[kind]}, {counted(int(count), 'click')}"
-                yield f"{name:<36} {value(each.mean, each.interval, sign='+')}, {p_value(each.p)}"
+        for name, each in self.differences():
+            yield f"  {name:<34} {percent(each.mean, each.interval, sign='+')}, {p_value(each.p)}"
 
     def _groups(self) -> Iterator[str]:
         if not self.grouped_by:
@@ -146,26 +155,14 @@ class PointsResult:
         yield f"by {self.grouped_by}; pairs: p by permuting labels over images, Holm's correction over the pairs"
         for mean in self.groups:
             size = f"{counted(mean.masks, 'mask')} of {counted(mean.images, 'image')}"
-            yield (
-                f"  {self._where(mean.weights, mean.measure)}{mean.group}: {value(mean.mean, mean.interval)} ({size})"
-            )
+            yield (f"  {self.measured(mean)}, {mean.group}: {percent(mean.mean, mean.interval)} ({size})")
         for pair in self.nearest_pairs(_PAIRS):
             yield (
-                f"  {self._where(pair.weights, pair.measure)}{pair.first} minus {pair.second}: "
+                f"  {self.measured(pair)}, {pair.first} minus {pair.second}: "
                 f"{100 * pair.difference:+.1f}, {p_value(pair.p)}, corrected {p_value(pair.holm)}"
             )
         if len(self.pairs) > _PAIRS:
             yield f"  and {len(self.pairs) - _PAIRS:,} more pairs, all with a higher p"
-
-    def _where(self, weights: int, measure: str) -> str:
-        name = f"{self.subject.names[weights]}, " if len(self.subject.weights) > 1 else ""
-        return f"{name}{counted(int(measure.partition('_')[2]), 'click')}, "
-
-
-def value(mean: float, interval: Interval | None, sign: str = "") -> str:
-    """A mean in percent with its interval: `81.3 (79.0 to 83.4)`."""
-    text = f"{100 * mean:{sign}.1f}"
-    return text if interval is None else f"{text} ({100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f})"
 
 
 def p_value(p: float | None) -> str:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.measure import PartResult
 from segmint.pipeline.engine.evaluate.points.measure import DRAWN
-from segmint.pipeline.engine.evaluate.truth import SkippedTruth
 
 Floats = NDArray[np.float64]
 
@@ -82,37 +81,25 @@ class WorstMask:
     row: Row = field(compare=False)
 
 
-@dataclass
-class CollectedScores:
-    """What a run returned: the scores by image and group, the worst masks of each weights, and what was left out."""
-
-    scores: ImageScores
-    worst: list[list[WorstMask]]
-    skipped: list[SkippedTruth]
-    seconds: float  # of all workers
-
-
 def collect(
     results: Iterable[PartResult],
     measures: tuple[str, ...],
     weights: int,
     group_of: Callable[[Row], str | None],
     keep: Callable[[pa.Table], None] = lambda table: None,
-) -> CollectedScores:
-    """Sum up the rows of a run, part by part; `keep` gets the rows of each part, without what only a page draws.
+) -> tuple[ImageScores, list[list[WorstMask]]]:
+    """Sum up the rows of a run by image and group, part by part; also returns the worst masks of each weights.
 
-    `group_of` returns the group of a row's mask. Rows of one mask follow one another, a row for each weights. The worst
-    masks are those with the lowest of the first measure.
+    `keep` gets the rows of each part, without what only a page draws. `group_of` returns the group of a row's mask.
+    Rows of one mask follow one another, a row for each weights. The worst masks are those with the lowest of the first
+    measure.
     """
     units: dict[tuple[int, str, str | None], int] = {}
     counts: list[float] = []
     sums: list[Floats] = []
     heaps: list[list[WorstMask]] = [[] for _ in range(weights)]
-    skipped: list[SkippedTruth] = []
-    seconds, order = 0.0, 0
+    order = 0
     for part, result in enumerate(results):
-        skipped += result.skipped
-        seconds += result.seconds
         groups = []
         for row in result.table.to_pylist():
             group = group_of(row)
@@ -136,4 +123,4 @@ def collect(
         np.array(counts),
         np.array(sums).reshape(len(units), weights, len(measures)),
     )
-    return CollectedScores(scores, [sorted(heap, reverse=True) for heap in heaps], skipped, seconds)
+    return scores, [sorted(heap, reverse=True) for heap in heaps]
