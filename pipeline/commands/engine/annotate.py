@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Mapping
 from enum import StrEnum
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -125,6 +126,7 @@ def annotate(
             print_line(address if len(addresses) == 1 else f"{name}: {address}")
         print_message("each address opens one browser, once; ctrl-C ends the server; submissions are in the dataset")
 
+    serve_team = partial(serve, port=port, names=who, origin=public, open_browser=browser, on_ready=show)
     print_message(f"reading the tables of {dataset}")
     if stage is AnnotationStage.RATE:
         from segmint.pipeline.engine.annotate.rating.app import make_rating_app
@@ -133,14 +135,7 @@ def annotate(
         options = SampleOptions(200 if masks is None else masks, seed or 0, select)
         with open_rater_view(place, options) as annotator_view:
             print_message(f"{counted(len(annotator_view), 'mask')} to rate")
-            serve(
-                lambda team: make_rating_app(annotator_view, team),
-                port,
-                who,
-                origin=public,
-                open_browser=browser,
-                on_ready=show,
-            )
+            serve_team(lambda team: make_rating_app(annotator_view, team))
         return
     sample = None if study is None else Location(storage, study)
     queue = QueueOptions(select, QueueOrder(order), sample, overlap)
@@ -149,14 +144,7 @@ def annotate(
             print_message(f"note: {opened.note}")
         about = opened.annotator_view.about
         print_message(f"{counted(about.images, 'image')} to annotate; {about.weights} answers")
-        serve(
-            lambda team: make_app(opened.annotator_view, team),
-            port,
-            who,
-            origin=public,
-            open_browser=browser,
-            on_ready=show,
-        )
+        serve_team(lambda team: make_app(opened.annotator_view, team))
 
 
 def refuse_needless(stage: AnnotationStage, given: Collection[str]) -> None:

@@ -8,7 +8,6 @@ somebody works on it, and for all other images within `CHECK_S` seconds.
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from types import TracebackType
 from typing import Protocol
 
 from segmint.infra.errors import SegmintError
@@ -50,9 +49,7 @@ class ImageMemory:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
 

@@ -1,6 +1,7 @@
 """The images that people annotate, as the dataset has them now: commits that come meanwhile are seen."""
 
 import hashlib
+import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
@@ -165,7 +166,8 @@ class ImageSource:
                 }
                 for older in [key for key in self._tables if key[0] == place.shard]:
                     self._tables.pop(older).close()
-                tables = self._open(files)
+                scratch = tempfile.TemporaryDirectory(prefix="segmint-tables-", dir=self._folder)
+                tables = DatasetTables(self._dataset, files, SCHEMAS, scratch, _MEMORY)
                 self._tables[place.shard, generation] = tables
                 while len(self._tables) > _SHARDS:
                     self._tables.popitem(last=False)[1].close()
@@ -178,9 +180,3 @@ class ImageSource:
         if jpeg is None:
             raise NoImageError(f"{image_name(place.id)} is not in its tar: the dataset may have only annotations")
         return OpenImage(place, generation, rows[0], tuple(masks), jpeg)
-
-    def _open(self, files: Mapping[str, list[TableFile]]) -> DatasetTables:
-        import tempfile
-
-        folder = tempfile.TemporaryDirectory(prefix="segmint-tables-", dir=self._folder)
-        return DatasetTables(self._dataset, files, SCHEMAS, folder, _MEMORY)

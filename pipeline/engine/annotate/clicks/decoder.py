@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -85,9 +84,7 @@ class Decoder:
     def __enter__(self) -> "Decoder":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._drawers.shutdown()
 
     def predict(self, annotator: str, embedded: ImageEmbedding, prompt: ClickPrompt) -> Prediction:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -19,7 +18,6 @@ import numpy.typing as npt
 from torch import Tensor
 
 from segmint.model.sam.predictor import Embedding, Predictor, PromptMasks
-from segmint.model.sam.prompts import Array
 from segmint.model.sam.sam import Sam
 
 _URGENT, _LATER, _LAST = range(3)
@@ -51,15 +49,13 @@ class PredictorThread(Predictor):
             self._do(_URGENT, lambda: Predictor.__init__(self, load()))
             self.before_each_layer(self._let_one_pass)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
 
     def __enter__(self) -> "PredictorThread":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._jobs.put(_PredictorJob(_LAST, next(self._numbers), lambda: None))
         self._thread.join()
 
@@ -73,17 +69,9 @@ class PredictorThread(Predictor):
         embedding: Embedding = self._do(_LATER, lambda: Predictor.embed(self, image, frame_size))
         return embedding
 
-    def predict(
-        self,
-        embedding: Embedding,
-        points: Array | None = None,
-        labels: Array | None = None,
-        boxes: Array | None = None,
-        masks: Array | None = None,
-        multimask: bool = True,
-    ) -> PromptMasks:
+    def predict(self, *args: Any, **kwargs: Any) -> PromptMasks:
         """As `Predictor.predict`."""
-        return self.run(Predictor.predict, self, embedding, points, labels, boxes, masks, multimask)
+        return self.run(Predictor.predict, self, *args, **kwargs)
 
     def upscale(self, logits: Tensor, embedding: Embedding) -> Tensor:
         """As `Predictor.upscale`."""
