@@ -7,7 +7,7 @@ its hash and what was measured so far. A `.pt` that no JSON names does not count
 import json
 import re
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -37,20 +37,6 @@ class DamagedCheckpointError(SegmintError):
     """A checkpoint does not have the content that its name and its JSON say."""
 
 
-class StoredEvaluation(Frozen):
-    """An `Evaluation` in a file."""
-
-    step: int
-    images: int
-    masks: int
-    one_click: float
-    oracle: float
-
-    def evaluation(self) -> Evaluation:
-        """Convert to what the loop works with."""
-        return Evaluation(**self.model_dump())
-
-
 class Checkpoint(Frozen):
     """The JSON of a checkpoint; `run` is the fingerprint of the run that it belongs to."""
 
@@ -59,7 +45,7 @@ class Checkpoint(Frozen):
     step: int = Field(ge=0)
     file: str = Field(pattern=r"\Astep-\d{6,}-[0-9a-f]{12}\.pt\z")
     sha256: str
-    evaluations: tuple[StoredEvaluation, ...]
+    evaluations: tuple[Evaluation, ...]
     skipped: dict[str, int]
     listed: tuple[dict[str, int | str], ...]
     numerics: tuple[dict[str, Any], ...]
@@ -120,6 +106,27 @@ def load_state(folder: Location, checkpoint: Checkpoint) -> dict[str, Any]:
             raise DamagedCheckpointError(f"{folder / checkpoint.file} does not have the SHA-256 that its JSON says")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def load_newest(
+    folder: Location, run: str, load: Callable[[Mapping[str, Any]], None]
+) -> tuple[Checkpoint | None, set[int]]:
+    """Load the last checkpoint of a run that can be used, and return it; None if there is none.
+
+    `load` takes its state, and raises ValueError or KeyError if it is of another model. Also returns the steps of those
+    that cannot be used: the run will put others there.
+    """
+    found = [each for each in list_checkpoints(folder) if each.run == run]
+    unusable = list_steps(folder) - {each.step for each in found}
+    for checkpoint in reversed(found):
+        try:
+            load(load_state(folder, checkpoint))
+        except (DamagedCheckpointError, ValueError, KeyError) as error:
+            get_logger("train").warning("checkpoint_unusable", step=checkpoint.step, error=str(error))
+            unusable.add(checkpoint.step)
+            continue
+        return checkpoint, unusable
+    return None, unusable
 
 
 def list_steps(folder: Location) -> set[int]:

@@ -5,8 +5,9 @@ evaluate` measures in the image's own frame, at more clicks, and with intervals.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segmint.catalogs.frozen import Frozen
 from segmint.infra.wording import counted
 from segmint.model.sam.prompt_encoder import IMAGE_SIZE
 from segmint.model.sam.sam import Sam
@@ -23,7 +25,9 @@ from segmint.model.training.step import TrainingMasks
 from segmint.model.training.targets import valid_pixels
 from segmint.operators.evaluate.clicks import center_click
 from segmint.operators.overlay import distinct_color, draw_prompts, encode_png
-from segmint.pipeline.engine.train.data.reading import TrainingImage
+from segmint.pipeline.engine.train.data.draws import StepDraw
+from segmint.pipeline.engine.train.data.reading import TrainingImage, TrainingImageReader
+from segmint.pipeline.engine.train.embedding import FrozenEncoder, encoder_input
 from segmint.pipeline.engine.train.world import WorkerRank
 
 _AT_ONCE = 32  # masks that are predicted together
@@ -31,8 +35,7 @@ _FILL = 0.5  # share of a mask's color in a pixel inside it
 _GAP = 8  # pixels between the two pictures of an overlay
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Frozen):
     """The model after a step: means over masks of the IoU of its choice at one click, and of the best of three."""
 
     step: int
@@ -48,10 +51,6 @@ class Evaluation:
             f"held out, {when}: mean IoU at one click {self.one_click:.4f}, of the best of three masks "
             f"{self.oracle:.4f}, on {counted(self.masks, 'mask')} of {counted(self.images, 'image')}"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,8 @@ def evaluate(
             sums += torch.stack([torch.zeros(()), torch.tensor(len(ious)), ious.gather(1, chosen).double().sum(), best])
         sums[0] += 1
     images, masks, choice, oracle = world.add(sums).tolist()
-    return Evaluation(step, round(images), round(masks), choice / max(1, masks), oracle / max(1, masks))
+    choice, oracle = choice / max(1, masks), oracle / max(1, masks)
+    return Evaluation(step=step, images=round(images), masks=round(masks), one_click=choice, oracle=oracle)
 
 
 @torch.no_grad()
@@ -142,3 +142,62 @@ def _tinted(pixels: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.u
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(drawn, contours, -1, distinct_color(place), 2)
     return drawn
+
+
+class HeldOutSample:
+    """The same images and masks at every evaluation, divided among the workers.
+
+    Of a frozen encoder their embeddings stay in memory, 4 MB each.
+    """
+
+    def __init__(
+        self,
+        sam: Sam,
+        draws: Sequence[StepDraw],
+        reader: TrainingImageReader,
+        encoder: FrozenEncoder | None,
+        pictures: int,
+        world: WorkerRank = WorkerRank(),  # noqa: B008 (a frozen value)
+    ) -> None:
+        """`pictures` is how many of the images are drawn; the first worker draws them all."""
+        self._sam = sam
+        self._draws = draws
+        self._reader = reader
+        self._encoder = encoder
+        self._pictures = pictures
+        self._world = world
+        self._embeddings: dict[int, Tensor] = {}
+
+    def evaluate(self, step: int) -> Evaluation:
+        """Evaluate the model as it is after a step."""
+        return evaluate(self._sam, self._reads, self._embed, step, self._world)
+
+    def draw(self, step: int, put: Callable[[int, int, bytes], None]) -> None:
+        """Draw the first images as the model sees them after a step; `put` gets the step, a number, and the PNG."""
+        for number, read in enumerate(self._pictured):
+            pixels = self._reader.pixels_of(read)
+            if pixels is not None:
+                put(step, number, draw_sample(self._sam, pixels, read.masks, self._embed(read)))
+
+    @cached_property
+    def _reads(self) -> list[TrainingImage]:
+        found = (self._read(draw) for draw in self._world.part(self._draws))
+        return [read for read in found if read is not None]
+
+    @cached_property
+    def _pictured(self) -> list[TrainingImage]:
+        mine = {read.slot: read for read in self._reads}
+        found = (mine.get(draw.slot) or self._read(draw) for draw in self._draws)
+        return list(islice((read for read in found if read is not None), self._pictures))
+
+    def _read(self, draw: StepDraw) -> TrainingImage | None:
+        return self._reader.read(draw) if self._encoder is None else self._reader.read(draw, self._encoder.kept)
+
+    def _embed(self, read: TrainingImage) -> Tensor:
+        if self._encoder is None:
+            with torch.no_grad():
+                features: Tensor = self._sam.image_encoder(encoder_input(self._sam, [read]))
+            return features
+        if read.image not in self._embeddings:
+            self._embeddings[read.image] = self._encoder.embed(read)
+        return self._embeddings[read.image]

@@ -18,12 +18,10 @@ from torch import nn
 from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.training_cache import SCANS, purge_scans
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import canonical_json
 from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.device import apply_compute, resolve_compute
-from segmint.infra.errors import UnfinishedError, UsageError, raise_problems
-from segmint.infra.log import get_logger
+from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
@@ -38,10 +36,8 @@ from segmint.model.training.objects import (
 )
 from segmint.pipeline.engine.train.checkpoints import (
     CHECKPOINTS,
-    DamagedCheckpointError,
-    list_checkpoints,
     list_steps,
-    load_state,
+    load_newest,
     prune,
     put_checkpoint,
 )
@@ -55,6 +51,8 @@ from segmint.pipeline.engine.train.record import (
     TrainingRunRecord,
     pin_images,
     pin_run,
+    put_by_hash,
+    put_record,
     read_record,
     start_run,
 )
@@ -206,8 +204,7 @@ def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
         },
         skipped={"counts": dict(sorted(skipped.counts.items())), "listed": skipped.listed},
     )
-    if not (output / OBJECTS).put_if_absent(canonical_json(record.model_dump(mode="json"))):
-        raise UnfinishedError(f"{output / OBJECTS} is there with another content: another run ended in the same output")
+    put_record(output / OBJECTS, record)
     for dataset in datasets:
         note_output(dataset.location, "train", output, {file: sha256})
     return ObjectsResult(str(output), record, new=True)
@@ -254,26 +251,19 @@ def _restore(
     skipped: SkippedImages,
 ) -> int:
     """Go on from the last checkpoint of this run that can be used; returns its step, or 0."""
-    there = list_steps(folder)
-    found = [each for each in list_checkpoints(folder) if each.run == run.fingerprint]
-    unusable = there - {each.step for each in found}
-    start = 0
-    for checkpoint in reversed(found):
-        try:
-            state = load_state(folder, checkpoint)
-        except DamagedCheckpointError as error:
-            get_logger("train").warning("checkpoint_unusable", step=checkpoint.step, error=str(error))
-            unusable.add(checkpoint.step)
-            continue
+
+    def load(state: Mapping[str, Any]) -> None:
         detector.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
-        reader.recall(checkpoint.listed)
-        for reason, number in checkpoint.skipped.items():
-            skipped.counts[reason] = max(skipped.counts[reason], number)
-        start = checkpoint.step
-        break
+
+    checkpoint, unusable = load_newest(folder, run.fingerprint, load)
     prune(folder, unusable)
-    return start
+    if checkpoint is None:
+        return 0
+    reader.recall(checkpoint.listed)
+    for reason, number in checkpoint.skipped.items():
+        skipped.counts[reason] = max(skipped.counts[reason], number)
+    return checkpoint.step
 
 
 def _put_detector(output: Location, detector: nn.Module) -> tuple[str, str]:
@@ -281,8 +271,4 @@ def _put_detector(output: Location, detector: nn.Module) -> tuple[str, str]:
     with tempfile.TemporaryDirectory(prefix="segmint-train-") as name:
         path = Path(name) / "objects.pt"  # one name always: torch writes it into the file
         export_objects_detector(detector, path)
-        sha256 = sha256_of(path)
-        file = f"objects-{sha256[:12]}.pt"
-        if not (output / file).put_file_if_absent(path):
-            raise UnfinishedError(f"{output / file} is there with another content: delete it, and run again")
-    return file, sha256
+        return put_by_hash(output, path)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json, differing_keys, fingerprint, wrong_fields
-from segmint.catalogs.lineage import TRAINING, TrainingDatasetRef, TrainingRound, readable_lineage_of
+from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound, readable_lineage_of
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.names import plain_name
 from segmint.infra.errors import UnfinishedError, UsageError
@@ -188,17 +188,19 @@ def put_weights(output: Location, parent: Path, trained: Mapping[str, Tensor]) -
         path = Path(name) / "sam.pth"  # one name always: torch writes it into the file
         torch.save({key: tensor.clone() for key, tensor in state.items()}, path)
         load_sam(path)
-        sha256 = sha256_of(path)
-        file = f"sam-{sha256[:12]}.pth"
-        if not (output / file).put_file_if_absent(path):
-            raise UnfinishedError(f"{output / file} is there with another content: delete it, and run again")
+        return put_by_hash(output, path)
+
+
+def put_by_hash(output: Location, path: Path) -> tuple[str, str]:
+    """Put a file such as `sam.pth` as `sam-<hash>.pth`; return its name there and its SHA-256."""
+    sha256 = sha256_of(path)
+    file = f"{path.stem}-{sha256[:12]}{path.suffix}"
+    if not (output / file).put_file_if_absent(path):
+        raise UnfinishedError(f"{output / file} is there with another content: delete it, and run again")
     return file, sha256
 
 
-def put_training(output: Location, record: TrainingRecord) -> TrainingRecord:
-    """Put `training.json`, last; raises `UnfinishedError` if another run has put its own."""
-    if not (output / TRAINING).put_if_absent(canonical_json(record.model_dump(mode="json"))):
-        raise UnfinishedError(
-            f"{output / TRAINING} is there with another content: another run ended in the same output"
-        )
-    return record
+def put_record(file: Location, record: Frozen) -> None:
+    """Put the record of a run that ended, last; raises `UnfinishedError` if another run has put its own."""
+    if not file.put_if_absent(canonical_json(record.model_dump(mode="json"))):
+        raise UnfinishedError(f"{file} is there with another content: another run ended in the same output")

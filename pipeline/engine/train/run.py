@@ -16,8 +16,8 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, scheme
 from segmint.infra.wording import count, counted
 from segmint.model.sam.load import SamWeightsError, inspect_checkpoint
-from segmint.pipeline.engine.train.checkpoints import StoredEvaluation
 from segmint.pipeline.engine.train.data.images import TrainingDataset, open_datasets
+from segmint.pipeline.engine.train.evaluation import Evaluation
 from segmint.pipeline.engine.train.presets import with_preset
 from segmint.pipeline.engine.train.record import (
     RUN,
@@ -63,7 +63,7 @@ class TrainingResult:
         ]
 
     def _measured(self) -> list[str]:
-        evaluations = [StoredEvaluation(**each).evaluation() for each in self.record.evaluations]
+        evaluations = [Evaluation(**each) for each in self.record.evaluations]
         trained = self.record.trained
         best = next((each for each in evaluations if each.step == trained["best_step"]), None)
         if best is None:

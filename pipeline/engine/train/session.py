@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.training_cache import SCANS, purge_scans
-from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound
+from segmint.catalogs.lineage import TRAINING, TrainingDatasetRef, TrainingRound
 from segmint.infra.device import Compute, cpu_bits, device_kind
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
@@ -23,9 +23,9 @@ from segmint.pipeline.engine.train.checkpoints import (
     CHECKPOINTS,
     Checkpoint,
     DamagedCheckpointError,
-    StoredEvaluation,
     list_checkpoints,
     list_steps,
+    load_newest,
     load_state,
     prune,
     put_checkpoint,
@@ -42,7 +42,7 @@ from segmint.pipeline.engine.train.data.images import (
 from segmint.pipeline.engine.train.data.reading import TrainingImageReader
 from segmint.pipeline.engine.train.data.splits import digest_of_sources, held_out
 from segmint.pipeline.engine.train.embedding import FrozenEncoder, cache_key, encoder_hash
-from segmint.pipeline.engine.train.evaluation import Evaluation
+from segmint.pipeline.engine.train.evaluation import Evaluation, HeldOutSample
 from segmint.pipeline.engine.train.logs import RunLog
 from segmint.pipeline.engine.train.loop import LoopEnd, LoopHooks, best_of, held_out_of, ranked, run_steps
 from segmint.pipeline.engine.train.record import (
@@ -51,10 +51,9 @@ from segmint.pipeline.engine.train.record import (
     TrainingRunRecord,
     pin_images,
     pin_run,
-    put_training,
+    put_record,
     put_weights,
 )
-from segmint.pipeline.engine.train.sample import HeldOutSample
 from segmint.pipeline.engine.train.settings import TrainConfig
 from segmint.pipeline.engine.train.trainer import ALONE, StepResult, Trainer
 from segmint.pipeline.engine.train.world import WorkerRank
@@ -158,7 +157,7 @@ class TrainingSession:
 
             def draw(step: int) -> None:
                 if log is not None:
-                    sample.draw(step, log)
+                    sample.draw(step, log.picture)
 
             def save(step: int, evaluations: Sequence[Evaluation]) -> None:
                 reader.exchange(world)
@@ -210,12 +209,12 @@ class TrainingSession:
                 **({"passed_over": passed_over} if passed_over else {}),
             },
             held_out={"images": sources, "sha256": digest, "share": config.held_out.share},
-            evaluations=tuple(asdict(each) for each in evaluations),
+            evaluations=tuple(each.model_dump() for each in evaluations),
             skipped={"counts": dict(sorted(self.skipped.counts.items())), "listed": self.skipped.listed},
             numerics=tuple(self.numerics),
             lineage=(*self.run.lineage, this),
         )
-        put_training(self.output, record)
+        put_record(self.output / TRAINING, record)
 
     def _load_best(
         self, trainer: Trainer, ended: LoopEnd, evaluations: Sequence[Evaluation]
@@ -269,37 +268,20 @@ class TrainingSession:
         The first worker chooses it, and the others load the same one.
         """
         folder = self.output / CHECKPOINTS
-        chosen, unusable = self._newest(trainer, folder) if self.world.first else (None, set())
+        first, run = self.world.first, self.run.fingerprint
+        chosen, unusable = load_newest(folder, run, trainer.load_state) if first else (None, set())
         chosen = self.world.gather(chosen)[0]
         if chosen is None:
-            if self.world.first:
+            if first:
                 prune(folder, unusable)
             return 0, []
-        if not self.world.first:
+        if not first:
             trainer.load_state(load_state(folder, chosen))
         self._recall(chosen, reader)
-        if self.world.first:
+        if first:
             self.say(f"goes on from the checkpoint of step {chosen.step}")
             prune(folder, unusable)
-        return chosen.step, [each.evaluation() for each in chosen.evaluations]
-
-    def _newest(self, trainer: Trainer, folder: Location) -> tuple[Checkpoint | None, set[int]]:
-        """Load the last checkpoint of this run that can be used, and return it; None if there is none.
-
-        Also returns the steps of those that cannot be used: the run will put others there.
-        """
-        there = list_steps(folder)
-        found = [each for each in list_checkpoints(folder) if each.run == self.run.fingerprint]
-        unusable = there - {each.step for each in found}
-        for checkpoint in reversed(found):
-            try:
-                trainer.load_state(load_state(folder, checkpoint))
-            except (DamagedCheckpointError, ValueError, KeyError) as error:
-                get_logger("train").warning("checkpoint_unusable", step=checkpoint.step, error=str(error))
-                unusable.add(checkpoint.step)
-                continue
-            return checkpoint, unusable
-        return None, unusable
+        return chosen.step, list(chosen.evaluations)
 
     def _recall(self, checkpoint: Checkpoint, reader: TrainingImageReader) -> None:
         """Take over what earlier starts left out as they read; beyond what is listed the larger count holds."""
@@ -319,7 +301,7 @@ class TrainingSession:
             trainer.state(),
             run=self.run.fingerprint,
             step=step,
-            evaluations=tuple(StoredEvaluation(**asdict(each)) for each in evaluations),
+            evaluations=tuple(evaluations),
             skipped=dict(self.skipped.counts),
             listed=tuple(self.skipped.listed),
             numerics=tuple(self.numerics),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.model.training.noise import random_bits, uniforms
-from segmint.pipeline.engine.train.data.images import TrainingImages, entries_of
+from segmint.pipeline.engine.train.data.images import TrainingImages
 from segmint.pipeline.engine.train.settings import BatchKeys, MaskChoice
 
 _PREFERRED: tuple[MaskChoice, ...] = ("human", "all", "automatic")
@@ -50,8 +50,8 @@ class DrawSequence:
         self._images = images
         self._batch = batch
         self._seed = seed
-        self._rows = dict(entries_of(images, trained))
-        self._rows = {entry: rows for entry, rows in self._rows.items() if len(rows)}
+        entries = np.unique(images.entry[trained]).tolist()  # with their images that are trained on
+        self._rows = {entry: np.flatnonzero(trained & (images.entry == entry)) for entry in entries}
         if not self._rows:
             raise ValueError("no image is trained on")
         shares = np.array([weights[entry] * len(rows) for entry, rows in self._rows.items()])

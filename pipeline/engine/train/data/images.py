@@ -6,7 +6,7 @@ An image takes about 5 kB, nearly all of it a thumbnail that is dropped once the
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -334,9 +334,3 @@ def read_range(file: Location, start: int, stop: int) -> bytes:
         while pieces.tell() < stop - start and (piece := stream.read(stop - start - pieces.tell())):
             pieces.write(piece)
     return pieces.getvalue()
-
-
-def entries_of(images: TrainingImages, chosen: NDArray[np.bool_]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield each of the configuration's datasets with its images, of those that are chosen (N,) bool."""
-    for entry in np.unique(images.entry):
-        yield int(entry), np.flatnonzero(chosen & (images.entry == entry))

@@ -9,12 +9,12 @@ import torch
 from segmint.infra.errors import SegmintError, UnfinishedError
 from segmint.pipeline.engine.train.checkpoints import (
     DamagedCheckpointError,
-    StoredEvaluation,
     list_checkpoints,
     load_state,
     prune,
     put_checkpoint,
 )
+from segmint.pipeline.engine.train.evaluation import Evaluation
 from tests.support.locations import location_of
 
 
@@ -34,7 +34,7 @@ def put(folder, step: int, value: float = 1.0):
         state(value),
         run="0123456789ab",
         step=step,
-        evaluations=(StoredEvaluation(step=step, images=1, masks=2, one_click=0.5, oracle=0.75),),
+        evaluations=(Evaluation(step=step, images=1, masks=2, one_click=0.5, oracle=0.75),),
         skipped={"empty masks": 1},
         listed=({"reason": "empty masks", "image": 3},),
         numerics=({"device": "AVX2", "threads": 1},),

@@ -9,7 +9,7 @@ from segmint.pipeline.engine.train.trainer import StepResult
 
 
 def measured(step: int, one_click: float) -> Evaluation:
-    return Evaluation(step, 2, 8, one_click, 0.9)
+    return Evaluation(step=step, images=2, masks=8, one_click=one_click, oracle=0.9)
 
 
 def config(**held_out: int | None) -> TrainConfig:

@@ -33,7 +33,10 @@ def test_a_process_that_is_behind_leaves_later_checkpoints_alone(tmp_path: Path)
     session = TrainingSession(config, run, (), output, output / "cache", tmp_path, "", print, compute=compute)
 
     def save(step: int, *one_clicks: float) -> list[int]:
-        measured = [Evaluation(50 * place, 1, 1, value, value) for place, value in enumerate(one_clicks)]
+        measured = [
+            Evaluation(step=50 * place, images=1, masks=1, one_click=value, oracle=value)
+            for place, value in enumerate(one_clicks)
+        ]
         session._save(StubTrainer(step), step, measured)  # type: ignore[arg-type]
         return [each.step for each in list_checkpoints(output / CHECKPOINTS)]
 
