@@ -8,13 +8,11 @@ from typing import Annotated
 import typer
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.commands.common.arguments import Config, storage_of
+from segmint.pipeline.commands.common.arguments import AsJson, Config, storage_of
 from segmint.pipeline.commands.common.console import guarded, print_json, print_line, print_message, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 app = typer.Typer(name="assets", help="List, fetch, verify and export weight files.", no_args_is_help=True)
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 class OnnxPart(StrEnum):
@@ -26,7 +24,7 @@ class OnnxPart(StrEnum):
 
 @app.command("list")
 @guarded
-def list_assets(as_json: JsonOption = False) -> None:
+def list_assets(as_json: AsJson = False) -> None:
     """List the known weight files with their licenses.
 
     And where a verified copy of each is.
@@ -60,7 +58,7 @@ def fetch(
         str | None,
         typer.Option("--mirror", metavar="URI", help="A folder or bucket prefix that holds the files."),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fetch weight files into the cache, and check their hashes."""
     from segmint.infra.assets.resolve import resolve
@@ -80,7 +78,7 @@ def verify(
         list[str] | None,
         typer.Argument(metavar="NAME[=PATH]", help="A known name, or a name with the file to check."),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check the hashes of weight files.
 
@@ -135,7 +133,7 @@ def export_onnx(
         bool, typer.Option("--single-mask", help="The decoder gives the best mask alone, not all four.")
     ] = False,
     config: Config = None,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write SAM's decoder or image encoder as ONNX.
 

@@ -1,4 +1,4 @@
-"""What commands print: results on standard output, everything else on standard error; and exit codes.
+"""What commands print: results on standard output, everything else on standard error; what they ask; and exit codes.
 
 0: done; 1: findings (checks and audits only); 2: wrong usage or configuration; 3: failed or
 unfinished.
@@ -133,3 +133,50 @@ def printable(text: str) -> str:
 def _encodable(text: str) -> str:
     """Escape, as JSON does, what UTF-8 cannot encode: names of files and of members of tars may hold it."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+class RemovalPrompt(Protocol):
+    """What a command would remove."""
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+
+    @property
+    def rows(self) -> int:
+        """The number of rows or images."""
+
+    def lines(self) -> list[str]:
+        """The list as text."""
+
+
+def confirmation(command: str, yes: bool) -> Callable[[RemovalPrompt], None] | None:
+    """Return what asks before something is removed for good; None with --yes.
+
+    Raises `UsageError` if nobody can be asked.
+    """
+    if yes:
+        return None
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{command} removes for good and asks first, and this is no terminal: look at the list with --dry-run, "
+            "then give --yes"
+        )
+    return _confirm
+
+
+def _confirm(removal: RemovalPrompt) -> None:
+    """Show what would be removed and wait for its number or the dataset's name; raises `UsageError` for other words.
+
+    Nothing is asked where there is nothing to remove.
+    """
+    if removal.rows == 0:
+        return
+    for line in removal.lines():
+        print_message(line)
+    expected = {str(removal.rows), f"{removal.rows:,}", removal.name}
+    typed = typer.prompt(f"Type {removal.rows} or {removal.name} to go on", err=True, default="", show_default=False)
+    if typed.strip() not in expected:
+        raise UsageError(
+            f"not confirmed: {typed.strip()!r} is neither {removal.rows} nor {removal.name}. Nothing was changed"
+        )

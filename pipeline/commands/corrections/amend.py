@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, build_of
-from segmint.pipeline.commands.common.confirm import confirm, require_terminal
-from segmint.pipeline.commands.common.console import guarded, print_result
+from segmint.pipeline.commands.common.console import confirmation, guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -49,8 +48,6 @@ def amend(
     if dry_run:
         print_result(list_amendment(location, file, clear=clear), as_json)
         return
-    if not yes:
-        require_terminal("amend")
     resources = LOCAL if build is None else build.resources
-    ask = None if yes else confirm
+    ask = confirmation("amend", yes)
     print_result(amend_images(location, file, reason, clear=clear, confirm=ask, resources=resources), as_json)

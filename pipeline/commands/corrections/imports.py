@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, DryRun, Yes, storage_of
-from segmint.pipeline.commands.common.confirm import confirm, require_terminal
-from segmint.pipeline.commands.common.console import guarded, print_next, print_result
+from segmint.pipeline.commands.common.console import confirmation, guarded, print_next, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 if TYPE_CHECKING:
@@ -88,9 +87,7 @@ def import_(
     if dry_run:
         print_result(list_import(target, asked), as_json)
         return
-    if not yes:
-        require_terminal("import")
-    print_result(import_masks(target, asked, None if yes else confirm), as_json)
+    print_result(import_masks(target, asked, confirmation("import", yes)), as_json)
     print_next(as_json, "audit", dataset, config=config)
 
 

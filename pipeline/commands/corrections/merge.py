@@ -1,8 +1,7 @@
 """`segmint merge`: annotators' submissions, as the next generation of a dataset's images."""
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, storage_of
-from segmint.pipeline.commands.common.confirm import confirm, require_terminal
-from segmint.pipeline.commands.common.console import guarded, print_next, print_result
+from segmint.pipeline.commands.common.console import confirmation, guarded, print_next, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -26,7 +25,5 @@ def merge(
     if dry_run:
         print_result(list_merge(location), as_json)
         return
-    if not yes:
-        require_terminal("merge")
-    print_result(merge_submissions(location, None if yes else confirm), as_json)
+    print_result(merge_submissions(location, confirmation("merge", yes)), as_json)
     print_next(as_json, "audit", dataset, config=config)

@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, build_of
-from segmint.pipeline.commands.common.confirm import confirm, require_terminal
-from segmint.pipeline.commands.common.console import guarded, print_result
+from segmint.pipeline.commands.common.console import confirmation, guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -36,7 +35,5 @@ def redact(
     if dry_run:
         print_result(list_redaction(location, wanted), as_json)
         return
-    if not yes:
-        require_terminal("redact")
     resources = LOCAL if build is None else build.resources
-    print_result(redact_images(location, wanted, None if yes else confirm, resources), as_json)
+    print_result(redact_images(location, wanted, confirmation("redact", yes), resources), as_json)

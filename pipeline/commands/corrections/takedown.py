@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, build_of
-from segmint.pipeline.commands.common.confirm import confirm, require_terminal
-from segmint.pipeline.commands.common.console import FINDINGS, guarded, print_result
+from segmint.pipeline.commands.common.console import FINDINGS, confirmation, guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -63,8 +62,6 @@ def takedown(
         listed = list_takedown(location, load_manifest(location), asked, reason, catalog_uri=catalog)
         print_result(listed, as_json)
         return
-    if not yes:
-        require_terminal("takedown")
     resources = LOCAL if build is None else build.resources
-    ask = None if yes else confirm
+    ask = confirmation("takedown", yes)
     print_result(take_down(location, asked, reason, None, catalog, ask, resources), as_json)

@@ -176,11 +176,6 @@ class GateResult:
     page: str = ""  # where it was written, without `points`
 
     @property
-    def verdict(self) -> GateVerdict:
-        """The verdict."""
-        return self.judgment.verdict
-
-    @property
     def passes(self) -> bool:
         """Whether the second weights may replace the first."""
         return self.judgment.passes
