@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,16 +187,12 @@ class Trainer:
         keys, recipe, batch = self._config, self._recipe, self._config.batch
         images = [read.masks for read in reads]
         reduced = torch.autocast(self._compute.kind, torch.bfloat16, enabled=self._compute.precision == "bf16")
-        if self._encoder is not None:
-            features = torch.cat([self._encoder.embed(read) for read in reads])
-            with reduced:
-                return train_step(
-                    self.sam, features, images, self._settings, step, masks, batch.masks_at_once, recorded
-                )
-        with (
-            reduced,
-            encoder_in_training(self.sam, reads, recipe.drop_path, keys.seed, step, batch.recompute) as features,
-        ):
+        encoded = (
+            encoder_in_training(self.sam, reads, recipe.drop_path, keys.seed, step, batch.recompute)
+            if self._encoder is None
+            else nullcontext(torch.cat([self._encoder.embed(read) for read in reads]))
+        )
+        with reduced, encoded as features:
             return train_step(self.sam, features, images, self._settings, step, masks, batch.masks_at_once, recorded)
 
     def _check(self, step: int, figures: Tensor, norm: float, reads: Sequence[TrainingImage]) -> None:

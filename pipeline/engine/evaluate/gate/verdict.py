@@ -17,6 +17,7 @@ from segmint.operators.intervals import Interval
 from segmint.operators.resampling import RESAMPLES, mean_replicates
 from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.engine.evaluate.gate.lineage import Lineage
+from segmint.pipeline.engine.evaluate.intervals import percent
 from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
 
 DECIDES = "iou_1"
@@ -254,10 +255,7 @@ def _by_truth(truth: Sequence[MeanComparison], unfavored: Sequence[MeanCompariso
 
 def percent_points(compared: MeanComparison) -> str:
     """A difference with its interval, in percent points: `+4.5 (+2.1 to +6.9)`."""
-    text = f"{100 * compared.difference:+.1f}"
-    if compared.interval is None:
-        return text
-    return f"{text} ({100 * compared.interval[0]:+.1f} to {100 * compared.interval[1]:+.1f})"
+    return percent(compared.difference, compared.interval, "+")
 
 
 def _images(compared: Sequence[MeanComparison]) -> int:
