@@ -12,6 +12,7 @@ import typer
 from segmint.infra.errors import UsageError
 from segmint.infra.progress import Progress
 from segmint.infra.wording import counted, duration, listed
+from segmint.pipeline.commands.common.arguments import Device
 from segmint.pipeline.commands.common.console import FAILED, FINDINGS, guarded, print_json, print_message, printable
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def masks(
         str,
         typer.Option(metavar="NAME|PATH", help="mobile_sam, vit_b, vit_l, vit_h, or a checkpoint's path."),
     ] = "mobile_sam",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; also cuda:N.")] = "auto",
+    device: Device = "auto",
     precision: Annotated[
         Precision, typer.Option(help="bf16 is faster, and changes a few pixels in ten thousand.")
     ] = Precision.FP32,

@@ -26,6 +26,9 @@ DetectorConfig = Annotated[
         help="A build's configuration, for its storage options, detectors and Ray address.",
     ),
 ]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; also cuda:N.")]
+Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open a browser.")]
+Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would be changed.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

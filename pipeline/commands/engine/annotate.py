@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import Config, Dataset, storage_of
+from segmint.pipeline.commands.common.arguments import Browser, Config, Dataset, Device, Port, storage_of
 from segmint.pipeline.commands.common.console import guarded, print_line, print_message
 from segmint.pipeline.commands.common.extras import needs
 
@@ -66,7 +66,7 @@ def annotate(
         str | None,
         typer.Option(metavar="NAME|PATH", help="The model to prompt; default: the one that made the dataset."),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; also cuda:N.")] = "auto",
+    device: Device = "auto",
     prefill: Annotated[
         str | None,
         typer.Option(
@@ -78,14 +78,12 @@ def annotate(
         int | None, typer.Option(metavar="N", help="In stage rate: how many masks, as many of each source; 200.")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="In stage rate: which masks are drawn; 0.")] = None,
-    port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
-    ] = 8765,
+    port: Port = 8765,
     origin: Annotated[
         str | None,
         typer.Option(metavar="URL", help="The address of a proxy before it, as https://annotate.example.org."),
     ] = None,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open a browser.")] = True,
+    browser: Browser = True,
     config: Config = None,
 ) -> None:
     """Have people make, correct or rate masks in the browser.

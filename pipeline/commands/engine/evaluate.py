@@ -7,7 +7,7 @@ import typer
 
 from segmint.infra.errors import UsageError
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
-from segmint.pipeline.commands.common.arguments import AsJson, Config, build_of
+from segmint.pipeline.commands.common.arguments import AsJson, Config, Device, build_of
 from segmint.pipeline.commands.common.console import FINDINGS, guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
 from segmint.pipeline.engine.evaluate.kinds import TruthSelection
@@ -52,7 +52,6 @@ Output = Annotated[
     str | None,
     typer.Option("-o", "--output", metavar="DIR", help="Write results.parquet, evaluation.json and index.html there."),
 ]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; also cuda:N.")]
 Precision = Annotated[str, typer.Option(metavar="fp32|bf16", help="bf16 is faster on GPUs that have it.")]
 OnRay = Annotated[
     bool | None,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import Config, Dataset, storage_of
+from segmint.pipeline.commands.common.arguments import Browser, Config, Dataset, Port, storage_of
 from segmint.pipeline.commands.common.console import guarded, print_line, print_message
 from segmint.pipeline.commands.common.extras import needs
 
@@ -13,10 +13,8 @@ from segmint.pipeline.commands.common.extras import needs
 @needs("web")
 def view(
     dataset: Dataset,
-    port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
-    ] = 0,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open a browser.")] = True,
+    port: Port = 0,
+    browser: Browser = True,
     config: Config = None,
     audit: Annotated[
         str | None,
