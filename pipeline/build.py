@@ -33,14 +33,12 @@ from segmint.operators.segment.segment import Segment, check_numerics
 from segmint.operators.shards.revise import finish_dead_writers
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
-from segmint.pipeline.building.execution.accounting import Accounting, account, record_end
+from segmint.pipeline.building.execution.accounting import Accounting, RunRecord, account, record_end
 from segmint.pipeline.building.execution.ceiling import CeilingMeter
-from segmint.pipeline.building.execution.cuts import cut_at_borders
 from segmint.pipeline.building.execution.detector_nodes import check_detectors, start_detectors
 from segmint.pipeline.building.execution.outages import Outages, resumable
 from segmint.pipeline.building.execution.quarantine import Quarantine
-from segmint.pipeline.building.execution.run_record import RunRecord
-from segmint.pipeline.building.execution.shard_writers import ShardWriter, ShardWriters
+from segmint.pipeline.building.execution.shard_writers import ShardWriter, ShardWriters, cut_at_borders
 from segmint.pipeline.building.execution.stage_watch import StageWatch, watched
 from segmint.pipeline.building.execution.stages import Stages, lay_out, lay_out_again
 from segmint.pipeline.building.execution.work import BuildWork, MissingShards, RejectedRows, WindowRows

@@ -16,8 +16,8 @@ from segmint.infra.version import VERSION
 if TYPE_CHECKING:
     import os
 
-    from segmint.catalogs.dataset.reading.collate import collate as collate
     from segmint.catalogs.dataset.reading.loader import BatchLoader as BatchLoader
+    from segmint.catalogs.dataset.reading.loader import collate as collate
     from segmint.catalogs.dataset.reading.torch_dataset import open_dataset as open_dataset
     from segmint.model.automatic.settings import MaskSettings as MaskSettings
     from segmint.model.sam.sam import Sam
@@ -35,7 +35,7 @@ _HOMES = {
     "MaskGenerator": "segmint.pipeline.masks.interactive.generator",
     "MaskSettings": "segmint.model.automatic.settings",
     "Predictor": "segmint.pipeline.masks.interactive.models",
-    "collate": "segmint.catalogs.dataset.reading.collate",
+    "collate": "segmint.catalogs.dataset.reading.loader",
     "load_config": "segmint.pipeline.config.config",
     "open_dataset": "segmint.catalogs.dataset.reading.torch_dataset",
     "show": "segmint.pipeline.masks.interactive.show",

@@ -1,16 +1,54 @@
-"""What is wrong in a configuration, in words for who wrote it: each problem with its key, its place and an example."""
+"""A configuration as it was read, and what is wrong in it, in words for who wrote it: key, place and an example."""
 
 import datetime
 import difflib
 import types
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from segmint.infra.uris import redact
 from segmint.infra.wording import listed, number
-from segmint.pipeline.config.document import ConfigProblem, Document, Key, dotted
+
+Key = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class ConfigProblem:
+    """One problem: its dotted key, its place ("build.yaml:12"), and what was expected."""
+
+    key: str
+    where: str
+    message: str
+
+
+@dataclass
+class Document:
+    """A configuration as read: plain values, and the place of each key."""
+
+    data: dict[str, Any]
+    places: dict[Key, str]
+    source: str
+
+    def place(self, key: Key) -> str:
+        """Return the place of a key; for an absent key, that of the nearest enclosing one."""
+        while key and key not in self.places:
+            key = key[:-1]
+        return self.places.get(key, self.source)
+
+
+def dotted(key: Key) -> str:
+    """Return a key as people write it: masks.points_per_side; parts with dots in double quotes; items as [0]."""
+    text = ""
+    for part in key:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (f'"{part}"' if "." in part else part)
+    return text or "the configuration"
+
 
 _EXAMPLES = {
     "name": "the dataset's name, such as street-2026",

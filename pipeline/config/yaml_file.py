@@ -14,8 +14,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import check_size
 from segmint.infra.uris import redact
 from segmint.infra.wording import counted
-from segmint.pipeline.config.document import ConfigProblem, Document, Key, dotted
-from segmint.pipeline.config.problems import plain_types, problems_of
+from segmint.pipeline.config.problems import ConfigProblem, Document, Key, dotted, plain_types, problems_of
 
 Model = TypeVar("Model", bound=BaseModel)
 

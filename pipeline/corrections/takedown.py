@@ -7,13 +7,17 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from segmint.catalogs.dataset.annotations.names import purge_of_images
-from segmint.catalogs.dataset.blanking import blank_part
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import load_latest_manifest
 from segmint.catalogs.dataset.outputs import unknown_files
 from segmint.catalogs.dataset.selection import read_ids
 from segmint.catalogs.dataset.tombstones import (
+    BLANK,
     NO_NAMES,
     Removals,
     RemovedImage,
@@ -26,6 +30,9 @@ from segmint.catalogs.dataset.tombstones import (
 from segmint.catalogs.dataset.training_cache import forget_dataset
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.parquet import RowGroupWriter
+from segmint.catalogs.schema import normalized_schema
+from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
@@ -35,6 +42,10 @@ from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.corrections.correction import LOCAL, Revision, RevisionOutcome, correct, while_unchanged
 from segmint.pipeline.corrections.parts import put_parts, remove_parts
 from segmint.pipeline.corrections.takedown_list import TakedownList, list_takedown
+
+_ROWS = 65_536
+
+_KEPT = ("ordinal", "id")
 
 
 @dataclass(frozen=True)
@@ -226,3 +237,42 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> None:
         blank = put_parts(dataset, latest, new, licenses=counted)
     if blank is None:  # a build that grows, or another correction, was faster: its parts are blanked
         _blank_catalog(dataset, ordinals)
+
+
+@dataclass(frozen=True)
+class BlankedPart:
+    """A blanked part on the local disk."""
+
+    path: Path
+    sha256: str  # of the file, 64 hexadecimal digits
+    licenses: Counter[str | None]  # of the rows that were blanked now, as they were before
+
+
+def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> BlankedPart:
+    """Write the local part `part` to `destination`; rows of these ordinals keep only ordinal and id.
+
+    Rows keep their places, and the bytes depend on the rows alone: blanking the same rows gives the same file.
+    """
+    wanted = pa.array(sorted(ordinals), pa.int64())
+    licenses: Counter[str | None] = Counter()
+    schema = normalized_schema(pq.read_schema(part).names)
+    with pq.ParquetFile(part) as file, RowGroupWriter(destination, schema) as writer:
+        for batch in file.iter_batches(batch_size=_ROWS):
+            taken = pc.is_in(batch.column("ordinal"), value_set=wanted)
+            named = pc.and_(taken, pc.not_equal(batch.column("image_id"), BLANK))
+            licenses.update(batch.column("license").filter(named).to_pylist())
+            writer.add([_blank_rows(batch, taken)])
+    return BlankedPart(destination, sha256_of(destination), licenses)
+
+
+def _blank_rows(batch: pa.RecordBatch, taken: pa.BooleanArray) -> pa.RecordBatch:
+    """Return a batch of a normalized catalog in which the rows that `taken` marks are blank."""
+    arrays = []
+    schema = normalized_schema(batch.schema.names)
+    for each in schema:
+        column = batch.column(each.name)
+        if each.name not in _KEPT:
+            blank = pa.scalar(BLANK if not each.nullable else None, each.type)
+            column = pc.if_else(taken, blank, column)
+        arrays.append(column)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -1,9 +1,10 @@
-"""COCO instances as JSON, with compressed or uncompressed run lengths, written as a stream."""
+"""COCO instances as JSON, with compressed or uncompressed run lengths, written as a stream: memory does not grow."""
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pycocotools import mask as coco
 
@@ -13,7 +14,6 @@ from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name
 from segmint.model.automatic.rle import decompress
-from segmint.pipeline.export.json_items import JsonItems
 
 CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
 """The only category: masks have no class."""
@@ -107,3 +107,27 @@ class CocoWriter:
             self._annotations.copy_into(file)
             file.write("\n}\n")
         return {self.name: path}
+
+
+class JsonItems:
+    """The items of a JSON array, collected in a file, one per line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.count = 0
+        path.write_text("", encoding="utf-8")
+
+    def extend(self, values: Iterable[Any]) -> None:
+        """Append items; raises `ValueError` for NaN and infinities, which JSON does not have."""
+        with self._path.open("a", encoding="utf-8") as file:
+            for value in values:
+                file.write(",\n" if self.count else "")
+                file.write(json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
+                self.count += 1
+
+    def copy_into(self, target: TextIO) -> None:
+        """Write the array, brackets included, to an open file."""
+        target.write("[\n")
+        with self._path.open(encoding="utf-8") as file:
+            shutil.copyfileobj(file, target, 1 << 16)
+        target.write("\n]")

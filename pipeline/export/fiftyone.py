@@ -14,8 +14,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name, image_stem
-from segmint.pipeline.export.coco import CATEGORY
-from segmint.pipeline.export.json_items import JsonItems
+from segmint.pipeline.export.coco import CATEGORY, JsonItems
 from segmint.pipeline.export.provenance import CREDITS, credits_of, describe_dataset
 
 FIELD = "masks"

@@ -11,9 +11,8 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name, image_stem
-from segmint.pipeline.export.coco import CATEGORY
+from segmint.pipeline.export.coco import CATEGORY, JsonItems
 from segmint.pipeline.export.formats import MAIN_FILES, Format
-from segmint.pipeline.export.json_items import JsonItems
 from segmint.pipeline.export.provenance import credits_of, describe_dataset
 
 

@@ -11,9 +11,8 @@ from segmint.infra.uris import LOCAL, join, scheme
 from segmint.infra.wording import counted
 from segmint.operators.annotations.label_studio import PART_KEY
 from segmint.operators.annotations.label_studio_rle import encode_runs
-from segmint.pipeline.export.coco import CATEGORY
+from segmint.pipeline.export.coco import CATEGORY, JsonItems
 from segmint.pipeline.export.formats import MAIN_FILES, Format
-from segmint.pipeline.export.json_items import JsonItems
 
 LABEL_CONFIG = "label_config.xml"
 IMAGE_KEY = "segmint_id"

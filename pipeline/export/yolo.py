@@ -1,9 +1,19 @@
-"""YOLO's segmentation labels: a text file an image, a polygon a mask, holes and parts joined by bridges."""
+"""YOLO's segmentation labels: a text file an image, a polygon a mask, holes and parts joined by bridges.
+
+A polygon is one closed path through the centers of a mask's border pixels. `cv2.fillPoly`, with which Ultralytics
+paints labels, fills a path by the even-odd rule and paints the pixels on it. A bridge, gone there and back, adds only
+the pixels on it: those to holes run inside the mask and add nothing.
+"""
 
 import csv
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import cv2
+import numpy as np
 
 from segmint.catalogs.attributions import write_attributions_csv
 from segmint.catalogs.dataset.manifest import DatasetManifest
@@ -12,7 +22,6 @@ from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name, image_stem
 from segmint.infra.wording import counted, yaml_text
 from segmint.pipeline.export.coco import CATEGORY
-from segmint.pipeline.export.pixel_paths import Points, paint, pixel_path
 from segmint.pipeline.export.provenance import describe_dataset
 
 LEAST_IOU = 0.99
@@ -22,6 +31,15 @@ LEFT_OUT = "left_out.csv"
 ATTRIBUTIONS = "attributions.csv"
 
 _CREDITED = ("id", "image_id", "attribution", "provider", "license", "source_url")
+
+Mask = np.ndarray[Any, Any]
+
+Points = np.ndarray[Any, Any]
+
+MOST_PARTS = 200
+"""Parts of a mask that are joined, the largest: how far each pair is apart has to be looked at."""
+
+_OUTER = -1
 
 
 class YoloWriter:
@@ -90,3 +108,149 @@ def label_line(path: Points, size: tuple[int, int]) -> str:
     height, width = size
     values: list[Any] = [f"{(x + 0.5) / width:.6f} {(y + 0.5) / height:.6f}" for x, y in path.tolist()]
     return f"0 {' '.join(values)}\n"
+
+
+@dataclass
+class _Ring:
+    """A contour: its points (N, 2) of pixels x, y, and the rings that hang on it, by the place of their bridge."""
+
+    points: Points
+    start: int = 0
+    hanging: dict[int, list["_Ring"]] = field(default_factory=dict)
+
+    def hang(self, place: int, ring: "_Ring", start: int) -> None:
+        """Let a bridge lead from this ring's point `place` to the point `start` of another ring."""
+        ring.start = start
+        self.hanging.setdefault(place, []).append(ring)
+
+
+def pixel_path(mask: Mask) -> Points:
+    """Return the path of a mask (height, width) bool as points (N, 2), x and y of pixels; none for an empty one.
+
+    Parts are joined by the shortest bridges; a part with fewer pixels than its bridge is left out, as are all but the
+    `MOST_PARTS` largest. `paint` shows what the path is worth.
+    """
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return np.zeros((0, 2), np.int32)
+    left, top = columns[0], rows[0]
+    window = np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1]).view(np.uint8)
+    contours, tree = cv2.findContours(window, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    rings = [_Ring(contour[:, 0, :].astype(np.int32)) for contour in contours]
+    parents = tree[0, :, 3]
+    parts = [int(index) for index in np.flatnonzero(parents == _OUTER)]
+    if len(parts) > MOST_PARTS:
+        parts = sorted(parts, key=lambda index: (-cv2.contourArea(contours[index]), index))[:MOST_PARTS]
+    for index in parts:
+        holes = [rings[hole] for hole in np.flatnonzero(parents == index)]
+        _hang_holes(rings[index], holes, window)
+    outer = [rings[index] for index in parts]
+    root = _hang_parts(outer, window) if len(outer) > 1 else outer[0]
+    path: Points = _simplified(_walk(root)) + np.array([left, top])
+    return path
+
+
+def paint(path: Points, shape: tuple[int, int]) -> Mask:
+    """Return the mask (height, width) bool that a path becomes, as Ultralytics paints it."""
+    canvas = np.zeros(shape, np.uint8)
+    if len(path):
+        cv2.fillPoly(canvas, [path.astype(np.int32)], (1,))
+    return canvas.astype(bool)
+
+
+def _hang_holes(outer: _Ring, holes: Sequence[_Ring], window: Mask) -> None:
+    """Hang each hole on what is left of it: a row of mask pixels leads from its leftmost border pixel to another ring.
+
+    That ring is the outer one, or a hole that begins further to the left, so that the bridges make a tree.
+    """
+    if not holes:
+        return
+    begins = {id(ring): int(ring.points[:, 0].min()) for ring in holes} | {id(outer): _OUTER}
+    places: dict[tuple[int, int], list[tuple[_Ring, int]]] = {}
+    for ring in (outer, *holes):
+        seen = set()
+        for place, point in enumerate(map(tuple, ring.points.tolist())):
+            if point not in seen:
+                seen.add(point)
+                places.setdefault(point, []).append((ring, place))
+    for hole in holes:
+        start = int(np.lexsort((hole.points[:, 1], hole.points[:, 0]))[0])
+        x, y = (int(value) for value in hole.points[start])
+        gaps = np.flatnonzero(window[y, :x] == 0)
+        end = int(gaps[-1]) + 1 if len(gaps) else 0
+        for ring, place in places.get((end, y), ()):
+            if begins[id(ring)] < begins[id(hole)]:
+                ring.hang(place, hole, start)
+                break
+
+
+def _hang_parts(parts: list[_Ring], window: Mask) -> _Ring:
+    """Join parts by the shortest bridges, beginning with the largest part; return that one."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(window, connectivity=8)
+    sizes = {id(part): int(stats[labels[part.points[0][1], part.points[0][0]], cv2.CC_STAT_AREA]) for part in parts}
+    parts = sorted(parts, key=lambda part: -sizes[id(part)])
+    root, waiting = parts[0], parts[1:]
+    nearest = dict(zip(map(id, waiting), _bridges(root, waiting, labels.shape), strict=True))
+    while waiting:
+        part = min(waiting, key=lambda part: nearest[id(part)][0])
+        waiting = [other for other in waiting if other is not part]
+        length, ring, place, start = nearest[id(part)]
+        if length > sizes[id(part)]:
+            continue
+        ring.hang(place, part, start)
+        for other, bridge in zip(waiting, _bridges(part, waiting, labels.shape), strict=True):
+            nearest[id(other)] = min(nearest[id(other)], bridge, key=lambda bridge: bridge[0])
+    return root
+
+
+def _bridges(ring: _Ring, parts: Sequence[_Ring], shape: tuple[int, ...]) -> list[tuple[int, _Ring, int, int]]:
+    """Return the shortest bridge from a ring to each part: its pixels, the ring, and the places of its two ends."""
+    if not parts:
+        return []
+    away = np.ones(shape, np.uint8)
+    away[ring.points[:, 1], ring.points[:, 0]] = 0
+    steps = cv2.distanceTransform(away, cv2.DIST_C, 3)  # exact: a bridge has as many pixels as its longer side
+    bridges = []
+    for part in parts:
+        start = int(steps[part.points[:, 1], part.points[:, 0]].argmin())
+        apart = np.abs(ring.points - part.points[start]).max(axis=1)
+        place = int(apart.argmin())
+        bridges.append((int(apart[place]) - 1, ring, place, start))
+    return bridges
+
+
+def _walk(root: _Ring) -> Points:
+    """Return the points of a ring and all that hangs on it, in the order of one closed path."""
+    path: list[list[int]] = []
+    # A ring, how many of its points are done, and whether only the next one is still to be passed.
+    stack: list[tuple[_Ring, int, bool]] = [(root, 0, False)]
+    while stack:
+        ring, done, once = stack.pop()
+        count = len(ring.points)
+        while done <= count:
+            place = (ring.start + done) % count
+            path.append(ring.points[place].tolist())
+            if once:
+                break
+            done += 1
+            if hanging := ring.hanging.pop(place, None):
+                # Over each bridge and back to this point, then on.
+                stack.append((ring, done - 1, False))
+                for other in hanging:
+                    stack += [(ring, done - 1, True), (other, 0, False)]
+                break
+    return np.array(path, np.int64)
+
+
+def _simplified(path: Points) -> Points:
+    """Leave out points that are passed straight on, from one pixel to the next, and repeated ones."""
+    path = path[np.r_[True, (path[1:] != path[:-1]).any(axis=1)]]
+    if len(path) > 1 and (path[0] == path[-1]).all():
+        path = path[:-1]
+    if len(path) < 3:
+        return path
+    after = np.roll(path, -1, axis=0) - path
+    before = np.roll(after, 1, axis=0)
+    straight = (after == before).all(axis=1) & (np.abs(after).max(axis=1) == 1)
+    simple: Points = path[~straight]
+    return simple

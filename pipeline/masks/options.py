@@ -8,7 +8,7 @@ from typing import Any
 from segmint.infra.errors import UsageError
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
-from segmint.pipeline.config.document import Document
+from segmint.pipeline.config.problems import Document
 from segmint.pipeline.config.yaml_file import apply_override, check
 
 Point = tuple[float, float, int]

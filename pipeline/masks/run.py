@@ -20,15 +20,17 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.ingest_config import ANY_SIZE
 from segmint.pipeline.masks.estimate import Stopwatch, Work
-from segmint.pipeline.masks.folder import claim_folder, digest_of, settings_of
 from segmint.pipeline.masks.images import find_photographs
 from segmint.pipeline.masks.options import MasksOptions, PromptOutsideError, check_device, check_prompts
 from segmint.pipeline.masks.outputs import (
     Outputs,
     PhotographTask,
     check_writable,
+    claim_folder,
+    digest_of,
     files_next_to,
     plan_outputs,
+    settings_of,
     with_kept_files,
 )
 
@@ -36,8 +38,7 @@ if TYPE_CHECKING:
     from segmint.model.automatic.records import MaskRecord
     from segmint.model.sam.predictor import Predictor
     from segmint.pipeline.masks.document import MasksFile
-    from segmint.pipeline.masks.frame import Frame
-    from segmint.pipeline.masks.predict import PromptedMask
+    from segmint.pipeline.masks.predict import Frame, PromptedMask
 
 Outcome = Literal["made", "skipped", "refused", "failed"]
 
@@ -236,7 +237,7 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
     if former is None:
         model.load()
     from segmint.pipeline.masks.document import MasksOrigin, sa1b_document
-    from segmint.pipeline.masks.frame import frame_of
+    from segmint.pipeline.masks.predict import frame_of
 
     frame = frame_of(pixels, options)
     size = (frame.image.shape[0], frame.image.shape[1])

@@ -31,9 +31,8 @@ from segmint.pipeline.quality.audit.result_text import result_lines
 from segmint.pipeline.quality.report.report import write_report
 from segmint.pipeline.quality.versions.diff import diff_datasets
 from segmint.pipeline.quality.versions.verify import verify_dataset
-from segmint.pipeline.quality.view.app import make_app
+from segmint.pipeline.quality.view.app import make_app, open_viewer
 from segmint.pipeline.quality.view.guard import SessionKeys
-from segmint.pipeline.quality.view.server import open_viewer
 from tests.support.json_mutants import mutants
 from tests.support.locations import location_of
 

@@ -19,7 +19,7 @@ from segmint.infra.progress import Progress
 from segmint.infra.ray_blocks import iter_blocks
 from segmint.infra.ray_session import ray_session
 from segmint.operators.shards.write import ShardResult
-from segmint.pipeline.building.execution.run_record import RunRecord
+from segmint.pipeline.building.execution.accounting import RunRecord
 from segmint.pipeline.building.execution.stage_watch import watched
 
 pytestmark = pytest.mark.ray

@@ -237,7 +237,7 @@ BUILD_MUTANTS = (
     ),
     Mutant(
         "the last row goes to the next shard",
-        "pipeline/building/execution/cuts.py",
+        "pipeline/building/execution/shard_writers.py",
         "        if need == 0:",
         "        if need <= 1:",
         "tests/pipeline/building/execution/test_cuts.py",

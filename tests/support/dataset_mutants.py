@@ -250,7 +250,7 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "bridges that do not come back between two holes",
-        "pipeline/export/pixel_paths.py",
+        "pipeline/export/yolo.py",
         "stack += [(ring, done - 1, True), (other, 0, False)]",
         "stack += [(other, 0, False)]",
         "tests/pipeline/export/test_pixel_paths.py",
@@ -285,7 +285,7 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "ids of another image hold",
-        "pipeline/quality/study/pairs.py",
+        "pipeline/quality/study/corrections.py",
         "return all(home in (None, image)",
         "return any(home in (None, image)",
         "tests/pipeline/quality/study/test_pairs.py",
@@ -432,7 +432,7 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "a commit that came back is no damage",
-        "catalogs/dataset/versions/compare.py",
+        "catalogs/dataset/versions/digest.py",
         "generations.get(commit[0], 0) > commit[1]",
         "generations.get(commit[0], 0) > 0",
         "tests/pipeline/quality/audit/test_versions.py",
@@ -453,7 +453,7 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "a signature without its version is not noticed",
-        "catalogs/dataset/versions/history.py",
+        "catalogs/dataset/versions/past.py",
         "{*numbers, *(n for n in signed if n > last)}",
         "numbers",
         "tests/pipeline/quality/versions/test_verify.py",

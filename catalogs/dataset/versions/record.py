@@ -12,11 +12,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from segmint.catalogs.dataset.summaries import CommitSums, sum_listing
-from segmint.catalogs.dataset.versions.compare import compare_snapshots
 from segmint.catalogs.dataset.versions.digest import (
     Snapshot,
     SnapshotCommits,
     VersionLeaf,
+    compare_snapshots,
     short_digest,
     take_snapshot,
 )

@@ -1,18 +1,132 @@
-"""The accounting at the end of a run: `in = written + rejected by reason`, and what is left for the next run."""
+"""The accounting at the end of a run: `in = written + rejected by reason`, and what is left for the next run.
 
-from collections.abc import Mapping, Sequence
+Before that the record of a run, with how busy the workers of each stage were, and which stage limited it.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.commits import REJECTED, CommitLog
 from segmint.catalogs.dataset.versions.record import VersionName, put_version
-from segmint.infra.errors import UnfinishedError
+from segmint.infra.errors import UnfinishedError, last_line
+from segmint.infra.log import get_logger
+from segmint.infra.metrics import (
+    DRIVER_MEMORY,
+    FAULTS,
+    IMAGES_WRITTEN,
+    MASKS_WRITTEN,
+    ROWS_REJECTED,
+    SHARDS_COMMITTED,
+    SHARDS_ON_HOLD,
+    RunMetrics,
+    resident_bytes,
+)
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.wording import counted, plural
+from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.building.execution.ceiling import Ceiling
-from segmint.pipeline.building.execution.stage_loads import StageLoad, loads_line
 from segmint.pipeline.building.status.totals import total
+
+MOSTLY = 0.5
+"""The least share of its time that a stage is busy if it limits a run: below, the run is mostly start or waiting."""
+
+
+@dataclass(frozen=True)
+class StageLoad:
+    """One stage's share of its workers' time that they worked."""
+
+    stage: str
+    busy_s: float  # summed over the stage's workers
+    worker_s: float  # seconds of all windows, times the workers
+
+    @property
+    def share(self) -> float:
+        """The busy share, 0 to 1; measured in other processes, it may be over 1 by a little."""
+        return self.busy_s / self.worker_s if self.worker_s else 0.0
+
+
+class StageLoads:
+    """Adds up the stages' seconds over the windows of a run."""
+
+    def __init__(self) -> None:
+        self._busy: dict[str, float] = {}
+        self._had: dict[str, float] = {}
+
+    def add(self, seconds: float, workers: Mapping[str, int], busy: Mapping[str, float]) -> None:
+        """Add a window of so many seconds: each stage's workers, and the seconds that these worked, summed.
+
+        What `busy` has of other stages is left out.
+        """
+        for stage, count in workers.items():
+            self._busy[stage] = self._busy.get(stage, 0.0) + busy.get(stage, 0.0)
+            self._had[stage] = self._had.get(stage, 0.0) + seconds * count
+
+    def read(self) -> tuple[StageLoad, ...]:
+        """Return the loads so far, in the order of the stages."""
+        return tuple(StageLoad(stage, self._busy[stage], had) for stage, had in self._had.items())
+
+
+def loads_line(loads: Sequence[StageLoad]) -> str:
+    """Say how busy each stage was, and which limited the run; `loads` is not empty."""
+    shares = ", ".join(f"{load.stage} {100 * load.share:.0f} %" for load in loads)
+    most = max(loads, key=lambda load: load.share)
+    verdict = f"{most.stage} limited this run" if most.share >= MOSTLY else "no stage was busy for most of the time"
+    return f"busy      {shares} of their workers' time: {verdict}"
+
+
+@dataclass
+class RunRecord:
+    """What a run has done so far."""
+
+    metrics: RunMetrics
+    built: Counter[str] = field(default_factory=Counter)
+    on_hold: dict[int, str] = field(default_factory=dict)  # why, by shard
+    loads: StageLoads = field(default_factory=StageLoads)
+
+    def note(self, result: ShardResult) -> None:
+        """Record how a shard ended."""
+        log = get_logger("build")
+        if result.status == "committed":
+            self.built.update(result.counts)
+            self.on_hold.pop(result.shard, None)
+            self._count(result.counts)
+            log.info("committed", shard=result.shard, **result.counts)
+        elif result.status == "unchanged":
+            log.info("unchanged", shard=result.shard, why=result.detail or "all rows were refused again")
+        else:
+            self.on_hold[result.shard] = result.detail
+            self.metrics.add(FAULTS, kind="shard")
+            log.warning("on hold", shard=result.shard, why=result.detail)
+        self._measure()
+
+    def _count(self, counts: Mapping[str, int]) -> None:
+        self.metrics.add(SHARDS_COMMITTED)
+        self.metrics.add(IMAGES_WRITTEN, counts.get("images", 0))
+        self.metrics.add(MASKS_WRITTEN, counts.get("masks", 0))
+        for name, count in counts.items():
+            if name.startswith(REJECTED):
+                self.metrics.add(ROWS_REJECTED, count, reason=name.removeprefix(REJECTED))
+
+    def settled(self, window: Collection[int], left: Collection[int]) -> None:
+        """Record that of a window's shards only those in `left` are still on hold, by whatever ended the window."""
+        for shard in set(window) - set(left):
+            self.on_hold.pop(shard, None)
+        self._measure()
+
+    def _measure(self) -> None:
+        self.metrics.set(SHARDS_ON_HOLD, len(self.on_hold))
+        self.metrics.set(DRIVER_MEMORY, resident_bytes())
+
+    def note_failure(self, window: list[int], error: Exception) -> None:
+        """Record that a window ended before its last shard."""
+        cause = last_line(error)
+        for shard in window:
+            self.on_hold[shard] = cause
+        self.metrics.add(FAULTS, kind="window")
+        get_logger("build").warning("window ended early", error=cause)
 
 
 class NotRecordedError(UnfinishedError):

@@ -14,8 +14,7 @@ from segmint.operators.prepare.detector_process import (
     require_numerics,
 )
 from segmint.operators.prepare.prepare import detector_settings
-from segmint.pipeline.building.execution.node_detectors import NodeDetectors
-from segmint.pipeline.building.execution.stages import DETECTOR_CPUS, Stages
+from segmint.pipeline.building.execution.stages import DETECTOR_CPUS, NodeDetectors, Stages
 
 _RESTARTS = 3
 """Of the actor; it starts the process again by itself, so that it hardly ever dies."""

@@ -4,22 +4,53 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import ray
+import ray.exceptions
 from ray.data import ActorPoolStrategy
 
 from segmint.catalogs.dataset.tombstones import RemovedNames, read_tombstones, removed_images
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UsageError, last_line
 from segmint.infra.ray_session import NAME_GPUS, RETRIES, Cluster, GpuNodes, accelerator_types, observe
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
+from segmint.operators.prepare.detector_process import DetectorsGoneError
 from segmint.operators.prepare.prepare import PrepareResources
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import SegmentSettings
 from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
 from segmint.pipeline.building.dataset.dataset import BuildDataset
-from segmint.pipeline.building.execution.node_detectors import NodeDetectors
 from segmint.pipeline.config.config import Config, PoolConfig, as_pinned
 from segmint.pipeline.config.stage_settings import prepare_config, segment_settings
+
+
+@dataclass(frozen=True)
+class NodeDetectors:
+    """The `DetectorHost` of whatever node it is used on."""
+
+    holders: Mapping[str, tuple[Any, str]]  # by node: the actor, and the name of its process's socket
+
+    @property
+    def address(self) -> str:
+        """The name of this node's socket."""
+        return self._here()[1]
+
+    def ready(self) -> None:
+        """Wait until this node's process listens. Raises `DetectorsGoneError`."""
+        try:
+            ray.get(self._here()[0].ready.remote())
+        except ray.exceptions.RayActorError as error:
+            raise DetectorsGoneError(
+                f"the worker that holds the detectors (deidentify.device) of a node died: {last_line(error)}"
+            ) from error
+
+    def _here(self) -> tuple[Any, str]:
+        node = ray.get_runtime_context().get_node_id()
+        if node not in self.holders:
+            raise DetectorsGoneError(
+                f"deidentify.device is cuda, and the node {node} had no GPU when the window began: build again"
+            )
+        return self.holders[node]
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,7 @@ from segmint.pipeline.building.dataset.dataset import check_begun_alike, require
 from segmint.pipeline.building.dataset.first_numerics import compute_here
 from segmint.pipeline.building.dataset.growth import ignored_columns
 from segmint.pipeline.building.execution.ceiling import Ceiling, flop_per_image
-from segmint.pipeline.building.plan.cpu_stages import MEGAPIXELS, compare, recorded_seconds
-from segmint.pipeline.building.plan.curation import price_curation
+from segmint.pipeline.building.plan.cpu_stages import MEGAPIXELS, compare, price_curation, recorded_seconds
 from segmint.pipeline.building.plan.estimates import Extrapolation, column, exactly
 from segmint.pipeline.building.plan.options import PlanOptions
 from segmint.pipeline.building.plan.result import BuildPlan

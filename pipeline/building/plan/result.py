@@ -8,8 +8,7 @@ from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.source.check import CatalogFindings
 from segmint.infra.wording import count, counted, duration, number, plural, size
 from segmint.pipeline.building.execution.ceiling import Ceiling
-from segmint.pipeline.building.plan.cpu_stages import CpuStages
-from segmint.pipeline.building.plan.curation import Curation
+from segmint.pipeline.building.plan.cpu_stages import CpuStages, Curation
 from segmint.pipeline.building.plan.estimates import Estimate
 from segmint.pipeline.building.plan.sample import STAGES, PlanSample
 

@@ -13,11 +13,10 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import NO_TIME
 from segmint.infra.threads import map_ahead
 from segmint.pipeline.building.status.drift import Drift, ShardNumbers, compare, last_and_sample
-from segmint.pipeline.building.status.gaps import find_gaps
 from segmint.pipeline.building.status.pace import Pace, first_commits, last_commits, pace_of
 from segmint.pipeline.building.status.people import NOBODY, People, count_people
 from segmint.pipeline.building.status.result import Prices, Status
-from segmint.pipeline.building.status.totals import Totals, total
+from segmint.pipeline.building.status.totals import Totals, find_gaps, total
 
 _THREADS = 16
 

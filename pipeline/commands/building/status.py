@@ -14,8 +14,7 @@ from segmint.pipeline.commands.common.console import guarded, print_line, print_
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from segmint.pipeline.building.status.result import Status
-    from segmint.pipeline.building.status.table import StatusTable
+    from segmint.pipeline.building.status.result import Status, StatusTable
 
 
 @guarded
@@ -43,9 +42,8 @@ def status(
     if every < 1:
         raise UsageError(f"--every is {every:g}: expected seconds from 1")
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.building.status.result import Prices
+    from segmint.pipeline.building.status.result import Prices, StatusTable
     from segmint.pipeline.building.status.status import StatusReader
-    from segmint.pipeline.building.status.table import StatusTable
 
     storage, prices = storage_of(config), Prices(price, gpus)
     readers = [StatusReader(Location(storage, dataset), prices) for dataset in datasets]

@@ -27,7 +27,7 @@ def view(
     """
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import counted
-    from segmint.pipeline.quality.view.server import open_viewer, serve
+    from segmint.pipeline.quality.view.app import open_viewer, serve
 
     def show_address(address: str) -> None:
         print_line(address)

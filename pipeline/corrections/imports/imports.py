@@ -31,8 +31,7 @@ from segmint.pipeline.corrections.imports.files import ImportFormat, stage_file
 from segmint.pipeline.corrections.imports.matching import MatchMode
 from segmint.pipeline.corrections.imports.merge import ImportMode, ImportSettings, SkipReason, merge
 from segmint.pipeline.corrections.imports.result import ImportCounts, ImportList, ImportResult, list_of
-from segmint.pipeline.corrections.imports.staged import StagedMasks
-from segmint.pipeline.corrections.imports.staging import MaskStaging
+from segmint.pipeline.corrections.imports.staging import MaskStaging, StagedMasks
 from segmint.pipeline.corrections.mask_revision import MaskCorrection, RevisionPlan, is_unfinished
 
 PEOPLE = tuple(source for source in SOURCES if source != AUTOMATIC)

@@ -7,7 +7,7 @@ from segmint.catalogs.layout import image_stem
 from segmint.infra.wording import counted, listed, some
 from segmint.operators.rows import Row
 from segmint.pipeline.corrections.imports.merge import ImportedRow
-from segmint.pipeline.corrections.imports.staged import StagedMasks
+from segmint.pipeline.corrections.imports.staging import StagedMasks
 from segmint.pipeline.corrections.mask_revision import RevisionCounts, RevisionResult
 
 COUNTED = ("same", "corrected", "added", "deleted", "empty", "repeated")

@@ -5,6 +5,7 @@ masks of one shard at a time, however many the file has.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,12 +19,100 @@ from segmint.catalogs.source.normalize import open_database
 from segmint.infra.storage.location import Location
 from segmint.operators.annotations.image import AnnotatedImage, label_text
 from segmint.operators.annotations.names import image_number, name_and_stem
-from segmint.operators.schemas import IMAGES, MASK_ORIGIN, MASKS_PER_IMAGE_LIMIT
-from segmint.pipeline.corrections.annotated_masks import canonical_counts
+from segmint.operators.schemas import ANNOTATION_STAGE, IMAGES, MASK_ORIGIN, MASKS_PER_IMAGE_LIMIT
+from segmint.pipeline.corrections.annotated_masks import NewMask, canonical_counts
 from segmint.pipeline.corrections.imports.matching import MatchMode, find_homes, quoted
-from segmint.pipeline.corrections.imports.staged import SHOWN, StagedMasks
+from segmint.pipeline.corrections.imports.merge import ImageImport
 
 _MEMORY = "1GB"
+
+SAID = ("source", "annotator", "seconds", "prompts", "origin", "model")
+"""What is carried of a mask of another dataset, besides its label."""
+
+OF_IMAGE = ("submission", "annotator", "stage", "seconds")
+"""And of its image."""
+
+_BATCH = 2_000
+"""Masks that are held in memory until they are written."""
+
+_SIZE = [("height", pa.int32()), ("width", pa.int32())]
+
+_ORIGIN = {field.name: field for field in MASK_ORIGIN}
+
+MASKS_READ = pa.schema(
+    [
+        ("submission", pa.int64()),  # the image's number in the file
+        ("number", pa.int64()),  # the mask's
+        *_SIZE,
+        ("counts", pa.string()),
+        ("id", pa.int64()),
+        ("label", pa.string()),
+        pa.field("said", pa.struct([_ORIGIN[name] for name in SAID])),
+    ]
+)
+
+ANSWERS_READ = pa.schema(
+    [
+        ("submission", pa.int64()),
+        ("ordinal", pa.int64()),  # null where the name is looked for
+        ("keys", pa.list_(pa.string())),  # names, any of which may be that of the image
+        ("name", pa.string()),
+        *_SIZE,
+        ("unreadable", pa.int32()),
+        ("saved", pa.float64()),  # seconds since 1970, null where the file does not say so
+        pa.field("of_image", pa.struct([IMAGES.field(name) for name in OF_IMAGE])),
+    ]
+)
+
+SHOWN = 20
+"""Images and masks that are named for people; all are counted."""
+
+
+@dataclass(frozen=True)
+class StagedMasks:
+    """The masks of a file, by ordinals of the dataset. The folder must be there as long as this is used."""
+
+    folder: Path
+    ordinals: tuple[tuple[int, int], ...]  # spans [a, b) of the shards with an image of the file, by shard
+    shards: tuple[int, ...]
+    images: int  # of the file, each once
+    masks: int  # of these images
+    unknown: int = 0  # images of the file that the dataset does not have
+    ambiguous: int = 0  # those whose name several images have
+    superseded: int = 0  # those that an earlier entry of the file is of
+    first_unknown: str | None = None
+    first_ambiguous: str | None = None
+    unreadable: tuple[str, ...] = ()  # the first `SHOWN` masks and images that cannot be read
+    all_unreadable: int = 0
+    left: Mapping[str, int] = field(default_factory=dict)  # masks and images that are not for the dataset, by reason
+
+    def answers(self, first: int, stop: int) -> dict[int, ImageImport]:
+        """Return what the file has for the images with the ordinals [first, stop)."""
+        span = [("ordinal", ">=", first), ("ordinal", "<", stop)]
+        masks: dict[int, list[NewMask]] = {}
+        sizes: dict[int, set[tuple[int, int]]] = {}
+        rows = pq.read_table(self.folder / "masks.parquet", filters=span).to_pylist()
+        for row in sorted(rows, key=lambda row: int(row["number"])):
+            said = {name: value for name, value in (row["said"] or {}).items() if value is not None}
+            mask = NewMask(row["counts"], row["id"], row["label"], said)
+            masks.setdefault(row["ordinal"], []).append(mask)
+            sizes.setdefault(row["ordinal"], set()).add((row["height"], row["width"]))
+        found = {}
+        for row in pq.read_table(self.folder / "answers.parquet", filters=span).to_pylist():
+            ordinal = row["ordinal"]
+            own = {(row["height"], row["width"])} if row["height"] is not None else set()
+            found[ordinal] = ImageImport(
+                masks.get(ordinal, ()),
+                frozenset(sizes.get(ordinal, set()) | own),
+                row["unreadable"],
+                _as_rows_say(row["of_image"] or {}),
+            )
+        return found
+
+
+def _as_rows_say(of_image: Mapping[str, Any]) -> dict[str, Any]:
+    """Return columns of `images` under their names in rows, whose own `stage` is that of a verdict."""
+    return {ANNOTATION_STAGE if name == "stage" else name: value for name, value in of_image.items()}
 
 
 class MaskStaging:
@@ -199,42 +288,6 @@ class MaskStaging:
             all_unreadable=self._all_unreadable,
             left=dict(left or {}),
         )
-
-
-SAID = ("source", "annotator", "seconds", "prompts", "origin", "model")
-"""What is carried of a mask of another dataset, besides its label."""
-
-OF_IMAGE = ("submission", "annotator", "stage", "seconds")
-"""And of its image."""
-
-_BATCH = 2_000
-"""Masks that are held in memory until they are written."""
-
-_SIZE = [("height", pa.int32()), ("width", pa.int32())]
-_ORIGIN = {field.name: field for field in MASK_ORIGIN}
-MASKS_READ = pa.schema(
-    [
-        ("submission", pa.int64()),  # the image's number in the file
-        ("number", pa.int64()),  # the mask's
-        *_SIZE,
-        ("counts", pa.string()),
-        ("id", pa.int64()),
-        ("label", pa.string()),
-        pa.field("said", pa.struct([_ORIGIN[name] for name in SAID])),
-    ]
-)
-ANSWERS_READ = pa.schema(
-    [
-        ("submission", pa.int64()),
-        ("ordinal", pa.int64()),  # null where the name is looked for
-        ("keys", pa.list_(pa.string())),  # names, any of which may be that of the image
-        ("name", pa.string()),
-        *_SIZE,
-        ("unreadable", pa.int32()),
-        ("saved", pa.float64()),  # seconds since 1970, null where the file does not say so
-        pa.field("of_image", pa.struct([IMAGES.field(name) for name in OF_IMAGE])),
-    ]
-)
 
 
 class ScratchWriter:

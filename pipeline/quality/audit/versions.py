@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.shards_index import index_problem
-from segmint.catalogs.dataset.versions.compare import SnapshotComparison, compare_snapshots
-from segmint.catalogs.dataset.versions.digest import Snapshot, take_snapshot
-from segmint.catalogs.dataset.versions.history import read_history
+from segmint.catalogs.dataset.versions.digest import Snapshot, SnapshotComparison, compare_snapshots, take_snapshot
+from segmint.catalogs.dataset.versions.past import read_history
 from segmint.catalogs.dataset.versions.record import Version, VersionName
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import SHARDS_INDEX, parse_commit_path

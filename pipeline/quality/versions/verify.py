@@ -10,16 +10,15 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.shards_index import index_problem
 from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, CommitSums, summary_name, sums_of
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, read_tombstones
-from segmint.catalogs.dataset.versions.compare import compare_snapshots
 from segmint.catalogs.dataset.versions.digest import (
     Snapshot,
     VersionLeaf,
+    compare_snapshots,
     leaf_of,
     manifest_leaves,
     tombstone_leaves,
 )
-from segmint.catalogs.dataset.versions.history import read_history
-from segmint.catalogs.dataset.versions.past import RemovedVersionError, check_readable
+from segmint.catalogs.dataset.versions.past import RemovedVersionError, check_readable, read_history
 from segmint.catalogs.dataset.versions.record import VERSIONS, Version, VersionName, find_version
 from segmint.catalogs.layout import (
     DATA_KINDS,

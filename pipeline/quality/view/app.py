@@ -11,11 +11,13 @@
 /images/{id}.jpg, /thumbnails/{id}.jpg
 ```
 
-Addresses name images by id alone: no part of an address becomes a path.
+Addresses name images by id alone: no part of an address becomes a path. The server listens on 127.0.0.1 until it is
+interrupted.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +28,21 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.routing import Route
 
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import name_of, read_manifest
 from segmint.catalogs.dataset.tables import DatasetTables
-from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.uris import redact
 from segmint.operators.decoding import JpegDecoder
-from segmint.pipeline.quality.view.findings import AuditFindings
+from segmint.pipeline.quality.audit.result_json import read_audit
+from segmint.pipeline.quality.audit.versions import check_same_version
+from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.view.findings import AuditFindings, findings_of
 from segmint.pipeline.quality.view.guard import SessionKeys, ViewerGuard
-from segmint.pipeline.quality.view.images import JpegSource, Thumbnails
+from segmint.pipeline.quality.view.images import ForeignImages, JpegSource, ShardImages, Thumbnails
 from segmint.pipeline.quality.view.index import PAGE, Filters, ImageIndex, parse_filters
 from segmint.pipeline.serving.images import ImageAddress, UnknownImageError
 from segmint.pipeline.serving.responses import (
@@ -46,6 +54,7 @@ from segmint.pipeline.serving.responses import (
     parse_number,
     shortened,
 )
+from segmint.pipeline.serving.server import listen, run_app
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -165,3 +174,43 @@ def _asked(request: Request) -> tuple[Filters, int | None]:
         else parse_number(text, UsageError(f"after: expected the id of an image, not {shortened(text)!r}"))
     )
     return parse_filters(parameters), after
+
+
+@contextmanager
+def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Viewer]:
+    """Open a viewer of a dataset with the findings in an audit's JSON; scratch files are deleted at the end.
+
+    Raises `UsageError` if there is no dataset, one of another format, or no audit.
+    """
+    with ExitStack() as stack:
+        findings, note = AuditFindings(), None
+        if audit is not None:
+            read = read_audit(audit)
+            note = check_same_version(read, str(audit), dataset)
+            findings = findings_of(read)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-view-")))
+        generations = CommitLog(dataset).committed()  # before what they name is read: a shard may be replaced now
+        tables = stack.enter_context(open_tables(dataset, scratch=folder))
+        index = stack.enter_context(closing(ImageIndex(tables, findings.images, folder)))
+        decoder = stack.enter_context(JpegDecoder(own=tables.kind == "segmint"))
+        manifest = read_manifest(dataset)
+        version = None if manifest is None else name_now(dataset)
+        name, pictures = name_of(manifest, dataset.uri), _pictures(tables, generations)
+        yield Viewer(name, tables, index, pictures, findings, decoder, version, note)
+
+
+def serve(viewer: Viewer, port: int, *, open_browser: bool, on_ready: Callable[[str], None]) -> None:
+    """Serve until the process gets SIGINT or SIGTERM; `on_ready` gets the address as soon as it can be opened.
+
+    Port 0 takes a free one. Raises `UsageError` if the port is taken.
+    """
+    with closing(listen(port)) as listener:
+        access = SessionKeys(listener.getsockname()[1])
+        address = access.address()
+        app = make_app(viewer, access)
+        on_ready(address)
+        run_app(app, listener, address if open_browser else None)
+
+
+def _pictures(tables: DatasetTables, generations: Mapping[int, int]) -> JpegSource:
+    return ShardImages(tables.location, generations) if tables.kind == "segmint" else ForeignImages(tables)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.pipeline.export.json_items import JsonItems
+from segmint.pipeline.export.coco import JsonItems
 
 
 @pytest.mark.parametrize("batches", [[], [[]], [[1]], [[{"a": "Zoë\n"}], [], [None, [2.5]]]])

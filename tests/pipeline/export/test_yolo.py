@@ -12,8 +12,7 @@ from segmint.catalogs.dataset.reader import Dataset
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
-from segmint.pipeline.export.pixel_paths import pixel_path
-from segmint.pipeline.export.yolo import YoloWriter, label_line
+from segmint.pipeline.export.yolo import YoloWriter, label_line, pixel_path
 from tests.support.committed import mask_row, row_of, write_dataset
 from tests.support.locations import location_of
 

@@ -9,10 +9,9 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.segment.mask_config import MasksConfig
-from segmint.pipeline.masks.folder import RECORD, claim_folder, digest_of, settings_of
 from segmint.pipeline.masks.images import Photograph, Photographs
 from segmint.pipeline.masks.options import MasksOptions
-from segmint.pipeline.masks.outputs import plan_outputs
+from segmint.pipeline.masks.outputs import RECORD, claim_folder, digest_of, plan_outputs, settings_of
 
 SETTINGS = settings_of(MasksOptions(), "1" * 64)
 

@@ -24,8 +24,8 @@ from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segment.models import load_model
 from segmint.operators.segment.segment import segment_image
 from segmint.pipeline.masks.estimate import Work, recorded_speed
-from segmint.pipeline.masks.folder import RECORD
 from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt, masks_config
+from segmint.pipeline.masks.outputs import RECORD
 from segmint.pipeline.masks.run import ImageResult, make_masks, plan
 from tests.support.deadly import deadly_heic
 from tests.support.released import in_a_build

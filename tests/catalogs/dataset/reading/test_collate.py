@@ -9,8 +9,7 @@ from torch.utils.data import DataLoader
 
 import segmint
 from segmint.catalogs.dataset.reader import Sample
-from segmint.catalogs.dataset.reading.collate import Batch, collate
-from segmint.catalogs.dataset.reading.loader import BatchLoader
+from segmint.catalogs.dataset.reading.loader import Batch, BatchLoader, collate
 from segmint.catalogs.dataset.reading.torch_dataset import TorchDataset, open_dataset
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from segmint.pipeline.building.execution.accounting import Accounting
+from segmint.pipeline.building.execution.accounting import Accounting, StageLoad
 from segmint.pipeline.building.execution.ceiling import Ceiling
-from segmint.pipeline.building.execution.stage_loads import StageLoad
 
 WHOLE = Accounting(
     dataset="d", rows=8, written=6, rejected={"not_found": 1, "truncated": 1}, masks=40, shards=3, seconds=2.0

@@ -16,8 +16,7 @@ from segmint.infra.ray_session import Cluster, observe
 from segmint.operators.prepare.detector_process import DetectorsGoneError
 from segmint.operators.prepare.prepare import Prepare
 from segmint.pipeline.building.execution.detector_nodes import start_detectors
-from segmint.pipeline.building.execution.node_detectors import NodeDetectors
-from segmint.pipeline.building.execution.stages import Stages, lay_out
+from segmint.pipeline.building.execution.stages import NodeDetectors, Stages, lay_out
 from tests.pipeline.building.execution.test_stages import opened
 from tests.support.torchscript import MagentaDetector, saved
 

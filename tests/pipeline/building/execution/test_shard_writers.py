@@ -8,8 +8,7 @@ import ray
 from segmint.infra.ray_session import Cluster
 from segmint.operators.shards.write import ShardTask
 from segmint.pipeline.building.execution import shard_writers
-from segmint.pipeline.building.execution.cuts import BlockSlice
-from segmint.pipeline.building.execution.shard_writers import ShardWriters
+from segmint.pipeline.building.execution.shard_writers import BlockSlice, ShardWriters
 from tests.support.described_rows import accepted_row, described
 from tests.support.locations import handle_of
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from segmint.pipeline.building.execution.stage_loads import StageLoad, StageLoads, loads_line
+from segmint.pipeline.building.execution.accounting import StageLoad, StageLoads, loads_line
 
 
 def test_seconds_of_all_windows_and_workers_add_up() -> None:

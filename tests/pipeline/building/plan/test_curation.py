@@ -2,7 +2,7 @@
 
 import pytest
 
-from segmint.pipeline.building.plan.curation import price_curation
+from segmint.pipeline.building.plan.cpu_stages import price_curation
 from segmint.pipeline.building.plan.estimates import Estimate
 
 

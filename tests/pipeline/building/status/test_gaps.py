@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from segmint.pipeline.building.status.gaps import find_gaps
+from segmint.pipeline.building.status.totals import find_gaps
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 

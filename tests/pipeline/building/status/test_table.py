@@ -10,8 +10,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, ModelWeights
 from segmint.catalogs.layout import MANIFEST
 from segmint.catalogs.lineage import TrainingRound, trainings
 from segmint.pipeline.building.status.people import NOBODY
-from segmint.pipeline.building.status.result import Prices, Status
-from segmint.pipeline.building.status.table import StatusTable
+from segmint.pipeline.building.status.result import Prices, Status, StatusTable
 from segmint.pipeline.building.status.totals import Totals
 from tests.support.builds import segmint_here
 from tests.support.committed import of_people, write_dataset, write_generation

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from segmint.pipeline.quality.study.pairs import ImagePairs, MaskPair, StudyMask, ids_hold, pair_masks
+from segmint.pipeline.quality.study.corrections import ImagePairs, MaskPair, StudyMask, ids_hold, pair_masks
 
 
 def box(id: int | None, x: int, y: int, w: int, h: int) -> StudyMask:

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from segmint.pipeline.quality.view.app import ASSETS, make_app
+from segmint.pipeline.quality.view.app import ASSETS, make_app, open_viewer
 from segmint.pipeline.quality.view.guard import SessionKeys
-from segmint.pipeline.quality.view.server import open_viewer
 from segmint.pipeline.serving import responses
 from tests.support.locations import location_of
 from tests.support.viewed import HOSTILE, image_rows, mask_rows, vary, write_audit

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from segmint.catalogs.dataset.blanking import blank_part
 from segmint.catalogs.schema import STAGED
 from segmint.catalogs.source.normalize import normalize
+from segmint.pipeline.corrections.takedown import blank_part
 from tests.support.locations import location_of
 
 
