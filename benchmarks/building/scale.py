@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, write_result  # noqa: E402
 from benchmarks.processes import Trace, TracedProcess  # noqa: E402
-from segmint.catalogs.dataset.summaries import sum_commits  # noqa: E402
+from segmint.catalogs.dataset.commits import CommitLog  # noqa: E402
+from segmint.catalogs.dataset.summaries import sum_listing  # noqa: E402
 from segmint.infra.storage.location import Location  # noqa: E402
 from segmint.infra.storage.storage import Storage  # noqa: E402
 
@@ -78,7 +79,8 @@ def measure(folder: Path, rows: int, every: float, minutes: float | None = None,
     seconds = time.monotonic() - began
     if build.returncode and not ended:
         raise SystemExit(f"the build ended with {build.returncode}:\n{(folder / 'log').read_text()[-4000:]}")
-    sums = sum_commits(Location(Storage(), str(folder / "dataset")))
+    dataset = Location(Storage(), str(folder / "dataset"))
+    sums = sum_listing(dataset, CommitLog(dataset).latest_commits())
     done, written, refused = (sums.counts[name] for name in ("rows", "images", "rejected"))
     if (written, refused) != (done - done // REFUSED_EVERY, done // REFUSED_EVERY) or (done != rows and not ended):
         raise SystemExit(f"{rows} rows went in, but {sums} came out")

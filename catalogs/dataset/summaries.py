@@ -23,6 +23,7 @@ SUMMARY_SHARDS = 250
 PROGRESS_FROM = 2000
 """More commits than these to read one by one take a while: the log says so."""
 
+_THREADS = 16
 
 ReadCommits = Callable[[Sequence[ListedCommit]], Iterable[Commit]]
 """Reads these commits, in that order; if one is replaced meanwhile, the newer one."""
@@ -70,16 +71,10 @@ def sums_in(data: bytes, shard: int, generation: int) -> CommitSums | None:
     return sums_of(commit) if (commit.shard, commit.generation) == (shard, generation) else None
 
 
-def sum_commits(dataset: Location, wanted: range | None = None, threads: int = 16) -> CommitSums:
-    """Sum a dataset's commits that hold; only those of the shards in `wanted` (step 1) if it is given."""
-    return sum_listing(dataset, CommitLog(dataset).latest_commits(), wanted=wanted, threads=threads)
-
-
 def sum_listing(
     dataset: Location,
     held: Iterable[ListedCommit],
     known: Mapping[str, CommitSums] = MappingProxyType({}),
-    threads: int = 16,
     read: ReadCommits | None = None,
     wanted: range | None = None,
 ) -> CommitSums:
@@ -109,12 +104,12 @@ def sum_listing(
                 settled.add(name)
 
     def from_dataset(members: Sequence[ListedCommit]) -> Iterable[Commit]:
-        return CommitLog(dataset).read_latest_of((member.key for member in members), threads)
+        return CommitLog(dataset).read_latest_of((member.key for member in members), _THREADS)
 
     def saved(name: str) -> CommitSums | None:
         return _saved(folder / name) if name in existing else None
 
-    found = dict(zip(blocks, map_ahead(saved, blocks, threads, threads, "summaries"), strict=True))
+    found = dict(zip(blocks, map_ahead(saved, blocks, _THREADS, _THREADS, "summaries"), strict=True))
     unread = sum(len(blocks[name]) for name, sums in found.items() if sums is None and name not in known)
     if unread > PROGRESS_FROM:
         get_logger("summaries").info("commits without saved sums are read one by one", commits=unread)

@@ -257,13 +257,6 @@ def with_column(batch: pa.RecordBatch, name: str, values: pa.Array | Ints) -> pa
     return pa.RecordBatch.from_arrays(arrays, schema=normalized_schema(batch.schema.names))
 
 
-def with_added(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a batch of a normalized catalog as `STAGED`: added columns that it lacks are null."""
-    absent = pa.nulls(batch.num_rows, pa.string())
-    arrays = [batch.column(name) if name in batch.schema.names else absent for name in STAGED.names]
-    return pa.RecordBatch.from_arrays([a.cast(f.type) for a, f in zip(arrays, STAGED, strict=True)], schema=STAGED)
-
-
 def open_database(folder: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
     """Open a DuckDB that spills into `folder`; use it as a context manager."""
     database = duckdb.connect(

@@ -89,7 +89,10 @@ class Plan(Protocol):
 
 
 class Correction(Protocol[P, R]):
-    """A kind of correction. A new one needs these five functions, and a row in the tests' crash matrix."""
+    """A kind of correction. A new one needs these five functions, and a row in the tests' crash matrix.
+
+    One that inherits from this class has `prepare` and `clean_up` that do nothing.
+    """
 
     @property
     def command(self) -> str:
@@ -100,6 +103,7 @@ class Correction(Protocol[P, R]):
 
     def prepare(self, dataset: DatasetHandle, plan: P) -> P:
         """Put what must be in the dataset before its shards change; return the plan for the state after that."""
+        return plan
 
     def revision(self, dataset: DatasetHandle, plan: P) -> Revision:
         """Return the shards to change, and how."""

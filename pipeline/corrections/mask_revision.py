@@ -1,38 +1,62 @@
 """Revisions that bring masks of people into a dataset, for imports and merges: what they count, and how they end."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
+from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.versions.record import VersionName, latest_version
 from segmint.catalogs.layout import (
     COMMITS,
     RESERVATIONS,
     DamagedDatasetError,
+    image_stem,
     parse_commit_name,
     parse_reservation_name,
 )
-from segmint.operators.shards.revise import Change
-from segmint.pipeline.corrections.correction import Revision, RevisionOutcome
+from segmint.infra.storage.location import Location
+from segmint.infra.wording import counted, listed, some
+from segmint.operators.shards.revise import Change, with_latest_commit
+from segmint.pipeline.corrections.correction import Correction, Revision, RevisionOutcome
 
 SHOWN = 20
 """Images that are named for people; all are counted."""
 
+NOT_BUILT = "not built yet"
+"""Why images of shards without a commit stay as they are."""
 
-class RevisionList(Protocol):
-    """What a revision would change."""
+
+class RevisionList:
+    """What a revision would change; its subclasses are dataclasses with these fields, and more."""
+
+    images: int  # that change
+    masks: Mapping[str, int]  # how many, by what becomes of them
+    shards: tuple[int, ...]  # that change
 
     @property
-    def images(self) -> int:
+    def rows(self) -> int:
         """The number of images that change."""
+        return self.images
+
+    def in_shards(self) -> str:
+        """Return the shards that change, as the end of a line for people."""
+        if not self.shards:
+            return ""
+        return f", in {counted(len(self.shards), 'shard')}: {some([str(shard) for shard in self.shards])}"
+
+    def counted_masks(self, *kinds: str) -> str:
+        """Return in words how many masks of these kinds there are, by default of all; empty without any."""
+        return listed(f"{self.masks[kind]:,} {kind}" for kind in kinds or self.masks if self.masks[kind])
 
     def reason(self) -> str:
         """Return what a version says of it."""
+        raise NotImplementedError
 
 
 L = TypeVar("L", bound=RevisionList)
+A = TypeVar("A", bound=Iterable[int])
 
 
 @dataclass
@@ -60,6 +84,37 @@ class RevisionCounts:
         """Name an image, if there is room."""
         if len(self.examples) < SHOWN:
             self.examples.append(line)
+
+
+C = TypeVar("C", bound=RevisionCounts)
+
+
+def look_at_shards(
+    dataset: Location, shards: Iterable[tuple[int, A]], total: C, count: Callable[[Commit, A], C]
+) -> tuple[tuple[int, ...], dict[int, int]]:
+    """Add to `total` what a revision would do in these shards, each with the ordinals of the images it is for.
+
+    `count` returns it for a shard, from its tables. Returns the shards that change, and the others that are built with
+    the generation that was looked at.
+    """
+
+    def look(shard: int, wanted: A) -> tuple[C, int] | None:
+        return with_latest_commit(dataset, shard, lambda commit: (count(commit, wanted), commit.generation))
+
+    changing, unchanged = [], {}
+    for shard, wanted in shards:
+        found = look(shard, wanted)
+        if found is None:
+            for ordinal in wanted:
+                total.leave(image_stem(ordinal + 1), NOT_BUILT)
+            continue
+        counts, generation = found
+        total.add(counts)
+        if counts.images:
+            changing.append(shard)
+        else:
+            unchanged[shard] = generation
+    return tuple(changing), unchanged
 
 
 @dataclass(frozen=True)
@@ -105,15 +160,10 @@ class RevisionResult(Generic[L]):
 R = TypeVar("R", bound=RevisionResult[Any])
 
 
-class MaskCorrection(Generic[L, R]):
+class MaskCorrection(Correction[RevisionPlan[L], R]):
     """A correction that brings masks of people; what imports and merges add is their plan, and their result's class."""
 
-    command: str
     result_class: type[R]
-
-    def prepare(self, dataset: DatasetHandle, plan: RevisionPlan[L]) -> RevisionPlan[L]:
-        """Return the plan: nothing comes before the shards."""
-        return plan
 
     def revision(self, dataset: DatasetHandle, plan: RevisionPlan[L]) -> Revision:
         """Return the shards to change, and how."""
@@ -122,9 +172,6 @@ class MaskCorrection(Generic[L, R]):
             change=plan.change,
             needed=lambda commit: plan.unchanged.get(commit.shard) != commit.generation,
         )
-
-    def clean_up(self, dataset: DatasetHandle, plan: RevisionPlan[L]) -> None:
-        """Remove nothing: the shards have all that is replaced."""
 
     def result(
         self, dataset: DatasetHandle, plan: RevisionPlan[L], outcome: RevisionOutcome, version: VersionName

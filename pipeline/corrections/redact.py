@@ -20,7 +20,14 @@ from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.corrected_rows import redact_row
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.correction import LOCAL, Revision, RevisionOutcome, correct, while_unchanged
+from segmint.pipeline.corrections.correction import (
+    LOCAL,
+    Correction,
+    Revision,
+    RevisionOutcome,
+    correct,
+    while_unchanged,
+)
 
 Regions = dict[int, list[WantedRegion]]  # by ordinal
 
@@ -108,7 +115,7 @@ class _RedactionPlan:
 
 
 @dataclass(frozen=True)
-class _Redaction:
+class _Redaction(Correction[_RedactionPlan, RedactResult]):
     """The correction; see `segmint.pipeline.corrections.correction.Correction`."""
 
     regions: Location
@@ -131,17 +138,11 @@ class _Redaction:
         images = {ordinal + 1: len(each) for ordinal, each in sorted(regions.items())}
         return _RedactionPlan(config, regions, RedactionList(str(dataset), manifest.name, images, tuple(commits)))
 
-    def prepare(self, dataset: DatasetHandle, plan: _RedactionPlan) -> _RedactionPlan:
-        return plan
-
     def revision(self, dataset: DatasetHandle, plan: _RedactionPlan) -> Revision:
         return Revision(
             shards=frozenset(plan.listed.shards),
             change=lambda _, rows: [redact_row(row, plan.regions.get(row["ordinal"], ()), plan.config) for row in rows],
         )
-
-    def clean_up(self, dataset: DatasetHandle, plan: _RedactionPlan) -> None:
-        pass
 
     def result(
         self, dataset: DatasetHandle, plan: _RedactionPlan, outcome: RevisionOutcome, version: VersionName

@@ -10,7 +10,9 @@ import pyarrow as pa
 from PIL import Image
 from pycocotools import mask as coco
 
+from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
+from segmint.catalogs.dataset.summaries import CommitSums, sum_listing
 from segmint.catalogs.layout import MANIFEST, config_sha256, part_path
 from segmint.infra.storage.location import Location
 from segmint.operators.schemas import DESCRIBED
@@ -145,3 +147,8 @@ def mask_row(mask: np.ndarray) -> dict[str, Any]:
         "crop_box": [0.0, 0.0, float(mask.shape[1]), float(mask.shape[0])],
         "point_coords": [[30.0, 20.0]],
     }
+
+
+def sum_commits(dataset: Location, wanted: range | None = None) -> CommitSums:
+    """Sum a dataset's commits that hold; only those of the shards in `wanted` (step 1) if it is given."""
+    return sum_listing(dataset, CommitLog(dataset).latest_commits(), wanted=wanted)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.versions.record import name_now
-from segmint.catalogs.layout import image_stem
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.operators.annotations.names import image_number
@@ -29,10 +28,10 @@ from segmint.operators.shards.revise import with_latest_commit
 from segmint.pipeline.corrections.correction import correct
 from segmint.pipeline.corrections.imports.files import ImportFormat, stage_file
 from segmint.pipeline.corrections.imports.matching import MatchMode
-from segmint.pipeline.corrections.imports.merge import ImportMode, ImportSettings, SkipReason, merge
+from segmint.pipeline.corrections.imports.merge import ImageImport, ImportMode, ImportSettings, merge
 from segmint.pipeline.corrections.imports.result import ImportCounts, ImportList, ImportResult, list_of
 from segmint.pipeline.corrections.imports.staging import MaskStaging, StagedMasks
-from segmint.pipeline.corrections.mask_revision import MaskCorrection, RevisionPlan, is_unfinished
+from segmint.pipeline.corrections.mask_revision import MaskCorrection, RevisionPlan, is_unfinished, look_at_shards
 
 PEOPLE = tuple(source for source in SOURCES if source != AUTOMATIC)
 """What `--mask-source` may say; `corrected` is found by comparing masks."""
@@ -120,17 +119,10 @@ class _Import(MaskCorrection[ImportList, ImportResult]):
             raise UsageError(_nothing_found(location, asked, staged))
         settings = ImportSettings(mode=asked.mode, source=asked.source, origin=origin, annotator=asked.annotator)
         tally = ImportCounts()
-        unchanged: dict[int, int] = {}
-        changing = []
-        for shard, span in zip(staged.shards, staged.ordinals, strict=True):
-            looked, generation = _look(location, shard, span, staged, settings)
-            if looked.images:
-                changing.append(shard)
-            elif generation is not None:
-                unchanged[shard] = generation
-            tally.add(looked)
+        shards = zip(staged.shards, (staged.answers(*span) for span in staged.ordinals), strict=True)
+        changing, unchanged = look_at_shards(location, shards, tally, partial(_count, location, settings))
         names = str(dataset), manifest.name, str(asked.where)
-        listed = list_of(names, digest, str(asked.mode), tally, staged, tuple(changing))
+        listed = list_of(names, digest, str(asked.mode), tally, staged, changing)
         is_done = not listed.images and not is_unfinished(dataset, staged.shards)
         return RevisionPlan(listed, frozenset(staged.shards), ImportChange(staged, settings), unchanged, is_done)
 
@@ -156,25 +148,14 @@ def _nothing_found(dataset: Location, asked: ImportRequest, staged: StagedMasks)
     return f"{asked.where} has no image of {dataset}{why}: {expected}. Nothing was changed"
 
 
-def _look(
-    dataset: Location, shard: int, span: tuple[int, int], staged: StagedMasks, settings: ImportSettings
-) -> tuple[ImportCounts, int | None]:
-    """Return what the import would do in a shard, from its tables; and the generation that was looked at."""
-    answers = staged.answers(*span)
-
-    def read(commit: Commit) -> tuple[ImportCounts, int]:
-        tally = ImportCounts()
-        for row in rows_of(dataset, commit, answers):
-            tally.count(row, merge(row, answers[row["ordinal"]], settings))
-        return tally, commit.generation
-
-    found = with_latest_commit(dataset, shard, read)
-    if found is not None:
-        return found
+def _count(
+    dataset: Location, settings: ImportSettings, commit: Commit, answers: Mapping[int, ImageImport]
+) -> ImportCounts:
+    """Return what the import would do in a shard, from its tables."""
     tally = ImportCounts()
-    for ordinal in answers:
-        tally.leave(image_stem(ordinal + 1), SkipReason.NOT_BUILT.value)
-    return tally, None
+    for row in rows_of(dataset, commit, answers):
+        tally.count(row, merge(row, answers[row["ordinal"]], settings))
+    return tally
 
 
 def sizes_of(dataset: Location, manifest: DatasetManifest, match: MatchMode) -> Callable[[str], tuple[int, int] | None]:

@@ -39,7 +39,6 @@ class SkipReason(StrEnum):
 
     TAKEN_DOWN = "taken down"
     REFUSED = "refused by the build"
-    NOT_BUILT = "not built yet"
     OTHER_SIZE = "masks of another size than the image"
     UNREADABLE = "a mask that cannot be read, so nothing is replaced"
     WORKED_ON = "people worked on it here since: nothing is carried over that"

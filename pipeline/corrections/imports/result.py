@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from segmint.catalogs.layout import image_stem
-from segmint.infra.wording import counted, listed, some
+from segmint.infra.wording import counted
 from segmint.operators.rows import Row
 from segmint.pipeline.corrections.imports.merge import ImportedRow
 from segmint.pipeline.corrections.imports.staging import StagedMasks
-from segmint.pipeline.corrections.mask_revision import RevisionCounts, RevisionResult
+from segmint.pipeline.corrections.mask_revision import RevisionCounts, RevisionList, RevisionResult
 
 COUNTED = ("same", "corrected", "added", "deleted", "empty", "repeated")
 """What becomes of masks, as `ImportedRow` counts them."""
@@ -31,7 +31,7 @@ class ImportCounts(RevisionCounts):
 
 
 @dataclass(frozen=True)
-class ImportList:
+class ImportList(RevisionList):
     """What an import would change.
 
     `masks` counts those of the file that an image has already (`same`), that take the place of one (`corrected`), that
@@ -60,24 +60,17 @@ class ImportList:
     examples: tuple[str, ...]
     shards: tuple[int, ...]  # that change
 
-    @property
-    def rows(self) -> int:
-        """The number of images that change."""
-        return self.images
-
     def lines(self) -> list[str]:
         """Return the list as lines for people."""
-        shards = f", in {counted(len(self.shards), 'shard')}: {some([str(shard) for shard in self.shards])}"
         return [
-            f"{counted(self.images, 'image')} of {self.dataset} would change{shards if self.shards else ''}",
+            f"{counted(self.images, 'image')} of {self.dataset} would change{self.in_shards()}",
             *self.found(),
             *(f"  {example}" for example in self.examples),
         ]
 
     def found(self) -> list[str]:
         """Return lines of what the file has."""
-        said = listed(f"{count:,} {what}" for what, count in self.masks.items() if count)
-        lines = [f"masks of {counted(self.named, 'image')} that {self.file} has: {said or 'none'}"]
+        lines = [f"masks of {counted(self.named, 'image')} that {self.file} has: {self.counted_masks() or 'none'}"]
         lines += [f"left as they are: {counted(n, 'image')}: {why}" for why, n in self.skipped_images.items()]
         lines += [f"not carried: {counted(n, 'mask')}: {why}" for why, n in self.skipped_masks.items()]
         for count, what, first in (
@@ -94,11 +87,9 @@ class ImportList:
 
     def reason(self) -> str:
         """Return what a version says of the import."""
-        said = listed(f"{self.masks[what]:,} {what}" for what in ("corrected", "added", "deleted") if self.masks[what])
         name = self.file.rstrip("/").rpartition("/")[2]
-        return (
-            f"{name}, SHA-256 {self.sha256[:12]}, {self.mode}: {said or 'no mask'} in {counted(self.images, 'image')}"
-        )
+        said = self.counted_masks("corrected", "added", "deleted") or "no mask"
+        return f"{name}, SHA-256 {self.sha256[:12]}, {self.mode}: {said} in {counted(self.images, 'image')}"
 
 
 @dataclass(frozen=True)

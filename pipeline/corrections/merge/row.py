@@ -31,7 +31,6 @@ class MergeSkipReason(StrEnum):
 
     TAKEN_DOWN = "taken down"
     REFUSED = "refused by the build"
-    NOT_BUILT = "not built yet"
     UNREADABLE = "a submission that cannot be read"
     OTHER_SIZE = "masks of another size than the image"
     TOO_MANY = "over 10,000 masks with those that it ever had"

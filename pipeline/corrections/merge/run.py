@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from segmint.catalogs.dataset.annotations.assignments import assignment_to_merge, independent_submissions
 from segmint.catalogs.dataset.annotations.names import SubmissionName, list_submissions, purge_of_images
@@ -18,17 +19,18 @@ from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.layout import image_stem
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-from segmint.infra.wording import counted, listed, some
+from segmint.infra.wording import counted
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import rows_of
-from segmint.operators.shards.revise import with_latest_commit
 from segmint.pipeline.corrections.correction import correct
 from segmint.pipeline.corrections.mask_revision import (
     MaskCorrection,
     RevisionCounts,
+    RevisionList,
     RevisionPlan,
     RevisionResult,
     is_unfinished,
+    look_at_shards,
 )
 from segmint.pipeline.corrections.merge.row import (
     MergeSkipReason,
@@ -93,7 +95,7 @@ class MergeCounts(RevisionCounts):
 
 
 @dataclass(frozen=True)
-class MergeList:
+class MergeList(RevisionList):
     """What a merge would change.
 
     `masks` counts those of submissions that an image has already (`same`), that take the place of one (`corrected`),
@@ -131,24 +133,16 @@ class MergeList:
             shards=shards,
         )
 
-    @property
-    def rows(self) -> int:
-        """The number of images that change."""
-        return self.images
-
     def lines(self) -> list[str]:
         """Return the list as lines for people."""
-        shards = f", in {counted(len(self.shards), 'shard')}: {some([str(shard) for shard in self.shards])}"
         return [
-            f"submissions for {counted(self.images, 'image')} of {self.dataset} would be merged"
-            f"{shards if self.shards else ''}",
+            f"submissions for {counted(self.images, 'image')} of {self.dataset} would be merged{self.in_shards()}",
             *self.found(),
         ]
 
     def found(self) -> list[str]:
         """Return lines of what the submissions say."""
-        said = listed(f"{count:,} {what}" for what, count in self.masks.items() if count)
-        lines = [f"{counted(self.submitted, 'image')} submitted; masks: {said or 'none'}"]
+        lines = [f"{counted(self.submitted, 'image')} submitted; masks: {self.counted_masks() or 'none'}"]
         if self.unchanged:
             lines.append(f"looked at and left unchanged: {counted(self.unchanged, 'image')}")
         if self.merged:
@@ -168,8 +162,8 @@ class MergeList:
 
     def reason(self) -> str:
         """Return what a version says of the merge."""
-        said = listed(f"{self.masks[what]:,} {what}" for what in ("corrected", "added", "deleted") if self.masks[what])
-        return f"submissions for {counted(self.images, 'image')}: {said or 'no mask changed'}"
+        said = self.counted_masks("corrected", "added", "deleted") or "no mask changed"
+        return f"submissions for {counted(self.images, 'image')}: {said}"
 
 
 @dataclass(frozen=True)
@@ -245,16 +239,8 @@ class _Merge(MaskCorrection[MergeList, MergeResult]):
             by_shard.setdefault(ordinal // manifest.images_per_shard, []).append(ordinal)
         change = MergeChange(location, names)
         tally = MergeCounts()
-        unchanged: dict[int, int] = {}
-        changing = []
-        for shard, ordinals in by_shard.items():
-            looked, generation = _look(location, shard, ordinals, change)
-            if looked.images:
-                changing.append(shard)
-            elif generation is not None:
-                unchanged[shard] = generation
-            tally.add(looked)
-        listed = MergeList.of((str(dataset), manifest.name), len(names), tally, tuple(changing))
+        changing, unchanged = look_at_shards(location, by_shard.items(), tally, partial(_count, change))
+        listed = MergeList.of((str(dataset), manifest.name), len(names), tally, changing)
         if self.forget_taken:
             _forget_taken(location, names)
         is_done = not listed.images and not is_unfinished(dataset, sorted(by_shard))
@@ -275,41 +261,29 @@ def _names(dataset: Location) -> Names:
     return names
 
 
-def _look(
-    dataset: Location, shard: int, ordinals: Sequence[int], change: MergeChange
-) -> tuple[MergeCounts, int | None]:
-    """Return what the merge would do in a shard, from its tables; and the generation that was looked at."""
-
-    def read(commit: Commit) -> tuple[MergeCounts, int]:
-        found = rows_of(dataset, commit, ordinals, ("images", "rejects"))
-        tally = MergeCounts()
-        wanted = {}
-        for row in found:
-            assignment = _to_merge(row, change.names)
-            if (left := unchanged_row(row)) is not None:
-                tally.leave(image_stem(row["id"]), left.value)
-            elif assignment:
-                wanted[row["ordinal"]] = assignment
-            else:
-                tally.merged += 1
-            if left is None and (other := _count_unmerged(dataset, row, change.names)) is not None:
-                tally.count_apart(row["id"], other)
-        submissions = _read(dataset, wanted)
-        for row in rows_of(dataset, commit, wanted) if wanted else ():
-            submission = submissions[row["ordinal"]]
-            if isinstance(submission, SubmissionError):
-                tally.leave(image_stem(row["id"]), MergeSkipReason.UNREADABLE.value, str(submission))
-            else:
-                tally.count(row["id"], merge_submission(row, submission))
-        return tally, commit.generation
-
-    found = with_latest_commit(dataset, shard, read)
-    if found is not None:
-        return found
+def _count(change: MergeChange, commit: Commit, ordinals: Sequence[int]) -> MergeCounts:
+    """Return what the merge would do in a shard, from its tables."""
+    dataset, names = change.dataset, change.names
     tally = MergeCounts()
-    for ordinal in ordinals:
-        tally.leave(image_stem(ordinal + 1), MergeSkipReason.NOT_BUILT.value)
-    return tally, None
+    wanted = {}
+    for row in rows_of(dataset, commit, ordinals, ("images", "rejects")):
+        assignment = _to_merge(row, names)
+        if (left := unchanged_row(row)) is not None:
+            tally.leave(image_stem(row["id"]), left.value)
+        elif assignment:
+            wanted[row["ordinal"]] = assignment
+        else:
+            tally.merged += 1
+        if left is None and (other := _count_unmerged(dataset, row, names)) is not None:
+            tally.count_apart(row["id"], other)
+    submissions = _read(dataset, wanted)
+    for row in rows_of(dataset, commit, wanted) if wanted else ():
+        submission = submissions[row["ordinal"]]
+        if isinstance(submission, SubmissionError):
+            tally.leave(image_stem(row["id"]), MergeSkipReason.UNREADABLE.value, str(submission))
+        else:
+            tally.count(row["id"], merge_submission(row, submission))
+    return tally
 
 
 def _to_merge(row: Row, names: Names) -> list[SubmissionName]:

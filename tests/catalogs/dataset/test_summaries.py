@@ -8,14 +8,14 @@ import pytest
 
 from segmint.catalogs.dataset import summaries
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.summaries import NOTHING, save_full_blocks, sum_commits, sum_listing
+from segmint.catalogs.dataset.summaries import NOTHING, save_full_blocks, sum_listing
 from segmint.catalogs.dataset.versions import digest
 from segmint.catalogs.dataset.versions.record import put_version
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from tests.support.committed import write_dataset, write_generation
+from tests.support.committed import sum_commits, write_dataset, write_generation
 from tests.support.locations import location_of
 
 

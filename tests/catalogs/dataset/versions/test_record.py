@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.dataset import summaries
-from segmint.catalogs.dataset.summaries import sum_commits
 from segmint.catalogs.dataset.versions import digest
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import (
@@ -24,7 +23,7 @@ from segmint.catalogs.dataset.versions.record import (
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
-from tests.support.committed import write_generation
+from tests.support.committed import sum_commits, write_generation
 from tests.support.locations import location_of
 
 NOW = datetime(2026, 11, 21, 12, 30, 5, tzinfo=UTC)

@@ -9,7 +9,6 @@ import pytest
 
 from segmint.catalogs.dataset import summaries
 from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.dataset.summaries import sum_commits
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions import digest
 from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version, read_version
@@ -17,6 +16,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.quality.versions import verify
 from segmint.pipeline.quality.versions.verify import VerifyResult, verify_dataset
+from tests.support.committed import sum_commits
 from tests.support.locations import location_of
 from tests.support.protocol import DatasetPath, two_shards, write
 
