@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -64,12 +63,7 @@ class RowGroupWriter:
     def __enter__(self) -> "RowGroupWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             self._flush(whole=False)
         self._writer.close()

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import duckdb
@@ -133,9 +132,7 @@ class DatasetTables:
     def __enter__(self) -> "DatasetTables":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _register(self, files: Mapping[str, Sequence[TableFile]], storage: Storage) -> None:

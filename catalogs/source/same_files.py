@@ -1,7 +1,6 @@
 """Rows of a catalog that are of the same image file under another image_id: by the SHA-256 given, or by the URI."""
 
 from pathlib import Path
-from types import TracebackType
 
 import duckdb
 
@@ -45,7 +44,5 @@ class SameFiles:
     def __enter__(self) -> "SameFiles":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._database.close()

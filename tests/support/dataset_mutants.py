@@ -12,7 +12,7 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "the image's license is judged, not the catalog's",
-        "pipeline/quality/audit/licenses.py",
+        "pipeline/quality/audit/content.py",
         "source = known or {",
         "source = {",
         "tests/pipeline/quality/audit/test_licenses.py",

@@ -26,7 +26,7 @@ READING_MUTANTS = (
     ),
     Mutant(
         "a worker forgets its rank",
-        "catalogs/dataset/reading/ranks.py",
+        "catalogs/dataset/reading/batches.py",
         "return self._sent[1]",
         "return ReaderPosition(0, 1)",
         "tests/catalogs/dataset/reading/test_torch_dataset.py",
@@ -89,7 +89,7 @@ READING_MUTANTS = (
     ),
     Mutant(
         "a launcher's rank is that of its ranks",
-        "catalogs/dataset/reading/ranks.py",
+        "catalogs/dataset/reading/batches.py",
         "self._sent[0] == os.getpid() and get_worker_info() is not None",
         "True",
         "tests/catalogs/dataset/reading/test_torch_dataset.py",

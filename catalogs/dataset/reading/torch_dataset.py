@@ -13,9 +13,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from segmint.catalogs.dataset.commits import FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
-from segmint.catalogs.dataset.reading.batches import Batches, Last
+from segmint.catalogs.dataset.reading.batches import Batches, Last, RankHere, ReaderPosition
 from segmint.catalogs.dataset.reading.cache import DEFAULT_BYTES, ShardCache
-from segmint.catalogs.dataset.reading.ranks import RankHere, ReaderPosition
 from segmint.catalogs.dataset.versions.record import Version
 from segmint.infra.assets.cache import cache_folder
 from segmint.infra.storage.location import Location

@@ -7,7 +7,6 @@ masks of one shard at a time, however many the file has.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -135,9 +134,7 @@ class MaskStaging:
     def __enter__(self) -> "MaskStaging":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._answers.close()
         self._masks.close()
 

@@ -51,21 +51,12 @@ def compute_statistics(tables: DatasetTables, sample: int) -> Statistics:
         whole = groups[""][0]
         by_shard = _counted(connection, "SELECT shard, count(*) AS n FROM image_numbers GROUP BY shard")
         by_masks = _counted(connection, "SELECT masks, count(*) AS n FROM image_numbers GROUP BY masks")
-        masks = mask_statistics(connection)
         rejects = _rejects(connection) if tables.kind == "segmint" else None
         funnel, cleanup = _funnel(whole)
         return Statistics(
+            **vars(mask_statistics(connection)),
             images=whole["images"],
-            masks=masks.masks,
             sources=masks_by_source(connection) if tables.kind == "segmint" else None,
-            relative_size=masks.relative_size,
-            concavity=masks.concavity,
-            aspect_ratio=masks.aspect_ratio,
-            predicted_iou=masks.predicted_iou,
-            stability_score=masks.stability_score,
-            centers=masks.centers,
-            tiny=masks.tiny,
-            huge=masks.huge,
             rejected=None if rejects is None else sum(rejects.values()),
             rejected_by_reason=rejects,
             masks_per_image=masks_per_image(by_masks),

@@ -5,7 +5,7 @@ from typing import Any
 
 from segmint.catalogs.findings import Code, FindingLocation
 from segmint.catalogs.licenses import LicensePolicy
-from segmint.pipeline.quality.audit.licenses import LicenseCounts, LicenseRules, audit_licenses
+from segmint.pipeline.quality.audit.content import LicenseCounts, LicenseRules, audit_licenses
 from segmint.pipeline.quality.audit.result import Licenses, LicenseVerdict
 from segmint.pipeline.quality.statistics.values import ProviderImages
 
