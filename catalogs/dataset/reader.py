@@ -313,7 +313,7 @@ def make_sample(
         content = _parsed(document)
         number, annotations = content["image"]["image_id"], content["annotations"]
         sizes = [tuple(value["segmentation"]["size"]) for value in annotations]
-        masks = (masks_of or _all_masks)(annotations, expected)
+        masks = masks_of(annotations, expected) if masks_of else [*map(MaskAnnotation.from_json, annotations)]
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"the JSON of image {row['id']}: {type(error).__name__}: {str(error)[:200]}"
         raise DamagedDatasetError(f"{tar} is not a readable shard: {what}") from error
@@ -326,10 +326,6 @@ def make_sample(
             f"image {row['id']} has {expected}"
         )
     return Sample(row, masks, jpeg)
-
-
-def _all_masks(annotations: Sequence[Mapping[str, Any]], _: tuple[int, int]) -> list[MaskAnnotation]:
-    return [MaskAnnotation.from_json(value) for value in annotations]
 
 
 def _parsed(document: bytes) -> Any:

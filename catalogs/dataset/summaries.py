@@ -18,7 +18,10 @@ from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 
 SUMMARY_SHARDS = 250
-"""The most shards that a summary covers, a block: of 40,000 shards, 160 summaries and half a block are read."""
+"""The most shards that a summary covers, a block: of 40,000 shards, 160 summaries and half a block are read.
+
+The leaves of a version are cached by the same blocks.
+"""
 
 PROGRESS_FROM = 2000
 """More commits than these to read one by one take a while: the log says so."""
@@ -94,7 +97,7 @@ def sum_listing(
     existing = {entry.name for entry in folder.list()}
     blocks: dict[str, list[ListedCommit]] = {}
     settled = set()
-    listed = _blocks(held)
+    listed = [block for _, block in blocks_of(held)]
     for block in listed:
         members = [commit for commit in block if wanted is None or commit.shard in wanted]
         if members:
@@ -130,7 +133,7 @@ def save_full_blocks(dataset: Location, held: Iterable[ListedCommit]) -> None:
     Then a status meanwhile reads few commits one by one. Raises nothing: what cannot be read or saved is logged, and
     left for the next time.
     """
-    full = [members for members in _blocks(held) if len(members) == SUMMARY_SHARDS]
+    full = [members for _, members in blocks_of(held) if len(members) == SUMMARY_SHARDS]
     if not full:
         return
     try:
@@ -174,9 +177,9 @@ def _sum(members: Sequence[ListedCommit], read: ReadCommits) -> tuple[CommitSums
     return sums, as_listed == len(members)
 
 
-def _blocks(held: Iterable[ListedCommit]) -> list[list[ListedCommit]]:
-    """Cut commits, in order of shards, into blocks of shards."""
-    return [list(members) for _, members in groupby(held, key=lambda commit: commit.shard // SUMMARY_SHARDS)]
+def blocks_of(held: Iterable[ListedCommit]) -> list[tuple[int, list[ListedCommit]]]:
+    """Cut commits, in order of shards, into blocks of shards, which are numbered from 0."""
+    return [(block, list(found)) for block, found in groupby(held, key=lambda commit: commit.shard // SUMMARY_SHARDS)]
 
 
 def summary_name(members: Sequence[ListedCommit]) -> str:

@@ -64,6 +64,10 @@ class AmendmentList:
     def lines(self) -> list[str]:
         """Return the list as lines for people."""
         values = sum(self.values.values())
+        unknown = (
+            f"{counted(self.unknown, 'row')} of {self.catalog} not in the dataset, such as {shown(self.first_unknown)}"
+        )
+        unfinished = counted(len(self.unfinished), "shard")
         return [
             f"{counted(self.rows, 'row')} of {self.dataset} would be amended"
             + (f": {listed(f'{name} of {count:,}' for name, count in self.values.items())}" if values else ""),
@@ -72,21 +76,9 @@ class AmendmentList:
                 for one in self.examples
             ),
             *([f"  and {values - SHOWN:,} more values"] if values > SHOWN else []),
-            *self._unknown_lines(),
-            *self._unfinished_lines(),
+            *([unknown] if self.unknown else []),
+            *([f"an earlier amendment did not end, and is completed: {unfinished}"] if self.unfinished else []),
             *(f"made from this dataset, and not reached: {output}" for output in self.outputs),
-        ]
-
-    def _unfinished_lines(self) -> list[str]:
-        if not self.unfinished:
-            return []
-        return [f"an earlier amendment did not end, and is completed: {counted(len(self.unfinished), 'shard')}"]
-
-    def _unknown_lines(self) -> list[str]:
-        if not self.unknown:
-            return []
-        return [
-            f"{counted(self.unknown, 'row')} of {self.catalog} not in the dataset, such as {shown(self.first_unknown)}"
         ]
 
 

@@ -68,6 +68,10 @@ class TakedownResult:
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""
+        building = (
+            f"a build is writing shards {some([str(shard) for shard in self.building])}, or died as it did: nothing of "
+            "the images is left there when it has ended, or has been run again"
+        )
         return [
             f"{counted(self.rows, 'row')} taken down, {counted(self.images, 'image')} removed from "
             f"{counted(len(self.changed_shards), 'shard')}; taken down of this dataset in all: "
@@ -76,20 +80,12 @@ class TakedownResult:
             + ("of segmint's files " if self.unknown_files or self.removed_links else "")
             + "tombstones/ alone names the images",
             *([f"submissions removed: {counted(self.annotations, 'file')}"] if self.annotations else []),
-            *self._building(),
+            *([building] if self.building else []),
             *(f"made from this dataset, and yours to delete or to make again: {output}" for output in self.outputs),
             *(f"kept by training: {line}" for line in self.training_cache),
             *(f"not segmint's, look whether it shows or names them: {path}" for path in self.unknown_files),
             *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
             self.version.line(),
-        ]
-
-    def _building(self) -> list[str]:
-        if not self.building:
-            return []
-        return [
-            f"a build is writing shards {some([str(shard) for shard in self.building])}, or died as it did: nothing of "
-            "the images is left there when it has ended, or has been run again"
         ]
 
 

@@ -68,23 +68,19 @@ class TakedownList:
     def lines(self) -> list[str]:
         """Return the list as lines for people."""
         shards = ", ".join(map(str, self.shards[:SHOWN])) + (", …" if len(self.shards) > SHOWN else "")
+        unknown = sum(image.sha256 is None for image in (*self.named, *self.copies))
+        unknown_bytes = (
+            f"the SHA-256 of {counted(unknown, 'row')} is not known: rows of the same bytes with other names and URIs "
+            "cannot be found"
+        )
         return [
             f"{counted(self.rows, 'row')} of {self.dataset} would be taken down"
             + (f", in {counted(len(self.shards), 'shard')}: {shards}" if self.shards else ""),
             *_lines("asked for", self.named),
             *_lines("another row of the same image_id, URI or bytes", self.copies),
             *_lines("again an image that was taken down before", self.returned),
-            *self._unknown_bytes(),
+            *([unknown_bytes] if unknown else []),
             *(f"made from this dataset, and not reached: {output}" for output in self.outputs),
-        ]
-
-    def _unknown_bytes(self) -> list[str]:
-        unknown = sum(image.sha256 is None for image in (*self.named, *self.copies))
-        if not unknown:
-            return []
-        return [
-            f"the SHA-256 of {counted(unknown, 'row')} is not known: rows of the same bytes with other names and URIs "
-            "cannot be found"
         ]
 
 

@@ -189,7 +189,8 @@ def write_samples(
             images += 1
             masks += len(sample.masks)
     files = [pair for writer in writers for pair in writer.finish().items()]
-    if others := [output / name for name, path in files if _is_other(output / name, path)]:
+    there = [(output / name, path) for name, path in files if (output / name).exists()]
+    if others := [found for found, path in there if found.sha256() != sha256_of(path)]:
         raise UsageError(_taken(*others))
     for number, (name, path) in enumerate(files, 1):
         folder.wrote(name)
@@ -216,7 +217,3 @@ def _put_part(content: bytes | Path, scratch: Path, folder: ExportFolder, name: 
             "overwritten: choose another folder, or delete this one"
         )
     local.unlink()
-
-
-def _is_other(there: Location, path: Path) -> bool:
-    return there.exists() and there.sha256() != sha256_of(path)

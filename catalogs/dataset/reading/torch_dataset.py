@@ -4,7 +4,7 @@ Shares are ranges of ordinals over the committed shards, equal in rows. A reader
 reads at most two of them in part, whether there are more shards than readers or fewer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -88,7 +88,8 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
                 images += commit.counts.get("images", 0)
             else:
                 ids = self.table(commit, "images", ["id"])["id"].to_pylist()
-                images += _inside(ids, _ids(taken[commit.shard]))
+                wanted = _ids(taken[commit.shard])
+                images += sum(number in wanted for number in ids)
         return images
 
     def batches(
@@ -161,7 +162,3 @@ def open_dataset(
 
 def _ids(ordinals: range) -> range:
     return range(ordinals.start + 1, ordinals.stop + 1)
-
-
-def _inside(ids: Sequence[int], wanted: range) -> int:
-    return sum(number in wanted for number in ids)

@@ -5,10 +5,9 @@ it, sorted by path. A commit names its data files with their hashes, so that no 
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,6 +17,7 @@ from segmint.catalogs.dataset.summaries import (
     NOTHING,
     SUMMARY_SHARDS,
     CommitSums,
+    blocks_of,
     files_fingerprint,
     save_block,
     summary_name,
@@ -39,9 +39,6 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-
-CACHED_SHARDS = SUMMARY_SHARDS
-"""The number of shards whose leaves are cached together."""
 
 _HASHES = TypeAdapter(list[str])
 _ATTEMPTS = 5
@@ -171,7 +168,7 @@ def leaf_of(path: str, data: bytes) -> VersionLeaf:
 
 def drop_cached_leaves(dataset: Location, shards: Collection[int]) -> None:
     """Delete the cached leaves of these shards' commits, after a commit's bytes were restored."""
-    blocks = {_cache_prefix(shard // CACHED_SHARDS) for shard in shards}
+    blocks = {_cache_prefix(shard // SUMMARY_SHARDS) for shard in shards}
     for entry in (dataset / SUMMARIES).list():
         if any(entry.name.startswith(block) for block in blocks):
             (dataset / SUMMARIES / entry.name).delete()
@@ -206,9 +203,9 @@ def _commit_leaves(
         read.held = held
     existing = [entry.name for entry in (dataset / SUMMARIES).list()] if use_cache or save_cache else []
     leaves: list[VersionLeaf] = []
-    for block, members in _blocks(held):
+    for block, members in blocks_of(held):
         pairs = [member.key for member in members]
-        full = len(members) == CACHED_SHARDS
+        full = len(members) == SUMMARY_SHARDS
         prefix = f"{_cache_prefix(block)}{files_fingerprint(members)}-"
         hashes = _cached(dataset, existing, prefix, len(members)) if full and use_cache else None
         if hashes is not None:
@@ -226,13 +223,8 @@ def _commit_leaves(
     return leaves
 
 
-def _blocks(held: Iterable[ListedCommit]) -> Iterator[tuple[int, list[ListedCommit]]]:
-    for block, members in groupby(held, key=lambda member: member.shard // CACHED_SHARDS):
-        yield block, list(members)
-
-
 def _cache_prefix(block: int) -> str:
-    return f"leaves-{shard_name(block * CACHED_SHARDS)}-"
+    return f"leaves-{shard_name(block * SUMMARY_SHARDS)}-"
 
 
 def _cached(dataset: Location, existing: Sequence[str], prefix: str, count: int) -> list[str] | None:

@@ -305,13 +305,9 @@ def _of_its_shard(spans: Sequence[ShardSpan], ordinal: int, why: str) -> dict[in
 def _answers(node: str) -> bool:
     """Return whether a node still runs tasks: Ray may notice a node's death later than that of its workers."""
     there = NodeAffinitySchedulingStrategy(node, soft=False)
-    probe = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_nothing)
+    probe = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(lambda: None)
     try:
         ray.get(probe.remote(), timeout=PROBE_S)
     except ray.exceptions.RayError:
         return False
     return True
-
-
-def _nothing() -> None:
-    pass

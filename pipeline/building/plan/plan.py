@@ -4,6 +4,7 @@ Rows are counted in the catalog; work comes from the plain algebra of `segmint.m
 an assumed share of the hardware's ceiling, or, better, from a sample of real rows.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -38,11 +39,46 @@ from segmint.pipeline.building.dataset.growth import ignored_columns
 from segmint.pipeline.building.execution.ceiling import Ceiling, flop_per_image
 from segmint.pipeline.building.plan.cpu_stages import MEGAPIXELS, compare, price_curation, recorded_seconds
 from segmint.pipeline.building.plan.estimates import Extrapolation, column, exactly
-from segmint.pipeline.building.plan.options import PlanOptions
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.building.plan.sample import PlanSample, run_sample
 from segmint.pipeline.config.advice import advice
 from segmint.pipeline.config.config import Config, as_pinned, identity
+
+DEFAULT_SHARE = 0.3
+"""Share of the ceiling assumed where nothing is measured and no `--share` is given."""
+
+CHECKED_ROWS = 100_000
+"""So many of the catalog's rows are checked, the first ones, which takes seconds: a plan is to come at once."""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The options of `segmint plan`. Raises `UsageError` for numbers that make no sense."""
+
+    shards: tuple[int, int] | ShardPart | None = None
+    sample: int | None = None  # rows
+    gpus: int | None = None  # None: those of this machine
+    price: float | None = None  # of a GPU-hour; of a core-hour where the device is a CPU
+    share: float | None = None  # of the ceiling, 0 to 1; None: DEFAULT_SHARE, or measured by the sample
+    flops: float | None = None  # peak of one GPU of another machine, operations per second
+    megapixels: float | None = None  # of an original, on average; None: SA-1B's, or measured by the sample
+
+    def __post_init__(self) -> None:
+        checks: list[tuple[str, float | None, Callable[[float], bool], str]] = [
+            ("--sample", self.sample, lambda value: value >= 1, "a number of rows from 1"),
+            ("--gpus", self.gpus, lambda value: value >= 1, "a number of GPUs from 1"),
+            ("--price", self.price, lambda value: value >= 0, "the price of an hour, 0 or more"),
+            ("--share", self.share, lambda value: 0 < value <= 1, "a share over 0, and at most 1"),
+            ("--flops", self.flops, lambda value: value > 0, "operations per second, such as 9.9e14"),
+            ("--megapixels", self.megapixels, lambda value: value > 0, "the originals' average size, such as 12"),
+        ]
+        for name, value, fits, expected in checks:
+            if value is not None and not (math.isfinite(value) and fits(value)):
+                raise UsageError(f"{name} is {value:g}: expected {expected}")
+        if self.share is not None and self.sample is not None and self.flops is None:
+            raise UsageError("--share is an assumption about what --sample measures: give one of them")
+        if self.megapixels is not None and self.sample is not None:
+            raise UsageError("--megapixels is an assumption about the originals that --sample reads: give one of them")
 
 
 @dataclass(frozen=True)
@@ -106,13 +142,6 @@ def find_remaining(
         pieces.append(ShardRun(left, len(left) * size - short))
     pinned = None if manifest is None else sum(part.rows for part in manifest.catalog)
     return RemainingShards(size, pieces, len(wanted) - sum(len(piece.shards) for piece in pieces), pinned)
-
-
-DEFAULT_SHARE = 0.3
-"""Share of the ceiling assumed where nothing is measured and no `--share` is given."""
-
-CHECKED_ROWS = 100_000
-"""So many of the catalog's rows are checked, the first ones, which takes seconds: a plan is to come at once."""
 
 
 def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] = lambda _: None) -> BuildPlan:

@@ -157,7 +157,7 @@ class Status:
             f"{self.name}: {self.dataset}, {self.time:%Y-%m-%d %H:%M:%S} UTC",
             f"done       {totals.shards:,} of {totals.shards + len(totals.missing):,} shards ({share(done)}): "
             f"{counted(totals.written, 'image')} with {counted(totals.masks, 'mask')}",
-            f"rejected   {counted(refused, 'row')} ({share(_part(refused, totals.written + refused))})",
+            f"rejected   {counted(refused, 'row')} ({share(refused / max(1, totals.written + refused))})",
             *(f"  {reason:<24} {count:>10,}" for reason, count in sorted(totals.rejected.items())),
             *self._pace_lines(),
             *self._gap_lines(),
@@ -240,10 +240,6 @@ def _drift_line(one: DriftValue) -> str:
     write = share if one.name.startswith("share") else number
     unusual = "  UNUSUAL: look at these shards" if one.unusual else ""
     return f"  {one.name:<24} {write(one.last):>10}, before {write(one.before)}{unusual}"
-
-
-def _part(some: int, of: int) -> float:
-    return some / of if of else 0.0
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,7 @@ def plan(
 
     loaded = load_config(config, overrides or [])
     span = parse_shards(shards) if shards is not None else None
-    from segmint.pipeline.building.plan.options import PlanOptions
-    from segmint.pipeline.building.plan.plan import make_plan
+    from segmint.pipeline.building.plan.plan import PlanOptions, make_plan
 
     planned = make_plan(loaded, PlanOptions(span, sample, gpus, price, share, flops, megapixels), print_message)
     print_result(planned, as_json)

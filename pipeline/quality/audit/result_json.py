@@ -1,12 +1,10 @@
 """The result of an audit as JSON: the one writer and the one reader."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from segmint.catalogs.findings import Finding
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -14,6 +12,8 @@ from segmint.pipeline.quality.audit.result import AuditReport
 from segmint.pipeline.quality.audit.result_text import verdict
 from segmint.pipeline.quality.statistics.values import json_value
 
+_HEAD = ("dataset", "scope", "kind", "version", "shards", "sample")
+_FINDING = ("code", "shard", "file", "where", "image", "mask", "expected", "found")
 _AREAS = ("licenses", "privacy", "duplicates", "statistics")
 _NEEDED = (
     *("dataset", "scope", "findings_total", "findings_by_code", "findings"),
@@ -27,15 +27,10 @@ def to_dict(report: AuditReport) -> dict[str, Any]:
     """The result as JSON has it. All findings are counted; of each code the first are listed."""
     areas = _AREAS if report.scope == "all" else ()
     return {
-        "dataset": report.dataset,
-        "scope": report.scope,
-        "kind": report.kind,
-        "version": json_value(report.version),
-        "shards": report.shards,
-        "sample": report.sample,
+        **{name: json_value(getattr(report, name)) for name in _HEAD},
         "findings_total": report.findings.total,
         "findings_by_code": {str(code): count for code, count in sorted(report.findings.counts.items())},
-        "findings": [_finding(finding) for finding in report.findings],
+        "findings": [{name: getattr(finding, name) for name in _FINDING} for finding in report.findings],
         "checked": json_value(report.checked),
         "not_built": json_value(report.not_built),
         "files_of_writers": json_value(report.recent_unnamed),
@@ -90,16 +85,3 @@ def read_audit(file: Location) -> AuditReport:
     except NotFoundError as error:
         raise UsageError(f"{file} does not exist; `segmint audit DATASET --json -o FILE` writes an audit") from error
     return from_json(data, str(file))
-
-
-def _finding(finding: Finding) -> Mapping[str, Any]:
-    return {
-        "code": str(finding.code),
-        "shard": finding.shard,
-        "file": finding.file,
-        "where": finding.where,
-        "image": finding.image,
-        "mask": finding.mask,
-        "expected": finding.expected,
-        "found": finding.found,
-    }

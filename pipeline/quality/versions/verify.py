@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
 from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, ListedCommit
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.shards_index import index_problem
-from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, CommitSums, summary_name, sums_of
+from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, CommitSums, blocks_of, summary_name, sums_of
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, read_tombstones
 from segmint.catalogs.dataset.versions.digest import (
     Snapshot,
@@ -295,8 +294,8 @@ def _check_summaries(reading: _VerifyState, held: Sequence[ListedCommit]) -> Non
     """Compare saved sums with those of the commits that were read."""
     folder = reading.dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}
-    for block, members in groupby(held, key=lambda commit: commit.shard // SUMMARY_SHARDS):
-        name = summary_name(list(members))
+    for block, members in blocks_of(held):
+        name = summary_name(members)
         sums = reading.sums.get(block)
         if name in existing and sums is not None and (folder / name).read() != canonical_json(vars(sums)):
             reading.problems.append(f"{SUMMARIES}/{name}: other sums than those of its commits: delete it")

@@ -106,7 +106,7 @@ def test_a_dataset_that_is_begun_again_does_not_get_the_old_sums(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
-    monkeypatch.setattr(digest, "CACHED_SHARDS", 2)
+    monkeypatch.setattr(digest, "SUMMARY_SHARDS", 2)
     location = location_of(tmp_path / "dataset")
     commits = []
     for time, images in ((10**9, 2), (10**9 + 1, 1)):
@@ -128,7 +128,7 @@ def test_sums_that_cannot_be_saved_stop_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: Exception
 ) -> None:
     monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
-    monkeypatch.setattr(digest, "CACHED_SHARDS", 2)
+    monkeypatch.setattr(digest, "SUMMARY_SHARDS", 2)
     location = location_of(tmp_path / "dataset")
     write_dataset(location, shards=4)
     put = Location.put

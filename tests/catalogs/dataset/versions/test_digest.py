@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from segmint.catalogs.dataset import summaries
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions import digest
 from segmint.catalogs.dataset.versions.digest import current_digest, drop_cached_leaves, short_digest, take_snapshot
@@ -99,7 +100,8 @@ def test_a_copy_on_s3_has_the_same_digest(dataset: str, s3_bucket: str, s3_optio
 
 
 def test_full_blocks_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digest, "CACHED_SHARDS", 2)
+    monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
+    monkeypatch.setattr(digest, "SUMMARY_SHARDS", 2)
     location = location_of(tmp_path / "dataset")
     write_dataset(location, shards=5)
     first = take_snapshot(location)

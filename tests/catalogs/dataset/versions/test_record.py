@@ -150,7 +150,7 @@ def test_damage_is_not_recorded_as_a_version(dataset: str) -> None:
 def test_a_versions_counts_come_from_the_commits_that_its_digest_read(
     dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(digest, "CACHED_SHARDS", 2)
+    monkeypatch.setattr(digest, "SUMMARY_SHARDS", 2)
     monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
     location = location_of(dataset)
     read: list[str] = []

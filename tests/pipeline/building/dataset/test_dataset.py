@@ -19,8 +19,7 @@ from segmint.operators.prepare.deidentify import RULE
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics
 from segmint.pipeline.building.dataset.dataset import _begin, open_or_create
-from segmint.pipeline.building.plan.options import PlanOptions
-from segmint.pipeline.building.plan.plan import make_plan
+from segmint.pipeline.building.plan.plan import PlanOptions, make_plan
 from segmint.pipeline.config.config import Config, identity, load_config
 from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config, segment_settings
 from tests.support.builds import digests, write_catalog, write_config

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.building.plan.options import PlanOptions
+from segmint.pipeline.building.plan.plan import PlanOptions
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ from segmint.operators.prepare.deidentify import DeidentifyConfig
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.building.plan.cpu_stages import recorded_seconds
 from segmint.pipeline.building.plan.estimates import Estimate
-from segmint.pipeline.building.plan.options import PlanOptions
-from segmint.pipeline.building.plan.plan import DEFAULT_SHARE, make_plan
+from segmint.pipeline.building.plan.plan import DEFAULT_SHARE, PlanOptions, make_plan
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config

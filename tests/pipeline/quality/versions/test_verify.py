@@ -171,7 +171,7 @@ def test_a_dataset_without_a_version_is_compared_with_its_commits(whole: Locatio
 
 
 def test_nothing_is_taken_from_summaries(whole: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digest, "CACHED_SHARDS", 2)
+    monkeypatch.setattr(digest, "SUMMARY_SHARDS", 2)
     monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
     monkeypatch.setattr(verify, "SUMMARY_SHARDS", 2)
     put_version(whole, "build")
