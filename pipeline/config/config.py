@@ -161,6 +161,10 @@ class ResourcesConfig(_ConfigModel):
     segment: SegmentPoolConfig = SegmentPoolConfig()
 
 
+LOCAL = ResourcesConfig(address="local")
+"""Ray on this machine only."""
+
+
 def _plain_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
         raise ValueError("expected at most 100 letters, digits, dots, hyphens and underscores, a letter or digit first")

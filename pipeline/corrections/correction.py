@@ -35,13 +35,10 @@ from segmint.operators.shards.revise import (
     revise_shard,
     with_latest_commit,
 )
-from segmint.pipeline.config.config import ResourcesConfig
+from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 
 RAY_FROM_SHARDS = 200
 """With this many shards to change, or more, Ray revises them: it takes about ten seconds to start."""
-
-LOCAL = ResourcesConfig(address="local")
-"""Ray on this machine only."""
 
 _THREADS = 16
 

@@ -19,15 +19,8 @@ from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.corrected_rows import redact_row
-from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.correction import (
-    LOCAL,
-    Correction,
-    Revision,
-    RevisionOutcome,
-    correct,
-    while_unchanged,
-)
+from segmint.pipeline.config.config import LOCAL, ResourcesConfig
+from segmint.pipeline.corrections.correction import Correction, Revision, RevisionOutcome, correct, while_unchanged
 
 Regions = dict[int, list[WantedRegion]]  # by ordinal
 

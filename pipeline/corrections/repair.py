@@ -21,8 +21,8 @@ from segmint.infra.wording import counted
 from segmint.operators.shards.put import check_purge
 from segmint.operators.shards.restore import restore_shard
 from segmint.operators.shards.revise import finish_dead_writers
-from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.correction import LOCAL, RAY_FROM_SHARDS, remove_report, revise, rewrite_index
+from segmint.pipeline.config.config import LOCAL, ResourcesConfig
+from segmint.pipeline.corrections.correction import RAY_FROM_SHARDS, remove_report, revise, rewrite_index
 from segmint.pipeline.corrections.credits import (
     credit,
     end_amendments,

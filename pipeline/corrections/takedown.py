@@ -38,8 +38,8 @@ from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
 from segmint.operators.shards.committed_rows import read_file
 from segmint.operators.shards.revise import names_removed, without_removed
-from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.corrections.correction import LOCAL, Revision, RevisionOutcome, correct, while_unchanged
+from segmint.pipeline.config.config import LOCAL, ResourcesConfig
+from segmint.pipeline.corrections.correction import Revision, RevisionOutcome, correct, while_unchanged
 from segmint.pipeline.corrections.parts import put_parts, remove_parts
 from segmint.pipeline.corrections.takedown_list import TakedownList, list_takedown
 

@@ -37,9 +37,9 @@ def amend(
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
+    from segmint.pipeline.config.config import LOCAL
     from segmint.pipeline.corrections.amend import amend as amend_images
     from segmint.pipeline.corrections.amend import list_amendment
-    from segmint.pipeline.corrections.correction import LOCAL
 
     build, storage = build_of(config)
     location, file = Location(storage, dataset), Location(storage, catalog)

@@ -26,7 +26,7 @@ def redact(
 ) -> None:
     """Redact more regions of released images for good."""
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.corrections.correction import LOCAL
+    from segmint.pipeline.config.config import LOCAL
     from segmint.pipeline.corrections.redact import list_redaction
     from segmint.pipeline.corrections.redact import redact as redact_images
 

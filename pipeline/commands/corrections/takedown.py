@@ -41,7 +41,7 @@ def takedown(
     from segmint.catalogs.dataset.manifest import load_manifest
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.corrections.correction import LOCAL
+    from segmint.pipeline.config.config import LOCAL
     from segmint.pipeline.corrections.proof import prove
     from segmint.pipeline.corrections.takedown import read_request
     from segmint.pipeline.corrections.takedown import takedown as take_down

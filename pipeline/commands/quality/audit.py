@@ -91,7 +91,8 @@ def audit(
     build, storage = build_of(config)
     from segmint.catalogs.dataset.outputs import refuse_inside
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.quality.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity, with_missing_commits
+    from segmint.pipeline.config.config import LOCAL
+    from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integrity, with_missing_commits
     from segmint.pipeline.quality.audit.result_json import to_json
     from segmint.pipeline.quality.audit.result_text import result_lines
 

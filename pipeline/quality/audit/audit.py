@@ -22,10 +22,10 @@ from segmint.infra.wording import some
 from segmint.operators.audit.detectors import DetectorSpec
 from segmint.operators.audit.submissions import audit_ratings
 from segmint.operators.rows import Row
-from segmint.pipeline.config.config import Config, LicenseConfig, ResourcesConfig
+from segmint.pipeline.config.config import LOCAL, Config, LicenseConfig, ResourcesConfig
 from segmint.pipeline.quality.audit.content import ContentAudit, ContentPlan, LicenseRules
 from segmint.pipeline.quality.audit.foreign import ForeignSearch, audit_foreign
-from segmint.pipeline.quality.audit.integrity import LOCAL, RAY_FROM_MASKS, audit_integrity, with_missing_commits
+from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integrity, with_missing_commits
 from segmint.pipeline.quality.audit.privacy import SearchPlan
 from segmint.pipeline.quality.audit.result import AuditReport
 from segmint.pipeline.quality.statistics.open_tables import open_tables

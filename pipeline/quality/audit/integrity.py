@@ -39,7 +39,7 @@ from segmint.operators.audit.submissions import audit_submissions
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
-from segmint.pipeline.config.config import ResourcesConfig
+from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 from segmint.pipeline.quality.audit.commits import (
     CommitListing,
     audit_catalog_part,
@@ -129,9 +129,6 @@ RAY_FROM_MASKS = 1_000_000
 
 Ray takes about ten seconds to start; in that time one process audits half a million masks.
 """
-
-LOCAL = ResourcesConfig(address="local")
-"""Ray on this machine only."""
 
 
 def audit_integrity(
