@@ -107,6 +107,7 @@ class Correction(Protocol[P, R]):
 
     def clean_up(self, dataset: DatasetHandle, plan: P) -> None:
         """Remove what the revised shards need no more, before the version is recorded."""
+        return
 
     def result(self, dataset: DatasetHandle, plan: P, outcome: RevisionOutcome, version: VersionName) -> R:
         """Return the result. It is called last, after the version was recorded."""
