@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, TypeVar
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Generic, Self, TypeVar
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
@@ -73,12 +73,11 @@ class RevisionCounts:
         self.left[why] += 1
         self.example(f"{name}: left as it is: {detail or why}")
 
-    def add(self, other: "RevisionCounts") -> None:
+    def add(self, other: Self) -> None:
         """Add the images of another shard."""
-        self.images += other.images
-        self.masks += other.masks
-        self.left += other.left
-        self.examples = [*self.examples, *other.examples][:SHOWN]
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        del self.examples[SHOWN:]
 
     def example(self, line: str) -> None:
         """Name an image, if there is room."""
@@ -145,8 +144,8 @@ class RevisionResult(Generic[L]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result for JSON."""
-        fields = asdict(self)
-        return {**fields.pop("listed"), **fields}
+        values = asdict(self)
+        return {**values.pop("listed"), **values}
 
     def last_lines(self) -> Sequence[str]:
         """Return what people have to do, and the version, as lines for them."""

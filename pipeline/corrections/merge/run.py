@@ -83,16 +83,6 @@ class MergeCounts(RevisionCounts):
             f"{image_stem(image)}: the last submission of assignment {assignment} is neither merged nor compared"
         )
 
-    def add(self, other: RevisionCounts) -> None:
-        """Add the images of another shard."""
-        super().add(other)
-        if not isinstance(other, MergeCounts):
-            return
-        self.unchanged += other.unchanged
-        self.merged += other.merged
-        self.superseded += other.superseded
-        self.uncompared += other.uncompared
-
 
 @dataclass(frozen=True)
 class MergeList(RevisionList):

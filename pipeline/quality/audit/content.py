@@ -4,7 +4,7 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import date
 
 import numpy as np
@@ -43,11 +43,8 @@ class LicenseCounts:
 
     def add(self, other: "LicenseCounts") -> None:
         """Add what was counted elsewhere."""
-        self.licenses += other.licenses
-        self.providers += other.providers
-        self.expired += other.expired
-        self.expired_since_build += other.expired_since_build
-        self.without_attribution += other.without_attribution
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
     def answer(self, rules: LicenseRules) -> Licenses:
         """The counts, the most frequent licenses and providers first."""
