@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.dataset.tombstones import BLANK, RemovedImage, RemovedNames
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import AMENDABLE, STAGED
-from segmint.catalogs.source.amendments import given
+from segmint.catalogs.source.amendments import given, one_row
 from segmint.catalogs.source.normalize import (
     MARK_ROWS,
     NormalizedCatalog,
@@ -132,7 +132,7 @@ def compare_catalog(
         pq.write_table(STAGED.empty_table(), columns)
         parameters = {"staged": str(staged), "known": [str(path) for path in (columns, *known)]}
         with open_database(folder, memory_limit) as database:
-            missing, gone, first_gone = _one_row(database, _COUNT, parameters)
+            missing, gone, first_gone = one_row(database, _COUNT, parameters)
             changed = _changes(database, parameters) if missing > gone else {}
             fresh = _without_known(database, parameters, staged, folder, RemovedNames.of(taken, catalog.uri))
         new = write_marked(fresh, destination, folder, first_ordinal=first_ordinal, memory_limit=memory_limit)
@@ -145,13 +145,8 @@ def _changes(database: duckdb.DuckDBPyConnection, parameters: dict[str, Any]) ->
         amendable = column in AMENDABLE
         was, now = (given(f"{table}.{column}") if amendable else f"{table}.{column}" for table in ("before", "after"))
         query = _CHANGED.format(column=column, was=was, now=now, amendable=amendable)
-        found[column] = ColumnChange(*_one_row(database, query, parameters))
+        found[column] = ColumnChange(*one_row(database, query, parameters))
     return {column: change for column, change in found.items() if change.rows}
-
-
-def _one_row(database: duckdb.DuckDBPyConnection, query: str, parameters: dict[str, Any]) -> tuple[Any, ...]:
-    (row,) = database.sql(query, params=parameters).fetchall()
-    return tuple(row)
 
 
 def _without_known(

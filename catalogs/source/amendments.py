@@ -173,15 +173,15 @@ def amend_parts(
             database.execute(_NAMED, {"part": str(part)})
             database.execute(_CHOSEN)
             database.execute(_OTHERS, {"asked": str(asked)})
-            if found.contradiction is None and _one_row(database, "SELECT count(*) FROM others", {})[0]:
+            if found.contradiction is None and one_row(database, "SELECT count(*) FROM others", {})[0]:
                 found.contradiction = _contradiction(database, str(asked))
-            found.matched += _one_row(database, "SELECT count(*) FROM chosen", {})[0]
+            found.matched += one_row(database, "SELECT count(*) FROM chosen", {})[0]
             _compare_fixed(database, parameters, found)
             destination = folder / f"amended-{number}.parquet"
             if _write_amended(database, part, parameters, destination, clear, images_per_shard, found):
                 found.parts[number] = destination
         known = {"asked": str(asked), "parts": [str(part) for part in parts]}
-        found.unknown, found.first_unknown = _one_row(database, _UNKNOWN, known)
+        found.unknown, found.first_unknown = one_row(database, _UNKNOWN, known)
     return found
 
 
@@ -205,7 +205,7 @@ def _compare_fixed(database: duckdb.DuckDBPyConnection, parameters: Mapping[str,
             continue  # an added column
         pinned = f"pinned.{column}" if column in part else "NULL"
         query = _DIFFERENT.format(column=column, pinned=pinned, differs=_DIFFERS[column].format(pinned=pinned))
-        rows, *first = _one_row(database, query, parameters)
+        rows, *first = one_row(database, query, parameters)
         if rows:
             earlier = found.different.get(column)
             now = PinnedDifference(rows, *first)
@@ -280,6 +280,7 @@ class _BatchSlices:
         return batch
 
 
-def _one_row(database: duckdb.DuckDBPyConnection, query: str, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
+def one_row(database: duckdb.DuckDBPyConnection, query: str, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the only row of a query."""
     (row,) = database.execute(query, dict(parameters)).fetchall()
     return tuple(row)

@@ -12,7 +12,7 @@ from segmint.model.automatic.filters import stability_scores
 from segmint.model.automatic.generator import MaskGenerator, Report
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import encode
-from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.model.sam.predictor import Predictor
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.release import encode_original, largest_size, release, resized
 from segmint.operators.segment.mask_config import MasksConfig
@@ -78,10 +78,10 @@ def prompted_masks(predictor: Predictor, image: Pixels, options: MasksOptions) -
         points = tuple((x, y) for x, y, _ in prompt.points)
         ranking = predicted.predicted_iou[0].argsort(descending=True, stable=True).tolist()
         for index in ranking if options.all_masks else ranking[:1]:
-            logits = predicted.low_res_logits[:, index : index + 1]
-            iou = float(predicted.predicted_iou[0, index])
-            offset = options.masks.stability_score_offset
-            found.append(_found(predictor, embedding, logits, iou, points, offset))
+            logits = predictor.upscale(predicted.low_res_logits[:, index : index + 1], embedding)[0]
+            point = points[0] if points else (math.nan, math.nan)
+            record = _record(logits, float(predicted.predicted_iou[0, index]), point, options.masks)
+            found.append(PromptedMask(record, points))
     return found
 
 
@@ -96,25 +96,16 @@ def _arguments(prompt: PhotographPrompt) -> dict[str, NDArray[Any]]:
     return arguments
 
 
-def _found(
-    predictor: Predictor,
-    embedding: Embedding,
-    low_res: Any,
-    iou: float,
-    points: tuple[tuple[float, float], ...],
-    offset: float,
-) -> PromptedMask:
-    logits = predictor.upscale(low_res, embedding)[0]
-    stability = float(stability_scores(logits, offset)[0])
+def _record(logits: Any, iou: float, point: tuple[float, float], config: MasksConfig) -> MaskRecord:
+    stability = float(stability_scores(logits, config.stability_score_offset)[0])
     mask = (logits[0] > 0).cpu().numpy()
     height, width = mask.shape
-    record = MaskRecord(
+    return MaskRecord(
         segmentation=encode(mask),
         area=int(mask.sum()),
         bbox=xyxy_to_xywh(box_of(mask)),
         predicted_iou=iou,
         stability_score=0.0 if math.isnan(stability) else stability,
         crop_box=(0, 0, width, height),
-        point_coords=points[0] if points else (math.nan, math.nan),
+        point_coords=point,
     )
-    return PromptedMask(record, points)

@@ -146,12 +146,12 @@ class MaskStaging:
         masks = []
         by_id = self._ids_hold(image, number)
         for mask in image.masks:
-            size = (mask.rle["size"][0], mask.rle["size"][1])
+            height, width = mask.rle["size"]
             try:
+                counts = canonical_counts(mask.rle["counts"], (height, width))
                 label = None if mask.label == unlabeled else mask.label
-                masks.append(
-                    (size, canonical_counts(mask.rle["counts"], size), mask.id if by_id else None, label, None)
-                )
+                own = {"counts": counts, "id": mask.id if by_id else None, "label": label, "said": None}
+                masks.append({"height": height, "width": width, **own})
             except ValueError as error:  # the readers have checked it
                 unreadable.append(f"mask {mask.id}: {error}")
         for problem in unreadable:
@@ -190,16 +190,11 @@ class MaskStaging:
         self, ordinal: int, size: tuple[int, int], image: Mapping[str, Any], masks: Sequence[Mapping[str, Any]]
     ) -> None:
         """Add masks of another dataset (rows of `MASKS`) for the image of this ordinal; `image` is theirs there."""
-        rows = [
-            (
-                size,
-                mask["segmentation"]["counts"],
-                None,
-                mask["label"],
-                {name: mask[name] for name in SAID},
-            )
-            for mask in masks
-        ]
+        rows = []
+        for mask in masks:
+            said = {name: mask[name] for name in SAID}
+            own = {"counts": mask["segmentation"]["counts"], "id": None, "label": mask["label"], "said": said}
+            rows.append({"height": size[0], "width": size[1], **own})
         self._put(f"sa_{ordinal + 1}", ordinal, [], size, 0, None, {name: image[name] for name in OF_IMAGE}, rows)
 
     def _put(
@@ -211,22 +206,11 @@ class MaskStaging:
         unreadable: int,
         saved: float | None,
         of_image: Mapping[str, Any] | None,
-        masks: Iterable[tuple[tuple[int, int], str, int | None, str | None, Mapping[str, Any] | None]],
+        masks: Iterable[Mapping[str, Any]],  # rows of `MASKS_READ` without their numbers
     ) -> None:
         height, width = size or (None, None)
-        for (mask_height, mask_width), counts, id, label, said in masks:
-            self._masks.add(
-                {
-                    "submission": self._count,
-                    "number": self._mask_count,
-                    "height": mask_height,
-                    "width": mask_width,
-                    "counts": counts,
-                    "id": id,
-                    "label": label,
-                    "said": said,
-                }
-            )
+        for mask in masks:
+            self._masks.add({"submission": self._count, "number": self._mask_count, **mask})
             self._mask_count += 1
         self._answers.add(
             {
