@@ -1,4 +1,4 @@
-"""The masks of one photograph: all of them, or those of prompts; and the pixels that they are made from."""
+"""The masks of one photograph: all of them, or those of prompts."""
 
 import math
 from dataclasses import dataclass
@@ -13,40 +13,9 @@ from segmint.model.automatic.generator import MaskGenerator, Report
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import encode
 from segmint.model.sam.predictor import Predictor
-from segmint.operators.images import decode_jpeg
-from segmint.operators.prepare.release import encode_original, largest_size, release, resized
 from segmint.operators.segment.mask_config import MasksConfig
+from segmint.pipeline.masks.frame import Frame, Pixels
 from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt
-
-Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What masks are made from, both (H, W, 3) uint8 RGB.
-
-    `image` is the frame of all coordinates and limits; crops are cut from `original`, if there is one.
-    """
-
-    image: Pixels
-    original: Pixels | None = None
-
-
-def frame_of(image: Pixels, options: MasksOptions) -> Frame:
-    """Return what masks of an upright photograph, (H, W, 3) uint8 RGB, are made from.
-
-    Of a photograph larger than `release.short_side`, automatic masks of profile sa1b take what a build without
-    redactions takes: the pixels of the released JPEG and, where the crops need more of them, of the original's. Raises
-    `RejectedError` (`too_large`) for a side that a JPEG cannot have.
-    """
-    crops, settings = options.masks.original_crops, options.release
-    height, width = image.shape[:2]
-    if not options.in_released_frame or min(width, height) <= settings.short_side:
-        return Frame(image)
-    finest = resized(image, largest_size(width, height, settings.short_side, crops))
-    released = release(finest, settings)
-    is_larger = (finest.shape[1], finest.shape[0]) != (released.width, released.height)
-    return Frame(decode_jpeg(released.jpeg), decode_jpeg(encode_original(finest)) if is_larger else None)
 
 
 @dataclass(frozen=True)

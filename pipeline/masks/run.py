@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from segmint.model.automatic.records import MaskRecord
     from segmint.model.sam.predictor import Predictor
     from segmint.pipeline.masks.document import MasksFile
-    from segmint.pipeline.masks.predict import Frame, PromptedMask
+    from segmint.pipeline.masks.frame import Frame
+    from segmint.pipeline.masks.predict import PromptedMask
 
 Outcome = Literal["made", "skipped", "refused", "failed"]
 
@@ -237,7 +238,7 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
     if former is None:
         model.load()
     from segmint.pipeline.masks.document import MasksOrigin, sa1b_document
-    from segmint.pipeline.masks.predict import frame_of
+    from segmint.pipeline.masks.frame import frame_of
 
     frame = frame_of(pixels, options)
     size = (frame.image.shape[0], frame.image.shape[1])

@@ -5,8 +5,8 @@ from PIL import Image
 
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
+from segmint.pipeline.masks.frame import frame_of
 from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt
-from segmint.pipeline.masks.predict import frame_of
 from tests.support.bad_images import encode
 from tests.support.released import in_a_build
 
