@@ -43,7 +43,7 @@ def verify(
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.quality.evidence.evidence import EvidenceResult, is_evidence, verify_evidence
+    from segmint.pipeline.quality.evidence.verify import EvidenceResult, is_evidence, verify_evidence
     from segmint.pipeline.quality.versions.verify import VerifyResult, verify_dataset
 
     storage = storage_of(config)

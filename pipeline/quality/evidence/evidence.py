@@ -1,35 +1,28 @@
 """`segmint audit --evidence`: a folder that says what was audited, how, and what was found, and that others can check.
 
-`SHA256SUMS` names all other files and is put last; `check.py` checks the folder without segmint, and
-`segmint verify` by its own copy of that file.
+`SHA256SUMS` names all other files and is put last; `check.py` checks the folder without segmint.
 """
 
-import errno
 import hashlib
 import importlib.util
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_latest_manifest, manifest_generations, manifest_name
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
-from segmint.catalogs.dataset.tombstones import TOMBSTONES
-from segmint.catalogs.dataset.versions.digest import short_digest, take_snapshot
+from segmint.catalogs.dataset.versions.digest import take_snapshot
 from segmint.catalogs.findings import SENTENCES
-from segmint.catalogs.layout import COMMITS, MANIFEST
 from segmint.catalogs.layout import MANIFEST as DATASET_MANIFEST
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import ASSETS
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.threads import map_ahead
-from segmint.infra.uris import LOCAL, local_path, scheme
 from segmint.infra.version import VERSION
 from segmint.pipeline.quality.audit.audit import AuditOptions
 from segmint.pipeline.quality.audit.result import AuditReport
@@ -37,7 +30,7 @@ from segmint.pipeline.quality.audit.result_json import to_dict
 from segmint.pipeline.quality.audit.result_text import result_lines
 from segmint.pipeline.quality.evidence import check
 from segmint.pipeline.quality.study.privacy.score import PrivacyScore
-from segmint.pipeline.quality.versions.signatures import read_public_key, signature_path, signers
+from segmint.pipeline.quality.versions.signatures import signature_path, signers
 from segmint.pipeline.serving.documents import document_templates
 
 _TEMPLATES = document_templates(Path(__file__).parent / "assets")
@@ -46,12 +39,6 @@ _PACKAGES = (
     *("torch", "torchvision", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "pycocotools", "pyarrow"),
     *("facenet-pytorch", "onnxruntime", "agentclpr", "duckdb", "imagehash", "scipy", "cryptography", "ray"),
 )
-
-T = TypeVar("T")
-
-_THREADS = 8
-
-_AHEAD = 64
 
 
 @dataclass(frozen=True)
@@ -187,104 +174,3 @@ def render_evidence(evidence: Mapping[str, Any], report: AuditReport, study: Pri
         lines="\n".join(result_lines(report)),
         study=study,
     )
-
-
-@dataclass(frozen=True)
-class EvidenceResult:
-    """The result of checking a folder of evidence.
-
-    `digest` and `audit_summary` are None if there are problems. No signature covers what the audit says. `verified` is
-    whether it is what the auditor published: there is no problem, and the SHA-256 of SHA256SUMS was given.
-    """
-
-    evidence: str
-    sha256: str | None  # of SHA256SUMS
-    problems: tuple[str, ...]
-    verified: bool
-    checked_key: str | None  # id of the key that signed the digest
-    not_covered: tuple[str, ...] | None  # what the dataset has besides the files of the digest; None: it was not read
-    digest: str | None  # of the dataset
-    audit_summary: dict[str, Any] | None  # version, when, verdict
-    text: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result for JSON."""
-        return {name: value for name, value in asdict(self).items() if name != "text"}
-
-    def lines(self) -> list[str]:
-        """Return the result as lines for people."""
-        return [*self.text, *([] if self.digest is None else [f"dataset digest: {short_digest(self.digest)}"])]
-
-
-def is_evidence(folder: Location) -> bool:
-    """Whether a folder has evidence of an audit, and not a dataset."""
-    names = {entry.name for entry in folder.list()}
-    return bool(names & {check.SUMS, check.EVIDENCE}) and not manifest_generations(folder)
-
-
-def verify_evidence(
-    folder: Location, key: Location | None = None, dataset: Location | None = None, sums: str | None = None
-) -> EvidenceResult:
-    """Check a folder of evidence, as far as it is given with the key that signed the digest, dataset and SHA-256.
-
-    Raises `UsageError` for a key that cannot be used, and if there is no dataset there.
-    """
-    raw = None if key is None else read_public_key(key).public_bytes_raw()
-    if dataset is not None and not manifest_generations(dataset):
-        raise UsageError(f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path of --dataset")
-    others: list[str] = []
-    if scheme(folder.uri) == LOCAL:
-        names, others = _files_in(folder)
-    else:
-        names = {entry.name for entry in folder.walk(include_temporary=True)}
-
-    def read(name: str) -> bytes:
-        return _found(name, (folder / name).read)
-
-    done = check.EvidenceCheck(others) if others else check.check_files(names, read, sums, raw)
-    if dataset is not None and not done.problems:
-        _check_dataset(dataset, done)
-    evidence = None if done.problems else done.evidence
-    return EvidenceResult(
-        evidence=str(folder),
-        sha256=done.sums,
-        problems=tuple(done.problems),
-        verified=not done.problems and sums is not None,
-        checked_key=None if raw is None else check.key_id(raw),
-        not_covered=None if done.later is None else tuple(done.later),
-        digest=evidence and evidence["dataset"]["digest"],
-        audit_summary=evidence
-        and {"version": evidence["dataset"]["version"], "when": evidence["when"], "verdict": evidence["verdict"]},
-        text=tuple(check.lines_about(done, sums is not None, raw)),
-    )
-
-
-def _files_in(folder: Location) -> tuple[set[str], list[str]]:
-    try:
-        return check.files_in(local_path(folder.uri))
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be read: {error.strerror or error}") from error
-
-
-def _check_dataset(dataset: Location, done: check.EvidenceCheck) -> None:
-    """Read the files of the digest, and look for those that it does not cover."""
-
-    def open_file(path: str) -> BinaryIO:
-        return _found(path, (dataset / path).open)
-
-    def problems(leaf: tuple[str, str]) -> list[str]:
-        return list(check.wrong_in_dataset(*leaf, open_file))
-
-    for found in map_ahead(problems, done.leaves.items(), _THREADS, _AHEAD, "leaves"):
-        done.problems += [f"{dataset}/{problem}" for problem in found]
-    listed = [("", dataset), *((f"{name}/", dataset / name) for name in (COMMITS, TOMBSTONES))]
-    names = {f"{prefix}{entry.name}" for prefix, folder in listed for entry in folder.list()} - done.leaves.keys()
-    done.later = sorted(filter(check.COVERED.fullmatch, names))
-
-
-def _found(path: str, read: Callable[[], T]) -> T:
-    """Return what `read` returns; an absent file is an `OSError`, as `check` expects."""
-    try:
-        return read()
-    except NotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, "no such file", path) from error

@@ -9,7 +9,7 @@ import pytest
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.quality.evidence.evidence import is_evidence, verify_evidence
+from segmint.pipeline.quality.evidence.verify import is_evidence, verify_evidence
 from tests.support.keys import write_keys
 from tests.support.locations import location_of
 
