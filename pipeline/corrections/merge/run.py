@@ -105,24 +105,6 @@ class MergeList(RevisionList):
     examples: tuple[str, ...]
     shards: tuple[int, ...]  # that change
 
-    @classmethod
-    def of(cls, names: tuple[str, str], submitted: int, tally: MergeCounts, shards: tuple[int, ...]) -> "MergeList":
-        """Return the list of a merge; `names` are the dataset's place and name."""
-        return cls(
-            dataset=names[0],
-            name=names[1],
-            submitted=submitted,
-            images=tally.images,
-            unchanged=tally.unchanged,
-            merged=tally.merged,
-            superseded=tally.superseded,
-            uncompared=tally.uncompared,
-            masks={each: tally.masks[each] for each in COUNTED},
-            skipped_images=dict(tally.left.most_common()),
-            examples=tuple(tally.examples),
-            shards=shards,
-        )
-
     def lines(self) -> list[str]:
         """Return the list as lines for people."""
         return [
@@ -230,7 +212,20 @@ class _Merge(MaskCorrection[MergeList, MergeResult]):
         change = MergeChange(location, names)
         tally = MergeCounts()
         changing, unchanged = look_at_shards(location, by_shard.items(), tally, partial(_count, change))
-        listed = MergeList.of((str(dataset), manifest.name), len(names), tally, changing)
+        listed = MergeList(
+            dataset=str(dataset),
+            name=manifest.name,
+            submitted=len(names),
+            images=tally.images,
+            unchanged=tally.unchanged,
+            merged=tally.merged,
+            superseded=tally.superseded,
+            uncompared=tally.uncompared,
+            masks={each: tally.masks[each] for each in COUNTED},
+            skipped_images=dict(tally.left.most_common()),
+            examples=tuple(tally.examples),
+            shards=changing,
+        )
         if self.forget_taken:
             _forget_taken(location, names)
         is_done = not listed.images and not is_unfinished(dataset, sorted(by_shard))
