@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import wrong_fields
-from segmint.infra.assets.known import ASSETS
-from segmint.infra.assets.names import is_web_address
+from segmint.infra.assets.known import ASSETS, is_web_address
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError

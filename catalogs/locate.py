@@ -12,8 +12,7 @@ from segmint.catalogs.schema import SOURCE
 from segmint.catalogs.source.scan import write_catalog
 from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.location import Location
-from segmint.infra.storage.new_file import refuse_existing
+from segmint.infra.storage.location import Location, refuse_existing
 from segmint.infra.uris import absolute, parent
 from segmint.infra.wording import counted, some
 

@@ -20,8 +20,8 @@ from segmint.catalogs.layout import (
     parse_data_path,
     parse_reservation_name,
 )
-from segmint.infra.storage.clock import store_time
 from segmint.infra.storage.location import Location
+from segmint.infra.storage.probe import store_time
 from segmint.infra.storage.stores import TEMPORARY_PREFIX, ObjectInfo
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import join

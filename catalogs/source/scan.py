@@ -25,8 +25,7 @@ from segmint.catalogs.schema import SOURCE
 from segmint.catalogs.source.conform import conform, json_object
 from segmint.catalogs.source.readers import catalog_format
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.location import Location
-from segmint.infra.storage.new_file import put_new_file
+from segmint.infra.storage.location import Location, put_new_file
 from segmint.infra.storage.stores import OnSkip, warn_of_skipped
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import LOCAL, UriNotAllowedError, base_name, is_below, local_path, parent, relative_to, scheme

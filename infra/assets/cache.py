@@ -7,8 +7,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segmint.infra.assets.known import Asset, AssetError
-from segmint.infra.assets.names import plain_name, refuse_credentials
+from segmint.infra.assets.known import Asset, AssetError, plain_name, refuse_credentials
 from segmint.infra.uris import base_name, redact
 
 if TYPE_CHECKING:
@@ -88,8 +87,6 @@ def _make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
-_BLOCK = 1 << 22
-
 _hashes: dict[tuple[str, int, int, int, int], str] = {}
 
 
@@ -99,11 +96,8 @@ def sha256_of(path: Path) -> str:
     # The change time is set by the system: unlike the modification time, nobody can set it back.
     key = (str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if key not in _hashes:
-        digest = hashlib.sha256()
         with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-        _hashes[key] = digest.hexdigest()
+            _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return _hashes[key]
 
 

@@ -1,10 +1,11 @@
-"""The known weight files: names, hashes, sizes, licenses and sources."""
+"""The known weight files: names, hashes, sizes, licenses and sources; and how any weight file is named."""
 
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 from segmint.infra.errors import UsageError
+from segmint.infra.uris import absolute, base_name, redact
 
 
 class AssetError(UsageError):
@@ -57,10 +58,13 @@ class Asset:
     sources: tuple[PackageFile | PinnedUrl, ...]
 
 
-_OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything"
+def _official(name: str, digits: str, sha256: str, size: int) -> Asset:
+    """One of SAM's own checkpoints; the digits in its name begin its MD5 sum, not the SHA-256."""
+    file_name = f"sam_{name}_{digits}.pth"
+    source = PinnedUrl(f"https://dl.fbaipublicfiles.com/segment_anything/{file_name}")
+    return Asset(name, file_name, sha256, size, "Apache-2.0", (source,))
 
 
-# The digits in the official checkpoints' names begin their MD5 sums, not the SHA-256 below.
 ASSETS: dict[str, Asset] = {
     asset.name: asset
     for asset in (
@@ -75,30 +79,9 @@ ASSETS: dict[str, Asset] = {
                 PinnedUrl("https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt"),
             ),
         ),
-        Asset(
-            name="vit_b",
-            file_name="sam_vit_b_01ec64.pth",
-            sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-            size=375_042_383,
-            license="Apache-2.0",
-            sources=(PinnedUrl(f"{_OFFICIAL}/sam_vit_b_01ec64.pth"),),
-        ),
-        Asset(
-            name="vit_l",
-            file_name="sam_vit_l_0b3195.pth",
-            sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
-            size=1_249_524_607,
-            license="Apache-2.0",
-            sources=(PinnedUrl(f"{_OFFICIAL}/sam_vit_l_0b3195.pth"),),
-        ),
-        Asset(
-            name="vit_h",
-            file_name="sam_vit_h_4b8939.pth",
-            sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-            size=2_564_550_879,
-            license="Apache-2.0",
-            sources=(PinnedUrl(f"{_OFFICIAL}/sam_vit_h_4b8939.pth"),),
-        ),
+        _official("vit_b", "01ec64", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375_042_383),
+        _official("vit_l", "0b3195", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", 1_249_524_607),
+        _official("vit_h", "4b8939", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2_564_550_879),
         Asset(
             name="clp",
             file_name="clp_det.onnx",
@@ -109,3 +92,37 @@ ASSETS: dict[str, Asset] = {
         ),
     )
 }
+
+
+def is_web_address(name_or_path: str) -> bool:
+    """Whether a name is a web address."""
+    return name_or_path.startswith(("http://", "https://"))
+
+
+def absolute_name(name_or_path: str) -> str:
+    """Return a known name or URI as given, and a path made absolute: the same file from every current folder.
+
+    Raises `UsageError` for a URI that holds credentials.
+    """
+    if name_or_path in ASSETS:
+        return name_or_path
+    if is_web_address(name_or_path):
+        refuse_credentials(name_or_path)
+        return name_or_path
+    return absolute(name_or_path)
+
+
+def plain_name(name_or_path: str) -> str:
+    """Return a file's name: the last part of its path or URI, without a web address's query and hash."""
+    if is_web_address(name_or_path):
+        name_or_path = name_or_path.partition("#")[0].partition("?")[0]
+    return base_name(name_or_path)
+
+
+def refuse_credentials(address: str) -> None:
+    """Raise `AssetError` for an address that holds credentials."""
+    if redact(address) != address:
+        raise AssetError(
+            f"{redact(address)} carries a credential, which a configuration must not: fetch the file and name its "
+            "path, or name its bucket (s3://…), whose credentials come from the standard chain"
+        )

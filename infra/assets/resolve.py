@@ -15,8 +15,7 @@ from segmint.infra.assets.cache import (
     sha256_of,
     verify,
 )
-from segmint.infra.assets.known import ASSETS, Asset, AssetError, PackageFile, PinnedUrl
-from segmint.infra.assets.names import is_web_address
+from segmint.infra.assets.known import ASSETS, Asset, AssetError, PackageFile, PinnedUrl, is_web_address
 from segmint.infra.errors import SegmintError
 from segmint.infra.uris import LOCAL, join, local_path, redact, scheme
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import ObjectInfo, OnSkip, warn_of_skipped
 from segmint.infra.uris import absolute, base_name, join
@@ -111,3 +112,19 @@ class Location:
     def list(self, include_temporary: bool = False, beginning: str = "") -> list[ObjectInfo]:
         """Return the objects directly in this folder whose names begin so, sorted by name."""
         return self.storage.list(self.uri, include_temporary, beginning)
+
+
+def refuse_existing(file: Location) -> None:
+    """Raise `UsageError` if the file is there: it may hold work that was done by hand."""
+    if file.exists():
+        raise _taken(file)
+
+
+def put_new_file(file: Location, path: Path) -> None:
+    """Put a local file; raise `UsageError` if another one was put there meanwhile."""
+    if not file.put_file_if_absent(path):
+        raise _taken(file)
+
+
+def _taken(file: Location) -> UsageError:
+    return UsageError(f"{file} exists already, and is not overwritten: name another file, or delete it first")

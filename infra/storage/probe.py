@@ -1,9 +1,10 @@
-"""Tests whether a store is fit for a dataset."""
+"""Probes put into a folder of a store: they test whether it is fit for a dataset, and read its clock."""
 
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime
 
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
@@ -11,6 +12,7 @@ from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import redact
 
 _RACERS = 8
+_TRIES = 3  # a sweep that removes temporary files at once may take a probe
 
 
 def probe(folder: Location) -> None:
@@ -61,3 +63,17 @@ def _not_exclusive(file: Location) -> UsageError:
         f"the store of {redact(file.uri)} let a second writer replace an object that was put if absent, so shards "
         "could be written twice there: choose a store with conditional puts (If-None-Match) or hard links"
     )
+
+
+def store_time(folder: Location) -> datetime:
+    """Return the time that the store gives to an object put now, by which ages are counted, never by this machine's."""
+    for _ in range(_TRIES):
+        name = f"{TEMPORARY_PREFIX}clock-{uuid.uuid4().hex}"
+        file = folder / name
+        file.put(b"")
+        try:
+            for entry in folder.list(include_temporary=True, beginning=name):
+                return entry.modified
+        finally:
+            file.delete()
+    raise SegmintError(f"the store of {folder} does not list what was just written there")

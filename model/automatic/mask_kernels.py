@@ -8,7 +8,6 @@ operations.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from segmint.model.automatic.mask_tiles import Strip
 from segmint.model.automatic.taps import Taps, reached
-from segmint.model.device.transfers import upload
+from segmint.model.device import launching_on, upload
 
 # Pixels of a program's tile, eight a thread with four warps; the longer side lies along what is written or added up.
 _SHORT = 8
@@ -36,25 +35,20 @@ def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tenso
         bounds = reached(low, offset, rows, columns)
         if wanted is not None:  # an empty box is not computed
             bounds = bounds * wanted[:, None]
-        with _on(low.device):
+        with launching_on(low.device):
             measure_kernel[(len(low), tiles)](
                 low.contiguous(),
                 bounds,
-                rows.first,
-                rows.weights,
-                columns.first,
-                columns.weights,
+                *_taps(rows, columns),
                 found,
                 float(offset),
                 rows.pixels,
                 columns.pixels,
                 tiles,
-                SIDE=low.shape[2],
-                ROW_TAPS=len(rows.weights),
-                COLUMN_TAPS=len(columns.weights),
                 ROWS=_SHORT,
                 COLUMNS=_LONG,
                 enable_fp_fusion=False,
+                **_sizes(low, rows, columns),
             )
     counts = found[:, :, :3].sum(dim=1)
     boxes = torch.cat([found[:, :, 3:5].amin(dim=1), found[:, :, 5:].amax(dim=1)], dim=1)
@@ -65,29 +59,27 @@ def draw(flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[
     """See `mask_tiles.draw`."""
     tiles = triton.cdiv(max(strip.columns for strip in strips), _SHORT)
     table = upload(torch.tensor(strips, dtype=torch.int64), low.device)
-    with _on(low.device):
+    with launching_on(low.device):
         draw_kernel[(len(strips), tiles)](
             low.contiguous(),
             table,
-            rows.first,
-            rows.weights,
-            columns.first,
-            columns.weights,
+            *_taps(rows, columns),
             flat,
             rows.pixels,
             columns.pixels,
-            SIDE=low.shape[2],
-            ROW_TAPS=len(rows.weights),
-            COLUMN_TAPS=len(columns.weights),
             ROWS=_LONG,
             COLUMNS=_SHORT,
             enable_fp_fusion=False,
+            **_sizes(low, rows, columns),
         )
 
 
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Make `device` current: Triton launches there, wherever its tensors are."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+def _taps(rows: Taps, columns: Taps) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return rows.first, rows.weights, columns.first, columns.weights
+
+
+def _sizes(low: Tensor, rows: Taps, columns: Taps) -> dict[str, int]:
+    return {"SIDE": low.shape[2], "ROW_TAPS": len(rows.weights), "COLUMN_TAPS": len(columns.weights)}
 
 
 @triton.jit

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from segmint.model.automatic.boxes import mask_boxes
 from segmint.model.automatic.interpolation import interpolation
-from segmint.model.device.transfers import upload
+from segmint.model.device import upload
 
 
 @dataclass(frozen=True)

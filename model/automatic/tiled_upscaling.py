@@ -26,7 +26,7 @@ from segmint.model.automatic.filters import stable
 from segmint.model.automatic.mask_tiles import Strip
 from segmint.model.automatic.taps import Taps, taps_of
 from segmint.model.automatic.upscaling import BoxedUpscaling, StableMasks, Upscaling
-from segmint.model.device.transfers import HostTransfer
+from segmint.model.device import HostTransfer, first_line
 from segmint.model.sam.predictor import Embedding, Predictor
 
 # Pixels drawn at once, one byte each, and how many of them may be one mask's, where torch's operations take 4 bytes or
@@ -193,7 +193,7 @@ class KernelsWithFallback:
             self._operations = mask_tiles
             found = getattr(mask_tiles, name)(*arguments)
             warnings.warn(
-                f"Triton's kernels for upscaling masks failed ({type(error).__name__}: {_first_line(error)}): "
+                f"Triton's kernels for upscaling masks failed ({type(error).__name__}: {first_line(error)}): "
                 "torch's operations are used instead, slower but with the same results",
                 RuntimeWarning,
                 stacklevel=4,
@@ -208,10 +208,6 @@ def kernels() -> MaskOperations:
     from segmint.model.automatic import mask_kernels
 
     return mask_kernels
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
 
 
 KERNELS = KernelsWithFallback()

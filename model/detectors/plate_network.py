@@ -1,6 +1,7 @@
 """The plate network in torch: RetinaFace (Deng et al. 2019, arXiv 1905.00641) on a MobileNet of quarter width.
 
 The same network as the ONNX file `clp`, from that file's weights, for devices that onnxruntime does not run on here.
+`shrunk` is for both.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segmint.model.detectors.detection import Pixels
+from segmint.model.detectors.detection import Pixels, resized, scaled_size
 from segmint.model.detectors.plates import MEAN_BGR, Floats
 
 _SLOPE = 0.1
@@ -141,3 +142,18 @@ class PlateNetworkOnDevice:
         with torch.inference_mode():
             loc, conf, landms = (answer.cpu().numpy() for answer in self._network(batch))
         return loc, conf, landms
+
+
+def shrunk(image: Pixels, scale: float) -> Pixels:
+    """The image, (H, W, 3) uint8 RGB, at `scale` times its size, as `resized`; where it shrinks, a fifth of the time.
+
+    Through torch's antialiased bilinear filter, which sums whole numbers and is the same on every machine. MTCNN
+    does not take it: it saw a face where there is none with this filter, and with the bicubic one another.
+    """
+    height, width = scaled_size(image.shape[0], image.shape[1], scale)
+    if scale >= 1 or (height, width) == image.shape[:2]:
+        return resized(image, scale)
+    writable = image if image.flags.writeable else image.copy()  # torch warns of arrays that it must not change
+    planes = torch.from_numpy(writable)[None].permute(0, 3, 1, 2)
+    small = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from segmint.model.device.transfers import upload
+from segmint.model.device import upload
 from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
 from segmint.model.sam.preprocess import normalize_into
 from segmint.model.sam.sam import Sam

@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmint.model.device.resize import resize_on_device
-from segmint.model.device.transfers import upload
+from segmint.model.device import upload
 from segmint.model.sam import point_decoder, prompt_decoder
 from segmint.model.sam.batch_encoder import BatchEncoder, CompileMode
 from segmint.model.sam.mask_decoder import MASK_TOKENS
 from segmint.model.sam.point_decoder import PointMasks, PointPlan
-from segmint.model.sam.preprocess import resize, resized_size
+from segmint.model.sam.preprocess import resize, resize_on_device, resized_size
 from segmint.model.sam.prompt_encoder import PromptEmbedding
 from segmint.model.sam.prompts import Array, Prompts, check_prompts
 from segmint.model.sam.sam import Sam

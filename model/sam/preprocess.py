@@ -1,12 +1,21 @@
-"""Pixels for the image encoder: resized with Pillow, normalized, then padded to a square."""
+"""Pixels for the image encoder: resized with Pillow or to its bits on a GPU, normalized, then padded to a square.
+
+Pillow's bilinear resize of 8-bit pixels goes along rows and along columns. A pixel of the result is a sum of pixels
+under a triangle as wide as the scale, with weights that are whole numbers of 22 bits. It is rounded to 8 bits after
+each direction, so that it matters which comes first; within one, all is integer arithmetic, and the order of the sums
+does not matter: torch's devices compute the same, and a GPU need not wait for the host.
+"""
 
 import functools
+import math
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from segmint.model.device import upload
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -18,7 +27,7 @@ def resized_size(height: int, width: int, long_side: int) -> tuple[int, int]:
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def resize(image: npt.NDArray[np.uint8], long_side: int) -> npt.NDArray[np.uint8]:
+def resize(image: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
     """Resize (H, W, 3) uint8 RGB to a longer side of `long_side` pixels.
 
     Pillow's antialiased bilinear filter on 8-bit pixels: the weights were trained on it, and torch's own
@@ -48,3 +57,86 @@ def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
     """Copied to a GPU once: it would wait for each copy."""
     with torch.inference_mode(False):
         return torch.tensor(PIXEL_MEAN, device=device), torch.tensor(PIXEL_STD, device=device)
+
+
+_BITS = 22
+"""Of a weight after the point: 8 bits of a pixel and 2 of headroom are left of 32."""
+
+_ELEMENTS = 1 << 26
+"""Products that are in memory at once: 256 MB."""
+
+
+def resize_on_device(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pillow's bilinear resize on the pixels' device: (h, w, 3) uint8 from (H, W, 3) uint8; `size` is (h, w)."""
+    return _resize(pixels, size, columns_first=_columns_first((pixels.shape[0], pixels.shape[1]), size)).contiguous()
+
+
+def _columns_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
+    """Whether the Pillow that is installed resizes along columns first; both sizes are (height, width).
+
+    Older versions never do. Version 13 does where that takes more rows away than twice the columns that the other
+    direction does (found by trying 2,600 sizes; its documentation does not say so).
+    """
+    fewer_rows, fewer_columns = size[0] - target[0], size[1] - target[1]
+    return fewer_rows > 0 and fewer_rows > 2 * fewer_columns and _pillow_chooses()
+
+
+@functools.cache
+def _pillow_chooses() -> bool:
+    """Whether Pillow gives other pixels than rows first does, for a size with which version 13 takes columns first."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize((5, 21), Image.Resampling.BILINEAR))
+    return not np.array_equal(_resize(torch.from_numpy(pixels), (21, 5), columns_first=False).numpy(), expected)
+
+
+def _resize(pixels: Tensor, size: tuple[int, int], *, columns_first: bool) -> Tensor:
+    height, width = size
+    if columns_first:
+        return _resize_rows(_resize_rows(pixels.transpose(0, 1), height).transpose(0, 1), width)
+    return _resize_rows(_resize_rows(pixels, width).transpose(0, 1), height).transpose(0, 1)
+
+
+def _resize_rows(pixels: Tensor, length: int) -> Tensor:
+    """Resize (H, W, 3) to (H, length, 3), some rows at a time."""
+    if pixels.shape[1] == length:
+        return pixels
+    places, weights = _on_device(pixels.shape[1], length, pixels.device)
+    taps = places.shape[1]
+    rows = max(1, _ELEMENTS // (length * taps * 3))
+    parts = []
+    for part in torch.split(pixels, rows):
+        products = part[:, places].to(torch.int32) * weights[:, :, None]
+        sums = products.sum(dim=2, dtype=torch.int32) + (1 << (_BITS - 1))
+        parts.append((sums >> _BITS).clamp(0, 255).to(torch.uint8))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@functools.lru_cache(maxsize=256)
+def _on_device(pixels: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Places and weights as tensors; the crops of one layer have few lengths, and those of all images recur."""
+    with torch.inference_mode(False):
+        places, weights = triangle_weights(pixels, length)
+        return upload(torch.from_numpy(places), device), upload(torch.from_numpy(weights), device)
+
+
+def triangle_weights(pixels: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Of `length` pixels made from `pixels`: which ones each is made from, and their weights; both (length, taps).
+
+    A weight is 2^22 for a whole pixel. Places beyond the ends repeat the last pixel, with a weight of 0.
+    """
+    scale = pixels / length
+    reach = max(scale, 1.0)
+    taps = math.ceil(reach) * 2 + 1
+    centers = (np.arange(length) + 0.5) * scale
+    first = np.maximum((centers - reach + 0.5).astype(np.int64), 0)
+    stop = np.minimum((centers + reach + 0.5).astype(np.int64), pixels)
+    places = first[:, None] + np.arange(taps)
+    # The float64 operations are Pillow's, one by one, and so is the order in which the weights are added up.
+    distances = np.abs((places - centers[:, None] + 0.5) * (1.0 / reach))
+    weights = np.where((places < stop[:, None]) & (distances < 1.0), 1.0 - distances, 0.0)
+    total = np.zeros(length)
+    for tap in range(taps):
+        total += weights[:, tap]
+    weights /= total[:, None]
+    whole = np.trunc(0.5 + weights * (1 << _BITS)).astype(np.int32)
+    return np.minimum(places, pixels - 1), whole

@@ -3,11 +3,10 @@
 from dataclasses import dataclass, replace
 
 from segmint.infra.assets.cache import sha256_of
-from segmint.infra.assets.names import absolute_name, plain_name
+from segmint.infra.assets.known import absolute_name, plain_name
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
-from segmint.model.detectors.detection import Detector, Kind
-from segmint.model.detectors.tiled import TiledDetector
+from segmint.model.detectors.detection import Detector, Kind, TiledDetector
 from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, NotLoadedError
 from segmint.operators.prepare.deidentify import (
     NO_DETECTOR,

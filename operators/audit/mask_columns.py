@@ -78,7 +78,7 @@ class MaskColumns:
         """The masks [start, stop) as rows with the keys of `MASK`, as `to_pylist` gives them.
 
         They are right if no value is missing but the scores of people's masks, as
-        `segmint.operators.audit.sound_masks` finds.
+        `segmint.operators.audit.shard_masks` finds.
         """
         first = int(self.points_ends[start - 1]) if start else 0
         ends = (self.points_ends[start:stop] - first).tolist()

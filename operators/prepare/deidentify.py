@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.cache import pinned
-from segmint.infra.assets.names import absolute_name
+from segmint.infra.assets.known import absolute_name
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.storage import Storage
@@ -308,13 +308,11 @@ def _mtcnn(score: float, device: str) -> Detector:
 
 def _clp(score: float, path: Path, threads: int | None, torch_device: str | None) -> Detector:
     """Build the plate detector; its network runs in torch on `torch_device`, or, where that is None, in onnxruntime."""
-    from segmint.model.detectors.shrink import shrunk
+    from segmint.model.detectors.plate_network import PlateNetworkOnDevice, shrunk
 
     kept = partial(PlateDetector, score=score, tile_overlap=128, max_pixels=_MOST_PIXELS, glance=_GLANCE, resize=shrunk)
     if torch_device is None:
         return kept(onnx_network(path, threads))
-    from segmint.model.detectors.plate_network import PlateNetworkOnDevice
-
     network = PlateNetworkOnDevice(read_weights(path), torch_device)
     return kept(network, blob=network.blob, batch_pixels=_BATCH_PIXELS)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from segmint.infra.assets.names import absolute_name
+from segmint.infra.assets.known import absolute_name
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.prepare.release import CropLayers

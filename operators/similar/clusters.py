@@ -1,5 +1,6 @@
 """Copies among the images of a catalog: those of the same bytes, and those that look like one that is kept."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,11 +8,181 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from segmint.operators.similar.candidates import find_candidates
+from segmint.operators.similar.candidates import NO_CROWD, SimilarHashes, comparable, find_candidates
 from segmint.operators.similar.confirm import THRESHOLDS, Confirmer, Thresholds, Thumbnails
 from segmint.operators.similar.hashes import VIEWS
 from segmint.operators.similar.near import Hashes, Positions
-from segmint.operators.similar.stars import SimilarRows
+
+_ROUNDING = 0.002  # of products of float16 vectors of length 1
+_MOST_CENTERS = 512
+_COMPARED = 1 << 22  # pairs of entries that are compared at a time
+_DENSE = 0.02  # share of near hashes from which on all sketches are multiplied
+_IN_CACHE = 1 << 17  # pairs of hashes that are compared in the processor's cache
+_SKETCHES = 1 << 16  # pairs of sketches that are multiplied at a time
+_SAMPLE = 256  # entries of each side of which that share is taken
+_COVERED = 8  # if more than one in so many is found similar, the next row is compared alone
+
+Mask = NDArray[np.bool_]
+
+
+class SimilarRows:
+    """For a row the rows after it, by `rank`, that are similar to it: a view of each is near, and confirmed.
+
+    Rows that are `apart`, (N,) bool, have stars, but are in no other's. Where few rows share a hash, all pairs are
+    confirmed at the start; see `CrowdedHashes` for the others.
+    """
+
+    def __init__(
+        self, candidates: SimilarHashes, rank: Positions, distance: int, confirmer: Confirmer, apart: Mask
+    ) -> None:
+        self._rank = rank
+        self._confirmer = confirmer
+        self._apart = apart
+        self._centers, self._others = self._confirmed(candidates)
+        self._crowds = CrowdedHashes(candidates, rank, distance, confirmer, apart)
+
+    def rows(self) -> Iterator[int]:
+        """Rows that others may be similar to, by rank."""
+        rows = np.unique(np.concatenate([self._centers, self._crowds.rows()]))
+        yield from rows[np.argsort(self._rank[rows])].tolist()
+
+    def after(self, row: int, free: Mask) -> Positions:
+        """The rows of later rank that are similar to a row, of those that are `free`, (N,) bool."""
+        low, high = np.searchsorted(self._centers, (row, row + 1))
+        listed = self._others[low:high]
+        found = listed[free[listed]]
+        crowd = self._crowds.after(row, free, found)
+        return np.concatenate([found, crowd]) if len(crowd) else found
+
+    def _confirmed(self, candidates: SimilarHashes) -> tuple[Positions, Positions]:
+        """Similar rows, the earlier by rank and the later one, in the order of the former's numbers."""
+        count = len(self._rank)
+        found: list[Positions] = [np.empty(0, np.int64)]  # the one's row * count + the other's
+        for one, other in candidates.listed():
+            swapped = self._rank[one // VIEWS] > self._rank[other // VIEWS]
+            one, other = np.where(swapped, other, one), np.where(swapped, one, other)
+            within = ~self._apart[other // VIEWS]
+            one, other = one[within], other[within]
+            pairs = one // VIEWS * count + other // VIEWS
+            while len(pairs):  # one pair of views of each two rows at a time
+                _, first, which = np.unique(pairs, return_index=True, return_inverse=True)
+                similar = self._confirmer.similar(one[first], other[first])
+                found.append(pairs[first[similar]])
+                left = ~similar[which]
+                left[first] = False
+                one, other, pairs = one[left], other[left], pairs[left]
+        ones, others = np.divmod(np.unique(np.concatenate(found)), max(1, count))
+        return ones, others
+
+
+class CrowdedHashes:
+    """Rows with a hash that very many others have, or are near to.
+
+    A row is compared with its crowds when it is asked for: those that are another's copies by then are left out, so
+    that time is in proportion to the rows and those that are kept. In memory are about 200 bytes for each view.
+    `apart` is as in `SimilarRows`.
+    """
+
+    def __init__(
+        self, candidates: SimilarHashes, rank: Positions, distance: int, confirmer: Confirmer, apart: Mask
+    ) -> None:
+        self._rank = rank
+        self._apart = apart
+        self._distance = distance
+        self._confirmer = confirmer
+        self._least = confirmer.thresholds.whole - _ROUNDING
+        counts = np.diff(candidates.starts)
+        crowds = np.repeat(candidates.crowds, counts)
+        places = np.flatnonzero(crowds != NO_CROWD)
+        places = places[np.argsort(candidates.entries[places])]
+        self._entries = candidates.entries[places]
+        self._rows = self._entries // VIEWS
+        self._hashes = np.repeat(candidates.values, counts)[places]
+        self._crowds = crowds[places]
+        self._sketches = confirmer.sketches(self._entries)
+        order = np.lexsort((rank[self._rows], self._crowds))
+        begins = np.flatnonzero(np.diff(self._crowds[order], prepend=NO_CROWD))
+        members = np.split(order, begins)[1:]  # places of each crowd's entries, by rank
+        self._members = dict(zip(self._crowds[order][begins].tolist(), members, strict=True))
+        self._centers = dict.fromkeys(self._members, 1)  # how many rows are compared the next time
+        # What is similar to the rows that each crowd was compared with last: no earlier ones are asked for again.
+        self._found: dict[int, dict[int, Positions]] = {crowd: {} for crowd in self._members}
+
+    def rows(self) -> Positions:
+        """The rows in crowds, ascending."""
+        return np.unique(self._rows)
+
+    def after(self, row: int, free: Mask, known: Positions) -> Positions:
+        """The rows of later rank that are similar to a row, of those that are `free`, without those that are `known`.
+
+        Rows are asked for by rank, and one that is no longer free is never so again.
+        """
+        low, high = np.searchsorted(self._rows, (row, row + 1))
+        if low == high:
+            return np.empty(0, np.int64)
+        found = known
+        for crowd in np.unique(self._crowds[low:high]).tolist():
+            if row not in self._found[crowd]:
+                self._compare(crowd, row, free, found)
+            rows = self._found[crowd][row]
+            rows = rows[free[rows]]
+            found = np.union1d(found, rows) if len(rows) else found
+        return np.setdiff1d(found, known)
+
+    def _compare(self, crowd: int, row: int, free: Mask, known: Positions) -> None:
+        """Find what is similar to a row, and to the next ones of its crowd, leaving out the `known` rows."""
+        members = self._members[crowd]
+        rows = self._rows[members]
+        members = members[free[rows] & (self._rank[rows] >= self._rank[row])]  # the others are never asked for again
+        self._members[crowd] = members
+        ranks = self._rank[self._rows[members]]
+        ends = np.flatnonzero(np.diff(ranks, append=-1)) + 1  # of each row's members, which are by rank
+        number = min(self._centers[crowd], len(ends))
+        centers = members[: ends[number - 1]]
+        targets = members[~self._apart[self._rows[members]] & ~np.isin(self._rows[members], known)]
+        count = len(self._rank)
+        pairs: list[Positions] = [np.empty(0, np.int64)]  # as in `SimilarRows`
+        step = max(1, _COMPARED // len(centers))
+        for low in range(0, len(targets), step):
+            one, other = self._candidates(centers, targets[low : low + step])
+            similar = self._confirmer.similar(self._entries[one], self._entries[other])
+            pairs.append(self._rows[one[similar]] * count + self._rows[other[similar]])
+        ones, others = np.divmod(np.unique(np.concatenate(pairs)), count)
+        rows = np.unique(self._rows[centers])
+        borders = zip(np.searchsorted(ones, rows).tolist(), np.searchsorted(ones, rows + 1).tolist(), strict=True)
+        self._found[crowd] = {row: others[low:high] for row, (low, high) in zip(rows.tolist(), borders, strict=True)}
+        self._centers[crowd] = 1 if len(ones) * _COVERED > len(targets) else min(4 * number, _MOST_CENTERS)
+
+    def _candidates(self, centers: Positions, targets: Positions) -> tuple[Positions, Positions]:
+        """Pairs of centers and later targets with near hashes that may be similar by their sketches."""
+        sample = (each[:: len(each) // _SAMPLE + 1] for each in (centers, targets))
+        if self._near(*np.ix_(*sample)).mean() > _DENSE:
+            products = self._sketches[centers].astype(np.float32) @ self._sketches[targets].astype(np.float32).T
+            may_be, check = products >= self._least, self._near
+        else:
+            parts = np.array_split(centers, len(centers) * len(targets) // _IN_CACHE + 1)
+            may_be = np.concatenate([self._near(*np.ix_(part, targets)) for part in parts])
+            check = self._may_be_similar
+        one, other = np.divmod(np.flatnonzero(may_be), len(targets))  # far faster than `nonzero` of two dimensions
+        one, other = centers[one], targets[other]
+        keep = check(one, other)
+        one, other = one[keep], other[keep]
+        keep = comparable(self._entries[one], self._entries[other])
+        keep &= self._rank[self._rows[one]] < self._rank[self._rows[other]]
+        return one[keep], other[keep]
+
+    def _near(self, one: Positions, other: Positions) -> Mask:
+        near: Mask = np.bitwise_count(self._hashes[one] ^ self._hashes[other]) <= self._distance
+        return near
+
+    def _may_be_similar(self, one: Positions, other: Positions) -> Mask:
+        found = np.empty(len(one), bool)
+        for low in range(0, len(one), _SKETCHES):
+            part = slice(low, low + _SKETCHES)
+            sketches = self._sketches[one[part]], self._sketches[other[part]]
+            found[part] = np.einsum("ij,ij->i", *sketches, dtype=np.float32) >= self._least
+        return found
+
 
 DISTANCE = 3
 """Bits of 64 in which hashes of similar views may differ."""

@@ -9,8 +9,7 @@ from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.location import Location
-from segmint.infra.storage.new_file import put_new_file, refuse_existing
+from segmint.infra.storage.location import Location, put_new_file, refuse_existing
 from segmint.infra.uris import LOCAL, local_path, scheme
 from segmint.infra.version import VERSION
 from segmint.model.onnx_export import export_decoder, export_encoder

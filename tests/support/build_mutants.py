@@ -152,14 +152,14 @@ BUILD_MUTANTS = (
     ),
     Mutant(
         "worker threads share their work",
-        "model/automatic/workers.py",
+        "model/automatic/generator.py",
         "    torch.set_num_threads(1)",
         "    torch.set_num_threads(2)",
         "tests/model/automatic/test_workers.py",
     ),
     Mutant(
         "workers give what is done first",
-        "model/automatic/workers.py",
+        "model/automatic/generator.py",
         "yield from self._pool.map(function, items)",
         "from concurrent.futures import as_completed as done; "
         "yield from (one.result() for one in done([self._pool.submit(function, item) for item in items]))",
@@ -335,7 +335,7 @@ BUILD_MUTANTS = (
     ),
     Mutant(
         "opt-out: constrained counts as allowed",
-        "operators/opt_out/rules.py",
+        "operators/opt_out/opt_out.py",
         'OptOutRule(TRAINING_MINING, "constrained", OptOutVerdict.OPTED_OUT)',
         'OptOutRule(TRAINING_MINING, "constrained", OptOutVerdict.ALLOWED)',
         "tests/operators/opt_out",

@@ -68,7 +68,7 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "a detector of the audit sees one scale",
-        "model/detectors/tiled.py",
+        "model/detectors/detection.py",
         "scales: tuple[float, ...] = (1.0, 2.0),",
         "scales: tuple[float, ...] = (1.0,),",
         "tests/model/detectors/test_tiled.py",

@@ -24,8 +24,7 @@ from segmint.model.automatic.proposals import filtered, suppress_and_draw
 from segmint.model.automatic.records import Funnel
 from segmint.model.automatic.settings import MaskSettings, small_chunk
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling, stable_outlines
-from segmint.model.device.graphs import CapturedGraph, PerThread
-from segmint.model.device.transfers import HostTransfer, upload
+from segmint.model.device import CapturedGraph, HostTransfer, PerThread, upload
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.model.sam.sam import Sam
 

@@ -26,7 +26,7 @@ from segmint.catalogs.shard_ranges import ShardPart, ShardSpan, choose_shards
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.rows import joined, read_rows
 from segmint.infra.assets.cache import sha256_of
-from segmint.infra.assets.names import plain_name
+from segmint.infra.assets.known import plain_name
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError

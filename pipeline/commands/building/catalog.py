@@ -59,8 +59,7 @@ def scan(
     from segmint.catalogs.source.scan import check_relative, relative_rows, write_catalog
     from segmint.catalogs.source.scan import scan as scan_images
     from segmint.infra.errors import UsageError
-    from segmint.infra.storage.location import Location
-    from segmint.infra.storage.new_file import refuse_existing
+    from segmint.infra.storage.location import Location, refuse_existing
     from segmint.infra.storage.stores import warn_of_skipped
     from segmint.infra.wording import counted
 

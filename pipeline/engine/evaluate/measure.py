@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from segmint.infra.assets.cache import sha256_of
-from segmint.infra.assets.names import absolute_name
+from segmint.infra.assets.known import absolute_name
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import base_name

@@ -12,8 +12,7 @@ from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.log import without_secrets
-from segmint.infra.storage.location import Location
-from segmint.infra.storage.new_file import put_new_file, refuse_existing
+from segmint.infra.storage.location import Location, put_new_file, refuse_existing
 from segmint.pipeline.engine.evaluate.truth import Truth
 
 RESULTS, ANSWER, PAGE = "results.parquet", "evaluation.json", "index.html"

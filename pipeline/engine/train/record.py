@@ -15,7 +15,7 @@ from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json, differing_keys, fingerprint, wrong_fields
 from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound, readable_lineage_of
 from segmint.infra.assets.cache import sha256_of
-from segmint.infra.assets.names import plain_name
+from segmint.infra.assets.known import plain_name
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location

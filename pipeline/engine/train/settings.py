@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from segmint.infra.assets.names import absolute_name
+from segmint.infra.assets.known import absolute_name
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import absolute
 from segmint.model.training.objects import Backbone, ObjectsRecipe

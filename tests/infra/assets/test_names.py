@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.infra.assets.known import AssetError
-from segmint.infra.assets.names import absolute_name, plain_name
+from segmint.infra.assets.known import AssetError, absolute_name, plain_name
 from segmint.infra.assets.resolve import resolve
 
 

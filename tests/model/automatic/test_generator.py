@@ -19,13 +19,12 @@ from segmint.model.automatic.records import GeneratedMasks
 from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling
-from segmint.model.device.resize import resize_on_device
-from segmint.model.device.transfers import upload
+from segmint.model.device import upload
 from segmint.model.sam import batch_encoder
 from segmint.model.sam import predictor as predictor_module
 from segmint.model.sam.load import build_sam, load_sam
 from segmint.model.sam.predictor import Predictor
-from segmint.model.sam.preprocess import resized_size
+from segmint.model.sam.preprocess import resize_on_device, resized_size
 from tests.support.embedded_once import embed_once
 from tests.support.parity import compare
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from segmint.model.automatic.crops import Crop
-from segmint.model.automatic.generator import MaskGenerator, to_records
+from segmint.model.automatic.generator import MaskGenerator, Workers, to_records
 from segmint.model.automatic.settings import MaskSettings
-from segmint.model.automatic.workers import Workers
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
 

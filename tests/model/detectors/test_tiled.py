@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segmint.model.detectors.detection import Detection
-from segmint.model.detectors.tiled import TiledDetector
+from segmint.model.detectors.detection import Detection, TiledDetector
 from segmint.model.detectors.torchscript import TorchScriptDetector
 from tests.support.torchscript import MagentaDetector, saved, spot
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from segmint.catalogs.findings import FindingLocation
 from segmint.model.automatic.rle import compress, decompress, encode
-from segmint.operators.audit import sound_masks as at_once
+from segmint.operators.audit import shard_masks as at_once
 from segmint.operators.audit.mask_columns import MaskColumns
 from segmint.operators.audit.masks import MaskLimits, audit_masks
-from segmint.operators.audit.sound_masks import sound_masks
+from segmint.operators.audit.shard_masks import sound_masks
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import MASKS
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from segmint.operators.evaluate.edge_scores import edge_scores
-from segmint.operators.evaluate.edges import EdgeCounts, thresholds
+from segmint.operators.evaluate.edges import EdgeCounts, edge_scores, thresholds
 
 CUTS = thresholds(3)
 

@@ -9,8 +9,7 @@ import c2pa
 import pytest
 
 from segmint.operators.opt_out.containers import find_metadata
-from segmint.operators.opt_out.opt_out import c2pa_values, opt_out
-from segmint.operators.opt_out.rules import OptOut
+from segmint.operators.opt_out.opt_out import OptOut, c2pa_values, opt_out
 from tests.support.bad_images import heic
 from tests.support.signed_images import MIME, data_mining, image, packet, signed, training
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.operators.opt_out.rules import (
+from segmint.operators.opt_out.opt_out import (
     DATA_MINING,
     RESERVATION,
     RULES,

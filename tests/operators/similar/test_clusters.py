@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from segmint.operators.similar import candidates, stars
+from segmint.operators.similar import candidates, clusters
 from segmint.operators.similar.candidates import find_candidates
 from segmint.operators.similar.clusters import DuplicateMap, ImageRows, find_copies
 from segmint.operators.similar.confirm import normalized_views, same_view
@@ -82,9 +82,9 @@ def test_so_are_they_if_few_pairs_are_in_memory(
 ) -> None:
     monkeypatch.setattr(candidates, "_MOST_WAITING", most)
     monkeypatch.setattr(candidates, "_LEAST_LISTED", most)
-    monkeypatch.setattr(stars, "_DENSE", dense)
-    monkeypatch.setattr(stars, "_COMPARED", 40)
-    monkeypatch.setattr(stars, "_SKETCHES", 7)
+    monkeypatch.setattr(clusters, "_DENSE", dense)
+    monkeypatch.setattr(clusters, "_COMPARED", 40)
+    monkeypatch.setattr(clusters, "_SKETCHES", 7)
     rows, thumbnails = catalog(seed)
     assert copies_of(rows, thumbnails).kept.tolist() == one_by_one(rows, thumbnails)
 

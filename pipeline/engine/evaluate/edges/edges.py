@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.operators.evaluate.edge_scores import EdgeScores, at_best_thresholds, scores_of_sums, stack
-from segmint.operators.evaluate.edges import thresholds
+from segmint.operators.evaluate.edges import EdgeScores, at_best_thresholds, scores_of_sums, stack, thresholds
 from segmint.operators.intervals import Interval
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure, counts_of, open_annotator

@@ -12,12 +12,12 @@ from segmint.infra.storage.location import Location
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, read_label_map
 from segmint.operators.evaluate.boundaries import LabelMap, label_boundaries
-from segmint.operators.evaluate.edge_scores import edge_scores
 from segmint.operators.evaluate.edges import (
     THRESHOLDS,
     TOLERANCE,
     EdgeCounts,
     count_edges,
+    edge_scores,
     edge_settings,
     find_edges,
     ignored_pixels,

@@ -12,8 +12,7 @@ from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.dataset.versions.record import read_version, version_numbers
 from segmint.catalogs.layout import DamagedDatasetError, image_name
 from segmint.catalogs.lineage import TRAINING, TrainingDatasetRef, TrainingRound, check_lineage
-from segmint.infra.assets.known import ASSETS
-from segmint.infra.assets.names import is_web_address
+from segmint.infra.assets.known import ASSETS, is_web_address
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage

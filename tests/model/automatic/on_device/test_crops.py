@@ -19,7 +19,6 @@ from segmint.model.automatic.records import GeneratedMasks
 from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import KernelsWithFallback
-from segmint.model.device import resize
 from segmint.model.sam import preprocess
 from segmint.model.sam.batch_encoder import CUDA_BATCH
 from segmint.model.sam.load import load_sam
@@ -137,7 +136,7 @@ def test_a_whole_image_has_no_more_launches_than_its_budget_with_those_before_th
                 device.forget()
                 assert len(list(generator._embed_crops(crops, image, original))) == CROPS
     finally:
-        resize._on_device.cache_clear()
+        preprocess._on_device.cache_clear()
         preprocess._mean_and_std.cache_clear()
 
     launches = sum(device.launches.values())

@@ -12,8 +12,7 @@ from PIL import Image
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.evaluate.boundaries import label_boundaries
-from segmint.operators.evaluate.edge_scores import edge_scores
-from segmint.operators.evaluate.edges import EdgeCounts, thresholds
+from segmint.operators.evaluate.edges import EdgeCounts, edge_scores, thresholds
 from segmint.pipeline.engine.evaluate.edges.edges import edges_result, evaluate_edges, gather
 from segmint.pipeline.engine.evaluate.edges.measure import COUNTS, EdgesMeasure, counts_of
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights

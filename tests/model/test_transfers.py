@@ -2,7 +2,7 @@
 
 import torch
 
-from segmint.model.device.transfers import HostTransfer, upload
+from segmint.model.device import HostTransfer, upload
 from tests.support.pretended_cuda import PretendedCuda
 
 

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from segmint.model.device.graphs import CapturedGraph, PerThread
+from segmint.model.device import CapturedGraph, PerThread
 from tests.support.pretended_cuda import PretendedCuda
 
 

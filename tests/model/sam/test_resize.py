@@ -5,9 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from segmint.model.device import resize as device_resize
-from segmint.model.device.resize import resize_on_device
-from segmint.model.sam.preprocess import resize, resized_size
+from segmint.model.sam import preprocess
+from segmint.model.sam.preprocess import resize, resize_on_device, resized_size
 
 # Enlarged and reduced, one row and one column, an unchanged side, tall ones on both sides of Pillow's rule of order.
 SIZES = [(1, 3), (37, 20), (5000, 3), (2, 2), (1024, 700), (700, 1024), (1500, 740), (1500, 760), (1500, 2250)]
@@ -53,12 +52,12 @@ def test_black_and_white_edges_are_those_of_pillow() -> None:
 def test_rows_at_a_time_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (211, 97, 3), dtype=np.uint8))
     expected = resize_on_device(pixels, (128, 59))
-    monkeypatch.setattr(device_resize, "_ELEMENTS", 5000)
+    monkeypatch.setattr(preprocess, "_ELEMENTS", 5000)
     assert torch.equal(resize_on_device(pixels, (128, 59)), expected)
 
 
 def test_a_pillow_that_never_takes_columns_first_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
-    device_resize._pillow_chooses.cache_clear()
+    preprocess._pillow_chooses.cache_clear()
     resized = Image.Image.resize
 
     def rows_first(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
@@ -69,7 +68,7 @@ def test_a_pillow_that_never_takes_columns_first_is_followed(monkeypatch: pytest
     try:
         check((1500, 740), "cpu")
     finally:
-        device_resize._pillow_chooses.cache_clear()
+        preprocess._pillow_chooses.cache_clear()
 
 
 @pytest.mark.cuda

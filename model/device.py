@@ -1,18 +1,53 @@
-"""CUDA graphs: a function's kernels, recorded once and started again by one launch.
+"""What keeps a GPU busy without the host: copies during which neither waits for the other, and CUDA graphs.
 
-The host starts a few hundred thousand kernels a second at best, and a chunk of prompts has hundreds that take
-microseconds each. Replayed, they follow one another without the host. A graph reads and writes the memory that it was
-captured with: its inputs are copied there, and its outputs hold until the next replay.
+A graph is a function's kernels, recorded once and started again by one launch. The host starts a few hundred thousand
+kernels a second at best, and a chunk of prompts has hundreds that take microseconds each. Replayed, they follow one
+another without the host. A graph reads and writes the memory that it was captured with: its inputs are copied there,
+and its outputs hold until the next replay.
 """
 
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Generic, TypeVar, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Generic, TypeVar, cast
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 Output = TypeVar("Output")
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on `device`; from the host to CUDA by pinned memory, so that the copy does not block the host."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def launching_on(device: torch.device) -> AbstractContextManager[object]:
+    """Make `device` current: Triton launches there, wherever its tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+class HostTransfer:
+    """A device's tensor on its way to the host; the copy starts here and is waited for when its numbers are read."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._host = tensor.to("cpu", non_blocking=True)
+        self._arrived: torch.cuda.Event | None = None
+        if tensor.device.type == "cuda":
+            # The host sleeps until the event, and other threads have its core.
+            self._arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def numpy(self) -> NDArray[Any]:
+        """The numbers, once they are there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+            self._arrived = None
+        return self._host.numpy()
 
 
 class CapturedGraph(Generic[Output]):
@@ -43,7 +78,7 @@ class CapturedGraph(Generic[Output]):
                 raise
             except RuntimeError as error:
                 warnings.warn(
-                    f"a CUDA graph could not be captured ({_first_line(error)}): kernels are launched one by one, "
+                    f"a CUDA graph could not be captured ({first_line(error)}): kernels are launched one by one, "
                     "slower but with the same results",
                     RuntimeWarning,
                     stacklevel=2,
@@ -80,5 +115,6 @@ class PerThread(Generic[Output]):
         return cast(Output, self._local.made)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
     return (str(error).strip().splitlines() or ["no message"])[0]

@@ -1,1 +1,0 @@
-"""CUDA graphs, and copies between host and device that overlap with computation."""
