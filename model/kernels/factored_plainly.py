@@ -1,10 +1,22 @@
-"""The steps of `factored_image.py` by torch's operations: what the kernels compute, and the way without Triton."""
+"""The steps of `factored_image.py` by torch's operations: what the kernels compute, and the way without Triton.
+
+The layout of the tokens is here, too.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmint.model.kernels.layout import CONSTANT, HEADS, SEATS
+HEADS = 8
+
+SEATS = 8
+"""Rows of a head: places for tokens."""
+
+ROWS = HEADS * SEATS
+"""Rows of a block."""
+
+CONSTANT = SEATS - 1
+"""The row of the constant; no token sits there."""
 
 # Prompts whose images are processed at once: half a gigabyte of their positions in float32.
 _GROUP = 16
@@ -22,7 +34,20 @@ def answer(
     tokens: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `factored_image.answer`."""
+    """The images after they have attended to the tokens, normalized: scale (B, P) float32, coefficients (B, R + N, P).
+
+    Args:
+        queries: (B, N, D), the tokens' keys, scaled.
+        own: (W, P), the shared image's queries.
+        places: (W, P), those of the positions and the bias; of no rows before the first block, where `own` has them.
+        prior: (B, N, R), the product of the tokens' keys with the queries of the image's vectors.
+        scale: (B, P) float32, of the image; ones before the first block.
+        coefficients: (B, R, P), of the image; R is 0 before the first block.
+        vectors: (B, N + R, C), without their mean: what the tokens add to the image, then the image's own.
+        shared: (P, C), the shared image without its mean.
+        tokens: T, at most 7.
+        eps: the norm's.
+    """
     scales, found = [], []
     for few in _groups(len(queries)):
         scores = _scores(queries[few], own, places, prior[few], scale[few], coefficients[few])
@@ -48,7 +73,17 @@ def look(
     coefficients: Tensor,
     values: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """See `factored_image.look`."""
+    """What the tokens see of their images, as weights of factors: of shared values (B, N, D), of vectors (B, N, R).
+
+    Args:
+        queries: (B, N, D), scaled.
+        own: (W, P), the shared image's keys.
+        places: (W, P), those of the positions.
+        prior: (B, N, R), the product of the queries with the keys of the image's vectors.
+        scale: (B, P) float32, of the image.
+        coefficients: (B, R, P), of the image.
+        values: (P, W), the shared image's values.
+    """
     attended, mixed = [], []
     for few in _groups(len(queries)):
         weights = _scores(queries[few], own, places, prior[few], scale[few], coefficients[few]).softmax(dim=2)
@@ -71,7 +106,22 @@ def draw(
     wanted: Tensor,
     eps: float,
 ) -> Tensor:
-    """See `factored_image.draw`."""
+    """Logits (B, 3, 4S, 4S) float32 of masks on images of S x S positions.
+
+    A prompt of which no mask is wanted may have anything there.
+
+    Args:
+        scale: (B, P) float32, of the image.
+        coefficients: (B, R, P), of the image.
+        vectors: (B, R, 4K), the image's after the first step of upscaling: 4 pixels of K = 64 channels.
+        shared: (P, 4K), the shared image after it.
+        norm: (2, K), weight and bias of the norm.
+        weight: (K, 4L), of the second step: 4 pixels of L = 32 channels.
+        bias: (4L,).
+        filters: (B, 3, L), of the masks.
+        wanted: (B, 3) bool.
+        eps: the norm's.
+    """
     drawn = []
     side = round(shared.shape[0] ** 0.5)
     for few in _groups(len(scale)):

@@ -5,14 +5,14 @@ memory. Tiles are cut where the positions end.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from segmint.model.kernels.layout import CONSTANT, ROWS
+from segmint.model.device import launching_on
+from segmint.model.kernels.factored_plainly import CONSTANT, ROWS
 
 # Positions of a program, its warps, and how many steps' loads are under way at once: what compiles without spilling
 # registers for compute capabilities 8.0 and 9.0.
@@ -36,12 +36,12 @@ def answer(
     tokens: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `factored_image.answer`."""
+    """See `factored_plainly.answer`."""
     positions, rows = own.shape[1], coefficients.shape[1]
     scales = torch.empty_like(scale)
     found = queries.new_empty(len(queries), ROWS + rows, positions)
     tensors = _contiguous(queries, own, places, prior, scale, coefficients, vectors, shared)
-    with _on(queries.device):
+    with launching_on(queries.device):
         answer_kernel[(-(-positions // ANSWER["TILE"]), len(queries))](
             *tensors,
             scales,
@@ -66,10 +66,10 @@ def look(
     coefficients: Tensor,
     values: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """See `factored_image.look`."""
+    """See `factored_plainly.look`."""
     attended, mixed = torch.empty_like(queries), torch.empty_like(prior)
     tensors = _contiguous(queries, own, places, prior, scale, coefficients, values)
-    with _on(queries.device):
+    with launching_on(queries.device):
         look_kernel[(1 + prior.shape[2] // ROWS, len(queries))](
             *tensors, attended, mixed, own.shape[1], MORE=prior.shape[2], **LOOK, **LOOK_LAUNCH
         )
@@ -88,12 +88,12 @@ def draw(
     wanted: Tensor,
     eps: float,
 ) -> Tensor:
-    """See `factored_image.draw`."""
+    """See `factored_plainly.draw`."""
     positions = len(shared)
     side = round(positions**0.5)
     logits = scale.new_empty(len(scale), 3, 4 * side, 4 * side)
     tensors = _contiguous(scale, coefficients, vectors, shared, norm, weight, bias, filters, wanted.to(torch.uint8))
-    with _on(scale.device):
+    with launching_on(scale.device):
         draw_kernel[(-(-positions // DRAW["TILE"]), len(scale))](
             *tensors, logits, eps, side, MORE=coefficients.shape[1], **DRAW, **DRAW_LAUNCH
         )
@@ -102,11 +102,6 @@ def draw(
 
 def _contiguous(*tensors: Tensor) -> Sequence[Tensor]:
     return [tensor.contiguous() for tensor in tensors]
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Make `device` current: Triton launches there, wherever its tensors are."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @triton.jit

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmint.model.kernels.factored_image import answer, draw, look
-from segmint.model.kernels.layout import CONSTANT, HEADS, ROWS, SEATS
+from segmint.model.kernels.factored_plainly import CONSTANT, HEADS, ROWS, SEATS
 from segmint.model.sam.common import join_heads, split_heads
 from segmint.model.sam.gpu_attention import attend
 from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder

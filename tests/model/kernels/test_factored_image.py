@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from segmint.model.kernels import factored_image, factored_plainly
-from segmint.model.kernels.layout import CONSTANT, ROWS
+from segmint.model.kernels.factored_plainly import CONSTANT, ROWS
 from tests.support.compiled_kernels import stack_bytes
 
 pytest.importorskip("triton")
@@ -162,6 +162,12 @@ def test_without_a_gpu_the_operators_are_the_plain_formulas() -> None:
             *((each if isinstance(each, tuple) else (each,)) for each in (found, expected)), strict=True
         ):
             assert torch.equal(one, other)
+
+
+def test_on_a_gpu_the_operators_are_the_kernels() -> None:
+    for step in ("answer", "look", "draw"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"segmint::{step}", "CUDA")
+        assert not torch._C._dispatch_has_kernel_for_dispatch_key(f"segmint::{step}", "CPU")
 
 
 @pytest.mark.cuda
