@@ -3,13 +3,16 @@
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from segmint.infra.errors import UsageError
-from segmint.infra.storage import s3_parts
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.error_kinds import ErrorKind, meaning, service_code
+from segmint.infra.storage.retry import RetryPolicy, with_retries
 from segmint.infra.storage.stores import ObjectInfo, OnSkip, check_length, check_size, warn_of_skipped
 from segmint.infra.uris import parent, split_bucket
 
@@ -33,6 +36,12 @@ _READ_TIMEOUT_S = 60
 _SLOWEST = 100_000
 """Bytes a second: a slower body counts as stalled, even if bytes still arrive."""
 _PING_S = 10.0
+
+PART_BYTES = 64 << 20
+"""Bytes of a part of a large file; one of more than 10,000 such parts, S3's limit, gets larger ones."""
+_PARTS_AT_ONCE = 4
+_MOST_PARTS = 10_000
+_PART_POLICY = RetryPolicy()
 
 
 def check_options(prefix: str, options: Mapping[str, Any]) -> None:
@@ -103,7 +112,7 @@ class S3Store:
 
     def create_file(self, uri: str, path: Path) -> None:
         """One put, or a multipart upload for a large file, that is completed with `If-None-Match: *`."""
-        if path.stat().st_size <= s3_parts.PART_BYTES:
+        if path.stat().st_size <= PART_BYTES:
             self.create(uri, path.read_bytes())
         elif self._is_there(uri):  # before gigabytes are sent in vain
             raise FileExistsError(errno.EEXIST, "an object is already there", uri)
@@ -117,13 +126,58 @@ class S3Store:
 
     def put_file(self, uri: str, path: Path) -> None:
         """One put, or a multipart upload for a large file."""
-        if path.stat().st_size <= s3_parts.PART_BYTES:
+        if path.stat().st_size <= PART_BYTES:
             self.put(uri, path.read_bytes())
         else:
             self._put_parts(uri, path)
 
-    def _put_parts(self, uri: str, path: Path, **conditions: str) -> None:
-        s3_parts.put_parts(self._call, uri, *_object(uri), path, lambda: self.size(uri), **conditions)
+    def _put_parts(self, uri: str, path: Path, **conditions: Any) -> None:
+        """Upload a file in parts, each of which is retried separately; a failure leaves nothing behind.
+
+        The upload is completed under `conditions`; with some, `FileExistsError` if it is gone by then: an earlier try
+        may have completed it, or another writer's object ended it, which only the bytes can tell. Raises what
+        `with_retries` raises for the part that failed, after the upload was aborted.
+        """
+        bucket, key = _object(uri)
+        size = path.stat().st_size
+        step = max(PART_BYTES, -(-size // _MOST_PARTS))
+        # If this answer is lost, an upload without parts is left over, and its id is unknown.
+        begun = self._call("create_multipart_upload", Bucket=bucket, Key=key)
+        upload: dict[str, Any] = {"Bucket": bucket, "Key": key, "UploadId": begun["UploadId"]}
+
+        def put_part(number: int) -> dict[str, Any]:
+            with path.open("rb") as file:
+                file.seek((number - 1) * step)
+                data = file.read(step)
+            send = partial(self._call, "upload_part", size=len(data), **upload, PartNumber=number, Body=data)
+            answer = with_retries(_PART_POLICY, "put", uri, send)
+            return {"PartNumber": number, "ETag": answer["ETag"]}
+
+        def complete() -> None:
+            try:
+                self._call("complete_multipart_upload", **upload, **conditions, MultipartUpload={"Parts": parts})
+                return
+            except OSError as error:
+                if (service_code(error) or ("",))[0] != "NoSuchUpload":
+                    raise
+                # The upload is gone: an earlier try may have completed it, and its answer was lost.
+                if not conditions and self.size(uri) != size:
+                    raise
+            if conditions:  # raised here, as the store's answer would be read for its cause
+                raise FileExistsError(errno.EEXIST, "the upload is gone: an object may be there", key)
+
+        try:
+            pool = ThreadPoolExecutor(_PARTS_AT_ONCE, thread_name_prefix="parts")
+            try:
+                parts = list(pool.map(put_part, range(1, -(-size // step) + 1)))
+            finally:
+                pool.shutdown(cancel_futures=True)  # and wait: a part that arrives after the abort would stay
+            with_retries(_PART_POLICY, "put", uri, complete)
+        except BaseException:
+            with suppress(SegmintError):
+                abort = partial(self._call, "abort_multipart_upload", **upload)
+                with_retries(_PART_POLICY, "abort the upload of", uri, abort)
+            raise
 
     def _is_there(self, uri: str) -> bool:
         try:

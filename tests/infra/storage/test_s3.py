@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.infra.storage import s3, s3_parts
+from segmint.infra.storage import s3
 from segmint.infra.storage.errors import AccessRefusedError, NotFoundError, StorageFaultError, UnavailableError
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
@@ -212,8 +212,8 @@ def test_an_outage_is_waited_for(use: str, proxy: FaultyProxy, uri: str) -> None
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_parts, "PART_BYTES", 5 << 20)
-    monkeypatch.setattr(s3_parts, "_POLICY", QUICK)
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3, "_PART_POLICY", QUICK)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from segmint.infra.errors import UsageError
-from segmint.infra.storage import s3_parts
+from segmint.infra.storage import s3 as s3_store
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError, StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.probe import probe
@@ -127,7 +127,7 @@ def test_put_if_absent_says_whether_our_bytes_are_there(place) -> None:
 
 def test_a_file_of_any_size_is_put_if_absent(place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, base = place
-    monkeypatch.setattr(s3_parts, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3_store, "PART_BYTES", 5 << 20)
     for name, size in (("small", 1_000), ("large", 5_500_000)):
         mine, other, shorter = (tmp_path / f"{name}-{each}" for each in ("mine", "other", "shorter"))
         mine.write_bytes(os.urandom(size))
