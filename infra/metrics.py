@@ -26,11 +26,6 @@ class Metric:
     description: str
     labels: tuple[str, ...] = ()
 
-    @property
-    def exported_name(self) -> str:
-        """The name that Prometheus sees."""
-        return f"ray_{self.name}_total" if self.kind == "counter" else f"ray_{self.name}"
-
 
 IMAGES_WRITTEN = Metric("segmint_images_written", "counter", "Images in the shards that this run committed.")
 MASKS_WRITTEN = Metric("segmint_masks_written", "counter", "Masks in the shards that this run committed.")

@@ -1,4 +1,4 @@
-"""Rows as they flow between stages: how a stage maps a table row by row without losing any.
+"""Rows as they flow between stages: how a stage judges row by row without losing any.
 
 A row is in one of three states, given by four columns that every stage carries:
 
@@ -10,7 +10,6 @@ A row is in one of three states, given by four columns that every stage carries:
 Later stages pass rejected and faulted rows through with nulls in the columns that they add.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -117,11 +116,3 @@ def judged(row: Row, stage: str, process: Callable[[], Row]) -> Row:
         return rejected(row, stage, verdict)
     except Exception as error:  # noqa: BLE001 - one row's failure must not affect the other rows
         return faulted(row, stage, error)
-
-
-def map_rows(table: pa.Table, stage: str, operator: Callable[[Row], Row], schema: pa.Schema) -> pa.Table:
-    """Apply `operator` to each live row, in order, as `judged` does; return every row, with exactly `schema`."""
-    rows = [
-        judged(row, stage, functools.partial(operator, row)) if is_live(row) else row for row in to_rows(table, stage)
-    ]
-    return gather(rows, stage, schema)

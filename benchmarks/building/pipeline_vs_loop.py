@@ -171,7 +171,7 @@ def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
     from segmint.operators.prepare.deidentify import build_detectors
     from segmint.operators.prepare.prepare import PrepareConfig, prepare_image
     from segmint.operators.segment.models import load_model
-    from segmint.operators.segment.segment import segment_image
+    from segmint.operators.segment.segment import mask_columns
     from segmint.operators.shards.files import annotations_json
     from segmint.pipeline.config.config import load_config
 
@@ -185,7 +185,7 @@ def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
         torch.set_num_threads(1)  # as in the pipeline, where detectors run in parallel with the model
         prepared = prepare_image(Path(uri).read_bytes(), prepare, detectors)
         torch.set_num_threads(compute.threads)
-        masks = segment_image(generator, decode_jpeg(prepared.release), None)["masks"]
+        masks = mask_columns(generator.generate(decode_jpeg(prepared.release)))["masks"]
         return (prepared.height, prepared.width), masks
 
     documents = {}

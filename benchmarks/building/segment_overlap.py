@@ -34,7 +34,7 @@ from segmint.infra.peak_reports import PeakReports  # noqa: E402
 from segmint.infra.ray_session import ray_session  # noqa: E402
 from segmint.operators.rows import Row, to_table  # noqa: E402
 from segmint.operators.schemas import FUNNEL_STEPS, PREPARED  # noqa: E402
-from segmint.operators.segment.overlap import HostThreads  # noqa: E402
+from segmint.operators.segment.overlap import HostThreads, StageSeconds  # noqa: E402
 from segmint.operators.segment.segment import SWITCH_INTERVAL_S, Segment  # noqa: E402
 from segmint.pipeline.building.execution.stages import ActorPool  # noqa: E402
 
@@ -68,6 +68,12 @@ def main() -> None:
     write_result(arguments.output, "segment_overlap", machine, parts)
 
 
+def idle_share(seconds: StageSeconds) -> float:
+    """The share of its time from the first item to the last in which the device's thread computed nothing."""
+    whole = seconds.compute + seconds.idle + seconds.blocked
+    return 1 - seconds.compute / whole if whole else 0.0
+
+
 class SleepingSegment(Segment):
     """Segment whose stages take their time and do nothing."""
 
@@ -80,7 +86,7 @@ class SleepingSegment(Segment):
     def __call__(self, table: pa.Table) -> pa.Table:
         """Take a block through the stages, and report the device's idle share so far."""
         done = super().__call__(table)
-        self._report(self._stages.seconds().idle_share)
+        self._report(idle_share(self._stages.seconds()))
         return done
 
     def _decode(self, row: Row) -> Any:

@@ -68,12 +68,6 @@ class StageSeconds:
     idle: float = 0.0  # of the device's thread: from the first item to the last, without a decoded one
     blocked: float = 0.0  # of the device's thread: with a computed item for which the finishers had no room
 
-    @property
-    def idle_share(self) -> float:
-        """The share of its time from the first item to the last in which the device's thread computed nothing."""
-        whole = self.compute + self.idle + self.blocked
-        return 1 - self.compute / whole if whole else 0.0
-
 
 class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
     """Takes items through `decode(item)`, `compute(item, decoded)` and `finish(item, computed)`.

@@ -59,15 +59,6 @@ class MixedNumericsError(UsageError):
     """This machine would produce different bits from the ones the dataset was begun with."""
 
 
-def segment_image(generator: "MaskGenerator", image: Pixels, original: Pixels | None) -> dict[str, Any]:
-    """Return the columns `masks` and `funnel` of one image.
-
-    `image`, (H, W, 3) uint8 RGB, is the released image: all coordinates are in its pixels. `original`, in the same
-    format, is the larger de-identified image that crops are cut from, if there is one.
-    """
-    return mask_columns(generator.generate(image, original))
-
-
 def mask_columns(generated: "GeneratedMasks") -> dict[str, Any]:
     """Convert an image's masks to the columns `masks` and `funnel`."""
     counts = asdict(generated.funnel)

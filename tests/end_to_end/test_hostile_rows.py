@@ -31,7 +31,7 @@ from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, 
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.prepare import Prepare, PrepareConfig
 from segmint.operators.prepare.release import ReleaseConfig
-from segmint.operators.rows import Row, map_rows
+from segmint.operators.rows import Row
 from segmint.operators.schemas import FUNNEL_STEPS, SEGMENTED
 from segmint.operators.shards.write import ShardTask, write_shard
 from segmint.pipeline.building.dataset.dataset import BuildDataset
@@ -39,6 +39,7 @@ from segmint.pipeline.building.execution.accounting import account
 from segmint.pipeline.building.execution.outages import Outages
 from tests.support.bad_images import encode, photograph, retagged_tiff
 from tests.support.locations import handle_of, location_of
+from tests.support.stages import map_rows
 
 POLICY = LicensePolicy(frozenset({"CC0-1.0"}), require_redistributable=False, policy_date=date(2026, 1, 1))
 CONFIG = PrepareConfig(

@@ -11,6 +11,7 @@ import yaml
 
 from segmint.infra.metrics import METRICS
 from segmint.pipeline.config.config import Config
+from tests.support.metrics import exported_name
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = yaml.safe_load((ROOT / "infra/grafana/alerts.yaml").read_text(encoding="utf-8"))["groups"][0]["rules"]
@@ -33,7 +34,7 @@ def metrics_of_ray() -> set[str]:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["uid"])
 def test_a_rule_asks_for_metrics_that_exist_by_their_labels(rule: dict[str, Any], metrics_of_ray: set[str]) -> None:
-    ours = {metric.exported_name: metric for metric in METRICS}
+    ours = {exported_name(metric): metric for metric in METRICS}
     asked = set(_NAME.findall(expression(rule)))
     assert asked
     assert asked <= ours.keys() | metrics_of_ray, asked

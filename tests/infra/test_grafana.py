@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from segmint.infra.metrics import METRICS
+from tests.support.metrics import exported_name
 
 FILE = Path(__file__).resolve().parents[2] / "infra" / "grafana" / "segmint.json"
 _NAME = re.compile(r"\bray_[a-z0-9_]+")
@@ -26,11 +27,11 @@ def queries(dashboard: dict[str, Any]) -> list[str]:
 
 def test_every_metric_of_ours_is_shown_and_no_other_is_asked_for(dashboard: dict[str, Any]) -> None:
     asked = {name for query in queries(dashboard) for name in _NAME.findall(query) if "segmint" in name}
-    assert asked == {metric.exported_name for metric in METRICS}
+    assert asked == {exported_name(metric) for metric in METRICS}
 
 
 def test_labels_in_the_queries_are_labels_of_the_metrics(dashboard: dict[str, Any]) -> None:
-    known = {metric.exported_name: {"dataset", "SessionName", *metric.labels} for metric in METRICS}
+    known = {exported_name(metric): {"dataset", "SessionName", *metric.labels} for metric in METRICS}
     seen = 0
     for query in queries(dashboard):
         ours = [name for name in _NAME.findall(query) if name in known]

@@ -21,6 +21,7 @@ from segmint.infra.ray_session import ray_session
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.execution.accounting import RunRecord
 from segmint.pipeline.building.execution.stage_watch import watched
+from tests.support.metrics import exported_name
 
 pytestmark = pytest.mark.ray
 
@@ -62,7 +63,7 @@ def scraped_until(port: int, dataset: str, enough: Callable[[Scraped], bool]) ->
 
 
 def value(found: Scraped, metric: Metric, **labels: str) -> float | None:
-    return found.get((metric.exported_name, frozenset(labels.items())))
+    return found.get((exported_name(metric), frozenset(labels.items())))
 
 
 def describe_rows(table: pa.Table) -> pa.Table:
@@ -105,7 +106,7 @@ def test_what_a_run_counts_is_what_prometheus_reads(export_port: int) -> None:
     assert found.pop(seconds) >= 5 * 0.05, "five blocks slept for 0.05 seconds each"
     assert found.pop(memory) == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
     assert found == expected
-    assert {name for name, _ in [*expected, seconds, memory]} == {metric.exported_name for metric in METRICS}
+    assert {name for name, _ in [*expected, seconds, memory]} == {exported_name(metric) for metric in METRICS}
 
 
 def test_a_second_run_in_the_same_process_counts_separately(export_port: int) -> None:
@@ -120,7 +121,7 @@ def test_the_page_lists_every_metric_with_its_labels() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "clusters.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(ray_segmint_\w+)` \| (.*?)\| ", page, re.MULTILINE)
     listed = {name: tuple(re.findall(r"\w+", labels)) for name, labels in rows}
-    assert listed == {metric.exported_name: metric.labels for metric in METRICS}
+    assert listed == {exported_name(metric): metric.labels for metric in METRICS}
 
 
 def test_metrics_never_stop_a_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.building.segment_overlap import SleepingSegment, measure_idle, repeated, timed_launches
+from benchmarks.building.segment_overlap import SleepingSegment, idle_share, measure_idle, repeated, timed_launches
 from segmint.infra.ray_session import Cluster
 from segmint.operators.segment import overlap
-from segmint.operators.segment.overlap import HostThreads
+from segmint.operators.segment.overlap import HostThreads, StageSeconds
 
 IMAGES = 12
 BESIDE = {"compute": "decode", "finish": "compute"}
@@ -81,3 +81,8 @@ def test_operations_are_timed_while_another_thread_works() -> None:
             time.sleep(0.001)
         found = timed_launches(3)
     assert 0 < found["least"] <= found["median"] <= found["most"]
+
+
+def test_the_idle_share_is_the_time_without_computing() -> None:
+    assert idle_share(StageSeconds(compute=6, idle=1, blocked=3)) == pytest.approx(0.4)
+    assert idle_share(StageSeconds()) == 0

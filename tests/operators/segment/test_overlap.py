@@ -184,11 +184,6 @@ class Clock:
         return self.now
 
 
-def test_the_idle_share_is_the_time_without_computing() -> None:
-    assert StageSeconds(compute=6, idle=1, blocked=3).idle_share == pytest.approx(0.4)
-    assert StageSeconds().idle_share == 0
-
-
 @pytest.mark.parametrize(
     ("slow", "item", "after_reads", "expected"),
     [

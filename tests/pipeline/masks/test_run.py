@@ -22,7 +22,7 @@ from segmint.model.sam.predictor import Predictor
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segment.models import load_model
-from segmint.operators.segment.segment import segment_image
+from segmint.operators.segment.segment import mask_columns
 from segmint.pipeline.masks.estimate import Work, recorded_speed
 from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt, masks_config
 from segmint.pipeline.masks.outputs import RECORD
@@ -357,7 +357,8 @@ def test_sa1b_masks_of_a_large_photograph_are_those_of_a_build(tmp_path, predict
     document = json.loads((tmp_path / "cup.json").read_text())
     assert (document["image"]["width"], document["image"]["height"]) == (300, 200)
     frame = in_a_build((tmp_path / "cup.png").read_bytes(), options.release, masks)
-    built = segment_image(MaskGenerator(predictor, masks.settings()), frame.image, frame.original)["masks"]
+    generated = MaskGenerator(predictor, masks.settings()).generate(frame.image, frame.original)
+    built = mask_columns(generated)["masks"]
     found = [{key: value for key, value in each.items() if key != "id"} for each in document["annotations"]]
     wanted = [json.loads(json.dumps({**row, "segmentation": as_text(row["segmentation"])})) for row in built]
     assert found == wanted
