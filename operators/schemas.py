@@ -40,17 +40,22 @@ REGION = pa.struct(
 )
 """The Arrow type of one redacted region: one `Region`."""
 
+_RELEASED = [
+    pa.field("source_sha256", pa.string()),  # of the bytes that were read, lower case
+    pa.field("source_width", pa.int32()),  # pixels of the upright source
+    pa.field("source_height", pa.int32()),
+    pa.field("width", pa.int32()),  # pixels of the released image: the frame of all coordinates
+    pa.field("height", pa.int32()),
+    pa.field("faces", pa.int32()),  # how many of `regions` are of this kind
+    pa.field("plates", pa.int32()),
+    pa.field("regions", pa.list_(REGION)),  # what was redacted, pixels of the upright source
+]
+"""The columns of a released image without its bytes."""
+
 PREPARED = with_fields(
     NORMALIZED,
     [
-        pa.field("source_sha256", pa.string()),  # of the bytes that were read, lower case
-        pa.field("source_width", pa.int32()),  # pixels of the upright source
-        pa.field("source_height", pa.int32()),
-        pa.field("width", pa.int32()),  # pixels of the released image
-        pa.field("height", pa.int32()),
-        pa.field("faces", pa.int32()),  # how many of `regions` are of this kind
-        pa.field("plates", pa.int32()),
-        pa.field("regions", pa.list_(REGION)),  # what was redacted, pixels of the upright source
+        *_RELEASED,
         pa.field("release", pa.large_binary()),  # the released JPEG, as it is written
         pa.field("original", pa.large_binary()),  # the de-identified source as JPEG, where crops need it
     ],
@@ -208,14 +213,7 @@ IMAGES = pa.schema(
         pa.field("provider", pa.string()),
         pa.field("source_url", pa.string()),
         pa.field("country", pa.string()),
-        pa.field("source_sha256", pa.string()),  # of the bytes that were read
-        pa.field("source_width", pa.int32()),  # pixels of the upright source
-        pa.field("source_height", pa.int32()),
-        pa.field("width", pa.int32()),  # pixels of the released image: the frame of all coordinates
-        pa.field("height", pa.int32()),
-        pa.field("faces", pa.int32()),  # how many were redacted
-        pa.field("plates", pa.int32()),
-        pa.field("regions", pa.list_(REGION)),  # what was redacted, pixels of the upright source
+        *_RELEASED,
         pa.field("masks", pa.int32()),  # how many masks were written
         pa.field("funnel", FUNNEL),
         pa.field("statistics", STATISTICS),

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 Profile = Literal["official", "sa1b"]
 
@@ -83,32 +83,24 @@ class MaskSettings:
 
         With crops, the grid halves with each layer unless a factor is given.
         """
-        return cls._build("official", overrides)
+        return cls.of("official", **overrides)
 
     @classmethod
     def sa1b(cls, **overrides: Any) -> Self:
         """SA-1B's settings (SAM paper, Appendix B); raises ValueError as `of` does."""
-        return cls._build("sa1b", overrides)
+        return cls.of("sa1b", **overrides)
 
     @classmethod
-    def of(cls, profile: str, **overrides: Any) -> Self:
+    def of(cls, profile: str, /, **overrides: Any) -> Self:
         """The settings of a profile by its name, with explicit keys over its defaults.
 
         Raises ValueError, naming key, value and what was expected, for an unknown key or an invalid value.
         """
-        if profile == "official":
-            return cls.official(**overrides)
-        if profile == "sa1b":
-            return cls.sa1b(**overrides)
-        raise ValueError(f"masks.profile is {profile!r}: expected 'official' or 'sa1b'")
-
-    @classmethod
-    def _build(cls, profile: Profile, overrides: dict[str, Any]) -> Self:
         known = [field.name for field in fields(cls) if field.name != "profile"]
         unknown = sorted(set(overrides) - set(known))
         if unknown:
             raise ValueError(f"masks.{unknown[0]} is no setting: expected one of {', '.join(known)}")
-        return cls(profile=profile, **overrides)
+        return cls(profile=cast(Profile, profile), **overrides)
 
     def __post_init__(self) -> None:
         if self.profile not in ("official", "sa1b"):

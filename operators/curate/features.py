@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children, SuspectError, forbid_core_dumps
@@ -27,7 +26,7 @@ from segmint.operators.curate.inspect import (
     build_opt_out_reader,
 )
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
-from segmint.operators.rows import Row, faulted, named, to_rows
+from segmint.operators.rows import Row, faulted, named, to_rows, to_table
 
 PART_ROWS = 256
 """Rows of a part: a killed run loses at most one of each worker."""
@@ -60,9 +59,6 @@ DONE = pa.schema(
     ]
 )
 """What the actor says of a part."""
-
-MOST_READS = 4
-"""Reads of an image that cannot be decoded, until two in a row give the same bytes."""
 
 _THREADS_A_CHILD = 4
 
@@ -124,10 +120,7 @@ class InspectImages:
         fault = next((f"{named(row)}: {row['fault']}" for row in rows if row["fault"] is not None), None)
         suspect = any(row.get("suspect", False) for row in rows)
         if fault is None:
-            features = pa.Table.from_pylist(
-                [{name: row.get(name) for name in FEATURES.names} for row in rows], schema=FEATURES
-            )
-            data = table_bytes(features, FEATURES)
+            data = table_bytes(to_table(rows, FEATURES), FEATURES)
             if suspect:
                 (self._task.folder / part_name(first, suspect=True)).put(data)
             elif not (self._task.folder / part_name(first)).put_if_absent(data):
@@ -151,7 +144,7 @@ class InspectImages:
         if is_skipped(row, self._task.config.opt_outs):
             return {**row, **_NOTHING, "unread": SKIPPED}
         try:
-            return {**row, **_NOTHING, **self._features(row, again)}
+            return {**row, **_NOTHING, **self._reader.use(row, functools.partial(self._look, row, again))}
         except SuspectError as verdict:
             return {**faulted(row, "curate", verdict), "suspect": True}
         except UndecodedError as verdict:
@@ -161,21 +154,7 @@ class InspectImages:
         except Exception as error:  # noqa: BLE001 - a fault costs its own part, not the others
             return faulted(row, "curate", error)
 
-    def _features(self, row: Row, again: bool) -> dict[str, Any]:
-        data = self._reader.read(row)
-        for _ in range(MOST_READS - 1):
-            try:
-                return self._look(data, row, again)
-            except RejectedError:
-                if self._reader.is_sure_of(data, row):
-                    raise
-                other = self._reader.read(row)
-                if other == data:
-                    raise
-                data = other
-        raise StorageFaultError(f"reading {row['uri']} returns different bytes each time")
-
-    def _look(self, data: bytes, row: Row, again: bool) -> dict[str, Any]:
+    def _look(self, row: Row, again: bool, data: bytes) -> dict[str, Any]:
         digest = checked_digest(data, row["sha256"])
         try:
             look = self._children.run(data)

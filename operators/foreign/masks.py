@@ -14,11 +14,9 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.model.automatic import rle
+from segmint.operators.annotations.image import LONGEST_SIDE
 from segmint.operators.audit.masks import audit_masks
 from segmint.operators.rows import Row
-
-LONGEST_SIDE = 65_535
-"""Pixels: no JPEG is longer."""
 
 BoxConvention = Literal["inclusive", "pixels"]
 

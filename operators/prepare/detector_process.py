@@ -23,7 +23,7 @@ from segmint.infra.deadline import Deadline
 from segmint.infra.device import Compute, apply_compute, device_failure, device_kind, resolve_compute
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.storage import Storage
-from segmint.model.detectors.detection import Detection, Detector, Pixels
+from segmint.model.detectors.detection import Detection, Detector
 from segmint.operators.child import BareContext, guard_child
 from segmint.operators.prepare.deidentify import (
     DeidentifyConfig,
@@ -313,17 +313,9 @@ class _Server:
             try:
                 return detector.detect(image)
             except Exception as error:
-                if not self._on_gpu or not is_short_of_memory(error):
+                if not self._device.startswith("cuda") or not is_short_of_memory(error):
                     raise
-            return self._search_again(detector, image)
+            import torch
 
-    def _search_again(self, detector: Detector, image: Pixels) -> list[Detection]:
-        """Search once more, with the memory that torch keeps for later."""
-        import torch
-
-        torch.cuda.empty_cache()
-        return detector.detect(image)
-
-    @property
-    def _on_gpu(self) -> bool:
-        return self._device.startswith("cuda")
+            torch.cuda.empty_cache()  # of the memory that torch keeps for later
+            return detector.detect(image)

@@ -17,7 +17,6 @@ from segmint.catalogs.dataset.tombstones import DETAIL, NO_NAMES, SAME_SOURCE, R
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.device import keep_freed_memory
-from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
 from segmint.operators.opt_out.opt_out import refuse_opted_out
@@ -53,9 +52,6 @@ from segmint.operators.schemas import PREPARED
 
 if TYPE_CHECKING:
     from segmint.model.detectors.detection import Detector
-
-MOST_READS = 4
-"""Reads of an image whose bytes would be refused, until two in a row give the same bytes."""
 
 SEARCH_TRIES = 3
 """Tries of an image whose searches get no answer; then it is a fault of its row."""
@@ -261,35 +257,21 @@ class Prepare:
                 refuse_curated(row)
             with _stage("catalog"):
                 self._judge.judge(row)
-            digest, prepared = self._read_and_prepare(row)
+            digest, prepared = self._reader.use(row, functools.partial(self._prepare, row), RefusedError)
         except RefusedError as verdict:
             return rejected(row, verdict.stage, verdict)
         except SuspectError as verdict:
             return rejected(row, "prepare", verdict)
+        except RejectedError as verdict:
+            return rejected(row, "read", verdict)
         except DetectorsGoneError:
             raise  # no row comes through here any more
         except Exception as error:  # noqa: BLE001 - a fault costs its own shard, not the other rows
             return faulted(row, "prepare", error)
         return {**row, "source_sha256": digest, **_columns(prepared)}
 
-    def _read_and_prepare(self, row: Row) -> tuple[str, PreparedImage]:
-        """Return the SHA-256 of the object's bytes and the result; bytes are read again before they are refused."""
-        with _stage("read"):
-            data = self._reader.read(row)
-        for _ in range(MOST_READS - 1):
-            try:
-                return self._prepare(data, row)
-            except RefusedError:
-                if self._reader.is_sure_of(data, row):
-                    raise
-                with _stage("read"):
-                    again = self._reader.read(row)
-                if again == data:
-                    raise
-                data = again
-        raise StorageFaultError(f"reading {row['uri']} returns different bytes each time")
-
-    def _prepare(self, data: bytes, row: Row) -> tuple[str, PreparedImage]:
+    def _prepare(self, row: Row, data: bytes) -> tuple[str, PreparedImage]:
+        """Return the SHA-256 of an object's bytes, and the result."""
         with _stage("read"):
             digest = checked_digest(data, row["sha256"])
         with _stage("catalog"):
@@ -310,17 +292,8 @@ class Prepare:
 
 def _columns(prepared: PreparedImage) -> Row:
     kinds = [region.kind for region in prepared.regions]
-    return {
-        "source_width": prepared.source_width,
-        "source_height": prepared.source_height,
-        "width": prepared.width,
-        "height": prepared.height,
-        "faces": kinds.count("face"),
-        "plates": kinds.count("plate"),
-        "regions": [asdict(region) for region in prepared.regions],
-        "release": prepared.release,
-        "original": prepared.original,
-    }
+    regions = [asdict(region) for region in prepared.regions]
+    return {**vars(prepared), "faces": kinds.count("face"), "plates": kinds.count("plate"), "regions": regions}
 
 
 CURATED = "refused in the catalog"

@@ -1,6 +1,8 @@
 """Read the images of catalog rows from their stores, and separate verdicts on objects from storage faults."""
 
 import hashlib
+from collections.abc import Callable
+from typing import TypeVar
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.storage.errors import (
@@ -17,6 +19,11 @@ from segmint.operators.rows import Row
 ROUNDS = 2
 """Failed rounds of attempts, with the store answering after each, before an object counts as unreadable: an outage may
 end between an attempt and the check of the store."""
+
+MOST_READS = 4
+"""Reads of an image whose bytes would be refused, until two in a row give the same bytes."""
+
+T = TypeVar("T")
 
 
 class ImageReader:
@@ -49,6 +56,24 @@ class ImageReader:
                 if not self._storage.healthy(uri):
                     raise
         raise RejectedError(Reason.UNREADABLE_OBJECT, "reading it fails again and again, while its store answers")
+
+    def use(self, row: Row, function: Callable[[bytes], T], refusal: type[RejectedError] = RejectedError) -> T:
+        """Return `function` of the object's bytes, which are read again before it refuses them with `refusal`.
+
+        Raises what `read` raises, and `StorageFaultError` if each of `MOST_READS` gives other bytes.
+        """
+        data = self.read(row)
+        for _ in range(MOST_READS - 1):
+            try:
+                return function(data)
+            except refusal:
+                if self.is_sure_of(data, row):
+                    raise
+                again = self.read(row)
+                if again == data:
+                    raise
+                data = again
+        raise StorageFaultError(f"reading {row['uri']} returns different bytes each time")
 
     def is_sure_of(self, data: bytes, row: Row) -> bool:
         """Whether the bytes are known to be the object's: read from a local file, or matching the catalog's hash.

@@ -99,13 +99,8 @@ def _made_by(former: Submission, masks: Mapping[int, Row], submissions: Sequence
         for id, row in masks.items()
         if row["source"] != AUTOMATIC
         and (mask := made.get(counts_of(row))) is not None
-        and _work_columns(row) == _submitted_work(mask, [*until, former])
+        and _work_columns(row) == _work_columns(mask_columns(mask, [*until, former]))
     }
-
-
-def _submitted_work(mask: SubmittedMask, submissions: Sequence[Submission]) -> Row:
-    said = mask_columns(mask, submissions)
-    return {name: said[name] for name in _OF_WORK}
 
 
 def _work_columns(row: Row) -> Row:

@@ -16,7 +16,7 @@ ANSWER_MUTANTS = (
     Mutant(
         "a mask of the same pixels is the answer's own",
         "operators/shards/submission_fit.py",
-        "and _work_columns(row) == _submitted_work(mask, [*until, former])",
+        "and _work_columns(row) == _work_columns(mask_columns(mask, [*until, former]))",
         "and _work_columns(row) is not None",
         ROW,
     ),
