@@ -108,3 +108,8 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def join_heads(x: Tensor) -> Tensor:
     """(B, heads, N, D) to (B, N, heads * D)."""
     return x.transpose(1, 2).flatten(2)
+
+
+def split_rows(rows: Tensor, heads: int) -> Tensor:
+    """(heads * D, N) to (heads, D, N)."""
+    return torch.unflatten(rows, 0, (heads, -1))

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segmint.model.sam.common import join_heads, split_heads
+from segmint.model.sam.common import join_heads, split_heads, split_rows
 from segmint.model.sam.factored_image import FactoredImage, SharedNorm, SharedScores, SharedView, scaled
 from segmint.model.sam.gpu_attention import attend
 from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
@@ -117,7 +117,7 @@ def plan_points(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_ma
             scores = _shared_scores(answer.q_proj, shared, places, answer.heads)
             # The previous norm's row, whose coefficients are 1, includes the bias.
             constants = torch.cat([constants[:-1], constants[-1:] + answer.out_proj.bias])
-        outward = _by_heads(answer.out_proj.weight.T, answer.heads)
+        outward = split_rows(answer.out_proj.weight.T, answer.heads)
         centred, maps, constants = (_without_mean(rows) for rows in (shared, torch.cat([outward, maps]), constants))
         norm = SharedNorm(
             centred.square().sum(dim=1),
@@ -139,7 +139,7 @@ def plan_points(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_ma
 
 def _shared_view(attention: Attention, image: Tensor, places: Tensor) -> SharedView:
     keys = _shared_scores(attention.k_proj, image, places, attention.heads, with_bias=False)
-    weight = _by_heads(attention.v_proj.weight, attention.heads)
+    weight = split_rows(attention.v_proj.weight, attention.heads)
     return SharedView(keys, (image @ weight.transpose(1, 2)).contiguous(), weight)
 
 
@@ -147,17 +147,12 @@ def _shared_scores(
     projection: nn.Linear, image: Tensor, places: Tensor | None, heads: int, with_bias: bool = True
 ) -> SharedScores:
     """For the shared image (P, C) and positions (P, C); without positions, `image` is already their sum."""
-    weight = _by_heads(projection.weight, heads)
+    weight = split_rows(projection.weight, heads)
     own = weight @ image.T
-    bias = _by_heads(projection.bias[:, None], heads) if with_bias else 0
+    bias = split_rows(projection.bias[:, None], heads) if with_bias else 0
     if places is None:
         return SharedScores(own + bias, None, weight)
     return SharedScores(own, weight @ places.T + bias, weight)
-
-
-def _by_heads(rows: Tensor, heads: int) -> Tensor:
-    """(H * D, N) to (H, D, N)."""
-    return torch.unflatten(rows, 0, (heads, -1))
 
 
 def _without_mean(rows: Tensor) -> Tensor:
@@ -179,7 +174,7 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
         attention = block.cross_attn_token_to_image
         tokens = block.attend_among_tokens(tokens, places)
         if shared.view is None:
-            attended = _attend_to_shared_image(attention, tokens + places, plan)
+            attended = attend_to_shared_image(attention, tokens + places, plan.keys, plan.values)
         else:
             attended = _attend_to_images(attention, shared.view, tokens + places, images, groups)
         tokens = block.refine_tokens(tokens, attended)
@@ -231,13 +226,13 @@ def _attend_to_images(
     )
 
 
-def _attend_to_shared_image(attention: Attention, q: Tensor, plan: PointPlan) -> Tensor:
+def attend_to_shared_image(attention: Attention, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """The first block's attention from tokens (B, T, C) to the image.
 
     The points share keys and values, so that all their tokens form one batch of queries.
     """
     queries = split_heads(attention.q_proj(q).flatten(0, 1)[None], attention.heads)
-    attended = join_heads(attend(queries, plan.keys, plan.values))
+    attended = join_heads(attend(queries, keys, values))
     out: Tensor = attention.out_proj(torch.unflatten(attended[0], 0, q.shape[:2]))
     return out
 

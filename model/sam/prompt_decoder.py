@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+from segmint.model.sam.common import split_rows
 from segmint.model.sam.mask_decoder import MaskDecoder
 from segmint.model.sam.point_decoder import BAND, as_linear, finish_band, unfold_parts
 from segmint.model.sam.products import linear, product
@@ -80,10 +81,10 @@ def _attend_to_image(attention: Attention, queries: Tensor, placed: Tensor, imag
     """The attention of queries (T, C) to the image (P, C), whose keys are of `placed`: (T, C)."""
     heads, width = attention.heads, attention.head_width
     q = torch.unflatten(attention.q_proj(queries), 1, (heads, width)).transpose(0, 1)
-    rows = (q @ _by_heads(attention.k_proj.weight, heads)).flatten(0, 1) / math.sqrt(width)
+    rows = (q @ split_rows(attention.k_proj.weight, heads)).flatten(0, 1) / math.sqrt(width)
     weights = linear(rows, placed).softmax(dim=1)
-    means = _by_heads(weights @ image, heads)
-    values = means @ _by_heads(attention.v_proj.weight, heads).transpose(1, 2)
+    means = split_rows(weights @ image, heads)
+    values = means @ split_rows(attention.v_proj.weight, heads).transpose(1, 2)
     joined = values.transpose(0, 1).flatten(1) + attention.v_proj.bias
     out: Tensor = attention.out_proj(joined)
     return out
@@ -95,20 +96,15 @@ def _attend_from_image(block: TwoWayBlock, image: Tensor, placed: Tensor, keys: 
     heads, width = attention.heads, attention.head_width
     k = torch.unflatten(attention.k_proj(keys), 1, (heads, width)).transpose(0, 1) / math.sqrt(width)
     v = torch.unflatten(attention.v_proj(values), 1, (heads, width)).transpose(0, 1)
-    rows = (k @ _by_heads(attention.q_proj.weight, heads)).flatten(0, 1)
+    rows = (k @ split_rows(attention.q_proj.weight, heads)).flatten(0, 1)
     offsets = (k * attention.q_proj.bias.view(heads, 1, width)).sum(dim=2).flatten()
     # The softmax over few tokens is fast where the positions are next to one another.
-    scores = _by_heads(linear(rows, placed) + offsets[:, None], heads)
+    scores = split_rows(linear(rows, placed) + offsets[:, None], heads)
     weights = scores.softmax(dim=1).flatten(0, 1).T.contiguous()
-    carried = v @ _by_heads(attention.out_proj.weight.T, heads)
+    carried = v @ split_rows(attention.out_proj.weight.T, heads)
     carried[0] += attention.out_proj.bias  # the weights of a head add up to 1
     after: Tensor = block.norm4(product(weights, carried.flatten(0, 1), onto=image))
     return after
-
-
-def _by_heads(rows: Tensor, heads: int) -> Tensor:
-    """(H * D, N) to (H, D, N)."""
-    return torch.unflatten(rows, 0, (heads, -1))
 
 
 def _draw(decoder: MaskDecoder, image: Tensor, filters: Tensor) -> Tensor:

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from segmint.model.kernels.factored_image import answer, draw, look
 from segmint.model.kernels.factored_plainly import CONSTANT, HEADS, ROWS, SEATS
-from segmint.model.sam.common import join_heads, split_heads
-from segmint.model.sam.gpu_attention import attend
+from segmint.model.sam.common import join_heads, split_heads, split_rows
 from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
-from segmint.model.sam.point_decoder import as_linear, predicted_iou_of, used_tokens
+from segmint.model.sam.point_decoder import as_linear, attend_to_shared_image, predicted_iou_of, used_tokens
 from segmint.model.sam.transformer import Attention
 
 
@@ -105,13 +104,13 @@ def plan_image(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mas
         if block.first:
             view = None
             whole = (back.q_proj.weight @ (shared + places).T + back.q_proj.bias[:, None]).contiguous()
-            queries = ProjectedImage(whole, whole[:0], _by_heads(back.q_proj.weight))
+            queries = ProjectedImage(whole, whole[:0], split_rows(back.q_proj.weight, HEADS))
             shared = shared + back.out_proj.bias
         else:
             view = _view(block.cross_attn_token_to_image, shared, places)
             queries = _projected(back.q_proj.weight, back.q_proj.bias, shared, places)
         centered = shared - shared.mean(dim=1, keepdim=True)
-        outward = _by_heads(back.out_proj.weight.T)
+        outward = split_rows(back.out_proj.weight.T, HEADS)
         blocks.append(SharedBlock(view, queries, outward - outward.mean(dim=2, keepdim=True), centered))
         shared = centered * block.norm4.weight
     final = _view(decoder.transformer.final_attn_token_to_image, shared, places)
@@ -122,19 +121,14 @@ def plan_image(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mas
 def _view(attention: Attention, shared: Tensor, places: Tensor) -> AttentionView:
     # The keys' bias adds the same to all scores of a query.
     keys = _projected(attention.k_proj.weight, None, shared, places)
-    return AttentionView(keys, shared @ attention.v_proj.weight.T, _by_heads(attention.v_proj.weight))
+    return AttentionView(keys, shared @ attention.v_proj.weight.T, split_rows(attention.v_proj.weight, HEADS))
 
 
 def _projected(weight: Tensor, bias: Tensor | None, shared: Tensor, places: Tensor) -> ProjectedImage:
     of_places = weight @ places.T
     if bias is not None:
         of_places = of_places + bias[:, None]
-    return ProjectedImage((weight @ shared.T).contiguous(), of_places.contiguous(), _by_heads(weight))
-
-
-def _by_heads(rows: Tensor) -> Tensor:
-    """(H * D, C) to (H, D, C)."""
-    return torch.unflatten(rows, 0, (HEADS, -1))
+    return ProjectedImage((weight @ shared.T).contiguous(), of_places.contiguous(), split_rows(weight, HEADS))
 
 
 def decode(decoder: MaskDecoder, plan: DecodePlan, sparse: Tensor) -> tuple[Tensor, Tensor, PointImages]:
@@ -150,7 +144,7 @@ def decode(decoder: MaskDecoder, plan: DecodePlan, sparse: Tensor) -> tuple[Tens
         attention = block.cross_attn_token_to_image
         tokens = block.attend_among_tokens(tokens, places)
         if shared.view is None or images is None:
-            attended = _attend_to_shared_image(attention, tokens + places, plan)
+            attended = attend_to_shared_image(attention, tokens + places, plan.keys, plan.values)
         else:
             attended = _attend(attention, shared.view, tokens + places, images)
         tokens = block.refine_tokens(tokens, attended)
@@ -232,14 +226,6 @@ def prepare_drawing(decoder: MaskDecoder, plan: DecodePlan, tokens: Tensor, imag
         filters,
         norm.eps,
     )
-
-
-def _attend_to_shared_image(attention: Attention, q: Tensor, plan: DecodePlan) -> Tensor:
-    """The first block's attention from tokens (B, T, C) to the image: all points' tokens form one batch of queries."""
-    queries = split_heads(attention.q_proj(q).flatten(0, 1)[None], HEADS)
-    attended = join_heads(attend(queries, plan.keys, plan.values))
-    out: Tensor = attention.out_proj(torch.unflatten(attended[0], 0, q.shape[:2]))
-    return out
 
 
 def _attend(attention: Attention, view: AttentionView, q: Tensor, images: PointImages) -> Tensor:
