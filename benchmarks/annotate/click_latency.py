@@ -37,7 +37,7 @@ def make_dataset(folder: Path, photograph: str, side: int) -> Path:
     from skimage import data
 
     from tests.support.builds import write_config
-    from tests.support.small_dataset import mint
+    from tests.support.small_dataset import build_dataset
 
     image = Image.fromarray(np.asarray(getattr(data, photograph)()))
     scale = side / min(image.size)
@@ -47,7 +47,7 @@ def make_dataset(folder: Path, photograph: str, side: int) -> Path:
     resized.save(photos / "one.jpg", quality=95)
     (photos / "catalog.csv").write_text("uri,license\none.jpg,CC0-1.0\n", encoding="utf-8")
     masks = {"points_per_side": 2, "crop_n_layers": 0}
-    mint(write_config(folder / "build.yaml", photos / "catalog.csv", folder / "dataset", masks=masks))
+    build_dataset(write_config(folder / "build.yaml", photos / "catalog.csv", folder / "dataset", masks=masks))
     return folder / "dataset"
 
 

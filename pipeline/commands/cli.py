@@ -112,7 +112,7 @@ def _load(name: str) -> Any:
 app = typer.Typer(
     name="segmint",
     cls=Commands,
-    help="Mints segmentation datasets: licensed photographs in, SA-1B-style shards with masks out.",
+    help="Builds segmentation datasets: licensed photographs in, SA-1B-style shards with masks out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -207,7 +207,7 @@ def digest_of(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def claim_folder(
+def open_folder(
     folder: Location, outputs: Outputs, there: Collection[str], settings: Mapping[str, Any], *, overwrite: bool
 ) -> None:
     """Put the record of a folder with the files `there`, or check that its record is of the same settings.

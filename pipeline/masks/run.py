@@ -26,9 +26,9 @@ from segmint.pipeline.masks.outputs import (
     Outputs,
     PhotographTask,
     check_writable,
-    claim_folder,
     digest_of,
     files_next_to,
+    open_folder,
     plan_outputs,
     settings_of,
     with_kept_files,
@@ -92,7 +92,7 @@ def plan(
     overwrite: bool = False,
     announce: Callable[[Work], object] = lambda _: None,
 ) -> MasksPlan:
-    """Find the photographs and their outputs, and claim the folder that these go to. Loads no torch.
+    """Find the photographs and their outputs, and open the folder that these go to. Loads no torch.
 
     `announce` is called with the work as soon as it is known, before the weights are found, which may take minutes.
     Raises `UsageError` for arguments that do not fit together, files that are not there, weights that cannot be found,
@@ -115,7 +115,7 @@ def plan(
     weights = resolve(options.weights)
     settings = settings_of(options, sha256_of(weights))
     if folder is not None:
-        claim_folder(folder, outputs, there, settings, overwrite=overwrite)
+        open_folder(folder, outputs, there, settings, overwrite=overwrite)
     sha256, is_over = digest_of(settings), photographs.passed_over
     return MasksPlan(storage, outputs, options, weights, sha256, frozenset(there), overwrite, is_over, work)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.support.bad_images import ALLOCATE, CRASH, EXIT, HANG, POISON, deadly_bitmap
 from tests.support.builds import photograph, segmint, write_catalog, write_config
-from tests.support.small_dataset import mint
+from tests.support.small_dataset import build_dataset
 
 pytestmark = pytest.mark.ray
 
@@ -93,7 +93,7 @@ def check(folder: Path, stage: str, deeds: Sequence[int], module: str = "segmint
     assert stage == "prepare" or all("alone" in row["detail"] for row in rejects)
     assert f"{rows} rows in" in printed
     harmless = configuration(folder, catalog, "harmless", images_per_shard=rows, rows_per_block=rows)
-    mint(harmless)
+    build_dataset(harmless)
     places = range(1, 1 + len(deadly))
     undisturbed = contents(folder / "harmless", places)
     assert len(undisturbed[0]) == len(HARMLESS)

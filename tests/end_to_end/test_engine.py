@@ -22,7 +22,7 @@ from tests.support.annotating import Annotators, click, draft, options
 from tests.support.builds import segmint_here, write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.parallel import made_once
-from tests.support.small_dataset import mint
+from tests.support.small_dataset import build_dataset
 from tests.support.trainable import SHORTEST, scene, train_yaml
 
 SCENES = (1, 2, 3)
@@ -67,7 +67,7 @@ def make_turn(folder: Path) -> None:
     deidentify = {"faces": {"detector": "none"}, "plates": {"detector": "none"}}
     begun = {"masks": MASKS, "deidentify": deidentify}
 
-    mint(write_config(folder / "round-0.yaml", catalog, folder / "round-0", name="round-0", **begun))
+    build_dataset(write_config(folder / "round-0.yaml", catalog, folder / "round-0", name="round-0", **begun))
     corrected = write_corrections(folder / "corrected.json")
     answers: dict[str, Any] = {
         "import": answer("import", folder / "round-0", corrected, "--replace", "--annotator", "Ada")
@@ -83,7 +83,9 @@ def make_turn(folder: Path) -> None:
     answers["gate"] = answer("evaluate", "points", folder / "round-0", *gate(weights), yes=False)
 
     model = {"weights": str(weights), "threads": 1, "device": "cpu"}
-    mint(write_config(folder / "round-1.yaml", catalog, folder / "round-1", name="round-1", model=model, **begun))
+    build_dataset(
+        write_config(folder / "round-1.yaml", catalog, folder / "round-1", name="round-1", model=model, **begun)
+    )
     answers["carry"] = answer("import", folder / "round-1", folder / "round-0", "--replace")
     (folder / "answers.json").write_text(json.dumps(answers))
 

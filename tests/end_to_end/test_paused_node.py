@@ -14,7 +14,7 @@ from tests.support.everything import download, upload
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.runs import running, title, wait_for
 from tests.support.s3_server import S3Server
-from tests.support.small_dataset import mint
+from tests.support.small_dataset import build_dataset
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.long, pytest.mark.timeout(2400)]
 
@@ -31,7 +31,7 @@ def test_a_node_paused_during_the_commit_of_its_shard_changes_nothing(
     direct = Storage({"s3://": {"endpoint_url": s3_server.endpoint_url}})
     upload(tmp_path / "photos", Location(direct, f"s3://{s3_bucket}/in"))
     local = write_config(tmp_path / "local.yaml", tmp_path / "photos" / "catalog.jsonl", tmp_path / "undisturbed")
-    undisturbed = digests(Path(mint(local)))
+    undisturbed = digests(Path(build_dataset(local)))
     with faulty_proxy(s3_server.port) as proxy, ray_cluster(0, 8) as cluster:
         options = {"s3://": {"endpoint_url": proxy.url, "connect_timeout": 2, "read_timeout": 2}}
         config = write_config(tmp_path / "build.yaml", catalog, dataset, storage=options, stall_timeout=1800)

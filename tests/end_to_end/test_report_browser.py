@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def pages(minted_report: Path, report_folder: Path) -> dict[str, str]:
+def pages(built_report: Path, report_folder: Path) -> dict[str, str]:
     """URLs of two reports: of a real dataset without findings, and of one with findings and hostile names."""
     return {
-        name: (path / "index.html").as_uri() for name, path in (("minted", minted_report), ("reported", report_folder))
+        name: (path / "index.html").as_uri() for name, path in (("built", built_report), ("reported", report_folder))
     }
 
 
@@ -32,7 +32,7 @@ def opened(page: "Page", url: str) -> WatchedPage:
     return watched
 
 
-@pytest.mark.parametrize("name", ["minted", "reported"])
+@pytest.mark.parametrize("name", ["built", "reported"])
 def test_nothing_fails_and_nothing_is_fetched(page: "Page", pages: dict[str, str], name: str) -> None:
     watched = opened(page, pages[name])
     assert watched.errors == []
@@ -41,7 +41,7 @@ def test_nothing_fails_and_nothing_is_fetched(page: "Page", pages: dict[str, str
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0 && image.alt)")
 
 
-@pytest.mark.parametrize("name", ["minted", "reported"])
+@pytest.mark.parametrize("name", ["built", "reported"])
 @pytest.mark.parametrize("width", [320, 768, 1920])
 def test_it_fits_every_screen(page: "Page", pages: dict[str, str], name: str, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
@@ -54,9 +54,9 @@ def test_it_fits_every_screen(page: "Page", pages: dict[str, str], name: str, wi
 @pytest.mark.parametrize(
     ("name", "scheme"),
     [
-        ("minted", "light"),
+        ("built", "light"),
         ("reported", "dark"),
-        pytest.param("minted", "dark", marks=pytest.mark.long),
+        pytest.param("built", "dark", marks=pytest.mark.long),
         pytest.param("reported", "light", marks=pytest.mark.long),
     ],
 )
@@ -85,7 +85,7 @@ def test_it_works_by_keyboard(page: "Page", pages: dict[str, str]) -> None:
 
 def test_pictures_are_under_the_verdict_and_the_page_is_full(page: "Page", pages: dict[str, str]) -> None:
     page.set_viewport_size({"width": 1440, "height": 900})
-    opened(page, pages["minted"])
+    opened(page, pages["built"])
     verdict, *pictures = (each.bounding_box() for each in page.locator(".verdict, .leading img").all())
     assert verdict
     assert len(pictures) == 3
@@ -101,7 +101,7 @@ def test_pictures_are_under_the_verdict_and_the_page_is_full(page: "Page", pages
 
 def test_contents_stay_on_a_phone_and_cover_no_heading(page: "Page", pages: dict[str, str]) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
-    opened(page, pages["minted"])
+    opened(page, pages["built"])
     contents = page.locator(".contents")
     assert contents.get_attribute("open") is None
     page.evaluate("scrollTo({ top: document.body.scrollHeight / 2, behavior: 'instant' })")
@@ -121,7 +121,7 @@ def test_contents_stay_on_a_phone_and_cover_no_heading(page: "Page", pages: dict
 
 
 def test_every_picture_is_printed(page: "Page", pages: dict[str, str]) -> None:
-    opened(page, pages["minted"])
+    opened(page, pages["built"])
     printed = page.pdf(format="A4")
     assert printed.startswith(b"%PDF")
     assert printed.count(b"/Subtype /Image") >= page.locator("img").count()

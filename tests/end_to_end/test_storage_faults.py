@@ -27,7 +27,7 @@ from tests.support.faulty_proxy import (
     faulty_proxy,
 )
 from tests.support.s3_server import S3Server
-from tests.support.small_dataset import mint
+from tests.support.small_dataset import build_dataset
 from tests.support.storms import Outage, Storm, StormRule
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
@@ -86,7 +86,9 @@ def photos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(photos_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("undisturbed")
     return digests(
-        Path(mint(write_config(folder / "build.yaml", photos_folder / "catalog.jsonl", folder / "set", **TINY)))
+        Path(
+            build_dataset(write_config(folder / "build.yaml", photos_folder / "catalog.jsonl", folder / "set", **TINY))
+        )
     )
 
 

@@ -28,7 +28,7 @@ from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import ROOT, segmint, write_catalog, write_config, write_photographs
 from tests.support.everything import jpegs, mentions
 from tests.support.locations import location_of
-from tests.support.small_dataset import mint
+from tests.support.small_dataset import build_dataset
 from tests.support.traces import files_with_traces, telling_windows
 
 pytestmark = pytest.mark.ray
@@ -119,7 +119,7 @@ class TakedownScene:
 
 def test_neither_growth_nor_a_retry_nor_another_driver_brings_it_back(tmp_path: Path, local_ray: Cluster) -> None:
     scene = TakedownScene(tmp_path)
-    mint(scene.config, only=[0])
+    build_dataset(scene.config, only=[0])
     scene.look()
     tar = next((scene.dataset / "shards").iterdir())
     before = tar.read_bytes()

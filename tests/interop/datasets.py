@@ -9,7 +9,7 @@ from segmint.catalogs.dataset.reader import Dataset
 from tests.support.builds import small_catalog, write_config
 from tests.support.committed import mask_row, row_of, write_dataset
 from tests.support.locations import location_of
-from tests.support.small_dataset import mint
+from tests.support.small_dataset import build_dataset
 
 HEIGHT, WIDTH = 60, 80
 
@@ -60,7 +60,9 @@ def make_datasets(folder: Path) -> list[Path]:
     hard, real = folder / "hard", folder / "real" / "dataset"
     write_dataset(location_of(hard), shards=2, make_row=hard_row)
     masks = {"points_per_side": 6, "crop_n_layers": 0}
-    mint(write_config(folder / "real" / "build.yaml", small_catalog(folder / "real" / "photos"), real, masks=masks))
+    build_dataset(
+        write_config(folder / "real" / "build.yaml", small_catalog(folder / "real" / "photos"), real, masks=masks)
+    )
     for dataset in (hard, real):
         _write_expected(dataset)
     return [hard, real]

@@ -347,7 +347,7 @@ DATASET_MUTANTS = (
         "tests/pipeline/corrections/test_takedown.py",
     ),
     Mutant(
-        "what is claimed is removed",
+        "what is reserved is removed",
         "catalogs/dataset/commits.py",
         "return ShardState(commit, tuple(generations[:-1]), frozenset(named | reserved))",
         "return ShardState(commit, tuple(generations[:-1]), frozenset(named))",

@@ -21,7 +21,7 @@ SLOW = frozenset({"chromium", "local_ray", "processes", "s3_server", "weights"})
 """Fixtures that make a test slow, requested by itself or by another of its fixtures."""
 
 _STARTS = re.compile(
-    r"mark\.(?:ray|s3)\b|\bsubprocess\b|\bmultiprocessing\b|\b(?:segmint|mint|annotate_process|Popen|Run|load_model)\("
+    r"mark\.(?:ray|s3)\b|\bsubprocess\b|\bmultiprocessing\b|\b(?:segmint|build_dataset|annotate_process|Popen|Run|load_model)\("
 )
 """What the text of a test file has if its tests start processes."""
 

@@ -32,7 +32,7 @@ def report_folder(reported: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
-def minted_report(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built_report(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report on the small real dataset, from an audit as `QUICK` has it."""
     from segmint.pipeline.quality.report.report import write_report
     from tests.support.locations import location_of
@@ -41,7 +41,7 @@ def minted_report(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory)
     def make(folder: Path) -> None:
         write_report(location_of(small_dataset), location_of(folder / "report"), options=QUICK)
 
-    return made_once(tmp_path_factory, "minted_report", make) / "report"
+    return made_once(tmp_path_factory, "built_report", make) / "report"
 
 
 @pytest.fixture(scope="session")

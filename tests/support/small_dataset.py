@@ -18,7 +18,7 @@ from segmint.pipeline.building.execution.work import RejectedRows
 from segmint.pipeline.config.config import load_config
 
 
-def mint(config_path: Path, only: Sequence[int] | None = None, retry: Collection[Reason] = ()) -> str:
+def build_dataset(config_path: Path, only: Sequence[int] | None = None, retry: Collection[Reason] = ()) -> str:
     """Build and commit every missing shard of a configuration's dataset, and its index; returns the dataset's URI.
 
     `only` are the shards to build, if not all. Rows that were refused for the reasons `retry` are tried again.

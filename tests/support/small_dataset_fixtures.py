@@ -15,14 +15,14 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Pa
     Its configuration is `build.yaml` next to it.
     """
     from tests.support.builds import small_catalog, write_config
-    from tests.support.small_dataset import mint
+    from tests.support.small_dataset import build_dataset
 
     def make(folder: Path) -> None:
         catalog = small_catalog(folder / "photos")
         masks = {"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
-        mint(write_config(folder / "build.yaml", catalog, folder / "dataset", masks=masks))
+        build_dataset(write_config(folder / "build.yaml", catalog, folder / "dataset", masks=masks))
 
-    return made_once(tmp_path_factory, "minted", make) / "dataset"
+    return made_once(tmp_path_factory, "built", make) / "dataset"
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from tests.support.mutant import Mutant
 
 ROW = "tests/pipeline/corrections/merge/test_row.py"
-LANES = "tests/catalogs/dataset/annotations/test_assignments.py"
+ASSIGNMENTS = "tests/catalogs/dataset/annotations/test_assignments.py"
 
 ANSWER_MUTANTS = (
     Mutant(
@@ -46,7 +46,7 @@ ANSWER_MUTANTS = (
         "catalogs/dataset/annotations/assignments.py",
         "return min(assignments, default=None) if before is None else before",
         "return min(assignments, default=None)",
-        LANES,
+        ASSIGNMENTS,
     ),
     Mutant(
         "an answer is merged again",
@@ -60,21 +60,21 @@ ANSWER_MUTANTS = (
         "catalogs/dataset/annotations/assignments.py",
         "for base, submission in one.items() if base in other",
         "for base, submission in reversed(one.items()) if base in other",
-        LANES,
+        ASSIGNMENTS,
     ),
     Mutant(
         "the seconds of an answer that is carried count twice",
         "catalogs/dataset/annotations/assignments.py",
         '"seconds": 0.0,',
         '"seconds": submission.seconds,',
-        LANES,
+        ASSIGNMENTS,
     ),
     Mutant(
         "a mask that somebody timed is untouched",
         "catalogs/dataset/annotations/assignments.py",
         "        and mask.seconds == 0\n",
         "",
-        LANES,
+        ASSIGNMENTS,
     ),
     Mutant(
         "a look at the store undoes a save",

@@ -1,4 +1,4 @@
-"""`segmint build`: mint a dataset, or what is still missing from it."""
+"""`segmint build`: build a dataset, or resume a build."""
 
 from typing import Annotated
 

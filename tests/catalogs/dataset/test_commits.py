@@ -134,7 +134,7 @@ def test_a_commit_that_is_replaced_between_listing_and_reading_is_read_in_its_ne
 
 
 @pytest.mark.parametrize("data", [b"{}", b'{"paths":[[]]}', b'{"paths":"shards/x"}', b'{"paths":' + b"[" * 100_000])
-def test_another_file_among_the_claims_is_named(tmp_path: Path, data: bytes) -> None:
+def test_another_file_among_the_reservations_is_named(tmp_path: Path, data: bytes) -> None:
     reservation = Reservation(1, 2, ()).location(location_of(tmp_path))
     reservation.put(data)
     with pytest.raises(DamagedDatasetError, match=reservation.name):

@@ -44,7 +44,7 @@ def test_files_are_old_by_the_store_s_clock(dataset: str, monkeypatch: pytest.Mo
     assert not [path for path in files_of(dataset) if ".tmp-" in path]
 
 
-def test_what_a_writer_claims_stays_until_its_generation_is_committed(dataset: str) -> None:
+def test_what_a_writer_reserves_stays_until_its_generation_is_committed(dataset: str) -> None:
     location = location_of(dataset)
     paths = [put(dataset, data_path(kind, 1, "0" * 64)) for kind in ("shards", "masks")]
     for generation, gone in ((2, []), (1, sorted(paths))):

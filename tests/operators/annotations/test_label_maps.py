@@ -26,7 +26,7 @@ def array(values: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def claiming(shape: tuple[int, ...], kind: str = "|u1") -> bytes:
+def of_shape(shape: tuple[int, ...], kind: str = "|u1") -> bytes:
     """An array's file that claims a shape, and has no numbers."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_2_0(buffer, {"shape": shape, "fortran_order": False, "descr": kind})
@@ -67,10 +67,10 @@ def test_numbers_come_back_as_they_were_written(name: str, data: bytes, factor: 
         ("a.npy", array(np.array([[{}]], object)), "of type object"),
         ("a.npy", array(LABELS[None]), r"its shape is \(1, 6, 5\)"),
         ("a.npy", array(np.array([[2**64 - 1]], np.uint64)), "over 2\\^63"),
-        ("a.npy", claiming((30_000, 30_000)), "it has 900,000,000 pixels: at most 250,000,000"),
-        ("a.npy", claiming((1 << 40, 1 << 40)), "its shape is"),
-        ("a.npy", claiming((6, 5), "|V1000000000"), "of type"),
-        ("a.npy", claiming((6, 5)), "no array of NumPy"),
+        ("a.npy", of_shape((30_000, 30_000)), "it has 900,000,000 pixels: at most 250,000,000"),
+        ("a.npy", of_shape((1 << 40, 1 << 40)), "its shape is"),
+        ("a.npy", of_shape((6, 5), "|V1000000000"), "of type"),
+        ("a.npy", of_shape((6, 5)), "no array of NumPy"),
     ],
 )
 def test_what_is_no_label_map_is_an_error(name: str, data: bytes, why: str) -> None:
@@ -81,7 +81,7 @@ def test_what_is_no_label_map_is_an_error(name: str, data: bytes, why: str) -> N
 TORN = picture(Image.fromarray(LABELS.astype(np.uint8)), "PNG")[:-20]
 
 
-@pytest.mark.parametrize(("name", "data"), [("a.npy", claiming((6, 4))), ("a.png", TORN)])
+@pytest.mark.parametrize(("name", "data"), [("a.npy", of_shape((6, 4))), ("a.png", TORN)])
 def test_another_size_than_the_images_is_not_decoded(name: str, data: bytes) -> None:
     with pytest.raises(UnreadableMapError, match="pixels, its image 5 x 7"):
         read_label_map(data, name, (7, 5))

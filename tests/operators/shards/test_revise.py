@@ -1,4 +1,4 @@
-"""Revising a shard beside others: a beaten revision starts over, and tombstones are heeded whenever they come."""
+"""Revising a shard beside others: a beaten revision starts over, and tombstones are applied whenever they come."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -107,7 +107,7 @@ def test_files_that_are_removed_as_a_revision_reads_them_are_read_again(place: D
         credit(place, 0, "A")
 
 
-def test_what_is_claimed_is_removed_by_nobody_until_its_generation_is_committed(place: DatasetPath) -> None:
+def test_what_is_reserved_is_removed_by_nobody_until_its_generation_is_committed(place: DatasetPath) -> None:
     commit = place.log.latest(0)
     assert commit is not None
     with stepping():
@@ -164,7 +164,7 @@ def test_a_build_that_looked_before_a_takedown_takes_the_image_out_again(place: 
     assert {path for path in contents(place) if "sa_000001" in path} == named
 
 
-def test_a_build_that_goes_on_heeds_what_one_that_died_did_not(place: DatasetPath) -> None:
+def test_a_build_that_goes_on_applies_what_one_that_died_did_not(place: DatasetPath) -> None:
     with stepping():
         build = until(SteppedThreads(lambda: write(place, 1)), "walk dataset/tombstones")
         take(place, 99, uri=f"./photo_{ROWS}.jpg")
@@ -178,7 +178,7 @@ def test_a_build_that_goes_on_heeds_what_one_that_died_did_not(place: DatasetPat
     assert commit.counts["rejected:taken_down"] == 1
 
 
-def test_a_writer_that_is_run_again_after_its_commit_heeds_the_tombstones(place: DatasetPath) -> None:
+def test_a_writer_that_is_run_again_after_its_commit_applies_the_tombstones(place: DatasetPath) -> None:
     """Ray runs a writer again whose node was lost."""
     with stepping():
         build = until(SteppedThreads(lambda: write(place, 1)), "walk dataset/tombstones")
@@ -191,7 +191,7 @@ def test_a_writer_that_is_run_again_after_its_commit_heeds_the_tombstones(place:
     assert not [path for path in contents(place) if path.startswith("reservations/")]
 
 
-def test_equal_claims_are_one_file(place: DatasetPath) -> None:
+def test_equal_reservations_are_one_file(place: DatasetPath) -> None:
     one, other = Reservation(0, 2, ("b", "a")), Reservation(0, 2, ("a", "b"))
     assert one.to_json() == other.to_json()
     uris = [reservation.location(place.location).uri for reservation in (one, other, Reservation(0, 3, ("a", "b")))]

@@ -113,7 +113,7 @@ def test_a_writer_that_loses_the_commit_deletes_what_the_winner_does_not_name(
     assert standing == named
 
 
-def without_claims(files: dict[str, str]) -> dict[str, str]:
+def without_reservations(files: dict[str, str]) -> dict[str, str]:
     """All files but the reservations of writers at work."""
     kept = {path: digest for path, digest in files.items() if not path.startswith("reservations/")}
     assert len(kept) < len(files)
@@ -151,7 +151,7 @@ def test_a_writer_that_loses_spares_what_a_later_generation_names(tmp_path: Path
         before = digests(tmp_path)
         late.finish()
     assert late.error is None
-    assert digests(tmp_path) == without_claims(before)
+    assert digests(tmp_path) == without_reservations(before)
 
 
 def test_a_writer_that_loses_to_a_commit_that_is_gone_again_has_lost(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_takedown_beside_growth_and_a_redaction_loses_nothing(place: DatasetPa
 
 
 def test_the_same_bytes_are_found_in_a_shard_that_is_committed_as_a_takedown_looks(place: DatasetPath) -> None:
-    """Its writer has heeded the tombstones before there was one."""
+    """Its writer has applied the tombstones before there was one."""
     same = described([{**accepted_row(ROWS), "source_sha256": f"{0:064x}"}, *map(accepted_row, (ROWS + 1, ROWS + 2))])
     with stepping():
         late = until(SteppedThreads(lambda: take(place, 0)), "create tombstones")

@@ -11,7 +11,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.masks.images import Photograph, Photographs
 from segmint.pipeline.masks.options import MasksOptions
-from segmint.pipeline.masks.outputs import RECORD, claim_folder, digest_of, plan_outputs, settings_of
+from segmint.pipeline.masks.outputs import RECORD, digest_of, open_folder, plan_outputs, settings_of
 
 SETTINGS = settings_of(MasksOptions(), "1" * 64)
 
@@ -19,7 +19,7 @@ SETTINGS = settings_of(MasksOptions(), "1" * 64)
 def reservation(folder, settings=SETTINGS, overwrite=False):
     outputs = plan_outputs(Photographs((Photograph("a/x.jpg", "x.jpg"),), is_one=False), str(folder))
     there = [str(path) for path in folder.glob("*")]
-    claim_folder(Location(Storage(), str(folder)), outputs, there, settings, overwrite=overwrite)
+    open_folder(Location(Storage(), str(folder)), outputs, there, settings, overwrite=overwrite)
 
 
 def test_the_first_run_records_settings_and_the_next_goes_on(tmp_path):

@@ -24,7 +24,7 @@ def submission(n: int, base: str, assignment: int = 0, **fields: Any) -> Submiss
     return Submission.from_value(answer_value(n=n, base=base * 32, assignment=assignment, **fields))
 
 
-def test_the_lane_that_was_merged_stays_and_else_the_lowest_counts() -> None:
+def test_the_assignment_that_was_merged_stays_and_else_the_lowest_counts() -> None:
     assert [assignment_to_merge(None, assignments) for assignments in ([1, 0], [1], [])] == [0, 1, None]
     assert assignment_to_merge({"assignment": 1, "n": 2}, [0, 1]) == 1
     assert [merged_assignment(each) for each in (None, {"assignment": None, "n": None}, {"assignment": 0, "n": 1})] == [

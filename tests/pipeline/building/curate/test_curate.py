@@ -19,7 +19,7 @@ from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.signed_images import data_mining
-from tests.support.small_dataset import mint
+from tests.support.small_dataset import build_dataset
 
 LIMITS = {"fitness": {"min_sharpness": 20, "min_entropy": 2}}
 
@@ -163,7 +163,7 @@ def test_a_planted_catalog_ends_as_planted(
 def test_a_build_commits_what_the_catalog_refuses(tmp_path: Path) -> None:
     refused = {"license": "CC0-1.0", "refused_reason": "duplicate_image", "refused_detail": "it looks like row 9"}
     catalog = write_catalog(tmp_path / "c.jsonl", [{"uri": f"{name}.jpg", **refused} for name in "ab"])
-    dataset = Path(mint(write_config(tmp_path / "b.yaml", catalog, tmp_path / "dataset")))
+    dataset = Path(build_dataset(write_config(tmp_path / "b.yaml", catalog, tmp_path / "dataset")))
     (rejects,) = dataset.glob("rejects/*.parquet")
     rows = pq.read_table(rejects).to_pylist()
     assert {(row["stage"], row["reason"], row["detail"]) for row in rows} == {

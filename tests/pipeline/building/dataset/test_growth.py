@@ -160,7 +160,7 @@ def test_a_crash_before_the_manifest_leaves_nothing_visible(tmp_path: Path, begu
 
 
 @pytest.mark.usefixtures("weights")
-def test_a_sweep_spares_the_part_that_a_growing_build_has_claimed(tmp_path: Path, begun: Path) -> None:
+def test_a_sweep_spares_the_part_that_a_growing_build_has_reserved(tmp_path: Path, begun: Path) -> None:
     def sweep_now() -> list[str]:
         return sweep(location_of(begun), timedelta(0), datetime.now(UTC) + timedelta(hours=1))
 

@@ -17,7 +17,7 @@ from tests.support.builds import write_catalog, write_config
 from tests.support.locations import location_of
 from tests.support.photographs import photograph
 from tests.support.signed_images import data_mining
-from tests.support.small_dataset import mint
+from tests.support.small_dataset import build_dataset
 
 
 @pytest.fixture
@@ -121,14 +121,14 @@ def test_an_image_whose_opt_out_was_withdrawn_is_tried_again_and_one_that_the_ca
     Image.fromarray(picture).save(tmp_path / "a.jpg", xmp=data_mining("DMI-PROHIBITED-AIMLTRAINING"))
     rows = [{"uri": "a.jpg", "license": "CC0-1.0"}, {"uri": "b.jpg", "license": "CC0-1.0", "opt_out": True}]
     config = write_config(tmp_path / "build.yaml", write_catalog(tmp_path / "c.jsonl", rows), tmp_path / "dataset")
-    log = CommitLog(location_of(mint(config)))
+    log = CommitLog(location_of(build_dataset(config)))
     before = log.latest(0)
     assert before is not None
     assert before.counts["rejected:opted_out"] == 2
-    mint(config, retry=[Reason.OPTED_OUT])
+    build_dataset(config, retry=[Reason.OPTED_OUT])
     assert log.latest(0) == before
     Image.fromarray(picture).save(tmp_path / "a.jpg")
-    mint(config, retry=reasons_to_retry(["opted_out"]))
+    build_dataset(config, retry=reasons_to_retry(["opted_out"]))
     after = log.latest(0)
     assert after is not None
     assert (after.generation, after.counts["images"], after.counts["rejected:opted_out"]) == (2, 1, 1)

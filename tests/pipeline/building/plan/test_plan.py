@@ -26,7 +26,7 @@ from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import ROOT, digests, small_catalog, write_catalog, write_config
 from tests.support.locations import location_of
-from tests.support.small_dataset import mint
+from tests.support.small_dataset import build_dataset
 
 GRID = {"points_per_side": 4, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
 ANYWHERE = {"threads": 1, "weights": "vit_h", "precision": "bf16"}
@@ -203,7 +203,7 @@ def test_a_sample_of_all_rows_accounts_for_each(sampled: tuple[Path, BuildPlan])
 
 def test_a_build_writes_what_the_plan_said(sampled: tuple[Path, BuildPlan]) -> None:
     folder, plan = sampled
-    mint(folder / "build.yaml")
+    build_dataset(folder / "build.yaml")
     masks = pq.ParquetDataset(sorted((folder / "dataset" / "masks").iterdir())).read()
     rejects = pq.ParquetDataset(sorted((folder / "dataset" / "rejects").iterdir())).read()
     assert plan.masks is not None

@@ -181,7 +181,7 @@ def test_what_cannot_be_merged_leaves_the_row(row: Row) -> None:
     assert [each.row for each in found] == [rejected_row(0), taken, wide, full]
 
 
-def test_the_lane_that_was_merged_first_stays_the_images(row: Row) -> None:
+def test_the_assignment_that_was_merged_first_stays_the_images(row: Row) -> None:
     names = [SubmissionName(0, 0, 1), SubmissionName(0, 0, 3), SubmissionName(0, 1, 5)]
     assert submission_to_merge(row, names) == (0, 0, 3)
     assert submission_to_merge(row, names[2:]) == (0, 1, 5)

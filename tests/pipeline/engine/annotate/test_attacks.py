@@ -262,7 +262,7 @@ def test_one_wins_and_the_other_sees_it(team: Annotators, dataset: Path) -> None
     assert bob.post("/api/next", json={}).json()["image"] == 2
 
 
-def test_two_people_have_a_lane_each(paired: ServedView, dataset: Path) -> None:
+def test_two_people_have_an_assignment_each(paired: ServedView, dataset: Path) -> None:
     team = Annotators(paired, "ann", "bob", "eve")
     ann, bob, eve = (team.who(name) for name in ("ann", "bob", "eve"))
     given = [client.post("/api/next", json={}).json() for client in (ann, bob, eve)]

@@ -21,10 +21,10 @@ def written(small_dataset: Path, reported: str, tmp_path_factory: pytest.TempPat
     return write_report(location_of(reported), location_of(folder / "out"), audited, other=location_of(small_dataset))
 
 
-def test_page_json_and_line_have_the_figures_of_both(written: Report, small_dataset: Path, minted_report: Path) -> None:
+def test_page_json_and_line_have_the_figures_of_both(written: Report, small_dataset: Path, built_report: Path) -> None:
     file = json.loads(Path(written.output, "beside.json").read_text())
     assert file == written.to_dict()["beside"]
-    theirs = json.loads((minted_report / "statistics.json").read_text())
+    theirs = json.loads((built_report / "statistics.json").read_text())
     for key in ("images", "masks", "masks_per_image", "relative_size", "concavity", "centers"):
         assert file["theirs"][key] == theirs[key]
     assert (file["ours"]["images"], file["theirs"]["dataset"]) == (6, str(small_dataset))

@@ -13,8 +13,8 @@ from tests.support.locations import location_of
 
 
 @pytest.fixture
-def described(minted_report: Path) -> Path:
-    return minted_report / "croissant.json"
+def described(built_report: Path) -> Path:
+    return built_report / "croissant.json"
 
 
 def test_mlcroissant_takes_it(described: Path) -> None:

@@ -32,26 +32,26 @@ FILES = {"README.md", "croissant.json", "index.html", "statistics.json", "statis
 FIGURES = {"masks_per_image", "relative_size", "concavity", "centers", "scores", "licenses", "rejected"}
 
 
-def test_all_files_are_there(minted_report: Path) -> None:
-    names = {path.name for path in minted_report.iterdir()}
+def test_all_files_are_there(built_report: Path) -> None:
+    names = {path.name for path in built_report.iterdir()}
     assert names == FILES | {"figures"}
-    figures = {path.stem for path in (minted_report / "figures").iterdir()}
+    figures = {path.stem for path in (built_report / "figures").iterdir()}
     assert figures == FIGURES | {"funnel"}
 
 
-def test_the_statistics_are_the_dataset_s(small_dataset: Path, minted_report: Path) -> None:
+def test_the_statistics_are_the_dataset_s(small_dataset: Path, built_report: Path) -> None:
     with open_tables(location_of(small_dataset)) as tables:
         expected = compute_statistics(tables, QUICK.sample).to_dict()
-    assert json.loads((minted_report / "statistics.json").read_text()) == expected
-    text = parse_page((minted_report / "index.html").read_text()).text
+    assert json.loads((built_report / "statistics.json").read_text()) == expected
+    text = parse_page((built_report / "index.html").read_text()).text
     for number in (f"Images {expected['images']:,}", f"Masks {expected['masks']:,}", "Refused rows 2"):
         assert number in text
     assert "No findings" in text
     assert "Privacy not audited" in text
 
 
-def test_the_page_shows_every_image_of_a_small_dataset(minted_report: Path) -> None:
-    page = parse_page((minted_report / "index.html").read_text())
+def test_the_page_shows_every_image_of_a_small_dataset(built_report: Path) -> None:
+    page = parse_page((built_report / "index.html").read_text())
     anchors = [element.attributes["id"] for element in page.all("figure") if "id" in element.attributes]
     assert sorted(anchors) == [f"image-{id}" for id in (1, 2, 4, 5, 6, 7)]
     pictures = page.all("img")
@@ -60,10 +60,10 @@ def test_the_page_shows_every_image_of_a_small_dataset(minted_report: Path) -> N
     assert all("drawn in color over the photograph" in picture.attributes["alt"] for picture in pictures)
 
 
-def test_the_same_dataset_gives_the_same_report(small_dataset: Path, minted_report: Path) -> None:
-    again = minted_report.parent / "again"
+def test_the_same_dataset_gives_the_same_report(small_dataset: Path, built_report: Path) -> None:
+    again = built_report.parent / "again"
     write_report(location_of(small_dataset), location_of(again), options=QUICK)
-    assert digests(again) == digests(minted_report)
+    assert digests(again) == digests(built_report)
 
 
 def test_by_default_it_goes_to_the_folder_that_a_takedown_removes(dataset: Path) -> None:
@@ -140,11 +140,11 @@ def test_a_study_of_another_dataset_is_refused(small_dataset: Path, report_folde
         write_report(location_of(small_dataset), options=QUICK, study=score)
 
 
-def test_an_audit_of_integrity_gets_its_statistics(small_dataset: Path, minted_report: Path, tmp_path: Path) -> None:
+def test_an_audit_of_integrity_gets_its_statistics(small_dataset: Path, built_report: Path, tmp_path: Path) -> None:
     audit = tmp_path / "audit.json"
     audit.write_text(to_json(audit_integrity(location_of(small_dataset), QUICK.sample)))
     write_report(location_of(small_dataset), location_of(tmp_path / "report"), location_of(audit), QUICK)
-    assert (tmp_path / "report" / "statistics.json").read_bytes() == (minted_report / "statistics.json").read_bytes()
+    assert (tmp_path / "report" / "statistics.json").read_bytes() == (built_report / "statistics.json").read_bytes()
 
 
 def test_an_audit_of_another_version_is_refused(dataset: Path, tmp_path: Path) -> None:

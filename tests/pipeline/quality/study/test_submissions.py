@@ -65,7 +65,7 @@ def test_the_score_follows_what_a_merge_takes(tmp_path: Path) -> None:
         assert after.mean_iou == pytest.approx(8 / 10)
 
 
-def test_the_lane_that_was_merged_is_scored(tmp_path: Path) -> None:
+def test_the_assignment_that_was_merged_is_scored(tmp_path: Path) -> None:
     """Assignment 1 was merged before 0 had a submission; one that cannot be read leaves its image out."""
     with two_shards() as place:
         dataset, study = place.location, location_of(tmp_path / "study")
