@@ -14,6 +14,7 @@ import numpy as np
 
 from segmint.model.automatic.rle import encode
 from segmint.operators.prepare.prepare import Prepare, PreparedImage
+from segmint.operators.prepare.read_image import ImageReader
 from segmint.operators.rows import Row
 from segmint.operators.schemas import FUNNEL_STEPS
 from segmint.operators.segment.overlap import HostThreads
@@ -31,8 +32,22 @@ MASKS = 3
 class StubbedPrepare(Prepare):
     """Prepare without reading, decoding or de-identifying images: all rows get the same small one."""
 
-    def _read_and_prepare(self, row: Row) -> tuple[str, PreparedImage]:
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._reader = _NoReader()
+
+    def _prepare(self, row: Row, data: bytes) -> tuple[str, PreparedImage]:
         return f"{row['ordinal']:064x}", _prepared(released(row["ordinal"]))
+
+
+class _NoReader(ImageReader):
+    """Reads nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def use(self, row: Row, function: Callable[[bytes], Any], *_: object) -> Any:
+        return function(b"")
 
 
 class StubbedSegment(Segment):
