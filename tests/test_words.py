@@ -29,7 +29,6 @@ INSTEAD = {
 """What to write instead of a banned phrase, by its pattern."""
 
 ALLOWED: dict[str, dict[str, str]] = {
-    "CONTRIBUTING.md": {"comes by": "an example of what not to write"},
     "catalogs/source/demo.py": {"stood": "the demo's catalog, whose hash its dataset stores"},
     "infra/uris.py": {"come by": "datasets store this message as the detail of a refused row"},
     "operators/prepare/prepare.py": {"stands": "datasets store this message as the detail of a refused row"},

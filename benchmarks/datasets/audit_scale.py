@@ -207,7 +207,7 @@ def summary_line(run: dict[str, Any]) -> str:
 
 
 def statistics_row(run: dict[str, Any]) -> str:
-    """The statistics of a run as a row of the table in docs/statistics.md."""
+    """The statistics of a run as a row of the table in docs/report.md."""
     return f"{_row(run['statistics'])} |"
 
 

@@ -1,6 +1,6 @@
 """Builds, corrections, growth and sweeps, interleaved at their storage calls, killed and paused: against a model.
 
-The invariants are those of docs/exactly-once.md, by their numbers. A failure names its history; to repeat that one
+The invariants are those of docs/guarantees.md, by their numbers. A failure names its history; to repeat that one
 alone: `SEGMINT_HISTORY=SEED pytest tests/end_to_end/test_protocol_model.py`.
 """
 

@@ -15,7 +15,7 @@ from tests.support.metrics import exported_name
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = yaml.safe_load((ROOT / "infra/grafana/alerts.yaml").read_text(encoding="utf-8"))["groups"][0]["rules"]
-PAGE = (ROOT / "docs/on-call.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
 _NAME = re.compile(r"\bray_[a-z0-9_]+")
 _LABELS_OF_RAY = {"SessionName"}
 
@@ -67,7 +67,7 @@ def test_names_are_different_and_each_alert_has_its_section() -> None:
     sections = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
     for rule in RULES:
         assert rule["title"] in sections
-        assert rule["annotations"]["runbook"] == f"docs/on-call.md#{rule['title'].lower().replace(' ', '-')}"
+        assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['title'].lower().replace(' ', '-')}"
 
 
 def test_the_first_alert_waits_as_long_as_a_build_does() -> None:

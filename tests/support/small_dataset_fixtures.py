@@ -22,7 +22,7 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Pa
         masks = {"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
         build_dataset(write_config(folder / "build.yaml", catalog, folder / "dataset", masks=masks))
 
-    return made_once(tmp_path_factory, "built", make) / "dataset"
+    return made_once(tmp_path_factory, "small", make) / "dataset"
 
 
 @pytest.fixture

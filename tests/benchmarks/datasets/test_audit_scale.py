@@ -45,7 +45,7 @@ def test_findings_end_the_measurement(large: Path) -> None:
         measure_audit(large)
 
 
-@pytest.mark.parametrize(("page", "row"), [("statistics.md", statistics_row), ("audit.md", audit_row)])
+@pytest.mark.parametrize(("page", "row"), [("report.md", statistics_row), ("audit.md", audit_row)])
 def test_the_page_has_the_recorded_figures(page: str, row) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     result = json.loads((RESULTS / "audit_scale.json").read_text())

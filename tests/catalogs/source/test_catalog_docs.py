@@ -22,7 +22,7 @@ def test_every_column_is_documented_in_order() -> None:
 
 
 def test_every_reason_is_documented_once() -> None:
-    assert sorted(first_cells("Why an image is refused")) == sorted(Reason)
+    assert sorted(first_cells("Rejection reasons")) == sorted(Reason)
 
 
 def test_every_ending_and_scheme_is_documented() -> None:

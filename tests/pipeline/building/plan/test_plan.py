@@ -99,7 +99,7 @@ def test_a_large_plan_for_gpus_advises_against_what_is_for_trials(tmp_path: Path
 
 
 def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread: Path) -> None:
-    """The paper's settings with ViT-H at 790 TFLOP/s: 5.8 images/s a GPU (docs/architecture.md)."""
+    """The paper's settings with ViT-H at 790 TFLOP/s: 5.8 images/s a GPU (docs/operations.md)."""
     config = configured(tmp_path, unread, masks={}, model=ANYWHERE)
     plan = make_plan(config, PlanOptions(gpus=8, flops=7.9e14, share=1.0, price=2))
     assert (plan.encodes_per_image, plan.prompts_per_image) == (21, 3072)

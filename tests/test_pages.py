@@ -1,0 +1,24 @@
+"""The pages stay few and short enough to be read."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+REFERENCE = {"code", "configuration", "dataset", "errors", "findings", "glossary"}
+"""Pages of docs/ that people look things up in. All others are guides, which people read from start to finish."""
+
+MOST_WORDS, MOST_PAGES, MOST_README_LINES = 50_000, 36, 150
+
+
+def without_code(path: Path) -> str:
+    return re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def test_pages_are_few_and_guides_short() -> None:
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    assert len(pages) <= MOST_PAGES
+    guides = [page for page in pages if page.stem not in REFERENCE]
+    assert len(pages) - len(guides) == len(REFERENCE)
+    assert sum(len(re.findall(r"\S*\w\S*", without_code(page))) for page in guides) <= MOST_WORDS
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= MOST_README_LINES
