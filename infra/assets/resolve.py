@@ -109,7 +109,7 @@ def _attempts(asset: Asset, mirror: str | None, storage: "Storage | None", cache
         yield (
             (lambda: local_path(uri)) if scheme(uri) == LOCAL else lambda: fetch_from_mirror(uri, asset, storage, cache)
         )
-    yield partial(_from_cache, cached)
+    yield lambda: _from_cache(cached)
     for source in asset.sources:
         if isinstance(source, PackageFile):
             yield partial(_from_package, source)
