@@ -1,8 +1,8 @@
-"""Builds a dataset, or the rest of it: the data's journey, top to bottom.
+"""Build of a dataset, top to bottom: the flow of rows through the stages, and the loop that runs it.
 
     catalog -> prepare (ingest, de-identify, release) -> segment -> describe -> shards -> write and commit
 
-`build_rows` is the flow of rows, `run_build` the loop around it.
+`build_rows` defines the flow of rows, and `run_build` the loop around it. A build resumes from what is committed.
 """
 
 import time
@@ -46,16 +46,16 @@ from segmint.pipeline.config.advice import advice
 from segmint.pipeline.config.config import Config
 
 MOST_STALLED_WINDOWS = 3
-"""The run ends unfinished after this many windows in a row without a new commit, while the stores answered."""
+"""Consecutive windows without a new commit, while the stores respond, after which a run ends unfinished."""
 
 
 def build_rows(rows: pa.Table, stages: Stages, ledger: RowLedger | None = None) -> ray.data.Dataset:
-    """Turn catalog rows into described rows: every row comes out, in order, accepted or with its reason.
+    """Turn catalog rows into described rows. Every row comes out, in order, accepted or with a rejection reason.
 
     Only encoded bytes travel between the stages, and never those of an original.
     """
     blocks = {"batch_size": None, "batch_format": "pyarrow", "udf_modifying_row_count": False}
-    # With GPUs Ray refuses a batch of no given size. This is a block's: a call has the same rows either way.
+    # With GPUs, Ray requires a batch size. Use the block size, so that a call gets the same rows either way.
     on_gpus = {"batch_size": stages.rows_per_block} if stages.segment_pool.num_gpus else {}
     actors = {**blocks, "max_restarts": stages.retries, "max_task_retries": stages.retries}
     return (
@@ -101,18 +101,18 @@ def run_build(
     grow: bool = False,
     retry_rejected: Collection[Reason] = (),
 ) -> Accounting:
-    """Build what is missing of the dataset at `config.output`; return the accounting of the whole dataset.
+    """Build the missing shards of the dataset at `config.output` and return the accounting of the whole dataset.
 
-    `shards` limits the run to the shards `[first, last)`, or to a part of all. With `grow`, new rows of the catalog
-    become new shards. Rows of committed shards that were refused before this run for a reason in `retry_rejected` are
-    retried. Raises `UsageError` before anything starts if the configuration, the catalog or the dataset does not fit,
-    and `UnfinishedError` if something is left that another run may finish (`NotRecordedError`: only the record of what
-    was built). Nothing is lost either way.
+    `shards` limits the run to the shards `[first, last)`, or to a part of all shards. With `grow`, new rows of the
+    catalog become new shards. Rows of committed shards that were rejected for a reason in `retry_rejected` before this
+    run are retried. Raises `UsageError` before anything starts if the configuration, the catalog, or the dataset does
+    not fit. Raises `UnfinishedError` if work remains for another run, or its subclass `NotRecordedError` if only the
+    final record could not be written. Committed work is never lost.
     """
     started = time.monotonic()
     log = get_logger("build")
     dataset = open_or_create(config, Storage(config.storage), grow=grow)
-    # From here on there is work to lose: wait for outages.
+    # From here on there is work to lose, so wait for outages.
     storage = Storage(config.storage, outage_s=config.outage_timeout_s)
     dataset = replace(dataset, location=Location(storage, config.output))
     others = [config.output, *([config.assets] if config.assets else [])]
@@ -139,7 +139,7 @@ def run_build(
             stages = lay_out(config, dataset, cluster, meter.reports(cluster))
             if stages.gpus.idle:
                 log.warning("GPUs of other kinds are idle", used=stages.gpus.name, idle=stages.gpus.idle_text)
-            if cluster.local:  # on a cluster each actor checks for itself
+            if cluster.local:  # on a cluster, each actor checks itself
                 check_numerics(stages.segment)
                 check_detectors(stages)
             stages = start_detectors(stages)
@@ -165,7 +165,7 @@ def run_build(
 
 @dataclass
 class _OuterLoop:
-    """Windows of shards, one after another, until none is left or no window brings anything."""
+    """Loop over windows until no shards remain or several windows in a row make no progress."""
 
     config: Config
     dataset: BuildDataset
@@ -177,7 +177,7 @@ class _OuterLoop:
     run: RunRecord
 
     def go_through(self, work: BuildWork) -> Counter[str]:
-        """Do what is left of the work; return the sums over the shards that succeeded."""
+        """Process the remaining shards of `work` and return the summed counts of the shards that succeeded."""
         config, run = self.config, self.run
         sums: Counter[str] = Counter()
         stalled = 0
@@ -205,7 +205,7 @@ class _OuterLoop:
             run.on_hold |= trials.on_hold
             unfinished = work.settle(window, done)
             run.settled(window, work.left)
-            # A verdict on a row tried alone is progress like a commit: its shard is tried again at once.
+            # A verdict from a trial is progress like a commit: its shard is retried at once.
             if unfinished < len(window) or trials.verdicts:
                 stalled = 0
             elif not self.outages.wait_out(work.left):
@@ -218,7 +218,7 @@ class _OuterLoop:
 
     @contextmanager
     def _measured(self, watch: type[StageWatch]) -> Iterator[None]:
-        """Add up how busy the stages are in a window, however it ends."""
+        """Add up how busy the stages are during a window, however it ends."""
         began = time.monotonic()
         try:
             yield
@@ -230,7 +230,7 @@ class _OuterLoop:
 def run_rows(
     taken: WindowRows, stages: Stages, write: ShardWriter, quarantine: Quarantine | None = None
 ) -> Iterator[ShardResult]:
-    """Run one Ray Data execution over a window's rows; yield each shard's result from `write`.
+    """Run one Ray Data execution over a window's rows and yield the result of `write` for each shard.
 
     `quarantine`, if given, keeps the ledger of rows that kill a worker.
     """

@@ -1,4 +1,4 @@
-"""The demo: a small build of real photographs with real weights, in one folder, with pictures to open."""
+"""Demo: a small build of real photographs with real weights in one folder, with overlay images to open."""
 
 import json
 import shlex
@@ -27,25 +27,25 @@ CONFIG = {
     "images_per_shard": 4,
     "license": {
         "allow": ["CC0-1.0", "CC-BY-2.0", "LicenseRef-public-domain"],
-        "policy_date": "2026-11-22",  # so that the digest is the same on any day
+        "policy_date": "2026-11-22",  # keeps the digest the same on any day
     },
     "masks": {"profile": "sa1b", "crop_n_layers": 0},
     "rows_per_block": 1,
 }
-"""The demo's configuration without its paths: full 32x32 grids, no crops, so that it takes minutes."""
+"""Demo configuration without its paths. Full 32x32 grids but no crops, so that it takes only minutes."""
 
 CROPS_OF = "china.jpg"
-"""The photograph that is shown with crops: the one with the most small things in it."""
+"""Photograph that is also segmented with crops: the one with the most small objects."""
 
 CROPS_SETTINGS = ("crop_n_layers=1",)
-"""Its settings, as `segmint masks --set` takes them: only the first layer of crops, to save time."""
+"""Settings for `CROPS_OF`, in the notation of `segmint masks --set`. One crop layer only, to save time."""
 
 
 def run_demo(folder: Path, say: Callable[[str], None]) -> Accounting:
-    """Write a catalog and a configuration into `folder`, build the dataset, and draw its masks.
+    """Write a catalog and a configuration to `folder`, build the dataset, and draw its masks.
 
-    Then make the masks of one photograph with a layer of crops. A second call finds nothing left to do.
-    `say` is called with each line for the user.
+    Then segment one photograph with a layer of crops. Idempotent: a second call finds everything done. `say` is called
+    with each line for the user.
     """
     folder.mkdir(parents=True, exist_ok=True)
     catalog = write_demo(folder)
@@ -72,7 +72,7 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> Accounting:
 
 
 def draw_dataset(dataset: Path, folder: Path) -> list[Path]:
-    """Draw the masks of each image of a small dataset into `folder`; returns the pictures, new or already there."""
+    """Draw the masks of each image of a small dataset into `folder`; return all overlays, including existing ones."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for sample in open_dataset(str(dataset)):
@@ -85,7 +85,7 @@ def draw_dataset(dataset: Path, folder: Path) -> list[Path]:
 
 
 def show_crops(photograph: Path, folder: Path, say: Callable[[str], None]) -> None:
-    """Make the masks of a photograph with crops in `folder`, as `segmint masks` does, unless they exist.
+    """Segment a photograph with crops into `folder`, as `segmint masks` does, unless the results exist.
 
     Raises `SegmintError` if the photograph cannot be read or the masks cannot be written.
     """

@@ -1,15 +1,15 @@
-"""What to consider before a large dataset is made: for `segmint plan` and `segmint build`."""
+"""Advice before building a large dataset, for `segmint plan` and `segmint build`."""
 
 from segmint.pipeline.config.config import Config
 
 LARGE_ROWS = 10_000
-"""More rows than this are a large dataset."""
+"""Maximum number of rows that gets no advice."""
 
 
 def advice(config: Config, rows: int, *, on_gpu: bool, begun: bool) -> list[str]:
-    """Return a sentence on each default that is for trials, if there are over `LARGE_ROWS` rows to build.
+    """Return one sentence per trial-only default in use, or nothing for at most `LARGE_ROWS` rows.
 
-    `on_gpu`: the masks are computed on a GPU. `begun`: shards are committed, so that the weights are settled.
+    `on_gpu`: masks are computed on a GPU. `begun`: shards are already committed, so the weights cannot change anymore.
     """
     if rows <= LARGE_ROWS:
         return []

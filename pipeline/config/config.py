@@ -1,15 +1,15 @@
-"""The configuration: one frozen, typed tree, composed of the parts that the stages take.
+"""The configuration of a build as one frozen, typed tree, composed of the settings that the stages take.
 
 There are three kinds of keys:
 
-- *identity*: decides what is in the dataset; pinned by `dataset.json` at the first start, refused when
-  changed. `name`, `images_per_shard`, `license`, `ingest` except its time-out, `deidentify` except its device,
-  `release`, `masks` with the profile's defaults filled in, `model.weights`.
-- *numerics*: decides the last bits; resolved at the first start and pinned with the identity.
-  `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`, `model.threads`,
+- *identity*: determines the dataset's content. `dataset.json` pins these keys at the first start, and a build
+  with different values is refused. `name`, `images_per_shard`, `license`, `ingest` except its timeout,
+  `deidentify` except its device, `release`, `masks` with the profile's defaults filled in, `model.weights`.
+- *numerics*: determines the last bits of masks and scores. Resolved at the first start and pinned with the
+  identity. `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`, `model.threads`,
   `deidentify.device`.
-- *runtime*: may differ in every run. `catalog` (its contents are pinned by their hash), `output`, `assets`,
-  `curate` (before a build), `resources`, `storage`, `license.policy_date` (pinned by the first start),
+- *runtime*: may differ in every run. `catalog` (its contents are pinned by hash), `output`, `assets`, `curate`
+  (used before a build), `resources`, `storage`, `license.policy_date` (pinned at the first start),
   `ingest.timeout_s`, `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`,
   `window_shards`, `rows_per_block`, `allow_mixed_numerics`.
 """
@@ -46,7 +46,7 @@ def _storage_options(value: dict[str, dict[str, Any]]) -> dict[str, dict[str, An
 
 
 StorageOptions = Annotated[dict[str, dict[str, Any]], AfterValidator(_storage_options)]
-"""Options by URI prefix, as `Storage` takes them."""
+"""Storage options by URI prefix, as `Storage` takes them."""
 
 
 def _actors(value: Any) -> Any:
@@ -82,21 +82,22 @@ Gpus = Annotated[Literal["auto"] | float, BeforeValidator(_gpus)]
 Share = Annotated[Literal["auto"] | float, BeforeValidator(_share)]
 
 DETECTORS_SHARE = 0.1
-"""The share of a GPU for a node's detector process where the configuration does not say another."""
+"""Default share of a GPU for the detector process of a node."""
 
 
 class LicenseConfig(_ConfigModel):
-    """The licenses that images may have."""
+    """Licenses that images may have."""
 
     allow: tuple[str, ...] = Field(min_length=1)
-    """SPDX identifiers, or `LicenseRef-…` for private agreements."""
+    """SPDX identifiers, or `LicenseRef-…` for private agreements. Case is ignored in SPDX identifiers."""
     require_redistributable: bool = False
-    """Whether to accept only rows with `redistributable: true`."""
+    """Accept only rows with `redistributable: true`."""
     respect_opt_out: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
-    """Whether to refuse images whose rights holder forbids training, by the image's metadata or by the catalog; auto:
-    as the dataset was begun, and in a new one true."""
+    """Reject images whose rights holder forbids training, according to the image's metadata or the catalog. auto: the
+    value that the dataset was begun with, and true for a new dataset."""
     policy_date: date | None = None
-    """The day on which licenses must still be valid; null: the day of the dataset's first start, which pins it."""
+    """Day on which licenses must still be valid. Read only at the dataset's first start, which pins it. null: the day
+    of the first start, in UTC."""
 
     @field_validator("allow")
     @classmethod
@@ -107,56 +108,60 @@ class LicenseConfig(_ConfigModel):
             raise ValueError(str(error)) from error
 
     def policy(self, policy_date: date) -> LicensePolicy:
-        """Return the policy that judges rows; licenses must be valid on `policy_date`."""
+        """Return the policy that judges rows. Licenses must be valid on `policy_date`."""
         return LicensePolicy(frozenset(self.allow), self.require_redistributable, policy_date, self.respects_opt_out)
 
     @property
     def respects_opt_out(self) -> bool:
-        """`respect_opt_out`; for `auto`, that of a new dataset."""
+        """`respect_opt_out`, with `auto` resolved as for a new dataset."""
         return True if self.respect_opt_out == "auto" else self.respect_opt_out
 
 
 class PoolConfig(_ConfigModel):
-    """The actors of one stage."""
+    """Actor pool of one stage."""
 
     actors: Actors = "auto"
-    """auto: one segment actor per GPU; without GPUs, one per machine of a cluster or, on one machine, as many as its
-    cores and memory hold; `prepare` grows into the remaining cores."""
+    """Number of actors, or `[min, max]`. auto: `segment` gets one actor per GPU. Without GPUs, it gets one per machine
+    of a cluster; on one machine, as many as fit, with `model.threads` cores for each and half the memory for all.
+    `prepare` starts with one actor and grows into the remaining cores."""
     num_cpus: float = Field(default=1, gt=0)
-    """Logical CPUs of one actor. Stages must differ, or Ray runs them as one."""
+    """Logical CPUs per actor. `prepare` and `segment` must use different values, or Ray may fuse the two stages."""
 
 
 class PreparePoolConfig(PoolConfig):
-    """The actors that read, de-identify and encode."""
+    """Actor pool that reads, de-identifies, and encodes images."""
 
     num_gpus: Share = "auto"
-    """Where `deidentify.device` is cuda: the share of one GPU of each node for the detector process that the node's
-    actors have in common; auto: 0.1. The actors themselves take none."""
+    """Share of one GPU per node for the detector process that the node's actors share, over 0 and at most 1. Used only
+    if `deidentify.device` is cuda. auto: 0.1. The actors themselves use no GPU."""
 
 
 class SegmentPoolConfig(PoolConfig):
-    """The actors that hold the model."""
+    """Actor pool that runs the model."""
 
     num_cpus: float = Field(default=2, gt=0)
-    """Logical CPUs of one actor; on a GPU also its threads that decode, and as many that finish, at least two each."""
+    """Logical CPUs per actor. Must differ from `resources.prepare.num_cpus`, or Ray may fuse the two stages. On a GPU,
+    also the number of threads that decode images and of threads that finish masks, at least two each."""
     num_gpus: Gpus = "auto"
-    """GPUs of one actor; auto: 1 where the device is cuda, less the share of a detector process; else 0."""
+    """GPUs per actor; 0.5 lets two actors share one. auto: 1 if the device is cuda, less the share of a detector
+    process; otherwise 0."""
     accelerator_type: str = Field(default="auto", min_length=1)
-    """The kind of GPU, as Ray names it (`H100`), in a cluster that has several; auto: the kind that the dataset was
-    begun with, which is any for a new one."""
+    """Kind of GPU in a cluster with several kinds, by Ray's name for it (`H100`). auto: the kind that the dataset was
+    begun with, and any kind for a new dataset."""
     timeout_s: Seconds = Field(default=600, gt=0)
-    """Seconds for decoding one image, for computing its masks and for finishing them; a worker that takes longer for
-    one of these is ended."""
+    """Time limit for decoding one image, for computing its masks, and for finishing them, each on its own. A worker
+    that exceeds a limit is ended, and its image gets a trial; if it times out there twice, the row is rejected as
+    `timed_out`. Set it above the time that the slowest image takes and below `stall_timeout`."""
 
 
 class ResourcesConfig(_ConfigModel):
-    """Where the run computes, and with how much."""
+    """Where a run computes, and the resources that it uses."""
 
     address: str = "auto"
-    """auto: the cluster that RAY_ADDRESS names, and without it a local Ray; local: always a local one; or an
-    address."""
+    """Ray cluster to use. auto: the cluster in RAY_ADDRESS, or a local Ray without that variable. local: always a local
+    Ray. Otherwise the address of a cluster."""
     object_store_memory: Bytes | None = Field(default=None, ge=80_000_000)
-    """Bytes, for a local Ray; null: Ray decides."""
+    """Size of the object store of a local Ray, at least 80,000,000 bytes. null: Ray decides."""
     prepare: PreparePoolConfig = PreparePoolConfig()
     segment: SegmentPoolConfig = SegmentPoolConfig()
 
@@ -172,15 +177,16 @@ def _plain_name(value: str) -> str:
 
 
 class Config(_ConfigModel):
-    """The whole configuration of a build. The module's docstring says which keys are identity and which runtime."""
+    """Configuration of a build. The module docstring lists which keys are identity, numerics, and runtime."""
 
     name: Annotated[str, AfterValidator(_plain_name)]
-    """The dataset's name: letters, digits, dot, hyphen and underscore, at most 100."""
+    """Name of the dataset: at most 100 letters, digits, dots, hyphens, and underscores, a letter or digit first."""
     catalog: str = Field(min_length=1)
-    """Path or URI of the source catalog: Parquet, JSON Lines or CSV by its ending."""
+    """Path or URI of the source catalog. The ending selects the format: Parquet, JSON Lines, or CSV."""
     output: str = Field(min_length=1)
     """Path or URI of the dataset's folder."""
     images_per_shard: int = Field(default=500, ge=1, le=100_000)
+    """Catalog rows per shard, 1 to 100,000. A shard is written, committed, and lost as a unit."""
     license: LicenseConfig
     ingest: IngestConfig = IngestConfig()
     deidentify: DeidentifyConfig = DeidentifyConfig()
@@ -188,31 +194,36 @@ class Config(_ConfigModel):
     masks: MasksConfig = MasksConfig()
     model: ModelConfig = ModelConfig()
     curate: CurateConfig = CurateConfig()
-    """What `segmint catalog curate` refuses in a catalog, before a build."""
+    """Limits that `segmint catalog curate` applies to a catalog before a build. A build ignores them."""
     resources: ResourcesConfig = ResourcesConfig()
     storage: StorageOptions = {}
-    """Options by URI prefix, the longest wins: endpoint_url, profile, region, anon, …; never credentials."""
+    """Storage options by URI prefix, such as endpoint_url, profile, region, and anon. The longest matching prefix wins.
+    Credentials are refused."""
     assets: str | None = None
-    """Path or URI of a folder that mirrors the weight files."""
+    """Path or URI of a folder that mirrors the known weight files under their own names. It is searched before the
+    cache, installed packages, and the web. null: no mirror."""
     max_reject_ratio: float = Field(default=0.5, gt=0, le=1)
-    """A shard of 100 rows or more is put on hold if more than this share is refused for one reason, licenses aside."""
+    """Put a shard of 100 rows or more on hold if more than this share of its rows is rejected for one reason.
+    Deliberate rejections do not count: licenses, curation (`duplicate_image`, `unfit`, `opted_out`), and takedowns."""
     stall_timeout: Seconds = Field(default=1800, gt=0)
-    """Seconds without a row leaving any stage, while the stores answer, after which a window is ended and its rest
-    tried again."""
+    """Time without a row leaving any stage, while the stores respond, after which a window is canceled and its
+    uncommitted shards are retried. Set it above the time that a stage takes for `rows_per_block` images."""
     outage_timeout_s: Seconds = Field(default=1800, ge=0)
-    """Seconds to wait for a store that does not answer; then the run ends unfinished."""
+    """Time that the driver and the workers wait for a store that does not respond. Then the run ends unfinished, with
+    exit code 3. 0: do not wait."""
     window_shards: int = Field(default=200, ge=1)
-    """Shards in one Ray Data execution."""
+    """Shards per window, which is one Ray Data execution."""
     rows_per_block: int = Field(default=16, ge=1)
-    """Rows that travel between stages together."""
+    """Maximum number of rows per block, the batch that travels between stages. Small datasets use fewer."""
     retry_wait_s: Seconds = Field(default=5, ge=0)
-    """Seconds before shards that were on hold are tried again when nothing else is left to do; doubles each time."""
+    """Wait before retrying shards on hold when no other shards remain. Doubles with each stalled window."""
     allow_mixed_numerics: bool = False
-    """Whether workers may compute with other numerics than the dataset was begun with."""
+    """Allow workers to compute with numerics that differ from those of the dataset, which changes the last bits of
+    masks."""
 
     @property
     def detectors_share(self) -> float:
-        """The share of a GPU for the detector process of each node; 0 where detectors run on CPUs."""
+        """Share of a GPU for the detector process of each node, or 0 if detectors run on CPUs."""
         if self.deidentify.device == "cpu" or not self.deidentify.detectors:
             return 0.0
         wanted = self.resources.prepare.num_gpus
@@ -221,7 +232,7 @@ class Config(_ConfigModel):
     @field_validator("catalog", "output", "assets")
     @classmethod
     def _allowed_uri(cls, value: str | None) -> str | None:
-        # Actors have other current folders than the command, so local paths are made absolute here.
+        # Actors run in other working directories than the command, so make local paths absolute here.
         try:
             return None if value is None else absolute(value)
         except UsageError as error:
@@ -229,10 +240,10 @@ class Config(_ConfigModel):
 
 
 def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return the identity keys as plain JSON values, profiles resolved; equal for equal datasets.
+    """Return the identity keys as plain JSON values, with profiles resolved. Equal datasets give equal values.
 
-    `hashes` maps a model or detector file, as the configuration names it, to its SHA-256, which replaces the name:
-    the same file in another place gives the same dataset.
+    `hashes` maps a model or detector file, by its name in the configuration, to its SHA-256. The hash replaces the
+    name, so that the same file in another place gives the same dataset.
     """
     known = hashes or {}
     tree = config.model_dump(
@@ -258,14 +269,14 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
 
 
 def as_pinned(config: Config, begun: Mapping[str, Any]) -> Config:
-    """Return the configuration with each `auto` of an identity key replaced by what the dataset was begun with.
+    """Return the configuration with each `auto` of an identity key replaced by the dataset's pinned value.
 
-    These are `license.respect_opt_out`, `ingest.formats` and `masks.drop_redaction_artifacts`. Raises `UsageError` for
-    formats that this version does not have.
+    These keys are `license.respect_opt_out`, `ingest.formats`, and `masks.drop_redaction_artifacts`. Raises
+    `UsageError` if the dataset uses formats that this version does not support.
     """
     license, masks, read = config.license, config.masks, config.ingest
     if license.respect_opt_out == "auto":
-        respected = begun.get("license", {}).get("respect_opt_out", False)  # a damaged manifest may say nothing
+        respected = begun.get("license", {}).get("respect_opt_out", False)  # a damaged manifest may lack it
         license = license.model_copy(update={"respect_opt_out": respected})
     if read.formats == "auto":
         read = read.model_copy(update={"formats": formats_of(begun)})
@@ -276,9 +287,9 @@ def as_pinned(config: Config, begun: Mapping[str, Any]) -> Config:
 
 
 def load_config(path_or_uri: str, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file, apply overrides such as "masks.points_per_side=16", and check everything.
+    """Read a YAML file, apply overrides such as "masks.points_per_side=16", and validate the result.
 
-    Raises one `UsageError` that lists every wrong key and value with its place.
+    Raises one `UsageError` that lists every invalid key and value with its location.
     """
     from segmint.pipeline.config.yaml_file import load
 

@@ -1,4 +1,4 @@
-"""A configuration as it was read, and what is wrong in it, in words for who wrote it: key, place and an example."""
+"""Parsed configuration documents, and validation problems as readable messages with key, location, and example."""
 
 import datetime
 import difflib
@@ -17,7 +17,7 @@ Key = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class ConfigProblem:
-    """One problem: its dotted key, its place ("build.yaml:12"), and what was expected."""
+    """One problem: its dotted key, its location ("build.yaml:12"), and what was expected."""
 
     key: str
     where: str
@@ -26,21 +26,21 @@ class ConfigProblem:
 
 @dataclass
 class Document:
-    """A configuration as read: plain values, and the place of each key."""
+    """A parsed configuration: plain values, and the location of each key."""
 
     data: dict[str, Any]
     places: dict[Key, str]
     source: str
 
     def place(self, key: Key) -> str:
-        """Return the place of a key; for an absent key, that of the nearest enclosing one."""
+        """Return the location of a key, or of its nearest enclosing key if it is absent."""
         while key and key not in self.places:
             key = key[:-1]
         return self.places.get(key, self.source)
 
 
 def dotted(key: Key) -> str:
-    """Return a key as people write it: masks.points_per_side; parts with dots in double quotes; items as [0]."""
+    """Return a key in the notation of `--set`: masks.points_per_side. Parts with dots are quoted, and items are [0]."""
     text = ""
     for part in key:
         if isinstance(part, int):
@@ -57,14 +57,14 @@ _EXAMPLES = {
     "license": "such as {allow: [CC0-1.0, CC-BY-4.0]}",
     "license.allow": "a list of SPDX identifiers or LicenseRef-…",
 }
-"""What a key that is missing holds."""
+"""Descriptions of required keys, shown if they are missing."""
 
 _LISTS = {
     "license.allow": "[CC-BY-4.0]",
     "curate.scorers": "[{name: sharpness, file: sharpness.pt, sha256: …, min: 0.5}]",
     "datasets": "[{uri: out/street}]",
 }
-"""A list that a key may hold."""
+"""Example values of keys that take a list."""
 
 _KINDS = {
     "bool": "true or false",
@@ -72,7 +72,7 @@ _KINDS = {
     "float": "a number",
     "int": "a whole number",
 }
-"""What is expected, by how the names of pydantic's errors begin."""
+"""Expected values, by the prefix of pydantic's error type."""
 
 _BOUNDS = {
     "greater_than": ("gt", "over"),
@@ -85,11 +85,11 @@ _BELOW = ("dataclass_type", "dict_type", "mapping_type", "model_attributes_type"
 
 
 def problems_of(error: ValidationError, document: Document, model: type[BaseModel]) -> list[ConfigProblem]:
-    """What pydantic found, each key once."""
+    """Return the problems that pydantic found, one per key."""
     found: dict[str, ConfigProblem] = {}
     for detail in error.errors(include_url=False):
         if detail["type"] == "too_short" and detail["input"] and not detail["ctx"]["actual_length"]:
-            continue  # it has items, each refused separately
+            continue  # it has items, each reported separately
         key = _existing(detail["loc"], document.data, missing=detail["type"] == "missing")
         name = dotted(key)
         message = _message(detail, key, model)
@@ -106,22 +106,22 @@ def _message(detail: Any, key: Key, model: type[BaseModel]) -> str:
         names = _fields(model, key[:-1])
         return f"is not a key of the configuration: {_advice(model, key, names)}"
     text = _expected(detail, key, model)
-    # A storage option may be a secret: it is not shown.
+    # A storage option may be a secret, so don't show its value.
     return f"is refused: {text}" if key[:1] == ("storage",) else f"is {_shown(detail['input'])}: {text}"
 
 
 def _advice(model: type[BaseModel], key: Key, names: list[str]) -> str:
-    """What a key that is not there may have been."""
+    """Suggest what an unknown key was meant to be."""
     name = str(key[-1])
     above = [part for part in model.model_fields if name in _fields(model, (part,))]
-    if above:  # such as a key without the # of a template's line, below the part before it
+    if above:  # such as a key uncommented in the template without its parent
         return f"{name} belongs below {' or '.join(f'{part}:' for part in above)}"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(names))}"
 
 
 def _expected(detail: Any, key: Key, model: type[BaseModel]) -> str:
-    """What a value should have been, in words that need no Python."""
+    """Describe the expected value without Python terms."""
     kind, given = detail["type"], detail["input"]
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
@@ -152,7 +152,7 @@ def _describe(model: type[BaseModel], key: Key) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as YAML has it, cut to a line."""
+    """Return a value in YAML notation, truncated to one line."""
     words = {None: "null", True: "true", False: "false"}
     shown = str(value) if isinstance(value, datetime.date) else repr(value)
     text = words[value] if value is None or isinstance(value, bool) else redact(shown)
@@ -160,7 +160,7 @@ def _shown(value: Any) -> str:
 
 
 def _existing(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Key:
-    """Return the part of pydantic's location that is a key of the document; the rest names members of unions."""
+    """Return the prefix of pydantic's location that exists in the document; the rest names members of unions."""
     key: list[str | int] = []
     for position, part in enumerate(loc):
         inside = (isinstance(data, Mapping) and part in data) or (
@@ -176,7 +176,7 @@ def _existing(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Key:
 
 
 def plain_types(model: type[BaseModel], key: Key) -> set[Any]:
-    """Return the plain types that a key takes; empty for a key that does not exist or takes anything."""
+    """Return the plain types of a key, or an empty set if the key is unknown or takes anything."""
     *above, last = key
     owner = _owner(model, tuple(above))
     field = owner.model_fields.get(str(last)) if owner else None
@@ -191,7 +191,7 @@ def _fields(model: type[BaseModel], key: Key) -> list[str]:
 def _owner(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
     owner: type[BaseModel] | None = model
     for part in key:
-        if isinstance(part, int):  # an item of a list, whose key has led to what it holds
+        if isinstance(part, int):  # an item of a list; the list's key has already led to its model
             continue
         field = owner.model_fields.get(part) if owner else None
         members = _members(_item(field.annotation)) if field else []
@@ -200,7 +200,7 @@ def _owner(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
 
 
 def _item(annotation: Any) -> Any:
-    """What a list holds; any other annotation is returned as it is."""
+    """Return the item type of a list, or any other annotation unchanged."""
     return get_args(annotation)[0] if get_origin(annotation) in (list, tuple) else annotation
 
 

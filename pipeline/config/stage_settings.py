@@ -1,4 +1,4 @@
-"""The settings of the stages, from the configuration and from what a dataset has pinned: in builds and in samples."""
+"""Settings of the stages, from the configuration and a dataset's pinned values, for builds and samples."""
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.operators.prepare.prepare import PrepareConfig
@@ -9,15 +9,15 @@ from segmint.pipeline.config.config import Config, as_pinned
 
 
 def detector_hashes(config: Config, manifest: DatasetManifest) -> dict[str, str]:
-    """Return the SHA-256 that the dataset pins for each detector file, by its name in the configuration."""
+    """Return the SHA-256 that the dataset pins for each detector file, keyed by its name in the configuration."""
     pinned = manifest.config["deidentify"]
     return {file: pinned[kind]["detector"] for kind, file in config.deidentify.detector_files.items()}
 
 
 def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> PrepareConfig:
-    """Return the settings of `prepare`, in a dataset that was begun as its manifest says. None: in a new one.
+    """Return the settings of `prepare` for the dataset of `manifest`, or for a new dataset if it is None.
 
-    It keeps originals if crops are cut from them.
+    `prepare` keeps the originals if crops are cut from them.
     """
     detector_sha256 = {} if manifest is None else detector_hashes(config, manifest)
     config = config if manifest is None else as_pinned(config, manifest.config)
@@ -34,12 +34,12 @@ def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> P
 
 
 def recorded_detectors(manifest: DatasetManifest) -> str:
-    """Return the GPU that a dataset's detectors run on, as its numerics name it; empty for CPUs."""
+    """Return the GPU that a dataset's detectors run on, as recorded in its numerics, or "" for CPUs."""
     return Numerics.recorded(manifest.numerics).detectors
 
 
 def segment_settings(config: Config, numerics: Numerics, manifest: DatasetManifest | None = None) -> SegmentSettings:
-    """Return the settings of a segment actor, in a dataset that was begun as its manifest says. None: in a new one."""
+    """Return the settings of a segment actor for the dataset of `manifest`, or for a new dataset if it is None."""
     config = config if manifest is None else as_pinned(config, manifest.config)
     return SegmentSettings(
         masks=config.masks.settings(numerics.points_per_chunk),

@@ -1,4 +1,4 @@
-"""The configuration that `segmint init` writes: what must be given, and the keys that are most often changed."""
+"""Template of the configuration that `segmint init` writes: required keys, and the most frequently changed ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TemplateStart:
-    """What a new configuration says itself; all else in it is a comment with the default."""
+    """Values that a new configuration sets. All other keys are commented out with their defaults."""
 
     name: str = "my-dataset"
     catalog: str = "catalog.parquet"
@@ -76,7 +76,7 @@ license:
 
 
 def template(start: TemplateStart) -> str:
-    """The configuration as YAML text, every line of comment included."""
+    """Return the configuration as YAML text, including comments."""
     return _TEXT.format(
         name=_line("name", start.name),
         catalog=_line("catalog", start.catalog),
@@ -86,8 +86,8 @@ def template(start: TemplateStart) -> str:
 
 
 def _line(key: str, value: Any) -> str:
-    import yaml  # not for the help of the command line
+    import yaml  # keeps YAML out of the command line's help
 
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
-    document, _, _ = text.partition("\n...")  # YAML ends a bare value so
+    document, _, _ = text.partition("\n...")  # YAML ends a bare value with this
     return f"{key}: {document.rstrip()}"

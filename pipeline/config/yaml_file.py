@@ -1,4 +1,4 @@
-"""Reading a configuration: YAML with line numbers, overrides, and problems with their places."""
+"""YAML configuration files: parsing with line numbers, overrides, and validation with locations."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from segmint.pipeline.config.problems import ConfigProblem, Document, Key, dotte
 Model = TypeVar("Model", bound=BaseModel)
 
 _MAX_BYTES = 1_000_000
-_MAX_VALUES = 100_000  # of a configuration with its aliases expanded: nobody writes so many
+_MAX_VALUES = 100_000  # with aliases expanded; no real configuration comes close
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
@@ -27,7 +27,7 @@ _SEGMENT = re.compile(r'"([^"]*)"|([^."]+)')
 
 
 def load(path_or_uri: str, overrides: list[str], model: type[Model]) -> Model:
-    """Read, override and check; raises one `UsageError` that lists every problem."""
+    """Read a configuration, apply overrides, and validate it. Raises one `UsageError` that lists every problem."""
     document = parse_yaml(_read(path_or_uri), path_or_uri)
     for override in overrides:
         apply_override(document, override)
@@ -52,7 +52,7 @@ def _read(path_or_uri: str) -> str:
 
 
 def _read_file(path: Path) -> bytes:
-    """The bytes of a small regular file; a pipe or a device is not opened, as it may have no end."""
+    """Return the bytes of a small regular file. Pipes and devices are not opened because they may never end."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise UsageError(f"{path} cannot be read: it is {kind}; expected a file, a YAML configuration")
@@ -63,7 +63,7 @@ def _read_file(path: Path) -> bytes:
 
 
 def parse_yaml(text: str, source: str) -> Document:
-    """Parse one YAML document of plain values; raises `UsageError` with line and column where that fails."""
+    """Parse one YAML document of plain values. Raises `UsageError` with line and column if it is invalid."""
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
@@ -89,7 +89,7 @@ def parse_yaml(text: str, source: str) -> Document:
 
 
 def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count a node's values with its aliases expanded; a node inside itself counts once."""
+    """Count the values below a node with aliases expanded. A node inside itself counts once."""
     if id(node) not in known:
         known[id(node)] = 1
         parts: list[yaml.Node] = []
@@ -102,14 +102,14 @@ def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str], list[ConfigProblem]]:
-    """Return the places of the keys below `top`, where the root is, and what is wrong whatever the keys mean."""
+    """Return the locations of the keys below `top`, the root's key, and the problems that do not depend on a schema."""
     places: dict[Key, str] = {}
     wrong: list[ConfigProblem] = []
     seen: set[int] = set()
     waiting: list[tuple[Key, yaml.Node]] = [(top, root)]
     while waiting:
         key, node = waiting.pop()
-        if id(node) in seen:  # an alias: the places of its keys are those of the original
+        if id(node) in seen:  # an alias: its keys keep the locations of the original
             continue
         seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
@@ -133,7 +133,7 @@ def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str]
 
 
 def _other_number(node: yaml.Node) -> str | None:
-    """What is wrong with a number that YAML 1.1 takes for another than who wrote it; None for all else."""
+    """Return the problem with a number that YAML 1.1 reads differently than written, or None."""
     if node.tag not in _NUMBERS:
         return None
     if ":" in node.value:
@@ -144,9 +144,9 @@ def _other_number(node: yaml.Node) -> str | None:
 
 
 def apply_override(document: Document, override: str) -> None:
-    """Set one key of the document: "masks.points_per_side=16"; a part with dots in it goes in double quotes.
+    """Set one key of the document, as in "masks.points_per_side=16". Parts with dots go in double quotes.
 
-    Raises `UsageError` for text of another form.
+    Raises `UsageError` if the override is malformed.
     """
     name, equals, text = override.partition("=")
     matches = list(_SEGMENT.finditer(name.strip()))
@@ -177,7 +177,7 @@ def apply_override(document: Document, override: str) -> None:
 
 
 def check(document: Document, model: type[Model]) -> Model:
-    """Build the typed tree; raises one `UsageError` that lists every problem, in the document's order."""
+    """Validate a document against a model. Raises one `UsageError` that lists every problem in document order."""
     problems = [*_storage_options(document), *_booleans_for_numbers(document, model)]
     try:
         value = model.model_validate(document.data)
@@ -202,7 +202,7 @@ def _line(where: str) -> int:
 
 
 def _storage_options(document: Document) -> Iterator[ConfigProblem]:
-    """Find options that the storage refuses, credentials above all, and remove them from the document."""
+    """Report options that the storage rejects, credentials above all, and remove them from the document."""
     storage = document.data.get("storage")
     for prefix, options in list(storage.items()) if isinstance(storage, dict) else ():
         for name in list(options) if isinstance(options, dict) else ():
@@ -215,7 +215,7 @@ def _storage_options(document: Document) -> Iterator[ConfigProblem]:
 
 
 def _booleans_for_numbers(document: Document, model: type[BaseModel]) -> Iterator[ConfigProblem]:
-    """Find true and false in place of a number, which pydantic takes for 1 and 0, and remove them as well."""
+    """Report true and false in place of a number and remove them, because pydantic reads them as 1 and 0."""
     for tree, key in list(_leaves(document.data)):
         value = tree[key[-1]]
         annotations = plain_types(model, key) if isinstance(value, bool) else set()
