@@ -1,6 +1,6 @@
-"""Curates a catalog before a build: refuses copies, unfit pictures and those that are opted out.
+"""Curation of a catalog before a build: marks duplicates, unfit images, and opted-out images as rejected.
 
-catalog -> look at each image (parts) -> decide on all -> the same catalog, with what is refused
+catalog -> inspect each image (parts) -> decide on all rows -> the same catalog, with the rejections
 """
 
 import hashlib
@@ -42,32 +42,32 @@ from segmint.pipeline.building.execution.outages import resumable
 from segmint.pipeline.config.config import Config
 
 FEATURES_VERSION = 3
-"""Of what is seen in which images: another version does not go on with the parts of this one."""
+"""Version of the inspection's results. A run does not resume from parts of another version."""
 
 _LIBRARIES = (
     "numpy", "opencv-python-headless", "pillow", "simplejpeg", "imagehash", "scipy", "c2pa-python", "pyarrow",
 )  # fmt: skip
 _KEY = b"segmint.curate"
-_ALONE = re.compile(r"^(/|[A-Za-z][A-Za-z0-9+.\-]*://)").pattern  # a URI that does not depend on its catalog's folder
+_ALONE = re.compile(r"^(/|[A-Za-z][A-Za-z0-9+.\-]*://)").pattern  # a URI that doesn't depend on its catalog's folder
 
 
 @dataclass(frozen=True)
 class CurationResult:
-    """What a curation found and did."""
+    """Findings and actions of a curation."""
 
     catalog: str
     output: str
     rows: int
     refused: Mapping[str, int] = field(default_factory=dict)  # by reason
-    attributions: int = 0  # kept rows that credit their copies' authors, too
-    unread: Mapping[str, int] = field(default_factory=dict)  # rows without features, which are kept, by why
+    attributions: int = 0  # kept rows that also credit the authors of their duplicates
+    unread: Mapping[str, int] = field(default_factory=dict)  # kept rows without features, by reason
     read_bytes: int = 0  # by this run
-    seconds: float = 0.0  # of looking at images
-    drawn: str | None = None  # the file of distributions, if that was all
+    seconds: float = 0.0  # spent inspecting images
+    drawn: str | None = None  # the file of distributions, if the run only drew them
     written: bool = True  # whether this run wrote the output
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Return the result as lines of text."""
         if self.drawn is not None:
             return [f"{self.drawn}: the measures of {counted(self.rows, 'row')}", *self._unread_lines()]
         if not self.written:
@@ -93,20 +93,20 @@ class CurationResult:
 
 @resumable()
 def run_curate(config: Config, catalog: str, output: str, *, distributions: str | None = None) -> CurationResult:
-    """Write a catalog with what `config.curate` refuses to `output`; return what was found.
+    """Write the catalog with the rejections of `config.curate` to `output`; return the findings.
 
-    A run that was killed goes on with the images that it has not looked at, and ends with the same bytes. With
-    `distributions`, only their measures are drawn into that file: the output is not written, and the run that writes
-    it reads no image again. Raises `UsageError` before anything starts if the catalog, the output or a scorer does not
-    fit, and `UnfinishedError` if some images cannot be read now.
+    A run that was killed resumes with the images that it has not inspected, and produces the same bytes. With
+    `distributions`, only the distributions of the measures are drawn, into that file. The output is not written, and
+    the run that writes it reads no image again. Raises `UsageError` before anything starts if the catalog, the output,
+    or a scorer does not fit, and `UnfinishedError` if some images cannot be read now.
     """
     curate = config.curate
     catalog, output = absolute(catalog), absolute(output)
     storage = Storage(config.storage)
     source, target = Location(storage, catalog), Location(storage, output)
     _check_output(source, target)
-    whole_catalog = WholeCatalog(source)  # an error in its columns ends the run here
-    load_scorers(curate.scorers, storage, config.assets)  # an error in one ends the run here
+    whole_catalog = WholeCatalog(source)  # validates the columns
+    load_scorers(curate.scorers, storage, config.assets)  # validates the scorers
     with tempfile.TemporaryDirectory(prefix="segmint-curate-") as name:
         local = Path(name)
         source_sha256 = source.sha256()
@@ -114,7 +114,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
         _check_rows(source, target, normalized)
         look = InspectionConfig(config.ingest, curate.duplicates.mirror, curate.opt_outs, curate.scorers)
         seen = _digest(_inspection_identity(normalized, look))
-        whole = _digest([seen, source_sha256, _decision_identity(config, curate)])  # other columns are copied, too
+        whole = _digest([seen, source_sha256, _decision_identity(config, curate)])  # because other columns are copied
         work = Location(Storage(config.storage, outage_s=config.outage_timeout_s), f"{output}.curate")
         if distributions is None and _is_written(target, whole):
             _remove(work)
@@ -130,7 +130,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
                 return _drawn(Location(storage, absolute(distributions)), folder, features, curate, source, looked)
             with NormalizedRows(rows_file) as rows:
                 decision = decide(rows, normalized.path, folder, features, curate, config.license.policy(policy_date))
-        except NotFoundError as error:  # a run for the same output, which removes all parts when it has written it
+        except NotFoundError as error:  # another run for the same output finished and removed all parts
             if distributions is None and _is_written(target, whole):
                 return CurationResult(catalog, output, normalized.rows, written=False)
             raise UnfinishedError(
@@ -188,7 +188,7 @@ def _check_output(source: Location, target: Location) -> None:
 
 
 def _check_rows(source: Location, target: Location, normalized: NormalizedCatalog) -> None:
-    """Raise `UsageError` for a catalog without rows, or one whose URIs mean something else at the target."""
+    """Raise `UsageError` for a catalog without rows, or with URIs that would resolve differently at the target."""
     if normalized.rows == 0:
         raise UsageError(f"the catalog {source} has no rows")
     if parent(source.uri) == parent(target.uri):
@@ -232,7 +232,7 @@ def _digest(value: Any) -> str:
 
 
 def _is_written(target: Location, digest: str) -> bool:
-    """Whether the output is there; raises `UsageError` if it is another one than this run would write."""
+    """Return whether this run's output exists. Raises `UsageError` if the target holds another output."""
     if not target.exists():
         return False
     with suppress(pa.ArrowException), target.open() as stream:
@@ -249,7 +249,7 @@ def _taken(target: Location) -> str:
 
 
 def _pinned_date(folder: Location, given: date | None) -> date:
-    """Return the day on which licenses must still be valid: the given one, or that of the run's first start."""
+    """Return the day on which licenses must still be valid: the given day, or that of the run's first start."""
     if given is not None:
         return given
     begun = folder / "begun.json"
@@ -259,9 +259,9 @@ def _pinned_date(folder: Location, given: date | None) -> date:
 
 
 def write_curated(catalog: WholeCatalog, destination: Path, decision: CurationDecision, digest: str) -> None:
-    """Write the catalog with all its rows and columns, and what is refused.
+    """Write the catalog with all its rows and columns, plus the rejections.
 
-    Raises `UsageError` for columns that would fill the memory.
+    Raises `UsageError` for columns that would exhaust the memory.
     """
     added = ["refused_reason", "refused_detail", *(["attribution"] if decision.attributions else [])]
     fields = {field.name: field for field in [*catalog.schema, *(SOURCE.field(name) for name in added)]}
@@ -279,7 +279,7 @@ def write_curated(catalog: WholeCatalog, destination: Path, decision: CurationDe
 
 
 def _columns(batch: pa.RecordBatch, first: int, schema: pa.Schema, decision: CurationDecision) -> Iterator[pa.Array]:
-    """Yield the columns of a batch of the catalog whose first row has this ordinal, with what was decided."""
+    """Yield the columns of a batch, with the decisions applied. `first` is the ordinal of its first row."""
     ordinals = range(first, first + batch.num_rows)
     refused = {o: decision.refused[o] for o in ordinals if o in decision.refused}
     changes: dict[str, dict[int, str]] = {
@@ -299,7 +299,7 @@ def _columns(batch: pa.RecordBatch, first: int, schema: pa.Schema, decision: Cur
 
 
 def _remove(work: Location) -> None:
-    """Remove the working folder; what cannot be removed does no harm."""
+    """Remove the working folder. Leftovers are harmless."""
     if scheme(work.uri) == LOCAL:
         shutil.rmtree(local_path(work.uri), ignore_errors=True)
         return

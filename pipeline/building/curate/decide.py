@@ -1,4 +1,4 @@
-"""Decides which rows of a catalog are refused, from the features of all its images."""
+"""Decides which rows of a catalog to reject, from the features of all its images."""
 
 import tempfile
 from collections import Counter
@@ -29,15 +29,15 @@ from segmint.operators.similar.clusters import NONE, ImageRows, find_copies, fir
 from segmint.operators.similar.hashes import VIEWS
 
 Limit = tuple[float | None, float | None]
-"""The least and the most that is fit; None: no limit."""
+"""Minimum and maximum allowed value; None: no limit."""
 
 Limits = Mapping[str, Limit]
 
 CATALOG_OPT_OUT = "the catalog says that the rights holder has opted this image out"
-"""The detail of a row whose `opt_out` is true."""
+"""Detail of a row whose `opt_out` is true."""
 
 MOST_CREDITED = 8192
-"""Characters of copies' attributions that are added to that of the kept row; the others are counted."""
+"""Maximum characters of duplicates' attributions added to that of the kept row. The remaining ones are counted."""
 
 _THREADS = 8
 _TERMS = ("license", "redistributable", "valid_until")
@@ -45,26 +45,26 @@ _TERMS = ("license", "redistributable", "valid_until")
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What was seen in the images of N rows, by row."""
+    """Features of the images of N rows, by row."""
 
     sources: NDArray[np.uint64]  # (N, 2), the first 16 bytes of the SHA-256; 0 where unread
     hashes: NDArray[np.uint64]  # (N, VIEWS)
     pixels: NDArray[np.int64]  # of the source
-    values: Mapping[str, NDArray[np.float64]]  # measures and scores by name, nan where there is none
-    opt_outs: Mapping[int, str]  # how images' metadata forbids training with them
-    unread: Mapping[str, int]  # rows without features, by why
+    values: Mapping[str, NDArray[np.float64]]  # measures and scores by name; NaN if absent
+    opt_outs: Mapping[int, str]  # prohibitions of training in images' metadata, by ordinal
+    unread: Mapping[str, int]  # number of rows without features, by reason
 
 
 @dataclass(frozen=True)
 class CurationDecision:
-    """The rows that are refused, by ordinal, and the attributions of kept rows that copies add to."""
+    """Rejected rows by ordinal, and the extended attributions of kept rows with duplicates."""
 
     refused: Mapping[int, tuple[Reason, str]]
     attributions: Mapping[int, str]
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many rows are refused for each reason."""
+        """Number of rejected rows by reason."""
         return dict(sorted(Counter(str(reason) for reason, _ in self.refused.values()).items()))
 
 
@@ -110,14 +110,14 @@ def decide(
     config: CurateConfig,
     policy: LicensePolicy,
 ) -> CurationDecision:
-    """Decide which rows are refused, in this order: opted out, unfit, a copy of a row that is kept.
+    """Decide which rows to reject, in this order: opted out, unfit, duplicate of a kept row.
 
-    Of copies the one is kept whose license is allowed and which is fit, then the one with the most pixels, then the
-    first. Where no copy has an allowed license and is fit, there is nothing to keep: a build refuses all of them. What
-    the catalog refuses already stays as it is; copies of what it refuses as opted out are refused.
+    Among duplicates, a fit image with an allowed license is kept, preferably the one with the most pixels, then the
+    first. If there is none, no row is marked as a duplicate, because a build rejects all of them. Rows that the catalog
+    already rejects are left unchanged, but duplicates of rows that it rejects as opted out are rejected.
 
-    An opt-out holds for all rows of the same bytes, URI or image_id. Of a row that was not read, the bytes are those
-    that the catalog gives. `normalized` is the catalog's local file, `folder` that of the parts.
+    An opt-out applies to all rows with the same bytes, URI, or image_id. For a row that was not read, the catalog's
+    SHA-256 stands for its bytes. `normalized` is the local catalog file, and `folder` contains the parts.
     """
     rows = catalog.ordinals[1]
     out = dict(features.opt_outs)
@@ -142,7 +142,7 @@ def decide(
             settled |= {int(o) for o, reason in zip(ordinals, reasons, strict=True) if reason is not None}
             opted_out[[o for o, r in zip(ordinals, reasons, strict=True) if r == Reason.OPTED_OUT]] = True
     opted_out[list(out)] = True
-    inert = first_ids != np.arange(rows)  # never kept: refused already, or as another row's image_id
+    inert = first_ids != np.arange(rows)  # never kept: already rejected, or a repeated image_id
     inert[list(settled)] = True
     same: dict[str, NDArray[np.int64]] = {}
     if opted_out.any():
@@ -181,7 +181,7 @@ _WANTED = ("ordinal", *_TERMS, "sha256", "duplicate_of", "opt_out", "refused_rea
 
 
 class _LicenseJudge:
-    """Whether licenses are allowed; each combination of terms is judged once."""
+    """License decisions, memoized for each combination of terms."""
 
     def __init__(self, policy: LicensePolicy) -> None:
         self._policy = policy
@@ -197,7 +197,7 @@ class _LicenseJudge:
 
 
 def _unfit(values: Mapping[str, NDArray[np.float64]], limits: Limits) -> Iterator[tuple[int, str]]:
-    """Yield the rows that are over or under a limit, each for the first of them, and what was found."""
+    """Yield the rows that exceed a limit, once each for the first such limit, with the value found."""
     seen: set[int] = set()
     for name, (least, most) in limits.items():
         for limit, sign, words in ((least, 1, "under the least"), (most, -1, "over the most")):
@@ -210,7 +210,7 @@ def _unfit(values: Mapping[str, NDArray[np.float64]], limits: Limits) -> Iterato
 
 
 def _attributions(catalog: NormalizedRows, copies: Mapping[int, Sequence[int]]) -> dict[int, str]:
-    """Return the attributions of kept rows to which their copies' licenses add."""
+    """Return the attributions of kept rows that need credits from their duplicates' licenses."""
     wanted = sorted({*copies, *(row for rows in copies.values() for row in rows)})
     rows = catalog.take(wanted, ["license", "attribution"])
     asks = {license: asks_for_attribution(license) for license in rows["license"].unique().to_pylist()}
@@ -227,7 +227,7 @@ def _attributions(catalog: NormalizedRows, copies: Mapping[int, Sequence[int]]) 
 
 
 def _joined(own: str | None, others: Sequence[str], kept: int) -> str:
-    """Join credits; behind those that have room, say where the catalog has the others."""
+    """Join credits up to the size limit, followed by where the catalog lists the others."""
     lengths = np.cumsum([len(text) for text in others])
     number = int(np.searchsorted(lengths, MOST_CREDITED, "right"))
     credits = [own] if own else []
@@ -239,7 +239,7 @@ def _joined(own: str | None, others: Sequence[str], kept: int) -> str:
 
 
 def read_thumbnails(folder: Location, ordinals: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return the thumbnails of rows, (n, 64, 64) gray; the ordinals are ascending and unique."""
+    """Return the thumbnails of rows, (n, 64, 64) gray. The ordinals are ascending and unique."""
     found = np.zeros((len(ordinals), 64, 64), np.uint8)
     wanted = np.unique(ordinals // PART_ROWS * PART_ROWS).tolist()
     for first, table in _parts(folder, wanted, ["thumbnail"]):
@@ -264,34 +264,34 @@ def _parts(folder: Location, firsts: Iterable[int], columns: list[str]) -> Itera
 
 
 def _lists(table: pa.Table, name: str) -> NDArray[Any]:
-    """The values of all lists of a column, one after another."""
+    """Return the values of all lists of a column, concatenated."""
     values: NDArray[Any] = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return values
 
 
 Firsts = NDArray[np.int64]
-"""(N,), for each of N rows the first that is of the same image, or itself."""
+"""(N,): for each of N rows, the first row of the same image, or the row itself."""
 
-_ROWS = 65_536  # whose groups are read at once
+_ROWS = 65_536  # rows whose groups are read at once
 
 
 def same_uris(normalized: Path, rows: int) -> Firsts:
-    """For each row of a normalized catalog the first one that has its URI."""
+    """Return, for each row of a normalized catalog, the first row with the same URI."""
     first = np.arange(rows)
     with tempfile.TemporaryDirectory(prefix="segmint-uris-") as name, SameFiles(normalized, Path(name)) as same:
         for stop in range(_ROWS, rows + _ROWS, _ROWS):
             for ordinal, numbers in same.until(stop).items():
                 for number in numbers:
-                    if number < 0:  # of a URI
+                    if number < 0:  # a URI
                         first[ordinal] = -number - 1
     return first
 
 
 def spread(opted_out: NDArray[np.bool_], same: Mapping[str, Firsts]) -> dict[int, str]:
-    """Mark all rows that are of one image with a row in `opted_out`, (N,), which is changed; return why each is one.
+    """Mark all rows that share an image with a row in `opted_out`, (N,), in place; return the reasons.
 
-    `same` has what rows have in common, in the words of the reason, and the first row that has it. Each row that is
-    marked marks others.
+    `same` maps each shared property, in the words of the reason, to the first row that has it. Marks propagate
+    transitively.
     """
     rows = len(opted_out)
     found: dict[int, str] = {}

@@ -1,4 +1,4 @@
-"""Draws how the measures of a catalog's images are distributed, so that somebody can choose limits."""
+"""Plots of the distributions of a catalog's image measures, to help choose limits."""
 
 import io
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from segmint.operators.curate.fitness import MEASURES
 from segmint.pipeline.building.curate.decide import ImageFeatures, Limits, read_thumbnails
 
 FORMATS = ("png", "svg", "pdf")
-"""The formats that a file of distributions may have, by its ending."""
+"""File formats of distributions, by ending."""
 
 PERCENTILES = (0.1, 1, 5, 25, 50, 75, 95, 99, 99.9)
-"""Percentiles whose values are named, with the thumbnail of the image at each."""
+"""Percentiles that are labeled, with the thumbnail of the image at each."""
 
 _BINS = 60
-_BLUE, _VERMILION, _GRAY = "#0b5a9c", "#a8480b", "#8a9098"  # safe for color-blind readers (Okabe and Ito)
+_BLUE, _VERMILION, _GRAY = "#0b5a9c", "#a8480b", "#8a9098"  # color-blind safe (Okabe and Ito)
 
 
 def ending(name: str) -> str:
-    """Return the format of a file of distributions; raises `UsageError` for an unknown ending."""
+    """Return the format of a distributions file. Raises `UsageError` for an unknown ending."""
     found = name.lower().rpartition(".")[2]
     if found not in FORMATS:
         raise UsageError(f"{name}: distributions are drawn as {', '.join(FORMATS)}; expected a name that ends in one")
@@ -32,9 +32,9 @@ def ending(name: str) -> str:
 
 
 def draw(features: ImageFeatures, folder: Location, limits: Limits, name: str) -> bytes:
-    """Draw a histogram of each measure and scorer, with its percentiles and a picture at each; return the file.
+    """Draw a histogram of each measure and scorer, with example images at its percentiles; return the file.
 
-    `limits` are those that are set: they are drawn, with the share of images beyond them.
+    `limits` contains the configured limits, which are drawn with the share of images beyond them.
     """
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -96,7 +96,7 @@ def _draw_examples(axes: Any, values: NDArray[np.float64], folder: Location) -> 
 
 
 def _at_percentiles(values: NDArray[np.float64]) -> list[tuple[float, int]]:
-    """Return the percentiles, each with the row that is at it; absent values are left out."""
+    """Return each percentile with the row at it. Missing values are skipped."""
     rows = np.flatnonzero(np.isfinite(values))
     order = rows[np.argsort(values[rows], kind="stable")]
     return [(percentile, int(order[round((len(order) - 1) * percentile / 100)])) for percentile in PERCENTILES]

@@ -1,4 +1,4 @@
-"""Looks at the images of a catalog by Ray Data: a part of its rows at a time, the parts that are missing alone."""
+"""Inspection of a catalog's images with Ray Data, in parts of rows, limited to the missing parts."""
 
 import math
 import time
@@ -19,28 +19,28 @@ from segmint.pipeline.building.execution.stage_watch import watched
 from segmint.pipeline.config.config import ResourcesConfig
 
 WINDOW_PARTS = 512
-"""Parts whose rows the driver holds at once: those of one Ray Data execution."""
+"""Number of parts whose rows the driver holds at once: those of one Ray Data execution."""
 
 MOST_STALLED_ROUNDS = 3
-"""The run ends unfinished after this many rounds in a row without a new part."""
+"""Consecutive rounds without a new part after which a run ends unfinished."""
 
 STAGES = {"InspectImages": "look"}
-"""Part of the operator's name in Ray Data, and the name that progress shows."""
+"""Part of the operator's name in Ray Data, and the name that the progress bar shows."""
 
 
 @dataclass
 class InspectionRun:
-    """What a run read."""
+    """Parts and bytes that a run read, and its failures."""
 
     parts: int = 0
     bytes: int = 0
     seconds: float = 0.0
     faults: dict[int, str] = field(default_factory=dict)  # by the first ordinal of the part
-    suspects: set[int] = field(default_factory=set)  # parts that are of this run alone: the next one tries them again
-    died: set[int] = field(default_factory=set)  # parts that were not put because the child died on an image
+    suspects: set[int] = field(default_factory=set)  # parts valid only for this run; the next run retries them
+    died: set[int] = field(default_factory=set)  # parts not written because the child process died on an image
 
     def missing(self, folder: Location, rows: int) -> list[int]:
-        """Return the first ordinals of the parts that are not in the folder."""
+        """Return the first ordinals of the parts that are missing from the folder."""
         there = {entry.name for entry in folder.list()} | {part_name(first) for first in self.suspects}
         return [first for first in range(0, rows, PART_ROWS) if part_name(first) not in there]
 
@@ -48,10 +48,10 @@ class InspectionRun:
 def inspect_images(
     task: CurateTask, catalog: Location, rows: int, resources: ResourcesConfig, retry_wait_s: float
 ) -> InspectionRun:
-    """Put the parts that are missing of the normalized catalog, a local file; return what was read.
+    """Inspect the images of the missing parts of the normalized catalog, a local file; return what was read.
 
-    What failed is tried again, and so is an image that a child process died on: it has no features if that dies again.
-    Raises `UnfinishedError` if some parts cannot be put: their stores have a fault, or Ray fails. Nothing is lost.
+    Failures are retried, including images on which a child process died. If it dies again, the image gets no features.
+    Raises `UnfinishedError` if some parts cannot be written because a store has a fault or Ray fails. Nothing is lost.
     """
     looked = InspectionRun()
     missing = looked.missing(task.folder, rows)
@@ -124,7 +124,7 @@ def _inspect_window(
 
 
 def _tables(source: NormalizedRows, window: Sequence[int]) -> Iterator[object]:
-    """Yield the rows of each part; those of the whole window are read at once."""
+    """Yield the rows of each part. The rows of the whole window are read at once."""
     rows = source.read(window[0], window[-1] + PART_ROWS)
     for first in window:
         yield rows.slice(first - window[0], PART_ROWS).combine_chunks()

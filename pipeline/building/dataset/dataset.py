@@ -1,4 +1,4 @@
-"""Opens the dataset that a build works on: begins it, or checks that it was begun by the same configuration."""
+"""Creates the dataset of a build, or opens it and checks that it was begun with the same configuration."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -43,25 +43,25 @@ from segmint.pipeline.config.config import Config, as_pinned, identity
 
 @dataclass(frozen=True)
 class BuildDataset:
-    """A dataset with its manifest, for a build."""
+    """A dataset with its manifest, as a build uses it."""
 
     location: Location
     manifest: DatasetManifest
-    weights: Path  # this machine's copy of the model's checkpoint
+    weights: Path  # this machine's copy of the checkpoint
     generation: int = 1  # of the manifest, or an earlier one
 
     @property
     def numerics(self) -> Numerics:
-        """The numerics on which the bits of this dataset depend."""
+        """Numerics that determine the bits of this dataset."""
         return Numerics.recorded(self.manifest.numerics)
 
     @property
     def rows(self) -> int:
-        """The number of rows of the normalized catalog, over all parts."""
+        """Number of rows of the normalized catalog, over all parts."""
         return sum(part.rows for part in self.manifest.catalog)
 
     def shards(self, wanted: tuple[int, int] | ShardPart | None = None) -> range:
-        """Return the shards `[first, last)` that were asked for, a part of all, or all; see `choose_shards`."""
+        """Return the shards `[first, last)`, a part of all shards, or all shards. See `choose_shards`."""
         return choose_shards(self.manifest.shards, wanted)
 
     def span(self, shard: int) -> ShardSpan:
@@ -73,7 +73,7 @@ class BuildDataset:
         return [self.span(shard) for shard in shards]
 
     def read_rows(self, shards: Sequence[int]) -> pa.Table:
-        """Read the catalog rows of these shards, in the order of the shards; neighbors are read together."""
+        """Read the catalog rows of these shards, in the order given. Adjacent shards are read together."""
         runs: list[tuple[int, int]] = []
         for span in self.spans(shards):
             if runs and runs[-1][1] == span.start:
@@ -91,7 +91,7 @@ class BuildDataset:
                 newer = load_manifest(self.location).catalog
                 if newer == parts:
                     raise
-                parts = newer  # a correction has replaced a part, and removed the former one
+                parts = newer  # a correction replaced a part and removed the old one
 
     def shard_task(self, config: Config, span: ShardSpan) -> ShardTask:
         """Return the task of a shard's writer."""
@@ -105,24 +105,24 @@ class BuildDataset:
         )
 
     def handle(self, config: Config) -> DatasetHandle:
-        """Return the handle that writers take: it waits for outages, and knows when the rows were read."""
+        """Return the handle for writers. It waits for outages and records the manifest generation of the rows read."""
         storage = Storage(config.storage, outage_s=config.outage_timeout_s)
         return DatasetHandle.of(
             Location(storage, self.location.uri), LatestManifest(self.manifest, self.generation), config.catalog
         )
 
     def write_index(self) -> None:
-        """Write WebDataset's index if every shard is committed."""
+        """Write the WebDataset index if every shard is committed."""
         if len(CommitLog(self.location).committed()) == self.manifest.shards:
             write_shards_index(self.location, self.manifest.name)
 
 
 def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> BuildDataset:
-    """Open the dataset at `config.output`: begin it, or continue one with the same configuration and catalog.
+    """Open the dataset at `config.output`, creating it if it does not exist.
 
-    With `grow` the catalog may have new rows, which are added to the dataset. Raises `UsageError`, with the differing
-    keys or rows, if it was begun with another configuration or from another catalog, and if a package of a bundled
-    detector is not installed.
+    With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError`, with the differing keys or rows,
+    if the dataset was begun with another configuration or from another catalog, or if a package of a bundled detector
+    is not installed.
     """
     config.deidentify.require_packages()
     require_catalog(config, storage)
@@ -138,7 +138,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
 
 
 def require_catalog(config: Config, storage: Storage) -> None:
-    """Raise `UsageError` if there is no catalog."""
+    """Raise `UsageError` if the catalog does not exist."""
     if not storage.exists(config.catalog):
         raise UsageError(f"catalog is {config.catalog!r}, which does not exist: expected Parquet, JSON Lines or CSV")
 
@@ -150,13 +150,13 @@ def require_rows(config: Config, rows: int) -> None:
 
 
 def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:
-    """Raise `UsageError`, with the differing keys, if a dataset was begun with another identity or other numerics."""
+    """Raise `UsageError`, with the differing keys, if a dataset has another identity or other numerics."""
     _check_identity(config, storage, begun, weights)
     _check_numerics(config, Numerics.recorded(begun.numerics))
 
 
 def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
-    """Pin catalog, configuration and numerics; if two drivers begin at once, one wins and both use its manifest."""
+    """Pin catalog, configuration, and numerics. If two drivers race, one wins and both use its manifest."""
     source = Location(output.storage, config.catalog)
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         catalog = normalize(source, Path(folder) / "part.parquet", ignored=ignored_columns(identity(config)))
@@ -231,7 +231,7 @@ def _check_numerics(config: Config, begun: Numerics) -> None:
 
 
 def _hashes(config: Config, storage: Storage, weights: Path) -> dict[str, str]:
-    """Return the SHA-256 of each model or detector file, by its name in the configuration."""
+    """Return the SHA-256 of each model or detector file, keyed by its name in the configuration."""
     known = {config.model.weights: sha256_of(weights)}
     for file in config.deidentify.detector_files.values():
         known[file] = sha256_of(resolve(file, mirror=config.assets, storage=storage))

@@ -1,6 +1,6 @@
-"""The numerics that a dataset is begun with, resolved on a machine of the kind that will compute it.
+"""Numerics of a new dataset, resolved on a machine of the kind that will compute it.
 
-Ray is imported only when it is needed: a plan runs without it.
+Ray is imported only when needed, because a plan runs without it.
 """
 
 from collections.abc import Callable
@@ -27,10 +27,10 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
 
     `weights` is this machine's copy of the checkpoint.
 
-    A cluster's driver runs on a head node, which seldom has a GPU: if `model.device` is cuda and this process sees
-    no GPU, a task on a GPU node resolves them. On a cluster, `auto` means cuda if the cluster has GPUs, else cpu.
-    The same holds of `deidentify.device`. Raises `UsageError` if there is no such device either, or none becomes free
-    within `stall_timeout`, or if the node lacks a package that the bundled detectors need.
+    A cluster's driver runs on a head node, which seldom has a GPU. If `model.device` is cuda and this process has no
+    GPU, a task on a GPU node resolves the numerics. On a cluster, `auto` means cuda if the cluster has GPUs, and cpu
+    otherwise. The same applies to `deidentify.device`. Raises `UsageError` if the cluster does not have the device
+    either, if none becomes free within `stall_timeout`, or if the node lacks a package that the bundled detectors need.
     """
     numerics = _of_masks(config, weights)
     versions = {name: getattr(numerics, name.replace("-", "_"), "") for name in sorted(config.deidentify.packages)}
@@ -55,7 +55,7 @@ def _of_masks(config: Config, weights: Path) -> Numerics:
 
 
 def _of_detectors(config: Config) -> str:
-    """Return what the detectors run on: this machine's GPU or, on a cluster, that of a GPU node."""
+    """Return the detectors' numerics: this machine's GPU or, on a cluster, that of a GPU node."""
     from segmint.infra.ray_session import joins_cluster, ray_session
 
     device = config.deidentify.device
@@ -71,9 +71,9 @@ def _of_detectors(config: Config) -> str:
 
 
 def compute_here(model: ModelConfig, weights_bytes: int) -> Compute:
-    """Resolve `model` on this machine; on a CPU, actors share its cores.
+    """Resolve `model` on this machine. On a CPU, the actors share its cores.
 
-    `weights_bytes` is the checkpoint's size. Raises `UsageError` if this machine does not have the device.
+    `weights_bytes` is the size of the checkpoint. Raises `UsageError` if this machine does not have the device.
     """
     compute = resolve_compute(model.device, model.precision, model.threads)
     if model.threads != "auto" or compute.kind != "cpu":
@@ -93,7 +93,7 @@ def _resolve(model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Num
 
 
 def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:
-    """Resolve the numerics on a node of the kind that `model.device`, auto or cuda, means on this cluster."""
+    """Resolve the numerics on a node of the kind that `model.device` (auto or cuda) selects on this cluster."""
     from segmint.infra.ray_session import ray_session
 
     with ray_session(config.resources.address) as cluster:
@@ -125,10 +125,10 @@ def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, clust
 
 
 def _kind_of_gpu(config: Config, cluster: "Cluster") -> str | None:
-    """Return the kind to ask Ray for; None: any, and also where Ray names none.
+    """Return the kind of GPU to request from Ray, or None for any kind and if Ray names no kinds.
 
-    Raises `UsageError` where any would mean that chance decides between a kind that has a name and one without: a
-    dataset that is begun on GPUs without a name could not ask for them.
+    Raises `UsageError` if chance would decide between a named kind and unnamed GPUs: a dataset that was begun on
+    unnamed GPUs could not request them again.
     """
     from segmint.infra.ray_session import NAME_GPUS
 
@@ -146,23 +146,23 @@ def _kind_of_gpu(config: Config, cluster: "Cluster") -> str | None:
 
 @dataclass(frozen=True)
 class _GpuQuestion:
-    """A key that means a GPU, its value, and what a task takes that finds out about it."""
+    """A key that selects a GPU, its value, and the resources of the task that inspects the GPU."""
 
     key: str
     value: str
     num_gpus: float
     num_cpus: float
-    sized_by: str  # the keys that say how much it takes
-    accelerator_type: str | None  # the kind of GPU; None: any
+    sized_by: str  # the keys that set these resources
+    accelerator_type: str | None  # None: any
 
     @property
     def of_kind(self) -> str:
-        """The kind of GPU in words, for a message."""
+        """Kind of GPU as part of a message."""
         return "" if self.accelerator_type is None else f" of the kind {self.accelerator_type}"
 
 
 def _ask(asked: _GpuQuestion, timeout_s: float, gpus: float, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function on a GPU node of the connected cluster, which has so many GPUs."""
+    """Call a function on a GPU node of the connected cluster, which has `gpus` GPUs."""
     import ray
     import ray.exceptions
 

@@ -1,4 +1,4 @@
-"""Compares a dataset's catalog with its source: the same, grown, or another one."""
+"""Comparison of a dataset's catalog with its source, and growth by the source's new rows."""
 
 import tempfile
 from collections import Counter
@@ -29,11 +29,11 @@ from segmint.pipeline.config.config import Config
 
 
 def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, grow: bool) -> LatestManifest:
-    """Return the manifest of a dataset with the catalog `config.catalog`, grown if that has new rows and `grow` is set.
+    """Return the manifest with the catalog `config.catalog`, grown if it has new rows and `grow` is set.
 
-    The source is compared by its bytes, and only if these differ by its rows. New rows become a separate part. If
-    several builds grow a dataset at once, one wins; the others continue with its manifest if their catalog is the same.
-    Raises `UsageError` if a pinned row is gone from the source or has changed, and for new rows without `grow`.
+    The source is compared by its bytes first, and by rows only if the bytes differ. New rows become a separate part. If
+    several builds race to grow a dataset, one wins, and the others continue with its manifest if their catalog is the
+    same. Raises `UsageError` if a pinned row is gone from the source or has changed, and for new rows without `grow`.
     """
     manifest, generation = latest
     output = Location(storage, config.output)
@@ -71,7 +71,7 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
         get_logger("build").info("grown", dataset=config.output, rows=part.rows, first_shard=first_shard)
         return LatestManifest(grown, generation + 1)
     winner = load_latest_manifest(output)
-    if len(winner.manifest.catalog) == len(manifest.catalog):  # a part was corrected, nothing has grown
+    if len(winner.manifest.catalog) == len(manifest.catalog):  # another command corrected a part; nothing has grown
         return fit_catalog(config, storage, winner, grow=grow)
     try:
         return fit_catalog(config, storage, winner, grow=False)
@@ -80,22 +80,22 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
 
 
 def ignored_columns(identity: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the columns of a source catalog that a dataset with this identity does not read.
+    """Return the columns of a source catalog that a dataset with this identity ignores.
 
-    With `license.respect_opt_out` false, the catalog may have another column of the name `opt_out`.
+    With `license.respect_opt_out` false, the catalog may use the name `opt_out` for an unrelated column.
     """
     return () if identity.get("license", {}).get("respect_opt_out") else ("opt_out",)
 
 
 def catalog_part(path: str, catalog: NormalizedCatalog, source: str, first_shard: int) -> CatalogPart:
-    """Return a manifest's entry of a part; `source` is the SHA-256 of the catalog that it was made from."""
+    """Return the manifest entry of a catalog part. `source` is the SHA-256 of the source catalog."""
     return CatalogPart(
         path=path, rows=catalog.rows, sha256=catalog.sha256, source_sha256=source, first_shard=first_shard
     )
 
 
 def count_licenses(path: Path) -> dict[str, int]:
-    """Count the rows of a local normalized catalog by license; `missing` if a row has none."""
+    """Count the rows of a local normalized catalog by license, with `missing` for rows without one."""
     counts: Counter[str] = Counter()
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=["license"]):
@@ -105,7 +105,7 @@ def count_licenses(path: Path) -> dict[str, int]:
 
 
 def _why_another(config: Config, manifest: DatasetManifest, growth: CatalogGrowth) -> str:
-    """Return what is gone or changed, and what to do."""
+    """Describe the rows that are gone or changed, and the possible fixes."""
     rows = sum(part.rows for part in manifest.catalog)
     differences = []
     if growth.gone:

@@ -1,6 +1,6 @@
-"""The accounting at the end of a run: `in = written + rejected by reason`, and what is left for the next run.
+"""Accounting of a run, `in = written + rejected by reason`, and the work that remains.
 
-Before that the record of a run, with how busy the workers of each stage were, and which stage limited it.
+Also the record of a run in progress, and the load of each stage, which shows the stage that limited the run.
 """
 
 from collections import Counter
@@ -31,12 +31,12 @@ from segmint.pipeline.building.execution.ceiling import Ceiling
 from segmint.pipeline.building.status.totals import total
 
 MOSTLY = 0.5
-"""The least share of its time that a stage is busy if it limits a run: below, the run is mostly start or waiting."""
+"""Minimum busy share of a stage that limits a run. Below it, the run is mostly startup or waiting."""
 
 
 @dataclass(frozen=True)
 class StageLoad:
-    """One stage's share of its workers' time that they worked."""
+    """Busy and total worker time of one stage."""
 
     stage: str
     busy_s: float  # summed over the stage's workers
@@ -44,33 +44,33 @@ class StageLoad:
 
     @property
     def share(self) -> float:
-        """The busy share, 0 to 1; measured in other processes, it may be over 1 by a little."""
+        """Busy share, 0 to 1. It may slightly exceed 1 because other processes measure it."""
         return self.busy_s / self.worker_s if self.worker_s else 0.0
 
 
 class StageLoads:
-    """Adds up the stages' seconds over the windows of a run."""
+    """Sum of the stages' worker seconds over the windows of a run."""
 
     def __init__(self) -> None:
         self._busy: dict[str, float] = {}
         self._had: dict[str, float] = {}
 
     def add(self, seconds: float, workers: Mapping[str, int], busy: Mapping[str, float]) -> None:
-        """Add a window of so many seconds: each stage's workers, and the seconds that these worked, summed.
+        """Add a window of `seconds`, with the workers of each stage and the summed seconds that they were busy.
 
-        What `busy` has of other stages is left out.
+        Stages in `busy` that are not in `workers` are ignored.
         """
         for stage, count in workers.items():
             self._busy[stage] = self._busy.get(stage, 0.0) + busy.get(stage, 0.0)
             self._had[stage] = self._had.get(stage, 0.0) + seconds * count
 
     def read(self) -> tuple[StageLoad, ...]:
-        """Return the loads so far, in the order of the stages."""
+        """Return the loads so far, in stage order."""
         return tuple(StageLoad(stage, self._busy[stage], had) for stage, had in self._had.items())
 
 
 def loads_line(loads: Sequence[StageLoad]) -> str:
-    """Say how busy each stage was, and which limited the run; `loads` is not empty."""
+    """Return a line with the load of each stage and the stage that limited the run. `loads` is not empty."""
     shares = ", ".join(f"{load.stage} {100 * load.share:.0f} %" for load in loads)
     most = max(loads, key=lambda load: load.share)
     verdict = f"{most.stage} limited this run" if most.share >= MOSTLY else "no stage was busy for most of the time"
@@ -79,15 +79,15 @@ def loads_line(loads: Sequence[StageLoad]) -> str:
 
 @dataclass
 class RunRecord:
-    """What a run has done so far."""
+    """Progress of a run."""
 
     metrics: RunMetrics
     built: Counter[str] = field(default_factory=Counter)
-    on_hold: dict[int, str] = field(default_factory=dict)  # why, by shard
+    on_hold: dict[int, str] = field(default_factory=dict)  # reasons by shard
     loads: StageLoads = field(default_factory=StageLoads)
 
     def note(self, result: ShardResult) -> None:
-        """Record how a shard ended."""
+        """Record the result of a shard."""
         log = get_logger("build")
         if result.status == "committed":
             self.built.update(result.counts)
@@ -111,7 +111,7 @@ class RunRecord:
                 self.metrics.add(ROWS_REJECTED, count, reason=name.removeprefix(REJECTED))
 
     def settled(self, window: Collection[int], left: Collection[int]) -> None:
-        """Record that of a window's shards only those in `left` are still on hold, by whatever ended the window."""
+        """Record that of a window's shards only those in `left` are still on hold, whatever ended the window."""
         for shard in set(window) - set(left):
             self.on_hold.pop(shard, None)
         self._measure()
@@ -130,7 +130,7 @@ class RunRecord:
 
 
 class NotRecordedError(UnfinishedError):
-    """A run committed all that it was asked for, and a store's fault kept it from recording that at its end."""
+    """All requested work is committed, but a storage fault prevented recording it at the end of the run."""
 
     def __init__(self, accounting: "Accounting", message: str) -> None:
         super().__init__(message)
@@ -139,45 +139,45 @@ class NotRecordedError(UnfinishedError):
 
 @dataclass(frozen=True)
 class Accounting:
-    """The contents of the dataset, from the commits alone, and the results of the run."""
+    """Contents of the dataset, from its commits only, and the results of the run."""
 
     dataset: str
-    rows: int  # catalog rows of the shards asked for
+    rows: int  # catalog rows of the requested shards
     written: int  # images
     rejected: Mapping[str, int] = field(default_factory=dict)  # by reason
     masks: int = 0
-    shards: int = 0  # committed, of those asked for
+    shards: int = 0  # committed, of the requested shards
     missing: Sequence[int] = ()  # shards left for the next run
     missing_rows: int = 0
-    retried_rows: int = 0  # refused before, and retried by this run
+    retried_rows: int = 0  # rejected earlier, and retried by this run
     retried_images: int = 0  # of these, now images
-    not_retried: Sequence[int] = ()  # shards whose refused rows could not be retried
+    not_retried: Sequence[int] = ()  # shards whose rejected rows could not be retried
     built_rows: int = 0  # rows that this run committed, including rejected ones
     built_images: int = 0
     built_masks: int = 0
-    seconds: float = 0.0  # of the whole run, including the start of Ray and the model
+    seconds: float = 0.0  # of the whole run, including the startup of Ray and the model
     ceiling: Ceiling | None = None  # None if the run had nothing to do or measured nothing
-    stages: Sequence[StageLoad] = ()  # how busy their workers were in this run
+    stages: Sequence[StageLoad] = ()  # load of the stages in this run
     version: VersionName | None = None  # the dataset at the end of the run
 
     @property
     def complete(self) -> bool:
-        """Whether every row asked for is in a committed shard, and was retried if that was asked for."""
+        """True if every requested row is in a committed shard and every requested retry was done."""
         return not self.missing and not self.not_retried
 
     @property
     def images_per_s(self) -> float:
-        """Images that this run wrote, per second of the whole run; rejected rows do not count."""
+        """Images that this run wrote per second of the whole run. Rejected rows do not count."""
         return self.built_images / self.seconds if self.seconds else 0.0
 
     @property
     def masks_per_s(self) -> float:
-        """Masks that this run wrote, per second of the whole run."""
+        """Masks that this run wrote per second of the whole run."""
         return self.built_masks / self.seconds if self.seconds else 0.0
 
     @property
     def share_of_ceiling(self) -> float | None:
-        """The share of the hardware's ceiling that the run reached; it is the same for images and for masks."""
+        """Share of the hardware's ceiling that the run reached. It is the same for images and masks."""
         return self.images_per_s / self.ceiling.images_per_s if self.ceiling else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Accounting:
         }
 
     def lines(self) -> list[str]:
-        """Return the accounting as lines for people."""
+        """Return the accounting as lines of text."""
         refused = sum(self.rejected.values())
         lines = [
             f"in        {self.rows:>12,} {plural(self.rows, 'row')}",
@@ -233,7 +233,7 @@ class Accounting:
         ]
 
     def unfinished_message(self, on_hold: Mapping[int, str]) -> str:
-        """Return why the run is not complete, shard by shard, and what to do."""
+        """Return why the run is incomplete, shard by shard, and what to do."""
         parts = []
         if self.missing:
             parts.append(
@@ -251,10 +251,10 @@ class Accounting:
 
 
 def record_end(dataset: BuildDataset, accounting: Accounting, on_hold: Mapping[int, str]) -> Accounting:
-    """Write the index of a complete dataset and its version, at the end of a run; return the accounting with that.
+    """Write the index of a complete dataset and its version at the end of a run; return the updated accounting.
 
-    `on_hold` is why shards are missing. Raises `UnfinishedError` if something is left for another run, and
-    `NotRecordedError`, with the accounting, if only the record is: a store's fault at the end takes nothing from it.
+    `on_hold` gives the reasons for missing shards. Raises `UnfinishedError` if work remains for another run. Raises
+    `NotRecordedError`, with the accounting, if only the record could not be written because of a storage fault.
     """
     fault = None
     try:

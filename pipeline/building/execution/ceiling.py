@@ -1,8 +1,8 @@
-"""The ceiling of a run: the images per second that its devices would make if they did nothing but matrix products.
+"""Ceiling of a run: the images per second that its devices would make if only matrix products took time.
 
-The metric is the rate of the whole run, from its first second to its last, as a share of the ceiling. The work of an
-image is counted by plain algebra (`segmint.model.cost`) and the peak is measured (`segmint.infra.peak`): neither drops
-with a slow implementation, and an implementation that needs less work comes closer to the ceiling.
+The metric is the rate of the whole run, from its first second to its last, as a share of the ceiling. The work per
+image is the theoretical operation count (`segmint.model.cost`), and the peak is measured (`segmint.infra.peak`).
+Neither drops with a slow implementation, and an implementation that needs less work comes closer to the ceiling.
 """
 
 import statistics
@@ -26,15 +26,15 @@ if TYPE_CHECKING:  # both import Ray, which a plan does not need
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The most that the devices of a run could do, and the numbers behind it."""
+    """Theoretical maximum throughput of a run's devices, and the numbers behind it."""
 
     device: str  # "cpu" or "cuda"
-    device_kind: str  # instruction set of the CPU as torch uses it, or the name of the GPU
+    device_kind: str  # instruction set that torch uses on the CPU, or name of the GPU
     precision: str
-    threads: int  # torch's threads for each device
+    threads: int  # torch threads per device
     devices: int
     flop_per_s: float  # of one device, measured
-    flop_per_image: int  # of the network by plain algebra, all crops and prompts of one image
+    flop_per_image: int  # theoretical count for the network, all crops and prompts of one image
 
     @property
     def images_per_s(self) -> float:
@@ -43,7 +43,7 @@ class Ceiling:
 
     @property
     def hardware(self) -> str:
-        """The devices in words: `1 x cpu (AVX512, fp32, 2 threads, 214 GFLOP/s)`."""
+        """Description of the devices: `1 x cpu (AVX512, fp32, 2 threads, 214 GFLOP/s)`."""
         threads = [f"{self.threads} thread{'s' * (self.threads > 1)}"] if self.device == "cpu" else []
         size, unit = (1e12, "TFLOP/s") if self.flop_per_s >= 1e12 else (1e9, "GFLOP/s")
         parts = [self.device_kind, self.precision, *threads, f"{self.flop_per_s / size:.3g} {unit}"]
@@ -53,19 +53,19 @@ class Ceiling:
 class CeilingMeter:
     """Measures the peak once per run, where and when it disturbs least.
 
-    For a local Ray on a CPU, the driver measures when this is made, before Ray's processes start and interfere.
-    Otherwise each segment actor measures its own device when it starts, and reports.
+    For a local Ray on a CPU, the driver measures on construction, before Ray's processes start and interfere. Otherwise
+    each segment actor measures its own device when it starts, and reports the result.
     """
 
     def __init__(self, config: Config, dataset: BuildDataset) -> None:
-        """Raises `UsageError` if the weights are not SAM's."""
+        """Raise `UsageError` if the weights are not SAM weights."""
         self._numerics = dataset.numerics
         self._flop_per_image = flop_per_image(config, lambda: dataset.weights)
         self._here = measure_peak(self._numerics.compute) if self._numerics.device == "cpu" else None
         self._reports: PeakReports | None = None
 
     def reports(self, cluster: Cluster) -> "PeakReports | None":
-        """Return what segment actors report to; None if the driver has measured itself."""
+        """Return the object that segment actors report to, or None if the driver has measured the peak."""
         if not cluster.local or self._here is None:
             from segmint.infra.peak_reports import PeakReports
 
@@ -73,9 +73,9 @@ class CeilingMeter:
         return self._reports
 
     def read(self, cluster: Cluster, pool: "ActorPool") -> Ceiling | None:
-        """Return the ceiling of the pool's devices, assumed to be alike; None if no actor ever started.
+        """Return the ceiling of the pool's devices, assumed to be alike, or None if no actor started.
 
-        Actors that share the cores of one machine count as at most as many devices as have cores for their threads.
+        Actors that share the cores of one machine count as no more devices than there are cores for their threads.
         """
         numerics = self._numerics
         peaks = self._reports.collect() if self._reports is not None else [self._here or 0.0]
@@ -96,15 +96,15 @@ class CeilingMeter:
 
 
 def flop_per_image(config: Config, weights: Callable[[], Path]) -> int:
-    """Return the operations of one image; `weights` gives this machine's copy of the checkpoint, if it is needed.
+    """Return the operations per image. `weights` returns this machine's copy of the checkpoint if it is needed.
 
-    Raises `UsageError` if that is not SAM's.
+    Raises `UsageError` if the checkpoint is not a SAM checkpoint.
     """
     return image_cost(config.masks.settings()).flop(*_model(config.model.weights, weights))
 
 
 def _model(name: str, weights: Callable[[], Path]) -> tuple[Architecture, int]:
-    """Return architecture and decoder depth of the weights; for a known name, without reading the file."""
+    """Return architecture and decoder depth of the weights. Known names do not need the file."""
     if name == "mobile_sam" or name in VIT_SHAPES:
         return name, 2  # type: ignore[return-value]
     try:

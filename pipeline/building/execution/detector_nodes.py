@@ -1,4 +1,4 @@
-"""The detector process of each node with a GPU, as Ray actors that the driver owns: they end with the run."""
+"""Detector processes of nodes with GPUs, as Ray actors that the driver owns, so that they end with the run."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,11 +17,11 @@ from segmint.operators.prepare.prepare import detector_settings
 from segmint.pipeline.building.execution.stages import DETECTOR_CPUS, NodeDetectors, Stages
 
 _RESTARTS = 3
-"""Of the actor; it starts the process again by itself, so that it hardly ever dies."""
+"""Restarts of the actor. They are rarely needed, because the actor restarts its process itself."""
 
 
 class _DetectorActor:
-    """The actor: it holds a node's process, which dies with it."""
+    """Actor that owns a node's detector process, which dies with it."""
 
     def __init__(self, settings: DetectorSettings, address: str) -> None:
         self._process = DetectorProcess(settings, address)
@@ -32,16 +32,16 @@ class _DetectorActor:
 
 
 def check_detectors(stages: Stages) -> None:
-    """Raise `UsageError` if this machine's GPU is not that of the dataset's detectors."""
+    """Raise `UsageError` if this machine's GPU differs from the one of the dataset's detectors."""
     config = stages.prepare_arguments[0]
     if stages.detectors_share:
         require_numerics(config.device, config.detector_numerics)
 
 
 def start_detectors(stages: Stages, before: Stages | None = None) -> Stages:
-    """Return the stages with a detector process on each node with a GPU, and `prepare` on these nodes alone.
+    """Return the stages with a detector process on each GPU node, and `prepare` restricted to these nodes.
 
-    The same where detectors run on CPUs. Processes of `before`, on nodes that are still there, are kept.
+    Returns the stages unchanged if detectors run on CPUs. Processes of `before` are kept on nodes that are still alive.
     """
     if not stages.detectors_share:
         return stages

@@ -1,7 +1,7 @@
-"""Outages in a build's driver: finds stores that do not answer, and waits for them.
+"""Outages in a build's driver: detects stores that do not respond, and waits for them.
 
-Workers wait by themselves (`segmint.infra.storage.outages`), but log on their own machines: so the driver checks the
-stores whenever nothing moves, and says what the run waits for.
+Workers wait on their own (`segmint.infra.storage.outages`) but log on their own machines. So the driver checks the
+stores whenever there is no progress, and logs what the run waits for.
 """
 
 import time
@@ -18,11 +18,11 @@ from segmint.infra.uris import UriNotAllowedError, relative_to, store_name
 from segmint.infra.wording import counted
 
 MOST_STORES = 16
-"""The most stores that are checked: the first ones of a window's images."""
+"""Maximum number of stores to check: the first ones among a window's images."""
 
 
 class Outages:
-    """The stores that a build needs: those of the catalog, of the URIs in `others`, and of its window's images."""
+    """Stores that a build needs: those of the catalog, of the URIs in `others`, and of the window's images."""
 
     def __init__(self, storage: Storage, catalog: str, others: Iterable[str], timeout_s: float) -> None:
         self._storage = storage
@@ -33,7 +33,7 @@ class Outages:
         self._told = -TELL_EVERY_S
 
     def expect(self, uris: Iterable[str]) -> None:
-        """Add the URIs of a window's images, as the catalog writes them."""
+        """Add the URIs of a window's images, as written in the catalog."""
         examples = dict(self._always)
         for entry in uris:
             try:
@@ -46,7 +46,7 @@ class Outages:
         self._examples = examples
 
     def silent(self) -> list[str]:
-        """Return the stores that do not answer now, and log them once a minute; each try takes at most ten seconds."""
+        """Return the stores that do not respond, and log them once a minute. Each check takes at most ten seconds."""
         names, uris = list(self._examples), list(self._examples.values())
         with ThreadPoolExecutor(len(uris), thread_name_prefix="outages") as pool:
             answers = list(pool.map(self._storage.answers, uris))
@@ -59,9 +59,9 @@ class Outages:
         return found
 
     def wait_out(self, missing: Sequence[int]) -> bool:
-        """Wait until all stores answer, after a window that left shards; return whether one did not answer.
+        """Wait until all stores respond, after a window with missing shards. Return whether any store did not respond.
 
-        Raises `UnfinishedError` if one does not answer within the time-out.
+        Raises `UnfinishedError` if a store does not respond within the timeout.
         """
         if not self.silent():
             return False
@@ -82,7 +82,7 @@ class Outages:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Turn a store's fault that ends a run into an `UnfinishedError`, which says that nothing is lost."""
+    """Turn a storage fault that ends a run into an `UnfinishedError`, which tells the user that nothing is lost."""
     try:
         yield
     except StorageFaultError as fault:

@@ -1,11 +1,11 @@
-"""Rows that keep their shards on hold, and are tried alone: images that kill their worker, and faults that stay.
+"""Trials of rows that keep their shards on hold: images that kill their worker, and persistent faults.
 
-The ledger finds the images that kill the worker that segments them; they are refused if they do it again. A verdict
-needs two deaths alone, each in a fresh worker that has just segmented a control image, on a node that is alive
-afterwards. If the control image fails, the machine is at fault and no image is refused.
+The ledger identifies the images that kill the worker that segments them. A suspect is rejected if it does so again. A
+verdict needs two deaths in trials, each in a fresh worker that has just segmented a control image, on a node that is
+alive afterward. If the control image fails, the machine is at fault and no image is rejected.
 
-A row with a fault in three windows is tried alone as well, once a run: it gets its verdict there, or the run says by
-name which row fails and why.
+A row with a fault in three windows also gets a trial, once per run. Either it gets its verdict there, or the run
+reports which row fails and why.
 """
 
 import time
@@ -33,55 +33,55 @@ from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.execution.stages import Stages
 
 DEATHS = 2
-"""The number of deaths alone that make a verdict."""
+"""Number of deaths in trials that make a verdict."""
 
 TRIES = 4
-"""The most tries of a suspect after one window: a try whose node dies does not count."""
+"""Maximum number of trials of a suspect after one window. A trial whose node dies does not count as a death."""
 
 FAULT_WINDOWS = 3
-"""The number of windows that a row's fault keeps a shard on hold before the row is tried alone."""
+"""Number of windows with a fault after which a row gets a trial."""
 
 MOST_SINGLE_TRIALS = 8
-"""The most rows with faults that are tried alone after one window."""
+"""Maximum number of rows with faults that get a trial after one window."""
 
 PROBE_S = 60.0
-"""Seconds within which a node must show that it is alive."""
+"""Seconds within which a node must prove that it is alive."""
 
 
 class UndecidedError(SegmintError):
-    """There is no verdict on a suspect yet; its shard waits."""
+    """There is no verdict on a suspect yet, so its shard waits."""
 
 
 class ControlFailedError(UndecidedError):
-    """A worker cannot even segment the control image: the machine is at fault."""
+    """A worker cannot segment the control image, so the machine is at fault."""
 
 
 class NodeDiedError(SegmintError):
-    """A suspect's worker died with its node: the suspect may not be at fault."""
+    """A suspect's worker died with its node, so the suspect may not be at fault."""
 
 
 @dataclass(frozen=True)
 class Trials:
-    """The results for the suspects of a window."""
+    """Results of a window's trials."""
 
-    verdicts: int  # rows whose shards need not wait for them: they have a verdict, or came through alone after a fault
-    on_hold: dict[int, str]  # by shard: why there is no verdict on one of its rows
+    verdicts: int  # rows with a verdict, or that passed a trial after a fault; their shards need not wait for them
+    on_hold: dict[int, str]  # by shard: why one of its rows has no verdict
 
 
 class Quarantine:
-    """The suspects of a run and their verdicts, kept by the driver until their shards are committed."""
+    """Suspects of a run and their verdicts, kept by the driver until their shards are committed."""
 
     def __init__(self, stages: Stages, start_timeout_s: float) -> None:
         """`start_timeout_s`: seconds within which a separate worker must be placed and ready."""
         self._stages = stages
         self._start_timeout_s = start_timeout_s
-        self._known: dict[int, Row] = {}  # the verdict's columns by ordinal: a fault while undecided
+        self._known: dict[int, Row] = {}  # verdict columns by ordinal; a fault while undecided
         self._rows = pa.table({"ordinal": pa.array([], pa.int64())})  # of the last window
         self._ledger: RowLedger | None = None
         self._died_with_others: set[int] = set()  # rows that were in flight with others when their worker died
-        self._windows: Counter[int] = Counter()  # in which a row's fault held its shard back, by ordinal
+        self._windows: Counter[int] = Counter()  # windows in which a row's fault held its shard back, by ordinal
         self._faulted: list[int] = []  # in the last window
-        self._alone: dict[int, str] = {}  # how a row with a fault did alone, by ordinal
+        self._alone: dict[int, str] = {}  # trial result of a row with a fault, by ordinal
 
     def note(self, result: ShardResult) -> None:
         """Record the rows whose faults put a shard of the current window on hold."""
@@ -89,7 +89,7 @@ class Quarantine:
         self._windows.update(result.faulted)
 
     def open_window(self, rows: pa.Table) -> tuple[pa.Table, RowLedger]:
-        """Return a window's rows, with what is known of suspects in the verdict's columns, and the window's ledger."""
+        """Return a window's rows, with the known verdict columns of suspects, and the window's ledger."""
         ordinals = rows.column("ordinal").to_pylist()
         self._rows, self._faulted = rows, []
         self._ledger = RowLedger(alone=self._died_with_others.intersection(ordinals))
@@ -106,7 +106,7 @@ class Quarantine:
         return self._ledger.spent() if self._ledger is not None else {}
 
     def run_trials(self, spans: Sequence[ShardSpan]) -> Trials:
-        """Try the suspects among the rows of the last window, and rows whose faults stay, once it is over.
+        """Run the trials of the last window's suspects and persistent faults, once the window is over.
 
         `spans` are the window's shards.
         """
@@ -114,7 +114,7 @@ class Quarantine:
         return Trials(suspects.verdicts + persistent.verdicts, suspects.on_hold | persistent.on_hold)
 
     def try_suspects(self, spans: Sequence[ShardSpan]) -> Trials:
-        """Try the suspects among the rows of the last window, one after another.
+        """Run the trials of the last window's suspects, one after another.
 
         If a worker fails on the control image, the trials end until the next window.
         """
@@ -144,7 +144,7 @@ class Quarantine:
         return Trials(verdicts, on_hold)
 
     def _try_persistent(self, spans: Sequence[ShardSpan]) -> Trials:
-        """Try rows alone, one after another, whose faults have held their shards back in `FAULT_WINDOWS` windows."""
+        """Run trials, one after another, of rows that have had faults in `FAULT_WINDOWS` windows."""
         waiting = [row for row in self._faulted if self._windows[row] >= FAULT_WINDOWS and row not in self._known]
         fresh = [ordinal for ordinal in waiting if ordinal not in self._alone][:MOST_SINGLE_TRIALS]
         verdicts = 0
@@ -177,7 +177,7 @@ class Quarantine:
         return named(row.select(["ordinal", "image_id", "uri"]).to_pylist()[0])
 
     def _judge_singly(self, ordinal: int) -> Row | None:
-        """Return the verdict on a row with a fault, or None if it comes through. Raises `UndecidedError`."""
+        """Return the verdict on a row with a fault, or None if it passes. Raises `UndecidedError`."""
         prepared, verdict = self._prepare_singly(ordinal)
         if verdict["fault"] is not None:
             raise UndecidedError(verdict["fault"])
@@ -220,7 +220,7 @@ class Quarantine:
         return f"{deeds[reason]}, {DEATHS} times alone and each time right after a control image came through"
 
     def _prepare(self, ordinal: int) -> Any:
-        """Prepare the suspect again; return a reference to it as `PREPARED`, or None if it is refused at that stage."""
+        """Prepare the suspect again; return a reference to it as `PREPARED`, or None if it is rejected."""
         try:
             prepared, verdict = self._prepare_singly(ordinal)
         except UndecidedError as error:
@@ -242,7 +242,7 @@ class Quarantine:
             raise UndecidedError(last_line(error)) from error
 
     def _try_alone(self, prepared: Any) -> Reason | None:
-        """Return what kills a fresh worker with the suspect, or None. Raises `UndecidedError` and `NodeDiedError`."""
+        """Return why a fresh worker dies on the suspect, or None. Raises `UndecidedError` and `NodeDiedError`."""
         pool, timeout_s = self._stages.segment_pool, self._stages.segment_timeout_s
         kind = self._stages.gpus.name if pool.num_gpus else None
         worker_class = ray.remote(
@@ -253,7 +253,7 @@ class Quarantine:
             node = self._start(worker)
             began = time.monotonic()
             try:
-                # The worker has its own deadline; this one bounds the wait for a worker that does not obey it.
+                # The worker enforces its own deadline. This one bounds the wait for a worker that fails to.
                 has_memory = ray.get(worker.has_memory_for.remote(prepared), timeout=3 * timeout_s + PROBE_S)
             except (
                 ray.exceptions.RayActorError,
@@ -288,7 +288,7 @@ class Quarantine:
 
 
 def prepare_alone(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table, Row]:
-    """Return one row as `PREPARED` by a `Prepare` with these arguments, and its columns of `VERDICT`; a Ray task."""
+    """Return one row as `PREPARED`, from a `Prepare` with these arguments, and its columns of `VERDICT`. A Ray task."""
     prepare = Prepare(*arguments)
     try:
         prepared = prepare(rows)
@@ -303,7 +303,7 @@ def _of_its_shard(spans: Sequence[ShardSpan], ordinal: int, why: str) -> dict[in
 
 
 def _answers(node: str) -> bool:
-    """Return whether a node still runs tasks: Ray may notice a node's death later than that of its workers."""
+    """Return whether a node still runs tasks. Ray may notice a node's death later than that of its workers."""
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     probe = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(lambda: None)
     try:

@@ -1,4 +1,4 @@
-"""Writers of shards as Ray tasks, a few in flight; a stream of blocks is cut at shard borders by row counts alone."""
+"""Shard writers as Ray tasks, a few in flight, fed from a stream of blocks that is cut at shard borders."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from segmint.infra.errors import SegmintError
 from segmint.operators.shards.write import ShardResult, ShardTask, write_shard
 
 ShardWriter = Callable[..., ShardResult]
-"""A function that writes one shard: `segmint.operators.shards.write.write_shard`, or one with the same arguments."""
+"""Function that writes one shard: `segmint.operators.shards.write.write_shard`, or one with the same arguments."""
 
 LOOK_S = 5.0
-"""Seconds between two checks while waiting for a writer, and its time to finish when its window ends early."""
+"""Seconds between checks while waiting for a writer, and grace period of a writer whose window ends early."""
 
 
 @dataclass(frozen=True)
 class BlockSlice:
-    """Rows `[start, stop)` of one block, which is a reference to data that the driver never sees."""
+    """Rows `[start, stop)` of one block, a reference to data that never reaches the driver."""
 
     block: Any
     start: int
@@ -27,16 +27,16 @@ class BlockSlice:
 
 
 class StreamLengthError(SegmintError):
-    """The stream of blocks had more or fewer rows than its shards need: a bug, and the shard is not written."""
+    """The stream of blocks has more or fewer rows than its shards need. This is a bug, and the shard is not written."""
 
 
 def cut_at_borders(
     blocks: Iterable[tuple[Any, int]], spans: Sequence[ShardSpan]
 ) -> Iterator[tuple[ShardSpan, list[BlockSlice]]]:
-    """Yield each shard with its cuts as soon as its last row has arrived.
+    """Yield each shard with its slices as soon as its last row has arrived.
 
-    `blocks` are (reference, number of rows) in stream order; `spans` are the shards in the same order. Raises
-    `StreamLengthError` if the stream ends early or goes on after the last shard.
+    `blocks` are (reference, number of rows) in stream order, and `spans` the shards in the same order. Only row counts
+    are used. Raises `StreamLengthError` if the stream ends early or continues after the last shard.
     """
     waiting = iter(spans)
     span = next(waiting, None)
@@ -60,11 +60,11 @@ def cut_at_borders(
 
 
 class ShardWriters:
-    """At most `limit` shard writers in flight, so the object store holds the blocks of at most that many shards.
+    """Shard writers, at most `limit` in flight, so that the object store holds the blocks of at most that many shards.
 
     Ray retries a writer that dies with its node, but not one that raises: its error ends the window. While waiting for
-    a writer, `check` is called every `LOOK_S` seconds, and raises if it takes too long: a shard's blocks may be lost
-    with a node, and Ray waits forever for a node that could make them again.
+    a writer, `check` is called every `LOOK_S` seconds, and raises if the wait takes too long. A shard's blocks may be
+    lost with a node, and Ray waits forever for a node that could recompute them.
     """
 
     def __init__(self, limit: int, check: Callable[[], None], write: ShardWriter = write_shard) -> None:
@@ -88,9 +88,10 @@ class ShardWriters:
             yield self._next()
 
     def close(self) -> None:
-        """Give the writers in flight `LOOK_S` seconds, then cancel the rest; does nothing after `drain`.
+        """Give the writers in flight `LOOK_S` seconds, then cancel the rest. No effect after `drain`.
 
-        When a window ends early, a writer may wait for lost blocks, and Ray would make them again beside the next one.
+        If a window ends early, a writer may be waiting for lost blocks, which Ray would recompute during the next
+        window.
         """
         if self._in_flight:
             _, late = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=LOOK_S)

@@ -1,4 +1,4 @@
-"""Watches an execution of Ray Data: a progress bar and metrics per stage, and an end to one that has stalled."""
+"""Monitoring of a Ray Data execution: progress bars and metrics per stage, and cancellation when it stalls."""
 
 import math
 import time
@@ -15,30 +15,30 @@ from segmint.infra.progress import Progress
 from segmint.infra.ray_session import alive_nodes
 
 STAGES = {"Prepare": "prepare", "Segment": "segment", "describe": "describe"}
-"""A part of an operator's name in Ray Data, and the stage of a build that it stands for."""
+"""Stages of a build by a part of the operator's name in Ray Data."""
 
 LOST_NODE_WAIT_S = 120.0
-"""Seconds without a row or shard after losing a node that end a window: work pinned to that node may wait forever."""
+"""Seconds without progress after losing a node that end a window. Work pinned to that node may wait forever."""
 
 NODES_EVERY_S = 10.0
-"""Seconds between two checks of the nodes."""
+"""Seconds between checks of the nodes."""
 
 STORES_EVERY_S = 20.0
-"""Seconds without a row after which the stores are checked, again and again."""
+"""Seconds without a row between checks of the stores."""
 
 
 class StalledError(SegmintError):
-    """No row left any stage for too long, while the stores answered.
+    """No row left any stage for too long while the stores responded.
 
-    The window ends, and the rest is tried again on the remaining nodes.
+    The window ends, and the rest is retried on the remaining nodes.
     """
 
 
 class StageWatch(ExecutionCallback):  # type: ignore[misc]
-    """Moves the bars at each step of an execution, and ends an execution that has stalled.
+    """Callback that updates the bars at each step of an execution and ends a stalled execution.
 
-    Ray Data makes its own instance, so the state is on the class. The hook is not public: the range of Ray's versions
-    is limited, and a test checks that it is called.
+    Ray Data creates the instance, so the state is on the class. The hook is not public, so the range of Ray versions is
+    limited, and a test checks that the hook is called.
     """
 
     progress: ClassVar[Progress | None] = None
@@ -49,15 +49,15 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
     rows_seen: ClassVar[dict[str, int]] = {}
     seconds_seen: ClassVar[dict[str, float]] = {}
     last_move: ClassVar[float] = 0.0
-    next_look: ClassVar[float] = 0.0  # at the stores
+    next_look: ClassVar[float] = 0.0  # of the stores
     outage: ClassVar[Callable[[], object]] = lambda: False
-    last_look: ClassVar[float] = 0.0  # at the nodes
+    last_look: ClassVar[float] = 0.0  # of the nodes
     nodes: ClassVar[frozenset[str]] = frozenset()  # at the window's start
     node_lost: ClassVar[float] = math.inf  # when the loss of one of them was noticed
 
     @classmethod
     def moved(cls) -> None:
-        """Restart the time without progress."""
+        """Reset the time without progress."""
         cls.last_move = time.monotonic()
         cls.next_look = cls.last_move + min(STORES_EVERY_S, cls.stall_timeout)
 
@@ -77,9 +77,9 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
 
     @classmethod
     def check(cls) -> None:
-        """Raise `StalledError` if nothing moved for `stall_timeout`, or for `LOST_NODE_WAIT_S` after losing a node.
+        """Raise `StalledError` after `stall_timeout` without progress, or `LOST_NODE_WAIT_S` if a node was lost.
 
-        An outage of a store restarts the time.
+        An outage of a store resets the time.
         """
         now = time.monotonic()
         if now - cls.last_look > NODES_EVERY_S:
@@ -114,17 +114,18 @@ def watched(
     outage: Callable[[], object] = lambda: False,
     stages: Mapping[str, str] = STAGES,
 ) -> Iterator[type[StageWatch]]:
-    """Set up Ray Data's context for one window of so many rows, and watch it.
+    """Set up Ray Data's context for one window of `rows` rows, and watch it.
 
-    The bars continue from the earlier windows. Yields the watch; call its `moved` for each shard written.
-    `stall_timeout` is in seconds; `metrics` gets the rows and seconds of each stage; `outage` is called when nothing
-    moves, and is true if a store does not answer. `stages` maps parts of operators' names to the names of bars.
+    The bars continue from the earlier windows. Yields the watch, whose `moved` is to be called for each shard written.
+    `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called when there
+    is no progress, and returns a true value if a store does not respond. `stages` maps parts of operator names to bar
+    names.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # Ray's own time-out misses a pool whose node died, and mistakes a slow image for a dead actor.
+    # Ray's own timeout misses a pool whose node died, and mistakes a slow image for a dead actor.
     context.execution_no_progress_timeout_s = -1
     context.custom_execution_callback_classes = [StageWatch]
     before = {stage: progress.done(stage) for stage in stages.values()}

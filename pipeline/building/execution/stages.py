@@ -1,4 +1,4 @@
-"""The layout of the stages on the available machines: actors, CPUs, and the arguments of each stage."""
+"""Layout of the stages on the available machines: actors, CPUs, GPUs, and the arguments of each stage."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,13 +26,13 @@ from segmint.pipeline.config.stage_settings import prepare_config, segment_setti
 
 @dataclass(frozen=True)
 class NodeDetectors:
-    """The `DetectorHost` of whatever node it is used on."""
+    """`DetectorHost` that resolves to the node on which it is used."""
 
-    holders: Mapping[str, tuple[Any, str]]  # by node: the actor, and the name of its process's socket
+    holders: Mapping[str, tuple[Any, str]]  # by node: the actor, and the socket name of its process
 
     @property
     def address(self) -> str:
-        """The name of this node's socket."""
+        """Name of this node's socket."""
         return self._here()[1]
 
     def ready(self) -> None:
@@ -55,19 +55,19 @@ class NodeDetectors:
 
 @dataclass(frozen=True)
 class GpuKind:
-    """The kind that workers on GPUs ask Ray for."""
+    """Kind of GPU that workers request from Ray."""
 
-    name: str | None = None  # as Ray names it, `H100`; None: they take any
+    name: str | None = None  # Ray's name for it, such as `H100`; None: any kind
     idle: Mapping[str, GpuNodes] = field(default_factory=dict)  # the other kinds, by name
 
     @property
     def idle_text(self) -> str:
-        """The idle GPUs in words: `4 x A100 on 1 node`."""
+        """Description of the idle GPUs: `4 x A100 on 1 node`."""
         return in_words(self.idle)
 
 
 def in_words(kinds: Mapping[str, GpuNodes]) -> str:
-    """Write GPUs by kind: `8 x H100 on 1 node, 4 x A100 on 2 nodes`."""
+    """Format GPUs by kind: `8 x H100 on 1 node, 4 x A100 on 2 nodes`."""
     each = (f"{of.gpus:g} x {name or 'unnamed'} on {counted(of.nodes, 'node')}" for name, of in sorted(kinds.items()))
     return ", ".join(each)
 
@@ -75,9 +75,9 @@ def in_words(kinds: Mapping[str, GpuNodes]) -> str:
 def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> GpuKind:
     """Return the kind that the dataset's numerics record, or `resources.segment.accelerator_type`.
 
-    None where no GPU is used, where the cluster has one kind and none is set, where Ray names no kind, so that none can
-    be asked for, or with `allow_mixed_numerics`. Raises `UsageError`, with the kinds that the cluster has, if it has
-    several and none is that of the dataset.
+    Returns any kind if no GPU is used, if the cluster has a single kind and none is configured, if Ray names no kinds,
+    and with `allow_mixed_numerics`. Raises `UsageError`, with the cluster's kinds, if it has several and none is the
+    dataset's.
     """
     gpu = numerics.device_kind if numerics.device == "cuda" else numerics.detectors
     wanted, kinds = config.resources.segment.accelerator_type, cluster.gpu_kinds
@@ -85,7 +85,7 @@ def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> GpuKind
         return GpuKind()
     unnamed = f". {NAME_GPUS}" if cluster.has_unnamed_gpus else ""
     if wanted == "auto":
-        if len(kinds) < 2:  # autoscalers do not know what nodes to add for a kind; each actor checks its own GPU
+        if len(kinds) < 2:  # autoscalers can't tell which nodes to add for a kind; each actor checks its own GPU
             return GpuKind()
         fitting = sorted(accelerator_types(gpu) & kinds.keys())
         if not fitting:
@@ -104,7 +104,7 @@ def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> GpuKind
 
 
 def only_kind(cluster: Cluster, kind: GpuKind) -> Cluster:
-    """Return the cluster with the GPUs of this kind alone; its other nodes keep their CPUs."""
+    """Return the cluster with only the GPUs of this kind. The other nodes keep their CPUs."""
     if kind.name is None:
         return cluster
     of = cluster.gpu_kinds[kind.name]
@@ -112,15 +112,15 @@ def only_kind(cluster: Cluster, kind: GpuKind) -> Cluster:
 
 
 DETECTOR_CPUS = 1
-"""Of a node's detector process, which resizes images for its GPU."""
+"""CPUs of a node's detector process, which resizes images for its GPU."""
 
-_ROUNDING = 1e-6  # of shares of a GPU
+_ROUNDING = 1e-6  # for shares of a GPU
 
 DESCRIBE_CPUS = 0.5
-"""Differs from the actors' CPUs, or Ray would fuse the stages into one."""
+"""Logical CPUs of the describe stage. Must differ from the actors' CPUs, or Ray would fuse the stages."""
 
 WRITERS = 2
-"""Shards that are written at the same time."""
+"""Number of shards written at the same time."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class ActorPool:
 
 @dataclass(frozen=True)
 class Stages:
-    """The layout of one run."""
+    """Layout of one run."""
 
     prepare_arguments: tuple[Any, ...]  # of `segmint.operators.prepare.prepare.Prepare`
     prepare_pool: ActorPool
@@ -161,8 +161,8 @@ class Stages:
     report_peak: Callable[[float], None] | None = None  # called with each segment actor's measured peak in FLOP/s
     detectors_share: float = 0.0  # of a GPU, for each node's detector process; 0: `prepare` runs detectors on CPUs
     detectors: NodeDetectors | None = None  # the processes, once they are started
-    gpus: GpuKind = field(default_factory=GpuKind)  # the kind of GPU that workers ask for
-    prepare_nodes: Mapping[str, str] = field(default_factory=dict)  # Ray's label selector of these nodes; empty: all
+    gpus: GpuKind = field(default_factory=GpuKind)  # the kind of GPU that workers request
+    prepare_nodes: Mapping[str, str] = field(default_factory=dict)  # Ray label selector of nodes; empty: all
 
     @property
     def prepare_call(self) -> tuple[Any, ...]:
@@ -170,9 +170,9 @@ class Stages:
         return self.prepare_arguments if self.detectors is None else (*self.prepare_arguments, self.detectors)
 
     def workers(self) -> dict[str, int]:
-        """Return the stages whose workers are counted, each with their number.
+        """Return the number of workers of each stage whose load is measured.
 
-        Where a segment actor overlaps its stages, these are named as in `StageSeconds`, and their threads are counted.
+        If a segment actor overlaps its stages, they are named as in `StageSeconds`, and their threads are counted.
         """
         actors, threads = self.segment_pool.largest, self.segment_threads
         inside = (
@@ -186,9 +186,9 @@ class Stages:
 def lay_out(
     config: Config, dataset: BuildDataset, cluster: Cluster, report_peak: Callable[[float], None] | None = None
 ) -> Stages:
-    """Size the actor pools for a cluster; segment actors report their device's peak in FLOP/s to `report_peak`.
+    """Size the actor pools for a cluster. Segment actors report their device's peak in FLOP/s to `report_peak`.
 
-    Raises `UsageError`, with the numbers, if the smallest pools, one reader and one writer do not fit.
+    Raises `UsageError`, with the numbers, if the smallest pools, one reader, and one writer do not fit.
     """
     resources = config.resources
     on_gpu = dataset.numerics.device == "cuda"
@@ -209,7 +209,7 @@ def lay_out(
     rows_per_block = min(config.rows_per_block, max(1, -(-dataset.rows // (2 * segment.largest))))
     threads = HostThreads.of(dataset.numerics.device, resources.segment.num_cpus)
     segment = replace(segment, calls_at_once=threads.calls(rows_per_block))
-    # Prepare gets the cores that segmentation leaves free: a cluster's CPUs, but the real cores under a local Ray.
+    # `prepare` gets the cores that segmentation leaves free: CPUs on a cluster, real cores under a local Ray.
     cores = cluster.cores if cluster.local else cluster.cpus
     cores = cluster.gpu_node_cpus if share and not cluster.local else cores
     busy = segment.largest * (segment.num_cpus if on_gpu else dataset.numerics.threads) + detectors * DETECTOR_CPUS
@@ -238,7 +238,7 @@ def lay_out(
 
 
 def _gpus_each(config: Config, *, on_gpu: bool) -> float:
-    """Return the GPUs of a segment actor; `auto` leaves a detector process its share, where it is less than a GPU."""
+    """Return the GPUs of a segment actor. `auto` leaves a detector process its share if it is less than a GPU."""
     wanted, share = config.resources.segment.num_gpus, config.detectors_share
     if wanted != "auto":
         return float(wanted)
@@ -246,7 +246,7 @@ def _gpus_each(config: Config, *, on_gpu: bool) -> float:
 
 
 def _gpu_actors(gpus_each: float, share: float, detectors: int, cluster: Cluster) -> int:
-    """Return the segment actors of a cluster's GPUs, where so many detector processes have a share of one each."""
+    """Return the number of segment actors on a cluster's GPUs, `detectors` of which also run a detector process."""
     if not detectors:
         return max(1, int(cluster.gpus // gpus_each))
     others = cluster.gpus - detectors
@@ -261,7 +261,7 @@ def _gpu_actors(gpus_each: float, share: float, detectors: int, cluster: Cluster
 
 
 def lay_out_again(config: Config, dataset: BuildDataset, cluster: Cluster, stages: Stages) -> Stages:
-    """Return the layout for the nodes that a cluster has now; if they are too few, the old one: others may join."""
+    """Return the layout for the cluster's current nodes, or the old layout if they are too few: others may join."""
     if cluster.local:
         return stages
     try:
@@ -271,9 +271,9 @@ def lay_out_again(config: Config, dataset: BuildDataset, cluster: Cluster, stage
 
 
 def _cpu_actors(dataset: BuildDataset, cluster: Cluster) -> int:
-    """Return the segment actors without a GPU: one per machine of a cluster; for a local Ray, as many as fit.
+    """Return the segment actors without a GPU: one per machine of a cluster, or as many as fit under a local Ray.
 
-    There are never more than the dataset has rows.
+    There are never more actors than the dataset has rows.
     """
     if not cluster.local:
         return max(1, cluster.nodes)

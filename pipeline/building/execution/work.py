@@ -1,4 +1,4 @@
-"""What a build has to do, shard by shard: write missing shards, or retry refused rows of committed ones."""
+"""Work of a build, shard by shard: write missing shards, or retry rejected rows of committed shards."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class WindowRows:
-    """The rows of a window in one table, shard by shard, and the task of each shard's writer."""
+    """Rows of a window in one table, shard by shard, and the task of each shard's writer."""
 
     rows: pa.Table  # NORMALIZED
     spans: Sequence[ShardSpan]  # the range of rows of each shard, in order
@@ -34,27 +34,27 @@ class WindowRows:
 
 
 class BuildWork(Protocol):
-    """Shards that a run has to work on, window by window."""
+    """Shards that a run has to process, window by window."""
 
     left: list[int]
-    """The shards that are not done, in the order of work."""
+    """Remaining shards, in the order of work."""
 
     @property
     def write(self) -> ShardWriter:
-        """The writer of a shard, which runs as a Ray task."""
+        """Writer of a shard, which runs as a Ray task."""
 
     def read(self, window: list[int]) -> WindowRows:
-        """Read the rows of some shards; shards without rows to work on are left out."""
+        """Read the rows of some shards. Shards without rows to process are omitted."""
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
-        """Update `left` after a window in which the shards in `done` succeeded; return how many of the window are left.
+        """Update `left` after a window in which the shards in `done` succeeded; return how many of the window remain.
 
-        Shards that were on hold go to the end: the cause may be an outage that passes.
+        Shards on hold move to the end, because the cause may be a temporary outage.
         """
 
 
 class MissingShards:
-    """Shards without a commit; only the listing of commits decides what is done."""
+    """Shards without a commit. Only the listing of commits decides what is done."""
 
     write = staticmethod(write_shard)
 
@@ -70,7 +70,7 @@ class MissingShards:
         return shard_rows(self._config, self._dataset, window)
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
-        """Check the commits: another build may write them too."""
+        """Check the commits, because another build may write them too."""
         held = self._commits.latest_commits()
         save_full_blocks(self._dataset.location, held)
         committed = {commit.shard for commit in held}
@@ -81,7 +81,7 @@ class MissingShards:
 
 
 class RejectedRows:
-    """Committed shards with rows that were refused for some reasons: these rows are retried, once."""
+    """Committed shards with rows that were rejected for certain reasons. These rows are retried once."""
 
     write = staticmethod(retry_shard)
 
@@ -100,7 +100,7 @@ class RejectedRows:
         self.left = list(self._generations)
 
     def read(self, window: list[int]) -> WindowRows:
-        """Read only the refused rows; a shard that was replaced since the start has none."""
+        """Read only the rejected rows. A shard that was replaced since the start is omitted."""
         spans: list[ShardSpan] = []
         tasks: dict[int, RetryTask] = {}
         chosen: list[int] = []
@@ -120,14 +120,14 @@ class RejectedRows:
         return WindowRows(kept.combine_chunks(), spans, tasks)
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
-        """A row that was refused again is done: it is not retried twice in a run."""
+        """Update `left`. A row that was rejected again is done, so it is not retried twice in a run."""
         committed = self._commits.committed()
         unfinished = [s for s in window if s not in done and committed.get(s) == self._generations[s]]
         self.left = self.left[len(window) :] + unfinished
         return len(unfinished)
 
     def _ordinals(self, window: list[int]) -> Iterator[tuple[Commit, list[int]]]:
-        """Yield the commits of shards with rows to retry, each with these rows' ordinals, ascending."""
+        """Yield the commits of shards with rows to retry, each with the ordinals of these rows, ascending."""
         commits = self._commits.read_many((shard, self._generations[shard]) for shard in window)
         for commit, ordinals in map_ahead(self._refused, commits, _THREADS, _THREADS, "rejects"):
             if ordinals:

@@ -1,7 +1,7 @@
-"""What a build would take and give, before it runs: `segmint plan`.
+"""Estimate of a build's cost and output before it runs: `segmint plan`.
 
-Rows are counted in the catalog; work comes from the plain algebra of `segmint.model.cost`; time from that work at
-an assumed share of the hardware's ceiling, or, better, from a sample of real rows.
+Rows are counted in the catalog. Work per image is the theoretical operation count of `segmint.model.cost`. Time comes
+from that work at an assumed share of the hardware's ceiling or, better, from a sample of real rows.
 """
 
 import math
@@ -45,23 +45,23 @@ from segmint.pipeline.config.advice import advice
 from segmint.pipeline.config.config import Config, as_pinned, identity
 
 DEFAULT_SHARE = 0.3
-"""Share of the ceiling assumed where nothing is measured and no `--share` is given."""
+"""Share of the ceiling assumed if nothing is measured and `--share` is not given."""
 
 CHECKED_ROWS = 100_000
-"""So many of the catalog's rows are checked, the first ones, which takes seconds: a plan is to come at once."""
+"""Number of rows that are checked from the start of the catalog. It keeps a plan to a few seconds."""
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The options of `segmint plan`. Raises `UsageError` for numbers that make no sense."""
+    """Options of `segmint plan`. Raises `UsageError` for invalid numbers."""
 
     shards: tuple[int, int] | ShardPart | None = None
     sample: int | None = None  # rows
-    gpus: int | None = None  # None: those of this machine
-    price: float | None = None  # of a GPU-hour; of a core-hour where the device is a CPU
+    gpus: int | None = None  # None: the GPUs of this machine
+    price: float | None = None  # per GPU-hour; per core-hour if the device is a CPU
     share: float | None = None  # of the ceiling, 0 to 1; None: DEFAULT_SHARE, or measured by the sample
-    flops: float | None = None  # peak of one GPU of another machine, operations per second
-    megapixels: float | None = None  # of an original, on average; None: SA-1B's, or measured by the sample
+    flops: float | None = None  # peak of one GPU of another machine, in operations per second
+    megapixels: float | None = None  # average original; None: SA-1B's average, or measured by the sample
 
     def __post_init__(self) -> None:
         checks: list[tuple[str, float | None, Callable[[float], bool], str]] = [
@@ -83,7 +83,7 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class ShardRun:
-    """Shards of one part of the catalog: all are full but the last of the part."""
+    """Shards of one part of the catalog. All are full except the last one of the part."""
 
     shards: Sequence[int]  # ascending
     rows: int
@@ -91,25 +91,25 @@ class ShardRun:
 
 @dataclass(frozen=True)
 class RemainingShards:
-    """The shards that a run would build."""
+    """Shards that a run would build."""
 
     images_per_shard: int
-    pieces: Sequence[ShardRun]  # a part of the catalog each, in order
-    committed: int  # shards, of those asked for
-    pinned_rows: int | None  # of the dataset; None where it does not exist yet
+    pieces: Sequence[ShardRun]  # one part of the catalog each, in order
+    committed: int  # committed shards among the requested ones
+    pinned_rows: int | None  # of the dataset; None if it doesn't exist yet
 
     @property
     def shards(self) -> int:
-        """The number of shards to build."""
+        """Number of shards to build."""
         return sum(len(piece.shards) for piece in self.pieces)
 
     @property
     def rows(self) -> int:
-        """The number of their rows."""
+        """Number of rows to build."""
         return sum(piece.rows for piece in self.pieces)
 
     def ordinal(self, position: int) -> int:
-        """The ordinal of the row at a position among those to build; raises `IndexError` beyond the last."""
+        """Return the ordinal of the row at a position among those to build. Raises `IndexError` beyond the last."""
         for piece in self.pieces:
             if position < piece.rows:
                 shard, row = divmod(position, self.images_per_shard)
@@ -125,9 +125,9 @@ def find_remaining(
     catalog_rows: int,
     manifest: DatasetManifest | None,
 ) -> RemainingShards:
-    """Return the shards asked for without those that are committed.
+    """Return the requested shards that are not committed.
 
-    Rows are those that the dataset pinned, or `catalog_rows` where there is no dataset yet (`manifest` is None).
+    Their rows are those that the dataset pinned, or `catalog_rows` if there is no dataset yet (`manifest` is None).
     """
     size = config.images_per_shard
     parts = [(0, catalog_rows)] if manifest is None else [(part.first_shard, part.rows) for part in manifest.catalog]
@@ -145,10 +145,11 @@ def find_remaining(
 
 
 def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] = lambda _: None) -> BuildPlan:
-    """Plan the build of `config`; reads, and writes only a sample's shards, into a temporary folder.
+    """Plan the build of `config`. Writes nothing except a sample's shards, into a temporary folder.
 
-    `tell` is called with a line for each step of a sample. Raises `UsageError` for what `segmint build` would refuse,
-    and for options that do not fit this machine; `SegmintError` where a row of the sample cannot be judged.
+    `tell` is called with a line for each step of a sample. Raises `UsageError` for everything that `segmint build`
+    would refuse and for options that do not fit this machine, and `SegmintError` if a row of the sample cannot be
+    judged.
     """
     storage = Storage(config.storage)
     require_catalog(config, storage)
@@ -159,7 +160,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
         weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
         check_begun_alike(config, storage, manifest, weights)
     if config.detectors_share and options.flops is None:
-        detector_numerics(config.deidentify.device)  # raises where this machine has no GPU
+        detector_numerics(config.deidentify.device)  # raises if this machine has no GPU
     ceiling, compute = find_ceiling(config, options, manifest, storage)
     catalog_rows = count_rows(Location(storage, config.catalog))
     require_rows(config, catalog_rows)
@@ -188,7 +189,7 @@ def _measure(
     compute: Compute | None,
     tell: Callable[[str], None],
 ) -> PlanSample:
-    """Measure the rows with these ordinals on this machine; `compute` is None when planning for other machines."""
+    """Measure the rows with these ordinals on this machine. `compute` is None when planning for other machines."""
     config.deidentify.require_packages()
     digest = sha256_of(resolve(config.model.weights, mirror=config.assets, storage=storage))
     here = compute or resolve_compute("auto", "auto", config.model.threads)
@@ -199,14 +200,14 @@ def _measure(
 
 
 def _policy(config: Config, manifest: DatasetManifest | None) -> LicensePolicy:
-    """The license policy of the build: that of the dataset's first start, or of one that begins today."""
+    """Return the license policy of the dataset, or of a dataset that begins today."""
     if manifest is not None:
         return as_pinned(config, manifest.config).license.policy(manifest.policy_date)
     return config.license.policy(config.license.policy_date or datetime.now(UTC).date())
 
 
 def _rows_at(config: Config, storage: Storage, manifest: DatasetManifest | None, ordinals: Sequence[int]) -> pa.Table:
-    """The rows with these ordinals: of the catalog, or of the dataset's copy where there is a dataset."""
+    """Return the rows with these ordinals from the dataset's catalog, or from the source catalog without a dataset."""
     if manifest is None:
         return read_rows_at(Location(storage, config.catalog), ordinals, ignored=ignored_columns(identity(config)))
     tables = []
@@ -231,9 +232,9 @@ def _assemble(
     per_row = Extrapolation(remaining.rows, len(rows))
     measured = sample is not None and options.flops is None
     on_gpu = ceiling.device == "cuda"
-    cores = 1 if on_gpu else ceiling.threads  # units of an hour in one device
+    cores = 1 if on_gpu else ceiling.threads  # device-hours are counted per GPU or per core
     images = per_row.count(accepted) if sample is not None else exactly(remaining.rows)
-    # On a CPU one device does everything; on a GPU the other stages run on CPUs at the same time.
+    # On a CPU, one device does everything. On a GPU, the other stages run on CPUs at the same time.
     busy = column([row.segment_s if on_gpu else row.seconds for row in rows])
     if measured:
         hours = per_row.total(busy * cores / 3600)
@@ -336,9 +337,9 @@ def _notes(
 def find_ceiling(
     config: Config, options: PlanOptions, manifest: DatasetManifest | None, storage: Storage
 ) -> tuple[Ceiling, Compute | None]:
-    """Return the ceiling of the devices planned for, and what this machine computes with if it is one of them.
+    """Return the ceiling of the devices to plan for, and this machine's `Compute` if it is one of them.
 
-    What the dataset's manifest pins goes before the configuration. Raises `UsageError` for options that do not fit
+    The dataset's pinned values take precedence over the configuration. Raises `UsageError` for options that do not fit
     the device.
     """
     work = flop_per_image(config, lambda: resolve(config.model.weights, mirror=config.assets, storage=storage))
@@ -360,7 +361,7 @@ def find_ceiling(
 
 
 def _devices_here(config: Config, options: PlanOptions, compute: Compute, weights_bytes: int) -> tuple[str, int]:
-    """The name and number of this machine's devices; on a CPU, the number of segment actors that share its cores."""
+    """Return the name and number of this machine's devices; on a CPU, the number of segment actors on its cores."""
     import torch
 
     if compute.kind == "cuda":
@@ -380,7 +381,7 @@ def _devices_here(config: Config, options: PlanOptions, compute: Compute, weight
 
 
 def _weights_bytes(config: Config, storage: Storage) -> int:
-    """The checkpoint's size; for a known name it is known without the file."""
+    """Return the size of the checkpoint, without the file for a known name."""
     name = config.model.weights
     if name in ASSETS:
         return ASSETS[name].size

@@ -1,4 +1,4 @@
-"""The plan as a result: its values, and how they are written as text and JSON."""
+"""Result of a plan: its values, and their text and JSON forms."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,43 +15,43 @@ from segmint.pipeline.building.plan.sample import STAGES, PlanSample
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What is left to build, and what that takes."""
+    """Remaining work of a build, and its estimated cost."""
 
     catalog: str
     catalog_rows: int
     counted_by: str
-    committed: int  # shards, of those asked for
+    committed: int  # committed shards among the requested ones
     rows: int  # left to build
     shards: int
     encodes_per_image: int
     prompts_per_image: int
-    images: Estimate  # every row, where no sample says how many are refused
-    bytes_in: Estimate | None  # None: unknown without a sample
+    images: Estimate  # every row if no sample measures how many are rejected
+    bytes_in: Estimate | None  # unknown (None) without a sample
     bytes_out: Estimate | None
     masks: Estimate | None
     ceiling: Ceiling
     hardware: str
-    measured: bool  # whether time comes from the sample; else from the ceiling and an assumption
-    share_of_ceiling: float  # assumed, or what the sample reached
-    device_hours: Estimate  # GPU-hours, or core-hours where the device is a CPU
+    measured: bool  # whether time comes from the sample, or else from the ceiling and an assumption
+    share_of_ceiling: float  # assumed, or reached by the sample
+    device_hours: Estimate  # GPU-hours, or core-hours if the device is a CPU
     days: Estimate
-    cpu_core_hours: Estimate  # of all stages but segment, measured on this machine's CPU or from recorded figures
+    cpu_core_hours: Estimate  # of all stages except segment, measured on this machine's CPU or from recorded figures
     cpu_stages: CpuStages
     price: float | None
     cost: Estimate | None
     sample: PlanSample | None
     notes: tuple[str, ...]
-    version: VersionName | None  # of the dataset that was begun; None: there is none yet
-    checked: CatalogFindings | None  # of the catalog's first rows; None: nothing is left to build
-    curation: Curation | None = None  # None: the configuration has no part `curate`
+    version: VersionName | None  # of the existing dataset; None: there is none yet
+    checked: CatalogFindings | None  # in the catalog's first rows; None: nothing remains to build
+    curation: Curation | None = None  # None: the configuration doesn't contain `curate`
 
     @property
     def hours_of(self) -> str:
-        """The device that `device_hours` counts: GPU or core."""
+        """Device that `device_hours` counts: GPU or core."""
         return "GPU" if self.ceiling.device == "cuda" else "core"
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan for JSON: all fields, the device of an hour, and the totals of encodes and prompts."""
+        """Return the plan for JSON: all fields, the device of an hour, and the totals of encodes and prompts."""
         return {
             **asdict(self),
             "checked": None if self.checked is None else self.checked.to_dict(),
@@ -63,7 +63,7 @@ class BuildPlan:
         }
 
     def lines(self) -> list[str]:
-        """The plan as text."""
+        """Return the plan as lines of text."""
         committed = f"; {self.committed:,} more are committed" if self.committed else ""
         lines = [
             _line("catalog", f"{self.catalog_rows:,}", f"{plural(self.catalog_rows, 'row')}, by {self.counted_by}"),
@@ -97,7 +97,7 @@ class BuildPlan:
         return [*lines, *(f"note: {note}" for note in self.notes), *self._catalog_lines(), *self._digest_lines()]
 
     def _catalog_lines(self) -> list[str]:
-        """What a build refuses of the catalog, and what an audit will find, by the entries of its first rows."""
+        """Return lines on the first rows of the catalog: what a build would reject, and what an audit would find."""
         if self.checked is None:
             return []
         found = [*self.checked.unusable_lines(), *self.checked.outlook_lines]
@@ -123,7 +123,7 @@ class BuildPlan:
         return f"this machine's CPU, {counted(cores, 'core')}"
 
     def _cpu_lines(self) -> list[str]:
-        """The stages besides segment, which stage limits, and what a GPU needs beside it."""
+        """Return lines on the stages other than segment, the limiting stage, and the cores that a GPU needs."""
         stages, each = self.cpu_stages, f"{self.cpu_stages.seconds_an_image:.3g} s an image"
         included = " (in the time above)" if self._includes_cpu else ""
         rest = f"core-hours of all stages but segment{included}: {each}, {stages.source}"

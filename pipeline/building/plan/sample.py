@@ -1,7 +1,7 @@
-"""The sample behind a plan: a few real rows of the catalog through the real stages, one after another, without Ray.
+"""Sample behind a plan: a few catalog rows through the real stages, one after another, without Ray.
 
-The stages are the callables that Ray Data runs in a build. An original is only in this process and in the child process
-that decodes it, as in a build; shards are written to a temporary folder, and removed.
+The stages are the callables that Ray Data runs in a build. As in a build, an original is only in this process and in
+the child process that decodes it. Shards are written to a temporary folder and removed.
 """
 
 import tempfile
@@ -34,54 +34,54 @@ from segmint.pipeline.config.config import Config
 from segmint.pipeline.config.stage_settings import prepare_config, segment_settings
 
 STAGES = ("prepare", "segment", "describe", "write")
-"""The stages that are timed; `prepare` includes reading."""
+"""Stages that are timed. `prepare` includes reading."""
 
 
 @dataclass(frozen=True)
 class SampledRow:
-    """What one row of the catalog took and gave. A refused row has no bytes out but its row in `rejects`."""
+    """Cost and output of one row of the catalog. The only output of a rejected row is its row in `rejects`."""
 
     ordinal: int  # from 0
     image_id: str
-    prepare_s: float  # reading included
+    prepare_s: float  # includes reading
     read_s: float
     segment_s: float
     describe_s: float
-    write_s: float  # an equal part of its shard's
+    write_s: float  # an equal share of its shard's time
     bytes_in: int  # read from storage
     released_bytes: int  # the released JPEG
     annotation_bytes: int  # its JSON
-    table_bytes: float  # an equal part of its shard's tables, tar headers and commit
+    table_bytes: float  # an equal share of its shard's tables, tar headers, and commit
     masks: int
-    stage: str | None = None  # with reason and detail, where the row was refused
+    stage: str | None = None  # with reason and detail, if the row was rejected
     reason: str | None = None
     detail: str | None = None
 
     @property
     def seconds(self) -> float:
-        """Seconds in all stages, one after another."""
+        """Total seconds of all stages."""
         return self.prepare_s + self.segment_s + self.describe_s + self.write_s
 
 
 @dataclass(frozen=True)
 class PlanSample:
-    """The rows of a sample, and what does not depend on their number."""
+    """Rows of a sample, and the figures that do not depend on their number."""
 
     rows: tuple[SampledRow, ...]
     start_s: float  # seconds until model and detectors were ready
-    seconds: float  # of the whole sample, start included
-    shard_bytes: int  # of a shard's files without any row
+    seconds: float  # of the whole sample, including startup
+    shard_bytes: int  # of a shard's files without any rows
     device: str  # "cpu" or "cuda"
-    threads: int  # torch's, in `segment`
+    threads: int  # torch threads in `segment`
 
     @property
     def accepted(self) -> int:
-        """Rows that became images."""
+        """Number of rows that became images."""
         return sum(row.reason is None for row in self.rows)
 
     @property
     def rejected(self) -> Mapping[str, list[SampledRow]]:
-        """Refused rows by reason."""
+        """Rejected rows by reason."""
         found: dict[str, list[SampledRow]] = {}
         for row in self.rows:
             if row.reason is not None:
@@ -97,11 +97,11 @@ def run_sample(
     manifest: DatasetManifest | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> PlanSample:
-    """Take `rows` (`NORMALIZED`, ascending) through all stages on this machine, and measure.
+    """Process `rows` (`NORMALIZED`, ascending) in all stages on this machine, and measure them.
 
-    `numerics` are those of this machine; `manifest` is that of a dataset that was begun. `tell` is called with a line
-    for each row. Raises `SegmintError` where a row can be neither accepted nor refused (an outage, a bug), and what
-    loading the model raises.
+    `numerics` are those of this machine, and `manifest` is that of an existing dataset. `tell` is called with a line
+    for each row. Raises `SegmintError` if a row can be neither accepted nor rejected (an outage, a bug), and any error
+    from loading the model.
     """
     started = time.perf_counter()
     storage = _MeteredStorage(config.storage)
@@ -137,7 +137,7 @@ def run_sample(
 
 
 class _MeteredStorage(Storage):
-    """Storage that measures reading since the last reset; in a child process it is a plain one."""
+    """Storage that measures reads since the last reset. In a child process, it is a plain storage."""
 
     def __init__(self, options: Mapping[str, Mapping[str, Any]]) -> None:
         super().__init__(options)
@@ -167,7 +167,7 @@ def _timed() -> Iterator[_StopWatch]:
 
 
 def _warm_up(generator: MaskGenerator) -> None:
-    """Segment one small image: the first one sets up kernels and memory, which a build does once per actor."""
+    """Segment one small image. The first image sets up kernels and memory, which a build does once per actor."""
     small = replace(generator.settings, points_per_side=2, crop_n_layers=0)
     MaskGenerator(generator.predictor, small, generator.crops_per_batch).generate(np.full((64, 64, 3), 128, np.uint8))
 
@@ -175,7 +175,7 @@ def _warm_up(generator: MaskGenerator) -> None:
 def _take_row(
     source: pa.Table, prepare: Prepare, segment: Segment, storage: _MeteredStorage, *, with_images: bool
 ) -> tuple[pa.Table, SampledRow]:
-    """Take one row through all stages but writing; returns it described, and what it took."""
+    """Process one row in all stages except writing; return the described row and its measurements."""
     storage.reset()
     with _timed() as preparing:
         prepared = prepare(source)
@@ -213,8 +213,8 @@ def _take_row(
 
 
 def _write(described: pa.Table, rows: list[SampledRow], *, with_images: bool) -> list[SampledRow]:
-    """Write and commit the rows as a shard in a temporary folder; returns them with their share of time and bytes."""
-    ordinals = list(range(len(rows)))  # a shard's are consecutive
+    """Write and commit the rows as a shard in a temporary folder; return them with their share of time and bytes."""
+    ordinals = list(range(len(rows)))  # the ordinals of a shard are consecutive
     for name, values in (("ordinal", ordinals), ("id", [ordinal + 1 for ordinal in ordinals])):
         index = described.schema.get_field_index(name)
         described = described.set_column(index, described.schema.field(index), pa.array(values, pa.int64()))
@@ -240,6 +240,6 @@ def _write(described: pa.Table, rows: list[SampledRow], *, with_images: bool) ->
 
 
 def _shard_bytes(*, with_images: bool) -> int:
-    """Bytes of a shard without rows: schemas, footers and the tar's end."""
+    """Return the bytes of a shard without rows: schemas, footers, and the end of the tar."""
     files = build_shard_files([], with_images=with_images)
     return sum(map(len, (files.tar, files.images, files.masks, files.rejects)))

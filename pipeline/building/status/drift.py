@@ -1,9 +1,9 @@
-"""Drift: whether the last shards look like those before them, by a measure that is simple enough to trust.
+"""Drift check: compares the last shards with those before them by a simple, robust measure.
 
-Four numbers: masks, faces and plates an image, and the share of refused rows. What is before is exact for masks and
-refused rows. Faces and plates are not in commits: they are read from the `images` tables of the last shards, and of
-some that are spread evenly over those before. A number is unusual if it differs by more than three standard errors, by
-how much it varies from shard to shard.
+Four numbers are compared: masks, faces, and plates per image, and the share of rejected rows. For masks and rejected
+rows, the earlier value is exact. Faces and plates are not in commits, so they are read from the `images` tables of the
+last shards and of a sample spread evenly over the earlier ones. A number is unusual if it differs by more than three
+standard errors, estimated from its variation between shards.
 """
 
 import statistics
@@ -15,24 +15,24 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.pipeline.building.status.totals import Totals
 
 LAST_SHARDS = 20
-"""The most shards that count as the last ones; at most a quarter of all."""
+"""Maximum number of shards that count as the last ones. They are at most a quarter of all shards."""
 
 SAMPLED_SHARDS = 100
-"""The most shards before them that are read one by one."""
+"""Maximum number of earlier shards that are read individually."""
 
 LEAST_SHARDS = 8
-"""Fewer shards are not compared."""
+"""Minimum number of shards for a comparison."""
 
 LEAST_SAMPLED = LEAST_SHARDS - LEAST_SHARDS // 4
-"""By fewer shards before the last ones no number is called unusual: how much they vary is not known."""
+"""Minimum number of earlier shards with a value. With fewer, no number is called unusual."""
 
 UNUSUAL = 3.0
-"""Standard errors."""
+"""Threshold in standard errors."""
 
 
 @dataclass(frozen=True)
 class ShardNumbers:
-    """The numbers of a shard; `faces` and `plates` are None where its table cannot be read."""
+    """Numbers of a shard. `faces` and `plates` are None if its table cannot be read."""
 
     rows: int
     images: int
@@ -42,25 +42,23 @@ class ShardNumbers:
 
     @classmethod
     def of(cls, commit: Commit, faces: int | None, plates: int | None) -> "ShardNumbers":
-        """Return the numbers of a commit, with those that its `images` table has."""
+        """Return the numbers of a commit, with those from its `images` table."""
         counts = commit.counts
         return cls(counts.get("rows", 0), counts.get("images", 0), counts.get("masks", 0), faces, plates)
 
 
 @dataclass(frozen=True)
 class DriftValue:
-    """One number, in the last shards and in those before; None where it is not known."""
+    """One number in the last shards and in the earlier ones; None if unknown."""
 
     name: str
     last: float | None
     before: float | None
-    error: (
-        float | None
-    )  # the standard error of their difference, by how the number varies from shard to shard, if known
+    error: float | None  # standard error of the difference, from the variation between shards, if known
 
     @property
     def unusual(self) -> bool:
-        """Whether they differ by more than `UNUSUAL` standard errors."""
+        """True if they differ by more than `UNUSUAL` standard errors."""
         if self.last is None or self.before is None or self.error is None:
             return False
         return abs(self.last - self.before) > max(UNUSUAL * self.error, 1e-9)
@@ -68,19 +66,19 @@ class DriftValue:
 
 @dataclass(frozen=True)
 class Drift:
-    """The last shards beside those before them."""
+    """Comparison of the last shards with the earlier ones."""
 
     shards: int  # the last ones
     before: int  # all others
-    sampled: int  # of these, read one by one
+    sampled: int  # of these, read individually
     unread: int  # shards whose `images` table could not be read
     compared: Sequence[DriftValue]
 
 
 def last_and_sample(built: Sequence[int], committed: Sequence[int]) -> tuple[list[int], list[int]] | None:
-    """Choose the last shards, and a sample of those before them; None if there are too few.
+    """Choose the last shards and a sample of the earlier ones, or None if there are too few.
 
-    `built` are the shards in order of time, `committed` all of them, in order.
+    `built` contains the shards in order of time, and `committed` all of them in order of their numbers.
     """
     count = min(LAST_SHARDS, len(committed) // 4, len(built))
     if len(committed) < LEAST_SHARDS or not count:
@@ -92,7 +90,7 @@ def last_and_sample(built: Sequence[int], committed: Sequence[int]) -> tuple[lis
 
 
 def compare(totals: Totals, late: Sequence[ShardNumbers], early: Sequence[ShardNumbers]) -> Drift:
-    """Compare the last shards with those before, of which `early` are a sample; `totals` are of all shards."""
+    """Compare the last shards with the earlier ones, of which `early` is a sample. `totals` covers all shards."""
     images = totals.written - sum(shard.images for shard in late)
     masks = totals.masks - sum(shard.masks for shard in late)
     refused = sum(totals.rejected.values()) - sum(shard.rows - shard.images for shard in late)
@@ -119,7 +117,7 @@ def _compare(
     part: Callable[[ShardNumbers], tuple[int | None, int]],
     before: float | None = None,
 ) -> DriftValue:
-    """Compare a share of sums; `before` is exact, or None where only a sample says it."""
+    """Compare a ratio of sums. `before` is the exact earlier value, or None if only a sample is available."""
     pairs = [[pair for pair in map(part, shards) if pair[0] is not None and pair[1]] for shards in (late, early)]
     last, sampled = (_ratio(sum(top or 0 for top, _ in some), sum(below for _, below in some)) for some in pairs)
     each = [(top or 0) / below for top, below in pairs[1]]

@@ -1,4 +1,4 @@
-"""How fast a dataset grows, by the times at which the store got its commits: they hold nothing of time themselves."""
+"""Growth rate of a dataset, from the times at which the store received its commits, which contain no time."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,63 +12,63 @@ from segmint.infra.storage.stores import NO_TIME
 LAST_HOUR = timedelta(hours=1)
 
 LEAST_COMMITS = 5
-"""A pace rests on at least so many commits, if there are as many, however long they took."""
+"""Minimum number of commits that a pace is based on, if there are as many, however long they took."""
 
 MOST_COMMITS = 200
-"""And on at most so many, whose counts are read."""
+"""Maximum number of commits that a pace is based on, because their counts are read."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What the last commits brought, and in which time."""
+    """Output of the last commits, and the time that it took."""
 
     shards: int
     rows: int
     images: int
     masks: int
-    since: datetime  # of the commit before them
+    since: datetime  # time of the commit before them
     last: datetime
 
     @property
     def seconds(self) -> float:
-        """The time that they took."""
+        """Time that they took, in seconds."""
         return (self.last - self.since).total_seconds()
 
     @property
     def rows_per_s(self) -> float:
-        """Rows a second, refused ones too: what decides when the rest is done."""
+        """Rows per second, including rejected ones, which determine the remaining time."""
         return self.rows / self.seconds
 
     @property
     def images_per_s(self) -> float:
-        """Images a second."""
+        """Images per second."""
         return self.images / self.seconds
 
     @property
     def masks_per_s(self) -> float:
-        """Masks a second."""
+        """Masks per second."""
         return self.masks / self.seconds
 
 
 @dataclass(frozen=True)
 class LastCommits:
-    """The commits that a pace rests on."""
+    """Commits that a pace is based on."""
 
-    shards: Sequence[int]  # in order of time, without the commit that the time is counted from
+    shards: Sequence[int]  # in order of time, without the commit at which the time starts
     since: datetime
     last: datetime
 
 
 def first_commits(listed: Iterable[ListedCommit]) -> dict[int, datetime]:
-    """Return when builds first committed each shard, in order of time; without those whose time is not known.
+    """Return when builds first committed each shard, in order of time, except for unknown times.
 
-    `listed` are the files of all commits, in order. A correction removes the commit before its own, and with it that
-    one's time. But builds commit in order: where the nearest shards on both sides were not corrected, and one was
-    committed after the other, those between them are taken as spread evenly over that time.
+    `listed` contains the files of all commits, in order. A correction removes the commit before its own, and the time
+    with it. But builds commit in order, so if the nearest uncorrected shards on both sides were committed one after the
+    other, those between them are spread evenly over that time.
     """
     times: dict[int, datetime] = {}
     before: ListedCommit | None = None  # the last one that was not corrected
-    corrected: list[ListedCommit] = []  # since that one
+    corrected: list[ListedCommit] = []  # since then
     for _, generations in groupby(listed, key=lambda commit: commit.shard):
         first = next(generations)
         if first.generation > 1 or first.modified == NO_TIME:
@@ -85,9 +85,9 @@ def first_commits(listed: Iterable[ListedCommit]) -> dict[int, datetime]:
 
 
 def last_commits(first: Mapping[int, datetime]) -> LastCommits | None:
-    """Choose the commits of the hour before the last one; `first` has the time of each shard's, in order of time.
+    """Choose the commits of the hour before the last one. `first` maps each shard to its time, in order of time.
 
-    At least `LEAST_COMMITS`, at most `MOST_COMMITS`. None where no time lies between them.
+    Returns at least `LEAST_COMMITS` and at most `MOST_COMMITS` commits, or None if no time lies between them.
     """
     shards = list(first)[-MOST_COMMITS - 1 :]
     if not shards:
@@ -100,7 +100,7 @@ def last_commits(first: Mapping[int, datetime]) -> LastCommits | None:
 
 
 def pace_of(commits: LastCommits, sums: CommitSums) -> Pace:
-    """Return the pace of these commits, whose sums are given."""
+    """Return the pace of these commits from their sums."""
     counts = sums.counts
     return Pace(
         shards=len(commits.shards),

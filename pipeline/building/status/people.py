@@ -1,6 +1,6 @@
-"""The masks that people made: `segmint status` counts them in the tables of the shards that were changed since a build.
+"""Counts of annotated masks for `segmint status`, from the tables of shards that changed since their build.
 
-A build's own commits, of generation 1, have only automatic masks: people's masks come in as a later generation.
+A build's own commits, of generation 1, contain only automatic masks. Annotated masks arrive in later generations.
 """
 
 from collections import Counter
@@ -20,21 +20,21 @@ from segmint.operators.schemas import AUTOMATIC
 
 @dataclass(frozen=True)
 class People:
-    """Masks that people made, in some shards."""
+    """Annotated masks of some shards."""
 
     by_source: Mapping[str, int]
-    timed: int = 0  # masks with their time
-    seconds: float = 0.0  # over these
-    unread: int = 0  # tables that could not be read
+    timed: int = 0  # masks with a recorded time
+    seconds: float = 0.0  # total of these masks
+    unread: int = 0  # tables that couldn't be read
 
     @property
     def masks(self) -> int:
-        """Masks of all sources."""
+        """Number of masks of all sources."""
         return sum(self.by_source.values())
 
     @property
     def seconds_per_mask(self) -> float | None:
-        """Active seconds of a person a mask, over the masks with a time; None if no mask has one."""
+        """Active seconds of annotators per mask, over the masks with a recorded time, or None without any."""
         return self.seconds / self.timed if self.timed else None
 
     def __add__(self, other: "People") -> "People":
@@ -46,7 +46,7 @@ NOBODY = People({})
 
 
 def count_people(dataset: Dataset, commit: Commit) -> People:
-    """Count the masks of people in a shard; a table is unread if it is damaged, or a correction has replaced it."""
+    """Count the annotated masks of a shard. A table is unread if it is damaged or a correction has replaced it."""
     try:
         sources = dataset.table(commit, "masks", ["source"]).column("source")
         if not set(sources.unique().to_pylist()) - {AUTOMATIC, None}:
@@ -58,7 +58,7 @@ def count_people(dataset: Dataset, commit: Commit) -> People:
     times = [
         row["seconds"]
         for row in rows
-        if row["seconds"] is not None and isfinite(row["seconds"]) and not _is_untouched(row)  # whose seconds are 0
+        if row["seconds"] is not None and isfinite(row["seconds"]) and not _is_untouched(row)  # those have 0 seconds
     ]
     return People(Counter(row["source"] for row in rows), len(times), sum(times))
 
@@ -66,7 +66,7 @@ def count_people(dataset: Dataset, commit: Commit) -> People:
 def _is_untouched(mask: Mapping[str, Any]) -> bool:
     """Return whether a mask was prefilled from a detector's box and nobody spent time on it.
 
-    The rule is that of `assignments.is_untouched`.
+    Follows the rule of `assignments.is_untouched`.
     """
     prompts = mask["prompts"] or []
     boxed = len(prompts) == 1 and prompts[0]["kind"] == "box"

@@ -1,4 +1,4 @@
-"""The status of a dataset, and of several side by side: its values, and how they are written as text and JSON."""
+"""Status of one or several datasets: the values, and their text and JSON forms."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +17,20 @@ from segmint.pipeline.building.status.people import People
 from segmint.pipeline.building.status.totals import Gap, Totals
 
 SHOWN = 10
-"""Gaps that people are shown; JSON has all."""
+"""Maximum number of gaps in the text form. JSON contains all."""
 
 _FARTHEST = timedelta(days=36_500)
 
 NOTHING = "-"
-"""What a cell shows where there is nothing to say."""
+"""Cell text without a value."""
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What an hour costs. Raises `UsageError` for numbers that make no sense."""
+    """Cost of an hour. Raises `UsageError` for invalid numbers."""
 
-    price: float | None = None  # of an hour of each device, as `segmint plan` takes it
-    devices: int = 1  # how many the build has: a dataset does not say
+    price: float | None = None  # per device-hour, as in `segmint plan`
+    devices: int = 1  # number used by the build, which a dataset doesn't record
 
     def __post_init__(self) -> None:
         if self.price is not None and not (math.isfinite(self.price) and self.price >= 0):
@@ -39,64 +39,64 @@ class Prices:
             raise UsageError(f"--gpus is {self.devices}: expected a number of GPUs from 1")
 
     def of(self, seconds: float) -> float | None:
-        """Return the price of so many seconds of all devices."""
+        """Return the price of `seconds` seconds of all devices."""
         return None if self.price is None else seconds / 3600 * self.price * self.devices
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a dataset is."""
+    """Progress of a dataset."""
 
     dataset: str
     name: str
     time: datetime  # when it was read
     totals: Totals
-    last_commit: datetime | None  # of a build or a correction; None: there is none, or its time is not known
-    pace: Pace | None  # None: too few commits to say, or all of one moment
+    last_commit: datetime | None  # of a build or a correction; None if there is none or its time is unknown
+    pace: Pace | None  # None: too few commits, or all at the same time
     prices: Prices
     gaps: Sequence[Gap]
     drift: Drift | None  # None: too few shards
-    round: int  # how many trainings led to its weights
+    round: int  # number of trainings that led to its weights
     weights: ModelWeights
     trainings: tuple[TrainingRound, ...]  # the lineage of its weights; empty in round 0
     people: People
 
     @property
     def complete(self) -> bool:
-        """Whether every shard is committed."""
+        """True if every shard is committed."""
         return not self.totals.missing
 
     @property
     def seconds_left(self) -> float | None:
-        """The time left at the pace of the last commits; None if it is not known."""
+        """Remaining seconds at the pace of the last commits, or None if unknown."""
         if self.complete:
             return 0.0
         return self.totals.missing_rows / self.pace.rows_per_s if self.pace and self.pace.rows else None
 
     @property
     def cost_left(self) -> float | None:
-        """What the rest costs; None without a price or a pace."""
+        """Cost of the remaining work, or None without a price or a pace."""
         return None if self.seconds_left is None else self.prices.of(self.seconds_left)
 
     @property
     def chain(self) -> tuple[str, ...]:
-        """The SHA-256 of all weights from the first of its lineage to those that made it."""
+        """SHA-256 of all weights, from the first of the lineage to those that made the dataset."""
         return tuple(link.weights for link in self.trainings) or (self.weights.sha256,)
 
     @property
     def held_out(self) -> HeldOutScores | None:
-        """What was measured before and after the training of its weights; None if nothing was."""
+        """Scores before and after the training of its weights, or None if nothing was measured."""
         return self.trainings[-1].held_out if self.trainings else None
 
     @property
     def masks_by_source(self) -> Mapping[str, int]:
-        """Masks of each source; those that no person made are automatic."""
+        """Number of masks by source. Masks that no person made are automatic."""
         automatic = {AUTOMATIC: self.totals.masks - self.people.masks}
         return {**dict.fromkeys(SOURCES, 0), **automatic, **self.people.by_source}
 
     @property
     def masks_per_image(self) -> float | None:
-        """Masks an image; None without images."""
+        """Masks per image, or None without images."""
         return self.totals.masks / self.totals.written if self.totals.written else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Status:
         }
 
     def lines(self) -> list[str]:
-        """Return the status as lines for people."""
+        """Return the status as lines of text."""
         totals = self.totals
         refused = sum(totals.rejected.values())
         done = totals.shards / max(1, totals.shards + len(totals.missing))
@@ -232,7 +232,7 @@ class Status:
 
 
 def unread_line(people: People) -> str:
-    """Say that the masks of people in some tables are not known."""
+    """Return a line on tables whose annotated masks are unknown."""
     return f"masks of people: {counted(people.unread, 'table')} could not be read: run segmint audit"
 
 
@@ -244,21 +244,21 @@ def _drift_line(one: DriftValue) -> str:
 
 @dataclass(frozen=True)
 class StatusTable:
-    """The status of several datasets."""
+    """Status of several datasets."""
 
     rows: Sequence[Status]
 
     @property
     def complete(self) -> bool:
-        """Whether every shard of every dataset is committed."""
+        """True if every shard of every dataset is committed."""
         return all(row.complete for row in self.rows)
 
     @property
     def lineages(self) -> list[int]:
-        """The number of each dataset's lineage, from 1: datasets of one number have weights derived from each other.
+        """Lineage number of each dataset, from 1. Datasets with the same number have weights derived from each other.
 
-        A lineage is the longest chain of weights among the datasets, and all whose weights are on it; then the longest
-        among the others. Of equally long ones, that of the dataset which was given first comes first.
+        A lineage is the longest chain of weights among the datasets, with all datasets whose weights are on it. The
+        next lineage is the longest chain among the others. Ties go to the dataset that was given first.
         """
         chains = [row.chain for row in self.rows]
         numbers = [0] * len(chains)
@@ -279,7 +279,7 @@ class StatusTable:
         return {"lineages": max(numbers), "datasets": rows}
 
     def lines(self) -> list[str]:
-        """Return the table for people, with what led to the weights below it; columns that say nothing are left out."""
+        """Return the table as lines of text, followed by the lineages of the weights. Empty columns are omitted."""
         columns = [[head, *cells] for head, cells in self._columns() if set(cells) != {NOTHING}]
         first, *others = ([cell.rjust(max(map(len, cells))) for cell in cells] for cells in columns)
         names = [cell.strip().ljust(len(cell)) for cell in first]
@@ -309,7 +309,7 @@ class StatusTable:
         yield "held out", [NOTHING if one is None else count(one.images) for one in held]
 
     def _lineage_lines(self) -> Iterator[str]:
-        """Yield the trainings of each lineage, those of its longest chain of weights."""
+        """Yield the trainings of each lineage, from its longest chain of weights."""
         numbers = self.lineages
         for lineage in range(1, max(numbers) + 1):
             rows = [row for row, number in zip(self.rows, numbers, strict=True) if number == lineage]

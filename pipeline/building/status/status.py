@@ -1,4 +1,4 @@
-"""How far a dataset is, from its commits: `segmint status`. Needs no Ray, and nothing of the running build."""
+"""Progress of a dataset, from its commits only: `segmint status`. Needs neither Ray nor the running build."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,13 +21,13 @@ from segmint.pipeline.building.status.totals import Totals, find_gaps, total
 _THREADS = 16
 
 _KEPT = 4000
-"""Commits that are kept for the next look: more than a look reads where the sums of blocks are saved."""
+"""Number of commits cached between reads: more than a read needs if the sums of blocks are saved."""
 
 
 class StatusReader:
-    """Reads a dataset's status, again and again; what cannot change is read once.
+    """Reads a dataset's status repeatedly, and caches what cannot change.
 
-    It writes nothing but the sums of blocks of commits (`summaries/`), where it may, as a build does.
+    Like a build, it writes the sums of blocks of commits (`summaries/`) if it may, and nothing else.
     """
 
     def __init__(self, dataset: Location, prices: Prices) -> None:
@@ -38,14 +38,14 @@ class StatusReader:
         self._people: dict[ListedCommit, People] = {}
 
     def read(self) -> Status:
-        """Return the status now.
+        """Return the current status.
 
         Raises `UsageError` if there is no dataset, and `DamagedDatasetError` for a commit that cannot be read.
         """
         now = datetime.now(UTC)
         manifest = load_manifest(self._dataset)
         listed = CommitLog(self._dataset).listed(manifest.shards)
-        held = {commit.shard: commit for commit in listed}  # the last generation of each
+        held = {commit.shard: commit for commit in listed}  # the latest generation of each
         first = first_commits(listed)
         times = [commit.modified for commit in listed if commit.modified != NO_TIME]
         totals = total(self._dataset, manifest, list(held.values()), range(manifest.shards), self._read_list)
@@ -89,7 +89,7 @@ class StatusReader:
         return compare(totals, of_last, of_sample)
 
     def _people_of(self, manifest: DatasetManifest, held: Iterable[ListedCommit]) -> People:
-        """Count the masks of people; the tables of shards that were not changed since their build have none."""
+        """Count the annotated masks. Shards that have not changed since their build contain none."""
         changed = [listed for listed in held if listed.generation > 1]
         new = self._read(listed for listed in changed if listed not in self._people)
         dataset = Dataset(self._dataset, manifest)
@@ -98,7 +98,7 @@ class StatusReader:
         return sum((self._people[listed] for listed in changed if listed in self._people), NOBODY)
 
     def _read(self, wanted: Iterable[ListedCommit]) -> dict[ListedCommit, Commit]:
-        """Read these commits, in that order; if a correction replaces one meanwhile, the newer one."""
+        """Read these commits, in that order. If a correction replaces one meanwhile, read the newer one."""
         listed = list(wanted)
         new = {commit.shard: commit for commit in listed if commit not in self._commits}
         for commit in CommitLog(self._dataset).read_latest_of((each.key for each in new.values()), _THREADS):
@@ -113,12 +113,12 @@ class StatusReader:
 
 
 def _count(dataset: Dataset, commit: Commit) -> ShardNumbers:
-    """Count a shard's faces and plates; they are None where its `images` table cannot be read."""
+    """Count the faces and plates of a shard, as None if its `images` table cannot be read."""
     faces: int | None = None
     plates: int | None = None
     try:
         table = dataset.table(commit, "images", ["faces", "plates"])
         faces, plates = (sum(table.column(name).drop_null().to_pylist()) for name in ("faces", "plates"))
     except (NotFoundError, DamagedDatasetError, KeyError):
-        pass  # a correction has replaced it, or it is damaged: what an audit is for
+        pass  # a correction replaced it, or it is damaged, which an audit reports
     return ShardNumbers.of(commit, faces, plates)

@@ -1,7 +1,7 @@
-"""What a dataset contains by its commits: the numbers that a run's accounting and `segmint status` share.
+"""Contents of a dataset by its commits: the numbers that accounting and `segmint status` share.
 
-Missing shards below a committed one are on hold, as builds commit in order. Why is not stored in a dataset: a run keeps
-it in memory and in its log. The gaps say which.
+Because builds commit in order, missing shards below a committed one are on hold. The reason is not stored in the
+dataset, only in the memory and the log of the run. Gaps identify the shards.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -17,7 +17,7 @@ from segmint.infra.storage.location import Location
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over some shards of a dataset, from the commits alone."""
+    """Sums over some shards of a dataset, from its commits only."""
 
     rows: int  # catalog rows of these shards, committed or not
     written: int  # images
@@ -35,9 +35,9 @@ def total(
     wanted: range,
     read: ReadCommits | None = None,
 ) -> Totals:
-    """Sum the commits of the shards in `wanted` (step 1); `held` are the files of those that hold.
+    """Sum the commits of the shards in `wanted` (step 1). `held` are the files of the latest commits.
 
-    `read` as in `sum_listing`.
+    `read` is as in `sum_listing`.
     """
     sums = sum_listing(dataset, held, read=read, wanted=wanted)
     committed = {commit.shard for commit in held}
@@ -59,28 +59,28 @@ def rows_of(manifest: DatasetManifest, shards: Sequence[int]) -> int:
 
 
 def refused_in(sums: CommitSums) -> dict[str, int]:
-    """Return the refused rows by reason."""
+    """Return the number of rejected rows by reason."""
     counts = sums.counts.items()
     return {name.removeprefix(REJECTED): count for name, count in counts if name.startswith(REJECTED)}
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Neighboring shards that are missing while the next one is committed."""
+    """Adjacent missing shards below a committed one."""
 
     first: int
     last: int
     rows: int
-    since: datetime | None  # when the shard after them was first committed; None: not known
+    since: datetime | None  # when the next shard was first committed; None: unknown
 
     @property
     def shards(self) -> int:
-        """The number of shards."""
+        """Number of shards."""
         return self.last - self.first + 1
 
     @property
     def name(self) -> str:
-        """The shards in words: `17`, or `40-41`."""
+        """Shards as text: `17` or `40-41`."""
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
 
@@ -90,9 +90,9 @@ def find_gaps(
     committed: Container[int],
     first_commits: Mapping[int, datetime],
 ) -> list[Gap]:
-    """Return the runs of missing shards that a committed one follows, in order; `missing` is ascending.
+    """Return the runs of missing shards below a committed one, in order. `missing` is ascending.
 
-    `first_commits` has the time of each shard's first commit, as far as it is known.
+    `first_commits` contains the times of the shards' first commits, as far as they are known.
     """
     gaps = []
     first = None
