@@ -1,4 +1,4 @@
-"""`segmint assets`: list, fetch and verify the known weight files, and export them as ONNX."""
+"""`segmint assets`: list, fetch, and verify the known weight files, and export them as ONNX."""
 
 from dataclasses import asdict
 from enum import StrEnum
@@ -16,7 +16,7 @@ app = typer.Typer(name="assets", help="List, fetch, verify and export weight fil
 
 
 class OnnxPart(StrEnum):
-    """The part of a SAM that an ONNX file holds."""
+    """Part of a SAM model that an ONNX file contains."""
 
     DECODER = "decoder"
     ENCODER = "encoder"
@@ -27,7 +27,7 @@ class OnnxPart(StrEnum):
 def list_assets(as_json: AsJson = False) -> None:
     """List the known weight files with their licenses.
 
-    And where a verified copy of each is.
+    Shows the path of a verified copy of each, if there is one.
     """
     from segmint.infra.assets.resolve import describe
 
@@ -60,7 +60,7 @@ def fetch(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch weight files into the cache, and check their hashes."""
+    """Fetch weight files into the cache and check their hashes."""
     from segmint.infra.assets.resolve import resolve
 
     paths = {name: resolve(_known(name), mirror=mirror) for name in names}
@@ -82,7 +82,7 @@ def verify(
 ) -> None:
     """Check the hashes of weight files.
 
-    Of those named, or of all that are on this machine.
+    Checks the named files, or all on this machine.
     """
     from segmint.infra.assets.cache import cache_folder
     from segmint.infra.assets.cache import verify as verify_file
@@ -137,7 +137,7 @@ def export_onnx(
 ) -> None:
     """Write SAM's decoder or image encoder as ONNX.
 
-    For programs and web pages without torch.
+    For programs and web pages that do not use torch.
     """
     if single_mask and part is OnnxPart.ENCODER:
         raise UsageError("--single-mask belongs to --part decoder: an encoder makes no masks")

@@ -1,7 +1,7 @@
-"""The command line: one file for each command in `commands/`, assembled here.
+"""Command line: assembles the commands, one file per command in `commands/`.
 
-A command's module is imported when the command runs or shows its help, and a command imports what is heavy when it
-runs, so that help comes at once.
+A command's module is imported when the command runs or shows its help. A command imports heavy modules only when it
+runs, so that help appears at once.
 """
 
 import importlib
@@ -16,11 +16,11 @@ from segmint.pipeline.commands.common.console import DEBUG_VARIABLE, print_json,
 
 
 class CommandPlace(NamedTuple):
-    """Where a command is."""
+    """Location of a command."""
 
     module: str  # below `segmint.pipeline.commands`
-    name: str  # of the function, or of the `Typer` of a group
-    help: str  # the first line of what its `--help` says
+    name: str  # the function, or the `Typer` of a group
+    help: str  # first line of its `--help`
 
 
 PANELS = {
@@ -70,21 +70,21 @@ PANELS = {
         "train": CommandPlace("engine.train", "train", "Train SAM on datasets' masks, or go on with a run."),
     },
 }
-"""The commands by the panel of `segmint --help` that lists them, in its order."""
+"""Commands by the panel of `segmint --help` that lists them, in display order."""
 
 _PLACES = {name: place for panel in PANELS.values() for name, place in panel.items()}
 _PACKAGES = ("torch", "torchvision", "numpy", "ray", "pyarrow", "pillow", "opencv-python-headless", "duckdb")
 
 
 class Commands(typer.core.TyperGroup):
-    """The group of all commands; it imports those that are asked for, and lists them in panels without any import."""
+    """Group of all commands. It imports the requested commands only, and lists them in panels without any import."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names in the order of the panels."""
+        """Return the command names in the order of the panels."""
         return list(_PLACES)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command; where no command has this name, load all of them, for "Did you mean"."""
+        """Return a command, or load all of them for "Did you mean" if none has this name."""
         for name in [cmd_name] if cmd_name in _PLACES else _PLACES:
             if name not in self.commands:
                 self.commands[name] = _load(name)
@@ -121,9 +121,9 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The command `segmint`; ends the process with its exit code."""
-    # Threads that wait by spinning take the cores from those they wait for as soon as another process works too: a
-    # prompt then takes twenty times as long. Read once, when torch's thread library loads.
+    """Run `segmint` and end the process with its exit code."""
+    # Threads that spin while waiting take cores from the processes they wait for: a prompt then takes twenty times as
+    # long. torch's thread library reads this variable once, when it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="segmint")
 

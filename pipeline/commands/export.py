@@ -1,4 +1,4 @@
-"""`segmint export`: a dataset in the formats of other tools."""
+"""`segmint export`: write a dataset in the formats of other tools."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""`segmint masks`: masks for photographs, one by one or a folder of them."""
+"""`segmint masks`: make masks for single photographs or a folder of them."""
 
 import sys
 from collections import Counter
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class Profile(StrEnum):
-    """The defaults of automatic mask generation."""
+    """Set of defaults for automatic mask generation."""
 
     SA1B = "sa1b"
     OFFICIAL = "official"
 
 
 class Precision(StrEnum):
-    """The floating-point format that the model computes in."""
+    """Floating-point format of the model's computations."""
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -105,7 +105,7 @@ def masks(
 ) -> None:
     """Make masks for photographs.
 
-    All masks, or those for points and boxes in pixels.
+    By default, all masks. With points or boxes, in pixels, only their masks.
     """
     from segmint.pipeline.masks.options import MasksOptions, masks_config, read_prompts, release_config
 
@@ -138,7 +138,7 @@ def _check_flags(prompted: bool, *, all_masks: bool, full_frame: bool, profile: 
 
 
 def _split(overrides: list[str], *, automatic: bool, profile: Profile) -> tuple[list[str], list[str]]:
-    """Return the overrides of `masks:` and those of `release:`; raises `UsageError` where no frame is released."""
+    """Return the overrides of `masks:` and of `release:`. Raises `UsageError` if the frame is not a released one."""
     from segmint.pipeline.masks.options import RELEASE
 
     released = [override for override in overrides if override.strip().startswith(RELEASE)]
@@ -184,7 +184,7 @@ def _run(
 
 
 class _Display:
-    """Prints a line for each photograph; on a terminal above bars of points and photographs, which `stack` ends."""
+    """Prints a line per photograph. On a terminal, it also shows progress bars, which `stack` closes."""
 
     def __init__(self, planned: "MasksPlan", stack: ExitStack) -> None:
         self._planned, self._done, self._bars = planned, 0, None
@@ -203,7 +203,7 @@ class _Display:
             self._bars.update("points", min(self._done + done, self._points))
 
     def add(self, results: "list[ImageResult]") -> None:
-        """Print the line of the last of the results."""
+        """Print the line of the last result."""
         line = _line(results[-1])
         if self._planned.waits(self._planned.outputs.tasks[len(results) - 1]):
             self._done += self._planned.work.points
@@ -219,14 +219,14 @@ class _Display:
 
 
 def _left(planned: "MasksPlan", results: "list[ImageResult]") -> float | None:
-    """Estimate the seconds that the rest takes, from those made so far; None before the first."""
+    """Estimate the remaining seconds from the photographs processed so far, or None before the first."""
     made = [result.seconds for result in results if result.outcome == "made"]
     waiting = planned.work.photographs - sum(result.outcome != "skipped" for result in results)
     return sum(made) / len(made) * waiting if made and waiting > 0 else None
 
 
 def _sum_up(planned: "MasksPlan", results: "list[ImageResult]") -> None:
-    """Say what became of all photographs, which of them have no masks and why, where the masks are, and what next."""
+    """Print a summary: counts by outcome, photographs without masks and why, where the masks are, and the next step."""
     folder, total = planned.outputs.folder, len(planned.outputs.tasks)
     outcomes = Counter(result.outcome for result in results)
     if total > 1 and results:

@@ -1,4 +1,4 @@
-"""`segmint catalog`: make a catalog of a folder or bucket of images, check it, curate it, find countries."""
+"""`segmint catalog`: scan images into a catalog, check it, curate it, and fill in countries."""
 
 from datetime import UTC, datetime
 from itertools import chain
@@ -53,7 +53,7 @@ def scan(
 ) -> None:
     """Make a catalog of the images below a folder or prefix.
 
-    Licenses come from sidecar files or --license.
+    Licenses come from sidecar files or from --license.
     """
     from segmint.catalogs.source.check import check as check_catalog
     from segmint.catalogs.source.scan import check_relative, relative_rows, write_catalog
@@ -102,9 +102,9 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Read a whole catalog and report what is in it.
+    """Read a whole catalog and report its contents.
 
-    Exit code 1 when it has findings.
+    Exits with code 1 if there are findings.
     """
     from segmint.catalogs.source.check import check as check_catalog
     from segmint.infra.errors import UsageError
@@ -138,9 +138,9 @@ def locate(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fill in the country of images whose caption names it.
+    """Fill in the country of images whose caption names one.
 
-    Given countries stay.
+    Existing countries do not change.
     """
     from segmint.catalogs.locate import locate as locate_images
     from segmint.infra.errors import UsageError
@@ -155,7 +155,7 @@ def locate(
 
 
 def _policy(build: "Configuration | None") -> "LicensePolicy | None":
-    """The license policy of a build that begins today; None without a configuration."""
+    """Return the license policy of a build that begins today, or None without a configuration."""
     if build is None:
         return None
     return build.license.policy(build.license.policy_date or datetime.now(UTC).date())

@@ -1,4 +1,4 @@
-"""`segmint catalog curate`: refuse copies, unfit and opted-out images before anything is paid for them."""
+"""`segmint catalog curate`: mark duplicates, unfit images, and opted-out images before a build."""
 
 from typing import Annotated
 
@@ -35,7 +35,7 @@ def curate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every image of a catalog once, and mark what is unfit."""
+    """Read every image of a catalog once and mark duplicates and unfit images."""
     from segmint.pipeline.building.curate.curate import run_curate
     from segmint.pipeline.building.curate.distributions import ending
     from segmint.pipeline.config.config import load_config

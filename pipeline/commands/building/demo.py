@@ -1,4 +1,4 @@
-"""`segmint demo`: a small dataset of real photographs."""
+"""`segmint demo`: build a small dataset of real photographs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ def demo(
 ) -> None:
     """Build a small dataset of real photographs, and draw its masks.
 
-    The photographs come with scikit-image and scikit-learn.
+    The photographs ship with scikit-image and scikit-learn.
     """
     from segmint.pipeline.demo import run_demo
 

@@ -1,4 +1,4 @@
-"""`segmint init`: a configuration to begin with."""
+"""`segmint init`: write a configuration to start from."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +24,7 @@ def init(
 ) -> None:
     """Write a commented configuration for `segmint build`.
 
-    A file that exists is left as it is.
+    Existing files are never overwritten.
     """
     from segmint.pipeline.config.config import Config
     from segmint.pipeline.config.yaml_file import check, parse_yaml

@@ -1,4 +1,4 @@
-"""`segmint plan`: what a build will take, before it runs."""
+"""`segmint plan`: estimate a build before it runs."""
 
 from typing import Annotated
 

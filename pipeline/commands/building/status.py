@@ -1,4 +1,4 @@
-"""`segmint status`: how far a build is, from any machine that reaches the dataset."""
+"""`segmint status`: show build progress from any machine that can read the dataset."""
 
 import sys
 import time
@@ -34,8 +34,8 @@ def status(
 ) -> None:
     """Show how far a build is, from its commits.
 
-    Done, pace, time and cost left, refusals, drift, what is on hold, masks of people, and the trainings that led to
-    its weights.
+    Shows progress, pace, remaining time and cost, rejections, drift, shards on hold, annotated masks, and the trainings
+    that led to the weights.
     """
     if watch and as_json:
         raise UsageError("--watch is for people, and --json for programs: give one of them")
@@ -59,9 +59,10 @@ def status(
 
 
 def _watch(read: "Callable[[], Status | StatusTable]", every: float) -> None:
-    """Show the status until all datasets are complete, or until Ctrl-C, which is no failure here.
+    """Show the status until all datasets are complete or until Ctrl-C, which is not an error here.
 
-    On a terminal it is drawn in place, elsewhere printed again. Once it was read, a fault does not end it.
+    On a terminal, the display updates in place; elsewhere, it is printed again. After the first read, faults do not end
+    it.
     """
     from rich.console import Console
     from rich.live import Live

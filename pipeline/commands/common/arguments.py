@@ -35,7 +35,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 def storage_of(config: str | None) -> "Storage":
-    """Return access to stores, with the options of a build's configuration if one is given."""
+    """Return access to stores, with the storage options of a build's configuration if one is given."""
     return build_of(config)[1]
 
 

@@ -1,7 +1,6 @@
-"""What commands print: results on standard output, everything else on standard error; what they ask; and exit codes.
+"""Console output of commands: results on standard output, the rest on standard error, prompts, and exit codes.
 
-0: done; 1: findings (checks and audits only); 2: wrong usage or configuration; 3: failed or
-unfinished.
+0: done; 1: findings (checks and audits only); 2: invalid usage or configuration; 3: failed or unfinished.
 """
 
 import functools
@@ -30,15 +29,14 @@ FINDINGS = 1
 FAILED = 3
 DEBUG_VARIABLE = "SEGMINT_DEBUG"
 
-# Except tab and newline; with the marks that turn the direction of text, which disguise a name's ending.
+# Except tab and newline. Includes the marks that reverse text direction, which can disguise a name's ending.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f" + TURNING + "]")
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn every exception of a command into a message for people and an exit code; never a bare traceback.
+    """Turn every exception of a command into a readable message and an exit code, without a traceback.
 
-    The traceback of an unexpected exception comes with `segmint --debug` or the environment's
-    `SEGMINT_DEBUG=1`.
+    `segmint --debug` or the environment variable `SEGMINT_DEBUG=1` adds the traceback of an unexpected exception.
     """
 
     @functools.wraps(command)
@@ -53,7 +51,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             print_message("interrupted: finished work is kept, and the same command continues with the rest")
             raise typer.Exit(FAILED) from error
         except BrokenPipeError as error:
-            # The reader of our output has gone; without this, Python complains again when it flushes at exit.
+            # The reader of our output is gone. Without this, Python complains again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from error
         except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -72,7 +70,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def debugging() -> bool:
-    """Whether tracebacks are on."""
+    """Return whether tracebacks are enabled."""
     return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
 
 
@@ -82,30 +80,30 @@ def _maybe_traceback() -> None:
 
 
 def print_message(text: str) -> None:
-    """Print a line for people, on standard error."""
+    """Print a message on standard error."""
     typer.echo(printable(text), err=True)
 
 
 def print_line(text: str) -> None:
-    """Print a line of the result, on standard output."""
+    """Print a line of the result on standard output."""
     typer.echo(printable(text))
 
 
 def print_json(value: Any) -> None:
-    """Print the result as one JSON value on standard output, for programs."""
+    """Print the result as one JSON value on standard output."""
     text = json.dumps(without_secrets(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
     typer.echo(_encodable(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)))
 
 
 class Printable(Protocol):
-    """The result of a command: a dataclass. Its JSON has its fields, unless it has a method `to_dict`."""
+    """Result of a command: a dataclass. Its JSON form contains its fields, unless it defines `to_dict`."""
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
 
 
 def print_result(result: Printable, as_json: bool) -> None:
-    """Print a result as one JSON value, or as lines for people."""
+    """Print a result as one JSON value, or as lines of text."""
     if as_json:
         print_json(json_value(result))
         return
@@ -114,46 +112,46 @@ def print_result(result: Printable, as_json: bool) -> None:
 
 
 def json_value(result: Any) -> dict[str, Any]:
-    """Return a result as a value for JSON."""
+    """Return a result as a JSON value."""
     value: dict[str, Any] = result.to_dict() if hasattr(result, "to_dict") else asdict(result)
     return value
 
 
 def print_next(as_json: bool, *words: str, config: str | None = None) -> None:
-    """Say which command comes next, for people: `next: segmint audit DIR`."""
+    """Print the command to run next, unless the output is JSON: `next: segmint audit DIR`."""
     if not as_json:
         print_message(f"next: segmint {shlex.join([*words, *(() if config is None else ('--config', config))])}")
 
 
 def printable(text: str) -> str:
-    """Remove credentials, and control characters that a terminal would obey: catalogs and file names may hold both."""
+    """Remove credentials and control characters that a terminal would obey, because file names may contain both."""
     return _encodable(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", redact(text)))
 
 
 def _encodable(text: str) -> str:
-    """Escape, as JSON does, what UTF-8 cannot encode: names of files and of members of tars may hold it."""
+    """Escape, as JSON does, characters that UTF-8 cannot encode. Names of files and tar members may contain them."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 class RemovalPrompt(Protocol):
-    """What a command would remove."""
+    """List of everything that a command would remove."""
 
     @property
     def name(self) -> str:
-        """The dataset's name."""
+        """Name of the dataset."""
 
     @property
     def rows(self) -> int:
-        """The number of rows or images."""
+        """Number of rows or images."""
 
     def lines(self) -> list[str]:
-        """The list as text."""
+        """Return the list as lines of text."""
 
 
 def confirmation(command: str, yes: bool) -> Callable[[RemovalPrompt], None] | None:
-    """Return what asks before something is removed for good; None with --yes.
+    """Return a function that asks for confirmation before a permanent removal, or None with --yes.
 
-    Raises `UsageError` if nobody can be asked.
+    Raises `UsageError` if there is no terminal.
     """
     if yes:
         return None
@@ -166,9 +164,9 @@ def confirmation(command: str, yes: bool) -> Callable[[RemovalPrompt], None] | N
 
 
 def _confirm(removal: RemovalPrompt) -> None:
-    """Show what would be removed and wait for its number or the dataset's name; raises `UsageError` for other words.
+    """Show the removals and ask for their number or the dataset's name. Raises `UsageError` for other input.
 
-    Nothing is asked where there is nothing to remove.
+    Does not ask if there is nothing to remove.
     """
     if removal.rows == 0:
         return

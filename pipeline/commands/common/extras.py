@@ -1,4 +1,4 @@
-"""The optional extras of the package: which commands need which, and what to install when one is missing."""
+"""Optional extras of the package: the extra that each command needs, and what to install if it is missing."""
 
 import functools
 import importlib.util
@@ -36,20 +36,19 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "train": {**_DETECTORS, **_BUILD, "tensorboardX": "tensorboardX"},
     "demo": {**_DETECTORS, **_BUILD, "scikit-image": "skimage", "scikit-learn": "sklearn"},
 }
-"""Each extra's packages by the names that pip knows, with the modules they are imported as; the lightest extra first.
+"""Packages of each extra by their pip names, with the names of their modules. The lightest extra comes first.
 
-Without the detectors of `build`, which it brings too: `DeidentifyConfig.packages` says which a configuration needs.
-"""
+Excludes the detectors that `build` also installs: `DeidentifyConfig.packages` lists those a configuration needs."""
 
 
 class MissingExtraError(UsageError):
-    """A command was called whose optional packages are not installed."""
+    """The optional packages of a command are not installed."""
 
 
 def needs(extra: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorator of a command that works only with `extra` installed; put it below `guarded`.
+    """Decorate a command that works only with `extra` installed. Put it below `guarded`.
 
-    The command raises `MissingExtraError` before it does anything. Modules are looked for and not imported.
+    The command raises `MissingExtraError` before it does anything. Modules are located but not imported.
     """
 
     def decorate(command: Callable[P, R]) -> Callable[P, R]:
@@ -68,11 +67,11 @@ def needs(extra: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def missing_packages(extra: str) -> list[str]:
-    """The packages of an extra that are not installed, by the names that pip knows."""
+    """Return the packages of an extra that are not installed, by their pip names."""
     return [name for name, module in EXTRAS[extra].items() if importlib.util.find_spec(module) is None]
 
 
 def extra_of(module: str) -> str | None:
-    """Return the lightest extra that brings a module of this name; None for a module of no extra."""
+    """Return the lightest extra that provides a module of this name, or None."""
     top = module.partition(".")[0]
     return next((extra for extra, modules in EXTRAS.items() if top in modules.values()), None)

@@ -1,4 +1,4 @@
-"""`segmint amend`: credits and countries of images corrected."""
+"""`segmint amend`: correct the credits and countries of images."""
 
 from typing import Annotated
 
@@ -33,7 +33,7 @@ def amend(
 ) -> None:
     """Correct the credits and countries of images.
 
-    Whom they are credited to, who supplied them, and where they are from; never a license.
+    Amends attribution, provider, source URL, and country, but never the license.
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location

@@ -1,4 +1,4 @@
-"""`segmint import`: masks that people made, as the next generation of a dataset's images."""
+"""`segmint import`: import masks made by people as the next generation of a dataset's shards."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,7 +51,7 @@ def import_(
 ) -> None:
     """Bring in masks that people corrected or made.
 
-    They come from a file or from another dataset.
+    The masks come from a file or from another dataset.
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location

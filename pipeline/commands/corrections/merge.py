@@ -1,4 +1,4 @@
-"""`segmint merge`: annotators' submissions, as the next generation of a dataset's images."""
+"""`segmint merge`: merge annotators' submissions as the next generation of a dataset's shards."""
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, DryRun, Yes, storage_of
 from segmint.pipeline.commands.common.console import confirmation, guarded, print_next, print_result
@@ -16,7 +16,7 @@ def merge(
 ) -> None:
     """Merge annotators' submissions into the dataset's tables.
 
-    Submissions that were merged before change nothing.
+    Submissions that are already merged are skipped.
     """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.merge.run import list_merge, merge_submissions

@@ -1,4 +1,4 @@
-"""`segmint redact`: more regions of released images redacted."""
+"""`segmint redact`: redact more regions of released images."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""`segmint repair`: missing and damaged files restored."""
+"""`segmint repair`: restore missing and damaged files."""
 
 from typing import Annotated
 
@@ -25,7 +25,7 @@ def repair(
 ) -> None:
     """Restore missing and damaged files to the committed bytes.
 
-    Exit code 1 if some cannot be restored.
+    Exits with code 1 if some files cannot be restored.
     """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.repair import repair as repair_files

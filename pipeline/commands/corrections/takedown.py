@@ -1,4 +1,4 @@
-"""`segmint takedown`: images removed for good, and the proof that they are gone."""
+"""`segmint takedown`: remove images for good, and prove that they are gone."""
 
 from typing import Annotated
 
@@ -36,7 +36,7 @@ def takedown(
 ) -> None:
     """Remove images for good, or prove that they are gone.
 
-    All that names them goes, but for a tombstone.
+    Everything that names them is removed, except for a tombstone.
     """
     from segmint.catalogs.dataset.manifest import load_manifest
     from segmint.infra.errors import UsageError

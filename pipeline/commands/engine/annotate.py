@@ -1,4 +1,4 @@
-"""`segmint annotate`: people click and correct masks in the browser."""
+"""`segmint annotate`: make and correct masks in the browser."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -14,7 +14,7 @@ from segmint.pipeline.commands.common.extras import needs
 
 
 class OrderOption(StrEnum):
-    """The order in which images are given to people."""
+    """Order in which annotators get images."""
 
     NUMBER = "number"
     FEWEST = "fewest"
@@ -23,7 +23,7 @@ class OrderOption(StrEnum):
 
 
 class AnnotationStage(StrEnum):
-    """What people do."""
+    """Task of the annotators."""
 
     ASSISTED = "assisted"
     SEMI = "semi"
@@ -31,7 +31,7 @@ class AnnotationStage(StrEnum):
 
 
 DETECTOR = "detector:"
-"""What --prefill begins with before the path of a detector's file."""
+"""Prefix of --prefill, followed by the path of a detector file."""
 
 
 @guarded
@@ -88,10 +88,10 @@ def annotate(
 ) -> None:
     """Have people make, correct or rate masks in the browser.
 
-    The dataset keeps what they save; ctrl-C ends it.
+    Submissions are saved in the dataset. Press Ctrl-C to stop the server.
     """
-    # A click's many small steps end sooner if torch's threads wait awake for the next, here up to 0.2 ms; longer waits
-    # take the cores from other processes. Read once, when torch's thread library loads.
+    # The many small steps of a click are faster if torch's threads spin until the next step, here up to 0.2 ms. Longer
+    # waits take cores from other processes. torch's thread library reads this variable once, when it loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
     from segmint.infra.storage.location import Location
@@ -146,7 +146,7 @@ def annotate(
 
 
 def refuse_needless(stage: AnnotationStage, given: Collection[str]) -> None:
-    """Raise `UsageError` for options that mean nothing in a stage."""
+    """Raise `UsageError` for options that have no effect in a stage."""
     from segmint.infra.errors import UsageError
 
     rates = {"--masks", "--seed"}
@@ -158,7 +158,7 @@ def refuse_needless(stage: AnnotationStage, given: Collection[str]) -> None:
 
 
 def detector_of(prefill: str) -> str:
-    """Return the path in `detector:PATH`; raises `UsageError` for anything else."""
+    """Return the path in `detector:PATH`. Raises `UsageError` for any other form."""
     from segmint.infra.errors import UsageError
 
     path = prefill.removeprefix(DETECTOR)

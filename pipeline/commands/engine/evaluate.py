@@ -1,4 +1,4 @@
-"""`segmint evaluate`: weights against masks that are taken as truth, without training on them."""
+"""`segmint evaluate`: compare weights with ground-truth masks, without training on them."""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -125,7 +125,7 @@ def points(
 ) -> None:
     """Click on each mask: mIoU after 1, 2, 3, 5 and 9 clicks.
 
-    As the SAM paper does; also the best of three masks.
+    Follows the SAM paper. Also reports the best of three masks.
     """
     from segmint.pipeline.engine.evaluate.points.points import PointsOptions, evaluate_points
 
@@ -164,7 +164,7 @@ def proposals(
 ) -> None:
     """Propose objects without prompts: average recall.
 
-    At 10, 100 and 1,000 masks and by size, as the SAM paper does.
+    At 10, 100, and 1,000 masks and by size, following the SAM paper.
     """
     from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals
     from segmint.pipeline.engine.evaluate.session import EvaluateOptions
@@ -207,7 +207,7 @@ def edges(
 ) -> None:
     """Find edges without prompts: ODS, OIS, AP and R50.
 
-    As the SAM paper does, matched with the boundaries of label maps.
+    Follows the SAM paper. Edges are matched with the boundaries of label maps.
     """
     from segmint.pipeline.engine.evaluate.edges.edges import evaluate_edges
     from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure
@@ -242,9 +242,9 @@ def instances(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make masks of boxes: COCO's AP, or the mean IoU.
+    """Segment boxes: COCO's AP, or the mean IoU.
 
-    As the SAM paper does; AP for a detector's boxes, which have scores.
+    Follows the SAM paper. A detector's boxes, which have scores, give the AP.
     """
     from segmint.pipeline.engine.evaluate.instances.instances import evaluate_instances
     from segmint.pipeline.engine.evaluate.session import EvaluateOptions
@@ -255,7 +255,7 @@ def instances(
 
 
 def parse_clicks(text: str) -> tuple[int, ...]:
-    """Parse "1,3,5"; raises `UsageError` for anything but ascending numbers that begin with 1."""
+    """Parse "1,3,5". Raises `UsageError` unless the numbers ascend and begin with 1."""
     parts = [part.strip() for part in text.split(",")]
     numbers = [int(part) for part in parts if part.isascii() and part.isdecimal() and len(part) < 4]
     if len(numbers) != len(parts) or numbers[:1] != [1] or sorted(set(numbers)) != numbers:
@@ -266,7 +266,7 @@ def parse_clicks(text: str) -> tuple[int, ...]:
 def truth_options(
     targets: list[str], images: list[str] | None, chosen: TruthSelection, ignore: list[int] | None
 ) -> "TruthOptions":
-    """Return the options of every evaluation that say what the truth is."""
+    """Return the options of every evaluation that select the ground truth."""
     from segmint.pipeline.engine.evaluate.setup import TruthOptions
 
     return TruthOptions(tuple(targets), tuple(images or ()), chosen, tuple(ignore or ()))
@@ -275,7 +275,7 @@ def truth_options(
 def model_options(
     weights: list[str] | None, device: str, precision: str, ray: bool | None, config: str | None
 ) -> "tuple[ModelOptions, Storage]":
-    """Return the options of every evaluation that say what is computed where, and access to stores."""
+    """Return the options of every evaluation that select weights and resources, and access to stores."""
     from segmint.pipeline.config.config import ResourcesConfig
     from segmint.pipeline.engine.evaluate.run import RunOptions
     from segmint.pipeline.engine.evaluate.setup import ModelOptions

@@ -11,7 +11,7 @@ from segmint.pipeline.commands.common.extras import needs
 
 
 class TrainingTarget(StrEnum):
-    """What is trained."""
+    """Model to train."""
 
     MASKS = "masks"
     OBJECTS = "objects"

@@ -1,7 +1,6 @@
-"""`segmint audit`: whether a dataset is intact, may be used and shows nobody, and its statistics.
+"""`segmint audit`: check a dataset's integrity, licenses, and privacy, and compute its statistics.
 
-`pipeline/quality/audit/shard.py` compares the files of one shard, `pipeline/quality/audit/audit.py` runs the whole
-audit.
+`pipeline/quality/audit/shard.py` checks the files of one shard. `pipeline/quality/audit/audit.py` runs the whole audit.
 """
 
 from typing import Annotated
@@ -75,7 +74,7 @@ def audit(
 ) -> None:
     """Check the files, licenses and privacy of a dataset.
 
-    Exit code 1 if anything is wrong or nothing was searched.
+    Exits with code 1 if there are findings or if nothing was searched.
     """
     from segmint.infra.errors import UsageError
 

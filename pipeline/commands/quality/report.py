@@ -1,4 +1,4 @@
-"""`segmint report`: a page about a dataset, with plots, numbers, card and Croissant file."""
+"""`segmint report`: write a page about a dataset with plots and numbers, a dataset card, and a Croissant file."""
 
 from typing import Annotated
 
@@ -37,7 +37,8 @@ def report(
 ) -> None:
     """Write a page about a dataset, with a card and its numbers.
 
-    The page has the verdict, plots next to SA-1B's and samples; beside it go the dataset card and a Croissant file.
+    The page contains the verdict, plots next to SA-1B's, and samples. The dataset card and a Croissant file are written
+    next to it.
     """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.quality.audit.audit import AuditOptions

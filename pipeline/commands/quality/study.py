@@ -1,4 +1,4 @@
-"""`segmint study`: the quality of masks, and what detectors missed, measured by people on a sample."""
+"""`segmint study`: measure mask quality, or the detectors' misses, with people on a sample."""
 
 from typing import Annotated
 
@@ -30,9 +30,9 @@ def sample(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a sample of images for people to look at.
+    """Draw a sample of images for people to inspect.
 
-    Masks to correct, or missed faces and plates to mark, for COCO tools, CVAT, Label Studio and `segmint annotate`.
+    Masks to correct, or missed faces and plates to mark, for COCO tools, CVAT, Label Studio, and `segmint annotate`.
     """
     from segmint.infra.storage.location import Location
 
@@ -69,9 +69,9 @@ def score(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare masks with the corrected ones, as the SAM paper does.
+    """Compare masks with the corrected ones, following the SAM paper.
 
-    Of a sample for privacy: bound the share of images with a miss.
+    For a privacy sample, computes the upper confidence bound on the share of images with a miss.
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location

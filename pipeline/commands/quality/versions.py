@@ -1,4 +1,4 @@
-"""`segmint verify`, `sign` and `diff`: what a dataset is, who says so, and what has changed."""
+"""`segmint verify`, `sign`, and `diff`: check the bytes of a version, vouch for it, and compare versions."""
 
 from typing import Annotated
 
@@ -37,9 +37,7 @@ def verify(
 ) -> None:
     """Compare every byte with the recorded version.
 
-    Or check the evidence of an audit.
-
-    Exit code 1 if anything differs.
+    Or check the evidence of an audit. Exits with code 1 if anything differs.
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
@@ -73,7 +71,7 @@ def sign(
 ) -> None:
     """Sign a recorded version's digest.
 
-    `segmint verify --key` can then tell who vouches for it.
+    `segmint verify --key` then checks who vouches for it.
     """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.quality.versions.signatures import sign_version
@@ -99,7 +97,7 @@ def diff(
 ) -> None:
     """Show what changed between two versions or datasets.
 
-    Images, masks, licenses, redactions and settings.
+    Covers images, masks, licenses, redactions, and settings.
     """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.quality.versions.diff import diff_datasets

@@ -1,4 +1,4 @@
-"""`segmint view`: a dataset in the browser."""
+"""`segmint view`: browse a dataset in the browser."""
 
 from typing import Annotated
 
@@ -23,7 +23,7 @@ def view(
 ) -> None:
     """Show a dataset's images and masks in the browser.
 
-    Nothing is changed; ctrl-C ends it.
+    The viewer is read-only. Press Ctrl-C to stop it.
     """
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import counted
