@@ -1,4 +1,4 @@
-"""`segmint amend`: corrects whom images are credited to and where they are from, by a catalog."""
+"""`segmint amend`: correct the credits and countries of images from a catalog."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -46,23 +46,23 @@ _WHY_FIXED = (
 
 @dataclass(frozen=True)
 class AmendmentList:
-    """What an amendment would change."""
+    """List of the changes that an amendment would make."""
 
     dataset: str
     catalog: str
     name: str
-    rows: int  # of the dataset's catalog, with another value
-    values: Mapping[str, int]  # how many, by column
+    rows: int  # of the dataset's catalog, with a different value
+    values: Mapping[str, int]  # count by column
     examples: tuple[AmendedValue, ...]
     matched: int  # rows of the dataset that the catalog names
-    unknown: int  # rows of the catalog that name no row of the dataset
+    unknown: int  # rows of the catalog that match no row of the dataset
     first_unknown: str | None
-    shards: tuple[int, ...]  # with such a row, committed or not
-    unfinished: tuple[int, ...]  # shards of amendments that died or are at work, which are completed
-    outputs: tuple[str, ...]  # made from the dataset and noted in it
+    shards: tuple[int, ...]  # with an amended row, committed or not
+    unfinished: tuple[int, ...]  # shards of interrupted or running amendments, which are completed
+    outputs: tuple[str, ...]  # derived from the dataset and recorded in it
 
     def lines(self) -> list[str]:
-        """Return the list as lines for people."""
+        """Return the list as lines of text."""
         values = sum(self.values.values())
         unknown = (
             f"{counted(self.unknown, 'row')} of {self.catalog} not in the dataset, such as {shown(self.first_unknown)}"
@@ -84,20 +84,20 @@ class AmendmentList:
 
 @dataclass(frozen=True)
 class AmendResult:
-    """The result of an amendment."""
+    """Result of an amendment."""
 
     dataset: str
     rows: int  # of the dataset's catalog, changed by this run
-    values: Mapping[str, int]  # how many, by column
-    unknown: int  # rows of the catalog that name no row of the dataset
+    values: Mapping[str, int]  # count by column
+    unknown: int  # rows of the catalog that match no row of the dataset
     images: int  # changed in committed shards by this run
     changed_shards: tuple[int, ...]
     version: VersionName
-    outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they may have the former values
-    removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
+    outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they may contain the former values
+    removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Return the result as lines of text."""
         unknown = [f"{counted(self.unknown, 'row')} not in the dataset, and left out"] if self.unknown else []
         if not self.rows and not self.changed_shards:
             return [f"nothing to amend: {self.dataset} has these values", *unknown, self.version.line()]
@@ -114,7 +114,7 @@ class AmendResult:
 
 
 def list_amendment(dataset: Location, catalog: Location, *, clear: bool = False) -> AmendmentList:
-    """List what `amend` would change; raises what it raises before anything is changed."""
+    """List the changes that `amend` would make. Raises the errors that `amend` raises before it changes anything."""
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         return _Amendment(catalog, clear, Path(folder), None).plan(DatasetHandle.open(dataset)).listed
 
@@ -131,14 +131,14 @@ def amend(
 ) -> AmendResult:
     """Give the images that `catalog` names, by image_id, its values of the columns `AMENDABLE`.
 
-    An absent value stays as it is; with `clear` it is removed, in the columns that the catalog has. `reason` is
-    recorded (default: the catalog's name and SHA-256). The other arguments as in `correct`.
+    Missing values leave the dataset's values unchanged. With `clear`, they remove them, in the columns that the catalog
+    contains. `reason` is recorded (default: the catalog's name and SHA-256). The other arguments are as in `correct`.
 
-    First the amended parts of the catalog are put, with the manifest's generation that names them, so that builds,
-    growth and repairs take the values from there; then each shard's next generation. Any other amendment completes one
-    that was interrupted, too. Before anything is changed, raises `UsageError` for a catalog that cannot be read, names
-    no row of the dataset, contradicts itself, or says otherwise in a column of `FIXED`, and for a store whose older
-    versions cannot be removed.
+    First the amended parts of the catalog are put, together with the manifest generation that names them, so that
+    builds, growth, and repairs use the new values. Then each shard's next generation is committed. An interrupted
+    amendment is completed by any later one. Before anything is changed, raises `UsageError` for a catalog that cannot
+    be read, matches no row of the dataset, contradicts itself, or differs in a column of `FIXED`, and for a store whose
+    older versions cannot be removed.
     """
     if reason is not None and not reason.strip():
         raise UsageError("--reason is empty: say why, or leave it away")
@@ -150,14 +150,14 @@ def amend(
 
 @dataclass(frozen=True)
 class _AmendmentPlan:
-    """What a catalog corrects in the generation of the manifest that held."""
+    """Corrections from a catalog for the latest generation of the manifest."""
 
     latest: LatestManifest
     found: Amendments
     listed: AmendmentList
     reason: str | None
     staged: Path  # the catalog's rows
-    begun: Mapping[str, frozenset[int]] = field(default_factory=dict)  # this amendment and those that died
+    begun: Mapping[str, frozenset[int]] = field(default_factory=dict)  # this amendment and interrupted ones
 
     @property
     def is_done(self) -> bool:
@@ -166,7 +166,7 @@ class _AmendmentPlan:
 
 @dataclass(frozen=True)
 class _Amendment:
-    """The correction; see `segmint.pipeline.corrections.correction.Correction`. It writes into `folder`."""
+    """The `Correction` of an amendment (`segmint.pipeline.corrections.correction`). It writes into `folder`."""
 
     catalog: Location
     clear: bool
@@ -200,9 +200,9 @@ class _Amendment:
         return _AmendmentPlan(latest, found, listed, self.reason, staged)
 
     def prepare(self, dataset: DatasetHandle, plan: _AmendmentPlan) -> _AmendmentPlan:
-        """Put the amended parts, and the manifest that names them.
+        """Put the amended parts and the manifest that names them.
 
-        If a build that grows, or another correction, is faster, its parts are amended.
+        If a growing build or another correction wins the race, its parts are amended.
         """
         staged = plan.staged
         while plan.found.parts:

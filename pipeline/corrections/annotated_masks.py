@@ -1,4 +1,4 @@
-"""Masks of people in the row of an image: how new ones are described and numbered, for imports and merges alike."""
+"""Annotated masks in an image's row: the columns and numbers of new masks, for imports and merges."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +18,7 @@ from segmint.operators.shards.files import annotation_id, counts_of, mask_index
 
 @dataclass(frozen=True)
 class NewMask:
-    """A mask that people made: canonical compressed run lengths, and what is said of it (`MASK_ORIGIN`)."""
+    """An annotated mask: canonical compressed run lengths, and its columns of `MASK_ORIGIN`."""
 
     counts: str
     id: int | None = None
@@ -27,7 +27,7 @@ class NewMask:
 
 
 def canonical_counts(counts: bytes, size: tuple[int, int]) -> str:
-    """Return compressed run lengths in the one way in which segmint writes them: no run of zero pixels but the first.
+    """Return compressed run lengths in segmint's canonical form: no zero-length run except the first.
 
     Raises `ValueError` if they cannot be read.
     """
@@ -40,7 +40,7 @@ def canonical_counts(counts: bytes, size: tuple[int, int]) -> str:
 def numbered_masks(row: Row) -> list[Row]:
     """Return the masks of a described row, each with its number as `index`.
 
-    Raises `DamagedDatasetError` for run lengths, which pycocotools trusts, or a `next_mask` that are damaged.
+    Raises `DamagedDatasetError` for damaged run lengths, which pycocotools does not validate, or a damaged `next_mask`.
     """
     size = row["height"], row["width"]
     masks = [{**mask, "index": mask_index(mask, position)} for position, mask in enumerate(row["masks"])]
@@ -58,7 +58,7 @@ def numbered_masks(row: Row) -> list[Row]:
 
 
 def is_of_build(mask: Row) -> bool:
-    """Whether a build made a mask."""
+    """Return whether a build made a mask."""
     return bool(mask["source"] == AUTOMATIC)
 
 
@@ -67,9 +67,8 @@ def described_masks(
 ) -> list[Row]:
     """Return rows of new masks (keys of `DESCRIBED_MASK`), numbered from `first`.
 
-    `parents` are the masks whose places they take, by the new one's run lengths. `said` is said of all of them where a
-    mask says nothing else. A mask that says no source is `corrected` if its parent is a build's, else it has
-    the parent's.
+    `parents` maps the run lengths of a new mask to the mask that it replaces. `said` contains default columns for all
+    new masks. A mask without a source is `corrected` if a build made its parent; otherwise it inherits its source.
     """
     height, width = row["height"], row["width"]
     counts = [mask.counts for mask in new]

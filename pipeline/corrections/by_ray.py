@@ -1,4 +1,4 @@
-"""Corrects the shards of a large dataset by Ray Data: a task a shard, as many at once as there are cores."""
+"""Corrections of large datasets with Ray Data: one task per shard, as many at once as there are cores."""
 
 import math
 import pickle
@@ -19,14 +19,14 @@ from segmint.pipeline.config.config import ResourcesConfig
 Result = TypeVar("Result")
 
 WINDOW_SHARDS = 2_000
-"""Shards in one Ray Data execution."""
+"""Number of shards in one Ray Data execution."""
 
 STAGES = {"correct_block": "correct"}
-"""Part of the operator's name in Ray Data, and the name that progress shows."""
+"""Part of the operator's name in Ray Data, and the name that the progress bar shows."""
 
 
 def correct_block(block: pa.Table, correct_one: Callable[[int], object]) -> pa.Table:
-    """Correct the shards of a block; return the results pickled."""
+    """Correct the shards of a block; return the pickled results."""
     done = [correct_one(shard) for shard in block.column("shard").to_pylist()]
     return pa.table({"result": pa.array([pickle.dumps(each) for each in done], pa.large_binary())})
 
@@ -34,10 +34,10 @@ def correct_block(block: pa.Table, correct_one: Callable[[int], object]) -> pa.T
 def correct_by_ray(
     correct_one: Callable[[int], Result], shards: Sequence[int], resources: ResourcesConfig
 ) -> Iterator[Result]:
-    """Yield `correct_one(shard)` of each shard, in order, by Ray, which is joined or started and ended.
+    """Yield `correct_one(shard)` for each shard, in order, on a cluster or a temporary local Ray.
 
-    The function goes to other processes and machines. Raises `UnfinishedError` if a shard cannot be corrected, or Ray
-    fails: the same correction completes the work.
+    The function is sent to other processes and machines. Raises `UnfinishedError` if a shard cannot be corrected or Ray
+    fails. Repeating the correction completes the work.
     """
     with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
         for start in range(0, len(shards), WINDOW_SHARDS):

@@ -1,10 +1,10 @@
-"""One recipe for all corrections: look, put what comes first, revise the shards, clean up, record a version.
+"""Common procedure of all corrections: plan, prepare, revise the shards, clean up, and record a version.
 
-A correction is a class with five functions, which `correct` calls. It changes committed shards only by a revision: some
-shards, and a pure function on their rows. What makes that safe beside builds and other corrections is in
-`segmint.operators.shards.revise` (one shard: reservations, races, tombstones) and `segmint.operators.shards.put`
-(removal of what was there before). Here it is run over the shards, and what else showed the former rows is removed or
-made again. The same call completes a correction that was killed.
+A correction is a class with five methods, which `correct` calls. It changes committed shards only by a revision: a set
+of shards, and a pure function on their rows. `segmint.operators.shards.revise` makes this safe next to builds and other
+corrections (reservations, races, tombstones for one shard), and `segmint.operators.shards.put` removes the former
+files. This module applies a revision to all its shards, then removes or rebuilds everything else that showed the former
+rows. Repeating the call completes a correction that was killed.
 """
 
 from collections.abc import Callable, Iterable, Set
@@ -38,30 +38,30 @@ from segmint.operators.shards.revise import (
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 
 RAY_FROM_SHARDS = 200
-"""With this many shards to change, or more, Ray revises them: it takes about ten seconds to start."""
+"""Minimum number of shards to change at which Ray revises them, because Ray takes about ten seconds to start."""
 
 _THREADS = 16
 
 
 @dataclass(frozen=True)
 class Revision:
-    """The shards that a correction changes, and how."""
+    """Shards that a correction changes, and the change."""
 
-    shards: Set[int]  # those that are not committed are only cleaned
+    shards: Set[int]  # shards that aren't committed are only cleaned
     change: Change
-    needed: Callable[[Commit], bool] = lambda _: True  # a cheaper look than at all rows
-    images_only: bool = False  # whether it changes nothing but the tables of images, and reads nothing else
+    needed: Callable[[Commit], bool] = lambda _: True  # a cheaper check than reading all rows
+    images_only: bool = False  # whether it changes only the tables of images, and reads nothing else
     catalog_generation: int | None = None  # of the manifest whose catalog, or a later one, the change reads
 
 
 @dataclass(frozen=True)
 class RevisionOutcome:
-    """The result of a revision."""
+    """Result of a revision."""
 
-    changed: dict[int, ShardRevision]  # by shard, those that have a new generation
-    building: tuple[int, ...] = ()  # shards without a commit, of which a build reserves files
-    removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
-    outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they have the former rows
+    changed: dict[int, ShardRevision]  # by shard, those with a new generation
+    building: tuple[int, ...] = ()  # shards without a commit, for which a build has reserved files
+    removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
+    outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they contain the former rows
 
 
 P = TypeVar("P", bound="Plan")
@@ -70,47 +70,47 @@ Read = TypeVar("Read")
 
 
 class Plan(Protocol):
-    """What a correction is about to do: immutable, and true for the state of the dataset that it was made from."""
+    """Plan of a correction: immutable, and valid for the state of the dataset from which it was made."""
 
     @property
     def listed(self) -> Any:
-        """The list of what will be changed, for people and JSON."""
+        """List of the planned changes, for text and JSON."""
 
     @property
     def is_done(self) -> bool:
-        """Whether there is nothing to change, nor to complete after an interruption."""
+        """True if there is nothing to change or to complete after an interruption."""
 
     @property
     def reason(self) -> str | None:
-        """The reason that the version records."""
+        """Reason that the version records."""
 
 
 class Correction(Protocol[P, R]):
-    """A kind of correction. A new one needs these five functions, and a row in the tests' crash matrix.
+    """A kind of correction. A new one needs these five methods, and a row in the tests' crash matrix.
 
-    One that inherits from this class has `prepare` and `clean_up` that do nothing.
+    By default, `prepare` and `clean_up` do nothing.
     """
 
     @property
     def command(self) -> str:
-        """The name of its command, which the version records."""
+        """Name of its command, which the version records."""
 
     def plan(self, dataset: DatasetHandle) -> P:
-        """Look what is to be changed, and change nothing; raise `UsageError` for a request that doesn't fit."""
+        """Determine the changes without making any. Raise `UsageError` for a request that does not fit."""
 
     def prepare(self, dataset: DatasetHandle, plan: P) -> P:
-        """Put what must be in the dataset before its shards change; return the plan for the state after that."""
+        """Put the files that must exist before the shards change; return the plan for the resulting state."""
         return plan
 
     def revision(self, dataset: DatasetHandle, plan: P) -> Revision:
-        """Return the shards to change, and how."""
+        """Return the shards to change, and the change."""
 
     def clean_up(self, dataset: DatasetHandle, plan: P) -> None:
-        """Remove what the revised shards need no more, before the version is recorded."""
+        """Remove files that the revised shards no longer need, before the version is recorded."""
         return
 
     def result(self, dataset: DatasetHandle, plan: P, outcome: RevisionOutcome, version: VersionName) -> R:
-        """Return the result. It is called last, after the version was recorded."""
+        """Return the result. Called last, after the version was recorded."""
 
 
 def correct(
@@ -120,12 +120,12 @@ def correct(
     now: datetime | None = None,
     resources: ResourcesConfig = LOCAL,
 ) -> R:
-    """Carry out a correction, and record the version that it makes.
+    """Execute a correction and record the resulting version.
 
-    `confirm` is called with the list of what will be changed, and may raise to stop it. `resources` say where Ray runs
-    if many shards are to be changed. After an interruption at any point, the same call completes the work; where there
-    is nothing to do or to complete, nothing is touched, and `confirm` is not called. Before anything is changed, raises
-    what `plan` raises, and `UsageError` for a store whose older versions cannot be removed.
+    `confirm` is called with the list of planned changes, and may raise to stop. `resources` configure Ray, which runs
+    if many shards change. After an interruption at any point, repeating the call completes the work. If there is
+    nothing to do or to complete, nothing is touched and `confirm` is not called. Before anything is changed, raises the
+    errors of `plan`, and `UsageError` for a store whose older versions cannot be removed.
     """
     plan = correction.plan(dataset)
     if plan.is_done:
@@ -147,10 +147,10 @@ def revise(
     resources: ResourcesConfig = LOCAL,
     ray_from: int = RAY_FROM_SHARDS,
 ) -> RevisionOutcome:
-    """Apply a revision shard by shard, then remove what was there before, older versions included.
+    """Apply a revision shard by shard, then remove the former files, including older versions.
 
-    With `ray_from` shards or more to change, Ray revises them where `resources` say, if it is installed.
-    `segmint.operators.shards.put.check_purge` must have passed. Raises what `revise_shard` does, and
+    With `ray_from` or more shards to change, Ray revises them on `resources`, if it is installed.
+    `segmint.operators.shards.put.check_purge` must have passed. Raises the errors of `revise_shard`, and
     `UnfinishedError` if Ray fails.
     """
 
@@ -171,7 +171,7 @@ def revise(
         for shard, revised in zip(shards, results, strict=True)
         if revised is not None and revised.changed
     }
-    # An amendment that died may have left a shard that this one does not change.
+    # An interrupted amendment may have left a shard that this one doesn't change.
     finish_dead_writers(
         dataset, revision.shards if revision.catalog_generation is None else range(dataset.manifest().shards)
     )
@@ -182,7 +182,7 @@ def revise(
 
 
 def revise_one(dataset: DatasetHandle, shard: int, revision: Revision) -> ShardRevision | None:
-    """Apply a revision to one shard; see `revise_shard`."""
+    """Apply a revision to one shard. See `revise_shard`."""
 
     def after_commit() -> None:
         if revision.catalog_generation is None:
@@ -201,15 +201,15 @@ def revise_one(dataset: DatasetHandle, shard: int, revision: Revision) -> ShardR
 
 
 def rewrite_index(dataset: DatasetHandle) -> None:
-    """Write WebDataset's index again if a dataset has one: it names tars, and those were replaced."""
+    """Rewrite the WebDataset index, if the dataset contains one, because it names tars that were replaced."""
     if (dataset.location / SHARDS_INDEX).exists():
         write_shards_index(dataset.location, dataset.manifest().name)
 
 
 def remove_report(dataset: Location) -> list[str]:
-    """Remove the dataset's report with its older versions: it may show what was corrected, and can be made again.
+    """Remove the dataset's report and its older versions. It may show corrected content, and can be regenerated.
 
-    No link is followed: links are removed, and returned as "report/pages -> target", for what they lead to stays.
+    Links are removed without following them, so their targets remain. Returns them as "report/pages -> target".
     """
     links = []
     report = dataset / REPORT
@@ -224,7 +224,7 @@ def remove_report(dataset: Location) -> list[str]:
 
 
 def while_unchanged(dataset: DatasetHandle, read: Callable[[], Read]) -> Read:
-    """Return `read()`, called again if it failed because another command has replaced what it read meanwhile."""
+    """Return `read()`, retried if it failed because another command replaced the files that it read."""
 
     def state() -> tuple[dict[int, int], list[int]]:
         return dataset.commits.committed(), manifest_generations(dataset.location)

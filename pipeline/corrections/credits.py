@@ -1,8 +1,7 @@
-"""Gives committed images the credits that the catalog has by now; shared by `segmint amend` and `repair`.
+"""Revision that gives committed images the catalog's current credits, for `segmint amend` and `segmint repair`.
 
-An amendment lists the shards that it has to change in a file in `reservations/`, before it changes the catalog, and
-deletes that at its end. So the next one completes one that died, and one that changes nothing knows that nothing is
-left to do.
+Before an amendment changes the catalog, it lists the shards to change in a file in `reservations/`, and it deletes that
+file at its end. So the next amendment can complete an interrupted one, or detect that nothing remains to be done.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -31,7 +30,7 @@ _THREADS = 16
 
 
 class _AmendedShards(Frozen):
-    """The shards that an amendment has to change."""
+    """Shards that an amendment has to change."""
 
     shards: tuple[int, ...]
 
@@ -43,10 +42,10 @@ def begin_amendment(dataset: Location, generation: int, shards: Iterable[int]) -
 
 
 def unfinished_amendments(dataset: Location, latest: LatestManifest) -> dict[str, frozenset[int]]:
-    """Return the shards of amendments that died or are at work, by the names of their lists.
+    """Return the shards of interrupted or running amendments, by the names of their lists.
 
-    Only those that were to put the manifest that holds, `latest`, or an earlier one: a later one has not changed the
-    catalog yet. A list that cannot be read may be of any shard, so it has all of them.
+    Includes only amendments for the latest manifest, `latest`, or an earlier one, because a later one has not changed
+    the catalog yet. A list that cannot be read counts as all shards.
     """
     found = {}
     for entry in (dataset / RESERVATIONS).list():
@@ -64,7 +63,7 @@ def unfinished_amendments(dataset: Location, latest: LatestManifest) -> dict[str
 
 
 def end_amendments(dataset: Location, names: Iterable[str]) -> None:
-    """Delete the lists of amendments whose shards have the credits that the catalog has."""
+    """Delete the lists of amendments whose shards match the catalog's credits."""
     for name in names:
         (dataset / RESERVATIONS / name).delete()
 
@@ -75,9 +74,9 @@ def shards_of(amendments: Mapping[str, frozenset[int]]) -> frozenset[int]:
 
 
 def credit(dataset: Location, generation: int, shards: Collection[int]) -> Revision:
-    """Return the revision that gives the images of shards what the catalog says of them.
+    """Return the revision that gives the images of shards the catalog's credits.
 
-    The catalog is that of the manifest's `generation`, or of a later one.
+    Uses the catalog of the manifest's `generation`, or a later one.
     """
     change = cataloged(dataset)
     return Revision(
@@ -90,7 +89,7 @@ def credit(dataset: Location, generation: int, shards: Collection[int]) -> Revis
 
 
 def otherwise_credited(dataset: Location, shards: Iterable[int]) -> list[int]:
-    """Return those of the committed shards that have an image with other credits than the catalog."""
+    """Return the committed shards that contain an image whose credits differ from the catalog."""
     change = cataloged(dataset)
 
     def look(shard: int) -> tuple[int, bool]:

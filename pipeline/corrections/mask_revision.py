@@ -1,4 +1,4 @@
-"""Revisions that bring masks of people into a dataset, for imports and merges: what they count, and how they end."""
+"""Revisions that add annotated masks, for imports and merges: plans, counts, and results."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -22,36 +22,36 @@ from segmint.operators.shards.revise import Change, with_latest_commit
 from segmint.pipeline.corrections.correction import Correction, Revision, RevisionOutcome
 
 SHOWN = 20
-"""Images that are named for people; all are counted."""
+"""Maximum number of images named in messages. All are counted."""
 
 NOT_BUILT = "not built yet"
-"""Why images of shards without a commit stay as they are."""
+"""Reason why images of shards without a commit are skipped."""
 
 
 class RevisionList:
-    """What a revision would change; its subclasses are dataclasses with these fields, and more."""
+    """List of a revision's planned changes. Subclasses are dataclasses with these fields and more."""
 
-    images: int  # that change
-    masks: Mapping[str, int]  # how many, by what becomes of them
+    images: int  # number that change
+    masks: Mapping[str, int]  # count by outcome
     shards: tuple[int, ...]  # that change
 
     @property
     def rows(self) -> int:
-        """The number of images that change."""
+        """Number of images that change."""
         return self.images
 
     def in_shards(self) -> str:
-        """Return the shards that change, as the end of a line for people."""
+        """Return the shards that change, as the end of a line of text."""
         if not self.shards:
             return ""
         return f", in {counted(len(self.shards), 'shard')}: {some([str(shard) for shard in self.shards])}"
 
     def counted_masks(self, *kinds: str) -> str:
-        """Return in words how many masks of these kinds there are, by default of all; empty without any."""
+        """Return the number of masks of these kinds as text, by default of all kinds, or "" if there are none."""
         return listed(f"{self.masks[kind]:,} {kind}" for kind in kinds or self.masks if self.masks[kind])
 
     def reason(self) -> str:
-        """Return what a version says of it."""
+        """Return the reason that the version records."""
         raise NotImplementedError
 
 
@@ -61,26 +61,26 @@ A = TypeVar("A", bound=Iterable[int])
 
 @dataclass
 class RevisionCounts:
-    """What becomes of the images that there is something for, and of their masks."""
+    """Counts of the affected images and their masks by outcome."""
 
-    images: int = 0  # that change
+    images: int = 0  # number that change
     masks: Counter[str] = field(default_factory=Counter)
-    left: Counter[str] = field(default_factory=Counter)  # images that stay as they are, by the reason
+    left: Counter[str] = field(default_factory=Counter)  # skipped images by reason
     examples: list[str] = field(default_factory=list)
 
     def leave(self, name: str, why: str, detail: str | None = None) -> None:
-        """Count an image that stays as it is."""
+        """Count a skipped image."""
         self.left[why] += 1
         self.example(f"{name}: left as it is: {detail or why}")
 
     def add(self, other: Self) -> None:
-        """Add the images of another shard."""
+        """Add the counts of another shard."""
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
         del self.examples[SHOWN:]
 
     def example(self, line: str) -> None:
-        """Name an image, if there is room."""
+        """Add an example line, if there is room."""
         if len(self.examples) < SHOWN:
             self.examples.append(line)
 
@@ -91,10 +91,10 @@ C = TypeVar("C", bound=RevisionCounts)
 def look_at_shards(
     dataset: Location, shards: Iterable[tuple[int, A]], total: C, count: Callable[[Commit, A], C]
 ) -> tuple[tuple[int, ...], dict[int, int]]:
-    """Add to `total` what a revision would do in these shards, each with the ordinals of the images it is for.
+    """Add a revision's planned changes in these shards, each with the ordinals of its images, to `total`.
 
-    `count` returns it for a shard, from its tables. Returns the shards that change, and the others that are built with
-    the generation that was looked at.
+    `count` returns the counts for a shard, from its tables. Returns the shards that change, and the other built shards
+    with the generation that was inspected.
     """
 
     def look(shard: int, wanted: A) -> tuple[C, int] | None:
@@ -118,29 +118,29 @@ def look_at_shards(
 
 @dataclass(frozen=True)
 class RevisionPlan(Generic[L]):
-    """What a revision is to do; `listed` says it."""
+    """Plan of a revision. `listed` describes it."""
 
     listed: L
-    shards: Set[int]  # that there is something for
+    shards: Set[int]  # with images to revise
     change: Change
-    unchanged: Mapping[int, int]  # shards in which nothing changes, with the generation that was looked at
+    unchanged: Mapping[int, int]  # shards without changes, with the generation that was inspected
     is_done: bool
 
     @property
     def reason(self) -> str:
-        """What the version says of it."""
+        """Reason that the version records."""
         return self.listed.reason()
 
 
 @dataclass(frozen=True)
 class RevisionResult(Generic[L]):
-    """What a revision did."""
+    """Result of a revision."""
 
-    listed: L  # what was to be done
+    listed: L  # the planned changes
     changed_shards: tuple[int, ...]
     version: VersionName
-    outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they have the former masks
-    removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
+    outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they contain the former masks
+    removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result for JSON."""
@@ -148,7 +148,7 @@ class RevisionResult(Generic[L]):
         return {**values.pop("listed"), **values}
 
     def last_lines(self) -> Sequence[str]:
-        """Return what people have to do, and the version, as lines for them."""
+        """Return lines with the required follow-up and the version."""
         return [
             *(f"made from this dataset, and yours to make again: {output}" for output in self.outputs),
             *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
@@ -160,12 +160,12 @@ R = TypeVar("R", bound=RevisionResult[Any])
 
 
 class MaskCorrection(Correction[RevisionPlan[L], R]):
-    """A correction that brings masks of people; what imports and merges add is their plan, and their result's class."""
+    """A correction that adds annotated masks. Imports and merges supply the plan and the class of the result."""
 
     result_class: type[R]
 
     def revision(self, dataset: DatasetHandle, plan: RevisionPlan[L]) -> Revision:
-        """Return the shards to change, and how."""
+        """Return the shards to change, and the change."""
         return Revision(
             shards=plan.shards,
             change=plan.change,
@@ -180,9 +180,9 @@ class MaskCorrection(Correction[RevisionPlan[L], R]):
 
 
 def is_unfinished(dataset: DatasetHandle, shards: Sequence[int]) -> bool:
-    """Return whether a correction of these shards did not end: it has left reservations, former commits, or no version.
+    """Return whether a correction of these shards was interrupted: reservations, former commits, or no version remain.
 
-    Other shards may have changed since, and a build may reserve those that are not committed yet.
+    Other shards may have changed since, and a build may reserve shards that are not committed yet.
     """
     wanted = frozenset(shards)
     names = (parse_commit_name(name) for name in (dataset.location / COMMITS).walk_ever())
@@ -196,7 +196,7 @@ def is_unfinished(dataset: DatasetHandle, shards: Sequence[int]) -> bool:
     changed = {name for name in generations if name[1] > 1}
     try:
         latest = latest_version(dataset.location) if changed else None
-    except DamagedDatasetError:  # `segmint verify` says so
+    except DamagedDatasetError:  # `segmint verify` reports it
         latest = None
     recorded = set() if latest is None else {(shard, generation) for shard, generation, _ in latest.commits}
     return bool(changed - recorded)

@@ -1,4 +1,4 @@
-"""Parts of the catalog that corrections replace, with the manifest's generation that names them."""
+"""Replacement of catalog parts by corrections, with the manifest generation that names them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +21,9 @@ from segmint.infra.uris import base_name
 def put_parts(
     dataset: Location, latest: LatestManifest, changed: Mapping[int, Path], **fields: Any
 ) -> LatestManifest | None:
-    """Put changed parts of the catalog, local files by number, and the manifest's next generation that names them.
+    """Put changed parts of the catalog, local files by number, and the next manifest generation that names them.
 
-    `fields` of the manifest change, too. None if another command has put this generation or a later one meanwhile.
+    `fields` are further changes of the manifest. Returns None if another command won the race for this generation.
     """
     parts = list(latest.manifest.catalog)
     files = {}  # by path below the dataset
@@ -43,7 +43,7 @@ def put_parts(
 def remove_parts(dataset: Location) -> None:
     """Remove the parts of the catalog that the manifest does not name, with their older versions.
 
-    Parts that others reserve stay, and those with a higher number: those of a build that grows the dataset.
+    Keeps parts that others reserve, and parts with a higher number, which belong to a build that grows the dataset.
     """
     parts = len(load_manifest(dataset).catalog)
     names = list((dataset / CATALOG).walk_ever())

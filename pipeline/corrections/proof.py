@@ -1,4 +1,4 @@
-"""`segmint takedown --prove`: looks for an image that was taken down in all that the dataset knows of."""
+"""`segmint takedown --prove`: search for a removed image in everything that the dataset knows of."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -36,16 +36,16 @@ _SHORT_NAME = re.compile(rb"\d*|.{1,3}")
 
 @dataclass(frozen=True)
 class RemovalProof:
-    """What was looked at for an image that was taken down, and where it was found."""
+    """Locations that were searched for a removed image, and those where it was found."""
 
     dataset: str
-    images: tuple[RemovedImage, ...]  # as the tombstones name them
+    images: tuple[RemovedImage, ...]  # as named by the tombstones
     reasons: tuple[str, ...]  # of the tombstones
-    versions_before: tuple[str, ...]  # digests that the tombstones name
+    versions_before: tuple[str, ...]  # digests named by the tombstones
     shards: int  # whose four files were read
-    files: int  # of reports and outputs, read whole
+    files: int  # of reports and outputs, read in full
     found: tuple[str, ...]
-    unsearched: tuple[str, ...]  # noted outputs that are not to be found from here
+    unsearched: tuple[str, ...]  # recorded outputs that can't be reached from here
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result for JSON."""
@@ -53,7 +53,7 @@ class RemovalProof:
         return {**asdict(self), "images": images}
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Return the result as lines of text."""
         names = ", ".join(f"{image_stem(image.id)} ({image.image_id})" for image in self.images)
         verdict = f"found in {counted(len(self.found), 'place')}" if self.found else "not found"
         return [
@@ -67,11 +67,11 @@ class RemovalProof:
 
 
 def prove(dataset: Location, name: str) -> RemovalProof:
-    """Look for an image that was taken down, by its image_id or number, in all files that the dataset knows of.
+    """Search for a removed image, by its image_id or number, in all files that the dataset knows of.
 
-    That is: every committed file, the catalog, whatever else has a name in the dataset, older versions in a bucket
-    included, its report, and the outputs that are noted. Changes nothing. Raises `UsageError` for an image that no
-    tombstone names, and `DamagedDatasetError` for what cannot be read.
+    Searches every committed file, the catalog, the names of all other files in the dataset, including older versions in
+    a bucket, its report, and the recorded outputs. Changes nothing. Raises `UsageError` for an image that no tombstone
+    names, and `DamagedDatasetError` for files that cannot be read.
     """
     manifest = load_manifest(dataset)
     tombstones = [
@@ -131,11 +131,11 @@ def prove(dataset: Location, name: str) -> RemovalProof:
 
 
 def _in_shard(dataset: Location, commit: Commit, images: Sequence[RemovedImage], names: RemovedNames) -> Iterator[str]:
-    """Yield where the files of a commit have one of the images."""
-    own = {image.ordinal for image in images if image.ordinal in range(*commit.ordinals)}  # it may reserve any range
+    """Yield the locations in a commit's files that contain one of the images."""
+    own = {image.ordinal for image in images if image.ordinal in range(*commit.ordinals)}  # it may state any range
     for kind in SCHEMAS:
         if kind == "masks" and not own:
-            continue  # masks have no more names than the rows of images
+            continue  # masks contain no names beyond those of the images
         entry = commit.file(kind)
         for row in read_table(read_file(dataset, entry), kind).to_pylist():
             blank = kind == "rejects" and not row["image_id"] and not row["uri"]
@@ -154,7 +154,7 @@ def _in_shard(dataset: Location, commit: Commit, images: Sequence[RemovedImage],
 
 
 def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> Iterator[str]:
-    """Yield data files of these shards, and parts of the catalog, that nothing names, or of which versions are left."""
+    """Yield unreferenced data files of these shards and catalog parts, including those with only old versions."""
     named = {part.path for part in manifest.catalog}
     for commit in CommitLog(dataset).read_all(only=shards):
         named |= {entry.path for entry in commit.files}
@@ -169,7 +169,7 @@ def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> 
 
 
 def _files_of(place: Location, note: OutputNote | None, images: Sequence[RemovedImage]) -> list[str] | None:
-    """Return the files to look at of an output, or of the dataset's report; None if the output is not there."""
+    """Return the files to search in an output or the dataset's report, or None if the output does not exist."""
     if note is None:
         return [entry.name for entry in place.walk()]
     pictures = [f"images/{image_name(image.id)}" for image in images]
@@ -178,7 +178,7 @@ def _files_of(place: Location, note: OutputNote | None, images: Sequence[Removed
 
 
 def _pattern(images: Sequence[RemovedImage]) -> re.Pattern[bytes]:
-    """Return a pattern of all names of images, as words; names of few letters or digits alone are left out."""
+    """Return a pattern of all names of images as words. Names of only digits or very few letters are left out."""
     words = {image_stem(image.id) for image in images}
     words |= {word for image in images for word in (image.image_id, image.uri, image.sha256) if word}
     long = [word.encode() for word in sorted(words) if not _SHORT_NAME.fullmatch(word.encode())]
@@ -186,7 +186,7 @@ def _pattern(images: Sequence[RemovedImage]) -> re.Pattern[bytes]:
 
 
 def _holds(file: Location, pattern: re.Pattern[bytes]) -> bool:
-    """Return whether a file has one of the names; it is read as a stream."""
+    """Return whether a file contains one of the names. The file is streamed."""
     before = b""
     with file.open() as stream:
         while piece := stream.read(_PIECE):

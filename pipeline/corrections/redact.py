@@ -1,4 +1,4 @@
-"""`segmint redact`: redacts more regions in committed images."""
+"""`segmint redact`: redact more regions in committed images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,24 +25,24 @@ from segmint.pipeline.corrections.correction import Correction, Revision, Revisi
 Regions = dict[int, list[WantedRegion]]  # by ordinal
 
 SHOWN = 20
-"""Images that the list names for people; JSON has all."""
+"""Maximum number of images in the text form of the list. JSON contains all."""
 
 
 @dataclass(frozen=True)
 class RedactResult:
-    """The result of a redaction."""
+    """Result of a redaction."""
 
     dataset: str
-    regions: int  # asked for
+    regions: int  # requested
     images: int  # with these regions
-    changed_images: int  # the others already had these regions
+    changed_images: int  # the other images already had these regions
     changed_shards: tuple[int, ...]
     version: VersionName
-    removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
-    training_cache: tuple[str, ...] = ()  # caches of its images, and what was deleted there
+    removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
+    training_cache: tuple[str, ...] = ()  # training caches of its images, and the files deleted there
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Return the result as lines of text."""
         return [
             f"{counted(self.regions, 'region')} in {counted(self.images, 'image')}; changed: "
             f"{counted(self.changed_images, 'image')} of {counted(len(self.changed_shards), 'shard')}, the others had "
@@ -56,20 +56,20 @@ class RedactResult:
 
 @dataclass(frozen=True)
 class RedactionList:
-    """What a redaction would change."""
+    """List of the changes that a redaction would make."""
 
     dataset: str
     name: str
-    images: Mapping[int, int]  # regions asked for, by the image's number
+    images: Mapping[int, int]  # requested regions, by the image's number
     shards: tuple[int, ...]
 
     @property
     def rows(self) -> int:
-        """The number of images."""
+        """Number of images."""
         return len(self.images)
 
     def lines(self) -> list[str]:
-        """Return the list as lines for people."""
+        """Return the list as lines of text."""
         shown = list(self.images.items())[:SHOWN]
         return [
             f"{counted(self.rows, 'image')} of {self.dataset} would be redacted for good, in "
@@ -80,7 +80,7 @@ class RedactionList:
 
 
 def list_redaction(dataset: Location, regions: Location) -> RedactionList:
-    """List what `redact` would change; raises what it raises before anything is changed."""
+    """List the changes that `redact` would make. Raises the errors that `redact` raises before it changes anything."""
     return _Redaction(regions).plan(DatasetHandle.open(dataset)).listed
 
 
@@ -90,10 +90,10 @@ def redact(
     confirm: Callable[[RedactionList], None] | None = None,
     resources: ResourcesConfig = LOCAL,
 ) -> RedactResult:
-    """Redact the regions in the file `regions` in the images of a dataset; the other arguments as in `correct`.
+    """Redact the regions in the file `regions` in a dataset's images. The other arguments are as in `correct`.
 
-    Raises `UsageError` before anything is changed: for a mistake in the file, an image that does not exist, a box that
-    leaves its image, a dataset without images, or a store whose older versions cannot be removed.
+    Before anything is changed, raises `UsageError` for an invalid file, an image that does not exist, a box outside its
+    image, a dataset without images, or a store whose older versions cannot be removed.
     """
     return correct(DatasetHandle.open(dataset), _Redaction(regions), confirm, resources=resources)
 
@@ -103,13 +103,13 @@ class _RedactionPlan:
     config: ReleaseConfig
     regions: Regions
     listed: RedactionList
-    is_done: bool = False  # what is there already is only seen in the shards' rows
+    is_done: bool = False  # existing regions only show in the shards' rows
     reason: str | None = None
 
 
 @dataclass(frozen=True)
 class _Redaction(Correction[_RedactionPlan, RedactResult]):
-    """The correction; see `segmint.pipeline.corrections.correction.Correction`."""
+    """The `Correction` of a redaction (`segmint.pipeline.corrections.correction`)."""
 
     regions: Location
     command: str = "redact"
@@ -153,7 +153,7 @@ class _Redaction(Correction[_RedactionPlan, RedactResult]):
 
 
 def release_config(manifest: DatasetManifest) -> ReleaseConfig:
-    """Return how a dataset's images are released; raises `UsageError` if the manifest does not say it."""
+    """Return the release settings of a dataset. Raises `UsageError` if the manifest lacks them."""
     try:
         return ReleaseConfig.model_validate(manifest.config.get("release"))
     except ValidationError as error:
@@ -163,7 +163,7 @@ def release_config(manifest: DatasetManifest) -> ReleaseConfig:
 def _problems(
     dataset: Location, manifest: DatasetManifest, commits: Mapping[int, Commit], by_ordinal: Regions
 ) -> list[str]:
-    """Return what is wrong with the regions, in order of the images."""
+    """Return the problems with the regions, in order of the images."""
     found = []
     by_shard: dict[int, list[int]] = {}
     for ordinal in sorted(by_ordinal):

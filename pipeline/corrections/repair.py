@@ -1,4 +1,4 @@
-"""`segmint repair`: restores damaged files of a dataset to exactly the bytes that its commits name."""
+"""`segmint repair`: restore damaged files of a dataset to exactly the bytes that its commits name."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,23 +39,23 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _THREADS = 4
-"""That look at shards; a shard is repaired in memory, one after the other."""
+"""Threads that inspect shards. Shards are repaired in memory, one after another."""
 
 
 @dataclass
 class RepairResult:
-    """The result of a repair."""
+    """Result of a repair."""
 
     dataset: str
     shards: int = 0  # checked
     damages: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)  # paths of restored files
-    not_repaired: dict[int, str] = field(default_factory=dict)  # why, by shard
-    credited: int = 0  # images that got the credits that the catalog has
-    version: VersionName | None = None  # None if something could not be repaired
+    not_repaired: dict[int, str] = field(default_factory=dict)  # reasons by shard
+    credited: int = 0  # images that got the catalog's credits
+    version: VersionName | None = None  # None if something couldn't be repaired
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Return the result as lines of text."""
         return [
             *(f"damaged: {line}" for line in self.damages),
             *(f"repaired: {path}" for path in self.repaired),
@@ -68,16 +68,16 @@ class RepairResult:
 
 
 def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RAY_FROM_SHARDS) -> RepairResult:
-    """Check every commit and every file that it names, and restore those that are missing or have other bytes.
+    """Check every commit and every file that it names, and restore files that are missing or damaged.
 
-    Data files are restored from the rest of the shard if that is enough, else from the catalog if `config`, the
-    build's configuration, is given; a file is put only if it has exactly the SHA-256 that the commit names. A commit
-    is made again where its shard's data files are whole and prove it. What tombstones name of a restored shard is taken
-    down. Images get the credits that the catalog has: an amendment may have died. With `ray_from` shards or more Ray
-    looks at them, and so it repairs them. Raises `UsageError` if there is no dataset, or the configuration is of
-    another one.
+    Data files are restored from the rest of the shard if possible. Otherwise they are rebuilt from the catalog if
+    `config`, the build's configuration, is given. A file is put only if it has exactly the SHA-256 that the commit
+    names. A commit is rebuilt if its shard's data files are intact and prove it. Restored shards get the existing
+    tombstones applied. Images get the catalog's credits, because an amendment may have been interrupted. With
+    `ray_from` or more shards, Ray inspects and repairs them. Raises `UsageError` if there is no dataset or the
+    configuration belongs to another one.
     """
-    committed = CommitLog(dataset).committed()  # before the manifest, which so has all of these shards
+    committed = CommitLog(dataset).committed()  # before the manifest, so that it covers all of these shards
     latest = load_latest_manifest(dataset)
     if config is not None and absolute(config.output) != absolute(dataset.uri):
         raise UsageError(
@@ -95,7 +95,7 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
         if not look.whole:
             damaged.append(look.shard)
     task = replace(task, numerics=frozenset(numerics))
-    again: dict[int, tuple[str, ...]] = {}  # files of shards that may be built again
+    again: dict[int, tuple[str, ...]] = {}  # files of shards that may be rebuilt
     for done in _each(partial(repair_shard, task=task), damaged, resources, ray_from):
         result.damages += done.damages
         result.repaired += done.repaired
@@ -116,9 +116,9 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
 
 
 def _complete(dataset: DatasetHandle, repaired: Mapping[int, int], result: RepairResult) -> None:
-    """Do what dead writers did not, and remove what else shows the images that were taken down of repaired shards.
+    """Finish the work of dead writers, and remove other traces of images that were taken down from repaired shards.
 
-    `repaired` are these shards, with their generations before.
+    `repaired` maps these shards to their former generations.
     """
     changed = finish_dead_writers(dataset, set(dataset.commits.committed()) - result.not_repaired.keys())
     now = dataset.commits.committed()
@@ -128,7 +128,7 @@ def _complete(dataset: DatasetHandle, repaired: Mapping[int, int], result: Repai
 
 
 def _credit(dataset: DatasetHandle, shards: Iterable[int], result: RepairResult, resources: ResourcesConfig) -> None:
-    """Complete amendments, in these shards."""
+    """Complete amendments in these shards."""
     location, latest = dataset.location, dataset.latest()
     begun = unfinished_amendments(location, latest)
     try:
@@ -139,7 +139,7 @@ def _credit(dataset: DatasetHandle, shards: Iterable[int], result: RepairResult,
     except (UsageError, NotFoundError) as error:
         get_logger("repair").warning("credits are left as they are", problem=str(error))
         return
-    # One that died after its commits has left what was there before.
+    # An amendment that died after its commits left the former files behind.
     unfinished = frozenset[int]() if result.not_repaired else shards_of(begun)
     if wrong or unfinished:
         outcome = revise(dataset, credit(location, latest.generation, {*wrong, *unfinished}), resources)
@@ -156,7 +156,7 @@ def _each(
     ray_from: int,
     threads: int = 1,
 ) -> Iterator[Result]:
-    """Yield `correct_one(shard)` of each shard, in order: in threads, or with `ray_from` shards or more by Ray."""
+    """Yield `correct_one(shard)` for each shard, in order: in threads, or by Ray for `ray_from` or more shards."""
     if len(shards) >= ray_from and find_spec("ray") is not None:
         from segmint.pipeline.corrections.by_ray import correct_by_ray  # Ray takes a second to import
 
@@ -165,9 +165,9 @@ def _each(
 
 
 def _build_again(config: "Config", storage: Storage, shards: list[int], result: RepairResult) -> None:
-    """Build shards again from the catalog, as `segmint build` does, to restore their files.
+    """Rebuild shards from the catalog, as `segmint build` does, to restore their files.
 
-    Shards that are restored are removed from `result.not_repaired`; for the others it says why they are not.
+    Restored shards are removed from `result.not_repaired`. The others get a new reason there.
     """
     import ray.exceptions
 

@@ -1,6 +1,6 @@
-"""Looks at one shard, its commit and the files that this names, and restores what is damaged to the same bytes.
+"""Inspection and repair of one shard: its commit and the files that it names, restored to the same bytes.
 
-Both go by the generation that holds: if another command replaces it meanwhile, the next one is looked at.
+Both use the latest generation. If another command replaces it meanwhile, they continue with the next one.
 """
 
 import re
@@ -40,36 +40,36 @@ _NUMERICS = re.compile(rb'"numerics":"([0-9a-f]{12})"')
 
 @dataclass(frozen=True)
 class RepairTask:
-    """The task of looking at a dataset's shards, or of repairing them."""
+    """Arguments of a shard's inspection or repair."""
 
     dataset: DatasetHandle
     manifest: DatasetManifest
-    numerics: frozenset[str] = field(default_factory=frozenset)  # of the commits that are not damaged
+    numerics: frozenset[str] = field(default_factory=frozenset)  # of the intact commits
 
 
 @dataclass(frozen=True)
 class ShardInspection:
-    """What was seen of a shard."""
+    """Result of inspecting a shard."""
 
     shard: int
-    numerics: str | None  # of its commit; None if that is damaged
+    numerics: str | None  # of its commit; None if the commit is damaged
     whole: bool
 
 
 @dataclass(frozen=True)
 class ShardRepair:
-    """What was done for a shard."""
+    """Result of repairing a shard."""
 
     shard: int
-    damages: tuple[str, ...] = ()  # a line each
+    damages: tuple[str, ...] = ()  # one line each
     repaired: tuple[str, ...] = ()  # paths
-    not_repaired: str = ""  # why it could not be repaired
-    files: tuple[str, ...] = ()  # that are left damaged, and are restored if it is built again
+    not_repaired: str = ""  # the reason if it couldn't be repaired
+    files: tuple[str, ...] = ()  # still damaged, but restored if the shard is rebuilt
 
 
 @dataclass(frozen=True)
 class _CommitRecord:
-    """The commit of a shard that holds: its bytes, and what is wrong with it (empty: nothing that is seen in it)."""
+    """Latest commit of a shard: its bytes, and the problems found in it, or "" if there are none."""
 
     shard: int
     generation: int
@@ -83,7 +83,7 @@ class _CommitRecord:
 
 
 class _DamageError(DamagedDatasetError):
-    """Damage was seen: it counts if the generation still holds, else it may be what another command removes."""
+    """Damage that counts only for the latest generation. Otherwise another command may be removing the files."""
 
 
 class _UnrepairableError(DamagedDatasetError):
@@ -112,7 +112,7 @@ def look_at(shard: int, task: RepairTask) -> ShardInspection:
 
 
 def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
-    """Restore what is damaged of a shard, as far as the rest of it allows."""
+    """Restore the damaged files of a shard, as far as the rest of it allows."""
 
     def attempt(generation: int) -> ShardRepair:
         held = _read_commit(task, shard, generation)
@@ -138,12 +138,12 @@ def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
         return with_generation(task.dataset.location, shard, attempt) or ShardRepair(shard)
     except _UnrepairableError as error:
         return error.repair
-    except DamagedDatasetError as error:  # more was damaged as it was repaired
+    except DamagedDatasetError as error:  # more was damaged during the repair
         return ShardRepair(shard, not_repaired=str(error))
 
 
 def _read_commit(task: RepairTask, shard: int, generation: int) -> _CommitRecord:
-    """Read the commit that holds, and compare it with the manifest and its tables' rows."""
+    """Read the latest commit, and compare it with the manifest and the rows of its tables."""
     file = task.dataset.commits.location(shard, generation)
     try:
         data = file.read()
@@ -165,9 +165,9 @@ def _damages(task: RepairTask, held: _CommitRecord) -> list[Damage]:
 
 
 def _other_machine(finding: Finding, manifest: DatasetManifest) -> bool:
-    """Whether a shard has other numerics as builds with `allow_mixed_numerics` have; no damaged text of the manifest's.
+    """Return whether a finding shows the numerics of another machine (`allow_mixed_numerics`) rather than damaged text.
 
-    Fingerprints of two machines share none but a few digits by chance, a damaged one all but one.
+    Fingerprints of two machines share only a few digits by chance. A damaged fingerprint differs in one digit.
     """
     if finding.code is not Code.OTHER_NUMERICS:
         return False
@@ -176,13 +176,13 @@ def _other_machine(finding: Finding, manifest: DatasetManifest) -> bool:
 
 
 def _miscounted(dataset: Location, commit: Commit) -> list[str]:
-    """What a commit counts otherwise than its tables, if these have the bytes that it names."""
+    """Return the counts in which a commit differs from its tables, if these have the bytes that it names."""
     try:
         tables = {
             kind: read_table(read_file(dataset, commit.file(kind)), kind) for kind in ("images", "masks", "rejects")
         }
     except (DamagedDatasetError, NotFoundError):
-        return []  # found as damage of the file
+        return []  # reported as damage of the file
     reasons = Counter(f"{REJECTED}{reason}" for reason in tables["rejects"].column("reason").to_pylist())
     rows = {kind: table.num_rows for kind, table in tables.items()}
     total = rows["images"] + rows["rejects"]
@@ -193,7 +193,7 @@ def _miscounted(dataset: Location, commit: Commit) -> list[str]:
 
 
 def _remake(task: RepairTask, held: _CommitRecord) -> str:
-    """Make a commit again, over the damaged file, if its shard's data files prove it; else return why they do not."""
+    """Rebuild a commit over the damaged file if the shard's data files prove it; otherwise return why they do not."""
     try:
         ordinals = task.manifest.ordinals(held.shard)
         fingerprint = _numerics(held.data, task.numerics | {task.manifest.numerics_fingerprint})
@@ -208,7 +208,7 @@ def _remake(task: RepairTask, held: _CommitRecord) -> str:
 
 
 def _numerics(data: bytes, known: frozenset[str]) -> str:
-    """Return the numerics of a damaged commit: what it says if other commits say it too, or what all of them say."""
+    """Return the numerics of a damaged commit: its own if other commits share them, or those of all other commits."""
     said = _NUMERICS.search(data)
     if said is not None and said[1].decode() in known:
         return said[1].decode()
@@ -222,10 +222,10 @@ def _numerics(data: bytes, known: frozenset[str]) -> str:
 
 
 def _data_files(dataset: Location, held: _CommitRecord) -> Mapping[str, list[str]]:
-    """Return the paths of the data files that may be those of a damaged commit, by folder.
+    """Return the paths of data files that may belong to a damaged commit, by folder.
 
-    Not those that a command is about to commit, or was when it died: what still can be read of the commit, or all of
-    it, must have the first digits of their SHA-256. A path and the hash after it have them twice.
+    Excludes files that a running or dead command was about to commit. If parts of the commit are readable, they must
+    contain the first digits of the file's SHA-256. They occur twice, in the path and in the hash after it.
     """
     reserved = reserved_paths(dataset, {held.shard: [held.generation]})
     found: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""`segmint takedown`: removes images from a dataset for good, so that only a tombstone names them."""
+"""`segmint takedown`: remove images from a dataset for good, so that only a tombstone names them."""
 
 import tempfile
 from collections import Counter
@@ -50,24 +50,24 @@ _KEPT = ("ordinal", "id")
 
 @dataclass(frozen=True)
 class TakedownResult:
-    """The result of a takedown."""
+    """Result of a takedown."""
 
     dataset: str
-    rows: int  # first named by this takedown, copies included
+    rows: int  # first named by this takedown, including duplicates
     images: int  # removed from committed shards by this run
     changed_shards: tuple[int, ...]
-    tombstones: tuple[str, ...]  # all of the dataset's
+    tombstones: tuple[str, ...]  # all tombstones of the dataset
     taken_down: int  # rows in all tombstones
     version: VersionName
-    annotations: int = 0  # files of what people said of the images, removed by this run
-    building: tuple[int, ...] = ()  # shards whose files a build has put and not committed: they may show the images
-    outputs: tuple[str, ...] = ()  # made from the dataset and noted in it: they may have the images
-    unknown_files: tuple[str, ...] = ()  # in the dataset, but not segmint's: they may name or show the images
-    removed_links: tuple[str, ...] = ()  # of report/, with what they led to, which was left alone
-    training_cache: tuple[str, ...] = ()  # caches of its images, and what was deleted there
+    annotations: int = 0  # files of annotations of the images, removed by this run
+    building: tuple[int, ...] = ()  # shards whose files a build has put but not committed; they may show the images
+    outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they may contain the images
+    unknown_files: tuple[str, ...] = ()  # files in the dataset that are not segmint's; they may name or show the images
+    removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
+    training_cache: tuple[str, ...] = ()  # training caches of its images, and the files deleted there
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Return the result as lines of text."""
         building = (
             f"a build is writing shards {some([str(shard) for shard in self.building])}, or died as it did: nothing of "
             "the images is left there when it has ended, or has been run again"
@@ -90,7 +90,7 @@ class TakedownResult:
 
 
 def read_request(ids: Location | None, license_id: str | None, provider: str | None) -> TakedownRequest:
-    """Return the request; raises `UsageError` unless exactly one of file of ids, license and provider is given."""
+    """Return the request. Raises `UsageError` unless exactly one of the id file, license, and provider is given."""
     given = [str(value) for value in (ids, license_id, provider) if value is not None]
     if len(given) != 1 or not given[0].strip():
         raise UsageError("name what to take down by exactly one of --ids FILE, --license L and --provider P")
@@ -109,10 +109,10 @@ def takedown(
 ) -> TakedownResult:
     """Remove images from a dataset, with every other row that names or is the same image.
 
-    `catalog_uri` as in `list_takedown`; the other arguments as in `correct`. First the tombstone is put; then what
-    people said of the images is removed, the catalog is put without these rows, and then each shard's next generation;
-    then everything older is removed. Every call also completes earlier takedowns. Before anything is changed, raises
-    `UsageError` for names that the dataset does not have or a store whose older versions cannot be removed, and
+    `catalog_uri` is as in `list_takedown`; the other arguments are as in `correct`. The tombstone is put first. Then
+    the annotations of the images are removed, the catalog is put without these rows, each shard's next generation is
+    committed, and everything older is removed. Every call also completes earlier takedowns. Before anything is changed,
+    raises `UsageError` for names that are not in the dataset or a store whose older versions cannot be removed, and
     `DamagedDatasetError` if a shard cannot be read.
     """
     return correct(DatasetHandle.open(dataset, catalog_uri), _Takedown(request, reason, now), confirm, now, resources)
@@ -120,21 +120,21 @@ def takedown(
 
 @dataclass(frozen=True)
 class _TakedownPlan:
-    """What a takedown is about to remove; once it is prepared, everything that tombstones name."""
+    """Rows that a takedown is about to remove. Once prepared, it includes everything that tombstones name."""
 
     listed: TakedownList
-    committed: Mapping[int, int]  # the commits that were listed before, by shard
-    rows: int = 0  # that tombstones were put for
+    committed: Mapping[int, int]  # generations listed before, by shard
+    rows: int = 0  # for which tombstones were put
     tombstones: tuple[str, ...] = ()
     images: Mapping[int, RemovedImage] = field(default_factory=dict)  # of all tombstones, by ordinal
-    answers: int = 0  # files that were removed
-    is_done: bool = False  # it also completes earlier takedowns
-    reason: str | None = None  # the tombstones that the version lists say why
+    answers: int = 0  # number of removed files
+    is_done: bool = False  # a takedown also completes earlier ones
+    reason: str | None = None  # the tombstones that the version lists give the reasons
 
 
 @dataclass(frozen=True)
 class _Takedown:
-    """The correction; see `segmint.pipeline.corrections.correction.Correction`."""
+    """The `Correction` of a takedown (`segmint.pipeline.corrections.correction`)."""
 
     request: TakedownRequest
     reason: str
@@ -158,20 +158,21 @@ class _Takedown:
             digest = current_digest(dataset.location)
             for tombstone in plan.listed.tombstones:
                 put_tombstone(dataset.location, tombstone.model_copy(update={"version_before": digest}))
-            # A writer that commits from here on finds the tombstones. One that has since the list is looked at now.
+            # Writers that commit from here on find the tombstones. Look again for those that committed since the list
+            # was made.
             if dataset.commits.committed() == plan.committed:
                 break
             plan = self.plan(dataset)
         tombstones = read_tombstones(dataset.location)
         images = removed_images(tombstones)
-        # A server that puts an answer from here on finds the tombstone.
+        # A server that puts a submission from here on finds the tombstone.
         answers = purge_of_images(dataset.location, images)
         while_unchanged(dataset, lambda: _blank_catalog(dataset.location, images.keys()))
         names = tuple(tombstone.name for tombstone in tombstones)
         return replace(plan, rows=rows, tombstones=names, images=images, answers=answers)
 
     def revision(self, dataset: DatasetHandle, plan: _TakedownPlan) -> Revision:
-        taken = Removals(plan.images, NO_NAMES)  # copies have tombstones by now
+        taken = Removals(plan.images, NO_NAMES)  # duplicates have tombstones by now
         return Revision(
             shards=by_shard(plan.images, dataset.manifest().images_per_shard).keys(),
             change=lambda _, rows: [without_removed(row, taken) for row in rows],
@@ -203,18 +204,18 @@ class _Takedown:
 
 
 def _check_readable(dataset: DatasetHandle, shards: Collection[int]) -> None:
-    """Read every file that has to be written again; raises `DamagedDatasetError` before anything is changed."""
+    """Read every file that must be rewritten. Raises `DamagedDatasetError` before anything is changed."""
     for commit in dataset.commits.read_all(only=shards):
         for entry in commit.files:
             read_file(dataset.location, entry)
 
 
 def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> None:
-    """Blank these rows in the catalog, and in what others make of it meanwhile."""
+    """Blank these rows in the catalog, including versions that other commands put meanwhile."""
     latest = load_latest_manifest(dataset)
     manifest = latest.manifest
     licenses = Counter(manifest.licenses)
-    new: dict[int, Path] = {}  # files of parts that change, by number
+    new: dict[int, Path] = {}  # changed part files, by number
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         for number, part in enumerate(manifest.catalog):
             first = part.first_shard * manifest.images_per_shard
@@ -231,7 +232,7 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> None:
             return
         counted = {name: count for name, count in sorted(licenses.items()) if count}
         blank = put_parts(dataset, latest, new, licenses=counted)
-    if blank is None:  # a build that grows, or another correction, was faster: its parts are blanked
+    if blank is None:  # a growing build or another correction won the race, so blank its parts
         _blank_catalog(dataset, ordinals)
 
 
@@ -240,14 +241,14 @@ class BlankedPart:
     """A blanked part on the local disk."""
 
     path: Path
-    sha256: str  # of the file, 64 hexadecimal digits
-    licenses: Counter[str | None]  # of the rows that were blanked now, as they were before
+    sha256: str  # SHA-256, 64 hexadecimal digits
+    licenses: Counter[str | None]  # former licenses of the newly blanked rows
 
 
 def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> BlankedPart:
-    """Write the local part `part` to `destination`; rows of these ordinals keep only ordinal and id.
+    """Write the local part `part` to `destination`. Rows with these ordinals keep only ordinal and id.
 
-    Rows keep their places, and the bytes depend on the rows alone: blanking the same rows gives the same file.
+    Row positions do not change, and the bytes depend only on the rows, so that blanking the same rows is deterministic.
     """
     wanted = pa.array(sorted(ordinals), pa.int64())
     licenses: Counter[str | None] = Counter()
@@ -262,7 +263,7 @@ def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> Blan
 
 
 def _blank_rows(batch: pa.RecordBatch, taken: pa.BooleanArray) -> pa.RecordBatch:
-    """Return a batch of a normalized catalog in which the rows that `taken` marks are blank."""
+    """Return a batch of a normalized catalog with the rows marked in `taken` blanked."""
     arrays = []
     schema = normalized_schema(batch.schema.names)
     for each in schema:

@@ -1,4 +1,4 @@
-"""What a takedown would remove: the rows asked for, other rows of the same images, and their shards."""
+"""Rows that a takedown would remove: the requested rows, other rows of the same images, and their shards."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,27 +30,27 @@ from segmint.infra.wording import counted
 from segmint.operators.shards.committed_rows import read_file, read_table
 
 SHOWN = 20
-"""Rows that the list names for people; JSON has all."""
+"""Maximum number of rows in the text form of the list. JSON contains all."""
 
 Images = Mapping[int, RemovedImage]  # by ordinal
 
 
 @dataclass(frozen=True)
 class TakedownList:
-    """What a takedown would remove, and the tombstones that it would put."""
+    """Rows that a takedown would remove, and the tombstones that it would put."""
 
     dataset: str
     name: str
-    named: tuple[RemovedImage, ...]  # asked for
+    named: tuple[RemovedImage, ...]  # requested
     copies: tuple[RemovedImage, ...]  # other rows with the same image_id, URI or bytes
     returned: tuple[RemovedImage, ...]  # rows of images that earlier takedowns removed
     shards: tuple[int, ...]
     tombstones: tuple[Tombstone, ...]
-    outputs: tuple[str, ...]  # made from the dataset and noted in it
+    outputs: tuple[str, ...]  # derived from the dataset and recorded in it
 
     @property
     def rows(self) -> int:
-        """The number of rows to take down."""
+        """Number of rows to take down."""
         return len(self.named) + len(self.copies) + len(self.returned)
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class TakedownList:
         }
 
     def lines(self) -> list[str]:
-        """Return the list as lines for people."""
+        """Return the list as lines of text."""
         shards = ", ".join(map(str, self.shards[:SHOWN])) + (", …" if len(self.shards) > SHOWN else "")
         unknown = sum(image.sha256 is None for image in (*self.named, *self.copies))
         unknown_bytes = (
@@ -99,10 +99,10 @@ def list_takedown(
     now: datetime | None = None,
     catalog_uri: str | None = None,
 ) -> TakedownList:
-    """List what a takedown would remove: nothing that an earlier one named, except where it has come back.
+    """List the rows that a takedown would remove, except those of earlier takedowns that have not come back.
 
-    `catalog_uri`, if known, is that of the source catalog: relative and absolute URIs can be compared then. Raises
-    `UsageError` for names that the dataset does not have, and `DamagedDatasetError` if a table cannot be read.
+    `catalog_uri` is the URI of the source catalog, if known, for comparing relative with absolute URIs. Raises
+    `UsageError` for names that are not in the dataset, and `DamagedDatasetError` if a table cannot be read.
     """
     if not reason.strip():
         raise UsageError("--reason is empty: say why, for the tombstone")
@@ -139,7 +139,7 @@ def _without(images: Images, *others: Images) -> Images:
 
 
 def _check(selection: Selection, taken: Images, request: TakedownRequest, earlier: Sequence[Tombstone]) -> None:
-    """Raise `UsageError` for ambiguous and unknown names, and where nothing is, or was, as was asked."""
+    """Raise `UsageError` for ambiguous and unknown names, and if the request never matched a row."""
     known = {name for image in taken.values() for name in (image.image_id, str(image.id), image_stem(image.id))}
     problems = [*selection.ambiguous.values()]
     problems += [f"{name!r} is no image_id or id of this dataset" for name in selection.unknown if name not in known]
@@ -150,7 +150,7 @@ def _check(selection: Selection, taken: Images, request: TakedownRequest, earlie
 
 
 def _refused_by_source(dataset: Location, commits: Iterable[Commit]) -> list[int]:
-    """Return the ordinals of rows that a build refused because a tombstone names their source; they have names yet."""
+    """Return the ordinals of rows rejected because a tombstone names their source. They still have names."""
     found: list[int] = []
     for commit in commits:
         if commit.counts.get(f"{REJECTED}{Reason.TAKEN_DOWN}"):
@@ -162,7 +162,7 @@ def _refused_by_source(dataset: Location, commits: Iterable[Commit]) -> list[int
 
 
 def _of_earlier(earlier: Sequence[Tombstone], returned: Images, when: str) -> list[Tombstone]:
-    """Return tombstones for rows of images that came back, each for the reason of the earlier one that names it."""
+    """Return tombstones for rows of images that came back, each with the reason of the earlier one that names it."""
     left = dict(returned)
     found = []
     for number, tombstone in enumerate(earlier):
@@ -170,7 +170,7 @@ def _of_earlier(earlier: Sequence[Tombstone], returned: Images, when: str) -> li
         own = {
             ordinal: image
             for ordinal, image in left.items()
-            if number == len(earlier) - 1  # the rest are copies of copies
+            if number == len(earlier) - 1  # the rest are duplicates of duplicates
             or image.image_id in names.image_ids
             or names.names_source(image.uri, image.sha256)
         }

@@ -290,8 +290,7 @@ def same_uris(normalized: Path, rows: int) -> Firsts:
 def spread(opted_out: NDArray[np.bool_], same: Mapping[str, Firsts]) -> dict[int, str]:
     """Mark all rows that share an image with a row in `opted_out`, (N,), in place; return the reasons.
 
-    `same` maps each shared property, in the words of the reason, to the first row that has it. Marks propagate
-    transitively.
+    `same` maps each shared property, in the words of the reason, to the first row that has it. Marks are transitive.
     """
     rows = len(opted_out)
     found: dict[int, str] = {}

@@ -121,8 +121,8 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     """Open the dataset at `config.output`, creating it if it does not exist.
 
     With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError`, with the differing keys or rows,
-    if the dataset was begun with another configuration or from another catalog, or if a package of a bundled detector
-    is not installed.
+    if the dataset was begun with another configuration or from another catalog, or if a bundled detector lacks a
+    package.
     """
     config.deidentify.require_packages()
     require_catalog(config, storage)

@@ -90,8 +90,7 @@ class ShardWriters:
     def close(self) -> None:
         """Give the writers in flight `LOOK_S` seconds, then cancel the rest. No effect after `drain`.
 
-        If a window ends early, a writer may be waiting for lost blocks, which Ray would recompute during the next
-        window.
+        If a window ends early, a writer may wait for lost blocks, which Ray would recompute during the next window.
         """
         if self._in_flight:
             _, late = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=LOOK_S)

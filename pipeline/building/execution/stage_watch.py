@@ -116,7 +116,7 @@ def watched(
 ) -> Iterator[type[StageWatch]]:
     """Set up Ray Data's context for one window of `rows` rows, and watch it.
 
-    The bars continue from the earlier windows. Yields the watch, whose `moved` is to be called for each shard written.
+    The bars continue from the earlier windows. Yields the watch, whose `moved` must be called per shard.
     `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called when there
     is no progress, and returns a true value if a store does not respond. `stages` maps parts of operator names to bar
     names.

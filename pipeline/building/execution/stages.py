@@ -76,8 +76,7 @@ def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> GpuKind
     """Return the kind that the dataset's numerics record, or `resources.segment.accelerator_type`.
 
     Returns any kind if no GPU is used, if the cluster has a single kind and none is configured, if Ray names no kinds,
-    and with `allow_mixed_numerics`. Raises `UsageError`, with the cluster's kinds, if it has several and none is the
-    dataset's.
+    and with `allow_mixed_numerics`. Raises `UsageError`, with the cluster's kinds, if none of several fits.
     """
     gpu = numerics.device_kind if numerics.device == "cuda" else numerics.detectors
     wanted, kinds = config.resources.segment.accelerator_type, cluster.gpu_kinds

@@ -147,9 +147,8 @@ def find_remaining(
 def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] = lambda _: None) -> BuildPlan:
     """Plan the build of `config`. Writes nothing except a sample's shards, into a temporary folder.
 
-    `tell` is called with a line for each step of a sample. Raises `UsageError` for everything that `segmint build`
-    would refuse and for options that do not fit this machine, and `SegmintError` if a row of the sample cannot be
-    judged.
+    `tell` is called with a line for each step of a sample. Raises `UsageError` for anything that `segmint build` would
+    refuse and options that do not fit this machine, and `SegmintError` if a row of the sample cannot be judged.
     """
     storage = Storage(config.storage)
     require_catalog(config, storage)
@@ -339,8 +338,7 @@ def find_ceiling(
 ) -> tuple[Ceiling, Compute | None]:
     """Return the ceiling of the devices to plan for, and this machine's `Compute` if it is one of them.
 
-    The dataset's pinned values take precedence over the configuration. Raises `UsageError` for options that do not fit
-    the device.
+    Pinned values take precedence over the configuration. Raises `UsageError` for options that do not fit the device.
     """
     work = flop_per_image(config, lambda: resolve(config.model.weights, mirror=config.assets, storage=storage))
     pinned = manifest.numerics if manifest is not None else {}

@@ -34,8 +34,7 @@ def status(
 ) -> None:
     """Show how far a build is, from its commits.
 
-    Shows progress, pace, remaining time and cost, rejections, drift, shards on hold, annotated masks, and the trainings
-    that led to the weights.
+    Shows progress, pace, remaining time and cost, rejections, drift, shards on hold, annotated masks, and lineage.
     """
     if watch and as_json:
         raise UsageError("--watch is for people, and --json for programs: give one of them")
@@ -61,8 +60,7 @@ def status(
 def _watch(read: "Callable[[], Status | StatusTable]", every: float) -> None:
     """Show the status until all datasets are complete or until Ctrl-C, which is not an error here.
 
-    On a terminal, the display updates in place; elsewhere, it is printed again. After the first read, faults do not end
-    it.
+    On a terminal, the display updates in place, and elsewhere repeats. After the first read, faults do not end it.
     """
     from rich.console import Console
     from rich.live import Live

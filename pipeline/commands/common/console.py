@@ -124,7 +124,7 @@ def print_next(as_json: bool, *words: str, config: str | None = None) -> None:
 
 
 def printable(text: str) -> str:
-    """Remove credentials and control characters that a terminal would obey, because file names may contain both."""
+    """Remove credentials and terminal control characters, either of which catalogs and file names may contain."""
     return _encodable(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", redact(text)))
 
 

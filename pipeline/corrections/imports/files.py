@@ -1,4 +1,4 @@
-"""Files with masks, in the formats that `segmint import` reads: each is read once into a `MaskStaging`."""
+"""Readers for the file formats of `segmint import`. Each file is read once, into a `MaskStaging`."""
 
 import hashlib
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from segmint.pipeline.corrections.imports.staging import MaskStaging
 from segmint.pipeline.export.coco import CATEGORY
 
 _UNLABELED = str(CATEGORY["name"])
-"""What exports name all masks."""
+"""Label that exports give all masks."""
 
 
 class ImportFormat(StrEnum):
-    """The formats."""
+    """Formats that can be imported."""
 
     COCO = "coco"
     LABEL_STUDIO = "label-studio"
     FOLDER = "folder"
-    DATASET = "dataset"  # another dataset, of which the masks of people are carried
+    DATASET = "dataset"  # another dataset, whose annotated masks are carried over
 
 
 _OF_KEYS = {
@@ -35,16 +35,16 @@ _OF_KEYS = {
     ("item", "annotations"): ImportFormat.LABEL_STUDIO,
     ("item", "annotation_id"): ImportFormat.LABEL_STUDIO,  # JSON_MIN
 }
-"""Formats by the first such key of a JSON document, with where it is."""
+"""Formats by the first characteristic key of a JSON document, with its location."""
 
 SizeOf = Callable[[str], tuple[int, int] | None]
-"""The (height, width) of an image in the dataset, by its name in the file; None where that is not known."""
+"""Function from an image's name in the file to its (height, width) in the dataset, or None if unknown."""
 
 
 def detect_format(where: Location) -> ImportFormat:
-    """Return the format of a file, or of a folder, by its content; a file is read up to the first key that decides.
+    """Return the format of a file or folder by its content. A file is read up to the first key that decides.
 
-    Raises `UsageError` if there is nothing, or its content decides nothing.
+    Raises `UsageError` if there is nothing, or the content is inconclusive.
     """
     if not where.exists():
         if manifest_generations(where):
@@ -64,17 +64,17 @@ def detect_format(where: Location) -> ImportFormat:
                     expected = "SA-1B's JSON of one image is imported with its folder: name that"
                     break
                 if event == "end_map" and place == "item":
-                    break  # a list of other things, such as COCO's results
+                    break  # a list of other items, such as COCO results
     except (ijson.JSONError, ValueError) as error:
         raise UsageError(f"{where} is neither COCO's nor Label Studio's JSON ({error}): {expected}") from error
     raise UsageError(f"{where} is neither COCO's nor Label Studio's JSON: {expected}")
 
 
 def stage_file(where: Location, format: ImportFormat, stage: MaskStaging, size_of: SizeOf) -> str:
-    """Read a file, or a folder, into a stage; return its SHA-256.
+    """Read a file or folder into a stage; return its SHA-256.
 
-    A folder and Label Studio's tasks are read image by image; COCO's document is in memory as a whole. Raises
-    `UsageError` if there is nothing of the format.
+    A folder and Label Studio tasks are read image by image. A COCO document is held in memory as a whole. Raises
+    `UsageError` if there is nothing in this format.
     """
     try:
         if format is ImportFormat.FOLDER:
@@ -129,7 +129,7 @@ def _stage_folder(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
 
 
 class _HashingStream:
-    """A stream that is hashed as it is read."""
+    """A stream that is hashed while it is read."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream

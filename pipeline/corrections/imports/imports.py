@@ -1,4 +1,4 @@
-"""`segmint import`: brings masks that people made into a dataset, as the next generation of its shards."""
+"""`segmint import`: import masks made by people, as the next generation of a dataset's shards."""
 
 import tempfile
 from collections import Counter
@@ -34,12 +34,12 @@ from segmint.pipeline.corrections.imports.staging import MaskStaging, StagedMask
 from segmint.pipeline.corrections.mask_revision import MaskCorrection, RevisionPlan, is_unfinished, look_at_shards
 
 PEOPLE = tuple(source for source in SOURCES if source != AUTOMATIC)
-"""What `--mask-source` may say; `corrected` is found by comparing masks."""
+"""Valid values of `--mask-source`. `corrected` is also determined by comparing masks."""
 
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What is imported, and how: a file of a format, or the masks of people in another dataset."""
+    """Source and mode of an import: a file in some format, or the annotated masks of another dataset."""
 
     where: Location
     format: ImportFormat
@@ -52,16 +52,16 @@ class ImportRequest:
 
 @dataclass(frozen=True)
 class ImportChange:
-    """The next rows of a shard: those of the images that the file has are merged with its masks.
+    """Change that merges a file's masks into the rows of its images in a shard.
 
-    It goes to other processes of this machine; the staged masks are on its disk.
+    Pickled to other processes of this machine, because the staged masks are on its disk.
     """
 
     staged: StagedMasks
     settings: ImportSettings
 
     def __call__(self, commit: Commit, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows, the same objects where nothing changes."""
+        """Return the next rows, with the same objects for unchanged rows."""
         answers = self.staged.answers(*commit.ordinals)
         return [
             merge(row, answers[row["ordinal"]], self.settings).row if row["ordinal"] in answers else row for row in rows
@@ -69,7 +69,7 @@ class ImportChange:
 
 
 def list_import(dataset: Location, asked: ImportRequest) -> ImportList:
-    """List what `import_masks` would change; raises what it raises before anything is changed."""
+    """List the changes that `import_masks` would make. Raises the errors that it raises before it changes anything."""
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         return _Import(asked, Path(folder)).plan(DatasetHandle.open(dataset)).listed
 
@@ -80,19 +80,19 @@ def import_masks(
     confirm: Callable[[ImportList], None] | None = None,
     now: datetime | None = None,
 ) -> ImportResult:
-    """Merge masks into the images of a dataset; `confirm` and `now` as in `correct`.
+    """Merge masks into the images of a dataset. `confirm` and `now` are as in `correct`.
 
-    Raises `UsageError` before anything is changed: for a file that cannot be read, or a store whose older versions
-    cannot be removed.
+    Raises `UsageError` before anything is changed for an unreadable file or a store whose older versions cannot be
+    removed.
     """
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
-        # The staged masks are on this machine's disk: where there are many shards, its cores share them.
+        # The staged masks are on this machine's disk, so only its cores share the work if there are many shards.
         return correct(DatasetHandle.open(dataset), _Import(asked, Path(folder)), confirm, now)
 
 
 @dataclass(frozen=True)
 class _Import(MaskCorrection[ImportList, ImportResult]):
-    """The correction; see `segmint.pipeline.corrections.correction.Correction`. It stages masks in `folder`."""
+    """The `Correction` of an import (`segmint.pipeline.corrections.correction`). It stages masks in `folder`."""
 
     asked: ImportRequest
     folder: Path
@@ -151,7 +151,7 @@ def _nothing_found(dataset: Location, asked: ImportRequest, staged: StagedMasks)
 def _count(
     dataset: Location, settings: ImportSettings, commit: Commit, answers: Mapping[int, ImageImport]
 ) -> ImportCounts:
-    """Return what the import would do in a shard, from its tables."""
+    """Return the changes that the import would make in a shard, from its tables."""
     tally = ImportCounts()
     for row in rows_of(dataset, commit, answers):
         tally.count(row, merge(row, answers[row["ordinal"]], settings))
@@ -159,16 +159,16 @@ def _count(
 
 
 def sizes_of(dataset: Location, manifest: DatasetManifest, match: MatchMode) -> Callable[[str], tuple[int, int] | None]:
-    """Return a function from the name of an image to its (height, width) in the dataset; None if it is not there.
+    """Return a function from an image's name to its (height, width) in the dataset, or None if it is not there.
 
-    Only names with a number are looked up. Each shard's table is read once, whatever the order of the names; 8 bytes an
-    image of these shards stay in memory.
+    Only names with a number are looked up. Each shard's table is read once, whatever the order of the names. Memory use
+    is 8 bytes per image of these shards.
     """
     per_shard = manifest.images_per_shard
 
     @cache
     def of_shard(shard: int) -> NDArray[np.int32]:
-        """(images of a shard, 2): height and width; 0 where there is no image."""
+        """Return (images of a shard, 2): height and width, or 0 without an image."""
 
         def read(commit: Commit) -> NDArray[np.int32]:
             table = read_table(read_file(dataset, commit.file("images")), "images")
@@ -197,30 +197,30 @@ OTHER_RELEASE = "released in another size"
 OTHER_REDACTIONS = "other redactions"
 
 _PROMPTED = ("assisted", "corrected")
-"""Sources of masks that a model answered to."""
+"""Sources of masks that involved a model's prediction."""
 
 
 class _ReleaseKey(NamedTuple):
-    """What must be equal for masks to be carried, besides the source."""
+    """Values that must match for masks to be carried over, besides the source."""
 
     size: tuple[int, int]  # (height, width)
     regions: tuple[tuple[Any, ...], ...]
 
 
 class _AnnotatedImage(NamedTuple):
-    """An image with masks of people."""
+    """An image with annotated masks."""
 
     release: _ReleaseKey
     row: Row  # of `IMAGES`
-    masks: list[Row]  # of `MASKS`, those of people alone
+    masks: list[Row]  # of `MASKS`, only annotated masks
 
 
 def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage: MaskStaging) -> dict[str, int]:
-    """Stage the masks of people in `source`, whose manifest is `begun`, for `into`; return by reason how many are not.
+    """Stage the annotated masks of `source` for `into`; return the number of masks left out, by reason.
 
-    `source` is read twice and the images of `into` once, shard by shard; what is in memory are the sources of the
-    images with such masks. Masks go to all images of the same bytes. A mask's model is named: in another dataset its
-    absence means another one.
+    `begun` is the manifest of `source`. `source` is read twice and the images of `into` once, shard by shard. Memory
+    holds the source hashes of the images with such masks. Masks go to all images with the same bytes. A mask without a
+    model gets the model of `source`, because a missing model would mean another one in `into`.
     """
     homes = _homes(into, frozenset(found.row["source_sha256"] for found in _annotated(source)))
     left: Counter[str] = Counter()
@@ -243,7 +243,7 @@ def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage:
 
 
 def _elsewhere(row: Row) -> Row:
-    """Return an image's row for another dataset, whose lanes and numbers of answers are its own."""
+    """Return an image's row for another dataset, without its assignment and submission number."""
     said = row["submission"]
     return row if said is None else {**row, "submission": {**said, "assignment": None, "n": None}}
 
@@ -271,7 +271,7 @@ def _annotated_in(dataset: Location, commit: Commit) -> list[_AnnotatedImage]:
 
 
 def _homes(dataset: Location, sources: Set[str]) -> Mapping[str, list[tuple[int, _ReleaseKey]]]:
-    """Return the images of a dataset that have these sources, by SHA-256."""
+    """Return the images of a dataset with these sources, by SHA-256."""
     homes: dict[str, list[tuple[int, _ReleaseKey]]] = {}
 
     def read(commit: Commit) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Which images of a dataset those of a staged file are, and which of several entries for one image counts."""
+"""Matching of a staged file's images with a dataset's images, and selection among several entries for one image."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -10,11 +10,11 @@ from segmint.infra.storage.location import Location
 
 
 class MatchMode(StrEnum):
-    """How the images of a file are found in a dataset."""
+    """Key by which a file's images are found in a dataset."""
 
     NUMBER = "number"  # `sa_<id>.jpg`
     IMAGE_ID = "image-id"  # the file name, with or without its ending, is the image_id
-    URI = "uri"  # the file name is the last part of the uri
+    URI = "uri"  # the file name is the last part of the URI
 
 
 _KEY = {
@@ -26,9 +26,9 @@ _KEY = {
 def find_homes(
     folder: Path, manifest: DatasetManifest, match: MatchMode, dataset: Location, database: duckdb.DuckDBPyConnection
 ) -> None:
-    """Make the tables `found`, what became of each answer, and `chosen`, the ordinals of those that count.
+    """Create the tables `found`, the outcome of each entry, and `chosen`, the ordinals of the selected entries.
 
-    Of several answers for one image the one that was saved last counts, and of those without a time the first.
+    Among several entries for one image, the one saved last is selected, or the first one if none has a time.
     """
     for name in ("answers", "masks"):
         path = quoted(str(folder / f"read-{name}.parquet"))
@@ -68,5 +68,5 @@ def find_homes(
 
 
 def quoted(text: str) -> str:
-    """Return a text as it is written between the quotes of SQL."""
+    """Return a text escaped for use between single quotes in SQL."""
     return text.replace("'", "''")

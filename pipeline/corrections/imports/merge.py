@@ -1,6 +1,6 @@
-"""The next row of an image from its row and the masks that a file has for it: a pure function.
+"""Merge of a file's masks into an image's row, as a pure function.
 
-Masks are compared pixel for pixel first, so that importing the same masks again changes nothing.
+Masks are first compared pixel by pixel, so that importing the same masks again is idempotent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,19 +23,19 @@ from segmint.pipeline.corrections.annotated_masks import (
 )
 
 SAME_OBJECT_IOU = 0.5
-"""The least IoU at which a mask of another dataset takes the place of one that a build made."""
+"""Minimum IoU at which a mask of another dataset replaces an automatic mask."""
 
 
 class ImportMode(StrEnum):
-    """What becomes of the masks that an image has."""
+    """Treatment of an image's existing masks."""
 
-    REPLACE = "replace"  # those that the file has not are deleted
-    ADD = "add"  # all stay
-    CARRY = "carry"  # those that a build made give way to people's masks of the same object
+    REPLACE = "replace"  # masks that are not in the file are deleted
+    ADD = "add"  # all are kept
+    CARRY = "carry"  # automatic masks are replaced by annotated masks of the same object
 
 
 class SkipReason(StrEnum):
-    """Why an image stays as it is."""
+    """Reason why an image is skipped."""
 
     TAKEN_DOWN = "taken down"
     REFUSED = "refused by the build"
@@ -47,17 +47,17 @@ class SkipReason(StrEnum):
 
 @dataclass(frozen=True)
 class ImageImport:
-    """What a file has for one image; `sizes` are the (height, width) of the image and its masks that it says."""
+    """A file's masks for one image. `sizes` are the (height, width) of the image and its masks in the file."""
 
     masks: Sequence[NewMask]
     sizes: frozenset[tuple[int, int]]
     unreadable: int = 0
-    of_image: Mapping[str, Any] = field(default_factory=dict)  # columns of the image's annotation, where carried
+    of_image: Mapping[str, Any] = field(default_factory=dict)  # columns of the image's annotation, if carried over
 
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """How masks are merged into rows."""
+    """Settings for merging masks into rows."""
 
     mode: ImportMode
     source: str = "imported"  # of masks that correct none
@@ -67,26 +67,26 @@ class ImportSettings:
 
 @dataclass(frozen=True)
 class ImportedRow:
-    """The next row of an image: the same object if nothing changes. Masks are counted."""
+    """Next row of an image, the same object if nothing changes, and counts of masks."""
 
     row: Row
-    left: SkipReason | None = None  # why it was left as it is
+    left: SkipReason | None = None  # reason if the image is skipped
     same: int = 0
     corrected: int = 0
     added: int = 0
     deleted: int = 0
     empty: int = 0  # masks without a pixel, which are left out
-    repeated: int = 0  # masks that the file has twice
+    repeated: int = 0  # repeated masks in the file
 
 
 def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRow:
-    """Merge the masks that a file has for an image into its described row (keys of `DESCRIBED`).
+    """Merge a file's masks for an image into its described row (keys of `DESCRIBED`).
 
-    Masks that are the same pixel for pixel stay as they are; they get the file's label, if it has one. Only where a
-    person's mask is carried from another dataset it takes the place of an equal one of the build. Under `REPLACE`
-    the others are paired as in a correction study, by annotation id and then by IoU: the new mask takes the old one's
-    place, and is `corrected` where a build made that. What is left of the old masks is deleted. Numbers are never given
-    again. Raises `DamagedDatasetError` if the row's masks or its `next_mask` are damaged.
+    Masks that are equal pixel for pixel are kept, and get the file's label if it has one. Only an annotated mask that
+    is carried from another dataset replaces an equal automatic one. With `REPLACE`, the other masks are paired as in a
+    correction study, by annotation id and then by IoU. The new mask replaces the old one, and is `corrected` if a build
+    made the old one. The remaining old masks are deleted. Mask numbers are never reused. Raises `DamagedDatasetError`
+    if the row's masks or its `next_mask` are damaged.
     """
     if row["reason"] is not None:
         return ImportedRow(row, SkipReason.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else SkipReason.REFUSED)
@@ -99,7 +99,7 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
         return ImportedRow(row, SkipReason.WORKED_ON)
     old = numbered_masks(row)
     solid = [mask for mask in answer.masks if runs.area(runs.Rle(size, mask.counts))]
-    by_counts = {mask.counts: mask for mask in reversed(solid)}  # of several the first
+    by_counts = {mask.counts: mask for mask in reversed(solid)}  # the first of several
     new = list(by_counts.values())[::-1]
     merged = ImportedRow(row, empty=len(answer.masks) - len(solid), repeated=len(solid) - len(new))
 
@@ -148,21 +148,21 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
 
 
 def _worked_on(row: Row, answer: ImageImport) -> bool:
-    """Whether the row has the work of people other than what is carried."""
+    """Return whether the row contains annotators' work other than the work that is carried over."""
     names = ("submission", "annotator")
     said = any(row[name] is not None for name in names)
     return said and any(row[name] != answer.of_image.get(name) for name in names)
 
 
 def _parents(row: Row, old: Sequence[Row], new: Sequence[NewMask], settings: ImportSettings) -> dict[str, Row]:
-    """Return the mask that each new one takes the place of, by the new one's run lengths."""
+    """Return the mask that each new mask replaces, by the new one's run lengths."""
     if settings.mode is ImportMode.ADD or not old or not new:
         return {}
     pairs: dict[str, Row] = {}
     if settings.mode is ImportMode.REPLACE:
         by_number = {annotation_id(row["id"], mask["index"]): mask for mask in old}
         for mask in new:
-            parent = None if mask.id is None else by_number.pop(mask.id, None)  # of several the first
+            parent = None if mask.id is None else by_number.pop(mask.id, None)  # the first of several
             if parent is not None:
                 pairs[mask.counts] = parent
         old = list(by_number.values())
@@ -184,14 +184,14 @@ def _removed_indices(old: Sequence[Row], parents: Mapping[str, Row], settings: I
 
 
 def _annotation(row: Row, answer: ImageImport, settings: ImportSettings) -> Row:
-    """Return the columns that say by which file, and by whom, an image's masks are what they are."""
+    """Return the columns that record the file and the annotator behind an image's masks."""
     if settings.origin is None:
         return {name: value for name, value in answer.of_image.items() if value is not None}
-    # Its last submission stays merged, whatever an import made of it.
+    # The last submission remains merged, whatever an import makes of its masks.
     merged = row["submission"] or {}
     said = {"assignment": merged.get("assignment"), "n": merged.get("n"), "sha256": settings.origin["sha256"]}
     named: Row = {} if settings.annotator is None else {"annotator": settings.annotator}
     if row["submission"] == said:
         return named
-    # What was said of an earlier submission is not true of this one.
+    # Columns of an earlier submission don't apply to this one.
     return {"annotator": None, ANNOTATION_STAGE: None, "seconds": None, "complete": None, **named, "submission": said}

@@ -1,4 +1,4 @@
-"""What an import would do, and what it did, for people and programs."""
+"""List and result of an import, as text and JSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from segmint.pipeline.corrections.imports.staging import StagedMasks
 from segmint.pipeline.corrections.mask_revision import RevisionCounts, RevisionList, RevisionResult
 
 COUNTED = ("same", "corrected", "added", "deleted", "empty", "repeated")
-"""What becomes of masks, as `ImportedRow` counts them."""
+"""Outcomes of masks, as `ImportedRow` counts them."""
 
 
 class ImportCounts(RevisionCounts):
-    """What becomes of the images of a file, and of their masks."""
+    """Counts of a file's images and masks by outcome."""
 
     def count(self, row: Row, merged: ImportedRow) -> None:
         """Count an image."""
@@ -32,36 +32,36 @@ class ImportCounts(RevisionCounts):
 
 @dataclass(frozen=True)
 class ImportList(RevisionList):
-    """What an import would change.
+    """List of the changes that an import would make.
 
-    `masks` counts those of the file that an image has already (`same`), that take the place of one (`corrected`), that
-    are new (`added`), without pixels (`empty`) or there twice (`repeated`), and masks here that are `deleted`.
-    `skipped_images` are images of the file that stay as they are, by the reason; `skipped_masks` masks of another
-    dataset that belong to no image here, by the reason.
+    `masks` counts masks of the file that the image already contains (`same`), that replace one (`corrected`), that are
+    new (`added`), without pixels (`empty`), or repeated (`repeated`), and existing masks that are `deleted`.
+    `skipped_images` counts skipped images of the file by reason. `skipped_masks` counts masks of another dataset that
+    match no image here, by reason.
     """
 
     dataset: str
     name: str
     file: str
-    sha256: str  # of the file; the version digest of another dataset
+    sha256: str  # of the file, or the version digest of another dataset
     mode: str
     images: int  # that change
-    named: int  # of the dataset, that the file has
+    named: int  # images of the dataset that the file names
     masks: Mapping[str, int]
     skipped_images: Mapping[str, int]
     skipped_masks: Mapping[str, int]
-    unknown: int  # images of the file that the dataset does not have
+    unknown: int  # images of the file that are not in the dataset
     first_unknown: str | None
-    ambiguous: int  # those whose name several images of the dataset have
+    ambiguous: int  # images of the file whose name matches several images of the dataset
     first_ambiguous: str | None
-    superseded: int  # those that the file has more than once: the first counts
-    unreadable: int  # masks and entries of the file that cannot be read
+    superseded: int  # repeated entries for an image in the file
+    unreadable: int  # masks and entries of the file that can't be read
     problems: tuple[str, ...]  # the first of them
     examples: tuple[str, ...]
     shards: tuple[int, ...]  # that change
 
     def lines(self) -> list[str]:
-        """Return the list as lines for people."""
+        """Return the list as lines of text."""
         return [
             f"{counted(self.images, 'image')} of {self.dataset} would change{self.in_shards()}",
             *self.found(),
@@ -69,7 +69,7 @@ class ImportList(RevisionList):
         ]
 
     def found(self) -> list[str]:
-        """Return lines of what the file has."""
+        """Return lines on the file's contents."""
         lines = [f"masks of {counted(self.named, 'image')} that {self.file} has: {self.counted_masks() or 'none'}"]
         lines += [f"left as they are: {counted(n, 'image')}: {why}" for why, n in self.skipped_images.items()]
         lines += [f"not carried: {counted(n, 'mask')}: {why}" for why, n in self.skipped_masks.items()]
@@ -86,7 +86,7 @@ class ImportList(RevisionList):
         return lines
 
     def reason(self) -> str:
-        """Return what a version says of the import."""
+        """Return the reason that the version records."""
         name = self.file.rstrip("/").rpartition("/")[2]
         said = self.counted_masks("corrected", "added", "deleted") or "no mask"
         return f"{name}, SHA-256 {self.sha256[:12]}, {self.mode}: {said} in {counted(self.images, 'image')}"
@@ -94,10 +94,10 @@ class ImportList(RevisionList):
 
 @dataclass(frozen=True)
 class ImportResult(RevisionResult[ImportList]):
-    """The result of an import."""
+    """Result of an import."""
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Return the result as lines of text."""
         if not self.listed.images:
             return [f"nothing to import: {self.listed.dataset} has it", *self.listed.found(), self.version.line()]
         return [
@@ -116,7 +116,7 @@ def list_of(
     staged: StagedMasks,
     shards: tuple[int, ...],
 ) -> ImportList:
-    """Return the list of an import; `names` are the dataset's place and name, and the file's place."""
+    """Return the list of an import. `names` are the dataset's location and name, and the file's location."""
     return ImportList(
         dataset=names[0],
         name=names[1],

@@ -1,7 +1,7 @@
-"""Masks of a file on the local disk, sorted by the images of the dataset that they are for.
+"""Staging of a file's masks on the local disk, sorted by the dataset's images.
 
-A file is read once, image by image where its format allows it. What it has is kept in Parquet, so memory holds the
-masks of one shard at a time, however many the file has.
+A file is read once, image by image if its format allows it. Its contents are kept in Parquet, so that memory holds the
+masks of only one shard at a time.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,13 +26,13 @@ from segmint.pipeline.corrections.imports.merge import ImageImport
 _MEMORY = "1GB"
 
 SAID = ("source", "annotator", "seconds", "prompts", "origin", "model")
-"""What is carried of a mask of another dataset, besides its label."""
+"""Columns of another dataset's mask that are carried over, besides its label."""
 
 OF_IMAGE = ("submission", "annotator", "stage", "seconds")
-"""And of its image."""
+"""Columns of its image that are carried over."""
 
 _BATCH = 2_000
-"""Masks that are held in memory until they are written."""
+"""Number of masks held in memory before they are written."""
 
 _SIZE = [("height", pa.int32()), ("width", pa.int32())]
 
@@ -40,8 +40,8 @@ _ORIGIN = {field.name: field for field in MASK_ORIGIN}
 
 MASKS_READ = pa.schema(
     [
-        ("submission", pa.int64()),  # the image's number in the file
-        ("number", pa.int64()),  # the mask's
+        ("submission", pa.int64()),  # number of the image in the file
+        ("number", pa.int64()),  # number of the mask
         *_SIZE,
         ("counts", pa.string()),
         ("id", pa.int64()),
@@ -53,40 +53,40 @@ MASKS_READ = pa.schema(
 ANSWERS_READ = pa.schema(
     [
         ("submission", pa.int64()),
-        ("ordinal", pa.int64()),  # null where the name is looked for
-        ("keys", pa.list_(pa.string())),  # names, any of which may be that of the image
+        ("ordinal", pa.int64()),  # null if the name is looked up
+        ("keys", pa.list_(pa.string())),  # possible names of the image
         ("name", pa.string()),
         *_SIZE,
         ("unreadable", pa.int32()),
-        ("saved", pa.float64()),  # seconds since 1970, null where the file does not say so
+        ("saved", pa.float64()),  # seconds since 1970; null if the file has no time
         pa.field("of_image", pa.struct([IMAGES.field(name) for name in OF_IMAGE])),
     ]
 )
 
 SHOWN = 20
-"""Images and masks that are named for people; all are counted."""
+"""Maximum number of images and masks that are named in messages. All are counted."""
 
 
 @dataclass(frozen=True)
 class StagedMasks:
-    """The masks of a file, by ordinals of the dataset. The folder must be there as long as this is used."""
+    """Masks of a file, by ordinals of the dataset. Usable while the folder exists."""
 
     folder: Path
-    ordinals: tuple[tuple[int, int], ...]  # spans [a, b) of the shards with an image of the file, by shard
+    ordinals: tuple[tuple[int, int], ...]  # ranges [a, b) of the shards with an image of the file, by shard
     shards: tuple[int, ...]
-    images: int  # of the file, each once
+    images: int  # distinct images of the file
     masks: int  # of these images
-    unknown: int = 0  # images of the file that the dataset does not have
-    ambiguous: int = 0  # those whose name several images have
-    superseded: int = 0  # those that an earlier entry of the file is of
+    unknown: int = 0  # images of the file that are not in the dataset
+    ambiguous: int = 0  # images whose name matches several images of the dataset
+    superseded: int = 0  # repeated entries for an image in the file
     first_unknown: str | None = None
     first_ambiguous: str | None = None
-    unreadable: tuple[str, ...] = ()  # the first `SHOWN` masks and images that cannot be read
+    unreadable: tuple[str, ...] = ()  # the first `SHOWN` masks and images that can't be read
     all_unreadable: int = 0
-    left: Mapping[str, int] = field(default_factory=dict)  # masks and images that are not for the dataset, by reason
+    left: Mapping[str, int] = field(default_factory=dict)  # masks and images without a match in the dataset, by reason
 
     def answers(self, first: int, stop: int) -> dict[int, ImageImport]:
-        """Return what the file has for the images with the ordinals [first, stop)."""
+        """Return the file's masks for the images with the ordinals [first, stop)."""
         span = [("ordinal", ">=", first), ("ordinal", "<", stop)]
         masks: dict[int, list[NewMask]] = {}
         sizes: dict[int, set[tuple[int, int]]] = {}
@@ -110,12 +110,12 @@ class StagedMasks:
 
 
 def _as_rows_say(of_image: Mapping[str, Any]) -> dict[str, Any]:
-    """Return columns of `images` under their names in rows, whose own `stage` is that of a verdict."""
+    """Return columns of `images` under their names in rows, in which `stage` is the stage of a verdict."""
     return {ANNOTATION_STAGE if name == "stage" else name: value for name, value in of_image.items()}
 
 
 class MaskStaging:
-    """Context manager that collects the masks of a file in a folder; `finish` sorts them."""
+    """Context manager that collects the masks of a file in a folder, until `finish` sorts them."""
 
     def __init__(self, folder: Path, manifest: DatasetManifest, match: MatchMode = MatchMode.NUMBER) -> None:
         self._folder = folder
@@ -129,7 +129,7 @@ class MaskStaging:
         self._unreadable: list[str] = []
         self._all_unreadable = 0
         self.superseded = 0
-        self.homeless = 0  # masks that may be of any image
+        self.homeless = 0  # masks that may belong to any image
 
     def __enter__(self) -> "MaskStaging":
         return self
@@ -139,7 +139,7 @@ class MaskStaging:
         self._masks.close()
 
     def add(self, image: AnnotatedImage, unlabeled: str | None = None) -> None:
-        """Add an image of a file with its masks; the label `unlabeled` says nothing of a mask."""
+        """Add an image of a file with its masks. The label `unlabeled` counts as no label."""
         number = image_number(image.name) if self._match is MatchMode.NUMBER else None
         ordinal = None if number is None else number - 1
         unreadable = list(image.unreadable)
@@ -152,7 +152,7 @@ class MaskStaging:
                 label = None if mask.label == unlabeled else mask.label
                 own = {"counts": counts, "id": mask.id if by_id else None, "label": label, "said": None}
                 masks.append({"height": height, "width": width, **own})
-            except ValueError as error:  # the readers have checked it
+            except ValueError as error:  # already checked by the readers
                 unreadable.append(f"mask {mask.id}: {error}")
         for problem in unreadable:
             self.leave_out(f"{image.name}, {problem}")
@@ -173,9 +173,9 @@ class MaskStaging:
         )
 
     def _ids_hold(self, image: AnnotatedImage, number: int | None) -> bool:
-        """Whether the ids of an image's masks may be the dataset's; a tool that renumbers gives it another image's.
+        """Return whether the ids of an image's masks may be the dataset's, rather than a tool's new numbers.
 
-        Ids in files whose images are found by other names are of other numberings.
+        Ids in files whose images are found by other names use other numberings.
         """
         homes = {mask.id // MASKS_PER_IMAGE_LIMIT for mask in image.masks if mask.id is not None}
         return number is not None and not any(0 < home <= self._rows for home in homes - {number})
@@ -189,7 +189,7 @@ class MaskStaging:
     def carry(
         self, ordinal: int, size: tuple[int, int], image: Mapping[str, Any], masks: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Add masks of another dataset (rows of `MASKS`) for the image of this ordinal; `image` is theirs there."""
+        """Add another dataset's masks (rows of `MASKS`) for the image with this ordinal. `image` is its row there."""
         rows = []
         for mask in masks:
             said = {name: mask[name] for name in SAID}
@@ -228,7 +228,7 @@ class MaskStaging:
         self._count += 1
 
     def finish(self, dataset: Location, left: Mapping[str, int] | None = None) -> StagedMasks:
-        """Find the images in the dataset, and sort the masks by ordinals."""
+        """Find the images in the dataset and sort the masks by ordinal."""
         self._answers.close()
         self._masks.close()
         with open_database(self._folder, _MEMORY) as database:
@@ -272,7 +272,7 @@ class MaskStaging:
 
 
 class ScratchWriter:
-    """Writes rows to a local Parquet file, some thousand at a time."""
+    """Writes rows to a local Parquet file in batches."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._writer = pq.ParquetWriter(path, schema, **PARQUET_OPTIONS)
@@ -287,7 +287,7 @@ class ScratchWriter:
             self._flush()
 
     def close(self) -> None:
-        """Write what is left; a second time does nothing."""
+        """Write the remaining rows. Idempotent."""
         if self._open:
             self._flush()
             self._writer.close()

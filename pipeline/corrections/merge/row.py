@@ -1,7 +1,7 @@
-"""The next row of an image from its row and a person's submission for it: a pure function.
+"""Merge of an annotator's submission into an image's row, as a pure function.
 
-What a submission replaces or deletes is compared with what the image has, so that of a submission to an earlier state
-what still fits is merged.
+Masks that a submission replaces or deletes are compared with the image's current masks. So the parts of a submission to
+an earlier state that still fit are merged.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from segmint.pipeline.corrections.annotated_masks import (
 
 
 class MergeSkipReason(StrEnum):
-    """Why an image stays as it is though it has a submission."""
+    """Reason why an image with a submission is skipped."""
 
     TAKEN_DOWN = "taken down"
     REFUSED = "refused by the build"
@@ -38,28 +38,28 @@ class MergeSkipReason(StrEnum):
 
 @dataclass(frozen=True)
 class SubmissionRow:
-    """The next row of an image: the same object if it is left as it is. Masks are counted."""
+    """Next row of an image, the same object if it is skipped, and counts of masks."""
 
     row: Row
     left: MergeSkipReason | None = None
-    same: int = 0  # of the submission, that the image has already, pixel for pixel
-    corrected: int = 0  # that take the place of a mask
+    same: int = 0  # of the submission, already in the image, pixel for pixel
+    corrected: int = 0  # that replace a mask
     added: int = 0
     deleted: int = 0
-    unfit: int = 0  # of the submission, whose mask in the image is another one now, or gone
-    superseded: int = 0  # earlier submissions, to other states, never merged, that say what the one merged does not
+    unfit: int = 0  # of the submission, whose parent mask in the image was changed or removed
+    superseded: int = 0  # unmerged earlier submissions to other states with content that the merged one lacks
 
     @property
     def changes_masks(self) -> bool:
-        """Whether the image has other masks then."""
+        """True if the image's masks change."""
         return bool(self.corrected or self.added or self.deleted)
 
 
 def submission_to_merge(row: Row, names: Sequence[SubmissionName]) -> SubmissionName | None:
-    """Return which of an image's submissions is to be merged into its described row; None if that was done.
+    """Return the submission to merge into an image's described row, or None if it is already merged.
 
-    That is the last one of the assignment that was merged before, or else of the lowest assignment. The other
-    assignment only says how well people agree.
+    It is the last one of the assignment that was merged before, or else of the lowest assignment. The other assignment
+    only serves to measure agreement.
     """
     assignment = assignment_to_merge(row["submission"], (name.assignment for name in names))
     last = max((name for name in names if name.assignment == assignment), default=None)
@@ -67,19 +67,19 @@ def submission_to_merge(row: Row, names: Sequence[SubmissionName]) -> Submission
 
 
 def unchanged_row(row: Row) -> MergeSkipReason | None:
-    """Return why no submission can be merged into a row; None if one can."""
+    """Return why no submission can be merged into a row, or None if one can."""
     if row["reason"] is None:
         return None
     return MergeSkipReason.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else MergeSkipReason.REFUSED
 
 
 def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionRow:
-    """Merge the last of an assignment's submissions, all of which are given in order, into an image's described row.
+    """Merge the last of an assignment's submissions, which are given in order, into an image's described row.
 
-    Masks that the submission neither replaces nor deletes are kept, and so is each whose replacement is the same pixel
-    for pixel. A mask whose parent is another one now, or gone, does not fit and is left out; so is a deletion. Where
-    the submission was given to the same state as the one that was merged last, it takes that one's place. Raises
-    `DamagedDatasetError` if the row's masks or its `next_mask` are damaged.
+    Masks that the submission neither replaces nor deletes are kept, as are masks whose replacement is equal pixel for
+    pixel. A mask whose parent was changed or removed does not fit and is left out, and so is a deletion. A submission
+    to the same state as the last merged one supersedes that one. Raises `DamagedDatasetError` if the row's masks or its
+    `next_mask` are damaged.
     """
     submission = submissions[-1]
     left = unchanged_row(row)
@@ -123,12 +123,12 @@ def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionR
 
 
 def seconds_of(submissions: Sequence[Submission]) -> float:
-    """Return the active seconds of an assignment's submissions, in order: of those to one state the last has all."""
+    """Return the active seconds of an assignment's ordered submissions, of which the last of each state counts."""
     return sum(submission.seconds for submission in last_of_states(submissions))
 
 
 def _superseded(row: Row, submissions: Sequence[Submission]) -> int:
-    """Return how many states have a submission that was never merged, and says what the last one does not say again."""
+    """Return the number of states with an unmerged submission whose content the last one does not repeat."""
     waiting = [
         submission
         for submission in submissions
@@ -143,14 +143,14 @@ def _superseded(row: Row, submissions: Sequence[Submission]) -> int:
 
 
 def _words(submission: Submission) -> set[str | int]:
-    """Return what a submission says: new masks, and those of the dataset that are not to stay."""
+    """Return the content of a submission: new masks, and masks of the dataset that it replaces or deletes."""
     return {mask.counts for mask in submission.masks} | {
         mask.id for mask in (*submission.replaced, *submission.deleted)
     }
 
 
 def _as_it_was(row: Row, mask: FormerMask) -> Row:
-    """Return what is known of a mask that is gone: it counts as one of a build."""
+    """Return the known columns of a removed mask. It counts as automatic."""
     return {
         "index": mask.id - annotation_id(row["id"], 0),
         "segmentation": {"size": [row["height"], row["width"]], "counts": mask.counts},
@@ -161,7 +161,7 @@ def _as_it_was(row: Row, mask: FormerMask) -> Row:
 
 
 def _new_mask(mask: SubmittedMask, parent: Row | None, submissions: Sequence[Submission]) -> NewMask:
-    # What is made from an imported mask stays under the license of its file.
+    # A mask derived from an imported mask stays under the license of its file.
     said = {**mask_columns(mask, submissions), "origin": None if parent is None else parent["origin"]}
     if mask.source == "corrected" and parent is not None and not is_of_build(parent):
         drawn = is_prompted(mask) and parent["source"] == "manual"

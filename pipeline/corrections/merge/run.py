@@ -1,4 +1,4 @@
-"""`segmint merge`: puts what people answered into a dataset, as the next generation of its shards."""
+"""`segmint merge`: merge annotators' submissions as the next generation of a dataset's shards."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,25 +41,25 @@ from segmint.pipeline.corrections.merge.row import (
 )
 
 COUNTED = ("same", "corrected", "added", "deleted", "unfit")
-"""What becomes of masks, as `SubmissionRow` counts them."""
+"""Outcomes of masks, as `SubmissionRow` counts them."""
 
 _THREADS = 16
 
 Names = Mapping[int, Sequence[SubmissionName]]
-"""The submissions of images, by ordinal."""
+"""Submissions of images, by ordinal."""
 
 
 @dataclass
 class MergeCounts(RevisionCounts):
-    """What becomes of the images that have submissions, and of their masks."""
+    """Counts of images with submissions, and of their masks, by outcome."""
 
-    unchanged: int = 0  # of these, looked at and left with the masks that they have
-    merged: int = 0  # whose last submission was merged before
-    superseded: int = 0  # with an earlier submission, to another state, never merged, that says more
+    unchanged: int = 0  # of these, confirmed without changing a mask
+    merged: int = 0  # images whose last submission is already merged
+    superseded: int = 0  # with an unmerged earlier submission to another state with further content
     uncompared: int = 0  # whose other assignment has a submission that is neither merged nor compared
 
     def count(self, image: int, merged: SubmissionRow) -> None:
-        """Count an image, by its number."""
+        """Count an image, given its number."""
         if merged.left is not None:
             self.leave(image_stem(image), merged.left.value)
             return
@@ -77,7 +77,7 @@ class MergeCounts(RevisionCounts):
             self.example(f"{image_stem(image)}: {masks} of the submission left out: the image has others there now")
 
     def count_apart(self, image: int, assignment: int) -> None:
-        """Count an image of whose other `assignment` the last submission is neither merged nor compared."""
+        """Count an image whose other `assignment` ends with a submission that is neither merged nor compared."""
         self.uncompared += 1
         self.example(
             f"{image_stem(image)}: the last submission of assignment {assignment} is neither merged nor compared"
@@ -86,34 +86,34 @@ class MergeCounts(RevisionCounts):
 
 @dataclass(frozen=True)
 class MergeList(RevisionList):
-    """What a merge would change.
+    """List of the changes that a merge would make.
 
-    `masks` counts those of submissions that an image has already (`same`), that take the place of one (`corrected`),
-    that are new (`added`), masks that are `deleted`, and what is left out because it fits no more (`unfit`).
+    `masks` counts masks of submissions that the image already contains (`same`), that replace one (`corrected`), or
+    that are new (`added`), existing masks that are `deleted`, and parts of submissions that no longer fit (`unfit`).
     """
 
     dataset: str
     name: str
     submitted: int  # images with a submission
-    images: int  # that change
-    unchanged: int  # of these, looked at and left with the masks that they have
-    merged: int  # images whose last submission was merged before
-    superseded: int  # of those that change: with an earlier submission, to another state, never merged, that says more
+    images: int  # number that change
+    unchanged: int  # of these, confirmed without changing a mask
+    merged: int  # images whose last submission is already merged
+    superseded: int  # of the changing images: with an unmerged earlier submission to another state with further content
     uncompared: int  # with a submission in the other assignment that is neither merged nor compared
     masks: Mapping[str, int]
-    skipped_images: Mapping[str, int]  # that stay as they are, by the reason
+    skipped_images: Mapping[str, int]  # by reason
     examples: tuple[str, ...]
     shards: tuple[int, ...]  # that change
 
     def lines(self) -> list[str]:
-        """Return the list as lines for people."""
+        """Return the list as lines of text."""
         return [
             f"submissions for {counted(self.images, 'image')} of {self.dataset} would be merged{self.in_shards()}",
             *self.found(),
         ]
 
     def found(self) -> list[str]:
-        """Return lines of what the submissions say."""
+        """Return lines on the contents of the submissions."""
         lines = [f"{counted(self.submitted, 'image')} submitted; masks: {self.counted_masks() or 'none'}"]
         if self.unchanged:
             lines.append(f"looked at and left unchanged: {counted(self.unchanged, 'image')}")
@@ -133,17 +133,17 @@ class MergeList(RevisionList):
         return [*lines, *(f"  {example}" for example in self.examples)]
 
     def reason(self) -> str:
-        """Return what a version says of the merge."""
+        """Return the reason that the version records."""
         said = self.counted_masks("corrected", "added", "deleted") or "no mask changed"
         return f"submissions for {counted(self.images, 'image')}: {said}"
 
 
 @dataclass(frozen=True)
 class MergeResult(RevisionResult[MergeList]):
-    """The result of a merge."""
+    """Result of a merge."""
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Return the result as lines of text."""
         if not self.listed.images:
             return [f"nothing to merge into {self.listed.dataset}", *self.listed.found(), self.version.line()]
         return [
@@ -156,13 +156,13 @@ class MergeResult(RevisionResult[MergeList]):
 
 @dataclass(frozen=True)
 class MergeChange:
-    """The next rows of a shard: submissions are merged into those that have one. Submissions are never changed."""
+    """Change that merges submissions into the rows of a shard. The submissions themselves do not change."""
 
     dataset: Location
     names: Names
 
     def __call__(self, commit: Commit, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows, the same objects where nothing changes."""
+        """Return the next rows, with the same objects for unchanged rows."""
         wanted = {row["ordinal"]: _to_merge(row, self.names) for row in rows}
         submissions = _read(self.dataset, {ordinal: assignment for ordinal, assignment in wanted.items() if assignment})
         return [
@@ -174,17 +174,17 @@ class MergeChange:
 
 
 def list_merge(dataset: Location) -> MergeList:
-    """List what `merge_submissions` would change; raises what it raises before anything is changed."""
+    """List the changes that `merge_submissions` would make. Raises the errors that it raises before any change."""
     return _Merge(_names(dataset)).plan(DatasetHandle.open(dataset)).listed
 
 
 def merge_submissions(
     dataset: Location, confirm: Callable[[MergeList], None] | None = None, now: datetime | None = None
 ) -> MergeResult:
-    """Merge the last submission of each image into its row; `confirm` and `now` as in `correct`.
+    """Merge the last submission of each image into its row. `confirm` and `now` are as in `correct`.
 
-    Submissions stay where they are, those of a second assignment, too; but those for images that were taken down are
-    removed, as a takedown does. Raises `UsageError` for a place without a dataset, or a store whose older versions
+    Submissions are kept, including those of a second assignment. Only those for images that were taken down are
+    removed, as a takedown does. Raises `UsageError` for a location without a dataset or a store whose older versions
     cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
     """
     handle = DatasetHandle.open(dataset)
@@ -193,9 +193,9 @@ def merge_submissions(
 
 @dataclass(frozen=True)
 class _Merge(MaskCorrection[MergeList, MergeResult]):
-    """The correction; see `segmint.pipeline.corrections.correction.Correction`.
+    """The `Correction` of a merge (`segmint.pipeline.corrections.correction`).
 
-    With `forget_taken` its plan, once it is complete, removes the submissions for images that were taken down.
+    With `forget_taken`, making the plan also removes the submissions for images that were taken down.
     """
 
     names: Names
@@ -233,7 +233,7 @@ class _Merge(MaskCorrection[MergeList, MergeResult]):
 
 
 def _forget_taken(dataset: Location, names: Names) -> None:
-    """Remove submissions for images that were taken down: of a server that died before it looked at the tombstones."""
+    """Remove submissions for removed images, left by a server that died before it checked the tombstones."""
     taken = removed_images(read_tombstones(dataset)).keys() & names.keys()
     if taken:
         purge_of_images(dataset, taken)
@@ -247,7 +247,7 @@ def _names(dataset: Location) -> Names:
 
 
 def _count(change: MergeChange, commit: Commit, ordinals: Sequence[int]) -> MergeCounts:
-    """Return what the merge would do in a shard, from its tables."""
+    """Return the changes that the merge would make in a shard, from its tables."""
     dataset, names = change.dataset, change.names
     tally = MergeCounts()
     wanted = {}
@@ -272,7 +272,7 @@ def _count(change: MergeChange, commit: Commit, ordinals: Sequence[int]) -> Merg
 
 
 def _to_merge(row: Row, names: Names) -> list[SubmissionName]:
-    """Return the submissions of the assignment whose last one is to be merged into a row; none if nothing is."""
+    """Return the submissions of the assignment to merge into a row, or none."""
     own = names.get(row["ordinal"], ())
     last = submission_to_merge(row, own) if own and unchanged_row(row) is None else None
     return [] if last is None else [name for name in own if name.assignment == last.assignment]
@@ -298,7 +298,7 @@ def _count_unmerged(dataset: Location, row: Row, names: Names) -> int | None:
 
 
 def _read(dataset: Location, wanted: Names) -> dict[int, list[Submission] | SubmissionError]:
-    """Read the submissions of images; an error where the last one cannot be read, and earlier ones that can."""
+    """Read the submissions of images, or an error if the last is unreadable. Skip other unreadable ones."""
 
     def read(ordinal: int) -> tuple[int, list[Submission] | SubmissionError]:
         try:
