@@ -94,7 +94,7 @@ class LicenseConfig(_ConfigModel):
     """Accept only rows with `redistributable: true`."""
     respect_opt_out: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
     """Reject images whose rights holder forbids training, according to the image's metadata or the catalog. auto: the
-    value that the dataset was begun with, and true for a new dataset."""
+    value that the dataset was created with, and true for a new dataset."""
     policy_date: date | None = None
     """Day on which licenses must still be valid. Read only at the dataset's first start, which pins it. null: the day
     of the first start, in UTC."""
@@ -147,7 +147,7 @@ class SegmentPoolConfig(PoolConfig):
     process; otherwise 0."""
     accelerator_type: str = Field(default="auto", min_length=1)
     """Kind of GPU in a cluster with several kinds, by Ray's name for it (`H100`). auto: the kind that the dataset was
-    begun with, and any kind for a new dataset."""
+    created with, and any kind for a new dataset."""
     timeout_s: Seconds = Field(default=600, gt=0)
     """Time limit for decoding one image, for computing its masks, and for finishing them, each on its own. A worker
     that exceeds a limit is ended, and its image gets a trial; if it times out there twice, the row is rejected as
@@ -182,9 +182,10 @@ class Config(_ConfigModel):
     name: Annotated[str, AfterValidator(_plain_name)]
     """Name of the dataset: at most 100 letters, digits, dots, hyphens, and underscores, a letter or digit first."""
     catalog: str = Field(min_length=1)
-    """Path or URI of the source catalog. The ending selects the format: Parquet, JSON Lines, or CSV."""
+    """Path or URI of the source catalog. The ending selects the format: Parquet, JSON Lines, or CSV. The file may move,
+    because its contents are pinned at the first start. New rows need `--grow`."""
     output: str = Field(min_length=1)
-    """Path or URI of the dataset's folder."""
+    """Path or URI of the dataset's folder, on a file system with hard links or in a bucket with conditional puts."""
     images_per_shard: int = Field(default=500, ge=1, le=100_000)
     """Catalog rows per shard, 1 to 100,000. A shard is written, committed, and lost as a unit."""
     license: LicenseConfig
@@ -194,11 +195,11 @@ class Config(_ConfigModel):
     masks: MasksConfig = MasksConfig()
     model: ModelConfig = ModelConfig()
     curate: CurateConfig = CurateConfig()
-    """Limits that `segmint catalog curate` applies to a catalog before a build. A build ignores them."""
+    """Settings of `segmint catalog curate`, which rejects rows of a catalog before a build. A build ignores them."""
     resources: ResourcesConfig = ResourcesConfig()
     storage: StorageOptions = {}
-    """Storage options by URI prefix, such as endpoint_url, profile, region, and anon. The longest matching prefix wins.
-    Credentials are refused."""
+    """Storage options by URI prefix, of which the longest matching one wins: endpoint_url, profile, region, anon, … for
+    S3, and those of the fsspec implementation for other schemes. Credentials are refused."""
     assets: str | None = None
     """Path or URI of a folder that mirrors the known weight files under their own names. It is searched before the
     cache, installed packages, and the web. null: no mirror."""

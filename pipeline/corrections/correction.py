@@ -50,7 +50,7 @@ class Revision:
     shards: Set[int]  # shards that aren't committed are only cleaned
     change: Change
     needed: Callable[[Commit], bool] = lambda _: True  # a cheaper check than reading all rows
-    images_only: bool = False  # whether it changes only the tables of images, and reads nothing else
+    images_only: bool = False  # true if it reads and changes only the tables of images
     catalog_generation: int | None = None  # of the manifest whose catalog, or a later one, the change reads
 
 
@@ -88,7 +88,7 @@ class Plan(Protocol):
 class Correction(Protocol[P, R]):
     """A kind of correction. A new one needs these five methods, and a row in the tests' crash matrix.
 
-    By default, `prepare` and `clean_up` do nothing.
+    Subclasses inherit a `prepare` and a `clean_up` that do nothing.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""`segmint takedown --prove`: search for a removed image in everything that the dataset knows of."""
+"""`segmint takedown --prove`: search for a removed image in all files that a dataset references."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -67,7 +67,7 @@ class RemovalProof:
 
 
 def prove(dataset: Location, name: str) -> RemovalProof:
-    """Search for a removed image, by its image_id or number, in all files that the dataset knows of.
+    """Search for a removed image, by its image_id or number, in all files that the dataset references.
 
     Searches every committed file, the catalog, the names of all other files in the dataset, including older versions in
     a bucket, its report, and the recorded outputs. Changes nothing. Raises `UsageError` for an image that no tombstone

@@ -64,7 +64,7 @@ class CurationResult:
     read_bytes: int = 0  # by this run
     seconds: float = 0.0  # spent inspecting images
     drawn: str | None = None  # the file of distributions, if the run only drew them
-    written: bool = True  # whether this run wrote the output
+    written: bool = True  # true if this run wrote the output
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""

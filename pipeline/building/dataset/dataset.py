@@ -1,4 +1,4 @@
-"""Creates the dataset of a build, or opens it and checks that it was begun with the same configuration."""
+"""Creates the dataset of a build, or opens it and checks that it was created with the same configuration."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -121,7 +121,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     """Open the dataset at `config.output`, creating it if it does not exist.
 
     With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError`, with the differing keys or rows,
-    if the dataset was begun with another configuration or from another catalog, or if a bundled detector lacks a
+    if the dataset was created with another configuration or from another catalog, or if a bundled detector lacks a
     package.
     """
     config.deidentify.require_packages()

@@ -127,7 +127,7 @@ def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, clust
 def _kind_of_gpu(config: Config, cluster: "Cluster") -> str | None:
     """Return the kind of GPU to request from Ray, or None for any kind and if Ray names no kinds.
 
-    Raises `UsageError` if chance would decide between a named kind and unnamed GPUs: a dataset that was begun on
+    Raises `UsageError` if chance would decide between a named kind and unnamed GPUs: a dataset that was created on
     unnamed GPUs could not request them again.
     """
     from segmint.infra.ray_session import NAME_GPUS

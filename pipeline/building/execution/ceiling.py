@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # both import Ray, which a plan does not need
 
 @dataclass(frozen=True)
 class Ceiling:
-    """Theoretical maximum throughput of a run's devices, and the numbers behind it."""
+    """Maximum throughput of a run's devices for the model's arithmetic, and the numbers behind it."""
 
     device: str  # "cpu" or "cuda"
     device_kind: str  # instruction set that torch uses on the CPU, or name of the GPU

@@ -118,8 +118,7 @@ def watched(
 
     The bars continue from the earlier windows. Yields the watch, whose `moved` must be called per shard.
     `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called when there
-    is no progress, and returns a true value if a store does not respond. `stages` maps parts of operator names to bar
-    names.
+    is no progress, and is true if a store does not respond. `stages` maps parts of operator names to bar names.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True

@@ -31,7 +31,7 @@ class BuildPlan:
     masks: Estimate | None
     ceiling: Ceiling
     hardware: str
-    measured: bool  # whether time comes from the sample, or else from the ceiling and an assumption
+    measured: bool  # true if time comes from the sample, else from the ceiling and an assumption
     share_of_ceiling: float  # assumed, or reached by the sample
     device_hours: Estimate  # GPU-hours, or core-hours if the device is a CPU
     days: Estimate

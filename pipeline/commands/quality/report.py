@@ -37,8 +37,8 @@ def report(
 ) -> None:
     """Write a page about a dataset, with a card and its numbers.
 
-    The page contains the verdict, plots next to SA-1B's, and samples. The dataset card and a Croissant file are written
-    next to it.
+    The page contains the verdict, plots next to SA-1B's, and samples. A dataset card and a Croissant file go next to
+    it.
     """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.quality.audit.audit import AuditOptions

@@ -54,7 +54,7 @@ class ImportRequest:
 class ImportChange:
     """Change that merges a file's masks into the rows of its images in a shard.
 
-    Pickled to other processes of this machine, because the staged masks are on its disk.
+    Runs only in processes of this machine, because the staged masks are on its disk.
     """
 
     staged: StagedMasks
@@ -82,8 +82,7 @@ def import_masks(
 ) -> ImportResult:
     """Merge masks into the images of a dataset. `confirm` and `now` are as in `correct`.
 
-    Raises `UsageError` before anything is changed for an unreadable file or a store whose older versions cannot be
-    removed.
+    Raises `UsageError` before any change for an unreadable file or a store whose older versions cannot be removed.
     """
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         # The staged masks are on this machine's disk, so only its cores share the work if there are many shards.

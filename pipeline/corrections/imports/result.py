@@ -36,8 +36,8 @@ class ImportList(RevisionList):
 
     `masks` counts masks of the file that the image already contains (`same`), that replace one (`corrected`), that are
     new (`added`), without pixels (`empty`), or repeated (`repeated`), and existing masks that are `deleted`.
-    `skipped_images` counts skipped images of the file by reason. `skipped_masks` counts masks of another dataset that
-    match no image here, by reason.
+    `skipped_images` counts skipped images of the file, and `skipped_masks` masks of another dataset without an image
+    here, both by reason.
     """
 
     dataset: str

@@ -123,7 +123,7 @@ def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionR
 
 
 def seconds_of(submissions: Sequence[Submission]) -> float:
-    """Return the active seconds of an assignment's ordered submissions, of which the last of each state counts."""
+    """Return the active seconds of an assignment's ordered submissions. Seconds are cumulative per state."""
     return sum(submission.seconds for submission in last_of_states(submissions))
 
 
