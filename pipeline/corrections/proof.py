@@ -69,9 +69,9 @@ class RemovalProof:
 def prove(dataset: Location, name: str) -> RemovalProof:
     """Search for a removed image, by its image_id or number, in all files that the dataset references.
 
-    Searches every committed file, the catalog, the names of all other files in the dataset, including older versions in
-    a bucket, its report, and the recorded outputs. Changes nothing. Raises `UsageError` for an image that no tombstone
-    names, and `DamagedDatasetError` for files that cannot be read.
+    Searches every committed file, the catalog, the names of all other files (including older versions in a bucket),
+    files that are not segmint's, the report, and the recorded outputs. Changes nothing. Raises `UsageError` for an
+    image that no tombstone names, and `DamagedDatasetError` for files that cannot be read.
     """
     manifest = load_manifest(dataset)
     tombstones = [
