@@ -12,7 +12,7 @@ from segmint.pipeline.commands.common.arguments import AsJson, Config, storage_o
 from segmint.pipeline.commands.common.console import guarded, print_json, print_line, print_message, print_result
 from segmint.pipeline.commands.common.extras import needs
 
-app = typer.Typer(name="assets", help="List, fetch, verify and export weight files.", no_args_is_help=True)
+app = typer.Typer(name="assets", help="List, download, verify, and export weight files.", no_args_is_help=True)
 
 
 class OnnxPart(StrEnum):

@@ -26,48 +26,42 @@ class CommandPlace(NamedTuple):
 PANELS = {
     "Build": {
         "init": CommandPlace("building.init", "init", "Write a commented configuration for `segmint build`."),
-        "catalog": CommandPlace("building.catalog", "app", "Make, check and curate catalogs of licensed images."),
-        "plan": CommandPlace("building.plan", "plan", "Estimate a build before it runs: images, hours and cost."),
-        "build": CommandPlace("building.build", "build", "Build a dataset, or what is still missing from it."),
-        "status": CommandPlace("building.status", "status", "Show how far a build is, from its commits."),
-        "demo": CommandPlace("building.demo", "demo", "Build a small dataset of real photographs, and draw its masks."),
+        "catalog": CommandPlace("building.catalog", "app", "Create, check, and curate catalogs of licensed images."),
+        "plan": CommandPlace("building.plan", "plan", "Estimate the images, hours, and cost of a build."),
+        "build": CommandPlace("building.build", "build", "Build a dataset, or resume a build."),
+        "status": CommandPlace("building.status", "status", "Show the progress of builds."),
+        "demo": CommandPlace("building.demo", "demo", "Build a small dataset of photographs, and draw its masks."),
         "masks": CommandPlace("masks", "masks", "Make masks for photographs."),
-        "assets": CommandPlace("assets", "app", "List, fetch, verify and export weight files."),
+        "assets": CommandPlace("assets", "app", "List, download, verify, and export weight files."),
     },
     "Inspect": {
-        "audit": CommandPlace("quality.audit", "audit", "Check the files, licenses and privacy of a dataset."),
-        "report": CommandPlace(
-            "quality.report", "report", "Write a page about a dataset, with a card and its numbers."
-        ),
-        "view": CommandPlace("quality.view", "view", "Show a dataset's images and masks in the browser."),
-        "study": CommandPlace(
-            "quality.study", "app", "Have people correct or search a sample of images, and score it."
-        ),
+        "audit": CommandPlace("quality.audit", "audit", "Check the files, licenses, and privacy of a dataset."),
+        "report": CommandPlace("quality.report", "report", "Write a page, a dataset card, and statistics."),
+        "view": CommandPlace("quality.view", "view", "Browse a dataset's images and masks in a web browser."),
+        "study": CommandPlace("quality.study", "app", "Have people judge a sample of images, and score the results."),
         "verify": CommandPlace("quality.versions", "verify", "Compare every byte with the recorded version."),
         "sign": CommandPlace("quality.versions", "sign", "Sign a recorded version's digest."),
         "diff": CommandPlace("quality.versions", "diff", "Show what changed between two versions or datasets."),
     },
     "Correct": {
         "takedown": CommandPlace(
-            "corrections.takedown", "takedown", "Remove images for good, or prove that they are gone."
+            "corrections.takedown", "takedown", "Remove images permanently, or prove that they're gone."
         ),
-        "redact": CommandPlace("corrections.redact", "redact", "Redact more regions of released images for good."),
+        "redact": CommandPlace("corrections.redact", "redact", "Permanently redact more regions of released images."),
         "amend": CommandPlace("corrections.amend", "amend", "Correct the credits and countries of images."),
-        "import": CommandPlace("corrections.imports", "import_", "Bring in masks that people corrected or made."),
+        "import": CommandPlace("corrections.imports", "import_", "Import masks from a file or another dataset."),
         "merge": CommandPlace("corrections.merge", "merge", "Merge annotators' submissions into the dataset's tables."),
         "repair": CommandPlace(
-            "corrections.repair", "repair", "Restore missing and damaged files to the committed bytes."
+            "corrections.repair", "repair", "Restore missing or damaged files to their committed bytes."
         ),
     },
     "Export": {
-        "export": CommandPlace("export", "export", "Write a dataset's images and masks for other tools."),
+        "export": CommandPlace("export", "export", "Export a dataset's images and masks for other tools."),
     },
     "Annotate and train": {
-        "annotate": CommandPlace(
-            "engine.annotate", "annotate", "Have people make, correct or rate masks in the browser."
-        ),
-        "evaluate": CommandPlace("engine.evaluate", "app", "Measure weights against masks that people made."),
-        "train": CommandPlace("engine.train", "train", "Train SAM on datasets' masks, or go on with a run."),
+        "annotate": CommandPlace("engine.annotate", "annotate", "Make, correct, or rate masks in a web browser."),
+        "evaluate": CommandPlace("engine.evaluate", "app", "Evaluate weights against masks that people made."),
+        "train": CommandPlace("engine.train", "train", "Train SAM or an object detector, or resume a run."),
     },
 }
 """Commands by the panel of `segmint --help` that lists them, in display order."""

@@ -24,7 +24,7 @@ def export(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a dataset's images and masks for other tools."""
+    """Export a dataset's images and masks for other tools."""
     span = parse_shards(shards) if shards is not None else None
     from segmint.infra.storage.location import Location
     from segmint.pipeline.export.export import ExportOptions, export_dataset

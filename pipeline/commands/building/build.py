@@ -34,7 +34,7 @@ def build(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,
 ) -> None:
-    """Build a dataset, or what is still missing from it."""
+    """Build a dataset, or resume a build."""
     from segmint.catalogs.reasons import reasons_to_retry
     from segmint.pipeline.config.config import load_config
 

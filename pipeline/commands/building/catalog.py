@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from segmint.catalogs.licenses import LicensePolicy
     from segmint.pipeline.config.config import Config as Configuration
 
-app = typer.Typer(name="catalog", help="Make, check and curate catalogs of licensed images.", no_args_is_help=True)
+app = typer.Typer(name="catalog", help="Create, check, and curate catalogs of licensed images.", no_args_is_help=True)
 
 
 @app.command()

@@ -35,7 +35,7 @@ def curate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every image of a catalog once and mark duplicates and unfit images."""
+    """Reject the duplicates and unfit images of a catalog."""
     from segmint.pipeline.building.curate.curate import run_curate
     from segmint.pipeline.building.curate.distributions import ending
     from segmint.pipeline.config.config import load_config

@@ -15,7 +15,7 @@ def demo(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder for everything; created if missing.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,
 ) -> None:
-    """Build a small dataset of real photographs, and draw its masks.
+    """Build a small dataset of photographs, and draw its masks.
 
     The photographs ship with scikit-image and scikit-learn.
     """

@@ -37,7 +37,7 @@ def plan(
     shards: Annotated[str | None, typer.Option(metavar="A:B|K/N", help="Only these shards, as in a build.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Estimate a build before it runs: images, hours and cost."""
+    """Estimate the images, hours, and cost of a build."""
     from segmint.pipeline.config.config import load_config
 
     loaded = load_config(config, overrides or [])

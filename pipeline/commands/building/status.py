@@ -32,7 +32,7 @@ def status(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how far a build is, from its commits.
+    """Show the progress of builds.
 
     Shows progress, pace, remaining time and cost, rejections, drift, shards on hold, annotated masks, and lineage.
     """

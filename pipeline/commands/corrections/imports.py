@@ -49,7 +49,7 @@ def import_(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring in masks that people corrected or made.
+    """Import masks from a file or another dataset.
 
     The masks come from a file or from another dataset.
     """

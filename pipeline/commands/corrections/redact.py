@@ -24,7 +24,7 @@ def redact(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Redact more regions of released images for good."""
+    """Permanently redact more regions of released images."""
     from segmint.infra.storage.location import Location
     from segmint.pipeline.config.config import LOCAL
     from segmint.pipeline.corrections.redact import list_redaction

@@ -23,7 +23,7 @@ def repair(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Restore missing and damaged files to the committed bytes.
+    """Restore missing or damaged files to their committed bytes.
 
     Exits with code 1 if some files cannot be restored.
     """

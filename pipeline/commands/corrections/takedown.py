@@ -34,7 +34,7 @@ def takedown(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove images for good, or prove that they are gone.
+    """Remove images permanently, or prove that they're gone.
 
     Everything that names them is removed, except for a tombstone.
     """

@@ -86,7 +86,7 @@ def annotate(
     browser: Browser = True,
     config: Config = None,
 ) -> None:
-    """Have people make, correct or rate masks in the browser.
+    """Make, correct, or rate masks in a web browser.
 
     Submissions are saved in the dataset. Press Ctrl-C to stop the server.
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from segmint.infra.storage.storage import Storage
     from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
 
-app = typer.Typer(name="evaluate", help="Measure weights against masks that people made.", no_args_is_help=True)
+app = typer.Typer(name="evaluate", help="Evaluate weights against masks that people made.", no_args_is_help=True)
 
 Targets = Annotated[
     list[str],

@@ -30,7 +30,7 @@ def train(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train SAM on datasets' masks, or go on with a run."""
+    """Train SAM or an object detector, or resume a run."""
     from segmint.pipeline.engine.train.settings import load_train_config
 
     loaded = load_train_config(config, [*(overrides or []), *([] if task is None else [f"task={task}"])])

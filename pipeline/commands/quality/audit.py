@@ -72,7 +72,7 @@ def audit(
         str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the result to this path or URI.")
     ] = None,
 ) -> None:
-    """Check the files, licenses and privacy of a dataset.
+    """Check the files, licenses, and privacy of a dataset.
 
     Exits with code 1 if there are findings or if nothing was searched.
     """

@@ -35,7 +35,7 @@ def report(
     config: DetectorConfig = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a page about a dataset, with a card and its numbers.
+    """Write a page, a dataset card, and statistics.
 
     The page contains the verdict, plots next to SA-1B's, and samples. A dataset card and a Croissant file go next to
     it.

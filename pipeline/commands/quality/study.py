@@ -9,7 +9,7 @@ from segmint.pipeline.commands.common.console import guarded, print_next, print_
 from segmint.pipeline.quality.study.kind import IMAGES, StudyKind
 
 app = typer.Typer(
-    name="study", help="Have people correct or search a sample of images, and score it.", no_args_is_help=True
+    name="study", help="Have people judge a sample of images, and score the results.", no_args_is_help=True
 )
 
 

@@ -21,7 +21,7 @@ def view(
         typer.Option("--audit", metavar="FILE", help="Output of `segmint audit --json -o FILE`, to show findings."),
     ] = None,
 ) -> None:
-    """Show a dataset's images and masks in the browser.
+    """Browse a dataset's images and masks in a web browser.
 
     The viewer is read-only. Press Ctrl-C to stop it.
     """
