@@ -1,1 +1,1 @@
-"""Writes, commits, reads back, revises, and restores shards."""
+"""Functions that write, commit, read back, revise, and restore shards."""

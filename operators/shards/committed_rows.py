@@ -1,6 +1,6 @@
-"""Reads a committed shard back as the rows that it was built from, so that it can be built again with changes.
+"""Reads a committed shard back into the rows that it was built from, so that corrections can rebuild it.
 
-`segmint.operators.shards.files.build_shard_files` turns these rows into exactly the bytes that were read.
+`segmint.operators.shards.files.build_shard_files` turns unchanged rows back into exactly the bytes that were read.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from segmint.operators.schemas import ANNOTATION_STAGE, DESCRIBED, DESCRIBED_MAS
 
 
 def read_table(data: bytes, kind: str) -> pa.Table:
-    """Read a table of a shard from its file's bytes; raises `DamagedDatasetError` for another file or other columns."""
+    """Read a table of a shard from its file's bytes; raises `DamagedDatasetError` for invalid Parquet or columns."""
     try:
         table = pq.ParquetFile(io.BytesIO(data)).read()
         table.validate(full=True)
@@ -40,11 +40,11 @@ def _differences(table: pa.Table, schema: pa.Schema) -> list[str]:
 
 
 def read_committed_rows(dataset: Location, commit: Commit) -> list[Row]:
-    """Return the rows of a committed shard in order of their ordinals, accepted and refused, as in `DESCRIBED`.
+    """Return the accepted and rejected rows of a committed shard by ordinal, with the columns of `DESCRIBED`.
 
-    Columns that a shard's files do not have are null: the catalog's `redistributable`, `valid_until`, `sha256` and
-    `duplicate_of`. `release` is empty in a dataset without images. The whole shard is in memory. If a file is missing,
-    has other bytes than the commit says, or contradicts the others, raises `DamagedDatasetError`, which names it.
+    Columns that a shard's files do not store are null: the catalog's `redistributable`, `valid_until`, `sha256`, and
+    `duplicate_of`. `release` is empty in a dataset without images. The whole shard is held in memory. Raises
+    `DamagedDatasetError`, which names the file, if one is missing, differs from the commit, or contradicts the others.
     """
     rows = {kind: read_table(read_file(dataset, commit.file(kind)), kind).to_pylist() for kind in SCHEMAS}
     tar = commit.file("shards")
@@ -58,9 +58,9 @@ def read_committed_rows(dataset: Location, commit: Commit) -> list[Row]:
 def rows_of(
     dataset: Location, commit: Commit, ordinals: Iterable[int], kinds: Iterable[str] = tuple(SCHEMAS)
 ) -> list[Row]:
-    """Return the rows of these images as `read_committed_rows` does, from these tables alone, without their JPEGs.
+    """Return the rows of these images like `read_committed_rows`, from these tables only and without JPEGs.
 
-    Raises `DamagedDatasetError` for a table that is missing or damaged.
+    Raises `DamagedDatasetError` if a table is missing or damaged.
     """
     wanted = pa.array(sorted(ordinals), pa.int64())
     rows: dict[str, list[Row]] = {kind: [] for kind in SCHEMAS}
@@ -71,7 +71,7 @@ def rows_of(
 
 
 def read_file(dataset: Location, entry: FileEntry) -> bytes:
-    """Return the bytes of a file that a commit names; raises `DamagedDatasetError` if it has other bytes."""
+    """Return the bytes of a file that a commit names; raises `DamagedDatasetError` if they are missing or differ."""
     file = dataset / entry.path
     try:
         data = file.read(max_bytes=entry.size)
@@ -88,7 +88,7 @@ def read_file(dataset: Location, entry: FileEntry) -> bytes:
 
 
 def tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield names and bytes of a tar's members, in order; raises `BadTarError` if it is not a tar of plain files."""
+    """Yield names and bytes of a tar's members in order; raises `BadTarError` if it is not a tar of plain files."""
     archive = TarReader(io.BytesIO(data))
     for member in archive:
         if not is_plain_file(member):
@@ -99,9 +99,9 @@ def tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
 def committed_rows(
     images: Sequence[Row], masks: Sequence[Row], rejects: Sequence[Row], members: Mapping[str, bytes]
 ) -> list[Row]:
-    """Return the described rows of a shard, from the rows of its tables and the members of its tar by name.
+    """Return a shard's described rows from the rows of its tables and the members of its tar by name.
 
-    Raises `ValueError` if one image's JPEG is missing and others have theirs.
+    Raises `ValueError` if an image's JPEG is missing although the tar contains JPEGs.
     """
     with_images = any(name.endswith(".jpg") for name in members)
     names = [field.name for field in DESCRIBED_MASK]

@@ -1,4 +1,4 @@
-"""Described rows of a committed shard with more regions redacted."""
+"""Redaction of additional regions in the described rows of a committed shard."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,12 +16,12 @@ from segmint.operators.rows import Row
 
 
 def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) -> Row:
-    """Return a described row with these boxes of its released image redacted, and listed in `regions` and its counts.
+    """Return a described row with these boxes of its released image redacted and recorded in its region columns.
 
-    The released JPEG is decoded, redacted and encoded again as in a release; its masks stay as they are. Boxes that
-    are already among the row's regions are skipped, so a second run changes nothing: if none is left, or the image was
-    refused or taken down meanwhile, the same object is returned. The boxes must lie inside the image. Raises
-    `DamagedDatasetError` if its JPEG cannot be decoded.
+    The released JPEG is decoded, redacted, and encoded like a release; only the redaction measures of its masks change.
+    Boxes that are already among the row's regions are skipped, so the operation is idempotent: if no box remains, or
+    the image has been rejected or taken down, the same object is returned. The boxes must lie inside the image. Raises
+    `DamagedDatasetError` if the JPEG cannot be decoded.
     """
     if not wanted or row.get("reason") is not None:
         return row
@@ -46,9 +46,9 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
 
 
 def _measured(row: Row) -> list[Row]:
-    """Return a row's masks with their shares inside its regions.
+    """Return a row's masks with their redaction measures recomputed for its regions.
 
-    They stay as they are beside a mask whose run lengths are damaged: that must not keep a region from being redacted.
+    If any run lengths are damaged, all masks stay unchanged: damage must not keep a region from being redacted.
     """
     try:
         shares, ious = redaction_columns(row, [mask["segmentation"]["counts"] for mask in row["masks"]])
@@ -62,14 +62,14 @@ def _measured(row: Row) -> list[Row]:
 
 def _decoded(row: Row) -> Pixels:
     try:
-        with JpegDecoder(own=True, processes=1) as decoder:  # a JPEG as segmint writes it starts no process
+        with JpegDecoder(own=True, processes=1) as decoder:  # no child process starts for a JPEG in segmint's own form
             return decoder.run(decode_jpeg, row["release"])
     except UndecodableError as error:
         raise DamagedDatasetError(f"image {row['id']}: its JPEG cannot be decoded: {error}") from error
 
 
 def source_region(row: Row, box: WantedRegion) -> Region:
-    """Return a box of the released image as `regions` holds it: the smallest box around it in upright source pixels."""
+    """Return a box of the released image as a region: the smallest box around it in upright source pixels."""
 
     def scaled(start: int, length: int, source: int, released: int) -> tuple[int, int]:
         first = start * source // released

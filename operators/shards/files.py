@@ -1,4 +1,4 @@
-"""A shard's files from its described rows: pure functions from rows to bytes, the same bytes on every machine."""
+"""Pure functions that build a shard's files from its described rows, with the same bytes on every machine."""
 
 import io
 import json
@@ -15,24 +15,24 @@ from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT, SCHEMAS
 
 ROW_GROUP_ROWS = 10_000
-"""Rows in a row group of `images`, `masks` and `rejects`."""
+"""Rows per row group of `images`, `masks`, and `rejects`."""
 
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """The four files of a shard as bytes, and the counts of their rows."""
+    """A shard's four files as bytes, and the counts of their rows."""
 
     tar: bytes
     images: bytes
     masks: bytes
     rejects: bytes
-    counts: dict[str, int]  # rows, images, masks, rejected, and rejected:<reason> each
+    counts: dict[str, int]  # rows, images, masks, rejected, and rejected:<reason> for each reason
 
 
 def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return an image's JSON as in SA-1B's published files: fixed key order, compact, ASCII.
+    """Return an image's JSON in the format of SA-1B's published files: fixed key order, compact, ASCII.
 
-    `size` is (height, width) in pixels; each mask has the keys of `MASK`, and may have more: an `index` decides its id.
+    `size` is (height, width) in pixels. Each mask has the keys of `MASK` and may have an `index`, which sets its id.
     """
     annotations = [
         {
@@ -53,14 +53,14 @@ def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks
 
 
 def annotation_id(image_id: int, index: int) -> int:
-    """Return the global id of an image's mask number `index` (from 0); raises `ValueError` beyond the limit."""
+    """Return the global id of mask `index` (from 0) of an image; raises `ValueError` if the index is over the limit."""
     if index >= MASKS_PER_IMAGE_LIMIT:
         raise ValueError(f"image {image_id} has more than {MASKS_PER_IMAGE_LIMIT} masks: ids would collide")
     return image_id * MASKS_PER_IMAGE_LIMIT + index
 
 
 def mask_index(mask: Mapping[str, Any], position: int) -> int:
-    """Return the number of a mask in its image: its `index`, or its position where that is null."""
+    """Return a mask's number within its image: its `index`, or its position if that is null."""
     index: int | None = mask.get("index")
     return position if index is None else index
 
@@ -71,9 +71,9 @@ def counts_of(mask: Mapping[str, Any]) -> str:
 
 
 def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
-    """Build the files of one shard from its rows, in order of ordinals; rejected rows are counted too.
+    """Build the files of one shard from its rows in order of ordinals; rejected rows are counted, too.
 
-    `with_images` puts the released JPEGs into the tar, next to the annotations.
+    With `with_images`, the tar also contains the released JPEGs, each before its annotations.
     """
     tar = io.BytesIO()
     images: list[Row] = []
@@ -109,7 +109,7 @@ def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
 
 
 def shard_table_bytes(kind: str, rows: Iterable[Row]) -> bytes:
-    """Return a shard's table of a kind (a key of `SCHEMAS`) as the bytes of its Parquet file."""
+    """Return one of a shard's tables (`kind` is a key of `SCHEMAS`) as the bytes of its Parquet file."""
     return table_bytes(to_table(list(rows), SCHEMAS[kind]), SCHEMAS[kind], ROW_GROUP_ROWS)
 
 

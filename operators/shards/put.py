@@ -1,17 +1,16 @@
-"""Puts and commits a shard's files, and deletes those of a writer that lost.
+"""Puts and commits a shard's files, and deletes the files of a writer that lost the race.
 
-The order is what makes it safe beside any other writer, and beside whatever deletes:
+The order of these steps keeps a writer safe from other writers and from every process that deletes files:
 
-1. `reserve`: the reservation, with the names of the files, put if absent. From here on nobody else deletes them.
-2. `put_files`: the files.
-3. `put_commit`: the commit, put if absent. Then a look whether all files are there: one is put again if something
-   deleted it that had looked for reservations before this one was put, and slept until its deletion. Then a look for a
-   higher generation: if there is one, the commit was put after a later correction had removed its predecessor, and the
-   writer has lost.
-4. A writer that won applies the tombstones, and what was amended in the catalog. One that lost deletes what it put
+1. `reserve` puts the reservation, which lists the files' names, if absent. From then on nobody else deletes them.
+2. `put_files` puts the files.
+3. `put_commit` puts the commit if absent, then checks that all files exist. It restores a file if a process deleted it
+   that listed the reservations before step 1 and deleted only now. Finally it checks for a higher generation: if one
+   exists, a later correction had already removed this commit's predecessor, so the writer has lost.
+4. A writer that won applies the tombstones and catalog amendments. A writer that lost deletes its files
    (`delete_unnamed`).
-5. The reservation is deleted. Where it is left, a writer died before, and the next build or correction does what it did
-   not.
+5. The writer deletes the reservation. A remaining reservation shows that its writer died, and the next build or
+   correction finishes its work.
 """
 
 import hashlib
@@ -38,11 +37,11 @@ from segmint.operators.rows import Row
 from segmint.operators.shards.files import ShardFiles, build_shard_files, shard_table_bytes
 
 NamedFiles = Sequence[tuple[FileEntry, bytes]]
-"""Files with their entries in a commit."""
+"""Files, each with its entry in the commit."""
 
 
 def named_files(shard: int, files: ShardFiles) -> NamedFiles:
-    """Return a shard's four files, each with its entry in a commit; a file's name contains its hash."""
+    """Return a shard's four files, each with its entry in the commit; each file name contains the file's hash."""
     by_kind = {"shards": files.tar, "images": files.images, "masks": files.masks, "rejects": files.rejects}
     return [_named(kind, shard, data) for kind, data in by_kind.items()]
 
@@ -53,7 +52,7 @@ def _named(kind: str, shard: int, data: bytes) -> tuple[FileEntry, bytes]:
 
 
 def reserve(dataset: Location, commit: Commit) -> Location:
-    """Reserve the names of a commit's files before they are put; return the reservation, which its writer deletes."""
+    """Reserve a commit's file names before the files are put; return the reservation for its writer to delete."""
     reservation = Reservation(commit.shard, commit.generation, tuple(entry.path for entry in commit.files))
     file = reservation.location(dataset)
     file.put_if_absent(reservation.to_json())
@@ -67,9 +66,9 @@ def put_files(dataset: Location, files: NamedFiles) -> None:
 
 
 def put_commit(dataset: Location, commit: Commit, files: NamedFiles) -> bool:
-    """Put a commit if absent, after its `files`; return whether it holds.
+    """Put a commit if absent, after its `files`; return whether it is the latest one.
 
-    If not, another writer has committed this generation or a higher one.
+    Returns False if another writer has committed this generation or a higher one.
     """
     log = CommitLog(dataset)
     if not log.put(commit):
@@ -88,11 +87,11 @@ def put_again(
     *,
     after_commit: Callable[[], object] = lambda: None,
 ) -> bool:
-    """Put files of the commit that holds again, where they are missing or damaged; return whether it still holds then.
+    """Put missing or damaged files of the latest commit again; return whether it is still the latest afterwards.
 
-    If not, nothing of them is left that the newer commit has taken away: what was put here is deleted with its older
-    versions. Every build and correction deletes this reservation, as its generation is committed: where it is gone, the
-    commit may be, too. `after_commit` is called if the commit holds, before the reservation is deleted.
+    If not, files put here that the newer commit doesn't name are deleted, including older versions. Other commands
+    delete this reservation because its generation is committed, so if it is missing, the commit may be gone, too. If
+    the commit is still the latest, `after_commit` is called before the reservation is deleted.
     """
     pairs = list(files)
     reservation = Reservation(commit.shard, commit.generation, tuple(entry.path for entry, _ in pairs))
@@ -117,9 +116,9 @@ def put_again(
 
 
 def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry], *, purge: bool = False) -> None:
-    """Delete files of a writer that lost, but for those that the commit that holds names, or that others reserve.
+    """Delete the files of a writer that lost, except files that the latest commit names or that others reserve.
 
-    Nothing is deleted of a shard without a commit.
+    Deletes nothing from a shard without a commit.
     """
     state = read_shard_state(dataset, shard)
     if state.commit is not None:
@@ -129,7 +128,7 @@ def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry], *, 
 
 
 def remove(file: Location, *, purge: bool) -> None:
-    """Delete a file, with `purge` its older versions in the bucket, too."""
+    """Delete a file; with `purge`, also delete its older versions in the bucket."""
     if purge:
         file.purge()
     else:
@@ -137,7 +136,7 @@ def remove(file: Location, *, purge: bool) -> None:
 
 
 class LostRaceError(UnfinishedError):
-    """Another writer committed the same generation of a shard with other content; our files were deleted again."""
+    """Another writer committed the same generation of a shard with other content; this writer's files were deleted."""
 
 
 def replace_shard(
@@ -151,10 +150,10 @@ def replace_shard(
 ) -> Commit:
     """Commit a shard's rows (keys of `DESCRIBED`, in order) as the generation after `old`; remove nothing yet.
 
-    The fingerprint of the numerics is kept: nothing is computed again. With `images_only` the rows have the keys of
-    `IMAGES`, and only that table is put: the tar with the JPEGs may have gigabytes, and all other files stay. Raises
-    `LostRaceError` if another writer has committed this generation with other content, or a higher one; with `purge` no
-    older version is left of our files. `after_commit` is called once the commit holds.
+    The fingerprint of the numerics is kept because no masks are recomputed. With `images_only`, the rows have the keys
+    of `IMAGES`, and only that table is put, since the tar of JPEGs can be gigabytes. `after_commit` is called after the
+    commit. Raises `LostRaceError` if another writer has committed this generation with other content, or a higher one;
+    with `purge`, older versions of this writer's files are deleted, too.
     """
     if images_only:
         images = _named("images", old.shard, shard_table_bytes("images", rows))
@@ -183,10 +182,10 @@ def replace_shard(
 
 
 def check_purge(dataset: Location) -> None:
-    """Check, before anything is changed, that files and their older versions can be removed from a dataset's store.
+    """Check that a dataset's store can delete files and their older versions, before anything is changed.
 
-    Raises `UsageError` for a folder of the dataset that is a link, and for a store that does not show its versions,
-    and `StorageFaultError` if we may not see them.
+    Raises `UsageError` if a folder of the dataset is a link or the store does not list versions, and
+    `StorageFaultError` if access to the versions is denied.
     """
     for folder in (*DATA_KINDS, COMMITS, CATALOG, RESERVATIONS):
         (dataset / folder).refuse_link()
@@ -194,11 +193,11 @@ def check_purge(dataset: Location) -> None:
 
 
 def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:
-    """Remove everything of these shards but the commits that hold, the files that these name, and what is reserved.
+    """Purge everything of these shards except the latest commits, the files that they name, and reserved files.
 
-    That is: files of older generations and of writers that died, temporary files, each with its older versions, and
-    older versions of files that were deleted before; last, the older commits. A shard without a commit has only
-    left-overs, except for what a build reserves. Return the shards without a commit of which files were spared.
+    This removes files of older generations and of dead writers, temporary files, and the older versions of all these
+    and of previously deleted files; the older commits go last. In a shard without a commit, everything that no build
+    reserves is removed. Returns the shards without a commit in which reserved files were kept.
     """
     wanted = set(shards)
     files: dict[int, list[str]] = {}
@@ -221,7 +220,7 @@ def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:
         for path in files.get(shard, ()):
             if path not in state.kept:
                 (dataset / path).purge()
-        # Last: while an older commit exists, an interrupted removal can be recognized.
+        # Last, because an interrupted removal can be recognized as long as an older commit exists.
         for generation in commits.get(shard, ()):
             if state.commit is not None and generation < state.commit.generation:
                 (dataset / commit_path(shard, generation)).purge()

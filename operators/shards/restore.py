@@ -1,7 +1,7 @@
-"""Restores damaged files of a committed shard: exactly the bytes that the commit names, or nothing.
+"""Restores damaged files of a committed shard to exactly the bytes that the commit names, or not at all.
 
-A file can be restored from the rest of the shard, since its tables and its tar partly hold the same data, or from the
-shard built again from the catalog. Either way its SHA-256 decides.
+A file can be restored from the rest of the shard, because its tables and tar share some data, or from a rebuild of the
+shard from the catalog. Either way, its SHA-256 must match.
 """
 
 import hashlib
@@ -51,16 +51,16 @@ class Damage:
 
     @property
     def kind(self) -> str:
-        """The folder of the file."""
+        """Folder of the file."""
         return self.entry.path.partition("/")[0]
 
     def line(self) -> str:
-        """Return the damage as a line for people."""
+        """Return a one-line description of the damage for messages."""
         return f"{self.entry.path}: {self.entry.size} bytes, SHA-256 {self.entry.sha256[:12]}… expected; {self.found}"
 
 
 def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
-    """Return the files of a commit that are missing, or of another size or SHA-256; each is read as a stream."""
+    """Return the files of a commit that are missing or differ in size or SHA-256; each file is streamed."""
     found = []
     for entry in commit.files:
         file = dataset / entry.path
@@ -75,11 +75,11 @@ def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
 
 
 def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[Damage]) -> bool:
-    """Restore the damaged files of a shard from its other files; return whether that was possible.
+    """Restore a shard's damaged files from its other files; return whether that was possible.
 
-    The tar's JSON has the masks, and the tables have the JSON. JPEGs are only in the tar, and are taken from a damaged
-    one as far as it can be read; rows of images are in no other file. Raises `DamagedDatasetError` if the generation
-    was replaced: look again.
+    The tar's JSON contains the masks, and the tables contain the JSON's data. JPEGs exist only in the tar, so they are
+    taken from the readable part of a damaged one; rows of images exist in no other file. Raises `DamagedDatasetError`
+    if another command replaced the generation in the meantime; the caller should then check the new one.
     """
     damaged = {damage.kind for damage in damages}
     try:
@@ -95,9 +95,9 @@ def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[
 
 
 def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage]) -> str:
-    """Return which work of people is lost with damaged files, in a sentence; empty if none is known to be.
+    """Return a sentence about annotators' work that is lost with damaged files; empty if none is known to be lost.
 
-    What they said of masks is only in the table of masks: neither the other files nor a build can give it back.
+    Labels, prompts, and other annotation data exist only in the masks table, so nothing else can restore them.
     """
     lost = [damage.entry.path for damage in damages if damage.kind == "masks"]
     if not lost:
@@ -109,7 +109,7 @@ def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage
     said = [name for name in ANNOTATION_COLUMNS if name != "next_mask"]
     rows = [row for row in images.to_pylist() if any(row[name] is not None for name in said)]
     made = [row for row in rows if row["next_mask"] != (row["funnel"] or {}).get("written")]
-    annotated = len(made or rows)  # if they made none, they may have labeled some
+    annotated = len(made or rows)  # without new masks, some may still have been labeled
     if not annotated:
         return ""
     return (
@@ -119,10 +119,10 @@ def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage
 
 
 def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
-    """Restore the damaged files of a committed shard from its rows, built again; arguments as in `write_shard`.
+    """Restore the damaged files of a committed shard from its rebuilt rows; arguments as in `write_shard`.
 
-    If a file would have other bytes than the commit names, the result is `on_hold`, and nothing is changed. If
-    another command replaces the generation meanwhile, it is the next one that is looked at.
+    If a rebuilt file differs from the bytes that the commit names, the result is `on_hold` and nothing is changed. If
+    another command replaces the generation in the meantime, the next generation is checked instead.
     """
     table = shard_table(task, cuts, *blocks)
     fault = faults(table)
@@ -153,9 +153,9 @@ def _put_back(
     files: ShardFiles,
     after_commit: Callable[[], object],
 ) -> list[str]:
-    """Put the damaged files again if all have the bytes that the commit names; else return which do not.
+    """Put the damaged files again if all have the bytes that the commit names; otherwise return those that differ.
 
-    Raises `DamagedDatasetError` if the commit was replaced meanwhile; what was put is gone again then.
+    Raises `DamagedDatasetError` if the commit was replaced in the meantime; the files put here are then deleted again.
     """
     built = {entry.path.partition("/")[0]: (entry, data) for entry, data in named_files(commit.shard, files)}
     other = []
@@ -182,7 +182,7 @@ def _replaced(commit: Commit) -> DamagedDatasetError:
 
 
 def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> list[Row]:
-    """Return the shard's rows from its undamaged files; raises `ValueError` or `DamagedDatasetError` if some lack."""
+    """Return a shard's rows from its undamaged files; raises `ValueError` or `DamagedDatasetError` if some are lost."""
     if "images" in damaged:
         raise ValueError("no other file has the rows of images")
     if "rejects" in damaged and commit.counts.get("rejected") != 0:
@@ -205,23 +205,22 @@ def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> list[
 
 
 def _members_of_rest(tar: Location) -> dict[str, bytes]:
-    """Return the members of a tar as far as it can be read; none if it is missing."""
+    """Return the members of the readable part of a tar; empty if the tar is missing."""
     members: dict[str, bytes] = {}
     try:
         for name, data in tar_members(tar.read()):
             members[name] = data
     except (NotFoundError, BadTarError):
-        pass  # whether the members so far are enough is decided by the hash of the files built from them
+        pass  # the hash of the rebuilt files decides whether these members are enough
     return members
 
 
 def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """Return an image's rows of `masks`, from its JSON; their statistics are computed again.
+    """Return an image's rows of `masks` from its JSON, with recomputed statistics.
 
-    They are taken for masks that a build made, with the numbers in the JSON: people may have deleted others; or for
-    masks of answers, which have no scores, and of which `said` has what those say, by run lengths. Where people made
-    masks or labeled them in another way, what they said is in no other file: the table that comes of it has another
-    hash.
+    A mask with scores is assumed to be a build's, numbered as in the JSON because others may have been deleted. A mask
+    without scores is assumed to come from a submission, whose columns `said` contains by run lengths. Columns that
+    annotators set in any other way exist in no other file, so the resulting table has another hash.
     """
     annotations = json.loads(members[annotation_name(image["id"])])["annotations"]
     codes = [mask["segmentation"]["counts"] for mask in annotations]
@@ -239,11 +238,11 @@ def _masks_of_json(image: Row, members: Mapping[str, bytes], said: Mapping[str, 
 
 
 def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, Sequence[str]]) -> Commit:
-    """Make a damaged commit again from the shard's data files; `found` are their paths by folder.
+    """Rebuild a damaged commit from the shard's data files; `found` maps folders to their paths.
 
-    `damaged` is the commit as far as it is known otherwise: shard, generation, ordinals and numerics. There must be
-    exactly one file of each kind, and the four files built again from their rows must be the same. Otherwise raises
-    `DamagedDatasetError`, which says why.
+    `damaged` is the commit with its known fields: shard, generation, ordinals, and numerics. There must be exactly one
+    file of each kind, and rebuilding the four files from their rows must give the same bytes; otherwise raises
+    `DamagedDatasetError` with the reason.
     """
     wrong = {kind: list(found.get(kind, ())) for kind in DATA_KINDS if len(found.get(kind, ())) != 1}
     if wrong:
@@ -273,9 +272,9 @@ def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, S
 
 
 def put_commit_again(dataset: Location, commit: Commit, damaged: bytes) -> None:
-    """Put a commit that was made again in the place of its damaged bytes.
+    """Replace a commit's damaged bytes with the rebuilt commit.
 
-    Raises `DamagedDatasetError` if another command has replaced it meanwhile; what was put is gone again then.
+    Raises `DamagedDatasetError` if another command has replaced the commit; the one put here is then deleted.
     """
     log = CommitLog(dataset)
     file = log.location(commit.shard, commit.generation)
@@ -284,7 +283,7 @@ def put_commit_again(dataset: Location, commit: Commit, damaged: bytes) -> None:
     except NotFoundError as error:
         raise _replaced(commit) from error
     if found == commit.to_json():
-        return  # another repair has put it
+        return  # another repair has already put it
     if found == damaged:
         file.put(commit.to_json())
         if log.is_latest(commit.shard, commit.generation):

@@ -1,6 +1,6 @@
-"""Replaces refused rows of a committed shard by their new results, in the shard's next generation.
+"""Replaces rejected rows of a committed shard with their new results in the shard's next generation.
 
-All other rows are read back from the committed files, and keep their bytes.
+All other rows are read back from the committed files and keep their bytes.
 """
 
 from collections import Counter
@@ -21,22 +21,21 @@ _VERDICT = ("stage", "reason", "detail")
 
 @dataclass(frozen=True)
 class RetryTask:
-    """The task of writing a shard's next generation."""
+    """Arguments of the task that retries rejected rows of a shard."""
 
     shard: int
-    generation: int  # in which the rows are refused
+    generation: int  # the generation that contains the rejected rows
     ordinals: Sequence[int]  # of the retried rows, ascending
     dataset: DatasetHandle
 
 
 def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
-    """Replace refused rows of a committed shard by described rows, slices `[start, stop)` of the blocks.
+    """Replace rejected rows of a committed shard with described rows, given as slices `[start, stop)` of the blocks.
 
-    The result counts only these rows. It is `unchanged`, and nothing is written, if each was refused again in the same
-    words, or if another command has changed one of these rows meanwhile: only refused rows are replaced, and none that
-    was taken down. What else another command changed stays, and these rows are put on top of it. A fault holds the
-    shard back: it stays as it is.
-    Raises `WrongRowsError` if the rows are not those of the task, or were not refused.
+    The result counts only these rows. It is `unchanged`, and nothing is written, if each row was rejected again with
+    the same verdict, or if another command has changed one of these rows in the meantime: only rejected rows that were
+    not taken down are replaced. Other changes by other commands are kept. If a row has a fault, the shard stays as it
+    is, and the result is `on_hold`. Raises `WrongRowsError` if the rows are not those of the task or were not rejected.
     """
     table = pa.concat_tables(
         [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]
@@ -83,17 +82,17 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
 
 class _SupersededError(Exception):
-    """Another command has changed the rows that were to be replaced: its result stays."""
+    """Another command has changed the rows that were to be replaced, so its result stays."""
 
 
 def _same(current: Row | None, again: Row) -> bool:
-    """Return whether a row holds a result already: the same verdict, or the same image with the same masks."""
+    """Return whether a row already holds a result: the same verdict, or the same image with the same masks."""
     keys = _VERDICT if again["reason"] is not None else (*_VERDICT, "release", "masks")
     return current is not None and all(current[key] == again[key] for key in keys)
 
 
 def _counts(rows: Iterable[Row]) -> dict[str, int]:
-    """Return the counts of some rows, as in a commit."""
+    """Return the counts of rows in the form that commits use."""
     counts = Counter(rows=0, images=0, masks=0, rejected=0)
     for row in rows:
         counts["rows"] += 1

@@ -1,10 +1,10 @@
-"""Revises committed shards: the one way in which a correction, or a build, changes what is committed.
+"""Revisions of committed shards, through which every correction and build changes committed data.
 
-A revision is a pure function from a shard's rows to its next rows. Here it is applied to the generation that holds, put
-as the next one, and applied again to what another writer has committed meanwhile. After its commit every writer reads
-the tombstones, and takes down what they name of the shard: a takedown puts its tombstone before it lists what is
-committed, so one of the two sees the other. A writer of rows that were read from the catalog looks in the same way
-whether that was amended meanwhile.
+A revision is a pure function from a shard's rows to its next rows. It is applied to the latest generation, committed as
+the next one, and reapplied to the new latest generation if another writer won the race. After its commit, every writer
+reads the tombstones and applies them to the shard. Because a takedown puts its tombstone before it lists the commits,
+at least one of the two always sees the other. In the same way, a writer of rows from the catalog checks whether the
+catalog was amended in the meantime.
 """
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -37,26 +37,26 @@ from segmint.operators.shards.put import LostRaceError, remove_replaced, replace
 Result = TypeVar("Result")
 
 Change = Callable[[Commit, Sequence[Row]], Sequence[Row]]
-"""From a commit and its rows (keys of `DESCRIBED`, by ordinal) to the next rows; the same objects where none changes.
+"""Function that maps a commit and its rows (keys of `DESCRIBED`, by ordinal) to the next rows.
 
-It may be called several times, and must not change its arguments.
+It returns unchanged rows as the same objects, may be called several times, and must not modify its arguments.
 """
 
 ATTEMPTS = 100
-"""Races that a revision may lose before it gives up; each of them was won by another writer."""
+"""Maximum number of races that a revision loses to other writers before it gives up."""
 
 
 @dataclass(frozen=True)
 class ShardRevision:
-    """A shard after a revision."""
+    """Result of revising a shard."""
 
-    before: Commit  # the generation that it was applied to
-    commit: Commit  # the next one; the same if nothing was to be changed
-    rows: int  # changed
+    before: Commit  # the generation that the revision was applied to
+    commit: Commit  # the next generation, or the same commit if nothing changed
+    rows: int  # number of changed rows
 
     @property
     def changed(self) -> bool:
-        """Whether there is a new generation."""
+        """True if there is a new generation."""
         return self.commit is not self.before
 
 
@@ -70,13 +70,13 @@ def revise_shard(
     needed: Callable[[Commit], bool] = lambda _: True,
     after_commit: Callable[[], object] = lambda: None,
 ) -> ShardRevision | None:
-    """Put the next generation of a shard, unless nothing is to be changed; None if the shard is not committed.
+    """Commit the next generation of a shard if the change affects any row; None if the shard is not committed.
 
-    With `images_only` the change gets the rows of the table of images (keys of `IMAGES`): only that is read and put,
-    and all other files stay. `needed` may say without all rows that nothing is to be changed. `after_commit` is called
-    once a new generation holds. Nothing is removed yet, except what a lost attempt put; with `purge` its older
-    versions, too. Raises `DamagedDatasetError` if a file of the generation that holds cannot be read, and
-    `LostRaceError` after `ATTEMPTS`.
+    With `images_only`, `change` receives the rows of the images table (keys of `IMAGES`); only that table is read and
+    put, and all other files stay. `needed` can skip the change without reading all rows. `after_commit` is called once
+    a new generation is committed. Nothing is removed yet, except the files of lost attempts (with `purge`, including
+    their older versions). Raises `DamagedDatasetError` if a file of the latest generation cannot be read, and
+    `LostRaceError` after `ATTEMPTS` lost races.
     """
     lost = 0
 
@@ -106,7 +106,7 @@ def _read_images(dataset: Location, commit: Commit) -> list[Row]:
 
 
 def with_latest_commit(dataset: Location, shard: int, use: Callable[[Commit], Result]) -> Result | None:
-    """Return `use(commit)` of the commit that holds, again if its files were removed as they were read.
+    """Return `use(commit)` for the latest commit; retry if its files were removed while they were read.
 
     None if the shard is not committed.
     """
@@ -122,7 +122,7 @@ def with_latest_commit(dataset: Location, shard: int, use: Callable[[Commit], Re
 
 
 def with_generation(dataset: Location, shard: int, use: Callable[[int], Result]) -> Result | None:
-    """Return `use(generation)` of the generation that holds; again if it finds damage and the shard has another one.
+    """Return `use(generation)` for the latest generation; retry if it finds damage and there is a newer generation.
 
     None if the shard is not committed.
     """
@@ -139,9 +139,9 @@ def with_generation(dataset: Location, shard: int, use: Callable[[int], Result])
 
 
 def apply_tombstones(dataset: DatasetHandle, shard: int) -> ShardRevision | None:
-    """Take down what tombstones name of a committed shard, and remove what was there before; None without tombstones.
+    """Apply the tombstones to a committed shard and remove replaced files; None if there are no tombstones.
 
-    Only tables are read if there is nothing to do. Repeating it after a crash completes it.
+    Reads only tables if there is nothing to do. Idempotent, so repeating it after a crash completes it.
     """
     taken = dataset.taken()
     if taken is None:
@@ -158,11 +158,11 @@ def apply_tombstones(dataset: DatasetHandle, shard: int) -> ShardRevision | None
 
 
 def apply_catalog(dataset: DatasetHandle, shard: int, since: int) -> ShardRevision | None:
-    """Give the images of a committed shard what the catalog says of them now, and remove what was there before.
+    """Update the images of a committed shard to the catalog's current values, and remove replaced files.
 
-    An amendment puts its part of the catalog before it lists what is committed, so one of the two sees the other. What
-    is put here is applied in the same way, so of several amendments the last one holds in the end. None if the manifest
-    has no newer generation than `since`. Repeating it after a crash completes it.
+    An amendment puts its part of the catalog before it lists the commits, so at least one of the two always sees the
+    other. The commit made here is followed by the same check, so the last of several amendments always wins. None if
+    the manifest has no newer generation than `since`. Idempotent, so repeating it after a crash completes it.
     """
     now = dataset.manifest_generation()
     if now <= since:
@@ -180,10 +180,10 @@ def apply_catalog(dataset: DatasetHandle, shard: int, since: int) -> ShardRevisi
 
 
 def apply_later_changes(dataset: DatasetHandle, shard: int, *, since: int | None = None) -> bool:
-    """Do `apply_tombstones` and `apply_catalog` for a shard whose commit or files were just put.
+    """Call `apply_tombstones` and `apply_catalog` for a shard whose commit or files were just put.
 
-    `since` is the manifest's generation when the rows were read from the catalog, or before; by default the handle's
-    `catalog_generation`. Return whether this changed the shard.
+    `since` is a manifest generation no later than the one whose catalog the rows were read from; by default the
+    handle's `catalog_generation`. Returns whether the shard changed.
     """
     applied = apply_tombstones(dataset, shard)
     amended = apply_catalog(dataset, shard, dataset.catalog_generation if since is None else since)
@@ -191,10 +191,10 @@ def apply_later_changes(dataset: DatasetHandle, shard: int, *, since: int | None
 
 
 def finish_dead_writers(dataset: DatasetHandle, shards: Container[int]) -> list[int]:
-    """Do what writers of these shards did not that died after their commits; return the shards that this changed.
+    """Finish the work of writers that died after committing these shards; return the shards that changed.
 
-    Such a writer has left its reservation. The tombstones and the catalog are applied, then the reservation is deleted.
-    Reservations of parts of the catalog whose writers have lost, or died after the manifest, are deleted too.
+    A remaining reservation identifies such a writer. The tombstones and the catalog are applied, then the reservation
+    is deleted. Reservations of catalog parts whose writers lost, or died after the manifest was put, are deleted, too.
     """
     committed = dataset.commits.committed()
     left: dict[int, list[str]] = {}
@@ -208,7 +208,7 @@ def finish_dead_writers(dataset: DatasetHandle, shards: Container[int]) -> list[
             left.setdefault(parsed[0], []).append(entry.name)
     changed = []
     for shard, names in sorted(left.items()):
-        # The writer may have read its rows before any generation of the manifest but the first.
+        # The writer may have read its rows at any generation of the manifest, including the first.
         if apply_later_changes(dataset, shard, since=1):
             changed.append(shard)
         for name in names:
@@ -217,7 +217,7 @@ def finish_dead_writers(dataset: DatasetHandle, shards: Container[int]) -> list[
 
 
 def names_removed(dataset: Location, commit: Commit, taken: Removals) -> bool:
-    """Return whether a shard has an image that tombstones name, or data of a row whose ordinal they name."""
+    """Return whether a shard contains an image that tombstones name, or data of a row whose ordinal they name."""
     own = taken.of_ordinals(*commit.ordinals)
     if own:
         rejects = read_table(read_file(dataset, commit.file("rejects")), "rejects").to_pylist()
@@ -233,11 +233,11 @@ def names_removed(dataset: Location, commit: Commit, taken: Removals) -> bool:
 
 
 STAGE = "catalog"
-"""The stage that refuses a row that was taken down: a later build finds it blank in the catalog."""
+"""Stage recorded for a row that was taken down, because later builds find the row blank in the catalog."""
 
 
 def take_down(row: Row) -> Row:
-    """Return the refused row that replaces a row, the same that a build makes of the catalog's blank row."""
+    """Return the rejected row that replaces a row, identical to the one that a build makes from a blank catalog row."""
     empty: Row = dict.fromkeys(row)
     return {
         **empty,
@@ -252,10 +252,10 @@ def take_down(row: Row) -> Row:
 
 
 def without_removed(row: Row, taken: Removals) -> Row:
-    """Return a row without what tombstones name: blank if they name its ordinal, refused if they name its source.
+    """Return a row with tombstones applied: blank if they name its ordinal, rejected if they name its source.
 
-    A row of the same source under another ordinal keeps its names, as the catalog does, until the next takedown. The
-    same object is returned if there is nothing to take.
+    A row with the same source under another ordinal keeps its names, as in the catalog, until the next takedown. If the
+    tombstones do not apply to the row, the same object is returned.
     """
     if row["ordinal"] in taken.images:
         return row if is_removed(row) and row["image_id"] == BLANK else take_down(row)
@@ -267,7 +267,7 @@ def without_removed(row: Row, taken: Removals) -> Row:
 
 
 def is_removed(row: Row) -> bool:
-    """Return whether a row was taken down: only a refusal is left of it."""
+    """Return whether a row was taken down, so that only its verdict remains."""
     return bool(row["reason"] == Reason.TAKEN_DOWN)
 
 
@@ -275,10 +275,10 @@ _KEPT_GROUPS = 3
 
 
 def as_cataloged(row: Row, source: Mapping[str, Any] | None) -> Row:
-    """Return a row of an accepted image with the amendable values of `source`, the catalog's row of its ordinal.
+    """Return an accepted row with the amendable values of `source`, the catalog's row for its ordinal.
 
-    The same object is returned if it has these values, if it was refused, and if the catalog's row is of no image any
-    more: a takedown has blanked that, and will take the image out.
+    The same object is returned if the values are already equal, if the row was rejected, or if the catalog's row no
+    longer describes this image: then a takedown has blanked it and will remove the image.
     """
     if row.get("reason") is not None or source is None or source["image_id"] != row["image_id"]:
         return row
@@ -287,7 +287,7 @@ def as_cataloged(row: Row, source: Mapping[str, Any] | None) -> Row:
 
 
 def cataloged(dataset: Location) -> Callable[[Commit, Sequence[Row]], Sequence[Row]]:
-    """Return the change of a revision that does `as_cataloged` to all rows of a shard, by the catalog that holds."""
+    """Return the change of a revision that applies `as_cataloged` to all rows, using the latest catalog."""
     catalog = CatalogRows(dataset)
 
     def change(commit: Commit, rows: Sequence[Row]) -> Sequence[Row]:
@@ -298,10 +298,10 @@ def cataloged(dataset: Location) -> Callable[[Commit, Sequence[Row]], Sequence[R
 
 
 class CatalogRows:
-    """Reads rows of the catalog that holds. May be used by several threads, and is pickled without what it has read.
+    """Reader of rows of the latest catalog. Thread-safe; pickled without its cache.
 
-    A row group is read whole, and shards come in order, so the last few are kept. They stay true: a part that changes
-    gets another path.
+    Row groups are read whole and shards come in order, so the last few groups are cached. The cache never goes stale,
+    because a changed part gets another path.
     """
 
     def __init__(self, dataset: Location) -> None:
@@ -310,7 +310,7 @@ class CatalogRows:
         self._lock = Lock()
 
     def read(self, start: int, stop: int) -> dict[int, Row]:
-        """Return the rows with ordinals in [start, stop), by ordinal; again if a part is replaced meanwhile."""
+        """Return the rows with ordinals in [start, stop), by ordinal; retry if a part is replaced in the meantime."""
         while True:
             manifest = load_manifest(self._dataset)
             try:
@@ -326,7 +326,7 @@ class CatalogRows:
             return {row["ordinal"]: row for table in tables for row in table.to_pylist()}
 
     def _of_part(self, part: CatalogPart, first: int, start: int, stop: int) -> Iterator[pa.Table]:
-        """Yield those of the rows that are in a part whose ordinals begin at `first`."""
+        """Yield the requested rows in a part whose ordinals begin at `first`."""
         low, high = max(start - first, 0), min(stop - first, part.rows)
         for group in range(low // CATALOG_GROUP_ROWS, -(-high // CATALOG_GROUP_ROWS)) if low < high else ():
             begin = group * CATALOG_GROUP_ROWS

@@ -1,4 +1,4 @@
-"""What of a person's submission fits the masks that its image has now: one rule, for merging and for studies."""
+"""Comparison of an annotator's submission with an image's current masks, shared by merges and studies."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ _OF_WORK = ("annotator", "seconds", "prompts", "model")
 
 @dataclass(frozen=True)
 class SubmissionFit:
-    """What of a submission fits. Masks of the image are named by annotation id."""
+    """The parts of a submission that still apply to an image. Masks of the image are identified by annotation id."""
 
-    new: Sequence[SubmittedMask]  # to be written, each once
-    parents: Mapping[str, FormerMask]  # the masks whose places they take, by the new one's run lengths
-    gone: frozenset[int]  # masks that are not in the image then
-    same: int  # masks of the submission that the image has already, pixel for pixel
-    unfit: int  # masks and deletions, whose mask in the image is another one now, or gone
+    new: Sequence[SubmittedMask]  # masks to write, without duplicates
+    parents: Mapping[str, FormerMask]  # masks that they replace, by the new mask's run lengths
+    gone: frozenset[int]  # masks that are removed from the image
+    same: int  # masks of the submission that the image already contains, pixel for pixel
+    unfit: int  # masks and deletions that refer to a mask that has since changed or gone
 
 
 def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], merged: Merged) -> SubmissionFit:
-    """Return what of the last of an assignment's submissions, all of which are given in order, fits an image.
+    """Return which parts of an assignment's last submission apply to an image; `submissions` are all, in order.
 
-    `masks` are the rows of its masks, by annotation id, and `merged` the `submission` of its row. Masks that the
-    submission neither replaces nor deletes are kept, and so is each whose replacement is the same pixel for pixel.
-    Where the submission was given to the same state as the one that was merged last, it takes that one's place: what
-    that one made goes, unless this one has it, too.
+    `masks` are the image's mask rows by annotation id, and `merged` is the `submission` of the image's row. Masks that
+    the submission neither replaces nor deletes are kept, as are masks whose replacement is identical pixel for pixel.
+    If the submission was made for the same state as the last merged one, it supersedes that one: masks that only the
+    earlier one added are removed.
     """
     submission = submissions[-1]
     former = _merged_before(submissions, merged)
     by_counts = {counts_of(mask): id for id, mask in masks.items()}
-    done: dict[int, str] = {}  # what the former submission took away
+    done: dict[int, str] = {}  # masks that the former submission removed
     undone: set[int] = set()
     if former is not None:
         done = {mask.id: mask.counts for mask in (*former.replaced, *former.deleted)}
@@ -49,7 +49,7 @@ def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], 
     replaced = {mask.id: mask for mask in submission.replaced if fits(mask)}
     deleted = {mask.id for mask in submission.deleted if fits(mask)}
     unfit = len(submission.deleted) - len(deleted)
-    # What the former submission took away, and this one keeps, is in no table any more.
+    # The former submission removed these masks, so they can't be restored although this submission keeps them.
     unfit += len(done.keys() - {mask.id for mask in (*submission.replaced, *submission.deleted)})
     gone = undone | (deleted & masks.keys())
     stays: set[int] = set()
@@ -73,18 +73,18 @@ def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], 
 
 
 def _merged_before(submissions: Sequence[Submission], merged: Merged) -> Submission | None:
-    """Return the submission that was merged last if the last one was given to the same state."""
+    """Return the last merged submission if it was made for the same state as the last submission."""
     *earlier, submission = submissions
     found = [each for each in earlier if is_merged(merged, each.assignment, each.n) and each.n == (merged or {})["n"]]
     return found[-1] if found and found[-1].base == submission.base else None
 
 
 def _made_by(former: Submission, masks: Mapping[int, Row], submissions: Sequence[Submission]) -> set[int]:
-    """Return the masks of an image that a submission brought into it, of those that it has.
+    """Return the ids of the image's masks that a submission added.
 
-    A mask that was in the state that the submission was given to was not made by it, though it may have it again, pixel
-    for pixel: one that the submissions to earlier states left there, a build's, or one with other columns than the
-    submission says.
+    A mask that was already in the state that the submission was made for is excluded, even if the submission contains
+    it pixel for pixel: one from submissions to earlier states, one from a build, or one whose columns differ from the
+    submission's.
     """
     shown: set[str] = set()
     for earlier in last_of_states(

@@ -1,4 +1,4 @@
-"""What a submission says of its masks, as columns of the table of masks."""
+"""Columns of the masks table for the masks of a submission."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +16,14 @@ _PROMPT = ("kind", "x", "y", "w", "h", "label", "text")
 
 
 def is_prompted(mask: SubmittedMask) -> bool:
-    """Whether the model answered to a click or a box."""
+    """Return whether the model predicted the mask from a click or a box."""
     return any(prompt.kind != "mask" for prompt in mask.prompts)
 
 
 def made_in(mask: SubmittedMask, submissions: Sequence[Submission]) -> Submission:
-    """Return the submission that a mask of the last of an assignment's submissions, in order, came with.
+    """Return the submission that first contained a mask of the last one; `submissions` are an assignment's, in order.
 
-    Each submission says again what those before it said: the same pixels, prompts and source since then.
+    Each submission repeats the earlier masks, so this goes back as long as pixels, prompts, and source are the same.
     """
     *earlier, maker = submissions
     for submission in reversed(earlier):
@@ -38,9 +38,9 @@ def _is_same(one: SubmittedMask, other: SubmittedMask) -> bool:
 
 
 def mask_columns(mask: SubmittedMask, submissions: Sequence[Submission]) -> dict[str, Any]:
-    """Return a mask's columns, without label and parent, by the last of an assignment's submissions, in order.
+    """Return the columns of a mask, except label and parent; `submissions` are an assignment's, in order.
 
-    Who made it, and the model that answered, are of the submission that it came with.
+    The annotator and the model are those of the submission that first contained the mask.
     """
     maker = made_in(mask, submissions)
     return {
@@ -53,10 +53,10 @@ def mask_columns(mask: SubmittedMask, submissions: Sequence[Submission]) -> dict
 
 
 def submitted_columns(dataset: Location, image: Row) -> dict[str, dict[str, Any]]:
-    """Return what the submissions that were merged into an image say of their masks, by run lengths.
+    """Return the columns of an image's masks from the submissions merged into it, by run lengths.
 
-    `image` is its row in the table of images. Of submissions that have the same mask the last one says it. Empty if
-    none was merged, or one cannot be read.
+    `image` is the image's row in the images table. If several submissions contain the same mask, the last one wins.
+    Empty if no submission was merged or one cannot be read.
     """
     merged = image.get("submission") or {}
     if merged.get("assignment") is None:

@@ -1,8 +1,8 @@
-"""Write one shard and commit it: the only place where data becomes part of the dataset.
+"""Write and commit one shard: the only code that adds data to a dataset.
 
-A writer that dies anywhere leaves files that no commit names, and
-readers never see those. Two writers of one shard write the same names with the same bytes, or one of them loses the
-race for the commit and deletes those of its files that no commit names. docs/exactly-once.md has the invariants.
+If a writer dies, it leaves files that no commit names, which readers never see. If two writers write the same shard,
+they either put the same bytes under the same names, or one loses the race for the commit and deletes its files that no
+commit names. docs/exactly-once.md lists the invariants.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,15 +22,15 @@ from segmint.operators.shards.put import delete_unnamed, named_files, put_commit
 from segmint.operators.shards.revise import apply_later_changes, finish_dead_writers
 
 MIN_ROWS_FOR_RATIO = 100
-"""A smaller shard is committed whatever share of it was refused."""
+"""Smallest shard that is held for its share of rejected rows."""
 
 MOST_FAULTED = 4
-"""More rows of one shard that could not be judged are an outage, and not about these rows."""
+"""Maximum number of faulted rows to report; more in one shard point to an outage, not to these rows."""
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """The task of writing one shard."""
+    """Arguments of the task that writes one shard."""
 
     shard: int
     start: int  # the first ordinal
@@ -43,10 +43,10 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """How the writing of a shard ended: committed (by us or another writer), on hold for a reason, or unchanged.
+    """Result of writing a shard: committed (by this or another writer), on hold for a reason, or unchanged.
 
-    Unchanged is a committed shard that was to be replaced, and stays as it is. `faulted` are the ordinals of the rows
-    that keep it on hold, if they are few.
+    A committed shard that was to be replaced but stays as it is counts as unchanged. `faulted` lists the ordinals of
+    the rows that keep the shard on hold, if they are few.
     """
 
     shard: int
@@ -57,22 +57,22 @@ class ShardResult:
 
 
 class WrongRowsError(SegmintError):
-    """A writer got other rows than its shard's: a bug, and nothing was written."""
+    """A writer received rows that are not its shard's. This is a bug; nothing was written."""
 
 
 def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
     """Write shard `task.shard` from slices `[start, stop)` of the blocks, in stream order, and commit it.
 
-    1. Look for its commit: if another writer has put it, do only what that writer may have left undone.
-    2. Join the shard's rows. If some have no verdict, or too many were refused for one reason, put it on hold.
-    3. Build its four files in memory; their names contain their hashes.
-    4. Reserve the names, and put the files.
+    1. Check for an existing commit. If another writer has put it, only finish what dead writers left undone.
+    2. Join the shard's rows. Put the shard on hold if rows have no verdict or too many were rejected for one reason.
+    3. Build the four files in memory; their names contain their hashes.
+    4. Reserve the names and put the files.
     5. Put the commit if absent.
-    6. Take down what tombstones name of the shard, and put in what was amended in the catalog: both may have come since
-       the rows were made. If another writer won the commit, delete the files that no commit names instead.
+    6. Apply tombstones and catalog amendments, which may have been added since the rows were made. If another writer
+       won the commit, delete the files that no commit names instead.
     7. Delete the reservation.
 
-    Raises `WrongRowsError` if the rows are not the shard's ordinals in order, and the faults of its storage.
+    Raises `WrongRowsError` if the rows are not the shard's ordinals in order, and storage faults.
     """
     dataset, location = task.dataset, task.dataset.location
     if dataset.commits.read(task.shard, task.generation) is not None:
@@ -106,7 +106,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
 
 def _committed(task: ShardTask) -> ShardResult:
-    """Return the result of a shard that has a commit, with the counts of the one that holds."""
+    """Return the result of a committed shard, with the counts of its latest commit."""
     latest = task.dataset.commits.latest(task.shard)
     if latest is None:
         raise SegmintError(f"shard {task.shard}: its commit could neither be put nor read. Run the build again")
@@ -131,7 +131,7 @@ def shard_table(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
 
 def faults(table: pa.Table) -> str:
-    """Return why rows could not be judged, in a sentence, or an empty string; such a row has no verdict."""
+    """Return a sentence that explains which rows have faults, or an empty string if none do."""
     found = _faulted(table)
     if not len(found):
         return ""
@@ -140,21 +140,21 @@ def faults(table: pa.Table) -> str:
 
 
 def faulted_ordinals(table: pa.Table) -> tuple[int, ...]:
-    """Return the ordinals of the rows that could not be judged; empty for more than `MOST_FAULTED`."""
+    """Return the ordinals of rows with faults; empty if there are more than `MOST_FAULTED`."""
     found = _faulted(table)
     return tuple(found.column("ordinal").to_pylist()) if len(found) <= MOST_FAULTED else ()
 
 
 def _faulted(table: pa.Table) -> pa.Table:
-    """Return the rows without a verdict, with their names only: others may hold a photograph's bytes."""
+    """Return the rows with faults, limited to a few columns because others may contain a photograph's bytes."""
     return table.select(["ordinal", "image_id", "uri", "fault"]).filter(pc.is_valid(table.column("fault")))
 
 
 def hold_reason(table: pa.Table, max_reject_ratio: float) -> str:
     """Return why a shard must not be committed yet, or an empty string.
 
-    A row with a fault has no verdict. And if over `max_reject_ratio` of 100 rows or more share one reason that is not
-    in `DELIBERATE_REASONS`, that counts as an outage until somebody raises the ratio.
+    A row with a fault has no verdict. In a shard of at least `MIN_ROWS_FOR_RATIO` rows, if more than `max_reject_ratio`
+    share one reason outside `DELIBERATE_REASONS`, that counts as an outage until someone raises the ratio.
     """
     reason = faults(table)
     if reason:
@@ -172,6 +172,6 @@ def hold_reason(table: pa.Table, max_reject_ratio: float) -> str:
 
 
 def iter_rows(table: pa.Table) -> Iterator[Row]:
-    """Yield the rows of a table, converted to Python values a few at a time."""
+    """Yield the rows of a table, converted to Python values 16 at a time."""
     for batch in table.to_batches(max_chunksize=16):
         yield from batch.to_pylist()
