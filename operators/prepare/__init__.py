@@ -1,1 +1,1 @@
-"""The first stage of a build: fetch, check, decode, resize, and redact one photograph."""
+"""The prepare stage of a build, which fetches, checks, decodes, resizes, and redacts one photograph."""

@@ -1,4 +1,4 @@
-"""Convert any picture's samples to 8-bit sRGB: profiles, CMYK, gray, palettes, 16 bits and transparency."""
+"""Conversion to 8-bit sRGB: profiles, CMYK, gray, palettes, 16-bit samples, and transparency."""
 
 import functools
 import io
@@ -28,22 +28,22 @@ MODES = frozenset(
         "I;16B",
     }
 )
-"""Pillow's modes with a defined white, which can therefore be converted to 8-bit sRGB."""
+"""Pillow modes with a defined white, which can therefore be converted to 8-bit sRGB."""
 
 _STRIP_PIXELS = 2**22
 _PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
 
 def to_srgb(image: Image.Image, icc: bytes | None) -> Pixels:
-    """Return the picture as (H, W, 3) uint8 RGB: sRGB, opaque on white.
+    """Return an image as (H, W, 3) uint8 RGB: sRGB, opaque on white.
 
-    - An embedded profile is applied with relative colorimetry and black-point compensation. A profile that changes
-      nothing, cannot be read, or is for another color space is ignored: the samples are then read as sRGB, as
-      browsers do, since a broken profile says nothing about the pixels.
+    - An embedded profile is applied with relative colorimetry and black-point compensation. A profile that has no
+      effect, cannot be read, or is for another color space is ignored: the samples are then read as sRGB, as browsers
+      do, because a broken profile says nothing about the pixels.
     - CMYK without a profile is converted by Pillow's formula, R = (255 − C)·(255 − K)/255.
-    - 16-bit gray is divided by 257 and rounded: the whole range is scaled, not clipped.
+    - 16-bit gray is divided by 257 and rounded, so the full range is scaled, not clipped.
 
-    Works strip by strip, since each of these steps makes a copy and the largest images take nearly a gigabyte.
+    Works strip by strip, because each of these steps makes a copy and the largest images take nearly a gigabyte.
     """
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, _STRIP_PIXELS // image.width)
@@ -76,7 +76,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Return the picture without transparency, and its alpha channel in mode L (None if opaque)."""
+    """Return the image without transparency and its alpha channel in mode L (None if opaque)."""
     if not image.has_transparency_data:
         return image, None
     if image.mode == "La":
@@ -89,7 +89,7 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 @functools.lru_cache(maxsize=16)
 def _transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the conversion from a profile to sRGB; None if it changes nothing or cannot be used."""
+    """Return the transform from a profile to sRGB; None if it has no effect or cannot be used."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         if profile.profile.xcolor_space.strip() != _PROFILE_SPACES[mode]:
@@ -110,9 +110,9 @@ def _transform(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether no color of a 17×17×17 lattice changes by more than rounding.
+    """Return whether no color of a 17×17×17 lattice changes by more than rounding.
 
-    Most photographs carry one of several dozen sRGB profiles; converting them would cost time and change last bits.
+    Most photographs carry one of several dozen sRGB profiles; converting them would take time and change last bits.
     """
     levels = np.linspace(0, 255, 17).round().astype(np.uint8)
     lattice = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(17, 289, 3)
@@ -121,5 +121,5 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
 
 
 def _apply(transform: ImageCms.ImageCmsTransform, picture: Image.Image) -> Image.Image:
-    # The transform's method, not `ImageCms.applyTransform`: the latter's type says that it may return None.
+    # Uses the transform's method, because the declared type of `ImageCms.applyTransform` includes None.
     return transform.apply(picture)

@@ -1,4 +1,4 @@
-"""Recognize an image container by its bytes alone, and check whether it is truncated."""
+"""Recognition of image containers by their bytes only, and checks for truncation."""
 
 import re
 import struct
@@ -9,10 +9,10 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.operators.boxes import boxes
 
 SUPPORTED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIC")
-"""The containers that can be decoded. The verdict on any other names it."""
+"""Containers that can be decoded. The verdict on any other one names it."""
 
-_LARGE_METADATA = 1 << 20  # bytes of a text that Pillow takes
-_MOST_METADATA = 16 << 20  # bytes; a JPEG's profile has at most as many
+_LARGE_METADATA = 1 << 20  # longest text, in bytes, that Pillow accepts
+_MOST_METADATA = 16 << 20  # bytes; also the maximum of a JPEG's profile
 _PIXELS = frozenset({b"meta", b"moov", b"mdat"})
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
@@ -108,9 +108,9 @@ def _refused(data: bytes) -> str | None:
 
 
 def _boxed(data: bytes, formats: Sequence[str]) -> str | None:
-    """Return AVIF or HEIC for one image in boxes (ISO/IEC 23008-12) that is in `formats`.
+    """Return AVIF or HEIC for a single image in boxes (ISO/IEC 23008-12) if `formats` includes it.
 
-    A file of the common brand `mif1` names its codec among the compatible ones. Sequences have other brands.
+    A file with the generic brand `mif1` lists its codec among the compatible brands. Sequences have other brands.
     """
     if data[4:8] != b"ftyp":
         return None
@@ -138,9 +138,9 @@ def check_whole(data: bytes, kind: str) -> None:
 
 
 def _check_boxes(data: bytes, kind: str) -> None:
-    """Walk the outermost boxes (ISO/IEC 14496-12, 4.2) until the pixels' description and the pixels were seen.
+    """Walk the outermost boxes (ISO/IEC 14496-12, 4.2) until both the image's metadata and its data were found.
 
-    Raises `RejectedError` (`truncated`) if the bytes end before. What follows is not looked at: phones append much.
+    Raises `RejectedError` (`truncated`) if the bytes end first. Later boxes are ignored, since phones append many.
     """
     seen: set[bytes] = set()
     for name, _, stop in boxes(data):
@@ -156,8 +156,8 @@ def _check_boxes(data: bytes, kind: str) -> None:
 def _check_png(data: bytes) -> None:
     """Walk a PNG's chunks to the end (PNG specification, section 5): decoders do not check the CRCs of pixel data.
 
-    Raises `RejectedError`: `truncated` when the bytes end before the IEND chunk does, `corrupt` when a critical
-    chunk's CRC is wrong.
+    Raises `RejectedError`: `truncated` if the bytes end before the IEND chunk does, `corrupt` if a critical chunk's CRC
+    is wrong.
     """
     view = memoryview(data)
     for kind, start, stop in _png_chunks(view):
@@ -188,9 +188,9 @@ def _png_chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
 
 
 def without_large_metadata(data: bytes) -> tuple[bytes, bytes | None]:
-    """Return a PNG without its color profile and texts of over a megabyte, and the profile: Pillow refuses these.
+    """Return a PNG without its profile and texts of over a megabyte, which Pillow rejects, and the profile.
 
-    What unpacks to over `_MOST_METADATA` stays, and is refused: it is a bomb. `data` must have passed `check_whole`.
+    Anything that unpacks to over `_MOST_METADATA` is a bomb; it stays and is rejected. `data` must pass `check_whole`.
     """
     view = memoryview(data)
     kept: list[bytes | memoryview] = [_PNG_SIGNATURE]
@@ -205,12 +205,12 @@ def without_large_metadata(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _unpacked(kind: bytes, content: bytes) -> bytes | None:
-    """Return the deflated part of a chunk; None if it has none, is damaged, or is a bomb (PNG specification, 11.3)."""
+    """Return a chunk's inflated data; None if not compressed, damaged, or a bomb (PNG specification, 11.3)."""
     _, _, rest = content.partition(b"\0")
     if kind == b"iTXt":
         if not rest.startswith(b"\1"):
             return None
-        rest = b"\0" + b"\0".join(rest[2:].split(b"\0", 2)[2:])  # behind the language and the translated keyword
+        rest = b"\0" + b"\0".join(rest[2:].split(b"\0", 2)[2:])  # after the language and the translated keyword
     unpacker = zlib.decompressobj()
     try:
         text = unpacker.decompress(rest[1:], _MOST_METADATA)

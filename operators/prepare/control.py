@@ -1,4 +1,4 @@
-"""Control images: what every decoder must be able to decode, so that an error on other bytes says something of them."""
+"""Control images that every working decoder can decode, so that a decoding error can be blamed on an image's bytes."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 CONTROL_TOLERANCE = 8
-"""Levels of 255 by which a decoded control image may differ from `control_pixels` in the mean: JPEG loses some."""
+"""Maximum mean difference of a decoded control image from `control_pixels`, in levels of 255; JPEG is lossy."""
 
 _ENCODINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "JPEG": ({"quality": 95}, {"quality": 95, "progressive": True}),
@@ -21,7 +21,7 @@ _ENCODINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "GIF": ({},),
     "AVIF": ({"quality": 95, "speed": 10}, {"quality": 95, "speed": 10, "subsampling": "4:4:4"}),
 }
-# `control_pixels` by libheif 1.23.6 with x265: the library that reads HEIC cannot write it.
+# `control_pixels` encoded by libheif 1.23.6 with x265, because the library that reads HEIC cannot write it.
 _HEIC = (
     "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAVZtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAAAA"
     "AERAAAEAAQAAAAABegABAAAAAAAAACMAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA1mlwcnAAAAC3"
@@ -33,7 +33,7 @@ _HAVE_NO_PROFILE = frozenset({"BMP", "GIF"})
 
 
 def control_images(kind: str) -> list[bytes]:
-    """Encode `control_pixels` in a container, in each of its usual encodings, with a color profile where it has one."""
+    """Encode `control_pixels` in each usual encoding of a container, with a color profile if it supports one."""
     if kind == "HEIC":
         return [base64.b64decode(_HEIC)]
     picture = Image.fromarray(control_pixels())
@@ -48,7 +48,7 @@ def control_images(kind: str) -> list[bytes]:
 
 @cache
 def control_pixels() -> NDArray[np.uint8]:
-    """Four gray squares: (64, 64, 3) uint8 RGB. Every container can hold them almost exactly."""
+    """Return four gray squares, (64, 64, 3) uint8 RGB, which every container can store almost exactly."""
     pixels = np.full((64, 64, 3), 40, np.uint8)
     pixels[:32, 32:] = 100
     pixels[32:, :32] = 160

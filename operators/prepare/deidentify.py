@@ -1,4 +1,4 @@
-"""De-identify: find faces and license plates in an image and make them unrecognizable."""
+"""De-identification: finds faces and license plates in an image and makes them unrecognizable."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -33,38 +33,38 @@ from segmint.operators.redactions import FACE_BAND, PLATE_BAND
 Pixels = NDArray[np.uint8]
 
 TORCHSCRIPT_ENDINGS = (".jit", ".ts", ".pt", ".pth", ".torchscript")
-"""How the name of a TorchScript file ends."""
+"""File name endings of TorchScript files."""
 
 _MTCNN_SCORE, _CLP_SCORE = 0.7, 0.5
-"""The lowest scores that count, of the bundled detectors, unless the configuration says others."""
+"""Default minimum scores of the bundled detectors."""
 
 _GLANCE = 0.05
-"""Score from which a spot is looked at again, enlarged: of 64 plates as high as 11 pixels it then finds 62, of 64 as
-high as 12 all."""
+"""Minimum score at which a spot is searched again, enlarged. This finds 62 of 64 plates that are 11 pixels high, and
+all of 64 that are 12 pixels high."""
 _MOST_PIXELS = 100_000_000
-"""No image that leaves has more: a JPEG's side has at most 65,500, and the default short side 1,500."""
+"""Upper bound on the pixels of an outgoing image: a JPEG's side is at most 65,500, the default short side 1,500."""
 
 _BATCH_PIXELS = 16 * 1536**2
-"""Of the windows that a GPU searches together: 16 of the largest tiles."""
+"""Pixels of the windows that a GPU searches together: 16 of the largest tiles."""
 
 _CONTROL_SIZES = ((192, 256), (256, 192), (256, 256))
-"""Width and height, in pixels, of images that every detector must be able to search."""
+"""Width and height, in pixels, of control images that every detector must be able to search."""
 
 RULE = 2
-"""The number of the way in which images are searched and redacted, as manifests record it (`deidentify.rule`)."""
+"""Version of the search and redaction rules, recorded in manifests as `deidentify.rule`."""
 
 NO_DETECTOR = "none"
 BUNDLED_DETECTORS = frozenset({"mtcnn", "clp"})
-"""The detectors that come with segmint, by name."""
+"""Names of the detectors that ship with segmint."""
 
 
 def is_detector_file(name: str) -> bool:
-    """Whether a detector is a file: by its path or URI in a configuration, or by its SHA-256 in a manifest."""
+    """Return whether a detector is a file, named by path or URI in a configuration or by SHA-256 in a manifest."""
     return name != NO_DETECTOR and name not in BUNDLED_DETECTORS
 
 
 class _DetectorConfig(BaseModel):
-    """One kind's detector: the bundled one, `none`, or the path or URI of a TorchScript file."""
+    """Configuration of one kind of detector: the bundled one, `none`, or the path or URI of a TorchScript file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,9 +90,9 @@ class _DetectorConfig(BaseModel):
 
 
 class FacesConfig(_DetectorConfig):
-    """How faces are detected.
+    """Configuration of face detection.
 
-    `score`: the lowest score that counts; default 0.7 for mtcnn; a TorchScript file's see `TorchScriptDetector`.
+    `score` is the minimum score that counts; default 0.7 for mtcnn. For a TorchScript file, see `TorchScriptDetector`.
     """
 
     bundled = "mtcnn"
@@ -101,9 +101,9 @@ class FacesConfig(_DetectorConfig):
 
 
 class PlatesConfig(_DetectorConfig):
-    """How plates are detected.
+    """Configuration of plate detection.
 
-    `score`: the lowest score that counts; default 0.5 for clp; a TorchScript file's see `TorchScriptDetector`.
+    `score` is the minimum score that counts; default 0.5 for clp. For a TorchScript file, see `TorchScriptDetector`.
     """
 
     bundled = "clp"
@@ -117,26 +117,26 @@ class DeidentifyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the detectors run: in each process that decodes images, or in one process a node that shares its GPU. It
-    changes the last bits of what they find, so it belongs to the numerics."""
+    """Where the detectors run: in each process that decodes images, or in one process per node that shares its GPU. The
+    device changes the last bits of detections, so it belongs to the numerics."""
     faces: FacesConfig = FacesConfig()
     plates: PlatesConfig = PlatesConfig()
 
     @property
     def detectors(self) -> dict[str, str]:
-        """The detectors asked for, by kind (`faces`, `plates`), as the configuration names them."""
+        """Requested detectors by kind (`faces`, `plates`), as the configuration names them."""
         named = {"faces": self.faces.detector, "plates": self.plates.detector}
         return {kind: name for kind, name in named.items() if name != NO_DETECTOR}
 
     @property
     def packages(self) -> frozenset[str]:
-        """The packages that the bundled detectors among `detectors` need, by the names that pip knows."""
+        """Packages that the bundled detectors among `detectors` need, by their names on PyPI."""
         plates = "onnxruntime" if self.device == "cpu" else "protobuf"
         needed = {FacesConfig.bundled: {"facenet-pytorch", "torchvision"}, PlatesConfig.bundled: {plates}}
         return frozenset[str]().union(*(needed.get(name, ()) for name in self.detectors.values()))
 
     def require_packages(self) -> None:
-        """Raise `UsageError` if a package that a bundled detector needs is not installed here."""
+        """Raise `UsageError` if a package that a bundled detector needs is not installed."""
         missing = sorted(name for name in self.packages if installed_version(name) == NOT_INSTALLED)
         if missing:
             raise UsageError(
@@ -146,20 +146,20 @@ class DeidentifyConfig(BaseModel):
 
     @property
     def detector_files(self) -> dict[str, str]:
-        """Those of `detectors` that are files, by path or URI."""
+        """The entries of `detectors` that are files, by path or URI."""
         return {kind: name for kind, name in self.detectors.items() if is_detector_file(name)}
 
 
 class BrokenDetectorError(SegmintError):
-    """A detector fails on control images, too: no image is to blame."""
+    """A detector also fails on control images, so no image is to blame."""
 
 
 @dataclass(frozen=True)
 class Region:
     """A redacted part of an image.
 
-    (x, y, w, h), in whole pixels and inside the image, covers every pixel that was changed. `score` and `source` are
-    the detector's, or 1 and `manual`.
+    (x, y, w, h), in whole pixels and inside the image, covers every changed pixel. `score` and `source` are the
+    detector's, or 1 and `manual`.
     """
 
     kind: str
@@ -171,7 +171,7 @@ class Region:
     source: str
 
     def scaled(self, before: tuple[int, int], after: tuple[int, int]) -> "Region":
-        """Return the region in the same image of another size; both are (width, height). It covers what it did."""
+        """Return the region, still covering the same content, after resizing the image; sizes are (width, height)."""
         (left, right), (top, bottom) = (
             (start * to // size, -(-(start + length) * to // size))
             for start, length, size, to in zip((self.x, self.y), (self.w, self.h), before, after, strict=True)
@@ -180,10 +180,10 @@ class Region:
 
 
 def outline(detection: Detection, shape: tuple[int, int], *, band: bool = True) -> ImagePatch | None:
-    """Return what to redact for a detection in an image of `shape` (h, w).
+    """Return the pixels to redact for a detection in an image of `shape` (h, w).
 
-    An ellipse for a face. For a plate the polygon of its corners, or its box if it has no corners or they do not match
-    the box. Without `band` the mosaic ends at the outline.
+    For a face, this is an ellipse. For a plate, it is the polygon of its corners, or its box if there are no corners or
+    they do not match the box. Without `band`, the mosaic ends at the outline.
     """
     if detection.kind == "face":
         return ellipse(detection.box, shape, FACE_BAND if band else 0.0)
@@ -196,11 +196,11 @@ def outline(detection: Detection, shape: tuple[int, int], *, band: bool = True) 
 
 
 def deidentify(image: Pixels, detectors: Sequence[Detector], *, in_place: bool = False) -> tuple[Pixels, list[Region]]:
-    """Redact everything the detectors find in `image`, (H, W, 3) uint8 RGB, upright.
+    """Redact everything that the detectors find in `image`, (H, W, 3) uint8 RGB, upright.
 
-    Returns a new image, or with `in_place` the same one changed, equal to the old one outside the regions, and the
-    regions in its pixels, by detector and then by score. Raises `RejectedError` with `detector_failed` if a detector
-    fails on this image and not on control images, and `BrokenDetectorError` if it fails on these, too.
+    Returns the redacted image, a copy unless `in_place`, and the regions in its pixels, by detector and then by score;
+    pixels outside the regions are unchanged. Raises `RejectedError` with `detector_failed` if a detector fails on this
+    image but not on control images, and `BrokenDetectorError` if it fails on both.
     """
     patches, regions = [], []
     for detector in detectors:
@@ -219,7 +219,7 @@ def _detections(detector: Detector, image: Pixels) -> list[Detection]:
         return detector.detect(image)
     except (MemoryError, ImportError, DetectorProcessError):
         raise
-    except Exception as error:  # a detector's file is somebody's code, and raises anything
+    except Exception as error:  # a detector file is third-party code that can raise anything
         if is_short_of_memory(error):
             raise
         _require_detector(detector)
@@ -229,7 +229,7 @@ def _detections(detector: Detector, image: Pixels) -> list[Detection]:
 
 
 def _require_detector(detector: Detector) -> None:
-    """Raise `BrokenDetectorError` if a detector fails on control images: upright, across and square."""
+    """Raise `BrokenDetectorError` if a detector fails on control images: portrait, landscape, and square."""
     for size in _CONTROL_SIZES:
         try:
             detector.detect(np.asarray(cv2.resize(control_pixels(), size), np.uint8))
@@ -246,19 +246,19 @@ def _require_detector(detector: Detector) -> None:
 
 
 def is_short_of_memory(error: Exception) -> bool:
-    """Whether the machine or its GPU has no memory left, in torch's words, too: that is no verdict on an image."""
+    """Return whether an error, including torch's, means that the machine or GPU is out of memory: never a verdict."""
     return is_out_of_memory(error) or "out of memory" in str(error)
 
 
 Resolve = Callable[[str], Path]
 LoadFile = Callable[[Path, Kind, float | None, str], Detector]
-"""Loads a TorchScript file: its path, what it finds, the lowest score that counts or None, and torch's device."""
+"""Function that loads a TorchScript file from its path, kind, minimum score or None, and torch device."""
 
 
 def pinned_files(storage: Storage, assets: str | None, detector_sha256: Mapping[str, str]) -> Resolve:
-    """Find weights and files for `build_detectors`; `assets` is a folder that mirrors them.
+    """Return a function that finds weights and files for `build_detectors`; `assets` is a folder that mirrors them.
 
-    What it returns raises `AssetError` if a file does not have its hash in `detector_sha256`: such a file is code.
+    The function raises `AssetError` if a file, which is executable code, does not have its hash in `detector_sha256`.
     """
     return lambda name: pinned(resolve(name, mirror=assets, storage=storage), detector_sha256.get(name))
 
@@ -272,13 +272,13 @@ def build_detectors(
     *,
     torch_plates: bool = False,
 ) -> tuple[Detector, ...]:
-    """Build the detectors that `config` asks for: faces first, then plates; none for `none`.
+    """Build the detectors that `config` requests: faces first, then plates; nothing for `none`.
 
-    `device` is where torch runs them. `resolve` finds weights by name or path (default: that of
-    `segmint.infra.assets.resolve`). `threads` is for the plate network, which has its own threads (default: as many
-    as torch has). `load_file` loads detectors that are files (default: `TorchScriptDetector`). `torch_plates` has the
-    plate network run in torch on a CPU, too, as it does on a GPU: its numbers differ by less than 1e-4. Takes about a
-    second in a new process, mostly to import libraries. Raises `UsageError` for a file that is missing or not
+    `device` is where torch runs them. `resolve` finds weights by name or path (default:
+    `segmint.infra.assets.resolve`). `threads` is for the plate network, which has a separate thread pool (default:
+    torch's number of threads). `load_file` loads detectors that are files (default: `TorchScriptDetector`). With
+    `torch_plates`, the plate network runs in torch on a CPU, too, as it does on a GPU; its outputs differ by less than
+    1e-4. Takes about a second in a new process, mostly for imports. Raises `UsageError` if a file is missing or is not
     TorchScript.
     """
     found: list[Detector] = []
@@ -307,7 +307,7 @@ def _mtcnn(score: float, device: str) -> Detector:
 
 
 def _clp(score: float, path: Path, threads: int | None, torch_device: str | None) -> Detector:
-    """Build the plate detector; its network runs in torch on `torch_device`, or, where that is None, in onnxruntime."""
+    """Build the plate detector; its network runs in torch on `torch_device`, or in onnxruntime if that is None."""
     from segmint.model.detectors.plate_network import PlateNetworkOnDevice, shrunk
 
     kept = partial(PlateDetector, score=score, tile_overlap=128, max_pixels=_MOST_PIXELS, glance=_GLANCE, resize=shrunk)

@@ -1,6 +1,6 @@
-"""The process of a node that holds the detectors on its GPU, and searches the images that sandboxed children hand it.
+"""Process that runs a node's detectors on its GPU and searches images for the sandboxed children.
 
-One context of CUDA and one copy of the networks serve all children of the node. A search has a deadline, which ends the
+All children of the node share one CUDA context and one copy of the networks. A search that misses its deadline ends the
 process; its `DetectorProcess` starts another.
 """
 
@@ -49,52 +49,52 @@ from segmint.operators.prepare.detector_socket import (
 )
 
 WAITS_S = 2.5 * WAIT_S
-"""Seconds that an image may wait for its searches, by all detectors, besides its time limit."""
+"""Seconds that an image may wait for the searches of all detectors, in addition to its time limit."""
 
 MOST_DEATHS, DEATHS_WITHIN_S = 5, 600.0
-"""A process that dies more often than this within so many seconds ends the window."""
+"""A process that dies more than this many times within this many seconds ends the window."""
 
 _SEARCH_S = 30.0
 _START_S = 600.0
-_REQUEST_S = 10.0  # for a whole request to come in, and for an answer to be taken
-_END_S = 5.0  # for the rest of an end
+_REQUEST_S = 10.0  # for receiving a whole request, and for sending a reply
+_END_S = 5.0  # for a dying process to finish
 _CONNECTIONS, _BACKLOG = 64, 4096
-_AT_ONCE = 4  # images in this process's memory: some are resized by the CPU while the GPU searches another
+_AT_ONCE = 4  # images in this process's memory: the CPU resizes some while the GPU searches another
 _BROKEN_EXIT = 88
 
 
 class DetectorsGoneError(SegmintError):
-    """A node's detector process cannot start, or died too often. The run stops; no image is to blame."""
+    """A node's detector process cannot start or died too often. The run stops; no image is to blame."""
 
 
 class DetectorHost(Protocol):
-    """What `Prepare` needs of a detector process: where it listens, and that it lives."""
+    """Interface that `Prepare` needs of a detector process: its address and a health check."""
 
     @property
     def address(self) -> str:
-        """The name of its socket."""
+        """Name of its socket."""
 
     def ready(self) -> None:
-        """Wait until it listens; start it, or another, if it does not live. Raises `DetectorsGoneError`."""
+        """Wait until it listens; start or restart it if needed. Raises `DetectorsGoneError`."""
 
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """What a detector process computes with."""
+    """Settings of a detector process."""
 
     deidentify: DeidentifyConfig
     device: str
     max_pixels: int  # of an image
     storage: Storage
     assets: str | None = None  # a folder that mirrors weight files
-    detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of files, by how `deidentify` names them
-    numerics: str = ""  # what `detector_numerics` must be; "": anything
+    detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of detector files, by name in `deidentify`
+    numerics: str = ""  # required value of `detector_numerics`; "": any
     torch_plates: bool = False  # see `build_detectors`
     search_s: float = _SEARCH_S  # for one search
 
 
 def detector_numerics(device: str) -> str:
-    """Return what decides the bits of detections on a device, for a dataset's numerics.
+    """Return a string that identifies a device's detection bits, for a dataset's numerics.
 
     Raises `UsageError` if this machine does not have the device.
     """
@@ -111,7 +111,7 @@ def detector_numerics(device: str) -> str:
 
 
 def require_numerics(device: str, wanted: str) -> None:
-    """Raise `UsageError` if `detector_numerics` are not the `wanted` ones here; an empty string is any."""
+    """Raise `UsageError` if this machine's `detector_numerics` differ from `wanted`; an empty string allows any."""
     here = detector_numerics(device)
     if wanted and here != wanted:
         raise UsageError(
@@ -121,7 +121,7 @@ def require_numerics(device: str, wanted: str) -> None:
 
 
 def remote_detectors(config: DeidentifyConfig, address: str) -> tuple[Detector, ...]:
-    """Return the detectors that `config` asks for, in the process that listens at `address`: faces, then plates.
+    """Return clients for the detectors that `config` requests, in the process at `address`: faces, then plates.
 
     Starts and loads nothing.
     """
@@ -134,10 +134,10 @@ def remote_detectors(config: DeidentifyConfig, address: str) -> tuple[Detector, 
 
 
 class DetectorProcess:
-    """Starts the process, and starts another when it has died. It ends with the process that holds this object."""
+    """Supervisor that starts and restarts the detector process, which ends with the process that owns this object."""
 
     def __init__(self, settings: DetectorSettings, address: str | None = None) -> None:
-        """Start nothing yet. `address` is by default one that nobody else has."""
+        """Store the settings without starting anything. `address` is by default a new, unique one."""
         self.address = address or new_address()
         self._settings = settings
         self._process: BaseProcess | None = None
@@ -147,7 +147,7 @@ class DetectorProcess:
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="detectors")
 
     def ready(self) -> None:
-        """Wait until the process listens; start it, or another, if it does not live. Raises `DetectorsGoneError`."""
+        """Wait until the process listens; start or restart it if needed. Raises `DetectorsGoneError`."""
         with self._lock:
             before, self._process = self._process, None
             if before is not None:
@@ -158,7 +158,7 @@ class DetectorProcess:
             self._process = self._keeper.submit(self._start).result()
 
     def _listens(self, process: BaseProcess) -> bool:
-        """Whether a process takes connections; one that does not, or is ending, is ended."""
+        """Return whether a process accepts connections; kill it if it doesn't or is about to exit."""
         if process.is_alive():
             if is_answering(self.address, _REQUEST_S):
                 return True
@@ -169,11 +169,11 @@ class DetectorProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process that was started last."""
+        """Process id of the most recently started process."""
         return None if self._process is None else self._process.pid
 
     def close(self) -> None:
-        """End the process. May be called again."""
+        """Stop the process. Idempotent."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -212,7 +212,7 @@ class DetectorProcess:
 
 
 def new_address() -> str:
-    """Return a name for a socket that nobody else has."""
+    """Return a unique name for a socket."""
     return f"segmint-detectors-{secrets.token_hex(8)}"
 
 
@@ -228,7 +228,7 @@ def _how(exit_code: int | None) -> str:
 
 
 def _run(settings: DetectorSettings, address: str, sender: Connection) -> None:
-    """Build the detectors, say that all is ready, or what is wrong, and serve."""
+    """Build the detectors, report readiness or the error, and serve."""
     guard_child()
     try:
         detectors = _build(settings)
@@ -240,7 +240,7 @@ def _run(settings: DetectorSettings, address: str, sender: Connection) -> None:
     sender.close()
     import torch
 
-    # Each search of a TorchScript file switches this off and back, for all threads: now it switches back to off.
+    # Each search of a TorchScript file disables this and restores it, for all threads; now it restores "disabled".
     with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         _Server(detectors, settings).run(listener)
 
@@ -253,7 +253,7 @@ def _build(settings: DetectorSettings) -> Sequence[Detector]:
 
 
 class _Server:
-    """Answers requests, each in a thread; a search has a turn."""
+    """Server that handles each request in a thread and limits concurrent searches."""
 
     def __init__(self, detectors: Sequence[Detector], settings: DetectorSettings) -> None:
         self._detectors = {detector.kind: detector for detector in detectors}
@@ -264,7 +264,7 @@ class _Server:
         self._turns = threading.Semaphore(_AT_ONCE)
 
     def run(self, listener: socket.socket) -> None:
-        """Serve until this process is ended."""
+        """Serve until this process ends."""
         threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="detectors")
         while True:
             self._connections.acquire()
@@ -278,7 +278,7 @@ class _Server:
                 if is_own(connection):
                     self._answer(connection)
         except (OSError, EOFError):
-            pass  # the child has ended, or does not take the answer
+            pass  # the child has ended or doesn't read the reply
         finally:
             self._connections.release()
 
@@ -317,5 +317,5 @@ class _Server:
                     raise
             import torch
 
-            torch.cuda.empty_cache()  # of the memory that torch keeps for later
+            torch.cuda.empty_cache()  # frees the memory that torch caches
             return detector.detect(image)

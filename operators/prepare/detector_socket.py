@@ -1,8 +1,8 @@
-"""How a child that holds an image asks the process that holds the detectors: a Unix socket, and memory without a name.
+"""Protocol between image-decoding children and the detector process: a Unix socket and anonymous shared memory.
 
-A request is a header and the descriptor of a sealed memfd with the pixels; an answer is a header, the detector's name
-and plain numbers. Nothing is unpickled on either side: children decode untrusted bytes, and may be anybody's. A memfd
-has no file, so that nothing is left however a process ends, and /dev/shm, 64 MB in a container, does not limit it.
+A request is a header and the descriptor of a sealed memfd with the pixels; a reply is a header, the detector's name,
+and plain numbers. Nothing is unpickled on either side, because children decode untrusted bytes. A memfd has no file, so
+nothing remains however a process ends, and a container's 64 MB limit for /dev/shm doesn't apply.
 """
 
 import contextlib
@@ -24,37 +24,37 @@ from segmint.infra.errors import SegmintError
 from segmint.model.detectors.detection import Detection, Kind, Pixels
 
 WAIT_S = 60.0
-"""Seconds that a child waits for the answer to one search, with its turn."""
+"""Seconds that a child waits for the reply to one search, including the time in the queue."""
 
 FOUND, FAILED, SHORT_OF_MEMORY, REFUSED = range(4)
-"""What an answer's header says: detections; the detector's error; or one of the process's own."""
+"""Kinds of replies: detections, the detector's error, or one of the process's own errors."""
 
 _KINDS: tuple[Kind, ...] = ("face", "plate")
 _MAGIC = b"sgm1"
 _REQUEST = struct.Struct("<4sIII")  # magic, index into `_KINDS`, height, width
-_REPLY = struct.Struct("<4sIII")  # magic, what, bytes of the detector's name, bytes of the rest
+_REPLY = struct.Struct("<4sIII")  # magic, kind of reply, bytes of the detector's name, bytes of the rest
 _COLUMNS = 14  # score, box, 1 if there are corners, their x and y
 _MOST_FOUND = 100_000
 _MOST_NAME, _MOST_TEXT = 4096, 2000
 _LEAVE_S = 10.0
-_PEER = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
+_PEER = struct.Struct("3i")  # SO_PEERCRED: process, user, group
 
 
 class DetectorProcessError(SegmintError):
-    """The process that holds the detectors did not answer, or not with a result. No image is to blame."""
+    """The detector process sent no reply, or no usable one. No image is to blame."""
 
 
 class BadRequestError(SegmintError):
-    """A request that does not have the agreed form."""
+    """A malformed request."""
 
 
 class FailedSearchError(RuntimeError):
-    """A detector raised on an image; the message is its error's last line."""
+    """A detector raised an exception on an image; the message is the last line of its error."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to look for, and in which image: (height, width, 3) uint8 RGB in the memory of the descriptor `memory`."""
+    """Kind to search for and the image, (height, width, 3) uint8 RGB in the memory of the descriptor `memory`."""
 
     kind: Kind
     height: int
@@ -66,17 +66,17 @@ class RemoteDetector:
     """A `Detector` whose searches run in the process that listens at the socket `address`."""
 
     def __init__(self, kind: Kind, name: str, address: str, wait_s: float = WAIT_S) -> None:
-        """`name` is what it is called until the first answer, which has its name."""
+        """`name` is used until the first reply, which contains the detector's name."""
         self.kind: Kind = kind
         self.name = name
-        self.score = 0.0  # the process leaves out what has less than the detector's
+        self.score = 0.0  # the process applies the detector's minimum score
         self._address = address
         self._wait_s = wait_s
 
     def detect(self, image: Pixels) -> list[Detection]:
         """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first.
 
-        Raises `FailedSearchError` for what the detector raises, and `DetectorProcessError`.
+        Raises `FailedSearchError` if the detector fails, and `DetectorProcessError` if the process does.
         """
         height, width = image.shape[:2]
         try:
@@ -99,7 +99,7 @@ class RemoteDetector:
 
 @contextlib.contextmanager
 def sealed_memory(image: Pixels) -> Iterator[int]:
-    """Copy an image's pixels into memory that nobody can change or resize any more; yield its descriptor."""
+    """Copy an image's pixels into memory that can no longer be changed or resized; yield its descriptor."""
     memory = os.memfd_create("segmint-pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         rest = np.ascontiguousarray(image).data.cast("B")
@@ -112,13 +112,13 @@ def sealed_memory(image: Pixels) -> Iterator[int]:
 
 
 def _seals() -> int:
-    """Against shrinking, growing and writing; Linux alone has them."""
+    """Return the seals against shrinking, growing, and writing, which only Linux supports."""
     return fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 @contextlib.contextmanager
 def connected(address: str, wait_s: float) -> Iterator[socket.socket]:
-    """Connect to a socket of this user's in Linux's abstract namespace, which has no files."""
+    """Connect to a socket of the same user in Linux's abstract namespace, which needs no files."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(wait_s)
         connection.connect(f"\0{address}")
@@ -128,10 +128,10 @@ def connected(address: str, wait_s: float) -> Iterator[socket.socket]:
 
 
 def is_answering(address: str, wait_s: float) -> bool:
-    """Whether a process answers at an address; one that is too busy to do so within `wait_s` counts, too."""
+    """Return whether a process replies at an address; one too busy to reply within `wait_s` counts, too."""
     try:
         with connected(address, wait_s) as connection:
-            connection.sendall(_REQUEST.pack(_MAGIC, len(_KINDS), 0, 0))  # which it refuses
+            connection.sendall(_REQUEST.pack(_MAGIC, len(_KINDS), 0, 0))  # an invalid request, which is rejected
             _receive_reply(connection)
     except (BlockingIOError, TimeoutError):
         return True
@@ -141,7 +141,7 @@ def is_answering(address: str, wait_s: float) -> bool:
 
 
 def listen(address: str, backlog: int) -> socket.socket:
-    """Listen at an address as `connected` takes it; waits some seconds for a process that is ending to leave it."""
+    """Listen at an address for `connected`; waits up to `_LEAVE_S` for an ending process to release it."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     last_try = time.monotonic() + _LEAVE_S
     while True:
@@ -156,14 +156,14 @@ def listen(address: str, backlog: int) -> socket.socket:
 
 
 def is_own(connection: socket.socket) -> bool:
-    """Whether the other end is a process of this user."""
+    """Return whether the peer is a process of this user."""
     _, user, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
     return bool(user == os.getuid())
 
 
 @contextlib.contextmanager
 def received_request(connection: socket.socket, max_pixels: int) -> Iterator[Request]:
-    """Yield a request of at most so many pixels; close its memory. Raises `BadRequestError`."""
+    """Yield a request of at most `max_pixels`; close its memory afterwards. Raises `BadRequestError`."""
     header, memories, _, _ = socket.recv_fds(connection, _REQUEST.size, 1)
     try:
         header += _receive(connection, _REQUEST.size - len(header))
@@ -180,7 +180,7 @@ def received_request(connection: socket.socket, max_pixels: int) -> Iterator[Req
 
 
 def _check_memory(memory: int, size: int) -> None:
-    """Raise `BadRequestError` unless `memory` has exactly so many bytes, and keeps them: reading can never wait."""
+    """Raise `BadRequestError` unless `memory` has exactly `size` bytes and is sealed, so reading never blocks."""
     found = os.fstat(memory)
     try:
         seals = fcntl.fcntl(memory, fcntl.F_GET_SEALS)
@@ -191,7 +191,7 @@ def _check_memory(memory: int, size: int) -> None:
 
 
 def copied_pixels(request: Request) -> Pixels:
-    """Return a request's image, in memory of this process."""
+    """Return a copy of a request's image in this process's memory."""
     image = np.empty((request.height, request.width, 3), np.uint8)
     rest = image.data.cast("B")
     at = 0
@@ -204,7 +204,7 @@ def copied_pixels(request: Request) -> Pixels:
 
 
 def send_detections(connection: socket.socket, name: str, found: Sequence[Detection]) -> None:
-    """Answer with a detector's name and its detections."""
+    """Send a detector's name and its detections."""
     rows = np.zeros((min(len(found), _MOST_FOUND), _COLUMNS))
     for row, each in zip(rows, found, strict=False):
         corners = () if each.quad is None else tuple(value for point in each.quad for value in point)
@@ -213,7 +213,7 @@ def send_detections(connection: socket.socket, name: str, found: Sequence[Detect
 
 
 def send_error(connection: socket.socket, what: int, name: str, text: str) -> None:
-    """Answer with what went wrong: `FAILED`, `SHORT_OF_MEMORY` or `REFUSED`."""
+    """Send an error: `FAILED`, `SHORT_OF_MEMORY`, or `REFUSED`."""
     _send(connection, what, name, text[:_MOST_TEXT].encode(errors="replace"))
 
 
@@ -223,7 +223,7 @@ def _send(connection: socket.socket, what: int, name: str, rest: bytes) -> None:
 
 
 def _receive_reply(connection: socket.socket) -> tuple[int, str, bytes]:
-    """Return what an answer is, the detector's name, and the rest."""
+    """Return a reply's kind, the detector's name, and the rest."""
     magic, what, name, rest = _REPLY.unpack(_receive(connection, _REPLY.size))
     if magic != _MAGIC or name > _MOST_NAME or rest > _MOST_FOUND * _COLUMNS * 8:
         raise EOFError("the answer does not have the agreed form")
@@ -231,7 +231,7 @@ def _receive_reply(connection: socket.socket) -> tuple[int, str, bytes]:
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
-    """Read exactly so many bytes; raises `EOFError` if the other end closes before."""
+    """Read exactly `size` bytes; raises `EOFError` if the peer closes the connection early."""
     data = bytearray()
     while len(data) < size:
         piece = connection.recv(min(size - len(data), 1 << 16))

@@ -1,7 +1,7 @@
-"""Ingest: untrusted bytes in, upright sRGB pixels out, or the exact reason why not.
+"""Ingest: decodes untrusted bytes to upright sRGB pixels, or rejects them with an exact reason.
 
-Size and format are known from the header before a pixel is decoded, and an image is decoded whole or not at all. The
-details of verdicts quote nothing but the header: no pixels and no metadata.
+The header gives size and format before any pixel is decoded, and an image is decoded entirely or not at all. The
+details of verdicts quote only the header, never pixels or metadata.
 """
 
 import contextlib
@@ -42,31 +42,31 @@ Pixels = NDArray[np.uint8]
 _JPEG_ENDS_EARLY = ("Premature end of JPEG file", "Corrupt JPEG data: premature end of data segment")
 _JPEG_IS_DAMAGED = "Corrupt JPEG data"
 
-_METADATA_LIMIT = "MAX_TEXT_"  # in Pillow's errors about a profile or texts of over a megabyte
+_METADATA_LIMIT = "MAX_TEXT_"  # part of Pillow's errors about a profile or texts of over a megabyte
 
 _REDUCED_RESOLUTION = 1  # bit of TIFF's NewSubfileType
 _NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
 
 
 class BrokenDecoderError(SegmintError):
-    """A decoder fails on every image in this process: no image is to blame."""
+    """A decoder fails on every image in this process, so no image is to blame."""
 
 
 @dataclass(frozen=True)
 class IngestedImage:
-    """A decoded image: `image` is (H, W, 3) uint8 RGB, sRGB, upright and opaque."""
+    """A decoded image: `image` is (H, W, 3) uint8 RGB, sRGB, upright, and opaque."""
 
     image: Pixels
-    source_width: int  # pixels of the upright source: those of `image`, unless it was decoded at a reduced scale
+    source_width: int  # pixels of the upright source; equal to those of `image`, except at a reduced scale
     source_height: int
 
 
 def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> IngestedImage:
-    """Decode one image; with `side`, a large JPEG at a reduced scale, with no side under so many pixels.
+    """Decode one image; `side` allows a reduced scale for a large JPEG, with no side shorter than `side` pixels.
 
     Raises `RejectedError` with `empty_object`, `not_an_image`, `unsupported_format`, `too_large` (bytes or pixels),
-    `too_small`, `animated`, `truncated` or `corrupt`. Whatever else a decoder raises is `corrupt`, too, as long as it
-    decodes control images here; else it is a `BrokenDecoderError`. A `MemoryError` and an `ImportError` are passed on.
+    `too_small`, `animated`, `truncated`, or `corrupt`. Any other decoder exception also becomes `corrupt` if this
+    process can decode control images, and `BrokenDecoderError` otherwise. `MemoryError` and `ImportError` propagate.
     """
     kind = recognize(data, config.decoded)
     if len(data) > config.max_bytes:
@@ -76,16 +76,16 @@ def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingest
     with _only_our_limit(config):
         pixels = _guarded(lambda: _read_pixels(data, kind, config, side), kind)
         width, height = pixels.shape[1::-1]
-        if side is not None and kind == "JPEG":  # the only kind that is decoded at a reduced scale
+        if side is not None and kind == "JPEG":  # the only format that is decoded at a reduced scale
             width, height = _guarded(lambda: _upright_size(open_image(data, kind)), kind)
     return IngestedImage(image=pixels, source_width=width, source_height=height)
 
 
 @contextlib.contextmanager
 def _only_our_limit(config: IngestConfig) -> Iterator[None]:
-    """Make Pillow refuse frames over our limit on pixels; it has a global limit, and refuses what is over twice that.
+    """Make Pillow reject frames over our pixel limit; its own limit is global and rejects images of over twice that.
 
-    Its readers of TIFF, WebP and GIF apply it themselves, to each frame.
+    Its readers of TIFF, WebP, and GIF apply the limit to each frame.
     """
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = -(-config.max_pixels // 2)
@@ -145,7 +145,7 @@ def _check_kind(source: ImageFile.ImageFile, kind: str, data: bytes) -> None:
             raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a TIFF file of several pages; expected one")
     elif kind != "HEIC" and getattr(
         source, "is_animated", False
-    ):  # several in a HEIC are no frames: one is the picture
+    ):  # multiple images in a HEIC aren't frames: one is the primary image
         raise RejectedError(Reason.ANIMATED, f"an animated {kind} file; expected a single frame")
 
 
@@ -154,7 +154,7 @@ def _is_camera_raw(source: TiffImagePlugin.TiffImageFile, data: bytes) -> bool:
 
 
 def _is_reduced(source: TiffImagePlugin.TiffImageFile) -> bool:
-    """Whether the page says that it is a smaller copy of another."""
+    """Return whether the page is declared a reduced copy of another page."""
     kind = source.tag_v2.get(_NEW_SUBFILE_TYPE, 0)
     if not isinstance(kind, int):
         raise RejectedError(Reason.CORRUPT, f"the TIFF's tag {_NEW_SUBFILE_TYPE} is not a whole number")
@@ -162,7 +162,7 @@ def _is_reduced(source: TiffImagePlugin.TiffImageFile) -> bool:
 
 
 def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
-    """Whether there is another page that is not a smaller copy of the first."""
+    """Return whether there is another page that is not a reduced copy of the first."""
     page = 0
     try:
         while True:
@@ -177,10 +177,10 @@ def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
 
 
 def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
-    """Decode a JPEG to (H, W, 3) uint8 RGB, at the smallest scale that leaves no side under `side`; 0: the full one.
+    """Decode a JPEG to (H, W, 3) uint8 RGB, at the smallest scale with no side under `side`; 0 means full scale.
 
-    simplejpeg gives the same pixels as Pillow, but can be strict: scan data that ends early or makes no sense is an
-    error, even where an end marker hides it.
+    simplejpeg gives the same pixels as Pillow, but its strict mode reports scan data that ends early or is invalid,
+    even if an end marker hides this.
     """
     color = {"L": "GRAY", "CMYK": "CMYK"}.get(source.mode, "RGB")
     scale = {"min_height": side, "min_width": side, "min_factor": 1} if side else {}
@@ -192,7 +192,7 @@ def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
             raise RejectedError(Reason.TRUNCATED, f"the JPEG's data ends early: {message}") from None
         if message.startswith(_JPEG_IS_DAMAGED):
             raise RejectedError(Reason.CORRUPT, f"the JPEG's data is damaged: {message}") from None
-        # Unusual but not damaged: odd sampling factors, unknown markers. Pillow decides.
+        # Unusual but not damaged, such as odd sampling factors or unknown markers. Pillow decides.
         return _decode(source, "JPEG")
     icc = source.info.get("icc_profile")
     if color != "RGB" or icc:
@@ -215,18 +215,18 @@ def _decode(source: ImageFile.ImageFile, kind: str) -> Pixels:
     if source.mode.startswith("I;16") and _white_is_zero(source):
         picture = Image.fromarray(65535 - np.asarray(source))
     if kind == "JPEG" and source.mode == "CMYK" and "adobe" not in source.info:
-        picture = Image.fromarray(255 - np.asarray(source), mode="CMYK")  # Pillow takes every CMYK for Adobe's
+        picture = Image.fromarray(255 - np.asarray(source), mode="CMYK")  # Pillow treats every CMYK image as Adobe's
     return _upright(to_srgb(picture, source.info.get("icc_profile")), _orientation(source))
 
 
 def _white_is_zero(source: ImageFile.ImageFile) -> bool:
-    """Whether TIFF's PhotometricInterpretation is 0, which Pillow handles for 8 bits but not for 16."""
+    """Return whether TIFF's PhotometricInterpretation is 0, which Pillow handles for 8 bits but not for 16."""
     tag = TiffImagePlugin.PHOTOMETRIC_INTERPRETATION
     return isinstance(source, TiffImagePlugin.TiffImageFile) and source.tag_v2.get(tag) == 0
 
 
 def _strips_end(source: TiffImagePlugin.TiffImageFile) -> int:
-    """Return the offset after a TIFF's last strip or tile; 0 if its directory does not say."""
+    """Return the offset after a TIFF's last strip or tile; 0 if its directory does not list them."""
     ends: list[float] = [0]
     try:
         for offsets, counts in ((273, 279), (324, 325)):
@@ -239,7 +239,7 @@ def _strips_end(source: TiffImagePlugin.TiffImageFile) -> int:
 
 
 def _orientation(source: ImageFile.ImageFile) -> int:
-    """Return EXIF's orientation, 1 to 8; 1 if there is none or the metadata cannot be read."""
+    """Return the EXIF orientation, 1 to 8; 1 if there is none or the metadata cannot be read."""
     try:
         value = source.getexif().get(ExifTags.Base.Orientation, 1)
     except MemoryError:
@@ -255,7 +255,7 @@ def _upright_size(source: ImageFile.ImageFile) -> tuple[int, int]:
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Rotate stored pixels by EXIF's orientation (EXIF 2.3, table 6): transpose, then mirror."""
+    """Rotate stored pixels by the EXIF orientation (EXIF 2.3, table 6): transpose, then mirror."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in {3, 4, 7, 8}:
@@ -266,7 +266,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _guarded(step: Callable[[], T], kind: str) -> T:
-    """Decode bytes; any exception becomes a verdict on them, if control images can be decoded in this process."""
+    """Run a decoding step; any exception becomes a verdict if this process can decode control images."""
     try:
         return step()
     except (MemoryError, ImportError, RejectedError):
@@ -284,11 +284,11 @@ def _guarded(step: Callable[[], T], kind: str) -> T:
 
 @cache
 def _require_decoder(kind: str) -> None:
-    """Raise `BrokenDecoderError` if this process cannot decode control images in a container; success is remembered."""
+    """Raise `BrokenDecoderError` if this process cannot decode a format's control images; success is memoized."""
     try:
         for data in control_images(kind):
             _check_control(_read_pixels(data, kind, IngestConfig()))
-            _check_control(_decode(open_image(data, kind), kind))  # what JPEGs need that are unusual
+            _check_control(_decode(open_image(data, kind), kind))  # the path of unusual JPEGs
     except MemoryError:
         raise
     except Exception as error:
@@ -305,12 +305,12 @@ def _check_control(pixels: Pixels) -> None:
 
 
 def clean_message(message: str) -> str:
-    """Return a decoder's message as one short line without object addresses: the same on every machine."""
+    """Return a decoder's message as one short line without object addresses, so it is the same on every machine."""
     return re.sub(r"<[^>]*0x[0-9a-f]+>", "it", " ".join(message.split()))[:120] or "no message"
 
 
-# Opened by class, not by `Image.open`: the container is known, and a JPEG with more images after the first (MPO) stays
-# a JPEG.
+# Opened by class instead of `Image.open`, because the container is known and a JPEG with more images after the first
+# (MPO) must stay a JPEG.
 _READERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -323,7 +323,7 @@ _READERS: dict[str, type[ImageFile.ImageFile]] = {
 
 
 def open_image(data: bytes, kind: str) -> ImageFile.ImageFile:
-    """Read the image's header. If that needs more bytes than there are, the image is truncated, whatever the result."""
+    """Open an image's header; raises `RejectedError` (`truncated`) if the header needs more bytes than there are."""
     stream = _RecordingStream(data)
     try:
         return _reader(kind)(stream)
@@ -337,14 +337,14 @@ def open_image(data: bytes, kind: str) -> ImageFile.ImageFile:
 def _reader(kind: str) -> type[ImageFile.ImageFile]:
     if kind != "HEIC":
         return _READERS[kind]
-    from pi_heif.as_plugin import HeifImageFile  # 5 MB of libraries, which few datasets need
+    from pi_heif.as_plugin import HeifImageFile  # 5 MB of libraries that few datasets need
 
     reader: type[ImageFile.ImageFile] = HeifImageFile
     return reader
 
 
 class _RecordingStream(io.BytesIO):
-    """Bytes that record whether a reader asked for more than there are."""
+    """Byte stream that records whether a reader requested more bytes than it has."""
 
     ran_out = False
 

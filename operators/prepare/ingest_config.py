@@ -1,4 +1,4 @@
-"""The part of the configuration for ingest: which containers are decoded, and the limits that an image must meet."""
+"""Configuration of ingest: the containers to decode and the limits that an image must meet."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -20,31 +20,31 @@ def _formats(value: Any) -> Any:
 
 
 class IngestConfig(BaseModel):
-    """What is decoded."""
+    """The `ingest:` part of a configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     formats: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_formats)] = "auto"
-    """The containers, by their names. auto: as the dataset was begun; a new one all."""
+    """Names of the containers. auto: those that the dataset was begun with; all in a new dataset."""
     max_pixels: int = Field(250_000_000, gt=0)  # width × height
     min_short_side: int = Field(64, gt=0)  # pixels
     max_bytes: Bytes = Field(256 * 2**20, gt=0)  # of the encoded object
-    timeout_s: Seconds = Field(120.0, gt=0)  # for decoding, de-identifying and encoding one image
+    timeout_s: Seconds = Field(120.0, gt=0)  # for decoding, de-identifying, and encoding one image
 
     @property
     def decoded(self) -> tuple[str, ...]:
-        """`formats`; for `auto`, those of a new dataset."""
+        """`formats`, with `auto` replaced by the containers of a new dataset."""
         return SUPPORTED if isinstance(self.formats, str) else self.formats
 
 
 ANY_SIZE = IngestConfig(min_short_side=1)
-"""For an image that somebody names: it may be as small as it likes."""
+"""Limits for an image that a user names directly: no minimum size."""
 
 
 def formats_of(identity: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the containers that a dataset with this identity decodes.
 
-    Raises `UsageError` if there are some that this version does not know.
+    Raises `UsageError` if this version does not support one of them.
     """
     part = identity.get("ingest")
     recorded = part.get("formats") if isinstance(part, Mapping) else None

@@ -1,7 +1,7 @@
-"""Redact parts of a photograph irreversibly: a coarse mosaic, smoothed, inside an outline.
+"""Irreversible redaction of parts of a photograph with a coarse, smoothed mosaic inside an outline.
 
-Around the outline there may be a band in which the mosaic passes smoothly into the picture. It lies outside the
-outline: no pixel inside depends on anything but mosaics.
+The outline may be surrounded by a band in which the mosaic blends smoothly into the image. The band lies outside the
+outline, so pixels inside depend only on mosaics.
 """
 
 import math
@@ -21,25 +21,25 @@ Floats = NDArray[np.float64]
 CELLS = 5
 """Mosaic cells along a region's longer side.
 
-Of 3 to 8 cells, square or not, smoothed by interpolation or by a Gaussian, this is where neither MTCNN nor OpenCV's
-Haar cascade found a face again at any of several sizes.
+Among 3 to 8 cells, square or not, smoothed by interpolation or a Gaussian, this is the setting at which neither MTCNN
+nor OpenCV's Haar cascade detected a face again at any of several sizes.
 """
 FACE_EXPANSION = 1.6
 """Size of a face's ellipse relative to its box.
 
-More than sqrt(2), so that the box's corners lie inside; 2.01 times the box's area.
+It exceeds sqrt(2), so the box's corners lie inside; the ellipse has 2.01 times the box's area.
 """
 WHOLE = 256
-"""The weight of a mosaic that hides the picture; in the band it is less."""
+"""Weight of a mosaic that hides the image completely; weights in the band are lower."""
 
-_FAR = 1 << 20  # pixels; OpenCV draws with 32 bits, and a detector's file may return any number
+_FAR = 1 << 20  # pixels; OpenCV draws with 32 bits, and a detector file may return any number
 
 
 @dataclass(frozen=True)
 class ImagePatch:
     """A part of an image: the pixels of `mask` (h, w) bool in the window whose top left corner is (x, y).
 
-    `weight`, (h, w) uint16 in 256ths, is that of the mosaic: 256 in the mask, less in the band around it, 0 elsewhere;
+    `weight`, (h, w) uint16 in 256ths, is the mosaic's weight: 256 in the mask, less in the band around it, 0 elsewhere;
     None if there is no band. The window is the tightest one around mask and band, and lies inside the image.
     """
 
@@ -71,8 +71,8 @@ def _tight(x: int, y: int, mask: Bools, weight: NDArray[np.uint16] | None = None
 def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> ImagePatch | None:
     """Return the ellipse around `box` (x0, y0, x1, y1), `FACE_EXPANSION` times its size, clipped to `shape` (h, w).
 
-    The box is rounded to whole pixels first, so that a detector's last bits do not move the border. None if it lies
-    outside the image. `band`: width of the band around the ellipse, as a share of its half axes.
+    The box is rounded to whole pixels first, so that a detector's last bits don't move the border. `band` is the width
+    of the band around the ellipse as a share of its half axes. None if the ellipse lies outside the image.
     """
     x0, y0, x1, y1 = (round(v) for v in box)
     center_x, center_y = (x0 + x1) / 2, (y0 + y1) / 2
@@ -94,10 +94,10 @@ def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> 
 
 
 def _weights(mask: Bools, around: Bools, distances: Floats) -> NDArray[np.uint16]:
-    """Return the weights of a mosaic in 256ths, (h, w): 256 in `mask`, falling smoothly in the band `around` it.
+    """Return a mosaic's weights in 256ths, (h, w): 256 in `mask`, falling smoothly in the band `around` it.
 
-    `distances` are those of the band's pixels from the mask's border, in widths of the band. Only sums, products,
-    quotients and square roots lead to the weights, each rounded as IEEE 754 says: they are the same on every CPU.
+    `distances` are those of the band's pixels from the mask's border, in band widths. The weights are computed with
+    only sums, products, quotients, and square roots, each rounded by IEEE 754, so they are the same on every CPU.
     """
     left = np.clip(1 - distances, 0, 1)
     weights = mask.astype(np.uint16) * np.uint16(WHOLE)
@@ -110,8 +110,8 @@ def polygon(
 ) -> ImagePatch | None:
     """Return the convex hull of `points` (x, y), grown on every side by `margin` times its shorter side, clipped.
 
-    Points are rounded to whole pixels first; none is taken to be farther away than any image is wide. None if it lies
-    outside the image of `shape` (h, w). `band`: width of the band around it, as a share of what it was grown by.
+    Points are first rounded to whole pixels and limited to distances beyond any image's width. `band` is the width of
+    the band around the hull as a share of its growth. None if the hull lies outside the image of `shape` (h, w).
     """
     corners = np.array([[round(min(max(v, -_FAR), _FAR)) for v in point] for point in points], np.int32)
     (_, sides, _) = cv2.minAreaRect(corners)
@@ -135,9 +135,9 @@ def polygon(
 
 
 def _outside(hull: Floats, x: NDArray[np.int64], y: NDArray[np.int64]) -> Floats:
-    """Return how far each pixel of a window lies outside the sides of a convex polygon, (h, w); the farthest counts.
+    """Return each pixel's largest signed distance outside the sides of a convex polygon, (h, w).
 
-    `hull`, (N, 2), has its corners in order, N > 2; `x` and `y` are the window's columns and rows.
+    `hull`, (N, 2), contains the polygon's corners in order, N > 2; `x` and `y` are the window's columns and rows.
     """
     before, after = hull, np.roll(hull, -1, axis=0)
     turns = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
@@ -160,7 +160,7 @@ def rectangle(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -
 
 
 def mosaic_size(width: int, height: int, cells: int = CELLS) -> tuple[int, int]:
-    """Return the columns and rows of cells in the mosaic of a window of `width` x `height` pixels."""
+    """Return the number of columns and rows of cells in the mosaic of a window of `width` x `height` pixels."""
     longest = max(height, width)
     columns, rows = (min(max(round(cells * side / longest), 1), max(side // 2, 1)) for side in (width, height))
     return columns, rows
@@ -169,7 +169,7 @@ def mosaic_size(width: int, height: int, cells: int = CELLS) -> tuple[int, int]:
 def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
     """Reduce `window`, (h, w, 3) uint8, to at most `cells` x `cells` mean colors, then interpolate to its size.
 
-    The result depends on those means alone. A cell has at least two pixels a side if the window does.
+    The result depends only on those means. A cell is at least two pixels on each side if the window is.
     """
     height, width = window.shape[:2]
     means = cv2.resize(window, mosaic_size(width, height, cells), interpolation=cv2.INTER_AREA)
@@ -179,10 +179,10 @@ def mosaic(window: Pixels, cells: int = CELLS) -> Pixels:
 def redact_patches(image: Pixels, patches: Iterable[ImagePatch], *, in_place: bool = False) -> Pixels:
     """Return a copy of `image` (H, W, 3) uint8 with a smoothed mosaic in every patch; other pixels are unchanged.
 
-    With `in_place` it is the image itself, unless that is read-only.
+    With `in_place`, the image itself is changed and returned, unless it is read-only.
 
-    Each mosaic is made from the whole window of its patch, and from the image as given, not from an earlier patch's
-    result. Bands come first, so that every pixel in a mask is a mosaic's; where masks overlap, the last one wins.
+    Each mosaic is made from its patch's whole window in the original image, not from an earlier patch's result. Bands
+    come first, so every pixel in a mask comes from a mosaic; where masks overlap, the last one wins.
     """
     result = image if in_place and image.flags.writeable else image.copy()
     covers = []
@@ -198,7 +198,7 @@ def redact_patches(image: Pixels, patches: Iterable[ImagePatch], *, in_place: bo
 
 
 def _blended(cover: Pixels, picture: Pixels, weight: NDArray[np.uint16]) -> Pixels:
-    """Mix two images, (h, w, 3), by the `weight` (h, w) of the first in 256ths; rounded half up."""
-    weights = np.asarray(cv2.merge([weight] * 3), np.uint16)  # five times as fast as one that is broadcast
+    """Blend two images, (h, w, 3), by the `weight` (h, w) of the first in 256ths; rounded half up."""
+    weights = np.asarray(cv2.merge([weight] * 3), np.uint16)  # five times as fast as broadcasting
     mixed = np.asarray(cover * weights + picture * (np.uint16(WHOLE) - weights) + np.uint16(WHOLE // 2), np.uint16)
     return np.asarray(mixed >> 8, np.uint8)

@@ -1,4 +1,4 @@
-"""The plate network's ONNX file: run by onnxruntime, or read for the same network in torch."""
+"""Readers of the plate network's ONNX file: run by onnxruntime, or parsed for the same network in torch."""
 
 from functools import cache
 from pathlib import Path
@@ -11,8 +11,8 @@ from segmint.model.detectors.plates import Network
 
 _FLOAT = 1  # TensorProto.DataType
 
-# The part of onnx.proto that is read: message, field, number, kind, and the message that a field holds. Readers of
-# protocol buffers skip fields that they do not know.
+# The needed part of onnx.proto: message, field, number, kind, and the message that a field contains. Protocol buffer
+# readers skip unknown fields.
 _FIELDS = (
     ("TensorProto", "dims", 1, "REPEATED", "INT64", None),
     ("TensorProto", "data_type", 2, "OPTIONAL", "INT32", None),
@@ -24,9 +24,9 @@ _FIELDS = (
 
 
 def onnx_network(path: Path, threads: int | None) -> Network:
-    """Load the plate network as a function; it runs on the CPU, whatever device torch uses.
+    """Load the plate network as a function that runs on the CPU, regardless of torch's device.
 
-    It keeps the memory of the largest input, which saves a third of the time.
+    It keeps the memory of the largest input allocated, which saves a third of the time.
     """
     import onnxruntime
     import torch
@@ -47,7 +47,7 @@ def onnx_network(path: Path, threads: int | None) -> Network:
 
 
 def read_weights(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Return the float32 arrays that an ONNX file stores whole, by name.
+    """Return the float32 arrays that an ONNX file stores inline, by name.
 
     Raises `ValueError` if the file is not ONNX.
     """

@@ -1,6 +1,6 @@
-"""Prepare: from a catalog row to a released image without faces or plates, or to a verdict.
+"""Prepare stage: turns a catalog row into a released image without faces or plates, or into a verdict.
 
-The original's bytes exist only in an actor and its child process: never in the object store, a log or a file.
+The original's bytes exist only in an actor and its child process, never in the object store, a log, or a file.
 """
 
 import contextlib
@@ -54,30 +54,30 @@ if TYPE_CHECKING:
     from segmint.model.detectors.detection import Detector
 
 SEARCH_TRIES = 3
-"""Tries of an image whose searches get no answer; then it is a fault of its row."""
+"""Maximum number of tries for an image whose searches get no reply; after that, its row has a fault."""
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """What determines this stage's result; each part is the configuration of one step."""
+    """Everything that determines this stage's result; each part configures one step."""
 
     ingest: IngestConfig
     deidentify: DeidentifyConfig
     release: ReleaseConfig
-    crops: CropLayers | None  # that are cut from the original where it is larger than the released image
-    device: str = "cpu"  # where face and plate detectors run: on a GPU in a process that all children share
-    detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of files, by how `deidentify` names them
+    crops: CropLayers | None  # cut from the original if it is larger than the released image
+    device: str = "cpu"  # where face and plate detectors run; on a GPU, in one process that all children share
+    detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of detector files, by name in `deidentify`
     respect_opt_out: bool = True
-    detector_numerics: str = ""  # on a GPU: what decides the bits of detections; "": anything
+    detector_numerics: str = ""  # on a GPU: determines the bits of detections; "": any
 
 
 @dataclass(frozen=True)
 class PrepareResources:
-    """What this stage may use on a machine; it affects no result except which images run out of memory."""
+    """Resources of this stage on a machine; they affect no result except which images run out of memory."""
 
     children: int = 1  # processes that decode, each about 0.6 GB before its first image
-    read_threads: int = 4  # images read ahead; each holds at most ingest.max_bytes
-    memory_limit: int | None = 4 * 2**30  # bytes that one image may take in its child
+    read_threads: int = 4  # images read ahead; each takes at most ingest.max_bytes
+    memory_limit: int | None = 4 * 2**30  # bytes that one image may use in its child
     max_tasks: int = 1000  # images after which a child is replaced
 
 
@@ -87,7 +87,7 @@ class PreparedImage:
 
     source_width: int  # pixels of the upright source
     source_height: int
-    regions: tuple[Region, ...]  # what was redacted, pixels of the upright source
+    regions: tuple[Region, ...]  # redacted regions, in pixels of the upright source
     width: int  # pixels of the released image
     height: int
     release: bytes  # JPEG
@@ -95,14 +95,14 @@ class PreparedImage:
 
 
 class RefusedError(RejectedError):
-    """A verdict with the stage that passed it."""
+    """A verdict with the stage that issued it."""
 
     def __init__(self, reason: Reason, detail: str, stage: str) -> None:
         super().__init__(reason, detail)
         self.stage = stage
 
     def __reduce__(self) -> tuple[type["RefusedError"], tuple[Reason, str, str]]:  # type: ignore[override]
-        """Make the verdict picklable, to cross process borders."""
+        """Support pickling, so that the verdict can cross process borders."""
         return type(self), (self.reason, self.detail, self.stage)
 
 
@@ -115,10 +115,10 @@ def _stage(name: str) -> Iterator[None]:
 
 
 def prepare_image(data: bytes, config: PrepareConfig, detectors: "Sequence[Detector]") -> PreparedImage:
-    """Decode one image, downscale it, redact and encode it.
+    """Decode, downscale, redact, and encode one image.
 
-    It is redacted at the size of the largest image that leaves. Raises `RefusedError` with the stage `ingest`,
-    `deidentify` or `release`.
+    It is redacted at the size of the largest image that leaves this stage. Raises `RefusedError` with the stage
+    `ingest`, `deidentify`, or `release`.
     """
     with _stage("ingest"):
         if config.respect_opt_out:
@@ -149,11 +149,11 @@ def build_worker(
 ) -> Worker[PreparedImage]:
     """Build `prepare_image` with its detectors, for a child process; `assets` is a folder that mirrors their weights.
 
-    `detectors_at` is the socket of the process that holds the detectors; None: the child holds them.
+    `detectors_at` is the socket of the process that runs the detectors; if None, the child runs them itself.
 
-    Raises `AssetError` if a detector's file does not have the hash that `config` expects: such a file is code.
+    Raises `AssetError` if a detector file, which is executable code, does not have the hash that `config` expects.
 
-    torch and OpenCV use one thread each: the number of threads changes the last bits of sums.
+    torch and OpenCV use one thread each, because the number of threads changes the last bits of sums.
     """
     import cv2
 
@@ -166,7 +166,7 @@ def build_worker(
         return functools.partial(prepare_image, config=config, detectors=remote)
     find = pinned_files(storage, assets, config.detector_sha256)
     detectors = build_detectors(config.deidentify, config.device, find, threads=1)
-    if detectors:  # else nothing needs torch, whose import takes seconds
+    if detectors:  # otherwise nothing needs torch, which takes seconds to import
         import torch
 
         torch.set_num_threads(1)
@@ -174,7 +174,7 @@ def build_worker(
 
 
 def detector_settings(config: PrepareConfig, storage: Storage, assets: str | None) -> DetectorSettings:
-    """Return the settings of the process that holds the detectors of this configuration."""
+    """Return the settings of the process that runs this configuration's detectors."""
     return DetectorSettings(
         deidentify=config.deidentify,
         device=config.device,
@@ -187,10 +187,10 @@ def detector_settings(config: PrepareConfig, storage: Storage, assets: str | Non
 
 
 class Prepare:
-    """The actor that Ray Data runs: a table of normalized rows in, the same rows prepared or refused out.
+    """Ray Data actor that maps a table of normalized rows to the same rows, prepared or rejected.
 
-    Threads read and check hashes; child processes do the rest. `catalog_uri` is that of the source catalog, which
-    decides which URIs its rows may name. What tombstones name as `taken` is refused, whatever row names it.
+    Threads read images and check hashes; child processes do the rest. `catalog_uri` is the source catalog's URI, which
+    determines the URIs that its rows may use. Rows whose source is in `taken`, the tombstones' names, are rejected.
     """
 
     def __init__(
@@ -204,11 +204,11 @@ class Prepare:
         taken: RemovedNames = NO_NAMES,
         detectors: DetectorHost | None = None,
     ) -> None:
-        """Start the children, and wait for the detector process: `detectors`, or else its own where one is needed.
+        """Start the children and wait for the detector process: `detectors`, or a new one if a GPU is used without it.
 
-        Raises `DetectorsGoneError`.
+        Raises `DetectorsGoneError` if it cannot run.
         """
-        forbid_core_dumps()  # this process holds the bytes of originals, too
+        forbid_core_dumps()  # this process also holds the bytes of originals
         self._reader = ImageReader(storage, catalog_uri, config.ingest.max_bytes)
         self._judge = CatalogJudge(policy, taken)
         self._threads = ThreadPoolExecutor(resources.read_threads, thread_name_prefix="prepare")
@@ -228,7 +228,7 @@ class Prepare:
             detectors.ready()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Prepare each row, in order; return every row, with exactly the columns of `PREPARED`."""
+        """Prepare each row; return every row, in order, with exactly the columns of `PREPARED`."""
         return gather(list(self._threads.map(self._row, to_rows(table, "prepare"))), "prepare", PREPARED)
 
     def wait_until_ready(self) -> None:
@@ -236,14 +236,14 @@ class Prepare:
         self._children.wait_until_ready()
 
     def close(self) -> None:
-        """End the child processes and threads."""
+        """Stop the child processes and threads."""
         self._threads.shutdown()
         self._children.close()
         if self._own_detectors is not None:
             self._own_detectors.close()
 
     def __del__(self) -> None:
-        # Ray Data deletes this object when the actor ends gracefully; a killed actor's children die on their own.
+        # Ray Data deletes this object when the actor ends gracefully; a killed actor's children end without help.
         if hasattr(self, "_children"):
             self.close()
 
@@ -265,13 +265,13 @@ class Prepare:
         except RejectedError as verdict:
             return rejected(row, "read", verdict)
         except DetectorsGoneError:
-            raise  # no row comes through here any more
+            raise  # no more rows can be processed here
         except Exception as error:  # noqa: BLE001 - a fault costs its own shard, not the other rows
             return faulted(row, "prepare", error)
         return {**row, "source_sha256": digest, **_columns(prepared)}
 
     def _prepare(self, row: Row, data: bytes) -> tuple[str, PreparedImage]:
-        """Return the SHA-256 of an object's bytes, and the result."""
+        """Return the SHA-256 of an object's bytes and the prepared image."""
         with _stage("read"):
             digest = checked_digest(data, row["sha256"])
         with _stage("catalog"):
@@ -279,7 +279,7 @@ class Prepare:
         return digest, self._search_and_prepare(data)
 
     def _search_and_prepare(self, data: bytes) -> PreparedImage:
-        """Have a child prepare an image; if the detector process did not answer, see that it lives, and try again."""
+        """Prepare an image in a child; if the detector process did not reply, make sure that it runs and retry."""
         if self._detectors is None:
             return self._children.run(data)
         for _ in range(SEARCH_TRIES - 1):
@@ -297,18 +297,18 @@ def _columns(prepared: PreparedImage) -> Row:
 
 
 CURATED = "refused in the catalog"
-"""The detail of a row that the catalog refuses without a sentence."""
+"""Detail of a row that the catalog rejects without giving one."""
 
 
 @dataclass(frozen=True)
 class CatalogJudge:
-    """Judges rows by the license policy and by what was taken down."""
+    """Judge of rows by the license policy and by takedowns."""
 
     policy: LicensePolicy
     taken: RemovedNames
 
     def judge(self, row: Row) -> None:
-        """Raise `RejectedError` for what the catalog says itself; what it refuses is left to `refuse_curated`."""
+        """Raise `RejectedError` if license data or a duplicate rules the row out; `refuse_curated` covers curation."""
         if row["duplicate_of"] is not None:
             first = row["duplicate_of"]
             raise RejectedError(Reason.DUPLICATE_ID, f"the image_id stands already in the row of ordinal {first}")
@@ -317,7 +317,7 @@ class CatalogJudge:
             raise RejectedError(*verdict)
 
     def refuse_taken_down(self, row: Row) -> None:
-        """Raise `RejectedError` if the row was taken down, or a tombstone names its source."""
+        """Raise `RejectedError` if the row was taken down or a tombstone names its source."""
         if is_taken_down(row):
             raise RejectedError(Reason.TAKEN_DOWN, DETAIL)
         self.refuse_taken(row, row["sha256"])
@@ -329,7 +329,7 @@ class CatalogJudge:
 
 
 def refuse_curated(row: Row) -> None:
-    """Raise `RejectedError` if the catalog refuses the row."""
+    """Raise `RejectedError` if the catalog itself rejects the row."""
     reason = row.get("refused_reason")
     if reason is not None:
         raise RejectedError(Reason(reason), row.get("refused_detail") or CURATED)

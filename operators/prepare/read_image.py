@@ -1,4 +1,4 @@
-"""Read the images of catalog rows from their stores, and separate verdicts on objects from storage faults."""
+"""Reader of catalog rows' images that separates verdicts on objects from storage faults."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from segmint.infra.uris import LOCAL, UriNotAllowedError, relative_to, scheme
 from segmint.operators.rows import Row
 
 ROUNDS = 2
-"""Failed rounds of attempts, with the store answering after each, before an object counts as unreadable: an outage may
-end between an attempt and the check of the store."""
+"""Rounds of attempts that must fail, each while the store responds, before an object counts as unreadable. One is not
+enough, because an outage may end between an attempt and the check of the store."""
 
 MOST_READS = 4
-"""Reads of an image whose bytes would be refused, until two in a row give the same bytes."""
+"""Maximum reads of an image whose bytes would be rejected, until two in a row return the same bytes."""
 
 T = TypeVar("T")
 
 
 class ImageReader:
-    """Reader of objects up to `max_bytes`; the catalog at `catalog_uri` decides which URIs its rows may name."""
+    """Reader of objects up to `max_bytes`; the catalog at `catalog_uri` determines the URIs that its rows may use."""
 
     def __init__(self, storage: Storage, catalog_uri: str, max_bytes: int) -> None:
         self._storage = storage
@@ -51,16 +51,16 @@ class ImageReader:
             try:
                 return self._storage.read(uri, max_bytes=self._max_bytes)
             except (AccessRefusedError, UnavailableError):
-                raise  # caused by the credentials or the store, even if the store answers other requests
+                raise  # caused by the credentials or the store, even if the store responds to other requests
             except StorageFaultError:
                 if not self._storage.healthy(uri):
                     raise
         raise RejectedError(Reason.UNREADABLE_OBJECT, "reading it fails again and again, while its store answers")
 
     def use(self, row: Row, function: Callable[[bytes], T], refusal: type[RejectedError] = RejectedError) -> T:
-        """Return `function` of the object's bytes, which are read again before it refuses them with `refusal`.
+        """Return `function` of the object's bytes; reread them before accepting a `refusal` from it.
 
-        Raises what `read` raises, and `StorageFaultError` if each of `MOST_READS` gives other bytes.
+        Raises what `read` raises, and `StorageFaultError` if `MOST_READS` reads all return different bytes.
         """
         data = self.read(row)
         for _ in range(MOST_READS - 1):
@@ -76,9 +76,9 @@ class ImageReader:
         raise StorageFaultError(f"reading {row['uri']} returns different bytes each time")
 
     def is_sure_of(self, data: bytes, row: Row) -> bool:
-        """Whether the bytes are known to be the object's: read from a local file, or matching the catalog's hash.
+        """Return whether the bytes are certain: read from a local file, or matching the catalog's hash.
 
-        A response that a store or cache cuts short, with a matching Content-Length, looks like a whole object.
+        A response that a store or cache truncates, with a matching Content-Length, looks like a whole object.
         """
         if scheme(relative_to(self._catalog_uri, row["uri"])) == LOCAL:
             return True

@@ -1,4 +1,4 @@
-"""Release: downscale and re-encode the pixels that are published, without any metadata."""
+"""Release: downscales and re-encodes the pixels that are published, without any metadata."""
 
 import io
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from segmint.model.automatic.settings import enough_for_crops
 
 Pixels = NDArray[np.uint8]
 
-_JPEG_SIDE_LIMIT = 65_500  # pixels: libjpeg's limit, slightly below the format's 65,535
+_JPEG_SIDE_LIMIT = 65_500  # pixels; libjpeg's limit, slightly below the format's 65,535
 _ORIGINAL_QUALITY = 95
 
 
@@ -25,12 +25,12 @@ class ReleaseConfig(BaseModel):
 
     short_side: int = Field(1500, gt=0)  # pixels
     jpeg_quality: int = Field(95, ge=1, le=100)
-    format: Literal["images", "annotations"] = "images"  # annotations: JPEGs stay out of the dataset
+    format: Literal["images", "annotations"] = "images"  # annotations: the dataset contains no JPEGs
 
 
 @dataclass(frozen=True)
 class CropLayers:
-    """The crops that masks are made from; see `segmint.model.automatic.crops`."""
+    """Parameters of the crops for mask generation; see `segmint.model.automatic.crops`."""
 
     layers: int
     overlap_ratio: float
@@ -48,9 +48,9 @@ class ReleasedImage:
 def release(image: Pixels, config: ReleaseConfig) -> ReleasedImage:
     """Downscale (H, W, 3) uint8 RGB so that its short side is at most `short_side`, and encode it as JPEG.
 
-    Never upscales. Uses Pillow's Lanczos filter over all pixels, without the faster two-step reduction: sharp, free of
-    aliasing, and in fixed-point arithmetic, so the same on every machine. Chroma is subsampled 4:2:0.
-    Raises `RejectedError` (`too_large`) for a side that a JPEG cannot have.
+    Never upscales. Uses Pillow's Lanczos filter over all pixels instead of the faster two-step reduction. It is sharp,
+    free of aliasing, and the same on every machine because it uses fixed-point arithmetic. Chroma is subsampled 4:2:0.
+    Raises `RejectedError` (`too_large`) if a side is too long for a JPEG.
     """
     width, height = released_size(image.shape[1], image.shape[0], config.short_side)
     picture = Image.fromarray(image)
@@ -69,10 +69,10 @@ def released_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def original_size(width: int, height: int, released: tuple[int, int], crops: CropLayers) -> tuple[int, int] | None:
-    """Return the width and height of the original that crops are cut from: what the last layer needs, and no more.
+    """Return the width and height of the original that crops are cut from, the smallest that the last layer needs.
 
-    None where the released image, of the size `released`, is fine enough. Never larger than the source, which has
-    `width` x `height` pixels.
+    None if the released image, of size `released`, is fine enough. Never larger than the source of `width` x `height`
+    pixels.
     """
     high, wide = enough_for_crops((released[1], released[0]), crops.layers, crops.overlap_ratio)
     if wide <= released[0] or (width, height) == released:
@@ -81,9 +81,9 @@ def original_size(width: int, height: int, released: tuple[int, int], crops: Cro
 
 
 def largest_size(width: int, height: int, short_side: int, crops: CropLayers | None) -> tuple[int, int]:
-    """Return the width and height of the largest image made of one: the original for crops, or the released image.
+    """Return the width and height of the largest image to make: the original for crops, or the released image.
 
-    `crops` is None where none are cut from an original.
+    `crops` is None if no crops are cut from an original.
     """
     released = released_size(width, height, short_side)
     original = None if crops is None else original_size(width, height, released, crops)
@@ -91,16 +91,16 @@ def largest_size(width: int, height: int, short_side: int, crops: CropLayers | N
 
 
 def resized(image: Pixels, size: tuple[int, int]) -> Pixels:
-    """Downscale (H, W, 3) uint8 RGB to `size` (width, height) as `release` does; the same array if it has that size."""
+    """Downscale (H, W, 3) uint8 RGB to `size` (width, height) like `release`; the same array if it already fits."""
     if (image.shape[1], image.shape[0]) == size:
         return image
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
 def encode_original(image: Pixels) -> bytes:
-    """Encode (H, W, 3) uint8 RGB as JPEG 4:4:4 of quality 95, to cut crops from.
+    """Encode (H, W, 3) uint8 RGB, from which crops are cut, as JPEG 4:4:4 of quality 95.
 
-    Raises `RejectedError` (`too_large`) for a side that a JPEG cannot have.
+    Raises `RejectedError` (`too_large`) if a side is too long for a JPEG.
     """
     return _encode(Image.fromarray(image), _ORIGINAL_QUALITY, "4:4:4")
 
@@ -108,7 +108,7 @@ def encode_original(image: Pixels) -> bytes:
 def _encode(picture: Image.Image, quality: int, subsampling: str) -> bytes:
     _check_sides(*picture.size)
     stream = io.BytesIO()
-    # An image made from an array has no EXIF, profile or comment that Pillow could write.
+    # An image made from an array has no EXIF, profile, or comment that Pillow could write.
     picture.save(stream, "JPEG", quality=quality, subsampling=subsampling)
     return stream.getvalue()
 
