@@ -1,1 +1,1 @@
-"""The second stage: generate the masks of one prepared image."""
+"""The segment stage of a build, which generates the masks of a prepared image."""

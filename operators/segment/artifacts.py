@@ -1,4 +1,4 @@
-"""Drops masks that trace a redacted region in place of an object: the ellipse over a face, the box of a plate."""
+"""Filter of masks that trace a redacted region instead of an object: the ellipse over a face, the box of a plate."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from segmint.operators.rows import Row
 
 @dataclass(frozen=True)
 class RedactionArtifacts:
-    """Which masks count as artifacts of de-identification."""
+    """Criterion for masks that are artifacts of de-identification."""
 
-    iou: float | None = None  # from which on a mask traces a region; None: no mask does
+    iou: float | None = None  # minimum IoU with a region; None: no mask is an artifact
 
     def dropped(self, row: Row, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the columns `masks` and `funnel` of an image without its artifacts; `row` is that of `PREPARED`.
+        """Return an image's columns `masks` and `funnel` without artifacts; `row` has the keys of `PREPARED`.
 
-        The IoU is the `redaction_iou` that a mask would be written with.
+        The IoU equals the `redaction_iou` with which the mask would be written.
         """
         masks = columns["masks"]
         if self.iou is None or not row["regions"] or not masks:
@@ -31,4 +31,4 @@ class RedactionArtifacts:
 
 
 NO_ARTIFACTS = RedactionArtifacts()
-"""Nothing is dropped."""
+"""A criterion that drops nothing."""

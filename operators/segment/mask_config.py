@@ -1,4 +1,4 @@
-"""The parts of the configuration for the segment stage: `masks` and `model`."""
+"""Configuration of the segment stage: its parts `masks` and `model`."""
 
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self
@@ -11,8 +11,8 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.prepare.release import CropLayers
 
 ARTIFACT_IOU = 0.8
-"""IoU with a redacted region from which on profile `sa1b` drops a mask: as far as a mask along either
-edge of the region's band is from the line halfway through it."""
+"""IoU with a redacted region at which profile `sa1b` drops a mask. Masks along either edge of the region's band reach
+this IoU with the line halfway through it."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -47,7 +47,7 @@ AutoOrCount = Annotated[Literal["auto"] | int, BeforeValidator(auto_or_count)]
 class MasksConfig(BaseModel):
     """Automatic mask generation. `profile` sets the defaults of all other keys; explicit keys override them.
 
-    The defaults shown are those of `sa1b`, the SAM paper's Appendix B. Frame: pixels of the released image.
+    The defaults shown are those of `sa1b`, from Appendix B of the SAM paper. Frame: pixels of the released image.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -56,9 +56,9 @@ class MasksConfig(BaseModel):
     points_per_side: int = Field(default=32, ge=1)
     """Points per side of the grid on the full image."""
     crop_n_layers: int = Field(default=2, ge=0, le=6)
-    """Layers of crops: layer L cuts the image into 2^L × 2^L overlapping ones; 0 is the full image alone."""
+    """Layers of crops: layer L cuts the image into 2^L × 2^L overlapping crops; 0 uses only the full image."""
     crop_n_points_downscale_factor: int = Field(default=2, ge=1)
-    """In layer L the grid has points_per_side / factor^L points per side."""
+    """The grid in layer L has points_per_side / factor^L points per side."""
     crop_overlap_ratio: Share = 512 / 1500
     """Overlap of neighboring crops as a share of the short side (0.3413), halved in each further layer."""
     pred_iou_thresh: float = 0.88
@@ -66,20 +66,20 @@ class MasksConfig(BaseModel):
     stability_score_thresh: float = 0.95
     """Keep masks whose stability score is at least this; 0 or less switches the filter off."""
     stability_score_offset: float = Field(default=1.0, ge=0.0)
-    """Logits: the stability score compares the masks thresholded at minus and plus this."""
+    """Logit offset: the stability score compares the masks thresholded at minus and plus this."""
     box_nms_thresh: Share = 0.7
     """Within a crop, a box is suppressed by a better one if their IoU is over this."""
     crop_nms_thresh: Share = 0.7
     """The same between crops, preferring the more zoomed-in one."""
     min_mask_region_area: int = Field(default=100, ge=0)
-    """Pixels: smaller islands and holes are cleaned away; 0 switches the clean-up off."""
+    """Area in pixels below which islands and holes are removed; 0 switches the clean-up off."""
     max_mask_area_ratio: Share = 0.95
-    """Remove masks that cover this share of the image or more; 0 switches the filter off."""
+    """Remove masks that cover at least this share of the image; 0 switches the filter off."""
     drop_redaction_artifacts: Annotated[Literal["auto", "off"] | float, BeforeValidator(_auto_off_or_share)] = "auto"
-    """Drop masks whose IoU with a redacted region is at least this. auto: as the dataset was begun; in a new one 0.8 in
-    profile sa1b, off in official."""
+    """Drop masks whose IoU with a redacted region is at least this. auto: the value that the dataset was begun with; in
+    a new dataset, 0.8 for profile sa1b and off for official."""
     points_per_chunk: AutoOrCount = "auto"
-    """Prompts that the decoder takes together; this changes the last bits, so it belongs to the numerics."""
+    """Number of prompts that the decoder takes together; it changes the last bits, so it belongs to the numerics."""
 
     @model_validator(mode="before")
     @classmethod
@@ -88,7 +88,7 @@ class MasksConfig(BaseModel):
             return data
         layers = data.get("crop_n_layers")
         asked = {"crop_n_layers": layers} if type(layers) is int and layers in range(7) else {}
-        # A huge grid, so that the fields' own validators report wrong values.
+        # Use a huge grid, so that the fields' own validators report invalid values.
         defaults = MaskSettings.of(data.get("profile", "sa1b"), points_per_side=2**40, **asked)
         own = ("points_per_side", "points_per_chunk")
         filled = {key: value for key, value in asdict(defaults).items() if key not in own}
@@ -104,27 +104,27 @@ class MasksConfig(BaseModel):
 
     @property
     def original_crops(self) -> CropLayers | None:
-        """The crops that are cut from an original larger than the released image; None: there are none."""
+        """Crops that are cut from an original larger than the released image; None if there are none."""
         if self.profile != "sa1b" or self.crop_n_layers == 0:
             return None
         return CropLayers(self.crop_n_layers, self.crop_overlap_ratio)
 
     @property
     def artifacts(self) -> float | Literal["off"]:
-        """`drop_redaction_artifacts`; for `auto`, that of a new dataset."""
+        """`drop_redaction_artifacts`, with `auto` replaced by the value for a new dataset."""
         if self.drop_redaction_artifacts != "auto":
             return self.drop_redaction_artifacts
         return ARTIFACT_IOU if self.profile == "sa1b" else "off"
 
     @property
     def artifact_iou(self) -> float | None:
-        """The same, with None for `off`."""
+        """The same value, with None for `off`."""
         return None if self.artifacts == "off" else self.artifacts
 
     def settings(self, points_per_chunk: int | None = None) -> MaskSettings:
-        """Convert to the settings that `MaskGenerator` takes, with this value for `points_per_chunk: auto`.
+        """Convert to the settings of `MaskGenerator`, with this value for `points_per_chunk: auto`.
 
-        None leaves it to the generator's device.
+        With None, the generator chooses a value for its device.
         """
         values = self.model_dump(exclude={"drop_redaction_artifacts"})
         if self.points_per_chunk == "auto":
@@ -133,7 +133,7 @@ class MasksConfig(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """Which model, and how it computes; all but `weights` is resolved once and pinned as numerics."""
+    """Model and compute settings; all but `weights` are resolved once and pinned as numerics."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -144,7 +144,7 @@ class ModelConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU that supports it, else fp32."""
     encoder: Literal["auto", "eager", "compiled"] = "auto"
-    """The image encoder: eager, or compiled by `torch.compile`; auto: compiled on a GPU where Triton is installed."""
+    """Image encoder: eager, or compiled by `torch.compile`. auto: compiled on a GPU if Triton is installed."""
     threads: AutoOrCount = "auto"
-    """torch's threads in one segment actor; auto: the share that `pipeline/building/dataset/cpu_actors.py` gives each
-    actor on the machine that begins a dataset, that machine's physical cores on a cluster's CPUs, 1 on a GPU."""
+    """torch's threads in one segment actor. auto, on the machine that begins the dataset: each actor's share from
+    `pipeline/building/dataset/cpu_actors.py`; all its physical cores for a cluster's CPUs; 1 for a GPU."""

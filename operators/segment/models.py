@@ -1,4 +1,4 @@
-"""Load the model onto its device, for the pipeline's actors and for single images."""
+"""Loader of the model for the pipeline's actors and for single images."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from segmint.model.sam.sam import Sam
 def load_model(weights: Path, compute: Compute) -> Sam:
     """Load a checkpoint's model onto a resolved device; sets up torch in this process.
 
-    In bf16 the weights themselves are bf16. Positional encodings, scores and masks stay in fp32, and so does
-    MobileSAM's image encoder, whose rounding would change more masks than all the rest and save only a fiftieth of the
+    In bf16, the weights themselves are bf16. Positional encodings, scores, and masks stay in fp32, and so does
+    MobileSAM's image encoder, whose rounding would change more masks than everything else and save only 2 % of the
     time. Raises `UsageError` if the file is not a SAM checkpoint.
     """
     apply_compute(compute)

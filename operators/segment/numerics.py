@@ -1,4 +1,4 @@
-"""Everything that the bits of a dataset's masks depend on: resolved once, stored in the dataset, checked by workers."""
+"""Numerics that determine the bits of a dataset's masks, resolved once, stored in the manifest, checked by workers."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -15,33 +15,33 @@ from segmint.model.automatic.settings import small_chunk
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
 GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention", "chunks"})
-"""The fields that only the numerics of a GPU record."""
+"""Fields that only the numerics of a GPU record."""
 
 DETECTORS_ONLY = frozenset({"detectors"})
-"""Those that are recorded only where detectors run on a GPU, whatever the model runs on."""
+"""Fields that are recorded only if detectors run on a GPU, regardless of the model's device."""
 
 CPU_ONLY = frozenset({"cpu"})
-"""Those that only the numerics of a CPU record: a GPU's masks hardly depend on the CPU beside it."""
+"""Fields that only the numerics of a CPU record; masks from a GPU hardly depend on the host's CPU."""
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """Everything besides the configuration that determines the last bit of a mask, a score or a JPEG.
+    """Everything besides the configuration that determines the last bit of a mask, a score, or a JPEG.
 
     Two workers with equal numerics write equal files; a worker whose numerics differ from the dataset's is refused.
     """
 
-    device: str  # "cpu" or "cuda"; Ray chooses which CUDA device
+    device: str  # "cpu" or "cuda"; Ray chooses the CUDA device
     device_kind: str  # CPU instruction set that torch uses, or model of the GPU
     precision: Precision
-    encoder: Literal["eager", "compiled"]  # the image encoder: eager, or compiled by `torch.compile`
+    encoder: Literal["eager", "compiled"]  # mode of the image encoder; compiled: by `torch.compile`
     points_per_chunk: int  # prompts that the decoder takes together; the last chunk is padded
-    crops_per_batch: int  # crops of an image that are encoded together; the last batch is filled up
+    crops_per_batch: int  # crops of an image that are encoded together; the last batch is padded
     threads: int  # torch's threads in one segment actor
     weights_sha256: str
     segmint: str  # the last version that changed a bit
     torch: str
-    torchvision: str  # this, facenet_pytorch and onnxruntime: "none" where they and their detectors are not used
+    torchvision: str  # this, facenet_pytorch, and onnxruntime: "none" if their detectors are not used
     numpy: str
     opencv: str
     pillow: str
@@ -51,21 +51,21 @@ class Numerics:
     pyarrow: str
     facenet_pytorch: str
     onnxruntime: str
-    pi_heif: str  # reads HEIC; "none" where it is not installed
-    cpu: str = field(default="", kw_only=True)  # its maker, and a hash of what it computes; not beside a GPU
-    cuda: str = field(default="", kw_only=True)  # this and the next four on a GPU only
+    pi_heif: str  # reads HEIC; "none" if not installed
+    cpu: str = field(default="", kw_only=True)  # vendor and a hash of its results; not recorded with a GPU
+    cuda: str = field(default="", kw_only=True)  # this and the next four only on a GPU
     cudnn: str = field(default="", kw_only=True)
-    triton: str = field(default="", kw_only=True)  # "none" where it is not installed
-    attention: str = field(default="", kw_only=True)  # the encoder's: triton, flash or efficient
-    chunks: str = field(default="", kw_only=True)  # the sizes of chunks; points take the smallest that holds them
-    detectors: str = field(default="", kw_only=True)  # of faces and plates: the GPU that they run on; not of a CPU's
+    triton: str = field(default="", kw_only=True)  # "none" if not installed
+    attention: str = field(default="", kw_only=True)  # the encoder's: triton, flash, or efficient
+    chunks: str = field(default="", kw_only=True)  # chunk sizes; points go into the smallest that fits
+    detectors: str = field(default="", kw_only=True)  # GPU of the face and plate detectors; not with a CPU
     unrecorded: frozenset[str] = field(default=frozenset(), kw_only=True)  # fields of other devices
 
     @classmethod
     def recorded(cls, values: Mapping[str, Any]) -> "Numerics":
-        """Return the numerics of a dataset's manifest.
+        """Return the numerics recorded in a dataset's manifest.
 
-        Raises `UsageError` for a field that this segmint does not know, or if one is missing that all devices have.
+        Raises `UsageError` if a field is unknown to this version of segmint, or if a field of all devices is missing.
         """
         known = {one.name: one for one in fields(cls) if one.name != "unrecorded"}
         unknown = sorted(values.keys() - known)
@@ -82,34 +82,34 @@ class Numerics:
         return cls(**values, **blank, unrecorded=missing)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recorded fields, as a manifest has them."""
+        """Return the recorded fields as a manifest stores them."""
         return {key: value for key, value in asdict(self).items() if key not in {*self.unrecorded, "unrecorded"}}
 
     def with_detectors(self, kind: str) -> "Numerics":
-        """Return these numerics, with the GPU that detectors run on, as `detector_numerics` names it."""
+        """Return these numerics with the GPU that detectors run on, as named by `detector_numerics`."""
         return replace(self, detectors=kind, unrecorded=self.unrecorded - DETECTORS_ONLY)
 
     @property
     def compute(self) -> Compute:
-        """Device, precision and threads, which set up a process."""
+        """Device, precision, and threads, which set up a process."""
         return Compute(self.device, self.precision, self.threads)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the recorded fields, twelve hexadecimal digits; commits refer to their numerics by it."""
+        """Hash of the recorded fields, twelve hexadecimal digits, by which commits refer to their numerics."""
         return fingerprint(self.to_dict())
 
     def differences(self, other: "Numerics") -> str:
-        """List the fields that both record and in which they differ, for a message; empty if there are none."""
+        """Return a list of the fields that both record with different values, for a message; empty if none differ."""
         ours, theirs = self.to_dict(), other.to_dict()
         differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
         return ", ".join(f"{key} {ours[key]!r} against {theirs[key]!r}" for key in differing)
 
 
 def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Numerics:
-    """Return the numerics that a dataset is begun with; `auto` becomes what suits the device.
+    """Return the numerics that a dataset is begun with, with `auto` resolved for the device.
 
-    `compute` holds the resolved device, precision and threads of `model`. Raises `UsageError` for a chunk of more
+    `compute` contains the resolved device, precision, and threads of `model`. Raises `UsageError` if a chunk has more
     points than the device can take.
     """
     from segmint.model.sam.batch_encoder import CUDA_BATCH
@@ -133,7 +133,7 @@ def observe_numerics(
     weights_sha256: str,
     encoder: Literal["eager", "compiled"] = "eager",
 ) -> Numerics:
-    """Return the numerics of this process for a resolved device, precision and number of threads."""
+    """Return the numerics of this process for a resolved device, precision, and number of threads."""
     import torch
     from PIL import features
 
@@ -172,7 +172,7 @@ def _of_gpu(compute: Compute, points_per_chunk: int) -> dict[str, Any]:
 
     from segmint.model.sam.gpu_attention import attention_kernels
 
-    cudnn: Any = torch.backends.cudnn  # its functions have no types
+    cudnn: Any = torch.backends.cudnn  # its functions are untyped
     return {
         "cuda": str(torch.version.cuda),
         "cudnn": str(cudnn.version()),

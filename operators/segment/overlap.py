@@ -1,7 +1,7 @@
-"""Three stages of work for each item that overlap: threads decode, one thread owns the device, threads finish.
+"""Three overlapping stages of work per item: threads decode, one thread owns the device, threads finish.
 
-The device has its next item while others are decoded and finished. How many items are in a stage or between two is
-bounded, and so is the memory that they take.
+The device always has its next item while others are decoded and finished. The number of items in and between the stages
+is bounded, and so is their memory.
 """
 
 import threading
@@ -18,27 +18,27 @@ Result = TypeVar("Result")
 Value = TypeVar("Value")
 
 WAITING = 2
-"""Decoded items that wait for the device, and computed ones that wait for a finisher: enough for uneven images."""
+"""Maximum decoded items waiting for the device, and computed items waiting for a finisher; enough for uneven images."""
 
 
 @dataclass(frozen=True)
 class HostThreads:
-    """The threads beside the one that owns the device; without any, the caller's thread does all stages in turn."""
+    """Threads besides the one that owns the device; without any, the caller's thread runs all stages in turn."""
 
     decoders: int = 0
     finishers: int = 0
-    waiting: int = 0  # the most items that wait for the device, and the most that wait for a finisher
+    waiting: int = 0  # maximum items that wait for the device, and for a finisher
 
     def __post_init__(self) -> None:
-        """Raise ValueError if only one of the pools has threads, or a number is negative."""
+        """Raise ValueError if only one of the pools has threads or a number is negative."""
         if min(self.decoders, self.finishers, self.waiting) < 0 or (self.decoders == 0) != (self.finishers == 0):
             raise ValueError(f"{self}: expected at least one decoder and one finisher, or none of both")
 
     @classmethod
     def of(cls, device: str, num_cpus: float = 2) -> "HostThreads":
-        """Return the threads for a device: none on a CPU, which is busy anyway; on a GPU both pools have `num_cpus`.
+        """Return the threads for a device: none on a CPU, which is busy anyway; two pools of `num_cpus` on a GPU.
 
-        A GPU's pools have at least two threads each: an image takes longer to decode than a device may need for it.
+        Each pool has at least two threads, because decoding an image may take longer than the device needs for it.
         """
         if not device.startswith("cuda"):
             return cls()
@@ -47,33 +47,33 @@ class HostThreads:
 
     @property
     def items(self) -> int:
-        """The most items in all stages and between them."""
+        """Maximum number of items in and between all stages."""
         return max(1, self.decoders + self.waiting + 1 + self.finishers + self.waiting)
 
     def calls(self, items_per_call: int) -> int:
-        """Return how many calls of so many items must run at once for the first stage always to have a next item.
+        """Return how many calls of `items_per_call` items must run concurrently to keep the first stage supplied.
 
-        One call hands its items over, and one is ready to follow; the items of earlier calls are in the stages.
+        One call hands its items over and one is ready to follow; the items of earlier calls are in the stages.
         """
         return 2 + -(-self.items // items_per_call) if self.decoders else 1
 
 
 @dataclass(frozen=True)
 class StageSeconds:
-    """Where time went, in seconds; decoding and finishing are sums over their threads."""
+    """Seconds spent per stage; decoding and finishing are summed over their threads."""
 
     decode: float = 0.0
     compute: float = 0.0
     finish: float = 0.0
-    idle: float = 0.0  # of the device's thread: from the first item to the last, without a decoded one
-    blocked: float = 0.0  # of the device's thread: with a computed item for which the finishers had no room
+    idle: float = 0.0  # of the device's thread: between the first and last item, without a decoded item
+    blocked: float = 0.0  # of the device's thread: with a computed item that the finishers had no room for
 
 
 class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
-    """Takes items through `decode(item)`, `compute(item, decoded)` and `finish(item, computed)`.
+    """Pipeline of items through `decode(item)`, `compute(item, decoded)`, and `finish(item, computed)`.
 
-    All calls of `compute` are made by one thread, in the order in which items are decoded. Any number of threads may
-    submit items.
+    One thread makes all calls of `compute`, in the order in which items are decoded. Any number of threads may submit
+    items.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         self._computed_at: float | None = None  # when the device's thread was last busy
 
     def submit(self, item: Item) -> "Future[Result]":
-        """Start an item as soon as there is room for it, for which this waits; return its result to come.
+        """Wait until there is room for an item, then start it; return a future of its result.
 
-        An error of a stage is the result's, and the item goes no further.
+        An error in a stage becomes the result, and the item skips the remaining stages.
         """
         self._room_before.acquire()
         result: Future[Result] = Future()
@@ -104,7 +104,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         return result
 
     def on_device(self, function: Callable[[], Value]) -> Value:
-        """Call a function in the thread that owns the device, after the items that are decoded; return its result."""
+        """Call a function in the thread that owns the device, after the already decoded items; return its result."""
         result: Future[Value] = Future()
 
         def call() -> None:
@@ -117,7 +117,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         return result.result()
 
     def seconds(self) -> StageSeconds:
-        """Return what the stages took so far."""
+        """Return the seconds spent per stage so far."""
         with self._lock:
             return StageSeconds(**self._seconds)
 
@@ -168,7 +168,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
 
 
 class _CallerPool:
-    """In place of a pool: the thread that submits does the work, one piece at a time."""
+    """Replacement for a pool: the submitting thread does the work, one call at a time."""
 
     def __init__(self) -> None:
         self._one_at_a_time = threading.Lock()

@@ -1,4 +1,4 @@
-"""Segment: automatic mask generation for released images, in an actor that loads the model once."""
+"""Segment stage: automatic mask generation for released images, in an actor that loads the model once."""
 
 import functools
 import os
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 
 SWITCH_INTERVAL_S = 1e-4
-"""Seconds after which a thread of an overlapped actor passes Python's lock on, if another wants it. With Python's own 5
-ms the thread that owns the device could launch nothing for as long each time that another one takes the lock."""
+"""Seconds after which a thread of an overlapped actor releases Python's GIL if another wants it. With Python's default
+of 5 ms, the thread that owns the device couldn't launch anything for that long whenever another one takes the lock."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class SegmentSettings:
     """Everything that a segment actor needs; the same for every actor of a dataset."""
 
     masks: MaskSettings
-    weights: str  # as the configuration names them; each machine uses its own copy, checked by hash
+    weights: str  # as named in the configuration; each machine uses its own copy, checked by hash
     numerics: Numerics
     assets: str | None = None  # a folder that mirrors the weight files
     storage_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class SegmentSettings:
 
 
 class MixedNumericsError(UsageError):
-    """This machine would produce different bits from the ones the dataset was begun with."""
+    """This machine would produce other bits than those that the dataset was begun with."""
 
 
 def mask_columns(generated: "GeneratedMasks") -> dict[str, Any]:
@@ -101,8 +101,8 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
         must_compile=not settings.allow_mixed_numerics,
     )
     generator = MaskGenerator(predictor, settings.masks, numerics.crops_per_batch)
-    # Compile and capture graphs now: it takes minutes, and must not count towards the first image's time limit. Kernels
-    # that this GPU cannot run end the actor here, and fail no image.
+    # Compile and capture graphs now: this takes minutes and must not count towards the first image's time limit.
+    # Kernels that this GPU can't run then end the actor here instead of failing an image.
     if compiled or numerics.device == "cuda":
         nothing = np.zeros((64, 64, 3), np.uint8)
         try:
@@ -142,7 +142,7 @@ def decode_row(row: Row) -> tuple[Pixels, Pixels | None]:
 
 
 def find_frugally(generator: "MaskGenerator", image: Pixels, original: Pixels | None) -> "RawMasks":
-    """Call `generator.find`; if the GPU runs out of memory, empty the cache and retry. The results are the same."""
+    """Call `generator.find`; if the GPU runs out of memory, empty the cache and retry with the same results."""
     import torch
 
     try:
@@ -161,14 +161,14 @@ def check_count(masks: int) -> None:
 
 
 class Segment:
-    """The actor that Ray Data runs: a table of prepared rows in, the same rows with masks out.
+    """Ray Data actor that maps a table of prepared rows to the same rows with masks.
 
-    On a GPU, threads decode images, one thread owns the device, and threads finish masks, so that the device need not
-    wait for the host; calls may overlap, as many as `HostThreads.calls` says. On a CPU the caller's thread does it all.
+    On a GPU, threads decode images, one thread owns the device, and threads finish masks, so the device need not wait
+    for the host; up to `HostThreads.calls` calls may overlap. On a CPU, the caller's thread does everything.
     `report_peak`, if given, is called with the measured peak of the actor's device in FLOP/s, before the first image.
-    With a `ledger`, each row is recorded there before it is processed, and anything that makes this process unfit for
-    more rows ends it: an image that takes over `timeout_s` seconds to decode, to compute or to finish, running out of
-    memory, a broken GPU. `threads` are by default those of the device.
+    With a `ledger`, each row is recorded before it is processed, and anything that makes this process unfit for more
+    rows ends it: an image that takes over `timeout_s` seconds to decode, compute, or finish; running out of memory; a
+    broken GPU. `threads` default to those for the device.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Segment:
     ) -> None:
         self._set_up(settings.numerics.device, ledger, timeout_s, threads)
         self._artifacts = settings.artifacts
-        # By the thread that uses the model: what it compiles or captures is for that thread.
+        # In the thread that uses the model, because compiled code and captured graphs belong to their thread.
         self.generator = self._stages.on_device(functools.partial(load_generator, settings))
         if report_peak is not None:
             report_peak(self._stages.on_device(functools.partial(measure_peak, settings.numerics.compute)))
@@ -199,10 +199,10 @@ class Segment:
         self._stages = OverlappedStages(self._decode_watched, self._find_watched, self._finish_watched, threads)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Segment each live row; the others pass through."""
+        """Segment each live row; pass the others through."""
         rows = to_rows(table, "segment")
         with nullcontext() if self._ledger is None else self._ledger.entry(self._spent) as entry:
-            with self._hands_over:  # calls one after the other, so that the earlier one is done first
+            with self._hands_over:  # one call at a time, so that the earlier one finishes first
                 started = [self._stages.submit(_SegmentTask(row, entry)) if is_live(row) else None for row in rows]
             done = [
                 row if result is None else judged(row, "segment", result.result)
@@ -256,8 +256,8 @@ class Segment:
 
     def _end_if_unfit(self, ordinal: int, entry: "BlockEntry", error: BaseException, *, owns_device: bool) -> None:
         if is_out_of_memory(error):
-            os._exit(1)  # this process is unreliable now, and the ledger has its rows
-        # Asking the device disturbs the thread that owns it; errors of CUDA are RuntimeErrors.
+            os._exit(1)  # this process is now unreliable, and the ledger lists its rows
+        # Querying the device disturbs the thread that owns it; CUDA errors are RuntimeErrors.
         if not owns_device and not isinstance(error, RuntimeError):
             return
         failure = device_failure(self._device)
@@ -270,7 +270,7 @@ class Segment:
 
 
 class _SegmentTask(NamedTuple):
-    """A row on its way through the stages; `entry` is that of its block, if there is a ledger."""
+    """A row on its way through the stages; `entry` is its block's entry if there is a ledger."""
 
     row: Row
     entry: "BlockEntry | None"

@@ -1,4 +1,4 @@
-"""Segment one suspect in a separate worker: an image that another worker died with, after a control image."""
+"""Trial of a suspect, an image that was in flight when a worker died, in a separate worker after a control image."""
 
 import numpy as np
 import pyarrow as pa
@@ -14,21 +14,21 @@ from segmint.operators.segment.segment import SegmentSettings, decode_row, find_
 
 
 class SegmentAlone:
-    """The actor that the driver runs for a suspect, to see how it ends."""
+    """Actor in which the driver tries a suspect, to observe how it ends."""
 
     def __init__(self, settings: SegmentSettings, timeout_s: float) -> None:
-        """Load the model. An image that takes over `timeout_s` seconds in one of the stages ends the process."""
+        """Load the model. An image that takes over `timeout_s` seconds in a stage ends the process."""
         self._generator = load_generator(settings)
         self._deadline = Deadline(timeout_s)
 
     def node(self) -> str:
-        """The id of the node that this worker runs on."""
+        """Return the id of the node that this worker runs on."""
         return str(ray.get_runtime_context().get_node_id())
 
     def has_memory_for(self, table: pa.Table) -> bool:
         """Segment the one row of a table of `PREPARED`; False if memory ran out, after which this process is unusable.
 
-        Raises whatever else segmentation raises.
+        Raises any other error of segmentation.
         """
         (row,) = table.to_pylist()
         try:
@@ -46,13 +46,13 @@ class SegmentAlone:
 
 
 def control_table() -> pa.Table:
-    """One prepared row that every worker must be able to segment: 256 x 192 pixels with a few simple shapes."""
+    """Return one prepared row that every worker can segment: 256 x 192 pixels with a few simple shapes."""
     released = release(control_image(), ReleaseConfig())
     return to_table([{"width": released.width, "height": released.height, "release": released.jpeg}], PREPARED)
 
 
 def control_image() -> Pixels:
-    """A disc and a rectangle on a gray gradient: (192, 256, 3) uint8 RGB."""
+    """Return an image of a disc and a rectangle on a gray gradient: (192, 256, 3) uint8 RGB."""
     pixels = np.zeros((192, 256, 3), np.uint8)
     pixels[:] = np.linspace(40, 120, 256).astype(np.uint8)[:, None]
     rows, columns = np.ogrid[:192, :256]
