@@ -1,4 +1,4 @@
-"""Detectors that an audit is given besides the build's: how they are named, loaded, and tried before they are used."""
+"""Detectors that an audit runs in addition to the build's: parsing of their names, loading, and a trial run."""
 
 from dataclasses import dataclass, replace
 
@@ -20,12 +20,12 @@ from segmint.operators.prepare.deidentify import (
 )
 
 _KINDS: dict[str, tuple[Kind, str]] = {"face": ("face", FacesConfig.bundled), "plate": ("plate", PlatesConfig.bundled)}
-"""What a detector finds, and the one of that kind that comes with segmint, by kind."""
+"""Kind and bundled detector by name of the kind."""
 
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """A detector by its kind and its name in a configuration; small enough to send to another process."""
+    """A detector identified by kind and configuration name, small enough to send to another process."""
 
     kind: Kind
     detector: str  # `mtcnn`, `clp`, or the absolute path or URI of a TorchScript file
@@ -33,7 +33,7 @@ class DetectorSpec:
 
     @classmethod
     def of(cls, text: str) -> "DetectorSpec":
-        """The detector that a KIND=PATH names; raises `UsageError` for anything else."""
+        """Parse a detector given as KIND=PATH; raises `UsageError` for anything else."""
         kind, _, name = text.partition("=")
         if kind in _KINDS:
             known, bundled = _KINDS[kind]
@@ -49,11 +49,11 @@ class DetectorSpec:
 
     @property
     def name(self) -> str:
-        """Its file's name, or the embedded detector's."""
+        """File name or name of the bundled detector."""
         return plain_name(self.detector)
 
     def pinned(self, resolve: Resolve) -> "DetectorSpec":
-        """The same with the file's hash; raises `UsageError` if there is no such file."""
+        """Return a copy with the file's hash; raises `UsageError` if there is no such file."""
         if not is_detector_file(self.detector):
             return self
         try:
@@ -62,10 +62,10 @@ class DetectorSpec:
             raise UsageError(f"{self}: {error}") from error
 
     def load(self, name: str, device: str, resolve: Resolve) -> Detector:
-        """Load it onto `device`, to search an image as a whole and in tiles; `name` is the source of what it finds.
+        """Load the detector onto `device` to search whole images and tiles; `name` is the source of its detections.
 
-        A file is tried on a blank image. Raises `UsageError` if it is not the one that was pinned, is not TorchScript,
-        or does not follow the contract of `TorchScriptDetector`.
+        A file is tried on a blank image. Raises `UsageError` if it is not the pinned one, is not TorchScript, or
+        violates the contract of `TorchScriptDetector`.
         """
         if is_detector_file(self.detector):
             return TiledDetector(self._load_file(device, resolve), name)
@@ -98,10 +98,10 @@ class DetectorSpec:
 
 
 def distinct_names(given: tuple[DetectorSpec, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:
-    """A name for each detector that no other one of its kind has; `taken` are kinds and names of the build's detectors.
+    """Return a unique name within its kind for each detector; `taken` are kinds and names of the build's detectors.
 
-    One that searches with the build's weights, or is named as its file, differs by its tiles, and is named so. Raises
-    `UsageError` if two of them have one name.
+    If a detector uses the build's weights or a file of the same name, its name gets a suffix because it differs by its
+    tiles. Raises `UsageError` if two detectors share a name.
     """
     names = tuple(f"{each.name} on tiles" if (each.kind, each.name) in taken else each.name for each in given)
     known: dict[tuple[str, str], DetectorSpec] = {}

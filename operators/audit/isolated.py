@@ -1,4 +1,4 @@
-"""A detector's file in a child process: the file is somebody's code, and may hang, crash or use up the memory."""
+"""Isolation of a detector file in a child process, because its code may hang, crash, or exhaust the memory."""
 
 import functools
 import pickle
@@ -13,30 +13,30 @@ from segmint.model.detectors.detection import Detection, Detector, Kind, Pixels
 from segmint.operators.child import Children, SuspectError, Worker, is_out_of_memory
 
 TIMEOUT_S = 120.0
-"""For one search of an image or of a tile; the first one also loads the file."""
+"""Seconds for one search of an image or tile; the first search also loads the file."""
 MOST_LATE = 3
-"""Searches in a row that may be late; then the detector is not run again."""
+"""Maximum number of consecutive timeouts, after which the detector is not run again."""
 MEMORY = 4 << 30
-"""Bytes that one search may take in the child, on a CPU (Linux)."""
+"""Bytes that one search may use in the child, on a CPU (Linux)."""
 
 _MOST_TASKS = 10_000
 _TRIED_SIDE = 256  # pixels
 _LOAD = b""
-"""Loads the file, and returns the score."""
+"""Request that loads the file and returns the score."""
 
 
 class DetectorFailedError(SegmintError):
-    """A detector's file did not search an image. The message says why."""
+    """A detector file failed to search an image. The message gives the reason."""
 
 
 class NotLoadedError(DetectorFailedError, ValueError):
-    """A detector's file cannot be loaded."""
+    """A detector file cannot be loaded."""
 
 
 class IsolatedDetector:
-    """A `TorchScriptDetector` in a child process with a deadline; its detections are the same. Thread-safe.
+    """A `TorchScriptDetector` that runs in a child process with a deadline and returns the same detections.
 
-    torch computes on one thread there.
+    Thread-safe. torch uses one thread in the child.
     """
 
     def __init__(
@@ -49,7 +49,8 @@ class IsolatedDetector:
     ) -> None:
         """Start the child and load the file; raises `NotLoadedError`.
 
-        `score`: the lowest that counts (default: that of `TorchScriptDetector`); `timeout_s`: for one search.
+        `score` is the minimum score that counts (default: that of `TorchScriptDetector`); `timeout_s` is for one
+        search.
         """
         self.kind: Kind = kind
         self.name = path.name
@@ -70,18 +71,18 @@ class IsolatedDetector:
     def detect(self, image: Pixels) -> list[Detection]:
         """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first.
 
-        Raises `DetectorFailedError` for whatever the file raises, if its process dies, and if it is late twice. After
-        three late searches in a row it is not run again.
+        Raises `DetectorFailedError` if the file raises anything, its process dies, or it times out twice. After
+        `MOST_LATE` consecutive timeouts, it is not run again.
         """
         found: list[Detection] = self._ask(pickle.dumps(np.ascontiguousarray(image)))
         return found
 
     def try_out(self) -> None:
-        """Search a blank image; raises as `detect`."""
+        """Search a blank image; raises like `detect`."""
         self.detect(np.zeros((_TRIED_SIDE, _TRIED_SIDE, 3), np.uint8))
 
     def close(self) -> None:
-        """End the child. May be called again."""
+        """Stop the child. Idempotent."""
         self._children.close()
 
     def _ask(self, data: bytes) -> Any:
@@ -111,7 +112,7 @@ def _deaths(error: SuspectError) -> str:
 def _build(
     path: Path, kind: Kind, score: float | None, device: str
 ) -> Worker[list[Detection] | float | DetectorFailedError]:
-    """Build what the child does with an image; loading is a task, too, so that a deadline covers it."""
+    """Build the child's worker; loading runs as a task, too, so that a deadline covers it."""
 
     @functools.cache
     def load() -> Detector:
@@ -119,7 +120,7 @@ def _build(
 
         from segmint.model.detectors.torchscript import TorchScriptDetector
 
-        torch.set_num_threads(1)  # as in a build: a sum on another number of threads has other bits
+        torch.set_num_threads(1)  # as in a build: another number of threads changes the bits of sums
         return TorchScriptDetector(path, kind, score, device)
 
     def search(data: bytes) -> list[Detection] | float | DetectorFailedError:

@@ -1,6 +1,6 @@
-"""The parts of a JPEG file: its size in pixels, and everything in it that is not the picture.
+"""Parser of a JPEG file's size and of everything in it besides the image.
 
-A walk over the markers, because decoders stop at the end of the picture, and skip what they do not know.
+It walks the markers itself, because decoders stop at the end of the image and skip unknown parts.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ _KNOWN = {
     b"MPF\0": "more pictures",
     b"JFXX\0": "a thumbnail",
 }
-_PLAIN_JFIF = 14  # bytes of a JFIF header that has no thumbnail
+_PLAIN_JFIF = 14  # bytes of a JFIF header without a thumbnail
 
 
 @dataclass(frozen=True)
 class JpegParts:
-    """What a JPEG file holds: `width` and `height` in pixels, and names of what else is in it, in order."""
+    """Contents of a JPEG file: `width` and `height` in pixels, and the names of its other parts, in order."""
 
     width: int
     height: int
@@ -32,9 +32,9 @@ class JpegParts:
 
 
 def jpeg_parts(data: bytes) -> JpegParts:
-    """Walks a whole JPEG file; a JFIF header without a thumbnail is part of the picture, all else is metadata.
+    """Walk a whole JPEG file; anything but the image and a JFIF header without a thumbnail is metadata.
 
-    Raises ValueError if the bytes are no JPEG, or end before the picture does.
+    Raises ValueError if the bytes are not a JPEG or end before the image does.
     """
     if not data.startswith(_START):
         raise ValueError("it does not begin like a JPEG")
@@ -64,9 +64,9 @@ def jpeg_parts(data: bytes) -> JpegParts:
 
 
 def frame_size(head: bytes) -> tuple[int, int] | None:
-    """Width and height in pixels by the first bytes of a JPEG file; None if its frame comes later.
+    """Return width and height in pixels from the first bytes of a JPEG file; None if its frame comes later.
 
-    Raises ValueError if the bytes are no JPEG, or a picture begins without a frame.
+    Raises ValueError if the bytes are not a JPEG or the image data begins without a frame.
     """
     if not head.startswith(_START):
         raise ValueError("it does not begin like a JPEG")
@@ -85,7 +85,7 @@ def frame_size(head: bytes) -> tuple[int, int] | None:
 
 
 def _next_marker(data: bytes, position: int) -> tuple[int, int]:
-    """The marker at `position`, and the position after it."""
+    """Return the marker at `position` and the position after it."""
     if position >= len(data):
         raise ValueError("it ends before the picture does")
     if data[position] != _FILL:
@@ -98,7 +98,7 @@ def _next_marker(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _end_of_scan(data: bytes, position: int) -> int:
-    """The position of the next marker after entropy-coded data; stuffed zeros and restarts belong to the data."""
+    """Return the position of the next marker after entropy-coded data, which includes stuffed zeros and restarts."""
     while True:
         position = data.find(b"\xff", position)
         if position < 0 or position + 1 >= len(data):

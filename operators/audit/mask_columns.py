@@ -1,4 +1,4 @@
-"""The rows of `masks/*.parquet` as arrays, and back as rows: many masks at once, without an object per value."""
+"""Vectorized access to `masks/*.parquet`: columns of many masks as arrays, and conversion back to rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,29 +20,29 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class MaskColumns:
-    """What `annotations_json` and `audit_masks` read of N masks, in the table's order.
+    """Columns of N masks, in the table's order, that `annotations_json` and `audit_masks` need.
 
-    A missing value, or a list of the wrong length, is -1, NaN or an empty text, which are wrong in every column.
+    Missing values and lists of the wrong length become -1, NaN, or an empty text, which are invalid in every column.
     """
 
     size: Ints  # (N, 2) height and width
-    counts: NDArray[np.uint8]  # (B,) run lengths of all, compressed, in UTF-8
-    counts_ends: Ints  # (N,) where each one's end in it
+    counts: NDArray[np.uint8]  # (B,) compressed run lengths of all masks, in UTF-8
+    counts_ends: Ints  # (N,) end of each mask's run lengths in `counts`
     bbox: Floats  # (N, 4)
     area: Ints  # (N,)
     predicted_iou: Floats  # (N,)
     stability_score: Floats  # (N,)
     crop_box: Floats  # (N, 4)
-    points: Floats  # (P, 2) of all, one mask after another
-    points_ends: Ints  # (N,) where each one's end in it
-    by_people: Bools  # (N,) whether people made it: it may have no scores and no points
-    without_iou: Bools  # (N,) whether people made it, and the score is null
+    points: Floats  # (P, 2) of all masks, one mask after another
+    points_ends: Ints  # (N,) end of each mask's points in `points`
+    by_people: Bools  # (N,) true for annotated masks, which may have no scores and no points
+    without_iou: Bools  # (N,) true for annotated masks whose score is null
     without_stability: Bools  # (N,) likewise
-    without_points: Bools  # (N,) whether people made it, and it has a list without points
+    without_points: Bools  # (N,) true for annotated masks with an empty list of points
 
     @classmethod
     def of(cls, table: pa.Table) -> "MaskColumns":
-        """The columns of a table with the schema `MASKS`, or with the fields of `MASK`."""
+        """Return the columns of a table with the schema `MASKS` or the fields of `MASK`."""
         people = of_people(table)
         size, counts = _one_array(table, "segmentation").flatten()
         text, text_ends = _texts(counts.fill_null(""))
@@ -68,17 +68,17 @@ class MaskColumns:
         return len(self.area)
 
     def text(self, start: int, stop: int) -> list[bytes]:
-        """The compressed run lengths of the masks [start, stop), each by itself."""
+        """Return the compressed run lengths of each mask in [start, stop)."""
         first = int(self.counts_ends[start - 1]) if start else 0
         ends = (self.counts_ends[start:stop] - first).tolist()
         data = self.counts[first : first + ends[-1]].tobytes() if ends else b""
         return [data[a:b] for a, b in pairwise([0, *ends])]
 
     def rows(self, start: int, stop: int) -> Iterator[Row]:
-        """The masks [start, stop) as rows with the keys of `MASK`, as `to_pylist` gives them.
+        """Yield the masks [start, stop) as rows with the keys of `MASK`, in the form of `to_pylist`.
 
-        They are right if no value is missing but the scores of people's masks, as
-        `segmint.operators.audit.shard_masks` finds.
+        They are correct if no value is missing except scores of annotated masks, which
+        `segmint.operators.audit.shard_masks` checks.
         """
         first = int(self.points_ends[start - 1]) if start else 0
         ends = (self.points_ends[start:stop] - first).tolist()
@@ -107,7 +107,7 @@ class MaskColumns:
 
 
 def of_people(masks: pa.Table) -> Bools:
-    """Whether each row of a table of masks has another source than a build, (N,)."""
+    """Return whether each row of a masks table has a source other than a build, (N,)."""
     if "source" not in masks.column_names:
         return np.zeros(masks.num_rows, bool)
     return np.asarray(pc.fill_null(pc.not_equal(masks.column("source"), AUTOMATIC), False).to_numpy(), bool)
@@ -125,7 +125,7 @@ def _with_nulls(scores: Floats, missing: Bools) -> list[float | None]:
 
 
 def _one_array(table: pa.Table, name: str) -> Any:
-    """A column as one array. Raises `ValueError` where it is too long for one, over 2 GB of text."""
+    """Return a column as one array; raises `ValueError` if it is too long for one, over 2 GB of text."""
     array = table.column(name).combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         if array.num_chunks > 1:
@@ -135,7 +135,7 @@ def _one_array(table: pa.Table, name: str) -> Any:
 
 
 def _texts(array: Any) -> tuple[NDArray[np.uint8], Ints]:
-    """The bytes of all texts of an array without nulls, and where each ends."""
+    """Return the bytes of all texts in an array without nulls, and the end of each text."""
     _, offsets, data = array.buffers()
     if not len(array):
         return np.zeros(0, np.uint8), np.zeros(0, np.int64)
@@ -145,13 +145,13 @@ def _texts(array: Any) -> tuple[NDArray[np.uint8], Ints]:
 
 
 def _flat(array: Any) -> tuple[Any, Ints]:
-    """What is in the lists of an array, one list after another, and where each one's ends; nulls have nothing."""
+    """Return the concatenated contents of an array's lists, and the end of each list; nulls are empty."""
     lengths = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False)
     return array.flatten(), np.cumsum(lengths, dtype=np.int64)
 
 
 def _rows_of(array: Any, width: int, missing: float, kind: Any) -> NDArray[Any]:
-    """Lists as rows, (N, width); `missing` in all of a row whose list has another length, and for each null."""
+    """Return lists as rows, (N, width); nulls and lists of another length become rows of `missing`."""
     inner, ends = _flat(array)
     values = _values(inner, missing, kind)
     lengths = np.diff(ends, prepend=0)
@@ -164,6 +164,6 @@ def _rows_of(array: Any, width: int, missing: float, kind: Any) -> NDArray[Any]:
 
 
 def _values(array: Any, missing: float, kind: Any) -> NDArray[Any]:
-    """Numbers of an array, (N,), with `missing` for nulls."""
+    """Return the numbers of an array, (N,), with `missing` for nulls."""
     found = array if not array.null_count else array.fill_null(missing)
     return np.asarray(found.to_numpy(zero_copy_only=False), kind)

@@ -1,4 +1,4 @@
-"""Audits the masks of one image: their run lengths against area, box, scores, crop and point."""
+"""Audit of one image's masks: run lengths against area and box, scores against thresholds, points against crops."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +13,14 @@ from segmint.model.automatic import rle
 from segmint.operators.schemas import AUTOMATIC
 
 PLAUSIBLE_IOU = (-0.5, 1.5)
-"""A predicted IoU is a regression without bounds; beyond these it is no estimate of an IoU."""
+"""Plausible range of a predicted IoU, an unbounded regression output; values outside it are not estimates of an IoU."""
 
 Numbers = list[float]
 
 
 @dataclass(frozen=True)
 class MaskLimits:
-    """The thresholds that a dataset was built with; 0 or less means switched off."""
+    """Thresholds that a dataset was built with; 0 or less means switched off."""
 
     pred_iou_thresh: float
     stability_score_thresh: float
@@ -34,12 +34,12 @@ def audit_masks(
     *,
     decode: bool,
 ) -> Iterator[Finding]:
-    """Findings in the rows of `masks/*.parquet` of one image of `size` (height, width).
+    """Yield findings in the rows of `masks/*.parquet` of one image of `size` (height, width).
 
-    Masks that people made need no scores and no point, and their scores are compared with no threshold. pycocotools
-    measures every mask. With `decode` each that agrees so far is decoded to pixels too, and these are
-    counted. Without `limits` scores are not compared with thresholds. Only the first fault of a mask's pixels is
-    reported, and the first of its scores.
+    Annotated masks need no scores and no point, and their scores are not compared with thresholds. pycocotools measures
+    every mask. With `decode`, each mask without findings so far is also decoded and its pixels are counted. Without
+    `limits`, scores are not compared with thresholds. Only the first fault of a mask's pixels and the first of its
+    scores are reported.
     """
     sound: list[Mapping[str, Any]] = []
     for row in masks:
@@ -51,7 +51,7 @@ def audit_masks(
             sound.append(row)
     for row in sound:
         code = _coco(row)
-        # One at a time: of over 255 masks pycocotools 2.0.11 gives no areas.
+        # One at a time, because pycocotools 2.0.11 returns no areas for over 255 masks.
         findings = list(_pixel_findings(size, row, int(coco.area(code)), coco.toBbox(code).tolist(), place))
         yield from findings
         if decode and not findings:
@@ -65,7 +65,7 @@ def _code_findings(size: tuple[int, int], row: Mapping[str, Any], place: Finding
         yield _finding(place, row, Code.RLE_SIZE, f"[height, width] {list(size)}", found)
         return
     try:
-        # pycocotools trusts what it is given; run lengths that it may not see are found here.
+        # pycocotools trusts its input, so invalid run lengths must be found here.
         rle.area(rle.Rle(size, segmentation.get("counts") or ""))
     except ValueError as error:
         yield _finding(place, row, Code.BAD_RLE, f"run lengths of {size[0] * size[1]} pixels", error)
@@ -119,7 +119,7 @@ def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Fi
         expected = f"predicted_iou from {low} to {high}, stability_score from 0 to 1"
         yield _finding(place, row, Code.SCORE_RANGE, expected, f"{iou} and {stability}")
     elif limits is not None:
-        # Scores were held against the thresholds in float32.
+        # Scores were compared with the thresholds in float32.
         least = float(np.float32(limits.pred_iou_thresh))
         if limits.pred_iou_thresh > 0 and not iou > least:
             expected = f"predicted_iou over {limits.pred_iou_thresh}"
@@ -131,12 +131,12 @@ def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Fi
 
 
 def _automatic(row: Mapping[str, Any]) -> bool:
-    """Whether a build made the mask; data that segmint did not write has no sources."""
+    """Return whether a build made the mask; data that segmint did not write has no sources."""
     return row.get("source") in (None, AUTOMATIC)
 
 
 def _finding(place: FindingLocation, row: Mapping[str, Any], code: Code, expected: object, found: object) -> Finding:
-    """A finding in the row of a mask; what segmint did not write may call a mask by no number."""
+    """Return a finding in the row of a mask, whose id may be invalid in data that segmint did not write."""
     id = row["annotation_id"]
     return place.finding(code, expected, found, f"mask {id}", mask=id if isinstance(id, int) else None)
 
@@ -147,14 +147,14 @@ def _coco(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(value: Any, count: int) -> Numbers | None:
-    """`count` finite numbers, or None for anything else."""
+    """Return `count` finite numbers, or None for anything else."""
     if value is None or len(value) != count or not all(v is not None and math.isfinite(v) for v in value):
         return None
     return [float(v) for v in value]
 
 
 def _inside(box: Numbers, size: tuple[int, int]) -> bool:
-    """Whether a box [x, y, width, height] lies in an image of (height, width)."""
+    """Return whether a box [x, y, width, height] lies in an image of (height, width)."""
     x, y, width, height = box
     return x >= 0 and y >= 0 and x + width <= size[1] and y + height <= size[0]
 

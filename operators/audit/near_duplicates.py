@@ -1,4 +1,4 @@
-"""Finds masks of one image that are nearly the same, by the IoU of their pixels."""
+"""Search for nearly identical masks of one image by the IoU of their pixels."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ from pycocotools import mask as coco
 from segmint.model.automatic import rle
 
 _AT_ONCE = 256
-"""Masks that are compared with all others at a time: memory is this times the image's masks."""
+"""Masks compared with all others at a time; memory is this number times the image's masks."""
 
 
 class NearDuplicate(NamedTuple):
-    """Two masks by their places in the sequence, and their IoU, 0 to 1."""
+    """Positions of two masks in the sequence, and their IoU, 0 to 1."""
 
     first: int
     second: int
@@ -22,7 +22,7 @@ class NearDuplicate(NamedTuple):
 
 
 def near_duplicates(size: tuple[int, int], counts: Sequence[str], threshold: float) -> list[NearDuplicate]:
-    """Pairs of masks whose IoU is at least `threshold`, over 0; in order of their places.
+    """Return the pairs of masks whose IoU is at least `threshold`, which must be over 0, in order of position.
 
     `counts` are COCO's compressed run lengths of masks of `size` (height, width); damaged ones are skipped.
     """
@@ -31,7 +31,7 @@ def near_duplicates(size: tuple[int, int], counts: Sequence[str], threshold: flo
     if len(codes) < 2:
         return []
     found = []
-    areas = np.array([coco.area(code) for code in codes])  # of over 255 at once pycocotools 2.0.11 gives none
+    areas = np.array([coco.area(code) for code in codes])  # pycocotools 2.0.11 returns no areas for over 255 at once
     for first, others in _candidates(areas, coco.toBbox(codes), threshold):
         ious = coco.iou([codes[first]], [codes[other] for other in others], [0] * len(others))[0]
         for other, iou in zip(others, ious, strict=True):
@@ -41,10 +41,10 @@ def near_duplicates(size: tuple[int, int], counts: Sequence[str], threshold: flo
 
 
 def _candidates(areas: NDArray[Any], boxes: NDArray[Any], threshold: float) -> Iterator[tuple[int, list[int]]]:
-    """Each mask with those after it that may reach the threshold.
+    """Yield each mask with the later masks that may reach the threshold.
 
-    Two masks share no more pixels than their boxes do, or than the smaller one has, and cover at least those of the
-    larger one.
+    Two masks share at most the pixels that their boxes share and at most the smaller mask's area, and their union is at
+    least the larger mask's area.
     """
     area = areas.astype(np.float64)
     start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
@@ -60,7 +60,7 @@ def _candidates(areas: NDArray[Any], boxes: NDArray[Any], threshold: float) -> I
 
 
 def _sound(size: tuple[int, int], code: str) -> bool:
-    # pycocotools trusts what it is given.
+    # pycocotools trusts its input.
     try:
         return code.isascii() and rle.area(rle.Rle(size, code)) > 0
     except ValueError:

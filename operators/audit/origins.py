@@ -1,4 +1,4 @@
-"""Audits where masks come from: their sources, and their shares inside the redacted regions of their image."""
+"""Audit of mask origins: sources, and shares inside the redacted regions of the image."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ from segmint.operators.schemas import AUTOMATIC, MASKS_PER_IMAGE_LIMIT, SOURCES
 from segmint.operators.segment.artifacts import RedactionArtifacts
 
 TOLERANCE = 1e-6
-"""By how much a share may differ from the one that is computed here."""
+"""Maximum difference between a stored share and the recomputed one."""
 
 _ANNOTATION = ("submission", "annotator", "stage", "seconds", "complete")
 _SIZES = ("source_height", "source_width", "height", "width")
 
 
 def annotated_images(images: pa.Table, masks: pa.Table) -> frozenset[int]:
-    """The ordinals of images that people worked on: their rows say so, or those of their masks."""
+    """Return the ordinals of images with annotations, according to their rows or those of their masks."""
     said = [pc.is_valid(images.column(name)) for name in _ANNOTATION]
     by_row = images.column("ordinal").to_numpy()[np.any([each.to_numpy() for each in said], axis=0)]
     return frozenset({*by_row.tolist(), *masks.column("ordinal").to_numpy()[of_people(masks)].tolist()})
@@ -35,15 +35,15 @@ def annotated_images(images: pa.Table, masks: pa.Table) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class MaskOrigins:
-    """What the table of masks says of where its N masks come from."""
+    """Columns of the masks table about the origins of its N masks."""
 
     source: Sequence[str | None]
-    share: NDArray[np.float64]  # (N,) NaN where there is none
+    share: NDArray[np.float64]  # (N,) NaN if missing
     iou: NDArray[np.float64]  # likewise
 
     @classmethod
     def of(cls, masks: pa.Table) -> "MaskOrigins":
-        """The columns of a table with the schema `MASKS`."""
+        """Return the origins in a table with the schema `MASKS`."""
         share, iou = (masks.column(name).to_numpy() for name in ("redacted_share", "redaction_iou"))
         return cls(masks.column("source").to_pylist(), np.asarray(share, np.float64), np.asarray(iou, np.float64))
 
@@ -57,12 +57,12 @@ def audit_origins(
     place: FindingLocation,
     artifacts: RedactionArtifacts | None,
 ) -> Iterator[Finding]:
-    """Findings in the origins of an image's masks.
+    """Yield findings in the origins of an image's masks.
 
-    `row` is of `images/*.parquet`; `span` are the places of its masks in the table, [start, stop). `codes` are their
-    compressed run lengths, None if these are damaged. `ids` are the masks' numbers.
+    `row` is the image's row of `images/*.parquet`, and `span` is the range of its masks' positions in the table,
+    [start, stop). `codes` are their compressed run lengths, None if any are damaged; `ids` are their annotation ids.
 
-    `artifacts` are those that the build dropped. Without it shares are not computed.
+    `artifacts` is the build's filter of artifacts. If it is None, shares are not computed.
     """
     start, stop = span
     for source, id in zip(origins.source[start:stop], ids, strict=True):
@@ -91,7 +91,7 @@ def audit_origins(
 
     if artifacts.iou is None or not automatic.any():
         return
-    # The build knew its own regions, not those that people asked for.
+    # The build knew only its own regions, not manual ones.
     known = [region for region in _regions(row) if region["source"] != MANUAL]
     if len(known) < len(_regions(row)):
         _, ious = redaction_columns({**row, "regions": known}, codes)
@@ -104,11 +104,11 @@ def audit_origins(
 def audit_next_mask(
     row: Row, ids: Sequence[int], place: FindingLocation, sources: Sequence[str | None] | None = None
 ) -> Iterator[Finding]:
-    """Whether the masks of an image that people annotated, by their rising `ids`, are all under its `next_mask`.
+    """Yield findings if masks of an annotated image, given by ascending `ids`, are not all under its `next_mask`.
 
-    That is not under the number of masks that the build wrote, and at most 10,000.
+    `next_mask` must be at least the number of masks that the build wrote, and at most `MASKS_PER_IMAGE_LIMIT`.
 
-    With their `sources`: those that the build wrote have the first `funnel.written` numbers, and all others later ones.
+    With `sources`, masks of the build must have the first `funnel.written` numbers, and all others later ones.
     """
     next_mask, written = row["next_mask"], (row["funnel"] or {}).get("written")
     if next_mask is None or not (written or 0) <= next_mask <= MASKS_PER_IMAGE_LIMIT:
@@ -134,7 +134,7 @@ def audit_next_mask(
 
 
 def codes_hold(masks: Sequence[Row], image: Row) -> bool:
-    """Whether the run lengths of all rows of masks can be read, and cover their image."""
+    """Return whether the run lengths of all mask rows can be read and cover their image."""
     size = image["height"], image["width"]
     try:
         for mask in masks:
@@ -147,7 +147,7 @@ def codes_hold(masks: Sequence[Row], image: Row) -> bool:
 
 
 def _regions(row: Row) -> list[Any]:
-    """The regions of a row; raises `ValueError` if there are some, and its sizes are not those of a picture."""
+    """Return the regions of a row; raises `ValueError` if there are any and the row's sizes are invalid."""
     regions: list[Any] = row["regions"] or []
     if regions:
         sizes = [row[name] for name in _SIZES]

@@ -1,8 +1,8 @@
-"""Searches a released image for faces and plates again, and separates the redacted ones from those left.
+"""Search of a released image for faces and plates, which separates redacted detections from remaining ones.
 
-A detection counts as redacted if two things hold: a region that the image's row names covers most of it, and the
-pixels there are those of a mosaic. The second is measured, because a row may name a region that no pixel shows: there a
-mosaic of few cells, fitted to the pixels, leaves much of them unexplained.
+A detection counts as redacted if a region in the image's row covers most of it and the pixels there are those of a
+mosaic. The second condition is measured because a row may list a region that was never redacted: a mosaic of few cells,
+fitted to its pixels, leaves much of them unexplained.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,18 +23,18 @@ from segmint.operators.rows import Row
 COVERED = 0.75
 """Share of a detection that a region must cover.
 
-Less is a face next to a redacted one; all of it is not required, since a detector may take a mosaic for a face that
-is a little larger than the region.
+A lower share would accept a face next to a redacted one. Full coverage is not required, because a detector may take a
+mosaic for a face slightly larger than the region.
 """
 ROUGHNESS = 4.0
-"""Gray levels, root mean square, by which pixels may differ from the mosaic that fits them best: JPEG's own errors."""
+"""Maximum gray-level difference (RMS) of pixels from the mosaic that fits them best, allowing for JPEG errors."""
 SAME_IOU = 0.3
-"""IoU from which on two detectors' boxes are one region: detectors draw a face from brow to chin, or with its hair."""
+"""Minimum IoU at which two detectors' boxes are one region: some box a face from brow to chin, some with its hair."""
 
-_GRID = 48  # at most so many pixels a side of a detection are looked at
+_GRID = 48  # maximum sampled pixels per side of a detection
 _CONTEXT_CELLS = 8
 _MARGIN = 0.5
-_CUTOUT_MARGIN = 1.0  # more than that of a picture: only what is around the region is sharp
+_CUTOUT_MARGIN = 1.0  # larger than a picture's: only the area around the region is sharp
 _LEAST_MARGIN = 48  # pixels
 
 Floats = NDArray[np.float64]
@@ -44,10 +44,10 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class RemainingDetection(DetectedRegion):
-    """A detection in a released image; its box is around all that would be redacted for it.
+    """A detection in a released image; its box covers everything that would be redacted for it.
 
-    `redacted`: it lies in a region that was. After `merge_found`, `found_by` are all detectors that found it, and
-    `missed_by` those of its kind that searched the image and did not find it.
+    `redacted` is true if it lies in a redacted region. After `merge_found`, `found_by` lists all detectors that found
+    it, and `missed_by` those of its kind that searched the image without finding it.
     """
 
     redacted: bool
@@ -56,12 +56,12 @@ class RemainingDetection(DetectedRegion):
 
     @property
     def sightings(self) -> tuple[Sighting, ...]:
-        """The detectors that found it, with their scores."""
+        """Detectors that found it, with their scores."""
         return self.found_by or (Sighting(self.detector, self.score),)
 
 
 def search_release(row: Row, image: Pixels, detectors: Sequence[Detector]) -> list[RemainingDetection]:
-    """What the detectors find in `image`, (H, W, 3) uint8 RGB, the released one of a row of `images`."""
+    """Return the detections in `image`, (H, W, 3) uint8 RGB, the released image of a row of `images`."""
     shape = image.shape[0], image.shape[1]
     regions = _regions(row)
     gray = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
@@ -80,10 +80,10 @@ def search_release(row: Row, image: Pixels, detectors: Sequence[Detector]) -> li
 
 
 def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector]) -> list[RemainingDetection]:
-    """Merge what several detectors find in the same place of one image; what was redacted is not compared.
+    """Merge detections of several detectors at the same place of one image; redacted ones are not compared.
 
-    Detections of one kind are the same if their boxes overlap with an IoU of at least 0.3. The result has the first
-    one's detector and score, and the box around all. `searched` are the detectors that searched the image.
+    Detections of one kind are merged if their boxes overlap with an IoU of at least `SAME_IOU`. The result has the
+    first one's detector and score, and the box around all. `searched` are the detectors that searched the image.
     """
     merged: list[list[RemainingDetection]] = []
     for each in found:
@@ -103,7 +103,7 @@ def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector
 
 
 def picture(image: Pixels, found: RemainingDetection) -> bytes:
-    """A JPEG of `image` in which all but a detection and a margin around it is a coarse mosaic; framed in red."""
+    """Return a JPEG of `image` with a detection framed in red; all but it and a margin is a coarse mosaic."""
     height, width = image.shape[:2]
     margin = round(_MARGIN * max(found.w, found.h))
     rows = slice(max(found.y - margin, 0), min(found.y + found.h + margin, height))
@@ -116,7 +116,7 @@ def picture(image: Pixels, found: RemainingDetection) -> bytes:
 
 
 def cutouts(image: Pixels, found: Sequence[RemainingDetection]) -> Iterator[bytes]:
-    """A JPEG of the part of `image` around each detection, framed in red; all of them are blurred in each."""
+    """Yield a JPEG of the part of `image` around each detection, framed in red; all detections are blurred in each."""
     height, width = image.shape[:2]
     patches = [rectangle(each.x, each.y, each.w, each.h, (height, width)) for each in found]
     blurred = redact_patches(image, [patch for patch in patches if patch is not None])
@@ -159,7 +159,7 @@ def _encoded(shown: Pixels) -> bytes:
 class _Region:
     """A redacted region in pixels of the released image, and the cells of its mosaic.
 
-    Its band, `band_x` wide at the left and right and `band_y` at the top and bottom, is no mosaic alone.
+    Its band, `band_x` wide at the left and right and `band_y` at the top and bottom, is not pure mosaic.
     """
 
     x: float
@@ -180,15 +180,15 @@ class _Region:
         return cls(*box, band_x * across, band_y * down, *cells)
 
     def holds(self, x: Floats, y: Floats) -> Bools:
-        """Whether each place lies inside the region and not in its band."""
+        """Return whether each position lies inside the region but not in its band."""
         right, bottom = self.x + self.w - self.band_x, self.y + self.h - self.band_y
         return (x >= self.x + self.band_x) & (x <= right) & (y >= self.y + self.band_y) & (y <= bottom)
 
     def roughness(self, x: Floats, y: Floats, gray: Floats) -> float:
-        """How much of the pixels at (x, y) this region's mosaic leaves unexplained, in gray levels.
+        """Return how far the pixels at (x, y) deviate from this region's best-fitting mosaic, in gray levels (RMS).
 
-        The mosaic is linear between the centers of its cells, so that the cells' values that fit best are a problem of
-        least squares. Infinite where there are too few pixels to tell.
+        The mosaic is linear between the centers of its cells, so the best-fitting cell values solve a least-squares
+        problem. Infinite if there are too few pixels to tell.
         """
         across = _hats((x - self.x) / self.w * self.columns - 0.5, self.columns)
         down = _hats((y - self.y) / self.h * self.rows - 0.5, self.rows)
@@ -200,7 +200,7 @@ class _Region:
 
 
 def _regions(row: Row) -> list[_Region]:
-    """The regions that a row names, as far as they can be placed in its released image."""
+    """Return the regions of a row that can be located in its released image."""
     if not row["source_width"] or not row["source_height"]:
         return []
     known = (region for region in row["regions"] or () if region and all(region[side] is not None for side in "xywh"))
@@ -208,7 +208,7 @@ def _regions(row: Row) -> list[_Region]:
 
 
 def _hats(places: Floats, cells: int) -> Floats:
-    """Weights of linear interpolation, (N, cells), at places measured in cells; constant beyond the outermost ones."""
+    """Return linear interpolation weights, (N, cells), at positions in cells; constant beyond the outermost cells."""
     inside = np.clip(places, 0, cells - 1)
     weights: Floats = np.clip(1 - np.abs(inside[:, None] - np.arange(cells)), 0, None)
     return weights
@@ -224,7 +224,7 @@ def _is_redacted(detection: Detection, gray: Pixels, regions: Sequence[_Region])
         held = region.holds(across, down)
         if held.mean() < COVERED:
             continue
-        for later in regions[index + 1 :]:  # where regions overlap, the later one's mosaic is what shows
+        for later in regions[index + 1 :]:  # where regions overlap, the later one's mosaic is visible
             held &= ~later.holds(across, down)
         if held.mean() >= COVERED / 2 and region.roughness(across[held], down[held], values[held]) <= ROUGHNESS:
             return True
@@ -232,7 +232,7 @@ def _is_redacted(detection: Detection, gray: Pixels, regions: Sequence[_Region])
 
 
 def _pixels_of(detection: Detection, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pixels of a detection, spread evenly: of a face in the ellipse inside its box, of a plate in its quad."""
+    """Return evenly spaced pixels of a detection: in the ellipse inside a face's box, or in a plate's quad."""
     x0, y0, x1, y1 = detection.box
     left, right = max(int(np.floor(x0)), 0), min(int(np.ceil(x1)), width)
     top, bottom = max(int(np.floor(y0)), 0), min(int(np.ceil(y1)), height)

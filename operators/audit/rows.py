@@ -1,4 +1,4 @@
-"""Audits the three tables of one shard: against its commit, against one another, and against the catalog."""
+"""Audit of a shard's three tables against its commit, one another, and the catalog."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ _SAME_IN_REJECTS = ("image_id", "uri")
 
 @dataclass(frozen=True)
 class ShardTables:
-    """The three tables of a shard, each with the place that findings in it name."""
+    """A shard's three tables, each with the location for its findings."""
 
     images: pa.Table
     masks: pa.Table
@@ -35,7 +35,7 @@ class ShardTables:
 
 
 def audit_counts(tables: ShardTables, counts: Mapping[str, int]) -> Iterator[Finding]:
-    """Whether the tables have as many rows as the commit counts, refused ones by reason."""
+    """Yield findings if the tables' row counts, and rejected rows by reason, differ from the commit's."""
     for kind, key in (("images", "images"), ("masks", "masks"), ("rejects", "rejected")):
         rows = getattr(tables, kind).num_rows
         if rows != counts[key]:
@@ -47,9 +47,9 @@ def audit_counts(tables: ShardTables, counts: Mapping[str, int]) -> Iterator[Fin
 
 
 def audit_identity(tables: ShardTables, ordinals: tuple[int, int]) -> Iterator[Finding]:
-    """Whether each ordinal of the shard [a, b) is there once, accepted or refused, and all ids follow from them.
+    """Yield findings unless each ordinal of the shard [a, b) occurs once, accepted or rejected, and determines all ids.
 
-    Shards' ordinals are disjoint, so that ids that follow from them are unique in the dataset.
+    Because shards' ordinals are disjoint, ids that follow from them are unique in the dataset.
     """
     seen: list[Ints] = []
     for kind, table in (("images", tables.images), ("rejects", tables.rejects)):
@@ -67,11 +67,11 @@ def audit_identity(tables: ShardTables, ordinals: tuple[int, int]) -> Iterator[F
     images, start, stop = tables.places["images"], *ordinals
     expected = f"ordinals {start} to {stop - 1} here and in rejects"
     surplus = [(ordinal, expected, f"{ordinal}") for ordinal in values[(values < start) | (values >= stop)]]
-    # A row that is twice in one table was reported above, by its order.
+    # A row that occurs twice in one table was reported above, by its order.
     for ordinal in values[times > 1]:
         if all(np.count_nonzero(each == ordinal) <= 1 for each in seen):
             surplus.append((ordinal, "one row in images or rejects", "one in each"))
-    # A row with a wrong ordinal is one too many there and one too few elsewhere, and is reported once.
+    # A row with a wrong ordinal is both surplus there and missing elsewhere, but is reported once.
     missing = np.setdiff1d(np.arange(start, stop), values).tolist()
     for ordinal, expected, found_there in surplus:
         absent = f", and none of ordinal {missing.pop(0)}" if missing else ""
@@ -107,9 +107,9 @@ def _audit_mask_identity(tables: ShardTables) -> Iterator[Finding]:
 
 
 def _audit_mask_ids(tables: ShardTables, owners: Ints) -> Iterator[Finding]:
-    """Whether masks are numbered by their positions in their image.
+    """Yield findings if masks are not numbered by their positions in their image.
 
-    In an image that people annotated numbers may be left out: there they rise, and are under `next_mask`.
+    In an annotated image, numbers may be skipped; they must ascend and stay under `next_mask`.
     """
     first = np.searchsorted(owners, owners)
     base = (owners + 1) * MASKS_PER_IMAGE_LIMIT
@@ -131,14 +131,14 @@ def _audit_mask_ids(tables: ShardTables, owners: Ints) -> Iterator[Finding]:
 
 
 def _of_ordinal(place: FindingLocation, ordinal: int) -> FindingLocation:
-    """The place for findings about the image of an ordinal, which may be damaged."""
+    """Return the location for findings about the image of an ordinal, which may be damaged."""
     return place.of_image(int(ordinal) + 1 if ordinal >= 0 else None)
 
 
 def audit_mask_count(row: Row, masks: int, place: FindingLocation, *, annotated: bool = False) -> Iterator[Finding]:
-    """Whether an image's row counts its masks as the table of masks does.
+    """Yield a finding if the mask counts in an image's row differ from the masks table.
 
-    What a build wrote of them is not counted where people annotated the image: they replaced, deleted and added masks.
+    In an `annotated` image, the build's counts are ignored because annotators replace, delete, and add masks.
     """
     said = {"masks": row["masks"], "statistics.mask_count": (row["statistics"] or {}).get("mask_count")}
     if not annotated:
@@ -151,7 +151,7 @@ def audit_mask_count(row: Row, masks: int, place: FindingLocation, *, annotated:
 
 
 def audit_rejects(rejects: Sequence[Row], place: FindingLocation) -> Iterator[Finding]:
-    """Whether every refused row has a known reason, and says what, where and why."""
+    """Yield findings for rejected rows with an unknown reason or without stage, detail, or names."""
     known = frozenset(Reason)
     for row in rejects:
         image, where = place.of_image(row["id"]), f"id {row['id']}"
@@ -165,9 +165,9 @@ def audit_rejects(rejects: Sequence[Row], place: FindingLocation) -> Iterator[Fi
 
 
 def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: RemovedNames) -> Iterator[Finding]:
-    """Whether nothing but a refusal is left of the rows whose ordinals tombstones name, and no image of their source.
+    """Yield findings if more than a verdict remains of `taken` ordinals, or if an image has a removed source.
 
-    `names` are those in all tombstones of the dataset: the same bytes may be there under another row.
+    `names` are those in all tombstones of the dataset, because the same bytes may occur in another row.
     """
     for row in tables.images.select(["ordinal", "id", "uri", "source_sha256"]).to_pylist():
         if row["ordinal"] not in taken and names.names_source(row["uri"], row["source_sha256"]):
@@ -186,7 +186,7 @@ def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: RemovedN
 
 
 def audit_catalog_names(catalog: Mapping[int, Row], names: RemovedNames, place: FindingLocation) -> Iterator[Finding]:
-    """Whether no row of the catalog, by ordinal, has a SHA-256 that a tombstone names."""
+    """Yield findings for rows of the catalog, by ordinal, whose SHA-256 a tombstone names."""
     for row in catalog.values():
         if row["sha256"] in names.sha256:
             expected = "no SHA-256 that a tombstone names"
@@ -194,9 +194,9 @@ def audit_catalog_names(catalog: Mapping[int, Row], names: RemovedNames, place: 
 
 
 def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Iterator[Finding]:
-    """Whether rows say of their images what the catalog's rows, by ordinal, say.
+    """Yield findings if rows differ from the catalog's rows, given by ordinal.
 
-    Two accepted images never share an `image_id`: the catalog marks all but the first, and those are refused.
+    Two accepted images never share an `image_id`: the catalog marks all but the first, and those are rejected.
     """
     for kind, columns in (("images", _SAME_IN_IMAGES), ("rejects", _SAME_IN_REJECTS)):
         names = ["ordinal", "id", *columns, *(["source_sha256"] if kind == "images" else [])]
@@ -222,6 +222,6 @@ def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Itera
 
 
 def int_column(table: pa.Table, name: str) -> Ints:
-    """A column of whole numbers without nulls, (N,)."""
+    """Return a column of whole numbers without nulls, (N,)."""
     values: Any = table.column(name).to_numpy()
     return np.asarray(values, dtype=np.int64)

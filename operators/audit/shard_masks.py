@@ -1,4 +1,4 @@
-"""The masks of a shard, image by image: their rows, and whether a vectorized check passed them, `sound_masks`."""
+"""A shard's masks by image, with a vectorized check, `sound_masks`, that avoids auditing most of them one by one."""
 
 import math
 import re
@@ -31,12 +31,12 @@ Bools = NDArray[np.bool_]
 
 
 class ShardMasks:
-    """The masks of a shard in whose tables `audit_identity` found nothing wrong. Images are named by their ordinals."""
+    """Masks of a shard whose tables passed `audit_identity`. Images are identified by their ordinals."""
 
     def __init__(self, tables: ShardTables, limits: MaskLimits | None, artifacts: RedactionArtifacts | None) -> None:
-        """`limits` are the thresholds of the scores, as in `segmint.operators.audit.masks.audit_masks`.
+        """Check all masks; `limits` are the score thresholds, as in `segmint.operators.audit.masks.audit_masks`.
 
-        `artifacts` are those of `segmint.operators.audit.origins.audit_origins`.
+        `artifacts` is as in `segmint.operators.audit.origins.audit_origins`.
         """
         self._table = tables.masks
         ordinals, owners = int_column(tables.images, "ordinal"), int_column(tables.masks, "ordinal")
@@ -54,20 +54,20 @@ class ShardMasks:
         self._worked_on = self._annotated | masks_of_work(tables.masks)
 
     def count(self, ordinal: int) -> int:
-        """How many masks an image has."""
+        """Return the number of masks of an image."""
         start, stop = self._spans[ordinal]
         return int(stop - start)
 
     def sound(self, ordinal: int) -> bool:
-        """Whether `audit_masks`, without decoding, would find nothing in an image's masks."""
+        """Return whether an image's masks pass `audit_masks` without decoding."""
         return ordinal in self._sound
 
     def annotated(self, ordinal: int) -> bool:
-        """Whether people worked on an image."""
+        """Return whether an image is annotated."""
         return ordinal in self._annotated
 
     def audit_origins(self, row: Row, place: FindingLocation) -> Iterator[Finding]:
-        """Findings in where the masks of an image come from; `row` is its row of `images`."""
+        """Yield findings in the origins of an image's masks; `row` is its row of `images`."""
         start, stop = self._spans[row["ordinal"]]
         codes: list[str] | None = [text.decode(errors="replace") for text in self._columns.text(start, stop)]
         if not self.sound(row["ordinal"]) and not codes_hold(self.table_rows(row["ordinal"]), row):
@@ -78,18 +78,18 @@ class ShardMasks:
         yield from audit_origins(row, self._origins, (start, stop), codes, ids, place, self._artifacts)
 
     def audit_work(self, row: Row, images: FindingLocation, place: FindingLocation) -> Iterator[Finding]:
-        """Findings in what the row of an image, and those of its masks, say of people's work; see `people`."""
+        """Yield findings in an image's annotation columns and those of its masks; see the function `audit_work`."""
         if row["ordinal"] in self._worked_on:
             yield from audit_work(row, self.table_rows(row["ordinal"]), images, place)
 
     def table_rows(self, ordinal: int) -> list[Row]:
-        """The rows of an image's masks, with all columns."""
+        """Return the rows of an image's masks with all columns."""
         start, stop = self._spans[ordinal]
         rows: list[Row] = self._table.slice(start, stop - start).to_pylist()
         return rows
 
     def annotations(self, ordinal: int) -> Sequence[Row]:
-        """The same with the keys that `annotations_json` takes, and for sound masks in a tenth of the time."""
+        """Return the rows with the keys for `annotations_json`; for sound masks, this takes a tenth of the time."""
         span = self._spans[ordinal]
         rows = list(self._columns.rows(*span)) if self.sound(ordinal) else self.table_rows(ordinal)
         if not self.annotated(ordinal):
@@ -103,16 +103,16 @@ _OF_MASKS = ("parent", "seconds", "origin", "model")
 
 
 def masks_of_work(masks: pa.Table) -> frozenset[int]:
-    """Return the ordinals of images whose masks have one of the columns that `audit_work` checks."""
+    """Return the ordinals of images whose masks have a value in a column that `audit_work` checks."""
     said = [masks.filter(pc.is_valid(masks.column(name))).column("ordinal") for name in _OF_MASKS]
     return frozenset(ordinal for column in said for ordinal in column.to_pylist())
 
 
 def audit_work(row: Row, masks: Sequence[Row], images: FindingLocation, place: FindingLocation) -> Iterator[Finding]:
-    """Findings in what an image's row, and the rows of its `masks`, say of people's work.
+    """Yield findings in the annotation columns of an image's row and the rows of its `masks`.
 
-    `images` and `place` are where findings in the image's row and in those of its masks are made. A mask was made from
-    an earlier one of its image, which may be gone; hashes are 64 hexadecimal digits in lower case.
+    `images` and `place` are the locations for findings in the image's row and in its masks' rows. A mask's parent must
+    be an earlier mask of its image, which may be gone; hashes must be 64 lower-case hexadecimal digits.
     """
     where = f"id {row['id']}"
     yield from _seconds(row["seconds"], images, where, None)
@@ -143,23 +143,23 @@ def _hash(name: str, value: Any, place: FindingLocation, where: str, mask: int |
 
 
 _LAST_PIXEL = np.array([0.0, 0.0, 1.0, 1.0])
-"""COCO's boxes count pixels, ours reach from the first to the last."""
+"""Offset from COCO's boxes, which count pixels, to ours, which reach from the first pixel to the last."""
 
 _TEXT_AT_ONCE = 1 << 18
-"""Bytes of run lengths that are decoded together: the result stays in a core's cache."""
+"""Bytes of run lengths decoded together, so that the result stays in a core's cache."""
 
 _COCO_AT_ONCE = 255
-"""Masks that pycocotools measures together: of more, version 2.0.11 gives no areas."""
+"""Masks that pycocotools measures together; version 2.0.11 returns no areas for more."""
 
 
 def sound_masks(columns: MaskColumns, sizes: Ints, limits: MaskLimits | None) -> Bools:
-    """Which of N masks have no finding by `audit_masks`, which looks at the others, without decoding; (N,).
+    """Return which of N masks pass `audit_masks` without decoding, (N,); it checks only the others.
 
-    `sizes` (N, 2) are height and width of each one's image, -1 if not known. False does not mean
-    that there is a finding.
+    `sizes`, (N, 2), are the heights and widths of each mask's image, -1 if unknown. False does not mean that there is a
+    finding.
     """
     sound: Bools = (columns.size == sizes).all(axis=1) & (sizes > 0).all(axis=1)
-    with np.errstate(invalid="ignore", over="ignore"):  # numbers without bounds may be anything
+    with np.errstate(invalid="ignore", over="ignore"):  # unbounded numbers may be anything
         sound &= _scores_hold(columns, limits) & _frames_hold(columns, sizes)
     for part in _parts(columns.counts_ends):
         sound[part] &= _codes_hold(columns, part, sizes[part])
@@ -172,7 +172,7 @@ def _scores_hold(columns: MaskColumns, limits: MaskLimits | None) -> Bools:
     low, high = PLAUSIBLE_IOU
     hold: Bools = ((iou >= low) & (iou <= high)) | columns.without_iou
     hold &= ((stability >= 0) & (stability <= 1)) | columns.without_stability
-    # Scores were held against the thresholds in float32.
+    # Scores were compared with the thresholds in float32.
     if limits is not None and limits.pred_iou_thresh > 0:
         hold &= (iou > float(np.float32(limits.pred_iou_thresh))) | columns.by_people
     if limits is not None and limits.stability_score_thresh > 0:
@@ -181,7 +181,7 @@ def _scores_hold(columns: MaskColumns, limits: MaskLimits | None) -> Bools:
 
 
 def _frames_hold(columns: MaskColumns, sizes: Ints) -> Bools:
-    """Crops in their images and with points in them, boxes in their images; NaN is in nothing."""
+    """Return whether crops and boxes lie in their images and points in their crops; NaN lies in nothing."""
     crop = columns.crop_box
     points = np.diff(columns.points_ends, prepend=0)
     hold: Bools = ((points > 0) | columns.without_points) & (crop[:, 2:] > 0).all(axis=1)
@@ -194,13 +194,13 @@ def _frames_hold(columns: MaskColumns, sizes: Ints) -> Bools:
 
 
 def _inside(boxes: Floats, sizes: Ints) -> Bools:
-    """Whether boxes [x, y, width, height] lie in images of [height, width]."""
+    """Return whether boxes [x, y, width, height] lie in images of [height, width]."""
     inside = (boxes[:, :2] >= 0) & (boxes[:, :2] + boxes[:, 2:] <= sizes[:, ::-1])
     return np.asarray(inside.all(axis=1), bool)
 
 
 def _parts(ends: Ints) -> Iterator[slice]:
-    """Masks with about `_TEXT_AT_ONCE` bytes of run lengths each time, or one with more; `ends` are those of each."""
+    """Yield slices of masks with about `_TEXT_AT_ONCE` bytes of run lengths or one larger mask; `ends`: end of each."""
     start = done = 0
     while start < len(ends):
         stop = max(start + 1, int(np.searchsorted(ends, done + _TEXT_AT_ONCE, side="right")))
@@ -209,7 +209,7 @@ def _parts(ends: Ints) -> Iterator[slice]:
 
 
 def _codes_hold(columns: MaskColumns, part: slice, sizes: Ints) -> Bools:
-    """Whether run lengths can be read, and cover each one's image with none that is negative or longer."""
+    """Return whether run lengths can be read and cover each mask's image, with no run negative or longer than it."""
     begin = int(columns.counts_ends[part.start - 1]) if part.start else 0
     ends = columns.counts_ends[part] - begin
     counts, count_ends, _ = decompress_many(columns.counts[begin : begin + int(ends[-1])], ends)
@@ -217,16 +217,16 @@ def _codes_hold(columns: MaskColumns, part: slice, sizes: Ints) -> Bools:
     some = count_ends > starts  # nothing can be read of a damaged one
     hold = some.copy()
     hold[some] = np.add.reduceat(counts, starts[some]) == np.prod(sizes[some], axis=1) if some.any() else False
-    # The sum of longer ones than the image may wrap around to the right one.
+    # The sum of runs longer than the image may wrap around to the right total.
     pixels = np.repeat(np.prod(sizes, axis=1), count_ends - starts)
     hold[np.searchsorted(count_ends, np.flatnonzero((counts < 0) | (counts > pixels)), side="right")] = False
     return hold
 
 
 def _measure(columns: MaskColumns, sound: Bools) -> None:
-    """Takes masks whose area or box is not the one that pycocotools finds from `sound`.
+    """Set `sound` to false for masks whose area or box differs from what pycocotools finds.
 
-    It trusts its input, so it gets only masks that are sound so far.
+    It trusts its input, so it receives only masks that are sound so far.
     """
     places = np.flatnonzero(sound)
     for begin in range(0, len(places), _COCO_AT_ONCE):

@@ -1,4 +1,4 @@
-"""Images that look alike: a perceptual hash of each JPEG, and the nearest earlier one of each among any number."""
+"""Search for images that look alike: a perceptual hash of each JPEG, and the nearest earlier image for each."""
 
 from dataclasses import dataclass
 
@@ -10,20 +10,20 @@ from PIL import Image
 from segmint.operators.similar.near import Hashes, near_pairs
 
 DISTANCE = 2
-"""Bits of 64 in which hashes of alike images may differ.
+"""Maximum distance, in bits of 64, between hashes of images that look alike.
 
-An image that is scaled to half its size or encoded again at quality 60 keeps its hash but for two bits. Half of a
-hash's bits are set, so that of random ones a pair in 2 · 10^15 is as near: few among 100 million images.
+Scaling an image to half its size or re-encoding it at quality 60 changes at most two bits of its hash. Half of a hash's
+bits are set, so one in 2 · 10^15 random pairs is as near: few among 100 million images.
 """
 
-_SIDE = 64  # pixels at least that are decoded: twice what the hash looks at
+_SIDE = 64  # minimum decoded size in pixels: twice the size that the hash uses
 _BITS = 64
 
 
 def perceptual_hash(jpeg: bytes) -> int:
-    """The 64 bits of an image's perceptual hash (pHash, by its discrete cosine transform), from a scaled decoding.
+    """Return an image's 64-bit perceptual hash (pHash, by discrete cosine transform), from decoding at reduced scale.
 
-    Raises ValueError where the picture does not decode to its end.
+    Raises ValueError if the image does not decode to its end.
     """
     gray = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=_SIDE, min_width=_SIDE, min_factor=1)
     bits = imagehash.phash(Image.fromarray(gray[..., 0])).hash
@@ -32,7 +32,7 @@ def perceptual_hash(jpeg: bytes) -> int:
 
 @dataclass(frozen=True)
 class SimilarImage:
-    """Positions of an image and of the nearest earlier one that looks like it, and the bits in which they differ."""
+    """Positions of an image and of the nearest earlier image that looks like it, and their distance in bits."""
 
     index: int
     earlier: int
@@ -40,7 +40,7 @@ class SimilarImage:
 
 
 def find_alike(hashes: Hashes) -> list[SimilarImage]:
-    """Each image whose hash is within `DISTANCE` bits of an earlier image's, in order, once."""
+    """Return each image whose hash is within `DISTANCE` bits of an earlier image's, in order, once."""
     distinct, first, kind = np.unique(hashes, return_index=True, return_inverse=True)
     count = len(hashes)
     nearest = np.full(len(distinct), (_BITS + 1) * count)  # of each value's first image: distance * count + position

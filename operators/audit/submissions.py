@@ -1,4 +1,4 @@
-"""Audits what people said of images: their submissions, and the rows that say which submission was merged."""
+"""Audit of submissions, of the rows that record which submission was merged, and of ratings."""
 
 import math
 from collections.abc import Collection, Iterator, Sequence
@@ -41,7 +41,7 @@ _THREADS = 16
 
 
 def audit_submissions(dataset: Location, rows: Sequence[range], taken: Collection[int]) -> Iterator[Finding]:
-    """Findings in `annotations/`: submissions that cannot be read, or are of no image, and anything of a `taken` one.
+    """Yield findings in `annotations/`: submissions that are unreadable or of no image, and files of `taken` images.
 
     `rows` are the spans of the dataset's ordinals.
     """
@@ -80,11 +80,11 @@ def audit_submissions(dataset: Location, rows: Sequence[range], taken: Collectio
 def audit_merged_submission(
     dataset: Location, row: Row, masks: Sequence[Row], images: FindingLocation, place: FindingLocation
 ) -> Iterator[Finding]:
-    """Whether the submission that an image's row says was merged is there, and the dataset has what it says.
+    """Yield findings unless an image's merged submission exists and the dataset contains its data.
 
-    `masks` are the image's rows of `masks/*.parquet`; `images` and `place` are where findings in the image's row and in
-    those of its masks are made. An import that came later leaves the submission's number, and says its own file; then
-    the submission must be there.
+    `masks` are the image's rows of `masks/*.parquet`; `images` and `place` are the locations for findings in the
+    image's row and in its masks' rows. A later import keeps the submission's number but records its own file; the
+    submission must exist even then.
     """
     if merged_assignment(row["submission"]) is None or row["submission"]["n"] is None:
         return
@@ -112,14 +112,14 @@ def audit_merged_submission(
 
 
 def _of_image(row: Row, submissions: Sequence[Submission], *, whole: bool) -> tuple[Row, Row]:
-    """Return what a row should say of its image, by an assignment's submissions, and what it says. `whole`: all."""
+    """Return expected and actual annotation columns of an image's row; `whole`: no submission is missing."""
     submission = submissions[-1]
     expected: Row = {"sha256": submission.sha256, "annotator": submission.annotator, "stage": submission.stage}
     found: Row = {"sha256": row["submission"]["sha256"], "annotator": row["annotator"], "stage": row["stage"]}
     seconds = sum(each.seconds for each in last_of_states(submissions))
     if whole and not (row["seconds"] is not None and math.isclose(row["seconds"], seconds)):
         expected["seconds"], found["seconds"] = seconds, row["seconds"]
-    # Of what a submission says of other masks, and where it takes another's place, something may not have fit.
+    # If masks were replaced, deleted, or superseded, parts of the submission may not have fit.
     unfit = bool(submission.replaced or submission.deleted) or any(
         each.base == submission.base for each in submissions[:-1]
     )
@@ -131,11 +131,11 @@ def _of_image(row: Row, submissions: Sequence[Submission], *, whole: bool) -> tu
 def _audit_masks(
     row: Row, masks: Sequence[Row], submissions: Sequence[Submission], place: FindingLocation
 ) -> Iterator[Finding]:
-    """Whether an image has the masks of the last submission, none that it took away, and what it says of them."""
+    """Yield findings for masks that the last submission has but the image lacks, that it removed, or that differ."""
     submission, where = submissions[-1], f"id {row['id']}"
     here = {mask["annotation_id"]: _counts(mask) for mask in masks}
     there = frozenset(here.values())
-    # A mask whose parent did not fit was left out; then the image is not complete.
+    # A mask whose parent did not fit was skipped, and then the image is not complete.
     missing = {
         mask.counts
         for mask in submission.masks
@@ -159,7 +159,7 @@ def _audit_masks(
         if found["source"] == AUTOMATIC or not words:
             continue
         if found["origin"] is not None and not any(mask.parent == found["parent"] is not None for mask, _ in words):
-            continue  # imported, and the same pixel for pixel
+            continue  # imported, and identical pixel for pixel
         others = [_unlike(found, mask, until) for mask, until in words]
         if all(others):
             id = found["annotation_id"]
@@ -169,12 +169,12 @@ def _audit_masks(
 
 
 def _unlike(row: Row, mask: SubmittedMask, submissions: Sequence[Submission]) -> Row:
-    """Return what the last submission says of a mask other than its row: empty if that may have come of it."""
+    """Return the columns in which the last submission differs from a mask's row; empty if it can explain the row."""
     expected = {**mask_columns(mask, submissions), "parent": mask.parent}
     if mask.source == "corrected" and row["source"] in SOURCES:
-        del expected["source"]  # it may be that of the mask whose place it took
+        del expected["source"]  # it may be that of the replaced mask
     if mask.label is not None or mask.parent is None:
-        expected["label"] = mask.label  # else it may be the parent's
+        expected["label"] = mask.label  # otherwise it may be the parent's
     return {name: value for name, value in expected.items() if row[name] != value}
 
 
@@ -190,14 +190,14 @@ def _bad(name: SubmissionName, expected: str, found: str) -> Finding:
     )
 
 
-_AT_ONCE = 2_000  # ratings whose masks are asked for by one query
+_AT_ONCE = 2_000  # ratings whose masks are requested in one query
 
 
 def audit_ratings(tables: DatasetTables, taken: Collection[int]) -> Iterator[Finding]:
-    """Findings in `annotations/ratings/`: files that are no ratings, and ratings of what was never a mask.
+    """Yield findings in `annotations/ratings/`: files that are not ratings, and ratings of masks that never existed.
 
-    A mask that was rated may be replaced or deleted later: its number is under the image's `next_mask`. `taken` are
-    ordinals of images that were taken down: `audit_submissions` finds what is left of them.
+    A rated mask may be replaced or deleted later, but its number stays under the image's `next_mask`. `taken` are the
+    ordinals of removed images, whose remaining files `audit_submissions` finds.
     """
     names = [name for name in list_ratings(tables.location) if name.ordinal not in taken]
     for start in range(0, len(names), _AT_ONCE):
@@ -215,7 +215,7 @@ def audit_ratings(tables: DatasetTables, taken: Collection[int]) -> Iterator[Fin
 
 
 def _masks_of(tables: DatasetTables, images: Sequence[int]) -> tuple[dict[int, int], dict[int, str]]:
-    """Return the number of the next mask by image, and the run lengths by annotation id, of these images."""
+    """Return the next mask number by image and the run lengths by annotation id, for these images."""
     among = ", ".join(str(image) for image in images)
     rows = tables.query(f"SELECT id, next_mask AS next FROM images WHERE id IN ({among})").to_pylist()
     masks = tables.query(

@@ -1,4 +1,4 @@
-"""Audits a shard's tar, as one stream: its members, each JSON against the tables, each JPEG against its image's row."""
+"""Audit of a shard's tar as a stream: its members, each JSON against the tables, each JPEG against its image's row."""
 
 import hashlib
 import json
@@ -20,20 +20,20 @@ _NO_PICTURE = (Code.BAD_JPEG, Code.JPEG_SIZE)
 
 
 class HashedStream:
-    """A stream that hashes what is read from it, so that a file is read once."""
+    """A stream that hashes everything read from it, so that a file is read only once."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._hash = hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
+        """Return the next bytes."""
         data = self._stream.read(size)
         self._hash.update(data)
         return data
 
     def digest(self) -> str:
-        """Read what is left, and return the SHA-256 of all, 64 hexadecimal digits."""
+        """Read the rest, and return the SHA-256 of everything as 64 hexadecimal digits."""
         while self.read(_PIECE):
             pass
         return self._hash.hexdigest()
@@ -50,11 +50,11 @@ def audit_tar(
     decoder: JpegDecoder,
     look: Callable[[Row, bytes], Iterable[Finding]] | None = None,
 ) -> Iterator[Finding]:
-    """Findings in a tar that should hold these rows of `images/*.parquet`, in their order.
+    """Yield findings in a tar that should contain these rows of `images/*.parquet`, in their order.
 
-    `masks_of` gives the rows of an ordinal's masks; `decode` holds the ids whose JPEGs are decoded, by `decoder`;
-    `look` finds more in those that are of their row's size and not torn. Members after the first unexpected one are not
-    checked.
+    `masks_of` returns the mask rows of an ordinal. `decode` contains the ids of the JPEGs that `decoder` decodes.
+    `look` yields more findings for JPEGs that are intact and have the size in their row. Checking stops at the first
+    unexpected member.
     """
     try:
         members = _members(TarReader(stream))
@@ -90,12 +90,12 @@ def _members(archive: TarReader) -> Iterator[tuple[str, bytes]]:
 
 
 def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: FindingLocation) -> Iterator[Finding]:
-    """Whether an image's JSON is, byte for byte, what the rows of image and masks give."""
+    """Yield findings unless an image's JSON is, byte for byte, the one that its image and mask rows give."""
     name = annotation_name(row["id"])
     try:
         expected = annotations_json(row["id"], image_name(row["id"]), (row["height"], row["width"]), masks)
     except (ValueError, TypeError):
-        return  # the tables have values that no JSON can have; `segmint.operators.audit.masks` names them
+        return  # the tables contain values that JSON cannot represent; `segmint.operators.audit.masks` reports them
     if data == expected:
         return
     try:
@@ -108,7 +108,7 @@ def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: FindingLocati
 
 
 def audit_jpeg(data: bytes, row: Row, place: FindingLocation, decoder: JpegDecoder | None) -> Iterator[Finding]:
-    """Whether a JPEG has its row's size and only the picture in it; with a `decoder`, whether all of it decodes."""
+    """Yield findings unless a JPEG has its row's size and no metadata and, with a `decoder`, decodes completely."""
     name = image_name(row["id"])
     try:
         parts = jpeg_parts(data)
@@ -132,13 +132,13 @@ def audit_jpeg(data: bytes, row: Row, place: FindingLocation, decoder: JpegDecod
 
 
 def _decoded_size(jpeg: bytes) -> tuple[int, int]:
-    """(height, width) of a picture that decodes to its end; raises ValueError for another."""
+    """Return the (height, width) of an image that decodes completely; raises ValueError otherwise."""
     height, width = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", strict=True).shape[:2]
     return height, width
 
 
 def _first_difference(expected: Any, found: Any, path: str = "") -> tuple[str, str, str] | None:
-    """Where two JSON values differ first, as (path, expected, found), each shortened; None where they are equal."""
+    """Return the first difference of two JSON values as (path, expected, found), shortened; None if they are equal."""
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         if list(expected) != list(found):
             missing, more = [k for k in expected if k not in found], [k for k in found if k not in expected]
