@@ -1,17 +1,17 @@
-"""The boxes of HEIC and AVIF files (ISO/IEC 14496-12): walked in bytes that nobody checked, and damage is no error."""
+"""Parser of the boxes in HEIC and AVIF files (ISO/IEC 14496-12) that tolerates damaged, untrusted bytes."""
 
 import struct
 from collections.abc import Iterator
 from itertools import islice
 
-_MOST = 100_000  # boxes, items and extents that are looked at
+_MOST = 100_000  # maximum boxes, items, and extents that are read
 _XMP_TYPE = b"application/rdf+xml"
 
 
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
-    """Yield each box's name, and where its content begins and ends, in `data` from `start` to `end`.
+    """Yield each box's name and the start and end of its content, in `data` from `start` to `end`.
 
-    A box may say that it ends behind the data.
+    The declared end of a box may lie behind the data.
     """
     end = len(data) if end is None else min(end, len(data))
     for _ in range(_MOST):
@@ -19,7 +19,7 @@ def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple
             return
         size, name = struct.unpack_from(">I4s", data, start)
         header = 8
-        if size == 1 and start + 16 <= end:  # a size of 64 bits follows
+        if size == 1 and start + 16 <= end:  # a 64-bit size follows
             header, (size,) = 16, struct.unpack_from(">Q", data, start + 8)
         stop = end if size == 0 else start + max(size, header)
         yield name, start + header, stop
@@ -27,7 +27,7 @@ def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple
 
 
 def xmp_items(data: bytes, most: int) -> Iterator[bytes]:
-    """Yield the XMP packets that the meta box lists as items (8.11.3, 8.11.6), up to `most` bytes of all together."""
+    """Yield the XMP packets that the meta box lists as items (8.11.3, 8.11.6), up to `most` bytes in total."""
     for name, start, stop in boxes(data):
         if name == b"meta":
             inside = {kind: (begin, end) for kind, begin, end in boxes(data, start + 4, stop)}
@@ -61,12 +61,12 @@ def _xmp_numbers(data: bytes, start: int, end: int) -> Iterator[int]:
 
 
 def _places(data: bytes, start: int) -> Iterator[tuple[int, bool, list[tuple[int, int]]]]:
-    """Yield each item's number, whether its offsets count from the idat box, and its extents (offset, length)."""
+    """Yield each item's number, whether its offsets are relative to the idat box, and its extents (offset, length)."""
     version, sizes = data[start], _whole(data, start + 4, 2)
     offset_size, length_size, base_size, index_size = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
     wide = 4 if version == 2 else 2
     count, at = _whole(data, start + 6, wide), start + 6 + wide
-    left = _MOST  # entries may have no bytes, so that their number says nothing of the data's size
+    left = _MOST  # entries may have no bytes, so their number isn't bounded by the data's size
     for _ in range(min(count, _MOST)):
         number, at = _whole(data, at, wide), at + wide
         method = 0

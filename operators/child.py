@@ -1,8 +1,8 @@
-"""Child processes that decode untrusted bytes: if one dies, hangs or runs out of memory, its image is known.
+"""Child processes that decode untrusted bytes, so that a crash, hang, or memory error is traced to its image.
 
-pebble manages the processes, their deadlines and their replacement. This file adds the rest: a child dies with its
-parent, cannot exhaust the machine's memory, leaves no core dump (which would hold an image's bytes) on disk, prints
-nothing while it has an image, and its start never counts towards an image's time.
+pebble manages the processes, their deadlines, and their replacement. This module ensures that a child dies with its
+parent, cannot exhaust the machine's memory, leaves no core dump (which would contain an image's bytes), prints nothing
+while it processes an image, and does not spend an image's time limit on starting.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 
 class SuspectError(RejectedError):
-    """The child that processed this image died, hung or ran out of memory.
+    """The child that processed this image died, hung, or ran out of memory.
 
     It becomes a verdict only if it happens again in a fresh child with nothing else running.
     """
@@ -43,11 +43,11 @@ class ChildFaultError(SegmintError):
 
 
 class Children(Generic[T]):
-    """Processes that build a worker once, with `factory`, and then apply it to one image's bytes at a time.
+    """Pool of processes that build a worker once, with `factory`, and then apply it to one image's bytes at a time.
 
-    `factory` must be picklable and importable in the child, where its result stays. `timeout_s` is for one image and
-    starts when a child takes it; a worker that asks another process may wait for it `wait_s` seconds more.
-    `memory_limit`, in bytes, is what an image may use on top of an idle child (Linux; None: no limit). A child is
+    `factory` must be picklable and importable in the child, where its result stays. `timeout_s` applies to one image
+    and starts when a child takes it; a worker that waits for another process gets `wait_s` more seconds.
+    `memory_limit`, in bytes, is what an image may use in addition to an idle child (Linux; None: no limit). A child is
     replaced after `max_tasks` images, which bounds leaks in decoders. Children start immediately, in the background.
     """
 
@@ -75,10 +75,10 @@ class Children(Generic[T]):
         self._pool = self._keeper.submit(self._start).result()
 
     def run(self, data: bytes) -> T:
-        """Return the worker's result for one image; waits until a child is free. Thread-safe.
+        """Return the worker's result for one image; wait until a child is free. Thread-safe.
 
-        An image whose child died is tried once more, alone. Raises what the worker raises; `SuspectError` with
-        `killed_worker`, `timed_out` or `out_of_memory` if the second try fails in this way, too; `ChildFaultError`.
+        An image whose child died is retried once, with nothing else running. Raises what the worker raises;
+        `SuspectError` with `killed_worker`, `timed_out`, or `out_of_memory` if the retry fails, too; `ChildFaultError`.
         """
         try:
             with self._slots:
@@ -93,7 +93,7 @@ class Children(Generic[T]):
             self._living_pool().schedule(os.getpid).result()
 
     def close(self) -> None:
-        """End the children; an image in progress is lost. May be called again."""
+        """Stop the children; an image in progress is lost. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -158,7 +158,7 @@ class Children(Generic[T]):
 
 
 def _is_deadline(error: TimeoutError) -> bool:
-    """Whether this is pebble's timeout for a task, not a `TimeoutError` raised by the worker."""
+    """Return whether this is pebble's timeout for a task, not a `TimeoutError` raised by the worker."""
     return bool(error.args) and error.args[0] == "Task timeout"
 
 
@@ -175,7 +175,7 @@ def _suspect(exit_code: int | None) -> SuspectError:
 class _BarePopen(popen_spawn_posix.Popen):
     """A child that does not import its parent's main module.
 
-    That module is Ray's own in a Ray worker, and otherwise the user's script: neither must run in the child.
+    That module is Ray's in a Ray worker and the user's script otherwise; neither must run in the child.
     """
 
     _one_at_a_time = threading.Lock()
@@ -202,13 +202,13 @@ class _BareProcess(SpawnProcess):
 
 
 class BareContext(SpawnContext):
-    """Starts processes that do not import the main module of this one."""
+    """Multiprocessing context whose processes do not import this process's main module."""
 
     Process = _BareProcess
 
 
 def forbid_core_dumps() -> None:
-    """Disable core dumps for this process and the ones it starts from now on."""
+    """Disable core dumps for this process and its future children."""
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 
@@ -234,7 +234,7 @@ def _begin(factory: Callable[[], Worker[Any]], memory_limit: int | None) -> None
 
 
 def _work(data: bytes) -> Any:
-    """Apply the worker to one image; end the process if memory runs out, since its state is then unreliable."""
+    """Apply the worker to one image; end the process if memory runs out, because its state is then unreliable."""
     if _worker is None:
         raise ChildFaultError(f"the process that decodes images cannot start: {_start_error}")
     try:
@@ -246,7 +246,7 @@ def _work(data: bytes) -> Any:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, by the messages of Python, NumPy and Pillow, torch, ONNX or OpenCV."""
+    """Return whether an allocation failed, by the messages of Python, NumPy and Pillow, torch, ONNX, or OpenCV."""
     text = str(error)
     return isinstance(error, MemoryError) or any(
         words in text for words in ("can't allocate memory", "std::bad_alloc", "bad allocation", "Insufficient memory")
@@ -254,7 +254,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _silence() -> None:
-    """Discard what this process prints: libtiff prints a line for each damaged row of pixels, up to millions."""
+    """Discard this process's output, because libtiff prints up to millions of lines, one per damaged row of pixels."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)
@@ -262,7 +262,7 @@ def _silence() -> None:
 
 
 def guard_child() -> None:
-    """Make this process die with its parent, and leave no core dump, which would hold an image."""
+    """Make this process die with its parent and leave no core dump, which would contain an image."""
     _die_with_parent()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

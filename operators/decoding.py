@@ -1,8 +1,8 @@
-"""Applies functions to the JPEGs of datasets that anybody may have made, within bounds of memory and time.
+"""Decoder for untrusted JPEGs of datasets, with limits on memory and time.
 
-The bytes go to a child process with a limit of memory and a deadline, and no picture over `MOST_PIXELS` is decoded. Of
-a dataset in segmint's format, JPEGs of the form that segmint writes are decoded in this process while they are small:
-their decoding takes memory and time in proportion to their pixels, and the start of a child would take longer.
+The bytes go to a child process with a memory limit and a deadline, and images over `MOST_PIXELS` are not decoded. For a
+dataset in segmint's format, small JPEGs in the form that segmint writes are decoded in this process: their memory and
+time are proportional to their pixels, and starting a child would take longer.
 """
 
 import os
@@ -21,11 +21,11 @@ from segmint.operators.child import Children, SuspectError, Worker, forbid_core_
 T = TypeVar("T")
 
 PIXELS_HERE = 32_000_000
-"""Pixels of the largest JPEG that is decoded in the process itself: 96 MB as RGB."""
+"""Pixels of the largest JPEG that is decoded in this process: 96 MB as RGB."""
 
 TIMEOUT_S = 60.0
 MEMORY = 3 << 30
-"""Bytes that one image may take in the child (Linux)."""
+"""Bytes that one image may use in the child (Linux)."""
 
 _PROCESSES = 4
 _START, _QUANTIZATION, _BASELINE, _HUFFMAN, _RESTART, _SCAN = 0xD8, 0xDB, 0xC0, 0xC4, 0xDD, 0xDA
@@ -34,18 +34,18 @@ _SKIPPED = frozenset({_QUANTIZATION, _HUFFMAN, _RESTART, _COMMENT, *range(_APP0,
 
 
 class UndecodableError(ValueError):
-    """A picture that cannot be decoded, or not within the limits. The message says why."""
+    """An image that cannot be decoded, or not within the limits. The message gives the reason."""
 
 
 class OverLimitError(UndecodableError):
-    """A picture whose decoding was late, ran out of memory or ended its process: another time it may be decoded."""
+    """An image whose decoding timed out, ran out of memory, or killed its process; a retry may succeed."""
 
 
 class JpegDecoder:
-    """Applies functions to JPEGs; thread-safe. Its child processes start when one is needed.
+    """Decoder that applies functions to JPEGs. Thread-safe; child processes start when one is needed.
 
-    `own`: the JPEGs are those of a dataset in segmint's format. Others are decoded only in children, of which there
-    are up to `processes` (default: one a core, up to four).
+    `own` means that the JPEGs belong to a dataset in segmint's format. Others are decoded only in children, of which
+    there are up to `processes` (default: one per core, up to four).
     """
 
     def __init__(self, *, own: bool, processes: int | None = None) -> None:
@@ -56,10 +56,10 @@ class JpegDecoder:
         self._closed = False
 
     def run(self, function: Callable[[bytes], T], jpeg: bytes) -> T:
-        """Return `function(jpeg)`. `function` must be picklable and importable in a child, as its result must.
+        """Return `function(jpeg)`. `function` and its result must be picklable and importable in a child.
 
-        Raises `UndecodableError` for any exception of `function` and for over `MOST_PIXELS`; `OverLimitError`, which is
-        one, if the child dies, runs out of memory or is late twice; `ChildFaultError` if no child can start.
+        Raises `UndecodableError` if `function` raises or the image is over `MOST_PIXELS`; its subclass `OverLimitError`
+        if the child dies, runs out of memory, or times out twice; `ChildFaultError` if no child can start.
         """
         if self._own and is_plain(jpeg):
             return _apply(function, jpeg)
@@ -71,7 +71,7 @@ class JpegDecoder:
         return result
 
     def close(self) -> None:
-        """End the children. May be called again."""
+        """Stop the children. Idempotent."""
         with self._lock:
             self._closed = True
             if self._children is not None:
@@ -93,11 +93,11 @@ class JpegDecoder:
 
 
 def is_plain(jpeg: bytes) -> bool:
-    """Whether a JPEG has the form that segmint writes, and at most `PIXELS_HERE`, by its header.
+    """Return whether a JPEG's header has the form that segmint writes, with at most `PIXELS_HERE` pixels.
 
-    The form: baseline, 8 bits, one scan of all of one or three components. Any other, such as a progressive one, makes
-    a decoder hold all coefficients, or decode the picture once a scan. Markers that decoders may read in different
-    ways are not plain.
+    The form is baseline, 8 bits, and one scan of all of one or three components. Any other form, such as progressive,
+    makes a decoder hold all coefficients or decode the image once per scan. Markers that decoders may interpret
+    differently are not plain.
     """
     if jpeg[:2] != bytes([0xFF, _START]):
         return False
@@ -123,9 +123,9 @@ def is_plain(jpeg: bytes) -> bool:
 
 
 def _worker() -> Worker[Any]:
-    """Build what a child does."""
+    """Build the child's worker function."""
     forbid_core_dumps()
-    warnings.filterwarnings("ignore", module="PIL")  # odd metadata is common, and what fails is said by the exception
+    warnings.filterwarnings("ignore", module="PIL")  # odd metadata is common, and failures raise exceptions
     return _in_child
 
 

@@ -1,7 +1,7 @@
-"""Describe: statistics of each mask and of each image, computed from the masks and the redacted regions alone.
+"""Describe stage: statistics of each mask and image, computed only from the masks and redacted regions.
 
-They are those of the SAM paper's section 5 (figures 5-7): relative size, concavity, the mask's center, masks per image.
-Everything is computed from the run-length encoding itself; no mask is ever decoded to pixels.
+They are those of section 5 of the SAM paper (figures 5-7): relative size, concavity, mask center, and masks per image.
+Everything is computed from the run-length encoding; masks are never decoded to pixels.
 """
 
 import math
@@ -35,7 +35,7 @@ from segmint.operators.schemas import (
 Ints = NDArray[np.int64]
 
 _AVERAGED = ("predicted_iou", "stability_score", "relative_size", "concavity")
-"""The columns of masks of which an image has the mean."""
+"""Mask columns that are averaged per image."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class MaskStatistics:
 def describe_mask(size: tuple[int, int], counts: str) -> MaskStatistics:
     """Compute the statistics of one mask, given as COCO's compressed RLE of an image of `size` (height, width).
 
-    The convex hull is that of the pixels' *corners*: of pixel centers it would be smaller than the mask. An empty mask,
-    which the generator never writes, has size 0, concavity 0, aspect ratio 1 and its center in the middle.
+    The convex hull is that of the pixels' *corners*, because that of pixel centers would be smaller than the mask. An
+    empty mask, which the generator never writes, has size 0, concavity 0, aspect ratio 1, and its center in the middle.
     """
     height, width = size
     x, top, bottom = column_spans(height, decompress(counts))
@@ -78,7 +78,7 @@ def describe_mask(size: tuple[int, int], counts: str) -> MaskStatistics:
 def column_spans(height: int, runs: Ints) -> tuple[Ints, Ints, Ints]:
     """Return the mask as vertical spans: column x, first row, one past the last row; three (S,) int64 arrays.
 
-    A foreground run that continues from the bottom of a column into the next is cut there.
+    A foreground run that continues from the bottom of a column into the next is split there.
     """
     ends = np.cumsum(runs)
     start, end = ends[0::2][: runs.size // 2], ends[1::2]
@@ -92,13 +92,13 @@ def column_spans(height: int, runs: Ints) -> tuple[Ints, Ints, Ints]:
 
 
 def hull_area(x: Ints, top: Ints, bottom: Ints) -> float:
-    """Area in pixels of the convex hull of the corners of all pixels in the spans (see `column_spans`)."""
+    """Return the area, in pixels, of the convex hull of the spans' pixel corners (see `column_spans`)."""
     corners = np.stack([np.concatenate([x, x, x + 1, x + 1]), np.concatenate([top, bottom, top, bottom])], axis=1)
     return float(cv2.contourArea(cv2.convexHull(corners.astype(np.int32))))
 
 
 def coverage(size: tuple[int, int], all_counts: Sequence[str]) -> float:
-    """Share of an image's pixels that lie in at least one of its masks, 0 to 1."""
+    """Return the share of an image's pixels that lie in at least one of its masks, 0 to 1."""
     if not all_counts:
         return 0.0
     codes = [{"size": list(size), "counts": counts.encode("ascii")} for counts in all_counts]
@@ -107,7 +107,6 @@ def coverage(size: tuple[int, int], all_counts: Sequence[str]) -> float:
 
 def describe_table(table: pa.Table) -> pa.Table:
     """Add the statistics to every row that has masks; rejected and faulted rows pass through with nulls.
-
 
     For `map_batches(..., batch_format="pyarrow")`: SEGMENTED in, DESCRIBED out, row for row in order. A row that cannot
     be described is faulted.
@@ -156,10 +155,10 @@ def _described(table: pa.Table) -> pa.Table:
 
 
 def redaction_columns(row: Mapping[str, Any], counts: Sequence[str]) -> tuple[list[float | None], list[float | None]]:
-    """Return `redacted_share` and `redaction_iou` of an image's masks, from its row's `regions`; null if these are.
+    """Return `redacted_share` and `redaction_iou` of an image's masks from its row's `regions`; null if `regions` is.
 
-    `row` has the sizes of the upright source and of the released image; `counts` are each mask's compressed RLE.
-    Raises `ValueError` if there are regions, and run lengths that do not cover the image.
+    `row` contains the sizes of the upright source and of the released image; `counts` are each mask's compressed RLE.
+    Raises `ValueError` if there are regions and run lengths that do not cover the image.
     """
     if row["regions"] is None:
         return [None] * len(counts), [None] * len(counts)
@@ -171,7 +170,7 @@ def redaction_columns(row: Mapping[str, Any], counts: Sequence[str]) -> tuple[li
 
 
 def _origins(table: pa.Table, offsets: NDArray[np.int32], counts: Sequence[str]) -> list[pa.Array]:
-    """Return the columns of `MASK_ORIGIN`, and the index, of all masks of a table, which a build has made."""
+    """Return the `MASK_ORIGIN` columns and the index of all masks in a table, which a build has made."""
     shares: list[float | None] = []
     ious: list[float | None] = []
     rows = table.select(["regions", "source_height", "source_width", "height", "width"]).to_pylist()
@@ -186,7 +185,7 @@ def _origins(table: pa.Table, offsets: NDArray[np.int32], counts: Sequence[str])
 def image_statistics(size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Compute the statistics of an image of `size` (height, width) from its masks' rows (keys of `DESCRIBED_MASK`).
 
-    Masks without scores, as people make them, do not count in the means of scores.
+    Masks without scores, such as manual ones, do not count in the means of scores.
     """
     counts = [mask["segmentation"]["counts"] for mask in masks]
     return _statistics(size, counts, {name: [mask[name] for mask in masks] for name in _AVERAGED})

@@ -1,4 +1,4 @@
-"""Decode segmint's own JPEGs. `operators/prepare/ingest.py` and `operators/decoding.py` decode what others made."""
+"""Decoder of segmint's own JPEGs; `operators/prepare/ingest.py` and `operators/decoding.py` decode untrusted images."""
 
 import io
 
@@ -16,5 +16,5 @@ def decode_jpeg(data: bytes) -> Pixels:
     Uses Pillow, the most common library, so that anyone can recompute the masks from the released file.
     """
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-        # To convert an image that is RGB already copies it, which takes as long as to decode it.
+        # Converting an image that is already RGB copies it, which takes as long as decoding it.
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

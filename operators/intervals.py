@@ -1,4 +1,4 @@
-"""95 % confidence intervals of shares and means."""
+"""95 % confidence intervals of proportions and means."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Interval = tuple[float, float]
 
-_Z = 1.959963984540054  # 97.5 % of a normal distribution
+_Z = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 _PERCENTILES = (2.5, 97.5)
 _MEAN_RESAMPLES = 1000
 _CLUSTER_RESAMPLES = 10_000
@@ -17,7 +17,7 @@ _SEED = 0  # the same data always gives the same interval
 
 
 def wilson(successes: float, trials: int) -> Interval:
-    """Return Wilson's score interval (1927) of a proportion, which is wider than nothing even for 0 successes."""
+    """Return Wilson's score interval (1927) of a proportion, which has a positive width even for 0 successes."""
     share = successes / trials
     center = share + _Z**2 / (2 * trials)
     spread = _Z * math.sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials**2))
@@ -26,7 +26,7 @@ def wilson(successes: float, trials: int) -> Interval:
 
 
 def bootstrap_mean(values: NDArray[np.float64]) -> Interval:
-    """Return the percentile bootstrap (Efron 1979) of the mean of values, shape (N,)."""
+    """Return the percentile bootstrap interval (Efron 1979) of the mean of values, shape (N,)."""
     random = np.random.default_rng(_SEED)
     means = [values[random.integers(0, len(values), len(values))].mean() for _ in range(_MEAN_RESAMPLES)]
     low, high = np.percentile(means, _PERCENTILES)
@@ -34,7 +34,7 @@ def bootstrap_mean(values: NDArray[np.float64]) -> Interval:
 
 
 def clustered(successes: Sequence[int], trials: Sequence[int]) -> Interval | None:
-    """Return the percentile bootstrap of a ratio of sums over clusters; None with fewer than two clusters.
+    """Return the percentile bootstrap interval of a ratio of sums over clusters; None with fewer than two clusters.
 
     Clusters without a trial are ignored.
     """
@@ -53,10 +53,10 @@ def clustered(successes: Sequence[int], trials: Sequence[int]) -> Interval | Non
 
 
 def at_most(successes: int, trials: int, confidence: float = 0.95) -> float:
-    """Return the one-sided upper bound of Clopper and Pearson (1934) of a proportion, which is exact for a binomial.
+    """Return the one-sided upper bound of Clopper and Pearson (1934) of a proportion, exact for a binomial.
 
-    It is the share at which so few successes would have a probability of 1 - `confidence`: without one, about 3 /
-    `trials` (the rule of three).
+    It is the proportion at which at most `successes` would have a probability of 1 - `confidence`. Without a success,
+    it is about 3 / `trials` (the rule of three).
     """
     from scipy.stats import beta
 

@@ -1,4 +1,4 @@
-"""Draw masks over their image, for people to look at."""
+"""Visualization of masks and prompts over their image."""
 
 import colorsys
 import io
@@ -23,8 +23,8 @@ _GOLDEN_ANGLE = 0.618033988749895  # turns: each hue is as far from all earlier 
 def draw_overlay(image: Pixels, records: Sequence[MaskRecord]) -> Pixels:
     """Return the image with every mask tinted and thinly outlined; (H, W, 3) uint8 RGB in and out.
 
-    The largest masks are drawn first, so that parts stay visible on top of whole objects. Colors depend on that order
-    alone: the same masks give the same result.
+    The largest masks are drawn first, so that parts stay visible on top of whole objects. Colors depend only on that
+    order, so the result is deterministic.
     """
     canvas = image.copy()
     thickness = max(1, round(min(image.shape[:2]) / 700))
@@ -60,7 +60,7 @@ def draw_prompts(
 
 
 def distinct_color(index: int) -> tuple[int, int, int]:
-    """The `index`-th of a fixed series of colors, each with a hue unlike those before; RGB, 0-255."""
+    """Return color `index` of a fixed series in which each hue differs from the earlier ones; RGB, 0-255."""
     hue = (0.58 + index * _GOLDEN_ANGLE) % 1.0
     saturation, value = (0.85, 1.0) if index % 2 == 0 else (0.65, 0.9)
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -68,7 +68,7 @@ def distinct_color(index: int) -> tuple[int, int, int]:
 
 
 def encode_png(image: Pixels) -> bytes:
-    """Encode an image, (H, W, 3) uint8 RGB, as PNG that says it is segmint's."""
+    """Encode an image, (H, W, 3) uint8 RGB, as PNG with a marker that segmint wrote it."""
     buffer = io.BytesIO()
     written_by = PngInfo()
     written_by.add_text(*_WRITTEN_BY)
@@ -77,5 +77,5 @@ def encode_png(image: Pixels) -> bytes:
 
 
 def is_ours(png: bytes) -> bool:
-    """Return whether `encode_png` wrote a file: its first chunk after the header says so."""
+    """Return whether `encode_png` wrote a file, according to the first chunk after its header."""
     return "\0".join(_WRITTEN_BY).encode() in png[:64]

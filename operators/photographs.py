@@ -1,7 +1,7 @@
-"""Decode a photograph that somebody names: a HEIC in a child process, since a damaged one can end its decoder.
+"""Decoder of photographs that users name, which isolates HEICs in a child process because they can crash it.
 
-libheif, as pi-heif 1.4 brings it, crashes on a metadata box with one wrong byte. The other decoders crashed on none of
-tens of thousands of changed files, and decode here.
+libheif, as shipped with pi-heif 1.4, crashes on a metadata box with one wrong byte. The other decoders didn't crash on
+any of tens of thousands of mutated files, so they run in this process.
 """
 
 import os
@@ -18,17 +18,17 @@ from segmint.operators.prepare.ingest_config import ANY_SIZE
 
 Pixels = NDArray[np.uint8]
 
-_MEMORY = 4 << 30  # bytes that a photograph may take in the child (Linux)
+_MEMORY = 4 << 30  # bytes that a photograph may use in the child (Linux)
 
 _lock = threading.Lock()
-_children: dict[int, Children[Pixels]] = {}  # by process: a fork has none yet
+_children: dict[int, Children[Pixels]] = {}  # by process id, because a forked process has none yet
 
 
 def decode_photograph(data: bytes) -> Pixels:
-    """Return a photograph's pixels, (H, W, 3) uint8 RGB, in sRGB, upright and opaque. Thread-safe.
+    """Return a photograph's pixels, (H, W, 3) uint8 RGB, in sRGB, upright, and opaque. Thread-safe.
 
-    Raises what `ingest` raises, with `killed_worker`, `timed_out` and `out_of_memory` for a HEIC whose decoder died,
-    and `ChildFaultError` if no child can start. The child starts with the first HEIC, and ends with this process.
+    Raises what `ingest` raises, with `killed_worker`, `timed_out`, or `out_of_memory` if a HEIC's decoder died, and
+    `ChildFaultError` if no child can start. The child starts with the first HEIC and ends with this process.
     """
     if recognize(data, ANY_SIZE.decoded) != "HEIC":
         return _decode(data)
@@ -39,7 +39,7 @@ def _started() -> Children[Pixels]:
     with _lock:
         if os.getpid() not in _children:
             children = Children(_decoder, timeout_s=ANY_SIZE.timeout_s, memory_limit=_MEMORY)
-            Finalize(None, children.close, exitpriority=0)  # unlike `atexit`, also in a process of multiprocessing
+            Finalize(None, children.close, exitpriority=0)  # unlike `atexit`, also works in a multiprocessing child
             _children[os.getpid()] = children
         return _children[os.getpid()]
 

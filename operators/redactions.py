@@ -1,10 +1,10 @@
-"""How much of each mask lies in the redacted regions of its image, computed from the tables alone.
+"""Measures of the overlap between masks and the redacted regions of their image, computed only from the tables.
 
-A mask may trace a redacted region instead of an object: the ellipse over a face, the box of a plate. These measures
-come from what a dataset's tables hold, not from pixels, so an audit can compute them again, bit for bit.
+A mask may trace a redacted region instead of an object: the ellipse over a face, or the box of a plate. Because these
+measures depend on a dataset's tables and not on pixels, an audit can reproduce them bit for bit.
 
-There is a band around the ellipse or polygon of a detected region, in which the mosaic passes into the picture, and the
-region's box covers it. A mask is compared with the line halfway through the band.
+The ellipse or polygon of a detected region is surrounded by a band in which the mosaic blends into the image; the
+region's box includes it. Masks are compared with the line halfway through the band.
 """
 
 import math
@@ -20,12 +20,12 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 MANUAL = "manual"
-"""The source of a region that a person asked for."""
+"""Source of a region that a person requested."""
 
 FACE_BAND = 0.25
 """Width of the band around a face's ellipse, as a share of the ellipse's half axes.
 
-With 0.15 SAM still found the ellipse over a face as an object; with 0.25 it did not.
+With 0.15, SAM still segmented the ellipse over a face as an object; with 0.25, it did not.
 """
 PLATE_MARGIN = 0.25
 """Margin around a plate's corners, as a share of the plate's height."""
@@ -33,15 +33,15 @@ PLATE_BAND = 1.0
 """Width of the band around a plate, as a share of that margin."""
 
 _PLATE_SHARE = PLATE_MARGIN * PLATE_BAND / (1 + 2 * PLATE_MARGIN * (1 + PLATE_BAND))
-"""The band's width as a share of the whole region's height."""
+"""Width of the band as a share of the whole region's height."""
 
 
 class Redactions(NamedTuple):
-    """How the N masks of an image relate to its redacted regions; all 0 without regions, 0 for an empty mask.
+    """Overlap of an image's N masks with its redacted regions; all 0 without regions, 0 for an empty mask.
 
     Attributes:
         share: (N,) share of the mask's pixels that lie in any region, 0 to 1.
-        iou: (N,) IoU of the mask with the region for which it is highest, 0 to 1.
+        iou: (N,) highest IoU of the mask with a region, 0 to 1.
     """
 
     share: Floats
@@ -49,7 +49,7 @@ class Redactions(NamedTuple):
 
 
 class RedactionOutline(NamedTuple):
-    """The pixels of a region: those of `mask` (h, w) bool in the window whose top left corner is (x, y)."""
+    """Pixels of a region: those of `mask` (h, w) bool in the window whose top left corner is (x, y)."""
 
     x: int
     y: int
@@ -68,8 +68,8 @@ def redactions(
         regions: values of `segmint.operators.schemas.REGION`, in pixels of the upright source.
         source_size: (height, width) of the upright source.
         size: (height, width) of the released image.
-        counts: COCO's compressed run lengths of each mask, over the released image. They must be sound: pycocotools
-            trusts its input.
+        counts: COCO's compressed run lengths of each mask, over the released image. They must be valid because
+            pycocotools trusts its input.
     """
     none = Redactions(np.zeros(len(counts)), np.zeros(len(counts)))
     if not counts:
@@ -78,10 +78,10 @@ def redactions(
     codes = [_encoded(found, size) for found in outlines if found.mask.any()]
     if not codes:
         return none
-    from pycocotools import mask as coco  # what reads only the constants, the sandboxed child for one, does without
+    from pycocotools import mask as coco  # not needed to read only the constants, as the sandboxed child does
 
     masks = [{"size": list(size), "counts": code.encode("ascii")} for code in counts]
-    # By a "crowd" pycocotools divides the shared pixels by those of the mask: here, for all regions together.
+    # For a "crowd", pycocotools divides the intersection by the mask's area: here, for all regions together.
     is_crowd = [0] * len(codes) + [1]
     ious = np.asarray(coco.iou(masks, [*codes, coco.merge(codes)], is_crowd), np.float64)
     return Redactions(ious[:, -1].copy(), ious[:, :-1].max(axis=1))
@@ -90,16 +90,16 @@ def redactions(
 def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple[int, int]) -> RedactionOutline:
     """Return the pixels of a redacted region in the released image; a narrow region may have none.
 
-    A face that a detector found is the ellipse inscribed in its box: the pixels whose centers lie in it. Any other
-    region is its box: the pixels that lie in it entirely. Both are smaller by half of the band: they end
-    where mosaic and picture weigh the same. For a box that a person asked for, which has no band, these are exactly the
-    redacted pixels. Otherwise they differ a little, because the tables have only boxes:
+    The region of a detected face is the ellipse inscribed in its box: the pixels whose centers lie in it. Any other
+    region is its box: the pixels that lie entirely in it. Both are shrunk by half of the band, to where mosaic and
+    image have equal weight. A manual box has no band, so these are exactly its redacted pixels. For the others, they
+    differ slightly, because the tables contain only boxes:
 
-    - An ellipse over the image's border was clipped there. The one here is inscribed in what is left of its box, and
-      is smaller.
+    - An ellipse that crosses the image's border was clipped there. The one here is inscribed in the clipped box and is
+      smaller.
     - A tilted plate was redacted as a polygon. Its box is larger.
-    - Scaling down mixes pixels at a region's edge with others. They are left out if their centers lie outside an
-      ellipse, or if they lie only partly in a box.
+    - Downscaling mixes pixels at a region's edge with others. They are excluded if their centers lie outside an ellipse
+      or if they lie only partly in a box.
 
     `source_size` and `size` are (height, width) of the upright source and of the released image.
     """
@@ -114,10 +114,9 @@ def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple
 
 
 def band_widths(region: Mapping[str, Any]) -> tuple[float, float]:
-    """Return how wide the band is inside a region's box, in its pixels: at the left and right, at the top and bottom.
+    """Return the widths of the band inside a region's box, in its pixels: left and right, top and bottom.
 
-    A region that was clipped at the image's border, or whose sides were rounded, had others by a little; so had a
-    tilted plate.
+    They are slightly off for a region that was clipped at the image's border or rounded, and for a tilted plate.
     """
     if region["source"] == MANUAL:
         return 0.0, 0.0
@@ -129,15 +128,15 @@ def band_widths(region: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _span(start: int, length: int, inset: float, source: int, released: int) -> tuple[int, int]:
-    """First and end of the released pixels that lie entirely in a part of the source less `inset`, along one axis."""
+    """Return first and end of the released pixels entirely within a part of the source less `inset`, along one axis."""
     first = max(math.ceil((start + inset) * released / source), 0)
     return first, max(min(math.floor((start + length - inset) * released / source), released), first)
 
 
 def _distances(start: int, length: int, inset: float, source: int, released: int) -> tuple[int, Floats]:
-    """The first released pixel of a box along one axis, and each pixel's distance from its center.
+    """Return the first released pixel of a box along one axis, and each pixel's distance from the box's center.
 
-    The unit is the half axis of the ellipse that is inscribed in the box less `inset` at both ends.
+    The unit is the half axis of the ellipse inscribed in the box less `inset` at both ends.
     """
     first = min(max(start * released // source, 0), released)
     end = max(min(-(-(start + length) * released // source), released), first)

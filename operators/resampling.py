@@ -1,8 +1,8 @@
-"""Intervals and tests of means over the parts of images: whole images are resampled, flipped or relabeled.
+"""Confidence intervals and tests of means over images' masks: whole images are resampled, flipped, or relabeled.
 
-An image's masks resemble one another, so that images, not masks, are the units. `sums` (I, M) float64 are the sums of M
-measures over each image's masks, `counts` (I,) how many masks it has; a mean is the ratio of both, over all images.
-Random numbers follow from `seed` alone.
+An image's masks resemble one another, so images rather than masks are the units. `sums` (I, M) float64 are the sums of
+M measures over each image's masks, and `counts` (I,) are the images' mask counts; a mean is the ratio of both totals
+over all images. Random numbers depend only on `seed`.
 """
 
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from segmint.operators.intervals import Interval
 Floats = NDArray[np.float64]
 
 Seed = int | Sequence[int]
-"""One number from 0, or several: tests of one evaluation have different random numbers."""
+"""One non-negative number, or several, so that the tests of one evaluation use different random numbers."""
 
 RESAMPLES = 10_000
 """Resamples of an interval, and random permutations of a test."""
 
 EXACT_IMAGES = 12
-"""Up to so many images, a test of signs tries all of them."""
+"""Maximum number of images for which a sign test tries all signs."""
 
 _AT_ONCE = 100
-_EVEN = 1e-12  # differences that are rounding alone
+_EVEN = 1e-12  # relative difference attributed to rounding
 
 
 def mean_replicates(sums: Floats, counts: Floats, seed: Seed, resamples: int = RESAMPLES) -> Floats:
-    """The means of images drawn with replacement: (resamples, M). Efron's bootstrap, of whole images."""
+    """Return the means of images drawn with replacement, (resamples, M): Efron's bootstrap over whole images."""
     generator = np.random.default_rng(seed)
     images = len(counts)
     even = np.full(images, 1 / images)
@@ -40,16 +40,16 @@ def mean_replicates(sums: Floats, counts: Floats, seed: Seed, resamples: int = R
 
 
 def percentile_interval(replicates: Floats) -> list[Interval]:
-    """The 95 % interval of each column of replicates (R, M)."""
+    """Return the 95 % interval of each column of replicates (R, M)."""
     low, high = np.percentile(replicates, (2.5, 97.5), axis=0)
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
 def sign_flip_p(differences: Floats, seed: Seed, resamples: int = RESAMPLES) -> list[float]:
-    """Two-sided p of no difference between two weights, for M measures.
+    """Return two-sided p-values of no difference between two weights, for M measures.
 
-    `differences` (I, M) are each image's sums of differences over its masks. Without a difference between the weights
-    the sign of an image's is as likely to be the other one. All signs are tried for up to `EXACT_IMAGES` images.
+    `differences` (I, M) are each image's sums of differences over its masks. Under the null hypothesis, an image's sum
+    is as likely to have the opposite sign. All signs are tried for up to `EXACT_IMAGES` images.
     """
     images = len(differences)
     found = np.abs(differences.sum(axis=0))
@@ -59,7 +59,7 @@ def sign_flip_p(differences: Floats, seed: Seed, resamples: int = RESAMPLES) -> 
         as_large = (np.abs((1.0 - 2.0 * (bits & 1)) @ differences) >= limit).sum(axis=0)
         return [float(each) / (1 << images) for each in as_large]
     generator = np.random.default_rng(seed)
-    as_large = np.ones(differences.shape[1])  # the signs as they are
+    as_large = np.ones(differences.shape[1])  # the observed signs
     for start in range(0, resamples, _AT_ONCE):
         signs = 1.0 - 2.0 * generator.integers(0, 2, (min(_AT_ONCE, resamples - start), images))
         as_large += (np.abs(signs @ differences) >= limit).sum(axis=0)
@@ -67,11 +67,11 @@ def sign_flip_p(differences: Floats, seed: Seed, resamples: int = RESAMPLES) -> 
 
 
 def relabel_p(first: Floats, second: Floats, seed: Seed, resamples: int = RESAMPLES) -> list[float] | None:
-    """Two-sided p of equal means in two groups, for M measures, by permuting the groups' labels over images.
+    """Return two-sided p-values of equal means in two groups, for M measures, by permuting group labels over images.
 
-    `first` and `second` (I, M + 1) have a row for each image of all: the sums of M measures over its masks in that
-    group, and last their number, 0 for an image without any. Images of one group are permuted among one another; in an
-    image with masks of both the two are swapped or not. None if nothing can be permuted.
+    `first` and `second` (I, M + 1) have one row per image: the sums of M measures over its masks in that group and,
+    last, the number of these masks, which may be 0. Labels of images with masks in one group are permuted among them;
+    in an image with masks in both, the two groups are swapped or not. None if nothing can be permuted.
     """
     one = (first[:, -1] > 0) != (second[:, -1] > 0)
     both = (first[:, -1] > 0) & (second[:, -1] > 0)
@@ -84,7 +84,7 @@ def relabel_p(first: Floats, second: Floats, seed: Seed, resamples: int = RESAMP
     limit = found - _EVEN
     generator = np.random.default_rng(seed)
     alone_total = alone.sum(axis=0)
-    as_large = np.ones(first.shape[1] - 1)  # the labels as they are
+    as_large = np.ones(first.shape[1] - 1)  # the observed labels
     for start in range(0, resamples, _AT_ONCE):
         size = min(_AT_ONCE, resamples - start)
         drawn = generator.permuted(np.tile(labels, (size, 1)), axis=1)
@@ -96,7 +96,7 @@ def relabel_p(first: Floats, second: Floats, seed: Seed, resamples: int = RESAMP
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p of several tests (1979), in their order."""
+    """Return Holm's adjusted p-values (1979) of several tests, in their order."""
     order = sorted(range(len(ps)), key=lambda place: ps[place])
     adjusted = [0.0] * len(ps)
     largest = 0.0
@@ -107,6 +107,6 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def _gap(first: Floats, second: Floats) -> Floats:
-    """The difference of means of two groups from sums with counts last, (…, M + 1) to (…, M)."""
+    """Return the difference of two groups' means from sums with counts last, (…, M + 1) to (…, M)."""
     gap: Floats = first[..., :-1] / first[..., -1:] - second[..., :-1] / second[..., -1:]
     return gap

@@ -1,11 +1,11 @@
-"""Rows as they flow between stages: how a stage judges row by row without losing any.
+"""Rows that flow between stages, and helpers that process them one by one without losing any.
 
 A row is in one of three states, given by four columns that every stage carries:
 
-- *accepted*: `stage`, `reason` and `fault` are null;
-- *rejected*: `stage` and `reason` name the verdict on the image, `detail` explains it in a sentence;
-- *faulted*: `fault` says what failed outside the image (an outage, a bug of ours). This is not a verdict: the shard of
-  such a row is not committed, the run goes on with the others, and the next run tries again.
+- *accepted*: `stage`, `reason`, and `fault` are null;
+- *rejected*: `stage` and `reason` name the verdict on the image, and `detail` explains it in a sentence;
+- *faulted*: `fault` describes a failure outside the image, such as an outage or a bug. This is not a verdict: the row's
+  shard is not committed, the run continues with the others, and the next run retries it.
 
 Later stages pass rejected and faulted rows through with nulls in the columns that they add.
 """
@@ -21,7 +21,7 @@ from segmint.infra.errors import SegmintError
 from segmint.infra.uris import redact
 
 Row = dict[str, Any]
-"""One row of an Arrow table, as `pa.Table.to_pylist` returns it; its keys are those of the stage's schema."""
+"""A row of an Arrow table, as returned by `pa.Table.to_pylist`; its keys are those of the stage's schema."""
 
 _VERDICT = ("stage", "reason", "detail", "fault")
 _LONGEST_FAULT = 5000  # characters of an error's message, or of a text that is searched for credentials
@@ -29,35 +29,35 @@ _LONGEST_NAME = 200
 
 
 class UnreadableValueError(SegmintError):
-    """A value of a row that Arrow holds and Python cannot."""
+    """A value of a row that Arrow supports but Python does not."""
 
 
 def is_live(row: Mapping[str, Any]) -> bool:
-    """Whether the row is accepted so far, neither rejected nor faulted."""
+    """Return whether the row is accepted so far, neither rejected nor faulted."""
     return row["reason"] is None and row["fault"] is None
 
 
 def rejected(row: Mapping[str, Any], stage: str, verdict: RejectedError) -> Row:
-    """The row with a verdict about its image."""
+    """Return the row with a verdict on its image."""
     return {**row, "stage": stage, "reason": str(verdict.reason), "detail": _storable(verdict.detail), "fault": None}
 
 
 def faulted(row: Mapping[str, Any], stage: str, error: BaseException) -> Row:
-    """The row with a fault, named by the error's type and message, without credentials."""
+    """Return the row with a fault, named by the error's type and message, without credentials."""
     fault = redact(_storable(f"{stage}: {type(error).__name__}: {str(error)[:_LONGEST_FAULT]}"))
     return {**row, "stage": None, "reason": None, "detail": None, "fault": fault}
 
 
 def named(row: Mapping[str, Any]) -> str:
-    """A row's name for people: its ordinal, and what the catalog calls its image, without credentials."""
+    """Return a row's name for messages: its ordinal, image_id, and URI, without credentials."""
     names = (f"{name} {redact(str(row.get(name))[:_LONGEST_FAULT])[:_LONGEST_NAME]!r}" for name in ("image_id", "uri"))
     return f"row {row['ordinal']} ({', '.join(names)})"
 
 
 def to_rows(table: pa.Table, stage: str) -> list[Row]:
-    """Convert a table to rows, with the columns of a verdict, which may be missing.
+    """Convert a table to rows with the columns of a verdict, which the table may lack.
 
-    A row with a value that Python does not have is faulted, with None in its place.
+    If Python cannot represent a value, it becomes None and the row is faulted.
     """
     unjudged: Row = dict.fromkeys(_VERDICT)
     try:
@@ -79,13 +79,13 @@ def _to_row(table: pa.Table, stage: str) -> Row:
 
 
 def to_table(rows: list[Row], schema: pa.Schema) -> pa.Table:
-    """Convert rows to a table of exactly this schema; missing columns become null, others are left out."""
+    """Convert rows to a table of exactly this schema; missing columns become null, others are dropped."""
     names = schema.names
     return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows], schema=schema)
 
 
 def gather(rows: list[Row], stage: str, schema: pa.Schema) -> pa.Table:
-    """Convert a stage's rows to its table, like `to_table`; a row that does not fit the schema is faulted."""
+    """Convert a stage's rows to its table, like `to_table`; rows that do not fit the schema are faulted."""
     try:
         return to_table(rows, schema)
     except Exception:  # noqa: BLE001 - the row that it belongs to is looked for
@@ -100,15 +100,15 @@ def _to_one(row: Row, stage: str, schema: pa.Schema) -> pa.Table:
 
 
 def _storable(text: str) -> str:
-    """The text as Arrow can hold it: lone surrogates, which messages may repeat from names, become question marks."""
+    """Return the text as Arrow can store it: lone surrogates, such as from file names, become question marks."""
     return text.encode("utf-8", "replace").decode()
 
 
 def judged(row: Row, stage: str, process: Callable[[], Row]) -> Row:
-    """Return what `process` makes of a row: the row that it returns, or the given one, rejected or faulted.
+    """Return the result of `process` for a row, or the row itself, rejected or faulted.
 
     A `RejectedError` becomes a rejected row. Any other exception is a bug or a broken machine, never a verdict: it
-    becomes a faulted row, which costs its own shard and not the run.
+    becomes a faulted row, which affects its own shard but not the run.
     """
     try:
         return process()

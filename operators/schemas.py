@@ -1,8 +1,8 @@
-"""The schemas of all rows: what each stage adds to a row, and the tables that a shard is written as.
+"""Schemas of all rows: the columns that each stage adds, and the tables of a shard.
 
     NORMALIZED -> PREPARED -> SEGMENTED -> DESCRIBED -> IMAGES, MASKS, REJECTS
 
-Importing this needs only pyarrow, so that a process that writes or reads shards starts without the model.
+Importing this module needs only pyarrow, so processes that read or write shards start without the model.
 """
 
 import pyarrow as pa
@@ -11,17 +11,17 @@ from segmint.catalogs.schema import NORMALIZED
 
 VERDICT = pa.schema(
     [
-        pa.field("stage", pa.string()),  # the stage that refused the image, or null
+        pa.field("stage", pa.string()),  # the stage that rejected the image, or null
         pa.field("reason", pa.string()),  # a `segmint.catalogs.reasons.Reason`, or null
-        pa.field("detail", pa.string()),  # what was found and expected, in one sentence, or null
-        pa.field("fault", pa.string()),  # what kept the row from being judged, or null
+        pa.field("detail", pa.string()),  # a sentence with what was found and expected, or null
+        pa.field("fault", pa.string()),  # what prevented a verdict on the row, or null
     ]
 )
-"""The columns that every stage carries in addition to its own."""
+"""Columns that every stage carries in addition to its own."""
 
 
 def with_fields(schema: pa.Schema, fields: list[pa.Field], without: frozenset[str] = frozenset()) -> pa.Schema:
-    """A schema with `fields` put before the verdict's columns, and the columns named in `without` left out."""
+    """Return a schema with `fields` inserted before the verdict's columns and without the columns in `without`."""
     verdict = set(VERDICT.names)
     kept = [field for field in schema if field.name not in verdict and field.name not in without]
     return pa.schema([*kept, *fields, *VERDICT])
@@ -38,7 +38,7 @@ REGION = pa.struct(
         ("source", pa.string()),
     ]
 )
-"""The Arrow type of one redacted region: one `Region`."""
+"""Arrow type of a redacted region, one `Region`."""
 
 _RELEASED = [
     pa.field("source_sha256", pa.string()),  # of the bytes that were read, lower case
@@ -46,21 +46,21 @@ _RELEASED = [
     pa.field("source_height", pa.int32()),
     pa.field("width", pa.int32()),  # pixels of the released image: the frame of all coordinates
     pa.field("height", pa.int32()),
-    pa.field("faces", pa.int32()),  # how many of `regions` are of this kind
+    pa.field("faces", pa.int32()),  # number of `regions` of this kind
     pa.field("plates", pa.int32()),
-    pa.field("regions", pa.list_(REGION)),  # what was redacted, pixels of the upright source
+    pa.field("regions", pa.list_(REGION)),  # redacted regions, in pixels of the upright source
 ]
-"""The columns of a released image without its bytes."""
+"""Columns of a released image without its bytes."""
 
 PREPARED = with_fields(
     NORMALIZED,
     [
         *_RELEASED,
-        pa.field("release", pa.large_binary()),  # the released JPEG, as it is written
-        pa.field("original", pa.large_binary()),  # the de-identified source as JPEG, where crops need it
+        pa.field("release", pa.large_binary()),  # the released JPEG as written
+        pa.field("original", pa.large_binary()),  # the de-identified source as JPEG, if crops need it
     ],
 )
-"""Rows after `prepare`: those of the normalized catalog, with the released image or a verdict."""
+"""Rows after `prepare`: those of the normalized catalog with the released image or a verdict."""
 
 MASK = pa.struct(
     [
@@ -77,10 +77,10 @@ MASK = pa.struct(
         pa.field("point_coords", pa.list_(pa.list_(pa.float64()))),  # the prompt: [[x, y]]
     ]
 )
-"""One mask, with the keys of SA-1B's annotations except the id, which follows from its position."""
+"""Type of a mask, with the keys of SA-1B's annotations except the id, which follows from its position."""
 
 MASKS_PER_IMAGE_LIMIT = 10_000
-"""An annotation's id is its image's id times this, plus its index; below 900 billion images it is under 2^53."""
+"""Factor in annotation ids: image id times this, plus the mask's index. Below 2^53 for up to 900 billion images."""
 
 FUNNEL_STEPS = (
     "predicted",
@@ -97,10 +97,10 @@ FUNNEL_STEPS = (
     "islands_removed",
     "redaction_artifacts",
 )
-"""The counts of mask generation."""
+"""Counts of mask generation."""
 
 FUNNEL = pa.struct([pa.field(step, pa.int64()) for step in FUNNEL_STEPS])
-"""How many masks remained after each step of automatic mask generation (see `segmint.model.automatic`)."""
+"""Number of masks that remained after each step of automatic mask generation (see `segmint.model.automatic`)."""
 
 SEGMENTED = with_fields(
     PREPARED,
@@ -115,9 +115,9 @@ MASK_STATISTICS = [
     pa.field("center_x", pa.float64()),  # center of mass as a share of the image's width, 0 to 1, left to right
     pa.field("center_y", pa.float64()),  # and of its height, 0 to 1, top to bottom
     pa.field("aspect_ratio", pa.float64()),  # width / height of the box around its pixels
-    pa.field("touches_border", pa.bool_()),  # whether a pixel lies in the image's first or last row or column
+    pa.field("touches_border", pa.bool_()),  # true if a pixel lies in the image's first or last row or column
 ]
-"""The statistics that `describe` appends to each mask's struct."""
+"""Statistics that `describe` appends to each mask's struct."""
 
 STATISTICS = pa.struct(
     [
@@ -129,22 +129,22 @@ STATISTICS = pa.struct(
         pa.field("mean_concavity", pa.float64()),
     ]
 )
-"""The statistics that `describe` adds to an image."""
+"""Statistics that `describe` adds to an image."""
 
 
 AUTOMATIC = "automatic"
-"""The source of masks that a build wrote."""
+"""Source of masks that a build wrote."""
 
 SOURCES = (AUTOMATIC, "assisted", "corrected", "manual", "imported")
-"""Where a mask may come from."""
+"""Possible sources of a mask."""
 
 MASK_ORIGIN = [
-    pa.field("label", pa.string()),  # what the mask shows; null: not said
+    pa.field("label", pa.string()),  # what the mask shows; null: unknown
     pa.field("source", pa.string()),  # one of `SOURCES`
-    pa.field("annotator", pa.string()),  # the name that a person gave
+    pa.field("annotator", pa.string()),  # the name that the annotator gave
     pa.field("seconds", pa.float64()),  # of active work on this mask
-    # The prompts in their order: kind is point, box, mask or text; x, y, w, h are pixels of the released image;
-    # label is 1 for a point inside the mask and 0 for one outside
+    # The prompts in order: kind is point, box, mask, or text; x, y, w, h are pixels of the released image; label is 1
+    # for a point inside the mask and 0 for one outside
     pa.field(
         "prompts",
         pa.list_(
@@ -163,31 +163,31 @@ MASK_ORIGIN = [
     ),
     pa.field("parent", pa.int64()),  # annotation_id of the mask that it was made from
     pa.field("origin", pa.struct([("sha256", pa.string()), ("license", pa.string())])),  # of an imported mask's file
-    pa.field("model", pa.string()),  # SHA-256 of the weights that answered; null: those in the manifest
+    pa.field("model", pa.string()),  # SHA-256 of the predicting weights; null: those in the manifest
     pa.field("redacted_share", pa.float64()),  # share of its pixels inside redacted regions, 0 to 1
-    pa.field("redaction_iou", pa.float64()),  # IoU with the redacted region that is nearest to it, 0 to 1
+    pa.field("redaction_iou", pa.float64()),  # highest IoU with a redacted region, 0 to 1
 ]
-"""The columns that say where a mask comes from; all may be null."""
+"""Columns about the origin of a mask; all may be null."""
 
 MASK_INDEX = pa.field("index", pa.int32())
-"""The number of a mask in its image, from which its id follows, where that is not its position; else null."""
+"""Number of a mask within its image, which determines its id, if it isn't the mask's position; otherwise null."""
 
 DESCRIBED_MASK = pa.struct([*MASK, *MASK_STATISTICS, *MASK_ORIGIN, MASK_INDEX])
-"""One mask with its statistics, and where it comes from."""
+"""Type of a mask with its statistics and origin."""
 
 ANNOTATION_STAGE = "annotation_stage"
-"""The column `stage` of `images`, as rows carry it: their own `stage` is that of a verdict."""
+"""Name of `images`' column `stage` in rows, because their own `stage` belongs to the verdict."""
 
 _ANNOTATION = [
-    # The answer of an annotator that was merged into the image
+    # The annotator's submission that was merged into the image
     pa.field("submission", pa.struct([("assignment", pa.int32()), ("n", pa.int32()), ("sha256", pa.string())])),
     pa.field("annotator", pa.string()),  # the name that the annotator gave
     pa.field("stage", pa.string()),  # of annotation: assisted or semi
     pa.field("seconds", pa.float64()),  # of active work on this image
-    pa.field("complete", pa.bool_()),  # whether the annotator says that no mask is missing
-    pa.field("next_mask", pa.int64()),  # one more than the highest number that a mask of it ever had
+    pa.field("complete", pa.bool_()),  # true if the annotator confirmed that no mask is missing
+    pa.field("next_mask", pa.int64()),  # one more than the highest number that any of its masks ever had
 ]
-"""The columns of an image about annotation; all may be null."""
+"""Columns about the annotation of an image; all may be null."""
 
 DESCRIBED = with_fields(
     SEGMENTED.set(SEGMENTED.get_field_index("masks"), pa.field("masks", pa.list_(DESCRIBED_MASK))),
@@ -207,14 +207,14 @@ _IDENTITY = [
 IMAGES = pa.schema(
     [
         *_IDENTITY,
-        pa.field("uri", pa.string()),  # as the catalog writes it
+        pa.field("uri", pa.string()),  # as written in the catalog
         pa.field("license", pa.string()),
         pa.field("attribution", pa.string()),
         pa.field("provider", pa.string()),
         pa.field("source_url", pa.string()),
         pa.field("country", pa.string()),
         *_RELEASED,
-        pa.field("masks", pa.int32()),  # how many masks were written
+        pa.field("masks", pa.int32()),  # number of masks that were written
         pa.field("funnel", FUNNEL),
         pa.field("statistics", STATISTICS),
         *_ANNOTATION,
@@ -236,7 +236,7 @@ REJECTS = pa.schema(
         pa.field("detail", pa.string()),
     ]
 )
-"""`rejects/*.parquet`: one row per refused image."""
+"""`rejects/*.parquet`: one row per rejected image."""
 
 SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
-"""The tables of a shard, by the folder that they are in."""
+"""Tables of a shard by their folders."""
