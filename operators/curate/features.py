@@ -1,8 +1,8 @@
-"""The features of a catalog's images: what a curation decides by, in parts of fixed ranges of rows.
+"""Features of a catalog's images for curation, computed in parts of fixed ranges of rows.
 
-A part holds nothing of time, host or attempt, is put if absent, and is never changed: a run that was killed goes on
-with the parts that are missing. An image on which the child dies, hangs or runs out of memory may be the machine's
-fault: the part with such a verdict has another name, by which only the run that put it reads it.
+A part depends on no time, host, or attempt, is put if absent, and is never changed, so an interrupted run resumes with
+the missing parts. If a child dies, hangs, or runs out of memory on an image, the machine may be to blame: a part with
+such a verdict gets another name, under which only the run that put it reads it.
 """
 
 import functools
@@ -29,63 +29,63 @@ from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.rows import Row, faulted, named, to_rows, to_table
 
 PART_ROWS = 256
-"""Rows of a part: a killed run loses at most one of each worker."""
+"""Rows per part; an interrupted run loses at most one part per worker."""
 
 FEATURES = pa.schema(
     [
         pa.field("ordinal", pa.int64(), nullable=False),
-        pa.field("unread", pa.string()),  # why there are no features: the verdict that a build may pass, or `SKIPPED`
+        pa.field("unread", pa.string()),  # why there are no features: the verdict that a build may issue, or `SKIPPED`
         pa.field("sha256", pa.binary(32)),  # of the image's bytes
         pa.field("width", pa.int32()),  # pixels of the upright source
         pa.field("height", pa.int32()),
         pa.field("hashes", pa.list_(pa.uint64())),  # of its views
-        pa.field("opt_out", pa.string()),  # how its metadata forbids training with it, in a sentence
+        pa.field("opt_out", pa.string()),  # a sentence on how its metadata forbids training with it
         pa.field("scores", pa.list_(pa.float64())),  # in the order of the scorers
         *(pa.field(name, pa.float64()) for name in MEASURES),
         pa.field("thumbnail", pa.binary(64 * 64)),  # gray
     ]
 )
-"""A row of a part: one for each row of the catalog, in order."""
+"""Schema of a part, with one row for each row of the catalog, in order."""
 
 SKIPPED = "skipped"
-"""In `unread`: the catalog alone decides that the image is refused, and it need not be read."""
+"""Value of `unread` if the catalog itself rejects the image, so it need not be read."""
 
 DONE = pa.schema(
     [
         pa.field("first", pa.int64()),  # ordinal of the part
-        pa.field("bytes", pa.int64()),  # that were read
+        pa.field("bytes", pa.int64()),  # number of bytes read
         pa.field("fault", pa.string()),  # why it was not written, or null
-        pa.field("suspect", pa.bool_()),  # whether the child died on an image: it is a fault, or is of this run alone
+        pa.field("suspect", pa.bool_()),  # true if the child died on an image: a fault, or a part for this run only
     ]
 )
-"""What the actor says of a part."""
+"""Schema of the actor's result for a part."""
 
 _THREADS_A_CHILD = 4
 
 
 @dataclass(frozen=True)
 class CurateTask:
-    """What a worker must know of a curation."""
+    """Settings of a curation for its workers."""
 
     config: InspectionConfig
     storage: Storage
-    catalog_uri: str  # of the source catalog, which its rows' URIs may be relative to
+    catalog_uri: str  # of the source catalog, to which its rows' URIs may be relative
     folder: Location  # of the parts
     assets: str | None = None
-    memory_limit: int | None = 4 * 2**30  # bytes that one image may take in its child
-    again: frozenset[int] = frozenset()  # ordinals of parts that the child died on; at the next death no features
+    memory_limit: int | None = 4 * 2**30  # bytes that one image may use in its child
+    again: frozenset[int] = frozenset()  # ordinals of parts on which a child died; at the next death, no features
 
 
 def part_name(first: int, suspect: bool = False) -> str:
-    """Return the name of the part that begins with this ordinal; one that is `suspect` is of one run alone."""
+    """Return the name of the part that begins with this ordinal; a `suspect` part is valid only in one run."""
     return f"{first:012d}{'.suspect' if suspect else ''}.parquet"
 
 
 def is_skipped(row: Row, opt_outs: bool) -> bool:
-    """Whether a row's image is not read: the catalog refuses it, or its image_id is an earlier row's.
+    """Return whether a row's image need not be read: the catalog rejects it or an earlier row has its image_id.
 
-    What the catalog says is opted out is read: its copies are opted out, too. If `opt_outs` count, all are read: the
-    metadata of any may forbid training, and its copies are in the catalog.
+    Images that the catalog marks as opted out are read, because their copies are opted out, too. If `opt_outs` are
+    enabled, all images are read: the metadata of any may forbid training, and its copies may be in the catalog.
     """
     reason = row.get("refused_reason")
     if opt_outs or row.get("opt_out") or reason == Reason.OPTED_OUT:
@@ -94,10 +94,10 @@ def is_skipped(row: Row, opt_outs: bool) -> bool:
 
 
 class InspectImages:
-    """The actor that Ray Data runs: the rows of one part in, the part put, and a row of `DONE` out.
+    """Ray Data actor that maps the rows of one part to a row of `DONE` and puts the part.
 
-    Threads read; a child process decodes. A row that cannot be read or decoded has no features. A fault is no verdict:
-    the part is not put, and the next round tries again. So is the first death of the child on an image.
+    Threads read; a child process decodes. A row that cannot be read or decoded has no features. A fault, or the first
+    death of the child on an image, is not a verdict: the part is not put, and the next round retries it.
     """
 
     def __init__(self, task: CurateTask) -> None:
@@ -113,7 +113,7 @@ class InspectImages:
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Look at the images of a part's rows."""
+        """Inspect the images of a part's rows."""
         first = table.column("ordinal")[0].as_py()
         row = functools.partial(self._row, again=first in self._task.again)
         rows = list(self._threads.map(row, to_rows(table, "curate")))
@@ -129,12 +129,12 @@ class InspectImages:
         return pa.table({"first": [first], "bytes": [size], "fault": [fault], "suspect": [suspect]}, schema=DONE)
 
     def close(self) -> None:
-        """End the child and the threads."""
+        """Stop the child and the threads."""
         self._threads.shutdown()
         self._children.close()
 
     def __del__(self) -> None:
-        # Ray Data deletes this object when the actor ends gracefully; a killed actor's child dies on its own.
+        # Ray Data deletes this object when the actor ends gracefully; a killed actor's child ends without help.
         if hasattr(self, "_children"):
             self.close()
 
@@ -173,7 +173,7 @@ class InspectImages:
         }
 
     def _opt_out(self, data: bytes) -> str | None:
-        """How the metadata of an image that the child dies on forbids training with it; read in another child."""
+        """Return how the metadata of an image on which a child died forbids training, read in another child."""
         if not self._task.config.opt_outs:
             return None
         try:

@@ -1,6 +1,6 @@
-"""Classical measures of whether a picture is fit for a dataset: focus, exposure, flatness.
+"""Classical measures of an image's fitness for a dataset: focus, exposure, and flatness.
 
-All are counted in whole numbers on the picture at one scale, so that they depend neither on its resolution nor on the
+All are computed from integer counts on the image at one scale, so they depend neither on its resolution nor on the
 machine.
 """
 
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 SIDE = 512
-"""Pixels of the shorter side of the picture that is measured; a smaller picture is measured as it is."""
+"""Shorter side, in pixels, of the image that is measured; a smaller image is measured as it is."""
 
 MOST_PIXELS = 16 * SIDE * SIDE
-"""Of the picture that is measured: one that is more than 16 times as long as wide may have a shorter side below."""
+"""Maximum pixels of the image that is measured; over an aspect ratio of 16, the shorter side falls below `SIDE`."""
 
-_DARK, _BRIGHT = 8, 247  # gray levels up to and from which a pixel counts as clipped; JPEG blurs the ends
-_LEVELS = 32  # of each color, of which 256 are too many to tell a drawing's from its JPEG's noise
+_DARK, _BRIGHT = 8, 247  # maximum and minimum gray level of clipped pixels; JPEG blurs the extremes
+_LEVELS = 32  # per channel, because 256 would not separate a drawing's colors from JPEG noise
 
 MEASURES = {
     "sharpness": "variance of the Laplacian (Pech-Pacheco et al. 2000)",
@@ -30,13 +30,13 @@ MEASURES = {
     "flat": "share of pixels that equal the ones to their right and below",
     "colors": f"colors that occur, of {_LEVELS}³",
 }
-"""What is measured, by name."""
+"""Measures by name, with descriptions."""
 
 
 def at_scale(image: Pixels) -> Pixels:
-    """Return an image, (H, W, 3) uint8 RGB, shrunk so that its shorter side is `SIDE`; a smaller one as it is.
+    """Return an image, (H, W, 3) uint8 RGB, with its shorter side reduced to `SIDE`; a smaller one stays as it is.
 
-    Either is shrunk further to at most `MOST_PIXELS`.
+    Either is reduced further if it has more than `MOST_PIXELS`.
     """
     height, width = image.shape[:2]
     short = min(height, width)
@@ -52,7 +52,7 @@ def at_scale(image: Pixels) -> Pixels:
 
 
 def measure(image: Pixels) -> dict[str, float]:
-    """Return the `MEASURES` of an image, (H, W, 3) uint8 RGB, as `at_scale` gives it."""
+    """Return the `MEASURES` of an image, (H, W, 3) uint8 RGB, scaled by `at_scale`."""
     gray = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
     counts = np.bincount(gray.ravel(), minlength=256).tolist()
     levels = list(range(256))
@@ -77,7 +77,7 @@ def measure(image: Pixels) -> dict[str, float]:
 
 
 def _variance(number: int, total: int, squares: int) -> float:
-    """The variance of so many values from their sum and the sum of their squares, all of them whole numbers."""
+    """Return the variance of `number` values from their sum and the sum of their squares, all integers."""
     return (number * squares - total * total) / (number * number)
 
 

@@ -1,4 +1,4 @@
-"""Looks at one image's bytes at a reduced scale: what a curation decides by. Runs in a child process."""
+"""Inspection of one image's bytes at reduced scale for curation; runs in a child process."""
 
 import functools
 import warnings
@@ -21,7 +21,7 @@ from segmint.operators.similar.hashes import image_hashes
 
 @dataclass(frozen=True)
 class InspectionConfig:
-    """What determines what is seen in an image."""
+    """Everything that determines the result of an inspection."""
 
     ingest: IngestConfig
     mirror: bool
@@ -31,31 +31,31 @@ class InspectionConfig:
 
 @dataclass(frozen=True)
 class ImageInspection:
-    """What was seen in one image."""
+    """Result of inspecting one image."""
 
     width: int  # pixels of the upright source
     height: int
     hashes: NDArray[np.uint64]  # of its views, (V,)
     thumbnail: NDArray[np.uint8]  # (64, 64), gray
     measures: dict[str, float]
-    scores: tuple[float | None, ...]  # in the scorers' order; None: a scorer gave no number
-    opt_out: str | None  # how its metadata forbids training with it, in a sentence
+    scores: tuple[float | None, ...]  # in the scorers' order; None if a scorer returned no number
+    opt_out: str | None  # a sentence on how its metadata forbids training with it
 
 
 class UndecodedError(RejectedError):
-    """A verdict on an image that cannot be decoded, and how its metadata forbids training with it, if it does."""
+    """A verdict on an image that cannot be decoded, with the opt-out in its metadata, if any."""
 
     def __init__(self, reason: Reason, detail: str, opt_out: str | None) -> None:
         super().__init__(reason, detail)
         self.opt_out = opt_out
 
     def __reduce__(self) -> tuple[type["UndecodedError"], tuple[Reason, str, str | None]]:  # type: ignore[override]
-        """Make the verdict picklable, to cross process borders."""
+        """Support pickling, so that the verdict can cross process borders."""
         return type(self), (self.reason, self.detail, self.opt_out)
 
 
 def inspect_image(data: bytes, config: InspectionConfig, scorers: Sequence[Scorer] = ()) -> ImageInspection:
-    """Look at an image; raises `UndecodedError` for what `ingest` refuses."""
+    """Inspect an image; raises `UndecodedError` if `ingest` rejects it."""
     reserved = read_opt_out(data) if config.opt_outs else None
     try:
         source = ingest(data, config.ingest, SIDE)
@@ -75,7 +75,7 @@ def inspect_image(data: bytes, config: InspectionConfig, scorers: Sequence[Score
 
 
 def read_opt_out(data: bytes) -> str | None:
-    """Return how an image's metadata forbids training with it, in a sentence; None: it does not."""
+    """Return a sentence on how an image's metadata forbids training with it; None if it does not."""
     found = opt_out(data)
     return None if found is None else found.detail
 

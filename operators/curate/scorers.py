@@ -1,4 +1,4 @@
-"""A user's TorchScript modules that give a picture a number."""
+"""Scorers: a user's TorchScript modules that assign a number to an image."""
 
 import math
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from segmint.operators.curate.settings import ScorerConfig
 
 Pixels = NDArray[np.uint8]
 
-_TRIAL = (512, 640)  # pixels of the picture that a module is tried with
+_TRIAL = (512, 640)  # pixels of the image that a module is tried with
 
 
 class Scorer:
-    """A loaded module. Raises `UsageError` if the file is another one, or does not give a gray picture a number."""
+    """A loaded module. Raises `UsageError` if its hash is wrong or it returns no finite number for a gray image."""
 
     def __init__(self, config: ScorerConfig, storage: Storage, assets: str | None) -> None:
         import torch
@@ -45,7 +45,7 @@ class Scorer:
             )
 
     def score(self, image: Pixels) -> float | None:
-        """Return the number of an image, (H, W, 3) uint8 RGB; None if the module fails, or gives none."""
+        """Return the score of an image, (H, W, 3) uint8 RGB; None if the module fails or returns no finite number."""
         import torch
 
         planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -63,8 +63,8 @@ class Scorer:
 
 
 def load_scorers(configs: Sequence[ScorerConfig], storage: Storage, assets: str | None) -> tuple[Scorer, ...]:
-    """Load all scorers of a configuration, with one thread each: more would change the last bits of sums."""
-    if configs:  # else nothing needs torch, whose import takes seconds
+    """Load all scorers of a configuration, with one thread each, because more would change the last bits of sums."""
+    if configs:  # otherwise nothing needs torch, which takes seconds to import
         import torch
 
         torch.set_num_threads(1)

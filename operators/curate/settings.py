@@ -1,4 +1,4 @@
-"""What a curation looks for in the images of a catalog: the part `curate` of a configuration."""
+"""Configuration of curation: the part `curate`."""
 
 import re
 from typing import Annotated, Self
@@ -13,35 +13,35 @@ class _CurateModel(BaseModel):
 
 
 class DuplicatesConfig(_CurateModel):
-    """Images that are refused because another row has the same picture."""
+    """Rejection of images that duplicate another row's image."""
 
     enabled: bool = True
     distance: int = Field(default=3, ge=0, le=4)
-    """Bits of 64 in which perceptual hashes of copies may differ; 0: only equal hashes are compared."""
+    """Maximum distance, in bits of 64, between perceptual hashes of copies; 0 compares only equal hashes."""
     mirror: bool = False
-    """Whether a mirrored picture is a copy."""
+    """Treat mirrored images as copies."""
 
 
 class FitnessConfig(_CurateModel):
-    """The least and the most of each measure of `segmint.operators.curate.fitness`; null: no limit."""
+    """Minimum and maximum of each measure in `segmint.operators.curate.fitness`; null: no limit."""
 
     min_sharpness: float | None = None
-    """Variance of the Laplacian: low where nothing is in focus."""
+    """Variance of the Laplacian; low if nothing is in focus."""
     min_contrast: float | None = None
     """Standard deviation of gray levels, 0 to 127.5."""
     min_entropy: float | None = None
-    """Bits of the histogram of gray levels, 0 to 8: low in flat pictures."""
+    """Entropy, in bits, of the histogram of gray levels, 0 to 8; low in flat images."""
     max_dark: float | None = None
-    """Share of pixels that are nearly black, 0 to 1."""
+    """Share of nearly black pixels, 0 to 1."""
     max_bright: float | None = None
-    """Share of pixels that are nearly white, 0 to 1."""
+    """Share of nearly white pixels, 0 to 1."""
     max_flat: float | None = None
-    """Share of pixels that equal their neighbors, 0 to 1: high in screenshots and drawings."""
+    """Share of pixels that equal their neighbors, 0 to 1; high in screenshots and drawings."""
     min_colors: float | None = None
-    """Colors that occur, of 32,768: few in drawings."""
+    """Number of distinct colors, of 32,768; low in drawings."""
 
     def limits(self) -> dict[str, tuple[float | None, float | None]]:
-        """Return the least and the most of each measure."""
+        """Return the minimum and maximum of each measure."""
         return {name: (getattr(self, f"min_{name}", None), getattr(self, f"max_{name}", None)) for name in MEASURES}
 
 
@@ -54,30 +54,30 @@ def _name(value: str) -> str:
 
 
 class ScorerConfig(_CurateModel):
-    """A TorchScript module that gives a picture a number, such as for watermarks, text or aesthetics.
+    """A TorchScript module that scores images, for example for watermarks, text, or aesthetics.
 
-    It takes one RGB image, (3, H, W) uint8, at a reduced scale, and returns one number.
+    It takes one RGB image, (3, H, W) uint8, at reduced scale, and returns one number.
     """
 
     name: Annotated[str, AfterValidator(_name)]
     file: str = Field(min_length=1)
     """Path or URI of the module."""
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    """Of the file, in lower case: it is code."""
+    """SHA-256 of the file, in lower case; required because the file is code."""
     min: float | None = None
-    """An image with a lower number is unfit."""
+    """Images with a lower score are unfit."""
     max: float | None = None
-    """An image with a higher number is unfit."""
+    """Images with a higher score are unfit."""
 
 
 class CurateConfig(_CurateModel):
-    """What a curation refuses. A runtime key: a dataset pins the catalog that comes of it."""
+    """Rejection rules of a curation. A runtime key, because a dataset pins the resulting catalog."""
 
     duplicates: DuplicatesConfig = DuplicatesConfig()
     fitness: FitnessConfig = FitnessConfig()
     scorers: tuple[ScorerConfig, ...] = ()
     opt_outs: bool = True
-    """Whether to refuse images whose metadata or catalog entry forbids training, and all their copies."""
+    """Reject images whose metadata or catalog entry forbids training, and all their copies."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -87,5 +87,5 @@ class CurateConfig(_CurateModel):
         return self
 
     def limits(self) -> dict[str, tuple[float | None, float | None]]:
-        """Return the least and the most of each measure and scorer, by its name."""
+        """Return the minimum and maximum of each measure and scorer, by name."""
         return {**self.fitness.limits(), **{each.name: (each.min, each.max) for each in self.scorers}}
