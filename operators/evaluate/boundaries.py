@@ -1,6 +1,6 @@
-"""Boundaries of label maps, edges thinned to one pixel, and one-to-one matches between the two within a tolerance.
+"""Boundaries of label maps, edge thinning, and one-to-one matching of edge pixels within a tolerance.
 
-As the BSDS benchmark has them (Martin, Fowlkes and Malik, PAMI 2004; Arbeláez et al., PAMI 2011).
+Follows the BSDS benchmark (Martin, Fowlkes and Malik, PAMI 2004; Arbeláez et al., PAMI 2011).
 """
 
 from collections.abc import Collection
@@ -18,13 +18,13 @@ LabelMap = NDArray[np.int64]
 """(height, width) int64, a number for each pixel."""
 
 _NEIGHBORS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
-"""(dy, dx) of a pixel's neighbors as Guo and Hall number them: east first, then counterclockwise."""
+"""(dy, dx) of a pixel's neighbors in Guo and Hall's order: east first, then counterclockwise."""
 
 
 def label_boundaries(labels: LabelMap) -> Edges:
-    """Return the boundaries between the numbers of a label map, (height, width), thinned.
+    """Return the thinned boundaries between the numbers of a label map, (height, width).
 
-    A pixel is on one if its neighbor to the right, below, or right below has another number.
+    A pixel is on a boundary if its neighbor to the right, below, or diagonally below right has another number.
     """
     edges = np.zeros(labels.shape, dtype=np.bool_)
     edges[:, :-1] |= labels[:, :-1] != labels[:, 1:]
@@ -34,7 +34,7 @@ def label_boundaries(labels: LabelMap) -> Edges:
 
 
 def near_numbers(labels: LabelMap, numbers: Collection[int], distance: float) -> Edges:
-    """Return the pixels of a label map that have one of these numbers, or are within `distance` pixels of one."""
+    """Return the pixels of a label map that have one of these numbers or are within `distance` pixels of one."""
     there = np.isin(labels, list(numbers))
     if not there.any():
         return there
@@ -44,7 +44,7 @@ def near_numbers(labels: LabelMap, numbers: Collection[int], distance: float) ->
 def thin(edges: Edges) -> Edges:
     """Thin edges to lines of one pixel, keeping ends and connections (Guo and Hall, CACM 32(3), 1989, algorithm A1).
 
-    The same as MATLAB's `bwmorph(edges, "thin", inf)`, which the benchmark uses.
+    Equals MATLAB's `bwmorph(edges, "thin", inf)`, which the benchmark uses.
     """
     thinned = edges.astype(np.uint8)
     while True:
@@ -57,16 +57,16 @@ def thin(edges: Edges) -> Edges:
 
 
 def match_edges(found: Edges, truth: Edges, tolerance: float) -> tuple[Edges, Edges]:
-    """Match pixels of found and true edges one to one, no farther apart than `tolerance` pixels.
+    """Match pixels of found and true edges one to one, at most `tolerance` pixels apart.
 
-    As many as possible are matched, and among these matchings one of the shortest total distance is taken. Returns
-    which of each are matched, (height, width) bool twice.
+    The matching has maximum cardinality and, among such matchings, minimum total distance. Returns the matched pixels
+    of each side, (height, width) bool twice.
     """
     count, others = int(np.count_nonzero(found)), int(np.count_nonzero(truth))
-    if count > others:  # its time grows with the first of the two
+    if count > others:  # the run time grows with the first argument
         return match_edges(truth, found, tolerance)[::-1]
     rows, columns, distances = _pairs(found, truth, tolerance)
-    # Each pixel of the first may stay alone, at a cost over what any change of the others' distances saves.
+    # A pixel of the first side may stay unmatched, at a cost that exceeds any possible saving in distance.
     alone = np.arange(count)
     costs = np.concatenate([distances + 1, np.full(count, count * (tolerance + 1) + 1)])
     graph = csr_array(
@@ -78,7 +78,7 @@ def match_edges(found: Edges, truth: Edges, tolerance: float) -> tuple[Edges, Ed
 
 
 def count_matches(found: Edges, truth: Edges, tolerance: float) -> int:
-    """Count the pairs that `match_edges` makes, without the distances, which is many times faster."""
+    """Return the number of pairs that `match_edges` finds, without the distances, which is many times faster."""
     count, others = int(np.count_nonzero(found)), int(np.count_nonzero(truth))
     if count > others:
         return count_matches(truth, found, tolerance)
@@ -90,7 +90,7 @@ def count_matches(found: Edges, truth: Edges, tolerance: float) -> int:
 def _pairs(
     found: Edges, truth: Edges, tolerance: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """All pairs of a found and a true pixel within the tolerance: their numbers, row by row, and their distance."""
+    """Return all pairs of a found and a true pixel within the tolerance: their indices, row by row, and distances."""
     height, width = found.shape
     reach = int(tolerance)
     numbers = np.full((height + 2 * reach, width + 2 * reach), -1, dtype=np.int64)
@@ -120,7 +120,7 @@ def _marked(edges: Edges, chosen: NDArray[np.int64]) -> Edges:
 
 
 def _removable() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Whether a pixel is removed in the first and the second half of a pass, by the code of its neighbors, (256,)."""
+    """Return whether each half of a thinning pass removes a pixel, by the code of its neighbors, (256,) twice."""
     codes = np.arange(256)
     x = [(codes >> bit & 1).astype(bool) for bit in range(8)]  # Guo and Hall's x1 to x8, from 0
     around = [x[index % 8] for index in range(9)]

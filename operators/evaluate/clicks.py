@@ -1,6 +1,6 @@
-"""Where an annotator would click next: the points of the SAM paper's interactive evaluation (Appendix D).
+"""Simulated annotator's clicks for the SAM paper's interactive evaluation (Appendix D).
 
-Regions are (H, W) bool. Image borders count as borders of a region: see docs/decisions/0020-clicks.md.
+Regions are (H, W) bool. Image borders count as borders of a region; see docs/decisions/0020-clicks.md.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Click(NamedTuple):
 
 
 class DeepestPixel(NamedTuple):
-    """The pixel of a region that is farthest from its boundary, with the distance in pixels."""
+    """Pixel of a region that is farthest from its boundary, with the distance in pixels."""
 
     x: int
     y: int
@@ -33,16 +33,16 @@ class DeepestPixel(NamedTuple):
 
 
 def deepest_pixel(region: Bools, without: Sequence[Click] = ()) -> DeepestPixel | None:
-    """Return the pixel farthest from the region's boundary, the topmost, then leftmost of equal ones.
+    """Return the pixel farthest from the region's boundary; ties go to the topmost, then leftmost.
 
-    The distance is the Euclidean one to the nearest pixel outside the region, where all pixels outside the image are.
-    Pixels `without` are not returned, but belong to the region. None if no pixel is left.
+    The distance is Euclidean, to the nearest pixel outside the region; pixels outside the image count as outside.
+    Pixels in `without` are not returned but belong to the region. None if no pixel remains.
     """
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     if not rows.size:
         return None
     top, left = int(rows[0]), int(columns[0])
-    # Around a region's box no pixel is in it, so that none outside the box is nearer than those.
+    # No pixel around a region's bounding box belongs to it, so pixels farther out can't be nearer.
     part = np.pad(region[top : rows[-1] + 1, left : columns[-1] + 1].astype(np.uint8), 1)
     distances = cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
     for click in without:
@@ -76,10 +76,10 @@ def random_click(mask: Bools, seed: int, number: int) -> Click:
 
 
 def next_click(predicted: Bools, truth: Bools, before: Sequence[Click]) -> Click | None:
-    """Return the pixel farthest from the boundary of the region that is missing, or of the one that is too much.
+    """Return the next click: the pixel deepest inside the missing region or the surplus region of a prediction.
 
-    It is in the region whose pixel is farther, and in that which is too much if both are equal; a pixel is never
-    clicked `before` and again. None if there is no error to click on.
+    The click goes to the region with the greater depth, or to the surplus one if both are equal; pixels clicked
+    `before` are excluded. None if there is no error to click on.
     """
     missing = deepest_pixel(truth & ~predicted, before)
     too_much = deepest_pixel(predicted & ~truth, before)

@@ -1,8 +1,8 @@
-"""Matches of found masks with masks taken as truth: COCO's own evaluation, one image at a time.
+"""COCO's own evaluation of predicted masks against ground truth, one image at a time.
 
-`COCOeval` reads whole datasets, and keeps the matches of all of them as arrays of float64. Here its functions for one
-image and for the sums over images run apart, so that of an image only counts, or one bit a match, are kept. The figures
-are the same.
+`COCOeval` reads whole datasets and keeps all their matches as arrays of float64. This module calls its functions per
+image and for the sums over images separately, so that only counts, or one bit per match, are kept for an image. The
+metrics are the same.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval, Params
 from segmint.operators.annotations.image import CocoRle
 
 AREAS = ("all", "small", "medium", "large")
-"""COCO's ranges of size: a small mask has up to 32², a large one 96² pixels or more."""
+"""COCO's size ranges: a small mask has up to 32² pixels, a large one 96² or more."""
 
 IOU_THRESHOLDS: tuple[float, ...] = tuple(Params().iouThrs.tolist())
 """0.5, 0.55, … 0.95."""
@@ -31,7 +31,7 @@ _KEY = (0, 0)  # the only image and the only category of an evaluation
 
 @dataclass(frozen=True)
 class TrueMask:
-    """A mask taken as truth. `area` decides its range of size; a `crowd` is neither found nor missed."""
+    """A ground-truth mask. `area` determines its size range; a `crowd` counts as neither found nor missed."""
 
     rle: CocoRle
     area: float
@@ -40,7 +40,7 @@ class TrueMask:
 
 @dataclass(frozen=True)
 class PredictedMask:
-    """A mask that a model found; those with a higher score are matched first."""
+    """A predicted mask; those with a higher score are matched first."""
 
     rle: CocoRle
     score: float
@@ -48,22 +48,22 @@ class PredictedMask:
 
 @dataclass(frozen=True)
 class RecallCounts:
-    """How many true masks of one image or more are found; counts of several images add up.
+    """Number of ground-truth masks found in one or more images; counts of several images add up.
 
     Attributes:
         found: (limits, areas, IoU thresholds) int64, among the first masks up to each limit.
-        truth: (areas,) int64, true masks without crowds.
+        truth: (areas,) int64, ground-truth masks without crowds.
     """
 
     found: NDArray[np.int64]
     truth: NDArray[np.int64]
 
     def __add__(self, other: "RecallCounts") -> "RecallCounts":
-        """The sum, count by count."""
+        """Return the sum, count by count."""
         return RecallCounts(self.found + other.found, self.truth + other.truth)
 
     def average_recall(self) -> list[list[float | None]]:
-        """Recall averaged over IoU thresholds, for each limit and each of `AREAS`; None without a true mask."""
+        """Return recall averaged over IoU thresholds, for each limit and each of `AREAS`; None without a true mask."""
         return [
             [float(np.mean(hits / total)) if total else None for hits, total in zip(areas, self.truth, strict=True)]
             for areas in self.found
@@ -72,12 +72,12 @@ class RecallCounts:
 
 @dataclass(frozen=True)
 class ImageMatches:
-    """The found masks of one image and category, best first, and what they match; at most 100.
+    """Predicted masks of one image and category, best first, with their matches; at most 100.
 
     Attributes:
         scores: (D,) float64.
         bits: matched and ignored, (2, areas, IoU thresholds, D) bool, packed.
-        truth: (areas,) int64, true masks that are not ignored.
+        truth: (areas,) int64, ground-truth masks that are not ignored.
     """
 
     scores: NDArray[np.float64]
@@ -85,17 +85,17 @@ class ImageMatches:
     truth: NDArray[np.int64]
 
     def unpacked(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Matched and ignored, each (areas, IoU thresholds, D) bool."""
+        """Return matched and ignored, each (areas, IoU thresholds, D) bool."""
         shape = (2, len(AREAS), len(IOU_THRESHOLDS), len(self.scores))
         matched, ignored = np.unpackbits(self.bits, count=int(np.prod(shape))).view(np.bool_).reshape(shape)
         return matched, ignored
 
 
 def recall_counts(truth: Sequence[TrueMask], found: Sequence[PredictedMask], limits: Sequence[int]) -> RecallCounts:
-    """Count the true masks of an image that its best masks find, up to each of the ascending `limits` of their number.
+    """Count the ground-truth masks that an image's best predictions find, up to each of the ascending `limits`.
 
-    As `COCOeval` with `useCats=0` and `maxDets=limits`. Masks that overlap no true mask enough for any threshold are
-    left out of the matching, which they do not change: it is a loop in Python over all pairs.
+    Equals `COCOeval` with `useCats=0` and `maxDets=limits`. Masks that overlap no ground truth enough for any threshold
+    are excluded from the matching, a Python loop over all pairs, because they do not affect it.
     """
     ranked = sorted(found, key=lambda mask: -mask.score)[: limits[-1]]
     overlap = _overlaps(truth, ranked)
@@ -107,7 +107,7 @@ def recall_counts(truth: Sequence[TrueMask], found: Sequence[PredictedMask], lim
 
 
 def match_masks(truth: Sequence[TrueMask], found: Sequence[PredictedMask], most: int = 100) -> ImageMatches:
-    """Match the masks of one image and one category, the `most` best of those found, as `COCOeval` does."""
+    """Match the `most` best predictions of one image and category with the ground truth, like `COCOeval`."""
     ranked = sorted(found, key=lambda mask: -mask.score)[:most]
     results = _evaluate(truth, ranked, _overlaps(truth, ranked), most)
     scores = np.array([mask.score for mask in ranked], dtype=np.float64)
@@ -116,7 +116,7 @@ def match_masks(truth: Sequence[TrueMask], found: Sequence[PredictedMask], most:
 
 @dataclass
 class CocoPrecision:
-    """Precision and recall over categories, from `add`; the figures are those of `COCOeval.summarize`."""
+    """Precision and recall over categories, collected by `add`; the metrics are those of `COCOeval.summarize`."""
 
     _parts: list[Any] = field(default_factory=list)
 
@@ -142,11 +142,11 @@ class CocoPrecision:
         self._parts.append({name: evaluation.eval[name] for name in ("precision", "recall")})
 
     def extend(self, other: "CocoPrecision") -> None:
-        """Add all categories of another."""
+        """Add all categories of another instance."""
         self._parts += other._parts
 
     def figures(self) -> dict[str, float | None]:
-        """AP over thresholds, at 0.5 and 0.75, by size; and average recall; None where there is no truth."""
+        """Return AP over thresholds, at 0.5 and 0.75, and by size, and average recall; None without ground truth."""
         if not self._parts:
             return dict.fromkeys(_FIGURES)
         evaluation = COCOeval(iouType="segm")
@@ -168,7 +168,7 @@ _FIGURES = (
 
 @dataclass(frozen=True)
 class _ImageEvaluation:
-    """What `COCOeval.evaluateImg` answers for each range of size; arrays as in `ImageMatches`."""
+    """Result of `COCOeval.evaluateImg` for each size range; arrays as in `ImageMatches`."""
 
     results: list[dict[str, Any]]
 
@@ -186,7 +186,7 @@ class _ImageEvaluation:
 
 
 def _overlaps(truth: Sequence[TrueMask], found: Sequence[PredictedMask]) -> NDArray[np.float64]:
-    """IoU of each pair, (found, truth); with a crowd, the share of the found mask that it covers."""
+    """Return the IoU of each pair, (found, truth); for a crowd, the share of the predicted mask that it covers."""
     if not truth or not found:
         return np.zeros((len(found), len(truth)))
     crowds = [int(mask.crowd) for mask in truth]
@@ -197,7 +197,7 @@ def _evaluate(
     truth: Sequence[TrueMask], found: Sequence[PredictedMask], overlaps: NDArray[np.float64], most: int
 ) -> _ImageEvaluation:
     evaluation = COCOeval(iouType="segm")
-    # What `evaluate` prepares from files; ids begin with 1, for 0 means no match.
+    # Same data that `evaluate` prepares from files; ids begin with 1 because 0 means no match.
     evaluation._gts[_KEY] = [
         {"id": id, "area": mask.area, "iscrowd": int(mask.crowd), "ignore": int(mask.crowd)}
         for id, mask in enumerate(truth, start=1)

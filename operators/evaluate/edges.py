@@ -1,6 +1,6 @@
-"""Edges of one image from the model's masks (SAM paper, Sections 7.2 and D.2), and how they match true boundaries.
+"""Edge detection from the model's masks (SAM paper, Sections 7.2 and D.2), and scores against true boundaries.
 
-Their scores over images (ODS, OIS, AP and R50), from counts at each threshold, are those of the BSDS benchmark.
+The scores over images (ODS, OIS, AP, and R50), from counts at each threshold, are those of the BSDS benchmark.
 """
 
 import math
@@ -30,13 +30,13 @@ from segmint.operators.evaluate.boundaries import (
 )
 
 TOLERANCE = 0.0075
-"""Of the image's diagonal: how far a found edge may be from a true one. The BSDS benchmark's."""
+"""Maximum distance of a found edge from a true one, as a share of the image's diagonal, as in the BSDS benchmark."""
 
 THRESHOLDS = 99
-"""0.01 to 0.99, as in the BSDS benchmark."""
+"""Number of thresholds, 0.01 to 0.99, as in the BSDS benchmark."""
 
-_DRAWN = 4  # masks drawn at once, 4 bytes a pixel each
-_STEPS = 100  # between two thresholds, where the best is looked for
+_DRAWN = 4  # masks drawn at once, 4 bytes per pixel each
+_STEPS = 100  # between two thresholds, in the search for the best
 _RECALLS = np.linspace(0, 1, 101)
 _HALF = 0.5
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=np.uint8)
@@ -50,13 +50,13 @@ Curve = NDArray[Any]
 def edge_settings(points_per_side: int = 16) -> MaskSettings:
     """Return the paper's settings: no crops, no filter by predicted IoU or stability, NMS at the usual 0.7.
 
-    `points_per_side`: of the grid of points; the paper's is 16, which gives 768 masks before NMS.
+    `points_per_side` is that of the grid of points; the paper's 16 gives 768 masks before NMS.
     """
     return MaskSettings.official(points_per_side=points_per_side, pred_iou_thresh=0.0, stability_score_thresh=0.0)
 
 
 def thresholds(count: int = THRESHOLDS) -> NDArray[np.float64]:
-    """Return evenly spaced thresholds between 0 and 1, without both: (count,)."""
+    """Return evenly spaced thresholds between 0 and 1, both excluded: (count,)."""
     return np.linspace(1 / (count + 1), 1 - 1 / (count + 1), count).astype(np.float64)
 
 
@@ -65,10 +65,10 @@ class EdgeCounts:
     """Edge pixels of an image at each threshold, (K,) int64 each.
 
     Attributes:
-        found_matched: found ones that match a true edge of at least one annotator.
-        found: all found ones.
-        true_matched: true ones that match a found edge, summed over annotators.
-        true: all true ones, summed over annotators.
+        found_matched: found pixels that match a true edge of at least one annotator.
+        found: all found pixels.
+        true_matched: true pixels that match a found edge, summed over annotators.
+        true: all true pixels, summed over annotators.
     """
 
     found_matched: NDArray[np.int64]
@@ -78,7 +78,7 @@ class EdgeCounts:
 
 
 def ignored_pixels(maps: Sequence[LabelMap], ignore: Collection[int], tolerance: float) -> Edges:
-    """Return the pixels within the tolerance of a number to ignore, or beside it, in any annotator's label map."""
+    """Return the pixels within the tolerance of an ignored number, or adjacent to one, in any annotator's label map."""
     pixels = max(_pixels(tolerance, maps[0].shape), math.sqrt(2))
     ignored: Edges = np.any([near_numbers(labels, ignore, pixels) for labels in maps], axis=0)
     return ignored
@@ -93,8 +93,8 @@ def count_edges(
 ) -> EdgeCounts:
     """Match an edge map at each threshold with the thinned boundaries of each annotator.
 
-    `cuts`: ascending thresholds, (K,). `tolerance`: as a share of the diagonal. What is found or drawn on `ignored`
-    pixels, (height, width) bool, does not count.
+    `cuts` are ascending thresholds, (K,), and `tolerance` is a share of the diagonal. Found and true pixels on
+    `ignored` pixels, (height, width) bool, do not count.
     """
     if ignored is not None:
         edges, truths = np.where(ignored, np.float32(0), edges), [truth & ~ignored for truth in truths]
@@ -113,7 +113,7 @@ def count_edges(
 
 
 def _pixels(tolerance: float, shape: tuple[int, ...]) -> float:
-    """A share of the diagonal in pixels."""
+    """Return a share of the diagonal in pixels."""
     return tolerance * math.hypot(*shape)
 
 
@@ -122,7 +122,7 @@ def _count_at(found: Edges, truths: Sequence[Edges], pixels: float) -> tuple[int
     if len(truths) == 1:
         pairs = count_matches(found, truths[0], pixels)
         return pairs, total, pairs
-    # Which of the found pixels match matters only here: one that several annotators drew counts once.
+    # Only here does it matter which found pixels match: one that several annotators drew counts once.
     matched, pairs = np.zeros(found.shape, dtype=np.bool_), 0
     for truth in truths:
         of_found, of_truth = match_edges(found, truth, pixels)
@@ -135,9 +135,9 @@ def _count_at(found: Edges, truths: Sequence[Edges], pixels: float) -> tuple[int
 def find_edges(predictor: Predictor, embedding: Embedding, settings: MaskSettings) -> EdgeMap:
     """Return the edges of an image, in its frame.
 
-    Masks from a grid of points without filters go through NMS. Of each, the Sobel gradient of its probabilities (the
-    sigmoid of its logits) is taken on the pixels just outside it, and of all masks the largest. The result is
-    normalized and thinned by `suppress`.
+    Masks from a grid of points, without filters, go through NMS. The strength of an edge is the largest Sobel gradient
+    of any mask's probabilities (the sigmoid of its logits) on the pixels just outside that mask. The result is
+    normalized, then thinned by `suppress`.
     """
     strength = np.zeros(embedding.frame_size, dtype=np.float32)
     across, down = np.zeros_like(strength), np.zeros_like(strength)
@@ -152,7 +152,7 @@ def find_edges(predictor: Predictor, embedding: Embedding, settings: MaskSetting
 
 
 def _masks(predictor: Predictor, embedding: Embedding, settings: MaskSettings) -> torch.Tensor:
-    """Low-resolution logits, (N, 256, 256), of the grid's masks that NMS leaves."""
+    """Return the low-resolution logits, (N, 256, 256), of the grid's masks that remain after NMS."""
     height, width = embedding.frame_size
     crop = Crop(0, (0, 0, width, height))
     upscaling, plan = upscaling_of(predictor, embedding), predictor.plan_points(embedding)
@@ -160,7 +160,7 @@ def _masks(predictor: Predictor, embedding: Embedding, settings: MaskSettings) -
     found, boxes, scores = [], [], []
     for chunk in chunks_of(points, settings.chunk_on("cpu")):
         proposals, _ = propose(predictor, embedding, plan, chunk, settings)
-        # Without filters, all of them are measured, in their order.
+        # Without filters, all of them are measured, in order.
         measured, _ = measure(upscaling, proposals, crop, embedding.frame_size, settings)
         found.append(proposals.low_res_logits)
         boxes.append(measured.boxes)
@@ -177,9 +177,9 @@ def _draw_outline(
     across: NDArray[np.float32],
     down: NDArray[np.float32],
 ) -> None:
-    """Put a mask's gradient, where it is stronger than those before, into the three maps; all are (H, W).
+    """Update three maps, all (H, W), with a mask's gradient where it is stronger than the earlier ones.
 
-    Only in a window: the mask's box, its outer boundary, and the neighbors that the filter takes.
+    Works only in a window: the mask's box, its outer boundary, and the neighbors that the filter needs.
     """
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     if not width:
@@ -199,13 +199,13 @@ def _draw_outline(
 def suppress(strength: EdgeMap, across: NDArray[np.float32], down: NDArray[np.float32]) -> EdgeMap:
     """Keep the pixels that are no weaker than their two neighbors along the gradient (Canny, PAMI 8(6), 1986).
 
-    `across` and `down` are the gradient in x and y at each pixel. Between pixels the strength is interpolated. Of two
-    equal neighbors one is kept.
+    `across` and `down` are the gradient in x and y at each pixel. Strength is interpolated between pixels. Of two equal
+    neighbors, one is kept.
     """
     y, x = np.nonzero(strength)
     right, below = across[y, x].astype(np.float64), down[y, x].astype(np.float64)
     length = np.maximum(np.abs(right), np.abs(below))
-    # The same way for both directions of a gradient, so that of two equal pixels the same one stays.
+    # Same orientation for opposite gradients, so that the same one of two equal pixels is kept.
     turned = (right < 0) | ((right == 0) & (below < 0))
     step = np.where(turned, -1, 1) / np.where(length > 0, length, 1)
     right, below = right * step, below * step
@@ -221,14 +221,14 @@ def suppress(strength: EdgeMap, across: NDArray[np.float32], down: NDArray[np.fl
 
 @dataclass(frozen=True)
 class EdgeScores:
-    """The benchmark's four figures, and the curve that they come from.
+    """The benchmark's four metrics and the underlying curve.
 
     Attributes:
         ods: the best F-measure with one threshold for all images ("optimal dataset scale").
         ods_threshold: that threshold.
         ois: the F-measure with the best threshold of each image ("optimal image scale").
-        ap: average precision, over recalls from 0 to 1 where there is a precision; None if all recalls are the same.
-        r50: recall at half precision; None where precision is nowhere so high.
+        ap: average precision over recalls from 0 to 1 with a defined precision; None if all recalls are equal.
+        r50: recall at half precision; None if precision is never that high.
         precision, recall: (K,), at each threshold.
     """
 
@@ -242,18 +242,18 @@ class EdgeScores:
 
 
 def edge_scores(images: Sequence[EdgeCounts], cuts: NDArray[np.float64]) -> EdgeScores:
-    """Compute the scores of one image or more; `cuts` are the thresholds of their counts, (K,), ascending."""
+    """Compute the scores of one or more images; `cuts` are the thresholds of their counts, (K,), ascending."""
     stacked = stack(images)
     return scores_of_sums(stacked.sum(axis=0), at_best_thresholds(stacked).sum(axis=0), cuts)
 
 
 def stack(images: Sequence[EdgeCounts]) -> NDArray[np.int64]:
-    """The counts of I images, (I, 4, K), in the order of `EdgeCounts`."""
+    """Return the counts of I images, (I, 4, K), in the order of `EdgeCounts`."""
     return np.array([[each.found_matched, each.found, each.true_matched, each.true] for each in images])
 
 
 def at_best_thresholds(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each image's counts at its own best threshold: (I, 4, K) to (I, 4)."""
+    """Return each image's counts at its own best threshold: (I, 4, K) to (I, 4)."""
     best = np.array([np.argmax(_f_measure(*_precision_recall(each))) for each in counts], dtype=np.int64)
     return counts[np.arange(len(counts)), :, best]
 
@@ -261,7 +261,7 @@ def at_best_thresholds(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 def scores_of_sums(sums: Curve, at_best: Curve, cuts: Curve) -> EdgeScores:
     """Compute the scores from sums over images: of their counts, (4, K), and of those at their best thresholds, (4,).
 
-    The counts in the order of `EdgeCounts`.
+    The counts are in the order of `EdgeCounts`.
     """
     precision, recall = _precision_recall(sums)
     ods, ods_threshold = _best(cuts, precision, recall)
@@ -271,7 +271,7 @@ def scores_of_sums(sums: Curve, at_best: Curve, cuts: Curve) -> EdgeScores:
 
 
 def _precision_recall(counts: NDArray[Any]) -> tuple[Curve, Curve]:
-    """From counts (4, …); 0 where there is nothing to divide by."""
+    """Return precision and recall from counts (4, …); 0 if the denominator is 0."""
     found_matched, found, true_matched, true = counts
     return found_matched / np.maximum(found, 1), true_matched / np.maximum(true, 1)
 
@@ -283,7 +283,7 @@ def _f_measure(precision: Curve, recall: Curve) -> Curve:
 
 
 def _best(cuts: Curve, precision: Curve, recall: Curve) -> tuple[float, float]:
-    """The best F-measure and its threshold, on straight lines between the points of the curve."""
+    """Return the best F-measure and its threshold, on straight lines between the points of the curve."""
     share = np.linspace(0, 1, _STEPS)
     if len(cuts) == 1:
         return float(_f_measure(precision, recall)[0]), float(cuts[0])

@@ -1,4 +1,4 @@
-"""Masks for boxes of one image, and their IoU with masks taken as truth (SAM paper, Sections 7.4 and D.4)."""
+"""Masks for boxes of one image, and their IoU with the ground truth (SAM paper, Sections 7.4 and D.4)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from scipy.optimize import linear_sum_assignment
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.annotations.image import CocoRle, encode_mask
 
-_AT_ONCE = 8  # boxes: their full-size logits take 4 bytes a pixel each
+_AT_ONCE = 8  # boxes; their full-size logits take 4 bytes per pixel each
 
 
 @dataclass(frozen=True)
 class BoxMask:
-    """The mask of a box, and the model's own estimate of its IoU."""
+    """Mask of a box, and the model's own estimate of its IoU."""
 
     rle: CocoRle
     predicted_iou: float
@@ -29,8 +29,8 @@ def segment_boxes(
 ) -> list[BoxMask]:
     """Return the mask of each box, (N, 4) as x0, y0, x1, y1 in pixels of the embedding's frame.
 
-    Of the three masks for a box the one of the highest predicted IoU is taken. `refine`: its logits and the box are a
-    second prompt, as in the paper, whose single mask is the answer; as in training, where several prompts have one.
+    Uses the mask with the highest predicted IoU of the three for a box. With `refine`, its logits and the box are a
+    second prompt, as in the paper, with a single mask as the result, as for several prompts in training.
     """
     found: list[BoxMask] = []
     for start in range(0, len(boxes), _AT_ONCE):
@@ -50,9 +50,9 @@ def segment_boxes(
 
 
 def boxes_of(masks: Sequence[CocoRle]) -> NDArray[np.float64]:
-    """Return the boxes of masks between their outermost pixels, both inside: (N, 4) as x0, y0, x1, y1.
+    """Return the boxes of masks between their outermost pixels, both included: (N, 4) as x0, y0, x1, y1.
 
-    As in training. Raises ValueError for an empty mask.
+    Same convention as in training. Raises ValueError for an empty mask.
     """
     x, y, width, height = np.array([coco.toBbox(rle) for rle in masks], dtype=np.float64).reshape(-1, 4).T
     if not width.all():
@@ -61,15 +61,15 @@ def boxes_of(masks: Sequence[CocoRle]) -> NDArray[np.float64]:
 
 
 def iou_in_order(truth: Sequence[CocoRle], found: Sequence[CocoRle]) -> NDArray[np.float64]:
-    """Return the IoU of each true mask with the found one at its place: (N,)."""
+    """Return the IoU of each true mask with the predicted mask at the same position: (N,)."""
     pairs = zip(truth, found, strict=True)
     return np.array([coco.iou([second], [first], [0])[0, 0] for first, second in pairs], dtype=np.float64)
 
 
 def iou_assigned(truth: Sequence[CocoRle], found: Sequence[CocoRle]) -> NDArray[np.float64]:
-    """Return the IoU of each true mask with the found one that it is paired with, (N,); 0 for those left alone.
+    """Return the IoU of each true mask with the predicted mask assigned to it, (N,); 0 for unassigned masks.
 
-    Found masks are paired one to one, so that the sum of IoUs is the largest.
+    Predicted masks are assigned one to one, so that the sum of IoUs is maximal.
     """
     result = np.zeros(len(truth))
     if truth and found:

@@ -1,4 +1,4 @@
-"""Interactive segmentation by clicks on one image, as the SAM paper evaluates it (Section 7.1, Appendix D)."""
+"""Interactive segmentation by clicks on one image, as evaluated in the SAM paper (Section 7.1, Appendix D)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,23 +21,23 @@ from segmint.operators.evaluate.settings import FirstClick, PointsSettings, Seve
 MASKS_AT_ONCE = 2, 16
 """Masks of an image that are decoded together, on a CPU and elsewhere; it affects the last bits.
 
-On a CPU two take a third less time than 16, and 450 MB less: 4 MB for each of a mask's layers stay in its cache.
+On a CPU, two take a third less time than 16, and 450 MB less: the 4 MB of each of a mask's layers stay in cache.
 """
 
-_SINGLE = 0  # the place of the mask for unambiguous prompts; the three others follow it
+_SINGLE = 0  # position of the mask for unambiguous prompts; the three others follow
 
 
 class NoNumberError(ValueError):
-    """Weights answer with numbers that are not finite."""
+    """The model's weights produce numbers that are not finite."""
 
 
 @dataclass(frozen=True)
 class MaskScores:
-    """One mask's scores, after each number of clicks in the settings.
+    """Scores of one mask after each number of clicks in the settings.
 
-    `iou` is that of the model's choice with the truth, `oracle` that of the best of its three masks, `predicted` the
-    model's estimate of its choice. With fewer `clicks` than were asked for, nothing was left to click on, and the last
-    scores are repeated. `first` and `last` are the model's choice after the first and the last click.
+    `iou` is the IoU of the model's chosen mask, `oracle` that of the best of its three masks, and `predicted` the
+    model's estimate for its choice. If there are fewer `clicks` than requested, nothing was left to click on, and the
+    last scores are repeated. `first` and `last` are the model's choices after the first and last click.
     """
 
     iou: tuple[float, ...]
@@ -55,11 +55,11 @@ def click_masks(
     numbers: Sequence[int],
     settings: PointsSettings,
 ) -> list[MaskScores]:
-    """Click on each mask of an image until the largest number of clicks, and return its scores.
+    """Click on each mask of an image up to the largest number of clicks, and return its scores.
 
     `truths` are masks in the embedding's frame, none empty; `numbers` (each under 2^63) key their random clicks. Each
-    click is decoded with the logits of the model's choice before. Raises ValueError for an empty mask, and
-    `NoNumberError` for weights that answer with numbers that are not finite.
+    click is decoded with the logits of the model's previous choice. Raises ValueError for an empty mask, and
+    `NoNumberError` if the weights produce numbers that are not finite.
     """
     scores: list[MaskScores] = []
     at_once = MASKS_AT_ONCE[embedding.features.device.type != "cpu"]
@@ -74,7 +74,7 @@ def click_masks(
 
 
 def no_answer(truth: CocoRle, settings: PointsSettings) -> MaskScores:
-    """The scores of weights that have no answer to a mask: 0, and no click."""
+    """Return the scores of weights without a prediction for a mask: 0, and no click."""
     height, width = truth["size"]
     blank = np.zeros((height, width), np.uint8, order="F")
     empty: CocoRle = {"size": [height, width], "counts": coco.encode(blank)["counts"]}
@@ -83,7 +83,7 @@ def no_answer(truth: CocoRle, settings: PointsSettings) -> MaskScores:
 
 
 class _TrueMask:
-    """A mask taken as truth, with its inclusive box."""
+    """A ground-truth mask with its inclusive box."""
 
     def __init__(self, rle: CocoRle) -> None:
         self.pixels: Bools = np.ascontiguousarray(coco.decode(rle)).view(np.bool_)
@@ -91,13 +91,13 @@ class _TrueMask:
         self.box: Box = box_of(self.pixels)
 
     def iou(self, mask: MaskPatch) -> float:
-        """The intersection over union with a predicted mask."""
+        """Return the intersection over union with a predicted mask."""
         x0, y0, x1, y1 = mask.box
         common = np.count_nonzero(mask.window() & self.pixels[y0 : y1 + 1, x0 : x1 + 1])
         return common / (mask.area + self.area - common)
 
     def next_click(self, mask: MaskPatch, before: Sequence[Click]) -> Click | None:
-        """The next click on a predicted mask; only the pixels of both boxes are looked at."""
+        """Return the next click on a predicted mask, using only the pixels of both boxes."""
         left, top, right, bottom = mask.box
         x0, y0 = min(self.box[0], left), min(self.box[1], top)
         x1, y1 = max(self.box[2], right), max(self.box[3], bottom)
@@ -109,7 +109,7 @@ class _TrueMask:
 
 
 class _ClickedMask:
-    """A mask while it is clicked on."""
+    """State of a mask that is being clicked on."""
 
     def __init__(self, truth: CocoRle, number: int, settings: PointsSettings) -> None:
         self._truth = _TrueMask(truth)
@@ -119,14 +119,14 @@ class _ClickedMask:
         self.clicks = [center_click(pixels) if center else random_click(pixels, settings.seed, number)]
         self.logits: Tensor | None = None  # (1, 256, 256) of the model's choice
         self.done = False
-        self._measured: list[tuple[float, float, float]] = []  # IoU, oracle and predicted IoU
+        self._measured: list[tuple[float, float, float]] = []  # IoU, oracle, and predicted IoU
         self._first: CocoRle | None = None
         self._last: CocoRle | None = None
 
     def take(self, upscaling: Upscaling[Any], logits: Tensor, predicted: Tensor) -> None:
-        """Take the model's answer to the clicks so far, and click again.
+        """Record the model's prediction for the clicks so far, and click again.
 
-        `logits` (4, 256, 256) and `predicted` (4,) are the single mask's and the three's.
+        `logits` (4, 256, 256) and `predicted` (4,) are those of the single mask and the three masks.
         """
         if not predicted.isfinite().all():
             raise NoNumberError(
@@ -152,7 +152,7 @@ class _ClickedMask:
             self.clicks.append(click)
 
     def scores(self) -> MaskScores:
-        """The scores, once it is done."""
+        """Return the scores once the mask is done."""
         if self._first is None or self._last is None:
             raise ValueError("the mask was not clicked on to the end")
         iou, oracle, predicted = zip(*self._measured, strict=True)
@@ -164,7 +164,7 @@ class _ClickedMask:
 
 
 def _click(predictor: Predictor, embedding: Embedding, masks: Sequence[_ClickedMask]) -> None:
-    """Click on masks together: all that are not done have the same number of clicks."""
+    """Click on masks together; those that are not done have the same number of clicks."""
     upscaling = upscaling_of(predictor, embedding)
     while waiting := [mask for mask in masks if not mask.done]:
         logits = [mask.logits for mask in waiting if mask.logits is not None]
@@ -180,5 +180,5 @@ def _click(predictor: Predictor, embedding: Embedding, masks: Sequence[_ClickedM
 
 
 def _draw(upscaling: Upscaling[Any], logits: Tensor) -> list[MaskPatch]:
-    """Masks in the embedding's frame from logits (C, 256, 256); none is left out, the empty ones neither."""
+    """Return masks in the embedding's frame from logits (C, 256, 256), including empty ones."""
     return upscaling.draw(upscaling.stable_masks(logits, 0.0, 0.0).sketches)

@@ -1,4 +1,4 @@
-"""Object proposals of one image, and how many masks taken as truth they find (SAM paper, Section 7.3 and D.3)."""
+"""Object proposals of one image, ranked as in the SAM paper's evaluation (Sections 7.3 and D.3)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,13 +9,13 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.evaluate.coco_matching import PredictedMask
 
 LIMITS = (10, 100, 1000)
-"""Average recall is reported for so many proposals an image."""
+"""Numbers of proposals per image for which average recall is reported."""
 
 
 def proposal_settings(points_per_side: int = 64) -> MaskSettings:
     """Return the paper's settings: no crops, no filter by predicted IoU or stability, an NMS threshold of 0.9.
 
-    `points_per_side`: of the grid of points; the paper's is 64.
+    `points_per_side` is that of the grid of points; the paper's is 64.
     """
     return MaskSettings.official(
         points_per_side=points_per_side, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.9
@@ -23,14 +23,14 @@ def proposal_settings(points_per_side: int = 64) -> MaskSettings:
 
 
 def propose_objects(generator: MaskGenerator, image: NDArray[np.uint8]) -> list[PredictedMask]:
-    """Return the 1,000 best proposals for an image, (H, W, 3) uint8 RGB; `generator` has `proposal_settings`."""
+    """Return the 1,000 best proposals for an image, (H, W, 3) uint8 RGB; `generator` uses `proposal_settings`."""
     return rank(generator.find(image))
 
 
 def rank(found: RawMasks) -> list[PredictedMask]:
     """Return the 1,000 best masks, best first, by the mean of predicted IoU and stability score.
 
-    Empty masks are left out: they have no stability, and no mask taken as truth matches them.
+    Empty masks are excluded, because they have no stability score and match no ground truth.
     """
     masks = found.candidates
     scores = (masks.predicted_iou.astype(np.float64) + masks.stability) / 2

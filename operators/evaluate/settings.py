@@ -1,28 +1,28 @@
-"""The settings of evaluations; importing them loads no model."""
+"""Settings of evaluations; importing them loads no model."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class FirstClick(StrEnum):
-    """Where the first click is."""
+    """Location of the first click."""
 
     CENTER = "center"
     RANDOM = "random"
 
 
 class SeveralClicks(StrEnum):
-    """Which output answers two clicks or more."""
+    """Output that is used for two or more clicks."""
 
     SINGLE = "single"  # the mask for unambiguous prompts
-    THREE = "three"  # of the three the one with the highest predicted IoU
+    THREE = "three"  # the one of the three with the highest predicted IoU
 
 
 @dataclass(frozen=True)
 class PointsSettings:
-    """How the model is clicked. `clicks` are the numbers of clicks after which it is measured, ascending from 1 on."""
+    """Settings of clicks. `clicks` are the click counts at which the model is measured, ascending from 1."""
 
     clicks: tuple[int, ...] = (1, 2, 3, 5, 9)
     first: FirstClick = FirstClick.CENTER
     several: SeveralClicks = SeveralClicks.SINGLE
-    seed: int = 0  # of random first clicks, intervals and tests
+    seed: int = 0  # of random first clicks, intervals, and tests
