@@ -1,6 +1,6 @@
-"""Reads the SA-1B-style JSON of one image that segmint did not write: its masks as rows, and its faults.
+"""Reader of the SA-1B-style JSON of one image that segmint did not write: its masks as rows, and its faults.
 
-What a JSON does not have (scores, a crop, a point, a box, an area) is no fault, and is null or measured.
+Missing values (scores, a crop, a point, a box, an area) are not faults; they are null or measured.
 """
 
 import json
@@ -24,16 +24,16 @@ BOXES: dict[BoxConvention, str] = {
     "inclusive": "between the outermost pixels, as in SA-1B",
     "pixels": "that count pixels, as in COCO",
 }
-"""What a convention's boxes are."""
+"""Descriptions of the box conventions."""
 
 
 @dataclass
 class ForeignImage:
-    """What the JSON of an image says; `size` is (height, width), None where it does not say.
+    """Contents of an image's JSON; `size` is (height, width), None if unknown.
 
-    `masks` are rows with the keys of `MASK` and `annotation_id` (None where it has no number);
-    their areas and boxes are measured, boxes between the outermost pixels. A mask whose code cannot be read is left
-    out. `boxes` are findings to be made of the boxes that are in a convention, should the data have the other one.
+    `masks` are rows with the keys of `MASK` and `annotation_id` (None if absent). Their areas and boxes are measured,
+    boxes between the outermost pixels. Masks whose encoding cannot be read are excluded. `boxes` are the findings to
+    report for boxes in each convention if the data turns out to use the other one.
     """
 
     number: int
@@ -46,10 +46,10 @@ class ForeignImage:
 
 
 def read_foreign(data: bytes, size: tuple[int, int] | None, place: FindingLocation, number: int) -> ForeignImage:
-    """Reads and measures the JSON of one image; `size` (height, width) is that of its JPEG, where that is known.
+    """Read and measure the JSON of one image; `size` (height, width) is that of its JPEG, if known.
 
-    `number` is the image's, should its JSON say none; findings are about the image of its number. Raises ValueError,
-    which says why, where the bytes are no such JSON at all.
+    `number` is the image's id if its JSON has none; findings refer to the image's id. Raises ValueError with the reason
+    if the bytes are not such JSON at all.
     """
     try:
         document = json.loads(data)
@@ -99,7 +99,7 @@ _KEPT = frozenset({"segmentation", "bbox", "area", *_SCORES, "crop_box", "point_
 
 
 def _row(annotation: Mapping[str, Any]) -> tuple[Row, str]:
-    """An annotation as a row, and what keeps its mask from being read, or an empty string."""
+    """Return an annotation as a row, and why its mask cannot be read, or an empty string."""
     segmentation = annotation.get("segmentation")
     if not isinstance(segmentation, dict):
         return {}, "polygons" if isinstance(segmentation, list) else "none"
@@ -135,7 +135,7 @@ def _sound(row: Row, size: tuple[int, int]) -> bool:
 
 
 def _held(row: Row, size: tuple[int, int]) -> Row:
-    """The row as `audit_masks` is to see it: what the annotation does not have is what fits."""
+    """Return the row for `audit_masks`, with missing values replaced by ones that fit."""
     given: Mapping[str, Any] = row["given"]
     whole = [0.0, 0.0, float(size[1]), float(size[0])]
     crop = whole if given.get("crop_box") is None else row["crop_box"]
@@ -157,7 +157,7 @@ def _vote(image: ForeignImage, convention: BoxConvention, row: Row, place: Findi
 
 
 def _whole(value: Any) -> int | None:
-    """A number from 0 that fits in 63 bits; None for anything else."""
+    """Return a number from 0 that fits in 63 bits; None for anything else."""
     return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
@@ -166,7 +166,7 @@ def _side(value: Any) -> int | None:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number; None for anything else."""
+    """Return a finite number; None for anything else."""
     try:
         return value if type(value) in (int, float) and math.isfinite(value) else None
     except OverflowError:

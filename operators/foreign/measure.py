@@ -1,4 +1,4 @@
-"""Measures a shard of data that segmint did not write into Parquet with a dataset's columns, and finds its faults."""
+"""Measures a shard of data that segmint did not write: Parquet with a dataset's columns, and the shard's faults."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -23,18 +23,18 @@ from segmint.operators.schemas import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, SEGM
 from segmint.operators.shards.files import ROW_GROUP_ROWS
 
 IMAGES_PER_SHARD_LIMIT = 10_000_000
-"""An image's ordinal is its shard times this, plus its index: shards are measured apart from one another."""
+"""Factor in ordinals: shard times this, plus the image's index, so that shards can be measured independently."""
 
 _SCHEMAS = {"images": IMAGES, "masks": MASKS, "jpegs": JPEGS}
 _JSON_BYTES = 256 << 20
 _HEAD = 64 << 10
-"""Bytes in which a JPEG's frame mostly begins."""
+"""Bytes in which most JPEGs' frames begin."""
 _AT_ONCE = 16
 
 
 @dataclass
 class MeasuredShard:
-    """What came of a shard: its Parquet by table, how many images it has, and what is wrong with it."""
+    """Result of measuring a shard: its Parquet files by table, its number of images, and its findings."""
 
     shard: int
     files: dict[str, TableFile] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class MeasuredShard:
 
 
 class _ForeignFile(NamedTuple):
-    """A JPEG or a JSON, and how its bytes are read; `open` leaves a tar open."""
+    """A JPEG or JSON and how to read its bytes; `open` leaves a tar open."""
 
     stem: str
     kind: str
@@ -64,21 +64,21 @@ class _ForeignFile(NamedTuple):
 
 @dataclass
 class _ImageState:
-    """What is known of the image of a name so far."""
+    """Known facts about the image of a name so far."""
 
     jpeg: _ForeignFile | None = None
     jpeg_size: tuple[int, int] | None = None  # (height, width)
-    jpeg_fault: ValueError | None = None  # reported when it is known which image it is of
+    jpeg_fault: ValueError | None = None  # reported once the image is known
     json_size: tuple[int, int] | None = None
     ordinal: int | None = None  # once its JSON was measured
     number: int | None = None  # likewise
-    reported: bool = False  # whether there is a finding that its JSON cannot be read
+    reported: bool = False  # true if there is a finding that its JSON cannot be read
 
 
 def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> MeasuredShard:
-    """Measures a shard of some data, and writes its tables into `folder`.
+    """Measure a shard, and write its tables into `folder`.
 
-    In memory are some images' masks, a row group, and the names of those whose other half has not come.
+    Memory holds a few images' masks, a row group, and the names of images whose JPEG or JSON has not come yet.
     """
     measured = MeasuredShard(shard.shard)
     with ExitStack() as stack:
@@ -132,7 +132,7 @@ def _measure(data: Location, shard: ForeignShard, measured: MeasuredShard, write
 
 
 def _read_json(file: _ForeignFile, image: _ImageState, measured: MeasuredShard) -> tuple[Row, list[int | None]] | None:
-    """The row of an image, as `describe` takes it, and its masks' own ids; None where its JSON cannot be read."""
+    """Return an image's row for `describe` and its masks' own ids; None if its JSON cannot be read."""
     try:
         if file.size > _JSON_BYTES:
             raise ValueError(f"{file.size} bytes, over {_JSON_BYTES}")
@@ -161,7 +161,7 @@ def _row(found: ForeignImage, ordinal: int, name: str) -> Row:
 
 
 def _write(waiting: list[tuple[Row, list[int | None]]], writers: dict[str, RowGroupWriter]) -> None:
-    """Describes images and masks as a build does, and writes their rows."""
+    """Describe images and masks as a build does, and write their rows."""
     if not waiting:
         return
     described = describe_table(to_table([row for row, _ in waiting], SEGMENTED)).to_pylist()
@@ -195,7 +195,7 @@ def _jpeg_fault(image: _ImageState, place: FindingLocation) -> Iterator[Finding]
 
 
 def _jpeg_size(file: _ForeignFile) -> tuple[tuple[int, int] | None, ValueError | None]:
-    """(height, width) of a JPEG, of which no more is read than that takes, or what is wrong with it."""
+    """Return the (height, width) of a JPEG, reading no more than needed, or the error."""
     try:
         size = frame_size(file.read(_HEAD)) or frame_size(file.read(file.size))
         if size is None:
@@ -206,7 +206,7 @@ def _jpeg_size(file: _ForeignFile) -> tuple[tuple[int, int] | None, ValueError |
 
 
 def _files(data: Location, shard: ForeignShard, findings: FindingCollector) -> Iterator[_ForeignFile]:
-    """The JPEGs and JSONs of a shard, in its order; what cannot be read is a finding."""
+    """Yield the JPEGs and JSONs of a shard, in its order; unreadable parts become findings."""
     if shard.tar is not None:
         yield from _tar_files(data / shard.tar, shard.tar, shard.shard, findings)
         return
@@ -236,5 +236,5 @@ def _tar_files(tar: Location, name: str, shard: int, findings: FindingCollector)
 
 
 def _text(name: str) -> str:
-    """A name as a table or a report can hold it: file systems and tars take bytes that are no UTF-8."""
+    """Return a name that tables and reports can store, because file systems and tars allow invalid UTF-8."""
     return name.encode(errors="replace").decode()
