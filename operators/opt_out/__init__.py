@@ -1,1 +1,1 @@
-"""Reads opt-outs from text and data mining in an image's metadata."""
+"""Reader of opt-outs from text and data mining in an image's metadata."""

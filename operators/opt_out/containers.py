@@ -1,4 +1,4 @@
-"""Find XMP packets and C2PA manifests in an image's bytes: no pixel is decoded, and damage is no error."""
+"""Search for XMP packets and C2PA manifests in an image's bytes, tolerating damage and decoding no pixels."""
 
 import io
 import re
@@ -14,12 +14,12 @@ from PIL import TiffImagePlugin
 from segmint.operators.boxes import uuids, xmp_items
 
 MOST_XMP = 16 << 20
-"""Bytes of XMP of one image that are read; further packets say nothing."""
+"""Maximum bytes of XMP that are read per image; further packets are ignored."""
 
-_MOST_PARTS = 100_000  # segments or chunks that are looked at: an image of 250 MB has 30,000
+_MOST_PARTS = 100_000  # segments or chunks that are read; an image of 250 MB has 30,000
 
 _XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
-_EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"  # then a name, the whole length and the piece's offset
+_EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"  # then a name, the whole length, and the piece's offset
 _PNG_XMP, _PNG_PROFILE = b"XML:com.adobe.xmp", b"Raw profile type xmp"  # the second is ImageMagick's
 _TIFF_XMP, _TIFF_C2PA = 700, 52545
 _GIF_XMP, _GIF_XMP_END, _GIF_C2PA = b"\x21\xff\x0bXMP DataXMP", b"\x01\xff\xfe", b"\x21\xff\x0bC2PA_GIF"
@@ -33,16 +33,16 @@ Part = tuple[Literal["xmp", "c2pa"], bytes]
 
 @dataclass(frozen=True)
 class Metadata:
-    """The XMP packets of an image, and its MIME type if it has a C2PA manifest."""
+    """XMP packets of an image, and its MIME type if it has a C2PA manifest."""
 
     packets: tuple[bytes, ...] = ()
     c2pa: str | None = None
 
 
 def find_metadata(data: bytes) -> Metadata:
-    """Return what a JPEG, PNG, WebP, TIFF, GIF, HEIC or AVIF holds, as far as the container is whole.
+    """Return the metadata of a JPEG, PNG, WebP, TIFF, GIF, HEIC, or AVIF as far as its container is intact.
 
-    A packet may be damaged itself. BMP has no place for either.
+    Packets themselves may be damaged. BMP supports neither kind of metadata.
     """
     if data[4:8] == b"ftyp":
         return _collect("image/avif" if data[8:12] in (b"avif", b"avis") else "image/heic", _in_boxes(data))
@@ -66,7 +66,7 @@ def _collect(mime: str, parts: Iterator[Part]) -> Metadata:
 
 
 def _in_jpeg(data: bytes) -> Iterator[Part]:
-    """Read the segments before the scan (ITU-T T.81, B.1.1): APP1 holds XMP, APP11 C2PA."""
+    """Read the segments before the scan (ITU-T T.81, B.1.1): APP1 contains XMP, APP11 C2PA."""
     extensions: dict[bytes, dict[int, bytes]] = {}  # by name, then by offset
     for marker, content in islice(_jpeg_segments(data), _MOST_PARTS):
         if marker == 0xEB and content.startswith(b"JP"):
@@ -77,7 +77,7 @@ def _in_jpeg(data: bytes) -> Iterator[Part]:
             piece = content[len(_EXTENSION_HEADER) :]
             if len(piece) > 40:
                 extensions.setdefault(piece[:32], {}).setdefault(int.from_bytes(piece[36:40]), piece[40:])
-    for pieces in extensions.values():  # a packet of over 64 KB is in several segments
+    for pieces in extensions.values():  # a packet of over 64 KB spans several segments
         yield "xmp", b"".join(piece for _, piece in sorted(pieces.items()))
 
 
@@ -114,7 +114,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     position = 8
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
-        # Pixels are not copied.
+        # Don't copy pixels.
         yield kind, b"" if kind == b"IDAT" else data[position + 8 : position + 8 + length]
         position += 12 + length
 
@@ -122,12 +122,12 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _png_packet(kind: bytes, content: bytes) -> bytes | None:
     keyword, _, rest = content.partition(b"\0")
     if kind == b"iTXt" and keyword == _PNG_XMP:
-        text = b"\0".join(rest[2:].split(b"\0", 2)[2:])  # behind the language and the translated keyword
+        text = b"\0".join(rest[2:].split(b"\0", 2)[2:])  # after the language and the translated keyword
         return _inflated(text) if rest[:1] == b"\1" else text
     if kind != b"iTXt" and keyword == _PNG_PROFILE:
         text = _inflated(rest[1:]) if kind == b"zTXt" else rest
         try:
-            return bytes.fromhex(b"".join(text.split()[2:]).decode("ascii"))  # behind its name and length
+            return bytes.fromhex(b"".join(text.split()[2:]).decode("ascii"))  # after its name and length
         except ValueError:
             return None
     return None
@@ -169,11 +169,11 @@ def _in_tiff(data: bytes) -> Iterator[Part]:
     if has_c2pa:
         yield "c2pa", b""
     if isinstance(packet, bytes | str):
-        yield "xmp", packet if isinstance(packet, bytes) else packet.encode("latin-1")  # Pillow decodes text so
+        yield "xmp", packet if isinstance(packet, bytes) else packet.encode("latin-1")  # Pillow decodes text this way
 
 
 def _in_gif(data: bytes) -> Iterator[Part]:
-    """Find the application extensions; a packet is stored as it is, and what follows it steps over it."""
+    """Find the application extensions; a packet is stored verbatim, and the trailer after it makes readers skip it."""
     if _GIF_C2PA in data:
         yield "c2pa", b""
     start = data.find(_GIF_XMP)

@@ -1,7 +1,7 @@
-"""Whether the rights holder of an image forbids training with it, by the metadata in its bytes and one table, `RULES`.
+"""Detection of opt-outs from training in an image's metadata, according to the table `RULES`.
 
-docs/opt-outs.md has the same table. The vocabularies are those of PLUS (`plus:DataMining`, in the IPTC Photo Metadata
-Standard since 2023.1), of the W3C community group's TDM Reservation Protocol, of C2PA 1.x and of CAWG 1.1.
+docs/opt-outs.md contains the same table. The vocabularies are those of PLUS (`plus:DataMining`, in the IPTC Photo
+Metadata Standard since 2023.1), of the W3C community group's TDM Reservation Protocol, of C2PA 1.x, and of CAWG 1.1.
 """
 
 import io
@@ -23,13 +23,13 @@ RESERVATION = "tdm:reservation"
 _USES = ("ai_training", "ai_generative_training", "data_mining", "ai_inference")
 
 TRAINING_MINING = tuple(f"{prefix}.{use}" for prefix in ("c2pa", "cawg") for use in _USES)
-"""The entries of the assertions `c2pa.training-mining` and `cawg.training-mining` that the two vocabularies define."""
+"""Entries of the assertions `c2pa.training-mining` and `cawg.training-mining` that the two vocabularies define."""
 
 _PROHIBITED = "DMI-PROHIBITED"
 
 
 class OptOutVerdict(StrEnum):
-    """What a value says."""
+    """Meaning of a value."""
 
     ALLOWED = "allowed"
     OPTED_OUT = "opted out"
@@ -38,7 +38,7 @@ class OptOutVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class OptOutRule:
-    """A value of some fields, and its verdict. A value that ends in an asterisk is any other that begins like it."""
+    """A value of some fields, and its verdict. A value with a trailing asterisk matches any value with that prefix."""
 
     fields: tuple[str, ...]
     value: str
@@ -62,27 +62,27 @@ RULES = (
     OptOutRule(TRAINING_MINING, "notAllowed", OptOutVerdict.OPTED_OUT),
     OptOutRule(TRAINING_MINING, "constrained", OptOutVerdict.OPTED_OUT),
 )
-"""The first rule that fits a field and its value decides; a value that none fits says nothing."""
+"""Rules in order: the first that matches a field and its value decides; a value that matches none is ignored."""
 
 
 @dataclass(frozen=True)
 class OptOut:
-    """A field of an image's metadata that forbids training with it, and its value, as `RULES` spell them."""
+    """A field of an image's metadata that forbids training with it, and its value, spelled as in `RULES`."""
 
     field: str
     value: str
 
     @property
     def detail(self) -> str:
-        """The sentence that is stored with the refusal; it quotes nothing but the vocabularies."""
+        """Sentence that is stored with the verdict; it quotes only the vocabularies."""
         return f"the image's metadata forbids training with it: {self.field} is {self.value}"
 
 
 def rule_for(field: str, value: str) -> OptOutRule | None:
-    """Return the rule that decides on a field's value, in any case; None: none does, and it says nothing.
+    """Return the rule that decides on a field's value, case-insensitively; None if no rule applies.
 
-    A value of PLUS is an address that ends in the term (`http://ns.useplus.org/ldf/vocab/DMI-ALLOWED`), the term alone,
-    or the label of a prohibition that tools show ("Prohibited for AI/ML training").
+    A PLUS value is a URI that ends in the term (`http://ns.useplus.org/ldf/vocab/DMI-ALLOWED`), the bare term, or the
+    label of a prohibition that tools show ("Prohibited for AI/ML training").
     """
     value = value.strip()
     if field == DATA_MINING:
@@ -97,11 +97,11 @@ def _fits(value: str, wanted: str) -> bool:
 
 
 def opt_out(data: bytes) -> OptOut | None:
-    """Return the first field of an image's metadata that forbids training, in XMP and then in C2PA; None: no field.
+    """Return the first field of an image's metadata that forbids training, in XMP and then in C2PA; None if none does.
 
-    No pixel is decoded. Whatever else the metadata says, one field that forbids is enough; metadata that is damaged
-    says nothing. Call this in a child process alone, since the bytes are untrusted and the C2PA library is native code.
-    Raises `C2paMissingError` if the image has a manifest and the library cannot be loaded.
+    No pixel is decoded. One field that forbids training is enough, whatever the rest says; damaged metadata is ignored.
+    Call this only in a child process, because the bytes are untrusted and the C2PA library is native code. Raises
+    `C2paMissingError` if the image has a manifest and the library cannot be loaded.
     """
     for field, value in _values(data):
         rule = rule_for(field, value)
@@ -125,7 +125,7 @@ def _values(data: bytes) -> Iterator[tuple[str, str]]:
         yield from c2pa_values(data, metadata.c2pa)
 
 
-_DEEPEST = 100  # elements inside each other; RDF needs about ten
+_DEEPEST = 100  # nested elements; RDF needs about ten
 _LONGEST = 1000  # characters of a value
 
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -139,15 +139,14 @@ _MENTIONS = (b"DataMining", b"reservation")
 
 
 class _MalformedError(Exception):
-    """The packet is not XMP, or tries to be too much."""
+    """The packet is not XMP, or exceeds the limits."""
 
 
 def xmp_values(packet: bytes) -> list[tuple[str, str]]:
-    """Return the fields of `RULES` that a packet has, each with its value, in their order.
+    """Return the fields of `RULES` in a packet, each with its value, in order.
 
-    A property counts wherever in the packet it is, written in any of RDF's forms: as an attribute, as an element's
-    text, as a resource, or as items of a list. What follows damage says nothing; neither does a packet that tries to be
-    too much.
+    A property counts anywhere in the packet, in any of RDF's forms: as an attribute, an element's text, a resource, or
+    items of a list. Content after damage is ignored, as is a packet that exceeds the limits.
     """
     if not packet.startswith(_UTF_16):
         packet = packet.strip(b"\0 \t\r\n")
@@ -163,7 +162,7 @@ def xmp_values(packet: bytes) -> list[tuple[str, str]]:
     try:
         parser.Parse(packet, True)
     except expat.ExpatError:
-        pass  # writers leave zeros or a second root behind the packet: what came before counts
+        pass  # writers leave zeros or a second root after the packet; everything before counts
     except (_MalformedError, LookupError, ValueError):  # the last two: odd encodings
         return []
     return found.values
@@ -174,12 +173,12 @@ def _refuse_document_type(*_: object) -> None:
 
 
 class _XmpValues:
-    """The handlers of the parser, and the values that they found."""
+    """Handlers of the parser, and the values that they found."""
 
     def __init__(self) -> None:
         self.values: list[tuple[str, str]] = []
         self._depth = 0
-        self._field: str | None = None  # of the property that is open
+        self._field: str | None = None  # of the open property
         self._opened = 0  # the depth of its element
         self._text: list[str] = []
         self._room = 0
@@ -212,9 +211,9 @@ class _XmpValues:
 
 
 def _field(name: str) -> str | None:
-    """Return the field that a property is, by its namespace and local name.
+    """Return the field of a property, by its namespace and local name.
 
-    Writers spell both namespaces in several ways: with another case, a slash or a hash sign at the end.
+    Writers spell both namespaces in several ways, such as with another case or with a trailing slash or hash sign.
     """
     namespace, _, local = name.rpartition(" ")
     if local == "DataMining" and namespace.lower().startswith(_PLUS):
@@ -238,14 +237,14 @@ _ASSERTIONS = ("c2pa.training-mining", "cawg.training-mining")
 
 
 class C2paMissingError(SegmintError):
-    """An image has a manifest, and the library that reads it cannot be loaded: no image is judged without it."""
+    """An image has a manifest, but the library that reads it cannot be loaded, so the image is not judged."""
 
 
 def c2pa_values(data: bytes, mime: str) -> list[tuple[str, str]]:
     """Return the entries of all training-mining assertions in an image's manifests, each with its `use`.
 
-    The active manifest is the first, then those of ingredients: what the image was made from. A store that cannot be
-    read has none. Raises `C2paMissingError`.
+    The active manifest comes first, then those of ingredients, from which the image was made. A manifest store that
+    cannot be read has no entries. Raises `C2paMissingError`.
     """
     library, context = _library()
     try:
@@ -258,7 +257,7 @@ def c2pa_values(data: bytes, mime: str) -> list[tuple[str, str]]:
 
 @cache
 def _library() -> tuple[Any, Any]:
-    """Load the library; return it, and the settings that each read has."""
+    """Load the library; return it and the settings for each read."""
     try:
         import c2pa
 
@@ -277,13 +276,13 @@ def _uses(store: Any) -> Iterator[tuple[str, str]]:
         assertions = _mapping(manifests[label]).get("assertions")
         for assertion in assertions if isinstance(assertions, list) else []:
             name = _mapping(assertion).get("label")
-            # A second assertion of a kind has a number behind its label, a newer one its version.
+            # A second assertion of a kind has a number after its label, a newer one its version.
             if isinstance(name, str) and name.startswith(_ASSERTIONS):
                 yield from _entries(_mapping(_mapping(assertion).get("data")))
 
 
 def _entries(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the entries of an assertion; CAWG's first version had no map `entries` around them."""
+    """Yield the entries of an assertion; CAWG's first version did not wrap them in a map `entries`."""
     for name, entry in {**content, **_mapping(content.get("entries"))}.items():
         use = _mapping(entry).get("use")
         if isinstance(use, str):
