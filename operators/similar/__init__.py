@@ -1,1 +1,1 @@
-"""Finds near-duplicate images by perceptual hashes."""
+"""Search for near-duplicate images by perceptual hashes."""

@@ -1,4 +1,4 @@
-"""Pairs of views with near hashes, as a table of values and the entries that have them."""
+"""Pairs of views with near hashes, as a table of hash values and their entries."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from segmint.operators.similar.hashes import MIRROR, NO_HASH, VIEWS
 from segmint.operators.similar.near import Hashes, Positions, near_pairs
 
 _MANY = 64
-"""Pairs of entries of a value and those near it, above which they are not listed one by one."""
+"""Maximum pairs of entries, of a value and those near it, that are listed individually."""
 
-_MOST_WAITING = 1 << 24  # pairs of near values that are not sorted yet into listed ones and crowds
-_LEAST_LISTED = 1 << 24  # pairs of entries that may be listed in any case, however few values there are
+_MOST_WAITING = 1 << 24  # pairs of near values that are not yet sorted into listed ones and crowds
+_LEAST_LISTED = 1 << 24  # pairs of entries that may always be listed, however few values there are
 _JOINED = 1 << 20  # pairs of values that are joined to crowds at a time
 _LISTED = 1 << 20  # pairs of entries in one chunk
 NO_CROWD = -1
@@ -24,12 +24,12 @@ NO_CROWD = -1
 
 @dataclass(frozen=True)
 class SimilarHashes:
-    """Hashes that several rows have, or that are near another row's, and which of them are near each other.
+    """Hashes that several rows share or that are near another row's hash, and which of them are near each other.
 
-    An entry is `row * VIEWS + view`. `entries[starts[i] : starts[i + 1]]` have the hash `values[i]`. `pairs` are
-    (n, 2) places of near values, or of one value twice, which have few pairs of entries; in the order of their rows.
-    Values with many are in crowds: `crowds[i]` is the number of the crowd, whose values are near each other by others
-    of it, or `NO_CROWD`.
+    An entry is `row * VIEWS + view`. `entries[starts[i] : starts[i + 1]]` have the hash `values[i]`. `pairs` (n, 2) are
+    indices of near values, or of one value twice, that have few pairs of entries, in order of their rows. Values with
+    many pairs belong to crowds, whose members are near each other directly or through other members: `crowds[i]` is the
+    number of the value's crowd, or `NO_CROWD`.
     """
 
     values: Hashes
@@ -39,7 +39,7 @@ class SimilarHashes:
     crowds: Positions
 
     def listed(self) -> Iterator[tuple[Positions, Positions]]:
-        """Chunks of pairs of entries of different rows, of the values in `pairs`."""
+        """Yield chunks of pairs of entries of different rows, for the values in `pairs`."""
         counts = np.diff(self.starts)
         numbers = counts[self.pairs].prod(axis=1)
         ends = np.cumsum(numbers)
@@ -61,16 +61,16 @@ class SimilarHashes:
 
 
 def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
-    """Whether entries are of different rows, and not both mirrored: the frames are near, too, then."""
+    """Return whether entries are of different rows and not both mirrored, because then the frames are near, too."""
     mirrored: NDArray[np.bool_] = (one % VIEWS == MIRROR) & (other % VIEWS == MIRROR)
     between: NDArray[np.bool_] = (one // VIEWS != other // VIEWS) & ~mirrored
     return between
 
 
 def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) -> SimilarHashes:
-    """Find the near ones among the hashes, (N, 6) uint64, of the views of the rows that are `wanted`, (N,) bool.
+    """Find near hashes among those, (N, 6) uint64, of the views of the `wanted` rows, (N,) bool.
 
-    Raises what `near_pairs` does. Memory is bounded by the number of hashes, however many pairs of them are near.
+    Raises what `near_pairs` does. Memory is bounded by the number of hashes, regardless of how many pairs are near.
     """
     hashes = np.where(wanted[:, None], hashes, np.uint64(NO_HASH))
     for later in range(1, VIEWS):  # a row's equal hashes count once
@@ -98,11 +98,11 @@ def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) ->
 
 
 class _Sorter:
-    """Sorts pairs of near values, as they come, into those that are listed and those that are inside a crowd.
+    """Sorts pairs of near values, as they arrive, into listed pairs and crowds.
 
-    A pair is listed if neither value has more than `_MANY` pairs of entries with those near it. Of any other nothing is
-    kept but that its values are of one crowd. Where more than two pairs of entries for each value would be listed, the
-    limit is halved: what is found does not depend on it.
+    A pair is listed if neither value has more than `_MANY` pairs of entries with its near values. For any other pair,
+    only the fact that its values belong to one crowd is kept. If more than two pairs of entries per value would be
+    listed, the limit is halved, which does not change the result.
     """
 
     def __init__(self, starts: Positions) -> None:
@@ -111,22 +111,22 @@ class _Sorter:
         self._many = _MANY
         self._most_listed = max(_LEAST_LISTED, 2 * values)
         self._waiting: list[Positions] = [np.empty((0, 2), np.int64)]
-        self._number = 0  # of pairs that wait
+        self._number = 0  # of waiting pairs
         self._listed: list[Positions] = []
         self._weights = np.zeros(values, np.int32)  # pairs of entries of each value and those near it
         self._crowded = np.zeros(values, bool)
-        # Of each value in a crowd how far behind it another one of its crowd is, or 0: a forest.
+        # A forest: for each value in a crowd, the distance back to another value of its crowd, or 0.
         self._steps: NDArray[np.signedinteger[Any]] = np.zeros(values, np.int32 if values < 1 << 31 else np.int64)
 
     def add(self, one: Positions, other: Positions) -> None:
-        """Add pairs of places of near values, or of one value twice; each pair is added once."""
+        """Add pairs of indices of near values, or of one value twice; each pair is added once."""
         self._waiting.append(np.stack([one, other], axis=1))
         self._number += len(one)
         if self._number > _MOST_WAITING:
             self._sort()
 
     def candidates(self, values: Hashes, entries: Positions) -> SimilarHashes:
-        """Return what was added, with only the values that are in pairs."""
+        """Return the added pairs, with only the values that occur in pairs."""
         self._sort()
         pairs = np.concatenate(self._listed)
         used = self._crowded.copy()
@@ -190,7 +190,7 @@ class _Sorter:
         return places
 
     def _numbers(self, pairs: Positions) -> Positions:
-        """How many pairs of entries each of some pairs of values has."""
+        """Return the number of pairs of entries for each pair of values."""
         one, other = pairs.T
         found: Positions = (self._starts[one + 1] - self._starts[one]) * (self._starts[other + 1] - self._starts[other])
         return found

@@ -1,4 +1,4 @@
-"""Copies among the images of a catalog: those of the same bytes, and those that look like one that is kept."""
+"""Copies among the images of a catalog: images with the same bytes, and near-duplicates of a kept image."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from segmint.operators.similar.confirm import THRESHOLDS, Confirmer, Thresholds,
 from segmint.operators.similar.hashes import VIEWS
 from segmint.operators.similar.near import Hashes, Positions
 
-_ROUNDING = 0.002  # of products of float16 vectors of length 1
+_ROUNDING = 0.002  # of products of float16 unit vectors
 _MOST_CENTERS = 512
 _COMPARED = 1 << 22  # pairs of entries that are compared at a time
-_DENSE = 0.02  # share of near hashes from which on all sketches are multiplied
+_DENSE = 0.02  # share of near hashes from which all sketches are multiplied
 _IN_CACHE = 1 << 17  # pairs of hashes that are compared in the processor's cache
 _SKETCHES = 1 << 16  # pairs of sketches that are multiplied at a time
-_SAMPLE = 256  # entries of each side of which that share is taken
-_COVERED = 8  # if more than one in so many is found similar, the next row is compared alone
+_SAMPLE = 256  # entries of each side that are sampled for that share
+_COVERED = 8  # if more than one in this many is similar, the next row is compared alone
 
 Mask = NDArray[np.bool_]
 
 
 class SimilarRows:
-    """For a row the rows after it, by `rank`, that are similar to it: a view of each is near, and confirmed.
+    """For each row, the rows of later `rank` that are similar to it: a view of each is near and confirmed.
 
-    Rows that are `apart`, (N,) bool, have stars, but are in no other's. Where few rows share a hash, all pairs are
-    confirmed at the start; see `CrowdedHashes` for the others.
+    Rows that are `apart`, (N,) bool, have similar rows but are never listed for others. If few rows share a hash, all
+    pairs are confirmed at the start; see `CrowdedHashes` for the others.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class SimilarRows:
         self._crowds = CrowdedHashes(candidates, rank, distance, confirmer, apart)
 
     def rows(self) -> Iterator[int]:
-        """Rows that others may be similar to, by rank."""
+        """Yield the rows that may have similar rows, by rank."""
         rows = np.unique(np.concatenate([self._centers, self._crowds.rows()]))
         yield from rows[np.argsort(self._rank[rows])].tolist()
 
     def after(self, row: int, free: Mask) -> Positions:
-        """The rows of later rank that are similar to a row, of those that are `free`, (N,) bool."""
+        """Return the rows of later rank that are similar to a row and `free`, (N,) bool."""
         low, high = np.searchsorted(self._centers, (row, row + 1))
         listed = self._others[low:high]
         found = listed[free[listed]]
@@ -55,16 +55,16 @@ class SimilarRows:
         return np.concatenate([found, crowd]) if len(crowd) else found
 
     def _confirmed(self, candidates: SimilarHashes) -> tuple[Positions, Positions]:
-        """Similar rows, the earlier by rank and the later one, in the order of the former's numbers."""
+        """Return pairs of similar rows, the earlier by rank and the later, in order of the earlier row's number."""
         count = len(self._rank)
-        found: list[Positions] = [np.empty(0, np.int64)]  # the one's row * count + the other's
+        found: list[Positions] = [np.empty(0, np.int64)]  # earlier row * count + later row
         for one, other in candidates.listed():
             swapped = self._rank[one // VIEWS] > self._rank[other // VIEWS]
             one, other = np.where(swapped, other, one), np.where(swapped, one, other)
             within = ~self._apart[other // VIEWS]
             one, other = one[within], other[within]
             pairs = one // VIEWS * count + other // VIEWS
-            while len(pairs):  # one pair of views of each two rows at a time
+            while len(pairs):  # one pair of views for each two rows at a time
                 _, first, which = np.unique(pairs, return_index=True, return_inverse=True)
                 similar = self._confirmer.similar(one[first], other[first])
                 found.append(pairs[first[similar]])
@@ -76,11 +76,11 @@ class SimilarRows:
 
 
 class CrowdedHashes:
-    """Rows with a hash that very many others have, or are near to.
+    """Rows with a hash that very many others share or are near to.
 
-    A row is compared with its crowds when it is asked for: those that are another's copies by then are left out, so
-    that time is in proportion to the rows and those that are kept. In memory are about 200 bytes for each view.
-    `apart` is as in `SimilarRows`.
+    A row is compared with its crowds only when it is requested. Rows that are copies by then are excluded, so time is
+    proportional to the number of rows and of kept rows. Memory is about 200 bytes per view. `apart` is as in
+    `SimilarRows`.
     """
 
     def __init__(
@@ -102,20 +102,20 @@ class CrowdedHashes:
         self._sketches = confirmer.sketches(self._entries)
         order = np.lexsort((rank[self._rows], self._crowds))
         begins = np.flatnonzero(np.diff(self._crowds[order], prepend=NO_CROWD))
-        members = np.split(order, begins)[1:]  # places of each crowd's entries, by rank
+        members = np.split(order, begins)[1:]  # indices of each crowd's entries, by rank
         self._members = dict(zip(self._crowds[order][begins].tolist(), members, strict=True))
-        self._centers = dict.fromkeys(self._members, 1)  # how many rows are compared the next time
-        # What is similar to the rows that each crowd was compared with last: no earlier ones are asked for again.
+        self._centers = dict.fromkeys(self._members, 1)  # number of rows to compare the next time
+        # Rows similar to those that each crowd was last compared with; earlier ones are never requested again.
         self._found: dict[int, dict[int, Positions]] = {crowd: {} for crowd in self._members}
 
     def rows(self) -> Positions:
-        """The rows in crowds, ascending."""
+        """Return the rows in crowds, ascending."""
         return np.unique(self._rows)
 
     def after(self, row: int, free: Mask, known: Positions) -> Positions:
-        """The rows of later rank that are similar to a row, of those that are `free`, without those that are `known`.
+        """Return the rows of later rank that are similar to a row and `free`, except the `known` ones.
 
-        Rows are asked for by rank, and one that is no longer free is never so again.
+        Rows are requested by rank, and a row that is no longer free never becomes free again.
         """
         low, high = np.searchsorted(self._rows, (row, row + 1))
         if low == high:
@@ -130,13 +130,13 @@ class CrowdedHashes:
         return np.setdiff1d(found, known)
 
     def _compare(self, crowd: int, row: int, free: Mask, known: Positions) -> None:
-        """Find what is similar to a row, and to the next ones of its crowd, leaving out the `known` rows."""
+        """Find the rows similar to a row and to the next ones of its crowd, except the `known` rows."""
         members = self._members[crowd]
         rows = self._rows[members]
-        members = members[free[rows] & (self._rank[rows] >= self._rank[row])]  # the others are never asked for again
+        members = members[free[rows] & (self._rank[rows] >= self._rank[row])]  # the others are never requested again
         self._members[crowd] = members
         ranks = self._rank[self._rows[members]]
-        ends = np.flatnonzero(np.diff(ranks, append=-1)) + 1  # of each row's members, which are by rank
+        ends = np.flatnonzero(np.diff(ranks, append=-1)) + 1  # of each row's members, which are sorted by rank
         number = min(self._centers[crowd], len(ends))
         centers = members[: ends[number - 1]]
         targets = members[~self._apart[self._rows[members]] & ~np.isin(self._rows[members], known)]
@@ -154,7 +154,7 @@ class CrowdedHashes:
         self._centers[crowd] = 1 if len(ones) * _COVERED > len(targets) else min(4 * number, _MOST_CENTERS)
 
     def _candidates(self, centers: Positions, targets: Positions) -> tuple[Positions, Positions]:
-        """Pairs of centers and later targets with near hashes that may be similar by their sketches."""
+        """Return pairs of centers and later targets with near hashes whose sketches allow them to be similar."""
         sample = (each[:: len(each) // _SAMPLE + 1] for each in (centers, targets))
         if self._near(*np.ix_(*sample)).mean() > _DENSE:
             products = self._sketches[centers].astype(np.float32) @ self._sketches[targets].astype(np.float32).T
@@ -163,7 +163,7 @@ class CrowdedHashes:
             parts = np.array_split(centers, len(centers) * len(targets) // _IN_CACHE + 1)
             may_be = np.concatenate([self._near(*np.ix_(part, targets)) for part in parts])
             check = self._may_be_similar
-        one, other = np.divmod(np.flatnonzero(may_be), len(targets))  # far faster than `nonzero` of two dimensions
+        one, other = np.divmod(np.flatnonzero(may_be), len(targets))  # far faster than `nonzero` in two dimensions
         one, other = centers[one], targets[other]
         keep = check(one, other)
         one, other = one[keep], other[keep]
@@ -185,18 +185,18 @@ class CrowdedHashes:
 
 
 DISTANCE = 3
-"""Bits of 64 in which hashes of similar views may differ."""
+"""Maximum distance, in bits of 64, between hashes of similar views."""
 
 NONE = -1
 
 
 @dataclass(frozen=True)
 class ImageRows:
-    """What is known of the images of N rows.
+    """Data about the images of N rows.
 
-    `sources`: (N, 2) uint64, the first 16 bytes of the SHA-256 of each one's bytes; both 0 where it is unknown.
-    `hashes`: (N, 6) uint64, from `ImageHashes.views`; all 0 for an image without. `pixels`: (N,) int64, of the source.
-    `allowed`: (N,) bool, whether its license is. `opted_out`: (N,) bool, whether its owner refuses its use.
+    `sources`: (N, 2) uint64, the first 16 bytes of the SHA-256 of the image's bytes; both 0 if unknown. `hashes`: (N,
+    6) uint64, from `ImageHashes.views`; all 0 if missing. `pixels`: (N,) int64, of the source. `allowed`: (N,) bool,
+    true if its license is. `opted_out`: (N,) bool, true if its owner forbids its use.
     """
 
     sources: NDArray[np.uint64]
@@ -206,7 +206,7 @@ class ImageRows:
     opted_out: NDArray[np.bool_]
 
     def __post_init__(self) -> None:
-        """Raise ValueError if the arrays are not of the same rows."""
+        """Raise ValueError if the arrays have different numbers of rows."""
         count = len(self.pixels)
         shapes = {"sources": (count, 2), "hashes": (count, VIEWS), "allowed": (count,), "opted_out": (count,)}
         for name, expected in shapes.items():
@@ -216,9 +216,9 @@ class ImageRows:
 
 @dataclass(frozen=True)
 class DuplicateMap:
-    """For each of N rows the kept row that it is a copy of, -1 if it is no copy; and whether it has the same bytes.
+    """For each of N rows, the kept row that it is a copy of, -1 if none, and whether both have the same bytes.
 
-    A copy of other bytes looks like the kept row.
+    A copy with other bytes is a near-duplicate of the kept row.
     """
 
     kept: Positions
@@ -230,21 +230,21 @@ def find_copies(
 ) -> DuplicateMap:
     """Find the rows that are copies of others.
 
-    Rows of equal bytes are one image, which opted out if one of them did. Images are taken in this order: first those
-    that opted out, then those with an allowed license, those with more pixels, the lowest row. Each that is no copy yet
-    is kept, and those after it that are similar to it become its copies: every copy is similar to the kept image
-    itself, and none only to another copy. Images are similar if hashes of two views differ in at most `distance` bits
-    and the views' thumbnails correlate by `thresholds`.
+    Rows with equal bytes are one image, which is opted out if any of them is. Images are processed in this order:
+    opted-out ones first, then those with an allowed license, those with more pixels, and lower rows. Each image that is
+    not yet a copy is kept, and later images similar to it become its copies, so every copy is similar to the kept image
+    itself and never only to another copy. Images are similar if the hashes of two views differ in at most `distance`
+    bits and the correlation of the views' thumbnails meets `thresholds`.
 
-    An image that opted out is kept even if it is similar to another one: so each row that has the bytes of one, or is
-    similar to one, is a copy of one that opted out, or opted out itself. To refuse all copies of opted-out rows, refuse
-    the rows whose kept row opted out.
+    An opted-out image is kept even if it is similar to another one. So each row that has the bytes of an opted-out
+    image, or is similar to one, is a copy of an opted-out row or is opted out itself. To reject all copies of opted-out
+    rows, reject the rows whose kept row is opted out.
 
-    The result depends on the rows alone. `thumbnails` is asked for rows with near hashes only. Raises ValueError for a
-    distance that `near_pairs` refuses.
+    The result depends only on the rows. `thumbnails` is called only for rows with near hashes. Raises ValueError for a
+    distance that `near_pairs` does not support.
     """
     count = len(rows.pixels)
-    order = np.lexsort((-rows.pixels, ~rows.allowed, ~rows.opted_out))  # stable: of equal ones the lowest row
+    order = np.lexsort((-rows.pixels, ~rows.allowed, ~rows.opted_out))  # stable: ties go to the lowest row
     rank = np.empty(count, np.int64)
     rank[order] = np.arange(count)
     first = first_of_equal_bytes(rows.sources, order)
@@ -262,7 +262,7 @@ def find_copies(
 
 
 def first_of_equal_bytes(sources: NDArray[np.uint64], order: Positions) -> Positions:
-    """For each row the first by `order` of those with its bytes, itself if these are unknown."""
+    """Return, for each row, the first row by `order` with its bytes; itself if its bytes are unknown."""
     by_source = order[np.lexsort((sources[order, 1], sources[order, 0]))]  # stable
     sorted_sources = sources[by_source]
     new = np.ones(len(order), bool)
@@ -276,15 +276,14 @@ def first_of_equal_bytes(sources: NDArray[np.uint64], order: Positions) -> Posit
 def find_groups(hashes: Hashes, thumbnails: Thumbnails, same: Positions, distance: int = DISTANCE) -> Positions:
     """Number the groups of N images: (N,) int64, equal for images that are linked by a chain of similar ones.
 
-    `hashes` (N, 6) uint64 are `ImageHashes.views`, 0 where there are none; `same` (N,) int64 is equal for images that
-    are known to be the same, such as those of the same bytes. Two images are similar as for `find_copies`, whose
-    copies are all similar to one image: here any two that are similar are in one group, so that groups have nothing
-    in common.
+    `hashes` (N, 6) uint64 are `ImageHashes.views`, 0 if missing; `same` (N,) int64 is equal for images that are known
+    to be the same, such as those with the same bytes. Similarity is defined as in `find_copies`. There, copies are all
+    similar to one image; here, any two similar images are in one group, so that groups are disjoint.
     """
     count = len(hashes)
     _, first, known = np.unique(same, return_index=True, return_inverse=True)
     alone = np.zeros(count, bool)
-    alone[first] = True  # of those that are known to be the same one is compared
+    alone[first] = True  # only one of the images that are known to be the same is compared
     apart: NDArray[np.bool_] = np.zeros(count, bool)
     rank = np.arange(count)
     stars = SimilarRows(find_candidates(hashes, alone, distance), rank, distance, Confirmer(thumbnails), apart)

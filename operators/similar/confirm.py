@@ -1,4 +1,4 @@
-"""Whether two views of images show the same, by the correlation of their thumbnails' pixels."""
+"""Confirmation that two views show the same content, by the correlation of their thumbnails' pixels."""
 
 from collections.abc import Callable
 from functools import cache
@@ -12,14 +12,14 @@ from segmint.operators.similar.hashes import KEPT, MIRROR, SIDE, THUMBNAIL, VIEW
 from segmint.operators.similar.near import Positions
 
 SIMILAR = 0.9
-"""Least correlation of two views that show the same."""
+"""Minimum correlation of two views that show the same content."""
 
 SIMILAR_MIDDLE = 0.8
-"""Least correlation of their middles, without a fifth at each edge. docs/duplicates.md says how both were chosen."""
+"""Minimum correlation of their middles, without a fifth at each edge. docs/duplicates.md explains both choices."""
 
 
 class Thresholds(NamedTuple):
-    """The least correlations of two views that show the same: as a whole, and of their middles."""
+    """Minimum correlations of two views that show the same content: of the whole views and of their middles."""
 
     whole: float = SIMILAR
     middle: float = SIMILAR_MIDDLE
@@ -28,12 +28,12 @@ class Thresholds(NamedTuple):
 THRESHOLDS = Thresholds()
 
 Thumbnails = Callable[[Positions], NDArray[np.uint8]]
-"""Returns the thumbnails, (n, 64, 64) uint8, of rows by their numbers, which are ascending without repetitions."""
+"""Function that returns the thumbnails, (n, 64, 64) uint8, of rows by their distinct, ascending numbers."""
 
 Views = NDArray[np.float32]
 
 _MIDDLE = slice(SIDE // 5, SIDE - SIDE // 5)
-_LEAST_LENGTH = 1e-3  # of a vector that is not one of equal values, but for rounding
+_LEAST_LENGTH = 1e-3  # of a vector whose values differ by more than rounding
 _POOLED = 8
 _AT_ONCE = 4096
 
@@ -41,8 +41,8 @@ _AT_ONCE = 4096
 def normalized_views(thumbnails: NDArray[np.uint8], views: Positions) -> Views:
     """Cut a view out of each of N thumbnails, (N, 64, 64) gray, as (N, 1024) vectors of mean 0 and length 1.
 
-    `views` (N,) are places in `KEPT`. The product of two such vectors is the correlation of the views' 32 x 32 pixels,
-    -1 to 1: it does not depend on brightness or contrast. A view of one gray level is a vector of zeros.
+    `views` (N,) are indices in `KEPT`. The product of two such vectors is the correlation of the views' 32 x 32 pixels,
+    -1 to 1, which does not depend on brightness or contrast. A view of one gray level is a vector of zeros.
     """
     found = np.empty((len(thumbnails), SIDE, SIDE), np.float32)
     for view in np.unique(views).tolist():
@@ -54,9 +54,9 @@ def normalized_views(thumbnails: NDArray[np.uint8], views: Positions) -> Views:
 
 
 def same_view(one: Views, other: Views, thresholds: Thresholds = THRESHOLDS) -> NDArray[np.bool_]:
-    """Whether views show the same, N with N, from `normalized_views`: both as a whole and in their middle.
+    """Return whether N pairs of views from `normalized_views` match, both as a whole and in their middle.
 
-    A caption may be all that two plain pictures have in common: it correlates as a whole.
+    Two plain images that share only a caption correlate as a whole.
     """
     same: NDArray[np.bool_] = np.einsum("ij,ij->i", one, other) >= thresholds.whole
     same &= np.einsum("ij,ij->i", _middles(one), _middles(other)) >= thresholds.middle
@@ -76,14 +76,14 @@ def _normalized(values: Views) -> Views:
 
 
 class Confirmer:
-    """Compares entries of a table of hashes: `row * VIEWS + view`. Reads the thumbnails that it needs."""
+    """Comparison of entries of a table of hashes, `row * VIEWS + view`; it reads the thumbnails that it needs."""
 
     def __init__(self, thumbnails: Thumbnails, thresholds: Thresholds = THRESHOLDS) -> None:
         self._thumbnails = thumbnails
         self.thresholds = thresholds
 
     def similar(self, one: Positions, other: Positions) -> NDArray[np.bool_]:
-        """Whether entries show the same, N with N."""
+        """Return whether N pairs of entries show the same content."""
         found = np.empty(len(one), bool)
         for low in range(0, len(one), _AT_ONCE):
             part = slice(low, low + _AT_ONCE)
@@ -93,14 +93,14 @@ class Confirmer:
         return found
 
     def views(self, entries: Positions) -> Views:
-        """The normalized views of entries."""
+        """Return the normalized views of entries."""
         rows, places = np.unique(entries // VIEWS, return_inverse=True)
         return normalized_views(self._thumbnails(rows)[places], entries % VIEWS)
 
     def sketches(self, entries: Positions) -> NDArray[np.float16]:
-        """(N, 65) vectors whose products are at least the correlations of the entries' views, but for rounding.
+        """Return (N, 65) vectors whose products are upper bounds of the entries' views' correlations, up to rounding.
 
-        They are the mean-pooled 8 x 8 pixels, scaled so that this is a projection, and the length of the remainder.
+        They contain the mean-pooled 8 x 8 pixels, scaled so that this is a projection, and the length of the remainder.
         """
         pixels = SIDE // _POOLED
         found = np.empty((len(entries), _POOLED * _POOLED + 1), np.float16)
@@ -116,7 +116,7 @@ class Confirmer:
 
 @cache
 def _cutting(view: int) -> NDArray[np.float32]:
-    """The matrix, (32, 64), that cuts a view out of a thumbnail's rows and scales it, with Pillow's weights."""
+    """Return the matrix, (32, 64), that cuts a view out of a thumbnail's rows and scales it, with Pillow's weights."""
     identity = Image.fromarray(np.eye(THUMBNAIL, dtype=np.float32))
     left, _, right, _ = view_box(KEPT[view], THUMBNAIL, THUMBNAIL)
     cut = identity.resize((SIDE, THUMBNAIL), Image.Resampling.BILINEAR, box=(left, 0, right, THUMBNAIL))

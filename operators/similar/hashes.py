@@ -1,4 +1,4 @@
-"""Perceptual hashes of several views of an image, and the thumbnail that confirms what they find."""
+"""Perceptual hashes of several views of an image, and the thumbnail that confirms their matches."""
 
 from dataclasses import dataclass
 
@@ -9,30 +9,30 @@ from PIL import Image
 
 FRAME, MIRROR = 0, 5
 KEPT = (1.0, 0.97, 0.94, 0.9, 0.75, 1.0)
-"""The share of width and height that each view keeps of the frame, around its center: the frame, four crops, the mirror
-image of the frame. Of an image and one that is cropped by a few percent, one's crop is nearly the other's frame or
-crop; the smallest crop leaves out a caption that is drawn over an edge."""
+"""Share of width and height that each view keeps around the frame's center: the frame, four crops, and the mirrored
+frame. If an image was cropped by a few percent, a crop of one version nearly equals the frame or a crop of the other.
+The smallest crop excludes a caption drawn over an edge."""
 
 VIEWS = len(KEPT)
 NO_HASH = 0
-"""In place of the hash of a view without structure, or one that was not hashed. No picture has this hash."""
+"""Placeholder hash of a view that has no structure or was not hashed. No image has this hash."""
 
-THUMBNAIL = 64  # pixels of a side
-SIDE = 32  # pixels of a side of a view that is hashed or compared
+THUMBNAIL = 64  # pixels per side
+SIDE = 32  # pixels per side of a view that is hashed or compared
 _FLAT = 2.0
-"""Gray levels of standard deviation below which a view has no hash: what is left is noise of the encoder."""
+"""Standard deviation, in gray levels, below which a view has no hash, because only encoder noise remains."""
 
-_ENOUGH = 256  # pixels that the shorter side keeps before views are cut: 3 % are eight of them
+_ENOUGH = 256  # minimum shorter side in pixels before views are cut: 3 % are eight of them
 
 Thumbnail = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class ImageHashes:
-    """The 64-bit perceptual hashes of an image's views, 0 (`NO_HASH`) where there is none, and its thumbnail.
+    """The 64-bit perceptual hashes of an image's views, 0 (`NO_HASH`) if missing, and its thumbnail.
 
-    `crops` are those of `KEPT` after the frame; `thumbnail` is the whole frame as (64, 64) uint8 gray, whatever its
-    aspect ratio.
+    `crops` are those of `KEPT` after the frame; `thumbnail` is the whole frame as (64, 64) uint8 gray, regardless of
+    its aspect ratio.
     """
 
     frame: int
@@ -41,15 +41,15 @@ class ImageHashes:
     thumbnail: Thumbnail
 
     def views(self) -> NDArray[np.uint64]:
-        """The hashes as (6,) uint64, in the order of `KEPT`: a row of what `find_copies` takes."""
+        """Return the hashes as (6,) uint64, in the order of `KEPT`: a row of the hashes for `find_copies`."""
         return np.array([self.frame, *self.crops, self.mirror], np.uint64)
 
 
 def image_hashes(pixels: NDArray[np.uint8], *, mirror: bool) -> ImageHashes:
-    """Hash the views of a decoded image, (H, W, 3) RGB or (H, W) gray; its mirror image too if `mirror`.
+    """Hash the views of a decoded image, (H, W, 3) RGB or (H, W) gray, including its mirror image if `mirror`.
 
-    The image may be decoded at reduced scale, to 256 pixels or more on its shorter side. The hash is pHash: signs of
-    the low frequencies of the cosine transform (of 32 x 32 pixels), against their median.
+    The image may be decoded at reduced scale, to at least 256 pixels on its shorter side. The hash is pHash: the signs
+    of the low frequencies of the cosine transform (of 32 x 32 pixels) relative to their median.
     """
     gray = Image.fromarray(pixels).convert("L")
     gray = gray.reduce(max(1, min(gray.size) // _ENOUGH))
@@ -61,7 +61,7 @@ def image_hashes(pixels: NDArray[np.uint8], *, mirror: bool) -> ImageHashes:
 
 
 def view_box(kept: float, width: float, height: float) -> tuple[float, float, float, float]:
-    """The part of a frame around its center that keeps this share of its sides: left, top, right, bottom."""
+    """Return the part of a frame around its center that keeps this share of its sides: left, top, right, bottom."""
     left, top = width * (1 - kept) / 2, height * (1 - kept) / 2
     return left, top, width - left, height - top
 

@@ -1,4 +1,4 @@
-"""All pairs of 64-bit hashes that differ in a few bits, among any number of them, by multi-index hashing."""
+"""Search for all pairs of 64-bit hashes within a few bits of each other, by multi-index hashing."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_BITS = 4
-"""The largest distance that is searched for: more bands have shorter keys, and take more rounds."""
+"""Maximum distance that is supported; more bands have shorter keys and take more rounds."""
 
 _BITS = 64
 _CHUNK = 1 << 20  # sorted hashes that are compared at a time
 _SHORT = 64  # hashes of one key that are compared with one another in steps over the chunk
-_FEW = 2048  # hashes that are compared all with all rather than cut into bands
-_BLOCK = 1 << 22  # comparisons at a time where all are compared with all
+_FEW = 2048  # hashes that are compared all with all instead of being cut into bands
+_BLOCK = 1 << 22  # comparisons at a time when all are compared with all
 _DEPTH = 3  # how often hashes of one key are cut into bands again
 
 Hashes = NDArray[np.uint64]
@@ -23,13 +23,13 @@ Band = tuple[int, int]  # the lowest bit, and the one after the highest
 
 
 def near_pairs(distinct: Hashes, distance: int) -> Iterator[tuple[Positions, Positions]]:
-    """Chunks of positions (lower, higher) of hashes at most `distance` bits apart: all pairs, each once.
+    """Yield chunks of positions (lower, higher) of hashes at most `distance` bits apart: all pairs, each once.
 
     `distinct` is ascending, without repetitions. The bits are cut into `distance + 2` bands, of which two near hashes
-    have at least two in common. For each choice of two bands the hashes are sorted by these bits, and those of one key
-    are compared (Manku et al. 2007, "Detecting near-duplicates for web crawling"). Many hashes of one key are cut into
-    bands again by the bits in which they vary, so that a large block of near hashes does not take time in proportion to
-    its square. In memory are a copy of `distinct` and one chunk.
+    share at least two. For each choice of two bands, the hashes are sorted by these bits, and those with the same key
+    are compared (Manku et al. 2007, "Detecting near-duplicates for web crawling"). Many hashes with one key are cut
+    into bands again by the bits in which they vary, so that a large block of near hashes does not take quadratic time.
+    Memory holds a copy of `distinct` and one chunk.
 
     Raises ValueError for a distance that is not 0 to `MOST_BITS`, or hashes that are not ascending.
     """
@@ -43,7 +43,7 @@ def near_pairs(distinct: Hashes, distance: int) -> Iterator[tuple[Positions, Pos
 
 
 def _near_values(values: Hashes, distance: int, depth: int) -> Pairs:
-    """Chunks of different hashes that are near, each pair once."""
+    """Yield chunks of different hashes that are near, each pair once."""
     if len(values) <= _FEW or not depth:
         yield from _all_with_all(values, distance)
         return
@@ -53,7 +53,7 @@ def _near_values(values: Hashes, distance: int, depth: int) -> Pairs:
         order = [*key, *(band for band in bands if band not in key)]
         keyed = _reordered(values, order)
         keyed.sort()
-        # A pair may have more than two bands in common: it counts for the first two.
+        # A pair may share more than two bands; it counts only for the first two.
         places = _places(order)
         earlier = [places[band] for place, band in enumerate(bands[:second]) if place != first]
         shift = _BITS - sum(high - low for low, high in key)
@@ -66,9 +66,9 @@ def _near_values(values: Hashes, distance: int, depth: int) -> Pairs:
 
 
 def _of_one_key(keyed: Hashes, shift: int, distance: int, depth: int, differ: Sequence[np.uint64]) -> Pairs:
-    """Near pairs of sorted hashes whose bits from `shift` on are the same.
+    """Yield near pairs of sorted hashes whose bits from `shift` on are equal.
 
-    Many of one key are left out if they do not differ in all of the masks `differ`.
+    Large groups with one key are skipped if their hashes do not vary in all of the masks `differ`.
     """
     start = 0
     while start < len(keyed):
@@ -86,7 +86,7 @@ def _of_one_key(keyed: Hashes, shift: int, distance: int, depth: int, differ: Se
             varying = np.bitwise_or.reduce(block ^ block[0])
             if all(varying & mask for mask in differ):
                 yield from _near_values(block, distance, depth - 1)
-        last = np.repeat(np.where(long, 0, ends), ends - begins)  # the end of each one's key; 0: compared above
+        last = np.repeat(np.where(long, 0, ends), ends - begins)  # the end of each hash's key; 0: compared above
         places = np.arange(len(chunk))
         for step in range(1, _SHORT):
             places = places[places + step < last[places]]
@@ -103,14 +103,14 @@ def _all_with_all(values: Hashes, distance: int) -> Pairs:
     for low in range(0, len(values), rows):
         block, others = values[low : low + rows], values[low:]
         near = np.bitwise_count(block[:, None] ^ others[None]) <= distance
-        one, other = np.divmod(np.flatnonzero(near), len(others))  # far faster than `nonzero` of two dimensions
+        one, other = np.divmod(np.flatnonzero(near), len(others))  # far faster than `nonzero` in two dimensions
         later = other > one
         if later.any():
             yield block[one[later]], others[other[later]]
 
 
 def _cut(values: Hashes, number: int) -> list[Band]:
-    """Cut 64 bits into so many bands, each with as many bits in which the hashes vary."""
+    """Cut 64 bits into `number` bands, each with an equal number of bits in which the hashes vary."""
     varying = int(np.bitwise_or.reduce(values ^ values[0]))
     bits = [bit for bit in range(_BITS) if varying >> bit & 1]
     cuts = [0, *(bits[len(bits) * band // number] for band in range(1, number)), _BITS]
@@ -123,7 +123,7 @@ def _mask(band: Band) -> np.uint64:
 
 
 def _reordered(values: Hashes, order: Sequence[Band]) -> Hashes:
-    """A copy of the hashes with the first band of `order` in the highest bits, the second below it, and so on."""
+    """Return a copy of the hashes with the first band of `order` in the highest bits, then the second, and so on."""
     found = np.zeros_like(values)
     for start in range(0, len(values), _CHUNK):
         chunk = slice(start, start + _CHUNK)
@@ -136,7 +136,7 @@ def _reordered(values: Hashes, order: Sequence[Band]) -> Hashes:
 
 
 def _places(order: Sequence[Band]) -> dict[Band, np.uint64]:
-    """The bits of each band in what `_reordered` gives."""
+    """Return the mask of each band in hashes from `_reordered`."""
     found, at = {}, _BITS
     for low, high in order:
         at -= high - low
@@ -145,7 +145,7 @@ def _places(order: Sequence[Band]) -> dict[Band, np.uint64]:
 
 
 def _restored(values: Hashes, order: Sequence[Band]) -> Hashes:
-    """The hashes that `_reordered` made these of."""
+    """Return the hashes from which `_reordered` made these."""
     found = np.zeros_like(values)
     at = _BITS
     for low, high in order:
