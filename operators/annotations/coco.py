@@ -1,4 +1,4 @@
-"""Reads the masks of a COCO file: run lengths, compressed or not, or polygons."""
+"""Reader of masks in COCO files: run lengths, compressed or not, or polygons."""
 
 import json
 import math
@@ -27,13 +27,13 @@ from segmint.operators.annotations.image import (
 _CONVERTER = "Label Studio Converter"
 
 LONGEST_OUTLINE = 1_000_000
-"""Steps along the polygons of a mask: pycocotools follows each edge pixel by pixel, in about 80 bytes a pixel."""
+"""Maximum steps along a mask's polygons: pycocotools follows edges pixel by pixel, using about 80 bytes per pixel."""
 
 
 def parse_coco(data: bytes, name: str) -> Mapping[str, Any]:
-    """Return the document of a COCO file; `name` is the file's in errors.
+    """Return the document of a COCO file; `name` is the file's name in errors.
 
-    Raises `UsageError` if it is no JSON, or has no lists of images and annotations.
+    Raises `UsageError` if it is not JSON or lacks the lists of images and annotations.
     """
     expected = "expected COCO's JSON, with the lists `images` and `annotations`"
     try:
@@ -52,12 +52,12 @@ def parse_coco(data: bytes, name: str) -> Mapping[str, Any]:
 
 
 def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None] = lambda name: None) -> AnnotatedFile:
-    """Read the images and masks of a document that `parse_coco` returned, in its order.
+    """Read the images and masks of a document from `parse_coco`, in its order.
 
-    `size_of` returns the (height, width) of an image by its file name where that is known; it comes before the size in
-    the document, and polygons in another size are unreadable. A mask that cannot be read, or has another size than its
-    image, is listed and left out. Labels are the names of categories. Two images of one name are two images here; the
-    masks of images with one id are not known.
+    `size_of` returns the (height, width) of an image by its file name, if known. It takes precedence over the size in
+    the document, and polygons in another size are unreadable. A mask that cannot be read, or whose size differs from
+    its image's, is listed and skipped. Labels are the names of categories. Two images with one name stay two images; if
+    images share an id, their masks are unknown.
     """
     # Its contours go through the centers of the outermost pixels, COCO's polygons around them.
     info = document.get("info")
@@ -148,9 +148,9 @@ def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
 
 
 def _check_polygons(polygons: Sequence[Any], size: Size) -> None:
-    """Check the points before pycocotools follows them: it checks nothing, and takes four numbers for a box.
+    """Check the points before pycocotools follows them, because it checks nothing and treats four numbers as a box.
 
-    Tools write points somewhat outside of the image of `size` (height, width); as far as it is large they may be.
+    Tools write points slightly outside of the image of `size` (height, width), so up to one image side is accepted.
     """
     farthest = size[1], size[0]
     steps = 0.0
@@ -186,7 +186,7 @@ def _frequencies(categories: Any) -> dict[int, str]:
 
 
 def _key(value: Any) -> int | str | None:
-    """An id as files write it, 1, 1.0 and "1" as one; None for anything else."""
+    """Return an id in a normalized form, so that 1, 1.0, and "1" are equal; None for anything else."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Reads the masks of a folder with a file an image: SA-1B's JSON, or label maps, named as the images are."""
+"""Reader of masks in a folder with one file per image: SA-1B's JSON, or label maps, named after the images."""
 
 import hashlib
 import json
@@ -25,14 +25,13 @@ JSON = ".json"
 
 
 class AnnotationFolder:
-    """A folder of SA-1B's JSON files and label maps; other files are not looked at.
+    """A folder of SA-1B's JSON files and label maps; other files are ignored.
 
-    `sha256`, once all images were read, is of the names and bytes of the files that were read, and `files` how many
-    these are.
+    After all images were read, `sha256` is the hash of the names and bytes of the files read, and `files` their number.
     """
 
     def __init__(self, folder: Location, size_of: Callable[[str], Size | None] = lambda name: None) -> None:
-        """`size_of` returns the (height, width) of an image by its name where that is known."""
+        """`size_of` returns the (height, width) of an image by its name, if known."""
         self._folder = folder
         self._size_of = size_of
         self._hash = hashlib.sha256()
@@ -40,11 +39,11 @@ class AnnotationFolder:
 
     @property
     def sha256(self) -> str:
-        """64 hexadecimal digits."""
+        """SHA-256 as 64 hexadecimal digits."""
         return self._hash.hexdigest()
 
     def __iter__(self) -> Iterator[AnnotatedImage]:
-        """Yield the images in the order of their files' names; what cannot be read is in their `unreadable`."""
+        """Yield the images in the order of their files' names; their `unreadable` lists whatever cannot be read."""
         names = sorted(found.name for found in self._folder.walk())
         for name in names:
             ending = PurePosixPath(name).suffix.lower()
@@ -62,14 +61,14 @@ class AnnotationFolder:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a file is one that systems keep for themselves, such as `__MACOSX/._sa_1.json` in a zip of a Mac."""
+    """Return whether a file is system metadata, such as `__MACOSX/._sa_1.json` in a zip from a Mac."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def read_json(data: bytes, name: str, size: Size | None = None) -> AnnotatedImage:
-    """Read SA-1B's JSON of one image; its name is the one of `image.file_name`, or else its own file's.
+    """Read SA-1B's JSON of one image; its name is `image.file_name` or, if that is missing, its own file's name.
 
-    `size` (height, width) is the image's, if it is known. Masks that cannot be read are listed and left out.
+    `size` (height, width) is the image's, if known. Masks that cannot be read are listed and skipped.
     """
     try:
         document = json.loads(data)
@@ -104,7 +103,7 @@ def _add(image: AnnotatedImage, annotation: Any) -> None:
 
 
 def _read_map(data: bytes, name: str, size: Size | None) -> AnnotatedImage:
-    """Read a label map; its numbers are neither ids of a dataset nor labels that mean anything."""
+    """Read a label map; its numbers are neither ids of a dataset nor meaningful labels."""
     image = AnnotatedImage(name, None, size)
     try:
         labels = read_label_map(data, name, size)

@@ -1,4 +1,4 @@
-"""Masks of images that others made: what the readers of all formats return."""
+"""Imported masks of images, the common result type of all readers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,19 +15,19 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 
 LONGEST_SIDE = 65_535
-"""Pixels of the longest side that an image or mask may have: no JPEG is longer."""
+"""Maximum side of an image or mask in pixels, which is also JPEG's."""
 
 
 LARGEST_ID = 2**53
-"""Up to it, every reader of JSON has whole numbers exactly."""
+"""Maximum integer that every JSON reader represents exactly."""
 
 
 class UnreadableMaskError(ValueError):
-    """A mask cannot be read; the message says why, without its image's name and its id."""
+    """A mask cannot be read; the message gives the reason, without its image's name and its id."""
 
 
 class CocoRle(TypedDict):
-    """A mask as pycocotools takes it: `size` [height, width], and compressed `counts`, which fill it."""
+    """A mask in the form of pycocotools: `size` [height, width], and compressed `counts` that fill it."""
 
     size: list[int]
     counts: bytes
@@ -35,10 +35,10 @@ class CocoRle(TypedDict):
 
 @dataclass(frozen=True)
 class AnnotatedMask:
-    """One mask of an image: its run lengths, checked; its id and label, if it has any.
+    """One mask of an image: its checked run lengths, and its id and label, if any.
 
-    `crowd`: it covers a group of objects (COCO's `iscrowd`). `polygon`: it was drawn as polygons, which have no holes.
-    `category` and `stated_area` (pixels) are the category's id and the area that the file gives, if it does.
+    `crowd` means that it covers a group of objects (COCO's `iscrowd`), and `polygon` that it was drawn as polygons,
+    which have no holes. `category` and `stated_area` (pixels) are the category's id and the area in the file, if any.
     """
 
     rle: CocoRle
@@ -51,7 +51,7 @@ class AnnotatedMask:
 
     @property
     def area(self) -> int:
-        """The mask's pixels; 0 for an empty one."""
+        """Area of the mask in pixels; 0 for an empty one."""
         return int(coco.area(self.rle))
 
     def pixels(self) -> NDArray[np.bool_]:
@@ -61,11 +61,11 @@ class AnnotatedMask:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """The masks of one image. `name` is its file name as it was written, `id` the number that its file gives it.
+    """Masks of one image. `name` is its file name as written, `id` the number that its file assigns to it.
 
-    `size` is None if neither the file nor a mask has it. `unreadable` has a line for each mask that was left out, and
-    `unreadable_ids` the ids of those that have one. `other` is the size in the file where `size` is known without it.
-    `saved` is when the tool saved it, in seconds since 1970, if the file says so: of several for one image the latest.
+    `size` is None if neither the file nor a mask specifies it. `unreadable` has a line for each skipped mask, and
+    `unreadable_ids` lists their ids, if any. `other` is the size in the file if `size` comes from elsewhere. `saved` is
+    the time of saving, in seconds since 1970, if the file gives it: of several, the latest counts.
     """
 
     name: str
@@ -78,7 +78,7 @@ class AnnotatedImage:
     saved: float | None = None
 
     def check_size(self, found: Sequence[int]) -> None:
-        """Raise `UnreadableMaskError` if a mask's (height, width) is not the image's, where that is known."""
+        """Raise `UnreadableMaskError` if a mask's (height, width) differs from the image's, if that is known."""
         if self.size is not None and tuple(found) != self.size:
             height, width = found
             raise UnreadableMaskError(f"it is {width} x {height} pixels, its image {self.size[1]} x {self.size[0]}")
@@ -92,10 +92,10 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class AnnotatedFile:
-    """The images of a file, in its order. `unreadable` has a line for each entry that belongs to no image.
+    """Images of a file, in its order. `unreadable` has a line for each entry that belongs to no image.
 
-    `frequencies`: of LVIS files, how frequent a category of this id is: r, c or f. `homeless` masks have no image in
-    the file: they may be of any of its images.
+    `frequencies` maps category ids of LVIS files to their frequency: r, c, or f. `homeless` is the number of masks
+    without an image in the file; they may belong to any of its images.
     """
 
     images: list[AnnotatedImage]
@@ -105,14 +105,14 @@ class AnnotatedFile:
 
 
 def id_number(value: Any) -> int | None:
-    """Return an id of a file, also a whole fraction; None for what is no number from 0 to 2^53."""
+    """Return an id of a file, also from an integral float; None unless it is a number from 0 to 2^53."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if type(value) is int and 0 <= value <= LARGEST_ID else None
 
 
 def label_text(value: Any) -> str | None:
-    """Return a label that can be written in UTF-8; None if it is no text."""
+    """Return a label that can be written in UTF-8; None if it is not text."""
     return value.encode(errors="replace").decode() if isinstance(value, str) else None
 
 
@@ -149,7 +149,7 @@ def checked_rle(segmentation: Mapping[str, Any]) -> CocoRle:
 
 
 def check_pixels(size: Size) -> None:
-    """Raise `UnreadableMaskError` for a (height, width) with more pixels than are ever decoded."""
+    """Raise `UnreadableMaskError` if a (height, width) has more pixels than are ever decoded."""
     if size[0] * size[1] > MOST_PIXELS:
         raise UnreadableMaskError(
             f"its size is {size[1]} x {size[0]}, {size[0] * size[1]:,} pixels: at most {MOST_PIXELS:,} are decoded"

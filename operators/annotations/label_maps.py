@@ -1,4 +1,4 @@
-"""Reads label maps: pictures with a number a pixel, 0 for the background, one number for each mask."""
+"""Reader of label maps: images with one number per pixel, 0 for the background and one number per mask."""
 
 import io
 import warnings
@@ -16,37 +16,37 @@ from segmint.model.automatic.rle import encode_runs
 from segmint.operators.annotations.image import LONGEST_SIDE, AnnotatedMask, Size
 
 ENDINGS = (".png", ".tif", ".tiff", ".npy")
-"""The endings of label maps' files."""
+"""File name endings of label maps."""
 
 BACKGROUND = 0
 
 MOST_NUMBERS = 65_536
-"""Different numbers in a label map, each of which is a mask: as many as 16 bits have."""
+"""Maximum number of different numbers in a label map, each of which is a mask: the range of 16 bits."""
 
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
-"""Pillow's modes with one whole number a pixel; of a palette, its indices."""
+"""Pillow modes with one whole number per pixel; for a palette, these are its indices."""
 
 
 class UnreadableMapError(ValueError):
-    """A label map cannot be read; the message says why, without its file's name."""
+    """A label map cannot be read; the message gives the reason, without its file's name."""
 
 
 @dataclass(frozen=True)
 class PairedFiles:
-    """Images and label maps of one stem, by name, in order of the images; and what has no or no single partner."""
+    """Images and label maps paired by stem, in order of the images, and those without a unique partner."""
 
     pairs: list[tuple[str, str]]
     images_alone: list[str] = field(default_factory=list)
     maps_alone: list[str] = field(default_factory=list)
-    ambiguous: list[str] = field(default_factory=list)  # a line for each stem that several images or maps have
+    ambiguous: list[str] = field(default_factory=list)  # a line for each stem with several images or maps
 
 
 def read_label_map(data: bytes, name: str, size: Size | None = None) -> NDArray[np.int64]:
-    """Decode a label map, (H, W) int64, from PNG, TIFF or NumPy's format, by the ending of its `name`.
+    """Decode a label map, (H, W) int64, from PNG, TIFF, or NumPy's format, by the ending of its `name`.
 
-    `size` is its image's (height, width), if that is known. Raises `UnreadableMapError` for another ending, a damaged
-    file, pictures of colors, fractions, several pages; and before anything is decoded for another size than the
-    image's, and over `MOST_PIXELS`.
+    `size` is its image's (height, width), if known. Raises `UnreadableMapError` for another ending, a damaged file,
+    colors, fractions, or several pages, and, before anything is decoded, for a size that differs from the image's or
+    exceeds `MOST_PIXELS`.
     """
     ending = PurePosixPath(name).suffix.lower()
     if ending not in ENDINGS:
@@ -55,7 +55,7 @@ def read_label_map(data: bytes, name: str, size: Size | None = None) -> NDArray[
 
 
 def _check_shape(shape: tuple[int, ...], size: Size | None) -> None:
-    """Check the shape that a file claims, before memory is taken for it."""
+    """Check the shape that a file claims, before memory is allocated for it."""
     if len(shape) != 2 or 0 in shape or max(shape) > LONGEST_SIDE:
         raise UnreadableMapError(f"its shape is {str(shape)[:60]}: expected (height, width), one number a pixel")
     if size is not None and shape != size:
@@ -65,9 +65,9 @@ def _check_shape(shape: tuple[int, ...], size: Size | None) -> None:
 
 
 def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list[AnnotatedMask]:
-    """Return a mask for each number of a label map, (H, W) int64, in ascending order; its id and label are the number.
+    """Return a mask for each number of a label map, (H, W) int64, ascending; its id and label are the number.
 
-    The background and the numbers to `ignore` are no masks. Raises `UnreadableMapError` for over `MOST_NUMBERS`.
+    The background and the numbers to `ignore` are not masks. Raises `UnreadableMapError` for over `MOST_NUMBERS`.
     """
     columns = labels.T.reshape(-1)
     changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
@@ -89,7 +89,7 @@ def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list
 
 
 def pair_by_stem(images: Iterable[str], maps: Iterable[str]) -> PairedFiles:
-    """Pair files by their names without folders and endings; never two for one."""
+    """Pair files by their names without folders and endings, strictly one to one."""
     by_stem: dict[str, tuple[list[str], list[str]]] = {}
     for side, names in enumerate((images, maps)):
         for name in names:
@@ -110,7 +110,7 @@ def pair_by_stem(images: Iterable[str], maps: Iterable[str]) -> PairedFiles:
 def _of_array(data: bytes, size: Size | None) -> NDArray[np.int64]:
     stream = io.BytesIO(data)
     try:
-        form: Any = np.lib.format  # without types
+        form: Any = np.lib.format  # untyped
         version, _ = form.read_magic(stream)
         read = {1: form.read_array_header_1_0, 2: form.read_array_header_2_0}.get(version)
         if read is None:
@@ -133,7 +133,7 @@ def _of_array(data: bytes, size: Size | None) -> NDArray[np.int64]:
 def _of_picture(data: bytes, size: Size | None) -> NDArray[np.int64]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a large picture is checked below, and what fails is an error
+            warnings.simplefilter("ignore")  # a large image is checked below, and failures raise errors
             with Image.open(io.BytesIO(data), formats=["PNG", "TIFF"]) as picture:
                 _check_shape(picture.size[::-1], size)
                 if getattr(picture, "n_frames", 1) > 1:

@@ -1,4 +1,4 @@
-"""Reads masks as brush strokes from Label Studio's JSON or JSON_MIN."""
+"""Reader of brush-stroke masks in Label Studio's JSON or JSON_MIN."""
 
 import math
 import re
@@ -20,12 +20,12 @@ from segmint.operators.annotations.image import (
 from segmint.operators.annotations.label_studio_rle import decode_runs
 
 PART_KEY = "segmint_part"
-"""The key of a task's data that says which part of an image's masks it has: `2/3`."""
+"""Key in a task's data for the part of an image's masks that it contains, such as `2/3`."""
 
 _LABELS = "brushlabels"
 _PART = re.compile(r"([1-9][0-9]{0,4})/([1-9][0-9]{0,4})")
 _NO_SHAPES = ("choices", "datetime", "number", "pairwise", "ranker", "rating", "relation", "taxonomy", "textarea")
-"""Types of results that say something of an image, or of a region that has a result with its shape too."""
+"""Types of results that describe an image, or a region whose shape is in another result."""
 
 
 class ByteStream(Protocol):
@@ -36,21 +36,21 @@ class ByteStream(Protocol):
 
 
 class TaskAnnotation(NamedTuple):
-    """The answer that counts of a task, and the number of its other answers."""
+    """The annotation of a task that counts, and the number of its other annotations."""
 
     image: AnnotatedImage
     superseded: int
 
 
 class _TaskParts:
-    """The answers to the tasks of an image that was exported in parts."""
+    """Annotations of the tasks of an image that was exported in parts."""
 
     def __init__(self) -> None:
         self._latest: dict[int, AnnotatedImage] = {}
         self._count = self._superseded = 0
 
     def add(self, part: int, count: int, image: AnnotatedImage, superseded: int) -> None:
-        """Add an answer; of several to the same part the latest counts."""
+        """Add an annotation; if a part has several, the latest counts."""
         self._count = max(self._count, count)
         self._superseded += superseded
         other = self._latest.get(part)
@@ -81,15 +81,15 @@ class _TaskParts:
 def read_tasks(
     tasks: Iterable[Mapping[str, Any]], size_of: Callable[[str], Size | None] = lambda name: None
 ) -> Iterator[TaskAnnotation]:
-    """Yield the answers of tasks.
+    """Yield the annotations of tasks.
 
-    The latest annotation of a task that was not canceled counts; a task without one is left out. JSON_MIN has a record
-    an annotation: each is yielded, with the time that says which is the latest. `size_of` returns the
-    (height, width) of an image by its name where that is known: then masks of other sizes are not even decoded. The
-    name is the image's path or URL; a mask's id is that of its region where that is a number. Results that are no
-    objects or have no shape are ignored; a task without an image has a name that says so. An image that was exported in
-    parts, with `PART_KEY` in its tasks, is yielded last, as one; if a part has no answer, that is one of its unreadable
-    masks. Raises `KeyError` or `TypeError` if these are not tasks.
+    The latest annotation of a task that was not canceled counts; tasks without one are skipped. JSON_MIN has one record
+    per annotation, so each is yielded with its time, by which the caller can find the latest. `size_of` returns the
+    (height, width) of an image by its name, if known; masks of other sizes are then not even decoded. The name is the
+    image's path or URL; a mask's id is its region's, if that is a number. Results that are not objects or have no shape
+    are ignored; a task without an image gets a name that identifies it. An image that was exported in parts, with
+    `PART_KEY` in its tasks, is yielded last, as one; a part without an annotation is listed as unreadable. Raises
+    `KeyError` or `TypeError` if these are not tasks.
     """
     parts: dict[str, _TaskParts] = {}
     for number, task in enumerate(tasks, 1):
@@ -120,11 +120,11 @@ def read_tasks(
 
 
 def iter_tasks(stream: ByteStream) -> Iterator[Any]:
-    """Yield the items of a JSON array as a stream: a task has megabytes of numbers. Raises `ValueError` for others."""
+    """Yield the items of a JSON array as a stream, because a task has megabytes of numbers; else raise `ValueError`."""
     import ijson  # type: ignore[import-untyped]
 
     class PeekedStream:
-        """The stream, whose first byte that is not white space must begin a list."""
+        """Stream whose first byte that is not white space must begin a list."""
 
         begun = False
 
@@ -143,13 +143,13 @@ def iter_tasks(stream: ByteStream) -> Iterator[Any]:
 
 
 def answers_of(task: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
-    """Return the regions of each answer of a task that was not canceled, the latest answer first."""
+    """Return the regions of each annotation of a task that was not canceled, the latest annotation first."""
     return [regions for _, regions in _sorted(task)]
 
 
 def _sorted(task: Mapping[str, Any]) -> list[tuple[float | None, list[Mapping[str, Any]]]]:
-    """Return time and regions of each answer of a task, the latest first; one without a `result` does not count."""
-    if "annotations" not in task:  # JSON_MIN: one record per answer, without ids
+    """Return time and regions of a task's annotations, the latest first; those without a `result` do not count."""
+    if "annotations" not in task:  # JSON_MIN: one record per annotation, without ids
         if task.get("annotation_id") is None:
             return []
         lists = [value for value in task.values() if isinstance(value, list)]
@@ -161,13 +161,13 @@ def _sorted(task: Mapping[str, Any]) -> list[tuple[float | None, list[Mapping[st
         for each in kept
         if each.get("result") is not None
     ]
-    # Stable: of equally late ones the first.
+    # Stable: among equally late ones, the first wins.
     answers.sort(key=lambda answer: -math.inf if answer[0] is None else answer[0], reverse=True)
     return answers
 
 
 def _saved(answer: Mapping[str, Any]) -> float | None:
-    """When an answer was saved, in seconds since 1970; None if it does not say so."""
+    """Return the time at which an annotation was saved, in seconds since 1970; None if unknown."""
     for name in ("updated_at", "created_at"):
         try:
             time = datetime.fromisoformat(str(answer.get(name)))
@@ -185,7 +185,7 @@ def _add(image: AnnotatedImage, region: Mapping[str, Any]) -> None:
             raise UnreadableMaskError(f"it is of type {region.get('type')}, not a brush stroke")
         sized = {**region, **value}  # JSON_MIN has the size in the value
         size = (int(sized["original_height"]), int(sized["original_width"]))
-        # Before decoding: a few bytes may expand to gigabytes.
+        # Before decoding, because a few bytes may expand to gigabytes.
         image.check_size(size)
         if not all(0 < side <= LONGEST_SIDE for side in size):
             raise UnreadableMaskError(f"its size is {size[1]} x {size[0]} pixels")
@@ -196,7 +196,7 @@ def _add(image: AnnotatedImage, region: Mapping[str, Any]) -> None:
 
 
 def _label(value: Mapping[str, Any]) -> str | None:
-    """The first label of a region; None if it has none."""
+    """Return the first label of a region; None if it has none."""
     labels = value.get(_LABELS)
     return label_text(labels[0]) if isinstance(labels, list) and labels else None
 

@@ -1,8 +1,8 @@
-"""Masks in Label Studio's run lengths: the format rle-pack of thi.ng, of the mask's RGBA pixels.
+"""Codec for Label Studio's run lengths, which apply thi.ng's rle-pack format to the mask's RGBA pixels.
 
-A stream of bits, the highest of each byte first. It begins with the number of values (32 bits), the bits of a value
-less one (5), and the bits of four kinds of lengths less one (4 each). Records follow: a bit that is 1 for a run, the
-kind of length (2 bits), the length less one, and then the run's value, or as many values as the length says.
+The format is a stream of bits, the highest of each byte first. It begins with the number of values (32 bits), the bits
+of a value minus one (5), and the bits of four kinds of lengths minus one (4 each). Records follow: a bit that is 1 for
+a run, the kind of length (2 bits), the length minus one, and then the run's value, or `length` values.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from segmint.operators.annotations.image import Size, UnreadableMaskError
 
-_CHANNELS = 4  # values of a pixel; the last one is its opacity
+_CHANNELS = 4  # values per pixel; the last one is its opacity
 _HEADER = 32 + 5 + 4 * 4  # bits
 
-# As Label Studio's SDK writes: values of 8 bits, and lengths of up to 8, 16, 256 and 65,536 values.
+# As Label Studio's SDK writes: values of 8 bits, and lengths of up to 8, 16, 256, and 65,536 values.
 _VALUE_BITS = 8
 _LENGTH_BITS = np.array([3, 4, 8, 16])
 _LENGTHS = 1 << _LENGTH_BITS
@@ -24,7 +24,7 @@ _SETTINGS = int(f"{_VALUE_BITS - 1:05b}" + "".join(f"{bits - 1:04b}" for bits in
 
 
 def encode_runs(mask: NDArray[np.bool_]) -> list[int]:
-    """Encode a mask, (height, width) bool, to the bytes that `mask2rle` of Label Studio's SDK returns for 255 and 0."""
+    """Encode a mask, (height, width) bool, to the bytes that Label Studio's `mask2rle` returns for 255 and 0."""
     flat = np.asarray(mask, dtype=bool).ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     lengths = np.diff(starts, append=flat.size) * _CHANNELS
@@ -39,16 +39,16 @@ def encode_runs(mask: NDArray[np.bool_]) -> list[int]:
     fields = np.concatenate([[flat.size * _CHANNELS, _SETTINGS], records])
     widths = np.concatenate([[32, _HEADER - 32], 3 + bits + _VALUE_BITS])
     ends = np.cumsum(widths)
-    below = np.repeat(ends, widths) - 1 - np.arange(ends[-1])  # how far each bit is above its field's lowest
+    below = np.repeat(ends, widths) - 1 - np.arange(ends[-1])  # distance of each bit from its field's lowest
     packed = np.packbits((np.repeat(fields, widths) >> below & 1).astype(np.uint8)).tolist()
-    return packed if ends[-1] % 8 else [*packed, 0]  # the SDK adds up to eight zeros, and no fewer than one
+    return packed if ends[-1] % 8 else [*packed, 0]  # the SDK adds one to eight zeros
 
 
 def decode_runs(runs: Any, size: Size) -> NDArray[np.bool_]:
     """Decode a mask of `size` (height, width): its pixels that are not fully transparent, bool.
 
-    Values may have 1 to 32 bits, and lengths 1 to 16. Nothing of another size is decoded. Raises `UnreadableMaskError`
-    for another number of pixels, and for damaged run lengths.
+    Values may have 1 to 32 bits, and lengths 1 to 16. Raises `UnreadableMaskError` for damaged run lengths and, before
+    decoding, for another number of pixels.
     """
     height, width = size
     data = _bytes(runs)
@@ -56,11 +56,11 @@ def decode_runs(runs: Any, size: Size) -> NDArray[np.bool_]:
     announced = int.from_bytes(data[:4])
     if announced != count:
         raise UnreadableMaskError(f"its run lengths have {announced} values, expected {height} x {width} x 4")
-    padded = data + bytes(8)  # 57 bits can be read anywhere: the fields of a record have at most 51
+    padded = data + bytes(8)  # 57 bits can be read anywhere; the fields of a record have at most 51
     settings = int.from_bytes(padded[:8]) >> (64 - _HEADER)
     value_bits = (settings >> 16 & 31) + 1
     length_bits = [(settings >> shift & 15) + 1 for shift in (12, 8, 4, 0)]
-    bits: NDArray[np.uint8] | None = None  # of all bytes, once values in a row are met
+    bits: NDArray[np.uint8] | None = None  # of all bytes, once literal values occur
     opaque = np.zeros(height * width, dtype=bool)
     done, at = 0, _HEADER
     while done < count:
@@ -73,7 +73,7 @@ def decode_runs(runs: Any, size: Size) -> NDArray[np.bool_]:
             raise UnreadableMaskError(f"its run lengths are cut off after {done} of {count} values")
         if end > count:
             raise UnreadableMaskError(f"its run lengths go on after their {count} values")
-        # Of the values from `done` to `end` every fourth of the whole is the opacity of a pixel.
+        # Every fourth value overall is the opacity of a pixel.
         if not is_run:
             bits = np.unpackbits(np.frombuffer(data, np.uint8)) if bits is None else bits
             values: NDArray[np.bool_] = bits[start:at].reshape(-1, value_bits).max(axis=1) > 0
@@ -85,7 +85,7 @@ def decode_runs(runs: Any, size: Size) -> NDArray[np.bool_]:
 
 
 def _bytes(runs: Any) -> bytes:
-    if isinstance(runs, list):  # bytes() of a number would be as many zeros
+    if isinstance(runs, list):  # bytes() of a number would return that many zeros
         with contextlib.suppress(TypeError, ValueError):
             return bytes(runs)
     raise UnreadableMaskError("its run lengths are not a list of numbers from 0 to 255")

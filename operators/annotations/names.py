@@ -1,4 +1,4 @@
-"""Which image of a dataset a file name means."""
+"""Functions that identify the image of a dataset from a file name."""
 
 import re
 from pathlib import PurePosixPath
@@ -14,6 +14,6 @@ def image_number(path: str) -> int | None:
 
 
 def name_and_stem(path: str) -> tuple[str, str]:
-    """Return the last part of a path or URL, and the same without its ending."""
+    """Return the last part of a path or URL, with and without its ending."""
     name = PurePosixPath(path.replace("\\", "/")).name
     return name, PurePosixPath(name).stem

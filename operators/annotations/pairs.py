@@ -1,4 +1,4 @@
-"""Pairs the masks of two sides of one image by their overlap."""
+"""Matching of two sets of masks of one image by their overlap."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 from pycocotools import mask as coco
 
 Rles = Sequence[Mapping[str, Any]]
-"""Masks of one size, compressed, for pycocotools."""
+"""Compressed masks of one size, for pycocotools."""
 
 LEAST_IOU = 0.1
-"""The least IoU of masks that are paired."""
+"""Minimum IoU of masks that are paired."""
 
 
 def best_matches(rows: Rles, columns: Rles) -> list[tuple[int, int, float]]:
