@@ -11,7 +11,7 @@ _XMP_TYPE = b"application/rdf+xml"
 def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
     """Yield each box's name and the start and end of its content, in `data` from `start` to `end`.
 
-    The declared end of a box may lie behind the data.
+    The declared end of a box may lie beyond the data.
     """
     end = len(data) if end is None else min(end, len(data))
     for _ in range(_MOST):

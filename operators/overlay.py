@@ -68,7 +68,7 @@ def distinct_color(index: int) -> tuple[int, int, int]:
 
 
 def encode_png(image: Pixels) -> bytes:
-    """Encode an image, (H, W, 3) uint8 RGB, as PNG with a marker that segmint wrote it."""
+    """Encode an image, (H, W, 3) uint8 RGB, as PNG with a text chunk that names segmint as the software."""
     buffer = io.BytesIO()
     written_by = PngInfo()
     written_by.add_text(*_WRITTEN_BY)

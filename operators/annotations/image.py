@@ -65,7 +65,7 @@ class AnnotatedImage:
 
     `size` is None if neither the file nor a mask specifies it. `unreadable` has a line for each skipped mask, and
     `unreadable_ids` lists their ids, if any. `other` is the size in the file if `size` comes from elsewhere. `saved` is
-    the time of saving, in seconds since 1970, if the file gives it: of several, the latest counts.
+    the time of saving, in seconds since 1970, if given; of several for one image, the latest counts.
     """
 
     name: str

@@ -49,8 +49,7 @@ class IsolatedDetector:
     ) -> None:
         """Start the child and load the file; raises `NotLoadedError`.
 
-        `score` is the minimum score that counts (default: that of `TorchScriptDetector`); `timeout_s` is for one
-        search.
+        `score`: the minimum that counts (default: that of `TorchScriptDetector`); `timeout_s`: for one search.
         """
         self.kind: Kind = kind
         self.name = path.name

@@ -103,7 +103,7 @@ def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector
 
 
 def picture(image: Pixels, found: RemainingDetection) -> bytes:
-    """Return a JPEG of `image` with a detection framed in red; all but it and a margin is a coarse mosaic."""
+    """Return a JPEG of `image` with a detection framed in red and the rest, beyond a margin, as a coarse mosaic."""
     height, width = image.shape[:2]
     margin = round(_MARGIN * max(found.w, found.h))
     rows = slice(max(found.y - margin, 0), min(found.y + found.h + margin, height))

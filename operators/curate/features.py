@@ -84,7 +84,7 @@ def part_name(first: int, suspect: bool = False) -> str:
 def is_skipped(row: Row, opt_outs: bool) -> bool:
     """Return whether a row's image need not be read: the catalog rejects it or an earlier row has its image_id.
 
-    Images that the catalog marks as opted out are read, because their copies are opted out, too. If `opt_outs` are
+    Images that the catalog marks as opted out are read, because their copies count as opted out. If `opt_outs` are
     enabled, all images are read: the metadata of any may forbid training, and its copies may be in the catalog.
     """
     reason = row.get("refused_reason")
@@ -134,7 +134,7 @@ class InspectImages:
         self._children.close()
 
     def __del__(self) -> None:
-        # Ray Data deletes this object when the actor ends gracefully; a killed actor's child ends without help.
+        # Ray Data deletes this object when the actor ends gracefully; a killed actor's child exits on its own.
         if hasattr(self, "_children"):
             self.close()
 

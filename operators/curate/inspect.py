@@ -50,7 +50,7 @@ class UndecodedError(RejectedError):
         self.opt_out = opt_out
 
     def __reduce__(self) -> tuple[type["UndecodedError"], tuple[Reason, str, str | None]]:  # type: ignore[override]
-        """Support pickling, so that the verdict can cross process borders."""
+        """Support pickling, so that the verdict can cross process boundaries."""
         return type(self), (self.reason, self.detail, self.opt_out)
 
 

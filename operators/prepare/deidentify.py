@@ -219,7 +219,7 @@ def _detections(detector: Detector, image: Pixels) -> list[Detection]:
         return detector.detect(image)
     except (MemoryError, ImportError, DetectorProcessError):
         raise
-    except Exception as error:  # a detector file is third-party code that can raise anything
+    except Exception as error:  # a detector file is third-party code and may raise anything
         if is_short_of_memory(error):
             raise
         _require_detector(detector)

@@ -94,7 +94,7 @@ class DetectorSettings:
 
 
 def detector_numerics(device: str) -> str:
-    """Return a string that identifies a device's detection bits, for a dataset's numerics.
+    """Return the device and versions that determine the bits of detections, for a dataset's numerics.
 
     Raises `UsageError` if this machine does not have the device.
     """

@@ -110,8 +110,8 @@ def polygon(
 ) -> ImagePatch | None:
     """Return the convex hull of `points` (x, y), grown on every side by `margin` times its shorter side, clipped.
 
-    Points are first rounded to whole pixels and limited to distances beyond any image's width. `band` is the width of
-    the band around the hull as a share of its growth. None if the hull lies outside the image of `shape` (h, w).
+    Points are first rounded to whole pixels and clamped to a range larger than any image. `band` is the width of the
+    band around the hull as a share of its growth. None if the hull lies outside the image of `shape` (h, w).
     """
     corners = np.array([[round(min(max(v, -_FAR), _FAR)) for v in point] for point in points], np.int32)
     (_, sides, _) = cv2.minAreaRect(corners)

@@ -68,7 +68,7 @@ class PrepareConfig:
     device: str = "cpu"  # where face and plate detectors run; on a GPU, in one process that all children share
     detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of detector files, by name in `deidentify`
     respect_opt_out: bool = True
-    detector_numerics: str = ""  # on a GPU: determines the bits of detections; "": any
+    detector_numerics: str = ""  # on a GPU: required value of `detector_numerics`; "": any
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class RefusedError(RejectedError):
         self.stage = stage
 
     def __reduce__(self) -> tuple[type["RefusedError"], tuple[Reason, str, str]]:  # type: ignore[override]
-        """Support pickling, so that the verdict can cross process borders."""
+        """Support pickling, so that the verdict can cross process boundaries."""
         return type(self), (self.reason, self.detail, self.stage)
 
 
@@ -243,7 +243,7 @@ class Prepare:
             self._own_detectors.close()
 
     def __del__(self) -> None:
-        # Ray Data deletes this object when the actor ends gracefully; a killed actor's children end without help.
+        # Ray Data deletes this object when the actor ends gracefully; a killed actor's children exit on their own.
         if hasattr(self, "_children"):
             self.close()
 
@@ -302,7 +302,7 @@ CURATED = "refused in the catalog"
 
 @dataclass(frozen=True)
 class CatalogJudge:
-    """Judge of rows by the license policy and by takedowns."""
+    """License and takedown checks of catalog rows."""
 
     policy: LicensePolicy
     taken: RemovedNames

@@ -11,8 +11,8 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.prepare.release import CropLayers
 
 ARTIFACT_IOU = 0.8
-"""IoU with a redacted region at which profile `sa1b` drops a mask. Masks along either edge of the region's band reach
-this IoU with the line halfway through it."""
+"""Minimum IoU with a redacted region at which profile `sa1b` drops a mask. A mask along either edge of the region's
+band has about this IoU with the outline halfway through it."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 
 SWITCH_INTERVAL_S = 1e-4
-"""Seconds after which a thread of an overlapped actor releases Python's GIL if another wants it. With Python's default
-of 5 ms, the thread that owns the device couldn't launch anything for that long whenever another one takes the lock."""
+"""Seconds after which a thread of an overlapped actor releases the GIL if another wants it. With Python's default of 5
+ms, the thread that owns the device couldn't launch anything for that long whenever another one takes the lock."""
 
 
 @dataclass(frozen=True)

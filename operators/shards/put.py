@@ -4,9 +4,10 @@ The order of these steps keeps a writer safe from other writers and from every p
 
 1. `reserve` puts the reservation, which lists the files' names, if absent. From then on nobody else deletes them.
 2. `put_files` puts the files.
-3. `put_commit` puts the commit if absent, then checks that all files exist. It restores a file if a process deleted it
-   that listed the reservations before step 1 and deleted only now. Finally it checks for a higher generation: if one
-   exists, a later correction had already removed this commit's predecessor, so the writer has lost.
+3. `put_commit` puts the commit if absent, then checks that all files exist. It restores a file that another process has
+   deleted, which is possible if that process listed the reservations before step 1 and then paused. Finally, it checks
+   for a higher generation: if one exists, a later correction had already removed this commit's predecessor, so the
+   writer has lost.
 4. A writer that won applies the tombstones and catalog amendments. A writer that lost deletes its files
    (`delete_unnamed`).
 5. The writer deletes the reservation. A remaining reservation shows that its writer died, and the next build or
@@ -153,7 +154,7 @@ def replace_shard(
     The fingerprint of the numerics is kept because no masks are recomputed. With `images_only`, the rows have the keys
     of `IMAGES`, and only that table is put, since the tar of JPEGs can be gigabytes. `after_commit` is called after the
     commit. Raises `LostRaceError` if another writer has committed this generation with other content, or a higher one;
-    with `purge`, older versions of this writer's files are deleted, too.
+    with `purge`, older versions of this writer's files are also deleted.
     """
     if images_only:
         images = _named("images", old.shard, shard_table_bytes("images", rows))

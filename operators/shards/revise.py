@@ -3,8 +3,8 @@
 A revision is a pure function from a shard's rows to its next rows. It is applied to the latest generation, committed as
 the next one, and reapplied to the new latest generation if another writer won the race. After its commit, every writer
 reads the tombstones and applies them to the shard. Because a takedown puts its tombstone before it lists the commits,
-at least one of the two always sees the other. In the same way, a writer of rows from the catalog checks whether the
-catalog was amended in the meantime.
+the two can't miss each other. In the same way, a writer of rows from the catalog checks whether the catalog was amended
+in the meantime.
 """
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -160,9 +160,9 @@ def apply_tombstones(dataset: DatasetHandle, shard: int) -> ShardRevision | None
 def apply_catalog(dataset: DatasetHandle, shard: int, since: int) -> ShardRevision | None:
     """Update the images of a committed shard to the catalog's current values, and remove replaced files.
 
-    An amendment puts its part of the catalog before it lists the commits, so at least one of the two always sees the
-    other. The commit made here is followed by the same check, so the last of several amendments always wins. None if
-    the manifest has no newer generation than `since`. Idempotent, so repeating it after a crash completes it.
+    An amendment puts its part of the catalog before it lists the commits, so the two can't miss each other. The commit
+    made here is followed by the same check, so the last of several amendments always wins. None if the manifest has no
+    newer generation than `since`. Idempotent, so repeating it after a crash completes it.
     """
     now = dataset.manifest_generation()
     if now <= since:
@@ -194,7 +194,7 @@ def finish_dead_writers(dataset: DatasetHandle, shards: Container[int]) -> list[
     """Finish the work of writers that died after committing these shards; return the shards that changed.
 
     A remaining reservation identifies such a writer. The tombstones and the catalog are applied, then the reservation
-    is deleted. Reservations of catalog parts whose writers lost, or died after the manifest was put, are deleted, too.
+    is deleted. Reservations of catalog parts whose writers lost, or died after the manifest was put, are also deleted.
     """
     committed = dataset.commits.committed()
     left: dict[int, list[str]] = {}

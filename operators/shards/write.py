@@ -22,7 +22,7 @@ from segmint.operators.shards.put import delete_unnamed, named_files, put_commit
 from segmint.operators.shards.revise import apply_later_changes, finish_dead_writers
 
 MIN_ROWS_FOR_RATIO = 100
-"""Smallest shard that is held for its share of rejected rows."""
+"""Minimum rows of a shard for `max_reject_ratio` to apply."""
 
 MOST_FAULTED = 4
 """Maximum number of faulted rows to report; more in one shard point to an outage, not to these rows."""
