@@ -120,7 +120,7 @@ def read_tasks(
 
 
 def iter_tasks(stream: ByteStream) -> Iterator[Any]:
-    """Yield the items of a JSON array as a stream, because a task has megabytes of numbers; else raise `ValueError`."""
+    """Yield the items of a streamed JSON array, as a task has megabytes of numbers; raises `ValueError` if invalid."""
     import ijson  # type: ignore[import-untyped]
 
     class PeekedStream:

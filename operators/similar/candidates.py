@@ -61,7 +61,7 @@ class SimilarHashes:
 
 
 def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
-    """Return whether entries are of different rows and not both mirrored, because then the frames are near, too."""
+    """Return whether entries are of different rows and not both mirrored, in which case the frames are near as well."""
     mirrored: NDArray[np.bool_] = (one % VIEWS == MIRROR) & (other % VIEWS == MIRROR)
     between: NDArray[np.bool_] = (one // VIEWS != other // VIEWS) & ~mirrored
     return between

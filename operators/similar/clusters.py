@@ -78,9 +78,8 @@ class SimilarRows:
 class CrowdedHashes:
     """Rows with a hash that very many others share or are near to.
 
-    A row is compared with its crowds only when it is requested. Rows that are copies by then are excluded, so time is
-    proportional to the number of rows and of kept rows. Memory is about 200 bytes per view. `apart` is as in
-    `SimilarRows`.
+    A row is compared with its crowds only when it is requested. Rows that are copies by then are excluded, so time
+    grows with the numbers of rows and of kept rows. Memory is about 200 bytes per view. `apart` is as in `SimilarRows`.
     """
 
     def __init__(
@@ -194,9 +193,9 @@ NONE = -1
 class ImageRows:
     """Data about the images of N rows.
 
-    `sources`: (N, 2) uint64, the first 16 bytes of the SHA-256 of the image's bytes; both 0 if unknown. `hashes`: (N,
-    6) uint64, from `ImageHashes.views`; all 0 if missing. `pixels`: (N,) int64, of the source. `allowed`: (N,) bool,
-    true if its license is. `opted_out`: (N,) bool, true if its owner forbids its use.
+    `sources`: (N, 2) uint64, the first 16 bytes of each image's SHA-256; both 0 if unknown. `hashes`: (N, 6) uint64,
+    from `ImageHashes.views`; all 0 if missing. `pixels`: (N,) int64, of the source. `allowed`: (N,) bool, true if its
+    license is. `opted_out`: (N,) bool, true if its owner forbids its use.
     """
 
     sources: NDArray[np.uint64]
