@@ -14,7 +14,7 @@ _CHUNK = 1 << 20  # sorted hashes that are compared at a time
 _SHORT = 64  # hashes of one key that are compared with one another in steps over the chunk
 _FEW = 2048  # hashes that are compared all with all instead of being cut into bands
 _BLOCK = 1 << 22  # comparisons at a time when all are compared with all
-_DEPTH = 3  # how often hashes of one key are cut into bands again
+_DEPTH = 3  # maximum number of times that hashes of one key are cut into bands again
 
 Hashes = NDArray[np.uint64]
 Positions = NDArray[np.int64]
