@@ -1,7 +1,7 @@
-"""What a killed run goes on from: a state by its content, and a small file that names it, put last.
+"""Checkpoints of a training run: a state named by its hash, and a small JSON that is written last and names it.
 
-`checkpoints/step-000050-<hash>.pt` has the trained weights and the optimizer's state, `checkpoints/step-000050.json`
-its hash and what was measured so far. A `.pt` that no JSON names does not count.
+`checkpoints/step-000050-<hash>.pt` contains the trained weights and the optimizer's state. `checkpoints/
+step-000050.json` contains its hash and the evaluations so far. A `.pt` that no JSON names doesn't count.
 """
 
 import json
@@ -27,18 +27,18 @@ from segmint.pipeline.engine.train.evaluation import Evaluation
 CHECKPOINTS = "checkpoints"
 
 _IN_FLIGHT = timedelta(days=1)
-"""How long a state may wait for its JSON, in the clock of the store."""
+"""How long a state may exist without its JSON, by the store's clock."""
 
 _JSON = re.compile(r"step-(\d{6,})\.json", re.ASCII)
 _STATE = re.compile(r"step-(\d{6,})-[0-9a-f]{12}\.pt", re.ASCII)
 
 
 class DamagedCheckpointError(SegmintError):
-    """A checkpoint does not have the content that its name and its JSON say."""
+    """Error if a checkpoint doesn't match its name and its JSON."""
 
 
 class Checkpoint(Frozen):
-    """The JSON of a checkpoint; `run` is the fingerprint of the run that it belongs to."""
+    """Contents of a checkpoint's JSON; `run` is the fingerprint of the run that it belongs to."""
 
     schema_version: Literal[1] = 1
     run: str
@@ -52,15 +52,15 @@ class Checkpoint(Frozen):
 
 
 def put_checkpoint(folder: Location, state: Mapping[str, Any], **fields: Any) -> Checkpoint:
-    """Put a state, then the JSON with these fields; returns what the JSON holds.
+    """Write a state and then the JSON with these fields; return the JSON's contents.
 
-    Raises `UnfinishedError` if there is another checkpoint of this step: another run writes to the same place.
+    Raises `UnfinishedError` if another checkpoint of this step exists, because another run writes to the same folder.
     """
     with tempfile.TemporaryDirectory(prefix="segmint-train-") as name:
-        path = Path(name) / "checkpoint.pt"  # one name always: torch writes it into the file
+        path = Path(name) / "checkpoint.pt"  # a fixed name, because torch stores it in the file
         try:
             torch.save(dict(state), path)
-        except (OSError, RuntimeError) as error:  # torch raises the latter for a full disk
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
             raise SegmintError(
                 f"the checkpoint cannot be written to {name}: {error}. Free space there, or set TMPDIR, and run again: "
                 "it goes on from the checkpoint before"
@@ -79,7 +79,7 @@ def put_checkpoint(folder: Location, state: Mapping[str, Any], **fields: Any) ->
 
 
 def list_checkpoints(folder: Location) -> list[Checkpoint]:
-    """Read the JSONs of all checkpoints, by step; one that cannot be used is a warning."""
+    """Read the JSONs of all checkpoints, sorted by step; an unusable one is logged as a warning."""
     found = []
     for entry in folder.list():
         if _JSON.fullmatch(entry.name):
@@ -92,9 +92,9 @@ def list_checkpoints(folder: Location) -> list[Checkpoint]:
 
 
 def load_state(folder: Location, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Read the state of a checkpoint, on the CPU. Only tensors and plain values are unpickled.
+    """Read the state of a checkpoint to the CPU, unpickling only tensors and plain values.
 
-    Raises `DamagedCheckpointError` if the file is gone or has another hash.
+    Raises `DamagedCheckpointError` if the file is missing or its hash differs.
     """
     with tempfile.TemporaryDirectory(prefix="segmint-train-") as name:
         path = Path(name) / "checkpoint.pt"
@@ -111,10 +111,10 @@ def load_state(folder: Location, checkpoint: Checkpoint) -> dict[str, Any]:
 def load_newest(
     folder: Location, run: str, load: Callable[[Mapping[str, Any]], None]
 ) -> tuple[Checkpoint | None, set[int]]:
-    """Load the last checkpoint of a run that can be used, and return it; None if there is none.
+    """Load the last usable checkpoint of a run and return it, or None if there is none.
 
-    `load` takes its state, and raises ValueError or KeyError if it is of another model. Also returns the steps of those
-    that cannot be used: the run will put others there.
+    `load` receives its state and raises ValueError or KeyError if it belongs to another model. Also returns the steps
+    of the unusable checkpoints, which the run will replace.
     """
     found = [each for each in list_checkpoints(folder) if each.run == run]
     unusable = list_steps(folder) - {each.step for each in found}
@@ -130,14 +130,14 @@ def load_newest(
 
 
 def list_steps(folder: Location) -> set[int]:
-    """The steps of all checkpoints, those that cannot be used included."""
+    """Return the steps of all checkpoints, including unusable ones."""
     return {int(match[1]) for entry in folder.list() if (match := _JSON.fullmatch(entry.name))}
 
 
 def prune(folder: Location, steps: Collection[int]) -> None:
     """Delete the checkpoints of these steps, and states that no JSON will ever name.
 
-    A state without a JSON of its step stays for a day: another process may be about to put the JSON.
+    A state without a JSON of its step is kept for a day, because another process may be about to write the JSON.
     """
     named = {checkpoint.step: checkpoint.file for checkpoint in list_checkpoints(folder)}
     for step in steps:

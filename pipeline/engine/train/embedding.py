@@ -1,4 +1,4 @@
-"""Image embeddings for training: of a frozen encoder from the cache, or out of one that is trained."""
+"""Image embeddings for training: cached ones of a frozen encoder, or the output of an encoder in training."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -20,21 +20,21 @@ from segmint.pipeline.engine.train.data.reading import TrainingImage
 
 
 class FrozenEncoder:
-    """Embeds each image alone, in the precision of inference, and keeps what the cache has room for."""
+    """Frozen image encoder that embeds one image at a time, with the precision of inference, and fills the cache."""
 
     def __init__(self, sam: Sam, images: TrainingImages, cache: EmbeddingCache | None, compute: Compute) -> None:
         if compute.precision == "bf16" and not isinstance(sam.image_encoder, ImageEncoderTinyViT):
-            sam.image_encoder.bfloat16()  # as in builds: see `load_model`
+            sam.image_encoder.bfloat16()  # as in builds; see `load_model`
         self._predictor = Predictor(sam)
         self._images = images
         self._cache = cache
 
     def kept(self, image: int) -> Tensor | None:
-        """The embedding (1, 256, 64, 64) float32 of an image in the cache; None if its pixels must be read."""
+        """Return an image's cached embedding (1, 256, 64, 64) float32, or None if its pixels must be read."""
         return None if self._cache is None else self._cache.get(*self._key(image))
 
     def embed(self, read: TrainingImage) -> Tensor:
-        """The embedding (1, 256, 64, 64) float32 on the model's device."""
+        """Return an image's embedding (1, 256, 64, 64) float32 on the model's device."""
         kept = read.features if read.features is not None else self.kept(read.image)
         if kept is not None:
             return kept.to(self._predictor.sam.device)
@@ -43,7 +43,7 @@ class FrozenEncoder:
         features = self._predictor.embed(read.pixels).features.float()
         if self._cache is not None:
             self._cache.put(*self._key(read.image), features)
-        return features.clone()  # made in inference mode
+        return features.clone()  # because it was made in inference mode
 
     def _key(self, image: int) -> tuple[str, bytes]:
         shard = self._images.shards[int(self._images.shard[image])]
@@ -51,7 +51,7 @@ class FrozenEncoder:
 
 
 def encoder_hash(sam: Sam) -> str:
-    """The first twelve digits of a hash of the image encoder's weights: what names its embeddings."""
+    """Return the first twelve hex digits of a hash of the image encoder's weights, which identify its embeddings."""
     digest = hashlib.sha256()
     for name, tensor in sam.image_encoder.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
@@ -60,7 +60,7 @@ def encoder_hash(sam: Sam) -> str:
 
 
 def cache_key(encoder: str, compute: Compute) -> str:
-    """What names the embeddings of an encoder, by its hash, as this machine and torch compute them."""
+    """Return the cache key of an encoder's embeddings, given its hash, for the numerics of this machine and torch."""
     bits = cpu_bits(compute.threads, compute.precision) if compute.kind == "cpu" else device_kind(compute)
     threads = f"-{compute.threads}" if compute.kind == "cpu" else ""
     numerics = hashlib.sha256(f"{torch.__version__} {bits}".encode()).hexdigest()[:6]
@@ -68,7 +68,7 @@ def cache_key(encoder: str, compute: Compute) -> str:
 
 
 def encoder_input(sam: Sam, reads: Sequence[TrainingImage]) -> Tensor:
-    """The image encoder's input (B, 3, 1024, 1024) float32 of images that were read with their pixels."""
+    """Return the image encoder's input (B, 3, 1024, 1024) float32 for images that were read with their pixels."""
     side = sam.image_size
     batch = torch.zeros(len(reads), 3, side, side, device=sam.device)
     for place, read in zip(batch, reads, strict=True):
@@ -82,7 +82,7 @@ def encoder_input(sam: Sam, reads: Sequence[TrainingImage]) -> Tensor:
 def encoder_in_training(
     sam: Sam, reads: Sequence[TrainingImage], chance: float, seed: int, step: int, recompute: bool
 ) -> Iterator[Tensor]:
-    """The embeddings (B, 256, 64, 64) of an encoder in training, with drop path of this chance.
+    """Yield the embeddings (B, 256, 64, 64) of an encoder in training, with drop path of probability `chance`.
 
     Leave the context after the backward pass.
     """

@@ -1,7 +1,7 @@
-"""How good the model is on held-out images: mean IoU at one click, and of the best of the three masks.
+"""Evaluation on held-out images: mean IoU at one click, and of the best of the three masks.
 
-The click is the point farthest from the mask's border; masks and IoUs are those of the losses' square. `segmint
-evaluate` measures in the image's own frame, at more clicks, and with intervals.
+The click is the point farthest from the mask's border; masks and IoUs are measured at the losses' square resolution.
+`segmint evaluate` measures in the image's frame, at more clicks, and with confidence intervals.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,13 +30,13 @@ from segmint.pipeline.engine.train.data.reading import TrainingImage, TrainingIm
 from segmint.pipeline.engine.train.embedding import FrozenEncoder, encoder_input
 from segmint.pipeline.engine.train.world import WorkerRank
 
-_AT_ONCE = 32  # masks that are predicted together
-_FILL = 0.5  # share of a mask's color in a pixel inside it
-_GAP = 8  # pixels between the two pictures of an overlay
+_AT_ONCE = 32  # masks to predict at a time
+_FILL = 0.5  # opacity of a mask's color in the pixels inside it
+_GAP = 8  # pixels between the two halves of an overlay
 
 
 class Evaluation(Frozen):
-    """The model after a step: means over masks of the IoU of its choice at one click, and of the best of three."""
+    """Scores after a step: mean IoU over masks, of the model's choice at one click and of the best of three masks."""
 
     step: int
     images: int
@@ -45,7 +45,7 @@ class Evaluation(Frozen):
     oracle: float
 
     def line(self) -> str:
-        """The figures as a line for people."""
+        """Return the scores as a line for people."""
         when = "before training" if self.step == 0 else f"after step {self.step}"
         return (
             f"held out, {when}: mean IoU at one click {self.one_click:.4f}, of the best of three masks "
@@ -57,7 +57,7 @@ class Evaluation(Frozen):
 class ClickPredictions:
     """Predictions for N masks at one click: three each, (N, 3, 256, 256) logits and (N, 3) predicted IoUs.
 
-    `points` (N, 2) as (x, y) in pixels of the encoder's input.
+    `points` (N, 2) are (x, y) in pixels of the encoder's input.
     """
 
     logits: Tensor
@@ -68,7 +68,7 @@ class ClickPredictions:
 def evaluate(
     sam: Sam, reads: Sequence[TrainingImage], embed: Callable[[TrainingImage], Tensor], step: int, world: WorkerRank
 ) -> Evaluation:
-    """Evaluate the model on held-out images; every worker calls it with its part of them, and gets the same answer."""
+    """Evaluate the model on held-out images. Every worker passes its part of them and gets the same result."""
     sums = torch.zeros(4, dtype=torch.float64)
     for read in reads:
         targets = read.masks.targets
@@ -90,7 +90,7 @@ def evaluate(
 
 @torch.no_grad()
 def one_click(sam: Sam, features: Tensor, masks: TrainingMasks) -> ClickPredictions:
-    """Predict three masks for the middle of each of an image's masks; `features` (1, 256, 64, 64)."""
+    """Predict three masks for the center of each of an image's masks; `features` has shape (1, 256, 64, 64)."""
     device = features.device
     clicks = [center_click(target.numpy()) for target in masks.targets]
     centers = torch.tensor([(click.x + 0.5, click.y + 0.5) for click in clicks], dtype=torch.float64)
@@ -109,9 +109,9 @@ def one_click(sam: Sam, features: Tensor, masks: TrainingMasks) -> ClickPredicti
 
 
 def draw_sample(sam: Sam, pixels: NDArray[np.uint8], masks: TrainingMasks, features: Tensor) -> bytes:
-    """A PNG of an image with its masks on the left, and on the right what one click on each of them gives.
+    """Return a PNG with an image's masks on the left, and on the right the predictions at one click each.
 
-    `pixels` (h, w, 3) RGB are those of the encoder's input without its padding.
+    `pixels` (h, w, 3) RGB are the encoder's input without its padding.
     """
     answers = one_click(sam, features, masks)
     chosen = answers.predicted_iou.argmax(dim=1)
@@ -127,13 +127,13 @@ def draw_sample(sam: Sam, pixels: NDArray[np.uint8], masks: TrainingMasks, featu
 
 
 def _in_frame(squares: Tensor, input_size: tuple[int, int], side: int = 256) -> Tensor:
-    """Logits (N, side, side) at the encoder's input, without the padding."""
+    """Resize logits (N, side, side) to the encoder's input and crop the padding."""
     large = F.interpolate(squares[:, None], (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)
     return large[:, 0, : input_size[0], : input_size[1]]
 
 
 def _tinted(pixels: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The picture with each mask in its own color, the largest first."""
+    """Return the image with each mask in its own color, painted from the largest mask to the smallest."""
     canvas = pixels.astype(np.float32)
     for place in np.argsort([-int(mask.sum()) for mask in masks], kind="stable").tolist():
         canvas[masks[place]] = canvas[masks[place]] * (1 - _FILL) + np.array(distinct_color(place), np.float32) * _FILL
@@ -145,9 +145,9 @@ def _tinted(pixels: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.u
 
 
 class HeldOutSample:
-    """The same images and masks at every evaluation, divided among the workers.
+    """Fixed sample of images and masks for every evaluation, divided among the workers.
 
-    Of a frozen encoder their embeddings stay in memory, 4 MB each.
+    With a frozen encoder, their embeddings stay in memory, 4 MB each.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class HeldOutSample:
         pictures: int,
         world: WorkerRank = WorkerRank(),  # noqa: B008 (a frozen value)
     ) -> None:
-        """`pictures` is how many of the images are drawn; the first worker draws them all."""
+        """Store the model and the draws. The first worker draws overlays of `pictures` images."""
         self._sam = sam
         self._draws = draws
         self._reader = reader
@@ -169,11 +169,11 @@ class HeldOutSample:
         self._embeddings: dict[int, Tensor] = {}
 
     def evaluate(self, step: int) -> Evaluation:
-        """Evaluate the model as it is after a step."""
+        """Evaluate the model in its state after a step."""
         return evaluate(self._sam, self._reads, self._embed, step, self._world)
 
     def draw(self, step: int, put: Callable[[int, int, bytes], None]) -> None:
-        """Draw the first images as the model sees them after a step; `put` gets the step, a number, and the PNG."""
+        """Draw the first images with the predictions after a step; `put` gets the step, a number, and the PNG."""
         for number, read in enumerate(self._pictured):
             pixels = self._reader.pixels_of(read)
             if pixels is not None:

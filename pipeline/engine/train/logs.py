@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a line a step, TensorBoard's files, and pictures of held-out images."""
+"""Logs of a training run: a line per step, TensorBoard files, and overlays of held-out images."""
 
 import tempfile
 from collections.abc import Callable
@@ -17,10 +17,10 @@ OVERLAYS = "overlays"
 
 
 class RunLog:
-    """A context manager; TensorBoard's file is in the output's `logs/`, in a bucket once `save` was called."""
+    """Context manager for the log; TensorBoard's files go to `logs/` (in a bucket, only when `save` is called)."""
 
     def __init__(self, output: Location, say: Callable[[str], None]) -> None:
-        """`say` prints a line for people."""
+        """Open TensorBoard's files; `say` prints a line for people."""
         from tensorboardX import SummaryWriter
 
         self._say = say
@@ -37,24 +37,24 @@ class RunLog:
             raise SegmintError(f"the logs cannot be written to {self._folder}: {error.strerror or error}") from error
 
     def step(self, result: StepResult, steps: int) -> None:
-        """Show a step."""
+        """Log a step."""
         self._say(result.line(steps))
         if result.masks:
             for name in ("loss", "focal", "dice", "iou_error", "first_iou", "last_iou", "gradient", "rate", "masks"):
                 self._writer.add_scalar(f"train/{name}", getattr(result, name), result.step)
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        """Show how good the model is on held-out images."""
+        """Log the scores on held-out images."""
         self._say(evaluation.line())
         self._writer.add_scalar("held_out/one_click", evaluation.one_click, evaluation.step)
         self._writer.add_scalar("held_out/oracle", evaluation.oracle, evaluation.step)
 
     def picture(self, step: int, number: int, png: bytes) -> None:
-        """Keep a picture of a held-out image."""
+        """Store an overlay of a held-out image."""
         (self._output / OVERLAYS / f"step-{step:06d}-{number:02d}.png").put(png)
 
     def save(self) -> None:
-        """Have all that was logged so far in the output."""
+        """Flush the log to the output."""
         self._writer.flush()
         if self._scratch is not None:
             for path in sorted(self._folder.iterdir()):

@@ -1,4 +1,4 @@
-"""The order of a run: steps, evaluations, pictures and checkpoints, until the last step or an early stop."""
+"""Main loop of a training run: steps, evaluations, overlays, and checkpoints, until the last step or an early stop."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Stop = Literal["steps", "patience"]
 
 @dataclass(frozen=True)
 class LoopHooks:
-    """What a run does at its steps. `evaluate` is None where no image is held out."""
+    """Actions of a run at its steps. `evaluate` is None if no image is held out."""
 
     step: Callable[[int], StepResult]
     show: Callable[[StepResult], None]
@@ -25,16 +25,16 @@ class LoopHooks:
 
 @dataclass(frozen=True)
 class LoopEnd:
-    """The last step that was taken, and why none followed."""
+    """Last step of the loop, and the reason it stopped."""
 
     step: int
     stopped: Stop
 
 
 def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], hooks: LoopHooks) -> LoopEnd:
-    """Take the steps after `start`, 0 in a new run; adds to the evaluations of those before.
+    """Take the steps after `start`, which is 0 in a new run; append to the evaluations of earlier steps.
 
-    Each evaluation that is the best so far, the last step, and every `checkpoints.every`-th one has a checkpoint.
+    Saves a checkpoint every `checkpoints.every` steps, at each best evaluation so far, and at the end.
     """
     patience = config.held_out.patience
     if start == 0:
@@ -60,17 +60,17 @@ def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], ho
 
 
 def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """The evaluation after training with the best mean IoU at one click, the first of equal ones; None without any."""
+    """Return the evaluation after training with the best mean IoU at one click, the first among equals, or None."""
     return max((each for each in evaluations if each.step > 0), key=lambda each: each.one_click, default=None)
 
 
 def ranked(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Sort the evaluations after training as `best_of` does, the best first."""
+    """Sort the evaluations after training in the order of `best_of`, best first."""
     return sorted((each for each in evaluations if each.step > 0), key=lambda each: -each.one_click)
 
 
 def is_over(evaluations: Sequence[Evaluation], patience: int | None) -> bool:
-    """Whether so many evaluations after the best one were no better."""
+    """Return whether at least `patience` evaluations after the best one brought no improvement."""
     best = best_of(evaluations)
     if patience is None or best is None:
         return False
@@ -78,7 +78,7 @@ def is_over(evaluations: Sequence[Evaluation], patience: int | None) -> bool:
 
 
 def held_out_of(images: int, evaluations: Sequence[Evaluation], best: Evaluation | None) -> HeldOutScores | None:
-    """Return what was measured before the training and of the weights that it chose, of so many held-out images."""
+    """Return the scores on `images` held-out images, before the training and with the chosen weights."""
     if best is None or not best.masks:
         return None
     before = evaluations[0]

@@ -1,7 +1,7 @@
-"""`segmint train --task objects`: a detector of one class, trained on the boxes of a dataset's masks.
+"""`segmint train --task objects`: a one-class detector, trained on the boxes of a dataset's masks.
 
-Images and masks are chosen, drawn and read as for SAM, at the size of its input. A killed run goes on from its
-checkpoint. Out come `objects-<hash>.pt`, TorchScript by the detectors' contract, and `objects.json`.
+Images and masks are chosen, drawn, and read as for SAM, at SAM's input size. A killed run resumes from its checkpoint.
+The outputs are `objects-<hash>.pt`, TorchScript that follows the detectors' contract, and `objects.json`.
 """
 
 import hashlib
@@ -64,16 +64,16 @@ from segmint.pipeline.engine.train.trainer import TrainingError
 OBJECTS = "objects.json"
 
 _MOST_MASKS = 1 << 16
-"""All masks of an image are its objects: a box that is left out would be learned as ground."""
+"""Mask limit that keeps every mask of an image, because the detector would learn an omitted box as background."""
 
 _SCRATCH = hashlib.sha256(b"").hexdigest()
-"""The hash in place of that of the backbone's weights where there is no file."""
+"""Hash that replaces the hash of the backbone's weights when training starts from scratch."""
 
 _OF_SAM = ("weights", "preset", "encoder", "steps", "batch", "optimizer", "losses", "sampling", "precision", "overlays")
 
 
 class ObjectsRecord(Frozen):
-    """`objects.json`, beside the detector: where it comes from."""
+    """Contents of `objects.json`, which describes the detector's origin."""
 
     schema_version: Literal[1] = 1
     code_version: str
@@ -87,18 +87,18 @@ class ObjectsRecord(Frozen):
 
 @dataclass(frozen=True)
 class ObjectsResult:
-    """What a run made; `new` is False if it had ended before."""
+    """Result of a training run; `new` is False if the run had already ended."""
 
     output: str
     record: ObjectsRecord
     new: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON."""
+        """Return the result for JSON."""
         return {"output": self.output, "new": self.new, **self.record.model_dump(mode="json")}
 
     def lines(self) -> list[str]:
-        """The result as text."""
+        """Return the result as lines of text."""
         trained = self.record.trained
         lines = [
             f"trained {counted(trained['steps'], 'step')} on {counted(trained['images'], 'image')} with "
@@ -111,7 +111,7 @@ class ObjectsResult:
 
 
 def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
-    """Train the detector, or go on; `say` prints a line a step. Raises as `run_train` does."""
+    """Train the detector or resume its run. `say` prints one line per step. Raises as `run_train` does."""
     of_sam = [key for key in _OF_SAM if key in config.model_fields_set]
     if of_sam:
         raise UsageError(f"task: objects does not train SAM, whose {', '.join(of_sam)} it has: use the keys of objects")
@@ -134,7 +134,7 @@ def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
     apply_compute(compute)
     recipe = config.objects.recipe()
     with torch.random.fork_rng([]):
-        torch.manual_seed(config.seed)  # of the weights that no file has
+        torch.manual_seed(config.seed)  # for the weights that no file provides
         try:
             detector = build_objects_detector(recipe, config.objects.weights)
         except (BackboneWeightsError, OSError) as error:
@@ -216,7 +216,7 @@ def _object_image(read: TrainingImage) -> ObjectImage:
 
 
 def _describe(config: TrainConfig, datasets: Sequence[TrainingDataset]) -> TrainingRunRecord:
-    """What the run is: its keys, with datasets and weights by their content."""
+    """Return the run's identity: its keys, with datasets and weights replaced by their hashes."""
     keys = {key: value for key, value in identity_keys(config).items() if key not in _OF_SAM}
     digests = {dataset.location.uri: dataset.digest for dataset in datasets}
     for entry in keys["datasets"]:
@@ -232,7 +232,7 @@ def _describe(config: TrainConfig, datasets: Sequence[TrainingDataset]) -> Train
 
 
 def _check(step: int, losses: Mapping[str, float], norm: float, names: Sequence[str]) -> None:
-    """Raise `TrainingError` if the losses or the gradient are no numbers."""
+    """Raise `TrainingError` if the losses or the gradient aren't finite."""
     if math.isfinite(norm) and all(math.isfinite(loss) for loss in losses.values()):
         return
     what = "the gradient" if math.isfinite(sum(losses.values())) else "the loss"
@@ -250,7 +250,7 @@ def _restore(
     reader: TrainingImageReader,
     skipped: SkippedImages,
 ) -> int:
-    """Go on from the last checkpoint of this run that can be used; returns its step, or 0."""
+    """Resume from the last usable checkpoint of this run; return its step, or 0 if there is none."""
 
     def load(state: Mapping[str, Any]) -> None:
         detector.load_state_dict(state["weights"])
@@ -269,6 +269,6 @@ def _restore(
 def _put_detector(output: Location, detector: nn.Module) -> tuple[str, str]:
     """Write the TorchScript file as `objects-<hash>.pt`; return its name and its SHA-256."""
     with tempfile.TemporaryDirectory(prefix="segmint-train-") as name:
-        path = Path(name) / "objects.pt"  # one name always: torch writes it into the file
+        path = Path(name) / "objects.pt"  # a fixed name, because torch stores it in the file
         export_objects_detector(detector, path)
         return put_by_hash(output, path)

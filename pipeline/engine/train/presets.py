@@ -1,4 +1,4 @@
-"""Presets: the recipes of `model/training/recipe.py` as keys of a configuration, and the other way."""
+"""Presets: conversion of the recipes in `model/training/recipe.py` to configuration keys and back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -10,14 +10,14 @@ from segmint.model.training.recipe import ALL_PARTS, FINETUNE, PAPER, Recipe
 from segmint.pipeline.engine.train.settings import TrainConfig
 
 _LONG, _SELDOM = 10_000, 1000
-"""Steps from which on a preset is a long one, which is evaluated, drawn and saved after so many steps."""
+"""Number of steps from which a preset counts as long, and its interval of evaluations, overlays, and checkpoints."""
 
 
 def with_preset(config: TrainConfig, architecture: Architecture) -> TrainConfig:
-    """Fill in the preset's values for the parent's architecture; explicit keys stay.
+    """Fill in the preset's values for the parent's architecture; explicit keys take precedence.
 
-    With other steps than the preset's, its warm-up and its decay steps are as much shorter or longer.
-    Raises `UsageError` for values that do not fit together.
+    If `steps` differs from the preset's, the warm-up and the decay steps are scaled in proportion. Raises `UsageError`
+    for values that don't fit together.
     """
     recipe = FINETUNE
     if config.preset == "paper":
@@ -34,7 +34,7 @@ def with_preset(config: TrainConfig, architecture: Architecture) -> TrainConfig:
 
 
 def recipe_of(config: TrainConfig) -> Recipe:
-    """Convert to what `build_optimizer` takes."""
+    """Convert to the recipe that `build_optimizer` takes."""
     keys = config.optimizer
     return Recipe(
         parts=ALL_PARTS if config.encoder == "trained" else FINETUNE.parts,
@@ -55,7 +55,7 @@ def recipe_of(config: TrainConfig) -> Recipe:
 
 
 def keys_of(recipe: Recipe) -> dict[str, Any]:
-    """Convert to the keys of a configuration that a recipe decides: the other way of `recipe_of`."""
+    """Convert a recipe to the configuration keys that it determines; the inverse of `recipe_of`."""
     tree: dict[str, Any] = {
         "encoder": "trained" if "image_encoder" in recipe.parts else "frozen",
         "steps": recipe.steps,
@@ -82,7 +82,7 @@ def keys_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def _of_length(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe with its schedule stretched to so many steps."""
+    """Return the recipe with its schedule scaled to `steps`."""
     if steps == recipe.steps:
         return recipe
     decays = sorted({max(1, round(step * steps / recipe.steps)) for step in recipe.decay_steps})
@@ -95,7 +95,7 @@ def _of_length(recipe: Recipe, steps: int) -> Recipe:
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return two trees as one; where both have a value, that of `over`."""
+    """Merge two trees; where both contain a value, use the one from `over`."""
     tree = dict(under)
     for key, value in over.items():
         below = tree.get(key)
@@ -120,7 +120,7 @@ def _check_together(config: TrainConfig) -> None:
 
 
 def schedule_problems(under: str, warmup: int, decay_steps: Sequence[int], steps: int) -> list[str]:
-    """What is wrong with the learning rate's schedule, whose keys are under the key `under`."""
+    """Return the problems of a learning-rate schedule, whose keys are under the key `under`."""
     decays, problems = list(decay_steps), []
     if warmup >= steps:
         problems.append(f"{under}.warmup is {warmup}: expected fewer than the {steps} steps")

@@ -1,4 +1,4 @@
-"""The files that say what a run is and what came out of it: `run.json`, `sam-<hash>.pth`, `training.json`."""
+"""Records of a training run: `run.json`, `images.json`, `training.json`, and the weights `sam-<hash>.pth`."""
 
 import hashlib
 import json
@@ -34,9 +34,9 @@ _MOST_BYTES = 64 << 20
 
 
 class TrainingRunRecord(Frozen):
-    """`run.json`: what a run is, fixed by its first start.
+    """Contents of `run.json`, which identifies a run and is fixed by its first start.
 
-    `config` has the keys that decide what is learned; the weights and datasets in it are named by their content.
+    `config` contains the keys that determine what the model learns, with weights and datasets as hashes.
     """
 
     schema_version: Literal[1] = 1
@@ -47,30 +47,30 @@ class TrainingRunRecord(Frozen):
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of the file."""
+        """SHA-256 of the file."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
     def to_json(self) -> bytes:
-        """The bytes of the file."""
+        """Return the bytes of the file."""
         return canonical_json(self.model_dump(mode="json"))
 
     @property
     def fingerprint(self) -> str:
-        """What checkpoints name the run by."""
+        """Identifier of the run in its checkpoints."""
         return fingerprint({"config": self.config, "parent": self.parent.weights})
 
 
 class InputsRecord(Frozen):
-    """`images.json`: the images that a run's first start found, as `bad_shards: skip` leaves out some."""
+    """Contents of `images.json`: the images that a run's first start found, because `bad_shards: skip` omits some."""
 
     schema_version: Literal[1] = 1
     images: int
     masks: int
-    sha256: str  # of all of them and of the choice of masks
+    sha256: str  # covers all images and the choice of masks
 
 
 class TrainingRecord(Frozen):
-    """`training.json`, beside the weights: where they come from. `lineage` ends with themselves."""
+    """Contents of `training.json`, which describes the origin of the weights; `lineage` ends with them."""
 
     schema_version: Literal[1] = 1
     code_version: str
@@ -91,7 +91,7 @@ class TrainingRecord(Frozen):
 def describe_run(
     config: TrainConfig, datasets: Sequence[TrainingDataset], weights: Path, storage: Storage
 ) -> TrainingRunRecord:
-    """Describe a run; `weights` is the parent's file on this machine."""
+    """Return the record of a run; `weights` is the parent's file on this machine."""
     keys = identity_keys(config)
     digests = {dataset.location.uri: dataset.digest for dataset in datasets}
     for entry in keys["datasets"]:
@@ -113,7 +113,7 @@ def _lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRo
 
 
 def pin_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord:
-    """Put `run.json`, or check that the one there is of the same run; returns what it holds.
+    """Write `run.json`, or check that the existing one is from the same run; return its contents.
 
     Raises as `start_run` does.
     """
@@ -126,9 +126,9 @@ def pin_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord:
 
 
 def start_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord | None:
-    """What `run.json` holds, None if it is not there.
+    """Return the contents of `run.json`, or None if it doesn't exist.
 
-    Raises `UsageError`, naming the keys, if another run was begun in the output.
+    Raises `UsageError`, which names the keys, if the output contains a different run.
     """
     begun = read_record(output / RUN, TrainingRunRecord)
     if begun is not None and begun.fingerprint != record.fingerprint:
@@ -142,9 +142,9 @@ def start_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord 
 
 
 def pin_images(output: Location, found: InputsRecord) -> None:
-    """Put `images.json`, or check that the one there is the same.
+    """Write `images.json`, or check that the existing one is the same.
 
-    Raises `UsageError` if the run has begun with other images or masks.
+    Raises `UsageError` if the run started with other images or masks.
     """
     file = output / IMAGES
     if file.put_if_absent(canonical_json(found.model_dump(mode="json"))):
@@ -160,7 +160,7 @@ def pin_images(output: Location, found: InputsRecord) -> None:
 
 
 def read_record(file: Location, kind: type[Record]) -> Record | None:
-    """Read a record; None if it is not there. Raises `UsageError` for another file."""
+    """Read a record, or return None if it doesn't exist. Raises `UsageError` if the file isn't such a record."""
     try:
         data = file.read(max_bytes=_MOST_BYTES)
     except NotFoundError:
@@ -176,8 +176,8 @@ def read_record(file: Location, kind: type[Record]) -> Record | None:
 def put_weights(output: Location, parent: Path, trained: Mapping[str, Tensor]) -> tuple[str, str]:
     """Write the parent's checkpoint with the trained weights as `sam-<hash>.pth`; return its name and its SHA-256.
 
-    It is an official checkpoint: a dict of float32 tensors by the names that SAM's own files use. It is loaded once,
-    strictly, before it is put.
+    The file follows the format of SAM's official checkpoints: a dict of float32 tensors by their official names. It is
+    loaded strictly once before it is stored.
     """
     state = {name: tensor.to(torch.float32).contiguous() for name, tensor in load_sam(parent).state_dict().items()}
     unknown = trained.keys() - state.keys()
@@ -185,14 +185,14 @@ def put_weights(output: Location, parent: Path, trained: Mapping[str, Tensor]) -
         raise ValueError(f"the parent has no weights named {', '.join(sorted(unknown))}")
     state |= {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in trained.items()}
     with tempfile.TemporaryDirectory(prefix="segmint-train-") as name:
-        path = Path(name) / "sam.pth"  # one name always: torch writes it into the file
+        path = Path(name) / "sam.pth"  # a fixed name, because torch stores it in the file
         torch.save({key: tensor.clone() for key, tensor in state.items()}, path)
         load_sam(path)
         return put_by_hash(output, path)
 
 
 def put_by_hash(output: Location, path: Path) -> tuple[str, str]:
-    """Put a file such as `sam.pth` as `sam-<hash>.pth`; return its name there and its SHA-256."""
+    """Store a file such as `sam.pth` as `sam-<hash>.pth`; return its name there and its SHA-256."""
     sha256 = sha256_of(path)
     file = f"{path.stem}-{sha256[:12]}{path.suffix}"
     if not (output / file).put_file_if_absent(path):
@@ -201,6 +201,6 @@ def put_by_hash(output: Location, path: Path) -> tuple[str, str]:
 
 
 def put_record(file: Location, record: Frozen) -> None:
-    """Put the record of a run that ended, last; raises `UnfinishedError` if another run has put its own."""
+    """Write the final record of a run; raises `UnfinishedError` if another run has written a different one."""
     if not file.put_if_absent(canonical_json(record.model_dump(mode="json"))):
         raise UnfinishedError(f"{file} is there with another content: another run ended in the same output")

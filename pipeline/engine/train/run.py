@@ -1,4 +1,4 @@
-"""`segmint train`: from the configuration to weights and `training.json`; a killed run goes on from its checkpoint."""
+"""`segmint train`: from a configuration to weights and `training.json`; a killed run resumes from its checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,18 +33,18 @@ from segmint.pipeline.engine.train.settings import TrainConfig
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run made; `new` is False if it had ended before."""
+    """Result of a training run; `new` is False if the run had already ended."""
 
     output: str
     record: TrainingRecord
     new: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """The result for JSON."""
+        """Return the result for JSON."""
         return {"output": self.output, "new": self.new, **self.record.model_dump(mode="json")}
 
     def lines(self) -> list[str]:
-        """The result as text."""
+        """Return the result as lines of text."""
         record, trained, held = self.record, self.record.trained, self.record.held_out
         stopped = "" if trained["stopped"] == "steps" else ", and stopped as the held-out images got no better"
         lines = [
@@ -84,11 +84,11 @@ class TrainingResult:
 
 
 def run_train(config: TrainConfig, say: Say) -> TrainingResult:
-    """Train, or go on; `say` prints the lines of steps and evaluations.
+    """Train or resume; `say` prints the lines of steps and evaluations.
 
-    Raises `UsageError` for a configuration that does not fit the weights, the datasets or a run that was begun in the
-    output, `DamagedDatasetError` for a shard that cannot be read, `TrainingError` where losses are no numbers, and
-    `StorageFaultError` where nothing can be written.
+    Raises `UsageError` for a configuration that doesn't fit the weights, the datasets, or an existing run in the
+    output, `DamagedDatasetError` for an unreadable shard, `TrainingError` if losses aren't finite, and
+    `StorageFaultError` if writing fails.
     """
     storage = Storage(config.storage)
     output = Location(storage, config.output)
@@ -99,7 +99,7 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
         raise UsageError(str(error)) from error
     config = with_preset(config, architecture)
     resources = config.resources
-    if resources.workers == 1:  # several resolve theirs on their machines
+    if resources.workers == 1:  # several workers resolve theirs on their machines
         compute = resolve_compute(resources.device, config.precision, resources.threads)
     cache = cache_location(config, output)
     datasets = open_datasets(config, storage)
@@ -127,14 +127,14 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
 
 
 def refuse_places(datasets: Sequence[TrainingDataset], output: Location, cache: Location) -> None:
-    """Raise `UsageError` for an output or a cache inside a dataset."""
+    """Raise `UsageError` if the output or the cache is inside a dataset."""
     for dataset in datasets:
         refuse_inside(dataset.location, output, "output")
         refuse_inside(dataset.location, cache, "cache.folder")
 
 
 def note_places(datasets: Sequence[TrainingDataset], output: Location, cache: Location, run: TrainingRunRecord) -> None:
-    """Note output and cache in the datasets, for takedowns: before anything of the images is written."""
+    """Record output and cache in the datasets for takedowns, before any data derived from images is written."""
     for dataset in datasets:
         note_output(dataset.location, "train", output, {RUN: run.sha256})
         if not cache.uri.startswith(output.uri + "/"):
@@ -142,7 +142,7 @@ def note_places(datasets: Sequence[TrainingDataset], output: Location, cache: Lo
 
 
 def cache_location(config: TrainConfig, output: Location) -> Location:
-    """The folder of embeddings and looks; raises `UsageError` if it is not a local one."""
+    """Return the folder of embeddings and shard scans; raises `UsageError` if it isn't local."""
     folder = config.cache.folder
     if folder is None:
         return output / CACHE if scheme(output.uri) == LOCAL else default_cache()

@@ -1,4 +1,4 @@
-"""One process of a training run, from what was found in the datasets to the record; the only one, or one of several."""
+"""One process of a training run, from the images found in the datasets to the final record."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -63,7 +63,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What a run found in its datasets: images, which of them are `held` out (N,) bool, and what each dataset holds."""
+    """Images found in a run's datasets: the `held` mask (N,) bool of held-out ones, and each dataset's contents."""
 
     images: TrainingImages
     held: NDArray[np.bool_]
@@ -73,9 +73,9 @@ class TrainingInputs:
 
 @dataclass
 class TrainingSession:
-    """One start of a run in one process. All workers make the same calls; the first one writes what is written once.
+    """One process of one start of a run. All workers make the same calls; the first worker writes shared files.
 
-    `compute` is what it computes with once it trains.
+    `compute` is set when training starts.
     """
 
     config: TrainConfig
@@ -92,9 +92,9 @@ class TrainingSession:
     numerics: list[dict[str, Any]] = field(default_factory=list)
 
     def find(self) -> TrainingInputs:
-        """Find the images of the datasets, split them, and pin the run, as they are usable.
+        """Find the images of the datasets, split them, and pin the run once they prove usable.
 
-        Raises as `find_images`, `pin_run` and `pin_images` do, and `UsageError` where all are held out.
+        Raises as `find_images`, `pin_run`, and `pin_images` do, and `UsageError` if all images are held out.
         """
         config, skipped = self.config, SkippedImages()
         images, held_by = find_images(config, self.datasets, self.cache / SCANS, skipped)
@@ -112,7 +112,7 @@ class TrainingSession:
         return TrainingInputs(replace(images, thumbnails=images.thumbnails[:0]), held, held_by, skipped)
 
     def train(self, found: TrainingInputs, compute: Compute) -> None:
-        """Train to the end; the first worker puts the weights, and `training.json` last."""
+        """Train to the end. The first worker writes the weights, and `training.json` last."""
         self.skipped = found.skipped
         self.compute = compute
         config, images = self.config, found.images
@@ -178,7 +178,7 @@ class TrainingSession:
         ended: LoopEnd,
         evaluations: Sequence[Evaluation],
     ) -> None:
-        """Put the weights of the best step, and the record."""
+        """Write the weights of the best step and the record."""
         config = self.config
         best, passed_over = self._load_best(trainer, ended, evaluations)
         best_step = ended.step if best is None else best.step
@@ -219,9 +219,9 @@ class TrainingSession:
     def _load_best(
         self, trainer: Trainer, ended: LoopEnd, evaluations: Sequence[Evaluation]
     ) -> tuple[Evaluation | None, list[dict[str, Any]]]:
-        """Load the weights of the best evaluation that can be used, and return it with the better ones that cannot.
+        """Load the weights of the best usable evaluation; return it and the better evaluations that were unusable.
 
-        None without evaluations: the trainer then has the weights of the last step.
+        Returns None as the evaluation if there is none; the trainer then keeps the weights of the last step.
         """
         folder = self.output / CHECKPOINTS
         passed_over: list[dict[str, Any]] = []
@@ -244,9 +244,9 @@ class TrainingSession:
     def _opened_cache(
         self, images: TrainingImages, found: dict[str, DatasetContents], encoder: str
     ) -> EmbeddingCache | None:
-        """Delete what the datasets no longer have, and open the cache; None where nothing is cached.
+        """Purge entries that the datasets no longer contain and open the cache; return None if nothing is cached.
 
-        Embeddings are kept by the hash of the `encoder` alone: weights that were trained with it frozen share them.
+        Embeddings are keyed by the hash of `encoder` only, so weights trained with a frozen encoder share them.
         """
         world, most = self.world, self.config.cache.gb * 1e9
         key = cache_key(encoder, self.compute)
@@ -259,13 +259,13 @@ class TrainingSession:
                     purge_scans(self.cache, dataset, held.tars)
             if cached:
                 cache.make_room(len(np.unique(images.jpeg_sha256, axis=0)))
-        world.gather(None)  # the others of a machine open what the first one has left
+        world.gather(None)  # the machine's other workers open the cache after the first one has purged it
         return EmbeddingCache(self.cache, key, most) if cached else None
 
     def _restore(self, trainer: Trainer, reader: TrainingImageReader) -> tuple[int, list[Evaluation]]:
-        """Go on from the last checkpoint that can be used; returns its step and what was measured until then.
+        """Resume from the last usable checkpoint; return its step and the evaluations up to then.
 
-        The first worker chooses it, and the others load the same one.
+        The first worker chooses the checkpoint, and the others load the same one.
         """
         folder = self.output / CHECKPOINTS
         first, run = self.world.first, self.run.fingerprint
@@ -284,7 +284,7 @@ class TrainingSession:
         return chosen.step, list(chosen.evaluations)
 
     def _recall(self, checkpoint: Checkpoint, reader: TrainingImageReader) -> None:
-        """Take over what earlier starts left out as they read; beyond what is listed the larger count holds."""
+        """Restore the skipped items of earlier starts; counts beyond the listed items take the larger number."""
         reader.recall(checkpoint.listed)
         for reason, number in checkpoint.skipped.items():
             self.skipped.counts[reason] = max(self.skipped.counts[reason], number)
@@ -306,12 +306,12 @@ class TrainingSession:
             listed=tuple(self.skipped.listed),
             numerics=tuple(self.numerics),
         )
-        steps = sorted(each for each in list_steps(folder) if each <= step)  # later ones are another process's
+        steps = sorted(each for each in list_steps(folder) if each <= step)  # later ones belong to another process
         best = best_of(evaluations)
         prune(folder, {*steps[: -self.config.checkpoints.keep]} - ({best.step} if best is not None else set()))
 
     def _numerics(self) -> dict[str, Any]:
-        """What decides the last bits."""
+        """Return the settings and versions that determine the last bits."""
         import torch
 
         compute = self.compute

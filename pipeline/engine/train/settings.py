@@ -1,7 +1,7 @@
-"""The configuration of a training run: one frozen, typed tree, read from YAML as a build's is.
+"""Configuration of a training run: a frozen, typed tree that is read from YAML like a build's configuration.
 
-Keys decide what is learned, and are pinned by the run's first start, except those of `RUNTIME_KEYS`, which may differ
-each time it goes on.
+The first start of a run pins all keys except `RUNTIME_KEYS`, because they determine what the model learns. The runtime
+keys may differ each time the run resumes.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -23,14 +23,14 @@ from segmint.model.training.settings import (
 from segmint.pipeline.config.config import StorageOptions
 
 RUNTIME_KEYS = frozenset({"output", "overlays", "checkpoints", "cache", "resources", "storage", "assets"})
-"""Keys that may differ when a run goes on: they decide nothing of what is learned."""
+"""Keys that may differ when a run resumes, because they don't affect what the model learns."""
 
 Preset = Literal["finetune", "paper"]
 MaskChoice = Literal["all", "human", "automatic"]
 
 
 def _number(value: Any) -> Any:
-    """Refuse true and false, which pydantic takes for 1 and 0."""
+    """Reject true and false, which pydantic would accept as 1 and 0."""
     if isinstance(value, bool):
         raise ValueError("expected a number")
     return value
@@ -72,57 +72,56 @@ class _TrainModel(BaseModel):
 
 
 class DatasetKeys(_TrainModel):
-    """A dataset to train on. One may be named twice, with other masks and another weight."""
+    """Dataset to train on. The same dataset may be listed twice with different masks and weights."""
 
     uri: Uri
     """Path or URI of the dataset's folder."""
     masks: MaskChoice = "all"
-    """human: those that people made, corrected or imported; automatic: those that the model made."""
+    """human: masks that annotators made, corrected, or imported; automatic: masks that the model made."""
     weight: Annotated[float, Field(gt=0, le=1000), BeforeValidator(_number)] = 1.0
-    """How often an image of it is drawn, against one of weight 1."""
+    """How often an image of this dataset is drawn, relative to a dataset of weight 1."""
 
 
 class BatchKeys(_TrainModel):
-    """What one step trains on, over all workers."""
+    """Size of one step, over all workers."""
 
     images: Positive = FINETUNE.batch_images
-    """Images of a step."""
+    """Images per step."""
     masks: Positive = FINETUNE.batch_images * FINETUNE.masks_per_image
-    """Masks of a step at most; each of its images keeps one or more."""
+    """Maximum number of masks per step; each image of the step keeps at least one."""
     masks_per_image: Positive = FINETUNE.masks_per_image
-    """Masks of one image in a step at most."""
+    """Maximum number of masks per image in a step."""
     images_at_once: Positive = 1
-    """Images whose embeddings are in memory together. Gradients add up over a step, so this bounds memory alone; it
-    changes the last bits."""
+    """Images whose embeddings are in memory at the same time. Because gradients accumulate over a step, this only
+    bounds memory and changes the last bits."""
     masks_at_once: Positive = 64
-    """Masks that the decoder takes together; it bounds memory and changes the last bits."""
+    """Masks that the decoder processes at a time; the key bounds memory and changes the last bits."""
     recompute: bool = False
-    """Whether the blocks of an encoder that is trained are computed again for their gradients: less memory, a third
-    slower."""
+    """Recompute the blocks of a trained encoder in the backward pass, which saves memory and is a third slower."""
 
 
 class OptimizerKeys(_TrainModel):
-    """AdamW, its learning rate over the steps, and what regularizes (docs/decisions/0023-recipes.md)."""
+    """AdamW, its learning-rate schedule, and regularization (docs/decisions/0023-recipes.md)."""
 
     learning_rate: float = Field(default=FINETUNE.learning_rate, gt=0, le=1)
     warmup: int = Field(default=FINETUNE.warmup_steps, ge=0)
-    """Steps over which the learning rate rises linearly."""
+    """Steps of linear warm-up."""
     decay_steps: tuple[Positive, ...] = FINETUNE.decay_steps
-    """Steps from which on the learning rate is a tenth of the one before."""
+    """Steps at which the learning rate drops to a tenth."""
     weight_decay: float = Field(default=FINETUNE.weight_decay, ge=0, le=1)
-    """Of the weights of linear maps and convolutions."""
+    """Weight decay of the weights of linear maps and convolutions."""
     layer_decay: float = Field(default=FINETUNE.layer_decay, gt=0, le=1)
-    """Factor on the learning rate from one block of the image encoder to the block before; 1: the same for all."""
+    """Factor on the learning rate from one encoder block to the block before; 1 gives all blocks the same rate."""
     drop_path: Share = FINETUNE.drop_path
-    """Chance that an image skips a branch of the encoder's last block, rising from 0 in the first."""
+    """Drop probability of a branch in the encoder's last block, per image; it rises from 0 in the first block."""
     dropout: Share = FINETUNE.dropout
-    """Chance that a number in the mask decoder becomes 0."""
+    """Dropout probability in the mask decoder."""
     max_norm: Annotated[float, Field(gt=0)] | None = None
-    """Gradients of a larger norm are scaled down to this; null: never."""
+    """Norm to which larger gradients are clipped; null: no clipping."""
 
 
 class LossKeys(_TrainModel):
-    """How predicted masks are scored; docs/decisions/0019-losses-and-sampling.md says what each one does."""
+    """Losses of predicted masks, as explained in docs/decisions/0019-losses-and-sampling.md."""
 
     focal_weight: float = FINETUNE.losses.focal_weight
     dice_weight: float = FINETUNE.losses.dice_weight
@@ -139,12 +138,12 @@ class LossKeys(_TrainModel):
         return self
 
     def settings(self) -> LossSettings:
-        """Convert to what `train_step` takes."""
+        """Convert to the settings that `train_step` takes."""
         return LossSettings(**self.model_dump())
 
 
 class SamplingKeys(_TrainModel):
-    """How the prompts of a mask are drawn."""
+    """Sampling of the prompts of a mask."""
 
     clicks: int = FINETUNE.sampling.clicks
     box_share: float = FINETUNE.sampling.box_share
@@ -157,77 +156,78 @@ class SamplingKeys(_TrainModel):
         return self
 
     def settings(self) -> SamplingSettings:
-        """Convert to what `train_step` takes."""
+        """Convert to the settings that `train_step` takes."""
         return SamplingSettings(**self.model_dump())
 
 
 class HeldOutKeys(_TrainModel):
-    """Images that are never trained on, and when the model is evaluated on them."""
+    """Images that are excluded from training, and the evaluation on them."""
 
     share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
-    """Share of images, by a hash of their source: the same ones in every run, whatever else is in the datasets."""
+    """Share of images, chosen by a hash of their source, so every run holds out the same ones whatever the datasets
+    contain."""
     images: Positive = 64
-    """Images of them at most that are evaluated, each with `masks_per_image` masks at most."""
+    """Maximum number of held-out images to evaluate, each with at most `masks_per_image` masks."""
     every: Positive = 50
-    """Steps from one evaluation to the next; the last step is evaluated too."""
+    """Steps between evaluations; the last step is always evaluated."""
     patience: Positive | None = 5
-    """Evaluations without a better mean IoU at one click after which training ends; null: never."""
+    """Evaluations without a better mean IoU at one click after which training stops; null: never."""
 
 
 class OverlayKeys(_TrainModel):
-    """Pictures of held-out images with predicted masks beside the target."""
+    """Overlays: held-out images with the predicted masks next to the targets."""
 
     every: int = Field(default=50, ge=0)
-    """Steps from one picture to the next; 0: none."""
+    """Steps between overlays; 0: none."""
     images: int = Field(default=4, ge=1, le=64)
 
 
 class CheckpointKeys(_TrainModel):
-    """What a killed run goes on from."""
+    """Checkpoints, from which a killed run resumes."""
 
     every: Positive = 50
-    """Steps from one checkpoint to the next; an evaluation that is the best so far puts one too."""
+    """Steps between checkpoints; an evaluation that is the best so far also writes one."""
     keep: Positive = 2
-    """Checkpoints that are kept, with the best one."""
+    """Number of latest checkpoints to keep, in addition to the best one."""
 
 
 class CacheKeys(_TrainModel):
-    """Embeddings of a frozen encoder, and the looks at images that splits need, on this machine's disk."""
+    """Cache on this machine's disk, of a frozen encoder's embeddings and of the shard scans that splits need."""
 
     folder: str | None = None
-    """A local folder; null: `cache` in the output, or in the user's cache where the output is in a bucket."""
+    """Local folder; null: `cache` in the output, or in the user's cache if the output is in a bucket."""
     gb: Annotated[float, Field(ge=0)] = 10.0
-    """Gigabytes of embeddings, 4 MB an image, that are kept at most; 0: none."""
+    """Maximum size of the cached embeddings in gigabytes, at 4 MB per image; 0: no caching."""
 
 
 class TrainResources(_TrainModel):
-    """Where the run computes."""
+    """Device, threads, and workers of the run."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_threads)] = "auto"
-    """torch's threads, of each worker; the same number gives the same bits. auto: the physical cores, divided among the
+    """torch threads per worker; the same number gives the same bits. auto: the physical cores, divided among the
     workers of a machine; 1 on a GPU."""
     workers: Annotated[int, Field(ge=1, le=4096), BeforeValidator(_number)] = 1
-    """Processes that divide the images of each step. 1: the command's own, without Ray."""
+    """Processes that divide the images of each step. 1: the command's process, without Ray."""
     gpus_per_worker: Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_gpus)] = "auto"
     """0 or 1. auto: 1 with device cuda, or with device auto on a cluster with GPUs."""
     num_cpus: Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_threads)] = "auto"
-    """CPUs that Ray reserves for a worker. auto: as many as threads."""
+    """CPUs that Ray reserves per worker. auto: the same as threads."""
     address: str = "auto"
-    """The Ray cluster of several workers, as in a build's configuration: auto, local, or an address."""
+    """Ray cluster for several workers, as in a build's configuration: auto, local, or an address."""
 
 
 _OBJECTS = ObjectsRecipe()
 
 
 class ObjectsKeys(_TrainModel):
-    """The detector of objects, of `task: objects`."""
+    """Object detector of `task: objects`."""
 
     backbone: Backbone = _OBJECTS.backbone
     weights: str | None = None
-    """A local file of torchvision's weights of the backbone for ImageNet; null: from scratch."""
+    """Local file with torchvision's ImageNet weights for the backbone; null: train from scratch."""
     short_side: int = _OBJECTS.short_side
-    """Of the image as the detector sees it, in pixels."""
+    """Short side of the detector's input, in pixels."""
     long_side: int = _OBJECTS.long_side
     learning_rate: float = Field(default=_OBJECTS.learning_rate, gt=0, le=1)
     weight_decay: float = Field(default=_OBJECTS.weight_decay, ge=0, le=1)
@@ -235,7 +235,7 @@ class ObjectsKeys(_TrainModel):
     warmup: int = Field(default=_OBJECTS.warmup_steps, ge=0)
     decay_steps: tuple[Positive, ...] = _OBJECTS.decay_steps
     images: Positive = _OBJECTS.batch_images
-    """Images of a step."""
+    """Images per step."""
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
@@ -243,34 +243,35 @@ class ObjectsKeys(_TrainModel):
         return self
 
     def recipe(self) -> ObjectsRecipe:
-        """Convert to what `build_objects_detector` takes."""
+        """Convert to the recipe that `build_objects_detector` takes."""
         keys = self.model_dump(exclude={"weights", "warmup", "images"})
         return ObjectsRecipe(**keys, warmup_steps=self.warmup, batch_images=self.images)
 
 
 class TrainConfig(_TrainModel):
-    """The whole configuration of a training run; the defaults are those of the preset `finetune`."""
+    """Configuration of a training run; the defaults are those of the preset `finetune`."""
 
     datasets: tuple[DatasetKeys, ...] = Field(description="a list such as [{uri: out/street}]")
     output: Uri
-    """Path or URI of the run's folder: checkpoints, logs, and at the end the weights and `training.json`."""
+    """Path or URI of the run's folder, which gets checkpoints, logs, and finally the weights and `training.json`."""
     task: Literal["masks", "objects"] = "masks"
-    """masks: SAM. objects: a detector of one class, from the masks' boxes, by the keys of `objects`."""
+    """masks: SAM. objects: a one-class detector trained on the boxes of the masks, configured by the keys of `objects`.
+    """
     objects: ObjectsKeys = ObjectsKeys()
     weights: Annotated[str, AfterValidator(_weights)] = Field(default="mobile_sam", min_length=1)
-    """The parent: mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint."""
+    """Parent weights: mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint."""
     preset: Preset = "finetune"
     """Sets the defaults of the keys below; explicit keys override them."""
     encoder: Literal["frozen", "trained"] = "frozen"
-    """Whether the image encoder learns, too."""
+    """trained: train the image encoder as well."""
     steps: Positive = FINETUNE.steps
-    """With other steps than the preset's, its warm-up and its decay steps are as much shorter or longer."""
+    """If this differs from the preset's steps, the preset's warm-up and decay steps are scaled in proportion."""
     batch: BatchKeys = BatchKeys()
     optimizer: OptimizerKeys = OptimizerKeys()
     losses: LossKeys = LossKeys()
     sampling: SamplingKeys = SamplingKeys()
     max_mask_area_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Masks over this share of their image are left out."""
+    """Masks that cover more than this share of their image are skipped."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 under autocast on a GPU that supports it, else fp32."""
@@ -279,7 +280,7 @@ class TrainConfig(_TrainModel):
     checkpoints: CheckpointKeys = CheckpointKeys()
     cache: CacheKeys = CacheKeys()
     bad_shards: Literal["stop", "skip"] = "stop"
-    """What a shard that cannot be read does: it ends the run before the first step, or is left out and listed."""
+    """Unreadable shards: stop the run before the first step, or skip the shards and list them."""
     resources: TrainResources = TrainResources()
     storage: StorageOptions = {}
     """Options by URI prefix, as in a build's configuration."""
@@ -299,9 +300,9 @@ class TrainConfig(_TrainModel):
 
 
 def load_train_config(path_or_uri: str, overrides: list[str] | None = None) -> TrainConfig:
-    """Read a YAML file and apply overrides such as "optimizer.learning_rate=3e-5", and check every key alone.
+    """Read a YAML file, apply overrides such as "optimizer.learning_rate=3e-5", and validate each key on its own.
 
-    Raises one `UsageError` that lists every wrong key and value with its place.
+    Raises a single `UsageError` that lists every wrong key and value with its location.
     """
     from segmint.pipeline.config.yaml_file import load
 
@@ -309,5 +310,5 @@ def load_train_config(path_or_uri: str, overrides: list[str] | None = None) -> T
 
 
 def identity_keys(config: TrainConfig) -> dict[str, Any]:
-    """Return the keys that decide what is learned, as plain JSON values."""
+    """Return the keys that determine what the model learns, as plain JSON values."""
     return config.model_dump(mode="json", exclude=set(RUNTIME_KEYS))

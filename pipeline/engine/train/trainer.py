@@ -1,4 +1,4 @@
-"""One step of training: reads its draws, adds up gradients over images and workers, and moves the weights."""
+"""One training step: read the draws, sum gradients over images and workers, and update the weights."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,15 +29,15 @@ ALONE = WorkerRank()
 
 
 class TrainingError(SegmintError):
-    """Training cannot go on: a loss or a gradient is no number."""
+    """Error if training can't continue because a loss or a gradient isn't finite."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, over all workers.
+    """Result of a step, over all workers.
 
-    Losses are means over the masks and iterations, IoUs those of the predicted masks with the targets at the first and
-    the last iteration. `clicks` are those of this worker's images, by slot. Without masks nothing was done.
+    Losses are means over the masks and iterations. IoUs compare the predicted masks with the targets at the first and
+    the last iteration. `clicks` are those of this worker's images, by slot. A step without masks does nothing.
     """
 
     step: int
@@ -48,12 +48,12 @@ class StepResult:
     iou_error: float = 0.0
     first_iou: float = 0.0
     last_iou: float = 0.0
-    gradient: float = 0.0  # norm, before it is scaled
+    gradient: float = 0.0  # norm before clipping
     rate: float = 0.0
     clicks: Mapping[int, Clicks] | None = None
 
     def line(self, steps: int) -> str:
-        """The step as a line for people."""
+        """Return the step as a line for people."""
         if not self.masks:
             return f"step {self.step}/{steps}: none of its images can be used, so nothing was learned"
         return (
@@ -64,7 +64,7 @@ class StepResult:
 
 
 class Trainer:
-    """A model in training; `step` is all that moves its weights."""
+    """Model in training; only `step` changes its weights."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Trainer:
         compute: Compute,
         world: WorkerRank = ALONE,
     ) -> None:
-        """`encoder` is the frozen one; None: it is trained."""
+        """Set up the optimizer and the step settings; `encoder` is None if the image encoder is trained."""
         self.sam = sam
         self._config = config
         self._images = images
@@ -96,9 +96,9 @@ class Trainer:
         self._trained = {name: weight for name, weight in sam.named_parameters() if weight.requires_grad}
 
     def step(self, step: int, recorded: Mapping[int, Clicks] | None = None) -> StepResult:
-        """Take a step, from 1; with `recorded` clicks by slot these are used instead of drawn ones.
+        """Take a step, counted from 1; `recorded` clicks by slot replace the drawn ones.
 
-        Raises `TrainingError` if the losses or the gradients are no numbers; the weights are then those before it.
+        Raises `TrainingError` if the losses or the gradients aren't finite; the weights then stay as before the step.
         """
         reads = self._read(step)
         masks = round(self._world.total(sum(len(read.masks.numbers) for read in reads)))
@@ -139,20 +139,20 @@ class Trainer:
         )
 
     def weights(self) -> dict[str, Tensor]:
-        """The trained weights by name, on the CPU."""
+        """Return a copy of the trained weights by name, on the CPU."""
         return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in self._trained.items()}
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on: weights and the optimizer's state. Draws and rates depend on the step."""
+        """Return weights and optimizer state, all that the next step depends on besides its number."""
         return {"weights": self.weights(), "optimizer": self._optimizer.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; raises `ValueError` or `KeyError` if it is not one of these weights."""
+        """Resume from a state; raises `ValueError` or `KeyError` if it doesn't belong to these weights."""
         self.load_weights(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take weights by name; raises `ValueError` if they are not those that are trained."""
+        """Load weights by name; raises `ValueError` if the names differ from those of the trained weights."""
         if weights.keys() != self._trained.keys():
             raise ValueError("the state has the weights of another model")
         with torch.no_grad():
@@ -160,12 +160,12 @@ class Trainer:
                 weight.copy_(weights[name])
 
     def close(self) -> None:
-        """End the thread that reads ahead."""
+        """Shut down the prefetch thread."""
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
     def _read(self, step: int) -> list[TrainingImage]:
-        """Read this worker's images of a step; those of the next one are read while this one is computed."""
+        """Read this worker's images of a step, and prefetch those of the next one."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(1, "read-ahead")
         ahead, self._ahead = self._ahead, None
@@ -183,7 +183,7 @@ class Trainer:
     def _backward(
         self, reads: Sequence[TrainingImage], step: int, masks: int, recorded: Sequence[Clicks] | None
     ) -> StepLosses:
-        """Add the gradients of some of a step's images; `step` is counted from 0 here."""
+        """Add the gradients of some of a step's images; here `step` is counted from 0."""
         keys, recipe, batch = self._config, self._recipe, self._config.batch
         images = [read.masks for read in reads]
         reduced = torch.autocast(self._compute.kind, torch.bfloat16, enabled=self._compute.precision == "bf16")

@@ -1,4 +1,4 @@
-"""The workers of a run: who takes which part of a batch, and how sums over all of them are made."""
+"""Workers of a training run: rank, division of a batch, and sums over all workers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ def _only(value: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class WorkerRank:
-    """Worker `rank` of `size`, on its machine `local_rank`.
+    """Worker `rank` of `size`, with rank `local_rank` on its machine.
 
-    `add` returns the sum of a tensor over all workers, maybe in the tensor itself; `gather` the values of all by rank,
-    which are pickled. Every worker calls each of them equally often, in the same order, and waits there for the others.
+    `add` returns the sum of a tensor over all workers and may modify the tensor; `gather` returns the pickled values of
+    all workers by rank. Both are collective: every worker must call them equally often in the same order, and blocks.
     """
 
     rank: int = 0
@@ -34,19 +34,19 @@ class WorkerRank:
 
     @property
     def first(self) -> bool:
-        """Whether this worker writes what is written once."""
+        """True for the worker that writes shared files."""
         return self.rank == 0
 
     def part(self, items: Sequence[T]) -> Sequence[T]:
-        """This worker's items."""
+        """Return this worker's items."""
         return items[self.rank :: self.size]
 
     def total(self, value: float) -> float:
-        """The sum of a number over all workers."""
+        """Return the sum of a number over all workers."""
         return value if self.size == 1 else float(self.add(torch.tensor([value], dtype=torch.float64))[0])
 
     def add_gradients(self, weights: Sequence[Tensor]) -> None:
-        """Sum the gradients over all workers; a weight has none if no worker has one for it."""
+        """Sum the gradients over all workers; a weight's gradient stays None if no worker has one for it."""
         if self.size == 1:
             return
         present = self.add(torch.tensor([float(weight.grad is not None) for weight in weights]))

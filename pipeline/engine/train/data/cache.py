@@ -1,10 +1,10 @@
-"""Image embeddings of a frozen encoder on a local disk, within a bound.
+"""Size-bounded cache of a frozen encoder's image embeddings on a local disk.
 
-An embedding's file is `<dataset>/<weights>/<JPEG's SHA-256>.npy`, written whole or not at all, with a checksum at its
-end. It is found by the bytes of the JPEG, so that of an image that a takedown or a redaction changed none is used
-again; what a dataset no longer has is deleted when a run opens the cache. Any number of processes share a folder and
-its bound. What is full stays as it is: each image is drawn about as often as any other, and leaving out the one used
-longest ago would leave out the one that comes next.
+An embedding's file is `<dataset>/<weights>/<JPEG's SHA-256>.npy`; it is written atomically and ends with a checksum.
+The key is the JPEG's hash, so the embedding of an image that a takedown or a redaction changed is never reused. Files
+of images that a dataset no longer contains are deleted when a run opens the cache. Any number of processes can share a
+folder and its bound. A full cache evicts nothing: images are drawn about equally often, so evicting the least recently
+used one would evict the one needed next.
 """
 
 import hashlib
@@ -24,16 +24,16 @@ from segmint.infra.uris import base_name
 SHAPE = (1, 256, 64, 64)
 _CHECKSUM = 32  # bytes of the SHA-256 at the file's end
 BYTES = 128 + 4 * 256 * 64 * 64 + _CHECKSUM
-"""Of the file of one embedding."""
+"""Size of an embedding's file."""
 
 _NPY = ".npy"
 
 
 class EmbeddingCache:
-    """The embeddings of one encoder and one precision, in a local folder of at most so many bytes."""
+    """Embeddings of one encoder and precision, in a local folder with a maximum size in bytes."""
 
     def __init__(self, folder: Location, weights: str, most_bytes: float) -> None:
-        """`weights` names what embeds: a hash of the encoder's weights, device and precision."""
+        """Open the cache; `weights` identifies the encoder: a hash of its weights, the device, and the precision."""
         self._root = folder
         self._folder = folder / EMBEDDINGS
         self._room = CacheSize(folder)
@@ -49,11 +49,11 @@ class EmbeddingCache:
             return used.get()
 
     def has(self, dataset: str, jpeg: bytes) -> bool:
-        """Whether there is the embedding of a JPEG, by the dataset's key and the SHA-256 of its bytes."""
+        """Return whether a JPEG's embedding is cached, given the dataset's key and the SHA-256 of its bytes."""
         return self._file(dataset, jpeg).exists()
 
     def get(self, dataset: str, jpeg: bytes) -> Tensor | None:
-        """The embedding (1, 256, 64, 64) float32 of a JPEG; None if there is none that can be used."""
+        """Return a JPEG's embedding (1, 256, 64, 64) float32, or None if there is no usable one."""
         file = self._file(dataset, jpeg)
         try:
             data = file.read(max_bytes=2 * BYTES)
@@ -70,7 +70,7 @@ class EmbeddingCache:
         return torch.from_numpy(array)
 
     def put(self, dataset: str, jpeg: bytes, features: Tensor) -> None:
-        """Keep an embedding if there is room. A full disk is a warning, once, and the run goes on without."""
+        """Store an embedding if there is room. A full disk is logged once, and the run continues without caching."""
         file = self._file(dataset, jpeg)
         if self._full or file.exists():
             return
@@ -93,9 +93,9 @@ class EmbeddingCache:
             get_logger("train").warning("cache_full", error=str(error), note="the run goes on; nothing more is cached")
 
     def purge(self, dataset: str, jpegs: Collection[bytes]) -> int:
-        """Delete the embeddings of a dataset's JPEGs that are not among these; return how many there were.
+        """Delete the embeddings of a dataset's JPEGs that aren't in `jpegs`; return the number of deleted files.
 
-        Temporary files that a killed run has left go, too.
+        This includes temporary files that a killed run left behind.
         """
         kept = {f"{jpeg.hex()}{_NPY}" for jpeg in jpegs}
         own = self._folder / dataset
@@ -106,9 +106,9 @@ class EmbeddingCache:
         return len(stale)
 
     def make_room(self, images: int) -> None:
-        """Delete embeddings of other weights until there is room for those of so many images, or for all of the bound.
+        """Delete other weights' embeddings until `images` embeddings of these weights fit, or the bound is reached.
 
-        Where the bound is lower than it was, embeddings of these weights go, too.
+        If the bound was lowered, embeddings of these weights are deleted as well.
         """
         sizes = recount(self._root)
         used = sum(sizes.values())
@@ -125,7 +125,7 @@ class EmbeddingCache:
         return path.split("/")[1:2] == [self._weights]
 
     def _forget(self, file: Location) -> None:
-        """Delete a file, and count its bytes as free."""
+        """Delete a file and subtract its size."""
         with self._room.locked() as used:
             try:
                 size = file.size()

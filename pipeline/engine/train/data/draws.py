@@ -1,8 +1,8 @@
-"""What each step trains on: draws of (image, masks), by keys alone.
+"""Draws of images and masks for each step, derived only from keys.
 
-Any step's draws can be computed without those before it, in any process: they depend on the seed, the step, the images
-and the settings. Images of one dataset are drawn in the order of a random permutation, another one each time round; a
-dataset that is named twice counts as two.
+Any process can compute any step's draws without the earlier ones, because they depend only on the seed, the step, the
+images, and the settings. Images of a dataset are drawn in the order of a random permutation, with a new permutation for
+each pass. A dataset that is configured twice counts as two.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ from segmint.pipeline.engine.train.settings import BatchKeys, MaskChoice
 _PREFERRED: tuple[MaskChoice, ...] = ("human", "all", "automatic")
 
 _BLOCK = 4096
-"""Places whose entries are drawn together."""
+"""Number of draws whose entries are computed together."""
 
-_ENTRY, _ORDER, _MASKS, _FIXED = 1, 2, 3, 4  # what a number is drawn for
+_ENTRY, _ORDER, _MASKS, _FIXED = 1, 2, 3, 4  # purposes of random numbers
 
 
 @dataclass(frozen=True)
 class StepDraw:
-    """An image of a step: its row in `TrainingImages`, annotation ids of its masks, and their numbers in the step.
+    """Image of a step: its row in `TrainingImages`, its masks' annotation ids, and the masks' numbers in the step.
 
-    `slot` is the image's own number in the step, from 0.
+    `slot` is the image's number in the step, from 0.
     """
 
     slot: int
@@ -41,29 +41,29 @@ class StepDraw:
 
 
 class DrawSequence:
-    """The draws of a run over the images that are `trained` on, (N,) bool."""
+    """Draws of a run over the `trained` images, (N,) bool."""
 
     def __init__(
         self, images: TrainingImages, trained: NDArray[np.bool_], weights: Sequence[float], batch: BatchKeys, seed: int
     ) -> None:
-        """`weights` are those of the configuration's datasets. Raises ValueError if no image is trained on."""
+        """Store the datasets' `weights` from the configuration. Raises ValueError if no image is trained on."""
         self._images = images
         self._batch = batch
         self._seed = seed
-        entries = np.unique(images.entry[trained]).tolist()  # with their images that are trained on
+        entries = np.unique(images.entry[trained]).tolist()  # those with images to train on
         self._rows = {entry: np.flatnonzero(trained & (images.entry == entry)) for entry in entries}
         if not self._rows:
             raise ValueError("no image is trained on")
         shares = np.array([weights[entry] * len(rows) for entry, rows in self._rows.items()])
         self._borders = np.cumsum(shares) / shares.sum()
         self._lock = Lock()
-        # Of draws by entry, before each block of places.
+        # Number of draws by entry before each block.
         self._counts: list[NDArray[np.int64]] = [np.zeros(len(self._rows), np.int64)]
         self._entries = lru_cache(maxsize=4)(self._draw_entries)
         self._permutation = lru_cache(maxsize=2 * len(self._rows))(self._permute)
 
     def step(self, step: int) -> list[StepDraw]:
-        """The draws of a step, from 1, for all workers: images in order, each with one mask or more."""
+        """Return the draws of a step, from 1, for all workers: images in order, each with at least one mask."""
         chosen = [self._image(place) for place in range((step - 1) * self._batch.images, step * self._batch.images)]
         wanted = [min(len(self._images.masks_of(image)), self._batch.masks_per_image) for image in chosen]
         draws = []
@@ -74,7 +74,7 @@ class DrawSequence:
         return draws
 
     def _image(self, place: int) -> int:
-        """The image that has this place among all that the run draws."""
+        """Return the image at this index in the run's whole sequence of draws."""
         block, offset = divmod(place, _BLOCK)
         chosen = self._entries(block)
         which = int(chosen[offset])
@@ -84,14 +84,14 @@ class DrawSequence:
         return int(rows[self._permutation(entry, turn)[index]])
 
     def _draw_entries(self, block: int) -> NDArray[np.int64]:
-        """Which entry each place of a block draws from."""
+        """Return the entry that each draw of a block takes its image from."""
         places = torch.arange(block * _BLOCK, (block + 1) * _BLOCK)
         drawn = uniforms(random_bits(_key(self._seed, _ENTRY), places), 1)[:, 0].numpy()
         return np.minimum(np.searchsorted(self._borders, drawn, "right"), len(self._borders) - 1)
 
     def _before(self, block: int) -> NDArray[np.int64]:
-        """How often each entry is drawn before a block."""
-        with self._lock:  # a thread reads ahead
+        """Return the number of draws from each entry before a block."""
+        with self._lock:  # a prefetch thread calls this, too
             while len(self._counts) <= block:
                 chosen = self._draw_entries(len(self._counts) - 1)
                 self._counts.append(self._counts[-1] + np.bincount(chosen, minlength=len(self._rows)))
@@ -108,11 +108,10 @@ class DrawSequence:
 def fixed_draws(
     images: TrainingImages, chosen: NDArray[np.bool_], most: int, masks: int, choices: Sequence[MaskChoice]
 ) -> list[StepDraw]:
-    """At most so many of the chosen images (N,) bool, with at most so many masks each: the same in every run.
+    """Return at most `most` of the chosen images (N,) bool with at most `masks` masks each, the same in every run.
 
-    They are chosen by the images' sources, whatever the seed and the order of the datasets are. `choices` are the masks
-    of the configuration's datasets: of the images of one source, one with masks of people alone is preferred, then one
-    with all.
+    The images are chosen by their sources, independently of the seed and the datasets' order. `choices` are the
+    datasets' mask choices: of images with one source, those with only annotated masks come first, then all masks.
     """
     rank = np.array([_PREFERRED.index(choice) for choice in choices])
     keys = [shard.dataset.key for shard in images.shards]
@@ -122,7 +121,7 @@ def fixed_draws(
 
     rows = np.array(sorted(np.flatnonzero(chosen).tolist(), key=preferred), np.int64)
     _, first = np.unique(images.source_sha256[rows], axis=0, return_index=True)
-    rows = rows[first]  # in the order of the sources' hashes, which are random
+    rows = rows[first]  # sorted by the sources' hashes, so in random order
     found = []
     for slot, row in enumerate(rows[:most].tolist()):
         chosen_masks = choose_masks(images.masks_of(row), masks, _key(0, _FIXED))
@@ -131,13 +130,13 @@ def fixed_draws(
 
 
 def choose_masks(annotations: NDArray[np.int64], count: int, key: Tensor) -> NDArray[np.int64]:
-    """So many of the annotation ids, or all, at random by a key (1,) int64; in ascending order."""
+    """Return `count` of the annotation ids, or all, chosen at random by a key (1,) int64, in ascending order."""
     order = np.argsort(random_bits(key, torch.from_numpy(annotations)).numpy(), kind="stable")
     return np.sort(annotations[order[:count]])
 
 
 def capped(wanted: Sequence[int], most: int) -> list[int]:
-    """Lower the largest of the counts so that they sum up to at most `most`; each stays 1 or more."""
+    """Lower the largest counts so that the sum is at most `most`; each count stays at least 1."""
     counts = sorted(wanted)
     left, level = most, max(wanted, default=0)
     for place, count in enumerate(counts):
@@ -156,7 +155,7 @@ def capped(wanted: Sequence[int], most: int) -> list[int]:
 
 
 def _key(*numbers: int) -> Tensor:
-    """A key (1,) int64 of several numbers."""
+    """Derive a key (1,) int64 from several numbers."""
     key = torch.zeros(1, dtype=torch.int64)
     for number in numbers:
         key = random_bits(key, number)

@@ -1,6 +1,6 @@
-"""The images of the datasets that a run trains on, and which of their masks it may use: a table in memory.
+"""In-memory table of a run's images and the masks that it may train on.
 
-An image takes about 5 kB, nearly all of it a thumbnail that is dropped once the split is made, and 8 bytes a mask.
+An image takes about 5 kB, nearly all of it a thumbnail that is dropped after the split, plus 8 bytes per mask.
 """
 
 import hashlib
@@ -32,10 +32,10 @@ from segmint.pipeline.engine.train.data.shard_scan import ShardScan, scan_shard
 from segmint.pipeline.engine.train.settings import DatasetKeys, MaskChoice, TrainConfig
 
 HUMAN = tuple(source for source in SOURCES if source != AUTOMATIC)
-"""Values of `source` of masks that people made; those of the model have `automatic` or null."""
+"""Values of `source` that mark annotated masks; the model's masks have `automatic` or null."""
 
 LISTED = 100
-"""What is left out for one reason is listed up to this number, and counted beyond it."""
+"""Maximum number of skipped items to list per reason; the rest are only counted."""
 
 _IMAGES = ["id", "width", "height", "source_sha256"]
 _MASKS = ["id", "annotation_id", "area"]
@@ -43,7 +43,7 @@ _MASKS = ["id", "annotation_id", "area"]
 
 @dataclass(frozen=True)
 class TrainingDataset:
-    """A dataset as a run found it; `digest` is its version's."""
+    """Dataset at the version that a run found; `digest` identifies the version."""
 
     location: Location
     manifest: DatasetManifest
@@ -51,17 +51,17 @@ class TrainingDataset:
 
     @property
     def key(self) -> str:
-        """The name of its folder in a cache."""
+        """Name of the dataset's folder in a cache."""
         return dataset_key(self.location)
 
     def has_changed(self) -> bool:
-        """Whether it is of another version now; raises as `current_digest` does."""
+        """Return whether the dataset's version has changed. Raises as `current_digest` does."""
         return current_digest(self.location) != self.digest
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard that images are read from."""
+    """Shard that images are read from."""
 
     dataset: TrainingDataset
     number: int
@@ -73,17 +73,17 @@ class Shard:
 
 @dataclass
 class SkippedImages:
-    """What a run does not train on: counts by reason, and the first ones by name."""
+    """Items that a run doesn't train on: counts by reason, and the first ones in detail."""
 
     counts: Counter[str] = field(default_factory=Counter)
     listed: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, reason: str, dataset: TrainingDataset, **where: int | str) -> None:
-        """Count one more; `where` is such as `image=7`, `mask=70001`, `detail="..."`."""
+        """Count one more item; `where` is, for example, `image=7`, `mask=70001`, `detail="..."`."""
         self.add_line({"reason": reason, "dataset": dataset.manifest.name, **where})
 
     def add_line(self, line: Mapping[str, Any]) -> None:
-        """Count one more as it is listed."""
+        """Count one more item, given as its line in the list."""
         self.counts[line["reason"]] += 1
         if self.counts[line["reason"]] <= LISTED:
             self.listed.append(dict(line))
@@ -91,12 +91,12 @@ class SkippedImages:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """N images with masks to train on. An image of a dataset that is named twice is there twice.
+    """N images with masks to train on. Images of a dataset that is configured twice appear twice.
 
-    `entry` (N,) is the place of its dataset in the configuration, `shard` (N,) that of its shard in `shards`. `sizes`
-    (N, 2) are heights and widths of the released JPEG in pixels. `places` (N, 4), `jpeg_sha256` (N, 32), `hashes` and
-    `thumbnails` are as in `ShardScan`; `source_sha256` (N, 32) uint8 is that of the source, of the JPEG where it is not
-    known. The annotation ids of image i are `annotations[starts[i] : starts[i + 1]]`.
+    `entry` (N,) is the index of the image's dataset in the configuration, and `shard` (N,) the index in `shards`.
+    `sizes` (N, 2) are heights and widths of the released JPEG in pixels. `places` (N, 4), `jpeg_sha256` (N, 32),
+    `hashes`, and `thumbnails` are as in `ShardScan`. `source_sha256` (N, 32) uint8 is the source's hash, or the JPEG's
+    if the source's is unknown. The annotation ids of image i are `annotations[starts[i] : starts[i + 1]]`.
     """
 
     shards: Sequence[Shard]
@@ -116,11 +116,11 @@ class TrainingImages:
         return len(self.ids)
 
     def masks_of(self, image: int) -> NDArray[np.int64]:
-        """The annotation ids of an image's masks."""
+        """Return the annotation ids of an image's masks."""
         return self.annotations[self.starts[image] : self.starts[image + 1]]
 
     def digest(self) -> str:
-        """The SHA-256 of which images and masks these are, wherever their bytes lie."""
+        """Return the SHA-256 of the chosen images and masks, which doesn't depend on where their bytes are stored."""
         digest = hashlib.sha256()
         for column in (self.entry, self.ids, self.sizes, self.jpeg_sha256, self.source_sha256, self.annotations):
             digest.update(np.ascontiguousarray(column).tobytes())
@@ -128,7 +128,7 @@ class TrainingImages:
         return digest.hexdigest()
 
     def name(self, image: int) -> str:
-        """An image as messages name it."""
+        """Return an image's name for messages."""
         return f"image {self.ids[image]} of {self.shards[int(self.shard[image])].dataset.location}"
 
 
@@ -136,7 +136,7 @@ _COLUMNS = [field.name for field in fields(TrainingImages) if field.name != "sha
 
 
 def open_datasets(config: TrainConfig, storage: Storage) -> list[TrainingDataset]:
-    """Open the configuration's datasets, each once; raises `UsageError` for one without images or without commits."""
+    """Open each configured dataset once. Raises `UsageError` for one without images or without commits."""
     opened = []
     for uri in dict.fromkeys(entry.uri for entry in config.datasets):
         location = Location(storage, uri)
@@ -150,9 +150,9 @@ def open_datasets(config: TrainConfig, storage: Storage) -> list[TrainingDataset
 
 @dataclass(frozen=True)
 class DatasetContents:
-    """What a dataset holds: the SHA-256 of its tars, in hexadecimal, and of its JPEGs, (J, 32) uint8.
+    """Contents of a dataset: the hexadecimal SHA-256 of its tars, and the SHA-256 of its JPEGs, (J, 32) uint8.
 
-    `whole` is False if shards could not be read.
+    `whole` is False if some shards were unreadable.
     """
 
     tars: frozenset[str]
@@ -161,10 +161,10 @@ class DatasetContents:
 
 
 class NoImagesError(UsageError):
-    """No image of the datasets has a mask of the chosen kind; `held` is as `find_images` returns it."""
+    """Error if no image has a mask of the chosen kind; `held` is what `find_images` would have returned."""
 
     def __init__(self, message: str, held: dict[str, DatasetContents]) -> None:
-        """Take the message, and what was looked at."""
+        """Store the message and the contents of the datasets."""
         super().__init__(message)
         self.held = held
 
@@ -172,11 +172,11 @@ class NoImagesError(UsageError):
 def find_images(
     config: TrainConfig, datasets: Sequence[TrainingDataset], kept: Location | None, skipped: SkippedImages
 ) -> tuple[TrainingImages, dict[str, DatasetContents]]:
-    """Look at every image of the datasets' committed shards, and choose the masks that may be trained on.
+    """Scan the images of the datasets' committed shards and choose the masks to train on.
 
-    `kept` is the folder of looks of earlier runs. Returns the images, and what each dataset holds by its key. What
-    cannot be used is added to `skipped`. A shard that cannot be read raises `DamagedDatasetError`, or is left out, as
-    `bad_shards` says. Raises `NoImagesError` if nothing is left.
+    `kept` is the folder of shard scans from earlier runs. Returns the images, and each dataset's contents by its key.
+    Unusable items are added to `skipped`. An unreadable shard raises `DamagedDatasetError` or is skipped, depending on
+    `bad_shards`. Raises `NoImagesError` if no image remains.
     """
     shards: list[Shard] = []
     parts: list[tuple[Any, ...]] = []
@@ -240,7 +240,7 @@ def _tables(dataset: Location, commit: Commit) -> _ShardTables:
 
 
 def _read_columns(file: Location, columns: Sequence[str], added: str | None = None) -> pa.Table:
-    """Read columns of a table; `added` is null where the table is of a format without it."""
+    """Read columns of a table; `added` is filled with nulls if the table's format predates it."""
     try:
         with file.open() as stream:
             table = pq.ParquetFile(stream)
@@ -261,7 +261,7 @@ def _read_columns(file: Location, columns: Sequence[str], added: str | None = No
 def _choose(
     tables: _ShardTables, looks: ShardScan, shard: Shard, keys: DatasetKeys, most_area: float, skipped: SkippedImages
 ) -> tuple[NDArray[Any], ...]:
-    """Choose a shard's images and masks: the columns of `TrainingImages` from `ids` on, with masks counted by image."""
+    """Choose a shard's images and masks; return the columns of `TrainingImages` from `ids` on, with masks per image."""
     ids = tables.images["id"].to_numpy()
     heights, widths = (tables.images[name].cast(pa.int64()).to_numpy() for name in ("height", "width"))
     sources = tables.images["source_sha256"].to_pylist()
@@ -317,7 +317,7 @@ def _of_choice(source: pa.ChunkedArray, masks: MaskChoice) -> NDArray[np.bool_]:
 
 
 def _digest(text: str | None) -> NDArray[np.uint8] | None:
-    """The bytes of a SHA-256 in hexadecimal; None for anything else."""
+    """Return the bytes of a hexadecimal SHA-256, or None for anything else."""
     try:
         data = bytes.fromhex(text or "")
     except ValueError:
@@ -326,7 +326,7 @@ def _digest(text: str | None) -> NDArray[np.uint8] | None:
 
 
 def read_range(file: Location, start: int, stop: int) -> bytes:
-    """Read the bytes [start, stop) of a file, in one request."""
+    """Read the bytes [start, stop) of a file in one request."""
     with file.open_ranges(stop) as stream:
         stream.seek(start)
         return stream.read(stop - start)

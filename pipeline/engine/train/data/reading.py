@@ -1,4 +1,4 @@
-"""Reads drawn images: their JPEG and their JSON, each by one range of the shard's tar, and their masks as targets."""
+"""Reader of drawn images: one range of the shard's tar for the JPEG, one for the JSON, and the masks as targets."""
 
 import hashlib
 import json
@@ -27,10 +27,10 @@ from segmint.pipeline.engine.train.world import WorkerRank
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """A drawn image: its slot and row, its masks, and its embedding, else its resized pixels (h, w, 3) uint8 RGB.
+    """Drawn image: slot, row, masks, and either the embedding or the resized pixels (h, w, 3) uint8 RGB.
 
-    `features` is the embedding (1, 256, 64, 64) float32 that was kept, on the CPU. `boxes` (N, 4) are the masks' as
-    x0, y0, x1, y1 in pixels of the resized image, the last ones outside.
+    `features` is the cached embedding (1, 256, 64, 64) float32 on the CPU. `boxes` (N, 4) bound the masks as x0, y0,
+    x1, y1 in pixels of the resized image; x1 and y1 are exclusive.
     """
 
     slot: int
@@ -46,11 +46,11 @@ Kept = Callable[[int], Tensor | None]
 
 
 def _nothing(image: int) -> None:
-    """No embedding is kept."""
+    """Return None, because no embedding is cached."""
 
 
 class _UnusableMaskError(Exception):
-    """A mask that cannot be trained on: the reason, and what is listed with it."""
+    """Mask that is unusable for training, with the reason and the details to list."""
 
     def __init__(self, reason: str, **where: str) -> None:
         super().__init__(reason)
@@ -60,39 +60,39 @@ class _UnusableMaskError(Exception):
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """A drawn image as it was read, None if there is nothing to train on, and lines for what must be left out."""
+    """Image after reading, or None if there is nothing to train on, with lines for the items to skip."""
 
     read: TrainingImage | None
     lines: Sequence[Mapping[str, Any]]
 
 
 class TrainingImageReader:
-    """Reads the images of a run; masks and images that cannot be used are left out, and added to `skipped`."""
+    """Reader of a run's images, which skips unusable masks and images and adds them to `skipped`."""
 
     def __init__(self, images: TrainingImages, resolution: int, most_area: float, skipped: SkippedImages) -> None:
-        """`resolution` is the losses'; masks over the share `most_area` of their image are left out."""
+        """Store the losses' `resolution`, and `most_area`, the share of an image above which a mask is skipped."""
         self._images = images
         self._resolution = resolution
         self._most_area = most_area
         self._skipped = skipped
-        self._named: set[tuple[Any, ...]] = set()  # what is drawn again is left out once
-        self._fresh: list[dict[str, Any]] = []  # left out since the last exchange
+        self._named: set[tuple[Any, ...]] = set()  # items already skipped, so that each counts once
+        self._fresh: list[dict[str, Any]] = []  # skipped since the last exchange
         self._decoder = JpegDecoder(own=True)
 
     def close(self) -> None:
-        """End what decodes images."""
+        """Shut down the JPEG decoder."""
         self._decoder.close()
 
     def read(self, draw: StepDraw, kept: Kept = _nothing) -> TrainingImage | None:
-        """Read a drawn image with the masks that can be used; None if there is nothing to train on.
+        """Read a drawn image with its usable masks; return None if there is nothing to train on.
 
-        `kept` returns the embedding of a row, if there is one: then its pixels are not read. Raises `StorageFaultError`
-        if the store fails: that is not the image's fault.
+        `kept` returns the cached embedding of a row or None; with an embedding, the pixels aren't read. Raises
+        `StorageFaultError` if the store fails, which doesn't count against the image.
         """
         return self.take(self.prepare(draw, kept))
 
     def prepare(self, draw: StepDraw, kept: Kept = _nothing) -> DrawnImage:
-        """Read a drawn image, for `take` to leave out later what it must: any thread may call it."""
+        """Read a drawn image without recording skips, which `take` does later. Callable from any thread."""
         height, width = (int(side) for side in self._images.sizes[draw.image])
         input_size = resized_size(height, width, IMAGE_SIZE)
         features = kept(draw.image)
@@ -123,14 +123,14 @@ class TrainingImageReader:
         )
 
     def take(self, prepared: DrawnImage) -> TrainingImage | None:
-        """Return an image that was prepared, and leave out what cannot be used."""
+        """Return a prepared image and record its skipped items."""
         for line in prepared.lines:
             if self._name(line):
                 self._fresh.append(dict(line))
         return prepared.read
 
     def pixels_of(self, read: TrainingImage) -> NDArray[np.uint8] | None:
-        """The pixels of an image, also of one read with its embedding; None, and it is left out, if that fails."""
+        """Return an image's pixels, reading them if it has an embedding; on failure, skip the image and return None."""
         if read.pixels is not None:
             return read.pixels
         height, width = (int(side) for side in self._images.sizes[read.image])
@@ -153,7 +153,7 @@ class TrainingImageReader:
         return pixels
 
     def _segmentations(self, image: int) -> dict[int, Any]:
-        """The segmentations in an image's JSON, by annotation id."""
+        """Return the segmentations in an image's JSON by annotation id."""
         try:
             document = json.loads(self._range(image, 2))
             return {int(value["id"]): value["segmentation"] for value in document["annotations"]}
@@ -170,7 +170,7 @@ class TrainingImageReader:
             raise DamagedDatasetError(f"the tar of its shard is gone{changed}") from error
 
     def _mask(self, segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """The mask in an image's JSON, (H, W) bool; raises `_UnusableMaskError`."""
+        """Decode a mask of an image's JSON to (H, W) bool; raises `_UnusableMaskError`."""
         try:
             if list(segmentation["size"]) != list(size):
                 raise ValueError(f"its size is {segmentation['size']}, not the image's {list(size)}")
@@ -185,7 +185,7 @@ class TrainingImageReader:
         return mask
 
     def recall(self, listed: Iterable[Mapping[str, Any]]) -> None:
-        """Take over what an earlier start of the run has left out, so that it counts once."""
+        """Restore the items that an earlier start of the run skipped, so that they count once."""
         known = list(self._skipped.listed)
         for line in listed:
             self._named.add((line["reason"], line["dataset"], line.get("image"), line.get("mask")))
@@ -194,7 +194,7 @@ class TrainingImageReader:
                 self._skipped.listed.append(dict(line))
 
     def exchange(self, world: WorkerRank) -> None:
-        """Take over what the other workers have left out since the last exchange; every worker calls it."""
+        """Merge the items that the other workers skipped since the last exchange; every worker must call it."""
         if world.size == 1:
             return
         for lines in world.gather(self._fresh):
@@ -203,12 +203,12 @@ class TrainingImageReader:
         self._fresh = []
 
     def _line(self, reason: str, image: int, **where: int | str) -> dict[str, Any]:
-        """What is left out, and why."""
+        """Return the line that lists a skipped item and its reason."""
         dataset = self._images.shards[int(self._images.shard[image])].dataset
         return {"reason": reason, "dataset": dataset.manifest.name, "image": int(self._images.ids[image]), **where}
 
     def _name(self, line: Mapping[str, Any]) -> bool:
-        """Leave out what a line names; return whether it was not left out before."""
+        """Skip the item that a line describes; return whether it is new."""
         key = line["reason"], line["dataset"], line["image"], line.get("mask")
         if key in self._named:
             return False
@@ -218,7 +218,7 @@ class TrainingImageReader:
 
 
 def _box(mask: NDArray[np.bool_], input_size: tuple[int, int]) -> list[float]:
-    """The box of a mask (H, W) that is not empty, in pixels of the resized image."""
+    """Return the box of a non-empty mask (H, W), in pixels of the resized image."""
     (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (1, 0))
     y, x = (side / length for side, length in zip(input_size, mask.shape, strict=True))
     return [left * x, top * y, (right + 1) * x, (bottom + 1) * y]

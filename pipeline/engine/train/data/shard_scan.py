@@ -1,7 +1,7 @@
-"""One look at each image of a shard: where it is in the tar, its hashes, and whether it can be decoded.
+"""Scan of a shard's images: their byte ranges in the tar, their hashes, and whether they can be decoded.
 
-A shard's looks are kept in a file named by the tar's hash: a correction, which writes another tar, is looked at again.
-The files hold thumbnails, so they are under the same rules as cached embeddings: see `cache.py`.
+A shard's scan is cached in a file named by the tar's hash, so a corrected shard, which is a new tar, is scanned again.
+The files contain thumbnails, so the rules for cached embeddings apply to them; see `cache.py`.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.operators.decoding import JpegDecoder, OverLimitError, UndecodableError
 from segmint.operators.similar.hashes import THUMBNAIL, VIEWS, image_hashes
 
-_SIDE = 256  # pixels at least of the shorter side that is decoded, where the image has them
+_SIDE = 256  # minimum shorter side for decoding in pixels, if the image is that large
 _NAME = re.compile(r"sa_([1-9]\d{0,17})\.(jpg|json)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class ShardScan:
-    """The J JPEGs of a tar, in order of their images' numbers.
+    """The J JPEGs of a tar, sorted by image number.
 
-    `ids` (J,) int64; `places` (J, 4) int64, start and stop of the JPEG's bytes in the tar, and of those of the JSON
-    with its masks, 0 where there is none; `sha256` (J, 32) uint8 of the JPEG; `hashes` (J, 6) uint64 and `thumbnails`
-    (J, 64, 64) uint8 as in `ImageHashes`; `damage` (J,) is why one cannot be decoded, else empty.
+    `ids` (J,) int64; `places` (J, 4) int64, start and stop of the JPEG's bytes in the tar, and of the JSON with its
+    masks, 0 if there is none; `sha256` (J, 32) uint8 of the JPEG; `hashes` (J, 6) uint64 and `thumbnails` (J, 64, 64)
+    uint8 as in `ImageHashes`; `damage` (J,) is the reason a JPEG can't be decoded, or empty.
     """
 
     ids: NDArray[np.int64]
@@ -47,10 +47,10 @@ class ShardScan:
 
 
 def scan_shard(dataset: Location, tar: FileEntry, kept: Location | None, decoder: JpegDecoder) -> ShardScan:
-    """Return the looks of a tar, from the folder `kept` if they are there, else put there.
+    """Return the scan of a tar from the folder `kept`, or scan the tar and store the result there.
 
-    They are not put there if a JPEG was over the limits of memory or time: the next run tries it again.
-    Raises `DamagedDatasetError` for a tar that cannot be read.
+    The result isn't stored if a JPEG exceeded the limits of memory or time, so that the next run tries again. Raises
+    `DamagedDatasetError` for an unreadable tar.
     """
     file = None if kept is None else kept / f"{tar.sha256}.npz"
     known = None if file is None else _read(file)
@@ -69,7 +69,7 @@ def scan_shard(dataset: Location, tar: FileEntry, kept: Location | None, decoder
 
 
 def _read(file: Location) -> ShardScan | None:
-    """Read what an earlier run saw; None if there is nothing that can be used."""
+    """Read the scan of an earlier run; return None if there is no usable one."""
     try:
         data = file.read()
     except NotFoundError:
@@ -77,7 +77,7 @@ def _read(file: Location) -> ShardScan | None:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             looks = ShardScan(**{field.name: arrays[field.name] for field in fields(ShardScan)})
-    except (ValueError, KeyError, OSError, EOFError, SyntaxError, zipfile.BadZipFile):  # what a damaged file may raise
+    except (ValueError, KeyError, OSError, EOFError, SyntaxError, zipfile.BadZipFile):  # exceptions of a damaged file
         return None
     count = len(looks.ids)
     shapes = [getattr(looks, field.name).shape for field in fields(looks)]
@@ -86,7 +86,7 @@ def _read(file: Location) -> ShardScan | None:
 
 
 def _scan_image(tar: Location, decoder: JpegDecoder, transient: list[str]) -> Iterator[tuple[Any, ...]]:
-    """Yield a row of `ShardScan` for each JPEG; names of those whose damage may pass are added to `transient`."""
+    """Yield a row of `ShardScan` for each JPEG; add the names of those with transient damage to `transient`."""
     rows: dict[int, tuple[Any, ...]] = {}
     documents: dict[int, tuple[int, int]] = {}
     try:
@@ -113,7 +113,7 @@ def _scan_image(tar: Location, decoder: JpegDecoder, transient: list[str]) -> It
 
 
 def _see(jpeg: bytes, decoder: JpegDecoder) -> tuple[Any, ...]:
-    """Hash a JPEG's bytes and its views; the last value is why it cannot be decoded, else None."""
+    """Hash a JPEG's bytes and its views; the last value is the decoding error, or None."""
     digest = np.frombuffer(hashlib.sha256(jpeg).digest(), np.uint8)
     try:
         return digest, *decoder.run(_views, jpeg), None
@@ -123,7 +123,7 @@ def _see(jpeg: bytes, decoder: JpegDecoder) -> tuple[Any, ...]:
 
 
 def _views(jpeg: bytes) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
-    """Hash a JPEG, from a decoding at reduced scale."""
+    """Hash a JPEG that is decoded at reduced scale."""
     gray = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=_SIDE, min_width=_SIDE, min_factor=1)
     hashes = image_hashes(np.asarray(gray)[..., 0], mirror=True)
     return hashes.views(), hashes.thumbnail

@@ -1,8 +1,8 @@
-"""Which images are held out: a hash of the source decides, and images that show the same are on one side.
+"""Split into training and held-out images, by a hash of the source; similar images are on the same side.
 
-A group of images that show the same is held out if the hash of *each* of them says so. So an image that is held out
-was held out in every earlier run over fewer images with the same share: no weights of its lineage have seen it or its
-like. docs/decisions/0022-splits.md says why.
+A group of similar images is held out only if the hash of *each* image qualifies. So a held-out image was also held out
+in every earlier run over fewer images with the same share, and no weights of its lineage have been trained on it or on
+a similar image. docs/decisions/0022-splits.md gives the reasons.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ def held_out(
     seen: NDArray[np.bool_] | None = None,
     groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.bool_]:
-    """Whether each of the N images is held out: (N,) bool.
+    """Return which of the N images are held out, (N,) bool.
 
-    `seen` (N,) bool are images of datasets that are trained on, None for all: the others are held out unless they show
-    the same as one of these that is not. `groups` (N,) are those of `similar_groups`, if they are known already.
+    `seen` (N,) bool marks images of datasets that are trained on; None: all. Others are held out unless a similar
+    image is trained on. `groups` (N,) are those of `similar_groups`, if already known.
     """
     sources, same = np.unique(images.source_sha256, axis=0, return_inverse=True)
     alone = np.array([is_held_out(source.tobytes(), share) for source in sources], bool)
@@ -38,28 +38,29 @@ def held_out(
 
 
 def similar_groups(images: TrainingImages) -> NDArray[np.int64]:
-    """The group of each of the N images, (N,), those that show the same in one."""
+    """Return the group of each of the N images, (N,); similar images share a group."""
     sources, first, same = np.unique(images.source_sha256, axis=0, return_index=True, return_inverse=True)
-    # Images of one source are one; so are those of one JPEG, whose sources two catalogs may have encoded in two ways.
+    # Images of one source belong together, and so do images with one JPEG, whose source two catalogs may encode
+    # differently.
     groups = find_groups(images.hashes[first], lambda rows: images.thumbnails[first[rows]], np.arange(len(sources)))
     _, jpegs = np.unique(images.jpeg_sha256, axis=0, return_inverse=True)
     return _joined(groups[same.reshape(-1)], jpegs.reshape(-1))
 
 
 def is_held_out(source_sha256: bytes, share: float) -> bool:
-    """Whether an image alone is held out, by the SHA-256 of its source, 32 bytes."""
+    """Return whether an image by itself would be held out, given the SHA-256 of its source, 32 bytes."""
     value = int.from_bytes(hashlib.sha256(_SALT + source_sha256).digest()[:8], "big")
     return value < share * _RANGE
 
 
 def digest_of_sources(images: TrainingImages, chosen: NDArray[np.bool_]) -> tuple[int, str]:
-    """The number of different sources among the chosen images (N,) bool, and the SHA-256 of them in order."""
+    """Return the number of distinct sources among the chosen images (N,) bool, and the SHA-256 over them in order."""
     sources = np.unique(images.source_sha256[chosen], axis=0)
     return len(sources), hashlib.sha256(sources.tobytes()).hexdigest()
 
 
 def _joined(groups: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Groups that are in one if they are in one of either."""
+    """Return the groups that result from merging two groupings."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

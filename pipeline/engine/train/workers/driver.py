@@ -1,8 +1,8 @@
-"""Several workers for one run: Ray Train's TorchTrainer above the loop of a single process.
+"""Training with several workers: Ray Train's TorchTrainer around the loop of a single process.
 
-The command's own process finds the images and splits them once; each worker then reads the images of its part of every
-step. Gradients are added up by torch (gloo on CPUs, NCCL on GPUs). If a worker dies, Ray Train starts all of them
-again, and they go on from the run's last checkpoint; Ray's own checkpoints are not used.
+The command's process finds and splits the images once; each worker then reads the images of its part of every step.
+torch sums the gradients (gloo on CPUs, NCCL on GPUs). If a worker dies, Ray Train restarts all of them, and they resume
+from the run's last checkpoint; Ray's own checkpoints aren't used.
 """
 
 import math
@@ -19,25 +19,25 @@ from segmint.pipeline.engine.train.session import Say, TrainingSession
 from segmint.pipeline.engine.train.settings import TrainResources
 
 _START_S, _STARTS = 600, 3
-"""Seconds for all workers to start, and how often that is tried: an autoscaler may have to bring nodes."""
+"""Start timeout of all workers in seconds, and the number of tries, because an autoscaler may have to add nodes."""
 
 _POLL_S = 0.5
-"""Seconds between two looks at what the workers have printed, and at whether one has ended."""
+"""Seconds between polls of the workers' output and health."""
 
 _TOGETHER_S = 1800
-"""Seconds that workers wait for one another, as the first one puts a checkpoint or draws pictures."""
+"""Timeout of collective operations in seconds, during which the first worker may save a checkpoint or draw overlays."""
 
 
 def train_on_workers(session: TrainingSession) -> None:
-    """Train on as many workers as the configuration says.
+    """Train on the configured number of workers.
 
-    Raises what a worker raised that a user has to know about; `UsageError` if they do not fit the cluster, and
-    `UnfinishedError` if they die again and again or do not start.
+    Raises a worker's `SegmintError`, `UsageError` if the workers don't fit the cluster, and `UnfinishedError` if they
+    die repeatedly or don't start.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_S))
     with ray_session(session.config.resources.address) as cluster:
-        if cluster.local:  # no machine is ever taken away from it
+        if cluster.local:  # a local cluster is never preempted
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         resources = settle(session.config.resources, cluster)
         session = replace(session, config=session.config.model_copy(update={"resources": resources}))
@@ -45,7 +45,7 @@ def train_on_workers(session: TrainingSession) -> None:
 
 
 def settle(keys: TrainResources, cluster: Cluster) -> TrainResources:
-    """Return the resources without `auto`; raises `UsageError` if the cluster does not have them."""
+    """Return the resources with `auto` resolved; raises `UsageError` if the cluster lacks them."""
     gpus = keys.gpus_per_worker
     if gpus == "auto":
         gpus = int(keys.device == "cuda" or (keys.device == "auto" and cluster.gpus >= 1))
@@ -76,7 +76,7 @@ def settle(keys: TrainResources, cluster: Cluster) -> TrainResources:
 
 
 def _cores_of_worker(workers: int, cluster: Cluster) -> int:
-    """CPUs of one worker if all nodes are alike and the workers fill them."""
+    """Return the CPUs per worker, assuming that all nodes are alike and the workers fill them."""
     if cluster.local:
         return max(1, cluster.cores // workers)
     nodes = max(1, cluster.nodes)
@@ -84,7 +84,7 @@ def _cores_of_worker(workers: int, cluster: Cluster) -> int:
 
 
 def _fit(session: TrainingSession, found: Any, say: Say) -> None:
-    """Run Ray Train to its end, and print what the workers say."""
+    """Run Ray Train to its end, and print the workers' output."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -108,7 +108,7 @@ def _fit(session: TrainingSession, found: Any, say: Say) -> None:
             ),
             run_config=RunConfig(
                 name="run",
-                storage_path=scratch,  # Ray's own checkpoints would be there
+                storage_path=scratch,  # only for Ray's own checkpoints
                 failure_config=FailureConfig(max_failures=-1, controller_failure_limit=_STARTS - 1),
                 callbacks=[DeathPolicy(session.output, session.run.fingerprint, lines)],
             ),
@@ -121,7 +121,7 @@ def _fit(session: TrainingSession, found: Any, say: Say) -> None:
             except BaseException as error:  # noqa: BLE001 (raised in the command's own thread)
                 ended.error = error
 
-        # In a separate thread: fit would handle an interrupt itself, and print nothing meanwhile.
+        # In a separate thread, because fit would handle interrupts itself and block the printing.
         thread = threading.Thread(target=fit, daemon=True)
         thread.start()
         while thread.is_alive():
@@ -133,13 +133,13 @@ def _fit(session: TrainingSession, found: Any, say: Say) -> None:
 
 
 class _RayTrainEnd:
-    """How Ray Train ended."""
+    """Result of the thread that runs Ray Train."""
 
     error: BaseException | None = None
 
 
 def _nowhere(line: str) -> None:
-    """Say nothing; each worker has another `say`."""
+    """Discard a line; each worker gets its own `say`."""
 
 
 def _print(lines: Any, say: Say) -> None:
@@ -147,14 +147,14 @@ def _print(lines: Any, say: Say) -> None:
 
     try:
         taken = ray.get(lines.take.remote())
-    except ray.exceptions.RayError:  # what remains to be said is the error of the run
+    except ray.exceptions.RayError:  # the run's own error follows
         return
     for line in taken:
         say(line)
 
 
 def _explained(error: BaseException, keys: TrainResources) -> BaseException:
-    """The error for people, without Ray's tracebacks."""
+    """Return the error for people, without Ray's tracebacks."""
     from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 

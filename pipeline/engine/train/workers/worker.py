@@ -1,4 +1,4 @@
-"""What runs in a worker of Ray Train, and in its controller once one has ended."""
+"""Code that runs in a Ray Train worker, and the controller's policy for workers that ended."""
 
 import contextlib
 import io
@@ -28,11 +28,11 @@ from segmint.pipeline.engine.train.world import WorkerRank
 _DEAD = (WorkerHealthCheckFailedError, ray.exceptions.RayActorError)
 
 MOST_DEATHS = 3
-"""The run ends where workers die so often without a new checkpoint between: another start would end the same way."""
+"""Number of deaths without a new checkpoint that ends the run, because another start would end the same way."""
 
 
 class LogLines:
-    """A Ray actor that holds lines for people until the driver prints them: Ray copies no worker's output there."""
+    """Ray actor that buffers lines until the driver prints them, because Ray doesn't forward the workers' output."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -42,16 +42,16 @@ class LogLines:
         self._lines.append(line)
 
     def take(self) -> list[str]:
-        """Return the lines that were not taken before."""
+        """Return the new lines and clear the buffer."""
         lines, self._lines = self._lines, []
         return lines
 
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What every worker is given. `session` has no `say`, and the weights' file of the driver's machine.
+    """Arguments of a worker. `session` has no `say`, and its weights path is valid only on the driver's machine.
 
-    `found` refers to a `Found` in Ray's object store.
+    `found` is a reference to a `TrainingInputs` in Ray's object store.
     """
 
     session: TrainingSession
@@ -61,7 +61,7 @@ class WorkerTask:
 
 
 def work(config: Mapping[str, WorkerTask]) -> None:
-    """Take part in a run: what Ray Train calls in each worker."""
+    """Run one worker's part of the training; Ray Train calls this in each worker."""
     task = config["task"]
     session, keys = task.session, task.session.config
     say = _sayer(task.lines)
@@ -76,7 +76,7 @@ def work(config: Mapping[str, WorkerTask]) -> None:
 
 
 def world_of_group() -> WorkerRank:
-    """This worker among the others, by torch's process group."""
+    """Return this worker's rank, with collective operations from torch's process group."""
     context = get_context()
 
     def add(values: Tensor) -> Tensor:
@@ -93,35 +93,35 @@ def world_of_group() -> WorkerRank:
 
 def _sayer(lines: Any) -> Say:
     def say(line: str) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):  # a line that is lost ends no training
+        with contextlib.suppress(ray.exceptions.RayError):  # losing a line doesn't stop the training
             ray.get(lines.put.remote(line))
 
     return say
 
 
 class _LogStream(io.StringIO):
-    """A stream for log lines."""
+    """Stream that forwards log lines to `say`."""
 
     def __init__(self, say: Say) -> None:
         super().__init__()
         self._say = say
 
     def write(self, text: str) -> int:
-        """Say a line."""
+        """Forward a line."""
         if text.strip():
             self._say(text.rstrip("\n"))
         return len(text)
 
 
 class DeathPolicy(UserCallback):  # type: ignore[misc] # Ray has no types here
-    """Decides in Ray Train's controller what a worker's end means: what is raised here ends the run.
+    """Policy in Ray Train's controller for workers that ended; an exception raised here ends the run.
 
-    An error that a user has to know about would come again; after anything else, such as a kill, Ray Train starts all
-    workers again.
+    A `SegmintError` would occur again, so it ends the run. After anything else, such as a kill, Ray Train restarts all
+    workers.
     """
 
     def __init__(self, output: Location, run: str, lines: Any) -> None:
-        """`run` is the fingerprint that the checkpoints have."""
+        """Store the output and `run`, the fingerprint in the run's checkpoints."""
         self._output = output
         self._run = run
         self._lines = lines
@@ -133,7 +133,7 @@ class DeathPolicy(UserCallback):  # type: ignore[misc] # Ray has no types here
         for _, error in sorted(worker_exceptions.items()):
             if isinstance(error, SegmintError):
                 raise error
-        # The others fail as they wait for the one that died.
+        # The others fail as well, while they wait for the one that died.
         dead = {rank: error for rank, error in worker_exceptions.items() if isinstance(error, _DEAD)}
         rank, error = min((dead or worker_exceptions).items())
         why = f"worker {rank} of the training ended: {last_line(error)}"
@@ -150,5 +150,5 @@ class DeathPolicy(UserCallback):  # type: ignore[misc] # Ray has no types here
 
 
 def stderr_is_json() -> bool:
-    """Whether log lines here are JSON."""
+    """Return whether log lines are JSON in this process."""
     return not sys.stderr.isatty()
