@@ -1,4 +1,4 @@
-"""The masks of a segmint dataset as truth: a part is a shard, and pixels are the released ones."""
+"""Masks of a segmint dataset as ground truth, with one part per shard and the released pixels."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from segmint.pipeline.engine.evaluate.truth import (
 )
 
 _CREDIT = ("attribution", "provider", "license")
-"""Columns of images that go with each picture that is drawn."""
+"""Columns of the images table to keep for each drawn image."""
 
 _THREADS = 16
 _AHEAD = 64
@@ -45,12 +45,12 @@ SOURCES_OF: Mapping[TruthSelection, tuple[str, ...]] = {
     TruthSelection.AUTOMATIC: (AUTOMATIC,),
     TruthSelection.ALL: SOURCES,
 }
-"""The sources of these masks; a mask without a source is automatic."""
+"""Mask sources by selection; a mask without a source is automatic."""
 
 
 @dataclass(frozen=True)
 class _MaskColumns:
-    """What the table of masks says of a mask."""
+    """Values of a mask in the masks table."""
 
     source: str
     label: str | None
@@ -58,7 +58,7 @@ class _MaskColumns:
 
 @dataclass(frozen=True)
 class ShardTruthPart:
-    """A shard's images that have masks of the wanted sources; `only` are ids of images, None for all of them."""
+    """Images of a shard with masks from the chosen sources; `only` are image ids, None for all."""
 
     dataset: Location
     truth: int
@@ -70,11 +70,11 @@ class ShardTruthPart:
 
     @property
     def name(self) -> str:
-        """What it is, for messages."""
+        """Name of the part for messages."""
         return f"shard {self.shard}"
 
     def pending(self) -> Iterator[PendingImage]:
-        """The shard's images in order; raises `SegmintError` if a file of it cannot be read."""
+        """Yield the shard's images in order; raises `SegmintError` if one of its files can't be read."""
         dataset = Dataset.open(self.dataset)
         commit = next(iter(dataset.commits(only=[self.shard])), None)
         if commit is None:
@@ -118,10 +118,10 @@ def open_dataset_truth(
     columns: Sequence[str] = (),
     only: Collection[int] | None = None,
 ) -> Truth:
-    """Plan the evaluation of a dataset; `number` is its place among the truths, `columns` those of its images to keep.
+    """Plan the evaluation of a dataset; `number` is its index among the truths, `columns` the image columns to keep.
 
-    Only shards with such masks become parts; the tables of masks are read for that, no image is. `only` are ids of
-    images. Raises `UsageError` if there is no dataset, no such mask, no pixels, or no such column.
+    Only shards with chosen masks become parts, which takes reading the masks tables but no images. `only` are image
+    ids. Raises `UsageError` if there is no dataset, no such mask, no pixels, or no such column.
     """
     dataset = Dataset.open(location)
     if dataset.manifest.config.get("release", {}).get("format") == "annotations":
@@ -175,7 +175,7 @@ def _check_columns(dataset: Dataset, shard: int, columns: Sequence[str]) -> None
 def _plan(
     dataset: Dataset, sources: tuple[str, ...], only: frozenset[int] | None, commit: Commit
 ) -> tuple[Commit, int | str]:
-    """How many images of a shard have such masks; why it cannot be read."""
+    """Return the number of a shard's images with chosen masks, or the reason the shard can't be read."""
     try:
         return commit, len(_told(dataset, commit, sources, only))
     except DamagedDatasetError as error:
@@ -185,7 +185,7 @@ def _plan(
 def _told(
     dataset: Dataset, commit: Commit, sources: tuple[str, ...], only: frozenset[int] | None
 ) -> dict[int, dict[int, _MaskColumns]]:
-    """The masks of these sources by image id and annotation id."""
+    """Return the masks from these sources by image id and annotation id."""
     if not commit.counts.get("masks", 1):
         return {}
     table = dataset.table(commit, "masks")

@@ -1,4 +1,4 @@
-"""Masks in files of others as truth: a COCO file, or a folder of label maps, beside a folder of images."""
+"""Masks in foreign files as ground truth: a COCO file or a folder of label maps, with a folder of images."""
 
 import hashlib
 from collections import Counter
@@ -41,14 +41,14 @@ from segmint.pipeline.engine.evaluate.truth import (
 )
 
 PART_IMAGES = 16
-"""Images of a part of a file."""
+"""Number of images per part of a file."""
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 _LARGEST_MAP = 1 << 30  # bytes
 
 
 def decode_upright(data: bytes) -> Pixels:
-    """Decode a picture of anybody as a build does: (H, W, 3) uint8 RGB, upright; raises `RejectedError`."""
+    """Decode an untrusted image as a build does, to (H, W, 3) uint8 RGB, upright; raises `RejectedError`."""
     return ingest(data, ANY_SIZE).image
 
 
@@ -62,16 +62,16 @@ class CocoPart:
 
     @property
     def name(self) -> str:
-        """What it is, for messages."""
+        """Name of the part for messages."""
         return f"the images from {self.annotated[0].name} on"
 
     @property
     def images(self) -> int:
-        """How many images it has."""
+        """Number of images in the part."""
         return len(self.annotated)
 
     def pending(self) -> Iterator[PendingImage]:
-        """The images in the file's order."""
+        """Yield the images in the file's order."""
         for image in self.annotated:
             yield PendingImage(_id_of(image), image.name, partial(self._load, image))
 
@@ -83,7 +83,7 @@ class CocoPart:
 
 @dataclass(frozen=True)
 class LabelMapsPart:
-    """Some pairs of images and label maps, by name below their folders."""
+    """Some pairs of an image and a label map, by their names relative to their folders."""
 
     folder: Location
     maps: Location
@@ -93,16 +93,16 @@ class LabelMapsPart:
 
     @property
     def name(self) -> str:
-        """What it is, for messages."""
+        """Name of the part for messages."""
         return f"the images from {self.pairs[0][0]} on"
 
     @property
     def images(self) -> int:
-        """How many images it has."""
+        """Number of images in the part."""
         return len(self.pairs)
 
     def pending(self) -> Iterator[PendingImage]:
-        """The images in order of their names."""
+        """Yield the images in the order of their names."""
         for image, labels in self.pairs:
             yield PendingImage(PurePosixPath(image).stem, image, partial(self._load, image, labels))
 
@@ -121,10 +121,10 @@ class LabelMapsPart:
 
 
 def open_coco_truth(file: Location, folder: Location, number: int, empty: bool = False) -> Truth:
-    """Plan the evaluation of a COCO file whose images lie in `folder`; `number` is its place among the truths.
+    """Plan the evaluation of a COCO file with its images in `folder`; `number` is its index among the truths.
 
-    Images without a mask are evaluated only if `empty`: what is found there is wrong. Raises `UsageError` if it is no
-    COCO file, or has no mask at all.
+    Images without masks are only evaluated if `empty`, and any detection in them is wrong. Raises `UsageError` if the
+    file isn't COCO or has no masks.
     """
     try:
         data = file.read()
@@ -157,9 +157,9 @@ def open_coco_truth(file: Location, folder: Location, number: int, empty: bool =
 
 
 def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore: Sequence[int] = ()) -> Truth:
-    """Plan the evaluation of label maps in a folder `maps`, each of the image of the same stem in `folder`.
+    """Plan the evaluation of the label maps in `maps`, each for the image with the same stem in `folder`.
 
-    `ignore` are numbers that are no masks, apart from 0. Raises `UsageError` if no map has an image.
+    `ignore` are values other than 0 that aren't masks. Raises `UsageError` if no map matches an image.
     """
     labels = _names(maps, ENDINGS)
     if not labels:
@@ -204,7 +204,7 @@ def _read_pixels(folder: Location, name: str, decoders: Decoders) -> Pixels:
 def _masks(
     masks: Sequence[AnnotatedMask], pixels: Pixels, labels: NDArray[np.int64] | None = None
 ) -> tuple[list[TruthMask], list[str]]:
-    """The masks that are not empty, and a line for each that is; raises `UnreadableTruthError` for another size."""
+    """Return the nonempty masks and a line for each empty one; raises `UnreadableTruthError` if the sizes differ."""
     height, width = pixels.shape[:2]
     sizes = {(mask.rle["size"][0], mask.rle["size"][1]) for mask in masks}
     if labels is not None:

@@ -1,4 +1,4 @@
-"""Intervals of figures that are computed from sums over images, by resampling images."""
+"""Confidence intervals of scores that are computed from sums over images, by resampling images."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
 LEAST_IMAGES = 2
-"""Images from which on there is an interval."""
+"""Minimum number of images for an interval."""
 
 _AT_ONCE = 50
 
@@ -22,10 +22,10 @@ def intervals_of(
     seed: Sequence[int],
     resamples: int = RESAMPLES,
 ) -> tuple[list[float | None], list[Interval | None]]:
-    """Return K figures of sums over images, and their 95 % intervals: Efron's bootstrap, of whole images.
+    """Return K scores of sums over images with 95 % intervals, from Efron's bootstrap over whole images.
 
-    `values` (I, M) are each image's; `figures` computes them from sums, (R, M) to (R, K), with NaN for what cannot be
-    computed: such a figure is None. No interval with fewer than two images.
+    `values` (I, M) are each image's; `figures` computes scores from sums, (R, M) to (R, K), with NaN for undefined
+    scores, which become None. With fewer than two images there are no intervals.
     """
     values = values.astype(np.float64)
     found = figures(values.sum(axis=0, keepdims=True))[0]
@@ -49,7 +49,7 @@ def intervals_of(
 
 
 def percent(value: float | None, interval: Interval | None = None, sign: str = "") -> str:
-    """A figure in percent with its interval: `81.3 (79.0 to 83.4)`; a dash for none."""
+    """Return a score in percent with its interval, such as `81.3 (79.0 to 83.4)`, or a dash if there is none."""
     if value is None:
         return "-"
     text = f"{100 * value:{sign}.1f}"

@@ -1,13 +1,13 @@
-"""Kinds of truth, and which masks of a dataset are taken; importing them loads nothing."""
+"""Kinds of truth and selections of a dataset's masks; importing this module loads nothing else."""
 
 from enum import StrEnum
 
 DATASET, COCO, LABEL_MAPS = "dataset", "coco", "label maps"
-"""The kinds of truth."""
+"""Kinds of truth."""
 
 
 class TruthSelection(StrEnum):
-    """Which masks of a dataset are the truth."""
+    """Selection of a dataset's masks as ground truth."""
 
     HUMAN = "human"
     AUTOMATIC = "automatic"

@@ -1,4 +1,4 @@
-"""What an evaluation measures on an image, and what a run of it returns: the same for all kinds of evaluation."""
+"""Interface of the measures, and the task and results of a run, shared by all kinds of evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,58 +17,58 @@ from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth, Truth, TruthImage
 
 HEAD = [
-    pa.field("truth", pa.int32(), nullable=False),  # place of the dataset or file in the command, from 0
+    pa.field("truth", pa.int32(), nullable=False),  # index of the dataset or file in the command, from 0
     pa.field("image_id", pa.string(), nullable=False),
     pa.field("image", pa.string(), nullable=False),  # file name
 ]
-"""The columns that each row of results begins with; `TruthImage` has their meaning."""
+"""First columns of each row of results, defined as in `TruthImage`."""
 
 
 class PartlyMeasuredError(ValueError):
-    """Some of the weights have no answer to an image; `rows` are of all weights, with the lowest scores for these."""
+    """Error if some weights return no prediction; `rows` cover all weights, with the lowest scores for these."""
 
     def __init__(self, message: str, rows: list[Row]) -> None:
-        """Take why, and the rows."""
+        """Store the reason and the rows."""
         super().__init__(message)
         self.rows = rows
 
 
 class Measure(Protocol):
-    """One kind of evaluation. Picklable, and the same in every process: what it needs of an image is all there."""
+    """Kind of evaluation. Picklable and self-contained, so it gives the same results in every process."""
 
     @property
     def name(self) -> str:
-        """The command's name, such as "points"."""
+        """Name of the command, such as "points"."""
 
     @property
     def schema(self) -> pa.Schema:
-        """The schema of its rows: `HEAD`, then its own columns."""
+        """Schema of the rows: `HEAD`, then the measure's columns."""
 
     def check(self, truths: Sequence[Truth]) -> None:
-        """Raise `UsageError` if it cannot be measured on these; called before any weights are loaded."""
+        """Raise `UsageError` if the measure can't run on these truths; called before loading any weights."""
 
     def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
-        """Measure the models, one or two, on an image: rows without the columns of `HEAD`.
+        """Measure one or two models on an image; return rows without the columns of `HEAD`.
 
-        Raises ValueError for an image that cannot be measured, which is then listed as left out, and
-        `PartlyMeasuredError` for one that counts and is listed.
+        Raises ValueError for an image that can't be measured, which is then listed as skipped, and
+        `PartlyMeasuredError` for one that counts and is also listed.
         """
 
 
 @dataclass(frozen=True)
 class EvaluatedWeights:
-    """Weights that are evaluated: a known name or an absolute path, and the file's hash, which every process checks."""
+    """Weights to evaluate: a known name or an absolute path, and the file's hash, which every process verifies."""
 
     name: str
     sha256: str
 
     @classmethod
     def of(cls, name_or_path: str) -> "EvaluatedWeights":
-        """Find weights on this machine, by a known name or a path; raises `AssetError` if they are not there."""
+        """Find weights on this machine by a known name or a path; raises `AssetError` if they don't exist."""
         return cls(absolute_name(name_or_path), sha256_of(resolve(name_or_path)))
 
     def find(self) -> Path:
-        """Return the file in this process; raises `UsageError` if it has other bytes than on the first machine."""
+        """Return the file in this process; raises `UsageError` if its bytes differ from those on the first machine."""
         path = resolve(self.name)
         found = sha256_of(path)
         if found != self.sha256:
@@ -77,17 +77,17 @@ class EvaluatedWeights:
 
     @property
     def label(self) -> str:
-        """A short name for tables: the known name, or the file's."""
+        """Short name for tables: the known name, or the file's name."""
         return base_name(self.name)
 
     def to_dict(self) -> dict[str, Any]:
-        """The weights as JSON values; of a path only the file's name, which says nothing of a machine."""
+        """Return the weights as JSON values; a path becomes the file's name, so no machine's paths are exposed."""
         return {"name": self.label, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
 class EvaluateTask:
-    """What a worker must know of a run."""
+    """Arguments of a worker."""
 
     measure: Measure
     weights: tuple[EvaluatedWeights, ...]
@@ -98,10 +98,10 @@ class EvaluateTask:
 
 @dataclass(frozen=True)
 class PartResult:
-    """What was measured on a part: rows of the measure's schema, in the order of the truth."""
+    """Measurements of a part: rows in the measure's schema, in the order of the truth."""
 
     table: pa.Table
     skipped: list[SkippedTruth] = field(default_factory=list)
-    images: int = 0  # that were measured
-    computed_on: str = ""  # such as "cpu, fp32"
-    seconds: float = 0.0  # of one worker
+    images: int = 0  # measured images
+    computed_on: str = ""  # for example "cpu, fp32"
+    seconds: float = 0.0  # measured in one worker

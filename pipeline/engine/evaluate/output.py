@@ -1,4 +1,4 @@
-"""The folder that an evaluation is written to: results.parquet, evaluation.json and index.html, none over another."""
+"""Output folder of an evaluation: results.parquet, evaluation.json, and index.html, never overwriting files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ RESULTS, ANSWER, PAGE = "results.parquet", "evaluation.json", "index.html"
 
 
 class OutputFolder:
-    """Collects the rows of a run in a local file, and puts all files at the end; a context manager.
+    """Collector that writes rows to a local file and stores all files at the end; a context manager.
 
-    Without a `folder` nothing is written. Raises `UsageError` if one of the files is there, or if it is in a dataset
-    among the `truths`, where a takedown would not find it.
+    Without a `folder` nothing is written. Raises `UsageError` if one of the files exists, or if the folder is inside a
+    dataset among the `truths`, where a takedown wouldn't find it.
     """
 
     def __init__(self, folder: Location | None, truths: Sequence[Truth], schema: pa.Schema) -> None:
@@ -41,21 +41,21 @@ class OutputFolder:
 
     @property
     def wanted(self) -> bool:
-        """Whether there is a folder to write to."""
+        """True if there is a folder to write to."""
         return self._folder is not None
 
     @property
     def page(self) -> str:
-        """Where the page is written; empty without a folder."""
+        """Path of the page, or an empty string without a folder."""
         return "" if self._folder is None else str(self._folder / PAGE)
 
     def add(self, table: pa.Table) -> None:
-        """Add rows of the schema."""
+        """Add rows in the schema."""
         if self._folder is not None:
             self._writer.add(table.cast(self._schema).combine_chunks().to_batches())
 
     def put(self, answer: Mapping[str, Any], page: str) -> None:
-        """Put the files, after noting in each dataset among the truths that they are there; the answer comes last."""
+        """Record the files in each dataset among the truths, then store them, the JSON result last."""
         if self._folder is None:
             return
         self._writer.__exit__(None, None, None)

@@ -1,4 +1,4 @@
-"""Pages of evaluations: their frame, tables of figures, and curves, which the templates draw."""
+"""Evaluation pages: frame, tables of scores, and curves, for the templates to draw."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ from segmint.pipeline.serving.documents import Tick, document_templates
 _TEMPLATES = Path(__file__).parent / "assets"
 
 Cell = tuple[str, str]
-"""A figure in percent, and its interval."""
+"""Score in percent, and its interval."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: values from 0 to 1, None where there is none. `color` is 0 or 1; `dashed` sets it apart."""
+    """Line of a chart, with values from 0 to 1 and optional intervals. `color` is 0 or 1; `dashed` is its style."""
 
     name: str
     values: tuple[float, ...]
@@ -32,7 +32,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """Curves over the same values of x, evenly spaced, in a frame of 100 x 100. `summary` is for screen readers."""
+    """Curves over the same evenly spaced values of x, in a 100 x 100 frame. `summary` is for screen readers."""
 
     title: str
     x_label: str
@@ -43,19 +43,19 @@ class Curves:
 
     @property
     def low(self) -> float:
-        """The value at the bottom of the axis: a tenth below all values and intervals."""
+        """Value at the bottom of the axis: the lowest value or interval, rounded down to a tenth."""
         values = [value for curve in self.curves for value in curve.values]
         ends = [interval[0] for curve in self.curves for interval in curve.intervals if interval is not None]
         return max(0.0, min(0.9, math.floor(10 * min(values + ends) - 1e-9) / 10))
 
     @property
     def x_ticks(self) -> list[Tick]:
-        """Each value of x."""
+        """Tick for each value of x."""
         return [Tick(self._across(place), text) for place, text in enumerate(self.x)]
 
     @property
     def y_ticks(self) -> list[Tick]:
-        """Round percentages."""
+        """Ticks at round percentages."""
         span = 1 - self.low
         step = 0.1 if span <= 0.5 + 1e-9 else 0.2
         count = math.floor(span / step + 1e-9)
@@ -63,11 +63,11 @@ class Curves:
         return [Tick(round(100 * (value - self.low) / span, 2), f"{100 * value:.0f}") for value in values]
 
     def path(self, curve: Curve) -> str:
-        """A curve as an SVG path in a 100 x 100 frame."""
+        """Return a curve as an SVG path in a 100 x 100 frame."""
         return "M" + " L".join(f"{self._across(place):g} {self._down(v):g}" for place, v in enumerate(curve.values))
 
     def band(self, curve: Curve) -> str:
-        """The intervals of a curve as a closed SVG path; empty if one is unknown."""
+        """Return the intervals of a curve as a closed SVG path, or an empty string if one is unknown."""
         known = [interval for interval in curve.intervals if interval is not None]
         if len(known) != len(curve.values) or len(known) < 2:
             return ""
@@ -85,7 +85,7 @@ class Curves:
 def render(
     template: str, subject: EvaluationSubject, eyebrow: str, tiles: Sequence[tuple[str, str]], **values: Any
 ) -> str:
-    """Return a page that extends `evaluation.html.j2`, as HTML; `made` may add lines on how it was measured."""
+    """Render a page that extends `evaluation.html.j2`; `made` may add lines about how it was measured."""
     templates = document_templates(_TEMPLATES)
     templates.filters["counted"] = _counted
     made = [*_made(subject), *values.pop("made", [])]
@@ -120,7 +120,7 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of figures: `heads` of its columns after the `first`, and for each row a name and its cells."""
+    """Table of scores: `heads` of the columns after the `first`, and a name and cells for each row."""
 
     title: str
     first: str
@@ -130,7 +130,7 @@ class Table:
 
 @dataclass(frozen=True)
 class FiguresPage:
-    """What a page shows. `tiles` are the figures at its head; `score` is what `lowest` is the lowest of."""
+    """Contents of a page. `tiles` are the scores at the top; `score` names the score that `lowest` lists."""
 
     eyebrow: str
     lead: str
@@ -142,7 +142,7 @@ class FiguresPage:
     charts: Sequence[Curves] = ()
 
     def render(self, subject: EvaluationSubject, lowest: Sequence[Sequence[LowestScore]]) -> str:
-        """Return the page as HTML; `lowest` are those of each weights."""
+        """Return the page as HTML; `lowest` contains the lowest scores of each weights."""
         masks = [] if subject.masks is None else [("Masks", count(subject.masks))]
         return render(
             "figures.html.j2",
@@ -167,7 +167,7 @@ class FiguresPage:
 
 
 def cell(value: float | None, interval: Interval | None = None, sign: str = "") -> Cell:
-    """A figure and its interval in percent, a dash for none."""
+    """Return a score and its interval in percent, or a dash if there is none."""
     if value is None:
         return "-", ""
     between = "" if interval is None else f"{100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f}"

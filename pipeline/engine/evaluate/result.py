@@ -1,4 +1,4 @@
-"""What the answers of all evaluations have in common."""
+"""Parts that the results of all evaluations share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,39 +11,39 @@ from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth, Truth
 
 SHOWN = 10
-"""What was left out: lines on a terminal."""
+"""Maximum number of skipped items to list on a terminal."""
 
 LISTED = 10_000
-"""What was left out: entries in JSON."""
+"""Maximum number of skipped items to list in JSON."""
 
 
 class NothingMeasuredError(SegmintError):
-    """No image of any truth could be evaluated."""
+    """Error if no image of any truth could be evaluated."""
 
 
 @dataclass(frozen=True)
 class EvaluationSubject:
-    """What was evaluated on what; `masks` None: whole images were."""
+    """Weights, truths, and extent of an evaluation; `masks` is None if whole images were evaluated."""
 
     evaluation: str
     truths: tuple[Truth, ...]
     weights: tuple[EvaluatedWeights, ...]
-    computed_on: str  # such as "cpu, fp32"
+    computed_on: str  # for example "cpu, fp32"
     images: int
     masks: int | None
     skipped: tuple[SkippedTruth, ...]
-    seconds: float  # of all workers, in which they measured
+    seconds: float  # measuring time, summed over all workers
 
     @property
     def names(self) -> list[str]:
-        """A name for each weights; of equal ones each with its hash."""
+        """Name of each weights; equal names are followed by their hashes."""
         labels = [weights.label for weights in self.weights]
         if len(set(labels)) == len(labels):
             return labels
         return [f"{weights.label} ({weights.sha256[:12]})" for weights in self.weights]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the first keys of an answer as JSON values."""
+        """Return the first keys of a result as JSON values."""
         return {
             "evaluation": self.evaluation,
             "segmint": VERSION,
@@ -61,13 +61,13 @@ class EvaluationSubject:
         }
 
     def head(self) -> str:
-        """Return the first line of an answer."""
+        """Return the first line of a result."""
         names = listed(truth.name for truth in self.truths)
         masks = "" if self.masks is None else f"{counted(self.masks, 'mask')} of "
         return f"{self.evaluation}: {masks}{counted(self.images, 'image')} of {names}"
 
     def skipped_lines(self) -> list[str]:
-        """Return lines about what was left out."""
+        """Return lines about the skipped items."""
         if not self.skipped:
             return []
         more = len(self.skipped) - SHOWN

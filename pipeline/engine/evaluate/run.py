@@ -1,4 +1,4 @@
-"""Runs a measure over its truths: in this process, or in Ray's actors; results in the order of the truths."""
+"""Execution of a measure over its truths, in this process or in Ray actors, with results in the order of the truths."""
 
 import math
 import pickle
@@ -34,26 +34,26 @@ from segmint.pipeline.engine.evaluate.truth import (
 )
 
 RAY_IMAGES = 500
-"""From so many images on Ray's actors are used, unless the user says otherwise."""
+"""Number of images from which a run uses Ray actors, unless the user decides otherwise."""
 
 WINDOW_PARTS = 2_000
-"""Parts in one Ray Data execution: the driver holds this many at most."""
+"""Maximum number of parts per Ray Data execution, and therefore in the driver's memory."""
 
 _PART, _RESULT = (pa.schema([pa.field(name, pa.large_binary())]) for name in ("part", "result"))
 
-_THREADS, _AHEAD = 2, 3  # images of a part that are read ahead
+_THREADS, _AHEAD = 2, 3  # threads and images for prefetching within a part
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run computes. `ray` None: Ray's actors from `RAY_IMAGES` images on."""
+    """Execution options of a run. `ray` None: use Ray actors from `RAY_IMAGES` images on."""
 
     ray: bool | None = None
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 
 
 class _NumberedPart(NamedTuple):
-    """A part with its truth's number."""
+    """Part with the number of its truth."""
 
     truth: int
     part: TruthPart
@@ -62,8 +62,8 @@ class _NumberedPart(NamedTuple):
 def run_measure(task: EvaluateTask, truths: Sequence[Truth], options: RunOptions) -> Generator[PartResult, None, None]:
     """Measure all parts; yield their results in order.
 
-    Raises `UsageError` if the measure does not fit the truths or the weights cannot be loaded, and `UnfinishedError`
-    if Ray fails.
+    Raises `UsageError` if the measure doesn't fit the truths or the weights can't be loaded, and `UnfinishedError` if
+    Ray fails.
     """
     task.measure.check(truths)
     names = [truth.name for truth in truths]
@@ -85,7 +85,7 @@ def _show(progress: Progress, before: int, done: int) -> None:
 
 
 class _ReadResult(NamedTuple):
-    """An image that was read, or why it could not be."""
+    """Image after reading, or the reason it couldn't be read."""
 
     name: str
     image: TruthImage | None
@@ -93,10 +93,10 @@ class _ReadResult(NamedTuple):
 
 
 class Evaluator:
-    """The weights of a run in one process. A context manager: its decoders' children end with it."""
+    """Weights of a run in one process; a context manager that stops the decoders' child processes on exit."""
 
     def __init__(self, task: EvaluateTask, names: Sequence[str]) -> None:
-        """Load the weights; `names` are those of the truths, for what is left out."""
+        """Load the weights; `names` are those of the truths, used to list skipped items."""
         self._task = task
         self._names = names
         compute = resolve_compute(task.device, task.precision, task.threads)
@@ -107,9 +107,9 @@ class Evaluator:
         self._decoders = Decoders(JpegDecoder(own=True, processes=1), JpegDecoder(own=False, processes=1))
 
     def measure(self, truth: int, part: TruthPart, done: Callable[[int], None] = lambda images: None) -> PartResult:
-        """Measure the images of a part of truth number `truth`; calls `done` with the images so far.
+        """Measure the images of a part of truth number `truth`; call `done` with the number of images so far.
 
-        What cannot be read or measured is listed, and stops nothing.
+        Images that can't be read or measured are listed and don't stop the run.
         """
         started = time.monotonic()
         rows: list[Row] = []
@@ -141,7 +141,7 @@ class Evaluator:
         return _with_head(image, self._task.measure.rows(self._models, image))
 
     def _read(self, part: TruthPart) -> Iterator[_ReadResult]:
-        """The images in order, read and decoded by threads; a part that breaks off gives a last entry that says why."""
+        """Yield a part's images in order, read and decoded by threads; if the part breaks off, end with the reason."""
         broken: list[str] = []
 
         def pending() -> Iterator[PendingImage]:
@@ -163,7 +163,7 @@ class Evaluator:
             return _ReadResult(pending.name, None, f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
-        """End the decoders' children."""
+        """Stop the decoders' child processes."""
         for decoder in self._decoders:
             decoder.close()
 
@@ -180,14 +180,14 @@ def _with_head(image: TruthImage, rows: Sequence[Row]) -> list[Row]:
 
 
 def _is_lost_device(error: Exception) -> bool:
-    """Whether a GPU failed otherwise than by a lack of memory: nothing can be computed on it in this process."""
+    """Return whether a GPU failed for another reason than lack of memory, which makes it unusable in this process."""
     import torch
 
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 class EvaluateParts:
-    """The actor that Ray Data runs: pickled parts in, a pickled `PartResult` or error for each out."""
+    """Ray Data actor that takes pickled parts and returns a pickled `PartResult` or error for each."""
 
     def __init__(self, task: EvaluateTask, names: Sequence[str]) -> None:
         self._task = task
@@ -201,7 +201,7 @@ class EvaluateParts:
     def _measure(self, part: _NumberedPart) -> bytes:
         try:
             return pickle.dumps(self._evaluator.measure(part.truth, part.part))
-        except SegmintError as error:  # the driver raises it, as if it had happened there
+        except SegmintError as error:  # the driver raises it as if it had occurred there
             return pickle.dumps(error)
 
     @cached_property
@@ -216,7 +216,7 @@ class EvaluateParts:
 def _by_ray(
     task: EvaluateTask, names: Sequence[str], parts: Sequence[_NumberedPart], resources: ResourcesConfig
 ) -> Iterator[PartResult]:
-    import ray.data  # before the session, which quietens the logger that this import sets up
+    import ray.data  # before the session, which quiets the logger that this import sets up
     import ray.exceptions
 
     from segmint.infra.ray_session import ray_session
@@ -230,7 +230,7 @@ def _by_ray(
         if task.device.startswith("cuda") and not gpus:
             raise UsageError("--device cuda was requested, but Ray sees no GPU: use --device cpu")
         workers = gpus or _cpu_workers(task, cluster.most_workers)
-        # The number of threads would follow from Ray's CPUs of an actor; a GPU's actor takes one GPU.
+        # Otherwise the number of threads would follow from the actor's CPUs in Ray. A GPU actor takes one GPU.
         task = replace(task, device="cuda", threads=1) if gpus else replace(task, device="cpu", threads=1)
         progress.stage("evaluate", sum(part.images for _, part in parts))
         done = 0
@@ -281,7 +281,7 @@ def _window(
         max_restarts=RETRIES,
         max_task_retries=RETRIES,
     )
-    with watched(progress, len(window), math.inf, stages={}) as watch:  # images are counted as results come
+    with watched(progress, len(window), math.inf, stages={}) as watch:  # images are counted as results arrive
         for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
             watch.moved()
             for data in table.column("result").to_pylist():

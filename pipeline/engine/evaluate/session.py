@@ -1,4 +1,4 @@
-"""A run of a measure: its rows as they come, and what was evaluated, once all have come."""
+"""Run of a measure, which collects its rows as they arrive and describes the evaluation at the end."""
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +14,15 @@ from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth, Truth
 
 SEED = 0
-"""Of resampling: the same results always have the same intervals."""
+"""Seed for resampling, fixed so that equal results always get equal intervals."""
 
 SHOWN = 12
-"""Lowest scores that a page lists, of each weights."""
+"""Number of lowest scores that a page lists per weights."""
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What is evaluated, and the folder for the results, which may be left out."""
+    """Options of an evaluation; `output` is the folder for the results, or None."""
 
     truth: TruthOptions
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -31,14 +31,14 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, order=True)
 class LowestScore:
-    """One of the lowest scores, and the image or mask that has it."""
+    """Low score with the image or mask it belongs to."""
 
     score: float
     where: str
 
 
 class EvaluationSession:
-    """Runs a task over its truths; `score_of` returns a row's score, for `lowest`."""
+    """Evaluation of a task over its truths; `score_of` returns a row's score for `lowest`."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class EvaluationSession:
         output: OutputFolder,
         score_of: Callable[[Row], float | None] = lambda row: None,
     ) -> None:
-        """Take where the rows are kept: they are put there as they come."""
+        """Store the task and the output, which receives the rows as they arrive."""
         self._task = task
         self._truths = tuple(truths)
         self._options = options
@@ -61,7 +61,7 @@ class EvaluationSession:
         self._lowest: list[list[LowestScore]] = [[] for _ in task.weights]
 
     def results(self) -> Iterator[PartResult]:
-        """The results of each part, in order; raises `NothingMeasuredError` at the end if no image was measured."""
+        """Yield each part's results in order; raises `NothingMeasuredError` at the end if no image was measured."""
         for result in run_measure(self._task, self._truths, self._options):
             self._skipped += result.skipped
             self._images += result.images
@@ -71,7 +71,7 @@ class EvaluationSession:
         check_measured(self._images, self._skipped)
 
     def tables(self) -> Iterator[list[Row]]:
-        """The rows of `results`, which are put into the output."""
+        """Yield the rows of `results` and add them to the output."""
         for result in self.results():
             self._output.add(result.table)
             rows: list[Row] = result.table.to_pylist()
@@ -81,11 +81,11 @@ class EvaluationSession:
 
     @property
     def lowest(self) -> list[list[LowestScore]]:
-        """The lowest scores of each weights, once `tables` has ended."""
+        """Lowest scores of each weights, complete when `tables` has ended."""
         return self._lowest
 
     def subject(self, masks: int | None) -> EvaluationSubject:
-        """What was evaluated, once all results have come; `masks` are those that counted, None for whole images."""
+        """Return the evaluation's subject, after all results; `masks` counts the masks, None for whole images."""
         return EvaluationSubject(
             self._task.measure.name,
             self._truths,

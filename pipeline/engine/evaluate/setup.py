@@ -1,4 +1,4 @@
-"""What every evaluation begins with: the truths and the weights that a user named."""
+"""Truths and weights of an evaluation, opened from the user's options."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +20,11 @@ MOST_WEIGHTS = 2
 
 @dataclass(frozen=True)
 class TruthOptions:
-    """Which masks are the truth.
+    """Choice of the ground truth.
 
-    `images` are folders of the images of files that are no datasets: one for all of them, or one for each in order.
-    `chosen` is for datasets, `ignore` (numbers that are no masks) for label maps. `only` has ids of images by dataset,
-    as the user names it: of such a dataset no other image is evaluated. `empty`: also COCO files' images without a
-    mask.
+    `images` are the image folders of truths that aren't datasets: one for all, or one for each in order. `chosen`
+    applies to datasets, and `ignore` (values that aren't masks) to label maps. `only` lists image ids by dataset, as
+    named by the user; other images of such a dataset are skipped. `empty` includes images of COCO files without masks.
     """
 
     targets: tuple[str, ...]
@@ -34,12 +33,12 @@ class TruthOptions:
     ignore: tuple[int, ...] = ()
     only: Mapping[str, Collection[int]] = field(default_factory=dict)
     empty: bool = False
-    images_option: str = "--images"  # as messages name it
+    images_option: str = "--images"  # the option's name in messages
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which weights are evaluated, and where they compute."""
+    """Weights to evaluate, and the options of their execution."""
 
     weights: tuple[str, ...] = ("mobile_sam",)
     device: str = "auto"
@@ -47,16 +46,16 @@ class ModelOptions:
     run: RunOptions = field(default_factory=RunOptions)
 
     def task(self, measure: Measure) -> EvaluateTask:
-        """Find the weights; raises `UsageError` for more than two, and `AssetError` if they are not there."""
+        """Resolve the weights; raises `UsageError` for more than two, and `AssetError` if they don't exist."""
         if not 1 <= len(self.weights) <= MOST_WEIGHTS:
             raise UsageError(f"--weights was given {len(self.weights)} times: expected once, or twice to compare two")
         return EvaluateTask(measure, tuple(map(EvaluatedWeights.of, self.weights)), self.device, self.precision)
 
 
 def open_truths(options: TruthOptions, storage: Storage, columns: Sequence[str] = ()) -> list[Truth]:
-    """Open what the user named, each by what it is: a dataset, a COCO file (.json), or a folder of label maps.
+    """Open each target by its kind: a dataset, a COCO file (.json), or a folder of label maps.
 
-    `columns` are those of datasets' images to keep. Raises `UsageError` for anything else, and without images.
+    `columns` are the columns of datasets' images to keep. Raises `UsageError` for any other target, and without images.
     """
     locations = [Location(storage, target) for target in options.targets]
     datasets = [(location / MANIFEST).exists() for location in locations]
@@ -76,7 +75,7 @@ def open_truths(options: TruthOptions, storage: Storage, columns: Sequence[str] 
 
 
 def _folders(options: TruthOptions, files: Sequence[str]) -> list[str]:
-    """The folder of images for each file or folder that is no dataset."""
+    """Return the image folder of each target that isn't a dataset."""
     for target in files:
         if "://" not in target and not Path(target).exists():
             raise UsageError(f"{target}: no such dataset, COCO file or folder of label maps")

@@ -1,4 +1,4 @@
-"""What an evaluation takes as truth: the images with their masks, whatever they came from."""
+"""Ground truth of an evaluation: images with their masks, independent of where they come from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ Pixels = NDArray[np.uint8]
 
 
 class UnreadableTruthError(ValueError):
-    """An image cannot be evaluated; the message says why, without its name."""
+    """Error if an image can't be evaluated; the message is the reason, without the image's name."""
 
 
 class SkippedTruth(NamedTuple):
-    """An image or a mask that was not evaluated: where it is, and why."""
+    """Image or mask that was skipped, with its location and the reason."""
 
     truth: str
     where: str
@@ -31,11 +31,11 @@ class SkippedTruth(NamedTuple):
 
 @dataclass(frozen=True)
 class TruthMask:
-    """A mask that is taken as truth, in the frame of its image.
+    """Ground-truth mask, in the frame of its image.
 
-    `id` is the annotation's, or its place in the file if it has none. `source` is one of `segmint.operators.schemas`'
-    SOURCES, None outside datasets. A `crowd` covers a group of objects. `category` and `stated_area` are a COCO file's,
-    where it has them.
+    `id` is the annotation's id, or its index in the file if it has none. `source` is one of SOURCES in
+    `segmint.operators.schemas`, or None outside datasets. A `crowd` covers a group of objects. `category` and
+    `stated_area` come from a COCO file, if present.
     """
 
     id: int
@@ -50,12 +50,12 @@ class TruthMask:
 
 @dataclass(frozen=True)
 class TruthImage:
-    """An image with the masks that are taken as truth, none of them empty, all of the image's size.
+    """Image with its ground-truth masks, all nonempty and of the image's size.
 
-    `truth` is the number of its dataset or file in the command; `image_id` is unique in that. `pixels` (H, W, 3) uint8
-    RGB are those of the frame of the masks. `label_map` (H, W) int64 if the truth is label maps, 0 for the background;
-    its numbers in `ignore` are neither. `skipped`
-    has a line for each mask that is not evaluated. `columns` are values of the image by name, for groups.
+    `truth` is the number of its dataset or file in the command, and `image_id` is unique within it. `pixels` (H, W, 3)
+    uint8 RGB are in the frame of the masks. `label_map` (H, W) int64 exists if the truth is label maps, with 0 for the
+    background; its values in `ignore` are neither mask nor background. `skipped` contains a line for each skipped mask.
+    `columns` are the image's values by column name, for groups.
     """
 
     truth: int
@@ -75,7 +75,7 @@ class TruthImage:
 
 
 class Decoders(NamedTuple):
-    """What decodes pictures: those that segmint wrote, and those of anybody."""
+    """Image decoders: `own` for images that segmint wrote, `foreign` for untrusted ones."""
 
     own: JpegDecoder
     foreign: JpegDecoder
@@ -83,7 +83,7 @@ class Decoders(NamedTuple):
 
 @dataclass(frozen=True)
 class PendingImage:
-    """An image that is not yet read or decoded; `load` may run in a thread, and raises `UnreadableTruthError`."""
+    """Image that isn't read or decoded yet; `load` may run in a thread and raises `UnreadableTruthError`."""
 
     image_id: str
     name: str
@@ -95,24 +95,23 @@ class TruthPart(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is, for messages."""
+        """Name of the part for messages."""
 
     @property
     def images(self) -> int:
-        """How many images it has."""
+        """Number of images in the part."""
 
     def pending(self) -> Iterator[PendingImage]:
-        """The images in their order; raises `SegmintError` where the rest of the part cannot be read."""
+        """Yield the images in order; raises `SegmintError` if the rest of the part can't be read."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """One dataset or file of an evaluation.
+    """Dataset or file that an evaluation uses as ground truth.
 
-    `name` is what the user gave, without credentials; `kind` says what it is, `facts` which: digests and choices.
-    `dataset` is the place of a segmint dataset.
-    `frequencies`: of LVIS files, how frequent a category of this id is: r, c or f. `categories`: of COCO files, the
-    ids of the masks' categories.
+    `name` is the user's name for it, without credentials; `kind` is its kind, and `facts` are its digests and choices.
+    `dataset` is the location of a segmint dataset. `frequencies` maps an LVIS file's category ids to their frequency:
+    r, c, or f. `categories` are the category ids of a COCO file's masks.
     """
 
     name: str
@@ -126,10 +125,10 @@ class Truth:
 
     @property
     def images(self) -> int:
-        """Images with a mask or more."""
+        """Number of images to evaluate."""
         return sum(part.images for part in self.parts)
 
 
 def empty_lines(masks: Sequence[TruthMask]) -> list[str]:
-    """A line for each mask without pixels."""
+    """Return a line for each mask without pixels."""
     return [f"{mask_name(mask.id)}: it has no pixels" for mask in masks if not mask.area]

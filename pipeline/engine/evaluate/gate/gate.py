@@ -1,4 +1,4 @@
-"""`segmint evaluate points --gate`: whether the second weights may replace the first."""
+"""`segmint evaluate points --gate`: decide whether the second weights may replace the first."""
 
 import sys
 from collections import Counter
@@ -48,9 +48,9 @@ _AHEAD = 64
 
 @dataclass
 class AnnotatedImages:
-    """Images with masks of people; `assisted` counts assisted masks by image and the SHA-256 of the model.
+    """Images with annotated masks; `assisted` counts assisted masks by image and the model's SHA-256.
 
-    `corrected` has the SHA-256 of the model whose answer was corrected, by annotation id.
+    `corrected` maps an annotation id to the SHA-256 of the model whose prediction was corrected.
     """
 
     images: set[int] = field(default_factory=set)
@@ -58,7 +58,7 @@ class AnnotatedImages:
     corrected: dict[int, str] = field(default_factory=dict)
 
     def models(self, images: Collection[int]) -> Counter[str]:
-        """The assisted masks of some images by the model's SHA-256."""
+        """Return the number of assisted masks of some images by the model's SHA-256."""
         found: Counter[str] = Counter()
         for (image, model), count in self.assisted.items():
             if image in images:
@@ -67,7 +67,7 @@ class AnnotatedImages:
 
 
 def find_annotated_images(location: Location) -> AnnotatedImages:
-    """Read the tables of masks; a shard whose table cannot be read is passed over: an evaluation lists it."""
+    """Read the masks tables. Shards with unreadable tables are skipped, because an evaluation lists them."""
     dataset = Dataset.open(location)
     found = AnnotatedImages()
 
@@ -77,7 +77,7 @@ def find_annotated_images(location: Location) -> AnnotatedImages:
         except DamagedDatasetError:
             return None
 
-    own = dataset.manifest.weights.sha256  # of masks without a model
+    own = dataset.manifest.weights.sha256  # the model of masks that name none
     for read in map_ahead(table, dataset.commits(), _THREADS, _AHEAD, "masks"):
         if read is None or not {"source", "annotation_id"} <= set(read.column_names):
             continue
@@ -94,14 +94,14 @@ def find_annotated_images(location: Location) -> AnnotatedImages:
 
 
 CLICKS = (1, 3)
-"""Clicks that a gate measures after, besides those of the evaluation."""
+"""Numbers of clicks that a gate measures in addition to the evaluation's."""
 
 _UNKNOWN = "a file: whether its images were trained on is not known, and all count as held out"
 
 
 @dataclass(frozen=True)
 class GateOptions:
-    """The evaluation that decides, and the guard sets: datasets, COCO files or folders of label maps."""
+    """The deciding evaluation, and the guard sets: datasets, COCO files, or folders of label maps."""
 
     points: PointsOptions
     guards: tuple[str, ...] = ()
@@ -109,9 +109,9 @@ class GateOptions:
 
 
 def evaluate_gate(options: GateOptions, storage: Storage) -> GateResult:
-    """Evaluate two weights on held-out masks of people and on the guard sets, and judge.
+    """Evaluate two weights on held-out annotated masks and on the guard sets, and return the verdict.
 
-    Raises `UsageError` for wrong options, and `NothingMeasuredError` if no image of the truth can be evaluated.
+    Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image of the truth can be evaluated.
     """
     points = options.points
     if len(points.model.weights) != 2:
@@ -136,7 +136,7 @@ def evaluate_gate(options: GateOptions, storage: Storage) -> GateResult:
 
 
 def _refuse_twice(option: str, names: Sequence[str]) -> None:
-    """Raise `UsageError` for what is named twice: its images would count as twice as many."""
+    """Raise `UsageError` for a name that is given twice, because its images would count twice."""
     places: dict[str, str] = {}
     for name in names:
         first = places.setdefault(absolute(name), name)
@@ -146,7 +146,7 @@ def _refuse_twice(option: str, names: Sequence[str]) -> None:
 
 @dataclass
 class _GateDataset:
-    """A dataset among the truths or guard sets: the images that no weights were trained on, and masks of people."""
+    """Dataset among the truths or guard sets, with its untrained images and its annotated masks."""
 
     untrained: UntrainedImages
     people: AnnotatedImages | None = None
@@ -154,13 +154,13 @@ class _GateDataset:
 
 @dataclass(frozen=True)
 class _TruthPositions:
-    """What a tally must know of the truths of a run, by their places."""
+    """Datasets and lineages that a tally uses to classify the masks of a run, by the index of the truth."""
 
     found: tuple[_GateDataset | None, ...]
     lineages: tuple[Lineage, Lineage]
 
     def role(self, truth: int, mask: int, source: str | None) -> Role:
-        """The role of a mask."""
+        """Return the role of a mask."""
         found = self.found[truth]
         if source == CORRECTED and found is not None and found.people is not None:
             model = found.people.corrected.get(mask)
@@ -168,13 +168,13 @@ class _TruthPositions:
         return role_of(source)
 
     def group(self, truth: int, image: str) -> int | None:
-        """The group of an image of a dataset."""
+        """Return the group of an image of a dataset."""
         found = self.found[truth]
         return None if found is None else found.untrained.groups.get(image)
 
 
 class _GateJudge:
-    """A judge of an evaluation by clicks."""
+    """Judge of an evaluation with clicks."""
 
     def __init__(self, options: GateOptions, storage: Storage) -> None:
         points = options.points
@@ -196,15 +196,15 @@ class _GateJudge:
 
     @property
     def only(self) -> dict[str, frozenset[int]]:
-        """The images that may be evaluated, of the datasets of which not all may."""
+        """Ids of the images that may be evaluated, for the datasets with such a restriction."""
         return {name: found.untrained.ids for name, found in self._found.items() if found.untrained.ids is not None}
 
     def see(self, result: PartResult) -> None:
-        """Take the results of a part."""
+        """Add the results of a part."""
         self._tally.add(result.table)
 
     def judge(self) -> GateJudgment:
-        """Judge what was seen, after the guard sets; the second call returns the same."""
+        """Evaluate the guard sets and judge all results; a second call returns the same judgment."""
         if self._judged is None:
             seed = self._options.points.settings.seed
             favoring = self._tally.scores([Role.FAVORS_FIRST]).masks
@@ -286,7 +286,7 @@ class _GateJudge:
 
 
 def _chosen(points: PointsOptions) -> Iterator[str]:
-    """What was chosen otherwise than by default, as a reason: another choice may give another verdict."""
+    """Yield a reason that lists the options that differ from the defaults, because they may change the verdict."""
     settings = _guard_settings(points)
     chosen = [
         *([f"--seed {settings.seed}"] if settings.seed else []),
@@ -299,7 +299,7 @@ def _chosen(points: PointsOptions) -> Iterator[str]:
 
 
 def guard_task(points: PointsOptions) -> EvaluateTask:
-    """The clicks on a guard set: as those on the truth, up to three."""
+    """Return the task for a guard set: the same clicks as on the truth, up to three."""
     return points.model.task(PointsMeasure(_guard_settings(points)))
 
 
@@ -313,7 +313,7 @@ def _skipped(name: str, untrained: UntrainedImages) -> JudgedImages:
 
 
 def _without_truth(gate: _GateJudge, points: PointsOptions, storage: Storage) -> GateResult:
-    """The answer where no truth is left."""
+    """Return the result if no truth remains."""
     judgment = gate.judge()
     truths = [Truth(name, DATASET, ()) for name in dict.fromkeys(points.truth.targets)]
     weights = tuple(lineage.weights for lineage in gate.lineages)

@@ -1,4 +1,4 @@
-"""What weights were trained on, by the `training.json` beside them, and which images of datasets they were not."""
+"""Lineage of weights, read from the `training.json` next to them, and the images they weren't trained on."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,16 +32,16 @@ from segmint.pipeline.engine.train.record import TrainingRecord, read_record
 from segmint.pipeline.engine.train.settings import DatasetKeys, TrainConfig
 
 _PUBLISHED = frozenset(asset.sha256 for asset in ASSETS.values())
-"""The SHA-256 of weights that segmint knows, and that no training of its made."""
+"""SHA-256 of the published weights that segmint supports, which no segmint training made."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """What weights were trained on: the rounds that trained them or the weights that they descend from.
+    """Training history of weights: the rounds that trained them or their ancestors.
 
-    `known` is False for weights of others, without their `training.json`, and where the lineage begins with such.
-    `share` is the smallest held-out share of all rounds; None without a round, 0 if that of a round is not known.
-    `begun` are the weights that the first round began from: a link without datasets.
+    `known` is False for foreign weights without a `training.json`, and if the lineage starts with such weights. `share`
+    is the smallest held-out share of all rounds: None without rounds, 0 if a round's share isn't known. `begun` are the
+    weights that the first round started from, a link without datasets.
     """
 
     weights: EvaluatedWeights
@@ -52,34 +52,34 @@ class Lineage:
 
     @property
     def hashes(self) -> frozenset[str]:
-        """The SHA-256 of these weights and of all that they descend from."""
+        """SHA-256 of these weights and all their ancestors."""
         return frozenset([self.weights.sha256, *(each.weights for each in (*self.begun, *self.rounds))])
 
     @property
     def ancestors(self) -> frozenset[str]:
-        """The SHA-256 of all weights of the lineage whose datasets may have masks of training images.
+        """SHA-256 of all weights of the lineage whose datasets may contain masks of training images.
 
-        Published weights are not among them: they made many datasets, and were trained on none of them.
+        Published weights are excluded because they built many datasets and were trained on none of them.
         """
         return frozenset(each.weights for each in (*self.begun, *self.rounds)) - _PUBLISHED
 
     @property
     def unexplained(self) -> frozenset[str]:
-        """The SHA-256 of weights of the lineage of which it is not known what they were trained on."""
+        """SHA-256 of the weights in the lineage whose training data isn't known."""
         return self.hashes - {each.weights for each in self.rounds} - _PUBLISHED
 
     @property
     def names(self) -> frozenset[str]:
-        """The names of the datasets that were trained on."""
+        """Names of the datasets in the rounds."""
         return frozenset(dataset.name for each in self.rounds for dataset in each.datasets)
 
     @property
     def digests(self) -> frozenset[str]:
-        """The digests of the versions that were trained on."""
+        """Digests of the dataset versions in the rounds."""
         return frozenset(dataset.digest for each in self.rounds for dataset in each.datasets)
 
     def to_dict(self) -> dict[str, Any]:
-        """The lineage as JSON values."""
+        """Return the lineage as JSON values."""
         return {
             **self.weights.to_dict(),
             "known": self.known,
@@ -88,7 +88,7 @@ class Lineage:
         }
 
     def line(self) -> str:
-        """The lineage in a sentence, without a full stop."""
+        """Return the lineage as a sentence without a period."""
         if not self.known and not self.rounds:
             return (
                 f"{self.weights.label}: where these weights come from is not known, as no {TRAINING} of theirs is "
@@ -108,7 +108,7 @@ class Lineage:
 
 
 def lineage_of(weights: EvaluatedWeights, storage: Storage) -> Lineage:
-    """Find what weights were trained on; raises `UsageError` for a `training.json` that cannot be read."""
+    """Return the lineage of weights; raises `UsageError` for an unreadable `training.json`."""
     if weights.sha256 in _PUBLISHED:
         return Lineage(weights, known=True)
     if is_web_address(weights.name):
@@ -134,11 +134,11 @@ def lineage_of(weights: EvaluatedWeights, storage: Storage) -> Lineage:
 
 @dataclass(frozen=True)
 class UntrainedImages:
-    """The images of a dataset that no weights were trained on; `ids` None: all of them.
+    """Images of a dataset that no weights were trained on; `ids` is None for all of them.
 
-    `trained` are those that were, or that show the same as one that was, or of which that is not known. `why` says how
-    that is known. `groups` has a number for each image that could be looked at, by its file's name: images of the
-    command that show the same have the same. `skipped` are the images and shards that could not.
+    `trained` are the images that were trained on or are similar to such, and those for which this isn't known. `why` is
+    the basis of this choice. `groups` maps the file name of each readable image to a number that similar images of the
+    command share. `skipped` are the unreadable images and shards.
     """
 
     ids: frozenset[int] | None
@@ -148,13 +148,13 @@ class UntrainedImages:
     skipped: tuple[str, ...] = ()
 
     def of(self, images: Collection[int]) -> frozenset[int]:
-        """Those of some images that no weights were trained on."""
+        """Return those of some images that no weights were trained on."""
         return frozenset(images) if self.ids is None else self.ids & frozenset(images)
 
 
 @dataclass(frozen=True)
 class _DatasetHistory:
-    """What is known of a dataset: its manifest, the digests of its versions, and weights that it notes it trained."""
+    """Manifest of a dataset, the digests of its versions, and the weights that it records as trained on it."""
 
     manifest: DatasetManifest
     digests: frozenset[str]
@@ -167,7 +167,7 @@ class _DatasetHistory:
         return cls(load_manifest(dataset), frozenset(digests), frozenset(noted))
 
     def trained(self, lineage: Lineage) -> bool:
-        """Whether weights of a lineage were trained on the dataset, or on one that its images come from."""
+        """Return whether weights of a lineage were trained on the dataset, or on one that its images come from."""
         before = [dataset for each in self.manifest.lineage for dataset in each.datasets]
         names = {self.manifest.name, *(dataset.name for dataset in before)}
         digests = self.digests | {dataset.digest for dataset in before}
@@ -179,11 +179,11 @@ class _DatasetHistory:
         )
 
     def share(self, lineage: Lineage) -> float:
-        """The share of the dataset that a lineage that was trained on it held out; 0 if it is not known."""
+        """Return the share of the dataset that a lineage trained on it held out, or 0 if unknown."""
         return 0.0 if self.noted & lineage.unexplained else lineage.share or 0.0
 
     def is_one(self, dataset: TrainingDatasetRef) -> bool:
-        """Whether it is a dataset of a round, in some version."""
+        """Return whether this is a dataset of a round, in any version."""
         return dataset.name == self.manifest.name or dataset.digest in self.digests
 
 
@@ -192,12 +192,12 @@ def untrained_images(
 ) -> dict[str, UntrainedImages]:
     """Find the images of datasets, by the names that the user gave, that no weights were trained on.
 
-    Weights were trained on a dataset if their lineage names it or one of its versions, or if it notes that it trained
-    them. A dataset that was built with weights of the lineage, or of another one that begins with the same datasets,
-    counts as such a dataset: masks of people are carried over to it. Of these an image is held out as in training, by
-    the smallest share of all rounds. An image of another dataset is, too, unless it shows the same as one that is not.
-    No image of a dataset is if it was trained on together with one that is not among `targets`: it may show the same as
-    one of that. Raises `DamagedDatasetError` if a shard of a dataset that was trained on cannot be read.
+    Weights were trained on a dataset if their lineage names it or one of its versions, or if the dataset records them.
+    A dataset that was built with weights of the lineage, or of another lineage that starts with the same datasets,
+    counts as well, because annotated masks are carried over to it. Its images are held out as in training, by the
+    smallest share of all rounds. An image of any other dataset counts unless a similar image was trained on. If a
+    dataset was trained on together with one that isn't in `targets`, none of its images count, as they may be similar
+    to images of that one. Raises `DamagedDatasetError` if a shard of a dataset that was trained on can't be read.
     """
     if not targets:
         return {}
@@ -261,7 +261,7 @@ def untrained_images(
 
 
 def _missing(lineages: Sequence[Lineage], known: Collection[_DatasetHistory]) -> list[str]:
-    """The names of datasets that are not known, of the rounds that trained on several."""
+    """Return the names of unknown datasets in the rounds that trained on several."""
     several = [each.datasets for lineage in lineages for each in lineage.rounds if len(each.datasets) > 1]
     return sorted(
         {each.name for datasets in several for each in datasets if not any(one.is_one(each) for one in known)}
@@ -269,7 +269,7 @@ def _missing(lineages: Sequence[Lineage], known: Collection[_DatasetHistory]) ->
 
 
 def _skipped(dataset: TrainingDataset, skipped: SkippedImages) -> tuple[str, ...]:
-    """What of a dataset could not be looked at, the first ones by name."""
+    """Return the unreadable items of a dataset, with details for the first ones."""
     lines = []
     for each in skipped.listed:
         if each["dataset"] == dataset.manifest.name and "detail" in each:

@@ -1,4 +1,4 @@
-"""The judgment of a gate, as text, as JSON and for a page."""
+"""Judgment of a gate, as text, as JSON, and as the values of a page."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,15 +27,15 @@ TO_DO = (
 
 @dataclass(frozen=True)
 class JudgedImages:
-    """Which images of a dataset or file were judged on; `trained` were left out as trained on, or like such a one."""
+    """Judged images of a dataset or file; `trained` counts those skipped as trained on or similar to such images."""
 
     name: str
     trained: int
     why: str
-    skipped: tuple[str, ...] = ()  # images and shards that could not be looked at
+    skipped: tuple[str, ...] = ()  # unreadable images and shards
 
     def line(self) -> str:
-        """It as a line for a person."""
+        """Return the choice as a line for people."""
         skipped = f"; {counted(self.trained, 'image')} left out as trained on" if self.trained else ""
         more = f"; and {len(self.skipped) - SHOWN:,} more" if len(self.skipped) > SHOWN else ""
         unread = f"; could not be looked at: {'; '.join(self.skipped[:SHOWN])}{more}" if self.skipped else ""
@@ -44,13 +44,12 @@ class JudgedImages:
 
 @dataclass(frozen=True)
 class GateJudgment:
-    """Whether the second weights may replace the first, and by what.
+    """Verdict on whether the second weights may replace the first, with its basis.
 
-    `assisted_by` counts assisted masks by the model: "first", "second", or "others"; `corrected_separately` are masks
-    that are reported with these, as people corrected them from an answer that favors the second weights.
-    `favoring_first` are independent masks that were corrected from predictions of the first weights, or of what they
-    descend from.
-    `guard_skipped`: what of the guard sets was not measured.
+    `assisted_by` counts assisted masks by model: "first", "second", or "others". `corrected_separately` counts masks
+    that are reported with those because they were corrected from a prediction that favors the second weights.
+    `favoring_first` counts independent masks that were corrected from predictions of the first weights or their
+    ancestors. `guard_skipped` lists the items of the guard sets that weren't measured.
     """
 
     verdict: GateVerdict
@@ -68,11 +67,11 @@ class GateJudgment:
 
     @property
     def passes(self) -> bool:
-        """Whether the second weights are better, and every guard set could say that they are not worse there."""
+        """True if the second weights are better, and every guard set had enough images to show them not worse."""
         return self.verdict is GateVerdict.BETTER and all(guard.judged for guard in self.guards)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the judgment as JSON values."""
         return {
             "verdict": self.verdict.value,
             "reasons": list(self.reasons),
@@ -103,7 +102,7 @@ class GateJudgment:
         }
 
     def lines(self) -> list[str]:
-        """Return it as lines for a person; the first has the verdict."""
+        """Return the judgment as lines for people, with the verdict first."""
         return [
             f"gate: {self.question} {self.verdict.value}",
             *(f"  {reason}" for reason in self.reasons),
@@ -117,12 +116,12 @@ class GateJudgment:
 
     @property
     def question(self) -> str:
-        """What the verdict answers."""
+        """Question that the verdict answers."""
         first, second = (each.weights.label for each in self.lineages)
         return f"may {second} replace {first}?"
 
     def table(self) -> Iterator[tuple[str, str, str, str]]:
-        """Each comparison: on what, the measure, the difference in percent points, and whether it may decide."""
+        """Yield each comparison: masks, measure, difference in percentage points, and whether it may decide."""
         parts = [("independent masks", self.independent, (DECIDES,)), ("assisted masks", self.assisted, ())]
         parts += [(f"guard set {guard.name}", guard.compared, GUARDED) for guard in self.guards]
         for name, compared, deciding in parts:
@@ -132,7 +131,7 @@ class GateJudgment:
                 yield where, NAMES[each.measure], percent_points(each), decides
 
     def notes(self) -> Iterator[str]:
-        """What is known of the weights and the images."""
+        """Yield notes on the weights and the images."""
         if self.assisted:
             by = ", ".join(f"{count:,} by {model}" for model, count in self.assisted_by.items() if count)
             yield f"assisted masks favor the model that assisted{f': {by}' if by else ''}"
@@ -155,7 +154,7 @@ class GateJudgment:
             yield f"guard sets: {len(self.guard_skipped) - SHOWN:,} more left out"
 
     def values(self) -> Mapping[str, Any]:
-        """Return what the page's template shows."""
+        """Return the values for the page's template."""
         return {
             "verdict": self.verdict.value,
             "kind": {GateVerdict.BETTER: "good", GateVerdict.WORSE: "bad"}.get(self.verdict, ""),
@@ -168,16 +167,16 @@ class GateJudgment:
 
 @dataclass(frozen=True)
 class GateResult:
-    """An evaluation with its judgment; `points` None: there was nothing to evaluate on."""
+    """Evaluation with its judgment; `points` is None if there was nothing to evaluate."""
 
     subject: EvaluationSubject
     judgment: GateJudgment
     points: PointsResult | None = None
-    page: str = ""  # where it was written, without `points`
+    page: str = ""  # path of the written page, if `points` is None
 
     @property
     def passes(self) -> bool:
-        """Whether the second weights may replace the first."""
+        """True if the second weights may replace the first."""
         return self.judgment.passes
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,7 +186,7 @@ class GateResult:
         return {**self.subject.to_dict(), "gate": self.judgment.to_dict()}
 
     def lines(self) -> list[str]:
-        """Return the result as lines for a person."""
+        """Return the result as lines for people."""
         if self.points is not None:
             return self.points.lines()
         return [*self.judgment.lines(), *([f"written: open {self.page}"] if self.page else [])]

@@ -1,6 +1,6 @@
-"""Whether weights B may replace weights A: scores summed up by image and by what a mask may say, compared, and judged.
+"""Verdict of a gate: scores of two weights, summed by image and mask role, compared, and judged.
 
-docs/decisions/0027-the-gate.md says why it decides so.
+docs/decisions/0027-the-gate.md gives the reasons for the rules.
 """
 
 import math
@@ -21,21 +21,21 @@ from segmint.pipeline.engine.evaluate.intervals import percent
 from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
 
 DECIDES = "iou_1"
-"""The measure of the truth that decides: the mean IoU at one click."""
+"""Measure of the truth that decides: the mean IoU at one click."""
 
 GUARDED = ("oracle_1", "iou_3")
-"""The measures of a guard set that decide."""
+"""Measures of a guard set that decide."""
 
 MEASURES = ("iou_1", "oracle_1", "iou_3")
-"""All that a gate compares."""
+"""All measures that a gate compares."""
 
 NAMES = {"iou_1": "one click", "oracle_1": "best of three", "iou_3": "three clicks"}
 
 GUARD_LIMIT = -0.01
-"""A guard set is worse where an interval lies below this."""
+"""Upper limit of an interval below which a guard set is worse."""
 
 LEAST_IMAGES = 10
-"""Images from which on there is an interval that may decide."""
+"""Minimum number of images for an interval that may decide."""
 
 ASSISTED = "assisted"
 """The `source` of masks that a person made by prompting a model."""
@@ -45,26 +45,26 @@ CORRECTED = "corrected"
 
 
 class Role(StrEnum):
-    """What a mask may say about two weights."""
+    """Evidence that a mask provides about two weights."""
 
-    INDEPENDENT = "independent"  # of people, without help, or of a file that the user takes as truth
-    FAVORS_FIRST = "favors_first"  # corrected from an answer of the first weights, or of what they descend from
+    INDEPENDENT = "independent"  # annotated without help, or from a file that the user takes as truth
+    FAVORS_FIRST = "favors_first"  # corrected from a prediction of the first weights or their ancestors
     ASSISTED = "assisted"  # favors the model that assisted
-    AUTOMATIC = "automatic"  # a model's own
+    AUTOMATIC = "automatic"  # made by a model
 
 
 def role_of(source: str | None) -> Role:
-    """The role of a mask by its `source`, which is None outside datasets."""
+    """Return the role of a mask by its `source`, which is None outside datasets."""
     if source == AUTOMATIC:
         return Role.AUTOMATIC
     return Role.ASSISTED if source == ASSISTED else Role.INDEPENDENT
 
 
 def role_of_corrected(model: str, first: Lineage, second: Lineage) -> Role:
-    """The role of a mask that a person corrected, by the SHA-256 of the model that made it.
+    """Return the role of a corrected mask by the SHA-256 of the model that made it.
 
-    An ancestor of both favors the first if the second descends from the first. Else it is not known which of them it is
-    nearer to, and the mask is apart, as one that favors the second.
+    A common ancestor favors the first weights if the second descend from the first. Otherwise it isn't known which of
+    them is closer to it, so the mask is reported separately, as one that favors the second.
     """
     if model in first.hashes and (first.weights.sha256 in second.hashes or model not in second.hashes):
         return Role.FAVORS_FIRST
@@ -72,18 +72,18 @@ def role_of_corrected(model: str, first: Lineage, second: Lineage) -> Role:
 
 
 class TruthRoles(Protocol):
-    """What is known of the masks and images of the truths of a run, which are named by their place in it."""
+    """Facts about the masks and images of a run's truths, which are identified by their index in the run."""
 
     def role(self, truth: int, mask: int, source: str | None) -> Role:
-        """The role of a mask, by its annotation's id."""
+        """Return the role of a mask by its annotation id."""
 
     def group(self, truth: int, image: str) -> int | None:
-        """The group of images that show the same, by the image's file name; None: it is not known."""
+        """Return the group of similar images by an image's file name, or None if it isn't known."""
 
 
 @dataclass
 class ScoreSums:
-    """Sums the scores of two weights over each image's masks, as results come."""
+    """Sums of the scores of two weights over each image's masks, accumulated as results arrive."""
 
     measures: tuple[str, ...]
     judged: TruthRoles
@@ -94,7 +94,7 @@ class ScoreSums:
     corrected_separately: int = 0  # corrected masks that are reported with the assisted ones
 
     def add(self, table: pa.Table) -> None:
-        """Add rows of an interactive evaluation: a row for each mask and weights."""
+        """Add rows of an interactive evaluation, one for each mask and weights."""
         columns = ["truth", "image_id", "image", "mask", "source", "weights", *self.measures]
         rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
         for truth, image, name, mask, source, weights, *scores in rows:
@@ -110,7 +110,7 @@ class ScoreSums:
             self._counts[key] = self._counts.get(key, 0) + (weights == 0)
 
     def scores(self, roles: Sequence[Role], truth: int | None = None) -> ImageScores:
-        """The scores of masks with these roles, of one truth or of all; images that show the same are one unit."""
+        """Return the scores of masks with these roles, of one truth or all; similar images count as one unit."""
         keys = [key for key in self._sums if key[2] in roles and truth in (None, key[0])]
         sums = np.array([self._sums[key] for key in keys]).reshape(len(keys), 2, len(self.measures))
         counts = np.array([self._counts[key] for key in keys], np.float64)
@@ -121,7 +121,7 @@ class ScoreSums:
 
 
 class GateVerdict(StrEnum):
-    """The answers of a gate."""
+    """Possible verdicts of a gate."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -131,10 +131,10 @@ class GateVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class MeanComparison:
-    """Means of a measure over the same masks, and the second's minus the first's; all are shares, not percent.
+    """Means of a measure over the same masks, and the second minus the first; all are fractions, not percentages.
 
-    `images` that show the same count as one. The 95 % interval is of the difference, None with fewer than
-    `LEAST_IMAGES` images.
+    Similar `images` count as one. The 95 % interval is that of the difference, and None with fewer than `LEAST_IMAGES`
+    images.
     """
 
     measure: str
@@ -146,30 +146,30 @@ class MeanComparison:
     interval: Interval | None
 
     def below(self, limit: float) -> bool:
-        """Whether the whole interval is below a difference."""
+        """Return whether the whole interval is below a limit."""
         return self.interval is not None and self.interval[1] < limit
 
 
 @dataclass(frozen=True)
 class GuardComparison:
-    """How two weights do on a guard set. Empty: nothing of it could be measured."""
+    """Comparison of two weights on a guard set; empty if nothing could be measured."""
 
     name: str
     compared: tuple[MeanComparison, ...]
 
     @property
     def worse(self) -> tuple[MeanComparison, ...]:
-        """The comparisons by which the second weights are worse here."""
+        """Comparisons in which the second weights are worse here."""
         return tuple(each for each in self.compared if each.measure in GUARDED and each.below(GUARD_LIMIT))
 
     @property
     def judged(self) -> bool:
-        """Whether there are images enough."""
+        """True if there are enough images."""
         return any(each.interval is not None for each in self.compared)
 
 
 def compare(scores: ImageScores, seed: int, resamples: int = RESAMPLES) -> tuple[MeanComparison, ...]:
-    """Compare two weights by each of `MEASURES`; empty without any image."""
+    """Compare two weights by each of `MEASURES`; return an empty tuple without images."""
     images = len(scores.counts)
     if not images:
         return ()
@@ -195,10 +195,10 @@ def compare(scores: ImageScores, seed: int, resamples: int = RESAMPLES) -> tuple
 
 
 def expanded_interval(replicates: Floats, images: int) -> list[Interval]:
-    """The 95 % interval of each column of replicates (R, M) of a mean over few images.
+    """Return the 95 % interval of each column of replicates (R, M) of a mean over few images.
 
-    The expanded percentile interval of Hesterberg, "What Teachers Should Know About the Bootstrap" (2015): wider than
-    the percentile interval by what the bootstrap of few images misses, by a factor of 1.21 for 10 images.
+    This is the expanded percentile interval of Hesterberg, "What Teachers Should Know About the Bootstrap" (2015). It
+    corrects the narrowness of the percentile interval for few images, by a factor of 1.21 for 10 images.
     """
     from scipy.stats import norm, t
 
@@ -212,9 +212,9 @@ def decide(
     guards: Sequence[GuardComparison],
     unfavored: Sequence[MeanComparison] | None = None,
 ) -> tuple[GateVerdict, tuple[str, ...]]:
-    """Return the verdict and its reasons; `truth` has the comparisons over independent masks, or none.
+    """Return the verdict and its reasons; `truth` contains the comparisons over independent masks, if any.
 
-    `unfavored` has those without the masks that favor the first weights; None: there is no such mask.
+    `unfavored` contains those without the masks that favor the first weights; None if there are no such masks.
     """
     worse = [
         f"on the guard set {guard.name} the mean IoU ({NAMES[each.measure]}) changes by {percent_points(each)}: all "
@@ -254,7 +254,7 @@ def _by_truth(truth: Sequence[MeanComparison], unfavored: Sequence[MeanCompariso
 
 
 def percent_points(compared: MeanComparison) -> str:
-    """A difference with its interval, in percent points: `+4.5 (+2.1 to +6.9)`."""
+    """Return a difference with its interval in percentage points, such as `+4.5 (+2.1 to +6.9)`."""
     return percent(compared.difference, compared.interval, "+")
 
 
