@@ -1,4 +1,4 @@
-"""`segmint evaluate edges`: from label maps and weights to ODS, OIS, AP and R50, as text, as JSON and as a page."""
+"""`segmint evaluate edges`: ODS, OIS, AP, and R50 of weights on label maps, as text, as JSON, and as a page."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ FIGURES = ("ods", "ois", "ap", "r50")
 
 @dataclass(frozen=True)
 class EdgeFigure:
-    """One of `FIGURES`, or a difference of it: the second weights' minus the first's."""
+    """One of `FIGURES`, or its difference between two weights, the second minus the first."""
 
     name: str
     value: float | None
@@ -37,7 +37,7 @@ class EdgeFigure:
 
 @dataclass(frozen=True)
 class EdgesResult:
-    """The figures and the curve of each weights, and the differences of two."""
+    """Scores and precision-recall curve of each weights, and the differences between two."""
 
     subject: EvaluationSubject
     measure: EdgesMeasure
@@ -70,7 +70,7 @@ class EdgesResult:
         }
 
     def lines(self) -> list[str]:
-        """Return the result as lines for a person."""
+        """Return the result as lines for people."""
         side = self.measure.points_per_side
         return [
             self.subject.head(),
@@ -83,7 +83,7 @@ class EdgesResult:
         ]
 
     def page(self) -> FiguresPage:
-        """Return what the page shows."""
+        """Return the contents of the page."""
         names = [weights.label for weights in self.subject.weights]
         rows = [
             (f"{name}, ODS at {scores.ods_threshold:.2f}", [cell(each.value, each.interval) for each in figures])
@@ -140,7 +140,7 @@ class EdgesResult:
 
 
 def gather(tables: Iterable[Sequence[Row]], weights: int) -> NDArray[np.int64]:
-    """The counts of all images, (I, W, 4, K), from rows as `EdgesMeasure` returns them."""
+    """Return the counts of all images, (I, W, 4, K), from the rows of `EdgesMeasure`."""
     found = [stack([counts_of(row)])[0] for rows in tables for row in rows]
     return np.array(found, dtype=np.int64).reshape(-1, weights, *(found[0].shape if found else (4, 0)))
 
@@ -148,7 +148,7 @@ def gather(tables: Iterable[Sequence[Row]], weights: int) -> NDArray[np.int64]:
 def edges_result(
     subject: EvaluationSubject, measure: EdgesMeasure, counts: NDArray[np.int64], seed: int
 ) -> EdgesResult:
-    """Sum up counts (I, W, 4, K); images are resampled together for all weights."""
+    """Sum the counts (I, W, 4, K) to a result; images are resampled jointly for all weights."""
     cuts = thresholds(measure.cuts)
     images, weights, kinds, steps = counts.shape
     best = np.stack([at_best_thresholds(counts[:, each]) for each in range(weights)], axis=1)
@@ -185,9 +185,9 @@ def _line(name: str, cells: list[str]) -> str:
 def evaluate_edges(
     options: EvaluateOptions, measure: EdgesMeasure, annotators: Sequence[str], storage: Storage
 ) -> EdgesResult:
-    """Find edges in all images, and match them with boundaries of label maps; with an output also write the results.
+    """Find edges in all images and match them with the boundaries of label maps; also write the results to the output.
 
-    `annotators` are folders of further label maps of the same images. Raises `UsageError` for wrong options, and
+    `annotators` are folders of additional label maps of the same images. Raises `UsageError` for invalid options, and
     `NothingMeasuredError` if no image can be evaluated.
     """
     _check(measure)

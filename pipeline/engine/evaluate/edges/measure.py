@@ -1,4 +1,4 @@
-"""Edges as a measure: a row for each image and weights, with counts at each threshold."""
+"""Edge detection as a measure: a row for each image and weights, with counts at each threshold."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,13 +34,13 @@ _LARGEST_MAP = 1 << 30  # bytes
 
 @dataclass(frozen=True)
 class Annotator:
-    """The label maps of a further annotator: a folder, and the name in it of each image's map, by stem."""
+    """Label maps of an additional annotator: a folder, and the name of each image's map in it, by stem."""
 
     folder: Location
     names: Mapping[str, str]
 
     def labels(self, stem: str, size: tuple[int, int]) -> LabelMap | None:
-        """The label map of an image; None if this annotator did not draw it. Raises ValueError for a bad map."""
+        """Return an image's label map, or None if this annotator has none. Raises ValueError for an invalid map."""
         name = self.names.get(stem)
         if name is None:
             return None
@@ -57,7 +57,7 @@ class Annotator:
 
 
 def open_annotator(folder: Location) -> Annotator:
-    """List a further annotator's label maps; raises `UsageError` without any, or for two of one stem."""
+    """List an additional annotator's label maps; raises `UsageError` if there are none, or two with the same stem."""
     names: dict[str, str] = {}
     for entry in folder.list():
         path = PurePosixPath(entry.name)
@@ -72,7 +72,7 @@ def open_annotator(folder: Location) -> Annotator:
 
 @dataclass(frozen=True)
 class EdgesMeasure:
-    """Find edges in each image, and match them with the boundaries of its label maps, one for each annotator."""
+    """Edge detection in each image, matched with the boundaries of its label maps, one for each annotator."""
 
     points_per_side: int = 16
     cuts: int = THRESHOLDS
@@ -83,12 +83,12 @@ class EdgesMeasure:
 
     @property
     def schema(self) -> pa.Schema:
-        """`HEAD`, the weights, how many annotators drew the image, its best F-measure, and counts by threshold."""
+        """`HEAD`, the weights, the number of annotators, the best F-measure of the image, and counts by threshold."""
         counts = pa.list_(pa.int64())
         return pa.schema(
             [
                 *HEAD,
-                pa.field("weights", pa.int32(), nullable=False),  # place of the weights in the command, from 0
+                pa.field("weights", pa.int32(), nullable=False),  # index of the weights in the command, from 0
                 pa.field("annotators", pa.int32(), nullable=False),
                 pa.field("f", pa.float64(), nullable=False),
                 *(pa.field(name, counts, nullable=False) for name in COUNTS),
@@ -105,7 +105,7 @@ class EdgesMeasure:
                 )
 
     def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
-        """Find edges with each model; raises ValueError for a bad map of a further annotator."""
+        """Find edges with each model; raises ValueError for an additional annotator's invalid map."""
         assert image.label_map is not None, "checked before"
         others = (each.labels(image.image_id, image.size) for each in self.annotators)
         maps = [image.label_map, *(each for each in others if each is not None)]
@@ -123,5 +123,5 @@ class EdgesMeasure:
 
 
 def counts_of(row: Row) -> EdgeCounts:
-    """The counts of a row."""
+    """Return the counts of a row."""
     return EdgeCounts(*(np.array(row[name], dtype=np.int64) for name in COUNTS))

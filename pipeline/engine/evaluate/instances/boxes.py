@@ -1,4 +1,4 @@
-"""Boxes of a detector, from a file of COCO results: what the model is prompted with."""
+"""Boxes of a detector, read from a file of COCO results, as prompts for the model."""
 
 import hashlib
 import json
@@ -18,16 +18,16 @@ from segmint.infra.storage.location import Location
 _EXPECTED = "expected COCO results, a list of {image_id, category_id, bbox: [x, y, width, height], score}"
 
 NO_CATEGORY = 0
-"""The category of all boxes and masks where they have none."""
+"""Category of all boxes and masks if they have none."""
 
 
 @dataclass(frozen=True)
 class ImageBoxes:
-    """The boxes of one image, in the file's order.
+    """Boxes of one image, in the file's order.
 
     Attributes:
         boxes: (N, 4) float64, x0, y0, x1, y1 in pixels of the image.
-        scores: (N,) float64; None without scores.
+        scores: (N,) float64, or None if the file has no scores.
         categories: (N,) int64.
     """
 
@@ -36,7 +36,7 @@ class ImageBoxes:
     categories: NDArray[np.int64]
 
     def best(self, most: int) -> "ImageBoxes":
-        """The `most` boxes of each category with the highest scores: all that COCO's evaluation looks at."""
+        """Return the `most` boxes per category with the highest scores, all that COCO's evaluation uses."""
         if self.scores is None:
             return self
         kept: list[int] = []
@@ -49,7 +49,7 @@ class ImageBoxes:
 
 @dataclass(frozen=True)
 class BoxesByImage:
-    """The boxes of a file, by image; `by_name`: the keys are file names, else ids as text."""
+    """Boxes of a file, by image. With `by_name` the keys are file names, otherwise ids as text."""
 
     by_image: Mapping[str, ImageBoxes]
     scored: bool
@@ -59,12 +59,12 @@ class BoxesByImage:
 
     @property
     def of_categories(self) -> frozenset[int]:
-        """The ids of the boxes' categories; none if they have none."""
+        """Ids of the boxes' categories, empty if they have none."""
         each = (image.categories.tolist() for image in self.by_image.values()) if self.categories else ()
         return frozenset(category for image in each for category in image)
 
     def without_categories(self) -> "BoxesByImage":
-        """The same boxes, all of one category."""
+        """Return the same boxes, all in one category."""
         by_image = {
             key: replace(each, categories=np.full_like(each.categories, NO_CATEGORY))
             for key, each in self.by_image.items()
@@ -72,13 +72,13 @@ class BoxesByImage:
         return replace(self, by_image=by_image, categories=False)
 
     def of(self, image_id: str, name: str) -> ImageBoxes:
-        """The boxes of an image, none if the file has none for it."""
+        """Return the boxes of an image, possibly none."""
         nothing = ImageBoxes(np.zeros((0, 4)), np.zeros(0) if self.scored else None, np.zeros(0, np.int64))
         return self.by_image.get(name if self.by_name else image_id, nothing)
 
 
 def no_image_error(boxes: BoxesByImage) -> UsageError:
-    """The error for boxes of which none is of an image that was evaluated."""
+    """Return the error for boxes of which none belongs to an evaluated image."""
     expected = "file names of the dataset" if boxes.by_name else "images' ids in the file of the truth"
     return UsageError(
         f"no box of {boxes.facts['name']} is of an image that was evaluated: expected its image_id to be {expected}"
@@ -86,7 +86,7 @@ def no_image_error(boxes: BoxesByImage) -> UsageError:
 
 
 def no_category_error(boxes: BoxesByImage) -> UsageError:
-    """The error for boxes of categories that no true mask has."""
+    """Return the error for boxes whose categories match no true mask."""
     return UsageError(
         f"no category of the boxes in {boxes.facts['name']} has a true mask: expected category_id to be the "
         "categories' ids in the file of the truth"
@@ -94,10 +94,10 @@ def no_category_error(boxes: BoxesByImage) -> UsageError:
 
 
 def read_boxes(file: Location, of_dataset: bool) -> BoxesByImage:
-    """Read a file of COCO results; `of_dataset`: its image ids are those of a segmint dataset, as exports have them.
+    """Read a file of COCO results; with `of_dataset` its image ids are a segmint dataset's, as in exports.
 
-    Raises `UsageError`, naming the entry, for another file, boxes without a width or height, and scores or categories
-    that only some of the boxes have.
+    Raises `UsageError`, which names the entry, for a file in another format, boxes without a width or height, and
+    scores or categories that only some boxes have.
     """
     try:
         data = file.read()

@@ -1,6 +1,6 @@
-"""`segmint evaluate instances`: from truths, weights and boxes to the answer.
+"""`segmint evaluate instances`: instance segmentation from boxes, from truths, weights, and boxes to the result.
 
-Boxes of a detector, with scores, give AP; boxes without give mIoU.
+A detector's boxes, which have scores, give AP; boxes without scores give mIoU.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,17 +43,17 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class InstancesSettings:
-    """How boxes were made into masks; `boxes` None: those of the truth."""
+    """Settings for making masks from boxes; `boxes` None: use the boxes of the truth."""
 
     refine: bool
     boxes: BoxesByImage | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON values."""
+        """Return the settings as JSON values."""
         return {"refine": self.refine, "boxes": "truth" if self.boxes is None else dict(self.boxes.facts)}
 
     def line(self) -> str:
-        """What was prompted with, in words."""
+        """Return the prompts in words."""
         facts = {} if self.boxes is None else self.boxes.facts
         boxes = f"{facts['boxes']:,} boxes" if facts else "the boxes of the true masks"
         unknown = facts.get("categories_without_a_mask", [])
@@ -64,7 +64,7 @@ class InstancesSettings:
 
 @dataclass(frozen=True)
 class PrecisionResult:
-    """COCO's twelve figures for each weights; AP of each category by its id."""
+    """COCO's twelve scores for each weights, and the AP of each category by its id."""
 
     subject: EvaluationSubject
     settings: InstancesSettings
@@ -85,7 +85,7 @@ class PrecisionResult:
         return answer
 
     def lines(self) -> list[str]:
-        """Return the result as lines for a person."""
+        """Return the result as lines for people."""
         over = "without categories" if self.categories is None else f"over {len(self.categories[0])} categories"
         return [
             self.subject.head(),
@@ -97,7 +97,7 @@ class PrecisionResult:
         ]
 
     def page(self) -> FiguresPage:
-        """Return what the page shows."""
+        """Return the contents of the page."""
         names = [weights.label for weights in self.subject.weights]
         rows = [
             (name, [cell(each[figure]) for figure in SHOWN]) for name, each in zip(names, self.figures, strict=True)
@@ -130,7 +130,7 @@ class PrecisionResult:
 
 @dataclass(frozen=True)
 class OverlapResult:
-    """mIoU over masks and over images for each weights, with intervals, and the differences of two."""
+    """mIoU over masks and over images for each weights, with intervals, and the differences between two."""
 
     subject: EvaluationSubject
     settings: InstancesSettings
@@ -149,7 +149,7 @@ class OverlapResult:
         return answer
 
     def lines(self) -> list[str]:
-        """Return the result as lines for a person."""
+        """Return the result as lines for people."""
         return [
             self.subject.head(),
             f"{self.settings.line()}; mIoU in percent, with 95 % intervals by resampling images; AP needs scores",
@@ -164,7 +164,7 @@ class OverlapResult:
         ]
 
     def page(self) -> FiguresPage:
-        """Return what the page shows."""
+        """Return the contents of the page."""
         names = [weights.label for weights in self.subject.weights]
         rows = [(name, [cell(*each) for each in means.values()]) for name, means in zip(names, self.means, strict=True)]
         if self.differences is not None:
@@ -188,10 +188,10 @@ class OverlapResult:
 
 
 class MatchesByCategory:
-    """The matches of a run for each weights and category, image by image; a few bytes a box."""
+    """Matches of a run for each weights and category, by image; a few bytes per box."""
 
     def __init__(self, tables: Iterable[Sequence[Row]], weights: int) -> None:
-        """Take rows as `PrecisionMeasure` returns them."""
+        """Collect the rows of `PrecisionMeasure`."""
         self.by_category: list[dict[int, list[tuple[str, ImageMatches]]]] = [{} for _ in range(weights)]
         for rows in tables:
             for row in rows:
@@ -200,11 +200,11 @@ class MatchesByCategory:
 
     @property
     def masks(self) -> int:
-        """True masks without crowds."""
+        """Number of true masks without crowds."""
         return sum(int(matches.truth[0]) for images in self.by_category[0].values() for _, matches in images)
 
     def check(self, boxes: BoxesByImage) -> None:
-        """Raise `UsageError` if no box is of an image, or of a category, that has true masks."""
+        """Raise `UsageError` if no box is in an image, or of a category, with true masks."""
         images = self.by_category[0].values()
         if not any(len(matches.scores) for category in images for _, matches in category):
             raise no_image_error(boxes)
@@ -216,7 +216,7 @@ class MatchesByCategory:
             raise no_category_error(boxes)
 
     def answer(self, subject: EvaluationSubject, settings: InstancesSettings, categories: bool) -> PrecisionResult:
-        """Sum up, category by category in order of their ids, images in order of theirs, as COCO's evaluation does."""
+        """Return the scores, accumulated by ascending category and image id as in COCO's evaluation."""
         figures, by_category = [], []
         for home in self.by_category:
             total, each = CocoPrecision(), dict[int, float | None]()
@@ -232,9 +232,9 @@ class MatchesByCategory:
 
 
 def gather_overlaps(tables: Iterable[Sequence[Row]], weights: int, boxes: BoxesByImage | None = None) -> Floats:
-    """Each image's number of masks and sum of IoUs of each weights, (I, 1 + W), from `OverlapMeasure`'s rows.
+    """Return each image's number of masks and sums of IoUs by weights, (I, 1 + W), from `OverlapMeasure`'s rows.
 
-    Raises `UsageError` if none of the `boxes` is of one of the images.
+    Raises `UsageError` if no image has any of the `boxes`.
     """
     images: dict[tuple[int, str], list[float]] = {}
     boxed = boxes is None
@@ -250,7 +250,7 @@ def gather_overlaps(tables: Iterable[Sequence[Row]], weights: int, boxes: BoxesB
 
 
 def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums: Floats, seed: int) -> OverlapResult:
-    """Sum up what `gather_overlaps` returns; images are resampled together for all weights."""
+    """Sum the output of `gather_overlaps` to a result; images are resampled jointly for all weights."""
     weights = sums.shape[1] - 1
     of_images = np.concatenate([np.ones((len(sums), 1)), sums[:, 1:] / sums[:, :1]], axis=1)
 
@@ -267,7 +267,7 @@ def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums
 
 
 def _order(image_id: str) -> tuple[int, int, str]:
-    """Numbers by value, before names."""
+    """Return a sort key that orders numbers by value, before names."""
     return (0, int(image_id), "") if image_id.isdecimal() else (1, 0, image_id)
 
 
@@ -289,14 +289,14 @@ def _line(name: str, cells: list[str], width: int = 12) -> str:
 def evaluate_instances(
     options: EvaluateOptions, boxes_file: str | None, refine: bool, storage: Storage
 ) -> PrecisionResult | OverlapResult:
-    """Make a mask of each box, and compare with the truth; with an output also write the results.
+    """Make a mask from each box and compare it with the truth; also write the results to the output.
 
-    Boxes with scores give AP, others, and those of the truth without a file, mIoU. Raises `UsageError` for wrong
-    options, and `NothingMeasuredError` if no image can be evaluated.
+    Boxes with scores give AP. Boxes without scores, and without a file those of the truth, give mIoU. Raises
+    `UsageError` for invalid options, and `NothingMeasuredError` if no image can be evaluated.
     """
     truths = open_truths(options.truth, storage)
     boxes = None if boxes_file is None else boxes_for(truths, Location(storage, boxes_file))
-    if boxes is not None and boxes.scored:  # what a detector finds in an image without a mask is wrong, and counts
+    if boxes is not None and boxes.scored:  # detections in an image without masks count as wrong
         truths = open_truths(replace(options.truth, empty=True), storage)
     settings = InstancesSettings(refine, boxes)
     measure: PrecisionMeasure | OverlapMeasure
@@ -322,14 +322,14 @@ def evaluate_instances(
 
 
 def boxes_for(truths: Sequence[Truth], file: Location) -> BoxesByImage:
-    """Read the boxes for a truth; raises `UsageError` for several truths, or if no true mask is of their categories."""
+    """Read the boxes for a truth; raises `UsageError` for several truths, or if no category has a true mask."""
     if len(truths) > 1:
         raise UsageError(
             f"--boxes has boxes of the images of one dataset or file, and {len(truths)} were named: expected one"
         )
     boxes = read_boxes(file, truths[0].kind == DATASET)
     categories = truths[0].categories
-    if not (boxes.categories and categories):  # only COCO files say which masks are of which category id, and not all
+    if not (boxes.categories and categories):  # only some COCO files have category ids of masks
         return boxes.without_categories()
     if not boxes.of_categories & categories:
         raise no_category_error(boxes)

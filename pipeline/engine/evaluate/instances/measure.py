@@ -1,4 +1,4 @@
-"""Masks of boxes as a measure: matches for AP where the boxes have scores, else a row with its IoU for each mask."""
+"""Masks from boxes as a measure: matches for AP if the boxes have scores, else a row with its IoU for each mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from segmint.pipeline.engine.evaluate.proposals.measure import true_masks
 from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
 
 MOST = 100
-"""Masks of one category in an image that COCO's evaluation looks at."""
+"""Maximum number of masks per category and image that COCO's evaluation considers."""
 
-_WEIGHTS = pa.field("weights", pa.int32(), nullable=False)  # place of the weights in the command, from 0
+_WEIGHTS = pa.field("weights", pa.int32(), nullable=False)  # index of the weights in the command, from 0
 
 
 @dataclass(frozen=True)
 class PrecisionMeasure:
-    """Make a mask of each box of a detector, and match them with the truth: a row for each image and category."""
+    """Masks from a detector's boxes, matched with the truth: a row for each image and category."""
 
     boxes: BoxesByImage
     refine: bool = True
@@ -34,7 +34,7 @@ class PrecisionMeasure:
 
     @property
     def schema(self) -> pa.Schema:
-        """`HEAD`, the weights, the category, and `ImageMatches`: scores, bits, and true masks by range of size."""
+        """`HEAD`, the weights, the category, and `ImageMatches`: scores, bits, and true masks by size range."""
         return pa.schema(
             [
                 *HEAD,
@@ -47,7 +47,7 @@ class PrecisionMeasure:
         )
 
     def check(self, truths: Sequence[Truth]) -> None:
-        """Any one truth will do."""
+        """Accept any single truth."""
 
     def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
         """Prompt each model with the image's boxes."""
@@ -76,7 +76,7 @@ class PrecisionMeasure:
 
 
 def matches_of(row: Row) -> ImageMatches:
-    """The matches of a row of `PrecisionMeasure`."""
+    """Return the matches of a row of `PrecisionMeasure`."""
     return ImageMatches(
         np.array(row["scores"], dtype=np.float64),
         np.frombuffer(row["bits"], dtype=np.uint8),
@@ -86,10 +86,10 @@ def matches_of(row: Row) -> ImageMatches:
 
 @dataclass(frozen=True)
 class OverlapMeasure:
-    """Make a mask of each box, and take its IoU with the truth: a row for each true mask that is no crowd.
+    """Masks from boxes, with their IoU with the truth: a row for each true mask except crowds.
 
-    Without `boxes` those of the true masks, each for its own; else each true mask is paired with at most one of the
-    file's, of its category, so that the sum of IoUs is the largest.
+    Without `boxes`, each true mask's box is the prompt for it. Otherwise each true mask is paired with at most one mask
+    from the file's boxes, of its category, so that the sum of IoUs is maximal.
     """
 
     boxes: BoxesByImage | None = None
@@ -99,7 +99,7 @@ class OverlapMeasure:
 
     @property
     def schema(self) -> pa.Schema:
-        """`HEAD`, the weights, the mask's id, label and area, and its IoU."""
+        """`HEAD`, the weights, the mask's id, label, and area, and its IoU."""
         return pa.schema(
             [
                 *HEAD,
@@ -112,10 +112,10 @@ class OverlapMeasure:
         )
 
     def check(self, truths: Sequence[Truth]) -> None:
-        """Any truth will do, but with a file of boxes only one."""
+        """Accept any truth, but only one with a file of boxes."""
 
     def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
-        """Prompt each model with the boxes; raises ValueError if the image has no mask but crowds."""
+        """Prompt each model with the boxes; raises ValueError if the image has only crowds or no masks."""
         masks = [mask for mask in image.masks if not mask.crowd]
         if not masks:
             raise ValueError("it has no mask")
@@ -146,7 +146,7 @@ class OverlapMeasure:
 def _segment(
     models: Sequence[Predictor], image: TruthImage, boxes: NDArray[np.float64], refine: bool
 ) -> list[list[BoxMask]]:
-    """The masks of the boxes by each model."""
+    """Return the masks of the boxes by each model."""
     if not len(boxes):
         return [[] for _ in models]
     embeddings = embed_for_all(models, image.pixels)

@@ -1,4 +1,4 @@
-"""Means of an evaluation's scores with 95 % intervals, and the differences between two weights and between groups."""
+"""Means of an evaluation's scores with 95 % intervals, and differences between two weights and between groups."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from segmint.pipeline.engine.evaluate.intervals import LEAST_IMAGES
 from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
 
 Over = Literal["masks", "images", "datasets"]
-"""What is averaged: masks, images' means over their masks, or datasets' means over their masks."""
+"""Items to average: masks, images' means over their masks, or datasets' means over their masks."""
 
-# The third number of a seed: what is drawn.
+# The third number of a seed: the purpose of the random numbers.
 _MEANS, _SIGNS, _GROUPS, _PAIRS = range(4)
 
 
 @dataclass(frozen=True)
 class MeanScore:
-    """The mean of a measure; `truth` None: of all truths together. No interval with fewer than two images."""
+    """Mean of a measure; `truth` None: over all truths together. With fewer than two images, there is no interval."""
 
     weights: int
     measure: str
@@ -40,9 +40,9 @@ class MeanScore:
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """The second weights' mean minus the first's, over the same masks or images.
+    """Mean of the second weights minus that of the first, over the same masks or images.
 
-    `p` (over masks only): that of no difference, by flipping the signs of whole images' differences.
+    `p` (over masks only) tests for no difference by flipping the signs of whole images' differences.
     """
 
     measure: str
@@ -55,7 +55,7 @@ class MeanDifference:
 
 @dataclass(frozen=True)
 class GroupMean:
-    """The mean over a group's masks."""
+    """Mean over a group's masks."""
 
     weights: int
     measure: str
@@ -68,9 +68,9 @@ class GroupMean:
 
 @dataclass(frozen=True)
 class GroupPair:
-    """The first group's mean minus the second's; `p` by permuting labels over images, `holm` over all pairs.
+    """First group's mean minus the second's; `p` permutes labels over images, and `holm` corrects it for all pairs.
 
-    The pairs of Holm's correction are those of one measure and weights. None: nothing can be permuted.
+    Holm's correction covers the pairs of one measure and weights. Both are None if nothing can be permuted.
     """
 
     weights: int
@@ -90,7 +90,7 @@ class Means:
     differences: tuple[MeanDifference, ...]
 
     def mean(self, measure: str, weights: int = 0, truth: int | None = None, over: Over = "masks") -> MeanScore:
-        """Return one of the means; raises KeyError for one that is not there."""
+        """Return one of the means; raises KeyError if it doesn't exist."""
         wanted = (weights, measure, truth, over)
         for each in self.scores:
             if (each.weights, each.measure, each.truth, each.over) == wanted:
@@ -98,7 +98,7 @@ class Means:
         raise KeyError(wanted)
 
     def difference(self, measure: str, truth: int | None = None, over: Over = "masks") -> MeanDifference:
-        """Return one of the differences; raises KeyError for one that is not there."""
+        """Return one of the differences; raises KeyError if it doesn't exist."""
         for each in self.differences:
             if (each.measure, each.truth, each.over) == (measure, truth, over):
                 return each
@@ -106,10 +106,10 @@ class Means:
 
 
 def means_of(scores: ImageScores, truths: int, seed: int, resamples: int = RESAMPLES) -> Means:
-    """Return the means of all measures over masks and images, for each truth and for all of them together.
+    """Return the means of all measures over masks and images, for each truth and for all together.
 
-    With several truths also the mean of their means over masks. Images are resampled, within each truth for that. All
-    weights are resampled together, and so are their differences.
+    With several truths, this includes the mean of their means over masks, for which images are resampled within each
+    truth. All weights and their differences are resampled jointly.
     """
     images = scores.by_image()
     numbers = [number for number in range(truths) if (images.truth == number).any()]
@@ -145,7 +145,7 @@ def groups_of(
 ) -> tuple[tuple[GroupMean, ...], tuple[GroupPair, ...]]:
     """Return the means of some measures over each group's masks, and the tests of each pair of groups.
 
-    Masks without a group are left out.
+    Masks without a group are skipped.
     """
     names = sorted({group for group in scores.group if group is not None})
     columns = [scores.column(measure) for measure in measures]
@@ -202,7 +202,7 @@ def _pairs(
 
 
 def _ways(scores: ImageScores) -> Iterator[tuple[Over, Floats, Floats]]:
-    """Sums and counts whose ratios are the means over masks, and over images."""
+    """Yield sums and counts whose ratios are the means over masks and over images."""
     yield "masks", scores.sums, scores.counts
     yield "images", scores.sums / scores.counts[:, None, None], np.ones(len(scores.counts))
 
@@ -217,7 +217,7 @@ def _add(
     replicates: Floats | None,
     p: list[float] | None,
 ) -> None:
-    """Add the means (W, M) with their replicates (R, W, M), and the differences of two weights."""
+    """Append the means (W, M) with intervals from their replicates (R, W, M), and the differences of two weights."""
     for weights in range(mean.shape[0]):
         intervals = None if replicates is None else percentile_interval(replicates[:, weights])
         for place, measure in enumerate(measures):

@@ -1,4 +1,4 @@
-"""The interactive evaluation as a measure: a row for each mask and weights."""
+"""Evaluation by clicks as a measure: a row for each mask and weights."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
 _RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.binary())])
 
 DRAWN = ["truth_rle", "first_rle", "last_rle"]
-"""Columns that a page is drawn from, and that are not kept: the truth, and the model's first and last choice."""
+"""Columns that only the page needs and that aren't stored: the truth, and the model's first and last choice."""
 
 
 @dataclass(frozen=True)
 class PointsMeasure:
-    """Click on each mask that is no crowd. `group_by` names a column of the images, or `label` or `source` of masks."""
+    """Clicks on each mask except crowds. `group_by` names a column of the images, or `label` or `source` of masks."""
 
     settings: PointsSettings = field(default_factory=PointsSettings)
     group_by: str | None = None
@@ -31,7 +31,7 @@ class PointsMeasure:
 
     @property
     def schema(self) -> pa.Schema:
-        """`HEAD`, what the mask is, and its scores after each number of clicks."""
+        """`HEAD`, the mask's attributes, and its scores after each number of clicks."""
         scores = [pa.field(f"{kind}_{count}", pa.float64()) for kind in SCORES for count in self.settings.clicks]
         return pa.schema(
             [
@@ -41,7 +41,7 @@ class PointsMeasure:
                 pa.field("source", pa.string()),
                 pa.field("group", pa.string()),
                 pa.field("area", pa.int64(), nullable=False),  # pixels
-                pa.field("weights", pa.int32(), nullable=False),  # place of the weights in the command, from 0
+                pa.field("weights", pa.int32(), nullable=False),  # index of the weights in the command, from 0
                 *scores,
                 # in order; label is 1 for foreground and 0 for background
                 pa.field("clicks", pa.list_(pa.struct([("x", pa.int32()), ("y", pa.int32()), ("label", pa.int8())]))),
@@ -50,13 +50,13 @@ class PointsMeasure:
         )
 
     def check(self, truths: Sequence[Truth]) -> None:
-        """Any truth will do."""
+        """Accept any truth."""
 
     def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
-        """Click on the image's masks with each model; raises ValueError if it has none.
+        """Click on the image's masks with each model; raises ValueError if there are none.
 
-        One of two models that answers with no number has scores of 0, so that a comparison does not lose the image:
-        raises `PartlyMeasuredError`. ValueError if no model has an answer.
+        If one of two models predicts NaN, it gets scores of 0, so that a comparison doesn't lose the image, and this
+        raises `PartlyMeasuredError`. Raises ValueError if every model fails.
         """
         masks = [mask for mask in image.masks if not mask.crowd]
         if not masks:
@@ -116,9 +116,9 @@ class PointsMeasure:
 
 
 SCORES = ("iou", "oracle", "predicted")
-"""What is measured: the model's choice, the best of its three masks, and its own estimate of its choice."""
+"""Scores: the model's choice, the best of its three masks, and its own estimate of its choice."""
 
 
 def _number(image: str, mask: int) -> int:
-    """A mask's number for random clicks: the same wherever its dataset lies."""
+    """Return a mask's number for random clicks, which doesn't depend on the dataset's location."""
     return int.from_bytes(hashlib.sha256(f"{image}\0{mask}".encode()).digest()[:8]) >> 1

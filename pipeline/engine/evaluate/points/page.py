@@ -1,4 +1,4 @@
-"""The page of an interactive evaluation: curves, tables, groups, and the masks with the lowest scores."""
+"""Page of the evaluation by clicks: curves, tables, groups, and the masks with the lowest scores."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ from segmint.pipeline.engine.evaluate.points.scores import WorstMask
 from segmint.pipeline.engine.evaluate.truth import Decoders, Truth, TruthImage, TruthPart, UnreadableTruthError
 
 _PAIRS = 60
-"""Pairs of groups on the page."""
+"""Number of pairs of groups on the page."""
 
 _FIRST = {
     "center": "The first click is on the pixel farthest from the mask's boundary.",
@@ -35,9 +35,9 @@ _SEVERAL = {
 }
 
 SIDE = 320
-"""Pixels of the longer side of a picture."""
+"""Length of the longer side of a drawn image in pixels."""
 
-_MARGIN = 0.25  # of a square around the masks, as a share of their longer side
+_MARGIN = 0.25  # margin of a square around the masks, as a share of their longer side
 _LEAST_CROP = 48  # pixels of the image
 _TRUTH, _CHOICE = (20, 90, 200), (240, 130, 30)
 _FOREGROUND, _BACKGROUND = (25, 125, 50), (190, 35, 30)
@@ -46,11 +46,11 @@ _QUALITY = 85
 
 Pixels = NDArray[np.uint8]
 Crop = tuple[int, int, int, int]
-"""left, top, right, bottom in pixels of the image, the last two not included."""
+"""left, top, right, bottom in pixels of the image; right and bottom are exclusive."""
 
 
 def render_page(answer: PointsResult, worst: Sequence[Sequence[WorstMask]], truths: Sequence[Truth]) -> str:
-    """Return the page as HTML; `worst` are masks of each weights, whose images are read again to draw them."""
+    """Return the page as HTML; `worst` are masks of each weights, whose images are read again for drawing."""
     subject, settings = answer.subject, answer.settings
     names = subject.names
     ends = f"iou_{settings.clicks[0]}", f"iou_{settings.clicks[-1]}"
@@ -169,7 +169,7 @@ def _pairs(answer: PointsResult) -> Iterator[dict[str, str]]:
 
 @dataclass(frozen=True)
 class WorstMaskImage:
-    """A mask drawn after the first and the last click, as URIs of data; `problem` says why there are none."""
+    """Mask drawn after the first and the last click, as data URIs; `problem` is the reason if there are none."""
 
     image: str
     mask: int
@@ -184,7 +184,7 @@ class WorstMaskImage:
 
 
 def draw_worst(worst: Sequence[WorstMask], truths: Sequence[Truth], measures: tuple[str, str]) -> list[WorstMaskImage]:
-    """Draw masks in their order, from images that are read again; `measures` are the first and the last IoU."""
+    """Draw the masks in their order, reading their images again; `measures` are the first and the last IoU."""
     parts = [part for truth in truths for part in truth.parts]
     images: dict[tuple[int, str], TruthImage | str] = {}
     with JpegDecoder(own=True, processes=1) as own, JpegDecoder(own=False, processes=1) as foreign:
@@ -232,7 +232,7 @@ def _draw_click(canvas: Pixels, place: tuple[int, int], number: int, foreground:
 
 
 def _crop(masks: NDArray[np.bool_], clicks: Sequence[Row]) -> Crop:
-    """A crop around masks and clicks, with a margin, inside the image."""
+    """Return a crop around masks and clicks, with a margin, inside the image."""
     ys, xs = (np.flatnonzero(masks.any(axis=axis)) for axis in (1, 0))
     spans = []
     for found, key, limit in ((xs, "x", masks.shape[1]), (ys, "y", masks.shape[0])):
@@ -244,7 +244,7 @@ def _crop(masks: NDArray[np.bool_], clicks: Sequence[Row]) -> Crop:
 
 
 def _around(start: int, stop: int, side: int, limit: int) -> tuple[int, int]:
-    """A span of `side` pixels around another one, inside the image's `limit`."""
+    """Return a span of `side` pixels around another one, inside the image's `limit`."""
     first = min(max(0, (start + stop - side) // 2), limit - side)
     return first, first + side
 

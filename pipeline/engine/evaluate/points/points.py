@@ -1,4 +1,4 @@
-"""`segmint evaluate points`: from truths and weights to the answer and its page."""
+"""`segmint evaluate points`: evaluation by simulated clicks, from truths and weights to the result and its page."""
 
 import csv
 import io
@@ -27,20 +27,20 @@ from segmint.pipeline.engine.evaluate.session import EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions, open_truths
 
 IMAGE_KEY, MASK_KEY = "image_id", "annotation_id"
-"""The columns of a file of groups: one of these, and one more with the label."""
+"""Key columns of a groups file, which contains one of them and one more column with the label."""
 
 MASK_COLUMNS = ("label", "source")
-"""What a mask may be grouped by, where the images have no such column."""
+"""Columns of masks to group by if the images have no such column."""
 
 MOST_GROUPS = 50
-"""More are a column of values, not of groups."""
+"""Maximum number of groups; a column with more values isn't a grouping."""
 
 _ENDINGS = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
 class Groups:
-    """How masks are grouped: by a column, or by a file's labels of images or masks; `by` names it in answers."""
+    """Grouping of masks by a column, or by a file's labels of images or masks; `by` names it in results."""
 
     by: str
     column: str | None = None
@@ -49,11 +49,11 @@ class Groups:
 
     @property
     def image_columns(self) -> tuple[str, ...]:
-        """The columns of a dataset's images that are needed."""
+        """Columns of a dataset's images that the grouping needs."""
         return () if self.column is None or self.column in MASK_COLUMNS else (self.column,)
 
     def of(self, row: Row) -> str | None:
-        """The group of a row of results; None if it has none."""
+        """Return the group of a row of results, or None."""
         if self.column is not None:
             value: str | None = row["group"]
             return value
@@ -65,7 +65,7 @@ class Groups:
 def read_groups(name: str, locate: Callable[[str], Location]) -> Groups:
     """Return the groups of `--groups`: a .csv or .parquet file, or the name of a column.
 
-    Raises `UsageError` for a file that cannot be read, has other columns, or two labels for one image or mask.
+    Raises `UsageError` for a file that is unreadable, has other columns, or assigns two labels to one image or mask.
     """
     if PurePosixPath(name).suffix.lower() not in _ENDINGS:
         return Groups(name, column=name)
@@ -115,7 +115,7 @@ def _checked(name: str, rows: list[Row]) -> Groups:
 
 
 def check_groups(groups: Groups, found: set[str]) -> None:
-    """Raise `UsageError` if masks fall into no group, or into too many to compare."""
+    """Raise `UsageError` if no mask is in a group, or if there are too many groups to compare."""
     if not found:
         raise UsageError(f"no mask that was evaluated has a value of {groups.by}: nothing to group by")
     if len(found) > MOST_GROUPS:
@@ -126,12 +126,12 @@ def check_groups(groups: Groups, found: set[str]) -> None:
 
 
 GROUP_CLICKS = (1, 3)
-"""Clicks after which groups are compared, as in the paper's analysis of fairness."""
+"""Numbers of clicks at which groups are compared, as in the paper's fairness analysis."""
 
 
 @dataclass(frozen=True)
 class PointsOptions:
-    """What is evaluated and how; `first` None: random with groups, as in the paper's analysis, else the center."""
+    """Options of the evaluation. `first` None: random with groups, as in the paper's analysis, else the center."""
 
     truth: TruthOptions
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -142,10 +142,10 @@ class PointsOptions:
 
 
 def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | None = None) -> PointsResult:
-    """Click on all masks with the weights, and sum up; with an output also write the results and a page.
+    """Click on all masks with the weights and compute the scores; also write the results and a page to the output.
 
-    A `judge` sees the results, and its judgment becomes part of the answer and the page.
-    Raises `UsageError` for wrong options, and `NothingMeasuredError` if no image can be evaluated.
+    A `judge` receives the results, and its judgment becomes part of the result and the page. Raises `UsageError` for
+    invalid options, and `NothingMeasuredError` if no image can be evaluated.
     """
     groups = None if options.groups is None else read_groups(options.groups, lambda name: Location(storage, name))
     settings = _settings(options, groups is not None)
@@ -169,7 +169,7 @@ def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | Non
 
 
 def kept_schema(measure: PointsMeasure) -> pa.Schema:
-    """The schema of the results that are kept, without what only a page is drawn from."""
+    """Return the schema of the stored results, without the columns that only the page needs."""
     kept = measure.schema
     for name in DRAWN:
         kept = kept.remove(kept.get_field_index(name))
@@ -177,7 +177,7 @@ def kept_schema(measure: PointsMeasure) -> pa.Schema:
 
 
 def _shown(results: Iterable[PartResult], judge: Judge) -> Iterator[PartResult]:
-    """Show results to a judge as they pass."""
+    """Pass results on to a judge while yielding them."""
     for result in results:
         judge.see(result)
         yield result

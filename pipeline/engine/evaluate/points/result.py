@@ -1,4 +1,4 @@
-"""The answer of the interactive evaluation, as text and as JSON."""
+"""Result of the evaluation by clicks, as text and as JSON."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -13,40 +13,40 @@ from segmint.pipeline.engine.evaluate.points.scores import ImageScores
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 
 _PAIRS = 20
-"""Pairs of groups on a terminal."""
+"""Number of pairs of groups on a terminal."""
 
 KINDS = {"iou": "the model's choice", "oracle": "the best of three"}
-"""The measures that are shown, and what they are."""
+"""Measures to show, with their names."""
 
 
 class Judgment(Protocol):
-    """A part of an answer."""
+    """Judgment that becomes part of a result."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the judgment as JSON values."""
 
     def lines(self) -> list[str]:
-        """Return it as lines for a person."""
+        """Return the judgment as lines for people."""
 
     def values(self) -> Mapping[str, Any]:
-        """Return what the page's template shows."""
+        """Return the values for the page's template."""
 
 
 class Judge(Protocol):
-    """Sees the results of an evaluation as they come, and judges once all have come."""
+    """Judge that receives an evaluation's results as they arrive and judges them at the end."""
 
     def see(self, result: PartResult) -> None:
-        """Take the results of a part."""
+        """Add the results of a part."""
 
     def judge(self) -> Judgment:
-        """Judge what was seen."""
+        """Judge all added results."""
 
 
 @dataclass(frozen=True)
 class PointsResult:
-    """Means, differences and groups of one evaluation, and the scores by image that they are computed from.
+    """Means, differences, and groups of an evaluation, and the scores by image that they are computed from.
 
-    `grouped_by` is empty without groups. `judgment` says what follows from it, where that was asked for.
+    `grouped_by` is empty without groups. `judgment` is the conclusion, if a judge was given.
     """
 
     subject: EvaluationSubject
@@ -56,7 +56,7 @@ class PointsResult:
     grouped_by: str = ""
     groups: tuple[GroupMean, ...] = ()
     pairs: tuple[GroupPair, ...] = ()
-    page: str = ""  # where it was written
+    page: str = ""  # path of the written page
     judgment: Judgment | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class PointsResult:
         return answer
 
     def lines(self) -> list[str]:
-        """Return the result as lines for a person."""
+        """Return the result as lines for people."""
         first = "the pixel farthest from the mask's boundary" if self.settings.first == "center" else "a random pixel"
         return [
             self.subject.head(),
@@ -94,7 +94,7 @@ class PointsResult:
         ]
 
     def rows(self, weights: int, truth: int | None) -> Iterator[tuple[str, list[MeanScore]]]:
-        """The means after each number of clicks: over masks of both kinds, then over images and datasets."""
+        """Yield the means after each number of clicks: over masks for both measures, then over images and datasets."""
         there = {(each.weights, each.truth, each.over, each.measure): each for each in self.means.scores}
         ways: list[tuple[str, Over, str]] = [(name, "masks", kind) for kind, name in KINDS.items()]
         ways += [("the model's choice, over images", "images", "iou"), ("mean of datasets' means", "datasets", "iou")]
@@ -104,7 +104,7 @@ class PointsResult:
                 yield name, [there[key] for key in keys]
 
     def scopes(self) -> list[int | None]:
-        """The truths that have means; None is all of them together."""
+        """Return the truths that have means; None stands for all together."""
         found: list[int | None] = []
         for each in self.means.scores:
             if each.truth not in found:
@@ -112,19 +112,19 @@ class PointsResult:
         return found
 
     def differences(self) -> Iterator[tuple[str, MeanDifference]]:
-        """The differences over all masks that are shown, each with its name."""
+        """Yield the differences over all masks to show, each with its name."""
         for each in self.means.differences:
             kind, _, count = each.measure.partition("_")
             if each.truth is None and each.over == "masks" and kind in KINDS:
                 yield f"{KINDS[kind]}, {counted(int(count), 'click')}", each
 
     def measured(self, group: GroupMean | GroupPair) -> str:
-        """By which weights, of two, and after how many clicks a group or a pair was measured."""
+        """Return the number of clicks of a group or pair, and the weights if there are two."""
         name = f"{self.subject.names[group.weights]}, " if len(self.subject.weights) > 1 else ""
         return f"{name}{counted(int(group.measure.partition('_')[2]), 'click')}"
 
     def nearest_pairs(self, most: int) -> list[GroupPair]:
-        """The pairs with the lowest p, at most so many; all of them, in their order, if they are no more."""
+        """Return at most `most` pairs, those with the lowest p; if there are no more than that, all in their order."""
         if len(self.pairs) <= most:
             return list(self.pairs)
         return sorted(self.pairs, key=lambda pair: 2.0 if pair.p is None else pair.p)[:most]
@@ -166,7 +166,7 @@ class PointsResult:
 
 
 def p_value(p: float | None) -> str:
-    """A p in words: `p = 0.012`, `p < 0.001`, `p unknown`."""
+    """Return a p-value as text: `p = 0.012`, `p < 0.001`, `p unknown`."""
     if p is None:
         return "p unknown"
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

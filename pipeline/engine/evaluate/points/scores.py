@@ -1,4 +1,4 @@
-"""The scores of an evaluation by image: what means, intervals and tests are computed from."""
+"""Scores of an evaluation by image, the input of means, intervals, and tests."""
 
 import heapq
 from collections.abc import Callable, Iterable
@@ -15,14 +15,14 @@ from segmint.pipeline.engine.evaluate.points.measure import DRAWN
 Floats = NDArray[np.float64]
 
 WORST = 12
-"""Masks that a page draws."""
+"""Number of masks that a page draws."""
 
 
 @dataclass(frozen=True)
 class ImageScores:
     """Sums of scores over the masks of each image, or of each image and group: U units.
 
-    `measures` are the M scores by name, such as `iou_1`; W weights. `counts` (U,) are masks, `sums` (U, W, M).
+    `measures` names the M scores, such as `iou_1`. `counts` (U,) are numbers of masks, `sums` (U, W, M) for W weights.
     """
 
     measures: tuple[str, ...]
@@ -34,15 +34,15 @@ class ImageScores:
 
     @property
     def masks(self) -> int:
-        """All masks."""
+        """Number of all masks."""
         return int(self.counts.sum())
 
     def column(self, measure: str) -> int:
-        """The place of a measure."""
+        """Return the index of a measure."""
         return self.measures.index(measure)
 
     def of(self, chosen: NDArray[np.bool_]) -> "ImageScores":
-        """Some of the units, (U,) bool."""
+        """Return the chosen units, (U,) bool."""
         places = np.flatnonzero(chosen).tolist()
         return ImageScores(
             self.measures,
@@ -54,7 +54,7 @@ class ImageScores:
         )
 
     def by_image(self) -> "ImageScores":
-        """The units of each image together; the groups are None."""
+        """Return the scores with the units of each image merged; the groups are None."""
         keys: dict[tuple[int, str], int] = {}
         for truth, image in zip(self.truth.tolist(), self.image_id, strict=True):
             keys.setdefault((truth, image), len(keys))
@@ -66,14 +66,14 @@ class ImageScores:
         return ImageScores(self.measures, truths, tuple(image for _, image in keys), (None,) * len(keys), counts, sums)
 
     def differences(self, first: int = 0, second: int = 1) -> Floats:
-        """The second weights' sums minus the first's, (U, M): for means and tests with `counts`."""
+        """Return the second weights' sums minus the first's, (U, M), for means and tests with `counts`."""
         difference: Floats = self.sums[:, second] - self.sums[:, first]
         return difference
 
 
 @dataclass(frozen=True, order=True)
 class WorstMask:
-    """A mask with a low score; `part` is the place of its part in the run, `row` its row of results."""
+    """Mask with a low score; `part` is the index of its part in the run, `row` its row of results."""
 
     badness: float
     order: int
@@ -88,11 +88,11 @@ def collect(
     group_of: Callable[[Row], str | None],
     keep: Callable[[pa.Table], None] = lambda table: None,
 ) -> tuple[ImageScores, list[list[WorstMask]]]:
-    """Sum up the rows of a run by image and group, part by part; also returns the worst masks of each weights.
+    """Sum the rows of a run by image and group, part by part; also return the worst masks of each weights.
 
-    `keep` gets the rows of each part, without what only a page draws. `group_of` returns the group of a row's mask.
-    Rows of one mask follow one another, a row for each weights. The worst masks are those with the lowest of the first
-    measure.
+    `keep` receives the rows of each part without the columns that only the page needs. `group_of` returns the group of
+    a row's mask. Rows of a mask are consecutive, one for each weights. The worst masks have the lowest values of the
+    first measure.
     """
     units: dict[tuple[int, str, str | None], int] = {}
     counts: list[float] = []
@@ -110,7 +110,7 @@ def collect(
                 sums.append(np.zeros((weights, len(measures))))
             counts[place] += row["weights"] == 0
             sums[place][row["weights"]] += [row[name] for name in measures]
-            order -= 1  # of equal ones the first is kept
+            order -= 1  # among equal scores, the first is kept
             found = WorstMask(-row[measures[0]], order, part, row)
             (heapq.heappush if len(heaps[row["weights"]]) < WORST else heapq.heappushpop)(heaps[row["weights"]], found)
         table = result.table.drop_columns(DRAWN)

@@ -1,4 +1,4 @@
-"""Object proposals as a measure: a row for each image, weights and kind of category."""
+"""Object proposals as a measure: a row for each image, weights, and kind of category."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,15 +18,15 @@ from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
 ALL = "all"
 
 KINDS: Mapping[str, str] = {"r": "rare", "c": "common", "f": "frequent"}
-"""LVIS's `frequency` of a category, and its name here."""
+"""Names of LVIS's `frequency` values of a category."""
 
 
 @dataclass(frozen=True)
 class ProposalsMeasure:
-    """Propose objects in each image, and count the true masks among them.
+    """Object proposals in each image, with the count of true masks among them.
 
-    `frequencies` (by truth and category id, a key of `KINDS`) are those of LVIS files: masks of each kind are counted
-    apart too, as if no others were true.
+    `frequencies` (by truth and category id, values are keys of `KINDS`) come from LVIS files. Masks of each kind are
+    also counted separately, as if they were the only true ones.
     """
 
     points_per_side: int = 64
@@ -36,15 +36,15 @@ class ProposalsMeasure:
 
     @property
     def schema(self) -> pa.Schema:
-        """`HEAD`, the weights, the kind, how many proposals and true masks, and average recall on this image.
+        """`HEAD`, the weights, the kind, the numbers of proposals and true masks, and average recall on this image.
 
-        `true_masks` and `found` are `RecallCounts`, flattened.
+        `true_masks` and `found` are the flattened arrays of `RecallCounts`.
         """
         return pa.schema(
             [
                 *HEAD,
-                pa.field("weights", pa.int32(), nullable=False),  # place of the weights in the command, from 0
-                pa.field("kind", pa.string(), nullable=False),  # of category: all, rare, common or frequent
+                pa.field("weights", pa.int32(), nullable=False),  # index of the weights in the command, from 0
+                pa.field("kind", pa.string(), nullable=False),  # of category: all, rare, common, or frequent
                 pa.field("proposals", pa.int32(), nullable=False),
                 pa.field("true_masks", pa.list_(pa.int64()), nullable=False),
                 pa.field("found", pa.list_(pa.int64()), nullable=False),
@@ -53,7 +53,7 @@ class ProposalsMeasure:
         )
 
     def check(self, truths: Sequence[Truth]) -> None:
-        """Any truth will do."""
+        """Accept any truth."""
 
     def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
         """Propose objects with each model."""
@@ -65,7 +65,7 @@ class ProposalsMeasure:
         return rows
 
     def _by_kind(self, image: TruthImage) -> dict[str, list[TruthMask]]:
-        # COCOeval has masks by category, then in the file's order; it decides between equal overlaps.
+        # COCOeval sorts masks by category, then in the file's order, which breaks ties between equal overlaps.
         masks = sorted(image.masks, key=lambda mask: -1 if mask.category is None else mask.category)
         kinds = {ALL: masks}
         if self.frequencies:
@@ -76,14 +76,14 @@ class ProposalsMeasure:
 
 
 def true_masks(masks: Sequence[TruthMask]) -> list[TrueMask]:
-    """Masks as they are matched: by the area that their file states, if it does."""
+    """Return masks for matching, with the area stated in their file, if any."""
     return [
         TrueMask(mask.rle, mask.area if mask.stated_area is None else mask.stated_area, mask.crowd) for mask in masks
     ]
 
 
 def counts_of(row: Row) -> RecallCounts:
-    """The counts of a row."""
+    """Return the counts of a row."""
     truth = np.array(row["true_masks"], dtype=np.int64)
     return RecallCounts(np.array(row["found"], dtype=np.int64).reshape(len(LIMITS), len(truth), -1), truth)
 
@@ -100,5 +100,5 @@ def _counted(masks: Sequence[TruthMask], found: Sequence[PredictedMask]) -> Row:
 
 @lru_cache(maxsize=2)
 def _generator(model: Predictor, points_per_side: int) -> MaskGenerator:
-    """Its threads live as long as the process."""
+    """Return the generator of a model, whose threads live as long as the process."""
     return MaskGenerator(model, proposal_settings(points_per_side))

@@ -1,4 +1,4 @@
-"""`segmint evaluate proposals`: from truths and weights to average recall, as text, as JSON and as a page."""
+"""`segmint evaluate proposals`: average recall of weights on truths, as text, as JSON, and as a page."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,9 +27,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Recall:
-    """Average recall of the first proposals up to a limit, for true masks of one kind and range of size.
+    """Average recall of the first proposals up to a limit, for true masks of one kind and size range.
 
-    None without a true mask. Of a difference, the second weights' minus the first's.
+    Without true masks, `value` is None. In a difference, it is the second weights' recall minus the first's.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Recall:
 
 @dataclass(frozen=True)
 class ProposalCounts:
-    """The counts of all images of one kind: found (I, W, limits, areas, thresholds), truth (I, areas)."""
+    """Counts of all images for one kind: found (I, W, limits, areas, thresholds), truth (I, areas)."""
 
     found: NDArray[np.int64]
     truth: NDArray[np.int64]
@@ -50,12 +50,12 @@ class ProposalCounts:
 
 @dataclass(frozen=True)
 class ProposalsResult:
-    """Average recall for each weights, and the differences of two."""
+    """Average recall of each weights, and the differences between two."""
 
     subject: EvaluationSubject
     points_per_side: int
-    proposals: tuple[float, ...]  # an image, on average, of each weights
-    truth: dict[str, dict[str, int]]  # true masks by kind and range of size
+    proposals: tuple[float, ...]  # mean number per image, for each weights
+    truth: dict[str, dict[str, int]]  # true masks by kind and size range
     recalls: tuple[tuple[Recall, ...], ...]
     differences: tuple[Recall, ...]
 
@@ -77,7 +77,7 @@ class ProposalsResult:
         }
 
     def lines(self) -> list[str]:
-        """Return the result as lines for a person."""
+        """Return the result as lines for people."""
         side = self.points_per_side
         return [
             self.subject.head(),
@@ -88,14 +88,14 @@ class ProposalsResult:
         ]
 
     def table(self, recalls: Sequence[Recall]) -> Iterator[tuple[str, list[Recall]]]:
-        """Rows of a table, a column for each range of size: each kind at each limit."""
+        """Yield the rows of a table, each kind at each limit, with a cell for each size range."""
         for kind in dict.fromkeys(each.kind for each in recalls):
             for limit in LIMITS:
                 cells = [each for each in recalls if (each.kind, each.limit) == (kind, limit)]
                 yield f"AR@{limit}" if kind == ALL else f"AR@{limit}, {kind}", cells
 
     def page(self) -> FiguresPage:
-        """Return what the page shows."""
+        """Return the contents of the page."""
         names = [weights.label for weights in self.subject.weights]
         heads = [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]
         tables = [
@@ -143,7 +143,7 @@ class ProposalsResult:
 
 
 def gather(tables: Iterable[Sequence[Row]], weights: int) -> dict[str, ProposalCounts]:
-    """The counts of all images by kind, from rows as `ProposalsMeasure` returns them, an image's one after another."""
+    """Return the counts of all images by kind, from the rows of `ProposalsMeasure`, consecutive for each image."""
     found: dict[str, list[list[NDArray[np.int64]]]] = {}
     truth: dict[str, list[NDArray[np.int64]]] = {}
     proposals: dict[str, list[list[int]]] = {}
@@ -170,7 +170,7 @@ def gather(tables: Iterable[Sequence[Row]], weights: int) -> dict[str, ProposalC
 def proposals_result(
     subject: EvaluationSubject, points_per_side: int, counts: dict[str, ProposalCounts], seed: int
 ) -> ProposalsResult:
-    """Sum up; images are resampled together for all weights."""
+    """Sum the counts to a result; images are resampled jointly for all weights."""
     recalls: list[list[Recall]] = [[] for _ in subject.weights]
     differences: list[Recall] = []
     for place, (kind, each) in enumerate(counts.items()):
@@ -207,9 +207,9 @@ def _line(name: str, cells: list[str]) -> str:
 
 
 def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: Storage) -> ProposalsResult:
-    """Propose objects in all images, and count the true masks found; with an output also write the results.
+    """Propose objects in all images and count the true masks found; also write the results to the output.
 
-    Raises `UsageError` for wrong options, and `NothingMeasuredError` if no image can be evaluated.
+    Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can be evaluated.
     """
     if points_per_side < 1:
         raise UsageError(f"--points-per-side is {points_per_side}: expected 1 or more")
