@@ -1,10 +1,10 @@
-"""Access to an annotator's server: who a browser belongs to, and which of its requests may write.
+"""Access to an annotator's server: the annotator of each browser, and the requests that may write.
 
-Each annotator has addresses that open one browser each, once, as those of the viewer do. The key of an address is
-exchanged for a cookie, and the cookie's session belongs to one annotator: what that browser saves has this name. A
-write needs more than the cookie: a header that a form of another site cannot send, an origin of this server, and the
-name that its page was opened with. A browser has one cookie: when another annotator's address is opened in it, pages
-of the one before are refused, and nothing of theirs gets the other's name.
+Each annotator has URLs that open one browser each, once, like those of the viewer. The key in a URL is exchanged for a
+cookie, and the cookie's session belongs to one annotator, under whose name the browser's work is saved. A write needs
+more than the cookie: a header that another site's form can't send, an origin of this server, and the name that its page
+was opened with. A browser has one cookie. If another annotator's URL is opened in it, requests from the earlier
+annotator's pages are rejected, so none of their work is saved under the other name.
 """
 
 import secrets
@@ -24,16 +24,16 @@ from segmint.infra.errors import UsageError
 from segmint.pipeline.serving.door import KEY, HeadersMiddleware, same_secret
 
 HEADER = "x-segmint"
-"""The header that every write has, with the value 1."""
+"""Header that every write must send with the value 1."""
 
 WHO = "x-segmint-annotator"
-"""The header with the name, percent-encoded UTF-8, that a page had when it was opened; every write has it."""
+"""Header with the name that a page was opened with, in percent-encoded UTF-8; every write must send it."""
 
 MOST_ANNOTATORS = 1000
 
 _READS = ("GET", "HEAD")
-_JOINERS = "\u200c\u200d"  # which names in several scripts need
-_SHOWN = 60  # characters of a wrong value that an error repeats
+_JOINERS = "\u200c\u200d"  # required in names of several scripts
+_SHOWN = 60  # maximum length of a wrong value in an error
 
 _SPENT = """\
 <!doctype html>
@@ -50,26 +50,26 @@ open, somebody else may have used the address: say so.</p>
 
 
 class NotOwnerError(Exception):
-    """Only the browser of the person who started the server may do this."""
+    """Error if anyone but the owner, who started the server, makes this request."""
 
 
 @dataclass(frozen=True)
 class ServerOrigin:
-    """An address under which browsers reach the server, as `http://127.0.0.1:8765`; `host` is its header Host."""
+    """Origin under which browsers reach the server, such as `http://127.0.0.1:8765`; `host` is its Host header."""
 
     text: str
     host: str
 
     @property
     def secure(self) -> bool:
-        """Whether browsers use HTTPS."""
+        """True if browsers use HTTPS."""
         return self.text.startswith("https:")
 
 
 def check_name(text: str) -> str:
-    """Return the name of an annotator as it is.
+    """Return the name of an annotator unchanged if it is valid.
 
-    Raises `UsageError` for one that answers cannot have, or that turns the direction of the text around it.
+    Raises `UsageError` for a name that submissions can't contain, or that changes the direction of the text around it.
     """
     try:
         name = TypeAdapter(Annotator).validate_python(text)
@@ -81,7 +81,7 @@ def check_name(text: str) -> str:
 
 
 def parse_origin(text: str) -> ServerOrigin:
-    """Parse the origin of a proxy, as `https://annotate.example.org`; raises `UsageError` for anything else."""
+    """Parse the origin of a proxy, such as `https://annotate.example.org`; raises `UsageError` for anything else."""
     problem = UsageError(f"--origin {text!r}: expected https://HOST or http://HOST, with a port if it has one, alone")
     try:
         parts = urlsplit(text)
@@ -98,10 +98,10 @@ def parse_origin(text: str) -> ServerOrigin:
 
 
 class Team:
-    """The annotators of a server that listens on `port`, their one-time keys and their sessions. Thread-safe.
+    """Annotators of a server that listens on `port`, with their one-time keys and their sessions. Thread-safe.
 
-    The first annotator owns the server, and may give addresses to others. Keys and sessions are 256 random bits. Each
-    annotator has at most one key that waits for its use. `origin` is that of a proxy that browsers use, too.
+    The first annotator owns the server and may create URLs for others. Keys and sessions are 256 random bits. Each
+    annotator has at most one unused key. `origin` is that of an optional proxy.
     """
 
     def __init__(self, port: int, annotators: list[str], origin: ServerOrigin | None = None) -> None:
@@ -117,14 +117,14 @@ class Team:
 
     @property
     def annotators(self) -> list[str]:
-        """The names of all annotators, the owner's first."""
+        """Names of all annotators, the owner's first."""
         with self._lock:
             return list(self._names)
 
     def address(self, annotator: str) -> str:
-        """Return a new address that opens one browser of an annotator; the one before is void if it was not used.
+        """Return a new URL that opens one browser for an annotator, and revoke the previous one if it is unused.
 
-        Raises `UsageError` if this would be one annotator too many.
+        Raises `UsageError` if this would exceed the maximum number of annotators.
         """
         with self._lock:
             if annotator not in self._names:
@@ -135,7 +135,7 @@ class Team:
             return f"{self._public.text}/?{KEY}={quote(self._keys[annotator], safe='')}"
 
     def enter(self, key: str) -> str | None:
-        """Exchange the key of an address for a session; None if it does not wait for its use."""
+        """Exchange a URL's key for a session; return None if the key is unknown or already used."""
         with self._lock:
             found = [name for name, known in self._keys.items() if same_secret(key, known)]
             if not found:
@@ -146,14 +146,14 @@ class Team:
             return session
 
     def annotator_of(self, session: str) -> str | None:
-        """Return the annotator whose session this is; None if there is no such session."""
+        """Return the annotator of a session, or None if the session doesn't exist."""
         with self._lock:
             found = [name for known, name in self._sessions.items() if same_secret(session, known)]
             return found[0] if found else None
 
 
 class TeamGuard(HeadersMiddleware):
-    """The door of a team's application: lets requests through as the module says.
+    """Middleware that lets a team's requests through by the rules in the module docstring.
 
     Handlers find the annotator in `request.state.annotator`.
     """
@@ -183,7 +183,7 @@ class TeamGuard(HeadersMiddleware):
         return None
 
     def _write_problem(self, request: Request) -> str | None:
-        """Return why this request may not write; None if it may."""
+        """Return the reason why this request may not write, or None if it may."""
         if request.headers.get(HEADER) != "1":
             return "a write needs the header X-Segmint: 1"
         if request.headers.get("origin", "").lower() not in self._origins:

@@ -1,4 +1,4 @@
-"""What annotators do, without HTTP: be given images, ask for masks, save submissions."""
+"""Server-side annotator view, without HTTP: leases images, predicts masks, and saves submissions."""
 
 import threading
 from collections.abc import Mapping
@@ -30,15 +30,15 @@ from segmint.pipeline.engine.annotate.source import ImageGoneError, ImageSource,
 from segmint.pipeline.serving.images import NoImageError
 
 AHEAD = 3
-"""Images whose embeddings are made ahead for each annotator."""
+"""Number of images per annotator whose embeddings are computed ahead."""
 
-_LOOKS = 16  # at the store at once, beside clicks
+_LOOKS = 16  # concurrent store reads alongside clicks
 
 _SAID = frozenset({"base", "masks", "replaced", "deleted", "seconds", "complete"})
 
 
 class SaveConflictError(SegmintError):
-    """Somebody else's submission is there, or the image has changed; `winner` and `base` are what is there now."""
+    """Error for a conflicting submission or a changed image; `winner` and `base` are the current ones in the store."""
 
     def __init__(self, text: str, winner: Submission | None, base: str) -> None:
         super().__init__(text)
@@ -48,7 +48,7 @@ class SaveConflictError(SegmintError):
 
 @dataclass
 class AnnotatorView:
-    """The images, the model and the submissions of one server. Thread-safe."""
+    """Images, model, and submissions of one server. Thread-safe."""
 
     dataset: Location
     about: SessionInfo
@@ -69,18 +69,18 @@ class AnnotatorView:
             *([] if self.prefills is None else [self.prefills]),
         ]
         self.kept = ImageMemory(self.source, holders, self._pass_over)
-        self._over = self.queue.merged.copy()  # by rank: nobody is given these
+        self._over = self.queue.merged.copy()  # images to skip when leasing, by rank
         self._gone: set[int] = set()
-        self._merged: dict[int, int] = {}  # the assignments of images that a merge has changed, as far as seen
+        self._merged: dict[int, int] = {}  # assignments of images that a merge has changed, as far as known
         for image in self.board.answered():
             self._note(image)
 
     def close(self) -> None:
-        """Wait for the last looks at the store."""
+        """Shut down the threads for store reads, after the last ones."""
         self._looks.shutdown()
 
     def next(self, annotator: str, after: int | None) -> dict[str, Any]:
-        """Lease the next image of the queue to an annotator: without `after`, the one that the annotator has."""
+        """Lease the next image of the queue to an annotator; without `after`, prefer the one they already have."""
         mine = [slot for slot in self.leases.of(annotator) if slot[0] != after]
         if after is not None:
             self.leases.release(after, annotator)
@@ -101,14 +101,14 @@ class AnnotatorView:
         return {**submission, "image": slot[0], "assignment": slot[1]}
 
     def left(self, annotator: str) -> int:
-        """Return how many images of the queue an annotator could still be given."""
+        """Return the number of images in the queue that an annotator could still get."""
         ranks = [self.queue.rank(image) for image in self.board.submitted_by(annotator)]
         with self._lock:
             waiting = int(np.count_nonzero(~self._over))
             return waiting - sum(rank is not None and not self._over[rank] for rank in ranks)
 
     def open(self, image: int, annotator: str) -> dict[str, Any]:
-        """Return an image with its masks, and the last submission of the annotator's assignment."""
+        """Return an image with its masks and the last submission of the annotator's assignment."""
         try:
             found = self._read(image)
         except ImageGoneError:
@@ -140,15 +140,15 @@ class AnnotatorView:
         }
 
     def embed(self, image: int, annotator: str) -> None:
-        """Make an image's embedding, if it is not there; raises as `ImageSource.read` and `Embeddings.get`."""
+        """Compute an image's embedding if it doesn't exist; raises as `ImageSource.read` and `Embeddings.get` do."""
         self.leases.renew(image, annotator)
         self._embedded(self._read(image))
 
     def predict(self, image: int, annotator: str, body: Any) -> Prediction:
-        """Return the masks for a prompt; raises `UsageError` for a wrong one, and as `embed` does.
+        """Return the masks for a prompt; raises `UsageError` for an invalid one, and as `embed` does.
 
-        The model answers of the image as it was last seen, while the store is looked at; nothing is answered of one
-        that was taken down or has other pixels since.
+        The model predicts on the image's last known state while the store is checked. If the image was taken down or
+        its pixels have changed, that prediction is discarded.
         """
         self.embeddings.clicked()
         self.leases.renew(image, annotator)
@@ -159,7 +159,7 @@ class AnnotatorView:
             try:
                 found = look.result()
             except ImageGoneError:
-                self.kept.forget(image)  # what was made meanwhile
+                self.kept.forget(image)  # drops the logits of the concurrent prediction
                 raise
             if found.jpeg_sha256 == known.jpeg_sha256:
                 return prediction
@@ -167,11 +167,11 @@ class AnnotatorView:
         return self._predict(self._read(image), annotator, body)
 
     def save(self, image: int, annotator: str, n: int, body: Any) -> Submission:
-        """Put a submission; returns what is there.
+        """Save a submission and return the stored one.
 
-        Raises `UsageError` or `SubmissionError` for a body that is not a submission for this image, `SaveConflictError`
-        if another submission has this number or the image has changed, and `ImageGoneError` or `RemovedImageError` if
-        it was taken down.
+        Raises `UsageError` or `SubmissionError` if the body isn't a submission for this image, `SaveConflictError` if
+        another submission has this number or the image has changed, and `ImageGoneError` or `RemovedImageError` if the
+        image was taken down.
         """
         found = self._read(image)
         if not isinstance(body, Mapping) or set(body) - _SAID:
@@ -208,16 +208,16 @@ class AnnotatorView:
             raise
 
     def release(self, image: int, annotator: str) -> None:
-        """Give an annotator's lease of an image back."""
+        """Release an annotator's lease of an image."""
         self.leases.release(image, annotator)
 
     def progress(self, annotators: list[str]) -> dict[str, Any]:
-        """Return what has been done so far."""
+        """Return the progress so far."""
         counted = self.board.progress(annotators, lambda image: self.queue.rank(image) is not None)
         return {"images": len(self.queue), **counted}
 
     def _prefilled(self, found: OpenImage) -> list[dict[str, Any]]:
-        """Return what a detector's boxes prefill; waits for the embedding."""
+        """Return the masks prefilled from a detector's boxes; waits for the embedding."""
         if self.prefills is None:
             return []
         return [mask.to_dict() for mask in self.prefills.of(found, self._embedded(found).embedding)]
@@ -229,7 +229,7 @@ class AnnotatorView:
         return prediction
 
     def _embedded(self, found: OpenImage) -> ImageEmbedding:
-        """Return an image's embedding; nobody else is given one that cannot be decoded."""
+        """Return an image's embedding; an image that can't be decoded is no longer leased."""
         try:
             return self.embeddings.get(found)
         except NoImageError as error:
@@ -256,7 +256,7 @@ class AnnotatorView:
         return submission
 
     def _other(self, submission: Submission, found: OpenImage) -> Submission:
-        """Return the last submission if it is this one, saved before; else raise `SaveConflictError` with it."""
+        """Return the last submission if it is this one, already saved; else raise `SaveConflictError` with it."""
         winner = self.board.read(submission.image, submission.assignment)
         if winner is not None and winner.n == submission.n and submission.same_work(winner):
             return winner
@@ -282,7 +282,7 @@ class AnnotatorView:
         return self.queue.after(image, is_open)
 
     def _free_assignment(self, image: int, annotator: str, look: bool = False) -> int | None:
-        """Return the assignment of an image that an annotator may be given; `look` at the store first."""
+        """Return the assignment of an image that an annotator may lease; with `look`, check the store first."""
         done = self.board.refresh(image) if look else self.board.assignments(image)
         if look:
             self._check(image)
@@ -294,7 +294,7 @@ class AnnotatorView:
         return None
 
     def _check(self, image: int) -> None:
-        """Read an image; nobody is given one that was taken down or cannot be read."""
+        """Read an image, and stop leasing it if it was taken down or can't be read."""
         try:
             self._note(image, self._read(image))
         except ImageGoneError:
@@ -303,7 +303,7 @@ class AnnotatorView:
             self._pass_over(image, error)
 
     def _assignment_of(self, image: int, annotator: str) -> int:
-        """Return the assignment of an image that is an annotator's, or would be; of none that is free the first."""
+        """Return the assignment of an image that is or would be an annotator's, or else the first open one."""
         if image in self._merged:
             return self._merged[image]
         done = self.board.assignments(image)
@@ -321,7 +321,7 @@ class AnnotatorView:
         return free[0] if free else 0
 
     def _note(self, image: int, found: OpenImage | None = None) -> None:
-        """Note whether an image, which may be read already, has all the submissions that it needs."""
+        """Record whether an image, given as `found` if already read, has all the submissions it needs."""
         assignment = None if found is None else self.board.only_assignment(found)
         if assignment is not None:
             self._merged[image] = assignment
@@ -334,7 +334,7 @@ class AnnotatorView:
             self._over[rank] = over or len(done) >= self.queue.assignments(image)
 
     def _read(self, image: int) -> OpenImage:
-        """Return an image as it is now; raises as `ImageSource.read`. What was made of another state is forgotten."""
+        """Read an image's current state and drop data from other states; raises as `ImageSource.read` does."""
         try:
             found = self.source.read(image)
         except ImageGoneError:
@@ -348,7 +348,7 @@ class AnnotatorView:
         self._pass_over(image)
 
     def _pass_over(self, image: int, error: SegmintError | None = None) -> None:
-        """Give an image to nobody any more: it was taken down, or it cannot be opened because of an error."""
+        """Stop leasing an image because it was taken down or, given an error, because it can't be opened."""
         if error is None:
             self.board.forget(image)
         elif image not in self._gone:
@@ -359,7 +359,7 @@ class AnnotatorView:
 
 
 def _check_former(submission: Submission, found: OpenImage) -> None:
-    """Raise `UsageError` if a submission replaces or deletes a mask that the image does not have."""
+    """Raise `UsageError` if a submission replaces or deletes a mask that the image doesn't contain."""
     for mask in (*submission.replaced, *submission.deleted):
         if found.counts.get(mask.id) != mask.counts:
             raise UsageError(f"replaced, deleted: the image has no mask {mask.id} of this form")

@@ -1,17 +1,17 @@
-"""The annotator's web application: its pages, and what they ask, as JSON. Addresses name images by id alone.
+"""Web application of annotators: its pages and its JSON API. URLs identify images by id only.
 
 ```
 GET  /                               the page; /assets/… its scripts and styles
-GET  /api/session                    who works, on what
+GET  /api/session                    the annotator and the session
 POST /api/next                       the next image of the queue
-GET  /api/images/{id}                an image's row, masks and last answer
+GET  /api/images/{id}                an image's row, masks, and last submission
 GET  /images/{id}.jpg
-POST /api/images/{id}/embed          make its embedding
+POST /api/images/{id}/embed          compute its embedding
 POST /api/images/{id}/predict        masks for a prompt
-PUT  /api/images/{id}/submissions/{n}    save an answer
-POST /api/images/{id}/release        give it back
-GET  /api/progress                   what has been done
-POST /api/address                    a new address for an annotator, by the owner
+PUT  /api/images/{id}/submissions/{n}    save a submission
+POST /api/images/{id}/release        release its lease
+GET  /api/progress                   the progress so far
+POST /api/address                    a new URL for an annotator, by the owner
 ```
 """
 
@@ -35,7 +35,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def make_app(annotator_view: AnnotatorView, team: Team) -> Starlette:
-    """Return the application of an annotator view that serves the browsers of a team."""
+    """Return the application that serves an annotator view to the browsers of a team."""
 
     def session(_: Any, annotator: str) -> Response:
         about = {"annotator": annotator, "owner": annotator == team.owner, **annotator_view.about.to_dict()}

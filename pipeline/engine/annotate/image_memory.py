@@ -1,8 +1,8 @@
-"""What a server keeps in memory of images' pixels, and that none of it outlives them.
+"""Tracking of all in-memory data derived from images' pixels, so that none of it outlives them.
 
-Embeddings, logits for later clicks and prefilled masks are made of a JPEG as it was committed. Each has the JPEG's
-SHA-256. After a redaction what has another one is forgotten, and after a takedown all of an image is: at once where
-somebody works on it, and for all other images within `CHECK_S` seconds.
+Embeddings, logits for later clicks, and prefilled masks are derived from a committed JPEG and carry its SHA-256. After
+a redaction, data with another hash is dropped. After a takedown, all data of the image is dropped: at once if an
+annotator works on it, and within `CHECK_S` seconds for all other images.
 """
 
 import threading
@@ -15,23 +15,23 @@ from segmint.infra.log import get_logger
 from segmint.pipeline.engine.annotate.source import ImageGoneError, ImageSource, OpenImage
 
 CHECK_S = 10.0
-"""Seconds between looks at the store for all images of which something is kept."""
+"""Seconds between checks of the store for all images with data in memory."""
 
 
 class PixelHolder(Protocol):
-    """Keeps in memory what was made of images. Thread-safe."""
+    """Component that keeps data derived from images in memory. Thread-safe."""
 
     def images(self) -> Collection[int]:
-        """Return the ids of the images of which something is kept."""
+        """Return the ids of the images with data in memory."""
 
     def forget(self, image: int, unless: str | None = None) -> None:
-        """Forget all of an image but what was made of the JPEG with the SHA-256 `unless`."""
+        """Drop an image's data except what was derived from the JPEG with the SHA-256 `unless`."""
 
 
 class ImageMemory:
-    """All keepers of a server. A context manager, in which a thread looks at the store; thread-safe.
+    """All pixel holders of a server. A context manager, whose thread checks the store; thread-safe.
 
-    `gone` is called with each image that is found to be taken down.
+    `gone` is called with each image that turns out to be taken down.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ImageMemory:
         self._holders = (source, *holders)
         self._gone = gone
         self._seconds = seconds
-        self._generations: dict[int, int] = {}  # of shards, at the last look
+        self._generations: dict[int, int] = {}  # by shard, at the last check
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="kept", daemon=True)
 
@@ -54,23 +54,23 @@ class ImageMemory:
         self._thread.join()
 
     def images(self) -> set[int]:
-        """Return the ids of the images of which something is kept."""
+        """Return the ids of the images with data in memory."""
         return {image for holder in self._holders for image in holder.images()}
 
     def see(self, found: OpenImage) -> None:
-        """Forget what was made of another JPEG of an image than its present one."""
+        """Drop an image's data that was derived from another JPEG than its current one."""
         for holder in self._holders:
             holder.forget(found.place.id, unless=found.jpeg_sha256)
 
     def forget(self, image: int) -> None:
-        """Forget all of an image."""
+        """Drop all data of an image."""
         for holder in self._holders:
             holder.forget(image)
 
     def look(self) -> None:
-        """Look at the store for all images: one listing of tombstones, and one of commits for each shard.
+        """Check the store for all images, with one listing of tombstones and one of commits per shard.
 
-        Images are read again where their shard has a new commit. Raises as the store does.
+        Images are read again if their shard has a new commit. Raises as the store does.
         """
         images = self.images()
         for image in self._source.taken(images):

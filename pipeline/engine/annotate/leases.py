@@ -1,6 +1,6 @@
-"""Leases of images to annotators: hints, so that two people do not begin the same image.
+"""Leases of images to annotators, which are hints so that two people don't start the same image.
 
-What is safe is how submissions are put; a lease only spares people work that somebody else does.
+Safety comes from the way submissions are stored; a lease only prevents duplicate work.
 """
 
 import threading
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LEASE_S = 900.0
-"""Seconds without a request about an image, after which it is given to others."""
+"""Seconds without a request for an image, after which its lease expires."""
 
 Slot = tuple[int, int]
-"""An image's id, and an assignment."""
+"""An image's id and an assignment."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class _Lease:
 
 
 class Leases:
-    """Who works on which assignment of which image. Thread-safe; `clock` gives seconds."""
+    """Leases of assignments by annotator. Thread-safe; `clock` returns seconds."""
 
     def __init__(self, seconds: float = LEASE_S, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
@@ -31,7 +31,7 @@ class Leases:
         self._held: dict[Slot, _Lease] = {}
 
     def take(self, slot: Slot, annotator: str) -> bool:
-        """Lease an assignment of an image to an annotator, or renew the lease; return whether it is the annotator's."""
+        """Lease an assignment to an annotator or renew the lease; return whether the annotator now holds it."""
         with self._lock:
             if self._holder(slot) not in (None, annotator):
                 return False
@@ -39,12 +39,12 @@ class Leases:
             return True
 
     def holder(self, slot: Slot) -> str | None:
-        """Return who has an assignment of an image; None if nobody."""
+        """Return the annotator who holds an assignment's lease, or None."""
         with self._lock:
             return self._holder(slot)
 
     def renew(self, image: int, annotator: str) -> None:
-        """Start the time of an annotator's leases of an image again."""
+        """Renew an annotator's leases of an image."""
         with self._lock:
             for assignment in (0, 1):
                 if self._holder((image, assignment)) == annotator:
@@ -58,7 +58,7 @@ class Leases:
                     del self._held[image, assignment]
 
     def of(self, annotator: str) -> list[Slot]:
-        """Return what an annotator has, the oldest lease first."""
+        """Return an annotator's leased assignments, oldest lease first."""
         with self._lock:
             now = self._clock()
             mine = [

@@ -1,4 +1,4 @@
-"""What has been submitted: the last submission of each assignment, and what the progress page shows of them."""
+"""Progress of a session: the last submission of each assignment, and the values for the progress page."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -24,9 +24,9 @@ _AHEAD = 64
 
 @dataclass(frozen=True)
 class LatestSubmission:
-    """The last submission of an assignment, without its masks; `annotator` is None for a file that cannot be read.
+    """Last submission of an assignment, without its masks; `annotator` is None if the file is unreadable.
 
-    `masks` are all new ones; `timed` those that people worked on, for `mask_seconds`.
+    `masks` counts all new masks, and `timed` those with time spent on them, for `mask_seconds`.
     """
 
     name: SubmissionName
@@ -38,7 +38,7 @@ class LatestSubmission:
 
     @classmethod
     def of(cls, submission: Submission) -> "LatestSubmission":
-        """Return what is kept of a submission."""
+        """Return the summary of a submission."""
         seconds = sum(mask.seconds for mask in submission.masks)
         name = SubmissionName(submission.ordinal, submission.assignment, submission.n)
         return cls(
@@ -52,13 +52,13 @@ class LatestSubmission:
 
 
 class ProgressBoard:
-    """The last submission of each assignment of each image. Thread-safe.
+    """Last submission of each assignment of each image. Thread-safe.
 
-    It is read once at the start, and for an image when that is given to somebody: other servers may write, too.
+    The board is read once at the start, and again for an image when it is leased, because other servers may write too.
     """
 
     def __init__(self, dataset: Location) -> None:
-        """Read what is there; raises `StorageFaultError` if the store fails."""
+        """Read the existing submissions; raises `StorageFaultError` if the store fails."""
         self._dataset = dataset
         self._lock = threading.Lock()
         self._done: dict[int, dict[int, LatestSubmission]] = {}  # by ordinal and assignment
@@ -72,12 +72,12 @@ class ProgressBoard:
             self._done.setdefault(done.name.ordinal, {})[done.name.assignment] = done
 
     def assignments(self, image: int) -> dict[int, LatestSubmission]:
-        """Return the last submission of each assignment of an image, as far as known."""
+        """Return the last known submission of each assignment of an image."""
         with self._lock:
             return dict(self._done.get(image - 1, {}))
 
     def submitted_by(self, annotator: str) -> list[int]:
-        """Return the ids of the images of which an annotator gave the last submission in an assignment."""
+        """Return the ids of the images for which an annotator made the last submission of an assignment."""
         with self._lock:
             return [
                 ordinal + 1
@@ -91,7 +91,7 @@ class ProgressBoard:
             return [ordinal + 1 for ordinal in self._done]
 
     def refresh(self, image: int) -> dict[int, LatestSubmission]:
-        """Return what `assignments` does after another look at the store."""
+        """Read an image's submissions from the store again and return them as `assignments` does."""
         known = self.assignments(image)
         found = latest_submissions(submissions_of(self._dataset, image - 1)).get(image - 1, {})
         assignments = {
@@ -102,7 +102,7 @@ class ProgressBoard:
         }
         with self._lock:
             for assignment, now in self._done.get(image - 1, {}).items():
-                # What was noted meanwhile is newer than the look at the store.
+                # A submission recorded meanwhile is newer than the listing of the store.
                 if now != known.get(assignment) and (
                     assignment not in assignments or assignments[assignment].name.n < now.name.n
                 ):
@@ -114,7 +114,7 @@ class ProgressBoard:
         return dict(assignments)
 
     def put(self, submission: Submission) -> None:
-        """Note a submission that was saved."""
+        """Record a saved submission."""
         with self._lock:
             assignments = self._done.setdefault(submission.ordinal, {})
             before = assignments.get(submission.assignment)
@@ -122,12 +122,12 @@ class ProgressBoard:
                 assignments[submission.assignment] = LatestSubmission.of(submission)
 
     def forget(self, image: int) -> None:
-        """Forget an image that was taken down."""
+        """Drop an image that was taken down."""
         with self._lock:
             self._done.pop(image - 1, None)
 
     def read(self, image: int, assignment: int) -> Submission | None:
-        """Return the last known submission of an assignment; None if there is none, or it cannot be read."""
+        """Return the last known submission of an assignment, or None if it is missing or unreadable."""
         done = self.assignments(image).get(assignment)
         if done is None:
             return None
@@ -137,7 +137,7 @@ class ProgressBoard:
             return None
 
     def submission(self, found: OpenImage, assignment: int) -> Submission | None:
-        """Return the last known submission; of one to another state, what still fits. None if it was merged."""
+        """Return the last known submission, reduced to what fits the image's current state; None if merged."""
         done = self.assignments(found.place.id).get(assignment)
         if done is None or (
             done.base != found.base and is_merged(found.row.get("submission"), assignment, done.name.n)
@@ -149,16 +149,17 @@ class ProgressBoard:
         return carried(submission, found.base, found.size, found.counts)
 
     def state(self, found: OpenImage, assignment: int) -> str:
-        """Return `submitted` if an assignment has a submission to the image as it is now, else `merged` or `open`."""
+        """Return `submitted` if an assignment has a submission for the image's state, else `merged` or `open`."""
         done = self.assignments(found.place.id).get(assignment)
         if done is not None and done.base == found.base:
             return "submitted"
         return "open" if merged_assignment(found.row.get("submission")) is None else "merged"
 
     def only_assignment(self, found: OpenImage) -> int | None:
-        """Return the assignment that an image has alone, from the merge on that changed it; None before.
+        """Return the only assignment that an image has left after a merge has changed it, or None before that.
 
-        Work on what came of a merge is merged, too. Who has the other assignment has seen the masks of the first then.
+        Later work builds on the merged masks and is merged as well. The other assignment's annotator would have seen
+        them.
         """
         merged = found.row.get("submission")
         assignment = merged_assignment(merged)
@@ -169,9 +170,9 @@ class ProgressBoard:
         return None if unchanged else assignment
 
     def progress(self, annotators: Iterable[str], counts: Callable[[int], bool] = lambda _: True) -> dict[str, Any]:
-        """Return the images and masks answered so far, by annotator, and how far two people agree on an image.
+        """Return the submitted images and masks so far, by annotator, and the agreement of double assignments.
 
-        Only images whose ids `counts` takes are in any of the figures.
+        Only images whose ids satisfy `counts` are included.
         """
         with self._lock:
             of_images = [dict(assignments) for ordinal, assignments in self._done.items() if counts(ordinal + 1)]

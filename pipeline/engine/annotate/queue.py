@@ -1,4 +1,4 @@
-"""The queue: which images are annotated, in what order, and which of them by two people."""
+"""Queue of an annotation session: the images to annotate, their order, and the ones with two assignments."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -17,16 +17,16 @@ from segmint.pipeline.engine.annotate.selection import check_selection
 from segmint.pipeline.quality.study.files import MANIFEST, kind_of, read_json
 from segmint.pipeline.quality.study.kind import StudyKind
 
-_STEP = 4096  # images that are looked at together
+_STEP = 4096  # ids to check at a time
 
 
 class Order(StrEnum):
-    """The order in which images are given to people."""
+    """Order in which images are leased to annotators."""
 
     NUMBER = "number"
     FEWEST = "fewest"  # masks first
     LOWEST = "lowest"  # mean predicted IoU first; images without masks last
-    RANDOM = "random"  # the same for everybody
+    RANDOM = "random"  # the same for all annotators
 
 
 _SQL = {
@@ -39,7 +39,7 @@ _SQL = {
 
 @dataclass(frozen=True)
 class QueueOptions:
-    """Which images, in what order; `overlap` is the share of them that two people annotate."""
+    """Selection and order of the images; `overlap` is the share of images with two assignments."""
 
     select: str | None = None
     order: Order = Order.NUMBER
@@ -49,9 +49,9 @@ class QueueOptions:
 
 @dataclass(frozen=True)
 class Queue:
-    """The ids of the images to annotate, in their order; `twice` says which of them two people annotate.
+    """Ids of the images to annotate, in order; `twice` marks those with two assignments.
 
-    `merged` says of which images an answer is in the dataset already.
+    `merged` marks the images that already contain a merged submission.
     """
 
     ids: NDArray[np.int64]
@@ -60,7 +60,7 @@ class Queue:
 
     @cached_property
     def _ranks(self) -> NDArray[np.int64]:
-        """The places of the ids in ascending order of ids."""
+        """Positions of the ids when sorted."""
         return np.argsort(self.ids, kind="stable")
 
     @cached_property
@@ -71,21 +71,21 @@ class Queue:
         return int(self.ids.size)
 
     def rank(self, image: int) -> int | None:
-        """Return an image's place in the queue; None if it is not in it."""
+        """Return an image's rank in the queue, or None if it isn't in it."""
         place = int(np.searchsorted(self._sorted, image))
         if place == self.ids.size or self._sorted[place] != image:
             return None
         return int(self._ranks[place])
 
     def assignments(self, image: int) -> int:
-        """Return how many people annotate an image: 1 or 2."""
+        """Return the number of assignments of an image: 1 or 2."""
         rank = self.rank(image)
         return 2 if rank is not None and self.twice[rank] else 1
 
     def after(self, image: int | None, is_open: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> Iterator[int]:
-        """Yield the images after one (None: from the first), then those before it, that are open.
+        """Yield the open images after `image` (None: from the first), then those before it.
 
-        `is_open` is asked for ranks, many at a time.
+        `is_open` is called with many ranks at a time.
         """
         rank = None if image is None else self.rank(image)
         first = 0 if rank is None else rank + 1
@@ -97,7 +97,7 @@ class Queue:
 
 
 def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueOptions) -> Queue:
-    """Return the queue of a dataset; raises `UsageError` for a condition, study or share that does not fit."""
+    """Return the queue of a dataset; raises `UsageError` for an invalid condition, study, or share."""
     if not 0 <= options.overlap <= 1:
         raise UsageError(f"--overlap {options.overlap:g}: expected a share of the images, from 0 to 1")
     condition = "true" if options.select is None else check_selection(tables, options.select)
@@ -120,7 +120,7 @@ def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueO
 
 
 def _drawn(study: Location, manifest: DatasetManifest) -> NDArray[np.int64]:
-    """Return the ids of the images of a study; raises `UsageError` if it is not of this dataset's masks."""
+    """Return the ids of a study's images; raises `UsageError` if it isn't a study of this dataset's masks."""
     if kind_of(study) is not StudyKind.MASKS:
         raise UsageError(f"--study {study} is not a study of masks")
     file = study / MANIFEST
@@ -135,7 +135,7 @@ def _drawn(study: Location, manifest: DatasetManifest) -> NDArray[np.int64]:
 
 
 def _shares(ids: NDArray[np.int64], key: str) -> NDArray[np.float64]:
-    """Return a number from 0 to 1 for each id that depends on the key: the mixing step of SplitMix64."""
+    """Return a pseudorandom number from 0 to 1 for each id, derived from the key by SplitMix64's mixing step."""
     seed = np.uint64(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
     with np.errstate(over="ignore"):
         mixed = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + seed

@@ -1,4 +1,4 @@
-"""What a server keeps in memory of the images that were used last."""
+"""In-memory LRU cache of values derived from images."""
 
 import threading
 from collections import OrderedDict
@@ -7,18 +7,18 @@ from typing import Generic, Protocol, TypeVar
 
 
 class JpegValue(Protocol):
-    """Something that was made of a JPEG."""
+    """Value derived from a JPEG."""
 
     @property
     def jpeg_sha256(self) -> str:
-        """The SHA-256 of the JPEG, in hexadecimal digits."""
+        """Hexadecimal SHA-256 of the JPEG."""
 
 
 T = TypeVar("T", bound=JpegValue)
 
 
 class RecentImages(Generic[T]):
-    """One value an image, of the last `kept` images. Thread-safe."""
+    """One value per image for the `kept` most recently used images. Thread-safe."""
 
     def __init__(self, kept: int) -> None:
         self._kept = kept
@@ -34,7 +34,7 @@ class RecentImages(Generic[T]):
             return image in self._values
 
     def get(self, image: int) -> T | None:
-        """Return what is kept of an image, and note that it was used."""
+        """Return an image's value, and mark it as used."""
         with self._lock:
             found = self._values.get(image)
             if found is not None:
@@ -42,7 +42,7 @@ class RecentImages(Generic[T]):
             return found
 
     def put(self, image: int, value: T, wanted: Collection[int] = ()) -> None:
-        """Keep something of an image; the images that are wanted are the last to be dropped."""
+        """Store an image's value; values of the `wanted` images are evicted last."""
         with self._lock:
             self._values[image] = value
             self._values.move_to_end(image)
@@ -52,12 +52,12 @@ class RecentImages(Generic[T]):
                 del self._values[next((each for each in self._values if each not in spared), oldest)]
 
     def images(self) -> Collection[int]:
-        """Return the ids of the images of which something is kept."""
+        """Return the ids of the images with a value."""
         with self._lock:
             return list(self._values)
 
     def forget(self, image: int, unless: str | None = None) -> None:
-        """Forget all of an image, unless it was made of the JPEG with the SHA-256 `unless`."""
+        """Drop an image's value, unless it was derived from the JPEG with the SHA-256 `unless`."""
         with self._lock:
             known = self._values.get(image)
             if known is not None and known.jpeg_sha256 != unless:

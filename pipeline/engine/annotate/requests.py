@@ -1,4 +1,4 @@
-"""Requests of the annotators' pages: bodies within a limit, answers in threads, and errors as JSON."""
+"""Requests of the annotators' pages: size-limited bodies, handlers in threads, and errors as JSON."""
 
 import asyncio
 import json
@@ -21,10 +21,10 @@ from segmint.pipeline.serving.responses import PROBLEMS as SHARED_PROBLEMS
 from segmint.pipeline.serving.responses import json_response, problem
 
 SMALL_BYTES = 64 << 10
-"""The limit of bodies that have only a few fields."""
+"""Size limit of bodies with only a few fields."""
 
 PROMPT_BYTES = 4 << 20
-"""The limit of prompts, which may have a mask."""
+"""Size limit of prompts, which may contain a mask."""
 
 _DIGITS = 9
 _LARGE = 1 << 20
@@ -35,11 +35,11 @@ Answering = Callable[[Request], Awaitable[Response]]
 
 
 class TooLargeError(Exception):
-    """A request's body is over the limit."""
+    """Error for a request whose body exceeds the limit."""
 
 
 def reads(answer: Callable[[Request], Response]) -> Answering:
-    """Return an endpoint that reads: `answer` runs in a thread."""
+    """Return a read endpoint that runs `answer` in a thread."""
 
     async def run(request: Request) -> Response:
         return await run_in_threadpool(answer, request)
@@ -48,11 +48,11 @@ def reads(answer: Callable[[Request], Response]) -> Answering:
 
 
 class RequestBodies:
-    """The bodies of an application's writes, in bounded memory.
+    """Bodies of an application's writes, in bounded memory.
 
-    Each endpoint has a limit. Of the bodies over 1 MiB as many as `at_once` are read and answered at a time, as JSON
-    takes many times its size; the others wait. One that stops arriving for `patience_s` seconds is refused, and so is
-    one that takes so much longer than at `slowest` bytes a second: else it could hold its place for ever.
+    Each endpoint has a limit. At most `at_once` bodies over 1 MiB are read and processed at a time, because JSON takes
+    many times its size in memory; the others wait. A body that stops arriving for `patience_s` seconds is rejected. So
+    is one that falls that far behind a rate of `slowest` bytes per second, because it could block others forever.
     """
 
     def __init__(self, at_once: int = 2, patience_s: float = 30.0, slowest: float = 40_000.0) -> None:
@@ -61,7 +61,7 @@ class RequestBodies:
         self._slowest = slowest
 
     def writes(self, answer: Callable[[Request, Any], Response], most: int = SMALL_BYTES) -> Answering:
-        """Return an endpoint that takes a JSON body of at most `most` bytes: `answer` gets it, and runs in a thread."""
+        """Return a write endpoint, which parses a JSON body of at most `most` bytes and runs `answer` in a thread."""
 
         async def run(request: Request) -> Response:
             async with AsyncExitStack() as stack:
@@ -71,7 +71,7 @@ class RequestBodies:
         return run
 
     async def _read(self, request: Request, most: int, stack: AsyncExitStack) -> bytes:
-        """Return a body; raises `TooLargeError` as soon as it is over the limit, whatever it says of itself."""
+        """Return a body; raises `TooLargeError` as soon as it exceeds the limit, regardless of its stated length."""
         problem = TooLargeError(f"this request has at most {most:,} bytes")
         said = request.headers.get("content-length", "0")
         if not (said.isascii() and said.isdecimal()) or int(said[:20]) > most:
@@ -102,10 +102,10 @@ class RequestBodies:
 
 
 def _parsed(body: bytes) -> Any:
-    """Return a body's JSON, {} for an empty one.
+    """Return a body's JSON, or {} for an empty body.
 
-    Raises `UsageError` for anything else, for NaN and infinities, for halves of surrogate pairs, and for more values
-    than any answer has.
+    Raises `UsageError` for invalid JSON, for NaN and infinities, for unpaired surrogates, and for more values than any
+    submission contains.
     """
 
     def refuse(text: str) -> float:
@@ -123,7 +123,7 @@ def _parsed(body: bytes) -> Any:
 
 
 def field(body: Any, name: str, kind: Any) -> Any:
-    """Return a field of a body; raises `UsageError` if it is of another kind."""
+    """Return a field of a body; raises `UsageError` if it has another type."""
     value = body.get(name) if isinstance(body, dict) else None
     if not isinstance(body, dict) or isinstance(value, bool) or not isinstance(value, kind):
         raise UsageError(f"{name}: expected {getattr(kind, '__name__', 'a number')}")
@@ -131,7 +131,7 @@ def field(body: Any, name: str, kind: Any) -> Any:
 
 
 def number_in(request: Request, name: str) -> int:
-    """Return the number in a part of an address; raises `UsageError` for anything else."""
+    """Return the number in a part of the path; raises `UsageError` for anything else."""
     text: str = request.path_params[name]
     if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
         raise UsageError(f"{name}: expected a whole number of at most {_DIGITS} digits")
@@ -139,7 +139,7 @@ def number_in(request: Request, name: str) -> int:
 
 
 def give_address(team: Team, body: Any, annotator: str) -> Response:
-    """Answer with a new address for whom a body names; raises `NotOwnerError` unless the owner asks."""
+    """Return a response with a new URL for the annotator in the body; raises `NotOwnerError` unless the owner asks."""
     if annotator != team.owner:
         raise NotOwnerError("only who started the server gives addresses")
     name = check_name(field(body, "annotator", str))
@@ -157,4 +157,4 @@ PROBLEMS: Mapping[Any, Callable[[Request, Exception], Response]] = MappingProxyT
         NotReadyError: problem(503),
     }
 )
-"""The answers to errors that every application of annotators has."""
+"""Responses to the errors that every annotation application raises."""

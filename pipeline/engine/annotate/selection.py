@@ -1,4 +1,4 @@
-"""Conditions on images in SQL, as `--select` takes them: one boolean expression over the columns of `images`."""
+"""SQL conditions of `--select`: one boolean expression over the columns of `images`."""
 
 import json
 from typing import Any
@@ -17,20 +17,20 @@ _TEXT = {"lower", "upper", "length", "contains", "starts_with", "ends_with", "pr
 _PATTERNS = {"regexp_matches", "regexp_full_match"}
 _NESTED = {"list_contains", "len", "struct_extract", "array_extract", "list_value", "element_at"}
 _FUNCTIONS = frozenset(_OPERATORS | _PLAIN | _TEXT | _PATTERNS | _NESTED)
-_SHOWN = 200  # characters of a long condition that an error repeats
+_SHOWN = 200  # maximum length of a condition in an error
 _EXAMPLE = "as in --select 'masks < 10' or --select \"country = 'FR' AND faces = 0\""
 
 
 def check_selection(tables: DatasetTables, text: str) -> str:
-    """Return a condition that is safe to put into a query of `images`; raises `UsageError` for anything else.
+    """Return a condition that is safe to embed in a query of `images`; raises `UsageError` for anything else.
 
-    It is one boolean expression of columns, constants, operators and plain functions, without queries in it.
+    A safe condition is a boolean expression of columns, constants, operators, and plain functions, without queries.
     """
     if not text.strip():
         raise UsageError(f"--select {text!r}: expected a condition, {_EXAMPLE}")
     with tables.connection.cursor() as cursor:
         try:
-            # The text is parsed as what is between SELECT and FROM, so that it can be nothing but an expression.
+            # The text is parsed between SELECT and FROM, so that it can only be an expression.
             found = cursor.execute("SELECT json_serialize_sql($1)", [f"SELECT ({text}\n) FROM images"]).fetchone()
             parsed = json.loads(found[0]) if found else {}
             _check(parsed, text)
@@ -65,7 +65,7 @@ def _check(parsed: dict[str, Any], text: str) -> None:
 
 
 def _check_expression(expression: Any, text: str) -> None:
-    """Refuse queries, windows, parameters and functions that could read anything but the row."""
+    """Reject queries, windows, parameters, and functions that could read anything but the row."""
     waiting = [expression]
     while waiting:
         value = waiting.pop()

@@ -1,4 +1,4 @@
-"""Runs the annotators' server: opens a dataset and a model, and listens on 127.0.0.1 until it is interrupted."""
+"""The annotators' server, which opens a dataset and a model and listens on 127.0.0.1 until it is interrupted."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,18 +37,18 @@ DEFAULT_WEIGHTS = "mobile_sam"
 
 @dataclass(frozen=True)
 class AnnotateOptions:
-    """What is annotated, and by which model; `weights` None: those that made the dataset, if they can be found."""
+    """Options of an annotation session; `weights` None: those that built the dataset, if they can be found."""
 
     queue: QueueOptions = field(default_factory=QueueOptions)
     stage: str = "assisted"
     weights: str | None = None
     device: str = "auto"
-    detector: str | None = None  # a TorchScript file that finds objects, whose masks are prefilled
+    detector: str | None = None  # TorchScript file that detects objects, for prefills
 
 
 @dataclass(frozen=True)
 class ServedView:
-    """An annotator view that is ready to serve, and what a person should know."""
+    """Annotator view that is ready to serve, and a note for the user."""
 
     annotator_view: AnnotatorView
     note: str | None = None
@@ -58,8 +58,8 @@ class ServedView:
 def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedView]:
     """Open a dataset for its annotators; scratch files are deleted at the end.
 
-    Raises `UsageError` if there is no dataset that segmint wrote, it has no images, for weights that are not SAM's, and
-    as `make_queue`.
+    Raises `UsageError` if there is no segmint dataset, if it has no images, for weights that aren't SAM's, and as
+    `make_queue` does.
     """
     manifest = load_manifest(dataset)
     check_images(dataset, manifest)
@@ -101,9 +101,9 @@ def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedVie
 
 
 def find_weights(dataset: Location, manifest: DatasetManifest, name: str | None) -> tuple[str, Path, str | None]:
-    """Return the weights' name and file, and a note if they are not those that made the dataset and nobody chose them.
+    """Return the weights' name and file, and a note if they are neither the dataset's nor chosen by the user.
 
-    Raises `AssetError` if they cannot be found.
+    Raises `AssetError` if they can't be found.
     """
     if name is not None:
         return name, resolve(name, storage=dataset.storage), None
@@ -128,9 +128,9 @@ def serve(
     open_browser: bool,
     on_ready: Callable[[Mapping[str, str]], None],
 ) -> None:
-    """Serve a team's application until the process gets SIGINT or SIGTERM; `on_ready` gets each one's address.
+    """Serve a team's application until the process gets SIGINT or SIGTERM; `on_ready` gets each annotator's URL.
 
-    Port 0 takes a free one. The browser is opened for the first annotator. Raises `UsageError` if the port is taken.
+    Port 0 picks a free port. The browser is opened for the first annotator. Raises `UsageError` if the port is in use.
     """
     with closing(listen(port)) as listener:
         team = Team(listener.getsockname()[1], list(names), origin)

@@ -1,4 +1,4 @@
-"""What a session of annotators is about."""
+"""Facts about an annotation session."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from segmint.catalogs.dataset.versions.record import VersionName
 
 IDLE_S = 30
-"""Seconds without input after which time is not counted."""
+"""Seconds without input after which time doesn't count."""
 
 HINT_S = 30
-"""Seconds on one mask after which the page suggests the next image, as in the SAM paper."""
+"""Seconds on one mask after which the page suggests moving on, as in the SAM paper."""
 
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """What a session is about: shown to its annotators, and said in answers."""
+    """Facts about a session, which are shown to annotators and recorded in submissions."""
 
     name: str
     version: VersionName | None
@@ -26,7 +26,7 @@ class SessionInfo:
     study: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the facts as JSON values."""
         digest = None if self.version is None else str(self.version)
         return {
             "dataset": {"name": self.name, "digest": digest, "images": self.images},

@@ -1,4 +1,4 @@
-"""The images that people annotate, as the dataset has them now: commits that come meanwhile are seen."""
+"""Source of the images to annotate, which follows the dataset's commits as they arrive."""
 
 import hashlib
 import tempfile
@@ -27,19 +27,19 @@ from segmint.pipeline.serving.tars import index_tar
 
 Row = Mapping[str, Any]
 
-_SHARDS = 8  # whose tables are open
-_IMAGES = 32  # that are kept, each with its JPEG
+_SHARDS = 8  # with open tables
+_IMAGES = 32  # in memory, each with its JPEG
 _MEMORY = "512MB"
 _ATTEMPTS = 3
 
 
 class ImageGoneError(SegmintError):
-    """The image was taken down, or is no longer in the dataset."""
+    """Error for an image that was taken down or is no longer in the dataset."""
 
 
 @dataclass(frozen=True)
 class OpenImage:
-    """An image as it is committed: its row, the rows of its masks, and its released JPEG."""
+    """Committed state of an image: its row, the rows of its masks, and its released JPEG."""
 
     place: ImageAddress
     generation: int  # of its shard
@@ -49,27 +49,27 @@ class OpenImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels of the JPEG, the frame of everything."""
+        """(height, width) of the JPEG in pixels, the frame of all coordinates."""
         return self.row["height"], self.row["width"]
 
     @cached_property
     def jpeg_sha256(self) -> str:
-        """The SHA-256 of its JPEG, in hexadecimal digits."""
+        """Hexadecimal SHA-256 of the JPEG."""
         return hashlib.sha256(self.jpeg).hexdigest()
 
     @cached_property
     def base(self) -> str:
-        """What answers to this state of the image name as their base."""
+        """Digest that submissions to this state of the image name as their base."""
         return base_digest(self.jpeg, self.masks)
 
     @cached_property
     def counts(self) -> Mapping[int, str]:
-        """The run lengths of its masks, by annotation id."""
+        """Run lengths of the masks by annotation id."""
         return {mask["annotation_id"]: mask["segmentation"]["counts"] for mask in self.masks}
 
 
 class NotReadyError(SegmintError):
-    """What is asked for is still being made: ask again."""
+    """Error for a request whose result is still being computed; the page should retry."""
 
 
 def check_images(dataset: Location, manifest: DatasetManifest) -> None:
@@ -79,10 +79,10 @@ def check_images(dataset: Location, manifest: DatasetManifest) -> None:
 
 
 class ImageSource:
-    """Reads images from the latest commits of their shards. Thread-safe.
+    """Reader of images from the latest commits of their shards. Thread-safe.
 
-    `places` knows which images there are, and their shards; `folder` is for scratch files. The last images are kept, as
-    long as their shard has no newer commit.
+    `places` lists the images with their shards; `folder` is for scratch files. The most recent images stay in memory
+    while their shard has no newer commit.
     """
 
     def __init__(self, dataset: Location, places: ImagePlaces, folder: Path) -> None:
@@ -95,10 +95,10 @@ class ImageSource:
         self._images: RecentImages[OpenImage] = RecentImages(_IMAGES)
 
     def read(self, image: int) -> OpenImage:
-        """Return an image as it is now.
+        """Return an image's current state.
 
-        Raises `UnknownImageError` if the dataset had no such image at the start, `ImageGoneError` if it has none now,
-        and `NoImageError` if it has no JPEG.
+        Raises `UnknownImageError` if the dataset had no such image at the start, `ImageGoneError` if it no longer has
+        it, and `NoImageError` if the image has no JPEG.
         """
         place = self._places.place(image)
         if place.ordinal in removed_images(read_tombstones(self._dataset)):
@@ -120,15 +120,15 @@ class ImageSource:
         raise AssertionError("unreachable")
 
     def known(self, image: int) -> OpenImage | None:
-        """Return an image as it was last read, without a look at the store; None if it is not kept."""
+        """Return an image as it was last read, without checking the store, or None if it isn't in memory."""
         return self._images.get(image)
 
     def images(self) -> Collection[int]:
-        """Return the ids of the images that are kept."""
+        """Return the ids of the images in memory."""
         return self._images.images()
 
     def forget(self, image: int, unless: str | None = None) -> None:
-        """Forget an image, unless its JPEG has the SHA-256 `unless`."""
+        """Drop an image from memory, unless its JPEG has the SHA-256 `unless`."""
         self._images.forget(image, unless)
 
     def shard_of(self, image: int) -> int:
@@ -136,11 +136,11 @@ class ImageSource:
         return self._places.place(image).shard
 
     def generation(self, shard: int) -> int:
-        """Return the generation of a shard's latest commit, 0 without one: one listing of the store."""
+        """Return the generation of a shard's latest commit, or 0 if there is none; takes one listing of the store."""
         return max(self._log.generations_of(shard), default=0)
 
     def taken(self, images: Iterable[int]) -> list[int]:
-        """Return which images were taken down: one listing of the store."""
+        """Return the images that were taken down; takes one listing of the store."""
         taken = removed_images(read_tombstones(self._dataset))
         return [image for image in images if self._places.place(image).ordinal in taken]
 

@@ -1,4 +1,4 @@
-"""Masks for clicks: what `Predictor` answers, as run lengths, and logits that later clicks correct."""
+"""Masks for clicks: predictions as run lengths, and their logits for later corrections."""
 
 import secrets
 import threading
@@ -21,28 +21,28 @@ from segmint.pipeline.engine.annotate.clicks.predictor_thread import PredictorTh
 from segmint.pipeline.engine.annotate.clicks.prompts import ClickPrompt, MaskPart
 
 HANDLES = 128
-"""Answers whose logits are kept, of up to 768 KiB each."""
+"""Maximum number of predictions whose logits are kept, up to 768 KiB each."""
 
-_SHARE = 1e-3  # of a pixel, at which the logits of a mask that is a prompt end
+_SHARE = 1e-3  # clipping of a pixel's share before the logit of a mask prompt
 _LOW_SIDE = 256
 _DRAWERS = 2  # threads, mostly in NumPy
 
 
 @dataclass(frozen=True)
 class PromptMask:
-    """A mask for a prompt, and the model's estimate of its IoU."""
+    """Mask for a prompt, with the predicted IoU."""
 
     drawn: DrawnMask
     iou: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the mask as JSON values."""
         return {**vars(self.drawn), "bbox": list(self.drawn.bbox), "iou": self.iou}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to a prompt: three masks, the smallest first, or one; `chosen` is the one that is meant."""
+    """Prediction for a prompt: three masks sorted by area, or one; `chosen` is the index of the best match."""
 
     masks: tuple[PromptMask, ...]
     chosen: int
@@ -57,7 +57,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _PreviousLogits:
-    """The logits (256, 256) of an answer's masks, of which JPEG and whose they are, and which was chosen."""
+    """Logits (256, 256) of a prediction's masks, with their JPEG and annotator, and the chosen mask."""
 
     image: int
     jpeg_sha256: str
@@ -67,11 +67,11 @@ class _PreviousLogits:
 
 
 class Decoder:
-    """Answers prompts. A context manager; thread-safe.
+    """Decoder of prompts. A context manager; thread-safe.
 
-    A single prompt (one point, or a box) has three masks. A prompt that corrects an answer gets the model's single
-    mask, from that answer's logits. Several prompts at once, without an answer to correct, get the best of three: see
-    decision 25.
+    A single prompt (one point or a box) gets three masks. A prompt that corrects a prediction gets the model's single
+    mask, from that prediction's logits. Several prompts at once, without a prediction to correct, get the best of three
+    (see decision 25).
     """
 
     def __init__(self, predictor: PredictorThread, handles: int = HANDLES) -> None:
@@ -90,8 +90,8 @@ class Decoder:
     def predict(self, annotator: str, embedded: ImageEmbedding, prompt: ClickPrompt) -> Prediction:
         """Return the masks for a prompt.
 
-        A handle that is not known, or names logits of other pixels than the embedding's, is left out, and the answer
-        says so.
+        An unknown handle, or one for logits of other pixels than the embedding's, is ignored, and the prediction's
+        `handle_lost` is set.
         """
         embedding = embedded.embedding
         before = self._logits_of(prompt.after, embedded, annotator)
@@ -107,12 +107,12 @@ class Decoder:
         return Prediction(tuple(answered), chosen, handle, is_lost)
 
     def images(self) -> Collection[int]:
-        """Return the ids of the images of which logits are kept."""
+        """Return the ids of the images with logits in memory."""
         with self._lock:
             return {kept.image for kept in self._kept.values()}
 
     def forget(self, image: int, unless: str | None = None) -> None:
-        """Forget the logits of an image, unless they are of the JPEG with the SHA-256 `unless`."""
+        """Drop an image's logits, unless they belong to the JPEG with the SHA-256 `unless`."""
         with self._lock:
             old = [name for name, kept in self._kept.items() if kept.image == image and kept.jpeg_sha256 != unless]
             for handle in old:
@@ -121,10 +121,10 @@ class Decoder:
     def _ask(
         self, embedding: Embedding, prompt: ClickPrompt, before: Tensor | None
     ) -> tuple[list[Tensor], list[float]]:
-        """Return the logits (256, 256) of the masks for a prompt that corrects the logits `before`, and their IoUs."""
+        """Return the masks' logits (256, 256) and predicted IoUs for a prompt that may correct the logits `before`."""
         if before is None and prompt.mask is not None:
             before = mask_logits(Rle(embedding.frame_size, prompt.mask), embedding)
-        prepare_drawing(self._predictor, embedding)  # of many sizes only some are kept
+        prepare_drawing(self._predictor, embedding)  # only some image sizes stay cached
         masks = self._predictor.predict(embedding, **arguments(prompt, before), multimask=before is None)
         logits, ious = list(masks.low_res_logits[0]), masks.predicted_iou[0]
         several = len(prompt.points) + (prompt.box is not None) > 1
@@ -134,9 +134,9 @@ class Decoder:
         return logits, ious.tolist()
 
     def _logits_of(self, handle: str | None, of: ImageEmbedding, annotator: str) -> Tensor | None:
-        """Return the logits (1, 1, 256, 256) that a handle of this annotator and JPEG names.
+        """Return the logits (1, 1, 256, 256) of a handle, if it belongs to this annotator and JPEG.
 
-        `HANDLE` names the mask that was chosen, `HANDLE.N` another one of the answer.
+        `HANDLE` stands for the chosen mask, `HANDLE.N` for another mask of the prediction.
         """
         name, _, number = (handle or "").partition(".")
         with self._lock:
@@ -171,7 +171,7 @@ def arguments(prompt: ClickPrompt, before: Tensor | None) -> dict[str, Any]:
 
 
 def choose(masks: Sequence[PromptMask], part: MaskPart) -> int:
-    """Return which of a prompt's masks, the smallest first, is meant: the best by predicted IoU, or by size."""
+    """Return the index of the intended mask among those sorted by area: the best by predicted IoU, or by part."""
     if part is MaskPart.AUTO or len(masks) == 1:
         solid = [index for index, mask in enumerate(masks) if mask.drawn.area] or [0]
         return max(solid, key=lambda index: masks[index].iou)
@@ -179,7 +179,7 @@ def choose(masks: Sequence[PromptMask], part: MaskPart) -> int:
 
 
 def mask_logits(rle: Rle, embedding: Embedding) -> Tensor:
-    """Return a mask as logits (1, 1, 256, 256) for the model: of the share of each place that lies in the mask."""
+    """Return a mask as logits (1, 1, 256, 256) for the model, from the share of each cell that lies in the mask."""
     height, width = embedding.input_size
     mask = torch.from_numpy(decode(rle)).float()[None, None]
     share = F.interpolate(mask, (height, width), mode="bilinear", align_corners=False, antialias=True)

@@ -1,14 +1,14 @@
-"""A mask of low-resolution logits in the image's frame: the pixels of `Predictor.upscale`, for less work on a CPU.
+"""Upscaling of low-resolution logits to a mask in the image's frame, equal to `Predictor.upscale` but cheaper on a CPU.
 
-Both steps of interpolation are one matrix for each axis (`segmint.model.automatic.interpolation`), so that only the
-pixels around the mask's border are computed:
+Both interpolation steps are one matrix per axis (`segmint.model.automatic.interpolation`), so only the pixels around
+the mask's border have to be computed:
 
-1. *Banded.* Bands of rows are computed one after another and thresholded in a core's cache. A mask begins and ends
-   where pixels differ from those above them: no whole mask is held.
-2. *Solid.* A pixel is a mean of the logits that it touches. Where all are over +1 it is in the masks at -1, 0 and +1,
-   and where none is over -1 it is in none of them: these columns of a band are not computed.
-3. *Exact.* Another order of summing could turn a pixel whose logit is all but 0. Such a pixel's row is computed as the
-   predictor does it (`ExactRows`). Where there are many, the whole mask is.
+1. *Banded.* Bands of rows are computed in turn and thresholded in a core's cache. A mask's runs start and end where
+   pixels differ from those above, so no complete mask is held in memory.
+2. *Solid.* A pixel is a weighted mean of the logits it touches. If all are over +1, it is in the masks at -1, 0, and
+   +1. If none is over -1, it is in none of them. Such columns of a band aren't computed.
+3. *Exact.* A different summation order could flip a pixel whose logit is almost 0. The row of such a pixel is
+   computed as the predictor does it (`ExactRows`). If there are many, the whole mask is.
 """
 
 import math
@@ -29,15 +29,15 @@ from segmint.model.sam.predictor import Embedding, Predictor
 
 STABILITY_OFFSET = 1.0
 
-# Of float32, times the operations of both orders of summing: what a mean of logits may differ by, relative to them.
+# Relative rounding difference of the weighted means: float32's epsilon times the operations of both summation orders.
 _DIFFERENCE = 32 * 2.0**-24
-_SOLID = STABILITY_OFFSET * (1 + 2.0**-10)  # logits over this are over the offset after any rounding
+_SOLID = STABILITY_OFFSET * (1 + 2.0**-10)  # logits over this exceed the offset after any rounding
 
-_MOST_DOUBTS = 64  # pixels of a band whose logits are all but 0
+_MOST_DOUBTS = 64  # pixels of a band with logits near 0
 _COLUMNS = 64
 _PIXELS = 1 << 18
-_PRODUCT = 1 << 18  # multiplications: of more, BLAS would wake other threads, which takes longer than they save
-_GAP = 64  # solid columns that are computed rather than the columns around them apart
+_PRODUCT = 1 << 18  # multiplications; for more, BLAS would wake other threads, which takes longer than they save
+_GAP = 64  # solid columns to compute rather than splitting a span
 
 _TRIED = 12  # rows
 _UNITS = 32
@@ -45,7 +45,7 @@ _UNITS = 32
 
 @dataclass(frozen=True)
 class DrawnMask:
-    """A mask in the image's frame; `bbox` is (x, y, width, height) as in the dataset."""
+    """Mask in the image's frame; `bbox` is (x, y, width, height) as in the dataset."""
 
     counts: str
     area: int
@@ -54,11 +54,11 @@ class DrawnMask:
 
 
 class _DoubtfulError(Exception):
-    """Too many pixels are all but 0."""
+    """Error if too many logits are near 0."""
 
 
 def draw_mask(predictor: Predictor, embedding: Embedding, logits: Tensor) -> DrawnMask:
-    """Return the mask of logits (256, 256) float32: where the upscaled ones are over 0."""
+    """Return the mask of logits (256, 256) float32, which contains the pixels with upscaled logits over 0."""
     if logits.device.type == "cpu":
         try:
             return _draw_border(logits, embedding, predictor.sam.image_size)
@@ -73,12 +73,12 @@ def draw_mask(predictor: Predictor, embedding: Embedding, logits: Tensor) -> Dra
 
 
 def prepare_drawing(predictor: Predictor, embedding: Embedding) -> None:
-    """Compute what masks of images of this size have in common, so that no click waits for it."""
+    """Compute the interpolations for images of this size ahead, so that no click waits for them."""
     _axes(predictor.sam.image_size, embedding.input_size, embedding.frame_size)
 
 
 class _ColumnRuns:
-    """Where a mask begins and ends in each column, from bands of its rows; the first column is `left` in the frame."""
+    """Starts and ends of a mask in each column, collected from bands of its rows; `left` is the first column's x."""
 
     def __init__(self, frame: tuple[int, int], left: int) -> None:
         self._frame = frame
@@ -100,11 +100,11 @@ class _ColumnRuns:
         self._next = first + len(rows)
 
     def mask(self, stability: float) -> DrawnMask:
-        """Return the mask whose rows were added."""
+        """Return the mask of the added rows."""
         height = self._frame[0]
         if self._above is not None:
             self._note(np.flatnonzero(self._above), self._next)
-        # In each column one more than its pixels, so that the end of one is not the start of the next.
+        # Columns are numbered with one extra row, so that the end of one isn't the start of the next.
         places = np.sort(np.concatenate([np.zeros(0, np.int64), *self._found]))
         column, row = np.divmod(places, height + 1)
         positions = column * height + row
@@ -122,7 +122,7 @@ class _ColumnRuns:
 
 
 def _draw_border(logits: Tensor, embedding: Embedding, side: int) -> DrawnMask:
-    """Return the mask, of which only pixels around its border are computed; raises `_DoubtfulError`."""
+    """Return the mask, computing only the pixels around its border; raises `_DoubtfulError`."""
     axes = _axes(side, embedding.input_size, embedding.frame_size)
     low = logits.numpy()
     over = low > -STABILITY_OFFSET
@@ -161,14 +161,14 @@ def _draw_border(logits: Tensor, embedding: Embedding, side: int) -> DrawnMask:
 
 
 def _stability(inner: int, outer: int) -> float:
-    """The IoU of the masks at +1 and -1, of which the first lies in the second, from their pixels."""
+    """Return the IoU of the masks at +1 and -1 from their areas; the first lies within the second."""
     return inner / outer if outer else math.nan
 
 
 def _solid(logits: NDArray[np.float32], touches: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which columns of pixels touch only logits (n, 256) over the offset, and which only such below -offset.
+    """Return which columns of pixels touch only logits (n, 256) over the offset, and which only those below -offset.
 
-    `touches` (width, 2) are start and end of the logits that a column touches.
+    `touches` (width, 2) are the start and end of the logits that each column touches.
     """
     start, end = touches.T
     found = []
@@ -189,7 +189,7 @@ def _widened(logits: NDArray[np.float32], columns: Interpolation, across: slice)
 
 
 def _spans(wanted: NDArray[np.bool_], most: int) -> Iterator[tuple[int, int]]:
-    """Yield starts and ends of spans of `most` columns that hold all wanted ones, and gaps of a few others."""
+    """Yield the spans (start, end) of at most `most` columns that cover all wanted ones and small gaps."""
     places = np.flatnonzero(wanted)
     if places.size:
         cuts = np.flatnonzero(np.diff(places) > _GAP)
@@ -201,7 +201,7 @@ def _spans(wanted: NDArray[np.bool_], most: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Step:
-    """One step of interpolation along the rows: for each the row before it, the row after it, and that one's weight."""
+    """Interpolation step along the rows: for each row, the rows before and after it and the weight of the latter."""
 
     before: NDArray[np.int64]
     after: NDArray[np.int64]
@@ -209,7 +209,7 @@ class _Step:
 
     @classmethod
     def make(cls, given: int, wanted: int) -> "_Step | None":
-        """Compute the step from `given` rows to `wanted`, as torch does in float32; None if torch's weights differ."""
+        """Compute the step from `given` rows to `wanted` as torch does in float32; None if torch's weights differ."""
         scale = np.float32(given) / np.float32(wanted)
         middle = np.maximum(scale * (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
         before = np.minimum(middle.astype(np.int64), given - 1)
@@ -224,7 +224,7 @@ class _Step:
 
     def row(self, pair: Tensor, row: int, width: int) -> Tensor:
         """Return one row (width) from the two rows (2, n) around it."""
-        # torch's place of a first row is half of the scale less a half.
+        # torch's position of a first row is half of the scale minus a half.
         scale = 1 / (2 * float(self.weight[row]) + 1)
         drawn: Tensor = torch.ops.aten.upsample_bilinear2d(pair[None, None], [1, width], False, scale, None)
         return drawn[0, 0, 0]
@@ -232,11 +232,11 @@ class _Step:
 
 @dataclass(frozen=True)
 class ExactRows:
-    """Single rows of upscaled logits of images of one size, bit for bit as `Predictor.upscale` computes them.
+    """Single rows of upscaled logits for one image size, bit for bit as `Predictor.upscale` computes them.
 
-    torch computes a row of a bilinear interpolation from two rows and a weight, the same way for each row. Asked for
-    one row between two, with a scale that leads to the same weight, it gives the same bits. Where it does not, because
-    of a weight that no scale leads to or another kernel for small images, there is no `ExactRows`: each size is tried.
+    torch computes each row of a bilinear interpolation from two rows and a weight, always in the same way, so one row
+    between two with a scale for the same weight gives the same bits. This fails for weights that no scale leads to, and
+    for small images with another kernel. Therefore each size is tried and may have no `ExactRows`.
     """
 
     side: int
@@ -249,7 +249,7 @@ class ExactRows:
     def make(
         cls, low_side: int, side: int, input_size: tuple[int, int], frame_size: tuple[int, int]
     ) -> "ExactRows | None":
-        """Return the rows of images of one size; None where torch computes single rows in another way."""
+        """Return the rows for one image size, or None if torch computes single rows differently."""
         square, frame = _Step.make(low_side, side), _Step.make(input_size[0], frame_size[0])
         if square is None or frame is None:
             return None
@@ -274,11 +274,11 @@ class ExactRows:
 
 @dataclass(frozen=True)
 class _AxisInterpolations:
-    """Both axes' interpolations for images of one size, some 4 MB for a frame of 1500 x 2250 pixels."""
+    """Interpolations of both axes for one image size, about 4 MB for a frame of 1500 x 2250 pixels."""
 
     rows: Interpolation
     columns: Interpolation
-    exact: ExactRows | None  # None where torch computes single rows in another way
+    exact: ExactRows | None  # None if torch computes single rows differently
 
     def settle(
         self,
@@ -288,9 +288,9 @@ class _AxisInterpolations:
         corner: tuple[int, int],
         margin: float,
     ) -> None:
-        """Set those pixels of a mask (h, w) whose `values` are all but 0 to what the predictor's are.
+        """Set the pixels of a mask (h, w) whose `values` are near 0 to those of the predictor.
 
-        `corner` is (row, column) of the first pixel in the frame. Raises `_DoubtfulError` for too many.
+        `corner` is (row, column) of the first pixel in the frame. Raises `_DoubtfulError` if there are too many.
         """
         rows, columns = np.nonzero(np.abs(values) <= margin)
         if rows.size > _MOST_DOUBTS or self.exact is None:

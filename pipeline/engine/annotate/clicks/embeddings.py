@@ -1,4 +1,4 @@
-"""Image embeddings in memory, made of released pixels alone, and ahead of the annotators where there is time."""
+"""In-memory image embeddings, computed only from released pixels, and prefetched for annotators when idle."""
 
 import itertools
 import queue
@@ -23,13 +23,13 @@ from segmint.pipeline.engine.annotate.source import NotReadyError, OpenImage
 from segmint.pipeline.serving.images import NoImageError
 
 KEPT = 64
-"""Embeddings that are kept, of 4 MiB each."""
+"""Maximum number of embeddings in memory, 4 MiB each."""
 
 QUIET_S = 0.5
-"""Seconds without a click before an embedding is made ahead: both use all cores."""
+"""Seconds without a click before an embedding is prefetched, because both use all cores."""
 
 PATIENCE_S = 10.0
-"""Seconds that a request waits for an embedding; pages give up one that has no answer for 20."""
+"""Seconds that a request waits for an embedding; pages give up on a request after 20 seconds of silence."""
 
 _LONGEST_WAIT_S = 5.0
 _NOW, _AHEAD = 0, 1
@@ -37,7 +37,7 @@ _NOW, _AHEAD = 0, 1
 
 @dataclass(frozen=True)
 class ImageEmbedding:
-    """An image's embedding, and the SHA-256 of the JPEG that it was made from."""
+    """Image's embedding, with the SHA-256 of the JPEG it was computed from."""
 
     image: int
     jpeg_sha256: str
@@ -53,12 +53,12 @@ class _EmbeddingJob:
 
 
 class Embeddings:
-    """Makes embeddings in one thread, and keeps the last `kept` ones. A context manager; thread-safe.
+    """Embeddings computed in one thread, with the last `kept` ones in memory. A context manager; thread-safe.
 
-    Those that annotators want next are made ahead, everybody's first before anybody's second, and are the last to be
-    dropped. `kept` bounds what all annotators together may want: those who asked longest ago want nothing any more.
-    `read` returns an image as it is committed now; `made` is called in that thread with what was made, and the pixels
-    (H, W, 3) uint8 RGB. Nothing is written to a disk.
+    The embeddings that annotators need next are prefetched, every annotator's first one before anyone's second one, and
+    are evicted last. `kept` also bounds the prefetch requests of all annotators together; the oldest requests are
+    dropped. `read` returns an image's committed state. `made` is called in that thread with each embedding and its
+    pixels (H, W, 3) uint8 RGB. Nothing is written to disk.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Embeddings:
         self._asked: dict[tuple[int, str], Future[ImageEmbedding]] = {}  # by image and its JPEG's SHA-256
         self._jobs: queue.PriorityQueue[_EmbeddingJob] = queue.PriorityQueue()
         self._numbers = itertools.count()
-        self._wanted: OrderedDict[str, tuple[int, ...]] = OrderedDict()  # by annotator, who asked last at the end
+        self._wanted: OrderedDict[str, tuple[int, ...]] = OrderedDict()  # by annotator, most recent request last
         self._clicked = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="embeddings", daemon=True)
@@ -99,10 +99,10 @@ class Embeddings:
         return len(self._made)
 
     def get(self, image: OpenImage) -> ImageEmbedding:
-        """Return the embedding of an image in its present state, made now if it is not there.
+        """Return the embedding of an image's current state, computing it if necessary.
 
-        Raises `NoImageError` if the picture cannot be decoded, and `NotReadyError` after `patience_s` seconds: it is
-        made all the same, once for all who ask.
+        Raises `NoImageError` if the JPEG can't be decoded, and `NotReadyError` after `patience_s` seconds. The
+        computation continues in that case and serves all requests for the image.
         """
         known = self.known(image.place.id)
         if known is not None and known.jpeg_sha256 == image.jpeg_sha256:
@@ -124,11 +124,11 @@ class Embeddings:
                 del self._asked[key]
 
     def known(self, image: int) -> ImageEmbedding | None:
-        """Return the embedding of an image if it is there, of whatever state of the image."""
+        """Return an image's embedding if it is in memory, for any state of the image."""
         return self._made.get(image)
 
     def prepare(self, annotator: str, images: Iterable[int]) -> None:
-        """Make the embeddings of these images ahead, in this order, unless the annotator asks for others meanwhile."""
+        """Prefetch the embeddings of these images in order, unless the annotator requests others meanwhile."""
         wanted = tuple(dict.fromkeys(images))[: self._kept]
         with self._lock:
             self._wanted[annotator] = wanted
@@ -139,15 +139,15 @@ class Embeddings:
             self._jobs.put(_EmbeddingJob(_AHEAD + place, next(self._numbers), image))
 
     def clicked(self) -> None:
-        """Note that somebody works: what is made ahead waits a little."""
+        """Record a click, which delays prefetching."""
         self._clicked = time.monotonic()
 
     def images(self) -> Collection[int]:
-        """Return the ids of the images whose embeddings are kept."""
+        """Return the ids of the images with embeddings in memory."""
         return self._made.images()
 
     def forget(self, image: int, unless: str | None = None) -> None:
-        """Forget an image's embedding, unless it was made of the JPEG with the SHA-256 `unless`."""
+        """Drop an image's embedding, unless it was computed from the JPEG with the SHA-256 `unless`."""
         self._made.forget(image, unless)
 
     def _work(self) -> None:
@@ -172,7 +172,7 @@ class Embeddings:
             job.result.set_exception(SegmintError("the server is ending"))
 
     def _is_due(self, job: _EmbeddingJob) -> bool:
-        """Wait until nobody clicks; return whether the image is still wanted, and nobody waits for another."""
+        """Wait until nobody clicks; return whether the image is still needed and no request waits for another one."""
         begun = time.monotonic()
         while time.monotonic() - self._clicked < QUIET_S and time.monotonic() - begun < _LONGEST_WAIT_S:
             time.sleep(QUIET_S / 10)

@@ -1,8 +1,8 @@
-"""The model of one server, run by one thread: clicks come first, also while an image is encoded.
+"""The server's model, run by one thread, which gives clicks priority even while an image is encoded.
 
-torch keeps a team of threads for each thread that computes. As soon as the teams of a process have more threads than
-there are cores, those that wait sleep at once (libgomp), and waking them for each of a prompt's many small steps takes
-as long as the steps do. A single team's threads stay awake for the moment that `GOMP_SPINCOUNT` gives them.
+torch keeps a team of threads for each thread that computes. As soon as a process's teams have more threads than there
+are cores, waiting threads sleep at once (libgomp), and waking them for each of a prompt's many small steps takes as
+long as the steps do. A single team's threads stay awake for the time set by `GOMP_SPINCOUNT`.
 """
 
 import itertools
@@ -35,9 +35,9 @@ class _PredictorJob:
 
 
 class PredictorThread(Predictor):
-    """A `Predictor` whose work is done in one thread, from which `load` is called too. A context manager; thread-safe.
+    """`Predictor` that does its work in one thread, which also calls `load`. A context manager; thread-safe.
 
-    `embed` lets all else pass, before it begins and before each layer of the encoder.
+    `embed` yields to all other work before it begins and before each layer of the encoder.
     """
 
     def __init__(self, load: Callable[[], Sam]) -> None:
@@ -60,21 +60,21 @@ class PredictorThread(Predictor):
         self._thread.join()
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what `work` returns, called in the thread."""
+        """Call `work` in the thread and return its result."""
         answer: T = self._do(_URGENT, lambda: work(*args, **kwargs))
         return answer
 
     def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
-        """As `Predictor.embed`."""
+        """Embed an image as `Predictor.embed` does."""
         embedding: Embedding = self._do(_LATER, lambda: Predictor.embed(self, image, frame_size))
         return embedding
 
     def predict(self, *args: Any, **kwargs: Any) -> PromptMasks:
-        """As `Predictor.predict`."""
+        """Predict masks as `Predictor.predict` does."""
         return self.run(Predictor.predict, self, *args, **kwargs)
 
     def upscale(self, logits: Tensor, embedding: Embedding) -> Tensor:
-        """As `Predictor.upscale`."""
+        """Upscale logits as `Predictor.upscale` does."""
         return self.run(Predictor.upscale, self, logits, embedding)
 
     def _do(self, urgency: int, work: Callable[[], Any]) -> Any:
@@ -92,7 +92,7 @@ class PredictorThread(Predictor):
                 return
 
     def _let_one_pass(self) -> None:
-        """Do the next urgent work; one at a time, so that an image comes to its end however many clicks there are."""
+        """Do the next urgent job; only one at a time, so that an image finishes no matter how many clicks arrive."""
         if threading.current_thread() is self._thread and self._jobs.queue and self._jobs.queue[0].urgency == _URGENT:
             _answer(self._jobs.get())
 

@@ -1,8 +1,8 @@
-"""Masks that are there when an annotator opens an image in the semi-automatic stage (SAM paper, section 4).
+"""Prefilled masks for images of the semi-automatic stage (SAM paper, Section 4).
 
-A detector of one class, "object", finds boxes in the released image; each prompts the model, and what the model is
-confident of is prefilled, for people to add the rest. Confident is what the dataset was built to keep: a mask over
-its thresholds of predicted IoU and stability, none that a better one of its box suppresses.
+A one-class detector finds boxes of objects in the released image. Each box prompts the model, and its confident masks
+are prefilled, so that annotators only add the rest. A mask is confident if the dataset's build would keep it: it passes
+the thresholds of predicted IoU and stability, and NMS by box doesn't suppress it.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -34,27 +34,27 @@ from segmint.pipeline.engine.annotate.recent_images import RecentImages
 from segmint.pipeline.engine.annotate.source import OpenImage
 
 SAME_IOU = 0.7
-"""A mask whose IoU with one of the dataset is over this is there already."""
+"""IoU above which a mask counts as a duplicate of one in the dataset."""
 
 MOST_BOXES = 300
-"""Boxes of an image that prompt the model, the best first."""
+"""Maximum number of boxes per image that prompt the model, best first."""
 
 _LEAST_SIDE = 1.0  # pixels of a box inside the image
 
 
 @dataclass(frozen=True)
 class PrefilledMask:
-    """A mask that the model drew for a box (x, y, width, height), in pixels of the released image."""
+    """Mask that the model predicted for a box (x, y, width, height), in pixels of the released image."""
 
     counts: str  # compressed run lengths
     area: int
     iou: float  # predicted
     stability: float
     box: tuple[float, float, float, float]
-    bbox: tuple[float, float, float, float]  # around its pixels, as in the dataset
+    bbox: tuple[float, float, float, float]  # bounding box of the pixels, as in the dataset
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the mask as JSON values."""
         return {**vars(self), "box": list(self.box), "bbox": list(self.bbox)}
 
 
@@ -65,9 +65,9 @@ class _DrawnMask:
 
 
 def clipped(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
-    """Return the parts of boxes (x0, y0, x1, y1) that lie in an image of `size` (height, width), in order.
+    """Clip boxes (x0, y0, x1, y1) to an image of `size` (height, width), in order.
 
-    A box with less than a pixel of width or height there is left out.
+    Boxes narrower or lower than a pixel after that are dropped.
     """
     height, width = size
     found = [(max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))) for x0, y0, x1, y1 in boxes]
@@ -78,10 +78,10 @@ def clipped(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
 def prefill(
     predictor: Predictor, embedding: Embedding, boxes: Sequence[Box], there: Sequence[str], settings: MaskSettings
 ) -> list[PrefilledMask]:
-    """Return the confident masks of boxes (x0, y0, x1, y1), the best predicted IoU first.
+    """Return the confident masks of boxes (x0, y0, x1, y1), sorted by descending predicted IoU.
 
-    Each is the model's single mask for that box alone, as `Predictor.predict` gives it. `there` are the compressed run
-    lengths of the image's own masks; `settings` those that the dataset was built with.
+    Each is the model's single mask for that box, as from `Predictor.predict`. `there` are the compressed run lengths of
+    the image's existing masks; `settings` are those of the dataset's build.
     """
     height, width = embedding.frame_size
     drawn = [mask for box in clipped(boxes, (height, width)) for mask in _drawn(predictor, embedding, box, settings)]
@@ -98,7 +98,7 @@ def prefill(
 
 
 def _drawn(predictor: Predictor, embedding: Embedding, box: Box, settings: MaskSettings) -> Iterator[_DrawnMask]:
-    """Yield the mask of a box if the model is confident of it."""
+    """Yield the mask of a box if the model is confident about it."""
     found = predictor.predict(embedding, boxes=np.array([box]), multimask=False)
     if not bool(over_iou(found.predicted_iou, settings.pred_iou_thresh)):
         return
@@ -126,13 +126,13 @@ def _corners(drawn: Sequence[_DrawnMask]) -> NDArray[np.int64]:
 
 
 class ObjectFinder:
-    """A detector's TorchScript file, run in a separate process; a context manager.
+    """Detector's TorchScript file, run in a separate process; a context manager.
 
-    It follows the contract of detectors in docs/configuration.md, as `segmint train --task objects` writes it.
+    The file follows the detectors' contract in docs/configuration.md, as `segmint train --task objects` writes it.
     """
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
-        """Load the file and try it on a blank image; raises `UsageError` if it is not one."""
+        """Load the file and try it on a blank image; raises `UsageError` if it fails."""
         try:
             self._detector = IsolatedDetector(path, "object", device=device)
             self._detector.try_out()
@@ -146,9 +146,9 @@ class ObjectFinder:
             ) from error
 
     def boxes(self, image: NDArray[np.uint8]) -> list[Box]:
-        """Return the boxes (x0, y0, x1, y1) of objects in an image, (H, W, 3) uint8 RGB, the best first.
+        """Return the boxes (x0, y0, x1, y1) of objects in an image, (H, W, 3) uint8 RGB, best first.
 
-        Raises `DetectorFailedError` if the file fails on it.
+        Raises `DetectorFailedError` if the detector fails on the image.
         """
         return [found.box for found in self._detector.detect(image)[:MOST_BOXES]]
 
@@ -167,7 +167,7 @@ class _ImagePrefill:
 
 
 class PrefillCache:
-    """What is prefilled in images, made with their embeddings and kept for the last ones. Thread-safe."""
+    """Prefilled masks of the most recent images, computed along with their embeddings. Thread-safe."""
 
     def __init__(
         self, finder: ObjectFinder, predictor: Predictor, decoder: JpegDecoder, settings: MaskSettings, kept: int = 64
@@ -179,7 +179,7 @@ class PrefillCache:
         self._made: RecentImages[_ImagePrefill] = RecentImages(kept)
 
     def make(self, image: OpenImage, pixels: NDArray[np.uint8], embedding: Embedding) -> None:
-        """Make the masks of an image; one on which the detector fails has none, and a warning says so."""
+        """Compute an image's masks; if the detector fails, the image gets none and a warning is logged."""
         try:
             boxes = self._finder.boxes(pixels)
         except DetectorFailedError as error:
@@ -189,7 +189,7 @@ class PrefillCache:
         self._made.put(image.place.id, _ImagePrefill(image.base, image.jpeg_sha256, tuple(masks)))
 
     def of(self, image: OpenImage, embedding: Embedding) -> tuple[PrefilledMask, ...]:
-        """Return the masks of an image in its present state, made now if they are not there."""
+        """Return the masks of an image's current state, computing them if necessary."""
         for _ in range(2):
             made = self._made.get(image.place.id)
             if made is not None and made.base == image.base:
@@ -198,16 +198,16 @@ class PrefillCache:
         return ()  # another state of the image is opened at the same time
 
     def images(self) -> Collection[int]:
-        """Return the ids of the images whose masks are kept."""
+        """Return the ids of the images with masks in memory."""
         return self._made.images()
 
     def forget(self, image: int, unless: str | None = None) -> None:
-        """Forget the masks of an image, unless they were made of the JPEG with the SHA-256 `unless`."""
+        """Drop an image's masks, unless they were computed from the JPEG with the SHA-256 `unless`."""
         self._made.forget(image, unless)
 
 
 def mask_settings(manifest: DatasetManifest) -> MaskSettings:
-    """Return the settings that a dataset's masks were made with; the defaults if its manifest does not state them."""
+    """Return the settings of a dataset's masks, or the defaults if its manifest doesn't state them."""
     try:
         return MasksConfig.model_validate(manifest.config.get("masks") or {}).settings()
     except ValidationError:

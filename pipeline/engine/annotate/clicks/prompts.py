@@ -1,4 +1,4 @@
-"""A click's prompt as the page sends it, checked before the model is asked."""
+"""Prompts of clicks as the page sends them, validated before they reach the model."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _HANDLE = 64  # characters
 
 
 class MaskPart(StrEnum):
-    """Which of a single prompt's masks is meant."""
+    """Choice among the masks of a single prompt."""
 
     AUTO = "auto"
     WHOLE = "whole"
@@ -24,10 +24,10 @@ class MaskPart(StrEnum):
 
 @dataclass(frozen=True)
 class ClickPrompt:
-    """What is asked of the model, in pixels of the image.
+    """Prompt for the model, in pixels of the image.
 
-    `points` are (x, y, label), `box` is (x, y, width, height), `mask` the run lengths of a mask to correct, and `after`
-    the handle of an answer to correct.
+    `points` are (x, y, label), `box` is (x, y, width, height), `mask` contains the run lengths of a mask to correct,
+    and `after` is the handle of a prediction to correct.
     """
 
     points: tuple[tuple[float, float, int], ...] = ()
@@ -38,7 +38,7 @@ class ClickPrompt:
 
 
 def parse_prompt(value: Any, size: tuple[int, int]) -> ClickPrompt:
-    """Parse the body of a request for an image of `size` (height, width); raises `UsageError` for anything else."""
+    """Parse a request body for an image of `size` (height, width); raises `UsageError` for anything invalid."""
     if not isinstance(value, Mapping) or not isinstance(value.get("prompt"), Mapping):
         raise UsageError("expected {prompt: {points, box, mask, from}, part}")
     said, part = value["prompt"], value.get("part", MaskPart.AUTO)

@@ -1,13 +1,13 @@
-"""The web application of raters. Addresses name masks by their places in the rater's order, which say nothing of them.
+"""Web application of raters. URLs identify masks by their index in the rater's order, which reveals nothing about them.
 
 ```
 GET  /                      the page; /assets/… its scripts and styles
-GET  /api/session           who rates, and what
-POST /api/rate/next         the next mask that is not rated
+GET  /api/session           the rater and the session
+POST /api/rate/next         the next unrated mask
 GET  /api/rate/{item}       a mask
-PUT  /api/rate/{item}/{n}   save the n-th rating of a mask, {score, seconds}; the score null takes the last one back
-GET  /images/{id}.jpg       its picture
-POST /api/address           a new address for a rater, by the owner
+PUT  /api/rate/{item}/{n}   save the n-th rating of a mask, {score, seconds}; a null score withdraws the last one
+GET  /images/{id}.jpg       its image
+POST /api/address           a new URL for a rater, by the owner
 ```
 """
 
@@ -27,7 +27,7 @@ from segmint.pipeline.serving.responses import image_of, jpeg_response, json_res
 
 
 def make_rating_app(rater_view: RaterView, team: Team) -> Starlette:
-    """Return the application of a rater view that serves the browsers of a team."""
+    """Return the application that serves a rater view to the browsers of a team."""
 
     def session(rater: str) -> Response:
         return json_response({"annotator": rater, "owner": rater == team.owner, **rater_view.about.to_dict()})

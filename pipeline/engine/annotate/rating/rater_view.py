@@ -1,7 +1,7 @@
-"""What raters do, without HTTP: be shown single masks, rate them, take a rating back.
+"""Server-side rater view, without HTTP: shows single masks, saves ratings, and withdraws them.
 
-As many masks of each source are drawn at random. A mask is named by its place in the rater's order, from 0: its
-annotation id would tell whether people made it.
+Equal numbers of masks per source are drawn at random. A mask is identified by its index in the rater's order, from 0,
+because its annotation id would reveal whether a person made it.
 """
 
 import hashlib
@@ -43,11 +43,11 @@ from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.serving.images import ImagePlaces, NoImageError, UnknownImageError
 
 LEAST_AREA = 24 * 24
-"""Pixels of the smallest mask that is rated: smaller ones are hard to judge (SAM paper, appendix E)."""
+"""Area of the smallest mask to rate in pixels, because smaller ones are hard to judge (SAM paper, Appendix E)."""
 
 
 class SampledMask(NamedTuple):
-    """A mask to rate: its image and its annotation id."""
+    """Mask to rate: its image and its annotation id."""
 
     image: int
     mask: int
@@ -55,7 +55,7 @@ class SampledMask(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """How many masks, of which images, by which seed; `select` is a condition on the columns of `images`."""
+    """Number of masks, seed, and selection; `select` is a condition on the columns of `images`."""
 
     masks: int = 200
     seed: int = 0
@@ -63,7 +63,7 @@ class SampleOptions:
 
 
 def quotas(counts: Mapping[str, int], wanted: int) -> dict[str, int]:
-    """Return how many masks of each source are drawn: equal numbers, and more of others where there are not so many."""
+    """Return the number of masks to draw per source: equal numbers, with shortfalls made up by the other sources."""
     given: dict[str, int] = {}
     for place, source in enumerate(sorted(counts, key=lambda source: (counts[source], source))):
         share = (wanted - sum(given.values())) // (len(counts) - place)
@@ -72,9 +72,9 @@ def quotas(counts: Mapping[str, int], wanted: int) -> dict[str, int]:
 
 
 def draw_sample(tables: DatasetTables, options: SampleOptions) -> list[SampledMask]:
-    """Draw the masks, in order of their numbers; the same dataset, options and seed give the same ones.
+    """Draw the masks, sorted by annotation id; deterministic for a dataset, options, and seed.
 
-    Raises `UsageError` for a condition that cannot be read, and if there is no mask to rate.
+    Raises `UsageError` for an invalid condition, and if there is no mask to rate.
     """
     if options.masks < 1:
         raise UsageError(f"--masks {options.masks}: expected 1 or more")
@@ -96,7 +96,7 @@ def draw_sample(tables: DatasetTables, options: SampleOptions) -> list[SampledMa
 
 
 def order_for(sample: Sequence[SampledMask], rater: str, seed: int) -> list[SampledMask]:
-    """Return the masks in a rater's own random order."""
+    """Return the masks in a random order specific to the rater."""
 
     def key(each: SampledMask) -> bytes:
         return hashlib.sha256(f"{seed}:{each.mask}:{rater}".encode()).digest()
@@ -108,7 +108,7 @@ _SAID = frozenset({"score", "seconds"})
 
 
 class RatingConflictError(SegmintError):
-    """Another rating of the same rater has this number; `winner` is the last one that is there."""
+    """Error if another rating by the same rater has this number; `winner` is the last stored one."""
 
     def __init__(self, text: str, winner: Rating | None) -> None:
         super().__init__(text)
@@ -117,24 +117,24 @@ class RatingConflictError(SegmintError):
 
 @dataclass(frozen=True)
 class RatingInfo:
-    """What a session of rating is about."""
+    """Facts about a rating session."""
 
     name: str
     version: VersionName | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the facts as JSON values."""
         digest = None if self.version is None else str(self.version)
         return {"dataset": {"name": self.name, "digest": digest}, "stage": "rate", "idle_s": IDLE_S}
 
 
 class RaterView:
-    """The masks and the ratings of one server. Thread-safe."""
+    """Masks and ratings of one server. Thread-safe."""
 
     def __init__(
         self, dataset: Location, about: RatingInfo, source: ImageSource, sample: Sequence[SampledMask], seed: int
     ) -> None:
-        """Read the ratings that are there; raises `StorageFaultError` if the store fails."""
+        """Read the existing ratings; raises `StorageFaultError` if the store fails."""
         self.dataset = dataset
         self.about = about
         self.source = source
@@ -142,7 +142,7 @@ class RaterView:
         self._seed = seed
         self._lock = threading.Lock()
         self._orders: dict[str, list[SampledMask]] = {}
-        self._gone: set[int] = set()  # masks that are there no more
+        self._gone: set[int] = set()  # masks that no longer exist
         wanted = {each.mask for each in sample}
         names = [name for name in last_ratings(list_ratings(dataset)) if name.mask in wanted]
         self._numbers: dict[tuple[str, int], int] = {(name.rater, name.mask): name.n for name in names}
@@ -153,7 +153,7 @@ class RaterView:
         return len(self._sample)
 
     def next(self, rater: str) -> dict[str, Any]:
-        """Return the first mask in a rater's order that the rater has not rated; `item` None: all are."""
+        """Return the first unrated mask in a rater's order; `item` is None if all are rated."""
         for item, each in enumerate(self._order(rater)):
             if self._is_rated(rater, each) or each.mask in self._gone:
                 continue
@@ -165,9 +165,9 @@ class RaterView:
         return {"item": None, **self.progress(rater)}
 
     def show(self, rater: str, item: int) -> dict[str, Any]:
-        """Return a mask, without anything that says where it comes from.
+        """Return a mask, without anything that reveals its source.
 
-        Raises `UsageError` for a place that the order has not, `ImageGoneError` if the mask is not there any more.
+        Raises `UsageError` for an index outside the order, and `ImageGoneError` if the mask no longer exists.
         """
         each, found, counts = self._mask(rater, item)
         with self._lock:
@@ -185,10 +185,10 @@ class RaterView:
         }
 
     def save(self, rater: str, item: int, n: int, body: Any) -> Rating:
-        """Put a rating of a mask, or with the score None take the last one back; returns what is there.
+        """Save a rating of a mask, or with the score None withdraw the last one; return the stored rating.
 
-        Raises `UsageError` for a body that is no rating, `RatingConflictError` if another one has the number, and
-        `ImageGoneError` or `RemovedImageError` if the mask is not there any more.
+        Raises `UsageError` if the body isn't a rating, `RatingConflictError` if another rating has the number, and
+        `ImageGoneError` or `RemovedImageError` if the mask no longer exists.
         """
         each, _, counts = self._mask(rater, item)
         if not isinstance(body, Mapping) or set(body) != _SAID:
@@ -213,7 +213,7 @@ class RaterView:
         return self._note(rating if put_rating(self.dataset, rating) else self._other(rating))
 
     def progress(self, rater: str) -> dict[str, Any]:
-        """Return how many masks a rater has rated, and of how many."""
+        """Return the number of masks that a rater has rated, and the total."""
         order = self._order(rater)
         return {"done": sum(self._is_rated(rater, each) for each in order), "total": len(order)}
 
@@ -229,7 +229,7 @@ class RaterView:
         return each, found, counts
 
     def _other(self, rating: Rating) -> Rating:
-        """Return the last rating if it is this one, saved before; else raise `RatingConflictError` with it."""
+        """Return the last rating if it is this one, already saved; else raise `RatingConflictError` with it."""
         names = [name for name in list_ratings(self.dataset) if (name.mask, name.rater) == rating.name[1:3]]
         winner = self._read(max(names)) if names else None
         if winner is not None and winner.n == rating.n and rating.same_work(winner):
@@ -266,9 +266,9 @@ class RaterView:
 
 @contextmanager
 def open_rater_view(dataset: Location, options: SampleOptions) -> Iterator[RaterView]:
-    """Draw the masks to rate, and open their images; scratch files are deleted at the end.
+    """Draw the masks to rate and open their images; scratch files are deleted at the end.
 
-    Raises `UsageError` if there is no dataset that segmint wrote or it has no images, and as `draw_sample`.
+    Raises `UsageError` if there is no segmint dataset or it has no images, and as `draw_sample` does.
     """
     manifest = load_manifest(dataset)
     check_images(dataset, manifest)
