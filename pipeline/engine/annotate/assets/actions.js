@@ -1,9 +1,9 @@
-// What keys and buttons do, by the names of actions in keys.js and in `data-action`.
+// Actions of keys and buttons, by their names in keys.js and in `data-action`.
 
 import { byId } from "./dom.js";
 import { toggleHelp } from "./help.js";
 
-/** A function that does the action with a name, as "undo" or "tool:brush". */
+/** Return a function that runs the action with a name such as "undo" or "tool:brush". */
 export function actionsOf({ editor, tools, cross, maskCanvas, list, pages, fade }) {
   const { zoom } = maskCanvas.stage;
   const fit = { in: () => zoom.zoomIn(), out: () => zoom.zoomOut(), fit: () => zoom.reset() };

@@ -1,9 +1,9 @@
-// Addresses for other annotators, which only who started the server may make.
+// URLs for other annotators, which only the owner, who started the server, can create.
 
 import { byId, make } from "./dom.js";
 import { postJson } from "./server.js";
 
-/** Fills the section, and shows it to the owner. */
+/** Fill the section, and show it to the owner. */
 export function setUpAddresses({ owner }) {
   const section = byId("addresses");
   section.hidden = !owner;

@@ -1,4 +1,4 @@
-// Starts the annotator: keys and buttons, and what the parts of the page tell each other.
+// Entry point of the annotator page: connects keys and buttons with the parts of the page.
 
 import { actionsOf } from "./actions.js";
 import { setUpAddresses } from "./addresses.js";
@@ -62,7 +62,7 @@ class Annotator {
   }
 
   #opened(image) {
-    this.tools.cancel(); // a stroke that was begun on the image before
+    this.tools.cancel(); // a stroke that was started on the previous image
     this.pages.opened(image.id);
     this.cross.hide();
     this.view.open(image, this.pages.left);
@@ -104,7 +104,7 @@ class Annotator {
     }
   }
 
-  /** Space moves the picture while it is held; pressed alone it is a point at the crosshair. */
+  /** Space pans the image while held; a short press places a point at the crosshair. */
   #keyUp(event) {
     if (event.key !== " " || !this.pointers.panning) return;
     this.pointers.panning = false;
@@ -117,11 +117,11 @@ class Annotator {
     if (button === null) return;
     if (button.matches("a")) event.preventDefault();
     this.act(button.dataset.action);
-    // A click with the mouse leaves the focus on the picture, so that the next key is the picture's.
+    // After a mouse click, return the focus to the image, so that it receives the next key.
     if (event.detail > 0 || "tool" in button.dataset) this.maskCanvas.stage.element.focus({ preventScroll: true });
   }
 
-  /** Does what a key or button is for. */
+  /** Run the action of a key or button. */
   act(action) {
     this.say("");
     this.#act(action);

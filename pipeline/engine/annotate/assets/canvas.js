@@ -1,4 +1,4 @@
-// The picture on which masks are made: the viewer's stage with the mask that is worked on, prompts, and the crosshair.
+// Canvas for masks: the viewer's stage with the active mask, prompts, and the crosshair.
 
 import { byId } from "./dom.js";
 import { Mask, packed } from "./mask.js";
@@ -9,7 +9,7 @@ const ACTIVE = [64, 156, 255];
 const FILL = packed(...ACTIVE, 120);
 const LINE = packed(255, 255, 255, 255);
 const PREVIEW = { true: `rgb(${ACTIVE.join(" ")} / 55%)`, false: "rgb(255 64 48 / 55%)" };
-const RADIUS = 7; // of a point, in pixels of the screen
+const RADIUS = 7; // of a point, in screen pixels
 const ARM = 14; // of the crosshair
 
 export class MaskCanvas {
@@ -18,13 +18,13 @@ export class MaskCanvas {
   #svg = byId("prompts");
   #masks = new WeakMap(); // by item
   #shown = [];
-  #active = null; // the mask that is worked on
-  #shownFor = null; // its counts
-  #step = 0; // of what is drawn
+  #active = null;
+  #shownFor = null; // counts of the drawn active mask
+  #step = 0; // counts the drawings
   #hovered = null;
   #marks = { active: null, box: null, cross: null, brush: null };
 
-  /** `drags(event)` says whether a pointer moves the picture, `selects()` whether it selects masks. */
+  /** Create the canvas. `drags(event)` tests if a pointer pans the image, `selects()` if it selects masks. */
   constructor(drags, selects) {
     const hover = (mask) => this.#hover(selects() ? mask : null);
     this.stage = new Stage(hover, () => {}, () => this.#look(), drags);
@@ -32,21 +32,21 @@ export class MaskCanvas {
     new ResizeObserver(() => this.#look()).observe(this.stage.element);
   }
 
-  /** Highlights the mask that a click would select. */
+  /** Highlight the mask that a click would select. */
   #hover(mask) {
     if (mask === this.#hovered) return;
     this.#hovered = mask;
     this.stage.point(mask, false);
   }
 
-  /** Shows another image; `size` is [height, width]. */
+  /** Show another image; `size` is [height, width]. */
   open({ id, size: [height, width], image }) {
     [this.#shown, this.#active, this.#shownFor, this.#hovered] = [[], null, null, null];
     this.#drawActive();
     this.stage.open(id, [width, height], image.image_id || `sa_${id}`);
   }
 
-  /** The item's mask, decoded once. */
+  /** Return the item's mask, decoded once. */
   maskOf(item, size) {
     if (!this.#masks.has(item)) {
       this.#masks.set(item, maskFrom(item.counts, size, placeOf(item.key), item));
@@ -54,7 +54,7 @@ export class MaskCanvas {
     return this.#masks.get(item);
   }
 
-  /** Draws the items but `but`, the largest first. */
+  /** Draw the items except `but`, largest first. */
   showItems(items, but, size) {
     const shown = items.filter((item) => item !== but);
     if (shown.length === this.#shown.length && shown.every((item, place) => item === this.#shown[place])) return;
@@ -67,7 +67,7 @@ export class MaskCanvas {
     this.stage.show(masks.sort((one, other) => other.row.area - one.row.area));
   }
 
-  /** Draws the mask that is worked on, or none. */
+  /** Draw the active mask, or none. */
   showActive(counts, size) {
     if (counts === this.#shownFor) return;
     this.#shownFor = counts;
@@ -100,7 +100,7 @@ export class MaskCanvas {
     canvas.putImageData(image, left, top);
   }
 
-  /** Draws a stroke while it is made; null for none. */
+  /** Draw a stroke in progress, or none with null. */
   previewStroke(points, radius = 0, adds = true) {
     if (points === null && this.#preview.hidden) return;
     this.#preview.hidden = points === null;
@@ -116,19 +116,19 @@ export class MaskCanvas {
     canvas.stroke();
   }
 
-  /** The item under a pixel, the smallest first; null for none. */
+  /** Return the smallest item under a pixel, or null. */
   itemAt(x, y) {
     return this.stage.maskAt(Math.floor(x), Math.floor(y))?.row.item ?? null;
   }
 
-  /** Draws `active` (its points and box), `box` while it is made, `cross` [x, y] and `brush` [x, y, radius]. */
+  /** Draw `active` (its points and box), `box` in progress, `cross` [x, y], and `brush` [x, y, radius]. */
   mark(marks) {
-    if (Object.entries(marks).every(([name, mark]) => mark === this.#marks[name])) return; // as at most moves
+    if (Object.entries(marks).every(([name, mark]) => mark === this.#marks[name])) return; // as for most moves
     Object.assign(this.#marks, marks);
     this.#mark();
   }
 
-  /** After a change of the zoom or of the window: other pixels of the screen may need other ones of the masks. */
+  /** Redraw after a change of zoom or window size, which can change the pixels to show. */
   #look() {
     this.#mark();
     const { step, width, height } = this.stage;
@@ -143,7 +143,7 @@ export class MaskCanvas {
     const { width, height, element } = this.stage;
     if (!width) return;
     this.#svg.setAttribute("viewBox", [left * width, top * height, width / scale, height / scale].join(" "));
-    const unit = width / scale / (element.clientWidth || 1); // a pixel of the screen
+    const unit = width / scale / (element.clientWidth || 1); // one screen pixel
     const { active, box, cross, brush } = this.#marks;
     const points = (active?.points ?? []).flatMap((point) => pointShapes(point, unit));
     const boxes = [active?.box, box].filter(Boolean).map(boxShape);
@@ -151,9 +151,9 @@ export class MaskCanvas {
   }
 }
 
-/** The place of an item's mask in the series of colors; it stays, whatever else is there. */
+/** Return a mask's index in the color series, which doesn't depend on the other masks. */
 function placeOf(key) {
-  const number = Number(key.replaceAll(/\D/g, "")) % 10000; // a mask's number in its image, or of those made here
+  const number = Number(key.replaceAll(/\D/g, "")) % 10000; // number of the mask in its image, or among new masks
   return key.startsWith("d") ? number : number + 5000;
 }
 

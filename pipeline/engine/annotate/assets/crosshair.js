@@ -1,4 +1,4 @@
-// The crosshair: the tools without a mouse. It is on a pixel of the image, in the frame of masks.
+// Crosshair for using the tools without a mouse, placed on an image pixel in the frame of masks.
 
 import { byId } from "./dom.js";
 
@@ -16,7 +16,7 @@ export class Crosshair {
     this.#tools = tools;
   }
 
-  /** The column and row of its pixel, or null while it is not used. */
+  /** Column and row of the crosshair's pixel, or null while it isn't in use. */
   get place() {
     return this.#place;
   }
@@ -26,7 +26,7 @@ export class Crosshair {
     this.#maskCanvas.mark({ cross: null });
   }
 
-  /** Moves by an arrow key, `by` pixels; it begins in the middle of what is seen. */
+  /** Move by an arrow key, `by` pixels, starting in the middle of the visible area. */
   move(key, by) {
     const { width, height, zoom } = this.#maskCanvas.stage;
     const seen = 1 / zoom.scale / 2;
@@ -37,7 +37,7 @@ export class Crosshair {
     this.#show();
   }
 
-  /** Presses the tool at the crosshair, or releases it; a click with tools that take one. */
+  /** Press or release the tool at the crosshair; tools that take one click get a complete click. */
   press(other = false) {
     if (this.#place === null) return this.move("ArrowRight", 0);
     const center = this.#place.map((pixel) => pixel + 0.5);

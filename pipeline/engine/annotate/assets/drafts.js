@@ -1,32 +1,32 @@
-// Drafts in the browser's IndexedDB: the work on an image, kept after each gesture until its submission is saved.
+// Drafts in the browser's IndexedDB: the work on an image, stored after each gesture until its submission is saved.
 
 const NAME = "segmint-annotate";
 const STORE = "drafts";
 
-/** The key of a draft: an annotator has one of an image, which says itself what it began with. */
+/** Return the key of a draft. An annotator has one per image, and the draft records the state it started from. */
 export const draftKey = (dataset, image, annotator) => JSON.stringify([dataset, image, annotator]);
 
 export class Drafts {
   #opened = null;
-  #here = new Map(); // {draft, shared} by key: those that the browser does not have, or not yet
-  shared = false; // whether another window keeps the draft of the image: then it is only kept here
+  #here = new Map(); // {draft, shared} by key: drafts that aren't in the database, or not yet
+  shared = false; // whether another window keeps the image's draft, so that this one stays in memory
 
-  /** The draft with a key, or undefined. */
+  /** Return the draft with a key, or undefined. */
   async read(key) {
     return this.#here.has(key) ? structuredClone(this.#here.get(key).draft) : this.stored(key);
   }
 
-  /** The draft that the browser has, whichever window wrote it. */
+  /** Return the draft in the database, from any window. */
   stored(key) {
     return this.#request("readonly", (store) => store.get(key));
   }
 
-  /** Whether there is a draft in this window alone, since another window kept its own; of any image without a key. */
+  /** Return whether only this window has a draft, because another one keeps its own; without a key, for any image. */
   isOnlyHere(key = null) {
     return [...this.#here].some(([each, { shared }]) => shared && (key === null || each === key));
   }
 
-  /** Keeps a draft in the place of the one before. Throws if the browser keeps nothing. */
+  /** Store a draft, replacing the previous one. Throws if the browser stores nothing. */
   async write(key, draft) {
     const here = { draft, shared: this.shared };
     this.#here.set(key, here);
@@ -40,7 +40,7 @@ export class Drafts {
     if (!this.shared) await this.#request("readwrite", (store) => store.delete(key));
   }
 
-  /** Waits for no request before, since the page may be gone by then: the browser does them in order. */
+  /** Run a request without waiting for earlier ones, because the page may be closing; the browser keeps their order. */
   async #request(mode, act) {
     const database = await this.#open();
     return new Promise((resolve, reject) => {
@@ -48,7 +48,7 @@ export class Drafts {
       const request = act(transaction.objectStore(STORE));
       transaction.oncomplete = () => resolve(request.result);
       transaction.onabort = transaction.onerror = () => reject(transaction.error ?? request.error);
-      transaction.commit(); // else a page that is left before `request` is answered takes it back
+      transaction.commit(); // else leaving the page before `request` is done would roll it back
     });
   }
 

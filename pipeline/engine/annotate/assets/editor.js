@@ -1,4 +1,4 @@
-// The work on one image: gestures in their order, the model's predictions, the draft, and saving.
+// Editor of one image: processes gestures in order, asks the model, keeps the draft, and saves.
 
 import { submissionOf, itemsOf, timesOf } from "./submission.js";
 import { draftKey } from "./drafts.js";
@@ -20,18 +20,18 @@ export class Editor {
   #listeners;
   #saver;
   #gestures;
-  #turn = 0; // counts what was opened
+  #turn = 0; // counts the opened images
   #first = work.begin([]);
-  #theirs = null; // the state with the submission of somebody who was faster
-  #sending = null; // {body, state, complete}: what is to be saved, as it was when that was asked for
-  #selected = null; // an item's key
+  #theirs = null; // state with the submission of another annotator who saved first
+  #sending = null; // {body, state, complete}: the work to save, as of the time of the request
+  #selected = null; // key of an item
   history = new History(this.#first);
   model = new Model();
-  image = null; // the server's response about the image that is open; no gesture does anything without
+  image = null; // server's response for the open image; without it, gestures do nothing
   complete = true;
 
   /**
-   * `listeners` has what is called: changed(), opened(image), saved(id, by us), lost(winner), changedMeanwhile(id),
+   * Calls these `listeners`: changed(), opened(image), saved(id, by us), lost(winner), changedMeanwhile(id),
    * shared(whether another window has the image), say(text), problem(error or null).
    */
   constructor(session, listeners) {
@@ -51,14 +51,14 @@ export class Editor {
     return this.history.state;
   }
 
-  /** The item that is corrected, or chosen to be; null for none. */
+  /** Item that is being corrected or is selected, or null. */
   get selected() {
     const { items, active } = this.state;
     const chosen = active === null ? this.#selected : active.of;
     return items.find(({ key }) => key === chosen) ?? null;
   }
 
-  /** The pixels that a gesture would change: of the active mask or the chosen item; null if there are none. */
+  /** Pixels that a gesture would change, of the active mask or the selected item, or null. */
   get counts() {
     return this.state.active === null ? (this.selected?.counts ?? null) : this.model.countsOf(this.state.active);
   }
@@ -67,7 +67,7 @@ export class Editor {
     return this.state.active !== null || !work.sameItems(this.state, this.#first);
   }
 
-  /** Shows an image, with its draft if there is one. */
+  /** Open an image, with its draft if there is one. */
   async open(id) {
     this.close();
     const turn = ++this.#turn;
@@ -75,7 +75,7 @@ export class Editor {
     const key = draftKey(dataset.name, id, annotator);
     const [image, draft] = await Promise.all([getJson(`/api/images/${id}`), this.keeping.read(key)]);
     if (image.state === "gone") throw new RefusedError("This image is no longer in the dataset.", 410, null);
-    if (turn !== this.#turn) return; // another image is opened
+    if (turn !== this.#turn) return; // another image was opened
     const began = image.submission?.seconds ?? 0;
     Object.assign(image, { id, key, stage, began, locks: stage === "semi" });
     const useless = this.#begin(image, draft);
@@ -87,18 +87,18 @@ export class Editor {
       this.#listeners.lost(image.submission);
     }
     this.#show();
-    postJson(`/api/images/${id}/embed`).catch(() => {}); // a click would say what is wrong
+    postJson(`/api/images/${id}/embed`).catch(() => {}); // a click would report the error
     if (this.model.waits(this.state.active)) this.#do(() => {});
   }
 
-  /** Takes no gestures until an image is open. */
+  /** Ignore gestures until an image is open. */
   close() {
     this.keeping.leave();
     this.#gestures.stop();
     this.image = null;
   }
 
-  /** Returns whether the draft is of no use. */
+  /** Load the draft, if any; return whether it can be deleted. */
   #begin(image, draft) {
     if (draft) work.useNumbersFrom(draft.last);
     this.#first = work.begin(itemsOf(image));
@@ -115,10 +115,10 @@ export class Editor {
     return Boolean(draft) && back === null;
   }
 
-  /** Goes on with an image that another window had, and kept this draft of; undo shows it if work was done here. */
+  /** Take over an image and its draft from another window. If there is work here, undo shows that draft. */
   #takeOver(draft, touched) {
     if (!touched) {
-      this.keeping.end(); // nothing here is not in the draft
+      this.keeping.end(); // the draft contains everything done here
       this.#listeners.changedMeanwhile(this.image.id);
       return;
     }
@@ -150,7 +150,7 @@ export class Editor {
     return this.#do(() => this.#push(change()));
   }
 
-  /** Adds the pixels of a stroke to the mask, or takes them from it. */
+  /** Add the pixels of a stroke to the mask, or remove them from it. */
   stroke(points, radius, adds) {
     return this.#do(() => {
       const { counts } = this;
@@ -166,7 +166,7 @@ export class Editor {
     return this.#do(() => this.#push(work.setPart(this.state, part)));
   }
 
-  /** Makes the active mask one of the image's; returns whether it has none any more. */
+  /** Make the active mask an item of the image; return true if it was accepted. */
   accept() {
     return this.#do(() => this.#accept());
   }
@@ -187,14 +187,14 @@ export class Editor {
     return waits;
   }
 
-  /** Whether the chosen mask may not be changed, and no other one is worked on. */
+  /** Return whether the selected mask is locked, with no active mask. */
   #isLocked() {
     const locked = this.state.active === null && (this.selected?.locked ?? false);
     if (locked) this.#listeners.say("This mask is locked. L unlocks it, Escape leaves it.");
     return locked;
   }
 
-  /** Lets the chosen mask be changed. */
+  /** Unlock the selected mask. */
   unlock() {
     return this.#do(() => {
       if (this.selected?.locked) this.#push(work.unlock(this.state, this.#selected));
@@ -208,7 +208,7 @@ export class Editor {
     });
   }
 
-  /** Deletes the mask that is worked on or chosen. */
+  /** Delete the active or selected mask. */
   remove() {
     return this.#do(() => this.#remove());
   }
@@ -220,7 +220,7 @@ export class Editor {
     this.#push(work.remove(this.state, key));
   }
 
-  /** Says whether all that is prominent is annotated. */
+  /** Set whether all prominent objects are annotated. */
   setComplete(complete) {
     return this.#do(() => {
       this.complete = complete;
@@ -228,7 +228,7 @@ export class Editor {
     });
   }
 
-  /** Chooses an item to correct, by its key; null for none. An active mask is accepted first. */
+  /** Select an item to correct by its key, or none with null. An active mask is accepted first. */
   select(key) {
     return this.#do(() => {
       if (this.state.active !== null && this.#accept() !== true) return;
@@ -246,8 +246,8 @@ export class Editor {
   }
 
   /**
-   * Saves the work as it is now; `listeners.saved` hears when the server has it, `listeners.lost` when somebody was
-   * faster. While the server does not answer, the same is sent again, whatever is changed meanwhile.
+   * Save the current work. Calls `listeners.saved` when the server has stored it, or `listeners.lost` if another
+   * annotator saved first. If the server doesn't respond, the same body is retried regardless of later changes.
    */
   save() {
     return this.#do(() => {
@@ -258,7 +258,7 @@ export class Editor {
     });
   }
 
-  /** Does what the server must hear: saves, and asks the model. */
+  /** Do the pending requests: save, and ask the model. */
   async #settle() {
     const { image } = this;
     try {
@@ -279,8 +279,8 @@ export class Editor {
       else if (this.image === image) this.#listeners.say("Not saved yet: it is tried again every three seconds.");
       throw error;
     }
-    if (this.image !== image) return; // it was left meanwhile
-    if (this.#sending === sending) this.#sending = null; // else it was asked for again meanwhile
+    if (this.image !== image) return; // another image was opened meanwhile
+    if (this.#sending === sending) this.#sending = null; // else another save was requested meanwhile
     if (outcome.winner === undefined) this.#saved(image, sending);
     else this.#lost(outcome.winner);
   }
@@ -299,7 +299,7 @@ export class Editor {
 
   #lost(winner) {
     if (winner === null) {
-      this.#listeners.changedMeanwhile(this.image.id); // what fits of the draft is carried over
+      this.#listeners.changedMeanwhile(this.image.id); // keeps what fits of the draft
       return;
     }
     this.watch.add(timesOf(winner).masks);
@@ -320,7 +320,7 @@ export class Editor {
     this.#kept();
   }
 
-  /** Keeps the draft and shows the state. */
+  /** Keep the draft and show the state. */
   #kept() {
     this.keeping.keep();
     this.#show();
@@ -338,7 +338,7 @@ export class Editor {
     this.#listeners.changed();
   }
 
-  /** Changes the state after the gestures before. */
+  /** Change the state after all earlier gestures. */
   #do(change) {
     const { image } = this;
     return this.#gestures.run(() => image !== null && this.image === image, change);

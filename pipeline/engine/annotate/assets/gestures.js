@@ -1,22 +1,22 @@
-// Gestures one after another: each waits for the server's responses to those before. What the server did not hear is tried
-// again beside the gestures, which go on meanwhile.
+// Queue of gestures: each waits for the server's responses to the earlier ones. Failed requests are retried in parallel
+// while gestures continue.
 
 import { AGAIN_MS, GoneError } from "./server.js";
 
 export class GestureQueue {
   #queue = Promise.resolve();
-  #waiting = 0; // the timer of what is tried again
-  #beside = false; // whether something is tried again: until it is heard no gesture asks the server
+  #waiting = 0; // timer of the retry
+  #beside = false; // whether a retry is pending, during which gestures send no requests
   #owed;
   #problem;
 
-  /** `owed()` does what the server must hear, after each gesture; `problem(error or null)` shows what went wrong. */
+  /** Create the queue. `owed()` does the pending requests after each gesture; `problem(error or null)` shows errors. */
   constructor(owed, problem) {
     this.#owed = owed;
     this.#problem = problem;
   }
 
-  /** Runs `change()` while `isOpen()`, then what is owed to the server; returns the value of `change`. */
+  /** Run `change()` if `isOpen()`, then the pending requests; return the value of `change`. */
   run(isOpen, change) {
     const turn = async () => {
       if (!isOpen()) return undefined;
@@ -28,19 +28,19 @@ export class GestureQueue {
     return this.#queue;
   }
 
-  /** Tries nothing again; gestures from now on wait for none of those before. */
+  /** Cancel the retry; later gestures don't wait for earlier ones. */
   stop() {
     clearTimeout(this.#waiting);
     this.#beside = false;
     this.#queue = Promise.resolve();
   }
 
-  /** Returns whether the server heard all, and the image is still open. */
+  /** Do the pending requests; return whether they succeeded and the image is still open. */
   async #pay(isOpen) {
     try {
       await this.#owed();
     } catch (error) {
-      if (!isOpen()) return false; // the image was left meanwhile
+      if (!isOpen()) return false; // the image was closed meanwhile
       this.#problem(error);
       this.#beside = error instanceof GoneError;
       if (this.#beside) this.#waiting = setTimeout(() => this.#again(isOpen), AGAIN_MS);

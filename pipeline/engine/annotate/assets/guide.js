@@ -1,4 +1,4 @@
-// The clock, and the hint to go on: objects in the order of prominence, and not too long on one mask.
+// Clock, and the hint to move on: annotate objects in order of prominence, and not too long on one mask.
 
 import { byId } from "./dom.js";
 
@@ -6,8 +6,8 @@ const STEP_MS = 500;
 
 export class Guide {
   #editor;
-  #hint; // seconds on one mask after which the hint comes
-  #hinted = null; // the key of the mask that it was said of
+  #hint; // seconds on one mask after which the hint appears
+  #hinted = null; // key of the mask for which it appeared
 
   constructor(editor, hint) {
     this.#editor = editor;
@@ -23,7 +23,7 @@ export class Guide {
     addEventListener("beforeunload", (event) => editor.keeping.isOnlyHere && event.preventDefault()); // asks first
   }
 
-  /** Shows the seconds, and the hint once for a mask. */
+  /** Show the seconds, and the hint once per mask. */
   show() {
     const { image, state, watch } = this.#editor;
     byId("clock").hidden = image === null;
@@ -45,7 +45,7 @@ export class Guide {
   }
 }
 
-/** Seconds as minutes:seconds. */
+/** Format seconds as minutes:seconds. */
 function written(seconds) {
   const rest = Math.floor(seconds) % 60;
   return `${Math.floor(seconds / 60)}:${String(rest).padStart(2, "0")}`;

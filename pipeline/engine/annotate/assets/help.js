@@ -1,9 +1,9 @@
-// The dialog with all keys, from the table in keys.js.
+// Dialog with all keys, from the table in keys.js.
 
 import { byId, make } from "./dom.js";
 import { KEYS, labelOf } from "./keys.js";
 
-/** Fills the dialog. */
+/** Fill the dialog. */
 export function setUpHelp() {
   byId("help-keys").replaceChildren(...KEYS.map(section));
   byId("help-close").addEventListener("click", () => byId("help").close());

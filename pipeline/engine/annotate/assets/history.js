@@ -1,6 +1,6 @@
-// Undo and redo without end: a list of states that are never changed.
+// Unlimited undo and redo over a list of immutable states.
 
-const KEPT = 200; // states of a draft; in the open page all are kept
+const KEPT = 200; // states in a draft; the open page keeps all
 
 export class History {
   #states;
@@ -22,20 +22,20 @@ export class History {
     return this.#at < this.#states.length - 1;
   }
 
-  /** Begins again with one state. */
+  /** Restart with one state. */
   reset(first) {
     this.#states = [first];
     this.#at = 0;
   }
 
-  /** Adds a state after the current one; what was undone is dropped. The same state again adds nothing. */
+  /** Add a state after the current one and drop undone states. Pushing the current state again does nothing. */
   push(state) {
     if (state === this.state) return;
     this.#states.splice(this.#at + 1, Infinity, state);
     this.#at++;
   }
 
-  /** Goes back one state; returns whether there was one. */
+  /** Go back one state; return whether there was one. */
   undo() {
     if (!this.canUndo) return false;
     this.#at--;
@@ -48,13 +48,13 @@ export class History {
     return true;
   }
 
-  /** What a draft keeps: the states around the current one. */
+  /** Return the states around the current one, for a draft. */
   dump() {
     const from = Math.max(0, Math.min(this.#at - KEPT / 2, this.#states.length - KEPT));
     return { states: this.#states.slice(from, from + KEPT), at: this.#at - from };
   }
 
-  /** Goes on with what `dump` returned. */
+  /** Restore the output of `dump`. */
   load({ states, at }) {
     this.#states = [...states];
     this.#at = at;

@@ -1,9 +1,9 @@
-// Keeps the draft of the image that is open, with the time on it, unless another window of the annotator does.
+// Keeps the draft of the open image and the time spent on it, unless another of the annotator's windows does.
 
 import { WindowLock } from "./window_lock.js";
 import { Drafts } from "./drafts.js";
 
-const KEEP_S = 5; // of time without a gesture, after which the draft gets it
+const KEEP_S = 5; // interval of saving the time when there are no gestures
 
 export class Keeping {
   #drafts = new Drafts();
@@ -11,15 +11,15 @@ export class Keeping {
   #made;
   #watch;
   #listeners;
-  #turn = 0; // counts the drafts that were read
-  #key = null; // of the draft that is kept
-  #touched = false; // whether anything was done that another window's draft may not have
-  #seconds = 0; // on the image that the draft has
+  #turn = 0; // counts the drafts read
+  #key = null; // of the kept draft
+  #touched = false; // whether there is work that another window's draft may not contain
+  #seconds = 0; // time on the image in the stored draft
 
   /**
-   * `made()` is the draft of the work as it is, `watch` counts its seconds. `listeners` has what is called:
-   * shared(whether another window has the image), freed(its draft or undefined, whether anything was done here) once
-   * that one has not, failed().
+   * Use `made()` for the current draft and `watch` for its seconds. Calls these `listeners`: shared(whether another
+   * window has the image), freed(its draft or undefined, whether there is work here) when that window has left,
+   * failed().
    */
   constructor(made, watch, listeners) {
     this.#made = made;
@@ -27,25 +27,25 @@ export class Keeping {
     this.#listeners = listeners;
   }
 
-  /** Whether there is work that a reload would lose, since another window keeps the draft. */
+  /** True if a reload would lose work because another window keeps the draft. */
   get isOnlyHere() {
     return this.#drafts.isOnlyHere();
   }
 
-  /** The draft with a key, or undefined, once it is known whether another window keeps it. */
+  /** Return the draft with a key, or undefined, once it is known whether another window keeps it. */
   async read(key) {
     const turn = ++this.#turn;
     const alone = await this.#lock.take(key, () => this.#free(turn));
-    if (turn !== this.#turn) return undefined; // another one is read
+    if (turn !== this.#turn) return undefined; // another draft is being read
     this.#drafts.shared = !alone;
     return this.#drafts.read(key).catch(() => undefined);
   }
 
-  /** Begins with an image whose draft was read; `useless`: it is not needed. */
+  /** Start with an image whose draft was read; `useless` drafts are deleted. */
   begin(key, useless) {
     const { shared } = this.#drafts;
     const apart = this.#drafts.isOnlyHere(key);
-    const freed = this.#lock.has(key) && (shared || apart); // since the draft was read, or before
+    const freed = this.#lock.has(key) && (shared || apart); // after the draft was read, or before
     [this.#key, this.#touched, this.#seconds] = [key, apart && !useless, this.#watch.image];
     this.#drafts.shared = shared || freed;
     this.#listeners.shared(shared);
@@ -53,37 +53,37 @@ export class Keeping {
     if (freed) this.#free(this.#turn);
   }
 
-  /** Keeps the draft, after a gesture. */
+  /** Keep the draft after a gesture. */
   keep() {
     if (this.#key === null) return;
     this.#touched = true;
     this.#write();
   }
 
-  /** Gives the draft the time without a gesture, if it is over `least` seconds. */
+  /** Store the time without gestures in the draft if it exceeds `least` seconds. */
   keepTime(least = KEEP_S) {
     if (this.#key === null || (this.#drafts.shared && !this.#touched)) return;
     if (this.#watch.image - this.#seconds > least) this.#write();
   }
 
-  /** Ends with an image, and keeps the time on it. */
+  /** Stop with an image, and keep the time spent on it. */
   leave() {
     this.keepTime(0);
     this.end();
   }
 
-  /** Ends with an image; its draft stays as it is. */
+  /** Stop with an image, leaving its draft unchanged. */
   end() {
     this.#key = null;
   }
 
-  /** Ends with an image whose draft is not needed any more. */
+  /** Stop with an image and delete its draft. */
   drop() {
     if (this.#key !== null) this.#drafts.remove(this.#key).catch(() => {});
     this.end();
   }
 
-  /** Looks at the draft that another window kept, before anything is written over it. */
+  /** Read the draft that another window kept, before anything overwrites it. */
   async #free(turn) {
     const isOpen = () => turn === this.#turn && this.#key !== null;
     if (!isOpen()) return; // `begin` does it

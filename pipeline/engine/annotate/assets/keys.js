@@ -1,9 +1,9 @@
-// The keys, in one table: what the page does by them, and what its help says.
+// Key bindings in one table, used by the page and its help.
 
 const BUTTONS = "button, a[href], summary, input, select, textarea";
-const OWN = new Set([" ", "Enter", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]); // what controls do themselves
+const OWN = new Set([" ", "Enter", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]); // keys for focused controls
 
-/** Groups of [keys, what they do, name of the action]. */
+/** Groups of [keys, description, name of the action]. */
 export const KEYS = [
   ["Tools", [
     [["c"], "Points: click the object; right click, Alt or Shift: what is not the object", "tool:points"],
@@ -60,7 +60,7 @@ for (const arrow of ["Left", "Right", "Up", "Down"]) {
   ACTIONS.set(`Ctrl+Arrow${arrow}`, "cross:100");
 }
 
-/** The name of the action of a key event, or null. Keys that the focused control uses itself are left to it. */
+/** Return the action's name for a key event, or null. Keys that the focused control uses are left to it. */
 export function actionOf(event) {
   const written = event.key.length === 1 && (event.getModifierState?.("AltGraph") ?? false); // as [ on many keyboards
   if ((event.altKey && !written) || event.isComposing) return null;
@@ -75,7 +75,7 @@ export function actionOf(event) {
 
 const NAMES = { " ": "Space", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", Escape: "Esc", Delete: "Del" };
 
-/** How a key is written. */
+/** Return a key's label. */
 export function labelOf(key) {
   const parts = key.length > 1 ? key.split("+").filter(Boolean) : [key];
   return parts.map((part) => NAMES[part] ?? (part.length === 1 ? part.toUpperCase() : part)).join(" + ");

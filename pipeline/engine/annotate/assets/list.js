@@ -1,5 +1,5 @@
-// The list of masks: those made here first, the newest on top, then those that were prefilled and that nobody changed,
-// then the dataset's, the largest first.
+// List of masks: new ones first, the newest at the top, then untouched prefilled ones, then the dataset's, largest
+// first.
 
 import { byId, make, whole } from "./dom.js";
 
@@ -17,7 +17,7 @@ export class MaskList {
     byId("lists").addEventListener("keydown", (event) => this.#key(event));
   }
 
-  /** Forgets the rows of an image. */
+  /** Drop the rows of an image. */
   open() {
     this.#rows = new Map();
   }
@@ -40,7 +40,7 @@ export class MaskList {
     if (focused && !focused.isConnected) this.#maskCanvas.stage.element.focus({ preventScroll: true });
   }
 
-  /** Selects the mask after (1) or before (-1) the one that is chosen, in the order of the list. */
+  /** Select the mask after (1) or before (-1) the selected one, in the order of the list. */
   step(by) {
     const keys = [...byId("lists").querySelectorAll("li")].map(({ dataset }) => dataset.key);
     if (keys.length === 0) return;
@@ -50,7 +50,7 @@ export class MaskList {
 
   #fill(list, items, chosen) {
     const rows = items.map((item) => this.#row(item));
-    // Rows that stay are not touched: one of them may have the focus.
+    // Don't touch rows that stay, because one of them may have the focus.
     if (rows.length !== list.children.length || rows.some((row, place) => row !== list.children[place])) {
       list.replaceChildren(...rows);
     }

@@ -1,31 +1,31 @@
-// The model's predictions for the active mask's prompts, by the number of the question.
+// The model's predictions for the active mask's prompts, by request number.
 
 import { postJson } from "./server.js";
 
-const PARTS = ["subpart", "part", "whole"]; // the order of the three predictions, which are sorted by area
+const PARTS = ["subpart", "part", "whole"]; // order of the three predictions, which are sorted by area
 
 export class Model {
   #predictions = new Map();
 
-  /** The prediction for the active mask's last prompt: {masks, chosen}, or undefined while there is none. */
+  /** Return the prediction for the active mask's last prompt, {masks, chosen}, or undefined if there is none yet. */
   predictionFor(active) {
     const prediction = this.#predictions.get(active?.step);
     return prediction && { ...prediction, chosen: chosenOf(prediction, active.part) };
   }
 
-  /** The active mask's compressed counts, or null while the model has made no prediction. */
+  /** Return the active mask's compressed counts, or null without a prediction. */
   countsOf(active) {
     if (active === null || active.counts !== null) return active?.counts ?? null;
     const prediction = this.predictionFor(active);
     return prediction ? prediction.masks[prediction.chosen].counts : null;
   }
 
-  /** Whether the active mask waits for a prediction. */
+  /** Return whether the active mask waits for a prediction. */
   waits(active) {
     return active !== null && active.step !== null && !this.#predictions.has(active.step);
   }
 
-  /** Asks for the prediction for the active mask's prompt, and keeps it if `isWanted()`; throws as `postJson` does. */
+  /** Request the prediction for the active mask's prompt, and keep it if `isWanted()`; throws as `postJson` does. */
   async ask(image, active, isWanted) {
     const before = active.after && this.#predictions.get(active.after.step);
     const chosen = before && chosenOf(before, active.after.part);
@@ -33,14 +33,14 @@ export class Model {
     const prompt = {
       points: active.points,
       box: active.box,
-      mask: corrects ? before.masks[chosen].counts : active.base, // in case that the server has forgotten `from`
+      mask: corrects ? before.masks[chosen].counts : active.base, // in case the server has dropped `from`
       from: corrects ? `${before.handle}.${chosen}` : null,
     };
     const prediction = await postJson(`/api/images/${image}/predict`, { prompt, part: "auto" });
-    if (isWanted()) this.#predictions.set(active.step, prediction); // numbers of another image's draft may be the same
+    if (isWanted()) this.#predictions.set(active.step, prediction); // numbers may be reused by another image's draft
   }
 
-  /** The predictions that states need, for a draft. */
+  /** Return the predictions that states need, for a draft. */
   dump(states) {
     const steps = states.flatMap(({ active }) => (active === null ? [] : [active.step, active.after?.step]));
     return [...this.#predictions].filter(([step]) => steps.includes(step));

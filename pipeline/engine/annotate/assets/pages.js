@@ -1,5 +1,5 @@
-// The queue and the address: which image is open, and which page is shown. The address is `#image/12`, `#progress`, or
-// none for the next image. What the server does not hear is tried again.
+// The queue and the location: the open image and the visible page. The location's hash is `#image/12`, `#progress`, or
+// empty for the next image. Requests without a response are retried.
 
 import { byId, showProblem } from "./dom.js";
 import { showProgress } from "./progress.js";
@@ -11,11 +11,11 @@ const PAGES = ["work", "done", "progress"];
 export class Pages {
   #editor;
   #say;
-  #shown = null; // the id of the image that is open
-  #turn = 0; // counts what the address showed
-  #visited = []; // the ids of the images before it
-  #after = null; // the image after which the page without one looks again
-  left = null; // images in the queue, as far as known
+  #shown = null; // id of the open image
+  #turn = 0; // counts the locations shown
+  #visited = []; // ids of the images opened before it
+  #after = null; // image after which the page without one looks again
+  left = null; // images left in the queue, if known
 
   constructor(editor, say) {
     this.#editor = editor;
@@ -25,7 +25,7 @@ export class Pages {
     addEventListener("hashchange", () => this.route());
   }
 
-  /** Shows what the address names. */
+  /** Show the page for the location. */
   async route() {
     const id = Number(IMAGE.exec(location.hash)?.[1] ?? 0);
     const turn = ++this.#turn;
@@ -39,7 +39,7 @@ export class Pages {
     return this.open(id);
   }
 
-  /** Opens an image, also once more. */
+  /** Open an image, or reopen it. */
   async open(id) {
     const turn = ++this.#turn;
     try {
@@ -49,11 +49,11 @@ export class Pages {
     }
   }
 
-  /** Opens the next image after one; null opens the one that the annotator has, or the first. */
+  /** Open the next image after one; with null, the image already leased to the annotator, or the first. */
   async next(after, said = "") {
     this.#editor.close();
     const turn = ++this.#turn;
-    const isWanted = () => turn === this.#turn; // the address has not changed meanwhile
+    const isWanted = () => turn === this.#turn; // the location hasn't changed meanwhile
     const body = after === null ? {} : { after };
     let found;
     try {
@@ -72,7 +72,7 @@ export class Pages {
     return undefined;
   }
 
-  /** Notes that an image is open. */
+  /** Record that an image is open. */
   opened(id) {
     if (this.#shown !== null && this.#shown !== id) this.#visited.push(this.#shown);
     this.#shown = id;
@@ -80,7 +80,7 @@ export class Pages {
     if (IMAGE.test(location.hash)) this.#show("work");
   }
 
-  /** Goes on after an image was saved; who looks at the progress meanwhile is left there. */
+  /** Continue after an image was saved; if the progress page is shown, it stays. */
   saved(id, said) {
     if (location.hash !== "#progress") return this.next(id, said);
     this.#editor.close();
@@ -92,7 +92,7 @@ export class Pages {
   back() {
     const id = this.#visited.pop();
     if (id === undefined) return this.#say("This is the first image that you opened.");
-    this.#shown = null; // it is not visited by going back
+    this.#shown = null; // going back doesn't add it to the visited images
     location.hash = `#image/${id}`;
     return undefined;
   }
@@ -114,7 +114,7 @@ export class Pages {
     if (name !== "work") this.#editor.watch.pause();
   }
 
-  /** Shows that there is no image; the button looks for the next one after `after`. */
+  /** Show that there is no image; the button looks for the next one after `after`. */
   #without(title, button, after) {
     byId("done-title").textContent = title;
     byId("done-text").hidden = after !== null || button !== "Look again";

@@ -1,7 +1,7 @@
-// Mouse, finger and pen on the picture. One pointer uses the tool; two fingers zoom and move (see zoom.js). While a pen is
-// near, what touches is the palm of its hand. How hard a pen is pressed does not matter: strokes are exact.
+// Mouse, finger, and pen input on the image. One pointer uses the tool; two fingers zoom and pan (see zoom.js). While a
+// pen is near, touches are ignored as the palm of the hand. Pen pressure has no effect, because strokes are exact.
 
-const OTHER = 2; // the right button
+const OTHER = 2; // right button
 const MIDDLE = 1;
 const PEN_ERASER = 5;
 const PALM_MS = 500; // after the pen has left
@@ -9,18 +9,18 @@ const PALM_MS = 500; // after the pen has left
 export class Pointers {
   #maskCanvas;
   #tools;
-  #down = null; // the id of the pointer that uses the tool
+  #down = null; // id of the pointer that uses the tool
   #fingers = new Set();
-  #penIsNear = false; // over the picture, or on it
-  #penLeft = -Infinity; // when it was there last
+  #penIsNear = false; // above or touching the image
+  #penLeft = -Infinity; // time at which the pen was last near
   panning = false; // whether Space is held
-  panned = false; // whether a pointer moved the picture since Space was pressed
+  panned = false; // whether a pointer panned since Space was pressed
 
   constructor(tools) {
     this.#tools = tools;
   }
 
-  /** Whether a pointer moves the picture: the tool Move, the middle button, or Space held. Null for a palm. */
+  /** Return whether a pointer pans: the tool Move, the middle button, or Space held. Null for a palm. */
   drags = (event) => {
     if (this.#isPalm(event)) return null;
     const drags = event.button === MIDDLE || (event.button === 0 && (this.panning || this.#tools().name === "move"));
@@ -28,7 +28,7 @@ export class Pointers {
     return drags;
   };
 
-  /** Listens on the canvas's picture; `hover([x, y] or null)` hears where the pointer is. */
+  /** Listen for pointers on the canvas; `hover([x, y] or null)` receives the pointer's position. */
   listen(maskCanvas, hover) {
     this.#maskCanvas = maskCanvas;
     const { element } = maskCanvas.stage;
@@ -58,7 +58,7 @@ export class Pointers {
     element.addEventListener("pointerleave", () => hover(null));
     element.addEventListener("contextmenu", (event) => event.preventDefault());
     element.addEventListener("mousedown", (event) => {
-      if (event.button === MIDDLE) event.preventDefault(); // no scrolling by the middle button
+      if (event.button === MIDDLE) event.preventDefault(); // no autoscroll by the middle button
     });
   }
 
@@ -84,7 +84,7 @@ export class Pointers {
     return event.pointerType === "touch" && (this.#penIsNear || event.timeStamp - this.#penLeft < PALM_MS);
   }
 
-  /** Notes that a pen is near or has left. A palm that came before the pen is no finger any more. */
+  /** Record that a pen is near or has left. A palm that touched before the pen no longer counts as a finger. */
   #notePen({ pointerType, timeStamp }, near) {
     if (pointerType !== "pen") return;
     if (near && this.#fingers.size) {

@@ -1,9 +1,9 @@
-// The page of progress: what was submitted so far, by annotator, and how far two people agree.
+// Progress page: the submissions so far by annotator, and the agreement of double assignments.
 
 import { byId, counted, make, whole } from "./dom.js";
 import { getJson } from "./server.js";
 
-/** Loads and shows the progress. */
+/** Load and show the progress. */
 export async function showProgress() {
   const { images, submitted, masks, annotators, agreement } = await getJson("/api/progress");
   byId("progress-count").textContent =

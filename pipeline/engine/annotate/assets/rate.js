@@ -1,4 +1,4 @@
-// Rating: one mask at a time, in random order, and nothing that says where it comes from.
+// Rating page: shows one mask at a time, in random order, with nothing that reveals its source.
 
 import { setUpAddresses } from "./addresses.js";
 import { byId, make, showProblem, whole } from "./dom.js";
@@ -7,9 +7,9 @@ import { actAs, getJson, postJson, putJson, untilHeard } from "./server.js";
 import { Stopwatch } from "./timing.js";
 
 const TICK_MS = 500;
-const TEN_MS = 700; // for the 0 of 10 after its 1
+const TEN_MS = 700; // time to type the 0 of 10 after the 1
 
-/** The scale of the SAM paper's appendix G: [lowest, highest, a word, what it means]. */
+/** Scale of the SAM paper, Appendix G: [lowest, highest, a word, its meaning]. */
 const SCALE = [
   [1, 1, "no object", "It is not possible to tell what the mask is of."],
   [2, 4, "huge errors", "The object can mostly be told. Large parts are missing or of others, or the boundary is wild."],
@@ -20,10 +20,10 @@ const SCALE = [
 
 const views = new Views();
 let watch = null;
-let mask = null; // the server's response about the mask that is shown
-let rated = []; // places in the order that were rated here, the last one last
+let mask = null; // server's response for the shown mask
+let rated = []; // indices in the order that were rated here, latest last
 let busy = false;
-let one = 0; // the timer of a 1 that may become 10
+let one = 0; // timer of a 1 that may become a 10
 
 setUp();
 begin();
@@ -68,12 +68,12 @@ async function begin() {
   await show(await sure(() => postJson("/api/rate/next")));
 }
 
-/** Does a request until the server answers; a refusal is shown and thrown. */
+/** Retry a request until the server responds; an error response is shown and thrown. */
 function sure(request) {
   return untilHeard(request, showProblem);
 }
 
-/** Shows a mask, or that there is none left. */
+/** Show a mask, or that none remain. */
 async function show(next) {
   mask = next.item === null ? null : next;
   const { done, total } = next;
@@ -98,7 +98,7 @@ function ready() {
   document.body.dataset.item = mask === null ? "" : String(mask.item);
 }
 
-/** Saves a rating and shows the next mask. */
+/** Save a rating and show the next mask. */
 async function rate(score) {
   noOne();
   if (busy || mask === null) return;
@@ -117,7 +117,7 @@ async function rate(score) {
   }
 }
 
-/** Takes the last rating back and shows its mask again. */
+/** Withdraw the last rating and show its mask again. */
 async function undo() {
   if (busy || rated.length === 0) return;
   busy = true;
@@ -134,7 +134,7 @@ async function undo() {
   }
 }
 
-/** Goes on where the server refused: the mask is gone, or was rated in another window. */
+/** Continue after an error response: the mask no longer exists, or was rated in another window. */
 async function refused(error) {
   if (error.status !== 409 && error.status !== 410) return;
   say(error.message);
@@ -162,7 +162,7 @@ function key(event) {
   event.preventDefault();
 }
 
-/** Rates by a digit. A 1 waits a moment for a 0; another digit then would be too early for the next mask. */
+/** Rate by a digit. A 1 waits for a possible 0; any other digit typed then would be too early for the next mask. */
 function digit(number) {
   if (busy || mask === null) return;
   if (one !== 0) {
@@ -175,7 +175,7 @@ function digit(number) {
   }
 }
 
-/** Forgets a 1 that waits; returns whether there was one. */
+/** Cancel a waiting 1; return whether there was one. */
 function noOne() {
   const waited = one !== 0;
   clearTimeout(one);

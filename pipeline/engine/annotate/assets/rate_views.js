@@ -1,4 +1,4 @@
-// A mask in four views (SAM paper, appendix G): in the whole picture, close, its outline, and alone.
+// Four views of a mask (SAM paper, Appendix G): in the full image, close up, as an outline, and in isolation.
 
 import { byId } from "./dom.js";
 import { Mask, packed } from "./mask.js";
@@ -6,9 +6,9 @@ import { Mask, packed } from "./mask.js";
 const RED = [226, 27, 27];
 const YELLOW = packed(253, 231, 37, 255);
 const GROUND = "rgb(68 1 84)";
-const MARGIN = 0.35; // of the mask's longer side, around it in close views
-const LEAST_MARGIN = 24; // pixels of the picture
-const SQUARES = 3; // screen pixels per picture pixel from which on the picture is not smoothed
+const MARGIN = 0.35; // around the mask in close views, as a share of its longer side
+const LEAST_MARGIN = 24; // image pixels
+const SQUARES = 3; // screen pixels per image pixel, from which the image isn't smoothed
 
 const PAINTS = {
   whole: [packed(...RED, 105), packed(...RED, 255)],
@@ -22,8 +22,8 @@ export class Views {
   #buttons = [...this.#box.querySelectorAll("button")];
   #picture = null;
   #mask = null;
-  #chosen = null; // the view that is enlarged
-  #layers = new Map(); // canvases of the mask's frame, by view
+  #chosen = null; // enlarged view
+  #layers = new Map(); // canvases in the mask's frame, by view
 
   constructor() {
     for (const button of this.#buttons) {
@@ -32,7 +32,7 @@ export class Views {
     new ResizeObserver(() => this.#draw()).observe(this.#box);
   }
 
-  /** Shows another mask, {image, size, counts}, as soon as its picture is there. */
+  /** Show another mask, {image, size, counts}, as soon as its image is loaded. */
   async open({ image, size, counts }) {
     const picture = new Image();
     picture.src = `/images/${image}.jpg`;
@@ -43,13 +43,13 @@ export class Views {
     this.choose(null);
   }
 
-  /** Enlarges the next view; after the last one all are shown. */
+  /** Enlarge the next view; after the last one, show all. */
   turn() {
     const names = [null, ...this.#buttons.map((button) => button.dataset.view)];
     this.choose(names[(names.indexOf(this.#chosen) + 1) % names.length]);
   }
 
-  /** Enlarges a view by its name; null shows all. */
+  /** Enlarge a view by its name, or show all with null. */
   choose(name) {
     this.#chosen = name;
     this.#box.classList.toggle("one", name !== null);
@@ -88,7 +88,7 @@ export class Views {
     if (frame.width) context.drawImage(this.#layer(view, scale), frame.left, frame.top);
   }
 
-  /** The part of the picture that a view of this aspect ratio shows: all of it, or the mask with a margin. */
+  /** Return the part of the image that a view with this aspect ratio shows: all of it, or the mask with a margin. */
   #partOf(view, aspect) {
     const { width, height, frame } = this.#mask;
     if (view === "whole" || !frame.width) return { left: 0, top: 0, width, height };
@@ -106,7 +106,7 @@ export class Views {
     };
   }
 
-  /** The mask's frame, painted for a view; lines are at least a pixel of the screen. */
+  /** Return the mask's frame, painted for a view; lines are at least one screen pixel wide. */
   #layer(view, scale) {
     const thickness = Math.max(1, Math.round((1.5 * devicePixelRatio) / scale));
     const name = `${view} ${thickness}`;

@@ -1,12 +1,12 @@
-// Drafts: what is kept of the work on an image, and what becomes of it when the image is opened again.
+// Drafts: creating one from the work on an image, and restoring it when the image is opened again.
 
 import { submissionOf, carried, isSameWork, itemsOf, timesOf } from "./submission.js";
 import { hasPixels } from "./strokes.js";
 import * as work from "./work.js";
 
 /**
- * What is kept: `history`, `predictions` and `times` as they are dumped; `counts` are those of the mask worked on. Of an image
- * that was only looked at the time is kept.
+ * Return a draft, with `history`, `predictions`, and `times` as dumped, and `counts` of the active mask. If an image
+ * was only viewed, the draft contains just the time.
  */
 export function draftOf(image, history, predictions, times, counts, complete) {
   const state = history.states[history.at];
@@ -21,9 +21,9 @@ export function draftOf(image, history, predictions, times, counts, complete) {
 }
 
 /**
- * The work on an image, which begins with the state `first`, with its draft: {history, predictions, times, complete, text},
- * as they are loaded, and what the annotator is told. Null if the draft is what was saved, or has nothing but the time
- * on masks that have changed.
+ * Return the work on an image from its draft as {history, predictions, times, complete, text}, where `text` is the
+ * message to the annotator and `first` the initial state. Null if the draft equals the saved submission, or contains
+ * only time on masks that have changed.
  */
 export function restored(draft, image, first) {
   const { history, predictions, times, complete, looked } = draft;
@@ -46,25 +46,25 @@ export function restored(draft, image, first) {
   };
 }
 
-/** The work of a draft that another window kept: {state, masks}, with keys of its own and the seconds by key. */
+/** Return {state, masks} from a draft that another window kept, with new keys and the seconds by key. */
 export function workOf({ body, stage }, image) {
   const there = itemsOf({ ...image, submission: null, prefill: [] });
   const { items, masks } = carried(there, body, `c${work.nextNumber()}`, { stage, locks: image.locks });
   return { state: work.begin(items), masks };
 }
 
-/** What still fits of a draft of other masks of the image, or of another stage. */
+/** Return what still fits of a draft of other masks of the image, or of another stage. */
 function carriedOver(draft, image, first) {
   const { submission, locks } = image;
   const { body, stage, times, began } = draft;
-  const follows = submission !== null && draft.assignment === image.assignment && draft.n >= image.n; // the submission is in the body, too
+  const follows = submission !== null && draft.assignment === image.assignment && draft.n >= image.n; // its masks are in the body, too
   const there = follows ? itemsOf({ ...image, submission: null, prefill: [] }) : first.items;
   const options = { stage, untouched: submission !== null, locks };
   const { items, masks, unfit } = carried(there, body, `c${work.nextNumber()}`, options);
   const state = work.begin(items);
   const fits = !work.sameMasks(state, first);
   const saved = timesOf(submission);
-  const former = submission === null && image.state !== "merged" ? began : 0; // what was merged is in the tables
+  const former = submission === null && image.state !== "merged" ? began : 0; // merged time is already in the tables
   return {
     history: fits ? { states: [first, state], at: 1 } : { states: [first], at: 0 },
     predictions: [],

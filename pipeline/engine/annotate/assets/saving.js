@@ -1,4 +1,4 @@
-// Saves an image's submission, and finds out what a refusal means.
+// Saves an image's submission, and interprets rejected saves.
 
 import { isSame } from "./submission.js";
 import { putJson } from "./server.js";
@@ -7,23 +7,23 @@ const TAKEN = 409;
 
 export class Saver {
   #annotator;
-  #sent = []; // what was sent for the image and may have arrived without a reply
+  #sent = []; // bodies sent for the image, which may have arrived without a reply
 
   constructor(annotator) {
     this.#annotator = annotator;
   }
 
-  /** Begins with another image. */
+  /** Start with another image. */
   reset() {
     this.#sent = [];
   }
 
   /**
-   * Saves `body` as the next submission. Returns {} once the server has it, else {winner}: somebody's submission that was
-   * faster, or null if the image's masks have changed. Throws as `putJson` does.
+   * Save `body` as the next submission. Returns {} when the server has stored it, else {winner}: the submission of an
+   * annotator who saved first, or null if the image's masks have changed. Throws as `putJson` does.
    */
   async save(image, body) {
-    // A submission that was sent before is sent as it was: the time has gone on.
+    // Resend the original body, because the time has changed since and retries must be idempotent.
     const known = this.#sent.find((sent) => isSame({ ...body, seconds: sent.seconds, annotator: "" }, sent, ""));
     const submission = known ?? body;
     if (!known) this.#sent.push(body);

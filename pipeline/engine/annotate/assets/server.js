@@ -1,13 +1,13 @@
 // Requests to the annotator's server. Responses are JSON, errors are sentences.
 
-export const AGAIN_MS = 3000; // after which what was not heard is tried again
-const LIMIT_MS = 20_000; // without a sign of the server, after which a request is given up
-const BYTES_A_MS = 50; // of what is sent: a slow line gets its time
+export const AGAIN_MS = 3000; // before a retry
+const LIMIT_MS = 20_000; // without data from the server, after which a request is aborted
+const BYTES_A_MS = 50; // upload allowance, so that slow connections get more time
 
-/** The server does not answer. Nothing is lost: the same request can be made again. */
+/** Error if the server doesn't respond. Nothing is lost, because the same request can be retried. */
 export class GoneError extends Error {}
 
-/** The server refused: `status`, and its response as `body`. */
+/** Error response of the server, with its `status` and `body`. */
 export class RefusedError extends Error {
   constructor(message, status, body) {
     super(message);
@@ -26,7 +26,7 @@ const STRANGER =
 
 let annotator = null;
 
-/** Sends all requests from now on as this annotator's: the server refuses them once the browser is another's. */
+/** Send all later requests as this annotator; the server rejects them once the browser belongs to another one. */
 export function actAs(name) {
   annotator = name;
 }
@@ -52,7 +52,7 @@ async function request(method, path, body = undefined) {
   throw new RefusedError(said, response.status, answer);
 }
 
-/** A response with its text. A server that is silent for too long is one that does not answer. */
+/** Return a response with its text. A server that is silent for too long counts as not responding. */
 async function heard(path, options) {
   const giveUp = new AbortController();
   let timer = 0;
@@ -71,7 +71,7 @@ async function heard(path, options) {
   }
 }
 
-/** The text of a response; `came()` is called with each part of it. */
+/** Return the text of a response, calling `came()` for each part of it. */
 async function textOf(response, came) {
   const [reader, decoder] = [response.body?.getReader(), new TextDecoder()];
   let text = "";
@@ -89,8 +89,8 @@ const changedHands = (name) =>
   `Give each person a browser of their own. Your work is kept here; a new address of ${annotator} opens it again.`;
 
 /**
- * Does a request again until the server answers, as long as `isWanted()`; returns its answer, or undefined if it was not
- * wanted any more. `problem(error or null)` hears what is wrong; a refusal is thrown, too.
+ * Retry a request while the server doesn't respond and `isWanted()`; return the response, or undefined if no longer
+ * wanted. `problem(error or null)` receives the errors; error responses are also thrown.
  */
 export async function untilHeard(request, problem, isWanted = () => true) {
   for (;;) {

@@ -1,8 +1,8 @@
-// Masks as spans: a flat, sorted array [start, end, start, end, …] of pixel positions, counted column by column.
+// Masks as spans: a flat, sorted array [start, end, start, end, …] of pixel positions in column-major order.
 
 import { decodeCounts } from "./rle.js";
 
-/** The spans of a mask's compressed `counts`; throws if they are not of this size. */
+/** Return the spans of a mask's compressed `counts`; throws if they don't match the size. */
 export function spansOf(counts, height, width) {
   const spans = [];
   let position = 0;
@@ -13,7 +13,7 @@ export function spansOf(counts, height, width) {
   return spans;
 }
 
-/** Compressed counts in the canonical form: no run of zero pixels but the first. */
+/** Return compressed counts in the canonical form, with no zero-length run except the first. */
 export function countsOf(spans, height, width) {
   const runs = [];
   let position = 0;
@@ -25,24 +25,24 @@ export function countsOf(spans, height, width) {
   return runs.map((run, index) => symbolsOf(index > 2 ? run - runs[index - 2] : run)).join("");
 }
 
-/** How many pixels spans have. */
+/** Return the number of pixels in spans. */
 export function areaOf(spans) {
   let area = 0;
   for (let place = 0; place < spans.length; place += 2) area += spans[place + 1] - spans[place];
   return area;
 }
 
-/** The pixels of one or the other. */
+/** Return the pixels of either. */
 export function union(one, other) {
   return merged(one, other, (inOne, inOther) => inOne || inOther);
 }
 
-/** The pixels of one that are not the other's. */
+/** Return the pixels of one that aren't in the other. */
 export function difference(one, other) {
   return merged(one, other, (inOne, inOther) => inOne && !inOther);
 }
 
-/** Spans of pairs [start, end) in any order, which may overlap. */
+/** Return the spans of pairs [start, end), which may overlap and be in any order. */
 export function spansFrom(pairs) {
   pairs.sort((one, other) => one[0] - other[0]);
   const spans = [];
@@ -50,7 +50,7 @@ export function spansFrom(pairs) {
   return spans;
 }
 
-/** Adds a span that starts at or after the last one's start. */
+/** Append a span that starts at or after the start of the last one. */
 function append(spans, start, end) {
   const last = spans.length - 1;
   if (last > 0 && start <= spans[last]) spans[last] = Math.max(spans[last], end);
@@ -72,7 +72,7 @@ function merged(one, other, keeps) {
   return spans;
 }
 
-/** A number in COCO's characters: five bits each, the lowest first; a sixth bit says that more follow. */
+/** Return a number in COCO's encoding: five bits per character, lowest first; the sixth bit means that more follow. */
 function symbolsOf(number) {
   let text = "";
   let more = true;

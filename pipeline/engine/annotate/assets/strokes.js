@@ -1,20 +1,20 @@
-// Strokes of the brush as pixels: those whose center is at most `radius` from the line. No antialiasing.
+// Brush strokes as pixels: those whose center is within `radius` of the line. No antialiasing.
 
 import { areaOf, countsOf, difference, spansFrom, spansOf, union } from "./spans.js";
 
-/** Compressed counts of a mask (null: none) with a stroke's pixels added or taken away; `size` is [height, width]. */
+/** Return the compressed counts of a mask (null: none) after adding or erasing a stroke; `size` is [height, width]. */
 export function brushed(counts, points, radius, adds, [height, width]) {
   const before = counts === null ? [] : spansOf(counts, height, width);
   const after = (adds ? union : difference)(before, strokeSpans(points, radius, height, width));
   return countsOf(after, height, width);
 }
 
-/** Whether a mask has any pixel. */
+/** Return whether a mask has any pixels. */
 export const hasPixels = (counts, [height, width]) => areaOf(spansOf(counts, height, width)) > 0;
 
 /**
- * The spans (see spans.js) of a stroke through `points`, [x, y] in pixels of the image, in which pixel (column i, row j)
- * has its center at (i + 0.5, j + 0.5). A single point is a disc.
+ * Return the spans (see spans.js) of a stroke through `points`, [x, y] in image pixels, where the center of pixel
+ * (column i, row j) is (i + 0.5, j + 0.5). A single point is a disc.
  */
 export function strokeSpans(points, radius, height, width) {
   const pairs = [];
@@ -22,7 +22,7 @@ export function strokeSpans(points, radius, height, width) {
   return spansFrom(pairs);
 }
 
-/** Adds the pairs [start, end) of all columns that a thick line from one point to another meets. */
+/** Append the pairs [start, end) of all columns that a thick line between two points intersects. */
 function capsule([ax, ay], [bx, by], radius, height, width, pairs) {
   const [dx, dy] = [bx - ax, by - ay];
   const length = dx * dx + dy * dy;
@@ -38,7 +38,7 @@ function capsule([ax, ay], [bx, by], radius, height, width, pairs) {
     const x = column + 0.5;
     const reach = reachOf(x, ax, ay, bx, by, radius);
     if (reach === null) continue;
-    // The bounds are rounded; the test of each end pixel decides.
+    // The bounds are rounded, so each end pixel is tested.
     let top = Math.max(0, Math.floor(reach[0] - 0.5) - 1);
     let bottom = Math.min(height - 1, Math.ceil(reach[1] - 0.5) + 1);
     while (top <= bottom && !holds(x, top + 0.5)) top++;
@@ -47,7 +47,7 @@ function capsule([ax, ay], [bx, by], radius, height, width, pairs) {
   }
 }
 
-/** The lowest and highest y of a thick line on the vertical line at `x`, or null where it does not meet it. */
+/** Return the lowest and highest y of a thick line at the vertical line `x`, or null if they don't intersect. */
 function reachOf(x, ax, ay, bx, by, radius) {
   let [top, bottom] = [Infinity, -Infinity];
   const add = (low, high) => {

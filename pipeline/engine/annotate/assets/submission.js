@@ -1,8 +1,8 @@
-// What is saved: the work on an image relative to the dataset's masks, and back from a saved submission to the work.
+// Conversion between the work on an image and submissions, which are relative to the dataset's masks.
 
 /**
- * The items of an image as it was opened: the dataset's masks, the largest first, as the last submission left them. With
- * `locks` these are locked, and so is what is prefilled.
+ * Return the initial items of an image: the dataset's masks, largest first, with the last submission applied. With
+ * `locks` these are locked, and so are prefilled ones.
  */
 export function itemsOf({ masks, submission, prefill, locks = false }) {
   const gone = new Set([...(submission?.replaced ?? []), ...(submission?.deleted ?? [])].map(({ id }) => id));
@@ -14,7 +14,7 @@ export function itemsOf({ masks, submission, prefill, locks = false }) {
   return [...kept.map((row) => fromRow(row, locks)), ...made];
 }
 
-/** The body of a request that saves `items`; `times` are those of a Stopwatch. */
+/** Return the request body that saves `items`; `times` come from a Stopwatch. */
 export function submissionOf({ base, masks }, items, times, complete) {
   const here = new Set(items.map(({ id }) => id));
   const parents = new Set(items.map(({ parent }) => parent));
@@ -30,7 +30,7 @@ export function submissionOf({ base, masks }, items, times, complete) {
   };
 }
 
-/** The times of a submission that is opened again. */
+/** Return the times of a submission that is opened again. */
 export function timesOf(submission) {
   if (submission === null) return {};
   const masks = submission.masks.map(({ seconds }, place) => [keyOf(submission.n, place), seconds]);
@@ -38,9 +38,9 @@ export function timesOf(submission) {
 }
 
 /**
- * Applies what was to be saved in a stage to the items of an image that has changed since. Returns {items, masks, unfit}:
- * all that still fits, the seconds of the new ones by key, and how many masks do not fit. What is there already is not
- * added; nor, unless `untouched`, what was prefilled and is as it was. `locks` as for `itemsOf`.
+ * Apply a stage's unsaved body to the items of an image that has changed since. Returns {items, masks, unfit}: all that
+ * still fits, the seconds of the new masks by key, and the number of masks that don't fit. Existing masks aren't added
+ * again, and neither are untouched prefilled ones unless `untouched`. `locks` as for `itemsOf`.
  */
 export function carried(items, { masks, replaced, deleted }, key, { stage = null, untouched = true, locks = false } = {}) {
   const had = new Map([...replaced, ...deleted].map(({ id, counts }) => [id, counts]));
@@ -61,13 +61,13 @@ export function carried(items, { masks, replaced, deleted }, key, { stage = null
   };
 }
 
-/** Whether a saved submission is what an annotator sent: then a lost reply was not a lost race. */
+/** Return whether a saved submission is the one an annotator sent, so that its reply was lost, not the race. */
 export function isSame(saved, sent, annotator) {
   const times = ({ seconds, masks }) => JSON.stringify([seconds, masks.map((mask) => mask.seconds)]);
   return saved.annotator === annotator && times(saved) === times(sent) && isSameWork(saved, sent);
 }
 
-/** Whether two submissions to one state of an image say the same but for times. */
+/** Return whether two submissions for one state of an image are equal except for times. */
 export function isSameWork(one, other) {
   const said = ({ masks, replaced, deleted, complete }) =>
     JSON.stringify([
@@ -78,7 +78,7 @@ export function isSameWork(one, other) {
   return said(one) === said(other);
 }
 
-/** Whether a saved mask is a prefilled one as it was: of a box, and nobody spent time on it. */
+/** Return whether a saved mask is an untouched prefill: it has only a box prompt and no time spent on it. */
 function isUntouched({ source, seconds, prompts, parent }, stage) {
   const boxed = prompts?.length === 1 && prompts[0].kind === "box";
   return stage === "semi" && source === "assisted" && (parent ?? null) === null && seconds === 0 && boxed;
@@ -110,7 +110,7 @@ function fromSubmission(mask, key, stage, locks) {
   return isUntouched(mask, stage) ? { ...item, filled: true, locked: locks } : item;
 }
 
-/** A mask that the model made ahead for a box that a detector found. */
+/** Return the item of a mask that the model predicted ahead for a detector's box. */
 function filled({ counts, box }, place, locked) {
   const [x, y, w, h] = box;
   const prompts = [{ kind: "box", x, y, w, h }];

@@ -1,21 +1,21 @@
-// Active seconds: time counts while there was input within the last `idle` seconds, for the image and for each mask.
+// Active seconds for the image and each mask: time counts if there was input within the last `idle` seconds.
 
 export class Stopwatch {
   #now;
-  #last = null; // when there was input, in seconds
+  #last = null; // time of the last input, in seconds
   #idle;
-  #charged = 0; // up to when time is in the sums below
+  #charged = 0; // time up to which the sums below are complete
   #image = 0;
   #masks = new Map(); // seconds by key
-  #key = null; // the mask that is worked on
+  #key = null; // mask in progress
 
-  /** `now()` is a clock in seconds, `idle` the seconds after an input that still count. */
+  /** `now()` is a clock in seconds; `idle` is the number of seconds after an input that still count. */
   constructor(idle, now = () => performance.now() / 1000) {
     this.#idle = idle;
     this.#now = now;
   }
 
-  /** Begins with the times of a draft or a submission. */
+  /** Start with the times of a draft or a submission. */
   reset({ image = 0, masks = {} } = {}) {
     this.#image = image;
     this.#masks = new Map(Object.entries(masks));
@@ -23,19 +23,19 @@ export class Stopwatch {
     this.#last = this.#charged = this.#now();
   }
 
-  /** Notes an input: a key, a move, a touch. */
+  /** Record an input: a key, a move, or a touch. */
   input() {
     this.#charge();
     this.#last = this.#now();
   }
 
-  /** Counts nothing until the next input. */
+  /** Count nothing until the next input. */
   pause() {
     this.#charge();
     this.#last = null;
   }
 
-  /** From now on time is the mask's with this key, or no mask's. */
+  /** From now on, attribute time to the mask with this key, or to none. */
   workOn(key) {
     if (key === this.#key) return;
     this.#charge();
@@ -50,12 +50,12 @@ export class Stopwatch {
     return this.#image + this.#running();
   }
 
-  /** Seconds on the mask with a key. */
+  /** Return the seconds on the mask with a key. */
   mask(key) {
     return (this.#masks.get(key) ?? 0) + (key === this.#key && key !== null ? this.#running() : 0);
   }
 
-  /** Adds the seconds of masks that others made. */
+  /** Add the seconds of other annotators' masks. */
   add(masks) {
     for (const [key, seconds] of Object.entries(masks ?? {})) this.#masks.set(key, seconds);
   }
@@ -65,7 +65,7 @@ export class Stopwatch {
     return { image: this.#image, masks: Object.fromEntries(this.#masks) };
   }
 
-  /** Seconds that count and were not charged yet. */
+  /** Return the seconds that count but aren't in the sums yet. */
   #running() {
     if (this.#last === null) return 0;
     return Math.max(0, Math.min(this.#now(), this.#last + this.#idle) - this.#charged);

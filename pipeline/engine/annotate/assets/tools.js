@@ -1,9 +1,9 @@
-// The tools: what a press, a move and a release on the picture do, by mouse, finger, pen or the crosshair's keys.
+// Tools: the actions of a press, move, and release on the image by mouse, finger, pen, or the crosshair's keys.
 
-const SMALLEST = 0.5; // radius of the brush, in pixels of the image
+const SMALLEST = 0.5; // radius of the brush in image pixels
 const LARGEST = 500;
 const GROWTH = 1.25;
-const SLACK = 6; // pixels of the screen that a pointer may move in a click
+const SLACK = 6; // screen pixels that a pointer may move during a click
 
 export const TOOLS = ["points", "box", "brush", "eraser", "select", "move"];
 
@@ -14,7 +14,7 @@ export class Tools {
   #gesture = null; // {tool, from, points, adds, unit}
   name = "points";
   radius = 12;
-  negative = false; // whether clicks say what is not the object
+  negative = false; // whether clicks are background points
 
   constructor(editor, maskCanvas, changed) {
     this.#editor = editor;
@@ -32,7 +32,7 @@ export class Tools {
     this.#changed();
   }
 
-  /** Makes the brush larger (1) or smaller (-1). */
+  /** Make the brush larger (1) or smaller (-1). */
   resize(step) {
     this.radius = Math.min(LARGEST, Math.max(SMALLEST, Math.round(this.radius * GROWTH ** step * 10) / 10));
     this.#changed();
@@ -43,7 +43,7 @@ export class Tools {
     this.#changed();
   }
 
-  /** A press at [x, y] in the image; `other` for the other button, `unit` the image's pixels in one of the screen's. */
+  /** Press at [x, y] in the image; `other` is the other button, `unit` the image pixels per screen pixel. */
   down(place, { other = false, erases = false, unit = 0 } = {}) {
     if (this.#editor.image === null || this.name === "move") return;
     const tool = erases ? "eraser" : this.name;
@@ -52,14 +52,14 @@ export class Tools {
     this.#preview();
   }
 
-  /** A move to other places, the last of which is where it is now. */
+  /** Move through these points, the last of which is the current position. */
   move(places) {
     if (this.#gesture === null) return;
     this.#gesture.points.push(...places);
     this.#preview();
   }
 
-  /** A release. */
+  /** Release. */
   up() {
     const gesture = this.#gesture;
     this.cancel();
@@ -71,7 +71,7 @@ export class Tools {
     else this.#editor.stroke(points, this.radius, adds);
   }
 
-  /** Gives up the press, for instance when a second finger comes. */
+  /** Cancel the press, for example when a second finger touches. */
   cancel() {
     this.#gesture = null;
     this.#maskCanvas.previewStroke(null);
@@ -96,7 +96,7 @@ export class Tools {
     if (box[2] > SLACK * unit / 2 && box[3] > SLACK * unit / 2) this.#editor.box(box);
   }
 
-  /** The box [x, y, w, h] from one pixel to another, as the boxes of masks are written, but at least 1 wide and high. */
+  /** Return the box [x, y, w, h] between two pixels, as masks' boxes are written but at least 1 wide and high. */
   #boxOf(one, other) {
     const [ax, ay] = this.#pixelOf(one);
     const [bx, by] = this.#pixelOf(other);

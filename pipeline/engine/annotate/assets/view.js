@@ -1,9 +1,9 @@
-// Shows the state of the work: the picture, the mask that is worked on, the list, and which buttons can do something.
+// Display of the state: the image, the active mask, the list, and the buttons that are enabled.
 
 import { byId, whole } from "./dom.js";
 import { isSingle } from "./work.js";
 
-const SOON_MS = 80; // in which most predictions come: what waits for one is shown with it
+const SOON_MS = 80; // time in which most predictions arrive, so that both are shown together
 
 const TITLES = { waits: "The model is asked …", active: "New mask", corrects: "Correcting a mask", chosen: "Mask selected", locked: "Locked mask" };
 
@@ -11,13 +11,13 @@ export class View {
   #editor;
   #maskCanvas;
   #list;
-  #later = 0; // the timer of what waits
+  #later = 0; // timer of the delayed display
 
   constructor(editor, maskCanvas, list) {
     [this.#editor, this.#maskCanvas, this.#list] = [editor, maskCanvas, list];
   }
 
-  /** Shows another image. */
+  /** Show another image. */
   open(image, left) {
     const name = image.image.image_id || `sa_${image.id}`;
     byId("image-title").textContent = name;
@@ -28,7 +28,7 @@ export class View {
     this.#maskCanvas.open(image);
   }
 
-  /** Shows the state; one that waits for the model's prediction later, as a frame takes time from the prediction. */
+  /** Show the state. If it waits for a prediction, delay the display, because a frame slows the prediction. */
   show() {
     clearTimeout(this.#later);
     const { state, model } = this.#editor;
@@ -73,7 +73,7 @@ export class View {
     byId("unlock").hidden = kind !== "locked";
   }
 
-  /** Shows which tool is used. */
+  /** Show the selected tool. */
   showTools(tools) {
     for (const button of document.querySelectorAll("[data-tool]")) {
       button.setAttribute("aria-pressed", String(button.dataset.tool === tools.name));

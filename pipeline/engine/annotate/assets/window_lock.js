@@ -1,19 +1,19 @@
-// Windows of one annotator that have the same image open: the first keeps the draft, others are told.
+// Lock between an annotator's windows with the same image: the first one keeps the draft.
 
-const PATIENCE_MS = 1500; // for a window that is being closed or reloaded
+const PATIENCE_MS = 1500; // for a window that is closing or reloading
 
 export class WindowLock {
-  #key = null; // of the image that this window has
+  #key = null; // of the image that this window has locked
   #leave = () => {};
 
-  /** Whether this window has the image with a key: no other one has it then. */
+  /** Return whether this window has locked the image with a key, so that no other window has. */
   has(key) {
     return key === this.#key;
   }
 
   /**
-   * Leaves the image before, and returns whether this window has the one with a key; false if another window has it, or
-   * yet another image was taken meanwhile. `freed()` is called if this window gets it later.
+   * Release the previous image and return whether this window has locked the one with a key. False if another window
+   * has it, or if yet another image was requested meanwhile. `freed()` is called if this window gets the lock later.
    */
   take(key, freed) {
     if (this.has(key)) return Promise.resolve(true);
@@ -44,7 +44,7 @@ export class WindowLock {
       };
       if (!navigator.locks) return held(); // a page without HTTPS
       const asked = navigator.locks.request(`segmint-annotate ${key}`, { signal: giveUp.signal }, held);
-      return asked.catch(() => giveUp.signal.aborted || held()); // a browser that has no locks for this page
+      return asked.catch(() => giveUp.signal.aborted || held()); // a browser without locks for this page
     });
   }
 }

@@ -1,21 +1,21 @@
-// The work on an image as values: each gesture makes the next state from the one before. Nothing here changes a state.
-//
+// The work on an image as immutable values: each gesture makes the next state from the previous one.
+// 
 // A state is {items, active}. An item is a mask: {key, id, counts, source, label, prompts, parent}, where `id` is the
-// annotation's in the dataset, or null for one made here; `locked` ones are not changed until they are unlocked, and
-// `filled` ones were prefilled. `active` is the mask that is worked on, or null:
+// annotation id in the dataset, or null for a new mask. `locked` items can't be changed until they are unlocked, and
+// `filled` items were prefilled. `active` is the mask in progress, or null:
 //   key       its item's key once it is accepted
 //   of        the key of the item that it corrects, or null
-//   points    [[x, y, label], …], box [x, y, w, h] or null: prompts that are given together
-//   base      counts that are given as a mask prompt, or null
-//   part      "auto", "whole", "part" or "subpart": which of the three predictions for a single prompt
-//   step      the number of its question to the model, or null
-//   after     the question, and the part of its prediction, that this one goes on from: {step, part}, or null
+//   points    [[x, y, label], …], and box [x, y, w, h] or null: prompts that are sent together
+//   base      counts to send as a mask prompt, or null
+//   part      "auto", "whole", "part", or "subpart": the choice among the three predictions for a single prompt
+//   step      the number of its request to the model, or null
+//   after     the request and the part of its prediction that this one corrects: {step, part}, or null
 //   counts    its pixels if brush or eraser made them; else they are in the prediction for `step`
 //   log       prompts in order, as they are saved
 
 const AUTO = "auto";
 
-/** A new key or number, greater than all that the page and its drafts have used. */
+/** Last used key or number; new ones are greater than all that the page and its drafts have used. */
 let last = 0;
 export const nextNumber = () => ++last;
 export const useNumbersFrom = (number) => (last = Math.max(last, number));
@@ -23,35 +23,35 @@ export const lastNumber = () => last;
 
 export const begin = (items) => ({ items, active: null });
 
-/** Adds a point, label 1 or 0, to the active mask, or begins one: a new one or the correction of `item`. */
+/** Add a point, label 1 or 0, to the active mask, a correction of `item`, or a new mask. */
 export function addPoint(state, x, y, label, item = null) {
   return ask(state, item, { kind: "point", x, y, label }, (active) => ({ points: [...active.points, [x, y, label]] }));
 }
 
-/** Sets the box, [x, y, w, h]. */
+/** Set the box, [x, y, w, h]. */
 export function setBox(state, box, item = null) {
   const [x, y, w, h] = box;
   return ask(state, item, { kind: "box", x, y, w, h }, () => ({ box }));
 }
 
-/** Takes another of the three masks of a single prompt. */
+/** Choose another of the three masks of a single prompt. */
 export function setPart(state, part) {
   if (state.active === null || state.active.part === part || !isSingle(state.active)) return state;
   return { ...state, active: { ...state.active, part } };
 }
 
-/** Whether the model has three predictions for the active mask's prompt. */
+/** Return whether the model has three predictions for the active mask's prompt. */
 export function isSingle({ points, box, base, after, counts }) {
   return counts === null && base === null && after === null && points.length + (box === null ? 0 : 1) === 1;
 }
 
-/** Gives the active mask, or a correction of `item`, or a new mask these pixels, which brush or eraser made. */
+/** Set pixels from brush or eraser as the active mask, as a correction of `item`, or as a new mask. */
 export function setPixels(state, counts, item = null) {
   const active = state.active ?? started(item);
   return { ...state, active: { ...active, counts, step: null, after: null } };
 }
 
-/** Makes the active mask with these pixels an item, in the place of the one that it corrects. */
+/** Make the active mask with these pixels an item, replacing the one that it corrects. */
 export function accept(state, counts) {
   const { active, items } = state;
   const of = items.find((item) => item.key === active.of) ?? null;
@@ -73,27 +73,27 @@ function origin(of, active) {
   return { source: active.log.length || (of && of.source !== "manual") ? "assisted" : "manual", parent: null };
 }
 
-/** Gives up the active mask; what it was to correct stays. */
+/** Cancel the active mask; the item that it would have corrected stays. */
 export const cancel = (state) => (state.active === null ? state : { ...state, active: null });
 
-/** Deletes an item, or the active mask with the item that it corrects. */
+/** Delete an item, or the active mask with the item that it corrects. */
 export function remove(state, key) {
   return { items: state.items.filter((item) => item.key !== key), active: null };
 }
 
-/** Whether two states have the same masks; those of a draft are copies. */
+/** Return whether two states have the same masks; a draft's masks are copies. */
 export function sameItems(one, other) {
   const same = (item, place) => item.key === other.items[place].key && item.counts === other.items[place].counts;
   return one.items.length === other.items.length && one.items.every(same);
 }
 
-/** Whether two states have masks of the same pixels, whatever their keys. */
+/** Return whether the masks of two states have the same pixels, regardless of their keys. */
 export function sameMasks(one, other) {
   const counts = ({ items }) => JSON.stringify(items.map((item) => item.counts).sort());
   return counts(one) === counts(other);
 }
 
-/** Lets an item be changed. */
+/** Unlock an item. */
 export function unlock(state, key) {
   return { ...state, items: state.items.map((item) => (item.key === key ? { ...item, locked: false } : item)) };
 }
