@@ -158,8 +158,7 @@ class ProgressBoard:
     def only_assignment(self, found: OpenImage) -> int | None:
         """Return the only assignment that an image has left after a merge has changed it, or None before that.
 
-        Later work builds on the merged masks and is merged as well. The other assignment's annotator would have seen
-        them.
+        Later work builds on the merged masks and is merged as well. The other annotator would have seen them.
         """
         merged = found.row.get("submission")
         assignment = merged_assignment(merged)

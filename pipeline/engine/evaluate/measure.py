@@ -25,7 +25,7 @@ HEAD = [
 
 
 class PartlyMeasuredError(ValueError):
-    """Error if some weights return no prediction; `rows` cover all weights, with the lowest scores for these."""
+    """Error if a model returns no prediction; `rows` cover all models, with the lowest scores for this one."""
 
     def __init__(self, message: str, rows: list[Row]) -> None:
         """Store the reason and the rows."""

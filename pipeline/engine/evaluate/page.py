@@ -142,7 +142,7 @@ class FiguresPage:
     charts: Sequence[Curves] = ()
 
     def render(self, subject: EvaluationSubject, lowest: Sequence[Sequence[LowestScore]]) -> str:
-        """Return the page as HTML; `lowest` contains the lowest scores of each weights."""
+        """Return the page as HTML; `lowest` contains the lowest scores of each set of weights."""
         masks = [] if subject.masks is None else [("Masks", count(subject.masks))]
         return render(
             "figures.html.j2",

@@ -36,7 +36,7 @@ class EvaluationSubject:
 
     @property
     def names(self) -> list[str]:
-        """Name of each weights; equal names are followed by their hashes."""
+        """Name of each set of weights; equal names are followed by their hashes."""
         labels = [weights.label for weights in self.weights]
         if len(set(labels)) == len(labels):
             return labels

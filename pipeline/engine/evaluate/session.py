@@ -81,7 +81,7 @@ class EvaluationSession:
 
     @property
     def lowest(self) -> list[list[LowestScore]]:
-        """Lowest scores of each weights, complete when `tables` has ended."""
+        """Lowest scores of each set of weights, complete when `tables` has ended."""
         return self._lowest
 
     def subject(self, masks: int | None) -> EvaluationSubject:

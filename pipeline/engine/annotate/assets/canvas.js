@@ -20,7 +20,7 @@ export class MaskCanvas {
   #shown = [];
   #active = null;
   #shownFor = null; // counts of the drawn active mask
-  #step = 0; // counts the drawings
+  #step = 0; // of the drawn masks, as in Stage
   #hovered = null;
   #marks = { active: null, box: null, cross: null, brush: null };
 

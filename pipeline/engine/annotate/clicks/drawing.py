@@ -29,7 +29,7 @@ from segmint.model.sam.predictor import Embedding, Predictor
 
 STABILITY_OFFSET = 1.0
 
-# Relative rounding difference of the weighted means: float32's epsilon times the operations of both summation orders.
+# Relative rounding difference of the weighted means: float32's unit roundoff times the operations of both orders.
 _DIFFERENCE = 32 * 2.0**-24
 _SOLID = STABILITY_OFFSET * (1 + 2.0**-10)  # logits over this exceed the offset after any rounding
 

@@ -67,7 +67,7 @@ class _DrawnMask:
 def clipped(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
     """Clip boxes (x0, y0, x1, y1) to an image of `size` (height, width), in order.
 
-    Boxes narrower or lower than a pixel after that are dropped.
+    Boxes that are then narrower or shorter than a pixel are dropped.
     """
     height, width = size
     found = [(max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))) for x0, y0, x1, y1 in boxes]

@@ -28,7 +28,7 @@ FIGURES = ("ods", "ois", "ap", "r50")
 
 @dataclass(frozen=True)
 class EdgeFigure:
-    """One of `FIGURES`, or its difference between two weights, the second minus the first."""
+    """One of `FIGURES`, or its difference between two sets of weights, the second minus the first."""
 
     name: str
     value: float | None
@@ -37,7 +37,7 @@ class EdgeFigure:
 
 @dataclass(frozen=True)
 class EdgesResult:
-    """Scores and precision-recall curve of each weights, and the differences between two."""
+    """Scores and precision-recall curve of each set of weights, and the differences between two."""
 
     subject: EvaluationSubject
     measure: EdgesMeasure
@@ -185,7 +185,7 @@ def _line(name: str, cells: list[str]) -> str:
 def evaluate_edges(
     options: EvaluateOptions, measure: EdgesMeasure, annotators: Sequence[str], storage: Storage
 ) -> EdgesResult:
-    """Find edges in all images and match them with the boundaries of label maps; also write the results to the output.
+    """Find edges in all images and match them with the boundaries in label maps; write results if there is an output.
 
     `annotators` are folders of additional label maps of the same images. Raises `UsageError` for invalid options, and
     `NothingMeasuredError` if no image can be evaluated.

@@ -109,7 +109,7 @@ class GateOptions:
 
 
 def evaluate_gate(options: GateOptions, storage: Storage) -> GateResult:
-    """Evaluate two weights on held-out annotated masks and on the guard sets, and return the verdict.
+    """Evaluate two sets of weights on held-out annotated masks and on the guard sets, and return the verdict.
 
     Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image of the truth can be evaluated.
     """

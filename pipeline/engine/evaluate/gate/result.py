@@ -35,7 +35,7 @@ class JudgedImages:
     skipped: tuple[str, ...] = ()  # unreadable images and shards
 
     def line(self) -> str:
-        """Return the choice as a line for people."""
+        """Return the entry as a line for people."""
         skipped = f"; {counted(self.trained, 'image')} left out as trained on" if self.trained else ""
         more = f"; and {len(self.skipped) - SHOWN:,} more" if len(self.skipped) > SHOWN else ""
         unread = f"; could not be looked at: {'; '.join(self.skipped[:SHOWN])}{more}" if self.skipped else ""

@@ -1,4 +1,4 @@
-"""Verdict of a gate: scores of two weights, summed by image and mask role, compared, and judged.
+"""Verdict of a gate: scores of two sets of weights, summed by image and mask role, compared, and judged.
 
 docs/decisions/0027-the-gate.md gives the reasons for the rules.
 """
@@ -32,7 +32,7 @@ MEASURES = ("iou_1", "oracle_1", "iou_3")
 NAMES = {"iou_1": "one click", "oracle_1": "best of three", "iou_3": "three clicks"}
 
 GUARD_LIMIT = -0.01
-"""Upper limit of an interval below which a guard set is worse."""
+"""Limit that an interval must lie entirely below for a guard set to count as worse."""
 
 LEAST_IMAGES = 10
 """Minimum number of images for an interval that may decide."""
@@ -45,7 +45,7 @@ CORRECTED = "corrected"
 
 
 class Role(StrEnum):
-    """Evidence that a mask provides about two weights."""
+    """Evidence that a mask provides about two sets of weights."""
 
     INDEPENDENT = "independent"  # annotated without help, or from a file that the user takes as truth
     FAVORS_FIRST = "favors_first"  # corrected from a prediction of the first weights or their ancestors
@@ -83,7 +83,7 @@ class TruthRoles(Protocol):
 
 @dataclass
 class ScoreSums:
-    """Sums of the scores of two weights over each image's masks, accumulated as results arrive."""
+    """Sums of the scores of two sets of weights over each image's masks, accumulated as results arrive."""
 
     measures: tuple[str, ...]
     judged: TruthRoles
@@ -152,7 +152,7 @@ class MeanComparison:
 
 @dataclass(frozen=True)
 class GuardComparison:
-    """Comparison of two weights on a guard set; empty if nothing could be measured."""
+    """Comparison of two sets of weights on a guard set; empty if nothing could be measured."""
 
     name: str
     compared: tuple[MeanComparison, ...]
@@ -169,7 +169,7 @@ class GuardComparison:
 
 
 def compare(scores: ImageScores, seed: int, resamples: int = RESAMPLES) -> tuple[MeanComparison, ...]:
-    """Compare two weights by each of `MEASURES`; return an empty tuple without images."""
+    """Compare two sets of weights by each of `MEASURES`; return an empty tuple without images."""
     images = len(scores.counts)
     if not images:
         return ()

@@ -64,7 +64,7 @@ class InstancesSettings:
 
 @dataclass(frozen=True)
 class PrecisionResult:
-    """COCO's twelve scores for each weights, and the AP of each category by its id."""
+    """COCO's twelve scores for each set of weights, and the AP of each category by its id."""
 
     subject: EvaluationSubject
     settings: InstancesSettings
@@ -130,7 +130,7 @@ class PrecisionResult:
 
 @dataclass(frozen=True)
 class OverlapResult:
-    """mIoU over masks and over images for each weights, with intervals, and the differences between two."""
+    """mIoU over masks and over images for each set of weights, with intervals, and the differences between two."""
 
     subject: EvaluationSubject
     settings: InstancesSettings
@@ -188,7 +188,7 @@ class OverlapResult:
 
 
 class MatchesByCategory:
-    """Matches of a run for each weights and category, by image; a few bytes per box."""
+    """Matches of a run for each set of weights and category, by image; a few bytes per box."""
 
     def __init__(self, tables: Iterable[Sequence[Row]], weights: int) -> None:
         """Collect the rows of `PrecisionMeasure`."""
@@ -204,7 +204,7 @@ class MatchesByCategory:
         return sum(int(matches.truth[0]) for images in self.by_category[0].values() for _, matches in images)
 
     def check(self, boxes: BoxesByImage) -> None:
-        """Raise `UsageError` if no box is in an image, or of a category, with true masks."""
+        """Raise `UsageError` if no box belongs to an evaluated image, or none to a category with true masks."""
         images = self.by_category[0].values()
         if not any(len(matches.scores) for category in images for _, matches in category):
             raise no_image_error(boxes)
@@ -289,7 +289,7 @@ def _line(name: str, cells: list[str], width: int = 12) -> str:
 def evaluate_instances(
     options: EvaluateOptions, boxes_file: str | None, refine: bool, storage: Storage
 ) -> PrecisionResult | OverlapResult:
-    """Make a mask from each box and compare it with the truth; also write the results to the output.
+    """Make a mask from each box and compare it with the truth; write the results if there is an output.
 
     Boxes with scores give AP. Boxes without scores, and without a file those of the truth, give mIoU. Raises
     `UsageError` for invalid options, and `NothingMeasuredError` if no image can be evaluated.

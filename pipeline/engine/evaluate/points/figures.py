@@ -1,4 +1,4 @@
-"""Means of an evaluation's scores with 95 % intervals, and differences between two weights and between groups."""
+"""Means of an evaluation's scores with 95 % intervals, and differences between sets of weights and between groups."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -217,7 +217,7 @@ def _add(
     replicates: Floats | None,
     p: list[float] | None,
 ) -> None:
-    """Append the means (W, M) with intervals from their replicates (R, W, M), and the differences of two weights."""
+    """Append the means (W, M) with intervals from their replicates (R, W, M), and the differences if W is 2."""
     for weights in range(mean.shape[0]):
         intervals = None if replicates is None else percentile_interval(replicates[:, weights])
         for place, measure in enumerate(measures):

@@ -50,7 +50,7 @@ Crop = tuple[int, int, int, int]
 
 
 def render_page(answer: PointsResult, worst: Sequence[Sequence[WorstMask]], truths: Sequence[Truth]) -> str:
-    """Return the page as HTML; `worst` are masks of each weights, whose images are read again for drawing."""
+    """Return the page as HTML; `worst` are masks of each set of weights, whose images are read again for drawing."""
     subject, settings = answer.subject, answer.settings
     names = subject.names
     ends = f"iou_{settings.clicks[0]}", f"iou_{settings.clicks[-1]}"

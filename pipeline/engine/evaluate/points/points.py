@@ -142,7 +142,7 @@ class PointsOptions:
 
 
 def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | None = None) -> PointsResult:
-    """Click on all masks with the weights and compute the scores; also write the results and a page to the output.
+    """Click on all masks with the weights and compute the scores; write the results and a page if there is an output.
 
     A `judge` receives the results, and its judgment becomes part of the result and the page. Raises `UsageError` for
     invalid options, and `NothingMeasuredError` if no image can be evaluated.

@@ -50,11 +50,11 @@ class ProposalCounts:
 
 @dataclass(frozen=True)
 class ProposalsResult:
-    """Average recall of each weights, and the differences between two."""
+    """Average recall of each set of weights, and the differences between two."""
 
     subject: EvaluationSubject
     points_per_side: int
-    proposals: tuple[float, ...]  # mean number per image, for each weights
+    proposals: tuple[float, ...]  # mean number per image, for each set of weights
     truth: dict[str, dict[str, int]]  # true masks by kind and size range
     recalls: tuple[tuple[Recall, ...], ...]
     differences: tuple[Recall, ...]
@@ -207,7 +207,7 @@ def _line(name: str, cells: list[str]) -> str:
 
 
 def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: Storage) -> ProposalsResult:
-    """Propose objects in all images and count the true masks found; also write the results to the output.
+    """Propose objects in all images and count the true masks found; write the results if there is an output.
 
     Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can be evaluated.
     """
