@@ -1,5 +1,5 @@
 // The work on an image as immutable values: each gesture makes the next state from the previous one.
-// 
+//
 // A state is {items, active}. An item is a mask: {key, id, counts, source, label, prompts, parent}, where `id` is the
 // annotation id in the dataset, or null for a new mask. `locked` items can't be changed until they are unlocked, and
 // `filled` items were prefilled. `active` is the mask in progress, or null:
