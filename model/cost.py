@@ -1,10 +1,10 @@
-"""The floating-point operations of Segment Anything, counted from its shapes: the basis of the hardware ceiling.
+"""Floating-point operations of SAM, computed from its shapes, which determine the hardware ceiling.
 
-Counts the multiplications and additions of the network's matrix products, convolutions and attentions, two operations
-a multiply-add, one prompt after another as in the SAM paper. Norms, activations, softmax, resizing, filters and
-everything outside the network are not counted. The count does not follow our implementation: sharing products between
-prompts, or skipping outputs that nobody reads, does less work than this and gets closer to the ceiling. All counts are
-whole numbers of operations for one input of 1024 x 1024 pixels.
+Counts the multiplications and additions of the network's matrix products, convolutions, and attentions, two operations
+per multiply-add, one prompt after another as in the SAM paper. Excludes norms, activations, softmax, resizing, filters,
+and everything outside the network. The count is independent of our implementation: sharing products between prompts or
+skipping unused outputs takes fewer operations than counted here and gets closer to the ceiling. All counts are integers
+for one input of 1024 x 1024 pixels.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from segmint.model.sam.mask_decoder import MASK_TOKENS
 from segmint.model.sam.prompt_encoder import GRID, IMAGE_SIZE
 
 POINT_TOKENS = 2
-"""A point and its padding token ("not a point")."""
+"""Number of prompt tokens per point: the point and its padding token ("not a point")."""
 
 _DECODER_HIDDEN = 2048
-_FLOP = 2  # a multiply-add
+_FLOP = 2  # operations per multiply-add
 
 
 @dataclass(frozen=True)
@@ -32,28 +32,28 @@ class ImageCost:
     prompts: int
 
     def flop(self, architecture: Architecture, decoder_depth: int = 2) -> int:
-        """Operations of the whole image."""
+        """Return the number of operations for the whole image."""
         return self.encodes * encode_flop(architecture) + self.prompts * prompt_flop(decoder_depth)
 
 
 def image_cost(settings: MaskSettings) -> ImageCost:
-    """The encodes and prompts of one image: layer L has 4^L crops, each with its own grid.
+    """Return the number of encodes and prompts for one image, where layer L has 4^L crops, each with its own grid.
 
-    With the settings of SA-1B (SAM paper, Appendix B): 21 encodes and 3,072 prompts. Images of a few pixels may have
-    fewer crops; they count as if they had all.
+    With the settings of SA-1B (SAM paper, Appendix B), that is 21 encodes and 3,072 prompts. Tiny images may have fewer
+    crops, but count as if they had all of them.
     """
     return ImageCost(settings.encodes, settings.points)
 
 
 def encode_flop(architecture: Architecture) -> int:
-    """Operations of one pass through the image encoder; ViT-H's are 5.96e12."""
+    """Return the operations of one pass through the image encoder: 5.96e12 for ViT-H."""
     if architecture == "mobile_sam":
         return _FLOP * _tinyvit_madds()
     return _FLOP * _vit_madds(VIT_SHAPES[architecture])
 
 
 def prompt_flop(decoder_depth: int = 2) -> int:
-    """Operations of one prompt, a point, through the mask decoder; 3.62e9 at a depth of 2."""
+    """Return the operations of one point prompt in the mask decoder: 3.62e9 for a depth of 2."""
     width, inner = EMBEDDING_CHANNELS, EMBEDDING_CHANNELS // 2
     tokens, positions = 1 + MASK_TOKENS + POINT_TOKENS, GRID**2
     to_image = _cross_attention(tokens, positions, width, inner)
@@ -63,7 +63,7 @@ def prompt_flop(decoder_depth: int = 2) -> int:
         + 2 * tokens * width * _DECODER_HIDDEN
         + _cross_attention(positions, tokens, width, inner)
     )
-    # Two transposed convolutions of 2x2 at stride 2: each position of the input gives four of the output.
+    # Two transposed 2x2 convolutions with stride 2, each of which turns one input position into four.
     upscaling = 4 * positions * width * (width // 4) + 4 * (4 * positions) * (width // 4) * (width // 8)
     perceptrons = MASK_TOKENS * (2 * width**2 + width * (width // 8)) + 2 * width**2 + width * MASK_TOKENS
     masks = MASK_TOKENS * (width // 8) * 16 * positions
@@ -71,12 +71,12 @@ def prompt_flop(decoder_depth: int = 2) -> int:
 
 
 def _cross_attention(queries: int, keys: int, width: int, inner: int) -> int:
-    """Multiply-adds of an attention whose heads share `inner` channels, its four projections included."""
+    """Return the multiply-adds of an attention with `inner` channels over all heads, including its four projections."""
     return 2 * (queries + keys) * width * inner + 2 * queries * keys * inner
 
 
 def _window_attention(grid: int, window: int, width: int) -> int:
-    """Multiply-adds of self-attention in square windows over grid² tokens, padded to whole windows."""
+    """Return the multiply-adds of self-attention in square windows over grid² tokens, padded to whole windows."""
     tokens = (-(-grid // window) * window) ** 2
     return 4 * tokens * width**2 + 2 * tokens * window**2 * width
 

@@ -1,9 +1,9 @@
-"""What keeps a GPU busy without the host: copies during which neither waits for the other, and CUDA graphs.
+"""Utilities that keep a GPU busy: asynchronous copies, CUDA graphs, and per-thread objects.
 
-A graph is a function's kernels, recorded once and started again by one launch. The host starts a few hundred thousand
-kernels a second at best, and a chunk of prompts has hundreds that take microseconds each. Replayed, they follow one
-another without the host. A graph reads and writes the memory that it was captured with: its inputs are copied there,
-and its outputs hold until the next replay.
+A CUDA graph records a function's kernels once and replays them with a single launch. The host launches a few hundred
+thousand kernels per second at best, and a chunk of prompts needs hundreds of kernels that take microseconds each. In a
+replay they run back to back without the host. A graph reads and writes the memory that it was captured with, so inputs
+must be copied there, and outputs are valid until the next replay.
 """
 
 import threading
@@ -20,30 +20,30 @@ Output = TypeVar("Output")
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on `device`; from the host to CUDA by pinned memory, so that the copy does not block the host."""
+    """Return the tensor on `device`. Host-to-CUDA copies use pinned memory so that they do not block the host."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def launching_on(device: torch.device) -> AbstractContextManager[object]:
-    """Make `device` current: Triton launches there, wherever its tensors are."""
+    """Make `device` current, because Triton launches kernels on the current device wherever the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class HostTransfer:
-    """A device's tensor on its way to the host; the copy starts here and is waited for when its numbers are read."""
+    """An asynchronous copy of a device tensor to the host, which starts on creation and is awaited in `numpy`."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._host = tensor.to("cpu", non_blocking=True)
         self._arrived: torch.cuda.Event | None = None
         if tensor.device.type == "cuda":
-            # The host sleeps until the event, and other threads have its core.
+            # A blocking event puts the host thread to sleep, so other threads can use its core.
             self._arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._arrived.record(torch.cuda.current_stream(tensor.device))
 
     def numpy(self) -> NDArray[Any]:
-        """The numbers, once they are there."""
+        """Wait for the copy, and return the values."""
         if self._arrived is not None:
             self._arrived.synchronize()
             self._arrived = None
@@ -51,10 +51,10 @@ class HostTransfer:
 
 
 class CapturedGraph(Generic[Output]):
-    """A function without arguments, of tensors that stay where they are; captured on CUDA, called elsewhere.
+    """A function without arguments on fixed tensors, captured as a CUDA graph on CUDA and called directly elsewhere.
 
-    `function` must have no shape that depends on numbers, and never make the host wait for the device. If it cannot be
-    captured, there is a RuntimeWarning and it is called each time, with the same results.
+    In `function`, shapes must not depend on values, and nothing may make the host wait for the device. If the capture
+    fails, a RuntimeWarning is issued and the function is called directly each time, with the same results.
     """
 
     def __init__(self, function: Callable[[], Output], device: torch.device) -> None:
@@ -63,7 +63,7 @@ class CapturedGraph(Generic[Output]):
         if device.type != "cuda":
             return
         with torch.cuda.device(device):
-            # Libraries allocate and kernels are compiled at the first call, which a graph must not record.
+            # The first call allocates library workspaces and compiles kernels, which must not be captured.
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
@@ -71,7 +71,7 @@ class CapturedGraph(Generic[Output]):
             torch.cuda.current_stream(device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             try:
-                # Other threads may use the device meanwhile.
+                # Other threads may use the device during the capture.
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     self._output = function()
             except torch.OutOfMemoryError:
@@ -88,11 +88,11 @@ class CapturedGraph(Generic[Output]):
 
     @property
     def is_graph(self) -> bool:
-        """Whether the function was captured."""
+        """True if the function was captured."""
         return self._graph is not None
 
     def __call__(self) -> Output:
-        """The function's result for what its inputs hold now; from a graph, it holds until the next call."""
+        """Return the function's result for the current inputs. A graph's result is valid until the next call."""
         if self._graph is None:
             return self._function()
         self._graph.replay()
@@ -100,21 +100,21 @@ class CapturedGraph(Generic[Output]):
 
 
 class PerThread(Generic[Output]):
-    """An object for each thread that asks: a graph is replayed by the thread that captured it.
+    """One object per thread, because a graph must be replayed by the thread that captured it.
 
-    Libraries keep a handle and its workspace for each thread, and a graph has that of the thread it was captured in.
+    Libraries keep a handle and a workspace per thread, and a graph uses those of the thread in which it was captured.
     """
 
     def __init__(self) -> None:
         self._local = threading.local()
 
     def get(self, make: Callable[[], Output]) -> Output:
-        """The object of this thread, from `make` at first."""
+        """Return this thread's object, which `make` creates on first use."""
         if not hasattr(self._local, "made"):
             self._local.made = make()
         return cast(Output, self._local.made)
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
+    """Return the first line of an error's message."""
     return (str(error).strip().splitlines() or ["no message"])[0]

@@ -1,7 +1,7 @@
-"""SAM as ONNX graphs: the decoder together with the prompt encoder, and the image encoder.
+"""ONNX graphs of SAM: the prompt encoder with the mask decoder, and the image encoder.
 
-The decoder's inputs and outputs have the names, shapes and meanings of the `segment-anything` package's export, so that
-programs written for its files take ours.
+The decoder's inputs and outputs have the same names, shapes, and meanings as in the `segment-anything` package's
+export, so our files work with programs written for it.
 """
 
 import warnings
@@ -19,11 +19,11 @@ from segmint.model.sam.prompt_encoder import GRID, PromptEmbedding
 from segmint.model.sam.sam import Sam
 
 OPSET = 17
-"""The `segment-anything` package's default, too."""
+"""ONNX opset version, which is also the `segment-anything` package's default."""
 
 
 class DecoderGraph(nn.Module):
-    """The prompt encoder, the mask decoder, and masks at the image's size, for one prompt of any number of points."""
+    """Prompt encoder, mask decoder, and upscaling to the image's size, for one prompt with any number of points."""
 
     def __init__(self, sam: Sam, single_mask: bool) -> None:
         super().__init__()
@@ -39,15 +39,15 @@ class DecoderGraph(nn.Module):
         has_mask_input: Tensor,
         orig_im_size: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mask logits (1, C, H, W), predicted IoUs (1, C) and low-resolution logits (1, C, 256, 256).
+        """Return mask logits (1, C, H, W), predicted IoUs (1, C), and low-resolution logits (1, C, 256, 256).
 
-        C is 4: the mask for several prompts, then whole, part and subpart. With `single_mask` it is 1: the first of
-        them for three points or more, and else the one of the others with the highest predicted IoU.
+        C is 4: the mask for multi-point prompts, followed by whole, part, and subpart. With `single_mask`, C is 1: the
+        first of the four for three or more points, otherwise the one of the other three with the highest predicted IoU.
 
-        All inputs are float32. `image_embeddings` (1, 256, 64, 64); `point_coords` (1, N, 2) as (x, y) in pixels of the
-        encoder's 1024x1024 input, and `point_labels` (1, N), as for `PromptEncoder.embed_labeled`: corners of a box
-        are points, and a prompt without a box ends in a padding point. `mask_input` (1, 1, 256, 256) are logits of an
-        earlier prediction, left out where `has_mask_input` (1,) is 0. `orig_im_size` (2,) is the image's (H, W).
+        All inputs are float32. `image_embeddings` is (1, 256, 64, 64). `point_coords` (1, N, 2) are (x, y) in pixels of
+        the encoder's 1024x1024 input, with `point_labels` (1, N) as for `PromptEncoder.embed_labeled`: box corners are
+        points, and a prompt without a box ends in a padding point. `mask_input` (1, 1, 256, 256) are logits of an
+        earlier prediction, ignored if `has_mask_input` (1,) is 0. `orig_im_size` (2,) is the image's (H, W).
         """
         encoder = self.sam.prompt_encoder
         dense = torch.where(has_mask_input != 0, encoder.mask_downscaling(mask_input), encoder.dense_without_mask())
@@ -55,7 +55,7 @@ class DecoderGraph(nn.Module):
         positions = encoder.dense_positions()
         logits, ious = self.sam.mask_decoder.decode(image_embeddings, positions, prompt, range(MASK_TOKENS))
         if self.single_mask:
-            # Far more or far less than any predicted IoU.
+            # An offset larger in magnitude than any predicted IoU.
             lead = (point_coords.shape[1] - 2.5) * ious.new_tensor([1000.0] + [0.0] * (MASK_TOKENS - 1))
             best = (ious + lead)[0].argmax(keepdim=True)
             logits, ious = logits.index_select(1, best), ious.index_select(1, best)
@@ -67,7 +67,7 @@ class DecoderGraph(nn.Module):
 
 
 class EncoderGraph(nn.Module):
-    """Normalization, padding and the image encoder: what `Predictor.embed` does after resizing."""
+    """Normalization, padding, and the image encoder: the steps of `Predictor.embed` after resizing."""
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class EncoderGraph(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Encode an image, (h, w, 3) uint8 RGB whose longer side is 1024 pixels, as (1, 256, 64, 64).
 
-        A side over 1024 pixels is an error, in the graph too: no tensor has a negative size.
+        A side over 1024 pixels is an error, even in the exported graph, because it would need padding of negative size.
         """
         pixels = normalized(image.float())
         pixels = torch.cat([pixels, pixels.new_zeros(3, pixels.shape[1], self.side - pixels.shape[2])], dim=2)
@@ -87,7 +87,7 @@ class EncoderGraph(nn.Module):
 
 
 def export_decoder(sam: Sam, path: Path, single_mask: bool) -> None:
-    """Write the graph of `DecoderGraph` to `path`; `sam` is in float32 on a CPU. torch needs the package `onnx`."""
+    """Write the graph of `DecoderGraph` to `path`. `sam` must be float32 on the CPU. Requires the `onnx` package."""
     side = 4 * GRID
     inputs = {
         "image_embeddings": torch.zeros(1, EMBEDDING_CHANNELS, GRID, GRID),
@@ -102,9 +102,9 @@ def export_decoder(sam: Sam, path: Path, single_mask: bool) -> None:
 
 
 def export_encoder(sam: Sam, path: Path) -> None:
-    """Write the graph of `EncoderGraph` to `path`, as `export_decoder` does.
+    """Write the graph of `EncoderGraph` to `path`, under the same conditions as `export_decoder`.
 
-    Weights of over 2 GiB, which a file of ONNX cannot hold, become files beside it.
+    Weights over 2 GiB do not fit into an ONNX file and are written to separate files next to it.
     """
     inputs = {"image": torch.zeros(sam.image_size, sam.image_size // 2, 3, dtype=torch.uint8)}
     _export(EncoderGraph(sam), path, inputs, ["image_embeddings"], {"image": {0: "height", 1: "width"}})
@@ -117,9 +117,9 @@ def _export(
     outputs: Sequence[str],
     dynamic: Mapping[str, Mapping[int, str]],
 ) -> None:
-    # Without gradients products are oneDNN's operators, which ONNX lacks (`products.py`).
+    # Without gradients, products use oneDNN operators that ONNX lacks (`products.py`).
     with torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # sizes that a trace fixes are meant, and this exporter is meant, see below
+        warnings.simplefilter("ignore")  # fixed sizes in the trace and the legacy exporter are both intended
         torch.onnx.export(
             graph.eval(),
             tuple(inputs.values()),
@@ -128,20 +128,20 @@ def _export(
             output_names=outputs,
             dynamic_axes=dynamic,
             opset_version=OPSET,
-            dynamo=False,  # the newer exporter fails on masks whose size is an input
+            dynamo=False,  # the dynamo exporter fails on masks whose size is an input
         )
 
 
 def _resized_size(frame: Tensor, side: int) -> Tensor:
-    """`resized_size` in whole numbers: (2,) int64 from (2,) int64 as (height, width)."""
+    """Return `resized_size` in integer arithmetic: (2,) int64 from (2,) int64 as (height, width)."""
     longer = frame.max()
     return torch.div(2 * side * frame + longer, 2 * longer, rounding_mode="trunc").clamp(min=1)
 
 
 def _stretch(x: Tensor, axis: int, length: Tensor, size: Tensor) -> Tensor:
-    """Make `size` elements of the first `length` along an axis, as `F.interpolate` does in its bilinear mode.
+    """Resize the first `length` elements along an axis to `size`, like `F.interpolate` in bilinear mode.
 
-    onnxruntime's operator for it rounds places to 1e-4 pixels, which moves logits by up to 4e-4.
+    The corresponding onnxruntime operator rounds positions to 1e-4 pixels, which shifts logits by up to 4e-4.
     """
     places = ((torch.arange(size) + 0.5) * (length.float() / size.float()) - 0.5).clamp(min=0)  # type: ignore[call-overload]
     first = places.long()

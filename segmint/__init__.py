@@ -1,11 +1,11 @@
-"""The front door: everything a researcher needs by one import, loaded when it is first asked for.
+"""Public Python API of segmint, whose names are imported lazily on first access.
 
     from segmint import MaskGenerator, show
     generator = MaskGenerator("mobile_sam")
     masks = generator.generate("photo.jpg")
     show(masks)
 
-`python -m segmint` is the command.
+The command line runs as `python -m segmint`.
 """
 
 import importlib
@@ -57,10 +57,10 @@ def __dir__() -> list[str]:
 
 
 def load_sam(weights: "str | os.PathLike[str]" = "mobile_sam", device: str = "auto", precision: str = "fp32") -> "Sam":
-    """A SAM ready to use: weights by name (mobile_sam, vit_b, vit_l, vit_h), or a checkpoint's path or URI.
+    """Load a SAM by the name of its weights (mobile_sam, vit_b, vit_l, vit_h), or from a checkpoint's path or URI.
 
-    `device` is auto, cpu, cuda or cuda:N; `precision` is fp32, bf16 or auto (bf16 on a GPU that has it).
-    Raises `segmint.infra.errors.UsageError` when the weights cannot be found, or the device is not there.
+    `device` is auto, cpu, cuda, or cuda:N. `precision` is fp32, bf16, or auto, which picks bf16 on GPUs that support
+    it. Raises `segmint.infra.errors.UsageError` if the weights cannot be found or the device is not available.
     """
     from segmint.pipeline.masks.interactive.models import sam_of
 

@@ -1,4 +1,4 @@
-"""`python -m segmint` is the command."""
+"""Entry point of `python -m segmint`, which runs the command line."""
 
 from segmint.pipeline.commands.cli import main
 

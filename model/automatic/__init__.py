@@ -1,1 +1,1 @@
-"""Automatic mask generation: the point grid, filters, NMS, crops, and run-length encoding."""
+"""Automatic mask generation: point grids, crops, filters, NMS, and run-length encoding."""

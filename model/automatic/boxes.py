@@ -1,4 +1,4 @@
-"""Boxes around masks: inclusive pixel extremes (x0, y0, x1, y1), as in the reference code."""
+"""Bounding boxes of masks as inclusive pixel extremes (x0, y0, x1, y1), as in the reference code."""
 
 import numpy as np
 import torch
@@ -9,22 +9,22 @@ Box = tuple[int, int, int, int]
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Boxes of (N, h, w) bool masks: (N, 4) int64, x0, y0, x1, y1, both ends inclusive, on masks' device.
+    """Return the boxes of masks (N, h, w) bool as (N, 4) int64 x0, y0, x1, y1, both ends inclusive, on their device.
 
-    An empty mask's box is all zeros.
+    The box of an empty mask is all zeros.
     """
     return occupied_boxes(masks.any(dim=2), masks.any(dim=1))
 
 
 def occupied_boxes(rows: Tensor, columns: Tensor) -> Tensor:
-    """`mask_boxes` from the rows (N, h) and columns (N, w) that hold a pixel of the mask, both bool."""
+    """Return `mask_boxes` from the rows (N, h) and columns (N, w) bool that contain a pixel of each mask."""
     x0, x1 = _extremes(columns)
     y0, y1 = _extremes(rows)
     return torch.stack([x0, y0, x1, y1], dim=1) * rows.any(dim=1, keepdim=True)
 
 
 def box_of(mask: NDArray[np.bool_]) -> Box:
-    """The box of one (h, w) bool mask, as `mask_boxes` gives it."""
+    """Return the box of one mask (h, w) bool, as in `mask_boxes`."""
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
         return 0, 0, 0, 0
@@ -33,13 +33,13 @@ def box_of(mask: NDArray[np.bool_]) -> Box:
 
 
 def xyxy_to_xywh(box: Box) -> Box:
-    """(x, y, x1 - x0, y1 - y0): an inclusive box one pixel wide has width 0, as in the reference code."""
+    """Return (x, y, x1 - x0, y1 - y0), where an inclusive box one pixel wide has width 0, as in the reference code."""
     x0, y0, x1, y1 = box
     return x0, y0, x1 - x0, y1 - y0
 
 
 def _extremes(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last True along the last axis of (N, L) bool; (0, L - 1) for a row without any."""
+    """Return the first and last True along the last axis of (N, L) bool, and (0, L - 1) for rows without any."""
     marks = occupied.to(torch.uint8)
     first = marks.argmax(dim=1)
     last = marks.shape[1] - 1 - marks.flip(1).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Masks between the filters, packed so that hundreds of a large image fit in memory."""
+"""Candidate masks between filters, packed so that hundreds of them from a large image fit in memory."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from segmint.model.automatic.rle import Rle, encode_patch, encode_runs
 
 @dataclass(frozen=True)
 class MaskPatch(ABC):
-    """A mask stored as its pixels inside its box; everything outside is background.
+    """A mask stored as the pixels inside its box; everything outside is background.
 
     Attributes:
         corner: (x, y) of the top left pixel, in pixels of the frame.
@@ -26,7 +26,7 @@ class MaskPatch(ABC):
 
     @staticmethod
     def pack(mask: NDArray[np.bool_], box: Box, offset: tuple[int, int] = (0, 0)) -> "MaskPatch":
-        """Pack a (h, w) bool mask with the inclusive `box`; `offset` (x, y) is its corner in the frame."""
+        """Pack a mask (h, w) bool with the inclusive `box`; `offset` (x, y) is the mask's corner in the frame."""
         x0, y0, x1, y1 = box
         window = mask[y0 : y1 + 1, x0 : x1 + 1]
         height, width = window.shape
@@ -41,24 +41,24 @@ class MaskPatch(ABC):
     @property
     @abstractmethod
     def area(self) -> int:
-        """Foreground pixels."""
+        """Number of foreground pixels."""
 
     @abstractmethod
     def window(self) -> NDArray[np.bool_]:
-        """The pixels inside the window, (height, width) bool."""
+        """Return the pixels inside the window, (height, width) bool."""
 
     @abstractmethod
     def encode(self, frame_size: tuple[int, int]) -> Rle:
-        """The mask over the frame of (height, width). Raises ValueError when the window leaves the frame."""
+        """Encode the mask over the frame of (height, width). Raises ValueError if the window exceeds the frame."""
 
     def moved(self, by: tuple[int, int]) -> Self:
-        """The mask shifted by (x, y) pixels."""
+        """Return the mask shifted by (x, y) pixels."""
         return replace(self, corner=(self.corner[0] + by[0], self.corner[1] + by[1]))
 
 
 @dataclass(frozen=True)
 class BitPatch(MaskPatch):
-    """A mask stored as one bit for each pixel of its window.
+    """A mask stored as one bit per pixel of its window.
 
     Attributes:
         bits: ceil(height * width / 8) bytes.
@@ -83,11 +83,11 @@ class BitPatch(MaskPatch):
 
 @dataclass(frozen=True)
 class RunPatch(MaskPatch):
-    """A mask stored as the places where it begins and ends along its window's columns, as an accelerator finds them.
+    """A mask stored as the starts and ends of runs along its window's columns, as computed on an accelerator.
 
     Attributes:
-        changes: (2 R,) int64, increasing: the first pixel of a run of foreground, the pixel after its last, and so on.
-            The columns follow one another, each with one pixel of background after it, where a run that reaches the
+        changes: (2 R,) int64, increasing: the first pixel of a foreground run, the pixel after its last, and so on.
+            Columns are concatenated, each followed by one background pixel, which is where a run that reaches the
             bottom of the window ends: pixel (x, y) of the window is x * (height + 1) + y.
     """
 
@@ -118,7 +118,7 @@ class RunPatch(MaskPatch):
 
 @dataclass(frozen=True)
 class CandidateMasks:
-    """N masks and what the later steps need to know about them; all coordinates are pixels of the frame.
+    """N masks with the values that later steps need; all coordinates are pixels of the frame.
 
     Attributes:
         predicted_iou: (N,) float32.
@@ -140,7 +140,7 @@ class CandidateMasks:
         return len(self.patches)
 
     def take(self, indices: NDArray[np.int64]) -> Self:
-        """The candidates at these positions, in this order."""
+        """Return the candidates at these positions, in this order."""
         return type(self)(
             self.predicted_iou[indices],
             self.stability[indices],
@@ -151,7 +151,7 @@ class CandidateMasks:
         )
 
     def with_patches(self, replaced: dict[int, MaskPatch]) -> Self:
-        """The same candidates with new masks, and boxes to match, at some positions."""
+        """Return the candidates with the masks, and the boxes to match, replaced at some positions."""
         boxes = self.boxes.copy()
         patches = list(self.patches)
         for index, patch in replaced.items():
@@ -161,7 +161,7 @@ class CandidateMasks:
 
 
 def concatenate(parts: Sequence[CandidateMasks]) -> CandidateMasks:
-    """All candidates of all parts, in order; no candidates when there are no parts."""
+    """Concatenate the candidates of all parts in order; without parts, the result is empty."""
     return CandidateMasks(
         np.concatenate([np.zeros(0, np.float32), *(part.predicted_iou for part in parts)]),
         np.concatenate([np.zeros(0, np.float32), *(part.stability for part in parts)]),

@@ -1,4 +1,4 @@
-"""Clean-up of masks: small holes are filled, small islands removed (8-connected components)."""
+"""Cleanup of masks, which fills small holes and removes small islands (8-connected components)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,12 +13,12 @@ from segmint.model.automatic.candidates import MaskPatch
 
 @dataclass(frozen=True)
 class CleanedMask:
-    """The result of cleaning one mask.
+    """Result of cleaning one mask.
 
     Attributes:
-        mask: (h, w) bool, or None when no island was large enough and the largest was not kept.
-        holes: whether a hole was under the limit, and was filled.
-        islands: whether an island was under the limit, even if the mask came out the same.
+        mask: (h, w) bool, or None if no island was large enough and the largest was not kept.
+        holes: True if a hole was below the limit and was filled.
+        islands: True if an island was below the limit, even if the mask did not change.
     """
 
     mask: NDArray[np.bool_] | None
@@ -27,12 +27,12 @@ class CleanedMask:
 
     @property
     def changed(self) -> bool:
-        """Whether any hole or island was under the limit, even if the mask came out the same."""
+        """True if any hole or island was below the limit, even if the mask did not change."""
         return self.holes or self.islands
 
 
 class CleanedPatch(NamedTuple):
-    """The result of cleaning one mask in the frame; the fields are those of `CleanedMask`."""
+    """Result of cleaning one mask in the frame; for the fields, see `CleanedMask`."""
 
     patch: MaskPatch | None
     holes: bool
@@ -40,12 +40,12 @@ class CleanedPatch(NamedTuple):
 
 
 def clean_patch(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, keep_largest: bool) -> CleanedPatch:
-    """What `clean` makes of a mask in the frame of (height, width).
+    """Return the result of `clean` for a mask in the frame of (height, width).
 
-    It works in a window around the patch. Where a side of the window is not a side of the frame, there is a margin of
-    background between it and the patch, one connected piece of at least `min_area` pixels: background that continues
-    beyond that side is not a small hole here, just as in the frame. The window starts at even pixels, because OpenCV
-    orders its labels by squares of 2x2.
+    Only computes a window around the patch. On each side of the window that is not a side of the frame, a margin of
+    background separates it from the patch, which is one connected piece of at least `min_area` pixels. Background that
+    continues beyond that side is therefore not a small hole, just as in the frame. The window starts at even pixels
+    because OpenCV orders its labels by squares of 2x2.
     """
     (x, y), (height, width) = patch.corner, patch.shape
     across, down = -(-min_area // height), -(-min_area // width)
@@ -62,9 +62,9 @@ def clean_patch(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, ke
 def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> CleanedMask:
     """Fill holes of fewer than `min_area` pixels, then remove islands of fewer.
 
-    Background that the mask cuts off against the image's border counts as a hole. When every island is small,
-    `keep_largest` keeps the largest (the first in OpenCV's label order); otherwise the mask is dropped, as in SA-1B
-    (SAM paper, Appendix B), and so is an empty mask.
+    Background that the mask encloses against the image's border counts as a hole. If all islands are small,
+    `keep_largest` keeps the largest (the first in OpenCV's label order). Otherwise the mask is dropped, as in SA-1B
+    (SAM paper, Appendix B). Empty masks are also dropped.
     """
     filled, holes = _fill_holes(mask, min_area)
     kept, islands = _remove_islands(filled, min_area, keep_largest)
@@ -72,7 +72,7 @@ def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> Cleaned
 
 
 def _fill_holes(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:
-    """The mask with its small holes filled, and whether there were any."""
+    """Return the mask with its small holes filled, and True if there were any."""
     labels, areas = _components(~mask)
     small = areas < min_area
     small[0] = False
@@ -100,6 +100,6 @@ def _remove_islands(
 
 
 def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Labels of the 8-connected components, (h, w) with 0 for background, and areas by label, (N + 1,)."""
+    """Return labels of the 8-connected components, (h, w) with 0 for background, and areas by label, (N + 1,)."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     return labels.astype(np.int32, copy=False), stats[:, cv2.CC_STAT_AREA].astype(np.int32)

@@ -1,4 +1,4 @@
-"""Where prompts go: grids of points, and the overlapping crops of each layer."""
+"""Placement of prompts: point grids, and the overlapping crops of each layer."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +20,7 @@ class Crop:
 
     Attributes:
         layer: 0 for the full image; layer L has 2^L x 2^L crops.
-        box: (x0, y0, x1, y1) in pixels of the frame, the ends exclusive, clipped to the image.
+        box: (x0, y0, x1, y1) in pixels of the frame, ends exclusive, clipped to the image.
     """
 
     layer: int
@@ -34,12 +34,12 @@ class Crop:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the window lies outside the image, which happens in images of a few pixels."""
+        """True if the window lies outside the image, which happens for images of a few pixels."""
         return min(self.size) <= 0
 
 
 def point_grid(per_side: int) -> NDArray[np.float64]:
-    """Evenly spaced points of the unit square, (per_side^2, 2) float64 as x, y; row by row, x fastest."""
+    """Return evenly spaced points of the unit square, (per_side^2, 2) float64 as x, y, row by row with x fastest."""
     margin = 1 / (2 * per_side)
     line = np.linspace(margin, 1 - margin, per_side)
     y, x = np.meshgrid(line, line, indexing="ij")
@@ -47,17 +47,17 @@ def point_grid(per_side: int) -> NDArray[np.float64]:
 
 
 def crop_points(crop: Crop, per_side: int) -> NDArray[np.float64]:
-    """The grid in pixels of the crop: (per_side^2, 2) float64 as x, y, relative to the crop's corner."""
+    """Return the grid in pixels of the crop, (per_side^2, 2) float64 as x, y, relative to the crop's corner."""
     height, width = crop.size
     points: NDArray[np.float64] = point_grid(per_side) * np.array([width, height])
     return points
 
 
 def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> list[Crop]:
-    """The full image, then the crops of layers 1 to `layers`, column by column (x outermost).
+    """Return the full image, then the crops of layers 1 to `layers`, column by column (x outermost).
 
-    `frame_size` is (height, width). The formula is the reference code's, including the empty windows of
-    tiny images; the overlap of layer 1 is `overlap_ratio` of the image's short side and halves with each layer.
+    `frame_size` is (height, width). The formula is the reference code's, including the empty windows of tiny images:
+    the overlap in layer 1 is `overlap_ratio` of the image's short side, and it halves with each layer.
     """
     height, width = frame_size
     crops = [Crop(0, (0, 0, width, height))]
@@ -75,10 +75,10 @@ def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: floa
 
 
 def cut(crop: Crop, frame_size: tuple[int, int], pixels: PixelsT) -> PixelsT:
-    """The crop's pixels, (h, w, 3) uint8, as a view of an image of any resolution that shows the whole frame.
+    """Return the crop's pixels, (h, w, 3) uint8, as a view of an image of any resolution that shows the whole frame.
 
-    `frame_size` is (height, width); each axis has its own scale, and borders are rounded to the nearest pixel of
-    `pixels`. A crop that is not empty gives at least one pixel.
+    `frame_size` is (height, width). Each axis is scaled separately, and borders are rounded to the nearest pixel of
+    `pixels`. A nonempty crop yields at least one pixel.
     """
     x0, x1 = _scaled_span(crop.box[0], crop.box[2], frame_size[1], pixels.shape[1])
     y0, y1 = _scaled_span(crop.box[1], crop.box[3], frame_size[0], pixels.shape[0])
@@ -86,7 +86,7 @@ def cut(crop: Crop, frame_size: tuple[int, int], pixels: PixelsT) -> PixelsT:
 
 
 def _scaled_span(start: int, stop: int, frame_length: int, length: int) -> tuple[int, int]:
-    # Whole-number arithmetic: round half up of start * length / frame_length.
+    # Integer arithmetic that rounds start * length / frame_length half up.
     low = (2 * start * length + frame_length) // (2 * frame_length)
     high = (2 * stop * length + frame_length) // (2 * frame_length)
     low = min(low, length - 1)

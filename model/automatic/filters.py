@@ -1,4 +1,4 @@
-"""The filters of mask generation: one function for each criterion, from values to one boolean for each mask."""
+"""Filters of mask generation, one function per criterion."""
 
 import numpy as np
 import torch
@@ -7,22 +7,22 @@ from torch import Tensor
 
 from segmint.model.automatic.boxes import Box
 
-# SAM paper's reference code: pixels of the frame within which a box side counts as touching a crop's edge.
+# Distance in pixels of the frame within which a box side touches a crop's edge (reference code of the SAM paper).
 EDGE_TOLERANCE = 20
 
 
 def over_iou(predicted_iou: Tensor, threshold: float) -> Tensor:
-    """Predicted IoU strictly over the threshold; 0 or less passes all. Any shape, to bool."""
+    """Return True for predicted IoUs, of any shape, strictly above the threshold; 0 or less passes all."""
     if threshold <= 0:
         return torch.ones_like(predicted_iou, dtype=torch.bool)
     return predicted_iou > threshold
 
 
 def stability_scores(logits: Tensor, offset: float) -> Tensor:
-    """IoU of the masks thresholded at +offset and -offset: (N, h, w) logits to (N,) float32.
+    """Return the IoU of the masks thresholded at +offset and -offset, (N,) float32 from logits (N, h, w).
 
-    NaN where nothing is over -offset. SAM paper, Appendix B; one mask always contains the other, so their
-    pixel counts are the intersection and the union.
+    NaN if nothing is above -offset. SAM paper, Appendix B. One mask always contains the other, so their pixel counts
+    are the intersection and the union.
     """
     inner = torch.count_nonzero(logits > offset, dim=(1, 2))
     outer = torch.count_nonzero(logits > -offset, dim=(1, 2))
@@ -30,16 +30,16 @@ def stability_scores(logits: Tensor, offset: float) -> Tensor:
 
 
 def stable(scores: Tensor, threshold: float) -> Tensor:
-    """Stability of at least the threshold, never true for NaN; 0 or less passes all. (N,) to (N,) bool."""
+    """Return True, (N,) bool, for scores of at least the threshold, and False for NaN; 0 or less passes all."""
     if threshold <= 0:
         return torch.ones_like(scores, dtype=torch.bool)
     return scores >= threshold
 
 
 def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio: float) -> NDArray[np.bool_]:
-    """Masks that cover less than this share of the whole frame; 0 or less passes all.
+    """Return True, (N,) bool, for masks that cover less than `ratio` of the whole frame; 0 or less passes all.
 
-    `areas` (N,) int64 in pixels of the frame of (height, width); gives (N,) bool. SAM paper, Appendix B.
+    `areas` (N,) int64 is in pixels of the frame of (height, width). SAM paper, Appendix B.
     """
     if ratio <= 0:
         return np.ones(areas.shape, dtype=np.bool_)
@@ -48,10 +48,10 @@ def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio:
 
 
 def inside_crop(boxes: NDArray[np.int64], crop_box: Box, frame_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Boxes away from those sides of the crop that are not sides of the image: (N, 4) to (N,) bool.
+    """Return True, (N,) bool, for boxes (N, 4) that do not touch a side of the crop, except for sides of the image.
 
-    `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of the frame of (height, width), box ends inclusive,
-    crop ends exclusive. Each side is compared with the same side only, as in the reference code.
+    `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of the frame of (height, width), box ends inclusive, crop ends
+    exclusive. Each side is only compared with the same side, as in the reference code.
     """
     height, width = frame_size
     near_crop = np.abs(boxes - np.array(crop_box)) <= EDGE_TOLERANCE

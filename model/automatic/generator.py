@@ -1,4 +1,4 @@
-"""Automatic mask generation: every mask that a grid of points finds in an image and its crops."""
+"""Automatic mask generation for an image and its crops, from a grid of points."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +27,7 @@ from segmint.model.sam.predictor import Embedding, Predictor
 __all__ = ["Funnel", "GeneratedMasks", "MaskGenerator", "MaskRecord", "RawMasks", "Report", "Rle"]
 
 Report = Callable[[int, int], object]
-"""Is called with how many points of an image are decoded, and how many there are."""
+"""Callback with the number of an image's points that are decoded, and their total."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,12 +35,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class RawMasks:
-    """What the model found in one image, before masks of different crops are compared and cleaned.
+    """The model's masks for one image, before NMS across crops and cleanup.
 
     Attributes:
-        candidates: the masks of all crops after NMS within each, crop by crop; all on the host.
+        candidates: the masks of all crops after NMS within each, crop by crop, on the host.
         funnel: the counts up to `after_nms1`.
-        frame_size: (height, width) of the image, in pixels.
+        frame_size: (height, width) of the image in pixels.
     """
 
     candidates: CandidateMasks
@@ -49,10 +49,10 @@ class RawMasks:
 
 
 class MaskGenerator:
-    """Finds all masks of an image (SAM paper, Section 4 and Appendix B).
+    """Generator of all masks of an image (SAM paper, Section 4 and Appendix B).
 
-    It resizes no image: masks are in the frame of the one it is given, and crops of the `sa1b` profile may come from a
-    larger `original` of it. A build, and `segmint masks`, give it the released image and its original.
+    It does not resize images: masks are in the frame of the given image, and crops of the `sa1b` profile may come from
+    a larger `original` of it. Builds and `segmint masks` pass the released image and its original.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class MaskGenerator:
     ) -> None:
         """Take the model's predictor, and settings that default to `MaskSettings.sa1b()`.
 
-        `crops_per_batch`: crops of an image that are encoded together, 1 to 64; by default 1 on a CPU, and 7 on CUDA if
-        the settings have crops. A GPU with enough memory can take all 21 of SA-1B's settings. It changes the last bits
-        of the embeddings. Raises ValueError for another number. On a CPU the generator starts as many extra threads as
-        torch has.
+        `crops_per_batch` is the number of an image's crops that are encoded together, 1 to 64. It defaults to 1 on a
+        CPU, and to 7 on CUDA if the settings have crops. A GPU with enough memory can take all 21 crops of SA-1B's
+        settings. It changes the last bits of the embeddings. Raises ValueError for any other number. On a CPU, the
+        generator starts as many extra threads as torch has.
         """
         self.settings = MaskSettings.sa1b() if settings is None else settings
         if crops_per_batch is None:
@@ -79,24 +79,24 @@ class MaskGenerator:
         self._on_device = None if on_cpu else DeviceCrops(predictor, self.settings)
 
     def generate(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None) -> GeneratedMasks:
-        """Masks of one image, in its frame: `finish` of what `find` finds. Raises what `find` raises."""
+        """Return the masks of one image in its frame: `find` followed by `finish`. Raises what `find` raises."""
         return self.finish(self.find(image, original))
 
     @torch.inference_mode()
     def find(
         self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None, report: Report | None = None
     ) -> RawMasks:
-        """The candidates of one image's crops, on the host: all the work of the model and its device.
+        """Return the candidates of one image's crops on the host. Does all work of the model and its device.
 
         Args:
-            image: (height, width, 3) uint8 RGB. Its pixels are the frame of all coordinates and limits, and
-                the full-image masks come from it.
-            original: (any height, any width, 3) uint8 RGB of the same scene, which the `sa1b` profile cuts
-                the crops of layers 1 and up from; without it they are cut from `image`.
-            report: is called as points are decoded: on a CPU after each chunk, elsewhere after each crop.
+            image: (height, width, 3) uint8 RGB. Its pixels are the frame of all coordinates and limits, and the
+                full-image masks come from it.
+            original: (any height, any width, 3) uint8 RGB of the same scene, from which the `sa1b` profile cuts
+                the crops of layers 1 and up. By default they are cut from `image`.
+            report: called as points are decoded, on a CPU after each chunk, elsewhere after each crop.
 
-        Raises ValueError for arrays of another shape or type, and for an original under the `official`
-        profile, which does not use it.
+        Raises ValueError for arrays of another shape or dtype, and for an original under the `official` profile, which
+        does not use it.
         """
         _check_pixels("image", image)
         if original is not None:
@@ -116,9 +116,9 @@ class MaskGenerator:
         return RawMasks(concatenate(parts), funnel, frame_size)
 
     def finish(self, found: RawMasks) -> GeneratedMasks:
-        """The masks of `find`'s candidates: NMS across crops, clean-up and run lengths.
+        """Return the masks for the candidates of `find`, after NMS across crops, cleanup, and run-length encoding.
 
-        Works on the host alone, without torch, so that another thread can do it while the device has the next image.
+        Only uses the host and not torch, so another thread can run it while the device processes the next image.
         """
         candidates = suppress_across_crops(found.candidates, self.settings)
         written, counts = clean_up(candidates, found.frame_size, self.settings)
@@ -127,9 +127,9 @@ class MaskGenerator:
     def _embed_crops(
         self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None
     ) -> Iterator[tuple[Crop, Embedding]]:
-        """Each crop with its embedding, encoded one batch at a time.
+        """Yield each crop with its embedding, encoded in batches.
 
-        Image and original are copied to a GPU once, and crops are cut there.
+        `image` and `original` are copied to a GPU once, and crops are cut there.
         """
         frame_size = (image.shape[0], image.shape[1])
         whole = self.predictor.on_device(image)
@@ -143,7 +143,7 @@ class MaskGenerator:
     def _process_crops(
         self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None, count: "_PointCounter"
     ) -> Iterator[tuple[CandidateMasks, Funnel]]:
-        """The masks of each crop, as `_process_crop`; on an accelerator a crop is begun before the last is finished."""
+        """Yield the masks of each crop like `_process_crop`, on an accelerator with the next crop already started."""
         frame_size = (image.shape[0], image.shape[1])
         finish: Callable[[], tuple[CandidateMasks, Funnel]] | None = None
         points = 0
@@ -163,7 +163,7 @@ class MaskGenerator:
     def _process_crop(
         self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int], count: "_PointCounter | None" = None
     ) -> tuple[CandidateMasks, Funnel]:
-        """The masks of one crop's grid after NMS within the crop, best first, and the counts so far."""
+        """Return the masks of one crop's grid after NMS within the crop, best first, and the counts so far."""
         upscaling = upscaling_of(self.predictor, embedding)
         plan = self.predictor.plan_points(embedding)
         points = crop_points(crop, self.settings.points_of_layer(crop.layer))
@@ -187,7 +187,7 @@ class MaskGenerator:
 
 
 class _PointCounter:
-    """Counts the decoded points of one image for a `Report`."""
+    """Counter of the decoded points of one image, which calls a `Report`."""
 
     def __init__(self, report: Report | None, points: int) -> None:
         self._report = report
@@ -201,7 +201,7 @@ class _PointCounter:
 
 
 def suppress_across_crops(candidates: CandidateMasks, settings: MaskSettings) -> CandidateMasks:
-    """NMS among the masks of all crops, preferring smaller crops; no masks are suppressed without crops."""
+    """Apply NMS to the masks of all crops, preferring smaller crops; a no-op if the settings have no crops."""
     if settings.crop_n_layers == 0:
         return candidates
     x0, y0, x1, y1 = candidates.crop_boxes.T
@@ -212,10 +212,10 @@ def suppress_across_crops(candidates: CandidateMasks, settings: MaskSettings) ->
 def clean_up(
     candidates: CandidateMasks, frame_size: tuple[int, int], settings: MaskSettings
 ) -> tuple[CandidateMasks, Funnel]:
-    """Fill small holes and remove small islands, then suppress new duplicates; count from `after_nms2` to the end.
+    """Fill small holes, remove small islands, and suppress new duplicates; count from `after_nms2` to the end.
 
-    OpenCV finds connected components in windows around the masks.
-    Masks that clean-up did not change come first and win over those that it changed; scores do not change.
+    OpenCV finds connected components in windows around the masks. Masks that cleanup left unchanged come first and win
+    over the changed ones; scores do not change.
     """
     if settings.min_mask_region_area == 0:
         return candidates, Funnel(after_nms2=len(candidates), written=len(candidates))
@@ -249,7 +249,7 @@ def clean_up(
 
 
 def to_records(candidates: CandidateMasks, frame_size: tuple[int, int]) -> tuple[MaskRecord, ...]:
-    """The candidates as records, in their order; `frame_size` is (height, width)."""
+    """Return the candidates as records in the same order; `frame_size` is (height, width)."""
     records = []
     for index, patch in enumerate(candidates.patches):
         x, y = candidates.points[index].tolist()
@@ -279,29 +279,29 @@ def _check_pixels(name: str, pixels: NDArray[np.uint8]) -> None:
 
 
 class Workers:
-    """Maps functions over items on a number of threads; within each, torch computes single-threaded.
+    """Thread pool that maps functions over items, with single-threaded torch in each thread.
 
-    For chunks of prompts, side by side on a CPU. They are independent of each other, but the operations within one are
-    short: a prompt takes hundreds, and torch's own threads would have to synchronize at the end of each. On two cores
-    it takes half the time of torch's own two threads. It also makes the arithmetic of a chunk, and so its last bits,
-    the same on any number of cores.
+    It decodes chunks of prompts in parallel on a CPU. Chunks are independent, but the operations in each are short: a
+    prompt needs hundreds of them, and torch's own threads would synchronize after each one. On two cores, this takes
+    half the time of torch's own two threads. It also makes a chunk's arithmetic, and therefore its last bits,
+    independent of the number of cores.
     """
 
     def __init__(self, threads: int) -> None:
         """Start the threads, 1 or more."""
         own = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(threads, "segmint-decode", _compute_alone)
-        # All must have started before torch's thread count is set back: new threads inherit the process-wide count.
+        # All threads must start before torch's thread count is reset: new threads inherit the process-wide count.
         barrier = threading.Barrier(threads)
         list(self._pool.map(lambda _: barrier.wait(), range(threads)))
         torch.set_num_threads(own)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """The function's results in the order of the items; an exception is raised at its item's place."""
+        """Yield the function's results in the order of the items; exceptions are raised at the item's position."""
         yield from self._pool.map(function, items)
 
 
 def _compute_alone() -> None:
-    # A new thread takes the process-wide count when it first asks, which must happen before it sets its own.
+    # A new thread copies the process-wide count on its first query, which must come before it sets its own.
     torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Both bilinear steps from low-resolution logits to the crop's pixels, as one matrix for each axis."""
+"""Both bilinear steps from low-resolution logits to the crop's pixels, combined into one matrix per axis."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Interpolated at once. With fewer than 8, torch takes a kernel that rounds differently than the one for 256.
+# Vectors interpolated at once. For fewer than 8, torch uses a kernel that rounds differently from the one for 256.
 _VECTORS = 32
 
 
@@ -20,8 +20,8 @@ class Interpolation:
 
     Attributes:
         weights: (pixels, S) float32.
-        reached: (S, 2) int64, start and end (exclusive) of the pixels that touch a logit; (pixels, 0) for none.
-        touches: (pixels, 2) int64, start and end (exclusive) of the logits that a pixel touches.
+        reached: (S, 2) int64, start and end (exclusive) of the pixels that use a logit; (pixels, 0) for none.
+        touches: (pixels, 2) int64, start and end (exclusive) of the logits that a pixel uses.
     """
 
     weights: Tensor
@@ -29,17 +29,17 @@ class Interpolation:
     touches: NDArray[np.int64]
 
     def reach(self, first: int, last: int) -> slice:
-        """The pixels that touch any of the logits `first` to `last` (inclusive); empty where all are padding."""
+        """Return the pixels that use any of the logits `first` to `last` (inclusive); empty if all are padding."""
         spans = self.reached[first : last + 1]
         return slice(int(spans[:, 0].min()), int(spans[:, 1].max()))
 
     def touched(self, pixels: slice) -> slice:
-        """The logits that these pixels, one or more, touch."""
+        """Return the logits that these pixels, one or more, use."""
         spans = self.touches[pixels]
         return slice(int(spans[:, 0].min()), int(spans[:, 1].max()))
 
     def bands(self, pixels: slice, logits: Tensor, step: int, first: int = 0) -> Iterator[Tensor]:
-        """Interpolate logits (S, n) to (pixels, n), at most `step` pixels at a time; row 0 is logit `first`."""
+        """Interpolate logits (S, n) to (pixels, n), up to `step` pixels at a time; row 0 is logit `first`."""
         for start in range(pixels.start, pixels.stop, step):
             band = slice(start, min(start + step, pixels.stop))
             touched = self.touched(band)
@@ -47,9 +47,9 @@ class Interpolation:
 
 
 def interpolation(side: int, padded: int, filled: int, pixels: int) -> Interpolation:
-    """From `side` logits to `padded` pixels, of which the first `filled` become the crop's `pixels`.
+    """Return the interpolation from `side` logits to `padded` pixels, whose first `filled` become the crop's `pixels`.
 
-    The weights are torch's: its interpolation of each unit vector.
+    The weights are torch's own, computed by interpolating unit vectors.
     """
     logits, weights = _nonzero_weights(side, padded, filled, pixels)
     used = weights.numpy() > 0
@@ -60,12 +60,12 @@ def interpolation(side: int, padded: int, filled: int, pixels: int) -> Interpola
 
 
 def _nonzero_weights(side: int, padded: int, filled: int, pixels: int) -> tuple[NDArray[np.int64], Tensor]:
-    """For each pixel, some logits next to one another, and their weights, float32; both (pixels, N).
+    """Return adjacent logits that include all those a pixel uses, and their float32 weights, both (pixels, N).
 
-    Unit vectors of logits that no pixel has in common are interpolated as one vector: the sums only gain zeros, so that
-    the bits are those of all `side` vectors, at an eighth of the work.
+    Unit vectors of logits that share no pixel are interpolated as one vector. The sums only gain zeros, so the bits are
+    those of all `side` vectors at an eighth of the work.
     """
-    # A pixel lies between two padded ones, which lie between two logits each: it has none further than `far`.
+    # A pixel lies between two padded pixels, each between two logits, so it uses no logit more than `far` away.
     far = 1 + math.ceil(side / padded)
     near = min(side, 2 * far + 4)
     count = min(side, max(_VECTORS, near))
@@ -79,7 +79,7 @@ def _nonzero_weights(side: int, padded: int, filled: int, pixels: int) -> tuple[
 
 
 def _reached(logits: NDArray[np.int64], used: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
-    """Start and end (exclusive) of the pixels that touch each logit: (side, 2), (pixels, 0) for none."""
+    """Return start and end (exclusive) of the pixels that use each logit, (side, 2), with (pixels, 0) for none."""
     pixels = np.broadcast_to(np.arange(len(logits))[:, None], logits.shape)[used]
     starts, ends = np.full(side, len(logits)), np.zeros(side, dtype=np.int64)
     np.minimum.at(starts, logits[used], pixels)

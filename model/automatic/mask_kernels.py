@@ -1,9 +1,9 @@
-"""`mask_tiles.py` as Triton kernels, in which logits at the crop's resolution exist only in registers.
+"""Triton kernels for `mask_tiles.py`, in which logits at the crop's resolution only exist in registers.
 
-One program takes a tile of one mask: it computes a pixel's logit from its nine low-resolution ones, which stay in the
-first-level cache, compares it with the thresholds, and keeps counts and extremes. It writes seven numbers a tile
-(`measure`), or the pixels inside a mask's box (`draw`). Tiles outside `taps.reached` are not computed. Sums follow the
-order of `taps.interpolate`, and multiplications are not fused with additions, so that all bits are those of torch's
+Each program processes a tile of one mask. It computes a pixel's logit from nine low-resolution logits, which stay in
+the first-level cache, compares it with the thresholds, and keeps counts and extremes. It writes seven numbers per tile
+(`measure`) or the pixels inside a mask's box (`draw`), and skips tiles outside `taps.reached`. Sums are in the order of
+`taps.interpolate`, and multiplications are not fused with additions, so the results are bit-identical to torch's
 operations.
 """
 
@@ -18,12 +18,12 @@ from segmint.model.automatic.mask_tiles import Strip
 from segmint.model.automatic.taps import Taps, reached
 from segmint.model.device import launching_on, upload
 
-# Pixels of a program's tile, eight a thread with four warps; the longer side lies along what is written or added up.
+# Tile of a program in pixels, eight per thread with four warps. The longer side lies along the writes or reductions.
 _SHORT = 8
 _LONG = 128
 
-# Sizes differ from photograph to photograph. Left alone, Triton would compile the kernels again for those that are
-# multiples of 16, while a photograph waits.
+# Sizes differ between photographs. By default, Triton would recompile the kernels for multiples of 16 while a
+# photograph waits.
 _SIZES = ["height", "width", "tiles"]
 
 
@@ -99,7 +99,7 @@ def logits_of_tile(
     ROW_TAPS: tl.constexpr,
     COLUMN_TAPS: tl.constexpr,
 ):
-    """Logits (rows, columns) of the pixels y (rows,) and x (columns,) of one mask; those outside it are arbitrary."""
+    """Return logits (rows, columns) of pixels y (rows,) and x (columns,) of one mask, arbitrary outside the mask."""
     i = tl.load(row_first + y, mask=y_inside, other=0)
     j = tl.load(column_first + x, mask=x_inside, other=0)
     across = tl.zeros((y.shape[0], x.shape[0]), tl.float32)
@@ -132,7 +132,7 @@ def measure_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Program (mask, tile): counts and box of ROWS rows of the mask, inside its bounds only."""
+    """Compute, as program (mask, tile), the counts and box of ROWS rows of the mask inside its bounds."""
     mask = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     left = tl.load(bounds + mask * 4)
@@ -201,7 +201,7 @@ def draw_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Program (strip, tile): COLUMNS columns of the strip, each with the pixel of background that follows it."""
+    """Draw, as program (strip, tile), COLUMNS columns of the strip, each followed by one background pixel."""
     strip = strips + tl.program_id(0).to(tl.int64) * 6
     mask = tl.load(strip)
     x0 = tl.load(strip + 1)

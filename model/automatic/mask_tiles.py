@@ -1,7 +1,7 @@
-"""Counts, boxes and pixels of masks at the crop's resolution, by torch operations on tiles of the crop.
+"""Counts, boxes, and pixels of masks at the crop's resolution, by torch operations on tiles of the crop.
 
-Full-size masks are never kept: a tile of logits is reduced to counts and extremes before the next one is made, and
-only the pixels inside a mask's box are drawn. `mask_kernels.py` does the same, to the last bit, without the tiles.
+Full-size masks are never stored: each tile of logits is reduced to counts and extremes before the next one is computed,
+and only the pixels inside a mask's box are drawn. `mask_kernels.py` computes the same bits without tiles.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,16 +13,16 @@ from torch import Tensor
 from segmint.model.automatic.boxes import occupied_boxes
 from segmint.model.automatic.taps import Taps, interpolate
 
-# Logits of a tile: 128 MB in float32, far below the 2^31 elements that kernels can index, whatever the image's size and
-# the number of masks in a chunk. A pixel's bits do not depend on the tile it is in.
+# Logits per tile: 128 MB in float32, far below the 2^31 elements that kernels can index, for any image size and any
+# number of masks in a chunk. A pixel's bits don't depend on its tile.
 _TILE_ELEMENTS = 1 << 25
 
 
 class Strip(NamedTuple):
-    """Columns of one mask inside its box, and where they are drawn.
+    """Columns of one mask inside its box, and the position at which they are drawn.
 
-    Drawn columns follow one another, each with one pixel of background after it: the strip takes
-    `columns * (height + 1)` pixels from `start` on.
+    Drawn columns are concatenated, each followed by one background pixel, so the strip takes `columns * (height + 1)`
+    pixels from `start`.
     """
 
     mask: int
@@ -34,10 +34,10 @@ class Strip(NamedTuple):
 
 
 def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:
-    """Counts and boxes of the masks of logits (N, S, S) float32, without the masks.
+    """Return counts and boxes of the masks of logits (N, S, S) float32, without storing the masks.
 
-    Returns (N, 7) int64: pixels over +offset, over 0 and over -offset, and the box x0, y0, x1, y1 of those over 0, ends
-    inclusive, all zeros for an empty mask and where `wanted` (N,) bool is not true. Logits there may be anything.
+    The result is (N, 7) int64: the pixels above +offset, 0, and -offset, and the box x0, y0, x1, y1 of those above 0,
+    ends inclusive. It is all zeros for empty masks and masks not `wanted` (N,) bool, whose logits may be arbitrary.
     """
     step = _TILE_ELEMENTS // max(columns.pixels, low.shape[2])
     parts = [_measure(low[start:stop], rows, columns, offset) for start, stop in _spans(len(low), step)]
@@ -60,7 +60,7 @@ def _measure(low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
 
 
 def draw(flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:
-    """Draw strips of the masks of logits (N, S, S) float32 into `flat` (uint8), filling all of it."""
+    """Draw strips of the masks of logits (N, S, S) float32 into `flat` (uint8), which they fill completely."""
     for strip in strips:
         x = columns.part(strip.x, strip.x + strip.columns)
         y = rows.part(strip.y, strip.y + strip.height)

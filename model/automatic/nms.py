@@ -1,14 +1,14 @@
-"""Greedy non-maximum suppression of boxes, ties in input order: box by box, or all at once on a device."""
+"""Greedy non-maximum suppression of boxes, sequentially on the host or in parallel on a device."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Boxes compared with one another at once on a device: 64 MB for each float32 matrix between them.
+# Boxes compared in one step on a device: 64 MB per float32 matrix of pairs.
 _BLOCK = 4096
 
-# Up to this many boxes the host does it, in milliseconds during which a device decodes the next crop. Asking the device
+# Up to this many boxes, the host takes milliseconds, in which a device decodes the next crop. Running NMS on the device
 # would wait for that crop several times.
 _FEW = 4096
 
@@ -16,18 +16,17 @@ _FEW = 4096
 def nms(
     boxes: NDArray[np.int64], scores: NDArray[np.float32], threshold: float, device: torch.device | None = None
 ) -> NDArray[np.int64]:
-    """Indices of the boxes that stay, by score descending, ties by input order.
+    """Return the indices of the boxes to keep, by descending score with ties in input order.
 
-    A box is dropped when its IoU with a better one that stays is strictly over the threshold. IoU is computed
-    in float32 on areas (x1 - x0)(y1 - y0): a box one pixel wide or high has area 0, and the 0/0 of two such
-    boxes is over no threshold, so that not even an identical box suppresses it.
+    A box is dropped if its IoU with a better kept box is strictly above the threshold. IoU is computed in float32 on
+    areas (x1 - x0)(y1 - y0). A box that is one pixel wide or high has area 0, and the resulting 0/0 of two such boxes
+    never exceeds a threshold, so even an identical box does not suppress it.
 
     Args:
         boxes: (N, 4) as x0, y0, x1, y1.
         scores: (N,).
         threshold: compared in double precision.
-        device: an accelerator that does the work if there are many boxes, with the same result; None or a CPU for the
-            host.
+        device: accelerator that processes large inputs, with the same result; None or a CPU for the host.
     """
     if device is not None and device.type != "cpu" and len(boxes) > _FEW:
         ranks = nms_on_device(torch.from_numpy(boxes).to(device), torch.from_numpy(scores).to(device), threshold)
@@ -51,13 +50,13 @@ def nms(
 
 
 def nms_on_device(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """The result of `nms` for boxes (N, 4) and scores (N,) on their device, without one step for each box.
+    """Return the result of `nms` for boxes (N, 4) and scores (N,) on their device, without one step per box.
 
-    With boxes in order, j stays if no i < j that stays overlaps it. Start with all staying and apply that rule to all
-    boxes at once, repeatedly: box j depends only on those before it, so that after n rounds the first n are right, and
-    once a round changes nothing, the result is the greedy one. Chains of suppression are short, so a few rounds are
-    enough ("Cluster-NMS", arXiv 2005.03572, section 4.2). More boxes than one block holds are taken block by block: a
-    finished block suppresses those after it.
+    With boxes in order, j stays if no i < j that stays overlaps it. Starting with all boxes, this rule is applied to
+    all of them in parallel until nothing changes. Box j only depends on earlier boxes, so after n rounds the first n
+    are final, and the fixed point is the greedy result. Suppression chains are short, so a few rounds are enough
+    ("Cluster-NMS", arXiv 2005.03572, Section 4.2). Larger inputs are split into blocks, and each finished block
+    suppresses boxes in later blocks.
     """
     order = torch.argsort(-scores.to(torch.float32), stable=True)
     blocks = torch.split(boxes.to(torch.float32)[order], _BLOCK)
@@ -70,7 +69,7 @@ def nms_on_device(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 
 
 def _settle(suppresses: Tensor, possible: Tensor) -> Tensor:
-    """Which of N boxes stay: `suppresses` (N, N) bool, i over j > i, among those that are `possible` (N,) bool."""
+    """Return the boxes that stay, (N,) bool, given `suppresses` (N, N) bool, i over j > i, and `possible` (N,) bool."""
     stays = possible
     while True:
         again = possible & ~(suppresses & stays[:, None]).any(dim=0)
@@ -80,7 +79,7 @@ def _settle(suppresses: Tensor, possible: Tensor) -> Tensor:
 
 
 def _over(first: Tensor, second: Tensor, threshold: float) -> Tensor:
-    """Whether the IoU of boxes (N, 4) and (M, 4) float32 is over the threshold: (N, M) bool, rounded as in `nms`."""
+    """Return True if the IoU of boxes (N, 4) and (M, 4) float32 exceeds the threshold, (N, M) bool, as in `nms`."""
     x0, y0, x1, y1 = first[:, None].unbind(dim=2)
     u0, v0, u1, v1 = second[None].unbind(dim=2)
     width = (torch.minimum(x1, u1) - torch.maximum(x0, u0)).clamp(min=0)

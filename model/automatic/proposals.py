@@ -1,4 +1,4 @@
-"""From one crop's embedding to masks in the frame: decode the grid's points, measure, filter, draw the rest."""
+"""Steps from one crop's embedding to masks in the frame: decode grid points, measure, filter, and draw."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from segmint.model.sam.predictor import Embedding, Predictor
 
 @dataclass(frozen=True)
 class Proposals:
-    """Masks as the decoder gives them, before they are upscaled.
+    """Decoded masks before upscaling.
 
     Attributes:
         low_res_logits: (N, 256, 256), prompt-major and mask-minor, on the model's device.
@@ -37,14 +37,14 @@ class Proposals:
 
 @dataclass(frozen=True)
 class MeasuredMasks(Generic[Sketch]):
-    """N masks of one crop that passed its filters and are not drawn yet; coordinates are pixels of the frame.
+    """N masks of one crop that passed its filters but are not drawn yet; coordinates are pixels of the frame.
 
     Attributes:
         predicted_iou: (N,) float32.
         stability: (N,) float32.
         points: (N, 2) float64, x, y.
         boxes: (N, 4) int64, x0, y0, x1, y1, ends inclusive.
-        sketches: what the crop's upscaling draws the masks from.
+        sketches: the input from which the crop's upscaling draws the masks.
     """
 
     predicted_iou: NDArray[np.float32]
@@ -55,17 +55,17 @@ class MeasuredMasks(Generic[Sketch]):
 
 
 def chunks_of(points: NDArray[np.float64], size: int) -> list[NDArray[np.float64]]:
-    """Points (P, 2) in chunks of `size`; the last one is shorter if `size` does not divide P."""
+    """Split points (P, 2) into chunks of `size`; the last one is shorter if `size` does not divide P."""
     return [points[start : start + size] for start in range(0, len(points), size)]
 
 
 def propose(
     predictor: Predictor, embedding: Embedding, plan: PointPlan, chunk: NDArray[np.float64], settings: MaskSettings
 ) -> tuple[Proposals, int]:
-    """Decode a chunk of points: the masks over the IoU threshold, and how many were predicted in all.
+    """Decode a chunk of points, and return the masks above the IoU threshold with the total number of predicted masks.
 
-    `chunk` is (1 to `points_per_chunk`, 2), x, y in pixels of the crop; `plan` is the embedding's. A shorter chunk
-    is padded with its last point, so that each prompt's arithmetic is the same in every chunk. Only masks over the
+    `chunk` is (1 to `points_per_chunk`, 2), x, y in pixels of the crop, and `plan` belongs to the embedding. A shorter
+    chunk is padded with its last point so that a prompt's arithmetic is the same in every chunk. Only masks above the
     threshold are drawn.
     """
     padded = np.concatenate([chunk, np.repeat(chunk[-1:], settings.chunk_on("cpu") - len(chunk), axis=0)])
@@ -84,9 +84,9 @@ def measure(
     frame_size: tuple[int, int],
     settings: MaskSettings,
 ) -> tuple[MeasuredMasks[Sketch], Funnel]:
-    """Measure proposals at the crop's size and keep those that pass stability, size and crop-edge filters.
+    """Measure proposals at the crop's size, and keep those that pass the stability, size, and crop-edge filters.
 
-    `frame_size` is (height, width). The funnel counts `stable`, `under_max_area` and `inside_crop`.
+    `frame_size` is (height, width). The funnel counts `stable`, `under_max_area`, and `inside_crop`.
     """
     found = upscaling.stable_masks(
         proposals.low_res_logits, settings.stability_score_offset, settings.stability_score_thresh
@@ -102,9 +102,9 @@ def filtered(
     frame_size: tuple[int, int],
     settings: MaskSettings,
 ) -> tuple[MeasuredMasks[Sketch], Funnel]:
-    """Keep those of the stable masks that pass the size and crop-edge filters; counts as `measure` does.
+    """Keep the stable masks that pass the size and crop-edge filters, with the same counts as `measure`.
 
-    `predicted_iou` (N,) and `points` (N, 2), x, y in pixels of the crop, are those that `found.positions` index.
+    `found.positions` indexes `predicted_iou` (N,) and `points` (N, 2), which are x, y in pixels of the crop.
     """
     boxes = found.boxes + np.array(crop.box[:2] * 2)
     under = under_max_area(found.areas, frame_size, settings.max_mask_area_ratio)
@@ -128,10 +128,10 @@ def suppress_and_draw(
     threshold: float,
     device: torch.device,
 ) -> CandidateMasks:
-    """NMS within a crop, then draw the masks that are left, by predicted IoU descending.
+    """Apply NMS within a crop, then draw the remaining masks by descending predicted IoU.
 
-    NMS needs only boxes and scores: suppressed masks are never drawn. `parts` are the crop's chunks in order,
-    `threshold` is for box IoU; with an accelerator as `device`, NMS runs there.
+    NMS only needs boxes and scores, so suppressed masks are never drawn. `parts` are the crop's chunks in order, and
+    `threshold` applies to box IoU. If `device` is an accelerator, NMS runs there.
     """
     boxes = np.concatenate([np.zeros((0, 4), np.int64), *(part.boxes for part in parts)])
     predicted_iou = np.concatenate([np.zeros(0, np.float32), *(part.predicted_iou for part in parts)])

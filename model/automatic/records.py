@@ -1,4 +1,4 @@
-"""The output of mask generation: the masks, and how many were left after each step."""
+"""Output of mask generation: the masks, and the number that remained after each step."""
 
 import base64
 import io
@@ -14,16 +14,16 @@ XYWH = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class MaskRecord:
-    """One mask, with the fields of an SA-1B annotation; all coordinates are pixels of the frame.
+    """One mask with the fields of an SA-1B annotation; all coordinates are pixels of the frame.
 
     Attributes:
         segmentation: the mask over the whole frame.
         area: number of foreground pixels.
         bbox: (x, y, width, height) between inclusive pixel extremes: a single pixel has width 0.
-        predicted_iou: the model's own estimate of the mask's quality; may exceed 1.
+        predicted_iou: the model's estimate of the mask's quality; may exceed 1.
         stability_score: see `filters.stability_scores`.
-        crop_box: (x, y, width, height) of the crop that the mask was found in.
-        point_coords: (x, y) of the point that it was prompted with.
+        crop_box: (x, y, width, height) of the crop in which the mask was found.
+        point_coords: (x, y) of the point that prompted it.
     """
 
     segmentation: Rle
@@ -36,7 +36,7 @@ class MaskRecord:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """The mask's pixels, (height, width) bool; decoded at each access, so that records stay small."""
+        """The mask's pixels, (height, width) bool, decoded on each access so that records stay small."""
         return decode(self.segmentation)
 
     def __repr__(self) -> str:
@@ -47,7 +47,7 @@ class MaskRecord:
         )
 
     def _repr_html_(self) -> str:
-        """A notebook's view: the mask in white on black, and what `repr` says."""
+        """Return the notebook view: the mask in white on black, with the text of `repr`."""
         from PIL import Image
 
         picture = Image.fromarray(self.mask)
@@ -60,28 +60,27 @@ class MaskRecord:
 
 @dataclass(frozen=True)
 class Funnel:
-    """How many masks were left after each step, over all crops; funnels of several images add up.
+    """Number of masks that remained after each step, over all crops; funnels of several images can be added.
 
-    From `predicted` to `after_nms2` no count exceeds the one before it; a step that is switched off repeats
-    it. `written` is `after_nms2 - removed_by_cleanup`.
+    From `predicted` to `after_nms2`, no count exceeds the one before it, and a step that is switched off repeats it.
+    `written` is `after_nms2 - removed_by_cleanup`.
 
     Attributes:
-        predicted: masks that the decoder gave, three a prompt; those that pad the last chunk do not count.
-        over_iou: of these, with a predicted IoU over the threshold.
+        predicted: masks that the decoder returned, three per prompt, without the padding of the last chunk.
+        over_iou: of these, with a predicted IoU above the threshold.
         stable: of these, with a stability score of at least the threshold.
-        under_max_area: of these, smaller than the largest share of the image allowed.
+        under_max_area: of these, smaller than the largest allowed share of the image.
         inside_crop: of these, away from the inner edges of their crop.
-        after_nms1: of these, left by NMS within each crop.
-        after_nms2: of these, left by NMS across crops.
-        cleaned: of `after_nms2`, those with a small hole or island, whether they were written or not.
-        removed_by_cleanup: of `after_nms2`, dropped because all islands were small, or by the NMS that follows
-            clean-up.
+        after_nms1: of these, kept by NMS within each crop.
+        after_nms2: of these, kept by NMS across crops.
+        cleaned: of `after_nms2`, those with a small hole or island, written or not.
+        removed_by_cleanup: of `after_nms2`, dropped because all islands were small, or by the NMS after cleanup.
         written: masks returned.
-        holes_filled: of `after_nms2`, those with a small hole, whether they were written or not.
-        islands_removed: of `after_nms2`, those with a small island, likewise. A mask may have both; `cleaned` counts
-            it once. The official profile keeps the largest island, however small, and counts it here too.
-        redaction_artifacts: masks dropped because they trace a redacted region. The generator drops none: it knows no
-            regions. Builds do, and count them here and not in `written`.
+        holes_filled: of `after_nms2`, those with a small hole, written or not.
+        islands_removed: of `after_nms2`, those with a small island, written or not. A mask may have both; `cleaned`
+            counts it once. The official profile keeps the largest island, however small, and counts it here too.
+        redaction_artifacts: masks dropped because they trace a redacted region. The generator drops none because it
+            has no regions. Builds count them here and not in `written`.
     """
 
     predicted: int = 0
@@ -99,13 +98,13 @@ class Funnel:
     redaction_artifacts: int = 0
 
     def __add__(self, other: "Funnel") -> "Funnel":
-        """The sum, count by count."""
+        """Return the sum of each count."""
         return Funnel(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass(frozen=True)
 class GeneratedMasks:
-    """All masks of one image in the reference code's order, and the counts on the way there."""
+    """All masks of one image in the reference code's order, and the counts of each step."""
 
     records: tuple[MaskRecord, ...]
     funnel: Funnel

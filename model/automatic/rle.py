@@ -1,4 +1,4 @@
-"""COCO run-length encoding of masks: column-major runs, compressed into ASCII."""
+"""COCO run-length encoding of masks: column-major runs, compressed to ASCII."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-# A count is written in groups of five bits, lowest first; bit 32 means that another group follows, and bit 16 in
-# the last group means that the number is negative. Adding 48 makes each group a printable ASCII character.
+# A count is written in groups of five bits, lowest first. Bit 32 means that another group follows, and bit 16 in the
+# last group means that the number is negative. Adding 48 makes each group a printable ASCII character.
 _BITS = 5
 _GROUPS = 13
 _MORE = 0x20
@@ -21,11 +21,11 @@ _LAST_SYMBOL = 0x3F
 
 @dataclass(frozen=True)
 class Rle:
-    """A mask in COCO's compressed form.
+    """A mask in COCO's compressed format.
 
     Attributes:
         size: (height, width) in pixels.
-        counts: lengths of alternating runs of 0 and 1, the first of 0, in column-major order, compressed.
+        counts: lengths of alternating runs of 0 and 1, starting with 0, in column-major order, compressed.
     """
 
     size: tuple[int, int]
@@ -43,14 +43,14 @@ def encode(mask: NDArray[np.bool_]) -> Rle:
 
 
 def encode_patch(patch: NDArray[np.bool_], corner: tuple[int, int], size: tuple[int, int]) -> Rle:
-    """Encode a mask given by its pixels inside a window; all outside the window is background.
+    """Encode a mask given by the pixels inside a window; everything outside is background.
 
     Args:
         patch: (window height, window width) bool.
         corner: (x, y) of the window's top left pixel in the frame.
-        size: (height, width) of the frame, which must hold the window.
+        size: (height, width) of the frame, which must contain the window.
 
-    Raises ValueError when the window leaves the frame.
+    Raises ValueError if the window exceeds the frame.
     """
     x, y = corner
     height, width = size
@@ -68,7 +68,7 @@ def encode_runs(starts: NDArray[np.int64], ends: NDArray[np.int64], size: tuple[
         size: (height, width) of the frame.
     """
     height, width = size
-    # A run that ends at the bottom of a column and goes on at the top of the next is one run.
+    # A run that ends at the bottom of a column and continues at the top of the next is a single run.
     joined = starts[1:] == ends[:-1]
     starts = starts[np.concatenate(([True], ~joined))[: starts.size]]
     ends = ends[np.concatenate((~joined, [True]))[: ends.size]]
@@ -83,7 +83,7 @@ def encode_runs(starts: NDArray[np.int64], ends: NDArray[np.int64], size: tuple[
 
 
 def decode(rle: Rle) -> NDArray[np.bool_]:
-    """The mask, (height, width) bool. Raises ValueError when the counts do not fill the size."""
+    """Decode a mask, (height, width) bool. Raises ValueError if the counts do not match the size."""
     height, width = rle.size
     counts = _checked_counts(rle)
     values = np.zeros(counts.size, dtype=np.bool_)
@@ -92,12 +92,12 @@ def decode(rle: Rle) -> NDArray[np.bool_]:
 
 
 def area(rle: Rle) -> int:
-    """Foreground pixels. Raises ValueError when the counts do not fill the size."""
+    """Return the number of foreground pixels. Raises ValueError if the counts do not match the size."""
     return int(_checked_counts(rle)[1::2].sum())
 
 
 def compress(counts: NDArray[np.int64]) -> str:
-    """Run lengths, (N,) int64, as ASCII: from the fourth on, the difference to the count two before."""
+    """Compress run lengths, (N,) int64, to ASCII, from the fourth on as differences to the run length two before."""
     rest = counts.astype(np.int64)
     rest[3:] -= counts[1:-2]
     groups = np.zeros((counts.size, _GROUPS), dtype=np.uint8)
@@ -116,8 +116,8 @@ def compress(counts: NDArray[np.int64]) -> str:
 
 
 def decompress(text: str) -> NDArray[np.int64]:
-    """Run lengths, (N,) int64, of what `compress` wrote. Raises ValueError for text that it cannot write."""
-    # Text that is not ASCII becomes bytes outside the alphabet too.
+    """Return the run lengths, (N,) int64, that `compress` wrote. Raises ValueError for any other text."""
+    # Non-ASCII text also becomes bytes outside the alphabet.
     data = text.encode("utf-8", errors="surrogatepass")
     symbols = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - _ASCII
     if symbols.size == 0:
@@ -142,9 +142,9 @@ class ManyCounts(NamedTuple):
     """Run lengths of many masks.
 
     Attributes:
-        counts: (R,) run lengths of all masks, one mask after another.
-        ends: (N,) where each mask's run lengths end in `counts`, and the next mask's begin.
-        damaged: (N,) whether `decompress` would raise `ValueError`; such a mask has no run lengths here.
+        counts: (R,) run lengths of all masks, concatenated.
+        ends: (N,) the end of each mask's run lengths in `counts`, where the next mask's begin.
+        damaged: (N,) True if `decompress` would raise `ValueError`; such a mask has no run lengths here.
     """
 
     counts: Ints
@@ -153,13 +153,13 @@ class ManyCounts(NamedTuple):
 
 
 def decompress_many(text: NDArray[np.uint8], ends: Ints) -> ManyCounts:
-    """`decompress` for many masks at once.
+    """Decompress the run lengths of many masks at once, like `decompress`.
 
-    Takes about 20 times the memory of the text while it runs.
+    Needs about 20 times the memory of the text while it runs.
 
     Args:
-        text: (B,) the bytes of all texts in UTF-8, one after another.
-        ends: (N,) where each text ends in it, ascending, the last one B.
+        text: (B,) the UTF-8 bytes of all texts, concatenated.
+        ends: (N,) the end of each text in it, ascending, the last one B.
     """
     symbols = text - np.uint8(_ASCII)  # characters below the alphabet wrap around to above it
     sizes = np.diff(ends, prepend=0)
@@ -178,7 +178,7 @@ def decompress_many(text: NDArray[np.uint8], ends: Ints) -> ManyCounts:
 
 
 def _number_places(symbols: NDArray[np.uint8], ends: Ints) -> tuple[Ints, Ints]:
-    """Places of each number's first and last group; a number ends with its text, at `ends`, whatever its group says."""
+    """Return the positions of each number's first and last group. A number always ends with its text, at `ends`."""
     is_last = (symbols & _MORE) == 0
     is_last[ends - 1] = True
     last = np.flatnonzero(is_last)
@@ -186,7 +186,7 @@ def _number_places(symbols: NDArray[np.uint8], ends: Ints) -> tuple[Ints, Ints]:
 
 
 def _numbers(symbols: NDArray[np.uint8], first: Ints, last: Ints) -> Ints:
-    """The signed numbers whose groups of five bits are at `first` to `last`, (R,) each; differences not undone."""
+    """Return the signed numbers whose groups of five bits are at `first` to `last`, (R,) each, still as differences."""
     lengths = last - first + 1
     values = (symbols[first] & 0x1F).astype(np.int64)
     longer = np.flatnonzero(lengths > 1)
@@ -201,11 +201,11 @@ def _numbers(symbols: NDArray[np.uint8], first: Ints, last: Ints) -> Ints:
 
 
 def _undo_differences(values: Ints, ends: Ints) -> Ints:
-    """Run lengths of many masks, (R,): from each mask's fourth on, a number is the difference to the count two before.
+    """Return run lengths of many masks, (R,), where from each mask's fourth on, a number is a difference to two before.
 
-    The numbers of a mask are laid out in rows of two, after one empty place, so that each is below the one that it
-    is a difference to. Sums down the columns run on from mask to mask; each mask subtracts what came before it. Sums
-    wrap around, as they do for a single mask.
+    A mask's numbers are laid out in rows of two after one empty position, so that each is below the number that it is a
+    difference to. Column sums continue from mask to mask, so each mask subtracts the sum before it. Sums wrap around,
+    as they do for a single mask.
     """
     sizes = np.diff(ends, prepend=0)
     starts = ends - sizes
@@ -218,14 +218,14 @@ def _undo_differences(values: Ints, ends: Ints) -> Ints:
     some = sizes > 0
     table -= np.repeat(table[first_rows[some]], rows[some], axis=0)
     counts: Ints = table.reshape(-1)[places]
-    counts[starts[some]] = values[starts[some]]  # no other count differs from the first
+    counts[starts[some]] = values[starts[some]]  # all other counts are unaffected by the first
     return counts
 
 
 def _checked_counts(rle: Rle) -> NDArray[np.int64]:
     counts = decompress(rle.counts)
     pixels = rle.size[0] * rle.size[1]
-    # The sum of longer ones may wrap around to the right one.
+    # A sum of larger counts may wrap around to the expected one.
     if counts.size == 0 or counts.min() < 0 or counts.max() > pixels or int(counts.sum()) != pixels:
         raise ValueError(
             f"the RLE counts cover {int(counts.sum())} pixels: expected {pixels}, "
@@ -235,9 +235,9 @@ def _checked_counts(rle: Rle) -> NDArray[np.int64]:
 
 
 def _column_runs(columns: NDArray[np.bool_], origin: int, stride: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Starts and exclusive ends of the runs of each column, as positions in the column-major frame.
+    """Return starts and exclusive ends of the runs of each column, as positions in the column-major frame.
 
-    `columns` is (columns, pixels); the pixel (c, p) is at `origin + c * stride + p` of the frame.
+    `columns` is (columns, pixels). Pixel (c, p) is at `origin + c * stride + p` of the frame.
     """
     count, length = columns.shape
     padded = np.zeros((count, length + 2), dtype=np.bool_)

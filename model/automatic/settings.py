@@ -1,4 +1,4 @@
-"""The hyper-parameters of automatic mask generation, and the two profiles that set their defaults."""
+"""Hyperparameters of automatic mask generation, and the two profiles that set their defaults."""
 
 import math
 from dataclasses import dataclass, fields
@@ -6,28 +6,28 @@ from typing import Any, Literal, Self, cast
 
 Profile = Literal["official", "sa1b"]
 
-# A CPU processes the image side of a few prompts at once, so that their maps stay in its cache; a chunk shares the
-# tokens' small products. More than 8 gain little, and each further prompt holds another 2 MB.
+# A CPU processes the image side of a few prompts at once, so that their maps stay in its cache, and a chunk shares the
+# tokens' small products. More than 8 gain little, and each additional prompt takes another 2 MB.
 DEFAULT_POINTS_PER_CHUNK = 8
 
-# A GPU needs many prompts at once to be busy: 256 are those of a crop of the first layer, with SA-1B's settings.
+# A GPU needs many prompts at once: 256 are those of a crop of the first layer, with SA-1B's settings.
 CUDA_POINTS_PER_CHUNK = 256
 
-# While a chunk is drawn, a point has 2^21 numbers, and kernels index 2^31. Chunks are no faster long before.
+# While a chunk is drawn, a point has 2^21 numbers, and kernels index 2^31. Chunks stop getting faster long before.
 MAX_POINTS_PER_CHUNK = 1023
 
 
 def small_chunk(points_per_chunk: int) -> int:
-    """The size of the smaller of a GPU's two chunks, for up to so many points; on a CPU all chunks have one size.
+    """Return the smaller of a GPU's two chunk sizes for up to `points_per_chunk` points; a CPU only has one size.
 
-    A quarter: with SA-1B's settings a crop of the second layer has 64 points, and a chunk of 256 would take four times
-    as long.
+    It is a quarter: with SA-1B's settings, a crop of the second layer has 64 points, and a chunk of 256 would take four
+    times as long.
     """
     return max(1, points_per_chunk // 4)
 
 
 class _ProfileDefault:
-    """The default of a key that the profile decides."""
+    """Placeholder default of a key whose value the profile sets."""
 
     def __repr__(self) -> str:
         return "the profile's"
@@ -38,29 +38,29 @@ _OF_PROFILE: Any = _ProfileDefault()
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings:
-    """How masks are proposed and filtered; the profile gives every key that is left out its default.
+    """Settings for proposing and filtering masks; the profile provides defaults for all omitted keys.
 
     `MaskSettings(points_per_side=16)` is `MaskSettings.sa1b(points_per_side=16)`.
 
-    The profile also decides two things that have no key: `sa1b` cuts its crops from the original image when one
-    is given, and drops a mask if every island is smaller than `min_mask_region_area`; `official` cuts from the
-    image itself, and keeps such a mask's largest island.
+    The profile also determines two behaviors without a key. `sa1b` cuts crops from the original image if one is given,
+    and drops a mask if all its islands are smaller than `min_mask_region_area`. `official` cuts crops from the image
+    itself, and keeps such a mask's largest island.
 
     Attributes:
         profile: "official" (the reference code's behavior) or "sa1b" (SAM paper, Appendix B).
         points_per_side: points along each side of the full image's grid.
         crop_n_layers: layers of crops; layer L has 2^L x 2^L of them.
-        crop_n_points_downscale_factor: layer L's grid has int(points_per_side / factor^L) points a side.
+        crop_n_points_downscale_factor: layer L's grid has int(points_per_side / factor^L) points per side.
         crop_overlap_ratio: overlap of the first layer's crops, as a share of the image's short side.
-        pred_iou_thresh: predicted IoU must be over this; 0 or less switches the filter off.
-        stability_score_thresh: stability must be at least this; 0 or less switches the filter off.
-        stability_score_offset: distance in logits of stability's two thresholds from 0.
-        box_nms_thresh: box IoU over which a mask suppresses another of the same crop.
-        crop_nms_thresh: the same among masks of different crops.
-        min_mask_region_area: holes and islands of fewer pixels are cleaned up; 0 switches it off.
-        max_mask_area_ratio: masks of this share of the image or more are dropped; 0 switches it off.
-        points_per_chunk: prompts decoded at once, on CUDA at most 1,023; None for what suits the device (8 on a
-            CPU, 256 on CUDA). It affects speed and memory, but also the last bits of the logits: datasets record it.
+        pred_iou_thresh: predicted IoU must exceed this; 0 or less disables the filter.
+        stability_score_thresh: stability must be at least this; 0 or less disables the filter.
+        stability_score_offset: distance of the two stability thresholds from 0, in logits.
+        box_nms_thresh: box IoU above which a mask suppresses another of the same crop.
+        crop_nms_thresh: box IoU above which a mask suppresses another of a different crop.
+        min_mask_region_area: holes and islands of fewer pixels are cleaned up; 0 disables cleanup.
+        max_mask_area_ratio: masks of at least this share of the image are dropped; 0 disables the filter.
+        points_per_chunk: prompts decoded at once, at most 1,023 on CUDA; None picks a value for the device (8 on a
+            CPU, 256 on CUDA). It affects speed and memory, but also the last bits of the logits, so datasets record it.
     """
 
     profile: Profile = "sa1b"
@@ -79,7 +79,7 @@ class MaskSettings:
 
     @classmethod
     def official(cls, **overrides: Any) -> Self:
-        """The reference generator's defaults: no crops and no clean-up; raises ValueError as `of` does.
+        """Return the reference generator's defaults, without crops and cleanup. Raises ValueError like `of`.
 
         With crops, the grid halves with each layer unless a factor is given.
         """
@@ -87,14 +87,14 @@ class MaskSettings:
 
     @classmethod
     def sa1b(cls, **overrides: Any) -> Self:
-        """SA-1B's settings (SAM paper, Appendix B); raises ValueError as `of` does."""
+        """Return SA-1B's settings (SAM paper, Appendix B). Raises ValueError like `of`."""
         return cls.of("sa1b", **overrides)
 
     @classmethod
     def of(cls, profile: str, /, **overrides: Any) -> Self:
-        """The settings of a profile by its name, with explicit keys over its defaults.
+        """Return the settings of a profile by name, with explicit keys overriding its defaults.
 
-        Raises ValueError, naming key, value and what was expected, for an unknown key or an invalid value.
+        Raises ValueError with the key, the value, and the expected values for an unknown key or an invalid value.
         """
         known = [field.name for field in fields(cls) if field.name != "profile"]
         unknown = sorted(set(overrides) - set(known))
@@ -131,16 +131,16 @@ class MaskSettings:
 
     @property
     def encodes(self) -> int:
-        """Passes through the image encoder for one image: layer L has 4^L crops."""
+        """Number of passes through the image encoder for one image, where layer L has 4^L crops."""
         return sum(4**layer for layer in range(self.crop_n_layers + 1))
 
     @property
     def points(self) -> int:
-        """Points of the grids of one image and all its crops."""
+        """Number of grid points of one image and all its crops."""
         return sum(4**layer * self.points_of_layer(layer) ** 2 for layer in range(self.crop_n_layers + 1))
 
     def chunk_on(self, device: str) -> int:
-        """`points_per_chunk`, or what suits this kind of device ("cpu", "cuda"); raises ValueError for too many."""
+        """Return `points_per_chunk`, or the default for "cpu" or "cuda". Raises ValueError if it is too large."""
         if self.points_per_chunk is not None:
             if device == "cuda":
                 self._check_int("points_per_chunk", 1, MAX_POINTS_PER_CHUNK)
@@ -148,7 +148,7 @@ class MaskSettings:
         return CUDA_POINTS_PER_CHUNK if device == "cuda" else DEFAULT_POINTS_PER_CHUNK
 
     def points_of_layer(self, layer: int) -> int:
-        """Points along each side of the grid in a crop of this layer; layer 0 is the full image."""
+        """Return the number of points per side of the grid in a crop of this layer; layer 0 is the full image."""
         return int(self.points_per_side / self.crop_n_points_downscale_factor**layer)
 
     def _check_int(self, key: str, least: int, most: float = math.inf) -> None:
@@ -170,7 +170,7 @@ class MaskSettings:
 
 
 def _defaults(profile: Profile, crop_n_layers: int) -> dict[str, Any]:
-    """The default of each key; `crop_n_layers` is what was given for it, or `_OF_PROFILE`."""
+    """Return the default of each key; `crop_n_layers` is the given value, or `_OF_PROFILE`."""
     has_crops = profile == "sa1b" or (crop_n_layers is not _OF_PROFILE and bool(crop_n_layers))
     return {
         "points_per_side": 32,
@@ -189,19 +189,19 @@ def _defaults(profile: Profile, crop_n_layers: int) -> dict[str, Any]:
 
 
 ENCODER_SIDE = 1024
-"""Side of the image encoder's square input in pixels; a crop is resized so that its long side is this."""
+"""Side of the image encoder's square input in pixels, to which a crop's long side is resized."""
 
 
 def crop_length(length: int, per_side: int, overlap: int) -> int:
-    """Return the side in pixels of each of `per_side` crops that cover `length` pixels and share `overlap`."""
+    """Return the side in pixels of each of `per_side` crops that cover `length` pixels and overlap by `overlap`."""
     return math.ceil((overlap * (per_side - 1) + length) / per_side)
 
 
 def enough_for_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> tuple[int, int]:
-    """Return the (height, width) at which an image of the frame shows the last layer's crops as the encoder sees them.
+    """Return the (height, width) of the frame's image at which the last layer's crops fill the encoder's input.
 
-    The long side of such a crop then has `ENCODER_SIDE` pixels or hardly more. Smaller than the frame where its own
-    pixels are more than enough.
+    The long side of such a crop then has `ENCODER_SIDE` pixels or slightly more. The result is smaller than the frame
+    if its own pixels are more than enough.
     """
     height, width = frame_size
     per_side = 2**layers

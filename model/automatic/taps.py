@@ -1,14 +1,14 @@
-"""Interpolation from low-resolution logits to the crop's pixels, as a few weights for each pixel and axis.
+"""Interpolation from low-resolution logits to the crop's pixels, as a few weights per pixel and axis.
 
-Both bilinear steps of `Predictor.upscale` together are one matrix for each axis, and logits in the crop are R L C^T
-(see `upscaling.py`). A row of R or C has three adjacent values that are not 0: a pixel lies between two of the
-encoder's 1024 pixels, and each of these between two logits, one of which they share. With `first` and `weights`,
+Both bilinear steps of `Predictor.upscale` combine into one matrix per axis, and logits in the crop are R L C^T (see
+`upscaling.py`). A row of R or C has three adjacent nonzero values: a pixel lies between two of the encoder's 1024
+pixels, and each of these between two logits, one of which they share. With `first` and `weights`,
 
     logit(y, x) = sum over b of C[x, b] * (sum over a of R[y, a] * L[first_y + a, first_x + b])
 
-takes 9 multiplications and no matrix product, and a pixel's bits depend only on its nine logits: not on how many masks
-and pixels are computed together, nor on the implementation, as long as the sums are done in this order and no
-multiplication is fused with an addition. Torch's operations and the kernels of `mask_kernels.py` both do so.
+takes 9 multiplications and no matrix product. A pixel's bits only depend on its nine logits. They do not depend on the
+number of masks and pixels computed together, or on the implementation, as long as the sums are in this order and no
+multiplication is fused with an addition. Torch's operations and the kernels of `mask_kernels.py` satisfy both.
 """
 
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ from segmint.model.device import upload
 
 @dataclass(frozen=True)
 class Taps:
-    """Interpolation along one axis, from S low-resolution logits to P pixels; all tensors on one device.
+    """Interpolation along one axis, from S low-resolution logits to P pixels, with all tensors on one device.
 
     Attributes:
         first: (P,) int32, the first logit that a pixel uses.
-        weights: (T, P) float32, of that logit and those after it; 0 for those that a pixel does not touch.
-        starts: (S,) int32, the first pixel that touches the logit or one after it; P for none.
-        stops: (S,) int32, the end (exclusive) of the pixels that touch the logit or one before it; 0 for none.
+        weights: (T, P) float32, of that logit and those after it; 0 for logits that a pixel does not use.
+        starts: (S,) int32, the first pixel that uses the logit or one after it; P for none.
+        stops: (S,) int32, the end (exclusive) of the pixels that use the logit or one before it; 0 for none.
     """
 
     first: Tensor
@@ -41,17 +41,17 @@ class Taps:
 
     @property
     def pixels(self) -> int:
-        """P, the crop's pixels along the side."""
+        """Number of the crop's pixels along the axis, P."""
         return self.first.shape[0]
 
     def part(self, start: int, stop: int) -> "Taps":
-        """The taps of the pixels from `start` to `stop` (exclusive)."""
+        """Return the taps of the pixels from `start` to `stop` (exclusive)."""
         return Taps(self.first[start:stop], self.weights[:, start:stop], self.starts, self.stops)
 
 
 @lru_cache(maxsize=256)
 def taps_of(side: int, padded: int, filled: int, pixels: int, device: torch.device) -> Taps:
-    """The taps of `interpolation` with these arguments; cached, as the crops of many images have the same few sizes."""
+    """Return the taps of `interpolation` with these arguments, memoized because the crops of many images share sizes."""
     whole = interpolation(side, padded, filled, pixels)
     count = int((whole.touches[:, 1] - whole.touches[:, 0]).max())
     first = torch.from_numpy(np.minimum(whole.touches[:, 0], side - count))
@@ -64,7 +64,7 @@ def taps_of(side: int, padded: int, filled: int, pixels: int, device: torch.devi
 
 
 def interpolate(low: Tensor, rows: Taps, columns: Taps) -> Tensor:
-    """Logits (N, h, w) of the rows' and columns' pixels, from low-resolution ones (N, S, S) float32."""
+    """Return logits (N, h, w) for the pixels of `rows` and `columns`, from low-resolution logits (N, S, S) float32."""
     down = torch.zeros((), device=low.device)
     for tap, weights in enumerate(rows.weights):
         down = down + low.index_select(1, rows.first + tap) * weights[:, None]
@@ -75,10 +75,11 @@ def interpolate(low: Tensor, rows: Taps, columns: Taps) -> Tensor:
 
 
 def reached(low: Tensor, offset: float, rows: Taps, columns: Taps) -> Tensor:
-    """(N, 4) int32 x0, y0, x1, y1, ends exclusive: outside these pixels no logit of the crop is over -offset.
+    """Return bounds (N, 4) int32 x0, y0, x1, y1, ends exclusive, outside which no logit of the crop is above -offset.
 
-    A pixel is a mean of logits, so that it is over -offset only if it touches one that is: the box of such logits
-    bounds all three masks (`upscaling.py`, 1.). Logits over the padding alone give an empty box.
+    A pixel is a mean of logits, so it is only above -offset if it uses one that is. The box of such logits therefore
+    bounds all three masks (`upscaling.py`, 1.). If only logits over the padding are above -offset, the result is an
+    empty box.
     """
     x0, y0, x1, y1 = mask_boxes(low > -offset).T
     return torch.stack([columns.starts[x0], rows.starts[y0], columns.stops[x1], rows.stops[y1]], dim=1)

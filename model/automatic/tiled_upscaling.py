@@ -1,11 +1,11 @@
-"""From low-resolution logits to masks on an accelerator, without ever holding a full-size mask.
+"""Conversion of low-resolution logits to masks on an accelerator, without storing a full-size mask.
 
-1. *Measured first.* Filters and NMS need three counts and a box for each mask. One pass over a chunk's masks reduces
+1. *Measure first.* Filters and NMS need three counts and a box for each mask. One pass over a chunk's masks reduces
    tiles of logits to these, and only they are copied to the host.
-2. *Drawn last.* The few masks that are left are computed once more, only inside their boxes, one after another in one
-   buffer. A pixel has the same bits in both passes (`taps.py`), so that boxes and counts match the pixels.
-3. *Runs, not pixels.* The places where drawn masks begin and end are found on the device for all of them at once
-   (`runs.py`), and only these are copied to the host, once for all masks.
+2. *Draw last.* The few remaining masks are computed again, only inside their boxes, one after another in one buffer.
+   A pixel has the same bits in both passes (`taps.py`), so boxes and counts match the pixels.
+3. *Copy runs, not pixels.* The starts and ends of runs are found on the device for all drawn masks at once (`changes`),
+   and only these are copied to the host, in one transfer for all masks.
 """
 
 import warnings
@@ -29,15 +29,15 @@ from segmint.model.automatic.upscaling import BoxedUpscaling, StableMasks, Upsca
 from segmint.model.device import HostTransfer, first_line
 from segmint.model.sam.predictor import Embedding, Predictor
 
-# Pixels drawn at once, one byte each, and how many of them may be one mask's, where torch's operations take 4 bytes or
-# more a pixel. The low-resolution logits of masks drawn at once are copied, 256 KB each.
+# Pixels drawn at once, one byte each, and the maximum for a single mask, because torch's operations take 4 bytes or
+# more per pixel. The low-resolution logits of masks drawn at once are copied, 256 KB each.
 _DRAWN_PIXELS = 1 << 26
 _STRIP_PIXELS = 1 << 24
 _DRAWN_MASKS = 256
 
 
 class MaskOperations(Protocol):
-    """An implementation of the pixels' arithmetic: `mask_tiles` or `mask_kernels`, with the same bits."""
+    """Implementation of the pixel arithmetic: `mask_tiles` or `mask_kernels`, with bit-identical results."""
 
     def measure(self, low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:
         """See `mask_tiles.measure`."""
@@ -55,21 +55,21 @@ class MaskOutline:
 
 
 def upscaling_of(predictor: Predictor, embedding: Embedding) -> Upscaling[Any]:
-    """The faster implementation on the embedding's device; both find the same masks."""
+    """Return the faster implementation on the embedding's device; both find the same masks."""
     if embedding.features.device.type == "cpu":
         return BoxedUpscaling(embedding, predictor.sam.image_size)
     return TiledUpscaling(embedding, predictor.sam.image_size)
 
 
 class TiledUpscaling:
-    """Measures all masks of a chunk at once, and draws the requested ones as runs."""
+    """Upscaling that measures all masks of a chunk at once, and draws the requested ones as runs."""
 
     def __init__(
         self, embedding: Embedding, image_size: int, low_side: int = 256, operations: MaskOperations | None = None
     ) -> None:
-        """Take the side of the encoder's input (1024), and that of low-resolution masks.
+        """Take the sides of the encoder's input (1024) and of low-resolution masks.
 
-        `operations`: by default Triton's kernels on CUDA if Triton is installed, else torch's operations.
+        `operations` defaults to Triton kernels on CUDA if Triton is installed, and to torch operations otherwise.
         """
         (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
         device = embedding.features.device
@@ -78,7 +78,7 @@ class TiledUpscaling:
         self._operations = operations or (KERNELS if device.type == "cuda" else mask_tiles)
 
     def measure(self, logits: Tensor, offset: float, wanted: Tensor | None = None) -> Tensor:
-        """Counts and boxes of masks of logits (N, 256, 256), (N, 7) int64 on their device: `mask_tiles.measure`."""
+        """Return counts and boxes of the masks of logits (N, 256, 256), as (N, 7) int64 on their device."""
         return self._operations.measure(logits, self._rows, self._columns, offset, wanted)
 
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[MaskOutline]:
@@ -99,7 +99,7 @@ class TiledUpscaling:
             assert answer is not None
             count, places = int(answer[start]), answer[start + 1 : start + 1 + room]
             start += 1 + room
-            if count > room:  # more runs than there was room for: draw the group again, with room for all
+            if count > room:  # there are more runs than reserved, so draw the group again with enough room
                 places = HostTransfer(self._runs_of(sketches, first, strips, count)).numpy()[1:]
             places = places[:count].astype(np.int64)
             cuts = np.searchsorted(places, [strip.start for strip in strips[1:]])
@@ -113,7 +113,7 @@ class TiledUpscaling:
         ]
 
     def _runs_of(self, sketches: Sequence[MaskOutline], first: int, strips: Sequence[Strip], room: int) -> Tensor:
-        """`changes` of a group of strips, whose masks begin with the sketch `first`."""
+        """Return `changes` of a group of strips, whose masks begin with the sketch `first`."""
         last = strips[-1]
         low = torch.stack([sketch.logits for sketch in sketches[first : first + last.mask + 1]])
         flat = torch.empty(last.start + last.columns * (last.height + 1), dtype=torch.uint8, device=low.device)
@@ -122,7 +122,7 @@ class TiledUpscaling:
 
 
 def stable_outlines(numbers: NDArray[np.int64], logits: Sequence[Tensor], threshold: float) -> StableMasks[MaskOutline]:
-    """The stable masks of N, from what `TiledUpscaling.measure` found, (N, 7), and their logits."""
+    """Return the stable masks of N, from the numbers (N, 7) of `TiledUpscaling.measure` and their logits."""
     scores = numbers[:, 0].astype(np.float32), numbers[:, 2].astype(np.float32)
     with np.errstate(invalid="ignore"):
         stability = scores[0] / scores[1]
@@ -139,14 +139,15 @@ def stable_outlines(numbers: NDArray[np.int64], logits: Sequence[Tensor], thresh
 
 
 def _room(strips: Sequence[Strip]) -> int:
-    """Places to copy for a group of strips before it is known how many there are: two runs a column."""
+    """Return the number of positions to copy for a group of strips before the actual number is known."""
     return 4 * sum(strip.columns for strip in strips)
 
 
 def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
-    """The masks with these boxes as groups of strips to draw at once, each group with the index of its first mask.
+    """Yield groups of strips to draw at once for the masks with these boxes, each with the index of its first mask.
 
-    A strip's mask is counted from that first one. A mask with a large box has several strips, also across groups.
+    A strip's mask is relative to that first one. A mask with a large box has several strips, possibly in several
+    groups.
     """
     first, strips, drawn = 0, list[Strip](), 0
     for mask, (x0, y0, x1, y1) in enumerate(boxes):
@@ -166,7 +167,7 @@ def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
 
 
 class KernelsWithFallback:
-    """Triton's kernels; once one fails to compile or start, torch's operations."""
+    """Triton kernels that fall back to torch operations after a failure to compile or launch."""
 
     def __init__(self) -> None:
         self._operations: MaskOperations | None = None
@@ -187,7 +188,7 @@ class KernelsWithFallback:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            # Compilers and drivers fail in many ways; an error that is not theirs is raised again below.
+            # Compilers and drivers fail in many ways. If the error isn't theirs, the fallback raises it again.
             if self._operations is mask_tiles:
                 raise
             self._operations = mask_tiles
@@ -202,7 +203,7 @@ class KernelsWithFallback:
 
 
 def kernels() -> MaskOperations:
-    """Triton's kernels if Triton is installed, else torch's operations."""
+    """Return the Triton kernels if Triton is installed, and torch operations otherwise."""
     if find_spec("triton") is None:
         return mask_tiles
     from segmint.model.automatic import mask_kernels
@@ -214,14 +215,14 @@ KERNELS = KernelsWithFallback()
 
 
 def changes(flat: Tensor, room: int) -> Tensor:
-    """Places where `flat` (N,) of 0 and 1, N under 2^31, differs from the place before it; from 0 at its start.
+    """Return the positions where `flat` (N,) of 0 and 1, N under 2^31, differs from the previous one, initially 0.
 
-    Columns of masks are drawn one after another with a pixel of background after each, so that no run of foreground
-    continues into the next column or mask: places come in pairs, the start of a run and the place after its end, and
-    one search finds those of all masks.
+    Columns of masks are drawn one after another with a background pixel after each, so no run of foreground continues
+    into the next column or mask. Positions come in pairs, the start of a run and the position after its end, and one
+    search finds those of all masks.
 
-    Returns (1 + room,) int32 on the device: how many places there are, and the first of them; -1 where there are no
-    more. The host has to wait only to read it.
+    Returns (1 + room,) int32 on the device: the number of positions, and the first `room` of them, padded with -1. The
+    host only waits when it reads the result.
     """
     different = torch.empty(flat.shape, dtype=torch.bool, device=flat.device)
     different[:1] = flat[:1] != 0

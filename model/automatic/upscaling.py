@@ -1,16 +1,15 @@
-"""From low-resolution logits to the stable masks at the crop's resolution, each as a patch.
+"""Conversion of low-resolution logits to stable masks at the crop's resolution, each as a patch.
 
 `BoxedUpscaling` is for CPUs and avoids most of the work without approximation; `tiled_upscaling.py` is for
 accelerators. `Predictor.upscale` interpolates twice, to the encoder's 1024x1024 input and then, without its padding, to
-the crop. Both steps are bilinear, so that together they are one matrix for each axis, and logits in the crop are
-R L C^T:
+the crop. Both steps are bilinear, so they combine into one matrix per axis, and logits in the crop are R L C^T:
 
-1. *Bounded by a box.* The rows of R and of C have no negative numbers and add up to 1: a pixel is a mean of the
-   low-resolution logits that it touches. Where all of these are at or below -offset, so is the pixel, and it is not in
-   any of the masks at -offset, 0 and +offset. So only pixels that touch the box of the logits over -offset need to be
-   computed, each from all logits that it touches. (Rounding may raise a mean by its last bit, which matters only for a
-   mean of logits that are all exactly -offset.)
-2. *Banded.* A pixel touches about three logits along an axis: a band of pixels uses only those few.
+1. *Bounded by a box.* The rows of R and C contain no negative numbers and add up to 1, so a pixel is a mean of the
+   low-resolution logits that it uses. If all of these are at or below -offset, so is the pixel, and it is not in any of
+   the masks at -offset, 0, and +offset. Only pixels that use logits in the box of those above -offset need to be
+   computed, each from all of its logits. (Rounding may raise a mean by its last bit, which only matters for a mean of
+   logits that are all exactly -offset.)
+2. *Banded.* A pixel uses about three logits along an axis, so a band of pixels only needs those few.
 """
 
 from collections.abc import Sequence
@@ -33,19 +32,19 @@ _BAND_PIXELS = 1 << 17
 _BAND_COLUMNS = 128
 
 Sketch = TypeVar("Sketch")
-"""A measured mask, and what an upscaling needs to draw it."""
+"""A measured mask in the form from which an upscaling draws it."""
 
 
 @dataclass(frozen=True)
 class StableMasks(Generic[Sketch]):
-    """The K stable masks of N, measured in pixels of the crop; few of them will be drawn.
+    """The K stable masks of N, measured in pixels of the crop; only a few of them will be drawn.
 
     Attributes:
         positions: (K,) int64, their indices among the N.
         stability: (K,) float32.
         areas: (K,) int64, foreground pixels.
         boxes: (K, 4) int64, x0, y0, x1, y1, ends inclusive; all zeros for an empty mask.
-        sketches: what the masks are drawn from.
+        sketches: the input from which the masks are drawn.
     """
 
     positions: NDArray[np.int64]
@@ -56,18 +55,18 @@ class StableMasks(Generic[Sketch]):
 
 
 class Upscaling(Protocol[Sketch]):
-    """Turns one embedding's low-resolution logits into masks in its frame."""
+    """Conversion of one embedding's low-resolution logits to masks in its frame."""
 
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[Sketch]:
-        """Masks of logits (N, 256, 256) float32 whose stability at `offset` (0 or more) reaches `threshold`."""
+        """Return the masks of logits (N, 256, 256) float32 with a stability of at least `threshold` at `offset` ≥ 0."""
 
     def draw(self, sketches: Sequence[Sketch]) -> list[MaskPatch]:
-        """The masks of these sketches, from any call of `stable_masks`, in the embedding's frame."""
+        """Return the masks of these sketches, from any call of `stable_masks`, in the embedding's frame."""
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Pixels (h, w) bool of a mask, `corner` (x, y) of the first, and how many are over +offset and over -offset."""
+    """Pixels (h, w) bool of a mask, the first one's `corner` (x, y), and the counts above +offset and -offset."""
 
     corner: tuple[int, int]
     pixels: NDArray[np.bool_]
@@ -75,16 +74,16 @@ class _Window:
     outer: int
 
     def pack(self) -> MaskPatch:
-        """The mask as a patch; for an empty mask, the frame's first pixel."""
+        """Return the mask as a patch; an empty mask becomes the frame's first pixel."""
         box = box_of(self.pixels)
         return MaskPatch.pack(self.pixels, box, self.corner if self.pixels.any() else (0, 0))
 
 
 class BoxedUpscaling:
-    """Upscales each mask only inside its box, band by band, on a CPU; it measures masks by drawing them."""
+    """Upscaling for CPUs that computes each mask inside its box only, band by band, and measures masks by drawing."""
 
     def __init__(self, embedding: Embedding, image_size: int, low_side: int = 256) -> None:
-        """Take the side of the encoder's input (1024), and that of low-resolution masks."""
+        """Take the sides of the encoder's input (1024) and of low-resolution masks."""
         (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
         self._rows = interpolation(low_side, image_size, height, frame_height)
         self._columns = interpolation(low_side, image_size, width, frame_width)
@@ -106,7 +105,7 @@ class BoxedUpscaling:
         return list(sketches)
 
     def _threshold(self, logits: Tensor, offset: float) -> _Window:
-        """The mask of logits (256, 256)."""
+        """Return the mask of logits (256, 256)."""
         over = logits.numpy() > -offset
         x0, y0, x1, y1 = box_of(over)
         rows, columns = self._rows.reach(y0, y1), self._columns.reach(x0, x1)

@@ -1,1 +1,1 @@
-"""`segmint masks`: masks of single photographs and folders, without a dataset."""
+"""Implementation of `segmint masks`, which makes masks for single photographs and folders without a dataset."""

@@ -1,4 +1,4 @@
-"""SA-1B's JSON of one photograph, with what it was made from: written, and read back. Loads no torch."""
+"""Reading and writing of a photograph's masks as SA-1B JSON, including their origin. Does not import torch."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _MADE_FROM = "made_from"
 
 @dataclass(frozen=True)
 class MasksOrigin:
-    """What masks were made from: SHA-256 of the photograph's bytes, and of settings with weights."""
+    """The inputs that masks were made from: SHA-256 of the photograph's bytes, and of the settings with the weights."""
 
     photograph: str
     settings: str
@@ -27,9 +27,9 @@ class MasksOrigin:
 def sa1b_document(
     image_id: int, file_name: str, size: tuple[int, int], masks: "Sequence[PromptedMask]", origin: MasksOrigin
 ) -> bytes:
-    """Return the JSON of one image of `size` (height, width) as in SA-1B's files, with a third key for its origin.
+    """Return the SA-1B JSON of one image of `size` (height, width), with an additional key for its origin.
 
-    Raises `RejectedError`, like a build, for more masks than there are ids for.
+    Raises `RejectedError`, as a build does, if there are more masks than annotation ids.
     """
     check_count(len(masks))
     rows = [mask_row(mask.record) | {"point_coords": [[float(x), float(y)] for x, y in mask.points]} for mask in masks]
@@ -40,14 +40,14 @@ def sa1b_document(
 
 @dataclass(frozen=True)
 class MasksFile:
-    """A JSON file that is there already; `origin` is None if this command did not write it."""
+    """An existing JSON file; `origin` is None if this command did not write it."""
 
     origin: MasksOrigin | None
     annotations: Sequence[Any] = ()
-    photograph: str = ""  # its file's name
+    photograph: str = ""  # file name of the photograph
 
     def records(self) -> list[MaskRecord]:
-        """The masks, as they are drawn."""
+        """Return the masks as records for drawing."""
         return [
             MaskRecord(
                 segmentation=Rle(tuple(each["segmentation"]["size"]), each["segmentation"]["counts"]),
@@ -63,7 +63,7 @@ class MasksFile:
 
 
 def read_document(data: bytes) -> MasksFile:
-    """Return what a JSON file holds, with no origin for anything that `sa1b_document` did not write."""
+    """Return the contents of a JSON file, with `origin` None for any file that `sa1b_document` did not write."""
     try:
         document = json.loads(data)
         made_from = document[_MADE_FROM]

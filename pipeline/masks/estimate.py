@@ -1,4 +1,4 @@
-"""Estimate how long masks take, from the speed that the last run on this machine recorded. Loads no torch."""
+"""Time estimates for masks from the speed that the last run on this machine recorded. Does not import torch."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from segmint.pipeline.masks.images import is_local
 from segmint.pipeline.masks.options import MasksOptions
 
 SPEEDS = "masks-speeds.json"
-"""The file in the user's cache: a speed for each combination of weights, device, precision and number of CPUs."""
+"""File in the user's cache with one speed per combination of weights, device, precision, and number of CPUs."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds to load torch and the model, for an encode, and for a point."""
+    """Seconds to load torch and the model, per encode, and per point."""
 
     start_s: float
     encode_s: float
@@ -30,27 +30,27 @@ class Speed:
 
 @dataclass(frozen=True)
 class Work:
-    """The masks to make: `points` and `encodes` are those of one photograph."""
+    """The masks to make; `points` and `encodes` are per photograph."""
 
     options: MasksOptions
     photographs: int
 
     @property
     def encodes(self) -> int:
-        """Passes through the image encoder: one, and one for each crop."""
+        """Number of passes through the image encoder: one for the photograph, and one for each crop."""
         return 1 if self.options.prompts else self.options.masks.settings().encodes
 
     @property
     def points(self) -> int:
-        """Points of the grids of a photograph and its crops; or the number of prompts."""
+        """Number of grid points of a photograph and its crops, or the number of prompts."""
         return len(self.options.prompts) or self.options.masks.settings().points
 
     def seconds(self, speed: Speed) -> float:
-        """Return the time for all of it."""
+        """Return the estimated time in seconds for all photographs."""
         return speed.start_s + self.photographs * (self.encodes * speed.encode_s + self.points * speed.point_s)
 
     def line(self) -> str:
-        """Say it in one line: `mobile_sam: 1,024 points, about 20 s`."""
+        """Return the estimate as one line, such as `mobile_sam: 1,024 points, about 20 s`."""
         things = counted(self.points, "prompt" if self.options.prompts else "point")
         photographs = "" if self.photographs == 1 else f"{self.photographs:,} photographs of "
         about = duration(self.seconds(recorded_speed(self.options) or _usual_speed(self.options)), rough=True)
@@ -58,7 +58,7 @@ class Work:
 
 
 class Stopwatch:
-    """Measures the speed of one photograph's masks: call it as points are decoded."""
+    """Measurement of the speed of one photograph's masks; call it as points are decoded."""
 
     def __init__(self, work: Work, start_s: float, report: Callable[[int, int], object] | None = None) -> None:
         self._work, self._start_s, self._report = work, start_s, report
@@ -66,16 +66,16 @@ class Stopwatch:
         self._first_s: float | None = None
 
     def __call__(self, done: int, points: int) -> None:
-        """Take that `done` of so many points are decoded."""
+        """Record that `done` of `points` points are decoded."""
         if self._first_s is None:
             self._first_s = time.monotonic() - self._began
         if self._report is not None:
             self._report(done, points)
 
     def record(self) -> None:
-        """Keep the speed for the next run's estimate; does nothing where the cache cannot be written."""
+        """Save the speed for the next run's estimate. Does nothing if the cache is not writable."""
         total_s = time.monotonic() - self._began
-        # On a GPU the first points come after several encodes, which then count for all of the time.
+        # On a GPU, the first points follow several encodes, so the encodes account for all of the time.
         encode_s = min(self._first_s or 0.0, total_s / self._work.encodes)
         point_s = (total_s - self._work.encodes * encode_s) / self._work.points
         speed = Speed(*(float(f"{seconds:.3g}") for seconds in (self._start_s, encode_s, point_s)))
@@ -88,7 +88,7 @@ class Stopwatch:
 
 
 def recorded_speed(options: MasksOptions) -> Speed | None:
-    """Return the speed that the last run with these weights, device and precision recorded; None if there is none."""
+    """Return the speed that the last run with these weights, device, and precision recorded, or None."""
     with suppress(AttributeError, KeyError, TypeError, ValueError):
         speed = Speed(**{name: float(seconds) for name, seconds in _speeds()[_key(options)].items()})
         if 0 <= speed.start_s + speed.encode_s + speed.point_s < float("inf"):
@@ -109,7 +109,7 @@ def _key(options: MasksOptions) -> str:
 
 
 def _usual_speed(options: MasksOptions) -> Speed:
-    """Return a rough speed for a first run, in proportion to the size of the weights (docs/masks.md)."""
+    """Return a rough speed for a first run, proportional to the size of the weights (docs/masks.md)."""
     size = ASSETS.get(options.weights, ASSETS["mobile_sam"]).size
     if options.weights not in ASSETS and is_local(options.weights) and local_path(options.weights).is_file():
         size = local_path(options.weights).stat().st_size

@@ -1,4 +1,4 @@
-"""The pixels that masks are made from: a photograph's own, or those that a build releases."""
+"""The pixels that masks are made from: the photograph's own, or those that a build would release."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Frame:
-    """What masks are made from, both (H, W, 3) uint8 RGB.
+    """Input pixels of mask generation, as (H, W, 3) uint8 RGB.
 
-    `image` is the frame of all coordinates and limits; crops are cut from `original`, if there is one.
+    `image` is the frame of all coordinates and limits. Crops are cut from `original` if it is set.
     """
 
     image: Pixels
@@ -24,11 +24,11 @@ class Frame:
 
 
 def frame_of(image: Pixels, options: MasksOptions) -> Frame:
-    """Return what masks of an upright photograph, (H, W, 3) uint8 RGB, are made from.
+    """Return the input pixels for the masks of an upright photograph, (H, W, 3) uint8 RGB.
 
-    Of a photograph larger than `release.short_side`, automatic masks of profile sa1b take what a build without
-    redactions takes: the pixels of the released JPEG and, where the crops need more of them, of the original's. Raises
-    `RejectedError` (`too_large`) for a side that a JPEG cannot have.
+    For photographs larger than `release.short_side`, automatic masks of the sa1b profile use the same input as a build
+    without redactions: the pixels of the released JPEG and, if the crops need more resolution, those of the original.
+    Raises `RejectedError` (`too_large`) if a side exceeds the JPEG limit.
     """
     crops, settings = options.masks.original_crops, options.release
     height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""Find the photographs that are meant: files, URIs, folders and patterns. Loads no torch."""
+"""Discovery of photographs from files, URIs, folders, and patterns. Does not import torch."""
 
 import glob
 import os
@@ -15,15 +15,15 @@ from segmint.infra.wording import some
 
 OVERLAY = ".overlay.png"
 NEXT_TO = ".masks"
-"""Between the name of a photograph and the ending of what is written next to it: `photo.masks.json`."""
+"""Infix between a photograph's name and the extension of files written next to it, as in `photo.masks.json`."""
 
 DRAWN = (OVERLAY, f"{NEXT_TO}.png")
-"""How the names of drawn masks end: these are no photographs."""
+"""Suffixes of drawn masks, which are not treated as photographs."""
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph, by path or URI, and its place in the tree that is kept: `street/a.jpg`."""
+    """A photograph's path or URI, and its relative path in the output tree, such as `street/a.jpg`."""
 
     name: str
     place: str
@@ -31,9 +31,9 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Photographs:
-    """What the arguments name; `is_one` if that is a single file named itself, and not a folder or a pattern.
+    """The photographs that the arguments name; `is_one` is True for a single file, as opposed to a folder or pattern.
 
-    `passed_over` says what in folders is left out although it may be photographs, each with the reason.
+    `passed_over` lists entries of folders that were skipped although they may be photographs, each with the reason.
     """
 
     images: tuple[Photograph, ...]
@@ -42,11 +42,12 @@ class Photographs:
 
 
 def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: bool) -> Photographs:
-    """Return the photographs that the arguments name, each once: files and URIs in their order, others by name.
+    """Return the photographs that the arguments name, without duplicates.
 
-    A folder, or a prefix that ends with a slash, stands for the photographs in it, with `recursive` at any depth; a
-    pattern such as `photos/**/*.jpg` for those that it matches. Raises `UsageError` for files that are not there, and
-    for folders and patterns without photographs.
+    Files and URIs keep their order; the photographs of a folder or pattern are sorted by name. A folder, or a prefix
+    that ends with a slash, stands for the photographs in it, at any depth with `recursive`. A pattern such as
+    `photos/**/*.jpg` stands for its matches. Raises `UsageError` for missing files, and for folders and patterns
+    without photographs.
     """
     absent = [name for name in arguments if _is_absent(name)]
     if absent:
@@ -75,7 +76,7 @@ def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: b
 
 
 def is_local(name: str) -> bool:
-    """Whether a path or URI names a file of this machine."""
+    """Return whether a path or URI is on the local file system."""
     return scheme(name) == LOCAL
 
 
@@ -105,7 +106,7 @@ def _photographs_in(storage: Storage, folder: str, recursive: bool) -> Iterator[
 
 
 def _passed_over(folder: Path, recursive: bool) -> Iterator[str]:
-    """Yield what of a local folder is left out: folders, links to them, and pictures' names that are no files."""
+    """Yield a line for each skipped entry of a local folder: subfolders, links to folders, broken links, and pipes."""
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         for name in folders:
@@ -135,11 +136,11 @@ def _photographs_of(names: Iterable[str]) -> Iterator[str]:
 
 
 def _of_pattern(argument: str) -> list[Photograph] | None:
-    """Return what a pattern matches, with places below its first folder without a wildcard; None for a file's name."""
+    """Return the matches of a pattern, placed relative to its first folder without a wildcard; None for a file name."""
     if not is_local(argument) or local_path(argument).is_file():
         return None
     steps = local_path(argument).parts
-    steps = (*steps, "*") if steps[-1] == "**" else steps  # before Python 3.13 `**` alone means folders
+    steps = (*steps, "*") if steps[-1] == "**" else steps  # before Python 3.13, a trailing `**` only matched folders
     fixed = next((index for index, step in enumerate(steps) if glob.has_magic(step)), len(steps) - 1)
     root, rest = Path(*steps[:fixed]), str(Path(*steps[fixed:]))
     try:

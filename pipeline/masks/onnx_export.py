@@ -1,4 +1,4 @@
-"""SAM's weights as an ONNX file for programs without torch, with the source's hash in its metadata."""
+"""Export of SAM's weights to ONNX for programs without torch, with the source's hash in the metadata."""
 
 import tempfile
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from segmint.operators.segment.models import load_model
 DATA_ENDING = ".data"
 
 MAX_FILE_BYTES = 2_000_000_000
-"""Of a file of ONNX; the format's limit is 2 GiB. Only a ViT-H's image encoder is larger."""
+"""Maximum size of an ONNX file; the format's limit is 2 GiB. Only ViT-H's image encoder is larger."""
 
 
 Part = Literal["decoder", "encoder"]
@@ -27,7 +27,7 @@ Part = Literal["decoder", "encoder"]
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """What was written: `data` names the file of weights beside `output`, None where `output` holds them."""
+    """Result of an export; `data` is the weights file next to `output`, or None if `output` contains the weights."""
 
     output: str
     data: str | None
@@ -37,17 +37,17 @@ class OnnxExport:
     weights_sha256: str
 
     def lines(self) -> list[str]:
-        """The result as text."""
+        """Return the result as text."""
         files = self.output if self.data is None else f"{self.output} and {self.data}"
         size = f"{self.bytes / 1e6:,.1f} MB"
         return [f"{self.part} of {self.model_type} (SHA-256 {self.weights_sha256[:12]}…) → {files}, {size}"]
 
 
 def export(weights: str, output: Location, part: Part, single_mask: bool = False) -> OnnxExport:
-    """Write a part of the SAM of `weights`, a known name, a path or a URI, as ONNX.
+    """Write a part of the SAM of `weights`, which is a known name, a path, or a URI, as ONNX.
 
-    With `single_mask` the decoder gives one mask. Raises `UsageError` if `output` exists or is a folder, and if the
-    weights are not a SAM's.
+    With `single_mask`, the decoder returns one mask. Raises `UsageError` if `output` exists or is a folder, or if the
+    weights do not belong to a SAM.
     """
     if output.uri.endswith("/") or (scheme(output.uri) == LOCAL and local_path(output.uri).is_dir()):
         raise UsageError(f"-o {output} is a folder: expected the name of a file, as in {output / 'decoder.onnx'}")
@@ -55,7 +55,7 @@ def export(weights: str, output: Location, part: Part, single_mask: bool = False
     for file in (output, data):
         refuse_existing(file)
     path = resolve(weights, storage=output.storage)
-    # A trace of parameters with gradients keeps all activations.
+    # Tracing parameters with gradients keeps all activations in memory.
     sam = load_model(path, resolve_compute("cpu", "fp32")).requires_grad_(False)
     architecture, depth = inspect_checkpoint(path)
     metadata = {
@@ -82,7 +82,7 @@ def export(weights: str, output: Location, part: Part, single_mask: bool = False
 
 
 def _describe(exported: Path, described: Path, data_name: str, metadata: dict[str, str]) -> bool:
-    """Copy a graph with metadata added; return whether its weights are in a separate file, `data_name`."""
+    """Copy a graph with `metadata` added, and return whether its weights are in a separate file, `data_name`."""
     import onnx
 
     model = onnx.load(exported)

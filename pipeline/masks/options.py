@@ -1,4 +1,4 @@
-"""What masks are asked for: settings, prompts, the frame. Loads no torch, so that wrong input is found at once."""
+"""Options of `segmint masks`: settings, prompts, and frame. Does not import torch, so invalid input fails fast."""
 
 import re
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from segmint.pipeline.config.problems import Document
 from segmint.pipeline.config.yaml_file import apply_override, check
 
 Point = tuple[float, float, int]
-"""x, y in pixels of the upright photograph, and 1 for foreground or 0 for background."""
+"""x and y in pixels of the upright photograph, and a label: 1 for foreground, 0 for background."""
 Box = tuple[float, float, float, float]
-"""x, y, width, height in pixels of the upright photograph."""
+"""x, y, width, and height in pixels of the upright photograph."""
 
 RELEASE = "release."
-"""What the overrides of the released frame begin with, as in a build's configuration."""
+"""Prefix of overrides for the released frame, as in a build's configuration."""
 
 _NUMBER = re.compile(r"-?\d+(\.\d*)?|-?\.\d+", re.ASCII)
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
@@ -25,7 +25,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class PhotographPrompt:
-    """One mask asked for: by points, a box, or both together."""
+    """A prompt for one mask: points, a box, or both."""
 
     points: tuple[Point, ...] = ()
     box: Box | None = None
@@ -37,27 +37,27 @@ class PhotographPrompt:
 
 @dataclass(frozen=True)
 class MasksOptions:
-    """How masks are made: the automatic generator's settings, or prompts; the weights and the device."""
+    """Mask settings: the automatic generator's settings or prompts, the weights, and the device."""
 
     masks: MasksConfig = field(default_factory=MasksConfig)
-    prompts: tuple[PhotographPrompt, ...] = ()  # a mask each; empty: all masks, automatically
-    all_masks: bool = False  # of a prompt's three masks (whole, part, subpart) keep all, not only the best
+    prompts: tuple[PhotographPrompt, ...] = ()  # one mask each; empty means automatic masks
+    all_masks: bool = False  # keep all three masks of a prompt (whole, part, subpart) instead of the best
     weights: str = "mobile_sam"
     device: str = "auto"
     precision: str = "fp32"
     overlay: bool = False
-    release: ReleaseConfig = field(default_factory=ReleaseConfig)  # the frame of profile sa1b's masks
-    full_frame: bool = False  # masks in the photograph's own frame, and crops from its own pixels
+    release: ReleaseConfig = field(default_factory=ReleaseConfig)  # the frame of the sa1b profile's masks
+    full_frame: bool = False  # use the photograph's own frame, and cut crops from its pixels
 
     @property
     def in_released_frame(self) -> bool:
-        """Whether large photographs are shrunk to the frame that a build releases."""
+        """True if large photographs are scaled to the frame that a build releases."""
         return not (self.prompts or self.full_frame) and self.masks.profile == "sa1b"
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the masks of a photograph, weights aside, as plain JSON values.
+        """Return the settings that determine a photograph's masks, except for the weights, as JSON values.
 
-        The device is not among it: it moves last bits alone.
+        Excludes the device, which only affects the last bits of floating-point results.
         """
         if self.prompts:
             offset = self.masks.stability_score_offset
@@ -76,9 +76,10 @@ class MasksOptions:
 
 
 def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
-    """Return the settings of a profile without crops, with overrides "K=V"; K is a key of `masks:`, or `masks.` and it.
+    """Return a profile's settings without crops, with overrides "K=V".
 
-    Raises one `UsageError` that lists every wrong key and value.
+    K is a key of `masks:` with or without the prefix `masks.`. Raises a single `UsageError` that lists all invalid keys
+    and values.
     """
     document = Document({"profile": profile, "crop_n_layers": 0}, {}, "--set")
     for override in overrides:
@@ -93,9 +94,9 @@ def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
 
 
 def release_config(overrides: Sequence[str]) -> ReleaseConfig:
-    """Return the released frame with overrides "release.K=V" of `short_side` and `jpeg_quality`.
+    """Return the settings of the released frame with overrides "release.K=V" of `short_side` and `jpeg_quality`.
 
-    Raises one `UsageError` that lists every wrong key and value.
+    Raises a single `UsageError` that lists all invalid keys and values.
     """
     document = Document({}, {}, "--set")
     for override in overrides:
@@ -109,16 +110,17 @@ def release_config(overrides: Sequence[str]) -> ReleaseConfig:
 
 
 def check_device(device: str) -> None:
-    """Raise `UsageError` for a name of a device that no machine has."""
+    """Raise `UsageError` if `device` is not a valid device name."""
     if not _DEVICE.fullmatch(device):
         raise UsageError(f"device {device!r} is unknown: expected auto, cpu, cuda or cuda:N")
 
 
 def read_prompts(points: Sequence[str], boxes: Sequence[str], prompts: Sequence[str]) -> tuple[PhotographPrompt, ...]:
-    """Return the prompts of the options `--point`, `--box` and `--prompt`.
+    """Return the prompts given by the options `--point`, `--box`, and `--prompt`.
 
-    Points are one prompt together, with the box if there is one; several boxes are a prompt each. Raises `UsageError`
-    for anything unreadable, for points beside several boxes, and for a prompt of background points alone.
+    All points form one prompt, together with the box if there is one; each of several boxes is a prompt. Raises
+    `UsageError` for invalid values, for points combined with several boxes, and for prompts with only background
+    points.
     """
     if prompts and (points or boxes):
         raise UsageError(
@@ -147,7 +149,7 @@ def _check_foreground(prompt: PhotographPrompt) -> None:
 
 
 def parse_prompt(text: str) -> PhotographPrompt:
-    """Parse "box:X,Y,W,H point:X,Y[,LABEL] …" with at most one box; raises `UsageError` for anything else."""
+    """Parse "box:X,Y,W,H point:X,Y[,LABEL] …" with at most one box. Raises `UsageError` for anything else."""
     points: list[Point] = []
     box: Box | None = None
     for word in text.split():
@@ -169,7 +171,7 @@ def parse_prompt(text: str) -> PhotographPrompt:
 
 
 def parse_point(text: str) -> Point:
-    """Parse "X,Y" or "X,Y,LABEL"; raises `UsageError` for anything else."""
+    """Parse "X,Y" or "X,Y,LABEL". Raises `UsageError` for anything else."""
     numbers = _numbers(text)
     if len(numbers) not in (2, 3) or (len(numbers) == 3 and numbers[2] not in (0, 1)):
         raise UsageError(f"--point {text!r}: expected X,Y or X,Y,LABEL in pixels; LABEL is 1 (foreground) or 0")
@@ -177,7 +179,7 @@ def parse_point(text: str) -> Point:
 
 
 def parse_box(text: str) -> Box:
-    """Parse "X,Y,W,H"; raises `UsageError` for anything else."""
+    """Parse "X,Y,W,H". Raises `UsageError` for anything else."""
     numbers = _numbers(text)
     if len(numbers) != 4 or numbers[2] <= 0 or numbers[3] <= 0:
         raise UsageError(f"--box {text!r}: expected X,Y,W,H in pixels, with a width and a height over 0")
@@ -192,11 +194,11 @@ def _numbers(text: str) -> list[float]:
 
 
 class PromptOutsideError(UsageError):
-    """A prompt that lies outside a photograph."""
+    """Raised for a prompt that lies outside a photograph."""
 
 
 def check_prompts(prompts: Sequence[PhotographPrompt], image: str, height: int, width: int) -> None:
-    """Raise `PromptOutsideError` for a point outside the image, and for a box without a pixel in common with it."""
+    """Raise `PromptOutsideError` for a point outside the image, or a box that does not overlap it."""
     for prompt in prompts:
         for point in prompt.points:
             if not (0 <= point[0] <= width and 0 <= point[1] <= height):

@@ -1,6 +1,6 @@
-"""Where masks go: one file, a folder that keeps the tree, or next to each photograph. Loads no torch.
+"""Output files for masks: one file, a folder that keeps the tree, or next to each photograph. Does not import torch.
 
-A folder remembers the settings and weights that it was begun with.
+A folder records the settings and weights that it was started with.
 """
 
 import hashlib
@@ -22,18 +22,18 @@ from segmint.pipeline.masks.images import NEXT_TO, OVERLAY, Photograph, Photogra
 from segmint.pipeline.masks.options import MasksOptions
 
 _JSON = ".json"
-_LONGEST_NAME = 255  # bytes of a file's name on Linux and macOS
-_ID_BITS = 39  # ids of masks are 10,000 times as large and stay under 2^53
+_LONGEST_NAME = 255  # maximum length of a file name in bytes on Linux and macOS
+_ID_BITS = 39  # annotation ids are 10,000 times larger and must stay below 2^53
 
 RECORD = ".segmint-masks.json"
-"""The file in the folder; hidden, so that nobody takes it for the masks of a photograph."""
+"""Name of the record in an output folder; hidden, so that it is not mistaken for a photograph's masks."""
 
 _ADVICE = "set these back, name another folder, or give --overwrite to make all of its masks again"
 
 
 @dataclass(frozen=True)
 class PhotographTask:
-    """A photograph, the file that its masks go to, and the number that its JSON has for it."""
+    """A photograph, the output file for its masks, and its image id in the JSON."""
 
     image: Photograph
     target: str
@@ -41,12 +41,12 @@ class PhotographTask:
 
     @property
     def overlay(self) -> str:
-        """The file that its drawn masks go to."""
+        """Output file for the drawn masks."""
         stem = self.target.removesuffix(_JSON)
         return stem + (".png" if stem.endswith(NEXT_TO) else OVERLAY)
 
     def too_long(self, overlay: bool) -> str | None:
-        """What is wrong with the name of a local file that no folder can hold; None if nothing is."""
+        """Return an error message if the output's local file name is too long for the file system, otherwise None."""
         longest = max(self.target, self.overlay if overlay else "", key=len)
         size = len(os.fsencode(base_name(longest))) if is_local(longest) else 0
         if size <= _LONGEST_NAME:
@@ -56,14 +56,14 @@ class PhotographTask:
 
 @dataclass(frozen=True)
 class Outputs:
-    """All tasks, and the folder they go to; None: one file that the user named, or next to each photograph."""
+    """All tasks and their output folder, which is None for a single named file or files next to the photographs."""
 
     tasks: tuple[PhotographTask, ...]
     folder: str | None
     next_to: bool = False
 
     def candidates(self, image: Photograph) -> tuple[str, str]:
-        """Return the names of a photograph's file without and with its ending, the second where the first is taken."""
+        """Return a photograph's output without and with the photograph's extension; the second avoids collisions."""
         if self.folder is not None:
             base, ending = join(self.folder, image.place), _JSON
         else:
@@ -72,12 +72,12 @@ class Outputs:
 
 
 def plan_outputs(photographs: Photographs, output: str | None) -> Outputs:
-    """Return each photograph with its file: `output` itself if that ends with `.json`, else a file in that folder.
+    """Return each photograph with its output: `output` if that ends with `.json`, otherwise a file in that folder.
 
-    Without an output the file is next to the photograph: `photo.masks.json`. A folder keeps the tree; a name keeps the
-    photograph's ending where two would go to one file without. Raises `UsageError` for several photographs into one
-    file, for an ending of another kind of file, if two would go to one file, if one would overwrite a photograph, and
-    for photographs in a store without an output.
+    Without `output`, the file goes next to the photograph, as `photo.masks.json`. A folder keeps the tree; a file name
+    keeps the photograph's extension if two photographs would otherwise share one file. Raises `UsageError` for several
+    photographs with one output file, for the extension of another file type, if two photographs would still share a
+    file, if a file would overwrite a photograph, and for remote photographs without `output`.
     """
     images = photographs.images
     if output is None:
@@ -115,7 +115,7 @@ def _is_file(output: str) -> bool:
 
 
 def check_writable(outputs: Outputs) -> None:
-    """Raise `UsageError` for local folders that cannot be made or written, before masks are made for them."""
+    """Raise `UsageError` for local folders that cannot be created or written, before any masks are made."""
     targets = [task.target for task in outputs.tasks] if outputs.folder is None else [join(outputs.folder, "x")]
     for folder in {local_path(target).parent: None for target in targets if is_local(target)}:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -132,17 +132,17 @@ def _with_tasks(outputs: Outputs, images: tuple[Photograph, ...]) -> Outputs:
         clearer = [
             outputs.candidates(image)[1] if alike[target] > 1 else target
             for image, target in zip(images, targets, strict=True)
-        ]  # x.jpg beside x.png, which may in turn meet x.jpg.tif
+        ]  # x.jpg and x.png collide, and the longer name may in turn collide with that of x.jpg.tif
         if clearer == targets:
             break
         targets = clearer
-    # Next to a photograph, the number is the same whichever folder or pattern named it.
+    # Next to a photograph, the id must not depend on the folder or pattern that named it.
     ids = [image_id(base_name(image.name) if outputs.next_to else image.place) for image in images]
     return replace(outputs, tasks=tuple(map(PhotographTask, images, targets, ids)))
 
 
 def files_next_to(outputs: Outputs) -> set[str]:
-    """Return the files next to the photographs that are there already, with names that masks have there."""
+    """Return the existing files next to the photographs whose names are those of masks."""
     names = {name for task in outputs.tasks for name in (*outputs.candidates(task.image), task.target)}
     drawn = {
         PhotographTask(task.image, name, 1).overlay for task in outputs.tasks for name in outputs.candidates(task.image)
@@ -151,10 +151,10 @@ def files_next_to(outputs: Outputs) -> set[str]:
 
 
 def with_kept_files(outputs: Outputs, there: Collection[str], photograph_of: Callable[[str], str]) -> Outputs:
-    """Return the tasks with the files that their photographs had before one of a similar name came or went.
+    """Return the tasks with the file names from before a photograph of a similar name was added or removed.
 
-    Else a photograph's masks would be there twice, as `x.json` and as `x.jpg.json`. `there` are the files that are
-    there, `photograph_of` returns the name of the photograph that one of them is of.
+    Otherwise a photograph's masks would exist twice, as `x.json` and as `x.jpg.json`. `there` contains the existing
+    files, and `photograph_of` returns the name of the photograph to which such a file belongs.
     """
     if outputs.folder is None and not outputs.next_to:
         return outputs
@@ -170,7 +170,7 @@ def with_kept_files(outputs: Outputs, there: Collection[str], photograph_of: Cal
 
 
 def image_id(place: str) -> int:
-    """Return the number of a photograph in a folder: of its place alone, so that it stays as the folder grows."""
+    """Return a photograph's image id, which only depends on its `place`, so it does not change as the folder grows."""
     digest = hashlib.sha256(place.encode("utf-8", "surrogateescape")).digest()
     return (int.from_bytes(digest[:8], "big") >> (64 - _ID_BITS)) or 1
 
@@ -198,22 +198,22 @@ def _identity(name: str) -> str:
 
 
 def settings_of(options: MasksOptions, weights_sha256: str) -> dict[str, Any]:
-    """Return what decides masks, as plain JSON values: the settings and the weights' digest."""
+    """Return everything that determines masks, as JSON values: the settings and the weights' digest."""
     return {"weights_sha256": weights_sha256, **options.settings()}
 
 
 def digest_of(settings: Mapping[str, Any]) -> str:
-    """Return the SHA-256 that names settings with weights."""
+    """Return the SHA-256 that identifies settings with weights."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def open_folder(
     folder: Location, outputs: Outputs, there: Collection[str], settings: Mapping[str, Any], *, overwrite: bool
 ) -> None:
-    """Put the record of a folder with the files `there`, or check that its record is of the same settings.
+    """Write the record of a folder that contains the files `there`, or check that its record has the same settings.
 
-    With `overwrite` the new record replaces the old one. Raises `UsageError` for other settings, naming what differs,
-    and for masks whose settings nobody recorded.
+    With `overwrite`, the new record replaces the old one. Raises `UsageError` if the settings differ, listing the
+    differences, and if the folder contains masks without a record.
     """
     record = folder / RECORD
     text = json.dumps({"sha256": digest_of(settings), "settings": settings}, indent=1).encode() + b"\n"

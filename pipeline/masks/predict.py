@@ -1,4 +1,4 @@
-"""The masks of one photograph: all of them, or those of prompts."""
+"""Mask prediction for one photograph, automatic or for prompts."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt
 
 @dataclass(frozen=True)
 class PromptedMask:
-    """A mask with its prompting points: one of the grid, all that were given, or none for a box alone."""
+    """A mask with the points that prompted it: one grid point, all points of the prompt, or none for a box only."""
 
     record: MaskRecord
     points: tuple[tuple[float, float], ...]
@@ -29,16 +29,16 @@ class PromptedMask:
 def automatic_masks(
     predictor: Predictor, frame: Frame, config: MasksConfig, report: Report | None = None
 ) -> list[PromptedMask]:
-    """Return all masks of an image, in its frame; `report` is called as points are decoded."""
+    """Return all masks of an image in its frame. `report` is called as points are decoded."""
     generator = MaskGenerator(predictor, config.settings())
     records = generator.finish(generator.find(frame.image, frame.original, report)).records
     return [PromptedMask(record, (record.point_coords,)) for record in records]
 
 
 def prompted_masks(predictor: Predictor, image: Pixels, options: MasksOptions) -> list[PromptedMask]:
-    """Return the masks asked for, in order; of each prompt's three the one with the best predicted IoU.
+    """Return the masks for the prompts in order: the one of each prompt's three with the best predicted IoU.
 
-    With `all_masks` all three, best first.
+    With `all_masks`, returns all three, best first.
     """
     embedding = predictor.embed(image)
     found: list[PromptedMask] = []

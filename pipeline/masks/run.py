@@ -1,7 +1,7 @@
-"""Masks for photographs, as `segmint masks` makes them: SA-1B's JSON, without Ray or a dataset.
+"""Implementation of `segmint masks`: SA-1B JSON for photographs, without Ray or a dataset.
 
-`plan` finds out all that can be wrong without torch, which takes seconds to load; `make_masks` loads the model when the
-first photograph needs it.
+`plan` catches all errors that do not require torch, which takes seconds to import. `make_masks` loads the model when
+the first photograph needs it.
 """
 
 import hashlib
@@ -46,11 +46,11 @@ Outcome = Literal["made", "skipped", "refused", "failed"]
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The result for one photograph: where its masks are, or the error.
+    """Result for one photograph: the output files of its masks, or the error.
 
-    `outcome` is made, skipped (its masks were there), refused (the photograph is at fault) or failed (something else
-    is, and another try may help). `masks` counts those that were made or were there. `frame` and `source` are widths
-    and heights in pixels: of the frame of the masks, and of the upright photograph; None where nothing was decoded.
+    `outcome` is made, skipped (its masks already existed), refused (the photograph is at fault), or failed (another
+    cause, so a retry may help). `masks` counts new or existing masks. `frame` and `source` are (width, height) in
+    pixels of the masks' frame and of the upright photograph, or None if nothing was decoded.
     """
 
     image: str
@@ -66,20 +66,20 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class MasksPlan:
-    """What is to be done: checked, and nothing written yet but the folder's record."""
+    """The validated work of a run; nothing is written yet except for the folder's record."""
 
     storage: Storage
     outputs: Outputs
     options: MasksOptions
     weights: Path
     settings_sha256: str
-    there: frozenset[str]  # files that are in the folder, or next to the photographs, already
+    there: frozenset[str]  # existing files in the folder or next to the photographs
     overwrite: bool
-    passed_over: tuple[str, ...]  # what looks like photographs or folders of them, and why it is left out
-    work: Work  # the masks that are not there yet
+    passed_over: tuple[str, ...]  # skipped entries that look like photographs or folders of them, with the reasons
+    work: Work  # the masks that don't exist yet
 
     def waits(self, task: PhotographTask) -> bool:
-        """Return whether the masks of a photograph count as work: there are none yet, or all are made again."""
+        """Return whether a photograph's masks need to be made because they do not exist or all are overwritten."""
         return self.overwrite or task.target not in self.there
 
 
@@ -92,11 +92,11 @@ def plan(
     overwrite: bool = False,
     announce: Callable[[Work], object] = lambda _: None,
 ) -> MasksPlan:
-    """Find the photographs and their outputs, and open the folder that these go to. Loads no torch.
+    """Find the photographs and their outputs, and open the output folder. Does not import torch.
 
-    `announce` is called with the work as soon as it is known, before the weights are found, which may take minutes.
-    Raises `UsageError` for arguments that do not fit together, files that are not there, weights that cannot be found,
-    and a folder that was begun with other settings.
+    `announce` is called with the work as soon as it is known, before the weights are resolved, which may take minutes.
+    Raises `UsageError` for inconsistent arguments, missing files, weights that cannot be found, and a folder that was
+    started with other settings.
     """
     storage = Storage()
     check_device(options.device)
@@ -127,7 +127,7 @@ def _photograph_of(storage: Storage, file: str) -> str:
 
 
 class _LazyModel:
-    """The predictor, loaded when a photograph needs it: until then torch is not imported."""
+    """The predictor, loaded on first use so that torch is not imported before."""
 
     def __init__(self, plan: MasksPlan, points: Callable[[int, int], object] | None) -> None:
         self._weights, self._options, self._work = plan.weights, plan.options, plan.work
@@ -136,7 +136,7 @@ class _LazyModel:
         self._start_s = 0.0
 
     def load(self) -> "Predictor":
-        """Return the predictor; raises `UsageError` for what is no checkpoint, and for a device that is not here."""
+        """Return the predictor. Raises `UsageError` if the file is not a checkpoint or the device is not available."""
         if self._predictor is None:
             began = time.monotonic()
             from segmint.infra.device import resolve_compute
@@ -149,7 +149,7 @@ class _LazyModel:
         return self._predictor
 
     def masks(self, frame: "Frame") -> "list[PromptedMask]":
-        """Return the masks of a frame: all, or those of the prompts."""
+        """Return the masks of a frame, either all of them or those of the prompts."""
         from segmint.pipeline.masks.predict import automatic_masks, prompted_masks
 
         if self._options.prompts:
@@ -164,13 +164,13 @@ class _LazyModel:
 def make_masks(
     plan: MasksPlan, report: Callable[[ImageResult], None], points: Callable[[int, int], object] | None = None
 ) -> list[ImageResult]:
-    """Write the masks of each photograph that has none yet; `report` is called with each result as it comes.
+    """Write the masks of each photograph that has none yet, and call `report` with each result.
 
-    `points` is called as points of a photograph are decoded, with how many are and how many there are.
+    `points` is called as points of a photograph are decoded, with the number of decoded points and the total.
 
-    A photograph that is refused or cannot be read gives a result with its error, and the others go on; of a single
-    one, prompts outside it raise `UsageError`. So do weights that are no checkpoint and a device that is not here, and
-    what cannot be written ends the run with its exception.
+    A photograph that is refused or cannot be read yields a result with its error, and the run continues. If there is
+    only one photograph, prompts outside it raise `UsageError`. Invalid checkpoints and unavailable devices also raise
+    `UsageError`, and any failed write ends the run with its exception.
     """
     model = _LazyModel(plan, points)
     results = []
@@ -184,7 +184,7 @@ def make_masks(
 
 @dataclass(frozen=True)
 class _PhotographFiles:
-    """What is to be written for a photograph, and the result once it is; None: nothing of that kind."""
+    """The files to write for a photograph, or None, and the result to report once they are written."""
 
     result: ImageResult
     document: bytes | None = None
@@ -192,7 +192,7 @@ class _PhotographFiles:
 
 
 class _OtherFileError(SegmintError):
-    """The file that is there stays, and is not what this run would write."""
+    """Raised if an existing file differs from what this run would write, in which case it is left in place."""
 
 
 def _one_image(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> ImageResult:
@@ -254,10 +254,10 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
 
 
 def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFile | None":
-    """Return the masks that are there already; None if they are to be made, also again by other settings.
+    """Return the existing masks, or None if they must be made, including remade because the settings changed.
 
-    Raises `_OtherFileError` if what is there is not of this photograph; next to a photograph also for masks by other
-    settings, which no record of a folder tells apart, and for files that segmint did not write.
+    Raises `_OtherFileError` if the existing file belongs to another photograph. Next to a photograph, where no folder
+    record protects against changed settings, it is also raised for masks with other settings and for foreign files.
     """
     next_to = plan.outputs.next_to
     if next_to:
@@ -281,7 +281,7 @@ def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFil
 
 
 def _check_ours(plan: MasksPlan, task: PhotographTask) -> None:
-    """Raise `_OtherFileError` if a file next to a photograph would be replaced that segmint did not write."""
+    """Raise `_OtherFileError` if this run would replace a file next to a photograph that segmint did not write."""
     from segmint.pipeline.masks.document import read_document
 
     foreign = None

@@ -1,9 +1,9 @@
-"""The names of the package `segment_anything`, so that notebooks written for it run with the import changed.
+"""Drop-in replacement for the `segment_anything` package: existing notebooks only need to change the import.
 
     from segmint.compat import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 
-The same masks, faster; what differs is in docs/python.md. New code is better off with `segmint.MaskGenerator` and
-`segmint.Predictor`, which hold no image.
+It produces the same masks, faster; docs/python.md lists the differences. New code should use `segmint.MaskGenerator`
+and `segmint.Predictor`, which are stateless.
 """
 
 from segmint.compat.generator import SamAutomaticMaskGenerator as SamAutomaticMaskGenerator

@@ -1,4 +1,4 @@
-"""All masks of an image as dictionaries, as `segment_anything` returns them."""
+"""Automatic mask generation with the interface of `segment_anything`, which returns masks as dictionaries."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,12 +16,12 @@ from segmint.pipeline.masks.interactive.images import Image, pixels_of
 
 
 class SamAutomaticMaskGenerator:
-    """Finds all masks of an image: segmint's profile `official` under the reference's names and defaults.
+    """Automatic mask generator: segmint's `official` profile with the reference's argument names and defaults.
 
-    `output_mode` is `binary_mask` (bool arrays), `uncompressed_rle` or `coco_rle`. `points_per_batch` has no effect:
-    segmint takes as many points at once as suit the device. An attribute that is set later holds from the next image.
-    Raises ValueError for `point_grids`, which segmint does not have, for an unknown `output_mode`, and for settings out
-    of range.
+    `output_mode` is `binary_mask` (bool arrays), `uncompressed_rle`, or `coco_rle`. `points_per_batch` has no effect
+    because segmint picks a batch size that suits the device. Changes to the attributes apply from the next image.
+    Raises ValueError for `point_grids`, which segmint does not support, for an unknown `output_mode`, and for settings
+    out of range.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class SamAutomaticMaskGenerator:
         self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
-        _ = self.settings  # refused before a model is prepared
+        _ = self.settings  # validated before a model is prepared
         self.model = Sam.of(model)
         self.predictor = SamPredictor(self.model)
         self._prepared: MaskGenerator | None = None
 
     @property
     def settings(self) -> MaskSettings:
-        """The attributes as segmint's settings. Raises ValueError for those out of range."""
+        """Attributes converted to segmint's settings. Raises ValueError if one is out of range."""
         return MaskSettings.official(
             points_per_side=self.points_per_side,
             pred_iou_thresh=self.pred_iou_thresh,
@@ -79,10 +79,11 @@ class SamAutomaticMaskGenerator:
         )
 
     def generate(self, image: Image) -> list[dict[str, Any]]:
-        """Return a dictionary for each mask of an image, (height, width, 3) uint8 RGB or whatever `pixels_of` takes.
+        """Return a dictionary for each mask of an image.
 
-        `segmentation` is in the form of `output_mode`; `area` in pixels; `bbox` and `crop_box` [x, y, width, height] in
-        whole pixels; `predicted_iou`; `point_coords` [[x, y]]; `stability_score`.
+        The image is (height, width, 3) uint8 RGB or anything that `pixels_of` accepts. The keys are `segmentation` in
+        the format of `output_mode`, `area` in pixels, `bbox` and `crop_box` as [x, y, width, height] in whole pixels,
+        `predicted_iou`, `point_coords` as [[x, y]], and `stability_score`.
         """
         records = self._generator().generate(pixels_of(image)).records
         return [_dictionary(record, _FORMS[self.output_mode]) for record in records]

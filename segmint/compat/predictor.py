@@ -1,4 +1,4 @@
-"""A predictor that holds an image, as `segment_anything` has it."""
+"""Stateful predictor with the interface of `segment_anything`: set an image, then predict masks for prompts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,15 +15,15 @@ from segmint.pipeline.masks.interactive.images import Image, pixels_of
 
 
 class SamPredictor:
-    """Masks for prompts on the image that was set last.
+    """Predictor of masks for prompts on the current image.
 
     Attributes:
         model: the SAM.
         transform: scales images and coordinates to the encoder's frame.
-        is_image_set: whether there is an image.
-        features: its embedding, (1, 256, 64, 64); None without an image.
-        original_size: its (height, width) in pixels.
-        input_size: the (height, width) that it was resized to.
+        is_image_set: True after `set_image` or `set_torch_image`.
+        features: the image embedding, (1, 256, 64, 64); None without an image.
+        original_size: (height, width) of the image in pixels.
+        input_size: (height, width) after resizing to the encoder's frame.
     """
 
     is_image_set: bool
@@ -38,14 +38,14 @@ class SamPredictor:
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's weights."""
+        """Device of the model's weights."""
         return self.model.device
 
     def set_image(self, image: Image, image_format: str = "RGB") -> None:
-        """Encode an image: (height, width, 3) uint8, or whatever `segmint.Predictor` takes.
+        """Encode an image, (height, width, 3) uint8 or anything that `segmint.Predictor` accepts.
 
-        `image_format` is the order of an array's channels, RGB or BGR; paths and Pillow images have their own. Raises
-        ValueError for anything else.
+        `image_format` is the channel order of an array, RGB or BGR; it is ignored for paths and Pillow images. Raises
+        ValueError for any other format.
         """
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"image_format is {image_format!r}: expected 'RGB' or 'BGR'")
@@ -56,9 +56,9 @@ class SamPredictor:
         self.set_torch_image(resized, pixels.shape[:2])
 
     def set_torch_image(self, transformed_image: Tensor, original_image_size: Sequence[int]) -> None:
-        """Encode an image (1, 3, H, W) of 0 to 255 whose longer side was resized to 1024; the size is that before.
+        """Encode an image (1, 3, H, W) with values 0 to 255, already resized so that its longer side is 1024.
 
-        Raises ValueError for another shape.
+        `original_image_size` is the (height, width) before resizing. Raises ValueError for any other shape.
         """
         shape = tuple(transformed_image.shape)
         if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != self.model.image_size:
@@ -81,12 +81,13 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
-        """Predict C masks for one prompt: three with `multimask_output`, else one.
+        """Predict C masks for one prompt: three with `multimask_output`, otherwise one.
 
-        `point_coords` (N, 2) as (x, y) and `box` (4,) as (x0, y0, x1, y1) in pixels of the image, `point_labels` (N,)
-        with 1 for foreground and 0 for background, `mask_input` (1, 256, 256) logits of an earlier answer. Returns
-        masks (C, height, width) bool (float32 logits with `return_logits`), predicted IoUs (C,) and low-resolution
-        logits (C, 256, 256). Raises RuntimeError without an image, and ValueError without a prompt or for wrong ones.
+        `point_coords` (N, 2) as (x, y) and `box` (4,) as (x0, y0, x1, y1) are in pixels of the image. `point_labels`
+        (N,) are 1 for foreground and 0 for background. `mask_input` (1, 256, 256) are logits of an earlier prediction.
+        Returns masks (C, height, width) bool (float32 logits with `return_logits`), predicted IoUs (C,), and
+        low-resolution logits (C, 256, 256). Raises RuntimeError if no image is set, and ValueError for a missing or
+        invalid prompt.
         """
         size = self._sizes()[1]
         points = labels = boxes = masks = None
@@ -114,9 +115,9 @@ class SamPredictor:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Predict C masks for each of B prompts, whose coordinates `transform` has scaled to the encoder's frame.
 
-        `point_coords` (B, N, 2) with `point_labels` (B, N), `boxes` (B, 4), `mask_input` (B, 1, 256, 256). Returns
-        masks (B, C, height, width), predicted IoUs (B, C) and low-resolution logits (B, C, 256, 256). Raises as
-        `predict`.
+        Takes `point_coords` (B, N, 2) with `point_labels` (B, N), `boxes` (B, 4), and `mask_input` (B, 1, 256, 256).
+        Returns masks (B, C, height, width), predicted IoUs (B, C), and low-resolution logits (B, C, 256, 256). Raises
+        the same errors as `predict`.
         """
         input_size, original_size = self._sizes()
         low_res, ious = self.model.decode(
@@ -125,20 +126,20 @@ class SamPredictor:
         return self.model.full_size(low_res, input_size, original_size, return_logits), ious, low_res
 
     def get_image_embedding(self) -> Tensor:
-        """Return the embedding of the image that is set, (1, 256, 64, 64). Raises RuntimeError without one."""
+        """Return the embedding of the current image, (1, 256, 64, 64). Raises RuntimeError if no image is set."""
         self._sizes()
         assert self.features is not None
         return self.features
 
     def reset_image(self) -> None:
-        """Forget the image."""
+        """Discard the current image and its embedding."""
         self.is_image_set = False
         self.features = None
         self.original_size = None
         self.input_size = None
 
     def _sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The sizes of the encoder's input and of the image."""
+        """Return the (height, width) of the encoder's input and of the original image."""
         if not self.is_image_set or self.input_size is None or self.original_size is None:
             raise RuntimeError("no image is set: call set_image first")
         return self.input_size, self.original_size

@@ -1,4 +1,4 @@
-"""Models by name, as `segment_anything` builds them."""
+"""Model registry and constructors with the names of `segment_anything`."""
 
 import os
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from segmint.model.sam.load import Architecture, inspect_checkpoint, load_sam
 
 
 def _build(architecture: Architecture, checkpoint: str | os.PathLike[str] | None = None) -> Sam:
-    """Return a SAM in evaluation mode on the CPU: with a checkpoint's weights, or with random ones without.
+    """Return a SAM in evaluation mode on the CPU, with a checkpoint's weights or, without one, random weights.
 
-    `checkpoint` is a path, a URI, or one of segmint's names of weights (vit_b, vit_l, vit_h, mobile_sam). Raises
-    `UsageError` if it cannot be found, and ValueError if it holds another model.
+    `checkpoint` is a path, a URI, or the name of weights that segmint knows (vit_b, vit_l, vit_h, mobile_sam). Raises
+    `UsageError` if it cannot be found, and ValueError if it contains a different architecture.
     """
     if checkpoint is None:
         return Sam.of(load.build_sam(architecture))
@@ -40,6 +40,6 @@ sam_model_registry: dict[str, Callable[..., Sam]] = {
     "vit_h": build_sam_vit_h,
     "vit_l": build_sam_vit_l,
     "vit_b": build_sam_vit_b,
-    "vit_t": _build_mobile_sam,  # MobileSAM's own name for it
+    "vit_t": _build_mobile_sam,  # the name in MobileSAM's own registry
     "mobile_sam": _build_mobile_sam,
 }

@@ -1,4 +1,4 @@
-"""The model as notebooks for `segment_anything` use it: called with a batch of images and prompts."""
+"""SAM with the interface of `segment_anything`, which notebooks call with a batch of images and prompts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from segmint.model.sam import sam as base
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.model.sam.preprocess import PIXEL_MEAN, PIXEL_STD
 
-_AT_ONCE = 8  # prompts whose masks are upscaled together: each takes 4 MiB meanwhile
+_AT_ONCE = 8  # prompts per upscaling batch; each needs 4 MiB
 
 
 class Sam(base.Sam):
-    """SAM with the reference's attributes; its parts have segmint's own arguments."""
+    """SAM with the reference's attributes; its submodules keep segmint's signatures."""
 
     mask_threshold = 0.0
     image_format = "RGB"
@@ -25,7 +25,7 @@ class Sam(base.Sam):
 
     @classmethod
     def of(cls, sam: base.Sam) -> "Sam":
-        """Return the same model, its weights shared, with the attributes of this class."""
+        """Return `sam` as an instance of this class that shares its weights. Raises TypeError if it is not a SAM."""
         if isinstance(sam, cls):
             return sam
         if not isinstance(sam, base.Sam):
@@ -39,28 +39,29 @@ class Sam(base.Sam):
 
     @property
     def pixel_mean(self) -> Tensor:
-        """The mean of red, green and blue that images are normalized by, (3, 1, 1)."""
+        """Per-channel RGB mean that images are normalized with, (3, 1, 1)."""
         return torch.tensor(PIXEL_MEAN, device=self.device).view(-1, 1, 1)
 
     @property
     def pixel_std(self) -> Tensor:
-        """The standard deviation, (3, 1, 1)."""
+        """Per-channel RGB standard deviation that images are normalized with, (3, 1, 1)."""
         return torch.tensor(PIXEL_STD, device=self.device).view(-1, 1, 1)
 
     def predictor(self) -> Predictor:
-        """Return segmint's predictor of this model, made again if weights were moved, cast, loaded or trained since."""
+        """Return segmint's predictor for this model, rebuilt if weights were moved, cast, loaded, or trained since."""
         state = tuple((weight.data_ptr(), weight._version) for weight in (*self.parameters(), *self.buffers()))
         if self._prepared is None or state != self._state:
             self._prepared, self._state = Predictor(self), state
         return self._prepared
 
     def forward(self, batched_input: Sequence[dict[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
-        """Predict masks for several images, each with its prompts.
+        """Predict masks for several images, each with its own prompts.
 
-        Each image is a dictionary: `image` (3, H, W), resized by `ResizeLongestSide`; `original_size`, its (height,
-        width) before; and prompts in the resized frame: `point_coords` (B, N, 2) with `point_labels` (B, N), `boxes`
-        (B, 4), `mask_inputs` (B, 1, 256, 256). Returns for each `masks` (B, C, height, width) bool, `iou_predictions`
-        (B, C) and `low_res_logits` (B, C, 256, 256). Raises ValueError as `Predictor.predict`.
+        Each image is a dictionary with `image` (3, H, W), resized by `ResizeLongestSide`; `original_size`, the (height,
+        width) before resizing; and prompts in the resized frame: `point_coords` (B, N, 2) with `point_labels` (B, N),
+        `boxes` (B, 4), and `mask_inputs` (B, 1, 256, 256). Returns a dictionary per image with `masks` (B, C, height,
+        width) bool, `iou_predictions` (B, C), and `low_res_logits` (B, C, 256, 256). Raises ValueError like
+        `Predictor.predict`.
         """
         predictor = self.predictor()
         answers = []
@@ -104,13 +105,13 @@ class Sam(base.Sam):
             masks,
             multimask,
         )
-        # Copies: tensors of inference mode refuse to take part in training.
+        # Clone because inference-mode tensors can't take part in training.
         return found.low_res_logits.clone(), found.predicted_iou.clone()
 
     def full_size(
         self, low_res: Tensor, input_size: tuple[int, int], original_size: tuple[int, int], logits: bool
     ) -> Tensor:
-        """Return masks (B, C, height, width) in the original image's frame: bool, or float32 with `logits`."""
+        """Return masks (B, C, height, width) in the original image's frame, as bool or, with `logits`, float32."""
         if not len(low_res):
             return low_res.new_zeros((*low_res.shape[:2], *original_size), dtype=None if logits else torch.bool)
         predictor, frame = self.predictor(), Embedding(low_res, input_size, original_size)
@@ -121,7 +122,7 @@ class Sam(base.Sam):
         return torch.cat(parts)
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """Normalize (..., 3, H, W) of 0 to 255, and pad it to the encoder's square input on the right and below."""
+        """Normalize images (..., 3, H, W) of 0 to 255, and pad them right and below to the encoder's square input."""
         x = (x - self.pixel_mean) / self.pixel_std
         height, width = x.shape[-2:]
         return F.pad(x, (0, self.image_size - width, 0, self.image_size - height))

@@ -1,1 +1,1 @@
-"""Mask generation whose candidates stay on the GPU until suppression has removed most of them."""
+"""Mask generation whose candidates stay on the GPU until NMS has removed most of them."""

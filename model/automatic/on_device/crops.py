@@ -1,10 +1,10 @@
-"""Mask generation of whole crops on an accelerator: the host waits once for numbers, and once for runs.
+"""Mask generation of whole crops on an accelerator, with one wait of the host for numbers and one for runs.
 
-1. *Start.* Points are uploaded, chunks decoded, drawn and measured, and seven counts and coordinates a mask, its
-   predicted IoU and whether it is wanted begin their way to the host. Nothing here waits.
-2. *Finish.* Filters and NMS on the host, then the masks that are left are drawn as runs, which are waited for.
+1. *Start.* Points are uploaded, and chunks are decoded, drawn, and measured. The copy of seven counts and coordinates
+   per mask, its predicted IoU, and its `wanted` flag to the host starts. Nothing here waits.
+2. *Finish.* The host filters and applies NMS. Then the remaining masks are drawn as runs, which the host waits for.
 
-A caller starts the next crop before it finishes this one, so that the device has work while the host waits.
+Callers start the next crop before they finish this one, so the device has work while the host waits.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ class DecodedChunk:
 
     Attributes:
         predicted_iou: (B, 3) float32.
-        wanted: (B, 3) bool, those over the threshold of points that are not padding.
-        drawing: draws them.
+        wanted: (B, 3) bool, True if above the threshold and not from a padding point.
+        drawing: the arguments to draw them.
     """
 
     predicted_iou: Tensor
@@ -49,7 +49,7 @@ class ChunkMasks:
     """Three masks for each of B points.
 
     Attributes:
-        logits: (B, 3, 256, 256) float32; may be anything where a mask is not wanted.
+        logits: (B, 3, 256, 256) float32; arbitrary where a mask is not wanted.
         predicted_iou: (B, 3) float32.
         wanted: (B, 3) bool.
     """
@@ -60,7 +60,7 @@ class ChunkMasks:
 
 
 def plan_image(sam: Sam, features: Tensor) -> DecodePlan:
-    """What all points on an image embedding (1, 256, 64, 64) share."""
+    """Return the values that all points on an image embedding (1, 256, 64, 64) share."""
     encoder = sam.prompt_encoder
     return decoder.plan_image(sam.mask_decoder, features, encoder.dense_positions(), encoder.dense_without_mask())
 
@@ -68,8 +68,8 @@ def plan_image(sam: Sam, features: Tensor) -> DecodePlan:
 def decode_chunk(sam: Sam, plan: DecodePlan, points: Tensor, threshold: float) -> DecodedChunk:
     """Decode B points.
 
-    `points` (B, 3) float64 are x and y in pixels of the encoder's input, and 1, or 0 for a point that pads the chunk.
-    `threshold` is for predicted IoU.
+    `points` (B, 3) float64 contain x and y in pixels of the encoder's input, and 1, or 0 for points that pad the chunk.
+    `threshold` applies to predicted IoU.
     """
     labels = torch.ones_like(points[:, :1])
     sparse = sam.prompt_encoder(points[:, None, :2], labels, None, None).sparse
@@ -79,16 +79,16 @@ def decode_chunk(sam: Sam, plan: DecodePlan, points: Tensor, threshold: float) -
 
 
 def draw_chunk(decoded: DecodedChunk) -> ChunkMasks:
-    """Draw what was decoded; the masks stay as they are."""
+    """Draw a decoded chunk into masks that later replays do not overwrite."""
     logits = decoded.drawing.draw(decoded.wanted)
     return ChunkMasks(logits, decoded.predicted_iou.clone(), decoded.wanted.clone())
 
 
 class DeviceCrops:
-    """Finds the masks of crops on the model's device, with graphs for the plan of an image and for two sizes of chunk.
+    """Mask finder for crops on the model's device, with CUDA graphs for an image's plan and two chunk sizes.
 
-    Graphs are captured when they are first needed, again in each thread, and keep their memory. The masks of a crop
-    take 768 KB a point until it is finished.
+    Each thread captures its graphs on first use, and they keep their memory. A crop's masks take 768 KB per point until
+    the crop is finished.
     """
 
     def __init__(self, predictor: Predictor, settings: MaskSettings) -> None:
@@ -99,10 +99,10 @@ class DeviceCrops:
     def start(
         self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int]
     ) -> Callable[[], tuple[CandidateMasks, Funnel]]:
-        """Begin to find the masks of one crop's grid.
+        """Start to find the masks of one crop's grid.
 
-        Returns a function that waits for them, to be called in the same thread: the masks after NMS within the crop,
-        best first, and the counts so far. `frame_size` is (height, width).
+        Returns a function that waits for them and must be called in the same thread. It returns the masks after NMS
+        within the crop, best first, and the counts so far. `frame_size` is (height, width).
         """
         settings, device = self._settings, self._predictor.sam.device
         points = crop_points(crop, settings.points_of_layer(crop.layer))
@@ -127,7 +127,7 @@ class DeviceCrops:
         return finish
 
     def start_chunks(self, embedding: Embedding, points: NDArray[np.float64]) -> list[ChunkMasks]:
-        """Decode points (P, 2), x, y in pixels of the crop, in chunks: their masks, which stay as they are."""
+        """Decode points (P, 2), x, y in pixels of the crop, in chunks whose masks later replays do not overwrite."""
         sizes = chunk_sizes(len(points), self._settings.chunk_on(self._predictor.sam.device.type))
         placed = _in_input(points, embedding)[np.minimum(np.arange(sum(sizes)), len(points) - 1)]
         placed[len(points) :, 2] = 0  # the last point pads the last chunk
@@ -138,9 +138,9 @@ class DeviceCrops:
 
 
 def chunk_sizes(points: int, points_per_chunk: int) -> list[int]:
-    """The sizes of the chunks that decode a number of points: whole ones, then the smallest that holds the rest.
+    """Return the chunk sizes for a number of points: full chunks, then the smallest one that fits the remainder.
 
-    There are two sizes, for a graph is made for each: `points_per_chunk` and `small_chunk` of it.
+    There are only two sizes, `points_per_chunk` and its `small_chunk`, because each needs its own graph.
     """
     whole, rest = divmod(points, points_per_chunk)
     small = small_chunk(points_per_chunk)
@@ -148,9 +148,9 @@ def chunk_sizes(points: int, points_per_chunk: int) -> list[int]:
 
 
 def measure_chunk(upscaling: TiledUpscaling, masks: ChunkMasks, offset: float) -> Tensor:
-    """What the host must know of a chunk's masks, on their device: (3B, 9) int64.
+    """Return the values that the host needs for a chunk's masks, (3B, 9) int64, on their device.
 
-    The seven numbers of `mask_tiles.measure`, the bits of the predicted IoU, and 1 for a mask that is wanted.
+    These are the seven numbers of `mask_tiles.measure`, the bits of the predicted IoU, and 1 for a wanted mask.
     """
     wanted = masks.wanted.flatten()
     found = upscaling.measure(masks.logits.flatten(0, 1), offset, wanted)
@@ -159,7 +159,7 @@ def measure_chunk(upscaling: TiledUpscaling, masks: ChunkMasks, offset: float) -
 
 
 class _Graphs:
-    """One thread's graphs of one model, and their inputs' memory."""
+    """One thread's graphs of one model, with the memory of their inputs."""
 
     def __init__(self, predictor: Predictor, threshold: float, features: Tensor) -> None:
         self._sam = predictor.sam
@@ -175,10 +175,10 @@ class _Graphs:
         self._planned = self._plan()
 
     def decode(self, points: Tensor) -> ChunkMasks:
-        """Decode and draw points (B, 3) on the image that was planned last."""
+        """Decode and draw points (B, 3) on the most recently planned image."""
         if len(points) not in self._chunks:
             held = points.clone()
-            # A graph finds the plan where it was, which only a graph of the plan ensures.
+            # A graph reads the plan from fixed memory, which only a graph of the plan guarantees.
             device = held.device if self._plan.is_graph else torch.device("cpu")
             decode = CapturedGraph(lambda: decode_chunk(self._sam, self._planned, held, self._threshold), device)
             self._chunks[len(points)] = held, decode
@@ -188,7 +188,7 @@ class _Graphs:
 
 
 def _in_input(points: NDArray[np.float64], embedding: Embedding) -> NDArray[np.float64]:
-    """Points (P, 2) of the frame in pixels of the encoder's input, and 1 after each: (P, 3)."""
+    """Return points (P, 2) of the frame in pixels of the encoder's input, each followed by 1: (P, 3)."""
     (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
     scaled = points * np.array([width / frame_width, height / frame_height])
     return np.concatenate([scaled, np.ones((len(points), 1))], axis=1)

@@ -1,9 +1,9 @@
-"""The decoder for single points on an accelerator: the sums of `point_decoder.py`, laid out for three kernels.
+"""Decoder for single points on an accelerator: the sums of `point_decoder.py`, laid out for three kernels.
 
-`model/kernels/factored_image.py` has the steps that touch the whole image, and its layout of tokens and rows. What is
-here is small: the tokens' own attention, projections and perceptrons, and what the kernels take. The plan of an image
-differs from `point_decoder.PointPlan` in one thing: a norm's statistics are taken from the image itself, in float32,
-and need no products of vectors.
+`model/kernels/factored_image.py` implements the steps that process the whole image, and defines the layout of tokens
+and rows. The rest is small and implemented here: the tokens' own attention, projections, and perceptrons, and the
+inputs of the kernels. The plan of an image differs from `point_decoder.PointPlan` in one point: a norm's statistics are
+computed from the image itself in float32, so no products of vectors are needed.
 
 Shapes: B points, T = 7 tokens in 8 seats for each of H = 8 heads of D = 16 channels, N = 64 rows, C = 256 channels, R
 rows of an image, P = 4096 positions.
@@ -25,11 +25,11 @@ from segmint.model.sam.transformer import Attention
 
 @dataclass(frozen=True)
 class ProjectedImage:
-    """The shared image through one projection of an attention.
+    """The shared image after one projection of an attention.
 
     Attributes:
-        own: (H * D, P); before the first block with positions and bias.
-        places: (H * D, P), the positional encoding projected, and the bias; (0, P) before the first block.
+        own: (H * D, P); before the first block, including positions and bias.
+        places: (H * D, P), the projected positional encoding plus the bias; (0, P) before the first block.
         weight: (H, D, C).
     """
 
@@ -40,7 +40,7 @@ class ProjectedImage:
 
 @dataclass(frozen=True)
 class AttentionView:
-    """What the attention from tokens to the image shares: keys, values (P, H * D), and the values' weight (H, D, C)."""
+    """Shared values of the attention from tokens to the image: keys, values (P, H * D), their weight (H, D, C)."""
 
     keys: ProjectedImage
     values: Tensor
@@ -49,11 +49,11 @@ class AttentionView:
 
 @dataclass(frozen=True)
 class SharedBlock:
-    """What all points on one image share in one two-way block.
+    """Values that all points on one image share in one two-way block.
 
     Attributes:
         view: None in the first block, where all tokens attend to one image.
-        queries: the image's, for its attention to the tokens.
+        queries: the image's queries for its attention to the tokens.
         outward: (H, D, C), from values to what they add to the image, without its mean.
         shared: (P, C), the shared image without its mean.
     """
@@ -66,8 +66,11 @@ class SharedBlock:
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """What all points on one image share: keys and values (1, H, P, D) of the first block, blocks, the last view, and
-    `drawn` (P, C), the shared image after the first step of upscaling, without bias."""
+    """Values that all points on one image share.
+
+    `keys` and `values` (1, H, P, D) belong to the first block, `blocks` to the two-way blocks, and `final` to the last
+    attention. `drawn` (P, C) is the shared image after the first step of upscaling, without bias.
+    """
 
     keys: Tensor
     values: Tensor
@@ -78,7 +81,7 @@ class DecodePlan:
 
 @dataclass(frozen=True)
 class PointImages:
-    """The images of B points, scale * X + coefficients^T vectors.
+    """Images of B points, scale * X + coefficients^T vectors.
 
     Attributes:
         scale: (B, P) float32.
@@ -92,7 +95,7 @@ class PointImages:
 
 
 def plan_image(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mask: Tensor) -> DecodePlan:
-    """The plan for an image embedding, its positional encoding and the embedding of no mask, each (1, C, 64, 64)."""
+    """Return the plan for an image embedding, positional encoding, and no-mask embedding, each (1, C, 64, 64)."""
     image = (features + no_mask).flatten(2).transpose(1, 2)
     places = positions.flatten(2).transpose(1, 2)
     first = decoder.transformer.blocks[0].cross_attn_token_to_image
@@ -119,7 +122,7 @@ def plan_image(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mas
 
 
 def _view(attention: Attention, shared: Tensor, places: Tensor) -> AttentionView:
-    # The keys' bias adds the same to all scores of a query.
+    # The keys' bias adds the same value to all scores of a query.
     keys = _projected(attention.k_proj.weight, None, shared, places)
     return AttentionView(keys, shared @ attention.v_proj.weight.T, split_rows(attention.v_proj.weight, HEADS))
 
@@ -132,7 +135,7 @@ def _projected(weight: Tensor, bias: Tensor | None, shared: Tensor, places: Tens
 
 
 def decode(decoder: MaskDecoder, plan: DecodePlan, sparse: Tensor) -> tuple[Tensor, Tensor, PointImages]:
-    """Predicted IoUs (B, 3) float32 of three masks of B points, the masks' tokens (B, 3, C) and the points' images.
+    """Return predicted IoUs (B, 3) float32, mask tokens (B, 3, C), and images for three masks of each of B points.
 
     `sparse` (B, 2, C) embeds each point and the padding token ("not a point") that follows it.
     """
@@ -183,7 +186,7 @@ def decode(decoder: MaskDecoder, plan: DecodePlan, sparse: Tensor) -> tuple[Tens
 
 @dataclass(frozen=True)
 class DrawArguments:
-    """What `factored_image.draw` takes: the images after the first step of upscaling, weights, the masks' filters."""
+    """Arguments of `factored_image.draw`: the images after the first step of upscaling, weights, and mask filters."""
 
     images: PointImages
     shared: Tensor
@@ -194,7 +197,7 @@ class DrawArguments:
     eps: float
 
     def draw(self, wanted: Tensor) -> Tensor:
-        """Logits (B, 3, 256, 256) float32; anything for a point of which no mask is `wanted` (B, 3)."""
+        """Return logits (B, 3, 256, 256) float32, arbitrary for points without a mask in `wanted` (B, 3)."""
         logits: Tensor = draw(
             self.images.scale,
             self.images.coefficients,
@@ -211,7 +214,7 @@ class DrawArguments:
 
 
 def prepare_drawing(decoder: MaskDecoder, plan: DecodePlan, tokens: Tensor, images: PointImages) -> DrawArguments:
-    """What draws the masks with these tokens (B, 3, C) on the points' images."""
+    """Return the arguments to draw the masks with these tokens (B, 3, C) on the points' images."""
     filters = torch.stack([mlp(tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:MASK_TOKENS])], dim=1)
     first, norm, second = decoder.upscaling_steps
     (weight1, bias1), (weight2, bias2) = as_linear(first), as_linear(second)
@@ -229,7 +232,7 @@ def prepare_drawing(decoder: MaskDecoder, plan: DecodePlan, tokens: Tensor, imag
 
 
 def _attend(attention: Attention, view: AttentionView, q: Tensor, images: PointImages) -> Tensor:
-    """`attention(q, images + positions, images)` for queries (B, T, C): (B, T, C)."""
+    """Return `attention(q, images + positions, images)` for queries (B, T, C) as (B, T, C)."""
     few = _seated(attention.q_proj(q)) * float(attention.head_width**-0.5)
     own, mixed = look(
         few.flatten(1, 2),
@@ -247,12 +250,12 @@ def _attend(attention: Attention, view: AttentionView, q: Tensor, images: PointI
 
 
 def _seated(x: Tensor) -> Tensor:
-    """Projected tokens (B, T, H * D) in their seats: (B, H, 8, D), zeros in those that are free."""
+    """Return projected tokens (B, T, H * D) in their seats, (B, H, 8, D), with zeros in free seats."""
     return F.pad(split_heads(x, HEADS), (0, 0, 0, SEATS - x.shape[1]))
 
 
 def _prior(few: Tensor, weight: Tensor, images: PointImages) -> Tensor:
-    """Scores (B, N, R) between projected tokens (B, H, 8, D) and the images' vectors through a weight (H, D, C)."""
+    """Return scores (B, N, R) of projected tokens (B, H, 8, D) with the images' vectors through a weight (H, D, C)."""
     if not images.vectors.shape[1]:
         return few.new_zeros(len(few), ROWS, 0)
     projected = torch.unflatten(images.vectors @ weight.flatten(0, 1).T, 2, (HEADS, -1))
@@ -260,7 +263,7 @@ def _prior(few: Tensor, weight: Tensor, images: PointImages) -> Tensor:
 
 
 def _with_bias(vectors: Tensor, bias: Tensor) -> Tensor:
-    """The images' vectors (B, R, C) when the constant has grown by `bias` (C,), without their mean over channels."""
+    """Return the images' vectors (B, R, C) with `bias` (C,) added to the constant, without their mean over channels."""
     vectors = vectors.clone()
     vectors[:, CONSTANT] += bias
     return vectors - vectors.mean(dim=2, keepdim=True)

@@ -1,1 +1,1 @@
-"""The Python API for single images: `MaskGenerator` and `Predictor`."""
+"""Python API for single images: `MaskGenerator` and `Predictor`."""

@@ -1,4 +1,4 @@
-"""All masks of images, as notebooks and scripts ask for them: models by name, images by path, progress, pictures."""
+"""Automatic mask generation for notebooks and scripts, with models by name, images by path, and progress bars."""
 
 import os
 from collections.abc import Iterable, Iterator, Sized
@@ -20,18 +20,18 @@ from segmint.pipeline.masks.interactive.images import Image, describe, pixels_of
 from segmint.pipeline.masks.interactive.models import Predictor, Weights, model_name
 from segmint.pipeline.masks.interactive.results import ImageMasks
 
-_LINE_S = 2.0  # seconds between two lines of progress where there is no terminal, as in a notebook
+_LINE_S = 2.0  # seconds between progress lines without a terminal, as in a notebook
 
 
 class MaskGenerator(base.MaskGenerator):
-    """Finds all masks of an image (SAM paper, Section 4 and Appendix B), or of many.
+    """Automatic mask generator for one or many images (SAM paper, Section 4 and Appendix B).
 
     `MaskGenerator("mobile_sam", "official", points_per_side=16)`: the model is a name, a checkpoint's path, a loaded
-    SAM or a predictor; the settings are a profile's name, `sa1b` if it is left out, with keys of `MaskSettings` over
-    its defaults, or a `MaskSettings`. A profile's name means no crops unless `crop_n_layers` is given. `device` and
-    `precision` are for weights that it loads, `crops_per_batch` is as in
-    `segmint.model.automatic.generator.MaskGenerator`. Raises what `sam_of` and `MaskSettings.of` raise, and ValueError
-    for keys beside a `MaskSettings`.
+    SAM, or a predictor. The settings are a profile's name (`sa1b` by default) with overrides of `MaskSettings` keys, or
+    a `MaskSettings`. A profile's name implies no crops unless `crop_n_layers` is given. `device` and `precision` apply
+    to weights that this class loads, and `crops_per_batch` is described in
+    `segmint.model.automatic.generator.MaskGenerator`. Raises the errors of `sam_of` and `MaskSettings.of`, and
+    ValueError for keys given with a `MaskSettings`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class MaskGenerator(base.MaskGenerator):
         precision: str = "fp32",
         **keys: Any,
     ) -> None:
-        settings = _settings(settings, keys)  # before a model is loaded
+        settings = _settings(settings, keys)  # validated before a model is loaded
         if not isinstance(predictor, sam_predictor.Predictor):
             predictor = Predictor(predictor, device=device, precision=precision)
         elif (device, precision) != ("auto", "fp32"):
@@ -52,9 +52,9 @@ class MaskGenerator(base.MaskGenerator):
         super().__init__(predictor, settings, crops_per_batch)
 
     def generate(self, image: Image, original: Image | None = None, *, progress: bool = False) -> ImageMasks:
-        """Return the masks of one image, in its frame; `progress` shows on standard error how far it is.
+        """Return the masks of one image in its frame; `progress` shows progress on standard error.
 
-        The image may be a path, a URI, a Pillow image or an array; see `pixels_of`, and the base class for `original`.
+        The image may be a path, a URI, a Pillow image, or an array; see `pixels_of`, and the base class for `original`.
         Raises `ImageError` for anything else and for files that cannot be read.
         """
         pixels = pixels_of(image)
@@ -69,11 +69,11 @@ class MaskGenerator(base.MaskGenerator):
         return ImageMasks(generated.records, generated.funnel, image)
 
     def generate_many(self, images: Iterable[Image], *, progress: bool = False) -> Iterator[ImageMasks]:
-        """Yield the masks of each image, in order, as they are found; a bad image does not stop it.
+        """Yield the masks of each image in order, without stopping at invalid images.
 
         For an image that cannot be read or does not fit into memory, the result has no masks and an `error`. `images`
-        is read as the results are taken, so a generator of paths may be of any length. Faults of the device end it.
-        Raises TypeError for a single image, whose rows are no images.
+        is consumed lazily, so a generator of paths may have any length. Device errors propagate. Raises TypeError for a
+        single image, whose rows are not images.
         """
         if isinstance(images, (str, bytes)):
             raise TypeError(f"generate_many got the text {images!r}: expected several images, such as a list of paths")
@@ -99,7 +99,7 @@ class MaskGenerator(base.MaskGenerator):
                 yield result
 
     def find(self, image: Image, original: Image | None = None, report: Report | None = None) -> RawMasks:
-        """As in the base class, for any kind of image."""
+        """Find masks like the base class, for any type of image."""
         return super().find(pixels_of(image), None if original is None else pixels_of(original, "original"), report)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What counts as an image in Python: a path, a URI, a Pillow image or an array."""
+"""Conversion of paths, URIs, Pillow images, and arrays to pixels for the Python API."""
 
 import os
 from collections.abc import Mapping
@@ -20,19 +20,20 @@ from segmint.operators.prepare.ingest_config import ANY_SIZE
 Pixels = NDArray[np.uint8]
 
 Image: TypeAlias = str | os.PathLike[str] | PillowImage.Image | NDArray[Any]
-"""A path or URI, a Pillow image, or an array (height, width, 3) uint8 RGB or (height, width) uint8 gray."""
+"""A path or URI, a Pillow image, or an array (height, width, 3) uint8 RGB or (height, width) uint8 grayscale."""
 
 
 class ImageError(UsageError, ValueError):
-    """Something that is no image, or an image that cannot be read."""
+    """Raised for a value that is not an image, or an image that cannot be read."""
 
 
 def pixels_of(image: Image, name: str = "image") -> Pixels:
-    """Return an image's pixels, (height, width, 3) uint8 RGB, in sRGB, upright and opaque on white.
+    """Return an image's pixels, (height, width, 3) uint8, in sRGB, upright, and with transparency flattened on white.
 
-    EXIF's orientation and color profiles are applied: a JPEG, PNG or WebP in RGB or gray gives the same pixels by its
-    path, as a Pillow image, and in `segmint masks`. An array is taken as it is, without a copy; gray is repeated three
-    times. Raises `ImageError`, which says what was given and what was expected; `name` is what the message calls it.
+    EXIF orientation and color profiles are applied: an RGB or grayscale JPEG, PNG, or WebP gives the same pixels as a
+    path, as a Pillow image, and in `segmint masks`. An array is returned unchanged without a copy; grayscale is
+    repeated three times. Raises `ImageError` with the given and the expected type; `name` is the image's name in the
+    message.
     """
     if isinstance(image, (str, os.PathLike)):
         return _read(os.fspath(image))
@@ -44,7 +45,7 @@ def pixels_of(image: Image, name: str = "image") -> Pixels:
 
 
 def describe(image: Any) -> str:
-    """What an image was given as, in a few words: its path, or its kind and size."""
+    """Return a short description of an image argument: its path, or its type and size."""
     if isinstance(image, (str, os.PathLike)):
         return os.fspath(image)
     if isinstance(image, PillowImage.Image):
@@ -58,7 +59,7 @@ def _read(name: str) -> Pixels:
         path = Path(name).expanduser() if "://" not in name else None
         is_folder = path is not None and path.is_dir()
         is_absent = path is not None and not path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a home that nobody has
+    except (OSError, RuntimeError, ValueError) as error:  # the name is too long, or the home directory doesn't exist
         raise ImageError(f"{name[:200]!r} is no image's path: {getattr(error, 'strerror', None) or error}") from error
     if not name:
         raise ImageError("the image is empty text: expected a path or URI")
@@ -78,15 +79,15 @@ def _read(name: str) -> Pixels:
 
 def _upright(image: PillowImage.Image, name: str) -> Pixels:
     try:
-        image.load()  # Pillow decodes as late as it can
+        image.load()  # Pillow decodes lazily
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise anything
+    except Exception as error:  # decoders raise all kinds of exceptions
         raise ImageError(f"{name} is a {describe(image)} that cannot be decoded: {error}") from error
     try:
         oriented = ImageOps.exif_transpose(image)
     except (OSError, ValueError, TypeError, KeyError, SyntaxError):
-        oriented = image  # broken metadata says nothing about the pixels
+        oriented = image  # broken metadata doesn't affect the pixels
     return to_srgb(oriented, image.info.get("icc_profile"))
 
 

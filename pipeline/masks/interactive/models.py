@@ -1,4 +1,4 @@
-"""SAM by name: the predictor for notebooks and scripts."""
+"""SAM by name, and the predictor for notebooks and scripts."""
 
 import os
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from segmint.operators.segment.models import load_model
 from segmint.pipeline.masks.interactive.images import Image, Pixels, pixels_of
 
 Weights: TypeAlias = str | os.PathLike[str]
-"""Weights by name (mobile_sam, vit_b, vit_l, vit_h), or a checkpoint's path or URI."""
+"""Name of weights (mobile_sam, vit_b, vit_l, vit_h), or a checkpoint's path or URI."""
 
 
 def sam_of(model: Sam | Weights, device: str = "auto", precision: str = "fp32") -> Sam:
-    """Return a model ready to use: that of weights by name or path, or the one that is given.
+    """Return a model ready to use, loaded from weights by name or path, or the given model itself.
 
-    Raises `UsageError` when the weights cannot be found or the device is not there, ValueError for a device or a
-    precision together with a loaded model, which has its own, and TypeError for anything else.
+    Raises `UsageError` if the weights cannot be found or the device is not available, ValueError for a device or a
+    precision given with a loaded model, which has its own, and TypeError for anything else.
     """
     if isinstance(model, Sam):
         if (device, precision) != ("auto", "fp32"):
@@ -44,10 +44,10 @@ def sam_of(model: Sam | Weights, device: str = "auto", precision: str = "fp32") 
 
 
 class Predictor(base.Predictor):
-    """Masks for prompts from one SAM, given as a model, by name, or by a checkpoint's path.
+    """Predictor of masks for prompts, from a SAM given as a model, a name, or a checkpoint's path.
 
-    `device` (auto, cpu, cuda, cuda:N) and `precision` (fp32, bf16, auto) are for weights that it loads. Wherever an
-    image is expected, a path, a URI, a Pillow image or an array will do. All else is as in
+    `device` (auto, cpu, cuda, cuda:N) and `precision` (fp32, bf16, auto) apply to weights that this class loads.
+    Methods accept a path, a URI, a Pillow image, or an array as an image. For everything else, see
     `segmint.model.sam.predictor.Predictor`.
     """
 
@@ -63,7 +63,7 @@ class Predictor(base.Predictor):
         super().__init__(sam_of(sam, device, precision), compile_encoder, must_compile)
 
     def embed(self, image: Image | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
-        """Encode an image; see `pixels_of` for what it may be, and the base class for `frame_size`."""
+        """Encode an image of any type that `pixels_of` accepts; see the base class for `frame_size`."""
         return super().embed(_pixels(image), frame_size)
 
     def embed_many(
@@ -72,7 +72,7 @@ class Predictor(base.Predictor):
         frame_sizes: Sequence[tuple[int, int] | None] | None = None,
         batch_size: int | None = None,
     ) -> list[Embedding]:
-        """Encode images, `batch_size` at a time; all of them are held in memory at once."""
+        """Encode images in batches of `batch_size`. All of them are in memory at once."""
         return super().embed_many([_pixels(image) for image in images], frame_sizes, batch_size)
 
     def __repr__(self) -> str:
@@ -80,7 +80,7 @@ class Predictor(base.Predictor):
 
 
 def model_name(sam: Sam) -> str:
-    """Return what a model is in a few words: its image encoder, device and type of numbers."""
+    """Return a short description of a model: its image encoder, device, and dtype."""
     encoder = sam.image_encoder
     name = type(encoder).__name__
     if isinstance(encoder, ImageEncoderTinyViT):

@@ -1,4 +1,4 @@
-"""The masks of one image with the image they are of, so that a notebook can show them."""
+"""Result type for the masks of one image, which renders itself in a notebook."""
 
 import base64
 import html
@@ -11,16 +11,16 @@ from segmint.model.automatic.records import GeneratedMasks
 from segmint.operators.overlay import draw_overlay
 from segmint.pipeline.masks.interactive.images import Image, ImageError, Pixels, describe, pixels_of
 
-_SHOWN_SIDE = 768  # pixels of the longer side of a picture inside a notebook: some 100 KB as JPEG
+_SHOWN_SIDE = 768  # longer side in pixels of an image shown in a notebook: about 100 KB as JPEG
 
 
 @dataclass(frozen=True)
 class ImageMasks(GeneratedMasks):
-    """All masks of one image, `records`, with the counts on the way there, `funnel`.
+    """All masks of one image in `records`, with the counts of each filter step in `funnel`.
 
     Attributes:
-        source: the image as it was given: a path stays a path, so that results of many images are small.
-        error: why there are no masks; None if the image could be read. `generate_many` alone sets it.
+        source: the image as it was given; paths stay paths, so that results for many images are small.
+        error: the reason why there are no masks, or None if the image could be read. Only `generate_many` sets it.
     """
 
     source: Image = field(compare=False, repr=False)
@@ -28,7 +28,7 @@ class ImageMasks(GeneratedMasks):
 
     @property
     def image(self) -> Pixels:
-        """The image's pixels, (height, width, 3) uint8 RGB; a path is read again. Raises `ImageError`."""
+        """The image's pixels, (height, width, 3) uint8 RGB, read again from a path. Raises `ImageError`."""
         return pixels_of(self.source)
 
     def __repr__(self) -> str:
@@ -37,14 +37,14 @@ class ImageMasks(GeneratedMasks):
         return f"ImageMasks({len(self.records)} masks of {describe(self.source)})"
 
     def _repr_html_(self) -> str:
-        """A notebook's view: the image with its masks, and how many there are."""
+        """Return the notebook view: the image with its masks and their number."""
         if self.error is not None:
             return f"<p><b>No masks</b>: {html.escape(self.error)}</p>"
         count = f"{len(self.records)} mask{'' if len(self.records) == 1 else 's'}"
         caption = html.escape(f"{count} of {describe(self.source)}")
         try:
             pixels = self.image
-        except ImageError as error:  # the file is gone since
+        except ImageError as error:  # the file was deleted in the meantime
             return f"<p>{caption}; {html.escape(str(error))}</p>"
         if any(record.segmentation.size != pixels.shape[:2] for record in self.records):
             return f"<p>{caption}; its size is another one now, so they are not drawn</p>"

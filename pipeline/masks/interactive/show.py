@@ -1,4 +1,4 @@
-"""`segmint.show`: an image with its masks and prompts, drawn by matplotlib."""
+"""Plotting of an image with its masks and prompts by matplotlib, exported as `segmint.show`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,12 @@ from segmint.pipeline.masks.interactive.results import ImageMasks
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_FAR = 1e6  # pixels: outside any image, and a number that OpenCV draws
-_INCHES = 9.0  # of the figure's longer side
+_FAR = 1e6  # limit of coordinates in pixels: outside any image, but small enough for OpenCV to draw
+_INCHES = 9.0  # longer side of the figure
 
 
 class MissingMatplotlibError(UsageError, ImportError):
-    """`show` was called where matplotlib is not installed."""
+    """Raised if `show` is called without matplotlib installed."""
 
 
 def show(
@@ -35,21 +35,21 @@ def show(
     title: str | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw an image with its masks: `show(image, records)`, or a result of `generate` or a dataset's sample alone.
+    """Draw an image with its masks, given separately or as a result of `generate` or a dataset sample.
 
     Args:
-        image: what `pixels_of` takes, an `ImageMasks`, or a `Sample`. The last two bring their masks.
-        records: masks of the image's size: records of a generator, masks of a dataset, bool arrays (height, width) or
-            (N, height, width), or dictionaries with a `segmentation`. One alone, or several.
+        image: anything that `pixels_of` accepts, an `ImageMasks`, or a `Sample`. The last two include their masks.
+        records: one or more masks of the image's size: records of a generator, masks of a dataset, bool arrays
+            (height, width) or (N, height, width), or dictionaries with a `segmentation`.
         points: prompts (N, 2) as (x, y), foreground in green, background in red.
-        labels: (N,), 1 foreground or 0 background, -1 for none, which is not drawn; without it all are foreground.
+        labels: (N,), 1 for foreground, 0 for background, -1 for points not to draw; by default all are foreground.
         boxes: prompts (B, 4) or (4,) as (x0, y0, x1, y1), drawn in white.
-        title: the heading; by default the number of masks.
-        ax: where to draw; by default in a new figure.
+        title: the title; by default the number of masks.
+        ax: the axes to draw on; by default those of a new figure.
 
-    Returns the axes: a notebook shows their figure by itself, a script calls `matplotlib.pyplot.show()` or
+    Returns the axes. A notebook displays their figure automatically; a script calls `matplotlib.pyplot.show()` or
     `ax.figure.savefig(...)`. Raises `MissingMatplotlibError` without matplotlib, and ValueError for masks and prompts
-    of another kind or size.
+    of an unsupported type or size.
     """
     try:
         from matplotlib import pyplot
@@ -76,9 +76,9 @@ def show(
 
 
 def records_of(masks: Any, size: tuple[int, int]) -> list[MaskRecord]:
-    """Return masks of any kind that `show` takes as records, of which only segmentation and area are set.
+    """Return masks of any type that `show` accepts as records, in which only segmentation and area are set.
 
-    Raises ValueError for masks of another kind, or of another size than (height, width).
+    Raises ValueError for masks of another type, or of a size other than (height, width).
     """
     if isinstance(masks, GeneratedMasks):
         masks = masks.records

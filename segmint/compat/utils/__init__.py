@@ -1,1 +1,1 @@
-"""Counterparts of `segment_anything.utils`."""
+"""Counterparts of the `segment_anything.utils` modules."""
