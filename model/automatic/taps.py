@@ -51,7 +51,7 @@ class Taps:
 
 @lru_cache(maxsize=256)
 def taps_of(side: int, padded: int, filled: int, pixels: int, device: torch.device) -> Taps:
-    """Return the taps of `interpolation` with these arguments, memoized because the crops of many images share sizes."""
+    """Return the taps of `interpolation` with these arguments, memoized because crops of many images share sizes."""
     whole = interpolation(side, padded, filled, pixels)
     count = int((whole.touches[:, 1] - whole.touches[:, 0]).max())
     first = torch.from_numpy(np.minimum(whole.touches[:, 0], side - count))

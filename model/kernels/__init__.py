@@ -1,1 +1,1 @@
-"""Triton kernels of the model's hot loops, each with an equivalent in plain torch."""
+"""Triton kernels for the model's hot loops, each with an equivalent in plain torch."""

@@ -1,20 +1,20 @@
-"""The three steps of decoding points that touch the whole image, as Triton kernels with plain formulas next to them.
+"""Operators for the three steps of point decoding that process the whole image, with Triton kernels on CUDA.
 
 Each prompt has its own image of P positions and C channels, kept in factors (`model/sam/factored_image.py`):
 
     image = scale X + coefficients^T vectors
 
-with the image X that all prompts share, R coefficients a position and R vectors. A step is local to a position
-(`answer`, `draw`) or a sum over them (`look`), so that one program takes a tile of positions through all of it: a
-prompt's coefficients are read once a step and written once a block, and nothing else of its size exists. Products have
-the tensors' type and sums float32, statistics of norms and softmax too. Sums have one fixed order.
+with the image X that all prompts share, R coefficients per position, and R vectors. A step is local to a position
+(`answer`, `draw`) or a sum over positions (`look`), so one program processes a tile of positions completely: a prompt's
+coefficients are read once per step and written once per block, and nothing else of that size exists. Products use the
+tensors' dtype; sums, statistics of norms, and softmax use float32. Sums have a fixed order.
 
-Tokens come in rows of 8 for each of 8 heads, T of them real. The row after the first head's tokens, number `CONSTANT`,
-is free: from the first norm on its coefficients are 1, for the norm's bias. A program lays the rows out as a matrix
-that is zero except for each head's own channels, so that one product serves all heads.
+Each of 8 heads has 8 rows for tokens, T of which are used. The row after the first head's tokens, number `CONSTANT`, is
+free: from the first norm on, its coefficients are 1, for the norm's bias. A program arranges the rows as a matrix that
+is zero except for each head's own channels, so one product serves all heads.
 
-Shapes: B prompts, N = 64 rows, D = 16 channels of a head, W = 128 of all heads, R = 64 rows a block, newest first,
-C = 256, P positions.
+Shapes: B prompts, N = 64 rows, D = 16 channels per head, W = 128 of all heads, R = 64 rows per block, newest first, C =
+256, P positions.
 """
 
 from importlib.util import find_spec
@@ -27,10 +27,10 @@ from segmint.model.kernels import factored_plainly
 
 
 def _operator(step: str) -> Any:
-    """A step as an operator of torch: by its kernel on CUDA if Triton is installed, else by its plain formula.
+    """Return a step as a torch operator that uses its kernel on CUDA if Triton is installed, else its plain formula.
 
-    The last bits of the two differ. A kernel that fails to compile is an error: which of the two computes must not
-    depend on the moment.
+    The two differ in the last bits. A kernel that fails to compile is an error, because the choice between the two must
+    not vary at run time.
     """
     operator = torch.library.custom_op(f"segmint::{step}", getattr(factored_plainly, step), mutates_args=())
     if find_spec("triton") is not None:

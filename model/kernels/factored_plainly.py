@@ -1,6 +1,6 @@
-"""The steps of `factored_image.py` by torch's operations: what the kernels compute, and the way without Triton.
+"""Torch implementation of the steps of `factored_image.py`, a reference for the kernels and a fallback without Triton.
 
-The layout of the tokens is here, too.
+It also defines the layout of the tokens.
 """
 
 import torch
@@ -10,15 +10,15 @@ from torch import Tensor
 HEADS = 8
 
 SEATS = 8
-"""Rows of a head: places for tokens."""
+"""Rows per head, each a seat for a token."""
 
 ROWS = HEADS * SEATS
-"""Rows of a block."""
+"""Rows per block."""
 
 CONSTANT = SEATS - 1
-"""The row of the constant; no token sits there."""
+"""Index of the row for the constant, which no token uses."""
 
-# Prompts whose images are processed at once: half a gigabyte of their positions in float32.
+# Prompts whose images are processed at once: half a gigabyte of float32 positions.
 _GROUP = 16
 
 
@@ -34,19 +34,19 @@ def answer(
     tokens: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """The images after they have attended to the tokens, normalized: scale (B, P) float32, coefficients (B, R + N, P).
+    """Return the normalized images after attention to the tokens: scale (B, P) float32, coefficients (B, R + N, P).
 
     Args:
         queries: (B, N, D), the tokens' keys, scaled.
         own: (W, P), the shared image's queries.
-        places: (W, P), those of the positions and the bias; of no rows before the first block, where `own` has them.
+        places: (W, P), queries of the positions plus the bias; before the first block without rows, as `own` includes it.
         prior: (B, N, R), the product of the tokens' keys with the queries of the image's vectors.
         scale: (B, P) float32, of the image; ones before the first block.
         coefficients: (B, R, P), of the image; R is 0 before the first block.
         vectors: (B, N + R, C), without their mean: what the tokens add to the image, then the image's own.
         shared: (P, C), the shared image without its mean.
         tokens: T, at most 7.
-        eps: the norm's.
+        eps: of the norm.
     """
     scales, found = [], []
     for few in _groups(len(queries)):
@@ -73,12 +73,12 @@ def look(
     coefficients: Tensor,
     values: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """What the tokens see of their images, as weights of factors: of shared values (B, N, D), of vectors (B, N, R).
+    """Return the tokens' attention to their images as weights of shared values (B, N, D) and of vectors (B, N, R).
 
     Args:
         queries: (B, N, D), scaled.
         own: (W, P), the shared image's keys.
-        places: (W, P), those of the positions.
+        places: (W, P), keys of the positions.
         prior: (B, N, R), the product of the queries with the keys of the image's vectors.
         scale: (B, P) float32, of the image.
         coefficients: (B, R, P), of the image.
@@ -106,21 +106,21 @@ def draw(
     wanted: Tensor,
     eps: float,
 ) -> Tensor:
-    """Logits (B, 3, 4S, 4S) float32 of masks on images of S x S positions.
+    """Return logits (B, 3, 4S, 4S) float32 of masks on images of S x S positions.
 
-    A prompt of which no mask is wanted may have anything there.
+    The logits of a prompt without wanted masks are arbitrary.
 
     Args:
         scale: (B, P) float32, of the image.
         coefficients: (B, R, P), of the image.
-        vectors: (B, R, 4K), the image's after the first step of upscaling: 4 pixels of K = 64 channels.
-        shared: (P, 4K), the shared image after it.
+        vectors: (B, R, 4K), the image's vectors after the first step of upscaling: 4 pixels of K = 64 channels.
+        shared: (P, 4K), the shared image after the same step.
         norm: (2, K), weight and bias of the norm.
         weight: (K, 4L), of the second step: 4 pixels of L = 32 channels.
         bias: (4L,).
         filters: (B, 3, L), of the masks.
         wanted: (B, 3) bool.
-        eps: the norm's.
+        eps: of the norm.
     """
     drawn = []
     side = round(shared.shape[0] ** 0.5)
@@ -137,7 +137,7 @@ def draw(
 
 
 def _scores(queries: Tensor, own: Tensor, places: Tensor, prior: Tensor, scale: Tensor, coefficients: Tensor) -> Tensor:
-    """Scores (B, N, P) float32 between the tokens and their images."""
+    """Return scores (B, N, P) float32 between the tokens and their images."""
     heads = torch.eye(HEADS, dtype=queries.dtype, device=queries.device)
     few = torch.unflatten(queries, 1, (HEADS, SEATS))[:, :, :, None] * heads[:, None, :, None]
     few = few.reshape(len(queries), HEADS * SEATS, -1)

@@ -1,7 +1,7 @@
-"""The steps of `factored_image.py` as Triton kernels: a program takes a tile of a prompt's positions through one step.
+"""Triton kernels for the steps of `factored_image.py`, where each program processes a tile of a prompt's positions.
 
-Tensors are read as they lie; sums are float32. The tile's intermediate numbers exist only in registers and shared
-memory. Tiles are cut where the positions end.
+Tensors are read in their given layout, and sums are float32. A tile's intermediate values only exist in registers and
+shared memory. Tiles are cut off at the end of the positions.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from torch import Tensor
 from segmint.model.device import launching_on
 from segmint.model.kernels.factored_plainly import CONSTANT, ROWS
 
-# Positions of a program, its warps, and how many steps' loads are under way at once: what compiles without spilling
-# registers for compute capabilities 8.0 and 9.0.
+# Positions per program, warps, and steps whose loads are prefetched: values that compile without spilling registers for
+# compute capabilities 8.0 and 9.0.
 ANSWER = {"TILE": 64}
 ANSWER_LAUNCH = {"num_warps": 8, "num_stages": 2}
 LOOK = {"TILE": 32}
@@ -117,7 +117,7 @@ def scores_of(
     positions,
     MORE: tl.constexpr,
 ):
-    """Scores (64, tile) between one prompt's tokens and its image; places are left out where MORE is 0."""
+    """Return scores (64, tile) between one prompt's tokens and its image; places are omitted if MORE is 0."""
     row = tl.arange(0, 64)
     scores = tl.zeros((64, position.shape[0]), tl.float32)
     of_places = tl.zeros((64, position.shape[0]), tl.float32)
@@ -160,7 +160,7 @@ def answer_kernel(
     CONSTANT: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Program (tile, prompt); MORE is R, the rows of the image before."""
+    """Run `answer` as program (tile, prompt); MORE is R, the number of rows of the previous image."""
     ALL: tl.constexpr = 64 + MORE
     prompt = tl.program_id(1).to(tl.int64)
     position = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -219,10 +219,10 @@ def look_kernel(
     MORE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Program (part, prompt): part 0 sums the shared image's values, part n the n-th 64 rows of coefficients.
+    """Run `look` as program (part, prompt): part 0 sums shared values, part n the n-th 64 rows of coefficients.
 
-    The softmax is computed while the positions pass (FlashAttention, arXiv 2205.14135). Every part computes the scores
-    for itself: the sums of all would not fit in registers.
+    The softmax is computed online (FlashAttention, arXiv 2205.14135). Each part computes all scores again because the
+    sums of all parts would not fit in registers.
     """
     LOG2_E: tl.constexpr = 1.4426950408889634
     part = tl.program_id(0)
@@ -261,7 +261,7 @@ def look_kernel(
             sums = tl.dot(weights.to(kind), d, sums, input_precision="ieee")
     found = (sums / total[:, None]).to(kind)
     if part == 0:
-        # Of the shared values of all heads, each head's own.
+        # From the shared values of all heads, select each head's own.
         place = attended + prompt * 64 * 16 + row[:, None] * 16 + (row % 16)[None, :]
         tl.store(place, found, mask=(row // 8)[:, None] == (row // 16)[None, :])
         found = (rest / total[:, None]).to(kind)
@@ -273,7 +273,7 @@ def look_kernel(
 
 @triton.jit
 def gelu(x):
-    """The exact GELU."""
+    """Return the exact GELU."""
     return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
 
 
@@ -294,7 +294,7 @@ def draw_kernel(
     MORE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Program (tile, prompt); nothing is done for a prompt of which no mask is wanted."""
+    """Run `draw` as program (tile, prompt), which skips prompts without wanted masks."""
     prompt = tl.program_id(1).to(tl.int64)
     asked = tl.load(wanted + prompt * 3) + tl.load(wanted + prompt * 3 + 1) + tl.load(wanted + prompt * 3 + 2)
     if asked > 0:
@@ -310,7 +310,7 @@ def draw_kernel(
         f = tl.load(filters + prompt * 96 + mask[None, :] * 32 + few[:, None], mask=(mask < 3)[None, :], other=0.0)
         out = logits + prompt * 48 * positions + mask[None, :] * 16 * positions
         out += ((position // side) * 16 * side + (position % side) * 4)[:, None]
-        # Pixels (a, b) of the first step, and of each the pixels (c, d) of the second.
+        # Pixels (a, b) of the first step, and for each the pixels (c, d) of the second.
         for ab in range(4):
             channel = ab * 64 + row
             first = tl.load(shared + position[:, None] * 256 + channel[None, :], mask=inside[:, None], other=0.0)

@@ -1,13 +1,13 @@
-"""Attention with decomposed relative positions as Triton kernels: what `image_encoder_vit.Attention` computes.
+"""Triton kernels for attention with decomposed relative positions, as in `image_encoder_vit.RelativeAttention`.
 
-Queries, keys and values are read from the qkv product as the linear layer leaves it: nothing is cut into windows,
-padded, copied by head or concatenated. The logits of a query at (y, x) for a key at (j, i) of its square are
+Queries, keys, and values are read from the qkv product in the linear layer's output layout, without cutting them into
+windows, padding, copying by head, or concatenating. The logit of a query at (y, x) for a key at (j, i) of its square is
 
     q·k / sqrt(D) + q·rows[y - j + S - 1] + q·columns[x - i + S - 1]
 
 (SAM paper, Appendix A; MViTv2, arXiv 2112.01526, eq. 4). q times both tables is one matrix product before the kernel,
-of which the kernel reads the entries that it needs. The softmax is computed while the keys pass (FlashAttention,
-arXiv 2205.14135), in float32 whatever the tensors are. Sums have one fixed order, so results repeat bit for bit.
+which reads the entries that it needs. The softmax is computed online (FlashAttention, arXiv 2205.14135), in float32 for
+any dtype. Sums have a fixed order, so results are bit-for-bit reproducible.
 """
 
 from typing import Any, cast
@@ -18,10 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 HEAD_DIMENSIONS = (64, 80)
-"""The channels of a head that the kernels know: ViT-B's and ViT-L's, and ViT-H's. 80 is taken as 64 + 16."""
+"""Supported channels per head: ViT-B and ViT-L, and ViT-H. 80 is split into 64 + 16."""
 
-# Queries of a program, its warps, and how many steps' keys are under way at once: what compiles without spilling
-# registers for compute capabilities 8.0 and 9.0.
+# Queries per program, warps, and steps whose keys are prefetched: values that compile without spilling registers for
+# compute capabilities 8.0 and 9.0.
 MAP_BLOCK = {"BLOCK": 128}
 MAP_LAUNCH = {"num_warps": 8, "num_stages": 3}
 WINDOW_BLOCK = {"PITCH": 16, "KEY_ROWS": 2, "BLOCK": 64}
@@ -31,9 +31,10 @@ _CORE = 64
 
 
 def supports(heads: int, channels: int, side: int, grid: tuple[int, int]) -> bool:
-    """Whether the kernels know attention of `heads` heads over `channels` in squares of `side` on a map of `grid`.
+    """Return True if the kernels support `heads` heads over `channels` in squares of `side` on a map of `grid`.
 
-    A square that is the whole map has a side of 16 or more that is a power of two, a window one of at most 16.
+    A square that is the whole map needs a side of at least 16 that is a power of two, and a window a side of at most
+    16.
     """
     if channels % heads or channels // heads not in HEAD_DIMENSIONS:
         return False
@@ -41,7 +42,7 @@ def supports(heads: int, channels: int, side: int, grid: tuple[int, int]) -> boo
 
 
 def _is_map(side: int, grid: tuple[int, int]) -> bool:
-    """Whether squares of `side` are taken as the whole map, by steps of a row of keys."""
+    """Return True if squares of `side` are processed as the whole map, one row of keys per step."""
     return grid == (side, side) and side >= 16 and side & (side - 1) == 0
 
 
@@ -88,29 +89,29 @@ _operator = torch.library.triton_op("segmint::relative_attention", _attend, muta
 
 
 def relative_attention(qkv: Tensor, padding: Tensor, rows: Tensor, columns: Tensor, heads: int, side: int) -> Tensor:
-    """Self-attention in squares of `side` tokens, windows or the whole map: (B, H, W, C).
+    """Return self-attention in squares of `side` tokens, windows or the whole map, as (B, H, W, C).
 
     Args:
-        qkv: (B, H, W, 3C), queries, keys and values of all heads, with their bias.
-        padding: (3C,), the bias alone: keys and values of the tokens that pad the last windows.
+        qkv: (B, H, W, 3C), queries, keys, and values of all heads, including their bias.
+        padding: (3C,), the bias, which provides keys and values of the tokens that pad the last windows.
         rows: (2 * side - 1, C / heads), the position table of rows.
-        columns: the same of columns.
-        heads: how many; each has 64 or 80 channels.
-        side: of a square, in tokens; if it is H and W, every token attends to all.
+        columns: (2 * side - 1, C / heads), the position table of columns.
+        heads: number of heads; each has 64 or 80 channels.
+        side: of a square, in tokens; if it equals H and W, every token attends to all.
 
-    An operator of torch without gradients. Raises ValueError where `supports` is False.
+    It is a torch operator without gradients. Raises ValueError if `supports` is False.
     """
     return cast(Tensor, _operator(qkv, padding, rows, columns, heads, side))
 
 
 def _launch(kernel: Any) -> Any:
-    """The kernel for torch's compiler to see; as it is under Triton's interpreter."""
+    """Return the kernel wrapped for torch's compiler, or unchanged under Triton's interpreter."""
     return torch.library.wrap_triton(kernel) if isinstance(kernel, triton.JITFunction) else kernel
 
 
 @triton.jit
 def attend_to(q, q_rest, k, k_rest, v, v_rest, bias, top, total, sums, sums_rest, scale, REST: tl.constexpr):
-    """One step of the softmax: these keys' logits, with `bias` in units of log2, join maxima, totals and sums."""
+    """Run one step of the online softmax for these keys; `bias` and the maxima are in units of log2."""
     logits = tl.dot(q, k, input_precision="ieee")
     if REST > 0:
         logits = tl.dot(q_rest, k_rest, logits, input_precision="ieee")
@@ -139,7 +140,7 @@ def map_kernel(
     OFFSET: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Program (block of queries, head, image); a step takes one row of keys, whose columns' terms never change."""
+    """Attend, as program (block of queries, head, image), to one row of keys per step, with fixed column terms."""
     LOG2_E: tl.constexpr = 1.4426950408889634
     DIMENSIONS: tl.constexpr = CORE + REST
     TOKENS: tl.constexpr = SIDE * SIDE
@@ -201,9 +202,9 @@ def window_kernel(
     KEY_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Program (window and block of its queries, head, image); a window's rows are spread to PITCH places each.
+    """Attend, as program (window and block of its queries, head, image), with a window's rows padded to PITCH.
 
-    Keys outside the map are the padding's and are attended to; queries there are not computed.
+    Keys outside the map are those of the padding and are attended to; queries outside are not computed.
     """
     LOG2_E: tl.constexpr = 1.4426950408889634
     DIMENSIONS: tl.constexpr = CORE + REST
@@ -242,7 +243,7 @@ def window_kernel(
         inside = (i < SIDE) & (j < SIDE)
         real = inside & (top_row + j < HEIGHT) & (left + i < WIDTH)
         key = tl.where(real, start + ((top_row + j) * WIDTH + left + i) * STEP, padding + head * DIMENSIONS)
-        key = tl.multiple_of(key, 16)  # every head's channels begin at 32 bytes
+        key = tl.multiple_of(key, 16)  # each head's channels are aligned to 32 bytes
         k = tl.load(key[None, :] + ALL + channel[:, None], mask=inside[None, :], other=0.0)
         v = tl.load(key[:, None] + 2 * ALL + channel[None, :], mask=inside[:, None], other=0.0)
         k_rest, v_rest = k, v

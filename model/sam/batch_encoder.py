@@ -1,4 +1,4 @@
-"""The image encoder for inference: on batches of one size, compiled if requested."""
+"""Batched inference of the image encoder with a fixed batch size and optional compilation."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,23 +16,24 @@ CompileMode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead"
 """Modes of `torch.compile`; `reduce-overhead` replays CUDA graphs."""
 
 MAX_BATCH = 64
-"""Images encoded at once. Above about 100 a layer's output has over 2^31 elements, which kernels cannot index."""
+"""Maximum batch size. Above about 100, a layer's output exceeds the 2^31 elements that kernels can index."""
 
 CUDA_BATCH = 7
-"""The default on a GPU: a third of the 21 crops that SA-1B's settings cut from an image."""
+"""Default batch size on a GPU: a third of the 21 crops that SA-1B's settings cut from an image."""
 
 
 class CompilationError(RuntimeError):
-    """`torch.compile` failed, and a compiled image encoder was required."""
+    """Raised if `torch.compile` fails and a compiled image encoder is required."""
 
 
 class BatchEncoder:
-    """Runs the image encoder of one SAM; create it once the model has its device, dtype and weights.
+    """Runner of one SAM's image encoder; create it after the model has its device, dtype, and weights.
 
-    For MobileSAM's encoder in float32 it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`); folded
-    bfloat16 weights would be rounded twice. Otherwise it runs the model's encoder. In bfloat16 the statistics of layer
-    norms and of the attention's softmax are still computed in float32, inside torch's kernels. If compilation fails,
-    the encoder runs eagerly from then on, with a RuntimeWarning; with `must_compile` it is a `CompilationError`.
+    For MobileSAM's encoder in float32, it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`); in
+    bfloat16, folded weights would be rounded twice. In all other cases, it runs the model's encoder. In bfloat16,
+    torch's kernels still compute the statistics of layer norms and of the attention's softmax in float32. If
+    compilation fails, the encoder runs eagerly from then on, with a RuntimeWarning; with `must_compile`, a
+    `CompilationError` is raised.
     """
 
     def __init__(self, sam: Sam, compile_mode: CompileMode | None = None, must_compile: bool = False) -> None:
@@ -50,12 +51,12 @@ class BatchEncoder:
             self._compiled = torch.compile(self._eager, dynamic=False, **how)
 
     def __call__(self, images: Sequence[Tensor], batch_size: int | None = None) -> list[Tensor]:
-        """An embedding (1, 256, 64, 64) in the decoder's dtype for each image, in order.
+        """Return an embedding (1, 256, 64, 64) in the decoder's dtype for each image, in order.
 
-        `images` are (h, w, 3) uint8 RGB on any device, neither side over the encoder's input. Every batch has exactly
-        `batch_size` images, the last one padded with empty ones: shapes are static, and an image's arithmetic depends
-        only on `batch_size`, not on how many images there are. Raises ValueError for a `batch_size` under 1 or
-        over `MAX_BATCH`.
+        `images` are (h, w, 3) uint8 RGB on any device, with neither side larger than the encoder's input. Every batch
+        contains exactly `batch_size` images, and the last one is padded with empty images. Shapes are therefore static,
+        and an image's arithmetic only depends on `batch_size`, not on the number of images. Raises ValueError for a
+        `batch_size` below 1 or above `MAX_BATCH`.
         """
         size = default_batch_size(self.sam.device) if batch_size is None else batch_size
         if not 1 <= size <= MAX_BATCH:
@@ -68,13 +69,13 @@ class BatchEncoder:
         return embeddings
 
     def before_each_layer(self, call: Callable[[], None]) -> None:
-        """Have `call` called before each layer, in the thread that encodes; a compiled encoder does not call it."""
+        """Register a callback to run before each layer, in the encoding thread; a compiled encoder ignores it."""
         for module in self._eager.modules():
             if not any(module.children()):
                 module.register_forward_pre_hook(lambda *_: call())
 
     def _batch(self, images: Sequence[Tensor], size: int) -> Tensor:
-        """(size, 3, side, side) on the model's device and in the encoder's dtype."""
+        """Return a batch (size, 3, side, side) on the model's device and in the encoder's dtype."""
         side = self.sam.image_size
         batch = torch.zeros(size, 3, side, side, dtype=self._dtype, device=self.sam.device)
         for place, image in zip(batch, images, strict=False):
@@ -89,7 +90,7 @@ class BatchEncoder:
             embedding = self._compiled(batch)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # from Dynamo, Inductor or Triton; a fault of the model is raised again below
+        except RuntimeError as error:  # from Dynamo, Inductor, or Triton; model errors are raised again below
             failed = f"torch.compile of the image encoder failed ({type(error).__name__}: {_first_lines(error)})"
             if self._must_compile:
                 raise CompilationError(failed) from error
@@ -106,18 +107,18 @@ class BatchEncoder:
 
 
 def compile_arguments(mode: CompileMode, device: torch.device) -> dict[str, Any]:
-    """The mode for `torch.compile`; on a GPU the default mode takes no kernel by timing it.
+    """Return the arguments of `torch.compile` for a mode; on a GPU, the default mode does not select kernels by timing.
 
-    The other modes are made to time kernels, each of which may round differently: so may two processes then.
+    The other modes select kernels by timing, and each kernel may round differently, so two processes may differ.
     """
     return {"options": {"deterministic": True}} if mode == "default" and device.type == "cuda" else {"mode": mode}
 
 
 def default_batch_size(device: torch.device) -> int:
-    """1 on a CPU, where one image keeps all cores busy, and `CUDA_BATCH` on a GPU."""
+    """Return 1 for a CPU, where one image keeps all cores busy, and `CUDA_BATCH` for a GPU."""
     return CUDA_BATCH if device.type == "cuda" else 1
 
 
 def _first_lines(error: Exception) -> str:
-    """The text before the first blank line, as one line: Dynamo's advice to its developers follows it."""
+    """Return the text before the first blank line as one line, without Dynamo's advice for its developers."""
     return " ".join(str(error).strip().partition("\n\n")[0].split()) or "no message"

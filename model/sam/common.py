@@ -1,4 +1,4 @@
-"""Layers that several parts of SAM share: norms over channels, perceptrons, windows, heads, the encoders' neck."""
+"""Layers shared by several parts of SAM: norms over channels, perceptrons, windows, heads, and the encoders' neck."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ EMBEDDING_CHANNELS = 256
 
 
 def random_normal(*shape: int) -> Tensor:
-    """Standard normal numbers on torch's default device; on the meta device, an empty tensor of that shape.
+    """Return standard normal numbers on torch's default device, or an empty tensor on the meta device.
 
     There, `torch.randn` would import torch's compiler: 1.5 seconds at each start of a process that loads a model.
     """
@@ -19,7 +19,7 @@ def random_normal(*shape: int) -> Tensor:
 
 
 def learned_tokens(count: int, width: int) -> nn.Embedding:
-    """`count` learned tokens of `width` channels, random until weights are loaded."""
+    """Return `count` learned tokens of `width` channels, random until weights are loaded."""
     return nn.Embedding(count, width, _weight=random_normal(count, width))
 
 
@@ -35,7 +35,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU or ReLU between them, as in a transformer's block."""
+    """Two linear layers with GELU or ReLU between them, as in a transformer block."""
 
     def __init__(self, width: int, hidden: int, relu: bool = False) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Mlp(nn.Module):
 
 
 class Perceptron(nn.Module):
-    """Three linear layers with ReLU between them and nothing after the last."""
+    """Three linear layers with ReLU between them and no activation after the last."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Perceptron(nn.Module):
 
 
 def embedding_neck(width: int, channels: int = EMBEDDING_CHANNELS) -> nn.Sequential:
-    """The layers that turn an encoder's (B, width, H, W) into the (B, channels, H, W) image embedding."""
+    """Return the layers that map an encoder's (B, width, H, W) to the (B, channels, H, W) image embedding."""
     return nn.Sequential(
         nn.Conv2d(width, channels, kernel_size=1, bias=False),
         LayerNorm2d(channels),
@@ -78,7 +78,7 @@ def embedding_neck(width: int, channels: int = EMBEDDING_CHANNELS) -> nn.Sequent
 def partition_windows(x: Tensor, size: int) -> Tensor:
     """Cut (B, H, W, C) into square windows, padding the last row and column of windows with zeros.
 
-    Returns (B * rows * columns, size, size, C), windows of one image together, row by row.
+    Returns (B * rows * columns, size, size, C), grouped by image, row by row.
     """
     batch, height, width, channels = x.shape
     rows, columns = windows_along(height, size), windows_along(width, size)
@@ -88,12 +88,13 @@ def partition_windows(x: Tensor, size: int) -> Tensor:
 
 
 def windows_along(length: int, size: int) -> int:
-    """How many windows cover a side. Without negative numbers, whose quotients torch's ONNX exporter rounds wrongly."""
+    """Return the number of windows that cover a side."""
+    # Not -(-length // size), because torch's ONNX exporter rounds negative quotients wrongly.
     return (length + size - 1) // size
 
 
 def merge_windows(windows: Tensor, height: int, width: int) -> Tensor:
-    """Undo `partition_windows`: (B, height, width, C), without the padding."""
+    """Undo `partition_windows`, and return (B, height, width, C) without the padding."""
     size, channels = windows.shape[1], windows.shape[3]
     rows, columns = windows_along(height, size), windows_along(width, size)
     x = windows.reshape(-1, rows, columns, size, size, channels).transpose(2, 3)
@@ -101,15 +102,15 @@ def merge_windows(windows: Tensor, height: int, width: int) -> Tensor:
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, N, heads * D) to (B, heads, N, D)."""
+    """Reshape (B, N, heads * D) to (B, heads, N, D)."""
     return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:
-    """(B, heads, N, D) to (B, N, heads * D)."""
+    """Reshape (B, heads, N, D) to (B, N, heads * D)."""
     return x.transpose(1, 2).flatten(2)
 
 
 def split_rows(rows: Tensor, heads: int) -> Tensor:
-    """(heads * D, N) to (heads, D, N)."""
+    """Reshape (heads * D, N) to (heads, D, N)."""
     return torch.unflatten(rows, 0, (heads, -1))

@@ -1,23 +1,23 @@
-"""The image of each prompt in factors: the image that all prompts share, scaled, and a few vectors for each prompt.
+"""Factored images of prompts: a scaled image that all prompts share, plus a few vectors per prompt.
 
-A two-way block adds to each of the image's P = 4096 positions what it attends to among T = 7 tokens with H = 8 heads,
-and normalizes. Between prompts the positions differ only by those 56 vectors, so that no prompt needs products of
-4096 x 256 matrices. Its image is kept as
+A two-way block adds to each of the image's P = 4096 positions the result of its attention to T = 7 tokens with H = 8
+heads, and normalizes. Between prompts, the positions only differ by those 56 vectors, so no prompt needs products of
+4096 x 256 matrices. Its image is stored as
 
     x = s X + D^T U
 
-with a factor s for each position, the shared image X (P, C), coefficients D (R, P) and vectors U (R, C). Two facts
-preserve this form, without approximation:
+with a factor s per position, the shared image X (P, C), coefficients D (R, P), and vectors U (R, C). Two facts preserve
+this form without approximation:
 
-1. *Attention adds rows.* A^T V, for weights A (H * T, P) of values V (H * T, C), is more rows for D and U.
-2. *Layer norm scales them.* Let Y be X, and U each row, without its mean over the C channels. Then y = s Y + D^T U has
-   mean 0 too, C var(y) = s^2 |Y|^2 + sum of D * (2 s (U Y^T) + (U U^T) D) over the rows, and the layer norm of y is
-   (s / std) (Y gamma) + (D / std)^T (U gamma) + 1^T beta: one more row.
+1. *Attention adds rows.* A^T V, for weights A (H * T, P) of values V (H * T, C), adds rows to D and U. 2. *Layer norm
+scales them.* Let Y be X, and U each row, without its mean over the C channels. Then y = s Y + D^T U also
+   has mean 0, C var(y) = s^2 |Y|^2 + sum of D * (2 s (U Y^T) + (U U^T) D) over the rows, and the layer norm of y is
+   (s / std) (Y gamma) + (D / std)^T (U gamma) + 1^T beta, which has one more row.
 
-Products with X are shared too, and computed once for each image: the projections X W of each attention, and U Y^T, as
-U = v M for the few values v (H * T, 16) of a prompt and a matrix M of weights.
+Products with X are also shared and computed once per image: the projections X W of each attention, and U Y^T, as U = v
+M for the few values v (H * T, 16) of a prompt and a matrix M of weights.
 
-Shapes: B prompts, C = 256 channels, D = 16 channels a head, R rows (56 + 1 a block), N vectors a head.
+Shapes: B prompts, C = 256 channels, D = 16 channels per head, R rows (56 + 1 per block), N vectors per head.
 """
 
 from dataclasses import dataclass
@@ -36,9 +36,9 @@ class FactoredImage:
 
     Attributes:
         scale: (B, 1, P).
-        coefficients: (B, R, P); rows of attended values, those of the last block first, then a row for each norm.
+        coefficients: (B, R, P); rows of attended values, starting with the last block, then a row for each norm.
         vectors: (B, R, C).
-        values: (B, blocks * H, T, D), from which the first rows' vectors are made, in the same order.
+        values: (B, blocks * H, T, D), from which the first rows' vectors are computed, in the same order.
     """
 
     scale: Tensor
@@ -47,7 +47,7 @@ class FactoredImage:
     values: Tensor
 
     def of(self, prompts: Tensor) -> "FactoredImage":
-        """The images of some of the prompts, given by their indices (K,) int64."""
+        """Return the images of some of the prompts, given by their indices (K,) int64."""
         if len(prompts) == len(self.scale):
             return self
         parts = (self.scale, self.coefficients, self.vectors, self.values)
@@ -56,11 +56,11 @@ class FactoredImage:
 
 @dataclass(frozen=True)
 class SharedScores:
-    """The part of the scores between a few vectors and the image that all prompts share: one attention's projection.
+    """Part of the scores between a few vectors and the image that all prompts share: one attention's projection.
 
     Attributes:
-        own: (H, D, P), the shared image projected; before the first block with positions and bias.
-        places: (H, D, P), the positional encoding projected, and the bias; None before the first block.
+        own: (H, D, P), the projected shared image; before the first block, including positions and bias.
+        places: (H, D, P), the projected positional encoding plus the bias; None before the first block.
         weight: (H, D, C) of the projection.
     """
 
@@ -69,9 +69,9 @@ class SharedScores:
     weight: Tensor
 
     def between(self, few: Tensor, image: FactoredImage | None) -> Tensor:
-        """few (B, H, N, D) times the image's projections: (B, H * N, P).
+        """Return few (B, H, N, D) times the image's projections as (B, H * N, P).
 
-        few (x W)^T = s (few (X W)^T) + (few W^T U^T) D. None for `image` means the shared one.
+        few (x W)^T = s (few (X W)^T) + (few W^T U^T) D. If `image` is None, the shared image is used.
         """
         scores = by_head(few, self.own)
         if image is None or self.places is None:
@@ -83,11 +83,11 @@ class SharedScores:
 
 @dataclass(frozen=True)
 class SharedView:
-    """The part of the attention from tokens to the image that all prompts share, after one or more blocks.
+    """Part of the attention from tokens to the image that all prompts share, after one or more blocks.
 
     Attributes:
-        scores: for the keys, without their bias, which adds the same to all scores of a query.
-        values: (H, P, D), the shared image projected.
+        scores: for the keys, without their bias, which adds the same value to all scores of a query.
+        values: (H, P, D), the projected shared image.
         weight: (H, D, C) of that projection.
     """
 
@@ -96,9 +96,9 @@ class SharedView:
     weight: Tensor
 
     def attend(self, attention: Attention, queries: Tensor, image: FactoredImage) -> Tensor:
-        """`attention(queries, image + positions, image)` for queries (B, N, C): (B, N, C).
+        """Return `attention(queries, image + positions, image)` for queries (B, N, C) as (B, N, C).
 
-        A (x W + b) = (A s) (X W) + (A D^T) U W + b, as the weights A of a query add up to 1.
+        A (x W + b) = (A s) (X W) + (A D^T) U W + b, because the weights A of a query add up to 1.
         """
         few = scaled(split_heads(attention.q_proj(queries), attention.heads))
         weights = self.scores.between(few, image).softmax(dim=-1)
@@ -113,11 +113,11 @@ class SharedView:
 
 @dataclass(frozen=True)
 class SharedNorm:
-    """The part of a block's layer norm over the image that all prompts share.
+    """Part of a block's layer norm over the image that all prompts share.
 
     Attributes:
         squares: (P,), |Y|^2 of the centered shared image.
-        maps: (blocks * H, D, C), from values to their centered vectors, the last block first.
+        maps: (blocks * H, D, C), from values to their centered vectors, starting with the last block.
         projected: (blocks * H, D, P), these maps times Y.
         constants: (K, C), the centered rows that earlier norms have added; K is 0 at first.
         projected_constants: (K, P), these rows times Y.
@@ -132,7 +132,7 @@ class SharedNorm:
     norm: nn.LayerNorm
 
     def after(self, image: FactoredImage | None, weights: Tensor, values: Tensor) -> FactoredImage:
-        """The normalized sum of the image and its attention, with weights (B, H * T, P), to values (B, H, T, D)."""
+        """Return the normalized sum of the image and its attention, weights (B, H * T, P), to values (B, H, T, D)."""
         prompts, _, positions = weights.shape
         if image is None:
             scale, coefficients = None, weights
@@ -159,12 +159,12 @@ class SharedNorm:
 
 
 def by_head(few: Tensor, shared: Tensor) -> Tensor:
-    """few (B, H, N, K) times shared (H, K, M), head by head: (B, H * N, M)."""
+    """Return few (B, H, N, K) times shared (H, K, M), head by head, as (B, H * N, M)."""
     prompts, heads = few.shape[:2]
     together = torch.bmm(few.transpose(0, 1).reshape(heads, -1, few.shape[-1]), shared)
     return torch.unflatten(together, 1, (prompts, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def scaled(heads: Tensor) -> Tensor:
-    """(B, H, N, D) with the factor of scaled dot-product attention, D^-0.5."""
+    """Return (B, H, N, D) times the factor of scaled dot-product attention, D^-0.5."""
     return heads * float(heads.shape[-1] ** -0.5)

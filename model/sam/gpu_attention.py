@@ -1,6 +1,6 @@
-"""Which kernels the model attends with on a GPU: fixed by the type of the weights, as each rounds differently.
+"""Selection of attention kernels on a GPU, fixed by the weights' dtype because each kernel rounds differently.
 
-Left alone, `F.scaled_dot_product_attention` may take cuDNN's, by its version and by the environment.
+By default, `F.scaled_dot_product_attention` may use cuDNN depending on its version and the environment.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 AttentionKernels = Literal["triton", "flash", "efficient"]
-"""Ours, which know relative positions, or one of torch's two."""
+"""Our kernels, which support relative positions, or one of torch's two."""
 
 _TRITON = find_spec("triton") is not None
 _HALF = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
@@ -21,28 +21,29 @@ _EXACT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attention_kernels(dtype: torch.dtype) -> AttentionKernels:
-    """The kernels for weights of a type: ours in half precision where Triton is installed, torch's elsewhere."""
+    """Return the kernels for a weight dtype: ours in half precision if Triton is installed, otherwise torch's."""
     if dtype not in (torch.bfloat16, torch.float16):
-        return "efficient"  # flash attention has no float32
+        return "efficient"  # flash attention doesn't support float32
     return "triton" if _TRITON else "flash"
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """`F.scaled_dot_product_attention`, on a GPU by the kernels that `attention_kernels` fixes, or torch's for ours.
+    """Run `F.scaled_dot_product_attention`, on a GPU with the torch kernels that `attention_kernels` selects.
 
-    A GPU that cannot run them takes the next in a fixed order, and never cuDNN's.
+    Where it selects ours, torch's half-precision kernels are used. If a GPU does not support a kernel, the next one in
+    a fixed order is used, which never includes cuDNN.
     """
     if q.device.type != "cuda":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
-    exact = bias is not None or attention_kernels(q.dtype) == "efficient"  # flash attention takes no bias
+    exact = bias is not None or attention_kernels(q.dtype) == "efficient"  # flash attention doesn't support a bias
     with sdpa_kernel(_EXACT if exact else _HALF, set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
 def relative_attention(x: Tensor, heads: int, side: int) -> Callable[..., Tensor] | None:
-    """Our kernels for tokens x (B, H, W, C), see `kernels/relative_attention.py`; None where others attend.
+    """Return our kernels for tokens x (B, H, W, C), see `kernels/relative_attention.py`, or None if they do not apply.
 
-    They compute no gradients.
+    They do not support gradients.
     """
     if x.device.type != "cuda" or torch.is_grad_enabled() or attention_kernels(x.dtype) != "triton":
         return None
@@ -52,7 +53,7 @@ def relative_attention(x: Tensor, heads: int, side: int) -> Callable[..., Tensor
 
 
 def _kernels() -> Any:
-    """The module, which loads Triton: only on a GPU."""
+    """Return the module of kernels, whose import loads Triton, so it is only called on a GPU."""
     from segmint.model.kernels import relative_attention as kernels
 
     return kernels

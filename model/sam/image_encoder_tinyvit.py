@@ -1,6 +1,6 @@
-"""MobileSAM's image encoder: TinyViT (arXiv 2207.10666) at 1024 pixels, without its last downsampling.
+"""MobileSAM's image encoder: TinyViT (arXiv 2207.10666) at 1024 pixels without the last downsampling.
 
-Convolutions work on (B, C, H, W), transformer blocks on (B, H, W, C).
+Convolutions operate on (B, C, H, W), transformer blocks on (B, H, W, C).
 """
 
 import copy
@@ -24,7 +24,7 @@ CLASSES = 1000
 
 
 class ImageEncoderTinyViT(nn.Module):
-    """Turns a normalized, padded image into its embedding."""
+    """Image encoder that maps normalized, padded images to embeddings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,11 +51,11 @@ class ImageEncoderTinyViT(nn.Module):
         return embedding
 
     def folded(self) -> Self:
-        """A copy for inference only, a fifth faster on a CPU: each batch norm is folded into its convolution.
+        """Return a copy for inference only with batch norms folded into convolutions, a fifth faster on a CPU.
 
-        Embeddings differ by less than 1e-5. The copy keeps its convolutions' weights channels last, and the names in
-        its state dict differ from those of checkpoints. Raises ValueError in training mode, where batch norms depend
-        on the batch.
+        Embeddings differ by less than 1e-5. The copy stores convolution weights channels last, and the names in its
+        state dict differ from those of checkpoints. Raises ValueError in training mode, where batch norms depend on the
+        batch.
         """
         if self.training:
             raise ValueError("the encoder is in training mode: expected .eval() before batch norms are folded")
@@ -79,12 +79,12 @@ class ConvNorm(nn.Module):
         self.gelu = gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+        """Map (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
         out: Tensor = self.bn(self.c(x))
         return F.gelu(out) if self.gelu else out
 
     def folded(self) -> nn.Module:
-        """One convolution with a bias, and GELU, equal to this module in evaluation mode; computed in float32."""
+        """Return an equivalent convolution with bias, and GELU, for evaluation mode; computed in float32."""
         dtype = self.c.weight.dtype
         exact = copy.deepcopy(self).float()
         fused = fuse_conv_bn_eval(exact.c, exact.bn).to(dtype)
@@ -96,19 +96,19 @@ class Stem(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # The checkpoint counts the GELU between them as a separate layer.
+        # The checkpoint numbers the GELU between them as a separate layer.
         first = ConvNorm(3, width // 2, kernel=3, stride=2, gelu=True)
         second = ConvNorm(width // 2, width, kernel=3, stride=2)
         self.seq = nn.Sequential(OrderedDict([("0", first), ("2", second)]))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, S, S) to (B, width, S / 4, S / 4)."""
+        """Map (B, 3, S, S) to (B, width, S / 4, S / 4)."""
         out: Tensor = self.seq(image)
         return out
 
 
 class MBConv(nn.Module):
-    """An inverted bottleneck: widen four times, convolve each channel, narrow, add the input."""
+    """Inverted bottleneck: widen four times, convolve each channel, narrow, and add the input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -118,12 +118,12 @@ class MBConv(nn.Module):
         self.conv3 = ConvNorm(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Map (B, C, H, W) to the same shape."""
         return F.gelu(x + self.conv3(self.conv2(self.conv1(x))))
 
 
 class PatchMerging(nn.Module):
-    """The step between two stages: another width, and half the resolution when `stride` is 2."""
+    """Transition between two stages: a new width, and half the resolution if `stride` is 2."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -132,13 +132,13 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvNorm(outputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+        """Map (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
         out: Tensor = self.conv3(self.conv2(self.conv1(x)))
         return out
 
 
 class ConvStage(nn.Module):
-    """The first stage: inverted bottlenecks, then the step to the next."""
+    """First stage: inverted bottlenecks, then the transition to the next stage."""
 
     def __init__(self, width: int, depth: int, downsample: PatchMerging) -> None:
         super().__init__()
@@ -146,13 +146,13 @@ class ConvStage(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, H, W) to the output of `downsample`."""
+        """Map (B, width, H, W) to the output of `downsample`."""
         out: Tensor = self.downsample(self.blocks(x))
         return out
 
 
 class AttentionStage(nn.Module):
-    """A later stage: transformer blocks in windows, then the step to the next stage, if there is one."""
+    """Later stage: transformer blocks in windows, then the transition to the next stage if there is one."""
 
     def __init__(self, width: int, depth: int, window: int, downsample: PatchMerging | None) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class AttentionStage(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, H, W) to the output of `downsample`, or to the same shape without one."""
+        """Map (B, width, H, W) to the output of `downsample`, or to the same shape without one."""
         x = self.blocks(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return x if self.downsample is None else self.downsample(x)
 
@@ -176,7 +176,7 @@ class TinyViTBlock(nn.Module):
         self.mlp = NormedMlp(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape."""
+        """Map (B, H, W, C) to the same shape."""
         attended = self.attn(partition_windows(x, self.window))
         x = x + merge_windows(attended, x.shape[1], x.shape[2])
         x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -185,9 +185,9 @@ class TinyViTBlock(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention in one window, with a learned bias for each |dy|, |dx|.
+    """Multi-head self-attention in one window, with a learned bias per |dy|, |dx|.
 
-    The norm is inside: zeros that pad a window are normalized too and become the norm's bias.
+    The norm is inside, so the zeros that pad a window are normalized too and become the norm's bias.
     """
 
     def __init__(self, width: int, heads: int, window: int) -> None:
@@ -199,12 +199,12 @@ class WindowAttention(nn.Module):
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
 
     def forward(self, windows: Tensor) -> Tensor:
-        """(N, window, window, C) to the same shape."""
+        """Map (N, window, window, C) to the same shape."""
         side = windows.shape[1]
-        # Each head's q, k and v are adjacent: (heads, 3 * D), unlike the ViT's (3, heads, D).
+        # Each head's q, k, and v are adjacent: (heads, 3 * D), unlike the ViT's (3, heads, D).
         qkv = torch.unflatten(self.qkv(self.norm(windows)).flatten(1, 2), -1, (self.heads, 3, -1))
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
-        # As (1, heads, side², side²): a CPU's fused kernel takes no mask of three dimensions.
+        # As (1, heads, side², side²), because a CPU's fused kernel does not support 3-dimensional masks.
         bias = self.attention_biases[None, :, bias_index(side, windows.device)]
         attended = attend(q, k, v, bias)
         out: Tensor = self.proj(join_heads(attended))
@@ -221,13 +221,13 @@ class NormedMlp(nn.Module):
         self.fc2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) to the same shape."""
+        """Map (..., C) to the same shape."""
         out: Tensor = self.fc2(self.fc1(self.norm(x), gelu=True))
         return out
 
 
 def bias_index(side: int, device: torch.device) -> Tensor:
-    """The (side², side²) int64 table of |dy| * side + |dx| between any two positions of a window."""
+    """Return the (side², side²) int64 table of |dy| * side + |dx| between any two positions of a window."""
     positions = torch.arange(side * side, device=device)
     rows, columns = positions // side, positions % side
     dy = (rows[:, None] - rows[None, :]).abs()

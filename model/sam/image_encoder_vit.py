@@ -14,14 +14,14 @@ PATCH = 16
 WINDOW = 14
 NORM_EPS = 1e-6
 
-# Logits of a head whose position terms are materialized at once: 1 MB in float32, one row of 64 queries on the full
-# map. On a CPU twice as fast as all 4096 at once, whose terms would take 800 MB in ViT-B.
+# Logits per head whose position terms are materialized at once: 1 MB in float32, one row of 64 queries on the full map.
+# On a CPU, this is twice as fast as all 4096 at once, whose terms would take 800 MB in ViT-B.
 BAND_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
 class VitShape:
-    """The size of a ViT: tokens' width, number of blocks and heads, and which blocks attend globally."""
+    """Size of a ViT: the tokens' width, the number of blocks and heads, and the indices of global blocks."""
 
     width: int
     depth: int
@@ -35,7 +35,7 @@ VIT_H = VitShape(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))
 
 
 class ImageEncoderViT(nn.Module):
-    """Turns a normalized, padded image into its embedding.
+    """Image encoder that maps normalized, padded images to embeddings.
 
     `image_size` is the side of the square input in pixels, a multiple of 16; SAM's weights are for 1024.
     """
@@ -55,8 +55,8 @@ class ImageEncoderViT(nn.Module):
         """Encode (B, 3, S, S) as (B, 256, S / 16, S / 16)."""
         x = self.patch_embed(image) + self.pos_embed
         if x.device.type != "cpu":
-            # A convolution puts channels first, sums keep that order, and each norm and product would copy it. On a CPU
-            # the neck's convolution rounds by the order.
+            # A convolution puts channels first, sums keep that order, and each norm and product would copy it. On a
+            # CPU, the rounding of the neck's convolution depends on the order.
             x = x.contiguous()
         for block in self.blocks:
             x = block(x)
@@ -65,20 +65,20 @@ class ImageEncoderViT(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """One linear map from each 16x16 patch of pixels to a token."""
+    """Linear map from each 16x16 patch of pixels to a token."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, kernel_size=PATCH, stride=PATCH)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, S, S) to (B, S / 16, S / 16, width)."""
+        """Map (B, 3, S, S) to (B, S / 16, S / 16, width)."""
         tokens: Tensor = self.proj(image).permute(0, 2, 3, 1)
         return tokens
 
 
 class VitBlock(nn.Module):
-    """A pre-norm transformer block; attention within windows, or over the whole map when `window` is None."""
+    """Pre-norm transformer block with attention within windows, or over the whole map if `window` is None."""
 
     def __init__(self, width: int, heads: int, grid: int, window: int | None) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class VitBlock(nn.Module):
         self.mlp = Mlp(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape."""
+        """Map (B, H, W, C) to the same shape."""
         x = x + self.attn(self.norm1(x))
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
@@ -97,8 +97,8 @@ class VitBlock(nn.Module):
 class RelativeAttention(nn.Module):
     """Multi-head self-attention within squares of tokens, with decomposed relative positions.
 
-    `side` is a square's side in tokens: a window's, or the whole map's. The relative positions are those of
-    MViTv2 (arXiv 2112.01526, eq. 4): one table for rows, one for columns, each of 2 * side - 1 vectors.
+    `side` is the side in tokens of a square, which is a window or the whole map. The relative positions are those of
+    MViTv2 (arXiv 2112.01526, eq. 4): one table for rows and one for columns, each with 2 * side - 1 vectors.
     """
 
     def __init__(self, width: int, heads: int, side: int) -> None:
@@ -111,7 +111,7 @@ class RelativeAttention(nn.Module):
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, width // heads))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape."""
+        """Map (B, H, W, C) to the same shape."""
         kernel = relative_attention(x, self.heads, self.side)
         if kernel is None:
             attended = self._attend(x)
@@ -121,23 +121,23 @@ class RelativeAttention(nn.Module):
         return out
 
     def _attend(self, x: Tensor) -> Tensor:
-        """All heads' sums of values, (B, H, W, C), by torch's operations."""
+        """Return all heads' sums of values, (B, H, W, C), computed by torch operations."""
         side = self.side
-        # The zeros that pad the last windows are attended to like any token, as in training. Their q, k and v are the
-        # bias alone, so that the product leaves them out and the sum does not.
+        # The zeros that pad the last windows are attended to like any token, as in training. Their q, k, and v are just
+        # the bias, so the product excludes them and the sum doesn't.
         qkv = torch.unflatten(linear(x.flatten(0, 2), self.qkv.weight), 0, x.shape[:3])
         qkv = partition_windows(qkv, side) + self.qkv.bias
         heads = torch.unflatten(qkv.flatten(1, 2), -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = heads.contiguous().unbind(0)
         rows, columns = self._position_logits(q)
-        # Neither is faster everywhere: a CPU's kernel is fastest on short bands whose logits stay in the cache, and a
+        # Neither is faster everywhere: a CPU's kernel is fastest on short bands whose logits fit in the cache, and a
         # GPU's on one call without a mask.
         attend_by = attend_in_bands if q.device.type == "cpu" else attend_with_extended_keys
         attended = torch.unflatten(join_heads(attend_by(q, k, v, rows, columns)), 1, (side, side))
         return merge_windows(attended, x.shape[1], x.shape[2])
 
     def _position_logits(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """The terms that a key's row and column add to its logit: each (N, heads, side², side), for every query.
+        """Return the terms that a key's row and column add to its logit, each (N, heads, side², side), per query.
 
         q is (N, heads, side², D), not scaled by the attention's 1/sqrt(D).
         """
@@ -149,11 +149,11 @@ class RelativeAttention(nn.Module):
 
 
 def attend_in_bands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """softmax(q kᵀ / sqrt(D) + rows + columns) v, some rows of queries at a time.
+    """Return softmax(q kᵀ / sqrt(D) + rows + columns) v, computed for a few rows of queries at a time.
 
-    q, k, v: (B, heads, side², D); `rows` and `columns` (B, heads, side², side): the terms that the row and the
-    column of each key add to its logit. Their sum takes (band, side²) for each head, never (side², side²). Bands
-    do not change a bit of the result, which is (B, heads, side², D).
+    q, k, and v are (B, heads, side², D). `rows` and `columns` (B, heads, side², side) are the terms that the row and
+    the column of each key add to its logit. Their sum takes (band, side²) per head, never (side², side²). Bands do not
+    change the bits of the result, which is (B, heads, side², D).
     """
     side = rows.shape[-1]
     band = side * max(1, BAND_ELEMENTS // side**3)
@@ -171,14 +171,14 @@ def attend_in_bands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tens
 
 
 def attend_with_extended_keys(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The result of `attend_in_bands` in one call without a mask: positions as further inner dimensions.
+    """Return the result of `attend_in_bands` in one call without a mask, with positions as additional inner dimensions.
 
     With e(j) the one-hot vector of j, for a key in row y and column x:
 
         q·k / sqrt(D) + rows[y] + columns[x] = [q / sqrt(D), rows, columns] · [k, e(y), e(x)]
 
-    So q and k need D + 2 * side dimensions. These and v's D are padded with zeros to one multiple of 8, as the
-    fused kernels of GPUs require.
+    So q and k need D + 2 * side dimensions. These and v's D are padded with zeros to one multiple of 8, as the fused
+    kernels of GPUs require.
     """
     side, dimensions = rows.shape[-1], q.shape[-1]
     one_hot = torch.eye(side, dtype=k.dtype, device=k.device)
@@ -197,6 +197,6 @@ def attend_with_extended_keys(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, col
 
 
 def relative_offsets(side: int, device: torch.device) -> Tensor:
-    """The (side, side) int64 table of q - k + side - 1: the row of a position table for each pair."""
+    """Return the (side, side) int64 table of q - k + side - 1: the row of a position table for each pair."""
     positions = torch.arange(side, device=device)
     return positions[:, None] - positions[None, :] + side - 1

@@ -1,4 +1,4 @@
-"""SAM with random weights, or with those of a checkpoint, whose architecture is detected."""
+"""Construction of SAM with random weights or from a checkpoint, whose architecture is detected."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ _DECODER_LAYER = re.compile(r"mask_decoder\.transformer\.layers\.(\d+)\.")
 
 
 class SamWeightsError(ValueError):
-    """A file or a state dict that does not hold the weights of a SAM."""
+    """Raised for a file or a state dict that does not contain the weights of a SAM."""
 
 
 def build_sam(architecture: Architecture, decoder_depth: int = 2) -> Sam:
-    """A SAM with random weights, in float32 and evaluation mode.
+    """Return a SAM with random weights, in float32 and evaluation mode.
 
     Raises ValueError for an unknown architecture or a decoder without layers.
     """
@@ -44,10 +44,10 @@ def build_sam(architecture: Architecture, decoder_depth: int = 2) -> Sam:
 
 
 def load_sam(path: str | Path, device: str | torch.device = "cpu") -> Sam:
-    """The SAM of the checkpoint at `path`, in float32 and evaluation mode, on `device`.
+    """Load the SAM of the checkpoint at `path`, in float32 and evaluation mode, on `device`.
 
-    Raises SamWeightsError when the file is not a SAM's checkpoint, and OSError when it cannot be read. Only
-    tensors are unpickled: a file cannot run code.
+    Raises SamWeightsError if the file is not a SAM checkpoint, and OSError if it cannot be read. Only tensors are
+    unpickled, so a file cannot run code.
     """
     state = _read_state(path, "cpu")
     try:
@@ -57,9 +57,9 @@ def load_sam(path: str | Path, device: str | torch.device = "cpu") -> Sam:
 
 
 def inspect_checkpoint(path: str | Path) -> tuple[Architecture, int]:
-    """The architecture and the mask decoder's depth of a checkpoint, from its names and shapes alone.
+    """Return a checkpoint's architecture and mask decoder depth, only from its names and shapes.
 
-    Raises as `load_sam` does.
+    Raises the same errors as `load_sam`.
     """
     try:
         return detect_architecture(_read_state(path, "meta"))
@@ -80,9 +80,9 @@ def _read_state(path: str | Path, device: str) -> Any:
 
 
 def sam_from_state_dict(state: Mapping[str, Tensor]) -> Sam:
-    """The SAM that a state dict describes, in float32 and evaluation mode, on the tensors' device.
+    """Return the SAM that a state dict describes, in float32 and evaluation mode, on the tensors' device.
 
-    Float32 tensors are shared, not copied. Raises SamWeightsError when names or shapes are not those of a SAM.
+    Float32 tensors are shared, not copied. Raises SamWeightsError if names or shapes are not those of a SAM.
     """
     architecture, decoder_depth = detect_architecture(state)
     with torch.device("meta"):
@@ -97,10 +97,10 @@ def sam_from_state_dict(state: Mapping[str, Tensor]) -> Sam:
 
 
 def detect_architecture(state: Any) -> tuple[Architecture, int]:
-    """The architecture and the mask decoder's depth of a state dict.
+    """Return the architecture and the mask decoder's depth of a state dict.
 
-    The encoder is known by its position embedding's width, or by TinyViT's stages; the depth by the decoder's
-    layers. Raises SamWeightsError when either is missing, or when `state` is not a state dict.
+    The encoder is identified by its position embedding's width, or by TinyViT's stages, and the depth by the decoder's
+    layers. Raises SamWeightsError if either is missing, or if `state` is not a state dict.
     """
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise SamWeightsError(f"expected a dict of tensors by name, found a {type(state).__name__}")
@@ -131,7 +131,7 @@ def _encoder_architecture(state: Mapping[str, Tensor]) -> Architecture:
 
 
 def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """The differences that keep `found` from loading strictly, in words; empty if there are none."""
+    """Describe the differences that keep `found` from loading strictly; return an empty string if there are none."""
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
     reshaped = [

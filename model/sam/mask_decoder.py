@@ -1,4 +1,4 @@
-"""SAM's mask decoder: low-resolution masks and their predicted IoU, from an image embedding and prompts."""
+"""SAM's mask decoder, which predicts low-resolution masks and their IoU from an image embedding and prompts."""
 
 from typing import cast
 
@@ -10,11 +10,11 @@ from segmint.model.sam.prompt_encoder import PromptEmbedding
 from segmint.model.sam.transformer import TwoWayTransformer
 
 MASK_TOKENS = 4
-"""One for an unambiguous prompt, and three: whole, part and subpart."""
+"""Number of mask tokens: one for unambiguous prompts, and three for whole, part, and subpart."""
 
 
 class MaskDecoder(nn.Module):
-    """`depth` is the number of two-way blocks: 2 in the published weights, 3 in the model that made SA-1B."""
+    """Mask decoder with `depth` two-way blocks: 2 in the published weights, 3 in the model that made SA-1B."""
 
     def __init__(self, depth: int = 2) -> None:
         super().__init__()
@@ -34,29 +34,28 @@ class MaskDecoder(nn.Module):
 
     @property
     def hypernetworks(self) -> list[Perceptron]:
-        """The perceptrons that turn mask tokens into filters of masks: (B, 256) to (B, 32), one for each token."""
+        """Perceptrons that turn mask tokens into mask filters, (B, 256) to (B, 32), one per token."""
         return [cast(Perceptron, mlp) for mlp in self.output_hypernetworks_mlps]
 
     @property
     def upscaling_steps(self) -> tuple[nn.ConvTranspose2d, LayerNorm2d, nn.ConvTranspose2d]:
-        """The layers with weights that upscale the image embedding; a GELU follows the second and the third."""
+        """Layers with weights that upscale the image embedding; a GELU follows the second and the third."""
         first, norm, _, second, _ = self.output_upscaling
         return cast(nn.ConvTranspose2d, first), cast(LayerNorm2d, norm), cast(nn.ConvTranspose2d, second)
 
     def forward(
         self, features: Tensor, positions: Tensor, prompt: PromptEmbedding, multimask: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return mask logits (B, C, 256, 256) and predicted IoUs (B, C); C is 3 with `multimask`, else 1.
+        """Return mask logits (B, C, 256, 256) and predicted IoUs (B, C), where C is 3 with `multimask`, otherwise 1.
 
-        `features` (1, 256, 64, 64) is the image embedding, `positions` (1, 256, 64, 64) its positional
-        encoding.
+        `features` (1, 256, 64, 64) is the image embedding, and `positions` (1, 256, 64, 64) its positional encoding.
         """
         return self.decode(features, positions, prompt, range(1, MASK_TOKENS) if multimask else range(1))
 
     def decode(
         self, features: Tensor, positions: Tensor, prompt: PromptEmbedding, chosen: range
     ) -> tuple[Tensor, Tensor]:
-        """`forward` for the mask tokens `chosen`: logits (B, C, 256, 256) and predicted IoUs (B, C), C of them."""
+        """Run `forward` for the C mask tokens `chosen`: logits (B, C, 256, 256) and predicted IoUs (B, C)."""
         prompts, grid = prompt.sparse.shape[0], features.shape[-2:]
         own_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own_tokens.expand(prompts, -1, -1), prompt.sparse], dim=1)

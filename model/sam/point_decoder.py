@@ -1,14 +1,14 @@
-"""The mask decoder for single points: the sums of `MaskDecoder` in another order, with fewer multiplications.
+"""Mask decoder for single points: the sums of `MaskDecoder` in another order, with fewer multiplications.
 
-A grid has hundreds of points on one image. Three facts make most of the plain formula's products unnecessary, without
+A grid has hundreds of points on one image. Three facts make most products of the direct formula unnecessary, without
 approximation:
 
-1. *Shared image.* In the first block the image is the same for every point: its projections are computed once for each
-   image, by `plan_points`.
-2. *Factored image.* After that each point has its own image, but it differs from the shared one by few vectors
+1. *Shared image.* In the first block, the image is the same for every point, so `plan_points` computes its projections
+   once per image.
+2. *Factored image.* Afterwards, each point has its own image, but it only differs from the shared one by a few vectors
    (`factored_image`).
-3. *Scores first.* Predicted IoU depends on the tokens alone: `decode_points` returns it before any mask is drawn,
-   and `draw_masks` draws the wanted ones.
+3. *Scores first.* Predicted IoU only depends on the tokens: `decode_points` returns it before any mask is drawn, and
+   `draw_masks` draws the wanted ones.
 
 Shapes: B points, T = 7 tokens, C = 256 channels, H = 8 heads of D = 16 channels, P = 4096 positions. Everything is in
 the weights' dtype except the predicted IoU and the logits, which are float32.
@@ -30,14 +30,14 @@ from segmint.model.sam.mask_decoder import MASK_TOKENS, MaskDecoder
 from segmint.model.sam.products import linear, product
 from segmint.model.sam.transformer import Attention, TwoWayBlock
 
-# The tokens are those of predicted IoU, single mask, three masks and prompt; those of the three are used.
+# The tokens are predicted IoU, single mask, three masks, and prompt; those of the three masks are used.
 _THREE = slice(2, 1 + MASK_TOKENS)
 
-# Prompts whose images a CPU processes together. One fits its caches best, but each of torch's operations has an
-# overhead, which grows with the number of threads that call them. The fastest of 1, 2 and 4.
+# Prompts whose images a CPU processes together. One fits its caches best, but each torch operation has an overhead that
+# grows with the number of calling threads. The fastest of 1, 2, and 4.
 GROUP = 4
 
-# Prompts that a CPU draws together: its caches hold the bands of one.
+# Prompts that a CPU draws together: its caches fit the bands of one.
 DRAWN = 1
 
 # Positions that a CPU draws at once: 1 MB of maps in float32, so that a step's output is still in a core's cache when
@@ -47,12 +47,12 @@ BAND = 1024
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What all points on one image share in one two-way block.
+    """Values that all points on one image share in one two-way block.
 
     Attributes:
         view: for the tokens' attention to the image; None in the first block, where they attend to the shared image.
         scores: for the image's queries.
-        norm: for the image after it has attended to the tokens.
+        norm: for the image after its attention to the tokens.
     """
 
     view: SharedView | None
@@ -62,12 +62,12 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class PointPlan:
-    """What all points on one image share.
+    """Values that all points on one image share.
 
     Attributes:
-        keys: (1, H, P, D), of the shared image in the first block's attention from tokens to image.
-        values: (1, H, P, D), likewise.
-        blocks: one plan for each block.
+        keys: (1, H, P, D), keys of the shared image in the first block's attention from tokens to image.
+        values: (1, H, P, D), values of the same attention.
+        blocks: one plan per block.
         final: for the last attention from tokens to the image.
         drawn: (P, 256), the shared image after the first step of upscaling, without bias.
     """
@@ -83,8 +83,8 @@ class PointPlan:
 class PointMasks:
     """Three masks for each of B points, decoded but not drawn.
 
-    `predicted_iou` (B, 3) float32. `draw_masks` draws them from the masks' `tokens` (B, 3, C) and the points'
-    `images`, each for some of the points.
+    `predicted_iou` is (B, 3) float32. `draw_masks` draws the masks from their `tokens` (B, 3, C) and the points'
+    `images`, each of which covers some of the points.
     """
 
     predicted_iou: Tensor
@@ -93,7 +93,7 @@ class PointMasks:
 
 
 def plan_points(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_mask: Tensor) -> PointPlan:
-    """The plan for an image embedding (1, C, 64, 64) and its positional encoding (1, C, 64, 64).
+    """Return the plan for an image embedding (1, C, 64, 64) and its positional encoding (1, C, 64, 64).
 
     `no_mask` (1, C, 64, 64) is the dense embedding of prompts without a mask.
     """
@@ -115,7 +115,7 @@ def plan_points(decoder: MaskDecoder, features: Tensor, positions: Tensor, no_ma
         else:
             view = _shared_view(attention, shared, places)
             scores = _shared_scores(answer.q_proj, shared, places, answer.heads)
-            # The previous norm's row, whose coefficients are 1, includes the bias.
+            # The previous norm's row, whose coefficients are 1, absorbs the bias.
             constants = torch.cat([constants[:-1], constants[-1:] + answer.out_proj.bias])
         outward = split_rows(answer.out_proj.weight.T, answer.heads)
         centred, maps, constants = (_without_mean(rows) for rows in (shared, torch.cat([outward, maps]), constants))
@@ -146,7 +146,7 @@ def _shared_view(attention: Attention, image: Tensor, places: Tensor) -> SharedV
 def _shared_scores(
     projection: nn.Linear, image: Tensor, places: Tensor | None, heads: int, with_bias: bool = True
 ) -> SharedScores:
-    """For the shared image (P, C) and positions (P, C); without positions, `image` is already their sum."""
+    """Return scores for the shared image (P, C) and positions (P, C); if these are None, `image` includes them."""
     weight = split_rows(projection.weight, heads)
     own = weight @ image.T
     bias = split_rows(projection.bias[:, None], heads) if with_bias else 0
@@ -156,12 +156,12 @@ def _shared_scores(
 
 
 def _without_mean(rows: Tensor) -> Tensor:
-    """(..., C) without its mean over the channels."""
+    """Return (..., C) without its mean over the channels."""
     return rows - rows.mean(dim=-1, keepdim=True)
 
 
 def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> PointMasks:
-    """Predicted IoUs of the three masks of B points, and what is needed to draw them.
+    """Return predicted IoUs for the three masks of B points, and the input to draw them.
 
     `sparse` (B, 2, C) embeds each point and the padding token ("not a point") that follows it.
     """
@@ -191,15 +191,15 @@ def decode_points(decoder: MaskDecoder, plan: PointPlan, sparse: Tensor) -> Poin
 
 
 def used_tokens(tokens: Tensor) -> Tensor:
-    """The tokens (B, 4, C) whose output is used: of predicted IoU and three masks."""
+    """Return the tokens (B, 4, C) whose output is used: predicted IoU and three masks."""
     return torch.cat([tokens[:, :1], tokens[:, _THREE]], dim=1)
 
 
 def predicted_iou_of(decoder: MaskDecoder, token: Tensor) -> Tensor:
-    """Predicted IoUs (B, 3) float32 of the three masks from the token (B, C).
+    """Return predicted IoUs (B, 3) float32 of the three masks from the token (B, C).
 
-    On an accelerator the head computes in float32 whatever its weights are: half precision has steps of 0.004 there,
-    and a threshold between two of them would be another threshold.
+    On an accelerator, the head computes in float32 for any weight dtype. Half precision has steps of 0.004 in this
+    range, which would effectively change a threshold between two of them.
     """
     head = decoder.iou_prediction_head
     if token.device.type == "cpu":
@@ -212,7 +212,7 @@ def predicted_iou_of(decoder: MaskDecoder, token: Tensor) -> Tensor:
 
 
 def _slices(length: int, step: int, device: torch.device) -> list[slice]:
-    """A length in steps on a CPU, for its caches; on an accelerator, in one step (or none if it is 0)."""
+    """Split a length into steps on a CPU, for its caches, and use one step on an accelerator (none if it is 0)."""
     step = step if device.type == "cpu" else max(1, length)
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
@@ -220,16 +220,16 @@ def _slices(length: int, step: int, device: torch.device) -> list[slice]:
 def _attend_to_images(
     attention: Attention, view: SharedView, queries: Tensor, images: list[FactoredImage], groups: list[slice]
 ) -> Tensor:
-    """The attention of queries (B, N, C) to their images: (B, N, C)."""
+    """Return the attention of queries (B, N, C) to their images as (B, N, C)."""
     return torch.cat(
         [view.attend(attention, queries[group], image) for group, image in zip(groups, images, strict=True)]
     )
 
 
 def attend_to_shared_image(attention: Attention, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The first block's attention from tokens (B, T, C) to the image.
+    """Return the first block's attention from tokens (B, T, C) to the image.
 
-    The points share keys and values, so that all their tokens form one batch of queries.
+    The points share keys and values, so all their tokens form one batch of queries.
     """
     queries = split_heads(attention.q_proj(q).flatten(0, 1)[None], attention.heads)
     attended = join_heads(attend(queries, keys, values))
@@ -240,7 +240,7 @@ def attend_to_shared_image(attention: Attention, q: Tensor, keys: Tensor, values
 def _attend_from_images(
     block: TwoWayBlock, plan: BlockPlan, image: FactoredImage | None, k: Tensor, v: Tensor
 ) -> FactoredImage:
-    """The block's last step: the images that have attended to tokens k and v (B, T, C)."""
+    """Return the images after the block's last step, their attention to tokens k and v (B, T, C)."""
     attention = block.cross_attn_image_to_token
     keys = scaled(split_heads(attention.k_proj(k), attention.heads))
     values = split_heads(attention.v_proj(v), attention.heads)
@@ -249,7 +249,7 @@ def _attend_from_images(
 
 
 def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted: Tensor) -> Tensor:
-    """Logits of the masks wanted, (N, 256, 256) float32, point-major; `wanted` is (B, 3) bool with N true."""
+    """Return logits of the wanted masks, (N, 256, 256) float32, point-major; `wanted` is (B, 3) bool with N True."""
     filters = torch.stack([mlp(masks.tokens[:, n]) for n, mlp in enumerate(decoder.hypernetworks[1:])], dim=1)
     side = 4 * math.isqrt(len(plan.drawn))
     drawn = [masks.predicted_iou.new_zeros(0, side, side)]
@@ -265,9 +265,9 @@ def draw_masks(decoder: MaskDecoder, plan: PointPlan, masks: PointMasks, wanted:
 
 
 def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: Tensor, side: int) -> Tensor:
-    """Logits (B, 3, side, side) from B points' images and their masks' filters (B, 3, 32).
+    """Return logits (B, 3, side, side) from B points' images and their mask filters (B, 3, 32).
 
-    `shared` is the plan's `drawn`: the first step is linear, so that it applies to the image's factors.
+    `shared` is the plan's `drawn`. The first step is linear, so it applies to the image's factors.
     """
     weight, bias = as_linear(decoder.upscaling_steps[0])
     vectors = image.vectors @ weight.T
@@ -281,9 +281,9 @@ def _draw(decoder: MaskDecoder, shared: Tensor, image: FactoredImage, filters: T
 
 
 def finish_band(decoder: MaskDecoder, map_: Tensor, filters: Tensor) -> Tensor:
-    """Logits (B, N, 16 * positions) of a band of positions after the first step of upscaling, (B, positions, 256).
+    """Return logits (B, N, 16 * positions) of a band after the first step of upscaling, (B, positions, 256).
 
-    `filters` (B, N, 32) are the masks'. Each position has 16 logits, see `unfold_parts`.
+    `filters` (B, N, 32) belong to the masks. Each position has 16 logits; see `unfold_parts`.
     """
     _, norm, second = decoder.upscaling_steps
     weight, bias = as_linear(second)
@@ -294,9 +294,10 @@ def finish_band(decoder: MaskDecoder, map_: Tensor, filters: Tensor) -> Tensor:
 
 
 def unfold_parts(parts: Tensor, side: int) -> Tensor:
-    """Logits (B, N, side, side) from those of all positions, (B, N, side * side).
+    """Return logits (B, N, side, side) from those of all positions, (B, N, side * side).
 
-    The first step of upscaling makes each position 2x2 pixels, (a, b), and the second each of these 2x2, (c, d).
+    The first step of upscaling maps each position to 2x2 pixels (a, b), and the second maps each of these to 2x2, (c,
+    d).
     """
     parts = parts.view(*parts.shape[:2], side // 4, side // 4, 16)
     logits = parts.new_empty(*parts.shape[:2], side, side)
@@ -306,8 +307,8 @@ def unfold_parts(parts: Tensor, side: int) -> Tensor:
 
 
 def as_linear(step: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
-    """Weight (4 * out, in) and bias (4 * out) of a transposed convolution whose stride is its kernel, 2x2.
+    """Return weight (4 * out, in) and bias (4 * out) of a transposed convolution with kernel and stride 2x2.
 
-    Such a step is one linear map at each position; its four outputs are the pixels (0, 0), (0, 1), (1, 0), (1, 1).
+    Such a step is one linear map per position, whose four outputs are the pixels (0, 0), (0, 1), (1, 0), and (1, 1).
     """
     return step.weight.permute(2, 3, 1, 0).flatten(0, 2), cast(Tensor, step.bias).repeat(4)

@@ -1,4 +1,4 @@
-"""Masks for prompts, without hidden state: embed an image once, then ask for masks as often as needed."""
+"""Stateless predictor of masks for prompts: embed an image once, then predict masks for any number of prompts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from segmint.model.sam.sam import Sam
 
 @dataclass(frozen=True)
 class Embedding:
-    """The image embedding of one image, and how pixels of the image map to it.
+    """The image embedding of one image, and the mapping from the image's pixels to it.
 
-    `features` (1, 256, 64, 64). `input_size` is the (height, width) in pixels that the image fills, from the
-    top left corner, of the encoder's 1024x1024 input. `frame_size` is the (height, width) of the frame of
-    prompts and masks.
+    `features` is (1, 256, 64, 64). `input_size` is the (height, width) in pixels that the image occupies in the
+    encoder's 1024x1024 input, from the top left corner. `frame_size` is the (height, width) of the frame of prompts and
+    masks.
     """
 
     features: Tensor
@@ -44,9 +44,8 @@ class Embedding:
 class PromptMasks:
     """C masks for each of B prompts.
 
-    `low_res_logits` (B, C, 256, 256) float32 covers the encoder's 1024x1024 input, padding included; a mask
-    is where the logit is over 0. `predicted_iou` (B, C) float32 is the model's estimate of each mask's
-    quality.
+    `low_res_logits` (B, C, 256, 256) float32 covers the encoder's 1024x1024 input including its padding, and positive
+    logits are foreground. `predicted_iou` (B, C) float32 is the model's estimate of each mask's quality.
     """
 
     low_res_logits: Tensor
@@ -60,12 +59,12 @@ class PromptMasks:
 
 
 class Predictor:
-    """Masks for prompts from one SAM, on the device and in the dtype of its weights.
+    """Predictor of masks for prompts from one SAM, on the device and in the dtype of its weights.
 
-    Cast, move and load the model first: later changes do not reach what the predictor has prepared for speed.
-    `compile_encoder` compiles the image encoder with `torch.compile` in that mode, at its first use and for each
-    batch size: minutes of work that pay off on a GPU. It changes the last bits. If compilation fails, there is
-    a RuntimeWarning and the encoder runs eagerly; with `must_compile` it is a `CompilationError`.
+    Cast, move, and load the model first, because later changes do not reach what the predictor has precomputed.
+    `compile_encoder` compiles the image encoder with `torch.compile` in that mode, on first use for each batch size.
+    This takes minutes, which pay off on a GPU, and changes the last bits. If compilation fails, a RuntimeWarning is
+    issued and the encoder runs eagerly; with `must_compile`, a `CompilationError` is raised.
     """
 
     def __init__(self, sam: Sam, compile_encoder: CompileMode | None = None, must_compile: bool = False) -> None:
@@ -74,17 +73,18 @@ class Predictor:
         self._placed: Tensor | None = None
 
     def before_each_layer(self, call: Callable[[], None]) -> None:
-        """Have `call` called before each layer of the image encoder, in the thread that encodes, for work that must not
-        wait for a whole image. An encoder that is compiled does not call it.
+        """Register a callback to run before each layer of the image encoder, in the encoding thread.
+
+        It is for work that must not wait for a whole image. A compiled encoder ignores it.
         """
         self._encoder.before_each_layer(call)
 
     def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encode an image, (H, W, 3) uint8 RGB.
 
-        `frame_size` (height, width) sets another frame for prompts and masks than the image's pixels: pass it
-        when the pixels are a larger or smaller version of the image that the masks are for. Raises ValueError
-        for another shape or type of image, or an empty frame.
+        `frame_size` (height, width) sets a frame for prompts and masks other than the image's pixels. Pass it if the
+        pixels are a larger or smaller version of the image that the masks are for. Raises ValueError for another shape
+        or dtype of the image, or an empty frame.
         """
         return self.embed_many([image], [frame_size], batch_size=1)[0]
 
@@ -94,12 +94,12 @@ class Predictor:
         frame_sizes: Sequence[tuple[int, int] | None] | None = None,
         batch_size: int | None = None,
     ) -> list[Embedding]:
-        """Encode images, `batch_size` at a time, as `embed` does except for the last bits.
+        """Encode images in batches of `batch_size`, with the results of `embed` except for the last bits.
 
-        `frame_sizes` has a (height, width) or None for each image, as in `embed`. `batch_size` (default: 1 on a
-        CPU, 7 on CUDA) affects the last bits of the embeddings; the number of images does not, as the last batch is
-        padded. Embeddings of one batch share its memory until all of them are freed. Raises ValueError as `embed`
-        does, and if the numbers of frames and images differ or the batch size is not 1 to 64.
+        `frame_sizes` contains a (height, width) or None per image, as in `embed`. `batch_size` (default: 1 on a CPU, 7
+        on CUDA) affects the last bits of the embeddings; the number of images does not because the last batch is
+        padded. Embeddings of one batch share its memory until all of them are freed. Raises ValueError like `embed`,
+        and if the numbers of frames and images differ or the batch size is not 1 to 64.
         """
         frames = [None] * len(images) if frame_sizes is None else list(frame_sizes)
         if len(frames) != len(images):
@@ -115,10 +115,10 @@ class Predictor:
         ]
 
     def embed_resized(self, pixels: Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
-        """Encode an image that was resized for the encoder, (h, w, 3) RGB of 0 to 255, uint8 or float.
+        """Encode an image that is already resized for the encoder, (h, w, 3) RGB of 0 to 255, uint8 or float.
 
-        The frame is that of `pixels` unless another `frame_size` (height, width) is given. Raises ValueError for
-        another shape, and for a longer side other than the encoder's.
+        The frame is that of `pixels` unless `frame_size` (height, width) is given. Raises ValueError for another shape,
+        or if the longer side is not the encoder's.
         """
         side = self.sam.image_size
         if pixels.ndim != 3 or pixels.shape[2] != 3 or max(pixels.shape[:2]) != side or 0 in pixels.shape:
@@ -129,9 +129,9 @@ class Predictor:
         return Embedding(features, (pixels.shape[0], pixels.shape[1]), _checked_frame(frame_size, pixels))
 
     def on_device(self, image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-        """An image's pixels on the model's device; `embed_many` takes parts of it without copying them there again.
+        """Return an image's pixels on the model's device, from which `embed_many` accepts parts without another copy.
 
-        On a CPU they share the array's memory. Raises ValueError as `embed` does.
+        On a CPU, they share the array's memory. Raises ValueError like `embed`.
         """
         return upload(_checked_image(image), self.sam.device)
 
@@ -144,15 +144,15 @@ class Predictor:
         masks: Array | None = None,
         multimask: bool = True,
     ) -> PromptMasks:
-        """Predict masks for B prompts at once; a prompt may have points, a box and a mask, or any of them.
+        """Predict masks for B prompts at once; each prompt combines any of points, a box, and a mask.
 
-        `points` (B, N, 2) as (x, y) and `boxes` (B, 4) as (x0, y0, x1, y1), in pixels of the embedding's
-        frame; `labels` (B, N): 1 foreground, 0 background, -1 to pad prompts of fewer points; `masks` (B,
-        1, 256, 256) logits of an earlier prediction. One prompt may come without its batch: points (N, 2) with
-        labels (N,), a box (4,), a mask (1, 256, 256). With `multimask` three masks a prompt (whole, part,
-        subpart), else one, which is for prompts with the logits of the answer that they correct: several
-        points without them are answered better by the best of three. Raises ValueError without any prompt,
-        and for wrong shapes or values, naming what was expected.
+        `points` (B, N, 2) as (x, y) and `boxes` (B, 4) as (x0, y0, x1, y1) are in pixels of the embedding's frame.
+        `labels` (B, N) are 1 for foreground, 0 for background, and -1 to pad prompts with fewer points. `masks` (B, 1,
+        256, 256) are logits of an earlier prediction. A single prompt may omit the batch dimension: points (N, 2) with
+        labels (N,), a box (4,), a mask (1, 256, 256). With `multimask`, each prompt gets three masks (whole, part,
+        subpart), otherwise one, which is meant for prompts with the logits of the prediction they correct. Without
+        logits, the best of three is better even for several points. Raises ValueError if there is no prompt, and for
+        invalid shapes or values, with those expected.
         """
         chosen = range(1, MASK_TOKENS) if multimask else range(1)
         return self._decode(embedding, check_prompts(points, labels, boxes, masks), chosen)
@@ -165,11 +165,11 @@ class Predictor:
         boxes: Array | None = None,
         masks: Array | None = None,
     ) -> PromptMasks:
-        """Predict as `predict`, four masks a prompt: the one without `multimask`, then the three with it."""
+        """Predict like `predict`, but four masks per prompt: the one without `multimask`, then the three with it."""
         return self._decode(embedding, check_prompts(points, labels, boxes, masks), range(MASK_TOKENS))
 
     def plan_points(self, embedding: Embedding) -> PointPlan:
-        """What all single points on one image share: computed once, for `decode_points`."""
+        """Return the values that all single points on one image share, computed once for `decode_points`."""
         with torch.inference_mode():
             encoder = self.sam.prompt_encoder
             return point_decoder.plan_points(
@@ -177,9 +177,9 @@ class Predictor:
             )
 
     def decode_points(self, embedding: Embedding, plan: PointPlan, points: Array) -> PointMasks:
-        """The predictions of `predict` for B single foreground points, much faster, without drawing masks yet.
+        """Return the predictions of `predict` for B single foreground points, much faster, without drawing masks yet.
 
-        `points` (B, 2) as (x, y) in pixels of the embedding's frame; `plan` is the embedding's. Raises
+        `points` (B, 2) as (x, y) are in pixels of the embedding's frame, and `plan` belongs to the embedding. Raises
         ValueError for other shapes.
         """
         points = torch.as_tensor(points)
@@ -191,17 +191,17 @@ class Predictor:
             return point_decoder.decode_points(self.sam.mask_decoder, plan, embedded.sparse)
 
     def draw_masks(self, plan: PointPlan, masks: PointMasks, wanted: Tensor) -> Tensor:
-        """Low-resolution logits (N, 256, 256) float32 of the masks that are `wanted` (B, 3) bool.
+        """Return low-resolution logits (N, 256, 256) float32 of the masks that are `wanted` (B, 3) bool.
 
-        `plan` is the one that the points were decoded with.
+        `plan` must be the one that the points were decoded with.
         """
         with torch.inference_mode():
             return point_decoder.draw_masks(self.sam.mask_decoder, plan, masks, wanted)
 
     def upscale(self, logits: Tensor, embedding: Embedding) -> Tensor:
-        """Logits in the embedding's frame, (B, C, height, width), from low-resolution ones (B, C, 256, 256).
+        """Upscale low-resolution logits (B, C, 256, 256) to the embedding's frame, (B, C, height, width).
 
-        Each mask takes 4 bytes a pixel of the frame, and temporarily 4 MiB: pass few at a time. Raises
+        Each mask takes 4 bytes per pixel of the frame, and 4 MiB temporarily, so pass only a few at a time. Raises
         ValueError for another shape.
         """
         if logits.ndim != 4:
@@ -225,7 +225,7 @@ class Predictor:
             return PromptMasks(logits.float(), ious.float())
 
     def _places(self) -> Tensor:
-        """The positional encoding (P, 256) of the image embedding, computed once."""
+        """Return the positional encoding (P, 256) of the image embedding, computed once."""
         if self._placed is None:
             self._placed = self.sam.prompt_encoder.dense_positions()[0].flatten(1).T.contiguous()
         return self._placed
@@ -242,7 +242,7 @@ class Predictor:
 
 
 def _resize(pixels: Tensor, long_side: int) -> Tensor:
-    """With Pillow on a CPU, elsewhere on the pixels' device: the same bits."""
+    """Resize with Pillow on a CPU, and on the pixels' device otherwise, with identical bits."""
     if pixels.device.type == "cpu":
         return torch.from_numpy(resize(pixels.numpy(), long_side))
     return resize_on_device(pixels, resized_size(pixels.shape[0], pixels.shape[1], long_side))
@@ -256,7 +256,7 @@ def _checked_frame(frame_size: tuple[int, int] | None, pixels: Tensor) -> tuple[
 
 
 def _checked_image(image: Any) -> Tensor:
-    """The image as a tensor on its device."""
+    """Return the image as a tensor on its device."""
     pixels = image if isinstance(image, Tensor) else np.asarray(image)
     shape, dtype = tuple(pixels.shape), str(pixels.dtype).removeprefix("torch.")
     if dtype != "uint8" or len(shape) != 3 or shape[2] != 3 or 0 in shape:
@@ -266,5 +266,5 @@ def _checked_image(image: Any) -> Tensor:
         )
     if isinstance(pixels, Tensor):
         return pixels.detach()
-    # A tensor cannot share memory that is read-only or that runs backwards.
+    # A tensor can't share memory that is read-only or has negative strides.
     return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))

@@ -1,9 +1,9 @@
-"""Pixels for the image encoder: resized with Pillow or to its bits on a GPU, normalized, then padded to a square.
+"""Preprocessing for the image encoder: Pillow-compatible resizing on any device, normalization, and padding.
 
-Pillow's bilinear resize of 8-bit pixels goes along rows and along columns. A pixel of the result is a sum of pixels
-under a triangle as wide as the scale, with weights that are whole numbers of 22 bits. It is rounded to 8 bits after
-each direction, so that it matters which comes first; within one, all is integer arithmetic, and the order of the sums
-does not matter: torch's devices compute the same, and a GPU need not wait for the host.
+Pillow's bilinear resize of 8-bit pixels processes rows and columns separately. A pixel of the result is a sum of pixels
+under a triangle as wide as the scale, with weights in 22-bit fixed point. It is rounded to 8 bits after each direction,
+so their order matters. Within one direction, all arithmetic is on integers, so the order of sums does not matter: torch
+computes the same bits on every device, and a GPU does not have to wait for the host.
 """
 
 import functools
@@ -22,7 +22,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 def resized_size(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """(height, width) in pixels when the longer side becomes `long_side`; no side gets shorter than 1."""
+    """Return (height, width) in pixels after the longer side becomes `long_side`; no side gets shorter than 1."""
     scale = long_side / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
@@ -30,7 +30,7 @@ def resized_size(height: int, width: int, long_side: int) -> tuple[int, int]:
 def resize(image: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
     """Resize (H, W, 3) uint8 RGB to a longer side of `long_side` pixels.
 
-    Pillow's antialiased bilinear filter on 8-bit pixels: the weights were trained on it, and torch's own
+    Uses Pillow's antialiased bilinear filter on 8-bit pixels, with which the weights were trained; torch's filter
     differs.
     """
     height, width = resized_size(image.shape[0], image.shape[1], long_side)
@@ -39,9 +39,9 @@ def resize(image: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
 
 
 def normalize_into(place: Tensor, pixels: Tensor) -> None:
-    """Write (h, w, 3) uint8 RGB, normalized, to the top left corner of zeros (3, side, side), in their type.
+    """Write (h, w, 3) uint8 RGB, normalized, to the top left corner of zeros (3, side, side), in their dtype.
 
-    Zeros on the right and at the bottom are the mean color.
+    The remaining zeros on the right and at the bottom are the mean color.
     """
     place[:, : pixels.shape[0], : pixels.shape[1]].copy_(normalized(pixels))
 
@@ -54,28 +54,28 @@ def normalized(pixels: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Copied to a GPU once: it would wait for each copy."""
+    """Return mean and standard deviation, memoized because a GPU would wait for each copy."""
     with torch.inference_mode(False):
         return torch.tensor(PIXEL_MEAN, device=device), torch.tensor(PIXEL_STD, device=device)
 
 
 _BITS = 22
-"""Of a weight after the point: 8 bits of a pixel and 2 of headroom are left of 32."""
+"""Fractional bits of a weight, which leave 8 bits for a pixel and 2 of headroom in 32 bits."""
 
 _ELEMENTS = 1 << 26
-"""Products that are in memory at once: 256 MB."""
+"""Maximum number of products in memory at once: 256 MB."""
 
 
 def resize_on_device(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pillow's bilinear resize on the pixels' device: (h, w, 3) uint8 from (H, W, 3) uint8; `size` is (h, w)."""
+    """Resize (H, W, 3) uint8 to `size` (h, w) on the pixels' device, with the bits of Pillow's bilinear filter."""
     return _resize(pixels, size, columns_first=_columns_first((pixels.shape[0], pixels.shape[1]), size)).contiguous()
 
 
 def _columns_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
-    """Whether the Pillow that is installed resizes along columns first; both sizes are (height, width).
+    """Return True if the installed Pillow resizes along columns first; both sizes are (height, width).
 
-    Older versions never do. Version 13 does where that takes more rows away than twice the columns that the other
-    direction does (found by trying 2,600 sizes; its documentation does not say so).
+    Older versions never do. Version 13 does if this removes more rows than twice the columns that the other direction
+    removes (found by testing 2,600 sizes; undocumented).
     """
     fewer_rows, fewer_columns = size[0] - target[0], size[1] - target[1]
     return fewer_rows > 0 and fewer_rows > 2 * fewer_columns and _pillow_chooses()
@@ -83,7 +83,7 @@ def _columns_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
 
 @functools.cache
 def _pillow_chooses() -> bool:
-    """Whether Pillow gives other pixels than rows first does, for a size with which version 13 takes columns first."""
+    """Return True if Pillow's result differs from rows first, for a size at which version 13 takes columns first."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 3), dtype=np.uint8)
     expected = np.asarray(Image.fromarray(pixels).resize((5, 21), Image.Resampling.BILINEAR))
     return not np.array_equal(_resize(torch.from_numpy(pixels), (21, 5), columns_first=False).numpy(), expected)
@@ -113,16 +113,16 @@ def _resize_rows(pixels: Tensor, length: int) -> Tensor:
 
 @functools.lru_cache(maxsize=256)
 def _on_device(pixels: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Places and weights as tensors; the crops of one layer have few lengths, and those of all images recur."""
+    """Return positions and weights as tensors, memoized because crops only have a few distinct lengths."""
     with torch.inference_mode(False):
         places, weights = triangle_weights(pixels, length)
         return upload(torch.from_numpy(places), device), upload(torch.from_numpy(weights), device)
 
 
 def triangle_weights(pixels: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Of `length` pixels made from `pixels`: which ones each is made from, and their weights; both (length, taps).
+    """Return the source positions and weights for each of `length` pixels made from `pixels`, both (length, taps).
 
-    A weight is 2^22 for a whole pixel. Places beyond the ends repeat the last pixel, with a weight of 0.
+    A weight of 2^22 represents 1. Positions beyond the ends repeat the last pixel with weight 0.
     """
     scale = pixels / length
     reach = max(scale, 1.0)
@@ -131,7 +131,7 @@ def triangle_weights(pixels: int, length: int) -> tuple[NDArray[np.int64], NDArr
     first = np.maximum((centers - reach + 0.5).astype(np.int64), 0)
     stop = np.minimum((centers + reach + 0.5).astype(np.int64), pixels)
     places = first[:, None] + np.arange(taps)
-    # The float64 operations are Pillow's, one by one, and so is the order in which the weights are added up.
+    # The float64 operations and the order in which weights are summed are exactly Pillow's.
     distances = np.abs((places - centers[:, None] + 0.5) * (1.0 / reach))
     weights = np.where((places < stop[:, None]) & (distances < 1.0), 1.0 - distances, 0.0)
     total = np.zeros(length)

@@ -1,11 +1,11 @@
-"""Matrix products, and convolutions fused with what follows them, on a CPU by the faster of torch's two libraries.
+"""Matrix products and fused convolutions that use the faster of torch's two CPU libraries.
 
-`torch.mm` gives float32 to MKL, which uses half of the vector units of some CPUs (AMD's with AVX-512: 105 GFLOP/s a
-core where oneDNN has 215). torch uses oneDNN for convolutions, for reduced precision, and in `torch.compile`, whose
-operator is called here. Both libraries compute in float32; sums differ in their last bits. oneDNN compiles a kernel
-for each new shape, which takes milliseconds: these functions are for the few shapes that every image has. In bfloat16
-both are oneDNN, but only this operator fuses the addition or activation. Gradients, `torch.compile` and accelerators
-use the plain products.
+For float32, `torch.mm` calls MKL, which only uses half of the vector units of some CPUs (105 GFLOP/s per core on AMD
+CPUs with AVX-512, compared with 215 for oneDNN). torch uses oneDNN for convolutions, for reduced precision, and in
+`torch.compile`, whose operator is called here. Both libraries compute in float32, but sums differ in their last bits.
+oneDNN compiles a kernel for each new shape, which takes milliseconds, so these functions are meant for the few shapes
+that occur in every image. In bfloat16, both paths use oneDNN, but only this operator fuses the addition or activation.
+Gradients, `torch.compile`, and accelerators use the plain products.
 """
 
 import torch
@@ -18,7 +18,7 @@ _ONEDNN = torch._C._has_mkldnn and all(
 
 
 def product(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
-    """a @ b for (N, K) and (K, M), or for a batch of both; added to `onto` (N, M) if given."""
+    """Return a @ b for (N, K) and (K, M), or for a batch of both, added to `onto` (N, M) if given."""
     if not _suits_onednn(a):
         return a @ b if onto is None else onto + a @ b
     if a.ndim == 3:
@@ -31,7 +31,7 @@ def product(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """`F.linear` of x (N, K) with weight (M, K) and bias (M,), and the exact GELU of that with `gelu`: (N, M)."""
+    """Apply `F.linear` to x (N, K) with weight (M, K) and bias (M,), then the exact GELU with `gelu`: (N, M)."""
     if _suits_onednn(x):
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
         return result
@@ -40,16 +40,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, computed by `linear`."""
+    """`nn.Linear` computed by `linear`."""
 
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
-        """Map (..., in) to (..., out), with the exact GELU of that with `gelu`."""
+        """Map (..., in) to (..., out), followed by the exact GELU with `gelu`."""
         result = linear(x.flatten(0, -2), self.weight, self.bias, gelu)
         return result.reshape(*x.shape[:-1], self.out_features)
 
 
 class GeluConv2d(nn.Module):
-    """A convolution with an exact GELU, which oneDNN fuses: a map of 64 MB is written only once."""
+    """A convolution with an exact GELU, which oneDNN fuses so that a map of 64 MB is written only once."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()

@@ -1,15 +1,15 @@
-"""The mask decoder for prompts of few tokens on a CPU: the sums of `MaskDecoder` in another order.
+"""Mask decoder for prompts with few tokens on a CPU: the sums of `MaskDecoder` in another order.
 
-An annotator's click has 7 to 15 tokens and 4096 positions of the image. With few tokens it is less work to carry the
-tokens' projections to the image's 256 channels than to project the image to each attention's 128. Nothing is
+An annotator's click has 7 to 15 tokens, and the image has 4096 positions. With few tokens, it is less work to project
+the tokens' queries to the image's 256 channels than to project the image to each attention's 128. Nothing is
 approximated:
 
-1. *Scores.* A token's query times a position's key, q (K x), is (K^T q) x: T vectors a head instead of a map of keys,
-   and likewise for the image's queries. A key's bias is the same for all positions, so that the softmax over them does
-   not see it.
-2. *Values.* The mean of projected values is the projected mean: positions are averaged first. In the other direction
-   the tokens' values are carried through the output's projection, and each position adds them by its weights.
-3. *Layout.* The image keeps its channels last: upscaling is two products, without a transposition.
+1. *Scores.* A token's query times a position's key, q (K x), is (K^T q) x: T vectors per head instead of a map of keys,
+   and likewise for the image's queries. A key's bias is the same for all positions, so the softmax over them cancels
+   it.
+2. *Values.* The mean of projected values is the projected mean, so positions are averaged first. In the other
+   direction, the tokens' values go through the output projection first, and each position adds them by its weights.
+3. *Layout.* The image stays channels last, so upscaling is two products without a transposition.
 
 Shapes: T tokens, C = 256 channels, H = 8 heads of D = 16 channels, P = 4096 positions, R = H * T.
 """
@@ -27,11 +27,11 @@ from segmint.model.sam.prompt_encoder import PromptEmbedding
 from segmint.model.sam.transformer import Attention, TwoWayBlock
 
 MOST_TOKENS = 16
-"""With more, projecting the image is less work."""
+"""Maximum number of tokens; with more, projecting the image is less work."""
 
 
 def suits(features: Tensor, prompt: PromptEmbedding) -> bool:
-    """Whether `decode_prompts` is for these: on a CPU in float32, without gradients, and few tokens."""
+    """Return True if `decode_prompts` applies: on a CPU in float32, without gradients, and with few tokens."""
     plain = features.device.type == "cpu" and features.dtype == torch.float32 and not torch.is_grad_enabled()
     return plain and 5 + prompt.sparse.shape[1] <= MOST_TOKENS
 
@@ -39,10 +39,10 @@ def suits(features: Tensor, prompt: PromptEmbedding) -> bool:
 def decode_prompts(
     decoder: MaskDecoder, features: Tensor, places: Tensor, prompt: PromptEmbedding, chosen: range
 ) -> tuple[Tensor, Tensor]:
-    """Mask logits (B, N, 256, 256) and predicted IoUs (B, N), as `MaskDecoder.decode` gives for the tokens `chosen`.
+    """Return mask logits (B, N, 256, 256) and predicted IoUs (B, N), like `MaskDecoder.decode` for the tokens `chosen`.
 
-    `features` (1, C, 64, 64) is the image embedding, `places` (P, C) its positional encoding. Prompts are decoded one
-    by one: their number does not matter to the bits.
+    `features` (1, C, 64, 64) is the image embedding, and `places` (P, C) its positional encoding. Prompts are decoded
+    one by one, so their number does not affect the bits.
     """
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     found = []
@@ -60,7 +60,7 @@ def decode_prompts(
 def _decode(
     decoder: MaskDecoder, image: Tensor, places: Tensor, token_places: Tensor, chosen: range
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, 256, 256) and predicted IoUs (N) of one prompt from the image (P, C) and its tokens (T, C)."""
+    """Return logits (N, 256, 256) and predicted IoUs (N,) of one prompt from the image (P, C) and its tokens (T, C)."""
     transformer = decoder.transformer
     tokens = token_places
     for block in transformer.blocks:
@@ -78,7 +78,7 @@ def _decode(
 
 
 def _attend_to_image(attention: Attention, queries: Tensor, placed: Tensor, image: Tensor) -> Tensor:
-    """The attention of queries (T, C) to the image (P, C), whose keys are of `placed`: (T, C)."""
+    """Return the attention of queries (T, C) to the image (P, C), with keys from `placed`, as (T, C)."""
     heads, width = attention.heads, attention.head_width
     q = torch.unflatten(attention.q_proj(queries), 1, (heads, width)).transpose(0, 1)
     rows = (q @ split_rows(attention.k_proj.weight, heads)).flatten(0, 1) / math.sqrt(width)
@@ -91,14 +91,14 @@ def _attend_to_image(attention: Attention, queries: Tensor, placed: Tensor, imag
 
 
 def _attend_from_image(block: TwoWayBlock, image: Tensor, placed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The image (P, C) after its attention to tokens (T, C), and the norm of it."""
+    """Return the image (P, C) after its attention to tokens (T, C) and the norm."""
     attention = block.cross_attn_image_to_token
     heads, width = attention.heads, attention.head_width
     k = torch.unflatten(attention.k_proj(keys), 1, (heads, width)).transpose(0, 1) / math.sqrt(width)
     v = torch.unflatten(attention.v_proj(values), 1, (heads, width)).transpose(0, 1)
     rows = (k @ split_rows(attention.q_proj.weight, heads)).flatten(0, 1)
     offsets = (k * attention.q_proj.bias.view(heads, 1, width)).sum(dim=2).flatten()
-    # The softmax over few tokens is fast where the positions are next to one another.
+    # The softmax over few tokens is fast if positions are contiguous in memory.
     scores = split_rows(linear(rows, placed) + offsets[:, None], heads)
     weights = scores.softmax(dim=1).flatten(0, 1).T.contiguous()
     carried = v @ split_rows(attention.out_proj.weight.T, heads)
@@ -108,7 +108,7 @@ def _attend_from_image(block: TwoWayBlock, image: Tensor, placed: Tensor, keys: 
 
 
 def _draw(decoder: MaskDecoder, image: Tensor, filters: Tensor) -> Tensor:
-    """Logits (N, side, side) from the image (P, C) and the masks' filters (N, 32)."""
+    """Return logits (N, side, side) from the image (P, C) and the mask filters (N, 32)."""
     weight, bias = as_linear(decoder.upscaling_steps[0])
     bands = [image[start : start + BAND] for start in range(0, len(image), BAND)]
     drawn = [finish_band(decoder, linear(band, weight, bias), filters[None])[0] for band in bands]

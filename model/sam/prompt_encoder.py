@@ -1,4 +1,4 @@
-"""SAM's prompt encoder: points, boxes and masks, in any combination, as embeddings for the mask decoder."""
+"""SAM's prompt encoder, which embeds points, boxes, and masks in any combination for the mask decoder."""
 
 import math
 from collections.abc import Callable
@@ -18,8 +18,8 @@ GRID = 64
 class PromptEmbedding:
     """The embeddings of B prompts.
 
-    `sparse` (B, T, 256) has one token for each point and each corner of a box; T is 0 for masks alone. `dense`
-    (B, 256, 64, 64) is added to the image embedding; without masks it is (1, 256, 64, 64), for all prompts.
+    `sparse` (B, T, 256) contains one token per point and per corner of a box; T is 0 for prompts with only masks.
+    `dense` (B, 256, 64, 64) is added to the image embedding; without masks, it is (1, 256, 64, 64) for all prompts.
     """
 
     sparse: Tensor
@@ -27,12 +27,12 @@ class PromptEmbedding:
 
 
 class PromptEncoder(nn.Module):
-    """Embeds prompts whose coordinates are pixels of the 1024x1024 input of the image encoder."""
+    """Encoder of prompts whose coordinates are pixels of the image encoder's 1024x1024 input."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pe_layer = PositionalEncoding(EMBEDDING_CHANNELS)
-        # In the order of the weights: background point, foreground point, a box's first and second corner.
+        # In the order of the weights: background point, foreground point, first and second corner of a box.
         self.point_embeddings = nn.ModuleList(learned_tokens(1, EMBEDDING_CHANNELS) for _ in range(4))
         self.not_a_point_embed = learned_tokens(1, EMBEDDING_CHANNELS)
         self.mask_downscaling = nn.Sequential(
@@ -49,17 +49,17 @@ class PromptEncoder(nn.Module):
     def forward(
         self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
     ) -> PromptEmbedding:
-        """Embed B prompts; each argument may be left out, but not all.
+        """Embed B prompts; at least one argument must be given.
 
-        `points` (B, N, 2) as (x, y) with `labels` (B, N): 1 foreground, 0 background, -1 padding (not a point);
-        `boxes` (B, 4) as (x0, y0, x1, y1); `masks` (B, 1, 256, 256) logits. Raises ValueError without a
-        prompt.
+        `points` (B, N, 2) as (x, y) come with `labels` (B, N): 1 for foreground, 0 for background, -1 for padding (not
+        a point). `boxes` (B, 4) are (x0, y0, x1, y1), and `masks` (B, 1, 256, 256) are logits. Raises ValueError if
+        there is no prompt.
         """
         tokens = []
         if points is not None and labels is not None:
             tokens.append(self._embed_points(points, labels))
             if boxes is None:
-                # The weights expect one more padding token ("not a point") when points come without a box.
+                # The weights expect an additional padding token ("not a point") for points without a box.
                 tokens.append(self.not_a_point_embed.weight.expand(points.shape[0], 1, -1))
         if boxes is not None:
             tokens.append(self._embed_boxes(boxes))
@@ -73,11 +73,11 @@ class PromptEncoder(nn.Module):
         return PromptEmbedding(torch.cat(tokens, dim=1), dense)
 
     def dense_without_mask(self) -> Tensor:
-        """The dense embedding of prompts without a mask: (1, 256, 64, 64)."""
+        """Return the dense embedding of prompts without a mask, (1, 256, 64, 64)."""
         return self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, GRID, GRID)
 
     def dense_positions(self) -> Tensor:
-        """The positional encoding of the image embedding: (1, 256, 64, 64), in the weights' dtype."""
+        """Return the positional encoding of the image embedding, (1, 256, 64, 64), in the weights' dtype."""
         centers = (torch.arange(GRID, device=self.no_mask_embed.weight.device) + 0.5) / GRID
         y, x = torch.meshgrid(centers, centers, indexing="ij")
         encoding = self.pe_layer(torch.stack([x, y], dim=-1))
@@ -85,31 +85,31 @@ class PromptEncoder(nn.Module):
         return positions
 
     def embed_labeled(self, points: Tensor, labels: Tensor) -> Tensor:
-        """Tokens (B, N, 256) of points and boxes' corners in one list, with nothing added for padding.
+        """Return tokens (B, N, 256) of points and box corners in one list, with nothing added for padding.
 
-        `points` (B, N, 2) as (x, y); `labels` (B, N): 1 foreground, 0 background, 2 a box's top left corner, 3 its
-        bottom right one, -1 padding. It is how ONNX files of SAM are asked.
+        `points` (B, N, 2) are (x, y). `labels` (B, N) are 1 for foreground, 0 for background, 2 for a box's top left
+        corner, 3 for its bottom right corner, and -1 for padding. This is the input format of ONNX exports of SAM.
         """
         known = self._encode(points) + self._kinds()[labels.clamp(0, 3).long()]
         return torch.where(labels[..., None] == -1, self.not_a_point_embed.weight, known)
 
     def _embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
-        """(B, N, 256) from (B, N, 2) and (B, N)."""
+        """Return (B, N, 256) from (B, N, 2) and (B, N)."""
         background, foreground = self._kinds()[:2]
         kind = torch.where(labels[..., None] == 1, foreground, background)
         known = self._encode(points) + kind
         return torch.where(labels[..., None] == -1, self.not_a_point_embed.weight, known)
 
     def _embed_boxes(self, boxes: Tensor) -> Tensor:
-        """(B, 2, 256) from (B, 4)."""
+        """Return (B, 2, 256) from (B, 4)."""
         return self._encode(boxes.reshape(-1, 2, 2)) + self._kinds()[2:]
 
     def _kinds(self) -> Tensor:
-        """The (4, 256) learned embeddings of a background point, a foreground point and a box's two corners."""
+        """Return the (4, 256) learned embeddings of background point, foreground point, and a box's two corners."""
         return torch.cat(list(self.point_embeddings.parameters()))
 
     def _encode(self, coordinates: Tensor) -> Tensor:
-        """(B, N, 256) in the weights' dtype, from (B, N, 2) pixels, taken at the pixels' centers."""
+        """Return (B, N, 256) in the weights' dtype from (B, N, 2) pixels, evaluated at the pixels' centers."""
         encoding: Tensor = self.pe_layer((coordinates + 0.5) / IMAGE_SIZE)
         return encoding.to(self.no_mask_embed.weight.dtype)
 
@@ -117,7 +117,7 @@ class PromptEncoder(nn.Module):
 class PositionalEncoding(nn.Module):
     """Random Fourier features of positions (arXiv 2006.10739), always in float32.
 
-    The frequencies stay float32 when the rest of the model is cast: at high frequencies, half precision would
+    The frequencies stay float32 if the rest of the model is cast, because at high frequencies, half precision would
     move a point.
     """
 
@@ -128,15 +128,15 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", random_normal(2, channels // 2))
 
     def forward(self, positions: Tensor) -> Tensor:
-        """(..., channels) float32 from (..., 2) positions as (x, y), 0 to 1 across the image."""
+        """Return (..., channels) float32 from (..., 2) positions as (x, y), 0 to 1 across the image."""
         x, y = (2 * positions - 1).to(torch.float32).unsqueeze(-2).unbind(-1)
         frequencies = self.positional_encoding_gaussian_matrix
-        # Written as a sum, because autocast and TF32 would round a matrix product.
+        # Written as a sum because autocast and TF32 would round a matrix product.
         angles = 2 * math.pi * (x * frequencies[0] + y * frequencies[1])
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Apply a cast of the model to the frequencies' device, but not to their dtype."""
+        """Apply a move or cast of the model to the frequencies' device, but not to their dtype."""
         before = self.positional_encoding_gaussian_matrix
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = self.positional_encoding_gaussian_matrix

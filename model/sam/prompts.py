@@ -1,4 +1,4 @@
-"""A caller's prompts: checked once, converted, and scaled to the encoder's frame."""
+"""Validation, conversion, and scaling of a caller's prompts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +13,10 @@ Array = npt.NDArray[Any] | Tensor
 
 @dataclass(frozen=True)
 class Prompts:
-    """B prompts with matching shapes; parts that were not given are None.
+    """B prompts with matching shapes; omitted parts are None.
 
-    `points` (B, N, 2) and `boxes` (B, 4) are float64, so that scaling loses no precision; `labels` (B, N)
-    holds 1, 0 or -1; `masks` (B, 1, 256, 256) are logits.
+    `points` (B, N, 2) and `boxes` (B, 4) are float64, so scaling loses no precision. `labels` (B, N) are 1, 0, or -1,
+    and `masks` (B, 1, 256, 256) are logits.
     """
 
     points: Tensor | None
@@ -25,7 +25,7 @@ class Prompts:
     masks: Tensor | None
 
     def to(self, device: torch.device, mask_dtype: torch.dtype) -> "Prompts":
-        """The prompts on a device, masks in the model's dtype."""
+        """Return the prompts on a device, with masks in the model's dtype."""
         return Prompts(
             None if self.points is None else self.points.to(device),
             None if self.labels is None else self.labels.to(device),
@@ -34,7 +34,7 @@ class Prompts:
         )
 
     def scaled(self, x: float, y: float) -> "Prompts":
-        """The prompts with x coordinates multiplied by `x` and y coordinates by `y`."""
+        """Return the prompts with x coordinates multiplied by `x` and y coordinates by `y`."""
         return Prompts(
             None if self.points is None else self.points * self.points.new_tensor([x, y]),
             self.labels,
@@ -44,14 +44,14 @@ class Prompts:
 
 
 def check_prompts(points: Array | None, labels: Array | None, boxes: Array | None, masks: Array | None) -> Prompts:
-    """Check and convert prompts, given as arrays, lists or tensors on any device.
+    """Check and convert prompts, given as arrays, lists, or tensors on any device.
 
-    One prompt alone may be given without its batch: points (N, 2) with labels (N,), a box (4,), a mask (1, 256, 256)
-    or (256, 256).
+    A single prompt may omit the batch dimension: points (N, 2) with labels (N,), a box (4,), a mask (1, 256, 256) or
+    (256, 256).
 
-    Raises ValueError, naming the argument, what was found and what was expected: without any prompt, for
-    points without labels or the reverse, for wrong shapes, batches of different sizes, labels other than 1, 0
-    and -1, and numbers that are not finite.
+    Raises ValueError with the argument, its value, and the expected values if there is no prompt, for points without
+    labels or vice versa, invalid shapes, batches of different sizes, labels other than 1, 0, and -1, and nonfinite
+    numbers.
     """
     if points is None and boxes is None and masks is None and labels is None:
         raise ValueError("no prompt was given: expected points with labels, boxes, masks, or several of them")
@@ -73,7 +73,7 @@ def check_prompts(points: Array | None, labels: Array | None, boxes: Array | Non
 def _checked(
     name: str, value: Array | None, layout: str, shape: tuple[int | None, ...], dtype: torch.dtype, optional: int
 ) -> Tensor | None:
-    """The value as a tensor of `shape`, of which the first `optional` dimensions may be missing."""
+    """Return the value as a tensor of `shape`, whose first `optional` dimensions may be omitted."""
     if value is None:
         return None
     tensor = value.detach() if isinstance(value, Tensor) else _tensor(name, np.array(value), layout)

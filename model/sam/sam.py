@@ -1,4 +1,4 @@
-"""The Segment Anything Model: an image encoder, a prompt encoder and a mask decoder."""
+"""SAM as a module of image encoder, prompt encoder, and mask decoder."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from segmint.model.sam.prompt_encoder import IMAGE_SIZE, PromptEncoder
 
 
 class Sam(nn.Module):
-    """SAM's three parts, with the names that its checkpoints use.
+    """SAM's three parts under the names that its checkpoints use.
 
     `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64).
     """
@@ -23,10 +23,10 @@ class Sam(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
+        """Device of the weights."""
         return self.mask_decoder.iou_token.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating-point type of the decoder's weights; the image encoder may have another."""
+        """Floating-point dtype of the decoder's weights; the image encoder may have another."""
         return self.mask_decoder.iou_token.weight.dtype

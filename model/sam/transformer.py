@@ -1,7 +1,7 @@
-"""The two-way transformer of SAM's mask decoder: tokens attend to the image, and the image to the tokens.
+"""Two-way transformer of SAM's mask decoder, in which tokens attend to the image and the image to tokens.
 
-T tokens of 256 channels: the decoder's (predicted IoU, masks) and the prompt's. P = 4096 positions of the
-image. Where the image is the same for all prompts, its batch size is 1 and broadcasts against the tokens' B.
+There are T tokens of 256 channels, from the decoder (predicted IoU, masks) and the prompt, and P = 4096 positions of
+the image. If the image is the same for all prompts, its batch size is 1 and broadcasts against the tokens' B.
 """
 
 from typing import cast
@@ -14,7 +14,7 @@ from segmint.model.sam.products import Linear
 
 
 class TwoWayTransformer(nn.Module):
-    """`depth` two-way blocks and a last attention from the tokens to the image."""
+    """`depth` two-way blocks followed by an attention from the tokens to the image."""
 
     def __init__(self, depth: int, width: int = 256, heads: int = 8, hidden: int = 2048) -> None:
         super().__init__()
@@ -30,8 +30,8 @@ class TwoWayTransformer(nn.Module):
     def forward(self, image: Tensor, image_positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tokens (B, T, 256) and the image (B, P, 256) after they attended to each other.
 
-        `image` (B or 1, P, 256) and `tokens` (B, T, 256); `image_positions` (1, P, 256) is added to the image's
-        queries and keys, and the input tokens to the tokens'.
+        Takes `image` (B or 1, P, 256) and `tokens` (B, T, 256). `image_positions` (1, P, 256) is added to the image's
+        queries and keys, and the input tokens to those of the tokens.
         """
         token_positions = tokens
         for block in self.blocks:
@@ -42,7 +42,7 @@ class TwoWayTransformer(nn.Module):
 
 
 class TwoWayBlock(nn.Module):
-    """Self-attention of the tokens, tokens to image, a perceptron on the tokens, image to tokens.
+    """Self-attention of the tokens, tokens to image, a perceptron on the tokens, and image to tokens.
 
     Each step is added to its input and then normalized. The first block's self-attention takes the tokens without
     positions and replaces them.
@@ -73,7 +73,7 @@ class TwoWayBlock(nn.Module):
         return tokens, image
 
     def attend_among_tokens(self, tokens: Tensor, token_positions: Tensor) -> Tensor:
-        """The first step: tokens (B, T, 256) after self-attention."""
+        """Run the first step, the self-attention of tokens (B, T, 256)."""
         if self.first:
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
@@ -83,14 +83,14 @@ class TwoWayBlock(nn.Module):
         return normalized
 
     def refine_tokens(self, tokens: Tensor, attended: Tensor) -> Tensor:
-        """The second and third step: tokens, and their attention to the image, both (B, T, 256)."""
+        """Run the second and third steps on tokens and their attention to the image, both (B, T, 256)."""
         tokens = self.norm2(tokens + attended)
         refined: Tensor = self.norm3(tokens + self.mlp(tokens))
         return refined
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose heads share `inner` channels."""
+    """Multi-head attention with `inner` channels over all heads."""
 
     def __init__(self, width: int, inner: int, heads: int) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         self.out_proj = Linear(inner, width)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, Q, width) from q (B, Q, width) and k, v (B, K, width); either side's batch may be 1."""
+        """Return (B, Q, width) from q (B, Q, width) and k, v (B, K, width); either side's batch size may be 1."""
         batch = q.shape[0] if k.shape[0] == 1 else k.shape[0]
         q, k, v = (
             split_heads(projected, self.heads).expand(batch, -1, -1, -1)

@@ -66,11 +66,8 @@ class SharedBlock:
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """Values that all points on one image share.
-
-    `keys` and `values` (1, H, P, D) belong to the first block, `blocks` to the two-way blocks, and `final` to the last
-    attention. `drawn` (P, C) is the shared image after the first step of upscaling, without bias.
-    """
+    """Values that all points on one image share: `keys` and `values` (1, H, P, D) are those of the first block, and
+    `drawn` (P, C) is the shared image after the first step of upscaling, without bias."""
 
     keys: Tensor
     values: Tensor
