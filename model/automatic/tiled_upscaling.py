@@ -139,7 +139,7 @@ def stable_outlines(numbers: NDArray[np.int64], logits: Sequence[Tensor], thresh
 
 
 def _room(strips: Sequence[Strip]) -> int:
-    """Return the number of positions to copy for a group of strips before the actual number is known."""
+    """Return the number of positions to copy for a group before the actual number is known: two runs per column."""
     return 4 * sum(strip.columns for strip in strips)
 
 

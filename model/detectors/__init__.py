@@ -1,1 +1,1 @@
-"""Detectors of faces and license plates."""
+"""Detectors of faces, license plates, and objects."""

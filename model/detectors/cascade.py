@@ -1,6 +1,6 @@
-"""Faces by the three networks of MTCNN (Zhang et al. 2016, arXiv 1604.02878), on one pyramid of the whole image.
+"""Face detection by the three networks of MTCNN (Zhang et al. 2016, arXiv 1604.02878) on one image pyramid.
 
-The networks, those of `facenet_pytorch.MTCNN`, are passed in: this package depends on torch alone.
+The networks are those of `facenet_pytorch.MTCNN`. They are passed in, so this package only depends on torch.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score,
 
 
 class PNetLayers(Protocol):
-    """The part of `facenet_pytorch.models.mtcnn.PNet` that is used."""
+    """Layers used of `facenet_pytorch.models.mtcnn.PNet`."""
 
     conv1: Any
     prelu1: Any
@@ -31,10 +31,10 @@ class PNetLayers(Protocol):
 
 
 def propose(layers: PNetLayers, pixels: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the cells that P-Net takes for faces with a probability of at least `least`.
+    """Find the cells that P-Net classifies as faces with a probability of at least `least`.
 
-    `pixels` are those of one image, (1, 3, H, W) float32 in [-1, 1]. Returns rows and columns (N, 2) int64 of P-Net's
-    answer, whose cells are two pixels apart; probabilities (N,); and offsets (N, 4) in parts of a cell's square.
+    `pixels` is one image, (1, 3, H, W) float32 in [-1, 1]. Returns rows and columns (N, 2) int64 of P-Net's output,
+    whose cells are two pixels apart, probabilities (N,), and offsets (N, 4) relative to a cell's square.
     """
     found = layers.conv2(_pooled(_prelu(layers.conv1(pixels), layers.prelu1.weight)))
     features = layers.prelu3(layers.conv3(layers.prelu2(found)))[0].permute(1, 2, 0)
@@ -46,14 +46,14 @@ def propose(layers: PNetLayers, pixels: Tensor, least: float) -> tuple[Tensor, T
 
 
 def _by_cell(convolution: Any, features: Tensor) -> Tensor:
-    """A convolution of one pixel, of features (..., C)."""
+    """Apply a 1x1 convolution to features (..., C)."""
     return functional.linear(features, convolution.weight.flatten(1), convolution.bias)
 
 
 def _prelu(features: Tensor, slopes: Tensor) -> Tensor:
-    """PReLU of (1, C, H, W) by channels' `slopes`, (C,).
+    """Apply PReLU to (1, C, H, W) with `slopes` (C,) per channel.
 
-    The values of a row are taken for its channels: on a CPU a fifth of the time for a C that is no multiple of 8.
+    Treats the values of a row as its channels, which on a CPU takes a fifth of the time if C is not a multiple of 8.
     """
     _, channels, height, width = features.shape
     rows = features.permute(0, 2, 3, 1).reshape(height, width * channels)
@@ -62,15 +62,15 @@ def _prelu(features: Tensor, slopes: Tensor) -> Tensor:
 
 
 def _pooled(features: Tensor) -> Tensor:
-    """The maximum of each 2 x 2 values of (1, C, H, W); a last odd row or column has fewer.
+    """Return the maximum of each 2 x 2 block of (1, C, H, W); a last odd row or column has smaller blocks.
 
-    An eighth of the time of `max_pool2d`, which on a CPU also notes where each maximum was.
+    Takes an eighth of the time of `max_pool2d`, which on a CPU also records the position of each maximum.
     """
     return _pairs(_pairs(features, 2), 3)
 
 
 def _pairs(features: Tensor, dim: int) -> Tensor:
-    """The maximum of neighbors 2 k and 2 k + 1 along `dim`; a last odd one stays as it is."""
+    """Return the maximum of neighbors 2 k and 2 k + 1 along `dim`; a last odd one is copied."""
     even = (slice(None),) * dim + (slice(None, None, 2),)
     odd = (slice(None),) * dim + (slice(1, None, 2),)
     first, second = features[even], features[odd]
@@ -79,14 +79,14 @@ def _pairs(features: Tensor, dim: int) -> Tensor:
     return found if first.shape[dim] == pairs else torch.cat([found, first.narrow(dim, pairs, 1)], dim)
 
 
-_CELL = 12  # P-Net sees squares of so many pixels, every two pixels
+_CELL = 12  # side in pixels of the squares that P-Net classifies, every two pixels
 _STRIDE = 2
-# Rows of P-Net's answer that are computed together, so that a strip stays in a processor's cache, and candidates that
-# R-Net or O-Net judges together. A GPU takes larger parts, of at most half a gigabyte, to start fewer kernels.
+# Rows of P-Net's output that are computed together, so that a strip stays in a processor's cache, and candidates per
+# batch of R-Net or O-Net. A GPU uses larger parts, of at most half a gigabyte, to launch fewer kernels.
 _STRIP, _BATCH = 32, 256
 _CUDA_STRIP, _CUDA_BATCH = 512, 1024
-_BORDER, _GRAY = 32, 127  # of an image smaller than a face
-_LARGER = 1.6  # of a half that a level is made from: from 1.3 on down a seventh face was found among multiface's six
+_BORDER, _GRAY = 32, 127  # padding of images smaller than a face
+_LARGER = 1.6  # minimum scale from a half to its level; up to 1.3, a false face was found in multiface
 _SAME_IOU = 0.7
 _SAME_LEVEL_IOU = 0.5
 
@@ -95,26 +95,26 @@ Sums = NDArray[Any]  # int32 or float64
 
 
 class Networks(Protocol):
-    """The part of `facenet_pytorch.MTCNN` that is used; all take pixels in [-1, 1], and offsets are parts of a box."""
+    """Networks used of `facenet_pytorch.MTCNN`, which take pixels in [-1, 1] and return offsets relative to boxes."""
 
     @property
     def pnet(self) -> PNetLayers:
-        """The layers of P-Net; see `propose`."""
+        """Layers of P-Net; see `propose`."""
 
     @property
     def rnet(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """(B, 3, 24, 24) to offsets (B, 4) and probabilities (B, 2)."""
+        """R-Net: (B, 3, 24, 24) to offsets (B, 4) and probabilities (B, 2)."""
 
     @property
     def onet(self) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """(B, 3, 48, 48) to offsets (B, 4), landmarks (B, 10) and probabilities (B, 2)."""
+        """O-Net: (B, 3, 48, 48) to offsets (B, 4), landmarks (B, 10), and probabilities (B, 2)."""
 
 
 class CascadeDetector:
-    """MTCNN's cascade with shared work: finds faces from `smallest` pixels in images of any size.
+    """MTCNN's cascade with shared work, which finds faces from `smallest` pixels in images of any size.
 
-    The levels of the pyramid are made of the whole image, without tiles that overlap. P-Net takes a level in strips of
-    rows that fit together, so that memory hardly grows with the image; R-Net and O-Net take candidates in batches.
+    The pyramid's levels are made from the whole image, without overlapping tiles. P-Net processes a level in strips of
+    rows that fit together, so memory hardly grows with the image. R-Net and O-Net process candidates in batches.
     """
 
     kind: Kind = "face"
@@ -129,7 +129,7 @@ class CascadeDetector:
         thresholds: tuple[float, float] = (0.6, 0.7),
         device: str = "cpu",
     ) -> None:
-        """`factor` is the next level's share of a level's side; `thresholds` are P-Net's and R-Net's lowest scores."""
+        """Take the networks; `factor` scales each level to the next, `thresholds` are minimum scores of P- and R-Net."""
         self.name = name
         self.score = score
         self._networks = networks
@@ -144,7 +144,7 @@ class CascadeDetector:
         """Find faces in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best score first."""
         height, width = image.shape[:2]
         border = 0 if min(height, width) >= self._smallest else _BORDER
-        if border:  # a face at the image's side may be cut off, but P-Net sees whole squares alone
+        if border:  # faces at the border may be cut off, but P-Net only classifies complete squares
             image = np.pad(image, ((border, border), (border, border), (0, 0)), constant_values=_GRAY)
         with torch.inference_mode():
             boxes = self._propose(_halves(image))
@@ -157,7 +157,7 @@ class CascadeDetector:
         return by_score(merge(by_score(found)))
 
     def _propose(self, halves: list[Pixels]) -> Tensor:
-        """P-Net's squares, (N, 4) x0, y0, x1, y1 in pixels of the image, over all levels."""
+        """Return P-Net's squares over all levels, (N, 4) x0, y0, x1, y1 in pixels of the image."""
         height, width = halves[0].shape[:2]
         scale = _CELL / self._smallest
         levels = [torch.zeros((0, 9))]
@@ -171,7 +171,7 @@ class CascadeDetector:
         return _squares(_shifted(found[:, :4], found[:, 5:], 0))
 
     def _scan(self, level: Pixels, scale: float) -> Tensor:
-        """P-Net's answers in one level: (N, 9) box in pixels of the image, score, and offsets."""
+        """Return P-Net's detections in one level, (N, 9): box in pixels of the image, score, and offsets."""
         found = [torch.zeros((0, 9))]
         for top in range(0, level.shape[0] - _CELL + _STRIDE, self._strip * _STRIDE):
             strip = level[top : top + (self._strip - 1) * _STRIDE + _CELL]
@@ -183,7 +183,7 @@ class CascadeDetector:
         return torch.cat(found)
 
     def _refine(self, sums: Sums, boxes: Tensor) -> Tensor:
-        """R-Net's squares (N, 4), of those of P-Net that it takes for faces."""
+        """Return R-Net's squares (N, 4) for the P-Net squares that it classifies as faces."""
         boxes, offsets, scores = self._judge(sums, boxes, 24, self._networks.rnet)
         likely = scores > self._thresholds[1]
         boxes, offsets, scores = boxes[likely], offsets[likely], scores[likely]
@@ -191,7 +191,7 @@ class CascadeDetector:
         return _squares(_shifted(boxes[kept], offsets[kept], 1))
 
     def _confirm(self, sums: Sums, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """O-Net's boxes (N, 4) and scores (N,), of those of R-Net that it takes for faces."""
+        """Return O-Net's boxes (N, 4) and scores (N,) for the R-Net squares that it classifies as faces."""
         boxes, offsets, scores = self._judge(sums, boxes, 48, self._networks.onet)
         likely = scores >= self.score
         return _shifted(boxes[likely], offsets[likely], 1), scores[likely]
@@ -199,13 +199,13 @@ class CascadeDetector:
     def _judge(
         self, sums: Sums, boxes: Tensor, side: int, network: Callable[[Tensor], tuple[Tensor, ...]]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The boxes (N, 4) that are not empty inside the image, with a network's offsets (N, 4) and scores (N,).
+        """Return the boxes (N, 4) that are nonempty inside the image, with a network's offsets (N, 4) and scores (N,).
 
-        It sees each at `side` x `side` pixels.
+        The network gets each of them at `side` x `side` pixels.
         """
         height, width = sums.shape[0] - 1, sums.shape[1] - 1
         limits = torch.tensor([width, height, width, height])
-        # Whole pixels, the first and the last both inside, as MTCNN counts them.
+        # Whole pixels, with the first and the last inclusive, like in MTCNN.
         inside = torch.minimum(boxes.trunc().clamp(min=1), limits.float()) - torch.tensor([1.0, 1.0, 0.0, 0.0])
         is_there = (inside[:, 2:] > inside[:, :2]).all(dim=1)
         boxes, windows = boxes[is_there], inside[is_there].long().numpy()
@@ -218,7 +218,7 @@ class CascadeDetector:
         return boxes, torch.cat(offsets), torch.cat(scores)
 
     def _pixels(self, images: Pixels) -> Tensor:
-        """(B, H, W, 3) uint8 as the networks take it, (B, 3, H, W) float32."""
+        """Convert (B, H, W, 3) uint8 to the networks' input, (B, 3, H, W) float32."""
         return self._scaled(torch.from_numpy(np.ascontiguousarray(images)).to(self._device).float())
 
     @staticmethod
@@ -227,9 +227,9 @@ class CascadeDetector:
 
 
 def _halves(image: Pixels) -> list[Pixels]:
-    """The image, its half, its quarter and so on, down to a side of a few pixels.
+    """Return the image, its half, its quarter, and so on, down to a side of a few pixels.
 
-    An odd last row or column is left out: OpenCV takes a tenth of the time for means of whole squares of 2 x 2.
+    Odd last rows and columns are dropped because OpenCV averages whole 2 x 2 squares in a tenth of the time.
     """
     found = [image]
     while min(found[-1].shape[:2]) >= 2 * _CELL:
@@ -240,22 +240,22 @@ def _halves(image: Pixels) -> list[Pixels]:
 
 
 def _level(halves: list[Pixels], size: tuple[int, int]) -> Pixels:
-    """The image at `size` (width, height), area-averaged from its smallest half that is clearly larger."""
+    """Return the image at `size` (width, height), area-averaged from the smallest half that is clearly larger."""
     image = next(each for each in reversed(halves) if each is halves[0] or each.shape[1] >= _LARGER * size[0])
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _sums(image: Pixels) -> Sums:
-    """Sums of pixels above and to the left, (H + 1, W + 1, 3): by four of them any window has its mean."""
+    """Return the integral image (H + 1, W + 1, 3), from which four values give the mean of any window."""
     whole = image.shape[0] * image.shape[1] * 255 < 2**31
     return np.asarray(cv2.integral(image, sdepth=cv2.CV_32S if whole else cv2.CV_64F))
 
 
 def _averages(sums: Sums, windows: NDArray[np.int64], side: int) -> Floats:
-    """Windows (N, 4) x0, y0, x1, y1 of the image at `side` x `side` pixels: (N, side, side, 3) float32.
+    """Return windows (N, 4) x0, y0, x1, y1 of the image at `side` x `side` pixels: (N, side, side, 3) float32.
 
-    Each pixel is the mean of all that it covers, even in part, as in `torch.nn.AdaptiveAvgPool2d`, by which the package
-    shows its candidates to R-Net and O-Net.
+    Each pixel is the mean of all pixels that it covers, even in part, as in `torch.nn.AdaptiveAvgPool2d`, with which
+    facenet_pytorch resizes candidates for R-Net and O-Net.
     """
     step = np.arange(side)
     first, length = windows[:, :2, None], (windows[:, 2:] - windows[:, :2])[:, :, None]
@@ -274,13 +274,13 @@ def _averages(sums: Sums, windows: NDArray[np.int64], side: int) -> Floats:
 
 
 def _shifted(boxes: Tensor, offsets: Tensor, last: int) -> Tensor:
-    """Boxes (N, 4) moved by `offsets` (N, 4) in parts of their sides; `last` is 1 where their ends are inside."""
+    """Return boxes (N, 4) moved by `offsets` (N, 4) relative to their sides; `last` is 1 if ends are inclusive."""
     sides = (boxes[:, 2:] - boxes[:, :2] + last).repeat(1, 2)
     return boxes + offsets * sides
 
 
 def _squares(boxes: Tensor) -> Tensor:
-    """The squares around the centers of boxes (N, 4), of their longer sides."""
+    """Return the squares around the centers of boxes (N, 4), with their longer sides."""
     sides = boxes[:, 2:] - boxes[:, :2]
     side = sides.max(dim=1, keepdim=True).values
     first = boxes[:, :2] + sides / 2 - side / 2

@@ -1,4 +1,4 @@
-"""The result of a detector, and the search of a large image in tiles, so that small objects are seen."""
+"""Detection type, and tiled search of large images to find small objects."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,11 +18,10 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Detection:
-    """One face, plate or object.
+    """One face, plate, or object.
 
-    `box` is (x0, y0, x1, y1) and `quad` the four corners of a plate (None for others), in float pixels of the
-    image that was searched; either may extend beyond its border. `score` is in [0, 1]. `source` names the
-    detector.
+    `box` is (x0, y0, x1, y1) and `quad` the four corners of a plate (None for others), in float pixels of the searched
+    image. Either may extend beyond its border. `score` is in [0, 1], and `source` is the detector's name.
     """
 
     kind: Kind
@@ -32,7 +31,7 @@ class Detection:
     source: str
 
     def mapped(self, scale_x: float, scale_y: float, dx: float = 0.0, dy: float = 0.0) -> "Detection":
-        """The detection in a frame where (x, y) becomes (x · scale_x + dx, y · scale_y + dy)."""
+        """Return the detection in a frame where (x, y) becomes (x · scale_x + dx, y · scale_y + dy)."""
         x0, y0, x1, y1 = self.box
         box = (x0 * scale_x + dx, y0 * scale_y + dy, x1 * scale_x + dx, y1 * scale_y + dy)
         if self.quad is None:
@@ -42,19 +41,19 @@ class Detection:
 
 
 class Detector(Protocol):
-    """Finds objects of one kind in a photograph."""
+    """A detector of one kind of object in photographs."""
 
     @property
     def name(self) -> str:
-        """The value of `Detection.source`."""
+        """Value of `Detection.source`."""
 
     @property
     def kind(self) -> Kind:
-        """What this detector looks for."""
+        """Kind of object to detect."""
 
     @property
     def score(self) -> float:
-        """The lowest score that counts."""
+        """Minimum score of a detection."""
 
     def detect(self, image: Pixels) -> list[Detection]:
         """Search `image`, (H, W, 3) uint8 RGB; detections are in its pixels, best score first."""
@@ -80,10 +79,10 @@ def _spans(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def tiles(height: int, width: int, side: int, overlap: int) -> list[Tile]:
-    """Windows of at most `side` pixels a side that cover the image, rows first.
+    """Return windows of at most `side` pixels per side that cover the image, rows first.
 
-    Neighbors share at least `overlap` pixels, so that anything smaller is whole in one of them. Windows have
-    one size, no larger than needed. Raises ValueError unless 0 <= overlap < side.
+    Neighbors share at least `overlap` pixels, so anything smaller is entirely inside one of them. All windows have the
+    same size, no larger than needed. Raises ValueError unless 0 <= overlap < side.
     """
     if not 0 <= overlap < side:
         raise ValueError(f"an overlap of {overlap} px does not fit tiles of {side} px: need 0 <= overlap < side")
@@ -92,7 +91,7 @@ def tiles(height: int, width: int, side: int, overlap: int) -> list[Tile]:
 
 
 def bounds(points: Iterable[Point]) -> Box:
-    """The upright box around points (x, y)."""
+    """Return the upright box around points (x, y)."""
     xs, ys = zip(*points, strict=True)
     return min(xs), min(ys), max(xs), max(ys)
 
@@ -108,21 +107,21 @@ def _shared(first: Box, second: Box) -> float:
 
 
 def iou(first: Box, second: Box) -> float:
-    """Shared area of two boxes as a fraction of their union; 0 where they share nothing."""
+    """Return the intersection of two boxes as a fraction of their union, 0 if they are disjoint."""
     shared = _shared(first, second)
     return shared / (_area(first) + _area(second) - shared) if shared else 0.0
 
 
 def overlap_of_smaller(first: Box, second: Box) -> float:
-    """Shared area of two boxes as a fraction of the smaller one's; 0 where they share nothing."""
+    """Return the intersection of two boxes as a fraction of the smaller one's area, 0 if they are disjoint."""
     shared = _shared(first, second)
     return shared / min(_area(first), _area(second)) if shared else 0.0
 
 
 def merge(ranked: Iterable[Detection], threshold: float = 0.6) -> list[Detection]:
-    """Drop each detection whose box shares more than `threshold` of the smaller box with one ranked before it.
+    """Drop each detection whose box shares more than `threshold` of the smaller box with a higher-ranked one.
 
-    Measured on the smaller box, because the same face, cut off in the next tile, lies inside the whole one.
+    The smaller box is the reference because a face that is cut off in the next tile lies inside the whole one.
     """
     kept: list[Detection] = []
     for candidate in ranked:
@@ -132,12 +131,12 @@ def merge(ranked: Iterable[Detection], threshold: float = 0.6) -> list[Detection
 
 
 def by_score(detections: Iterable[Detection]) -> list[Detection]:
-    """Best score first; ties by position, so that the order never depends on how the image was searched."""
+    """Sort by score, best first, with ties by position, so the order never depends on how the image was searched."""
     return sorted(detections, key=lambda d: (-d.score, d.box))
 
 
 def resized(image: Pixels, scale: float) -> Pixels:
-    """The image at `scale` times its size (at least one pixel a side), area-averaged when it shrinks."""
+    """Resize the image by `scale` (to at least one pixel per side), with area averaging if it shrinks."""
     height, width = scaled_size(image.shape[0], image.shape[1], scale)
     if (height, width) == image.shape[:2]:
         return image
@@ -146,22 +145,22 @@ def resized(image: Pixels, scale: float) -> Pixels:
 
 
 def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """Height and width at `scale`, in whole pixels."""
+    """Return height and width at `scale`, in whole pixels."""
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
 Find = Callable[[Pixels], Sequence[Detection]]
 FindAll = Callable[[Iterable[Pixels]], Iterable[Sequence[Detection]]]
-"""`Find` on several windows of one image; yields the detections of each, in order."""
+"""`Find` for several windows of one image, which yields the detections of each in order."""
 
 
 def one_by_one(find: Find) -> FindAll:
-    """Make `find` take several windows, one after another."""
+    """Make `find` accept several windows, which it processes one after another."""
     return lambda windows: map(find, windows)
 
 
 def is_cut(box: Box, window: tuple[int, int], tile: Tile, shape: tuple[int, int]) -> bool:
-    """Whether a box touches a side of its tile that is not a side of the image of `shape` (h, w).
+    """Return whether a box touches a side of its tile that is not a side of the image of `shape` (h, w).
 
     The box is in pixels of the tile's `window` (h, w), which may be the tile enlarged.
     """
@@ -180,10 +179,10 @@ Resize = Callable[[Pixels, float], Pixels]
 def search(
     image: Pixels, find: FindAll, scale: float, side: int, overlap: int, resize: Resize = resized
 ) -> list[tuple[bool, Detection]]:
-    """Run `find` on every tile of the image at `scale`, which `resize` brings it to.
+    """Run `find` on every tile of the image at `scale`, which `resize` produces.
 
-    Returns pairs (cut, detection) in pixels of the image; cut: the box touches a side of its tile that is not a
-    side of the image, so the next tile has a better view of the same object.
+    Returns pairs (cut, detection) in pixels of the image. `cut` means that the box touches a side of its tile that is
+    not a side of the image, so the next tile has a better view of the same object.
     """
     scaled = resize(image, scale)
     height, width = scaled.shape[:2]
@@ -201,7 +200,7 @@ def search(
 def search_tiles(
     image: Pixels, find: FindAll, scale: float, places: Sequence[Tile]
 ) -> Iterator[tuple[bool, Detection]]:
-    """Run `find` on tiles of the image, each cut out before it is resized by `scale`; yield what `search` returns."""
+    """Run `find` on tiles of the image, each cut out before it is resized by `scale`; yield the pairs of `search`."""
     windows = (resized(image[at.y : at.y + at.height, at.x : at.x + at.width], scale) for at in places)
     for tile, detections in zip(places, find(windows), strict=True):
         height, width = scaled_size(tile.height, tile.width, scale)
@@ -212,15 +211,15 @@ def search_tiles(
 
 
 def whole_first(found: Iterable[tuple[bool, Detection]]) -> list[Detection]:
-    """Results of `search`, ranked for `merge`: whole before cut, then by score."""
+    """Rank results of `search` for `merge`: whole before cut, then by score."""
     return [d for _, d in sorted(found, key=lambda pair: (pair[0], -pair[1].score, pair[1].box))]
 
 
 class TiledDetector:
-    """Another detector on an image as a whole, and on tiles of it at its own size and at twice that.
+    """Detector that runs another one on the whole image, and on tiles of it at original and double size.
 
-    A tile is cut from the image before it is enlarged, so that memory grows with the tile alone. For the search as a
-    whole, an image of more than `max_pixels` is shrunk to that. Boxes are merged in the image's frame.
+    A tile is cut from the image before it is enlarged, so memory only depends on the tile size. For the search of the
+    whole image, images of more than `max_pixels` are shrunk to that. Boxes are merged in the image's frame.
     """
 
     def __init__(
@@ -232,7 +231,7 @@ class TiledDetector:
         scales: tuple[float, ...] = (1.0, 2.0),
         max_pixels: int = 32_000_000,
     ) -> None:
-        """`name` is the source of what it finds; side and overlap are in pixels of the tile as it is searched."""
+        """Take the detector and the `name` of its results; side and overlap are in pixels of the tile as searched."""
         self.name = name
         self.kind: Kind = detector.kind
         self.score = detector.score
@@ -243,7 +242,7 @@ class TiledDetector:
         self._max_pixels = max_pixels
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Find objects in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best score first. Raises as `detector`."""
+        """Find objects in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best first. Raises like `detector`."""
         height, width = image.shape[:2]
         fit = min(1.0, math.sqrt(self._max_pixels / (height * width)))
         find = one_by_one(self._detector.detect)
@@ -251,6 +250,6 @@ class TiledDetector:
         for scale in self._scales:
             side = round(self._tile_side / scale)
             if fit == scale == 1 and max(height, width) <= side:
-                continue  # the whole image was this tile
+                continue  # the whole image is the same as this tile
             found += search_tiles(image, find, scale, tiles(height, width, side, round(self._tile_overlap / scale)))
         return [replace(each, source=self.name) for each in by_score(merge(whole_first(found)))]

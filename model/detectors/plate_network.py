@@ -1,7 +1,7 @@
-"""The plate network in torch: RetinaFace (Deng et al. 2019, arXiv 1905.00641) on a MobileNet of quarter width.
+"""Plate network in torch: RetinaFace (Deng et al. 2019, arXiv 1905.00641) on a MobileNet of quarter width.
 
-The same network as the ONNX file `clp`, from that file's weights, for devices that onnxruntime does not run on here.
-`shrunk` is for both.
+It is the network of the ONNX file `clp` with that file's weights, for devices that our onnxruntime does not support.
+Both use `shrunk`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,19 +16,19 @@ from segmint.model.detectors.detection import Pixels, resized, scaled_size
 from segmint.model.detectors.plates import MEAN_BGR, Floats
 
 _SLOPE = 0.1
-_WIDTH = 64  # channels of each level of the pyramid
+_WIDTH = 64  # channels per level of the pyramid
 
-# Depthwise blocks (channels in, channels out, stride) up to each level: strides of 8, 16 and 32 pixels.
+# Depthwise blocks (channels in, channels out, stride) up to each level: strides of 8, 16, and 32 pixels.
 _BODY = (
     ((8, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)),
     ((64, 128, 2), *((128, 128, 1),) * 5),
     ((128, 256, 2), (256, 256, 1)),
 )
-_HEADS = {"BboxHead": 4, "ClassHead": 2, "LandmarkHead": 8}  # numbers for each of a position's two anchors
+_HEADS = {"BboxHead": 4, "ClassHead": 2, "LandmarkHead": 8}  # values for each of a position's two anchors
 _ANCHORS = 2
 
-# The file names its convolutions 592, 595, 598 and so on in the order of computation, weights first, and their biases
-# by the next number; only those of the heads have names.
+# The file names its convolutions 592, 595, 598, and so on in the order of computation: weights have that number, and
+# their biases the next one. Only those of the heads have names.
 _FIRST_NUMBER, _STEP = 592, 3
 
 
@@ -37,7 +37,7 @@ def _conv(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
 
 
 class _Context(nn.Module):
-    """One level's features, (B, 64, h, w) to (B, 64, h, w), seen through windows of 3, 5 and 7 positions."""
+    """Context module of one level, (B, 64, h, w) to (B, 64, h, w), with windows of 3, 5, and 7 positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class _Context(nn.Module):
 
 
 class PlateNetwork(nn.Module):
-    """(B, 3, H, W) float32 BGR minus its mean to loc (B, N, 4), conf (B, N, 2) and landms (B, N, 8)."""
+    """Network from (B, 3, H, W) float32 BGR minus its mean to loc (B, N, 4), conf (B, N, 2), and landms (B, N, 8)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,9 +76,9 @@ class PlateNetwork(nn.Module):
         )
 
     def load(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
-        """Take over the arrays of the ONNX file, by their names there.
+        """Load the arrays of the ONNX file by their names there.
 
-        Raises KeyError or ValueError if the file is of another network.
+        Raises KeyError or ValueError if the file contains a different network.
         """
         for name, layer in self._named_layers():
             for array, mine in zip(name, (layer.weight, layer.bias), strict=True):
@@ -100,7 +100,7 @@ class PlateNetwork(nn.Module):
                 number += _STEP
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Answer for each of the N anchors; conf is a probability."""
+        """Return loc, conf, and landms of all N anchors; conf is a probability."""
         x = F.leaky_relu(self.first(x), _SLOPE)
         levels = []
         for layers, lateral in zip(self.body, self.lateral, strict=True):
@@ -115,17 +115,17 @@ class PlateNetwork(nn.Module):
         return loc, conf.softmax(dim=2), landms
 
     def _answers(self, name: str, seen: Sequence[Tensor]) -> Tensor:
-        """One head's numbers for all anchors of all levels: (B, N, numbers), rows first."""
+        """Return one head's values for all anchors of all levels, (B, N, values), rows first."""
         heads = self.heads[name].children()
         parts = [head(level).permute(0, 2, 3, 1).flatten(1) for head, level in zip(heads, seen, strict=True)]
         return torch.cat(parts, dim=1).reshape(len(seen[0]), -1, _HEADS[name])
 
 
 class PlateNetworkOnDevice:
-    """`PlateNetwork` as `PlateDetector` calls it; pixels go to the device as uint8."""
+    """`PlateNetwork` with the interface of `PlateDetector`'s network; pixels go to the device as uint8."""
 
     def __init__(self, weights: Mapping[str, NDArray[np.float32]], device: str) -> None:
-        """`weights` as `PlateNetwork.load` takes them, whose errors it raises."""
+        """Take `weights` as in `PlateNetwork.load`, and raise its errors."""
         self._device = torch.device(device)
         network = PlateNetwork()
         network.load(weights)
@@ -133,27 +133,27 @@ class PlateNetworkOnDevice:
         self._mean = torch.tensor(MEAN_BGR, dtype=torch.float32, device=self._device)[:, None, None]
 
     def blob(self, windows: Sequence[Pixels]) -> Tensor:
-        """Windows of one size, each (H, W, 3) uint8 RGB, as the network takes them: (B, 3, H, W) on the device."""
+        """Convert windows of one size, each (H, W, 3) uint8 RGB, to the network's input (B, 3, H, W) on the device."""
         pixels = torch.from_numpy(np.stack(windows)).to(self._device)
         return pixels.permute(0, 3, 1, 2).flip(1).float() - self._mean
 
     def __call__(self, batch: Tensor) -> tuple[Floats, Floats, Floats]:
-        """loc (B, N, 4), conf (B, N, 2) and landms (B, N, 8), float32, of a `blob`."""
+        """Return loc (B, N, 4), conf (B, N, 2), and landms (B, N, 8), float32, for a `blob`."""
         with torch.inference_mode():
             loc, conf, landms = (answer.cpu().numpy() for answer in self._network(batch))
         return loc, conf, landms
 
 
 def shrunk(image: Pixels, scale: float) -> Pixels:
-    """The image, (H, W, 3) uint8 RGB, at `scale` times its size, as `resized`; where it shrinks, a fifth of the time.
+    """Resize an image (H, W, 3) uint8 RGB by `scale` like `resized`, but shrink it in a fifth of the time.
 
-    Through torch's antialiased bilinear filter, which sums whole numbers and is the same on every machine. MTCNN
-    does not take it: it saw a face where there is none with this filter, and with the bicubic one another.
+    It shrinks by torch's antialiased bilinear filter, which sums integers and is identical on every machine. MTCNN does
+    not use it because it found a false face with this filter, and a different one with the bicubic filter.
     """
     height, width = scaled_size(image.shape[0], image.shape[1], scale)
     if scale >= 1 or (height, width) == image.shape[:2]:
         return resized(image, scale)
-    writable = image if image.flags.writeable else image.copy()  # torch warns of arrays that it must not change
+    writable = image if image.flags.writeable else image.copy()  # torch warns about read-only arrays
     planes = torch.from_numpy(writable)[None].permute(0, 3, 1, 2)
     small = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
     return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())

@@ -1,6 +1,6 @@
-"""License plates by a RetinaFace-shaped network (Deng et al. 2019, arXiv 1905.00641) that also gives corners.
+"""License plate detection by a RetinaFace-style network (Deng et al. 2019, arXiv 1905.00641) that also returns corners.
 
-The network itself (an ONNX session) is passed in as a function: this package depends on torch alone.
+The network, an ONNX session, is passed in as a function, so this package only depends on torch.
 """
 
 import functools
@@ -33,29 +33,29 @@ from segmint.model.detectors.detection import (
 
 Floats = NDArray[np.float32]
 Network = Callable[[Any], tuple[Floats, Floats, Floats]]
-"""In: (B, 3, H, W) float32 BGR minus its mean. Out: loc (B, N, 4), conf (B, N, 2), landms (B, N, 8)."""
+"""Function from (B, 3, H, W) float32 BGR minus its mean to loc (B, N, 4), conf (B, N, 2), and landms (B, N, 8)."""
 Blob = Callable[[Sequence[Pixels]], Any]
-"""Makes the network's input of windows of one size, each (H, W, 3) uint8 RGB."""
+"""Function that makes the network's input from windows of one size, each (H, W, 3) uint8 RGB."""
 
 MEAN_BGR = (104, 117, 123)
 _LEVELS = ((8, (24, 48)), (16, (96, 192)), (32, (384, 768)))
 _CENTER_VARIANCE = 0.1
 _SIZE_VARIANCE = 0.2
 _SAME_PLATE_IOU = 0.3
-_WINDOW = 256  # pixels a side of what is searched around a spot, enlarged
+_WINDOW = 256  # side in pixels of the enlarged window searched around a spot
 
 
 def host_blob(windows: Sequence[Pixels]) -> Floats:
-    """Make the network's input as an array."""
+    """Return the network's input as an array."""
     upright = [np.ascontiguousarray(window) for window in windows]
     return np.asarray(cv2.dnn.blobFromImages(upright, mean=MEAN_BGR, swapRB=True), np.float32)
 
 
 @functools.lru_cache(maxsize=8)
 def anchors(height: int, width: int) -> Floats:
-    """Anchor boxes of an image: (N, 3) float32 center x, center y, side in pixels, in the network's order.
+    """Return the anchors of an image, (N, 3) float32 center x, center y, side in pixels, in the network's order.
 
-    Three levels of stride 8, 16 and 32, rows first, two squares at each position; N matches the network's
+    There are three levels of stride 8, 16, and 32, rows first, with two squares per position. N matches the network's
     outputs for any height and width.
     """
     levels = []
@@ -69,10 +69,10 @@ def anchors(height: int, width: int) -> Floats:
 
 
 def decode(loc: Floats, landms: Floats, at: Floats) -> tuple[Floats, Floats]:
-    """Boxes (N, 4) as x0, y0, x1, y1 and corners (N, 4, 2) as x, y, in pixels.
+    """Return boxes (N, 4) as x0, y0, x1, y1 and corners (N, 4, 2) as x, y, in pixels.
 
-    From offsets `loc` (N, 4) and `landms` (N, 8) against the anchors `at` (N, 3), with the variances 0.1 for
-    positions and 0.2 for sizes (SSD, arXiv 1512.02325).
+    They are decoded from offsets `loc` (N, 4) and `landms` (N, 8) against the anchors `at` (N, 3), with variances of
+    0.1 for positions and 0.2 for sizes (SSD, arXiv 1512.02325).
     """
     center, side = at[:, :2], at[:, 2:]
     middle = center + loc[:, :2] * _CENTER_VARIANCE * side
@@ -82,15 +82,15 @@ def decode(loc: Floats, landms: Floats, at: Floats) -> tuple[Floats, Floats]:
 
 
 class PlateDetector:
-    """The plate network on tiles, at several scales whose detections are combined.
+    """The plate network on tiles at several scales, whose detections are combined.
 
-    The network is sensitive to scale: a plate of 160 px scored 0.1 at its original size and 0.98 at twice
-    that, where its box covered two thirds of the plate; the other scales cover the rest. So an image is
-    searched at each of `scales` (those over 1 only if the enlarged image has at most `enlarged_pixels`; an
-    image of more than `max_pixels` is first shrunk to that). Where the enlarged image has more, and `glance` is
-    given, windows around all small boxes that scored at least that are searched at `closer_scales`. A plate
-    counts if one scale scores `score` or more and a second one at least half of that; the result is the
-    smallest rectangle, at any angle, around all of them.
+    The network is sensitive to scale: a plate of 160 px scored 0.1 at its original size and 0.98 at twice that, where
+    its box covered two thirds of the plate, and the other scales covered the rest. Images are therefore searched at
+    each of `scales`. Those over 1 are used only if the enlarged image has at most `enlarged_pixels`, and images of more
+    than `max_pixels` are first shrunk to that. If the enlarged image is too large and `glance` is given, windows around
+    all small boxes that scored at least `glance` are searched at `closer_scales`. A plate counts if one scale scores at
+    least `score` and another at least half of that. The result is the smallest rectangle, at any angle, around all of
+    them.
     """
 
     kind: Kind = "plate"
@@ -111,9 +111,9 @@ class PlateDetector:
         blob: Blob = host_blob,
         resize: Resize = resized,
     ) -> None:
-        """`blob` makes the network's input of windows of one size: of one, or of several with so many pixels.
+        """Take the network; `blob` makes its input from one window, or from several of one size up to `batch_pixels`.
 
-        `resize` brings the image to each scale.
+        `resize` scales the image to each scale.
         """
         self.name = name
         self._network = network
@@ -130,7 +130,7 @@ class PlateDetector:
         self._resize = resize
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Plates in `image`, (H, W, 3) uint8 RGB, as boxes and corners in its pixels, best score first."""
+        """Find plates in `image`, (H, W, 3) uint8 RGB, as boxes and corners in its pixels, best score first."""
         pixels = image.shape[0] * image.shape[1]
         fit = min(1.0, (self._max_pixels / pixels) ** 0.5)
         views, spots = [], []
@@ -145,7 +145,7 @@ class PlateDetector:
         return agreed(views, self.score)
 
     def _view(self, found: Iterable[tuple[bool, Detection]]) -> list[Detection]:
-        if self._glance is not None:  # without it, `_find` has compared scores before they are rounded
+        if self._glance is not None:  # otherwise, `_find` has compared scores before they are rounded
             found = [(is_cut, each) for is_cut, each in found if each.score >= self.score / 2]
         return merge(whole_first(found))
 
@@ -158,7 +158,7 @@ class PlateDetector:
                 yield self._plates(height, width, loc, conf, landms)
 
     def _plates(self, height: int, width: int, loc: Floats, conf: Floats, landms: Floats) -> list[Detection]:
-        """The plates among the network's answers (N, 4), (N, 2) and (N, 8) to one window."""
+        """Return the plates in the network's outputs (N, 4), (N, 2), and (N, 8) for one window."""
         scores = conf[:, 1]
         likely = np.flatnonzero(scores >= (self.score / 2 if self._glance is None else self._glance))
         boxes, corners = decode(loc[likely], landms[likely], anchors(height, width)[likely])
@@ -170,7 +170,7 @@ class PlateDetector:
 
 
 def _batches(windows: Iterable[Pixels], most_pixels: int) -> Iterator[list[Pixels]]:
-    """Group neighbors of one size: as many as have at most so many pixels together, at least one."""
+    """Group adjacent windows of one size, as many as fit into `most_pixels`, but at least one."""
     alike: list[Pixels] = []
     for window in windows:
         is_full = (len(alike) + 1) * window.shape[0] * window.shape[1] > most_pixels
@@ -185,9 +185,9 @@ def _batches(windows: Iterable[Pixels], most_pixels: int) -> Iterator[list[Pixel
 def _search_around(
     image: Pixels, find: FindAll, spots: Sequence[Detection], scale: float
 ) -> Iterator[tuple[bool, Detection]]:
-    """Run `find` on windows around `spots`, enlarged by `scale`; yield what `search` returns.
+    """Run `find` on windows around `spots`, enlarged by `scale`; yield the pairs of `search`.
 
-    Boxes longer than half a window are left out: at this scale, another one has seen them large enough.
+    Boxes longer than half a window are skipped because they were large enough at another scale.
     """
     height, width = image.shape[:2]
     side = round(_WINDOW / scale)
@@ -208,9 +208,9 @@ def _search_around(
 def agreed(views: Sequence[Sequence[Detection]], score: float) -> list[Detection]:
     """Combine the detections of several views of one image, best score first.
 
-    A detection of at least `score` counts if another view has one, of any score, whose box overlaps it
-    with an IoU of at least 0.3; the result has its score, and the rectangle around the corners of all
-    detections that overlap it so.
+    A detection of at least `score` counts if another view has a detection with any score whose box overlaps it with an
+    IoU of at least 0.3. The result has its score, and the rectangle around the corners of all such overlapping
+    detections.
     """
     every = [(index, found) for index, view in enumerate(views) for found in view]
     seeds = merge(by_score(found for _, found in every if found.score >= score))

@@ -1,4 +1,4 @@
-"""Detectors delivered as TorchScript, with the interface of EgoBlur's first or second generation.
+"""TorchScript detectors with the interface of EgoBlur's first or second generation.
 
 EgoBlur: Raina et al. 2023, arXiv 2308.13093; https://github.com/facebookresearch/EgoBlur.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from segmint.model.detectors.detection import Box, Detection, Kind, Pixels, by_score, merge
 
 SECOND_SIDE = 1200
-"""Longer side of the image that a module of the second generation searches, pixels."""
+"""Longer side in pixels of the image that a second-generation module searches."""
 
 _FIRST_SCORES: dict[Kind, float] = {"face": 0.9, "plate": 0.9, "object": 0.5}
 _SECOND_SCORES: dict[Kind, float] = {"face": 0.67416, "plate": 0.74475, "object": 0.5}  # EgoBlur's own, for RGB cameras
@@ -23,9 +23,9 @@ _SECOND_LABELS: dict[Kind, int] = {"face": 0, "plate": 1, "object": 0}
 
 
 def _load(path: Path, device: torch.device) -> Any:
-    """Load a module; modules with NMS or RoIAlign call torchvision's operators, which exist once it is imported.
+    """Load a module, importing torchvision only if the module uses its operators for NMS or RoIAlign.
 
-    The import takes two seconds and 160 MB in each process, which other modules do not need.
+    The import takes two seconds and 160 MB per process, which other modules do not need.
     """
     try:
         return torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
@@ -40,23 +40,23 @@ def _load(path: Path, device: torch.device) -> Any:
 class TorchScriptDetector:
     """A TorchScript module that finds boxes in one BGR image, uint8.
 
-    First generation: the module takes the image (3, H, W) and returns boxes, labels, scores and sizes. Boxes are (N, 4)
-    x0, y0, x1, y1 in pixels of that image, scores (N,); labels and sizes are not read.
+    First generation: the module takes the image (3, H, W) and returns boxes, labels, scores, and sizes. Boxes are (N,
+    4) x0, y0, x1, y1 in pixels of that image, and scores (N,). Labels and sizes are ignored.
 
     Second generation: the module has a method `inference`, which takes [{"image": the image (3, h, w)}] and returns a
-    list of one object: `image_size` is (h, w), and `pred_boxes.tensor`, `scores` and, if it has them, `pred_classes`
-    are those of detectron2's `Instances`. The image is resized so that its longer side is 1200 pixels; of several
+    list of one object. Its `image_size` is (h, w), and `pred_boxes.tensor`, `scores`, and the optional `pred_classes`
+    are those of detectron2's `Instances`. The image is resized to a longer side of 1200 pixels. If there are several
     classes, 0 is a face and 1 a plate.
 
-    Overlapping boxes of faces and plates are merged here, because such modules are exported without their final NMS.
-    Those of objects stay as they are: an object may lie in another one.
+    Overlapping boxes of faces and plates are merged here because such modules are exported without their final NMS.
+    Boxes of objects are not merged because objects may contain other objects.
     """
 
     def __init__(self, path: Path, kind: Kind, score: float | None = None, device: str = "cpu") -> None:
-        """Load the module from `path` onto `device`; raises RuntimeError or ValueError if it is not one.
+        """Load the module from `path` onto `device`. Raises RuntimeError or ValueError if it is not one.
 
-        `score`: the lowest that counts; default 0.9, for objects 0.5, and for the second generation 0.67416 for faces
-        and 0.74475 for plates.
+        `score` is the minimum score. It defaults to 0.9 for faces and plates and 0.5 for objects, and in the second
+        generation to 0.67416 for faces and 0.74475 for plates.
         """
         self.kind: Kind = kind
         self.name = path.name
@@ -69,7 +69,7 @@ class TorchScriptDetector:
     def detect(self, image: Pixels) -> list[Detection]:
         """Find objects in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best score first.
 
-        Raises ValueError when the module's output does not have the expected form.
+        Raises ValueError if the module's output does not have the expected structure.
         """
         # The optimizing executor may compute the first calls differently from later ones.
         with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
@@ -119,7 +119,7 @@ class TorchScriptDetector:
 
 
 def _fitted(image: Pixels) -> Pixels:
-    """The image at the size that the second generation searches, by Pillow's bilinear filter."""
+    """Resize the image to the size that the second generation searches, by Pillow's bilinear filter."""
     height, width = image.shape[:2]
     scale = SECOND_SIDE / max(height, width)
     size = max(int(width * scale + 0.5), 1), max(int(height * scale + 0.5), 1)

@@ -38,8 +38,8 @@ def answer(
 
     Args:
         queries: (B, N, D), the tokens' keys, scaled.
-        own: (W, P), the shared image's queries.
-        places: (W, P), queries of the positions plus the bias; before the first block without rows, as `own` includes it.
+        own: (W, P), the shared image's queries; before the first block, including positions and bias.
+        places: (W, P), queries of the positions plus the bias; without rows before the first block, see `own`.
         prior: (B, N, R), the product of the tokens' keys with the queries of the image's vectors.
         scale: (B, P) float32, of the image; ones before the first block.
         coefficients: (B, R, P), of the image; R is 0 before the first block.

@@ -33,8 +33,7 @@ _CORE = 64
 def supports(heads: int, channels: int, side: int, grid: tuple[int, int]) -> bool:
     """Return True if the kernels support `heads` heads over `channels` in squares of `side` on a map of `grid`.
 
-    A square that is the whole map needs a side of at least 16 that is a power of two, and a window a side of at most
-    16.
+    A square that is the whole map needs a side that is a power of two and at least 16, a window a side up to 16.
     """
     if channels % heads or channels // heads not in HEAD_DIMENSIONS:
         return False

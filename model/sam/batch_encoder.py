@@ -29,11 +29,10 @@ class CompilationError(RuntimeError):
 class BatchEncoder:
     """Runner of one SAM's image encoder; create it after the model has its device, dtype, and weights.
 
-    For MobileSAM's encoder in float32, it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`); in
-    bfloat16, folded weights would be rounded twice. In all other cases, it runs the model's encoder. In bfloat16,
-    torch's kernels still compute the statistics of layer norms and of the attention's softmax in float32. If
-    compilation fails, the encoder runs eagerly from then on, with a RuntimeWarning; with `must_compile`, a
-    `CompilationError` is raised.
+    For MobileSAM's encoder in float32, it keeps a copy with folded batch norms (`ImageEncoderTinyViT.folded`); folded
+    bfloat16 weights would be rounded twice. Otherwise, it runs the model's encoder. In bfloat16, torch's kernels still
+    compute statistics of layer norms and softmax in float32. If compilation fails, the encoder runs eagerly from then
+    on, with a RuntimeWarning; with `must_compile`, it raises `CompilationError`.
     """
 
     def __init__(self, sam: Sam, compile_mode: CompileMode | None = None, must_compile: bool = False) -> None:

@@ -30,8 +30,8 @@ def attention_kernels(dtype: torch.dtype) -> AttentionKernels:
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
     """Run `F.scaled_dot_product_attention`, on a GPU with the torch kernels that `attention_kernels` selects.
 
-    Where it selects ours, torch's half-precision kernels are used. If a GPU does not support a kernel, the next one in
-    a fixed order is used, which never includes cuDNN.
+    Where it selects ours, torch's flash attention is used. GPUs that lack a kernel use the next one in a fixed order,
+    never cuDNN's.
     """
     if q.device.type != "cuda":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)

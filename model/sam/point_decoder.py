@@ -296,8 +296,7 @@ def finish_band(decoder: MaskDecoder, map_: Tensor, filters: Tensor) -> Tensor:
 def unfold_parts(parts: Tensor, side: int) -> Tensor:
     """Return logits (B, N, side, side) from those of all positions, (B, N, side * side).
 
-    The first step of upscaling maps each position to 2x2 pixels (a, b), and the second maps each of these to 2x2, (c,
-    d).
+    The first step of upscaling maps each position to 2x2 pixels (a, b), and the second each of these to 2x2 (c, d).
     """
     parts = parts.view(*parts.shape[:2], side // 4, side // 4, 16)
     logits = parts.new_empty(*parts.shape[:2], side, side)

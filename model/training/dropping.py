@@ -1,7 +1,7 @@
-"""Drop path in image encoders and dropout in the mask decoder, by keyed random numbers: see `noise.py`.
+"""Drop path in image encoders and dropout in the mask decoder, with keyed random numbers (see `noise.py`).
 
-Both are hooks on the modules of a plain model for the time of a context: outside of it nothing is different, neither
-bits nor speed. One worker and two drop the same, since the numbers depend on the image's or mask's, not on the batch.
+Both are hooks on the modules of an unchanged model within a context, so bits and speed outside are unaffected. One
+worker and two drop the same values because the numbers depend on the image or mask, not on the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,17 +17,17 @@ from segmint.model.training.noise import draw_keys, random_bits, uniforms
 _DROP_PATH = -4  # an iteration whose keys `sampling.py` does not draw
 
 _LANES = 4
-"""Numbers of 16 bits in one of 64: a hash decides on so many elements."""
+"""Number of 16-bit lanes in a 64-bit hash, each of which decides on one element."""
 
 
 @contextmanager
 def drop_path(encoder: nn.Module, rate: float, seed: int, step: int, images: Sequence[int]) -> Iterator[None]:
-    """Let each of N images skip branches of the encoder's blocks at random (stochastic depth, arXiv 1603.09382).
+    """Skip branches of the encoder's blocks at random for each of N images (stochastic depth, arXiv 1603.09382).
 
-    The chance rises linearly from 0 in the first block to `rate` in the last; what is kept is divided by the chance
-    to be kept, so that it is the same on average. `images` has a number under 2^63 for each image of the batch that
-    the encoder is called with, which does not depend on how a step's images are split. Raises ValueError for another
-    number of images, an encoder that is neither a ViT nor TinyViT, and a rate outside of 0 to below 1.
+    The probability increases linearly from 0 in the first block to `rate` in the last. Kept outputs are divided by the
+    probability of being kept, so their mean is unchanged. `images` contains a number under 2^63 per image of the batch
+    that the encoder is called with, which must not depend on how a step's images are split. Raises ValueError for
+    another number of images, an encoder that is neither a ViT nor TinyViT, and a rate outside [0, 1).
     """
     _check_rate("drop_path", rate)
     with ExitStack() as hooks:
@@ -45,11 +45,11 @@ def drop_path(encoder: nn.Module, rate: float, seed: int, step: int, images: Seq
 
 @contextmanager
 def dropout(decoder: MaskDecoder, rate: float, keys: Tensor) -> Iterator[None]:
-    """Set outputs of the decoder's attention and perceptrons to 0 before they are added, each with the chance `rate`.
+    """Set outputs of the decoder's attention and perceptrons to 0 with probability `rate` before they are added.
 
-    `keys` (B,) int64, one for each prompt that the decoder is called with: those of (seed, step, mask, iteration),
-    which clicks use too. What is kept is divided by the chance to be kept. The chance is rounded to a 65,536th.
-    Raises ValueError for another number of prompts and for a rate outside of 0 to below 1.
+    `keys` (B,) int64 has one key per prompt that the decoder is called with: those of (seed, step, mask, iteration),
+    which clicks use too. Kept outputs are divided by the probability of being kept, which is a multiple of 1/65,536.
+    Raises ValueError for another number of prompts and for a rate outside [0, 1).
     """
     _check_rate("dropout", rate)
     with ExitStack() as hooks:
@@ -60,7 +60,7 @@ def dropout(decoder: MaskDecoder, rate: float, keys: Tensor) -> Iterator[None]:
                 cross = (block.cross_attn_token_to_image, block.cross_attn_image_to_token)
                 places += [block.self_attn, *cross, block.mlp]
             for number, place in enumerate(places):
-                # Clicks draw with counters from 0 on.
+                # Clicks use counters from 0 on.
                 hooks.enter_context(place.register_forward_hook(_drops(random_bits(keys, -1 - number), rate)))
         yield
 
@@ -70,7 +70,7 @@ Hook = Callable[[nn.Module, object, Tensor], Tensor]
 
 def _scales(factors: Tensor) -> Hook:
     def scale(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        # TinyViT's attention sees an image's windows, one after another.
+        # TinyViT's attention gets an image's windows, one after another.
         windows = output.shape[0] // len(factors)
         each = factors.to(output.device, output.dtype).repeat_interleave(windows)
         return output * each.reshape(-1, *[1] * (output.ndim - 1))

@@ -1,4 +1,4 @@
-"""The layers of an image encoder, from the pixels to the embedding: for rates by layer and for dropped branches."""
+"""Layers of an image encoder in order, for layer-wise learning rates, dropped branches, and recomputation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitBlock
 class EncoderLayer:
     """A block of an image encoder.
 
-    `branches` are the modules whose outputs are added to their inputs. `modules` are the block and what belongs to it,
-    such as the step to the next stage.
+    `branches` are the modules whose outputs are added to their inputs. `modules` are the block and its associated
+    modules, such as the transition to the next stage.
     """
 
     block: nn.Module
@@ -27,7 +27,7 @@ class EncoderLayer:
 
 
 def encoder_layers(encoder: nn.Module) -> list[EncoderLayer]:
-    """The blocks of a ViT or of MobileSAM's TinyViT, first to last. Raises ValueError for another encoder."""
+    """Return the blocks of a ViT or of MobileSAM's TinyViT in order. Raises ValueError for another encoder."""
     if isinstance(encoder, ImageEncoderViT):
         blocks = [cast(VitBlock, block) for block in encoder.blocks]
         return [EncoderLayer(block, (block.attn, block.mlp), (block,)) for block in blocks]
@@ -51,13 +51,13 @@ def _stage_layers(stage: nn.Module) -> Iterator[EncoderLayer]:
 
 @contextmanager
 def recomputed_blocks(encoder: nn.Module) -> Iterator[None]:
-    """Keep only the blocks' inputs for the backward pass, which computes each block again: less memory, a third slower.
+    """Recompute each block in the backward pass from its stored inputs, which saves memory but is a third slower.
 
-    Leave the context, and that of `drop_path`, after the backward pass: the blocks are to be computed as before.
+    Leave this context, and that of `drop_path`, after the backward pass, so that blocks are recomputed identically.
     """
     blocks = [layer.block for layer in encoder_layers(encoder)]
     for block in blocks:
-        # The instance's attribute hides the class's method; names of weights do not change.
+        # The instance attribute hides the class's method without changing the names of weights.
         again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         block.__dict__["forward"] = again
     try:

@@ -1,7 +1,7 @@
-"""The losses of SAM's training: focal and dice on masks, squared error on predicted IoU (SAM paper, Section 3, App. A).
+"""Losses of SAM's training: focal and dice on masks, squared error on predicted IoU (SAM paper, Section 3, App. A).
 
-B prompts with C predicted masks each, in a square of side R. `valid` is True inside the image; padding counts in no
-loss. All is computed in float32, also under autocast.
+There are B prompts with C predicted masks each, in a square of side R. `valid` is True inside the image, and padding
+does not contribute to any loss. Everything is computed in float32, even under autocast.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from segmint.model.training.settings import LossSettings
 
 @dataclass(frozen=True)
 class PromptLosses:
-    """The losses of B prompts.
+    """Losses of B prompts.
 
-    Scalars, each a sum over the prompts divided by the number of masks in the global batch: `focal`, `dice` and
-    `iou_error` without gradients and without their weights, and `total`, the weighted sum, to call `backward` on.
-    `chosen` (B,) int64 is the mask of each prompt that the losses are of, `mask_iou` (B,) float32 its IoU with the
+    The scalars are sums over the prompts divided by the number of masks in the global batch. `focal`, `dice`, and
+    `iou_error` are detached and unweighted, and `total` is the weighted sum to call `backward` on. `chosen` (B,) int64
+    is the index of the mask of each prompt that the losses apply to, and `mask_iou` (B,) float32 its IoU with the
     target.
     """
 
@@ -39,11 +39,11 @@ def prompt_losses(
     settings: LossSettings,
     total_masks: int,
 ) -> PromptLosses:
-    """Score the masks predicted for B prompts; of several masks the one with the lowest mask loss alone gets gradients.
+    """Return the losses of masks predicted for B prompts; only each prompt's mask with the lowest loss gets gradients.
 
-    `logits` (B, C, R, R), `predicted_iou` (B, C), `targets` (B, R, R) bool, `valid` (R, R) bool. `total_masks` is the
-    number of masks in the global batch, of all workers: their losses then add up to those of one worker with the
-    whole batch. Raises ValueError if it is under B.
+    `logits` are (B, C, R, R), `predicted_iou` (B, C), `targets` (B, R, R) bool, and `valid` (R, R) bool. `total_masks`
+    is the number of masks in the global batch of all workers, so that their losses add up to those of one worker with
+    the whole batch. Raises ValueError if it is less than B.
     """
     if total_masks < len(logits):
         raise ValueError(f"total_masks is {total_masks}: expected the global batch's masks, {len(logits)} or more")
@@ -67,12 +67,12 @@ def prompt_losses(
 
 
 def focal_loss(logits: Tensor, targets: Tensor, valid: Tensor, settings: LossSettings) -> Tensor:
-    """The focal loss of each mask (Lin et al. 2017, arXiv 1708.02002, eq. 5).
+    """Return the focal loss of each mask (Lin et al. 2017, arXiv 1708.02002, eq. 5).
 
-    With p the predicted probability of a pixel's class, its loss is -alpha (1 - p)^gamma log(p). `logits`
-    (..., R, R) and `targets` (..., R, R) bool broadcast, `valid` (R, R) bool. Returns (...).
+    With p the predicted probability of a pixel's class, its loss is -alpha (1 - p)^gamma log(p). `logits` (..., R, R)
+    and `targets` (..., R, R) bool broadcast, `valid` is (R, R) bool, and the result is (...).
     """
-    # log(p) of the right class, without overflow: the logit's sign is turned where the target is background.
+    # log(p) of the right class without overflow: the logit's sign is flipped where the target is background.
     log_p = F.logsigmoid(torch.where(targets, logits, -logits))
     loss = -log_p * (-torch.expm1(log_p)) ** settings.focal_gamma
     if settings.focal_alpha is not None:
@@ -84,9 +84,9 @@ def focal_loss(logits: Tensor, targets: Tensor, valid: Tensor, settings: LossSet
 
 
 def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """The dice loss of each mask: 1 - (2 Σ p t + 1) / (Σ p + Σ t + 1), over its probabilities p and target t.
+    """Return the dice loss of each mask: 1 - (2 Σ p t + 1) / (Σ p + Σ t + 1) for probabilities p and target t.
 
-    Milletari et al. 2016 (arXiv 1606.04797, Section 3) have squares in the denominator and no 1; this is the form of
+    Milletari et al. 2016 (arXiv 1606.04797, Section 3) use squares in the denominator and no 1. This is the form of
     DETR and MaskFormer, which the SAM paper follows. Shapes as for `focal_loss`.
     """
     probabilities = torch.where(valid, logits.sigmoid(), 0)
@@ -96,9 +96,9 @@ def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
 
 
 def mask_iou(masks: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    """The IoU of bool masks and targets (..., R, R), which broadcast, inside `valid` (R, R): (...) float32.
+    """Return the IoU (...) float32 of bool masks and targets (..., R, R), which broadcast, inside `valid` (R, R).
 
-    0 where both are empty.
+    The IoU of two empty masks is 0.
     """
     shared = (masks & targets & valid).sum(dim=(-2, -1))
     covered = ((masks | targets) & valid).sum(dim=(-2, -1))

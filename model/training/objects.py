@@ -1,8 +1,8 @@
-"""A detector of one class, "object", for the semi-automatic stage (SAM paper, Section 4): torchvision's Faster R-CNN.
+"""Detector of one class, "object", for the semi-automatic stage (SAM paper, Section 4), based on Faster R-CNN.
 
-It is trained on the boxes of masks, of whatever they are, and proposes objects to prompt the model with. Its norms do
-not depend on the batch, and its samples of anchors are keyed by (seed, step, image), so that one worker and two learn
-the same. torchvision is imported where it is used.
+It is trained on the boxes of masks of any kind, and proposes objects as prompts for the model. Its norms do not depend
+on the batch, and its samples of anchors are keyed by (seed, step, image), so one worker and two learn the same.
+torchvision provides the network and is imported where it is used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,28 +22,28 @@ from segmint.model.training.settings import expect
 Backbone = Literal["resnet50", "mobilenet_v3_large"]
 
 _CLASSES = 2  # background and object
-_GROUPS = 8  # divides the channels of all layers of both backbones
+_GROUPS = 8  # divides the number of channels of all layers of both backbones
 _ANCHORS = -5  # an iteration whose keys nothing else draws
 
 
 class BackboneWeightsError(ValueError):
-    """A file that does not hold the weights of the backbone."""
+    """Raised for a file that does not contain the weights of the backbone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectsRecipe:
-    """How the detector is built and trained. Raises ValueError, naming the key, for a value that cannot be used.
+    """Architecture and training settings of the detector. Raises ValueError, with the key, for an invalid value.
 
     Attributes:
-        backbone: its convolutions, with a feature pyramid.
-        short_side: the image's short side as the detector sees it, pixels.
-        long_side: the most that its long side has; the image is shrunk further if need be.
+        backbone: convolutional network below the feature pyramid.
+        short_side: the image's short side in pixels after resizing for the detector.
+        long_side: maximum long side in pixels; larger images are shrunk further.
         learning_rate: AdamW's, after warm-up.
-        weight_decay: AdamW's, on matrices and convolutions alone.
+        weight_decay: AdamW's, only on matrices and convolutions.
         steps: length of training.
-        warmup_steps: steps over which the rate rises linearly; 0 for none.
-        decay_steps: steps from which on the rate is a tenth of the one before, ascending.
-        batch_images: images of a step, of all workers.
+        warmup_steps: steps over which the rate increases linearly; 0 for none.
+        decay_steps: steps from which the rate is divided by ten again, ascending.
+        batch_images: images per step, over all workers.
     """
 
     backbone: Backbone = "resnet50"
@@ -63,16 +63,16 @@ class ObjectsRecipe:
         expect("long_side", self.long_side, self.long_side >= self.short_side, "the short side or more")
 
     def rate_factor(self, step: int) -> float:
-        """What the learning rate is multiplied by in a step, counted from 0."""
+        """Return the factor on the learning rate in a step, counted from 0."""
         return rate_factor(step, self.warmup_steps, self.decay_steps)
 
 
 @dataclass(frozen=True)
 class ObjectImage:
-    """An image to train on: `pixels` (H, W, 3) uint8 RGB and the boxes (N, 4) float32 of all its objects.
+    """A training image: `pixels` (H, W, 3) uint8 RGB and the boxes (N, 4) float32 of all its objects.
 
-    Boxes are x0, y0, x1, y1 in pixels, the last ones outside; see `mask_boxes`. `number` is under 2^63 and unique in
-    the step's global batch.
+    Boxes are x0, y0, x1, y1 in pixels, ends exclusive; see `mask_boxes`. `number` is under 2^63 and unique in the
+    step's global batch.
     """
 
     pixels: NDArray[np.uint8]
@@ -81,10 +81,10 @@ class ObjectImage:
 
 
 def build_objects_detector(recipe: ObjectsRecipe, backbone_weights: str | Path | None = None) -> nn.Module:
-    """Faster R-CNN for one class, its backbone from scratch or from a file of torchvision's weights for ImageNet.
+    """Build Faster R-CNN for one class, with a backbone from scratch or from torchvision's ImageNet weights.
 
-    From scratch it has group norms; with weights, batch norms that stay as they are. Raises BackboneWeightsError for a
-    file of other weights, and OSError for one that cannot be read.
+    From scratch, it has group norms; with weights, frozen batch norms. Raises BackboneWeightsError for a file of other
+    weights, and OSError if it cannot be read.
     """
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection import backbone_utils as backbones
@@ -120,7 +120,7 @@ def build_objects_detector(recipe: ObjectsRecipe, backbone_weights: str | Path |
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """The boxes of masks (N, H, W) bool, none of them empty: (N, 4) float32, the last row and column outside."""
+    """Return the boxes of nonempty masks (N, H, W) bool as (N, 4) float32, with ends exclusive."""
     from torchvision.ops import masks_to_boxes
 
     boxes: Tensor = masks_to_boxes(masks)
@@ -128,7 +128,7 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 
 def build_objects_optimizer(detector: nn.Module, recipe: ObjectsRecipe) -> torch.optim.AdamW:
-    """AdamW for all weights that require gradients, with weight decay on matrices and convolutions alone."""
+    """Return AdamW for all weights that require gradients, with weight decay only on matrices and convolutions."""
     weights = [weight for weight in detector.parameters() if weight.requires_grad]
     groups = [
         {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -142,14 +142,14 @@ def build_objects_optimizer(detector: nn.Module, recipe: ObjectsRecipe) -> torch
 def objects_step(
     detector: nn.Module, images: Sequence[ObjectImage], seed: int, step: int, total_images: int
 ) -> dict[str, float]:
-    """Add the gradients of a step's losses to `.grad` of the weights, and return the losses by torchvision's names.
+    """Add the gradients of a step's losses to the weights' `.grad`, and return the losses by torchvision's names.
 
-    They are sums over the images, divided by `total_images`, those of the global batch: those of all workers add up.
-    Images are taken one by one. Raises ValueError for boxes that are no boxes inside the image.
+    They are sums over the images divided by `total_images`, the size of the global batch, so those of all workers add
+    up. Images are processed one by one. Raises ValueError for boxes that are invalid or outside the image.
     """
     sums: dict[str, float] = {}
     device = next(detector.parameters()).device
-    detector.train()  # it computes losses in this mode only; no norm and no dropout depends on it
+    detector.train()  # losses are only computed in this mode; no norm or dropout depends on it
     try:
         for image in images:
             _check_boxes(image)
@@ -170,7 +170,7 @@ def objects_step(
 
 
 class _ExportedDetector(nn.Module):
-    """The detectors' contract: one BGR image (3, H, W) uint8 in; boxes, labels, scores and the image's size out."""
+    """Wrapper with the detectors' interface: a BGR image (3, H, W) uint8 to boxes, labels, scores, and size."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class _ExportedDetector(nn.Module):
 
 
 def export_objects_detector(detector: nn.Module, path: str | Path) -> None:
-    """Write the detector as TorchScript, as detectors of faces and plates are delivered: see docs/configuration.md."""
+    """Write the detector as TorchScript, the format of face and plate detectors; see docs/configuration.md."""
     scripted = torch.jit.script(_ExportedDetector(detector).eval())
     scripted.save(str(path))  # type: ignore[no-untyped-call]
 
@@ -210,7 +210,7 @@ def _load_backbone(network: nn.Module, path: str | Path, name: Backbone) -> None
 
 
 def _misfit(network: nn.Module, state: object) -> str:
-    """What keeps a state dict from being the network's, in words; its counters of batches are not needed."""
+    """Return the difference between a state dict and the network's, ignoring batch counters; empty if there is none."""
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         return "it is not a dict of tensors by name"
     wanted = network.state_dict()

@@ -1,4 +1,4 @@
-"""AdamW by a recipe: which weights it moves, how fast, and which of them decay."""
+"""AdamW optimizer for a recipe, with its learning rates and weight decay per weight."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rates of each step: a function of the step alone, so that resumed training has no state to restore.
+    """Learning rates as a function of only the step, so resuming needs no state.
 
     A group's rate after warm-up is its `initial_lr`.
     """
@@ -27,7 +27,7 @@ class Schedule:
     recipe: Recipe
 
     def set_rates(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set the rates of a step, counted from 0, before the optimizer takes it; returns their factor."""
+        """Set the rates of a step, counted from 0, before the optimizer takes it, and return their factor."""
         factor = self.recipe.rate_factor(step)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -35,10 +35,10 @@ class Schedule:
 
 
 def build_optimizer(sam: Sam, recipe: Recipe) -> tuple[torch.optim.AdamW, Schedule]:
-    """The optimizer of the recipe's parts, and its schedule; all other weights no longer require gradients.
+    """Return the optimizer of the recipe's parts and its schedule, and disable gradients of all other weights.
 
-    Call `Schedule.set_rates` before each step. Batch norms, and the ImageNet classifier in MobileSAM's checkpoints,
-    are never trained. Raises ValueError if the image encoder is to be trained and is neither a ViT nor TinyViT.
+    Call `Schedule.set_rates` before each step. Batch norms, and the ImageNet classifier in MobileSAM's checkpoints, are
+    never trained. Raises ValueError if the image encoder is to be trained and is neither a ViT nor TinyViT.
     """
     rates = _rates(sam, recipe)
     for weight in sam.parameters():
@@ -60,7 +60,7 @@ def build_optimizer(sam: Sam, recipe: Recipe) -> tuple[torch.optim.AdamW, Schedu
 
 
 def _rates(sam: Sam, recipe: Recipe) -> dict[int, float]:
-    """The learning rates of the weights that are trained, by the weights' `id`."""
+    """Return the learning rates of the trained weights by the weights' `id`."""
     rates = {id(weight): recipe.learning_rate for part in recipe.parts for weight in _part(sam, part).parameters()}
     encoder = sam.image_encoder
     if "image_encoder" in recipe.parts:

@@ -1,6 +1,6 @@
-"""Recipes: what is trained, how fast and how long, and how it is regularized (SAM paper, Appendix A).
+"""Training recipes: the trained parts, learning rates, duration, and regularization (SAM paper, Appendix A).
 
-docs/decisions/0023-recipes.md says which values are the paper's and which are choices.
+docs/decisions/0023-recipes.md explains which values come from the paper and which are choices.
 """
 
 import math
@@ -18,24 +18,24 @@ ALL_PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a SAM is trained. Raises ValueError, naming the key, for a value that cannot be used.
+    """Training recipe of a SAM. Raises ValueError, with the key, for an invalid value.
 
     Attributes:
-        parts: the parts that are trained; the others stay as they are.
-        learning_rate: of the prompt encoder, the decoder and the image encoder's neck, after warm-up.
+        parts: the parts to train; the others are frozen.
+        learning_rate: of the prompt encoder, the decoder, and the image encoder's neck, after warm-up.
         steps: length of training.
-        warmup_steps: steps over which the rate rises linearly; 0 for none.
-        decay_steps: steps from which on the rate is a tenth of the one before, ascending.
-        batch_images: images of a step, of all workers.
-        masks_per_image: the most masks of an image in a step.
-        largest_mask: masks that cover more than this share of the image are left out.
-        weight_decay: AdamW's, on the weights of linear maps and convolutions alone.
-        layer_decay: factor on the learning rate from one block of the image encoder to the block before.
-        drop_path: chance that an image skips a branch of the encoder's last block; it rises linearly from 0 in
-            the first block.
-        dropout: chance that a number that the decoder's attention or perceptrons put out becomes 0.
-        losses: how predicted masks are scored.
-        sampling: how the prompts of a mask are drawn.
+        warmup_steps: steps over which the rate increases linearly; 0 for none.
+        decay_steps: steps from which the rate is divided by ten again, ascending.
+        batch_images: images per step, over all workers.
+        masks_per_image: maximum number of masks per image in a step.
+        largest_mask: masks that cover more than this share of the image are excluded.
+        weight_decay: AdamW's, only on weights of linear maps and convolutions.
+        layer_decay: factor on the learning rate from one block of the image encoder to the previous one.
+        drop_path: probability that an image skips a branch of the encoder's last block; it increases linearly from 0
+            in the first block.
+        dropout: probability that an output element of the decoder's attention or perceptrons becomes 0.
+        losses: settings of the losses.
+        sampling: settings for drawing a mask's prompts.
     """
 
     parts: tuple[Part, ...]
@@ -73,12 +73,12 @@ class Recipe:
             expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
 
     def rate_factor(self, step: int) -> float:
-        """What the learning rates are multiplied by in a step, counted from 0."""
+        """Return the factor on the learning rates in a step, counted from 0."""
         return rate_factor(step, self.warmup_steps, self.decay_steps)
 
 
 def rate_factor(step: int, warmup_steps: int, decay_steps: Sequence[int]) -> float:
-    """The factor on learning rates that rise linearly and then fall to a tenth at each decay; steps count from 0."""
+    """Return the factor on learning rates that rise linearly and are divided by ten at each decay; steps start at 0."""
     warm = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     return warm * 0.1 ** sum(step >= decay for decay in decay_steps)
 
@@ -114,7 +114,7 @@ FINETUNE = Recipe(
     losses=LossSettings(iou_supervision="all"),
     sampling=SamplingSettings(clicks=1),
 )
-"""For tens or hundreds of images of a new domain, with the image encoder frozen; chosen by trial."""
+"""Recipe for tens or hundreds of images of a new domain, with a frozen image encoder; chosen by experiment."""
 
 MASK_MAKING_SAMPLING = SamplingSettings(clicks=3, box_share=0.0)
-"""The prompts of the model that made SA-1B: four points, no boxes (SAM paper, Appendix B)."""
+"""Prompts of the model that made SA-1B: four points, no boxes (SAM paper, Appendix B)."""

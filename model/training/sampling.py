@@ -1,7 +1,7 @@
-"""The prompts of interactive training: a first point or box, then clicks in the error region (SAM paper, Appendix A).
+"""Prompts of interactive training: a first point or box, then clicks in the error region (SAM paper, Appendix A).
 
-N masks of one image. Coordinates are pixels of the image encoder's 1024 x 1024 input, as the prompt encoder takes
-them. Every random number is keyed by (seed, step, mask, iteration): see `noise.py`.
+There are N masks of one image. Coordinates are pixels of the image encoder's 1024 x 1024 input, as for the prompt
+encoder. Every random number is keyed by (seed, step, mask, iteration); see `noise.py`.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from segmint.model.training.noise import draw_keys, highest_pixels, uniforms
 from segmint.model.training.settings import SamplingSettings
 from segmint.model.training.targets import target_boxes
 
-# Iterations whose keys are drawn for something else than that iteration's click.
+# Iterations whose keys are drawn for other purposes than that iteration's click.
 _KIND, _NOISE, _SCHEDULE = -1, -2, -3
 
 
@@ -23,10 +23,10 @@ _KIND, _NOISE, _SCHEDULE = -1, -2, -3
 class Clicks:
     """The prompts of N masks so far.
 
-    `boxed` (N,) bool: the masks whose first prompt is a box, `boxes` (N, 4) float64; the others' is the first of
-    `points` (N, 1 + K, 2) float64 as (x, y). K clicks follow it. `labels` (N, 1 + K) int64: 1 foreground, 0
-    background, -1 where the error region was empty, so that there is no point. A mask has a box and a first point,
-    and `boxed` chooses.
+    `boxed` (N,) bool selects the masks whose first prompt is a box, `boxes` (N, 4) float64. For the others, it is the
+    first of `points` (N, 1 + K, 2) float64 as (x, y). K clicks follow it. `labels` (N, 1 + K) int64 are 1 for
+    foreground, 0 for background, and -1 for no point, where the error region was empty. Every mask has both a box and a
+    first point.
     """
 
     boxed: Tensor
@@ -35,15 +35,15 @@ class Clicks:
     labels: Tensor
 
     def __getitem__(self, masks: slice) -> "Clicks":
-        """The prompts of some of the masks."""
+        """Return the prompts of some of the masks."""
         return Clicks(self.boxed[masks], self.boxes[masks], self.points[masks], self.labels[masks])
 
     def first(self, points: int) -> "Clicks":
-        """The prompts with the first so many points."""
+        """Return the prompts with only the first `points` points."""
         return replace(self, points=self.points[:, :points], labels=self.labels[:, :points])
 
     def with_point(self, point: Tensor, label: Tensor) -> "Clicks":
-        """The prompts with one more point (N, 2), labeled (N,)."""
+        """Return the prompts with an additional point (N, 2), labeled (N,)."""
         return replace(
             self,
             points=torch.cat([self.points, point[:, None]], dim=1),
@@ -51,12 +51,12 @@ class Clicks:
         )
 
     def to(self, device: torch.device) -> "Clicks":
-        """The prompts on a device."""
+        """Return the prompts on a device."""
         return Clicks(*(part.to(device) for part in (self.boxed, self.boxes, self.points, self.labels)))
 
     @staticmethod
     def join(parts: Sequence["Clicks"]) -> "Clicks":
-        """The prompts of several groups of masks, with the same number of points, in order."""
+        """Concatenate the prompts of several groups of masks that have the same number of points."""
         return Clicks(
             torch.cat([part.boxed for part in parts]),
             torch.cat([part.boxes for part in parts]),
@@ -66,9 +66,9 @@ class Clicks:
 
 
 def click_schedule(seed: int, step: int, settings: SamplingSettings) -> list[bool]:
-    """Which iterations after the first add a click; the same for all masks of a step.
+    """Return whether each iteration after the first adds a click; it is the same for all masks of a step.
 
-    Two do not: one before a random one of the clicks, and the last.
+    Two do not: the one before a random click, and the last.
     """
     draw = uniforms(draw_keys(seed, step, [0], _SCHEDULE), 1).item()
     pause = int(draw * settings.clicks)
@@ -78,11 +78,11 @@ def click_schedule(seed: int, step: int, settings: SamplingSettings) -> list[boo
 def first_prompts(
     targets: Tensor, input_size: tuple[int, int], seed: int, step: int, masks: Sequence[int], settings: SamplingSettings
 ) -> Clicks:
-    """Draw each mask's first prompt: a point, uniform in the mask, or its box with noise.
+    """Draw each mask's first prompt: a point, uniformly in the mask, or its box with noise.
 
-    `targets` (N, R, R) bool, none of them empty; `masks` are their N numbers in the step's global batch. The noise on
-    each coordinate is normal, with `box_noise` of the box's side as standard deviation, and cut off at
-    `box_noise_limit` pixels. Noisy boxes end at the image's border. Raises ValueError for an empty target.
+    `targets` (N, R, R) bool must not be empty, and `masks` are their N numbers in the step's global batch. The noise on
+    each coordinate is normal with a standard deviation of `box_noise` times the box's side, and clamped to
+    `box_noise_limit` pixels. Noisy boxes are clipped to the image. Raises ValueError for an empty target.
     """
     device = targets.device
     boxed = uniforms(draw_keys(seed, step, masks, _KIND), 1)[:, 0] < settings.box_share
@@ -112,10 +112,10 @@ def next_click(
     masks: Sequence[int],
     iteration: int,
 ) -> tuple[Tensor, Tensor]:
-    """Draw a point uniform in the error region between predicted masks and targets, labeled as the target is there.
+    """Draw a point uniformly in the error region between predicted masks and targets, labeled with the target's value.
 
-    `predicted` and `targets` (N, R, R) bool, `valid` (R, R) bool: padding is no error. Returns points (N, 2) float64
-    and labels (N,) int64: 1 for a false negative, 0 for a false positive, and -1, with a point at (0, 0), where the
+    `predicted` and `targets` are (N, R, R) bool. `valid` (R, R) bool excludes padding. Returns points (N, 2) float64
+    and labels (N,) int64: 1 for a false negative, 0 for a false positive, and -1 with a point at (0, 0) if the
     prediction has no error.
     """
     pixels = highest_pixels((predicted ^ targets) & valid, draw_keys(seed, step, masks, iteration))
@@ -125,9 +125,9 @@ def next_click(
 
 
 def embed_clicks(encoder: PromptEncoder, clicks: Clicks, masks: Tensor | None) -> PromptEmbedding:
-    """Embed N masks' prompts, and `masks` (N, 1, 256, 256) logits if given, each as the prompt encoder does alone.
+    """Embed N masks' prompts with optional `masks` (N, 1, 256, 256) logits, as the prompt encoder embeds each one.
 
-    A first point with its padding token and a box with its two corners are two tokens, so that both kinds are decoded
+    A first point with its padding token and a box with its two corners both have two tokens, so both kinds are decoded
     together.
     """
     pointed, boxed = (~clicks.boxed).nonzero()[:, 0], clicks.boxed.nonzero()[:, 0]
@@ -144,9 +144,9 @@ def embed_clicks(encoder: PromptEncoder, clicks: Clicks, masks: Tensor | None) -
 
 
 def _pixel_centers(pixels: Tensor, resolution: int, input_size: tuple[int, int]) -> Tensor:
-    """The centers of pixels (N,) of the flattened square, inside the image: (N, 2) float64 as (x, y).
+    """Return the centers of pixels (N,) of the flattened square, clamped to the image, (N, 2) float64 as (x, y).
 
-    The prompt encoder counts from the center of the input's first pixel.
+    The prompt encoder's origin is the center of the input's first pixel.
     """
     scale = IMAGE_SIZE / resolution
     height, width = input_size

@@ -1,6 +1,6 @@
-"""The recorded choices of training: how a prediction is scored, and how the prompts of a mask are drawn.
+"""Training settings that are recorded: the losses of a prediction, and the sampling of a mask's prompts.
 
-docs/decisions/0019-losses-and-sampling.md says which values are the SAM paper's and which are choices.
+docs/decisions/0019-losses-and-sampling.md explains which values come from the SAM paper and which are choices.
 """
 
 import math
@@ -12,25 +12,25 @@ IouSupervision = Literal["lowest", "all"]
 Resolution = Literal[256, 512, 1024]
 
 PAUSES = 2
-"""Iterations without a new point: one among the clicks, one at the end (SAM paper, Appendix A)."""
+"""Number of iterations without a new point: one among the clicks, one at the end (SAM paper, Appendix A)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """How predicted masks are scored. Raises ValueError, naming the key, for a value that cannot be used.
+    """Settings of the losses. Raises ValueError, with the key, for an invalid value.
 
     Attributes:
         focal_weight: weight of the focal loss (SAM paper: focal to dice 20:1).
         dice_weight: weight of the dice loss.
         iou_weight: weight of the squared error of predicted IoU (SAM paper: 1).
-        focal_alpha: weight of foreground pixels in the focal loss, background has 1 - alpha; None for no weights.
-        focal_gamma: exponent that discounts pixels that are predicted well: 0, or 1 or more. Between them a
-            saturated pixel has no finite gradient.
-        focal_normalization: a mask's focal loss is summed over its pixels and divided by their number
-            ("pixels") or by the number of the target's ("foreground").
-        iou_supervision: of three masks, score the predicted IoU of the one with the lowest mask loss, or of all.
-        resolution: side of the square in which losses, IoU and clicks are computed, 256, 512 or 1024. The
-            decoder's logits are 256 x 256 and are interpolated to a larger one.
+        focal_alpha: weight of foreground pixels in the focal loss, where background has 1 - alpha; None for no weights.
+        focal_gamma: exponent that discounts well-predicted pixels: 0, or at least 1. In between, the gradient of a
+            saturated pixel is not finite.
+        focal_normalization: divisor of a mask's summed focal loss, the number of all pixels ("pixels") or of target
+            pixels ("foreground").
+        iou_supervision: whether to score the predicted IoU of only the mask with the lowest loss, or of all three.
+        resolution: side of the square in which losses, IoU, and clicks are computed, 256, 512, or 1024. The
+            decoder's 256 x 256 logits are interpolated to larger ones.
     """
 
     focal_weight: float = 20.0
@@ -60,13 +60,13 @@ class LossSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How the prompts of a mask are drawn (SAM paper, Appendix A). Raises ValueError as `LossSettings` does.
+    """Settings for drawing a mask's prompts (SAM paper, Appendix A). Raises ValueError like `LossSettings`.
 
     Attributes:
-        clicks: points drawn in the error region, one an iteration.
-        box_share: share of masks whose first prompt is a box; the others' is a point.
+        clicks: points drawn in the error region, one per iteration.
+        box_share: share of masks whose first prompt is a box; for all others it is a point.
         box_noise: standard deviation of the noise on a box's coordinates, as a share of the box's side.
-        box_noise_limit: the most that noise moves a coordinate, in pixels of the 1024 x 1024 input.
+        box_noise_limit: maximum displacement of a coordinate by noise, in pixels of the 1024 x 1024 input.
     """
 
     clicks: int = 8
@@ -83,11 +83,11 @@ class SamplingSettings:
 
     @property
     def iterations(self) -> int:
-        """Predictions for each mask and step: the first prompt's, one a click, and two without a new point."""
+        """Number of predictions per mask and step: the first prompt, one per click, and two without a new point."""
         return 1 + self.clicks + PAUSES
 
 
 def expect(name: str, value: object, holds: bool, expected: str) -> None:
-    """Raise ValueError, naming the key and its value, unless it `holds` what is `expected`."""
+    """Raise ValueError, with the key and its value, unless `holds`."""
     if not holds:
         raise ValueError(f"{name} is {value!r}: expected {expected}")

@@ -1,9 +1,8 @@
-"""One training step: the interactive iterations of a batch of masks, and their gradients.
+"""Training step: the interactive iterations of a batch of masks, and their gradients.
 
-The path that is differentiated is the plain one: `Sam.prompt_encoder` and `Sam.mask_decoder` as modules, and an image
-encoder's `forward`. `Predictor`, `BatchEncoder` and `point_decoder.py` compute in inference mode or for it. The model
-stays in evaluation mode: MobileSAM's batch norms keep their statistics, so that an image's embedding does not depend
-on its batch.
+Gradients flow through the plain modules: `Sam.prompt_encoder`, `Sam.mask_decoder`, and an image encoder's `forward`.
+`Predictor`, `BatchEncoder`, and `point_decoder.py` are for inference. The model stays in evaluation mode, so
+MobileSAM's batch norms keep their statistics and an image's embedding does not depend on its batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,11 +23,11 @@ from segmint.model.training.targets import valid_pixels
 
 @dataclass(frozen=True)
 class TrainingMasks:
-    """The N masks of one image that a step trains on; N is 1 or more.
+    """The N masks of one image that a step trains on; N is at least 1.
 
-    `targets` (N, R, R) bool, none of them empty, R the losses' resolution: see `fit_targets`. `input_size` is the
-    (height, width) that the image fills of the encoder's input. `numbers` has a number under 2^63 for each mask, unique
-    in the step's global batch: its random numbers depend on it, and so must not on how the batch is split.
+    `targets` (N, R, R) bool must not be empty; R is the losses' resolution (see `fit_targets`). `input_size` is the
+    (height, width) that the image fills of the encoder's input. `numbers` contains a number under 2^63 per mask, unique
+    in the step's global batch. It keys the mask's random numbers, so it must not depend on how the batch is split.
     """
 
     targets: Tensor
@@ -36,16 +35,16 @@ class TrainingMasks:
     numbers: Sequence[int]
 
     def __getitem__(self, masks: slice) -> "TrainingMasks":
-        """Some of the masks."""
+        """Return some of the masks."""
         return TrainingMasks(self.targets[masks], self.input_size, self.numbers[masks])
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What decides the losses of a step, apart from its data: recorded with the weights.
+    """Settings that, with the data, determine the losses of a step; they are recorded with the weights.
 
-    `seed` and `step` are the keys of its random numbers, with the mask's number and the iteration. `dropout` is the
-    decoder's: see `dropping.py`.
+    `seed` and `step` are the keys of its random numbers, together with the mask's number and the iteration. `dropout`
+    is that of the decoder; see `dropping.py`.
     """
 
     losses: LossSettings
@@ -56,10 +55,10 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class StepLosses:
-    """The losses of a step by iteration: float64 on the CPU, (iterations,), summed over masks as in `PromptLosses`.
+    """Losses of a step per iteration, (iterations,) float64 on the CPU, summed over masks as in `PromptLosses`.
 
-    Those of all workers add up to the whole batch's; `mask_iou` is then the mean IoU of the masks that the losses are
-    of. `clicks` are the prompts of each image's masks.
+    Those of all workers add up to the whole batch's, and `mask_iou` is then the mean IoU of the chosen masks. `clicks`
+    are the prompts of each image's masks.
     """
 
     total: Tensor
@@ -80,17 +79,16 @@ def train_step(
     masks_at_once: int = 64,
     recorded: Sequence[Clicks] | None = None,
 ) -> StepLosses:
-    """Add the gradients of the summed losses of all iterations to `.grad` of the weights, and return the losses.
+    """Add the gradients of all iterations' summed losses to the weights' `.grad`, and return the losses.
 
-    `embeddings` (I, 256, 64, 64) are those of I `images`: of a frozen encoder (from a cache, or `Predictor.embed`'s
-    features), or with gradients, which then go on into the encoder in one backward pass at the end. `total_masks` is
-    the number of masks in the global batch of all workers, so that their gradients are to be summed, not averaged.
-    `masks_at_once` bounds memory; it changes the last bits. With the `recorded` clicks of an earlier step these are
-    used instead of drawn ones. Call it under autocast for reduced precision. Raises ValueError where shapes do not
-    match.
+    `embeddings` (I, 256, 64, 64) of I `images` come from a frozen encoder (a cache, or `Predictor.embed`'s features),
+    or have gradients, which propagate into the encoder in a single backward pass at the end. `total_masks` is the
+    number of masks in the global batch of all workers, so their gradients must be summed, not averaged. `masks_at_once`
+    bounds memory and changes the last bits. If `recorded` clicks of an earlier step are given, they are used instead of
+    drawn ones. Call it under autocast for reduced precision. Raises ValueError for mismatched shapes.
     """
     _check(embeddings, images, settings, recorded)
-    # Tensors that were made in inference mode cannot be saved for a backward pass.
+    # Tensors made in inference mode can't be saved for a backward pass.
     features = embeddings.clone() if embeddings.is_inference() else embeddings.detach()
     features.requires_grad_(embeddings.requires_grad)
     figures = torch.zeros(5, settings.sampling.iterations, dtype=torch.float64)
@@ -122,14 +120,14 @@ def interact(
     total_masks: int,
     recorded: Clicks | None = None,
 ) -> Iterator[tuple[PromptLosses, Clicks]]:
-    """Predict the masks of one image again and again, with more prompts each time (SAM paper, Appendix A).
+    """Predict the masks of one image repeatedly, with more prompts each time (SAM paper, Appendix A).
 
     `features` (1, 256, 64, 64) is the image's embedding. Each iteration yields its losses and the prompts so far. Its
-    graph is separate from the next one's, since a mask that was predicted is a prompt like a click, without gradients:
-    call `backward` on the losses at once, and only one iteration is in memory.
+    graph is separate from the next one's because a predicted mask is used as a prompt without gradients, like a click.
+    Call `backward` on the losses immediately to keep only one iteration in memory.
 
-    The first iteration predicts three masks for the single prompt. All others predict one mask, by the fourth token:
-    their prompts are several, counting the previous logits of the mask with the highest predicted IoU.
+    The first iteration predicts three masks for the single prompt. All others predict one mask from the token for
+    multiple prompts, because they also have the previous logits of the mask with the highest predicted IoU.
     """
     losses, sampling, device = settings.losses, settings.sampling, features.device
     valid = valid_pixels(masks.input_size, losses.resolution).to(device)
@@ -164,7 +162,7 @@ def _at_resolution(logits: Tensor, resolution: int) -> Tensor:
 
 
 def _figures(losses: PromptLosses, total_masks: int) -> Tensor:
-    """(5,) float64 on the CPU, in the order of `StepLosses`."""
+    """Return (5,) float64 on the CPU, in the order of `StepLosses`."""
     mean_iou = losses.mask_iou.sum() / total_masks
     figures = torch.stack([losses.total.detach(), losses.focal, losses.dice, losses.iou_error, mean_iou])
     return figures.to("cpu", torch.float64)

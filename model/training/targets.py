@@ -1,7 +1,7 @@
-"""Masks taken as truth, in the square of the image encoder's input: where losses, IoU and clicks are computed.
+"""Ground-truth masks in the square of the image encoder's input, in which losses, IoU, and clicks are computed.
 
-The image fills `input_size` (height, width) pixels, from the top left corner, of the 1024 x 1024 input; the rest is
-padding. The square has a side of `resolution` pixels, each covering (1024 / resolution)² of the input's.
+The image fills `input_size` (height, width) pixels of the 1024 x 1024 input, from the top left corner, and the rest is
+padding. The square has a side of `resolution` pixels, each of which covers (1024 / resolution)² input pixels.
 """
 
 import torch
@@ -11,9 +11,9 @@ from segmint.model.sam.prompt_encoder import IMAGE_SIZE
 
 
 def valid_pixels(input_size: tuple[int, int], resolution: int) -> Tensor:
-    """Which pixels of the square the image reaches into: (resolution, resolution) bool.
+    """Return the pixels of the square that the image at least partly covers, (resolution, resolution) bool.
 
-    Raises ValueError for an `input_size` that does not fit into the input.
+    Raises ValueError if `input_size` does not fit into the input.
     """
     if not all(1 <= side <= IMAGE_SIZE for side in input_size):
         raise ValueError(f"input_size is {input_size}: expected a height and a width from 1 to {IMAGE_SIZE} pixels")
@@ -25,9 +25,9 @@ def valid_pixels(input_size: tuple[int, int], resolution: int) -> Tensor:
 def fit_targets(masks: Tensor, input_size: tuple[int, int], resolution: int) -> Tensor:
     """Resample masks of an image to the square: (N, H, W) bool to (N, resolution, resolution) bool.
 
-    A pixel belongs to the target if the mask covers at least half of what the image has of it. Of a mask so thin or
-    small that it covers half of no pixel, the most covered ones are taken, so that no target is empty. Raises
-    ValueError for an empty mask and as `valid_pixels` does.
+    A pixel belongs to the target if the mask covers at least half of the pixel's part inside the image. If a mask is so
+    thin or small that it covers half of no pixel, its most covered pixels are used, so no target is empty. Raises
+    ValueError for an empty mask, and like `valid_pixels`.
     """
     empty = ~masks.flatten(1).any(dim=1)
     if empty.any():
@@ -37,15 +37,15 @@ def fit_targets(masks: Tensor, input_size: tuple[int, int], resolution: int) -> 
         _shares(pixels, side, resolution).to(masks.device)
         for pixels, side in zip(masks.shape[1:], input_size, strict=True)
     )
-    # One by one: as float32 the masks of a large image would take gigabytes.
+    # One by one, because as float32 the masks of a large image would take gigabytes.
     targets = [_most_covered(rows @ mask.to(torch.float32) @ columns.T) for mask in masks]
     return torch.stack(targets) & valid if targets else valid.new_zeros(0, resolution, resolution)
 
 
 def target_boxes(targets: Tensor) -> Tensor:
-    """The tight boxes of targets that are not empty: (N, 4) float64 as x0, y0, x1, y1, from (N, R, R) bool.
+    """Return the tight boxes of nonempty targets (N, R, R) bool as (N, 4) float64 x0, y0, x1, y1.
 
-    In pixels of the 1024 x 1024 input, the first and the last one inside, as for the boxes of predicted masks.
+    They are in pixels of the 1024 x 1024 input, with ends inclusive, like the boxes of predicted masks.
     """
     scale = IMAGE_SIZE // targets.shape[-1]
     sides = []
@@ -59,12 +59,12 @@ def target_boxes(targets: Tensor) -> Tensor:
 
 
 def _most_covered(share: Tensor) -> Tensor:
-    # The shares are rounded sums: a half may come out a little smaller.
+    # Shares are rounded sums, so a half may be slightly smaller.
     return share >= share.max().clamp(max=0.5) * (1 - 1e-4)
 
 
 def _shares(pixels: int, side: int, resolution: int) -> Tensor:
-    """Along one axis, each image pixel's share of what a pixel of the square has of the image: (resolution, pixels).
+    """Return each image pixel's share of a square pixel's part inside the image, along one axis: (resolution, pixels).
 
     The image's `pixels` fill `side` pixels of the input. Rows are 0 in the padding.
     """

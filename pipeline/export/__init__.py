@@ -1,1 +1,1 @@
-"""`segmint export`: COCO, CVAT, Label Studio, FiftyOne, YOLO, GeoJSON, and Hugging Face datasets."""
+"""Implementation of `segmint export` for COCO, CVAT, Label Studio, FiftyOne, YOLO, GeoJSON, and Hugging Face."""

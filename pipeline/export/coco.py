@@ -1,4 +1,4 @@
-"""COCO instances as JSON, with compressed or uncompressed run lengths, written as a stream: memory does not grow."""
+"""Streaming export to COCO instances JSON, with compressed or uncompressed run lengths."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from segmint.catalogs.layout import image_name
 from segmint.model.automatic.rle import decompress
 
 CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
-"""The only category: masks have no class."""
+"""The only category, because masks have no class."""
 
 _OPTIONAL = {"image_id": "catalog_image_id"} | {
     name: name for name in ("attribution", "provider", "source_url", "country")
@@ -31,8 +31,8 @@ def uncompressed_rle(mask: MaskAnnotation) -> dict[str, Any]:
 def coco_annotations(sample: Sample, compressed: bool) -> Iterator[dict[str, Any]]:
     """Yield the annotations of an image.
 
-    `bbox` is COCO's [x, y, width, height] in floats, which counts pixels: a single pixel has width 1; in the boxes of
-    the dataset, as in SA-1B's, it has width 0.
+    `bbox` is COCO's [x, y, width, height] in floats, which counts pixels, so a single pixel has width 1. In the boxes
+    of the dataset, as in SA-1B's, it has width 0.
     """
     boxes = coco.toBbox([mask.rle for mask in sample.masks]).tolist() if sample.masks else []
     for mask, box in zip(sample.masks, boxes, strict=True):
@@ -50,9 +50,9 @@ def coco_annotations(sample: Sample, compressed: bool) -> Iterator[dict[str, Any
 
 
 class CocoWriter:
-    """Collects images and annotations in scratch files, and merges them at the end.
+    """Writer that collects images and annotations in scratch files, and merges them at the end.
 
-    `name` is the path of the file below the export's folder.
+    `name` is the path of the file relative to the export's folder.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class CocoWriter:
         self._annotations.extend(coco_annotations(sample, self._compressed))
 
     def finish(self) -> dict[str, Path]:
-        """Return the files of the export, by path below its folder; the last one completes it."""
+        """Return the export's files by relative path; the last one completes the export."""
         head = {
             "info": {
                 "description": self._manifest.name,
@@ -110,7 +110,7 @@ class CocoWriter:
 
 
 class JsonItems:
-    """The items of a JSON array, collected in a file, one per line."""
+    """Items of a JSON array, collected in a file, one per line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -118,7 +118,7 @@ class JsonItems:
         path.write_text("", encoding="utf-8")
 
     def extend(self, values: Iterable[Any]) -> None:
-        """Append items; raises `ValueError` for NaN and infinities, which JSON does not have."""
+        """Append items. Raises `ValueError` for NaN and infinities, which JSON does not support."""
         with self._path.open("a", encoding="utf-8") as file:
             for value in values:
                 file.write(",\n" if self.count else "")
@@ -126,7 +126,7 @@ class JsonItems:
                 self.count += 1
 
     def copy_into(self, target: TextIO) -> None:
-        """Write the array, brackets included, to an open file."""
+        """Write the array, including brackets, to an open file."""
         target.write("[\n")
         with self._path.open(encoding="utf-8") as file:
             shutil.copyfileobj(file, target, 1 << 16)

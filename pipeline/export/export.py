@@ -1,4 +1,4 @@
-"""Exports of a dataset for other tools: a stream of samples goes to the format's writer, their pictures to a folder."""
+"""Export of a dataset for other tools: samples are streamed to the format's writer and images to a folder."""
 
 import errno
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,30 +30,30 @@ from segmint.pipeline.export.yolo import YoloWriter
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Files = Mapping[str, Path] | Mapping[str, bytes]
-"""Files by path below the export's folder: where they are, or what they hold."""
+"""Files by path relative to the export's folder: local paths or contents."""
 
 
 class SampleWriter(Protocol):
-    """Collects samples and makes the files of a format."""
+    """Writer of a format, which collects samples and makes the files."""
 
     def add(self, sample: Sample) -> Files | None:
-        """Add an image with its masks; return files that are complete with it, by path below the export's folder."""
+        """Add an image with its masks, and return the files that it completes, by relative path."""
 
     def finish(self) -> dict[str, Path]:
-        """Return the files, by path below the export's folder; the last one completes it."""
+        """Return the files by relative path; the last one completes the export."""
 
 
 @runtime_checkable
 class NotesWriter(Protocol):
-    """A writer that has something to say of what it wrote."""
+    """A writer that reports notes about its output."""
 
     def notes(self) -> list[str]:
-        """Return lines for a person, after `finish`."""
+        """Return lines for the user, after `finish`."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export: shards [A, B), a part of all shards, or all; a `sample` of their images, or all."""
+    """Scope of an export: shards [A, B), a part of all shards, or all; and a `sample` of their images, or all."""
 
     format: Format
     shards: tuple[int, int] | ShardPart | None = None
@@ -64,7 +64,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written."""
+    """Result of an export."""
 
     output: str
     file: str
@@ -75,17 +75,17 @@ class ExportResult:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """Return the result as lines for a person."""
+        """Return the result as lines for the user."""
         counts = (counted(self.images, "image"), counted(self.masks, "mask"), counted(self.pictures, "picture"))
         return [f"{', '.join(counts)} → {self.file}", *self.notes, self.version.line()]
 
 
 def export_dataset(location: Location, options: ExportOptions, output: Location) -> ExportResult:
-    """Write the committed images of the dataset at `location` into the folder `output`, local or in a bucket.
+    """Write the committed images of the dataset at `location` to the folder `output`, local or in a bucket.
 
-    Memory does not grow with the images; the system's temporary folder holds the JSON until it is complete. Raises
-    `UsageError` if there is no dataset, no such shard, or already an export in `output`, `UnfinishedError` if the
-    temporary folder is full.
+    Memory does not grow with the number of images; the system's temporary folder stores the JSON until it is complete.
+    Raises `UsageError` if there is no dataset, no such shard, or already an export in `output`, and `UnfinishedError`
+    if the temporary folder is full.
     """
     dataset = Dataset.open(location)
     file = output / MAIN_FILES[options.format]
@@ -126,9 +126,9 @@ def make_writer(
     with_images: bool = True,
     most: int | None = None,
 ) -> SampleWriter:
-    """Return the writer of a format, which collects in the folder `scratch` what goes to `output`.
+    """Return the writer of a format, which uses the folder `scratch` for files that go to `output`.
 
-    `most` bounds the masks of a task of Label Studio.
+    `most` is the maximum number of masks per Label Studio task.
     """
     match format:
         case Format.LABEL_STUDIO:
@@ -167,13 +167,13 @@ def write_samples(
     with_images: bool = True,
     pictures_apart: bool = True,
 ) -> ExportResult:
-    """Write the pictures of samples as they come, then the files of the writers in order; `file` is the main file.
+    """Write the images of samples as they arrive, then the files of the writers in order; `file` is the main file.
 
-    `version` is the dataset that the samples are of. With `pictures_apart=False` the writers keep the pictures
-    themselves. Each file appears only when it is complete, so that an export that was killed has no main file. Pictures
-    and files that are there with the same bytes stay, of a run that was killed. Raises `UsageError` at the first
-    picture, or other file of one image, that is there with other bytes, and names all others before it puts any of
-    them; before the last one it raises what `ExportFolder.complete` raises.
+    `version` is the dataset version of the samples. With `pictures_apart=False`, the writers store the images
+    themselves. Each file only appears when it is complete, so an interrupted export has no main file. Images and files
+    that an interrupted run left behind are kept if their bytes are the same. Raises `UsageError` at the first image, or
+    other per-image file, that exists with different bytes. It lists all such other files before it writes any of them,
+    and raises the errors of `ExportFolder.complete` before the last one.
     """
     output = folder.location
     images = masks = pictures = 0
@@ -203,12 +203,12 @@ def write_samples(
 
 
 def _put_part(content: bytes | Path, scratch: Path, folder: ExportFolder, name: str) -> None:
-    """Put a picture, or another file that is complete before the last image; one from the scratch folder moves."""
+    """Write an image, or another file that is complete before the last image; scratch files are moved."""
     if isinstance(content, Path):
         local = content
     else:
         local = scratch / "part"
-        local.write_bytes(content)  # fewer stores can put bytes if absent than can put a file
+        local.write_bytes(content)  # more stores support put-if-absent for files than for bytes
     file = folder.location / name
     folder.wrote(name)
     if not file.put_file_if_absent(local):

@@ -1,4 +1,4 @@
-"""FiftyOne's own folder layout, `FiftyOneDataset`: samples as JSON, each mask a PNG beside, cut to its box."""
+"""Export to FiftyOne's folder layout, `FiftyOneDataset`: samples as JSON, and each mask as a PNG cropped to its box."""
 
 import hashlib
 import io
@@ -18,16 +18,16 @@ from segmint.pipeline.export.coco import CATEGORY, JsonItems
 from segmint.pipeline.export.provenance import CREDITS, credits_of, describe_dataset
 
 FIELD = "masks"
-"""The samples' field with the masks."""
+"""Name of the samples' field that contains the masks."""
 
 SCHEMA_VERSION = "1.0.0"
-"""The release of FiftyOne whose schema the export has; later ones bring it up to theirs when they read it."""
+"""FiftyOne release whose schema the export uses; later releases migrate it when they read it."""
 
 _CORE = "fiftyone.core"
 
 
 class FiftyOneWriter:
-    """Collects samples in a scratch file; masks go to their files image by image."""
+    """Writer that collects samples in a scratch file; masks go to their files image by image."""
 
     def __init__(self, scratch: Path, manifest: DatasetManifest, version: VersionName) -> None:
         self._scratch = scratch
@@ -36,7 +36,7 @@ class FiftyOneWriter:
         self._samples = JsonItems(scratch / "samples.part")
 
     def add(self, sample: Sample) -> dict[str, bytes]:
-        """Add an image; return the files of its masks, by path below the export's folder."""
+        """Add an image, and return the files of its masks by relative path."""
         files: dict[str, bytes] = {}
         detections = []
         boxes = coco.toBbox([mask.rle for mask in sample.masks]).astype(int) if sample.masks else ()
@@ -62,7 +62,7 @@ class FiftyOneWriter:
         return files
 
     def finish(self) -> dict[str, Path]:
-        """Return the files of the export, by path below its folder; the last one completes it."""
+        """Return the export's files by relative path; the last one completes the export."""
         metadata, samples = self._scratch / "metadata.json", self._scratch / "samples.json"
         metadata.write_text(json.dumps(self._metadata(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         with samples.open("w", encoding="utf-8") as file:
@@ -88,7 +88,7 @@ class FiftyOneWriter:
         }
 
     def _number(self, kind: str, id: int) -> str:
-        """The hexadecimal digits that stand for an object of this dataset: the same in each export of a version."""
+        """Return the hexadecimal id of an object of this dataset, which is the same in each export of a version."""
         return hashlib.sha256(f"{self._digest}:{kind}:{id}".encode()).hexdigest()
 
     def _metadata(self) -> dict[str, Any]:
@@ -116,9 +116,9 @@ class FiftyOneWriter:
 
 
 def relative_box(box: tuple[int, int, int, int], width: int, height: int) -> list[float]:
-    """Return a box (x, y, width, height) of pixels in parts of the image, so that FiftyOne finds the same pixels.
+    """Return a pixel box (x, y, width, height) relative to the image, such that FiftyOne recovers the same pixels.
 
-    It multiplies by the image's sides and cuts off what is behind the point: 43 / 60 would become pixel 42.
+    FiftyOne multiplies by the image's sides and truncates, so 43 / 60 would become pixel 42.
     """
     x, y, w, h = (int(value) for value in box)
     (left, across), (top, down) = _relative(x, w, width), _relative(y, h, height)
@@ -134,7 +134,7 @@ def _relative(start: int, length: int, side: int) -> tuple[float, float]:
 
 
 def _at_least(pixel: int, side: int) -> float:
-    """The part of `side` that is `pixel` pixels, rounded up where it was rounded down."""
+    """Return `pixel` relative to `side`, rounded up if truncation would lose the pixel."""
     part = pixel / side
     return part if int(side * part) == pixel else float(np.nextafter(part, 1.0))
 
@@ -194,7 +194,7 @@ def _field(
     db_field: str | None = None,
     read_only: bool = False,
 ) -> dict[str, Any]:
-    """A field of FiftyOne's schema, as its exporter writes it."""
+    """Return a field of FiftyOne's schema in the form that its exporter writes."""
     return {
         "name": name,
         "ftype": f"{_CORE}.fields.{kind}",

@@ -1,4 +1,4 @@
-"""The folder of an export: what a run before left in it, and whether the dataset is still what was exported."""
+"""The output folder of an export, with checks for leftover files and for changes of the dataset."""
 
 from collections import Counter
 from collections.abc import Container, Mapping
@@ -11,32 +11,32 @@ from segmint.infra.wording import counted, some
 
 
 class ExportFolder:
-    """A folder that gets what is made of a dataset. The dataset's note of it is there before its first file.
+    """A folder for files derived from a dataset, which the dataset records before the first file is written.
 
-    So a takedown that happens meanwhile, or after the export was killed, names the folder. Memory grows with the files
-    that are in the folder at the start, of a run that was killed.
+    A takedown during the export, or after it was interrupted, therefore names the folder. Memory grows with the number
+    of files that an interrupted run left in the folder.
     """
 
     def __init__(self, dataset: Location, command: str, output: Location) -> None:
-        """Note the folder in the dataset, and what it holds now."""
+        """Record the folder in the dataset, and list its existing files."""
         self._dataset, self._command, self.location = dataset, command, output
         note_output(dataset, command, output, {})
         self._commits = CommitLog(dataset).committed()
         self._left = {entry.name for entry in output.walk()}
-        self._folders: Counter[str] = Counter()  # how many files of this run each of the folders below it has
+        self._folders: Counter[str] = Counter()  # number of files of this run per subfolder
 
     def wrote(self, name: str) -> None:
-        """Note a file that this run puts, or finds as it is, by its path below the folder; each one once."""
+        """Record a file that this run writes or finds unchanged, once, by its path relative to the folder."""
         self._left.discard(name)
         if "/" in name:
             self._folders[_top(name)] += 1
 
     def complete(self, files: Mapping[str, str]) -> None:
-        """Check the folder before its last file is put, and note that one: its SHA-256 by its path below the folder.
+        """Check the folder before its last file is written, and record that file's SHA-256 by its relative path.
 
-        Raises `UsageError` if a folder below it, which tools read as a whole, has files that are not this run's: they
-        may be of images that were taken down. Raises `UnfinishedError` if they were put or deleted meanwhile, or if a
-        shard was replaced since the start.
+        Raises `UsageError` if a subfolder, which tools read as a whole, contains files from elsewhere, because they may
+        be of images that were taken down. Raises `UnfinishedError` if files were added or deleted in the meantime, or
+        if a shard was replaced since the start.
         """
         if left := sorted(name for name in self._left if _top(name) in self._folders):
             raise UsageError(
@@ -59,7 +59,7 @@ class ExportFolder:
         note_output(self._dataset, self._command, self.location, files)
 
     def _count(self, without: Container[str]) -> "Counter[str]":
-        """Count the files of each folder that this run puts files into."""
+        """Count the files of each subfolder that this run writes to."""
         names = (entry.name for entry in self.location.walk())
         return Counter(_top(name) for name in names if _top(name) in self._folders and name not in without)
 

@@ -1,10 +1,10 @@
-"""The export formats."""
+"""Export formats and their main files."""
 
 from enum import StrEnum
 
 
 class Format(StrEnum):
-    """The tool that an export is for."""
+    """The tool or format to export to."""
 
     COCO = "coco"
     CVAT = "cvat"
@@ -24,4 +24,4 @@ MAIN_FILES = {
     Format.HF: "README.md",
     Format.GEOJSON: "index.json",
 }
-"""The file of each format that completes an export: it is written last."""
+"""Main file of each format, which is written last and completes an export."""

@@ -1,4 +1,4 @@
-"""GeoJSON: polygons with holes, a file an image, for QuPath, shapely, GDAL and what reads their features."""
+"""Export to GeoJSON: polygons with holes, one file per image, for QuPath, shapely, GDAL, and compatible tools."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from segmint.pipeline.export.provenance import credits_of, describe_dataset
 
 
 class GeoJsonWriter:
-    """Writes a collection of features an image, and a list of the images."""
+    """Writer of one feature collection per image, and a list of the images."""
 
     def __init__(self, scratch: Path, manifest: DatasetManifest, version: VersionName) -> None:
         self._scratch = scratch
@@ -25,7 +25,7 @@ class GeoJsonWriter:
         self._images = JsonItems(scratch / "images.part")
 
     def add(self, sample: Sample) -> dict[str, bytes]:
-        """Add an image; return the file of its masks, by path below the export's folder."""
+        """Add an image, and return the file of its masks by relative path."""
         row = sample.row
         image = {"id": sample.id, "file_name": image_name(sample.id), "width": row["width"], "height": row["height"]}
         image |= credits_of(row)
@@ -40,7 +40,7 @@ class GeoJsonWriter:
         return {name: f"{text}\n".encode()}
 
     def finish(self) -> dict[str, Path]:
-        """Return the files of the export, by path below its folder; the last one completes it."""
+        """Return the export's files by relative path; the last one completes the export."""
         name = MAIN_FILES[Format.GEOJSON]
         path = self._scratch / name
         with path.open("w", encoding="utf-8") as file:
@@ -51,9 +51,9 @@ class GeoJsonWriter:
 
 
 def feature_of(mask: MaskAnnotation) -> dict[str, Any]:
-    """Return a mask as a feature whose polygons follow the edges of its pixels; x is right, y is down.
+    """Return a mask as a feature whose polygons follow its pixel edges, with x to the right and y down.
 
-    A mask of one part is a `Polygon`, of several a `MultiPolygon`; an empty one has no geometry.
+    A mask with one part is a `Polygon`, with several parts a `MultiPolygon`; an empty one has no geometry.
     """
     polygons = [[[*ring, ring[0]] for ring in rings] for rings in edge_polygons(mask.mask)]
     geometry: dict[str, Any] | None = {"type": "MultiPolygon", "coordinates": polygons}
@@ -75,19 +75,19 @@ def feature_of(mask: MaskAnnotation) -> dict[str, Any]:
 
 Mask = np.ndarray[Any, Any]
 Ring = list[tuple[int, int]]
-"""The corners of a ring, x and y between pixels: pixel (0, 0) reaches from corner (0, 0) to (1, 1)."""
+"""Corners of a ring, x and y between pixels: pixel (0, 0) extends from corner (0, 0) to (1, 1)."""
 
 _RIGHT, _DOWN, _LEFT, _UP = range(4)
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 _INSIDE = ((0, 0), (0, -1), (-1, -1), (-1, 0))
-"""For each direction the pixel (row, column) at the right hand of who leaves a corner, counted from the corner."""
+"""For each direction, the pixel (row, column), relative to a corner, on the right-hand side when leaving the corner."""
 
 
 def edge_polygons(mask: Mask) -> list[list[Ring]]:
     """Return the parts of a mask (height, width) bool, each as its outer ring and its holes, not closed.
 
-    Parts are connected by edges. Rings are valid as GeoJSON has them: outer ones turn from x to y, holes against that,
-    and no ring touches itself; a hole may touch another ring in a corner.
+    Parts are 4-connected. Rings are valid in GeoJSON: outer rings turn from x to y, holes the other way, and no ring
+    touches itself. A hole may touch another ring in a corner.
     """
     if not mask.any():
         return []
@@ -110,9 +110,9 @@ def edge_polygons(mask: Mask) -> list[list[Ring]]:
 
 
 def _rings(mask: Mask) -> list[Ring]:
-    """Follow the edges with the mask at the right hand, from corner to corner, turning right where two parts touch."""
+    """Trace the edges with the mask on the right-hand side, corner to corner, turning right where two parts touch."""
     padded = np.pad(mask, 1).astype(np.uint8)
-    # Of the four pixels at a corner: which of the edges that leave it have the mask at their right.
+    # For the four pixels at a corner, the outgoing edges that have the mask on their right.
     corners = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     top_left, top_right, low_left, low_right = (corner.astype(bool) for corner in corners)
     leaving = np.stack(
@@ -145,7 +145,7 @@ def _rings(mask: Mask) -> list[Ring]:
         path: list[int] = []
         seen: dict[int, int] = {}
         while True:
-            if corner in seen:  # the ring touches itself: what lies between is a ring
+            if corner in seen:  # the ring touches itself, so the path in between is a separate ring
                 first = seen[corner]
                 rings.append([points[place] for place in path[first:]])
                 for place in path[first:]:
@@ -162,7 +162,7 @@ def _rings(mask: Mask) -> list[Ring]:
 
 
 def _area(ring: Ring) -> int:
-    """Twice the area of a ring, positive if it turns from x to y."""
+    """Return twice the area of a ring, positive if it turns from x to y."""
     points = np.array(ring, np.int64)
     after = np.roll(points, -1, axis=0)
     return int((points[:, 0] * after[:, 1] - after[:, 0] * points[:, 1]).sum())

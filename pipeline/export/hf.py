@@ -1,4 +1,4 @@
-"""Parquet files with a card that names them, for `datasets.load_dataset`: images, masks as PNG, run lengths."""
+"""Export to Parquet with a dataset card for `datasets.load_dataset`: images, masks as PNG, and run lengths."""
 
 import io
 import json
@@ -21,13 +21,13 @@ from segmint.infra.wording import without_turning, yaml_text
 from segmint.pipeline.export.provenance import CREDITS, credits_of, describe_dataset
 
 DATA = "data/train-*.parquet"
-"""The files of an export, as its card names them."""
+"""Pattern of an export's data files in its card."""
 
 GROUP_BYTES = 32 << 20
-"""Bytes of images and masks after which a row group is written: what the export holds in memory."""
+"""Bytes of images and masks per row group, which bounds the memory of an export."""
 
 FILE_BYTES = 384 << 20
-"""Bytes of images and masks after which a new file begins."""
+"""Bytes of images and masks after which a new file starts."""
 
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _OBJECT = pa.struct(
@@ -53,10 +53,10 @@ _COLUMNS = {
 
 
 class HuggingFaceWriter:
-    """Writes rows to Parquet files in `scratch`; `add` returns each file when it is complete.
+    """Writer of rows to Parquet files in `scratch`; `add` returns each file when it is complete.
 
-    A row has `masks`, PNGs of one bit a pixel in the size of the image, and `objects`, which describe the same masks in
-    the same order. Without images there is no column `image`. `group_bytes` and `file_bytes` bound memory and files.
+    A row contains `masks`, 1-bit PNGs in the size of the image, and `objects`, which describe the same masks in the
+    same order. Without images, there is no `image` column. `group_bytes` and `file_bytes` limit row groups and files.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class HuggingFaceWriter:
         self._licenses: set[str] = set()
 
     def add(self, sample: Sample) -> dict[str, Path]:
-        """Add an image with its masks; return the file that it completed, if any, by path below the export."""
+        """Add an image with its masks, and return the file that it completes, if any, by relative path."""
         row = sample.row
         masks = [{"bytes": _png(mask), "path": f"{mask.id}.png"} for mask in sample.masks]
         image = None if sample.jpeg is None else {"bytes": sample.jpeg, "path": image_name(sample.id)}
@@ -98,7 +98,7 @@ class HuggingFaceWriter:
         return self._close() if self._written >= file else {}
 
     def finish(self) -> dict[str, Path]:
-        """Return the last Parquet file and the card, by path below the export; the card completes it."""
+        """Return the last Parquet file and the card by relative path; the card completes the export."""
         last = self._close() if self._rows or self._writer is not None or not self._files else {}
         card = self._scratch / "README.md"
         card.write_text(self._card(), encoding="utf-8")
@@ -135,7 +135,7 @@ class HuggingFaceWriter:
             "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": DATA}]}],
         }
         header = yaml_text(front)
-        # The name is anybody's text: as code on one line it is neither Markdown nor HTML.
+        # The name is untrusted text; as inline code it's neither Markdown nor HTML.
         name = _code(about["name"])
         facts = "\n".join(f"- {key}: `{_code(str(value))}`" for key, value in about.items() if key != "name")
         return _CARD.format(
@@ -146,14 +146,14 @@ class HuggingFaceWriter:
 
 
 def schema_of(with_images: bool) -> pa.Schema:
-    """Return the schema of the files; its metadata tells `datasets` which columns are pictures."""
+    """Return the schema of the files, with metadata that marks the image columns for `datasets`."""
     columns = {name: kind for name, kind in _COLUMNS.items() if with_images or name != "image"}
     features = {"info": {"features": {name: _feature(kind) for name, kind in columns.items()}}}
     return pa.schema(list(columns.items()), metadata={"huggingface": json.dumps(features)})
 
 
 def _feature(kind: pa.DataType) -> Any:
-    """Return the feature of `datasets` for an Arrow type."""
+    """Return the `datasets` feature for an Arrow type."""
     if kind == _PICTURE:
         return {"_type": "Image"}
     if pa.types.is_list(kind):
@@ -164,7 +164,7 @@ def _feature(kind: pa.DataType) -> Any:
 
 
 def _code(text: str) -> str:
-    """Return text for code on one line of Markdown."""
+    """Return text for inline code in Markdown."""
     return without_turning(re.sub(r"[`\s]+", " ", text))
 
 
@@ -174,7 +174,7 @@ def _object(mask: MaskAnnotation) -> dict[str, Any]:
 
 
 def _png(mask: MaskAnnotation) -> bytes:
-    """Encode a mask as a PNG with one bit a pixel."""
+    """Encode a mask as a PNG with one bit per pixel."""
     encoded = io.BytesIO()
     Image.fromarray(np.asarray(mask.mask)).save(encoded, "PNG")
     return encoded.getvalue()

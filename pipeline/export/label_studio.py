@@ -1,4 +1,4 @@
-"""Label Studio's tasks as JSON, with masks as brush strokes in its run-length format, written as a stream."""
+"""Streaming export to Label Studio tasks as JSON, with masks as brush strokes in its run-length format."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from segmint.pipeline.export.formats import MAIN_FILES, Format
 
 LABEL_CONFIG = "label_config.xml"
 IMAGE_KEY = "segmint_id"
-"""The key of a task's data with the id of the image."""
+"""Key of a task's data that contains the image id."""
 
 MASKS_PER_TASK = 100
-"""Masks of a task: with more of them Label Studio's editor gets too slow to work with."""
+"""Maximum masks per task, above which Label Studio's editor becomes too slow."""
 
 LABELING = f"""\
 <View>
@@ -29,17 +29,17 @@ LABELING = f"""\
   </BrushLabels>
 </View>
 """
-"""The labeling interface of the tasks."""
+"""Labeling interface of the tasks."""
 
 
 def image_url(folder: str, image: int) -> str:
-    """Return the URL of a picture in the export's `folder`: a local file that Label Studio serves, or an object."""
+    """Return the URL of an image in the export's `folder`: a local file that Label Studio serves, or an object."""
     path = join("images", image_name(image))
     return f"/data/local-files/?d={path}" if scheme(folder) == LOCAL else join(folder, path)
 
 
 def brush_region(mask: MaskAnnotation) -> dict[str, Any]:
-    """Return a mask as a region of the labeling interface `LABELING`; its id is the annotation's."""
+    """Return a mask as a region of the labeling interface `LABELING`, with the annotation's id."""
     height, width = mask.size
     return {
         "id": str(mask.id),
@@ -59,10 +59,10 @@ def brush_region(mask: MaskAnnotation) -> dict[str, Any]:
 
 
 class TasksWriter:
-    """Collects tasks in a scratch file, each with its masks as a prediction.
+    """Writer that collects tasks in a scratch file, each with its masks as a prediction.
 
-    With predictions, images that nobody has checked differ from images whose masks were approved. `folder` is the
-    export's folder. An image with over `most` masks becomes several tasks.
+    Predictions distinguish unchecked images from images whose masks were approved. `folder` is the export's folder. An
+    image with more than `most` masks becomes several tasks.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class TasksWriter:
         parts = [regions[first : first + size] for first in range(0, len(regions), size)] or [[]]
         for number, part in enumerate(parts, 1):
             prediction = {"model_version": self._model, "result": part}
-            # Label Studio numbers the tasks of a split image: there are no ids that no other image has.
+            # Label Studio assigns the ids of a split image's tasks because no unique ids are available.
             whole = {"id": sample.id} if len(parts) == 1 else {}
             said = {} if len(parts) == 1 else {PART_KEY: f"{number}/{len(parts)}"}
             task = {**whole, "data": data | said | credit, "meta": self._meta, "predictions": [prediction]}
@@ -95,7 +95,7 @@ class TasksWriter:
             self._parts += len(parts)
 
     def notes(self) -> list[str]:
-        """Return what a person should know of the export."""
+        """Return notes for the user about the export."""
         if not self._split:
             return []
         return [
@@ -104,7 +104,7 @@ class TasksWriter:
         ]
 
     def finish(self) -> dict[str, Path]:
-        """Return the files of the export, by path below its folder; the last one completes it."""
+        """Return the export's files by relative path; the last one completes the export."""
         config, path = self._scratch / LABEL_CONFIG, self._scratch / MAIN_FILES[Format.LABEL_STUDIO]
         config.write_text(LABELING, encoding="utf-8")
         with path.open("w", encoding="utf-8") as file:

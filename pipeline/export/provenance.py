@@ -1,4 +1,4 @@
-"""What is known of an image's origin, for formats that have room for it."""
+"""Provenance of images and datasets, for formats that support it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,17 +8,17 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.versions.record import VersionName
 
 CREDITS = ("image_id", "license", "license_url", "attribution", "provider", "source_url", "country")
-"""Names of what `credits_of` returns; `image_id` is the catalog's."""
+"""Keys of the result of `credits_of`; `image_id` is the catalog's."""
 
 
 def credits_of(row: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return catalog id, license, author and source of an image, None where they are not known."""
+    """Return an image's catalog id, license, author, and source, with None for unknown values."""
     known = {**row, "license_url": license_url(row["license"])}
     return {name: known[name] for name in CREDITS}
 
 
 def describe_dataset(manifest: DatasetManifest, version: VersionName) -> dict[str, Any]:
-    """Return the name of a dataset, the model that made its masks, and its version, as JSON values."""
+    """Return a dataset's name, the model that made its masks, and its version, as JSON values."""
     return {
         "name": manifest.name,
         "model": manifest.weights.name,

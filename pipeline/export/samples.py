@@ -1,4 +1,4 @@
-"""Random images of a dataset by seed: the same for any layout of shards, machine or reading order."""
+"""Deterministic random samples of a dataset's images, independent of shard layout, machine, and reading order."""
 
 import hashlib
 import heapq
@@ -9,14 +9,14 @@ from segmint.catalogs.dataset.reader import Dataset, Sample
 
 
 def draw_key(seed: int, image: int) -> bytes:
-    """Return an image's draw key: the images with the lowest keys are drawn."""
+    """Return an image's draw key; the images with the lowest keys are drawn."""
     return hashlib.sha256(f"{seed}:{image}".encode()).digest()
 
 
 def draw_images(dataset: Dataset, shards: range, count: int, seed: int) -> list[int]:
-    """Draw `count` images of some shards, or all if there are fewer; returns their ids, ascending.
+    """Draw `count` images of some shards, or all if there are fewer, and return their ids in ascending order.
 
-    Memory grows with the number of images drawn only.
+    Memory only grows with the number of images drawn.
     """
     numbers = (
         number
@@ -27,7 +27,7 @@ def draw_images(dataset: Dataset, shards: range, count: int, seed: int) -> list[
 
 
 def read_images(dataset: Dataset, shards: range, images: Sequence[int] | None) -> Iterator[Sample]:
-    """Yield samples of some shards in order: all, or `images` (ascending ids); shards without any are not read."""
+    """Yield samples of some shards in order: all, or `images` (ascending ids). Shards without any are not read."""
     for commit in dataset.commits(shards):
         if images is None:
             yield from dataset.shard(commit)

@@ -1,8 +1,8 @@
-"""YOLO's segmentation labels: a text file an image, a polygon a mask, holes and parts joined by bridges.
+"""Export to YOLO segmentation labels: one text file per image, one polygon per mask, with bridges to holes and parts.
 
 A polygon is one closed path through the centers of a mask's border pixels. `cv2.fillPoly`, with which Ultralytics
-paints labels, fills a path by the even-odd rule and paints the pixels on it. A bridge, gone there and back, adds only
-the pixels on it: those to holes run inside the mask and add nothing.
+rasterizes labels, fills a path by the even-odd rule and paints the pixels on it. A bridge, passed in both directions,
+only adds the pixels on it, and bridges to holes run inside the mask and add nothing.
 """
 
 import csv
@@ -25,7 +25,7 @@ from segmint.pipeline.export.coco import CATEGORY
 from segmint.pipeline.export.provenance import describe_dataset
 
 LEAST_IOU = 0.99
-"""A mask whose polygon, painted, is not at least so much like it has no label."""
+"""Minimum IoU of a mask and its rasterized polygon; other masks get no label."""
 
 LEFT_OUT = "left_out.csv"
 ATTRIBUTIONS = "attributions.csv"
@@ -37,13 +37,13 @@ Mask = np.ndarray[Any, Any]
 Points = np.ndarray[Any, Any]
 
 MOST_PARTS = 200
-"""Parts of a mask that are joined, the largest: how far each pair is apart has to be looked at."""
+"""Maximum number of joined parts per mask, the largest ones, because the distance of each pair must be computed."""
 
 _OUTER = -1
 
 
 class YoloWriter:
-    """Writes a label file an image; lists masks that no polygon is like, and the authors of the images."""
+    """Writer of one label file per image, a list of masks without a suitable polygon, and image attributions."""
 
     def __init__(self, scratch: Path, manifest: DatasetManifest, version: VersionName) -> None:
         self._scratch = scratch
@@ -55,7 +55,7 @@ class YoloWriter:
         self._missing = 0
 
     def add(self, sample: Sample) -> dict[str, bytes]:
-        """Add an image; return its file of labels, by path below the export's folder."""
+        """Add an image, and return its label file by relative path."""
         lines, missing = [], []
         for mask in sample.masks:
             path, reason = polygon_of(mask)
@@ -71,7 +71,7 @@ class YoloWriter:
         return {f"labels/{image_stem(sample.id)}.txt": "".join(lines).encode("ascii")}
 
     def finish(self) -> dict[str, Path]:
-        """Return the files of the export, by path below its folder; the last one completes it."""
+        """Return the export's files by relative path; the last one completes the export."""
         credits, data = self._scratch / ATTRIBUTIONS, self._scratch / "data.yaml"
         with self._rows.open(encoding="utf-8") as rows, credits.open("w", encoding="utf-8", newline="") as file:
             write_attributions_csv(map(json.loads, rows), file)
@@ -81,7 +81,7 @@ class YoloWriter:
         return {path.name: path for path in (self._skipped, credits, data)}
 
     def notes(self) -> list[str]:
-        """Return what a person should know of the export."""
+        """Return notes for the user about the export."""
         if not self._missing:
             return []
         return [f"{counted(self._missing, 'mask')} without a label, as no polygon is like them: {LEFT_OUT}"]
@@ -101,9 +101,9 @@ def polygon_of(mask: MaskAnnotation) -> tuple[Points, str | None]:
 
 
 def label_line(path: Points, size: tuple[int, int]) -> str:
-    """Return a line of a label file: class and points x, y in parts of the image's width and height.
+    """Return a line of a label file: class and points x, y relative to the image's width and height.
 
-    A point is the center of its pixel, so that it is found again where the product is cut off to whole pixels.
+    A point is the center of its pixel, so that truncating the product to whole pixels recovers it.
     """
     height, width = size
     values: list[Any] = [f"{(x + 0.5) / width:.6f} {(y + 0.5) / height:.6f}" for x, y in path.tolist()]
@@ -112,23 +112,23 @@ def label_line(path: Points, size: tuple[int, int]) -> str:
 
 @dataclass
 class _Ring:
-    """A contour: its points (N, 2) of pixels x, y, and the rings that hang on it, by the place of their bridge."""
+    """A contour: its points (N, 2) of pixels x, y, and the rings attached to it, by the position of their bridge."""
 
     points: Points
     start: int = 0
     hanging: dict[int, list["_Ring"]] = field(default_factory=dict)
 
     def hang(self, place: int, ring: "_Ring", start: int) -> None:
-        """Let a bridge lead from this ring's point `place` to the point `start` of another ring."""
+        """Attach another ring by a bridge from this ring's point `place` to that ring's point `start`."""
         ring.start = start
         self.hanging.setdefault(place, []).append(ring)
 
 
 def pixel_path(mask: Mask) -> Points:
-    """Return the path of a mask (height, width) bool as points (N, 2), x and y of pixels; none for an empty one.
+    """Return the path of a mask (height, width) bool as points (N, 2), x and y of pixels, empty for an empty mask.
 
-    Parts are joined by the shortest bridges; a part with fewer pixels than its bridge is left out, as are all but the
-    `MOST_PARTS` largest. `paint` shows what the path is worth.
+    Parts are joined by the shortest bridges. A part with fewer pixels than its bridge is skipped, as are all except the
+    `MOST_PARTS` largest. Use `paint` to check the quality of the path.
     """
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if not len(rows):
@@ -151,7 +151,7 @@ def pixel_path(mask: Mask) -> Points:
 
 
 def paint(path: Points, shape: tuple[int, int]) -> Mask:
-    """Return the mask (height, width) bool that a path becomes, as Ultralytics paints it."""
+    """Return the mask (height, width) bool of a path, as Ultralytics rasterizes it."""
     canvas = np.zeros(shape, np.uint8)
     if len(path):
         cv2.fillPoly(canvas, [path.astype(np.int32)], (1,))
@@ -159,9 +159,9 @@ def paint(path: Points, shape: tuple[int, int]) -> Mask:
 
 
 def _hang_holes(outer: _Ring, holes: Sequence[_Ring], window: Mask) -> None:
-    """Hang each hole on what is left of it: a row of mask pixels leads from its leftmost border pixel to another ring.
+    """Attach each hole by a row of mask pixels that runs left from its leftmost border pixel to another ring.
 
-    That ring is the outer one, or a hole that begins further to the left, so that the bridges make a tree.
+    That ring is the outer one, or a hole that starts further to the left, so the bridges form a tree.
     """
     if not holes:
         return
@@ -185,7 +185,7 @@ def _hang_holes(outer: _Ring, holes: Sequence[_Ring], window: Mask) -> None:
 
 
 def _hang_parts(parts: list[_Ring], window: Mask) -> _Ring:
-    """Join parts by the shortest bridges, beginning with the largest part; return that one."""
+    """Join parts by the shortest bridges, starting with the largest part, and return that part."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(window, connectivity=8)
     sizes = {id(part): int(stats[labels[part.points[0][1], part.points[0][0]], cv2.CC_STAT_AREA]) for part in parts}
     parts = sorted(parts, key=lambda part: -sizes[id(part)])
@@ -204,12 +204,12 @@ def _hang_parts(parts: list[_Ring], window: Mask) -> _Ring:
 
 
 def _bridges(ring: _Ring, parts: Sequence[_Ring], shape: tuple[int, ...]) -> list[tuple[int, _Ring, int, int]]:
-    """Return the shortest bridge from a ring to each part: its pixels, the ring, and the places of its two ends."""
+    """Return the shortest bridge from a ring to each part: its pixels, the ring, and the positions of its two ends."""
     if not parts:
         return []
     away = np.ones(shape, np.uint8)
     away[ring.points[:, 1], ring.points[:, 0]] = 0
-    steps = cv2.distanceTransform(away, cv2.DIST_C, 3)  # exact: a bridge has as many pixels as its longer side
+    steps = cv2.distanceTransform(away, cv2.DIST_C, 3)  # exact, because a bridge has as many pixels as its longer side
     bridges = []
     for part in parts:
         start = int(steps[part.points[:, 1], part.points[:, 0]].argmin())
@@ -220,9 +220,9 @@ def _bridges(ring: _Ring, parts: Sequence[_Ring], shape: tuple[int, ...]) -> lis
 
 
 def _walk(root: _Ring) -> Points:
-    """Return the points of a ring and all that hangs on it, in the order of one closed path."""
+    """Return the points of a ring and all rings attached to it, in the order of one closed path."""
     path: list[list[int]] = []
-    # A ring, how many of its points are done, and whether only the next one is still to be passed.
+    # A ring, the number of its finished points, and True if only the next one is still to be passed.
     stack: list[tuple[_Ring, int, bool]] = [(root, 0, False)]
     while stack:
         ring, done, once = stack.pop()
@@ -234,7 +234,7 @@ def _walk(root: _Ring) -> Points:
                 break
             done += 1
             if hanging := ring.hanging.pop(place, None):
-                # Over each bridge and back to this point, then on.
+                # Over each bridge and back to this point, then continue.
                 stack.append((ring, done - 1, False))
                 for other in hanging:
                     stack += [(ring, done - 1, True), (other, 0, False)]
@@ -243,7 +243,7 @@ def _walk(root: _Ring) -> Points:
 
 
 def _simplified(path: Points) -> Points:
-    """Leave out points that are passed straight on, from one pixel to the next, and repeated ones."""
+    """Remove repeated points, and those in the middle of a straight run of adjacent pixels."""
     path = path[np.r_[True, (path[1:] != path[:-1]).any(axis=1)]]
     if len(path) > 1 and (path[0] == path[-1]).all():
         path = path[:-1]

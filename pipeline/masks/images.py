@@ -44,10 +44,9 @@ class Photographs:
 def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: bool) -> Photographs:
     """Return the photographs that the arguments name, without duplicates.
 
-    Files and URIs keep their order; the photographs of a folder or pattern are sorted by name. A folder, or a prefix
-    that ends with a slash, stands for the photographs in it, at any depth with `recursive`. A pattern such as
-    `photos/**/*.jpg` stands for its matches. Raises `UsageError` for missing files, and for folders and patterns
-    without photographs.
+    Files and URIs keep their order; other photographs are sorted by name. A folder, or a prefix that ends with a slash,
+    stands for its photographs, at any depth with `recursive`, and a pattern such as `photos/**/*.jpg` for its matches.
+    Raises `UsageError` for missing files, and for folders and patterns without photographs.
     """
     absent = [name for name in arguments if _is_absent(name)]
     if absent:

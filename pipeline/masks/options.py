@@ -78,8 +78,7 @@ class MasksOptions:
 def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
     """Return a profile's settings without crops, with overrides "K=V".
 
-    K is a key of `masks:` with or without the prefix `masks.`. Raises a single `UsageError` that lists all invalid keys
-    and values.
+    K is a key of `masks:`, optionally with the prefix `masks.`. Raises one `UsageError` for all invalid overrides.
     """
     document = Document({"profile": profile, "crop_n_layers": 0}, {}, "--set")
     for override in overrides:
@@ -118,9 +117,8 @@ def check_device(device: str) -> None:
 def read_prompts(points: Sequence[str], boxes: Sequence[str], prompts: Sequence[str]) -> tuple[PhotographPrompt, ...]:
     """Return the prompts given by the options `--point`, `--box`, and `--prompt`.
 
-    All points form one prompt, together with the box if there is one; each of several boxes is a prompt. Raises
-    `UsageError` for invalid values, for points combined with several boxes, and for prompts with only background
-    points.
+    All points form one prompt, together with a single box; several boxes are separate prompts. Raises `UsageError` for
+    invalid values, points combined with several boxes, and prompts with only background points.
     """
     if prompts and (points or boxes):
         raise UsageError(

@@ -1,1 +1,1 @@
-"""Web parts that the viewer, annotator, report, and evaluation pages share."""
+"""Web components shared by the viewer, annotator, report, and evaluation pages."""

@@ -1,4 +1,4 @@
-"""Documents: HTML pages of one file, without scripts, that load nothing."""
+"""Templates of standalone HTML documents without scripts or external resources."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +18,19 @@ FILTERS = {
     "listed": listed,
     "bound": upper_bound,
 }
-"""How templates write numbers, by the names of the filters."""
+"""Template filters that format numbers, by name."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A tick on the axis of a plot: `at` is in percent of the frame, from the left or from the bottom."""
+    """A tick on the axis of a plot; `at` is in percent of the frame, from the left or from the bottom."""
 
     at: float
     text: str
 
 
 def document_templates(folder: Path) -> jinja2.Environment:
-    """Return the templates of a folder; each includes `document.css.j2`, the style that all documents share."""
+    """Return the templates of a folder; each includes the shared style, `document.css.j2`."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, _SHARED]), autoescape=True, undefined=jinja2.StrictUndefined
     )

@@ -1,9 +1,9 @@
-"""The door of a server for browsers: one-time addresses, sessions in cookies, and headers that restrict the browser.
+"""Access control for browsers: one-time URLs, sessions in cookies, and restrictive headers.
 
-An address carries a key that opens one browser: at its first use it is exchanged for a cookie that scripts cannot read
-and other sites cannot send. So a key is worth nothing to another user of the machine, who may read it in the list of
-processes once a browser was started with it. The headers restrict the browser: it runs only the server's scripts, loads
-nothing from elsewhere, and does not show the pages in a frame.
+A URL contains a key that admits one browser. On first use, it is exchanged for a cookie that scripts cannot read and
+other sites cannot send. The key is therefore worthless to another user of the machine, who may see it in the process
+list after a browser was started with it. The headers restrict the browser to the server's own scripts and resources,
+and prevent framing.
 """
 
 import secrets
@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 KEY = "key"
-"""The parameter of the address that carries the key."""
+"""Query parameter of the URL that contains the key."""
 
 HEADERS = {
     "content-security-policy": (
@@ -28,17 +28,17 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    # Tomorrow the same address may show another dataset, and images are taken down.
+    # The same URL may show another dataset tomorrow, and images may be taken down.
     "cache-control": "no-store",
 }
-"""The headers of every answer of a server for one person's browser."""
+"""Headers of every response of a server for one person's browser."""
 
 
 class HeadersMiddleware(ABC):
-    """ASGI middleware that answers some requests itself, and adds the headers to every answer.
+    """ASGI middleware that responds to some requests itself, and adds the headers to every response.
 
-    `cookie` names the session, as all ports of a host share its cookies; `spent` is the page for an address that was
-    used before.
+    `cookie` is the name of the session's cookie, as all ports of a host share cookies. `spent` is the page for a URL
+    that was already used.
     """
 
     def __init__(self, app: ASGIApp, cookie: str, spent: str) -> None:
@@ -47,7 +47,7 @@ class HeadersMiddleware(ABC):
         self._spent = spent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or let the application answer it."""
+        """Respond to a request, or pass it to the application."""
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -61,7 +61,7 @@ class HeadersMiddleware(ABC):
 
     @abstractmethod
     def _answer(self, request: Request) -> Response | None:
-        """Return the answer to a refused request or to the first one with a key; None if the request may pass."""
+        """Return the response to a refused request or to the first one with a key; None if the request may pass."""
 
     def _session(self, request: Request) -> str:
         return request.cookies.get(self._cookie, "")
@@ -69,7 +69,7 @@ class HeadersMiddleware(ABC):
     def _enter(
         self, request: Request, enter: Callable[[str], str | None], inside: bool, secure: bool = False
     ) -> Response | None:
-        """Return the answer to an address with a key, which `enter` exchanges for a session; None for others."""
+        """Return the response to a URL with a key, which `enter` exchanges for a session; None for other URLs."""
         if request.url.path != "/" or KEY not in request.query_params or request.method != "GET":
             return None
         session = enter(request.query_params[KEY])
@@ -82,5 +82,5 @@ class HeadersMiddleware(ABC):
 
 
 def same_secret(given: str, known: str) -> bool:
-    """Return whether two secrets are the same, in a time that says nothing of them."""
+    """Return whether two secrets are equal, in constant time."""
     return secrets.compare_digest(given.encode("utf-8", "surrogateescape"), known.encode())

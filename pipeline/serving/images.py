@@ -1,4 +1,4 @@
-"""The images of a dataset that a server shows: where each one is."""
+"""Lookup of a dataset's images by id, for servers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +17,15 @@ _HIGHEST_ID = 2**63 - 1
 
 
 class UnknownImageError(SegmintError):
-    """No image of the dataset has this id."""
+    """Raised if no image of the dataset has this id."""
 
 
 class NoImageError(SegmintError):
-    """An image has no picture: it is missing, or it cannot be decoded."""
+    """Raised if an image's JPEG is missing or cannot be decoded."""
 
 
 class ImageAddress(NamedTuple):
-    """An image of a dataset, and its shard."""
+    """An image of a dataset and its shard."""
 
     id: int
     ordinal: int
@@ -33,11 +33,11 @@ class ImageAddress(NamedTuple):
 
 
 class ImagePlaces:
-    """Finds the images of a dataset by their ids. Thread-safe: each call has its own cursor.
+    """Index of a dataset's images by id. Thread-safe, because each call has its own cursor.
 
-    The tables of images are read once, as a stream, into a DuckDB file in `folder`, some 40 bytes per image: a dataset
-    of a million images has thousands of Parquet files, too many to open for each search. `rows` is the SQL of what is
-    read; a subclass that searches more than places selects more columns.
+    The tables of images are streamed once into a DuckDB file in `folder`, about 40 bytes per image, because a dataset
+    of a million images has thousands of Parquet files, too many to open for each lookup. `rows` is the SQL query to
+    load; subclasses that search by other criteria select more columns.
     """
 
     def __init__(self, tables: DatasetTables, folder: Path, rows: str = _PLACES) -> None:
@@ -59,7 +59,7 @@ class ImagePlaces:
         self._database.close()
 
     def place(self, image: int) -> ImageAddress:
-        """Return the place of an image; raises `UnknownImageError` if there is no such image."""
+        """Return the address of an image. Raises `UnknownImageError` if there is no such image."""
         return ImageAddress(*self._values(("id", "ordinal", "shard"), image))
 
     def _values(self, columns: tuple[str, ...], image: int) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Responses of a web application: its page and the page's files, JSON, JPEGs, and errors as JSON."""
+"""Responses of web applications: a page with its files, JSON, JPEGs, and errors as JSON."""
 
 import json
 import math
@@ -18,57 +18,57 @@ from segmint.infra.uris import redact
 from segmint.pipeline.serving.images import NoImageError, UnknownImageError
 
 ASSETS = Path(__file__).parent / "assets"
-"""The files that pages share."""
+"""Files shared by all pages."""
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_DIGITS = 40  # of a number in an address; Python reads no number of over 4,300
-_SHOWN = 60  # characters of a wrong value that an answer repeats
+_DIGITS = 40  # maximum length of a number in a URL; Python rejects numbers with over 4,300 digits
+_SHOWN = 60  # maximum length of an invalid value that a response repeats
 
 
 def page_routes(page: Path) -> list[Route]:
-    """Return the routes of a page, and below `/assets/` of the files in its folder and of those that pages share."""
+    """Return the routes of a page and, below `/assets/`, of the files in its folder and those shared by all pages."""
     files = [*sorted(ASSETS.iterdir()), *sorted(page.parent.iterdir())]
     served = {path.name: path for path in files if path.suffix in _TYPES}
     return [Route("/", _file(page)), *(Route(f"/assets/{name}", _file(path)) for name, path in served.items())]
 
 
 def _file(path: Path) -> Callable[[Request], Response]:
-    """Return what answers with a file, which is read now."""
+    """Return a handler that responds with a file, which is read immediately."""
     content = path.read_bytes()
     return lambda _: Response(content, media_type=_TYPES[path.suffix])
 
 
 def image_of(request: Request) -> int:
-    """Return the number of the image that an address names; raises `UnknownImageError` if it names none."""
+    """Return the image id in a URL. Raises `UnknownImageError` if it is not a number."""
     text: str = request.path_params["image"]
     return parse_number(text, UnknownImageError(f"there is no image {shortened(text)!r} in this dataset"))
 
 
 def parse_number(text: str, problem: SegmintError) -> int:
-    """Return the number that a text is; raises `problem` for other texts and for more digits than any id has."""
+    """Parse a number. Raises `problem` for other text and for more digits than any id has."""
     if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
         raise problem
     return int(text)
 
 
 def shortened(text: str) -> str:
-    """Return the beginning of a wrong value, for an error that repeats it."""
+    """Return the beginning of an invalid value, for an error message that repeats it."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def jpeg_response(data: bytes) -> Response:
-    """Answer with a JPEG."""
+    """Return a response with a JPEG."""
     return Response(data, media_type="image/jpeg")
 
 
 def json_response(value: Any, status: int = 200) -> Response:
-    """Answer with JSON."""
+    """Return a response with JSON."""
     text = json.dumps(_plain(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=str)
     return Response(text, status, media_type="application/json")
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of a table for JSON: NaN and infinities, which a damaged table may hold, become null."""
+    """Convert a table's value for JSON; NaN and infinities, which a damaged table may contain, become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -79,7 +79,7 @@ def _plain(value: Any) -> Any:
 
 
 def problem(status: int) -> Callable[[Request, Exception], Response]:
-    """Return what answers an exception with its text."""
+    """Return a handler that responds to an exception with its text."""
 
     def answer(_: Request, error: Exception) -> Response:
         return JSONResponse({"error": redact(str(error))}, status)
@@ -88,7 +88,7 @@ def problem(status: int) -> Callable[[Request, Exception], Response]:
 
 
 def _http_problem(_: Request, error: Exception) -> Response:
-    """Answer for an address or method that does not exist."""
+    """Return the response for a URL or method that does not exist."""
     status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
     return JSONResponse({"error": detail}, status)
 
@@ -103,4 +103,4 @@ PROBLEMS: Mapping[Any, Callable[[Request, Exception], Response]] = MappingProxyT
         SegmintError: problem(500),
     }
 )
-"""The answers to errors that every application has."""
+"""Handlers of errors that all applications share."""

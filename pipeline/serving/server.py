@@ -1,4 +1,4 @@
-"""Runs a web application on 127.0.0.1 until it is interrupted."""
+"""Local web server on 127.0.0.1 that runs until it is interrupted."""
 
 import signal
 import socket
@@ -16,14 +16,14 @@ _LAST_ANSWERS_S = 3
 
 
 def run_app(app: Starlette, listener: socket.socket, address: str | None = None) -> None:
-    """Serve an application on a socket that listens, until the process gets SIGINT or SIGTERM.
+    """Serve an application on a listening socket until the process gets SIGINT or SIGTERM.
 
-    Opens `address`, if there is one, in this machine's browser.
+    If `address` is given, opens it in this machine's browser.
     """
     import uvicorn
 
     if address is not None:
-        # Some browsers block until they are closed; meanwhile the server must run.
+        # Some browsers block until they are closed, and the server must run in the meantime.
         threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
 
     server = uvicorn.Server(
@@ -32,7 +32,7 @@ def run_app(app: Starlette, listener: socket.socket, address: str | None = None)
             lifespan="off",
             ws="none",
             log_level="warning",
-            access_log=False,  # its lines would contain keys
+            access_log=False,  # log lines would contain keys
             server_header=False,
             timeout_graceful_shutdown=_LAST_ANSWERS_S,
         )
@@ -54,11 +54,11 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def listen(port: int) -> socket.socket:
-    """Listen on a port of 127.0.0.1 (0: a free one); raises `UsageError` if it is taken."""
+    """Listen on a port of 127.0.0.1, where 0 picks a free one. Raises `UsageError` if it is taken."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Its connections have it, too. asyncio sets it for sockets that it makes itself; without it an answer's body waits
-    # until the browser has confirmed its headers, up to 40 ms.
+    # Accepted connections inherit the option. asyncio only sets it for sockets that it creates; without it, a
+    # response's body waits up to 40 ms until the browser has acknowledged the headers.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((_HOST, port))

@@ -1,4 +1,4 @@
-"""Finds files in a tar by the headers of its members, which are read by ranges, each once."""
+"""Index of the files in a tar, built from member headers that are read by ranges, each once."""
 
 import tarfile
 import threading
@@ -9,18 +9,18 @@ from segmint.catalogs.layout import MOST_MEMBER_BYTES, DamagedDatasetError
 from segmint.infra.storage.location import Location
 
 _BLOCK = 512
-_WINDOW = 64 << 10  # usually holds an image's JSON and the next header: one request per image
+_WINDOW = 64 << 10  # usually contains an image's JSON and the next header, so each image takes one request
 _SKIPPED = frozenset({tarfile.DIRTYPE, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME})
 
 ReadRange = Callable[[int, int], bytes]
-"""The bytes [start, stop) of a file."""
+"""Function that returns the bytes [start, stop) of a file."""
 
 
 class TarIndex:
-    """The positions of the files in a tar; headers are read as far as needed. Thread-safe.
+    """Positions of the files in a tar, whose headers are read lazily. Thread-safe.
 
-    Of several files with one name the first counts. A member that is not a plain file, or that ends after the end of
-    the tar, is damage.
+    If several files have the same name, the first one counts. A member that is not a plain file or that exceeds the end
+    of the tar is reported as damage.
     """
 
     def __init__(self, where: str, size: int, read_range: ReadRange) -> None:
@@ -32,9 +32,9 @@ class TarIndex:
         self._lock = threading.Lock()
 
     def find(self, name: str) -> tuple[int, int] | None:
-        """Return start and stop of a file's bytes in the tar; None if there is no such file.
+        """Return start and stop of a file's bytes in the tar, or None if there is no such file.
 
-        Raises `DamagedDatasetError` if a header on the way is damaged.
+        Raises `DamagedDatasetError` if a header before it is damaged.
         """
         with self._lock:
             while name not in self._places and self._next < self._size:
@@ -42,7 +42,7 @@ class TarIndex:
             return self._places.get(name)
 
     def read(self, name: str) -> bytes | None:
-        """Return a file's bytes, None if there is no such file; raises `DamagedDatasetError` if it is over 256 MiB."""
+        """Return a file's bytes, or None if it does not exist. Raises `DamagedDatasetError` if it is over 256 MiB."""
         place = self.find(name)
         if place is None:
             return None
@@ -86,7 +86,7 @@ class TarIndex:
 
 
 def index_tar(dataset: Location, commit: Commit) -> TarIndex:
-    """Return the index of a committed shard's tar, which reads it by ranges; raises as `Commit.file` does."""
+    """Return the index of a committed shard's tar, which is read by ranges. Raises like `Commit.file`."""
     entry = commit.file("shards")
     tar = dataset / entry.path
 

@@ -59,9 +59,8 @@ class Sam(base.Sam):
 
         Each image is a dictionary with `image` (3, H, W), resized by `ResizeLongestSide`; `original_size`, the (height,
         width) before resizing; and prompts in the resized frame: `point_coords` (B, N, 2) with `point_labels` (B, N),
-        `boxes` (B, 4), and `mask_inputs` (B, 1, 256, 256). Returns a dictionary per image with `masks` (B, C, height,
-        width) bool, `iou_predictions` (B, C), and `low_res_logits` (B, C, 256, 256). Raises ValueError like
-        `Predictor.predict`.
+        `boxes` (B, 4), `mask_inputs` (B, 1, 256, 256). Returns `masks` (B, C, height, width) bool, `iou_predictions`
+        (B, C), and `low_res_logits` (B, C, 256, 256) per image. Raises ValueError like `Predictor.predict`.
         """
         predictor = self.predictor()
         answers = []

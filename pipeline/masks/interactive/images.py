@@ -30,10 +30,9 @@ class ImageError(UsageError, ValueError):
 def pixels_of(image: Image, name: str = "image") -> Pixels:
     """Return an image's pixels, (height, width, 3) uint8, in sRGB, upright, and with transparency flattened on white.
 
-    EXIF orientation and color profiles are applied: an RGB or grayscale JPEG, PNG, or WebP gives the same pixels as a
-    path, as a Pillow image, and in `segmint masks`. An array is returned unchanged without a copy; grayscale is
-    repeated three times. Raises `ImageError` with the given and the expected type; `name` is the image's name in the
-    message.
+    EXIF orientation and color profiles are applied: an RGB or gray JPEG, PNG, or WebP gives the same pixels as a path,
+    as a Pillow image, and in `segmint masks`. An array is returned unchanged without a copy; gray is repeated three
+    times. Raises `ImageError` with the given and expected type; `name` is the image's name in the message.
     """
     if isinstance(image, (str, os.PathLike)):
         return _read(os.fspath(image))
