@@ -81,9 +81,9 @@ class SamAutomaticMaskGenerator:
     def generate(self, image: Image) -> list[dict[str, Any]]:
         """Return a dictionary for each mask of an image.
 
-        The image is anything that `pixels_of` accepts. The keys are `segmentation` in the format of `output_mode`,
-        `area` in pixels, `bbox` and `crop_box` as [x, y, width, height] in whole pixels, `predicted_iou`,
-        `point_coords` as [[x, y]], and `stability_score`.
+        The image is (height, width, 3) uint8 RGB or anything that `pixels_of` accepts. The keys are `segmentation` in
+        the format of `output_mode`, `area` in pixels, `bbox` and `crop_box` as [x, y, width, height] in whole pixels,
+        `predicted_iou`, `point_coords` as [[x, y]], and `stability_score`.
         """
         records = self._generator().generate(pixels_of(image)).records
         return [_dictionary(record, _FORMS[self.output_mode]) for record in records]

@@ -13,7 +13,7 @@ from segmint.model.sam.load import Architecture, inspect_checkpoint, load_sam
 def _build(architecture: Architecture, checkpoint: str | os.PathLike[str] | None = None) -> Sam:
     """Return a SAM in evaluation mode on the CPU, with a checkpoint's weights or, without one, random weights.
 
-    `checkpoint` is a path, a URI, or the name of weights that segmint knows (vit_b, vit_l, vit_h, mobile_sam). Raises
+    `checkpoint` is a path, a URI, or the name of known weights (vit_b, vit_l, vit_h, mobile_sam). Raises
     `UsageError` if it cannot be found, and ValueError if it contains a different architecture.
     """
     if checkpoint is None:

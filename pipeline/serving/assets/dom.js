@@ -1,8 +1,8 @@
-// Helpers to make elements. Values from a dataset are always inserted as text, never as markup.
+// DOM helpers. Values from a dataset are always inserted as text, never as markup.
 
 export const byId = (id) => document.getElementById(id);
 
-/** An element with properties and children; strings become text. */
+/** Creates an element with properties and children; strings become text nodes. */
 export function make(name, properties = {}, ...children) {
   const element = Object.assign(document.createElement(name), properties);
   element.append(...children);

@@ -1,10 +1,10 @@
-// One mask: hit test and painting.
+// Hit testing and painting of one mask.
 
 import { decodeCounts, eachPiece, endsOf, holds } from "./rle.js";
 
 const LITTLE_ENDIAN = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
 
-/** A color as a canvas stores it in 32 bits; channels and alpha are 0 to 255. */
+/** Returns a color in the 32-bit format of a canvas; channels and alpha are 0 to 255. */
 export function packed(red, green, blue, alpha) {
   const value = LITTLE_ENDIAN
     ? (alpha << 24) | (blue << 16) | (green << 8) | red
@@ -15,7 +15,7 @@ export function packed(red, green, blue, alpha) {
 export class Mask {
   #frame = null;
 
-  /** `row` is the mask's table row, `place` its position among the image's masks, the largest being 0. */
+  /** `row` is the mask's table row, and `place` its rank among the image's masks, 0 for the largest. */
   constructor(row, place) {
     this.row = row;
     this.place = place;
@@ -33,7 +33,7 @@ export class Mask {
     return this.row.annotation_id;
   }
 
-  /** The smallest part of the image with all of the mask's pixels; its width is 0 if there are none. */
+  /** The bounding box of the mask's pixels; its width is 0 if there are none. */
   get frame() {
     if (this.#frame === null) {
       let [left, right, top, bottom] = [this.width, 0, this.height, 0];
@@ -48,7 +48,7 @@ export class Mask {
     return this.#frame;
   }
 
-  /** Makes the mask smaller, to `width` x `height` pixels: each is the one of the mask in its middle. */
+  /** Shrinks the mask to `width` x `height` pixels by sampling the mask at each new pixel's center. */
   shrink(width, height) {
     const [across, down] = [this.width / width, this.height / height];
     const columns = new Int32Array(this.width).fill(-1);
@@ -67,9 +67,9 @@ export class Mask {
   }
 
   /**
-   * Paints the mask into the pixels of a part of the image that contains it, replacing them. With a `step` over 1 each
-   * pixel stands for `step` x `step` of the image's: it is painted if one of them is in the mask, as a line if one of
-   * them is, and `part` is in such pixels.
+   * Paints the mask over the `pixels` of a `part` of the image that contains it. With a `step` over 1, each pixel covers
+   * `step` x `step` image pixels, and `part` is in these units. A pixel is painted if any image pixel in it is in the
+   * mask, and as a line if any is on the line.
    */
   paint(pixels, part, fill, line, thickness, step = 1) {
     const columns = new Array(this.width);
@@ -81,12 +81,12 @@ export class Mask {
         pixels[pixel] = color;
       }
     };
-    // Of the columns of a pixel the one in the middle is drawn whole, of the others what it leaves out.
+    // Of a pixel's columns, draw the middle one completely, and of the others only what it doesn't cover.
     columns.forEach((pieces, x) => {
       const middle = Math.min(this.width - 1, x - (x % step) + (step >> 1));
       eachRest(pieces, x === middle ? [] : (columns[middle] ?? []), 0, (from, to) => draw(x, from, to, fill));
     });
-    // Lines are where a pixel `thickness` away in one of four directions is not in the mask.
+    // A pixel is on the line if the pixel `thickness` away in any of four directions isn't in the mask.
     columns.forEach((pieces, x) => {
       const take = (from, to) => draw(x, from, to, line);
       eachRest(pieces, pieces, thickness, take);
@@ -97,7 +97,7 @@ export class Mask {
   }
 }
 
-/** Calls `take(from, to)` for the parts of a column's `pieces`, [from, to, …], that are not in `others` moved by `shift`. */
+/** Calls `take(from, to)` for the parts of a column's `pieces`, [from, to, …], outside `others` shifted by `shift`. */
 function eachRest(pieces, others, shift, take) {
   let first = 0;
   for (let at = 0; at < pieces.length; at += 2) {
@@ -112,7 +112,7 @@ function eachRest(pieces, others, shift, take) {
   }
 }
 
-/** The `place`-th of a series of colors with different hues, the same as in `segmint masks --overlay`. */
+/** Returns the `place`-th color of a series with distinct hues, as in `segmint masks --overlay`. */
 function colorOf(place) {
   const hue = (0.58 + place * 0.618033988749895) % 1;
   const [saturation, value] = place % 2 === 0 ? [0.85, 1] : [0.65, 0.9];

@@ -1,6 +1,6 @@
-// COCO's compressed run-length encoding: alternating runs of zeros and ones, column by column from the left.
+// COCO's compressed run-length encoding: alternating runs of zeros and ones in column-major order.
 
-/** The runs of a mask's `counts`; throws if they do not add up to `height` x `width` pixels. */
+/** Returns the run lengths of a mask's `counts`; throws if they do not add up to `height` x `width` pixels. */
 export function decodeCounts(counts, height, width) {
   const runs = [];
   let total = 0;
@@ -10,7 +10,7 @@ export function decodeCounts(counts, height, width) {
     let shift = 0;
     let more = true;
     while (more) {
-      const code = counts.charCodeAt(place++) - 48; // NaN after the end, which ends the number
+      const code = counts.charCodeAt(place++) - 48; // NaN past the end, which terminates the number
       value |= (code & 31) << shift;
       more = (code & 32) !== 0;
       shift += 5;
@@ -25,7 +25,7 @@ export function decodeCounts(counts, height, width) {
   return runs;
 }
 
-/** The end of each run; runs with odd indices are the mask's. */
+/** Returns the end of each run; runs with odd indices belong to the mask. */
 export function endsOf(runs) {
   const ends = new Uint32Array(runs.length);
   let position = 0;
@@ -36,7 +36,7 @@ export function endsOf(runs) {
   return ends;
 }
 
-/** Whether the pixel at `position`, counted column by column, is in the mask. */
+/** Returns whether the pixel at `position`, in column-major order, is in the mask. */
 export function holds(ends, position) {
   let low = 0;
   let high = ends.length;
@@ -48,7 +48,7 @@ export function holds(ends, position) {
   return low < ends.length && low % 2 === 1;
 }
 
-/** Calls `take(x, top, bottom)` for each part of a column that is in the mask; `bottom` is one past the last pixel. */
+/** Calls `take(x, top, bottom)` for each part of a column in the mask; `bottom` is exclusive. */
 export function eachPiece(ends, height, take) {
   for (let run = 1; run < ends.length; run += 2) {
     let start = ends[run - 1];

@@ -1,4 +1,4 @@
-// The picture with its masks: draws them, and finds the mask under the pointer.
+// View of an image with its masks, which draws them and finds the mask under the pointer.
 
 import { byId } from "./dom.js";
 import { packed } from "./mask.js";
@@ -10,7 +10,7 @@ const [FAINT_FILL, FAINT_LINE] = [65, 230];
 const DIM = [12, 13, 15, 190]; // red, green, blue, alpha
 const LIGHT = packed(255, 255, 255, 60);
 const WHITE = packed(255, 255, 255, 255);
-const SQUARES = 3; // screen pixels per picture pixel from which on the picture is not smoothed
+const SQUARES = 3; // screen pixels per image pixel above which the image isn't smoothed
 
 export class Stage {
   #stage = byId("stage");
@@ -21,15 +21,15 @@ export class Stage {
   #masks = [];
   #frame = 0;
   #hover;
-  #pointer = null; // the last event of a pointer over the picture
+  #pointer = null; // the last pointer event over the image
   #looked;
   width = 0;
   height = 0;
-  coarse = false; // whether masks are drawn with no more pixels than the screen has
+  coarse = false; // true to draw masks with at most the screen's resolution
 
   /**
-   * `hover(mask or null)` and `choose(mask or null)` are called for moves and clicks, `looked()` after every change of
-   * the zoom; `drags` is `Zoom`'s.
+   * `hover(mask or null)` and `choose(mask or null)` are called on moves and clicks, and `looked()` after every change
+   * of the zoom. `drags` is passed to `Zoom`.
    */
   constructor(hover, choose, looked = () => {}, drags = undefined) {
     this.#hover = hover;
@@ -51,9 +51,9 @@ export class Stage {
     return this.#stage;
   }
 
-  /** How many of the image's pixels are one, across and down, in what is drawn: see `coarse`. */
+  /** Number of image pixels per drawn pixel along each axis; see `coarse`. */
   get step() {
-    const shown = this.#stage.clientWidth * devicePixelRatio * this.zoom.scale; // pixels of the screen
+    const shown = this.#stage.clientWidth * devicePixelRatio * this.zoom.scale; // in screen pixels
     return this.coarse && shown ? Math.max(1, Math.floor(this.width / shown)) : 1;
   }
 
@@ -62,7 +62,7 @@ export class Stage {
     [this.width, this.height] = size;
     this.thickness = Math.max(1, Math.round(Math.min(...size) / 600));
     this.#stage.classList.remove("no-picture");
-    this.#stage.classList.add("loading"); // until then the browser goes on showing the picture before
+    this.#stage.classList.add("loading"); // the browser shows the previous image while it loads
     this.#stage.style.setProperty("--aspect", String(this.width / this.height));
     this.#picture.src = `/images/${image}.jpg`;
     this.#picture.alt = name;
@@ -73,13 +73,13 @@ export class Stage {
     this.zoom.reset(this.width);
   }
 
-  /** Scrolls a box, in pixels of the picture, into view, if the picture is zoomed. */
+  /** Scrolls a box, in image pixels, into view if the image is zoomed. */
   reveal({ left, top, width, height }) {
     const shares = { left: left / this.width, top: top / this.height };
     if (width) this.zoom.reveal({ ...shares, width: width / this.width, height: height / this.height });
   }
 
-  /** Drops the picture, which may still be loading, and everything drawn over it. */
+  /** Removes the image, which may still be loading, and everything drawn over it. */
   close() {
     cancelAnimationFrame(this.#frame);
     this.#picture.removeAttribute("src");
@@ -90,7 +90,7 @@ export class Stage {
     delete this.#stage.dataset.masks;
   }
 
-  /** Draws these masks, largest first, at the next frame; those that are `faint` less strongly. */
+  /** Draws these masks, largest first, in the next frame, and `faint` ones more lightly. */
   show(masks) {
     this.#masks = masks;
     cancelAnimationFrame(this.#frame);
@@ -107,13 +107,13 @@ export class Stage {
         }
       }
       [this.#all.width, this.#all.height] = [image.width, image.height];
-      this.#all.hidden = masks.length === 0; // an empty canvas costs each frame as much as a full one
+      this.#all.hidden = masks.length === 0; // compositing an empty canvas takes as long as a full one
       this.#all.getContext("2d").putImageData(image, 0, 0);
       this.#stage.dataset.masks = String(masks.length);
     });
   }
 
-  /** Highlights one mask among the others, or `alone` with its crop, box and prompt; null for none. */
+  /** Highlights one mask among the others, or `alone` with its crop, box, and prompt; null for none. */
   point(mask, alone, box = null) {
     this.#stage.classList.toggle("alone", mask !== null && alone);
     this.#stage.classList.toggle("pointing", mask !== null && !alone);
@@ -133,7 +133,7 @@ export class Stage {
     this.#marks.replaceChildren(...(mask !== null && alone ? this.#origin(mask.row) : []), ...this.#boxes("found", box));
   }
 
-  /** Applies the zoom. Marks are redrawn, so that their lines keep their width. */
+  /** Applies the zoom, and redraws marks so that their lines keep their width. */
   #look() {
     const { scale, left, top } = this.zoom;
     this.#stage.style.setProperty("--view", `scale(${scale}) translate(${-100 * left}%, ${-100 * top}%)`);
@@ -156,7 +156,7 @@ export class Stage {
     if (!this.zoom.busy) this.#hover(event === null ? null : this.#under(event));
   }
 
-  /** Where a pointer is in the picture: [x, y] in its pixels, with fractions; the top left corner is [0, 0]. */
+  /** Returns a pointer's fractional position [x, y] in image pixels; the top left corner is [0, 0]. */
   placeOf(event) {
     const frame = this.#picture.getBoundingClientRect();
     return [
@@ -165,7 +165,7 @@ export class Stage {
     ];
   }
 
-  /** The smallest mask that is shown at a pixel, or null. */
+  /** Returns the smallest visible mask at a pixel, or null. */
   maskAt(x, y) {
     return this.#masks.findLast((mask) => mask.holds(x, y)) ?? null;
   }
@@ -179,7 +179,7 @@ export class Stage {
     return mask.width === this.width && mask.height === this.height;
   }
 
-  /** A mask's crop, box and point prompt. */
+  /** Returns the shapes of a mask's crop, box, and point prompt. */
   #origin(row) {
     const points = (row.point_coords ?? []).map(([cx, cy]) => {
       return shape("circle", { cx, cy, r: this.#radius(), class: "point" });

@@ -1,33 +1,33 @@
-// Zooms and moves a picture in its frame: by wheel, two fingers, dragging, keys and buttons.
+// Zooming and panning of an image in its frame by wheel, two fingers, dragging, keys, and buttons.
 
 const STEP = 1.5; // factor per key or button press
-const WHEEL = 0.002; // power of e per wheel pixel
-const PINCH = 0.01; // the same for a trackpad's pinch, which arrives as a wheel with ctrl
+const WHEEL = 0.002; // exponent per wheel pixel
+const PINCH = 0.01; // exponent for trackpad pinches, which arrive as wheel events with ctrl
 const LINE = 16; // pixels per wheel line
-const PIXELS = 12; // screen pixels per picture pixel at the highest zoom
-const LEAST = 8; // the highest zoom is at least this
-const SLACK = 5; // pixels that a pointer may move in a click
+const PIXELS = 12; // screen pixels per image pixel at the maximum zoom
+const LEAST = 8; // minimum of the maximum zoom
+const SLACK = 5; // pixels that a pointer may move during a click
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const MOVE = 0.2; // share of the visible part, per key press
 
-/** The visible part of a picture: enlarged `scale` times; `left` and `top` are the shares cut off there. */
+/** The visible part of an image, enlarged `scale` times; `left` and `top` are the hidden shares on those sides. */
 export class Zoom {
   scale = 1;
   left = 0;
   top = 0;
-  pixels = 0; // the picture's width
+  pixels = 0; // width of the image
   #frame;
   #changed;
-  #pointers = new Map(); // positions of the pointers that are down, by id
-  #began = null; // where the first pointer went down
+  #pointers = new Map(); // positions of pressed pointers by id
+  #began = null; // where the first pointer was pressed
   #dragged = false;
   #drags;
-  #pans = false; // whether the first pointer moves the picture
+  #pans = false; // true if the first pointer pans the image
 
   /**
-   * `frame` is the element that the picture fills at scale 1; `changed()` is called after every change; `drags(event)`
-   * says at a pointerdown whether that pointer moves the picture, or null if it does nothing. Two fingers always do; a
-   * pen ends what fingers do.
+   * `frame` is the element that the image fills at scale 1, and `changed()` is called after every change. On
+   * pointerdown, `drags(event)` returns whether that pointer pans the image, or null to ignore it. Two fingers always
+   * pan, and a pen cancels the fingers' gesture.
    */
   constructor(frame, changed, drags = (event) => event.button === 0) {
     this.#frame = frame;
@@ -40,7 +40,7 @@ export class Zoom {
     frame.addEventListener("click", (event) => this.#click(event), { capture: true });
   }
 
-  /** Whether a pointer is moving the picture instead of pointing at masks. */
+  /** True while a pointer pans the image instead of pointing at masks. */
   get busy() {
     return this.#pointers.size > 1 || (this.#pointers.size === 1 && this.#dragged);
   }
@@ -49,7 +49,7 @@ export class Zoom {
     return Math.max(LEAST, (PIXELS * this.pixels) / (this.#frame.clientWidth || 1));
   }
 
-  /** Shows all of a picture that is `pixels` wide. */
+  /** Shows the whole image, which is `pixels` wide. */
   reset(pixels = this.pixels) {
     this.pixels = pixels;
     this.#see(1, 0, 0);
@@ -63,7 +63,7 @@ export class Zoom {
     this.#by(1 / STEP);
   }
 
-  /** Handles a key; returns whether it was a key of the zoom. */
+  /** Handles a key, and returns whether it controls the zoom. */
   key({ key, shiftKey }) {
     if (key === "+" || key === "=") this.zoomIn();
     else if (key === "-" || key === "_") this.zoomOut();
@@ -73,7 +73,7 @@ export class Zoom {
     return true;
   }
 
-  /** Scrolls a part of the picture into view: `left`, `top`, `width`, `height` as shares of it. */
+  /** Scrolls a part of the image into view; `left`, `top`, `width`, and `height` are shares of the image. */
   reveal({ left, top, width, height }) {
     const seen = 1 / this.scale;
     const along = (at, from, size) => (from < at || from + size > at + seen ? from + size / 2 - seen / 2 : at);
@@ -82,14 +82,14 @@ export class Zoom {
 
   #see(scale, left, top) {
     this.scale = Math.min(this.most, Math.max(1, scale));
-    if (this.scale < 1.001) this.scale = 1; // equal steps in and out end at exactly 1
+    if (this.scale < 1.001) this.scale = 1; // so that equal steps in and out end at exactly 1
     const hidden = 1 - 1 / this.scale;
     this.left = Math.min(hidden, Math.max(0, left));
     this.top = Math.min(hidden, Math.max(0, top));
     this.#changed();
   }
 
-  /** Zooms by `factor`; the point at (x, y), shares of the frame, stays where it is. */
+  /** Zooms by `factor` around the point (x, y), in shares of the frame. */
   #by(factor, x = 0.5, y = 0.5) {
     const scale = Math.min(this.most, Math.max(1, this.scale * factor));
     const grown = 1 / this.scale - 1 / scale;
@@ -101,7 +101,7 @@ export class Zoom {
     this.#see(this.scale, this.left + x / this.scale, this.top + y / this.scale);
   }
 
-  /** A screen position as shares of the frame. */
+  /** Returns a screen position in shares of the frame. */
   #shares({ x, y }) {
     const frame = this.#frame.getBoundingClientRect();
     return [(x - frame.left) / frame.width, (y - frame.top) / frame.height];
@@ -135,7 +135,7 @@ export class Zoom {
     this.#pointers.set(event.pointerId, place);
   }
 
-  /** Two fingers: the point under their middle stays there, and their distance sets the scale. */
+  /** Handles two fingers: the point between them stays there, and their distance sets the scale. */
   #pinch(before, place, other) {
     this.#dragged = true;
     const distance = (one) => Math.hypot(one.x - other.x, one.y - other.y);
@@ -145,9 +145,9 @@ export class Zoom {
     this.#pan(was[0] - is[0], was[1] - is[1]);
   }
 
-  /** One pointer; returns whether it moved the picture, which it does once it has moved more than SLACK. */
+  /** Handles one pointer, and returns whether it panned the image, which starts after it moves by SLACK. */
   #drag(before, place, pointer) {
-    if (this.scale === 1 || !(this.#pans || this.#dragged)) return false; // after two fingers one may go on
+    if (this.scale === 1 || !(this.#pans || this.#dragged)) return false; // after two fingers, one may continue
     if (!this.#dragged) {
       if (Math.hypot(place.x - this.#began.x, place.y - this.#began.y) < SLACK) return false;
       this.#dragged = true;
