@@ -1,4 +1,4 @@
-"""Floating-point operations of SAM, computed from its shapes, which determine the hardware ceiling.
+"""Number of floating-point operations in SAM, computed from its shapes; the basis of the hardware ceiling.
 
 Counts the multiplications and additions of the network's matrix products, convolutions, and attentions, two operations
 per multiply-add, one prompt after another as in the SAM paper. Excludes norms, activations, softmax, resizing, filters,

@@ -3,8 +3,7 @@
 Each program processes a tile of one mask. It computes a pixel's logit from nine low-resolution logits, which stay in
 the first-level cache, compares it with the thresholds, and keeps counts and extremes. It writes seven numbers per tile
 (`measure`) or the pixels inside a mask's box (`draw`), and skips tiles outside `taps.reached`. Sums are in the order of
-`taps.interpolate`, and multiplications are not fused with additions, so the results are bit-identical to torch's
-operations.
+`taps.interpolate`, and multiplications are not fused with additions, so all bits match torch's operations.
 """
 
 from collections.abc import Sequence

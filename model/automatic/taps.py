@@ -78,8 +78,7 @@ def reached(low: Tensor, offset: float, rows: Taps, columns: Taps) -> Tensor:
     """Return bounds (N, 4) int32 x0, y0, x1, y1, ends exclusive, outside which no logit of the crop is above -offset.
 
     A pixel is a mean of logits, so it is only above -offset if it uses one that is. The box of such logits therefore
-    bounds all three masks (`upscaling.py`, 1.). If only logits over the padding are above -offset, the result is an
-    empty box.
+    bounds all three masks (`upscaling.py`, 1.). If all such logits are in the padding, the result is an empty box.
     """
     x0, y0, x1, y1 = mask_boxes(low > -offset).T
     return torch.stack([columns.starts[x0], rows.starts[y0], columns.stops[x1], rows.stops[y1]], dim=1)

@@ -146,8 +146,7 @@ def _room(strips: Sequence[Strip]) -> int:
 def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
     """Yield groups of strips to draw at once for the masks with these boxes, each with the index of its first mask.
 
-    A strip's mask is relative to that first one. A mask with a large box has several strips, possibly in several
-    groups.
+    A strip's mask is relative to that first one. A mask with a large box has several strips, even in several groups.
     """
     first, strips, drawn = 0, list[Strip](), 0
     for mask, (x0, y0, x1, y1) in enumerate(boxes):

@@ -86,7 +86,7 @@ _STRIDE = 2
 _STRIP, _BATCH = 32, 256
 _CUDA_STRIP, _CUDA_BATCH = 512, 1024
 _BORDER, _GRAY = 32, 127  # padding of images smaller than a face
-_LARGER = 1.6  # minimum scale from a half to its level; up to 1.3, a false face was found in multiface
+_LARGER = 1.6  # minimum ratio of a half's side to its level's; up to 1.3, a false face was found in multiface
 _SAME_IOU = 0.7
 _SAME_LEVEL_IOU = 0.5
 

@@ -89,8 +89,8 @@ class PlateDetector:
     each of `scales`. Those over 1 are used only if the enlarged image has at most `enlarged_pixels`, and images of more
     than `max_pixels` are first shrunk to that. If the enlarged image is too large and `glance` is given, windows around
     all small boxes that scored at least `glance` are searched at `closer_scales`. A plate counts if one scale scores at
-    least `score` and another at least half of that. The result is the smallest rectangle, at any angle, around all of
-    them.
+    least `score` and another at least half of that. The result is the smallest rectangle around all of them, at any
+    angle.
     """
 
     kind: Kind = "plate"
@@ -209,8 +209,8 @@ def agreed(views: Sequence[Sequence[Detection]], score: float) -> list[Detection
     """Combine the detections of several views of one image, best score first.
 
     A detection of at least `score` counts if another view has a detection with any score whose box overlaps it with an
-    IoU of at least 0.3. The result has its score, and the rectangle around the corners of all such overlapping
-    detections.
+    IoU of at least 0.3. The result has its score, and the rectangle around the corners of all detections that overlap
+    it so.
     """
     every = [(index, found) for index, view in enumerate(views) for found in view]
     seeds = merge(by_score(found for _, found in every if found.score >= score))

@@ -53,8 +53,8 @@ class ImageEncoderTinyViT(nn.Module):
     def folded(self) -> Self:
         """Return a copy for inference only with batch norms folded into convolutions, a fifth faster on a CPU.
 
-        Embeddings differ by less than 1e-5. The copy stores convolution weights channels last, and the names in its
-        state dict differ from those of checkpoints. Raises ValueError in training mode, where batch norms depend on the
+        Embeddings differ by less than 1e-5. The copy stores convolution weights channels last, and its state dict's
+        names differ from those of checkpoints. Raises ValueError in training mode, where batch norms depend on the
         batch.
         """
         if self.training:

@@ -26,8 +26,8 @@ class Embedding:
     """The image embedding of one image, and the mapping from the image's pixels to it.
 
     `features` is (1, 256, 64, 64). `input_size` is the (height, width) in pixels that the image occupies in the
-    encoder's 1024x1024 input, from the top left corner. `frame_size` is the (height, width) of the frame of prompts and
-    masks.
+    encoder's 1024x1024 input, from the top left corner. `frame_size` is the (height, width) of the prompts' and masks'
+    frame.
     """
 
     features: Tensor

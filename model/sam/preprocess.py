@@ -30,7 +30,7 @@ def resized_size(height: int, width: int, long_side: int) -> tuple[int, int]:
 def resize(image: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
     """Resize (H, W, 3) uint8 RGB to a longer side of `long_side` pixels.
 
-    Uses Pillow's antialiased bilinear filter on 8-bit pixels, with which the weights were trained; torch's filter
+    Uses Pillow's antialiased bilinear filter on 8-bit pixels, on which the weights were trained. Torch's filter
     differs.
     """
     height, width = resized_size(image.shape[0], image.shape[1], long_side)

@@ -49,9 +49,8 @@ def check_prompts(points: Array | None, labels: Array | None, boxes: Array | Non
     A single prompt may omit the batch dimension: points (N, 2) with labels (N,), a box (4,), a mask (1, 256, 256) or
     (256, 256).
 
-    Raises ValueError with the argument, its value, and the expected values if there is no prompt, for points without
-    labels or vice versa, invalid shapes, batches of different sizes, labels other than 1, 0, and -1, and nonfinite
-    numbers.
+    Raises ValueError, with the argument and the found and expected values, if there is no prompt, for points without
+    labels or vice versa, invalid shapes, different batch sizes, labels other than 1, 0, and -1, and nonfinite numbers.
     """
     if points is None and boxes is None and masks is None and labels is None:
         raise ValueError("no prompt was given: expected points with labels, boxes, masks, or several of them")

@@ -19,8 +19,7 @@ class PromptLosses:
 
     The scalars are sums over the prompts divided by the number of masks in the global batch. `focal`, `dice`, and
     `iou_error` are detached and unweighted, and `total` is the weighted sum to call `backward` on. `chosen` (B,) int64
-    is the index of the mask of each prompt that the losses apply to, and `mask_iou` (B,) float32 its IoU with the
-    target.
+    is the index of each prompt's mask that the losses apply to, and `mask_iou` (B,) float32 its IoU with the target.
     """
 
     total: Tensor

@@ -127,8 +127,7 @@ def next_click(
 def embed_clicks(encoder: PromptEncoder, clicks: Clicks, masks: Tensor | None) -> PromptEmbedding:
     """Embed N masks' prompts with optional `masks` (N, 1, 256, 256) logits, as the prompt encoder embeds each one.
 
-    A first point with its padding token and a box with its two corners both have two tokens, so both kinds are decoded
-    together.
+    A first point with its padding token and a box with its two corners have two tokens each, so both can be batched.
     """
     pointed, boxed = (~clicks.boxed).nonzero()[:, 0], clicks.boxed.nonzero()[:, 0]
     tokens = []

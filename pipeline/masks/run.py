@@ -254,7 +254,7 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
 
 
 def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFile | None":
-    """Return the existing masks, or None if they must be made, including remade because the settings changed.
+    """Return the existing masks, or None if they must be made, or remade because the settings changed.
 
     Raises `_OtherFileError` if the existing file belongs to another photograph. Next to a photograph, where no folder
     record protects against changed settings, it is also raised for masks with other settings and for foreign files.

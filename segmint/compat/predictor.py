@@ -84,7 +84,7 @@ class SamPredictor:
         """Predict C masks for one prompt: three with `multimask_output`, otherwise one.
 
         `point_coords` (N, 2) as (x, y) and `box` (4,) as (x0, y0, x1, y1) are in pixels of the image. `point_labels`
-        (N,) are 1 for foreground and 0 for background. `mask_input` (1, 256, 256) are logits of an earlier prediction.
+        (N,) are 1 for foreground, 0 for background. `mask_input` (1, 256, 256) are logits of an earlier prediction.
         Returns masks (C, height, width) bool (float32 logits with `return_logits`), predicted IoUs (C,), and
         low-resolution logits (C, 256, 256). Raises RuntimeError without an image, and ValueError for missing or invalid
         prompts.

@@ -1,4 +1,4 @@
-"""Mask generation of whole crops on an accelerator, with one wait of the host for numbers and one for runs.
+"""Mask generation of whole crops on an accelerator, in which the host waits once for numbers and once for runs.
 
 1. *Start.* Points are uploaded, and chunks are decoded, drawn, and measured. The copy of seven counts and coordinates
    per mask, its predicted IoU, and its `wanted` flag to the host starts. Nothing here waits.

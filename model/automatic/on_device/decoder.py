@@ -66,8 +66,11 @@ class SharedBlock:
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """Values that all points on one image share: `keys` and `values` (1, H, P, D) are those of the first block, and
-    `drawn` (P, C) is the shared image after the first step of upscaling, without bias."""
+    """Values that all points on one image share.
+
+    `keys` and `values` (1, H, P, D) are those of the first block, and `final` is the view of the last attention.
+    `drawn` (P, C) is the shared image after the first step of upscaling, without bias.
+    """
 
     keys: Tensor
     values: Tensor
