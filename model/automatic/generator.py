@@ -86,7 +86,7 @@ class MaskGenerator:
     def find(
         self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None, report: Report | None = None
     ) -> RawMasks:
-        """Return the candidates of one image's crops on the host. Does all work of the model and its device.
+        """Run all of the model's work for one image's crops, and return the candidates on the host.
 
         Args:
             image: (height, width, 3) uint8 RGB. Its pixels are the frame of all coordinates and limits, and the

@@ -218,7 +218,7 @@ def _undo_differences(values: Ints, ends: Ints) -> Ints:
     some = sizes > 0
     table -= np.repeat(table[first_rows[some]], rows[some], axis=0)
     counts: Ints = table.reshape(-1)[places]
-    counts[starts[some]] = values[starts[some]]  # all other counts are unaffected by the first
+    counts[starts[some]] = values[starts[some]]  # restore the first count, which no other is a difference to
     return counts
 
 
