@@ -129,7 +129,7 @@ class CascadeDetector:
         thresholds: tuple[float, float] = (0.6, 0.7),
         device: str = "cpu",
     ) -> None:
-        """Take the networks; `factor` scales each level to the next, `thresholds` are P-Net's and R-Net's scores."""
+        """Take the networks, the `factor` between levels, and P-Net's and R-Net's minimum scores, `thresholds`."""
         self.name = name
         self.score = score
         self._networks = networks
