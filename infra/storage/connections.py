@@ -1,4 +1,4 @@
-"""The stores of this process, one for each scheme and its options, shared by threads but never across a fork."""
+"""The stores of this process, one per scheme and options, shared by threads but not across a fork."""
 
 import json
 import os
@@ -19,8 +19,8 @@ _SECRET_OPTION = re.compile(
 
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "hdfs": "pyarrow"}
 
-# File systems of this process, shared by all threads and all `Storage` values with the same options.
-# The key holds the process id: connections and event loops do not survive a fork.
+# File systems of this process, shared by all threads and all `Storage` values with the same options. The key contains
+# the process id because connections and event loops don't survive a fork.
 _stores: dict[tuple[int, str, str], Store] = {}
 _stores_lock = threading.Lock()
 
@@ -34,7 +34,7 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def connect(protocol: str, options: Mapping[str, Any]) -> Store:
-    """The store for a scheme and these options; created at the first call in a process."""
+    """Return the store for a scheme and options, created on the first call in a process."""
     key = (os.getpid(), protocol, json.dumps(options, sort_keys=True, default=str))
     with _stores_lock:
         store = _stores.get(key)
@@ -59,25 +59,25 @@ def _make_store(protocol: str, options: dict[str, Any]) -> Store:
 
     try:
         return FsspecStore(fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True, **options))
-    except Exception as error:  # a library on its way to credentials or native parts raises anything
+    except Exception as error:  # a library that looks up credentials or loads native code may raise anything
         raise StorageFaultError(f"cannot connect to {protocol}://: {describe(error)}") from error
 
 
 def missing_package(protocol: str) -> str | None:
-    """Why URIs of this scheme cannot be read here, and what to install; None if they can."""
+    """Return why URIs of this scheme can't be read here and what to install; None if they can."""
     if protocol in (LOCAL, "s3"):
         return None
     import fsspec
 
     try:
         fsspec.get_filesystem_class(protocol)
-    except (ImportError, ValueError) as error:  # ValueError: fsspec knows the scheme only through the package
+    except (ImportError, ValueError) as error:  # ValueError: only the package registers the scheme with fsspec
         return f"{protocol}:// needs a package that is not installed: install {_PACKAGES[protocol]} ({error})"
     return None
 
 
 def check_options(prefix: str, values: Mapping[str, Any]) -> None:
-    """Raise `UsageError` for a credential given as a value, and for a key that S3 does not have."""
+    """Raise `UsageError` for a credential given as a value, and for a key that S3 doesn't support."""
     protocol = scheme(prefix)
     for key, value in values.items():
         if _SECRET_OPTION.search(key):

@@ -1,4 +1,4 @@
-"""What an error of a store is about: the object, our rights, a temporary fault, or a request that cannot succeed."""
+"""Classification of store errors: object absent, access refused, temporary fault, or permanent failure."""
 
 import errno
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from segmint.infra.uris import redact
 
 
 class ErrorKind(Enum):
-    """What an error of a store means."""
+    """Meaning of a store's error."""
 
     ABSENT = "the object is not there"
     EXISTS = "an object is already there"
@@ -19,7 +19,7 @@ class ErrorKind(Enum):
 
 
 PASSING = frozenset({ErrorKind.UNAVAILABLE, ErrorKind.TRANSIENT})
-"""Worth another try."""
+"""Kinds of errors that are worth a retry."""
 
 _ABSENT_CODES = {"NoSuchKey", "404", "NotFound", "NoSuchVersion"}
 _EXISTS_CODES = {"PreconditionFailed", "412"}
@@ -35,7 +35,7 @@ _REFUSED_CODES = {
     "RequestTimeTooSkewed",
     "TokenRefreshRequired",
 }
-# An archived object: its status is that of a refusal, and only its owner can restore it.
+# The error for an archived object has the status of a refusal, but only its owner can restore it.
 _PERMANENT_CODES = {"InvalidObjectState"}
 _UNAVAILABLE_CODES = {
     "RequestLimitExceeded",
@@ -57,7 +57,7 @@ _TRANSIENT_CODES = {
 _UNAVAILABLE_STATUS = {429, 502, 503, 504}
 _TRANSIENT_STATUS = {408, 409, 425}
 
-# Class names, so that a process with only local files need not import botocore to recognize its errors.
+# Matched by class name, so that a process with only local files needn't import botocore.
 _UNAVAILABLE_CLASSES = {"ConnectTimeoutError", "ConnectionRefusedError", "EndpointConnectionError"}
 _TRANSIENT_CLASSES = {
     "ChecksumError",
@@ -103,7 +103,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def service_code(error: BaseException) -> tuple[str, int] | None:
-    """Error code and HTTP status of the response behind an error, also if fsspec translated it; else None."""
+    """Return the error code and HTTP status behind an error, even if fsspec translated it; None if there is none."""
     for link in _chain(error):
         response = getattr(link, "response", None)
         if isinstance(response, dict) and "Error" in response:
@@ -113,7 +113,7 @@ def service_code(error: BaseException) -> tuple[str, int] | None:
 
 
 def meaning(error: BaseException) -> ErrorKind:
-    """The meaning of an error of a local file system, of s3fs or of another fsspec implementation."""
+    """Return the meaning of an error from a local file system, s3fs, or another fsspec implementation."""
     answer = service_code(error)
     if answer is not None:
         return _kind_of_response(*answer)
@@ -152,7 +152,7 @@ def _kind_of_response(code: str, status: int) -> ErrorKind:
 
 
 def describe(error: BaseException) -> str:
-    """The cause of a failure in one line, without credentials."""
+    """Return the cause of a failure in one line, without credentials."""
     answer = service_code(error)
     text = next((" ".join(str(link).split()) for link in _chain(error) if str(link)), type(error).__name__)
     if answer is not None and answer[0] not in text:

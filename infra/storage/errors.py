@@ -1,14 +1,14 @@
-"""What a store's answer or silence raises: verdicts on an object, and faults that are not."""
+"""Errors of store operations: verdicts on an object, and faults of the store."""
 
 from segmint.infra.errors import SegmintError
 
 
 class NotFoundError(SegmintError):
-    """The store answered: the object does not exist."""
+    """The store responded that the object does not exist."""
 
 
 class ObjectTooLargeError(SegmintError):
-    """An object is larger than the reader's limit; nothing of it was kept."""
+    """An object exceeds the reader's size limit; none of it was kept."""
 
     def __init__(self, message: str, size: int = 0, limit: int = 0) -> None:
         super().__init__(message)
@@ -17,19 +17,19 @@ class ObjectTooLargeError(SegmintError):
 
 
 class StorageFaultError(SegmintError):
-    """A fault outside the object: throttling, 5xx, refused credentials, no such bucket, resets."""
+    """A fault outside the object: throttling, 5xx, refused credentials, missing bucket, connection resets."""
 
 
 class AccessRefusedError(StorageFaultError):
-    """The store refuses our credentials or permissions: never a verdict on an object."""
+    """The store refused our credentials or permissions; never a verdict on an object."""
 
 
 class PassingFaultError(StorageFaultError):
-    """A fault that remained through all attempts, but may still pass."""
+    """A fault that persisted through all attempts but may still pass."""
 
 
 class UnavailableError(PassingFaultError):
-    """The store cannot be reached, or is overloaded: never a verdict on an object."""
+    """The store is unreachable or overloaded; never a verdict on an object."""
 
 
 class ShortBodyError(OSError):

@@ -1,4 +1,4 @@
-"""Objects of a `Storage` as a read-only fsspec file system, for libraries that take one."""
+"""Objects of a `Storage` as a read-only fsspec file system, for libraries that require one."""
 
 import io
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from segmint.infra.storage.storage import Storage
 class StorageFiles(AbstractFileSystem):  # type: ignore[misc]
     """Reads URIs of one scheme through a `Storage`, with its options and retries.
 
-    Nothing is listed: a pattern matches only itself. `sizes` are bytes by URI, each of which saves a request. Objects
-    must not change while they are read.
+    Nothing is listed; a pattern only matches itself. `sizes` maps URIs to bytes, and each entry saves a request.
+    Objects must not change while they are read.
     """
 
     cachable = False
@@ -30,24 +30,24 @@ class StorageFiles(AbstractFileSystem):  # type: ignore[misc]
         return path
 
     def open(self, path: str, mode: str = "rb", **_: Any) -> BinaryIO:
-        """A stream of an object's bytes that requests only what is read."""
+        """Open a stream of an object's bytes that requests only the ranges that are read."""
         if mode != "rb":
             raise io.UnsupportedOperation(f"{path}: opened with mode {mode!r}, but it is read-only: use 'rb'")
         return self._storage.open_ranges(path, self._sizes.get(path))
 
     def size(self, path: str) -> int:
-        """The size of an object in bytes."""
+        """Return the size of an object in bytes."""
         known = self._sizes.get(path)
         return self._storage.size(path) if known is None else known
 
     def isfile(self, path: str) -> bool:
-        """Whether an object exists."""
+        """Return whether an object exists."""
         return path in self._sizes or self._storage.exists(path)
 
     def modified(self, path: str) -> datetime:
-        """The epoch: objects are taken as unchanged."""
+        """Return the epoch, because objects are assumed not to change."""
         return datetime.fromtimestamp(0, UTC)
 
     def glob(self, path: str, **_: Any) -> list[str]:
-        """The path itself: object names may contain any character."""
+        """Return the path itself, because object names may contain any character."""
         return [path]

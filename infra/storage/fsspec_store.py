@@ -15,16 +15,16 @@ from segmint.infra.uris import parent, redact
 class FsspecStore:
     """Any other fsspec file system (Google Cloud Storage, Azure, HDFS).
 
-    Exclusive creation is the implementation's `pipe_file(mode="create")`. fsspec's default first checks and
-    then writes, which is a race: such a store takes no dataset, and one with an override is tested with
-    concurrent writers by `segmint.infra.storage.probe`.
+    Exclusive creation uses the implementation's `pipe_file(mode="create")`. fsspec's default checks and then writes,
+    which is a race, so a store with the default can't hold a dataset. `segmint.infra.storage.probe` tests a store that
+    overrides it with concurrent writers.
     """
 
     def __init__(self, filesystem: Any) -> None:
         self._fs = filesystem
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
-        """The whole object."""
+        """Read the whole object."""
         size = self.size(uri)
         check_size(uri, size, max_bytes)
         data: bytes = self._fs.cat_file(self._path(uri))
@@ -32,13 +32,13 @@ class FsspecStore:
         return data
 
     def read_range(self, uri: str, start: int, stop: int) -> bytes:
-        """The bytes [start, stop)."""
+        """Read the bytes [start, stop)."""
         data: bytes = self._fs.cat_file(self._path(uri), start=start, end=stop)
         check_length(len(data), stop - start)
         return data
 
     def create(self, uri: str, data: bytes) -> None:
-        """Create with the store's condition; refuses a store that only checks before it writes."""
+        """Create an object conditionally; raises `UsageError` for a store that only checks before it writes."""
         if not self._claims_exclusive_create():
             raise UsageError(
                 f"the store of {redact(uri)} ({type(self._fs).__name__}) cannot put an object only if it is "
@@ -47,10 +47,10 @@ class FsspecStore:
         self._fs.pipe_file(self._path(uri), data, mode="create")
 
     def create_file(self, uri: str, path: Path) -> None:
-        """`create` of a local file, which is in memory as a whole: few implementations have a condition for files.
+        """Create an object from a local file, read into memory; few implementations support conditional uploads.
 
-        A store that has no condition at all, such as HDFS, is asked first and then written to in pieces: of two writers
-        at the same moment the later one wins.
+        A store without any condition, such as HDFS, is checked first and then written to in chunks; of two simultaneous
+        writers, the later one wins.
         """
         if self._claims_exclusive_create():
             self.create(uri, path.read_bytes())
@@ -61,7 +61,7 @@ class FsspecStore:
             self.put_file(uri, path)
         except BaseException:
             with suppress(Exception):
-                self.delete(uri)  # half of it would refuse the next attempt
+                self.delete(uri)  # a partial object would make the next attempt fail
             raise
 
     def put(self, uri: str, data: bytes) -> None:
@@ -70,14 +70,14 @@ class FsspecStore:
         self._fs.pipe_file(self._path(uri), data)
 
     def put_file(self, uri: str, path: Path) -> None:
-        """Upload a file."""
+        """Upload a local file."""
         self._fs.makedirs(self._fs._parent(self._path(uri)), exist_ok=True)
         self._fs.put_file(str(path), self._path(uri))
 
     def walk(
         self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
     ) -> Iterator[ObjectInfo]:
-        """Objects below a folder."""
+        """Yield the objects below a folder."""
         root = self._path(uri).rstrip("/") + "/"
         try:
             found = self._fs.find(root, detail=True, maxdepth=None if recursive else 1)
@@ -88,33 +88,33 @@ class FsspecStore:
                 yield ObjectInfo(path[len(root) :], int(found[path]["size"] or 0), _modified(found[path]))
 
     def size(self, uri: str) -> int:
-        """The size in bytes."""
+        """Return the size in bytes."""
         info = self._fs.info(self._path(uri))
         if info["type"] != "file":
             raise IsADirectoryError(errno.EISDIR, "is a folder", uri)
         return int(info["size"])
 
     def delete(self, uri: str) -> None:
-        """Remove the object."""
+        """Delete the object if it exists."""
         with suppress(FileNotFoundError):
             self._fs.rm_file(self._path(uri))
 
     def purge(self, uri: str) -> None:
-        """Raise `UsageError`: older versions cannot be seen through fsspec."""
+        """Raise `UsageError`, because fsspec can't access older versions."""
         raise UsageError(
             f"older versions of {redact(uri)} cannot be removed through {type(self._fs).__name__}: "
             "remove them with the tools of the store"
         )
 
     def versioned(self, uri: str) -> set[str]:
-        """Raise `UsageError`: older versions cannot be seen through fsspec."""
+        """Raise `UsageError`, because fsspec can't list older versions."""
         raise UsageError(
             f"older versions of what is in {redact(uri)} cannot be seen through {type(self._fs).__name__}: "
             "look for them with the tools of the store"
         )
 
     def ping(self, uri: str) -> None:
-        """Request information on the folder; "absent" is an answer too."""
+        """Request information about the parent folder; "absent" also counts as a response."""
         with suppress(FileNotFoundError):
             self._fs.info(self._path(parent(uri)))
 
@@ -132,7 +132,7 @@ class FsspecStore:
 
 
 def _modified(info: dict[str, Any]) -> datetime:
-    """Return an object's time in UTC, which a time without a zone is taken for; `NO_TIME` if it has none."""
+    """Return an object's modification time in UTC, the default time zone; `NO_TIME` if it has none."""
     for key in ("LastModified", "last_modified", "mtime", "updated", "created"):
         value = info.get(key)
         with suppress(ValueError, OverflowError, OSError):

@@ -1,4 +1,4 @@
-"""A folder or an object of a store, with the storage that reaches it."""
+"""A folder or object in a store, bound to the storage that reaches it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from segmint.infra.uris import absolute, base_name, join
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A folder or an object of a store: `location / "name"` is one below it, `str(location)` its URI.
+    """Folder or object in a store; `location / "name"` is a child, and `str(location)` its URI.
 
-    Every method is the one of that name of `Storage`, and raises what that raises. Picklable, as `Storage` is: a local
-    path is absolute then, since other processes have other current folders.
+    Every method delegates to the `Storage` method of the same name and raises the same errors. Picklable like
+    `Storage`; pickling makes a local path absolute, because other processes have other current folders.
     """
 
     storage: Storage
     uri: str
 
     def __truediv__(self, path: str) -> "Location":
-        """What is at `path` below this; raises `UriNotAllowedError` for a path with `..`."""
+        """Return the location at `path` below this one; raises `UriNotAllowedError` for a path with `..`."""
         return Location(self.storage, join(self.uri, path))
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ class Location:
 
     @property
     def name(self) -> str:
-        """The last part of the URI."""
+        """Last part of the URI."""
         return base_name(self.uri)
 
     def read(self, max_bytes: int | None = None) -> bytes:
@@ -46,7 +46,7 @@ class Location:
         return self.storage.open(self.uri)
 
     def open_ranges(self, size: int | None = None) -> BinaryIO:
-        """Open a stream for which each read is a request; `size` in bytes spares asking for it."""
+        """Open a stream in which each read is one request; `size` in bytes, if given, saves another."""
         return self.storage.open_ranges(self.uri, size)
 
     def get_file(self, path: Path) -> None:
@@ -54,23 +54,23 @@ class Location:
         self.storage.get_file(self.uri, path)
 
     def put(self, data: bytes) -> None:
-        """Write the whole object, over an older one."""
+        """Write the whole object, replacing an existing one."""
         self.storage.put(self.uri, data)
 
     def put_if_absent(self, data: bytes) -> bool:
-        """Put the object if there is none; return whether it holds these bytes now."""
+        """Put the object if there is none; return whether it now holds these bytes."""
         return self.storage.put_if_absent(self.uri, data)
 
     def put_file_if_absent(self, path: Path) -> bool:
-        """Put a local file if there is no object; return whether there are its bytes now."""
+        """Put a local file if there is no object; return whether the object now holds its bytes."""
         return self.storage.put_file_if_absent(self.uri, path)
 
     def put_file(self, path: Path) -> None:
-        """Write the object from a local file, over an older one."""
+        """Write the object from a local file, replacing an existing one."""
         self.storage.put_file(self.uri, path)
 
     def exists(self) -> bool:
-        """Return whether the object is there; a folder is not an object."""
+        """Return whether the object exists; a folder is not an object."""
         return self.storage.exists(self.uri)
 
     def size(self) -> int:
@@ -82,15 +82,15 @@ class Location:
         return self.storage.sha256(self.uri)
 
     def size_and_sha256(self) -> tuple[int, str]:
-        """Return how many bytes the object has, and their SHA-256 in hexadecimal."""
+        """Return the object's size in bytes and its SHA-256 in hexadecimal."""
         return self.storage.size_and_sha256(self.uri)
 
     def delete(self) -> None:
-        """Remove the object; absent is fine."""
+        """Delete the object if it exists."""
         self.storage.delete(self.uri)
 
     def purge(self) -> None:
-        """Remove the object with all its older versions; absent is fine."""
+        """Delete the object, if it exists, with all its older versions."""
         self.storage.purge(self.uri)
 
     def walk(self, include_temporary: bool = False, on_skip: OnSkip = warn_of_skipped) -> Iterator[ObjectInfo]:
@@ -98,7 +98,7 @@ class Location:
         return self.storage.walk(self.uri, include_temporary, on_skip)
 
     def link_target(self) -> str | None:
-        """Return where this leads if it is a local symbolic link."""
+        """Return the target if this is a local symbolic link, else None."""
         return self.storage.link_target(self.uri)
 
     def refuse_link(self) -> None:
@@ -106,22 +106,22 @@ class Location:
         self.storage.refuse_link(self.uri)
 
     def walk_ever(self) -> tuple[str, ...]:
-        """Return the names of all that may be removed below this folder: objects, older versions, links."""
+        """Return the names of everything removable below this folder: objects, older versions, links."""
         return self.storage.walk_ever(self.uri)
 
     def list(self, include_temporary: bool = False, beginning: str = "") -> list[ObjectInfo]:
-        """Return the objects directly in this folder whose names begin so, sorted by name."""
+        """Return the objects directly in this folder whose names start with `beginning`, sorted by name."""
         return self.storage.list(self.uri, include_temporary, beginning)
 
 
 def refuse_existing(file: Location) -> None:
-    """Raise `UsageError` if the file is there: it may hold work that was done by hand."""
+    """Raise `UsageError` if the file exists, because it may contain manual work."""
     if file.exists():
         raise _taken(file)
 
 
 def put_new_file(file: Location, path: Path) -> None:
-    """Put a local file; raise `UsageError` if another one was put there meanwhile."""
+    """Put a local file; raise `UsageError` if a different one was put there in the meantime."""
     if not file.put_file_if_absent(path):
         raise _taken(file)
 

@@ -1,4 +1,4 @@
-"""Waiting for a store that is down: an outage of minutes pauses the threads that need the store."""
+"""Waiting for a store that is down, so that an outage of minutes only pauses the threads that need the store."""
 
 import os
 import random
@@ -17,30 +17,30 @@ TELL_EVERY_S = 60.0
 """Seconds between two log lines about a store that is down."""
 
 ROUNDS = 2
-"""Rounds of attempts that may fail while the store answers: an outage may end between an attempt and the check."""
+"""Maximum failed rounds of attempts while the store responds; an outage may end between an attempt and the check."""
 
 BUSY_ROUNDS = 20
-"""The same if the store reports that it is overloaded: some minutes."""
+"""Maximum failed rounds while the store reports that it is overloaded; they take several minutes."""
 
 
 @dataclass
 class _StoreGate:
-    """The state of one store in this process: one thread checks it while the others wait."""
+    """State of one store in this process; one thread checks the store while the others wait."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    given_up: bool = False  # a wait for it timed out, and it has not answered since
+    given_up: bool = False  # a wait for it timed out, and it hasn't responded since
 
 
-# The key includes the process id: a held lock does not survive a fork.
+# The key includes the process id because a held lock doesn't survive a fork.
 _gates: dict[tuple[int, str], _StoreGate] = {}
 
 
 def wait_out(attempt: Callable[[], T], store: str, answers: Callable[[], bool], outage_s: float) -> T:
     """Return `attempt()`; while the store is down, wait for it up to `outage_s` seconds and try again.
 
-    `attempt` has its own retries, and raises `PassingFaultError` when these are used up. `answers` checks the store
-    with a minimal request; `store` is its name in logs. A fault that remains while the store answers is raised, and so
-    is one of a store that an earlier wait has given up.
+    `attempt` does its own retries, and raises `PassingFaultError` once they are used up. `answers` checks the store
+    with a minimal request; `store` is its name in logs. A fault that persists while the store responds is raised, as is
+    a fault of a store that an earlier wait has given up on.
     """
     gate = _gates.setdefault((os.getpid(), store), _StoreGate())
     rounds, end = 0, 0.0
@@ -65,14 +65,14 @@ def wait_out(attempt: Callable[[], T], store: str, answers: Callable[[], bool], 
 
 
 def pauses(doubled: int = 0) -> Iterator[float]:
-    """Seconds to wait before each check of a store: half a second, doubled each time up to ten; jittered."""
+    """Yield the seconds to wait before each check: half a second, doubled each time up to ten, with jitter."""
     while True:
         yield min(10.0, 0.5 * 2**doubled) * random.uniform(0.8, 1.2)
         doubled = min(doubled + 1, 5)
 
 
 def _wait(gate: _StoreGate, store: str, answers: Callable[[], bool], end: float, why: str) -> bool:
-    """Wait until the store answers; False if it does not before `end` (by `time.monotonic`)."""
+    """Wait until the store responds; return False if it doesn't before `end` (by `time.monotonic`)."""
     if not gate.lock.acquire(timeout=max(0.0, end - time.monotonic())):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Probes put into a folder of a store: they test whether it is fit for a dataset, and read its clock."""
+"""Probes of a store folder, which test whether it is suitable for a dataset and read its clock."""
 
 import threading
 import uuid
@@ -12,15 +12,15 @@ from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import redact
 
 _RACERS = 8
-_TRIES = 3  # a sweep that removes temporary files at once may take a probe
+_TRIES = 3  # a concurrent sweep of temporary files may delete a probe
 
 
 def probe(folder: Location) -> None:
-    """Test everything that a dataset needs of its store in a folder, and leave nothing behind.
+    """Test every operation that a dataset needs from its store in a folder, and leave nothing behind.
 
-    Writes, reads back, tries to overwrite with put-if-absent, lets several writers race for one name, lists and
-    deletes. Raises `UsageError` if the store lets an object be replaced, `StorageFaultError` if it fails or
-    refuses us.
+    Writes, reads back, tries to overwrite with put-if-absent, lets several writers race for one name, lists, and
+    deletes. Raises `UsageError` if the store lets an object be replaced, `StorageFaultError` if it fails or refuses
+    access.
     """
     name = f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
     once, raced = folder / f"{name}-once", folder / f"{name}-raced"
@@ -66,7 +66,7 @@ def _not_exclusive(file: Location) -> UsageError:
 
 
 def store_time(folder: Location) -> datetime:
-    """Return the time that the store gives to an object put now, by which ages are counted, never by this machine's."""
+    """Return the store's current time, from an object put now. Ages are based on it, never on the local clock."""
     for _ in range(_TRIES):
         name = f"{TEMPORARY_PREFIX}clock-{uuid.uuid4().hex}"
         file = folder / name

@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how long a fault is retried.
+    """Limits on retries of a fault.
 
-    `attempts` includes the first; the wait doubles from `first_wait_s` to at most `max_wait_s` (seconds, with
-    jitter); no attempt starts after `deadline_s` seconds, which are several read timeouts of a store.
+    `attempts` includes the first. The wait doubles from `first_wait_s` to at most `max_wait_s` (seconds, with jitter).
+    No attempt starts after `deadline_s` seconds, which allow for several read timeouts of a store.
     """
 
     attempts: int = 5
@@ -36,16 +36,16 @@ class RetryPolicy:
     deadline_s: float = 180
 
 
-# A refusal is tried once more: temporary credentials may expire in mid-flight and are then fetched again.
+# A refusal is retried once because temporary credentials may expire in flight and are then refreshed.
 _REFUSED_ATTEMPTS = 2
 
 
 def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[], T]) -> T:
     """Return `attempt()`, retried by `policy` while its errors are faults.
 
-    `action` is a verb for messages ("read"). Raises `NotFoundError` at once for an absent object,
-    `FileExistsError` if there is already an object, our own errors unchanged, and `StorageFaultError` with the
-    URI and the cause when a fault remains.
+    `action` is a verb for messages ("read"). Raises `NotFoundError` immediately for an absent object, `FileExistsError`
+    if an object already exists, our own errors unchanged, and `StorageFaultError` with the URI and the cause for a
+    fault that persists.
     """
     import tenacity
 
@@ -78,7 +78,7 @@ def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[
         verdict = meaning(error)
         if verdict is ErrorKind.EXISTS:
             raise FileExistsError(errno.EEXIST, "an object is already there", uri) from error
-        if verdict is ErrorKind.ABSENT and action != "put":  # nothing has to be there for a put
+        if verdict is ErrorKind.ABSENT and action != "put":  # a put doesn't need an existing object
             raise NotFoundError(f"cannot {action} {redact(uri)}: it is not there") from error
         tries = int(retrying.statistics.get("attempt_number", 1))
         kind = _KINDS.get(verdict, StorageFaultError)

@@ -1,4 +1,4 @@
-"""S3 and compatible stores, through s3fs: conditional puts, paged listings, older versions."""
+"""S3 and S3-compatible stores, through s3fs: conditional puts, paginated listings, older versions."""
 
 import asyncio
 import errno
@@ -34,18 +34,18 @@ T = TypeVar("T")
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 60
 _SLOWEST = 100_000
-"""Bytes a second: a slower body counts as stalled, even if bytes still arrive."""
+"""Minimum throughput of a body in bytes per second; a slower transfer counts as stalled, even if bytes still arrive."""
 _PING_S = 10.0
 
 PART_BYTES = 64 << 20
-"""Bytes of a part of a large file; one of more than 10,000 such parts, S3's limit, gets larger ones."""
+"""Size in bytes of one part of a large file; larger if the file would otherwise exceed S3's limit of 10,000 parts."""
 _PARTS_AT_ONCE = 4
 _MOST_PARTS = 10_000
 _PART_POLICY = RetryPolicy()
 
 
 def check_options(prefix: str, options: Mapping[str, Any]) -> None:
-    """Raise `UsageError` for a key that is not in `OPTIONS`."""
+    """Raise `UsageError` if an option isn't in `OPTIONS`."""
     unknown = sorted(set(options) - set(OPTIONS))
     if unknown:
         raise UsageError(
@@ -54,10 +54,10 @@ def check_options(prefix: str, options: Mapping[str, Any]) -> None:
 
 
 def make_filesystem(options: Mapping[str, Any]) -> Any:
-    """An s3fs file system for these options (keys of `OPTIONS`), private to its caller.
+    """Return a new s3fs file system with these options (keys of `OPTIONS`), not shared with other callers.
 
-    No listings cache: commits of other processes must be visible. No retries below ours: botocore's and s3fs's
-    would multiply with them. No redirects.
+    The listings cache is off because commits of other processes must be visible. Retries are off in botocore and s3fs
+    because they would multiply with ours. Redirects aren't followed.
     """
     import s3fs
 
@@ -88,7 +88,7 @@ def make_filesystem(options: Mapping[str, Any]) -> Any:
 
 
 class S3Store:
-    """Objects in S3 buckets. Every exchange has a deadline: socket timeouts alone do not end a stalled put."""
+    """Objects in S3 buckets. Every request has a deadline, because socket timeouts don't end a stalled put."""
 
     def __init__(self, filesystem: Any) -> None:
         self._fs = filesystem
@@ -96,52 +96,52 @@ class S3Store:
         self._exchange_s = float(config["connect_timeout"]) + float(config["read_timeout"])
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
-        """The whole object in one request."""
+        """Read the whole object in one request."""
         return self._get(uri, max_bytes)
 
     def read_range(self, uri: str, start: int, stop: int) -> bytes:
-        """The bytes [start, stop)."""
+        """Read the bytes [start, stop)."""
         data = self._get(uri, None, Range=f"bytes={start}-{stop - 1}")
         check_length(len(data), stop - start)
         return data
 
     def create(self, uri: str, data: bytes) -> None:
-        """One put with `If-None-Match: *`, up to 5 GB; the loser gets `PreconditionFailed`."""
+        """Create an object of up to 5 GB by a put with `If-None-Match: *`, whose loser gets `PreconditionFailed`."""
         bucket, key = _object(uri)
         self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
 
     def create_file(self, uri: str, path: Path) -> None:
-        """One put, or a multipart upload for a large file, that is completed with `If-None-Match: *`."""
+        """Create an object by one put, or by a multipart upload for a large file, with `If-None-Match: *`."""
         if path.stat().st_size <= PART_BYTES:
             self.create(uri, path.read_bytes())
-        elif self._is_there(uri):  # before gigabytes are sent in vain
+        elif self._is_there(uri):  # avoid uploading gigabytes for nothing
             raise FileExistsError(errno.EEXIST, "an object is already there", uri)
         else:
             self._put_parts(uri, path, IfNoneMatch="*")
 
     def put(self, uri: str, data: bytes) -> None:
-        """One put; S3 shows an object only when it is complete."""
+        """Write an object in one put; S3 shows it only when it is complete."""
         bucket, key = _object(uri)
         self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data)
 
     def put_file(self, uri: str, path: Path) -> None:
-        """One put, or a multipart upload for a large file."""
+        """Write an object from a file in one put, or by a multipart upload if the file is large."""
         if path.stat().st_size <= PART_BYTES:
             self.put(uri, path.read_bytes())
         else:
             self._put_parts(uri, path)
 
     def _put_parts(self, uri: str, path: Path, **conditions: Any) -> None:
-        """Upload a file in parts, each of which is retried separately; a failure leaves nothing behind.
+        """Upload a file in parts, retrying each part separately; abort the upload on failure.
 
-        The upload is completed under `conditions`; with some, `FileExistsError` if it is gone by then: an earlier try
-        may have completed it, or another writer's object ended it, which only the bytes can tell. Raises what
-        `with_retries` raises for the part that failed, after the upload was aborted.
+        The upload is completed under `conditions`. With conditions, a missing upload raises `FileExistsError`: either
+        an earlier attempt completed it or another writer's object ended it, and only comparing the bytes can
+        distinguish the two. Raises what `with_retries` raises for the failed part, after aborting the upload.
         """
         bucket, key = _object(uri)
         size = path.stat().st_size
         step = max(PART_BYTES, -(-size // _MOST_PARTS))
-        # If this answer is lost, an upload without parts is left over, and its id is unknown.
+        # If this response is lost, an empty upload with an unknown id is left behind.
         begun = self._call("create_multipart_upload", Bucket=bucket, Key=key)
         upload: dict[str, Any] = {"Bucket": bucket, "Key": key, "UploadId": begun["UploadId"]}
 
@@ -160,10 +160,10 @@ class S3Store:
             except OSError as error:
                 if (service_code(error) or ("",))[0] != "NoSuchUpload":
                     raise
-                # The upload is gone: an earlier try may have completed it, and its answer was lost.
+                # An earlier attempt may have completed the upload although its response was lost.
                 if not conditions and self.size(uri) != size:
                     raise
-            if conditions:  # raised here, as the store's answer would be read for its cause
+            if conditions:  # outside the `except`, so that the S3 error isn't taken for its cause
                 raise FileExistsError(errno.EEXIST, "the upload is gone: an object may be there", key)
 
         try:
@@ -171,7 +171,7 @@ class S3Store:
             try:
                 parts = list(pool.map(put_part, range(1, -(-size // step) + 1)))
             finally:
-                pool.shutdown(cancel_futures=True)  # and wait: a part that arrives after the abort would stay
+                pool.shutdown(cancel_futures=True)  # wait, because a part that arrives after the abort would stay
             with_retries(_PART_POLICY, "put", uri, complete)
         except BaseException:
             with suppress(SegmintError):
@@ -191,7 +191,7 @@ class S3Store:
     def walk(
         self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
     ) -> Iterator[ObjectInfo]:
-        """Objects below a prefix, page by page, each page requested once."""
+        """Yield the objects below a prefix page by page; each page is requested once."""
         bucket, key = split_bucket(uri)
         prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
         request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix + beginning}
@@ -200,7 +200,7 @@ class S3Store:
         yield from self._pages(request, len(prefix))
 
     def size(self, uri: str) -> int:
-        """The size in bytes, by a HEAD request."""
+        """Return the size in bytes, from a HEAD request."""
         bucket, key = _object(uri)
         try:
             answer = self._call("head_object", Bucket=bucket, Key=key)
@@ -210,17 +210,17 @@ class S3Store:
             elif (service_code(error) or ("",))[0] == "400":
                 self._call(
                     "list_objects_v2", Bucket=bucket, MaxKeys=1
-                )  # its answer has the reason, such as an expired token
+                )  # the response to a GET contains the reason, such as an expired token
             raise
         return int(answer["ContentLength"])
 
     def delete(self, uri: str) -> None:
-        """Remove the object; on a versioned bucket older versions stay (see `purge`)."""
+        """Delete the object; on a versioned bucket, older versions remain (see `purge`)."""
         bucket, key = _object(uri)
         self._call("delete_object", Bucket=bucket, Key=key)
 
     def purge(self, uri: str) -> None:
-        """Remove the object, its older versions and its delete markers."""
+        """Delete the object, its older versions, and its delete markers."""
         bucket, key = _object(uri)
         self.delete(uri)
         for entry in self._versions(bucket, key):
@@ -228,7 +228,7 @@ class S3Store:
                 self._call("delete_object", Bucket=bucket, Key=key, VersionId=entry["VersionId"])
 
     def versioned(self, uri: str) -> set[str]:
-        """Names below a prefix for which the bucket has any version or delete marker."""
+        """Return the names below a prefix for which the bucket holds any version or delete marker."""
         bucket, key = split_bucket(uri)
         prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
         return {entry["Key"][len(prefix) :] for entry in self._versions(bucket, prefix)} - {""}
@@ -244,7 +244,7 @@ class S3Store:
             request["VersionIdMarker"] = page.get("NextVersionIdMarker", "")
 
     def ping(self, uri: str) -> None:
-        """List one entry of the prefix."""
+        """List one entry of the parent prefix."""
         bucket, key = split_bucket(parent(uri))
         self._call("list_objects_v2", within_s=_PING_S, Bucket=bucket, Prefix=key, MaxKeys=1)
 
@@ -278,7 +278,7 @@ class S3Store:
         return self._run(fetch)
 
     def _call(self, method: str, *, size: int = 0, within_s: float | None = None, **request: Any) -> Any:
-        """One request; `size` is the length of its body in bytes."""
+        """Make one request, whose body has `size` bytes."""
         limit = self._exchange_s + size / _SLOWEST if within_s is None else within_s
         return self._run(lambda: _within(limit, self._fs._call_s3(method, **request)))
 
@@ -289,11 +289,11 @@ class S3Store:
         return result
 
     def _require_bucket(self, bucket: str) -> None:
-        # The answer to a HEAD has no body, so an absent key and an absent bucket look the same.
+        # The response to a HEAD has no body, so an absent key and an absent bucket look the same.
         try:
             self._call("list_objects_v2", Bucket=bucket, MaxKeys=1)
         except OSError as error:
-            # Without the right to list the bucket, the answer is only about the key.
+            # Without the permission to list the bucket, the error only concerns the key.
             if meaning(error) is not ErrorKind.REFUSED or (service_code(error) or ("",))[0] == "NoSuchBucket":
                 raise
 
@@ -316,10 +316,10 @@ async def _within(seconds: float, exchange: Awaitable[T]) -> T:
 
 
 def make_session(profile: str | None) -> Any:
-    """A session for aiobotocore with the named profile of the AWS configuration files, or the default one.
+    """Return an aiobotocore session for the named profile of the AWS configuration files, or for the default one.
 
-    A page of a listing has a thousand objects. botocore's parser takes a tenth of a millisecond for each time in it,
-    and most of the rest for what is not used: of an object only its name, size and time are read here.
+    Listing pages contain up to 1,000 objects. botocore's parser needs 0.1 ms for each timestamp, and spends most of the
+    remaining time on unused fields, so this session parses only each object's name, size, and time.
     """
     from aiobotocore.parsers import AioResponseParserFactory, AioRestXMLParser  # type: ignore[import-untyped]
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]
@@ -345,10 +345,10 @@ def make_session(profile: str | None) -> Any:
 
 
 def http_without_redirects() -> type:
-    """The class of aiobotocore's HTTP sessions, with redirects answered to it instead of being followed.
+    """Return a subclass of aiobotocore's HTTP session that doesn't follow redirects.
 
-    A redirect would lead a signed request to any address that a server names, inside the network too. botocore does not
-    follow them either: it asks the right region's endpoint where S3 names another region.
+    A redirect would let a server send a signed request to any address, including one inside the network. botocore
+    doesn't follow redirects either: if S3 names another region, it requests that region's endpoint.
     """
     from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
 
@@ -360,7 +360,7 @@ def http_without_redirects() -> type:
 
 
 class _NoRedirectSession:
-    """An aiohttp session, as far as aiobotocore uses it, whose requests follow no redirect."""
+    """Wrapper of an aiohttp session, limited to what aiobotocore uses, whose requests don't follow redirects."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -370,9 +370,9 @@ class _NoRedirectSession:
 
 
 def parse_time(text: Any) -> datetime:
-    """Parse a time of S3's listings, in ISO 8601 with its zone; other formats are left to botocore's parser.
+    """Parse the timestamp of an S3 listing, in ISO 8601 with a time zone; use botocore's parser for other formats.
 
-    Raises `ValueError` for text that is not a time.
+    Raises `ValueError` if the text is not a time.
     """
     try:
         found = datetime.fromisoformat(text)

@@ -1,4 +1,4 @@
-"""Objects in local folders, S3 buckets and other fsspec stores: read, put if absent, list, delete."""
+"""Access to objects in local folders, S3 buckets, and other fsspec stores: read, put if absent, list, delete."""
 
 import hashlib
 import io
@@ -35,15 +35,15 @@ _READ_AHEAD = 4 << 20
 
 
 class Storage:
-    """Access to objects by URI, with retries. Cheap to make and to pickle; safe to use from threads.
+    """Access to objects by URI, with retries. Cheap to create and pickle; thread-safe.
 
-    `options` are by URI prefix and the longest prefix wins: `{"s3://bucket": {"endpoint_url": …}}`; for S3
-    the keys are `segmint.infra.storage.s3.OPTIONS`, for other schemes those of the fsspec implementation. Credentials
-    are refused as values (`UsageError`): they come from the standard chain. After the attempts of `retry`, methods wait
-    up to `outage_s` seconds for a store that does not answer; see `segmint.infra.storage.outages`.
+    `options` are keyed by URI prefix, as in `{"s3://bucket": {"endpoint_url": …}}`; the longest matching prefix wins.
+    For S3, the keys are `segmint.infra.storage.s3.OPTIONS`; for other schemes, those of the fsspec implementation.
+    Credentials aren't accepted as values (`UsageError`); they come from the standard chain. After the attempts of
+    `retry`, methods wait up to `outage_s` seconds for an unreachable store; see `segmint.infra.storage.outages`.
 
-    Every method raises `NotFoundError` for an absent object where that matters, `StorageFaultError` for a
-    fault that remains, and `UriNotAllowedError` for a URI that is not on the allow-list.
+    Methods that need an object raise `NotFoundError` if it is absent. Every method raises `StorageFaultError` for a
+    fault that persists, and `UriNotAllowedError` for a URI that is not on the allow-list.
     """
 
     def __init__(
@@ -62,19 +62,19 @@ class Storage:
         return Storage, (self._options, self._retry, self._outage_s)
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
-        """The bytes of an object. Raises `ObjectTooLargeError`, before reading them, when over `max_bytes`."""
+        """Read an object. Raises `ObjectTooLargeError`, before reading it, if it exceeds `max_bytes`."""
         store = self._store(uri)
         return self._try("read", uri, lambda: store.read(uri, max_bytes))
 
     def open(self, uri: str) -> BinaryIO:
-        """A seekable stream of an object's bytes; each piece is read with retries."""
+        """Open a seekable stream of an object's bytes; each chunk is read with retries."""
         if scheme(uri) == LOCAL:
             return self._try("open", uri, lambda: open_file(uri))
         raw = _RangeReader(self._read_range, uri, self.size(uri))
         return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD))
 
     def open_ranges(self, uri: str, size: int | None = None) -> BinaryIO:
-        """Like `open`, for a reader that knows which ranges it needs: each read is one request, without read-ahead.
+        """Open a stream in which each read is one request, without read-ahead, for readers that seek to known ranges.
 
         `size` in bytes, if given, saves a request.
         """
@@ -89,20 +89,20 @@ class Storage:
             LocalStore().put_stream(path, stream)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        """Put an object if there is none: of any number of writers exactly one wins.
+        """Put an object if there is none; exactly one of several concurrent writers wins.
 
-        True: the object has these bytes, because we wrote them, or an earlier try did and its answer was lost,
-        or another writer of the same bytes. False: there is another object, which is left untouched.
-        Raises `UsageError` if the store has neither hard links nor conditional puts.
+        Returns True if the object now holds these bytes: because this call wrote them, an earlier attempt did and its
+        response was lost, or another writer wrote the same bytes. Returns False if a different object exists, which is
+        left unchanged. Raises `UsageError` if the store supports neither hard links nor conditional puts.
         """
         store = self._store(uri)
         return self._create(uri, lambda: store.create(uri, data), lambda: self.read(uri, max_bytes=len(data)) == data)
 
     def put_file_if_absent(self, uri: str, path: Path) -> bool:
-        """`put_if_absent` of a local file of any size: it appears whole or not at all.
+        """Put a local file of any size if there is no object; it appears whole or not at all.
 
-        Also where there are neither hard links nor conditional puts: there the store may be asked first and then
-        written to, and a kill may leave an empty or a short file.
+        This also works without hard links or conditional puts. There, the check and the write may be separate steps,
+        and a killed process may leave an empty or truncated file.
         """
         store = self._store(uri)
 
@@ -121,27 +121,27 @@ class Storage:
                 except ObjectTooLargeError:
                     return False
                 except NotFoundError:
-                    continue  # the object was deleted in between
+                    continue  # the object was deleted in the meantime
             return True
         raise StorageFaultError(f"cannot put {redact(uri)}: an object keeps appearing and disappearing there")
 
     def put(self, uri: str, data: bytes) -> None:
-        """Write a whole object, replacing any old one; readers see the old one or the new one."""
+        """Write a whole object, replacing an existing one; readers see either the old or the new one."""
         store = self._store(uri)
         self._try("put", uri, lambda: store.put(uri, data))
 
     def put_file(self, uri: str, path: Path) -> None:
-        """`put` of a local file."""
+        """Write a whole object from a local file, replacing an existing one."""
         if not path.is_file():
             raise UsageError(f"{path} is not a file, so it cannot be put to {redact(uri)}")
         store = self._store(uri)
         self._try("put", uri, lambda: store.put_file(uri, path))
 
     def list(self, uri: str, include_temporary: bool = False, beginning: str = "") -> list[ObjectInfo]:
-        """The objects directly in a folder or prefix, sorted by name; empty if it does not exist.
+        """Return the objects directly in a folder or prefix, sorted by name; empty if it does not exist.
 
-        With `beginning` only those whose names begin so: in a bucket one short request, however many others there are.
-        Folders are left out, and so are temporary files of dead writers (`.tmp-…`), unless `include_temporary`.
+        `beginning` restricts the list to names that start with it, which is one short request in a bucket of any size.
+        Folders are omitted, as are temporary files of dead writers (`.tmp-…`) unless `include_temporary` is set.
         """
         store = self._store(uri)
         found = self._try("list", uri, lambda: list(store.walk(uri, False, warn_of_skipped, beginning)))
@@ -150,11 +150,11 @@ class Storage:
     def walk(
         self, uri: str, include_temporary: bool = False, on_skip: OnSkip = warn_of_skipped
     ) -> Iterator[ObjectInfo]:
-        """The objects below a folder or prefix at any depth, in the store's order.
+        """Yield the objects below a folder or prefix at any depth, in the store's order.
 
-        Names are relative to `uri`. A sweep lists temporary files too (`include_temporary`). Streams: a fault in
-        mid-listing restarts the listing and skips the names already returned, as not every store lists in the
-        order of names. `on_skip` is called for what cannot be listed, such as links in a circle.
+        Names are relative to `uri`. `include_temporary` includes temporary files, for sweeps. A fault in mid-listing
+        restarts the listing and skips the names already yielded, because not every store lists in name order. `on_skip`
+        is called for entries that can't be listed, such as circular links.
         """
         store = self._store(uri)
         given: set[str] = set()
@@ -183,23 +183,23 @@ class Storage:
                 yield found
 
     def size(self, uri: str) -> int:
-        """The size of an object in bytes."""
+        """Return the size of an object in bytes."""
         store = self._store(uri)
         return self._try("look at", uri, lambda: store.size(uri))
 
     def sha256(self, uri: str) -> str:
-        """The SHA-256 of an object's bytes in hexadecimal; they are read as a stream."""
+        """Return the SHA-256 of an object in hexadecimal, computed from a stream."""
         return self.size_and_sha256(uri)[1]
 
     def size_and_sha256(self, uri: str) -> tuple[int, str]:
-        """The number of an object's bytes and their SHA-256 in hexadecimal; they are read as a stream."""
+        """Return an object's size in bytes and its SHA-256 in hexadecimal, computed from a stream."""
         with self.open(uri) as stream:
             # BinaryIO's type lacks readinto, but all of our streams have it.
             digest = hashlib.file_digest(cast("hashlib._BytesIOLike", stream), "sha256").hexdigest()
             return stream.tell(), digest
 
     def exists(self, uri: str) -> bool:
-        """Whether an object exists; a folder does not count."""
+        """Return whether an object exists; a folder does not count."""
         try:
             self.size(uri)
         except NotFoundError:
@@ -207,12 +207,12 @@ class Storage:
         return True
 
     def link_target(self, uri: str) -> str | None:
-        """Where a local symbolic link leads, as written in it; None for anything else."""
+        """Return the target of a local symbolic link as written in it, or None for anything else."""
         path = local_path(uri) if scheme(uri) == LOCAL else None
         return str(path.readlink()) if path is not None and path.is_symlink() else None
 
     def refuse_link(self, uri: str) -> None:
-        """Raise `UsageError` for a local symbolic link: what it leads to is not ours to remove."""
+        """Raise `UsageError` for a local symbolic link, because its target is not ours to delete."""
         target = self.link_target(uri)
         if target is not None:
             raise UsageError(
@@ -221,45 +221,45 @@ class Storage:
             )
 
     def walk_ever(self, uri: str) -> tuple[str, ...]:
-        """Names of all that may be removed below a folder or prefix, relative to it, sorted, temporary objects too.
+        """Return the sorted names of everything removable below a folder or prefix, including temporary objects.
 
-        Includes deleted objects if the bucket keeps their older versions, and local links, which are not followed.
-        Raises `UsageError` for a store whose versions cannot be seen.
+        Names are relative to `uri`. They include deleted objects whose older versions the bucket keeps, and local
+        links, which aren't followed. Raises `UsageError` for a store that can't list versions.
         """
         store = self._store(uri)
         found = with_retries(self._retry, "list versions of", uri, lambda: store.versioned(uri))
         return tuple(sorted(found | {entry.name for entry in self.walk(uri, include_temporary=True)}))
 
     def delete(self, uri: str) -> None:
-        """Remove an object; absent is fine."""
+        """Delete an object if it exists."""
         store = self._store(uri)
         with suppress(NotFoundError):
             self._try("delete", uri, lambda: store.delete(uri))
 
     def purge(self, uri: str) -> None:
-        """Remove an object with all older versions that the bucket keeps; absent is fine.
+        """Delete an object, if it exists, with all older versions that the bucket keeps.
 
-        Raises `UsageError` for a store whose versions cannot be seen.
+        Raises `UsageError` for a store that can't list versions.
         """
         store = self._store(uri)
         with suppress(NotFoundError):
             self._try("purge", uri, lambda: store.purge(uri))
 
     def healthy(self, uri: str) -> bool:
-        """Whether the store of this URI answers and grants access, by a quick check: tells a verdict from a fault."""
+        """Return whether the store responds and grants access, by a quick check; tells a verdict from a fault."""
         return self._ask(uri) is None
 
     def answers(self, uri: str) -> bool:
-        """Whether the store of this URI answers at all, even with a refusal: tells an outage from other faults."""
+        """Return whether the store responds at all, even with a refusal; distinguishes an outage from other faults."""
         return not isinstance(self._ask(uri), PassingFaultError)
 
     def _ask(self, uri: str) -> StorageFaultError | None:
-        """The fault that a quick check of the store finds, if any. Raises nothing: it also checks URIs of a catalog."""
+        """Return the fault found by a quick check, or None. Raises nothing, because the URI may come from a catalog."""
         try:
             store = self._store(uri)
             with_retries(_HEALTH_POLICY, "reach", uri, lambda: store.ping(uri))
         except (NotFoundError, UriNotAllowedError):
-            return None  # about the object or its URI
+            return None  # about the object or its URI, not the store
         except StorageFaultError as fault:
             return fault
         except UsageError as error:

@@ -1,4 +1,4 @@
-"""The operations of a store, and the store of local files."""
+"""The interface of a store, and its implementation for local files."""
 
 import errno
 import os
@@ -23,12 +23,12 @@ _NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLI
 
 
 NO_TIME = datetime.fromtimestamp(0, UTC)
-"""The time of an object in a listing whose store says none: unknown, and older than any age."""
+"""Modification time of a listed object whose store reports none; it counts as older than any age."""
 
 
 @dataclass(frozen=True, order=True)
 class ObjectInfo:
-    """An object in a listing: name relative to what was listed, size in bytes, time of the last write in UTC."""
+    """Listed object: its name relative to the listed folder, size in bytes, and modification time in UTC."""
 
     name: str
     size: int
@@ -36,73 +36,73 @@ class ObjectInfo:
 
 
 OnSkip = Callable[[str, str], None]
-"""Called with the name of an entry that is left out of a listing, relative to what was listed, and why."""
+"""Callback for an entry that a listing skips: its name, relative to the listed folder, and the reason."""
 
 
 def warn_of_skipped(name: str, why: str) -> None:
-    """The default `OnSkip`: a line in the log."""
+    """Log a skipped entry; the default `OnSkip`."""
     get_logger("storage").warning("skipped", name=_text(name), why=why)
 
 
 def _text(name: str) -> str:
-    """A name for people: file systems take bytes that are not UTF-8."""
+    """Return a printable name; file systems allow bytes that aren't UTF-8."""
     return name.encode(errors="replace").decode()
 
 
 class Store(Protocol):
-    """The operations of a store, each tried once; errors are the store's own."""
+    """Operations of a store. Each call makes one attempt and raises the store's own errors."""
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
-        """The whole object; `ObjectTooLargeError` over `max_bytes`, `ShortBodyError` on a wrong length."""
+        """Read a whole object; raises `ObjectTooLargeError` over `max_bytes`, `ShortBodyError` for a wrong length."""
 
     def read_range(self, uri: str, start: int, stop: int) -> bytes:
-        """The bytes [start, stop), which must exist."""
+        """Read the bytes [start, stop), which must exist."""
 
     def create(self, uri: str, data: bytes) -> None:
-        """Write an object that must not exist; `FileExistsError`, or S3's error code, if it does."""
+        """Create an object; raises `FileExistsError`, or an error with S3's code, if it already exists."""
 
     def create_file(self, uri: str, path: Path) -> None:
-        """The same from a local file of any size."""
+        """Create an object from a local file of any size, with the same errors as `create`."""
 
     def put(self, uri: str, data: bytes) -> None:
-        """Write a whole object, replacing any old one."""
+        """Write a whole object, replacing an existing one."""
 
     def put_file(self, uri: str, path: Path) -> None:
-        """The same from a local file."""
+        """Write a whole object from a local file, replacing an existing one."""
 
     def walk(self, uri: str, recursive: bool, on_skip: OnSkip, beginning: str = "") -> Iterator[ObjectInfo]:
-        """The objects below a folder or prefix whose names begin so, by name in code point order."""
+        """Yield the objects below a folder or prefix whose names start with `beginning`, in code point order."""
 
     def size(self, uri: str) -> int:
-        """The size in bytes."""
+        """Return the size in bytes."""
 
     def delete(self, uri: str) -> None:
-        """Remove the object; absent is fine."""
+        """Delete the object if it exists."""
 
     def purge(self, uri: str) -> None:
-        """Remove the object and every older version of it."""
+        """Delete the object and all its older versions."""
 
     def versioned(self, uri: str) -> set[str]:
-        """Names of the objects below a folder or prefix that have versions, including deleted ones."""
+        """Return the names of the objects below a folder or prefix that have versions, including deleted objects."""
 
     def ping(self, uri: str) -> None:
-        """Make a minimal request; returns if the store answers, raises if it does not."""
+        """Make a minimal request; raises if the store doesn't respond."""
 
 
 def check_size(uri: str, size: int, max_bytes: int | None) -> None:
-    """Raise `ObjectTooLargeError` when `size` is over `max_bytes`."""
+    """Raise `ObjectTooLargeError` if `size` exceeds `max_bytes`."""
     if max_bytes is not None and size > max_bytes:
         raise ObjectTooLargeError(f"{redact(uri)} has {size} bytes, over {max_bytes}", size, max_bytes)
 
 
 def check_length(got: int, expected: int) -> None:
-    """Raise `ShortBodyError` when a body is not as long as the store announced."""
+    """Raise `ShortBodyError` if a body's length differs from the announced one."""
     if got != expected:
         raise ShortBodyError(errno.EIO, f"{got} bytes came where {expected} were announced")
 
 
 def open_file(uri: str) -> BinaryIO:
-    """Open a local file for reading. Raises `FileNotFoundError` for a pipe, a device or a socket."""
+    """Open a local file for reading. Raises `FileNotFoundError` for a pipe, device, or socket."""
     path = local_path(uri)
     _regular(path)
     return path.open("rb")
@@ -118,14 +118,14 @@ def _regular(path: Path) -> os.stat_result:
 
 
 class _NoLinksError(UsageError):
-    """A local file system has no hard links."""
+    """The local file system doesn't support hard links."""
 
 
 class LocalStore:
-    """Local files, written so that a crash leaves either the whole file or none."""
+    """Local files, written so that a crash leaves either the whole file or nothing."""
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
-        """The whole file, but no byte more than its size: some files have no end."""
+        """Read the whole file, limited to its size, because some files are endless."""
         with open_file(uri) as file:
             size = os.fstat(file.fileno()).st_size
             check_size(uri, size, max_bytes)
@@ -134,7 +134,7 @@ class LocalStore:
         return data
 
     def read_range(self, uri: str, start: int, stop: int) -> bytes:
-        """The bytes [start, stop)."""
+        """Read the bytes [start, stop)."""
         with open_file(uri) as file:
             file.seek(start)
             data = file.read(stop - start)
@@ -142,9 +142,9 @@ class LocalStore:
         return data
 
     def create(self, uri: str, data: bytes) -> None:
-        """A temporary file, synced, then a hard link: of any number of writers exactly one succeeds.
+        """Create a file from a synced temporary file and a hard link, so that exactly one of several writers succeeds.
 
-        `open(…, "x")` would show readers a half-written file, and `rename` overwrites.
+        `open(…, "x")` would expose a half-written file to readers, and `rename` overwrites.
         """
         path = local_path(uri)
         if path.exists():
@@ -152,7 +152,7 @@ class LocalStore:
         _unless_swept(lambda: self._link(path, data))
 
     def create_file(self, uri: str, path: Path) -> None:
-        """`create` of a local file, copied in pieces; where there are no hard links, a kill may leave an empty one."""
+        """Create a file by copying in chunks; without hard links, a killed process may leave an empty one."""
         target = local_path(uri)
 
         def copy() -> None:
@@ -162,12 +162,12 @@ class LocalStore:
         try:
             _unless_swept(copy)
         except _NoLinksError:
-            target.open("xb").close()  # of several writers one gets past this
+            target.open("xb").close()  # only one of several writers gets past this
             try:
                 self.put_file(uri, path)
             except BaseException:
                 with suppress(OSError):
-                    target.unlink()  # it would refuse the next attempt
+                    target.unlink()  # it would make the next attempt fail
                 raise
 
     def _link(self, path: Path, source: bytes | BinaryIO) -> None:
@@ -186,12 +186,12 @@ class LocalStore:
         _sync_folder(path.parent)
 
     def put(self, uri: str, data: bytes) -> None:
-        """A temporary file, synced, then renamed over the old one."""
+        """Write a synced temporary file and rename it over the old one."""
         path = local_path(uri)
         _unless_swept(lambda: _rename(_write_temporary(path, data), path))
 
     def put_file(self, uri: str, path: Path) -> None:
-        """`put` of a local file, copied in pieces."""
+        """Write a local file by copying in chunks, as `put` does."""
 
         def copy() -> None:
             with path.open("rb") as stream:
@@ -200,38 +200,38 @@ class LocalStore:
         _unless_swept(copy)
 
     def put_stream(self, path: Path, stream: BinaryIO) -> None:
-        """`put` of an open stream to a local path."""
+        """Write an open stream to a local path, as `put` does."""
         _rename(_write_temporary(path, stream), path)
 
     def walk(
         self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
     ) -> Iterator[ObjectInfo]:
-        """Files below a folder; links to folders are not followed, and links in a circle are skipped."""
+        """Yield the files below a folder; links to folders aren't followed, and circular links are skipped."""
         root = local_path(uri)
         if root.is_dir():
             yield from _walk(root, "", recursive, on_skip, beginning)
 
     def size(self, uri: str) -> int:
-        """The size in bytes."""
+        """Return the size in bytes."""
         return _regular(local_path(uri)).st_size
 
     def delete(self, uri: str) -> None:
-        """Remove the file; its folder stays."""
+        """Delete the file but keep its folder."""
         path = local_path(uri)
         with suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
             _sync_folder(path.parent)
 
     def purge(self, uri: str) -> None:
-        """Local files have no older versions."""
+        """Delete the file; local files have no older versions."""
         self.delete(uri)
 
     def versioned(self, uri: str) -> set[str]:
-        """Local files have no older versions; links that `walk` passes over, to folders or to nothing, are named."""
+        """Return the links that `walk` doesn't yield, to folders or to nothing; local files have no older versions."""
         return set(_links(local_path(uri), ""))
 
     def ping(self, uri: str) -> None:
-        """List the nearest parent folder that exists."""
+        """List the nearest existing parent folder."""
         folder = local_path(uri).absolute().parent
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
@@ -240,7 +240,7 @@ class LocalStore:
 
 
 def _unless_swept(put: Callable[[], None]) -> None:
-    """Put a file; once more if its temporary file is gone: a takedown removes those that dead writers may have left."""
+    """Put a file; retry once if its temporary file is gone, because a takedown deletes those left by dead writers."""
     try:
         put()
     except FileNotFoundError:
@@ -251,7 +251,7 @@ def _write_temporary(target: Path, source: bytes | BinaryIO) -> Path:
     _make_folder(target.parent)
     temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
-        # Not `tempfile`: its files are readable by the user only, and these become objects that others read.
+        # `tempfile` would make files readable by their user only, but these become objects that others read.
         with temporary.open("xb") as file:
             if isinstance(source, bytes | bytearray | memoryview):
                 file.write(source)
@@ -293,7 +293,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _links(folder: Path, prefix: str) -> Iterator[str]:
-    """Yield the links below a folder that lead to no regular file, and follow none; a walk names the others."""
+    """Yield the links below a folder that don't lead to a regular file, without following them; `_walk` omits these."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
