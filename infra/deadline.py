@@ -1,4 +1,4 @@
-"""Deadlines that also work while native code hangs: the kernel ends this process."""
+"""Deadlines that work even while native code hangs, because the kernel kills the process."""
 
 import atexit
 import functools
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 
 class Deadline:
-    """Ends this process by SIGALRM when a piece of work in it takes longer than `seconds`; None: never.
+    """Ends this process by SIGALRM if a piece of work in it takes longer than `seconds`; None: never.
 
-    Python cannot interrupt a native function that hangs, and a watching thread would wait for the GIL with it. Several
+    Python can't interrupt a native function that hangs, and a watchdog thread would wait for the GIL with it. Several
     pieces may run at once, each in its own thread. The process must not change its SIGALRM handler.
     """
 
@@ -23,7 +23,7 @@ class Deadline:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Time the block as one piece of work."""
+        """Apply the deadline to the block as one piece of work."""
         if self._seconds is None:
             yield
             return
@@ -39,14 +39,14 @@ class Deadline:
                 self._set()
 
     def _set(self) -> None:
-        """Set the process's single timer to the earliest deadline."""
+        """Set the process's only timer to the earliest deadline."""
         left = min(self._ends.values()) - time.monotonic() if self._ends else 0.0
         signal.setitimer(signal.ITIMER_REAL, max(left, 0.001) if self._ends else 0.0)
 
 
 @functools.cache
 def exit_within(seconds: float) -> None:
-    """Let SIGALRM end this process if it is still there `seconds` after it starts to exit.
+    """Let SIGALRM kill this process if it is still running `seconds` after it starts to exit.
 
     Native exit handlers may wait forever. Python exit handlers that are registered later run before this one.
     """

@@ -1,4 +1,4 @@
-"""The device, precision and number of threads that a process computes with; resolves `auto`."""
+"""Device, precision, and thread count of a process, and the resolution of `auto`."""
 
 import ctypes
 import hashlib
@@ -25,35 +25,35 @@ SLOW_BF16 = (
     "fp32 and back around each product. 1.5 times the time of fp32 was measured. Use precision fp32"
 )
 
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last one of ARM
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last one is ARM's
 
 
 @dataclass(frozen=True)
 class Compute:
-    """A resolved choice, without `auto`."""
+    """Resolved device, precision, and thread count, without `auto`."""
 
     device: str
-    """A torch device: "cpu", "cuda" or "cuda:1"."""
+    """Torch device: "cpu", "cuda", or "cuda:1"."""
     precision: Precision
     threads: int
-    """torch's threads within one operation, at least 1."""
+    """Torch's threads within one operation, at least 1."""
 
     @property
     def kind(self) -> str:
-        """The kind of device without its number: "cpu" or "cuda"."""
+        """Device type without its index: "cpu" or "cuda"."""
         return self.device.partition(":")[0]
 
 
 def resolve_compute(device: str = "auto", precision: str = "auto", threads: str | int = "auto") -> Compute:
-    """Resolve each `auto` for this machine, and check that explicit choices exist here.
+    """Resolve each `auto` for this machine, and check that explicit choices are available.
 
-    - `device`: auto is "cuda" if torch sees a CUDA device, else "cpu".
+    - `device`: auto is "cuda" if torch finds a CUDA device, else "cpu".
     - `precision`: auto is "bf16" on a CUDA device that supports it (Ampere or newer), else "fp32".
-    - `threads`: auto is the number of physical cores this process may use; 1 on a CUDA device, where the CPU
-      only launches the work.
+    - `threads`: auto is the number of physical cores that this process may use, or 1 on a CUDA device, where the CPU
+      only launches kernels.
 
-    Raises `UsageError` for a device that torch does not see, bf16 on a GPU without it, and unknown values. Warns
-    (`RuntimeWarning`) of bf16 on a CPU without instructions for it.
+    Raises `UsageError` for a device that torch doesn't find, bf16 on a GPU without it, and unknown values. Warns
+    (`RuntimeWarning`) about bf16 on a CPU without instructions for it.
     """
     import torch
 
@@ -73,10 +73,10 @@ def resolve_compute(device: str = "auto", precision: str = "auto", threads: str 
 
 
 def device_kind(compute: Compute) -> str:
-    """Return what decides a device's bits: of a CPU the instruction set that torch uses, of a GPU its model.
+    """Return what determines a device's bits: for a CPU, the instruction set that torch uses; for a GPU, its model.
 
-    A GPU's is its name without the maker, which only newer drivers write, and what libraries choose their kernels by:
-    "H100 80GB HBM3, compute capability 9.0, 132 multiprocessors".
+    For a GPU, the string contains the name without the vendor, which only newer drivers include, and the properties by
+    which libraries select kernels: "H100 80GB HBM3, compute capability 9.0, 132 multiprocessors".
     """
     import torch
 
@@ -88,9 +88,9 @@ def device_kind(compute: Compute) -> str:
 
 
 def physical_cores() -> int:
-    """Physical cores this process may use: the minimum of its affinity, the container's quota and torch's count.
+    """Return the usable physical cores: the minimum of the affinity, the container's quota, and torch's count.
 
-    Call it before anything sets `OMP_NUM_THREADS` or torch's threads, which hide the machine's number.
+    Call this before anything sets `OMP_NUM_THREADS` or torch's threads, which hide the machine's core count.
     """
     import torch
 
@@ -99,9 +99,9 @@ def physical_cores() -> int:
 
 
 def apply_compute(compute: Compute) -> None:
-    """Set torch's threads in this process, OpenCV's to 1, and full fp32 products: TF32 gives other bits.
+    """Set torch's threads, set OpenCV's to 1, and disable TF32, whose results differ in bits from fp32.
 
-    On a CPU it also makes the C library keep freed memory, see `keep_freed_memory`.
+    On a CPU, also make the C library keep freed memory; see `keep_freed_memory`.
     """
     import cv2
     import torch
@@ -117,8 +117,8 @@ def apply_compute(compute: Compute) -> None:
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory for reuse in this process; does nothing with another C library.
 
-    Each image allocates and frees thousands of matrices of up to 64 MB. glibc maps such memory each time and returns it
-    at once, and the kernel's zeroing of fresh pages takes a fifth of an encoder's time.
+    Each image allocates and frees thousands of matrices of up to 64 MB. glibc maps and unmaps such memory each time,
+    and the kernel's zeroing of fresh pages takes a fifth of an encoder's time.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -129,7 +129,7 @@ def keep_freed_memory() -> None:
     mallopt(_M_TOP_PAD, 64 << 20)
 
 
-# Of malloc.h: mallopt(3).
+# From malloc.h; see mallopt(3).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
@@ -159,7 +159,7 @@ def _resolve_threads(threads: str | int, kind: str) -> int:
 
 
 def _cgroup_quota() -> int | None:
-    """CPUs that the container may use (cgroup v2), rounded down but at least 1; None without a limit."""
+    """Return the container's CPU quota (cgroup v2), rounded down but at least 1, or None without a limit."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -169,12 +169,12 @@ def _cgroup_quota() -> int | None:
 
 @cache
 def cpu_bits(threads: int, precision: str) -> str:
-    """Return the CPU's maker, and a hash of the results of small operations of the model: "GenuineIntel, 5f0e12ab34cd".
+    """Return the CPU's vendor and a hash of the results of small model operations: "GenuineIntel, 5f0e12ab34cd".
 
-    Which of their kernels torch, oneDNN and MKL run depends on the CPU's maker, on its instruction sets and caches, and
-    on environment variables that hold a library to older ones, and kernels differ in the last bits of sums. None of
-    these libraries says what it chose; the results do. The operations run on so many torch threads, and in `precision`.
-    Takes about 0.2 s once in a process.
+    The kernels that torch, oneDNN, and MKL select depend on the CPU's vendor, instruction sets, and caches, and on
+    environment variables that restrict a library to older instruction sets. Kernels differ in the last bits of sums.
+    None of these libraries reports its choice, but the results reveal it. The operations run on `threads` torch threads
+    in `precision`. Takes about 0.2 s once per process.
     """
     import torch
 
@@ -186,18 +186,18 @@ def cpu_bits(threads: int, precision: str) -> str:
 
 
 def computes_bf16() -> bool:
-    """Whether the CPU has instructions for products in bf16; True where that is not known."""
+    """Return whether the CPU has instructions for bf16 products; True if that is unknown."""
     flags = " ".join(value for key, value in _facts().items() if key in ("flags", "Features"))
     return not flags or not _BF16_FLAGS.isdisjoint(flags.split())
 
 
 def _results(dtype: "torch.dtype") -> Iterator["Tensor"]:
-    """Results of operations of the kinds and about the shapes that encoder, decoder and face detector have."""
+    """Yield results of operations of the types and approximate shapes of the encoder, decoder, and face detector."""
     import torch
     import torch.nn.functional as F
 
     def noise(*shape: int) -> "Tensor":
-        """Numbers from -1 to 1 that are the same everywhere."""
+        """Return deterministic pseudorandom numbers from -1 to 1, the same on every machine."""
         counted = torch.arange(int(torch.tensor(shape).prod()), dtype=torch.int64)
         mixed = (counted * 2654435761 + len(shape)) % 2**32
         mixed = (mixed ^ (mixed >> 13)) * 1274126177 % 2**32
@@ -231,7 +231,7 @@ def _threads_set(threads: int) -> Iterator[None]:
 
 @cache
 def _facts() -> dict[str, str]:
-    """What Linux says about the first processor."""
+    """Return the fields of the first processor in /proc/cpuinfo; empty if it can't be read."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -241,7 +241,7 @@ def _facts() -> dict[str, str]:
 
 
 def device_failure(device: str) -> str | None:
-    """Return the fault that makes a GPU unusable for this process, or None. After a fault every call reports it."""
+    """Return the fault that makes a GPU unusable for this process, or None; after a fault, every call reports it."""
     if not device.startswith("cuda"):
         return None
     import torch

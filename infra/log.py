@@ -1,4 +1,4 @@
-"""Structured logs on standard error: readable on a terminal, JSON lines elsewhere, always without secrets."""
+"""Structured logs on standard error: readable on a terminal, JSON lines otherwise, always without secrets."""
 
 import re
 import sys
@@ -21,9 +21,9 @@ _HIDDEN = "[redacted]"
 
 
 def configure(level: str = "info", json: bool | None = None, stream: TextIO | None = None) -> None:
-    """Set up logging for this process; `json` None: JSON lines unless standard error is a terminal.
+    """Set up logging for this process; `json` None means JSON lines unless standard error is a terminal.
 
-    Lines go to `stream`; None: to standard error.
+    Lines go to `stream`, or to standard error if it is None.
     """
     import structlog
 
@@ -47,16 +47,16 @@ def configure(level: str = "info", json: bool | None = None, stream: TextIO | No
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        # Looked up at each use: a progress bar on the terminal replaces the stream while it runs.
+        # Looked up on each use, because a progress bar on the terminal replaces the stream while it runs.
         logger_factory=lambda *_: structlog.PrintLogger(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
 
 
 def get_logger(name: str) -> "FilteringBoundLogger":
-    """A logger whose lines carry `logger=name`: `get_logger("build").info("window_started", shards=200)`.
+    """Return a logger whose lines contain `logger=name`: `get_logger("build").info("window_started", shards=200)`.
 
-    Importing structlog costs 80 ms: call this inside functions, not at the head of a module.
+    Importing structlog takes 80 ms, so call this inside functions, not at module level.
     """
     import structlog
 
@@ -67,7 +67,7 @@ def get_logger(name: str) -> "FilteringBoundLogger":
 
 
 def without_secrets(value: Any, key: str = "") -> Any:
-    """`value` with credentials redacted: by key names and in URLs, at any depth."""
+    """Return `value` with credentials redacted, by key names and in URLs, at any depth."""
     if key and _SECRET_KEY.search(key) and value is not None:
         return _HIDDEN
     if isinstance(value, str):
@@ -82,5 +82,5 @@ def without_secrets(value: Any, key: str = "") -> Any:
 
 
 def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    # `exc_info` stays unchanged: the console renderer formats the traceback from it.
+    # `exc_info` stays unchanged because the console renderer formats the traceback from it.
     return {name: item if name == "exc_info" else without_secrets(item, name) for name, item in event.items()}

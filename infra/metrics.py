@@ -1,10 +1,10 @@
-"""The metrics that a run exports through Ray: the name, kind and labels of each.
+"""Metrics that a run exports through Ray, each with its name, kind, and labels.
 
-Every Ray node has an agent that collects the metrics of its processes and serves them to Prometheus, at the port of
-`ray start --metrics-export-port`; KubeRay's is 8080. There a counter `segmint_images_written` is called
-`ray_segmint_images_written_total`. Metrics are always on: a count costs microseconds, and is dropped if no agent runs.
-Counters start at 0 in each run, as Prometheus expects after a restart. `infra/grafana/segmint.json` shows all of them,
-`infra/grafana/alerts.yaml` watches some.
+Every Ray node runs an agent that collects its processes' metrics and serves them to Prometheus at the port of `ray
+start --metrics-export-port`; KubeRay uses 8080. There, the counter `segmint_images_written` is named
+`ray_segmint_images_written_total`. Metrics are always on: an update costs microseconds, and is dropped if no agent
+runs. Counters start at 0 in each run, as Prometheus expects after a restart. `infra/grafana/segmint.json` shows all of
+them, and `infra/grafana/alerts.yaml` watches some.
 """
 
 import os
@@ -19,7 +19,7 @@ from segmint.infra.log import get_logger
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric in Ray; `labels` are in addition to `dataset`, which all metrics have."""
+    """Metric in Ray; `labels` are in addition to `dataset`, which every metric has."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -65,7 +65,7 @@ METRICS = (
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process, in bytes; its peak where the system does not say more."""
+    """Return the resident memory of this process in bytes, or its peak if the system reports nothing else."""
     try:
         pages = Path("/proc/self/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
@@ -75,7 +75,7 @@ def resident_bytes() -> int:
 
 
 class RunMetrics:
-    """The metrics of one run, on its driver. They never fail a run: the first error switches them off."""
+    """Metrics of one run, recorded on its driver. They never fail a run; the first error disables them."""
 
     def __init__(self, dataset: str) -> None:
         self._dataset = dataset
@@ -83,7 +83,7 @@ class RunMetrics:
         self._works = True
 
     def add(self, metric: Metric, value: float = 1, **labels: str) -> None:
-        """Add to a counter; values of 0 or less are ignored, as a counter only grows."""
+        """Add to a counter; values of 0 or less are ignored because a counter only grows."""
         if value > 0:
             self._record(metric, "inc", value, labels)
 

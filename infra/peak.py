@@ -1,4 +1,4 @@
-"""The measured peak of a device: floating-point operations a second of matrix products."""
+"""Measurement of a device's peak: floating-point operations per second of matrix products."""
 
 import math
 import time
@@ -13,23 +13,22 @@ if TYPE_CHECKING:
     import torch
 
 MEASURE_S = 0.3
-"""Seconds that the trials of one measurement take."""
+"""Duration in seconds of the trials of one measurement."""
 
 CPU_SIDE = 512
-"""Rows and columns of the matrices on a CPU: full speed on one core, done in milliseconds, fits its cache."""
+"""Rows and columns of the matrices on a CPU: full speed on one core, finished in milliseconds, fits the cache."""
 
 CUDA_SIDE = 8192
-"""The same on a GPU, which smaller products do not keep busy."""
+"""Rows and columns of the matrices on a GPU, which smaller products don't saturate."""
 
 
 def measure_peak(compute: Compute) -> float:
-    """Operations a second, two a multiply-add, of matrix products on this device in the precision of `compute`.
+    """Return the operations per second, two per multiply-add, of matrix products in `compute`'s precision.
 
-    On a CPU `compute.threads` products run in parallel, one a thread, and their rates are added; both of torch's
-    libraries are tried (see `model/sam/products.py`). The fastest of several trials counts, for each thread separately:
-    other load on the machine can only slow a product down, and a ceiling that sank with the load would make the run
-    look better than it is. Takes a fraction of a second, and restores torch's threads, random numbers and TF32
-    settings.
+    On a CPU, `compute.threads` products run in parallel, one per thread, and their rates are added; both of torch's
+    libraries are tried (see `model/sam/products.py`). Each thread's fastest trial counts, because other load on the
+    machine can only slow a product down, and a ceiling that dropped with the load would make the run look better than
+    it is. Takes a fraction of a second, and restores torch's threads, random state, and TF32 settings.
     """
     import torch
 
@@ -48,7 +47,7 @@ def measure_peak(compute: Compute) -> float:
 
 
 def _fastest_products(matrix: "torch.Tensor") -> float:
-    """Operations a second of the fastest product in `MEASURE_S` seconds, after one to warm up."""
+    """Return the operations per second of the fastest product in `MEASURE_S` seconds, after a warm-up."""
     products = _products(matrix)
     for product in products:
         _product_s(product, matrix)
@@ -61,7 +60,7 @@ def _fastest_products(matrix: "torch.Tensor") -> float:
 
 
 def _products(matrix: "torch.Tensor") -> list[Callable[["torch.Tensor"], object]]:
-    """The ways in which torch multiplies a matrix by itself."""
+    """Return torch's implementations of multiplying a matrix by itself."""
     import torch
 
     out = matrix.clone()
@@ -73,7 +72,7 @@ def _products(matrix: "torch.Tensor") -> list[Callable[["torch.Tensor"], object]
 
 
 def _product_s(product: Callable[["torch.Tensor"], object], matrix: "torch.Tensor") -> float:
-    """Seconds of one product, until its result is ready."""
+    """Return the seconds of one product, until its result is ready."""
     import torch
 
     with torch.inference_mode():
@@ -87,7 +86,7 @@ def _product_s(product: Callable[["torch.Tensor"], object], matrix: "torch.Tenso
 
 
 def _noise(compute: Compute, side: int) -> "torch.Tensor":
-    """A square matrix of noise: zeros draw less power, and on a GPU their products run faster than real ones."""
+    """Return a square matrix of noise; zeros use less power, and their products run faster than real ones on a GPU."""
     import torch
 
     generator = torch.Generator(compute.device).manual_seed(0)

@@ -1,4 +1,4 @@
-"""The peaks that segment actors measure, collected for the driver. Imports only Ray, not the model."""
+"""Collection of the peaks that segment actors measure. Imports only Ray, not the model."""
 
 import contextlib
 
@@ -6,7 +6,7 @@ import ray
 import ray.exceptions
 
 TIMEOUT_S = 10.0
-"""Seconds that a report, or the end of a run, waits for the actor that keeps the reports."""
+"""Timeout in seconds of a call to the actor that keeps the reports, by an actor or at the end of a run."""
 
 
 class PeakReports:
@@ -16,15 +16,15 @@ class PeakReports:
         self._box = ray.remote(num_cpus=0)(_ReportsActor).remote()
 
     def __call__(self, flop_per_s: float) -> None:
-        """Report one device's peak, from any process; returns when it is stored, as Ray keeps no order between callers.
+        """Report one device's peak from any process; waits until it is stored, because Ray doesn't order callers.
 
-        If the node that keeps the reports is gone, this one is lost: a missing metric never fails a run.
+        If the node that keeps the reports is gone, the report is lost; a missing metric never fails a run.
         """
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self._box.put.remote(flop_per_s), timeout=TIMEOUT_S)
 
     def collect(self) -> list[float]:
-        """All reports so far; empty if the node that kept them is gone: a missing metric never fails a run."""
+        """Return all reports so far; empty if the node that kept them is gone: a missing metric never fails a run."""
         try:
             reports: list[float] = ray.get(self._box.all.remote(), timeout=TIMEOUT_S)
         except ray.exceptions.RayError:
@@ -33,7 +33,7 @@ class PeakReports:
 
 
 class _ReportsActor:
-    """The actor that keeps the reports."""
+    """Actor that keeps the reports."""
 
     def __init__(self) -> None:
         self._reports: list[float] = []

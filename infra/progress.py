@@ -1,4 +1,4 @@
-"""Progress of several stages: bars on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of several stages: bars on a terminal, otherwise a plain line every few seconds."""
 
 import sys
 import threading
@@ -20,7 +20,7 @@ class _StageProgress:
 
 
 class Progress:
-    """Shows how far each stage is; safe to call from threads. A context manager.
+    """Context manager that shows the progress of each stage; thread-safe.
 
     ```
     with Progress() as progress:
@@ -28,8 +28,8 @@ class Progress:
         progress.update("prepare", done=120)
     ```
 
-    `stream` is standard error by default; `interval_s` is the minimum number of seconds between two plain
-    lines of one `Progress`; `bars` None means bars if the stream is a terminal.
+    `stream` is standard error by default; `interval_s` is the minimum number of seconds between two plain lines; `bars`
+    None means bars if the stream is a terminal.
     """
 
     def __init__(self, stream: TextIO | None = None, interval_s: float = 5.0, bars: bool | None = None) -> None:
@@ -60,7 +60,7 @@ class Progress:
                 self._print_lines()
 
     def stage(self, name: str, total: int | None = None) -> None:
-        """Start a stage, or change the total of a running one (None: not known)."""
+        """Start a stage, or change the total of a running one (None: unknown)."""
         with self._lock:
             stage = self._stages.setdefault(name, _StageProgress(total))
             stage.total = total
@@ -70,12 +70,12 @@ class Progress:
                 self._bars.update(self._tasks[name], total=total)
 
     def done(self, name: str) -> int:
-        """The number of items that are done in a stage; 0 if it has not started."""
+        """Return the number of finished items of a stage; 0 if it has not started."""
         with self._lock:
             return self._stages[name].done if name in self._stages else 0
 
     def update(self, name: str, done: int) -> None:
-        """Set the total number of items that are done in a stage; starts the stage if it is new."""
+        """Set the number of finished items of a stage, starting the stage if it is new."""
         if name not in self._stages:
             self.stage(name)
         with self._lock:
@@ -86,7 +86,7 @@ class Progress:
                 self._print_lines()
 
     def line(self, text: str) -> None:
-        """Print a line; where there are bars, above them."""
+        """Print a line, above the bars if there are any."""
         with self._lock:
             if self._bars is not None:
                 self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Starting or joining Ray; nothing else does."""
+"""Starting a local Ray or joining a cluster; the only module that does so."""
 
 import contextlib
 import fcntl
@@ -20,29 +20,29 @@ from typing import Any
 from segmint.infra.errors import UsageError
 
 MIN_LOCAL_CPUS = 8
-"""Logical CPUs of a local Ray, unless two a core plus four are more: stages need slots to run in parallel, and most of
-them wait rather than compute."""
+"""Minimum number of logical CPUs of a local Ray, which gets two per core plus four if that is more. Stages need slots
+to run in parallel, and most of them wait rather than compute."""
 
 
 RETRIES = 16
-"""The most restarts of an actor and retries of a block; without a bound Ray would go on forever."""
+"""Maximum number of actor restarts and of block retries; without a limit, Ray would retry forever."""
 
 
 _ONE_ARENA = ("MALLOC_ARENA_MAX", "1")
-"""In the environment of workers. Ray calls actors in threads, and glibc maps what does not fit into a thread's arena of
-64 MB again each time: a quarter of a gigabyte of fresh pages an image. The main arena keeps freed memory."""
+"""Environment variable of workers. Ray calls actors in threads, and glibc maps memory that doesn't fit into a thread's
+64 MB arena again each time, which costs 250 MB of fresh pages per image. The main arena keeps freed memory."""
 
 
 _KIND = "accelerator_type:"
-"""Begins the name of the resource by which Ray says the kind of a node's GPUs: `accelerator_type:H100`."""
+"""Prefix of the Ray resource that names the kind of a node's GPUs, as in `accelerator_type:H100`."""
 
 NAME_GPUS = f"""GPUs that Ray does not name get a name with their nodes: ray start --resources='{{"{_KIND}NAME": 1}}'"""
-"""What to do where a kind is asked for by its name, and there are GPUs without one."""
+"""Advice for a user who asks for a GPU kind by name when Ray doesn't name the kind of some GPUs."""
 
 
 @dataclass(frozen=True)
 class GpuNodes:
-    """Nodes whose GPUs are of one kind."""
+    """Nodes with GPUs of the same kind."""
 
     gpus: float
     nodes: int
@@ -51,40 +51,40 @@ class GpuNodes:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The resources of the connected Ray."""
+    """Resources of the connected Ray cluster."""
 
-    local: bool  # whether we started it, on this machine
+    local: bool  # started by this process, on this machine
     cpus: float  # logical CPUs of all nodes
     gpus: float
-    nodes: int  # that have CPUs; the head of a cluster often has none
-    cores: int  # CPU cores that this process may run on; on a cluster, those of the driver's node
-    gpu_nodes: int = 0  # that have GPUs
+    nodes: int  # nodes with CPUs; the head node of a cluster often has none
+    cores: int  # CPU cores that this process may use; on a cluster, those of the driver's node
+    gpu_nodes: int = 0  # nodes with GPUs
     gpu_node_cpus: float = 0.0  # logical CPUs of these nodes
-    gpu_kinds: Mapping[str, GpuNodes] = field(default_factory=dict)  # by Ray's name; "" where it names none
+    gpu_kinds: Mapping[str, GpuNodes] = field(default_factory=dict)  # by Ray's name; "" for GPUs that Ray doesn't name
 
     @property
     def most_workers(self) -> int:
-        """How many workers of one CPU can work at once: a local Ray is given more logical CPUs than there are cores."""
+        """Maximum number of one-CPU workers that can run at once; a local Ray has more logical CPUs than cores."""
         return max(1, self.cores if self.local else int(self.cpus))
 
     @property
     def names_gpus(self) -> bool:
-        """Whether Ray names the kind of any GPU: it can only be asked for by that name."""
+        """True if Ray names the kind of at least one GPU; a kind can only be requested by that name."""
         return any(self.gpu_kinds)
 
     @property
     def has_unnamed_gpus(self) -> bool:
-        """Whether there are GPUs whose kind Ray does not name."""
+        """True if there are GPUs whose kind Ray doesn't name."""
         return "" in self.gpu_kinds
 
 
 def cores_here() -> int:
-    """CPU cores that this process may run on."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def joins_cluster(address: str) -> bool:
-    """Whether `ray_session(address)` joins a Ray that is already running; does not import Ray."""
+    """Return whether `ray_session(address)` joins a running Ray; does not import Ray."""
     ray = sys.modules.get("ray")
     return (ray is not None and ray.is_initialized()) or _target(address) != "local"
 
@@ -95,24 +95,24 @@ def _target(address: str) -> str:
 
 @contextlib.contextmanager
 def ray_session(address: str = "auto", *, object_store_memory: int | None = None) -> Iterator[Cluster]:
-    """Join the cluster at `address`, or start a local Ray; at the end, disconnect or stop it.
+    """Join the cluster at `address`, or start a local Ray; disconnect or stop it on exit.
 
-    "auto" joins the cluster in `RAY_ADDRESS`, and is local without it; "local" is always local. A local Ray has a
-    private folder, deleted at the end, unless `RAY_TMPDIR` names another.
-    `object_store_memory` (bytes) is for a local Ray only. Raises `UsageError` when no cluster answers.
+    "auto" joins the cluster named by `RAY_ADDRESS`, or starts a local Ray if the variable isn't set; "local" always
+    starts one. A local Ray uses a private folder that is deleted on exit, unless `RAY_TMPDIR` names one.
+    `object_store_memory` (bytes) only applies to a local Ray. Raises `UsageError` if the cluster can't be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's core writes its own log lines to the terminal; its folder of logs keeps what matters.
+    # Ray's core writes its own log lines to the terminal; its log folder keeps what matters.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if _target(address) == "local":
         os.environ.setdefault(*_ONE_ARENA)
-        # Ray's control store would keep the history of each task for a dashboard, 4 KB for up to 100,000 of them.
+        # Otherwise Ray's control store keeps the history of up to 100,000 tasks, 4 KB each, for a dashboard.
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     import ray
 
-    # Ray Data prints the traceback of an error that it also raises.
+    # Ray Data prints the traceback of errors that it also raises.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    # Nothing else limits how often Ray Data restarts an actor; check for another way when the pinned Ray is upgraded.
+    # There is no other way to limit actor restarts in Ray Data; check again when the pinned Ray is upgraded.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     if ray.is_initialized():
         yield observe(local=False)
@@ -129,7 +129,7 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
 
 
 def _start(address: str, target: str, folder: Path | None, object_store_memory: int | None) -> None:
-    """Start a local Ray, whose files go to `folder` (None: to Ray's own), or join the cluster at `target`."""
+    """Start a local Ray with its files in `folder` (None: Ray's default), or join the cluster at `target`."""
     import ray
 
     with warnings.catch_warnings(), _without_native_output():
@@ -165,9 +165,9 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Make a Ray that starts in this block listen on 127.0.0.1 only.
+    """Make a Ray that starts inside this context listen on 127.0.0.1 only.
 
-    Ray does so by default on macOS and Windows. The switch is read when Ray is imported, here and in its processes.
+    That is Ray's default on macOS and Windows. Ray reads the setting when it is imported, here and in its processes.
     """
     from ray._private import ray_constants
 
@@ -185,15 +185,15 @@ def _on_loopback() -> Iterator[None]:
 
 
 _HELPERS = ("start_log_monitor", "start_monitor", "start_api_server")
-"""Methods of Ray's node: they start what copies the workers' logs to the driver, scales a cluster, and answers for a
+"""Methods of Ray's node that start the processes for forwarding worker logs to the driver, autoscaling, and serving the
 dashboard."""
 
 
 @contextlib.contextmanager
 def _without_helpers() -> Iterator[None]:
-    """Start a Ray in this block without processes that a local one does not use: each takes 80 MB and a core's second.
+    """Skip the processes that a local Ray doesn't need; each takes 80 MB and one second of CPU time to start.
 
-    Ray has no public switch for them.
+    Ray has no public option for that.
     """
     from ray._private.node import Node
 
@@ -208,14 +208,15 @@ def _without_helpers() -> Iterator[None]:
 
 
 def _keep_token_private() -> None:
-    """Create the token of a local Ray readable by its owner only: Ray would make it readable by all users.
+    """Create the auth token of a local Ray readable only by its owner; Ray would make it readable by all users.
 
-    A user with the token may run code in that Ray. Settings of Ray's authentication in the environment are kept.
+    Anyone with the token can run code in that Ray. Ray's own authentication settings in the environment take
+    precedence.
     """
     if any(name.startswith("RAY_AUTH_") for name in os.environ):
         return
     path = Path.home() / ".ray" / "auth_token"
-    with contextlib.suppress(OSError):  # Ray reports what is wrong with the folder
+    with contextlib.suppress(OSError):  # Ray reports problems with the folder itself
         path.parent.mkdir(mode=0o700, exist_ok=True)
         path.touch(mode=0o600)
         path.chmod(0o600)
@@ -224,7 +225,7 @@ def _keep_token_private() -> None:
 
 
 _SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Environment variable of a driver that `ray job submit` started: the configuration of its job."""
+"""Environment variable in which Ray passes the job's configuration to a driver started by `ray job submit`."""
 
 _EXCLUDES = [
     ".git",
@@ -233,7 +234,7 @@ _EXCLUDES = [
     "data",
     "bundle",
     "tests",
-    "/pipeline",  # Ray follows the links of segmint/, which bring these five
+    "/pipeline",  # Ray follows the symbolic links in segmint/, which include these five
     "/operators",
     "/model",
     "/catalogs",
@@ -248,7 +249,7 @@ _EXCLUDES = [
 
 @contextlib.contextmanager
 def _without_native_output() -> Iterator[None]:
-    """Discard what Ray's native code writes to the terminal while it starts; exceptions still report errors."""
+    """Discard what Ray's native code writes to the terminal during startup; errors are still raised as exceptions."""
     sys.stderr.flush()
     terminal = os.dup(2)
     try:
@@ -261,17 +262,17 @@ def _without_native_output() -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Raise `OSError` when nothing listens at host:port; Ray itself would wait for minutes."""
+    """Raise `OSError` if nothing listens at host:port; Ray itself would wait for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _runtime_env() -> dict[str, Any] | None:
-    """The runtime environment of a cluster's workers: this checkout; None if segmint is installed, as it is there too.
+    """Return the runtime environment of cluster workers: this checkout, or None if segmint is installed there.
 
-    A driver that `ray job submit --working-dir` started runs in that folder, and so do its workers: Ray refuses a
-    second folder.
+    Also None if `ray job submit --working-dir` started the driver: its workers already run in that folder, and Ray
+    rejects a second one.
     """
     checkout = Path(__file__).resolve().parent.parent
     submitted = json.loads(os.environ.get(_SUBMITTED_JOB) or "{}").get("runtime_env") or {}
@@ -283,7 +284,7 @@ def _runtime_env() -> dict[str, Any] | None:
 
 
 def observe(*, local: bool) -> Cluster:
-    """The resources of the connected Ray now: nodes come and go."""
+    """Return the current resources of the connected Ray, which change as nodes join and leave."""
     import ray
 
     resources = ray.cluster_resources()
@@ -312,15 +313,16 @@ def _by_kind(with_gpus: Sequence[Mapping[str, float]]) -> dict[str, GpuNodes]:
 
 
 def gpu_kind(resources: Mapping[str, float]) -> str:
-    """Return the kind of GPU that a node's resources name; "" for none."""
+    """Return the GPU kind named in a node's resources, or "" if none is."""
     named = sorted(name.removeprefix(_KIND) for name in resources if name.startswith(_KIND))
     return named[0] if named else ""
 
 
 def accelerator_types(gpu: str) -> set[str]:
-    """Return the names that Ray may have for a GPU of this kind, as `segmint.infra.device.device_kind` writes it.
+    """Return the names that Ray may use for a GPU of this kind, given as `segmint.infra.device.device_kind` writes it.
 
-    Ray makes them from the driver's name of the GPU, from which `device_kind` takes the maker: with it and without it.
+    Ray derives them from the driver's name of the GPU, from which `device_kind` removes the vendor, so the set contains
+    the names derived with and without it.
     """
     from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
@@ -330,7 +332,7 @@ def accelerator_types(gpu: str) -> set[str]:
 
 
 def alive_nodes() -> frozenset[str]:
-    """Ids of the live nodes of the connected Ray."""
+    """Return the ids of the live nodes of the connected Ray."""
     import ray
 
     return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
@@ -338,18 +340,18 @@ def alive_nodes() -> frozenset[str]:
 
 PREFIX = "segmint-ray-"
 _LONGEST_PARENT = 18
-"""Characters: a socket's path has 107 at most, of which Ray takes 64 below its folder, and these two folders 23."""
+"""Maximum length in characters: socket paths are limited to 107, Ray uses 64 below its folder, our two folders 23."""
 
-_NEW_S = 60.0  # a folder may be this young without being locked
+_NEW_S = 60.0  # a younger folder may not be locked yet
 
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path | None]:
-    """Make a folder inside one that only this user may enter, and delete both; None where `RAY_TMPDIR` names one.
+    """Create a private folder for Ray and delete it on exit; yield None if `RAY_TMPDIR` names one.
 
-    Ray makes the inner one writable for all. The outer one is in the system's folder for temporary files, or in /tmp
-    where that has a long path. Folders that killed processes left there are deleted first: a living process holds a
-    lock on its folder.
+    Ray makes its folder writable for everyone, so it is created inside a folder that only this user can enter. The
+    outer folder is in the system's temporary folder, or in /tmp if that path is too long. Folders that killed processes
+    left behind are deleted first; a live process holds a lock on its folder.
     """
     if os.environ.get("RAY_TMPDIR"):
         yield None
@@ -370,9 +372,9 @@ def private_folder() -> Iterator[Path | None]:
 
 
 def sweep(parent: Path) -> None:
-    """Delete this user's folders in `parent` whose processes are no more."""
+    """Delete this user's folders in `parent` whose processes have ended."""
     for folder in parent.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # gone meanwhile, or of another user
+        with contextlib.suppress(OSError):  # already deleted, or another user's
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 found = os.fstat(lock)

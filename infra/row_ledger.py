@@ -1,11 +1,11 @@
-"""A ledger of the rows that each worker is processing, so that it is known which rows a worker died with.
+"""Ledger of the rows that each worker has in flight, which identifies the rows that a worker died with.
 
-A worker may have several rows in flight. It records a row before it starts it, and waits for the answer; that the row
-is done is recorded with the next one that starts in the worker, or with the end of the row's visit. Ray runs the blocks
-of a dead worker again, and a row that starts there a second time without being done was in flight when its worker died.
-If it was the only one there, it is a suspect: it is barred for the rest of the window, and the rows around it go on.
-If there were others, each of them is run again with no other row in flight in its worker; one that dies then is the
-only one. The ledger is an actor on the driver's node. Imports only Ray: the actor starts without the model.
+A worker may have several rows in flight. It records each row and waits for the reply before it starts the row; that the
+row is done is recorded together with the worker's next start or with the end of the row's block. Ray runs the blocks of
+a dead worker again, so a row that starts a second time without being done was in flight when its worker died. If it was
+the only such row, it is a suspect: it is barred for the rest of the window, and the rows around it continue. If there
+were others, each of them runs again with no other row in flight in its worker, so that the next death identifies one.
+The ledger is an actor on the driver's node. This module imports only Ray, so that the actor starts without the model.
 """
 
 import threading
@@ -23,21 +23,21 @@ from segmint.infra.deadline import exit_within
 from segmint.infra.errors import SegmintError
 
 MAX_DEATHS = 8
-"""The number of workers' deaths that ends a window: the cause may be the machines, and each costs a worker's start."""
+"""Number of worker deaths that ends a window; the machines may be the cause, and each death costs a worker's start."""
 
 EXIT_S = 60.0
-"""Seconds within which an exiting worker must be gone. Ray's exit handler may hang in a process that has called an
-actor: this was seen, and the processes kept their memory forever."""
+"""Seconds after which an exiting worker is killed, because Ray's exit handler has been seen to hang forever, keeping
+its memory, in a process that had called an actor."""
 
 TIMEOUT_S = 60.0
-"""Seconds that a worker or the driver waits for the actor that keeps the ledger."""
+"""Timeout in seconds of a worker's or the driver's calls to the ledger actor."""
 
 _SUSPECT = "the worker that segmented this image died with it: it is tried alone, in a separate worker"
 _ENDING = "the worker of this row is being ended"
 
 
 class BarredRowError(SegmintError):
-    """A row that must not be processed in this window. Not a verdict on its image: its shard waits."""
+    """A row that must not be processed in this window. This isn't a verdict on its image; the row's shard waits."""
 
 
 class DeadlyWindowError(SegmintError):
@@ -45,17 +45,18 @@ class DeadlyWindowError(SegmintError):
 
 
 class RowLedger:
-    """The ledger of one window; created by the driver on its own node, and used from any process."""
+    """Ledger of one window, created by the driver on its node and used from any process."""
 
     def __init__(self, alone: Iterable[int] = ()) -> None:
-        """`alone` are the ordinals of rows that are run alone from the start."""
+        """Create the actor; `alone` are the ordinals of rows that run alone from the start."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        # One call a row would push all other tasks out of the last 100,000 that a cluster's control store keeps.
+        # With task events, one call per row would evict all other tasks from the last 100,000 in the cluster's control
+        # store.
         apart: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "enable_task_events": False}
         self.__setstate__(ray.remote(**apart)(_LedgerActor).remote(frozenset(alone)))
 
     def __getstate__(self) -> Any:
-        """The actor's handle: each process has its own turns."""
+        """Return only the actor's handle, because each process tracks its own rows in flight."""
         return self._actor
 
     def __setstate__(self, book: Any) -> None:
@@ -64,7 +65,7 @@ class RowLedger:
 
     @contextmanager
     def entry(self, spent: Callable[[], Mapping[str, float]] = dict) -> Iterator["BlockEntry"]:
-        """Process one block in this process; `spent` returns the seconds of its stages so far, recorded at the end.
+        """Process one block in this process; `spent` returns the seconds per stage so far, recorded at the end.
 
         Raises `DeadlyWindowError` if the window has been ended.
         """
@@ -76,23 +77,23 @@ class RowLedger:
             entry.end(spent())
 
     def suspects(self) -> list[int]:
-        """Ordinals of the rows that workers died with, on nodes that were alive afterwards, in the order found.
+        """Return the ordinals of the rows that workers died with, on nodes that stayed alive, in the order found.
 
-        Empty if the actor that keeps the ledger is gone: its node was the driver's.
+        Empty if the ledger actor is gone, which means that the driver's node failed.
         """
         return self._read(self._actor.suspects)
 
     def alone(self) -> list[int]:
-        """Ordinals of the rows that are run alone: given at the start, or found together in a worker that died.
+        """Return the ordinals of the rows that run alone: given at the start, or in flight together when a worker died.
 
-        Empty if the actor that keeps the ledger is gone.
+        Empty if the ledger actor is gone.
         """
         return self._read(self._actor.alone)
 
     def spent(self) -> dict[str, float]:
-        """Seconds of each stage inside the workers, summed over the workers, as far as they recorded them.
+        """Return the seconds of each stage inside the workers, as recorded so far, summed over the workers.
 
-        Empty if the actor that keeps the ledger is gone.
+        Empty if the ledger actor is gone.
         """
         try:
             seconds: dict[str, float] = ray.get(self._actor.spent.remote(), timeout=TIMEOUT_S)
@@ -109,7 +110,7 @@ class RowLedger:
 
 
 class BlockEntry:
-    """The processing of one block in this process; its rows may be in flight together, and with other visits'."""
+    """The processing of one block in this process; its rows may be in flight together and with other blocks' rows."""
 
     def __init__(self, book: Any, in_flight: "_InFlight") -> None:
         self._actor = book
@@ -124,16 +125,16 @@ class BlockEntry:
         self._number: int = number
 
     def begin(self, ordinal: int) -> None:
-        """Record that a row starts; returns once that is confirmed. Call `leave` when the row is done.
+        """Record that a row starts, and wait for confirmation. Call `leave` when the row is done.
 
-        A row that is run alone waits until no other row is in flight in this process, and keeps others waiting. Raises
+        A row that runs alone waits until no other row is in flight in this process, and blocks others meanwhile. Raises
         `BarredRowError` for a row that a worker died with, or that broke its device, in this window.
         """
         if not self._enter(ordinal, alone=False):
             self._enter(ordinal, alone=True)
 
     def _enter(self, ordinal: int, *, alone: bool) -> bool:
-        """Record the row's start; False if it has not started, because it must be alone."""
+        """Record the row's start; return False if it didn't start because it must run alone."""
         self._in_flight.take(alone=alone)
         started = False
         try:
@@ -150,30 +151,30 @@ class BlockEntry:
         return started
 
     def leave(self, ordinal: int) -> None:
-        """Note that a row is done, which is recorded with the next row of this process that starts. Does not wait."""
+        """Note that a row is done, which is recorded with this process's next start. Does not wait."""
         self._in_flight.give_back((self._number, ordinal))
 
     def excuse(self, ordinal: int, why: str) -> None:
-        """Record that this process ends, but not because of an image: this row is barred, and no row is a suspect."""
+        """Record that this process ends, but not because of an image; this row is barred, and there is no suspect."""
         ray.get(self._actor.excuse.remote(self._number, ordinal, why), timeout=TIMEOUT_S)
 
     def end(self, spent: Mapping[str, float] = MappingProxyType({})) -> None:
-        """Record that all rows of the block are done, and the seconds of this process's stages; does not wait."""
+        """Record that all rows of the block are done, and the seconds of this process's stages. Does not wait."""
         self._actor.end.remote(self._number, dict(spent))
 
 
 class _InFlight:
-    """Which rows may be in flight in this process: any number, or a single one that must be alone."""
+    """Rows in flight in this process: any number, or a single one that must run alone."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._rows = 0
         self._alone = False
-        self._waiting = 0  # rows that must be alone
-        self._done: list[tuple[int, int]] = []  # visit and ordinal of rows that are done, not recorded yet
+        self._waiting = 0  # rows that must run alone
+        self._done: list[tuple[int, int]] = []  # block entry and ordinal of rows that are done but not recorded yet
 
     def take(self, *, alone: bool) -> None:
-        """Wait for a turn."""
+        """Wait until a row may start."""
         with self._changed:
             if alone:
                 self._waiting += 1
@@ -185,7 +186,7 @@ class _InFlight:
             self._alone = alone
 
     def give_back(self, done: tuple[int, int] | None = None) -> None:
-        """End a turn; `done` is the visit and ordinal of a row that is done."""
+        """End a row; `done` is the block entry and ordinal of a row that is done."""
         with self._changed:
             self._rows -= 1
             self._alone = False
@@ -194,31 +195,31 @@ class _InFlight:
             self._changed.notify_all()
 
     def done(self) -> list[tuple[int, int]]:
-        """Take what is to be recorded."""
+        """Return and clear the rows to record as done."""
         with self._changed:
             done, self._done = self._done, []
         return done
 
 
 class _StartReply(NamedTuple):
-    """Whether a row starts, and if it must not in this window, why. If neither, it must be alone."""
+    """Whether a row starts, and the reason if it is barred from this window. If neither, it must run alone."""
 
     starts: bool
     refused: str | None = None
 
 
 class _LedgerActor:
-    """The actor that keeps the ledger. A worker is a node and a process there."""
+    """Actor that keeps the ledger. A worker is identified by its node and process."""
 
     def __init__(self, alone: Iterable[int] = ()) -> None:
         self._opened = 0
-        self._workers: dict[int, tuple[str, str]] = {}  # by visit
-        self._entries: dict[int, int] = {}  # of the rows in flight, by ordinal
+        self._workers: dict[int, tuple[str, str]] = {}  # by block entry
+        self._entries: dict[int, int] = {}  # block entries of the rows in flight, by ordinal
         self._deaths = 0
         self._alone = set(alone)
         self._suspects: list[int] = []
-        self._refused: dict[int, str] = {}  # why, by ordinal
-        self._spent: dict[tuple[str, str], dict[str, float]] = {}  # seconds of stages, by worker
+        self._refused: dict[int, str] = {}  # reasons, by ordinal
+        self._spent: dict[tuple[str, str], dict[str, float]] = {}  # seconds per stage, by worker
 
     def open(self, node: str, process: str) -> int | None:
         if self._deaths >= MAX_DEATHS:
@@ -232,7 +233,7 @@ class _LedgerActor:
             if self._entries.get(row) == its_entry:
                 del self._entries[row]
         earlier = self._entries.get(ordinal)
-        if earlier is not None:  # that worker died: Ray never runs a block twice at a time
+        if earlier is not None:  # that worker died, because Ray never runs a block twice at the same time
             self._died(earlier, asking=entry)
         why = self._refused.get(ordinal)
         if why is None and entry not in self._workers:
@@ -252,7 +253,7 @@ class _LedgerActor:
     def end(self, entry: int, spent: Mapping[str, float] = MappingProxyType({})) -> None:
         worker = self._workers.pop(entry, None)
         if worker is not None and spent:
-            before = self._spent.get(worker, {})  # of another call, which may have ended after this one
+            before = self._spent.get(worker, {})  # from another call, which may have ended after this one
             self._spent[worker] = before | {stage: max(s, before.get(stage, 0.0)) for stage, s in spent.items()}
         for row in [row for row, its_entry in self._entries.items() if its_entry == entry]:
             del self._entries[row]
@@ -267,7 +268,7 @@ class _LedgerActor:
         return sorted(self._alone)
 
     def _died(self, entry: int, asking: int) -> None:
-        """Find out which rows the visit's worker died with; they count only if its node is alive."""
+        """Record the rows in flight in the entry's dead worker, unless its node is dead too."""
         node, _ = self._workers[entry]
         rows = self._close(entry, asking)
         if not _is_alive(node):
@@ -280,7 +281,7 @@ class _LedgerActor:
         self._refused |= dict.fromkeys(rows, _SUSPECT)
 
     def _close(self, entry: int, asking: int | None = None) -> list[int]:
-        """End all visits of a visit's worker but the one that is asking; return the rows that were in flight there."""
+        """End all entries of an entry's worker except `asking`; return the rows that were in flight there."""
         worker = self._workers[entry]
         entries = [one for one, its_worker in self._workers.items() if its_worker == worker and one != asking]
         rows = [row for row, its_entry in self._entries.items() if its_entry in entries]

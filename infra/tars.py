@@ -1,6 +1,6 @@
-"""Reads tars that anybody may have made: members in order, in one pass, with a bound on what their headers take.
+"""Reader of untrusted tars: yields the members in one pass, with a limit on the size of their headers.
 
-`tarfile` reads headers of any size and raises anything for odd ones, from KeyError to RecursionError.
+`tarfile` reads headers of any size, and malformed ones can raise anything from KeyError to RecursionError.
 """
 
 import tarfile
@@ -12,41 +12,41 @@ from segmint.infra.errors import SegmintError
 T = TypeVar("T")
 
 MOST_HEADER_BYTES = 1 << 20
-"""Bytes of all headers of one member: a plain one has 512, long names and pax records some kilobytes."""
+"""Maximum size in bytes of one member's headers; a plain header has 512, long names and pax records a few kilobytes."""
 
 _PIECE = 4 << 20
 
 
 class SupportsRead(Protocol):
-    """A stream of bytes."""
+    """Stream of bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; none at the end."""
+        """Return at most `size` bytes; empty at the end."""
         ...
 
 
 class BadTarError(tarfile.TarError):
-    """A tar cannot be read on from here. The message says why."""
+    """The tar can't be read any further. The message gives the reason."""
 
 
 class TarReader:
-    """The members of a tar, in order; the stream may be one that only reads on.
+    """Iterator over the members of a tar, in order; the stream needn't be seekable.
 
-    A stream that can seek may be moved between two members.
+    A seekable stream may be repositioned between two members.
     """
 
     def __init__(self, stream: SupportsRead) -> None:
         self._stream = _ForwardStream(stream)
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        """Yield the members. Raises `BadTarError`, and what the stream raises."""
+        """Yield the members. Raises `BadTarError` and the stream's own errors."""
         archive = self._guarded(lambda: tarfile.TarFile(fileobj=cast(BinaryIO, self._stream)))
         while (member := self._guarded(archive.next)) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # it keeps all of them
             yield member
 
     def read(self, member: tarfile.TarInfo) -> bytes:
-        """Return the bytes of the plain file that was yielded last; raises `BadTarError` if the tar ends before."""
+        """Return the content of the plain file that was yielded last; raises `BadTarError` if the tar ends early."""
         self._stream.allowed = member.size
         self._stream.seek(member.offset_data)
         data = self._stream.read(member.size)
@@ -55,12 +55,12 @@ class TarReader:
         return data
 
     def _guarded(self, step: Callable[[], T]) -> T:
-        """Let `tarfile` read one member's headers."""
+        """Call a step of `tarfile` that reads one member's headers."""
         self._stream.allowed = MOST_HEADER_BYTES
         try:
             return step()
         except (SegmintError, OSError, BadTarError):
-            raise  # the store's, or ours
+            raise  # raised by the store or by us
         except tarfile.TarError as error:
             raise BadTarError(str(error)) from error
         except Exception as error:
@@ -69,12 +69,12 @@ class TarReader:
 
 
 def is_plain_file(member: tarfile.TarInfo) -> bool:
-    """Whether a member is a file with its bytes in the tar: no link, and not sparse, where a few may be terabytes."""
+    """Return whether a member is a file stored in the tar: not a link, and not sparse, which could be terabytes."""
     return member.isfile() and not member.issparse() and member.size >= 0
 
 
 class _ForwardStream:
-    """A stream as `tarfile` wants it, which only goes forward; `allowed` bytes may be read until it is set again."""
+    """Forward-only stream with `tarfile`'s interface; at most `allowed` bytes can be read until it is set again."""
 
     def __init__(self, stream: SupportsRead) -> None:
         self._stream = stream
@@ -101,12 +101,12 @@ class _ForwardStream:
         if self._seek is not None:
             try:
                 self._seek(self._position)
-            except (OSError, ValueError, OverflowError) as error:  # no file is so long
+            except (OSError, ValueError, OverflowError) as error:  # beyond any possible file size
                 raise BadTarError("unexpected end of data") from error
         return self._take(size)
 
     def _take(self, size: int) -> bytes:
-        """Read on, at most `_PIECE` at once: a stream may take memory for what is asked, whatever it has."""
+        """Read up to `size` bytes in chunks of `_PIECE`, because a stream may allocate the requested size."""
         pieces: list[bytes] = []
         while size > 0 and (piece := self._stream.read(min(size, _PIECE))):
             pieces.append(piece)

@@ -1,4 +1,4 @@
-"""Sizes and lengths of time as people write them: `200MB`, `30min`."""
+"""Parsing of sizes and durations with units: `200MB`, `30min`."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", re.ASCII)
 
 
 def parse_size(text: str) -> int:
-    """Bytes: `200MB` is 200,000,000, `256MiB` is 268,435,456. Raises `ValueError` for other text or parts of a byte."""
+    """Parse a size in bytes: `200MB` is 200,000,000. Raises `ValueError` for other text or fractions of a byte."""
     size = _parse(text, _SIZES, "bytes or a size, as in 200MB or 256MiB")
     if size.denominator != 1:
         raise ValueError("expected whole bytes")
@@ -25,7 +25,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_time(text: str) -> float:
-    """Seconds: `30min` is 1800.0. Raises `ValueError` for other text."""
+    """Parse a duration in seconds: `30min` is 1800.0. Raises `ValueError` for other text."""
     return float(_parse(text, _TIMES, "seconds or a time, as in 90s, 30min or 2h"))
 
 
@@ -54,7 +54,7 @@ def _is_number(text: str) -> bool:
 
 
 Bytes = Annotated[int, BeforeValidator(_size)]
-"""A configuration's size: bytes, or text with a unit (B, kB, MB, GB, TB by 1000; KiB, MiB, GiB, TiB by 1024)."""
+"""Size in a configuration: bytes, or text with a unit (B, kB, MB, GB, TB by 1000; KiB, MiB, GiB, TiB by 1024)."""
 
 Seconds = Annotated[float, BeforeValidator(_time)]
-"""A configuration's length of time: seconds, or text with a unit (ms, s, min, h, d)."""
+"""Duration in a configuration: seconds, or text with a unit (ms, s, min, h, d)."""

@@ -1,4 +1,4 @@
-"""URIs of objects: `s3://bucket/key`, `file:///x` and plain local paths, and which are allowed."""
+"""Parsing and allow-list checks of URIs: `s3://bucket/key`, `file:///x`, and plain local paths."""
 
 import os
 import re
@@ -10,13 +10,13 @@ from segmint.infra.errors import UsageError
 LOCAL = "file"
 ALLOWED_SCHEMES = frozenset({LOCAL, "s3", "gs", "gcs", "az", "abfs", "abfss", "hdfs"})
 
-_CONTAINER_FIRST = frozenset({"abfs", "abfss"})  # abfs://container@account has a container, not a user
+_CONTAINER_FIRST = frozenset({"abfs", "abfss"})  # abfs://container@account contains a container, not a user
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
-_LONGEST = 8192  # twice the longest path of Linux, eight times the longest key of S3
+_LONGEST = 8192  # twice Linux's longest path, eight times S3's longest key
 _BUCKET = re.compile(r"^[A-Za-z0-9._-]{1,255}$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# A secret may contain slashes (AWS's do) and @; a port followed by a slash is not one. Bounded, because the searched
-# text comes from a catalog.
+# A secret may contain slashes (AWS secrets do) and @, but a port followed by a slash is not a secret. Lengths are
+# bounded because the text comes from a catalog.
 _PASSWORD = re.compile(r"(?<=://)[^/\s@:]{0,2000}:(?!\d{1,5}/)\S{0,2000}@")
 _USERINFO = re.compile(rf"{_PASSWORD.pattern}|(?<=://)[^/\s]{{0,2000}}@")
 _SIGNED_QUERY = re.compile(
@@ -29,18 +29,18 @@ _ACCESS_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 
 
 class UriNotAllowedError(UsageError):
-    """A URI that is not allowed in a catalog or a configuration: its scheme, its user part, or where it leads."""
+    """A URI that a catalog or configuration may not contain, because of its scheme, user part, or target."""
 
 
 def redact(text: str) -> str:
-    """`text` without what looks like a credential: user parts of URLs, signed queries, AWS access key ids."""
+    """Return `text` with apparent credentials redacted: URL user parts, signed queries, AWS access key ids."""
     text = _USERINFO.sub(f"{_HIDDEN}@", text)
     text = _SIGNED_QUERY.sub(rf"\1={_HIDDEN}", text)
     return _ACCESS_KEY_ID.sub(_HIDDEN, text)
 
 
 def scheme(uri: str) -> str:
-    """The scheme of a URI in lower case; `file` for a plain path. Raises `UriNotAllowedError` for others."""
+    """Return a URI's scheme in lowercase, `file` for a plain path. Raises `UriNotAllowedError` for other URIs."""
     if not uri:
         raise UriNotAllowedError("an empty URI: expected s3://bucket/key, file:///path or a local path")
     if len(uri) > _LONGEST:
@@ -72,7 +72,7 @@ def _holds_credential(uri: str, name: str) -> bool:
 
 
 def fit_to_keep(uri: str) -> str:
-    """A catalog's URI as a dataset stores it: as written, or redacted if it is not allowed anyway."""
+    """Return a catalog's URI as a dataset stores it: unchanged, or redacted if it is not allowed anyway."""
     try:
         scheme(uri)
     except UriNotAllowedError:
@@ -81,7 +81,7 @@ def fit_to_keep(uri: str) -> str:
 
 
 def local_path(uri: str) -> Path:
-    """The path of a local URI: a plain path unchanged, `file:///x` percent-decoded (RFC 8089)."""
+    """Return the path of a local URI: a plain path unchanged, `file:///x` percent-decoded (RFC 8089)."""
     if scheme(uri) != LOCAL:
         raise UriNotAllowedError(f"{redact(uri)!r} is no local path")
     match = _SCHEME.match(uri)
@@ -95,7 +95,7 @@ def local_path(uri: str) -> Path:
 
 
 def split_bucket(uri: str) -> tuple[str, str]:
-    """Bucket and key of `s3://bucket/key`; the key is taken literally and may be empty."""
+    """Return the bucket and key of `s3://bucket/key`; the key is taken literally and may be empty."""
     bucket, _, key = uri[_after_scheme(uri) :].partition("/")
     protocol = scheme(uri)
     if not bucket or (protocol == "s3" and not _BUCKET.match(bucket)):
@@ -104,18 +104,18 @@ def split_bucket(uri: str) -> tuple[str, str]:
 
 
 def store_name(uri: str) -> str:
-    """A readable name of the store of a URI: `s3://bucket`, or `local files`."""
+    """Return a readable name for a URI's store: `s3://bucket`, or `local files`."""
     protocol = scheme(uri)
     return "local files" if protocol == LOCAL else f"{protocol}://{split_bucket(uri)[0]}"
 
 
 def absolute(uri: str) -> str:
-    """The URI, independent of the current folder: a local path made absolute."""
+    """Return the URI independent of the current folder, by making a local path absolute."""
     return str(local_path(uri).absolute()) if scheme(uri) == LOCAL else uri
 
 
 def is_below(uri: str, folder: str) -> bool:
-    """Whether a URI is that of a folder or prefix, or below it; local links and `..` are resolved."""
+    """Return whether a URI is that of a folder or prefix, or below it; local links and `..` are resolved."""
     if scheme(uri) != scheme(folder):
         return False
     if scheme(uri) == LOCAL:
@@ -124,7 +124,7 @@ def is_below(uri: str, folder: str) -> bool:
 
 
 def join(base: str, *parts: str) -> str:
-    """`base` with `parts` below it, separated by single slashes; refuses `..` in a part."""
+    """Return `base` with `parts` below it, separated by single slashes; `..` in a part raises `UriNotAllowedError`."""
     pieces = [piece for part in parts for piece in part.split("/") if piece not in {"", "."}]
     if ".." in pieces:
         raise UriNotAllowedError(f"'..' is not allowed below {redact(base)!r}: {'/'.join(parts)!r}")
@@ -137,7 +137,7 @@ def join(base: str, *parts: str) -> str:
 
 
 def parent(uri: str) -> str:
-    """The folder or prefix that holds `uri`, without a trailing slash; a root or bucket is its own parent."""
+    """Return the parent folder or prefix without a trailing slash; a root or bucket is its own parent."""
     start = _after_scheme(uri)
     head, slash, tail = uri[start:].rstrip("/").rpartition("/")
     if start:
@@ -146,22 +146,22 @@ def parent(uri: str) -> str:
 
 
 def base_name(uri: str) -> str:
-    """The last part of a URI."""
+    """Return the last part of a URI."""
     return uri.rstrip("/").rpartition("/")[2]
 
 
 def relative_to(catalog_uri: str, uri: str) -> str:
-    """The absolute URI that an entry `uri` of the catalog at `catalog_uri` names.
+    """Return the absolute URI of entry `uri` in the catalog at `catalog_uri`.
 
     - With a scheme: it must be on the allow-list (`ALLOWED_SCHEMES`) and have no user part.
-    - In a store: no part `..`, also percent-encoded: to the store it may be a name, but a proxy resolves it.
-    - Relative: below the folder of the catalog's file; a part `..` is refused, so that a catalog reaches only
-      files next to it or below.
-    - An absolute local path, or `file://`: only if the catalog itself is a local file. A catalog from a bucket
+    - In a store: no part may be `..`, even percent-encoded: a store may treat it as a name, but a proxy resolves it.
+    - Relative: it is below the folder of the catalog's file; a part `..` is not allowed, so that a catalog can only
+      reach files in its folder or below.
+    - An absolute local path, or `file://`: only allowed if the catalog itself is a local file. A catalog from a bucket
       must not read files of the machine that builds from it.
 
-    No control character is allowed, raw or percent-encoded. Local results are plain absolute paths. Raises
-    `UriNotAllowedError`, which says what was wrong.
+    Control characters aren't allowed, whether raw or percent-encoded. Local results are plain absolute paths. Raises
+    `UriNotAllowedError` with the reason.
     """
     catalog_is_local = scheme(catalog_uri) == LOCAL
     if scheme(uri) != LOCAL:
@@ -185,9 +185,9 @@ def relative_to(catalog_uri: str, uri: str) -> str:
 
 
 def plain_form(uri: str) -> str:
-    """The form in which a catalog's URI is compared: `./a.jpg` as `a.jpg`, `file:///x` as `/x`.
+    """Return the form in which catalog URIs are compared: `./a.jpg` becomes `a.jpg`, `file:///x` becomes `/x`.
 
-    The scheme is in lower case. A URI that is not allowed is returned as it is.
+    The scheme is in lowercase. A URI that is not allowed is returned unchanged.
     """
     try:
         if scheme(uri) != LOCAL:
@@ -199,7 +199,7 @@ def plain_form(uri: str) -> str:
 
 
 def plain_forms(uri: str, catalog_uri: str | None) -> set[str]:
-    """Every plain form in which a row of the catalog at `catalog_uri` may name what `uri` names, or of any catalog."""
+    """Return every plain form in which a row of the catalog at `catalog_uri`, or of any catalog, may name `uri`."""
     found = {plain_form(uri)}
     if catalog_uri is not None and uri:
         try:
@@ -216,7 +216,7 @@ def plain_forms(uri: str, catalog_uri: str | None) -> set[str]:
 
 
 def _refuse_climbing(uri: str) -> None:
-    """Refuse a store's URI with a part `..` or a control character, as it is or percent-decoded."""
+    """Raise `UriNotAllowedError` if a store's URI contains `..` or a control character, even percent-encoded."""
     _refuse_encoded_control(uri)
     if ".." in uri.split("/") or ".." in unquote(uri).split("/"):
         raise UriNotAllowedError(f"{redact(uri)!r} climbs by '..', plain or percent-encoded")

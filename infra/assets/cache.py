@@ -1,4 +1,4 @@
-"""The cache of weight files: where it is, how stores and the web fill it, and checks by SHA-256."""
+"""Cache of weight files, filled from stores and the web and verified by SHA-256."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ _PINNED_ADDRESS = re.compile(r"^(https?://[^#]+)#sha256=([0-9a-fA-F]{64})$")
 
 
 def cache_folder() -> Path:
-    """Return the folder of fetched files: `SEGMINT_CACHE`, else `segmint` in the user's cache folder."""
+    """Return the cache folder: `SEGMINT_CACHE`, else `segmint` in the user's cache folder."""
     given = os.environ.get(CACHE_VARIABLE)
     if given:
         return Path(given)
@@ -27,7 +27,7 @@ def cache_folder() -> Path:
 
 
 def fetch_from_mirror(uri: str, asset: Asset, storage: "Storage | None", cache: Path) -> Path:
-    """Fetch a known asset from a mirror in a store, unless the cache has it. Raises `AssetError` for another file."""
+    """Fetch a known asset from a mirror in a store, unless it is cached. Raises `AssetError` for a wrong file."""
     cached = cache / asset.file_name
     if cached.is_file() and sha256_of(cached) == asset.sha256:
         return cached
@@ -37,14 +37,14 @@ def fetch_from_mirror(uri: str, asset: Asset, storage: "Storage | None", cache: 
 
 
 def fetch_from_store(uri: str, storage: "Storage | None", cache: Path) -> Path:
-    """Fetch an object into the cache, under the start of its SHA-256 and its name."""
+    """Fetch an object into the cache, named by the start of its SHA-256 and its own name."""
     from segmint.infra.storage.storage import Storage
 
     _make_private(cache)
     temporary = cache / f".tmp-{uuid.uuid4().hex}"
     try:
         (storage or Storage()).get_file(uri, temporary)
-        # The name keeps what a caller gave, and files of one name but other contents apart.
+        # The name preserves the caller's name and distinguishes files with the same name but different content.
         return temporary.replace(cache / f"{sha256_of(temporary)[:12]}-{base_name(uri)}")
     finally:
         temporary.unlink(missing_ok=True)
@@ -64,7 +64,7 @@ def fetch_pinned(address: str, cache: Path) -> Path:
 
 
 def download(url: str, sha256: str, file_name: str, cache: Path) -> Path:
-    """Fetch a web address with pooch, which checks the hash before the file appears under its name."""
+    """Download a web address with pooch, which verifies the hash before the file appears under its name."""
     import logging
 
     import pooch
@@ -82,7 +82,7 @@ def download(url: str, sha256: str, file_name: str, cache: Path) -> Path:
 
 
 def _make_private(folder: Path) -> None:
-    """Create the cache readable by its owner alone: weights may be private."""
+    """Create the cache folder readable only by its owner, because weights may be private."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
 
@@ -91,9 +91,9 @@ _hashes: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal, cached while its inode, size and times stay the same."""
+    """Return a file's SHA-256 in hexadecimal, cached while its inode, size, and times don't change."""
     status = path.stat()
-    # The change time is set by the system: unlike the modification time, nobody can set it back.
+    # The system sets the change time; unlike the modification time, users can't set it back.
     key = (str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if key not in _hashes:
         with path.open("rb") as file:
@@ -102,7 +102,7 @@ def sha256_of(path: Path) -> str:
 
 
 def verify(path: Path, asset: Asset) -> None:
-    """Raise `AssetError`, with both hashes, when the file at `path` is not `asset`."""
+    """Raise `AssetError`, with both hashes, if the file at `path` is not `asset`."""
     if not path.is_file():
         raise AssetError(f"{path} is not a file: expected {asset.file_name} ({asset.name})")
     found = sha256_of(path)

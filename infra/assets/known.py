@@ -1,4 +1,4 @@
-"""The known weight files: names, hashes, sizes, licenses and sources; and how any weight file is named."""
+"""Known weight files with their hashes, sizes, licenses, and sources; naming rules for any weight file."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from segmint.infra.uris import absolute, base_name, redact
 
 
 class AssetError(UsageError):
-    """A weight file is missing, or it is not the file that its name promises."""
+    """A weight file is missing, or its content doesn't match its name."""
 
 
 @dataclass(frozen=True)
 class PackageFile:
-    """A file inside an installed package, found without importing the package's code.
+    """File inside an installed package, found without importing the package's code.
 
-    `requirement` is what to give to `pip install --no-deps`; `package` is the import name.
+    `requirement` is the argument for `pip install --no-deps`; `package` is the import name.
     """
 
     requirement: str
@@ -24,8 +24,8 @@ class PackageFile:
     path: str
 
     def find(self) -> Path | None:
-        """The file, or None where the package is not installed."""
-        spec = importlib.util.find_spec(self.package)  # of a top-level name: reads no code of the package
+        """Return the file, or None if the package isn't installed."""
+        spec = importlib.util.find_spec(self.package)  # a top-level name, so no code of the package runs
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             path = Path(folder) / self.path
             if path.is_file():
@@ -38,7 +38,7 @@ class PackageFile:
 
 @dataclass(frozen=True)
 class PinnedUrl:
-    """A web address; what is downloaded from it is checked by hash."""
+    """Web address; downloads from it are verified by hash."""
 
     url: str
 
@@ -48,7 +48,7 @@ class PinnedUrl:
 
 @dataclass(frozen=True)
 class Asset:
-    """A file known by its hash. `sha256` is in lower case; `size` is in bytes, for information."""
+    """File identified by its hash. `sha256` is lowercase; `size`, in bytes, is informational."""
 
     name: str
     file_name: str
@@ -59,7 +59,7 @@ class Asset:
 
 
 def _official(name: str, digits: str, sha256: str, size: int) -> Asset:
-    """One of SAM's own checkpoints; the digits in its name begin its MD5 sum, not the SHA-256."""
+    """Return one of SAM's checkpoints; the digits in its name are the start of its MD5 sum, not of its SHA-256."""
     file_name = f"sam_{name}_{digits}.pth"
     source = PinnedUrl(f"https://dl.fbaipublicfiles.com/segment_anything/{file_name}")
     return Asset(name, file_name, sha256, size, "Apache-2.0", (source,))
@@ -95,14 +95,14 @@ ASSETS: dict[str, Asset] = {
 
 
 def is_web_address(name_or_path: str) -> bool:
-    """Whether a name is a web address."""
+    """Return whether a name is a web address."""
     return name_or_path.startswith(("http://", "https://"))
 
 
 def absolute_name(name_or_path: str) -> str:
-    """Return a known name or URI as given, and a path made absolute: the same file from every current folder.
+    """Return a known name or URI unchanged and a path made absolute, so that it doesn't depend on the current folder.
 
-    Raises `UsageError` for a URI that holds credentials.
+    Raises `UsageError` for a URI that contains credentials.
     """
     if name_or_path in ASSETS:
         return name_or_path
@@ -113,14 +113,14 @@ def absolute_name(name_or_path: str) -> str:
 
 
 def plain_name(name_or_path: str) -> str:
-    """Return a file's name: the last part of its path or URI, without a web address's query and hash."""
+    """Return a file's name: the last part of its path or URI, without a web address's query and fragment."""
     if is_web_address(name_or_path):
         name_or_path = name_or_path.partition("#")[0].partition("?")[0]
     return base_name(name_or_path)
 
 
 def refuse_credentials(address: str) -> None:
-    """Raise `AssetError` for an address that holds credentials."""
+    """Raise `AssetError` for an address that contains credentials."""
     if redact(address) != address:
         raise AssetError(
             f"{redact(address)} carries a credential, which a configuration must not: fetch the file and name its "

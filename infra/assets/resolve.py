@@ -1,4 +1,4 @@
-"""Find weight files by name, path or URI. The hash decides."""
+"""Lookup of weight files by name, path, or URI, with verification by hash."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AssetStatus:
-    """An asset, and the path of a verified copy on this machine (None: it would be fetched)."""
+    """Known asset, and the path of a verified copy on this machine (None if it must be fetched)."""
 
     asset: Asset
     path: Path | None
@@ -41,7 +41,7 @@ def locate(name: str, cache: Path | None = None) -> Path | None:
 
 
 def describe(cache: Path | None = None) -> list[AssetStatus]:
-    """Return every known asset with its place on this machine."""
+    """Return every known asset with its path on this machine."""
     return [AssetStatus(asset, locate(asset.name, cache)) for asset in ASSETS.values()]
 
 
@@ -53,13 +53,13 @@ def resolve(
 ) -> Path:
     """Return a local file for a known name, a path, or a URI.
 
-    A known name (`ASSETS`) is looked for in `mirror` (a folder or prefix of any allowed URI that holds the
-    files under their own names), the cache, installed packages, and on the web, in this order; the hash
-    decides each time, and a wrong file is skipped. A path is taken as it is, unless its file name is
-    a known asset's: then it must be that asset. A URI of a store is fetched into the cache, and so is
-    `https://…#sha256=<64 digits>`; a web address without its hash is refused.
+    A known name (`ASSETS`) is looked up in this order: in `mirror` (a folder or prefix, as any allowed URI, that
+    contains the files under their original names), the cache, installed packages, and the web. Each copy is verified by
+    its hash, and a wrong file is skipped. A path is used as given; if its file name is that of a known asset, its hash
+    must match. A store's URI is fetched into the cache, as is `https://…#sha256=<64 digits>`; a web address without a
+    hash is refused.
 
-    Raises `AssetError`, which lists where it looked, what was wrong there, and what to do.
+    Raises `AssetError` with the places tried, what was wrong with each, and what to do.
     """
     cache = cache or cache_folder()
     if name_or_path in ASSETS:
