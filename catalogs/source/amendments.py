@@ -1,4 +1,4 @@
-"""Corrections of a dataset's catalog by a source catalog: who is credited for an image, and where it is from.
+"""Corrections of a dataset's catalog from a source catalog: the credits and origins of images.
 
 Rows are matched by image_id. As in `segmint.catalogs.source.normalize`, everything is streamed or left to DuckDB.
 """
@@ -19,18 +19,18 @@ from segmint.catalogs.source.normalize import MARK_ROWS, open_database, stage_ca
 from segmint.infra.storage.location import Location
 
 FIXED = ("license", "uri", "sha256", "redistributable", "valid_until", "opt_out")
-"""The columns in which a source catalog must agree with what the dataset has pinned, where it gives a value."""
+"""Columns in which a source catalog must agree with the dataset's pinned values, where it gives a value."""
 
 SHOWN = 20
-"""How many changes are named; all are counted."""
+"""Maximum number of changes listed; all are counted."""
 
-# Rows of the same image_id and uri are joined once, as the first of them: a catalog may repeat a row many times.
+# Rows with the same image_id and uri are joined once, as the first of them, because a catalog may repeat a row often.
 _HEADS = """
 CREATE TEMP TABLE heads AS SELECT image_id, uri, min(ordinal) AS row FROM read_parquet($asked) GROUP BY image_id, uri
 """
 
-# An image is matched with the rows of its image_id. A row that was refused as a duplicate is matched with those of the
-# same uri, so that the corrected catalog has it too, and the image is not matched with these.
+# An image is matched with the rows of its image_id. A row that was rejected as a duplicate is matched with those of the
+# same uri, so that the corrected catalog includes it, and the image is not matched with these.
 _NAMED = """
 CREATE TEMP TABLE named AS
 WITH pinned AS (SELECT ordinal, image_id, uri, duplicate_of FROM read_parquet($part)),
@@ -44,10 +44,10 @@ FROM pinned JOIN heads USING (image_id, uri)
 WHERE pinned.duplicate_of IS NOT NULL
 """
 
-# The first of them is taken, as in a build; the others must say the same.
+# The first match is used, as in a build; the others must have the same values.
 _CHOSEN = "CREATE TEMP TABLE chosen AS SELECT place, min(row) AS row FROM named GROUP BY place"
 
-# All rows but the first of an image_id are marked as its duplicates.
+# All rows of an image_id except the first are marked as its duplicates.
 _OTHERS = """
 CREATE TEMP TABLE others AS
 WITH matched AS (SELECT DISTINCT chosen.row AS first, named.row AS head FROM named JOIN chosen USING (place)),
@@ -72,7 +72,7 @@ _DIFFERS = {
     for name in ("uri", "sha256", "redistributable", "valid_until")
 } | {
     "license": "asked.license IS NOT NULL AND lower(asked.license) IS DISTINCT FROM lower(pinned.license)",
-    "opt_out": "asked.opt_out AND NOT coalesce({pinned}, false)",  # false says nothing
+    "opt_out": "asked.opt_out AND NOT coalesce({pinned}, false)",  # false adds no information
 }
 
 _DIFFERENT = f"""
@@ -94,7 +94,7 @@ ANTI JOIN read_parquet($parts, union_by_name = true) pinned USING (image_id)
 
 @dataclass(frozen=True)
 class PinnedDifference:
-    """Rows that differ from what is pinned in a column that is never amended; `row` is the first, counted from 1."""
+    """Rows that differ from pinned values in a column that is never amended; `row` is the first, counted from 1."""
 
     rows: int
     row: int
@@ -115,7 +115,7 @@ class Contradiction:
 
 @dataclass(frozen=True)
 class AmendedValue:
-    """One value that is corrected; None is no value."""
+    """One corrected value; None is no value."""
 
     image_id: str
     column: str
@@ -125,22 +125,22 @@ class AmendedValue:
 
 @dataclass
 class Amendments:
-    """What a source catalog corrects in a dataset's catalog."""
+    """Corrections of a dataset's catalog by a source catalog."""
 
-    rows: int = 0  # that get another value
-    values: dict[str, int] = field(default_factory=dict)  # how many, by column
+    rows: int = 0  # with another value
+    values: dict[str, int] = field(default_factory=dict)  # number of changed values, by column
     examples: list[AmendedValue] = field(default_factory=list)  # the first `SHOWN`
     matched: int = 0  # rows of the dataset that the source catalog names
-    shards: set[int] = field(default_factory=set)  # that have a row with another value
-    unknown: int = 0  # rows of the source catalog that name no row of the dataset
-    first_unknown: str | None = None  # the image_id of the first of them
+    shards: set[int] = field(default_factory=set)  # with a changed row
+    unknown: int = 0  # rows of the source catalog that don't match a row of the dataset
+    first_unknown: str | None = None  # image_id of the first of them
     different: dict[str, PinnedDifference] = field(default_factory=dict)  # by column of `FIXED`
     contradiction: Contradiction | None = None  # the first one
     parts: dict[int, Path] = field(default_factory=dict)  # amended parts on the local disk, by number
 
 
 def stage_amendments(catalog: Location, folder: Path, *, ignored: Collection[str] = ()) -> Path:
-    """Write the rows of a source catalog to a file in `folder`, with duplicates marked; raises as `normalize` does.
+    """Write the rows of a source catalog to a file in `folder`, with duplicates marked; raises like `normalize`.
 
     `ignored` columns are as in `stage_catalog`.
     """
@@ -157,11 +157,10 @@ def amend_parts(
     clear: Collection[str] = (),
     memory_limit: str = "1GB",
 ) -> Amendments:
-    """Compare the rows of `stage_amendments` with the local parts of a catalog; write those that change.
+    """Compare the rows of `stage_amendments` with the local parts of a catalog; write the parts that change.
 
-    A value that `asked` does not give, or in which there are only spaces, stays as it is; in the columns `clear` it is
-    removed. The bytes of an amended part depend on its rows alone: amending it again in the same way gives no other
-    file.
+    A value that `asked` omits, or that contains only spaces, stays unchanged, except that in the columns `clear` it is
+    removed. The bytes of an amended part depend only on its rows, so repeating an amendment produces the same file.
     """
     found = Amendments()
     with open_database(folder, memory_limit) as database:
@@ -186,7 +185,7 @@ def amend_parts(
 
 
 def given(column: str) -> str:
-    """Return the SQL of a text in which there is more than spaces; else of null."""
+    """Return the SQL of a text column that gives null for text with only spaces."""
     return f"CASE WHEN regexp_matches({column}, '[^\\s\\pZ]') THEN {column} END"
 
 
@@ -263,14 +262,14 @@ def _count(batch: pa.RecordBatch, amended: pa.RecordBatch, images_per_shard: int
 
 
 class _BatchSlices:
-    """A stream of record batches, taken in pieces of any size."""
+    """A stream of record batches, taken in slices of any size."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch] | pa.RecordBatchReader) -> None:
         self._batches = iter(batches)
         self._rest: pa.Table | None = None
 
     def take(self, rows: int) -> pa.RecordBatch:
-        """Return the next `rows` rows, which must be there."""
+        """Return the next `rows` rows, which must exist."""
         pieces = [] if self._rest is None else [self._rest]
         while sum(piece.num_rows for piece in pieces) < rows:
             pieces.append(pa.Table.from_batches([next(self._batches)]))

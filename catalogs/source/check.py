@@ -1,4 +1,4 @@
-"""Check a catalog before a build spends anything on it: licenses, duplicates, invalid values."""
+"""Check of a catalog before a build: licenses, duplicates, invalid values, and expected audit findings."""
 
 import tempfile
 from collections.abc import Collection, Iterator
@@ -23,22 +23,22 @@ from segmint.infra.uris import UriNotAllowedError, relative_to
 from segmint.infra.wording import counted, plural
 
 EXAMPLES = 20
-"""How many rows a finding lists; it counts all of them."""
+"""Maximum number of rows listed per finding; all are counted."""
 
 SHOWN_URIS = 3
-"""How many of these rows it also names by their URIs, where it does."""
+"""Maximum number of listed rows that are also named by URI, in findings that include URIs."""
 
 
 @dataclass
 class CatalogFinding:
-    """Rows of a catalog with the same problem: how many, and the first of them (counted from 1, without a header)."""
+    """Catalog rows with the same problem: their number, and the first of them (counted from 1, without a header)."""
 
     count: int = 0
     rows: list[int] = field(default_factory=list)
-    uris: list[str] = field(default_factory=list)  # of the first rows, where they are given
+    uris: list[str] = field(default_factory=list)  # of the first rows, in findings that include URIs
 
     def add(self, row: int, uri: str | None = None) -> None:
-        """Count a row."""
+        """Count a row, and list it if the limits allow."""
         self.count += 1
         if len(self.rows) < EXAMPLES:
             self.rows.append(row)
@@ -46,14 +46,14 @@ class CatalogFinding:
             self.uris.append(uri)
 
     def named(self) -> str:
-        """Return the number of rows and the first of them, for people: `3 (rows 1, 4, 9)`."""
+        """Return the number of rows and the first of them, for display: `3 (rows 1, 4, 9)`."""
         rows = ", ".join(str(row) for row in self.rows)
         more = ", …" if self.count > len(self.rows) else ""
         return f"{self.count:,} ({plural(self.count, 'row')} {rows}{more})"
 
 
 class Notice(StrEnum):
-    """What no audit finds wrong, and somebody may want to change before a build."""
+    """Properties of rows that no audit objects to, but that a user may want to change before a build."""
 
     LOCAL_PATH = "local_path"
     REDISTRIBUTION_UNKNOWN = "redistribution_unknown"
@@ -70,11 +70,11 @@ NOTICES = {
     Notice.NO_COUNTRY: "`country` is not given, and the image counts for no region in the report; "
     "`segmint catalog locate` finds some in captions",
 }
-"""A sentence for each notice."""
+"""Description of each notice."""
 
 
 class Terms(NamedTuple):
-    """What a row says of its license. Few combinations exist, so each is judged once."""
+    """License terms of a row. Few combinations exist, so each is judged only once."""
 
     license: str | None
     redistributable: bool | None
@@ -85,15 +85,15 @@ class Terms(NamedTuple):
 
 @dataclass
 class CatalogOutlook:
-    """Looks at the rows of a catalog one by one, in order.
+    """Prediction of what an audit will find, made row by row in catalog order.
 
-    `policy` is that of the build, or None if it is not known: then licenses are not judged, only attributions are.
-    `today` is the day of the audit.
+    `policy` is the build's, or None if it is unknown; then only attributions are judged, not licenses. `today` is the
+    day of the audit.
     """
 
     policy: LicensePolicy | None
     today: date
-    findings: dict[Code, CatalogFinding] = field(default_factory=dict)  # of the audit, of rows that the build accepts
+    findings: dict[Code, CatalogFinding] = field(default_factory=dict)  # expected from an audit, for accepted rows
     notices: dict[Notice, CatalogFinding] = field(default_factory=dict)
     _judged: dict[Terms, tuple[Code, ...]] = field(default_factory=dict)
     _sources: set[int] = field(default_factory=set)
@@ -101,7 +101,7 @@ class CatalogOutlook:
     def look(
         self, row: int, uri: str, terms: Terms, country: str | None, sources: tuple[int, ...], *, accepted: bool
     ) -> None:
-        """Look at a row (counted from 1); `sources` are numbers that it shares with rows of the same image file."""
+        """Examine a row (counted from 1); `sources` are numbers that it shares with rows of the same image file."""
         if uri.startswith("/") or uri[:5].lower() == "file:":
             self._note(Notice.LOCAL_PATH, row, uri)
         if not accepted:
@@ -122,7 +122,7 @@ class CatalogOutlook:
             self._note(Notice.UNKNOWN_COUNTRY, row, uri)
 
     def lines(self) -> Iterator[str]:
-        """Yield what was found, as lines for people."""
+        """Yield the findings and notices as lines of text."""
         for code, found in self.findings.items():
             yield f"an audit will find {code}: {found.named()}: {_begun_small(SENTENCES[code])}"
         for notice, found in self.notices.items():
@@ -146,21 +146,21 @@ def _begun_small(sentence: str) -> str:
 
 @dataclass
 class UnknownLicense(CatalogFinding):
-    """Rows whose license is not an identifier, and the most similar identifier."""
+    """Rows whose license is not a known identifier, with the most similar identifier."""
 
     suggestion: str | None = None
 
 
 @dataclass
 class CatalogFindings:
-    """What `check` found in a catalog.
+    """Result of `check`.
 
-    `by_license` counts rows by identifier, in SPDX's spelling. `verdicts` holds the rows that a policy would refuse
-    before any image is read, each under its first reason; `accepted` counts the other rows. Without a policy,
-    `verdicts` holds only what every policy refuses. `expired` rows were valid until before `policy_date`. `refused`
-    holds the rows that the catalog itself refuses, by its `refused_reason`: somebody decided that, so there is nothing
-    to look at. `audit` has, by code, what an audit of the finished dataset would find in the accepted rows, and
-    `notices` what it would not.
+    `by_license` counts rows by identifier, in SPDX's spelling. `verdicts` holds the rows that a policy would reject
+    before any image is read, each under its first reason; without a policy, only those that every policy rejects.
+    `accepted` counts the other rows. `expired` rows were valid until before `policy_date`. `refused` holds the rows
+    that the catalog itself rejects, by `refused_reason`; since that was deliberate, they don't affect `clean`. `audit`
+    contains, by code, what an audit of the finished dataset would find in the accepted rows, and `notices` what it
+    would not report.
     """
 
     catalog: str
@@ -173,29 +173,29 @@ class CatalogFindings:
     duplicates: CatalogFinding = field(default_factory=CatalogFinding)
     refused_uris: CatalogFinding = field(default_factory=CatalogFinding)
     bad_values: CatalogFinding = field(default_factory=CatalogFinding)
-    problems: list[str] = field(default_factory=list)  # a sentence on each of the first bad values
+    problems: list[str] = field(default_factory=list)  # descriptions of the first bad values
     verdicts: dict[str, CatalogFinding] = field(default_factory=dict)
     refused: dict[str, CatalogFinding] = field(default_factory=dict)
     accepted: int = 0
     audit: dict[str, CatalogFinding] = field(default_factory=dict)
     notices: dict[str, CatalogFinding] = field(default_factory=dict)
-    outlook_lines: list[str] = field(default_factory=list)  # the last two, for people
+    outlook_lines: list[str] = field(default_factory=list)  # `audit` and `notices` as text
 
     @property
     def clean(self) -> bool:
-        """Whether there is nothing to look at; notices do not count."""
+        """True if there are no problems; notices and rows that the catalog itself rejects don't count."""
         findings = (self.missing_license, self.expired, self.duplicates, self.refused_uris, self.bad_values)
         return not any(f.count for f in findings) and not (self.unknown_licenses or self.verdicts or self.audit)
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the findings to JSON values, with `clean`."""
+        """Convert the findings to JSON values, including `clean`."""
         value = asdict(self)
         del value["outlook_lines"]
         value["policy_date"] = self.policy_date.isoformat() if self.policy_date else None
         return {"clean": self.clean, **value}
 
     def lines(self) -> list[str]:
-        """Format the findings for people."""
+        """Format the findings as lines of text."""
         rows = counted(self.rows, "row")
         lines = [f"{self.catalog}: {rows}, {self.accepted:,} of them acceptable by their catalog entries"]
         width = max((len(name) for name in self.by_license), default=0)
@@ -217,7 +217,7 @@ class CatalogFindings:
         return [*lines, *(f"  {problem}" for problem in self.problems), *self.outlook_lines]
 
     def unusable_lines(self) -> list[str]:
-        """Format what a build would refuse, by reason and with examples; nothing if it would refuse no row."""
+        """Format the rows that a build would reject, by reason and with examples; empty if there are none."""
         refused = self.rows - self.accepted
         if not refused:
             return []
@@ -239,10 +239,10 @@ def check(
     *,
     ignored: Collection[str] = (),
 ) -> CatalogFindings:
-    """Read the whole catalog, or its first `most_rows`, and report what is in it; images are not read.
+    """Read the whole catalog, or its first `most_rows`, and report its problems; images are not read.
 
-    An invalid value is a finding here and does not stop the check; a file that is not a catalog raises `UsageError`.
-    `today` (default: today in UTC) is the day of an audit, and without a policy decides what is expired. `ignored`
+    An invalid value becomes a finding and does not stop the check; a file that is not a catalog raises `UsageError`.
+    `today` (default: today in UTC) is the day of an audit, and without a policy determines what is expired. `ignored`
     columns are as in `stage_catalog`.
     """
     now = today or datetime.now(UTC).date()
@@ -282,7 +282,7 @@ _Terms = tuple[str | None, bool | None, date | None, bool | None]  # license, re
 
 
 class _TermsJudge:
-    """Sorts rows into findings; each combination of license terms is judged once."""
+    """Sorts rows into findings, judging each combination of license terms once."""
 
     def __init__(
         self,
@@ -301,7 +301,7 @@ class _TermsJudge:
         self._identifiers: dict[str, str | None] = {}
 
     def look(self, batch: pa.RecordBatch) -> None:
-        """Add staged rows, with duplicates marked; batches come in order."""
+        """Add staged rows, with duplicates marked; batches must come in order."""
         names = (
             "ordinal",
             "uri",
@@ -324,7 +324,7 @@ class _TermsJudge:
             self._outlook.look(ordinal + 1, uri, terms, country, sources.get(ordinal, ()), accepted=accepted)
 
     def _look_at(self, row: int, uri: str, terms: Terms, duplicate: bool, refused: str | None) -> bool:
-        """Count a row, and return whether a build accepts it by its catalog entry."""
+        """Count a row; return whether a build accepts it, judged by its catalog entry."""
         findings = self._findings
         if terms.license is None:
             findings.missing_license.add(row)

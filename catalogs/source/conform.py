@@ -1,4 +1,4 @@
-"""Convert the columns of a catalog's file to those of `SOURCE`, and report values that do not fit."""
+"""Conversion of a catalog file's columns to those of `SOURCE`, with reports of invalid values."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from segmint.infra.uris import redact
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
-_SEARCHED = 5000  # characters of a value that are searched for credentials: a row has up to four million
+_SEARCHED = 5000  # characters of a value that are searched for credentials; a row may contain four million
 _FIRST_DAY, _LAST_DAY = (pa.scalar((day - date(1970, 1, 1)).days, pa.int64()) for day in (date.min, date.max))
 _MS_A_DAY = 86_400_000
 
@@ -32,7 +32,7 @@ EXPECTED = {
     "uri": "a URI or a path",
     "refused_reason": f"{', '.join(sorted(CURATE_REASONS))} or nothing",
 }
-"""What to write in a column, for messages; columns that are not listed take any text."""
+"""Valid values per column, for messages; columns that are not listed accept any text."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,22 @@ class InvalidValue:
 
 
 OnProblem = Callable[[InvalidValue], None]
-"""Called with each problem. If it returns, the value is read as absent and reading goes on."""
+"""Callback for each problem. If it returns, the value is read as absent, and reading continues."""
 
 
 def refuse(problem: InvalidValue) -> None:
-    """The default `OnProblem`: raise `UsageError` for the first problem."""
+    """Raise `UsageError` for the first problem; the default `OnProblem`."""
     raise UsageError(f"{problem}. Correct the catalog; `segmint catalog check` lists every such row.")
 
 
 def shown(value: object) -> str:
-    """Format a value for a message: quoted, shortened if it is long, and without what looks like a credential."""
+    """Format a value for a message: quoted, shortened if it is long, and with apparent credentials redacted."""
     text = redact(repr(value[:_SEARCHED] if isinstance(value, str | bytes) else value)[:_SEARCHED])
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def json_object(data: bytes, where: str, expected: str) -> dict[str, Any]:
-    """Parse a JSON object; raises `UsageError`, which says where and what was expected."""
+    """Parse a JSON object; raises `UsageError` with the location and the expected content."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -88,9 +88,9 @@ def require_columns(catalog: str, names: list[str]) -> None:
 
 
 def require_types(catalog: str, schema: pa.Schema, own: Collection[str] = ()) -> list[str]:
-    """Return the columns of a typed file (Parquet) that `conform` takes, by their types.
+    """Return the columns of a typed file (Parquet) whose types `conform` accepts.
 
-    Raises `UsageError` for a column of `SOURCE` that has another type, unless it is in `own`.
+    Raises `UsageError` for a column of `SOURCE` with another type, unless it is in `own`.
     """
     fitting = []
     for field in schema:
@@ -114,7 +114,7 @@ def require_types(catalog: str, schema: pa.Schema, own: Collection[str] = ()) ->
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is text, plain or dictionary-encoded."""
+    """Return whether an Arrow type is text, plain or dictionary-encoded."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
@@ -125,8 +125,8 @@ def conform(
 ) -> pa.RecordBatch:
     """Convert a file's columns to a batch of `SOURCE`; absent columns become null.
 
-    Text is unchanged except: empty values become null; spaces around a license are removed; `sha256` becomes lower case
-    and `country` upper case. `first_row` is the number of the batch's first row, from 1.
+    Text is unchanged, except that empty values become null, a license is stripped of surrounding spaces, `sha256`
+    becomes lowercase, and `country` uppercase. `first_row` is the number of the batch's first row, from 1.
     """
     arrays = []
     for field in SOURCE:
@@ -148,9 +148,9 @@ def conform(
 
 
 def _days(catalog: str, name: str, column: pa.Array, first_row: int, on_problem: OnProblem) -> pa.Array:
-    """Convert dates to date32, all of them in the years 1 to 9999: Python and SQL have no others.
+    """Convert dates to date32, limited to the years 1 to 9999, the only ones that Python and SQL support.
 
-    Databases write infinity as a date far outside.
+    Databases write infinity as a date far outside this range.
     """
     if pa.types.is_date64(column.type):
         milliseconds = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
@@ -214,7 +214,7 @@ def _parsed(
     first_row: int,
     on_problem: OnProblem,
 ) -> pa.Array:
-    # Such a column has few distinct values: each is parsed once per batch.
+    # Such a column has few distinct values, so each is parsed once per batch.
     encoded = column.dictionary_encode()
     values = pa.array([parse(text) for text in encoded.dictionary.to_pylist()], field.type)
     result = values.take(encoded.indices)

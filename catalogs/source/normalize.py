@@ -1,6 +1,6 @@
-"""Convert a source catalog to the dataset's own copy: with ordinals and ids, and duplicates marked.
+"""Conversion of a source catalog to the dataset's copy, with ordinals, ids, and marked duplicates.
 
-Everything is streamed or done by DuckDB, which spills to disk: memory does not grow with the catalog.
+Everything is streamed or done by DuckDB, which spills to disk, so memory use doesn't grow with the catalog.
 """
 
 import tempfile
@@ -29,10 +29,10 @@ from segmint.infra.uris import ALLOWED_SCHEMES, LOCAL, UriNotAllowedError, fit_t
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 MARK_ROWS = 65_536
-"""Rows that are processed together."""
+"""Number of rows processed together."""
 
 MOST_WAITING = 512 << 20
-"""Bytes that the rows of one row group may take: 8 KB per row."""
+"""Maximum size in bytes of the rows of one row group: 8 KB per row."""
 
 _PUBLISHED_TEXT: dict[str, Callable[[str], str]] = {
     "uri": fit_to_keep,
@@ -46,7 +46,7 @@ _PUBLISHED_TEXT: dict[str, Callable[[str], str]] = {
 _SUSPICIOUS = "(?s)://.*[@=]"
 _OPTIONAL_STORES = f"(?i)^({'|'.join(sorted(ALLOWED_SCHEMES - {LOCAL, 's3'}))})://"
 
-# A hash takes 8 bytes, an id often 50: only the few ids whose hash occurs twice are compared as text.
+# A hash takes 8 bytes and an id often 50, so only the few ids whose hash occurs twice are compared as text.
 _DUPLICATES = """
 WITH suspects AS (SELECT hash(image_id) AS h FROM read_parquet($staged) GROUP BY h HAVING count(*) > 1),
      candidates AS (SELECT ordinal, image_id FROM read_parquet($staged)
@@ -75,13 +75,13 @@ def normalize(
 ) -> NormalizedCatalog:
     """Write the catalog to the local Parquet file `destination`, as rows of `NORMALIZED`.
 
-    Rows keep the catalog's order and none is dropped: a missing license is null, and a row with a repeated image_id
-    refers to the first; the verdicts come later. `uri` stays as written, so that the same rows give the same bytes
-    wherever the catalog is and whatever its format.
+    Rows keep the catalog's order, and none is dropped: a missing license is null, a row with a repeated image_id refers
+    to the first, and verdicts come later. `uri` stays as written, so that the same rows give the same bytes regardless
+    of the catalog's location and format.
 
-    `ignored` columns, each one of `ADDED`, are read as absent, whatever is in them. `temporary` is the folder for
-    intermediate files (about the size of the catalog; default: that of `destination`),
-    `memory_limit` bounds DuckDB. Raises `UsageError` for a file that cannot be read as a catalog.
+    `ignored` columns, each one of `ADDED`, are read as absent. `temporary` is the folder for intermediate files, which
+    are about as large as the catalog (default: the folder of `destination`). `memory_limit` limits DuckDB. Raises
+    `UsageError` for a file that can't be read as a catalog.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".normalize-") as name:
@@ -100,7 +100,7 @@ def stage_catalog(
 ) -> tuple[Path, int]:
     """Write the catalog's rows, or the first `most_rows`, to a file in `folder`, as `STAGED`.
 
-    Ordinals begin at 0 and duplicates are not yet marked. `ignored` columns are read as absent. Returns the file and
+    Ordinals start at 0, and duplicates are not marked yet. `ignored` columns are read as absent. Returns the file and
     its number of rows.
     """
     staged = folder / "staged.parquet"
@@ -125,7 +125,7 @@ def write_marked(
 ) -> NormalizedCatalog:
     """Write the rows of a staged file to `destination` atomically, with duplicates marked.
 
-    Ordinals begin at `first_ordinal`; intermediate files go to `folder`.
+    Ordinals start at `first_ordinal`; intermediate files go to `folder`.
     """
     result = folder / "result.parquet"
     schema = normalized_schema(_with_values(staged))
@@ -137,7 +137,7 @@ def write_marked(
 
 
 def _with_values(staged: Path) -> list[str]:
-    """Return those of the added columns in which a row of a staged file has a value, by the file's footer."""
+    """Return the added columns in which any row of a staged file has a value, according to its footer."""
     metadata = pq.read_metadata(staged)
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     return [
@@ -165,7 +165,7 @@ def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Ite
 
 
 class SortedPairs:
-    """A stream of batches of two int64 columns, sorted by the first, consumed piece by piece."""
+    """A stream of batches of two int64 columns, sorted by the first, consumed in pieces."""
 
     def __init__(self, reader: pa.RecordBatchReader) -> None:
         self._batches = iter(reader)
@@ -190,11 +190,11 @@ class SortedPairs:
 
 
 def number_rows(batch: pa.RecordBatch, first: int, ignored: Collection[str] = ()) -> pa.RecordBatch:
-    """Convert a batch of `SOURCE` to `STAGED`, with ordinals from `first` on; duplicates are not marked.
+    """Convert a batch of `SOURCE` to `STAGED`, with ordinals starting at `first`; duplicates are not marked.
 
-    `ignored` columns are null. Credentials in URLs are redacted, since these columns are published with the
-    dataset. No image is lost: a `uri` with credentials is one that a catalog may not name anyway. A `license` that is a
-    license's whole text is shortened: it is no identifier anyway.
+    `ignored` columns are null. Credentials in URLs are redacted, because these columns are published with the dataset.
+    No image is lost by that, since a catalog may not contain a `uri` with credentials anyway. A `license` that is a
+    license's full text is shortened, since it is not an identifier anyway.
     """
     rows = batch.num_rows
     batch = _fit_to_publish(batch)
@@ -211,12 +211,12 @@ def number_rows(batch: pa.RecordBatch, first: int, ignored: Collection[str] = ()
 
 
 def _fit_to_publish(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Redact credentials in the texts of a batch that has these columns, and shorten a license's whole text."""
+    """Redact credentials in the texts of a batch, as far as it has these columns, and shorten full license texts."""
     for name, clean in _PUBLISHED_TEXT.items():
         if name not in batch.schema.names:
             continue  # an added column
         column = batch.column(name)
-        # Few texts are suspicious, so Python processes few of them.
+        # Few texts are suspicious, so Python processes only a few.
         suspicious = pc.match_substring_regex(column, _SUSPICIOUS)
         if name == "license":
             suspicious = pc.or_(suspicious, pc.greater(pc.utf8_length(column), LONGEST))
@@ -230,7 +230,7 @@ def _fit_to_publish(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _refuse_unreachable(catalog: str, batch: pa.RecordBatch, first_row: int, on_problem: OnProblem) -> None:
-    """Report rows whose store needs a package that is not installed here: a build could never read them."""
+    """Report rows whose store needs a package that isn't installed here, because a build could never read them."""
     uris = batch.column("uri")
     for index in pc.indices_nonzero(pc.match_substring_regex(uris, _OPTIONAL_STORES)).to_pylist():
         uri = uris[index].as_py()
@@ -252,7 +252,7 @@ def _shifted(batch: pa.RecordBatch, by: int) -> pa.RecordBatch:
 
 
 def with_column(batch: pa.RecordBatch, name: str, values: pa.Array | Ints) -> pa.RecordBatch:
-    """Replace the values of one column in a batch of `NORMALIZED`, or of `STAGED`."""
+    """Replace the values of one column in a batch of `NORMALIZED` or `STAGED`."""
     arrays = [pa.array(values) if n == name else batch.column(n) for n in batch.schema.names]
     return pa.RecordBatch.from_arrays(arrays, schema=normalized_schema(batch.schema.names))
 
@@ -266,5 +266,5 @@ def open_database(folder: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
             "preserve_insertion_order": "false",
         }
     )
-    database.execute("SET enable_progress_bar = false")  # it would be printed to standard output after two seconds
+    database.execute("SET enable_progress_bar = false")  # otherwise it is printed to standard output after two seconds
     return database

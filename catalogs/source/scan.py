@@ -1,7 +1,7 @@
-"""Make a catalog from the images below a folder or prefix; licenses come from an argument or sidecar files.
+"""Creation of a catalog from the images below a folder or prefix, with licenses from an argument or sidecar files.
 
-A sidecar is next to its image and its name begins with the image's: `photo.jpg.json` has any columns of a catalog
-except `uri`; `photo.jpg.license` has just an identifier, or REUSE's tags (`SPDX-License-Identifier`,
+A sidecar is next to its image, and its name starts with the image's: `photo.jpg.json` contains any columns of a catalog
+except `uri`; `photo.jpg.license` contains just an identifier, or REUSE's tags (`SPDX-License-Identifier`,
 `SPDX-FileCopyrightText`). Sidecars override the argument, and JSON overrides `.license`.
 """
 
@@ -50,11 +50,11 @@ def scan(
     threads: int = 16,
     on_skip: OnSkip = warn_of_skipped,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row of `SOURCE` (a dictionary without absent values) for each image below `folder`, in order of names.
+    """Yield a row of `SOURCE` (a dictionary without absent values) for each image below `folder`, ordered by name.
 
     `uri` is absolute in the rows; `image_id` is the name relative to the prefix. An image without a license gets a row
-    without one. `on_skip` is called for what no catalog can name: links in a circle, names that are not UTF-8 or that
-    are not allowed in a URI. Raises `UsageError` for a license that is not an identifier and for an invalid sidecar.
+    without one. `on_skip` is called for entries that a catalog can't name: circular links, and names that are not UTF-8
+    or not allowed in a URI. Raises `UsageError` for a license that is not an identifier and for an invalid sidecar.
     """
     base = _absolute(folder)
     common = {
@@ -73,9 +73,9 @@ def _absolute(folder: Location) -> Location:
 
 
 def relative_rows(rows: Iterator[dict[str, Any]], catalog: Location) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a scan with URIs relative to the catalog, for those below its folder or prefix.
+    """Yield the rows of a scan, with relative URIs for images below the catalog's folder or prefix.
 
-    In a store a key that a relative URI cannot say, such as one with `//`, stays absolute.
+    In a store, a key that a relative URI can't express, such as one with `//`, stays absolute.
     """
     folder = f"{_folder(catalog).rstrip('/')}/"
     for row in rows:
@@ -87,10 +87,10 @@ def relative_rows(rows: Iterator[dict[str, Any]], catalog: Location) -> Iterator
 
 
 def check_relative(folder: Location, catalog: Location, *, absolute: bool) -> None:
-    """Check, before a scan of `folder`, that the catalog can name local images, and without showing where they are.
+    """Check, before a scan of `folder`, that the catalog can name local images without exposing their location.
 
-    Raises `UsageError` for local images of a catalog in a store, and without `absolute` for those that are not below
-    the catalog's folder: a dataset publishes its catalog, and a path of this machine often has a person's name.
+    Raises `UsageError` for local images of a catalog in a store and, without `absolute`, for images that are not below
+    the catalog's folder, because a dataset publishes its catalog, and local paths often contain a person's name.
     """
     if scheme(folder.uri) != LOCAL:
         return
@@ -110,16 +110,16 @@ def check_relative(folder: Location, catalog: Location, *, absolute: bool) -> No
 
 
 def _folder(catalog: Location) -> str:
-    """The folder or prefix of the catalog's file; of a local one without links, as a scan names images."""
+    """Return the folder or prefix of the catalog's file; a local one with links resolved, like a scan's names."""
     if scheme(catalog.uri) != LOCAL:
         return parent(catalog.uri)
     return str(local_path(catalog.uri).absolute().parent.resolve())
 
 
 def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.Schema = SOURCE) -> int:
-    """Write rows of `schema` as a catalog, in the format of `file`'s ending; return their number.
+    """Write rows of `schema` as a catalog, in the format given by `file`'s extension; return their number.
 
-    Raises `UsageError` if another file was put there meanwhile.
+    Raises `UsageError` if a different file was put there in the meantime.
     """
     kind = catalog_format(file.uri)
     if file.uri.lower().endswith(".gz"):
@@ -134,8 +134,8 @@ def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.
 
 
 def _images(base: Location, on_skip: OnSkip) -> Iterator[_ScannedImage]:
-    # Names are sorted, so those that begin with an image's name follow it directly: only these few are kept in memory
-    # to find sidecars.
+    # Names are sorted, so those that start with an image's name follow it directly, and finding sidecars only requires
+    # keeping these few in memory.
     open_images: deque[_ScannedImage] = deque()
     for entry in base.walk(on_skip=on_skip):
         if not entry.name.lower().endswith(IMAGE_ENDINGS + _SIDECAR_ENDINGS):
@@ -157,7 +157,7 @@ def _images(base: Location, on_skip: OnSkip) -> Iterator[_ScannedImage]:
 
 
 def _unfit(base: Location, name: str) -> str | None:
-    """Why a catalog cannot name a file; None if it can."""
+    """Return why a catalog can't name a file; None if it can."""
     try:
         (base / name).uri.encode()
         relative_to(base.uri, (base / name).uri)
@@ -220,7 +220,7 @@ def _plain(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
     ordered = {name: row[name] for name in schema.names if row.get(name) is not None}
     if "valid_until" in ordered:
         ordered["valid_until"] = str(ordered["valid_until"])
-    # Required columns are written even if empty.
+    # Required columns are written even if they are empty.
     return {"uri": ordered.pop("uri"), "license": ordered.pop("license", None), **ordered}
 
 
