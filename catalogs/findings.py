@@ -1,15 +1,15 @@
-"""What an audit can find wrong with a dataset: codes with a sentence each, and findings."""
+"""Audit findings: the codes of all problems that an audit can report, with a sentence on each."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 EXAMPLES = 100
-"""How many findings of a code are kept and named; all are counted."""
+"""Maximum number of findings kept and listed per code; all are counted."""
 
 
 class Code(StrEnum):
-    """What is wrong, in a word; `SENTENCES` explains each."""
+    """Short name of a problem; `SENTENCES` explains each."""
 
     BAD_MANIFEST = "bad_manifest"
     MISSING_CATALOG = "missing_catalog"
@@ -143,7 +143,7 @@ SENTENCES = {
     Code.REPEATED_SOURCE: "An image was made from the same bytes as an earlier one.",
     Code.SIMILAR_IMAGE: "An image looks like an earlier one, by their perceptual hashes.",
 }
-"""A sentence for each code."""
+"""Explanation of each code."""
 
 INTEGRITY = "integrity"
 AREAS = {
@@ -156,16 +156,16 @@ AREAS = {
     Code.REPEATED_SOURCE: "duplicates",
     Code.SIMILAR_IMAGE: "duplicates",
 }
-"""What a code is about, where that is not integrity."""
+"""Area of each code outside integrity."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, and where.
+    """One problem and its location.
 
-    `file` is a path below the dataset, `where` a row, an image or a mask in it (empty: the file as a whole). `shard`
-    is None for what belongs to none. `image` is the number of the image that it is about, `mask` the annotation id of
-    the mask; each is None where it is about none or the number is not known.
+    `file` is a path below the dataset, `where` a row, image, or mask in it (empty: the whole file). `shard` is None for
+    a file that belongs to no shard. `image` is the number of the affected image, `mask` the annotation id of the
+    affected mask; each is None if there is none or it is unknown.
     """
 
     code: Code
@@ -178,7 +178,7 @@ class Finding:
     mask: int | None = None
 
     def line(self) -> str:
-        """The finding as a person reads it."""
+        """Return the finding as a line of text."""
         shard = "" if self.shard is None else f"shard {self.shard}: "
         where = f", {self.where}" if self.where else ""
         return f"{self.code}: {shard}{self.file}{where}: expected {self.expected}; found {self.found}"
@@ -186,33 +186,33 @@ class Finding:
 
 @dataclass(frozen=True)
 class FindingLocation:
-    """A file of a shard, or of none, in which findings are made; `image` as in `Finding`."""
+    """A file with findings and its shard, if it belongs to one; `image` as in `Finding`."""
 
     file: str
     shard: int | None = None
     image: int | None = None
 
     def of_image(self, image: int | None) -> "FindingLocation":
-        """The same file, for findings about one image."""
+        """Return the same file, for findings about one image."""
         return replace(self, image=image)
 
     def finding(
         self, code: Code, expected: object, found: object, where: str = "", *, mask: int | None = None
     ) -> Finding:
-        """A finding in this file; `where` names a row, an image or a mask in it, `mask` is as in `Finding`."""
+        """Return a finding in this file; `where` names a row, image, or mask in it, `mask` is as in `Finding`."""
         return Finding(code, self.file, str(expected), str(found), self.shard, where, self.image, mask)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found: `counts` has all by code, `kept` the first `EXAMPLES` of each code, in the order of `Code`."""
+    """Collected findings: the `counts` of all by code, and the first `EXAMPLES` per code in `kept`, ordered by code."""
 
     counts: Mapping[Code, int]
     kept: tuple[Finding, ...]
 
     @property
     def total(self) -> int:
-        """How many there are, kept or not."""
+        """Number of findings, kept or not."""
         return sum(self.counts.values())
 
     def __iter__(self) -> Iterator[Finding]:
@@ -224,21 +224,21 @@ class Findings:
 
 @dataclass
 class FindingCollector:
-    """Collects findings: all are counted by code, the first `EXAMPLES` of each code kept.
+    """Collector of findings, which counts all by code and keeps the first `EXAMPLES` of each code.
 
-    So memory does not grow with the damage.
+    This bounds its memory for any amount of damage.
     """
 
     counts: dict[Code, int] = field(default_factory=dict)
     _kept: dict[Code, list[Finding]] = field(default_factory=dict)
 
     def add(self, finding: Finding) -> None:
-        """Count a finding, and keep it if few of its code are kept."""
+        """Count a finding, and keep it if few with its code are kept."""
         self.counts[finding.code] = self.counts.get(finding.code, 0) + 1
         self._keep(finding)
 
     def extend(self, findings: "Iterable[Finding] | FindingCollector | Findings") -> None:
-        """Add many, in order, or all that were collected elsewhere."""
+        """Add several findings, in order, or everything that another collector holds."""
         if isinstance(findings, FindingCollector):
             findings = findings.collected()
         if not isinstance(findings, Findings):
@@ -251,12 +251,12 @@ class FindingCollector:
             self._keep(finding)
 
     def collected(self) -> Findings:
-        """What was found so far."""
+        """Return the findings so far."""
         return Findings(dict(self.counts), tuple(finding for code in Code for finding in self._kept.get(code, ())))
 
     @property
     def total(self) -> int:
-        """How many there are so far, kept or not."""
+        """Number of findings so far, kept or not."""
         return sum(self.counts.values())
 
     def __contains__(self, code: object) -> bool:

@@ -1,8 +1,8 @@
-"""The names of a dataset's files. The content of `dataset.json` is in `segmint.catalogs.dataset.manifest`.
+"""Names of a dataset's files; `segmint.catalogs.dataset.manifest` defines the content of `dataset.json`.
 
 ```
-dataset.json                     what the dataset is; dataset.g2.json and on once it grew
-catalog/part-0-<digest>.parquet  the normalized catalog; part-1 and on once it grew
+dataset.json                     the manifest; dataset.g2.json and so on after the dataset grew
+catalog/part-0-<digest>.parquet  the normalized catalog; part-1 and so on after the dataset grew
 shards/sa_000000-<digest>.tar    images and annotations, as in SA-1B
 images/sa_000000-<digest>.parquet, masks/…, rejects/…
 commits/000000.g1.json           lists the files of one generation of one shard; written last
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 SCHEMA_VERSION = 2
-"""The format of a dataset: `schema_version` in `dataset.json`. This version of segmint reads and writes no other."""
+"""Format version of a dataset, `schema_version` in `dataset.json`; segmint only reads and writes this one."""
 
 ANNOTATION_COLUMNS = ("submission", "annotator", "stage", "seconds", "complete", "next_mask")
-"""The columns of `images` about annotation, in order; null where a build wrote the row, except `next_mask`."""
+"""The columns of `images` about annotation, in order; null in rows that a build wrote, except `next_mask`."""
 
 MANIFEST = "dataset.json"
 SHARDS_INDEX = "shards.json"
@@ -38,16 +38,16 @@ COMMITS = "commits"
 RESERVATIONS = "reservations"
 SUMMARIES = "summaries"
 REPORT = "report"
-"""The folder that a report is written to."""
+"""Folder that reports are written to."""
 
 MOST_PIXELS = 250_000_000
-"""Pixels of the largest picture that is decoded where a dataset is read; the same as the default of ingest."""
+"""Maximum number of pixels of an image that is decoded when reading a dataset; the same as the default of ingest."""
 
 MOST_MEMBER_BYTES = 256 << 20
-"""Bytes of the largest file in a tar that is read into memory, a JPEG or a JSON."""
+"""Maximum size in bytes of a file in a tar, JPEG or JSON, that is read into memory."""
 
 DATA_KINDS = {"shards": "tar", "images": "parquet", "masks": "parquet", "rejects": "parquet"}
-"""The folders of data files, with the ending of their files."""
+"""Folders of data files, with the extension of their files."""
 
 _DIGEST_DIGITS = 12
 _SHOWN = 10
@@ -64,7 +64,7 @@ class DamagedDatasetError(SegmintError):
 
 
 class DataFile(NamedTuple):
-    """The parts of a data file's name."""
+    """Components of a data file's name."""
 
     kind: str  # a key of `DATA_KINDS`
     shard: int
@@ -72,23 +72,23 @@ class DataFile(NamedTuple):
 
 
 def canonical_json(value: Any) -> bytes:
-    """Serialize to the JSON form of everything that a dataset hashes or compares: sorted keys, compact, UTF-8, newline.
+    """Serialize to the JSON form that a dataset hashes and compares: sorted keys, compact, UTF-8, newline.
 
-    Raises `ValueError` for NaN and infinities, which JSON lacks.
+    Raises `ValueError` for NaN and infinities, which JSON can't represent.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 
 
 def wrong_fields(error: "ValidationError") -> str:
-    """The fields of a file that cannot be used, each with what was expected; the first ten."""
+    """Return the first ten invalid fields of a file, each with the expected value."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     lines = [f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}" for problem in problems]
     return "; ".join([*lines[:_SHOWN], *([f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])])
 
 
 def fingerprint(value: Any) -> str:
-    """The first twelve hexadecimal digits of the SHA-256 of a value's canonical JSON."""
+    """Return the first twelve hexadecimal digits of the SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value)).hexdigest()[:_DIGEST_DIGITS]
 
 
@@ -98,36 +98,36 @@ def shard_name(shard: int) -> str:
 
 
 def image_stem(image: int) -> str:
-    """The name of an image's files without their ending; `image` is its number in the dataset."""
+    """Return the name of an image's files without the extension; `image` is its number in the dataset."""
     return f"sa_{image}"
 
 
 def image_name(image: int) -> str:
-    """The name of an image's JPEG in a tar."""
+    """Return the name of an image's JPEG in a tar."""
     return f"{image_stem(image)}.jpg"
 
 
 def annotation_name(image: int) -> str:
-    """The name of the JSON with an image's masks in a tar."""
+    """Return the name of the JSON with an image's masks in a tar."""
     return f"{image_stem(image)}.json"
 
 
 def part_path(part: int, sha256: str) -> str:
-    """The path of a part of the normalized catalog, below the dataset; `sha256` is that of its bytes.
+    """Return the path of a part of the normalized catalog, below the dataset; `sha256` is that of its bytes.
 
-    Like all data files it is named by its content, so that two builds that begin or grow a dataset at the same time
+    Like all data files, it is named by its content, so that two builds that start or extend a dataset at the same time
     never overwrite each other's files.
     """
     return f"{CATALOG}/part-{part}-{sha256[:_DIGEST_DIGITS]}.parquet"
 
 
 def is_part_path(path: str) -> bool:
-    """Whether a path below the dataset is that of a part of the normalized catalog."""
+    """Return whether a path below the dataset is that of a part of the normalized catalog."""
     return _PART.fullmatch(path) is not None
 
 
 def part_number(path: str) -> int:
-    """The number of a part of the normalized catalog, from its path below the dataset."""
+    """Return the number of a part of the normalized catalog, from its path below the dataset."""
     match = _PART.fullmatch(path)
     if match is None:
         raise ValueError(f"{path} is no part of a catalog")
@@ -135,7 +135,7 @@ def part_number(path: str) -> int:
 
 
 def data_path(kind: str, shard: int, sha256: str) -> str:
-    """The path of a data file below the dataset; `kind` is a key of `DATA_KINDS`, `sha256` that of its bytes."""
+    """Return the path of a data file below the dataset; `kind` is a key of `DATA_KINDS`, `sha256` its hash."""
     return f"{kind}/sa_{shard_name(shard)}-{sha256[:_DIGEST_DIGITS]}.{DATA_KINDS[kind]}"
 
 
@@ -150,7 +150,7 @@ def parse_data_path(path: str) -> DataFile | None:
 
 
 def commit_name(shard: int, generation: int) -> str:
-    """The name of a commit's file in `commits/`."""
+    """Return the name of a commit's file in `commits/`."""
     return f"{shard_name(shard)}.g{generation}.json"
 
 
@@ -163,7 +163,7 @@ def parse_commit_name(name: str) -> tuple[int, int] | None:
 
 
 def commit_path(shard: int, generation: int) -> str:
-    """The path of a commit's file below the dataset."""
+    """Return the path of a commit's file below the dataset."""
     return f"{COMMITS}/{commit_name(shard, generation)}"
 
 
@@ -174,7 +174,7 @@ def parse_commit_path(path: str) -> tuple[int, int] | None:
 
 
 def reservation_name(shard: int, generation: int, digest: str) -> str:
-    """The name of a reservation's file in `reservations/`; `digest` is of what it names."""
+    """Return the name of a reservation's file in `reservations/`; `digest` is that of the paths it lists."""
     return f"{shard_name(shard)}.g{generation}-{digest}.json"
 
 
@@ -213,12 +213,12 @@ def parse_amended_name(name: str) -> int | None:
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:
-    """The hash of a configuration's identity keys, 64 hexadecimal digits."""
+    """Return the hash of a configuration's identity keys, 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(config)).hexdigest()
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The dotted keys in which two configuration trees differ, sorted, including keys that only one has."""
+    """Return the sorted dotted keys in which two configuration trees differ, including keys of only one of them."""
     keys: list[str] = []
     for key in sorted({*old, *new}):
         if key not in old or key not in new:

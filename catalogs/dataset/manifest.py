@@ -1,8 +1,8 @@
-"""`dataset.json`: what a dataset is, in generations that are put if absent and never changed.
+"""The dataset manifest `dataset.json`, in generations that are put if absent and never changed.
 
 Generation 1 is `dataset.json`, put at the first start. When the parts of the catalog change, `dataset.g2.json`,
-`dataset.g3.json` and so on follow, and the highest holds, as with commits. They differ only in `catalog` and
-`licenses`: what decides the bytes of a shard is fixed at the first start.
+`dataset.g3.json`, and so on follow, and readers use the highest, as with commits. Generations differ only in `catalog`
+and `licenses`; everything that determines the bytes of a shard is fixed at the first start.
 """
 
 import json
@@ -34,19 +34,19 @@ from segmint.infra.uris import absolute, base_name
 from segmint.infra.version import VERSION
 
 GROWING_FIELDS = frozenset({"catalog", "licenses"})
-"""The fields in which a later generation may differ from the first."""
+"""Fields in which a later generation may differ from the first."""
 
 _SECTIONS = ("license", "ingest", "deidentify", "deidentify.faces", "deidentify.plates", "release", "masks", "model")
 _LATER = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)\.json", re.ASCII)
 
 
 class CatalogPart(Frozen):
-    """One part of the normalized catalog: its ordinals begin at `first_shard` · `images_per_shard`.
+    """One part of the normalized catalog; its ordinals start at `first_shard` · `images_per_shard`.
 
     `sha256` is of the part itself, `source_sha256` of the catalog file that it was made from.
     """
 
-    path: str = Field(pattern=r"\A[ -~]*\z")  # letters that any store takes
+    path: str = Field(pattern=r"\A[ -~]*\z")  # characters that every store accepts
     rows: int = Field(ge=0, lt=1 << 53)
     sha256: str
     source_sha256: str
@@ -54,18 +54,18 @@ class CatalogPart(Frozen):
 
 
 class ModelWeights(Frozen):
-    """The weights of the model that made the masks."""
+    """Weights of the model that made the masks."""
 
     name: str
     sha256: str
 
 
 class DatasetManifest(Frozen):
-    """`dataset.json`: what a dataset is, fixed at its first start except for `catalog`, which grows by parts.
+    """Content of `dataset.json`, fixed at a dataset's first start except for `catalog` and `licenses`.
 
-    `config` holds the identity keys of the configuration as a tree; `numerics` everything that decides the last bits
-    of the results; `policy_date` is the day for which licenses are judged. `lineage` is that of `weights` if a training
-    of segmint made them; without one the file has no such field.
+    `config` holds the identity keys of the configuration as a tree; `numerics` everything that determines the last bits
+    of the results; `policy_date` is the day for which licenses are judged. `lineage` is that of `weights` if segmint
+    trained them; otherwise the file omits the field.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -84,7 +84,7 @@ class DatasetManifest(Frozen):
     @field_validator("config")
     @classmethod
     def _sections(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """Refuse parts of the configuration that are not objects: all that read it look into these."""
+        """Reject sections of the configuration that aren't objects, because every reader indexes into them."""
         for name in _SECTIONS:
             part: Any = config
             for key in name.split("."):
@@ -95,24 +95,24 @@ class DatasetManifest(Frozen):
 
     @property
     def round(self) -> int:
-        """How many trainings led to the weights that made the masks."""
+        """Number of training runs that led to the weights that made the masks."""
         return trainings(self.lineage)
 
     @property
     def numerics_fingerprint(self) -> str:
-        """The fingerprint by which commits name the numerics: twelve hexadecimal digits."""
+        """Fingerprint by which commits name the numerics: twelve hexadecimal digits."""
         return fingerprint(self.numerics)
 
     @property
     def shards(self) -> int:
-        """The number of shards of the whole dataset, committed or not."""
+        """Number of shards of the whole dataset, committed or not."""
         if not self.catalog:
             return 0
         last = self.catalog[-1]
         return last.first_shard + -(-last.rows // self.images_per_shard)
 
     def ordinals(self, shard: int) -> tuple[int, int]:
-        """Return the ordinals [a, b) of a shard; raises `ValueError` for a shard that the dataset does not have."""
+        """Return the ordinals [a, b) of a shard; raises `ValueError` for a shard that is not in the dataset."""
         for part in self.catalog:
             first = part.first_shard * self.images_per_shard
             start = shard * self.images_per_shard
@@ -126,15 +126,15 @@ class DatasetManifest(Frozen):
 
     @classmethod
     def from_json(cls, data: bytes, where: str = MANIFEST) -> "DatasetManifest":
-        """Read a manifest's file; for another file or another format raises `UsageError`, which names `where`."""
+        """Parse a manifest's file; raises `UsageError`, which names `where`, for another file or format version."""
         try:
             value = json.loads(data)
             version = value.get("schema_version") if isinstance(value, dict) else None
             if type(version) is not int or version != SCHEMA_VERSION:
                 raise UsageError(_other_format(where, version, value))
-            canonical_json(value)  # refuses what JSON lacks: NaN, infinities, halves of characters
+            canonical_json(value)  # rejects values that JSON can't represent: NaN, infinities, lone surrogates
             manifest = cls.model_validate(value)
-            manifest.to_json()  # refuses what is nested too deep to be compared
+            manifest.to_json()  # rejects nesting that is too deep to be compared
             return manifest
         except ValidationError as error:
             raise UsageError(f"{where} is not a dataset's manifest: {wrong_fields(error)}") from error
@@ -143,7 +143,7 @@ class DatasetManifest(Frozen):
 
 
 def _other_format(where: str, version: object, value: object) -> str:
-    """Return the error for a manifest whose `schema_version` is not the one that this version reads."""
+    """Return the message for a manifest with an unsupported `schema_version`."""
     if type(version) is not int:
         return f"{where} is not a dataset's manifest: its schema_version is {version!r}, expected {SCHEMA_VERSION}"
     writer = value.get("code_version") if isinstance(value, dict) else None
@@ -155,7 +155,7 @@ def _other_format(where: str, version: object, value: object) -> str:
 
 
 class LatestManifest(NamedTuple):
-    """A manifest with the number of its generation, from 1."""
+    """A manifest with its generation, counted from 1."""
 
     manifest: DatasetManifest
     generation: int
@@ -167,7 +167,7 @@ def manifest_name(generation: int) -> str:
 
 
 def parse_manifest_name(name: str) -> int | None:
-    """Return the generation of a manifest's file; None if the name is not a manifest's."""
+    """Return the generation of a manifest's file, or None if the name is not a manifest's."""
     if name == MANIFEST:
         return 1
     match = _LATER.fullmatch(name)
@@ -175,7 +175,7 @@ def parse_manifest_name(name: str) -> int | None:
 
 
 def manifest_generations(dataset: Location) -> list[int]:
-    """Return the generations of the manifest that a dataset has, ascending, from one listing."""
+    """Return the generations of a dataset's manifest, ascending, from one listing."""
     numbers = (parse_manifest_name(entry.name) for entry in dataset.list())
     return sorted(number for number in numbers if number is not None)
 
@@ -191,7 +191,7 @@ def read_generation(dataset: Location, generation: int) -> DatasetManifest | Non
 
 
 def read_latest_manifest(dataset: Location) -> LatestManifest | None:
-    """Read the manifest that holds, with its generation; None if no dataset was begun there."""
+    """Read the latest manifest with its generation; None if there is no dataset."""
     for generation in reversed(manifest_generations(dataset)):
         manifest = read_generation(dataset, generation)
         if manifest is not None:
@@ -200,13 +200,13 @@ def read_latest_manifest(dataset: Location) -> LatestManifest | None:
 
 
 def read_manifest(dataset: Location) -> DatasetManifest | None:
-    """Read the manifest that holds; None if no dataset was begun there."""
+    """Read the latest manifest; None if there is no dataset."""
     latest = read_latest_manifest(dataset)
     return None if latest is None else latest.manifest
 
 
 def load_latest_manifest(dataset: Location) -> LatestManifest:
-    """Read the manifest that holds, with its generation; raises `UsageError` if no dataset was begun there."""
+    """Read the latest manifest with its generation; raises `UsageError` if there is no dataset."""
     latest = read_latest_manifest(dataset)
     if latest is None:
         raise UsageError(f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path, or build a dataset there")
@@ -214,29 +214,29 @@ def load_latest_manifest(dataset: Location) -> LatestManifest:
 
 
 def load_manifest(dataset: Location) -> DatasetManifest:
-    """Read the manifest that holds; raises `UsageError` if no dataset was begun there."""
+    """Read the latest manifest; raises `UsageError` if there is no dataset."""
     return load_latest_manifest(dataset).manifest
 
 
 def name_of(manifest: DatasetManifest | None, uri: str) -> str:
-    """Return a dataset's name: from its manifest, or that of its folder or prefix at `uri` if it has none."""
+    """Return a dataset's name from its manifest, or that of its folder or prefix at `uri` without a manifest."""
     return base_name(absolute(uri)) if manifest is None else manifest.name
 
 
 def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) -> bool:
     """Put a generation of a dataset's manifest if there is none.
 
-    True: this manifest is there now, from this call or an equal one. False: another one is there. The files that the
-    manifest names must be put before it.
+    Returns True if this manifest is now there, from this call or an equal one, and False if a different one is. The
+    files that the manifest names must be put first.
     """
     return (dataset / manifest_name(generation)).put_if_absent(manifest.to_json())
 
 
 def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int, parts: Mapping[str, Path]) -> bool:
-    """Put new parts of the catalog, then the generation of the manifest that names them; return whether it is there.
+    """Put new parts of the catalog, then the generation of the manifest that names them; return whether it won.
 
-    `parts` are local files by their paths below the dataset. They are reserved first: from then on nobody deletes them
-    until this generation is there. If another manifest is this generation, they are left for a sweep.
+    `parts` maps paths below the dataset to local files. They are reserved first, so that no process deletes them until
+    this generation exists. If another manifest takes this generation, they are left for a sweep.
     """
     paths = sorted(parts)
     reservation = dataset / RESERVATIONS / part_reservation_name(generation, fingerprint(paths))
@@ -246,14 +246,14 @@ def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int
     won = put_manifest(dataset, manifest, generation)
     if won:
         for path, file in parts.items():
-            if not (dataset / path).exists():  # deleted by what had looked before the reservation was there
+            if not (dataset / path).exists():  # deleted by a process that checked before the reservation was put
                 (dataset / path).put_file(file)
     delete_part_reservations(dataset, generation)
     return won
 
 
 def delete_part_reservations(dataset: Location, generation: int) -> None:
-    """Delete the reservations of parts for this generation of the manifest, which is there, and for earlier ones."""
+    """Delete the reservations of parts for this generation of the manifest, which exists, and for earlier ones."""
     for entry in (dataset / RESERVATIONS).list():
         reserved = parse_part_reservation_name(entry.name)
         if reserved is not None and reserved <= generation:
@@ -261,11 +261,11 @@ def delete_part_reservations(dataset: Location, generation: int) -> None:
 
 
 def parts_in_use(dataset: Location) -> frozenset[str]:
-    """Return the paths of the parts that nobody may delete: named by the manifest, or reserved for its next generation.
+    """Return the paths of parts that must not be deleted: named by the manifest, or reserved for its next generation.
 
-    It looks at the reservations, then at the manifest: a reservation is deleted only after its manifest was put.
-    Whatever deletes parts looks right before it deletes, after it has listed them. Raises `UsageError` if there is no
-    dataset, and `DamagedDatasetError` for a reservation that cannot be read.
+    Reservations are read before the manifest, because a reservation is deleted only after its manifest was put. Callers
+    that delete parts must call this after listing them, right before deleting. Raises `UsageError` if there is no
+    dataset, and `DamagedDatasetError` for a reservation that can't be read.
     """
     reservations = [
         (generation, reserved_in(dataset / RESERVATIONS / entry.name))

@@ -1,4 +1,4 @@
-"""Reads a dataset: its committed shards, image by image; masks are decoded when they are used."""
+"""Reader of a dataset: its committed shards, image by image; masks are decoded on first use."""
 
 import base64
 import html
@@ -25,29 +25,29 @@ from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 
 _WHOLE_BYTES = 4 << 20
-"""Bytes of the largest table that is read as a whole: one request, not one for its size and several for its parts."""
+"""Maximum size in bytes of a table that is read in one request, instead of several for its size and parts."""
 
 
 HELP = (
     "`segmint audit` names all such files; `segmint repair` restores what it can, or copy the file again from where "
     "the dataset came from"
 )
-"""What to do about a damaged file."""
+"""Advice for a damaged file."""
 
-_SHOWN_SIDE = 768  # pixels of the longer side of a picture inside a notebook
+_SHOWN_SIDE = 768  # pixels of the longer side of an image in a notebook
 
 
 class NoPixelsError(SegmintError):
-    """A sample has no pixels: its dataset was released as annotations without images."""
+    """A sample has no pixels, because its dataset was released as annotations without images."""
 
 
 @dataclass(frozen=True)
 class MaskAnnotation:
-    """One mask as SA-1B describes it; coordinates are pixels of the released image.
+    """One mask in SA-1B's terms; coordinates are pixels of the released image.
 
-    `bbox` and `crop_box` are (x, y, width, height), `point_coords` the prompt's points (x, y), `counts` is
-    COCO's compressed run-length encoding of a mask of `size` (height, width). A mask that a person made may have no
-    scores and no points.
+    `bbox` and `crop_box` are (x, y, width, height), `point_coords` the prompt's points (x, y), `counts` is COCO's
+    compressed run-length encoding of a mask of `size` (height, width). An annotated mask may have no scores and no
+    points.
     """
 
     id: int
@@ -62,12 +62,12 @@ class MaskAnnotation:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "MaskAnnotation":
-        """Read an entry of `annotations` in an image's JSON."""
+        """Convert an entry of `annotations` in an image's JSON."""
         height, width = value["segmentation"]["size"]
         x, y, w, h = value["bbox"]
         crop_x, crop_y, crop_w, crop_h = value["crop_box"]
         mask = object.__new__(cls)
-        # Twice as fast as the constructor of a frozen dataclass: an image has a hundred masks and more.
+        # Twice as fast as a frozen dataclass's constructor, which matters for images with 100 masks and more.
         mask.__dict__.update(
             id=value["id"],
             size=(height, width),
@@ -88,7 +88,7 @@ class MaskAnnotation:
 
     @cached_property
     def mask(self) -> np.ndarray[Any, Any]:
-        """The mask's pixels, (height, width) bool."""
+        """Pixels of the mask, (height, width) bool."""
         from pycocotools import mask as coco
 
         return np.asarray(coco.decode(self.rle)).astype(bool)
@@ -100,18 +100,18 @@ class MaskAnnotation:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a dataset: `row` is from `images/*.parquet`, `masks` are in the order of its JSON."""
+    """One image of a dataset: `row` is from `images/*.parquet`, and `masks` are in the order of its JSON."""
 
     row: Mapping[str, Any]
     masks: Sequence[MaskAnnotation]
-    jpeg: bytes | None  # as released; None in a dataset of annotations alone
+    jpeg: bytes | None  # as released; None in an annotations-only dataset
 
     def __repr__(self) -> str:
         size = f"{self.row.get('width')} x {self.row.get('height')}"
         return f"Sample(id={self.id}, image_id={self.row.get('image_id')!r}, {size}, {len(self.masks)} masks)"
 
     def _repr_html_(self) -> str:
-        """A notebook's view: the released image, if there is one, and what `repr` says; `segmint.show` draws masks."""
+        """Return HTML for notebooks: the released image, if any, and the `repr`. `segmint.show` also draws masks."""
         words = f"<code>{html.escape(repr(self))}</code>"
         try:
             pixels = self.image
@@ -132,9 +132,9 @@ class Sample:
 
     @cached_property
     def image(self) -> np.ndarray[Any, Any]:
-        """The released pixels, (height, width, 3) uint8 RGB.
+        """Pixels of the released image, (height, width, 3) uint8 RGB.
 
-        Raises `NoPixelsError` if there are none, `DamagedDatasetError` for a JPEG that cannot be decoded or has over
+        Raises `NoPixelsError` if there are none, `DamagedDatasetError` for a JPEG that can't be decoded or exceeds
         `MOST_PIXELS`.
         """
         if self.jpeg is None:
@@ -155,10 +155,10 @@ class Sample:
 
 
 class Dataset:
-    """The committed images of a dataset, in order of their ordinals; each iteration reads the commits again.
+    """The committed images of a dataset, ordered by ordinal; each iteration reads the commits again.
 
-    A shard that is committed while an iteration runs is seen by the next one. With a recorded `version`, the images
-    are those of that version. With `verify`, a process hashes each file before it reads it for the first time.
+    An iteration doesn't include shards that are committed while it runs. With a recorded `version`, the images are
+    those of that version. With `verify`, a process hashes each file before it first reads it.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Dataset:
 
     @classmethod
     def open(cls, location: Location, version: int | str | None = None) -> Self:
-        """Open the dataset at `location`, as it is, or as it was at a version: its number, or its digest.
+        """Open the dataset at `location` in its current state, or as of a version, given by number or digest.
 
         Raises `UsageError` if there is no dataset or no such version, and `RemovedVersionError` if a correction
         replaced files of the version.
@@ -182,7 +182,7 @@ class Dataset:
 
     @staticmethod
     def find(location: Location, version: int | str | None) -> tuple[DatasetManifest, Version | None]:
-        """Return the manifest of a dataset, and the version that was asked for; raises as `open` does."""
+        """Return a dataset's manifest and the requested version; raises like `open`."""
         if version is None:
             return load_manifest(location), None
         found = find_version(location, version)
@@ -191,11 +191,11 @@ class Dataset:
 
     @property
     def uri(self) -> str:
-        """Where the dataset is, as it was opened."""
+        """Location of the dataset, as it was opened."""
         return self.location.uri
 
     def commits(self, only: Container[int] | None = None) -> Iterator[Commit]:
-        """Return the commits that hold, in order of shards: all of them, or `only` those of these shards."""
+        """Return the latest commits, or those of the version, in order of shards, or `only` those of some shards."""
         if self.version is not None:
             return read_commits(self.location, self.version, only)
         return self.log.read_all(only=only)
@@ -213,7 +213,7 @@ class Dataset:
         return sum(commit.counts.get("images", 0) for commit in self.commits())
 
     def table(self, commit: Commit, kind: str, columns: list[str] | None = None) -> pa.Table:
-        """Return the shard's table `kind` (images, masks or rejects), with all columns or only these `columns`."""
+        """Return the shard's table `kind` (images, masks, or rejects), with all columns or only these `columns`."""
         entry = commit.file(kind)
         file = self.location / entry.path
         self._check(entry)
@@ -222,13 +222,13 @@ class Dataset:
                 return pq.read_table(stream, columns=columns)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # of the stream; Arrow's own, as for a footer of junk, have no number
+                raise  # raised by the stream; Arrow's errors, such as for a corrupt footer, have no errno
             raise DamagedDatasetError(f"{file} is not a readable Parquet file: {error}") from error
 
     def shard(self, commit: Commit, ids: Container[int] | None = None) -> Iterator[Sample]:
         """Yield the samples of one committed shard in order, streaming its tar: all, or those with these `ids`.
 
-        The tar is read up to the last one that is wanted.
+        The tar is read up to the last requested sample.
         """
         table = self.table(commit, "images")
         missing = [name for name in ("id", "width", "height") if name not in table.column_names]
@@ -248,7 +248,7 @@ class Dataset:
                 yield make_sample(self.location / path, rows[index], jpeg, document)
 
     def _pairs(self, entry: FileEntry) -> Iterator[tuple[bytes | None, bytes]]:
-        """Yield JPEG (None if there is none) and JSON of each image of a tar, in its order."""
+        """Yield the JPEG (None if there is none) and JSON of each image of a tar, in its order."""
         tar = self.location / entry.path
         jpeg: bytes | None = None
         try:
@@ -276,21 +276,21 @@ class Dataset:
         return (self.location / entry.path).open()
 
     def _check(self, entry: FileEntry) -> None:
-        """With `verify`, hash a file that was not hashed yet; raise `DamagedDatasetError` if it is another."""
+        """With `verify`, hash a file on its first use; raise `DamagedDatasetError` if it doesn't match its commit."""
         if self.verify and entry.path not in self._verified:
             check_file(self.location / entry.path, entry)
             self._verified.add(entry.path)
 
 
 def check_file(file: Location, entry: FileEntry) -> None:
-    """Raise `DamagedDatasetError` if a file of a dataset is not what its commit says."""
+    """Raise `DamagedDatasetError` if a file of a dataset doesn't match its commit."""
     found = file.size_and_sha256()
     if found != (entry.size, entry.sha256):
         raise damaged_file(file, entry, *found)
 
 
 def damaged_file(file: Location, entry: FileEntry, size: int, sha256: str) -> DamagedDatasetError:
-    """Return the error for a file with this size and hash, where its commit says others."""
+    """Return the error for a file whose size or hash differs from its commit's."""
     return DamagedDatasetError(
         f"{file} is damaged: it has {size:,} bytes with the SHA-256 {sha256}, and its commit says {entry.size:,} with "
         f"{entry.sha256}. {HELP}"
@@ -298,16 +298,15 @@ def damaged_file(file: Location, entry: FileEntry, size: int, sha256: str) -> Da
 
 
 MasksOf = Callable[[Sequence[Mapping[str, Any]], tuple[int, int]], Sequence[MaskAnnotation]]
-"""Makes the masks of an image of (height, width) from its `annotations`.
-
-Raises `KeyError`, `TypeError` or `ValueError` for other ones.
+"""Converter of an image's `annotations` and (height, width) to masks. Raises `KeyError`, `TypeError`, or `ValueError`
+for malformed annotations.
 """
 
 
 def make_sample(
     tar: Location, row: Mapping[str, Any], jpeg: bytes | None, document: bytes, masks_of: MasksOf | None = None
 ) -> Sample:
-    """Return an image's sample from its row and its files in a tar; raises `DamagedDatasetError` if they disagree."""
+    """Return a sample from an image's row and its files in a tar; raises `DamagedDatasetError` if they disagree."""
     expected = row["height"], row["width"]
     try:
         content = _parsed(document)
@@ -332,19 +331,19 @@ def _parsed(document: bytes) -> Any:
     try:
         return from_json(document, cache_strings="keys")  # three times as fast as `json`
     except ValueError:
-        return json.loads(document)  # it takes more, and says what is wrong
+        return json.loads(document)  # accepts more, and reports what is wrong
 
 
 def not_where_it_should_be(tar: Location, number: int) -> DamagedDatasetError:
-    """Return the error for a tar that lacks an image, or has it at another place than the table of images."""
+    """Return the error for a tar in which an image is missing or not in the position given by the table of images."""
     return DamagedDatasetError(f"{tar} does not hold image {number} where it should be")
 
 
 def _open(file: Location, size: int) -> BinaryIO:
-    """Open a file that has so many bytes by its commit."""
+    """Open a file that has `size` bytes according to its commit."""
     if size <= _WHOLE_BYTES:
         try:
             return io.BytesIO(file.read(max_bytes=_WHOLE_BYTES))
         except ObjectTooLargeError:
-            pass  # it is not what the commit says; it may still be read
+            pass  # it doesn't match its commit, but may still be readable
     return file.open()

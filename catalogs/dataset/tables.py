@@ -1,4 +1,4 @@
-"""A dataset's Parquet as DuckDB views: read in place, only the columns of a query, in constant memory."""
+"""A dataset's Parquet as DuckDB views, read in place, only the columns of a query, in constant memory."""
 
 import re
 import tempfile
@@ -25,14 +25,14 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, local_path, scheme
 
 MEMORY_LIMIT = "2GB"
-"""DuckDB's default memory limit; beyond it, DuckDB spills to the scratch folder."""
+"""Default memory limit of DuckDB, beyond which it spills to the scratch folder."""
 
 Kind = Literal["segmint", "sa1b"]
 
 _DAMAGE = (
     duckdb.IOException,
     duckdb.InvalidInputException,
-    duckdb.BinderException,  # a column that is not there, or of another type
+    duckdb.BinderException,  # a missing column, or one of another type
     duckdb.ConversionException,
     duckdb.OutOfRangeException,
 )
@@ -50,7 +50,7 @@ _SHARD = f"regexp_extract(filename, '{_NAME}', 1)::BIGINT"
 
 
 class TableFile(NamedTuple):
-    """A Parquet file of a view; its name gives its shard, as in `segmint.catalogs.layout.data_path`."""
+    """Parquet file of a view; its name contains its shard, as in `segmint.catalogs.layout.data_path`."""
 
     uri: str
     size: int  # bytes
@@ -58,17 +58,17 @@ class TableFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Foreign:
-    """What measuring found out about data that segmint did not write."""
+    """Information collected while measuring data that segmint did not write."""
 
     findings: FindingCollector = field(default_factory=FindingCollector)
 
 
 class DatasetTables:
-    """The views `images`, `masks` and `rejects` over a dataset's Parquet; a context manager.
+    """Context manager for the views `images`, `masks`, and `rejects` over a dataset's Parquet.
 
-    They have the columns of docs/dataset.md, and `shard` (int64). A dataset of `kind` sa1b was not written by segmint:
-    it also has the view `jpegs` (see `segmint.catalogs.dataset.foreign`) and a value of `foreign`. `query` may be
-    called from threads; to use `connection` itself, take a `cursor()` of it in each thread.
+    They have the columns of docs/dataset.md, and `shard` (int64). Datasets of the `kind` sa1b were not written by
+    segmint; they also have the view `jpegs` (see `segmint.catalogs.dataset.foreign`) and a value of `foreign`. `query`
+    is thread-safe; to use `connection` directly, take a `cursor()` of it in each thread.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class DatasetTables:
             config={"temp_directory": str(Path(folder.name) / "spill"), "memory_limit": memory_limit}
         )
         try:
-            self.connection.execute("SET enable_progress_bar = false")  # it would go to standard output
-            self.connection.execute("SET python_enable_replacements = false")  # queries see views, not Python variables
+            self.connection.execute("SET enable_progress_bar = false")  # otherwise it is printed to standard output
+            self.connection.execute("SET python_enable_replacements = false")  # no Python variables in queries
             self._register(files, location.storage)
             for kind, schema in schemas.items():
                 entries = list(files.get(kind, ())) or [self._empty(kind, schema)]
@@ -107,7 +107,7 @@ class DatasetTables:
             raise
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
-        """Return the answer to a query as an Arrow table.
+        """Return the result of a query as an Arrow table.
 
         Raises `DamagedDatasetError` if a file is missing or not readable Parquet, and `StorageFaultError` if its store
         fails.
@@ -116,9 +116,9 @@ class DatasetTables:
             return read_query(cursor, sql, parameters)
 
     def query_shard(self, shard: int, view: str, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
-        """Return the answer to a query of one view, of which it sees the rows of one shard.
+        """Return the result of a query of one view, restricted to the rows of one shard.
 
-        No other shard's files need to be there, and none is opened. Raises as `query`.
+        Only this shard's files are opened; the others needn't exist. Raises like `query`.
         """
         files = self._shards.get(view, {}).get(shard) or [self._empty(view, self._schemas[view])]
         with self.connection.cursor() as cursor:
@@ -136,7 +136,7 @@ class DatasetTables:
         self.close()
 
     def _register(self, files: Mapping[str, Sequence[TableFile]], storage: Storage) -> None:
-        """Have DuckDB read remote files through our storage."""
+        """Make DuckDB read remote files through our storage."""
         sizes: dict[str, dict[str, int]] = {}
         for entry in (entry for entries in files.values() for entry in entries):
             sizes.setdefault(scheme(entry.uri), {})[entry.uri] = entry.size
@@ -145,19 +145,19 @@ class DatasetTables:
 
     @cached_property
     def _shards(self) -> Mapping[str, Mapping[int, Sequence[TableFile]]]:
-        """The files of each view by shard."""
+        """Files of each view, by shard."""
         return {kind: _by_shard(entries) for kind, entries in self._files.items()}
 
     def _empty(self, kind: str, schema: pa.Schema) -> TableFile:
-        path = Path(self._folder.name) / "empty" / scratch_path(kind, 0)  # foreign data's tables are in the folder, too
+        path = Path(self._folder.name) / "empty" / scratch_path(kind, 0)  # the folder may contain foreign tables
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(schema.empty_table(), path)
         return TableFile(str(path), path.stat().st_size)
 
     def _check_types(self, kind: str, schema: pa.Schema) -> None:
-        """Raise `DamagedDatasetError` for a column of plain values that has another type than in `schema`.
+        """Raise `DamagedDatasetError` for a column of plain values whose type differs from `schema`.
 
-        The first file decides it: values of the others are converted, and an error says which cannot be.
+        The first file determines the type; values of the others are converted, and an error names those that can't be.
         """
         types = dict(self.connection.execute(f"SELECT column_name, column_type FROM (DESCRIBE {kind})").fetchall())
         wrong = [
@@ -170,16 +170,16 @@ class DatasetTables:
 
 
 def read_query(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
-    """Answer as `DatasetTables.query`, on a separate connection, which may have temporary tables."""
+    """Run a query like `DatasetTables.query`, on a separate connection, which may have temporary tables."""
     with damage_named():
         return connection.sql(sql, params=list(parameters)).to_arrow_table()
 
 
 @contextmanager
 def damage_named() -> Iterator[None]:
-    """Turn DuckDB's errors into ours: `DamagedDatasetError` for a file that is missing, or no Parquet of these columns.
+    """Convert DuckDB's errors to ours: `DamagedDatasetError` for a file that is missing or isn't valid Parquet.
 
-    `StorageFaultError` if a store failed.
+    That includes Parquet with other columns. A store's failure becomes `StorageFaultError`.
     """
     try:
         yield
@@ -188,7 +188,7 @@ def damage_named() -> Iterator[None]:
     except duckdb.Error as error:
         if type(error) is not duckdb.Error:
             raise
-        # What our storage raises arrives like this, with its traceback as text; so does what decodes a footer.
+        # Exceptions of our storage arrive like this, with their traceback as text, as do errors in decoding a footer.
         text, _, _ = str(error).partition("\n\nLINE ")
         is_fault = text.startswith("Traceback") and NotFoundError.__name__ not in text
         kind = StorageFaultError if is_fault else DamagedDatasetError
@@ -205,7 +205,7 @@ def open_committed(
     """Open the tables of a segmint dataset: exactly the files that the latest commit of each shard names.
 
     `schemas` are those of the tables, by folder; `leave_out` are shards that are known to be damaged. Raises
-    `DamagedDatasetError` for a commit that cannot be read.
+    `DamagedDatasetError` for a commit that can't be read.
     """
     files: dict[str, list[TableFile]] = {kind: [] for kind in schemas}
     log = CommitLog(dataset)
@@ -218,7 +218,7 @@ def open_committed(
 
 
 def make_folder(scratch: Path | None) -> "tempfile.TemporaryDirectory[str]":
-    """Make a separate folder for a `DatasetTables`, below `scratch` if that is given."""
+    """Create a temporary folder for a `DatasetTables`, below `scratch` if given."""
     return tempfile.TemporaryDirectory(prefix="segmint-tables-", dir=scratch)
 
 

@@ -1,8 +1,8 @@
-"""Submissions: what people said of single images, each saved submission one file that is never changed.
+"""Submissions: annotators' results for single images, each stored as one immutable file.
 
-An image has assignment 0, and assignment 1 where two people are asked. A submission says everything of its image,
-relative to its `base`: masks of the dataset that it neither replaces nor deletes are kept. A later submission of the
-same assignment takes the place of an earlier one. `segmint merge` puts submissions into the tables.
+An image has assignment 0, and also assignment 1 if two annotators work on it. A submission is the complete result for
+its image, relative to its `base`: masks of the dataset that it neither replaces nor deletes are kept. A later
+submission of the same assignment supersedes an earlier one. `segmint merge` writes submissions into the tables.
 """
 
 import hashlib
@@ -21,20 +21,20 @@ from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
 
 MOST_BYTES = 32 << 20
-"""Bytes of the largest submission."""
+"""Maximum size of a submission in bytes."""
 
 MOST_MASKS = 10_000
-"""Masks that an image may have: its id times this, plus a number, is a mask's id."""
+"""Maximum number of masks per image; a mask's id is its image's id times this, plus a number."""
 
 MOST_PROMPTS = 10_000
 _NAME_LENGTH = 100
-_NEAR = 1e-6  # pixels that a box may leave its image, for sums of floats
+_NEAR = 1e-6  # pixels that a box may exceed its image, to allow for rounding
 
-_CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, surrogates, ends of lines and paragraphs
+_CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, surrogates, line and paragraph separators
 
 
 class SubmissionError(SegmintError):
-    """A submission cannot be used; the message says where it is and what is wrong."""
+    """A submission can't be used; the message names it and gives the reason."""
 
 
 def _printable(text: str) -> str:
@@ -51,7 +51,7 @@ def _nonempty(text: str) -> str:
 
 Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 Annotator = Annotated[str, Field(max_length=_NAME_LENGTH), AfterValidator(_nonempty)]
-"""The name that a person gave."""
+"""Name that the annotator entered."""
 _Label = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Side = Annotated[int, Field(ge=1, le=65_535)]
@@ -83,7 +83,7 @@ class BoxPrompt(_StrictRecord):
 
 
 class MaskPrompt(_StrictRecord):
-    """A mask that was there before: which one, `parent` says."""
+    """An existing mask, identified by `parent`."""
 
     kind: Literal["mask"] = "mask"
 
@@ -92,7 +92,7 @@ Prompt = Annotated[PointPrompt | BoxPrompt | MaskPrompt, Field(discriminator="ki
 
 
 class SubmittedMask(_StrictRecord):
-    """A mask of a submission. `parent` is the mask of the dataset whose place it takes."""
+    """A mask in a submission. `parent` is the dataset's mask that it replaces."""
 
     counts: str
     source: Literal["assisted", "corrected", "manual"]
@@ -103,16 +103,16 @@ class SubmittedMask(_StrictRecord):
 
 
 class FormerMask(_StrictRecord):
-    """A mask of the dataset that a submission replaces or deletes, as it was."""
+    """A mask of the dataset that a submission replaces or deletes, in its earlier state."""
 
     id: _MaskId
     counts: str
 
 
 class Submission(_StrictRecord):
-    """What a person said of an image; `size` is (height, width) in pixels of the released image.
+    """An annotator's result for an image; `size` is (height, width) in pixels of the released image.
 
-    Construct it by `from_value` or `from_json`, which say what is wrong.
+    Construct it with `from_value` or `from_json`, whose errors describe what is wrong.
     """
 
     format: Literal["segmint submission"] = "segmint submission"
@@ -120,13 +120,13 @@ class Submission(_StrictRecord):
     image: Annotated[int, Field(ge=1, lt=1 << 53)]
     assignment: Literal[0, 1] = 0
     n: Annotated[int, Field(ge=1, lt=10**9)]
-    base: Sha256  # `base_digest` of the image as the page was opened
+    base: Sha256  # `base_digest` of the image when the page was opened
     size: tuple[_Side, _Side]
     annotator: Annotator
     stage: Literal["assisted", "semi"]
     seconds: _Seconds  # of active work on the image
-    complete: bool  # whether the annotator says that no mask is missing
-    model: Sha256 | None = None  # of the weights that answered
+    complete: bool  # the annotator's statement that no mask is missing
+    model: Sha256 | None = None  # of the weights that made the predictions
     saved_at: SavedAt
     masks: Annotated[tuple[SubmittedMask, ...], Field(max_length=MOST_MASKS)] = ()
     replaced: Annotated[tuple[FormerMask, ...], Field(max_length=MOST_MASKS)] = ()
@@ -134,14 +134,14 @@ class Submission(_StrictRecord):
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "the submission") -> Self:
-        """Read the bytes of a submission's file; raises `SubmissionError`, which begins with `where`."""
+        """Parse the bytes of a submission's file; raises `SubmissionError`, which starts with `where`."""
         if len(data) > MOST_BYTES:
             raise SubmissionError(f"{where} has {len(data):,} bytes: expected at most {MOST_BYTES:,}")
         return parse_saved(cls, data, lambda wrong: SubmissionError(f"{where} is not a submission: {wrong}"))
 
     @classmethod
     def from_value(cls, value: Mapping[str, Any], where: str = "the submission") -> Self:
-        """Return the submission of a JSON object; raises `SubmissionError`, which begins with `where`."""
+        """Convert a JSON object to a submission; raises `SubmissionError`, which starts with `where`."""
         try:
             data = canonical_json(value)
             submission = cls.model_validate_json(data)
@@ -156,25 +156,25 @@ class Submission(_StrictRecord):
 
     @property
     def ordinal(self) -> int:
-        """The image's row in the catalog."""
+        """The image's row in the catalog, from 0."""
         return self.image - 1
 
     @property
     def path(self) -> str:
-        """The path of its file below the dataset."""
+        """Path of the submission's file below the dataset."""
         return submission_path(self.ordinal, self.assignment, self.n)
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of its file."""
+        """SHA-256 of the submission's file."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
     def to_json(self) -> bytes:
-        """Return the bytes of its file."""
+        """Return the bytes of the submission's file."""
         return saved_json(self)
 
     def same_work(self, other: "Submission") -> bool:
-        """Whether another submission is this one but for when it was saved: a save that was tried again."""
+        """Return whether another submission differs only in its save time, as in a retried save."""
         return self.model_copy(update={"saved_at": other.saved_at}) == other
 
     @model_validator(mode="after")
@@ -221,12 +221,12 @@ def _is_inside(prompt: PointPrompt | BoxPrompt | MaskPrompt, size: tuple[int, in
 
 
 def put_submission(dataset: Location, submission: Submission) -> bool:
-    """Put a submission if its number is free; returns and raises as `put_saved`."""
+    """Put a submission if its number is free; returns and raises like `put_saved`."""
     return put_saved(dataset, submission.path, submission.to_json(), submission.ordinal, "submissions")
 
 
 def read_submission(dataset: Location, name: SubmissionName) -> Submission:
-    """Read a submission; raises `SubmissionError` for a file that is missing, unreadable, or names another one."""
+    """Read a submission; raises `SubmissionError` for a file that is missing, unreadable, or of another submission."""
     file = dataset / submission_path(*name)
     submission = Submission.from_json(read_saved(file, MOST_BYTES, SubmissionError), str(file))
     if (submission.ordinal, submission.assignment, submission.n) != tuple(name):
@@ -235,29 +235,29 @@ def read_submission(dataset: Location, name: SubmissionName) -> Submission:
 
 
 def read_submissions(dataset: Location, ordinal: int) -> list[Submission]:
-    """Read the submissions of an image, by assignment and number; raises what `read_submission` does."""
+    """Read the submissions of an image, by assignment and number; raises like `read_submission`."""
     return [read_submission(dataset, name) for name in submissions_of(dataset, ordinal)]
 
 
 def read_assignment(dataset: Location, names: Sequence[SubmissionName]) -> list[Submission]:
-    """Read the submissions of an assignment, in order, without earlier ones that cannot be read.
+    """Read the submissions of an assignment, in order, skipping unreadable ones before the last.
 
-    Raises `SubmissionError` if the last one cannot be: the earlier ones only say how long people worked, and on what.
+    Raises `SubmissionError` if the last one is unreadable; the earlier ones only record working times and their masks.
     """
     found = []
     *earlier, last = names
     for name in earlier:
         try:
             found.append(read_submission(dataset, name))
-        except SubmissionError:  # the audit names it
+        except SubmissionError:  # the audit reports it
             continue
     return [*found, read_submission(dataset, last)]
 
 
 def base_digest(jpeg: bytes, masks: Sequence[Mapping[str, Any]]) -> str:
-    """Return the digest of what a submission is relative to: an image's released JPEG (empty without images) and masks.
+    """Return the digest of a submission's starting point: an image's released JPEG (empty without images) and masks.
 
-    Of the masks count `annotation_id` and `segmentation`'s counts, in order of the ids, and nothing else.
+    Only each mask's `annotation_id` and the counts of its `segmentation` are included, in order of the ids.
     """
     pairs = sorted((int(mask["annotation_id"]), str(mask["segmentation"]["counts"])) for mask in masks)
     value = {"jpeg": hashlib.sha256(jpeg).hexdigest(), "masks": pairs}

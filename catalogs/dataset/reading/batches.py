@@ -26,16 +26,16 @@ from segmint.infra.errors import UsageError
 
 @dataclass(frozen=True)
 class ReaderPosition:
-    """One of `parts` readers that share a dataset, from 0."""
+    """Index, from 0, of one of `parts` readers that share a dataset."""
 
     part: int
     parts: int
 
 
 def current_rank() -> ReaderPosition:
-    """Return the rank of `torch.distributed` if it is initialized, else that of `RANK` and `WORLD_SIZE`, else 0 of 1.
+    """Return the rank in `torch.distributed` if it is initialized, else that of `RANK` and `WORLD_SIZE`, else 0 of 1.
 
-    Raises `UsageError` for variables that are no rank, also for a size without a rank: all would read the same.
+    Raises `UsageError` for invalid variables, including a size without a rank, because all ranks would read the same.
     """
     if distributed.is_available() and distributed.is_initialized():
         return ReaderPosition(distributed.get_rank(), distributed.get_world_size())
@@ -49,16 +49,16 @@ def current_rank() -> ReaderPosition:
 
 
 class RankHere:
-    """The rank of the process that asks. Pickled it takes the rank along, for a `DataLoader`'s spawned workers.
+    """The calling process's rank; a pickle contains it for the spawned workers of a `DataLoader`.
 
-    They cannot find it out. Any other process can, and must: what a launcher sends to its ranks is of no rank.
+    Those can't determine it. Any other process must, because a launcher that pickles objects for its ranks has no rank.
     """
 
     def __init__(self) -> None:
-        self._sent: tuple[int, ReaderPosition] | None = None  # to the process of this id
+        self._sent: tuple[int, ReaderPosition] | None = None  # the process id that it was sent to, and the rank
 
     def find(self) -> ReaderPosition:
-        """Return the rank; raises as `current_rank` does."""
+        """Return the rank; raises like `current_rank`."""
         if self._sent is not None and self._sent[0] == os.getpid() and get_worker_info() is not None:
             return self._sent[1]
         return current_rank()
@@ -71,15 +71,15 @@ class RankHere:
 
 
 Last = Literal["pad", "drop"]
-"""What becomes of the last images of an epoch, too few for a batch: filled up with its first ones, or left out."""
+"""Handling of an epoch's last images if they don't fill a batch: pad it with the epoch's first images, or drop them."""
 
 
 class Batches(IterableDataset[list[Sample]]):
-    """The batches of an epoch, as lists of samples; this rank's part of each, in a worker those of the worker.
+    """The batches of an epoch, as lists of samples; this rank's part of each batch, or in a worker, the worker's.
 
-    A `DataLoader` takes it with `batch_size=None`. Each iteration gives the epoch that `begin` names, from there on.
-    Rank r of R gets the images [B·r/R, B·(r+1)/R) of a batch of B. The images are those of the shards that were
-    committed when this was made.
+    Pass it to a `DataLoader` with `batch_size=None`. Each iteration yields the epoch set by `begin`, from that position
+    on. Rank r of R gets the images [B·r/R, B·(r+1)/R) of a batch of B. The images are those of the shards that were
+    committed when this object was created.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class Batches(IterableDataset[list[Sample]]):
         last: Last,
         cache: ShardCache | None,
     ) -> None:
-        """`seed` None is the dataset's own order; see `TorchDataset.batches` for the others."""
-        # A state holds them: numbers of numpy would be in checkpoints, which do not load everywhere.
+        """`seed` None keeps the dataset's order; see `TorchDataset.batches` for the other arguments."""
+        # A state contains these, and NumPy numbers in checkpoints don't load everywhere.
         global_batch, window, seed = _whole(global_batch), _whole(window), None if seed is None else _whole(seed)
         if global_batch < 1 or window < 1 or (seed is not None and seed < 0):
             raise UsageError(
@@ -119,17 +119,18 @@ class Batches(IterableDataset[list[Sample]]):
                 "smaller global_batch, last='pad', or a dataset with more"
             )
         self._rank = RankHere()
-        # In shared memory, so that workers that persist see what is set later, and tell each other what was hashed.
+        # In shared memory, so that persistent workers see values that are set later, and share which shards were
+        # hashed.
         self._start = _shared_zeros(2, torch.int64)
         self._checked = _shared_zeros(len(table), torch.uint8)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._start.share_memory_()  # type: ignore[no-untyped-call]  # a plain pickle has only their values
+        self._start.share_memory_()  # a plain pickle only keeps the values
         self._checked.share_memory_()  # type: ignore[no-untyped-call]
 
     def with_own_start(self) -> "Batches":
-        """Return the same batches, whose next iteration is begun apart from that of these."""
+        """Return the same batches with an independent start of the next iteration."""
         other = copy.copy(self)
         other._start = _shared_zeros(2, torch.int64)
         return other
@@ -139,25 +140,25 @@ class Batches(IterableDataset[list[Sample]]):
         return self.left(0)
 
     def left(self, samples: int) -> int:
-        """Return the number of batches of an epoch after so many of its images."""
+        """Return the number of batches that remain in an epoch after `samples` of its images."""
         left = self.images - samples
         return left // self.global_batch if self.last == "drop" else -(-left // self.global_batch)
 
     def begin(self, epoch: int, samples: int = 0) -> None:
-        """Set the epoch of the next iteration, from 0, and how many of its images come before it."""
+        """Set the epoch of the next iteration, from 0, and the number of its images to skip."""
         if epoch < 0 or samples < 0:
             raise UsageError(f"epoch={epoch}, samples={samples}: expected numbers from 0")
         self._start[0], self._start[1] = epoch, samples
 
     def order_key(self) -> dict[str, Any]:
-        """Return what decides the order besides the epoch: seed, window, images, and a hash of shards and counts."""
+        """Return what determines the order besides the epoch: seed, window, images, and a hash of shards and counts."""
         table = np.column_stack([self._shards, self._images])
         digest = hashlib.sha256(table.astype("<i8").tobytes()).hexdigest()
         window = self.window if self.seed is not None else None
         return {"seed": self.seed, "window": window, "images": self.images, "shards": digest}
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        epoch, samples = self._start.tolist()  # now: later it may be that of the next iteration
+        epoch, samples = self._start.tolist()  # read now, because `begin` may change it for the next iteration
         rank, worker = self._rank.find(), get_worker_info()
         if rank.parts > self.global_batch:
             raise UsageError(f"a global_batch of {self.global_batch} for {rank.parts} ranks: expected one image a rank")
@@ -184,7 +185,7 @@ class Batches(IterableDataset[list[Sample]]):
             shards.close()
 
     def _places(self, samples: int, number: int, rank: ReaderPosition) -> list[int]:
-        """Return the places in the epoch of a rank's part of a batch; those past its end begin again."""
+        """Return the positions in the epoch of a rank's part of a batch; those past its end wrap around."""
         first = samples + number * self.global_batch
         start, stop = (self.global_batch * part // rank.parts for part in (rank.part, rank.part + 1))
         return [place % self.images for place in range(first + start, first + stop)]
@@ -215,7 +216,7 @@ class Batches(IterableDataset[list[Sample]]):
 
 
 def _whole(number: int) -> int:
-    """Return a whole number as Python's; raises `UsageError` for anything else."""
+    """Return a whole number as Python's `int`; raises `UsageError` for anything else."""
     try:
         return operator.index(number)
     except TypeError as error:
@@ -228,15 +229,15 @@ def _shared_zeros(count: int, dtype: torch.dtype) -> torch.Tensor:
     return zeros
 
 
-_BYTES = 31 << 20  # glibc follows blocks of up to 32 MiB
+_BYTES = 31 << 20  # glibc's dynamic threshold follows blocks of up to 32 MiB
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep up to 62 MiB of freed memory for what is allocated next.
+    """Make glibc keep up to 62 MiB of freed memory for the next allocations.
 
-    By default it gives most of what an image took back to the kernel, which then maps and clears each page again: a
-    twelfth of the time of decoding. Its limit follows the largest block that was mapped and freed, so one is: no page
-    of it is touched. With `MALLOC_TRIM_THRESHOLD_` and the like in the environment glibc keeps to these, and another
-    allocator is not changed.
+    By default, it returns most of an image's memory to the kernel, which then maps and clears each page again; that
+    takes a twelfth of the decoding time. glibc's limit follows the largest block that was mapped and freed, so this
+    function maps and frees one without touching its pages. Settings such as `MALLOC_TRIM_THRESHOLD_` in the environment
+    take precedence, and other allocators aren't affected.
     """
     np.empty(_BYTES, np.uint8)

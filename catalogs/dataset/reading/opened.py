@@ -1,4 +1,4 @@
-"""Shards of which any image can be read: a tar on a local disk, its own or a copy's, and the table of its images."""
+"""Random access to the images of a shard, through its tar on a local disk and its table of images."""
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ _KNOWN = ["id", "width", "height"]
 
 
 class ImageRow(Mapping[str, Any]):
-    """A row of `images`, whose values are read when they are asked for; a dictionary once it was pickled."""
+    """A row of `images` whose values are read on access; it is pickled as a dictionary."""
 
     def __init__(self, shard: "OpenShard", index: int) -> None:
         self._shard = shard
@@ -61,28 +61,28 @@ class ImageRow(Mapping[str, Any]):
 
 
 class ShardTar:
-    """A shard's tar on a local disk; descriptors of copies stay good while others take the copies away."""
+    """A shard's tar on a local disk; descriptors of cached copies stay valid when other processes delete them."""
 
     def __init__(self, tar: Location, entry: FileEntry, cache: ShardCache | None, check: bool) -> None:
-        """With `check` it is hashed first; without a `cache` the tar itself must be local."""
+        """Open the tar; `check` hashes it first, and without a `cache`, the tar itself must be local."""
         self._tar, self._entry, self._cache = tar, entry, cache
         if cache is None and check:
             check_file(tar, entry)
         self._file: BinaryIO | None = self._open(check)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return so many bytes from an offset, or those up to the end."""
+        """Return `size` bytes from an offset, or fewer at the end of the file."""
         if self._file is None:
             self._file = self._open(check=False)
         return os.pread(self._file.fileno(), size, offset)
 
     def keep(self) -> None:
-        """Note that the copy is in use; one that others took away gives its room back, and is fetched again."""
+        """Mark the copy as in use; if another process deleted it, close it to free its space and fetch it later."""
         if self._cache is not None and not self._cache.use(self._entry):
             self.close()
 
     def renew(self) -> bool:
-        """Fetch a copy again that was found damaged; False if the tar is no copy."""
+        """Discard a damaged copy so that it is fetched again; return False if the tar is not a copy."""
         if self._cache is None:
             return False
         self.close()
@@ -90,7 +90,7 @@ class ShardTar:
         return True
 
     def close(self) -> None:
-        """Close the file; it is opened again if it is read again."""
+        """Close the file; the next read opens it again."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -100,12 +100,12 @@ class ShardTar:
 
 
 class OpenShard:
-    """One shard of a dataset: `sample(row)` reads its image number `row`, from 0; `known` are its ids and sizes."""
+    """One shard of a dataset: `sample(row)` reads the image at `row`, from 0; `known` are its ids and sizes."""
 
     def __init__(self, dataset: Dataset, commit: Commit, cache: ShardCache | None, check: bool) -> None:
-        """Read the table of images and the headers of the tar; with `check` hash the tar first.
+        """Read the table of images and the headers of the tar; `check` hashes the tar first.
 
-        Raises `DamagedDatasetError` for a shard that is not what its commit says, and `NotFoundError` if it is gone.
+        Raises `DamagedDatasetError` for a shard that doesn't match its commit, and `NotFoundError` if it is gone.
         """
         entry = commit.file("shards")
         self._location = dataset.location / entry.path
@@ -125,7 +125,7 @@ class OpenShard:
 
     @cached_property
     def table(self) -> pa.Table:
-        """The table of images, read when a row is asked for more than its size."""
+        """Table of images, read on the first access to a column other than ids and sizes."""
         return self._dataset.table(self._commit, "images")
 
     def sample(self, row: int) -> Sample:
@@ -139,11 +139,11 @@ class OpenShard:
             return self._read(row)
 
     def keep(self) -> None:
-        """Note that the shard is in use."""
+        """Mark the shard as in use."""
         self._tar.keep()
 
     def close(self) -> None:
-        """Close its file."""
+        """Close the tar."""
         self._tar.close()
 
     def _read(self, row: int) -> Sample:
@@ -159,17 +159,17 @@ class OpenShard:
 
 
 class OpenShards:
-    """The shards that a process has open: those of the present steps, and those that are opened ahead in threads."""
+    """A process's open shards: those of the current steps, and those that threads are opening in advance."""
 
     def __init__(self, open_one: Callable[[int], OpenShard], first: float) -> None:
-        """`first`, 0 to 1, is the place among new shards to begin at: processes that start together take turns."""
+        """`first`, 0 to 1, is the position in new shards to start from; it spreads out simultaneous processes."""
         self._open_one = open_one
         self._first = first
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="shards")
         self._shards: dict[int, Future[OpenShard]] = {}
 
     def hold(self, shards: Sequence[int], ahead: Collection[int]) -> None:
-        """Hold these shards, begin to open those `ahead`, and close all others."""
+        """Keep these shards open, start to open those `ahead`, and close all others."""
         wanted = {*shards, *ahead}
         for shard in [shard for shard in self._shards if shard not in wanted]:
             self._close(self._shards.pop(shard))
@@ -185,7 +185,7 @@ class OpenShards:
         return self._shards[shard].result()
 
     def close(self) -> None:
-        """Close all, without waiting for those that are being opened."""
+        """Close all shards, without waiting for those that are being opened."""
         for future in self._shards.values():
             self._close(future)
         self._shards.clear()
@@ -204,7 +204,7 @@ class OpenShards:
 def open_shard(
     dataset: Dataset, commit: Commit | None, key: tuple[int, int], cache: ShardCache | None, check: bool
 ) -> OpenShard:
-    """Open the shard of `key`, (shard, generation), whose commit is `commit`, None if it is gone.
+    """Open the shard `key`, (shard, generation), whose commit is `commit`, or None if that is gone.
 
     Raises `DamagedDatasetError`, and `UsageError` if another generation has replaced it.
     """
@@ -224,7 +224,7 @@ def open_shard(
 
 
 def with_help(error: DamagedDatasetError, shard: int, dataset: Dataset) -> DamagedDatasetError:
-    """Return an error on a damaged shard that says where it is and what to do."""
+    """Return an error for a damaged shard that includes its location and what to do."""
     text = str(error)
     return DamagedDatasetError(f"shard {shard} of {dataset.location}: {text if HELP in text else f'{text}. {HELP}'}")
 
@@ -235,16 +235,16 @@ _VALUES = itemgetter(
 
 
 class MaskSequence(Sequence[MaskAnnotation]):
-    """The masks of an image, equal to a list of them. Each access makes a new annotation: keep what you use twice.
+    """Masks of an image, equal to a list of them. Each access creates a new annotation, so keep what you use twice.
 
-    A list of them would be a thousand objects an image, through which Python's garbage collector goes together with
-    all else that the process holds: half of the time of reading. They also are sent faster between processes.
+    A list would hold a thousand objects per image, and traversing them, along with the process's other objects, in
+    Python's garbage collector would take half of the reading time. A sequence is also faster to send between processes.
     """
 
     def __init__(self, annotations: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> None:
-        """Read `annotations` of an image of this (height, width).
+        """Read the `annotations` of an image of `size` (height, width).
 
-        Raises `KeyError`, `TypeError` or `ValueError` for other ones than those of an image's JSON.
+        Raises `KeyError`, `TypeError`, or `ValueError` for values that don't match an image's JSON.
         """
         self._size = size
         columns = zip(*map(_VALUES, annotations), strict=True) if annotations else [()] * 8
@@ -308,7 +308,7 @@ def _tuples(values: Sequence[Any], length: int) -> Iterator[tuple[Any, ...]]:
 
 
 def _flat(values: Sequence[Sequence[Any]], length: int) -> list[Any]:
-    """Chain lists that have one length; raises `ValueError` for another one."""
+    """Chain lists that all have `length` items; raises `ValueError` for another length."""
     if not set(map(len, values)) <= {length}:
         raise ValueError(f"expected lists of {length} numbers")
     return list(chain.from_iterable(values))

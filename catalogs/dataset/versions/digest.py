@@ -1,7 +1,7 @@
-"""The version digest: one hash over the manifest, the catalog, the commits that hold and the tombstones.
+"""The version digest: one hash over the manifest, the catalog, the latest commits, and the tombstones.
 
 It is the root of a Merkle tree with a leaf for each of these files: the line `<SHA-256>  <path>`, as `sha256sum` prints
-it, sorted by path. A commit names its data files with their hashes, so that no byte of a dataset can change unseen.
+it, sorted by path. A commit names its data files with their hashes, so the digest covers every byte of a dataset.
 """
 
 import hashlib
@@ -48,19 +48,19 @@ _SHORT_DIGITS = 12
 
 @dataclass(frozen=True, slots=True, order=True)
 class VersionLeaf:
-    """A file that the digest covers: its path below the dataset, and the SHA-256 of its bytes in hexadecimal."""
+    """File that the digest covers: its path below the dataset, and its SHA-256 in hexadecimal."""
 
     path: str
     sha256: str
 
     def line(self) -> str:
-        """Return the leaf's text: what `sha256sum` prints for the file, without the newline."""
+        """Return the leaf's text: the output of `sha256sum` for the file, without the newline."""
         return f"{self.sha256}  {self.path}"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a dataset is at one moment: the files that its digest covers, sorted by path."""
+    """State of a dataset at one moment: the files that its digest covers, sorted by path."""
 
     leaves: tuple[VersionLeaf, ...]
 
@@ -71,30 +71,30 @@ class Snapshot:
 
     @cached_property
     def by_path(self) -> Mapping[str, str]:
-        """The SHA-256 of each file by its path."""
+        """SHA-256 of each file by its path."""
         return {leaf.path: leaf.sha256 for leaf in self.leaves}
 
     @classmethod
     def of(cls, leaves: Iterable[VersionLeaf]) -> "Snapshot":
-        """Return the snapshot of these leaves, in any order."""
+        """Return the snapshot of these leaves, given in any order."""
         return cls(tuple(sorted(leaves)))
 
 
 @dataclass
 class SnapshotCommits:
-    """What taking a snapshot found out about the commits that hold."""
+    """Information about the latest commits, collected while taking a snapshot."""
 
     held: Sequence[ListedCommit] = ()  # their files, in order of shards
     sums: dict[str, CommitSums] = field(default_factory=dict)  # of each block that was read, by its summary's name
 
 
 def short_digest(digest: str) -> str:
-    """Return the form of a version digest for people: `sha256:` and its first twelve digits."""
+    """Return the short form of a version digest: `sha256:` and its first twelve digits."""
     return f"sha256:{digest[:_SHORT_DIGITS]}"
 
 
 def current_digest(dataset: Location) -> str:
-    """Return the version digest of a dataset as it is now, 64 hexadecimal digits; see `take_snapshot`."""
+    """Return the current version digest of a dataset, 64 hexadecimal digits; see `take_snapshot`."""
     return take_snapshot(dataset).digest
 
 
@@ -108,20 +108,20 @@ def take_snapshot(
 ) -> Snapshot:
     """Return the files that a dataset's digest covers, with their hashes, as they were at one moment.
 
-    Manifests, commits and tombstones are read; the hashes of catalog parts are those in the manifest. With `use_cache`
-    the hashes of each full block of shards' commits may come from `summaries/`, with `save_cache` they are saved
-    there if they can be. `read`, if given, gets the commits that hold, and sums of those that were read. Raises
-    `UsageError` if there is no dataset or its manifest cannot be read, and `DamagedDatasetError` if commits keep
-    disappearing while they are read.
+    Manifests, commits, and tombstones are read; the hashes of catalog parts are taken from the manifest. `use_cache`
+    allows taking the hashes of each full block of shards' commits from `summaries/`; `save_cache` saves them there if
+    possible. `read`, if given, receives the latest commits and the sums of those that were read. Raises `UsageError` if
+    there is no dataset or its manifest can't be read, and `DamagedDatasetError` if commits keep disappearing while they
+    are read.
     """
     why = ""
     for _ in range(_ATTEMPTS):
-        # Commits are listed once. If no manifest and no tombstone was put meanwhile, that is what the dataset was then.
+        # Commits are listed once. If no manifest or tombstone was added during that, the result is consistent.
         before = _manifests_and_tombstones(dataset)
         try:
             snapshot = _take(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, read=read)
         except NotFoundError as error:
-            why = str(error)  # a correction removed what was listed: list again
+            why = str(error)  # a correction removed a listed commit, so list again
             continue
         new = {path for path in snapshot.by_path if _is_manifest_or_tombstone(path)} - before
         if not new:
@@ -131,7 +131,7 @@ def take_snapshot(
 
 
 def manifest_leaves(dataset: Location) -> tuple[list[VersionLeaf], bytes]:
-    """Return a leaf for each generation of the manifest, and the bytes of the one that holds.
+    """Return a leaf for each generation of the manifest, and the bytes of the latest one.
 
     Raises `UsageError` if there is none.
     """
@@ -152,7 +152,7 @@ def tombstone_leaves(dataset: Location) -> list[VersionLeaf]:
 
 
 def _manifests_and_tombstones(dataset: Location) -> set[str]:
-    """Return the paths of all manifests and tombstones: they are only ever added."""
+    """Return the paths of all manifests and tombstones, which are only ever added."""
     manifests = {manifest_name(number) for number in manifest_generations(dataset)}
     return manifests | {f"{TOMBSTONES}/{entry.name}" for entry in (dataset / TOMBSTONES).list()}
 
@@ -192,7 +192,7 @@ def _take(
 def _commit_leaves(
     dataset: Location, *, use_cache: bool, save_cache: bool, threads: int, read: SnapshotCommits | None
 ) -> list[VersionLeaf]:
-    """Return a leaf for the commit that holds of each shard."""
+    """Return a leaf for the latest commit of each shard."""
 
     def read_leaf(pair: tuple[int, int]) -> tuple[VersionLeaf, CommitSums | None]:
         data = (dataset / commit_path(*pair)).read()
@@ -218,7 +218,7 @@ def _commit_leaves(
             name = f"{prefix}{fingerprint(hashes)}.json"
             save_cache = save_block(dataset / SUMMARIES, _cache_prefix(block), name, canonical_json(hashes), existing)
         of_each = [one for _, one in found if one is not None]
-        if read is not None and len(of_each) == len(pairs):  # else one is damaged, as summing it says
+        if read is not None and len(of_each) == len(pairs):  # else a commit is damaged, which summing it reports
             read.sums[summary_name(members)] = sum(of_each, NOTHING)
     return leaves
 
@@ -228,7 +228,7 @@ def _cache_prefix(block: int) -> str:
 
 
 def _cached(dataset: Location, existing: Sequence[str], prefix: str, count: int) -> list[str] | None:
-    """Return the cached hashes of a block; None if they are not there or damaged, by the hash in the file's name."""
+    """Return the cached hashes of a block; None if they are missing or don't match the hash in the file name."""
     for name in existing:
         if not name.startswith(prefix):
             continue
@@ -251,13 +251,13 @@ def leaf_hash(data: bytes) -> bytes:
 
 
 def root_hash(leaves: Sequence[bytes]) -> bytes:
-    """Return the hash of a tree, 32 bytes, from the hashes of its leaves; without leaves, the SHA-256 of nothing.
+    """Return the root hash of a tree, 32 bytes, from the hashes of its leaves; without leaves, the SHA-256 of nothing.
 
-    RFC 6962, section 2.1: of n > 1 leaves, the left subtree has the largest power of two that is below n.
+    RFC 6962, section 2.1: of n > 1 leaves, the left subtree has the largest power of two that is less than n.
     """
     if not leaves:
         return hashlib.sha256().digest()
-    waiting: list[tuple[int, bytes]] = []  # whole subtrees from the left, each of fewer leaves than the one before
+    waiting: list[tuple[int, bytes]] = []  # complete subtrees from left to right, each smaller than the one before
     for leaf in leaves:
         size, node = 1, leaf
         while waiting and waiting[-1][0] == size:
@@ -275,11 +275,11 @@ def _node_hash(left: bytes, right: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class SnapshotComparison:
-    """The files, by path, in which a snapshot differs from an earlier one.
+    """Differences between a snapshot and an earlier one, as paths of files.
 
-    Manifests, commits and tombstones are never changed or removed, except for a commit that a higher generation of its
-    shard replaces, and a part of the catalog that a later manifest no longer names. So `changed` and `missing` are
-    damage; `replaced` and `added` are what builds and corrections do.
+    Manifests, commits, and tombstones are never changed or removed, except for a commit that a higher generation of its
+    shard replaces, and a part of the catalog that a later manifest no longer names. So `changed` and `missing` indicate
+    damage, while `replaced` and `added` result from builds and corrections.
     """
 
     changed: tuple[str, ...]
@@ -289,17 +289,17 @@ class SnapshotComparison:
 
     @property
     def damaged(self) -> bool:
-        """Whether something differs that no build or correction does."""
+        """True if there is a difference that no build or correction causes."""
         return bool(self.changed or self.missing)
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs."""
+        """True if nothing differs."""
         return not (self.changed or self.missing or self.replaced or self.added)
 
 
 def compare_snapshots(before: Snapshot, now: Snapshot) -> SnapshotComparison:
-    """Compare what a dataset was with what it is."""
+    """Compare a dataset's earlier state with its current one."""
     was, found = before.by_path, now.by_path
     generations = _generations(now)
     grown = _manifests(now) > _manifests(before)

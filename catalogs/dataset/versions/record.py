@@ -1,4 +1,4 @@
-"""`versions/`: what the dataset was at the end of each build and correction, in files that are put if absent."""
+"""Recorded versions: the state of a dataset after each build and correction, in files that are put if absent."""
 
 import hashlib
 import json
@@ -32,18 +32,18 @@ from segmint.infra.wording import some
 VERSIONS = "versions"
 
 SIGNATURE_NAME = re.compile(r"([1-9]\d*)\.([0-9a-f]{16})\.sig", re.ASCII)
-"""The name of a signature's file: the version's number and the key's id."""
+"""Name of a signature's file: the version's number and the key's id."""
 
 _NAME = re.compile(r"([1-9]\d*)\.json", re.ASCII)
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
 
 
 class Version(Frozen):
-    """`versions/<number>.json`: a digest, the files that it covers, and what made the dataset so.
+    """Content of `versions/<number>.json`: a digest, the files that it covers, and the command that led to this state.
 
-    `files` has the SHA-256 of manifests, catalog parts and tombstones by path; `commits` are (shard, generation,
-    SHA-256 of the commit's file). `before` is the digest of the version before, None if there was none. `checksum` is
-    the SHA-256 of everything else as canonical JSON.
+    `files` maps the paths of manifests, catalog parts, and tombstones to their SHA-256; `commits` are (shard,
+    generation, SHA-256 of the commit's file). `before` is the digest of the previous version, or None. `checksum` is
+    the SHA-256 of all other fields as canonical JSON.
     """
 
     schema_version: Literal[1] = 1
@@ -60,23 +60,23 @@ class Version(Frozen):
 
     @property
     def path(self) -> str:
-        """The path of the version's file below the dataset."""
+        """Path of the version's file below the dataset."""
         return version_path(self.number)
 
     @cached_property
     def snapshot(self) -> Snapshot:
-        """The files that the digest covers."""
+        """Files that the digest covers."""
         files = [VersionLeaf(path, digest) for path, digest in self.files.items()]
         commits = [VersionLeaf(commit_path(shard, number), digest) for shard, number, digest in self.commits]
         return Snapshot.of([*files, *commits])
 
     @property
     def name(self) -> "VersionName":
-        """The version's digest and number."""
+        """Digest and number of the version."""
         return VersionName(self.digest, self.number)
 
     def made_by(self) -> str:
-        """Return what made this version, for messages: `version 2 (takedown of 2026-11-21: asked by its author)`."""
+        """Return the version's origin, for messages: `version 2 (takedown of 2026-11-21: asked by its author)`."""
         reason = f": {self.reason}" if self.reason else ""
         return f"version {self.number} ({self.command} of {self.when[:10]}{reason})"
 
@@ -87,9 +87,9 @@ class Version(Frozen):
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Version":
-        """Read a version's file; raises `DamagedDatasetError`, which names `where`, if it is not whole.
+        """Parse a version's file; raises `DamagedDatasetError`, which names `where`, if it isn't intact.
 
-        The checksum must be that of the other fields, and the digest that of the files listed.
+        The checksum must match the other fields, and the digest the files listed.
         """
         try:
             value = json.loads(data)
@@ -106,7 +106,7 @@ class Version(Frozen):
 
 @dataclass(frozen=True)
 class VersionName:
-    """What a dataset is, in a word: its digest (64 hexadecimal digits), and its version's number if it is recorded."""
+    """A dataset's state: its digest (64 hexadecimal digits), and the version's number if it is recorded."""
 
     digest: str
     number: int | None
@@ -117,7 +117,7 @@ class VersionName:
         return f"{short_digest(self.digest)} (version {self.number})"
 
     def line(self) -> str:
-        """Return the line with which commands end."""
+        """Return the line that commands print last."""
         return f"dataset digest: {self}"
 
 
@@ -133,13 +133,13 @@ def version_numbers(dataset: Location) -> list[int]:
 
 
 def signed_numbers(dataset: Location) -> set[int]:
-    """Return the numbers of the versions that a signature is there of, whether or not they are."""
+    """Return the numbers of the versions that have a signature, whether or not the versions exist."""
     matches = (SIGNATURE_NAME.fullmatch(entry.name) for entry in (dataset / VERSIONS).list())
     return {int(match[1]) for match in matches if match is not None}
 
 
 def read_version(dataset: Location, number: int) -> Version:
-    """Read a recorded version; raises `UsageError` if there is none, `DamagedDatasetError` if it is not whole."""
+    """Read a recorded version; raises `UsageError` if there is none, `DamagedDatasetError` if it isn't intact."""
     file = dataset / version_path(number)
     try:
         data = file.read()
@@ -152,13 +152,13 @@ def read_version(dataset: Location, number: int) -> Version:
 
 
 def latest_version(dataset: Location) -> Version | None:
-    """Read the version that was recorded last; None if there is none."""
+    """Read the latest recorded version; None if there is none."""
     numbers = version_numbers(dataset)
     return read_version(dataset, numbers[-1]) if numbers else None
 
 
 def find_version(dataset: Location, wanted: int | str) -> Version:
-    """Read a version by its number, or by its digest: whole, or the first six digits or more.
+    """Read a version by its number, or by its digest: in full, or at least the first six digits.
 
     Raises `UsageError` if there is none, or several.
     """
@@ -177,26 +177,25 @@ def find_version(dataset: Location, wanted: int | str) -> Version:
 
 
 def name_now(dataset: Location) -> VersionName:
-    """Return what a dataset is now: its digest, and the number if that is the version recorded last."""
+    """Return the current digest of a dataset, with the number of the latest version if it has the same digest."""
     digest = take_snapshot(dataset).digest
     try:
         latest = latest_version(dataset)
-    except DamagedDatasetError:  # `segmint verify` says so
+    except DamagedDatasetError:  # `segmint verify` reports it
         latest = None
     return VersionName(digest, latest.number if latest is not None and latest.digest == digest else None)
 
 
 def put_version(dataset: Location, command: str, reason: str | None = None, now: datetime | None = None) -> VersionName:
-    """Record what the dataset is now, at the end of a build or a correction; return its name.
+    """Record the current state of a dataset, at the end of a build or correction; return its name.
 
-    An unchanged digest records nothing, and neither does a dataset in which files of the latest version are missing or
-    have other bytes: damage is not to become a version. Of several that record at the same time each takes the next
-    number that is free. `command` made the change, and `reason` is what its user gave for it. `now` is the time
-    (default: this machine's clock).
+    Nothing is recorded if the digest is unchanged, or if files of the latest version are missing or have different
+    bytes, because damage must not become a version. Concurrent calls each take the next free number. `command` made the
+    change, and `reason` is the user's reason for it. `now` is the time (default: this machine's clock).
     """
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     while True:
-        # The snapshot is taken after the latest version was read, so the last version has all that was done.
+        # The snapshot is taken after the latest version was read, so that the last version includes all changes.
         numbers = version_numbers(dataset)
         try:
             latest = read_version(dataset, numbers[-1]) if numbers else None
@@ -242,7 +241,7 @@ def _listed(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _counts(sums: CommitSums) -> dict[str, int]:
-    """Return the sums that a version holds."""
+    """Return the sums that a version contains."""
     counts = {name: sums.counts.get(name, 0) for name in ("rows", "images", "masks", "rejected")}
     return {"shards": sums.shards, "bytes": sums.bytes, **counts}
 
