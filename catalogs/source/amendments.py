@@ -105,7 +105,7 @@ class PinnedDifference:
 
 @dataclass(frozen=True)
 class Contradiction:
-    """Two rows of one image with different values in an amendable column; rows are counted from 1, None is no value."""
+    """Two rows of one image with different values in an amendable column; rows count from 1, None means no value."""
 
     column: str
     rows: tuple[int, int]
@@ -115,7 +115,7 @@ class Contradiction:
 
 @dataclass(frozen=True)
 class AmendedValue:
-    """One corrected value; None is no value."""
+    """One corrected value; None means no value."""
 
     image_id: str
     column: str

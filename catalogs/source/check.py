@@ -155,12 +155,12 @@ class UnknownLicense(CatalogFinding):
 class CatalogFindings:
     """Result of `check`.
 
-    `by_license` counts rows by identifier, in SPDX's spelling. `verdicts` holds the rows that a policy would reject
+    `by_license` counts rows by identifier, in SPDX's spelling. `verdicts` contains the rows that a policy would reject
     before any image is read, each under its first reason; without a policy, only those that every policy rejects.
-    `accepted` counts the other rows. `expired` rows were valid until before `policy_date`. `refused` holds the rows
-    that the catalog itself rejects, by `refused_reason`; since that was deliberate, they don't affect `clean`. `audit`
-    contains, by code, what an audit of the finished dataset would find in the accepted rows, and `notices` what it
-    would not report.
+    `expired` rows were valid until before `policy_date`. `refused` contains the rows that the catalog itself rejects,
+    by `refused_reason`; since that was deliberate, they don't affect `clean`. `accepted` counts the rows in neither
+    `verdicts` nor `refused`. `audit` contains, by code, what an audit of the finished dataset would find in the
+    accepted rows, and `notices` what it would not report.
     """
 
     catalog: str

@@ -1,4 +1,4 @@
-"""Read CSV catalogs block by block: a header, then one record per row."""
+"""Reader of CSV catalogs, block by block: a header, then one record per row."""
 
 import csv
 import io
@@ -17,8 +17,8 @@ from segmint.catalogs.source.text_blocks import BLOCK_BYTES, ROW_BYTES, open_tex
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
-_MOST_COLUMNS = 10_000  # Arrow's reader takes 2 KB per column before the first row
-_LONGEST_READ_S = 60.0  # how long closing the reader waits for a block that is being read
+_MOST_COLUMNS = 10_000  # Arrow's reader uses 2 KB per column before the first row
+_LONGEST_READ_S = 60.0  # maximum wait for a block that is being read when the reader is closed
 
 
 def read_csv(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
@@ -32,7 +32,7 @@ def read_csv(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.R
 
 
 def csv_batches(catalog: Location, only: Container[str] = SOURCE.names) -> Generator[pa.RecordBatch, None, None]:
-    """Yield the rows of a CSV catalog as text, with only the columns in `only`; rows are split regardless of it."""
+    """Yield the rows of a CSV catalog as text, with only the columns in `only`, which don't affect the batching."""
     with open_text(catalog) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
@@ -66,7 +66,7 @@ def csv_batches(catalog: Location, only: Container[str] = SOURCE.names) -> Gener
 def _batches(
     stream: BinaryIO, names: Sequence[str], only: Container[str], bad: list[pacsv.InvalidRow]
 ) -> Generator[pa.RecordBatch, None, None]:
-    """Yield the rows of an open CSV; one whose number of values differs from `names` goes to `bad` before the error."""
+    """Yield the rows of an open CSV; one whose number of values differs from `names` is added to `bad` first."""
     left, returned = threading.Event(), threading.Event()
     lent = _ArrowStream(stream, bad, left)
     weakref.finalize(lent, returned.set)
@@ -89,16 +89,16 @@ def _batches(
 
 
 class _ArrowStream:
-    """The stream and the handler of bad rows that Arrow's own threads use.
+    """Stream and handler of bad rows for Arrow's threads.
 
     These threads read ahead even after the last batch was taken, and a process that exits while one of them is about to
-    enter Python is aborted. Both uses hold this object, so once it is deleted they no longer call Python.
+    enter Python is aborted. Both uses hold this object, so after its deletion they no longer call Python.
     """
 
     closed = False
 
     def __init__(self, stream: BinaryIO, bad: list[pacsv.InvalidRow], left: threading.Event) -> None:
-        # Not a method: if it failed, its frame would stay with the error and hold this object.
+        # Not a method, because a failed method's frame would stay in the error's traceback and keep this object alive.
         self.read = lambda size: b"" if left.is_set() else stream.read(size)
         self._bad = bad
 
@@ -107,7 +107,7 @@ class _ArrowStream:
         return "error"
 
     def close(self) -> None:
-        """Do nothing: the caller that opened the stream closes it."""
+        """Do nothing; the caller that opened the stream closes it."""
 
 
 def _header_lines(uri: str, text: io.TextIOWrapper) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""A small catalog for trying things out: photographs of scikit-image and scikit-learn, with their real licenses.
+"""Small demo catalog of photographs from scikit-image and scikit-learn, with their real licenses.
 
-Four are accepted; four others are refused, each for a different reason. The files are copied from the installed
-packages byte for byte, except for one that is broken on purpose.
+Four are accepted, and four others are rejected, each for a different reason. The files are copied from the installed
+packages byte for byte, except for one that is deliberately corrupted.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from segmint.catalogs.schema import SOURCE
 from segmint.infra.errors import UsageError
 
 DEMO_LICENSES = ("CC0-1.0", "CC-BY-2.0", "LicenseRef-public-domain")
-"""The licenses that the demo's configuration allows."""
+"""Licenses that the demo's configuration allows."""
 
 _SKIMAGE = "skimage/data"
 _SKLEARN = "sklearn/datasets/images"
@@ -23,7 +23,7 @@ _SKLEARN = "sklearn/datasets/images"
 
 @dataclass(frozen=True)
 class _Photograph:
-    package_path: str  # below site-packages, the package's name first
+    package_path: str  # below site-packages, starting with the package's name
     license: str
     attribution: str
     provider: str
@@ -32,9 +32,8 @@ class _Photograph:
     caption: str
 
 
-# Licenses and credits as the packages state them: skimage.data's docstrings, sklearn's
-# datasets/images/README.txt. That README credits both of its photographs to danielbuechele, but links the
-# flower to vultilion's page.
+# Licenses and credits as given by the packages: skimage.data's docstrings, sklearn's datasets/images/README.txt. That
+# README credits both of its photographs to danielbuechele, but links the flower to vultilion's page.
 _ASTRONAUT = _Photograph(
     f"{_SKIMAGE}/astronaut.png",
     "LicenseRef-public-domain",
@@ -94,7 +93,7 @@ _MOTORCYCLE = _Photograph(
 def write_demo(folder: Path) -> Path:
     """Write the demo's photographs and its catalog, `catalog.jsonl`, into `folder`; return the catalog.
 
-    Writing again gives the same bytes. Raises `UsageError` if scikit-image or scikit-learn is not installed.
+    The bytes are the same every time. Raises `UsageError` if scikit-image or scikit-learn is not installed.
     """
     photos = folder / "photos"
     photos.mkdir(parents=True, exist_ok=True)
@@ -129,7 +128,7 @@ def _rows(photos: Path) -> Iterator[dict[str, Any]]:
 
 
 def _copied(photos: Path, photograph: _Photograph) -> dict[str, Any]:
-    """Copy the photograph's file and return its row, keys in the order of `SOURCE`."""
+    """Copy the photograph's file and return its row, with keys in the order of `SOURCE`."""
     source = _installed(photograph.package_path)
     (photos / source.name).write_bytes(source.read_bytes())
     row: dict[str, Any] = {

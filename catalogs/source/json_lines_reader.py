@@ -1,4 +1,4 @@
-"""Read JSON Lines catalogs block by block: one JSON object per line."""
+"""Reader of JSON Lines catalogs, block by block: one JSON object per line."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -39,7 +39,7 @@ def read_json_lines(catalog: Location, on_problem: OnProblem = refuse) -> Iterat
 
 
 def json_blocks(catalog: Location) -> Iterator[tuple[bytes, int]]:
-    """Yield a JSON Lines catalog in blocks of whole lines, each with its number of rows: lines that are not blank.
+    """Yield a JSON Lines catalog in blocks of whole lines, each with its number of rows, which are its nonblank lines.
 
     Raises `UsageError` if the first rows lack a required column, or a row is too long.
     """
@@ -57,17 +57,17 @@ def json_blocks(catalog: Location) -> Iterator[tuple[bytes, int]]:
 
 
 def split_lines(block: bytes) -> list[bytes]:
-    """Split a block into its lines without the blank ones: one row each."""
+    """Split a block into its nonblank lines, one row each."""
     return [line for line in block.splitlines() if line.strip()]
 
 
 def _measure_lines(block: bytes) -> tuple[int, int]:
-    """Count a block's lines that are not blank, and the bytes of the longest, with or without its line end."""
+    """Return the number of a block's nonblank lines, and the bytes of the longest, with or without its line end."""
     if b"\r" not in block:
         data = np.frombuffer(block, np.uint8)
         ends = np.flatnonzero(data == ord("\n"))
         borders = np.concatenate([[0], ends + 1] if block.endswith(b"\n") else [[0], ends + 1, [len(block)]])
-        # If every line begins like an object, none is blank, and the lines need not be split.
+        # If every line starts like an object, none is blank, and there is no need to split the lines.
         if (data[borders[:-1]] == ord("{")).all():
             return len(borders) - 1, int(np.diff(borders).max())
     lines = split_lines(block)
@@ -75,7 +75,7 @@ def _measure_lines(block: bytes) -> tuple[int, int]:
 
 
 def _require_keys(uri: str, lines: list[bytes]) -> None:
-    """Check required columns: a row may omit a key, but one that no row of the first block has is a missing column."""
+    """Check required columns; a row may omit a key, but one in no row of the first block is a missing column."""
     seen: dict[str, None] = {}
     for row, line in enumerate(lines, 1):
         seen |= dict.fromkeys(json_row(uri, line, row))
@@ -122,5 +122,5 @@ def json_row(uri: str, line: bytes, row: int) -> dict[str, Any]:
 def _is_unicode(value: object) -> bool:
     try:
         return not isinstance(value, str) or bool(value.encode()) or not value
-    except UnicodeEncodeError:  # a lone surrogate, which UTF-8 cannot encode
+    except UnicodeEncodeError:  # a lone surrogate, which UTF-8 can't encode
         return False

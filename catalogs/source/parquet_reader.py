@@ -1,4 +1,4 @@
-"""Read Parquet catalogs piece by piece."""
+"""Reader of Parquet catalogs in small batches."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
 
 BATCH_ROWS = 131_072
-"""Rows of a Parquet catalog that are read at a time: each read copies all texts of its row group so far."""
+"""Number of rows of a Parquet catalog that are read at a time; each read copies all texts of its row group so far."""
 
 _PIECE_BYTES = 64 << 20
 
@@ -42,14 +42,14 @@ def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
     """
     with catalog.open() as stream:
         with _damage(f"{catalog} cannot be read as Parquet"):
-            # Without pre-buffering and with a small buffer, a row group of any size is read piece by piece.
+            # Without prebuffering and with a small buffer, a row group of any size is read in pieces.
             file = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
             schema, metadata = file.schema_arrow, file.metadata
             groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
                 raise ValueError(f"its footer says {metadata.num_rows} rows, and {sum(groups)} in its row groups")
         require_columns(catalog.uri, list(schema.names))
-        # Read as dictionaries, so that a long text repeated by a few bytes is in memory once.
+        # Read as dictionaries, so that a long text that a few bytes repeat is in memory only once.
         texts = [field.name for field in schema if field.name in SOURCE.names and is_text(field.type)]
         with _damage(f"{catalog} cannot be read as Parquet"):
             file = pq.ParquetFile(
@@ -60,11 +60,11 @@ def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def _damage(what: str) -> Iterator[None]:
-    """Turn what Arrow raises for a damaged file, which may be anything, into a `UsageError`."""
+    """Convert Arrow's errors for a damaged file, which may be of any type, to `UsageError`."""
     try:
         yield
     except SegmintError:
-        raise  # the store's
+        raise  # raised by the store
     except Exception as error:
         raise UsageError(f"{what}: {' '.join(str(error).split())}. Write the catalog again") from error
 
@@ -79,7 +79,7 @@ def parquet_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of some row groups in order, as batches of `SOURCE`; `first_row` is the number of the first.
 
-    Raises `UsageError` for a column of a wrong type; one that is in `own` is read as absent.
+    Raises `UsageError` for a column with a wrong type, except that one in `own` is read as absent.
     """
     row = first_row
     names = require_types(uri, file.schema_arrow, own)
@@ -97,7 +97,7 @@ def parquet_batches(
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Split a batch into pieces that take at most `_PIECE_BYTES` with their dictionaries decoded, or have one row."""
+    """Split a batch into slices of at most `_PIECE_BYTES`, with their dictionaries decoded, or of one row."""
     ends = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
         if pa.types.is_dictionary(column.type):

@@ -1,6 +1,6 @@
-"""Read source catalogs (Parquet, JSON Lines or CSV) as a stream of `SOURCE` batches.
+"""Readers of source catalogs (Parquet, JSON Lines, or CSV) as a stream of `SOURCE` batches.
 
-At most one block of the file is in memory at a time. A row number in a message counts rows from 1, without a header and
+At most one block of the file is in memory at a time. Row numbers in messages count rows from 1, without a header and
 without blank lines.
 """
 
@@ -20,7 +20,7 @@ FORMATS = {
     "JSON Lines": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
     "CSV": (".csv", ".csv.gz"),
 }
-"""The formats of a catalog, with their file endings."""
+"""Formats of a catalog, with their file extensions."""
 
 _TEXT_READERS: dict[str, Callable[[Location, OnProblem], Iterator[pa.RecordBatch]]] = {
     "JSON Lines": read_json_lines,
@@ -29,7 +29,7 @@ _TEXT_READERS: dict[str, Callable[[Location, OnProblem], Iterator[pa.RecordBatch
 
 
 def catalog_format(uri: str) -> str:
-    """Return the format by a catalog's ending, a key of `FORMATS`; raises `UsageError` for an unknown ending."""
+    """Return a catalog's format by its extension, a key of `FORMATS`; raises `UsageError` for an unknown one."""
     for name, endings in FORMATS.items():
         if uri.lower().endswith(endings):
             return name
@@ -42,10 +42,10 @@ def read_catalog(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a catalog in order, as batches of `SOURCE`.
 
-    Raises `UsageError`, which names file, column and row, for a missing required column, a column of the wrong type, an
-    invalid value, or a file that does not match its ending. An invalid value is passed to `on_problem` first: if that
-    returns, the value is read as absent. In the columns `own`, which may be the user's own, whatever does not fit is
-    read as absent and is no problem.
+    Raises `UsageError`, which names file, column, and row, for a missing required column, a column with a wrong type,
+    an invalid value, or a file that does not match its extension. An invalid value is passed to `on_problem` first; if
+    that returns, the value is read as absent. In the columns `own`, which may be the user's custom columns, anything
+    invalid is read as absent without being reported.
     """
 
     report = except_in(own, on_problem)
@@ -54,7 +54,7 @@ def read_catalog(
 
 
 def except_in(own: Collection[str], on_problem: OnProblem = refuse) -> OnProblem:
-    """Pass problems to `on_problem`, but those in the columns `own`: what does not fit there is read as absent."""
+    """Pass problems to `on_problem`, except those in the columns `own`, whose invalid values are read as absent."""
 
     def report(problem: InvalidValue) -> None:
         if problem.column not in own:

@@ -1,4 +1,4 @@
-"""Read rows of a normalized catalog by their ordinals, without reading those before them."""
+"""Random access to the rows of a normalized catalog by ordinal."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from segmint.infra.storage.location import Location
 
 
 class NormalizedRows:
-    """An open normalized catalog, as a context manager: the footer is read once, row groups on demand."""
+    """Context manager for an open normalized catalog; the footer is read once, row groups on demand."""
 
     def __init__(self, file: Location) -> None:
         self._location = file
@@ -44,7 +44,7 @@ class NormalizedRows:
 
     @property
     def names(self) -> list[str]:
-        """The columns that it has."""
+        """Names of the catalog's columns."""
         names: list[str] = self._schema.names
         return names
 
@@ -63,9 +63,9 @@ class NormalizedRows:
         return table.slice(low - self._starts[groups[0]], high - low)
 
     def take(self, ordinals: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows with these ordinals, which must be ascending; absent ones are left out.
+        """Return the rows with these ordinals, which must be ascending; absent ones are omitted.
 
-        With `columns` only these are read.
+        `columns` restricts the columns that are read.
         """
         names = self._schema.names if columns is None else list(columns)
         pieces = [self._schema.empty_table().select(names)]
@@ -95,12 +95,12 @@ class NormalizedRows:
 
     @contextmanager
     def _damage(self) -> Iterator[None]:
-        """Turn what Arrow raises for a damaged file into a `UsageError`."""
+        """Convert Arrow's errors for a damaged file to `UsageError`."""
         try:
             yield
         except (pa.ArrowException, OSError, IndexError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # of the stream; Arrow's own, as for a footer of junk, have no number
+                raise  # raised by the stream; Arrow's errors, such as for a corrupt footer, have no errno
             why = " ".join(str(error).split())
             raise UsageError(f"{self._location} is not a normalized catalog: {why}") from error
 
@@ -112,7 +112,7 @@ class NormalizedRows:
 
 
 def read_rows(file: Location, start: int, stop: int) -> pa.Table:
-    """Return the rows of a normalized catalog with ordinals in [start, stop), in order, with the columns that it has.
+    """Return the rows of a normalized catalog with ordinals in [start, stop), in order, with the catalog's columns.
 
     Row groups without any of them are skipped. To read repeatedly, keep a `NormalizedRows` open.
     """
@@ -121,5 +121,5 @@ def read_rows(file: Location, start: int, stop: int) -> pa.Table:
 
 
 def joined(tables: Iterable[pa.Table]) -> pa.Table:
-    """Join rows of normalized catalogs; a column that only some of them have is null in the others."""
+    """Concatenate rows of normalized catalogs; a column that only some of them have is null in the others."""
     return pa.concat_tables(tables, promote_options="default")

@@ -1,4 +1,4 @@
-"""Rows of a catalog that are of the same image file under another image_id: by the SHA-256 given, or by the URI."""
+"""Rows of a catalog with the same image file but different image_ids, found by the given SHA-256 or by URI."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import duckdb
 
 from segmint.catalogs.source.normalize import MARK_ROWS, SortedPairs, open_database
 
-# As in `segmint.catalogs.source.normalize`: only rows whose hash occurs twice are compared as text. A group's number is
-# its first ordinal, so for URIs it is made negative.
+# As in `segmint.catalogs.source.normalize`, only rows whose hash occurs twice are compared as text. A group's number is
+# its first ordinal; for URIs, it is made negative to be distinct.
 _GROUPS = """
 WITH suspects AS (SELECT hash({column}) AS h FROM read_parquet($staged) WHERE {column} IS NOT NULL
                   GROUP BY h HAVING count(*) > 1),
@@ -24,10 +24,10 @@ _SAME = " UNION ALL ".join(
 
 
 class SameFiles:
-    """The groups of a staged catalog's rows that are of the same file, as a context manager; read in order of rows."""
+    """Context manager for the groups of a staged catalog's rows with the same file, read in order of rows."""
 
     def __init__(self, staged: Path, folder: Path, memory_limit: str = "1GB") -> None:
-        """`staged` is of `stage_catalog`; DuckDB spills into a folder in `folder`."""
+        """`staged` is from `stage_catalog`; DuckDB spills into a folder in `folder`."""
         apart = folder / "same"  # another database may spill into `folder`
         apart.mkdir()
         self._database: duckdb.DuckDBPyConnection = open_database(apart, memory_limit)
@@ -35,7 +35,7 @@ class SameFiles:
         self._groups = SortedPairs(self._database.sql(query, params={"staged": str(staged)}).to_arrow_reader(MARK_ROWS))
 
     def until(self, stop: int) -> dict[int, tuple[int, ...]]:
-        """Return the numbers of the groups of each row with an ordinal below `stop` that was not returned yet."""
+        """Return the group numbers of each row with an ordinal below `stop` that was not returned yet."""
         found: dict[int, tuple[int, ...]] = {}
         for ordinal, number in zip(*(values.tolist() for values in self._groups.until(stop)), strict=True):
             found[ordinal] = (*found.get(ordinal, ()), number)

@@ -1,6 +1,6 @@
-"""Count the rows of a source catalog, and read an evenly spread sample, without keeping the others.
+"""Counting the rows of a source catalog, and reading an evenly spread sample without keeping the other rows.
 
-Rows are counted as in `segmint.catalogs.source.readers`, so the number is what a build will see.
+Rows are counted as in `segmint.catalogs.source.readers`, so the number is the same as in a build.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -22,14 +22,14 @@ COUNTED_BY = {
     "JSON Lines": "its lines that are not blank",
     "CSV": "its records, parsed: a quoted value may hold line breaks",
 }
-"""What `count_rows` reads of a catalog, by format; the number is exact in each case."""
+"""Data that `count_rows` reads from a catalog, by format; the number is always exact."""
 
 
 def count_rows(catalog: Location) -> int:
-    """Count the rows of a catalog exactly; see `COUNTED_BY`.
+    """Return the exact number of rows of a catalog; see `COUNTED_BY`.
 
-    Of a Parquet file only the footer is read. Text is read once, block by block; values are not checked.
-    Raises `UsageError` for a file that is not a catalog or lacks its columns.
+    Only the footer of a Parquet file is read. Text is read once, block by block, and values are not checked. Raises
+    `UsageError` for a file that is not a catalog or lacks its columns.
     """
     kind = catalog_format(catalog.uri)
     if kind == "Parquet":
@@ -44,18 +44,18 @@ def count_rows(catalog: Location) -> int:
 def spread_evenly(rows: int, wanted: int) -> list[int]:
     """Return `wanted` of `rows` positions, ascending and distinct: the middles of equal parts.
 
-    Always the same ones; all of them if `wanted` is `rows` or more.
+    The result is deterministic; it contains all positions if `wanted` is `rows` or more.
     """
     wanted = min(rows, wanted)
     return [(2 * index + 1) * rows // (2 * wanted) for index in range(wanted)]
 
 
 def read_rows_at(catalog: Location, ordinals: Sequence[int], *, ignored: Collection[str] = ()) -> pa.Table:
-    """Return the rows of the source catalog with these ordinals (from 0, ascending), as a normalized catalog has them.
+    """Return the rows of the source catalog with these ordinals (from 0, ascending), as in a normalized catalog.
 
-    Of a Parquet file only the row groups with such rows are read; text is parsed up to the last one. Duplicates are not
-    marked: that needs all rows. `ignored` columns are read as absent, as in `stage_catalog`.
-    Raises `UsageError` if a row that is read is invalid.
+    Only the row groups of a Parquet file with such rows are read; text is parsed up to the last one. Duplicates are not
+    marked, because that requires all rows. `ignored` columns are read as absent, as in `stage_catalog`. Raises
+    `UsageError` if a row that is read is invalid.
     """
     if catalog_format(catalog.uri) != "Parquet":
         return _pinned(_pick(_numbered(read_catalog(catalog, own=ignored), 0, ignored), ordinals))
@@ -72,7 +72,7 @@ def read_rows_at(catalog: Location, ordinals: Sequence[int], *, ignored: Collect
 
 
 def _pinned(rows: pa.Table) -> pa.Table:
-    """Return staged rows without the added columns in which none has a value."""
+    """Return staged rows without the added columns in which no row has a value."""
     return rows.select([name for name in STAGED.names if name not in ADDED.names or rows[name].null_count < len(rows)])
 
 

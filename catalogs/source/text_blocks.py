@@ -1,4 +1,4 @@
-"""Read text catalogs, plain or gzip-compressed, in blocks of whole lines."""
+"""Reading text catalogs, plain or gzip-compressed, in blocks of whole lines."""
 
 import gzip
 import zlib
@@ -10,14 +10,14 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
 BLOCK_BYTES = 4 << 20
-"""Bytes of a text catalog that are parsed at a time."""
+"""Number of bytes of a text catalog that are parsed at a time."""
 
 ROW_BYTES = 4 << 20
-"""Bytes that one row of a text catalog may have. A longer one is not from a catalog, and would fill the memory."""
+"""Maximum size in bytes of one row of a text catalog. A longer one isn't from a catalog, and would fill the memory."""
 
 
 def open_text(file: Location) -> AbstractContextManager[BinaryIO]:
-    """Open a stream of the catalog's bytes, decompressed if its name ends in `.gz`; `UsageError` for bad gzip."""
+    """Open a stream of the catalog's bytes, decompressed if its name ends in `.gz`; `UsageError` for invalid gzip."""
     return _unpacked(file) if file.uri.lower().endswith(".gz") else file.open()
 
 

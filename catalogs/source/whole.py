@@ -1,4 +1,4 @@
-"""Read a source catalog with all its columns, also those that segmint does not know."""
+"""Reader of a source catalog with all its columns, including those that segmint doesn't use."""
 
 import json
 from collections import Counter
@@ -16,29 +16,29 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
 _ROWS = 1024
-"""Rows that are read together: columns that segmint does not know may be large."""
+"""Number of rows read together; columns that segmint doesn't use may be large."""
 
 Batches = Iterator[pa.RecordBatch]
 
 
 class _AllColumns(Container[str]):
-    """Every column."""
+    """Container of every column name."""
 
     def __contains__(self, name: object) -> bool:
         return True
 
 
 class WholeCatalog:
-    """A catalog with all its columns: those of `SOURCE` that it has, then the others in its order.
+    """A catalog with all its columns: its columns of `SOURCE`, then the others in its order.
 
-    Columns of `SOURCE` are as `read_catalog` gives them. Others keep their types in Parquet. In the text formats they
-    are text; in JSON Lines a value that is no text is written as JSON.
+    Columns of `SOURCE` are as in `read_catalog`. Others keep their types in Parquet and are text in the text formats;
+    in JSON Lines, values other than text are written as JSON.
     """
 
     def __init__(self, catalog: Location) -> None:
-        """Read what columns there are: all of a catalog in JSON Lines, the beginning of another.
+        """Determine the columns: from all of a JSON Lines catalog, or the beginning of another format.
 
-        Raises `UsageError` for two columns of one name.
+        Raises `UsageError` if two columns have the same name.
         """
         self._catalog = catalog
         self._kind = catalog_format(catalog.uri)
@@ -58,7 +58,7 @@ class WholeCatalog:
         return str(self._catalog)
 
     def batches(self) -> Batches:
-        """Yield all rows in order. Raises `UsageError` as `read_catalog` does."""
+        """Yield all rows in order. Raises `UsageError` like `read_catalog`."""
         names = [name for name in self.schema.names if name in SOURCE.names]
         others = [place for place, field in enumerate(self._raw_fields) if field.name not in SOURCE.names]
         if not others:
@@ -81,7 +81,7 @@ class WholeCatalog:
             for row in self._json_rows():
                 seen |= dict.fromkeys(row)
             self._raw_fields = [pa.field(name, pa.string()) for name in seen]
-        # Dictionaries are a way of reading, not the column's type.
+        # A dictionary is an encoding chosen for reading, not the column's type.
         self._raw_fields = [
             field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
             for field in self._raw_fields
@@ -121,7 +121,7 @@ def _text(value: Any) -> str | None:
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.encode("utf-8", "replace").decode()  # lone surrogates, which UTF-8 cannot encode
+    return text.encode("utf-8", "replace").decode()  # replaces lone surrogates, which UTF-8 can't encode
 
 
 def _together(ones: Batches, others: Batches) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
