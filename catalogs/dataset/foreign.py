@@ -1,6 +1,6 @@
-"""SA-1B-style data that segmint did not write: pairs of a JPEG and a JSON of one name, loose in folders or in tars.
+"""SA-1B-style data that segmint did not write: pairs of a JPEG and a JSON with the same name, in folders or tars.
 
-Names need not begin with `sa_`. A tar is a shard; loose files are cut into shards in order of names.
+Names needn't start with `sa_`. Each tar is a shard; loose files are grouped into shards in order of names.
 """
 
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.infra.storage.location import Location
 
 PAIRS_IN_SHARD = 1_000
-"""The number of pairs of loose files in a shard."""
+"""Number of pairs of loose files per shard."""
 
 JPEGS = pa.schema(
     [
         pa.field("ordinal", pa.int64(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),  # of the JPEG, or of its tar
-        pa.field("offset", pa.int64(), nullable=False),  # its first byte there
+        pa.field("offset", pa.int64(), nullable=False),  # of its first byte there
         pa.field("size", pa.int64(), nullable=False),  # bytes
     ]
 )
-"""The view `jpegs`: where the JPEG of each image is, for images that have one."""
+"""Schema of the view `jpegs`: the location of each image's JPEG, for images that have one."""
 
 _ENDINGS = {".jpg": "jpeg", ".jpeg": "jpeg", ".json": "json"}
 
@@ -37,16 +37,16 @@ class LooseFile:
 
 @dataclass(frozen=True)
 class FilePair:
-    """The JPEG and the JSON of one name; one of them may be missing."""
+    """The JPEG and the JSON with the same name; one of them may be missing."""
 
-    stem: str  # the name without its ending
+    stem: str  # the name without its extension
     jpeg: LooseFile | None = None
     json: LooseFile | None = None
 
 
 @dataclass(frozen=True)
 class ForeignShard:
-    """A tar by its name, or pairs of loose files."""
+    """A tar, by its name, or pairs of loose files."""
 
     shard: int
     tar: str | None = None
@@ -56,7 +56,7 @@ class ForeignShard:
 def find_shards(folder: Location) -> Iterator[ForeignShard]:
     """Yield the shards below a folder as they are found, numbered in that order.
 
-    In a listing sorted by name, only files whose other half is missing so far are kept in memory.
+    If the listing is sorted by name, only files whose counterpart hasn't been seen yet are kept in memory.
     """
     shard = 0
     halves: dict[str, FilePair] = {}
@@ -86,7 +86,7 @@ def find_shards(folder: Location) -> Iterator[ForeignShard]:
 
 
 def kind_of(name: str) -> str | None:
-    """Return `jpeg` or `json` by the ending of a name; None for other files."""
+    """Return `jpeg` or `json` by the extension of a name; None for other files."""
     dot = name.rfind(".")
     return _ENDINGS.get(name[dot:].lower()) if dot >= 0 else None
 

@@ -1,4 +1,4 @@
-"""Compare a source catalog with the one that a dataset has pinned: what is new, what is gone, what has changed.
+"""Comparison of a source catalog with a dataset's pinned catalog: new, removed, and changed rows.
 
 As in `segmint.catalogs.source.normalize`, everything is streamed or left to DuckDB.
 """
@@ -32,10 +32,10 @@ from segmint.infra.storage.location import Location
 PINNED = tuple(
     name for name in STAGED.names if name not in ("ordinal", "id", "image_id", "duplicate_of", "refused_detail")
 )
-"""The columns that a dataset pins of an image besides its id: for a known image they must not change."""
+"""Columns that a dataset pins for an image besides its id; they must not change for a known image."""
 
-# Whether a row has changed is decided by its id and a hash of its other columns: 8 bytes instead of some hundred.
-# Only spaces in a column that may be amended are no value: an amendment does not take them over.
+# Rows are compared by their id and a hash of their other columns, which takes 8 bytes instead of hundreds. In amendable
+# columns, only spaces count as no value, because an amendment doesn't copy them.
 _COMPARED = {name: given(name) if name in AMENDABLE else name for name in PINNED}
 _CONTENT = f"hash({', '.join(_COMPARED.values())})"
 
@@ -83,21 +83,21 @@ class ColumnChange:
     image_id: str
     before: str
     now: str
-    without: int = 0  # of these rows, those that have no value now, in a column of `AMENDABLE`
+    without: int = 0  # rows among these without a value now, in a column of `AMENDABLE`
 
 
 @dataclass(frozen=True)
 class CatalogGrowth:
-    """The differences between a source catalog and a pinned one."""
+    """Differences between a source catalog and a pinned one."""
 
-    new: NormalizedCatalog  # the rows whose image_id is not pinned; perhaps none
+    new: NormalizedCatalog  # rows whose image_id is not pinned; may be empty
     gone: int  # pinned rows whose image_id is no longer in the source
-    first_gone: str | None  # the image_id of the first of them
+    first_gone: str | None  # image_id of the first of them
     changed: Mapping[str, ColumnChange]  # by column of `PINNED`
 
     @property
     def keeps_all(self) -> bool:
-        """Whether every pinned row is still in the source, unchanged."""
+        """True if every pinned row is still in the source, unchanged."""
         return not self.gone and not self.changed
 
 
@@ -114,13 +114,13 @@ def compare_catalog(
 ) -> CatalogGrowth:
     """Compare a catalog with the pinned `parts`, and write its new rows to `destination`.
 
-    The order of rows does not matter, nor the position of new ones. A row whose image_id is pinned is that image, not
-    a new one; a pinned row is unchanged if the source has a row with its image_id and the same `PINNED` columns. New
-    rows keep the source's order, their ordinals begin at `first_ordinal`, and duplicates among them are marked. Rows
-    that name an image that was taken down, by image_id, uri (in any form of it) or sha256, are known, and may be
-    missing from the source. `ignored` columns of the source are as in `stage_catalog`. `temporary` is where
-    intermediate files go (about the size of both catalogs; default: beside `destination`), `memory_limit` bounds
-    DuckDB. Raises `UsageError` for a catalog that cannot be read.
+    The order of rows and the position of new ones don't matter. A row whose image_id is pinned is that image, not a new
+    one; a pinned row is unchanged if the source contains a row with its image_id and the same `PINNED` columns. New
+    rows keep the source's order, their ordinals start at `first_ordinal`, and duplicates among them are marked. Rows
+    that name a taken-down image, by image_id, uri (in any form), or sha256, are known, and may be missing from the
+    source. `ignored` columns of the source are as in `stage_catalog`. `temporary` is the folder for intermediate files,
+    about as large as both catalogs (default: next to `destination`). `memory_limit` limits DuckDB. Raises `UsageError`
+    for an unreadable catalog.
     """
     with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".growth-") as name:
         folder = Path(name)
@@ -128,7 +128,7 @@ def compare_catalog(
         known = [folder / f"known-{number}.parquet" for number in range(len(parts))]
         for part, path in zip(parts, known, strict=True):
             part.get_file(path)
-        columns = folder / "columns.parquet"  # a part has an added column only where a row has a value
+        columns = folder / "columns.parquet"  # a part only contains the added columns in which a row has a value
         pq.write_table(STAGED.empty_table(), columns)
         parameters = {"staged": str(staged), "known": [str(path) for path in (columns, *known)]}
         with open_database(folder, memory_limit) as database:
@@ -152,7 +152,7 @@ def _changes(database: duckdb.DuckDBPyConnection, parameters: dict[str, Any]) ->
 def _without_known(
     database: duckdb.DuckDBPyConnection, parameters: dict[str, Any], staged: Path, folder: Path, taken: RemovedNames
 ) -> Path:
-    """Write the staged rows that are neither known nor taken down, numbered again from 0; return the file."""
+    """Write the staged rows that are neither known nor taken down, renumbered from 0; return the file."""
     result = folder / "fresh.parquet"
     with pq.ParquetFile(staged) as file, RowGroupWriter(result, STAGED) as writer:
         known = SortedPairs(database.sql(_KNOWN, params=parameters).to_arrow_reader(MARK_ROWS))

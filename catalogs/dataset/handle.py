@@ -1,4 +1,4 @@
-"""A dataset as its writers pass it on: where it is, and the facts about it that no writer changes."""
+"""Handle by which writers share a dataset: its location and the facts about it that no writer changes."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -15,22 +15,21 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
 _FORMATS = ("annotations", "images")
-"""The values of `release.format` in a dataset's configuration."""
+"""Values of `release.format` in a dataset's configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetHandle:
-    """A dataset that is written to: a few hundred bytes when pickled, however large the dataset is.
+    """A dataset that is written to; pickled, it takes a few hundred bytes regardless of the dataset's size.
 
-    Its fields are fixed when a dataset is begun or a command starts. Everything that another writer may have changed
-    since (the manifest, commits, and tombstones) is read again at each call.
+    Its fields are fixed when a dataset is started or a command starts. Everything that another writer may have changed
+    since then (the manifest, commits, and tombstones) is read again on each call.
 
     Attributes:
         location: the dataset's root.
-        with_images: whether its tars hold the released JPEGs.
-        catalog_uri: the source catalog's URI, if it is known: a tombstone's relative URI is then the same as an
-            absolute one.
-        catalog_generation: the manifest's generation when the rows to write were read from the catalog, or before.
+        with_images: whether its tars contain the released JPEGs.
+        catalog_uri: the source catalog's URI, if known, which makes a tombstone's relative URI match an absolute one.
+        catalog_generation: the manifest's generation when the rows to write were read from the catalog, or before that.
     """
 
     location: Location
@@ -40,15 +39,15 @@ class DatasetHandle:
 
     @classmethod
     def open(cls, location: Location, catalog_uri: str | None = None) -> Self:
-        """Return the handle of the dataset at `location`; raises `UsageError` as `of` does, or if there is none."""
+        """Return the handle of the dataset at `location`; raises `UsageError` like `of`, or if there is none."""
         return cls.of(location, load_latest_manifest(location), catalog_uri)
 
     @classmethod
     def of(cls, location: Location, latest: LatestManifest, catalog_uri: str | None = None) -> Self:
-        """Return the handle of a dataset whose manifest was read.
+        """Return the handle of a dataset from its manifest.
 
-        Raises `UsageError` if the manifest doesn't say how images are released: a correction that took such a dataset
-        for one without images would drop its JPEGs.
+        Raises `UsageError` if the manifest doesn't specify how images are released, because a correction that assumed a
+        dataset without images would drop its JPEGs.
         """
         release = latest.manifest.config.get("release", {})
         if release.get("format") not in _FORMATS:
@@ -68,15 +67,15 @@ class DatasetHandle:
 
     @property
     def commits(self) -> CommitLog:
-        """The dataset's commits; each call of its methods lists or reads them again."""
+        """The dataset's commits; each call of a method lists or reads them again."""
         return CommitLog(self.location)
 
     def latest(self) -> LatestManifest:
-        """Read the manifest with the highest generation, and that generation."""
+        """Read the latest manifest and its generation."""
         return load_latest_manifest(self.location)
 
     def manifest(self) -> DatasetManifest:
-        """Read the manifest with the highest generation."""
+        """Read the latest manifest."""
         return self.latest().manifest
 
     def manifest_generation(self) -> int:

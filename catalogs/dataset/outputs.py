@@ -1,7 +1,8 @@
-"""Files that commands write about a dataset: where they may go, notes of them, and files in it that nobody knows.
+"""Outputs of commands about a dataset: allowed locations, notes of them, and unknown files in the dataset.
 
-`outputs/<hash>.json` notes what was made from the dataset and lies elsewhere, so that a takedown can say what else must
-go. Places are relative to the dataset where they are near, else only a name: a note tells nothing of anybody's disk.
+`outputs/<hash>.json` notes an output that was made from the dataset and is elsewhere, so that a takedown can list it.
+Locations are relative to the dataset if they are near it, and otherwise only a name, so that a note reveals nothing
+about anyone's disk.
 """
 
 import json
@@ -51,20 +52,20 @@ _OURS = re.compile(
     re.ASCII,
 )
 _FAR = "../../../"
-"""A place that begins so is not near the dataset: the way to it would name folders of a machine."""
+"""Prefix of a relative path that is too far from the dataset; it would reveal folder names of a machine."""
 
 
 class OutputNote(Frozen):
-    """A report, an export or another file made from a dataset."""
+    """A report, an export, or another file made from a dataset."""
 
     schema_version: Literal[1] = 1
     command: str  # that made it, such as "export"
-    place: str  # its folder: relative to the dataset, or a base name if it is far from it
-    files: dict[str, str]  # SHA-256 of files that say what is in it, by path below the place
+    place: str  # its folder: relative to the dataset, or a base name if it is too far away
+    files: dict[str, str]  # SHA-256 of files that describe its content, by path below the folder
 
     @property
     def name(self) -> str:
-        """The name of the note's file: the same output has one note."""
+        """Name of the note's file; the same output always has the same note."""
         return f"{fingerprint(self.model_dump(mode='json'))}.json"
 
     def to_json(self) -> bytes:
@@ -72,7 +73,7 @@ class OutputNote(Frozen):
         return canonical_json(self.model_dump(mode="json"))
 
     def location(self, dataset: Location) -> Location | None:
-        """Return where the output was put; None if that is not known from here."""
+        """Return where the output was put, or None if that can't be derived from the dataset's location."""
         if not self.place.startswith("../"):
             return None
         if scheme(dataset.uri) == LOCAL:
@@ -82,10 +83,9 @@ class OutputNote(Frozen):
 
 
 def note_output(dataset: Location, command: str, folder: Location, files: Mapping[str, str]) -> None:
-    """Note in a dataset what was made from it; `files` are the SHA-256 of the main ones, by path below `folder`.
+    """Note an output in its dataset; `files` maps the paths of the main files, below `folder`, to their SHA-256.
 
-    What is in the dataset's `report/` needs no note. Where the dataset cannot be written to, a warning takes the note's
-    place.
+    Outputs in the dataset's `report/` need no note. If the dataset isn't writable, a warning is logged instead.
     """
     if is_below(folder.uri, dataset.uri) or not manifest_generations(dataset):
         return
@@ -99,15 +99,15 @@ def note_output(dataset: Location, command: str, folder: Location, files: Mappin
 
 
 def line_of(note: OutputNote) -> str:
-    """Return a note as a line for people."""
+    """Return a note as a line of text."""
     files = f": {', '.join(sorted(note.files)[:5])}" if note.files else ""
     return f"{note.place} (segmint {note.command}{files})"
 
 
 def read_notes(dataset: Location) -> list[OutputNote]:
-    """Read the notes of what was made from a dataset; raises `DamagedDatasetError` for any other file.
+    """Read the notes of a dataset's outputs; raises `DamagedDatasetError` for an invalid file.
 
-    A note without files, of what was begun, is left out where one with files says that it was completed.
+    A note without files, of an output that was started, is omitted if another note with files shows its completion.
     """
     notes = []
     for entry in (dataset / OUTPUTS).list():
@@ -121,7 +121,7 @@ def read_notes(dataset: Location) -> list[OutputNote]:
 
 
 def _place(dataset: Location, folder: Location) -> str:
-    """Return the way from the dataset to a folder near it; else the folder's name."""
+    """Return the relative path from the dataset to a folder near it, else the folder's name."""
     if scheme(dataset.uri) == scheme(folder.uri) == LOCAL:
         here, there = (os.path.realpath(local_path(each.uri)) for each in (dataset, folder))
     elif scheme(dataset.uri) == scheme(folder.uri) and split_bucket(dataset.uri)[0] == split_bucket(folder.uri)[0]:
@@ -135,7 +135,8 @@ def _place(dataset: Location, folder: Location) -> str:
 def refuse_inside(dataset: Location, target: Location, option: str) -> None:
     """Raise `UsageError` if `target`, given as `option`, is in the dataset but not in its `report/`.
 
-    A takedown removes `report/` and knows no other place in the dataset where a command may have named an image.
+    A takedown deletes `report/`; anywhere else in the dataset, it wouldn't find a file in which a command named an
+    image.
     """
     allowed = not is_below(target.uri, dataset.uri) or is_below(target.uri, (dataset / REPORT).uri)
     if not allowed and manifest_generations(dataset):
@@ -146,9 +147,9 @@ def refuse_inside(dataset: Location, target: Location, option: str) -> None:
 
 
 def unknown_files(dataset: Location) -> list[str]:
-    """Return the paths of all files and links in a dataset that segmint did not put there, sorted; none is opened.
+    """Return the sorted paths of all files and links in a dataset that segmint did not put there; none is opened.
 
-    What has only older versions left in its bucket counts, too. `report/` is left out.
+    Objects of which the bucket only keeps older versions are included; `report/` is omitted.
     """
     return [path for path in dataset.walk_ever() if not _is_known(path)]
 

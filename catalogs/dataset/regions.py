@@ -1,4 +1,4 @@
-"""Files of regions to redact in released images: JSON Lines, or Parquet by its ending."""
+"""Reading and writing files of regions to redact in released images: JSON Lines, or Parquet by extension."""
 
 import io
 import json
@@ -18,7 +18,7 @@ _PARQUET = ".parquet"
 
 
 class WantedRegion(BaseModel):
-    """A box in an image of a dataset, in whole pixels of the **released** image, and the row that asks for it."""
+    """A box in an image of a dataset, in whole pixels of the **released** image, and the row that requests it."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -38,7 +38,7 @@ class WantedRegion(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class DetectedRegion:
-    """What a detector finds in a released image: the box (x, y, w, h) in whole pixels of that image, inside it."""
+    """A detection in a released image: a box (x, y, w, h) inside the image, in whole pixels of it."""
 
     id: int
     kind: str
@@ -50,7 +50,7 @@ class DetectedRegion:
     h: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The region as a row for `write_regions`."""
+        """Return the region as a row for `write_regions`."""
         return {field.name: getattr(self, field.name) for field in fields(DetectedRegion)}
 
 
@@ -63,10 +63,10 @@ class Sighting:
 
 
 def read_regions(file: Location) -> list[WantedRegion]:
-    """Return the regions of a file, in its order; columns that `WantedRegion` does not have are ignored.
+    """Return the regions of a file, in its order; columns that are not in `WantedRegion` are ignored.
 
-    Raises `UsageError` for a file without regions or with anything else; it names file, row and column of up to ten
-    mistakes.
+    Raises `UsageError` for a file without regions or with invalid content, with the row and column of up to ten
+    problems.
     """
     regions: list[WantedRegion] = []
     problems: list[str] = []
@@ -86,7 +86,7 @@ def read_regions(file: Location) -> list[WantedRegion]:
 
 
 def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each row of the file with its number from 1; in a text file, the line's number."""
+    """Yield each row of the file with its number from 1; in a text file, the line number."""
     try:
         data = file.read()
     except NotFoundError as error:
@@ -117,9 +117,10 @@ def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def write_regions(file: Location, regions: Sequence[Mapping[str, Any]]) -> None:
-    """Write a file for `read_regions`: rows with id, kind, x, y, w, h and any other columns, such as a score.
+    """Write a file for `read_regions`: rows with id, kind, x, y, w, h, and any other columns, such as a score.
 
-    JSON Lines, or Parquet by its ending. Without regions the file is empty, and `read_regions` refuses it.
+    The format is JSON Lines, or Parquet by extension. Without regions, the file is empty, and `read_regions` rejects
+    it.
     """
     if file.uri.lower().endswith(_PARQUET):
         sink = io.BytesIO()

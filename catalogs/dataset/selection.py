@@ -1,4 +1,4 @@
-"""The rows of a dataset's catalog that a takedown removes, with every other row of the same image."""
+"""Selection of the catalog rows that a takedown removes, with all other rows of the same images."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ _DIGESTS = pa.schema([("ordinal", pa.int64()), ("source_sha256", pa.string())])
 
 @dataclass
 class Selection:
-    """Rows to take down, by ordinal; names that no row has; and an explanation of each name that two images share."""
+    """Rows to take down, by ordinal; names without a row; and an explanation of each name that matches two images."""
 
     rows: dict[int, RemovedImage] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Selection:
 
 
 def read_ids(file: Location) -> dict[str, int]:
-    """Return the names in a text file, one a line, each with its line number; raises `UsageError` if there are none."""
+    """Return the names in a text file, one per line, with their line numbers; raises `UsageError` if there are none."""
     try:
         text = file.read().decode("utf-8")
     except NotFoundError as error:
@@ -59,11 +59,11 @@ def number_of(name: str) -> int | None:
 
 
 def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownRequest) -> Selection:
-    """Return exactly the rows that were asked for; rows that were taken down before are not found again.
+    """Return exactly the requested rows, except those that were taken down before.
 
     A name is an image_id of the catalog, or the number of an image in the dataset. It is ambiguous if it is the
-    image_id of one image and the number of another. A license is named in any spelling of its identifier. The catalog
-    is read as a stream.
+    image_id of one image and the number of another. A license matches in any spelling of its identifier. The catalog is
+    read as a stream.
     """
     if asked.ids is None:
         chosen = {
@@ -101,7 +101,7 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
 
 
 def rows_of(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> dict[int, RemovedImage]:
-    """Return the catalog's rows with these ordinals, without those that were taken down."""
+    """Return the catalog's rows with these ordinals, except those that were taken down."""
     wanted = pa.array(sorted(ordinals), pa.int64())
     return {
         image.ordinal: image
@@ -116,7 +116,7 @@ def rows_named(dataset: Location, manifest: DatasetManifest, names: RemovedNames
 
 
 def same_request(one: TakedownRequest, other: TakedownRequest) -> bool:
-    """Return whether two requests name the same rows, however their license is spelled."""
+    """Return whether two requests name the same rows, regardless of how their license is spelled."""
     if one.license is None or other.license is None:
         return one == other
     return _license_key(one.license) == _license_key(other.license)
@@ -134,7 +134,7 @@ def _of_license_or_provider(batch: pa.RecordBatch, asked: TakedownRequest) -> pa
 
 
 def _license_key(text: str) -> str:
-    """Return a license as the policy reads it: an identifier in SPDX's spelling, any other text as it is."""
+    """Return a license as the policy reads it: an identifier in SPDX's spelling, any other text unchanged."""
     return canonical_identifier(text.strip()) or text.strip()
 
 
@@ -145,12 +145,12 @@ def with_copies(
     tables: Sequence[str],
     catalog_uri: str | None = None,
 ) -> dict[int, RemovedImage]:
-    """Return these rows and, transitively, all that share an image_id, a uri or the bytes with one of them, in order.
+    """Return these rows and, transitively, all rows with the same image_id, uri, or bytes as one of them, in order.
 
-    `tables` are the paths of the committed tables of images, which hold the hashes of the bytes that a build read.
-    `catalog_uri`, if known, is that of the source catalog: a relative URI is then the same as an absolute one of the
-    same place. Catalog and tables are read until nothing more is found, usually three times. Raises
-    `DamagedDatasetError` for a damaged table.
+    `tables` are the paths of the committed tables of images, which contain the hashes of the bytes that a build read.
+    `catalog_uri`, if known, is that of the source catalog and makes a relative URI match an absolute one of the same
+    file. Catalog and tables are read until nothing more is found, usually three times. Raises `DamagedDatasetError` for
+    a damaged table.
     """
     found = dict(rows)
     digests: dict[int, str] = {}  # of the bytes that a build read, by ordinal
@@ -178,14 +178,14 @@ def with_copies(
 
 
 def _batches(dataset: Location, manifest: DatasetManifest) -> Iterator[pa.RecordBatch]:
-    """Yield the catalog's columns that name an image, part after part."""
+    """Yield the catalog's columns that identify an image, part by part."""
     for part in manifest.catalog:
         with NormalizedRows(dataset / part.path) as rows:
             yield from rows.batches(_COLUMNS, _ROWS)
 
 
 def _images(batch: pa.RecordBatch, chosen: pa.BooleanArray) -> Iterator[RemovedImage]:
-    """Yield the chosen rows, without those that were taken down."""
+    """Yield the chosen rows, except those that were taken down."""
     for row in batch.filter(chosen).to_pylist():
         if not is_taken_down(row):
             named = {name: row[name] for name in ("ordinal", "image_id", "uri", "sha256")}

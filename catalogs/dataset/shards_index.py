@@ -1,4 +1,4 @@
-"""`shards.json`: the committed tars as an index for WebDataset's `wids`. A convenience; the commits decide."""
+"""The index `shards.json` of committed tars for WebDataset's `wids`; a convenience, derived from the commits."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -10,9 +10,9 @@ from segmint.infra.storage.location import Location
 
 
 def shards_index(name: str, commits: Iterable[Commit]) -> bytes:
-    """Return the index of these commits' tars: for each its URL relative to the index, samples and bytes.
+    """Return the index of these commits' tars: for each, the URL relative to the index, samples, and bytes.
 
-    Tars without an image are left out: a loader could draw nothing from them.
+    Tars without images are omitted, because a loader can't draw anything from them.
     """
     shards = []
     for commit in commits:
@@ -24,16 +24,16 @@ def shards_index(name: str, commits: Iterable[Commit]) -> bytes:
 
 
 def write_shards_index(dataset: Location, name: str, threads: int = 16) -> None:
-    """Write the index of the commits that hold now, over an older one."""
+    """Write the index of the latest commits, replacing an existing one."""
     data = shards_index(name, CommitLog(dataset).read_all(threads))
     (dataset / SHARDS_INDEX).put(data)
 
 
 def index_problem(dataset: Location, name: str, commits: Sequence[Commit], *, finished: bool) -> str | None:
-    """Return how a dataset's index differs from these commits, which hold; None if it does not.
+    """Return how a dataset's index differs from `commits`, its latest commits; None if it doesn't.
 
-    An index is written when a build has committed all shards: unless the build is known to be `finished`, none or an
-    index of some of the shards is right, too.
+    A build writes the index after committing all shards, so unless the build is known to be `finished`, it is also
+    valid for the index to be missing or to contain only some of the shards.
     """
     try:
         data = (dataset / SHARDS_INDEX).read()

@@ -1,4 +1,4 @@
-"""Sums over a dataset's commits, saved by blocks of shards so that summing again stays cheap."""
+"""Sums over a dataset's commits, saved per block of shards so that repeated summing stays cheap."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,23 +18,22 @@ from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 
 SUMMARY_SHARDS = 250
-"""The most shards that a summary covers, a block: of 40,000 shards, 160 summaries and half a block are read.
-
-The leaves of a version are cached by the same blocks.
+"""Maximum number of shards in a block, which has one summary: for 40,000 shards, 160 summaries and half a block are
+read. The leaves of versions are cached by the same blocks.
 """
 
 PROGRESS_FROM = 2000
-"""More commits than these to read one by one take a while: the log says so."""
+"""Number of commits to read one by one above which a log line announces the delay."""
 
 _THREADS = 16
 
 ReadCommits = Callable[[Sequence[ListedCommit]], Iterable[Commit]]
-"""Reads these commits, in that order; if one is replaced meanwhile, the newer one."""
+"""Reads these commits, in that order; if one is replaced in the meantime, the newer one."""
 
 
 @dataclass(frozen=True)
 class CommitSums:
-    """Sums over a set of commits: counts, files and their bytes, shards by the fingerprint of their numerics."""
+    """Sums over a set of commits: counts, files and their bytes, and shards by the fingerprint of their numerics."""
 
     shards: int
     files: int
@@ -53,7 +52,7 @@ class CommitSums:
 
 
 NOTHING = CommitSums(0, 0, 0, {}, {})
-"""The sums over no commits."""
+"""Sums over no commits."""
 
 
 _SUMS = TypeAdapter(CommitSums)
@@ -66,7 +65,7 @@ def sums_of(commit: Commit) -> CommitSums:
 
 
 def sums_in(data: bytes, shard: int, generation: int) -> CommitSums | None:
-    """Return the sums of the commit in a file with these bytes; None if it is damaged, as reading the commit says."""
+    """Return the sums of the commit with these bytes; None if it is damaged, which reading the commit reports."""
     try:
         commit = Commit.from_json(data)
     except DamagedDatasetError:
@@ -81,17 +80,15 @@ def sum_listing(
     read: ReadCommits | None = None,
     wanted: range | None = None,
 ) -> CommitSums:
-    """Sum commits, only those of the shards in `wanted` (step 1) if it is given.
+    """Sum the latest commits, optionally only those of the shards in `wanted` (step 1).
 
-    `held` are the files of all that hold, in order of shards.
+    `held` are the files of all latest commits, in order of shards. A commit that a correction replaces in the meantime
+    is summed in its newer generation. `known` contains sums of blocks that were read already, by the name of their
+    summary. `read` reads the others, by default from the dataset.
 
-    A commit that a correction replaces meanwhile counts as the newer one. `known` has sums of blocks of shards that
-    were read already, by the name of their summary. `read` reads the others, by default from the dataset.
-
-    The sums of each block of shards are saved in `summaries/` if it is full, or if a later block has begun: one with a
-    shard that is on hold may never be full. The name is a hash of the commits' files: an outdated summary is not
-    found, and is made again, as is one that is damaged. Where they cannot be saved, that is logged, and the answer is
-    the same.
+    The sums of each block are saved in `summaries/` if the block is full, or if a later block has started, because a
+    block with a shard on hold may never be full. The name is a hash of the commits' files, so an outdated summary is
+    not found and is written again, as is a damaged one. A failure to save is logged and doesn't affect the result.
     """
     folder = dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}
@@ -128,10 +125,10 @@ def sum_listing(
 
 
 def save_full_blocks(dataset: Location, held: Iterable[ListedCommit]) -> None:
-    """Save the sums of each full block of these commits that has none yet: a long build does so as it goes.
+    """Save the sums of each full block of these commits that has no summary yet, as a long build does while it runs.
 
-    Then a status meanwhile reads few commits one by one. Raises nothing: what cannot be read or saved is logged, and
-    left for the next time.
+    A concurrent status then reads few commits one by one. Raises nothing: a failure to read or save is logged, and the
+    next call tries again.
     """
     full = [members for _, members in blocks_of(held) if len(members) == SUMMARY_SHARDS]
     if not full:
@@ -145,10 +142,10 @@ def save_full_blocks(dataset: Location, held: Iterable[ListedCommit]) -> None:
 
 
 def save_block(folder: Location, block: str, name: str, data: bytes, existing: Iterable[str]) -> bool:
-    """Save what is known of a block of commits in `summaries/`, and delete what was saved of it before.
+    """Save data about a block of commits in `summaries/`, and delete its earlier versions.
 
-    `block` is what the names of the block's files begin with. Returns whether it was saved: it can be made again, so
-    that a fault is logged, and stops nothing.
+    `block` is the prefix of the block's file names. Returns whether it was saved; since the data can be rebuilt, a
+    fault is only logged.
     """
     try:
         (folder / name).put(data)
@@ -163,12 +160,12 @@ def save_block(folder: Location, block: str, name: str, data: bytes, existing: I
 
 @cache
 def _log_once(folder: str, problem: str) -> None:
-    """Log why sums are not saved; once, as a build tries it with each window."""
+    """Log why sums aren't saved; only once, because a build tries it with each window."""
     get_logger("summaries").warning("sums of commits are not saved", folder=folder, problem=problem)
 
 
 def _sum(members: Sequence[ListedCommit], read: ReadCommits) -> tuple[CommitSums, bool]:
-    """Read commits and sum them; also return whether they are all as listed, and none was replaced meanwhile."""
+    """Read and sum commits; also return whether all are as listed, without one that was replaced in the meantime."""
     listed = {member.key for member in members}
     sums, as_listed = NOTHING, 0
     for commit in read(members):
@@ -178,7 +175,7 @@ def _sum(members: Sequence[ListedCommit], read: ReadCommits) -> tuple[CommitSums
 
 
 def blocks_of(held: Iterable[ListedCommit]) -> list[tuple[int, list[ListedCommit]]]:
-    """Cut commits, in order of shards, into blocks of shards, which are numbered from 0."""
+    """Group commits, in order of shards, into blocks of shards, which are numbered from 0."""
     return [(block, list(found)) for block, found in groupby(held, key=lambda commit: commit.shard // SUMMARY_SHARDS)]
 
 
@@ -191,13 +188,14 @@ def summary_name(members: Sequence[ListedCommit]) -> str:
 def files_fingerprint(members: Sequence[ListedCommit]) -> str:
     """Return a hash of commits' files as listed.
 
-    By their sizes and times, to the second, too: a dataset that is deleted and begun again has the same generations.
+    It includes their sizes and times in seconds, because a dataset that is deleted and restarted has the same
+    generations.
     """
     return fingerprint([(*commit.key, commit.size, int(commit.modified.timestamp())) for commit in members])
 
 
 def _saved(file: Location) -> CommitSums | None:
-    """Read a summary; None for any other file."""
+    """Read a summary; return None for an invalid file."""
     try:
         return _SUMS.validate_json(file.read(), strict=True)
     except (NotFoundError, ValidationError):
@@ -206,5 +204,5 @@ def _saved(file: Location) -> CommitSums | None:
 
 def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
     total = Counter(one)
-    total.update(other)  # unlike `+`, this keeps a count of zero
+    total.update(other)  # unlike `+`, this keeps counts of zero
     return dict(total)

@@ -1,4 +1,4 @@
-"""Deletes what nothing names: leftovers of writers and builds that died, and generations that were replaced."""
+"""Sweep of unreferenced files: leftovers of dead writers and builds, and replaced generations."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -29,9 +29,9 @@ from segmint.infra.uris import join
 _FOLDERS = (*DATA_KINDS, RESERVATIONS, COMMITS, CATALOG, SUMMARIES, TOMBSTONES, "")
 
 GRACE = timedelta(hours=24)
-"""The age at which a file that no commit names is deleted, by the store's clock.
+"""Age at which a file that no commit names is deleted, by the store's clock.
 
-Writers do not need it: they reserve their files first. It is for those of older versions of segmint, and for people."""
+It protects files of people and of older versions of segmint; current writers reserve their files first."""
 
 
 def sweep(
@@ -40,15 +40,14 @@ def sweep(
     now: datetime | None = None,
     threads: int = 16,
 ) -> list[str]:
-    """Delete what does not belong to a dataset; return the paths, relative to it, in order.
+    """Delete files that do not belong to a dataset; return their paths, relative to it, in order.
 
-    Of committed shards these are: data files that neither the holding commit nor a reservation names, once they are
-    older than `grace`, or at once if a replaced commit names them; and the replaced commits. Of the rest: parts of the
-    catalog that neither the manifest nor a reservation names, and temporary files, once they are older than `grace`.
-    Files of a shard without a commit stay until it has one, however old they are: they may belong to a paused writer,
-    or be named by a writer that writes the same bytes again. Reservations stay, files with other names, and all in a
-    folder that is a link. `now` is the time to count from (default: that of the store's clock, which also gave the
-    files their times).
+    In committed shards, these are the replaced commits, and data files that neither the latest commit nor a reservation
+    names, once they are older than `grace`, or immediately if a replaced commit names them. Elsewhere, they are parts
+    of the catalog that neither the manifest nor a reservation names, and temporary files, once they are older than
+    `grace`. Files of an uncommitted shard stay at any age, because they may belong to a paused writer, or be named by a
+    writer that writes the same bytes again. Reservations, files with unknown names, and everything in a folder that is
+    a link also stay. `now` is the reference time (default: that of the store's clock, which also set the files' times).
     """
     found = _listed(dataset)
     found.linked.update(folder for folder in _FOLDERS if folder and (dataset / folder).link_target() is not None)
@@ -72,7 +71,7 @@ def sweep(
 
 @dataclass
 class _SweepListing:
-    """The files that a sweep may delete."""
+    """Files that a sweep may delete."""
 
     generations: dict[int, list[int]]
     reserved: set[int]  # shards with reservations
@@ -82,10 +81,10 @@ class _SweepListing:
     linked: set[str] = field(default_factory=set)  # folders
 
     def doubtful_shards(self) -> list[int]:
-        """Return the committed shards of which something may have to go.
+        """Return the committed shards that may contain files to delete.
 
-        If a shard has one generation, no reservation and one file of each kind, these are its commit's: it needs no
-        reading.
+        A shard with one generation, no reservation, and one file of each kind needn't be read, because the files are
+        those of its commit.
         """
         return [
             shard
@@ -96,7 +95,7 @@ class _SweepListing:
         ]
 
     def in_own_folder(self, path: str) -> bool:
-        """Return whether a path is in a folder of the dataset that is no link."""
+        """Return whether a path is in a folder of the dataset that is not a link."""
         return path.partition("/")[0] not in self.linked
 
 
@@ -121,10 +120,10 @@ def _listed(dataset: Location) -> _SweepListing:
 
 
 def _sweep_shard(dataset: Location, shard: int, found: _SweepListing, limit: datetime) -> list[str]:
-    """Delete what is left of former writers of a committed shard; look at its reservations and commits right before."""
+    """Delete leftovers of a committed shard's earlier writers, after rereading its reservations and commits."""
     state = read_shard_state(dataset, shard)
     if state.commit is None:
-        return []  # it was deleted meanwhile
+        return []  # it was deleted in the meantime
     log = CommitLog(dataset)
     replaced = log.read_many((shard, generation) for generation in state.replaced)
     replaced_files = {entry.path for commit in replaced for entry in commit.files}
@@ -133,7 +132,7 @@ def _sweep_shard(dataset: Location, shard: int, found: _SweepListing, limit: dat
         for path, _, modified in found.files.get(shard, [])
         if path not in state.kept and (modified < limit or path in replaced_files)
     ]
-    # Last: while a replaced commit exists, it shows which files are not those of a writer at work.
+    # Last, because while a replaced commit exists, it shows which files don't belong to an active writer.
     doomed += [commit_path(shard, generation) for generation in state.replaced]
     doomed = [path for path in doomed if found.in_own_folder(path)]
     for path in doomed:
@@ -149,12 +148,12 @@ def _unnamed_parts(dataset: Location, paths: list[str]) -> list[str]:
 
 
 def _entries(dataset: Location) -> Iterator[tuple[str, ObjectInfo]]:
-    """Yield the files in the dataset's folders, listed in parallel: a store gives a thousand names at a time."""
+    """Yield the files in the dataset's folders, listed in parallel because a store returns 1,000 names at a time."""
 
     def listed(folder: str) -> list[ObjectInfo]:
         return (dataset / folder).list(include_temporary=True)
 
-    # Data is listed before commits and manifests: a file that is named in between counts as named.
+    # Data is listed before commits and manifests, so that a file that is committed in between counts as named.
     for folders in (tuple(DATA_KINDS), _FOLDERS[len(DATA_KINDS) :]):
         listings = map_ahead(listed, folders, threads=len(folders), ahead=len(folders), name="sweep")
         for folder, entries in zip(folders, listings, strict=True):

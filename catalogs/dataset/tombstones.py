@@ -1,4 +1,4 @@
-"""`tombstones/`: what was taken down, why and when. Nothing else in a dataset names an image that was taken down."""
+"""Tombstones: records of taken-down images, with the reason and time; no other file of a dataset names these images."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -19,16 +19,16 @@ from segmint.infra.uris import plain_form, plain_forms
 TOMBSTONES = "tombstones"
 
 BLANK = ""
-"""The `image_id` and `uri` of an image that was taken down; no other row has them empty."""
+"""`image_id` and `uri` of a taken-down image; in no other row are they empty."""
 
 DETAIL = "taken down after the catalog was pinned; a file in tombstones/ says why"
-"""The detail of every row that was taken down."""
+"""Detail of every row that was taken down."""
 
 SAME_SOURCE = "its URI or its bytes were taken down under another row; a file in tombstones/ says why"
-"""The detail of a row that a build refuses because a tombstone names its source."""
+"""Detail of a row that a build rejects because a tombstone names its source."""
 
 _ODD_URI = r"(?:^|[^:/])/\./|(?:^|/)\.\.?(?:/|$)|[^:]//|^/*//|/$|^[Ff][Ii][Ll][Ee]:|^[^/:]*[A-Z][^/:]*://"
-"""Matches every URI that is not its own plain form, and a few more."""
+"""Pattern that matches every URI that differs from its plain form, and a few others."""
 
 
 _MOST_READ = 10_000
@@ -36,17 +36,17 @@ _READ: dict[tuple[str, int, datetime], "Tombstone"] = {}  # by URI, size and tim
 
 
 class RemovedImage(Frozen):
-    """An image as the dataset named it."""
+    """An image as the dataset identified it."""
 
     ordinal: int = Field(ge=0, lt=1 << 53)
     id: int = Field(ge=1, le=1 << 53)
     image_id: str
     uri: str
-    sha256: str | None  # of the source's bytes, if the catalog or the build knew it
+    sha256: str | None  # of the source's bytes, if the catalog or the build recorded it
 
 
 class TakedownRequest(Frozen):
-    """A request to take images down: exactly one of `ids`, `license` and `provider`."""
+    """A request to take images down: exactly one of `ids`, `license`, and `provider`."""
 
     ids: tuple[str, ...] | None = None
     license: str | None = None
@@ -54,18 +54,18 @@ class TakedownRequest(Frozen):
 
 
 class Tombstone(Frozen):
-    """One takedown."""
+    """Record of one takedown."""
 
     schema_version: Literal[1] = 1
     request: TakedownRequest
     reason: str
-    when: str  # UTC, YYYY-MM-DDTHH:MM:SSZ, when it was asked for
-    version_before: str | None = None  # the dataset's version digest before; set as it is put
+    when: str  # UTC, YYYY-MM-DDTHH:MM:SSZ, when it was requested
+    version_before: str | None = None  # the dataset's version digest before the takedown; set on put
     images: tuple[RemovedImage, ...]  # in order of ordinals
 
     @property
     def name(self) -> str:
-        """The file's name, a hash of all but `when` and the version before: the same request finds it again."""
+        """File name, a hash of all fields except `when` and `version_before`, so that a repeated request finds it."""
         value = self.model_dump(mode="json", exclude={"when", "version_before"})
         return f"{fingerprint(value)}.json"
 
@@ -76,14 +76,14 @@ class Tombstone(Frozen):
 
 
 def put_tombstone(dataset: Location, tombstone: Tombstone) -> None:
-    """Put a tombstone if the same takedown has none; an existing one keeps its time."""
+    """Put a tombstone unless the same takedown already has one; an existing one keeps its time."""
     (dataset / TOMBSTONES / tombstone.name).put_if_absent(tombstone.to_json())
 
 
 def read_tombstones(dataset: Location) -> list[Tombstone]:
-    """Read all tombstones of a dataset, by name; raises `DamagedDatasetError` for any other file.
+    """Read all tombstones of a dataset, by name; raises `DamagedDatasetError` for an invalid file.
 
-    Every writer of a shard asks for them: what this process has read before is not read again.
+    Every writer of a shard calls this, so the tombstones that this process has read are cached.
     """
 
     def read(entry: ObjectInfo) -> Tombstone:
@@ -108,15 +108,15 @@ def _read_tombstone(file: Location) -> Tombstone:
 
 
 def removed_images(tombstones: Iterable[Tombstone]) -> dict[int, RemovedImage]:
-    """Return the images that were taken down, by ordinal."""
+    """Return the taken-down images, by ordinal."""
     return {image.ordinal: image for tombstone in tombstones for image in tombstone.images}
 
 
 @dataclass(frozen=True)
 class RemovedNames:
-    """What tombstones call the images that were taken down: no row with one of these may come into the dataset.
+    """Identifiers of taken-down images; a row with any of them must not enter the dataset.
 
-    `uris` are plain forms (see `segmint.infra.uris.plain_forms`). Tombstones do not know the SHA-256 of every image.
+    `uris` are plain forms (see `segmint.infra.uris.plain_forms`). Not every tombstone contains an image's SHA-256.
     """
 
     image_ids: frozenset[str] = frozenset()
@@ -125,7 +125,7 @@ class RemovedNames:
 
     @classmethod
     def of(cls, images: Iterable[RemovedImage], catalog_uri: str | None = None) -> "RemovedNames":
-        """Collect the names of images; `catalog_uri`, if known, is the source catalog's, which relative URIs are of."""
+        """Collect images' identifiers; `catalog_uri`, if known, is the source catalog's and resolves relative URIs."""
         images = list(images)
         return cls(
             frozenset(image.image_id for image in images),
@@ -138,7 +138,7 @@ class RemovedNames:
         return sha256 in self.sha256 or (bool(self.uris) and plain_form(uri) in self.uris)
 
     def marks(self, rows: pa.RecordBatch) -> pa.BooleanArray:
-        """Return which rows of a normalized catalog have one of these names; only odd URIs are looked at one by one."""
+        """Return a mask of the catalog rows with one of these identifiers; only odd URIs are normalized one by one."""
         uris = rows.column("uri")
         odd = pc.indices_nonzero(pc.match_substring_regex(uris, _ODD_URI))
         if self.uris and len(odd):
@@ -153,12 +153,12 @@ class RemovedNames:
 
 
 NO_NAMES = RemovedNames()
-"""Of a dataset without tombstones."""
+"""Identifiers for a dataset without tombstones."""
 
 
 @dataclass(frozen=True)
 class Removals:
-    """All that was taken down of a dataset."""
+    """All takedowns of a dataset."""
 
     images: Mapping[int, RemovedImage]  # by ordinal
     names: RemovedNames
@@ -169,7 +169,7 @@ class Removals:
 
 
 def read_removals(dataset: Location, catalog_uri: str | None = None) -> Removals | None:
-    """Read what was taken down of a dataset; None without tombstones. `catalog_uri` as in `RemovedNames.of`."""
+    """Read all takedowns of a dataset; None without tombstones. `catalog_uri` is as in `RemovedNames.of`."""
     images = removed_images(read_tombstones(dataset))
     return Removals(images, RemovedNames.of(images.values(), catalog_uri)) if images else None
 
@@ -183,5 +183,5 @@ def by_shard(ordinals: Iterable[int], images_per_shard: int) -> dict[int, frozen
 
 
 def is_taken_down(row: Mapping[str, Any]) -> bool:
-    """Whether a row of the normalized catalog was blanked by a takedown."""
+    """Return whether a takedown blanked a row of the normalized catalog."""
     return bool(row["image_id"] == BLANK)

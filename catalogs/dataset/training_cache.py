@@ -1,7 +1,7 @@
-"""What training keeps of images on a machine's disk: where it is, how much there may be, and how it is deleted.
+"""Training's cache of images on a machine's disk: its location, size limit, and deletion.
 
-Embeddings are in `embeddings/<dataset>/<weights>/<SHA-256 of the JPEG>.npy`, scans of shards with their thumbnails in
-`scans/<dataset>/<SHA-256 of the tar>.npz`. This file imports neither torch nor numpy: a takedown uses it.
+Embeddings are in `embeddings/<dataset>/<weights>/<SHA-256 of the JPEG>.npy`, shard scans with their thumbnails in
+`scans/<dataset>/<SHA-256 of the tar>.npz`. This file imports neither torch nor NumPy because takedowns use it.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ from segmint.infra.uris import LOCAL, absolute, base_name, local_path, scheme
 from segmint.infra.wording import counted
 
 CACHE = "cache"
-"""The cache's folder in a local output, if the configuration names no other."""
+"""Name of the cache folder in a local output, if the configuration doesn't name another."""
 
 EMBEDDINGS, SCANS = "embeddings", "scans"
 
@@ -33,24 +33,24 @@ _FILES = {
 
 
 def dataset_key(dataset: Location) -> str:
-    """The name of a dataset's folder in a cache: twelve hexadecimal digits, by its place."""
+    """Return the name of a dataset's folder in a cache: twelve hexadecimal digits, from its location."""
     return fingerprint(absolute(dataset.uri))
 
 
 def default_cache() -> Location:
-    """The cache of runs whose output is not on this machine's disk."""
+    """Return the cache for training runs whose output is not on this machine's disk."""
     return Location(Storage(), str(cache_folder() / "train"))
 
 
 class CacheSize:
-    """The bytes of all embeddings in a folder: one number for all processes that use it, in a locked file beside."""
+    """Total size in bytes of the embeddings in a folder, shared by all processes through a locked file next to it."""
 
     def __init__(self, folder: Location) -> None:
         self._file = local_path(absolute((folder / _USED).uri))
 
     @contextmanager
     def locked(self) -> Iterator["LockedCount"]:
-        """Hold the number; no other process or thread adds or deletes embeddings meanwhile."""
+        """Lock the number; no other process or thread adds or deletes embeddings in the meantime."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -61,25 +61,25 @@ class CacheSize:
 
 
 class LockedCount:
-    """Bytes that are used, in an open file. A process that dies between two writes leaves too large a number."""
+    """Used bytes, in an open file. If a process dies between two writes, the number is too large."""
 
     def __init__(self, file: int) -> None:
         self._file = file
 
     def get(self) -> int:
-        """The bytes; 0 if there is no number."""
+        """Return the number of bytes; 0 if there is none."""
         text = os.pread(self._file, 32, 0)
         return int(text) if text.strip().isdigit() else 0
 
     def set(self, count: int) -> None:
-        """Write the bytes."""
+        """Write the number of bytes."""
         os.pwrite(self._file, f"{max(0, count):<32d}".encode(), 0)
 
 
 def recount(folder: Location) -> dict[str, int]:
-    """Count the embeddings in a cache's folder again; return the bytes of each file, by its path there.
+    """Recount the embeddings in a cache's folder; return the size in bytes of each file, by its path there.
 
-    Unfinished files of processes that were killed count, too.
+    Unfinished files of killed processes are included.
     """
     with CacheSize(folder).locked() as used:
         sizes = {entry.name: entry.size for entry in (folder / EMBEDDINGS).walk(include_temporary=True)}
@@ -88,7 +88,7 @@ def recount(folder: Location) -> dict[str, int]:
 
 
 def purge_scans(folder: Location, dataset: str, tars: Collection[str]) -> None:
-    """Delete the looks at shards of a dataset, by its key, whose tars, by SHA-256, are not among these."""
+    """Delete a dataset's shard scans, by the dataset's key, except those of the tars with these SHA-256."""
     kept = {f"{sha256}.npz" for sha256 in tars}
     for entry in (folder / SCANS / dataset).list(include_temporary=True):
         if entry.name not in kept:
@@ -96,10 +96,10 @@ def purge_scans(folder: Location, dataset: str, tars: Collection[str]) -> None:
 
 
 def forget_dataset(dataset: Location) -> list[str]:
-    """Delete what training keeps of a dataset's images in the caches that are known here; return a line for each.
+    """Delete training's data on a dataset's images from the caches known here; return a line for each.
 
-    These are this machine's own and those that the dataset notes near it; one that cannot be deleted has a line, too.
-    The next run makes what it needs again, of the images that are there then.
+    These are this machine's own cache and those that the dataset notes near it; a line also reports a cache that can't
+    be deleted. The next run recreates what it needs, from the images that exist then.
     """
     places = {default_cache().uri: "this machine's cache of training"}
     for note in read_notes(dataset):
@@ -119,7 +119,7 @@ def forget_dataset(dataset: Location) -> list[str]:
 
 
 def _forget(folder: Location, key: str) -> int:
-    """Delete a dataset's embeddings and looks in a cache; returns how many files there were."""
+    """Delete a dataset's embeddings and shard scans in a cache; return the number of files."""
     count = 0
     for kind, names in _FILES.items():
         own = folder / kind / key
@@ -127,7 +127,7 @@ def _forget(folder: Location, key: str) -> int:
         if path.is_symlink() or not path.is_dir():
             continue
         for entry in list(own.walk(include_temporary=True)):
-            # A note may name any folder: nothing but a cache's own files is deleted.
+            # A note may name any folder, so only a cache's own files are deleted.
             if names.fullmatch(entry.name) or base_name(entry.name).startswith(TEMPORARY_PREFIX):
                 (own / entry.name).delete()
                 count += 1

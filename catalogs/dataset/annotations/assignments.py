@@ -1,4 +1,4 @@
-"""Which of an image's submissions count: the rules that the annotator view, merging, agreement and studies share."""
+"""Rules for which of an image's submissions count, shared by the annotator view, merging, agreement, and studies."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -7,39 +7,39 @@ from typing import Any
 from segmint.catalogs.dataset.annotations.submissions import BoxPrompt, Submission, SubmittedMask
 
 Merged = Mapping[str, Any] | None
-"""The column `submission` of an image's row: `assignment` and `n` of what was merged last; both may be null."""
+"""The column `submission` of an image's row: `assignment` and `n` of the last merged submission; both may be null."""
 
 
 def assignment_to_merge(merged: Merged, assignments: Iterable[int]) -> int | None:
-    """Return an image's assignment whose submissions are merged: the one merged before, else the lowest that has any.
+    """Return the assignment to merge for an image: the one merged before, else the lowest with submissions.
 
-    None if there are no submissions. The other assignment only says how far people agree.
+    None if there are no submissions. The other assignment only serves to measure agreement.
     """
     before = merged_assignment(merged)
     return min(assignments, default=None) if before is None else before
 
 
 def merged_assignment(merged: Merged) -> int | None:
-    """Return the assignment of an image whose submission was merged into its row; None if none was."""
+    """Return the assignment whose submission was merged into an image's row; None if none was."""
     assignment = (merged or {}).get("assignment")
     return None if assignment is None else int(assignment)
 
 
 def is_merged(merged: Merged, assignment: int, n: int) -> bool:
-    """Whether a submission of an assignment was merged into the image's row, or one after it."""
+    """Return whether a submission of an assignment, or a later one, was merged into the image's row."""
     return merged_assignment(merged) == assignment and n <= ((merged or {}).get("n") or 0)
 
 
 def last_of_states(submissions: Iterable[Submission]) -> list[Submission]:
-    """Return the last submission to each state of the image, in order; `submissions` are an assignment's, in order."""
+    """Return the last submission for each state of the image, in order; `submissions` are an assignment's, in order."""
     return [list(same)[-1] for _, same in groupby(submissions, key=lambda submission: submission.base)]
 
 
 def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submission, Submission] | None:
-    """Return what two people said of an image, each without seeing the other's work: the submissions to be compared.
+    """Return the two submissions for an image to compare, each made without seeing the other annotator's work.
 
-    They are the last ones of each assignment to the first state to which both have one; None if there is no such state.
-    `submissions` are all of the image.
+    They are the last ones of each assignment for the first image state that both have in common; None if there is none.
+    `submissions` are all submissions for the image.
     """
     one, other = (
         {last.base: last for last in last_of_states(_of_assignment(submissions, assignment))} for assignment in (0, 1)
@@ -48,11 +48,11 @@ def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submissi
 
 
 def carried(submission: Submission, base: str, size: tuple[int, int], counts: Mapping[int, str]) -> Submission | None:
-    """Return what still fits of a submission, as one to another state of its image; None where the size differs.
+    """Return the still valid part of a submission, rebased to another image state; None if the size differs.
 
-    `counts` are the run lengths of the image's masks in that state, by annotation id. New masks fit, and those whose
-    parent has the run lengths that it had; so do deletions. Its seconds on the image are 0: the submission itself has
-    them.
+    `counts` are the run lengths of the image's masks in that state, by annotation id. New masks remain valid, as do
+    masks and deletions whose parent has unchanged run lengths. The seconds on the image are 0, because the original
+    submission accounts for them.
     """
     if submission.size != size:
         return None
@@ -70,7 +70,7 @@ def carried(submission: Submission, base: str, size: tuple[int, int], counts: Ma
 
 
 def is_untouched(mask: SubmittedMask) -> bool:
-    """Whether a mask is as the model drew it for a detector's box: nobody spent time on it, or gave a prompt."""
+    """Return whether a mask is an unchanged prefill for a detector's box: nobody spent time on it or added a prompt."""
     return (
         mask.source == "assisted"
         and mask.parent is None
@@ -81,7 +81,7 @@ def is_untouched(mask: SubmittedMask) -> bool:
 
 
 def annotated_masks(submission: Submission) -> list[SubmittedMask]:
-    """Return the masks of a submission that people worked on: those that are untouched are left out."""
+    """Return the masks of a submission that annotators worked on, without the untouched ones."""
     return [mask for mask in submission.masks if not is_untouched(mask)]
 
 

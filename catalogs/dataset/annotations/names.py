@@ -1,4 +1,4 @@
-"""The names of files in `annotations/`, one folder an image: `annotations/<ordinal>/<assignment>.<n>.json`."""
+"""Names of the files in `annotations/`, with one folder per image: `annotations/<ordinal>/<assignment>.<n>.json`."""
 
 import re
 from collections.abc import Container, Iterable, Iterator
@@ -15,7 +15,7 @@ _ORDINAL = re.compile(r"0|[1-9]\d{0,15}", re.ASCII)
 
 
 class SubmissionName(NamedTuple):
-    """What a submission's path says; in order of images, assignments and numbers."""
+    """Components of a submission's path; ordered by image, assignment, and number."""
 
     ordinal: int
     assignment: int
@@ -38,7 +38,7 @@ def parse_submission_path(path: str) -> SubmissionName | None:
 
 
 def list_submissions(dataset: Location) -> Iterator[SubmissionName]:
-    """Yield the names of all submissions, in order; other files are left out."""
+    """Yield the names of all submissions, in order; other files are ignored."""
     names = (parse_submission_path(f"{ANNOTATIONS}/{entry.name}") for entry in (dataset / ANNOTATIONS).walk())
     yield from sorted(name for name in names if name is not None)
 
@@ -59,7 +59,7 @@ def latest_submissions(names: Iterable[SubmissionName]) -> dict[int, dict[int, S
 
 
 def image_of(path: str) -> int | None:
-    """Return the ordinal of the image that a file in `annotations/` is about, by its path below the dataset."""
+    """Return the ordinal of the image that a file in `annotations/` belongs to, by its path below the dataset."""
     folder, _, rest = path.partition("/")
     if rest.startswith(f"{RATINGS}/"):
         rest = rest.removeprefix(f"{RATINGS}/")
@@ -68,13 +68,13 @@ def image_of(path: str) -> int | None:
 
 
 def of_images(dataset: Location, ordinals: Container[int]) -> list[str]:
-    """Return the paths of all that people said of these images, older versions included; a takedown removes them."""
+    """Return the paths of these images' annotation files, which a takedown deletes, including older versions."""
     paths = (f"{ANNOTATIONS}/{name}" for name in (dataset / ANNOTATIONS).walk_ever())
     return [path for path in paths if (ordinal := image_of(path)) is not None and ordinal in ordinals]
 
 
 def purge_of_images(dataset: Location, ordinals: Container[int]) -> int:
-    """Remove what people said of these images, older versions included; return how many files that were."""
+    """Delete these images' annotation files, including older versions; return the number of files."""
     paths = of_images(dataset, ordinals)
     for path in paths:
         (dataset / path).purge()

@@ -1,8 +1,8 @@
-"""Ratings: how good a person finds single masks, from 1 to 10; each saved rating one file that is never changed.
+"""Ratings: annotators' scores for single masks, from 1 to 10, each stored as one immutable file.
 
 SAM paper, section 7.1 and appendices E and G. The files of an image are in `annotations/ratings/<ordinal>/`, named
-`<annotation id>.<rater>.<n>.json`: `rater` is made from the rater's name, so that nobody has two first ratings of a
-mask. A later one takes the place of an earlier one; without a score it takes it back.
+`<annotation id>.<rater>.<n>.json`; `rater` is derived from the rater's name, so that nobody can have two first ratings
+of a mask. A later rating supersedes an earlier one; without a score, it retracts it.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 
 LOWEST, HIGHEST = 1, 10
-"""The ends of the scale: a mask of no object at all, and a mask without a visible error."""
+"""Ends of the scale: a mask of no object at all, and a mask without a visible error."""
 
 _MOST_BYTES = 4096
 _KEY_DIGITS = 12
@@ -34,11 +34,11 @@ _PATH = re.compile(
 
 
 class RatingError(SegmintError):
-    """A rating cannot be used; the message says where it is and what is wrong."""
+    """A rating can't be used; the message names it and gives the reason."""
 
 
 class RatingName(NamedTuple):
-    """What a rating's path says; in order of images, masks, raters and numbers."""
+    """Components of a rating's path; ordered by image, mask, rater, and number."""
 
     ordinal: int
     mask: int
@@ -47,14 +47,14 @@ class RatingName(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The path of its file below the dataset."""
+        """Path of the rating's file below the dataset."""
         return f"{ANNOTATIONS}/{RATINGS}/{self.ordinal}/{self.mask}.{self.rater}.{self.n}.json"
 
 
 class Rating(Frozen):
-    """What a person thinks of a mask; `score` None takes an earlier rating back.
+    """A person's score for a mask; `score` None retracts an earlier rating.
 
-    Construct it by `from_json`, or by its fields, which raises pydantic's `ValidationError`.
+    Construct it with `from_json`, or from its fields, which raises pydantic's `ValidationError`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -62,30 +62,30 @@ class Rating(Frozen):
     format: Literal["segmint rating"] = "segmint rating"
     schema_version: Literal[1] = 1
     image: Annotated[int, Field(ge=1, lt=1 << 53)]
-    mask: Annotated[int, Field(ge=0, lt=1 << 53)]  # its annotation id
+    mask: Annotated[int, Field(ge=0, lt=1 << 53)]  # annotation id
     n: Annotated[int, Field(ge=1, lt=10**9)]
-    counts_sha256: Sha256  # `counts_digest` of the mask that was seen
+    counts_sha256: Sha256  # `counts_digest` of the mask that was shown
     rater: Annotator
     score: Annotated[int, Field(ge=LOWEST, le=HIGHEST)] | None
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of active looking
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of active viewing
     saved_at: SavedAt
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "the rating") -> Self:
-        """Read the bytes of a rating's file; raises `RatingError`, which begins with `where`."""
+        """Parse the bytes of a rating's file; raises `RatingError`, which starts with `where`."""
         return parse_saved(cls, data, lambda wrong: RatingError(f"{where} is no rating: {wrong}"))
 
     @property
     def name(self) -> RatingName:
-        """The parts of its path."""
+        """Components of the rating's path."""
         return RatingName(self.image - 1, self.mask, rater_key(self.rater), self.n)
 
     def to_json(self) -> bytes:
-        """Return the bytes of its file."""
+        """Return the bytes of the rating's file."""
         return saved_json(self)
 
     def same_work(self, other: "Rating") -> bool:
-        """Whether another rating is this one but for when it was saved: a save that was tried again."""
+        """Return whether another rating differs only in its save time, as in a retried save."""
         return self.model_copy(update={"saved_at": other.saved_at}) == other
 
     @model_validator(mode="after")
@@ -96,7 +96,7 @@ class Rating(Frozen):
 
 
 def rater_key(name: str) -> str:
-    """Return what is written for a rater's name in paths: the first twelve digits of its SHA-256."""
+    """Return the key of a rater's name in paths: the first twelve digits of its SHA-256."""
     return hashlib.sha256(name.encode()).hexdigest()[:_KEY_DIGITS]
 
 
@@ -114,7 +114,7 @@ def parse_rating_path(path: str) -> RatingName | None:
 
 
 def list_ratings(dataset: Location) -> list[RatingName]:
-    """Return the names of all ratings, in order; other files are left out."""
+    """Return the names of all ratings, in order; other files are ignored."""
     folder = f"{ANNOTATIONS}/{RATINGS}"
     names = (parse_rating_path(f"{folder}/{entry.name}") for entry in (dataset / folder).walk())
     return sorted(name for name in names if name is not None)
@@ -126,7 +126,7 @@ def last_ratings(names: Iterable[RatingName]) -> list[RatingName]:
 
 
 def read_rating(dataset: Location, name: RatingName) -> Rating:
-    """Read a rating; raises `RatingError` for a file that cannot be read, is gone, or says that it is another one."""
+    """Read a rating; raises `RatingError` for a file that is missing, unreadable, or of another rating."""
     file = dataset / name.path
     rating = Rating.from_json(read_saved(file, _MOST_BYTES, RatingError), str(file))
     if rating.name != name:
@@ -135,7 +135,7 @@ def read_rating(dataset: Location, name: RatingName) -> Rating:
 
 
 def read_ratings(dataset: Location, names: Iterable[RatingName]) -> Iterator[Rating | RatingError]:
-    """Yield these ratings in order, or for each that cannot be read the error."""
+    """Yield these ratings in order; for each unreadable one, yield the error."""
 
     def read(name: RatingName) -> Rating | RatingError:
         try:
@@ -147,5 +147,5 @@ def read_ratings(dataset: Location, names: Iterable[RatingName]) -> Iterator[Rat
 
 
 def put_rating(dataset: Location, rating: Rating) -> bool:
-    """Put a rating if its number is free; returns and raises as `put_saved`."""
+    """Put a rating if its number is free; returns and raises like `put_saved`."""
     return put_saved(dataset, rating.name.path, rating.to_json(), rating.name.ordinal, "ratings")

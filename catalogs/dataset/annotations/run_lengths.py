@@ -1,4 +1,4 @@
-"""Checks the run lengths of masks that come from outside: COCO's compressed form, in the one way segmint writes it."""
+"""Validation of external masks' run lengths: COCO's compressed form, in the canonical encoding that segmint writes."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,13 @@ _Ints = NDArray[np.int64]
 
 
 def canonical_area(counts: str, size: tuple[int, int]) -> int:
-    """Return the pixels of a mask of `size` (height, width); `counts` are its compressed run lengths.
+    """Return the number of pixels of a mask of `size` (height, width); `counts` are its compressed run lengths.
 
-    Raises `ValueError` with what is wrong: a character outside the alphabet, a cut end, a number in more groups than it
-    needs, a run of no pixels but the first, or runs that do not fill the size. So equal masks have equal counts.
+    Raises `ValueError`, with the reason, for a character outside the alphabet, a truncated end, a number in more groups
+    than needed, an empty run after the first, or runs that do not fill the size. So equal masks have equal counts.
     """
     runs = _numbers(counts)
-    runs[1::2] = np.cumsum(runs[1::2])  # from the fourth on, a number is the difference to the run two before
+    runs[1::2] = np.cumsum(runs[1::2])  # from the fourth on, a number is the difference from the run two before
     runs[2::2] = np.cumsum(runs[2::2])
     pixels = size[0] * size[1]
     if runs.min() < 0 or runs.max() > pixels or int(runs.sum()) != pixels:
@@ -32,7 +32,7 @@ def canonical_area(counts: str, size: tuple[int, int]) -> int:
 
 
 def _numbers(counts: str) -> _Ints:
-    # What is not ASCII becomes bytes outside the alphabet.
+    # Non-ASCII characters become bytes outside the alphabet.
     data = counts.encode("utf-8", errors="surrogatepass")
     symbols = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - _ASCII
     if symbols.size == 0:
@@ -45,7 +45,7 @@ def _numbers(counts: str) -> _Ints:
     if groups.max() > _MOST_GROUPS:
         raise ValueError("a number of more than 60 bits")
     long = last[groups > 1]
-    needless = np.where(symbols[long - 1] & _SIGN, _VALUE, 0)  # repeats the sign of the group before
+    needless = np.where(symbols[long - 1] & _SIGN, _VALUE, 0)  # repeats the sign of the previous group
     if (symbols[long] & _VALUE == needless).any():
         raise ValueError("a number in more groups than it needs")
     shifts = _BITS * (np.arange(symbols.size) - np.repeat(first, groups))

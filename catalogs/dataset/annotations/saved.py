@@ -1,4 +1,4 @@
-"""What people save of an image: canonical JSON, put once and never changed, and not kept of images taken down."""
+"""Saved annotation files of an image: canonical JSON, put once, never changed, and deleted when it is taken down."""
 
 from collections.abc import Callable
 from typing import Annotated, TypeVar
@@ -13,13 +13,13 @@ from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 
 SavedAt = Annotated[str, Field(pattern=r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\z")]
-"""When something was saved: UTC, in whole seconds."""
+"""Time of a save: UTC, in whole seconds."""
 
 S = TypeVar("S", bound=Frozen)
 
 
 class RemovedImageError(SegmintError):
-    """The image of what was to be saved was taken down: nothing was kept."""
+    """The image that a file was to be saved for was taken down; nothing was kept."""
 
 
 def saved_json(saved: Frozen) -> bytes:
@@ -28,7 +28,7 @@ def saved_json(saved: Frozen) -> bytes:
 
 
 def parse_saved(kind: type[S], data: bytes, problem: Callable[[str], SegmintError]) -> S:
-    """Read the bytes of a file; raises `problem` of what is wrong."""
+    """Parse the bytes of a file; raises `problem` with a description if they are invalid."""
     try:
         saved = kind.model_validate_json(data)
     except ValidationError as error:
@@ -49,11 +49,11 @@ def read_saved(file: Location, most: int, problem: type[SegmintError]) -> bytes:
 
 
 def put_saved(dataset: Location, path: str, data: bytes, ordinal: int, kind: str) -> bool:
-    """Put a file of an image if its name is free; return whether it is there now. False: another one has the name.
+    """Put a file of an image if its name is free; return whether it is now there. False: another one has the name.
 
-    A file that is there is never changed. The tombstones are looked at afterwards, and a takedown looks at the files
-    after its tombstone, so one of the two sees the other: raises `RemovedImageError`, with nothing left, if the image
-    was taken down. `kind` is what such files are called, in the plural.
+    An existing file is never changed. The tombstones are read after the put, and a takedown lists the files after
+    putting its tombstone, so one of the two always sees the other. Raises `RemovedImageError`, with nothing left
+    behind, if the image was taken down. `kind` is the plural name of such files.
     """
     file = dataset / path
     won = file.put_if_absent(data)

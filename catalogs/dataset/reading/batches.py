@@ -51,7 +51,7 @@ def current_rank() -> ReaderPosition:
 class RankHere:
     """The calling process's rank; a pickle contains it for the spawned workers of a `DataLoader`.
 
-    Those can't determine it. Any other process must, because a launcher that pickles objects for its ranks has no rank.
+    Those workers can't determine it. Any other process must, because the launcher that pickled the object isn't a rank.
     """
 
     def __init__(self) -> None:

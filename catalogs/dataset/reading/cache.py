@@ -1,8 +1,8 @@
-"""A folder with copies of shards from a store, shared by all processes of a machine and bounded in bytes.
+"""Local cache of a store's shards, shared by all processes of a machine and limited in bytes.
 
-A copy has the name of its SHA-256, is written beside it and renamed, and is whole or not there. All that needs room
-first takes the least recently used copies away, and what a killed process left. A process that still has one of them
-open can go on reading it.
+A copy is named by its SHA-256. It is written to a temporary file and then renamed, so it is either complete or absent.
+To make room, a process first deletes the least recently used copies and the leftovers of killed processes. A process
+that has a deleted copy open can continue to read it.
 """
 
 import errno
@@ -26,7 +26,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 
 DEFAULT_BYTES = 50_000_000_000
-"""The bound of a cache whose user names none."""
+"""Default size limit of a cache in bytes."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _COPY = ".copy"
@@ -38,29 +38,29 @@ _TRIES = 2
 
 
 class _CachedShard(NamedTuple):
-    used_ns: int  # when it was last used
+    used_ns: int  # time of the last use
     size: int
     path: Path
 
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Copies of shards in a local folder that together have at most `most_bytes`."""
+    """Copies of shards in a local folder, with a total size of at most `most_bytes`."""
 
     folder: Path
     most_bytes: int = DEFAULT_BYTES
 
     def path(self, entry: FileEntry) -> Path:
-        """Return the path of the copy of a file; raises `DamagedDatasetError` for a text that is not a hash."""
-        if _SHA256.fullmatch(entry.sha256) is None:  # it is a commit's, which anybody may have written
+        """Return the path of a file's copy; raises `DamagedDatasetError` if the file's hash isn't one."""
+        if _SHA256.fullmatch(entry.sha256) is None:  # from a commit, which anyone may have written
             raise DamagedDatasetError(f"the commit of {entry.path} gives it the SHA-256 {entry.sha256[:80]!r}")
         return self.folder / f"{entry.sha256}{_COPY}"
 
     def open(self, source: Location, entry: FileEntry, check: bool) -> BinaryIO:
-        """Return the copy of a file, open for reading; it is fetched if it is not there or damaged.
+        """Return the copy of a file, open for reading; fetch it if it is missing or damaged.
 
-        A copy of another size is damaged; with `check` it is hashed, too. Raises `DamagedDatasetError` if the source
-        is not what its commit says, and `UsageError` if the file is larger than the bound or the disk is full.
+        A copy with the wrong size is damaged; `check` also verifies its hash. Raises `DamagedDatasetError` if the
+        source doesn't match its commit, and `UsageError` if the file exceeds the limit or the disk is full.
         """
         with _locked(self.folder / "locks" / str(int(self.path(entry).name[:4], 16) % _STRIPES)):
             copy = self._opened(entry, check)
@@ -68,7 +68,7 @@ class ShardCache:
                 if copy is not None:
                     return copy
                 self._fetch(source, entry)
-                copy = self._opened(entry, check=False)  # it was hashed as it was written
+                copy = self._opened(entry, check=False)  # it was hashed while it was written
         if copy is None:
             raise UsageError(
                 f"the cache {self.folder} loses {source} before it is opened: its bound of {self.most_bytes:,} bytes "
@@ -77,7 +77,7 @@ class ShardCache:
         return copy
 
     def use(self, entry: FileEntry) -> bool:
-        """Note that a copy is in use; False if it is no longer there."""
+        """Mark a copy as in use; return False if it no longer exists."""
         try:
             os.utime(self.path(entry))
         except FileNotFoundError:
@@ -85,7 +85,7 @@ class ShardCache:
         return True
 
     def discard(self, entry: FileEntry) -> None:
-        """Remove a copy that was found damaged."""
+        """Delete a copy that was found damaged."""
         self.path(entry).unlink(missing_ok=True)
 
     def _opened(self, entry: FileEntry, check: bool) -> BinaryIO | None:
@@ -123,7 +123,7 @@ class ShardCache:
 
     @contextmanager
     def _reserved(self, size: int) -> Iterator[Path]:
-        """Make room for a file and take it: an empty file of that size, which others count while this one holds it."""
+        """Reserve space with an empty file of `size` bytes, which other processes count while this one locks it."""
         if size > self.most_bytes:
             raise UsageError(
                 f"the cache {self.folder} is bounded to {self.most_bytes:,} bytes, and one shard has {size:,}: give it "
@@ -138,11 +138,11 @@ class ShardCache:
                         held.enter_context(_locked(temporary))
                         os.truncate(temporary, size)
                         break
-                time.sleep(_WAIT_S)  # others are fetching
+                time.sleep(_WAIT_S)  # wait for other fetches to finish
             yield temporary
 
     def _make_room(self, size: int) -> bool:
-        """Remove copies, the least recently used first, until so many bytes are free; False if they are not."""
+        """Delete the least recently used copies until `size` bytes are free; return False if that isn't enough."""
         copies, total = [], 0
         for held in self._held():
             if held.path.name.startswith(TEMPORARY_PREFIX):
@@ -160,7 +160,7 @@ class ShardCache:
         return total + size <= self.most_bytes
 
     def _held(self) -> Iterator[_CachedShard]:
-        """Yield what is in the folder by this cache: files of others are neither counted nor removed."""
+        """Yield this cache's files in the folder; other files are neither counted nor deleted."""
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
@@ -170,7 +170,7 @@ class ShardCache:
 
 
 def _copied(source: Location, target: Path) -> tuple[int, str]:
-    """Copy an object over a file; return its bytes and their SHA-256."""
+    """Copy an object over a file; return its size in bytes and its SHA-256."""
     digest, size = hashlib.sha256(), 0
     with source.open() as stream, target.open("r+b") as file:
         while piece := stream.read(_PIECE):
@@ -181,20 +181,20 @@ def _copied(source: Location, target: Path) -> tuple[int, str]:
 
 
 def _is_abandoned(file: Path) -> bool:
-    """Return whether no process holds a file any more that one took: it was killed."""
+    """Return whether the process that reserved a file was killed, because no process holds the file's lock."""
     try:
         with file.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, FileNotFoundError):  # it is held, or by now it is a copy
+    except (BlockingIOError, FileNotFoundError):  # it is locked, or has become a copy
         return False
     return True
 
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Hold a lock that one thread of all processes of this machine has at a time; it ends with its process.
+    """Hold a lock that excludes all other threads and processes of this machine; the process's end releases it.
 
-    No POSIX lock: between processes with several threads the kernel sees deadlocks where there are none.
+    It isn't a POSIX lock, because the kernel reports false deadlocks for those between multithreaded processes.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -209,4 +209,4 @@ def _locked(file: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            fcntl.flock(stream, fcntl.LOCK_UN)  # a process that was forked meanwhile has the file open, too
+            fcntl.flock(stream, fcntl.LOCK_UN)  # a process forked in the meantime also has the file open

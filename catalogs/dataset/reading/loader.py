@@ -1,4 +1,4 @@
-"""A `DataLoader` over batches that knows what its loop has received and goes on from there; `collate` makes batches."""
+"""A `DataLoader` that counts the batches its loop received and can resume there, and `collate`, which makes batches."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ class Batch:
         ids: (B,) int64, the images' numbers in the dataset.
         images: B of (3, height, width) uint8 RGB.
         masks: B of (masks, height, width) bool, in the order of the image's JSON.
-        annotations: what the dataset says of these masks: scores, boxes, points.
+        annotations: the dataset's annotations of these masks: scores, boxes, points.
         rows: each image's row of `images/*.parquet`.
     """
 
@@ -47,7 +47,7 @@ class Batch:
         return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Return the batch in pinned memory, which `DataLoader(pin_memory=True)` asks for."""
+        """Return the batch in pinned memory, as `DataLoader(pin_memory=True)` requires."""
         return self._moved(Tensor.pin_memory)
 
     def _moved(self, move: Any) -> Self:
@@ -55,11 +55,11 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample], most_masks: int | None = None) -> Batch:
-    """Decode samples into a batch; in a `DataLoader` with workers that happens there.
+    """Decode samples into a batch; a `DataLoader` with workers does this in the workers.
 
-    A mask takes a byte a pixel: 100 masks of 1500 x 2250 pixels are 340 MB. `most_masks` keeps that many of an image
-    that has more, evenly spread over its list; set it by `functools.partial(collate, most_masks=32)`. Raises what
-    `Sample.image` raises, and ValueError without samples or for a negative `most_masks`.
+    A mask takes one byte per pixel, so 100 masks of 1500 x 2250 pixels take 340 MB. `most_masks` limits the masks per
+    image to that many, evenly spread over its list; set it with `functools.partial(collate, most_masks=32)`. Raises
+    what `Sample.image` raises, and ValueError without samples or for a negative `most_masks`.
     """
     if not samples:
         raise ValueError("no samples were given: expected one or more")
@@ -89,22 +89,22 @@ def _stacked(masks: Sequence[MaskAnnotation], sample: Sample) -> Tensor:
 
 
 def _decoded(mask: MaskAnnotation) -> np.ndarray[Any, Any]:
-    """The mask's pixels, without keeping them in the annotation, which the batch holds."""
+    """Return the mask's pixels without caching them in the annotation, which the batch keeps."""
     return replace(mask).mask
 
 
 class BatchLoader(DataLoader[Any]):
-    """Loads the batches of `Batches`, an epoch an iteration, and counts those that the loop received.
+    """Loader of the batches of `Batches`, one epoch per iteration, which counts those that the loop received.
 
-    An iteration goes on where the one before ended: after a whole epoch with the next one, after a `break` with the
-    batch that follows. What workers have read ahead is not counted. `len` is the number of batches of a whole epoch.
+    An iteration continues where the previous one ended: after a whole epoch with the next one, after a `break` with the
+    next batch. Batches that workers prefetched aren't counted. `len` is the number of batches of a whole epoch.
     """
 
     def __init__(self, batches: Batches, **options: Any) -> None:
-        """`options` are those of `DataLoader` but `batch_size`: `num_workers`, `collate_fn`, `pin_memory` and so on."""
+        """`options` are those of `DataLoader` except `batch_size`: `num_workers`, `collate_fn`, `pin_memory`, etc."""
         if not options.get("in_order", True):
             raise UsageError("in_order=False: expected True, as batches out of their order cannot be counted")
-        own = batches.with_own_start()  # several loaders, and ranks that a launcher sent it to, are at different places
+        own = batches.with_own_start()  # each loader and each rank has its own position
         super().__init__(own, batch_size=None, **options)
         self._batches = own
         self._epoch, self._samples = 0, 0
@@ -112,7 +112,7 @@ class BatchLoader(DataLoader[Any]):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the next batch, from 0."""
+        """Epoch of the next batch, from 0."""
         return self._epoch
 
     def __len__(self) -> int:
@@ -120,20 +120,20 @@ class BatchLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self._iterations += 1
-        if not self._batches.left(self._samples):  # a state of another global batch may leave too few images
+        if not self._batches.left(self._samples):  # a state with another global batch may leave too few images
             self._epoch, self._samples = self._epoch + 1, 0
         self._batches.begin(self._epoch, self._samples)
         return self._counted(super().__iter__(), self._iterations)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the loop is: epoch, images of it that the loop received, and what decides the order.
+        """Return the loop's position: the epoch, its images that the loop received, and what determines the order.
 
-        Equal on all ranks after equally many batches, and good for any other number of ranks and workers.
+        Equal on all ranks after the same number of batches, and valid for any other number of ranks and workers.
         """
         return {"format": _FORMAT, "epoch": self._epoch, "samples": self._samples, **self._batches.order_key()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state in the next iteration; raises `UsageError` for that of another order or dataset."""
+        """Resume from a state in the next iteration; raises `UsageError` for a state of another order or dataset."""
         own = {"format": _FORMAT, **self._batches.order_key()}
         wrong = [name for name, value in own.items() if state.get(name) != value]
         if wrong:
@@ -154,6 +154,6 @@ class BatchLoader(DataLoader[Any]):
             samples += self._batches.global_batch
             if not self._batches.left(samples):
                 epoch, samples = epoch + 1, 0
-            if iteration == self._iterations:  # else the loop was begun again, or a state was loaded
+            if iteration == self._iterations:  # else the loop was restarted, or a state was loaded
                 self._epoch, self._samples = epoch, samples
             yield batch

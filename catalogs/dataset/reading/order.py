@@ -1,9 +1,9 @@
-"""The order of an epoch: a function of seed, epoch and shards, never of ranks, workers or what was read before.
+"""Order of an epoch, a function of seed, epoch, and shards, independent of ranks, workers, and earlier reads.
 
-Shuffled, an epoch takes one step a shard. The shards have a random turn; a step takes a random share of each of
-`window` neighbors in it, and mixes them. The window then moves on by one shard: a process has `window` shards open at a
-time, and opens one a step. The turn is a circle, so that the first and the last step mix as many shards as those
-between them.
+A shuffled epoch takes one step per shard. The shards are in random order; a step takes a random share of each of
+`window` neighboring shards and mixes them. The window then advances by one shard, so that a process has `window` shards
+open at a time and opens one per step. The order is circular, so that the first and the last step mix as many shards as
+those in between.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 _TURN, _SHARD, _STEP = range(3)
-"""What random numbers are drawn for: the turn of the shards, the images of a shard, the mixture of a step."""
+"""Purposes of random numbers: the order of the shards, the images of a shard, the mixture of a step."""
 
 
 class EpochOrder:
-    """The images of an epoch in the order in which they are read, each as (shard, row): computed step by step.
+    """The images of an epoch in reading order, each as (shard, row), computed step by step.
 
-    It keeps 24 bytes a shard of the dataset, and 8 bytes an image of the shards of one step.
+    Uses 24 bytes per shard of the dataset, and 8 bytes per image of the shards of one step.
     """
 
     def __init__(self, images: NDArray[np.int64], seed: int | None, epoch: int, window: int) -> None:
-        """`images` (S,) are the images of each shard; without a seed they are read as the dataset has them."""
+        """`images` (S,) are the numbers of images of each shard; without a seed, the dataset's order is kept."""
         self._images = images
         self._seed, self._epoch = seed, epoch
         shards = len(images)
@@ -43,7 +43,7 @@ class EpochOrder:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def steps_of(self, positions: Sequence[int], more: int = 0) -> list[int]:
-        """Return the steps that these positions are read in, and `more` steps after that of the last one."""
+        """Return the steps in which these positions are read, and `more` steps after the last of them."""
         if not positions:
             return []
         found: list[int] = np.searchsorted(self._ends, positions, side="right").tolist()
@@ -55,7 +55,7 @@ class EpochOrder:
         return list(dict.fromkeys(shard for step in steps for shard in self._shards_of(step)))
 
     def at(self, positions: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """Yield (shard, row) of each position; fast for positions of one step after another."""
+        """Yield (shard, row) of each position; fast if the positions are ordered by step."""
         for position in positions:
             if self._step < 0 or not self._begin(self._step) <= position < self._ends[self._step]:
                 self._step = int(np.searchsorted(self._ends, position, side="right"))
@@ -64,7 +64,7 @@ class EpochOrder:
             yield int(shard), int(row)
 
     def _shards_of(self, step: int) -> list[int]:
-        """Return the shards of a step; the last one comes into the window with it."""
+        """Return the shards of a step; the last one is new in the window."""
         turn = self._turn
         return [int(turn[(step - slot) % len(turn)]) for slot in reversed(range(self._window))]
 
@@ -89,13 +89,13 @@ class EpochOrder:
         return images
 
     def _share(self, count: NDArray[np.int64] | int, slot: int) -> tuple[Any, Any]:
-        """Return [start, stop) of a shard's images in random order that the window reads at one of its places."""
+        """Return the range [start, stop) of a shard's shuffled images that the window reads in one of its slots."""
         return count * slot // self._window, count * (slot + 1) // self._window
 
     def _drawn(self, purpose: int, number: int, count: int) -> NDArray[np.int64]:
         """Return the numbers below `count` in random order.
 
-        By the bits of Philox, which numpy keeps from version to version; what it makes of them, it may change.
+        This uses the raw bits of Philox, which NumPy guarantees across versions, unlike the numbers derived from them.
         """
         seeds = np.random.SeedSequence([self._seed or 0, self._epoch, purpose, number])
         drawn: NDArray[np.int64] = np.argsort(np.random.Philox(seeds).random_raw(count), kind="stable")

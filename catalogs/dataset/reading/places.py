@@ -1,4 +1,4 @@
-"""Where the files of each image lie in a shard's tar, so that any of them can be read alone."""
+"""Byte ranges of each image's files in a shard's tar, which allow reading any of them separately."""
 
 import re
 from array import array
@@ -16,24 +16,24 @@ _END = bytes(_BLOCK)
 _NONE = -1
 
 ReadRange = Callable[[int, int], bytes]
-"""Returns the bytes of a tar from an offset, so many or up to its end."""
+"""Reads bytes of a tar: from an offset, a number of bytes or up to the end."""
 
 
 class MemberRange(NamedTuple):
-    """The first byte and the number of bytes of an image's files in a tar; `jpeg` is None where it has none."""
+    """Offset and size in bytes of an image's files in a tar; `jpeg` is None if it has none."""
 
     jpeg: tuple[int, int] | None
     document: tuple[int, int]
 
 
 class Places(Sequence[MemberRange]):
-    """The places of many images, in 32 bytes each: a process holds those of all images of its window."""
+    """Byte ranges of many images, in 32 bytes each, because a process keeps those of all images in its window."""
 
     def __init__(self) -> None:
         self._numbers = array("q")
 
     def append(self, place: MemberRange) -> None:
-        """Add a place."""
+        """Append an image's byte ranges."""
         self._numbers.extend((*(place.jpeg or (_NONE, 0)), *place.document))
 
     def __len__(self) -> int:
@@ -52,9 +52,9 @@ class Places(Sequence[MemberRange]):
 
 
 def find_places(tar: Location, read: ReadRange) -> Places:
-    """Return the places of the images of a tar, in its order; only headers are read.
+    """Return the byte ranges of the images of a tar, in its order; only headers are read.
 
-    Raises `DamagedDatasetError` for what is not a shard's tar.
+    Raises `DamagedDatasetError` for anything but a shard's tar.
     """
     try:
         found = _paired(_plain_members(read))
@@ -64,7 +64,7 @@ def find_places(tar: Location, read: ReadRange) -> Places:
 
 
 class _OtherTarError(Exception):
-    """A tar that segmint did not write: it may still be one."""
+    """A tar that segmint did not write, which may still be valid."""
 
 
 def _paired(members: Iterator[tuple[str, int, int]]) -> Places:
@@ -80,7 +80,7 @@ def _paired(members: Iterator[tuple[str, int, int]]) -> Places:
 
 
 def _plain_members(read: ReadRange) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset and size of the members of a tar as a build writes it: ten times as fast as `tarfile`."""
+    """Yield name, offset, and size of the members of a tar as written by a build; ten times as fast as `tarfile`."""
     offset = 0
     while (header := read(offset, _BLOCK)) != _END:
         name = _PLAIN.match(header)
@@ -95,7 +95,7 @@ def _plain_members(read: ReadRange) -> Iterator[tuple[str, int, int]]:
 
 
 def _any_members(tar: Location, read: ReadRange) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset and size of the members of a tar that anybody may have made."""
+    """Yield name, offset, and size of the members of an untrusted tar."""
     try:
         for member in TarReader(_Ranges(read)):
             if not is_plain_file(member):
@@ -111,7 +111,7 @@ def _any_members(tar: Location, read: ReadRange) -> Iterator[tuple[str, int, int
 
 
 class _Ranges:
-    """A tar as a stream that can seek, from ranges of it."""
+    """A tar as a seekable stream, from ranges of it."""
 
     def __init__(self, read: ReadRange) -> None:
         self._read = read

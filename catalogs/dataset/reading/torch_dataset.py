@@ -1,7 +1,7 @@
-"""A dataset for torch's `DataLoader`: its workers, and the ranks of a distributed run, share the images.
+"""A dataset for torch's `DataLoader`, whose workers and distributed ranks share the images.
 
-Shares are ranges of ordinals over the committed shards, equal in rows. A reader opens only the shards of its share, and
-reads at most two of them in part, whether there are more shards than readers or fewer.
+Shares are ranges of ordinals over the committed shards, with equal numbers of rows. A reader only opens the shards of
+its share, and reads at most two of them in part, regardless of the numbers of shards and readers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,8 +25,8 @@ from segmint.infra.uris import LOCAL, scheme
 def share(shards: Mapping[int, tuple[int, int]], position: ReaderPosition) -> dict[int, range]:
     """Return a reader's share: the ordinals of each of its shards.
 
-    `shards` are the ordinals [start, stop) of each shard to share, in order. The shares of all positions are disjoint,
-    cover everything, and differ by at most one row.
+    `shards` maps each shard to share, in order, to its ordinals [start, stop). The shares of all positions are
+    disjoint, cover everything, and differ by at most one row.
     """
     rows = sum(stop - start for start, stop in shards.values())
     first, last = rows * position.part // position.parts, rows * (position.part + 1) // position.parts
@@ -41,11 +41,11 @@ def share(shards: Mapping[int, tuple[int, int]], position: ReaderPosition) -> di
 
 
 class TorchDataset(Dataset, IterableDataset[Sample]):
-    """A dataset that splits over the workers of a `DataLoader` and the ranks of a distributed run.
+    """A dataset that is split among the workers of a `DataLoader` and the ranks of a distributed run.
 
     Each image goes to exactly one of them. The rank is that of `torch.distributed` if it is initialized, else that of
-    the variables `RANK` and `WORLD_SIZE`, else 0 of 1. The shards that were committed when the dataset was opened are
-    split; without workers and ranks each iteration reads the commits again, as in `Dataset`.
+    the variables `RANK` and `WORLD_SIZE`, else 0 of 1. The split covers the shards that were committed when the dataset
+    was opened; without workers and ranks, each iteration reads the commits again, as in `Dataset`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
     ) -> None:
         super().__init__(location, manifest, version, verify)
         self.cache = cache
-        known = range(manifest.shards)  # more are committed if the dataset has grown since its manifest was read
+        known = range(manifest.shards)  # a dataset that grew since may contain more
         self._opened = {shard: manifest.ordinals(shard) for shard in self.committed() if shard in known}
         self._rank = RankHere()
 
@@ -77,7 +77,7 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
             yield from self.shard(commit, _ids(taken[commit.shard]))
 
     def __len__(self) -> int:
-        """Return the number of images of an iteration on this rank, over all its workers; from commits and tables."""
+        """Return the number of images per iteration on this rank, over all its workers, from commits and tables."""
         position = self._rank.find()
         if position.parts == 1:
             return super().__len__()
@@ -101,13 +101,13 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
         window: int = 32,
         last: Last = "pad",
     ) -> Batches:
-        """Return batches for training: batch b has the same images for any number of ranks and workers.
+        """Return batches for training; batch b has the same images for any number of ranks and workers.
 
-        `global_batch` images are shared by all ranks. Shuffled by `seed` and epoch, neighbors come from different
-        shards in `window - 1` of `window` cases; a process has `window` shards open, and reads others ahead. The last
-        batch of an epoch is filled up with the first images of its order ("pad"), or left out ("drop"). The shards
-        are those committed by now: give the dataset a `version` where it may change. Raises `UsageError` for numbers
-        that cannot be, and for a dataset with too few images.
+        All ranks share the `global_batch` images. When shuffled by `seed` and epoch, neighbors come from different
+        shards in `window - 1` of `window` cases; a process has `window` shards open and prefetches others. The last
+        batch of an epoch is filled up with the first images of its order ("pad") or dropped ("drop"). The shards are
+        those committed by now; open a `version` of a dataset that may change. Raises `UsageError` for invalid numbers
+        and for too few images.
         """
         cache = self.cache
         if cache is None and scheme(self.uri) != LOCAL:
@@ -139,18 +139,18 @@ def open_dataset(
     cache: str | Path | None = None,
     cache_bytes: int = DEFAULT_BYTES,
 ) -> TorchDataset:
-    """Open the dataset at `uri`, a folder or an S3 prefix, for reading; only committed shards are seen.
+    """Open the dataset at `uri`, a folder or an S3 prefix, for reading; only committed shards are visible.
 
-    Iterating gives one `Sample` per image, also through a `torch.utils.data.DataLoader`, whose workers and ranks share
-    the images; `batches` gives them shuffled, in batches. `storage` is needed if a store has options (an endpoint, a
-    profile). `version` opens the dataset as it was at a recorded version: its number, or its digest.
+    Iterating yields one `Sample` per image, including through a `torch.utils.data.DataLoader`, whose workers and ranks
+    share the images; `batches` shuffles them and yields batches. `storage` is needed if a store has options (an
+    endpoint, a profile). `version` opens the dataset as of a recorded version, given by number or digest.
 
-    With `verify` each file is hashed before it is read for the first time. `cache` is a local folder for copies of a
-    bucket's shards, which together have at most `cache_bytes`; other processes may share it, and a copy is hashed when
-    it is made and when a process first opens it. `batches` of a bucket always have one, else in `SEGMINT_CACHE`.
+    With `verify`, each file is hashed before it is first read. `cache` is a local folder for copies of a bucket's
+    shards, with a total of at most `cache_bytes`; other processes may share it, and a copy is hashed when it is made
+    and when a process first opens it. `batches` of a bucket always use a cache, by default in `SEGMINT_CACHE`.
 
     Raises `UsageError` if there is no dataset or no such version, or if a correction removed files of that version; the
-    message says which one.
+    message names the correction.
     """
     location = Location(storage or Storage(), uri)
     manifest, found = TorchDataset.find(location, version)

@@ -1,6 +1,6 @@
-"""Reads a recorded version of a dataset while its files exist, and otherwise says what removed them.
+"""Access to recorded versions of a dataset: reading one while its files exist, and checking their history.
 
-The history is all recorded versions, each checked: whether they are whole, and follow one another.
+The history consists of all recorded versions, each checked for being intact and following the one before it.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ _READ_AHEAD = 512
 
 
 class RemovedVersionError(UsageError):
-    """A recorded version cannot be read any more: a correction replaced shards of it."""
+    """A recorded version can't be read anymore because a correction replaced shards of it."""
 
 
 def check_readable(dataset: Location, version: Version) -> None:
-    """Raise `RemovedVersionError` if commits of a version were replaced, which names the versions that did it.
+    """Raise `RemovedVersionError`, which names the responsible versions, if commits of a version were replaced.
 
     Raises `DamagedDatasetError` if commits are gone that nothing replaced.
     """
@@ -53,7 +53,7 @@ def check_readable(dataset: Location, version: Version) -> None:
 
 
 def manifest_of(dataset: Location, version: Version) -> DatasetManifest:
-    """Return the manifest that held at a version; raises `DamagedDatasetError` if it is gone or was changed."""
+    """Return the latest manifest as of a version; raises `DamagedDatasetError` if it is gone or was changed."""
     names = [path for path in version.files if parse_manifest_name(path) is not None]
     name = max(names, key=lambda path: parse_manifest_name(path) or 0)
     return DatasetManifest.from_json(_recorded(dataset, name, version.files[name]), f"{dataset}/{name}")
@@ -62,7 +62,7 @@ def manifest_of(dataset: Location, version: Version) -> DatasetManifest:
 def read_commits(dataset: Location, version: Version, only: Container[int] | None = None) -> Iterator[Commit]:
     """Yield the commits of a version, in order of shards: all of them, or `only` those of these shards.
 
-    Raises `DamagedDatasetError` if one is gone or was changed since.
+    Raises `DamagedDatasetError` if one is gone or was changed.
     """
 
     def read(entry: tuple[int, int, str]) -> Commit:
@@ -104,7 +104,7 @@ def _who_replaced(dataset: Location, version: Version, gone: dict[int, int]) -> 
 
 @dataclass(frozen=True)
 class VersionProblem:
-    """What is wrong with the file of a version."""
+    """A problem with a version's file."""
 
     path: str
     expected: str
@@ -113,16 +113,16 @@ class VersionProblem:
 
 @dataclass(frozen=True)
 class VersionHistory:
-    """The latest version that is whole, None if there is none, and what is wrong with any of them."""
+    """The latest intact version, or None, and the problems of all versions."""
 
     latest: Version | None
     problems: tuple[VersionProblem, ...]
 
 
 def read_history(dataset: Location) -> VersionHistory:
-    """Read all recorded versions of a dataset; one is in memory at a time.
+    """Read all recorded versions of a dataset, holding one in memory at a time.
 
-    A version that is missing is known by later ones or by its signature; several in a row are one problem.
+    A missing version is detected from later ones or from its signature; several missing in a row are one problem.
     """
     numbers = set(version_numbers(dataset))
     last = max(numbers, default=0)
@@ -151,7 +151,7 @@ def read_history(dataset: Location) -> VersionHistory:
 
 
 def _breaks(version: Version, earlier: Version | None) -> Iterator[VersionProblem]:
-    """Yield the problem of a version that does not follow the one before it; without that one nothing is known."""
+    """Yield the problem of a version that does not follow the previous one, unless that one is unknown."""
     if version.before is None or (earlier is None and version.number > 1):
         return
     if earlier is None:
