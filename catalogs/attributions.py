@@ -1,4 +1,4 @@
-"""Which licenses require attribution, where their texts are, and the file that credits each image's author."""
+"""Attribution: licenses that require it, URLs of license texts, and the file that credits each image's author."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
 COLUMNS = ("image", "id", "image_id", "attribution", "provider", "license", "license_url", "source_url")
-"""The columns of a file of attributions; `image` is the name in the tar, `image_id` the catalog's."""
+"""Columns of an attribution file; `image` is the name in the tar, `image_id` the catalog's."""
 
 ATTRIBUTION_FAMILIES = (
     "CC-BY-",
@@ -34,7 +34,7 @@ ATTRIBUTION_FAMILIES = (
 _CREATIVE_COMMONS = re.compile(r"CC-(BY(?:-NC)?(?:-SA|-ND)?|SA)-(\d\.\d)(?:-([A-Z]+))?")
 _PUBLIC_DOMAIN = {"CC0-1.0": "zero/1.0", "CC-PDM-1.0": "mark/1.0"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&])")
-# OWASP, "CSV Injection": signs that begin a formula, also in full width, and what spreadsheets skip before them.
+# OWASP, "CSV Injection": characters that start a formula, including full-width forms, and those that spreadsheets skip.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _CHANGES = "The images were re-encoded; large ones were scaled down, and regions of some were made unrecognizable."
 
@@ -42,13 +42,13 @@ Row = Mapping[str, Any]
 
 
 def asks_for_attribution(license: str | None) -> bool:
-    """Whether a license, by its SPDX identifier, requires attribution. False for `LicenseRef-…`, which is unknown."""
+    """Return whether a license, by SPDX identifier, requires attribution; False for an unknown `LicenseRef-…`."""
     identifier = canonical_identifier((license or "").strip())
     return identifier is not None and identifier.startswith(ATTRIBUTION_FAMILIES)
 
 
 def license_url(license: str | None) -> str | None:
-    """URL of a license's text: at Creative Commons for its licenses, else in SPDX's list; None for `LicenseRef-…`."""
+    """Return the URL of a license's text: at Creative Commons or in SPDX's list; None for `LicenseRef-…`."""
     identifier = canonical_identifier((license or "").strip())
     if identifier is None or identifier.startswith("LicenseRef-"):
         return None
@@ -62,17 +62,17 @@ def license_url(license: str | None) -> str | None:
 
 
 def check_ending(uri: str) -> None:
-    """Raise `UsageError` if the ending of a file of attributions is not that of a known format."""
+    """Raise `UsageError` if the extension of an attribution file is not that of a known format."""
     if not uri.lower().endswith(tuple(_WRITERS)):
         raise UsageError(f"a file of attributions ends in {', '.join(_WRITERS)}; got {uri!r}")
 
 
 def write_attributions(rows: Iterable[Row], destination: Location) -> int:
-    """Write a file with the author, license and source of each image; return the number of images.
+    """Write a file with the author, license, and source of each image; return the number of images.
 
-    `rows` is a stream of rows of `images`, with the columns id, image_id, attribution, provider, license and
-    source_url. The file's ending selects CSV, JSON Lines or Markdown; raises `UsageError` for any other. In CSV, a text
-    that a spreadsheet would run gets a single quote before it.
+    `rows` is a stream of rows of `images`, with the columns id, image_id, attribution, provider, license, and
+    source_url. The file's extension selects CSV, JSON Lines, or Markdown; others raise `UsageError`. In CSV, text that
+    a spreadsheet would execute is prefixed with a single quote.
     """
     check_ending(destination.uri)
     write = _WRITERS["." + destination.uri.lower().rpartition(".")[2]]
@@ -85,7 +85,7 @@ def write_attributions(rows: Iterable[Row], destination: Location) -> int:
 
 
 def write_attributions_csv(rows: Iterable[Row], file: TextIO) -> int:
-    """Write the same as CSV to a file that is open for text without translated line ends; return its rows."""
+    """Write attributions as CSV to a text file opened without newline translation; return the number of rows."""
     return _write_csv(map(_entry, rows), file)
 
 
@@ -96,7 +96,7 @@ def _entry(row: Row) -> dict[str, Any]:
 
 def _write_csv(entries: Iterable[Row], file: TextIO) -> int:
     line = io.StringIO(newline="")
-    writer = csv.writer(line)  # quotes the line breaks that it would write itself: \r\n, and so both letters
+    writer = csv.writer(line)  # quotes its line terminator's characters, which are \r and \n
     count = -1
     for row in itertools.chain([COLUMNS], ([_cell(value) for value in entry.values()] for entry in entries)):
         writer.writerow(row)
@@ -108,7 +108,7 @@ def _write_csv(entries: Iterable[Row], file: TextIO) -> int:
 
 
 def _cell(value: Any) -> Any:
-    """Return a value as a cell that no spreadsheet takes for a formula: such a text gets a single quote before it."""
+    """Return a value as a cell that no spreadsheet runs as a formula, by prefixing such text with a single quote."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
@@ -122,7 +122,7 @@ def _write_markdown(entries: Iterable[Row], file: TextIO) -> int:
 
 
 def _sentence(entry: Row) -> str:
-    """Format title, author, source and license as Creative Commons recommends."""
+    """Format title, author, source, and license as Creative Commons recommends."""
     title = _link(entry["image_id"], entry["source_url"])
     author = f" by {_plain(entry['attribution'])}" if entry["attribution"] else ""
     provider = f", from {_plain(entry['provider'])}" if entry["provider"] else ""

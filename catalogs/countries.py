@@ -1,10 +1,10 @@
-"""Countries with the region and the income level by which the Segment Anything paper counts them.
+"""Countries with their region and income level, as the Segment Anything paper groups them.
 
-`countries.csv` has the codes of ISO 3166-1 alpha-2, and XK, which the World Bank also counts. `region` is one of the
-paper's five: those of the United Nations (M49), with Asia and Oceania as one and the Americas as two. `income` is the
-World Bank's for its fiscal year 2026 (July 2025 to June 2026), with lower and upper middle as `middle`. It is empty
-where the World Bank has no classification: it classified 216 of its 218 economies, all but Ethiopia and Venezuela. The
-Channel Islands are one economy with two codes.
+`countries.csv` contains the codes of ISO 3166-1 alpha-2, and XK, which the World Bank also lists. `region` is one of
+the paper's five: those of the United Nations (M49), with Asia and Oceania merged and the Americas split in two.
+`income` is the World Bank's for its fiscal year 2026 (July 2025 to June 2026), with lower and upper middle merged into
+`middle`. It is empty for countries without a World Bank classification, which covers 216 of its 218 economies, all
+except Ethiopia and Venezuela. The Channel Islands are one economy with two codes.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""The endings of file names that count as images, for a scan and for masks of a folder."""
+"""File extensions that count as images, for scans and for folders of masks."""
 
 IMAGE_ENDINGS = (
     ".jpg",
@@ -14,4 +14,4 @@ IMAGE_ENDINGS = (
     ".jp2",
     ".gif",
 )
-"""In lower case. Whether a file really is an image turns out when it is read."""
+"""In lowercase. Reading a file determines whether it really is an image."""

@@ -1,9 +1,9 @@
-"""The base of what the files of a dataset hold."""
+"""Base class of the records in a dataset's files."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """Values that do not change. Reading one with a field that it does not have is an error."""
+    """Immutable record. Parsing data with an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

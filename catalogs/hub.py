@@ -1,4 +1,4 @@
-"""What the Hugging Face Hub reads at the top of a dataset's card: licenses by its names, classes of size."""
+"""Metadata of a Hugging Face dataset card: the Hub's names of licenses and its size categories."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -22,7 +22,7 @@ _SIZES = (
 
 
 def hub_licenses(names: Iterable[str]) -> dict[str, Any]:
-    """Return the card's entries for SPDX identifiers of licenses: those that the Hub does not know are `other`."""
+    """Return the card's entries for SPDX license identifiers; those that the Hub doesn't support become `other`."""
     given = set(names)
     known = sorted({name.lower() for name in given if name.lower() in _LICENSES})
     others = sorted(name for name in given if name.lower() not in _LICENSES)

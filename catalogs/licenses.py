@@ -1,4 +1,4 @@
-"""License identifiers (SPDX), and the policy that accepts or refuses an image by its license before it is read."""
+"""SPDX license identifiers, and the policy that accepts or rejects an image by its license before it is read."""
 
 import difflib
 import re
@@ -11,18 +11,18 @@ from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
 
 LONGEST = 1000
-"""Characters of the longest text that is looked at as a license: longer ones are a license's text, not its name."""
+"""Maximum number of characters of a license identifier; longer text is a license's full text."""
 
 _LICENSE_REF = re.compile(r"LicenseRef-[A-Za-z0-9.\-]+")
 _VERSION = re.compile(r"-v?\d+(\.\d+)*")
 _SIMILAR = 0.6  # difflib's ratio: 2 × characters in common / characters of both
 _SHOWN = 80  # characters of a longer text that a dataset stores
-_REDACTED = 5000  # characters that are searched for credentials: longer than any that begins in those shown
+_REDACTED = 5000  # characters searched for credentials, enough for any that starts in those shown
 
 
 @lru_cache(maxsize=1)
 def spdx_identifiers() -> dict[str, str]:
-    """The SPDX license list of the `license-expression` package: lower-case identifier → SPDX spelling."""
+    """Return the SPDX license list of the `license-expression` package: lowercase identifier → SPDX spelling."""
     from license_expression import get_license_index
 
     known: dict[str, str] = {}
@@ -36,7 +36,7 @@ def spdx_identifiers() -> dict[str, str]:
 
 
 def canonical_identifier(text: str) -> str | None:
-    """Return `text` in SPDX's spelling (listed identifiers match in any case); None if it is not an identifier.
+    """Return `text` in SPDX's spelling (matching listed identifiers in any case); None if it is not an identifier.
 
     `LicenseRef-…` names a license that SPDX does not list, such as an agreement, and is returned unchanged.
     """
@@ -58,8 +58,8 @@ def suggest_identifier(text: str) -> str | None:
         return known[wanted]
     longest = max(map(len, known))
     if len(wanted) > longest and 2 * longest < _SIMILAR * (longest + len(wanted)):
-        return None  # too long to be similar to any, which would be found out slowly
-    # A family's newest version: "CC-BY" means CC-BY-4.0 more often than CC-BY-1.0.
+        return None  # too long to be similar to any, which difflib would only find out slowly
+    # The newest version of a family, since "CC-BY" means CC-BY-4.0 more often than CC-BY-1.0.
     family = sorted(key for key in known if key.startswith(wanted) and _VERSION.fullmatch(key, len(wanted)))
     if family:
         return known[family[-1]]
@@ -68,7 +68,7 @@ def suggest_identifier(text: str) -> str | None:
 
 
 def fit_to_store(text: str) -> str:
-    """A catalog's license as a dataset stores it: as written, but without credentials, and not a whole license text."""
+    """Return a catalog's license as a dataset stores it: unchanged, but with credentials and full texts removed."""
     if len(text) <= LONGEST:
         return redact(text)
     return f"{redact(text[:_REDACTED])[:_SHOWN]}… ({len(text):,} characters)"
@@ -84,7 +84,7 @@ def validate_identifier(text: str) -> str:
 
 @dataclass(frozen=True)
 class LicensePolicy:
-    """Which images may be used. `policy_date` is fixed when a dataset is begun, so that verdicts do not change."""
+    """Rules for usable images. `policy_date` is fixed when a dataset is started, so that verdicts don't change."""
 
     allow: frozenset[str]
     require_redistributable: bool
@@ -98,11 +98,10 @@ class LicensePolicy:
         valid_until: date | None,
         opt_out: bool | None = None,
     ) -> tuple[Reason, str] | None:
-        """Return the verdict on an image and a sentence that says why; None if it may be used.
+        """Return the verdict on an image and a sentence with the reason; None if it may be used.
 
         Checked in this order: no license; a license that is not allowed; one that expired before `policy_date` (the
-        last day counts as valid); redistribution required but denied or unknown;
-        opted out in the catalog.
+        last day counts as valid); redistribution required but denied or unknown; opted out in the catalog.
         """
         if license is None or not license.strip():
             return Reason.LICENSE_MISSING, "the catalog names no license for this image"

@@ -1,7 +1,7 @@
-"""Where weights come from: the trainings that led to them, as `training.json` beside them and `dataset.json` say.
+"""Lineage of weights: the training runs that led to them, from `training.json` and `dataset.json`.
 
-`segmint train` writes `training.json`; a build copies the lineage in it into the manifest of the dataset that it
-begins. What is read here is only what a build needs of that file, so that a later one may say more.
+`segmint train` writes `training.json` next to the weights; a build copies its lineage into the manifest of the dataset
+that it starts. Only the fields that a build needs are read, so that later versions may add others.
 """
 
 import json
@@ -21,13 +21,13 @@ from segmint.infra.uris import absolute, parent
 from segmint.infra.wording import counted, listed
 
 TRAINING = "training.json"
-"""The name of the file beside weights that says where they come from."""
+"""Name of the file next to weights that records their origin."""
 
 MOST_ROUNDS = 1000
-"""A longer lineage is not one that a training has written."""
+"""Maximum length of a valid lineage."""
 
 DIGITS = 12
-"""The digits of a hash that people are shown."""
+"""Number of digits of a hash in messages."""
 
 _MOST_BYTES = 64 << 20
 
@@ -37,17 +37,17 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class TrainingDatasetRef(Frozen):
-    """A dataset that was trained on; `digest` is its version's, a SHA-256."""
+    """A training dataset; `digest` is that of its version, a SHA-256."""
 
     name: Name
     digest: Sha256
 
 
 class HeldOutScores(Frozen):
-    """How good weights were before and after a training, on images that it did not see: mean IoUs over `masks`.
+    """Quality of weights before and after a training run, on images that it excluded: mean IoUs over `masks`.
 
-    `before` and `after` are of the model's choice at one click, the oracle's of the best of its three masks. `images`
-    are those that were held out; measured was on `measured` of them.
+    `before` and `after` score the mask that the model selects for one click; the oracle scores use the best of its
+    three masks. `images` is the number of held-out images, of which `measured` were evaluated.
     """
 
     images: Annotated[int, Field(ge=0, lt=1 << 53)]
@@ -59,7 +59,7 @@ class HeldOutScores(Frozen):
     oracle_after: Share
 
     def __str__(self) -> str:
-        """What was measured, in words."""
+        """Return the scores as text."""
         return (
             f"mean IoU at one click {self.before:.3f} before and {self.after:.3f} after, on "
             f"{counted(self.masks, 'mask')} of {counted(self.measured, 'held-out image')}"
@@ -67,29 +67,29 @@ class HeldOutScores(Frozen):
 
 
 class TrainingRound(Frozen):
-    """One link of a lineage: weights, and the datasets that they were trained on from the link before.
+    """One link of a lineage: weights, and the datasets on which they were trained from the previous link's weights.
 
-    The first link of a lineage was not trained by segmint, or its `training.json` is not known: it has no datasets.
+    The first link has no datasets if segmint didn't train its weights, or if their `training.json` is unknown.
     """
 
     weights: Sha256
     name: Name
     datasets: tuple[TrainingDatasetRef, ...] = ()
     held_out: HeldOutScores | None = None
-    held_out_share: Share | None = None  # of the datasets' images, by the hash of their sources; None: not known
+    held_out_share: Share | None = None  # of the datasets' images, by the hash of their sources; None: unknown
 
 
 Lineage = Annotated[tuple[TrainingRound, ...], Field(max_length=MOST_ROUNDS)]
-"""The rounds up to some weights, which are the last; empty where nothing is known."""
+"""Rounds that led to some weights, which are the last; empty if nothing is known."""
 
 
 def trainings(lineage: tuple[TrainingRound, ...]) -> int:
-    """Return how many trainings a lineage has: the round of a dataset that its last weights made."""
+    """Return the number of training runs in a lineage, which is the round of a dataset built with its last weights."""
     return sum(bool(link.datasets) for link in lineage)
 
 
 def describe_rounds(lineage: tuple[TrainingRound, ...]) -> list[str]:
-    """Return each training of a lineage as a sentence without its full stop, in order."""
+    """Return each training run of a lineage as a sentence without a period, in order."""
     lines = []
     number = 0
     for place, link in enumerate(lineage):
@@ -105,7 +105,7 @@ def describe_rounds(lineage: tuple[TrainingRound, ...]) -> list[str]:
 
 
 class _TrainingFile(BaseModel):
-    """What is read of `training.json`."""
+    """The part of `training.json` that is read."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -115,10 +115,10 @@ class _TrainingFile(BaseModel):
 
 
 def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRound, ...]:
-    """Return the lineage of weights, named as in a configuration, by the `training.json` beside them.
+    """Return the lineage of weights, named as in a configuration, from the `training.json` next to them.
 
-    Empty if there is none, and for known names and web addresses. A file that cannot be read, or that is of other
-    weights than those with this SHA-256, is a warning, and the answer is empty.
+    Empty if there is none, and for known names and web addresses. A file that can't be read, or that belongs to weights
+    with another SHA-256, causes a warning and an empty result.
     """
     try:
         return readable_lineage_of(weights, sha256, storage)
@@ -128,10 +128,10 @@ def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRou
 
 
 def readable_lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRound, ...]:
-    """Return the lineage of weights as `lineage_of` does, but refuse a `training.json` that cannot be read.
+    """Return the lineage of weights like `lineage_of`, but raise an error for a `training.json` that can't be read.
 
-    A training needs it: without it the gate would take images that were trained on as held out. A file that is of other
-    weights is a warning here, too. Raises `UsageError` for a damaged file, and what the store raises.
+    A training run needs this, because the gate would otherwise treat images that were trained on as held out. A file
+    for other weights still causes a warning. Raises `UsageError` for a damaged file, and the store's errors.
     """
     if weights in ASSETS or is_web_address(weights):
         return ()
@@ -162,7 +162,7 @@ def check_lineage(
 ) -> None:
     """Raise `ValueError` if a lineage in `training.json` does not end with its weights, or with its datasets.
 
-    `datasets` are those that the file says were trained on; None: it does not say.
+    `datasets` are the file's training datasets, or None if it doesn't list them.
     """
     if not lineage or lineage[-1].weights != weights:
         raise ValueError("its lineage does not end with its weights")

@@ -1,4 +1,4 @@
-"""`segmint catalog locate`: fill in the country of images whose caption names it, as the SAM paper did for SA-1B."""
+"""Filling in images' countries from captions, as the SAM paper did for SA-1B; implements `segmint catalog locate`."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -17,34 +17,34 @@ from segmint.infra.uris import absolute, parent
 from segmint.infra.wording import counted, some
 
 SOURCE_COLUMN = "country_source"
-"""The column that says where a country is from; builds ignore it."""
+"""Column for the source of a country; builds ignore it."""
 
 FROM_CAPTION = "caption"
 
 
 @dataclass
 class LocateResult:
-    """What a location did."""
+    """Result of locating a catalog's images."""
 
     catalog: str
     output: str
     rows: int = 0
-    given: int = 0  # rows that had a country, which stays
-    filled: int = 0  # rows that have one now, from the caption
-    without_caption: int = 0  # of the others, those without a caption
+    given: int = 0  # rows that already had a country, which is kept
+    filled: int = 0  # rows with a country from the caption
+    without_caption: int = 0  # rows without a country or a caption
     countries: dict[str, int] = field(default_factory=dict)  # filled rows by country, the most frequent first
 
     @property
     def unknown(self) -> int:
-        """The rows that have no country still."""
+        """Number of rows that still have no country."""
         return self.rows - self.given - self.filled
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result for JSON."""
+        """Return the result as JSON values."""
         return {**asdict(self), "unknown": self.unknown}
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Return the result as lines of text."""
         return [
             f"{self.output}: {counted(self.rows, 'row')}",
             f"  {self.filled:>12,} countries filled in from the caption"
@@ -55,10 +55,10 @@ class LocateResult:
 
 
 def locate(catalog: Location, output: Location, country_of: Callable[[str], str | None] = country_in) -> LocateResult:
-    """Write a catalog again with the countries that captions name where none is given; all else stays.
+    """Write a copy of a catalog in which missing countries are filled in from captions; all else is unchanged.
 
-    The column `country_source` says `caption` for a country that was filled in. Raises `UsageError` for an output that
-    is there already or in another folder, which relative URIs would not fit, and for a catalog without captions.
+    The column `country_source` is `caption` for a country that was filled in. Raises `UsageError` for an output that
+    already exists or is in another folder, where relative URIs would not fit, and for a catalog without captions.
     """
     refuse_existing(output)
     if parent(absolute(output.uri)) != parent(absolute(catalog.uri)):
@@ -77,7 +77,7 @@ def locate(catalog: Location, output: Location, country_of: Callable[[str], str 
 
 
 def _schema(schema: pa.Schema) -> pa.Schema:
-    """The columns of a catalog, with `country` and `country_source`."""
+    """Return a catalog's columns, with `country` and `country_source`."""
     fields = {each.name: each for each in schema}
     fields.setdefault("country", SOURCE.field("country"))
     fields.setdefault(SOURCE_COLUMN, pa.field(SOURCE_COLUMN, pa.string()))

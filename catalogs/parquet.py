@@ -1,4 +1,4 @@
-"""Parquet files whose bytes depend on the rows alone: fixed settings, whole row groups, one chunk per column."""
+"""Parquet files whose bytes depend only on the rows: fixed settings, whole row groups, one chunk per column."""
 
 import io
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROW_GROUP_ROWS = 65_536
-"""Rows in each row group of a catalog except the last."""
+"""Number of rows in each row group of a catalog except the last."""
 
 PARQUET_OPTIONS: dict[str, Any] = {
     "version": "2.6",
@@ -20,13 +20,13 @@ PARQUET_OPTIONS: dict[str, Any] = {
     "write_statistics": True,
     "store_schema": True,
 }
-"""The writer's settings, for every Parquet file of a dataset."""
+"""Writer settings for every Parquet file of a dataset."""
 
 
 def table_bytes(table: pa.Table, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> bytes:
-    """Serialize a table to a Parquet file with exactly `schema`, its columns selected by name.
+    """Serialize a table to a Parquet file with exactly `schema`, selecting its columns by name.
 
-    The table's chunks are joined first: otherwise the bytes would depend on how the rows arrived.
+    The table's chunks are combined first, because the bytes would otherwise depend on how the rows arrived.
     """
     sink = io.BytesIO()
     exact = table.select(schema.names).cast(schema).combine_chunks()
@@ -36,7 +36,7 @@ def table_bytes(table: pa.Table, schema: pa.Schema, row_group_rows: int = ROW_GR
 
 
 class RowGroupWriter:
-    """Context manager that writes batches of any size to a local Parquet file in row groups of one size."""
+    """Context manager that writes batches of any size to a local Parquet file in row groups of equal size."""
 
     def __init__(self, path: Path, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> None:
         self._schema = schema
@@ -48,7 +48,7 @@ class RowGroupWriter:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of the rows held in memory until their row group is full."""
+        """Size in bytes of the rows held in memory until their row group is full."""
         return sum(batch.nbytes for batch in self._waiting)
 
     def add(self, batches: Iterable[pa.RecordBatch]) -> None:

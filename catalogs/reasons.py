@@ -1,4 +1,4 @@
-"""Why an image was refused: the list of all reasons, and the exception that carries a verdict."""
+"""Reasons for rejecting an image, and the exception that carries a verdict."""
 
 from collections.abc import Collection
 from enum import StrEnum
@@ -7,7 +7,7 @@ from segmint.infra.errors import UsageError
 
 
 class Reason(StrEnum):
-    """A permanent verdict about one image, as written to the dataset's `rejects` tables."""
+    """A permanent verdict on one image, as written to the dataset's `rejects` tables."""
 
     LICENSE_NOT_ALLOWED = "license_not_allowed"
     LICENSE_MISSING = "license_missing"
@@ -47,16 +47,16 @@ LICENSE_REASONS = frozenset(
 )
 
 CURATE_REASONS = frozenset({Reason.DUPLICATE_IMAGE, Reason.UNFIT, Reason.OPTED_OUT})
-"""What a catalog's `refused_reason` may say."""
+"""Allowed values of a catalog's `refused_reason`."""
 
 DELIBERATE_REASONS = LICENSE_REASONS | CURATE_REASONS | {Reason.TAKEN_DOWN}
-"""Refusals by a person's decision: even many of them do not indicate an outage."""
+"""Rejections by a person's decision; even many of them don't indicate an outage."""
 
 
 class RejectedError(Exception):
-    """A verdict on one image: it becomes a rejected row with this reason, and the run goes on.
+    """A verdict on one image, which becomes a rejected row with this reason while the run continues.
 
-    `detail` says in one sentence what was found and what was expected; it contains no image data. It is stored in the
+    `detail` is one sentence with what was found and what was expected; it contains no image data. It is stored in the
     dataset.
     """
 
@@ -66,12 +66,12 @@ class RejectedError(Exception):
         self.detail = detail
 
     def __reduce__(self) -> tuple[type["RejectedError"], tuple[Reason, str]]:
-        """Make the verdict picklable, to cross process borders."""
+        """Make the verdict picklable, so that it can cross process boundaries."""
         return type(self), (self.reason, self.detail)
 
 
 def reasons_to_retry(names: Collection[str]) -> frozenset[Reason]:
-    """Parse the reasons given to `--retry-rejected`; raises `UsageError`, with the list, for an unknown one."""
+    """Parse the reasons given to `--retry-rejected`; raises `UsageError`, with the valid ones, for an unknown one."""
     known = [reason.value for reason in Reason if reason is not Reason.TAKEN_DOWN]
     unknown = [name for name in names if name not in known]
     if unknown:

@@ -1,4 +1,4 @@
-"""Ranges of shards: what `--shards` names, and the ordinals of each shard."""
+"""Ranges of shards for `--shards`, and the ordinals of each shard."""
 
 import re
 from dataclasses import dataclass
@@ -16,24 +16,24 @@ class ShardSpan:
 
     @property
     def rows(self) -> int:
-        """The number of rows."""
+        """Number of rows."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True)
 class ShardPart:
-    """Part `index`, from 0, of all shards in `parts` disjoint parts, whose sizes differ by at most one shard."""
+    """Part `index`, from 0, of all shards split into `parts` disjoint parts, which differ by at most one shard."""
 
     index: int
     parts: int
 
     def of(self, shards: int) -> range:
-        """Return this part of `shards` shards; may be empty if there are fewer shards than parts."""
+        """Return this part of `shards` shards; empty if there are fewer shards than parts and this part gets none."""
         return range(shards * self.index // self.parts, shards * (self.index + 1) // self.parts)
 
 
 def choose_shards(count: int, wanted: tuple[int, int] | ShardPart | None) -> range:
-    """Return the shards asked for out of `count`: those of `[first, last)`, a part, or all.
+    """Return the requested shards out of `count`: those of `[first, last)`, a part, or all.
 
     Raises `UsageError` for a range without a shard; a part may be empty if there are more parts than shards.
     """

@@ -1,6 +1,6 @@
-"""What an audit finds in the terms of an accepted image: its license, and the attribution that this asks for.
+"""Judgment of an accepted image's terms: its license, and the attribution that the license requires.
 
-The audit judges a dataset's images by it, and `segmint catalog check` and `plan` the rows of a catalog before a build.
+The audit uses it for a dataset's images, `segmint catalog check` and `plan` for a catalog's rows before a build.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ _CODES = {
 
 @dataclass(frozen=True)
 class TermsFinding:
-    """What is wrong with an image's terms. `since_build`: the license has ended after the policy's day."""
+    """A problem with an image's terms. `since_build`: the license expired after the policy date."""
 
     code: Code
     expected: str
@@ -33,10 +33,10 @@ class TermsFinding:
 
 
 def judge_terms(row: Mapping[str, Any], policy: LicensePolicy, today: date) -> Iterator[TermsFinding]:
-    """Judge a row by the dataset's policy, but on the day `today`; yield what is wrong.
+    """Judge a row by the dataset's policy as of the day `today`; yield the problems.
 
-    `row` has `license`, `redistributable`, `valid_until`, `attribution` and perhaps `opt_out`, as in the normalized
-    catalog.
+    `row` contains `license`, `redistributable`, `valid_until`, `attribution`, and optionally `opt_out`, as in the
+    normalized catalog.
     """
     terms = (row["license"], row["redistributable"], row["valid_until"], row.get("opt_out"))
     verdict = replace(policy, policy_date=today).judge(*terms)
@@ -56,6 +56,6 @@ def judge_terms(row: Mapping[str, Any], policy: LicensePolicy, today: date) -> I
 
 
 def judge_attribution(row: Mapping[str, Any]) -> Iterator[TermsFinding]:
-    """Yield a finding if the license asks for an attribution, and the row names nobody."""
+    """Yield a finding if the license requires attribution and the row contains none."""
     if asks_for_attribution(row["license"]) and not (row["attribution"] or "").strip():
         yield TermsFinding(Code.MISSING_ATTRIBUTION, f"an attribution, as {row['license']} asks", "none")
