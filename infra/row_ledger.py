@@ -110,7 +110,7 @@ class RowLedger:
 
 
 class BlockEntry:
-    """The processing of one block in this process; its rows may be in flight together and with other blocks' rows."""
+    """A block that this process is working on; its rows may be in flight together and with other blocks' rows."""
 
     def __init__(self, book: Any, in_flight: "_InFlight") -> None:
         self._actor = book
@@ -202,7 +202,7 @@ class _InFlight:
 
 
 class _StartReply(NamedTuple):
-    """Whether a row starts, and the reason if it is barred from this window. If neither, it must run alone."""
+    """Reply to a start: whether the row starts, and the reason if it is barred. If neither, it must run alone."""
 
     starts: bool
     refused: str | None = None
