@@ -14,4 +14,4 @@ IMAGE_ENDINGS = (
     ".jp2",
     ".gif",
 )
-"""In lowercase. Reading a file determines whether it really is an image."""
+"""In lowercase. Only reading a file shows whether it really is an image."""

@@ -29,7 +29,7 @@ SCHEMA_VERSION = 2
 """Format version of a dataset, `schema_version` in `dataset.json`; segmint only reads and writes this one."""
 
 ANNOTATION_COLUMNS = ("submission", "annotator", "stage", "seconds", "complete", "next_mask")
-"""The columns of `images` about annotation, in order; null in rows that a build wrote, except `next_mask`."""
+"""Columns of `images` about annotation, in order; null in rows that a build wrote, except `next_mask`."""
 
 MANIFEST = "dataset.json"
 SHARDS_INDEX = "shards.json"

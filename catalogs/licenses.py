@@ -68,7 +68,7 @@ def suggest_identifier(text: str) -> str | None:
 
 
 def fit_to_store(text: str) -> str:
-    """Return a catalog's license as a dataset stores it: unchanged, but with credentials and full texts removed."""
+    """Return a catalog's license as a dataset stores it: without credentials, and shortened if it is a full text."""
     if len(text) <= LONGEST:
         return redact(text)
     return f"{redact(text[:_REDACTED])[:_SHOWN]}… ({len(text):,} characters)"

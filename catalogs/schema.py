@@ -6,7 +6,7 @@ import pyarrow as pa
 
 SOURCE = pa.schema(
     [
-        pa.field("uri", pa.string()),  # location of the image; a relative one is relative to the catalog
+        pa.field("uri", pa.string()),  # URI of the image, absolute or relative to the catalog
         pa.field("license", pa.string()),  # an SPDX identifier or LicenseRef-…; empty means missing
         pa.field("image_id", pa.string()),  # the catalog's name for the image; absent: the uri as written
         pa.field("sha256", pa.string()),  # of the image's bytes, 64 hexadecimal digits

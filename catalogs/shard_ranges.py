@@ -28,7 +28,7 @@ class ShardPart:
     parts: int
 
     def of(self, shards: int) -> range:
-        """Return this part of `shards` shards; empty if there are fewer shards than parts and this part gets none."""
+        """Return this part of `shards` shards; may be empty if there are fewer shards than parts."""
         return range(shards * self.index // self.parts, shards * (self.index + 1) // self.parts)
 
 

@@ -1,6 +1,6 @@
 """Metrics that a run exports through Ray, each with its name, kind, and labels.
 
-Every Ray node runs an agent that collects its processes' metrics and serves them to Prometheus at the port of `ray
+Every Ray node runs an agent that collects its processes' metrics and serves them to Prometheus. The port is set by `ray
 start --metrics-export-port`; KubeRay uses 8080. There, the counter `segmint_images_written` is named
 `ray_segmint_images_written_total`. Metrics are always on: an update costs microseconds, and is dropped if no agent
 runs. Counters start at 0 in each run, as Prometheus expects after a restart. `infra/grafana/segmint.json` shows all of

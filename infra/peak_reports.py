@@ -10,7 +10,7 @@ TIMEOUT_S = 10.0
 
 
 class PeakReports:
-    """Collects the peak of each device in FLOP/s from actors on any node; created by the driver."""
+    """Collector of each device's peak in FLOP/s, reported by actors on any node; created by the driver."""
 
     def __init__(self) -> None:
         self._box = ray.remote(num_cpus=0)(_ReportsActor).remote()

@@ -186,7 +186,7 @@ class _InFlight:
             self._alone = alone
 
     def give_back(self, done: tuple[int, int] | None = None) -> None:
-        """End a row; `done` is the block entry and ordinal of a row that is done."""
+        """Release a row; `done` is the block entry and ordinal of a row that is done."""
         with self._changed:
             self._rows -= 1
             self._alone = False

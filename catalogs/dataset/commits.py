@@ -262,8 +262,8 @@ class CommitLog:
 class Reservation:
     """Files that a writer puts for a generation that it is about to commit; no other process may delete them.
 
-    It is put before the files, and deleted after the commit, once the tombstones are applied. It stops protecting them
-    when its generation or a higher one is committed, because its writer has then committed or will lose.
+    A reservation is put before its files, and deleted after the commit, once the tombstones are applied. It protects
+    nothing once its generation or a higher one is committed, because its writer has then committed or will lose.
     """
 
     shard: int

@@ -35,7 +35,7 @@ PINNED = tuple(
 """Columns that a dataset pins for an image besides its id; they must not change for a known image."""
 
 # Rows are compared by their id and a hash of their other columns, which takes 8 bytes instead of hundreds. In amendable
-# columns, only spaces count as no value, because an amendment doesn't copy them.
+# columns, text of only spaces counts as no value, because an amendment doesn't copy it.
 _COMPARED = {name: given(name) if name in AMENDABLE else name for name in PINNED}
 _CONTENT = f"hash({', '.join(_COMPARED.values())})"
 

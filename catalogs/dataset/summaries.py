@@ -28,7 +28,7 @@ PROGRESS_FROM = 2000
 _THREADS = 16
 
 ReadCommits = Callable[[Sequence[ListedCommit]], Iterable[Commit]]
-"""Reads these commits, in that order; if one is replaced in the meantime, the newer one."""
+"""Function that yields these commits in order; for one that is replaced in the meantime, the newer one."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def save_block(folder: Location, block: str, name: str, data: bytes, existing: I
 
 @cache
 def _log_once(folder: str, problem: str) -> None:
-    """Log why sums aren't saved; only once, because a build tries it with each window."""
+    """Log why sums aren't saved; only once, because a build tries to save them in each window."""
     get_logger("summaries").warning("sums of commits are not saved", folder=folder, problem=problem)
 
 

@@ -50,7 +50,7 @@ class CacheSize:
 
     @contextmanager
     def locked(self) -> Iterator["LockedCount"]:
-        """Lock the number; no other process or thread adds or deletes embeddings in the meantime."""
+        """Lock the total; no other process or thread adds or deletes embeddings in the meantime."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:

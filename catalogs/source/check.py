@@ -53,7 +53,7 @@ class CatalogFinding:
 
 
 class Notice(StrEnum):
-    """Properties of rows that no audit objects to, but that a user may want to change before a build."""
+    """Property of a row that no audit objects to, but that a user may want to change before a build."""
 
     LOCAL_PATH = "local_path"
     REDISTRIBUTION_UNKNOWN = "redistribution_unknown"

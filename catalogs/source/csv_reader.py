@@ -66,7 +66,7 @@ def csv_batches(catalog: Location, only: Container[str] = SOURCE.names) -> Gener
 def _batches(
     stream: BinaryIO, names: Sequence[str], only: Container[str], bad: list[pacsv.InvalidRow]
 ) -> Generator[pa.RecordBatch, None, None]:
-    """Yield the rows of an open CSV; one whose number of values differs from `names` is added to `bad` first."""
+    """Yield the rows of an open CSV; add a row with a wrong number of values to `bad` before raising the error."""
     left, returned = threading.Event(), threading.Event()
     lent = _ArrowStream(stream, bad, left)
     weakref.finalize(lent, returned.set)

@@ -49,7 +49,7 @@ def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
             if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
                 raise ValueError(f"its footer says {metadata.num_rows} rows, and {sum(groups)} in its row groups")
         require_columns(catalog.uri, list(schema.names))
-        # Read as dictionaries, so that a long text that a few bytes repeat is in memory only once.
+        # Read as dictionaries, so that a long text that the file repeats with a few bytes is in memory only once.
         texts = [field.name for field in schema if field.name in SOURCE.names and is_text(field.type)]
         with _damage(f"{catalog} cannot be read as Parquet"):
             file = pq.ParquetFile(
@@ -97,7 +97,7 @@ def parquet_batches(
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Split a batch into slices of at most `_PIECE_BYTES`, with their dictionaries decoded, or of one row."""
+    """Split a batch into slices of one row, or of at most `_PIECE_BYTES` after decoding their dictionaries."""
     ends = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
         if pa.types.is_dictionary(column.type):

@@ -11,7 +11,7 @@ from segmint.infra.storage.storage import Storage
 
 
 class StorageFiles(AbstractFileSystem):  # type: ignore[misc]
-    """Reads URIs of one scheme through a `Storage`, with its options and retries.
+    """Read-only file system of the URIs of one scheme, with the options and retries of a `Storage`.
 
     Nothing is listed; a pattern only matches itself. `sizes` maps URIs to bytes, and each entry saves a request.
     Objects must not change while they are read.

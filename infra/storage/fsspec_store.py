@@ -16,8 +16,8 @@ class FsspecStore:
     """Any other fsspec file system (Google Cloud Storage, Azure, HDFS).
 
     Exclusive creation uses the implementation's `pipe_file(mode="create")`. fsspec's default checks and then writes,
-    which is a race, so a store with the default can't hold a dataset. `segmint.infra.storage.probe` tests a store that
-    overrides it with concurrent writers.
+    which is a race, so a store with the default can't hold a dataset. For stores that override it,
+    `segmint.infra.storage.probe` tests the override with concurrent writers.
     """
 
     def __init__(self, filesystem: Any) -> None:

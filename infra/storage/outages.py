@@ -17,10 +17,10 @@ TELL_EVERY_S = 60.0
 """Seconds between two log lines about a store that is down."""
 
 ROUNDS = 2
-"""Maximum failed rounds of attempts while the store responds; an outage may end between an attempt and the check."""
+"""Maximum number of failed rounds while the store responds; an outage may end between an attempt and the check."""
 
 BUSY_ROUNDS = 20
-"""Maximum failed rounds while the store reports that it is overloaded; they take several minutes."""
+"""Maximum number of failed rounds while the store reports that it is overloaded; they take several minutes."""
 
 
 @dataclass

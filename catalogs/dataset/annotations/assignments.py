@@ -7,7 +7,7 @@ from typing import Any
 from segmint.catalogs.dataset.annotations.submissions import BoxPrompt, Submission, SubmittedMask
 
 Merged = Mapping[str, Any] | None
-"""The column `submission` of an image's row: `assignment` and `n` of the last merged submission; both may be null."""
+"""Value of the column `submission` in an image's row: `assignment` and `n` of the last merged submission, or nulls."""
 
 
 def assignment_to_merge(merged: Merged, assignments: Iterable[int]) -> int | None:
@@ -51,8 +51,8 @@ def carried(submission: Submission, base: str, size: tuple[int, int], counts: Ma
     """Return the still valid part of a submission, rebased to another image state; None if the size differs.
 
     `counts` are the run lengths of the image's masks in that state, by annotation id. New masks remain valid, as do
-    masks and deletions whose parent has unchanged run lengths. The seconds on the image are 0, because the original
-    submission accounts for them.
+    masks whose parent has unchanged run lengths and deletions of such masks. The seconds on the image are 0, because
+    the original submission accounts for them.
     """
     if submission.size != size:
         return None

@@ -242,7 +242,7 @@ def read_submissions(dataset: Location, ordinal: int) -> list[Submission]:
 def read_assignment(dataset: Location, names: Sequence[SubmissionName]) -> list[Submission]:
     """Read the submissions of an assignment, in order, skipping unreadable ones before the last.
 
-    Raises `SubmissionError` if the last one is unreadable; the earlier ones only record working times and their masks.
+    Raises `SubmissionError` if the last one is unreadable; the earlier ones only record how long people worked on what.
     """
     found = []
     *earlier, last = names

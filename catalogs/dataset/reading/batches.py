@@ -26,7 +26,7 @@ from segmint.infra.errors import UsageError
 
 @dataclass(frozen=True)
 class ReaderPosition:
-    """Index, from 0, of one of `parts` readers that share a dataset."""
+    """Position of a reader, `part` from 0, among the `parts` readers that share a dataset."""
 
     part: int
     parts: int
@@ -126,7 +126,7 @@ class Batches(IterableDataset[list[Sample]]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._start.share_memory_()  # a plain pickle only keeps the values
+        self._start.share_memory_()  # type: ignore[no-untyped-call]  # a plain pickle only keeps the values
         self._checked.share_memory_()  # type: ignore[no-untyped-call]
 
     def with_own_start(self) -> "Batches":

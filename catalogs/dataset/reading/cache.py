@@ -51,7 +51,7 @@ class ShardCache:
     most_bytes: int = DEFAULT_BYTES
 
     def path(self, entry: FileEntry) -> Path:
-        """Return the path of a file's copy; raises `DamagedDatasetError` if the file's hash isn't one."""
+        """Return the path of a file's copy; raises `DamagedDatasetError` if its recorded hash is not a SHA-256."""
         if _SHA256.fullmatch(entry.sha256) is None:  # from a commit, which anyone may have written
             raise DamagedDatasetError(f"the commit of {entry.path} gives it the SHA-256 {entry.sha256[:80]!r}")
         return self.folder / f"{entry.sha256}{_COPY}"

@@ -162,7 +162,7 @@ class OpenShards:
     """A process's open shards: those of the current steps, and those that threads are opening in advance."""
 
     def __init__(self, open_one: Callable[[int], OpenShard], first: float) -> None:
-        """`first`, 0 to 1, is the position in new shards to start from; it spreads out simultaneous processes."""
+        """`first`, 0 to 1, is where to start among new shards, so that simultaneous processes open different ones."""
         self._open_one = open_one
         self._first = first
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="shards")

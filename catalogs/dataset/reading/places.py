@@ -16,7 +16,7 @@ _END = bytes(_BLOCK)
 _NONE = -1
 
 ReadRange = Callable[[int, int], bytes]
-"""Reads bytes of a tar: from an offset, a number of bytes or up to the end."""
+"""Function that reads bytes of a tar from an offset: a number of bytes, or up to the end."""
 
 
 class MemberRange(NamedTuple):

@@ -25,7 +25,7 @@ from segmint.infra.uris import LOCAL, scheme
 def share(shards: Mapping[int, tuple[int, int]], position: ReaderPosition) -> dict[int, range]:
     """Return a reader's share: the ordinals of each of its shards.
 
-    `shards` maps each shard to share, in order, to its ordinals [start, stop). The shares of all positions are
+    `shards` maps the shards to split, in order, to their ordinals [start, stop). The shares of all positions are
     disjoint, cover everything, and differ by at most one row.
     """
     rows = sum(stop - start for start, stop in shards.values())
@@ -103,11 +103,11 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
     ) -> Batches:
         """Return batches for training; batch b has the same images for any number of ranks and workers.
 
-        All ranks share the `global_batch` images. When shuffled by `seed` and epoch, neighbors come from different
-        shards in `window - 1` of `window` cases; a process has `window` shards open and prefetches others. The last
-        batch of an epoch is filled up with the first images of its order ("pad") or dropped ("drop"). The shards are
-        those committed by now; open a `version` of a dataset that may change. Raises `UsageError` for invalid numbers
-        and for too few images.
+        The `global_batch` images are split among all ranks. When shuffled by `seed` and epoch, neighbors come from
+        different shards in `window - 1` of `window` cases; a process has `window` shards open and prefetches others.
+        The last batch of an epoch is filled up with the first images of its order ("pad") or dropped ("drop"). The
+        shards are those committed by now; open a `version` of a dataset that may change. Raises `UsageError` for
+        invalid numbers and for too few images.
         """
         cache = self.cache
         if cache is None and scheme(self.uri) != LOCAL:
