@@ -1,4 +1,4 @@
-"""The whole audit: integrity, licenses, privacy, duplicates and statistics, with the files that correct and credit."""
+"""Full audit of a dataset: integrity, licenses, privacy, duplicates, and statistics."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -40,49 +40,48 @@ SELECT id, image_id, attribution, provider, license, source_url FROM images ORDE
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """Options of the whole audit."""
+    """Options of a full audit."""
 
     sample: int = 100
-    """Images whose JPEG and masks are decoded to pixels, and whose masks are compared with one another."""
+    """Number of images whose JPEG and masks are decoded to pixels, and whose masks are compared with each other."""
     privacy_sample: int | None = 20
-    """Images that the detectors search, spread evenly; None: all."""
+    """Number of images that the detectors search, spread evenly; None searches all of them."""
     attributions: Location | None = None
-    """Where to write the attribution of each image."""
+    """Output file for the attribution of each image."""
     regions: Location | None = None
-    """Where to write what the detectors still find, for `segmint redact`."""
+    """Output file for the remaining detections, as input for `segmint redact`."""
     pictures: Location | None = None
-    """A folder or prefix for a picture of each detection."""
+    """Output folder or prefix for a crop of each detection."""
     detectors: tuple[DetectorSpec, ...] = ()
-    """Detectors that search besides the build's."""
+    """Detectors to run in addition to the build's."""
     device: str = "cpu"
-    """Where torch runs detectors."""
+    """Torch device of the detectors."""
     build: Config | None = None
-    """The build's configuration, which says where detector files are."""
+    """Configuration of the build, which gives the paths of detector files."""
     complete: bool = False
-    """Whether shards without a commit are findings."""
+    """If set, shards without a commit are findings."""
     now: datetime | None = None
-    """The time of the audit; None: this machine's clock."""
+    """Time of the audit; None uses the local clock."""
     ray_from: int = RAY_FROM_MASKS
-    """With this many masks or more, Ray audits the shards, where `build.resources` says; without `build` locally."""
+    """Minimum number of masks from which Ray audits the shards, as set in `build.resources` or else locally."""
 
     def targets(self) -> dict[str, Location]:
-        """Return where else than to the result something is written, by option."""
+        """Return the locations of the requested output files, by option."""
         wanted = {"--attributions": self.attributions, "--regions": self.regions, "--pictures": self.pictures}
         return {option: target for option, target in wanted.items() if target is not None}
 
     @property
     def resources(self) -> ResourcesConfig:
-        """Where Ray runs, if it is used."""
+        """Ray settings of the audit: the build's, or else local ones."""
         return LOCAL if self.build is None else self.build.resources
 
 
 def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> AuditReport:
-    """Audit all of a dataset, or what can be audited of SA-1B-style data.
+    """Audit a dataset, or as much as possible of SA-1B-style data that segmint did not write.
 
-    Tars are read once, and tables once more for the statistics. Changes nothing in the dataset but for a
-    note of each other file that is written. Raises
-    `UsageError` if there is neither, or for a wrong option before anything is read, and storage faults as they
-    come.
+    Tars are read once, and tables a second time for the statistics. The only change to the dataset is a note for each
+    output file that is written elsewhere. Raises `UsageError` if there is no data of either kind, or for an invalid
+    option before anything is read. Storage errors propagate.
     """
     if options.attributions is not None:
         check_ending(str(options.attributions))
@@ -129,7 +128,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
 
 
 def _note(dataset: Location, option: str, target: Location) -> None:
-    """Note what the audit wrote elsewhere, if it did."""
+    """Record an output file of the audit in the dataset if it was written."""
     if option == "--pictures":
         note_output(dataset, f"audit {option}", target, {})
     elif target.exists():
@@ -138,7 +137,7 @@ def _note(dataset: Location, option: str, target: Location) -> None:
 
 
 def _check_detectors(options: AuditOptions, *, with_images: bool) -> None:
-    """Raise `UsageError` if detectors are given that would look at nothing."""
+    """Raise `UsageError` if detectors are given but would not search any image."""
     if not options.detectors:
         return
     if options.privacy_sample == 0:
@@ -152,7 +151,7 @@ def _check_detectors(options: AuditOptions, *, with_images: bool) -> None:
 def _content(
     manifest: DatasetManifest, storage: Storage, options: AuditOptions, now: datetime, *, with_images: bool
 ) -> tuple[ContentAudit, list[str]]:
-    """The audit of licenses and privacy, and what is wrong with the manifest if it does not say how."""
+    """Return the audit of licenses and privacy, and the problems of the manifest that prevent parts of it."""
     problems = []
     rules = None
     try:
@@ -176,19 +175,19 @@ def _content(
 
 
 def _open(dataset: Location, report: AuditReport) -> DatasetTables:
-    """The tables of the shards in which the audit of integrity found nothing damaged."""
+    """Open the tables of the shards in which the integrity audit found no damage."""
     return open_tables(dataset, leave_out=frozenset(_skipped(report)))
 
 
 def _skipped(report: AuditReport) -> list[int]:
-    """Shards that are in neither statistics nor attributions."""
+    """Return the shards that statistics and attributions leave out."""
     return sorted({*report.not_compared, *report.unusable_commits})
 
 
 def _statistics(
     dataset: Location, options: AuditOptions, report: AuditReport, findings: FindingCollector
 ) -> tuple[Statistics | None, list[str]]:
-    """The statistics, None where a file that they need cannot be read, and notes; adds what is wrong with ratings."""
+    """Return the statistics (None if a file is damaged) and notes, and add findings about ratings."""
     try:
         with _open(dataset, report) as tables:
             statistics = compute_statistics(tables, options.sample)
@@ -203,7 +202,7 @@ def _statistics(
 
 
 def _taken(dataset: Location) -> Collection[int]:
-    """The ordinals that were taken down; none if a tombstone cannot be read, which is a finding."""
+    """Return the ordinals of removed images, or nothing if a tombstone is damaged, which is already a finding."""
     try:
         return removed_images(read_tombstones(dataset)).keys()
     except DamagedDatasetError:
@@ -211,7 +210,7 @@ def _taken(dataset: Location) -> Collection[int]:
 
 
 def _write_credits(dataset: Location, file: Location, report: AuditReport) -> list[str]:
-    """Write the attributions; return notes."""
+    """Write the attributions and return notes."""
 
     def rows(tables: DatasetTables) -> Iterator[Row]:
         with tables.connection.cursor() as cursor:
@@ -227,7 +226,7 @@ def _write_credits(dataset: Location, file: Location, report: AuditReport) -> li
 
 
 def _foreign_search(storage: Storage, options: AuditOptions) -> ForeignSearch | None:
-    """Load the detectors that were given, for data that segmint did not write; None without them."""
+    """Load the requested detectors for data that segmint did not write, or return None if there are none."""
     if not options.detectors:
         return None
     with_pictures = options.pictures is not None
@@ -237,7 +236,7 @@ def _foreign_search(storage: Storage, options: AuditOptions) -> ForeignSearch | 
 
 
 def check_foreign(uri: str, options: AuditOptions) -> None:
-    """Raise `UsageError` for options that mean nothing for data that segmint did not write."""
+    """Raise `UsageError` for options that do not apply to data that segmint did not write."""
     _check_detectors(options, with_images=True)
     needless = [name for name in options.targets() if name == "--attributions" or not options.detectors]
     if needless:

@@ -1,4 +1,4 @@
-"""The audit of shards by Ray Data: one actor per core, results in the order of the shards."""
+"""Audit of shards with Ray Data: one actor per core, with results in shard order."""
 
 import math
 import pickle
@@ -24,19 +24,19 @@ from segmint.pipeline.quality.audit.shard import ShardAuditResult, ShardPlan
 from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor
 
 WINDOW_SHARDS = 2_000
-"""Shards in one Ray Data execution: the driver holds the plans of this many at most."""
+"""Number of shards per Ray Data execution, which limits how many plans the driver holds."""
 
 WORKERS_PER_GPU = 4
-"""Workers that share a GPU: each reads shards for most of its time, and each has its detectors there."""
+"""Number of workers per GPU. Each has its own detectors there, but spends most of its time reading shards."""
 
 STAGES = {"AuditShards": "audit"}
-"""Part of the operator's name in Ray Data, and the name that progress shows."""
+"""Mapping of a part of Ray Data's operator name to the name that progress shows."""
 
 _PLAN, _RESULT = (pa.schema([pa.field(name, pa.large_binary())]) for name in ("plan", "result"))
 
 
 class AuditShards:
-    """The actor that Ray Data runs: pickled `ShardPlan`s in, a pickled `ShardAuditResult` or exception for each out."""
+    """Ray Data actor that maps pickled `ShardPlan`s to pickled `ShardAuditResult`s or exceptions."""
 
     def __init__(self, task: AuditTask) -> None:
         self._task = task
@@ -66,11 +66,11 @@ class AuditShards:
 def audit_by_ray(
     task: AuditTask, plans: Iterable[ShardPlan], resources: ResourcesConfig
 ) -> Generator[ShardAuditResult, None, None]:
-    """Audit shards by Ray, which is joined or started and ended; yield the results in the order of the plans.
+    """Audit shards with Ray, joining or starting a cluster, and yield the results in the order of the plans.
 
-    Raise what the audit of a shard raises, and `UnfinishedError` if Ray itself fails.
+    Raises whatever the audit of a shard raises, and `UnfinishedError` if Ray itself fails.
     """
-    dataset = replace(task.dataset, uri=absolute(task.dataset.uri))  # actors have other current folders
+    dataset = replace(task.dataset, uri=absolute(task.dataset.uri))  # actors have a different working directory
     task = replace(task, dataset=dataset)
     waiting = iter(plans)
     with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
@@ -111,7 +111,7 @@ def _audit_window(task: AuditTask, plans: list[ShardPlan], cluster: Cluster) -> 
 
 
 def _pickled(error: Exception) -> bytes:
-    """An exception with its traceback as a note; if it cannot be pickled, one with the same text."""
+    """Pickle an exception with its traceback as a note, or a `RuntimeError` with the same text if that fails."""
     if not isinstance(error, SegmintError):
         error.add_note("".join(traceback.format_exception(error)))
     try:

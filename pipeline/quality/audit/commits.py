@@ -1,6 +1,6 @@
-"""Audits the parts of a dataset's catalog, its commits, and the names of its files.
+"""Audit of a dataset's catalog parts, commits, and file names.
 
-The contents of a shard's files are audited in `pipeline/quality/audit/shard.py`.
+`pipeline/quality/audit/shard.py` audits the contents of a shard's files.
 """
 
 import re
@@ -31,7 +31,7 @@ from segmint.infra.threads import map_ahead
 from segmint.infra.uris import base_name
 
 AUDITED_FOLDERS = (*DATA_KINDS, COMMITS, CATALOG)
-"""The folders in which every file must be named by something."""
+"""Folders in which every file must be named by a commit or the manifest."""
 
 _READ_AHEAD = 512
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -39,7 +39,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class CommitListing:
-    """A listed file: its size in bytes, and when it was written."""
+    """Size in bytes and modification time of a listed file."""
 
     size: int
     modified: datetime
@@ -47,7 +47,7 @@ class CommitListing:
 
 @dataclass(frozen=True)
 class AuditedCommit:
-    """A commit's file with its findings; `commit` is None if it cannot be used at all."""
+    """Commit file with its findings; `commit` is None if it is unusable."""
 
     shard: int
     generation: int
@@ -55,12 +55,12 @@ class AuditedCommit:
     findings: tuple[Finding, ...]
 
     def has(self, code: Code) -> bool:
-        """Whether a finding of this code is among them."""
+        """Return whether there is a finding with this code."""
         return any(finding.code is code for finding in self.findings)
 
 
 def list_files(dataset: Location) -> dict[str, CommitListing]:
-    """Every file in the audited folders, at any depth, by its path below the dataset."""
+    """Return every file in the audited folders, at any depth, by its path relative to the dataset."""
     return {
         f"{folder}/{entry.name}": CommitListing(entry.size, entry.modified)
         for folder in AUDITED_FOLDERS
@@ -69,7 +69,7 @@ def list_files(dataset: Location) -> dict[str, CommitListing]:
 
 
 def audit_catalog_part(dataset: Location, part: CatalogPart, images_per_shard: int) -> Iterator[Finding]:
-    """Check that a part of the catalog is the file that was pinned, and has the right ordinals."""
+    """Check that a part of the catalog is the pinned file and has the right ordinals."""
     place = FindingLocation(part.path)
     file = dataset / part.path
     try:
@@ -98,9 +98,9 @@ def audit_commits(
     pairs: Iterable[tuple[int, int]],
     threads: int = 16,
 ) -> Iterator[AuditedCommit]:
-    """Read and check the commits of (shard, generation) pairs, in that order; one that has vanished is skipped.
+    """Read and check the commits of (shard, generation) pairs in order, skipping those that have vanished.
 
-    At most a few hundred are in memory at a time.
+    At most a few hundred commits are in memory at a time.
     """
     log = CommitLog(dataset)
 
@@ -117,7 +117,7 @@ def audit_commits(
 
 
 def audit_commit(data: bytes, shard: int, generation: int, manifest: DatasetManifest) -> AuditedCommit:
-    """Check the bytes of a commit against its name (shard and generation), itself, and the manifest."""
+    """Check the bytes of a commit against its name (shard and generation), its own fields, and the manifest."""
     place = FindingLocation(commit_path(shard, generation), shard)
 
     def unusable(expected: str, found: object) -> AuditedCommit:
@@ -149,7 +149,7 @@ def audit_commit(data: bytes, shard: int, generation: int, manifest: DatasetMani
 
 
 def _wrong_files(commit: Commit) -> tuple[str, str] | None:
-    """What is wrong with the files that a commit names, as expected and found; None if nothing is."""
+    """Return the first problem of the files that a commit names as expected and found, or None."""
     kinds = sorted(entry.path.partition("/")[0] for entry in commit.files)
     if kinds != sorted(DATA_KINDS):
         return f"one file in each of {', '.join(sorted(DATA_KINDS))}", f"files in {', '.join(kinds) or 'no folder'}"
@@ -185,7 +185,7 @@ def _commit_findings(
 
 @dataclass(frozen=True)
 class UnnamedFiles:
-    """Files that nothing names: findings, and the files that a writer may still name."""
+    """Findings about files that nothing names, and the paths of those that a writer may still commit."""
 
     findings: tuple[Finding, ...]
     recent: tuple[str, ...]
@@ -199,11 +199,11 @@ def audit_unnamed(
     doubtful: set[int],
     reserved: Container[str] = (),
 ) -> UnnamedFiles:
-    """Sort files that nothing names into left-overs, stray files, and files of writers that may be at work.
+    """Sort files that nothing names into leftovers, stray files, and files of writers that may still be running.
 
-    A segmint file is a left-over once its shard is in `committed` and it is older than `limit`; the sweep deletes only
-    these. Shards in `doubtful` are skipped: their commits could not be read, so what they name is not known. `reserved`
-    are the paths of files that a writer is about to commit.
+    A segmint file is a leftover if its shard is in `committed` and the file is older than `limit`; the sweep deletes
+    only leftovers. Shards in `doubtful` are skipped because their unreadable commits may name any of their files.
+    `reserved` contains the paths of files that a writer is about to commit.
     """
     findings: list[Finding] = []
     recent: list[str] = []

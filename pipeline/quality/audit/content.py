@@ -1,4 +1,4 @@
-"""What the audit checks besides integrity while it reads a shard: licenses, privacy, similar images."""
+"""Checks of licenses, privacy, and near-duplicates that run while the audit reads a shard."""
 
 from array import array
 from bisect import bisect_right
@@ -25,7 +25,7 @@ from segmint.pipeline.quality.statistics.values import ProviderImages
 
 @dataclass(frozen=True)
 class LicenseRules:
-    """The policy of the build, with its day, and the day of the audit."""
+    """License policy as of the day of the build, and the day of the audit."""
 
     policy: LicensePolicy
     today: date
@@ -33,21 +33,21 @@ class LicenseRules:
 
 @dataclass
 class LicenseCounts:
-    """Accepted images by license and provider, and how many are expired or without attribution; counts add up."""
+    """Mergeable counts of accepted images by license and provider, and of expired or unattributed ones."""
 
     licenses: Counter[str | None] = field(default_factory=Counter)
     providers: Counter[str | None] = field(default_factory=Counter)
     expired: int = 0
-    expired_since_build: int = 0  # of these, by the build's day they were not
-    without_attribution: int = 0  # of the images whose license asks for one
+    expired_since_build: int = 0  # expired images that were valid on the day of the build
+    without_attribution: int = 0  # only images whose license requires attribution
 
     def add(self, other: "LicenseCounts") -> None:
-        """Add what was counted elsewhere."""
+        """Add the counts of `other`."""
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
     def answer(self, rules: LicenseRules) -> Licenses:
-        """The counts, the most frequent licenses and providers first."""
+        """Return the counts with the most frequent licenses and providers first."""
         return Licenses(
             judged_on=rules.today,
             by_license=tuple(
@@ -68,10 +68,11 @@ def audit_licenses(
     place: FindingLocation,
     counts: LicenseCounts,
 ) -> Iterator[Finding]:
-    """Findings in rows of `images`, which are added to `counts`.
+    """Yield the license findings of the rows `images`, and add these to `counts`.
 
-    An image is judged by the catalog's row of its ordinal, since that is what was licensed; a row of `images` that
-    differs is found elsewhere. `catalog` is None if it is damaged: dates and redistribution are then not known.
+    Each image is judged by the catalog row of its ordinal, because that row was licensed; another check reports rows of
+    `images` that differ. If the catalog part is damaged, `catalog` is None, and dates and redistribution are not
+    judged.
     """
     for row in images:
         counts.licenses[row["license"]] += 1
@@ -92,12 +93,12 @@ def _ranked(counts: "Counter[str | None]") -> list[tuple[str | None, int]]:
 
 _DIGITS = 16
 Source = tuple[int, int]
-"""The first 32 digits of a source's SHA-256, which no two share by chance."""
+"""First 32 hexadecimal digits of a source's SHA-256, which are unique in practice."""
 
 
 @dataclass
 class ShardContent:
-    """What was found in one shard."""
+    """Results of the checks for one shard."""
 
     licenses: LicenseCounts = field(default_factory=LicenseCounts)
     searches: list[SearchResult] = field(default_factory=list)
@@ -107,7 +108,7 @@ class ShardContent:
 
 @dataclass(frozen=True)
 class ContentChecker:
-    """What one process checks shards with; safe to use from threads."""
+    """Rules and detectors with which one process checks shards; thread-safe."""
 
     rules: LicenseRules | None
     searcher: Searcher | None
@@ -115,26 +116,26 @@ class ContentChecker:
 
 @dataclass(frozen=True)
 class ContentPlan:
-    """Picklable recipe for `ContentChecker`."""
+    """Picklable recipe for a `ContentChecker`."""
 
     rules: LicenseRules | None
     search: SearchPlan | None
 
     @property
     def on_gpu(self) -> bool:
-        """Whether detectors run on a GPU."""
+        """True if detectors run on a GPU."""
         return self.search is not None and self.search.device != "cpu"
 
     def load(self) -> ContentChecker:
-        """Load the detectors if images are searched; raises what `find_detectors` does."""
+        """Load the detectors if images are searched. Raises the exceptions of `find_detectors`."""
         return ContentChecker(self.rules, None if self.search is None else self.search.searcher())
 
 
 class ShardContentCheck:
-    """Checks one shard, and collects in `found`."""
+    """Check of one shard that collects its results in `found`."""
 
     def __init__(self, looks: ContentChecker, searched: frozenset[int], decoder: JpegDecoder) -> None:
-        """`searched` are positions in its table of images, for the detectors."""
+        """Set up the check; detectors search the images at the positions `searched` of the shard's table."""
         self.found = ShardContent()
         self._looks = looks
         self._searched = searched
@@ -144,7 +145,7 @@ class ShardContentCheck:
     def look_at_rows(
         self, images: Sequence[Row], catalog: Mapping[int, Row] | None, place: FindingLocation
     ) -> Iterator[Finding]:
-        """Findings in the rows of a shard's images."""
+        """Yield the findings in the rows of a shard's images."""
         self._searched_ids = frozenset(images[position]["id"] for position in self._searched if position < len(images))
         for row in images:
             source = _source(row["source_sha256"])
@@ -154,7 +155,7 @@ class ShardContentCheck:
             yield from audit_licenses(images, catalog, self._looks.rules, place, self.found.licenses)
 
     def look_at_jpeg(self, row: Row, jpeg: bytes, place: FindingLocation) -> Iterator[Finding]:
-        """Findings in the JPEG of a row, which is of the size that the row says."""
+        """Yield the findings in a row's JPEG, whose size must match the row."""
         searcher = self._looks.searcher
         try:
             self.found.hashes[row["id"]] = self._decoder.run(perceptual_hash, jpeg)
@@ -170,21 +171,20 @@ class ShardContentCheck:
         yield from search.findings(place)
 
     def forget_jpegs(self) -> None:
-        """Drop what was found in the JPEGs: they are not those that were committed."""
+        """Discard the results from the JPEGs, because they aren't the committed ones."""
         self.found.hashes.clear()
         self.found.searches.clear()
 
 
 class ContentAudit:
-    """Licenses, privacy and similar images over all shards.
+    """Licenses, privacy, and near-duplicates of all shards.
 
-    In memory are 40 bytes an image and what the detectors found. `privacy_sample` images are searched, all if it is
-    None; `pictures` is the folder or prefix for pictures of what they find. `plan` is for other processes, `looks` for
-    this one.
+    Memory holds 40 bytes per image and the detections. `privacy_sample` images are searched, or all if it is None;
+    `pictures` is the folder or prefix for crops of detections. Other processes use `plan`, this one uses `looks`.
     """
 
     def __init__(self, plan: ContentPlan, privacy_sample: int | None, pictures: Location | None = None) -> None:
-        """Load the detectors if images are searched; raises what `find_detectors` does."""
+        """Load the detectors if images are searched. Raises the exceptions of `find_detectors`."""
         self.plan = plan
         self.looks = plan.load()
         self.privacy_sample = privacy_sample
@@ -198,20 +198,20 @@ class ContentAudit:
         self._to_search = 0
         self._pictures = pictures
         self._licenses = LicenseCounts()
-        self._shards: list[tuple[int, Mapping[str, FindingLocation]]] = []  # each one's first id, and places by folder
+        self._shards: list[tuple[int, Mapping[str, FindingLocation]]] = []  # first id and locations by folder
         self._hashed, self._hashes = array("q"), array("Q")
-        self._sourced, self._sources = array("q"), array("Q")  # two numbers a source
+        self._sourced, self._sources = array("q"), array("Q")  # two numbers per source
         self._repeated = 0
         self._alike = 0
 
     def wanted(self, images: int) -> int:
-        """How many of so many images, all that the dataset has, are to be searched."""
+        """Return the number of images to search, out of all `images` of the dataset."""
         wanted = images if self.privacy_sample is None else min(self.privacy_sample, images)
         self._images, self._to_search = images, wanted if self.privacy.detectors else 0
         return self._to_search
 
     def add(self, shard: int, first_id: int, places: Mapping[str, FindingLocation], content: ShardContent) -> None:
-        """Add what was found in a shard; shards come in order."""
+        """Add the results of a shard; shards must be added in order."""
         self._shards.append((first_id, places))
         self._licenses.add(content.licenses)
         self.privacy.add(shard, content.searches)
@@ -224,7 +224,7 @@ class ContentAudit:
             self._sources.extend(source)
 
     def finish(self) -> Iterator[Finding]:
-        """Findings between images of all shards: those made from the same bytes, and those that look alike."""
+        """Yield findings across shards: images made from the same bytes, and near-duplicates."""
         repeated = dict(self._repeats())
         self._repeated = len(repeated)
         for id, earlier in repeated.items():
@@ -235,18 +235,18 @@ class ContentAudit:
         for alike in find_alike(np.asarray(self._hashes, np.uint64)):
             id, earlier = self._hashed[alike.index], self._hashed[alike.earlier]
             if repeated.get(id) == repeated.get(earlier, earlier):
-                continue  # the same bytes: reported above
+                continue  # same source bytes: already reported above
             self._alike += 1
             found = f"one that differs from id {earlier} in {alike.distance} of 64 bits"
             place = self._place(id, "shards")
             yield place.finding(Code.SIMILAR_IMAGE, "an image unlike all earlier ones", found, image_name(id))
 
     def licenses(self) -> Licenses | None:
-        """The licenses of all shards; None without rules to judge them by."""
+        """Return the licenses of all shards, or None without license rules."""
         return None if self.plan.rules is None else self._licenses.answer(self.plan.rules)
 
     def unsearched(self, *, with_images: bool) -> tuple[UnsearchedImages, ...]:
-        """What no detector looked at, after all shards were added; `with_images`: the dataset has images."""
+        """Return the unsearched images once all shards have been added; `with_images` is false for annotations only."""
         images = self._images
         if self.privacy_sample == 0:
             return (UnsearchedImages("skipped", images, images),)
@@ -255,13 +255,13 @@ class ContentAudit:
         return tuple(self.privacy.gaps(images, self._to_search))
 
     def duplicates(self) -> Duplicates:
-        """How many images are alike; complete after `finish`."""
+        """Return the numbers of duplicates and near-duplicates; complete only after `finish`."""
         return Duplicates(len(self._hashed), DISTANCE, repeated_sources=self._repeated, similar=self._alike)
 
     def _repeats(self) -> Iterator[tuple[int, int]]:
-        """Ids of images, ascending, with the first image that was made from the same bytes."""
+        """Yield the ids of repeated images in ascending order, each with the first image made from the same bytes."""
         halves = np.asarray(self._sources, np.uint64).reshape(-1, 2)
-        order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: of equal ones the first stays first
+        order = np.lexsort((halves[:, 1], halves[:, 0]))  # a stable sort, so equal sources stay in order
         same = np.all(halves[order][1:] == halves[order][:-1], axis=1)
         found = []
         first = 0
@@ -280,4 +280,4 @@ def _source(sha256: str | None) -> Source | None:
     try:
         return (int((sha256 or "")[:_DIGITS], 16), int((sha256 or "")[_DIGITS : 2 * _DIGITS], 16))
     except ValueError:
-        return None  # it is not known
+        return None  # unknown source

@@ -1,4 +1,4 @@
-"""The audit of data that segmint did not write: its files, similar pictures, statistics."""
+"""Audit of data that segmint did not write: its files, near-duplicates, and statistics."""
 
 import re
 from array import array
@@ -42,10 +42,10 @@ _LONGEST_NAME = 100
 
 @dataclass
 class ForeignSearch:
-    """The search for faces and plates: every detection counts, since it is not known what was redacted.
+    """Search for faces and plates that counts every detection, because the redacted regions are unknown.
 
-    `most` images are searched, spread evenly (None: all). What is found goes to `regions` and, as pictures, below the
-    folder `pictures`.
+    At most `most` images are searched, spread evenly (None: all). Detections are written to `regions`, and crops of
+    them to the folder `pictures`.
     """
 
     searcher: Searcher
@@ -53,14 +53,14 @@ class ForeignSearch:
     regions: Location | None = None
     pictures: Location | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)  # of the file of regions
-    positions: frozenset[int] = frozenset()  # of the JPEGs that are searched
+    positions: frozenset[int] = frozenset()  # of the searched JPEGs
 
     def begin(self, jpegs: int) -> None:
-        """Choose which of so many JPEGs are searched."""
+        """Choose which of `jpegs` JPEGs to search."""
         self.positions = frozenset(spread_evenly(jpegs, jpegs if self.most is None else self.most))
 
     def look(self, row: Row, jpeg: bytes, decoder: JpegDecoder) -> SearchResult:
-        """Search a JPEG; raises `UndecodableError`."""
+        """Search a JPEG. Raises `UndecodableError`."""
         pixels = decoder.run(decode_jpeg, jpeg)
         unknown = dict.fromkeys(("source_width", "source_height", "regions"))
         found = self.searcher.search({"id": row["id"], **unknown}, pixels)
@@ -69,7 +69,7 @@ class ForeignSearch:
         return replace(found, pictures=pictures)
 
     def keep(self, row: Row, search: SearchResult) -> None:
-        """Write the pictures of an image, and keep its regions for `finish`."""
+        """Write the crops of an image, and keep its regions for `finish`."""
         if self.pictures is not None:
             put_pictures(self.pictures, [search])
         if self.regions is not None:
@@ -92,10 +92,10 @@ def audit_foreign(
     *,
     skipped: bool = False,
 ) -> AuditReport:
-    """Audit SA-1B-style data, which was measured when its tables were opened.
+    """Audit SA-1B-style data, whose masks were measured when its tables were opened.
 
-    Each JPEG is read once. Licenses are not checked, and privacy by `search` alone: such data names neither licenses
-    nor detectors; `skipped`: privacy was not asked for.
+    Each JPEG is read once. Such data names neither licenses nor detectors, so licenses are not checked, and privacy
+    only with `search`. `skipped` means that no privacy check was requested.
     """
     (counts,) = tables.query(_SIZES).to_pylist()
     findings = FindingCollector()
@@ -140,9 +140,9 @@ def _audit_pictures(
     search: ForeignSearch | None,
     privacy: PrivacySummary | None,
 ) -> Duplicates:
-    """Read every JPEG to its end, and find those that look alike; 16 bytes per image are in memory.
+    """Decode every JPEG and find near-duplicates, with 16 bytes per image in memory.
 
-    Those of `search` are searched, and what is found is added to `privacy`.
+    Images that `search` selects are searched, and the results are added to `privacy`.
     """
     ordinals, hashes = array("q"), array("Q")
     with JpegDecoder(own=False) as decoder:
@@ -194,7 +194,7 @@ def _torn(row: Row, data: bytes, error: ValueError) -> Iterator[Finding]:
     try:
         frame_size(data)
     except ValueError:
-        return  # found when its size was measured
+        return  # already reported when its size was measured
     place = FindingLocation(row["image_id"], row["shard"], row["id"])
     yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error)
 

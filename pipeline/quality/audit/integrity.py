@@ -1,4 +1,4 @@
-"""The audit of a dataset's integrity: whether all files are intact and agree."""
+"""Audit of a dataset's integrity: every file is intact and consistent with the others."""
 
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator
@@ -56,15 +56,15 @@ from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor, audi
 
 @dataclass
 class CommittedState:
-    """The commits that hold, and what is known of them before their files are read."""
+    """Latest commits of a dataset, and what is known about them before their files are read."""
 
     findings: FindingCollector = field(default_factory=FindingCollector)
-    commits: int = 0  # read, replaced ones included
-    pairs: list[tuple[int, int]] = field(default_factory=list)  # shards and generations whose commits can be used
-    doubtful: set[int] = field(default_factory=set)  # shards whose commits cannot
-    bad_kinds: dict[int, frozenset[str]] = field(default_factory=dict)  # folders of files known to be wrong, by shard
+    commits: int = 0  # including replaced ones
+    pairs: list[tuple[int, int]] = field(default_factory=list)  # shards and generations of usable commits
+    doubtful: set[int] = field(default_factory=set)  # shards whose commit is unusable
+    bad_kinds: dict[int, frozenset[str]] = field(default_factory=dict)  # folders of damaged files, by shard
     bad_counts: set[int] = field(default_factory=set)
-    images: int = 0  # by the commits, and so are the masks
+    images: int = 0  # by the commits, as are the masks
     masks: int = 0
 
 
@@ -74,7 +74,7 @@ def audit_committed_state(
     listed: dict[str, CommitListing],
     generations: dict[int, list[int]],
 ) -> CommittedState:
-    """Audit the commits that hold and those that were replaced; take the files that they name from `listed`."""
+    """Audit the latest and the replaced commits, and remove the files that they name from `listed`."""
     state = CommittedState()
     held = sorted((shard, numbers[-1]) for shard, numbers in generations.items())
     for audited in audit_commits(dataset, manifest, held):
@@ -106,13 +106,13 @@ def audit_committed_state(
 def _audit_named(
     dataset: Location, commit: Commit, listed: dict[str, CommitListing], findings: FindingCollector
 ) -> frozenset[str]:
-    """The folders in which a commit's file is missing or of a wrong size."""
+    """Return the folders in which a file of the commit is missing or has the wrong size."""
     bad = set()
     for entry in commit.files:
         place = FindingLocation(entry.path, commit.shard)
         known = listed.pop(entry.path, None)
         try:
-            # A file that was put after the listing is not in it.
+            # A file that was written after the listing isn't in it.
             size = (dataset / entry.path).size() if known is None else known.size
         except NotFoundError:
             findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
@@ -125,9 +125,9 @@ def _audit_named(
 
 
 RAY_FROM_MASKS = 1_000_000
-"""Datasets with this many masks are audited by Ray, those with fewer in threads of this process.
+"""Minimum number of masks from which Ray audits a dataset; smaller ones are audited in threads of this process.
 
-Ray takes about ten seconds to start; in that time one process audits half a million masks.
+Ray takes about ten seconds to start, in which one process audits half a million masks.
 """
 
 
@@ -139,15 +139,16 @@ def audit_integrity(
     resources: ResourcesConfig = LOCAL,
     ray_from: int = RAY_FROM_MASKS,
 ) -> AuditReport:
-    """Read every file of the dataset once and report what is wrong; change nothing.
+    """Read every file of a dataset once and report problems, without changing anything.
 
-    `sample` images, spread evenly, have their JPEG and masks decoded to pixels; all others are measured without.
-    `now` is the time by which unnamed files are old (default: this machine's clock). `content` checks more of
-    what is read. With `ray_from` masks or more, shards are audited by Ray, where `resources` say, or in threads with a
-    warning if Ray is not installed; the report is the same. Memory holds a few shards and the names of all files.
-    Raises `UsageError` if there is no dataset, storage faults as they come, and `UnfinishedError` if Ray fails.
+    `sample` images, spread evenly, have their JPEG and masks decoded to pixels; the others are measured without
+    decoding. Unnamed files are judged as old or recent by `now`, which defaults to the local clock. `content` runs
+    further checks on the data while it is in memory. With at least `ray_from` masks, Ray audits the shards as
+    `resources` specify; if Ray is not installed, threads do so after a warning, and the report is the same. Memory
+    holds a few shards and all file names. Raises `UsageError` if there is no dataset and `UnfinishedError` if Ray
+    fails. Storage errors propagate.
     """
-    # Files are listed before commits, and commits before the manifest: so what is named in between counts as named.
+    # List files before commits, and commits before the manifest, so that files named in between count as named.
     listed = list_files(dataset)
     generations = CommitLog(dataset).generations()
     pinned = load_latest_manifest(dataset)
@@ -207,9 +208,9 @@ def audit_integrity(
 
 
 def with_missing_commits(report: AuditReport) -> AuditReport:
-    """Return the result with a finding for each range of shards that have no commit.
+    """Return the report with a finding for each range of shards without a commit.
 
-    A shard that was never built and one whose commit was deleted look the same.
+    A shard that was never built can't be distinguished from one whose commit was deleted.
     """
     findings = FindingCollector()
     findings.extend(report.findings)
@@ -221,7 +222,7 @@ def with_missing_commits(report: AuditReport) -> AuditReport:
 
 
 def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSettings:
-    """What the manifest's configuration says about files."""
+    """Return the manifest's settings for files; an invalid configuration becomes a finding."""
     config = pinned.manifest.config
     try:
         masks = MasksConfig.model_validate(config.get("masks"))
@@ -243,13 +244,13 @@ def _results(
     *,
     by_ray: bool,
 ) -> Generator[ShardAuditResult, None, None]:
-    """The results of all shards in the order of the plans, by Ray or in threads of this process."""
-    if by_ray and find_spec("ray") is None:  # the extra `audit` does not bring it
+    """Yield the results of all shards in the order of the plans, from Ray or from threads of this process."""
+    if by_ray and find_spec("ray") is None:  # the extra `audit` does not include it
         get_logger("audit").warning(
             "a large dataset is audited in threads: Ray is not installed", install="pip install 'segmint[build]'"
         )
     elif by_ray:
-        from segmint.pipeline.quality.audit.by_ray import audit_by_ray  # Ray takes a second to import
+        from segmint.pipeline.quality.audit.by_ray import audit_by_ray  # importing Ray takes a second
 
         return audit_by_ray(task, plans, resources)
     return audit_in_threads(ShardAuditor(task, None if content is None else content.looks), plans)
@@ -274,7 +275,7 @@ def _plans(
 
 
 def _taken_down(dataset: Location, findings: FindingCollector) -> dict[int, RemovedImage]:
-    """The images that tombstones name, by ordinal."""
+    """Return the images that tombstones name, by ordinal."""
     try:
         tombstones = read_tombstones(dataset)
     except DamagedDatasetError as error:
@@ -284,7 +285,7 @@ def _taken_down(dataset: Location, findings: FindingCollector) -> dict[int, Remo
 
 
 def sampled(wanted: int, total: int, start: int, stop: int) -> frozenset[int]:
-    """Which of the images [start, stop) of `total` are among the `wanted` spread evenly; counted from `start`."""
+    """Return the offsets from `start` of those of `wanted` images, evenly spread over `total`, in [start, stop)."""
     number = min(wanted, total)
 
     def position(index: int) -> int:
@@ -295,7 +296,7 @@ def sampled(wanted: int, total: int, start: int, stop: int) -> frozenset[int]:
 
 
 def _gaps(committed: Iterable[int], shards: int) -> tuple[tuple[int, int], ...]:
-    """Ranges [first, last] of shards that are not committed."""
+    """Return the ranges [first, last] of shards without a commit."""
     gaps = []
     after = 0
     for shard in [*sorted(s for s in committed if s < shards), shards]:
@@ -306,7 +307,7 @@ def _gaps(committed: Iterable[int], shards: int) -> tuple[tuple[int, int], ...]:
 
 
 def audit_manifest(dataset: Location, standing: LatestManifest) -> Iterator[Finding]:
-    """Check that the manifest that holds agrees with itself and with all earlier generations."""
+    """Check that the latest manifest is consistent with itself and with all earlier generations."""
     manifest, generation = standing
     place = FindingLocation(manifest_name(generation))
     digest = config_sha256(manifest.config)
@@ -326,7 +327,7 @@ def audit_manifest(dataset: Location, standing: LatestManifest) -> Iterator[Find
 
 
 def _audit_generations(dataset: Location, standing: LatestManifest) -> Iterator[Finding]:
-    """Each earlier generation must be there, and be the same except for the fields that grow."""
+    """Check that each earlier generation exists and differs only in the fields that grow."""
     later, number = standing
     while number > 1:
         number -= 1

@@ -1,4 +1,4 @@
-"""The audit of privacy: the build's detectors search released images again, and any others that the audit is given."""
+"""Audit of privacy, which searches released images with the build's detectors and any additional ones."""
 
 import sys
 import threading
@@ -39,16 +39,16 @@ from segmint.pipeline.quality.audit.result import (
 )
 
 KINDS = ("face", "plate")
-"""What detectors look for."""
+"""Kinds of regions that detectors search for."""
 _PARTS = ("faces", "plates")  # of `deidentify`, in the order of `KINDS`
 
 SHOWN = 1000
-"""Detections that the result lists; a file of regions has all."""
+"""Maximum number of detections that the result lists; a file of regions contains all of them."""
 
 
 @dataclass(frozen=True)
 class DetectorFailure:
-    """A detector that could not search an image."""
+    """Failure of a detector to search an image."""
 
     kind: str
     detector: str
@@ -57,25 +57,25 @@ class DetectorFailure:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Regions found in one image, and pictures of those that are not redacted, by name, if asked for."""
+    """Regions found in one image, with crops of those that aren't redacted, by name, if requested."""
 
     found: tuple[RemainingDetection, ...]
     pictures: dict[str, bytes]
     failures: tuple[DetectorFailure, ...] = ()
-    is_searched: bool = True  # by one detector or more
+    is_searched: bool = True  # by at least one detector
 
     def findings(self, place: FindingLocation, image: str | None = None) -> list[Finding]:
-        """A finding for each detection outside of what was redacted.
+        """Return a finding for each remaining detection.
 
-        `image` names the image in data that segmint did not write, where it is not known what was redacted.
+        In data that segmint did not write, the redacted regions are unknown, and `image` names the image.
         """
         return [_finding(found, place, image) for found in self.found if not found.redacted]
 
 
 class Searcher:
-    """Runs detectors on released images, one image at a time, for any thread.
+    """Runner of detectors on released images, one image at a time; thread-safe.
 
-    On one thread, as a build does: a sum on another number of threads has other bits.
+    Detectors run on one thread, as in a build, because sums on a different number of threads differ in their bits.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Searcher:
         *,
         with_pictures: bool = False,
     ) -> None:
-        """`given` has those of the audit, by kind and name; `missing` are the build's that are not here."""
+        """Set up the search. `given` maps kind and name to the audit's detectors; `missing` lists unavailable ones."""
         self.detectors = detectors
         self.given = given or {}
         self.missing = missing
@@ -94,7 +94,7 @@ class Searcher:
         self._one = threading.Lock()
 
     def search(self, row: Row, image: Pixels) -> SearchResult:
-        """What the detectors find in `image`, (H, W, 3) uint8 RGB, the released one of a row of `images`."""
+        """Search `image`, the released image of a row of `images`, as (H, W, 3) uint8 RGB."""
         searched: list[Detector] = []
         found: list[RemainingDetection] = []
         failures: list[DetectorFailure] = []
@@ -111,7 +111,7 @@ class Searcher:
         return SearchResult(tuple(found), pictures, tuple(failures), is_searched=bool(searched))
 
     def _pictures(self, image: Pixels, left: Sequence[RemainingDetection]) -> dict[str, bytes]:
-        """A picture of each region; where detectors of the audit search, too, the regions are blurred."""
+        """Return a crop of each region; if the audit has its own detectors, the regions in the crops are blurred."""
         shown = cutouts(image, left) if self.given else (picture(image, each) for each in left)
         names = [f"{image_stem(each.id)}_{index}_{each.kind}.jpg" for index, each in enumerate(left, 1)]
         return dict(zip(names, shown, strict=True))
@@ -121,19 +121,18 @@ class Searcher:
 class SearchPlan:
     """Picklable recipe for a `Searcher`; loading it loads the detectors."""
 
-    manifest: DatasetManifest | None  # of data that segmint did not write there is none, and no build
+    manifest: DatasetManifest | None  # None, as is the build, for data that segmint did not write
     build: Config | None
     storage: Storage
     with_pictures: bool
     given: tuple[DetectorSpec, ...] = ()
     device: str = "cpu"
-    with_build: bool = True  # whether the build's detectors search, too
+    with_build: bool = True  # also search with the build's detectors
 
     def searcher(self) -> Searcher:
-        """Load the detectors.
+        """Load the detectors. Raises the exceptions of `find_detectors`.
 
-        Raises what `find_detectors` does. But if the audit was given detectors, those of the build that are not
-        available here are left out.
+        If the audit was given detectors, those of the build that are unavailable on this machine are skipped instead.
         """
         known: tuple[Detector, ...] = ()
         missing: tuple[UnsearchedImages, ...] = ()
@@ -150,17 +149,17 @@ class SearchPlan:
         return Searcher((*known, *given), by_name, missing, with_pictures=self.with_pictures)
 
     def resolve(self, name: str) -> Path:
-        """The file of a known name, a path or a URI; see `segmint.infra.assets.resolve`."""
+        """Return the file of a known name, a path, or a URI; see `segmint.infra.assets.resolve`."""
         return resolve(name, mirror=None if self.build is None else self.build.assets, storage=self.storage)
 
 
 @dataclass
 class PrivacySummary:
-    """Regions in all images that were searched; `found` are those outside of what was redacted, with their shard."""
+    """Detections in all searched images; `found` lists the remaining detections with their shards."""
 
     detectors: Sequence[Detector]
-    given: Mapping[tuple[str, str], DetectorSpec] = field(default_factory=dict)  # those of the audit
-    missing: Sequence[UnsearchedImages] = ()  # detectors of the build that are not available here
+    given: Mapping[tuple[str, str], DetectorSpec] = field(default_factory=dict)  # the audit's detectors
+    missing: Sequence[UnsearchedImages] = ()  # the build's detectors that are unavailable here
     images_checked: int = 0
     searches: int = 0  # images that were read for the detectors
     found: list[tuple[int, RemainingDetection]] = field(default_factory=list)
@@ -182,12 +181,12 @@ class PrivacySummary:
                 self.found.append((shard, found))
 
     def regions(self) -> list[dict[str, Any]]:
-        """The regions as rows of a file that `segmint redact` takes."""
+        """Return the regions as rows of a file for `segmint redact`."""
         return [{**found.to_dict(), "found_by": [each.detector for each in found.sightings]} for _, found in self.found]
 
     def answer(self) -> PrivacyResult:
-        """What was found, as the result has it."""
-        by_detector: dict[tuple[str, str], list[int]] = {}  # ids of the images, once for each thing found
+        """Return the privacy part of the audit's result."""
+        by_detector: dict[tuple[str, str], list[int]] = {}  # image ids, repeated per detection
         for _, found in self.found:
             for sighting in found.sightings:
                 by_detector.setdefault((found.kind, sighting.detector), []).append(found.id)
@@ -218,7 +217,7 @@ class PrivacySummary:
         )
 
     def _agreement(self) -> Iterator[DetectorAgreement]:
-        """How many regions which detectors found, for each kind that has several: by all first, by one alone last."""
+        """Yield the region count of each set of agreeing detectors, largest set first, per kind with several."""
         for kind in KINDS:
             names = tuple(detector.name for detector in self.detectors if detector.kind == kind)
             if len(names) < 2:
@@ -232,7 +231,7 @@ class PrivacySummary:
                 yield DetectorAgreement(kind, detectors, counts[detectors])
 
     def gaps(self, images: int, sampled: int) -> Iterator[UnsearchedImages]:
-        """What was not searched of so many images, of which `sampled` were to be."""
+        """Yield the unsearched images out of `images`, of which `sampled` were to be searched."""
         if not images:
             yield UnsearchedImages("no_image", 0, 0)
             return
@@ -250,7 +249,7 @@ class PrivacySummary:
 
 
 def put_pictures(folder: Location, searches: Sequence[SearchResult]) -> None:
-    """Write the pictures of these searches into a folder or prefix."""
+    """Write the crops of these searches to a folder or prefix."""
     for search in searches:
         for name, data in search.pictures.items():
             (folder / name).put(data)
@@ -259,11 +258,11 @@ def put_pictures(folder: Location, searches: Sequence[SearchResult]) -> None:
 def find_detectors(
     manifest: DatasetManifest, build: Config | None, storage: Storage, device: str = "cpu"
 ) -> tuple[Detector, ...]:
-    """The detectors that the dataset was built with.
+    """Return the detectors that the dataset was built with.
 
-    `build` is its configuration, which says where detector files are: the manifest has only their hashes. Raises
-    `UsageError` if such a file is not found or differs, and `DamagedDatasetError` if the manifest does not say which
-    they are.
+    `build` is the build's configuration, which gives the paths of detector files; the manifest only contains their
+    hashes. Raises `UsageError` if such a file is not found or differs, and `DamagedDatasetError` if the manifest does
+    not name the detectors.
     """
     recorded = _recorded(manifest)
     return tuple(each for kind in _PARTS for each in _detectors_of(kind, recorded, build, storage, device))
@@ -272,7 +271,7 @@ def find_detectors(
 def _available_detectors(
     manifest: DatasetManifest, build: Config | None, storage: Storage, device: str
 ) -> tuple[tuple[Detector, ...], tuple[UnsearchedImages, ...]]:
-    """Those of `find_detectors` that are available here, and what is not searched without the others."""
+    """Return the detectors of `find_detectors` that are available here, and what is unsearched without the others."""
     found: list[Detector] = []
     missing = []
     recorded = _recorded(manifest)
@@ -286,7 +285,7 @@ def _available_detectors(
 
 
 def _recorded(manifest: DatasetManifest) -> dict[str, Any]:
-    """The manifest's configuration of `deidentify`, with the hash of a file as `detector`."""
+    """Return the manifest's `deidentify` configuration, in which `detector` is the hash if it was a file."""
     try:
         recorded = dict(manifest.config["deidentify"])
         for kind in _PARTS:
@@ -299,7 +298,7 @@ def _recorded(manifest: DatasetManifest) -> dict[str, Any]:
 def _detectors_of(
     kind: str, recorded: Mapping[str, Any], build: Config | None, storage: Storage, device: str
 ) -> tuple[Detector, ...]:
-    """The detector of one kind, as recorded; none if the build had none."""
+    """Return the recorded detector of one kind, or nothing if the build did not use one."""
     part = recorded[kind]
     digest, expected = part["detector"], None
     files = build.deidentify.detector_files if build is not None else {}
@@ -324,7 +323,7 @@ def _detectors_of(
 
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """Let torch compute on one thread; if it is not imported, no detector needs it."""
+    """Limit torch to one thread. If torch isn't imported, no detector uses it."""
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch is not None else 1
     if torch is None or threads == 1:

@@ -1,6 +1,6 @@
-"""The result of an audit: its findings, what was checked, and what was counted.
+"""Result of an audit: findings, what was checked, and counts.
 
-`result_json` writes and reads it as JSON, `result_text` as lines for a person.
+`result_json` reads and writes it as JSON, and `result_text` formats it for people.
 """
 
 from dataclasses import dataclass, fields
@@ -15,12 +15,12 @@ from segmint.pipeline.quality.statistics.values import ProviderImages, Statistic
 
 @dataclass(frozen=True)
 class CheckedCounts:
-    """How much an audit checked."""
+    """Amount of data that an audit checked."""
 
     commits: int = 0
     catalog_parts: int = 0
     catalog_rows: int = 0  # rows of images and rejects that were compared with the catalog
-    files: int = 0  # of commits, read whole and hashed
+    files: int = 0  # of commits, read completely and hashed
     bytes: int = 0
     images: int = 0  # rows
     rejects: int = 0  # rows
@@ -38,7 +38,7 @@ class CheckedCounts:
 
 @dataclass(frozen=True)
 class LicenseVerdict:
-    """The images of a license (None: of those without one), and whether the dataset's policy allows it."""
+    """Number of images with a license (None: without one), and whether the dataset's policy allows it."""
 
     license: str | None
     images: int
@@ -47,46 +47,46 @@ class LicenseVerdict:
 
 @dataclass(frozen=True)
 class Licenses:
-    """What the audit of licenses counted."""
+    """Counts of the license audit."""
 
     judged_on: date
-    by_license: tuple[LicenseVerdict, ...]  # the most frequent first
-    by_provider: tuple[ProviderImages, ...]  # the most frequent first
+    by_license: tuple[LicenseVerdict, ...]  # most frequent first
+    by_provider: tuple[ProviderImages, ...]  # most frequent first
     expired: int
-    expired_since_build: int  # of these
-    without_attribution: int  # of the images whose license asks for one
+    expired_since_build: int  # expired images that were valid on the day of the build
+    without_attribution: int  # only images whose license requires attribution
 
 
 @dataclass(frozen=True)
 class DetectorCounts:
-    """What one detector found in the images that were searched."""
+    """Counts of one detector's detections in the searched images."""
 
     kind: str
     name: str
     score: float  # threshold
-    found: int  # outside of what was redacted
-    images: int  # with such a detection
-    inside_regions: int  # detections inside of what was redacted
-    origin: Literal["build", "audit"] = "build"  # named by the build, or to the audit
-    sha256: str | None = None  # of the file of a detector that the audit was given
-    failed: int = 0  # images in which it could not search
+    found: int  # remaining detections
+    images: int  # with a remaining detection
+    inside_regions: int  # detections inside redacted regions
+    origin: Literal["build", "audit"] = "build"  # given by the build or by the audit's options
+    sha256: str | None = None  # of the detector's file, if the audit was given one
+    failed: int = 0  # images that it failed to search
 
 
 @dataclass(frozen=True)
 class UnredactedRegion(DetectedRegion):
-    """A region outside of what was redacted that a detector found, the shard of its image, and which detectors agree.
+    """Remaining detection, with the shard of its image and the detectors that agree on it.
 
-    Where several found it, detector and score are the first one's, and the box is around what each would redact.
+    If several found it, detector and score are those of the first, and the box encloses what each would redact.
     """
 
     shard: int
     found_by: tuple[Sighting, ...] = ()
-    missed_by: tuple[str, ...] = ()  # detectors of this kind that searched the image and did not find it
+    missed_by: tuple[str, ...] = ()  # detectors of this kind that searched the image without finding it
 
 
 @dataclass(frozen=True)
 class DetectorAgreement:
-    """How many regions of a kind these detectors found, and no other one of that kind."""
+    """Number of regions that exactly this set of detectors of a kind found."""
 
     kind: str
     detectors: tuple[str, ...]
@@ -95,9 +95,9 @@ class DetectorAgreement:
 
 @dataclass(frozen=True)
 class PrivacyResult:
-    """What detectors found in released images."""
+    """Detections in released images."""
 
-    images_checked: int  # by one detector or more
+    images_checked: int  # by at least one detector
     detectors: tuple[DetectorCounts, ...]
     found: tuple[UnredactedRegion, ...]  # the first of `found_total`
     found_total: int
@@ -120,7 +120,7 @@ NotLookedAtReason = Literal[
 
 @dataclass(frozen=True)
 class UnsearchedImages:
-    """Images that detectors did not search, and why: all detectors, those of a kind, or one."""
+    """Images that weren't searched by all detectors, by those of a kind, or by one, with the reason."""
 
     reason: NotLookedAtReason
     images: int
@@ -132,7 +132,7 @@ class UnsearchedImages:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images of the same bytes (None: not known) and images that look alike, up to `distance` bits of their hashes."""
+    """Counts of images from repeated bytes (None: unknown) and of near-duplicates up to `distance` hash bits apart."""
 
     images_compared: int
     distance: int
@@ -142,10 +142,10 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The result of an audit.
+    """Result of an audit.
 
-    The areas `licenses`, `privacy`, `duplicates` and `statistics` are None where they cannot be known, and all of
-    them with the scope `integrity`.
+    The areas `licenses`, `privacy`, `duplicates`, and `statistics` are None if they are unknown, and always with the
+    scope `integrity`.
     """
 
     dataset: str
@@ -155,12 +155,12 @@ class AuditReport:
     sample: int
     findings: Findings
     checked: CheckedCounts
-    not_built: tuple[tuple[int, int], ...] = ()  # ranges [first, last] of shards without a commit; no finding
-    recent_unnamed: tuple[str, ...] = ()  # files that no commit names, and that a writer may still name; no finding
-    not_compared: tuple[int, ...] = ()  # shards whose files could not be compared, since some are damaged
-    unusable_commits: tuple[int, ...] = ()  # shards whose commit cannot be used
-    notes: tuple[str, ...] = ()  # what else a person should know
-    version: VersionName | None = None  # what was audited; None: data that segmint did not write
+    not_built: tuple[tuple[int, int], ...] = ()  # ranges [first, last] of shards without a commit; not findings
+    recent_unnamed: tuple[str, ...] = ()  # unnamed files that a writer may still commit; not findings
+    not_compared: tuple[int, ...] = ()  # shards that weren't compared because some of their files are damaged
+    unusable_commits: tuple[int, ...] = ()  # shards with an unusable commit
+    notes: tuple[str, ...] = ()  # other information for people
+    version: VersionName | None = None  # audited version; None: data that segmint did not write
     licenses: Licenses | None = None
     privacy: PrivacyResult | None = None
     duplicates: Duplicates | None = None
@@ -169,10 +169,10 @@ class AuditReport:
 
     @property
     def images_searched(self) -> int:
-        """Released images that detectors searched."""
+        """Number of released images that detectors searched."""
         return 0 if self.privacy is None else self.privacy.images_checked
 
     @property
     def nothing_looked_at(self) -> bool:
-        """Whether detectors were to search images, and searched none."""
+        """True if detectors were supposed to search images but searched none."""
         return not self.images_searched and any(each.reason != "skipped" for each in self.unsearched)

@@ -1,4 +1,4 @@
-"""The result of an audit as JSON: the one writer and the one reader."""
+"""Reader and writer of an audit's result as JSON."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ _ADAPTER = TypeAdapter(AuditReport)
 
 
 def to_dict(report: AuditReport) -> dict[str, Any]:
-    """The result as JSON has it. All findings are counted; of each code the first are listed."""
+    """Return the result as a JSON object, which counts all findings and lists the first ones of each code."""
     areas = _AREAS if report.scope == "all" else ()
     return {
         **{name: json_value(getattr(report, name)) for name in _HEAD},
@@ -43,14 +43,14 @@ def to_dict(report: AuditReport) -> dict[str, Any]:
 
 
 def to_json(report: AuditReport) -> str:
-    """The result as `segmint audit --json` prints it."""
+    """Return the result as `segmint audit --json` prints it."""
     return json.dumps(to_dict(report), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def from_json(data: str | bytes, where: str) -> AuditReport:
-    """The result that `to_json` wrote.
+    """Parse the JSON that `to_json` wrote.
 
-    Raises `UsageError`, which names `where` the JSON is from, for anything else.
+    Raises `UsageError`, which names the source `where`, for anything else.
     """
     try:
         value = json.loads(data)
@@ -79,7 +79,7 @@ def from_json(data: str | bytes, where: str) -> AuditReport:
 
 
 def read_audit(file: Location) -> AuditReport:
-    """The result in a file; raises `UsageError` where there is none, and as `from_json` does."""
+    """Read the result in a file. Raises `UsageError` if the file is missing or `from_json` rejects it."""
     try:
         data = file.read()
     except NotFoundError as error:

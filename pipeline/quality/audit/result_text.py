@@ -1,4 +1,4 @@
-"""The result of an audit as lines for a person."""
+"""Formatting of an audit's result as lines for people."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ _WIDTH = 13  # of the area's name
 _LINE = 110
 
 SHOWN = 5
-"""How many findings of a code are named; The result as JSON has more."""
+"""Maximum number of findings shown per code; the JSON result lists more."""
 
 
 def result_lines(report: AuditReport) -> list[str]:
-    """The verdict, the areas and the digest, what was not checked, and the first findings of each code."""
+    """Return the verdict, areas, and digest, then notes on what was not checked and the first findings of each code."""
     if report.scope == "integrity":
         digest = [] if report.version is None else [report.version.line()]
         summary = [f"{_findings(report.findings.total)}; {_checked(report)}", *digest]
@@ -44,7 +44,7 @@ def _area_lines(report: AuditReport) -> list[str]:
 
 
 def verdict(report: AuditReport) -> str:
-    """How many findings there are, and what detectors did not look at; if that is all, it is not "no finding"."""
+    """Return the number of findings and what was not searched, so that gaps never read as just "no finding"."""
     total, found = report.findings.total, _by_area(report)
     gaps = [_gap(each) for each in report.unsearched]
     counts = counted(total, "finding")
@@ -145,7 +145,7 @@ def _license_lines(licenses: Licenses, findings: int) -> list[str]:
 
 
 def _privacy_lines(report: AuditReport, privacy: PrivacyResult, findings: int) -> list[str]:
-    """What each detector found, at which score, in how many images, and where detectors disagree."""
+    """Return what each detector found, at which score and in how many images, and where detectors disagree."""
     details = [f"{_gap(gap)}: {gap.detail}" for gap in report.unsearched if gap.detail]
     without = any(gap.reason == "no_detector" for gap in report.unsearched)
     if not privacy.detectors and without and Code.BAD_MANIFEST not in report.findings:
@@ -180,7 +180,7 @@ def _duplicate_line(duplicates: Duplicates, findings: int) -> str:
 
 
 def _statistics_lines(statistics: Statistics) -> list[str]:
-    """The main figures; the report has all."""
+    """Return the main figures, of which the report shows more."""
     masks, near = statistics.masks_per_image, statistics.near_duplicates
     means = {
         "predicted iou": statistics.predicted_iou,
@@ -206,7 +206,7 @@ def _statistics_lines(statistics: Statistics) -> list[str]:
 
 
 def _sources_line(statistics: Statistics) -> list[str]:
-    """How many masks people made or changed, if they did."""
+    """Return a line with the number of masks per source, if there are annotated masks."""
     sources = statistics.sources or {}
     if not sources.keys() - {AUTOMATIC}:
         return []

@@ -1,7 +1,7 @@
-"""Audits the four files of one shard, each read once.
+"""Audit of the four files of one shard, each read once.
 
-The comparisons are in `operators/audit/`: `masks.py` (areas, boxes, scores, crops, points), `rows.py` (tables) and
-`tar.py` (JPEGs and JSONs).
+The comparisons are in `operators/audit/`: `masks.py` for areas, boxes, scores, crops, and points, `rows.py` for tables,
+and `tar.py` for JPEGs and JSONs.
 """
 
 import hashlib
@@ -42,20 +42,20 @@ from segmint.pipeline.quality.audit.result import CheckedCounts
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard to audit: its commit, and what is known before its files are read."""
+    """Shard to audit: its commit, and what is known before its files are read."""
 
     commit: Commit
     ordinals: tuple[int, int]  # by the manifest
-    bad_kinds: frozenset[str]  # folders whose file is known to be missing or of a wrong size
-    counts_hold: bool  # whether the commit's counts agree with themselves
-    decoded: frozenset[int]  # positions in the table of images, to be decoded
-    searched: frozenset[int] = frozenset()  # positions in the table of images, to be searched by detectors
+    bad_kinds: frozenset[str]  # folders whose file is missing or has the wrong size
+    counts_hold: bool  # false if the commit's counts contradict each other
+    decoded: frozenset[int]  # positions in the image table of images to decode
+    searched: frozenset[int] = frozenset()  # positions in the image table of images that detectors search
     taken: frozenset[int] = frozenset()  # ordinals named by tombstones
 
 
 @dataclass(frozen=True)
 class FileSettings:
-    """What a dataset's configuration says about its files."""
+    """File-related settings of a dataset's configuration."""
 
     limits: MaskLimits | None
     artifacts: RedactionArtifacts | None
@@ -64,21 +64,21 @@ class FileSettings:
 
 @dataclass(frozen=True)
 class ShardAuditResult:
-    """What the audit of a shard found."""
+    """Result of auditing a shard."""
 
     shard: int
     findings: Findings
     checked: CheckedCounts
-    compared: bool  # whether the files could be compared with one another
+    compared: bool  # false if the files couldn't be compared with each other
     places: Mapping[str, FindingLocation]  # of its files, by folder
-    content: ShardContent | None  # what was found beyond integrity, if that was asked for
+    content: ShardContent | None  # results beyond integrity, if requested
 
 
 class ShardAudit:
-    """Reads a shard's files and compares them with their digests, with one another and with the catalog's rows.
+    """Check of a shard's files against their digests, each other, and the catalog's rows.
 
-    In memory are its three tables and one image of its tar. A file whose bytes
-    differ from its commit is not looked into; where rows are out of place, nothing is compared by them.
+    Memory holds the three tables and one image of the tar. A file whose digest differs from its commit is not parsed.
+    If rows are misplaced, nothing is compared by row.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class ShardAudit:
         look: ShardContentCheck | None = None,
         names: RemovedNames = NO_NAMES,
     ) -> None:
-        """`catalog` has the catalog's rows by ordinal, None: its part is damaged. `look` checks more than integrity.
+        """Set up the audit. `catalog` maps ordinals to catalog rows, or is None if the catalog part is damaged.
 
-        `names` are what all tombstones of the dataset name.
+        `look` adds checks beyond integrity; `names` are the names in all tombstones of the dataset.
         """
         self._dataset = dataset
         self._plan = plan
@@ -110,7 +110,7 @@ class ShardAudit:
         self._compared = not plan.bad_kinds
 
     def run(self) -> ShardAuditResult:
-        """Audit all files; a shard is audited once."""
+        """Audit all files. Call this once per instance."""
         tables = self._read_tables()
         images: list[Row] = []
         masks = None
@@ -135,7 +135,7 @@ class ShardAudit:
         )
 
     def _read_tables(self) -> ShardTables | None:
-        """The three tables; None where one of them cannot be used."""
+        """Return the three tables, or None if any is unusable."""
         read = {kind: self._read_table(kind) for kind in SCHEMAS if kind not in self._plan.bad_kinds}
         tables = {kind: table for kind, table in read.items() if table is not None}
         if "rejects" in tables:
@@ -192,7 +192,7 @@ class ShardAudit:
             self._findings.extend(self._look.look_at_rows(images, self._catalog, self._places["images"]))
 
     def _audit_tar(self, images: list[Row], masks: ShardMasks | None) -> None:
-        """Audit the tar's members, as far as `masks` are known, and its digest."""
+        """Audit the tar's digest, and its members if `masks` are available."""
         inside = FindingCollector()
         entry, place = self._plan.commit.file("shards"), self._places["shards"]
         with_images, look = self._settings.with_images, self._look

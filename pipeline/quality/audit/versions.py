@@ -1,4 +1,4 @@
-"""Audits what a dataset is against its recorded versions, and an audit against the dataset that it is of."""
+"""Comparison of a dataset with its recorded versions, and of an audit with the dataset's current version."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from segmint.pipeline.quality.audit.result import AuditReport
 
 @dataclass(frozen=True)
 class AuditedVersion:
-    """What a dataset is, and how that differs from what was recorded."""
+    """Current version of a dataset, and its differences from the latest recorded one."""
 
     name: VersionName
     findings: tuple[Finding, ...]
@@ -27,9 +27,10 @@ class AuditedVersion:
 
 
 def audit_version(dataset: Location) -> AuditedVersion:
-    """Compare a dataset with its last recorded version; nothing is taken from `summaries/`.
+    """Compare a dataset with its latest recorded version, without relying on `summaries/`.
 
-    What builds and corrections add or replace is a note: they record it when they end. Anything else is a finding.
+    Files that builds and corrections added or replaced yield a note, because both record a version when they end. Any
+    other difference is a finding.
     """
     history = read_history(dataset)
     findings = [
@@ -54,7 +55,7 @@ def audit_version(dataset: Location) -> AuditedVersion:
 def audit_index(
     dataset: Location, manifest: DatasetManifest, commits: Sequence[tuple[int, int]], version: VersionName
 ) -> Iterator[Finding]:
-    """Compare `shards.json`, if there is one, with these commits (shard, generation), which are all that hold."""
+    """Compare `shards.json`, if it exists, with all latest commits, given as (shard, generation)."""
     if not (dataset / SHARDS_INDEX).exists():
         return
     held: list[Commit] = list(CommitLog(dataset).read_many(commits))
@@ -65,9 +66,10 @@ def audit_index(
 
 
 def check_same_version(audit: AuditReport, where: str, dataset: Location) -> str | None:
-    """Return a warning if an audit does not say which version it is of.
+    """Return a warning if an audit does not name the version that it checked.
 
-    `where` names the audit. Raises `UsageError`, with both digests, if it is of another version than the dataset is.
+    `where` names the audit. Raises `UsageError` with both digests if the audit is of a different version of the
+    dataset.
     """
     if audit.kind != "segmint":
         return None
@@ -83,7 +85,7 @@ def check_same_version(audit: AuditReport, where: str, dataset: Location) -> str
 
 
 def _unlike(version: Version, snapshot: Snapshot, difference: SnapshotComparison) -> Iterator[Finding]:
-    """Yield a finding for each file of a version that changed or is gone, and that nothing replaced."""
+    """Yield a finding for each file of a version that is missing or changed without being replaced."""
     recorded, found = version.snapshot.by_path, snapshot.by_path
     for path in (*difference.changed, *difference.missing):
         commit = parse_commit_path(path)

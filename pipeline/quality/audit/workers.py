@@ -1,4 +1,4 @@
-"""The audit of shards in one process: what it holds for all of them, and its threads."""
+"""Audit of shards in the threads of one process, with the state that they share."""
 
 import threading
 from collections.abc import Generator, Iterable
@@ -19,15 +19,15 @@ from segmint.pipeline.quality.audit.content import ContentChecker, ContentPlan, 
 from segmint.pipeline.quality.audit.shard import FileSettings, ShardAudit, ShardAuditResult, ShardPlan
 
 SHARDS_AT_ONCE = 4
-"""Shards that threads of one process audit at once."""
+"""Number of shards that the threads of one process audit concurrently."""
 
-_WINDOW = 65_536  # rows that are read together, and serve many shards
+_WINDOW = 65_536  # rows per read, which serve many shards
 
 
 class CatalogWindow:
-    """The rows of a dataset's catalog by ordinal; one window is in memory.
+    """Sliding window over a dataset's catalog that returns rows by ordinal.
 
-    For threads that go through the rows in about the same order.
+    Only one window is in memory, so threads should read rows in roughly the same order.
     """
 
     def __init__(self, dataset: Location, manifest: DatasetManifest) -> None:
@@ -36,14 +36,14 @@ class CatalogWindow:
         self._parts = list(manifest.catalog)
         self._lock = threading.Lock()
         self._window = NORMALIZED.empty_table()
-        self._start = 0  # the window's first ordinal
+        self._start = 0  # first ordinal of the window
 
     def leave_out(self, part: CatalogPart) -> None:
-        """Give no rows of this part: it is not what was pinned."""
+        """Skip this part, because it differs from the pinned file."""
         self._parts.remove(part)
 
     def read(self, start: int, stop: int) -> dict[int, Row] | None:
-        """The rows of the ordinals [start, stop) of one shard, by ordinal; None where their part was left out."""
+        """Return the rows of the ordinals [start, stop) of one shard by ordinal, or None if their part is left out."""
         for part in self._parts:
             first = part.first_shard * self._images_per_shard
             if first <= start < first + part.rows:
@@ -60,21 +60,21 @@ class CatalogWindow:
 
 @dataclass(frozen=True)
 class AuditTask:
-    """What the audit of each shard of a dataset must know; small enough to send to another process."""
+    """Arguments for auditing any shard of a dataset; small enough to send to another process."""
 
     dataset: Location
     manifest: DatasetManifest
-    damaged_parts: frozenset[str]  # paths of parts of the catalog that are not what was pinned
+    damaged_parts: frozenset[str]  # paths of catalog parts that differ from the pinned files
     settings: FileSettings
     content: ContentPlan | None  # None: integrity only
-    names: RemovedNames = NO_NAMES  # of what was taken down
+    names: RemovedNames = NO_NAMES  # of removed images
 
 
 class ShardAuditor:
-    """Audits shards of one dataset in one process, in threads too. In memory is a window of the catalog."""
+    """Thread-safe auditor of a dataset's shards for one process, which holds one window of the catalog."""
 
     def __init__(self, task: AuditTask, looks: ContentChecker | None) -> None:
-        """`looks` is what the task's `content` loads."""
+        """Set up the auditor; `looks` is the loaded `content` of the task."""
         self._task = task
         self._looks = looks
         self._decoder = JpegDecoder(own=True)
@@ -84,7 +84,7 @@ class ShardAuditor:
                 self._catalog.leave_out(part)
 
     def audit(self, plan: ShardPlan) -> ShardAuditResult:
-        """Audit a shard; see `ShardAudit`."""
+        """Audit a shard with `ShardAudit`."""
         look = None if self._looks is None else ShardContentCheck(self._looks, plan.searched, self._decoder)
         catalog = self._catalog.read(*plan.ordinals)
         settings, names = self._task.settings, self._task.names
@@ -96,7 +96,7 @@ class ShardAuditor:
 
 
 def audit_in_threads(auditor: ShardAuditor, plans: Iterable[ShardPlan]) -> Generator[ShardAuditResult, None, None]:
-    """Audit shards in threads of this process, a few at once; yield the results in the order of the plans."""
+    """Audit a few shards concurrently in threads and yield the results in the order of the plans."""
     with (
         closing(auditor),
         closing(map_ahead(auditor.audit, plans, SHARDS_AT_ONCE, SHARDS_AT_ONCE + 1, "audit")) as done,
