@@ -1,8 +1,8 @@
-"""Two datasets compared: masks an image, sizes, centers, and concavity at the same sizes (SAM paper, section 5).
+"""Comparison of two datasets by masks per image, sizes, centers, and concavity at equal sizes (SAM paper, section 5).
 
-Larger masks are more concave, so that two datasets with masks of other sizes differ in concavity for that alone. The
-paper controls for size by sampling from binned mask sizes. Here all masks count: those of a bin get the same weight in
-both datasets.
+Larger masks are more concave, so two datasets whose masks differ in size also differ in concavity. The paper controls
+for size by sampling from binned mask sizes. This comparison uses all masks instead, and gives each bin of sizes the
+same weight in both datasets.
 """
 
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ SIZES = Bins(-8, 0, 16, log2=True)
 """Strata of relative size: half octaves from 1/256 to 1."""
 
 LEAST_MASKS = 10
-"""A stratum with fewer masks in one of the datasets is left out."""
+"""Minimum number of masks that a stratum needs in each dataset to be compared."""
 
 
 @dataclass(frozen=True)
 class SizeStratum:
-    """The masks of one size: how many, how many of each bin of concavity, and their mean concavity."""
+    """Masks of one size: their count, count per bin of concavity, and mean concavity."""
 
     masks: int
     counts: Mapping[int, int]
@@ -41,10 +41,10 @@ class SizeStratum:
 
 @dataclass(frozen=True)
 class ConcavityAtSizes:
-    """The concavity of masks of the same sizes in one dataset.
+    """Concavity of one dataset's masks at the sizes that both datasets contain.
 
-    `shares` are those of the bins of concavity, `share_of_masks` is the part of the dataset's masks whose size both
-    datasets have; shares are 0 to 1. `mean` is None and `shares` are empty if there is no such size.
+    `shares` are per bin of concavity. `share_of_masks` is the fraction of the dataset's masks whose size is in both
+    datasets. All shares are 0 to 1. If no size is in both, `mean` is None and `shares` is empty.
     """
 
     mean: float | None
@@ -54,7 +54,7 @@ class ConcavityAtSizes:
 
 @dataclass(frozen=True)
 class ComparedDataset:
-    """One of two datasets that are compared."""
+    """One of the two datasets of a comparison."""
 
     name: str
     dataset: str  # its URI
@@ -69,7 +69,7 @@ class ComparedDataset:
 
 @dataclass(frozen=True)
 class DatasetComparison:
-    """Two datasets, and the edges of the bins of relative size and concavity in `concavity_at_same_sizes`."""
+    """Two compared datasets, and the bin edges of relative size and concavity for `concavity_at_same_sizes`."""
 
     least_masks: int
     size_edges: tuple[float, ...]
@@ -85,7 +85,7 @@ class DatasetComparison:
 
 @dataclass(frozen=True)
 class DatasetMeasures:
-    """What a comparison takes of one dataset."""
+    """Measurements of one dataset that a comparison needs."""
 
     name: str
     dataset: str
@@ -94,9 +94,9 @@ class DatasetMeasures:
 
 
 def concavity_by_size(connection: duckdb.DuckDBPyConnection) -> dict[int, SizeStratum]:
-    """Return the masks of each stratum by its number in `SIZES`, from the view `masks`.
+    """Return the masks of each stratum in the view `masks` by the stratum's index in `SIZES`.
 
-    Masks without a relative size over 0, or without a concavity, are left out.
+    Masks without a positive relative size or without a concavity are skipped.
     """
     query = f"""
         SELECT {SIZES.index("relative_size")} AS size, {SHARES.index("concavity")} AS bin, count(*) AS masks,
@@ -117,8 +117,8 @@ def concavity_by_size(connection: duckdb.DuckDBPyConnection) -> dict[int, SizeSt
 def compare(ours: DatasetMeasures, theirs: DatasetMeasures) -> DatasetComparison:
     """Compare two datasets.
 
-    A stratum's weight is the mean of its shares of the two datasets' masks, among the strata with at least
-    `LEAST_MASKS` masks in each.
+    The weight of a stratum is the mean of its shares of the two datasets' masks, among the strata with at least
+    `LEAST_MASKS` masks in each dataset.
     """
     ours_at, theirs_at = at_same_sizes(ours.strata, theirs.strata)
     return DatasetComparison(LEAST_MASKS, SIZES.edges, SHARES.edges, _side(ours, ours_at), _side(theirs, theirs_at))
@@ -127,7 +127,7 @@ def compare(ours: DatasetMeasures, theirs: DatasetMeasures) -> DatasetComparison
 def at_same_sizes(
     ours: Mapping[int, SizeStratum], theirs: Mapping[int, SizeStratum]
 ) -> tuple[ConcavityAtSizes, ConcavityAtSizes]:
-    """Return the concavity of each dataset with the same weights for the strata that both have."""
+    """Return the concavity of each dataset with the same weights for the strata that both contain."""
     both = [size for size in sorted(ours) if size in theirs]
     both = [size for size in both if min(ours[size].masks, theirs[size].masks) >= LEAST_MASKS]
     totals = [sum(side[size].masks for size in both) for side in (ours, theirs)]

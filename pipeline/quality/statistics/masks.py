@@ -1,4 +1,4 @@
-"""The statistics of all masks, by two passes over the columns that the build wrote (SAM paper, section 5)."""
+"""Statistics of all masks, from two passes over the columns that the build wrote (SAM paper, section 5)."""
 
 from typing import Any
 
@@ -18,25 +18,25 @@ from segmint.pipeline.quality.statistics.values import (
 )
 
 SHARES = Bins(0, 1, 50)
-"""Relative size and concavity: `segmint.operators.schemas.MASK_STATISTICS` has what they are."""
+"""Bins of relative size and concavity, which `segmint.operators.schemas.MASK_STATISTICS` defines."""
 
 ASPECTS = Bins(-5, 5, 40, log2=True)
 PREDICTED_IOU = Bins(0.5, 1.1, 60)
 STABILITY = Bins(0.5, 1, 50)
 CENTERS = 32
-"""Bins each way of the map of centers."""
+"""Number of bins per axis in the map of mask centers."""
 
 SMALL, LARGE = 0.06, 0.17
-"""Relative sizes between which a mask is medium: COCO's 32 x 32 and 96 x 96 pixels in its images of 640 x 480."""
+"""Bounds of the relative size of medium masks: COCO's 32 x 32 and 96 x 96 pixels in its images of 640 x 480 pixels."""
 
 TINY_PX = 100
-"""Pixels: the paper's clean-up removes what is smaller (Appendix B)."""
+"""Area in pixels below which the paper's cleanup removes mask regions (Appendix B)."""
 
 HUGE_SHARE = 0.95
-"""Of the image: the paper removes what is not smaller (Appendix B)."""
+"""Fraction of the image at or above which the paper removes a mask (Appendix B)."""
 
 _ROUNDING = 1e-12
-"""The square of a rounded root can be this much under the share. One pixel of any image is a larger share."""
+"""Tolerance for squaring a rounded root; it is less than one pixel's share of any image."""
 
 SIZES = ("small", "medium", "large")
 
@@ -44,7 +44,7 @@ _NUMBERS = ("relative_size", "concavity", "aspect_ratio", "predicted_iou", "stab
 
 
 def mask_statistics(connection: duckdb.DuckDBPyConnection) -> MaskTableStatistics:
-    """Counts, means and histograms over the view `masks`."""
+    """Return counts, means, and histograms over the view `masks`."""
     found = {key: value for query in (_means(), _histograms()) for key, value in _row(connection, query).items()}
     masks = found["masks"]
     concavities = as_counts(found["concavities"])
@@ -75,7 +75,7 @@ def mask_statistics(connection: duckdb.DuckDBPyConnection) -> MaskTableStatistic
 
 
 def masks_by_source(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """Return how many masks of the view `masks` have each source: those of a build first, then by name."""
+    """Return the number of masks per source in the view `masks`: automatic ones first, then by name."""
     query = f"SELECT coalesce(source, '{AUTOMATIC}') AS source, count(*) AS masks FROM masks GROUP BY ALL"
     rows = read_query(connection, query).to_pylist()
     found = {row["source"]: row["masks"] for row in rows}
@@ -83,7 +83,7 @@ def masks_by_source(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 def _row(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
-    """The only row of a query."""
+    """Return the only row of a query."""
     row: dict[str, Any] = read_query(connection, query).to_pylist()[0]
     return row
 
@@ -94,7 +94,7 @@ def _histogram(bins: Bins, found: Any, mean: float | None, masks: int) -> Histog
 
 
 def _means() -> str:
-    """The query for counts and means."""
+    """Return the query for counts and means."""
     by_size = ", ".join(
         f"avg(concavity) FILTER (WHERE size = {index}) AS mean_concavity_{size}" for index, size in enumerate(SIZES)
     )
@@ -114,7 +114,7 @@ def _means() -> str:
 
 
 def _histograms() -> str:
-    """The query for histograms. Separate, because DuckDB 2.0 would hold the whole column for both together."""
+    """Return the query for histograms, which is separate because DuckDB 2.0 would hold whole columns for both."""
     place = Bins(0, 1, CENTERS)
     return f"""
         SELECT
@@ -129,7 +129,7 @@ def _histograms() -> str:
 
 
 def _rows() -> str:
-    """The masks with their size as a place in `SIZES`. Numbers that are not finite are null here."""
+    """Return the query for masks with their index in `SIZES` and with null in place of non-finite numbers."""
     numbers = ", ".join(f"CASE WHEN isfinite({name}) THEN {name} END AS {name}" for name in _NUMBERS)
     return f"""
         SELECT *, CASE WHEN relative_size < {SMALL} THEN 0 WHEN relative_size < {LARGE} THEN 1 ELSE 2 END AS size

@@ -1,4 +1,4 @@
-"""Opens the tables of any dataset: one that segmint wrote, or SA-1B-style data."""
+"""Access to the tables of any dataset, written by segmint or SA-1B-style."""
 
 import multiprocessing
 import os
@@ -29,10 +29,10 @@ from segmint.operators.foreign.measure import MeasuredShard, measure_shard
 from segmint.operators.schemas import SCHEMAS
 
 ALONE_S = 10.0
-"""Seconds for which this process measures foreign data by itself; a small folder is done before others have started."""
+"""Seconds for which this process measures foreign data alone, so that small folders don't wait for workers to start."""
 
 _DUPLICATES = 10_000
-"""At most this many repeated numbers are reported."""
+"""Maximum number of repeated ids in the findings."""
 
 
 def open_tables(
@@ -42,11 +42,11 @@ def open_tables(
     leave_out: frozenset[int] = frozenset(),
     alone_s: float = ALONE_S,
 ) -> DatasetTables:
-    """The tables of some data, with views `images`, `masks` and `rejects`.
+    """Open the tables of a dataset as the views `images`, `masks`, and `rejects`.
 
-    A segmint dataset's committed Parquet is read where it lies, but for the shards in `leave_out`. What segmint did
-    not write is measured first, into Parquet below `scratch` that goes with the tables; what is wrong with it is in
-    their `foreign.findings`. Raises `UsageError` if there is neither.
+    A segmint dataset's committed Parquet files are read in place, without the shards in `leave_out`. Other data is
+    first measured into Parquet files below `scratch`, which are deleted with the tables; `foreign.findings` lists its
+    problems. Raises `UsageError` if there is no data of either kind.
     """
     if manifest_generations(data):
         return open_committed(data, SCHEMAS, memory_limit, scratch, leave_out)
@@ -89,14 +89,14 @@ def _open_foreign(
 
 
 def _convention(boxes: dict[BoxConvention, FindingCollector]) -> BoxConvention | None:
-    """The convention of most boxes, over all data: a single mask may fit either by accident."""
+    """Return the box convention that most boxes of all data fit, because a single mask can fit either by accident."""
     if not any(found.total for found in boxes.values()):
         return None
     return max(boxes, key=lambda name: boxes[name].total)
 
 
 def _measured(data: Location, folder: Path, alone_s: float) -> Generator[MeasuredShard, None, None]:
-    """The shards in their order, measured here for a while, and then by one process per core, a few ahead."""
+    """Yield the shards in order, measured in this process at first, then a few ahead by one process per core."""
     started = time.monotonic()
     shards = find_shards(data)
     for shard in shards:
@@ -115,7 +115,7 @@ def _measured(data: Location, folder: Path, alone_s: float) -> Generator[Measure
 
 
 def _duplicates(tables: DatasetTables) -> Iterator[Finding]:
-    """Numbers of images and of annotations that appear more than once in the dataset."""
+    """Yield a finding for each image id or annotation id that occurs more than once in the dataset."""
     for view, column in (("images", "id"), ("masks", "annotation_id")):
         rows = tables.query(
             f"SELECT {column} AS number, count(*) AS times, min(image_id) AS first, max(image_id) AS last, "

@@ -1,6 +1,6 @@
-"""What the Segment Anything paper (arXiv 2304.02643) reports of SA-1B.
+"""Figures that the Segment Anything paper (arXiv 2304.02643) reports for SA-1B.
 
-Only numbers that the paper states are here; it shows more as curves without numbers.
+This module only contains numbers that the paper states; its curves show more.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PaperMasksPerImage:
-    """Masks per image: the mean, and the least and the most of regions and income levels."""
+    """Masks per image: the mean, and the minimum and maximum over regions and income levels."""
 
     mean: int
     by_group: tuple[int, int]
@@ -16,7 +16,7 @@ class PaperMasksPerImage:
 
 @dataclass(frozen=True)
 class PaperCleanup:
-    """Shares of masks that clean-up changed, about (Appendix B)."""
+    """Approximate fractions of masks that cleanup changed (Appendix B)."""
 
     islands_share: float
     holes_share: float
@@ -24,10 +24,10 @@ class PaperCleanup:
 
 @dataclass(frozen=True)
 class PaperGroup:
-    """A region or an income level (table 1).
+    """Region or income level (table 1).
 
-    Its countries, images and masks in SA-1B, rounded as the paper has them, and its shares of the images of SA-1B, COCO
-    and Open Images.
+    Counts of its countries, images, and masks in SA-1B, rounded as in the paper, and its shares of the images of SA-1B,
+    COCO, and Open Images.
     """
 
     name: str
@@ -49,7 +49,7 @@ class PaperGeography:
 
 @dataclass(frozen=True)
 class PaperThresholds:
-    """What a mask must reach (Appendix B)."""
+    """Thresholds that a mask must reach (Appendix B)."""
 
     predicted_iou: float
     stability_score: float
@@ -59,7 +59,7 @@ class PaperThresholds:
 
 @dataclass(frozen=True)
 class PaperQuality:
-    """Masks before and after correction by professionals (section 5): shares of pairs over two IoUs."""
+    """Shares of masks whose IoU before and after professional correction exceeds two thresholds (section 5)."""
 
     images: int
     over_90_iou: float
@@ -69,10 +69,10 @@ class PaperQuality:
 
 @dataclass(frozen=True)
 class PaperRatings:
-    """People's ratings of single masks from 1 to 10 (section 7.1, appendix E).
+    """Human ratings of single masks from 1 to 10 (section 7.1, appendix E).
 
-    `means` are the least and the most of seven datasets' means, of masks that SAM made for one point; `deviation` is
-    the mean standard deviation of the ratings of five raters, `seconds` the mean time of a rating.
+    `means` are the minimum and maximum over seven datasets' means, for masks that SAM made from one point. `deviation`
+    is the mean standard deviation of the ratings of five raters, and `seconds` is the mean time per rating.
     """
 
     means: tuple[int, int]
@@ -82,7 +82,7 @@ class PaperRatings:
 
 @dataclass(frozen=True)
 class PaperDataset:
-    """How many images and masks a dataset has (the legend of figure 6)."""
+    """Numbers of images and masks of a dataset (legend of figure 6)."""
 
     name: str
     images: int
@@ -109,7 +109,7 @@ class Paper:
 PAPER = Paper(
     name="SA-1B",
     images=11_185_362,
-    masks=1_100_000_000,  # of the data engine; 99.1 % were made automatically, and SA-1B holds only those
+    masks=1_100_000_000,  # made by the data engine; SA-1B only contains the 99.1 % that were made automatically
     masks_per_image=PaperMasksPerImage(mean=100, by_group=(94, 108)),
     cleanup=PaperCleanup(islands_share=0.04, holes_share=0.04),
     geography=PaperGeography(
@@ -138,19 +138,19 @@ PAPER = Paper(
         PaperDataset("ADE20K", 28_000, 700_000),
     ),
 )
-"""The paper's figures."""
+"""Figures of the Segment Anything paper."""
 
 
 @dataclass(frozen=True)
 class MasksBin:
-    """A bin of masks per image, both ends included; without `high` it has no upper end."""
+    """Bin of masks per image with inclusive bounds; without `high` it is unbounded."""
 
     label: str
     low: int
     high: int | None
 
     def holds(self, masks: int) -> bool:
-        """Whether an image with so many masks belongs in this bin."""
+        """Return whether an image with `masks` masks belongs in this bin."""
         return masks >= self.low and (self.high is None or masks <= self.high)
 
 
@@ -161,4 +161,4 @@ MASKS_PER_IMAGE = (
     MasksBin("101-200", 101, 200),
     MasksBin(">200", 201, None),
 )
-"""The paper's bins of masks per image (figure 6), first to last."""
+"""The paper's bins of masks per image (figure 6), in ascending order."""

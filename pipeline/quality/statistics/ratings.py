@@ -1,7 +1,7 @@
-"""How good people find a dataset's masks: their ratings from 1 to 10, by what the masks were made by.
+"""Human ratings of a dataset's masks from 1 to 10, summarized by mask source.
 
-SAM paper, section 7.1 and appendix E. Ratings of a mask that is no longer there, or was replaced, are not counted.
-Only the last rating of each mask by each rater is.
+See SAM paper, section 7.1 and appendix E. Ratings of masks that were deleted or replaced are not counted. Only the last
+rating of each mask by each rater counts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,15 +26,15 @@ from segmint.operators.resampling import mean_replicates, percentile_interval
 from segmint.operators.schemas import SOURCES
 
 _SEED = 0
-_AT_ONCE = 2_000  # masks asked for by one query
+_AT_ONCE = 2_000  # masks per query
 _WANTED = "SELECT annotation_id, source, segmentation.counts AS counts FROM masks WHERE annotation_id IN "
 
 
 @dataclass(frozen=True)
 class SourceRatings:
-    """The ratings of masks of one source: their mean over masks, of each mask over its raters.
+    """Ratings of masks from one source; `mean` is over masks, each averaged over its raters.
 
-    `interval` is of 95 %, by resampling images; None for one image. `scores` counts ratings from 1 to 10.
+    `interval` is the 95 % interval from resampling images, or None for one image. `scores` counts ratings from 1 to 10.
     """
 
     source: str
@@ -47,10 +47,10 @@ class SourceRatings:
 
 @dataclass(frozen=True)
 class RaterAgreement:
-    """How far raters of the same mask are apart, over masks that two or more rated.
+    """Agreement of raters, over masks that at least two people rated.
 
-    `deviation` is the mean over masks of the standard deviation of its ratings (n - 1), `within_one` the share of pairs
-    of ratings that differ by at most 1.
+    `deviation` is the mean over masks of the standard deviation of their ratings (n - 1). `within_one` is the fraction
+    of pairs of ratings that differ by at most 1.
     """
 
     masks: int
@@ -60,10 +60,10 @@ class RaterAgreement:
 
 @dataclass(frozen=True)
 class Ratings:
-    """All ratings of masks that are there.
+    """Summary of all ratings of current masks.
 
-    `raters` is how many people rated, `seconds` the median of a rating's. `outdated` counts ratings of masks that were
-    deleted or replaced since. Names of raters are left out: reports are published.
+    `raters` is the number of people, and `seconds` the median time per rating. `outdated` counts ratings of masks that
+    were since deleted or replaced. Raters' names are left out because reports are published.
     """
 
     sources: tuple[SourceRatings, ...]
@@ -75,7 +75,7 @@ class Ratings:
 
 
 class RatedMask(NamedTuple):
-    """A mask that is there, and its ratings."""
+    """Current mask with its ratings."""
 
     image: int
     mask: int
@@ -84,12 +84,12 @@ class RatedMask(NamedTuple):
 
     @property
     def scores(self) -> list[int]:
-        """The ratings' scores."""
+        """Scores of the ratings."""
         return [rating.score for rating in self.ratings if rating.score is not None]
 
 
 def measure_ratings(tables: DatasetTables) -> Ratings | None:
-    """Read the ratings of a dataset and sum them up; None if there are none."""
+    """Read and summarize the ratings of a dataset, or return None if there are none."""
     names = last_ratings(list_ratings(tables.location))
     found: list[Rating] = []
     unreadable = 0
@@ -106,7 +106,7 @@ def measure_ratings(tables: DatasetTables) -> Ratings | None:
 
 
 def summarize(masks: Sequence[RatedMask], outdated: int = 0, unreadable: int = 0) -> Ratings:
-    """Sum up rated masks, each of which has one rating or more."""
+    """Summarize rated masks, each of which has at least one rating."""
     known = [source for source in SOURCES if any(mask.source == source for mask in masks)]
     others = sorted({mask.source for mask in masks}.difference(SOURCES))
     sources = [_of_source(source, [each for each in masks if each.source == source]) for source in (*known, *others)]
@@ -117,7 +117,7 @@ def summarize(masks: Sequence[RatedMask], outdated: int = 0, unreadable: int = 0
 
 
 def _rated_masks(tables: DatasetTables, ratings: Sequence[Rating]) -> Iterator[RatedMask]:
-    """Yield the masks that are there as they were rated, by number."""
+    """Yield the masks that are unchanged since they were rated, by id."""
     ordered = sorted(ratings, key=lambda rating: (rating.mask, rating.rater))
     grouped = [(mask, tuple(group)) for mask, group in groupby(ordered, lambda rating: rating.mask)]
     for start in range(0, len(grouped), _AT_ONCE):

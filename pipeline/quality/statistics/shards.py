@@ -1,4 +1,4 @@
-"""Shards that differ from the others, and images to look at, from the statistics that the build wrote of each image."""
+"""Drifting shards and outlier images, from the statistics that the build wrote for each image."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,29 +19,29 @@ METRICS = (
     "mean_relative_size",
     "mean_concavity",
 )
-"""Columns of the table `image_numbers`, one value an image."""
+"""Columns of the table `image_numbers`, with one value per image."""
 
 DRIFT_Z = 5.0
-"""How far from the others a shard's mean must be, in standard deviations, to be reported."""
+"""Minimum distance of a shard's mean from the others, in standard deviations, to be reported."""
 
 LEAST_IMAGES = 30
-"""A shard with fewer is not judged, nor are images of a dataset with fewer: a mean of few is not normal."""
+"""Minimum number of images to judge a shard, or the images of a dataset, because means of few images aren't normal."""
 
 LEAST_SHARDS = 3
 
 FENCES = 3.0
-"""Interquartile ranges beyond the quartiles from which an image is an outlier (Tukey's "far out")."""
+"""Number of interquartile ranges beyond the quartiles from which an image is an outlier (Tukey's "far out")."""
 
 OUTLIERS = 5
-"""Images reported for each metric and side."""
+"""Maximum number of images reported per metric and side."""
 
 _MOST_DRIFTS = 100
 _QUARTILE_IMAGES = 200_000
-_NORMAL = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
+_NORMAL = 1.4826  # ratio of a normal distribution's standard deviation to its median absolute deviation
 
 
 def drift(connection: duckdb.DuckDBPyConnection) -> tuple[DriftedShard, ...]:
-    """Means of shards that differ from those of all shards, the furthest first; of the table `image_numbers`."""
+    """Return the shards whose mean deviates from that of all shards, furthest first, from the table `image_numbers`."""
     sums = ", ".join(f"count({m}) AS n_{m}, avg({m}) AS mean_{m}, var_samp({m}) AS var_{m}" for m in METRICS)
     rows = read_query(connection, f"SELECT shard, {sums} FROM image_numbers GROUP BY shard ORDER BY shard").to_pylist()
     found = [drifted for metric in METRICS for drifted in _drift_of(metric, rows)]
@@ -49,10 +49,10 @@ def drift(connection: duckdb.DuckDBPyConnection) -> tuple[DriftedShard, ...]:
 
 
 def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[DriftedShard]:
-    """Robust z of each shard's mean: over the spread between shards and the error of a mean of so few images.
+    """Return the shards with a large robust z, which scales a deviation by the between-shard spread and sampling error.
 
-    The spread between shards is what their means' median absolute deviation has beyond the error of a typical one, so
-    that neither small shards nor a catalog in which shards differ by nature raise a false alarm.
+    The between-shard spread is the part of the median absolute deviation of the means that exceeds the error of a
+    typical mean. So neither small shards nor a catalog whose shards naturally differ raise a false alarm.
     """
     judged = [row for row in rows if row[f"n_{metric}"] >= LEAST_IMAGES]
     if len(judged) < LEAST_SHARDS:
@@ -61,7 +61,7 @@ def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[DriftedSha
     within = median(row[f"var_{metric}"] for row in judged)
     spread = _NORMAL * median(abs(row[f"mean_{metric}"] - center) for row in judged)
     between = max(0.0, spread**2 - within / median(row[f"n_{metric}"] for row in judged))
-    least = (1e-6 * center) ** 2 + 1e-18  # where nothing varies, the last digits are no drift
+    least = (1e-6 * center) ** 2 + 1e-18  # without any variation, the last digits must not count as drift
     found = []
     for row in judged:
         mean = row[f"mean_{metric}"]
@@ -72,9 +72,9 @@ def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[DriftedSha
 
 
 def outliers(connection: duckdb.DuckDBPyConnection) -> tuple[Outlier, ...]:
-    """The images furthest from the others in each metric, where they are far; of the table `image_numbers`.
+    """Return the images furthest from the others in each metric, from the table `image_numbers`, if they are outliers.
 
-    Quartiles are those of up to some hundred thousand images, spread evenly over the dataset.
+    Quartiles are computed from at most about 200,000 images, spread evenly over the dataset.
     """
     fences = _fences(connection)
     if not fences:
@@ -99,7 +99,7 @@ def outliers(connection: duckdb.DuckDBPyConnection) -> tuple[Outlier, ...]:
 
 
 def _fences(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, float]]:
-    """For each metric that varies, its quartiles and the values beyond which an image is far out."""
+    """Return the quartiles of each metric that varies, and the bounds beyond which an image is an outlier."""
     images = read_query(connection, "SELECT count(*) AS n FROM image_numbers").to_pylist()[0]["n"]
     if images < LEAST_IMAGES:
         return {}
@@ -116,7 +116,7 @@ def _fences(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, float]
 
 
 def _named(connection: duckdb.DuckDBPyConnection, found: Sequence[Mapping[str, Any]]) -> tuple[Outlier, ...]:
-    """The outliers with the names of their images."""
+    """Return the outliers with the ids of their images."""
     if not found:
         return ()
     ordinals = sorted({image["ordinal"] for image in found})

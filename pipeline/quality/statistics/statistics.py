@@ -1,7 +1,7 @@
-"""The statistics of a dataset that readers of the Segment Anything paper expect, by SQL over its Parquet.
+"""Statistics of a dataset in the style of the Segment Anything paper, computed with SQL over its Parquet files.
 
-docs/statistics.md says what each is. Masks are read twice, images too. What grows with the dataset is a table of the
-numbers of each image, which DuckDB spills to disk beyond its memory limit.
+docs/statistics.md defines each statistic. Masks and images are each read twice. Only the table of per-image numbers
+grows with the dataset, and DuckDB spills it to disk beyond its memory limit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,9 +41,9 @@ _GROUPS = {"country": 0b011, "license": 0b101, "provider": 0b110, "": 0b111}
 
 
 def compute_statistics(tables: DatasetTables, sample: int) -> Statistics:
-    """All statistics; None is what cannot be known, as in data that segmint did not write.
+    """Compute all statistics; unknown ones, as for data that segmint did not write, are None.
 
-    Near-duplicates are looked for in about `sample` images. Raises `DamagedDatasetError` where a file cannot be read.
+    Near-duplicate masks are searched for in about `sample` images. Raises `DamagedDatasetError` for an unreadable file.
     """
     with tables.connection.cursor() as connection:
         _make_image_numbers(connection)
@@ -74,7 +74,7 @@ def compute_statistics(tables: DatasetTables, sample: int) -> Statistics:
 
 
 def masks_per_image(images_by_masks: Mapping[int, int]) -> MasksPerImage:
-    """Mean, median and the paper's bins from how many images have how many masks."""
+    """Return the mean, the median, and the paper's bins from the number of images per number of masks."""
     images = sum(images_by_masks.values())
     total = sum(masks * count for masks, count in images_by_masks.items())
     bins = tuple(
@@ -86,10 +86,10 @@ def masks_per_image(images_by_masks: Mapping[int, int]) -> MasksPerImage:
 
 
 def geography(images_and_masks: Mapping[str | None, tuple[int, int]]) -> Geography:
-    """Images and masks by country, by the paper's regions and by income level, beside the paper's shares.
+    """Return images and masks by country, by the paper's regions, and by income level, with the paper's shares.
 
-    Shares are of the images whose country has a region, or an income level. A country that `segmint.catalogs.countries`
-    does not know is listed, and counts in none.
+    Shares are relative to the images whose country has a region or an income level. A country that is missing in
+    `segmint.catalogs.countries` is listed but counts in neither.
     """
     unknown = images_and_masks.get(None, (0, 0))[0]
     known = {code: counts for code, counts in images_and_masks.items() if code is not None}
@@ -129,7 +129,7 @@ def _by_group(
 
 
 def _make_image_numbers(connection: duckdb.DuckDBPyConnection) -> None:
-    """The temporary table `image_numbers`: the numbers of each image, read once."""
+    """Create the temporary table `image_numbers` with the numbers of each image, which is read once."""
     statistics = ", ".join(
         f"CASE WHEN isfinite(statistics.{name}) THEN statistics.{name} END AS {name}" for name in METRICS[1:]
     )
@@ -139,7 +139,7 @@ def _make_image_numbers(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _groups(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, Any]]]:
-    """Sums over images by country, by license, by provider, and over all (under the empty name)."""
+    """Return sums over images by country, by license, by provider, and over all images (with an empty name)."""
     sums = ", ".join(f"sum(funnel.{step})::BIGINT AS {step}" for step in FUNNEL_STEPS)
     rows = read_query(
         connection,
@@ -153,7 +153,7 @@ def _groups(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, A
 
 
 def _ranked(groups: Mapping[str, list[dict[str, Any]]], name: str) -> list[tuple[str | None, int]]:
-    """Images by license or provider, the most first; None: without one. Empty if no image has one."""
+    """Return images by license or provider, most frequent first (None: without one), or nothing if all are None."""
     rows = sorted(groups[name], key=lambda row: (-row["images"], row[name] or ""))
     if all(row[name] is None for row in rows):
         return []
@@ -161,7 +161,7 @@ def _ranked(groups: Mapping[str, list[dict[str, Any]]], name: str) -> list[tuple
 
 
 def _funnel(whole: Mapping[str, Any]) -> tuple[tuple[FunnelStep, ...], Cleanup] | tuple[None, None]:
-    """The steps of mask generation in their order, and what clean-up did; None where no image says it."""
+    """Return the steps of mask generation in order and the effect of cleanup, or None if no image records them."""
     if whole["predicted"] is None:
         return None, None
     cleaned, removed, before = whole["cleaned"], whole["removed_by_cleanup"], whole["after_nms2"]
@@ -199,13 +199,13 @@ def _rejects(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 def _counted(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[int, int]:
-    """A query's first column with its second."""
+    """Return a dictionary from a query's first column to its second."""
     table = read_query(connection, sql)
     return dict(zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True))
 
 
 def _median(images_by_value: Mapping[int, int], images: int) -> float | None:
-    """The median of values of which it is known how many images have each."""
+    """Return the median of values, given the number of images per value."""
     if not images:
         return None
     middle: list[int] = []
@@ -217,10 +217,10 @@ def _median(images_by_value: Mapping[int, int], images: int) -> float | None:
 
 
 THRESHOLD = 0.9
-"""IoU of pixels from which two masks are nearly the same; the paper's NMS compares boxes, at 0.7."""
+"""Pixel IoU from which two masks are near-duplicates; the paper's NMS compares boxes, at 0.7."""
 
 _MOST_SHARDS = 32
-"""The sample comes from so many shards: reading a little of every shard is reading all of them."""
+"""Maximum number of shards in the sample, because reading a little of every shard means reading all of them."""
 
 _EXAMPLES = 100
 
@@ -228,7 +228,7 @@ _EXAMPLES = 100
 def near_duplicate_statistics(
     connection: duckdb.DuckDBPyConnection, images_by_shard: Mapping[int, int], sample: int
 ) -> NearDuplicates:
-    """Pairs of near-duplicates in about `sample` images, at most: evenly spread over shards, and within each."""
+    """Return near-duplicate pairs of masks in at most `sample` images, spread evenly over and within shards."""
     sums = _DuplicateSums()
     shards = [shard for shard in sorted(images_by_shard) if images_by_shard[shard]]
     chosen = _spread(shards, min(_MOST_SHARDS, sample))
@@ -256,7 +256,7 @@ def _add_shard(connection: duckdb.DuckDBPyConnection, shard: int, quota: int, su
         sums.masks += len(masks)
         size = masks[0]["size"]
         if any(mask["size"] != size for mask in masks):
-            continue  # a finding of the audit
+            continue  # reported by the audit as a finding
         pairs = near_duplicates((size[0], size[1]), [mask["counts"] for mask in masks], THRESHOLD)
         sums.pairs += len(pairs)
         for pair in pairs[: _EXAMPLES - len(sums.examples)]:
@@ -265,7 +265,7 @@ def _add_shard(connection: duckdb.DuckDBPyConnection, shard: int, quota: int, su
 
 
 def _masks_of(connection: duckdb.DuckDBPyConnection, shard: int, ordinals: list[int]) -> dict[int, list[Any]]:
-    """The sampled images' masks in a shard, by ordinal, in their order."""
+    """Return the masks of the sampled images in a shard, by ordinal and in order."""
     rows = read_query(
         connection,
         "SELECT ordinal, id, annotation_id, segmentation.size AS size, segmentation.counts AS counts FROM masks "
@@ -278,6 +278,6 @@ def _masks_of(connection: duckdb.DuckDBPyConnection, shard: int, ordinals: list[
 
 
 def _spread(values: list[int], wanted: int) -> list[int]:
-    """`wanted` of the values, evenly spread; all of them where there are no more."""
+    """Return `wanted` of the values, spread evenly, or all of them if there are fewer."""
     number = min(wanted, len(values))
     return [values[(2 * index + 1) * len(values) // (2 * number)] for index in range(number)]

@@ -1,4 +1,4 @@
-"""The statistics of a dataset as values. docs/statistics.md says what each is; None is what cannot be known."""
+"""Dataclasses for the statistics of a dataset, which docs/statistics.md defines; None means unknown."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -8,9 +8,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts by bin and the mean of a value. Bins have one more edge than counts.
+    """Counts per bin and the mean of a value. There is one more edge than counts.
 
-    `counts` is None where there are masks, and none of them has the value.
+    `counts` is None if there are masks but none of them has the value.
     """
 
     edges: tuple[float, ...]
@@ -20,7 +20,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class SizeConcavity:
-    """The concavity of the masks of one size (`small`, `medium` or `large`), in the bins of all masks."""
+    """Concavity of the masks of one size (`small`, `medium`, or `large`), in the bins of all masks."""
 
     size: str
     counts: tuple[int, ...]
@@ -29,14 +29,14 @@ class SizeConcavity:
 
 @dataclass(frozen=True)
 class Concavity(Histogram):
-    """The concavity of all masks, and of each size."""
+    """Concavity of all masks, and of each size."""
 
     by_size: tuple[SizeConcavity, ...]
 
 
 @dataclass(frozen=True)
 class Centers:
-    """Masks by their center of mass: `bins` x `bins` counts, rows from the top."""
+    """Masks by their center of mass: `bins` x `bins` counts, with rows from the top."""
 
     bins: int
     counts: tuple[tuple[int, ...], ...]
@@ -44,7 +44,7 @@ class Centers:
 
 @dataclass(frozen=True)
 class TinyMasks:
-    """Masks of fewer pixels than `below_px`."""
+    """Masks with fewer than `below_px` pixels."""
 
     below_px: int
     masks: int
@@ -52,7 +52,7 @@ class TinyMasks:
 
 @dataclass(frozen=True)
 class HugeMasks:
-    """Masks that cover the share `above_share` (0 to 1) of their image, or more."""
+    """Masks that cover at least the fraction `above_share` (0 to 1) of their image."""
 
     above_share: float
     masks: int
@@ -60,7 +60,7 @@ class HugeMasks:
 
 @dataclass(frozen=True)
 class MaskTableStatistics:
-    """What the columns of all masks say."""
+    """Statistics of the columns of the mask tables."""
 
     masks: int
     relative_size: Histogram
@@ -75,7 +75,7 @@ class MaskTableStatistics:
 
 @dataclass(frozen=True)
 class BinImages:
-    """Images whose number of masks is in a bin."""
+    """Number of images whose number of masks is in a bin."""
 
     label: str
     images: int
@@ -92,7 +92,7 @@ class MasksPerImage:
 
 @dataclass(frozen=True)
 class FunnelStep:
-    """Masks left after a step of their generation."""
+    """Number of masks that remain after a step of mask generation."""
 
     step: str
     masks: int
@@ -100,10 +100,10 @@ class FunnelStep:
 
 @dataclass(frozen=True)
 class Cleanup:
-    """Masks that clean-up changed or removed, and their shares (0 to 1) of the masks before it.
+    """Masks that cleanup changed or removed, and their shares (0 to 1) of the masks before it.
 
-    `holes` and `islands` are those of `cleaned` that had a small one of each; `artifacts` are masks that were dropped
-    because they trace a redacted region.
+    `holes` and `islands` count the masks in `cleaned` that had a small hole or island. `artifacts` counts the masks
+    that were dropped because they trace a redacted region.
     """
 
     cleaned: int
@@ -120,7 +120,7 @@ class Cleanup:
 
 @dataclass(frozen=True)
 class SimilarMasks:
-    """Two masks of the image `id` that are nearly the same, by their annotation ids, and their IoU."""
+    """Two nearly identical masks of the image `id`, by their annotation ids, and their IoU."""
 
     id: int
     annotation_ids: tuple[int, int]
@@ -129,7 +129,7 @@ class SimilarMasks:
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Pairs of masks with an IoU of at least `threshold` in a sample of the images; `examples` are the first."""
+    """Pairs of masks with an IoU of at least `threshold` in a sample of the images; `examples` are the first pairs."""
 
     images_sampled: int
     threshold: float
@@ -140,7 +140,7 @@ class NearDuplicates:
 
 @dataclass(frozen=True)
 class CountryImages:
-    """The images of a country, by its code."""
+    """Images of a country, by its code."""
 
     country: str
     images: int
@@ -149,9 +149,9 @@ class CountryImages:
 
 @dataclass(frozen=True)
 class GroupImages:
-    """The images of a region or an income level, with the share that the paper gives; shares are 0 to 1.
+    """Images of a region or income level, and its share in the paper; shares are 0 to 1.
 
-    `countries` are those with images.
+    `countries` counts the countries with images.
     """
 
     name: str
@@ -165,7 +165,7 @@ class GroupImages:
 
 @dataclass(frozen=True)
 class Geography:
-    """Images by country, region and income level; `known` and `unknown` count images."""
+    """Images by country, region, and income level; `known` and `unknown` count images."""
 
     known: int
     unknown: int
@@ -176,7 +176,7 @@ class Geography:
 
 @dataclass(frozen=True)
 class LicenseImages:
-    """The images of a license; None: of those without one."""
+    """Number of images with a license (None: without one)."""
 
     license: str | None
     images: int
@@ -184,7 +184,7 @@ class LicenseImages:
 
 @dataclass(frozen=True)
 class ProviderImages:
-    """The images of a provider; None: of those without one."""
+    """Number of images from a provider (None: without one)."""
 
     provider: str | None
     images: int
@@ -192,7 +192,7 @@ class ProviderImages:
 
 @dataclass(frozen=True)
 class DriftedShard:
-    """A shard whose mean of a metric is far from the other shards': `z` standard deviations from `dataset`."""
+    """Shard whose mean of a metric is `z` standard deviations from the mean `dataset` of the other shards."""
 
     metric: str
     shard: int
@@ -203,7 +203,7 @@ class DriftedShard:
 
 @dataclass(frozen=True)
 class Outlier:
-    """An image far from the others in a metric, and why it counts as far."""
+    """Image that deviates strongly from the others in a metric, and the reason."""
 
     id: int
     shard: int
@@ -215,14 +215,14 @@ class Outlier:
 
 @dataclass(frozen=True)
 class Statistics:
-    """All statistics of a dataset, in the order of their JSON.
+    """All statistics of a dataset, in the order of their JSON fields.
 
-    Masks without scores, as people make them, do not count in the histograms of scores.
+    Masks without scores, such as manual ones, don't count in the histograms of scores.
     """
 
     images: int
     masks: int
-    sources: Mapping[str, int] | None  # masks by source, those of a build first
+    sources: Mapping[str, int] | None  # masks by source, automatic ones first
     relative_size: Histogram
     concavity: Concavity
     aspect_ratio: Histogram
@@ -246,13 +246,13 @@ class Statistics:
     outliers: tuple[Outlier, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The statistics as JSON has them."""
+        """Return the statistics as a JSON object."""
         value: dict[str, Any] = json_value(self)
         return value
 
 
 def json_value(value: Any) -> Any:
-    """A value as JSON has it: a dataclass as a dictionary of its fields in their order, a tuple as a list."""
+    """Convert a value for JSON: a dataclass to a dictionary of its fields in order, a tuple to a list."""
     if is_dataclass(value):
         return {field.name: json_value(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
