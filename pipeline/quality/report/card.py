@@ -1,4 +1,4 @@
-"""The dataset card: `README.md` with the front matter of the Hugging Face Hub and the sections of a datasheet."""
+"""Dataset card: a `README.md` with front matter for the Hugging Face Hub and the sections of a datasheet."""
 
 import re
 from typing import Any
@@ -20,7 +20,7 @@ _SPECIAL = re.compile(r"[\\`*_\[\]|~$#!]")
 
 
 def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, charts: Charts) -> str:
-    """Return the card. All text from the data is escaped: it cannot become Markdown or HTML."""
+    """Return the card. All text from the data is escaped, so it can't become Markdown or HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         finalize=escaped,
@@ -47,7 +47,7 @@ def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, char
 
 
 def front_matter(facts: Facts) -> str:
-    """Return the part of a card that the Hub reads, as YAML."""
+    """Return the front matter that the Hub reads, as YAML."""
     value: dict[str, Any] = {
         "pretty_name": facts.name,
         **hub_licenses(license for license, _ in facts.licenses if license),
@@ -60,7 +60,7 @@ def front_matter(facts: Facts) -> str:
 
 
 def escaped(value: Any) -> Any:
-    """Return text as escaped Markdown on one line; other values as they are."""
+    """Return text as escaped Markdown on one line, and other values unchanged."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     line = " ".join(without_turning(value).split())

@@ -1,4 +1,4 @@
-"""The plots of a report: the statistics and the paper's figures, as values to draw."""
+"""Plots of a report: the statistics and the paper's figures as values to draw."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _STEPS = {
 
 @dataclass(frozen=True)
 class Charts:
-    """The plots; None or empty if the data is unknown."""
+    """Plots of a report; None or empty if the data is unknown."""
 
     masks_per_image: Bars | None
     relative_size: StepHistogram | None
@@ -44,7 +44,7 @@ class Charts:
 
 
 def charts_of(statistics: Statistics) -> Charts:
-    """Return the plots of these statistics; unknown ones have no plot."""
+    """Return the plots of the statistics, without those of unknown values."""
     scores = (
         histogram(statistics.predicted_iou, "Predicted IoU", "predicted IoU", _MASKS),
         histogram(statistics.stability_score, "Stability score", "stability score", _MASKS),
@@ -76,9 +76,9 @@ def charts_of(statistics: Statistics) -> Charts:
 
 
 def ranked(images: Iterable[tuple[str | None, int]], label: str, shown: int) -> Bars | None:
-    """Return numbers of images by name as bars, most frequent first; those beyond `shown` are one bar.
+    """Return image counts by name as bars, most frequent first, with those beyond `shown` in one bar.
 
-    None if no image has a name.
+    Returns None if no image has a name.
     """
     known = sorted((row for row in images if row[1]), key=lambda row: (-row[1], str(row[0])))
     if not any(name for name, _ in known):
@@ -91,7 +91,7 @@ def ranked(images: Iterable[tuple[str | None, int]], label: str, shown: int) -> 
 
 
 def _bars(label: str, value: str, counts: Sequence[tuple[str, int]]) -> Bars | None:
-    """Return counts as bars of their shares; None if there is nothing to count."""
+    """Return counts as bars of their shares, or None if all are zero."""
     if not sum(total for _, total in counts):
         return None
     shares = shares_of([total for _, total in counts])
@@ -100,7 +100,7 @@ def _bars(label: str, value: str, counts: Sequence[tuple[str, int]]) -> Bars | N
 
 
 def _with_paper(groups: Sequence[GroupImages], label: str) -> Bars | None:
-    """Return regions or income levels, with the paper's shares and their masks per image."""
+    """Return bars for regions or income levels with the paper's shares and their masks per image."""
     if not any(group.images for group in groups):
         return None
     bars = [
@@ -145,6 +145,6 @@ def _with_share(total: int, part: float | None) -> str:
 
 
 def _country_name(code: str) -> str:
-    """Return a country's name; a code that is not known stays as it is."""
+    """Return a country's name, or its code if the country is unknown."""
     country = countries().get(code)
     return code if country is None else country.name

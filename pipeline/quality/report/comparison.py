@@ -1,4 +1,4 @@
-"""Another dataset beside the one that is reported: what is read of it, and the plots and the table of both."""
+"""Comparison of a report's dataset with another one: measurements, plots, and table."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ THIS = "this dataset"
 
 @dataclass(frozen=True)
 class ComparisonCharts:
-    """The plots of two datasets; None where one of them does not say."""
+    """Plots of two datasets; None if the data is unknown for one of them."""
 
     masks_per_image: Bars | None
     relative_size: StepHistogram | None
@@ -32,9 +32,9 @@ class ComparisonCharts:
 
 
 def measure_comparison(tables: DatasetTables, statistics: Statistics, other: Location) -> DatasetComparison:
-    """Compare the dataset of `tables` and `statistics` with the one at `other`, whose masks are read here.
+    """Compare the dataset of `tables` and `statistics` with the one at `other`, whose masks are read for this.
 
-    Raises `UsageError` if there is no dataset at `other`, and `DamagedDatasetError` where a file of it cannot be read.
+    Raises `UsageError` if there is no dataset at `other`, and `DamagedDatasetError` if one of its files is unreadable.
     """
     ours = measured(tables, statistics)
     with open_tables(other) as theirs:
@@ -42,19 +42,19 @@ def measure_comparison(tables: DatasetTables, statistics: Statistics, other: Loc
 
 
 def measured(tables: DatasetTables, statistics: Statistics) -> DatasetMeasures:
-    """Return what a comparison takes of a dataset."""
+    """Return the measurements of a dataset that a comparison needs."""
     manifest = load_manifest(tables.location) if tables.kind == "segmint" else None
     name = name_of(manifest, tables.location.uri)
     return DatasetMeasures(name, tables.location.uri, statistics, concavity_by_size(tables.connection))
 
 
 def other_name(beside: DatasetComparison) -> str:
-    """Return what the page calls the other dataset: its name, or its URI if both have the same name."""
+    """Return the other dataset's name on the page, which is its URI if both have the same name."""
     return beside.theirs.dataset if beside.theirs.name == beside.ours.name else beside.theirs.name
 
 
 def comparison_charts(beside: DatasetComparison) -> ComparisonCharts:
-    """Return the plots of two datasets, the other one as a second bar or line."""
+    """Return the plots of two datasets, with the other one as a second bar or line."""
     ours, theirs, name = beside.ours, beside.theirs, other_name(beside)
     at_sizes = ours.concavity_at_same_sizes, theirs.concavity_at_same_sizes
     concavity = None
@@ -82,7 +82,7 @@ def comparison_charts(beside: DatasetComparison) -> ComparisonCharts:
 
 
 def comparison_rows(beside: DatasetComparison) -> list[tuple[str, str, str]]:
-    """Return the table of both: what it is, of this dataset, of the other one."""
+    """Return the table's rows: label, value of this dataset, value of the other one."""
     sides = (beside.ours, beside.theirs)
     rows = [
         ("Images", *(count(side.images) for side in sides)),
@@ -99,7 +99,7 @@ def comparison_rows(beside: DatasetComparison) -> list[tuple[str, str, str]]:
 
 
 def comparison_values(beside: DatasetComparison) -> dict[str, object]:
-    """Return what the page's template draws of a comparison, by its names there."""
+    """Return the values of a comparison for the page's template, by their names there."""
     return {
         "other_name": other_name(beside),
         "beside_rows": comparison_rows(beside),

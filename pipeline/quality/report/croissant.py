@@ -1,4 +1,4 @@
-"""`croissant.json`: the dataset in MLCommons' Croissant 1.0: all files with their hashes, and the tables' columns."""
+"""Dataset description `croissant.json` (MLCommons Croissant 1.0) with file hashes and the tables' columns."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -51,15 +51,15 @@ _CONTEXT = {
     "subField": "cr:subField",
     "transform": "cr:transform",
 }
-"""The context given by the Croissant 1.0 specification."""
+"""JSON-LD context from the Croissant 1.0 specification."""
 
 _KINDS = {"images": "One row per image.", "masks": "One row per mask.", "rejects": "One row per refused image."}
 
 
 def croissant_json(facts: Facts, root: str) -> bytes:
-    """Return the description of a segmint dataset; `root` leads from the description's folder to the dataset.
+    """Return the description of a segmint dataset; `root` is the path or URI from its folder to the dataset.
 
-    Raises `ValueError` for a dataset that segmint did not write: it has no commits, which hold the hashes.
+    Raises `ValueError` for a dataset that segmint did not write, because only commits contain the hashes.
     """
     manifest, version = facts.manifest, facts.version
     if manifest is None or version is None:
@@ -146,7 +146,7 @@ def _records(kind: str, schema: pa.Schema) -> dict[str, Any]:
 
 
 def _photographs(facts: Facts) -> Iterator[dict[str, Any]]:
-    """Yield the record set of the tars' JPEGs, whose names hold the ids of the images."""
+    """Yield the record set of the tars' JPEGs, whose names contain the ids of the images."""
     if not facts.with_images:
         return
     source = {"fileSet": {"@id": "photographs-files"}}
@@ -177,7 +177,7 @@ def _photographs(facts: Facts) -> Iterator[dict[str, Any]]:
 
 
 def _field(identifier: str, column: str, kind: pa.DataType, file_set: str, path: str = "") -> dict[str, Any]:
-    """Return the field of a column, or of a value inside one at the JSONPath `path`."""
+    """Return the field of a column, or of a value inside it at the JSONPath `path`."""
     field: dict[str, Any] = {"@type": "cr:Field", "@id": identifier, "name": identifier}
     while pa.types.is_list(kind):
         field["repeated"] = True

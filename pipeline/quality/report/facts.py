@@ -1,4 +1,4 @@
-"""Facts about a dataset that are not statistics, for report and card: from its manifest, commits and tables."""
+"""Facts about a dataset for report and card, from its manifest, commits, and tables."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ _ANNOTATED = "SELECT count(*) FROM images WHERE submission IS NOT NULL OR annota
 
 @dataclass(frozen=True)
 class CreditFact:
-    """The credit for some images: license, provider and attribution, each None if the images have none."""
+    """Credit for a number of images: license, provider, and attribution, each None if missing."""
 
     license: str | None
     provider: str | None
@@ -31,7 +31,7 @@ class CreditFact:
 
 @dataclass(frozen=True)
 class AnnotatedMaskCounts:
-    """Counts of masks of one source that people made or changed; `license` is that of the file they came from."""
+    """Counts of annotated masks from one source; `license` is that of the imported file."""
 
     source: str
     license: str | None
@@ -41,7 +41,7 @@ class AnnotatedMaskCounts:
 
 @dataclass(frozen=True)
 class RedactedRegions:
-    """Counts of redacted regions of one kind that one detector, or a person (`manual`), found."""
+    """Counts of redacted regions of one kind from one detector or a person (`manual`)."""
 
     kind: str
     source: str
@@ -51,20 +51,20 @@ class RedactedRegions:
 
 @dataclass(frozen=True)
 class DetectorFact:
-    """The detector that a build used for one kind of region; `name` is None if it used none."""
+    """Detector that a build used for one kind of region; `name` is None if it used none."""
 
     kind: str  # faces or plates
-    name: str | None  # of a file: the start of its SHA-256
+    name: str | None  # for a file: the start of its SHA-256
 
     @property
     def bundled(self) -> bool:
-        """Whether it comes with segmint; those detectors are for trials."""
+        """True if the detector ships with segmint; bundled detectors are meant for trials."""
         return self.name in BUNDLED_DETECTORS
 
 
 @dataclass(frozen=True)
 class BuildFacts:
-    """The settings that a dataset was built with; None if its manifest does not state them."""
+    """Settings of a dataset's build; None if its manifest does not contain them."""
 
     allowed: tuple[str, ...]  # licenses
     require_redistributable: bool
@@ -82,7 +82,7 @@ class BuildFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a dataset. What a foreign dataset does not state is None or empty."""
+    """Facts about a dataset; None or empty if foreign data does not state them."""
 
     name: str
     kind: str  # segmint or sa1b
@@ -94,7 +94,7 @@ class Facts:
     masks: int
     bytes: int | None  # of the committed files
     taken_down: int | None
-    licenses: tuple[tuple[str | None, int], ...]  # with numbers of images, most frequent first; None: not given
+    licenses: tuple[tuple[str | None, int], ...]  # with image counts, most frequent first; None: no license
     credits: tuple[CreditFact, ...]  # most frequent first
     credits_total: int
     redacted: tuple[RedactedRegions, ...]
@@ -103,26 +103,26 @@ class Facts:
     sources: tuple[int, int] | None  # median width and height of their source images
     people: tuple[AnnotatedMaskCounts, ...] = ()
     labeled: int = 0  # masks with a label
-    annotated: int = 0  # images whose masks people looked at, changed or deleted
+    annotated: int = 0  # images whose masks people reviewed, changed, or deleted
     agreement: AnnotatorAgreement | None = None  # of two people on the same images
-    study: PrivacyScore | None = None  # what people found that detectors missed, if the report was given it
-    ratings: Ratings | None = None  # how good people find its masks
+    study: PrivacyScore | None = None  # misses of detectors that people found, if the report was given a study
+    ratings: Ratings | None = None  # human ratings of masks
 
     @property
     def with_images(self) -> bool:
-        """Whether the dataset has pixels, not only annotations."""
+        """True if the dataset contains images in addition to annotations."""
         return self.build is None or self.build.format != "annotations"
 
     @property
     def rejected(self) -> int | None:
-        """How many rows were refused; None if unknown."""
+        """Number of rejected rows, or None if unknown."""
         return None if self.manifest is None else sum(commit.counts.get("rejected", 0) for commit in self.commits)
 
 
 def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
-    """Read a dataset's manifest, commits and tombstones, and query its tables.
+    """Read a dataset's manifest, commits, and tombstones, and query its tables.
 
-    Raises `DamagedDatasetError` if one of these cannot be read.
+    Raises `DamagedDatasetError` if any of them is unreadable.
     """
     manifest = load_manifest(tables.location) if tables.kind == "segmint" else None
     commits = tuple(CommitLog(tables.location).read_all()) if manifest is not None else ()
@@ -173,12 +173,12 @@ def _build(manifest: DatasetManifest) -> BuildFacts:
 
 
 def _text(value: Any) -> str | None:
-    """A text; None for what no writer of segmint puts in its place."""
+    """Return a string, or None for a value that segmint never writes in its place."""
     return value if isinstance(value, str) else None
 
 
 def _plain_number(value: Any) -> Any:
-    """A number that can be printed; None for what no writer of segmint puts in its place."""
+    """Return a printable number, or None for a value that segmint never writes in its place."""
     return value if type(value) in (int, float) and abs(value) < 1 << 53 else None
 
 

@@ -1,4 +1,4 @@
-"""A report's plots as PNG files, for slides and papers; they show the same values as the page."""
+"""Plots of a report as PNG files for slides and papers, with the same values as the page."""
 
 import io
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ _STYLE = {
 
 
 def draw_figures(charts: Charts) -> dict[str, bytes]:
-    """Return the existing plots as PNG files, by file name."""
+    """Return the plots that have data as PNG files, by file name."""
     from matplotlib import style
 
     bars = {
@@ -53,7 +53,7 @@ def draw_figures(charts: Charts) -> dict[str, bytes]:
         "concavity": charts.concavity,
         "scores": charts.scores,
     }
-    with style.context(["default", _STYLE]):  # not what a matplotlibrc or another library set
+    with style.context(["default", _STYLE]):  # ignore settings of a matplotlibrc or another library
         figures = {name: _draw_bars(plot) for name, plot in bars.items() if plot is not None}
         figures |= {name: _draw_steps(plots) for name, plots in steps.items() if plots}
         if charts.centers is not None:
@@ -73,7 +73,7 @@ def _draw_bars(bars: Bars) -> "Figure":
             axes.barh(place + shift, 100 * row.paper, height, color="none", edgecolor=_VERMILION, label=label)
 
         axes.annotate(row.text, (length, place - shift), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
-    # Labels from the data may contain what matplotlib would parse as math.
+    # Labels from the data can contain text that matplotlib would parse as math.
     axes.set_yticks(range(len(bars.rows)), [row.label for row in bars.rows], parse_math=False)
     axes.invert_yaxis()
     axes.margins(x=0.25)

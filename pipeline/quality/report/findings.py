@@ -1,4 +1,4 @@
-"""An audit's findings as a report shows them: by area and code, with the images they refer to."""
+"""Findings of an audit for a report, grouped by area and code, with the images that they refer to."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from segmint.catalogs.findings import AREAS, INTEGRITY, SENTENCES, Finding, Find
 
 @dataclass(frozen=True)
 class FindingGroup:
-    """The findings of one code: `total` of them, the first of which are in `rows`."""
+    """Findings of one code: their number `total`, and the first of them in `rows`."""
 
     code: str
     sentence: str
@@ -17,12 +17,12 @@ class FindingGroup:
 
     @property
     def more(self) -> int:
-        """How many are counted but not listed."""
+        """Number of findings that are counted but not listed."""
         return self.total - len(self.rows)
 
 
 def groups_of(findings: Findings, area: str) -> list[FindingGroup]:
-    """Return the findings of an area (`integrity`, `licenses`, `privacy` or `duplicates`) by code."""
+    """Return the findings of an area (`integrity`, `licenses`, `privacy`, or `duplicates`) by code."""
     return [
         FindingGroup(code.value, SENTENCES[code], total, tuple(each for each in findings if each.code == code))
         for code, total in sorted(findings.counts.items())
@@ -31,5 +31,5 @@ def groups_of(findings: Findings, area: str) -> list[FindingGroup]:
 
 
 def images_of(findings: Iterable[Finding]) -> list[int]:
-    """Return the ids of the images that findings refer to, each once, in order."""
+    """Return the distinct ids of the images that findings refer to, in order."""
     return list(dict.fromkeys(finding.image for finding in findings if finding.image is not None))

@@ -1,4 +1,4 @@
-"""A report's numbers in long form: one row per number, for your own tables and plots."""
+"""Numbers of a report in long form, one per row, for your own tables and plots."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -13,12 +13,12 @@ from segmint.pipeline.quality.statistics.values import Histogram, Statistics
 NUMBERS = pa.schema(
     [
         pa.field("area", pa.string(), nullable=False),  # a key of the statistics; `dataset` for plain counts
-        pa.field("statistic", pa.string(), nullable=False),  # the key below it; several keys are joined by dots
-        pa.field("bin", pa.string()),  # the part: a bin, a step, a country, a shard; null for the whole
+        pa.field("statistic", pa.string(), nullable=False),  # the keys below the area, joined by dots
+        pa.field("bin", pa.string()),  # a bin, step, country, or shard; null for the whole dataset
         pa.field("value", pa.float64(), nullable=False),
     ]
 )
-"""The schema of `statistics.parquet`; unknown numbers have no row."""
+"""Schema of `statistics.parquet`, which has no rows for unknown numbers."""
 
 _NAMES = ("label", "size", "step", "country", "name", "license", "provider", "shard", "id")
 
@@ -62,7 +62,7 @@ def _numbers(statistic: str, bin: str | None, value: Any) -> Iterator[_Number]:
 
 
 def _name(place: int, item: Any) -> str:
-    """Return the name of an item of a tuple; its position if it has none."""
+    """Return the name of a tuple's item, or its index if it is unnamed."""
     known = [(key, getattr(item, key)) for key in _NAMES if getattr(item, key, None) is not None]
     words = [part if isinstance(part, str) else f"{key} {part}" for key, part in known]
     return ", ".join([*([item.metric] if hasattr(item, "metric") else []), *words]) or str(place)

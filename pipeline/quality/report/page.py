@@ -1,4 +1,4 @@
-"""The report's page: an audit and the statistics as the sentences, tables and plots of its template."""
+"""Page of a report: an audit and statistics as the sentences, tables, and plots of an HTML template."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ AREAS = (INTEGRITY, "licenses", "privacy", "duplicates")
 NOT_AUDITED = "not audited"
 
 LEADING = 3
-"""Pictures of the sample directly under the verdict."""
+"""Maximum number of sample images directly below the verdict."""
 
-_FLATTEST, _TALLEST = 2.2, 0.7  # width over height of a picture there, so that the row leaves room for the others
+_FLATTEST, _TALLEST = 2.2, 0.7  # bounds of their width over height, so that every image fits in the row
 
 
 @dataclass(frozen=True)
 class ReportImages:
-    """The images of a report: those with findings, outliers, and a sample; `why` says why there are none."""
+    """Images of a report: those with findings, outliers, and a sample; `why` explains their absence."""
 
     flagged: tuple[ReportImage, ...] = ()
     samples: tuple[ReportImage, ...] = ()
@@ -43,26 +43,26 @@ class ReportImages:
 
     @property
     def leading(self) -> tuple[ReportImage, ...]:
-        """Up to `LEADING` pictures with masks, spread evenly over the sample: those directly under the verdict."""
+        """Up to `LEADING` images with masks for the row below the verdict, spread evenly over the sample."""
         drawn = [picture for picture in self.samples if picture.jpeg is not None and picture.masks]
         places = {(2 * place + 1) * len(drawn) // (2 * LEADING) for place in range(LEADING)} if drawn else set()
         return tuple(drawn[place] for place in sorted(places))
 
     @property
     def others(self) -> tuple[ReportImage, ...]:
-        """The rest of the sample."""
+        """Images of the sample that are not in `leading`."""
         leading = self.leading
         return tuple(picture for picture in self.samples if picture not in leading)
 
     @property
     def shown(self) -> frozenset[int]:
-        """The ids of the images on the page."""
+        """Ids of all images on the page."""
         return frozenset(picture.id for picture in (*self.flagged, *self.samples))
 
 
 @dataclass(frozen=True)
 class VerdictLine:
-    """One line of the verdict; `state` is `good`, `bad` or empty."""
+    """Line of the verdict; `state` is `good`, `bad`, or empty."""
 
     name: str
     anchor: str
@@ -72,7 +72,7 @@ class VerdictLine:
 
 @dataclass(frozen=True)
 class ReportVerdict:
-    """What was checked and what was found, at a glance."""
+    """Summary of what was checked and found."""
 
     word: str
     state: str
@@ -88,9 +88,9 @@ def render_page(
     pictures: ReportImages,
     beside: DatasetComparison | None = None,
 ) -> str:
-    """Return the page as HTML: one file, without scripts, that loads nothing.
+    """Return the page as one HTML file without scripts or external resources.
 
-    `beside` is a comparison with another dataset, if there is one.
+    `beside` is an optional comparison with another dataset.
     """
     groups = {area: groups_of(audit.findings, area) for area in AREAS}
     return (
@@ -131,19 +131,19 @@ def render_page(
 
 
 def leading_aspect(picture: ReportImage) -> float:
-    """Return the width over the height of the frame of a picture under the verdict."""
+    """Return the aspect ratio, width over height, of the frame of an image below the verdict."""
     return round(min(_FLATTEST, max(_TALLEST, picture.width / max(1, picture.height))), 3)
 
 
 def is_searched(privacy: PrivacyResult | None) -> bool:
-    """Whether a detector searched any released image again."""
+    """Return whether a detector searched any released image."""
     return privacy is not None and bool(privacy.images_checked and privacy.detectors)
 
 
 def verdict_of(
     audit: AuditReport, statistics: Statistics, groups: Mapping[str, Sequence[FindingGroup]]
 ) -> ReportVerdict:
-    """Return the box at the top of the page."""
+    """Return the verdict for the box at the top of the page."""
     total = audit.findings.total
     word, state = (counted(total, "finding"), "bad") if total else ("No findings", "good")
     if not total and not is_searched(audit.privacy):
@@ -152,7 +152,7 @@ def verdict_of(
 
 
 def remarks_of(statistics: Statistics) -> list[str]:
-    """Return sentences on what the plots do not show."""
+    """Return sentences about statistics that the plots don't show."""
     tiny, huge, cleanup, near = statistics.tiny, statistics.huge, statistics.cleanup, statistics.near_duplicates
     remarks = [
         f"{counted(statistics.without_masks, 'image')} without masks.",
@@ -180,7 +180,7 @@ def remarks_of(statistics: Statistics) -> list[str]:
 
 
 def _cleaned(cleanup: Cleanup) -> str:
-    """Return how many masks clean-up changed: holes and islands beside the paper's shares."""
+    """Return the effect of cleanup: masks with filled holes or removed islands, with the paper's shares."""
     paper = PAPER.cleanup
     return (
         f"filled holes in {counted(cleanup.holes, 'mask')} ({share(cleanup.holes_share)}; {PAPER.name}: about "
@@ -190,19 +190,19 @@ def _cleaned(cleanup: Cleanup) -> str:
 
 
 def groups_and_paper(geography: Geography) -> list[tuple[GroupImages, PaperGroup]]:
-    """Return the regions, then the income levels, each with what table 1 of the paper says of it."""
+    """Return the regions, then the income levels, each with its row of the paper's table 1."""
     paper = {group.name: group for group in (*PAPER.geography.regions, *PAPER.geography.income)}
     return [(group, paper[group.name]) for group in (*geography.regions, *geography.income)]
 
 
 def digest_of(version: VersionName) -> str:
-    """Return the whole digest of a dataset, with the number of its version."""
+    """Return the full digest of a dataset with its version number."""
     number = "not recorded as a version" if version.number is None else f"version {version.number}"
     return f"SHA-256 {version.digest} ({number})"
 
 
 def made_of(facts: Facts) -> list[tuple[str, str]]:
-    """Return how a dataset was made, as names and values; empty if that is unknown."""
+    """Return how a dataset was made, as names and values, or an empty list if unknown."""
     manifest, build = facts.manifest, facts.build
     if manifest is None or build is None:
         return []
@@ -277,7 +277,7 @@ def _areas(
 
 
 def _privacy_word(privacy: PrivacyResult | None) -> str:
-    """Return what detectors found; never that nothing is left."""
+    """Return the number of detections, without claiming that none remain."""
     if privacy is None or not is_searched(privacy):
         return NOT_AUDITED
     names = listed(detector.name for detector in privacy.detectors)

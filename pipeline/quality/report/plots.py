@@ -1,4 +1,4 @@
-"""Plots of a report as values: positions of bars, steps and cells in percent of the frame. Templates draw them."""
+"""Plots of a report as values for templates: positions of bars, steps, and cells in percent of the frame."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from segmint.pipeline.quality.statistics.values import Centers, Histogram
 from segmint.pipeline.serving.documents import Tick
 
 _LEVELS = 24  # shades of a heat map
-_MOST_TICKS = 7  # of an axis of ratios
-_CLOSE = 0.08  # the least distance of its ticks from its ends, as a share of the axis
+_MOST_TICKS = 7  # maximum number of ticks on an axis of ratios
+_CLOSE = 0.08  # minimum distance of its ticks from its ends, as a share of the axis
 _EVEN = 1e-6  # relative difference of bin widths that still counts as equal
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of bars: `share` and `paper` are 0 to 1, None if unknown; `text` and `more` follow the bar."""
+    """Row of a bar plot. `share` and `paper` are 0 to 1, or None if unknown; `text` and `more` follow the bar."""
 
     label: str
     share: float | None
@@ -28,14 +28,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars of one kind; the longest has the full width. With `has_paper`, rows also have the bar of `paper`."""
+    """Bar plot whose longest bar has the full width. With `has_paper`, each row has a second bar for `paper`."""
 
-    label: str  # what a row is
-    value: str  # what its text is
+    label: str  # heading of the row labels
+    value: str  # heading of the texts
     rows: tuple[Bar, ...]
     has_paper: bool = False
-    more: str = ""  # what `Bar.more` is; empty if unused
-    paper: str = "SA-1B"  # what the second bar is of: the paper's dataset, or another
+    more: str = ""  # heading of `Bar.more`; empty if unused
+    paper: str = "SA-1B"  # dataset of the second bar: the paper's, or another
 
     def width(self, share: float | None) -> float:
         """Return the length of a bar in percent of the frame."""
@@ -45,9 +45,9 @@ class Bars:
 
 @dataclass(frozen=True)
 class StepHistogram:
-    """A histogram as steps: the share of each bin, 0 to 1, between two of the `edges`.
+    """Histogram as steps: the share of each bin, 0 to 1, between neighboring `edges`.
 
-    `other` are the shares of another dataset, with its name; empty if there is none.
+    `other` contains the shares of another dataset named `other_name`, or is empty.
     """
 
     title: str
@@ -61,14 +61,14 @@ class StepHistogram:
 
     @property
     def top(self) -> float:
-        """The share at the top of the axis."""
+        """Share at the top of the axis."""
         return _rounded_up(max(*self.shares, *self.other))
 
     @property
     def x_ticks(self) -> list[Tick]:
-        """Ticks of the horizontal axis: round numbers; some of the edges if bins differ in width in any other way.
+        """Ticks of the horizontal axis, at round numbers, or at some of the edges if the bin widths are irregular.
 
-        Round numbers of an axis of ratios, whose edges grow by one factor, are written as `1/3`, `1`, `3`.
+        On an axis of ratios, whose edges grow by a constant factor, the labels are `1/3`, `1`, `3`.
         """
         if not self._even:
             if (values := _ratio_ticks(self.edges)) is not None:
@@ -90,12 +90,12 @@ class StepHistogram:
 
     @property
     def bins(self) -> list[str]:
-        """The range of each bin, as text."""
+        """Range of each bin, as text."""
         return [f"{number(low)} to {number(high)}" for low, high in pairwise(self.edges)]
 
     @property
     def summary(self) -> str:
-        """The plot in a sentence, for screen readers."""
+        """One-sentence summary of the plot for screen readers."""
         place = max(range(len(self.shares)), key=self.shares.__getitem__)
         return (
             f"Histogram of {len(self.shares)} bins, {self.x_label}: the largest is {self.bins[place]} with "
@@ -104,7 +104,7 @@ class StepHistogram:
 
     @property
     def positions(self) -> list[float]:
-        """The position of each edge, in percent of the frame from the left."""
+        """Position of each edge, in percent of the frame from the left."""
         return [self._at(index) for index in range(len(self.edges))]
 
     def path(self, closed: bool = False, other: bool = False) -> str:
@@ -131,7 +131,7 @@ class StepHistogram:
 
 @dataclass(frozen=True)
 class Cell:
-    """Adjacent cells of one shade: a rectangle in a frame of `HeatMap.bins` cells per side."""
+    """Adjacent cells of one shade as a rectangle in a frame of `HeatMap.bins` cells per side."""
 
     x: int
     y: int
@@ -141,19 +141,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Counts over a square frame; rows are from top to bottom."""
+    """Counts over a square frame, with rows from top to bottom."""
 
     title: str
     counts: tuple[tuple[int, ...], ...]
 
     @property
     def bins(self) -> int:
-        """Cells per side."""
+        """Number of cells per side."""
         return len(self.counts)
 
     @property
     def cells(self) -> list[Cell]:
-        """The cells that are not empty; the highest count is the darkest."""
+        """Non-empty cells; the highest count is the darkest."""
         most = max(count for row in self.counts for count in row)
         found: list[Cell] = []
         for y, row in enumerate(self.counts):
@@ -169,7 +169,7 @@ class HeatMap:
 
     @property
     def summary(self) -> str:
-        """The plot in a sentence, for screen readers."""
+        """One-sentence summary of the plot for screen readers."""
         inner = sum(share for row in self.coarse()[1:3] for share in row[1:3])
         return f"Heat map of {self.title.lower()}: {number(100 * inner)} % lie in the inner quarter of the image"
 
@@ -184,25 +184,25 @@ class HeatMap:
 
 
 def histogram(statistic: Histogram, title: str, x_label: str, y_label: str) -> StepHistogram | None:
-    """Return a histogram as steps; None if it has no counts."""
+    """Return a histogram as steps, or None if it has no counts."""
     if not statistic.counts or not sum(statistic.counts):
         return None
     return StepHistogram(title, x_label, y_label, statistic.edges, shares_of(statistic.counts), statistic.mean)
 
 
 def heat_map(centers: Centers, title: str) -> HeatMap | None:
-    """Return the statistic of centers as a heat map; None if it has no counts."""
+    """Return the mask centers as a heat map, or None if there are no counts."""
     return HeatMap(title, centers.counts) if any(map(sum, centers.counts)) else None
 
 
 def shares_of(counts: Sequence[float]) -> tuple[float, ...]:
-    """Return counts as shares of their sum, which must be over 0."""
+    """Return counts as shares of their sum, which must be positive."""
     total = sum(counts)
     return tuple(count / total for count in counts)
 
 
 def _rounded_up(value: float) -> float:
-    """Round up to a number that is easy to halve, at most 1.5 times `value`, which must be over 0."""
+    """Round a positive value up to a number that is easy to halve, at most 1.5 times `value`."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(
         factor * power for factor in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if factor * power >= value * (1 - _EVEN)
@@ -210,10 +210,10 @@ def _rounded_up(value: float) -> float:
 
 
 def _ratio_ticks(edges: Sequence[float]) -> list[float] | None:
-    """Return ticks between edges that grow by one factor from under 1 to over 1; None for other edges.
+    """Return ticks for edges that grow by a constant factor from below 1 to above 1, or None for other edges.
 
-    They are powers of two, or 1, 3, 10, 30 and so on where those would be too many, and their inverses. The ends are
-    ticks too where they are such powers.
+    Ticks are powers of two or, if those are too many, 1, 3, 10, 30, and so on with their inverses. In that case, the
+    ends are ticks as well if they are powers of two.
     """
     low, high = edges[0], edges[-1]
     if not 0 < low < 1 < high:
@@ -226,14 +226,14 @@ def _ratio_ticks(edges: Sequence[float]) -> list[float] | None:
         return twos
     most = max(high, 1 / low)
     ups = [factor * 10.0**power for power in range(math.ceil(math.log10(most)) + 1) for factor in (1, 3)]
-    room = (high / low) ** _CLOSE  # the factor that keeps two ticks' texts apart
+    room = (high / low) ** _CLOSE  # the factor that keeps the labels of two ticks apart
     ends = [end for end in (low, high) if math.isclose(end, 2.0 ** round(math.log2(end)), rel_tol=_EVEN)]
     inner = [value for value in (*(1 / up for up in ups[1:]), *ups) if low * room < value < high / room]
     return sorted([*ends, *inner])
 
 
 def _ratio(value: float) -> str:
-    """Return a ratio as a person says it: `1/32` under 1, `3` over it."""
+    """Return a ratio in readable form: `1/32` below 1, `3` above."""
     return f"1/{number(1 / value)}" if value < 1 else number(value)
 
 

@@ -1,4 +1,4 @@
-"""`segmint report`: a page about a dataset, its plots and numbers, a dataset card and a Croissant file."""
+"""Writer of `segmint report`: a page, plots, numbers, a dataset card, and a Croissant file."""
 
 import hashlib
 import json
@@ -41,19 +41,19 @@ from segmint.pipeline.quality.statistics.values import Statistics, json_value
 from segmint.pipeline.quality.study.privacy.score import check_sampled, read_score
 
 SAMPLES = 12
-"""Images in a report's sample."""
+"""Number of images in a report's sample."""
 
 FLAGGED = 12
-"""Images shown because of a finding or as outliers."""
+"""Maximum number of images shown because of findings or as outliers."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written."""
+    """Result of writing a report."""
 
     dataset: str
     output: str
-    files: tuple[str, ...]  # below `output`
+    files: tuple[str, ...]  # relative to `output`
     images: int
     masks: int
     pictures: int
@@ -68,7 +68,7 @@ class Report:
         return value
 
     def lines(self) -> list[str]:
-        """Return the result as lines for a person."""
+        """Return the result as lines for people."""
         return [
             *([] if self.note is None else [f"note: {self.note}"]),
             f"{counted(self.images, 'image')}, {counted(self.masks, 'mask')}, "
@@ -87,15 +87,15 @@ def write_report(
     study: Location | None = None,
     other: Location | None = None,
 ) -> Report:
-    """Audit a dataset, or take the audit in the file `audited`, and write its report.
+    """Audit a dataset, or read the audit in the file `audited`, and write its report.
 
-    `study` is a file with the score of a privacy study of the dataset, which is shown. `other` is a dataset, or an
-    SA-1B-style folder, whose masks the report compares with this one's.
+    `study` is a file with the score of a privacy study of the dataset to show. `other` is a dataset or an SA-1B-style
+    folder whose masks the report compares with this one's. The report goes to the folder or prefix `output`, by default
+    `report/` in the dataset, and is deterministic for a dataset and audit.
 
-    It goes to the folder or prefix `output`, by default `report/` in the dataset. The same dataset and audit give the
-    same files. Raises `UsageError` where there is no dataset, where audit or study is of another dataset, for foreign
-    data without an `output`, and for an `output` elsewhere in the dataset; `DamagedDatasetError` where commits or
-    tombstones cannot be read.
+    Raises `UsageError` if there is no dataset, audit or study are of another dataset, foreign data comes without an
+    `output`, or `output` is elsewhere in the dataset. Raises `DamagedDatasetError` if commits or tombstones are
+    unreadable.
     """
     if output is None and not manifest_generations(dataset):
         raise UsageError(
@@ -162,9 +162,9 @@ def _audited(
 
 
 def statistics_of(audit: AuditReport, where: str, tables: DatasetTables, sample: int) -> Statistics:
-    """Return the audit's statistics, computing them if it has none.
+    """Return the audit's statistics, or compute them if it has none.
 
-    `where` names the audit in errors. Raises `UsageError` if the audit is of other images than `tables`.
+    `where` names the audit in errors. Raises `UsageError` if the audit counted other images or masks than `tables`.
     """
     statistics = audit.statistics
     if statistics is None:
@@ -178,7 +178,7 @@ def statistics_of(audit: AuditReport, where: str, tables: DatasetTables, sample:
 
 
 def path_to_dataset(folder: str, dataset_uri: str) -> str:
-    """Return the relative path from a report's folder to its dataset; the dataset's URI if there is none."""
+    """Return the relative path from a report's folder to its dataset, or the dataset's URI if there is none."""
     there, here = absolute(dataset_uri), absolute(folder)
     if scheme(there) == scheme(here) == LOCAL:
         return Path(os.path.relpath(local_path(there), local_path(here))).as_posix()
@@ -191,7 +191,7 @@ def path_to_dataset(folder: str, dataset_uri: str) -> str:
 def _pictures(
     tables: DatasetTables, storage: Storage, facts: Facts, audit: AuditReport, statistics: Statistics
 ) -> ReportImages:
-    """Draw the page's images: with findings, outliers, a sample; none in which a detector still finds anything."""
+    """Draw the page's images: findings, outliers, and a sample, skipping images with remaining detections."""
     if not facts.with_images:
         return ReportImages(why="This dataset has only annotations: there are no images to show.")
     hidden = {region.id for region in audit.privacy.found} if audit.privacy is not None else set()

@@ -1,4 +1,4 @@
-"""The images of a report: which ones (always the same for a dataset), scaled down with their masks drawn."""
+"""Images of a report: a deterministic choice, scaled down, with their masks drawn."""
 
 import base64
 import io
@@ -25,20 +25,20 @@ from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.overlay import draw_overlay
 
 LONG_SIDE = 720
-"""Maximum pixels of the longer side of an image in a report."""
+"""Maximum length in pixels of the longer side of an image in a report."""
 
 _QUALITY = 82  # of the JPEG
-_STRATA = (0, 10, 50, 100, 200)  # masks per image: the paper's bins, and one for images without masks
+_STRATA = (0, 10, 50, 100, 200)  # masks per image: the paper's bins, plus one for images without masks
 
 _COLUMNS = "ordinal, id, shard, image_id, masks, width, height, license, attribution, provider, country"
 
 Read = bytes | str
-"""An image's bytes, or the reason why there are none."""
+"""Bytes of an image, or the reason why they are missing."""
 
 
 @dataclass(frozen=True)
 class ReportImage:
-    """An image of a report; `jpeg` is scaled down and has the masks drawn, None if it cannot be shown."""
+    """Image of a report; `jpeg` is scaled down with its masks drawn, or None if it can't be shown."""
 
     id: int
     image_id: str | None
@@ -54,16 +54,16 @@ class ReportImage:
 
     @property
     def data_uri(self) -> str:
-        """The JPEG as a data URI."""
+        """JPEG as a data URI."""
         return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg or b'').decode('ascii')}"
 
 
 def choose_images(tables: DatasetTables, wanted: int, without: Iterable[int] = ()) -> list[int]:
-    """Return the ids of up to `wanted` images, in order of masks.
+    """Return the ids of up to `wanted` images, in order of their number of masks.
 
-    They are taken in turn from all strata of masks per image, within a stratum by a hash of the id: the same dataset
-    gives the same images, in any order of its rows. Ids in `without` are skipped, and so are foreign images without a
-    JPEG.
+    Images are drawn round-robin from the strata of masks per image, and by a hash of the id within a stratum, so the
+    choice depends only on the dataset and not on the order of its rows. Ids in `without` are skipped, as are foreign
+    images without a JPEG.
     """
     if not wanted:
         return []
@@ -82,16 +82,16 @@ def choose_images(tables: DatasetTables, wanted: int, without: Iterable[int] = (
 def draw_pictures(
     tables: DatasetTables, storage: Storage, commits: Sequence[Commit], ids: Sequence[int]
 ) -> list[ReportImage]:
-    """Draw these images in order, from committed, released pixels; absent ids are skipped.
+    """Draw these images in order from committed, released pixels, skipping missing ids.
 
-    JPEGs that segmint did not write are decoded and drawn in a child process, which they may kill.
+    Foreign JPEGs are decoded and drawn in a child process, because they may crash it.
     """
     if not ids:
         return []
     found = tables.query(
         f"SELECT {_COLUMNS} FROM images WHERE list_contains(?::BIGINT[], id) ORDER BY ordinal DESC", [list(ids)]
     )
-    rows = {row["id"]: row for row in found.to_pylist()}  # the first of those with one id, in foreign data
+    rows = {row["id"]: row for row in found.to_pylist()}  # foreign data can repeat an id; the first image wins
     masks = _masks_of(tables, rows.values())
     read = _foreign(tables, rows) if tables.kind == "sa1b" else _own(tables, storage, commits, rows)
     with JpegDecoder(own=tables.kind == "segmint", processes=1) as decoder:
@@ -100,9 +100,9 @@ def draw_pictures(
 
 
 def draw_small(jpeg: bytes, masks: Sequence[MaskRecord]) -> bytes:
-    """Return an image with its masks drawn, at most `LONG_SIDE` pixels long, as JPEG.
+    """Return an image with its masks drawn as JPEG, at most `LONG_SIDE` pixels long.
 
-    Raises `OSError` or `ValueError` if it is not an image, is too large, or has masks of another size.
+    Raises `OSError` or `ValueError` if it is not an image, is too large, or has masks of a different size.
     """
     with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
         for mask in masks:
@@ -128,7 +128,7 @@ def _masks_of(tables: DatasetTables, rows: Iterable[Mapping[str, Any]]) -> dict[
         "WHERE list_contains(?::BIGINT[], shard) AND list_contains(?::BIGINT[], ordinal)",
         [sorted({row["shard"] for row in rows}), sorted(row["ordinal"] for row in rows)],
     )
-    unused = (0.0, 0.0, 0.0, 0.0)  # drawing needs only a mask's pixels and area
+    unused = (0.0, 0.0, 0.0, 0.0)  # drawing only needs a mask's pixels and area
     for row in table.to_pylist():
         height, width = row["segmentation"]["size"]
         rle = Rle((height, width), row["segmentation"]["counts"])
