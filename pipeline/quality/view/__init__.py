@@ -1,1 +1,1 @@
-"""`segmint view`: browse a dataset in a web browser."""
+"""`segmint view`: show a dataset in a web browser."""

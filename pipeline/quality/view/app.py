@@ -1,17 +1,17 @@
-"""The viewer: a web application for one dataset. Its page is in `assets/`; data is sent as JSON and JPEG.
+"""Web application that shows one dataset; its page is in `assets/`, and data is sent as JSON and JPEG.
 
 ```
 /                             the page; /assets/… its scripts and styles
-/api/address                  a new address that opens one more browser
-/api/dataset                  the dataset, and the values of its filters
+/api/address                  a new one-time URL for another browser
+/api/dataset                  the dataset and the values of its filters
 /api/images?…                 a page of the grid; `after=ID` for the next page
-/api/images/{id}              an image's row, masks and findings
-/api/images/{id}/masks        only the runs of its masks, the largest first
+/api/images/{id}              an image's row, masks, and findings
+/api/images/{id}/masks        only the runs of its masks, largest first
 /api/images/{id}/neighbors?…  the ids before and after it
 /images/{id}.jpg, /thumbnails/{id}.jpg
 ```
 
-Addresses name images by id alone: no part of an address becomes a path. The server listens on 127.0.0.1 until it is
+URLs only identify images by id, so no part of a URL becomes a path. The server listens on 127.0.0.1 until it is
 interrupted.
 """
 
@@ -61,7 +61,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 @dataclass
 class Viewer:
-    """What the application serves; `name` is the dataset's."""
+    """State of the application; `name` is the dataset's name."""
 
     name: str
     tables: DatasetTables
@@ -70,22 +70,22 @@ class Viewer:
     findings: AuditFindings
     decoder: JpegDecoder
     version: VersionName | None = None  # None: data that segmint did not write
-    note: str | None = None  # what a person should know about the audit
+    note: str | None = None  # a warning about the audit for people
 
     def __post_init__(self) -> None:
         self.thumbnails = Thumbnails(self.pictures, self.decoder)
         self.summary = self.index.summary()
 
     def dataset(self) -> dict[str, Any]:
-        """Return the content of the page's header, and the values of its filters."""
+        """Return the content of the page's header and the values of its filters."""
         about = {"name": self.name, "uri": redact(self.tables.location.uri), "kind": self.tables.kind}
         digest = None if self.version is None else str(self.version)
         return {**about, "digest": digest, **self.summary, "findings_elsewhere": self.findings.elsewhere}
 
     def images(self, filters: Filters, after: int | None) -> dict[str, Any]:
-        """Return a page of images; the first one also has the total. `next` is None on the last page.
+        """Return a page of images; the first page includes the total, and `next` is None on the last page.
 
-        Of images whose shard has changed it has only the id.
+        Images whose shard has changed only have their id.
         """
         rows = self.index.page(filters, after, PAGE)
         shards = self.index.shards(row["id"] for row in rows)
@@ -95,9 +95,9 @@ class Viewer:
         return page if after is not None else {**page, "total": self.index.count(filters)}
 
     def image(self, image: int) -> dict[str, Any]:
-        """Return all columns of an image and of its masks, and the image's findings.
+        """Return all columns of an image and of its masks, with the image's findings.
 
-        Raises `UnknownImageError` if there is no such image, `NoPictureError` if its shard has changed.
+        Raises `UnknownImageError` if there is no such image, and `ShardChangedError` if its shard has changed.
         """
         with self._place(image) as place:
             rows = self._query(place, "images", "SELECT * FROM images WHERE ordinal = ?")
@@ -108,7 +108,7 @@ class Viewer:
         return {"image": rows.to_pylist()[0], "masks": masks.to_pylist(), "findings": found}
 
     def masks(self, image: int) -> dict[str, Any]:
-        """Return the runs of an image's masks, the largest first; raises as `image` does."""
+        """Return the runs of an image's masks, largest first. Raises the same exceptions as `image`."""
         with self._place(image) as place:
             sql = "SELECT segmentation FROM masks WHERE ordinal = ? ORDER BY area DESC, annotation_id"
             rows = self._query(place, "masks", sql)
@@ -127,9 +127,9 @@ class Viewer:
 
     @contextmanager
     def _place(self, image: int) -> Iterator[ImageAddress]:
-        """Return the place of an image whose shard is the one that the viewer opened, to read its tables.
+        """Yield the address of an image for reading its tables, after checking that its shard is unchanged.
 
-        Where they cannot be read, as the shard was replaced since the last look, that is what is raised.
+        If the read fails because the shard was replaced after the check, that is the error that is raised.
         """
         place = self.index.place(image)
         self.pictures.check(place)
@@ -141,12 +141,12 @@ class Viewer:
 
 
 def _only_id(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of the grid without what it says of its image."""
+    """Return a grid row that only contains the image's id."""
     return {**dict.fromkeys(row), "id": row["id"], "findings": 0}
 
 
 def make_app(viewer: Viewer, access: SessionKeys) -> Starlette:
-    """Return the application of a viewer that serves the browsers that `access` lets in."""
+    """Return the application of a viewer for the browsers that `access` admits."""
     routes = [
         *page_routes(ASSETS / "index.html"),
         Route("/api/address", lambda _: json_response({"address": access.address()})),
@@ -165,7 +165,7 @@ def make_app(viewer: Viewer, access: SessionKeys) -> Starlette:
 
 
 def _asked(request: Request) -> tuple[Filters, int | None]:
-    """Return the filters of an address, and the id after which its page begins."""
+    """Return the filters of a URL and the id after which its page starts."""
     parameters = dict(request.query_params)
     text = parameters.pop("after", None)
     after = (
@@ -178,9 +178,9 @@ def _asked(request: Request) -> tuple[Filters, int | None]:
 
 @contextmanager
 def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Viewer]:
-    """Open a viewer of a dataset with the findings in an audit's JSON; scratch files are deleted at the end.
+    """Open a viewer of a dataset with the findings of an audit's JSON file, and delete its scratch files at the end.
 
-    Raises `UsageError` if there is no dataset, one of another format, or no audit.
+    Raises `UsageError` if there is no dataset, it has another format, or there is no audit.
     """
     with ExitStack() as stack:
         findings, note = AuditFindings(), None
@@ -189,7 +189,7 @@ def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Vi
             note = check_same_version(read, str(audit), dataset)
             findings = findings_of(read)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segmint-view-")))
-        generations = CommitLog(dataset).committed()  # before what they name is read: a shard may be replaced now
+        generations = CommitLog(dataset).committed()  # read first, because a shard may be replaced at any time
         tables = stack.enter_context(open_tables(dataset, scratch=folder))
         index = stack.enter_context(closing(ImageIndex(tables, findings.images, folder)))
         decoder = stack.enter_context(JpegDecoder(own=tables.kind == "segmint"))
@@ -200,9 +200,9 @@ def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Vi
 
 
 def serve(viewer: Viewer, port: int, *, open_browser: bool, on_ready: Callable[[str], None]) -> None:
-    """Serve until the process gets SIGINT or SIGTERM; `on_ready` gets the address as soon as it can be opened.
+    """Serve until SIGINT or SIGTERM; `on_ready` is called with the URL as soon as it works.
 
-    Port 0 takes a free one. Raises `UsageError` if the port is taken.
+    Port 0 selects a free port. Raises `UsageError` if the port is taken.
     """
     with closing(listen(port)) as listener:
         access = SessionKeys(listener.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The findings of an audit by image, for a viewer."""
+"""Findings of an audit by image, for a viewer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class ImageFinding:
-    """A finding of an audit about an image: a code and a sentence, and the mask or box that it is about, if any.
+    """Finding about an image: a code, a sentence, and the mask or box that it refers to, if any.
 
-    `mask` is the mask's `annotation_id`, `box` (x, y, width, height) in pixels of the released image.
+    `mask` is the mask's `annotation_id`; `box` is (x, y, width, height) in pixels of the released image.
     """
 
     image: int
@@ -26,14 +26,14 @@ class ImageFinding:
 
 @dataclass(frozen=True)
 class AuditFindings:
-    """The findings about images, and the number of findings about files, shards or rows instead."""
+    """Findings about images, and the number of findings about files, shards, or rows."""
 
     images: tuple[ImageFinding, ...] = ()
     elsewhere: int = 0
 
 
 def findings_of(audit: AuditReport) -> AuditFindings:
-    """Return the findings, regions, outliers and near-duplicates of an audit by image."""
+    """Return the findings, detections, outliers, and near-duplicate masks of an audit by image."""
     found = [_finding(finding.image, finding) for finding in audit.findings if finding.image is not None]
     elsewhere = sum(finding.image is None for finding in audit.findings)
     if audit.privacy is not None:

@@ -1,6 +1,6 @@
-"""Access to a viewer: only reads, only from this machine, and only from a browser that opened a one-time address.
+"""Access control of a viewer: read-only, local, and limited to browsers that opened a one-time URL.
 
-Requests for other host names are refused by the header Host, because of DNS rebinding.
+Requests with another Host header are rejected to prevent DNS rebinding.
 """
 
 import secrets
@@ -28,9 +28,9 @@ _SPENT = """\
 
 
 class SessionKeys:
-    """The one-time keys and the sessions of a viewer that listens on `port`. Thread-safe.
+    """One-time keys and sessions of a viewer that listens on `port`; thread-safe.
 
-    Keys and sessions cannot be guessed: 256 random bits. One key at most is waiting for its use.
+    Both are 256 random bits, so they can't be guessed. At most one key is unused at a time.
     """
 
     def __init__(self, port: int) -> None:
@@ -40,13 +40,13 @@ class SessionKeys:
         self._sessions: set[str] = set()
 
     def address(self) -> str:
-        """Return a new address that opens one browser; the one before is void if it was not used."""
+        """Return a new URL that opens one browser, and invalidate the previous URL if it is unused."""
         with self._lock:
             self._key = secrets.token_urlsafe(32)
             return f"http://127.0.0.1:{self.port}/?{KEY}={self._key}"
 
     def enter(self, key: str) -> str | None:
-        """Exchange the key of an address for a session; None if it is not the one that waits for its use."""
+        """Exchange the key of a URL for a session, or return None if it is not the current unused key."""
         with self._lock:
             if self._key is None or not same_secret(key, self._key):
                 return None
@@ -56,13 +56,13 @@ class SessionKeys:
             return session
 
     def has(self, session: str) -> bool:
-        """Return whether this is a session."""
+        """Return whether `session` is a valid session."""
         with self._lock:
             return any(same_secret(session, known) for known in self._sessions)
 
 
 class ViewerGuard(HeadersMiddleware):
-    """The door of a viewer: refuses requests by the rules above."""
+    """Middleware that rejects requests according to the rules above."""
 
     def __init__(self, app: ASGIApp, access: SessionKeys) -> None:
         port = access.port

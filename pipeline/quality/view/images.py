@@ -1,4 +1,4 @@
-"""The pictures that a viewer shows: JPEGs from the tars of shards, and their thumbnails, in bounded memory."""
+"""Images of a viewer: JPEGs from the tars of shards, and their thumbnails, in bounded memory."""
 
 import io
 import threading
@@ -21,14 +21,14 @@ from segmint.pipeline.serving.images import ImageAddress, NoImageError
 from segmint.pipeline.serving.tars import TarIndex, index_tar
 
 THUMBNAIL_SIDE = 480
-"""Pixels of a thumbnail's longer side: twice the size in the grid, for high-density screens."""
+"""Length in pixels of a thumbnail's longer side: twice the size in the grid, for high-density screens."""
 
 LOOK_S = 2.0
-"""Seconds for which a look at a shard holds: so long may a viewer show what a takedown or redaction has removed."""
+"""Seconds before a shard is checked again, and so how long a viewer may show what a takedown or redaction removed."""
 
-_LOOKS = 16  # at shards, side by side
+_LOOKS = 16  # concurrent checks of shards
 _THUMBNAIL_BYTES = 64 << 20
-_INDEXES = 512  # shards whose tar headers are kept; some 100 kB each
+_INDEXES = 512  # shards whose tar headers are cached, at about 100 kB each
 _QUALITY = 80
 
 K = TypeVar("K")
@@ -36,27 +36,27 @@ V = TypeVar("V")
 
 
 class ShardChangedError(NoImageError):
-    """The image's shard was replaced since the viewer was opened: nothing of it is shown."""
+    """Error for images of a shard that was replaced since the viewer was opened; they are no longer shown."""
 
 
 class JpegSource(Protocol):
-    """The source of a dataset's JPEGs."""
+    """Source of a dataset's JPEGs."""
 
     def check(self, place: ImageAddress, *, anew: bool = False) -> None:
-        """Raise `ShardChangedError` if an image's shard is another one than when the viewer was opened.
+        """Raise `ShardChangedError` if the image's shard changed since the viewer was opened.
 
-        `anew`: look at the store, however short ago the last look was.
+        With `anew`, check the store even if the last check was recent.
         """
 
     def changed(self, shards: Iterable[int]) -> set[int]:
-        """Return those of the shards for whose images `check` raises."""
+        """Return the shards for whose images `check` raises."""
 
     def jpeg(self, place: ImageAddress) -> bytes:
-        """Return the bytes of an image's JPEG; raises `NoImageError` if there is none."""
+        """Return the bytes of an image's JPEG. Raises `NoImageError` if there is none."""
 
 
 class WeightedCache(Generic[K, V]):
-    """A cache of the most recently used values, by key, up to a total weight. Thread-safe."""
+    """Thread-safe LRU cache with a maximum total weight."""
 
     def __init__(self, limit: int, weigh: Callable[[V], int]) -> None:
         self._limit = limit
@@ -67,11 +67,11 @@ class WeightedCache(Generic[K, V]):
 
     @property
     def weight(self) -> int:
-        """The total weight of the values."""
+        """Total weight of the values."""
         return self._weight
 
     def get(self, key: K, make: Callable[[], V]) -> V:
-        """Return the value of a key, made if it is not cached; two threads may make it at the same time."""
+        """Return the value of a key, making it if it is not cached; two threads may make it concurrently."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -88,31 +88,31 @@ class WeightedCache(Generic[K, V]):
         return value
 
     def drop(self, which: Callable[[K], bool]) -> None:
-        """Forget the values of the keys for which `which` is true."""
+        """Drop the values of the keys for which `which` is true."""
         with self._lock:
             for key in [key for key in self._values if which(key)]:
                 self._weight -= self._weigh(self._values.pop(key))
 
 
 class ShardImages:
-    """The JPEGs of a segmint dataset, read by ranges from the tars that its commits named when it was opened.
+    """JPEGs of a segmint dataset, read by range from the tars that its commits named when the viewer was opened.
 
-    `generations` are those of its shards then; default: those that are committed now.
+    `generations` are those of its shards at that time; the default is the latest commits.
     """
 
     def __init__(self, dataset: Location, generations: Mapping[int, int] | None = None, look_s: float = LOOK_S) -> None:
         self._dataset = dataset
         self._look_s = look_s
-        self._looked: dict[int, float] = {}  # when shards were found to be as they were
-        self._changed: set[int] = set()  # shards, for good
+        self._looked: dict[int, float] = {}  # last time that each shard was found unchanged
+        self._changed: set[int] = set()  # shards, permanently
         self._log = CommitLog(dataset)
         self._generations = self._log.committed() if generations is None else generations
         self._indexes: WeightedCache[int, TarIndex] = WeightedCache(_INDEXES, lambda _: 1)
 
     def check(self, place: ImageAddress, *, anew: bool = False) -> None:
-        """Raise `ShardChangedError` if an image's shard has another generation, or none, since this was opened.
+        """Raise `ShardChangedError` if the generation of the image's shard has changed or is gone.
 
-        One listing of the store for each shard, which holds for `look_s` seconds, or until a look `anew`.
+        This lists the store once per shard; the result is valid for `look_s` seconds unless `anew` is set.
         """
         if self._has_changed(place.shard, anew):
             self._indexes.drop(lambda shard: shard == place.shard)
@@ -122,7 +122,7 @@ class ShardImages:
             )
 
     def changed(self, shards: Iterable[int]) -> set[int]:
-        """Return those of the shards for whose images `check` raises; looks at several at the same time."""
+        """Return the shards for whose images `check` raises, checking several concurrently."""
         wanted = sorted(set(shards))
         answers = map_ahead(self._has_changed, wanted, _LOOKS, _LOOKS, "looks")
         return {shard for shard, changed in zip(wanted, answers, strict=True) if changed}
@@ -142,8 +142,8 @@ class ShardImages:
     def jpeg(self, place: ImageAddress) -> bytes:
         """Return the bytes of an image's JPEG as they are in the tar.
 
-        Raises `NoImageError` if there is none or its shard has changed, `DamagedDatasetError` if the tar cannot be
-        read.
+        Raises `NoImageError` if there is none or the shard has changed, and `DamagedDatasetError` if the tar is
+        unreadable.
         """
         self.check(place)
         name = image_name(place.id)
@@ -169,20 +169,20 @@ class ShardImages:
 
 
 class ForeignImages:
-    """The JPEGs of data that segmint did not write, loose or in tars."""
+    """JPEGs of data that segmint did not write, loose or in tars."""
 
     def __init__(self, tables: DatasetTables) -> None:
         self._tables = tables
 
     def check(self, place: ImageAddress, *, anew: bool = False) -> None:
-        """Nothing is known of changes of such data."""
+        """Do nothing, because changes of such data are not tracked."""
 
     def changed(self, shards: Iterable[int]) -> set[int]:
-        """Nothing is known of changes of such data."""
+        """Return nothing, because changes of such data are not tracked."""
         return set()
 
     def jpeg(self, place: ImageAddress) -> bytes:
-        """Return the bytes of an image's JPEG as they are; raises `NoImageError` if there is none."""
+        """Return the bytes of an image's JPEG unchanged. Raises `NoImageError` if there is none."""
         data = read_jpeg(self._tables, place.ordinal)
         if data is None:
             raise NoImageError(f"there is no JPEG next to the annotations of image {place.id}")
@@ -190,7 +190,7 @@ class ForeignImages:
 
 
 class Thumbnails:
-    """Thumbnails of a dataset's images, made by `decoder`; the last ones are cached, up to 64 MiB."""
+    """Thumbnails of a dataset's images, made by `decoder`; the most recently used 64 MiB are cached."""
 
     def __init__(self, pictures: JpegSource, decoder: JpegDecoder) -> None:
         self._pictures = pictures
@@ -200,13 +200,13 @@ class Thumbnails:
     def jpeg(self, place: ImageAddress) -> bytes:
         """Return an image's thumbnail as JPEG.
 
-        Raises `NoImageError` if it has no picture that can be decoded, or its shard has changed: then all thumbnails
-        of the shard are forgotten.
+        Raises `NoImageError` if the image is missing, can't be decoded, or its shard has changed. In the last case, all
+        thumbnails of the shard are dropped from the cache.
         """
         try:
             self._pictures.check(place)
             made = self._recent.get(place, lambda: self._make(place))
-            self._pictures.check(place)  # it may have been kept after another thread has forgotten those of its shard
+            self._pictures.check(place)  # another thread may have cleared the shard before it was cached
         except ShardChangedError:
             self._recent.drop(lambda other: other.shard == place.shard)
             raise
@@ -220,9 +220,9 @@ class Thumbnails:
 
 
 def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:
-    """Scale a JPEG down so that no side is over `side` pixels; raises what Pillow raises if it cannot be decoded.
+    """Scale a JPEG down so that no side exceeds `side` pixels. Raises Pillow's exceptions if it can't be decoded.
 
-    The decoder scales large pictures as it reads them, so that they cost little memory and time.
+    The decoder scales large images while reading, which saves memory and time.
     """
     out = io.BytesIO()
     with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:

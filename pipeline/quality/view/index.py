@@ -1,4 +1,4 @@
-"""A viewer's index of a dataset's images, on disk: filters and sort orders as values, and their SQL."""
+"""On-disk index of a viewer's images, with filters and sort orders as values and their SQL."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,24 +13,24 @@ from segmint.pipeline.quality.view.findings import ImageFinding
 from segmint.pipeline.serving.images import ImagePlaces
 
 CHOICES = ("country", "license", "provider")
-"""Columns to filter by one value, or by no value (`unknown`)."""
+"""Columns to filter by one value, or by a missing value (`unknown`)."""
 
 RANGES = ("masks", "coverage", "predicted_iou", "stability", "megapixels")
-"""Columns to filter by a minimum and a maximum, both included."""
+"""Columns to filter by an inclusive minimum and maximum."""
 
 SORTS = ("id", *RANGES)
-"""Columns to sort by; images without a value come last, and equal values are in order of ids."""
+"""Columns to sort by; images without a value come last, and ties are in order of ids."""
 
-_SHOWN = 60  # characters of a wrong value that an answer repeats
+_SHOWN = 60  # characters of an invalid value that the response repeats
 
 ANY_FINDING = "any"
-"""The value of `finding` for all codes."""
+"""Value of `finding` for all codes."""
 
 Sql = tuple[str, list[Any]]
-"""A piece of SQL, and the values of its parameters in order."""
+"""Piece of SQL with the values of its parameters in order."""
 
 PAGE = 60
-"""Images per page of the grid."""
+"""Number of images per page of the grid."""
 
 _CHOICES_SHOWN = 500
 
@@ -50,7 +50,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Filters:
-    """Which images, and in what order. `choices` are by column; None selects images without a value."""
+    """Selection and order of images. `choices` are by column; None selects images without a value."""
 
     text: str = ""  # part of the image_id, or an id
     choices: Mapping[str, str | None] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Filters:
 
 
 def parse_filters(parameters: Mapping[str, str]) -> Filters:
-    """Parse filters from the parameters of an address, ignoring empty ones; raises `UsageError` for unknown ones."""
+    """Parse filters from the parameters of a URL, ignoring empty ones. Raises `UsageError` for unknown ones."""
     text = ""
     choices: dict[str, str | None] = {}
     least: dict[str, float] = {}
@@ -93,7 +93,7 @@ def parse_filters(parameters: Mapping[str, str]) -> Filters:
 
 
 def where(filters: Filters, with_finding: Mapping[str, list[int]]) -> Sql:
-    """Return the SQL condition of the filters; `with_finding` are the ids of images by a finding's code."""
+    """Return the SQL condition of the filters; `with_finding` maps a finding's code to ids of images."""
     terms, values = ["true"], []
     if filters.text:
         number = number_of(filters.text.strip())
@@ -123,9 +123,9 @@ def order(filters: Filters, *, backward: bool = False) -> str:
 
 
 def beyond(filters: Filters, image: int, value: float | None, *, backward: bool = False) -> Sql:
-    """Return the SQL condition for images after one in the order, or before it; `value` is in its sorted column.
+    """Return the SQL condition for images after or before one with the given value in the sort column.
 
-    A page begins where the last one ended, so that all pages cost the same.
+    Pages start after the last id of the previous one instead of at an offset, so they all cost the same.
     """
     operator = "<" if filters.descending != backward else ">"
     if filters.sort == "id":
@@ -155,7 +155,7 @@ def _number(key: str, text: str) -> float:
 
 
 class ImageIndex(ImagePlaces):
-    """Searches, sorts and pages the images of a dataset, with the findings about them. Thread-safe."""
+    """Thread-safe index that searches, sorts, and pages the images of a dataset with their findings."""
 
     def __init__(self, tables: DatasetTables, findings: Sequence[ImageFinding], folder: Path) -> None:
         super().__init__(tables, folder, _INDEX)
@@ -166,7 +166,7 @@ class ImageIndex(ImagePlaces):
             self._by_code.setdefault(finding.code, []).append(finding.image)
 
     def summary(self) -> Row:
-        """Return the dataset's totals, the values to filter by with numbers of images, and the limits of ranges."""
+        """Return the totals of the dataset, the filter values with their image counts, and the limits of ranges."""
         ends = ", ".join(f"min({column}), max({column})" for column in RANGES)
         (total, masks, *limits), *_ = self._rows(f"SELECT count(*), coalesce(sum(masks), 0), {ends} FROM images")
         return {
@@ -178,7 +178,7 @@ class ImageIndex(ImagePlaces):
         }
 
     def count(self, filters: Filters) -> int:
-        """Return how many images match the filters."""
+        """Return the number of images that match the filters."""
         condition, values = where(filters, self._by_code)
         ((count,),) = self._rows(f"SELECT count(*) FROM images WHERE {condition}", values)
         return int(count)
@@ -186,7 +186,7 @@ class ImageIndex(ImagePlaces):
     def page(self, filters: Filters, after: int | None = None, limit: int = PAGE) -> list[Row]:
         """Return the first images that match the filters, in order, or the first ones after the image `after`.
 
-        Raises `UnknownImageError` if there is no image `after`.
+        Raises `UnknownImageError` if the image `after` does not exist.
         """
         columns = ", ".join(_COLUMNS)
         rows = self._ordered(columns, filters, after, limit)
@@ -203,7 +203,7 @@ class ImageIndex(ImagePlaces):
         return (before[0][0] if before else None), (after[0][0] if after else None)
 
     def shards(self, images: Iterable[int]) -> dict[int, int]:
-        """Return the shards of images by id; images that there are not have none."""
+        """Return the shards of images by id, without unknown ids."""
         return dict(self._rows("SELECT id, shard FROM images WHERE id IN (SELECT unnest(?::BIGINT[]))", [list(images)]))
 
     def findings(self, image: int) -> list[ImageFinding]:

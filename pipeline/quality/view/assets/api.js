@@ -1,4 +1,4 @@
-// Requests to the viewer's server; responses are JSON, errors are sentences.
+// Requests to the viewer's server. Responses are JSON; errors are sentences.
 
 export async function get(path, parameters = {}) {
   const query = new URLSearchParams(parameters).toString();

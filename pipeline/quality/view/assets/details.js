@@ -1,4 +1,4 @@
-// Table rows as description lists: all columns in order, without null ones.
+// Table rows as description lists of all non-null columns, in order.
 
 import { counted, make, whole } from "./dom.js";
 
@@ -16,8 +16,8 @@ const NAMES = {
 };
 
 /**
- * The elements of a row's list: a term and its description for each column. `linkOf(name, value)` is the address that a
- * description links to, or null.
+ * Return the elements of a row's list: a term and its description for each column. `linkOf(name, value)` returns the URL
+ * that a description links to, or null.
  */
 export function detailsOf(row, linkOf = () => null) {
   return Object.entries(row).flatMap(([name, value]) => {

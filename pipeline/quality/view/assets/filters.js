@@ -1,4 +1,4 @@
-// The filter form. Its state is the query of the page's address, so that an address names what is shown.
+// Filter form, whose state is the query of the page's URL, so that a URL identifies what is shown.
 
 import { byId, make, whole } from "./dom.js";
 
@@ -7,26 +7,26 @@ const WAIT_MS = 250;
 const CHOICES = ["country", "license", "provider"];
 const NOT_FILTERS = new Set(["sort", "descending", "after"]);
 
-/** The filters in the page's address, as the server takes them. */
+/** Return the filters in the page's URL in the form that the server expects. */
 export const asked = () => Object.fromEntries(new URLSearchParams(location.search));
 
-/** The address of the grid with these filters alone. */
+/** Return the URL of the grid with only these filters. */
 export const addressOf = (filters) => {
   const query = new URLSearchParams(filters).toString();
   return query ? `/?${query}` : "/";
 };
 
-/** The address of all images with a value in a column that can be filtered by it; null for other columns. */
+/** Return the URL of all images with a value in a filterable column, or null for other columns. */
 export const addressOfValue = (name, value) => (CHOICES.includes(name) ? addressOf({ [name]: value }) : null);
 
-/** Shows the filters of the page's address, each as a link to the address without it. */
+/** Show the filters in the page's URL, each as a link that removes it. */
 function showActive() {
   const query = Object.entries(asked()).filter(([name]) => name !== "after");
   const links = query.flatMap(([name, value]) => {
     if (NOT_FILTERS.has(name)) return [];
     const href = addressOf(query.filter(([other]) => other !== name));
     const words = name === UNKNOWN ? `unknown ${value.replaceAll(",", ", ")}` : `${wordsOf(name)}: ${value}`;
-    // No aria-label: its text would be that of the field with the same filter.
+    // No aria-label, because its text would duplicate that of the filter's field.
     const link = make("a", { href, title: "Without this filter" }, make("span", {}, words), " ×");
     return [make("li", {}, link)];
   });
@@ -40,7 +40,7 @@ function wordsOf(name) {
   return end ? `${words}, at ${end === "min" ? "least" : "most"}` : words;
 }
 
-/** Fills the form from the dataset's values and the address; calls `changed` when the address has changed. */
+/** Fill the form from the dataset's values and the URL; call `changed` when the URL changes. */
 export function setUpFilters(dataset, changed) {
   const form = byId("filters");
   for (const name of CHOICES) fillChoice(form.elements[name], dataset.choices[name]);
@@ -68,7 +68,7 @@ export function setUpFilters(dataset, changed) {
       const query = writeAddress(form);
       if (query === location.search.slice(1)) return;
       const address = (query ? `?${query}` : location.pathname) + location.hash;
-      if (wait) history.replaceState(null, "", address); // typing is no step to go back by
+      if (wait) history.replaceState(null, "", address); // typing doesn't add history entries
       else history.pushState(null, "", address);
       take();
     }, wait);
@@ -79,7 +79,7 @@ export function setUpFilters(dataset, changed) {
     take();
   });
   form.addEventListener("input", (event) => change(event.target.tagName === "SELECT" ? 0 : WAIT_MS));
-  form.addEventListener("reset", () => change(0)); // the form is reset after this event
+  form.addEventListener("reset", () => change(0)); // the form is reset only after this event
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     change(0);
@@ -140,7 +140,7 @@ function readAddress(form) {
   form.elements.order.value = (query.get("sort") ?? "id") + (query.get("descending") === "1" ? ":down" : "");
 }
 
-/** A limit of a range, rounded outwards so that it includes every image. */
+/** Return a limit of a range, rounded outward so that it includes every image. */
 function short(number, upwards) {
   if (Number.isInteger(number)) return String(number);
   return String((upwards ? Math.ceil(number * 1000) : Math.floor(number * 1000)) / 1000);

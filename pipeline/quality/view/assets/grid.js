@@ -1,4 +1,4 @@
-// The grid of images: pages are loaded as they scroll into view, each beginning where the last one ended.
+// Grid of images. Pages load as they scroll into view, each starting after the previous one.
 
 import { get } from "./api.js";
 import { byId, counted, make, showProblem } from "./dom.js";
@@ -6,22 +6,22 @@ import { addressOf, asked } from "./filters.js";
 import { ThumbnailMasks } from "./thumbnail_masks.js";
 
 const AHEAD = "1200px";
-const AGAIN_MS = 3000; // after a page that could not be loaded
+const AGAIN_MS = 3000; // retry delay after a page failed to load
 
 export class Grid {
   #list = byId("results");
   #masks = new ThumbnailMasks();
   #more = byId("more");
-  #search = 0; // answers to earlier searches are ignored
+  #search = 0; // responses to earlier searches are ignored
   #next = null;
   #begun = false;
   #loading = false;
-  #failed = false; // whether the last page could not be loaded
+  #failed = false; // true if the last page failed to load
   #watch;
 
   constructor() {
     this.#more.addEventListener("click", (event) => {
-      if (event.ctrlKey || event.metaKey || event.shiftKey) return; // its address, in a new tab or window
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser opens the link in a new tab or window
       event.preventDefault();
       this.#add(true).catch(showProblem);
     });
@@ -31,7 +31,7 @@ export class Grid {
     );
   }
 
-  /** Searches by the page's address, unless that was already done. */
+  /** Search with the filters in the page's URL, unless that was already done. */
   async begin() {
     if (!this.#begun) await this.search();
   }
@@ -44,7 +44,7 @@ export class Grid {
     byId("results").setAttribute("aria-busy", "true");
     try {
       const { after, ...filters } = asked();
-      // Only the first page has the total.
+      // Only the first page contains the total.
       const pages = [get("/api/images", filters), ...(after === undefined ? [] : [get("/api/images", asked())])];
       const [{ total }, page] = await Promise.all([pages[0], pages.at(-1)]);
       if (search !== this.#search) return;
@@ -68,7 +68,7 @@ export class Grid {
     this.#showMore();
   }
 
-  /** Focuses an image's tile, if it is in the grid. */
+  /** Focus an image's tile if it is in the grid. */
   focus(image) {
     byId(`tile-${image}`)?.focus();
   }
@@ -103,7 +103,7 @@ export class Grid {
     return made;
   }
 
-  /** Observes the link to the next page again, which reports at once if it is still in view. */
+  /** Observe the link to the next page again, which reports immediately if it is still in view. */
   #showMore() {
     this.#watch.unobserve(this.#more);
     this.#more.hidden = this.#next === null;

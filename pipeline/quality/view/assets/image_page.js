@@ -1,4 +1,4 @@
-// One image: its picture with masks, thresholds, details, and links to the images before and after it.
+// Page of one image with its masks, thresholds, details, and links to the previous and next images.
 
 import { get } from "./api.js";
 import { detailsOf } from "./details.js";
@@ -17,7 +17,7 @@ export class ImagePage {
   #visible = [];
   #isolated = null;
   #hovered = null;
-  #shown = null; // the image's id, as in the address
+  #shown = null; // the image's id, as in the URL
   name = "";
 
   constructor() {
@@ -30,13 +30,13 @@ export class ImagePage {
     });
   }
 
-  /** Shows the image with an id; `filters` decide which images are before and after it. */
+  /** Show the image with an id; `filters` determine its neighbors. */
   async show(image, filters) {
     if (this.#shown === image) return;
     this.#shown = image;
     byId("image-columns").hidden = false;
     byId("image-page").setAttribute("aria-busy", "true");
-    this.#stage.element.focus({ preventScroll: true }); // now: later the user may have moved on
+    this.#stage.element.focus({ preventScroll: true }); // before loading, because the user may move on meanwhile
     scrollTo(0, 0);
     let answers;
     try {
@@ -45,7 +45,7 @@ export class ImagePage {
         get(`/api/images/${image}/neighbors`, filters),
       ]);
     } catch (error) {
-      if (this.#shown !== image) return; // another image is shown by now, or the grid
+      if (this.#shown !== image) return; // the page now shows another image or the grid
       this.leave();
       this.name = `Image ${image}`;
       byId("image-title").textContent = this.name;
@@ -58,7 +58,7 @@ export class ImagePage {
     this.#fill(image, ...answers);
   }
 
-  /** Clears the page, so that nothing of this image is seen with the next one. */
+  /** Clear the page so that nothing of this image shows with the next one. */
   leave() {
     this.#shown = null;
     this.#masks = this.#visible = [];
@@ -72,7 +72,7 @@ export class ImagePage {
     for (const id of ["previous", "next"]) setLink(byId(id), null);
   }
 
-  /** Says why an image has no picture; its masks are shown without one. */
+  /** Show why an image can't be displayed; its masks are shown without it. */
   async #explain(image) {
     const why = await get(`/images/${image}.jpg`).then(() => "it cannot be decoded", (error) => error.message);
     if (this.#shown !== image) return;
@@ -224,7 +224,7 @@ export class ImagePage {
 
 const shareOf = ({ row, width, height }) => `${((100 * row.area) / (width * height)).toPrecision(2)} %`;
 
-/** A slider over the existing scores, set to the lowest. */
+/** Return a slider over the existing scores, set to the lowest. */
 function setUpSlider(input, scores) {
   const known = scores.filter((score) => score !== null);
   input.disabled = known.length === 0;
@@ -233,7 +233,7 @@ function setUpSlider(input, scores) {
   input.value = input.min;
 }
 
-/** Links to an image; without one the link is disabled. */
+/** Link to an image, or disable the link if there is none. */
 function setLink(link, image) {
   if (image === null) link.removeAttribute("href");
   else link.href = `#image/${image}`;

@@ -1,4 +1,4 @@
-// Starts the viewer: the address shows the grid (with filters in its query) or an image (`#image/12`).
+// Entry point of the viewer. The URL selects the grid (with filters in its query) or an image (`#image/12`).
 
 import { get } from "./api.js";
 import { byId, counted, showProblem } from "./dom.js";
@@ -47,7 +47,7 @@ async function begin() {
   await show();
 }
 
-/** Shows a new address that opens one more browser, ready to be copied; a second click hides it. */
+/** Show a new one-time URL for another browser, ready to copy; a second click hides it. */
 async function another() {
   const hidden = !byId("another-box").hidden;
   const field = byId("another-address");

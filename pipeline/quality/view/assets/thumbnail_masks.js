@@ -1,15 +1,15 @@
-// Masks on the grid's thumbnails: the browser draws those of the tiles that are in view, in the image page's colors.
+// Masks on the grid's thumbnails. The browser draws those of the visible tiles, in the image page's colors.
 
 import { get } from "./api.js";
 import { byId, showProblem } from "./dom.js";
 import { Mask, packed } from "./mask.js";
 
-const LONG_SIDE = 480; // pixels of a drawing, as of a thumbnail
-const AT_ONCE = 4; // requests
+const LONG_SIDE = 480; // pixels of a drawing, as in a thumbnail
+const AT_ONCE = 4; // concurrent requests
 const AHEAD = "600px";
 const [FILL, LINE] = [110, 230]; // alpha, of 255
 
-// A cookie, as every start has another port: what a page stores is kept by port, and cookies are not.
+// A cookie, because each start uses a different port, and local storage is separate per port.
 const NAME = "segmint-view-thumbnail-masks";
 const KEPT_SECONDS = 31_536_000;
 
@@ -17,7 +17,7 @@ export class ThumbnailMasks {
   #switch = byId("thumbnail-masks");
   #tiles = new Map(); // ids of images by tile
   #inView = new Set();
-  #waiting = new Set(); // tiles in view whose masks are not drawn
+  #waiting = new Set(); // visible tiles without drawn masks
   #running = 0;
   #watch = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: AHEAD });
 
@@ -34,13 +34,13 @@ export class ThumbnailMasks {
     });
   }
 
-  /** Takes a tile whose first child is its picture's frame. */
+  /** Add a tile whose first child is the frame of its image. */
   add(tile, image) {
     this.#tiles.set(tile, image);
     if (this.#switch.checked) this.#watch.observe(tile);
   }
 
-  /** Forgets all tiles. */
+  /** Remove all tiles. */
   clear() {
     this.#watch.disconnect();
     this.#tiles.clear();
@@ -54,7 +54,7 @@ export class ThumbnailMasks {
         this.#inView.add(target);
         this.#waiting.add(target);
       } else {
-        this.#drop(target); // drawings take memory
+        this.#drop(target); // frees memory
       }
     }
     this.#work();
@@ -87,7 +87,7 @@ export class ThumbnailMasks {
   }
 }
 
-/** A canvas with masks, given as their runs, the largest first. */
+/** Return a canvas with masks, given as their runs, largest first. */
 function drawing(masks) {
   const canvas = document.createElement("canvas");
   canvas.dataset.masks = String(masks.length);
