@@ -1,1 +1,1 @@
-"""`segmint audit --evidence`: a folder that others can verify without segmint."""
+"""`segmint audit --evidence`: an audit's record that others can verify without segmint."""

@@ -1,14 +1,14 @@
-"""Checks a folder of evidence about a segmint dataset. A copy of this file is in each such folder.
+"""Standalone check of a folder of evidence about a segmint dataset; every such folder contains a copy of this file.
 
-It imports nothing of segmint, only Python's standard library (3.9 or newer):
+It only needs Python's standard library (3.9 or newer) and does not import segmint:
 
     python3 check.py [FOLDER] [--sums SHA256] [--key PUBLIC.pem] [--dataset DATASET]
 
-It says whether all files are those that SHA256SUMS names, whether the digest of the dataset is that of the files listed
-in leaves.txt, and whether evidence.json says what audit.json, manifest.json and leaves.txt say. With --key it checks
-that the key's owner signed the digest, which covers leaves.txt and manifest.json, but nothing that the audit says; with
---sums that SHA256SUMS, and so every file, is what the auditor published; with --dataset that a local dataset has the
-files of the digest. Exit code 0: all is so; 1: it is not; 2: wrong usage.
+It verifies that all files match SHA256SUMS, that the digest of the dataset matches the files listed in leaves.txt, and
+that evidence.json agrees with audit.json, manifest.json, and leaves.txt. --key verifies that the key's owner signed the
+digest, which covers leaves.txt and manifest.json but none of the audit's results. --sums verifies that SHA256SUMS, and
+so every file, is what the auditor published. --dataset verifies that a local dataset contains the files of the digest.
+Exit codes: 0 if everything matches, 1 if not, 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ STUDY = "study.json"
 PAGE = "index.html"
 CHECK = "check.py"
 SCHEMA_VERSION = 1
-SAME = (  # what the summary repeats of the audit
+SAME = (  # fields that the summary repeats from the audit
     *("findings_total", "findings_by_code", "verdict", "checked", "notes"),
     *("unsearched", "not_built", "not_compared", "unusable_commits"),
 )
 ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
-"""What reading a malformed file raises."""
+"""Exceptions from reading a malformed file."""
 
-_TYPES = (  # of what is in evidence.json
+_TYPES = (  # of the fields of evidence.json
     (str, ("when", "verdict")),
     (int, ("schema_version", "findings_total")),
     (list, ("signatures", "notes", "unsearched", "not_built", "not_compared", "unusable_commits", "searched_by")),
@@ -51,24 +51,24 @@ _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _MANIFEST_NAME = re.compile(r"dataset(?:\.g([2-9]|[1-9][0-9]+))?\.json")
 COVERED = re.compile(rf"{_MANIFEST_NAME.pattern}|(?:commits|tombstones)/[^/.][^/]*\.json")
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----(.*?)-----END PUBLIC KEY-----", re.DOTALL)
-_ED25519_DER = bytes.fromhex("302a300506032b6570032100")  # what precedes the 32 bytes of such a key (RFC 8410)
-Read = Callable[[str], bytes]  # of a file by its path
+_ED25519_DER = bytes.fromhex("302a300506032b6570032100")  # prefix of the 32 key bytes (RFC 8410)
+Read = Callable[[str], bytes]  # reads a file by its path
 
 
 @dataclass
 class EvidenceCheck:
-    """What is wrong with a folder, and what it says."""
+    """Problems and contents of a folder of evidence."""
 
     problems: list[str]
     sums: str | None = None  # SHA-256 of SHA256SUMS
     leaves: dict[str, str] = field(default_factory=dict)
     evidence: Any = None
     study: Any = None
-    later: list[str] | None = None  # files of the dataset that are `COVERED`, but no leaves; if it was read
+    later: list[str] | None = None  # files that match `COVERED` but aren't leaves; None: dataset not read
 
 
 def check_files(files: Iterable[str], read: Read, sums: str | None, key: bytes | None) -> EvidenceCheck:
-    """Check files by their names; `sums` is the SHA-256 of SHA256SUMS, `key` the raw key that signed the digest."""
+    """Check files by name; `sums` is the SHA-256 of SHA256SUMS, and `key` the raw key that signed the digest."""
     names, needed = set(files), (SUMS, EVIDENCE, AUDIT, MANIFEST, LEAVES)
     done = EvidenceCheck([f"{name}: no such file" for name in needed if name not in names])
     if done.problems:
@@ -90,7 +90,7 @@ def check_files(files: Iterable[str], read: Read, sums: str | None, key: bytes |
 
 
 def parse(data: bytes, name: str) -> Any:
-    """Return a JSON value; raises `ValueError` where parsers differ: a key twice, NaN, or anything but plain UTF-8."""
+    """Parse JSON strictly. Raises `ValueError` if parsers differ: duplicate keys, NaN, or anything but plain UTF-8."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
@@ -105,7 +105,7 @@ def parse(data: bytes, name: str) -> Any:
 
 
 def lines_of(data: bytes, name: str) -> dict[str, str]:
-    """Return the SHA-256 of each file by its path, from lines as `sha256sum` prints them; raises `ValueError`."""
+    """Return the SHA-256 of each file by path from the output format of `sha256sum`. Raises `ValueError`."""
     found: dict[str, str] = {}
     for number, line in enumerate(data.decode("utf-8").removesuffix("\n").split("\n"), 1):
         match = _LINE.fullmatch(line)
@@ -119,14 +119,14 @@ def digest_of(leaves: dict[str, str]) -> str:
     """Return the digest of a dataset: the root of a Merkle tree (RFC 6962) over the lines of leaves.txt."""
     lines = [f"{leaves[path]}  {path}".encode() for path in sorted(leaves, key=lambda path: path.encode())]
     level = [hashlib.sha256(b"\x00" + line).digest() for line in lines] or [hashlib.sha256().digest()]
-    while len(level) > 1:  # an odd last node moves up, which makes the tree of the RFC
+    while len(level) > 1:  # an odd last node moves up, as in the RFC's tree
         pairs = [hashlib.sha256(b"\x01" + a + b).digest() for a, b in zip(level[::2], level[1::2])]  # noqa: B905
         level = pairs + level[len(pairs) * 2 :]
     return level[0].hex()
 
 
 def key_of(pem: bytes) -> bytes:
-    """Return the raw key in a PEM file with a public Ed25519 key; raises `ValueError` for anything else."""
+    """Return the raw key from a PEM file with a public Ed25519 key. Raises `ValueError` for anything else."""
     match = _PEM.search(pem)
     data = base64.b64decode(match[1]) if match else b""
     if len(data) != len(_ED25519_DER) + 32 or not data.startswith(_ED25519_DER):
@@ -135,7 +135,7 @@ def key_of(pem: bytes) -> bytes:
 
 
 def key_id(key: bytes) -> str:
-    """Return the id by which signatures name a raw public key."""
+    """Return the id by which signatures refer to a raw public key."""
     return hashlib.sha256(key).hexdigest()[:16]
 
 
@@ -192,7 +192,7 @@ def _contradictions(done: EvidenceCheck, names: set[str], read: Read, key: bytes
     if study is not None and study["version"]["number"] == number and number is not None:
         said.append((STUDY, "version.digest", study["version"]["digest"], digest, LEAVES))
     for where, what, *values, source in said:
-        found, expected = (json.dumps(value, sort_keys=True) for value in values)  # 1, 1.0 and true are not equal
+        found, expected = (json.dumps(value, sort_keys=True) for value in values)  # distinguishes 1, 1.0, and true
         if found != expected:
             yield f"{where}: {what} is not that of {source}: expected {expected[:400]}; found {found[:400]}"
     known = {SUMS, EVIDENCE, AUDIT, MANIFEST, LEAVES, PAGE, CHECK, *(each["file"] for each in signatures)}
@@ -207,7 +207,7 @@ def _contradictions(done: EvidenceCheck, names: set[str], read: Read, key: bytes
 
 
 def wrong_in_dataset(path: str, expected: str, open_file: Callable[[str], BinaryIO]) -> Iterator[str]:
-    """Yield what a dataset lacks or has otherwise of a file of its digest; for a commit, also of the files it names."""
+    """Yield the problems of a dataset's file that the digest covers and, for a commit, of the files that it names."""
     try:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise ValueError("leads out of the dataset")
@@ -228,7 +228,7 @@ def wrong_in_dataset(path: str, expected: str, open_file: Callable[[str], Binary
 
 
 def lines_about(done: EvidenceCheck, published: bool, key: bytes | None) -> list[str]:
-    """Return what was found and what was not checked, for people; `published`: the SHA-256 of SHA256SUMS was given."""
+    """Return the results and what was not checked, for people; `published` means that --sums was given."""
     sums, later = f"{SUMS}: {f'sha256:{done.sums}' if done.sums else 'not read'}", done.later or []
     names = ", ".join([*later[:10], *([f"{len(later) - 10} more"] if len(later) > 10 else [])])
     why = "the dataset has grown or was corrected since (or has left-overs): neither digest nor audit covers"
@@ -261,7 +261,7 @@ def lines_about(done: EvidenceCheck, published: bool, key: bytes | None) -> list
 
 
 def files_in(folder: Path) -> tuple[set[str], list[str]]:
-    """Return the names of the files in a local folder, and what is wrong with what else is there; follows no link."""
+    """Return the names of the files in a local folder, and problems with all other entries; links are not followed."""
     below = [path for each in (folder, folder / "versions") if each.is_dir() for path in each.iterdir()]
     modes = {path.relative_to(folder).as_posix(): path.lstat().st_mode for path in below}
     files = {name for name, mode in modes.items() if stat.S_ISREG(mode)}
@@ -269,15 +269,15 @@ def files_in(folder: Path) -> tuple[set[str], list[str]]:
     return files, [f"{name}: a link, folder or special file, which evidence does not have" for name in others]
 
 
-# Ed25519 (RFC 8032, section 5.1): the standard library has none. Not of constant time: all values here are public.
+# Ed25519 (RFC 8032, section 5.1), which the standard library lacks. Not constant-time, because all values are public.
 _P = 2**255 - 19
 _Q = 2**252 + 27742317777372353535851937790883648493
 _D = -121665 * pow(121666, -1, _P) % _P
-_ROOT = pow(2, (_P - 1) // 4, _P)  # of -1
+_ROOT = pow(2, (_P - 1) // 4, _P)  # square root of -1
 
 
 def is_ed25519_signature(key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether these 64 bytes are the signature of a message by the owner of a raw public key (32 bytes)."""
+    """Return whether a signature (64 bytes) of a message was made with the raw public key `key` (32 bytes)."""
     owner = _decoded(key)
     scalar = int.from_bytes(signature[32:], "little")
     if owner is None or len(signature) != 64 or scalar >= _Q:
@@ -303,7 +303,7 @@ def _times(scalar: int, point: Any) -> Any:
 
 
 def _decoded(data: bytes) -> Any:
-    """Return the point that 32 bytes encode; None if there is none."""
+    """Return the point that 32 bytes encode, or None if they don't encode one."""
     number = int.from_bytes(data, "little")
     y, odd = number & (1 << 255) - 1, number >> 255
     square = (y * y - 1) * pow(_D * y * y + 1, -1, _P) % _P
@@ -316,7 +316,7 @@ def _decoded(data: bytes) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check a folder as the command line says; return the exit code."""
+    """Check a folder as the command line specifies, and return the exit code."""
     parser = argparse.ArgumentParser(description="Check a folder of evidence about a segmint dataset.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--sums", metavar="SHA256", help=f"the SHA-256 of {SUMS}, as the auditor published it")
@@ -326,7 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder, dataset = options.folder, options.dataset
     try:
         key = key_of(options.key.read_bytes()) if options.key else None
-        next((dataset or folder).iterdir(), None)  # else there is no such folder
+        next((dataset or folder).iterdir(), None)  # fails if there is no such folder
         names, others = files_in(folder)
     except (OSError, ValueError) as error:
         parser.error(f"{error}")

@@ -1,6 +1,6 @@
-"""`segmint audit --evidence`: a folder that says what was audited, how, and what was found, and that others can check.
+"""Writer of `segmint audit --evidence`: a verifiable folder that documents an audit and its results.
 
-`SHA256SUMS` names all other files and is put last; `check.py` checks the folder without segmint.
+`SHA256SUMS` names all other files and is written last. `check.py` checks the folder without segmint.
 """
 
 import hashlib
@@ -43,19 +43,19 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was written: the folder, and the SHA-256 of its `SHA256SUMS`, which names all that is in it."""
+    """Result of writing evidence: the folder, its files, and the SHA-256 of the `SHA256SUMS` that covers them."""
 
     folder: str
     sha256: str
     files: tuple[str, ...]
 
     def line(self) -> str:
-        """Return the result as a line for a person."""
+        """Return the result as a line for people."""
         return f"evidence: {self.folder}; {check.SUMS} sha256:{self.sha256}"
 
 
 def check_target(dataset: Location, folder: Location) -> None:
-    """Raise `UsageError` if there can be no evidence of this dataset, or not in this folder; reads little."""
+    """Raise `UsageError` if this dataset can't have evidence or the folder is unsuitable, without reading much."""
     if not manifest_generations(dataset):
         raise UsageError(
             f"{dataset} is not a segmint dataset: no {DATASET_MANIFEST}, and without it there is no version of which "
@@ -69,9 +69,9 @@ def check_target(dataset: Location, folder: Location) -> None:
 def write_evidence(
     dataset: Location, report: AuditReport, options: AuditOptions, folder: Location, study: PrivacyScore | None = None
 ) -> Evidence:
-    """Write the evidence of an audit of the whole dataset, and of a privacy study of it, into the folder `folder`.
+    """Write the evidence of an audit of the whole dataset, and of a privacy study of it, to `folder`.
 
-    Raises `UsageError` if the dataset has changed since it was audited, and if another run writes into the folder.
+    Raises `UsageError` if the dataset has changed since the audit, or if another run writes to the folder.
     """
     pinned = load_latest_manifest(dataset)
     snapshot = take_snapshot(dataset, use_cache=False)
@@ -79,7 +79,7 @@ def write_evidence(
         raise UsageError(f"{dataset} was changed while it was audited: audit again when nothing writes to it")
     number = report.version.number
     name = manifest_name(pinned.generation)
-    audit = to_dict(replace(report, dataset=pinned.manifest.name))  # not where it lies on somebody's machine
+    audit = to_dict(replace(report, dataset=pinned.manifest.name))  # without the path on the auditor's machine
     signatures = [] if number is None else [(key, signature_path(number, key)) for key in signers(dataset, number)]
     value = {
         "schema_version": check.SCHEMA_VERSION,
@@ -123,7 +123,7 @@ def write_evidence(
     files[check.PAGE] = render_evidence(json.loads(files[check.EVIDENCE]), report, study).encode()
     sums = "".join(f"{hashlib.sha256(files[path]).hexdigest()}  {path}\n" for path in sorted(files)).encode()
     sha256 = hashlib.sha256(sums).hexdigest()
-    if not (folder / check.EVIDENCE).put_if_absent(files[check.EVIDENCE]):  # of several runs one goes on
+    if not (folder / check.EVIDENCE).put_if_absent(files[check.EVIDENCE]):  # only one of several runs continues
         raise UsageError(f"{folder} has files already: another run put {check.EVIDENCE} there; name an empty folder")
     note_output(dataset, "audit --evidence", folder, {check.SUMS: sha256})
     for path, data in {**files, check.SUMS: sums}.items():
@@ -132,9 +132,9 @@ def write_evidence(
 
 
 def _detector_files(manifest: DatasetManifest, report: AuditReport) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield each detector of the build or of the audit by its name, with the SHA-256 of its files as installed here.
+    """Yield each detector of the build or the audit by name, with the SHA-256 of its files as installed here.
 
-    A build's own detector is a SHA-256 in the manifest, and has no file here.
+    A custom detector of the build is only a SHA-256 in the manifest and has no file here.
     """
     config = manifest.config.get("deidentify") or {}
     names = [(config.get(kind) or {}).get("detector") for kind in ("faces", "plates")]
@@ -146,7 +146,7 @@ def _detector_files(manifest: DatasetManifest, report: AuditReport) -> Iterator[
 
 
 def _bundled(name: str) -> dict[str, str]:
-    """Return the SHA-256 of the files of a detector that comes with segmint; empty for any other."""
+    """Return the SHA-256 of the files of a detector that ships with segmint, or nothing for others."""
     if name in ASSETS:
         return {ASSETS[name].file_name: ASSETS[name].sha256}
     spec = importlib.util.find_spec("facenet_pytorch") if name == "mtcnn" else None
@@ -167,7 +167,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def render_evidence(evidence: Mapping[str, Any], report: AuditReport, study: PrivacyScore | None) -> str:
-    """Return the page as HTML: what `evidence.json` says, and the audit as `segmint audit` prints it."""
+    """Return the HTML page with the contents of `evidence.json` and the audit as `segmint audit` prints it."""
     return _TEMPLATES.get_template("evidence.html.j2").render(
         evidence=evidence,
         sentences={code.value: sentence for code, sentence in SENTENCES.items()},

@@ -1,4 +1,4 @@
-"""`segmint verify` of a folder of evidence: the checks of its `check.py`, by this segmint's own copy of them."""
+"""Implementation of `segmint verify` for folders of evidence, with this installation's own copy of `check.py`."""
 
 import errno
 from collections.abc import Callable
@@ -25,10 +25,10 @@ _AHEAD = 64
 
 @dataclass(frozen=True)
 class EvidenceResult:
-    """The result of checking a folder of evidence.
+    """Result of checking a folder of evidence.
 
-    `digest` and `audit_summary` are None if there are problems. No signature covers what the audit says. `verified` is
-    whether it is what the auditor published: there is no problem, and the SHA-256 of SHA256SUMS was given.
+    `digest` and `audit_summary` are None if there are problems. No signature covers the audit's results. `verified`
+    means that the auditor published this evidence: there are no problems, and the SHA-256 of SHA256SUMS was given.
     """
 
     evidence: str
@@ -36,7 +36,7 @@ class EvidenceResult:
     problems: tuple[str, ...]
     verified: bool
     checked_key: str | None  # id of the key that signed the digest
-    not_covered: tuple[str, ...] | None  # what the dataset has besides the files of the digest; None: it was not read
+    not_covered: tuple[str, ...] | None  # files of the dataset that the digest doesn't cover; None: it was not read
     digest: str | None  # of the dataset
     audit_summary: dict[str, Any] | None  # version, when, verdict
     text: tuple[str, ...]
@@ -51,7 +51,7 @@ class EvidenceResult:
 
 
 def is_evidence(folder: Location) -> bool:
-    """Whether a folder has evidence of an audit, and not a dataset."""
+    """Return whether a folder contains evidence of an audit rather than a dataset."""
     names = {entry.name for entry in folder.list()}
     return bool(names & {check.SUMS, check.EVIDENCE}) and not manifest_generations(folder)
 
@@ -59,9 +59,9 @@ def is_evidence(folder: Location) -> bool:
 def verify_evidence(
     folder: Location, key: Location | None = None, dataset: Location | None = None, sums: str | None = None
 ) -> EvidenceResult:
-    """Check a folder of evidence, as far as it is given with the key that signed the digest, dataset and SHA-256.
+    """Check a folder of evidence against the optional signing key, dataset, and SHA-256 of SHA256SUMS.
 
-    Raises `UsageError` for a key that cannot be used, and if there is no dataset there.
+    Raises `UsageError` for an unusable key, and if there is no dataset at `dataset`.
     """
     raw = None if key is None else read_public_key(key).public_bytes_raw()
     if dataset is not None and not manifest_generations(dataset):
@@ -101,7 +101,7 @@ def _files_in(folder: Location) -> tuple[set[str], list[str]]:
 
 
 def _check_dataset(dataset: Location, done: check.EvidenceCheck) -> None:
-    """Read the files of the digest, and look for those that it does not cover."""
+    """Read the files that the digest covers, and collect those that it does not."""
 
     def open_file(path: str) -> BinaryIO:
         return _found(path, (dataset / path).open)
@@ -117,7 +117,7 @@ def _check_dataset(dataset: Location, done: check.EvidenceCheck) -> None:
 
 
 def _found(path: str, read: Callable[[], T]) -> T:
-    """Return what `read` returns; an absent file is an `OSError`, as `check` expects."""
+    """Return the result of `read`, raising `OSError` for a missing file as `check` expects."""
     try:
         return read()
     except NotFoundError as error:
