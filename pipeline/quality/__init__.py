@@ -1,1 +1,1 @@
-"""Everything that inspects a dataset: audit, statistics, report, viewer, studies, and evidence."""
+"""Quality of a dataset: audit, statistics, report, viewer, studies, and evidence."""

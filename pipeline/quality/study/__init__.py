@@ -1,1 +1,1 @@
-"""`segmint study`: how people judge samples of a dataset."""
+"""`segmint study`: human evaluation of samples from a dataset."""

@@ -1,7 +1,7 @@
-"""How far two people agree who annotated the same image apart: the IoU of their masks of one object.
+"""Agreement of two people who annotated the same image independently: the IoU of their masks of an object.
 
-SAM paper, section 5: 0.85 to 0.91 between annotators. Of lanes 0 and 1 of an image, to the first state that both were
-given: afterwards a merge may have shown one of them the other's masks.
+The SAM paper (section 5) reports 0.85 to 0.91 between annotators. The last submissions of assignments 0 and 1 are
+compared for the first state of an image with both, because a merge may later show one person the other's masks.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ from segmint.operators.intervals import Interval
 from segmint.operators.resampling import mean_replicates, percentile_interval
 
 SAME_OBJECT_IOU = 0.5
-"""The least IoU at which masks of two people are of one object."""
+"""Minimum IoU at which masks of two people count as the same object."""
 
 _SEED = 0
 _THREADS = 16
@@ -27,10 +27,10 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class AnnotatorAgreement:
-    """The masks of images that two people annotated; names are left out.
+    """Agreement over images that two people annotated, without their names.
 
-    `pairs` are of one object, `mean_iou` is over them (None without any), `interval` of 95 % by resampling images (None
-    for one image). `unpaired` masks have no partner: one of the two has not drawn that object.
+    `pairs` counts pairs of masks of one object. `mean_iou` is over pairs (None without any), and `interval` is its 95 %
+    interval from resampling images (None for one image). `unpaired` masks are of objects that only one person drew.
     """
 
     images: int
@@ -41,11 +41,10 @@ class AnnotatorAgreement:
 
 
 def agreement(one: Submission, other: Submission) -> tuple[float, ...]:
-    """Return the IoU of each two masks that two people drew of one object of an image.
+    """Return the IoU of each pair of masks that two people drew of one object in an image.
 
-    Masks of the dataset that both left as they were do not count, nor those that a detector's box prefilled and nobody
-    touched (`is_untouched`). Masks are paired one to one, the best pair first;
-    pairs under `SAME_OBJECT_IOU` are of two objects.
+    Masks of the dataset that both left unchanged don't count, nor do untouched prefills (`is_untouched`). Masks are
+    paired one to one, best pair first; pairs below `SAME_OBJECT_IOU` count as different objects.
     """
     ours, theirs = (
         [{"size": list(each.size), "counts": mask.counts.encode()} for mask in annotated_masks(each)]
@@ -57,7 +56,7 @@ def agreement(one: Submission, other: Submission) -> tuple[float, ...]:
 
 
 def sum_up(pairs: Iterable[tuple[Submission, Submission]]) -> AnnotatorAgreement | None:
-    """Sum up the answers of two people to each image, as `independent_submissions` pairs them; None without any."""
+    """Summarize pairs of submissions from `independent_submissions`, one per image, or return None without any."""
     ious: list[Sequence[float]] = []
     masks = 0
     for one, other in pairs:
@@ -79,7 +78,7 @@ def sum_up(pairs: Iterable[tuple[Submission, Submission]]) -> AnnotatorAgreement
 
 
 def measure_agreement(dataset: Location) -> AnnotatorAgreement | None:
-    """Compare the answers of images that two people annotated, and sum them up; None if there are none."""
+    """Compare and summarize the submissions for images that two people annotated, or return None if there are none."""
     both = [
         ordinal
         for ordinal, assignments in latest_submissions(list_submissions(dataset)).items()
@@ -90,9 +89,9 @@ def measure_agreement(dataset: Location) -> AnnotatorAgreement | None:
 
 
 def read_pairs(dataset: Location, ordinal: int) -> tuple[Submission, Submission] | None:
-    """Return what two people said of an image apart; None if there is no such pair.
+    """Return two people's independent submissions for an image, or None if there is no such pair.
 
-    Images with an answer that cannot be read are left out: the audit names it.
+    Images with an unreadable submission are skipped, because the audit reports them.
     """
     try:
         return independent_submissions(read_submissions(dataset, ordinal))

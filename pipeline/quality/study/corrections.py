@@ -1,6 +1,6 @@
-"""The masks that people corrected in a study, from COCO JSON, or from an export of Label Studio or its converter.
+"""Corrected masks of a study from COCO JSON, Label Studio, or Label Studio's converter, paired with the drawn masks.
 
-Each mask that was drawn is paired with its correction.
+A drawn mask is one that the study's sample contains.
 """
 
 import math
@@ -19,7 +19,7 @@ from segmint.operators.annotations.pairs import best_matches, iou
 
 @dataclass(frozen=True)
 class StudyMask:
-    """A mask with its annotation's id, None if that was lost; `rle` is compressed, for pycocotools."""
+    """Mask with its annotation id, or None if a tool lost it; `rle` is compressed, for pycocotools."""
 
     id: int | None
     rle: dict[str, Any]
@@ -27,7 +27,7 @@ class StudyMask:
 
 @dataclass(frozen=True)
 class MaskPair:
-    """A mask that was drawn, by annotation id, and its IoU with its correction."""
+    """Drawn mask, by annotation id, and its IoU with its correction."""
 
     id: int
     iou: float
@@ -36,7 +36,7 @@ class MaskPair:
 
 @dataclass(frozen=True)
 class ImagePairs:
-    """The pairs of one image, its deleted masks (by annotation id) and the number of added masks."""
+    """Pairs of one image, its deleted masks by annotation id, and the number of added masks."""
 
     pairs: tuple[MaskPair, ...]
     deleted: tuple[int, ...]
@@ -44,9 +44,9 @@ class ImagePairs:
 
 
 def ids_hold(drawn: Mapping[int, Sequence[StudyMask]], corrected: Mapping[int, Sequence[StudyMask]]) -> bool:
-    """Whether the returned ids are those that were drawn, image by image.
+    """Return whether the returned ids match the drawn ones, image by image.
 
-    A tool that renumbers annotations gives some of them the id of a mask of another image; then ids are not used.
+    A tool that renumbers annotations gives some of them the id of another image's mask; in that case, ids are not used.
     """
     image_of = {mask.id: image for image, masks in drawn.items() for mask in masks}
     known = ((image_of.get(mask.id), image) for image, masks in corrected.items() for mask in masks)
@@ -54,9 +54,9 @@ def ids_hold(drawn: Mapping[int, Sequence[StudyMask]], corrected: Mapping[int, S
 
 
 def pair_masks(drawn: Sequence[StudyMask], corrected: Sequence[StudyMask], by_id: bool) -> ImagePairs:
-    """Pair the masks of one image: by annotation id if `by_id`, and the rest by IoU, best pair first.
+    """Pair the masks of one image by annotation id if `by_id` is set, and the rest by IoU, best pair first.
 
-    A correction without pixels is a deletion. Of several corrections with one id the first counts.
+    A correction without pixels is a deletion. If several corrections share an id, the first one counts.
     """
     solid = [mask for mask in corrected if area(mask.rle) > 0]
     pairs: list[MaskPair] = []
@@ -87,19 +87,19 @@ def _without(masks: Sequence[StudyMask], gone: Sequence[StudyMask]) -> list[Stud
 
 @dataclass
 class Corrections:
-    """Corrected masks. An answered image has a key in `masks`, even if all of its masks were deleted.
+    """Corrected masks. Each returned image has a key in `masks`, even if all of its masks were deleted.
 
-    `foreign` counts images that were not drawn, `superseded` further answers for an image.
+    `foreign` counts images that were not drawn, and `superseded` counts additional results for an image.
     """
 
-    sizes: Mapping[int, Size]  # of the images drawn, by id
+    sizes: Mapping[int, Size]  # of the drawn images, by id
     answers: dict[int, AnnotatedImage] = field(default_factory=dict)
-    homeless: list[str] = field(default_factory=list)  # unreadable entries of no image
+    homeless: list[str] = field(default_factory=list)  # unreadable entries without an image
     foreign: int = 0
     superseded: int = 0
 
     def add(self, answer: AnnotatedImage) -> None:
-        """Add the answer for an image; the one that was saved last counts, the first where that is not known."""
+        """Add the result for an image; the one saved last wins, or the first one if the time is unknown."""
         image = image_number(answer.name)
         if image is None or image not in self.sizes:
             self.foreign += 1
@@ -111,7 +111,7 @@ class Corrections:
 
     @property
     def masks(self) -> dict[int, list[StudyMask]]:
-        """The masks of each image that has an answer, by its id."""
+        """Masks of each returned image, by its id."""
         return {
             image: [StudyMask(mask.id, dict(mask.rle)) for mask in answer.masks]
             for image, answer in self.answers.items()
@@ -119,29 +119,29 @@ class Corrections:
 
     @property
     def unreadable(self) -> list[str]:
-        """The reason for each mask that was left out."""
+        """Reason for each mask that was skipped."""
         read = self.answers.items()
         lines = [f"{image_name(image)}, {problem}" for image, answer in read for problem in answer.unreadable]
         return [*lines, *self.homeless]
 
     @property
     def unreadable_ids(self) -> set[int]:
-        """The ids of those that have one."""
+        """Known ids of skipped masks."""
         return {id for answer in self.answers.values() for id in answer.unreadable_ids}
 
     @property
     def polygons(self) -> int:
-        """The number of masks returned as polygons, which have no holes."""
+        """Number of masks returned as polygons, which lose holes."""
         return sum(mask.polygon for answer in self.answers.values() for mask in answer.masks)
 
     def size_of(self, name: str) -> Size | None:
-        """Return the size of an image that was drawn, by its name."""
+        """Return the size of a drawn image, by name."""
         number = image_number(name)
         return None if number is None else self.sizes.get(number)
 
 
 def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Corrections:
-    """Read the masks of a document that `segmint.operators.annotations.coco.parse_coco` returned.
+    """Read the masks of a document from `segmint.operators.annotations.coco.parse_coco`.
 
     Images are identified by file name, because tools renumber them.
     """
@@ -156,8 +156,8 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Correct
 def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Size]) -> Corrections:
     """Read the brush strokes of Label Studio's JSON or JSON_MIN.
 
-    The latest annotation of a task that was not canceled counts; a task without one has no answer. Raises `KeyError`
-    or `TypeError` if these are not tasks.
+    For each task, the latest annotation that was not canceled counts; without one, the image is not returned. Raises
+    `KeyError` or `TypeError` if these are not tasks.
     """
     found = Corrections(sizes)
     for task in label_studio.read_tasks(tasks, found.size_of):

@@ -1,4 +1,4 @@
-"""The files in a study's folder: its manifest, which says of which kind it is, and people's answers."""
+"""Files in a study's folder: the manifest, which names the kind of study, and the people's results."""
 
 import json
 from typing import Any
@@ -9,14 +9,14 @@ from segmint.infra.storage.location import Location
 from segmint.pipeline.quality.study.kind import StudyKind
 
 MANIFEST = "manifest.json"
-"""The file that completes a study's sample; a study of masks has no `kind` in it."""
+"""File that completes a study's sample; a study of masks has no `kind` in it."""
 
 CORRECTED = "corrected.json"
-"""The default file of people's answers in a study's folder."""
+"""Default file for the people's results in a study's folder."""
 
 
 def kind_of(folder: Location) -> StudyKind:
-    """Return the kind of the study in a folder; raises `UsageError` if there is none."""
+    """Return the kind of the study in a folder. Raises `UsageError` if there is none."""
     manifest = read_json(folder / MANIFEST, f"{folder} is not a study: `segmint study sample` makes one")
     name = manifest.get("kind", StudyKind.MASKS) if isinstance(manifest, dict) else None
     for kind in StudyKind:
@@ -27,7 +27,7 @@ def kind_of(folder: Location) -> StudyKind:
 
 
 def read_json(file: Location, otherwise: str) -> Any:
-    """Return a JSON file's value; raises `UsageError`, which begins with `otherwise`, if it cannot be read."""
+    """Return a JSON file's value. Raises `UsageError`, which starts with `otherwise`, if it is unreadable."""
     try:
         return json.loads(file.read())
     except (NotFoundError, ValueError, RecursionError) as error:

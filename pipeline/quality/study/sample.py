@@ -1,6 +1,6 @@
-"""The sample of a correction study: images drawn evenly over strata, exported so that people correct their masks.
+"""Sample of a correction study: images drawn evenly over strata and exported for people to correct their masks.
 
-The SAM paper (section 5) had professionals correct the masks of 500 random images of SA-1B.
+In the SAM paper (section 5), professionals corrected the masks of 500 random images of SA-1B.
 """
 
 import hashlib
@@ -39,20 +39,20 @@ _FRACTION = 32  # bits
 
 @dataclass(frozen=True, order=True)
 class ImageStratum:
-    """Images with similar numbers of masks and one country, which is empty if unknown."""
+    """Images with similar numbers of masks and the same country, which is empty if unknown."""
 
     bin: int
     country: str
 
     @property
     def masks(self) -> str:
-        """The paper's bin of masks per image."""
+        """Label of the paper's bin of masks per image."""
         return MASKS_PER_IMAGE[self.bin].label
 
 
 @dataclass(frozen=True)
 class DrawnSample:
-    """The ids of the images drawn and the numbers of images, by stratum; none is without masks of a build."""
+    """Drawn ids and population by stratum; images without automatic masks are only counted."""
 
     images: Mapping[ImageStratum, list[int]]
     population: Mapping[ImageStratum, int]
@@ -60,25 +60,25 @@ class DrawnSample:
 
     @property
     def ids(self) -> list[int]:
-        """The ids of all images drawn, ascending."""
+        """Ids of all drawn images, in ascending order."""
         return sorted(number for numbers in self.images.values() for number in numbers)
 
 
 @dataclass(frozen=True)
 class StudySample:
-    """What was written; masks that people made are counted, and are not in it."""
+    """Result of writing a sample. Annotated masks are counted but not included."""
 
     output: str
     images: int
     masks: int
-    masks_of_people: int  # of the images drawn
+    masks_of_people: int  # in the drawn images
     population: int
     without_masks: int
     strata: int
     version: VersionName
 
     def lines(self) -> list[str]:
-        """Return the result as lines for a person."""
+        """Return the result as lines for people."""
         return [
             f"{counted(self.images, 'image')} with {counted(self.masks, 'mask')}, drawn out of {self.population:,} in "
             f"{self.strata} strata; {counted(self.without_masks, 'image')} without masks of a build left out",
@@ -91,11 +91,11 @@ class StudySample:
 
 
 def sample_study(location: Location, count: int, seed: int, output: Location) -> StudySample:
-    """Draw `count` images of the dataset at `location` and write them with their masks into the folder `output`.
+    """Draw `count` images of the dataset at `location` and write them with their masks to the folder `output`.
 
-    Only masks that a build made are drawn: the study is about the model. The same dataset, count and seed give the same
-    files. `manifest.json` is written last and pins each mask by its hash. Raises `UsageError` if there is no dataset or
-    no such mask in it, if `output` already has a study, or if Label Studio's SDK is not installed.
+    Only automatic masks are drawn, because the study is about the model. The sample is deterministic for a dataset,
+    count, and seed. `manifest.json` is written last and pins each mask by its hash. Raises `UsageError` if there is no
+    dataset or it has no such mask, if `output` already contains a study, or if Label Studio's SDK is not installed.
     """
     dataset = Dataset.open(location)
     file = output / MANIFEST
@@ -129,11 +129,11 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
 
 
 def draw_stratified(dataset: Dataset, count: int, seed: int) -> DrawnSample:
-    """Draw `count` images with masks of a build, or all if there are fewer, in proportion to the strata.
+    """Draw `count` images with automatic masks in proportion to the strata, or all if there are fewer.
 
-    Every image is equally likely to be drawn. Memory is that of `count` ids per stratum.
+    Every image has the same probability. Memory holds up to `count` ids per stratum.
     """
-    lowest: dict[ImageStratum, list[tuple[int, int]]] = {}  # of each stratum, a heap of (-draw key, id)
+    lowest: dict[ImageStratum, list[tuple[int, int]]] = {}  # per stratum, a heap of (-draw key, id)
     population: dict[ImageStratum, int] = {}
     without = 0
     for number, masks, country in _image_rows(dataset):
@@ -163,10 +163,10 @@ def stratum_of(masks: int, country: str | None) -> ImageStratum:
 
 
 def allocate(population: Mapping[ImageStratum, int], count: int, seed: int) -> dict[ImageStratum, int]:
-    """Return how many images to draw of each stratum, `count` in total: its share, rounded up or down by the seed.
+    """Return the number of images to draw per stratum, `count` in total, rounding shares up or down by the seed.
 
-    This is systematic sampling: equal steps through all images, sorted by stratum, from a start given by the seed.
-    Rounding to the nearest would never draw from small strata.
+    This is systematic sampling: equal steps through all images, sorted by stratum, from a start that depends on the
+    seed. Rounding to the nearest integer would never draw from small strata.
     """
     total = sum(population.values())
     count = min(count, total)
@@ -189,7 +189,7 @@ def mask_sha256(segmentation: Mapping[str, Any]) -> str:
 
 
 class PinWriter:
-    """Collects the drawn images and makes the study's manifest."""
+    """Writer that collects the drawn images and makes the study's manifest."""
 
     def __init__(
         self, scratch: Path, manifest: DatasetManifest, version: VersionName, drawn: DrawnSample, asked: int, seed: int
@@ -220,7 +220,7 @@ class PinWriter:
         self._images.append({"id": sample.id, "image_id": sample.row["image_id"], **size, "masks": masks})
 
     def finish(self) -> dict[str, Path]:
-        """Return the manifest, by its path below the study's folder."""
+        """Return the manifest by its path relative to the study's folder."""
         text = json.dumps({**self._head, "images": self._images}, indent=1, ensure_ascii=False, allow_nan=False)
         self._path.write_text(f"{text}\n", encoding="utf-8")
         return {MANIFEST: self._path}
@@ -234,7 +234,7 @@ def _with_pictures(samples: Iterable[Sample]) -> Iterator[Sample]:
 
 
 def _image_rows(dataset: Dataset) -> Iterator[tuple[int, int, str | None]]:
-    """Yield id, number of masks that a build made, and country of each image."""
+    """Yield id, number of automatic masks, and country of each image."""
     for commit in dataset.commits():
         table = dataset.table(commit, "images")
         people = Counter(id // MASKS_PER_IMAGE_LIMIT for id in _of_people(dataset, commit, table))
@@ -243,7 +243,7 @@ def _image_rows(dataset: Dataset) -> Iterator[tuple[int, int, str | None]]:
 
 
 def _of_people(dataset: Dataset, commit: Commit, images: pa.Table) -> frozenset[int]:
-    """Return the ids of the masks of a shard that people made; `images` is its table."""
+    """Return the ids of a shard's annotated masks; `images` is its table."""
     said = [name for name in ANNOTATION_COLUMNS if name != "next_mask"]
     if all(images[name].null_count == images.num_rows for name in said):
         return frozenset()
@@ -252,7 +252,7 @@ def _of_people(dataset: Dataset, commit: Commit, images: pa.Table) -> frozenset[
 
 
 class _SampledImages:
-    """The images drawn, with the masks that a build made of them; `of_people` counts the others as they are read."""
+    """Drawn images with their automatic masks; `of_people` counts the annotated masks while iterating."""
 
     def __init__(self, dataset: Dataset, ids: Sequence[int]) -> None:
         self.of_people = 0

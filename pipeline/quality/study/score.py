@@ -1,4 +1,4 @@
-"""The score of a correction study: how far masks are from their corrections."""
+"""Score of a correction study: the IoU of masks with their corrections."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,15 +39,15 @@ from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json
 from segmint.pipeline.quality.study.sample import SCHEMA_VERSION, mask_sha256
 
 PAPER_SHARES = {0.90: PAPER.quality.over_90_iou, 0.75: PAPER.quality.over_75_iou}
-"""What the SAM paper (section 5) reports for SA-1B: the share of pairs over each IoU."""
+"""Share of pairs over each IoU threshold that the SAM paper (section 5) reports for SA-1B."""
 
 
 @dataclass(frozen=True)
 class ThresholdShare:
-    """The pairs whose IoU is over `threshold`.
+    """Pairs whose IoU exceeds `threshold`.
 
-    `wilson` assumes independent pairs. `clustered` does not: it resamples whole images, and is None with fewer than
-    two. `of_all` counts deleted masks as failures. `paper` is SA-1B's share.
+    `wilson` assumes independent pairs. `clustered` resamples whole images instead, and is None with fewer than two
+    images. `of_all` counts deleted masks as failures. `paper` is SA-1B's share.
     """
 
     threshold: float
@@ -61,7 +61,7 @@ class ThresholdShare:
 
 
 def share_over(threshold: float, ious: Sequence[Sequence[float]], deleted: int) -> ThresholdShare:
-    """Return the share over a threshold of `PAPER_SHARES`, from the IoUs of each image's pairs; needs a pair."""
+    """Return the share over a threshold of `PAPER_SHARES` from the IoUs per image of at least one pair."""
     over = [sum(iou > threshold for iou in image) for image in ious]
     pairs = [len(image) for image in ious]
     total = sum(pairs)
@@ -82,7 +82,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Study:
-    """The images drawn: their masks and (height, width), by id; and the version of the dataset."""
+    """Drawn images with their masks and (height, width) by id, and the dataset's version."""
 
     masks: Mapping[int, list[StudyMask]]
     sizes: Mapping[int, Size]
@@ -91,12 +91,12 @@ class Study:
 
 @dataclass(frozen=True)
 class StudyScore:
-    """What became of the masks that were drawn.
+    """Outcome of the drawn masks.
 
-    drawn = by_id + by_iou + deleted + unread + unanswered_masks; the corrections of `unread` masks cannot be read.
-    `added` masks correct no mask that was drawn; `unreadable` has the reason for each returned mask that cannot be
-    read. `superseded` answers and `foreign` images are ignored. `polygons` counts masks returned as polygons, which
-    have no holes. `shares` is empty if there are no pairs. `version` is what the dataset was when the sample was drawn.
+    `drawn` = `by_id` + `by_iou` + `deleted` + `unread` + `unanswered_masks`, where the corrections of `unread` masks
+    are unreadable. `added` masks don't correct a drawn mask. `unreadable` lists the reason for each unreadable returned
+    mask. `superseded` results and `foreign` images are ignored. `polygons` counts masks returned as polygons, which
+    lose holes. `shares` is empty without pairs. `version` is the dataset's version from which the sample was drawn.
     """
 
     images: int
@@ -117,7 +117,7 @@ class StudyScore:
     version: VersionName
 
     def lines(self) -> list[str]:
-        """Return the result as lines for a person."""
+        """Return the result as lines for people."""
         lines = [
             f"{self.answered:,} of {counted(self.images, 'image')} answered; of {counted(self.drawn, 'mask')} drawn "
             f"{self.by_id + self.by_iou:,} are paired ({self.by_id:,} by id, {self.by_iou:,} by IoU), "
@@ -141,10 +141,10 @@ class StudyScore:
 
 
 def score_study(folder: Location, corrected: Location | None) -> StudyScore:
-    """Compare the masks of a study with their corrections, in a COCO or Label Studio file or the dataset's answers.
+    """Compare a study's masks with their corrections from a COCO or Label Studio file or a dataset's submissions.
 
-    Raises `UsageError` if there is no study, if its masks are not those that were drawn, or if the corrected file is
-    missing or has another format.
+    Raises `UsageError` if there is no study, its masks are not those that were drawn, or the corrected file is missing
+    or in an unknown format.
     """
     study = load_study(folder)
     if corrected is not None and manifest_generations(corrected):
@@ -161,7 +161,7 @@ def score_study(folder: Location, corrected: Location | None) -> StudyScore:
 
 
 def load_study(folder: Location) -> Study:
-    """Read the masks that were drawn; raises `UsageError` if they are not those that the manifest pins."""
+    """Read the drawn masks. Raises `UsageError` if they differ from those that the manifest pins."""
     manifest = read_json(folder / MANIFEST, f"{folder} is not a study: `segmint study sample` makes one")
     file = folder / MAIN_FILES[Format.COCO]
     document = read_json(file, f"the masks of the study {folder} are missing: sample it again")
@@ -187,7 +187,7 @@ def load_study(folder: Location) -> Study:
 
 
 def read_corrections(file: Location, sizes: Mapping[int, Size]) -> Corrections:
-    """Read corrected masks; raises `UsageError` if the file is missing, or neither COCO nor Label Studio."""
+    """Read corrected masks. Raises `UsageError` if the file is missing, or neither COCO nor Label Studio."""
     try:
         with file.open() as stream:
             first = _first_byte(stream)
@@ -256,7 +256,7 @@ def _changed(file: Location, mask: int) -> UsageError:
 
 
 def _first_byte(stream: BinaryIO) -> bytes:
-    """Return the first byte that is not white space; the stream is rewound."""
+    """Return the first byte that is not whitespace, and rewind the stream."""
     byte = stream.read(1)
     while byte.isspace():
         byte = stream.read(1)
@@ -267,16 +267,16 @@ def _first_byte(stream: BinaryIO) -> bytes:
 _THREADS = 16
 
 State = list[tuple[int | None, str]]
-"""The masks of an image: the id of the mask that was drawn, None for an added one, and its run lengths now."""
+"""Masks of an image as drawn id, or None for an added mask, and current run lengths."""
 
 
 def read_submitted(
     dataset: Location, drawn: Mapping[int, Sequence[StudyMask]], sizes: Mapping[int, Size]
 ) -> Corrections:
-    """Read what people made of the images of a study that were answered; their masks are `drawn` by the image's id.
+    """Read the corrections from submissions for a study's images, whose masks are `drawn` by image id.
 
-    These are the masks that the images have, and of the answers that are not merged what a merge would take: both by
-    one rule (`fit_submission`). Each mask has the id of the one that was drawn from which it was made, if there is one.
+    These are an image's current masks, changed as a merge would by the submissions that are not merged yet; both follow
+    `fit_submission`. Each mask has the id of the drawn mask from which it was made, if there is one.
     """
     images = sorted(sizes)
     listed = map_ahead(lambda image: submissions_of(dataset, image - 1), images, _THREADS, 4 * _THREADS, "submissions")
@@ -314,9 +314,9 @@ def read_submitted(
 
 
 def follow(drawn: Container[int], row: Row, answers: Sequence[Submission]) -> State:
-    """Return the masks of an image's described row after the last of a lane's answers, which are given in order.
+    """Return the masks of an image's described row after the last of an assignment's submissions, given in order.
 
-    `drawn` are ids of masks; of several masks that were made from one of them the first is its correction.
+    `drawn` contains ids of masks. If several masks were made from one of them, the first one is its correction.
     """
     masks = {annotation_id(row["id"], mask_index(mask, place)): mask for place, mask in enumerate(row["masks"])}
     fit = None
@@ -336,9 +336,9 @@ def follow(drawn: Container[int], row: Row, answers: Sequence[Submission]) -> St
 
 
 def _parents(masks: Mapping[int, Row], answers: Sequence[Submission]) -> dict[int, int]:
-    """Return the mask that each was made from, which has a lower id: of those there are, and of those that are gone."""
+    """Return the parent of each current or replaced mask; a parent always has a lower id."""
     found = [(id, mask["parent"]) for id, mask in masks.items() if mask["parent"] is not None]
-    made: dict[str, int] = {}  # parents in earlier answers, by run lengths
+    made: dict[str, int] = {}  # parents in earlier submissions, by run lengths
     for submission in answers:
         found += [(mask.id, made[mask.counts]) for mask in submission.replaced if mask.counts in made]
         made |= {mask.counts: mask.parent for mask in submission.masks if mask.parent is not None}
@@ -346,7 +346,7 @@ def _parents(masks: Mapping[int, Row], answers: Sequence[Submission]) -> dict[in
 
 
 def _rows(dataset: Location, images: Iterable[int]) -> dict[int, Row]:
-    """Return the described rows of these images, as far as their shards are committed."""
+    """Return the described rows of these images if their shards are committed."""
     per_shard = load_manifest(dataset).images_per_shard
     by_shard: dict[int, list[int]] = {}
     for image in images:

@@ -1,4 +1,4 @@
-"""`segmint diff`: what changed between two versions or datasets, from their commits, manifests and tables alone."""
+"""Comparison of two versions or datasets for `segmint diff`, based on their commits, manifests, and tables."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from segmint.infra.wording import counted, some
 from segmint.operators.schemas import SCHEMAS
 
 EXAMPLES = 10
-"""At most this many images are named of each kind of change."""
+"""Maximum number of images named per kind of change."""
 
 _SETTINGS = (
     "schema_version",
@@ -33,8 +33,8 @@ _SETTINGS = (
 _CREDITS = ("attribution", "provider", "source_url", "country")
 _PIXELS = ("source_sha256", "source_width", "source_height", "width", "height")
 
-# Sums of hashes, as the order and the numbers of masks do not matter, and two equal masks must not cancel out. What
-# follows from the redacted regions is left out: these are compared by themselves.
+# Sum hashes, because the order and ids of masks don't matter, and two equal masks must not cancel out. Columns that
+# follow from the redacted regions are left out, because the regions are compared separately.
 _MASKS = """
 SELECT image_id, count(*) AS masks, sum(hash(segmentation, bbox, area, predicted_iou, stability_score, crop_box,
        point_coords, label, source, annotator, seconds, prompts, origin, model)::HUGEINT)
@@ -66,12 +66,12 @@ WHERE removed GROUP BY 1 ORDER BY 2 DESC, 1
 
 _IN_BOTH = "NOT added AND NOT removed"
 _KINDS = {"masks": "masks", "license": "licenses", "regions": "redactions", "credits": "credits", "pixels": "pixels"}
-"""What may differ of an image that both have: the column of `pairs`, and its name in the answer."""
+"""Possible changes of an image in both: the column of `pairs` and its name in the result."""
 
 
 @dataclass(frozen=True)
 class DiffSide:
-    """One of the two that are compared."""
+    """One side of a comparison."""
 
     dataset: str
     name: str
@@ -86,7 +86,7 @@ class DiffSide:
 
 @dataclass(frozen=True)
 class ChangedImages:
-    """Images with one kind of change: how many, and the first of them by their `image_id`."""
+    """Images with one kind of change: their number, and the `image_id`s of the first ones."""
 
     count: int = 0
     first: tuple[str, ...] = ()
@@ -94,21 +94,21 @@ class ChangedImages:
 
 @dataclass(frozen=True)
 class VersionDiff:
-    """What changed from `a` to `b`. Images are the same if they have one `image_id`."""
+    """Changes from `a` to `b`. Images are matched by `image_id`."""
 
     a: DiffSide
     b: DiffSide
-    shards_compared: int  # whose commits differ; the others are equal byte for byte
+    shards_compared: int  # shards whose commits differ; the others are identical
     added: ChangedImages
     removed: ChangedImages
-    removed_why: Mapping[str, int]  # the reason that `b` has for refusing them, or `not there`
-    changed: Mapping[str, ChangedImages]  # by what differs: masks, licenses, redactions, credits, pixels
-    licenses: Mapping[str, tuple[int, int]]  # images in `a` and in `b`, of the shards compared, where these differ
+    removed_why: Mapping[str, int]  # reason why `b` rejected them, or `not there`
+    changed: Mapping[str, ChangedImages]  # by kind of change: masks, licenses, redactions, credits, pixels
+    licenses: Mapping[str, tuple[int, int]]  # images in `a` and in `b` in the compared shards, if different
     settings: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # by dotted key
 
     @property
     def same(self) -> bool:
-        """Whether both have the same digest."""
+        """True if both have the same digest."""
         return self.a.version.digest == self.b.version.digest
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,10 +160,10 @@ class _SideTotals:
 def diff_datasets(
     a: Location, b: Location, version_a: int | str | None = None, version_b: int | str | None = None
 ) -> VersionDiff:
-    """Compare two datasets, or two versions of one; a side without a version is the dataset as it is now.
+    """Compare two datasets, or two versions of one; a side without a version is the dataset's current state.
 
     Shards with equal commits are not read. Raises `UsageError` if there is no such dataset or version, or if a
-    correction removed files of it, and `DamagedDatasetError` for tables that cannot be read. `a.storage` reads both.
+    correction removed files of it, and `DamagedDatasetError` for unreadable tables. `a.storage` reads both.
     """
     before, after = Dataset.open(a, version_a), Dataset.open(b, version_b)
     totals, others = _SideTotals(), _SideTotals()
@@ -198,7 +198,7 @@ def diff_datasets(
 
 
 def _by_shard(a: Iterator[Commit], b: Iterator[Commit]) -> Iterator[tuple[Commit | None, Commit | None]]:
-    """Yield the commits of each shard, in order; None for a side that does not have it."""
+    """Yield the commits of each shard in order, with None for a side that lacks the shard."""
     one, other = next(a, None), next(b, None)
     while one is not None or other is not None:
         if other is None or (one is not None and one.shard < other.shard):
@@ -220,7 +220,7 @@ def _take_files(commit: Commit | None, dataset: Location, totals: _SideTotals) -
 
 
 def _same_catalog(one: DatasetManifest, other: DatasetManifest) -> bool:
-    """Whether ordinals mean the same images in both: they begin with the same catalog, cut in the same way."""
+    """Return whether ordinals refer to the same images in both: equal first catalog parts and shard sizes."""
     first, second = one.catalog[:1], other.catalog[:1]
     sources = [part.source_sha256 for part in (*first, *second)]
     return len(set(sources)) == 1 and one.images_per_shard == other.images_per_shard
@@ -261,7 +261,7 @@ def _licenses(tables: DatasetTables) -> dict[str, tuple[int, int]]:
 
 
 def _settings(one: DatasetManifest, other: DatasetManifest) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ, by dotted key; None where one does not have it."""
+    """Return the settings that differ, by dotted key, with None where one is missing."""
     before, after = (
         {name: manifest.model_dump(mode="json")[name] for name in _SETTINGS} | {"config": manifest.config}
         for manifest in (one, other)

@@ -1,7 +1,7 @@
-"""Signs a recorded version with an Ed25519 key, and checks a signature.
+"""Ed25519 signatures of recorded versions.
 
-The signature of version 3 is in `versions/3.<key id>.sig`: 64 bytes over the line `segmint dataset sha256:<digest>`,
-with its newline. The key id is the first 16 hexadecimal digits of the SHA-256 of the raw public key.
+The signature of version 3 is `versions/3.<key id>.sig`: 64 bytes over the line `segmint dataset sha256:<digest>`,
+including its newline. The key id is the first 16 hexadecimal digits of the SHA-256 of the raw public key.
 """
 
 import hashlib
@@ -31,10 +31,10 @@ _HOW = "openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pe
 
 @dataclass(frozen=True)
 class SignatureResult:
-    """The result of signing."""
+    """Result of signing."""
 
     dataset: str
-    file: str  # below the dataset
+    file: str  # relative to the dataset
     key_id: str
     version: VersionName
 
@@ -48,8 +48,8 @@ def sign_version(
 ) -> SignatureResult:
     """Sign a recorded version, by default the latest one, with the private key in a PEM file.
 
-    The latest version is signed only if the dataset is what it says. `ask` returns the passphrase of an encrypted key.
-    Raises `UsageError` for another kind of key, and if there is no such version or the dataset is another one now.
+    The latest version is signed only if the dataset still matches it. `ask` returns the passphrase of an encrypted key.
+    Raises `UsageError` for an unsuitable key, a missing version, or a dataset that has changed.
     """
     key = read_private_key(key_file, ask)
     latest = latest_version(dataset)
@@ -72,7 +72,7 @@ def sign_version(
 
 
 def signature_problem(dataset: Location, version: Version | None, key: "Ed25519PublicKey") -> tuple[str, str | None]:
-    """Return a key's id, and what is wrong with its signature of a version; None if it is there and right."""
+    """Return a key's id and the problem with its signature of a version, or None for a valid signature."""
     from cryptography.exceptions import InvalidSignature
 
     identity = key_id(key)
@@ -99,12 +99,12 @@ def message_of(version: Version) -> bytes:
 
 
 def signature_path(number: int, identity: str) -> str:
-    """Return the path of a signature's file below the dataset."""
+    """Return the path of a signature's file relative to the dataset."""
     return f"{VERSIONS}/{number}.{identity}.sig"
 
 
 def signers(dataset: Location, number: int) -> list[str]:
-    """Return the ids of the keys of which a version has signatures."""
+    """Return the ids of the keys that signed a version."""
     matches = (SIGNATURE_NAME.fullmatch(entry.name) for entry in (dataset / VERSIONS).list())
     return sorted(match[2] for match in matches if match is not None and int(match[1]) == number)
 
@@ -115,7 +115,7 @@ def key_id(key: "Ed25519PublicKey") -> str:
 
 
 def read_public_key(file: Location) -> "Ed25519PublicKey":
-    """Read a public Ed25519 key from a PEM file; raises `UsageError` for anything else."""
+    """Read a public Ed25519 key from a PEM file. Raises `UsageError` for anything else."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key

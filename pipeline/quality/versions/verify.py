@@ -1,4 +1,4 @@
-"""`segmint verify`: reads every byte of a dataset again, and compares it with the version that was recorded."""
+"""Implementation of `segmint verify`, which reads every byte of a dataset and compares it with a recorded version."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -41,15 +41,15 @@ _AHEAD = 64
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """The result of a verification."""
+    """Result of a verification."""
 
     dataset: str
-    version: VersionName  # the digest of what was read; the number of the version that it was compared with
+    version: VersionName  # digest of the data that was read; number of the version that it matches
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     files: int  # read and hashed
     bytes: int
-    signed_by: tuple[str, ...]  # ids of the keys of which the version has signatures
+    signed_by: tuple[str, ...]  # ids of the keys that signed the version
     checked_key: str | None  # id of the key whose signature was checked
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class VerifyResult:
         return {**asdict(self), "verified": not self.problems}
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people; the last but one is the verdict."""
+        """Return the result as lines for people; the second-to-last line is the verdict."""
         verdict = f"{counted(len(self.problems), 'problem')}: not verified" if self.problems else "verified"
         return [
             *(f"problem: {problem}" for problem in self.problems),
@@ -69,12 +69,12 @@ class VerifyResult:
 
 @dataclass
 class _VerifyState:
-    """What was read so far."""
+    """Data that was read so far."""
 
     dataset: Location
     problems: list[str] = field(default_factory=list)
     leaves: list[VersionLeaf] = field(default_factory=list)
-    commits: list[Commit] = field(default_factory=list)  # with their tars alone
+    commits: list[Commit] = field(default_factory=list)  # with their tars only
     sums: dict[int, CommitSums] = field(default_factory=dict)  # by block of shards
     files: int = 0
     bytes: int = 0
@@ -87,7 +87,7 @@ class _VerifyState:
 
 @dataclass(frozen=True)
 class _ShardReading:
-    """A commit's file, what it says, and what is wrong with the files that it names."""
+    """Commit file, its parsed content, and the problems with the files that it names."""
 
     leaf: VersionLeaf | None
     commit: Commit | None
@@ -99,9 +99,9 @@ class _ShardReading:
 def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Location | None = None) -> VerifyResult:
     """Read all files of a dataset and compare them with a recorded version, by default the latest one.
 
-    `key` is a file with the public key that must have signed the version. Nothing is taken from `summaries/`. Memory
-    holds a few files and the names of all commits. Raises `UsageError` if there is no dataset, no such version or no
-    usable key.
+    `key` is a file with the public key that must have signed the version. The cached sums in `summaries/` are not
+    trusted. Memory holds a few files and the names of all commits. Raises `UsageError` if the dataset, the version, or
+    a usable key is missing.
     """
     public_key = None if key is None else read_public_key(key)
     history = read_history(dataset)
@@ -141,7 +141,7 @@ def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Loca
 
 
 def _read_all(reading: _VerifyState, version: Version | None) -> None:
-    """Read what the dataset is now: all that the manifest and the commits that hold name."""
+    """Read the dataset's current state: all files that the manifest and the latest commits name."""
     dataset = reading.dataset
     held = CommitLog(dataset).latest_commits()
     manifests, latest = manifest_leaves(dataset)
@@ -165,7 +165,7 @@ def _read_all(reading: _VerifyState, version: Version | None) -> None:
 
 
 def _read_version(reading: _VerifyState, version: Version) -> None:
-    """Read the files of an earlier version; what came later is not looked at."""
+    """Read the files of an earlier version, ignoring later ones."""
     try:
         check_readable(reading.dataset, version)
     except (RemovedVersionError, DamagedDatasetError) as error:
@@ -181,7 +181,7 @@ def _read_version(reading: _VerifyState, version: Version) -> None:
 
 
 def _read_part(reading: _VerifyState, path: str, sha256: str) -> None:
-    """Read a file that is to have these bytes."""
+    """Read a file and compare its hash with the expected one."""
     try:
         length, found = (reading.dataset / path).size_and_sha256()
     except NotFoundError:
@@ -193,7 +193,7 @@ def _read_part(reading: _VerifyState, path: str, sha256: str) -> None:
 
 
 def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]]) -> None:
-    """Read commits, and the files that they name."""
+    """Read commits and the files that they name."""
 
     def read(pair: tuple[int, int]) -> _ShardReading:
         return _read_shard(reading.dataset, *pair)
@@ -252,13 +252,13 @@ def _wrong_commit(commit: Commit, path: str, data: bytes, shard: int, generation
 
 
 def _by_kind(commit: Commit) -> dict[str, FileEntry]:
-    """Return the files that a commit names, by their folder; those of other folders are left out."""
+    """Return the files that a commit names by folder, without those in unknown folders."""
     found = {entry.path.partition("/")[0]: entry for entry in commit.files}
     return {kind: entry for kind, entry in found.items() if kind in DATA_KINDS}
 
 
 def _compare(reading: _VerifyState, version: Version) -> None:
-    """Compare what was read with the latest version."""
+    """Compare the files that were read with the latest version."""
     snapshot = Snapshot.of(reading.leaves)
     difference = compare_snapshots(version.snapshot, snapshot)
     recorded = version.snapshot.by_path
@@ -276,7 +276,7 @@ _ADDED = "a build or a correction that was not finished put it (run it again, an
 
 
 def _takedowns_without_version(dataset: Location) -> Iterator[str]:
-    """Yield a problem if a tombstone is of a takedown that records a version at its end; there is none."""
+    """Yield a problem if a takedown that should have recorded a version left a tombstone but no version exists."""
     try:
         tombstones = [each for each in read_tombstones(dataset) if each.version_before is not None]
     except DamagedDatasetError as error:

@@ -1,1 +1,1 @@
-"""`segmint study` of faces and plates that redaction missed."""
+"""`segmint study` for faces and plates that redaction missed."""

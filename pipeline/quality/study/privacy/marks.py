@@ -1,4 +1,4 @@
-"""Reads the boxes that people drew in a privacy study, from COCO JSON or Label Studio's exports."""
+"""Reader of the boxes that people drew in a privacy study, from COCO JSON or Label Studio's exports."""
 
 import json
 import math
@@ -16,18 +16,18 @@ from segmint.operators.annotations.names import image_number
 from segmint.pipeline.quality.study.privacy.sample import KINDS
 
 Box = tuple[float, float, float, float]
-"""Left, top, right and bottom, in pixels of an image."""
+"""Left, top, right, and bottom edges, in pixels of an image."""
 
-_DIGITS = 3  # tools write pixels as percentages: what is left of that is no part of another pixel
+_DIGITS = 3  # absorbs rounding errors of tools that write pixels as percentages
 
 
 class UnreadableMarkError(ValueError):
-    """A box cannot be read; the message says why."""
+    """Error for an unreadable box, with the reason as its message."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A box around something that should have been redacted, in whole pixels of the released image, inside it."""
+    """Box around something that should have been redacted, in whole pixels inside the released image."""
 
     kind: str
     x: int
@@ -38,14 +38,14 @@ class Mark:
 
 @dataclass
 class Marks:
-    """What people marked. An image that somebody answered has a key in `found`, also if nothing was marked in it.
+    """Marked boxes. An image that someone reviewed has a key in `found`, even without any marks.
 
-    The marks of several answers for an image all count: what one person saw is there. `unreadable` has the reason for
-    each mark that cannot be read, `doubtful` the images of these. `foreign` counts images that were not drawn,
-    `further` the answers for an image after its first.
+    If an image was reviewed several times, all marks count, because one sighting is enough. `unreadable` lists the
+    reason for each unreadable mark, and `doubtful` their images. `foreign` counts images that were not drawn, and
+    `further` the repeated reviews of an image.
     """
 
-    sizes: Mapping[int, Size]  # of the images drawn, by id
+    sizes: Mapping[int, Size]  # of the drawn images, by id
     found: dict[int, list[Mark]] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     doubtful: set[int] = field(default_factory=set)
@@ -53,7 +53,7 @@ class Marks:
     further: int = 0
 
     def begin(self, image: int | None) -> int | None:
-        """Record an answer for an image; returns the image's id if the answer counts."""
+        """Record a review of an image, and return the image's id if the review counts."""
         if image is None or image not in self.sizes:
             self.foreign += 1
             return None
@@ -62,9 +62,9 @@ class Marks:
         return image
 
     def take(self, image: int, kind: Any, box: Box, size: tuple[Any, Any] | None) -> None:
-        """Add a box; `size` is the image's, as the tool knows it.
+        """Add a box; `size` is the image's size according to the tool.
 
-        Raises `UnreadableMarkError` for a kind that is not one of `KINDS`, another size, or a box without a pixel.
+        Raises `UnreadableMarkError` for a kind that is not in `KINDS`, a different size, or a box without any pixel.
         """
         height, width = self.sizes[image]
         if size is not None and size != (width, height):
@@ -82,13 +82,13 @@ class Marks:
         self.found[image].append(Mark(name, left, top, right - left, bottom - top))
 
     def leave_out(self, image: int, id: object, why: object) -> None:
-        """Record a mark that cannot be read."""
+        """Record an unreadable mark."""
         self.unreadable.append(f"{image_name(image)}, mark {'without an id' if id is None else id}: {why}")
         self.doubtful.add(image)
 
 
 def read_marks(file: Location, sizes: Mapping[int, Size]) -> Marks:
-    """Read what people marked; raises `UsageError` if the file is missing, or neither COCO nor Label Studio's."""
+    """Read the marks in a file. Raises `UsageError` if the file is missing, or neither COCO nor Label Studio's."""
     try:
         document = json.loads(file.read())
         if isinstance(document, list):
@@ -104,9 +104,9 @@ def read_marks(file: Location, sizes: Mapping[int, Size]) -> Marks:
 
 
 def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Marks:
-    """Read the boxes of a COCO document, whose images are those that somebody looked at.
+    """Read the boxes of a COCO document, whose images are those that people reviewed.
 
-    Images are identified by file name, since tools renumber them. Raises `KeyError` or `TypeError` if the document is
+    Images are identified by file name, because tools renumber them. Raises `KeyError` or `TypeError` if the document is
     not COCO.
     """
     marks = Marks(sizes)
@@ -123,7 +123,7 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Marks:
         if annotation["image_id"] not in known:
             raise ValueError(f"a mark is in an image {annotation['image_id']!r}, which the file does not have")
         if home is None:
-            continue  # its image was counted as foreign
+            continue  # already counted as foreign
         try:
             marks.take(home[0], kinds[annotation["category_id"]], _coco_box(annotation), home[1])
         except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -134,7 +134,7 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Marks:
 def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Size]) -> Marks:
     """Read the rectangles of Label Studio's JSON or JSON_MIN.
 
-    All annotations of a task count that were not canceled; a task without one has no answer. Raises `KeyError` or
+    All annotations of a task that were not canceled count; a task without one is not reviewed. Raises `KeyError` or
     `TypeError` if these are not tasks.
     """
     marks = Marks(sizes)
@@ -153,7 +153,7 @@ def _take_region(marks: Marks, number: int, region: Mapping[str, Any]) -> None:
     try:
         if "rectanglelabels" not in value:
             raise UnreadableMarkError(f"it is of type {region.get('type')}, not a rectangle with a label")
-        sized = {**region, **value}  # JSON_MIN has the size in the value
+        sized = {**region, **value}  # JSON_MIN stores the size in the value
         size = (sized["original_width"], sized["original_height"])
         labels = value["rectanglelabels"]
         marks.take(number, labels[0] if len(labels) == 1 else labels, _box(value, *size), size)
@@ -162,14 +162,14 @@ def _take_region(marks: Marks, number: int, region: Mapping[str, Any]) -> None:
 
 
 def _box(value: Mapping[str, Any], width: float, height: float) -> Box:
-    """Return the box around a rectangle of Label Studio: in percent, turned clockwise about its upper left corner."""
+    """Return the box around a Label Studio rectangle, in percent and rotated clockwise about its top left."""
     x, w = (value[key] * width / 100 for key in ("x", "width"))
     y, h = (value[key] * height / 100 for key in ("y", "height"))
     return _turned((x, y, x + w, y + h), value.get("rotation"), (x, y))
 
 
 def _coco_box(annotation: Mapping[str, Any]) -> Box:
-    """Return the box around a COCO box, which CVAT turns clockwise about its center."""
+    """Return the box around a COCO box, which CVAT rotates clockwise about its center."""
     x, y, w, h = annotation["bbox"]
     rotation = (annotation.get("attributes") or {}).get("rotation")
     return _turned((x, y, x + w, y + h), rotation, (x + w / 2, y + h / 2))

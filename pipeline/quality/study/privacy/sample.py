@@ -1,4 +1,4 @@
-"""The sample of a privacy study: released images drawn at random, in which people mark missed faces and plates."""
+"""Sample of a privacy study: released images drawn at random, in which people mark missed faces and plates."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from segmint.pipeline.quality.study.kind import StudyKind
 
 SCHEMA_VERSION = 1
 KINDS = ("face", "plate", "other")
-"""The kinds of regions that people mark, as a file for `segmint redact` has them."""
+"""Kinds of regions that people mark, as in the files that `segmint redact` reads."""
 
 TASKS = "tasks.json"
 CVAT_LABELS = "cvat_labels.json"
@@ -44,7 +44,7 @@ LABELING = f"""\
 
 @dataclass(frozen=True)
 class PrivacySample:
-    """What was written."""
+    """Result of writing a sample."""
 
     output: str
     images: int
@@ -52,7 +52,7 @@ class PrivacySample:
     version: VersionName
 
     def lines(self) -> list[str]:
-        """Return the result as lines for a person."""
+        """Return the result as lines for people."""
         return [
             f"{counted(self.images, 'image')}, drawn out of {self.population:,}",
             f"for marking missed faces and plates, in {self.output}: images/, with {TASKS} and {LABEL_CONFIG} (Label "
@@ -63,11 +63,11 @@ class PrivacySample:
 
 
 def sample_privacy(location: Location, count: int, seed: int, output: Location) -> PrivacySample:
-    """Draw `count` released images, or all if there are fewer, and write them into the folder `output`.
+    """Draw `count` released images, or all if there are fewer, and write them to the folder `output`.
 
-    Every image is equally likely to be drawn, with masks or without. The same dataset, count and seed give the same
-    files. `manifest.json` is written last. Raises `UsageError` if there is no dataset or no released image in it, or if
-    `output` already has a study.
+    Every image has the same probability, with or without masks. The sample is deterministic for a dataset, count, and
+    seed. `manifest.json` is written last. Raises `UsageError` if there is no dataset or it has no released image, or if
+    `output` already contains a study.
     """
     dataset = Dataset.open(location)
     file = output / MANIFEST
@@ -89,7 +89,7 @@ def sample_privacy(location: Location, count: int, seed: int, output: Location) 
 
 
 class _Writer:
-    """Collects the images drawn, and makes the tasks, the labels and the study's manifest."""
+    """Writer that collects the drawn images and makes the tasks, the labels, and the study's manifest."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class _Writer:
         self._tasks.append({"id": sample.id, "data": data, "meta": self._meta})
 
     def finish(self) -> dict[str, Path]:
-        """Return the files, by path below the study's folder; the manifest is the last one."""
+        """Return the files by their paths relative to the study's folder, with the manifest last."""
         labels = [{"name": kind, "type": "rectangle", "attributes": []} for kind in KINDS]
         texts = {
             LABEL_CONFIG: LABELING,

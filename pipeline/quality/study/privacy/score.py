@@ -1,4 +1,4 @@
-"""The score of a privacy study: the share of images in which people found a face or plate, and how large it may be."""
+"""Score of a privacy study: the share of images with a missed face or plate, and its upper confidence bound."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,17 +20,17 @@ from segmint.pipeline.quality.study.privacy.marks import Mark, Marks, read_marks
 from segmint.pipeline.quality.study.privacy.sample import KINDS, SCHEMA_VERSION
 
 ANY = "any"
-"""The kind of a `MissedCounts` that counts an image with a mark of any kind once."""
+"""Kind of a `MissedCounts` that counts an image once for marks of any kind."""
 
 _SHOWN = 10
 
 
 @dataclass(frozen=True)
 class MissedCounts:
-    """The marks of one kind, and the images with such a mark.
+    """Marks of one kind, and the images that contain such a mark.
 
-    Images with a mark that cannot be read are among these for each kind. `share` is of the images answered, `at_most`
-    the one-sided upper bound of 95 % by Clopper and Pearson; both are None without an answer.
+    Images with an unreadable mark count for each kind. `share` is relative to the reviewed images, and `at_most` is its
+    one-sided 95 % Clopper-Pearson upper bound; both are None if none were reviewed.
     """
 
     kind: str
@@ -42,11 +42,11 @@ class MissedCounts:
 
 @dataclass(frozen=True)
 class PrivacyScore:
-    """What people found in released images of a dataset.
+    """Misses that people found in released images of a dataset.
 
-    `images` were drawn out of `population`, and `answered` of these looked at. `missed` has an entry for each kind, and
-    the last one is for `any`. `foreign` images are ignored; the marks of `further` answers for an
-    image count too. `version` is what the dataset was when the sample was drawn, `config_sha256` the hash of its
+    `images` were drawn from a `population`, and `answered` of them were reviewed. `missed` has an entry for each kind
+    and, at the end, one for `any`. `foreign` images are ignored, but marks from `further` reviews of an image count.
+    `version` is the dataset's version from which the sample was drawn, and `config_sha256` the hash of its
     configuration.
     """
 
@@ -64,7 +64,7 @@ class PrivacyScore:
     regions: str | None = None  # the file that was written for `segmint redact`
 
     def lines(self) -> list[str]:
-        """Return the result as lines for a person."""
+        """Return the result as lines for people."""
         lines = [
             f"{self.answered:,} of {counted(self.images, 'image')} answered, drawn out of {self.population:,}",
             f"ignored: {counted(self.foreign, 'image')} not drawn",
@@ -88,7 +88,7 @@ class PrivacyScore:
         return [*lines, self.version.line()]
 
     def sentence(self, missed: MissedCounts) -> str:
-        """Return what was found of a kind, as a sentence without its end."""
+        """Return the misses of a kind as a sentence without its final period."""
         if missed.at_most is None:
             return "no image was looked at"
         return (
@@ -98,15 +98,15 @@ class PrivacyScore:
 
     @property
     def any(self) -> MissedCounts:
-        """The images with a mark of any kind."""
+        """Counts for marks of any kind."""
         return self.missed[-1]
 
 
 def score_privacy(folder: Location, marked: Location | None = None, regions: Location | None = None) -> PrivacyScore:
-    """Count what people marked in a privacy study's images, in a COCO or Label Studio file.
+    """Count the marks in a privacy study's images from a COCO or Label Studio file.
 
-    `regions` is written for `segmint redact`, if anything was marked. Raises `UsageError` if there is no such study, or
-    if the file of marks is missing or has another format.
+    `regions` is written for `segmint redact` if anything was marked. Raises `UsageError` if there is no such study, or
+    if the file of marks is missing or in an unknown format.
     """
     manifest = read_json(folder / MANIFEST, f"{folder} is not a study: `segmint study sample` makes one")
     try:
@@ -146,7 +146,7 @@ def score_privacy(folder: Location, marked: Location | None = None, regions: Loc
 
 
 def read_score(file: Location) -> PrivacyScore:
-    """Read what `segmint study score --json` printed for a privacy study; raises `UsageError` for anything else."""
+    """Read the output of `segmint study score --json` for a privacy study. Raises `UsageError` for anything else."""
     expected = "expected what `segmint study score DIR --json` prints for a study of the kind privacy"
     try:
         score = TypeAdapter(PrivacyScore).validate_json(file.read())
@@ -163,9 +163,9 @@ def read_score(file: Location) -> PrivacyScore:
 
 
 def check_sampled(score: PrivacyScore, where: str, dataset: Location) -> PrivacyScore:
-    """Return a score if its sample was drawn from a dataset: as it is now, or as a recorded version of it was.
+    """Return a score if its sample was drawn from the current or a recorded version of a dataset.
 
-    Raises `UsageError`, which names `where` the score is from, if it was not.
+    Otherwise, raises `UsageError`, which names the score's source `where`.
     """
     digests = {name_now(dataset).digest} if manifest_generations(dataset) else set()
     if score.version.digest not in digests | {read_version(dataset, n).digest for n in version_numbers(dataset)}:
