@@ -63,7 +63,7 @@ class AuditOptions:
     now: datetime | None = None
     """Time of the audit; None uses the local clock."""
     ray_from: int = RAY_FROM_MASKS
-    """Minimum number of masks from which Ray audits the shards, as set in `build.resources` or else locally."""
+    """Number of masks from which Ray audits the shards, as set in `build.resources` or else locally."""
 
     def targets(self) -> dict[str, Location]:
         """Return the locations of the requested output files, by option."""

@@ -171,7 +171,7 @@ class ShardContentCheck:
         yield from search.findings(place)
 
     def forget_jpegs(self) -> None:
-        """Discard the results from the JPEGs, because they aren't the committed ones."""
+        """Discard the results from the JPEGs, because they are not the committed ones."""
         self.found.hashes.clear()
         self.found.searches.clear()
 

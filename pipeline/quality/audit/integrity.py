@@ -125,7 +125,7 @@ def _audit_named(
 
 
 RAY_FROM_MASKS = 1_000_000
-"""Minimum number of masks from which Ray audits a dataset; smaller ones are audited in threads of this process.
+"""Number of masks from which Ray audits a dataset; smaller ones are audited in threads of this process.
 
 Ray takes about ten seconds to start, in which one process audits half a million masks.
 """
@@ -210,7 +210,7 @@ def audit_integrity(
 def with_missing_commits(report: AuditReport) -> AuditReport:
     """Return the report with a finding for each range of shards without a commit.
 
-    A shard that was never built can't be distinguished from one whose commit was deleted.
+    A shard that was never built cannot be distinguished from one whose commit was deleted.
     """
     findings = FindingCollector()
     findings.extend(report.findings)
@@ -285,7 +285,7 @@ def _taken_down(dataset: Location, findings: FindingCollector) -> dict[int, Remo
 
 
 def sampled(wanted: int, total: int, start: int, stop: int) -> frozenset[int]:
-    """Return the offsets from `start` of those of `wanted` images, evenly spread over `total`, in [start, stop)."""
+    """Spread `wanted` images evenly over `total` and return the offsets from `start` of those in [start, stop)."""
     number = min(wanted, total)
 
     def position(index: int) -> int:

@@ -57,7 +57,7 @@ class DetectorFailure:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Regions found in one image, with crops of those that aren't redacted, by name, if requested."""
+    """Regions found in one image, with crops of those that are not redacted, by name, if requested."""
 
     found: tuple[RemainingDetection, ...]
     pictures: dict[str, bytes]
@@ -73,9 +73,9 @@ class SearchResult:
 
 
 class Searcher:
-    """Runner of detectors on released images, one image at a time; thread-safe.
+    """Detectors that search released images one at a time; thread-safe.
 
-    Detectors run on one thread, as in a build, because sums on a different number of threads differ in their bits.
+    Detectors run on one thread, as in a build, because the number of threads affects the last bits of sums.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class PrivacySummary:
         )
 
     def _agreement(self) -> Iterator[DetectorAgreement]:
-        """Yield the region count of each set of agreeing detectors, largest set first, per kind with several."""
+        """Yield the number of regions per set of agreeing detectors, largest sets first, by kind."""
         for kind in KINDS:
             names = tuple(detector.name for detector in self.detectors if detector.kind == kind)
             if len(names) < 2:
@@ -323,7 +323,7 @@ def _detectors_of(
 
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """Limit torch to one thread. If torch isn't imported, no detector uses it."""
+    """Limit torch to one thread. If torch is not imported, no detector uses it."""
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch is not None else 1
     if torch is None or threads == 1:

@@ -120,7 +120,7 @@ NotLookedAtReason = Literal[
 
 @dataclass(frozen=True)
 class UnsearchedImages:
-    """Images that weren't searched by all detectors, by those of a kind, or by one, with the reason."""
+    """Images that all detectors, those of one kind, or a single one did not search, with the reason."""
 
     reason: NotLookedAtReason
     images: int

@@ -303,7 +303,7 @@ def _times(scalar: int, point: Any) -> Any:
 
 
 def _decoded(data: bytes) -> Any:
-    """Return the point that 32 bytes encode, or None if they don't encode one."""
+    """Return the point that 32 bytes encode, or None if they do not encode one."""
     number = int.from_bytes(data, "little")
     y, odd = number & (1 << 255) - 1, number >> 255
     square = (y * y - 1) * pow(_D * y * y + 1, -1, _P) % _P

@@ -55,7 +55,7 @@ class Evidence:
 
 
 def check_target(dataset: Location, folder: Location) -> None:
-    """Raise `UsageError` if this dataset can't have evidence or the folder is unsuitable, without reading much."""
+    """Raise `UsageError` if this dataset cannot have evidence or the folder is unsuitable, without reading much."""
     if not manifest_generations(dataset):
         raise UsageError(
             f"{dataset} is not a segmint dataset: no {DATASET_MANIFEST}, and without it there is no version of which "

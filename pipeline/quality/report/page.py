@@ -152,7 +152,7 @@ def verdict_of(
 
 
 def remarks_of(statistics: Statistics) -> list[str]:
-    """Return sentences about statistics that the plots don't show."""
+    """Return sentences about statistics that the plots do not show."""
     tiny, huge, cleanup, near = statistics.tiny, statistics.huge, statistics.cleanup, statistics.near_duplicates
     remarks = [
         f"{counted(statistics.without_masks, 'image')} without masks.",

@@ -38,7 +38,7 @@ Read = bytes | str
 
 @dataclass(frozen=True)
 class ReportImage:
-    """Image of a report; `jpeg` is scaled down with its masks drawn, or None if it can't be shown."""
+    """Image of a report; `jpeg` is scaled down with its masks drawn, or None if it cannot be shown."""
 
     id: int
     image_id: str | None

@@ -29,7 +29,7 @@ from segmint.operators.foreign.measure import MeasuredShard, measure_shard
 from segmint.operators.schemas import SCHEMAS
 
 ALONE_S = 10.0
-"""Seconds for which this process measures foreign data alone, so that small folders don't wait for workers to start."""
+"""Seconds for which this process measures foreign data alone, so small folders do not wait for workers to start."""
 
 _DUPLICATES = 10_000
 """Maximum number of repeated ids in the findings."""

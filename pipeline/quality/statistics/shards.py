@@ -25,7 +25,7 @@ DRIFT_Z = 5.0
 """Minimum distance of a shard's mean from the others, in standard deviations, to be reported."""
 
 LEAST_IMAGES = 30
-"""Minimum number of images to judge a shard, or the images of a dataset, because means of few images aren't normal."""
+"""Minimum number of images to judge a shard, or the images of a dataset, because means of few images are not normal."""
 
 LEAST_SHARDS = 3
 

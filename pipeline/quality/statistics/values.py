@@ -217,7 +217,7 @@ class Outlier:
 class Statistics:
     """All statistics of a dataset, in the order of their JSON fields.
 
-    Masks without scores, such as manual ones, don't count in the histograms of scores.
+    Masks without scores, such as manual ones, do not count in the histograms of scores.
     """
 
     images: int

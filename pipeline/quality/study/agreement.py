@@ -43,7 +43,7 @@ class AnnotatorAgreement:
 def agreement(one: Submission, other: Submission) -> tuple[float, ...]:
     """Return the IoU of each pair of masks that two people drew of one object in an image.
 
-    Masks of the dataset that both left unchanged don't count, nor do untouched prefills (`is_untouched`). Masks are
+    Masks of the dataset that both left unchanged do not count, nor do untouched prefills (`is_untouched`). Masks are
     paired one to one, best pair first; pairs below `SAME_OBJECT_IOU` count as different objects.
     """
     ours, theirs = (

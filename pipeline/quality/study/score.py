@@ -94,7 +94,7 @@ class StudyScore:
     """Outcome of the drawn masks.
 
     `drawn` = `by_id` + `by_iou` + `deleted` + `unread` + `unanswered_masks`, where the corrections of `unread` masks
-    are unreadable. `added` masks don't correct a drawn mask. `unreadable` lists the reason for each unreadable returned
+    are unreadable. `added` masks do not correct a drawn mask. `unreadable` lists a reason for each unreadable returned
     mask. `superseded` results and `foreign` images are ignored. `polygons` counts masks returned as polygons, which
     lose holes. `shares` is empty without pairs. `version` is the dataset's version from which the sample was drawn.
     """

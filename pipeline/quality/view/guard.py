@@ -30,7 +30,7 @@ _SPENT = """\
 class SessionKeys:
     """One-time keys and sessions of a viewer that listens on `port`; thread-safe.
 
-    Both are 256 random bits, so they can't be guessed. At most one key is unused at a time.
+    Both are 256 random bits, so they cannot be guessed. At most one key is unused at a time.
     """
 
     def __init__(self, port: int) -> None:

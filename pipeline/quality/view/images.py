@@ -200,8 +200,8 @@ class Thumbnails:
     def jpeg(self, place: ImageAddress) -> bytes:
         """Return an image's thumbnail as JPEG.
 
-        Raises `NoImageError` if the image is missing, can't be decoded, or its shard has changed. In the last case, all
-        thumbnails of the shard are dropped from the cache.
+        Raises `NoImageError` if the image is missing, cannot be decoded, or its shard has changed. All
+        thumbnails of a changed shard are dropped from the cache.
         """
         try:
             self._pictures.check(place)
@@ -220,7 +220,7 @@ class Thumbnails:
 
 
 def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:
-    """Scale a JPEG down so that no side exceeds `side` pixels. Raises Pillow's exceptions if it can't be decoded.
+    """Scale a JPEG down so that no side exceeds `side` pixels. Raises Pillow's exceptions if it cannot be decoded.
 
     The decoder scales large images while reading, which saves memory and time.
     """
