@@ -1,10 +1,10 @@
-"""The time from a click to its mask: `segmint annotate` as a process, asked over HTTP and by a real browser.
+"""Latency of a click in `segmint annotate`, measured over HTTP and in a real browser.
 
-First clicks (one point) and later ones (points with the logits of the answer before) are apart, beside the 50 ms in
-which the SAM paper's model answers in a browser. People pause between clicks, in which threads and cores go to sleep:
-so does this. The image's embedding is ready. Over HTTP a time is from the request
-to the whole answer; in Chromium, if it is on the PATH, from the pointer's event to the frame that shows the mask. The
-server's masks are compared with those of `Predictor` for the same prompts, bit for bit, in the same run.
+First clicks (one point) and later ones (points with the logits of the previous prediction) are reported separately,
+next to the 50 ms in which the SAM paper's model responds in a browser. Each click follows a pause like a person's, in
+which threads and cores go to sleep. The image's embedding is ready. Over HTTP, a time is from the request to the
+complete response; in Chromium, if it is on the PATH, from the pointer event to the frame that shows the mask. The same
+run compares the server's masks with those of `Predictor` for the same prompts, bit for bit.
 
     python benchmarks/annotate/click_latency.py --clicks 200
 """
@@ -31,7 +31,7 @@ _WARM = 10
 
 
 def make_dataset(folder: Path, photograph: str, side: int) -> Path:
-    """Build a dataset of one photograph, scaled so that its shorter side is `side` pixels; return its folder."""
+    """Build a dataset of one photograph, scaled so that its shorter side is `side` pixels, and return its folder."""
     import numpy as np
     from PIL import Image
     from skimage import data
@@ -52,7 +52,7 @@ def make_dataset(folder: Path, photograph: str, side: int) -> Path:
 
 
 def measure(dataset: Path, clicks: int, seed: int, threads: int, pause_s: float) -> dict[str, Any]:
-    """Click on random places, first and then to correct; return the milliseconds, and whether all masks are exact."""
+    """Click on random places, and return the milliseconds of first and later clicks and whether all masks are exact."""
     import httpx
 
     command = [sys.executable, "-m", "segmint", "annotate", str(dataset), "--no-browser", "--port", "0"]
@@ -116,7 +116,7 @@ def _spread(milliseconds: list[float]) -> dict[str, Any]:
 
 
 def _is_exact(jpeg: bytes, asked: list[dict[str, Any]], threads: int) -> bool:
-    """Whether the server's masks are those that `Predictor` gives for the same prompts, on as many threads."""
+    """Return whether the server's masks match those of `Predictor` for the same prompts and number of threads."""
     import numpy as np
 
     from segmint.infra.assets.resolve import resolve
@@ -146,7 +146,7 @@ def _is_exact(jpeg: bytes, asked: list[dict[str, Any]], threads: int) -> bool:
 
 
 def main() -> None:
-    """Measure, print and write the result."""
+    """Measure, print, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clicks", type=int, default=200, help="clicks of each kind")
     parser.add_argument("--side", type=int, default=1500, help="pixels of the image's shorter side")
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    threads = physical_cores()  # before the dataset is built, which sets torch's
+    threads = physical_cores()  # before the dataset is built, which sets torch's threads
     machine = describe_machine(threads, "fp32")
     with tempfile.TemporaryDirectory() as folder:
         dataset = make_dataset(Path(folder), arguments.photograph, arguments.side)

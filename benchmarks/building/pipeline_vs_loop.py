@@ -1,14 +1,14 @@
-"""The speed of `segmint build` compared with a plain loop over the same functions, on the same machine.
+"""Speed of `segmint build` compared with a plain loop over the same functions, on the same machine.
 
     python benchmarks/building/pipeline_vs_loop.py [--photos FOLDER] [--images N] [--rounds N] [--threads N]
 
-Both sides make the same annotations from the same photographs: prepare (with the detection of faces and plates),
-segment, describe. Both may use all cores: the loop's model has one thread a core, the best for a single process, and
-the build divides the cores among its actors by default. Each side has a separate process, timed from start to end,
-with imports and loading of the model; the build also starts Ray, and writes and commits shards. Rounds alternate, and
-the ratio of throughputs is given with its spread. The number of threads changes the last bits: after the rounds the
-loop runs once more with the threads of the build's actors, and every image's JSON of every build must be the same,
-byte for byte. Photographs are repeated up to the number of images. The result goes to `benchmarks/results/` as JSON.
+Both sides make the same annotations from the same photographs: prepare (including face and plate detection), segment,
+and describe. Both may use all cores: the loop's model uses one thread per core, the best for a single process, and the
+build divides the cores among its actors by default. Each side runs in a separate process, timed from start to end,
+including imports and loading the model; the build also starts Ray, and writes and commits shards. Rounds alternate, and
+the ratio of throughputs is given with its spread. The number of threads changes the last bits, so after the rounds the
+loop runs once more with the threads of the build's actors, and every image's JSON must match that of every build, byte
+for byte. Photographs are repeated up to the number of images. The result is written to `benchmarks/results/` as JSON.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SCIKIT_IMAGE = ("astronaut", "coffee", "chelsea", "rocket")
 
 
 def main() -> None:
-    """Measure round by round, compare, print a line for each round and write the result."""
+    """Measure round by round, compare, print a line per round, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="a folder of photographs; scikit-image's without it")
     parser.add_argument("--images", type=int, default=16, help="images in the catalog")
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def write_catalog(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Write photographs and catalog into `folder`; return the configuration without its paths."""
+    """Write photographs and catalog to `folder`, and return the configuration without its paths."""
     sources = photographs(arguments.photos, folder)
     rows = [{"uri": str(sources[index % len(sources)]), "image_id": str(index)} for index in range(arguments.images)]
     lines = (json.dumps({**row, "license": "CC0-1.0"}) + "\n" for row in rows)
@@ -83,7 +83,7 @@ def write_catalog(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]
 
 
 def photographs(given: Path | None, folder: Path) -> list[Path]:
-    """The photographs' files: those of a folder, or scikit-image's, written as PNG."""
+    """Return the photographs' files: those of a folder, or scikit-image's, written as PNG."""
     if given is not None:
         found = [path.resolve() for path in sorted(given.iterdir()) if path.suffix.lower() in SUFFIXES]
         if not found:
@@ -131,7 +131,7 @@ def measure_round(folder: Path, settings: dict[str, Any], threads: int, index: i
 
 
 def check_same(folder: Path, expected: dict[str, bytes], rounds: int) -> None:
-    """Raise `SystemExit` if an annotation of any round's build is not the expected one, byte for byte."""
+    """Raise `SystemExit` if an annotation of any round's build differs from the expected one."""
     for index in range(rounds):
         documents = read_annotations(folder / f"dataset-{index}")
         different = [name for name in {*documents, *expected} if documents.get(name) != expected.get(name)]
@@ -140,7 +140,7 @@ def check_same(folder: Path, expected: dict[str, bytes], rounds: int) -> None:
 
 
 def run_build(config: Path, _threads: int) -> dict[str, Any]:
-    """Run `segmint build`; return its accounting."""
+    """Run `segmint build` and return its accounting."""
     command = [sys.executable, "-m", "segmint", "build", str(config), "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -150,16 +150,16 @@ def run_build(config: Path, _threads: int) -> dict[str, Any]:
 
 
 def run_loop(config: Path, threads: int, *, once: bool = False) -> dict[str, bytes]:
-    """Run the plain loop in a new process; return each image's annotations by their file name in a shard.
+    """Run the plain loop in a new process, and return each image's annotations by their file name in a shard.
 
-    With `once` a repeated photograph is processed only once.
+    With `once`, a repeated photograph is processed only once.
     """
     documents: dict[str, bytes] = in_process(loop, str(config), threads, once)
     return documents
 
 
 def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
-    """Process one image after another with the stages' pure functions; torch has `threads` threads."""
+    """Process one image after another with the stages' pure functions, with `threads` threads for torch."""
     import torch
 
     from segmint.infra.assets.resolve import resolve
@@ -200,7 +200,7 @@ def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
 
 
 def read_annotations(dataset: Path) -> dict[str, bytes]:
-    """Every annotations file of a dataset's shards, by its name."""
+    """Return every annotations file in a dataset's shards, by name."""
     documents = {}
     for path in sorted((dataset / "shards").iterdir()):
         with tarfile.open(path) as archive:

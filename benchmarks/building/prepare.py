@@ -1,17 +1,17 @@
-"""What `prepare` costs, stage by stage, and what it finds.
+"""Cost of `prepare` by stage, and the recall of its detectors.
 
     python benchmarks/building/prepare.py [--photos FOLDER] [--only NAME ...] [--megapixels 0.5 2 8 16 50] [--no-recall]
 
-Everything in one process with one thread, as in a child of `prepare`.
+Everything runs in one process with one thread, as in a child process of `prepare`.
 
-- *Stages.* CPU seconds of `prepare_image` on JPEGs: real photographs enlarged or reduced to so many megapixels. It runs
-  unchanged; the functions that it calls are timed from outside. `redact` is the rest of `deidentify` besides the
-  detectors, `shrink` what makes the image that is searched and the original. Each photograph is taken with the original
-  for two layers of crops and without it. The median of the photographs is shown.
-- *Recall.* The faces and plates that tests have labels for, on the photographs and on variants of these: other sizes,
+- *Stages.* CPU seconds of `prepare_image` on JPEGs of real photographs, scaled to the given megapixels. It runs
+  unchanged, and the functions that it calls are timed from outside. `redact` is `deidentify` without the detectors, and
+  `shrink` makes the image that is searched and the original. Each photograph is measured with the original for two
+  layers of crops and without it. The median over photographs is shown.
+- *Recall.* Recall of the faces and plates that tests label, on the photographs and on variants of them: other sizes,
   tilted, darkened. A label counts as found if at least 90 % of it is redacted.
 
-The result goes to `benchmarks/results/prepare.json`.
+The result is written to `benchmarks/results/prepare.json`.
 """
 
 import argparse
@@ -49,11 +49,11 @@ Pixels = Any
 STAGES = ("decode", "shrink", "faces", "plates", "redact", "release", "original")
 CROPS = CropLayers(2, 512 / 1500)
 FOUND = 0.9
-"""Share of a label that must be redacted."""
+"""Minimum share of a label that must be redacted."""
 
 
 def main() -> None:
-    """Measure, print both tables and write the result."""
+    """Measure, print both tables, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="a folder of photographs; without it, scikit-image's")
     parser.add_argument("--only", nargs="+", help="names without suffix")
@@ -83,13 +83,13 @@ def main() -> None:
 
 @dataclass
 class CpuClock:
-    """CPU seconds of the functions that it wraps, by stage; what they call of each other counts once."""
+    """CPU seconds of the functions that it wraps, by stage; nested calls count once."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     inner: float = 0.0
 
     def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, whose time is added to the stage's without that of timed functions inside it."""
+        """Wrap a function to add its time to a stage, excluding timed functions that it calls."""
 
         @functools.wraps(function)
         def wrapper(*arguments: Any, **options: Any) -> Any:
@@ -105,7 +105,7 @@ class CpuClock:
 
 
 class TimedDetector:
-    """A detector whose searches are timed."""
+    """Detector whose searches are timed."""
 
     def __init__(self, detector: Detector, clock: CpuClock) -> None:
         self.name, self.kind, self.score = detector.name, detector.kind, detector.score
@@ -113,7 +113,7 @@ class TimedDetector:
 
 
 def measure(images: dict[str, Pixels], megapixels: float, detectors: Sequence[Detector]) -> dict[str, Any]:
-    """CPU seconds of each stage at one size, with and without originals: medians of the photographs."""
+    """Return the CPU seconds of each stage at one size, with and without originals, as medians over the photographs."""
     every: dict[bool, list[dict[str, float]]] = {}
     for image in images.values():
         data = jpeg(enlarged(image, megapixels))
@@ -133,7 +133,7 @@ def measure(images: dict[str, Pixels], megapixels: float, detectors: Sequence[De
 
 
 def timed(data: bytes, with_original: bool, detectors: Sequence[Detector]) -> dict[str, float]:
-    """CPU seconds of each stage of one image."""
+    """Return the CPU seconds of each stage for one image."""
     clock = CpuClock()
     config = settings(with_original)
     timed_detectors = [TimedDetector(each, clock) for each in detectors]
@@ -151,18 +151,18 @@ def timed(data: bytes, with_original: bool, detectors: Sequence[Detector]) -> di
 
 
 def settings(with_original: bool) -> PrepareConfig:
-    """Those of a build by default."""
+    """Return the default settings of a build."""
     crops = CROPS if with_original else None
     return PrepareConfig(IngestConfig(), DeidentifyConfig(), ReleaseConfig(), crops)
 
 
 def enlarged(image: Pixels, megapixels: float) -> Pixels:
-    """The photograph with so many million pixels."""
+    """Return the photograph scaled to `megapixels`."""
     return scaled(image, (megapixels * 1e6 / (image.shape[0] * image.shape[1])) ** 0.5)
 
 
 def jpeg(image: Pixels) -> bytes:
-    """A JPEG as cameras write them."""
+    """Encode an image as a JPEG of a camera's quality."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "JPEG", quality=92)
     return stream.getvalue()
@@ -178,19 +178,19 @@ def print_stages(row: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class LabeledDetector:
-    """An image and what is on it: polygons (N, 2) x, y in its pixels."""
+    """Image with the labels on it: polygons (N, 2) as x, y in its pixels."""
 
     image: Pixels
     kind: str
     labels: tuple[Any, ...]
 
     def moved(self, image: Pixels, matrix: Any) -> "LabeledDetector":
-        """The image after an affine map (2, 3), with its labels."""
+        """Return the image after an affine map (2, 3), with its labels."""
         return LabeledDetector(image, self.kind, tuple(each @ matrix[:, :2].T + matrix[:, 2] for each in self.labels))
 
 
 def labeled(folder: Path) -> Iterator[tuple[str, LabeledDetector]]:
-    """The photographs that the folder has labels for, by name."""
+    """Yield the photographs in the folder that have labels, by name."""
     faces = {"multiface.jpg": MULTIFACE, "solvay_1927.jpg": SOLVAY}
     for name, boxes in faces.items():
         corners = tuple(np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float) for x0, y0, x1, y1 in boxes)
@@ -200,7 +200,7 @@ def labeled(folder: Path) -> Iterator[tuple[str, LabeledDetector]]:
 
 
 def variants(photograph: LabeledDetector) -> Iterator[tuple[str, LabeledDetector]]:
-    """The photograph as it is, in other sizes, tilted and darkened; some of these also at 16 megapixels."""
+    """Yield the photograph unchanged, in other sizes, tilted, and darkened; some of these also at 16 megapixels."""
     yield "as it is", photograph
     for factor in (0.5, 1.5):
         yield f"{factor:g} times the size", resized_by(photograph, factor)
@@ -215,18 +215,18 @@ def variants(photograph: LabeledDetector) -> Iterator[tuple[str, LabeledDetector
 
 
 def scaled(image: Pixels, factor: float) -> Pixels:
-    """The image resized by a factor: averaged, or enlarged smoothly."""
+    """Return the image resized by a factor, averaging or enlarging smoothly."""
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     return np.ascontiguousarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=method))
 
 
 def resized_by(photograph: LabeledDetector, factor: float) -> LabeledDetector:
-    """The photograph resized by a factor."""
+    """Return the photograph resized by a factor."""
     return photograph.moved(scaled(photograph.image, factor), np.array([[factor, 0, 0], [0, factor, 0]]))
 
 
 def tilted(photograph: LabeledDetector, degrees: float) -> LabeledDetector:
-    """The photograph turned around its center, its borders filled by reflection."""
+    """Return the photograph rotated about its center, with borders filled by reflection."""
     height, width = photograph.image.shape[:2]
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
     turned = cv2.warpAffine(
@@ -236,7 +236,7 @@ def tilted(photograph: LabeledDetector, degrees: float) -> LabeledDetector:
 
 
 def recall(folder: Path, detectors: Sequence[Detector]) -> Iterator[dict[str, Any]]:
-    """For each photograph and variant: the labels, and those of them that are found."""
+    """Yield the number of labels and of found labels for each photograph and variant."""
     for name, photograph in labeled(folder):
         for variant, each in variants(photograph):
             size = each.image.shape[1], each.image.shape[0]
@@ -256,20 +256,20 @@ def recall(folder: Path, detectors: Sequence[Detector]) -> Iterator[dict[str, An
 
 
 def redacted(image: Pixels, searched: Pixels, detectors: Sequence[Detector]) -> Pixels:
-    """Which pixels of the image are redacted, (H, W) bool, if the detectors look at `searched`."""
+    """Return the mask of redacted pixels, (H, W) bool, if the detectors search `searched`."""
     shape = image.shape[0], image.shape[1]
     mask = np.zeros(shape, bool)
     across, down = shape[1] / searched.shape[1], shape[0] / searched.shape[0]
     found: list[Detection] = [each for detector in detectors for each in detector.detect(searched)]
     for each in found:
-        patch_ = outline(each.mapped(across, down), shape, band=False)  # what is hidden for sure
+        patch_ = outline(each.mapped(across, down), shape, band=False)  # the pixels that are certainly hidden
         if patch_ is not None:
             mask[patch_.y : patch_.y + patch_.height, patch_.x : patch_.x + patch_.width] |= patch_.mask
     return mask
 
 
 def share(mask: Pixels, label: Any) -> float:
-    """The share of a label's pixels, inside the image, that are redacted."""
+    """Return the share of a label's pixels inside the image that are redacted."""
     inside = np.zeros(mask.shape, np.uint8)
     cv2.fillConvexPoly(inside, label.round().astype(np.int32), 1)
     return float(mask[inside == 1].mean()) if inside.any() else 1.0

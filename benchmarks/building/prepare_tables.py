@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md about `prepare`."""
+"""Tables of docs/performance.md about `prepare`."""
 
 from benchmarks.tables import Result, table, where, wrapped
 
@@ -6,7 +6,7 @@ _RECALL = ("labels", "found")
 
 
 def prepare_part(results: dict[str, Result]) -> str:
-    """What `prepare` costs, and what it finds."""
+    """Return the tables of the cost and recall of `prepare`."""
     result = results.get("prepare")
     if result is None:
         return ""

@@ -1,11 +1,11 @@
-"""The time to resume the build of a dataset with many commits on S3: 40,000 of them, on a local server.
+"""Time to resume a build of a dataset with 40,000 commits on a local S3 server.
 
     python benchmarks/building/resume.py [--commits N] [--folder FOLDER] [--output FILE]
 
-The dataset is started by a build whose pixel stages are stubs (see `stubs.py`), with one image a shard. All shards
-except the first and the last are then written as copies of the first, with their own names and commits. A build resumes
-it twice: first without summaries, then with those that the first build left. Measured are the seconds from the start of
-the command until it knows the missing shards, until its first commit, and until its end.
+A build with stubs for the pixel stages (see `stubs.py`) and one image per shard starts the dataset. All shards except
+the first and the last are then written as copies of the first one, with their own names and commits. A build resumes
+the dataset twice: first without summaries, then with those that the first build left. The results are the seconds from
+the start of the command until the missing shards are known, until the first commit, and until the end.
 """
 
 import argparse
@@ -39,7 +39,7 @@ THREADS = 32
 
 
 def main() -> None:
-    """Make the dataset, resume it twice and write the result."""
+    """Make the dataset, resume it twice, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commits", type=int, default=40_000)
     parser.add_argument("--folder", type=Path, help="folder for the server's objects")
@@ -76,7 +76,7 @@ def measure(folder: Path, commits: int) -> dict[str, Any]:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
-    """A real S3 server, with its credentials in the environment."""
+    """Run a real S3 server, with its credentials in the environment."""
     os.environ |= {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
     os.environ |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
     server = S3Server(folder / "s3")
@@ -111,7 +111,7 @@ def put_commits(dataset: Location, shards: range) -> None:
 
 
 def build(config: Path, *options: str) -> dict[str, Any]:
-    """Run a build; return the seconds from its start to events in its log, and to its end."""
+    """Run a build, and return the seconds from its start to its end and to events in its log."""
     answer = config.with_name("accounting.json")
     command = [
         sys.executable,

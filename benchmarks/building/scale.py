@@ -1,11 +1,11 @@
-"""The cost of a build apart from its images: a million rows through a real build whose two pixel stages are stubs.
+"""Cost of a build apart from its images: a million rows in a real build whose two pixel stages are stubs.
 
     python benchmarks/building/scale.py [--rows N] [--rows-per-block N] [--minutes M] [--every S]
         [--folder DIR] [--output FILE]
 
-Catalog, windows, blocks, actors, ledger, shards, commits and accounting are real (see `stubs.py`); every fiftieth row
-is refused for its license. The memory of the driver, of Ray's processes and of every worker is sampled every few
-seconds. The result has the wall and CPU milliseconds of a row, and the growth of each kind of process over the second
+Catalog, windows, blocks, actors, ledger, shards, commits, and accounting are real (see `stubs.py`); every fiftieth row
+is rejected for its license. The memory of the driver, Ray's processes, and every worker is sampled every few seconds.
+The result contains the wall and CPU milliseconds per row, and the memory growth of each kind of process over the second
 half of the run.
 """
 
@@ -33,13 +33,13 @@ from segmint.infra.storage.storage import Storage  # noqa: E402
 OBJECT_STORE = 500_000_000
 REFUSED_EVERY = 50
 POINTS = 80
-"""Of each curve in the result."""
+"""Number of points per curve in the result."""
 
 _GROUP_ROWS = 50_000
 
 
 def main() -> None:
-    """Build, print the cost and write the result."""
+    """Build, print the cost, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rows-per-block", type=int, default=128, help="rows in a block between stages")
@@ -58,9 +58,9 @@ def main() -> None:
 
 
 def measure(folder: Path, rows: int, every: float, minutes: float | None = None, **settings: Any) -> dict[str, Any]:
-    """Build a dataset of `rows` rows in `folder`; raises SystemExit if a row is lost or the build fails.
+    """Build a dataset of `rows` rows in `folder`. Raises SystemExit if a row is lost or the build fails.
 
-    After `minutes` the build is ended, and its shards count. `settings` are keys of the configuration.
+    After `minutes`, the build is stopped and its shards so far count. `settings` are keys of the configuration.
     """
     config = write_build(folder, rows, **settings)
     answer = folder / "accounting.json"
@@ -101,7 +101,7 @@ def measure(folder: Path, rows: int, every: float, minutes: float | None = None,
 
 
 def write_build(folder: Path, rows: int, **settings: Any) -> Path:
-    """Write a catalog of `rows` rows and the configuration of a build; return the configuration's path."""
+    """Write a catalog of `rows` rows and the configuration of a build, and return the configuration's path."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -130,7 +130,7 @@ def write_build(folder: Path, rows: int, **settings: Any) -> Path:
 
 
 def by_role(processes: Sequence[TracedProcess]) -> dict[str, list[TracedProcess]]:
-    """Processes by role, the driver and Ray's first."""
+    """Group processes by role, the driver and Ray's first."""
     found: dict[str, list[TracedProcess]] = {}
     for process in processes:
         if process.seconds:
@@ -139,7 +139,7 @@ def by_role(processes: Sequence[TracedProcess]) -> dict[str, list[TracedProcess]
 
 
 def summary(role: str, members: Sequence[TracedProcess], rows: int) -> dict[str, Any]:
-    """The total cost of the processes of a role, and the growth of the largest of them over time."""
+    """Return the total cost of a role's processes, and the growth of the largest of them over time."""
     curve = largest(members)
     middle = (curve[0][0] + curve[-1][0]) / 2
     halves = [[row for row in curve if (row[0] >= middle) is late] for late in (False, True)]
@@ -157,7 +157,7 @@ def summary(role: str, members: Sequence[TracedProcess], rows: int) -> dict[str,
 
 
 def largest(members: Sequence[TracedProcess]) -> list[tuple[float, float, float]]:
-    """At each sample the seconds, the RSS and the private memory of the role's largest process."""
+    """Return seconds, RSS, and private memory of the role's largest process at each sample."""
     at: dict[float, tuple[float, float]] = {}
     for process in members:
         for seconds, rss, own in zip(process.seconds, process.rss_mib, process.own_mib, strict=True):
@@ -167,7 +167,7 @@ def largest(members: Sequence[TracedProcess]) -> list[tuple[float, float, float]
 
 
 def rise(members: Sequence[TracedProcess], which: str) -> float:
-    """The largest growth of a process over the second half of its life, in MiB."""
+    """Return the largest growth of a process over the second half of its life, in MiB."""
     grown = [0.0]
     for process in members:
         sizes: list[float] = getattr(process, which)
@@ -178,7 +178,7 @@ def rise(members: Sequence[TracedProcess], which: str) -> float:
 
 
 def thinned(curve: Sequence[tuple[float, float, float]]) -> dict[str, list[float]]:
-    """The curve at `POINTS` of its samples, including the last."""
+    """Return the curve at `POINTS` of its samples, including the last one."""
     step = max(1, len(curve) // POINTS)
     kept = [*curve[::step], *([curve[-1]] if (len(curve) - 1) % step else [])]
     return {name: [row[place] for row in kept] for place, name in enumerate(("seconds", "rss_mib", "own_mib"))}

@@ -1,4 +1,4 @@
-"""The parts of docs/performance.md on rows, commits, catalogs and actors: from recorded results to Markdown."""
+"""Parts of docs/performance.md about rows, commits, catalogs, and actors, as Markdown from recorded results."""
 
 from benchmarks.tables import Result, table, where, wrapped
 
@@ -6,7 +6,7 @@ FORMATS = {".parquet": "Parquet", ".jsonl": "JSON Lines", ".csv": "CSV"}
 
 
 def scale_part(results: dict[str, Result]) -> str:
-    """The cost of a row apart from its image, and the growth of each kind of process."""
+    """Return the cost of a row apart from its image, and the growth of each kind of process."""
     result = results.get("scale")
     if result is None:
         return ""
@@ -44,7 +44,7 @@ def scale_part(results: dict[str, Result]) -> str:
 
 
 def streams_part(results: dict[str, Result]) -> str:
-    """The speed of streaming catalogs."""
+    """Return the speed of streaming catalogs."""
     result = results.get("catalog_streams")
     if result is None:
         return ""
@@ -76,7 +76,7 @@ def streams_part(results: dict[str, Result]) -> str:
 
 
 def resume_part(results: dict[str, Result]) -> str:
-    """The time to resume a dataset of many commits."""
+    """Return the time to resume a dataset with many commits."""
     result = results.get("resume")
     if result is None:
         return ""
@@ -92,7 +92,7 @@ def resume_part(results: dict[str, Result]) -> str:
 
 
 def overlap_part(results: dict[str, Result]) -> str:
-    """How long the device of a segment actor waits for the host."""
+    """Return how long the device of a segment actor waits for the host."""
     result = results.get("segment_overlap")
     if result is None:
         return ""
@@ -121,7 +121,7 @@ def _percent(case: dict[str, float]) -> str:
 
 
 def alternative_scale(result: Result) -> str:
-    """The plot of memory over the rows in words."""
+    """Return the alternative text of the plot of memory over rows."""
     grown = max(result["roles"], key=lambda each: each["rise_mib"]["own"])
     return (
         f"Memory of each kind of process while {result['build']['rows']:,} rows go through a build: over "

@@ -1,16 +1,16 @@
-"""How much of its time the thread that owns the device waits for the host, without a device.
+"""Idle time of a segment actor's device thread while it waits for the host, measured without a device.
 
     python benchmarks/building/segment_overlap.py [--images N] [--compute-ms MS] [--output FILE]
 
-The actor of `segment` is the real one, tables, calls and queues included, and Ray Data runs it as in a build; its three
-stages only sleep. Computing an image takes `--compute-ms`, decoding and finishing 80 % of that each. Compared are one
-thread and the default number for each pool, and blocks of one row and of sixteen, called as often at once as
-`HostThreads.calls` says. The idle share is that of the device's thread, from the first image to the last.
+The `segment` actor is the real one, including tables, calls, and queues, and Ray Data runs it as in a build, but its
+three stages only sleep. Computing an image takes `--compute-ms`; decoding and finishing take 80 % of that each. The
+benchmark compares one thread with the default number for each pool, and blocks of one row with blocks of sixteen, using
+`HostThreads.calls` concurrent calls. The idle share is that of the device's thread from the first image to the last.
 
-What sleeping does not show is Python's lock, for which finishing competes with the device's thread. So the benchmark
-also times short operations of torch, each of which lets the lock go as the launch of a kernel does, alone and while
-another thread finishes a photograph's real masks, with Python's default interval for passing the lock on and with the
-actor's. The result goes to `benchmarks/results/` as JSON.
+Sleeping does not show contention for Python's global lock, for which finishing competes with the device's thread. So
+the benchmark also times short torch operations, each of which releases the lock like a kernel launch. They run alone
+and while another thread finishes a photograph's real masks, with Python's default switch interval and with the actor's.
+The result is written to `benchmarks/results/` as JSON.
 """
 
 import argparse
@@ -39,14 +39,14 @@ from segmint.operators.segment.segment import SWITCH_INTERVAL_S, Segment  # noqa
 from segmint.pipeline.building.execution.stages import ActorPool  # noqa: E402
 
 HOST_SHARE = 0.8
-"""Seconds of decoding, and of finishing, over those of computing."""
+"""Seconds of decoding, and of finishing, relative to computing."""
 
 LAUNCHES = 3000
-"""Short operations: the kernels that the host is to launch for an image at the most."""
+"""Number of short operations: the maximum number of kernels that the host launches per image."""
 
 
 def main() -> None:
-    """Measure both, print a line for each case and write the result."""
+    """Measure both, print a line per case, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--compute-ms", type=float, default=50.0)
@@ -69,13 +69,13 @@ def main() -> None:
 
 
 def idle_share(seconds: StageSeconds) -> float:
-    """The share of its time from the first item to the last in which the device's thread computed nothing."""
+    """Return the share of time, from the first item to the last, in which the device's thread computed nothing."""
     whole = seconds.compute + seconds.idle + seconds.blocked
     return 1 - seconds.compute / whole if whole else 0.0
 
 
 class SleepingSegment(Segment):
-    """Segment whose stages take their time and do nothing."""
+    """Segment actor whose stages only sleep."""
 
     def __init__(self, threads: HostThreads, compute_s: float, host_share: float, report: Callable[[float], None]):
         self._set_up("cpu", None, None, threads)
@@ -111,14 +111,14 @@ def measure_idle(
     host_share: float = HOST_SHARE,
     segment: type[SleepingSegment] = SleepingSegment,
 ) -> dict[str, Any]:
-    """Have Ray Data take images through one actor; return the idle share of the device's thread."""
+    """Run images through one actor with Ray Data, and return the idle share of the device's thread."""
     rows = to_table([{"ordinal": ordinal} for ordinal in range(images)], PREPARED)
     pool = ActorPool(1, 1, num_cpus=1, num_gpus=0, calls_at_once=threads.calls(rows_per_block))
     shares = PeakReports()
     segmented = (
         ray.data.from_arrow(rows)
         .repartition(target_num_rows_per_block=rows_per_block)
-        .materialize()  # the stage before this one is not what is measured
+        .materialize()  # excludes the previous stage from the measurement
         .map_batches(
             segment,
             fn_constructor_args=(threads, compute_s, host_share, shares),
@@ -141,7 +141,7 @@ def measure_idle(
 
 
 def measure_launches(rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of `LAUNCHES` short operations: alone, and while another thread finishes masks, by switch interval."""
+    """Return the seconds of `LAUNCHES` operations, alone and, by switch interval, while another thread works."""
     import torch
 
     torch.set_num_threads(1)
@@ -156,7 +156,7 @@ def measure_launches(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def timed_launches(rounds: int) -> dict[str, float]:
-    """The spread of the rounds' seconds."""
+    """Return the spread of the rounds' seconds."""
     import torch
 
     values = torch.ones(8)
@@ -170,7 +170,7 @@ def timed_launches(rounds: int) -> dict[str, float]:
 
 
 def real_finish() -> Callable[[], object]:
-    """What finishes the masks of a photograph enlarged to the size of SA-1B's."""
+    """Return a function that finishes the masks of a photograph enlarged to SA-1B's size."""
     import cv2
 
     from segmint.infra.assets.resolve import resolve
@@ -188,7 +188,7 @@ def real_finish() -> Callable[[], object]:
 
 @contextmanager
 def repeated(function: Callable[[], object]) -> Iterator[None]:
-    """Call the function in another thread, again and again, while the block runs."""
+    """Call the function repeatedly in another thread while the block runs."""
     end = threading.Event()
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""`segmint build` with the two stages that process pixels replaced by stubs, and nothing else changed.
+"""Unmodified `segmint build`, except that stubs replace the two stages that process pixels.
 
     python benchmarks/building/stubbed_build.py CONFIG ACCOUNTING [--shards A:B]
 

@@ -1,7 +1,7 @@
-"""Stubs of the two stages that process pixels: a build with them has only the cost of its rows.
+"""Stubs of the two stages that process pixels, which reduce a build to the cost of its rows.
 
-Each is the real stage except for the one function that processes an image: rows are checked, passed to threads,
-recorded in the ledger, converted to tables and back as in any build.
+Each stub is the real stage except for the function that processes an image: rows are checked, passed to threads,
+recorded in the ledger, and converted to tables and back as in any build.
 """
 
 import functools
@@ -21,7 +21,7 @@ from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import Segment, SegmentSettings
 
 RELEASE_BYTES = "SEGMINT_STUB_RELEASE_BYTES"
-"""Environment variable: the bytes of each released image; by default those of a small JPEG."""
+"""Environment variable with the size in bytes of each released image; the default is a small JPEG's."""
 
 SIZE = (48, 64)
 """Height and width of the stub image in pixels."""
@@ -30,7 +30,7 @@ MASKS = 3
 
 
 class StubbedPrepare(Prepare):
-    """Prepare without reading, decoding or de-identifying images: all rows get the same small one."""
+    """Prepare stage without reading, decoding, or de-identifying images; all rows get the same small image."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -51,7 +51,7 @@ class _NoReader(ImageReader):
 
 
 class StubbedSegment(Segment):
-    """Segment without a model: all images have the same masks."""
+    """Segment stage without a model; all images get the same masks."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class StubbedSegment(Segment):
 
 
 def released(ordinal: int) -> bytes:
-    """The bytes of a row's released image: a small JPEG, padded to the size in the environment, different by row."""
+    """Return a row's released image: a small JPEG, padded to the size in the environment, different by row."""
     image = _jpeg()
     missing = int(os.environ.get(RELEASE_BYTES, "0")) - len(image)
     return image + np.random.default_rng(ordinal).bytes(missing) if missing > 0 else image
@@ -105,7 +105,7 @@ def _prepared(release: bytes) -> PreparedImage:
 
 @functools.cache
 def masks() -> list[dict[str, Any]]:
-    """Rectangles as values of `segmint.operators.schemas.MASK`."""
+    """Return rectangles as values of `segmint.operators.schemas.MASK`."""
     return [_rectangle(4 + 6 * index, 30 - 4 * index) for index in range(MASKS)]
 
 

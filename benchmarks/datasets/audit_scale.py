@@ -1,14 +1,14 @@
-"""Time and memory of the audit of a large dataset, and of its statistics alone.
+"""Time and memory of auditing a large dataset, and of only computing its statistics.
 
     python benchmarks/datasets/audit_scale.py --dataset DIR [--images N] [--masks N] [--images-per-shard N]
         [--scratch DIR]
 
-The dataset is made from the rows of a small one (see `large_dataset.py`), complete except for images. First a tenth of
-the shards is committed and measured, then all of them: statistics alone, and `audit_dataset` as `segmint audit` calls
-it, including the Ray that it starts. If the audit has findings, the benchmark fails. As an image's masks occur in it
-several times, there are many more near-duplicates to compare than in a real dataset.
+The dataset is made from the rows of a small one (see `large_dataset.py`) and is complete except for images. A tenth of
+the shards is committed and measured first, then all of them: only the statistics, and `audit_dataset` as `segmint
+audit` calls it, including the Ray that it starts. If the audit has findings, the benchmark fails. Because an image's
+masks are repeated in it, there are many more near-duplicates to compare than in a real dataset.
 
-Each measurement has its own process, which also measures the memory of its child processes. The result goes to
+Each measurement runs in its own process and includes the memory of its child processes. The result is written to
 `benchmarks/results/audit_scale.json`.
 """
 
@@ -33,11 +33,11 @@ from benchmarks.processes import Trace  # noqa: E402
 
 WORKER = "audit worker"
 POINTS = 40
-"""Values of memory over time in the result."""
+"""Number of values of memory over time in the result."""
 
 
 def main() -> None:
-    """Make the dataset, measure it at two sizes, print the figures and write the result."""
+    """Make the dataset, measure it at two sizes, print the figures, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, default=ROOT / "demo" / "dataset", help="a small local dataset")
     parser.add_argument("--images", type=int, default=100_000)
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def make_and_measure(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The cost of making the dataset, and the measurements at each size."""
+    """Return the cost of making the dataset, and the measurements at each size."""
     from benchmarks.datasets.large_dataset import LargeDataset
 
     sizes = arguments.images, arguments.masks, arguments.images_per_shard
@@ -92,7 +92,7 @@ def make_and_measure(arguments: argparse.Namespace, scratch: Path) -> tuple[dict
 
 
 def measure_statistics(dataset: Path, sample: int, memory_limit: str, scratch: Path) -> dict[str, Any]:
-    """Seconds and memory of the statistics of a dataset."""
+    """Return the seconds and memory of computing a dataset's statistics."""
     from segmint.infra.storage.location import Location
     from segmint.infra.storage.storage import Storage
     from segmint.pipeline.quality.statistics.open_tables import open_tables
@@ -113,9 +113,9 @@ def measure_statistics(dataset: Path, sample: int, memory_limit: str, scratch: P
 
 
 def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
-    """Seconds, CPU and memory of the whole audit of a dataset; raises SystemExit if it has findings.
+    """Return the seconds, CPU time, and memory of a dataset's full audit. Raises SystemExit if it has findings.
 
-    `ray_from` is for datasets with fewer masks than Ray is started for.
+    `ray_from` is for datasets with fewer masks than the default at which Ray is started.
     """
     from segmint.infra.storage.location import Location
     from segmint.infra.storage.storage import Storage
@@ -149,26 +149,26 @@ def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
 
 
 def measured(images: int, masks: int, seconds: float, before: int, mib: Sequence[int]) -> dict[str, Any]:
-    """The part of the result that statistics and audit share; `mib` is this process's memory over time."""
+    """Return the part of the result that statistics and audit share; `mib` is this process's memory over time."""
     return {
         "images": images,
         "masks": masks,
         "seconds": round(seconds, 2),
         "seconds_per_million_masks": round(seconds / masks * 1e6, 3),
         "mib_before": before,
-        "peak_mib": max(peak_mib(), *mib),  # the kernel's own maximum may lag by some pages
+        "peak_mib": max(peak_mib(), *mib),  # the kernel's maximum may lag by some pages
         "mib_over_time": thinned(mib),
     }
 
 
 def thinned(values: Sequence[int]) -> list[int]:
-    """Some `POINTS` of these values, evenly spread."""
+    """Return about `POINTS` of these values, evenly spread."""
     return list(values[:: max(1, len(values) // POINTS)])
 
 
 @contextmanager
 def watched_memory(every_s: float = 0.1) -> Iterator[list[int]]:
-    """A growing list of this process's MiB, one value every `every_s` seconds."""
+    """Yield a growing list of this process's MiB, with one value every `every_s` seconds."""
     found = [resident_mib()]
     with repeatedly(lambda: found.append(resident_mib()), every_s):
         yield found
@@ -193,13 +193,13 @@ def repeatedly(look: Callable[[], object], every_s: float) -> Iterator[None]:
 
 
 def resident_mib() -> int:
-    """Resident MiB of this process."""
+    """Return the resident MiB of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") // MIB
 
 
 def summary_line(run: dict[str, Any]) -> str:
-    """A measurement as one line."""
+    """Return a measurement as one line."""
     return (
         f"{run['masks']:,} masks of {run['images']:,} images in {run['seconds']:.1f} s, "
         f"{run['seconds_per_million_masks']:.2f} s a million, from {run['mib_before']:,} to {run['peak_mib']:,} MiB"
@@ -207,12 +207,12 @@ def summary_line(run: dict[str, Any]) -> str:
 
 
 def statistics_row(run: dict[str, Any]) -> str:
-    """The statistics of a run as a row of the table in docs/report.md."""
+    """Return the statistics of a run as a row of the table in docs/report.md."""
     return f"{_row(run['statistics'])} |"
 
 
 def audit_row(run: dict[str, Any]) -> str:
-    """The audit of a run as a row of the table in docs/audit.md."""
+    """Return the audit of a run as a row of the table in docs/audit.md."""
     return f"{_row(run['audit'])} | {run['audit']['worker_mib']:,} |"
 
 

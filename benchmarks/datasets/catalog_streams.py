@@ -1,10 +1,10 @@
-"""Speed and memory of streaming a source catalog: 100 million rows in each format.
+"""Speed and memory of streaming a source catalog of 100 million rows in each format.
 
     python benchmarks/datasets/catalog_streams.py [--rows N] [--formats NAME ...] [--folder FOLDER] [--output FILE]
 
-A catalog is written, read completely as `segmint build` reads it, with checks of its values, and deleted; one format
-after another. A million rows with different URIs are repeated. Each catalog is read in a separate process, whose memory
-is measured four times a second. Text takes up to 12 GB in `--folder`.
+For one format after another, a catalog is written, read completely as `segmint build` reads it, including checks of its
+values, and deleted. A million rows with distinct URIs are repeated. Each catalog is read in a separate process, whose
+memory is sampled four times a second. Text formats take up to 12 GB in `--folder`.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def stream(path: str) -> dict[str, Any]:
-    """Read a catalog; return rows and CPU seconds, and this process's memory over the rows."""
+    """Read a catalog, and return rows, CPU seconds, and this process's memory over the rows."""
     from segmint.catalogs.source.readers import read_catalog
     from segmint.infra.storage.storage import Storage
 
@@ -84,13 +84,13 @@ def stream(path: str) -> dict[str, Any]:
 
 
 def resident_mib() -> float:
-    """Resident MiB of this process."""
+    """Return the resident MiB of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return round(pages * resource.getpagesize() / MIB, 1)
 
 
 def values(start: int, count: int) -> Iterator[tuple[str, ...]]:
-    """Rows of a catalog as `COLUMNS`; rows with the same number are equal."""
+    """Yield rows of a catalog as `COLUMNS`; rows with the same number are equal."""
     for number in range(start, start + count):
         yield (
             f"photos/{number // 1000:05}/{number:09}.jpg",
@@ -102,7 +102,7 @@ def values(start: int, count: int) -> Iterator[tuple[str, ...]]:
 
 
 def repeated(path: Path, rows: int, head: bytes, line: Callable[[tuple[str, ...]], str]) -> None:
-    """Write a text of `rows` lines, repeating the first `DISTINCT`."""
+    """Write a text file of `rows` lines, repeating the first `DISTINCT` ones."""
     block = "".join(line(row) for row in values(0, min(DISTINCT, rows))).encode()
     ends = block.splitlines(keepends=True) if rows % DISTINCT else []
     with path.open("wb") as file:
@@ -135,7 +135,7 @@ def write_parquet(path: Path, rows: int) -> None:
 
 
 WRITERS = {".parquet": write_parquet, ".jsonl": write_json_lines, ".csv": write_csv}
-"""The writers of catalogs, by file suffix."""
+"""Writers of catalogs, by file suffix."""
 
 if __name__ == "__main__":
     main()

@@ -1,13 +1,13 @@
-"""What the finder of copies finds and confuses, by what was done to a picture, and its time and memory.
+"""Recall, confusions, time, and memory of the near-duplicate search, by how images were changed.
 
     python benchmarks/datasets/duplicates.py [--photos FOLDER] [--only PART ...] [--rows N] [--crowd N] [--output FILE]
 
-Copies are found among photographs and changed versions of them: see `duplicates_photographs.py`. Then the finder of
-near hashes is compared with a comparison of all with all, over 100,000 hashes, and copies are planted among `--rows`
-rows, among `--crowd` rows with near-equal hashes, and among as many like frames of a video. Their thumbnails are in
-memory. Everything runs in one process on as many cores as numpy takes. The result goes to
-`benchmarks/results/duplicates.json`. With `--only` the other parts of that file are kept as they are; the machine is
-that of the last parts that were timed.
+Near-duplicates are searched among photographs and changed versions of them; see `duplicates_photographs.py`. Then the
+search for near hashes is compared with brute force over 100,000 hashes, and near-duplicates are planted among `--rows`
+rows, among `--crowd` rows with near-equal hashes, and among as many similar frames of a video. Their thumbnails are in
+memory. Everything runs in one process on as many cores as numpy uses. The result is written to
+`benchmarks/results/duplicates.json`. `--only` keeps the other parts of that file; its machine is that of the last timed
+parts.
 """
 
 import argparse
@@ -37,7 +37,7 @@ PARTS = ("photographs", "rows", "crowds")
 
 
 def main() -> None:
-    """Measure all parts or some, print the figures and write the result."""
+    """Measure all or some parts, print the figures, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="photographs besides scikit-image's and scikit-learn's")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="keep the other parts of the result")
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def timed(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What the function gives in a new process, with the machine's load before; it is printed, too."""
+    """Run a function in a new process, print its result with the machine's load before it, and return both."""
     load = round(os.getloadavg()[0], 2)
     found = {**in_process(function, *arguments), "load_before": load}
     print(function.__name__, *arguments, found, flush=True)
@@ -89,7 +89,7 @@ def timed(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str,
 
 
 def kept_result(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The recorded result. Raises SystemExit if there is none, or it was measured with other settings."""
+    """Return the recorded result. Raises SystemExit if there is none or it was measured with different settings."""
     if not path.exists():
         raise SystemExit(f"{path} does not exist: there is no result to keep parts of, run without --only")
     result: dict[str, Any] = json.loads(path.read_text())
@@ -99,7 +99,7 @@ def kept_result(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def flipped(hashes: NDArray[np.uint64], bits: int, random: np.random.Generator) -> NDArray[np.uint64]:
-    """The hashes with up to `bits` bits of each turned."""
+    """Return the hashes with up to `bits` bits of each flipped."""
     for _ in range(bits):
         bit = np.uint64(1) << random.integers(0, 64, hashes.shape, np.uint8).astype(np.uint64)
         hashes = hashes ^ np.where(random.random(hashes.shape, np.float32) < 0.6, bit, np.uint64(0))
@@ -107,7 +107,7 @@ def flipped(hashes: NDArray[np.uint64], bits: int, random: np.random.Generator) 
 
 
 def compare_with_brute_force(count: int) -> dict[str, Any]:
-    """Seconds to find the near pairs among hashes, a tenth of them planted near others, and whether these are all."""
+    """Return the time of the near-hash search, with a tenth of the hashes planted, and whether brute force agrees."""
     random = np.random.default_rng(0)
     hashes = random.integers(0, 2**64, count, np.uint64)
     planted = count // 10
@@ -133,9 +133,9 @@ def compare_with_brute_force(count: int) -> dict[str, Any]:
 
 
 def measure_rows(count: int) -> dict[str, Any]:
-    """Seconds and memory of a catalog in which every twentieth row looks like another, every fiftieth is the same.
+    """Return time and memory for a catalog with 5 % near-duplicate rows and 2 % exact duplicates.
 
-    A row's crops have hashes some bits from its frame's, as those of photographs do, so that many are near each other.
+    As in photographs, a row's crops have hashes that differ in some bits from the full frame's, so many are near.
     """
     random = np.random.default_rng(0)
     hashes = np.empty((count, VIEWS), np.uint64)
@@ -174,7 +174,7 @@ def measure_rows(count: int) -> dict[str, Any]:
 
 
 def measure_crowd(count: int, same: bool) -> dict[str, Any]:
-    """Seconds and memory where all rows have near-equal hashes: of one picture, or each of a different one."""
+    """Return time and memory if all rows have near-equal hashes, either of one image or each of a different one."""
     random = np.random.default_rng(0)
     hashes = flipped(np.repeat(random.integers(0, 2**64, (1, VIEWS), np.uint64), count, axis=0), 3, random)
     coarse = random.integers(0, 256, (1 if same else count, 16, 16), np.uint8)
@@ -183,14 +183,14 @@ def measure_crowd(count: int, same: bool) -> dict[str, Any]:
 
 
 def measure_frames(count: int) -> dict[str, Any]:
-    """Seconds and memory where the hashes of each view vary in 16 bits, and every hundredth row is of one picture."""
+    """Return time and memory if hashes vary in 16 bits per view and every hundredth row shows the same image."""
     random = np.random.default_rng(0)
     hashes = random.integers(0, 2**64, (1, VIEWS), np.uint64) ^ random.integers(0, 2**16, (count, VIEWS), np.uint64)
     return _measured(hashes, random.integers(0, 256, (100, 16, 16), np.uint8))
 
 
 def _measured(hashes: NDArray[np.uint64], coarse: NDArray[np.uint8]) -> dict[str, Any]:
-    """Seconds and memory to find copies among rows with these hashes, whose pictures take turns."""
+    """Return time and memory of the search among rows with these hashes, which use the images in turn."""
 
     def thumbnails(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
         return coarse[numbers % len(coarse)].repeat(4, axis=1).repeat(4, axis=2)

@@ -1,7 +1,7 @@
-"""Photographs and changed versions of them: the thresholds that one half sets, and what is found of the other half.
+"""Near-duplicate thresholds set on one half of the changed photographs, and the recall on the other half.
 
-The photographs are scikit-image's, scikit-learn's and those of a folder. Each, and its tiles of 300 x 300 pixels, count
-as pictures. `set_thresholds` looks at the first half alone.
+The photographs are scikit-image's, scikit-learn's, and those of a folder. Each photograph counts as an image, as does
+each of its tiles of 300 x 300 pixels. `set_thresholds` only uses the first half.
 """
 
 import hashlib
@@ -24,37 +24,37 @@ SCIKIT_IMAGE = (
     *("grass", "gravel", "coins", "moon", "retina", "clock", "cell", "page", "text"),
 )
 TILE = 300
-QUALITY = 90  # of JPEGs whose change is another one
+QUALITY = 90  # of JPEGs with any other change
 GRID = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-"""Correlations that a threshold may be: 0.5 to 0.95."""
+"""Candidate correlation thresholds: 0.5 to 0.95."""
 
 Photographs = dict[str, Image.Image]
 
 
 class Group(NamedTuple):
-    """Pictures and, change by change, all of their changed versions, as the rows of one catalog."""
+    """Images and all of their changed versions, change by change, as the rows of one catalog."""
 
     rows: ImageRows
     thumbnails: NDArray[np.uint8]
-    of: NDArray[np.int64]  # the picture that each row shows
+    of: NDArray[np.int64]  # the image that each row shows
     pictures: int
 
 
 def reencoded(image: Image.Image, quality: int) -> Image.Image:
-    """The image as it is decoded from a JPEG of this quality."""
+    """Return the image after encoding it as a JPEG of this quality."""
     sink = io.BytesIO()
     image.save(sink, "JPEG", quality=quality)
     return Image.open(sink).convert("RGB")
 
 
 def resized(image: Image.Image, factor: float) -> Image.Image:
-    """The image with its sides times `factor`."""
+    """Return the image with its sides scaled by `factor`."""
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def cropped(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
-    """The image without these shares of its sides."""
+    """Return the image without these shares of its sides."""
     width, height = image.size
     return image.crop(
         (round(width * left), round(height * top), round(width * (1 - right)), round(height * (1 - bottom)))
@@ -62,7 +62,7 @@ def cropped(image: Image.Image, left: float, top: float, right: float, bottom: f
 
 
 def captioned(image: Image.Image, share: float, *, below: bool) -> Image.Image:
-    """The image with white text on a black strip, over its lower edge or below it."""
+    """Return the image with white text on a black strip, over its lower edge or below it."""
     strip = max(1, round(image.height * share))
     result = Image.new("RGB", (image.width, image.height + strip * below))
     result.paste(image, (0, 0))
@@ -76,7 +76,7 @@ def captioned(image: Image.Image, share: float, *, below: bool) -> Image.Image:
 
 
 def brightened(image: Image.Image, factor: float) -> Image.Image:
-    """The image with its values times `factor`; those over 255 are clipped."""
+    """Return the image with its values multiplied by `factor` and clipped at 255."""
     return ImageEnhance.Brightness(image).enhance(factor)
 
 
@@ -99,7 +99,7 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def all_photographs(folder: Path | None) -> Photographs:
-    """The photographs by name."""
+    """Return all photographs by name."""
     from skimage import data
     from sklearn.datasets import load_sample_images
 
@@ -112,7 +112,7 @@ def all_photographs(folder: Path | None) -> Photographs:
 
 
 def from_folder(folder: Path) -> dict[str, Image.Image]:
-    """The photographs of a folder by name."""
+    """Return the photographs in a folder by name."""
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
     if not files:
         raise SystemExit(f"{folder} has no photographs: expected files that end in {', '.join(sorted(SUFFIXES))}")
@@ -120,14 +120,14 @@ def from_folder(folder: Path) -> dict[str, Image.Image]:
 
 
 def halves(photographs: Photographs) -> tuple[Photographs, Photographs]:
-    """Split photographs in two by the order of their names' SHA-256: every second one is of the second half."""
+    """Split photographs alternately into halves, in the order of the SHA-256 of their names."""
     names = sorted(photographs, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     first, second = ({name: photographs[name] for name in names[start::2]} for start in (0, 1))
     return first, second
 
 
 def pictures_of(photographs: dict[str, Image.Image]) -> list[Image.Image]:
-    """Each photograph, and the tiles of those with two or more."""
+    """Return each photograph, followed by the tiles of those that yield at least two."""
     found = list(photographs.values())
     for image in photographs.values():
         corners = [
@@ -139,7 +139,7 @@ def pictures_of(photographs: dict[str, Image.Image]) -> list[Image.Image]:
 
 
 def hashed_group(photographs: Photographs) -> Group:
-    """Hash the pictures of photographs and their changed versions."""
+    """Hash the images of photographs and their changed versions."""
     pictures = pictures_of(photographs)
     hashed = [image_hashes(np.asarray(picture), mirror=True) for picture in pictures]
     for change in CHANGES.values():
@@ -155,18 +155,18 @@ def hashed_group(photographs: Photographs) -> Group:
 
 
 def search(group: Group, thresholds: Thresholds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whether each row is found as a copy of the picture that it shows, and whether as one of another picture."""
+    """Return whether each row is found as a near-duplicate of its own image, and whether of a different one."""
     kept = find_copies(group.rows, lambda numbers: group.thumbnails[numbers], DISTANCE, thresholds).kept
     same = group.of == group.of[kept]
     return (kept != NONE) & same, (kept != NONE) & ~same
 
 
 def set_thresholds(group: Group) -> Thresholds:
-    """The thresholds that a group of pictures sets, of all pairs of values of `GRID`.
+    """Return the thresholds that a group of images sets, from all pairs of values in `GRID`.
 
-    They are such that neither they nor higher ones take different pictures for copies. Of these pairs it is the one at
-    which the most copies are found; of several the one with the highest sum, then with the highest first value.
-    Raises SystemExit if there is no such pair.
+    A valid pair, like all higher ones, does not match different images. Of the valid pairs, the one that finds the most
+    near-duplicates wins; ties go to the highest sum, then to the highest first value. Raises SystemExit if no pair is
+    valid.
     """
     found, confused = {}, set()
     for whole in GRID:
@@ -186,7 +186,7 @@ def set_thresholds(group: Group) -> Thresholds:
 
 
 def compare_group(photographs: Photographs, group: Group, thresholds: Thresholds = THRESHOLDS) -> dict[str, Any]:
-    """What is found and confused of a group at some thresholds."""
+    """Return the near-duplicates found and confused in a group at the given thresholds."""
     right, wrong = search(group, thresholds)
     count, rows = group.pictures, len(group.of)
     changes = {}
@@ -208,7 +208,7 @@ def compare_group(photographs: Photographs, group: Group, thresholds: Thresholds
 
 
 def near_different(group: Group) -> int:
-    """How many pairs of rows with different pictures have near hashes."""
+    """Return the number of pairs of rows with different images but near hashes."""
     hashes, found = group.rows.hashes, 0
     for row in range(1, len(hashes)):
         near = np.bitwise_count(hashes[row][:, None, None] ^ hashes[None, :row]) <= DISTANCE
@@ -219,9 +219,9 @@ def near_different(group: Group) -> int:
 
 
 def measure_photographs(folder: Path | None) -> dict[str, Any]:
-    """What the first half sets, and what is found and confused of both halves at the finder's thresholds.
+    """Return the thresholds from the first half, and the results of both halves at the default thresholds.
 
-    Also how many copies of the second half are found at the thresholds that the first half sets, and how many confused.
+    The result also counts the near-duplicates found and confused in the second half at the first half's thresholds.
     """
     first, second = halves(all_photographs(folder))
     group, other = hashed_group(first), hashed_group(second)

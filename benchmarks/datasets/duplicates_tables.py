@@ -1,10 +1,10 @@
-"""The part of docs/performance.md on copies among images: from the recorded result to Markdown."""
+"""Part of docs/performance.md about near-duplicates among images, as Markdown from the recorded result."""
 
 from benchmarks.tables import Result, percent, seconds, table, where, wrapped
 
 
 def duplicates_part(results: dict[str, Result]) -> str:
-    """What is found by what was done to a picture, and what it takes."""
+    """Return the recall by change to an image, and the cost."""
     result = results.get("duplicates")
     if result is None:
         return ""

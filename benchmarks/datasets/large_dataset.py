@@ -1,9 +1,9 @@
-"""A large dataset, made from the rows of a small one: valid, so that the audit has no findings; also without images.
+"""Large valid dataset made from the rows of a small one, optionally without images.
 
-Images are repeated in turn, each with the requested number of its masks, also repeated in turn, and all get new
-numbers. So that they do not compress like copies, the numbers that describe masks are changed by up to a thousandth.
-Each image has a different source, by its hash. Tables, catalog, commits and manifest are as a build writes them;
-without images with `release.format: annotations`: tars have the JSON of each image, but no JPEG.
+Images are repeated in turn, each with the requested number of its masks, which are repeated in turn as well, and all
+get new ids. The numbers that describe masks are changed by up to a thousandth, so they do not compress like copies.
+Each image has a different source hash. Tables, catalog, commits, and manifest are as a build writes them, so the audit
+has no findings. Without images, `release.format` is `annotations`, and tars contain each image's JSON but no JPEG.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ MOVED = ("relative_size", "concavity", "center_x", "center_y", "aspect_ratio")
 
 
 class MadeShard(NamedTuple):
-    """The bytes written, and the seconds it took."""
+    """Seconds and bytes of writing shards."""
 
     seconds: float
     bytes: int
@@ -46,7 +46,7 @@ class MadeShard(NamedTuple):
 
 @dataclass(frozen=True)
 class LargeDataset:
-    """The dataset to make: `images` images with `masks` masks each, `images_per_shard` in a shard."""
+    """Dataset to make: `images` images with `masks` masks each, in shards of `images_per_shard`."""
 
     source: Path
     folder: Path
@@ -57,11 +57,11 @@ class LargeDataset:
 
     @property
     def shards(self) -> int:
-        """The number of shards of the whole dataset."""
+        """Number of shards of the whole dataset."""
         return -(-self.images // self.images_per_shard)
 
     def begin(self) -> None:
-        """Write manifest and catalog; no shard is committed."""
+        """Write manifest and catalog without committing any shard."""
         manifest = open_dataset(str(self.source)).manifest
         catalog = table_bytes(RowPool(self.source).catalog(np.arange(self.images)), NORMALIZED)
         digest = hashlib.sha256(catalog).hexdigest()
@@ -80,7 +80,7 @@ class LargeDataset:
         (self.folder / MANIFEST).write_bytes(manifest.model_copy(update=changes).to_json())
 
     def commit(self, first: int, end: int) -> "MadeShard":
-        """Write and commit the shards [first, end) with one process a core; return the bytes and the time."""
+        """Write and commit the shards [first, end) with one process per core, and return the bytes and the time."""
         started = time.perf_counter()
         workers = min(os.cpu_count() or 1, end - first)
         with multiprocessing.get_context("spawn").Pool(workers, _prepare, (self,)) as pool:
@@ -89,10 +89,10 @@ class LargeDataset:
 
 
 class RowPool:
-    """The rows of a small dataset, from which rows of any ordinals are made."""
+    """Rows of a small dataset, from which rows with any ordinals are made."""
 
     def __init__(self, source: Path) -> None:
-        """Read the dataset; raises SystemExit if no image has masks."""
+        """Read the dataset. Raises SystemExit if no image has masks."""
         dataset = open_dataset(str(source))
         images, self._masks = (
             pa.concat_tables([dataset.table(commit, kind) for commit in dataset.commits()]).combine_chunks()
@@ -111,16 +111,16 @@ class RowPool:
         self._jpegs = [jpegs[number] for number in self._images.column("id").to_pylist()]
 
     def jpeg(self, ordinal: int) -> bytes:
-        """The released JPEG of an image."""
+        """Return the released JPEG of an image."""
         return self._jpegs[ordinal % len(self._jpegs)] or b""
 
     def catalog(self, ordinals: Any) -> pa.Table:
-        """Rows of the catalog."""
+        """Return rows of the catalog."""
         rows = self._catalog.take(pa.array(ordinals % len(self._of_image)))
         return _replaced(rows, ordinals, sha256=_digests(ordinals))
 
     def tables(self, ordinals: Any, masks: int) -> dict[str, pa.Table]:
-        """The three tables of a shard, with `masks` masks for each image."""
+        """Return the three tables of a shard, with `masks` masks per image."""
         draws = np.random.default_rng(int(ordinals[0]))
         sources = ordinals % len(self._of_image)
         images = self._images.take(pa.array(sources)).combine_chunks()
@@ -143,7 +143,7 @@ class RowPool:
 
 
 class Maker:
-    """Writes shards; one in each process."""
+    """Writer of shards, one in each process."""
 
     def __init__(self, dataset: LargeDataset) -> None:
         self._dataset = dataset
@@ -153,7 +153,7 @@ class Maker:
         self._log = CommitLog(Location(Storage(), str(dataset.folder)))
 
     def commit(self, shard: int) -> int:
-        """Write and commit one shard; returns its bytes."""
+        """Write and commit one shard, and return its size in bytes."""
         dataset = self._dataset
         start, stop = shard * dataset.images_per_shard, min((shard + 1) * dataset.images_per_shard, dataset.images)
         tables = self._pool.tables(np.arange(start, stop), dataset.masks)
@@ -184,7 +184,7 @@ def _commit_shard(shard: int) -> int:
 
 
 def _tar(tables: dict[str, pa.Table], masks: int, jpeg: Callable[[int], bytes] | None) -> bytes:
-    """The tar of a shard: the JSON of each image, and its JPEG by its ordinal."""
+    """Return the tar of a shard: the JSON of each image, and its JPEG by ordinal."""
     columns = MaskColumns.of(tables["masks"])
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
@@ -204,7 +204,7 @@ def _digests(ordinals: Any) -> pa.Array:
 
 
 def _replaced(table: pa.Table, ordinals: Any, **columns: Any) -> pa.Table:
-    """The table with the identity of other ordinals, and other values in these columns."""
+    """Return the table with the identity of other ordinals and new values in these columns."""
     names = pa.array([f"image-{ordinal}" for ordinal in ordinals.tolist()])
     columns = {"ordinal": pa.array(ordinals), "id": pa.array(ordinals + 1), "image_id": names, **columns}
     arrays = [columns.get(name, table.column(name)) for name in table.column_names]
@@ -212,7 +212,7 @@ def _replaced(table: pa.Table, ordinals: Any, **columns: Any) -> pa.Table:
 
 
 def _with_count(column: Any, name: str, count: int) -> pa.Array:
-    """A column of structs with one field set to `count`."""
+    """Return a column of structs with one field set to `count`."""
     struct = pa.concat_arrays(column.chunks)
     fields = list(struct.type)
     values = [pa.array(np.full(len(struct), count), each.type) if each.name == name else None for each in fields]
@@ -221,7 +221,7 @@ def _with_count(column: Any, name: str, count: int) -> pa.Array:
 
 
 def _moved(rows: pa.Table, draws: Any) -> dict[str, pa.Array]:
-    """Numbers of masks changed by up to a thousandth: shares down, scores up, so that thresholds still hold."""
+    """Change numbers of masks by up to a thousandth: shares down and scores up, so that thresholds still hold."""
     values = {name: rows.column(name).to_numpy() for name in (*MOVED, "predicted_iou", "stability_score")}
     moved = {name: values[name] * draws.uniform(0.999, 1, rows.num_rows) for name in MOVED}
     moved["predicted_iou"] = values["predicted_iou"] * draws.uniform(1, 1.001, rows.num_rows)

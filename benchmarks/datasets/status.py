@@ -1,10 +1,10 @@
-"""`segmint status` of a large dataset: seconds of the whole command, on a bucket or in a folder.
+"""Run time of `segmint status` for a large dataset in a bucket or folder.
 
     python benchmarks/datasets/status.py --dataset s3://bucket/large --shards 40000
 
-`--dataset` must not exist yet. Commits are as a build writes them, but the files that they name are only put where the
-status reads them: the `images` tables of the last shards and of its sample. Measured are the first status, which sums
-every commit, the next one, which reads the sums of each block, and one after more commits.
+`--dataset` must not exist yet. Commits are as a build writes them, but of the files that they name, only those that the
+status reads are written: the `images` tables of the last shards and of its sample. The benchmark measures the first
+status, which sums every commit, the next one, which reads the sums per block, and one after more commits.
 """
 
 import argparse
@@ -36,14 +36,14 @@ from segmint.pipeline.building.status.drift import last_and_sample  # noqa: E402
 ROWS = 500
 KINDS = ("shards", "images", "masks", "rejects")
 LEFT = 1000
-"""Shards that are missing at first: there is a time left."""
+"""Number of initially missing shards, so that there is a remaining time to estimate."""
 
 MORE = 375
-"""Shards that are committed later: the last block of summed commits is then half full."""
+"""Number of shards committed later, which leave the last block of summed commits half full."""
 
 
 def begin(dataset: Location, shards: int) -> None:
-    """Write the manifest of a dataset with so many shards."""
+    """Write the manifest of a dataset with `shards` shards."""
     part = CatalogPart(
         path=part_path(0, "0" * 64), rows=shards * ROWS, sha256="0" * 64, source_sha256="0" * 64, first_shard=0
     )
@@ -74,7 +74,7 @@ def commit(dataset: Location, shard: int) -> None:
 
 
 def put_commits(dataset: Location, shards: range, table: bytes) -> None:
-    """Put the commits of these shards, which follow those that are there, and the tables that a status reads then."""
+    """Put the commits of these shards, which follow the existing ones, and the tables that a status then reads."""
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda shard: commit(dataset, shard), shards))
         last, sample = last_and_sample(range(shards.stop), range(shards.stop)) or ([], [])
@@ -83,7 +83,7 @@ def put_commits(dataset: Location, shards: range, table: bytes) -> None:
 
 
 def images_table() -> bytes:
-    """An `images` table of five hundred rows."""
+    """Return an `images` table of 500 rows."""
     empty = dict.fromkeys(SCHEMAS["images"].names)
     rows = [
         {**empty, "ordinal": row, "id": row + 1, "image_id": f"image-{row}", "faces": row % 3, "plates": 0}
@@ -97,7 +97,7 @@ def _nullable(schema: pa.Schema) -> pa.Schema:
 
 
 def measure(dataset: str) -> dict[str, Any]:
-    """Run the command as a user does; return its seconds and what it said."""
+    """Run the command as a user does, and return its run time and results."""
     started, cpu = time.perf_counter(), _cpu_of_children()
     done = subprocess.run(
         [sys.executable, "-m", "segmint", "status", dataset, "--json"],
@@ -122,7 +122,7 @@ def _cpu_of_children() -> float:
 
 
 def main() -> None:
-    """Make the dataset, and print a JSON of what was measured."""
+    """Make the dataset and print the measurements as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="a folder or bucket prefix that does not exist yet")
     parser.add_argument("--shards", type=int, default=40_000, help="commits")

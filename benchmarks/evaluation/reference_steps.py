@@ -1,10 +1,10 @@
-"""How many masks each of the three steps decides that profile `sa1b` takes from the reference code.
+"""Number of masks that each of the three steps affects that profile `sa1b` adopts from the reference code.
 
-On photographs, with crops, as `docs/decisions/0024-from-the-reference-code.md` names the steps:
+Measured on photographs, with crops. `docs/decisions/0024-from-the-reference-code.md` names the steps:
 
 - *edge*: masks written with a tolerance of 20 pixels at a crop's inner edges, and with 1, where a mask has to touch it;
-- *order*: masks that come out different if islands are removed before holes are filled;
-- *third NMS*: masks that only the suppression after clean-up removes.
+- *order*: masks that differ if islands are removed before holes are filled;
+- *third NMS*: masks that only the suppression after cleanup removes.
 
     python benchmarks/evaluation/reference_steps.py --photos PHOTOS dog.jpg groceries.jpg
 """
@@ -36,11 +36,11 @@ from tests.support.embedded_once import embed_once
 
 OUTPUT = RESULTS / "reference_steps.json"
 MASKS_ALIKE = 0.9
-"""IoU of boxes from which on a mask of one run counts as found in another."""
+"""IoU of boxes from which a mask of one run counts as found in the other."""
 
 
 def main() -> None:
-    """Measure all images, print the counts and write the result."""
+    """Measure all images, print the counts, and write the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--photos", type=Path, required=True, help="a folder of photographs")
     parser.add_argument("names", nargs="+", help="photographs of it")
@@ -50,7 +50,7 @@ def main() -> None:
     compute = resolve_compute("cpu")
     machine = describe_machine(compute.threads, "fp32")
     predictor = Predictor(load_model(resolve(options.weights), compute))
-    embed_once(predictor)  # both tolerances have the same embeddings
+    embed_once(predictor)  # both tolerances use the same embeddings
     generator = MaskGenerator(predictor, MaskSettings.sa1b())
     images = {}
     for name in options.names:
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def measure(generator: MaskGenerator, path: Path) -> dict[str, Any]:
-    """Count for one photograph."""
+    """Return the counts for one photograph."""
     from PIL import Image
 
     with Image.open(path) as opened:
@@ -75,7 +75,7 @@ def measure(generator: MaskGenerator, path: Path) -> dict[str, Any]:
     candidates, inside, written = run(generator, image)
     tolerance = filters.EDGE_TOLERANCE
     try:
-        filters.EDGE_TOLERANCE = 1  # boxes end inclusive, crops exclusive
+        filters.EDGE_TOLERANCE = 1  # boxes include their end, crops do not
         _, inside_strict, written_strict = run(generator, image)
     finally:
         filters.EDGE_TOLERANCE = tolerance
@@ -103,14 +103,14 @@ def measure(generator: MaskGenerator, path: Path) -> dict[str, Any]:
 
 
 def run(generator: MaskGenerator, image: NDArray[np.uint8]) -> tuple[CandidateMasks, int, CandidateMasks]:
-    """The masks before clean-up, how many of all crops were inside theirs, and the masks that are written."""
+    """Return the masks before cleanup, the number inside their crops, and the masks that are written."""
     found = generator.find(image)
     candidates = suppress_across_crops(found.candidates, generator.settings)
     return candidates, found.funnel.inside_crop, clean_up(candidates, found.frame_size, generator.settings)[0]
 
 
 def alone(masks: CandidateMasks, others: CandidateMasks) -> int:
-    """How many masks have a box unlike all boxes of others."""
+    """Return the number of masks whose boxes match no box of `others`."""
     x0, y0, x1, y1 = (side[:, None] for side in masks.boxes.T)
     a0, b0, a1, b1 = others.boxes.T
     across = np.clip(np.minimum(x1, a1) - np.maximum(x0, a0) + 1, 0, None)
@@ -120,7 +120,7 @@ def alone(masks: CandidateMasks, others: CandidateMasks) -> int:
 
 
 def differs(patch: MaskPatch, cleaned: MaskPatch | None, size: tuple[int, int], least: int) -> bool:
-    """Whether a mask, (height, width) `size`, comes out different with islands first."""
+    """Return whether cleanup of a mask, (height, width) `size`, differs if islands are removed first."""
     x0, y0, x1, y1 = patch.box
     mask = np.zeros(size, np.bool_)
     mask[y0 : y1 + 1, x0 : x1 + 1] = patch.window()

@@ -1,11 +1,12 @@
-"""Which output answers several prompts better: of three masks the best by predicted IoU, or the single mask.
+"""Comparison of outputs for several prompts: the best of three masks by predicted IoU, or the single mask.
 
-Corrections are clicks by the SAM paper's protocol (`operators/evaluate/clicks.py`): each is given with those before it
-and with the logits of the answer before, or all of them at once without logits. Points chosen beforehand are uniform in
-the true mask, given in the same two ways; `segmint masks --point … --point …` gets such points. Boxes of the true masks
-are measured too. Three sets of truth: scikit-image's coins, which a threshold separates exactly; objects composed into
-photographs, whose masks are known exactly; and, with --photos and --reference, masks that SAM itself made of
-photographs (its three-mask output by the same weights, so this set favors that output).
+Corrections are clicks by the SAM paper's protocol (`operators/evaluate/clicks.py`). Each is given with the previous
+clicks and the logits of the previous prediction, or all of them at once without logits. Points chosen beforehand are
+uniform in the true mask and given in the same two ways, as in `segmint masks --point … --point …`. Boxes of the true
+masks are measured as well. There are three sets of ground truth: scikit-image's coins, which a threshold separates
+exactly; objects composed into photographs, whose masks are exact; and, with --photos and --reference, masks that SAM
+generated on photographs. The last set favors the three-mask output, because that output of the same weights made its
+masks.
 
     python benchmarks/evaluation/several_prompts.py --photos PHOTOS --reference REFERENCE
 """
@@ -37,7 +38,7 @@ from segmint.operators.evaluate.settings import PointsSettings, SeveralClicks
 from segmint.operators.intervals import bootstrap_mean
 from segmint.operators.segment.models import load_model
 
-if TYPE_CHECKING:  # measuring.py must say how threads wait before torch is loaded
+if TYPE_CHECKING:  # measuring.py must set how threads wait before torch is loaded
     from torch import Tensor
 
 CLICKS = (1, 2, 3, 5)
@@ -54,14 +55,14 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class PromptScene:
-    """An image, (H, W, 3) uint8 RGB, with its true masks, (H, W) bool."""
+    """Image, (H, W, 3) uint8 RGB, with its true masks, (H, W) bool."""
 
     image: Pixels
     truths: list[Bools]
 
 
 def main() -> None:
-    """Measure all sets, print the table and write the result."""
+    """Measure all sets, print the table, and write the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--photos", type=Path, help="folder of the photographs of --reference")
     parser.add_argument("--reference", type=Path, help="folder of JSON files with masks of these photographs")
@@ -142,9 +143,9 @@ def after_points(
     output: SeveralClicks,
     at_once: bool,
 ) -> list[float]:
-    """Return the IoU of an output after 2, 3 and 5 points, given at once or each with the logits of the answer before.
+    """Return the IoU of an output after 2, 3, and 5 points, given at once or one by one with the previous logits.
 
-    The first answer is always the best of three by predicted IoU.
+    The first prediction is always the best of three by predicted IoU.
     """
     ious = []
     logits = None
@@ -171,19 +172,19 @@ def of_box(predictor: Predictor, embedding: Embedding, truth: Bools, output: Sev
 
 
 def choice(answer: PromptMasks, output: SeveralClicks) -> "Tensor":
-    """The logits (1, 1, 256, 256) of an output of one prompt."""
+    """Return the logits (1, 1, 256, 256) of an output for one prompt."""
     place = 0 if output is SeveralClicks.SINGLE else 1 + int(answer.predicted_iou[0, 1:].argmax())
     return answer.low_res_logits[:1, place : place + 1]
 
 
 def drawn_iou(predictor: Predictor, embedding: Embedding, logits: "Tensor", truth: Bools) -> float:
-    """The IoU of a mask in the embedding's frame with the truth."""
+    """Return the IoU with the ground truth of a mask given by logits in the embedding's frame."""
     mask = (predictor.upscale(logits, embedding)[0, 0] > 0).cpu().numpy()
     return float((mask & truth).sum() / (mask | truth).sum())
 
 
 def coins() -> PromptScene:
-    """scikit-image's coins: 24, each a region of its watershed between dark background and bright coins."""
+    """Return scikit-image's 24 coins, each a watershed region between dark background and bright coins."""
     from scipy.ndimage import binary_fill_holes
     from skimage import data
     from skimage.filters import sobel
@@ -199,7 +200,7 @@ def coins() -> PromptScene:
 
 
 def composed() -> Iterator[PromptScene]:
-    """Photographs with pasted objects: smooth shapes of 30 to 90 pixels filled with other pictures, none covered."""
+    """Yield photographs with pasted objects: smooth, disjoint shapes of 30 to 90 pixels filled with other images."""
     random = np.random.default_rng(0)
     for number in range(SCENES):
         image = rgb(BACKGROUNDS[number % len(BACKGROUNDS)])
@@ -219,7 +220,7 @@ def composed() -> Iterator[PromptScene]:
 
 
 def blob(size: tuple[int, int], random: np.random.Generator) -> Bools:
-    """A smooth shape: radii of three waves around a center, (H, W) bool, not cut off by the image's border."""
+    """Return a smooth shape, (H, W) bool, from radii of three waves around a center, inside the image's borders."""
     height, width = size
     angles = np.linspace(0, 2 * np.pi, 180, endpoint=False)
     radius = random.uniform(15, 45)
@@ -233,9 +234,9 @@ def blob(size: tuple[int, int], random: np.random.Generator) -> Bools:
 
 
 def generated(photos: Path, reference: Path) -> Iterator[PromptScene]:
-    """Photographs with masks of JSON files that name them without suffix (`image`, `annotations` with compressed RLE).
+    """Yield photographs with masks from JSON files (`image`, a name without suffix; `annotations`, in compressed RLE).
 
-    Of each `MOST_GENERATED`, evenly spread over the file, in which they are by predicted IoU.
+    Each scene has `MOST_GENERATED` masks, evenly spread over the file's order by predicted IoU.
     """
     from PIL import Image
     from pycocotools import mask as coco
@@ -252,7 +253,7 @@ def generated(photos: Path, reference: Path) -> Iterator[PromptScene]:
 
 
 def rgb(name: str) -> Pixels:
-    """One of scikit-image's pictures, (H, W, 3) uint8."""
+    """Return one of scikit-image's images, (H, W, 3) uint8."""
     from skimage import data
 
     pixels = np.asarray(getattr(data, name)())
@@ -260,7 +261,7 @@ def rgb(name: str) -> Pixels:
 
 
 def rounded(values: Any) -> list[float]:
-    """Numbers to four decimals."""
+    """Return numbers rounded to four decimals."""
     return [round(float(value), 4) for value in values]
 
 

@@ -1,8 +1,8 @@
-"""The part of a day on a GPU about bits: whether they repeat, and how masks compare with the reference package's.
+"""Reproducibility of bits on a GPU, and agreement of masks with the reference package's.
 
     python benchmarks/gpu/bits.py --device cuda
 
-prints digests of what one process finds, for `measure_repeats` to compare those of two.
+prints digests of one process's results, of which `measure_repeats` compares two.
 """
 
 import argparse
@@ -33,9 +33,10 @@ CHILD_S = 200
 
 
 def measure_repeats(run: PartRun, encoder: str) -> dict[str, Any]:
-    """Digests of masks, scores and embeddings: two processes with separate caches of kernels, runs and threads in each.
+    """Compare digests of masks, scores, and embeddings between runs, threads, and two processes.
 
-    Raises RuntimeError if a process fails. The comparison is the result: `same` is whether all are equal.
+    Each process has its own kernel caches. The result's `same` is true if all digests are equal. Raises RuntimeError if
+    a process fails.
     """
     if encoder == "compiled":
         run.need_cuda()
@@ -60,7 +61,7 @@ def measure_repeats(run: PartRun, encoder: str) -> dict[str, Any]:
 
 
 def compare(found: list[dict[str, Any]]) -> dict[str, bool]:
-    """Whether runs, threads and processes give the same bits, by what they were taken of."""
+    """Return whether runs, threads, and processes produce the same bits."""
 
     def same(pieces: list[Any]) -> bool:
         return len({json.dumps(piece, sort_keys=True) for piece in pieces}) == 1
@@ -74,7 +75,7 @@ def compare(found: list[dict[str, Any]]) -> dict[str, bool]:
 
 
 def digests(run: PartRun, compiled: bool) -> dict[str, Any]:
-    """What this process finds: of several runs, and of threads that run at the same time."""
+    """Return the digests of this process's results, from several runs and from concurrent threads."""
     sam = light_sam(run)
     heavy = heavy_encoder(run, sam, compiled)
     generator = generator_of(run, sam)
@@ -113,15 +114,15 @@ def digests(run: PartRun, compiled: bool) -> dict[str, Any]:
 
 
 def hashed(data: bytes) -> str:
-    """A short digest."""
+    """Return a short digest."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def measure_agreement(run: PartRun, precision: str) -> dict[str, Any]:
-    """Our masks in a precision, and how many of the reference package's have one of ours at an IoU; both on the device.
+    """Return the share of the reference package's masks that ours match by IoU in a precision, both on the device.
 
-    Both have MobileSAM's weights, the reference with our image encoder, which it does not have; its own settings
-    otherwise, float32.
+    Both use MobileSAM's weights. The reference uses our image encoder, which it lacks, and otherwise its own settings
+    in float32.
     """
     from segment_anything import SamAutomaticMaskGenerator
 
@@ -155,7 +156,7 @@ def measure_agreement(run: PartRun, precision: str) -> dict[str, Any]:
 
 
 def measure_reference_encoder(run: PartRun, name: str, dtype: str) -> dict[str, Any]:
-    """How far a ViT's embedding is from the reference package's on the same random weights, which is in float32."""
+    """Return the difference of a ViT's embedding from the reference package's float32 one with equal weights."""
     from benchmarks.masks.reference import reference_vit
     from segmint.model.sam.image_encoder_vit import VitShape
 

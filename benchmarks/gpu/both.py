@@ -1,8 +1,8 @@
-"""A predictor that costs what ViT-H does and finds what MobileSAM does: both encoders, one decoder.
+"""Predictor with ViT-H's cost and MobileSAM's results: both encoders, one decoder.
 
-ViT-H's weights are 2.4 GiB, too many for a bundle. Random ones cost the same, but their features give no masks. So the
-ViT runs, and what the decoder gets are the features of MobileSAM's encoder, computed beforehand in float32, as the
-product computes them. The weights of MobileSAM's decoder have ViT-H's shapes.
+ViT-H's weights are 2.4 GiB, too large for a bundle. Random weights cost the same, but their features give no masks. So
+the ViT runs, but the decoder gets the features of MobileSAM's encoder, precomputed in float32 as the product computes
+them. MobileSAM's decoder weights have ViT-H's shapes.
 """
 
 import threading
@@ -23,9 +23,9 @@ HINT = "run `make gpu-bundle` on a machine with a package index"
 
 
 class BothEncoders:
-    """In place of a predictor's encoder: runs the ViT, and returns MobileSAM's features of the same images.
+    """Replacement for a predictor's encoder that runs the ViT but returns MobileSAM's features of the same images.
 
-    These are computed when an image comes for the first time, and later taken from memory.
+    The features of an image are computed the first time and cached.
     """
 
     def __init__(self, light: Any, heavy: Any, features: dict[Any, list[torch.Tensor]]) -> None:
@@ -35,11 +35,11 @@ class BothEncoders:
         self._now = threading.local()
 
     def begin(self, image: Any) -> None:
-        """The batches that follow in this thread are of this image, whichever hashable name it has."""
+        """Assign the following batches in this thread to this image, identified by any hashable name."""
         self._now.image, self._now.batch = image, 0
 
     def __call__(self, images: Sequence[torch.Tensor], batch_size: int | None = None) -> list[torch.Tensor]:
-        """As `BatchEncoder`."""
+        """Encode images like `BatchEncoder`."""
         self.heavy(images, batch_size)
         key = self._now.image, self._now.batch, batch_size
         self._now.batch += 1
@@ -49,7 +49,7 @@ class BothEncoders:
 
 
 def light_sam(run: PartRun, precision: str = "") -> Any:
-    """MobileSAM as the product loads it, by default in bf16 on a GPU; its encoder stays in float32 then."""
+    """Return MobileSAM as the product loads it: on a GPU in bf16 by default, with its encoder in float32."""
     from segmint.infra.device import Compute
 
     precision = precision or ("bf16" if run.on_cuda else "fp32")
@@ -62,11 +62,10 @@ def light_sam(run: PartRun, precision: str = "") -> Any:
 def generator_of(
     run: PartRun, sam: Any, layers: int | None = None, heavy: Any = None, features: dict[Any, Any] | None = None
 ) -> Any:
-    """A generator of SA-1B's settings as a dataset has them; with `heavy`, a `BatchEncoder`, both encoders run.
+    """Return a generator with a dataset's SA-1B settings; with `heavy`, a `BatchEncoder`, both encoders run.
 
-    Generators of one model may share `features`.
-
-    On a CPU it takes the way of a GPU too, with formulas in place of kernels and graphs.
+    Generators of one model may share `features`. On a CPU, the generator uses the GPU's code path as well, with
+    formulas in place of kernels and graphs.
     """
     from segmint.model.automatic.generator import MaskGenerator
     from segmint.model.automatic.on_device.crops import DeviceCrops
@@ -87,7 +86,7 @@ def generator_of(
 
 
 def install(generator: Any, heavy: Any, features: dict[Any, Any] | None = None) -> None:
-    """Have a generator run both encoders."""
+    """Make a generator run both encoders."""
     both = BothEncoders(generator.predictor._encoder, heavy, {} if features is None else features)
     generator.predictor._encoder = both
     find = generator.find
@@ -101,7 +100,7 @@ def install(generator: Any, heavy: Any, features: dict[Any, Any] | None = None) 
 
 
 def heavy_encoder(run: PartRun, sam: Any, compiled: bool = True) -> Any:
-    """The largest ViT on random weights, for batches as the product encodes them; compiled on a GPU."""
+    """Return the largest ViT with random weights, for batches as the product encodes them; compiled on a GPU."""
     from segmint.model.sam.batch_encoder import BatchEncoder
     from segmint.model.sam.image_encoder_vit import ImageEncoderViT
     from segmint.model.sam.sam import Sam
@@ -116,7 +115,7 @@ def heavy_encoder(run: PartRun, sam: Any, compiled: bool = True) -> Any:
 
 
 def weights() -> Path:
-    """The path of MobileSAM's checkpoint in the bundle."""
+    """Return the path of MobileSAM's checkpoint in the bundle."""
     path = BUNDLE / "mobile_sam.pt"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: {HINT}")
@@ -124,9 +123,9 @@ def weights() -> Path:
 
 
 def photographs(run: PartRun) -> dict[str, tuple[Any, Any]]:
-    """Photographs of the bundle by name, each (H, W, 3) uint8 RGB: in the released size, and as the larger original.
+    """Return the bundle's photographs by name, as (H, W, 3) uint8 RGB in the released and the original size.
 
-    They are enlarged, since none is so large: the cost depends on sizes, and on how many masks there are.
+    They are enlarged because none is large enough. The cost depends on the sizes and the number of masks.
     """
     paths = sorted((BUNDLE / "photos").glob("*.jpg")) + sorted((BUNDLE / "photos").glob("*.png"))
     if not paths:

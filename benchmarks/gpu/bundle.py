@@ -1,13 +1,13 @@
-"""Collect what a day on a GPU (`benchmarks/gpu/day.py`) needs on a machine without network.
+"""Collector of everything that a GPU day (`benchmarks/gpu/day.py`) needs on a machine without a network.
 
     python benchmarks/gpu/bundle.py [FOLDER] [--python 3.12]
 
-Writes into the folder (default `bundle/`, which git ignores), under 60 MiB together with the checkout:
+The script writes to the folder (default `bundle/`, which git ignores), under 60 MiB together with the checkout:
 
 - `mobile_sam.pt` and `clp_det.onnx`, the weights; those of the face detector are in its package
-- `photos/`, photographs: scikit-image's, and those named dog.jpg and truck.jpg in `SEGMINT_TEST_PHOTOS`
-- `wheels/`, packages for Linux on x86-64 and that version of Python, in the versions of constraints.txt; none that
-  torch comes with or needs, so that nothing of a machine that has torch is replaced
+- `photos/`, photographs: scikit-image's, and dog.jpg and truck.jpg from `SEGMINT_TEST_PHOTOS`
+- `wheels/`, packages for Linux on x86-64 and the given version of Python, in the versions of constraints.txt, except
+  those that torch includes or needs, so that nothing is replaced on a machine that has torch
 - `wheels.txt`, their names and versions, for `make gpu-day`
 """
 
@@ -32,7 +32,7 @@ WHEELS = (
     *("pydantic", "pydantic_core", "annotated-types", "typing-inspection", "typing_extensions"),
     *("pytest", "pluggy", "iniconfig", "packaging", "Pygments", "pytest-timeout", "hypothesis", "sortedcontainers"),
 )
-"""What goes along, without the needs of torch, torchvision and onnxruntime, which the machine has."""
+"""Bundled packages, without the dependencies of torch, torchvision, and onnxruntime, which the machine has."""
 
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 17, 12, 5)] + ["manylinux2014_x86_64"]
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea")
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def copy_weights(folder: Path) -> None:
-    """Copy the weights under the names that they have in a cache of weight files."""
+    """Copy the weights under their names in a cache of weight files."""
     from segmint.infra.assets.known import ASSETS
     from segmint.infra.assets.resolve import resolve
 
@@ -83,7 +83,7 @@ def copy_photographs(folder: Path) -> None:
 
 
 def download_wheels(folder: Path, python: str) -> None:
-    """Download the wheels by pip, for another Python than this one."""
+    """Download the wheels with pip for a different version of Python."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {normal(line.partition("==")[0]): line for line in lines if "==" in line}
     wanted = [pinned[normal(name)] for name in WHEELS]
@@ -96,18 +96,18 @@ def download_wheels(folder: Path, python: str) -> None:
 
 
 def normal(name: str) -> str:
-    """A package's name as indexes compare it."""
+    """Return a package's name as indexes normalize it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def tracked() -> list[Path]:
-    """The files of the checkout; none outside a repository."""
+    """Return the files of the checkout, or nothing outside a repository."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False).stdout
     return [ROOT / name for name in listed.decode().split("\0") if name]
 
 
 def size_of(paths: Iterable[Path]) -> int:
-    """Bytes of the files among the paths."""
+    """Return the total size in bytes of the files among the paths."""
     return sum(path.stat().st_size for path in paths if path.is_file() and not path.is_symlink())
 
 

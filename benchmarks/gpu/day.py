@@ -1,24 +1,24 @@
-"""Half an hour on a GPU machine: everything that is to be known about segmint on a GPU, in five parts.
+"""Half-hour benchmark of segmint on a GPU machine, in five parts.
 
-    make gpu-bundle                                  with a package index: what goes along, into bundle/
+    make gpu-bundle                                  with a package index: write what the day needs to bundle/
     make gpu-day                                     on the GPU machine, in a copy of the repository with bundle/
-    python benchmarks/gpu/day.py --part 1            one part, under 8 minutes; 1 to 5
+    python benchmarks/gpu/day.py --part 1            one part, 1 to 5, in under 8 minutes
     python benchmarks/gpu/day.py --part 3 --device cpu --quick    the same code at reduced sizes
 
-1. Versions, the tests marked `cuda`, the peak cold and warm, the encoder's matrix products, attention by its kernels. A
-   test that fails ends the day with exit code 1.
-2. ViT-H, L and B, eager and compiled, by batch size, with our attention kernels and without.
-3. The full recipe and whole images: stages, launches, waits, memory, a trace; our decoder's kernels and torch's.
-4. Bits: runs, threads and processes with separate caches; masks against the reference package on the card.
-5. The segment actor with the whole host pipeline for a minute; what `prepare` costs on one core and on all.
+1. Versions, the tests marked `cuda`, the peak cold and warm, the encoder's matrix products, attention by kernel. A
+   failing test ends the day with exit code 1.
+2. ViT-H, L, and B, eager and compiled, by batch size, with our attention kernels and without. 3. The full recipe and
+whole images: stages, launches, waits, memory, a trace; our decoder kernels and torch's. 4. Bits: runs, threads, and
+processes with separate caches; masks compared with the reference package on the GPU. 5. The segment actor with the
+complete host pipeline for a minute; the cost of `prepare` on one core and on all.
 
-The machine needs no network. It has torch, torchvision, Triton, numpy, OpenCV, Pillow, pyarrow and onnxruntime; the
-bundle has the rest, weights and photographs. Ray is not needed.
+The machine needs no network. It must have torch, torchvision, Triton, numpy, OpenCV, Pillow, pyarrow, and onnxruntime;
+the bundle contains the other packages, weights, and photographs. Ray is not needed.
 
-A part writes `gpu_day-N.json` to the folder `$OUT`, or to `benchmarks/results/`, after each measurement. Every one is
-recorded: its numbers with `took_s`, or `skipped` and why (not on a CPU, or it would overrun the budget), or `failed`
-with its traceback; then the part goes on. A part that hangs is ended after its budget, and `gpu_day-N-stack.txt` says
-where. Exit code 1 is for a CUDA test that fails, 2 for a machine that lacks something.
+A part writes `gpu_day-N.json` to the folder `$OUT`, or to `benchmarks/results/`, after each measurement. Every
+measurement is recorded: its numbers with `took_s`, or `skipped` with a reason (not on a CPU, or over budget), or
+`failed` with its traceback, after which the part continues. A part that hangs is ended after its budget, and
+`gpu_day-N-stack.txt` shows where. The exit code is 1 if a CUDA test fails, and 2 if the machine lacks something.
 """
 
 import argparse
@@ -40,10 +40,10 @@ from benchmarks.gpu.both import BUNDLE, HINT  # noqa: E402
 from benchmarks.gpu.run import FULL, QUICK, PartRun  # noqa: E402
 
 BUDGETS_S = {1: 300.0, 2: 420.0, 3: 420.0, 4: 330.0, 5: 300.0}
-"""Seconds of each part, half an hour together: measurements that would go beyond are skipped."""
+"""Seconds per part, half an hour in total; measurements that would exceed them are skipped."""
 
 HANGS_S = 55.0
-"""Seconds beyond the budget after which the process ends itself: under 8 minutes in all."""
+"""Seconds over budget after which the process ends itself, in total under 8 minutes."""
 
 NEEDED = {
     "torchvision": "torchvision",
@@ -65,7 +65,7 @@ NEEDED = {
 
 
 def main() -> None:
-    """Run the parts that are asked for, one after the other."""
+    """Run the requested parts one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", type=int, choices=sorted(PARTS), default=sorted(PARTS), metavar="N")
     parser.add_argument("--device", default="cuda")
@@ -81,7 +81,7 @@ def main() -> None:
         parser.error(f"{', '.join(missing)} not installed here: `make gpu-day` installs what the bundle has")
     if not (BUNDLE / "mobile_sam.pt").is_file():
         parser.error(f"{BUNDLE} lacks mobile_sam.pt: {HINT}")
-    os.environ.setdefault("SEGMINT_CACHE", str(BUNDLE))  # of weight files: nothing is fetched
+    os.environ.setdefault("SEGMINT_CACHE", str(BUNDLE))  # cache of weight files; nothing is downloaded
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     output = arguments.output or (Path(os.environ["OUT"]) if os.environ.get("OUT") else ROOT / "benchmarks" / "results")
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def run_part(part: int, device: torch.device, quick: bool, budget_s: float, folder: Path) -> PartRun:
-    """Run one part and write its result; ends the process with 1 if a CUDA test failed."""
+    """Run one part and write its result. Ends the process with exit code 1 if a CUDA test failed."""
     from benchmarks.gpu.machine import describe
 
     suffix = f"{'' if device.type == 'cuda' else f'-{device.type}'}{'-quick' if quick else ''}"
@@ -107,7 +107,7 @@ def run_part(part: int, device: torch.device, quick: bool, budget_s: float, fold
     run.write()
     print(f"part {part}:", flush=True)
     with (path.with_name(f"{path.stem}-stack.txt")).open("w") as stack:
-        # From a separate thread that needs no lock of Python's.
+        # From a separate thread that doesn't need Python's global lock.
         faulthandler.dump_traceback_later(budget_s + HANGS_S, file=stack, exit=True)
         try:
             PARTS[part](run, folder)
@@ -124,7 +124,7 @@ def run_part(part: int, device: torch.device, quick: bool, budget_s: float, fold
 
 
 def first(run: PartRun, folder: Path) -> None:
-    """Versions, tests, peak, products, attention."""
+    """Measure versions, tests, peak, matrix products, and attention."""
     from benchmarks.gpu import encoder, machine
 
     run.measure("versions", machine.measure_versions)
@@ -143,7 +143,7 @@ def first(run: PartRun, folder: Path) -> None:
 
 
 def second(run: PartRun, _: Path) -> None:
-    """The encoders: what the product runs first, then what it could run instead."""
+    """Measure the encoders, first as the product runs them, then alternatives."""
     from benchmarks.gpu.encoder import Encoders, measure_encoder, measure_peak_again
 
     run.measure("peak", measure_peak_again)
@@ -167,7 +167,7 @@ def second(run: PartRun, _: Path) -> None:
 
 
 def third(run: PartRun, folder: Path) -> None:
-    """Whole images."""
+    """Measure whole images."""
     from benchmarks.gpu import masks
     from benchmarks.gpu.encoder import measure_peak_again
 
@@ -188,7 +188,7 @@ def third(run: PartRun, folder: Path) -> None:
 
 
 def fourth(run: PartRun, _: Path) -> None:
-    """Bits and agreement."""
+    """Measure reproducibility of bits and agreement with the reference."""
     from benchmarks.gpu import bits
 
     for precision in ("fp32", "bf16"):
@@ -201,7 +201,7 @@ def fourth(run: PartRun, _: Path) -> None:
 
 
 def fifth(run: PartRun, _: Path) -> None:
-    """The pipeline, and what feeds it."""
+    """Measure the pipeline and the stage that feeds it."""
     from benchmarks.gpu import pipeline
 
     run.measure("sustained", pipeline.measure_sustained, needs_s=15)

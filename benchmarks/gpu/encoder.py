@@ -1,4 +1,4 @@
-"""The parts of a day on a GPU about the image encoder: matrix products, attention by its kernels, the whole ViT."""
+"""Parts of a GPU day about the image encoder: matrix products, attention by kernel, and the complete ViT."""
 
 import contextlib
 import statistics
@@ -13,12 +13,12 @@ import torch
 from benchmarks.gpu.run import NotMeasuredError, PartRun, memory, sample, synchronize, timed
 
 WAYS = ("triton", "flash", "efficient", "math", "cudnn")
-"""Our kernels, and those of torch that can replace them; the product never takes cuDNN's."""
+"""Our kernels, and torch's alternatives to them; the product never uses cuDNN's."""
 
 
 @contextlib.contextmanager
 def attending_by(way: str) -> Iterator[None]:
-    """Have the ViT on a GPU attend by these kernels and no others, while the block runs."""
+    """Restrict the ViT's attention on a GPU to these kernels while the block runs."""
     from torch.nn.attention import SDPBackend
 
     from segmint.model.sam import gpu_attention, image_encoder_vit
@@ -35,7 +35,7 @@ def attending_by(way: str) -> Iterator[None]:
 
 
 def need_triton(way: str) -> None:
-    """Raise `NotMeasuredError` if our kernels are asked for and Triton is missing."""
+    """Raise `NotMeasuredError` if our kernels are requested and Triton is missing."""
     from segmint.model.sam.gpu_attention import attention_kernels
 
     if way == "triton" and attention_kernels(torch.bfloat16) != "triton":
@@ -43,7 +43,7 @@ def need_triton(way: str) -> None:
 
 
 def measure_products(run: PartRun, batch: int) -> dict[str, Any]:
-    """The encoder's matrix products at a batch size, in bfloat16: milliseconds and TFLOP/s of each shape."""
+    """Return milliseconds and TFLOP/s of the encoder's matrix products at a batch size, in bfloat16, by shape."""
     width = next(iter(run.sizes.vits.values()))[0]
     tokens = batch * (run.sizes.image_side // 16) ** 2
     shapes = {
@@ -66,9 +66,9 @@ def measure_products(run: PartRun, batch: int) -> dict[str, Any]:
 
 
 def measure_attention(run: PartRun, dimensions: int, side: int, way: str, batch: int) -> dict[str, Any]:
-    """One attention layer of 16 heads, its products included, in bfloat16; the difference from float32's formula.
+    """Measure a bfloat16 attention layer with 16 heads, including its products, and its difference from float32.
 
-    `side` is that of its squares in tokens, the map's for a global one.
+    `side` is the side of its windows in tokens; for global attention, it is the map's.
     """
     run.need_cuda()
     need_triton(way)
@@ -81,7 +81,7 @@ def measure_attention(run: PartRun, dimensions: int, side: int, way: str, batch:
         torch.nn.init.normal_(parameter, std=0.02)
     layer = layer.to(run.device)
     x = torch.randn(batch, grid, grid, 16 * dimensions, device=run.device)
-    exact = layer(x[:1])  # in float32, by torch's kernels
+    exact = layer(x[:1])  # in float32, with torch's kernels
     layer, x = layer.bfloat16(), x.bfloat16()
     with attending_by(way), memory(run) as peak, torch.inference_mode():
         difference = float((layer(x[:1]).float() - exact).abs().max())
@@ -90,7 +90,7 @@ def measure_attention(run: PartRun, dimensions: int, side: int, way: str, batch:
 
 
 def random_encoder(run: PartRun, name: str) -> Any:
-    """A ViT on random weights, which cost what real ones do; the same ones each time."""
+    """Return a ViT with random weights, which cost as much as real ones and are the same each time."""
     from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
 
     torch.manual_seed(0)
@@ -102,14 +102,14 @@ def random_encoder(run: PartRun, name: str) -> Any:
 
 
 class Encoders:
-    """The ViT that is measured at the moment, so that one is on the GPU at a time."""
+    """Holder of the ViT being measured, so that only one is on the GPU at a time."""
 
     def __init__(self) -> None:
         self._name = ""
         self._encoder: Any = None
 
     def get(self, run: PartRun, name: str) -> Any:
-        """The ViT of this name."""
+        """Return the ViT of this name."""
         if name != self._name:
             self._encoder = None
             torch.compiler.reset()
@@ -120,7 +120,7 @@ class Encoders:
 def measure_encoder(
     run: PartRun, encoders: Encoders, name: str, batch: int, way: str = "triton", compiled: bool = True
 ) -> dict[str, Any]:
-    """Images a second of a ViT in bfloat16, as a fraction of the peak by `model/cost.py`; memory; time to compile."""
+    """Measure a ViT's images per second in bfloat16, its share of the peak, its memory, and its compile time."""
     from segmint.model.sam.batch_encoder import compile_arguments
 
     if compiled or way != "triton":
@@ -133,7 +133,7 @@ def measure_encoder(
     images = torch.randn(batch, 3, side, side, device=run.device, dtype=run.dtype)
     with attending_by(way), torch.inference_mode():
         if compiled:
-            torch.compiler.reset()  # what was compiled attends by another way
+            torch.compiler.reset()  # compiled code uses another kernel
             encoder = torch.compile(encoder, dynamic=False, **compile_arguments("default", run.device))
             started = time.monotonic()
             encoder(images)
@@ -146,7 +146,7 @@ def measure_encoder(
 
 
 def of_ceiling(run: PartRun, name: str, images_s: float) -> dict[str, Any]:
-    """TFLOP/s of encodes a second, and their fraction of the peak; nothing for sizes that are not SAM's."""
+    """Return TFLOP/s and their fraction of the peak for an encoding rate, or nothing for sizes other than SAM's."""
     from segmint.model.cost import encode_flop
 
     if run.quick:
@@ -156,7 +156,7 @@ def of_ceiling(run: PartRun, name: str, images_s: float) -> dict[str, Any]:
 
 
 def measure_peak_again(run: PartRun) -> dict[str, Any]:
-    """TFLOP/s of large bfloat16 products on this part's warm GPU, which its fractions refer to."""
+    """Measure the TFLOP/s of large bfloat16 products on this part's warm GPU, the reference for its fractions."""
     size = run.sizes.matrix
     a, b = (torch.randn(size, size, device=run.device, dtype=run.dtype) for _ in range(2))
     out = torch.empty_like(a)

@@ -1,4 +1,4 @@
-"""What a GPU machine has, and whether segmint's CUDA tests pass on it."""
+"""Description of a GPU machine, and segmint's CUDA tests on it."""
 
 import importlib.util
 import os
@@ -21,11 +21,11 @@ TESTS_S = 240
 
 
 class TestsFailedError(RuntimeError):
-    """A CUDA test failed: what follows would measure wrong results."""
+    """Error for a failed CUDA test, after which measurements would be of wrong results."""
 
 
 def measure_versions(run: PartRun) -> dict[str, Any]:
-    """Versions of all that decides speed and bits on a GPU, torch's order of attention kernels, and the environment."""
+    """Return versions that affect speed and bits on a GPU, torch's order of attention kernels, and environment."""
     found: dict[str, Any] = {name: installed(name) for name in PACKAGES}
     found["environment"] = {
         key: os.environ[key] for key in sorted(os.environ) if re.match(r"(TORCH|CUDA|TRITON|NV)", key)
@@ -45,7 +45,7 @@ def measure_versions(run: PartRun) -> dict[str, Any]:
 
 
 def measure_numerics(run: PartRun) -> dict[str, Any]:
-    """What a dataset begun on this machine would record."""
+    """Return the numerics that a dataset started on this machine would record."""
     from segmint.infra.device import resolve_compute
     from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
     from segmint.operators.segment.numerics import resolve_numerics
@@ -55,13 +55,13 @@ def measure_numerics(run: PartRun) -> dict[str, Any]:
 
 
 def measure_tests(run: PartRun, folder: Path) -> dict[str, Any]:
-    """Run the tests marked `cuda`; their output is kept in full. Raises `TestsFailedError`.
+    """Run the tests marked `cuda`, keeping their complete output. Raises `TestsFailedError`.
 
-    On a GPU a skipped test is a failed run; on a CPU all are skipped.
+    On a GPU, a skipped test fails the run; on a CPU, all are skipped.
     """
     tests = ["tests/infra/test_peak.py"] if run.quick else []
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
-    # Without plugins that the machine may have for another version of pytest.
+    # Without plugins that may belong to another version of pytest on the machine.
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     if run.on_cuda:
         environment["SEGMINT_TEST_NO_SKIPS"] = "1"
@@ -83,7 +83,7 @@ def measure_tests(run: PartRun, folder: Path) -> dict[str, Any]:
 
 
 def measure_peak(run: PartRun) -> dict[str, Any]:
-    """TFLOP/s as an actor measures it, in float32 and bfloat16; cold, and after some seconds of products."""
+    """Measure the TFLOP/s as an actor does, in float32 and bfloat16, cold and after some seconds of matrix products."""
     from segmint.infra.device import Compute
     from segmint.infra.peak import measure_peak as peak
 
@@ -96,13 +96,13 @@ def measure_peak(run: PartRun) -> dict[str, Any]:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The machine, for the head of a result."""
+    """Return a description of the machine for the header of a result."""
     described = describe_machine(torch.get_num_threads(), "bf16")
     return {**described, "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None}
 
 
 def installed(package: str) -> str | None:
-    """A package's version, None without it."""
+    """Return a package's version, or None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -110,7 +110,7 @@ def installed(package: str) -> str | None:
 
 
 def driver() -> str | None:
-    """The version of the GPU's driver, if something here says it."""
+    """Return the version of the GPU's driver, or None if it cannot be found."""
     if importlib.util.find_spec("pynvml") is not None:
         import pynvml
 
@@ -124,7 +124,7 @@ def driver() -> str | None:
 
 
 def sdpa_order() -> list[str]:
-    """The order in which torch tries the kernels of `scaled_dot_product_attention` by itself."""
+    """Return the order in which torch by default tries the kernels of `scaled_dot_product_attention`."""
     from torch.nn.attention import SDPBackend
 
     names = {int(backend): name for name, backend in SDPBackend.__members__.items()}

@@ -1,4 +1,4 @@
-"""The part of a day on a GPU about whole images: the full recipe and whole images alone, stage by stage."""
+"""Part of a GPU day about whole images: the full recipe and the full image only, stage by stage."""
 
 import re
 import statistics
@@ -16,15 +16,14 @@ from benchmarks.gpu.both import generator_of, heavy_encoder, light_sam, photogra
 from benchmarks.gpu.run import PartRun, memory, synchronize
 
 TRACE_LIMIT = 12 << 20
-"""Bytes of a trace that is kept."""
+"""Maximum size in bytes of a trace that is kept."""
 
 Steps = Literal["kernels", "plain", "compiled"]
-"""How the decoder's three steps that touch the whole image are computed: by our Triton kernels, by torch's operations,
-or by these compiled; in a graph each."""
+"""Decoder's three whole-image steps, each in a graph: our Triton kernels, torch's operations, or these compiled."""
 
 
 class BenchmarkImages:
-    """The models and photographs that the measurements share, made once."""
+    """Models and photographs that the measurements share, made once."""
 
     def __init__(self) -> None:
         self._light: Any = None
@@ -34,7 +33,7 @@ class BenchmarkImages:
         self._generators: dict[tuple[int | None, str], Any] = {}
 
     def prepare(self, run: PartRun) -> dict[str, Any]:
-        """Load and compile; the shapes of the photographs."""
+        """Load and compile the models, and return the shapes of the photographs."""
         self.photographs = photographs(run)
         self._light = light_sam(run)
         started = time.monotonic()
@@ -49,7 +48,7 @@ class BenchmarkImages:
         }
 
     def generator(self, run: PartRun, layers: int | None = None, steps: "Steps" = "kernels") -> Any:
-        """A generator whose graphs and kernels are ready, and that has seen every photograph."""
+        """Return a generator whose graphs and kernels are ready, after running it on every photograph."""
         if self.heavy is None:
             raise RuntimeError("the models are not ready, see `models`")
         if (layers, steps) not in self._generators:
@@ -62,17 +61,17 @@ class BenchmarkImages:
 
 
 def measure_models(run: PartRun, images: BenchmarkImages) -> dict[str, Any]:
-    """Load MobileSAM, make a random ViT-H and compile it."""
+    """Load MobileSAM, and make and compile a random ViT-H."""
     return images.prepare(run)
 
 
 def measure_images(
     run: PartRun, images: BenchmarkImages, layers: int | None, steps: Steps = "kernels"
 ) -> dict[str, Any]:
-    """Seconds of an image, one after the other in one thread: `find`, which needs the GPU, and `finish`.
+    """Measure the seconds per image in one thread: `find`, which needs the GPU, and `finish`.
 
-    `of_peak` is the fraction of the peak by `model/cost.py`; `find_of_peak` is without `finish`, which the pipeline
-    does meanwhile.
+    `of_peak` is the fraction of the peak by `model/cost.py`. `find_of_peak` excludes `finish`, which the pipeline runs
+    concurrently.
     """
     if steps != "kernels":
         run.need_cuda()
@@ -104,7 +103,7 @@ def measure_images(
 
 
 def ceiling_s(run: PartRun, generator: Any) -> float | None:
-    """Seconds of an image at the measured peak, by `model/cost.py`; None before that is measured, or of other sizes."""
+    """Return the seconds per image at the measured peak (`model/cost.py`), or None if unmeasured or quick."""
     from segmint.model.cost import image_cost
 
     if run.peak_tflops is None or run.quick:
@@ -114,7 +113,7 @@ def ceiling_s(run: PartRun, generator: Any) -> float | None:
 
 
 def measure_stages(run: PartRun, images: BenchmarkImages, layers: int | None) -> dict[str, Any]:
-    """Milliseconds of the GPU's stream by stage of one image, between events; idle moments count for their stage."""
+    """Return the milliseconds of the GPU's stream per stage of an image, counting idle time for its stage."""
     generator = images.generator(run, layers)
     pair = next(iter(images.photographs.values()))
     with staged(run) as clock:
@@ -125,9 +124,9 @@ def measure_stages(run: PartRun, images: BenchmarkImages, layers: int | None) ->
 def measure_launches(
     run: PartRun, images: BenchmarkImages, layers: int | None, trace: Path | None = None
 ) -> dict[str, Any]:
-    """Of one image: what the host starts and waits for, kernels by time, and the GPU's busy share under the profiler.
+    """Measure one image's launches, waits, and kernels by time, and the GPU's busy share under the profiler.
 
-    With `trace`, the trace of it is kept there, compressed.
+    With `trace`, a compressed trace is kept there.
     """
     generator = images.generator(run, layers)
     pair = next(iter(images.photographs.values()))
@@ -144,7 +143,7 @@ def measure_launches(
     kernels = 0
     for event in recorded.key_averages():
         if getattr(event, "is_user_annotation", False):
-            continue  # a span of kernels that are rows themselves
+            continue  # a span of kernels that have their own rows
         if re.match(r"cu(da)?[A-Z]", event.key):
             calls[event.key] = event.count
         on_device = event.device_type != torch.autograd.DeviceType.CPU
@@ -180,13 +179,13 @@ def measure_launches(
 
 @contextmanager
 def computing_by(steps: Steps) -> Iterator[None]:
-    """Compute the decoder's three large steps this way while the block runs; for generators made in it."""
+    """Use this implementation of the decoder's three large steps for generators made while the block runs."""
     from segmint.model.automatic.on_device import decoder
     from segmint.model.kernels import factored_plainly
 
     with ExitStack() as stack:
         if steps != "kernels":
-            # In place of the operators, inside which torch compiles nothing.
+            # Replaces the operators, inside which torch compiles nothing.
             for step in ("answer", "look", "draw"):
                 plain = getattr(factored_plainly, step)
                 way = torch.compile(plain, dynamic=False) if steps == "compiled" else plain
@@ -195,7 +194,7 @@ def computing_by(steps: Steps) -> Iterator[None]:
 
 
 class EventClock:
-    """Time by stage; a stage inside another counts for the inner one alone. On a GPU between events of its stream."""
+    """Clock by stage, in which nested stages count only for the inner one; on a GPU, it uses events of the stream."""
 
     def __init__(self, run: PartRun) -> None:
         self._run = run
@@ -204,7 +203,7 @@ class EventClock:
         self._turn("other")
 
     def timing(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap the function, so that its time counts for the stage."""
+        """Wrap the function so that its time counts for the stage."""
 
         @wraps(function)
         def counted(*arguments: Any, **keys: Any) -> Any:
@@ -226,7 +225,7 @@ class EventClock:
         self._turns.append((now, stage))
 
     def milliseconds(self) -> dict[str, float]:
-        """By stage, and in all; waits for the device."""
+        """Return the time by stage and in total, after waiting for the device."""
         self._turn("end")
         synchronize(self._run)
         spent: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The part of a day on a GPU about the host: the real segment actor for a while, and what `prepare` costs beside it."""
+"""Part of a GPU day about the host: the real segment actor for a while, and the cost of `prepare`."""
 
 import importlib.util
 import multiprocessing
@@ -23,21 +23,21 @@ from benchmarks.gpu.run import NotMeasuredError, PartRun, sustained, synchronize
 
 ROWS_A_CALL = 4
 PREPARED_A_PROCESS = 2
-"""Photographs that a process prepares while it is timed."""
+"""Number of photographs that each process prepares while it is timed."""
 
 
 def measure_sustained(run: PartRun) -> dict[str, Any]:
-    """TFLOP/s of products for some seconds, on a GPU as warm as the pipeline's will be."""
+    """Measure the TFLOP/s of products for some seconds, with the GPU as warm as in the pipeline."""
     found = sustained(run, run.sizes.sustained_s / 2)
     run.peak_tflops = found["sustained_tflops"]
     return found
 
 
 def measure_pipeline(run: PartRun) -> dict[str, Any]:
-    """Images a second of the segment actor with the full recipe, decoding and finishing included, on all cores.
+    """Measure the segment actor's images per second with the full recipe, including host stages on all cores.
 
-    The actor is the product's, without Ray, which only hands it tables: several threads call it, as many as a build
-    has calls at once. `bare` is the generator alone on decoded images; `of_bare` compares the two.
+    The actor is the product's, without Ray, which only passes tables to it: as many threads call it as a build has
+    concurrent calls. `bare` is the generator alone on decoded images; `of_bare` compares the two.
     """
     from segmint.operators.segment.overlap import HostThreads
     from segmint.operators.segment.segment import Segment, decode_row
@@ -49,7 +49,7 @@ def measure_pipeline(run: PartRun) -> dict[str, Any]:
     pairs = photographs(run)
     tables = [table_of([pair]) for pair in pairs.values()]
     for table in tables:
-        check(segment(table))  # graphs, features
+        check(segment(table))  # prepares graphs and features
     decoded = [decode_row(table.to_pylist()[0]) for table in tables]
     bare = segment._stages.on_device(lambda: bare_images_s(run, segment.generator, decoded))
     check(segment(tables[0]))  # the device's thread has not waited since
@@ -105,7 +105,7 @@ def measure_pipeline(run: PartRun) -> dict[str, Any]:
 
 
 def settings_of(run: PartRun) -> Any:
-    """A segment actor's settings, as a dataset begun here would have them."""
+    """Return a segment actor's settings, as for a dataset started on this machine."""
     from segmint.infra.assets.cache import sha256_of
     from segmint.infra.device import Compute
     from segmint.model.automatic.settings import MaskSettings
@@ -124,7 +124,7 @@ def settings_of(run: PartRun) -> Any:
 
 
 def table_of(pairs: list[tuple[Any, Any]]) -> pa.Table:
-    """Prepared rows, as the stage before hands them over: the release and the original as JPEG."""
+    """Return prepared rows as from the previous stage, with the release and the original as JPEG."""
     from segmint.operators.prepare.release import ReleaseConfig, encode_original, release
     from segmint.operators.rows import to_table
     from segmint.operators.schemas import PREPARED
@@ -138,14 +138,14 @@ def table_of(pairs: list[tuple[Any, Any]]) -> pa.Table:
 
 
 def check(table: pa.Table) -> None:
-    """Raise RuntimeError if a row came out without masks."""
+    """Raise RuntimeError if a row has no masks because it was rejected or has a fault."""
     for row in table.select(["reason", "fault"]).to_pylist():
         if row["reason"] is not None or row["fault"] is not None:
             raise RuntimeError(f"a row was not segmented: {row}")
 
 
 def bare_images_s(run: PartRun, generator: Any, pairs: list[tuple[Any, Any]]) -> float:
-    """Images a second of `find` alone, one after the other."""
+    """Return the images per second of `find` alone, one after the other."""
     started, images = time.perf_counter(), 0
     while images < len(pairs) or time.perf_counter() - started < run.sizes.pipeline_s / 6:
         generator.find(*pairs[images % len(pairs)])
@@ -156,7 +156,7 @@ def bare_images_s(run: PartRun, generator: Any, pairs: list[tuple[Any, Any]]) ->
 
 @contextmanager
 def sampling_gpu(run: PartRun) -> Iterator[dict[str, Any]]:
-    """A dictionary that gets the share of time in which the GPU ran a kernel, by NVML ten times a second."""
+    """Yield a dictionary for the share of time in which the GPU ran a kernel, sampled by NVML ten times per second."""
     found: dict[str, Any] = {"gpu_busy": None}
     if not run.on_cuda or importlib.util.find_spec("pynvml") is None:
         found["gpu_busy_source"] = "none: not on a GPU, or pynvml is not installed"
@@ -190,7 +190,7 @@ def sampling_gpu(run: PartRun) -> Iterator[dict[str, Any]]:
 
 
 def measure_prepare(run: PartRun, cores: str, with_original: bool) -> dict[str, Any]:
-    """Seconds of `prepare` on a photograph of 16 megapixels, a process with one thread each: on one core, or on all."""
+    """Measure the seconds of `prepare` per 16-megapixel photograph in single-threaded processes on one or all cores."""
     if run.quick and (cores == "all" or not with_original):
         raise NotMeasuredError("not at reduced sizes: the process would be the same")
     processes = os.cpu_count() or 1 if cores == "all" else 1
@@ -223,7 +223,7 @@ def measure_prepare(run: PartRun, cores: str, with_original: bool) -> dict[str, 
 
 
 def photograph_of(run: PartRun) -> bytes:
-    """A photograph of the bundle enlarged to the size of the originals, as a camera's JPEG."""
+    """Return a photograph of the bundle enlarged to the size of the originals, as a camera's JPEG."""
     from benchmarks.building.prepare import enlarged, jpeg
 
     image = next(iter(photographs(run).values()))[1]
@@ -231,7 +231,7 @@ def photograph_of(run: PartRun) -> bytes:
 
 
 def prepare_some(data: bytes, with_original: bool, barrier: Any, results: Any) -> None:
-    """In a separate process: prepare photographs, and put the seconds into `results`."""
+    """Prepare photographs in a separate process, and put the seconds into `results`."""
     try:
         results.put(prepared(data, with_original, barrier))
     except Exception as error:  # noqa: BLE001 - raised by the parent process
@@ -240,7 +240,7 @@ def prepare_some(data: bytes, with_original: bool, barrier: Any, results: Any) -
 
 
 def prepared(data: bytes, with_original: bool, barrier: Any) -> dict[str, Any]:
-    """CPU seconds of an image, by stage too, and wall seconds of all, begun when every process is ready."""
+    """Return CPU seconds per image, also by stage, and wall seconds of all, starting when every process is ready."""
     import cv2
 
     from benchmarks.building.prepare import DeidentifyConfig, build_detectors, timed

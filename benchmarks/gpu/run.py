@@ -1,4 +1,4 @@
-"""How the parts of a day on a GPU are run: their sizes, budget and results, and how calls are timed."""
+"""Runner of a GPU day's parts, with their sizes, budgets, and results, and functions that time calls."""
 
 import gc
 import json
@@ -16,17 +16,17 @@ import torch
 
 GIB = 1 << 30
 SAMPLE_S = 0.02
-"""Seconds of back-to-back calls in one sample, so that short kernels are not measured with the host's waiting."""
+"""Seconds of back-to-back calls per sample, so that the host's latency does not distort short kernels."""
 
 NOT_ON_A_CPU = "not on a CPU"
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The amount of work of each part."""
+    """Amount of work in each part."""
 
     matrix: int
-    vits: dict[str, tuple[int, int, int, tuple[int, ...]]]  # by name, the largest first: width, depth, heads, global
+    vits: dict[str, tuple[int, int, int, tuple[int, ...]]]  # by name, largest first: width, depth, heads, global
     image_side: int
     batches: tuple[int, ...]
     points_per_side: int
@@ -80,15 +80,15 @@ QUICK = Sizes(
 
 
 class NotMeasuredError(Exception):
-    """A measurement that this machine cannot make; the message says why."""
+    """Error for a measurement that this machine cannot make, with the reason as its message."""
 
 
 @dataclass
 class PartRun:
-    """One part on one device: what was found so far, and what is left of its budget.
+    """Run of one part on one device, with its results so far and the rest of its budget.
 
-    `found` has a dictionary for each measurement by its name: numbers and `took_s`, or `skipped`, or `failed` with
-    `traceback`. It is written to `output` after each.
+    `found` maps each measurement's name to a dictionary with numbers and `took_s`, or `skipped`, or `failed` with
+    `traceback`. It is written to `output` after each measurement.
     """
 
     device: torch.device
@@ -103,22 +103,22 @@ class PartRun:
 
     @property
     def on_cuda(self) -> bool:
-        """Whether the device is a GPU."""
+        """True if the device is a GPU."""
         return self.device.type == "cuda"
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the encoder computes in: bfloat16, and on a CPU float32, as not every CPU has such units."""
+        """Data type of the encoder: bfloat16 on a GPU, and float32 on a CPU, which may lack bfloat16 units."""
         return torch.bfloat16 if self.on_cuda else torch.float32
 
     @property
     def quick(self) -> bool:
-        """Whether the sizes are those that only check that everything runs."""
+        """True if the sizes only check that everything runs."""
         return self.sizes is QUICK
 
     @property
     def left_s(self) -> float:
-        """Seconds that are left of the budget."""
+        """Remaining seconds of the budget."""
         return self.budget_s - (time.monotonic() - self._started)
 
     def need_cuda(self) -> None:
@@ -127,18 +127,18 @@ class PartRun:
             raise NotMeasuredError(NOT_ON_A_CPU)
 
     def of_peak(self, tflops: float) -> float | None:
-        """A rate as a fraction of the measured peak; None before it is measured."""
+        """Return a rate as a fraction of the measured peak, or None before the peak is measured."""
         return None if self.peak_tflops is None else tflops / self.peak_tflops
 
     def measure(
         self, name: str, function: Callable[..., dict[str, Any]], *arguments: Any, kind: str = "", needs_s: float = 5
     ) -> dict[str, Any]:
-        """Call `function(run, *arguments)` and record what it returns or raises; skip it if it would overrun.
+        """Call `function(run, *arguments)` and record its result or exception; skip it if over budget.
 
-        It is expected to take as long as the longest of its kind so far, `needs_s` at first.
+        The expected time is the longest of its kind so far, and initially `needs_s`.
         """
         expected = self._longest.get(kind, needs_s) if kind else needs_s
-        self.found[name] = {"running": True}  # what a process that was killed leaves
+        self.found[name] = {"running": True}  # what remains of a process that is killed
         self.write()
         started = time.monotonic()
         if not self.quick and expected > self.left_s:
@@ -165,7 +165,7 @@ class PartRun:
             return {"skipped": str(reason)}
         except Exception as error:  # noqa: BLE001 - the part goes on with the next measurement
             found = {"failed": f"{type(error).__name__}: {str(error)[:500]}", "traceback": traceback.format_exc()}
-        gc.collect()  # tensors of the failed one
+        gc.collect()  # tensors of the failed measurement
         if self.on_cuda:
             try:
                 torch.cuda.empty_cache()
@@ -174,11 +174,11 @@ class PartRun:
         return found
 
     def failures(self) -> list[str]:
-        """The names of the measurements that failed."""
+        """Return the names of the failed measurements."""
         return [name for name, found in self.found.items() if "failed" in found]
 
     def write(self) -> None:
-        """Write everything found so far; a file is whole at any moment."""
+        """Write all results so far atomically."""
         spent = round(self.budget_s - self.left_s, 1)
         text = json.dumps({**self.head, "spent_s": spent, "measurements": self.found}, indent=2, default=str)
         self.output.parent.mkdir(parents=True, exist_ok=True)
@@ -188,9 +188,9 @@ class PartRun:
 
 
 def timed(run: PartRun, function: Callable[[], Any], runs: int | None = None) -> dict[str, float]:
-    """Median, least and most seconds of a call over several samples, after some calls to warm up.
+    """Return the median, minimum, and maximum seconds of a call over several samples, after warm-up calls.
 
-    On a GPU a sample is as many calls as `SAMPLE_S` holds, between two events.
+    On a GPU, a sample is as many calls as fit in `SAMPLE_S`, between two events.
     """
     for _ in range(run.sizes.warmups):
         function()
@@ -207,7 +207,7 @@ def timed(run: PartRun, function: Callable[[], Any], runs: int | None = None) ->
 
 
 def sample(run: PartRun, function: Callable[[], Any], calls: int) -> float:
-    """Seconds of calls that follow one another, until the device has done them."""
+    """Return the seconds of consecutive calls until the device has finished them."""
     if not run.on_cuda:
         started = time.perf_counter()
         for _ in range(calls):
@@ -230,7 +230,7 @@ def synchronize(run: PartRun) -> None:
 
 @contextmanager
 def memory(run: PartRun) -> Iterator[dict[str, float]]:
-    """A dictionary that gets the device's peak memory at the end of the block; empty on a CPU."""
+    """Yield a dictionary for the device's peak memory at the end of the block; it stays empty on a CPU."""
     peak: dict[str, float] = {}
     if run.on_cuda:
         torch.cuda.empty_cache()
@@ -241,9 +241,9 @@ def memory(run: PartRun) -> Iterator[dict[str, float]]:
 
 
 def sustained(run: PartRun, seconds: float) -> dict[str, float]:
-    """TFLOP/s of products in the first tenth of a second after a pause, and in the last second of `seconds`.
+    """Return the TFLOP/s of products in the first tenth of a second after a pause, and in the last second of `seconds`.
 
-    A GPU that is warm, or at its power limit, is slower than one that was idle.
+    A GPU that is warm or at its power limit is slower than one that was idle.
     """
     size = run.sizes.matrix
     a, b = (torch.randn(size, size, device=run.device, dtype=run.dtype) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The part of docs/performance.md on a day on a GPU: from the five results of `benchmarks/gpu/day.py` to Markdown."""
+"""Part of docs/performance.md about a GPU day, as Markdown from the five results of `benchmarks/gpu/day.py`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +9,7 @@ Found = dict[str, Result]
 
 
 def gpu_part(results: dict[str, Result]) -> str:
-    """Everything that was measured, part by part; of a measurement without numbers, why."""
+    """Return all measurements by part, with the reasons for those without numbers."""
     texts: list[str] = []
     for number, make in enumerate((machine_text, encoders_text, images_text, bits_text, pipeline_text), start=1):
         result = results.get(f"gpu_day-{number}")
@@ -20,7 +20,7 @@ def gpu_part(results: dict[str, Result]) -> str:
 
 
 def machine_text(found: Found) -> Iterable[str]:
-    """The peak, products and attention."""
+    """Yield the peak, products, and attention."""
     if "peak" in found:
         peak = found["peak"]
         yield wrapped(
@@ -46,7 +46,7 @@ def machine_text(found: Found) -> Iterable[str]:
 
 
 def encoders_text(found: Found) -> Iterable[str]:
-    """Each encoder, eager and compiled."""
+    """Yield each encoder, eager and compiled."""
     rows = [(name.split(", "), one) for name, one in found.items() if ", batch " in name]
     if rows:
         yield table(
@@ -65,7 +65,7 @@ def encoders_text(found: Found) -> Iterable[str]:
 
 
 def images_text(found: Found) -> Iterable[str]:
-    """Whole images, their stages, and what the host starts and waits for."""
+    """Yield whole images, their stages, and the host's launches and waits."""
     images = {name: one for name, one in found.items() if "find_s" in one}
     if images:
         yield table(
@@ -104,7 +104,7 @@ def images_text(found: Found) -> Iterable[str]:
 
 
 def bits_text(found: Found) -> Iterable[str]:
-    """Agreement with the reference, and whether bits repeat."""
+    """Yield agreement with the reference and the reproducibility of bits."""
     masks = {name: one for name, one in found.items() if name.startswith("masks ")}
     if masks:
         yield table(
@@ -133,7 +133,7 @@ def bits_text(found: Found) -> Iterable[str]:
 
 
 def pipeline_text(found: Found) -> Iterable[str]:
-    """The actor with its host pipeline, and what feeds it."""
+    """Yield the actor with its host pipeline, and the stage that feeds it."""
     if "pipeline" in found:
         one = found["pipeline"]
         busy = "not known" if one["gpu_busy"] is None else percent(one["gpu_busy"])
@@ -156,14 +156,14 @@ def pipeline_text(found: Found) -> Iterable[str]:
 
 
 def missing(one: Result) -> str:
-    """Why a measurement has no numbers; empty if it has."""
+    """Return why a measurement has no numbers, or an empty string if it has some."""
     if "running" in one:
         return "its process was ended"
     return str(one.get("skipped", one.get("failed", "")))
 
 
 def without_numbers(result: Result) -> str:
-    """The measurements without numbers and the reasons."""
+    """Return the measurements without numbers and the reasons."""
     reasons: dict[str, list[str]] = {}
     for name, one in result["measurements"].items():
         if missing(one):
@@ -173,7 +173,7 @@ def without_numbers(result: Result) -> str:
 
 
 def where(result: Result) -> str:
-    """The date and machine of a result."""
+    """Return the date and machine of a result."""
     machine = result["machine"]
     return (
         f"Part {result['part']}, measured on {result['date']}: {machine['gpu']}, {machine['cpu']}, "
@@ -182,11 +182,11 @@ def where(result: Result) -> str:
 
 
 def number(one: Result | None, key: str, factor: float = 1.0) -> str:
-    """A figure with three digits; empty without it."""
+    """Return a figure with three digits, or an empty string if it is missing."""
     value: Any = None if one is None else one.get(key)
     return "" if value is None else f"{value * factor:,.3g}" if value * factor < 1000 else f"{value * factor:,.0f}"
 
 
 def share(one: Result, key: str, digits: int = 0) -> str:
-    """A share in percent; empty without it."""
+    """Return a share in percent, or an empty string if it is missing."""
     return "" if one.get(key) is None else percent(one[key], digits)
