@@ -1,4 +1,4 @@
-"""What a benchmark's figures depend on besides our code: the machine, its load, and versions of libraries."""
+"""Description of what a benchmark's figures depend on besides our code: machine, load, and library versions."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def describe_machine(threads: int, precision: str, *, packages: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A JSON description of the machine, with the load of the last minute: call it before measuring.
+    """Return a JSON description of the machine and its load over the last minute; call this before measuring.
 
     `threads` and `precision` are those of the benchmark; `packages` are recorded with their versions.
     """
@@ -31,7 +31,7 @@ def describe_machine(threads: int, precision: str, *, packages: tuple[str, ...] 
 
 
 def processor() -> str:
-    """The CPU's name as the system reports it."""
+    """Return the CPU's name as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

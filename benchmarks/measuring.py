@@ -1,4 +1,4 @@
-"""What the benchmarks share: photographs, separate processes, memory, spreads, and results."""
+"""Shared parts of benchmarks: photographs, separate processes, memory, spreads, and results."""
 
 import json
 import multiprocessing
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# Threads that spin while they wait take the core from those they wait for, as soon as anything else runs.
+# Threads that spin while waiting take the core from the threads that they wait for as soon as anything else runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,11 +25,11 @@ MIB = 1 << 20
 def photographs(
     folder: Path | None = None, only: Sequence[str] | None = None, scikit_image: bool = False
 ) -> dict[str, str]:
-    """The source of each photograph, by its name: a file, or a name of scikit-image's.
+    """Return the source of each photograph by name: a file, or one of scikit-image's names.
 
-    Those of the folder come first, which `only` selects by names without suffix; then scikit-image's, if requested.
-    Without a folder they are scikit-image's, and `only` selects among these. Raises SystemExit for a name that does
-    not exist, or exists twice.
+    The folder's photographs come first, of which `only` selects some by names without suffix, then scikit-image's if
+    requested. Without a folder, `only` selects among scikit-image's. Raises SystemExit for a name that does not exist
+    or exists twice.
     """
     own = {name: name for name in SCIKIT_IMAGE}
     if folder is None:
@@ -52,7 +52,7 @@ def photographs(
 
 
 def read(source: str) -> Any:
-    """A photograph's pixels, (height, width, 3) uint8 RGB, from a source of `photographs`."""
+    """Return a photograph's pixels, (height, width, 3) uint8 RGB, from a source of `photographs`."""
     import numpy as np
     from PIL import Image
 
@@ -72,9 +72,9 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @contextmanager
 def waiting_as_shipped() -> Iterator[None]:
-    """Let processes that start in this block wait by spinning, OpenMP's default.
+    """Let processes started in this block wait by spinning, OpenMP's default.
 
-    It makes the reference's operations, which use all threads, faster on an idle machine.
+    On an idle machine, this speeds up the reference's operations, which use all threads.
     """
     policy = os.environ.pop("OMP_WAIT_POLICY", None)
     try:
@@ -85,7 +85,7 @@ def waiting_as_shipped() -> Iterator[None]:
 
 
 def peak_mib() -> int:
-    """Peak MiB of this process, weights and libraries included.
+    """Return the peak MiB of this process, including weights and libraries.
 
     Linux includes the size of the parent process in `ru_maxrss`, but not in `VmHWM`.
     """
@@ -97,13 +97,13 @@ def peak_mib() -> int:
 
 
 def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
-    """Median, minimum and maximum, rounded to `digits` decimals."""
+    """Return median, minimum, and maximum, rounded to `digits` decimals."""
     found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
     return {name: round(value, digits) for name, value in found.items()}
 
 
 def write_result(output: Path, name: str, machine: dict[str, Any], parts: dict[str, Any]) -> None:
-    """Write a benchmark's result as JSON: its name, the day (UTC), the machine, and the parts."""
+    """Write a benchmark's result as JSON: its name, the date (UTC), the machine, and the parts."""
     output.parent.mkdir(parents=True, exist_ok=True)
     result = {"benchmark": name, "date": datetime.now(UTC).date().isoformat(), "machine": machine, **parts}
     output.write_text(json.dumps(result, indent=2) + "\n")

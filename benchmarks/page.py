@@ -1,4 +1,4 @@
-"""The parts of pages of docs/ between their marker comments, made from recorded results."""
+"""Parts of the pages in docs/ between their marker comments, made from recorded results."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ from benchmarks.training.tables import trial_part
 MISSING = "no result is recorded yet"
 
 Parts = Mapping[str, tuple[Callable[[dict[str, Result]], str], str]]
-"""A page's parts by the names in their markers: the function for each, and the command that records its results."""
+"""Parts of a page by the names in their markers, with each one's function and the command that records its results."""
 
 PARTS: Parts = {
     "whole images": (generator_part, "make bench"),
@@ -40,7 +40,7 @@ PARTS: Parts = {
     "encoder": (encoder_part, "make bench-encoder"),
     "gpu": (gpu_part, "make gpu-day"),
 }
-"""Those of docs/performance.md."""
+"""Parts of docs/performance.md."""
 
 PAGES: Mapping[str, Parts] = {
     "performance.md": PARTS,
@@ -51,12 +51,12 @@ PAGES: Mapping[str, Parts] = {
 
 
 def read_results(folder: Path) -> dict[str, Result]:
-    """The recorded results by file name, without suffix."""
+    """Return the recorded results by file name without suffix."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
 def filled(page: str, results: dict[str, Result], parts: Parts = PARTS) -> str:
-    """The page with each part between its marker comments replaced; raises SystemExit if markers are missing."""
+    """Return the page with the part between each pair of markers replaced. Raises SystemExit if markers are missing."""
     for name, (make, command) in parts.items():
         begin, end = f"<!-- {name}: made by make bench-page -->", f"<!-- end of {name} -->"
         if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):

@@ -1,9 +1,9 @@
-"""Make the tables of docs/performance.md and docs/train.md, and the plots, from the recorded results.
+"""Generator of the tables in docs/performance.md and docs/train.md, and of the plots, from the recorded results.
 
     python benchmarks/plots.py [--results FOLDER] [--docs FOLDER]
 
-Tables go into the pages between pairs of marker comments, plots into the folder `images/` next to them. Both are made
-from the JSON alone, so that no figure is typed by hand. A part without a result says so, and its plot is removed.
+Tables are written to the pages between pairs of marker comments, and plots to the folder `images/` next to them. Both
+are made only from the JSON, so no figure is typed by hand. A part without a result says so, and its plot is removed.
 """
 
 import argparse
@@ -75,19 +75,19 @@ def main() -> None:
 
 
 def digest(results: dict[str, Result], sources: Sequence[str]) -> str:
-    """The identifier in a plot of the results it was drawn from."""
+    """Return the identifier of the results that a plot shows, which the plot stores."""
     shown = [results.get(source) for source in sources]
     return "sha256:" + hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of(picture: Path) -> str | None:
-    """The `digest` at the time when the plot was drawn."""
+    """Return the `digest` from when the plot was drawn."""
     found = re.search(r"sha256:[0-9a-f]{64}", picture.read_text())
     return found and found[0]
 
 
 def draw_performance(results: dict[str, Result], path: Path) -> None:
-    """Seconds a photograph as bars, without crops and with the most layers of them, ratios at their ends."""
+    """Draw the seconds per photograph as bars with ratios, without crops and with the most layers of crops."""
     pyplot = pyplot_styled()
     shown = [results[name] for name in performance_sources() if name in results]
     shown = [shown[0], *shown[1:][-1:]]
@@ -124,7 +124,7 @@ def draw_performance(results: dict[str, Result], path: Path) -> None:
 
 
 def draw_stages(results: dict[str, Result], path: Path) -> None:
-    """Seconds of the stages as a stacked bar for each precision."""
+    """Draw the seconds of the stages as a stacked bar per precision."""
     pyplot = pyplot_styled()
     result = results["stages"]
     found = result["precisions"]
@@ -168,7 +168,7 @@ def draw_stages(results: dict[str, Result], path: Path) -> None:
 
 
 def draw_scale(results: dict[str, Result], path: Path) -> None:
-    """Memory of the largest process of each kind over the time of a build, without the object store's pages."""
+    """Draw the memory of the largest process of each kind during a build, without the object store's pages."""
     pyplot = pyplot_styled()
     result = results["scale"]
     shown = [each for each in result["roles"] if each["role"] in ROLES]
@@ -186,7 +186,7 @@ def draw_scale(results: dict[str, Result], path: Path) -> None:
 
 
 def performance_sources() -> tuple[str, ...]:
-    """The results that the plot of whole images may show."""
+    """Return the results that the plot of whole images may show."""
     return ("generator_vs_reference", "generator_vs_reference-crops1", "generator_vs_reference-crops2")
 
 
@@ -195,16 +195,16 @@ PICTURES: dict[str, tuple[Sequence[str], Callable[[dict[str, Result], Path], Non
     "stages.svg": (("stages",), draw_stages),
     "scale.svg": (("scale",), draw_scale),
 }
-"""The plots by file name: the results they show, of which the first is required, and the function that draws them."""
+"""Plots by file name: the results that they show, of which the first is required, and the function that draws them."""
 
 
 def label_of(side: str) -> str:
-    """The label of a side in the legend."""
+    """Return the label of a side in the legend."""
     return "segment-anything (reference)" if side == "reference" else f"segmint, {PRECISIONS[side]}"
 
 
 def pyplot_styled() -> Any:
-    """matplotlib's pyplot without a display, in the plots' style; text is drawn as outlines, the same everywhere."""
+    """Return pyplot in the plots' style without a display, with text as outlines to be identical everywhere."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -230,7 +230,7 @@ def pyplot_styled() -> Any:
 
 
 def save(figure: Any, path: Path, description: str, identifier: str) -> None:
-    """Write the plot with its description, but without the time when it was drawn."""
+    """Write the plot with its description, but without the time at which it was drawn."""
     from matplotlib import pyplot
 
     metadata = {"Date": None, "Creator": None, "Description": description, "Identifier": identifier}

@@ -26,22 +26,22 @@ _ROLES = {
     r"spawn_main": "prepare child",
     r"ray::.*": "task worker",
 }
-"""The role of a process by a pattern of its command line; the first match counts."""
+"""Role of a process by a pattern of its command line; the first match wins."""
 
 
 @dataclass
 class TracedProcess:
-    """One process: its role, and its size at each sample."""
+    """Process with its role and its size at each sample."""
 
     role: str
-    seconds: list[float] = field(default_factory=list)  # since the trace began
-    rss_mib: list[float] = field(default_factory=list)  # shared pages of the object store included
-    own_mib: list[float] = field(default_factory=list)  # without these
+    seconds: list[float] = field(default_factory=list)  # since the trace started
+    rss_mib: list[float] = field(default_factory=list)  # including shared pages of the object store
+    own_mib: list[float] = field(default_factory=list)  # without shared pages
     cpu_s: float = 0.0  # at the last sample
 
 
 class Trace:
-    """All descendants of a process, by their ids."""
+    """All descendants of a process, by id."""
 
     def __init__(self, root: int) -> None:
         self._root = psutil.Process(root)
@@ -49,7 +49,7 @@ class Trace:
         self.processes: dict[tuple[int, float], TracedProcess] = {}
 
     def look(self) -> None:
-        """Sample every process that runs now; one that ends meanwhile is skipped."""
+        """Sample every running process, skipping those that end meanwhile."""
         now = time.monotonic() - self._began
         for process in self._living():
             with suppress(psutil.Error):
@@ -72,5 +72,5 @@ class Trace:
 
 
 def role_of(command: str) -> str | None:
-    """The role of a process by its command line; None if unknown."""
+    """Return the role of a process by its command line, or None if unknown."""
     return next((role for pattern, role in _ROLES.items() if re.search(pattern, command)), None)

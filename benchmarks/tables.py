@@ -1,4 +1,4 @@
-"""The parts of docs/performance.md that come from recorded results: from their JSON to Markdown."""
+"""Parts of docs/performance.md as Markdown from the JSON of recorded results."""
 
 import statistics
 import textwrap
@@ -13,13 +13,13 @@ GROUPS = {
     "upscale and filter": ("upscale and filter",),
     "the rest": ("suppression", "clean-up", "RLE", "other"),
 }
-"""The stages as the plot shows them."""
+"""Stages as the plot groups them."""
 
 Result = dict[str, Any]
 
 
 def generator_part(results: dict[str, Result]) -> str:
-    """Whole images without crops, and the plot of all."""
+    """Return whole images without crops, and the plot of all."""
     result = results.get("generator_vs_reference")
     if result is None:
         return ""
@@ -27,7 +27,7 @@ def generator_part(results: dict[str, Result]) -> str:
 
 
 def crops_part(results: dict[str, Result]) -> str:
-    """Whole images with crops."""
+    """Return whole images with crops."""
     found = [
         results[name] for name in ("generator_vs_reference-crops1", "generator_vs_reference-crops2") if name in results
     ]
@@ -35,7 +35,7 @@ def crops_part(results: dict[str, Result]) -> str:
 
 
 def comparison(result: Result) -> str:
-    """A comparison in words, its speed, agreement and memory; where and how it was measured."""
+    """Return a comparison in words with its speed, agreement, memory, and measurement conditions."""
     settings, rows = result["settings"], result["photographs"]
     precisions = settings["precisions"]
     words = wrapped(" ".join(in_words(precision, rows) for precision in precisions))
@@ -95,7 +95,7 @@ def comparison(result: Result) -> str:
 
 
 def in_words(precision: str, rows: Sequence[Result]) -> str:
-    """A sentence on one precision over all photographs."""
+    """Return a sentence about one precision over all photographs."""
     ours = [row["ours"][precision] for row in rows]
     ratios = [one["ratio"]["median"] for one in ours]
     best, *_, loosest = thresholds(rows)
@@ -109,7 +109,7 @@ def in_words(precision: str, rows: Sequence[Result]) -> str:
 
 
 def stages_part(results: dict[str, Result]) -> str:
-    """Seconds of each stage with one thread."""
+    """Return the seconds of each stage with one thread."""
     result = results.get("stages")
     if result is None:
         return ""
@@ -163,12 +163,12 @@ def stages_part(results: dict[str, Result]) -> str:
 
 
 def stage_cells(row: Result) -> tuple[str, str]:
-    """Seconds and share of a stage."""
+    """Return the seconds and share of a stage."""
     return f"{row['seconds']:.3f}", percent(row["share"], 1)
 
 
 def scaling_part(results: dict[str, Result]) -> str:
-    """Seconds over the grid, the layers of crops and the size."""
+    """Return the seconds over the grid, the layers of crops, and the size."""
     result = results.get("stages")
     if result is None:
         return ""
@@ -205,7 +205,7 @@ def scaling_part(results: dict[str, Result]) -> str:
 
 
 def pipeline_part(results: dict[str, Result]) -> str:
-    """A build compared with a plain loop."""
+    """Return a build compared with a plain loop."""
     result = results.get("pipeline_vs_loop")
     if result is None:
         return ""
@@ -229,7 +229,7 @@ def pipeline_part(results: dict[str, Result]) -> str:
 
 
 def encoder_part(results: dict[str, Result]) -> str:
-    """The ViT encoders."""
+    """Return the ViT encoders."""
     result = results.get("encoder_vs_reference")
     if result is None:
         return ""
@@ -249,18 +249,18 @@ def encoder_part(results: dict[str, Result]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table, the first column to the left and the others to the right."""
+    """Return a Markdown table with the first column left-aligned and the others right-aligned."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
 def wrapped(text: str) -> str:
-    """Prose in lines of 120 characters at most."""
+    """Wrap prose to lines of at most 120 characters."""
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def where(result: Result) -> str:
-    """The date and machine of a result."""
+    """Return the date and machine of a result."""
     machine = result["machine"]
     threads = f"{machine['threads']} {'thread' if machine['threads'] == 1 else 'threads'}"
     return (
@@ -271,46 +271,46 @@ def where(result: Result) -> str:
 
 
 def grid_of(settings: Result) -> str:
-    """The grid and the crops in words."""
+    """Return the grid and the crops in words."""
     points, layers = settings["points_per_side"], settings["crop_n_layers"]
     crops = {0: "no crops", 1: "a layer of crops"}.get(layers, f"{layers} layers of crops")
     return f"{points} × {points} points, {crops}"
 
 
 def side_of(row: Result, side: str) -> Result:
-    """The reference's part of a photograph's row, or that of ours in a precision."""
+    """Return the reference's part of a photograph's row, or ours in a precision."""
     found: Result = row["reference"] if side == "reference" else row["ours"][side]
     return found
 
 
 def thresholds(rows: Sequence[Result]) -> list[str]:
-    """The IoUs at which masks count as found, the strictest first."""
+    """Return the IoUs at which masks count as found, strictest first."""
     return list(next(iter(rows[0]["ours"].values()))["matched"])
 
 
 def seconds(value: float) -> str:
-    """Seconds with at least three digits, at most two of them after the point."""
+    """Format seconds with at least three digits, at most two of them after the decimal point."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """A share in percent."""
+    """Format a share in percent."""
     return f"{100 * share:.{digits}f} %"
 
 
 def ratio(found: Result) -> str:
-    """A ratio with its spread."""
+    """Format a ratio with its spread."""
     return f"**{found['median']:.1f}** ({found['least']:.1f}–{found['most']:.1f})"
 
 
 def span(values: Sequence[float]) -> str:
-    """The minimum and maximum, or one of them if they look the same."""
+    """Format the minimum and maximum, or one of them if they look the same."""
     least, most = f"{min(values):.1f}", f"{max(values):.1f}"
     return least if least == most else f"{least} to {most}"
 
 
 def alternative(results: dict[str, Result]) -> str:
-    """The plot of whole images in words."""
+    """Return the alternative text of the plot of whole images."""
     result = results["generator_vs_reference"]
     ratios = {
         one: span([row["ours"][one]["ratio"]["median"] for row in result["photographs"]])
@@ -321,7 +321,7 @@ def alternative(results: dict[str, Result]) -> str:
 
 
 def alternative_stages(result: Result) -> str:
-    """The plot of the stages in words."""
+    """Return the alternative text of the plot of the stages."""
     note = []
     for precision, found in result["precisions"].items():
         shares = ", ".join(f"{name} {percent(value / found['seconds'])}" for name, value in grouped(found))
@@ -330,6 +330,6 @@ def alternative_stages(result: Result) -> str:
 
 
 def grouped(found: Result) -> list[tuple[str, float]]:
-    """Seconds of the plot's groups of stages."""
+    """Return the seconds of the plot's groups of stages."""
     by_name = {row["name"]: row["seconds"] for row in found["stages"]}
     return [(name, sum(by_name[stage] for stage in stages)) for name, stages in GROUPS.items()]

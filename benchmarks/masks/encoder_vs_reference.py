@@ -1,11 +1,11 @@
-"""The ViT image encoders of the reference package and ours compared, with the same random weights and image.
+"""Comparison of our ViT image encoders with the reference package's, on the same random weights and image.
 
     python benchmarks/masks/encoder_vs_reference.py [--models b l h] [--runs N] [--threads N]
 
-Both sides run in turn in one process, in float32 on a CPU, after one warm-up run each, which gives the largest
-difference between their embeddings; weights do not change an encoder's cost. Then each side runs once in a separate
-process for its peak memory. Wall and CPU seconds are both recorded: on a busy machine CPU seconds say more. The result
-goes to `benchmarks/results/` as JSON, with a description of the machine.
+Both sides run alternately in one process, in float32 on a CPU, after one warm-up run each, from which the largest
+difference between their embeddings is taken. Weights do not change an encoder's cost. Then each side runs once in a
+separate process for its peak memory. Wall and CPU seconds are both recorded, because CPU seconds are more meaningful on
+a busy machine. The result is written to `benchmarks/results/` as JSON, with a description of the machine.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SIDE = 1024
 
 
 def main() -> None:
-    """Measure each model, print a line for it and write the result."""
+    """Measure each model, print a line for it, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=["b", "l", "h"], default=["b"])
     parser.add_argument("--runs", type=int, default=3, help="timed runs of each side")
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def compare(model: str, runs: int, threads: int) -> dict[str, Any]:
-    """Times and differences of one model, and the peak memory of each side."""
+    """Return times and differences of one model, and the peak memory of each side."""
     import torch
 
     from benchmarks.masks.reference import reference_vit
@@ -59,7 +59,7 @@ def compare(model: str, runs: int, threads: int) -> dict[str, Any]:
 
     torch.set_num_threads(threads)
     ours, reference = our_encoder(model), reference_vit(VIT_SHAPES[f"vit_{model}"], SIDE)
-    # The reference's random weights, with position tables other than its zeros; both sides share their memory.
+    # The reference's random weights, with nonzero position tables; both sides share their memory.
     torch.manual_seed(0)
     state = reference.state_dict()
     for name in state:
@@ -96,7 +96,7 @@ def compare(model: str, runs: int, threads: int) -> dict[str, Any]:
 
 
 def our_encoder(model: str) -> Any:
-    """Our encoder in evaluation mode, without weights."""
+    """Return our encoder in evaluation mode, without weights."""
     import torch
 
     from segmint.model.sam.image_encoder_vit import ImageEncoderViT
@@ -107,7 +107,7 @@ def our_encoder(model: str) -> Any:
 
 
 def peak_memory(side: str, model: str, threads: int) -> int:
-    """Peak MiB of a process while one side encodes an image, weights and libraries included."""
+    """Return the peak MiB of a process while one side encodes an image, including weights and libraries."""
     import torch
 
     from benchmarks.masks.reference import reference_vit

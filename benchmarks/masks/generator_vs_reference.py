@@ -1,17 +1,17 @@
-"""Automatic mask generation of the reference package and ours compared: the same weights, the same photographs.
+"""Comparison of our automatic mask generation with the reference package's, with the same weights and photographs.
 
     python benchmarks/masks/generator_vs_reference.py [--photos FOLDER [--only NAME ...] [--scikit-image]]
         [--precision fp32 bf16] [--crops 0|1|2] [--rounds N] [--threads N]
 
-Both sides use the reference's defaults (32x32 points; with `--crops`, each layer of crops has half the points per side
-of the previous layer) and MobileSAM; the reference package, which has no TinyViT, runs with our image encoder, in its
-default float32. Ours runs in each precision. Every measurement has a separate process, and so its own peak memory.
-Rounds alternate which side goes first: seconds are medians, and the ratio is the median of the rounds' ratios. Time
-before the measurement (libraries, weights, one warm-up run on a small grid) is `setup_s`.
+Both sides use the reference's defaults (32x32 points; with `--crops`, each layer of crops uses half the points per side
+of the previous layer) and MobileSAM. The reference package lacks TinyViT, so it runs with our image encoder, in its
+default float32. Ours runs in each precision. Every measurement runs in a separate process with its own peak memory.
+Rounds alternate which side goes first; seconds are medians, and the ratio is the median of the rounds' ratios.
+`setup_s` is the time before the measurement: libraries, weights, and one warm-up run on a small grid.
 
-The number of the reference's masks that are among ours is counted in each round; the round with the fewest is reported.
-Without a folder the photographs are those of scikit-image. The result goes to `benchmarks/results/` as JSON, after each
-photograph, with a description of the machine.
+Each round counts the reference's masks that ours match, and the round with the fewest is reported. Without a folder,
+the photographs are scikit-image's. After each photograph, the result is written to `benchmarks/results/` as JSON, with
+a description of the machine.
 """
 
 import argparse
@@ -43,7 +43,7 @@ REFERENCE = "reference"
 
 
 def main() -> None:
-    """Measure, compare, print a line for each photograph and precision, and write the result."""
+    """Measure, compare, print a line per photograph and precision, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="a folder of photographs; scikit-image's without it")
     parser.add_argument("--only", nargs="+", help="names of the folder's photographs, without their endings")
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def measure_round(index: int, source: str, threads: int, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Run the reference, and ours in each precision, once each; results by name. Even rounds begin with ours."""
+    """Run the reference and ours in each precision once, ours first in even rounds; return results by name."""
     sides = [*settings["precisions"], REFERENCE]
     found = {}
     for side in sides if index % 2 == 0 else reversed(sides):
@@ -97,7 +97,7 @@ def measure_round(index: int, source: str, threads: int, settings: dict[str, Any
 
 
 def run_ours(source: str, threads: int, settings: dict[str, Any], precision: str) -> dict[str, Any]:
-    """Our generator: seconds, peak memory, masks."""
+    """Run our generator, and return seconds, peak memory, and masks."""
     started = time.perf_counter()
     from segmint.infra.assets.resolve import resolve
     from segmint.infra.device import Compute
@@ -127,7 +127,7 @@ def run_ours(source: str, threads: int, settings: dict[str, Any], precision: str
 
 
 def run_reference(source: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """The reference generator: seconds, peak memory, masks. Its process uses torch's defaults."""
+    """Run the reference generator with torch's defaults, and return seconds, peak memory, and masks."""
     started = time.perf_counter()
     import torch
     from segment_anything import SamAutomaticMaskGenerator
@@ -160,7 +160,7 @@ def run_reference(source: str, threads: int, settings: dict[str, Any]) -> dict[s
 
 
 def compared(name: str, rounds: list[dict[str, dict[str, Any]]], precisions: list[str]) -> dict[str, Any]:
-    """The row of one photograph: the reference, and for each precision ours with ratio and agreement."""
+    """Return the row of one photograph: the reference, and for each precision ours with ratio and agreement."""
     height, width = rounds[0][REFERENCE]["size"]
     ours = {}
     for precision in precisions:
@@ -182,7 +182,7 @@ def compared(name: str, rounds: list[dict[str, dict[str, Any]]], precisions: lis
 
 
 def summary(rounds: list[dict[str, dict[str, Any]]], side: str) -> dict[str, Any]:
-    """Median seconds of a side, and its largest memory."""
+    """Return the median seconds of a side and its maximum memory."""
     return {
         "seconds": round(statistics.median(each[side]["seconds"] for each in rounds), 2),
         "setup_s": round(statistics.median(each[side]["setup_s"] for each in rounds), 2),
@@ -191,9 +191,9 @@ def summary(rounds: list[dict[str, dict[str, Any]]], side: str) -> dict[str, Any
 
 
 def agreement(ours: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many masks are ours, and how many of the reference's have one of ours over each IoU; the least such IoU.
+    """Return the number of our masks, of the reference's that ours match at each IoU, and the lowest such IoU.
 
-    A mask is COCO's compressed RLE, `size` and `counts`.
+    Masks are COCO's compressed RLE with `size` and `counts`.
     """
     from pycocotools import mask as coco
 
@@ -211,7 +211,7 @@ def agreement(ours: list[dict[str, Any]], reference: list[dict[str, Any]]) -> di
 
 
 def summary_line(row: dict[str, Any]) -> str:
-    """A photograph's row as readable lines."""
+    """Return a photograph's row as readable lines."""
     reference = row[REFERENCE]
     return "\n".join(
         f"{row['name']} {precision}: {ours['seconds']:.1f} s against {reference['seconds']:.1f} s, "

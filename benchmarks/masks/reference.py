@@ -1,6 +1,6 @@
-"""The reference package's models, for comparison in benchmarks and tests.
+"""Models of the reference package, for comparison in benchmarks and tests.
 
-Needs only torch and the package `segment_anything`: `benchmarks/gpu/day.py` uses it on machines without network.
+This module only needs torch and `segment_anything`; `benchmarks/gpu/day.py` uses it on machines without a network.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ IMAGE_SIDE = 1024
 
 
 class _Encoder(torch.nn.Module):
-    """Our image encoder with the one attribute that the reference code needs."""
+    """Our image encoder with the attribute that the reference code needs."""
 
     def __init__(self, encoder: torch.nn.Module) -> None:
         super().__init__()
@@ -31,9 +31,9 @@ class _Encoder(torch.nn.Module):
 
 
 def reference_sam(sam: "Sam") -> ReferenceSam:
-    """The reference's SAM in evaluation mode on our model's device: our image encoder, and our weights everywhere else.
+    """Return the reference's SAM in evaluation mode on our model's device, with our image encoder and weights.
 
-    The package has no TinyViT, so MobileSAM's encoder must be ours. The encoder is shared, not copied.
+    The package lacks TinyViT, so MobileSAM's encoder must be ours. The encoder is shared, not copied.
     """
     reference = ReferenceSam(
         image_encoder=_Encoder(sam.image_encoder),
@@ -57,9 +57,9 @@ def reference_sam(sam: "Sam") -> ReferenceSam:
 
 
 def reference_vit(shape: "VitShape", image_side: int = IMAGE_SIDE) -> ImageEncoderViT:
-    """The reference's ViT encoder of our shape in evaluation mode, with its initial random weights.
+    """Return the reference's ViT encoder with our shape in evaluation mode, with its initial random weights.
 
-    `image_side` is the side of its square input in pixels. Inside `torch.device("meta")` it has no weights.
+    `image_side` is the side of its square input in pixels. Inside `torch.device("meta")`, it has no weights.
     """
     return ImageEncoderViT(
         img_size=image_side,

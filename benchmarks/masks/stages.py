@@ -1,20 +1,19 @@
-"""The time of automatic mask generation, stage by stage, and how it grows with the work.
+"""Time of automatic mask generation by stage, and how it scales with the work.
 
     python benchmarks/masks/stages.py [--photo FILE] [--precision fp32 bf16] [--crops 0|1|2] [--rounds N] [--threads N]
 
-Two measurements in each precision, each in a separate process, after one warm-up run:
+Each precision gets two measurements, each in a separate process after one warm-up run:
 
-- *Stages.* Our generator runs unchanged, and the functions that it calls are timed from outside. It has one thread, so
-  that nothing overlaps and the stages add up to the whole; `other` is the rest. Of several rounds the one of median
-  length is kept. The fraction of the peak is the number of the network's operations (`model/cost.py`) in the stages
-  that do them, over the measured rate of one thread (`infra/peak.py`) in the precision of that part's weights. The
-  count does not follow the implementation: ours needs fewer products for a prompt, so that over 100 % is possible
-  there.
-- *Scaling.* Seconds of whole images with all threads: over the grid, over layers of crops, and over the photograph's
-  size. Each is the median of the rounds.
+- *Stages.* Our generator runs unchanged, and the functions that it calls are timed from outside. It uses one thread, so
+  that nothing overlaps and the stages add up to the total; `other` is the rest. The round of median length is reported.
+  The fraction of the peak is the number of the network's operations (`model/cost.py`) in the stages that do them, over
+  the measured rate of one thread (`infra/peak.py`) in the precision of that part's weights. The count is independent of
+  the implementation. Ours needs fewer products per prompt, so that part can exceed 100 %.
+- *Scaling.* Seconds per image with all threads, over the grid, layers of crops, and the photograph's size. Each is the
+  median of the rounds.
 
-The settings are those of the `sa1b` profile, with clean-up, and without crops unless `--crops` is given; the weights
-MobileSAM's. Without a file the photograph is scikit-image's astronaut. The result goes to
+The settings are those of the `sa1b` profile, with cleanup, and without crops unless `--crops` is given. The weights are
+MobileSAM's. The default photograph is scikit-image's astronaut. The result is written to
 `benchmarks/results/stages.json`.
 """
 
@@ -40,11 +39,11 @@ from benchmarks.measuring import RESULTS, in_process, read, spread, write_result
 WEIGHTS: Literal["mobile_sam"] = "mobile_sam"
 STAGES = ("encode", "plan", "decode", "draw", "upscale and filter", "suppression", "clean-up", "RLE")
 NETWORK = {"encode": ("encode",), "prompts": ("plan", "decode", "draw")}
-"""The stages with the operations that `model/cost.py` counts for an encode and for a prompt."""
+"""Stages with the operations that `model/cost.py` counts for an encode and for a prompt."""
 
 
 def main() -> None:
-    """Measure each precision, print its stages and write the result."""
+    """Measure each precision, print its stages, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photo", default="astronaut", help="a file, or a name of scikit-image's")
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
@@ -94,7 +93,7 @@ def main() -> None:
 
 
 def measure_stages(source: str, precision: str, keys: dict[str, int], rounds: int) -> dict[str, Any]:
-    """Seconds of each stage with one thread, and the fraction of the peak if the operations are known."""
+    """Return the seconds of each stage with one thread, and the fraction of the peak for known operations."""
     from segmint.model.automatic.generator import MaskGenerator
 
     predictor, peaks = prepared(precision, threads=1)
@@ -142,7 +141,7 @@ def measure_scaling(
     rounds: int,
     threads: int,
 ) -> dict[str, Any]:
-    """Seconds of whole images with all threads: of `base`, and of each piece of `work`, a piece only once."""
+    """Return the seconds per image with all threads for `base` and for each distinct piece of `work`."""
     from segmint.model.automatic.generator import MaskGenerator
 
     predictor, peaks = prepared(precision, threads)
@@ -179,7 +178,7 @@ def measure_scaling(
 
 @dataclass(frozen=True)
 class NetworkWork:
-    """The network's work on an image, and its operations for each part of `NETWORK`."""
+    """Network's work on an image, with its operations for each part of `NETWORK`."""
 
     encodes: int
     prompts: int
@@ -187,7 +186,7 @@ class NetworkWork:
 
     @classmethod
     def of(cls, settings: Any) -> "NetworkWork":
-        """The work of an image with these mask settings."""
+        """Return the work of an image with these mask settings."""
         from segmint.model.cost import encode_flop, image_cost, prompt_flop
 
         cost = image_cost(settings)
@@ -196,9 +195,9 @@ class NetworkWork:
 
 
 def prepared(precision: str, threads: int) -> tuple[Any, dict[str, tuple[str, float]]]:
-    """A predictor that has run once; for each part of `NETWORK` its precision, and the threads' peak in it.
+    """Return a warmed-up predictor and, for each part of `NETWORK`, its precision and the threads' peak in it.
 
-    The peak is in operations a second. A part may compute in float32 even if the precision is bf16.
+    The peak is in operations per second. A part may compute in float32 even if the precision is bf16.
     """
     import torch
 
@@ -224,14 +223,14 @@ def prepared(precision: str, threads: int) -> tuple[Any, dict[str, tuple[str, fl
 
 
 def settings_of(keys: dict[str, int]) -> Any:
-    """The `sa1b` profile with the grid and the layers of crops of `keys`."""
+    """Return the `sa1b` profile with the grid and layers of crops from `keys`."""
     from segmint.model.automatic.settings import MaskSettings
 
     return MaskSettings.sa1b(points_per_side=keys["points_per_side"], crop_n_layers=keys["crop_n_layers"])
 
 
 def resized(image: Any, long_side: int) -> Any:
-    """The image (H, W, 3) uint8 resized to a long side of `long_side` pixels."""
+    """Return the image (H, W, 3) uint8 resized to a long side of `long_side` pixels."""
     import numpy as np
     from PIL import Image
 
@@ -240,7 +239,7 @@ def resized(image: Any, long_side: int) -> Any:
 
 
 class StageClock:
-    """Seconds by stage; time of a stage inside another counts only for the inner one."""
+    """Clock by stage, in which nested stages count only for the inner one."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
@@ -248,7 +247,7 @@ class StageClock:
         self._since = 0.0
 
     def timing(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap the function, so that its seconds count for the stage."""
+        """Wrap the function so that its seconds count for the stage."""
 
         @wraps(function)
         def timed(*arguments: Any, **keys: Any) -> Any:
@@ -263,7 +262,7 @@ class StageClock:
         return timed
 
     def _turn(self) -> None:
-        """Add the time since the last turn to the innermost stage."""
+        """Add the time since the last call to the innermost stage."""
         now = time.perf_counter()
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
@@ -295,7 +294,7 @@ def timed_stages() -> Iterator[StageClock]:
 
 
 def summary_line(precision: str, found: dict[str, Any]) -> str:
-    """The stages as one readable line."""
+    """Return the stages as one readable line."""
     shares = ", ".join(f"{row['name']} {100 * row['share']:.1f} %" for row in found["stages"])
     peaks = ", ".join(f"{part} {100 * one['of_peak']:.0f} %" for part, one in found["network"].items())
     return f"{precision}: {found['seconds']:.2f} s with one thread: {shares}; of the peak: {peaks}"

@@ -1,16 +1,16 @@
-"""Images a second from a dataset's shards: shuffled batches beside `tarfile`, WebDataset and MosaicML's streaming.
+"""Images per second from a dataset's shards: shuffled batches, `tarfile`, WebDataset, and MosaicML's streaming.
 
     python benchmarks/reading/side_by_side.py [--dataset DIR] [--images N] [--only PART ...] [--folder DIR]
         [--output FILE]
 
-The dataset is made from the images of a small one, the demo's by default (see `large_dataset.py`). Each pass is a
-separate process with one reader (see `sides.py`), on one core, with files in the page cache; rounds take
-turns in which reader goes first. `bytes` is JPEG bytes and the rows of masks, `decoded` pixels too, by one decoder.
-Before that each reader's images, pixels and masks are hashed: the run ends if two readers differ. Ratios are of CPU
-seconds, which other work on the machine changes least.
+The dataset is made from the images of a small one, by default the demo's (see `large_dataset.py`). Each pass is a
+separate process with one reader (see `sides.py`), on one core, with files in the page cache; rounds alternate which
+reader goes first. `bytes` measures JPEG bytes and the rows of masks, and `decoded` adds pixels, with one decoder.
+Before that, each reader's images, pixels, and masks are hashed, and the run ends if two readers differ. Ratios are of
+CPU seconds, which other work on the machine affects least.
 
-Streaming pins an older numpy, so it has a separate environment, made in the folder. The result goes to
-`benchmarks/results/reading.json`. With `--only` the other parts of that file are kept.
+Streaming pins an older numpy, so it gets a separate environment, made in the folder. The result is written to
+`benchmarks/results/reading.json`. `--only` keeps the other parts of that file.
 """
 
 import argparse
@@ -45,7 +45,7 @@ WINDOW = 32
 
 
 def main() -> None:
-    """Make the dataset, compare what is read, measure, print the figures and write the result."""
+    """Make the dataset, compare the readers, measure, print the figures, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, default=ROOT / "demo" / "dataset", help="a small local dataset")
     parser.add_argument("--images", type=int, default=2400)
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Make what is missing in the folder; compare the readers, then time them."""
+    """Make what is missing in the folder, compare the readers, and time them."""
     pythons = dict.fromkeys(("segmint", "batches", *arguments.others), sys.executable)
     make_dataset(arguments, folder)
     if "streaming" in pythons:
@@ -96,7 +96,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def make_dataset(arguments: argparse.Namespace, folder: Path) -> None:
-    """Make the dataset, unless the folder has it."""
+    """Make the dataset unless it is in the folder."""
     made = folder / "dataset"
     if made.exists():
         found = open_dataset(str(made))
@@ -110,7 +110,7 @@ def make_dataset(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def environment(folder: Path) -> str:
-    """The Python of an environment with streaming, and its copy of the dataset; made unless the folder has them."""
+    """Return the Python of an environment with streaming, making it and the dataset's copy if missing."""
     python = folder / "environment" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder / "environment")], check=True)
@@ -122,7 +122,7 @@ def environment(folder: Path) -> str:
 
 
 def run(python: str, side: str, folder: Path, mode: str) -> dict[str, Any]:
-    """One pass in a separate process."""
+    """Run one pass in a separate process."""
     done = subprocess.run([python, str(SIDES), side, str(folder), mode], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} ended with {done.returncode}:\n{done.stderr[-3000:]}")
@@ -131,7 +131,7 @@ def run(python: str, side: str, folder: Path, mode: str) -> dict[str, Any]:
 
 
 def compare(pythons: dict[str, str], folder: Path, mode: str, rounds: int) -> dict[str, Any]:
-    """Images a second of each reader, and the ratios of ours to the others, with their spread over rounds."""
+    """Return each reader's images per second, and the ratios of ours to the others, with their spread."""
     passes: dict[str, list[dict[str, Any]]] = {side: [] for side in pythons}
     for number in range(rounds):
         for side in list(pythons)[:: 1 if number % 2 else -1]:
@@ -152,7 +152,7 @@ def compare(pythons: dict[str, str], folder: Path, mode: str, rounds: int) -> di
 
 
 def neighbors(folder: Path) -> dict[str, Any]:
-    """The share of neighbors in the order that come from different shards, over three epochs."""
+    """Return the share of neighbors in the order that come from different shards, over three epochs."""
     commits = list(open_dataset(str(folder / "dataset")).commits())
     images = np.array([commit.counts["images"] for commit in commits], np.int64)
     shares = []

@@ -1,11 +1,11 @@
-"""One pass over a dataset by one reader, as a separate process, which may be of another environment.
+"""One pass of a reader over a dataset, run as a separate process, possibly in another environment.
 
     python benchmarks/reading/sides.py tarfile|webdataset|mixed|streaming|segmint|batches FOLDER bytes|decoded|exact
 
-It prints JSON: the seconds and CPU seconds of a pass after a short one, and how many images it had; or, for `exact`, a
-hash of all JPEGs, pixels and masks by image, whatever their order. `segmint` reads image by image, as the others do,
-`batches` in batches of eight; `mixed` is WebDataset with its shuffle buffer. `streaming` reads `FOLDER/mds`, which
-`convert` writes from the tars, the others `FOLDER/dataset`. segmint is imported by its own side alone.
+Prints JSON: the seconds, CPU seconds, and number of images of a pass after a short one; or, for `exact`, a hash of all
+JPEGs, pixels, and masks by image, in any order. `segmint` reads image by image like the others, and `batches` in
+batches of eight; `mixed` is WebDataset with its shuffle buffer. `streaming` reads `FOLDER/mds`, which `convert` writes
+from the tars, and the others read `FOLDER/dataset`. Only segmint's own side imports segmint.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ MDS_BYTES = 64 << 20
 
 
 class ReadResult(NamedTuple):
-    """An image as a reader gives it: its number, its JPEG, (area, RLE counts) of its masks, its pixels if decoded."""
+    """Image from a reader: its number, its JPEG, (area, RLE counts) of its masks, and its pixels if decoded."""
 
     number: int
     jpeg: bytes
@@ -34,7 +34,7 @@ class ReadResult(NamedTuple):
 
 
 def main() -> None:
-    """Read, and print what was found."""
+    """Read the dataset and print the results."""
     side, folder, mode = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     if mode == "convert":
         convert(folder)
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def consume(images: Iterator[ReadResult]) -> tuple[int, int]:
-    """The number of images, and a sum over their bytes, sizes and masks."""
+    """Return the number of images, and a sum over their bytes, sizes, and masks."""
     count = total = 0
     for image in images:
         count += 1
@@ -63,7 +63,7 @@ def consume(images: Iterator[ReadResult]) -> tuple[int, int]:
 
 
 def digest_of(images: Iterator[ReadResult]) -> str:
-    """A SHA-256 of all that was read, by the numbers of images."""
+    """Return a SHA-256 of all data that was read, ordered by image number."""
     found = {}
     for image in images:
         digest = hashlib.sha256(image.jpeg)
@@ -76,26 +76,26 @@ def digest_of(images: Iterator[ReadResult]) -> str:
 
 
 def decoded(jpeg: bytes) -> Any:
-    """The pixels of a JPEG, by the decoder that all sides have."""
+    """Return the pixels of a JPEG, from the decoder that all sides have."""
     import simplejpeg
 
     return simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
 
 
 def image_of(jpeg: bytes, document: bytes, decode: bool) -> ReadResult:
-    """An image from its two files."""
+    """Return an image from its two files."""
     content = json.loads(document)
     masks = [(each["area"], each["segmentation"]["counts"]) for each in content["annotations"]]
     return ReadResult(content["image"]["image_id"], jpeg, masks, decoded(jpeg) if decode else None)
 
 
 def tars(folder: Path) -> list[str]:
-    """The shards of a dataset that has one generation of each."""
+    """Return the shards of a dataset with one generation each."""
     return sorted(str(path) for path in (folder / "dataset" / "shards").glob("*.tar"))
 
 
 def pairs(folder: Path) -> Iterator[tuple[bytes, bytes]]:
-    """JPEG and JSON of each image: a plain loop over tars."""
+    """Yield the JPEG and JSON of each image, in a plain loop over tars."""
     for path in tars(folder):
         with tarfile.open(path, "r:") as archive:
             jpeg = b""
@@ -108,13 +108,13 @@ def pairs(folder: Path) -> Iterator[tuple[bytes, bytes]]:
 
 
 def by_tarfile(folder: Path, decode: bool) -> Iterator[ReadResult]:
-    """The standard library, in the order of the shards."""
+    """Read with the standard library, in the order of the shards."""
     for jpeg, document in pairs(folder):
         yield image_of(jpeg, document, decode)
 
 
 def by_webdataset(folder: Path, decode: bool) -> Iterator[ReadResult]:
-    """WebDataset, in the order of the shards."""
+    """Read with WebDataset, in the order of the shards."""
     import webdataset
 
     for sample in webdataset.WebDataset(tars(folder), shardshuffle=False):
@@ -122,7 +122,7 @@ def by_webdataset(folder: Path, decode: bool) -> Iterator[ReadResult]:
 
 
 def by_mixed(folder: Path, decode: bool) -> Iterator[ReadResult]:
-    """WebDataset, shuffled: shards in a random turn, and images by a buffer of them."""
+    """Read with WebDataset, shuffling the order of shards, and images with a buffer."""
     import webdataset
 
     shards = tars(folder)
@@ -131,7 +131,7 @@ def by_mixed(folder: Path, decode: bool) -> Iterator[ReadResult]:
 
 
 def by_streaming(folder: Path, decode: bool) -> Iterator[ReadResult]:
-    """MosaicML's streaming, shuffled, from a local folder in its format."""
+    """Read shuffled with MosaicML's streaming from a local folder in its format."""
     import streaming
 
     dataset = streaming.StreamingDataset(local=str(folder / "mds"), shuffle=True, batch_size=1)
@@ -140,7 +140,7 @@ def by_streaming(folder: Path, decode: bool) -> Iterator[ReadResult]:
 
 
 def by_segmint(folder: Path, decode: bool, batch_size: int = 1) -> Iterator[ReadResult]:
-    """Shuffled batches."""
+    """Read shuffled batches."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from segmint import open_dataset
 
@@ -151,7 +151,7 @@ def by_segmint(folder: Path, decode: bool, batch_size: int = 1) -> Iterator[Read
 
 
 def by_batches(folder: Path, decode: bool) -> Iterator[ReadResult]:
-    """Shuffled batches of several images, all of which are in memory at a time."""
+    """Read shuffled batches of several images, all of which are in memory at a time."""
     return by_segmint(folder, decode, BATCH)
 
 

@@ -1,4 +1,4 @@
-"""The part of docs/reading.md on rates: from a recorded result to Markdown."""
+"""Part of docs/reading.md about rates, as Markdown from a recorded result."""
 
 from benchmarks.tables import Result, table, where, wrapped
 
@@ -14,7 +14,7 @@ MODES = {"bytes": "JPEG bytes and masks", "decoded": "pixels and masks"}
 
 
 def reading_part(results: dict[str, Result]) -> str:
-    """The rates of the readers beside each other."""
+    """Return the rates of the readers, next to each other."""
     result = results.get("reading")
     if result is None:
         return ""

@@ -1,4 +1,4 @@
-"""Scenes as segmint datasets, and their training by `segmint train`."""
+"""Scenes as segmint datasets, and their training with `segmint train`."""
 
 import hashlib
 import io
@@ -22,9 +22,9 @@ QUALITY = 95  # of the JPEGs
 
 
 def write_scenes(folder: Path, scenes: Sequence[LabeledScene], source: str) -> None:
-    """Write a dataset of scenes, whose number is a multiple of a shard's; `source` is that of their masks.
+    """Write a dataset of scenes, whose number is a multiple of a shard's; `source` is the source of their masks.
 
-    It has the folder's name: training and the gate tell datasets apart by their names.
+    It gets the folder's name, because training and the gate distinguish datasets by name.
     """
     if len(scenes) % ROWS:
         raise SystemExit(f"{len(scenes)} scenes: expected a multiple of {ROWS}, the images of a shard")
@@ -48,7 +48,7 @@ def train(
     cache: Path,
     say: Callable[[str], None],
 ) -> Path:
-    """Train MobileSAM by the recipe on two datasets, all of whose images are trained on; returns the weights' file.
+    """Train MobileSAM with the recipe on all images of two datasets, and return the weights' file.
 
     An image for replay is drawn `replay_weight` times as often as a scene.
     """

@@ -1,4 +1,4 @@
-"""The verdict of `segmint evaluate points --gate` on trained weights, by the command itself."""
+"""Verdict of `segmint evaluate points --gate` on trained weights, from the command itself."""
 
 import json
 import os
@@ -16,10 +16,10 @@ PASSES, REFUSES = 0, 1
 
 
 def gate(folder: Path, old: str, new: Path, truths: Sequence[str], guard: str, threads: int) -> dict[str, Any]:
-    """Ask whether weights may replace others; returns the verdict with its reasons and intervals.
+    """Evaluate whether weights may replace others, and return the verdict with its reasons and intervals.
 
-    `truths` are datasets in a folder, those that were trained on among them: what looks like their images does not
-    count. `guard` is the dataset of ordinary photographs.
+    `truths` are datasets in a folder, including those trained on, as images similar to theirs do not count. `guard`
+    is the dataset of ordinary photographs.
     """
     command = [sys.executable, "-m", "segmint", "evaluate", "points", *truths, "--weights", old, "--weights", str(new)]
     command += ["--guard", guard, "--require", "better", "--clicks", CLICKS, "--device", "cpu", "--no-ray", "--json"]
@@ -32,7 +32,7 @@ def gate(folder: Path, old: str, new: Path, truths: Sequence[str], guard: str, t
 
 
 def summary(found: dict[str, Any], code: int) -> dict[str, Any]:
-    """What is recorded of a gate's answer: `passes` is by the command's exit code."""
+    """Return the recorded part of a gate's result; `passes` follows the command's exit code."""
     if found["passes"] is not (code == PASSES):
         raise SystemExit(f"the gate says passes: {found['passes']}, and the command ended with {code}")
     return {

@@ -1,6 +1,6 @@
-"""Ordinary photographs against forgetting: a guard set with masks drawn by hand or composed, and others for replay.
+"""Ordinary photographs to detect forgetting: a guard set with hand-drawn or composed masks, and others for replay.
 
-The two share no photograph. Outlines are in pixels of the photograph as it is, drawn by eye, without a model.
+The two share no photograph. Outlines are in pixels of the original photograph, drawn by eye, without a model.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from skimage import data
 from benchmarks.training.scenes import LabeledScene
 
 REPLAYED = ("astronaut", "china.jpg", "flower.jpg", "multiface.jpg", "solvay_1927.jpg", "plate_car_1.png")
-"""scikit-image's, scikit-learn's and those of the folder of photographs."""
+"""Photographs from scikit-image, scikit-learn, and the folder of photographs."""
 
 Ellipse = tuple[tuple[float, float], tuple[float, float], float]
 Outline = tuple[tuple[int, int], ...]
@@ -71,24 +71,24 @@ CUT_OUT: dict[str, tuple[str, int]] = {
     "wheel": ("truck.jpg", 0),
     "rocket": ("rocket", 0),
 }
-"""Things that are pasted into other photographs: where they are from, and the number of their mask there."""
+"""Objects that are pasted into other photographs: their source, and the number of their mask there."""
 
 GROUNDS = ("coffee", "chelsea", "dog.jpg", "groceries.jpg")
 
 
 def guard(photographs: Path) -> list[LabeledScene]:
-    """The guard set: drawn outlines, coins by brightness, and things pasted into photographs with their exact masks."""
+    """Return the guard set: drawn outlines, coins by brightness, and pasted objects with exact masks."""
     drawn = {name: _drawn(name, photographs) for name in dict.fromkeys([*ELLIPSES, *OUTLINES])}
     return [*drawn.values(), coins(), *_pasted(drawn)]
 
 
 def replayed(photographs: Path) -> dict[str, NDArray[np.uint8]]:
-    """The photographs for replay, (H, W, 3) uint8 RGB by name."""
+    """Return the photographs for replay, (H, W, 3) uint8 RGB by name."""
     return {name: _photograph(name, photographs) for name in REPLAYED}
 
 
 def coins() -> LabeledScene:
-    """scikit-image's coins, separated from the ground by Otsu's threshold once the ground is even."""
+    """Return scikit-image's coins, separated by Otsu's threshold after evening out the background."""
     gray = np.asarray(data.coins())
     even = gray.astype(np.float64) - ndimage.gaussian_filter(gray.astype(np.float64), 60)
     scaled = cv2.normalize(even, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
@@ -138,7 +138,7 @@ def _pasted(drawn: dict[str, LabeledScene]) -> list[LabeledScene]:
 
 
 def _cut(scene: LabeledScene, number: int, side: int) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
-    """A thing's mask (h, w) and pixels (h, w, 3) without what is around it, its longer side resized to `side`."""
+    """Return an object's cropped mask (h, w) and pixels (h, w, 3), with the longer side resized to `side`."""
     rows, columns = (np.flatnonzero(scene.masks[number].any(axis=axis)) for axis in (1, 0))
     part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     mask, pixels = scene.masks[number][part], scene.pixels[part]

@@ -2,9 +2,9 @@
 
     python benchmarks/training/step_cost.py [--steps N] [--output FILE]
 
-Steps of the preset `finetune` (eleven iterations a mask) on four images with two masks each, one thread. Encoders other
-than MobileSAM's have random weights: time and memory do not depend on them. The result goes to
-`benchmarks/results/step_cost.json`.
+Measures steps of the preset `finetune` (eleven iterations per mask) on four images with two masks each, with one
+thread. Encoders other than MobileSAM's have random weights, which do not affect time and memory. The result is written
+to `benchmarks/results/step_cost.json`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks.measuring import RESULTS, peak_mib, write_result  # noqa: E402
 
 @dataclass(frozen=True)
 class StepKind:
-    """What is trained: `images` and `masks` of a step."""
+    """Kind of training step, with its numbers of `images` and `masks`."""
 
     weights: str
     encoder: str
@@ -44,7 +44,7 @@ KINDS = (
 
 
 def measure(kind: StepKind, steps: int, folder: Path) -> dict[str, float]:
-    """Take the steps in this process; return CPU seconds a step after the first, and the process's peak memory."""
+    """Run the steps in this process; return CPU seconds per step after the first, and peak memory."""
     from segmint.infra.assets.resolve import resolve
     from segmint.infra.device import Compute, apply_compute
     from segmint.infra.storage.location import Location

@@ -1,4 +1,4 @@
-"""The tables of docs/train.md: what training learned and forgot, and what the gate said."""
+"""Tables of docs/train.md: what training learned and forgot, and the gate's verdicts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +12,13 @@ _FIGURES = (
     ("guard, three clicks", "guard", "three_clicks"),
     ("guard, one click", "guard", "one_click"),
 )
-"""Columns: their titles, the set of pictures, and the figure."""
+"""Columns: their titles, the set of images, and the figure."""
 
 _KINDS = {"trained": "", "shuffled": ", other scenes' masks"}
 
 
 def trial_part(results: dict[str, Result]) -> str:
-    """Mean IoUs before and after each round, their spread over the seeds, and the gate's verdicts."""
+    """Return mean IoUs before and after each round, their spread over the seeds, and the gate's verdicts."""
     result = results.get("textures")
     if result is None:
         return ""

@@ -1,15 +1,15 @@
-"""Whether training learns, and what it forgets: MobileSAM's decoder on scenes of textures, with replay of photographs.
+"""Learning and forgetting in training: MobileSAM's decoder on scenes of textures, with replay of photographs.
 
     python benchmarks/training/textures.py --photos FOLDER [--seeds N ...] [--set KEY=VALUE ...] [--output FILE]
 
-For each seed, scenes composed of brick, grass and gravel are trained on by the preset `finetune`, and among them
-ordinary photographs with the model's own masks; then the same on the masks of other scenes, from which there is
-nothing to learn. Both are measured on other scenes of these textures, on scenes of textures that no training scene has,
-and on a guard set of ordinary photographs: mIoU of one click by the model's choice and by the best of its three masks,
-and of three clicks. `scenes.py` and `guard.py` make the pictures. `--set` changes keys of the recipe or of the trial.
-Scenes and photographs are written as datasets and trained on as `segmint train` does it, and `segmint evaluate points
---gate` says of each round whether its weights may replace MobileSAM's (`gate.py`). `--cache` keeps embeddings and the
-model's own masks between runs, `--rounds` takes the printed rounds of a run that did not end. The result goes to
+For each seed, the preset `finetune` trains on scenes composed of brick, grass, and gravel, mixed with ordinary
+photographs with the model's own masks; then on the same scenes with masks of other scenes, from which nothing can be
+learned. Both are measured on other scenes of these textures, on scenes of textures that no training scene contains, and
+on a guard set of ordinary photographs, by the mIoU of one click (the model's choice, and the best of its three masks)
+and of three clicks. `scenes.py` and `guard.py` make the images. `--set` changes keys of the recipe or of the trial.
+Scenes and photographs are written as datasets and trained on like `segmint train` does, and `segmint evaluate points
+--gate` judges whether each round's weights may replace MobileSAM's (`gate.py`). `--cache` keeps embeddings and the
+model's own masks between runs, and `--rounds` takes the printed rounds of an interrupted run. The result is written to
 `benchmarks/results/textures.json`.
 """
 
@@ -53,12 +53,12 @@ from segmint.operators.evaluate.points import PointsSettings, click_masks  # noq
 WEIGHTS = "mobile_sam"
 POINTS = PointsSettings(clicks=(1, 3))
 GRID = 16
-"""Points along a side of the grid that finds the masks for replay."""
+"""Number of points per side of the grid that finds the masks for replay."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is tried: the recipe, the share of images drawn that are photographs for replay, and numbers of scenes."""
+    """Settings of a trial: the recipe, the share of replayed photographs among drawn images, and scene counts."""
 
     recipe: Recipe = FINETUNE
     replay: float = 0.4
@@ -68,14 +68,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class EmbeddedScene:
-    """A scene with its image embedding."""
+    """Scene with its image embedding."""
 
     scene: LabeledScene
     embedding: Embedding
 
 
 def main() -> None:
-    """Train and measure, print the figures and write the result."""
+    """Train and measure, print the figures, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder with truck.jpg, dog.jpg and the others")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 class Lab:
-    """The model, the photographs with their embeddings, and a folder for datasets."""
+    """Model, photographs with their embeddings, and a folder for datasets."""
 
     def __init__(self, photographs: Path, folder: Path, cache: Path, threads: int) -> None:
         self.folder, self.cache, self.threads = folder, cache, threads
@@ -124,14 +124,14 @@ class Lab:
         self.guard = [self.embedded(scene) for scene in ordinary]
         self.guard_before = measured(self.base, self.guard)
         self.before: dict[int, dict[str, dict[str, float]]] = {}
-        """What the base model reaches, by the seed of the scenes."""
+        """Scores of the base model, by the seed of the scenes."""
         generator = MaskGenerator(self.base, MaskSettings.sa1b(points_per_side=GRID, crop_n_layers=0))
         replay = [self._replayed(generator, *each) for each in replayed(photographs).items()]
         write_scenes(self.folder / "replay", replay, "automatic")
         self.replayed = len(replay)
 
     def round(self, trial: Trial, seed: int, shuffled: bool) -> dict[str, Any]:
-        """Train with a seed, measure before and after, and ask the gate; `shuffled`: on the masks of other scenes."""
+        """Train with a seed, measure before and after, and run the gate; `shuffled` swaps masks between scenes."""
         known = compose("known", trial.scenes + trial.held_out, seed)
         train_on, held_out = known[: trial.scenes], known[trial.scenes :]
         sets = {"held_out_scenes": held_out, "new_textures": compose("new", trial.held_out, seed)}
@@ -173,7 +173,7 @@ class Lab:
         }
 
     def embedded(self, scene: LabeledScene) -> EmbeddedScene:
-        """A scene with its embedding, from the cache if it has it."""
+        """Return a scene with its embedding, from the cache if possible."""
 
         def embed() -> tuple[Any, ...]:
             found = self.base.embed(scene.pixels)
@@ -195,7 +195,7 @@ class Lab:
 
 
 def measured(predictor: Predictor, those: Sequence[EmbeddedScene]) -> dict[str, float]:
-    """Mean IoUs over all masks: of one click the model's choice and the best of three masks, and of three clicks."""
+    """Return mean IoUs over all masks: of one click (the model's choice, the best of three), and three clicks."""
     scores = [
         score
         for each in those
@@ -216,7 +216,7 @@ def measured(predictor: Predictor, those: Sequence[EmbeddedScene]) -> dict[str, 
 
 
 def printed_rounds(files: Sequence[Path], settings: Mapping[str, Any]) -> dict[tuple[int, bool], dict[str, Any]]:
-    """The rounds that runs of a trial printed, by seed and whether shuffled; exits if they are of another trial."""
+    """Return the rounds that runs of a trial printed, by seed and `shuffled`. Exits if they are of another trial."""
     done = {}
     for file in files:
         lines = [json.loads(line) for line in file.read_text().splitlines() if line.startswith('{"')]
@@ -227,7 +227,7 @@ def printed_rounds(files: Sequence[Path], settings: Mapping[str, Any]) -> dict[t
 
 
 def gains(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What training changed, over the seeds: mean, least and most; apart for rounds on masks of other scenes."""
+    """Return the mean, minimum, and maximum gains over the seeds, separately for rounds on masks of other scenes."""
     found: dict[str, Any] = {}
     for kind in dict.fromkeys(each["shuffled"] for each in rounds):
         those = [each for each in rounds if each["shuffled"] is kind]
@@ -242,12 +242,12 @@ def gains(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def automatic_masks(generator: MaskGenerator, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """The model's own masks of a photograph, (N, H, W) bool."""
+    """Return the model's own masks of a photograph, (N, H, W) bool."""
     return np.stack([decode(record.segmentation) for record in generator.generate(pixels).records])
 
 
 def changed(trial: Trial, values: Mapping[str, str]) -> Trial:
-    """The trial with other values: keys of the trial, of its recipe, of the losses or of the sampling."""
+    """Return the trial with other values for keys of the trial, its recipe, the losses, or the sampling."""
     for key, text in values.items():
         value = text if text.isalpha() else json.loads(text)
         recipe = trial.recipe
@@ -264,7 +264,7 @@ def changed(trial: Trial, values: Mapping[str, str]) -> Trial:
 
 
 def described(trial: Trial) -> dict[str, Any]:
-    """The trial as JSON."""
+    """Return the trial as a JSON object."""
     return {"weights": WEIGHTS, "replay_grid": GRID, **asdict(trial)}
 
 
