@@ -20,7 +20,7 @@ class Bins:
 
     @cached_property
     def edges(self) -> tuple[float, ...]:
-        """The `count` + 1 edges, in the scale of the values."""
+        """Bin edges, of which there are `count` + 1, in the scale of the values."""
         steps = [self.low + (self.high - self.low) * index / self.count for index in range(self.count + 1)]
         return tuple(2.0**step if self.log2 else round(step, 12) for step in steps)
 

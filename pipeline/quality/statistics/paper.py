@@ -91,7 +91,7 @@ class PaperDataset:
 
 @dataclass(frozen=True)
 class Paper:
-    """The paper's figures; shares are 0 to 1."""
+    """Figures of the paper; shares are 0 to 1."""
 
     name: str
     images: int
@@ -161,4 +161,4 @@ MASKS_PER_IMAGE = (
     MasksBin("101-200", 101, 200),
     MasksBin(">200", 201, None),
 )
-"""The paper's bins of masks per image (figure 6), in ascending order."""
+"""Bins of masks per image in the paper (figure 6), in ascending order."""
