@@ -41,7 +41,7 @@ class StubbedPrepare(Prepare):
 
 
 class _NoReader(ImageReader):
-    """Reads nothing."""
+    """Reader that reads nothing."""
 
     def __init__(self) -> None:
         pass

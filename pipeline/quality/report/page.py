@@ -30,7 +30,7 @@ NOT_AUDITED = "not audited"
 LEADING = 3
 """Maximum number of sample images directly below the verdict."""
 
-_FLATTEST, _TALLEST = 2.2, 0.7  # bounds of their width over height, so that every image fits in the row
+_FLATTEST, _TALLEST = 2.2, 0.7  # bounds of their width over height, so that none crowds out the others
 
 
 @dataclass(frozen=True)

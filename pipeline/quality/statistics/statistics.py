@@ -1,6 +1,6 @@
 """Statistics of a dataset in the style of the Segment Anything paper, computed with SQL over its Parquet files.
 
-docs/statistics.md defines each statistic. Masks and images are each read twice. Only the table of per-image numbers
+docs/report.md defines each statistic. Masks and images are each read twice. Only the table of per-image numbers
 grows with the dataset, and DuckDB spills it to disk beyond its memory limit.
 """
 
