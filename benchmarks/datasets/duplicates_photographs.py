@@ -155,7 +155,7 @@ def hashed_group(photographs: Photographs) -> Group:
 
 
 def search(group: Group, thresholds: Thresholds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return whether each row is found as a near-duplicate of its own image, and whether of a different one."""
+    """Return whether each row is found as a near-duplicate of the image that it shows, and whether of another."""
     kept = find_copies(group.rows, lambda numbers: group.thumbnails[numbers], DISTANCE, thresholds).kept
     same = group.of == group.of[kept]
     return (kept != NONE) & same, (kept != NONE) & ~same

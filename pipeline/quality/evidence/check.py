@@ -90,7 +90,7 @@ def check_files(files: Iterable[str], read: Read, sums: str | None, key: bytes |
 
 
 def parse(data: bytes, name: str) -> Any:
-    """Parse JSON strictly. Raises `ValueError` if parsers differ: duplicate keys, NaN, or anything but plain UTF-8."""
+    """Parse JSON. Raises `ValueError` where parsers disagree: duplicate keys, NaN, or anything but plain UTF-8."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]

@@ -1,7 +1,7 @@
 """Agreement of two people who annotated the same image independently: the IoU of their masks of an object.
 
-The SAM paper (section 5) reports 0.85 to 0.91 between annotators. The last submissions of assignments 0 and 1 are
-compared for the first state of an image with both, because a merge may later show one person the other's masks.
+The SAM paper (section 5) reports 0.85 to 0.91 between annotators. The comparison takes the last submissions of
+assignments 0 and 1 for the first state that both annotated, because a merge may later show one the other's masks.
 """
 
 from collections.abc import Iterable, Sequence
