@@ -2,7 +2,7 @@
 
 If a writer dies, it leaves files that no commit names, which readers never see. If two writers write the same shard,
 they either put the same bytes under the same names, or one loses the race for the commit and deletes its files that no
-commit names. docs/exactly-once.md lists the invariants.
+commit names. docs/guarantees.md lists the invariants.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
