@@ -56,7 +56,7 @@ def fetch(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names from `segmint assets list`.")],
     mirror: Annotated[
         str | None,
-        typer.Option("--mirror", metavar="URI", help="A folder or bucket prefix that holds the files."),
+        typer.Option("--mirror", metavar="URI", help="Folder or bucket prefix that contains the files."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -76,7 +76,7 @@ def fetch(
 def verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME[=PATH]", help="A known name, or a name with the file to check."),
+        typer.Argument(metavar="NAME[=PATH]", help="Known name, or a name with the file to check."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -103,7 +103,7 @@ def verify(
             if found is not None:
                 verified[name] = found
             elif names:
-                wrong.append(f"{name} is not on this machine: run segmint assets fetch {name}")
+                wrong.append(f"{name} isn't on this machine. Run `segmint assets fetch {name}`.")
         except AssetError as error:
             wrong.append(str(error))
     if as_json:
@@ -114,7 +114,7 @@ def verify(
     if wrong:
         raise UsageError("\n".join(wrong))
     if not verified:
-        print_message("none of the known weight files is on this machine")
+        print_message("no known weight files are on this machine")
 
 
 @app.command("export-onnx")
@@ -122,25 +122,25 @@ def verify(
 @needs("onnx")
 def export_onnx(
     weights: Annotated[
-        str, typer.Argument(metavar="NAME|PATH", help="mobile_sam, vit_b, vit_l, vit_h, or a checkpoint's path or URI.")
+        str, typer.Argument(metavar="NAME|PATH", help="Weights: mobile_sam, vit_b, vit_l, vit_h, or a path or URI.")
     ],
-    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="The ONNX file, as a path or URI.")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="Path or URI of the ONNX file.")],
     part: Annotated[
         OnnxPart,
-        typer.Option(help="decoder: prompts to masks, the image's embedding given; encoder: image to embedding."),
+        typer.Option(help="Part to export: image to embedding (encoder), or embedding and prompts to masks (decoder)."),
     ] = OnnxPart.DECODER,
     single_mask: Annotated[
-        bool, typer.Option("--single-mask", help="The decoder gives the best mask alone, not all four.")
+        bool, typer.Option("--single-mask", help="Return only the best mask instead of all four; decoder only.")
     ] = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Write SAM's decoder or image encoder as ONNX.
 
-    For programs and web pages that do not use torch.
+    For programs and web pages that don't use torch.
     """
     if single_mask and part is OnnxPart.ENCODER:
-        raise UsageError("--single-mask belongs to --part decoder: an encoder makes no masks")
+        raise UsageError("--single-mask requires --part decoder: the encoder doesn't predict masks")
     from segmint.infra.storage.location import Location
     from segmint.pipeline.masks.onnx_export import export
 

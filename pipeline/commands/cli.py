@@ -106,7 +106,7 @@ def _load(name: str) -> Any:
 app = typer.Typer(
     name="segmint",
     cls=Commands,
-    help="Builds segmentation datasets: licensed photographs in, SA-1B-style shards with masks out.",
+    help="Build segmentation datasets: licensed photographs in, SA-1B-style shards with masks out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -125,10 +125,10 @@ def main() -> None:
 @app.callback(invoke_without_command=True)
 def options(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help=f"Show tracebacks (also {DEBUG_VARIABLE}=1).")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help=f"Show tracebacks (or set {DEBUG_VARIABLE}=1).")] = False,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --version: as JSON, with the versions of the main dependencies.")
+        bool, typer.Option("--json", help="With --version, print JSON that includes the main dependencies' versions.")
     ] = False,
 ) -> None:
     """Options before the command's name."""
@@ -138,7 +138,7 @@ def options(
         _show_version(as_json)
         raise typer.Exit
     if as_json:
-        context.fail("--json before a command's name belongs to --version.")
+        context.fail("--json before a command requires --version. Put it after the command's name.")
     if context.invoked_subcommand is None:
         context.fail("Missing command.")
 

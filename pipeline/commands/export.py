@@ -13,14 +13,14 @@ from segmint.pipeline.export.formats import Format
 @guarded
 def export(
     dataset: Dataset,
-    format: Annotated[Format, typer.Option("--format", help="The tool to export for.")],
+    format: Annotated[Format, typer.Option("--format", help="Output format.")],
     output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="Output folder or bucket prefix.")],
     shards: Annotated[
-        str | None, typer.Option(metavar="A:B|K/N", help="Only shards A to B-1, or part K of N from 0.")
+        str | None, typer.Option(metavar="A:B|K/N", help="Export only shards A to B-1, or part K of N (K from 0).")
     ] = None,
-    sample: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only N random images.")] = None,
-    seed: Annotated[int, typer.Option(metavar="S", help="Seed of --sample.")] = 0,
-    no_images: Annotated[bool, typer.Option("--no-images", help="Only annotations, without the JPEGs.")] = False,
+    sample: Annotated[int | None, typer.Option(metavar="N", min=1, help="Export only N random images.")] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Random seed of --sample.")] = 0,
+    no_images: Annotated[bool, typer.Option("--no-images", help="Export only annotations, without the JPEGs.")] = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:

@@ -38,7 +38,7 @@ class Precision(StrEnum):
 @guarded
 def masks(
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB", help="Photographs, folders of them, or patterns.")
+        list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB", help="Photographs, folders, or glob patterns.")
     ],
     output: Annotated[
         str | None,
@@ -46,18 +46,18 @@ def masks(
             "-o",
             "--output",
             metavar="FILE|DIR",
-            help="x.json for one photograph; else a folder. Without it: next to each photograph, as x.masks.json.",
+            help="JSON file for one photograph, or an output folder. Default: x.masks.json next to each photograph.",
         ),
     ] = None,
     recursive: Annotated[
-        bool, typer.Option("--recursive", help="Also take the folders below a folder; the tree is kept.")
+        bool, typer.Option("--recursive", help="Include subfolders, and keep the folder tree.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Make masks again that are there, also by other settings.")
+        bool, typer.Option("--overwrite", help="Make existing masks again, including those made with other settings.")
     ] = False,
     profile: Annotated[
         Profile,
-        typer.Option(help="sa1b: as SA-1B was made; official: the reference code's defaults."),
+        typer.Option(help="Default settings: those of SA-1B (sa1b) or of the reference code (official)."),
     ] = Profile.SA1B,
     overrides: Annotated[
         list[str] | None,
@@ -65,47 +65,47 @@ def masks(
     ] = None,
     weights: Annotated[
         str,
-        typer.Option(metavar="NAME|PATH", help="mobile_sam, vit_b, vit_l, vit_h, or a checkpoint's path."),
+        typer.Option(metavar="NAME|PATH", help="Weights: mobile_sam, vit_b, vit_l, vit_h, or a path or URI."),
     ] = "mobile_sam",
     device: Device = "auto",
     precision: Annotated[
-        Precision, typer.Option(help="bf16 is faster, and changes a few pixels in ten thousand.")
+        Precision, typer.Option(help="Numeric precision; bf16 is faster but changes a few pixels in ten thousand.")
     ] = Precision.FP32,
     crop_layers: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Layers of crops, which find smaller things: 0 (the default) to 6; SA-1B has 2."
+            metavar="N", help="Number of crop layers, 0 (default) to 6. Crops find smaller objects; SA-1B uses 2."
         ),
     ] = None,
-    overlay: Annotated[bool, typer.Option("--overlay", help="Also write PNGs with the masks drawn.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also write a PNG with the masks drawn.")] = False,
     points: Annotated[
         list[str] | None,
         typer.Option(
-            "--point", metavar="X,Y[,0|1]", help="One mask for all points and the box; 0 marks background; repeatable."
+            "--point", metavar="X,Y[,0|1]", help="Point of one mask, in pixels; 0 marks background; repeatable."
         ),
     ] = None,
     boxes: Annotated[
         list[str] | None,
-        typer.Option("--box", metavar="X,Y,W,H", help="A mask for this box; repeatable without --point."),
+        typer.Option("--box", metavar="X,Y,W,H", help="Box of one mask, in pixels; repeatable without --point."),
     ] = None,
     prompts: Annotated[
         list[str] | None,
-        typer.Option("--prompt", metavar="TEXT", help="A mask for 'box:X,Y,W,H point:X,Y[,0|1] …'; repeatable."),
+        typer.Option("--prompt", metavar="TEXT", help="One mask for 'box:X,Y,W,H point:X,Y[,0|1] …'; repeatable."),
     ] = None,
     all_masks: Annotated[
-        bool, typer.Option("--all-masks", help="For prompts: write whole, part and subpart, not only the best.")
+        bool, typer.Option("--all-masks", help="Write the whole, part, and subpart per prompt, not only the best mask.")
     ] = False,
     full_frame: Annotated[
         bool,
         typer.Option(
-            "--full-frame", help="For sa1b: keep the frame of a large photograph, where a build's is the released one."
+            "--full-frame", help="Keep large photographs' full size, not a build's released size (profile sa1b)."
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each image's result as JSON.")] = False,
 ) -> None:
     """Make masks for photographs.
 
-    By default, all masks. With points or boxes, in pixels, only their masks.
+    By default, makes all masks. With points or boxes, makes only the prompted ones.
     """
     from segmint.pipeline.masks.options import MasksOptions, masks_config, read_prompts, release_config
 
@@ -129,11 +129,11 @@ def masks(
 
 def _check_flags(prompted: bool, *, all_masks: bool, full_frame: bool, profile: Profile) -> None:
     if all_masks and not prompted:
-        raise UsageError("--all-masks belongs to --point, --box and --prompt: without them all masks are written")
+        raise UsageError("--all-masks requires --point, --box, or --prompt: otherwise, all masks are written")
     if full_frame and (prompted or profile is not Profile.SA1B):
         raise UsageError(
-            "--full-frame belongs to automatic masks of profile sa1b: --point, --box and profile official always work "
-            "in the photograph's own frame"
+            "--full-frame is only for automatic masks with --profile sa1b: prompts and --profile official always use "
+            "the photograph's own frame"
         )
 
 
@@ -144,8 +144,8 @@ def _split(overrides: list[str], *, automatic: bool, profile: Profile) -> tuple[
     released = [override for override in overrides if override.strip().startswith(RELEASE)]
     if released and (not automatic or profile is not Profile.SA1B):
         raise UsageError(
-            f"--set {released[0]}: expected automatic masks of profile sa1b, without --full-frame: no others are in "
-            "the released frame"
+            f"--set {released[0]} is only for automatic masks with --profile sa1b and without --full-frame: no others "
+            "use the released frame"
         )
     return [override for override in overrides if override not in released], released
 
@@ -161,7 +161,7 @@ def _run(
 
     planned = plan(images, output, options, recursive=recursive, overwrite=overwrite, announce=announce)
     for line in planned.passed_over:
-        print_message(f"passed over: {line}")
+        print_message(f"ignored: {line}")
     results: list[ImageResult] = []
     try:
         with ExitStack() as stack:
@@ -236,7 +236,7 @@ def _sum_up(planned: "MasksPlan", results: "list[ImageResult]") -> None:
             f"{count:,} {words}"
             for words, count in (
                 ("made", outcomes["made"]),
-                ("there already", outcomes["skipped"]),
+                ("already made", outcomes["skipped"]),
                 ("refused", outcomes["refused"]),
                 ("failed", outcomes["failed"]),
                 ("not reached", total - len(results)),
@@ -251,11 +251,11 @@ def _sum_up(planned: "MasksPlan", results: "list[ImageResult]") -> None:
                 print_message(f"  {result.outcome}: {result.image}: {result.error}")
     written = outcomes["made"] + outcomes["skipped"]
     if written and (folder is not None or (planned.outputs.next_to and total > 1)):
-        print_message(f"masks: {folder or 'next to the photographs'}, one file of SA-1B's JSON a photograph")
+        print_message(f"masks: {folder or 'next to the photographs'}, one SA-1B-style JSON file per photograph")
     if outcomes["failed"]:
-        print_message("next: the same command tries again what failed, and makes nothing twice")
+        print_message("next: run the same command again to retry only the photographs that failed")
     elif written and not planned.options.overlay:
-        print_message("next: the same command with --overlay draws the masks over the photographs")
+        print_message("next: run the same command with --overlay to draw the masks over the photographs")
 
 
 def _line(result: "ImageResult") -> str:
@@ -263,11 +263,11 @@ def _line(result: "ImageResult") -> str:
         return f"{result.outcome}: {result.image}: {result.error}"
     files = " and ".join(file for file in (result.output, result.overlay) if file is not None)
     if result.outcome == "skipped":
-        return f"{result.image}: {counted(result.masks, 'mask')} there already → {files}"
+        return f"{result.image}: {counted(result.masks, 'mask')} already made → {files}"
     frame = "" if result.frame == result.source else f" ({_sizes(result)})"
     return f"{result.image}: {counted(result.masks, 'mask')} in {result.seconds:.1f} s → {files}{frame}"
 
 
 def _sizes(result: "ImageResult") -> str:
     (width, height), (source_width, source_height) = result.frame or (0, 0), result.source or (0, 0)
-    return f"as in a build, {width} x {height} of {source_width} x {source_height} pixels; --full-frame keeps all"
+    return f"{width} x {height} of {source_width} x {source_height} pixels, as in a build; --full-frame keeps all"

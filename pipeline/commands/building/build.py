@@ -19,20 +19,20 @@ def build(
         str | None,
         typer.Option(
             metavar="A:B|K/N",
-            help="Only shards A to B-1, or part K of N (K from 0); disjoint ranges can be built at the same time.",
+            help="Build only shards A to B-1, or part K of N (K from 0); disjoint ranges can run at the same time.",
         ),
     ] = None,
     grow: Annotated[
-        bool, typer.Option("--grow", help="Add the catalog's new rows to an existing dataset, as new shards.")
+        bool, typer.Option("--grow", help="Add the catalog's new rows to an existing dataset as new shards.")
     ] = False,
     retry_rejected: Annotated[
         list[str] | None,
         typer.Option(
             metavar="REASON",
-            help="Retry rows that committed shards refused for this reason, such as not_found; repeatable.",
+            help="Retry rows that committed shards rejected for this reason, such as not_found; repeatable.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build a dataset, or resume a build."""
     from segmint.catalogs.reasons import reasons_to_retry

@@ -29,27 +29,27 @@ app = typer.Typer(name="catalog", help="Create, check, and curate catalogs of li
 @guarded
 @needs("build")
 def scan(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="A folder or a bucket prefix.")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="Folder or bucket prefix to scan.")],
     output: Annotated[
-        str, typer.Option("-o", "--output", metavar="FILE", help="The catalog: .parquet, .jsonl or .csv.")
+        str, typer.Option("-o", "--output", metavar="FILE", help="Catalog to write: .parquet, .jsonl, or .csv.")
     ],
     license: Annotated[
         str | None,
-        typer.Option(help="License of images without a sidecar file: an SPDX identifier or LicenseRef-…"),
+        typer.Option(help="License (SPDX identifier or LicenseRef-…) of images without a sidecar file."),
     ] = None,
-    provider: Annotated[str | None, typer.Option(help="Who supplied the images.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Supplier of the images.")] = None,
     attribution: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Whom to credit for images whose sidecar file does not print it."),
+        typer.Option(metavar="TEXT", help="Credit for images whose sidecar file doesn't give one."),
     ] = None,
     absolute: Annotated[
-        bool, typer.Option("--absolute", help="Write absolute URIs, not relative ones; a dataset publishes them.")
+        bool, typer.Option("--absolute", help="Write absolute instead of relative URIs, which a dataset publishes.")
     ] = False,
     config: Annotated[
         str | None,
-        typer.Option("--config", metavar="CONFIG", help="A build's configuration: its storage and license policy."),
+        typer.Option("--config", metavar="CONFIG", help="Build configuration, for its storage and license policy."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Make a catalog of the images below a folder or prefix.
 
@@ -76,7 +76,7 @@ def scan(
     found = scan_images(folder, license=license, provider=provider, attribution=attribution, on_skip=skip)
     first = next(found, None)
     if first is None:
-        raise UsageError(f"no images below {uri}, so {output} was not written: expected a folder or prefix with images")
+        raise UsageError(f"no images below {uri}, so {output} wasn't written: expected a folder or prefix with images")
     images = chain([first], found)
     rows = write_catalog(images if absolute else relative_rows(images, catalog), catalog)
     findings = check_catalog(catalog, _policy(build))
@@ -84,7 +84,7 @@ def scan(
         counts = {"rows": rows, "skipped": len(skipped), "unusable": findings.rows - findings.accepted}
         print_json({"catalog": output, **counts, "findings": findings.to_dict()})
         return
-    left_out = f"; {counted(len(skipped), 'file')} skipped, named above" if skipped else ""
+    left_out = f"; {counted(len(skipped), 'file')} skipped (see above)" if skipped else ""
     print_message(f"{output}: {counted(rows, 'row')}{left_out}")
     for line in (*findings.unusable_lines(), *findings.outlook_lines):
         print_message(line)
@@ -95,14 +95,14 @@ def scan(
 @guarded
 @needs("build")
 def check(
-    catalog: Annotated[str, typer.Argument(metavar="FILE", help="The catalog, as a path or URI.")],
+    catalog: Annotated[str, typer.Argument(metavar="FILE", help="Path or URI of the catalog.")],
     config: Annotated[
         str | None,
-        typer.Option("--config", metavar="CONFIG", help="Also check against this configuration's license policy."),
+        typer.Option("--config", metavar="CONFIG", help="Also check licenses against this build configuration."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Read a whole catalog and report its contents.
+    """Check a whole catalog and report its contents.
 
     Exits with code 1 if there are findings.
     """
@@ -130,17 +130,17 @@ app.command()(curate)
 @guarded
 @needs("locate")
 def locate(
-    catalog: Annotated[str, typer.Argument(metavar="CATALOG", help="The catalog, as a path or URI.")],
+    catalog: Annotated[str, typer.Argument(metavar="CATALOG", help="Path or URI of the catalog.")],
     output: Annotated[
         str,
-        typer.Option("-o", "--output", metavar="FILE", help="The catalog with countries, in the same folder."),
+        typer.Option("-o", "--output", metavar="FILE", help="Catalog with countries to write, in the same folder."),
     ],
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Fill in the country of images whose caption names one.
 
-    Existing countries do not change.
+    Existing countries don't change.
     """
     from segmint.catalogs.locate import locate as locate_images
     from segmint.infra.errors import UsageError

@@ -12,14 +12,14 @@ from segmint.pipeline.commands.common.extras import needs
 @guarded
 @needs("build")
 def curate(
-    catalog: Annotated[str, typer.Argument(metavar="CATALOG", help="The catalog, as a path or URI.")],
+    catalog: Annotated[str, typer.Argument(metavar="CATALOG", help="Path or URI of the catalog.")],
     output: Annotated[
-        str, typer.Option("-o", "--output", metavar="FILE", help="The curated catalog: a .parquet beside the catalog.")
+        str, typer.Option("-o", "--output", metavar="FILE", help="Curated .parquet catalog, next to the original.")
     ],
     config: Annotated[
         str,
         typer.Option(
-            "--config", metavar="CONFIG", help="A build's configuration: its parts curate, license, ingest and storage."
+            "--config", metavar="CONFIG", help="Build configuration: its curate, license, ingest, and storage parts."
         ),
     ],
     overrides: Annotated[
@@ -30,7 +30,7 @@ def curate(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Only draw how the images' measures are distributed, as .png, .svg or .pdf; write no catalog.",
+            help="Plot the distributions of the images' measures (.png, .svg, or .pdf); write no catalog.",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -12,8 +12,8 @@ from segmint.pipeline.commands.common.extras import needs
 @guarded
 @needs("demo")
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder for everything; created if missing.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the accounting as JSON.")] = False,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder; created if missing.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Build a small dataset of photographs, and draw its masks.
 

@@ -13,13 +13,13 @@ from segmint.pipeline.config.template import TemplateStart, template
 
 @guarded
 def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The configuration to write.")] = Path("build.yaml"),
-    name: Annotated[str, typer.Option(help="The dataset's name.")] = TemplateStart.name,
-    catalog: Annotated[str, typer.Option(metavar="URI", help="Its source catalog.")] = TemplateStart.catalog,
-    output: Annotated[str, typer.Option(metavar="URI", help="Its folder.")] = TemplateStart.output,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Configuration file to write.")] = Path("build.yaml"),
+    name: Annotated[str, typer.Option(help="Name of the dataset.")] = TemplateStart.name,
+    catalog: Annotated[str, typer.Option(metavar="URI", help="Path or URI of the catalog.")] = TemplateStart.catalog,
+    output: Annotated[str, typer.Option(metavar="URI", help="Dataset folder or bucket prefix.")] = TemplateStart.output,
     licenses: Annotated[
         list[str] | None,
-        typer.Option("--license", metavar="ID", help="A license that images may have; repeat for several."),
+        typer.Option("--license", metavar="ID", help="License that images may have; repeatable."),
     ] = None,
 ) -> None:
     """Write a commented configuration for `segmint build`.

@@ -17,24 +17,24 @@ def plan(
     sample: Annotated[
         int | None, typer.Option(metavar="N", help="Measure N real rows, spread evenly over the catalog.")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(metavar="N", help="Plan for N GPUs; default: this machine's.")] = None,
+    gpus: Annotated[int | None, typer.Option(metavar="N", help="Number of GPUs. Default: this machine's.")] = None,
     price: Annotated[
-        float | None, typer.Option(metavar="X", help="Price of a GPU-hour; of a core-hour on a CPU.")
+        float | None, typer.Option(metavar="X", help="Price per GPU-hour, or per core-hour on a CPU.")
     ] = None,
     share: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Share of the ceiling to assume if none is measured; default: 0.3."),
+        typer.Option(metavar="X", help="Share of the ceiling to assume if none is measured. Default: 0.3."),
     ] = None,
     flops: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Peak of another machine's GPU in operations per second, such as 9.9e14."),
+        typer.Option(metavar="X", help="Peak operations per second of another machine's GPU, such as 9.9e14."),
     ] = None,
     megapixels: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Average size of the originals if no sample reads them; default: 16.3."),
+        typer.Option(metavar="X", help="Average megapixels of the originals if no sample reads them. Default: 16.3."),
     ] = None,
     overrides: Overrides = None,
-    shards: Annotated[str | None, typer.Option(metavar="A:B|K/N", help="Only these shards, as in a build.")] = None,
+    shards: Annotated[str | None, typer.Option(metavar="A:B|K/N", help="Shards to plan, as in a build.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Estimate the images, hours, and cost of a build."""

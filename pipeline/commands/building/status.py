@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 def status(
     datasets: Annotated[
         list[str],
-        typer.Argument(metavar="DATASET...", help="Folders or bucket prefixes; several datasets become a table."),
+        typer.Argument(metavar="DATASET", help="Dataset folders or bucket prefixes; several become a table."),
     ],
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again and again, until it is complete.")] = False,
-    every: Annotated[float, typer.Option("--every", metavar="S", help="Seconds between two looks of --watch.")] = 30.0,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until all datasets are complete.")] = False,
+    every: Annotated[float, typer.Option("--every", metavar="S", help="Seconds between updates of --watch.")] = 30.0,
     price: Annotated[
-        float | None, typer.Option(metavar="X", help="Price of a GPU-hour, or of an hour of the whole cluster.")
+        float | None, typer.Option(metavar="X", help="Hourly price per GPU or, without --gpus, of the whole cluster.")
     ] = None,
-    gpus: Annotated[int, typer.Option(metavar="N", help="GPUs that the build has, each at --price.")] = 1,
+    gpus: Annotated[int, typer.Option(metavar="N", help="Number of GPUs of the build, each at --price.")] = 1,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -37,9 +37,9 @@ def status(
     Shows progress, pace, remaining time and cost, rejections, drift, shards on hold, annotated masks, and lineage.
     """
     if watch and as_json:
-        raise UsageError("--watch is for people, and --json for programs: give one of them")
+        raise UsageError("--watch can't be combined with --json")
     if every < 1:
-        raise UsageError(f"--every is {every:g}: expected seconds from 1")
+        raise UsageError(f"--every is {every:g}: expected at least 1 second")
     from segmint.infra.storage.location import Location
     from segmint.pipeline.building.status.result import Prices, StatusTable
     from segmint.pipeline.building.status.status import StatusReader
@@ -81,4 +81,4 @@ def _watch(read: "Callable[[], Status | StatusTable]", every: float) -> None:
                 now = read()
                 shown = now.lines()
             except SegmintError as error:
-                shown = [*now.lines(), f"could not be read again: {error}"]
+                shown = [*now.lines(), f"couldn't be updated: {error}"]

@@ -8,29 +8,29 @@ if TYPE_CHECKING:
     from segmint.infra.storage.storage import Storage
     from segmint.pipeline.config.config import Config as Configuration
 
-ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML configuration: a path or URI.")]
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="Path or URI of the YAML configuration.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="K=V", help="Override a key, as in --set masks.points_per_side=16; repeatable."),
+    typer.Option("--set", metavar="K=V", help="Override a configuration key, as in --set output=street; repeatable."),
 ]
-Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="The dataset: a folder or a bucket prefix.")]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset folder or bucket prefix.")]
 Config = Annotated[
     str | None,
-    typer.Option("--config", metavar="CONFIG", help="A build's configuration, for its storage options."),
+    typer.Option("--config", metavar="CONFIG", help="Take storage options from this build configuration."),
 ]
 DetectorConfig = Annotated[
     str | None,
     typer.Option(
         "--config",
         metavar="CONFIG",
-        help="A build's configuration, for its storage options, detectors and Ray address.",
+        help="Take storage options, detectors, and the Ray address from this build configuration.",
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; also cuda:N.")]
-Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open a browser.")]
-Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would be changed.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Device to compute on.")]
+Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a web browser.")]
+Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List the changes without making them.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation; required without a terminal.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

@@ -48,7 +48,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             print_message(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            print_message("interrupted: finished work is kept, and the same command continues with the rest")
+            print_message("interrupted: finished work is kept; run the same command again to resume")
             raise typer.Exit(FAILED) from error
         except BrokenPipeError as error:
             # The reader of our output is gone. Without this, Python complains again when it flushes at exit.
@@ -59,11 +59,11 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             _maybe_traceback()
             if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name or "")):
-                print_message(f"error: this needs {error.name}, not installed here: pip install 'segmint[{extra}]'")
+                print_message(f"error: {error.name} isn't installed. Run `pip install 'segmint[{extra}]'`.")
                 raise typer.Exit(UsageError.exit_code) from error
             print_message(f"unexpected error: {type(error).__name__}: {error}")
             if not debugging():
-                print_message("this is a bug or a problem of the machine: `segmint --debug …` shows where it happened")
+                print_message("this is a bug or a problem with this machine. Run `segmint --debug …` to see where.")
             raise typer.Exit(FAILED) from error
 
     return run
@@ -157,8 +157,8 @@ def confirmation(command: str, yes: bool) -> Callable[[RemovalPrompt], None] | N
         return None
     if not sys.stdin.isatty():
         raise UsageError(
-            f"{command} removes for good and asks first, and this is no terminal: look at the list with --dry-run, "
-            "then give --yes"
+            f"{command} permanently removes data and needs confirmation, but there's no terminal: check the list with "
+            "--dry-run, then pass --yes"
         )
     return _confirm
 
@@ -173,8 +173,8 @@ def _confirm(removal: RemovalPrompt) -> None:
     for line in removal.lines():
         print_message(line)
     expected = {str(removal.rows), f"{removal.rows:,}", removal.name}
-    typed = typer.prompt(f"Type {removal.rows} or {removal.name} to go on", err=True, default="", show_default=False)
+    typed = typer.prompt(f"Type {removal.rows} or {removal.name} to continue", err=True, default="", show_default=False)
     if typed.strip() not in expected:
         raise UsageError(
-            f"not confirmed: {typed.strip()!r} is neither {removal.rows} nor {removal.name}. Nothing was changed"
+            f"not confirmed: expected {removal.rows} or {removal.name}, got {typed.strip()!r}. Nothing was changed"
         )

@@ -57,7 +57,7 @@ def needs(extra: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             missing = missing_packages(extra)
             if missing:
                 raise MissingExtraError(
-                    f"this command needs {', '.join(missing)}, not installed here: pip install 'segmint[{extra}]'"
+                    f"missing packages: {', '.join(missing)}. Run `pip install 'segmint[{extra}]'`."
                 )
             return command(*args, **kwargs)
 

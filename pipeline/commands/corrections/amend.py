@@ -17,14 +17,14 @@ def amend(
         str,
         typer.Argument(
             metavar="CATALOG",
-            help="A catalog with the right attribution, provider, source_url and country of images, by image_id.",
+            help="Catalog with the corrected attribution, provider, source_url, and country, by image_id.",
         ),
     ],
     reason: Annotated[
-        str | None, typer.Option("--reason", metavar="TEXT", help="Why; recorded in the version.")
+        str | None, typer.Option("--reason", metavar="TEXT", help="Reason to record in the version.")
     ] = None,
     clear: Annotated[
-        bool, typer.Option("--clear", help="An empty value removes what the dataset has; default: it stays.")
+        bool, typer.Option("--clear", help="Remove the dataset's values where the catalog's are empty.")
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,

@@ -15,34 +15,34 @@ if TYPE_CHECKING:
 @guarded
 @needs("build")
 def import_(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset that gets the masks.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset to import masks into.")],
     file: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="A file or folder with masks, or another dataset: its masks of people."),
+        typer.Argument(metavar="FILE", help="File or folder with masks, or another dataset with annotated masks."),
     ],
     format: Annotated[
         str | None,
         typer.Option(
-            metavar="F", help="coco, label-studio, folder or dataset; needed only where the content does not decide."
+            metavar="F", help="Format: coco, label-studio, folder, or dataset; needed only if the content is ambiguous."
         ),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="The masks of the images in the file become those in the file.")
+        bool, typer.Option("--replace", help="Replace the masks of the file's images with those in the file.")
     ] = False,
-    add: Annotated[bool, typer.Option("--add", help="Masks are added to those that the images have.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add the masks, and keep those of the images.")] = False,
     mask_source: Annotated[
         str | None,
-        typer.Option(metavar="S", help="What masks that correct none are: imported (default), manual or assisted."),
+        typer.Option(metavar="S", help="Source of new masks: imported (default), manual, or assisted."),
     ] = None,
     license_id: Annotated[
-        str | None, typer.Option("--license", metavar="L", help="The license of the masks in the file.")
+        str | None, typer.Option("--license", metavar="L", help="License of the masks in the file.")
     ] = None,
     annotator: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The name of the person who looked at the images.")
+        str | None, typer.Option(metavar="NAME", help="Name of the person who annotated the images.")
     ] = None,
     match: Annotated[
         str,
-        typer.Option(metavar="BY", help="How file names name images: number (sa_17.jpg), image-id or uri."),
+        typer.Option(metavar="BY", help="Match file names to images by number (sa_17.jpg), image-id, or uri."),
     ] = "number",
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -51,7 +51,7 @@ def import_(
 ) -> None:
     """Import masks from a file or another dataset.
 
-    The masks come from a file or from another dataset.
+    Requires either --replace or --add.
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
@@ -71,10 +71,10 @@ def import_(
         extra = [name for name, value in given.items() if value is not None]
         if extra:
             raise UsageError(
-                f"{', '.join(extra)} with another dataset: its masks keep what is said of them there; leave it out"
+                f"{', '.join(extra)} can't be combined with another dataset, whose masks keep their own values"
             )
         if match != MatchMode.NUMBER:
-            raise UsageError(f"--match {match} with another dataset: its images are found by their source")
+            raise UsageError(f"--match {match} can't be combined with another dataset, whose images match by source")
     asked = ImportRequest(
         where=where,
         format=kind,
@@ -96,9 +96,7 @@ def _mode(replace: bool, add: bool, *, carried: bool) -> "ImportMode":
     from segmint.pipeline.corrections.imports.merge import ImportMode
 
     if replace == add:
-        raise UsageError(
-            "name one of --replace and --add: whether the images' masks give way to these, or these are added to them"
-        )
+        raise UsageError("pass either --replace or --add: replace the images' masks with these, or add these to them")
     if add:
         return ImportMode.ADD
     return ImportMode.CARRY if carried else ImportMode.REPLACE

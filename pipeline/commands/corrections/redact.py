@@ -16,7 +16,7 @@ def redact(
     regions: Annotated[
         str,
         typer.Option(
-            "--regions", metavar="FILE", help="JSON Lines or Parquet: id, kind, x, y, w, h in released pixels."
+            "--regions", metavar="FILE", help="JSON Lines or Parquet file: id, kind, x, y, w, h in released pixels."
         ),
     ],
     dry_run: DryRun = False,

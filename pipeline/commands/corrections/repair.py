@@ -18,14 +18,14 @@ def repair(
         typer.Option(
             "--config",
             metavar="CONFIG",
-            help="The build's configuration, for its storage options and to rebuild what cannot be restored.",
+            help="The build's configuration, for its storage options and to rebuild files that can't be restored.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Restore missing or damaged files to their committed bytes.
 
-    Exits with code 1 if some files cannot be restored.
+    Exits with code 1 if some files can't be restored.
     """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.corrections.repair import repair as repair_files

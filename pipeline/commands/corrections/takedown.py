@@ -14,20 +14,20 @@ from segmint.pipeline.commands.common.extras import needs
 def takedown(
     dataset: Dataset,
     reason: Annotated[
-        str | None, typer.Option("--reason", metavar="TEXT", help="Why; recorded in the tombstone.")
+        str | None, typer.Option("--reason", metavar="TEXT", help="Reason to record in the tombstone.")
     ] = None,
     ids: Annotated[
-        str | None, typer.Option("--ids", metavar="FILE", help="A text file with one image_id or id per line.")
+        str | None, typer.Option("--ids", metavar="FILE", help="Text file with one image_id or id to remove per line.")
     ] = None,
     license_id: Annotated[
-        str | None, typer.Option("--license", metavar="L", help="All images with this license.")
+        str | None, typer.Option("--license", metavar="L", help="Remove all images with this license.")
     ] = None,
     provider: Annotated[
-        str | None, typer.Option("--provider", metavar="P", help="All images from this provider.")
+        str | None, typer.Option("--provider", metavar="P", help="Remove all images from this provider.")
     ] = None,
     proved: Annotated[
         str | None,
-        typer.Option("--prove", metavar="ID", help="Look for an image that was taken down; exit code 1 if found."),
+        typer.Option("--prove", metavar="ID", help="Search for a taken-down image; exit with code 1 if it's found."),
     ] = None,
     dry_run: DryRun = False,
     yes: Yes = False,
@@ -36,7 +36,7 @@ def takedown(
 ) -> None:
     """Remove images permanently, or prove that they're gone.
 
-    Everything that names them is removed, except for a tombstone.
+    Removes everything that names the images, except for a tombstone.
     """
     from segmint.catalogs.dataset.manifest import load_manifest
     from segmint.infra.errors import UsageError
@@ -56,7 +56,7 @@ def takedown(
             raise typer.Exit(FINDINGS)
         return
     if reason is None:
-        raise UsageError("--reason is missing: say why, for the tombstone")
+        raise UsageError("--reason is missing: the tombstone records it")
     asked, catalog = read_request(file, license_id, provider), None if build is None else build.catalog
     if dry_run:
         listed = list_takedown(location, load_manifest(location), asked, reason, catalog_uri=catalog)

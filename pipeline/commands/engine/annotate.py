@@ -41,47 +41,47 @@ def annotate(
     stage: Annotated[
         AnnotationStage,
         typer.Option(
-            help="assisted: people click, the model predicts masks, they correct them. semi: what is there is locked, "
-            "people add the rest. rate: people rate single masks from 1 to 10."
+            help="Task: make and correct masks with the model's help (assisted), add masks that are missing from the "
+            "dataset's locked ones (semi), or rate single masks from 1 to 10 (rate)."
         ),
     ] = AnnotationStage.ASSISTED,
     select: Annotated[
         str | None,
-        typer.Option(metavar="EXPR", help="Only images for which this is true, as in 'masks < 10'; SQL on columns."),
+        typer.Option(metavar="EXPR", help="Serve only images that match this SQL expression, as in 'masks < 10'."),
     ] = None,
     order: Annotated[
-        OrderOption, typer.Option(help="number; fewest masks first; lowest mean predicted IoU first; random.")
+        OrderOption, typer.Option(help="Order: number, fewest masks first, lowest mean predicted IoU first, or random.")
     ] = OrderOption.NUMBER,
     study: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Only the images that `segmint study sample` drew.")
+        str | None, typer.Option(metavar="DIR", help="Serve only the images that `segmint study sample` drew.")
     ] = None,
     overlap: Annotated[
-        float, typer.Option(metavar="SHARE", help="The share of images that two people annotate, apart.")
+        float, typer.Option(metavar="SHARE", help="Share of images that two people annotate independently.")
     ] = 0.0,
     names: Annotated[
         list[str] | None,
-        typer.Option("--name", metavar="WHO", help="A name for submissions; repeat it for a team: an address each."),
+        typer.Option("--name", metavar="WHO", help="Annotator name for submissions; repeatable, one address each."),
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(metavar="NAME|PATH", help="The model to prompt; default: the one that made the dataset."),
+        typer.Option(metavar="NAME|PATH", help="Weights of the model. Default: those that made the dataset."),
     ] = None,
     device: Device = "auto",
     prefill: Annotated[
         str | None,
         typer.Option(
             metavar="detector:PATH",
-            help="In stage semi: a TorchScript file that finds objects; the model's confident masks of them are there.",
+            help="Prefill confident masks of the objects that this TorchScript detector finds (stage semi).",
         ),
     ] = None,
     masks: Annotated[
-        int | None, typer.Option(metavar="N", help="In stage rate: how many masks, as many of each source; 200.")
+        int | None, typer.Option(metavar="N", help="Masks to rate, balanced over sources (stage rate). Default: 200.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="In stage rate: which masks are drawn; 0.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Random seed (stage rate). Default: 0.")] = None,
     port: Port = 8765,
     origin: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="The address of a proxy before it, as https://annotate.example.org."),
+        typer.Option(metavar="URL", help="URL of a proxy in front of the server, as in https://annotate.example.org."),
     ] = None,
     browser: Browser = True,
     config: Config = None,
@@ -122,7 +122,7 @@ def annotate(
     def show(addresses: Mapping[str, str]) -> None:
         for name, address in addresses.items():
             print_line(address if len(addresses) == 1 else f"{name}: {address}")
-        print_message("each address opens one browser, once; ctrl-C ends the server; submissions are in the dataset")
+        print_message("each address opens one browser, once; submissions go to the dataset; press Ctrl-C to stop")
 
     serve_team = partial(serve, port=port, names=who, origin=public, open_browser=browser, on_ready=show)
     print_message(f"reading the tables of {dataset}")
@@ -141,7 +141,7 @@ def annotate(
         if opened.note is not None:
             print_message(f"note: {opened.note}")
         about = opened.annotator_view.about
-        print_message(f"{counted(about.images, 'image')} to annotate; {about.weights} answers")
+        print_message(f"{counted(about.images, 'image')} to annotate with {about.weights}")
         serve_team(lambda team: make_app(opened.annotator_view, team))
 
 
@@ -154,7 +154,7 @@ def refuse_needless(stage: AnnotationStage, given: Collection[str]) -> None:
     if stage is AnnotationStage.ASSISTED:
         needless |= set(given) & {"--prefill"}
     if needless:
-        raise UsageError(f"--stage {stage} takes no {', '.join(sorted(needless))}: leave it out")
+        raise UsageError(f"{', '.join(sorted(needless))} can't be used with --stage {stage}")
 
 
 def detector_of(prefill: str) -> str:
@@ -163,5 +163,5 @@ def detector_of(prefill: str) -> str:
 
     path = prefill.removeprefix(DETECTOR)
     if not prefill.startswith(DETECTOR) or not path:
-        raise UsageError(f"--prefill {prefill!r}: expected detector:PATH, a TorchScript file that finds objects")
+        raise UsageError(f"--prefill {prefill!r}: expected detector:PATH, with a TorchScript object detector")
     return path

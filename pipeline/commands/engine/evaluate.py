@@ -28,38 +28,38 @@ app = typer.Typer(name="evaluate", help="Evaluate weights against masks that peo
 Targets = Annotated[
     list[str],
     typer.Argument(
-        metavar="DATASET|FILE", help="Datasets; COCO files or folders of label maps, with --images. Paths or URIs."
+        metavar="DATASET|FILE", help="Datasets, or COCO files and folders of label maps with --images; paths or URIs."
     ),
 ]
 Images = Annotated[
     list[str] | None,
-    typer.Option("--images", metavar="DIR", help="The images of the files: one folder for all, or one for each."),
+    typer.Option("--images", metavar="DIR", help="Folder with the files' images; once for all, or once for each."),
 ]
-ChosenMasks = Annotated[TruthSelection, typer.Option("--truth", help="Of datasets: which masks are the truth.")]
+ChosenMasks = Annotated[TruthSelection, typer.Option("--truth", help="Masks of a dataset to use as ground truth.")]
 Ignore = Annotated[
     list[int] | None,
-    typer.Option("--ignore", metavar="N", help="Of label maps: a number that is no mask, besides 0; repeatable."),
+    typer.Option("--ignore", metavar="N", help="Number in label maps to ignore, besides 0; repeatable."),
 ]
 WeightsNames = Annotated[
     list[str] | None,
     typer.Option(
         "--weights",
         metavar="NAME|PATH",
-        help="mobile_sam (default), vit_b, vit_l, vit_h, or a checkpoint; twice: the second minus the first.",
+        help="Weights: mobile_sam (default), vit_b, vit_l, vit_h, or a path or URI; give it twice to compare.",
     ),
 ]
 Output = Annotated[
     str | None,
-    typer.Option("-o", "--output", metavar="DIR", help="Write results.parquet, evaluation.json and index.html there."),
+    typer.Option("-o", "--output", metavar="DIR", help="Folder for results.parquet, evaluation.json, and index.html."),
 ]
-Precision = Annotated[str, typer.Option(metavar="fp32|bf16", help="bf16 is faster on GPUs that have it.")]
+Precision = Annotated[str, typer.Option(metavar="fp32|bf16", help="Precision; bf16 is faster on GPUs that support it.")]
 OnRay = Annotated[
     bool | None,
     typer.Option(
-        "--ray/--no-ray", help="Compute in Ray's actors, or in this process; default: Ray from 500 images on."
+        "--ray/--no-ray", help="Compute in Ray actors or in this process. Default: Ray for 500 images or more."
     ),
 ]
-Seed = Annotated[int, typer.Option(metavar="S", min=0, help="Seed of random clicks, intervals and tests.")]
+Seed = Annotated[int, typer.Option(metavar="S", min=0, help="Random seed of clicks, intervals, and tests.")]
 
 
 @app.command()
@@ -72,36 +72,36 @@ def points(
     ignore: Ignore = None,
     weights: WeightsNames = None,
     clicks: Annotated[
-        str, typer.Option(metavar="N,N,…", help="Numbers of clicks after which masks are measured; from 1 on.")
+        str, typer.Option(metavar="N,N,…", help="Click counts to measure masks after; ascending, starting with 1.")
     ] = "1,2,3,5,9",
     first_click: Annotated[
         FirstClick | None,
-        typer.Option(help="center: farthest from the mask's boundary; random: default with --groups."),
+        typer.Option(help="First click: farthest from the boundary (center), or random (default with --groups)."),
     ] = None,
     several_clicks: Annotated[
         SeveralClicks,
-        typer.Option(help="Output for two clicks or more: the single mask, or the best of three by predicted IoU."),
+        typer.Option(help="Output from two clicks on: the single mask, or the best of three by predicted IoU."),
     ] = SeveralClicks.SINGLE,
     groups: Annotated[
         str | None,
         typer.Option(
             metavar="COLUMN|FILE",
-            help="Compare groups: a column of the images, label or source of masks, or a .csv or .parquet of image_id "
-            "or annotation_id and a label.",
+            help="Compare groups by a column of the images, by label or source of the masks, or by a .csv or .parquet "
+            "file of image_id or annotation_id and a label.",
         ),
     ] = None,
     gate: Annotated[
         bool,
         typer.Option(
             "--gate",
-            help="Say whether the second weights may replace the first, by held-out masks of people: better, worse, "
+            help="Decide on held-out annotated masks whether the second weights may replace the first: better, worse, "
             "no difference shown, or no independent truth.",
         ),
     ] = False,
     require: Annotated[
         RequiredVerdict | None,
         typer.Option(
-            help="Any other verdict of the gate, or a guard set that could not be judged, makes the exit code 1; "
+            help="Exit with code 1 for any other verdict of the gate, or if a guard set couldn't be judged; "
             "implies --gate."
         ),
     ] = None,
@@ -109,11 +109,11 @@ def points(
         list[str] | None,
         typer.Option(
             metavar="DATASET|FILE",
-            help="Ordinary photographs on which the second weights must not be worse; repeatable; implies --gate.",
+            help="Ordinary photographs on which the second weights must not be worse; repeatable, implies --gate.",
         ),
     ] = None,
     guard_images: Annotated[
-        list[str] | None, typer.Option(metavar="DIR", help="As --images, for files of --guard.")
+        list[str] | None, typer.Option(metavar="DIR", help="Like --images, for the files of --guard.")
     ] = None,
     seed: Seed = 0,
     output: Output = None,
@@ -123,7 +123,7 @@ def points(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Click on each mask: mIoU after 1, 2, 3, 5 and 9 clicks.
+    """Measure the mIoU of masks after 1, 2, 3, 5, and 9 clicks.
 
     Follows the SAM paper. Also reports the best of three masks.
     """
@@ -162,9 +162,9 @@ def proposals(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Propose objects without prompts: average recall.
+    """Measure the average recall of masks made without prompts.
 
-    At 10, 100, and 1,000 masks and by size, following the SAM paper.
+    Measured at 10, 100, and 1,000 masks and by size, following the SAM paper.
     """
     from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals
     from segmint.pipeline.engine.evaluate.session import EvaluateOptions
@@ -179,25 +179,25 @@ def proposals(
 @needs("report")
 def edges(
     targets: Annotated[
-        list[str], typer.Argument(metavar="DIR", help="Folders of label maps, with --images. Paths or URIs.")
+        list[str], typer.Argument(metavar="DIR", help="Folders of label maps, with --images; paths or URIs.")
     ],
     images: Images = None,
     annotators: Annotated[
         list[str] | None,
         typer.Option(
-            "--annotator", metavar="DIR", help="A folder of a further annotator's maps of these images; repeatable."
+            "--annotator", metavar="DIR", help="Folder with another annotator's maps of these images; repeatable."
         ),
     ] = None,
     ignore: Annotated[
         list[int] | None,
-        typer.Option("--ignore", metavar="N", help="A number near which no edge counts; repeatable."),
+        typer.Option("--ignore", metavar="N", help="Number in label maps near which edges don't count; repeatable."),
     ] = None,
     weights: WeightsNames = None,
     points_per_side: Annotated[int, typer.Option(metavar="N", help="Points along each side of the grid.")] = 16,
     tolerance: Annotated[
-        float, typer.Option(metavar="SHARE", help="How far edges may be apart, as a share of the image's diagonal.")
+        float, typer.Option(metavar="SHARE", help="Maximum distance of matched edges, as a share of the diagonal.")
     ] = 0.0075,
-    thresholds: Annotated[int, typer.Option(metavar="N", help="Thresholds of the curve; fewer are faster.")] = 99,
+    thresholds: Annotated[int, typer.Option(metavar="N", help="Number of thresholds; fewer are faster.")] = 99,
     output: Output = None,
     device: Device = "auto",
     precision: Precision = "fp32",
@@ -205,9 +205,9 @@ def edges(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find edges without prompts: ODS, OIS, AP and R50.
+    """Measure edges found without prompts: ODS, OIS, AP, and R50.
 
-    Follows the SAM paper. Edges are matched with the boundaries of label maps.
+    Follows the SAM paper. Compares edges with the boundaries in label maps.
     """
     from segmint.pipeline.engine.evaluate.edges.edges import evaluate_edges
     from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure
@@ -227,10 +227,10 @@ def instances(
     images: Images = None,
     boxes: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="A detector's boxes: COCO results. Default: the boxes of the true masks."),
+        typer.Option(metavar="FILE", help="COCO results with a detector's boxes. Default: the ground-truth boxes."),
     ] = None,
     refine: Annotated[
-        bool, typer.Option("--refine/--no-refine", help="Prompt again with the box and the mask's logits, or not.")
+        bool, typer.Option("--refine/--no-refine", help="Prompt a second time with the box and the mask's logits.")
     ] = True,
     truth: ChosenMasks = TruthSelection.HUMAN,
     ignore: Ignore = None,
@@ -242,9 +242,9 @@ def instances(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Segment boxes: COCO's AP, or the mean IoU.
+    """Measure masks prompted by boxes: COCO AP or mean IoU.
 
-    Follows the SAM paper. A detector's boxes, which have scores, give the AP.
+    Follows the SAM paper. Reports the AP for a detector's boxes, which have scores.
     """
     from segmint.pipeline.engine.evaluate.instances.instances import evaluate_instances
     from segmint.pipeline.engine.evaluate.session import EvaluateOptions

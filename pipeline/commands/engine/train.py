@@ -20,11 +20,11 @@ class TrainingTarget(StrEnum):
 @guarded
 @needs("train")
 def train(
-    config: Annotated[str, typer.Argument(metavar="TRAIN", help="The YAML configuration of a run: a path or URI.")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Path or URI of the run's YAML configuration.")],
     task: Annotated[
         TrainingTarget | None,
         typer.Option(
-            help="masks: SAM. objects: a detector of one class, from the masks' boxes. Default: the key `task`."
+            help="Model: SAM (masks), or a one-class detector of their boxes (objects). Default: the key `task`."
         ),
     ] = None,
     overrides: Overrides = None,

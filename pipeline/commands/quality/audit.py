@@ -21,51 +21,49 @@ _ALL = "all"
 def audit(
     dataset: Annotated[
         str,
-        typer.Argument(metavar="DATASET", help="A dataset, or SA-1B-style data: a folder or a bucket's prefix."),
+        typer.Argument(metavar="DATASET", help="Dataset or SA-1B-style data: a folder or bucket prefix."),
     ],
     integrity_only: Annotated[
-        bool, typer.Option("--integrity-only", help="Only whether all files are intact and agree.")
+        bool, typer.Option("--integrity-only", help="Only check that all files are intact and consistent.")
     ] = False,
     complete: Annotated[
-        bool, typer.Option("--complete", help="Shards without a commit are findings: the dataset must be finished.")
+        bool, typer.Option("--complete", help="Require a finished dataset: report shards without a commit as findings.")
     ] = False,
     sample: Annotated[
         int,
-        typer.Option(metavar="N", min=0, help="Images whose JPEG and masks are decoded to pixels, spread evenly."),
+        typer.Option(metavar="N", min=0, help="Number of images whose JPEG and masks are decoded, spread evenly."),
     ] = _SAMPLE,
     privacy_sample: Annotated[
-        str, typer.Option(metavar="N|all", help="Images that the build's detectors search again, spread evenly.")
+        str, typer.Option(metavar="N|all", help="Number of images to search with the detectors again, spread evenly.")
     ] = str(_PRIVACY_SAMPLE),
     attributions: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write the attribution of each image to this file: .csv, .jsonl or .md."),
+        typer.Option(metavar="FILE", help="Write each image's attribution to this .csv, .jsonl, or .md file."),
     ] = None,
     regions: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write what the detectors still find to this file, for `segmint redact`."),
+        typer.Option(metavar="FILE", help="Write remaining detections to this file, for `segmint redact`."),
     ] = None,
     pictures: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Write a picture of each of these to this folder, unrecognizable around it."),
+        typer.Option(metavar="DIR", help="Write a JPEG per remaining detection to this folder, the rest in mosaic."),
     ] = None,
     detector: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KIND=PATH",
-            help="Another detector that searches, too: face or plate, and a TorchScript file; repeatable.",
+            help="Also search with this TorchScript detector of kind face or plate; repeatable.",
         ),
     ] = None,
     evidence: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Write all of this to an empty folder, which others can check."),
+        typer.Option(metavar="DIR", help="Write the audit to this empty folder as evidence that others can check."),
     ] = None,
     study: Annotated[
         str | None,
-        typer.Option(metavar="FILE.json", help="Put this score of a privacy study (`study score --json`) there, too."),
+        typer.Option(metavar="FILE.json", help="Add this privacy study score (`study score --json`) to the evidence."),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where torch runs detectors; also cuda:N.")
-    ] = "cpu",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Device to run detectors on.")] = "cpu",
     config: DetectorConfig = None,
     as_json: AsJson = False,
     output: Annotated[
@@ -84,9 +82,9 @@ def audit(
     given = {**wanted, "--detector": detector or None, "--evidence": evidence, "--study": study}
     needless = [name for name, value in given.items() if value is not None]
     if integrity_only and needless:
-        raise UsageError(f"{', '.join(needless)} and --integrity-only do not go together")
+        raise UsageError(f"{', '.join(needless)} can't be combined with --integrity-only")
     if study is not None and evidence is None:
-        raise UsageError("--study goes into the evidence: name its folder with --evidence")
+        raise UsageError("--study requires --evidence, because the score is added to the evidence")
     build, storage = build_of(config)
     from segmint.catalogs.dataset.outputs import refuse_inside
     from segmint.infra.storage.location import Location

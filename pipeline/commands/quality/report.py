@@ -12,25 +12,25 @@ from segmint.pipeline.commands.common.extras import needs
 @guarded
 @needs("report")
 def report(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="The dataset, or an SA-1B-style folder.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Dataset, or SA-1B-style folder.")],
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Output folder; default DATASET/report."),
+        typer.Option("-o", "--output", metavar="DIR", help="Output folder or bucket prefix. Default: DATASET/report."),
     ] = None,
     audit: Annotated[
         str | None,
-        typer.Option("--audit", metavar="FILE.json", help="Output of `segmint audit --json`, instead of auditing."),
+        typer.Option("--audit", metavar="FILE.json", help="Use `segmint audit --json` output instead of auditing."),
     ] = None,
     sample: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Images whose pixels the audit decodes, spread evenly.")
+        int, typer.Option(metavar="N", min=0, help="Number of images that the audit decodes, spread evenly.")
     ] = 100,
     study: Annotated[
         str | None,
-        typer.Option("--study", metavar="FILE.json", help="Show this score of a privacy study (`study score --json`)."),
+        typer.Option("--study", metavar="FILE.json", help="Show this privacy study score (`study score --json`)."),
     ] = None,
     beside: Annotated[
         str | None,
-        typer.Option(metavar="DATASET", help="Compare masks with this dataset's, or this SA-1B-style folder's."),
+        typer.Option(metavar="DATASET", help="Compare the masks with those of this dataset or SA-1B-style folder."),
     ] = None,
     config: DetectorConfig = None,
     as_json: AsJson = False,

@@ -20,19 +20,19 @@ def sample(
     output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="Output folder or bucket prefix.")],
     kind: Annotated[
         StudyKind,
-        typer.Option(help="masks: to be corrected; privacy: images in which to mark missed faces and plates."),
+        typer.Option(help="Kind of study: correct masks, or mark missed faces and plates (privacy)."),
     ] = StudyKind.MASKS,
     count: Annotated[
         int | None,
-        typer.Option("-n", "--images", metavar="N", min=1, help="Images to draw; default 500, for privacy 3000."),
+        typer.Option("-n", "--images", metavar="N", min=1, help="Number of images. Default: 500, or 3000 for privacy."),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="S", help="Seed of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="S", help="Random seed of the sample.")] = 0,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a sample of images for people to inspect.
 
-    Masks to correct, or missed faces and plates to mark, for COCO tools, CVAT, Label Studio, and `segmint annotate`.
+    People correct masks, or mark missed faces and plates, in COCO tools, CVAT, Label Studio, or `segmint annotate`.
     """
     from segmint.infra.storage.location import Location
 
@@ -53,18 +53,18 @@ def sample(
 @app.command()
 @guarded
 def score(
-    study: Annotated[str, typer.Argument(metavar="DIR", help="The folder that `study sample` wrote.")],
+    study: Annotated[str, typer.Argument(metavar="DIR", help="Folder that `segmint study sample` wrote.")],
     corrected: Annotated[
         str | None,
         typer.Option(
             "--corrected",
             metavar="FILE",
-            help="COCO or Label Studio JSON, or the dataset, for its submissions; default DIR/corrected.json.",
+            help="COCO or Label Studio JSON, or the dataset, for its submissions. Default: DIR/corrected.json.",
         ),
     ] = None,
     regions: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Write what was marked to this file, for `segmint redact` (kind privacy)."),
+        typer.Option(metavar="FILE", help="Write marked regions to this file, for `segmint redact` (kind privacy)."),
     ] = None,
     config: Config = None,
     as_json: AsJson = False,
@@ -88,5 +88,5 @@ def score(
     from segmint.pipeline.quality.study.score import score_study
 
     if written is not None:
-        raise UsageError(f"{study} is a study of masks, in which no regions are marked: leave out --regions")
+        raise UsageError(f"{study} is a study of masks, which has no marked regions: remove --regions")
     print_result(score_study(folder, answers), as_json)

@@ -10,7 +10,7 @@ from segmint.pipeline.commands.common.extras import needs
 
 RecordedVersion = Annotated[
     str | None,
-    typer.Option("--version", metavar="N", help="A recorded version: its number or digest; default: the latest."),
+    typer.Option("--version", metavar="N", help="Recorded version, by number or digest. Default: the latest."),
 ]
 
 
@@ -19,17 +19,17 @@ def verify(
     dataset: Dataset,
     key: Annotated[
         str | None,
-        typer.Option("--key", metavar="PUBLIC.pem", help="The public key that must have signed the version."),
+        typer.Option("--key", metavar="PUBLIC.pem", help="Require that this public key signed the version."),
     ] = None,
     version: RecordedVersion = None,
     of: Annotated[
         str | None,
-        typer.Option("--dataset", metavar="DATASET", help="Of evidence: read this dataset, too, which it must be of."),
+        typer.Option("--dataset", metavar="DATASET", help="For evidence, the audited dataset, which is checked too."),
     ] = None,
     sums: Annotated[
         str | None,
         typer.Option(
-            "--sums", metavar="SHA256", help="Of evidence: the SHA-256 of SHA256SUMS, as the auditor says it."
+            "--sums", metavar="SHA256", help="For evidence, the SHA-256 of SHA256SUMS that the auditor published."
         ),
     ] = None,
     config: Config = None,
@@ -37,7 +37,7 @@ def verify(
 ) -> None:
     """Compare every byte with the recorded version.
 
-    Or check the evidence of an audit. Exits with code 1 if anything differs.
+    For evidence of an audit, checks that instead. Exits with code 1 if anything differs.
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
@@ -50,10 +50,10 @@ def verify(
     verified: VerifyResult | EvidenceResult
     if is_evidence(folder):
         if version is not None:
-            raise UsageError(f"{dataset} is evidence of one version: leave out --version")
+            raise UsageError(f"{dataset} is evidence of one version: remove --version")
         verified = verify_evidence(folder, public, audited, sums)
     elif audited is not None or sums is not None:
-        raise UsageError(f"{dataset} is no evidence of an audit: leave out --dataset and --sums")
+        raise UsageError(f"{dataset} isn't evidence of an audit: remove --dataset and --sums")
     else:
         verified = verify_dataset(folder, version, public)
     print_result(verified, as_json)
@@ -64,20 +64,20 @@ def verify(
 @guarded
 def sign(
     dataset: Dataset,
-    key: Annotated[str, typer.Option("--key", metavar="PRIVATE.pem", help="A private Ed25519 key in PEM form.")],
+    key: Annotated[str, typer.Option("--key", metavar="PRIVATE.pem", help="Private Ed25519 key in PEM format.")],
     version: RecordedVersion = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Sign a recorded version's digest.
 
-    `segmint verify --key` then checks who vouches for it.
+    Check the signature with `segmint verify --key`.
     """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.quality.versions.signatures import sign_version
 
     def ask() -> str:
-        return str(typer.prompt("passphrase of the key", hide_input=True, err=True))
+        return str(typer.prompt("Passphrase of the key", hide_input=True, err=True))
 
     storage = storage_of(config)
     print_result(sign_version(Location(storage, dataset), Location(storage, key), version, ask), as_json)
@@ -86,12 +86,12 @@ def sign(
 @guarded
 @needs("audit")
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="A dataset: a folder or a bucket's prefix.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one, or the same.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="Dataset folder or bucket prefix.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another dataset, or the same one.")],
     version_a: Annotated[
-        str | None, typer.Option(metavar="N", help="A recorded version of A: number or digest; default: as it is now.")
+        str | None, typer.Option(metavar="N", help="Version of A, by number or digest. Default: its current state.")
     ] = None,
-    version_b: Annotated[str | None, typer.Option(metavar="N", help="A recorded version of B.")] = None,
+    version_b: Annotated[str | None, typer.Option(metavar="N", help="Version of B. Default: the current one.")] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:

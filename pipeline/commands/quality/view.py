@@ -18,7 +18,7 @@ def view(
     config: Config = None,
     audit: Annotated[
         str | None,
-        typer.Option("--audit", metavar="FILE", help="Output of `segmint audit --json -o FILE`, to show findings."),
+        typer.Option("--audit", metavar="FILE", help="Show findings from `segmint audit --json -o FILE` output."),
     ] = None,
 ) -> None:
     """Browse a dataset's images and masks in a web browser.
@@ -31,7 +31,7 @@ def view(
 
     def show_address(address: str) -> None:
         print_line(address)
-        print_message("open this address in a browser on this machine, once; ctrl-C ends the viewer")
+        print_message("open this address in a browser on this machine; it works once. Press Ctrl-C to stop the viewer.")
 
     storage = storage_of(config)
     print_message(f"reading the tables of {dataset}")

@@ -79,7 +79,7 @@ def test_a_file_names_its_weights_and_is_not_overwritten(
         ("clp", (), "is not a PyTorch checkpoint of plain tensors"),
         ("other.pt", (), "no SAM mask decoder among the weights; found weight"),
         ("mobile_sam", ("-o", "."), "-o . is a folder: expected the name of a file, as in ./decoder.onnx"),
-        ("mobile_sam", ("--part", "encoder", "--single-mask"), "--single-mask belongs to --part decoder"),
+        ("mobile_sam", ("--part", "encoder", "--single-mask"), "--single-mask requires --part decoder"),
     ],
 )
 def test_a_wrong_name_file_or_option_is_an_error_and_nothing_is_written(

@@ -126,7 +126,7 @@ def test_masks_command_from_a_photograph_to_files_without_ray(tmp_path, coffee):
     assert lines[1].endswith(" s left")
     assert lines[3].startswith(f"2 photographs: 1 made and 1 refused; {good['masks']} masks in ")
     assert lines[4].startswith(f"  refused: {tmp_path}/bad.jpg: ")
-    assert lines[5] == f"masks: {tmp_path}/out, one file of SA-1B's JSON a photograph"
+    assert lines[5] == f"masks: {tmp_path}/out, one SA-1B-style JSON file per photograph"
     assert "Traceback" not in done.stderr
 
 
@@ -153,7 +153,7 @@ def test_masks_says_what_it_does_before_torch_is_imported(tmp_path, coffee):
     assert lines[-2].startswith(f"{tmp_path}/cup.jpg: ")
     assert lines[-2].endswith(f" s → {tmp_path}/cup.masks.json")
     again = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
-    assert f" there already → {tmp_path}/cup.masks.json" in again.stderr.splitlines()[0]  # and nothing is announced
+    assert f" already made → {tmp_path}/cup.masks.json" in again.stderr.splitlines()[0]  # and nothing is announced
     assert "torch" not in again.stderr.splitlines()
 
 
@@ -164,7 +164,10 @@ def test_masks_for_prompts_end_in_a_file(tmp_path, coffee):
     done = run(*arguments, "--prompt", f"point:285,200 point:450,330,0 box:{box}", "--prompt", f"box:{box}")
     assert done.exit_code == 0, done.stderr
     assert "2 masks" in done.stderr
-    assert done.stderr.splitlines()[-1] == "next: the same command with --overlay draws the masks over the photographs"
+    assert (
+        done.stderr.splitlines()[-1]
+        == "next: run the same command with --overlay to draw the masks over the photographs"
+    )
     assert done.stdout == ""
     both, by_box = json.loads((tmp_path / "cup.json").read_text())["annotations"]
     assert both["point_coords"] == [[285.0, 200.0], [450.0, 330.0]]
@@ -202,7 +205,7 @@ def test_masks_for_prompts_end_in_a_file(tmp_path, coffee):
         (["masks", "x.jpg", "-o", "y", "--box", "1,2,0,4"], "expected X,Y,W,H"),
         (["masks", "x.jpg", "-o", "y", "--set", "points=3"], "did you mean points_per_side?"),
         (["masks", "x.jpg", "-o", "y", "--crop-layers", "9"], "crop_n_layers is 9"),
-        (["masks", "x.jpg", "-o", "y", "--all-masks"], "belongs to --point, --box and --prompt"),
+        (["masks", "x.jpg", "-o", "y", "--all-masks"], "requires --point, --box, or --prompt"),
         (["masks", "x.jpg", "-o", "y", "--device", "tpu"], "tpu"),
         (["masks", "x.jpg", "-o", "y", "--point", "3,4,0"], "marks background alone"),
         (["masks", "x.jpg", "-o", "y", "--prompt", "point:1,2", "--point", "3,4"], "--prompt beside"),
@@ -223,7 +226,7 @@ def test_masks_for_prompts_end_in_a_file(tmp_path, coffee):
         (["masks", "--nonsense"], "nonsense"),
         ([], "Usage"),
         (["--debug"], "Missing command."),
-        (["--json", "assets"], "belongs to --version"),
+        (["--json", "assets"], "requires --version"),
         (["buidl"], "Did you mean 'build'?"),
     ],
 )
@@ -277,7 +280,7 @@ def test_catalog_scan_and_check(tmp_path, coffee):
     scanned = run(*words, "-o", tmp_path / "again.csv")
     assert scanned.exit_code == 0, scanned.stderr
     assert "loop.jpg" in scanned.stderr
-    assert "2 rows; 1 file skipped, named above" in scanned.stderr
+    assert "2 rows; 1 file skipped (see above)" in scanned.stderr
 
     clean = run("catalog", "check", catalog)
     assert clean.exit_code == 0

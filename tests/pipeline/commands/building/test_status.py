@@ -17,8 +17,8 @@ from tests.support.locations import location_of
 
 def test_options_that_do_not_fit(tmp_path: Path) -> None:
     for options, said in (
-        (["--watch", "--json"], "give one of them"),
-        (["--every", "0"], "--every is 0: expected seconds from 1"),
+        (["--watch", "--json"], "--watch can't be combined with --json"),
+        (["--every", "0"], "--every is 0: expected at least 1 second"),
         ([], "is not a segmint dataset"),
     ):
         done = CliRunner().invoke(app, ["status", str(tmp_path), *options])
@@ -57,5 +57,5 @@ def test_watching_outlives_a_fault_and_ends_with_the_dataset(tmp_path: Path, mon
     assert (done.exit_code, waits) == (0, [7.0, 7.0])
     looks = done.stdout.split("\n\n")
     assert "1 of 2 shards" in looks[0]
-    assert "could not be read again: the store does not answer" in looks[1]
+    assert "couldn't be updated: the store does not answer" in looks[1]
     assert "complete: nothing is left to build" in looks[2]

@@ -69,7 +69,7 @@ def test_without_a_terminal_yes_is_needed(dataset: Path, removals: dict[str, lis
     before = digests(dataset)
     done = run(command, dataset, *removals[command])
     assert done.exit_code == 2
-    assert f"{command} removes for good and asks first" in done.output
+    assert f"{command} permanently removes data and needs confirmation" in done.output
     assert "--yes" in done.output
     assert digests(dataset) == before
 
@@ -99,7 +99,7 @@ def test_on_a_terminal_the_number_or_the_name_is_typed(
     for wrong in ("", "yes", "3"):
         status, said = on_a_terminal(wrong)
         assert status == 2, said
-        assert f"or {name} to go on" in said
+        assert f"or {name} to continue" in said
         assert "not confirmed" in said
         assert digests(dataset) == before
     status, said = on_a_terminal(typed.format(name=name))

@@ -9,11 +9,14 @@ from segmint.pipeline.commands.cli import app
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--masks", "10"], "--stage assisted takes no --masks: leave it out"),
-        (["--prefill", "detector:x.pt"], "--stage assisted takes no --prefill: leave it out"),
-        (["--stage", "semi", "--seed", "1"], "--stage semi takes no --seed: leave it out"),
-        (["--stage", "rate", "--overlap", "0.1"], "--stage rate takes no --overlap: leave it out"),
-        (["--stage", "rate", "--order", "fewest", "--weights", "vit_b"], "takes no --order, --weights: leave it out"),
+        (["--masks", "10"], "--masks can't be used with --stage assisted"),
+        (["--prefill", "detector:x.pt"], "--prefill can't be used with --stage assisted"),
+        (["--stage", "semi", "--seed", "1"], "--seed can't be used with --stage semi"),
+        (["--stage", "rate", "--overlap", "0.1"], "--overlap can't be used with --stage rate"),
+        (
+            ["--stage", "rate", "--order", "fewest", "--weights", "vit_b"],
+            "--order, --weights can't be used with --stage rate",
+        ),
         (["--stage", "semi", "--prefill", "x.pt"], "--prefill 'x.pt': expected detector:PATH"),
         (["--stage", "semi", "--prefill", "detector:"], "--prefill 'detector:': expected detector:PATH"),
     ],

@@ -102,8 +102,11 @@ def test_nothing_looked_at_is_exit_code_1_unless_it_was_left_out(small_dataset: 
         (["{folder}/nowhere"], "nowhere"),
         (["{folder}", "--privacy-sample", "some"], "expected a whole number from 0, or all"),
         (["{folder}", "--attributions", "a.txt"], ".csv, .jsonl, .md"),
-        (["{folder}", "--integrity-only", "--regions", "a.jsonl"], "--regions and --integrity-only"),
-        (["{folder}", "--integrity-only", "--detector", "face=mtcnn"], "--detector and --integrity-only"),
+        (["{folder}", "--integrity-only", "--regions", "a.jsonl"], "--regions can't be combined with --integrity-only"),
+        (
+            ["{folder}", "--integrity-only", "--detector", "face=mtcnn"],
+            "--detector can't be combined with --integrity-only",
+        ),
         (["{folder}", "--detector", "face"], "expected face=PATH or plate=PATH"),
         (["{folder}", "--device", "tpu"], "expected auto, cpu, cuda or cuda:N"),
         (["{folder}/nowhere", "--integrity-only"], "is not a segmint dataset"),
@@ -186,6 +189,6 @@ def test_evidence_is_written_and_verified(dataset: str, copy: Path, tmp_path: Pa
     again = run(str(copy), "--evidence", folder)
     assert (again.exit_code, "has files already" in again.stderr) == (2, True)
     done = CliRunner().invoke(app, ["verify", str(copy), "--dataset", dataset])
-    assert (done.exit_code, "is no evidence of an audit" in done.stderr) == (2, True)
+    assert (done.exit_code, "isn't evidence of an audit" in done.stderr) == (2, True)
     assert run(str(copy), "--study", "score.json").exit_code == 2
     assert run(str(copy), "--integrity-only", "--evidence", folder).exit_code == 2
