@@ -22,7 +22,7 @@ def test_it_lists_and_then_merges() -> None:
         before = contents(place)
         listed = json.loads(run(place.uri, "--dry-run", "--json"))
         assert (listed["images"], listed["submitted"], listed["masks"]["added"]) == (1, 1, 1)
-        assert "then give --yes" in run(place.uri, code=2)
+        assert "then pass --yes" in run(place.uri, code=2)
         assert contents(place) == before
         assert "submissions for 1 image merged in 1 shard" in run(place.uri, "--yes")
         assert "nothing to merge" in run(place.uri, "--yes")

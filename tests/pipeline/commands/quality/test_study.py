@@ -94,4 +94,4 @@ def test_a_study_of_masks_has_no_regions(tmp_path: Path) -> None:
     run("sample", tmp_path / "small", "-o", tmp_path / "study")
     done = run("score", tmp_path / "study", "--regions", tmp_path / "missed.jsonl")
     assert done.exit_code == 2
-    assert "leave out --regions" in done.stderr
+    assert "remove --regions" in done.stderr
