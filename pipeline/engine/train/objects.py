@@ -253,8 +253,9 @@ def _restore(
     """Resume from the last usable checkpoint of this run; return its step, or 0 if there is none."""
 
     def load(state: Mapping[str, Any]) -> None:
-        detector.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
+        weights = state["weights"]
+        optimizer.load_state_dict(state["optimizer"])  # first, because it validates before it changes anything
+        detector.load_state_dict(weights)
 
     checkpoint, unusable = load_newest(folder, run.fingerprint, load)
     prune(folder, unusable)

@@ -4,9 +4,11 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from torch import nn
 
@@ -16,6 +18,7 @@ from segmint.infra.errors import UsageError
 from segmint.model.detectors.torchscript import TorchScriptDetector
 from segmint.model.training.objects import ObjectImage
 from segmint.pipeline.engine.train import objects
+from segmint.pipeline.engine.train.checkpoints import put_checkpoint
 from segmint.pipeline.engine.train.data.images import TrainingDataset
 from segmint.pipeline.engine.train.objects import OBJECTS, run_objects
 from segmint.pipeline.engine.train.settings import TrainConfig, load_train_config
@@ -127,3 +130,18 @@ def test_keys_of_sam_and_weights_that_do_not_fit_are_errors(trainable: Path, tmp
         run_objects(configured(tmp_path, trainable, objects=keys), print)
     with pytest.raises(UsageError, match="short_side is 10: expected 64 pixels or more"):
         configured(tmp_path, trainable, objects={"short_side": 10})
+
+
+def test_a_state_that_does_not_fit_changes_no_weight(tmp_path: Path) -> None:
+    """A run that starts over must start from its initial weights."""
+    other = nn.Linear(1, 1)
+    groups = torch.optim.SGD([{"params": [other.weight]}, {"params": [other.bias]}], lr=0.1)
+    state = {"weights": other.state_dict(), "optimizer": groups.state_dict()}
+    folder = location_of(tmp_path)
+    put_checkpoint(folder, state, run="run", step=10, evaluations=(), skipped={}, listed=(), numerics=())
+    detector = nn.Linear(1, 1)
+    before = detector.weight.item()
+    run = SimpleNamespace(fingerprint="run")
+    optimizer = torch.optim.SGD(detector.parameters(), lr=0.1)
+    assert objects._restore(folder, run, detector, optimizer, SimpleNamespace(), SimpleNamespace()) == 0
+    assert detector.weight.item() == before != other.weight.item()
