@@ -66,7 +66,12 @@ def _products(matrix: "torch.Tensor") -> list[Callable[["torch.Tensor"], object]
     out = matrix.clone()
     products: list[Callable[[torch.Tensor], object]] = [lambda one: torch.mm(one, one, out=out)]
     onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if onednn is not None and not matrix.is_cuda and torch._C._has_mkldnn:
+    if (
+        onednn is not None
+        and not matrix.is_cuda
+        and torch._C._has_mkldnn
+        and (matrix.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    ):
         products.append(lambda one: onednn(one, one, None, "none", [], "none"))
     return products
 

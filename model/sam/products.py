@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_ONEDNN = torch._C._has_mkldnn and all(
-    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise")
-)
+_OPERATORS = ("_linear_pointwise", "_convolution_pointwise", "_is_mkldnn_bf16_supported")
+_ONEDNN = torch._C._has_mkldnn and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+_BF16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not with AVX2 only, where torch converts to float32
 
 
 def product(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
@@ -68,4 +68,4 @@ class GeluConv2d(nn.Module):
 def _suits_onednn(x: Tensor) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    return _ONEDNN and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    return _ONEDNN and x.device.type == "cpu" and (x.dtype == torch.float32 or (_BF16 and x.dtype == torch.bfloat16))

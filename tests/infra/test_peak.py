@@ -16,7 +16,8 @@ def test_a_cpu_s_peak_is_found_in_a_fraction_of_a_second(precision: str, monkeyp
     """Products are measured for that time, and one of each kind more if they take longer."""
     assert peak.MEASURE_S < 1
     monkeypatch.setattr(peak, "MEASURE_S", 0.0)
-    kinds, measured = len(peak._products(torch.ones(2, 2))), []
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    kinds, measured = len(peak._products(torch.ones(2, 2, dtype=dtype))), []
     product_s = peak._product_s
     monkeypatch.setattr(peak, "_product_s", lambda *product: measured.append(product) or product_s(*product))
     compute = Compute("cpu", precision, 1)
