@@ -73,13 +73,13 @@ def test_applied_threads_are_torchs():
 
 
 FAULTS_OF_MATRICES = """
-import resource, sys, torch
+import resource, sys, numpy as np
 from concurrent.futures import ThreadPoolExecutor
 from segmint.infra.device import keep_freed_memory
 
 def make(count):
     for _ in range(count):
-        [torch.ones(2 << 18) for _ in range(10)]
+        [np.ones(2 << 17) for _ in range(10)]
 
 if sys.argv[1] == "kept":
     keep_freed_memory()
