@@ -1,5 +1,6 @@
 """Docstrings, comments, messages and pages use plain words: none of the phrases below."""
 
+import ast
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,10 +26,12 @@ INSTEAD = {
     r"(?:comes?|came) by": "gets",
     r"(?<=,\s)for it (?:has|is|was|had)": "because it",
     r"honestly": "nothing",
+    r"heeds?|heeded|heeding": "apply, or obey",
 }
 """What to write instead of a banned phrase, by its pattern."""
 
 ALLOWED: dict[str, dict[str, str]] = {
+    "docs/glossary.md": {"heed": "a word that a term replaces"},
     "catalogs/source/demo.py": {"stood": "the demo's catalog, whose hash its dataset stores"},
     "infra/uris.py": {"come by": "datasets store this message as the detail of a refused row"},
     "operators/prepare/prepare.py": {"stands": "datasets store this message as the detail of a refused row"},
@@ -79,6 +82,22 @@ def _hits(path: Path, allowed: Mapping[str, str]) -> Iterator[str]:
 def test_texts_use_plain_words(path: Path) -> None:
     allowed = ALLOWED.get(path.relative_to(ROOT).as_posix(), {})
     assert list(_hits(path, allowed)) == []
+
+
+QUESTIONS = re.compile(r"(?:What|How|Which|Whether|Where|Who|When)\b")
+"""Words that a docstring must not open with: it starts with a verb or a noun."""
+
+
+def test_no_docstring_opens_with_a_question_word() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in _files()
+        if path.suffix == ".py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if QUESTIONS.match(node.value.value)
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,8 @@ class DeidentifyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the detectors run: in each process that decodes images, or in one process per node that shares its GPU. The
-    device changes the last bits of detections, so it belongs to the numerics."""
+    """Device of the detectors: the CPU in each process that decodes images, or a GPU that one process per node shares.
+    The device changes the last bits of detections, so it belongs to the numerics."""
     faces: FacesConfig = FacesConfig()
     plates: PlatesConfig = PlatesConfig()
 

@@ -155,7 +155,7 @@ class SegmentPoolConfig(PoolConfig):
 
 
 class ResourcesConfig(_ConfigModel):
-    """Where a run computes, and the resources that it uses."""
+    """Ray cluster and resources that a run uses."""
 
     address: str = "auto"
     """Ray cluster to use. auto: the cluster in RAY_ADDRESS, or a local Ray without that variable. local: always a local

@@ -27,7 +27,7 @@ from segmint.pipeline.engine.train.evaluation import Evaluation
 CHECKPOINTS = "checkpoints"
 
 _IN_FLIGHT = timedelta(days=1)
-"""How long a state may exist without its JSON, by the store's clock."""
+"""Time that a state may exist without its JSON, by the store's clock."""
 
 _JSON = re.compile(r"step-(\d{6,})\.json", re.ASCII)
 _STATE = re.compile(r"step-(\d{6,})-[0-9a-f]{12}\.pt", re.ASCII)

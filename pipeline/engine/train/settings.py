@@ -79,7 +79,7 @@ class DatasetKeys(_TrainModel):
     masks: MaskChoice = "all"
     """human: masks that annotators made, corrected, or imported; automatic: masks that the model made."""
     weight: Annotated[float, Field(gt=0, le=1000), BeforeValidator(_number)] = 1.0
-    """How often an image of this dataset is drawn, relative to a dataset of weight 1."""
+    """Frequency with which an image of this dataset is drawn, relative to a dataset of weight 1."""
 
 
 class BatchKeys(_TrainModel):
