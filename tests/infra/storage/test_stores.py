@@ -90,7 +90,7 @@ def test_what_is_no_file_is_not_read(tmp_path) -> None:
 def test_a_file_that_hides_its_size_gives_no_more_than_it_says() -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc, whose files say that they are empty")
-    with pytest.raises(ShortBodyError, match="1 bytes came where 0 were announced"):
+    with pytest.raises(ShortBodyError, match="received 1 bytes instead of 0"):
         LocalStore().read("/proc/self/status", 1000)
 
 
