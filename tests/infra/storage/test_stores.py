@@ -26,7 +26,7 @@ def test_local_files_have_the_usual_mode_and_leave_nothing_behind(tmp_path) -> N
 def test_a_file_where_a_folder_should_be_is_named(tmp_path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "file" / "x", tmp_path / "file" / "y" / "x"):
-        with pytest.raises(UsageError, match="it, or a parent, is a file"):
+        with pytest.raises(UsageError, match="it or a parent is a file"):
             LocalStore().create(str(path), b"1")
 
 

@@ -76,7 +76,7 @@ def test_a_settled_copy_that_is_read_for_its_opt_out_alone_is_never_kept(folder:
 def test_an_opt_out_goes_along_an_image_id(folder: Path, tmp_path: Path) -> None:
     rows = [{"uri": name, "image_id": "x"} for name in ("other.jpg", "one.jpg", "nowhere.jpg")]
     found = decided(folder, tmp_path, rows[0], {**rows[1], "opt_out": True}, rows[2], {"uri": "large.jpg"})
-    same = ("opted_out", "it has the image_id of row 2, which is opted out")
+    same = ("opted_out", "same image_id as row 2, which is opted out")
     assert found[0] == found[2] == same
     assert found[3] == ("opted_out", "near-duplicate of row 2, which is opted out")
 
@@ -85,7 +85,7 @@ def test_an_opt_out_goes_along_an_image_id(folder: Path, tmp_path: Path) -> None
 def test_so_does_one_in_the_metadata_of_a_row_with_an_earlier_image_id(folder: Path, tmp_path: Path) -> None:
     rows = {"uri": "other.jpg", "image_id": "x"}, {"uri": "reserved.jpg", "image_id": "x"}, {"uri": "one.jpg"}
     found = decided(folder, tmp_path, *rows)
-    assert found[0] == ("opted_out", "it has the image_id of row 2, which is opted out")
+    assert found[0] == ("opted_out", "same image_id as row 2, which is opted out")
     assert found[1][1].startswith("the image's metadata forbids training with it: plus:DataMining is DMI-PROHIBITED")
     assert found[2] == ("opted_out", "near-duplicate of row 2, which is opted out")
 
@@ -94,7 +94,7 @@ def test_so_does_one_in_the_metadata_of_a_row_with_an_earlier_image_id(folder: P
 def test_an_opt_out_of_a_picture_that_cannot_be_decoded_counts(folder: Path, tmp_path: Path) -> None:
     found = decided(folder, tmp_path, {"uri": "cut.jpg", "image_id": "x"}, {"uri": "other.jpg", "image_id": "x"})
     assert found[0][1].startswith("the image's metadata forbids training with it: plus:DataMining is DMI-PROHIBITED")
-    assert found[1] == ("opted_out", "it has the image_id of row 1, which is opted out")
+    assert found[1] == ("opted_out", "same image_id as row 1, which is opted out")
 
 
 def test_credits_without_room_are_counted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_an_unread_row_protects_the_bytes_that_the_catalog_gives(folder: Path, t
 def test_an_unread_row_protects_its_uri(folder: Path, tmp_path: Path) -> None:
     rows = [{"uri": "one.jpg", "image_id": name} for name in "ab"]
     found = decided(folder, tmp_path, rows[0], {**rows[1], "sha256": "0" * 64, "opt_out": True})
-    assert found[0] == ("opted_out", "it has the uri of row 2, which is opted out")
+    assert found[0] == ("opted_out", "same uri as row 2, which is opted out")
 
 
 @pytest.mark.usefixtures("processes")

@@ -37,7 +37,7 @@ def test_a_person_reads_reasons_rates_and_what_is_left() -> None:
     assert "nothing to do: all rows are done" not in idle
     message = run.unfinished_message({2: "the store does not answer"})
     assert "shard 2: the store does not answer" in message
-    assert "nothing is lost" in message
+    assert "Nothing is lost" in message
 
 
 def test_retried_rows_are_shown() -> None:
