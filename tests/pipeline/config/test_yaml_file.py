@@ -145,9 +145,7 @@ def test_an_override_of_another_form_is_refused(tmp_path, override):
 
 
 def test_an_override_below_a_plain_value_is_refused(tmp_path):
-    assert problems(tmp_path, GOOD, "name.first=3") == [
-        "--set name.first: name is 'street', which can't contain keys"
-    ]
+    assert problems(tmp_path, GOOD, "name.first=3") == ["--set name.first: name is 'street', which can't contain keys"]
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -166,7 +164,9 @@ def test_what_has_no_end_is_not_read(tmp_path):
             load_config(device)
     (tmp_path / "large.yaml").write_bytes(b"#" * 1_000_001)
     for large in (tmp_path / "large.yaml", f"file://{tmp_path}/large.yaml"):
-        with pytest.raises(UsageError, match=r"large\.yaml is larger than 1,000,000 bytes; expected a YAML configuration"):
+        with pytest.raises(
+            UsageError, match=r"large\.yaml is larger than 1,000,000 bytes; expected a YAML configuration"
+        ):
             load_config(str(large))
 
 

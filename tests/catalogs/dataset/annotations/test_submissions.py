@@ -123,7 +123,9 @@ def test_an_answer_is_put_once_and_its_number_is_then_taken(dataset: str) -> Non
 def test_a_file_that_is_another_submission_than_its_name_says_is_refused(dataset: str) -> None:
     location = location_of(dataset)
     (location / submission_path(3, 0, 1)).put(Submission.from_value(answer_value()).to_json())
-    with pytest.raises(SubmissionError, match=r"annotations/3/0\.1\.json identifies itself as annotations/0/0\.1\.json"):
+    with pytest.raises(
+        SubmissionError, match=r"annotations/3/0\.1\.json identifies itself as annotations/0/0\.1\.json"
+    ):
         read_submissions(location, 3)
     for path in ("annotations/3/2.1.json", "annotations/3/0.01.json", "annotations/03/0.1.json", "annotations/x.json"):
         (location / path).put(b"{}")

@@ -115,7 +115,9 @@ def test_gpus_without_a_name_are_asked_for_by_none(tmp_path: Path, one_gpu_slot:
         assert _kind_of_gpu(wanted, of) == kind
     for of in (cluster, named):
         assert _kind_of_gpu(config(tmp_path), of) is None
-    with pytest.raises(UsageError, match=r"cluster has H100 GPUs and others that Ray does not name: set resources\.segm"):
+    with pytest.raises(
+        UsageError, match=r"cluster has H100 GPUs and others that Ray does not name: set resources\.segm"
+    ):
         _kind_of_gpu(config(tmp_path), both)
     assert _kind_of_gpu(config(tmp_path, allow_mixed_numerics=True), both) is None
 
