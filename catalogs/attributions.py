@@ -64,7 +64,7 @@ def license_url(license: str | None) -> str | None:
 def check_ending(uri: str) -> None:
     """Raise `UsageError` if the extension of an attribution file is not that of a known format."""
     if not uri.lower().endswith(tuple(_WRITERS)):
-        raise UsageError(f"a file of attributions ends in {', '.join(_WRITERS)}; got {uri!r}")
+        raise UsageError(f"expected a file name that ends in {', '.join(_WRITERS)}; got {uri!r}")
 
 
 def write_attributions(rows: Iterable[Row], destination: Location) -> int:

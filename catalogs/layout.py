@@ -130,7 +130,7 @@ def part_number(path: str) -> int:
     """Return the number of a part of the normalized catalog, from its path below the dataset."""
     match = _PART.fullmatch(path)
     if match is None:
-        raise ValueError(f"{path} is no part of a catalog")
+        raise ValueError(f"{path} is not part of a catalog")
     return int(match["number"])
 
 

@@ -133,4 +133,4 @@ class LicensePolicy:
 def _unknown(text: str) -> str:
     suggestion = suggest_identifier(text)
     hint = f" (did you mean {suggestion}?)" if suggestion else ""
-    return f"{fit_to_store(text)!r} is no license identifier{hint}"
+    return f"{fit_to_store(text)!r} is not a license identifier{hint}"

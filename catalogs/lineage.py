@@ -143,17 +143,17 @@ def readable_lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Tr
     except NotFoundError:
         return ()
     except ValidationError as error:
-        raise UsageError(f"{file} is not what segmint train writes: {wrong_fields(error)[:500]}") from error
+        raise UsageError(f"{file} was not written by segmint train: {wrong_fields(error)[:500]}") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{file} is not what segmint train writes: {str(error)[:500]}") from error
+        raise UsageError(f"{file} was not written by segmint train: {str(error)[:500]}") from error
     if training.weights != sha256:
-        _warn(f"{file} is of the weights {training.weights[:DIGITS]}…, and these are {sha256[:DIGITS]}…")
+        _warn(f"{file} describes the weights {training.weights[:DIGITS]}…, but these are {sha256[:DIGITS]}…")
         return ()
     return training.lineage
 
 
 def _warn(problem: str) -> None:
-    note = "it will not be said where the weights come from"
+    note = "the origin of the weights will not be recorded"
     get_logger("lineage").warning("lineage_unknown", problem=problem[:700], note=note)
 
 

@@ -49,8 +49,8 @@ class LocateResult:
             f"{self.output}: {counted(self.rows, 'row')}",
             f"  {self.filled:>12,} countries filled in from the caption"
             + (f": {some([f'{code} {count:,}' for code, count in self.countries.items()])}" if self.filled else ""),
-            f"  {self.given:>12,} were given, and stay",
-            f"  {self.unknown:>12,} are not known ({self.without_caption:,} without a caption)",
+            f"  {self.given:>12,} were given and are unchanged",
+            f"  {self.unknown:>12,} are unknown ({self.without_caption:,} without a caption)",
         ]
 
 
@@ -63,12 +63,12 @@ def locate(catalog: Location, output: Location, country_of: Callable[[str], str 
     refuse_existing(output)
     if parent(absolute(output.uri)) != parent(absolute(catalog.uri)):
         raise UsageError(
-            f"{output} is in another folder than {catalog}, and relative URIs are relative to it: name a file in "
+            f"{output} is not in the folder of {catalog}, to which URIs are relative: choose a file in "
             f"{parent(absolute(catalog.uri))}"
         )
     whole = WholeCatalog(catalog)
     if "caption" not in whole.schema.names:
-        raise UsageError(f"{catalog} has no column 'caption', from which countries could be known")
+        raise UsageError(f"{catalog} has no column 'caption', which is where countries are found")
     done = LocateResult(str(catalog), str(output))
     found: Counter[str] = Counter()
     done.rows = write_catalog(_rows(whole, done, found, country_of), output, _schema(whole.schema))

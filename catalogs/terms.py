@@ -50,7 +50,7 @@ def judge_terms(row: Mapping[str, Any], policy: LicensePolicy, today: date) -> I
             ended = "has ended since the build" if since_build else "had ended before the build"
             detail = f"{row['license']} until {row['valid_until'].isoformat()}, which {ended}"
         elif reason is Reason.OPTED_OUT:
-            expected = "no image that the catalog says is opted out"
+            expected = "no image that the catalog marks as opted out"
         yield TermsFinding(_CODES[reason], expected, detail, since_build)
     yield from judge_attribution(row)
 
@@ -58,4 +58,4 @@ def judge_terms(row: Mapping[str, Any], policy: LicensePolicy, today: date) -> I
 def judge_attribution(row: Mapping[str, Any]) -> Iterator[TermsFinding]:
     """Yield a finding if the license requires attribution and the row contains none."""
     if asks_for_attribution(row["license"]) and not (row["attribution"] or "").strip():
-        yield TermsFinding(Code.MISSING_ATTRIBUTION, f"an attribution, as {row['license']} asks", "none")
+        yield TermsFinding(Code.MISSING_ATTRIBUTION, f"an attribution, as {row['license']} requires", "none")

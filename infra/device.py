@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16"]
 
 SLOW_BF16 = (
-    "bf16 on a CPU without instructions for it (avx512_bf16 or amx_bf16) is slower than fp32: numbers are converted to "
-    "fp32 and back around each product. 1.5 times the time of fp32 was measured. Use precision fp32"
+    "bf16 is slower than fp32 on a CPU without bf16 instructions (avx512_bf16 or amx_bf16), because each product "
+    "converts its numbers to fp32 and back. It took 1.5 times as long in a measurement. Use precision fp32"
 )
 
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last one is ARM's
@@ -155,7 +155,7 @@ def _resolve_threads(threads: str | int, kind: str) -> int:
         return physical_cores() if kind == "cpu" else 1
     if isinstance(threads, int) and not isinstance(threads, bool) and threads >= 1:
         return threads
-    raise UsageError(f"threads {threads!r} is wrong: expected auto or a number from 1")
+    raise UsageError(f"threads {threads!r} is invalid: expected auto or a number of at least 1")
 
 
 def _cgroup_quota() -> int | None:

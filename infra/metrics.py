@@ -30,19 +30,19 @@ class Metric:
 IMAGES_WRITTEN = Metric("segmint_images_written", "counter", "Images in the shards that this run committed.")
 MASKS_WRITTEN = Metric("segmint_masks_written", "counter", "Masks in the shards that this run committed.")
 ROWS_REJECTED = Metric(
-    "segmint_rows_rejected", "counter", "Rows refused, by reason, in the shards that this run committed.", ("reason",)
+    "segmint_rows_rejected", "counter", "Rows rejected, by reason, in the shards that this run committed.", ("reason",)
 )
 SHARDS_COMMITTED = Metric("segmint_shards_committed", "counter", "Shards that this run committed.")
 SHARDS_MISSING = Metric("segmint_shards_missing", "gauge", "Shards of this run that are not committed yet.")
-SHARDS_ON_HOLD = Metric("segmint_shards_on_hold", "gauge", "Shards that are on hold now; they are tried again.")
+SHARDS_ON_HOLD = Metric("segmint_shards_on_hold", "gauge", "Shards that are on hold now; they will be retried.")
 DRIVER_MEMORY = Metric("segmint_driver_memory_bytes", "gauge", "Resident memory of the driver, at its last shard.")
 FAULTS = Metric(
     "segmint_faults",
     "counter",
-    "Work to be tried again: shards on hold (kind=shard) and windows that ended early (kind=window).",
+    "Work to be retried: shards on hold (kind=shard) and windows that ended early (kind=window).",
     ("kind",),
 )
-STAGE_ROWS = Metric("segmint_stage_rows", "counter", "Rows that left a stage, accepted or refused.", ("stage",))
+STAGE_ROWS = Metric("segmint_stage_rows", "counter", "Rows that left a stage, accepted or rejected.", ("stage",))
 STAGE_SECONDS = Metric(
     "segmint_stage_seconds",
     "counter",

@@ -36,7 +36,7 @@ _ONE_ARENA = ("MALLOC_ARENA_MAX", "1")
 _KIND = "accelerator_type:"
 """Prefix of the Ray resource that names the kind of a node's GPUs, as in `accelerator_type:H100`."""
 
-NAME_GPUS = f"""GPUs that Ray does not name get a name with their nodes: ray start --resources='{{"{_KIND}NAME": 1}}'"""
+NAME_GPUS = f"""Name unnamed GPUs when you start their nodes: ray start --resources='{{"{_KIND}NAME": 1}}'"""
 """Advice for a user who asks for a GPU kind by name when Ray doesn't name the kind of some GPUs."""
 
 
@@ -158,8 +158,8 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
                 )
         except OSError as error:
             raise UsageError(
-                f"resources.address is {address!r}, and no Ray cluster answers at {target!r}: {error}. "
-                "Start one, name another, or use 'local'"
+                f"resources.address is {address!r}, but no Ray cluster responds at {target!r}: {error}. "
+                "Start one, use another address, or use 'local'"
             ) from error
 
 

@@ -32,8 +32,8 @@ its memory, in a process that had called an actor."""
 TIMEOUT_S = 60.0
 """Timeout in seconds of a worker's or the driver's calls to the ledger actor."""
 
-_SUSPECT = "the worker that segmented this image died with it: it is tried alone, in a separate worker"
-_ENDING = "the worker of this row is being ended"
+_SUSPECT = "the worker that was segmenting this image died: it gets a trial in a separate worker"
+_ENDING = "the worker of this row is shutting down"
 
 
 class BarredRowError(SegmintError):
@@ -119,8 +119,7 @@ class BlockEntry:
         number = ray.get(book.open.remote(context.get_node_id(), context.get_worker_id()), timeout=TIMEOUT_S)
         if number is None:
             raise DeadlyWindowError(
-                f"{MAX_DEATHS} times images ended the workers that segmented them: these images are tried alone "
-                "before others are"
+                f"images killed their workers {MAX_DEATHS} times: these images get trials before the build continues"
             )
         self._number: int = number
 

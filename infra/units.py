@@ -18,7 +18,7 @@ _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", re.ASCII)
 
 def parse_size(text: str) -> int:
     """Parse a size in bytes: `200MB` is 200,000,000. Raises `ValueError` for other text or fractions of a byte."""
-    size = _parse(text, _SIZES, "bytes or a size, as in 200MB or 256MiB")
+    size = _parse(text, _SIZES, "bytes or a size, such as 200MB or 256MiB")
     if size.denominator != 1:
         raise ValueError("expected whole bytes")
     return int(size)
@@ -26,7 +26,7 @@ def parse_size(text: str) -> int:
 
 def parse_time(text: str) -> float:
     """Parse a duration in seconds: `30min` is 1800.0. Raises `ValueError` for other text."""
-    return float(_parse(text, _TIMES, "seconds or a time, as in 90s, 30min or 2h"))
+    return float(_parse(text, _TIMES, "seconds or a time, such as 90s, 30min, or 2h"))
 
 
 def _parse(text: str, units: Mapping[str, int | Fraction], expected: str) -> Fraction:

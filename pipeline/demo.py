@@ -57,7 +57,7 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> Accounting:
     for line in accounting.lines():
         say(line)
     say("")
-    say("refused:")
+    say("rejected:")
     for path in sorted((folder / "dataset" / "rejects").glob("*.parquet")):
         for row in pq.read_table(path).to_pylist():
             say(f"  {row['image_id']:<16} {row['reason']:<22} {row['detail']}")

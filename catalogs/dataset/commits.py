@@ -310,8 +310,8 @@ def read_shard_state(dataset: Location, shard: int) -> ShardState:
             parsed_path = parse_data_path(entry.path)
             if parsed_path is None or parsed_path.shard != shard or not entry.sha256.startswith(parsed_path.digest):
                 raise DamagedDatasetError(
-                    f"{log.location(shard, generations[-1])} names {entry.path}, no file of shard {shard} with "
-                    f"SHA-256 {entry.sha256}: nothing of it is deleted until `segmint repair` has restored the commit"
+                    f"{log.location(shard, generations[-1])} names {entry.path}, which is not a file of shard {shard} "
+                    f"with SHA-256 {entry.sha256}: nothing is deleted until `segmint repair` has restored the commit"
                 )
         named = {entry.path for entry in commit.files} if commit is not None else set()
         newest = max(generations, default=0)

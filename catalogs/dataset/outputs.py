@@ -115,7 +115,7 @@ def read_notes(dataset: Location) -> list[OutputNote]:
         try:
             notes.append(OutputNote.model_validate(json.loads(file.read())))
         except (ValidationError, ValueError, RecursionError) as error:
-            raise DamagedDatasetError(f"{file} is no note of an output: {error}") from error
+            raise DamagedDatasetError(f"{file} is not the note of an output: {error}") from error
     completed = {(note.command, note.place) for note in notes if note.files}
     return [note for note in notes if note.files or (note.command, note.place) not in completed]
 

@@ -29,8 +29,8 @@ _WHOLE_BYTES = 4 << 20
 
 
 HELP = (
-    "`segmint audit` names all such files; `segmint repair` restores what it can, or copy the file again from where "
-    "the dataset came from"
+    "`segmint audit` lists all such files. Run `segmint repair`, or copy the file again from where the dataset "
+    "came from"
 )
 """Advice for a damaged file."""
 
@@ -139,7 +139,7 @@ class Sample:
         """
         if self.jpeg is None:
             raise NoPixelsError(
-                f"image {self.id}: this dataset holds only annotations; the image is at {self.row['uri']}"
+                f"image {self.id}: this dataset contains only annotations; the image is at {self.row['uri']}"
             )
         import simplejpeg
 
@@ -292,7 +292,7 @@ def check_file(file: Location, entry: FileEntry) -> None:
 def damaged_file(file: Location, entry: FileEntry, size: int, sha256: str) -> DamagedDatasetError:
     """Return the error for a file whose size or hash differs from its commit's."""
     return DamagedDatasetError(
-        f"{file} is damaged: it has {size:,} bytes with the SHA-256 {sha256}, and its commit says {entry.size:,} with "
+        f"{file} is damaged: it has {size:,} bytes and SHA-256 {sha256}, but its commit says {entry.size:,} and "
         f"{entry.sha256}. {HELP}"
     )
 
@@ -336,7 +336,7 @@ def _parsed(document: bytes) -> Any:
 
 def not_where_it_should_be(tar: Location, number: int) -> DamagedDatasetError:
     """Return the error for a tar in which an image is missing or not in the position given by the table of images."""
-    return DamagedDatasetError(f"{tar} does not hold image {number} where it should be")
+    return DamagedDatasetError(f"{tar} does not contain image {number} where it should be")
 
 
 def _open(file: Location, size: int) -> BinaryIO:

@@ -81,7 +81,7 @@ def read_regions(file: Location) -> list[WantedRegion]:
                 problems.append(f"{where}, {name}: {found['msg']}{shown}")
     raise_problems(problems)
     if not regions:
-        raise UsageError(f"{file} holds no region: expected rows with id, kind, x, y, w and h")
+        raise UsageError(f"{file} contains no regions: expected rows with id, kind, x, y, w and h")
     return regions
 
 
@@ -90,7 +90,7 @@ def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         data = file.read()
     except NotFoundError as error:
-        raise UsageError(f"{file}: no such file of regions") from error
+        raise UsageError(f"{file}: no such regions file") from error
     if file.uri.lower().endswith(_PARQUET):
         try:
             rows = pq.read_table(pa.BufferReader(data)).to_pylist()

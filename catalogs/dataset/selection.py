@@ -40,15 +40,15 @@ def read_ids(file: Location) -> dict[str, int]:
     try:
         text = file.read().decode("utf-8")
     except NotFoundError as error:
-        raise UsageError(f"{file}: no such file of ids") from error
+        raise UsageError(f"{file}: no such ids file") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8 text: expected one image_id or id a line") from error
+        raise UsageError(f"{file} is not UTF-8 text: expected one image_id or id per line") from error
     found: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             found.setdefault(line.strip(), number)
     if not found:
-        raise UsageError(f"{file} names no image: expected one image_id or id a line")
+        raise UsageError(f"{file} names no images: expected one image_id or id per line")
     return found
 
 
@@ -88,8 +88,8 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
         numbered = by_ordinal.get(numbers[name] - 1) if name in numbers else None
         if named and numbered is not None and numbered.image_id != name:
             result.ambiguous[name] = (
-                f"{name!r} is the image_id of image {named[0].id} (write {image_stem(named[0].id)}), and the number of "
-                f"another one, with the image_id {numbered.image_id!r} (write {image_stem(numbered.id)})"
+                f"{name!r} is both the image_id of image {named[0].id} (write {image_stem(named[0].id)}) and the "
+                f"number of another one, with the image_id {numbered.image_id!r} (write {image_stem(numbered.id)})"
             )
         elif named:
             result.rows |= {image.ordinal: image for image in named}

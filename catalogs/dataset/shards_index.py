@@ -38,7 +38,7 @@ def index_problem(dataset: Location, name: str, commits: Sequence[Commit], *, fi
     try:
         data = (dataset / SHARDS_INDEX).read()
     except NotFoundError:
-        return "no such file, and all shards are committed: the same build again writes it" if finished else None
+        return "no such file, but all shards are committed: run the same build again" if finished else None
     if data == shards_index(name, commits):
         return None
     try:
@@ -50,5 +50,5 @@ def index_problem(dataset: Location, name: str, commits: Sequence[Commit], *, fi
         return None
     unknown = sorted(str(url) for url in listed - {commit.file("shards").path for commit in held})
     if unknown:
-        return f"{unknown[0]} is listed, which no commit that holds names"
-    return f"{len(listed)} tars are listed, with other names, sizes or numbers of images than the commits have"
+        return f"{unknown[0]} is listed, but no latest commit names it"
+    return f"{len(listed)} tars are listed, but their names, sizes, or image counts differ from the commits"

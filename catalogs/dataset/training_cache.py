@@ -101,7 +101,7 @@ def forget_dataset(dataset: Location) -> list[str]:
     These are this machine's own cache and those that the dataset notes near it; a line also reports a cache that can't
     be deleted. The next run recreates what it needs, from the images that exist then.
     """
-    places = {default_cache().uri: "this machine's cache of training"}
+    places = {default_cache().uri: "this machine's training cache"}
     for note in read_notes(dataset):
         place = note.location(dataset) if note.command == "train" else None
         if place is not None and scheme(place.uri) == LOCAL:
@@ -111,7 +111,7 @@ def forget_dataset(dataset: Location) -> list[str]:
         try:
             count = _forget(Location(Storage(), uri), dataset_key(dataset))
         except (StorageFaultError, OSError) as error:
-            lines.append(f"{name}: embeddings and thumbnails could not all be deleted, do it yourself: {error}")
+            lines.append(f"{name}: some embeddings and thumbnails could not be deleted; delete them yourself: {error}")
             continue
         if count:
             lines.append(f"{name}: {counted(count, 'file')} of embeddings and thumbnails deleted")

@@ -62,13 +62,13 @@ class Notice(StrEnum):
 
 
 NOTICES = {
-    Notice.LOCAL_PATH: "an absolute path of this machine, which the dataset will publish; `segmint catalog scan` "
+    Notice.LOCAL_PATH: "an absolute path on this machine, which the dataset will publish; `segmint catalog scan` "
     "writes paths relative to the catalog",
     Notice.REDISTRIBUTION_UNKNOWN: "`redistributable` is not given: a build with license.require_redistributable "
-    "refuses such rows",
-    Notice.UNKNOWN_COUNTRY: "`country` is no code of ISO 3166-1, and counts for no region in the report",
-    Notice.NO_COUNTRY: "`country` is not given, and the image counts for no region in the report; "
-    "`segmint catalog locate` finds some in captions",
+    "rejects such rows",
+    Notice.UNKNOWN_COUNTRY: "`country` is not an ISO 3166-1 code, so the report counts the image in no region",
+    Notice.NO_COUNTRY: "`country` is not given, so the report counts the image in no region; "
+    "`segmint catalog locate` finds some countries in captions",
 }
 """Description of each notice."""
 
@@ -204,10 +204,10 @@ class CatalogFindings:
             ("no license", self.missing_license),
             (f"expired before {self.policy_date}", self.expired),
             ("duplicate image_id", self.duplicates),
-            ("uri that a catalog may not name", self.refused_uris),
+            ("uri not allowed in a catalog", self.refused_uris),
             ("invalid value", self.bad_values),
-            *((f"refused: {reason}", found) for reason, found in self.verdicts.items()),
-            *((f"refused by the catalog: {reason}", found) for reason, found in self.refused.items()),
+            *((f"rejected: {reason}", found) for reason, found in self.verdicts.items()),
+            *((f"rejected by the catalog: {reason}", found) for reason, found in self.refused.items()),
         ):
             if finding.count:
                 lines.append(f"{title}: {finding.named()}")
@@ -222,7 +222,7 @@ class CatalogFindings:
         if not refused:
             return []
         return [
-            f"{refused:,} of {counted(self.rows, 'row')} unusable, a build refuses them:",
+            f"a build would reject {refused:,} of {counted(self.rows, 'row')}:",
             *(
                 f"  {reason}: {finding.named()}, such as {', '.join(finding.uris)}"
                 for reason, finding in (*self.verdicts.items(), *self.refused.items())

@@ -24,13 +24,13 @@ _FIRST_DAY, _LAST_DAY = (pa.scalar((day - date(1970, 1, 1)).days, pa.int64()) fo
 _MS_A_DAY = 86_400_000
 
 EXPECTED = {
-    "redistributable": "true, false or nothing",
-    "opt_out": "true, false or nothing",
-    "valid_until": "a date as YYYY-MM-DD, or nothing",
-    "sha256": "64 hexadecimal digits, or nothing",
-    "country": "two letters (ISO 3166 alpha-2), or nothing",
+    "redistributable": "true, false, or empty",
+    "opt_out": "true, false, or empty",
+    "valid_until": "a date as YYYY-MM-DD, or empty",
+    "sha256": "64 hexadecimal digits, or empty",
+    "country": "two letters (ISO 3166 alpha-2), or empty",
     "uri": "a URI or a path",
-    "refused_reason": f"{', '.join(sorted(CURATE_REASONS))} or nothing",
+    "refused_reason": f"{', '.join(sorted(CURATE_REASONS))}, or empty",
 }
 """Valid values per column, for messages; columns that are not listed accept any text."""
 
@@ -161,7 +161,7 @@ def _days(catalog: str, name: str, column: pa.Array, first_row: int, on_problem:
     fits = pc.and_(pc.greater_equal(days, _FIRST_DAY), pc.less_equal(days, _LAST_DAY))
     for index in _where(pc.invert(fits)):
         day = np.datetime64(days[index].as_py(), "D")
-        expected = f"a date from {date.min} to {date.max}, or nothing"
+        expected = f"a date from {date.min} to {date.max}, or empty"
         on_problem(InvalidValue(catalog, first_row + index, name, f"the date {day}", expected))
     return pc.if_else(fits, days, pa.scalar(None, pa.int64())).cast(pa.int32()).cast(pa.date32())
 

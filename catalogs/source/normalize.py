@@ -114,8 +114,8 @@ def stage_catalog(
             writer.add([number_rows(batch, writer.rows, ignored)])
             if writer.waiting_bytes > MOST_WAITING:
                 raise UsageError(
-                    f"{catalog}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} would take more memory than "
-                    f"{MOST_WAITING:,} bytes: shorten the texts of the catalog"
+                    f"{catalog}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} need more memory than "
+                    f"{MOST_WAITING:,} bytes: shorten the catalog's texts"
                 )
     return staged, writer.rows
 

@@ -30,7 +30,7 @@ def read_parquet(
             yield batch
         if rows != file.metadata.num_rows:
             raise UsageError(
-                f"{catalog}: the file is damaged: its footer says {file.metadata.num_rows} rows, {rows} were read"
+                f"{catalog}: the file is damaged: its footer says {file.metadata.num_rows} rows, but {rows} were read"
             )
 
 
@@ -47,7 +47,7 @@ def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
             schema, metadata = file.schema_arrow, file.metadata
             groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
-                raise ValueError(f"its footer says {metadata.num_rows} rows, and {sum(groups)} in its row groups")
+                raise ValueError(f"its footer says {metadata.num_rows} rows, but its row groups {sum(groups)}")
         require_columns(catalog.uri, list(schema.names))
         # Read as dictionaries, so that a long text that the file repeats with a few bytes is in memory only once.
         texts = [field.name for field in schema if field.name in SOURCE.names and is_text(field.type)]

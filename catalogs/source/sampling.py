@@ -19,8 +19,8 @@ from segmint.infra.storage.location import Location
 
 COUNTED_BY = {
     "Parquet": "its footer",
-    "JSON Lines": "its lines that are not blank",
-    "CSV": "its records, parsed: a quoted value may hold line breaks",
+    "JSON Lines": "its non-blank lines",
+    "CSV": "its parsed records, because a quoted value may contain line breaks",
 }
 """Data that `count_rows` reads from a catalog, by format; the number is always exact."""
 

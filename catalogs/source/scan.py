@@ -97,15 +97,15 @@ def check_relative(folder: Location, catalog: Location, *, absolute: bool) -> No
     images = _absolute(folder).uri
     if scheme(catalog.uri) != LOCAL:
         raise UsageError(
-            f"the images below {images} are local files, and a catalog in a store, {catalog}, cannot name them: "
+            f"the images in {images} are local files, which a catalog in a store, {catalog}, cannot name: "
             "write the catalog to a local file, or copy the images to the store"
         )
     if not absolute and not is_below(images, _folder(catalog)):
         name = base_name(catalog.uri)
         raise UsageError(
-            f"the images below {images} are not below {_folder(catalog)}, the catalog's folder, so their paths cannot "
+            f"the images in {images} are outside {_folder(catalog)}, the catalog's folder, so their paths cannot "
             f"be relative to the catalog, and a dataset publishes its paths: write the catalog next to the images or "
-            f"above them, such as -o {Path(images).parent / name}, or give --absolute"
+            f"above them, such as -o {Path(images).parent / name}, or pass --absolute"
         )
 
 
@@ -123,7 +123,7 @@ def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.
     """
     kind = catalog_format(file.uri)
     if file.uri.lower().endswith(".gz"):
-        raise UsageError(f"{file}: catalogs are written uncompressed; leave out .gz")
+        raise UsageError(f"{file}: catalogs are written uncompressed; remove .gz")
     with tempfile.TemporaryDirectory(prefix="segmint-scan-") as folder:
         path = Path(folder) / "catalog"
         count = {"Parquet": _write_parquet, "JSON Lines": _write_json_lines, "CSV": _write_csv}[kind](

@@ -47,8 +47,7 @@ class WholeCatalog:
         repeated = sorted(name for name, times in Counter(field.name for field in fields).items() if times > 1)
         if repeated:
             raise UsageError(
-                f"{catalog} has several columns of the name {repeated[0]!r}: give each its own name, or leave out "
-                "those that are not needed"
+                f"{catalog} has several columns named {repeated[0]!r}: rename them, or remove those that are not needed"
             )
         self.schema = pa.schema(
             [*(field for field in SOURCE if field.name in known), *(f for f in fields if f.name not in SOURCE.names)]

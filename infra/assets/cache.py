@@ -117,7 +117,7 @@ def pinned(path: Path, sha256: str | None) -> Path:
     """Return `path` after comparing its SHA-256 (None: no check). Raises `AssetError`, with both hashes."""
     if sha256 is not None and sha256_of(path) != sha256:
         raise AssetError(
-            f"{path} is not the file that the dataset was begun with: expected SHA-256 {sha256}, "
-            f"found {sha256_of(path)}. Put that file back, on every machine"
+            f"{path} is not the file that the dataset was created with: expected SHA-256 {sha256}, "
+            f"found {sha256_of(path)}. Restore that file on every machine"
         )
     return path

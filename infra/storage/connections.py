@@ -86,7 +86,7 @@ def check_options(prefix: str, values: Mapping[str, Any]) -> None:
                 "come from the standard chain (environment, `profile`, instance or pod role)"
             )
         if isinstance(value, str) and redact(value) != value:
-            raise UsageError(f"storage option {key!r} of {redact(prefix)!r} holds a credential: remove it")
+            raise UsageError(f"storage option {key!r} of {redact(prefix)!r} contains a credential: remove it")
     if protocol == "s3":
         from segmint.infra.storage import s3
 

@@ -103,14 +103,14 @@ class FsspecStore:
         """Raise `UsageError`, because fsspec can't access older versions."""
         raise UsageError(
             f"older versions of {redact(uri)} cannot be removed through {type(self._fs).__name__}: "
-            "remove them with the tools of the store"
+            "remove them with the store's tools"
         )
 
     def versioned(self, uri: str) -> set[str]:
         """Raise `UsageError`, because fsspec can't list older versions."""
         raise UsageError(
-            f"older versions of what is in {redact(uri)} cannot be seen through {type(self._fs).__name__}: "
-            "look for them with the tools of the store"
+            f"older versions of the objects in {redact(uri)} cannot be seen through {type(self._fs).__name__}: "
+            "look for them with the store's tools"
         )
 
     def ping(self, uri: str) -> None:

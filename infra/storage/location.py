@@ -127,4 +127,4 @@ def put_new_file(file: Location, path: Path) -> None:
 
 
 def _taken(file: Location) -> UsageError:
-    return UsageError(f"{file} exists already, and is not overwritten: name another file, or delete it first")
+    return UsageError(f"{file} already exists and is not overwritten: choose another file, or delete it first")

@@ -104,7 +104,7 @@ def _advice(uri: str, error: BaseException, verdict: ErrorKind, tries: int) -> s
         return "; check the permissions of the file and its folder"
     if verdict is ErrorKind.REFUSED:
         return (
-            "; check the credentials (environment, profile, role) and what they may do; without the right to "
-            "list a bucket, S3 answers so for an absent object too"
+            "; check the credentials (environment, profile, role) and their permissions; without permission to "
+            "list a bucket, S3 responds this way for a missing object too"
         )
     return ""

@@ -22,7 +22,7 @@ OPTIONS: dict[str, str] = {
     "region": "name of a region",
     "anon": "true for public buckets, read without credentials",
     "requester_pays": "true for buckets where the reader pays",
-    "addressing_style": "path, virtual or auto",
+    "addressing_style": "path, virtual, or auto",
     "verify": "false, or the path of a certificate bundle",
     "connect_timeout": "seconds, 5",
     "read_timeout": "seconds without a byte, 60",
@@ -311,7 +311,7 @@ async def _within(seconds: float, exchange: Awaitable[T]) -> T:
             return await exchange
     except TimeoutError as error:
         if limit.expired():
-            raise TimeoutError(f"no whole answer within {seconds:.3g} seconds") from error
+            raise TimeoutError(f"no complete response within {seconds:.3g} seconds") from error
         raise
 
 

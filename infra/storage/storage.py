@@ -216,8 +216,8 @@ class Storage:
         target = self.link_target(uri)
         if target is not None:
             raise UsageError(
-                f"{redact(uri)} is a link to {target}: nothing is removed through a link. Put the folder itself there, "
-                "or name the dataset by its real place"
+                f"{redact(uri)} is a link to {target}: nothing is removed through a link. Replace the link with the "
+                "folder, or pass the dataset's real path"
             )
 
     def walk_ever(self, uri: str) -> tuple[str, ...]:

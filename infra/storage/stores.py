@@ -98,7 +98,7 @@ def check_size(uri: str, size: int, max_bytes: int | None) -> None:
 def check_length(got: int, expected: int) -> None:
     """Raise `ShortBodyError` if a body's length differs from the announced one."""
     if got != expected:
-        raise ShortBodyError(errno.EIO, f"{got} bytes came where {expected} were announced")
+        raise ShortBodyError(errno.EIO, f"received {got} bytes instead of {expected}")
 
 
 def open_file(uri: str) -> BinaryIO:
@@ -113,7 +113,7 @@ def _regular(path: Path) -> os.stat_result:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     if not stat.S_ISREG(status.st_mode):
-        raise FileNotFoundError(errno.ENOENT, "is no regular file", str(path))
+        raise FileNotFoundError(errno.ENOENT, "is not a regular file", str(path))
     return status
 
 
@@ -279,7 +279,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"{folder} cannot be a folder: it, or a parent, is a file") from error
+        raise UsageError(f"{folder} cannot be a folder, because it or a parent is a file") from error
     for path in missing:
         _sync_folder(path.parent)
 
@@ -323,7 +323,7 @@ def _walk(folder: Path, prefix: str, recursive: bool, on_skip: OnSkip, beginning
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            on_skip(prefix + entry.name, "a link that leads in a circle")
+            on_skip(prefix + entry.name, "a circular link")
             continue
         if stat.S_ISREG(status.st_mode):
             modified = datetime.fromtimestamp(status.st_mtime, UTC)

@@ -15,11 +15,11 @@ def advice(config: Config, rows: int, *, on_gpu: bool, begun: bool) -> list[str]
         return []
     found = []
     if len(config.deidentify.detectors) > len(config.deidentify.detector_files):
-        found.append("the bundled detectors of faces and plates are for trials; their training data may restrict use")
+        found.append("the bundled face and plate detectors are for trials; their training data may restrict their use")
     if on_gpu and not begun and "weights" not in config.model.model_fields_set:
         found.append(
-            f"model.weights is not set, so a GPU makes the masks with {config.model.weights}, the smallest encoder; "
-            "the SAM paper's is vit_h. The weights of a dataset cannot be changed later: set model.weights to vit_b, "
-            f"vit_l or vit_h, or to {config.model.weights} to keep it without this advice"
+            f"model.weights is not set, so the masks come from {config.model.weights}, the smallest encoder; "
+            "the SAM paper uses vit_h. You can't change a dataset's weights later: set model.weights to vit_b, "
+            f"vit_l, or vit_h, or to {config.model.weights} to keep it without this advice"
         )
     return found

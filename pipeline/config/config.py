@@ -56,25 +56,25 @@ def _actors(value: Any) -> Any:
         least, most = value
         if 1 <= least <= most:
             return (least, most)
-    raise ValueError("expected auto, a whole number from 1, or [min, max] with 1 <= min <= max")
+    raise ValueError("expected auto, a whole number of at least 1, or [min, max] with 1 <= min <= max")
 
 
 def _gpus(value: Any) -> Any:
     if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and value >= 0):
         return value
-    raise ValueError("expected auto or a number of GPUs from 0; a part such as 0.5 lets two actors share one")
+    raise ValueError("expected auto or a number of GPUs, 0 or more; with 0.5, two actors share a GPU")
 
 
 def _share(value: Any) -> Any:
     if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1):
         return value
-    raise ValueError("expected auto or a share of one GPU, over 0 and at most 1")
+    raise ValueError("expected auto or a fraction of a GPU, more than 0 and at most 1")
 
 
 def _auto_or_bool(value: Any) -> Any:
     if value == "auto" or isinstance(value, bool):
         return value
-    raise ValueError("expected auto, true or false")
+    raise ValueError("expected auto, true, or false")
 
 
 Actors = Annotated[Literal["auto"] | int | tuple[int, int], BeforeValidator(_actors)]
@@ -172,7 +172,7 @@ LOCAL = ResourcesConfig(address="local")
 
 def _plain_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
-        raise ValueError("expected at most 100 letters, digits, dots, hyphens and underscores, a letter or digit first")
+        raise ValueError("expected up to 100 letters, digits, dots, hyphens, and underscores, no punctuation first")
     return value
 
 

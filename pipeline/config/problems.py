@@ -52,7 +52,7 @@ def dotted(key: Key) -> str:
 
 _EXAMPLES = {
     "name": "the dataset's name, such as street-2026",
-    "catalog": "the path or URI of a Parquet, JSON Lines or CSV file",
+    "catalog": "the path or URI of a Parquet, JSON Lines, or CSV file",
     "output": "the path or URI of a folder",
     "license": "such as {allow: [CC0-1.0, CC-BY-4.0]}",
     "license.allow": "a list of SPDX identifiers or LicenseRef-…",
@@ -68,19 +68,19 @@ _LISTS = {
 
 _KINDS = {
     "bool": "true or false",
-    "date": "a date, as in 2026-03-31",
+    "date": "a date, such as 2026-03-31",
     "float": "a number",
     "int": "a whole number",
 }
 """Expected values, by the prefix of pydantic's error type."""
 
 _BOUNDS = {
-    "greater_than": ("gt", "over"),
+    "greater_than": ("gt", "more than"),
     "greater_than_equal": ("ge", "at least"),
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
-_EMPTY = {"string_too_short": "text", "too_short": "a list"}
+_EMPTY = {"string_too_short": "non-empty text", "too_short": "a non-empty list"}
 _BELOW = ("dataclass_type", "dict_type", "mapping_type", "model_attributes_type", "model_type")
 
 
@@ -104,10 +104,10 @@ def _message(detail: Any, key: Key, model: type[BaseModel]) -> str:
         return f"is missing{_describe(model, key)}"
     if detail["type"] == "extra_forbidden":
         names = _fields(model, key[:-1])
-        return f"is not a key of the configuration: {_advice(model, key, names)}"
+        return f"is not a configuration key: {_advice(model, key, names)}"
     text = _expected(detail, key, model)
     # A storage option may be a secret, so don't show its value.
-    return f"is refused: {text}" if key[:1] == ("storage",) else f"is {_shown(detail['input'])}: {text}"
+    return f"is invalid: {text}" if key[:1] == ("storage",) else f"is {_shown(detail['input'])}: {text}"
 
 
 def _advice(model: type[BaseModel], key: Key, names: list[str]) -> str:
@@ -115,7 +115,7 @@ def _advice(model: type[BaseModel], key: Key, names: list[str]) -> str:
     name = str(key[-1])
     above = [part for part in model.model_fields if name in _fields(model, (part,))]
     if above:  # such as a key uncommented in the template without its parent
-        return f"{name} belongs below {' or '.join(f'{part}:' for part in above)}"
+        return f"{name} belongs under {' or '.join(f'{part}:' for part in above)}"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(names))}"
 
@@ -128,13 +128,13 @@ def _expected(detail: Any, key: Key, model: type[BaseModel]) -> str:
         return f"expected {words} {number(detail['ctx'][name])}"
     if kind in ("tuple_type", "list_type"):
         example = _LISTS.get(dotted(key))
-        return f"expected a list, as in {example}" if example else "expected a list, as in [a, b]"
+        return f"expected a list, such as {example}" if example else "expected a list, such as [a, b]"
     if kind in _EMPTY:
-        return f"expected {_EMPTY[kind]} that is not empty"
+        return f"expected {_EMPTY[kind]}"
     if kind in _BELOW:
         names = _fields(model, key)
         return (
-            f"expected keys and values below it, such as {listed(names[:3])}" if names else "expected keys and values"
+            f"expected keys and values under it, such as {listed(names[:3])}" if names else "expected keys and values"
         )
     if kind == "string_type":
         return "expected text" if given is None or isinstance(given, list | dict) else "expected text, in quotes"

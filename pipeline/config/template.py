@@ -16,46 +16,46 @@ class TemplateStart:
 
 
 _TEXT = """\
-# A configuration of segmint. Lines that begin with # and a key show its default: to change it, remove the # before it
-# and before the key that it is indented below.
-# All keys: docs/configuration.md. A wrong one is refused before anything starts, with its line.
+# segmint configuration. A commented-out key shows its default. To change it, remove the # before it and before the key
+# that it is indented under. docs/configuration.md describes all keys. segmint checks this file before it starts
+# anything and reports each problem with its line.
 
-# The dataset's name: letters, digits, dot, hyphen and underscore.
+# The dataset's name: letters, digits, dots, hyphens, and underscores.
 {name}
-# The source catalog: a Parquet, JSON Lines or CSV file. `segmint catalog scan FOLDER -o FILE` makes one of a folder.
+# The source catalog: a Parquet, JSON Lines, or CSV file. `segmint catalog scan FOLDER -o FILE` creates one.
 {catalog}
-# Where the dataset goes: a folder, or a prefix such as s3://acme-datasets/street-2026.
+# The output: a folder, or a bucket prefix such as s3://acme-datasets/street-2026.
 {output}
-# Rows of the catalog in a shard, which is committed, and lost, as a whole.
+# Catalog rows per shard. A shard is committed, or lost, as a whole.
 #images_per_shard: 500
 
-# The licenses that images may have: SPDX identifiers, or LicenseRef-... for your agreements.
+# The allowed licenses: SPDX identifiers, or LicenseRef-... for your own agreements.
 license:
   {licenses}
-# Take only rows that say `redistributable: true`.
+# Only accept rows with `redistributable: true`.
 #  require_redistributable: false
 
-# What is decoded.
+# Limits for the source images.
 #ingest:
 #  formats: auto
 #  max_bytes: 256MiB
 #  max_pixels: 250000000
 #  min_short_side: 64
 
-# What is blurred: faces and number plates, by the bundled detectors (for trials), `none`, or a TorchScript file.
+# Redaction of faces and license plates: the bundled detectors (for trials), `none`, or a TorchScript file.
 #deidentify:
 #  faces:
 #    detector: mtcnn
 #  plates:
 #    detector: clp
 
-# The image that leaves. `annotations` writes masks without images.
+# The released images. `format: annotations` writes masks without images.
 #release:
 #  short_side: 1500
 #  jpeg_quality: 95
 #  format: images
 
-# The masks: profile `sa1b` as SA-1B was made, or `official` as the reference code makes them.
+# The masks. Profile `sa1b` follows the SAM paper, and `official` follows the reference code.
 #masks:
 #  profile: sa1b
 #  points_per_side: 32
@@ -63,14 +63,14 @@ license:
 #  pred_iou_thresh: 0.88
 #  stability_score_thresh: 0.95
 
-# The weights: mobile_sam, vit_b, vit_l, vit_h, or a file. `segmint assets` lists them. On GPUs take vit_h.
+# The weights: mobile_sam, vit_b, vit_l, vit_h, or a file. `segmint assets list` lists them. Use vit_h on GPUs.
 #model:
 #  weights: mobile_sam
 #  device: auto
 
-# A shard of 100 rows or more is put on hold if over this share of its rows is refused for one reason.
+# A shard of at least 100 rows is put on hold if more than this share of its rows is rejected for one reason.
 #max_reject_ratio: 0.5
-# How long nothing may move before a part of the run is tried again.
+# How long a part of the run may stall before it is retried.
 #stall_timeout: 30min
 """
 

@@ -40,9 +40,9 @@ def _read(path_or_uri: str) -> str:
             return Storage().read(path_or_uri, _MAX_BYTES).decode("utf-8")
         return _read_file(Path(path_or_uri)).decode("utf-8")
     except ObjectTooLargeError as error:
-        raise UsageError(f"{path_or_uri} is over {_MAX_BYTES:,} bytes: not a configuration") from error
+        raise UsageError(f"{path_or_uri} is larger than {_MAX_BYTES:,} bytes; expected a YAML configuration") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path_or_uri} is not text in UTF-8: expected a YAML configuration") from error
+        raise UsageError(f"{path_or_uri} is not UTF-8 text; expected a YAML configuration") from error
     except FileNotFoundError as error:
         raise UsageError(f"{path_or_uri}: no such file; expected a YAML configuration") from error
     except OSError as error:
@@ -55,7 +55,7 @@ def _read_file(path: Path) -> bytes:
     """Return the bytes of a small regular file. Pipes and devices are not opened because they may never end."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
-        raise UsageError(f"{path} cannot be read: it is {kind}; expected a file, a YAML configuration")
+        raise UsageError(f"{path} is {kind}; expected a YAML configuration file")
     with path.open("rb") as file:
         data = file.read(_MAX_BYTES + 1)
     check_size(str(path), len(data), _MAX_BYTES)
@@ -70,7 +70,7 @@ def parse_yaml(text: str, source: str) -> Document:
         if node is None:
             return Document({}, {}, source)
         if _count_values(node, {}) > _MAX_VALUES:
-            raise UsageError(f"{source}: over {_MAX_VALUES:,} values with its aliases expanded: not a configuration")
+            raise UsageError(f"{source} has more than {_MAX_VALUES:,} values once its aliases are expanded")
         places, wrong = _places(node, source)
         if wrong:
             raise UsageError(_report(source, wrong))
@@ -78,9 +78,9 @@ def parse_yaml(text: str, source: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        raise UsageError(f"{place}: this is not valid YAML: {error.problem or error.context}") from error
+        raise UsageError(f"{place}: invalid YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{source}: this is not valid YAML: {error}") from error
+        raise UsageError(f"{source}: invalid YAML: {error}") from error
     finally:
         loader.dispose()
     if not isinstance(data, dict):
@@ -117,10 +117,10 @@ def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str]
                 child = (*key, name.value if isinstance(name, yaml.ScalarNode) else "?")
                 place = f"{source}:{name.start_mark.line + 1}"
                 if name.tag not in (_TEXT, _MERGE):
-                    wrong.append(ConfigProblem(dotted(child), place, "is not text: expected the name of a key"))
+                    wrong.append(ConfigProblem(dotted(child), place, "is not text: expected a key name"))
                 elif child in places and name.tag == _TEXT:
                     first = places[child].removeprefix(f"{source}:")
-                    wrong.append(ConfigProblem(dotted(child), place, f"is given twice, first in line {first}"))
+                    wrong.append(ConfigProblem(dotted(child), place, f"is given twice, first on line {first}"))
                 places[child] = place
                 waiting.append((child, value))
         elif isinstance(node, yaml.SequenceNode):
@@ -137,9 +137,9 @@ def _other_number(node: yaml.Node) -> str | None:
     if node.tag not in _NUMBERS:
         return None
     if ":" in node.value:
-        return "has a colon, and YAML reads 1:30 as 90: expected plain digits, a unit as in 90s, or quotes around text"
+        return "contains a colon, and YAML reads 1:30 as 90: write plain digits, a unit such as 90s, or quoted text"
     if _OCTAL.fullmatch(node.value):
-        return "begins with 0, and YAML reads 0500 as 320: expected digits without that 0, or quotes around text"
+        return "starts with 0, and YAML reads 0500 as 320: remove the 0, or quote the text"
     return None
 
 
@@ -168,7 +168,7 @@ def apply_override(document: Document, override: str) -> None:
         if below is None:
             below = tree[part] = {}
         if not isinstance(below, dict):
-            raise UsageError(f"--set {name}: {dotted(key[:depth])} is {below!r}, which has no keys below it")
+            raise UsageError(f"--set {name}: {dotted(key[:depth])} is {below!r}, which can't contain keys")
         tree = below
     tree[key[-1]] = value
     for known in [place for place in document.places if place[: len(key)] == key]:
@@ -211,7 +211,7 @@ def _storage_options(document: Document) -> Iterator[ConfigProblem]:
             except UsageError as error:
                 del options[name]
                 key = ("storage", str(prefix), str(name))
-                yield ConfigProblem(dotted(key), document.place(key), f"is refused: {error}")
+                yield ConfigProblem(dotted(key), document.place(key), f"is invalid: {error}")
 
 
 def _booleans_for_numbers(document: Document, model: type[BaseModel]) -> Iterator[ConfigProblem]:

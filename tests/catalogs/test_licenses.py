@@ -86,7 +86,7 @@ def test_a_verdict_repeats_no_credential() -> None:
 
 def test_an_unknown_identifier_in_a_configuration_is_refused_with_a_suggestion() -> None:
     assert validate_identifier("cc-by-4.0") == "CC-BY-4.0"
-    with pytest.raises(UsageError, match=r"'CC-BY' is no license identifier \(did you mean CC-BY-4\.0\?\)"):
+    with pytest.raises(UsageError, match=r"'CC-BY' is not a license identifier \(did you mean CC-BY-4\.0\?\)"):
         validate_identifier("CC-BY")
 
 

@@ -75,7 +75,7 @@ def changed(**changes: Any) -> bytes:
         (b"[" * 100_000, "recursion"),
         (changed(lineage=[]), "its lineage does not end with its weights"),
         (changed(datasets=[]), "its datasets are not those of the last round"),
-        (changed(weights="2" * 64), "is of the weights 222222222222"),
+        (changed(weights="2" * 64), "describes the weights 222222222222"),
         (changed(lineage=training_json()["lineage"][:1]), "its lineage does not end with its weights"),
         (changed(lineage=[{"weights": "sam", "name": "x"}]), "lineage.0.weights: String should match pattern"),
         (changed(lineage=training_json()["lineage"] * 600), "at most 1000 items"),
@@ -92,6 +92,6 @@ def test_another_file_is_a_warning(
     assert "lineage_unknown" in printed
     assert problem in printed
     assert str(tmp_path / "training.json") in printed
-    if "is of the weights" not in problem:
+    if "describes the weights" not in problem:
         with pytest.raises(UsageError, match=re.escape(problem)):
             readable_lineage_of(str(tmp_path / "sam.pth"), TRAINED, Storage())

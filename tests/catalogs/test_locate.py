@@ -39,9 +39,9 @@ def test_countries_are_filled_in_and_all_else_stays(tmp_path: Path, ending: str)
 
 def test_what_is_there_is_not_overwritten_and_stays_beside_its_images(tmp_path: Path) -> None:
     catalog = location_of(write(tmp_path / "c.jsonl"))
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         locate(catalog, catalog)
-    with pytest.raises(UsageError, match="is in another folder than"):
+    with pytest.raises(UsageError, match="is not in the folder of"):
         locate(catalog, location_of(tmp_path / "x" / "d.jsonl"))
     pq.write_table(pa.table({"uri": ["a.jpg"], "license": ["MIT"]}), tmp_path / "bare.parquet")
     with pytest.raises(UsageError, match="has no column 'caption'"):

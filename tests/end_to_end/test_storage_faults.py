@@ -170,7 +170,7 @@ def test_an_endless_outage_ends_the_run_with_advice(world: FaultyWorld) -> None:
     world.config.write_text(world.config.read_text() + "outage_timeout_s: 5\n")
     world.proxy.policy = Outage(world.proxy, seconds=None, after=2, method="PUT", target=COMMIT)
     printed = world.build(check=3)
-    assert "the same command goes on" in printed
+    assert "run the same command again" in printed
     assert len(world.direct.list(f"{world.dataset}/commits")) >= 1
     world.proxy.come_up()
     world.build()
@@ -200,7 +200,7 @@ def test_refused_credentials_end_the_run_with_advice_and_refuse_no_image(
     world.proxy.policy = policy
     printed = world.build(check=3)
     assert "check the credentials" in printed
-    assert "goes on" in printed
+    assert "run the same command again" in printed
     # What a writer reserved and could not put stays reserved until the next build.
     standing = {path: digest for path, digest in world.standing().items() if not path.startswith("reservations/")}
     assert standing.items() <= world.undisturbed.items()

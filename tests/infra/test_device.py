@@ -48,9 +48,9 @@ def test_a_device_that_is_not_there_is_refused():
         (("tpu",), "expected auto, cpu, cuda or cuda:N"),
         (("meta",), "expected auto, cpu, cuda or cuda:N"),
         (("cpu", "fp8"), "expected auto, fp32 or bf16"),
-        (("cpu", "fp32", 0), "a number from 1"),
-        (("cpu", "fp32", True), "a number from 1"),
-        (("cpu", "fp32", "all"), "a number from 1"),
+        (("cpu", "fp32", 0), "a number of at least 1"),
+        (("cpu", "fp32", True), "a number of at least 1"),
+        (("cpu", "fp32", "all"), "a number of at least 1"),
     ],
 )
 def test_unknown_words_are_refused_with_the_known_ones(arguments, expected):

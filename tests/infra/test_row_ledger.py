@@ -176,7 +176,7 @@ def test_a_worker_that_ends_for_no_image_s_fault_leaves_no_suspects(local_ray: C
         other.begin(3)
         one.excuse(1, "the GPU failed")
         other.excuse(2, "and again, for the row of another thread")
-        with pytest.raises(BarredRowError, match="being ended"):
+        with pytest.raises(BarredRowError, match="shutting down"):
             other.begin(4)
         with ledger.entry() as again, pytest.raises(BarredRowError, match="the GPU failed"):
             again.begin(1)
@@ -194,7 +194,7 @@ def test_a_window_with_too_many_deaths_is_at_its_end(local_ray: Cluster) -> None
             entry.begin(row)  # and it never leaves
         found = walk(ledger, [ordinal])
         assert list(found) == ([ordinal] if ordinal % 2 else [])
-    with pytest.raises(DeadlyWindowError, match=f"{MAX_DEATHS} times images ended the workers"):
+    with pytest.raises(DeadlyWindowError, match=f"{MAX_DEATHS} times: these images get trials"):
         walk(ledger, [99])
     assert ledger.suspects() == [1, 3, 5, 7]
     assert ledger.alone() == [0, 2, 4, 6, 100, 102, 104, 106]

@@ -73,7 +73,7 @@ class Rating(Frozen):
     @classmethod
     def from_json(cls, data: bytes, where: str = "the rating") -> Self:
         """Parse the bytes of a rating's file; raises `RatingError`, which starts with `where`."""
-        return parse_saved(cls, data, lambda wrong: RatingError(f"{where} is no rating: {wrong}"))
+        return parse_saved(cls, data, lambda wrong: RatingError(f"{where} is not a rating: {wrong}"))
 
     @property
     def name(self) -> RatingName:
@@ -130,7 +130,7 @@ def read_rating(dataset: Location, name: RatingName) -> Rating:
     file = dataset / name.path
     rating = Rating.from_json(read_saved(file, _MOST_BYTES, RatingError), str(file))
     if rating.name != name:
-        raise RatingError(f"{file} says that it is {rating.name.path}")
+        raise RatingError(f"{file} identifies itself as {rating.name.path}")
     return rating
 
 

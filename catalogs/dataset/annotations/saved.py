@@ -34,7 +34,7 @@ def parse_saved(kind: type[S], data: bytes, problem: Callable[[str], SegmintErro
     except ValidationError as error:
         raise problem(wrong_fields(error)) from error
     if saved_json(saved) != data:
-        raise problem("it is not written in the canonical form")
+        raise problem("it is not in canonical form")
     return saved
 
 

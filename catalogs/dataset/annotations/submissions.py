@@ -204,11 +204,11 @@ class Submission(_StrictRecord):
             if id // MOST_MASKS != self.image:
                 raise ValueError(f"mask {id} is not of image {self.image}")
         if len(set(former)) < len(former):
-            raise ValueError("replaced, deleted: a mask is there twice")
+            raise ValueError("replaced, deleted: a mask is listed twice")
         if parents != {mask.id for mask in self.replaced}:
-            raise ValueError("replaced: expected the parents of the masks, no others")
+            raise ValueError("replaced: expected exactly the parents of the masks")
         if any(mask.source == "corrected" and mask.parent is None for mask in self.masks):
-            raise ValueError("masks: a corrected one needs a parent")
+            raise ValueError("masks: a corrected mask needs a parent")
 
 
 def _is_inside(prompt: PointPrompt | BoxPrompt | MaskPrompt, size: tuple[int, int]) -> bool:
@@ -230,7 +230,7 @@ def read_submission(dataset: Location, name: SubmissionName) -> Submission:
     file = dataset / submission_path(*name)
     submission = Submission.from_json(read_saved(file, MOST_BYTES, SubmissionError), str(file))
     if (submission.ordinal, submission.assignment, submission.n) != tuple(name):
-        raise SubmissionError(f"{file} says that it is {submission.path}")
+        raise SubmissionError(f"{file} identifies itself as {submission.path}")
     return submission
 
 

@@ -42,9 +42,7 @@ def current_rank() -> ReaderPosition:
     ranks = os.environ.get("WORLD_SIZE", "1")
     rank = os.environ.get("RANK", "0" if ranks == "1" else "(not set)")
     if not (rank.isdecimal() and ranks.isdecimal() and int(rank) < int(ranks)):
-        raise UsageError(
-            f"RANK={rank} and WORLD_SIZE={ranks} in the environment: expected a rank from 0 below the size"
-        )
+        raise UsageError(f"RANK={rank} and WORLD_SIZE={ranks} in the environment: expected 0 <= RANK < WORLD_SIZE")
     return ReaderPosition(int(rank), int(ranks))
 
 
@@ -98,7 +96,8 @@ class Batches(IterableDataset[list[Sample]]):
         global_batch, window, seed = _whole(global_batch), _whole(window), None if seed is None else _whole(seed)
         if global_batch < 1 or window < 1 or (seed is not None and seed < 0):
             raise UsageError(
-                f"global_batch={global_batch}, window={window}, seed={seed}: expected numbers from 1, and a seed from 0"
+                f"global_batch={global_batch}, window={window}, seed={seed}: expected numbers of at least 1, "
+                "and a seed of at least 0"
             )
         if last not in ("pad", "drop"):
             raise UsageError(f"last={last!r}: expected 'pad' or 'drop'")
@@ -147,7 +146,7 @@ class Batches(IterableDataset[list[Sample]]):
     def begin(self, epoch: int, samples: int = 0) -> None:
         """Set the epoch of the next iteration, from 0, and the number of its images to skip."""
         if epoch < 0 or samples < 0:
-            raise UsageError(f"epoch={epoch}, samples={samples}: expected numbers from 0")
+            raise UsageError(f"epoch={epoch}, samples={samples}: expected numbers of at least 0")
         self._start[0], self._start[1] = epoch, samples
 
     def order_key(self) -> dict[str, Any]:
@@ -161,7 +160,9 @@ class Batches(IterableDataset[list[Sample]]):
         epoch, samples = self._start.tolist()  # read now, because `begin` may change it for the next iteration
         rank, worker = self._rank.find(), get_worker_info()
         if rank.parts > self.global_batch:
-            raise UsageError(f"a global_batch of {self.global_batch} for {rank.parts} ranks: expected one image a rank")
+            raise UsageError(
+                f"a global_batch of {self.global_batch} for {rank.parts} ranks: expected at least one image per rank"
+            )
         position = ReaderPosition(0, 1) if worker is None else ReaderPosition(worker.id, worker.num_workers)
         return self._read(epoch, samples, rank, position)
 
@@ -203,7 +204,7 @@ class Batches(IterableDataset[list[Sample]]):
         if len(opened) != self._images[index]:
             opened.close()
             raise DamagedDatasetError(
-                f"the table of images has {len(opened)} rows, and the commit counts {self._images[index]}"
+                f"the table of images has {len(opened)} rows, but the commit lists {self._images[index]}"
             )
         self._checked[index] = 1
         return opened

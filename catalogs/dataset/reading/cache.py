@@ -71,8 +71,8 @@ class ShardCache:
                 copy = self._opened(entry, check=False)  # it was hashed while it was written
         if copy is None:
             raise UsageError(
-                f"the cache {self.folder} loses {source} before it is opened: its bound of {self.most_bytes:,} bytes "
-                "is too small for the shards that are read at a time"
+                f"the cache {self.folder} loses {source} before it is opened: its limit of {self.most_bytes:,} bytes "
+                "is too small for the shards that are read at the same time"
             )
         return copy
 
@@ -116,8 +116,8 @@ class ShardCache:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UsageError(
-                    f"the disk of the cache {self.folder} is full: free some of it, name a folder on another disk, or "
-                    f"lower the cache's bound, now {self.most_bytes:,} bytes"
+                    f"the disk of the cache {self.folder} is full: free some space, choose a folder on another disk, "
+                    f"or lower the cache's limit, now {self.most_bytes:,} bytes"
                 ) from error
             raise
 
@@ -126,8 +126,8 @@ class ShardCache:
         """Reserve space with an empty file of `size` bytes, which other processes count while this one locks it."""
         if size > self.most_bytes:
             raise UsageError(
-                f"the cache {self.folder} is bounded to {self.most_bytes:,} bytes, and one shard has {size:,}: give it "
-                "room for all shards that are read at a time"
+                f"the cache {self.folder} is limited to {self.most_bytes:,} bytes, but one shard has {size:,}: give it "
+                "room for all shards that are read at the same time"
             )
         temporary = self.folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}{_COPY}"
         with ExitStack() as held:
@@ -202,7 +202,7 @@ def _locked(file: Path) -> Iterator[None]:
     except OSError as error:
         raise UsageError(
             f"the cache {file.parent.parent} cannot be used: {error.strerror}: {error.filename}. Expected a folder on "
-            "a local disk that this user may write"
+            "a local disk that this user can write to"
         ) from error
     with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

@@ -103,7 +103,7 @@ class BatchLoader(DataLoader[Any]):
     def __init__(self, batches: Batches, **options: Any) -> None:
         """`options` are those of `DataLoader` except `batch_size`: `num_workers`, `collate_fn`, `pin_memory`, etc."""
         if not options.get("in_order", True):
-            raise UsageError("in_order=False: expected True, as batches out of their order cannot be counted")
+            raise UsageError("in_order=False: expected True, because batches out of order cannot be counted")
         own = batches.with_own_start()  # each loader and each rank has its own position
         super().__init__(own, batch_size=None, **options)
         self._batches = own
@@ -138,13 +138,13 @@ class BatchLoader(DataLoader[Any]):
         wrong = [name for name, value in own.items() if state.get(name) != value]
         if wrong:
             raise UsageError(
-                "the state is of another order: "
+                "the state belongs to another order: "
                 + "; ".join(f"{name}: {state.get(name)!r}, here {own[name]!r}" for name in wrong)
-                + ". Open the dataset at the version that it was read at, with the same seed and window"
+                + ". Open the same version of the dataset, with the same seed and window"
             )
         epoch, samples = state.get("epoch"), state.get("samples")
         if not (isinstance(epoch, int) and isinstance(samples, int) and epoch >= 0 <= samples < self._batches.images):
-            raise UsageError(f"epoch={epoch!r}, samples={samples!r} in the state: expected numbers from 0")
+            raise UsageError(f"epoch={epoch!r}, samples={samples!r} in the state: expected numbers of at least 0")
         self._iterations += 1
         self._epoch, self._samples = epoch, samples
 

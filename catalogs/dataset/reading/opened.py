@@ -211,14 +211,14 @@ def open_shard(
     shard, generation = key
     try:
         if commit is None:
-            raise NotFoundError(f"the commit of generation {generation} is not there")
+            raise NotFoundError(f"the commit of generation {generation} is missing")
         return OpenShard(dataset, commit, cache, check)
     except NotFoundError as error:
         newer = max(dataset.log.generations_of(shard), default=0)
         if newer > generation:
             raise UsageError(
                 f"shard {shard} of {dataset.location} was changed while it was read: generation {newer} replaced "
-                f"{generation}. Open the dataset again; a state of the former one does not fit it"
+                f"{generation}. Open the dataset again; a state from before does not fit it"
             ) from error
         raise DamagedDatasetError(str(error)) from error
 

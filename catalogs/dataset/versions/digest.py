@@ -126,8 +126,8 @@ def take_snapshot(
         new = {path for path in snapshot.by_path if _is_manifest_or_tombstone(path)} - before
         if not new:
             return snapshot
-        why = f"{', '.join(sorted(new))} was put"
-    raise DamagedDatasetError(f"{dataset} keeps changing while it is read: {why}")
+        why = f"{', '.join(sorted(new))} was written"
+    raise DamagedDatasetError(f"{dataset} keeps changing while it is being read: {why}")
 
 
 def manifest_leaves(dataset: Location) -> tuple[list[VersionLeaf], bytes]:

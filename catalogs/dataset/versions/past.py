@@ -48,7 +48,7 @@ def check_readable(dataset: Location, version: Version) -> None:
     raise RemovedVersionError(
         f"version {version.number} of {dataset} can no longer be read:\n  "
         + "\n  ".join(_who_replaced(dataset, version, gone))
-        + "\nOpen a later version, or leave the version out for what the dataset is now"
+        + "\nOpen a later version, or omit the version to open the dataset's current state"
     )
 
 
@@ -134,11 +134,11 @@ def read_history(dataset: Location) -> VersionHistory:
         if number - 1 > done and number <= last:
             first = version_path(done + 1)
             which = f"version {done + 1}" if number - 2 == done else f"versions {done + 1} to {number - 1}"
-            problems.append(VersionProblem(first, f"{which}, as there are later ones", "no such file"))
+            problems.append(VersionProblem(first, f"{which}, because later ones exist", "no such file"))
         done = number
         path = version_path(number)
         if number not in numbers:
-            problems.append(VersionProblem(path, f"version {number}, as there is its signature", "no such file"))
+            problems.append(VersionProblem(path, f"version {number}, because its signature exists", "no such file"))
             continue
         try:
             version = read_version(dataset, number)

@@ -147,7 +147,7 @@ def read_version(dataset: Location, number: int) -> Version:
         raise UsageError(f"{dataset} has no version {number}: {_known(dataset)}") from error
     version = Version.from_json(data, str(file))
     if version.number != number:
-        raise DamagedDatasetError(f"{file} is version {version.number} by its content")
+        raise DamagedDatasetError(f"{file} contains version {version.number}")
     return version
 
 
@@ -167,12 +167,12 @@ def find_version(dataset: Location, wanted: int | str) -> Version:
         return read_version(dataset, int(text))
     match = _DIGEST.fullmatch(text)
     if match is None:
-        raise UsageError(f"{text!r} is no version: expected its number, or six digits or more of its digest")
+        raise UsageError(f"{text!r} is not a version: expected its number, or at least six digits of its digest")
     found = [v for n in version_numbers(dataset) if (v := read_version(dataset, n)).digest.startswith(match[1])]
     if not found:
         raise UsageError(f"{dataset} has no version with the digest {text}: {_known(dataset)}")
     if len({version.digest for version in found}) > 1:
-        raise UsageError(f"several versions of {dataset} have a digest that begins with {text}: write more of it")
+        raise UsageError(f"several versions of {dataset} have a digest that starts with {text}: add more digits")
     return found[-1]
 
 
@@ -253,5 +253,5 @@ def _checksum(value: Mapping[str, Any]) -> str:
 def _known(dataset: Location) -> str:
     numbers = version_numbers(dataset)
     if not numbers:
-        return "none is recorded, as a build or a correction does at its end"
-    return f"it has {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"it has {numbers[0]} alone"
+        return "none is recorded; a build or a correction records one when it ends"
+    return f"it has {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"it has only {numbers[0]}"

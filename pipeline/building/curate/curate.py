@@ -69,16 +69,16 @@ class CurationResult:
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
         if self.drawn is not None:
-            return [f"{self.drawn}: the measures of {counted(self.rows, 'row')}", *self._unread_lines()]
+            return [f"{self.drawn}: distributions of {counted(self.rows, 'row')}", *self._unread_lines()]
         if not self.written:
-            return [f"{self.output} is there already: the same catalog, curated by the same configuration"]
+            return [f"nothing to do: {self.output} is this catalog, curated with the same configuration"]
         refused = sum(self.refused.values())
         lines = [
-            f"{self.output}: {counted(self.rows, 'row')}, {refused:,} of them refused",
+            f"{self.output}: {counted(self.rows, 'row')}, {refused:,} of them rejected",
             *(f"  {reason:<24} {count:>8,}" for reason, count in self.refused.items()),
         ]
         if self.attributions:
-            lines.append(f"{counted(self.attributions, 'kept row')} got the attributions of their copies")
+            lines.append(f"added the attributions of duplicates to {counted(self.attributions, 'kept row')}")
         lines += self._unread_lines()
         if self.seconds:
             lines.append(f"read {size(self.read_bytes)} in {self.seconds:,.1f} s")
@@ -86,7 +86,7 @@ class CurationResult:
 
     def _unread_lines(self) -> list[str]:
         verdicts = {why: count for why, count in self.unread.items() if why != SKIPPED}
-        lines = [f"{counted(sum(verdicts.values()), 'row')} cannot be read or decoded; a build will judge:"]
+        lines = [f"{counted(sum(verdicts.values()), 'row')} could not be read or decoded; a build will decide on them:"]
         lines += [f"  {why:<24} {count:>8,}" for why, count in sorted(verdicts.items())]
         return lines if verdicts else []
 
@@ -134,12 +134,12 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
             if distributions is None and _is_written(target, whole):
                 return CurationResult(catalog, output, normalized.rows, written=False)
             raise UnfinishedError(
-                f"{work} was removed meanwhile, as each run does that has written {target}: run one at a time"
+                f"{work} was removed by another run, which wrote {target}: run one at a time"
             ) from error
         result = local / "curated.parquet"
         write_curated(whole_catalog, result, decision, whole)
         if source.sha256() != source_sha256:
-            raise UsageError(f"{source} was changed while its images were looked at: run the same command again")
+            raise UsageError(f"{source} was changed while its images were inspected: run the same command again")
         if not target.put_file_if_absent(result):
             raise UsageError(_taken(target))
     _remove(work)
@@ -180,11 +180,11 @@ def _drawn(
 
 def _check_output(source: Location, target: Location) -> None:
     if not target.uri.lower().endswith(".parquet"):
-        raise UsageError(f"{target}: a curated catalog is Parquet; expected a name that ends in .parquet")
+        raise UsageError(f"{target}: a curated catalog is a Parquet file; expected a name that ends in .parquet")
     if target.uri == source.uri:
-        raise UsageError(f"{target} is the catalog itself: name another file with -o")
+        raise UsageError(f"{target} is the source catalog: choose another file with -o")
     if not source.exists():
-        raise UsageError(f"{source} does not exist: expected a catalog in Parquet, JSON Lines or CSV")
+        raise UsageError(f"{source} does not exist: expected a catalog in Parquet, JSON Lines, or CSV")
 
 
 def _check_rows(source: Location, target: Location, normalized: NormalizedCatalog) -> None:
@@ -203,8 +203,8 @@ def _check_rows(source: Location, target: Location, normalized: NormalizedCatalo
             if first >= 0:
                 row, uri = batch.column("ordinal")[first].as_py() + 1, shown(uris[first].as_py())
                 raise UsageError(
-                    f"{source}, row {row}, column uri: found {uri}, which would name another file in {target}; write "
-                    "the curated catalog into the folder of the catalog, or give the catalog whole URIs"
+                    f"{source}, row {row}, column uri: found {uri}, which would be another file in {target}; write "
+                    "the curated catalog to the source catalog's folder, or use absolute URIs"
                 )
 
 
@@ -243,8 +243,8 @@ def _is_written(target: Location, digest: str) -> bool:
 
 def _taken(target: Location) -> str:
     return (
-        f"{target} is there already, and is not what this catalog and configuration give: name another file with -o, "
-        "or remove it"
+        f"{target} already exists, and this catalog and configuration give other content: choose another file with "
+        "-o, or delete it"
     )
 
 
@@ -273,8 +273,8 @@ def write_curated(catalog: WholeCatalog, destination: Path, decision: CurationDe
             writer.add([pa.RecordBatch.from_arrays(arrays, schema=schema)])
             if writer.waiting_bytes > MOST_WAITING:
                 raise UsageError(
-                    f"{catalog}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} would take more memory than "
-                    f"{MOST_WAITING:,} bytes: leave large columns out of the catalog; no image is read again then"
+                    f"{catalog}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} need more memory than "
+                    f"{MOST_WAITING:,} bytes: remove large columns from the catalog; no image is read again"
                 )
 
 

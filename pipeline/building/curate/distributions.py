@@ -27,7 +27,7 @@ def ending(name: str) -> str:
     """Return the format of a distributions file. Raises `UsageError` for an unknown ending."""
     found = name.lower().rpartition(".")[2]
     if found not in FORMATS:
-        raise UsageError(f"{name}: distributions are drawn as {', '.join(FORMATS)}; expected a name that ends in one")
+        raise UsageError(f"{name}: expected a name that ends in one of {', '.join(FORMATS)}")
     return found
 
 

@@ -81,10 +81,10 @@ def inspect_images(
     looked.seconds = time.monotonic() - started
     if missing:
         why = [looked.faults[first] for first in missing if first in looked.faults][:5]
-        why = why or [f"workers put them, but they are not in {task.folder}: all nodes must see the same folder"]
+        why = why or [f"workers wrote them, but they are not in {task.folder}: all nodes must share this folder"]
         raise UnfinishedError(
-            f"{len(missing)} parts of {PART_ROWS} rows could not be looked at; nothing is lost, and the same command "
-            "goes on with them:" + "".join(f"\n  {each}" for each in why)
+            f"{len(missing)} parts of {PART_ROWS} rows could not be inspected. Nothing is lost; run the same command "
+            "again to resume:" + "".join(f"\n  {each}" for each in why)
         )
     return looked
 

@@ -140,7 +140,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
 def require_catalog(config: Config, storage: Storage) -> None:
     """Raise `UsageError` if the catalog does not exist."""
     if not storage.exists(config.catalog):
-        raise UsageError(f"catalog is {config.catalog!r}, which does not exist: expected Parquet, JSON Lines or CSV")
+        raise UsageError(f"the catalog {config.catalog!r} does not exist: expected Parquet, JSON Lines, or CSV")
 
 
 def require_rows(config: Config, rows: int) -> None:
@@ -195,9 +195,9 @@ def _check_identity(config: Config, storage: Storage, begun: DatasetManifest, we
     differences = [f"{key}: {_leaf(before, key)} before, {_leaf(now, key)} now" for key in differing_keys(before, now)]
     if differences:
         raise UsageError(
-            f"{config.output} was begun with another configuration, and its shards would not fit together:\n  "
+            f"{config.output} was created with another configuration, and its shards would be inconsistent:\n  "
             + "\n  ".join(differences)
-            + "\nSet these keys back, or name another output"
+            + "\nRestore these keys, or choose another output"
         )
 
 
@@ -224,9 +224,9 @@ def _check_numerics(config: Config, begun: Numerics) -> None:
     ]
     if differences:
         raise UsageError(
-            f"{config.output} was begun with other numerics, and its masks would have other bits:\n  "
+            f"{config.output} was created with other numerics, and its masks would differ in their bits:\n  "
             + "\n  ".join(differences)
-            + "\nSet these keys back or to auto, or name another output"
+            + "\nRestore these keys, set them to auto, or choose another output"
         )
 
 

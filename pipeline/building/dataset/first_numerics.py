@@ -138,8 +138,8 @@ def _kind_of_gpu(config: Config, cluster: "Cluster") -> str | None:
     if cluster.names_gpus and cluster.has_unnamed_gpus and not config.allow_mixed_numerics:
         names = ", ".join(sorted(filter(None, cluster.gpu_kinds)))
         raise UsageError(
-            f"the cluster has GPUs of the kinds {names} and others that Ray does not name: set "
-            f"resources.segment.accelerator_type to the kind that the dataset is to be begun with. {NAME_GPUS}"
+            f"the cluster has {names} GPUs and others that Ray does not name: set "
+            f"resources.segment.accelerator_type to the kind to create the dataset with. {NAME_GPUS}"
         )
     return None
 
@@ -173,14 +173,14 @@ def _ask(asked: _GpuQuestion, timeout_s: float, gpus: float, function: Callable[
         return ray.get(task.remote(*arguments), timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
         raise UsageError(
-            f"{asked.key} is {asked.value}, and no node with {asked.num_gpus:g} GPUs{asked.of_kind} and "
-            f"{asked.num_cpus:g} CPUs was "
+            f"{asked.key} is {asked.value}, but no node with {asked.num_gpus:g} GPUs{asked.of_kind} and "
+            f"{asked.num_cpus:g} CPUs became "
             f"free within stall_timeout = {timeout_s:g} seconds; the cluster has {gpus:g} GPUs: add GPU nodes, lower "
             f"{asked.sized_by}, or set {asked.key}: cpu"
         ) from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, SegmintError):
-            meaning = f" ({asked.key} is {asked.value}, and the cluster has {gpus:g} GPUs; cpu leaves them alone)"
+            meaning = f" ({asked.key} is {asked.value}, and the cluster has {gpus:g} GPUs; set cpu to ignore them)"
             shown = meaning if asked.value == "auto" else ""
             raise UsageError(f"on a worker of the cluster: {error.cause}{shown}") from error
         raise

@@ -57,8 +57,8 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
             return latest
         if not grow:
             raise UsageError(
-                f"the catalog {config.catalog} has {growth.new.rows} new rows that {config.output} does not have: "
-                "to add them as new shards, build with --grow, or name the catalog as it was before"
+                f"the catalog {config.catalog} has {growth.new.rows} new rows that are not in {config.output}: "
+                "pass --grow to add them as new shards, or use the catalog as it was before"
             )
         path = part_path(len(manifest.catalog), growth.new.sha256)
         licenses = Counter(manifest.licenses) + Counter(count_licenses(growth.new.path))
@@ -76,7 +76,7 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
     try:
         return fit_catalog(config, storage, winner, grow=False)
     except UsageError as error:
-        raise UsageError(f"another build has grown {config.output} meanwhile, from another catalog: {error}") from error
+        raise UsageError(f"another build has grown {config.output} from another catalog: {error}") from error
 
 
 def ignored_columns(identity: Mapping[str, Any]) -> tuple[str, ...]:
@@ -110,15 +110,15 @@ def _why_another(config: Config, manifest: DatasetManifest, growth: CatalogGrowt
     differences = []
     if growth.gone:
         differences.append(
-            f"{growth.gone} of {rows} rows are gone, the first with the image_id {shown(growth.first_gone)}"
+            f"{growth.gone} of {rows} rows are gone; the first has the image_id {shown(growth.first_gone)}"
         )
     differences += [
-        f"{change.rows} of {rows} rows have another {column}, the first with the image_id {shown(change.image_id)}: "
+        f"{change.rows} of {rows} rows have another {column}; the first has the image_id {shown(change.image_id)}: "
         f"{shown(change.before)} before, {shown(change.now)} now"
         for column, change in growth.changed.items()
     ]
     return (
-        f"the catalog {config.catalog} is not the one that {config.output} was built from:\n  "
+        f"the catalog {config.catalog} differs from the one that {config.output} was built from:\n  "
         + "\n  ".join(differences)
         + "\n"
         + _what_to_do(config, growth)
@@ -127,11 +127,11 @@ def _why_another(config: Config, manifest: DatasetManifest, growth: CatalogGrowt
 
 def _what_to_do(config: Config, growth: CatalogGrowth) -> str:
     if growth.gone or not growth.changed.keys() <= set(AMENDABLE):
-        return "A dataset keeps the rows that it has pinned: put these back as they were, or name another output"
+        return "A dataset keeps its pinned rows: restore them in the catalog, or choose another output"
     clear = ""
     if any(change.without for change in growth.changed.values()):
-        clear = " (with --clear also that there is none, in the columns that the catalog has)"
+        clear = " (pass --clear to also remove values that are empty in the catalog's columns)"
     return (
-        "Where the dataset's values are right, as after an amendment, write them into the catalog. Where the catalog's "
-        f"are, `segmint amend {config.output} {config.catalog}` takes them over{clear}"
+        "If the dataset's values are right, for example after an amendment, copy them to the catalog. If the catalog's "
+        f"are, run `segmint amend {config.output} {config.catalog}`{clear}"
     )

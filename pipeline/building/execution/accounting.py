@@ -73,7 +73,7 @@ def loads_line(loads: Sequence[StageLoad]) -> str:
     """Return a line with the load of each stage and the stage that limited the run. `loads` is not empty."""
     shares = ", ".join(f"{load.stage} {100 * load.share:.0f} %" for load in loads)
     most = max(loads, key=lambda load: load.share)
-    verdict = f"{most.stage} limited this run" if most.share >= MOSTLY else "no stage was busy for most of the time"
+    verdict = f"{most.stage} limited this run" if most.share >= MOSTLY else "no stage was busy most of the time"
     return f"busy      {shares} of their workers' time: {verdict}"
 
 
@@ -95,7 +95,7 @@ class RunRecord:
             self._count(result.counts)
             log.info("committed", shard=result.shard, **result.counts)
         elif result.status == "unchanged":
-            log.info("unchanged", shard=result.shard, why=result.detail or "all rows were refused again")
+            log.info("unchanged", shard=result.shard, why=result.detail or "all rows were rejected again")
         else:
             self.on_hold[result.shard] = result.detail
             self.metrics.add(FAULTS, kind="shard")
@@ -203,12 +203,12 @@ class Accounting:
         ]
         if self.missing:
             rows, shards = plural(self.missing_rows, "row"), counted(len(self.missing), "shard")
-            lines.append(f"left      {self.missing_rows:>12,} {rows} in {shards}, for a next run")
+            lines.append(f"left      {self.missing_rows:>12,} {rows} in {shards}, for the next run")
         if self.retried_rows:
-            lines.append(f"retried   {self.retried_rows:>12,} refused rows: {self.retried_images:,} are images now")
+            lines.append(f"retried   {self.retried_rows:>12,} rejected rows: {self.retried_images:,} are now images")
         if self.not_retried:
             shards = counted(len(self.not_retried), "shard")
-            lines.append(f"left      refused rows in {shards}, to be taken again by a next run")
+            lines.append(f"left      rejected rows in {shards}, to be retried by the next run")
         if self.built_rows:
             lines.append(
                 f"this run  {self.built_rows:>12,} {plural(self.built_rows, 'row')} in {self.seconds:,.1f} s: "
@@ -218,7 +218,7 @@ class Accounting:
             if self.stages:
                 lines.append(loads_line(self.stages))
         elif self.complete and not self.retried_rows:
-            lines.append(f"nothing was left to do ({self.seconds:.1f} s)")
+            lines.append(f"nothing to do: all rows are done ({self.seconds:.1f} s)")
         if self.version is not None:
             lines.append(self.version.line())
         return lines
@@ -228,8 +228,8 @@ class Accounting:
         if self.ceiling is None or not share:
             return []
         return [
-            f"ceiling   {self.ceiling.images_per_s:>12.3g} images/s, {self.masks_per_s / share:.3g} masks/s by plain "
-            f"algebra on {self.ceiling.hardware}: this run reached {100 * share:.3g} %"
+            f"ceiling   {self.ceiling.images_per_s:>12.3g} images/s, {self.masks_per_s / share:.3g} masks/s, the "
+            f"theoretical peak of {self.ceiling.hardware}: this run reached {100 * share:.3g} %"
         ]
 
     def unfinished_message(self, on_hold: Mapping[int, str]) -> str:
@@ -238,13 +238,13 @@ class Accounting:
         if self.missing:
             parts.append(
                 f"{counted(len(self.missing), 'shard')} with {counted(self.missing_rows, 'row')} could not be "
-                "finished; nothing is lost, and the same command goes on:"
+                "finished. Nothing is lost; run the same command again to resume:"
             )
             parts += _shards(self.missing, on_hold)
         if self.not_retried:
             parts.append(
-                f"refused rows in {counted(len(self.not_retried), 'shard')} could not be judged again; they "
-                "stay as they are, and the same command tries again:"
+                f"rejected rows in {counted(len(self.not_retried), 'shard')} could not be retried. They "
+                "are unchanged; run the same command to try again:"
             )
             parts += _shards(self.not_retried, on_hold)
         return "\n".join([*parts, *self.lines()])
@@ -264,7 +264,7 @@ def record_end(dataset: BuildDataset, accounting: Accounting, on_hold: Mapping[i
     except (StorageFaultError, OSError) as error:
         fault = error
     problem = f"shards.json and a version could not be recorded at the end of the run: {fault}"
-    advice = "Nothing is lost: once that is fixed, the same command records them"
+    advice = "Nothing is lost. Fix the cause, then run the same command again to record them"
     if not accounting.complete:
         left = accounting.unfinished_message(on_hold)
         raise UnfinishedError(left if fault is None else f"{left}\n{problem}") from fault

@@ -71,9 +71,9 @@ class Outages:
             left = end - time.monotonic()
             if left <= 0:
                 raise UnfinishedError(
-                    f"no answer from {', '.join(found)} for outage_timeout_s = {self._timeout_s:g} seconds; "
-                    f"{counted(len(missing), 'shard')} missing. Check the store, its endpoint and the network: "
-                    "nothing is lost, and the same command goes on with what is missing"
+                    f"no response from {', '.join(found)} for outage_timeout_s = {self._timeout_s:g} seconds; "
+                    f"{counted(len(missing), 'shard')} missing. Nothing is lost. Check the store, endpoint, and "
+                    "network, then run the same command again to resume"
                 )
             time.sleep(min(next(looks), left))
         get_logger("build").info("all stores answer again")
@@ -86,4 +86,4 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except StorageFaultError as fault:
-        raise UnfinishedError(f"{fault}\nNothing is lost: once that is fixed, the same command goes on") from fault
+        raise UnfinishedError(f"{fault}\nNothing is lost. Fix the cause, then run the same command again") from fault

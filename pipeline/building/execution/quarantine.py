@@ -122,7 +122,7 @@ class Quarantine:
         if ledger is not None:
             self._died_with_others.update(ledger.alone())
             for ordinal in ledger.suspects():
-                undecided = UndecidedError("its worker died, and it was not tried alone")
+                undecided = UndecidedError("its worker died, and it has had no trial")
                 self._known[ordinal] = faulted({}, "segment", undecided)
         verdicts = 0
         on_hold: dict[int, str] = {}
@@ -140,7 +140,7 @@ class Quarantine:
             else:
                 self._known[ordinal] = rejected({}, "segment", verdict)
                 verdicts += 1
-            get_logger("build").warning("tried alone", ordinal=ordinal, verdict=str(verdict or "none: it came through"))
+            get_logger("build").warning("tried alone", ordinal=ordinal, verdict=str(verdict or "none: it passed"))
         return Trials(verdicts, on_hold)
 
     def _try_persistent(self, spans: Sequence[ShardSpan]) -> Trials:
@@ -154,17 +154,17 @@ class Quarantine:
                 verdict = self._judge_singly(ordinal)
             except UndecidedError as error:
                 self._alone[ordinal] = (
-                    f"{name} had a fault in {self._windows[ordinal]} windows, and has it alone, too: {error}. The "
-                    "other rows of its shard wait for it: fix the cause and build again, or build another dataset "
-                    "from a catalog without this row"
+                    f"{name} had a fault in {self._windows[ordinal]} windows and in a trial: {error}. The "
+                    "other rows of its shard are waiting for it. Fix the cause and build again, or build another "
+                    "dataset from a catalog without this row"
                 )
                 get_logger("build").warning("tried alone", row=name, fault=str(error))
                 continue
             verdicts += 1
             if verdict is not None:
                 self._known[ordinal] = verdict
-            self._alone[ordinal] = f"{name} comes through alone, but has a fault among other rows: build again"
-            found = "none: it came through" if verdict is None else f"{verdict['reason']}: {verdict['detail']}"
+            self._alone[ordinal] = f"{name} passed its trial, but has faults among other rows: build again"
+            found = "none: it passed" if verdict is None else f"{verdict['reason']}: {verdict['detail']}"
             get_logger("build").warning("tried alone", row=name, verdict=found)
         on_hold: dict[int, str] = {}
         for ordinal in waiting:
@@ -207,9 +207,7 @@ class Quarantine:
             deaths += 1
             if deaths == DEATHS:
                 return RejectedError(reason, self._detail(reason))
-        raise UndecidedError(
-            f"row {ordinal} killed its worker, and too many of the nodes on which it was tried alone died"
-        )
+        raise UndecidedError(f"row {ordinal} killed its worker, and too many nodes died during its trials")
 
     def _detail(self, reason: Reason) -> str:
         deeds = {
@@ -217,16 +215,16 @@ class Quarantine:
             Reason.OUT_OF_MEMORY: "takes more memory than its worker had",
             Reason.KILLED_WORKER: "ends the process that segments it",
         }
-        return f"{deeds[reason]}, {DEATHS} times alone and each time right after a control image came through"
+        return f"{deeds[reason]}, {DEATHS} times in a trial, each time right after a control image passed"
 
     def _prepare(self, ordinal: int) -> Any:
         """Prepare the suspect again; return a reference to it as `PREPARED`, or None if it is rejected."""
         try:
             prepared, verdict = self._prepare_singly(ordinal)
         except UndecidedError as error:
-            raise UndecidedError(f"row {ordinal} killed its worker, and cannot be prepared: {error}") from error
+            raise UndecidedError(f"row {ordinal} killed its worker and can't be prepared again: {error}") from error
         if verdict["fault"] is not None:
-            raise UndecidedError(f"row {ordinal} killed its worker, and cannot be prepared: {verdict['fault']}")
+            raise UndecidedError(f"row {ordinal} killed its worker and can't be prepared again: {verdict['fault']}")
         return prepared if verdict["reason"] is None else None
 
     def _prepare_singly(self, ordinal: int) -> tuple[Any, Row]:
@@ -267,7 +265,7 @@ class Quarantine:
                 out_of_memory = isinstance(death, ray.exceptions.OutOfMemoryError)
                 return Reason.OUT_OF_MEMORY if out_of_memory else Reason.KILLED_WORKER
             except ray.exceptions.RayError as error:
-                raise UndecidedError(f"alone, segmentation raises: {last_line(error)}") from error
+                raise UndecidedError(f"segmentation failed in a trial: {last_line(error)}") from error
             return None if has_memory else Reason.OUT_OF_MEMORY
         finally:
             ray.kill(worker)
@@ -275,8 +273,8 @@ class Quarantine:
     def _start(self, worker: Any) -> str:
         """Have a worker segment the control image; return its node. Raises `ControlFailedError`."""
         advice = (
-            "an image ended the worker that segmented it, and a fresh worker does not come through with a control "
-            "image either, so that no image is refused for it: look at the memory and the devices of the machines"
+            "an image killed its worker, and a new worker failed on a control image, so no image is rejected for it: "
+            "check the memory and GPUs of the machines"
         )
         try:
             node: str = ray.get(worker.node.remote(), timeout=self._start_timeout_s)

@@ -94,7 +94,7 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
         elif now - cls.last_move >= cls.stall_timeout:
             raise StalledError(f"no row left any stage for stall_timeout = {cls.stall_timeout:g} seconds")
         elif node_missed:
-            raise StalledError(f"a node was lost, and no row left any stage in {LOST_NODE_WAIT_S:g} seconds since")
+            raise StalledError(f"a node was lost, and no row left any stage in {LOST_NODE_WAIT_S:g} seconds after it")
         else:
             cls.next_look = min(now + STORES_EVERY_S, cls.last_move + cls.stall_timeout)
 

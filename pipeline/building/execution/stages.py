@@ -41,14 +41,14 @@ class NodeDetectors:
             ray.get(self._here()[0].ready.remote())
         except ray.exceptions.RayActorError as error:
             raise DetectorsGoneError(
-                f"the worker that holds the detectors (deidentify.device) of a node died: {last_line(error)}"
+                f"a node's detector worker (deidentify.device) died: {last_line(error)}"
             ) from error
 
     def _here(self) -> tuple[Any, str]:
         node = ray.get_runtime_context().get_node_id()
         if node not in self.holders:
             raise DetectorsGoneError(
-                f"deidentify.device is cuda, and the node {node} had no GPU when the window began: build again"
+                f"deidentify.device is cuda, but node {node} had no GPU when the window began: build again"
             )
         return self.holders[node]
 
@@ -89,15 +89,15 @@ def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> GpuKind
         fitting = sorted(accelerator_types(gpu) & kinds.keys())
         if not fitting:
             raise UsageError(
-                f"the dataset's numerics are of a GPU {gpu!r}, and the cluster has {in_words(kinds)}: add nodes of "
-                "that kind; if Ray names it otherwise, set resources.segment.accelerator_type to that name; or set "
+                f"the dataset's numerics are from a {gpu!r} GPU, but the cluster has {in_words(kinds)}: add nodes "
+                "with that GPU, set resources.segment.accelerator_type to Ray's name for it, or set "
                 f"allow_mixed_numerics: true{unnamed}"
             )
         wanted = fitting[0]
     elif wanted not in kinds:
         raise UsageError(
-            f"resources.segment.accelerator_type is {wanted!r}, and the cluster has "
-            f"{in_words(kinds) or 'no GPUs'}: set it to the name of one of these, or add nodes of that kind{unnamed}"
+            f"resources.segment.accelerator_type is {wanted!r}, but the cluster has "
+            f"{in_words(kinds) or 'no GPUs'}: use one of these names, or add nodes with that GPU{unnamed}"
         )
     return GpuKind(wanted, {name: of for name, of in kinds.items() if name != wanted})
 
@@ -219,8 +219,8 @@ def lay_out(
         more = f", {detectors} x {DETECTOR_CPUS} of detector processes" if detectors else ""
         raise UsageError(
             f"the smallest pools do not fit: segment {segment.smallest} x {segment.num_cpus:g} CPUs, prepare "
-            f"{prepare.smallest} x {prepare.num_cpus:g}{more}, one reader and one writer take {needed:g} "
-            f"logical CPUs, and the cluster has {cluster.cpus:g}: lower resources.*.actors or num_cpus, or add machines"
+            f"{prepare.smallest} x {prepare.num_cpus:g}{more}, one reader, and one writer need {needed:g} "
+            f"logical CPUs, but the cluster has {cluster.cpus:g}: lower resources.*.actors or num_cpus, or add machines"
         )
     return Stages(
         prepare_arguments=_prepare_arguments(config, dataset),
@@ -254,7 +254,7 @@ def _gpu_actors(gpus_each: float, share: float, detectors: int, cluster: Cluster
     if beside + alone < 1:
         raise UsageError(
             f"resources.segment.num_gpus is {gpus_each:g} and resources.prepare.num_gpus {share:g} on each of "
-            f"{detectors} nodes, and the cluster has {cluster.gpus:g} GPUs: lower one of them, or leave them at auto"
+            f"{detectors} nodes, but the cluster has {cluster.gpus:g} GPUs: lower one of them, or set both to auto"
         )
     return beside + alone
 

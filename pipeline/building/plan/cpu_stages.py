@@ -79,8 +79,8 @@ class Curation:
         read = "" if self.bytes_in is None else f", reading {size(self.bytes_in.value)}"
         more = f", and {counted(self.scorers, 'scorer')} of unknown cost" if self.scorers else ""
         return (
-            f"{'curate':<10}{number(self.core_hours):>16} core-hours once, of all {self.rows:,} rows{read}: "
-            f"{self.seconds_an_image:.2g} s an image{more}, recorded on another CPU, not measured here"
+            f"{'curate':<10}{number(self.core_hours):>16} core-hours once, for all {self.rows:,} rows{read}: "
+            f"{self.seconds_an_image:.2g} s per image{more}, recorded on another CPU, not measured here"
         )
 
 

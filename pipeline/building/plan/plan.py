@@ -67,8 +67,8 @@ class PlanOptions:
         checks: list[tuple[str, float | None, Callable[[float], bool], str]] = [
             ("--sample", self.sample, lambda value: value >= 1, "a number of rows from 1"),
             ("--gpus", self.gpus, lambda value: value >= 1, "a number of GPUs from 1"),
-            ("--price", self.price, lambda value: value >= 0, "the price of an hour, 0 or more"),
-            ("--share", self.share, lambda value: 0 < value <= 1, "a share over 0, and at most 1"),
+            ("--price", self.price, lambda value: value >= 0, "the price per hour, 0 or more"),
+            ("--share", self.share, lambda value: 0 < value <= 1, "a share above 0 and at most 1"),
             ("--flops", self.flops, lambda value: value > 0, "operations per second, such as 9.9e14"),
             ("--megapixels", self.megapixels, lambda value: value > 0, "the originals' average size, such as 12"),
         ]
@@ -76,9 +76,9 @@ class PlanOptions:
             if value is not None and not (math.isfinite(value) and fits(value)):
                 raise UsageError(f"{name} is {value:g}: expected {expected}")
         if self.share is not None and self.sample is not None and self.flops is None:
-            raise UsageError("--share is an assumption about what --sample measures: give one of them")
+            raise UsageError("--share assumes what --sample measures: use only one of them")
         if self.megapixels is not None and self.sample is not None:
-            raise UsageError("--megapixels is an assumption about the originals that --sample reads: give one of them")
+            raise UsageError("--megapixels assumes the size of the originals that --sample reads: use only one of them")
 
 
 @dataclass(frozen=True)
@@ -309,25 +309,25 @@ def _notes(
     notes = []
     if remaining.pinned_rows is not None and catalog_rows > remaining.pinned_rows:
         notes.append(
-            f"only the {remaining.pinned_rows:,} rows that the dataset holds are planned; `segmint build --grow` adds "
+            f"the plan covers only the {remaining.pinned_rows:,} rows of the dataset; `segmint build --grow` adds "
             "the catalog's new rows"
         )
     if sample is None:
-        size = "--megapixels" if options.megapixels else "SA-1B's average; --megapixels says another"
+        size = "--megapixels" if options.megapixels else "SA-1B's average; override it with --megapixels"
         notes.append(
-            f"only the catalog was read; --sample N measures N of its rows. Originals are taken to have "
+            f"only the catalog was read; --sample N measures N of its rows. Originals are assumed to have "
             f"{options.megapixels or MEGAPIXELS:g} megapixels ({size})"
         )
     else:
-        notes.append("a sample does not look for duplicates; `segmint catalog check` does, in all rows")
+        notes.append("a sample does not look for duplicates; `segmint catalog check` does so in all rows")
         if sample.accepted == 0:
-            notes.append("no row of the sample was accepted: take a larger sample, or fix the catalog or the policy")
+            notes.append("the sample has no accepted rows: use a larger sample, or fix the catalog or the policy")
         if sample.device != ceiling.device:
-            notes.append(f"the sample ran on this machine's {sample.device}: the GPUs' time is not from it")
+            notes.append(f"the sample ran on this machine's {sample.device}, so it doesn't measure the GPUs' time")
     if sample is None and config.detectors_share:
         notes.append(
-            "detectors run on the GPU (deidentify.device): what they take there, and of the CPUs, has not been "
-            "measured and is not counted"
+            "detectors run on the GPU (deidentify.device); the time they take there and on the CPUs has not been "
+            "measured and is not included"
         )
     on_gpu = ceiling.device == "cuda"
     return [*notes, *advice(config, remaining.rows, on_gpu=on_gpu, begun=remaining.committed > 0)]
@@ -346,7 +346,7 @@ def find_ceiling(
     precision = str(pinned.get("precision", config.model.precision))
     if options.flops is not None:
         if device == "cpu":
-            raise UsageError("--flops is the peak of a GPU, and model.device is cpu: leave one of them out")
+            raise UsageError("--flops is the peak of a GPU, but model.device is cpu: remove one of them")
         return Ceiling("cuda", "", precision, 1, options.gpus or 1, options.flops, work), None
     model = config.model.model_copy(update={"device": device, "precision": precision})
     if "threads" in pinned:
@@ -366,8 +366,8 @@ def _devices_here(config: Config, options: PlanOptions, compute: Compute, weight
         return torch.cuda.get_device_name(compute.device), options.gpus or torch.cuda.device_count()
     if options.gpus is not None:
         raise UsageError(
-            "--gpus was given, but the plan is for a CPU (torch sees no GPU here, or model.device is cpu): for "
-            "another machine's GPUs give the peak of one, such as --flops 9.9e14, from its data sheet or a build"
+            "--gpus was given, but the plan is for a CPU (torch sees no GPU here, or model.device is cpu): to plan for "
+            "another machine's GPUs, pass the peak of one from its data sheet or a build, such as --flops 9.9e14"
         )
     actors = config.resources.segment.actors
     devices = max(1, cores_here() // compute.threads)

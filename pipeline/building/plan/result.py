@@ -66,7 +66,7 @@ class BuildPlan:
         """Return the plan as lines of text."""
         committed = f"; {self.committed:,} more are committed" if self.committed else ""
         lines = [
-            _line("catalog", f"{self.catalog_rows:,}", f"{plural(self.catalog_rows, 'row')}, by {self.counted_by}"),
+            _line("catalog", f"{self.catalog_rows:,}", f"{plural(self.catalog_rows, 'row')}, from {self.counted_by}"),
             _line(
                 "to build",
                 f"{self.rows:,}",
@@ -74,17 +74,17 @@ class BuildPlan:
             ),
         ]
         if not self.rows:
-            return [*lines, "nothing is left to do", *self._digest_lines()]
+            return [*lines, "nothing to do: all shards are committed", *self._digest_lines()]
         if self.sample is not None:
             lines += self._sample_lines(self.sample)
         lines += [
-            _line("images", *_shown(self.images, "of these rows" if self.sample else "at the most", count)),
+            _line("images", *_shown(self.images, "of these rows" if self.sample else "at most", count)),
             self._per_image_line("encodes", self.encodes_per_image),
             self._per_image_line("prompts", self.prompts_per_image),
             _line("masks", *_shown(self.masks, "", count)),
             _line("bytes in", *_shown(self.bytes_in, "", size)),
             _line("bytes out", *_shown(self.bytes_out, "", size)),
-            _line("ceiling", f"{self.ceiling.images_per_s:,.3g}", f"images/s by plain algebra on {self.hardware}"),
+            _line("ceiling", f"{self.ceiling.images_per_s:,.3g}", f"images/s, the theoretical peak of {self.hardware}"),
             self._share_line(),
             _line("ready in", *_shown(self.days.scaled(86_400), f"on {self._devices()}", duration)),
             _line("that is", *_shown(self.device_hours, f"{self.hours_of}-hours")),
@@ -93,7 +93,7 @@ class BuildPlan:
         if self.curation is not None:
             lines.append(self.curation.line())
         if self.cost is not None:
-            lines.append(_line("cost", *_shown(self.cost, f"at {self.price:g} a {self.hours_of}-hour")))
+            lines.append(_line("cost", *_shown(self.cost, f"at {self.price:g} per {self.hours_of}-hour")))
         return [*lines, *(f"note: {note}" for note in self.notes), *self._catalog_lines(), *self._digest_lines()]
 
     def _catalog_lines(self) -> list[str]:
@@ -102,7 +102,7 @@ class BuildPlan:
             return []
         found = [*self.checked.unusable_lines(), *self.checked.outlook_lines]
         if self.checked.bad_values.count:
-            found.insert(0, f"invalid value: {self.checked.bad_values.named()}: a build does not start with it")
+            found.insert(0, f"invalid value: {self.checked.bad_values.named()}: a build won't start with it")
         if not found:
             return []
         part = f"the first {self.checked.rows:,} rows" if self.checked.rows < self.catalog_rows else "all rows"
@@ -112,8 +112,8 @@ class BuildPlan:
         return [] if self.version is None else [self.version.line()]
 
     def _per_image_line(self, label: str, each: int) -> str:
-        most = "" if self.sample else "at the most, "
-        return _line(label, *_shown(self.images.scaled(each), f"{most}at {each:,} an image", count))
+        most = "" if self.sample else "at most, "
+        return _line(label, *_shown(self.images.scaled(each), f"{most}{each:,} per image", count))
 
     def _devices(self) -> str:
         ceiling = self.ceiling
@@ -124,16 +124,16 @@ class BuildPlan:
 
     def _cpu_lines(self) -> list[str]:
         """Return lines on the stages other than segment, the limiting stage, and the cores that a GPU needs."""
-        stages, each = self.cpu_stages, f"{self.cpu_stages.seconds_an_image:.3g} s an image"
+        stages, each = self.cpu_stages, f"{self.cpu_stages.seconds_an_image:.3g} s per image"
         included = " (in the time above)" if self._includes_cpu else ""
-        rest = f"core-hours of all stages but segment{included}: {each}, {stages.source}"
+        rest = f"core-hours for all stages except segment{included}: {each}, {stages.source}"
         lines = [_line("CPUs", *_shown(self.cpu_core_hours, rest))]
         if stages.cores_a_gpu is None:
             return [*lines, _line("limits", stages.limits, "takes most of the cores' time")]
         return [
             *lines,
-            _line("balanced", f"{stages.cores_a_gpu:,}", "CPU cores a GPU: so many keep it busy"),
-            _line("limits", stages.limits, "on a node with fewer cores a GPU; segment on one with more"),
+            _line("balanced", f"{stages.cores_a_gpu:,}", "CPU cores per GPU keep it busy"),
+            _line("limits", stages.limits, "on a node with fewer cores per GPU; segment on one with more"),
         ]
 
     @property
@@ -143,27 +143,27 @@ class BuildPlan:
     def _share_line(self) -> str:
         share = f"{100 * self.share_of_ceiling:.3g} %"
         if self.measured:
-            return _line("reached", share, "of the ceiling in the sample, the device's waiting included")
-        return _line("assumed", share, "of the ceiling: an assumption (--share), not a measurement")
+            return _line("reached", share, "of the ceiling in the sample, including the time the device waited")
+        return _line("assumed", share, "of the ceiling: assumed (--share), not measured")
 
     def _sample_lines(self, sample: PlanSample) -> list[str]:
         lines = [
             _line(
                 "sample",
                 f"{len(sample.rows):,}",
-                f"rows in {sample.seconds:,.1f} s, {sample.start_s:,.1f} s of it to start; {sample.device}, "
+                f"rows in {sample.seconds:,.1f} s, including {sample.start_s:,.1f} s to start; {sample.device}, "
                 f"{counted(sample.threads, 'thread')}",
             )
         ]
         for stage in STAGES:
             seconds = [getattr(row, f"{stage}_s") for row in sample.rows if row.reason is None]
             if seconds:
-                spread = f"s an image, {min(seconds):.3g} to {max(seconds):.3g}"
+                spread = f"s per image, {min(seconds):.3g} to {max(seconds):.3g}"
                 lines.append(_line(f"  {stage}", f"{sum(seconds) / len(seconds):.3g}", spread))
         for name, title in (("bytes_in", "read"), ("released_bytes", "JPEG"), ("annotation_bytes", "JSON")):
             sizes = [getattr(row, name) for row in sample.rows if row.reason is None]
             if sizes:
-                spread = f"an image, {size(min(sizes))} to {size(max(sizes))}"
+                spread = f"per image, {size(min(sizes))} to {size(max(sizes))}"
                 lines.append(_line(f"  {title}", size(sum(sizes) / len(sizes)), spread))
         refused = len(sample.rows) - sample.accepted
         lines.append(_line("rejected", f"{refused:,}", f"of the sample's {len(sample.rows):,} rows"))

@@ -186,8 +186,8 @@ def _take_row(
     row = described.to_pylist()[0]
     if row["fault"] is not None:
         raise SegmintError(
-            f"row {row['ordinal'] + 1} of the sample ({row['image_id']}) can be neither accepted nor refused: "
-            f"{row['fault']}. A build would put its shard on hold; fix that, and plan again"
+            f"row {row['ordinal'] + 1} of the sample ({row['image_id']}) can be neither accepted nor rejected: "
+            f"{row['fault']}. A build would put its shard on hold. Fix the cause and plan again"
         )
     live = is_live(row)
     size = (row["height"], row["width"])

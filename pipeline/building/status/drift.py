@@ -95,11 +95,11 @@ def compare(totals: Totals, late: Sequence[ShardNumbers], early: Sequence[ShardN
     masks = totals.masks - sum(shard.masks for shard in late)
     refused = sum(totals.rejected.values()) - sum(shard.rows - shard.images for shard in late)
     compared = [
-        _compare("masks an image", late, early, lambda shard: (shard.masks, shard.images), _ratio(masks, images)),
-        _compare("faces an image", late, early, lambda shard: (shard.faces, shard.images)),
-        _compare("plates an image", late, early, lambda shard: (shard.plates, shard.images)),
+        _compare("masks per image", late, early, lambda shard: (shard.masks, shard.images), _ratio(masks, images)),
+        _compare("faces per image", late, early, lambda shard: (shard.faces, shard.images)),
+        _compare("plates per image", late, early, lambda shard: (shard.plates, shard.images)),
         _compare(
-            "share refused",
+            "share rejected",
             late,
             early,
             lambda shard: (shard.rows - shard.images, shard.rows),

@@ -34,9 +34,9 @@ class Prices:
 
     def __post_init__(self) -> None:
         if self.price is not None and not (math.isfinite(self.price) and self.price >= 0):
-            raise UsageError(f"--price is {self.price:g}: expected the price of an hour, 0 or more")
+            raise UsageError(f"--price is {self.price:g}: expected the price per hour, 0 or more")
         if self.devices < 1:
-            raise UsageError(f"--gpus is {self.devices}: expected a number of GPUs from 1")
+            raise UsageError(f"--gpus is {self.devices}: expected at least 1")
 
     def of(self, seconds: float) -> float | None:
         """Return the price of `seconds` seconds of all devices."""
@@ -174,21 +174,21 @@ class Status:
         if self.last_commit is not None:
             lines.append(f"last       a commit {self._ago(self.last_commit)}")
         elif totals.shards:
-            lines.append("last       a commit at a time that is unknown: the store gives no times")
+            lines.append("last       a commit at an unknown time: the store reports no times")
         if pace is not None:
             lines.append(
                 f"pace       {number(pace.images_per_s)} images/s, {number(pace.masks_per_s)} masks/s: the last "
-                f"{counted(pace.shards, 'commit')}, in {duration(pace.seconds)} by the store's times of their files"
+                f"{counted(pace.shards, 'commit')}, in {duration(pace.seconds)} by the store's file times"
             )
         if self.complete:
-            return [*lines, "           complete: nothing is left to build"]
+            return [*lines, "           complete: nothing left to build"]
         if self.seconds_left is None:
-            return [*lines, "time left  unknown: too few commits to say how fast it goes"]
+            return [*lines, "time left  unknown: too few commits to estimate the pace"]
         end = self.time + min(timedelta(seconds=self.seconds_left), _FARTHEST)
         lines.append(f"time left  {duration(self.seconds_left)} at that pace: {end:%Y-%m-%d %H:%M} UTC")
         if self.cost_left is not None:
             lines.append(
-                f"cost left  {number(self.cost_left)}, at {number(self.prices.price)} an hour for each of "
+                f"cost left  {number(self.cost_left)}, at {number(self.prices.price)} per hour for each of "
                 f"{counted(self.prices.devices, 'device')}"
             )
         return lines
@@ -202,8 +202,8 @@ class Status:
         return [
             f"on hold    {counted(shards, 'shard')} with {counted(rows, 'row')}, passed over by a later commit: "
             f"{', '.join(names)}{more}",
-            "           a fault keeps them on hold (the build's log says which, and `segmint build` tries again), or "
-            "they are being written, or in another --shards range",
+            "           they have faults (see the build's log; `segmint build` retries them), "
+            "are being written, or are in another --shards range",
         ]
 
     def _age(self, gap: Gap) -> str:
@@ -216,29 +216,29 @@ class Status:
         drift = self.drift
         if drift is None:
             return []
-        unread = f"; {counted(drift.unread, 'table')} could not be read: run segmint audit" if drift.unread else ""
+        unread = f"; {counted(drift.unread, 'table')} could not be read: run `segmint audit`" if drift.unread else ""
         return [
-            f"drift      the last {counted(drift.shards, 'shard')} beside the {drift.before:,} before "
-            f"({drift.sampled:,} {plural(drift.sampled, 'table')} of them read{unread})",
+            f"drift      the last {counted(drift.shards, 'shard')} compared with the {drift.before:,} before "
+            f"({drift.sampled:,} {plural(drift.sampled, 'table')} read{unread})",
             *map(_drift_line, drift.compared),
         ]
 
     def _people_lines(self) -> list[str]:
         people = self.people
         sources = listed(f"{people.by_source[source]:,} {source}" for source in SOURCES if source in people.by_source)
-        timed = f"; {number(people.seconds_per_mask)} s a mask, over {people.timed:,} with a time" * bool(people.timed)
-        lines = [f"people     {counted(people.masks, 'mask')}: {sources}{timed}"] if people.masks else []
+        timed = f"; {number(people.seconds_per_mask)} s per mask, over {people.timed:,} timed" * bool(people.timed)
+        lines = [f"annotated  {counted(people.masks, 'mask')}: {sources}{timed}"] if people.masks else []
         return [*lines, unread_line(people)] if people.unread else lines
 
 
 def unread_line(people: People) -> str:
     """Return a line on tables whose annotated masks are unknown."""
-    return f"masks of people: {counted(people.unread, 'table')} could not be read: run segmint audit"
+    return f"annotated masks: {counted(people.unread, 'table')} could not be read: run `segmint audit`"
 
 
 def _drift_line(one: DriftValue) -> str:
     write = share if one.name.startswith("share") else number
-    unusual = "  UNUSUAL: look at these shards" if one.unusual else ""
+    unusual = "  UNUSUAL: check these shards" if one.unusual else ""
     return f"  {one.name:<24} {write(one.last):>10}, before {write(one.before)}{unusual}"
 
 
@@ -324,7 +324,7 @@ class StatusTable:
         for row in self.rows:
             people = row.people
             if 0 < people.timed < people.masks:
-                yield f"{row.name}: {people.timed:,} of {counted(people.masks, 'mask')} of people have a time"
+                yield f"{row.name}: {people.timed:,} of {counted(people.masks, 'annotated mask')} have a time"
             if people.unread:
                 yield f"{row.name}: {unread_line(people)}"
             on_hold = sum(gap.shards for gap in row.gaps)

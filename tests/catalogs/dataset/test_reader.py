@@ -112,7 +112,7 @@ def test_a_jpeg_that_cannot_be_decoded_says_whose_it_is(dataset: str) -> None:
         (b"[]", "the JSON of image 1: TypeError"),
         (b"{}", "the JSON of image 1: KeyError: 'image'"),
         (b'{"image":{"image_id":1},"annotations":[null]}', "the JSON of image 1: TypeError"),
-        (b'{"image":{"image_id":2},"annotations":[]}', "does not hold image 1"),
+        (b'{"image":{"image_id":2},"annotations":[]}', "does not contain image 1"),
     ],
 )
 def test_a_json_of_another_form_is_damage(dataset: str, document: bytes, told: str) -> None:
@@ -155,7 +155,7 @@ def test_a_tar_of_another_shard_is_damage(dataset: str) -> None:
     assert one is not None
     assert two is not None
     Path(dataset, one.file("shards").path).write_bytes(Path(dataset, two.file("shards").path).read_bytes())
-    with pytest.raises(DamagedDatasetError, match="does not hold image 1"):
+    with pytest.raises(DamagedDatasetError, match="does not contain image 1"):
         list(open_dataset(dataset))
 
 

@@ -64,7 +64,7 @@ def test_many_mistakes_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("empty.jsonl", b"\n\n", "holds no region"),
+        ("empty.jsonl", b"\n\n", "contains no regions"),
         ("list.jsonl", b"[1, 2]", "row 1: expected an object"),
         ("text.jsonl", b"\nface here", "row 2: not JSON"),
         ("latin.jsonl", b"\xff\xfe", "is not UTF-8 text"),
@@ -75,7 +75,7 @@ def test_another_file_is_refused(tmp_path: Path, name: str, content: bytes, told
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=told):
         read_regions(location_of(tmp_path / name))
-    with pytest.raises(UsageError, match="no such file of regions"):
+    with pytest.raises(UsageError, match="no such regions file"):
         read_regions(location_of(tmp_path / "absent.jsonl"))
 
 
@@ -87,5 +87,5 @@ def test_what_is_written_is_read_back(tmp_path: Path, name: str) -> None:
     assert one.model_dump(exclude={"where"}) == GOOD
     assert other.id == 9
     write_regions(location_of(uri), [])
-    with pytest.raises(UsageError, match="holds no region"):
+    with pytest.raises(UsageError, match="contains no regions"):
         read_regions(location_of(uri))

@@ -135,11 +135,11 @@ def test_a_file_of_ids(tmp_path: Path) -> None:
     path = tmp_path / "ids.txt"
     path.write_text("image-1\r\n\n 17 \nimage-1\n")
     assert read_ids(location_of(path)) == {"image-1": 1, "17": 3}
-    for content, told in ((b"\n \n", "names no image"), (b"\xff", "is not UTF-8 text")):
+    for content, told in ((b"\n \n", "names no images"), (b"\xff", "is not UTF-8 text")):
         path.write_bytes(content)
         with pytest.raises(UsageError, match=told):
             read_ids(location_of(path))
-    with pytest.raises(UsageError, match="no such file of ids"):
+    with pytest.raises(UsageError, match="no such ids file"):
         read_ids(location_of(tmp_path / "absent.txt"))
 
 

@@ -38,7 +38,7 @@ def test_caches_that_are_noted_and_this_machines_own_lose_what_they_have_of_the_
     assert len(list((cache / EMBEDDINGS / key).rglob("*.npy"))) == 3
     assert sorted(forget_dataset(location_of(moved / "dataset"))) == [
         "../cache: 4 files of embeddings and thumbnails deleted",  # three images, one shard
-        "this machine's cache of training: 1 file of embeddings and thumbnails deleted",
+        "this machine's training cache: 1 file of embeddings and thumbnails deleted",
     ]
     assert [path.parent.parent.name for path in cache.rglob("*.np*")] == ["0" * 12]
     assert not list(own.rglob("*.npy"))
@@ -65,5 +65,5 @@ def test_a_cache_that_cannot_be_deleted_is_named(moved: Path, own: Path) -> None
     (moved / "cache" / "embeddings.used").unlink()
     (moved / "cache" / "embeddings.used").mkdir()
     (line,) = forget_dataset(location_of(moved / "dataset"))
-    assert line.startswith("../cache: embeddings and thumbnails could not all be deleted, do it yourself: ")
+    assert line.startswith("../cache: some embeddings and thumbnails could not be deleted; delete them yourself: ")
     assert not list((moved / "cache" / EMBEDDINGS / key).rglob("*.npy"))

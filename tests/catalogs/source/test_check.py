@@ -129,4 +129,4 @@ def test_what_the_catalog_refuses_is_counted_and_is_no_finding(tmp_path: Path) -
     found = check(location_of(uri), LicensePolicy(frozenset({"CC0-1.0"}), False, DAY))
     assert (found.accepted, found.verdicts, found.clean) == (1, {}, True)
     assert {reason: each.rows for reason, each in found.refused.items()} == {"opted_out": [3], "unfit": [2]}
-    assert "refused by the catalog: unfit: 1 (row 2)" in found.lines()
+    assert "rejected by the catalog: unfit: 1 (row 2)" in found.lines()

@@ -139,7 +139,7 @@ def test_opt_outs_are_written_only_where_a_row_has_one_and_they_are_not_ignored(
 def test_an_ignored_column_may_hold_anything(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("uri,license,opt_out\na.jpg,CC0-1.0,by post\n")
     assert normalize(location_of(tmp_path / "c.csv"), tmp_path / "n.parquet", ignored=("opt_out",)).rows == 1
-    with pytest.raises(UsageError, match="row 1, column opt_out: found 'by post'; expected true, false or nothing"):
+    with pytest.raises(UsageError, match="row 1, column opt_out: found 'by post'; expected true, false, or empty"):
         normalize(location_of(tmp_path / "c.csv"), tmp_path / "n.parquet")
 
 
@@ -239,7 +239,7 @@ def test_rows_of_a_store_whose_package_is_missing_are_named_before_anything_star
 def test_texts_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segmint.catalogs.source.normalize.MOST_WAITING", 20 << 20)
     texts = [{"uri": f"{i}.jpg", "license": "CC0-1.0", "attribution": "a" * (1 << 20)} for i in range(25)]
-    with pytest.raises(UsageError, match=r"c\.jsonl: 65,536 rows up to row \d+ would take more memory"):
+    with pytest.raises(UsageError, match=r"c\.jsonl: 65,536 rows up to row \d+ need more memory"):
         normalize(location_of(catalog_of(tmp_path / "c.jsonl", texts)), tmp_path / "n.parquet")
     captions = [{"uri": f"{i}.jpg", "license": "CC0-1.0", "caption": "a" * (1 << 20)} for i in range(25)]
     assert len(rows_of(catalog_of(tmp_path / "c.jsonl", captions), tmp_path / "n.parquet")) == 25
@@ -260,7 +260,7 @@ def test_refusals_of_the_catalog_are_columns_only_where_a_row_has_one(tmp_path: 
     assert (tmp_path / "c.n").read_bytes() == normalize(
         location_of(catalog_of(tmp_path / "c.parquet", refused)), tmp_path / "c.p"
     ).path.read_bytes()
-    said = r"row 2, column refused_reason: found 'ugly'; expected duplicate_image, opted_out, unfit or nothing"
+    said = r"row 2, column refused_reason: found 'ugly'; expected duplicate_image, opted_out, unfit, or empty"
     with pytest.raises(UsageError, match=said):
         normalize(
             location_of(catalog_of(tmp_path / "d.csv", [plain[0], plain[1] | {"refused_reason": "ugly"}])),

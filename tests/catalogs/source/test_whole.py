@@ -27,7 +27,7 @@ def rows_of(path: Path) -> list[dict[str, object]]:
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("uri,license,,\na.jpg,MIT,,\n")
-    with pytest.raises(UsageError, match="has several columns of the name ''"):
+    with pytest.raises(UsageError, match="has several columns named ''"):
         WholeCatalog(location_of(tmp_path / "c.csv"))
 
 

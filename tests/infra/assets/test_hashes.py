@@ -35,6 +35,6 @@ def test_a_file_exchanged_behind_its_times_is_hashed_again(tmp_path: Path) -> No
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     assert sha256_of(path) != mine
-    with pytest.raises(AssetError, match="begun with"):
+    with pytest.raises(AssetError, match="created with"):
         pinned(path, mine)
     assert pinned(path, None) == path

@@ -12,7 +12,7 @@ from segmint.infra.assets.resolve import resolve
 )
 def test_a_web_address_with_a_credential_is_refused_and_not_repeated(tmp_path: Path, address: str) -> None:
     for door in (absolute_name, lambda given: resolve(given, cache=tmp_path)):
-        with pytest.raises(AssetError, match="carries a credential") as caught:
+        with pytest.raises(AssetError, match="contains a credential") as caught:
             door(f"{address}#sha256={'0' * 64}")
         assert "hunter2" not in str(caught.value)
 

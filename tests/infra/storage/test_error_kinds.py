@@ -70,7 +70,7 @@ def test_meaning_of_other_errors() -> None:
 
 def test_a_cause_without_text_is_described_by_the_one_behind_it() -> None:
     error = TimeoutError()
-    error.__cause__ = TimeoutError("no whole answer within 65 seconds")
-    assert describe(error) == "no whole answer within 65 seconds"
+    error.__cause__ = TimeoutError("no complete response within 65 seconds")
+    assert describe(error) == "no complete response within 65 seconds"
     assert describe(TimeoutError()) == "TimeoutError"
     assert describe(client_error("SlowDown", 503)).count("SlowDown") == 1

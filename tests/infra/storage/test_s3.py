@@ -140,7 +140,7 @@ def test_a_write_that_nobody_takes_ends(proxy: FaultyProxy, storage: Storage, ur
     assert proxy.requests == ["PUT", "PUT"]
     proxy.plan = [("PUT", STALL_REQUEST)]
     once = Storage({"s3://": OPTIONS | {"endpoint_url": proxy.url}}, RetryPolicy(attempts=1))
-    with pytest.raises(StorageFaultError, match="no whole answer within"):
+    with pytest.raises(StorageFaultError, match="no complete response within"):
         once.put(uri, data)
 
 

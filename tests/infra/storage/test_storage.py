@@ -412,7 +412,7 @@ def test_credentials_as_values_are_refused_and_not_repeated(key: str) -> None:
 def test_other_wrong_options_are_refused() -> None:
     with pytest.raises(UsageError, match=r"unknown storage option endpoint .* expected .*endpoint_url"):
         Storage({"s3://b": {"endpoint": "http://x"}})
-    with pytest.raises(UsageError, match="holds a credential"):
+    with pytest.raises(UsageError, match="contains a credential"):
         Storage({"s3://b": {"endpoint_url": "http://u:p@x"}})
     with pytest.raises(UriNotAllowedError):
         Storage({"http://b": {}})

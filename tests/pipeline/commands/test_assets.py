@@ -60,7 +60,7 @@ def test_a_file_names_its_weights_and_is_not_overwritten(
 
     done = run("mobile_sam", "-o", path)
     assert done.exit_code == 2
-    assert f"{path} exists already, and is not overwritten" in done.stderr
+    assert f"{path} already exists and is not overwritten" in done.stderr
     assert path.read_bytes() == content
 
     monkeypatch.setattr(onnx_export, "MAX_FILE_BYTES", 1_000_000)

@@ -243,7 +243,7 @@ def test_a_wrong_configuration_lists_its_problems_and_starts_nothing(tmp_path):
     (tmp_path / "c.yaml").write_text(GOOD + "masks: {points_per_sid: 3}\nmodel: {device: tpu}\n")
     done = command("build", tmp_path / "c.yaml")
     assert done.returncode == 2
-    assert "c.yaml:5: masks.points_per_sid is not a key" in done.stderr
+    assert "c.yaml:5: masks.points_per_sid is not a configuration key" in done.stderr
     assert "c.yaml:6: model.device is 'tpu'" in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "out").exists()

@@ -70,7 +70,7 @@ def test_actors_take_three_forms(written, read):
 
 @pytest.mark.parametrize("actors", [0, True, "many", [1], [4, 1], [0, 2], [1, 2, 3], 1.5])
 def test_other_actors_are_refused_with_the_three_forms(actors):
-    with pytest.raises(ValidationError, match=r"expected auto, a whole number from 1, or \[min, max\]"):
+    with pytest.raises(ValidationError, match=r"expected auto, a whole number of at least 1, or \[min, max\]"):
         config(resources={"prepare": {"actors": actors}})
 
 
@@ -97,7 +97,7 @@ def test_opt_outs_are_respected_in_new_datasets_unless_the_configuration_says_ot
     for begun in (True, False):
         kept = as_pinned(given, {**identity(given), "license": {"respect_opt_out": begun}}).license.respects_opt_out
         assert kept is (begun if written == "auto" else respected)
-    with pytest.raises(ValidationError, match="expected auto, true or false"):
+    with pytest.raises(ValidationError, match="expected auto, true, or false"):
         config(license={"allow": ["CC0-1.0"], "respect_opt_out": "yes"})
 
 

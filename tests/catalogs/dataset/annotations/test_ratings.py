@@ -46,7 +46,7 @@ def test_a_rating_is_read_as_it_was_written_and_its_path_says_whose_it_is() -> N
     assert image_of(first.name.path) == 0
     assert rating(saved_at="2026-11-22T10:00:09Z").same_work(first)
     assert not rating(score=8).same_work(first)
-    with pytest.raises(RatingError, match=r"^there is no rating: it is not written in the canonical form$"):
+    with pytest.raises(RatingError, match=r"^there is not a rating: it is not in canonical form$"):
         Rating.from_json(first.to_json().replace(b'":', b'": '), "there")
 
 
@@ -92,7 +92,7 @@ def test_a_file_that_is_no_rating_is_an_error_at_its_place(dataset: str) -> None
     found = list(read_ratings(location, list_ratings(location)))
     errors = sorted(str(each) for each in found if isinstance(each, RatingError))
     assert good in found
-    assert any("says that it is annotations/ratings/0/10001." in error for error in errors)
+    assert any("identifies itself as annotations/ratings/0/10001." in error for error in errors)
     assert any("has 5,000 bytes: expected at most 4,096" in error for error in errors)
     (location / "annotations/ratings/0/x.json").put(b"{}")
     assert len(unknown_files(location)) == 1

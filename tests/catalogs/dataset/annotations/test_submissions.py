@@ -45,7 +45,7 @@ def test_an_answer_is_read_as_it_was_written_and_has_one_form() -> None:
     assert later != submission
     assert later.same_work(submission)
     assert not later.same_work(Submission.from_value({**value, "seconds": 62.0}))
-    with pytest.raises(SubmissionError, match=r"^there is not a submission: it is not written in the canonical form$"):
+    with pytest.raises(SubmissionError, match=r"^there is not a submission: it is not in canonical form$"):
         Submission.from_json(data.replace(b'":', b'": '), "there")
 
 
@@ -69,11 +69,11 @@ def test_an_answer_is_read_as_it_was_written_and_has_one_form() -> None:
         (with_mask(counts="zz\x7f"), "a character outside COCO's alphabet"),
         (with_mask(counts=compress(np.array([1200]))), "a mask without pixels"),  # 1,200 pixels of background
         (with_mask(source="automatic"), "masks.0.source: Input should be 'assisted', 'corrected' or 'manual'"),
-        (with_mask(source="corrected"), "a corrected one needs a parent"),
-        (with_mask(parent=10_001), "replaced: expected the parents of the masks, no others"),
+        (with_mask(source="corrected"), "a corrected mask needs a parent"),
+        (with_mask(parent=10_001), "replaced: expected exactly the parents of the masks"),
         (with_mask(parent=20_001), "mask 20001 is not of image 1"),
-        (answer_value(replaced=[FORMER]), "replaced: expected the parents of the masks, no others"),
-        (answer_value(deleted=[FORMER, FORMER]), "a mask is there twice"),
+        (answer_value(replaced=[FORMER]), "replaced: expected exactly the parents of the masks"),
+        (answer_value(deleted=[FORMER, FORMER]), "a mask is listed twice"),
         (answer_value(deleted=[{**FORMER, "id": 20_001}]), "mask 20001 is not of image 1"),
         (with_mask(prompts=[{"kind": "point", "x": 40.5, "y": 4.0, "label": 1}]), "masks.0.prompts.0: outside"),
         (with_mask(prompts=[{"kind": "point", "x": 4.0, "y": -1.0, "label": 1}]), "y: Input should be greater"),
@@ -123,7 +123,9 @@ def test_an_answer_is_put_once_and_its_number_is_then_taken(dataset: str) -> Non
 def test_a_file_that_is_another_submission_than_its_name_says_is_refused(dataset: str) -> None:
     location = location_of(dataset)
     (location / submission_path(3, 0, 1)).put(Submission.from_value(answer_value()).to_json())
-    with pytest.raises(SubmissionError, match=r"annotations/3/0\.1\.json says that it is annotations/0/0\.1\.json"):
+    with pytest.raises(
+        SubmissionError, match=r"annotations/3/0\.1\.json identifies itself as annotations/0/0\.1\.json"
+    ):
         read_submissions(location, 3)
     for path in ("annotations/3/2.1.json", "annotations/3/0.01.json", "annotations/03/0.1.json", "annotations/x.json"):
         (location / path).put(b"{}")

@@ -248,7 +248,7 @@ def test_an_image_of_another_number_is_damage(dataset: str) -> None:
     taken = CommittedShard(Path(dataset), 0)
     taken.edit_member(1, lambda data: data.replace(b'"image_id":1', b'"image_id":2'))
     taken.write()
-    with pytest.raises(DamagedDatasetError, match="does not hold image 1 where it should be"):
+    with pytest.raises(DamagedDatasetError, match="does not contain image 1 where it should be"):
         read_all(dataset)
 
 

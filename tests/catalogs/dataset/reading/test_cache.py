@@ -113,7 +113,7 @@ def test_a_copy_that_is_taken_away_can_be_read_on(files: CacheFiles, tmp_path: P
 
 def test_a_bound_below_one_shard_says_so(files: CacheFiles, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", SIZE - 1)
-    with pytest.raises(UsageError, match="bounded to 9,999 bytes, and one shard has 10,000"):
+    with pytest.raises(UsageError, match="limited to 9,999 bytes, but one shard has 10,000"):
         cache.open(*files.make(1), check=True)
 
 

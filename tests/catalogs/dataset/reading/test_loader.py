@@ -151,5 +151,5 @@ def test_a_state_of_another_order_is_refused(many: str, changes: dict, told: str
 def test_a_state_of_another_dataset_is_refused(many: str, tmp_path: Path) -> None:
     uri = str(tmp_path / "dataset")
     write_dataset(location_of(uri), shards=20, refuse=2)
-    with pytest.raises(UsageError, match=r"images: 40, here 20; shards: .* Open the dataset at the version"):
+    with pytest.raises(UsageError, match=r"images: 40, here 20; shards: .* Open the same version of the dataset"):
         loader(uri).load_state_dict(loader(many).state_dict())

@@ -63,7 +63,7 @@ def test_an_error_says_which_correction_removed_what(dataset: str) -> None:
         f"version 1 of {dataset} can no longer be read:",
         f"  version 2 (takedown of 2026-11-21) replaced the shards 0; tombstones/{tombstone.name}: its author asked",
         "  a correction that recorded no version replaced the shards 2",
-        "Open a later version, or leave the version out for what the dataset is now",
+        "Open a later version, or omit the version to open the dataset's current state",
     ]
     put_version(location, "redact", now=NOW)
     with pytest.raises(RemovedVersionError, match=r"version 3 \(redact of 2026-11-21\) replaced the shards 2\n"):

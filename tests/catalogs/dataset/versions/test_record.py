@@ -99,7 +99,7 @@ def test_a_version_is_found_by_number_or_digest(dataset: str) -> None:
         find_version(location, 2)
     with pytest.raises(UsageError, match="no version with the digest sha256:000000: it has 1 alone"):
         find_version(location, "sha256:000000")
-    with pytest.raises(UsageError, match="'latest' is no version: expected its number"):
+    with pytest.raises(UsageError, match="'latest' is not a version: expected its number"):
         find_version(location, "latest")
 
 

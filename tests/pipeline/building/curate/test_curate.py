@@ -99,24 +99,24 @@ def test_a_planted_catalog_ends_as_planted(
     assert list(rows[0]) == columns.split()
     assert [row["refused_reason"] for row in rows] == [row["expect"] for row in rows]
     assert [row["uri"] for row in rows[:4]] == ["half.jpg", "dog.jpg", "bytes.jpg", "truck.jpg"]
-    assert rows[0]["refused_detail"] == "it looks like row 2, which is kept"
-    assert rows[2]["refused_detail"] == "it has the bytes of row 2, which is kept"
+    assert rows[0]["refused_detail"] == "near-duplicate of row 2, which is kept"
+    assert rows[2]["refused_detail"] == "same bytes as row 2, which is kept"
     assert rows[4]["refused_detail"].startswith("sharpness ")
-    assert rows[10]["refused_detail"] == "it looks like row 4, which is kept", "its license is not allowed"
+    assert rows[10]["refused_detail"] == "near-duplicate of row 4, which is kept", "its license is not allowed"
     forbidden = "the image's metadata forbids training with it: plus:DataMining is DMI-PROHIBITED-AIMLTRAINING"
     assert rows[11]["refused_detail"] == forbidden
-    assert rows[12]["refused_detail"] == "it looks like row 12, which is opted out"
+    assert rows[12]["refused_detail"] == "near-duplicate of row 12, which is opted out"
     assert rows[13]["refused_detail"] == "the catalog says that the rights holder has opted this image out"
     assert rows[8]["refused_detail"] == "by hand"
     assert rows[1]["attribution"] == "Ann; Bo"
     assert rows[1]["shoot"] == '{"day": 3}'
 
     assert not run_curate(config, str(catalog), str(output)).written
-    with pytest.raises(UsageError, match=r"curated\.parquet is there already, and is not what this catalog"):
+    with pytest.raises(UsageError, match=r"curated\.parquet already exists, and this catalog"):
         run_curate(configured(folder, duplicates={"enabled": False}), str(catalog), str(output))
     text = catalog.read_text()
     catalog.write_text(text.replace('"day": 3', '"day": 4'))
-    with pytest.raises(UsageError, match=r"curated\.parquet is there already, and is not what this catalog"):
+    with pytest.raises(UsageError, match=r"curated\.parquet already exists, and this catalog"):
         run_curate(config, str(catalog), str(output))
     output.unlink()
     shutil.copytree(tmp_path / "parts", parts[0].parent)
@@ -143,7 +143,7 @@ def test_a_planted_catalog_ends_as_planted(
     assert output.read_bytes() == whole
     output.unlink()
     shutil.copytree(tmp_path / "parts", parts[0].parent)
-    with pytest.raises(UnfinishedError, match=r"curated\.parquet\.curate was removed meanwhile, as each run does that"):
+    with pytest.raises(UnfinishedError, match=r"curated\.parquet\.curate was removed by another run, which"):
         run_curate(config, str(catalog), str(output), distributions=str(figure))
     assert output.read_bytes() == whole
 
@@ -155,19 +155,19 @@ def test_a_planted_catalog_ends_as_planted(
         return read_features(*arguments)
 
     monkeypatch.setattr("segmint.pipeline.building.curate.curate.read_features", meanwhile)
-    with pytest.raises(UsageError, match=r"catalog\.jsonl was changed while its images were looked at"):
+    with pytest.raises(UsageError, match=r"catalog\.jsonl was changed while its images were inspected"):
         run_curate(config, str(catalog), str(output))
     assert not output.exists()
 
 
 def test_a_build_commits_what_the_catalog_refuses(tmp_path: Path) -> None:
-    refused = {"license": "CC0-1.0", "refused_reason": "duplicate_image", "refused_detail": "it looks like row 9"}
+    refused = {"license": "CC0-1.0", "refused_reason": "duplicate_image", "refused_detail": "near-duplicate of row 9"}
     catalog = write_catalog(tmp_path / "c.jsonl", [{"uri": f"{name}.jpg", **refused} for name in "ab"])
     dataset = Path(build_dataset(write_config(tmp_path / "b.yaml", catalog, tmp_path / "dataset")))
     (rejects,) = dataset.glob("rejects/*.parquet")
     rows = pq.read_table(rejects).to_pylist()
     assert {(row["stage"], row["reason"], row["detail"]) for row in rows} == {
-        ("curate", "duplicate_image", "it looks like row 9")
+        ("curate", "duplicate_image", "near-duplicate of row 9")
     }
     assert audit_integrity(location_of(dataset)).findings.counts == {}
 
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_said_before_anything_is_read(tmp_path: Path) -> No
         ("c2.csv", "expected a name that ends in .parquet"),
         (
             "other/c2.parquet",
-            r"row 1, column uri: found 'a.jpg', which would name another file in .*; write ",
+            r"row 1, column uri: found 'a.jpg', which would be another file in .*; write ",
         ),
     ):
         with pytest.raises(UsageError, match=said):
@@ -194,5 +194,5 @@ def test_what_does_not_fit_is_said_before_anything_is_read(tmp_path: Path) -> No
 def test_columns_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segmint.pipeline.building.curate.curate.MOST_WAITING", 1000)
     catalog = write_catalog(tmp_path / "c.jsonl", [{"uri": "a.jpg", "license": "MIT", "pixels": "x" * 999}])
-    with pytest.raises(UsageError, match=r"c\.jsonl: 65,536 rows up to row 1 .*: leave large columns out"):
+    with pytest.raises(UsageError, match=r"c\.jsonl: 65,536 rows up to row 1 .*: remove large columns"):
         write_curated(WholeCatalog(location_of(catalog)), tmp_path / "o.parquet", CurationDecision({}, {}), "digest")

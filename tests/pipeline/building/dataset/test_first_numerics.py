@@ -83,7 +83,7 @@ def test_the_answer_from_elsewhere_is_the_one_from_here(tmp_path: Path, one_gpu_
 
 
 def test_auto_is_the_gpu_of_a_cluster_that_has_one(tmp_path: Path, one_gpu_slot: None, mobile_sam_path: Path) -> None:
-    words = r"device 'cuda' was requested.*model\.device is auto, and the cluster has 1 GPUs; cpu leaves them alone"
+    words = r"device 'cuda' was requested.*model\.device is auto, and the cluster has 1 GPUs; set cpu to ignore them"
     with pytest.raises(UsageError, match=words):
         first_numerics(config(tmp_path, model={}), mobile_sam_path)
 
@@ -115,7 +115,9 @@ def test_gpus_without_a_name_are_asked_for_by_none(tmp_path: Path, one_gpu_slot:
         assert _kind_of_gpu(wanted, of) == kind
     for of in (cluster, named):
         assert _kind_of_gpu(config(tmp_path), of) is None
-    with pytest.raises(UsageError, match=r"kinds H100 and others that Ray does not name: set resources\.segment\.acc"):
+    with pytest.raises(
+        UsageError, match=r"cluster has H100 GPUs and others that Ray does not name: set resources\.segm"
+    ):
         _kind_of_gpu(config(tmp_path), both)
     assert _kind_of_gpu(config(tmp_path, allow_mixed_numerics=True), both) is None
 
@@ -124,5 +126,5 @@ def test_a_cluster_without_enough_gpus_is_a_usage_error_with_the_numbers(
     tmp_path: Path, one_gpu_slot: None, mobile_sam_path: Path
 ) -> None:
     greedy = config(tmp_path, model={"device": "cuda"}, resources={"segment": {"num_gpus": 2}}, stall_timeout=0.5)
-    with pytest.raises(UsageError, match=r"no node with 2 GPUs and 2 CPUs was free .* the cluster has 1 GPUs"):
+    with pytest.raises(UsageError, match=r"no node with 2 GPUs and 2 CPUs became free .* the cluster has 1 GPUs"):
         first_numerics(greedy, mobile_sam_path)

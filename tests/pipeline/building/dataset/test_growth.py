@@ -52,7 +52,7 @@ def grown(folder: Path, rows: list[dict[str, Any]], storage: Storage | None = No
 @pytest.mark.usefixtures("weights")
 def test_new_rows_are_refused_until_they_are_asked_for(tmp_path: Path, begun: Path) -> None:
     before = digests(begun)
-    with pytest.raises(UsageError, match=r"has 4 new rows that .* does not have: .* build with --grow"):
+    with pytest.raises(UsageError, match=r"has 4 new rows that are not in .*: pass --grow"):
         open_or_create(configured(tmp_path, LATER), Storage())
     assert digests(begun) == before
 
@@ -99,14 +99,14 @@ def test_a_grown_dataset_stays_the_same_and_grows_again(tmp_path: Path, begun: P
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        (LATER[:5], "5 of 8 rows are gone, the first with the image_id 'photo_0.jpg'"),
+        (LATER[:5], "5 of 8 rows are gone; the first has the image_id 'photo_0.jpg'"),
         (
             [row(0, license="CC0-1.0"), *FIRST[1:], row(8)],
-            "1 of 8 rows have another license, the first with the image_id 'photo_0.jpg': 'CC-BY-4.0' before",
+            "1 of 8 rows have another license; the first has the image_id 'photo_0.jpg': 'CC-BY-4.0' before",
         ),
         (
             [*FIRST[:5], *(row(index, attribution="Zoë") for index in (5, 6, 7))],
-            "3 of 8 rows have another attribution, the first with the image_id 'photo_5.jpg': '' before, 'Zoë' now",
+            "3 of 8 rows have another attribution; the first has the image_id 'photo_5.jpg': '' before, 'Zoë' now",
         ),
     ],
 )
@@ -239,10 +239,10 @@ def test_after_an_amendment_the_advice_is_to_write_its_values_or_to_take_the_cat
     amended(corrected)
     with pytest.raises(UsageError) as caught:
         grown(tmp_path, [row(0, attribution=" "), *FIRST[1:], row(8)])
-    assert "Where the dataset's values are right, as after an amendment, write them into the catalog" in str(
+    assert "If the dataset's values are right, for example after an amendment, copy them to the catalog" in str(
         caught.value
     )
-    assert "takes them over (with --clear also that there is none" in str(caught.value)
+    assert "(pass --clear to also remove values" in str(caught.value)
     assert len(grown(tmp_path, [*corrected, row(8)]).manifest.catalog) == 2
     amended([row(0, attribution=" ")], clear=True)
     assert len(grown(tmp_path, [row(0, attribution=" "), *FIRST[1:], row(8), row(9)]).manifest.catalog) == 3

@@ -17,7 +17,7 @@ WHOLE = Accounting(
 def test_a_person_reads_reasons_rates_and_what_is_left() -> None:
     text = "\n".join(WHOLE.lines())
     assert "6 images with 40 masks in 3 shards" in text
-    assert "nothing was left to do" in text
+    assert "nothing to do: all rows are done" in text
     run = Accounting(
         dataset="d",
         rows=8,
@@ -31,25 +31,25 @@ def test_a_person_reads_reasons_rates_and_what_is_left() -> None:
         seconds=2.0,
     )
     text = "\n".join(run.lines())
-    assert "3 rows in 1 shard, for a next run" in text
+    assert "3 rows in 1 shard, for the next run" in text
     assert "5 rows in 2.0 s: 2 images/s, 15 masks/s" in text
     idle = "\n".join(replace(run, built_rows=0).lines())
-    assert "nothing was left to do" not in idle
+    assert "nothing to do: all rows are done" not in idle
     message = run.unfinished_message({2: "the store does not answer"})
     assert "shard 2: the store does not answer" in message
-    assert "nothing is lost" in message
+    assert "Nothing is lost" in message
 
 
 def test_retried_rows_are_shown() -> None:
     """Whether they are images now or not."""
     run = replace(WHOLE, retried_rows=3, retried_images=2, built_rows=3, built_images=2)
-    assert "retried              3 refused rows: 2 are images now" in run.lines()
+    assert "retried              3 rejected rows: 2 are now images" in run.lines()
     none = replace(WHOLE, retried_rows=3)
-    assert not any("nothing was left" in line for line in none.lines())
+    assert not any("nothing to do" in line for line in none.lines())
     left = replace(WHOLE, not_retried=[4, 5])
     assert not left.complete
     message = left.unfinished_message({4: "the store does not answer"})
-    assert message.startswith("refused rows in 2 shards could not be judged again; they stay as they are")
+    assert message.startswith("rejected rows in 2 shards could not be retried. They are unchanged")
     assert "shard 4: the store does not answer\n  shard 5: not reached\n" in message
     assert "could not be finished" not in message
 
@@ -63,7 +63,7 @@ def test_a_run_is_shown_as_a_share_of_its_ceiling() -> None:
     )
     assert run.share_of_ceiling == pytest.approx(4 / 20)
     line = run.lines()[-1]
-    assert "20 images/s, 100 masks/s by plain algebra on 1 x cpu (AVX512, fp32, 2 threads, 200 GFLOP/s)" in line
+    assert "20 images/s, 100 masks/s, the theoretical peak of 1 x cpu (AVX512, fp32, 2 threads, 200 GFLOP/s)" in line
     assert line.endswith("this run reached 20 %")
     told = run.to_dict()
     assert (told["images_per_s"], told["masks_per_s"]) == (4.0, 20.0)

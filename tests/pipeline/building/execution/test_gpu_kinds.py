@@ -58,13 +58,13 @@ def test_pools_are_sized_for_the_datasets_kind_and_the_others_are_named(tmp_path
 def test_a_kind_that_is_chosen_wins(tmp_path: Path) -> None:
     stages = laid_out(tmp_path, segment={"accelerator_type": "A100"})
     assert (stages.gpus.name, stages.segment_pool.largest) == ("A100", 4)
-    with pytest.raises(UsageError, match=r"accelerator_type is 'B200', and the cluster has 4 x A100 on 2 nodes, 8 x H"):
+    with pytest.raises(UsageError, match=r"accelerator_type is 'B200', but the cluster has 4 x A100 on 2 nodes, 8 x H"):
         laid_out(tmp_path, segment={"accelerator_type": "B200"})
 
 
 def test_kinds_that_do_not_fit_are_refused_unless_numerics_may_be_mixed(tmp_path: Path) -> None:
     b200 = "B200, compute capability 10.0, 148 multiprocessors"
-    with pytest.raises(UsageError, match=r"GPU 'B200, .*cluster has 4 x A100 .*accelerator_type to that name"):
+    with pytest.raises(UsageError, match=r"from a 'B200.*cluster has 4 x A100 .*accelerator_type to Ray's name"):
         laid_out(tmp_path, gpu=b200)
     stages = laid_out(tmp_path, gpu=b200, allow_mixed_numerics=True)
     assert (stages.gpus.name, stages.gpus.idle, stages.segment_pool.largest) == (None, {}, 13)
@@ -83,7 +83,7 @@ def test_one_kind_is_asked_for_only_if_that_is_set(tmp_path: Path) -> None:
 def test_beside_other_kinds_gpus_without_a_name_need_one(tmp_path: Path) -> None:
     cluster = replace(MIXED, gpu_kinds={"A100": KINDS["A100"], "": KINDS["H100"]})
     name_it = r"""4 x A100 on 2 nodes.* ray start --resources='{"accelerator_type:NAME": 1}'$"""
-    with pytest.raises(UsageError, match=f"numerics are of a GPU 'H100 .*{name_it}"):
+    with pytest.raises(UsageError, match=f"numerics are from a 'H100 .*{name_it}"):
         laid_out(tmp_path, cluster)
     with pytest.raises(UsageError, match=f"accelerator_type is 'H100', .*{name_it}"):
         laid_out(tmp_path, cluster, segment={"accelerator_type": "H100"})

@@ -82,7 +82,7 @@ def test_a_wait_has_an_end_with_advice(proxy: FaultyProxy, s3_bucket: str, tmp_p
     proxy.go_down()
     with pytest.raises(UnfinishedError, match=r"s3://.*outage_timeout_s = 0\.2.*2 shards missing") as caught:
         run.wait_out([1, 4])
-    assert "the same command goes on" in str(caught.value)
+    assert "then run the same command again" in str(caught.value)
     assert caught.value.exit_code == 3
 
 

@@ -113,11 +113,11 @@ def test_a_row_whose_fault_stays_is_tried_alone_and_named(
     assert list(quarantine._known) == [5]
     for tried in trials[2:]:
         assert "row 1 (image_id" in tried.on_hold[0]
-        assert "comes through alone" in tried.on_hold[0]
+        assert "passed its trial" in tried.on_hold[0]
         said = tried.on_hold[2]
         for part in ("row 4 (image_id", "hdfs://nowhere:1/user.jpg?token=[redacted]", "had a fault in 3 windows"):
             assert part in said
-        for part in ("has it alone, too: prepare: StorageFaultError: cannot connect to hdfs://", "fix the cause"):
+        for part in ("and in a trial: prepare: StorageFaultError: cannot connect to hdfs://", "Fix the cause"):
             assert part in said
     printed = capsys.readouterr().err
     assert "tried alone" in printed

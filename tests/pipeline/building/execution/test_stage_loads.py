@@ -20,7 +20,7 @@ def test_seconds_of_all_windows_and_workers_add_up() -> None:
     [
         ({"prepare": 9.6, "segment": 4.0}, "prepare limited this run"),
         ({"prepare": 1.0, "segment": 5.0}, "segment limited this run"),
-        ({"prepare": 1.0, "segment": 4.9}, "no stage was busy for most of the time"),
+        ({"prepare": 1.0, "segment": 4.9}, "no stage was busy most of the time"),
     ],
 )
 def test_the_busiest_stage_limits_a_run_if_it_was_busy_for_most_of_the_time(

@@ -125,7 +125,7 @@ def test_gpus_too_few_for_actors_and_detectors_are_refused_with_the_keys(tmp_pat
     config, dataset = on_gpu(tmp_path, segment=1)
     cluster = Cluster(local=False, cpus=200, gpus=1, nodes=1, cores=64, gpu_nodes=1, gpu_node_cpus=64)
     words = (
-        r"segment\.num_gpus is 1 and resources\.prepare\.num_gpus 0\.1 on each of 1 nodes, and the cluster has 1 GPUs"
+        r"segment\.num_gpus is 1 and resources\.prepare\.num_gpus 0\.1 on each of 1 nodes, but the cluster has 1 GPUs"
     )
     with pytest.raises(UsageError, match=words):
         lay_out(config, dataset, cluster)

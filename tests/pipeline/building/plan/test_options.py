@@ -17,7 +17,7 @@ from segmint.pipeline.building.plan.plan import PlanOptions
         ({"share": 1.5}, "--share is 1.5"),
         ({"share": 0.0}, "--share is 0"),
         ({"flops": math.inf}, "--flops is inf"),
-        ({"share": 0.5, "sample": 3}, "an assumption about what --sample measures"),
+        ({"share": 0.5, "sample": 3}, "--share assumes what --sample measures"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(options: dict[str, Any], told: str) -> None:

@@ -60,11 +60,11 @@ def test_without_a_sample_time_is_the_ceiling_s_at_an_assumed_share(tmp_path: Pa
     assert plan.cost is not None
     assert plan.cost.value == pytest.approx(plan.device_hours.value * 0.5)
     text = "\n".join(plan.lines())
-    assert "1,000 rows, by its lines that are not blank" in text
-    assert "30 % of the ceiling: an assumption (--share), not a measurement" in text
+    assert "1,000 rows, from its non-blank lines" in text
+    assert "30 % of the ceiling: assumed (--share), not measured" in text
     assert text.count("unknown without --sample") == 3
     assert "recorded on another CPU, not measured here" in text
-    assert "have 16.3 megapixels (SA-1B's average; --megapixels says another)" in text
+    assert "have 16.3 megapixels (SA-1B's average; override it with --megapixels)" in text
     assert "takes most of the cores' time" in text
     small = make_plan(config, PlanOptions(megapixels=0.001))
     assert small.cpu_core_hours.value == pytest.approx(1000 * recorded_seconds(config.deidentify, 0.001) / 3600)
@@ -109,14 +109,14 @@ def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread
     assert plan.hours_of == "GPU"
     text = "\n".join(plan.lines())
     assert "on 8 x GPU (not measured: --flops 7.9e+14)" in text
-    assert "21,000 at the most, at 21 an image" in text
+    assert "21,000 at most, 21 per image" in text
     assert "at 2 a GPU-hour" in text
     half = make_plan(config, PlanOptions(gpus=8, flops=7.9e14, share=0.5))
     assert half.device_hours.value == pytest.approx(2 * plan.device_hours.value)
     cores = recorded_seconds(config.deidentify, 16.3) * plan.ceiling.images_per_s / 8
     assert plan.cpu_stages.cores_a_gpu == math.ceil(cores)
     assert half.cpu_stages.cores_a_gpu == math.ceil(cores / 2)
-    assert f"{math.ceil(cores)} CPU cores a GPU: so many keep it busy" in text
+    assert f"{math.ceil(cores)} CPU cores per GPU keep it busy" in text
     assert half.cost is None
 
 
@@ -193,7 +193,7 @@ def test_a_sample_of_all_rows_accounts_for_each(sampled: tuple[Path, BuildPlan])
     text = "\n".join(plan.lines())
     assert "2 of the sample's 8 rows" in text
     assert "not_found                       1  row 8: the store answers, and there is no such object" in text
-    assert "an assumption" not in text
+    assert "assumed" not in text
     assert "unknown" not in text
     told = json.loads(json.dumps(plan.to_dict(), allow_nan=False))
     assert told["rejected"] == {"license_not_allowed": 1, "not_found": 1}
@@ -226,7 +226,7 @@ def test_a_build_writes_what_the_plan_said(sampled: tuple[Path, BuildPlan]) -> N
     assert digests(folder / "dataset") == before
     nothing = make_plan(config, PlanOptions(shards=(0, 1), sample=2))
     assert nothing.version == name_now(location_of(folder / "dataset"))
-    assert nothing.lines()[-2:] == ["nothing is left to do", nothing.version.line()]
+    assert nothing.lines()[-2:] == ["nothing to do: all shards are committed", nothing.version.line()]
     with pytest.raises(UsageError, match=r"masks\.points_per_side: 4 before, 5 now"):
         make_plan(load_config(str(folder / "build.yaml"), ["masks.points_per_side=5"]), PlanOptions())
 
@@ -256,15 +256,15 @@ def test_a_sample_for_gpus_that_are_not_here_gives_all_but_their_time(tmp_path: 
     assert plan.device_hours.value == pytest.approx(2 / (0.3 * plan.ceiling.images_per_s) / 3600)
     assert plan.cpu_core_hours.value > 0
     assert plan.cpu_stages.measured
-    assert "s an image, measured in the sample" in "\n".join(plan.lines())
-    assert any("the GPUs' time is not from it" in note for note in plan.notes)
+    assert "s per image, measured in the sample" in "\n".join(plan.lines())
+    assert any("it doesn't measure the GPUs' time" in note for note in plan.notes)
 
 
 def test_a_sample_that_was_refused_whole_says_so(tmp_path: Path, unread: Path) -> None:
     plan = make_plan(configured(tmp_path, unread), PlanOptions(sample=2))
     assert plan.images.value == 0
     assert plan.images.high > 500
-    assert any("no row of the sample was accepted" in note for note in plan.notes)
+    assert any("the sample has no accepted rows" in note for note in plan.notes)
     json.dumps(plan.to_dict(), allow_nan=False)
 
 
@@ -272,7 +272,7 @@ def test_a_row_that_cannot_be_judged_ends_the_plan(tmp_path: Path) -> None:
     (tmp_path / "broken.pt").write_bytes(b"no detector")
     detectors = {"faces": {"detector": str(tmp_path / "broken.pt")}}
     config = configured(tmp_path, small_catalog(tmp_path / "photos", 6), deidentify=detectors)
-    with pytest.raises(SegmintError, match=r"row 4 of the sample \(image-3\) can be neither accepted nor refused"):
+    with pytest.raises(SegmintError, match=r"row 4 of the sample \(image-3\) can be neither accepted nor rejected"):
         make_plan(config, PlanOptions(sample=1))
     (tmp_path / "broken.pt").unlink()
     with pytest.raises(UsageError, match=r"broken\.pt"):
@@ -304,7 +304,7 @@ def test_the_command_answers_in_lines_and_in_json(tmp_path: Path, unread: Path) 
     run = CliRunner().invoke
     lines = run(app, ["plan", str(path), "--shards", "0:2", "--set", "masks.points_per_side=8"])
     assert lines.exit_code == 0, lines.stderr
-    assert "384 at the most, at 64 an image" in lines.stdout
+    assert "384 at most, 64 per image" in lines.stdout
     answer = json.loads(run(app, ["plan", str(path), "--json", "--share", "0.5"]).stdout)
     assert (answer["rows"], answer["share_of_ceiling"], answer["measured"]) == (1000, 0.5, False)
     assert answer["prompts"] == {"value": 16000, "low": 16000, "high": 16000}

@@ -43,17 +43,17 @@ def unusual(*late: ShardNumbers) -> list[str]:
 
 def test_shards_like_those_before_are_not_unusual() -> None:
     assert unusual(*EARLY[7:12]) == []
-    masks = compared(EARLY[7:12])["masks an image"]
+    masks = compared(EARLY[7:12])["masks per image"]
     assert masks.before == pytest.approx(sum(s.masks for s in EARLY) / sum(s.images for s in EARLY))
 
 
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"masks": 400}, "masks an image"),
-        ({"faces": 0}, "faces an image"),
-        ({"plates": 3}, "plates an image"),
-        ({"rows": 30}, "share refused"),
+        ({"masks": 400}, "masks per image"),
+        ({"faces": 0}, "faces per image"),
+        ({"plates": 3}, "plates per image"),
+        ({"rows": 30}, "share rejected"),
     ],
 )
 def test_a_number_that_changes_is_called_unusual_alone(change: dict[str, int], name: str) -> None:
@@ -65,15 +65,15 @@ def test_a_number_that_changes_is_called_unusual_alone(change: dict[str, int], n
 def test_tables_that_cannot_be_read_are_left_out() -> None:
     broken = ShardNumbers(rows=10, images=8, masks=830, faces=None, plates=None)
     drift = compared([broken])
-    assert (drift["faces an image"].last, drift["faces an image"].unusual) == (None, False)
-    assert drift["masks an image"].last == 830 / 8
+    assert (drift["faces per image"].last, drift["faces per image"].unusual) == (None, False)
+    assert drift["masks per image"].last == 830 / 8
 
 
 def test_a_spread_of_few_tables_calls_nothing_unusual() -> None:
     unread = [ShardNumbers(shard.rows, shard.images, shard.masks, faces=None, plates=None) for shard in EARLY]
     late = [ShardNumbers(rows=10, images=8, masks=830, faces=80, plates=0)] * 2
     for read, said in ((2, False), (5, False), (6, True)):
-        assert compared(late, [*EARLY[:read], *unread[read:]])["faces an image"].unusual is said
+        assert compared(late, [*EARLY[:read], *unread[read:]])["faces per image"].unusual is said
 
 
 def test_the_last_shards_are_by_time_and_the_others_are_sampled_evenly() -> None:

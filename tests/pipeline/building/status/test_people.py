@@ -42,7 +42,7 @@ def test_it_counts_what_was_written(dataset: Location) -> None:
     assert told["masks"] == sum(told["masks_by_source"].values()) == 12
     assert (told["masks_per_image"], told["masks_timed"], told["seconds_per_mask"]) == (2, 2, 10.5)
     assert told["unread_tables"] == 0
-    assert "people     3 masks: 2 corrected and 1 imported; 10.5 s a mask, over 2 with a time" in status.lines()
+    assert "annotated  3 masks: 2 corrected and 1 imported; 10.5 s per mask, over 2 timed" in status.lines()
 
 
 def test_a_time_that_is_no_number_is_no_time(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_table_that_cannot_be_read_is_counted(dataset: Location) -> None:
     unlink(dataset, 0)
     status = read(dataset)
     assert (status.people.masks, status.people.unread) == (0, 1)
-    assert "masks of people: 1 table could not be read: run segmint audit" in status.lines()
+    assert "annotated masks: 1 table could not be read: run `segmint audit`" in status.lines()
 
 
 def test_a_table_is_read_once_for_several_looks(dataset: Location) -> None:

@@ -69,7 +69,7 @@ def test_what_is_left_and_held_back_and_when_it_ends(dataset: Location) -> None:
     assert "8 of 12 shards (66.7 %): 14 images with 28 masks" in text
     assert "rejected   10 rows (41.7 %)" in text
     assert "on hold    3 shards with 9 rows, passed over by a later commit: 3 (" in text
-    assert "cost left  6.4, at 3 an hour for each of 2 devices" in text
+    assert "cost left  6.4, at 3 per hour for each of 2 devices" in text
     json.dumps(status.to_dict(), allow_nan=False)
 
 
@@ -90,7 +90,7 @@ def test_a_dataset_without_commits_and_a_whole_one(tmp_path: Path) -> None:
     whole = location_of(tmp_path / "whole")
     write_dataset(whole, 1)
     assert (status_of(whole).complete, status_of(whole).seconds_left) == (True, 0.0)
-    assert "complete: nothing is left to build" in "\n".join(status_of(whole).lines())
+    assert "complete: nothing left to build" in "\n".join(status_of(whole).lines())
     with pytest.raises(UsageError, match="is not a segmint dataset"):
         status_of(location_of(tmp_path / "nowhere"))
 
@@ -137,7 +137,7 @@ def test_a_damaged_table_is_counted_and_not_fatal(dataset: Location) -> None:
     drift = status_of(dataset).drift
     assert drift is not None
     assert drift.unread == 1
-    assert "1 table could not be read: run segmint audit" in "\n".join(status_of(dataset).lines())
+    assert "1 table could not be read: run `segmint audit`" in "\n".join(status_of(dataset).lines())
 
 
 def test_a_correction_that_lands_after_the_listing_leaves_no_shard_out(
@@ -185,7 +185,7 @@ def test_a_store_without_times_has_a_status_without_pace(dataset: Location, monk
     status = status_of(dataset)
     assert (status.totals, status.pace, status.last_commit, status.seconds_left) == (counts, None, None, None)
     text = "\n".join(status.lines())
-    assert "last       a commit at a time that is unknown: the store gives no times" in text
+    assert "last       a commit at an unknown time: the store reports no times" in text
     assert "3 (time unknown), 7-8 (time unknown)" in text
     json.dumps(status.to_dict(), allow_nan=False)
 

@@ -108,7 +108,7 @@ def test_people_get_a_table_in_the_order_given(rounds: tuple[Path, Path]) -> Non
         "small-1      1  1 of 2       2         1      4          4          0         0            2       -  "
         "  unknown    0.361 → 0.828         7",
     )
-    notes = [ROUND, "small: 2 of 3 masks of people have a time"]
+    notes = [ROUND, "small: 2 of 3 annotated masks have a time"]
     assert segmint_here("status", *rounds).splitlines() == [head, *rows, *notes]
     assert segmint_here("status", *rounds[::-1]).splitlines() == [head, *rows[::-1], *notes]
 

@@ -45,7 +45,7 @@ def test_the_accounting_is_printed_if_the_end_cannot_be_recorded(small_dataset: 
     assert (accounting["rows"], accounting["written"], accounting["shards"]) == (8, 6, 3)
     assert accounting["version"] is None
     assert str(FAULTS[call]) in done.stderr
-    assert "once that is fixed, the same command records them" in done.stderr
+    assert "then run the same command again to record them" in done.stderr
     again = build()
     assert (again.exit_code, json.loads(again.stdout)["version"]["number"]) == (0, 1)
     assert verify_dataset(location_of(dataset)).problems == ()

@@ -23,14 +23,14 @@ def test_a_scan_says_what_is_unusable_and_overwrites_nothing(tmp_path: Path) -> 
     catalog = tmp_path / "c.jsonl"
     code, _, said = run("scan", str(photos), "-o", str(catalog))
     assert code == 0
-    assert "2 of 3 rows unusable, a build refuses them:" in said
+    assert "a build would reject 2 of 3 rows:" in said
     assert "license_missing: 1 (row 3), such as photos/c.jpg" in said
     assert "duplicate_id: 1 (row 2), such as photos/b.jpg" in said
     assert "an audit will find missing_attribution: 1 (row 1)" in said
     before = catalog.read_bytes()
     code, _, said = run("scan", str(photos), "-o", str(catalog))
     assert (code, catalog.read_bytes()) == (2, before)
-    assert "exists already, and is not overwritten: name another file, or delete it first" in said
+    assert "already exists and is not overwritten: choose another file, or delete it first" in said
     other = str(tmp_path / "other.jsonl")
     code, out, _ = run("scan", str(photos), "-o", other, "--absolute", "--attribution", "Ann", "--json")
     found = json.loads(out)

@@ -58,4 +58,4 @@ def test_watching_outlives_a_fault_and_ends_with_the_dataset(tmp_path: Path, mon
     looks = done.stdout.split("\n\n")
     assert "1 of 2 shards" in looks[0]
     assert "couldn't be updated: the store does not answer" in looks[1]
-    assert "complete: nothing is left to build" in looks[2]
+    assert "complete: nothing left to build" in looks[2]

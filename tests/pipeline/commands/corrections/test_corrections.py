@@ -164,9 +164,9 @@ def test_repair_ends_with_1_where_something_is_left(dataset: Path) -> None:
     [
         (["takedown", "{dataset}", "--reason", "x"], "exactly one of --ids FILE, --license L and --provider P"),
         (["takedown", "{dataset}", "--license", "L"], "--reason"),
-        (["takedown", "{dataset}", "--ids", "{dataset}/absent", "--reason", "x"], "no such file of ids"),
+        (["takedown", "{dataset}", "--ids", "{dataset}/absent", "--reason", "x"], "no such ids file"),
         (["takedown", "{dataset}/none", "--license", "L", "--reason", "x", "--yes"], "is not a segmint dataset"),
-        (["redact", "{dataset}", "--regions", "{dataset}/absent", "--yes"], "no such file of regions"),
+        (["redact", "{dataset}", "--regions", "{dataset}/absent", "--yes"], "no such regions file"),
         (["redact", "{dataset}"], "--regions"),
         (["repair", "{dataset}/none"], "is not a segmint dataset"),
         (["repair", "{dataset}", "--config", "{dataset}/absent.yaml"], "absent.yaml"),

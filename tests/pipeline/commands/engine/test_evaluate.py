@@ -93,7 +93,7 @@ def test_two_weights_with_groups_on_a_page(dataset: Path, other_weights: Path, t
 
     again = run(*arguments, "-o", out)
     assert again.exit_code == 2
-    assert "results.parquet exists already" in again.output
+    assert "results.parquet already exists" in again.output
 
 
 @pytest.mark.usefixtures("weights")

@@ -12,7 +12,7 @@ def test_a_wrong_configuration_ends_the_command_with_its_place(tmp_path: Path) -
     path = tmp_path / "train.yaml"
     path.write_text("datasets: [{uri: nowhere}]\noutput: out\nstep: 3\n")
     printed = segmint_here("train", path, check=2)
-    assert "train.yaml:3: step is not a key of the configuration: did you mean steps?" in printed
+    assert "train.yaml:3: step is not a configuration key: did you mean steps?" in printed
     path.write_text(f"datasets: [{{uri: {tmp_path}/nowhere}}]\noutput: {tmp_path}/out\n")
     assert "nowhere is not a segmint dataset" in segmint_here("train", path, check=2)
     assert not (tmp_path / "out").exists()

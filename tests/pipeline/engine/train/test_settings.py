@@ -41,10 +41,10 @@ optimizer: {learning_rate: fast, decay_steps: [yes]}
 """,
         "output: out\n",
     )
-    assert found[0] == "t.yaml:3: datasets[0].mask is not a key of the configuration: did you mean masks?"
+    assert found[0] == "t.yaml:3: datasets[0].mask is not a configuration key: did you mean masks?"
     assert found[1] == "t.yaml:4: datasets[1].weight is true: expected a number"
     assert found[2] == "t.yaml:5: datasets[2].masks is 'humans': expected 'all', 'human' or 'automatic'"
-    assert found[3] == "t.yaml:6: stepps is not a key of the configuration: did you mean steps?"
+    assert found[3] == "t.yaml:6: stepps is not a configuration key: did you mean steps?"
     assert found[4] == "t.yaml:7: steps is true: expected a number"
     assert found[5].startswith("t.yaml:8: losses is {'focal_gamma': 0.5}: focal_gamma is 0.5: expected 0, or 1 or more")
     assert found[6] == "t.yaml:9: optimizer.decay_steps[0] is true: expected a number"

@@ -103,7 +103,7 @@ def test_an_index_of_earlier_shards_is_right_until_a_version_is_recorded(whole: 
     (whole / "versions/1.json").delete()
     (whole / "commits/000000.g1.json").delete()
     (finding,) = audit_integrity(whole).findings
-    assert "is listed, which no commit that holds names" in finding.found
+    assert "is listed, but no latest commit names it" in finding.found
 
 
 def test_a_damaged_version_is_a_finding(whole: Location) -> None:

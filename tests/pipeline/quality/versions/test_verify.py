@@ -119,7 +119,7 @@ def test_a_version_that_is_gone_or_does_not_follow_is_a_problem(whole: Location)
     second = (whole / "versions/2.json").read()
     (whole / "versions/2.json").delete()
     assert verify_dataset(whole).problems == (
-        "versions/2.json: expected version 2, as there are later ones; found no such file",
+        "versions/2.json: expected version 2, because later ones exist; found no such file",
     )
     forged = read_version(whole, 1).model_copy(update={"number": 2, "before": "0" * 64})
     (whole / "versions/2.json").put(forged.to_json())
@@ -130,7 +130,7 @@ def test_a_version_that_is_gone_or_does_not_follow_is_a_problem(whole: Location)
     (whole / f"versions/{10**17}.json").put(second)
     found = verify_dataset(whole).problems
     assert found[0] == (
-        f"versions/4.json: expected versions 4 to {10**17 - 1}, as there are later ones; found no such file"
+        f"versions/4.json: expected versions 4 to {10**17 - 1}, because later ones exist; found no such file"
     )
     assert [problem.partition(":")[0] for problem in found[1:]] == [f"versions/{10**17}.json"]
 
@@ -138,7 +138,7 @@ def test_a_version_that_is_gone_or_does_not_follow_is_a_problem(whole: Location)
 def test_an_index_may_be_missing_until_all_shards_are_recorded(whole: Location) -> None:
     (whole / "shards.json").delete()
     assert verify_dataset(whole).problems == (
-        "shards.json: no such file, and all shards are committed: the same build again writes it",
+        "shards.json: no such file, but all shards are committed: run the same build again",
     )
     (whole / "versions/1.json").delete()
     assert verify_dataset(whole).problems == ()
@@ -148,7 +148,7 @@ def test_the_last_version_is_missed_by_its_signature_and_by_takedowns(whole: Loc
     (whole / f"versions/1.{'0' * 16}.sig").put(b"its signature")
     (whole / "versions/1.json").delete()
     found = verify_dataset(whole)
-    assert found.problems == ("versions/1.json: expected version 1, as there is its signature; found no such file",)
+    assert found.problems == ("versions/1.json: expected version 1, because its signature exists; found no such file",)
     (whole / f"versions/1.{'0' * 16}.sig").delete()
     image = RemovedImage(ordinal=6, id=7, image_id="image-6", uri="photo_6.jpg", sha256=None)
     before = name_now(whole).digest
