@@ -204,7 +204,7 @@ def test_masks_for_prompts_end_in_a_file(tmp_path, coffee):
         (["masks", "x.jpg", "-o", "y", "--crop-layers", "9"], "crop_n_layers is 9"),
         (["masks", "x.jpg", "-o", "y", "--all-masks"], "belongs to --point, --box and --prompt"),
         (["masks", "x.jpg", "-o", "y", "--device", "tpu"], "tpu"),
-        (["masks", "x.jpg", "-o", "y", "--point", "3,4,0"], "marks background alone"),
+        (["masks", "x.jpg", "-o", "y", "--point", "3,4,0"], "only has background points"),
         (["masks", "x.jpg", "-o", "y", "--prompt", "point:1,2", "--point", "3,4"], "--prompt beside"),
         (["masks", "x.jpg", "-o", "y"], "no such file: x.jpg"),
         (["masks", "x.jpg", "-o", "y", "--profile", "sam"], "sa1b"),
