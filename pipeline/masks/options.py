@@ -86,8 +86,8 @@ def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
     settings = check(document, MasksConfig)
     if settings.drop_redaction_artifacts != "auto":
         raise UsageError(
-            f"masks.drop_redaction_artifacts is {settings.drop_redaction_artifacts}, but only builds support it, because "
-            "these images have no known redacted regions. Remove it."
+            f"masks.drop_redaction_artifacts is {settings.drop_redaction_artifacts}, but only builds support "
+            "it, because these images have no known redacted regions. Remove it."
         )
     return settings
 
@@ -103,7 +103,7 @@ def release_config(overrides: Sequence[str]) -> ReleaseConfig:
     settings = check(document, ReleaseConfig)
     if settings.format != "images":
         raise UsageError(
-            f"release.format is {settings.format}, but only builds support it, because masks writes no images. Remove it."
+            f"release.format is {settings.format}, but only builds support it: masks writes no images. Remove it."
         )
     return settings
 
@@ -127,7 +127,7 @@ def read_prompts(points: Sequence[str], boxes: Sequence[str], prompts: Sequence[
         )
     if points and len(boxes) > 1:
         raise UsageError(
-            f"--point with {len(boxes)} --box options: expected one box, because points and a box form a single prompt. For "
+            f"--point with {len(boxes)} --box options: expected one box, because points and a box form one prompt. For "
             "several masks, repeat --prompt, as in --prompt 'box:10,20,300,200 point:150,90'"
         )
     own = tuple(parse_point(text) for text in points)
@@ -200,11 +200,11 @@ def check_prompts(prompts: Sequence[PhotographPrompt], image: str, height: int, 
     for prompt in prompts:
         for point in prompt.points:
             if not (0 <= point[0] <= width and 0 <= point[1] <= height):
-                raise PromptOutsideError(f"point {_text(point[:2])} is outside {image}, which is {width} x {height} pixels")
+                raise PromptOutsideError(f"point {_text(point[:2])} is outside {image} ({width} x {height} pixels)")
         if prompt.box is not None:
             x, y, box_width, box_height = prompt.box
             if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
-                raise PromptOutsideError(f"box {_text(prompt.box)} is outside {image}, which is {width} x {height} pixels")
+                raise PromptOutsideError(f"box {_text(prompt.box)} is outside {image} ({width} x {height} pixels)")
 
 
 def _text(numbers: Sequence[float]) -> str:

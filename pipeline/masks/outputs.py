@@ -239,7 +239,7 @@ def _check_settings(folder: Location, recorded: bytes, settings: Mapping[str, An
         leaves = dict(_leaves(before))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(
-            f"{folder}/{RECORD} is damaged or wasn't written by this command, so the folder's settings are unknown. Choose "
+            f"{folder}/{RECORD} is damaged or wasn't written by this command, so the settings are unknown. Choose "
             "another folder, or pass --overwrite to make all of its masks again."
         ) from None
     now = dict(_leaves(settings))

@@ -268,7 +268,7 @@ def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFil
 
     written = read_document(plan.storage.read(task.target))
     if written.origin is None or written.origin.photograph != photograph:
-        what = "wasn't written by this command" if written.origin is None else "is for a photograph with different content"
+        what = "wasn't written by this command" if written.origin is None else "is for a photograph with other content"
         raise _OtherFileError(f"{task.target} {what}. Move it away, or pass --overwrite to make all masks again.")
     if written.origin.settings == plan.settings_sha256:
         return written

@@ -59,11 +59,11 @@ def _read(name: str) -> Pixels:
         is_folder = path is not None and path.is_dir()
         is_absent = path is not None and not path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # the name is too long, or the home directory doesn't exist
-        raise ImageError(f"{name[:200]!r} is not the path of an image: {getattr(error, 'strerror', None) or error}") from error
+        raise ImageError(f"{name[:200]!r} is not an image path: {getattr(error, 'strerror', None) or error}") from error
     if not name:
         raise ImageError("the image is an empty string: expected a path or URI")
     if is_folder:
-        raise ImageError(f"{name} is a folder: expected an image. For its files, use generate_many(glob('{name}/*.jpg')).")
+        raise ImageError(f"{name} is a folder: expected an image; for its files, use generate_many(glob('{name}/*.jpg'))")
     if is_absent:
         raise ImageError(f"{name} does not exist: expected the path of an image. Relative paths start at {Path.cwd()}.")
     try:

@@ -69,7 +69,7 @@ def test_outputs_that_collide_or_are_no_json_are_refused(tmp_path):
     for ending in (".png", ".JPG"):
         with pytest.raises(UsageError, match="masks are written as JSON"):
             plan_outputs(one("a/y.jpg"), f"x{ending}")
-    with pytest.raises(UsageError, match="is a single file: expected a folder, because the input is .* with 2"):
+    with pytest.raises(UsageError, match=r"is a single file: expected a folder, because the input is .* with 2"):
         plan_outputs(several("x.jpg", "y.jpg"), "out.json")
     (tmp_path / "taken").write_bytes(b"")
     with pytest.raises(UsageError, match="is a file"):

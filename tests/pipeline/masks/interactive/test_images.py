@@ -71,7 +71,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_name(tmp_path: Path, tur
     ]:
         with pytest.raises(ImageError, match=message):
             pixels_of(tmp_path / name)
-    unread = [("~no body/x", "is not the path of an image"), ("x" * 5000, "too long"), ("", "is an empty string")]
+    unread = [("~no body/x", "is not an image path"), ("x" * 5000, "too long"), ("", "is an empty string")]
     for path, message in unread:
         with pytest.raises(ImageError, match=message):
             pixels_of(path)
