@@ -63,7 +63,7 @@ def _read(name: str) -> Pixels:
     if not name:
         raise ImageError("the image is an empty string: expected a path or URI")
     if is_folder:
-        raise ImageError(f"{name} is a folder: expected an image; for its files, use generate_many(glob('{name}/*.jpg'))")
+        raise ImageError(f"{name} is a folder: expected an image. For several, use generate_many(glob('{name}/*.jpg'))")
     if is_absent:
         raise ImageError(f"{name} does not exist: expected the path of an image. Relative paths start at {Path.cwd()}.")
     try:

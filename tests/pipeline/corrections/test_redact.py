@@ -142,7 +142,7 @@ def test_annotations_alone_have_nothing_to_redact(dataset: Path, tmp_path: Path,
     manifest = json.loads((dataset / "dataset.json").read_bytes())
     manifest["config"]["release"]["format"] = "annotations"
     (dataset / "dataset.json").write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match="holds annotations only"):
+    with pytest.raises(UsageError, match="only contains annotations"):
         redact(location_of(dataset), location_of(regions))
     with pytest.raises(UsageError, match="is not a segmint dataset"):
         redact(location_of(tmp_path / "nowhere"), location_of(regions))

@@ -39,7 +39,7 @@ def test_what_the_rest_of_a_shard_holds_is_restored(dataset: Path, small_dataset
     assert digests(dataset) == digests(small_dataset)
     assert (len(done.damages), len(done.repaired), done.not_repaired) == (2, 2, {})
     assert done.lines()[-2:] == [
-        "3 shards looked at: 2 damaged files, 2 repaired",
+        "3 shards checked: 2 damaged files, 2 repaired",
         f"dataset digest: {name_now(location_of(dataset))}",
     ]
 

@@ -88,7 +88,7 @@ def test_the_masks_of_a_file_become_those_of_its_images(place: DatasetPath) -> N
     again = import_coco(place, path, license="CC0-1.0", annotator="Ada")
     assert (again.listed.images, again.changed_shards, again.version) == (0, (), done.version)
     assert contents(place) == after
-    assert again.lines()[0] == f"nothing to import: {place.uri} has it"
+    assert again.lines()[0] == f"nothing to import into {place.uri}"
 
 
 def test_readers_take_masks_without_scores(place: DatasetPath, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_what_cannot_be_imported_is_counted_and_named(place: DatasetPath) -> Non
     assert listed.unreadable == 2
     assert "sa_1.jpg, mask 10000: these RLE counts are damaged" in listed.problems[0]
     assert "sa_4.jpg, mask 5: it is 40 x 31 pixels, its image 40 x 30" in listed.problems[1]
-    assert "left out: 1 image not in the dataset, such as sa_99.jpg" in listed.lines()
+    assert "skipped: 1 image not in the dataset, such as sa_99.jpg" in listed.lines()
     import_coco(place, path)
     assert sources(place, 0) == [(10_000, "automatic", None), (10_001, "automatic", None)]
     assert sources(place, 1) == [(20_002, "corrected", 20_001)]
@@ -355,7 +355,7 @@ def test_label_studio_s_answers_come_back(place: DatasetPath, tmp_path: Path) ->
     assert sources(place, 0) == [(10_001, "automatic", None), (10_002, "corrected", 10_000)]
     assert done.listed.sha256 == location_of(tmp_path / "answers.json").sha256()
     assert findings(place) == []
-    with pytest.raises(UsageError, match="cannot be read as Label Studio's tasks"):
+    with pytest.raises(UsageError, match="can't be read as Label Studio tasks"):
         import_tasks({"images": []})  # type: ignore[arg-type]
 
 
