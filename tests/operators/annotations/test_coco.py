@@ -119,9 +119,9 @@ def test_odd_entries_are_listed() -> None:
         ("same.jpg", 2, 0),
         ("other.jpg", 1, 0),
     ]
-    twice = ["it has the id 1 of another image: its masks are not known"]
+    twice = ["another image also has the id 1, so its masks are unknown"]
     assert found.images[0].unreadable == found.images[2].unreadable == twice
-    assert found.images[1].unreadable == ["mask 7: it is a polygon, and its image has no height and width in the file"]
+    assert found.images[1].unreadable == ["mask 7: it is a polygon, but the file has no height and width for its image"]
     assert found.homeless == 2
     assert found.unreadable == [
         "image number 4 has no file_name",
@@ -183,7 +183,7 @@ def test_a_known_size_comes_before_the_files() -> None:
         (b"[" * 100_000, "not JSON"),
         (b"[]", "a list.*expected.*COCO results"),
         (b"{}", "it has no `images`"),
-        (b'{"images": [], "annotations": {}}', "its `annotations` is no list"),
+        (b'{"images": [], "annotations": {}}', "its `annotations` is not a list"),
     ],
 )
 def test_a_file_that_is_no_coco_is_an_error_that_says_so(data: bytes, why: str) -> None:

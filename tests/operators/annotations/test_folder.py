@@ -43,7 +43,7 @@ def test_every_file_of_masks_is_read_in_the_order_of_names(tmp_path: Path) -> No
     # Its numbers are neither ids nor labels.
     assert [(mask.id, mask.label, mask.area) for mask in one.masks] == [(None, None, 200), (None, None, 200)]
     np.testing.assert_array_equal(one.masks[1].pixels(), LABELS == 200)
-    assert three.unreadable[0].startswith("the file is not SA-1B's JSON of an image, with `image` and `annotations`")
+    assert three.unreadable[0].startswith("the file is not SA-1B's JSON for an image, with `image` and `annotations`")
     assert four.unreadable == ["the label map: it is 40 x 30 pixels, its image 30 x 40"]
 
 

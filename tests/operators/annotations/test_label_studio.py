@@ -57,7 +57,7 @@ def test_what_is_no_mask_costs_no_other() -> None:
         (1, []),
     ]
     assert answers[1].image.name == "task number 2"
-    with pytest.raises(TypeError, match="task number 2 is no object"):
+    with pytest.raises(TypeError, match="task number 2 is not an object"):
         list(read_tasks([task(region()), 5]))
 
 
@@ -114,4 +114,4 @@ def test_a_part_without_an_answer_is_missed() -> None:
     """Its masks were not deleted by anybody: who replaces masks must know that some are missing."""
     ((image, _),) = read_tasks([part("3/3", 10_002), part("1/3", 10_000)])
     assert [mask.id for mask in image.masks] == [10_000, 10_002]
-    assert image.unreadable == ["the masks of part 2 of 3: its task has no answer"]
+    assert image.unreadable == ["the masks of part 2 of 3: its task has no submission"]

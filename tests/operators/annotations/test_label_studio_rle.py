@@ -128,7 +128,7 @@ def test_a_run_past_the_end_is_refused() -> None:
     runs = encode_runs(np.zeros((2, 5), bool))
     assert runs[3] == 40
     runs[3] = 4  # of one pixel, where a run of 40 values begins
-    with pytest.raises(UnreadableMaskError, match="go on after their 4 values"):
+    with pytest.raises(UnreadableMaskError, match="continue after their 4 values"):
         decode_runs(runs, (1, 1))
 
 

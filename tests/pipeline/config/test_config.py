@@ -111,7 +111,7 @@ def test_formats_are_those_that_a_dataset_was_begun_with_and_all_in_a_new_one():
     assert identity(as_pinned(config(), begun)) == begun
     assert as_pinned(config(), begun).ingest.decoded == tuple(first)
     assert differing_keys(begun, identity(as_pinned(chosen, begun))) == ["ingest.formats"]
-    with pytest.raises(UsageError, match=r"ingest\.formats \['JXL'\]; expected some of JPEG"):
+    with pytest.raises(UsageError, match=r"ingest\.formats \['JXL'\], but segmint .* only decodes JPEG"):
         as_pinned(config(), {**begun, "ingest": {"formats": ["JXL"]}})
 
 

@@ -107,7 +107,7 @@ def test_an_absent_value_is_kept_or_cleared(place: DatasetPath) -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"license": "MIT"}, "1 row with another license, the first is row 1, image_id 'image-0': 'CC0-1.0' in the"),
+        ({"license": "MIT"}, "1 row with another license; the first is row 1, image_id 'image-0': 'CC0-1.0' in the"),
         ({"uri": "other.jpg"}, "with another uri"),
         ({"redistributable": True}, "with another redistributable"),
         ({"image_id": "image-77"}, "no row of .* matches a row of"),

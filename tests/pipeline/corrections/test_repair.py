@@ -167,7 +167,7 @@ def test_the_rest_is_built_again_from_the_catalog(small_dataset: Path, tmp_path:
     done = repair(location_of(dataset), load_config(str(folder / "build.yaml")))
     not_repaired = path_of(small_dataset, 2, "images").relative_to(small_dataset)
     assert list(done.not_repaired) == [2]
-    assert f"{not_repaired}: built again it has" in done.not_repaired[2]
+    assert f"{not_repaired}: the rebuilt file has" in done.not_repaired[2]
     assert len(done.repaired) == 3
     assert digests(small_dataset).items() - digests(dataset).items() == {
         (str(not_repaired), digests(small_dataset)[str(not_repaired)])

@@ -262,7 +262,7 @@ def test_lost_files_after_an_import(place: DatasetPath) -> None:
         place.storage.delete(f"{place.uri}/{name}")
     left = repair(place.location).not_repaired
     assert list(left) == [0]
-    assert "what people said of the masks of 1 image" in left[0]
+    assert "the annotations of the masks of 1 image" in left[0]
 
 
 def test_a_table_of_masks_of_which_people_only_deleted_some_is_restored(place: DatasetPath) -> None:

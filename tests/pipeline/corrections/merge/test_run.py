@@ -157,7 +157,7 @@ def test_a_lost_table_of_masks_is_restored_from_the_tar_and_the_answers(place: D
     assert contents(place) == before
     (place.location / commit.file("masks").path).delete()
     (place.location / "annotations/0/0.1.json").delete()
-    assert "what people said of the masks of 1 image" in str(repair(place.location).not_repaired)
+    assert "the annotations of the masks of 1 image" in str(repair(place.location).not_repaired)
 
 
 def test_images_that_cannot_take_an_answer_are_named(place: DatasetPath) -> None:
