@@ -81,7 +81,7 @@ class AnnotatedImage:
         """Raise `UnreadableMaskError` if a mask's (height, width) differs from the image's, if that is known."""
         if self.size is not None and tuple(found) != self.size:
             height, width = found
-            raise UnreadableMaskError(f"it is {width} x {height} pixels, its image is {self.size[1]} x {self.size[0]}")
+            raise UnreadableMaskError(f"{width} x {height} pixels, but its image is {self.size[1]} x {self.size[0]}")
 
     def leave_out(self, id: int | None, why: object) -> None:
         """List a mask that cannot be read."""

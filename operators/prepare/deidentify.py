@@ -141,7 +141,7 @@ class DeidentifyConfig(BaseModel):
         if missing:
             raise UsageError(
                 f"the detectors {' and '.join(self.detectors.values())} need {', '.join(missing)}, not installed here. "
-                "Run `pip install 'segmint[detectors]'`, or set other detectors in deidentify.faces and deidentify.plates."
+                "Run `pip install 'segmint[detectors]'`, or set other detectors in deidentify.faces and .plates."
             )
 
     @property

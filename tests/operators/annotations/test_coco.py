@@ -67,12 +67,12 @@ def test_polygons_enclose_pixels_and_the_converters_contours_run_through_them() 
 @pytest.mark.parametrize(
     ("segmentation", "why"),
     [
-        (compressed(np.ones((20, 25), bool)), "it is 25 x 20 pixels, its image 40 x 30"),
+        (compressed(np.ones((20, 25), bool)), "25 x 20 pixels, but its image is 40 x 30"),
         ({"size": [30, 40], "counts": "PPPP"}, "RLE counts"),
         ({"size": [30, 40], "counts": "ünü"}, "ascii"),
         ({"size": [30, 40], "counts": [5, 10]}, "cover 15 pixels"),
         ({"size": [30, 40], "counts": [-5, 1205]}, "negative"),
-        ({"size": [30, 40], "counts": [1.5]}, "whole numbers"),
+        ({"size": [30, 40], "counts": [1.5]}, "not integers"),
         ({"size": [30, 1 << 40], "counts": [5]}, "its size is"),
         ({"size": [30, 40]}, "counts"),
         ({"size": [65_535, 65_535], "counts": [65_535**2]}, "4,294,836,225 pixels: at most 250,000,000"),
@@ -148,7 +148,7 @@ def test_a_polygon_in_another_size_than_the_images_is_unreadable() -> None:
     document = {"images": [image], "annotations": [mask([[10, 5, 30, 5, 30, 25, 10, 25]], image_id=1)]}
     (found,) = read_coco(document, {"a.jpg": (30, 40)}.get).images
     assert (found.masks, found.size, found.other) == ([], (30, 40), (60, 80))
-    assert found.unreadable == ["mask 7: it is a polygon in 80 x 60 pixels, its image is 40 x 30"]
+    assert found.unreadable == ["mask 7: it is a polygon in 80 x 60 pixels, but its image is 40 x 30"]
 
 
 @pytest.mark.parametrize("info", [{}, {"contributor": "Label Studio Converter"}])
@@ -158,7 +158,7 @@ def test_no_memory_is_taken_for_the_size_that_a_file_claims(info: dict[str, str]
     document = {"info": info, "images": [image], "annotations": [mask([[0, 0, 9, 0, 9, 9]], image_id=1)]}
     (found,) = read_coco(document).images
     assert found.unreadable == [
-        "mask 7: its size is 65535 x 65535, 4,294,836,225 pixels: at most 250,000,000 are decoded"
+        "mask 7: its size is 65535 x 65535, 4,294,836,225 pixels: the limit is 250,000,000"
     ]
 
 

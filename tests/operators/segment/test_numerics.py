@@ -57,7 +57,7 @@ def test_a_package_that_is_not_installed_is_none(
     monkeypatch.setattr(infra_version, "version", lacking("facenet-pytorch"))
     without = observe_numerics(Compute("cpu", "fp32", 1), 4, 1, sha256_of(mobile_sam_path))
     assert without.facenet_pytorch == "none"
-    assert without.differences(here) == f"facenet_pytorch 'none' against '{here.facenet_pytorch}'"
+    assert without.differences(here) == f"facenet_pytorch 'none' instead of '{here.facenet_pytorch}'"
 
 
 def test_other_fields_are_refused_by_name(here: Numerics) -> None:

@@ -151,7 +151,7 @@ def test_what_cannot_be_imported_is_counted_and_named(place: DatasetPath) -> Non
     assert listed.skipped_images == {unreadable: 1, size: 1, "refused by the build": 1, "taken down": 1}
     assert listed.unreadable == 2
     assert "sa_1.jpg, mask 10000: these RLE counts are damaged" in listed.problems[0]
-    assert "sa_4.jpg, mask 5: it is 40 x 31 pixels, its image 40 x 30" in listed.problems[1]
+    assert "sa_4.jpg, mask 5: 40 x 31 pixels, but its image is 40 x 30" in listed.problems[1]
     assert "skipped: 1 image not in the dataset, such as sa_99.jpg" in listed.lines()
     import_coco(place, path)
     assert sources(place, 0) == [(10_000, "automatic", None), (10_001, "automatic", None)]
