@@ -157,9 +157,7 @@ def test_no_memory_is_taken_for_the_size_that_a_file_claims(info: dict[str, str]
     image = {"id": 1, "file_name": "a.jpg", "height": 65_535, "width": 65_535}
     document = {"info": info, "images": [image], "annotations": [mask([[0, 0, 9, 0, 9, 9]], image_id=1)]}
     (found,) = read_coco(document).images
-    assert found.unreadable == [
-        "mask 7: its size is 65535 x 65535, 4,294,836,225 pixels: the limit is 250,000,000"
-    ]
+    assert found.unreadable == ["mask 7: its size is 65535 x 65535, 4,294,836,225 pixels: the limit is 250,000,000"]
 
 
 def test_points_outside_of_the_image_are_cut_off() -> None:

@@ -70,7 +70,10 @@ def read(**changes: Any) -> AnnotatedImage:
 @pytest.mark.parametrize(
     ("annotation", "problem"),
     [
-        ({"id": 7, "segmentation": {"size": [30, 41], "counts": [1230]}}, "mask 7: 41 x 30 pixels, but its image is 40"),
+        (
+            {"id": 7, "segmentation": {"size": [30, 41], "counts": [1230]}},
+            "mask 7: 41 x 30 pixels, but its image is 40",
+        ),
         ({"id": 7, "segmentation": {"size": [30, 40], "counts": "zz"}}, "mask 7: these RLE counts are damaged"),
         ({"id": 7, "segmentation": [[1, 2, 3, 4, 5, 6]]}, "mask 7: it has no run lengths"),
         ({"id": "x"}, "mask without an id: it has no run lengths"),

@@ -40,9 +40,7 @@ def test_a_mask_of_another_size_is_not_decoded(monkeypatch: pytest.MonkeyPatch) 
     assert (image.masks, image.unreadable_ids) == ([], [10_000])
     assert image.unreadable == ["mask 10000: 40 x 30 pixels, but its image is 30 x 40"]
     ((image, _),) = read_tasks([task(region(original_width=40_000, original_height=30_000))])
-    assert image.unreadable == [
-        "mask 10000: its size is 40000 x 30000, 1,200,000,000 pixels: the limit is 250,000,000"
-    ]
+    assert image.unreadable == ["mask 10000: its size is 40000 x 30000, 1,200,000,000 pixels: the limit is 250,000,000"]
 
 
 def test_what_is_no_mask_costs_no_other() -> None:
