@@ -129,6 +129,6 @@ def test_a_cpu_has_no_fields_of_a_gpu(here: Numerics) -> None:
 
 def test_a_chunk_that_a_gpu_cannot_take_is_refused_before_the_start() -> None:
     with pytest.raises(
-        UsageError, match=r"masks\.points_per_chunk is 1024: expected a whole number from 1 to 1023 on a GPU"
+        UsageError, match=r"masks\.points_per_chunk is 1024: expected an integer from 1 to 1023 on a GPU"
     ):
         resolve_numerics(Compute("cuda", "fp32", 1), ModelConfig(), MasksConfig(points_per_chunk=1024), "0" * 64)
