@@ -23,14 +23,14 @@ NOWHERE = np.full((2, 3, 2), np.nan)
         (None, None, BOXES[:, :3], None, r"boxes have the shape \(2, 3\): expected \(B, 4\)"),
         (None, None, None, MASKS[:, 0], r"masks have the shape \(2, 256, 256\): expected \(B, 1, 256, 256\)"),
         (None, None, None, MASKS[..., :64], r"masks have the shape \(2, 1, 256, 64\)"),
-        (POINTS, LABELS, BOXES[:1], None, "batches differ: 2 in points, 1 in boxes"),
-        (None, None, BOXES, MASKS[:1], "batches differ: 2 in boxes, 1 in masks"),
+        (POINTS, LABELS, BOXES[:1], None, "batch sizes differ: 2 in points, 1 in boxes"),
+        (None, None, BOXES, MASKS[:1], "batch sizes differ: 2 in boxes, 1 in masks"),
         (POINTS, 2 * LABELS, None, None, r"labels contain 2: expected 1 \(foreground\), 0 \(background\) or -1"),
         (NOWHERE, LABELS, None, None, "points contain NaN or infinity"),
         (POINTS[0], LABELS[0, :2], None, None, r"labels have the shape \(1, 2\): expected \(1, 3\)"),
         (POINTS[0, 0], LABELS[0, :1], None, None, r"points have the shape \(2,\): expected .*\(N, 2\) with labels"),
         (None, None, np.array([["1", "2", "3", "4"]]), None, "boxes have the type str.*: expected numbers"),
-        (POINTS[0], LABELS[0], BOXES, None, "batches differ: 1 in points, 2 in boxes"),
+        (POINTS[0], LABELS[0], BOXES, None, "batch sizes differ: 1 in points, 2 in boxes"),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused_in_words(

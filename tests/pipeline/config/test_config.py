@@ -207,7 +207,7 @@ def test_artifacts_of_redaction_are_dropped_by_profile(profile, written, artifac
 
 @pytest.mark.parametrize("value", [0, -1, 1.01, True, None, "on", "0.8", float("nan")])
 def test_other_values_for_artifacts_are_refused(value):
-    with pytest.raises(ValidationError, match="expected auto, off or a number over 0 and up to 1"):
+    with pytest.raises(ValidationError, match="expected auto, off, or a number over 0 and up to 1"):
         config(masks={"drop_redaction_artifacts": value})
 
 

@@ -298,7 +298,7 @@ def test_ctrl_c_keeps_what_is_made_and_says_what_was_not_reached(tmp_path, photo
         run.send_signal(signal.SIGINT)
         lines += run.stderr.readlines()
     assert run.returncode == 3, lines
-    assert lines[0].startswith("mobile_sam: 24 photographs of 1 prompt, about ")
+    assert lines[0].startswith("mobile_sam: 24 photographs with 1 prompt, about ")
     assert lines[1].startswith(f"[1/24] {photographs}/00.png: 1 mask in ")
     assert any(line.startswith("24 photographs: ") and " not reached; " in line for line in lines)
     assert lines[-1].startswith("interrupted: finished work is kept")
