@@ -78,8 +78,8 @@ class CapturedGraph(Generic[Output]):
                 raise
             except RuntimeError as error:
                 warnings.warn(
-                    f"a CUDA graph could not be captured ({first_line(error)}): kernels are launched one by one, "
-                    "slower but with the same results",
+                    f"couldn't capture a CUDA graph ({first_line(error)}); launching kernels one by one, "
+                    "which is slower but gives the same results",
                     RuntimeWarning,
                     stacklevel=2,
                 )

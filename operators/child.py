@@ -130,8 +130,8 @@ class Children(Generic[T]):
             raise SuspectError(Reason.TIMED_OUT, f"not done within {limit}, twice") from None
         except BrokenExecutor as error:
             raise ChildFaultError(
-                "the process that decodes images died before it took one: is there memory for it, and can it "
-                "import what this process imports?"
+                "the process that decodes images died before it took one. Check that there is enough memory, and that "
+                "it can import what this process imports."
             ) from error
         return answer
 
@@ -236,7 +236,7 @@ def _begin(factory: Callable[[], Worker[Any]], memory_limit: int | None) -> None
 def _work(data: bytes) -> Any:
     """Apply the worker to one image; end the process if memory runs out, because its state is then unreliable."""
     if _worker is None:
-        raise ChildFaultError(f"the process that decodes images cannot start: {_start_error}")
+        raise ChildFaultError(f"the process that decodes images can't start: {_start_error}")
     try:
         return _worker(data)
     except Exception as error:

@@ -74,7 +74,7 @@ def _to_row(table: pa.Table, stage: str) -> Row:
             row[name] = table.column(name)[0].as_py()
         except Exception as error:  # noqa: BLE001 - one row's damage must not affect the other rows
             row[name] = None
-            problem = UnreadableValueError(f"the column {name} of the catalog cannot be read: {error}")
+            problem = UnreadableValueError(f"the column {name} of the catalog can't be read: {error}")
     return row if problem is None else faulted(row, stage, problem)
 
 

@@ -110,7 +110,7 @@ class RunPatch(MaskPatch):
         """See `MaskPatch`."""
         (x, y), (height, width) = self.corner, self.shape
         if x < 0 or y < 0 or y + height > frame_size[0] or x + width > frame_size[1]:
-            raise ValueError(f"a window of {self.shape} at x={x}, y={y} leaves the frame of {frame_size}")
+            raise ValueError(f"a window of {self.shape} at x={x}, y={y} extends beyond the frame of {frame_size}")
         column, pixel = np.divmod(self.changes, height + 1)
         places = (column + x) * frame_size[0] + y + pixel
         return encode_runs(places[0::2], places[1::2], frame_size)

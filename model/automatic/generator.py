@@ -102,7 +102,7 @@ class MaskGenerator:
         if original is not None:
             _check_pixels("original", original)
             if self.settings.profile != "sa1b":
-                raise ValueError("an original was given: the official profile cuts its crops from the image")
+                raise ValueError("the official profile takes no original, because it cuts its crops from the image")
         frame_size = (image.shape[0], image.shape[1])
         settings = self.settings
         parts: list[CandidateMasks] = []

@@ -55,7 +55,7 @@ def encode_patch(patch: NDArray[np.bool_], corner: tuple[int, int], size: tuple[
     x, y = corner
     height, width = size
     if x < 0 or y < 0 or y + patch.shape[0] > height or x + patch.shape[1] > width:
-        raise ValueError(f"a window of {patch.shape} at x={x}, y={y} leaves the frame of {size}")
+        raise ValueError(f"a window of {patch.shape} at x={x}, y={y} extends beyond the frame of {size}")
     return encode_runs(*_column_runs(np.ascontiguousarray(patch.T), x * height + y, height), size)
 
 
@@ -123,7 +123,7 @@ def decompress(text: str) -> NDArray[np.int64]:
     if symbols.size == 0:
         return np.zeros(0, dtype=np.int64)
     if symbols.min() < 0 or symbols.max() > _LAST_SYMBOL or symbols[-1] & _MORE:
-        raise ValueError("these RLE counts are damaged: a character outside COCO's alphabet, or a cut end")
+        raise ValueError("these RLE counts are damaged: a character outside COCO's alphabet, or truncated")
     last = np.flatnonzero((symbols & _MORE) == 0)
     first = np.concatenate(([0], last[:-1] + 1))
     lengths = last - first + 1

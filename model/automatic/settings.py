@@ -99,7 +99,7 @@ class MaskSettings:
         known = [field.name for field in fields(cls) if field.name != "profile"]
         unknown = sorted(set(overrides) - set(known))
         if unknown:
-            raise ValueError(f"masks.{unknown[0]} is no setting: expected one of {', '.join(known)}")
+            raise ValueError(f"masks.{unknown[0]} is not a setting: expected one of {', '.join(known)}")
         return cls(profile=cast(Profile, profile), **overrides)
 
     def __post_init__(self) -> None:
@@ -155,7 +155,7 @@ class MaskSettings:
         value = getattr(self, key)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-            raise ValueError(f"masks.{key} is {value!r}: expected a whole number {bounds}")
+            raise ValueError(f"masks.{key} is {value!r}: expected an integer {bounds}")
 
     def _check_real(self, key: str, least: float = -math.inf, most: float = math.inf) -> None:
         value = getattr(self, key)

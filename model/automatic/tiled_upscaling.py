@@ -193,8 +193,8 @@ class KernelsWithFallback:
             self._operations = mask_tiles
             found = getattr(mask_tiles, name)(*arguments)
             warnings.warn(
-                f"Triton's kernels for upscaling masks failed ({type(error).__name__}: {first_line(error)}): "
-                "torch's operations are used instead, slower but with the same results",
+                f"the Triton kernels for upscaling masks failed ({type(error).__name__}: {first_line(error)}); "
+                "falling back to torch, which is slower but gives the same results",
                 RuntimeWarning,
                 stacklevel=4,
             )

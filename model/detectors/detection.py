@@ -85,7 +85,7 @@ def tiles(height: int, width: int, side: int, overlap: int) -> list[Tile]:
     same size, no larger than needed. Raises ValueError unless 0 <= overlap < side.
     """
     if not 0 <= overlap < side:
-        raise ValueError(f"an overlap of {overlap} px does not fit tiles of {side} px: need 0 <= overlap < side")
+        raise ValueError(f"the overlap is {overlap} px for tiles of {side} px: expected 0 <= overlap < side")
     columns = _spans(width, side, overlap)
     return [Tile(x, y, w, h) for y, h in _spans(height, side, overlap) for x, w in columns]
 

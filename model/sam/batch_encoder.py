@@ -96,7 +96,7 @@ class BatchEncoder:
             self._compiled = None
             embedding = self._eager(batch)
             warnings.warn(
-                f"{failed}: it runs eagerly, which is slower and differs in the last bits",
+                f"{failed}; running it eagerly, which is slower and differs in the last bits",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -58,7 +58,7 @@ class ImageEncoderTinyViT(nn.Module):
         batch.
         """
         if self.training:
-            raise ValueError("the encoder is in training mode: expected .eval() before batch norms are folded")
+            raise ValueError("the encoder is in training mode: call .eval() before folding batch norms")
         folded = copy.deepcopy(self)
         for part in list(folded.modules()):
             for name, child in part.named_children():

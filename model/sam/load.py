@@ -34,7 +34,7 @@ def build_sam(architecture: Architecture, decoder_depth: int = 2) -> Sam:
         names = ", ".join(get_args(Architecture))
         raise ValueError(f"unknown SAM architecture {architecture!r}: expected one of {names}")
     if decoder_depth < 1:
-        raise ValueError(f"a mask decoder of {decoder_depth} layers: expected 1 or more (SAM has 2 or 3)")
+        raise ValueError(f"the mask decoder has {decoder_depth} layers: expected at least 1 (SAM has 2 or 3)")
     encoder: nn.Module
     if architecture == "mobile_sam":
         encoder = ImageEncoderTinyViT()
@@ -108,7 +108,7 @@ def detect_architecture(state: Any) -> tuple[Architecture, int]:
     if foreign:
         raise SamWeightsError(
             f"expected a dict of tensors by name, but {_some(foreign)} "
-            "is not a tensor; if this is a training checkpoint, save its model's state dict alone"
+            "is not a tensor. If this is a training checkpoint, save only its model's state dict."
         )
     layers = {match[1] for match in map(_DECODER_LAYER.match, state) if match}
     if not layers:
@@ -139,7 +139,7 @@ def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
     ]
-    kinds = (("missing", missing), ("not SAM's", unknown), ("of another shape", reshaped))
+    kinds = (("missing", missing), ("not SAM's", unknown), ("differently shaped", reshaped))
     return "; ".join(f"{len(names)} are {kind}: {_some(names)}" for kind, names in kinds if names)
 
 

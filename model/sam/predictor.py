@@ -103,7 +103,7 @@ class Predictor:
         """
         frames = [None] * len(images) if frame_sizes is None else list(frame_sizes)
         if len(frames) != len(images):
-            raise ValueError(f"frame_sizes has {len(frames)} frames for {len(images)} images: expected one for each")
+            raise ValueError(f"frame_sizes has {len(frames)} frames for {len(images)} images: expected one per image")
         checked = [self.on_device(image) for image in images]
         framed = [_checked_frame(frame, pixels) for frame, pixels in zip(frames, checked, strict=True)]
         resized = [_resize(pixels, self.sam.image_size) for pixels in checked]
@@ -123,7 +123,7 @@ class Predictor:
         side = self.sam.image_size
         if pixels.ndim != 3 or pixels.shape[2] != 3 or max(pixels.shape[:2]) != side or 0 in pixels.shape:
             shape = tuple(pixels.shape)
-            raise ValueError(f"the image has the shape {shape}: expected (h, w, 3), the longer side {side} pixels")
+            raise ValueError(f"the image has the shape {shape}: expected (h, w, 3) with a longer side of {side} pixels")
         with torch.inference_mode():
             (features,) = self._encoder([pixels], 1)
         return Embedding(features, (pixels.shape[0], pixels.shape[1]), _checked_frame(frame_size, pixels))
@@ -184,7 +184,7 @@ class Predictor:
         """
         points = torch.as_tensor(points)
         if points.ndim != 2:
-            raise ValueError(f"points have the shape {tuple(points.shape)}: expected (B, 2), a point a prompt")
+            raise ValueError(f"points have the shape {tuple(points.shape)}: expected (B, 2), one point per prompt")
         prompts = check_prompts(points[:, None], torch.ones(len(points), 1), None, None)
         with torch.inference_mode():
             embedded = self._embed_prompts(prompts, embedding)
@@ -251,7 +251,7 @@ def _resize(pixels: Tensor, long_side: int) -> Tensor:
 def _checked_frame(frame_size: tuple[int, int] | None, pixels: Tensor) -> tuple[int, int]:
     height, width = frame_size or (pixels.shape[0], pixels.shape[1])
     if height < 1 or width < 1:
-        raise ValueError(f"frame_size is {frame_size}: expected a height and a width of 1 or more pixels")
+        raise ValueError(f"frame_size is {frame_size}: expected a height and width of at least 1 pixel")
     return int(height), int(width)
 
 
@@ -262,7 +262,7 @@ def _checked_image(image: Any) -> Tensor:
     if dtype != "uint8" or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         raise ValueError(
             f"the image is an array of shape {shape} and type {dtype}: "
-            "expected (height, width, 3) and uint8, the channels as RGB"
+            "expected (height, width, 3) uint8, with RGB channels"
         )
     if isinstance(pixels, Tensor):
         return pixels.detach()

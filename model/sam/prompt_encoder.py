@@ -69,7 +69,7 @@ class PromptEncoder(nn.Module):
         else:
             dense = self.dense_without_mask()
         if not tokens:
-            raise ValueError("no prompt was given: expected points with labels, boxes, or masks")
+            raise ValueError("no prompt: expected points with labels, boxes, or masks")
         return PromptEmbedding(torch.cat(tokens, dim=1), dense)
 
     def dense_without_mask(self) -> Tensor:

@@ -53,10 +53,10 @@ def check_prompts(points: Array | None, labels: Array | None, boxes: Array | Non
     labels or vice versa, invalid shapes, different batch sizes, labels other than 1, 0, and -1, and nonfinite numbers.
     """
     if points is None and boxes is None and masks is None and labels is None:
-        raise ValueError("no prompt was given: expected points with labels, boxes, masks, or several of them")
+        raise ValueError("no prompt: expected points with labels, boxes, masks, or a combination")
     if (points is None) != (labels is None):
         given, absent = ("points", "labels") if labels is None else ("labels", "points")
-        raise ValueError(f"{given} came without {absent}: expected points (B, N, 2) together with labels (B, N)")
+        raise ValueError(f"{given} without {absent}: expected points (B, N, 2) together with labels (B, N)")
     one = int(np.ndim(points) == 2 and np.ndim(labels) == 1)  # type: ignore[arg-type]
     prompts = Prompts(
         _checked("points", points, "(B, N, 2), or (N, 2) with labels (N,)", (None, None, 2), torch.float64, one),
@@ -86,13 +86,13 @@ def _checked(
         raise ValueError(f"{name} have the shape {given}: expected {layout}")
     tensor = tensor.to(dtype)
     if not tensor.isfinite().all():
-        raise ValueError(f"{name} hold numbers that are not finite: expected none")
+        raise ValueError(f"{name} contain NaN or infinity: expected finite numbers")
     return tensor
 
 
 def _tensor(name: str, value: npt.NDArray[Any], layout: str) -> Tensor:
     if value.dtype.kind not in "biuf":
-        raise ValueError(f"{name} hold values of type {value.dtype.name}: expected numbers, {layout}")
+        raise ValueError(f"{name} have the type {value.dtype.name}: expected numbers, {layout}")
     return torch.from_numpy(value)
 
 
@@ -101,13 +101,12 @@ def _check_labels(points: Tensor | None, labels: Tensor | None) -> None:
         return
     if labels.shape != points.shape[:2]:
         raise ValueError(
-            f"labels have the shape {tuple(labels.shape)}: "
-            f"expected {tuple(points.shape[:2])}, one for each of the points"
+            f"labels have the shape {tuple(labels.shape)}: expected {tuple(points.shape[:2])}, one per point"
         )
     known = (labels == 1) | (labels == 0) | (labels == -1)
     if not known.all():
         wrong = labels[~known][0].item()
-        raise ValueError(f"labels hold {wrong:g}: expected 1 (foreground), 0 (background) or -1 (padding)")
+        raise ValueError(f"labels contain {wrong:g}: expected 1 (foreground), 0 (background) or -1 (padding)")
 
 
 def _check_batch(prompts: Prompts) -> None:
@@ -115,4 +114,4 @@ def _check_batch(prompts: Prompts) -> None:
     sizes = {name: part.shape[0] for name, part in parts.items() if part is not None}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{size} in {name}" for name, size in sizes.items())
-        raise ValueError(f"the prompts' batches differ: {found}; expected the same number B in each")
+        raise ValueError(f"the prompts' batch sizes differ: {found}. Use the same batch size B for all.")

@@ -84,7 +84,7 @@ def _drops(keys: Tensor, rate: float) -> Hook:
 
     def drop(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         if len(output) != len(keys):
-            raise ValueError(f"dropout has keys for {len(keys)} prompts, and the decoder was called with {len(output)}")
+            raise ValueError(f"dropout has keys for {len(keys)} prompts, but the decoder was called with {len(output)}")
         elements = output[0].numel()
         counters = torch.arange(-(-elements // _LANES), device=output.device)
         lanes = random_bits(keys.to(output.device)[:, None], counters).view(torch.int16)
@@ -98,7 +98,7 @@ def _expects(images: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def check(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found = len(inputs[0])
         if found != images:
-            raise ValueError(f"drop path was drawn for {images} images, and the encoder was called with {found}")
+            raise ValueError(f"drop path was drawn for {images} images, but the encoder was called with {found}")
 
     return check
 

@@ -45,7 +45,7 @@ def prompt_losses(
     the whole batch. Raises ValueError if it is less than B.
     """
     if total_masks < len(logits):
-        raise ValueError(f"total_masks is {total_masks}: expected the global batch's masks, {len(logits)} or more")
+        raise ValueError(f"total_masks is {total_masks}: expected the global mask count, at least {len(logits)}")
     with torch.autocast(logits.device.type, enabled=False):
         logits, predicted_iou = logits.float(), predicted_iou.float()
         targets = targets & valid

@@ -217,7 +217,7 @@ def _misfit(network: nn.Module, state: object) -> str:
     counters = {name for name in state if str(name).endswith(".num_batches_tracked")}
     differing = sorted(set(map(str, state)) - counters ^ set(wanted))
     if differing:
-        return f"{len(differing)} names of weights are missing or unknown, such as {differing[0]}"
+        return f"{len(differing)} weights are missing or unknown, such as {differing[0]}"
     shapes = [name for name, tensor in wanted.items() if tensor.shape != state[name].shape]
     return f"{shapes[0]} is {tuple(state[shapes[0]].shape)}, not {tuple(wanted[shapes[0]].shape)}" if shapes else ""
 

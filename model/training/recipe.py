@@ -56,7 +56,7 @@ class Recipe:
     def __post_init__(self) -> None:
         parts = self.parts
         known = len(set(parts)) == len(parts) > 0 and set(parts) <= set(ALL_PARTS)
-        expect("parts", parts, known, "one or more, without repetition, of " + ", ".join(ALL_PARTS))
+        expect("parts", parts, known, "one or more, without duplicates, of " + ", ".join(ALL_PARTS))
         rate = self.learning_rate
         expect("learning_rate", rate, math.isfinite(rate) and rate > 0, "a number over 0")
         for name in ("steps", "batch_images", "masks_per_image"):
@@ -64,7 +64,7 @@ class Recipe:
         expect("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more")
         decays = self.decay_steps
         ascending = list(decays) == sorted(set(decays)) and all(step >= 1 for step in decays)
-        expect("decay_steps", decays, ascending, "ascending steps of 1 or more")
+        expect("decay_steps", decays, ascending, "ascending steps from 1")
         expect("largest_mask", self.largest_mask, 0 < self.largest_mask <= 1, "a number over 0, up to 1")
         decay = self.weight_decay
         expect("weight_decay", decay, math.isfinite(decay) and decay >= 0, "a number of 0 or more")

@@ -96,7 +96,7 @@ def first_prompts(
     pixels = highest_pixels(targets, draw_keys(seed, step, masks, 0))
     if (pixels < 0).any():
         number = masks[int((pixels < 0).nonzero()[0])]
-        raise ValueError(f"the target of mask {number} is empty: expected a pixel or more inside the image")
+        raise ValueError(f"the target of mask {number} is empty: expected at least one pixel inside the image")
     points = _pixel_centers(pixels, targets.shape[-1], input_size)
     labels = torch.ones(len(targets), 1, dtype=torch.int64, device=device)
     return Clicks(boxed.to(device), boxes, points[:, None], labels)

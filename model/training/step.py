@@ -173,18 +173,18 @@ def _check(
 ) -> None:
     found = tuple(embeddings.shape)
     if len(found) != 4 or found[0] != len(images):
-        raise ValueError(f"embeddings have the shape {found}: expected ({len(images)}, 256, 64, 64), one an image")
+        raise ValueError(f"embeddings have the shape {found}: expected ({len(images)}, 256, 64, 64), one per image")
     side = settings.losses.resolution
     for index, image in enumerate(images):
         shape, masks = tuple(image.targets.shape), len(image.numbers)
         if shape != (masks, side, side) or masks == 0:
             raise ValueError(
-                f"the targets of image {index} have the shape {shape}, with {masks} numbers of masks: "
-                f"expected (N, {side}, {side}) with N numbers, N 1 or more"
+                f"the targets of image {index} have the shape {shape}, with {masks} mask numbers: "
+                f"expected (N, {side}, {side}) with N numbers, where N is at least 1"
             )
     numbers = [number for image in images for number in image.numbers]
     if len(set(numbers)) < len(numbers):
-        raise ValueError("two masks of the step have the same number: they would get the same random numbers")
+        raise ValueError("two masks of the step have the same number, so they would get the same random numbers")
     if recorded is not None:
         points = [tuple(clicks.points.shape) for clicks in recorded]
         expected = [(len(image.numbers), 1 + settings.sampling.clicks, 2) for image in images]

@@ -16,7 +16,7 @@ def valid_pixels(input_size: tuple[int, int], resolution: int) -> Tensor:
     Raises ValueError if `input_size` does not fit into the input.
     """
     if not all(1 <= side <= IMAGE_SIZE for side in input_size):
-        raise ValueError(f"input_size is {input_size}: expected a height and a width from 1 to {IMAGE_SIZE} pixels")
+        raise ValueError(f"input_size is {input_size}: expected a height and width from 1 to {IMAGE_SIZE} pixels")
     starts = torch.arange(resolution) * (IMAGE_SIZE / resolution)
     height, width = input_size
     return (starts < height)[:, None] & (starts < width)
@@ -31,7 +31,7 @@ def fit_targets(masks: Tensor, input_size: tuple[int, int], resolution: int) -> 
     """
     empty = ~masks.flatten(1).any(dim=1)
     if empty.any():
-        raise ValueError(f"mask {int(empty.nonzero()[0])} is empty: expected masks of one pixel or more")
+        raise ValueError(f"mask {int(empty.nonzero()[0])} is empty: expected masks with at least one pixel")
     valid = valid_pixels(input_size, resolution).to(masks.device)
     rows, columns = (
         _shares(pixels, side, resolution).to(masks.device)

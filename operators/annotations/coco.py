@@ -42,12 +42,12 @@ def parse_coco(data: bytes, name: str) -> Mapping[str, Any]:
         raise UsageError(f"{name} is not JSON ({error}): {expected}") from error
     if not isinstance(document, dict):
         kind = "a list" if isinstance(document, list) else "a single value"
-        hint = "; COCO results have no images, name the file of annotations" if isinstance(document, list) else ""
+        hint = ". COCO results contain no images; pass the annotations file." if isinstance(document, list) else ""
         raise UsageError(f"{name} is {kind}: {expected}{hint}")
     for key in ("images", "annotations"):
         if not isinstance(document.get(key), list):
-            found = f"its `{key}` is no list" if key in document else f"it has no `{key}`"
-            raise UsageError(f"{name} is no COCO file, {found}: {expected}")
+            found = f"its `{key}` is not a list" if key in document else f"it has no `{key}`"
+            raise UsageError(f"{name} is not a COCO file, because {found}: {expected}")
     return document
 
 
@@ -77,11 +77,11 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
             continue
         images.append(image)
         if id is None:
-            image.unreadable.append("it has no id: its masks are not known")
+            image.unreadable.append("it has no id, so its masks are unknown")
     for id, several in by_id.items():
         for image in several if len(several) > 1 else ():
             if image is not None:
-                image.unreadable.append(f"it has the id {id} of another image: its masks are not known")
+                image.unreadable.append(f"another image also has the id {id}, so its masks are unknown")
     for index, entry in enumerate(document["annotations"]):
         id = _key(entry.get("image_id")) if isinstance(entry, dict) else None
         homes = by_id.get(id, []) if id is not None else []
@@ -90,7 +90,7 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
             continue
         homeless += not homes
         found = f"the image_id {id} of several images" if len(homes) > 1 else "no image in the file"
-        unreadable.append(f"annotation number {index + 1} has {found}")
+        unreadable.append(f"annotation number {index + 1} refers to {found}")
     return AnnotatedFile(images, unreadable, _frequencies(document.get("categories")), homeless)
 
 
@@ -130,10 +130,10 @@ def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
         raise UnreadableMaskError("its segmentation is neither run lengths nor polygons")
     size = image.size
     if size is None:
-        raise UnreadableMaskError("it is a polygon, and its image has no height and width in the file")
+        raise UnreadableMaskError("it is a polygon, but the file has no height and width for its image")
     if image.other not in (None, size):
         raise UnreadableMaskError(
-            f"it is a polygon in {image.other[1]} x {image.other[0]} pixels, its image is {size[1]} x {size[0]}"
+            f"it is a polygon in {image.other[1]} x {image.other[0]} pixels, but its image is {size[1]} x {size[0]}"
         )
     check_pixels(size)
     _check_polygons(segmentation, size)
@@ -156,18 +156,18 @@ def _check_polygons(polygons: Sequence[Any], size: Size) -> None:
     steps = 0.0
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise UnreadableMaskError("a polygon of it is not a list x, y, x, y, … of three points or more")
+            raise UnreadableMaskError("one of its polygons is not a list x, y, x, y, … of at least three points")
         for place, value in enumerate(polygon):
             side = farthest[place % 2]
             if type(value) not in (int, float) or not math.isfinite(value) or not -side <= value <= 2 * side:
                 raise UnreadableMaskError(
-                    f"a polygon of it has the coordinate {str(value)[:40]}: expected pixels, from {-side} to {2 * side}"
+                    f"a polygon has the coordinate {str(value)[:40]}: expected pixels from {-side} to {2 * side}"
                 )
         points = np.asarray(polygon, np.float64).reshape(-1, 2)
         steps += float((np.abs(points - np.roll(points, 1, axis=0)).max(axis=1) + 1).sum())
     if steps > LONGEST_OUTLINE:
         raise UnreadableMaskError(
-            f"its polygons have {len(polygons):,} outlines of {steps:,.0f} pixels: at most {LONGEST_OUTLINE:,} are read"
+            f"its polygons have {len(polygons):,} outlines of {steps:,.0f} pixels: the limit is {LONGEST_OUTLINE:,}"
         )
 
 

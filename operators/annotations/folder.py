@@ -74,11 +74,11 @@ def read_json(data: bytes, name: str, size: Size | None = None) -> AnnotatedImag
         document = json.loads(data)
         about, annotations = document["image"], document["annotations"]
         if not isinstance(annotations, list):
-            raise ValueError("its `annotations` are no list")
+            raise ValueError("its `annotations` is not a list")
         written = about.get("file_name")
         sides = about.get("height"), about.get("width")
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        why = f"the file is not SA-1B's JSON of an image, with `image` and `annotations` ({error!r:.200})"
+        why = f"the file is not SA-1B's JSON for an image, with `image` and `annotations` ({error!r:.200})"
         return AnnotatedImage(name, None, size, unreadable=[why])
     if size is None and all(type(side) is int and 0 < side <= LONGEST_SIDE for side in sides):
         size = (int(sides[0]), int(sides[1]))

@@ -81,7 +81,7 @@ class AnnotatedImage:
         """Raise `UnreadableMaskError` if a mask's (height, width) differs from the image's, if that is known."""
         if self.size is not None and tuple(found) != self.size:
             height, width = found
-            raise UnreadableMaskError(f"it is {width} x {height} pixels, its image {self.size[1]} x {self.size[0]}")
+            raise UnreadableMaskError(f"{width} x {height} pixels, but its image is {self.size[1]} x {self.size[0]}")
 
     def leave_out(self, id: int | None, why: object) -> None:
         """List a mask that cannot be read."""
@@ -140,7 +140,7 @@ def checked_rle(segmentation: Mapping[str, Any]) -> CocoRle:
     if isinstance(counts, list):
         counts = _compressed(counts)
     if not isinstance(counts, str) or not counts.isascii():
-        raise UnreadableMaskError("its counts are neither a list of numbers nor text in ascii")
+        raise UnreadableMaskError("its counts are neither a list of numbers nor ASCII text")
     try:
         runs.area(runs.Rle((size[0], size[1]), counts))
     except ValueError as error:
@@ -152,7 +152,7 @@ def check_pixels(size: Size) -> None:
     """Raise `UnreadableMaskError` if a (height, width) has more pixels than are ever decoded."""
     if size[0] * size[1] > MOST_PIXELS:
         raise UnreadableMaskError(
-            f"its size is {size[1]} x {size[0]}, {size[0] * size[1]:,} pixels: at most {MOST_PIXELS:,} are decoded"
+            f"its size is {size[1]} x {size[0]}, {size[0] * size[1]:,} pixels: the limit is {MOST_PIXELS:,}"
         )
 
 
@@ -162,7 +162,7 @@ def _is_side(value: object) -> bool:
 
 def _compressed(counts: list[Any]) -> str:
     if not all(type(run) is int for run in counts):
-        raise UnreadableMaskError("its counts are not whole numbers")
+        raise UnreadableMaskError("its counts are not integers")
     if any(not 0 <= run <= LONGEST_SIDE**2 for run in counts):
-        raise UnreadableMaskError("its counts have a number that is negative or larger than any image")
+        raise UnreadableMaskError("its counts contain a number that is negative or larger than any image")
     return runs.compress(np.array(counts, dtype=np.int64))

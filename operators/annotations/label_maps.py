@@ -50,18 +50,18 @@ def read_label_map(data: bytes, name: str, size: Size | None = None) -> NDArray[
     """
     ending = PurePosixPath(name).suffix.lower()
     if ending not in ENDINGS:
-        raise UnreadableMapError(f"it ends in {ending or 'nothing'}: expected one of {', '.join(ENDINGS)}")
+        raise UnreadableMapError(f"its extension is {ending or 'missing'}: expected one of {', '.join(ENDINGS)}")
     return _of_array(data, size) if ending == ".npy" else _of_picture(data, size)
 
 
 def _check_shape(shape: tuple[int, ...], size: Size | None) -> None:
     """Check the shape that a file claims, before memory is allocated for it."""
     if len(shape) != 2 or 0 in shape or max(shape) > LONGEST_SIDE:
-        raise UnreadableMapError(f"its shape is {str(shape)[:60]}: expected (height, width), one number a pixel")
+        raise UnreadableMapError(f"its shape is {str(shape)[:60]}: expected (height, width), one number per pixel")
     if size is not None and shape != size:
-        raise UnreadableMapError(f"it is {shape[1]} x {shape[0]} pixels, its image {size[1]} x {size[0]}")
+        raise UnreadableMapError(f"it is {shape[1]} x {shape[0]} pixels, but its image is {size[1]} x {size[0]}")
     if shape[0] * shape[1] > MOST_PIXELS:
-        raise UnreadableMapError(f"it has {shape[0] * shape[1]:,} pixels: at most {MOST_PIXELS:,} are decoded")
+        raise UnreadableMapError(f"it has {shape[0] * shape[1]:,} pixels: the limit is {MOST_PIXELS:,}")
 
 
 def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list[AnnotatedMask]:
@@ -77,7 +77,7 @@ def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list
     order = np.argsort(values, kind="stable")
     numbers, first = np.unique(values[order], return_index=True)
     if len(numbers) > MOST_NUMBERS:
-        raise UnreadableMapError(f"it has {len(numbers):,} different numbers: at most {MOST_NUMBERS:,} are read")
+        raise UnreadableMapError(f"it has {len(numbers):,} different numbers: the limit is {MOST_NUMBERS:,}")
     size = (labels.shape[0], labels.shape[1])
     masks = []
     for number, runs in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
@@ -114,17 +114,17 @@ def _of_array(data: bytes, size: Size | None) -> NDArray[np.int64]:
         version, _ = form.read_magic(stream)
         read = {1: form.read_array_header_1_0, 2: form.read_array_header_2_0}.get(version)
         if read is None:
-            raise UnreadableMapError(f"it is of version {version} of NumPy's format: expected 1 or 2")
+            raise UnreadableMapError(f"its NumPy format version is {version}: expected 1 or 2")
         shape, _, kind = read(stream)
         if kind.kind not in "iub":
-            raise UnreadableMapError(f"its numbers are of type {str(kind)[:40]}: expected whole numbers")
+            raise UnreadableMapError(f"its numbers are of type {str(kind)[:40]}: expected integers")
         _check_shape(shape, size)
         stream.seek(0)
         array: NDArray[Any] = np.load(stream, allow_pickle=False)
     except UnreadableMapError:
         raise
     except (ValueError, OSError, EOFError, MemoryError, SyntaxError) as error:
-        raise UnreadableMapError(f"it is no array of NumPy: {error}") from error
+        raise UnreadableMapError(f"it is not a NumPy array: {error}") from error
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise UnreadableMapError("it has a number over 2^63")
     return array.astype(np.int64)
@@ -139,9 +139,9 @@ def _of_picture(data: bytes, size: Size | None) -> NDArray[np.int64]:
                 if getattr(picture, "n_frames", 1) > 1:
                     raise UnreadableMapError("it has several pages: expected one")
                 if picture.mode not in _MODES:
-                    raise UnreadableMapError(f"its pixels are {picture.mode}, a color: expected one number a pixel")
+                    raise UnreadableMapError(f"its pixels are {picture.mode}, a color: expected one number per pixel")
                 return np.asarray(picture).astype(np.int64)
     except UnreadableMapError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, MemoryError) as error:
-        raise UnreadableMapError(f"it cannot be decoded: {error}") from error
+        raise UnreadableMapError(f"it can't be decoded: {error}") from error

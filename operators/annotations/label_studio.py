@@ -74,7 +74,7 @@ class _TaskParts:
         )
         missing = [part for part in range(1, self._count + 1) if part not in self._latest]
         for part in missing:
-            whole.unreadable.append(f"the masks of part {part} of {self._count}: its task has no answer")
+            whole.unreadable.append(f"the masks of part {part} of {self._count}: its task has no submission")
         return TaskAnnotation(whole, self._superseded)
 
 
@@ -94,7 +94,7 @@ def read_tasks(
     parts: dict[str, _TaskParts] = {}
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict):
-            raise TypeError(f"task number {number} is no object")
+            raise TypeError(f"task number {number} is not an object")
         answers = _sorted(task)
         if not answers:
             continue
@@ -132,7 +132,7 @@ def iter_tasks(stream: ByteStream) -> Iterator[Any]:
             data = stream.read(size)
             if not self.begun and data.strip():
                 if data.lstrip()[:1] != b"[":
-                    raise ValueError("it is no list of tasks")
+                    raise ValueError("it is not a list of tasks")
                 self.begun = True
             return data
 

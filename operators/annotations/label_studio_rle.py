@@ -55,7 +55,7 @@ def decode_runs(runs: Any, size: Size) -> NDArray[np.bool_]:
     count, total = height * width * _CHANNELS, 8 * len(data)
     announced = int.from_bytes(data[:4])
     if announced != count:
-        raise UnreadableMaskError(f"its run lengths have {announced} values, expected {height} x {width} x 4")
+        raise UnreadableMaskError(f"its run lengths have {announced} values: expected {height} x {width} x 4")
     padded = data + bytes(8)  # 57 bits can be read anywhere; the fields of a record have at most 51
     settings = int.from_bytes(padded[:8]) >> (64 - _HEADER)
     value_bits = (settings >> 16 & 31) + 1
@@ -72,7 +72,7 @@ def decode_runs(runs: Any, size: Size) -> NDArray[np.bool_]:
         if at > total:
             raise UnreadableMaskError(f"its run lengths are cut off after {done} of {count} values")
         if end > count:
-            raise UnreadableMaskError(f"its run lengths go on after their {count} values")
+            raise UnreadableMaskError(f"its run lengths continue after their {count} values")
         # Every fourth value overall is the opacity of a pixel.
         if not is_run:
             bits = np.unpackbits(np.frombuffer(data, np.uint8)) if bits is None else bits

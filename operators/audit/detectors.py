@@ -43,8 +43,8 @@ class DetectorSpec:
                 return cls(known, absolute_name(name))
         raise UsageError(
             f"--detector is {redact(text)!r}: expected face=PATH or plate=PATH, where PATH is the path or URI of a "
-            f"TorchScript file ({', '.join(TORCHSCRIPT_ENDINGS)}), or the name of the detector of that kind that comes "
-            f"with segmint (face={FacesConfig.bundled}, plate={PlatesConfig.bundled})"
+            f"TorchScript file ({', '.join(TORCHSCRIPT_ENDINGS)}), or the name of segmint's bundled detector of that "
+            f"kind (face={FacesConfig.bundled}, plate={PlatesConfig.bundled})"
         )
 
     @property
@@ -79,13 +79,13 @@ class DetectorSpec:
         if self.sha256 is not None and sha256_of(path) != self.sha256:
             raise UsageError(
                 f"{self}: the file differs between the machines of this audit: expected SHA-256 {self.sha256}, found "
-                f"{sha256_of(path)}. Put the same file on each, or name one in a bucket"
+                f"{sha256_of(path)}. Put the same file on each machine, or pass one in a bucket."
             )
         try:
             detector = IsolatedDetector(path, self.kind, device=device)
             detector.try_out()
         except NotLoadedError as error:
-            raise UsageError(f"{self}: {path} cannot be loaded as TorchScript on {device}: {error}") from error
+            raise UsageError(f"{self}: {path} can't be loaded as TorchScript on {device}: {error}") from error
         except DetectorFailedError as error:
             raise UsageError(
                 f"{self}: it failed on a blank image. Expected a TorchScript module that takes one BGR image "
@@ -109,7 +109,7 @@ def distinct_names(given: tuple[DetectorSpec, ...], taken: frozenset[tuple[str, 
         other = known.setdefault((each.kind, name), each)
         if other is not each:
             raise UsageError(
-                f"{other} and {each}: both are called {name}, and the answer could not tell them apart: name each "
-                "detector once, and give files different names"
+                f"{other} and {each}: both are called {name}, so the result couldn't distinguish them. Pass each "
+                "detector once, and give files different names."
             )
     return names

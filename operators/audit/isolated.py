@@ -87,7 +87,7 @@ class IsolatedDetector:
     def _ask(self, data: bytes) -> Any:
         if self._late >= MOST_LATE:
             raise DetectorFailedError(
-                f"not run again: it took over {self._timeout_s:g} seconds {self._late} times in a row"
+                f"not run again, because it took over {self._timeout_s:g} seconds {self._late} times in a row"
             )
         try:
             answer = self._children.run(data)

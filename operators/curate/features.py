@@ -124,7 +124,7 @@ class InspectImages:
             if suspect:
                 (self._task.folder / part_name(first, suspect=True)).put(data)
             elif not (self._task.folder / part_name(first)).put_if_absent(data):
-                fault = "the part is there with other bytes: another machine sees other pixels in an image"
+                fault = "the part exists with other bytes: another machine decodes an image to other pixels"
         size = sum(row.get("bytes", 0) for row in rows)
         return pa.table({"first": [first], "bytes": [size], "fault": [fault], "suspect": [suspect]}, schema=DONE)
 

@@ -32,15 +32,15 @@ class Scorer:
             raise UsageError(f"{where}: {error}") from error
         found = sha256_of(path)
         if found != config.sha256:
-            raise UsageError(f"{where}: {config.file} has the SHA-256 {found}; expected {config.sha256}")
+            raise UsageError(f"{where}: {config.file} has SHA-256 {found}: expected {config.sha256}")
         try:
             self._module: Any = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
-            raise UsageError(f"{where}: {path} cannot be loaded as TorchScript: {error}") from error
+            raise UsageError(f"{where}: {path} can't be loaded as TorchScript: {error}") from error
         self.name = config.name
         if self.score(np.full((*_TRIAL, 3), 128, np.uint8)) is None:
             raise UsageError(
-                f"{where}: {path} gives a gray picture no number; expected a TorchScript module that takes one RGB "
+                f"{where}: {path} returns no number for a gray image: expected a TorchScript module that takes one RGB "
                 "image, (3, H, W) uint8, and returns one finite number"
             )
 

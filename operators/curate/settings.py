@@ -83,7 +83,7 @@ class CurateConfig(_CurateModel):
     def _names_differ(self) -> Self:
         names = [scorer.name for scorer in self.scorers]
         if len(set(names)) < len(names):
-            raise ValueError("two scorers have the same name: expected different ones")
+            raise ValueError("two scorers have the same name: expected different names")
         return self
 
     def limits(self) -> dict[str, tuple[float | None, float | None]]:

@@ -130,7 +130,7 @@ class _ClickedMask:
         """
         if not predicted.isfinite().all():
             raise NoNumberError(
-                "the weights predict an IoU that is no finite number: they are damaged, or overflow in bf16"
+                "the weights predict an IoU that isn't finite, because they are damaged or overflow in bf16"
             )
         settings, count = self._settings, len(self.clicks)
         place = _SINGLE
@@ -154,7 +154,7 @@ class _ClickedMask:
     def scores(self) -> MaskScores:
         """Return the scores once the mask is done."""
         if self._first is None or self._last is None:
-            raise ValueError("the mask was not clicked on to the end")
+            raise ValueError("not all clicks on the mask were made")
         iou, oracle, predicted = zip(*self._measured, strict=True)
         return MaskScores(iou, oracle, predicted, tuple(self.clicks), self._first, self._last)
 

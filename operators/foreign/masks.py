@@ -54,7 +54,7 @@ def read_foreign(data: bytes, size: tuple[int, int] | None, place: FindingLocati
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"no JSON: {error}") from error
+        raise ValueError(f"not JSON: {error}") from error
     header, annotations = (document.get("image"), document.get("annotations")) if isinstance(document, dict) else (0, 0)
     if not isinstance(header, dict) or not isinstance(annotations, list):
         raise ValueError("no image with a list of annotations")

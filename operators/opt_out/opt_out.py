@@ -264,8 +264,8 @@ def _library() -> tuple[Any, Any]:
         return c2pa, c2pa.Context.from_dict(_SETTINGS)
     except Exception as error:
         raise C2paMissingError(
-            "an image has a C2PA manifest, and c2pa-python, which reads it, cannot be loaded here "
-            f"({type(error).__name__}: {error}): pip install 'segmint[build]', in the versions of constraints.txt"
+            "an image has a C2PA manifest, but c2pa-python, which reads it, can't be loaded here "
+            f"({type(error).__name__}: {error}). Run `pip install 'segmint[build]' -c constraints.txt`."
         ) from error
 
 

@@ -140,8 +140,8 @@ class DeidentifyConfig(BaseModel):
         missing = sorted(name for name in self.packages if installed_version(name) == NOT_INSTALLED)
         if missing:
             raise UsageError(
-                f"the detectors {' and '.join(self.detectors.values())} need {', '.join(missing)}, not installed here: "
-                "pip install 'segmint[detectors]', or name other detectors in deidentify.faces and deidentify.plates"
+                f"the detectors {' and '.join(self.detectors.values())} need {', '.join(missing)}, not installed here. "
+                "Run `pip install 'segmint[detectors]'`, or set other detectors in deidentify.faces and .plates."
             )
 
     @property
@@ -240,8 +240,8 @@ def _require_detector(detector: Detector) -> None:
                 raise
             raise BrokenDetectorError(
                 f"the {detector.kind} detector {detector.name} fails on a control image of {size[0]} x {size[1]} "
-                f"pixels, too, so no image is refused for it: {last_line(error)}. Correct its file, or the machine, or "
-                "begin another dataset with another detector"
+                f"pixels, too, so it rejects no image: {last_line(error)}. Fix its file or the machine, or build "
+                "another dataset with another detector."
             ) from error
 
 
@@ -331,4 +331,4 @@ def _torchscript(
     try:
         return load(path, kind, config.score, device)
     except (RuntimeError, ValueError) as error:
-        raise UsageError(f"{key}: {path} cannot be loaded as TorchScript on {device}: {error}") from error
+        raise UsageError(f"{key}: {path} can't be loaded as TorchScript on {device}: {error}") from error

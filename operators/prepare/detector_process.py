@@ -115,8 +115,8 @@ def require_numerics(device: str, wanted: str) -> None:
     here = detector_numerics(device)
     if wanted and here != wanted:
         raise UsageError(
-            f"this machine's detections would have other bits than those of the dataset: detectors {here!r} against "
-            f"{wanted!r}. Use the same machines and versions, or set allow_mixed_numerics: true"
+            f"this machine's detections would differ from the dataset's in the last bits: detectors {here!r} instead "
+            f"of {wanted!r}. Use the same machines and versions, or set allow_mixed_numerics: true."
         )
 
 
@@ -184,8 +184,8 @@ class DetectorProcess:
         if len(self._deaths) > MOST_DEATHS and self._deaths[-1] - self._deaths[0] < DEATHS_WITHIN_S:
             raise DetectorsGoneError(
                 f"the process that searches images for faces and plates (deidentify.device) died {MOST_DEATHS + 1} "
-                f"times within {DEATHS_WITHIN_S / 60:g} minutes, at last {_how(process.exitcode)}: look at the GPU and "
-                f"the memory of {socket.gethostname()}, and build again"
+                f"times within {DEATHS_WITHIN_S / 60:g} minutes, most recently {_how(process.exitcode)}. Check the GPU "
+                f"and memory of {socket.gethostname()}, then build again."
             )
 
     def _start(self) -> BaseProcess:
@@ -206,7 +206,7 @@ class DetectorProcess:
         process.kill()
         process.join()
         raise DetectorsGoneError(
-            f"the process that searches images for faces and plates (deidentify.device) cannot start on "
+            f"the process that searches images for faces and plates (deidentify.device) can't start on "
             f"{socket.gethostname()}: {problem}"
         )
 
@@ -220,7 +220,7 @@ def _how(exit_code: int | None) -> str:
     if exit_code == -signal.SIGALRM:
         return "because a search took too long"
     if exit_code == _BROKEN_EXIT:
-        return "because of an error of the GPU that stays"
+        return "because of a persistent GPU error"
     return f"by {signal.Signals(-exit_code).name}" if exit_code and exit_code < 0 else f"with exit code {exit_code}"
 
 
@@ -298,7 +298,7 @@ class _Server:
             raise
         except Exception as error:  # noqa: BLE001 - a detector's file is somebody's code, and raises anything
             if isinstance(error, MemoryError | ImportError) or is_short_of_memory(error):
-                text = "the memory of the GPU or the machine, or a package, is not enough for a search"
+                text = "not enough memory on the GPU or machine for a search, or a package is missing"
                 send_error(connection, SHORT_OF_MEMORY, name, text)
             else:
                 if device_failure(self._device) is not None:

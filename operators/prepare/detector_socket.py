@@ -86,7 +86,7 @@ class RemoteDetector:
                 what, name, rest = _receive_reply(connection)
         except (OSError, EOFError) as error:
             raise DetectorProcessError(
-                f"the process that searches images on the GPU gave no answer ({type(error).__name__}: {error}); the "
+                f"the process that searches images on the GPU didn't reply ({type(error).__name__}: {error}); the "
                 "image is searched again"
             ) from error
         self.name = name or self.name
@@ -123,7 +123,7 @@ def connected(address: str, wait_s: float) -> Iterator[socket.socket]:
         connection.settimeout(wait_s)
         connection.connect(f"\0{address}")
         if not is_own(connection):
-            raise PermissionError(f"another user listens at the socket {address}")
+            raise PermissionError(f"another user is listening on the socket {address}")
         yield connection
 
 
@@ -226,7 +226,7 @@ def _receive_reply(connection: socket.socket) -> tuple[int, str, bytes]:
     """Return a reply's kind, the detector's name, and the rest."""
     magic, what, name, rest = _REPLY.unpack(_receive(connection, _REPLY.size))
     if magic != _MAGIC or name > _MOST_NAME or rest > _MOST_FOUND * _COLUMNS * 8:
-        raise EOFError("the answer does not have the agreed form")
+        raise EOFError("the reply has an unexpected format")
     return what, _receive(connection, name).decode(errors="replace"), _receive(connection, rest)
 
 
@@ -246,7 +246,7 @@ def _unpack(data: bytes, kind: Kind, name: str) -> list[Detection]:
     found = []
     for score, x0, y0, x1, y1, has_quad, *corners in rows.reshape(-1, _COLUMNS).tolist():
         if not all(map(math.isfinite, (score, x0, y0, x1, y1, *corners))):
-            raise DetectorProcessError("the process that searches images on the GPU: a detection that is not finite")
+            raise DetectorProcessError("the process that searches images on the GPU: a detection isn't finite")
         a, b, c, d = ((corners[2 * i], corners[2 * i + 1]) for i in range(4))
         found.append(Detection(kind, score, (x0, y0, x1, y1), (a, b, c, d) if has_quad else None, name))
     return found

@@ -293,8 +293,8 @@ def _require_decoder(kind: str) -> None:
         raise
     except Exception as error:
         raise BrokenDecoderError(
-            f"this process cannot decode a {kind} that it has just encoded, so no image is refused for it: "
-            f"{type(error).__name__}: {error}. Install the packages again, in the versions of constraints.txt"
+            f"this process can't decode a {kind} that it just encoded, so it rejects no image: "
+            f"{type(error).__name__}: {error}. Reinstall the packages in the versions of constraints.txt."
         ) from error
 
 

@@ -51,6 +51,6 @@ def formats_of(identity: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(recorded, list | tuple) and recorded and all(each in SUPPORTED for each in recorded):
         return tuple(recorded)
     raise UsageError(
-        f"the dataset was begun with ingest.formats {recorded!r}; expected some of {', '.join(SUPPORTED)}, which "
-        f"segmint {VERSION} decodes. Use the version that began it, or a later one"
+        f"the dataset was created with ingest.formats {recorded!r}, but segmint {VERSION} only decodes "
+        f"{', '.join(SUPPORTED)}. Use the version that created it, or a later one."
     )

@@ -22,7 +22,7 @@ def auto_or_count(value: Any) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if value == "auto" or whole:
         return value
-    raise ValueError("expected auto or a whole number from 1")
+    raise ValueError("expected auto or a positive integer")
 
 
 def _auto_off_or_share(value: Any) -> Any:
@@ -31,7 +31,7 @@ def _auto_off_or_share(value: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if value in ("auto", "off") or (number and 0 < value <= 1):
         return value if isinstance(value, str) else float(value)
-    raise ValueError("expected auto, off or a number over 0 and up to 1")
+    raise ValueError("expected auto, off, or a number over 0 and up to 1")
 
 
 def _weights(value: str) -> str:

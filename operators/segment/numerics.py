@@ -71,8 +71,8 @@ class Numerics:
         unknown = sorted(values.keys() - known)
         if unknown:
             raise UsageError(
-                f"the dataset's numerics have {', '.join(unknown)}, which segmint {VERSION} does not know: use the "
-                "version that began the dataset, or a newer one"
+                f"the dataset's numerics include {', '.join(unknown)}, which segmint {VERSION} doesn't support. Use "
+                "the version that created the dataset, or a later one."
             )
         missing = frozenset(known.keys() - values.keys())
         lacking = sorted(missing - GPU_ONLY - CPU_ONLY - DETECTORS_ONLY)
@@ -103,7 +103,7 @@ class Numerics:
         """Return a list of the fields that both record with different values, for a message; empty if none differ."""
         ours, theirs = self.to_dict(), other.to_dict()
         differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
-        return ", ".join(f"{key} {ours[key]!r} against {theirs[key]!r}" for key in differing)
+        return ", ".join(f"{key} {ours[key]!r} instead of {theirs[key]!r}" for key in differing)
 
 
 def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Numerics:

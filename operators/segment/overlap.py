@@ -32,7 +32,7 @@ class HostThreads:
     def __post_init__(self) -> None:
         """Raise ValueError if only one of the pools has threads or a number is negative."""
         if min(self.decoders, self.finishers, self.waiting) < 0 or (self.decoders == 0) != (self.finishers == 0):
-            raise ValueError(f"{self}: expected at least one decoder and one finisher, or none of both")
+            raise ValueError(f"{self}: expected at least one decoder and one finisher, or neither")
 
     @classmethod
     def of(cls, device: str, num_cpus: float = 2) -> "HostThreads":

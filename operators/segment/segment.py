@@ -112,8 +112,8 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
                 predictor.embed_many([nothing], batch_size=numerics.crops_per_batch)
         except CompilationError as error:
             raise MixedNumericsError(
-                f"the dataset was begun with model.encoder compiled, and {error} here. Fix this machine's compiler, "
-                "begin another dataset with model.encoder: eager, or set allow_mixed_numerics: true"
+                f"the dataset was created with model.encoder compiled, but {error} here. Fix this machine's compiler, "
+                "build another dataset with model.encoder: eager, or set allow_mixed_numerics: true."
             ) from error
     return generator
 
@@ -127,8 +127,8 @@ def check_numerics(settings: SegmentSettings) -> None:
     differences = here.differences(wanted)
     if differences and not settings.allow_mixed_numerics:
         raise MixedNumericsError(
-            f"this machine would not produce the bits that the dataset was begun with: {differences}. "
-            "Use the same machines and versions, or set allow_mixed_numerics: true"
+            f"this machine can't reproduce the dataset's masks bit for bit: {differences}. "
+            "Use the same machines and versions, or set allow_mixed_numerics: true."
         )
 
 

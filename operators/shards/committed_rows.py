@@ -26,7 +26,7 @@ def read_table(data: bytes, kind: str) -> pa.Table:
         table = pq.ParquetFile(io.BytesIO(data)).read()
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
-        raise DamagedDatasetError(f"no Parquet that can be read: {error}") from error
+        raise DamagedDatasetError(f"not readable as Parquet: {error}") from error
     if not table.schema.equals(SCHEMAS[kind]):
         raise DamagedDatasetError(
             f"other columns: {', '.join(_differences(table, SCHEMAS[kind])) or 'in another order'}"
@@ -52,7 +52,7 @@ def read_committed_rows(dataset: Location, commit: Commit) -> list[Row]:
         members = dict(tar_members(read_file(dataset, tar)))
         return committed_rows(rows["images"], rows["masks"], rows["rejects"], members)
     except (BadTarError, ValueError) as error:
-        raise DamagedDatasetError(f"{dataset / tar.path} does not fit its tables: {error}") from error
+        raise DamagedDatasetError(f"{dataset / tar.path} doesn't match its tables: {error}") from error
 
 
 def rows_of(
@@ -76,14 +76,14 @@ def read_file(dataset: Location, entry: FileEntry) -> bytes:
     try:
         data = file.read(max_bytes=entry.size)
     except NotFoundError as error:
-        raise DamagedDatasetError(f"{file}: {entry.size} bytes expected, no such file") from error
+        raise DamagedDatasetError(f"{file}: expected {entry.size} bytes; found no such file") from error
     except ObjectTooLargeError as error:
-        raise DamagedDatasetError(f"{file}: {entry.size} bytes expected, it has {error.size}") from error
+        raise DamagedDatasetError(f"{file}: expected {entry.size} bytes; found {error.size}") from error
     if len(data) != entry.size:
-        raise DamagedDatasetError(f"{file}: {entry.size} bytes expected, it has {len(data)}")
+        raise DamagedDatasetError(f"{file}: expected {entry.size} bytes; found {len(data)}")
     digest = hashlib.sha256(data).hexdigest()
     if digest != entry.sha256:
-        raise DamagedDatasetError(f"{file}: SHA-256 {entry.sha256} expected, it has {digest}")
+        raise DamagedDatasetError(f"{file}: expected SHA-256 {entry.sha256}; found {digest}")
     return data
 
 
@@ -115,7 +115,7 @@ def committed_rows(
     for row in images:
         name = image_name(row["id"])
         if with_images and name not in members:
-            raise ValueError(f"it holds no {name}")
+            raise ValueError(f"it contains no {name}")
         own = of_image.get(row["ordinal"], [])
         stages = {"stage": None, ANNOTATION_STAGE: row.get("stage")}
         rows.append({**unset, **row, **stages, "masks": own, "release": members.get(name, b"")})

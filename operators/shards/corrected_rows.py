@@ -65,7 +65,7 @@ def _decoded(row: Row) -> Pixels:
         with JpegDecoder(own=True, processes=1) as decoder:  # no child process starts for a JPEG in segmint's own form
             return decoder.run(decode_jpeg, row["release"])
     except UndecodableError as error:
-        raise DamagedDatasetError(f"image {row['id']}: its JPEG cannot be decoded: {error}") from error
+        raise DamagedDatasetError(f"image {row['id']}: its JPEG can't be decoded: {error}") from error
 
 
 def source_region(row: Row, box: WantedRegion) -> Region:

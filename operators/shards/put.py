@@ -176,8 +176,8 @@ def replace_shard(
     remove(reservation, purge=purge)
     if not won:
         raise LostRaceError(
-            f"shard {new.shard}: another command has committed generation {new.generation} meanwhile, so the files of "
-            "this one were deleted again. Repeat this command"
+            f"shard {new.shard}: another command committed generation {new.generation} first, so the files of "
+            "this one were deleted. Run this command again."
         )
     return new
 

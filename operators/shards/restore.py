@@ -113,8 +113,8 @@ def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage
     if not annotated:
         return ""
     return (
-        f"what people said of the masks of {counted(annotated, 'image')} (label, source, annotator, prompts and more) "
-        f"was only in {lost[0]}, and no build can make it again"
+        f"the annotations of the masks of {counted(annotated, 'image')} (label, source, annotator, prompts, and more) "
+        f"existed only in {lost[0]}, so a build can't restore them"
     )
 
 
@@ -163,7 +163,7 @@ def _put_back(
         entry, _ = built[damage.kind]
         if entry != damage.entry:
             other.append(
-                f"{damage.entry.path}: built again it has {entry.size} bytes, SHA-256 {entry.sha256[:12]}…; "
+                f"{damage.entry.path}: the rebuilt file has {entry.size} bytes, SHA-256 {entry.sha256[:12]}…; "
                 f"the commit names {damage.entry.size} bytes, SHA-256 {damage.entry.sha256[:12]}…"
             )
     if (
@@ -177,7 +177,7 @@ def _put_back(
 
 def _replaced(commit: Commit) -> DamagedDatasetError:
     return DamagedDatasetError(
-        f"another command has replaced generation {commit.generation} meanwhile, and its files with it"
+        f"another command has replaced generation {commit.generation} and its files in the meantime"
     )
 
 
@@ -247,7 +247,7 @@ def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, S
     wrong = {kind: list(found.get(kind, ())) for kind in DATA_KINDS if len(found.get(kind, ())) != 1}
     if wrong:
         listed = "; ".join(f"{kind}: {', '.join(paths) or 'none'}" for kind, paths in wrong.items())
-        raise DamagedDatasetError(f"one file of each kind is needed to make the commit again, and there are {listed}")
+        raise DamagedDatasetError(f"rebuilding the commit takes one file of each kind, but there are {listed}")
     entries = []
     for kind in DATA_KINDS:
         path = found[kind][0]
@@ -261,13 +261,13 @@ def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, S
     rows = read_committed_rows(dataset.location, candidate)
     if [row["ordinal"] for row in rows] != list(range(*damaged.ordinals)):
         raise DamagedDatasetError(
-            f"the files of shard {damaged.shard} do not hold each of its ordinals once and in order"
+            f"the files of shard {damaged.shard} don't contain each of its ordinals once and in order"
         )
     files = build_shard_files(rows, with_images=dataset.with_images)
     built = {entry for entry, _ in named_files(damaged.shard, files)}
     other = [entry.path for entry in entries if entry not in built]
     if other:
-        raise DamagedDatasetError(f"built again from their rows, {', '.join(other)} would have other bytes")
+        raise DamagedDatasetError(f"rebuilt from their rows, {', '.join(other)} would have other bytes")
     return replace(candidate, counts=files.counts)
 
 

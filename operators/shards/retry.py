@@ -42,7 +42,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     )
     if table.column("ordinal").to_pylist() != list(task.ordinals):
         raise WrongRowsError(
-            f"shard {task.shard}: {len(task.ordinals)} rows were to be retried, but {table.num_rows} other rows came"
+            f"shard {task.shard}: {len(task.ordinals)} rows were to be retried, but got {table.num_rows} other rows"
         )
     why = faults(table)
     if why:
@@ -50,13 +50,13 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
     again = {row["ordinal"]: row for row in iter_rows(table)}
     counts = _counts(again.values())
-    superseded = ShardResult(task.shard, "unchanged", {}, "another command has replaced the shard meanwhile")
+    superseded = ShardResult(task.shard, "unchanged", {}, "another command replaced the shard in the meantime")
 
     def merge(commit: Commit, rows: Sequence[Row]) -> Sequence[Row]:
         before = {row["ordinal"]: row for row in rows if row["reason"] is not None}
         if commit.generation == task.generation and not again.keys() <= before.keys():
             raise WrongRowsError(
-                f"shard {task.shard}: its generation {commit.generation} had not refused all of these rows"
+                f"shard {task.shard}: its generation {commit.generation} hadn't rejected all of these rows"
             )
         current = {row["ordinal"]: row for row in rows if row["ordinal"] in again}
         if all(_same(current.get(ordinal), row) for ordinal, row in again.items()):

@@ -115,7 +115,7 @@ def with_latest_commit(dataset: Location, shard: int, use: Callable[[Commit], Re
     def read(generation: int) -> Result:
         commit = log.read(shard, generation)
         if commit is None:
-            raise DamagedDatasetError(f"{log.location(shard, generation)} is gone")
+            raise DamagedDatasetError(f"{log.location(shard, generation)} is missing")
         return use(commit)
 
     return with_generation(dataset, shard, read)

@@ -109,7 +109,7 @@ def _committed(task: ShardTask) -> ShardResult:
     """Return the result of a committed shard, with the counts of its latest commit."""
     latest = task.dataset.commits.latest(task.shard)
     if latest is None:
-        raise SegmintError(f"shard {task.shard}: its commit could neither be put nor read. Run the build again")
+        raise SegmintError(f"shard {task.shard}: its commit could be neither written nor read. Run the build again.")
     return ShardResult(task.shard, "committed", latest.counts)
 
 
@@ -124,7 +124,7 @@ def shard_table(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     ordinals = table.column("ordinal").to_pylist()
     if ordinals != list(range(task.start, task.stop)):
         raise WrongRowsError(
-            f"shard {task.shard} takes the ordinals {task.start} to {task.stop - 1}, but got {len(ordinals)} "
+            f"shard {task.shard} expected the ordinals {task.start} to {task.stop - 1}, but got {len(ordinals)} "
             f"rows from {min(ordinals, default=None)} to {max(ordinals, default=None)}"
         )
     return table
@@ -136,7 +136,7 @@ def faults(table: pa.Table) -> str:
     if not len(found):
         return ""
     (first,) = found.slice(0, 1).to_pylist()
-    return f"{len(found)} of {len(table)} rows could not be judged; the first: {named(first)}: {first['fault']}"
+    return f"{len(found)} of {len(table)} rows couldn't be judged; the first: {named(first)}: {first['fault']}"
 
 
 def faulted_ordinals(table: pa.Table) -> tuple[int, ...]:
@@ -165,8 +165,8 @@ def hold_reason(table: pa.Table, max_reject_ratio: float) -> str:
         reason, count = entry["values"], entry["counts"]
         if reason not in DELIBERATE_REASONS and count > max_reject_ratio * len(table):
             return (
-                f"{count} of {len(table)} rows were refused as {reason}, over max_reject_ratio {max_reject_ratio}: "
-                "if that is no outage, raise max_reject_ratio and build again"
+                f"{count} of {len(table)} rows were rejected as {reason}, over max_reject_ratio {max_reject_ratio}. "
+                "If that isn't an outage, raise max_reject_ratio and build again."
             )
     return ""
 

@@ -38,9 +38,9 @@ from segmint.pipeline.corrections.credits import (
 from segmint.pipeline.corrections.parts import put_parts, remove_parts
 
 _WHY_FIXED = (
-    "Only attribution, provider, source_url and country are amended: the others say which image was taken in, and on "
-    "which terms. Put these values back; all but a uri may be left empty instead. An image whose license is another "
-    "one by now is taken down, and added again under a new image_id"
+    "`segmint amend` can only change attribution, provider, source_url, and country, because the other columns define "
+    "the image and its terms. Restore their values; all but uri can also be empty. To change an image's license, take "
+    "it down and add it under a new image_id."
 )
 
 
@@ -77,8 +77,8 @@ class AmendmentList:
             ),
             *([f"  and {values - SHOWN:,} more values"] if values > SHOWN else []),
             *([unknown] if self.unknown else []),
-            *([f"an earlier amendment did not end, and is completed: {unfinished}"] if self.unfinished else []),
-            *(f"made from this dataset, and not reached: {output}" for output in self.outputs),
+            *([f"completing an earlier amendment that didn't finish: {unfinished}"] if self.unfinished else []),
+            *(f"created from this dataset, not updated: {output}" for output in self.outputs),
         ]
 
 
@@ -98,17 +98,17 @@ class AmendResult:
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
-        unknown = [f"{counted(self.unknown, 'row')} not in the dataset, and left out"] if self.unknown else []
+        unknown = [f"{counted(self.unknown, 'row')} not in the dataset, skipped"] if self.unknown else []
         if not self.rows and not self.changed_shards:
-            return [f"nothing to amend: {self.dataset} has these values", *unknown, self.version.line()]
+            return [f"nothing to amend: {self.dataset} already has these values", *unknown, self.version.line()]
         values = f": {listed(f'{name} of {count:,}' for name, count in self.values.items())}" if self.values else ""
         return [
             f"{counted(self.rows, 'row')} of the catalog amended{values}; {counted(self.images, 'image')} changed in "
             f"{counted(len(self.changed_shards), 'shard')}",
             *unknown,
-            "what was there before is gone, older versions included",
-            *(f"made from this dataset, and yours to make again: {output}" for output in self.outputs),
-            *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
+            "the previous values were deleted, including older versions",
+            *(f"created from this dataset, create it again: {output}" for output in self.outputs),
+            *(f"removed only the link, check its target: {link}" for link in self.removed_links),
             self.version.line(),
         ]
 
@@ -141,7 +141,7 @@ def amend(
     older versions cannot be removed.
     """
     if reason is not None and not reason.strip():
-        raise UsageError("--reason is empty: say why, or leave it away")
+        raise UsageError("--reason is empty. Give a reason, or omit the option.")
     reason = reason or f"from {catalog.name}, SHA-256 {catalog.sha256()[:12]}"
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         amendment = _Amendment(catalog, clear, Path(folder), reason)
@@ -248,17 +248,17 @@ class _Amendment:
         found = amend_parts(staged, parts, folder, images_per_shard=manifest.images_per_shard, clear=cleared)
         if not found.matched:
             raise UsageError(
-                f"{catalog} names no row of {dataset}: its rows are matched by image_id, and the first of them is "
-                f"{shown(found.first_unknown)}. Nothing was changed"
+                f"no row of {catalog} matches a row of {dataset} by image_id, such as its first, "
+                f"{shown(found.first_unknown)}. Nothing was changed."
                 if found.unknown
-                else f"{catalog} has no rows: nothing was changed"
+                else f"{catalog} has no rows. Nothing was changed."
             )
         if found.contradiction is not None:
             raise UsageError(_contradiction_text(catalog, found.contradiction))
         if found.different:
             lines = [_difference_line(column, difference) for column, difference in found.different.items()]
             raise UsageError(
-                "\n  ".join([f"{catalog} does not fit {dataset}, so nothing was changed:", *lines, _WHY_FIXED])
+                "\n  ".join([f"{catalog} doesn't match {dataset}, so nothing was changed:", *lines, _WHY_FIXED])
             )
         return found
 
@@ -266,15 +266,15 @@ class _Amendment:
 def _contradiction_text(catalog: Location, found: Contradiction) -> str:
     (one, other), values = found.rows, [_said(value) for value in found.values]
     return (
-        f"{catalog} contradicts itself, so nothing was changed: rows {one} and {other} are of the image_id "
-        f"{shown(found.image_id)}, with {found.column} {values[0]} and {values[1]}. Keep the right one of them"
+        f"{catalog} contradicts itself, so nothing was changed: rows {one} and {other} have the image_id "
+        f"{shown(found.image_id)}, but {found.column} {values[0]} and {values[1]}. Keep the correct one."
     )
 
 
 def _difference_line(column: str, difference: PinnedDifference) -> str:
     return (
-        f"{counted(difference.rows, 'row')} with another {column}, the first is row {difference.row}, image_id "
-        f"{shown(difference.image_id)}: {shown(difference.pinned)} in the dataset, {shown(difference.found)} there"
+        f"{counted(difference.rows, 'row')} with another {column}; the first is row {difference.row}, image_id "
+        f"{shown(difference.image_id)}: {shown(difference.pinned)} in the dataset, {shown(difference.found)} here"
     )
 
 

@@ -57,5 +57,5 @@ def correct_by_ray(
                         yield from map(pickle.loads, table.column("result").to_pylist())
             except ray.exceptions.RayError as error:
                 raise UnfinishedError(
-                    f"the correction is not finished: {last_line(error)}. What is done is kept; repeat the command"
+                    f"the correction isn't finished: {last_line(error)}. Finished work is kept. Repeat the command."
                 ) from error

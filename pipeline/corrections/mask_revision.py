@@ -71,7 +71,7 @@ class RevisionCounts:
     def leave(self, name: str, why: str, detail: str | None = None) -> None:
         """Count a skipped image."""
         self.left[why] += 1
-        self.example(f"{name}: left as it is: {detail or why}")
+        self.example(f"{name}: skipped: {detail or why}")
 
     def add(self, other: Self) -> None:
         """Add the counts of another shard."""
@@ -150,8 +150,8 @@ class RevisionResult(Generic[L]):
     def last_lines(self) -> Sequence[str]:
         """Return lines with the required follow-up and the version."""
         return [
-            *(f"made from this dataset, and yours to make again: {output}" for output in self.outputs),
-            *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
+            *(f"created from this dataset, create it again: {output}" for output in self.outputs),
+            *(f"removed only the link, check its target: {link}" for link in self.removed_links),
             self.version.line(),
         ]
 

@@ -58,11 +58,11 @@ class RemovalProof:
         verdict = f"found in {counted(len(self.found), 'place')}" if self.found else "not found"
         return [
             f"{names}: taken down ({'; '.join(self.reasons)})",
-            f"looked at {counted(self.shards, 'committed shard')}, the catalog, the names of all other files and older "
-            f"versions, and {counted(self.files, 'file')} of reports, exports and others",
+            f"searched {counted(self.shards, 'committed shard')}, the catalog, the names of all other files and older "
+            f"versions, and {counted(self.files, 'file')} of reports, exports, and other folders",
             *(f"found: {line}" for line in self.found),
-            *(f"not looked at: {line}" for line in self.unsearched),
-            f"{verdict}" + (", except perhaps where nothing was looked at" if self.unsearched else ""),
+            *(f"not searched: {line}" for line in self.unsearched),
+            f"{verdict}" + (", except possibly in what wasn't searched" if self.unsearched else ""),
         ]
 
 
@@ -82,11 +82,11 @@ def prove(dataset: Location, name: str) -> RemovalProof:
     ]
     if not tombstones:
         raise UsageError(
-            f"no tombstone of {dataset} names {name!r}: expected the image_id or id of an image taken down"
+            f"no tombstone of {dataset} lists {name!r}: expected the image_id or id of an image that was taken down"
         )
     images = tuple({image.ordinal: image for _, image in tombstones}.values())
     names = RemovedNames.of(images)
-    found = [f"the catalog's row of ordinal {ordinal}" for ordinal in rows_named(dataset, manifest, names)]
+    found = [f"the catalog row with ordinal {ordinal}" for ordinal in rows_named(dataset, manifest, names)]
     committed = list(CommitLog(dataset).committed())
 
     def look(shard: int) -> list[str]:
@@ -95,7 +95,7 @@ def prove(dataset: Location, name: str) -> RemovalProof:
     for lines in map_ahead(look, committed, _THREADS, 2 * _THREADS, "prove"):
         found += lines
     found += _by_name(dataset, manifest, {image.ordinal // manifest.images_per_shard for image in images})
-    found += [f"{path} is what people said of it" for path in of_images(dataset, {image.ordinal for image in images})]
+    found += [f"{path} is a submission for it" for path in of_images(dataset, {image.ordinal for image in images})]
     pattern = _pattern(images)
     files = 0
     skipped: list[str] = []
@@ -110,14 +110,14 @@ def prove(dataset: Location, name: str) -> RemovalProof:
             if path.rpartition("/")[2] in {image_name(image.id) for image in images}:
                 found.append(f"{place / path}")
             elif _holds(place / path, pattern):
-                found.append(f"{place / path} names it")
+                found.append(f"{place / path} mentions it")
     for path in unknown_files(dataset):
         if (dataset / path).link_target() is not None or not (dataset / path).exists():
-            skipped.append(f"{path} (not segmint's)")
+            skipped.append(f"{path} (not written by segmint)")
             continue
         files += 1
         if _holds(dataset / path, pattern):
-            found.append(f"{path} names it")
+            found.append(f"{path} mentions it")
     return RemovalProof(
         dataset=str(dataset),
         images=images,
@@ -162,10 +162,10 @@ def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> 
         for name in (dataset / kind).walk_ever():
             data_file = parse_data_path(f"{kind}/{name}")
             if data_file is not None and data_file.shard in shards and f"{kind}/{name}" not in named:
-                yield f"{kind}/{name}: no commit names it, and it may have the image"
+                yield f"{kind}/{name}: not in any commit, and may contain the image"
     for name in (dataset / "catalog").walk_ever():
         if is_part_path(f"catalog/{name}") and f"catalog/{name}" not in named:
-            yield f"catalog/{name}: no manifest names it, and it may name the image"
+            yield f"catalog/{name}: not in any manifest, and may list the image"
 
 
 def _files_of(place: Location, note: OutputNote | None, images: Sequence[RemovedImage]) -> list[str] | None:

@@ -45,11 +45,11 @@ class RedactResult:
         """Return the result as lines of text."""
         return [
             f"{counted(self.regions, 'region')} in {counted(self.images, 'image')}; changed: "
-            f"{counted(self.changed_images, 'image')} of {counted(len(self.changed_shards), 'shard')}, the others had "
-            "these regions already",
-            "what was there before is gone, older versions included",
-            *(f"kept by training: {line}" for line in self.training_cache),
-            *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
+            f"{counted(self.changed_images, 'image')} in {counted(len(self.changed_shards), 'shard')}; the others "
+            "already had these regions",
+            "the previous pixels were deleted, including older versions",
+            *(f"training cache: {line}" for line in self.training_cache),
+            *(f"removed only the link, check its target: {link}" for link in self.removed_links),
             self.version.line(),
         ]
 
@@ -72,7 +72,7 @@ class RedactionList:
         """Return the list as lines of text."""
         shown = list(self.images.items())[:SHOWN]
         return [
-            f"{counted(self.rows, 'image')} of {self.dataset} would be redacted for good, in "
+            f"{counted(self.rows, 'image')} of {self.dataset} would be redacted permanently, in "
             f"{counted(len(self.shards), 'shard')}: {some([str(shard) for shard in self.shards])}",
             *(f"  {image_stem(image)}: {counted(regions, 'region')}" for image, regions in shown),
             *([f"  and {self.rows - SHOWN:,} more"] if self.rows > SHOWN else []),
@@ -121,7 +121,7 @@ class _Redaction(Correction[_RedactionPlan, RedactResult]):
         manifest = dataset.manifest()
         config = release_config(manifest)
         if not dataset.with_images:
-            raise UsageError(f"{dataset} holds annotations only, no images to redact")
+            raise UsageError(f"{dataset} only contains annotations, so there are no images to redact")
         regions: Regions = {}
         for region in read_regions(self.regions):
             regions.setdefault(region.ordinal, []).append(region)
@@ -157,7 +157,7 @@ def release_config(manifest: DatasetManifest) -> ReleaseConfig:
     try:
         return ReleaseConfig.model_validate(manifest.config.get("release"))
     except ValidationError as error:
-        raise UsageError(f"the dataset's manifest does not say how images are released: {error}") from error
+        raise UsageError(f"the dataset's manifest doesn't say how images are released: {error}") from error
 
 
 def _problems(
@@ -183,8 +183,8 @@ def _problems_of_image(image: Row | None, regions: Sequence[WantedRegion]) -> li
         return [f"{region.where}, id: the dataset has no image {region.id}" for region in regions]
     width, height = image["width"], image["height"]
     return [
-        f"{region.where}: the box of {region.w} x {region.h} pixels at ({region.x}, {region.y}) leaves image "
-        f"{region.id}, which was released with {width} x {height} pixels"
+        f"{region.where}: the box of {region.w} x {region.h} pixels at ({region.x}, {region.y}) extends beyond image "
+        f"{region.id}, which is {width} x {height} pixels"
         for region in regions
         if region.x + region.w > width or region.y + region.h > height
     ]

@@ -60,8 +60,8 @@ class RepairResult:
             *(f"damaged: {line}" for line in self.damages),
             *(f"repaired: {path}" for path in self.repaired),
             *(f"not repaired: shard {shard}: {why}" for shard, why in sorted(self.not_repaired.items())),
-            *([f"{counted(self.credited, 'image')} amended as the catalog says"] if self.credited else []),
-            f"{counted(self.shards, 'shard')} looked at: {counted(len(self.damages), 'damaged file')}, "
+            *([f"{counted(self.credited, 'image')} amended with the catalog's values"] if self.credited else []),
+            f"{counted(self.shards, 'shard')} checked: {counted(len(self.damages), 'damaged file')}, "
             f"{len(self.repaired):,} repaired",
             *([] if self.version is None else [self.version.line()]),
         ]
@@ -81,7 +81,7 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
     latest = load_latest_manifest(dataset)
     if config is not None and absolute(config.output) != absolute(dataset.uri):
         raise UsageError(
-            f"the configuration's output is {config.output}, not {dataset}: name the configuration of this dataset"
+            f"the configuration's output is {config.output}, not {dataset}. Pass this dataset's configuration."
         )
     handle = DatasetHandle.of(dataset, latest, None if config is None else config.catalog)
     resources = LOCAL if config is None else config.resources
@@ -137,7 +137,7 @@ def _credit(dataset: DatasetHandle, shards: Iterable[int], result: RepairResult,
             return
         check_purge(location)
     except (UsageError, NotFoundError) as error:
-        get_logger("repair").warning("credits are left as they are", problem=str(error))
+        get_logger("repair").warning("credits were not updated", problem=str(error))
         return
     # An amendment that died after its commits left the former files behind.
     unfinished = frozenset[int]() if result.not_repaired else shards_of(begun)
@@ -205,4 +205,4 @@ def _build_again(config: "Config", storage: Storage, shards: list[int], result: 
                             result.not_repaired[restored.shard] = restored.detail
             except (ray.exceptions.RayError, SegmintError, OSError) as error:
                 for shard in waiting:
-                    result.not_repaired[shard] = f"it could not be built again: {last_line(error)}"
+                    result.not_repaired[shard] = f"it couldn't be rebuilt: {last_line(error)}"

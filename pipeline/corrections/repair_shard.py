@@ -121,7 +121,7 @@ def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
             return ShardRepair(shard)
         why = _remake(task, held)
         if not why:
-            other = f"{held.path}: other files than those of shard {shard}, which are whole"
+            other = f"{held.path}: doesn't name the files of shard {shard}, which are intact"
             return ShardRepair(shard, (held.wrong or other,), (held.path,))
         if held.wrong or held.commit is None:
             raise _UnrepairableError(ShardRepair(shard, (held.wrong,), not_repaired=why))
@@ -129,8 +129,8 @@ def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
         if restore_from_rest(task.dataset, held.commit, damages):
             return ShardRepair(shard, lines, paths)
         not_repaired = lost_annotations(task.dataset.location, held.commit, damages) or (
-            f"what is left of it is not enough to make {', '.join(paths)} again: with the configuration that it was "
-            "built by (--config) it is built once more"
+            f"the rest of the shard isn't enough to restore {', '.join(paths)}. To rebuild it, pass the build's "
+            "configuration with --config."
         )
         raise _UnrepairableError(ShardRepair(shard, lines, not_repaired=not_repaired, files=paths))
 
@@ -148,10 +148,10 @@ def _read_commit(task: RepairTask, shard: int, generation: int) -> _CommitRecord
     try:
         data = file.read()
     except NotFoundError as error:
-        raise DamagedDatasetError(f"{file} is gone") from error
+        raise DamagedDatasetError(f"{file} is missing") from error
     audited = audit_commit(data, shard, generation, task.manifest)
     wrong = [
-        f"{finding.file}: {finding.expected} expected; {finding.found}"
+        f"{finding.file}: expected {finding.expected}; found {finding.found}"
         for finding in audited.findings
         if not _other_machine(finding, task.manifest)
     ]
@@ -214,8 +214,8 @@ def _numerics(data: bytes, known: frozenset[str]) -> str:
         return said[1].decode()
     if len(known) > 1:
         raise DamagedDatasetError(
-            f"its commit cannot be read, and the dataset's shards have {len(known)} different numerics: it is "
-            "not known which of them this shard has"
+            f"its commit can't be read, and the dataset's shards have {len(known)} different numerics, so "
+            "this shard's numerics are unknown"
         )
     (only,) = known
     return only

@@ -69,22 +69,22 @@ class TakedownResult:
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
         building = (
-            f"a build is writing shards {some([str(shard) for shard in self.building])}, or died as it did: nothing of "
-            "the images is left there when it has ended, or has been run again"
+            f"a build is writing shards {some([str(shard) for shard in self.building])}, or died while writing. The "
+            "images are removed there when it ends or runs again."
         )
         return [
             f"{counted(self.rows, 'row')} taken down, {counted(self.images, 'image')} removed from "
-            f"{counted(len(self.changed_shards), 'shard')}; taken down of this dataset in all: "
+            f"{counted(len(self.changed_shards), 'shard')}; taken down from this dataset in total: "
             f"{counted(self.taken_down, 'row')}",
-            "what was there before is gone, older versions included; "
-            + ("of segmint's files " if self.unknown_files or self.removed_links else "")
-            + "tombstones/ alone names the images",
+            "the images were deleted, including older versions; "
+            + ("of segmint's files, " if self.unknown_files or self.removed_links else "")
+            + "only tombstones/ still lists them",
             *([f"submissions removed: {counted(self.annotations, 'file')}"] if self.annotations else []),
             *([building] if self.building else []),
-            *(f"made from this dataset, and yours to delete or to make again: {output}" for output in self.outputs),
-            *(f"kept by training: {line}" for line in self.training_cache),
-            *(f"not segmint's, look whether it shows or names them: {path}" for path in self.unknown_files),
-            *(f"only the link was removed, look where it led: {link}" for link in self.removed_links),
+            *(f"created from this dataset, delete it or create it again: {output}" for output in self.outputs),
+            *(f"training cache: {line}" for line in self.training_cache),
+            *(f"not segmint's, check whether it shows or names the images: {path}" for path in self.unknown_files),
+            *(f"removed only the link, check its target: {link}" for link in self.removed_links),
             self.version.line(),
         ]
 
@@ -93,7 +93,7 @@ def read_request(ids: Location | None, license_id: str | None, provider: str | N
     """Return the request. Raises `UsageError` unless exactly one of the id file, license, and provider is given."""
     given = [str(value) for value in (ids, license_id, provider) if value is not None]
     if len(given) != 1 or not given[0].strip():
-        raise UsageError("name what to take down by exactly one of --ids FILE, --license L and --provider P")
+        raise UsageError("expected exactly one of --ids FILE, --license L, and --provider P")
     names = tuple(read_ids(ids)) if ids is not None else None
     return TakedownRequest(ids=names, license=license_id, provider=provider)
 

@@ -70,17 +70,17 @@ class TakedownList:
         shards = ", ".join(map(str, self.shards[:SHOWN])) + (", …" if len(self.shards) > SHOWN else "")
         unknown = sum(image.sha256 is None for image in (*self.named, *self.copies))
         unknown_bytes = (
-            f"the SHA-256 of {counted(unknown, 'row')} is not known: rows of the same bytes with other names and URIs "
-            "cannot be found"
+            f"the SHA-256 of {counted(unknown, 'row')} is unknown, so rows with the same bytes but other names and "
+            "URIs can't be found"
         )
         return [
             f"{counted(self.rows, 'row')} of {self.dataset} would be taken down"
             + (f", in {counted(len(self.shards), 'shard')}: {shards}" if self.shards else ""),
-            *_lines("asked for", self.named),
-            *_lines("another row of the same image_id, URI or bytes", self.copies),
-            *_lines("again an image that was taken down before", self.returned),
+            *_lines("requested", self.named),
+            *_lines("another row with the same image_id, URI, or bytes", self.copies),
+            *_lines("an image that was taken down before", self.returned),
             *([unknown_bytes] if unknown else []),
-            *(f"made from this dataset, and not reached: {output}" for output in self.outputs),
+            *(f"created from this dataset, not updated: {output}" for output in self.outputs),
         ]
 
 
@@ -105,7 +105,7 @@ def list_takedown(
     `UsageError` for names that are not in the dataset, and `DamagedDatasetError` if a table cannot be read.
     """
     if not reason.strip():
-        raise UsageError("--reason is empty: say why, for the tombstone")
+        raise UsageError("--reason is empty: expected a reason for the tombstone")
     selection = select_rows(dataset, manifest, request)
     earlier = read_tombstones(dataset)  # after the catalog: a row that another takedown has blanked has a tombstone
     taken = removed_images(earlier)
@@ -142,11 +142,11 @@ def _check(selection: Selection, taken: Images, request: TakedownRequest, earlie
     """Raise `UsageError` for ambiguous and unknown names, and if the request never matched a row."""
     known = {name for image in taken.values() for name in (image.image_id, str(image.id), image_stem(image.id))}
     problems = [*selection.ambiguous.values()]
-    problems += [f"{name!r} is no image_id or id of this dataset" for name in selection.unknown if name not in known]
+    problems += [f"{name!r} isn't an image_id or id of this dataset" for name in selection.unknown if name not in known]
     raise_problems(problems)
     if not selection.rows and request.ids is None and not any(same_request(request, each.request) for each in earlier):
         what, value = ("license", request.license) if request.license is not None else ("provider", request.provider)
-        raise UsageError(f"no row of the catalog has the {what} {value!r}: nothing was changed")
+        raise UsageError(f"no row of the catalog has the {what} {value!r}. Nothing was changed.")
 
 
 def _refused_by_source(dataset: Location, commits: Iterable[Commit]) -> list[int]:

@@ -112,8 +112,8 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
         if error.errno not in _NO_SPACE:
             raise
         raise UnfinishedError(
-            f"the temporary folder {gettempdir()} has no room for the files of the export ({error.strerror}): make "
-            "some, or name another folder by TMPDIR; the same command goes on"
+            f"the temporary folder {gettempdir()} is too small for the files of the export ({error.strerror}). Free "
+            "space or set TMPDIR to another folder, then run the same command again."
         ) from error
 
 
@@ -147,15 +147,15 @@ def make_writer(
 def refuse_existing(dataset: Location, output: Location, file: Location) -> None:
     """Raise `UsageError` if `file` exists, or if `output` is inside the dataset."""
     if is_below(output.uri, dataset.uri):
-        raise UsageError(f"{output} is inside the dataset {dataset}: choose another folder")
+        raise UsageError(f"{output} is inside the dataset {dataset}. Choose another folder.")
     if file.exists():
         raise UsageError(_taken(file))
 
 
 def _taken(*files: Location) -> str:
     if len(files) == 1:
-        return f"{files[0]} already exists and is not overwritten: choose another folder, or delete it"
-    return f"{listed(files)} already exist and are not overwritten: choose another folder, or delete them"
+        return f"{files[0]} already exists. Choose another folder, or delete it."
+    return f"{listed(files)} already exist. Choose another folder, or delete them."
 
 
 def write_samples(
@@ -213,7 +213,7 @@ def _put_part(content: bytes | Path, scratch: Path, folder: ExportFolder, name: 
     folder.wrote(name)
     if not file.put_file_if_absent(local):
         raise UsageError(
-            f"{file} already exists with other bytes, from another run or the dataset as it was, and is not "
-            "overwritten: choose another folder, or delete this one"
+            f"{file} already exists with other content, from another run or an earlier state of the dataset. "
+            "Choose another folder, or delete this one."
         )
     local.unlink()

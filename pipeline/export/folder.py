@@ -40,21 +40,21 @@ class ExportFolder:
         """
         if left := sorted(name for name in self._left if _top(name) in self._folders):
             raise UsageError(
-                f"{self.location} has files that are not part of this export, of another run or of the dataset as it "
-                f"was: {some(left)}: delete them, or choose another folder"
+                f"{self.location} contains files that aren't part of this export, from another run or an earlier state "
+                f"of the dataset: {some(left)}. Delete them, or choose another folder."
             )
         wrote = self._folders - Counter(_top(name) for name in files if "/" in name)
         if (there := self._count(files)) != wrote:
             raise UnfinishedError(
-                f"{self.location} has {counted(there.total(), 'file')} in its folders, and this export put "
-                f"{wrote.total():,}: another run is writing there, or files were deleted; delete it, or choose another "
-                "folder, and export again"
+                f"{self.location} has {counted(there.total(), 'file')} in its folders, but this export wrote "
+                f"{wrote.total():,}. Another run is writing there, or files were deleted. Delete it or choose another "
+                "folder, then export again."
             )
         now = CommitLog(self._dataset).committed()
         if changed := [str(shard) for shard, generation in self._commits.items() if now.get(shard) != generation]:
             raise UnfinishedError(
-                f"{self._dataset} was corrected while it was exported (shards: {some(changed)}): images may have been "
-                f"taken down or redacted; delete {self.location}, or choose another folder, and export again"
+                f"{self._dataset} was corrected during the export (shards: {some(changed)}), so images may have been "
+                f"taken down or redacted. Delete {self.location} or choose another folder, then export again."
             )
         note_output(self._dataset, self._command, self.location, files)
 

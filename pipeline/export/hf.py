@@ -197,7 +197,7 @@ from datasets import load_dataset
 
 dataset = load_dataset("path/of/this/folder", split="train")
 row = dataset[0]
-row["masks"]  # a PIL image of one bit a pixel for each mask
+row["masks"]  # a 1-bit PIL image for each mask
 ```
 
 Columns: {columns}. `masks` and `objects` describe the same masks in the same order. `counts` with `size` are COCO's

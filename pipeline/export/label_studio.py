@@ -99,8 +99,8 @@ class TasksWriter:
         if not self._split:
             return []
         return [
-            f"{counted(self._split, 'image')} with over {self._most} masks: split into {counted(self._parts, 'task')}; "
-            "`segmint import` joins them again, once all tasks of an image are submitted"
+            f"{counted(self._split, 'image')} with over {self._most} masks: split into {counted(self._parts, 'task')}. "
+            "`segmint import` joins them after all tasks of an image are submitted."
         ]
 
     def finish(self) -> dict[str, Path]:

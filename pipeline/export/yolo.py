@@ -77,14 +77,14 @@ class YoloWriter:
             write_attributions_csv(map(json.loads, rows), file)
         settings = {"train": "images", "val": "images", "names": {0: CATEGORY["name"]}, "segmint": self._about}
         text = yaml_text(settings)
-        data.write_text(f"# YOLO wants `val`: nothing is split, so that it names the same images.\n{text}", "utf-8")
+        data.write_text(f"# YOLO requires `val`, which lists the same images: nothing is split.\n{text}", "utf-8")
         return {path.name: path for path in (self._skipped, credits, data)}
 
     def notes(self) -> list[str]:
         """Return notes for the user about the export."""
         if not self._missing:
             return []
-        return [f"{counted(self._missing, 'mask')} without a label, as no polygon is like them: {LEFT_OUT}"]
+        return [f"{counted(self._missing, 'mask')} without a label, because no polygon matches them: {LEFT_OUT}"]
 
 
 def polygon_of(mask: MaskAnnotation) -> tuple[Points, str | None]:

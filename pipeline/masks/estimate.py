@@ -52,7 +52,7 @@ class Work:
     def line(self) -> str:
         """Return the estimate as one line, such as `mobile_sam: 1,024 points, about 20 s`."""
         things = counted(self.points, "prompt" if self.options.prompts else "point")
-        photographs = "" if self.photographs == 1 else f"{self.photographs:,} photographs of "
+        photographs = "" if self.photographs == 1 else f"{self.photographs:,} photographs with "
         about = duration(self.seconds(recorded_speed(self.options) or _usual_speed(self.options)), rough=True)
         return f"{base_name(self.options.weights)}: {photographs}{things}, about {about}"
 

@@ -52,7 +52,7 @@ def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: b
     if absent:
         streams = [name for name in absent if local_path(name).exists()]
         if streams:
-            raise UsageError(f"{some(streams)}: a pipe or a device; expected a file, a folder or a pattern")
+            raise UsageError(f"{some(streams)}: a pipe or device; expected a file, folder, or pattern")
         raise UsageError(f"no such file: {some(absent)}")
     found: dict[str, Photograph] = {}
     unusable: list[str] = []
@@ -66,9 +66,9 @@ def find_photographs(storage: Storage, arguments: Sequence[str], *, recursive: b
             except UriNotAllowedError as error:
                 if several is None:
                     raise
-                unusable.append(f"{error}: rename the photograph")
+                unusable.append(f"{error}. Rename the photograph.")
     if not found:
-        raise UsageError(f"no photograph has a name that can be used: {unusable[0]}")
+        raise UsageError(f"no photograph has a usable name: {unusable[0]}")
     folders = [name for name in arguments if is_local(name) and _is_folder(name)]
     passed_over = tuple(line for folder in folders for line in _passed_over(local_path(folder), recursive))
     return Photographs(tuple(found.values()), is_one, (*unusable, *passed_over))
@@ -94,8 +94,8 @@ def _of_folder(storage: Storage, folder: str, recursive: bool) -> list[Photograp
     names = sorted(_photographs_in(storage, folder, recursive))
     if not names:
         deeper = [] if recursive else list(_photographs_in(storage, folder, True))
-        advice = f"; in the folders below there are {len(deeper):,}: give --recursive" if deeper else ""
-        raise UsageError(f"{folder} is a folder without photographs ({', '.join(IMAGE_ENDINGS)}){advice}")
+        advice = f"; its subfolders contain {len(deeper):,}. Pass --recursive." if deeper else ""
+        raise UsageError(f"{folder} contains no photographs ({', '.join(IMAGE_ENDINGS)}){advice}")
     return [Photograph(join(folder, name), name) for name in names]
 
 
@@ -110,15 +110,15 @@ def _passed_over(folder: Path, recursive: bool) -> Iterator[str]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         for name in folders:
             if recursive and (Path(root) / name).is_symlink():
-                yield f"{Path(root) / name}: a link to a folder; name it to take what it holds"
+                yield f"{Path(root) / name}: a link to a folder; pass its path to include the contents"
         for name in sorted(_photographs_of(files)):
             path = Path(root) / name
             if not path.is_file():
-                yield f"{path}: {'a link that leads to no file' if path.is_symlink() else 'a pipe or a device'}"
+                yield f"{path}: {'a broken link' if path.is_symlink() else 'a pipe or device'}"
         if not recursive:
             below = [name for name in folders if _holds_photographs(Path(root) / name)]
             if below:
-                yield f"photographs in folders below {folder} ({some(below)}): --recursive takes them"
+                yield f"{folder} has photographs in subfolders ({some(below)}); pass --recursive to include them"
             return
 
 
@@ -145,7 +145,7 @@ def _of_pattern(argument: str) -> list[Photograph] | None:
     try:
         matches = [path.relative_to(root).as_posix() for path in root.glob(rest) if path.is_file()]
     except (ValueError, NotImplementedError) as error:
-        raise UsageError(f"{argument!r} is no pattern: {error}") from None
+        raise UsageError(f"{argument!r} is not a valid pattern: {error}") from None
     places = sorted(_photographs_of(matches))
     if not places:
         raise UsageError(f"no photograph matches {argument!r} ({', '.join(IMAGE_ENDINGS)})")

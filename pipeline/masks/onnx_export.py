@@ -50,7 +50,7 @@ def export(weights: str, output: Location, part: Part, single_mask: bool = False
     weights do not belong to a SAM.
     """
     if output.uri.endswith("/") or (scheme(output.uri) == LOCAL and local_path(output.uri).is_dir()):
-        raise UsageError(f"-o {output} is a folder: expected the name of a file, as in {output / 'decoder.onnx'}")
+        raise UsageError(f"-o {output} is a folder: expected a file, such as {output / 'decoder.onnx'}")
     data = Location(output.storage, output.uri + DATA_ENDING)
     for file in (output, data):
         refuse_existing(file)

@@ -86,8 +86,8 @@ def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
     settings = check(document, MasksConfig)
     if settings.drop_redaction_artifacts != "auto":
         raise UsageError(
-            f"masks.drop_redaction_artifacts is {settings.drop_redaction_artifacts}: expected nothing, since it is for "
-            "builds alone: no redacted regions are known of these images"
+            f"masks.drop_redaction_artifacts is {settings.drop_redaction_artifacts}, but only builds support "
+            "it, because these images have no known redacted regions. Remove it."
         )
     return settings
 
@@ -103,7 +103,7 @@ def release_config(overrides: Sequence[str]) -> ReleaseConfig:
     settings = check(document, ReleaseConfig)
     if settings.format != "images":
         raise UsageError(
-            f"release.format is {settings.format}: expected nothing, since it is for builds alone: no image is written"
+            f"release.format is {settings.format}, but only builds support it: masks writes no images. Remove it."
         )
     return settings
 
@@ -111,7 +111,7 @@ def release_config(overrides: Sequence[str]) -> ReleaseConfig:
 def check_device(device: str) -> None:
     """Raise `UsageError` if `device` is not a valid device name."""
     if not _DEVICE.fullmatch(device):
-        raise UsageError(f"device {device!r} is unknown: expected auto, cpu, cuda or cuda:N")
+        raise UsageError(f"unknown device {device!r}: expected auto, cpu, cuda, or cuda:N")
 
 
 def read_prompts(points: Sequence[str], boxes: Sequence[str], prompts: Sequence[str]) -> tuple[PhotographPrompt, ...]:
@@ -122,13 +122,13 @@ def read_prompts(points: Sequence[str], boxes: Sequence[str], prompts: Sequence[
     """
     if prompts and (points or boxes):
         raise UsageError(
-            "--prompt beside --point or --box: expected the one or the others; a --prompt may have both, as in "
+            "--prompt can't be combined with --point or --box. A --prompt can contain both, as in "
             "--prompt 'box:10,20,300,200 point:150,90'"
         )
     if points and len(boxes) > 1:
         raise UsageError(
-            f"--point beside {len(boxes)} --box: expected one box, since box and points are one prompt together; for "
-            "several masks give --prompt several times, as in --prompt 'box:10,20,300,200 point:150,90'"
+            f"--point with {len(boxes)} --box options: expected one box, because points and a box form one prompt. For "
+            "several masks, repeat --prompt, as in --prompt 'box:10,20,300,200 point:150,90'"
         )
     own = tuple(parse_point(text) for text in points)
     found = [PhotographPrompt(own, parse_box(text)) for text in boxes] or ([PhotographPrompt(own)] if own else [])
@@ -141,8 +141,8 @@ def read_prompts(points: Sequence[str], boxes: Sequence[str], prompts: Sequence[
 def _check_foreground(prompt: PhotographPrompt) -> None:
     if prompt.box is None and not any(label for _, _, label in prompt.points):
         raise UsageError(
-            f"the prompt '{prompt}' marks background alone: it says what is not in the mask, and not what is. Add a "
-            "point of the foreground (X,Y,1) or a box"
+            f"the prompt '{prompt}' only has background points, which don't say what to segment. Add a "
+            "foreground point (X,Y,1) or a box."
         )
 
 
@@ -163,8 +163,8 @@ def parse_prompt(text: str) -> PhotographPrompt:
         if points or box is not None:
             return PhotographPrompt(tuple(points), box)
     raise UsageError(
-        f"--prompt {text!r}: expected box:X,Y,W,H at most once and any number of point:X,Y or point:X,Y,LABEL, with "
-        "spaces between them"
+        f"--prompt {text!r}: expected at most one box:X,Y,W,H and any number of point:X,Y or point:X,Y,LABEL, "
+        "separated by spaces"
     )
 
 
@@ -180,7 +180,7 @@ def parse_box(text: str) -> Box:
     """Parse "X,Y,W,H". Raises `UsageError` for anything else."""
     numbers = _numbers(text)
     if len(numbers) != 4 or numbers[2] <= 0 or numbers[3] <= 0:
-        raise UsageError(f"--box {text!r}: expected X,Y,W,H in pixels, with a width and a height over 0")
+        raise UsageError(f"--box {text!r}: expected X,Y,W,H in pixels, with positive width and height")
     return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
@@ -200,11 +200,11 @@ def check_prompts(prompts: Sequence[PhotographPrompt], image: str, height: int, 
     for prompt in prompts:
         for point in prompt.points:
             if not (0 <= point[0] <= width and 0 <= point[1] <= height):
-                raise PromptOutsideError(f"point {_text(point[:2])} lies outside {image}, {width} x {height} pixels")
+                raise PromptOutsideError(f"point {_text(point[:2])} is outside {image} ({width} x {height} pixels)")
         if prompt.box is not None:
             x, y, box_width, box_height = prompt.box
             if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
-                raise PromptOutsideError(f"box {_text(prompt.box)} lies outside {image}, {width} x {height} pixels")
+                raise PromptOutsideError(f"box {_text(prompt.box)} is outside {image} ({width} x {height} pixels)")
 
 
 def _text(numbers: Sequence[float]) -> str:

@@ -28,7 +28,7 @@ _ID_BITS = 39  # annotation ids are 10,000 times larger and must stay below 2^53
 RECORD = ".segmint-masks.json"
 """Name of the record in an output folder; hidden, so that it is not mistaken for a photograph's masks."""
 
-_ADVICE = "set these back, name another folder, or give --overwrite to make all of its masks again"
+_ADVICE = "Restore these settings, choose another folder, or pass --overwrite to make all masks again."
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PhotographTask:
         size = len(os.fsencode(base_name(longest))) if is_local(longest) else 0
         if size <= _LONGEST_NAME:
             return None
-        return f"its file here would have a name of {size} bytes, and {_LONGEST_NAME} are possible: rename it"
+        return f"the output's name would have {size} bytes, but the limit is {_LONGEST_NAME}. Rename the photograph."
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ def plan_outputs(photographs: Photographs, output: str | None) -> Outputs:
         stored = next((image.name for image in images if not is_local(image.name)), None)
         if stored is not None:
             raise UsageError(
-                f"{stored} is in a store, and masks go next to photographs on this machine only: name a file or a "
-                "folder with -o"
+                f"{stored} is in a store, but masks can only be written next to local photographs. Choose a file or "
+                "folder with -o."
             )
         outputs = _with_tasks(Outputs((), None, next_to=True), images)
     elif _is_file(output):
         if not photographs.is_one:
             raise UsageError(
-                f"-o {output} is one file: expected a folder, for {counted(len(images), 'photograph')} of a folder or "
-                "a list"
+                f"-o {output} is a single file: expected a folder, because the input is a folder or list with "
+                f"{counted(len(images), 'photograph')}"
             )
         outputs = Outputs((PhotographTask(images[0], output, 1),), None)
     else:
@@ -106,11 +106,11 @@ def _is_file(output: str) -> bool:
         return False
     if output.lower().endswith(IMAGE_ENDINGS):
         raise UsageError(
-            f"-o {output} is a picture's name, and masks are written as JSON: expected x.json or a folder; --overlay "
-            f"also draws them, as x{OVERLAY}"
+            f"-o {output} is an image file, but masks are written as JSON: expected x.json or a folder. To also draw "
+            f"them, as x{OVERLAY}, pass --overlay."
         )
     if is_local(output) and local_path(output).exists() and not output.endswith(_JSON):
-        raise UsageError(f"-o {output} is a file: expected a name that ends with .json, or a folder")
+        raise UsageError(f"-o {output} is a file: expected a name that ends in .json, or a folder")
     return output.endswith(_JSON)
 
 
@@ -120,9 +120,9 @@ def check_writable(outputs: Outputs) -> None:
     for folder in {local_path(target).parent: None for target in targets if is_local(target)}:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not there.is_dir():
-            raise UsageError(f"{folder}: {there} is a file, so there can be no folder of that name")
+            raise UsageError(f"can't create the folder {folder}, because {there} is a file")
         if not os.access(there, os.W_OK | os.X_OK):
-            raise UsageError(f"the folder {there} cannot be written to: name another one with -o")
+            raise UsageError(f"the folder {there} isn't writable. Choose another one with -o.")
 
 
 def _with_tasks(outputs: Outputs, images: tuple[Photograph, ...]) -> Outputs:
@@ -182,14 +182,14 @@ def _check(outputs: Outputs, images: tuple[Photograph, ...]) -> None:
         other = taken.setdefault(task.target, task)
         if other is not task:
             raise UsageError(
-                f"{other.image.name} and {task.image.name} would both be written to {task.target}: give the folder "
-                "that holds both with --recursive, which keeps the tree, or name an output for each"
+                f"{other.image.name} and {task.image.name} would both be written to {task.target}. Pass their "
+                "common parent folder with --recursive, which keeps the tree, or an output for each."
             )
         for target in (task.target, task.overlay):
             if _identity(target) in photographs:
                 raise UsageError(
-                    f"the masks of {task.image.name} would go over the photograph {target}: name another file or "
-                    "folder with -o"
+                    f"the masks of {task.image.name} would overwrite the photograph {target}. Choose another file or "
+                    "folder with -o."
                 )
 
 
@@ -226,8 +226,8 @@ def open_folder(
         unknown = [task.target for task in outputs.tasks if task.target in there]
         if unknown:
             raise UsageError(
-                f"{folder} has {some(unknown, 3)} and no {RECORD}, so nobody knows by which settings: name another "
-                "folder, or give --overwrite to make these masks again"
+                f"{folder} has {some(unknown, 3)} but no {RECORD}, so their settings are unknown. Choose another "
+                "folder, or pass --overwrite to make these masks again."
             ) from None
         if not record.put_if_absent(text):
             _check_settings(folder, record.read(), settings)
@@ -239,14 +239,14 @@ def _check_settings(folder: Location, recorded: bytes, settings: Mapping[str, An
         leaves = dict(_leaves(before))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(
-            f"{folder}/{RECORD} is not what this command wrote there, so the folder's settings are not known: name "
-            "another folder, or give --overwrite to make all of its masks again"
+            f"{folder}/{RECORD} is damaged or wasn't written by this command, so the settings are unknown. Choose "
+            "another folder, or pass --overwrite to make all of its masks again."
         ) from None
     now = dict(_leaves(settings))
     keys = [key for key in {**leaves, **now} if leaves.get(key) != now.get(key)]
     if keys:
         lines = [f"{key}: {_said(leaves.get(key))} before, {_said(now.get(key))} now" for key in keys]
-        raise UsageError(f"{folder} was begun with other settings:\n  " + "\n  ".join(lines) + f"\n{_ADVICE}")
+        raise UsageError(f"{folder} was started with other settings:\n  " + "\n  ".join(lines) + f"\n{_ADVICE}")
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

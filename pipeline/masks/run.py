@@ -214,7 +214,7 @@ def _one_image(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> Imag
     except UsageError:
         raise
     except (SegmintError, OSError, MemoryError) as error:
-        return ImageResult(name, "failed", error=str(error) or "there is not enough memory for it")
+        return ImageResult(name, "failed", error=str(error) or "not enough memory")
     if files.document is not None:
         plan.storage.put(task.target, files.document)
     if files.overlay is not None:
@@ -268,14 +268,14 @@ def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFil
 
     written = read_document(plan.storage.read(task.target))
     if written.origin is None or written.origin.photograph != photograph:
-        what = "is not this command's" if written.origin is None else "is of a photograph with other bytes"
-        raise _OtherFileError(f"{task.target} {what}: move it away, or give --overwrite to make all masks again")
+        what = "wasn't written by this command" if written.origin is None else "is for a photograph with other content"
+        raise _OtherFileError(f"{task.target} {what}. Move it away, or pass --overwrite to make all masks again.")
     if written.origin.settings == plan.settings_sha256:
         return written
     if next_to:
         raise _OtherFileError(
-            f"{task.target} was made with other settings or weights: give --overwrite to make it again, or name "
-            "another file with -o"
+            f"{task.target} was made with other settings or weights. Pass --overwrite to make it again, or choose "
+            "another file with -o."
         )
     return None
 
@@ -293,8 +293,8 @@ def _check_ours(plan: MasksPlan, task: PhotographTask) -> None:
         foreign = None if is_ours(plan.storage.read(task.overlay)) else task.overlay
     if foreign is not None:
         raise _OtherFileError(
-            f"{foreign} was not written by segmint, which does not overwrite it: move it away, or name another file "
-            "with -o"
+            f"{foreign} wasn't written by segmint, so it isn't overwritten. Move it away, or choose another file "
+            "with -o."
         )
 
 

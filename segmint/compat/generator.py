@@ -42,7 +42,7 @@ class SamAutomaticMaskGenerator:
         output_mode: str = "binary_mask",
     ) -> None:
         if point_grids is not None or points_per_side is None:
-            raise ValueError("point_grids are not supported: expected points_per_side, an even grid of so many a side")
+            raise ValueError("point_grids is not supported: expected points_per_side, the side of an even grid")
         if output_mode not in _FORMS:
             raise ValueError(f"output_mode is {output_mode!r}: expected one of {', '.join(_FORMS)}")
         self.points_per_side = points_per_side

@@ -63,7 +63,7 @@ class SamPredictor:
         shape = tuple(transformed_image.shape)
         if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != self.model.image_size:
             raise ValueError(
-                f"the image has the shape {shape}: expected (1, 3, H, W), the longer side {self.model.image_size}"
+                f"the image has the shape {shape}: expected (1, 3, H, W) with a longer side of {self.model.image_size}"
             )
         self.reset_image()
         embedding = self.model.predictor().embed_resized(transformed_image[0].permute(1, 2, 0))
@@ -93,7 +93,7 @@ class SamPredictor:
         points = labels = boxes = masks = None
         if point_coords is not None:
             if point_labels is None:
-                raise ValueError("point_coords came without point_labels: expected (N,), 1 or 0 for each point")
+                raise ValueError("point_coords without point_labels: expected (N,), 1 or 0 for each point")
             points = self._tensor(self.transform.apply_coords(point_coords, size))[None]
             labels = self._tensor(point_labels)[None]
         if box is not None:
@@ -141,7 +141,7 @@ class SamPredictor:
     def _sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the (height, width) of the encoder's input and of the original image."""
         if not self.is_image_set or self.input_size is None or self.original_size is None:
-            raise RuntimeError("no image is set: call set_image first")
+            raise RuntimeError("no image is set. Call set_image first.")
         return self.input_size, self.original_size
 
     def _tensor(self, value: NDArray[Any]) -> Tensor:

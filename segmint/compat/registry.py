@@ -22,8 +22,7 @@ def _build(architecture: Architecture, checkpoint: str | os.PathLike[str] | None
     found, _ = inspect_checkpoint(path)
     if found != architecture:
         raise ValueError(
-            f"{os.fspath(checkpoint)} holds {found}, not {architecture}: expected the registry's entry "
-            f"sam_model_registry[{found!r}] for it"
+            f"{os.fspath(checkpoint)} contains {found}, not {architecture}. Load it with sam_model_registry[{found!r}]."
         )
     return Sam.of(load_sam(path))
 

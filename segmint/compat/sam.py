@@ -30,8 +30,8 @@ class Sam(base.Sam):
             return sam
         if not isinstance(sam, base.Sam):
             raise TypeError(
-                f"the model is a {type(sam).__name__}: expected one of segmint.compat.sam_model_registry, or what "
-                "segmint.load_sam returns"
+                f"the model is a {type(sam).__name__}: expected one of segmint.compat.sam_model_registry, or the "
+                "result of segmint.load_sam"
             )
         made = cls(sam.image_encoder, sam.prompt_encoder, sam.mask_decoder)
         made.image_encoder.img_size = cls.image_size  # type: ignore[assignment]

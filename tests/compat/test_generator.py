@@ -42,7 +42,7 @@ def test_settings_are_the_official_profiles_with_the_references_defaults() -> No
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"points_per_side": None, "point_grids": [np.zeros((1, 2))]}, "point_grids are not supported"),
+        ({"points_per_side": None, "point_grids": [np.zeros((1, 2))]}, "point_grids is not supported"),
         ({"output_mode": "png"}, "output_mode is 'png': expected one of binary_mask, uncompressed_rle, coco_rle"),
         ({"points_per_side": 0}, "masks.points_per_side is 0"),
     ],

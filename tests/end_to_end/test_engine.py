@@ -215,13 +215,13 @@ def test_a_takedown_and_a_redaction_delete_embeddings_and_name_the_weights(turn:
     (tmp_path / "ids.txt").write_text("image-0\n")
     printed = segmint_here("takedown", dataset, "--ids", tmp_path / "ids.txt", "--reason", "asked for", "--yes")
     trained = f"../trained (segmint train: {turn.weights.name})"
-    assert f"made from this dataset, and yours to delete or to make again: {trained}" in printed
-    assert f"kept by training: ../trained/cache: {IMAGES + 1} files of embeddings and thumbnails deleted" in printed
+    assert f"created from this dataset, delete it or create it again: {trained}" in printed
+    assert f"training cache: ../trained/cache: {IMAGES + 1} files of embeddings and thumbnails deleted" in printed
     assert not list(cache.rglob("*.np[yz]"))
     (cache / SCANS / dataset_key(location_of(dataset)) / f"{'5' * 64}.npz").write_bytes(b"thumbnails")
     (tmp_path / "regions.jsonl").write_text(json.dumps({"id": 2, "kind": "face", "x": 9, "y": 9, "w": 20, "h": 20}))
     printed = segmint_here("redact", dataset, "--regions", tmp_path / "regions.jsonl", "--yes")
-    assert "kept by training: ../trained/cache: 1 file of embeddings and thumbnails deleted" in printed
+    assert "training cache: ../trained/cache: 1 file of embeddings and thumbnails deleted" in printed
     assert not list(cache.rglob("*.np[yz]"))
 
 

@@ -145,7 +145,7 @@ def test_neither_growth_nor_a_retry_nor_another_driver_brings_it_back(tmp_path: 
     assert scene.prove() == (0, [])
     tar.write_bytes(before)
     assert files_with_traces(windows, [scene.dataset]) == [tar]
-    assert scene.prove() == (1, [f"shards/{tar.name}: no commit names it, and it may have the image"])
+    assert scene.prove() == (1, [f"shards/{tar.name}: not in any commit, and may contain the image"])
     tar.unlink()
     page = scene.dataset / "report/index.html"
     page.parent.mkdir(exist_ok=True)

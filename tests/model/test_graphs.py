@@ -29,7 +29,7 @@ def test_a_replay_is_one_launch_on_what_the_inputs_hold_now() -> None:
 def test_a_function_that_waits_cannot_be_captured_and_is_called_instead() -> None:
     with PretendedCuda(), torch.inference_mode():
         held = torch.ones(3, device="cuda")
-        with pytest.warns(RuntimeWarning, match=r"could not be captured \(CUDA error: operation not permitted"):
+        with pytest.warns(RuntimeWarning, match=r"couldn't capture a CUDA graph \(CUDA error: operation not permitted"):
             positive = CapturedGraph(lambda: held[held > 0] * 3, held.device)
         assert not positive.is_graph
         held[1] = -1

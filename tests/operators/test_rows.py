@@ -51,7 +51,7 @@ def test_a_value_that_python_does_not_have_costs_its_own_row() -> None:
     out = map_rows(table, "looking", lambda row: row, schema).to_pylist()
     assert [row["number"] for row in out] == [0, 1, 2]
     assert [is_live(row) for row in out] == [True, False, True]
-    assert out[1]["fault"].startswith("looking: UnreadableValueError: the column until of the catalog cannot be read: ")
+    assert out[1]["fault"].startswith("looking: UnreadableValueError: the column until of the catalog can't be read: ")
 
 
 def test_a_value_that_arrow_does_not_take_costs_its_own_row() -> None:

@@ -102,7 +102,7 @@ def amend_row(place: DatasetPath, ordinal: int, x: int) -> bool:
         (folder / "c.jsonl").write_text(json.dumps(row))
         amend(place.location, location_of(folder / "c.jsonl"), "request", now=NOW)
     except UsageError as error:
-        if "names no row of" not in str(error):
+        if "matches a row of" not in str(error):
             raise
         return False
     finally:

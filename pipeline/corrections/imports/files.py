@@ -50,24 +50,24 @@ def detect_format(where: Location) -> ImportFormat:
         if manifest_generations(where):
             return ImportFormat.DATASET
         if next(where.walk(), None) is None:
-            raise UsageError(f"{where} does not exist: name a file or folder with masks, or another dataset")
+            raise UsageError(f"{where} does not exist: expected a file or folder with masks, or another dataset")
         return ImportFormat.FOLDER
     import ijson  # type: ignore[import-untyped]
 
-    expected = f"name its format with --format, one of {', '.join(ImportFormat)}"
+    expected = f"Pass its format with --format, one of {', '.join(ImportFormat)}."
     try:
         with where.open() as stream:
             for place, event, key in ijson.parse(stream):
                 if event == "map_key" and (place, key) in _OF_KEYS:
                     return _OF_KEYS[place, key]
                 if event == "map_key" and (place, key) == ("", "image"):
-                    expected = "SA-1B's JSON of one image is imported with its folder: name that"
+                    expected = "To import the SA-1B JSON of an image, pass its folder."
                     break
                 if event == "end_map" and place == "item":
                     break  # a list of other items, such as COCO results
     except (ijson.JSONError, ValueError) as error:
-        raise UsageError(f"{where} is neither COCO's nor Label Studio's JSON ({error}): {expected}") from error
-    raise UsageError(f"{where} is neither COCO's nor Label Studio's JSON: {expected}")
+        raise UsageError(f"{where} is neither COCO's nor Label Studio's JSON ({error}). {expected}") from error
+    raise UsageError(f"{where} is neither COCO's nor Label Studio's JSON. {expected}")
 
 
 def stage_file(where: Location, format: ImportFormat, stage: MaskStaging, size_of: SizeOf) -> str:
@@ -83,7 +83,7 @@ def stage_file(where: Location, format: ImportFormat, stage: MaskStaging, size_o
             return _stage_tasks(where, stage, size_of)
         return _stage_coco(where, stage, size_of)
     except NotFoundError as error:
-        raise UsageError(f"{where} does not exist: name the file with the masks") from error
+        raise UsageError(f"{where} does not exist: expected a file with masks") from error
 
 
 def _stage_coco(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
@@ -111,8 +111,8 @@ def _stage_tasks(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
             return hashed.sha256
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
-            f"{where} cannot be read as Label Studio's tasks ({type(error).__name__}: {error}): expected its JSON or "
-            "JSON_MIN"
+            f"{where} can't be read as Label Studio tasks ({type(error).__name__}: {error}): expected its JSON or "
+            "JSON_MIN format"
         ) from error
 
 
@@ -122,8 +122,8 @@ def _stage_folder(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
         stage.add(image)
     if not folder.files:
         raise UsageError(
-            f"{where} has no masks: expected a folder with a file an image, SA-1B's JSON (.json) or label maps (.png, "
-            ".tif, .npy)"
+            f"{where} has no masks: expected a folder with one file per image, SA-1B's JSON (.json) or label maps "
+            "(.png, .tif, .npy)"
         )
     return folder.sha256
 

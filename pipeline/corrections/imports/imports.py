@@ -106,7 +106,7 @@ class _Import(MaskCorrection[ImportList, ImportResult]):
             if asked.format is ImportFormat.DATASET:
                 begun = load_manifest(asked.where)
                 if asked.where.uri == location.uri:
-                    raise UsageError(f"{asked.where} is the dataset itself: name the one that has the masks")
+                    raise UsageError(f"{asked.where} is the dataset itself. Pass the dataset that contains the masks.")
                 left = carry_masks(asked.where, begun, location, stage)
                 digest, origin = name_now(asked.where).digest, None
             else:
@@ -131,20 +131,20 @@ def _check(asked: ImportRequest) -> None:
         raise UsageError(f"--mask-source {asked.source!r}: expected one of {', '.join(PEOPLE)}")
     for option, value in (("--license", asked.license), ("--annotator", asked.annotator)):
         if value is not None and not value.strip():
-            raise UsageError(f"{option} is empty: name it, or leave it away")
+            raise UsageError(f"{option} is empty. Pass a value, or omit the option.")
 
 
 def _nothing_found(dataset: Location, asked: ImportRequest, staged: StagedMasks) -> str:
     expected = {
-        MatchMode.NUMBER: "its images are found by names such as sa_17.jpg (--match finds them by image_id or uri)",
-        MatchMode.IMAGE_ID: "its images are found by names that are an image_id, with or without an ending",
-        MatchMode.URI: "its images are found by names that are the last part of a uri",
+        MatchMode.NUMBER: "expected image names such as sa_17.jpg (--match can match by image_id or uri instead)",
+        MatchMode.IMAGE_ID: "expected image names that are an image_id, with or without an extension",
+        MatchMode.URI: "expected image names that are the last part of a uri",
     }[asked.match]
     first = staged.first_unknown or staged.first_ambiguous
     problems = [f"the first is {first}"] if first else []
     problems += [f"unreadable: {problem}" for problem in staged.unreadable[:3]]
     why = f" ({'; '.join(problems)})" if problems else ""
-    return f"{asked.where} has no image of {dataset}{why}: {expected}. Nothing was changed"
+    return f"no image of {asked.where} is in {dataset}{why}: {expected}. Nothing was changed."
 
 
 def _count(

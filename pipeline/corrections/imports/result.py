@@ -27,7 +27,7 @@ class ImportCounts(RevisionCounts):
         if merged.row is not row:
             self.images += 1
             changes = [f"{getattr(merged, each)} {each}" for each in COUNTED[1:4] if getattr(merged, each)]
-            self.example(f"{name}: {', '.join(changes) or 'its columns alone'}")
+            self.example(f"{name}: {', '.join(changes) or 'only its columns'}")
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,16 @@ class ImportList(RevisionList):
 
     def found(self) -> list[str]:
         """Return lines on the file's contents."""
-        lines = [f"masks of {counted(self.named, 'image')} that {self.file} has: {self.counted_masks() or 'none'}"]
-        lines += [f"left as they are: {counted(n, 'image')}: {why}" for why, n in self.skipped_images.items()]
-        lines += [f"not carried: {counted(n, 'mask')}: {why}" for why, n in self.skipped_masks.items()]
+        lines = [f"{self.file} has masks for {counted(self.named, 'image')}: {self.counted_masks() or 'none'}"]
+        lines += [f"skipped: {counted(n, 'image')}: {why}" for why, n in self.skipped_images.items()]
+        lines += [f"not carried over: {counted(n, 'mask')}: {why}" for why, n in self.skipped_masks.items()]
         for count, what, first in (
             (self.unknown, "not in the dataset", self.first_unknown),
-            (self.ambiguous, "named as several images are", self.first_ambiguous),
-            (self.superseded, "in the file more than once: the first counts", None),
+            (self.ambiguous, "whose name matches several images", self.first_ambiguous),
+            (self.superseded, "more than once in the file; the first is used", None),
         ):
             if count:
-                lines.append(f"left out: {counted(count, 'image')} {what}{f', such as {first}' if first else ''}")
+                lines.append(f"skipped: {counted(count, 'image')} {what}{f', such as {first}' if first else ''}")
         if self.unreadable:
             lines.append(f"unreadable: {counted(self.unreadable, 'mask or entry')}".replace("entrys", "entries"))
             lines += [f"  {problem}" for problem in self.problems]
@@ -99,11 +99,11 @@ class ImportResult(RevisionResult[ImportList]):
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
         if not self.listed.images:
-            return [f"nothing to import: {self.listed.dataset} has it", *self.listed.found(), self.version.line()]
+            return [f"nothing to import into {self.listed.dataset}", *self.listed.found(), self.version.line()]
         return [
             f"{counted(self.listed.images, 'image')} changed in {counted(len(self.changed_shards), 'shard')}",
             *self.listed.found(),
-            "what was there before is gone, older versions included",
+            "the previous masks were deleted, including older versions",
             *self.last_lines(),
         ]
 

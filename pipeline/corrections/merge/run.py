@@ -70,11 +70,11 @@ class MergeCounts(RevisionCounts):
             self.superseded += 1
             submissions = counted(merged.superseded, "earlier submission")
             self.example(
-                f"{image_stem(image)}: {submissions}, to another state, never merged: not all of it is in the later"
+                f"{image_stem(image)}: {submissions}, for another state, never merged and not fully in the later one"
             )
         if merged.unfit:
             masks = counted(merged.unfit, "mask")
-            self.example(f"{image_stem(image)}: {masks} of the submission left out: the image has others there now")
+            self.example(f"{image_stem(image)}: {masks} of the submission skipped, because the image has changed there")
 
     def count_apart(self, image: int, assignment: int) -> None:
         """Count an image whose other `assignment` ends with a submission that is neither merged nor compared."""
@@ -116,20 +116,20 @@ class MergeList(RevisionList):
         """Return lines on the contents of the submissions."""
         lines = [f"{counted(self.submitted, 'image')} submitted; masks: {self.counted_masks() or 'none'}"]
         if self.unchanged:
-            lines.append(f"looked at and left unchanged: {counted(self.unchanged, 'image')}")
+            lines.append(f"confirmed without changes: {counted(self.unchanged, 'image')}")
         if self.merged:
-            lines.append(f"merged before: {counted(self.merged, 'image')}")
+            lines.append(f"already merged: {counted(self.merged, 'image')}")
         if self.superseded:
             lines.append(
-                f"an earlier submission, to another state, was never merged: {counted(self.superseded, 'image')}; "
-                "the later submission, which holds, does not have all of it"
+                f"an earlier submission, for another state, was never merged: {counted(self.superseded, 'image')}; "
+                "the later submission is used, but doesn't contain all of it"
             )
         if self.uncompared:
             lines.append(
-                f"submitted by two people to different states: {counted(self.uncompared, 'image')}; one assignment is "
-                "merged, and the other's last submission is kept"
+                f"two annotators submitted for different states: {counted(self.uncompared, 'image')}; one assignment "
+                "is merged, and the other's last submission is kept"
             )
-        lines += [f"left as they are: {counted(n, 'image')}: {why}" for why, n in self.skipped_images.items()]
+        lines += [f"skipped: {counted(n, 'image')}: {why}" for why, n in self.skipped_images.items()]
         return [*lines, *(f"  {example}" for example in self.examples)]
 
     def reason(self) -> str:

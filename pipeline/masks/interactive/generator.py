@@ -48,7 +48,7 @@ class MaskGenerator(base.MaskGenerator):
         if not isinstance(predictor, sam_predictor.Predictor):
             predictor = Predictor(predictor, device=device, precision=precision)
         elif (device, precision) != ("auto", "fp32"):
-            raise ValueError(f"device={device!r} and precision={precision!r} came with a predictor, which has its own")
+            raise ValueError(f"device={device!r} and precision={precision!r} can't be combined with a predictor")
         super().__init__(predictor, settings, crops_per_batch)
 
     def generate(self, image: Image, original: Image | None = None, *, progress: bool = False) -> ImageMasks:
@@ -76,12 +76,12 @@ class MaskGenerator(base.MaskGenerator):
         single image, whose rows are not images.
         """
         if isinstance(images, (str, bytes)):
-            raise TypeError(f"generate_many got the text {images!r}: expected several images, such as a list of paths")
+            raise TypeError(f"generate_many got a string, {images!r}: expected several images, such as a list of paths")
         dimensions = len(getattr(images, "shape", ()))
         if isinstance(images, (os.PathLike, PillowImage.Image)) or dimensions in (2, 3):
             raise TypeError(
-                f"generate_many got {describe(images)}, which may be one image: expected several, as a list or an "
-                "array (N, height, width, 3)"
+                f"generate_many got {describe(images)}, which may be a single image: expected a list of images or an "
+                "array of shape (N, height, width, 3)"
             )
         total = len(images) if isinstance(images, Sized) else None
         with ExitStack() as stack:
@@ -92,7 +92,7 @@ class MaskGenerator(base.MaskGenerator):
                 try:
                     result = self.generate(image)
                 except (SegmintError, OSError, MemoryError) as error:
-                    reason = str(error) or f"{describe(image)}: there is not enough memory for it"
+                    reason = str(error) or f"{describe(image)}: not enough memory"
                     result = ImageMasks((), Funnel(), image, reason)
                 if bar is not None:
                     bar.update("images", number)
@@ -116,12 +116,12 @@ def _settings(settings: MaskSettings | str | None, keys: dict[str, Any]) -> Mask
     if isinstance(settings, MaskSettings):
         if keys:
             raise ValueError(
-                f"{', '.join(keys)} came with a MaskSettings: give the keys to it, as in "
+                f"{', '.join(keys)} can't be combined with a MaskSettings. Pass the keys to it, as in "
                 f"MaskSettings.{settings.profile}({next(iter(keys))}={next(iter(keys.values()))!r})"
             )
         return settings
     if settings is not None and not isinstance(settings, str):
-        raise TypeError(f"settings is a {type(settings).__name__}: expected 'official', 'sa1b' or a MaskSettings")
+        raise TypeError(f"settings is a {type(settings).__name__}: expected 'official', 'sa1b', or a MaskSettings")
     return MaskSettings.of(settings or "sa1b", **{"crop_n_layers": 0, **keys})
 
 

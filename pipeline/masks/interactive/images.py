@@ -38,7 +38,7 @@ def pixels_of(image: Image, name: str = "image") -> Pixels:
         return _read(os.fspath(image))
     if isinstance(image, PillowImage.Image):
         if image.mode not in MODES:
-            raise ImageError(f"{name} is a Pillow image of mode {image.mode}: expected one with 8 or 16 bits a sample")
+            raise ImageError(f"{name} is a Pillow image of mode {image.mode}: expected 8 or 16 bits per sample")
         return np.ascontiguousarray(_upright(image, name))
     return _array(image, name)
 
@@ -59,17 +59,17 @@ def _read(name: str) -> Pixels:
         is_folder = path is not None and path.is_dir()
         is_absent = path is not None and not path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # the name is too long, or the home directory doesn't exist
-        raise ImageError(f"{name[:200]!r} is no image's path: {getattr(error, 'strerror', None) or error}") from error
+        raise ImageError(f"{name[:200]!r} is not an image path: {getattr(error, 'strerror', None) or error}") from error
     if not name:
-        raise ImageError("the image is empty text: expected a path or URI")
+        raise ImageError("the image is an empty string: expected a path or URI")
     if is_folder:
-        raise ImageError(f"{name} is a folder: expected an image; for its files, generate_many(glob('{name}/*.jpg'))")
+        raise ImageError(f"{name} is a folder: expected an image. For several, use generate_many(glob('{name}/*.jpg'))")
     if is_absent:
-        raise ImageError(f"{name} is not there: expected an image's path; relative ones begin at {Path.cwd()}")
+        raise ImageError(f"{name} does not exist: expected the path of an image. Relative paths start at {Path.cwd()}.")
     try:
         data = Storage().read(str(path or name), max_bytes=ANY_SIZE.max_bytes)
     except (SegmintError, OSError) as error:
-        raise ImageError(f"{name} cannot be read: {error}") from error
+        raise ImageError(f"{name} can't be read: {error}") from error
     try:
         return decode_photograph(data)
     except RejectedError as verdict:
@@ -82,7 +82,7 @@ def _upright(image: PillowImage.Image, name: str) -> Pixels:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise all kinds of exceptions
-        raise ImageError(f"{name} is a {describe(image)} that cannot be decoded: {error}") from error
+        raise ImageError(f"{name} is a {describe(image)} that can't be decoded: {error}") from error
     try:
         oriented = ImageOps.exif_transpose(image)
     except (OSError, ValueError, TypeError, KeyError, SyntaxError):
@@ -93,7 +93,7 @@ def _upright(image: PillowImage.Image, name: str) -> Pixels:
 def _array(value: Any, name: str) -> Pixels:
     if isinstance(value, Mapping) or not hasattr(value, "__array__"):
         raise ImageError(
-            f"{name} is a {type(value).__name__}: expected a path, a Pillow image or an array (height, width, 3) uint8"
+            f"{name} is a {type(value).__name__}: expected a path, a Pillow image, or a uint8 array (height, width, 3)"
         )
     array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     expected = "expected (height, width, 3) uint8 RGB, or (height, width) uint8 gray"
@@ -102,17 +102,17 @@ def _array(value: Any, name: str) -> Pixels:
         raise ImageError(f"{given}: {expected}{_batch_hint(array)}")
     if array.dtype != np.uint8:
         hint = "(image * 255).round().astype('uint8')" if array.dtype.kind == "f" else "image.astype('uint8')"
-        raise ImageError(f"{given}: {expected}; 0 to 255, as {hint} may give")
+        raise ImageError(f"{given}: {expected}, from 0 to 255. You may want {hint}.")
     if array.ndim == 2:
         return np.repeat(array[:, :, None], 3, axis=2)
     if array.shape[2] == 3:
         return array
     if array.shape[2] == 4:
-        raise ImageError(f"{given}: {expected}; without its transparency it is image[:, :, :3]")
+        raise ImageError(f"{given}: {expected}. To drop its transparency, use image[:, :, :3].")
     if array.shape[0] == 3:
-        raise ImageError(f"{given}: {expected}; with channels last it is image.transpose(1, 2, 0)")
+        raise ImageError(f"{given}: {expected}. To move the channels last, use image.transpose(1, 2, 0).")
     raise ImageError(f"{given}: {expected}")
 
 
 def _batch_hint(array: NDArray[Any]) -> str:
-    return "; one image at a time: generate_many takes several" if array.ndim == 4 else ""
+    return ". For several images, use generate_many." if array.ndim == 4 else ""

@@ -31,14 +31,14 @@ def sam_of(model: Sam | Weights, device: str = "auto", precision: str = "fp32") 
     if isinstance(model, Sam):
         if (device, precision) != ("auto", "fp32"):
             raise ValueError(
-                f"device={device!r} and precision={precision!r} came with a loaded model, which has its own: "
-                "give them to load_sam"
+                f"device={device!r} and precision={precision!r} can't be combined with a loaded model. "
+                "Pass them to load_sam."
             )
         return model
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(
             f"the model is a {type(model).__name__}: expected a name (mobile_sam, vit_b, vit_l, vit_h), the path of a "
-            "checkpoint, or what load_sam returns"
+            "checkpoint, or the result of load_sam"
         )
     return load_model(resolve(os.fspath(model)), resolve_compute(device, precision))
 

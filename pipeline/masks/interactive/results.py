@@ -47,7 +47,7 @@ class ImageMasks(GeneratedMasks):
         except ImageError as error:  # the file was deleted in the meantime
             return f"<p>{caption}; {html.escape(str(error))}</p>"
         if any(record.segmentation.size != pixels.shape[:2] for record in self.records):
-            return f"<p>{caption}; its size is another one now, so they are not drawn</p>"
+            return f"<p>{caption}; not drawn, because the image's size has changed</p>"
         picture = PillowImage.fromarray(draw_overlay(pixels, self.records))
         picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE), PillowImage.Resampling.LANCZOS)
         buffer = io.BytesIO()

@@ -55,7 +55,7 @@ def show(
         from matplotlib import pyplot
     except ImportError as error:
         raise MissingMatplotlibError(
-            "segmint.show needs matplotlib, not installed here: pip install 'segmint[notebook]'"
+            "segmint.show needs matplotlib, which isn't installed. Run `pip install 'segmint[notebook]'`."
         ) from error
     if isinstance(image, (ImageMasks, Sample)) and records is None:
         records = image.records if isinstance(image, ImageMasks) else image.masks
@@ -91,7 +91,7 @@ def records_of(masks: Any, size: tuple[int, int]) -> list[MaskRecord]:
         rle = _rle(mask, number)
         if rle.size != size:
             raise ValueError(
-                f"mask {number} has {rle.size[1]} x {rle.size[0]} pixels, the image {size[1]} x {size[0]}: "
+                f"mask {number} is {rle.size[1]} x {rle.size[0]} pixels, but the image is {size[1]} x {size[0]}: "
                 "expected masks of this image"
             )
         found.append(mask if isinstance(mask, MaskRecord) else _record(rle))
@@ -129,7 +129,7 @@ def _points(points: ArrayLike | None, labels: ArrayLike | None) -> Sequence[tupl
     places = _numbers("points", points, 2)
     kinds = np.ones(len(places)) if labels is None else np.asarray(labels, float).reshape(-1)
     if len(kinds) != len(places):
-        raise ValueError(f"labels are {len(kinds)}, points {len(places)}: expected one for each")
+        raise ValueError(f"got {len(kinds)} labels for {len(places)} points: expected one label per point")
     return [(x, y, int(kind)) for (x, y), kind in zip(places.tolist(), kinds.tolist(), strict=True) if kind >= 0]
 
 
@@ -146,5 +146,5 @@ def _numbers(name: str, value: ArrayLike, columns: int) -> NDArray[np.float64]:
     if array.ndim == 0 or array.shape[-1] != columns:
         raise ValueError(f"{name} have the shape {array.shape}: expected (N, {columns})")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} hold numbers that are not finite: expected none")
+        raise ValueError(f"{name} contain NaN or infinity: expected finite numbers")
     return array.reshape(-1, columns).clip(-_FAR, _FAR)

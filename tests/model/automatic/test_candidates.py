@@ -52,7 +52,7 @@ def test_a_mask_by_its_bits_and_by_its_runs_is_the_same(
     assert bits.encode(size) == runs.encode(size) == encode(full(bits, size))
     assert runs.moved((2, 3)).corner == (runs.corner[0] + 2, runs.corner[1] + 3)
     for patch in (bits, runs):
-        with pytest.raises(ValueError, match="leaves the frame"):
+        with pytest.raises(ValueError, match="extends beyond the frame"):
             patch.moved((right + mask.shape[1] + 1, 0)).encode(size)
 
 

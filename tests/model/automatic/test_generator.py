@@ -240,7 +240,7 @@ def test_arrays_of_another_shape_or_type_are_refused(predictor: Predictor, image
 def test_official_refuses_an_original(predictor: Predictor) -> None:
     image = np.zeros((4, 4, 3), np.uint8)
 
-    with pytest.raises(ValueError, match="official profile cuts its crops from the image"):
+    with pytest.raises(ValueError, match="the official profile takes no original"):
         MaskGenerator(predictor, MaskSettings.official()).generate(image, image)
 
 

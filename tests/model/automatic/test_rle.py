@@ -71,7 +71,7 @@ def test_counts_survive_compression(counts: list[int]) -> None:
 
 
 def test_a_patch_outside_the_frame_is_refused() -> None:
-    with pytest.raises(ValueError, match="leaves the frame"):
+    with pytest.raises(ValueError, match="extends beyond the frame"):
         encode_patch(np.ones((3, 3), dtype=bool), (8, 0), (10, 10))
 
 

@@ -110,7 +110,7 @@ def test_many_images_are_embedded_as_each_is(pair: PredictorPair, coffee: np.nda
         assert (one.input_size, one.frame_size) == (other.input_size, other.frame_size)
         torch.testing.assert_close(one.features, other.features, atol=1e-4, rtol=0)
     assert pair.ours.embed_many([]) == []
-    with pytest.raises(ValueError, match="1 frames for 2 images: expected one for each"):
+    with pytest.raises(ValueError, match="1 frames for 2 images: expected one per image"):
         pair.ours.embed_many([coffee, astronaut], [None])
 
 
@@ -160,7 +160,7 @@ def test_a_gpu_gives_the_masks_of_the_cpu(mobile_sam_path: Path) -> None:
 
 
 def test_a_prompt_is_asked_for(pair: PredictorPair) -> None:
-    with pytest.raises(ValueError, match="no prompt was given: expected points with labels, boxes, masks"):
+    with pytest.raises(ValueError, match="no prompt: expected points with labels, boxes, masks"):
         pair.ours.predict(pair.embedding)
 
 
@@ -175,7 +175,7 @@ def test_a_prompt_is_asked_for(pair: PredictorPair) -> None:
     ],
 )
 def test_an_image_of_another_shape_or_type_is_refused(pair: PredictorPair, image: np.ndarray, found: str) -> None:
-    with pytest.raises(ValueError, match=rf"{found}.*expected \(height, width, 3\) and uint8"):
+    with pytest.raises(ValueError, match=rf"{found}.*expected \(height, width, 3\) uint8"):
         pair.ours.embed(image)
 
 
@@ -200,5 +200,5 @@ def test_single_points_decode_to_what_predict_gives(pair: PredictorPair) -> None
 
 def test_several_points_a_prompt_are_not_single_points(pair: PredictorPair) -> None:
     plan = pair.ours.plan_points(pair.embedding)
-    with pytest.raises(ValueError, match=r"points have the shape \(3, 2, 2\): expected \(B, 2\), a point a prompt"):
+    with pytest.raises(ValueError, match=r"points have the shape \(3, 2, 2\): expected \(B, 2\), one point per prompt"):
         pair.ours.decode_points(pair.embedding, plan, np.zeros((3, 2, 2)))

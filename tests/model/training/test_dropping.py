@@ -96,7 +96,7 @@ def test_another_number_of_images_is_an_error() -> None:
     encoder = vit()
     with (
         drop_path(encoder, 0.5, seed=0, step=0, images=[0, 1]),
-        pytest.raises(ValueError, match="drawn for 2 images, and the encoder was called with 4"),
+        pytest.raises(ValueError, match="drawn for 2 images, but the encoder was called with 4"),
     ):
         encoder(torch.randn(4, 3, 64, 64))
     with pytest.raises(ValueError, match="drop_path is 1: expected a number from 0 to below 1"):  # noqa: SIM117
@@ -184,6 +184,6 @@ def test_another_number_of_prompts_is_an_error() -> None:
     decoder = randomize(MaskDecoder(depth=1))
     with (
         dropout(decoder, 0.1, draw_keys(0, 0, range(3), 1)),
-        pytest.raises(ValueError, match="keys for 3 prompts, and the decoder was called with 2"),
+        pytest.raises(ValueError, match="keys for 3 prompts, but the decoder was called with 2"),
     ):
         decoded(decoder, 2)

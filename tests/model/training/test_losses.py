@@ -148,5 +148,5 @@ def test_the_parts_of_a_split_batch_add_up_to_the_whole() -> None:
 
 
 def test_fewer_masks_in_all_than_here_is_an_error() -> None:
-    with pytest.raises(ValueError, match="total_masks is 1: expected the global batch's masks, 2 or more"):
+    with pytest.raises(ValueError, match="total_masks is 1: expected the global mask count, at least 2"):
         prompt_losses(torch.zeros(2, 1, 2, 2), torch.zeros(2, 1), torch.stack([WHOLE, WHOLE]), WHOLE, LossSettings(), 1)

@@ -221,7 +221,7 @@ def test_steps_whose_parts_do_not_match_are_errors() -> None:
             None,
             r"image 0 have the shape \(1, 512, 512\).*expected \(N, 256, 256",
         ),
-        (features, [rectangles([])], None, "with 0 numbers of masks.*N 1 or more"),
+        (features, [rectangles([])], None, "with 0 mask numbers.*N is at least 1"),
         (features, [empty], None, "the target of mask 1 is empty"),
         (features, [twice], None, "two masks of the step have the same number"),
         (features, [masks], [clicks], r"recorded clicks have the shapes \[\(2, 5, 2\)\]: expected \[\(2, 2, 2\)\]"),

@@ -67,12 +67,12 @@ def test_polygons_enclose_pixels_and_the_converters_contours_run_through_them() 
 @pytest.mark.parametrize(
     ("segmentation", "why"),
     [
-        (compressed(np.ones((20, 25), bool)), "it is 25 x 20 pixels, its image 40 x 30"),
+        (compressed(np.ones((20, 25), bool)), "25 x 20 pixels, but its image is 40 x 30"),
         ({"size": [30, 40], "counts": "PPPP"}, "RLE counts"),
         ({"size": [30, 40], "counts": "ünü"}, "ascii"),
         ({"size": [30, 40], "counts": [5, 10]}, "cover 15 pixels"),
         ({"size": [30, 40], "counts": [-5, 1205]}, "negative"),
-        ({"size": [30, 40], "counts": [1.5]}, "whole numbers"),
+        ({"size": [30, 40], "counts": [1.5]}, "not integers"),
         ({"size": [30, 1 << 40], "counts": [5]}, "its size is"),
         ({"size": [30, 40]}, "counts"),
         ({"size": [65_535, 65_535], "counts": [65_535**2]}, "4,294,836,225 pixels: at most 250,000,000"),
@@ -119,9 +119,9 @@ def test_odd_entries_are_listed() -> None:
         ("same.jpg", 2, 0),
         ("other.jpg", 1, 0),
     ]
-    twice = ["it has the id 1 of another image: its masks are not known"]
+    twice = ["another image also has the id 1, so its masks are unknown"]
     assert found.images[0].unreadable == found.images[2].unreadable == twice
-    assert found.images[1].unreadable == ["mask 7: it is a polygon, and its image has no height and width in the file"]
+    assert found.images[1].unreadable == ["mask 7: it is a polygon, but the file has no height and width for its image"]
     assert found.homeless == 2
     assert found.unreadable == [
         "image number 4 has no file_name",
@@ -148,7 +148,7 @@ def test_a_polygon_in_another_size_than_the_images_is_unreadable() -> None:
     document = {"images": [image], "annotations": [mask([[10, 5, 30, 5, 30, 25, 10, 25]], image_id=1)]}
     (found,) = read_coco(document, {"a.jpg": (30, 40)}.get).images
     assert (found.masks, found.size, found.other) == ([], (30, 40), (60, 80))
-    assert found.unreadable == ["mask 7: it is a polygon in 80 x 60 pixels, its image is 40 x 30"]
+    assert found.unreadable == ["mask 7: it is a polygon in 80 x 60 pixels, but its image is 40 x 30"]
 
 
 @pytest.mark.parametrize("info", [{}, {"contributor": "Label Studio Converter"}])
@@ -157,9 +157,7 @@ def test_no_memory_is_taken_for_the_size_that_a_file_claims(info: dict[str, str]
     image = {"id": 1, "file_name": "a.jpg", "height": 65_535, "width": 65_535}
     document = {"info": info, "images": [image], "annotations": [mask([[0, 0, 9, 0, 9, 9]], image_id=1)]}
     (found,) = read_coco(document).images
-    assert found.unreadable == [
-        "mask 7: its size is 65535 x 65535, 4,294,836,225 pixels: at most 250,000,000 are decoded"
-    ]
+    assert found.unreadable == ["mask 7: its size is 65535 x 65535, 4,294,836,225 pixels: the limit is 250,000,000"]
 
 
 def test_points_outside_of_the_image_are_cut_off() -> None:
@@ -183,7 +181,7 @@ def test_a_known_size_comes_before_the_files() -> None:
         (b"[" * 100_000, "not JSON"),
         (b"[]", "a list.*expected.*COCO results"),
         (b"{}", "it has no `images`"),
-        (b'{"images": [], "annotations": {}}', "its `annotations` is no list"),
+        (b'{"images": [], "annotations": {}}', "its `annotations` is not a list"),
     ],
 )
 def test_a_file_that_is_no_coco_is_an_error_that_says_so(data: bytes, why: str) -> None:

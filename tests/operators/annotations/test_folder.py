@@ -43,8 +43,8 @@ def test_every_file_of_masks_is_read_in_the_order_of_names(tmp_path: Path) -> No
     # Its numbers are neither ids nor labels.
     assert [(mask.id, mask.label, mask.area) for mask in one.masks] == [(None, None, 200), (None, None, 200)]
     np.testing.assert_array_equal(one.masks[1].pixels(), LABELS == 200)
-    assert three.unreadable[0].startswith("the file is not SA-1B's JSON of an image, with `image` and `annotations`")
-    assert four.unreadable == ["the label map: it is 40 x 30 pixels, its image 30 x 40"]
+    assert three.unreadable[0].startswith("the file is not SA-1B's JSON for an image, with `image` and `annotations`")
+    assert four.unreadable == ["the label map: it is 40 x 30 pixels, but its image is 30 x 40"]
 
 
 def test_its_hash_is_of_the_files_that_are_read(tmp_path: Path) -> None:
@@ -70,7 +70,10 @@ def read(**changes: Any) -> AnnotatedImage:
 @pytest.mark.parametrize(
     ("annotation", "problem"),
     [
-        ({"id": 7, "segmentation": {"size": [30, 41], "counts": [1230]}}, "mask 7: it is 41 x 30 pixels, its image 40"),
+        (
+            {"id": 7, "segmentation": {"size": [30, 41], "counts": [1230]}},
+            "mask 7: 41 x 30 pixels, but its image is 40",
+        ),
         ({"id": 7, "segmentation": {"size": [30, 40], "counts": "zz"}}, "mask 7: these RLE counts are damaged"),
         ({"id": 7, "segmentation": [[1, 2, 3, 4, 5, 6]]}, "mask 7: it has no run lengths"),
         ({"id": "x"}, "mask without an id: it has no run lengths"),

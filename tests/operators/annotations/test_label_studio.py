@@ -38,11 +38,9 @@ def test_a_mask_of_another_size_is_not_decoded(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(label_studio, "decode_runs", never)
     ((image, _),) = read_tasks([task(region())], lambda name: (40, 30))
     assert (image.masks, image.unreadable_ids) == ([], [10_000])
-    assert image.unreadable == ["mask 10000: it is 40 x 30 pixels, its image 30 x 40"]
+    assert image.unreadable == ["mask 10000: 40 x 30 pixels, but its image is 30 x 40"]
     ((image, _),) = read_tasks([task(region(original_width=40_000, original_height=30_000))])
-    assert image.unreadable == [
-        "mask 10000: its size is 40000 x 30000, 1,200,000,000 pixels: at most 250,000,000 are decoded"
-    ]
+    assert image.unreadable == ["mask 10000: its size is 40000 x 30000, 1,200,000,000 pixels: the limit is 250,000,000"]
 
 
 def test_what_is_no_mask_costs_no_other() -> None:
@@ -57,7 +55,7 @@ def test_what_is_no_mask_costs_no_other() -> None:
         (1, []),
     ]
     assert answers[1].image.name == "task number 2"
-    with pytest.raises(TypeError, match="task number 2 is no object"):
+    with pytest.raises(TypeError, match="task number 2 is not an object"):
         list(read_tasks([task(region()), 5]))
 
 
@@ -114,4 +112,4 @@ def test_a_part_without_an_answer_is_missed() -> None:
     """Its masks were not deleted by anybody: who replaces masks must know that some are missing."""
     ((image, _),) = read_tasks([part("3/3", 10_002), part("1/3", 10_000)])
     assert [mask.id for mask in image.masks] == [10_000, 10_002]
-    assert image.unreadable == ["the masks of part 2 of 3: its task has no answer"]
+    assert image.unreadable == ["the masks of part 2 of 3: its task has no submission"]

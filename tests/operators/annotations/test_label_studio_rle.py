@@ -104,7 +104,7 @@ def test_what_the_sdk_encodes_of_any_pixels_is_read(values: np.ndarray) -> None:
 @given(streams(st.integers(1, 32)), st.data())
 def test_what_is_cut_off_is_refused(stream: Stream, data: st.DataObject) -> None:
     kept = data.draw(st.integers(0, len(stream.runs) - 1))
-    with pytest.raises(UnreadableMaskError, match=r"cut off after \d+ of|have \d+ values, expected"):
+    with pytest.raises(UnreadableMaskError, match=r"cut off after \d+ of|have \d+ values: expected"):
         decode_runs(stream.runs[:kept], stream.size)
 
 
@@ -120,7 +120,7 @@ def test_damaged_bytes_are_read_or_refused(stream: Stream, data: st.DataObject) 
 @given(streams(st.integers(1, 32)))
 def test_another_number_of_pixels_is_refused(stream: Stream) -> None:
     height, width = stream.size
-    with pytest.raises(UnreadableMaskError, match=f"have {4 * width} values, expected 1 x {width + 1} x 4"):
+    with pytest.raises(UnreadableMaskError, match=f"have {4 * width} values: expected 1 x {width + 1} x 4"):
         decode_runs(stream.runs, (height, width + 1))
 
 
@@ -128,7 +128,7 @@ def test_a_run_past_the_end_is_refused() -> None:
     runs = encode_runs(np.zeros((2, 5), bool))
     assert runs[3] == 40
     runs[3] = 4  # of one pixel, where a run of 40 values begins
-    with pytest.raises(UnreadableMaskError, match="go on after their 4 values"):
+    with pytest.raises(UnreadableMaskError, match="continue after their 4 values"):
         decode_runs(runs, (1, 1))
 
 

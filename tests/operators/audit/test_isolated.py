@@ -42,7 +42,7 @@ def test_a_search_without_end_is_late_and_one_that_always_hangs_is_not_run_again
             detector.detect(marked(BLANK))
     with monkeypatch.context() as patch:
         patch.setattr(isolated, "MOST_LATE", 1)
-        with pytest.raises(DetectorFailedError, match=r"^not run again: it took over 60 seconds 1 times in a row$"):
+        with pytest.raises(DetectorFailedError, match=r"^not run again, .* took over 60 seconds 1 times in a row$"):
             detector.detect(BLANK)
     assert detector.detect(BLANK) == []
     monkeypatch.setattr(isolated, "MOST_LATE", 1)

@@ -118,4 +118,4 @@ def test_a_fault_writes_no_part_and_another_part_of_that_name_is_one(
     assert not part.exists()
     part.put_if_absent(b"other")
     (done,) = actor(rows({"uri": "coffee.jpg"}, first=512)).to_pylist()
-    assert done["fault"] == "the part is there with other bytes: another machine sees other pixels in an image"
+    assert done["fault"] == "the part exists with other bytes: another machine decodes an image to other pixels"

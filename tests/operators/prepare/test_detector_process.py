@@ -298,12 +298,12 @@ def test_a_search_over_its_deadline_ends_the_process_and_too_many_deaths_end_the
     process = DetectorProcess(DetectorSettings(troubled, "cpu", PIXELS, Storage(), search_s=0.2))
     detector = RemoteDetector("face", "trouble", process.address)
     try:
-        with pytest.raises(DetectorProcessError, match="gave no answer"):
+        with pytest.raises(DetectorProcessError, match="didn't reply"):
             detector.detect(GRAY)  # it is not started yet
         process.ready()
-        with pytest.raises(DetectorProcessError, match="gave no answer"):
+        with pytest.raises(DetectorProcessError, match="didn't reply"):
             detector.detect(GREEN)
-        with pytest.raises(DetectorsGoneError, match="died 1 times within 10 minutes, at last because a search took"):
+        with pytest.raises(DetectorsGoneError, match="died 1 times within 10 minutes, most recently because a search"):
             process.ready()
     finally:
         process.close()
@@ -312,9 +312,7 @@ def test_a_search_over_its_deadline_ends_the_process_and_too_many_deaths_end_the
 @pytest.mark.usefixtures("processes")
 def test_a_process_that_would_find_with_other_bits_does_not_start(troubled: DeidentifyConfig) -> None:
     process = DetectorProcess(DetectorSettings(troubled, "cpu", PIXELS, Storage(), numerics="H200"))
-    with pytest.raises(
-        DetectorsGoneError, match=r"cannot start on .*: this machine's detections would have other bits .*'H200'"
-    ):
+    with pytest.raises(DetectorsGoneError, match=r"can't start on .*: this machine's detections would differ .*'H200'"):
         process.ready()
     process.close()
 

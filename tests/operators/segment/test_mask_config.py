@@ -63,5 +63,5 @@ def test_threads_are_auto_or_a_count(threads):
 
 @pytest.mark.parametrize("threads", [0, -1, "all", 1.5, True])
 def test_other_threads_are_refused(threads):
-    with pytest.raises(ValidationError, match="expected auto or a whole number from 1"):
+    with pytest.raises(ValidationError, match="expected auto or a positive integer"):
         ModelConfig(threads=threads)

@@ -57,7 +57,7 @@ def test_a_package_that_is_not_installed_is_none(
     monkeypatch.setattr(infra_version, "version", lacking("facenet-pytorch"))
     without = observe_numerics(Compute("cpu", "fp32", 1), 4, 1, sha256_of(mobile_sam_path))
     assert without.facenet_pytorch == "none"
-    assert without.differences(here) == f"facenet_pytorch 'none' against '{here.facenet_pytorch}'"
+    assert without.differences(here) == f"facenet_pytorch 'none' instead of '{here.facenet_pytorch}'"
 
 
 def test_other_fields_are_refused_by_name(here: Numerics) -> None:
@@ -129,6 +129,6 @@ def test_a_cpu_has_no_fields_of_a_gpu(here: Numerics) -> None:
 
 def test_a_chunk_that_a_gpu_cannot_take_is_refused_before_the_start() -> None:
     with pytest.raises(
-        UsageError, match=r"masks\.points_per_chunk is 1024: expected a whole number from 1 to 1023 on a GPU"
+        UsageError, match=r"masks\.points_per_chunk is 1024: expected an integer from 1 to 1023 on a GPU"
     ):
         resolve_numerics(Compute("cuda", "fp32", 1), ModelConfig(), MasksConfig(points_per_chunk=1024), "0" * 64)

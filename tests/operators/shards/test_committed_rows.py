@@ -60,15 +60,15 @@ def test_a_damaged_file_is_named_and_nothing_is_read_of_it(tmp_path: Path, kind:
     path = tmp_path / entry.path
     data = path.read_bytes()
     for damaged, told in (
-        (data[:-1], f"{entry.size} bytes expected, it has {entry.size - 1}"),
-        (data + b"x", f"{entry.size} bytes expected, it has {entry.size + 1}"),
+        (data[:-1], f"expected {entry.size} bytes; found {entry.size - 1}"),
+        (data + b"x", f"expected {entry.size} bytes; found {entry.size + 1}"),
         (bytes([data[0] ^ 1]) + data[1:], f"SHA-256 {entry.sha256} expected"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(DamagedDatasetError, match=f"{entry.path}: {told}"):
             read_committed_rows(location_of(tmp_path), commit)
     path.unlink()
-    with pytest.raises(DamagedDatasetError, match=f"{entry.path}: .* bytes expected, no such file"):
+    with pytest.raises(DamagedDatasetError, match=f"{entry.path}: expected .* bytes; found no such file"):
         read_committed_rows(location_of(tmp_path), commit)
 
 
@@ -77,7 +77,7 @@ def test_a_tar_that_does_not_hold_what_the_tables_say_is_named(tmp_path: Path) -
     write_dataset(location_of(tmp_path), shards=2)
     first, second = CommitLog(location_of(tmp_path)).read_all()
     files = [second.file("shards"), *(entry for entry in first.files if not entry.path.startswith("shards/"))]
-    with pytest.raises(DamagedDatasetError, match=r"does not fit its tables: it holds no sa_1\.jpg"):
+    with pytest.raises(DamagedDatasetError, match=r"doesn't match its tables: it contains no sa_1\.jpg"):
         read_committed_rows(location_of(tmp_path), replace(first, files=tuple(files)))
 
 

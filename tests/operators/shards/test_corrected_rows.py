@@ -81,7 +81,7 @@ def test_doing_it_again_changes_nothing() -> None:
 @pytest.mark.usefixtures("processes")
 def test_a_jpeg_that_cannot_be_decoded_names_its_image() -> None:
     for jpeg, told in ((jpeg_saying(65_500, 65_500), "65500 x 65500 is 4,290,250,000 pixels"), (b"none", "identify")):
-        with pytest.raises(DamagedDatasetError, match=f"image 1: its JPEG cannot be decoded: .*{told}"):
+        with pytest.raises(DamagedDatasetError, match=f"image 1: its JPEG can't be decoded: .*{told}"):
             redact_row({**row_of(), "release": jpeg}, [box(10, 20, 30, 40)], ReleaseConfig())
 
 

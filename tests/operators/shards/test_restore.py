@@ -174,7 +174,7 @@ def test_rows_that_came_out_differently_are_reported_and_change_nothing(dataset:
     result = restore_shard(task, cuts, table)
     entry = commit.file("images")
     assert result.status == "on_hold"
-    assert result.detail.startswith(f"{entry.path}: built again it has ")
+    assert result.detail.startswith(f"{entry.path}: the rebuilt file has ")
     assert f"the commit names {entry.size} bytes, SHA-256 {entry.sha256[:12]}" in result.detail
     assert digests(dataset) == before
 
@@ -185,7 +185,7 @@ def test_rows_that_could_not_be_judged_are_reported(dataset: Path) -> None:
         dataset, commit, lambda row: {**row, "reason": None, "fault": "prepare: the store is out"}
     )
     result = restore_shard(task, cuts, table)
-    assert (result.status, "3 of 3 rows could not be judged" in result.detail) == ("on_hold", True)
+    assert (result.status, "3 of 3 rows couldn't be judged" in result.detail) == ("on_hold", True)
 
 
 def standing(commit: Commit) -> dict[str, list[str]]:
@@ -204,10 +204,10 @@ def test_files_that_do_not_prove_it_make_no_commit(dataset: Path) -> None:
     commit, other = commit_of(dataset, 0), commit_of(dataset, 1)
     known, uri = replace(commit, counts={}, files=()), str(dataset)
     for paths, told in (
-        ({**standing(commit), "masks": []}, "one file of each kind is needed .* masks: none"),
+        ({**standing(commit), "masks": []}, "takes one file of each kind, .* masks: none"),
         ({**standing(commit), "shards": [*standing(commit)["shards"], "shards/x.tar"]}, "there are shards: "),
         ({**standing(commit), "masks": standing(other)["masks"]}, "would have other bytes"),
-        (standing(other), "do not hold each of its ordinals once and in order"),
+        (standing(other), "don't contain each of its ordinals once and in order"),
     ):
         with pytest.raises(DamagedDatasetError, match=told):
             remake_commit(handle_of(uri), known, paths)
@@ -230,7 +230,7 @@ def test_what_people_said_of_masks_is_lost_with_their_table_and_is_named(tmp_pat
     assert not restore_from_rest(handle_of(location), commit, damages)
     assert digests(tmp_path) == before
     said = lost_annotations(location, commit, damages)
-    assert said.startswith("what people said of the masks of 1 image (label, source,")
+    assert said.startswith("the annotations of the masks of 1 image (label, source,")
     assert commit.file("masks").path in said
 
 

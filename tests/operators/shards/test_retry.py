@@ -70,7 +70,7 @@ def test_a_fault_changes_nothing(shard: Path) -> None:
     before = digests(shard)
     result = retry(shard, [accepted_row(4), faulted_row(6)])
     assert (result.status, dict(result.counts)) == ("on_hold", {})
-    assert "1 of 2 rows could not be judged" in result.detail
+    assert "1 of 2 rows couldn't be judged" in result.detail
     assert result.faulted == (6,)
     assert digests(shard) == before
 
@@ -78,9 +78,9 @@ def test_a_fault_changes_nothing(shard: Path) -> None:
 @pytest.mark.parametrize("rows", [[accepted_row(5), accepted_row(6)], [accepted_row(4), accepted_row(8)]])
 def test_an_accepted_image_is_never_replaced(shard: Path, rows: list[dict[str, Any]]) -> None:
     before = digests(shard)
-    with pytest.raises(WrongRowsError, match="its generation 1 had not refused all"):
+    with pytest.raises(WrongRowsError, match="its generation 1 hadn't rejected all"):
         retry(shard, rows)
-    with pytest.raises(WrongRowsError, match="2 rows were to be retried, but 2 other rows came"):
+    with pytest.raises(WrongRowsError, match="2 rows were to be retried, but got 2 other rows"):
         retry(shard, [accepted_row(4), accepted_row(6)], ordinals=[4, 7])
     assert digests(shard) == before
 
@@ -99,7 +99,7 @@ def test_a_late_writer_changes_nothing(shard: Path) -> None:
     retry(shard, [accepted_row(4), rejected_row(6)])
     before = digests(shard)
     late = retry(shard, [accepted_row(4), accepted_row(6)])
-    assert (late.status, late.detail) == ("unchanged", "another command has replaced the shard meanwhile")
+    assert (late.status, late.detail) == ("unchanged", "another command replaced the shard in the meantime")
     assert digests(shard) == before
     for path in {entry.path for entry in old.files} - {entry.path for entry in latest(shard).files}:
         (shard / path).unlink()

@@ -55,7 +55,7 @@ def test_writing_again_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cuts", [[(1, 3), (0, 2)], [(2, 3), (0, 3)], [(2, 3), (0, 1)], [(0, 1), (0, 2)]])
 def test_rows_of_another_shard_are_never_written(tmp_path: Path, cuts: list[tuple[int, int]]) -> None:
-    with pytest.raises(WrongRowsError, match="shard 1 takes the ordinals 3 to 5"):
+    with pytest.raises(WrongRowsError, match="shard 1 expected the ordinals 3 to 5"):
         write_shard(task(tmp_path), cuts, *BLOCKS)
     assert digests(tmp_path) == {}
 
@@ -65,7 +65,7 @@ def test_a_faulted_row_holds_its_shard_back(tmp_path: Path) -> None:
     result = write_shard(task(tmp_path), [(0, 3)], block)
     assert (result.status, result.faulted) == ("on_hold", (4,))
     assert result.detail == (
-        "1 of 3 rows could not be judged; the first: row 4 (image_id 'image-4', uri 'photo_4.jpg'): "
+        "1 of 3 rows couldn't be judged; the first: row 4 (image_id 'image-4', uri 'photo_4.jpg'): "
         "prepare: StorageFaultError: the store does not answer"
     )
     assert digests(tmp_path) == {}
@@ -83,7 +83,7 @@ def test_an_outage_that_looks_like_verdicts_holds_a_large_shard_back() -> None:
         return hold_reason(described(refusals + [accepted_row(i, 0) for i in range(rows - refused)]), 0.5)
 
     assert share("not_found", 50, 100) == ""
-    assert "51 of 100 rows were refused as not_found" in share("not_found", 51, 100)
+    assert "51 of 100 rows were rejected as not_found" in share("not_found", 51, 100)
     assert share("not_found", 99, 99) == ""
     assert share("license_expired", 100, 100) == ""
 

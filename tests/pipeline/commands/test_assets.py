@@ -78,7 +78,7 @@ def test_a_file_names_its_weights_and_is_not_overwritten(
         ("mobile_sma", (), "'mobile_sma' is neither a known name (mobile_sam,"),
         ("clp", (), "is not a PyTorch checkpoint of plain tensors"),
         ("other.pt", (), "no SAM mask decoder among the weights; found weight"),
-        ("mobile_sam", ("-o", "."), "-o . is a folder: expected the name of a file, as in ./decoder.onnx"),
+        ("mobile_sam", ("-o", "."), "-o . is a folder: expected a file, such as ./decoder.onnx"),
         ("mobile_sam", ("--part", "encoder", "--single-mask"), "--single-mask requires --part decoder"),
     ],
 )

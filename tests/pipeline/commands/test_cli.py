@@ -120,7 +120,7 @@ def test_masks_command_from_a_photograph_to_files_without_ray(tmp_path, coffee):
     assert len(document["annotations"]) == good["masks"] >= 2
     assert np.asarray(Image.open(good["overlay"])).shape == (200, 300, 3)
     lines = done.stderr.splitlines()
-    assert lines[0].startswith("mobile_sam: 2 photographs of 16 points, about ")
+    assert lines[0].startswith("mobile_sam: 2 photographs with 16 points, about ")
     assert lines[1].startswith(f"[1/2] {tmp_path}/a b.jpg: {good['masks']} masks in ")
     assert f" s → {good['output']} and {good['overlay']}; about " in lines[1]
     assert lines[1].endswith(" s left")
@@ -207,8 +207,8 @@ def test_masks_for_prompts_end_in_a_file(tmp_path, coffee):
         (["masks", "x.jpg", "-o", "y", "--crop-layers", "9"], "crop_n_layers is 9"),
         (["masks", "x.jpg", "-o", "y", "--all-masks"], "requires --point, --box, or --prompt"),
         (["masks", "x.jpg", "-o", "y", "--device", "tpu"], "tpu"),
-        (["masks", "x.jpg", "-o", "y", "--point", "3,4,0"], "marks background alone"),
-        (["masks", "x.jpg", "-o", "y", "--prompt", "point:1,2", "--point", "3,4"], "--prompt beside"),
+        (["masks", "x.jpg", "-o", "y", "--point", "3,4,0"], "only has background points"),
+        (["masks", "x.jpg", "-o", "y", "--prompt", "point:1,2", "--point", "3,4"], "--prompt can't be combined with"),
         (["masks", "x.jpg", "-o", "y"], "no such file: x.jpg"),
         (["masks", "x.jpg", "-o", "y", "--profile", "sam"], "sa1b"),
         (["masks", "-o", "y"], "IMAGE"),

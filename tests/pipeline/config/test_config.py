@@ -111,7 +111,7 @@ def test_formats_are_those_that_a_dataset_was_begun_with_and_all_in_a_new_one():
     assert identity(as_pinned(config(), begun)) == begun
     assert as_pinned(config(), begun).ingest.decoded == tuple(first)
     assert differing_keys(begun, identity(as_pinned(chosen, begun))) == ["ingest.formats"]
-    with pytest.raises(UsageError, match=r"ingest\.formats \['JXL'\]; expected some of JPEG"):
+    with pytest.raises(UsageError, match=r"ingest\.formats \['JXL'\], but segmint .* only decodes JPEG"):
         as_pinned(config(), {**begun, "ingest": {"formats": ["JXL"]}})
 
 
@@ -207,7 +207,7 @@ def test_artifacts_of_redaction_are_dropped_by_profile(profile, written, artifac
 
 @pytest.mark.parametrize("value", [0, -1, 1.01, True, None, "on", "0.8", float("nan")])
 def test_other_values_for_artifacts_are_refused(value):
-    with pytest.raises(ValidationError, match="expected auto, off or a number over 0 and up to 1"):
+    with pytest.raises(ValidationError, match="expected auto, off, or a number over 0 and up to 1"):
         config(masks={"drop_redaction_artifacts": value})
 
 

@@ -107,10 +107,10 @@ def test_an_absent_value_is_kept_or_cleared(place: DatasetPath) -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"license": "MIT"}, "1 row with another license, the first is row 1, image_id 'image-0': 'CC0-1.0' in the"),
+        ({"license": "MIT"}, "1 row with another license; the first is row 1, image_id 'image-0': 'CC0-1.0' in the"),
         ({"uri": "other.jpg"}, "with another uri"),
         ({"redistributable": True}, "with another redistributable"),
-        ({"image_id": "image-77"}, "names no row of"),
+        ({"image_id": "image-77"}, "no row of .* matches a row of"),
     ],
 )
 def test_a_catalog_that_says_otherwise_of_anything_else_is_refused_as_a_whole(
@@ -189,9 +189,9 @@ def test_an_amendment_that_died_is_completed(place: DatasetPath, mend: str) -> N
     assert "as in the catalog (`segmint repair` puts in what was amended); found" in finding.line()
     other = {"image_id": "image-3", "provider": "P"}
     listed = list_amendment(place.location, location_of(catalog(place, other)))
-    assert "an earlier amendment did not end, and is completed: 1 shard" in listed.lines()
+    assert "completing an earlier amendment that didn't finish: 1 shard" in listed.lines()
     if mend == "repair":
-        assert "1 image amended as the catalog says" in repair(place.location).lines()
+        assert "1 image amended with the catalog's values" in repair(place.location).lines()
         assert repair(place.location).credited == 0
     else:
         assert amended(place, other).changed_shards == (0, 1)
@@ -260,7 +260,7 @@ def test_where_there_is_nothing_to_amend_nothing_is_touched(place: DatasetPath) 
     done = amended(place, {"image_id": "image-0", **ANN}, {"image_id": "x"}, confirm=confirm)
     assert done.lines() == [
         f"nothing to amend: {place.uri} has these values",
-        "1 row not in the dataset, and left out",
+        "1 row not in the dataset, skipped",
         f"dataset digest: {done.version}",
     ]
     assert done.version.number == 1
@@ -269,7 +269,7 @@ def test_where_there_is_nothing_to_amend_nothing_is_touched(place: DatasetPath) 
 
 def test_a_catalog_that_contradicts_itself_is_refused(place: DatasetPath) -> None:
     rows = [{"image_id": "image-0", **ANN}, {"image_id": "image-0", "attribution": "Bo", "country": "NO"}]
-    with pytest.raises(UsageError, match="rows 1 and 2 are of the image_id 'image-0', with attribution 'Ann' and 'Bo'"):
+    with pytest.raises(UsageError, match="rows 1 and 2 have the image_id 'image-0', but attribution 'Ann' and 'Bo'"):
         amended(place, *rows)
 
 

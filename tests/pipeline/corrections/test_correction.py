@@ -55,7 +55,7 @@ def test_a_takedown_beside_a_build_spares_what_it_writes_and_the_build_takes_the
         build = until(SteppedThreads(lambda: write(place, 1)), "create commits")
         done = take(place, 0, ROWS)
         assert (done.rows, done.images, done.changed_shards, done.building) == (2, 1, (0,), (1,))
-        assert any("a build is writing shards 1, or died as it did" in line for line in done.lines())
+        assert any("a build is writing shards 1, or died while writing" in line for line in done.lines())
         assert broken_promises(place) == []
         build.finish()
     assert build.error is None

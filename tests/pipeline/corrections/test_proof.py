@@ -46,7 +46,7 @@ def test_nothing_is_found_and_nothing_is_changed(taken: Path) -> None:
     assert digests(taken) == before
     assert not (taken / OUTPUTS).exists()
     for other in ("image-4", "5", "image-77"):
-        with pytest.raises(UsageError, match=r"no tombstone of .* names"):
+        with pytest.raises(UsageError, match=r"no tombstone of .* lists"):
             prove(location_of(taken), other)
 
 
@@ -100,14 +100,14 @@ def test_an_export_from_before_is_listed_and_found(dataset: Path, tmp_path: Path
     done = takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
     (output,) = done.outputs
     assert output.startswith(f"../exports/old (segmint export --format {format}")
-    assert any("made from this dataset" in line and "../exports/old" in line for line in done.lines())
+    assert any("created from this dataset" in line and "../exports/old" in line for line in done.lines())
     assert sorted(line.removeprefix(f"{tmp_path}/exports/old/").partition(" ")[0] for line in found(dataset)) == sorted(
         ["images/sa_2.jpg", *(path.name for path in (tmp_path / "exports" / "old").glob("*.json"))]
     )
     shutil.rmtree(tmp_path / "exports")
     proof = prove(location, "2")
     assert (proof.found, len(proof.unsearched)) == ((), 1)
-    assert proof.lines()[-1] == "not found, except perhaps where nothing was looked at"
+    assert proof.lines()[-1] == "not found, except possibly in what wasn't searched"
     export_dataset(location, ExportOptions(format), location_of(tmp_path / "exports" / "old"))
     assert found(dataset) == []
 

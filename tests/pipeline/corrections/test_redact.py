@@ -123,9 +123,9 @@ def test_killed_after_any_write_and_run_again_it_ends_in_the_same_bytes(
         ({"id": 10**15}, "row 4, id: the dataset has no image"),
         (
             {"x": 235, "w": 6},
-            r"row 4: the box of 6 x 80 pixels at \(235, 10\) leaves image 1, .* with 240 x 180 pixels",
+            r"row 4: the box of 6 x 80 pixels at \(235, 10\) extends beyond image 1, which is 240 x 180 pixels",
         ),
-        ({"y": 170, "h": 11}, r"row 4: the box of 60 x 11 pixels at \(90, 170\) leaves image 1"),
+        ({"y": 170, "h": 11}, r"row 4: the box of 60 x 11 pixels at \(90, 170\) extends beyond image 1"),
     ],
 )
 def test_a_mistake_is_named_and_nothing_is_changed(
@@ -142,7 +142,7 @@ def test_annotations_alone_have_nothing_to_redact(dataset: Path, tmp_path: Path,
     manifest = json.loads((dataset / "dataset.json").read_bytes())
     manifest["config"]["release"]["format"] = "annotations"
     (dataset / "dataset.json").write_text(json.dumps(manifest))
-    with pytest.raises(UsageError, match="holds annotations only"):
+    with pytest.raises(UsageError, match="only contains annotations"):
         redact(location_of(dataset), location_of(regions))
     with pytest.raises(UsageError, match="is not a segmint dataset"):
         redact(location_of(tmp_path / "nowhere"), location_of(regions))

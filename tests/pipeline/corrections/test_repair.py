@@ -39,7 +39,7 @@ def test_what_the_rest_of_a_shard_holds_is_restored(dataset: Path, small_dataset
     assert digests(dataset) == digests(small_dataset)
     assert (len(done.damages), len(done.repaired), done.not_repaired) == (2, 2, {})
     assert done.lines()[-2:] == [
-        "3 shards looked at: 2 damaged files, 2 repaired",
+        "3 shards checked: 2 damaged files, 2 repaired",
         f"dataset digest: {name_now(location_of(dataset))}",
     ]
 
@@ -167,7 +167,7 @@ def test_the_rest_is_built_again_from_the_catalog(small_dataset: Path, tmp_path:
     done = repair(location_of(dataset), load_config(str(folder / "build.yaml")))
     not_repaired = path_of(small_dataset, 2, "images").relative_to(small_dataset)
     assert list(done.not_repaired) == [2]
-    assert f"{not_repaired}: built again it has" in done.not_repaired[2]
+    assert f"{not_repaired}: the rebuilt file has" in done.not_repaired[2]
     assert len(done.repaired) == 3
     assert digests(small_dataset).items() - digests(dataset).items() == {
         (str(not_repaired), digests(small_dataset)[str(not_repaired)])

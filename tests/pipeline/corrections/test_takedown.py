@@ -280,8 +280,8 @@ def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
 @pytest.mark.parametrize(
     ("unknown", "told"),
     [
-        (TakedownRequest(ids=("image-1", "image-77")), "'image-77' is no image_id or id of this dataset"),
-        (TakedownRequest(ids=("9",)), "'9' is no image_id or id"),
+        (TakedownRequest(ids=("image-1", "image-77")), "'image-77' isn't an image_id or id of this dataset"),
+        (TakedownRequest(ids=("9",)), "'9' isn't an image_id or id"),
         (TakedownRequest(license="CC-BY-4.0"), "no row of the catalog has the license 'CC-BY-4.0'"),
         (TakedownRequest(provider="Acme"), "no row of the catalog has the provider 'Acme'"),
     ],
@@ -299,7 +299,7 @@ def test_a_damaged_shard_is_reported_before_anything_is_changed(dataset: Path) -
     (path,) = (dataset / "masks").glob("sa_000000-*")
     path.write_bytes(path.read_bytes()[:-1])
     before = digests(dataset)
-    with pytest.raises(DamagedDatasetError, match=r"masks/sa_000000-.* bytes expected"):
+    with pytest.raises(DamagedDatasetError, match=r"masks/sa_000000-.*: expected .* bytes"):
         take(dataset)
     assert digests(dataset) == before
 
@@ -311,7 +311,7 @@ def test_a_report_that_is_a_link_is_unlinked_and_what_it_leads_to_stays(dataset:
     (dataset / "report").symlink_to(tmp_path / "pages")
     done = take(dataset)
     assert done.removed_links == (f"report -> {tmp_path / 'pages'}",)
-    assert f"look where it led: report -> {tmp_path / 'pages'}" in done.lines()[-2]
+    assert f"check its target: report -> {tmp_path / 'pages'}" in done.lines()[-2]
     assert not (dataset / "report").is_symlink()
     assert (tmp_path / "pages" / "deep" / "thesis.tex").read_text() == "ten years"
 
@@ -358,8 +358,8 @@ def test_files_that_are_not_segmint_s_are_named(dataset: Path, tmp_path: Path) -
     (dataset / ".tmp-1").write_text("image-1")  # of a writer that died: the sweep's
     done = take(dataset)
     assert done.unknown_files == ("more", "pages/index.html", "shards/notes.txt")
-    assert done.lines()[1].endswith("of segmint's files tombstones/ alone names the images")
-    assert done.lines()[-2] == "not segmint's, look whether it shows or names them: shards/notes.txt"
+    assert done.lines()[1].endswith("of segmint's files, only tombstones/ still lists them")
+    assert done.lines()[-2] == "not segmint's, check whether it shows or names the images: shards/notes.txt"
 
 
 def test_exactly_one_thing_is_asked_for(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_exactly_one_thing_is_asked_for(tmp_path: Path) -> None:
     assert read_request(location_of(tmp_path / "ids.txt"), None, None) == TakedownRequest(ids=("image-1", "image-4"))
     assert read_request(None, "CC0-1.0", None) == TakedownRequest(license="CC0-1.0")
     for wrong in ((None, None, None), (None, "CC0-1.0", "Acme"), (None, " ", None)):
-        with pytest.raises(UsageError, match="exactly one of --ids FILE, --license L and --provider P"):
+        with pytest.raises(UsageError, match="exactly one of --ids FILE, --license L, and --provider P"):
             read_request(*wrong)
 
 

@@ -42,7 +42,7 @@ def test_a_killed_export_is_named_by_a_takedown_and_not_completed_with_its_pictu
         export_dataset(dataset, YOLO, output)
     assert (tmp_path / "out/images/sa_1.jpg").exists()
     assert take_down(dataset) == ("out (segmint export --format yolo)",)
-    with pytest.raises(UsageError, match=r"not part of this export.*images/sa_1\.jpg.*labels/sa_1\.txt.*: delete them"):
+    with pytest.raises(UsageError, match=r"aren't part of this export.*images/sa_1\.jpg.*labels/sa_1\.txt.*\. Delete"):
         export_dataset(dataset, YOLO, output)
     assert not (tmp_path / "out/data.yaml").exists()
     for name in ("images/sa_1.jpg", "labels/sa_1.txt"):
@@ -64,7 +64,7 @@ def test_an_export_during_a_takedown_is_not_completed(
                 named.append(take_down(dataset))
 
     monkeypatch.setattr(export, "read_images", reading)
-    with pytest.raises(UnfinishedError, match=r"corrected while it was exported \(shards: 0\)"):
+    with pytest.raises(UnfinishedError, match=r"corrected during the export \(shards: 0\)"):
         export_dataset(dataset, COCO, location_of(tmp_path / "out"))
     assert named == [("out (segmint export --format coco)",)]
     assert not (tmp_path / "out/instances.json").exists()
@@ -76,7 +76,7 @@ def test_files_that_tools_would_read_as_this_export_are_refused_and_others_stay(
     output = location_of(tmp_path / "out")
     for name in ("images/sa_9.jpg", "notes.txt", "of-a-person/sa_9.jpg"):
         (output / name).put(b"of another run")
-    with pytest.raises(UsageError, match=r"that are not part of this export.* was: images/sa_9\.jpg: delete them"):
+    with pytest.raises(UsageError, match=r"that aren't part of this export.* dataset: images/sa_9\.jpg\. Delete them"):
         export_dataset(dataset, YOLO, output)
     assert not (tmp_path / "out/data.yaml").exists()
     (tmp_path / "out/images/sa_9.jpg").unlink()
@@ -99,7 +99,7 @@ def test_an_export_into_which_another_one_writes_is_not_completed(
 
     monkeypatch.setattr(export, "read_images", reading)
     part = ExportOptions(Format.YOLO, shards=(0, 1))
-    with pytest.raises(UnfinishedError, match="7 files in its folders, and this export put 4: another run is writing"):
+    with pytest.raises(UnfinishedError, match=r"7 files in its folders, but this export wrote 4\. Another run"):
         export_dataset(dataset, part, output)
     assert not (tmp_path / "out/data.yaml").exists()
 

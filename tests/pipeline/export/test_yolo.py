@@ -68,7 +68,7 @@ def test_what_no_polygon_is_like_is_in_a_list(tmp_path: Path) -> None:
         ("sa_1.jpg", "10002", "56", "too small or too thin for a polygon"),
         ("sa_1.jpg", "10003", "72", "its parts are too far apart for one polygon: IoU 0.500"),
     ]
-    assert "3 masks without a label, as no polygon is like them: left_out.csv" in done.lines()
+    assert "3 masks without a label, because no polygon matches them: left_out.csv" in done.lines()
     (line_of_ring,) = (tmp_path / "out/labels/sa_1.txt").read_text().splitlines()
     np.testing.assert_array_equal(painted(line_of_ring, (60, 80)), ring)
     assert (tmp_path / "out/labels/sa_2.txt").read_bytes() == b""

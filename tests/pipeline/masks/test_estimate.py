@@ -38,7 +38,7 @@ def test_a_recorded_speed_gives_the_next_estimate(cache: Path) -> None:
     assert work.line() == "mobile_sam: 1,024 points, about 2 min"
     assert recorded_speed(MasksOptions(device="cpu", precision="bf16")) is None
     several = Work(MasksOptions(prompts=(PhotographPrompt(box=(0, 0, 5, 5)),), device="cpu"), 1200)
-    assert several.line().startswith("mobile_sam: 1,200 photographs of 1 prompt, about ")
+    assert several.line().startswith("mobile_sam: 1,200 photographs with 1 prompt, about ")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"%s": {"start_s": 3}}', '{"%s": {"a": null}}', '{"%s": "x"}'])

@@ -52,11 +52,11 @@ def test_other_settings_and_weights_are_refused_by_name_unless_overwritten(tmp_p
 
 def test_masks_of_unknown_settings_and_a_broken_record_are_refused(tmp_path):
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(UsageError, match="nobody knows by which settings"):
+    with pytest.raises(UsageError, match="so their settings are unknown"):
         reservation(tmp_path)
     assert not (tmp_path / RECORD).exists()
     (tmp_path / RECORD).write_text("{}")
-    with pytest.raises(UsageError, match="not what this command wrote"):
+    with pytest.raises(UsageError, match="is damaged or wasn't written by this command"):
         reservation(tmp_path)
     reservation(tmp_path, overwrite=True)
     reservation(tmp_path)

@@ -20,7 +20,7 @@ def test_settings_of_the_released_frame_are_a_build_s():
     assert release_config(["release.short_side=1000"]) == ReleaseConfig(short_side=1000)
     with pytest.raises(UsageError, match="did you mean short_side"):
         release_config(["release.short_sid=1000"])
-    with pytest.raises(UsageError, match=r"release\.format is annotations: expected nothing"):
+    with pytest.raises(UsageError, match=r"release\.format is annotations, but only builds support it"):
         release_config(["release.format=annotations"])
 
 
@@ -29,7 +29,7 @@ def test_settings_come_from_profile_and_overrides():
     assert masks_config("sa1b", []) == MasksConfig(crop_n_layers=0)
     assert masks_config("sa1b", ["crop_n_layers=2"]) == MasksConfig()
     assert masks_config("sa1b", ["points_per_side=8", "masks.crop_n_layers=1"]).points_per_side == 8
-    with pytest.raises(UsageError, match=r"masks\.drop_redaction_artifacts is 0\.9: expected nothing"):
+    with pytest.raises(UsageError, match=r"masks\.drop_redaction_artifacts is 0\.9, but only builds support it"):
         masks_config("sa1b", ["drop_redaction_artifacts=0.9"])
     with pytest.raises(UsageError) as caught:
         masks_config("sa1b", ["points_per_sid=8", "box_nms_thresh=much"])
@@ -58,15 +58,15 @@ def test_a_box_and_points_are_one_prompt_together():
 @pytest.mark.parametrize(
     ("points", "boxes", "prompts", "told"),
     [
-        (["3,4,0"], [], [], "marks background alone"),
-        ([], [], ["point:3,4,0 point:5,6,0"], "marks background alone"),
+        (["3,4,0"], [], [], "only has background points"),
+        ([], [], ["point:3,4,0 point:5,6,0"], "only has background points"),
         (["3,4"], ["1,2,3,4", "5,6,7,8"], [], "expected one box"),
-        (["3,4"], [], ["point:5,6"], "expected the one or the others"),
-        ([], [], ["box:1,2,3,4 box:1,2,3,4"], "at most once"),
-        ([], [], ["point:1,2 circle:3,4,5"], "expected box:X,Y,W,H"),
-        ([], [], [" "], "expected box:X,Y,W,H"),
+        (["3,4"], [], ["point:5,6"], "can't be combined with --point or --box"),
+        ([], [], ["box:1,2,3,4 box:1,2,3,4"], "at most one box"),
+        ([], [], ["point:1,2 circle:3,4,5"], "expected at most one box:X,Y,W,H"),
+        ([], [], [" "], "expected at most one box:X,Y,W,H"),
         ([], [], ["point:1"], "expected X,Y or X,Y,LABEL"),
-        ([], [], ["box:1,2,0,4"], "width and a height over 0"),
+        ([], [], ["box:1,2,0,4"], "positive width and height"),
     ],
 )
 def test_prompts_that_make_no_sense_are_refused_with_the_reason(points, boxes, prompts, told):

@@ -135,7 +135,7 @@ def test_a_folder_is_made_once_and_bad_photographs_are_told(tmp_path, photograph
     grown = {Path(result.image).name: result for result in made(photographs, out, options, recursive=True)}
     assert (grown["cat.png"].outcome, grown["cat.tif"].output) == ("skipped", f"{out}/cat.tif.json")
     assert grown[long_name].outcome == "refused"
-    assert "rename it" in grown[long_name].error
+    assert "Rename the photograph." in grown[long_name].error
     for path in (photographs / "cat.tif", photographs / long_name, *out.glob("cat.tif*")):
         path.unlink()
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == times
@@ -155,7 +155,7 @@ def test_another_photograph_of_that_name_is_not_taken_for_the_first(tmp_path, ph
     Image.open(photographs / "deep" / "cup.jpg").save(photographs / "cat.png")
     (result,) = made(photographs / "cat.png", out, options)
     assert (result.outcome, result.output) == ("refused", None)
-    assert "other bytes" in result.error
+    assert "a photograph with other content" in result.error
     assert (out / "cat.json").read_bytes() == before
     (result,) = made(photographs / "cat.png", out, options, overwrite=True)
     assert result.outcome == "made"
@@ -187,7 +187,7 @@ def test_without_an_output_masks_are_next_to_each_photograph(tmp_path, photograp
     other = MasksOptions(prompts=(PhotographPrompt(((20, 20, 1),)),), device="cpu")
     (result,) = made(photographs / "cat.png", None, other)
     assert result.outcome == "refused"
-    assert "cat.masks.json was made with other settings or weights: give --overwrite" in result.error
+    assert "cat.masks.json was made with other settings or weights. Pass --overwrite" in result.error
     assert contents(photographs) == first
     (result,) = made(photographs / "cat.png", None, other, overwrite=True)
     assert result.outcome == "made"
@@ -204,7 +204,7 @@ def test_a_file_that_segmint_did_not_write_is_never_overwritten(photographs, nam
     options = MasksOptions(prompts=MIDDLE, device="cpu", overlay=True)
     (result,) = made(photographs / "cat.png", None, options, overwrite=overwrite)
     assert result.outcome == "refused"
-    assert result.error.startswith(f"{theirs} was not written by segmint")
+    assert result.error.startswith(f"{theirs} wasn't written by segmint")
     assert contents(photographs) == before
 
 
@@ -298,7 +298,7 @@ def test_ctrl_c_keeps_what_is_made_and_says_what_was_not_reached(tmp_path, photo
         run.send_signal(signal.SIGINT)
         lines += run.stderr.readlines()
     assert run.returncode == 3, lines
-    assert lines[0].startswith("mobile_sam: 24 photographs of 1 prompt, about ")
+    assert lines[0].startswith("mobile_sam: 24 photographs with 1 prompt, about ")
     assert lines[1].startswith(f"[1/24] {photographs}/00.png: 1 mask in ")
     assert any(line.startswith("24 photographs: ") and " not reached; " in line for line in lines)
     assert lines[-1].startswith("interrupted: finished work is kept")

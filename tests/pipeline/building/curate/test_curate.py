@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_said_before_anything_is_read(tmp_path: Path) -> No
     with pytest.raises(UsageError, match=r"nowhere.jsonl does not exist: expected a catalog"):
         run_curate(config, str(tmp_path / "nowhere.jsonl"), str(tmp_path / "c2.parquet"))
     scorer = {"name": "text", "file": str(catalog), "sha256": "0" * 64, "max": 1}
-    with pytest.raises(UsageError, match=r"curate\.scorers, text: .* has the SHA-256 .*; expected 0000"):
+    with pytest.raises(UsageError, match=r"curate\.scorers, text: .* has SHA-256 .*: expected 0000"):
         run_curate(configured(tmp_path, scorers=[scorer]), str(catalog), str(tmp_path / "c2.parquet"))
 
 

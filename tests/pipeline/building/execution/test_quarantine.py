@@ -103,8 +103,8 @@ def test_a_row_whose_fault_stays_is_tried_alone_and_named(
     trials = []
     for _ in range(4):
         quarantine.open_window(dataset.read_rows([0, 2]))
-        quarantine.note(ShardResult(0, "on_hold", {}, "1 of 2 rows could not be judged", (1,)))
-        quarantine.note(ShardResult(2, "on_hold", {}, "2 of 2 rows could not be judged", (4, 5)))
+        quarantine.note(ShardResult(0, "on_hold", {}, "1 of 2 rows couldn't be judged", (1,)))
+        quarantine.note(ShardResult(2, "on_hold", {}, "2 of 2 rows couldn't be judged", (4, 5)))
         trials.append(quarantine.run_trials(spans))
     assert trials[:2] == [Trials(0, {}), Trials(0, {})]
     # One photograph comes through, the absent file gets its verdict, and the fault is named, in the next window too.

@@ -42,7 +42,7 @@ def test_a_writer_s_error_reaches_the_driver(local_ray: Cluster, tmp_path: Path)
     block = ray.put(described([accepted_row(5)]))
     writers = ShardWriters(limit=2, check=lambda: None)
     list(writers.submit(shard_task(tmp_path, 0, 1), [BlockSlice(block, 0, 1)]))
-    with pytest.raises(ray.exceptions.RayTaskError, match="takes the ordinals 0 to 0"):
+    with pytest.raises(ray.exceptions.RayTaskError, match="expected the ordinals 0 to 0"):
         list(writers.drain())
 
 

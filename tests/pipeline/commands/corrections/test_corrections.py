@@ -47,7 +47,7 @@ def removals(tmp_path: Path) -> dict[str, list[object]]:
     ("command", "told"),
     [
         ("takedown", ["2 rows of {dataset} would be taken down, in 2 shards: 0, 1", "sa_2 image-1", "sa_5 image-4"]),
-        ("redact", ["1 image of {dataset} would be redacted for good, in 1 shard: 0", "sa_1: 1 region"]),
+        ("redact", ["1 image of {dataset} would be redacted permanently, in 1 shard: 0", "sa_1: 1 region"]),
     ],
 )
 def test_a_dry_run_lists_and_changes_nothing(
@@ -141,12 +141,12 @@ def test_redact(dataset: Path, tmp_path: Path) -> None:
         "version": {"digest": current_digest(location_of(dataset)), "number": 1},
     }
     done = run("redact", dataset, "--regions", path, "--yes")
-    assert "1 region in 1 image; changed: 0 images of 0 shards, the others had these regions already" in done.stdout
+    assert "1 region in 1 image; changed: 0 images in 0 shards; the others already had these regions" in done.stdout
 
 
 def test_repair_ends_with_1_where_something_is_left(dataset: Path) -> None:
     lines = run("repair", dataset).stdout.splitlines()
-    assert lines[0] == "3 shards looked at: 0 damaged files, 0 repaired"
+    assert lines[0] == "3 shards checked: 0 damaged files, 0 repaired"
     assert lines[1:] == [f"dataset digest: sha256:{current_digest(location_of(dataset))[:12]} (version 1)"]
     next((dataset / "masks").glob("sa_000000-*")).unlink()
     done = run("repair", dataset, "--json")
@@ -156,13 +156,13 @@ def test_repair_ends_with_1_where_something_is_left(dataset: Path) -> None:
     assert done.exit_code == 1
     lines = done.stdout.splitlines()
     assert lines[0].startswith("damaged: images/sa_000002-")
-    assert lines[1].startswith("not repaired: shard 2: what is left of it is not enough")
+    assert lines[1].startswith("not repaired: shard 2: the rest of the shard isn't enough")
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["takedown", "{dataset}", "--reason", "x"], "exactly one of --ids FILE, --license L and --provider P"),
+        (["takedown", "{dataset}", "--reason", "x"], "exactly one of --ids FILE, --license L, and --provider P"),
         (["takedown", "{dataset}", "--license", "L"], "--reason"),
         (["takedown", "{dataset}", "--ids", "{dataset}/absent", "--reason", "x"], "no such ids file"),
         (["takedown", "{dataset}/none", "--license", "L", "--reason", "x", "--yes"], "is not a segmint dataset"),

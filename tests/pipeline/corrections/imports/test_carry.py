@@ -99,7 +99,7 @@ def test_what_is_not_carried_is_counted_with_the_reason(
         "released in another size": 1,
         "no image of the same source": 1,
     }
-    assert "not carried: 2 masks: other redactions" in listed.lines()
+    assert "not carried over: 2 masks: other redactions" in listed.lines()
     before = contents(second)
     assert import_masks(second.location, carry(first, second)).changed_shards == ()
     assert contents(second) == before

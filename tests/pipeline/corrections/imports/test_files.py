@@ -37,8 +37,8 @@ def test_a_file_is_known_by_its_keys(document: Any, format: ImportFormat, tmp_pa
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (json.dumps(SA1B), "imported with its folder"),
-        (json.dumps(dict(reversed(SA1B.items()))), "imported with its folder"),
+        (json.dumps(SA1B), "pass its folder"),
+        (json.dumps(dict(reversed(SA1B.items()))), "pass its folder"),
         (json.dumps([{"image_id": 1, "category_id": 1}, TASK]), "--format, one of coco, label-studio, folder, dataset"),
         ("[]", "--format"),
         ("{}", "--format"),
@@ -50,7 +50,7 @@ def test_a_file_is_known_by_its_keys(document: Any, format: ImportFormat, tmp_pa
 )
 def test_a_file_that_decides_nothing_is_refused(text: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "masks.json").write_text(text)
-    with pytest.raises(UsageError, match=r"is neither COCO's nor Label Studio's JSON.*: ") as refused:
+    with pytest.raises(UsageError, match=r"is neither COCO's nor Label Studio's JSON.*\. ") as refused:
         detect_format(location_of(tmp_path / "masks.json"))
     assert told in str(refused.value)
 
@@ -59,7 +59,7 @@ def test_folders_and_datasets(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "dataset"), 1)
     assert detect_format(location_of(tmp_path / "dataset")) is ImportFormat.DATASET
     (tmp_path / "masks" / "below").mkdir(parents=True)
-    with pytest.raises(UsageError, match="does not exist: name a file or folder with masks, or another dataset"):
+    with pytest.raises(UsageError, match="does not exist: expected a file or folder with masks, or another dataset"):
         detect_format(location_of(tmp_path / "masks"))
     (tmp_path / "masks" / "below" / "sa_1.json").write_text(json.dumps(SA1B))
     assert detect_format(location_of(tmp_path / "masks")) is ImportFormat.FOLDER

@@ -88,7 +88,7 @@ def test_the_masks_of_a_file_become_those_of_its_images(place: DatasetPath) -> N
     again = import_coco(place, path, license="CC0-1.0", annotator="Ada")
     assert (again.listed.images, again.changed_shards, again.version) == (0, (), done.version)
     assert contents(place) == after
-    assert again.lines()[0] == f"nothing to import: {place.uri} has it"
+    assert again.lines()[0] == f"nothing to import into {place.uri}"
 
 
 def test_readers_take_masks_without_scores(place: DatasetPath, tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_what_cannot_be_imported_is_counted_and_named(place: DatasetPath) -> Non
     assert listed.skipped_images == {unreadable: 1, size: 1, "refused by the build": 1, "taken down": 1}
     assert listed.unreadable == 2
     assert "sa_1.jpg, mask 10000: these RLE counts are damaged" in listed.problems[0]
-    assert "sa_4.jpg, mask 5: it is 40 x 31 pixels, its image 40 x 30" in listed.problems[1]
-    assert "left out: 1 image not in the dataset, such as sa_99.jpg" in listed.lines()
+    assert "sa_4.jpg, mask 5: 40 x 31 pixels, but its image is 40 x 30" in listed.problems[1]
+    assert "skipped: 1 image not in the dataset, such as sa_99.jpg" in listed.lines()
     import_coco(place, path)
     assert sources(place, 0) == [(10_000, "automatic", None), (10_001, "automatic", None)]
     assert sources(place, 1) == [(20_002, "corrected", 20_001)]
@@ -177,7 +177,7 @@ def test_a_mask_without_an_image_may_be_of_any_image_of_the_file(
     [
         ("[]", "is a list: expected COCO's JSON"),
         ("{", "is not JSON"),
-        (json.dumps(coco_of({77: []})), "has no image of .*the first is sa_77.jpg.*--match"),
+        (json.dumps(coco_of({77: []})), "no image of .* is in .*the first is sa_77.jpg.*--match"),
         (None, "does not exist"),
     ],
 )
@@ -262,7 +262,7 @@ def test_lost_files_after_an_import(place: DatasetPath) -> None:
         place.storage.delete(f"{place.uri}/{name}")
     left = repair(place.location).not_repaired
     assert list(left) == [0]
-    assert "what people said of the masks of 1 image" in left[0]
+    assert "the annotations of the masks of 1 image" in left[0]
 
 
 def test_a_table_of_masks_of_which_people_only_deleted_some_is_restored(place: DatasetPath) -> None:
@@ -355,7 +355,7 @@ def test_label_studio_s_answers_come_back(place: DatasetPath, tmp_path: Path) ->
     assert sources(place, 0) == [(10_001, "automatic", None), (10_002, "corrected", 10_000)]
     assert done.listed.sha256 == location_of(tmp_path / "answers.json").sha256()
     assert findings(place) == []
-    with pytest.raises(UsageError, match="cannot be read as Label Studio's tasks"):
+    with pytest.raises(UsageError, match="can't be read as Label Studio tasks"):
         import_tasks({"images": []})  # type: ignore[arg-type]
 
 

@@ -114,7 +114,7 @@ def test_a_redaction_keeps_answers_and_a_merge_says_what_does_not_fit(place: Dat
     import_coco(place, write_coco(place, {1: [((2, 3, 12, 20), 10_000), ((4, 4, 13, 21), 10_001)]}))
     done = merge_submissions(place.location)
     assert done.listed.masks == {"same": 0, "corrected": 0, "added": 2, "deleted": 0, "unfit": 1}
-    assert "  sa_1: 1 mask of the submission left out: the image has others there now" in done.lines()
+    assert "  sa_1: 1 mask of the submission skipped, because the image has changed there" in done.lines()
     masks = committed_row(place.location, 0)["masks"]
     assert masks[-1]["segmentation"]["counts"] == counts_of(APART)
     assert masks[-1]["redacted_share"] is not None
@@ -140,9 +140,9 @@ def test_work_that_is_not_merged_is_named(place: DatasetPath) -> None:
     lines = "\n".join(listed.lines())
     assert "  sa_2: the last submission of assignment 1 is neither merged nor compared" in lines
     assert "  sa_5: the last submission of assignment 1 is neither merged nor compared" in lines
-    assert "  sa_5: 1 earlier submission, to another state, never merged: not all of it is in the later" in lines
+    assert "  sa_5: 1 earlier submission, for another state, never merged and not fully in the later one" in lines
     assert "sa_1:" not in lines
-    assert "submitted by two people to different states: 2 images" in lines
+    assert "two annotators submitted for different states: 2 images" in lines
 
 
 def test_a_lost_table_of_masks_is_restored_from_the_tar_and_the_answers(place: DatasetPath) -> None:
@@ -157,7 +157,7 @@ def test_a_lost_table_of_masks_is_restored_from_the_tar_and_the_answers(place: D
     assert contents(place) == before
     (place.location / commit.file("masks").path).delete()
     (place.location / "annotations/0/0.1.json").delete()
-    assert "what people said of the masks of 1 image" in str(repair(place.location).not_repaired)
+    assert "the annotations of the masks of 1 image" in str(repair(place.location).not_repaired)
 
 
 def test_images_that_cannot_take_an_answer_are_named(place: DatasetPath) -> None:
@@ -189,7 +189,7 @@ def test_nothing_is_kept_of_an_image_that_was_taken_down(place: DatasetPath) -> 
     assert left == ["annotations/1/0.1.json"]
     assert prove(place.location, "sa_1").found == ()
     (place.location / "annotations/0/1.1.json").put(b"{}")
-    assert prove(place.location, "sa_1").found == ("annotations/0/1.1.json is what people said of it",)
+    assert prove(place.location, "sa_1").found == ("annotations/0/1.1.json is a submission for it",)
     (place.location / "annotations/0/1.1.json").delete()
     assert merge_submissions(place.location).changed_shards == (0,)
     assert findings(place) == []

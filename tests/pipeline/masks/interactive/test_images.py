@@ -44,11 +44,11 @@ RGB = np.zeros((4, 5, 3), np.uint8)
     [
         (RGB.astype(np.float32), r"shape \(4, 5, 3\) and type float32: expected .* uint8 RGB.*255\)\.round\(\)"),
         (RGB.astype(np.int64), "type int64: expected"),
-        (np.zeros((4, 5, 4), np.uint8), r"without its transparency it is image\[:, :, :3\]"),
+        (np.zeros((4, 5, 4), np.uint8), r"To drop its transparency, use image\[:, :, :3\]"),
         (RGB.transpose(2, 0, 1), r"shape \(3, 4, 5\).*image\.transpose\(1, 2, 0\)"),
         (RGB[None], r"shape \(1, 4, 5, 3\).*generate_many"),
         (RGB[:0], r"shape \(0, 5, 3\)"),
-        (3, "image is a int: expected a path, a Pillow image or an array"),
+        (3, "image is a int: expected a path, a Pillow image, or a uint8 array"),
         ([[1, 2]], "image is a list"),
         (Image.new("F", (3, 3)), "Pillow image of mode F"),
     ],
@@ -64,17 +64,18 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_name(tmp_path: Path, tur
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "cut.jpg").write_bytes(turned.read_bytes()[:-400])
     for name, message in [
-        ("missing.jpg", r"missing\.jpg is not there: expected an image's path"),
+        ("missing.jpg", r"missing\.jpg does not exist: expected the path of an image"),
         ("", "is a folder: expected an image"),
         ("text.jpg", "text.jpg: not_an_image"),
         ("cut.jpg", "cut.jpg: truncated"),
     ]:
         with pytest.raises(ImageError, match=message):
             pixels_of(tmp_path / name)
-    for path, message in [("~no body/x", "is no image's path"), ("x" * 5000, "too long"), ("", "is empty text")]:
+    unread = [("~no body/x", "is not an image path"), ("x" * 5000, "too long"), ("", "is an empty string")]
+    for path, message in unread:
         with pytest.raises(ImageError, match=message):
             pixels_of(path)
-    with pytest.raises(ImageError, match=r"cut\.jpg that cannot be decoded: image file is truncated"):
+    with pytest.raises(ImageError, match=r"cut\.jpg that can't be decoded: image file is truncated"):
         pixels_of(Image.open(tmp_path / "cut.jpg"))
     closed = Image.open(turned)
     closed.close()

@@ -91,7 +91,7 @@ def test_the_figure_has_the_images_shape_and_says_how_many_masks() -> None:
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        (MASK[:, :80], "mask 0 has 80 x 60 pixels, the image 90 x 60"),
+        (MASK[:, :80], "mask 0 is 80 x 60 pixels, but the image is 90 x 60"),
         ([RECORD, np.full((60, 90), 0.5)], r"mask 1 is an array \(60, 90\) of float64: expected a record"),
         (["a"], "mask 0 is an array"),
         (7, "the masks are a int"),
@@ -106,9 +106,9 @@ def test_what_is_no_mask_is_refused_with_what_was_given(masks: object, message: 
 def test_wrong_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match=r"points have the shape \(3,\): expected \(N, 2\)"):
         show(GRAY, points=[1, 2, 3])
-    with pytest.raises(ValueError, match="labels are 2, points 1"):
+    with pytest.raises(ValueError, match="got 2 labels for 1 points"):
         show(GRAY, points=[1, 2], labels=[1, 0])
-    with pytest.raises(ValueError, match="boxes hold numbers that are not finite"):
+    with pytest.raises(ValueError, match="boxes contain NaN or infinity"):
         show(GRAY, boxes=[0, 0, np.nan, 3])
 
 
@@ -147,7 +147,7 @@ def test_a_result_in_a_notebook_is_the_image_with_its_masks(tmp_path: Path) -> N
     gone = ImageMasks((RECORD,), Funnel(), tmp_path / "gone.png")
     assert "gone.png is not there" in gone._repr_html_()
     Image.fromarray(large).save(tmp_path / "gone.png")
-    assert "its size is another one now" in gone._repr_html_()
+    assert "not drawn, because the image's size has changed" in gone._repr_html_()
 
 
 def test_a_record_in_a_notebook_is_its_mask() -> None:

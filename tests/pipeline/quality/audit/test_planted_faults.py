@@ -245,7 +245,7 @@ def without_a_column(taken: CommittedShard) -> None:
     taken.raw["images"] = sink.getvalue()
 
 
-registered("no_parquet", ShardEdit(1, no_parquet), Code.BAD_TABLE, "masks/sa_000001-", "no Parquet")
+registered("no_parquet", ShardEdit(1, no_parquet), Code.BAD_TABLE, "masks/sa_000001-", "not readable as Parquet")
 
 
 registered("no_column", ShardEdit(1, without_a_column), Code.BAD_TABLE, "images/sa_000001-", "other columns: license")

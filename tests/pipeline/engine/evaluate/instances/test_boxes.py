@@ -52,7 +52,7 @@ def test_the_best_of_each_category_are_kept_in_order() -> None:
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ({"images": []}, "is no list"),
+        ({"images": []}, "is not a list"),
         ([], "an empty list"),
         ([ENTRY, 5], "entry 2 is 5: expected COCO results"),
         ([{**ENTRY, "image_id": None}], "entry 1: its image_id is None"),
