@@ -158,7 +158,7 @@ def test_an_audit_of_another_version_is_refused(dataset: Path, tmp_path: Path) -
         write_report(location_of(dataset), location_of(tmp_path / "report"), location_of(audit), QUICK)
     audit.write_text(to_json(replace(report, version=None)))
     written = write_report(location_of(dataset), location_of(tmp_path / "report"), location_of(audit), QUICK)
-    assert written.lines()[0] == (f"note: {audit} does not say which version it is of: audit again")
+    assert written.lines()[0] == (f"note: {audit} doesn't name the version that it checked. Audit again")
     assert written.lines()[-1] == f"dataset digest: sha256:{now[:12]} (version 1)"
     assert f"SHA-256 {now} (version 1)" in parse_page((tmp_path / "report" / "index.html").read_text()).text
     assert f"| Version digest | SHA-256 {now} (version 1) |" in (tmp_path / "report" / "README.md").read_text()
