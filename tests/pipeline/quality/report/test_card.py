@@ -71,9 +71,9 @@ def test_it_is_filled_from_the_data(card: str) -> None:
         '&lt;script&gt;alert("x")&lt;/script&gt; (digest 222222222222) from vit\\_b.\n'
     ) in processing
     gaps = section(card, "Known gaps")
-    assert "2 catalog rows refused, and not in the dataset: not\\_an\\_image: 2." in gaps
+    assert "2 catalog rows rejected and not in the dataset: not\\_an\\_image: 2." in gaps
     assert "1 image without masks." in gaps
-    assert "The audit has 103 findings" in gaps
+    assert "The audit reported 103 findings" in gaps
 
 
 def test_what_the_data_says_cannot_become_markup(card: str) -> None:

@@ -41,6 +41,6 @@ def test_a_report_is_not_written_into_the_other_dataset(reported: str, dataset: 
     audited = location_of(tmp_path / "audit.json")
     with pytest.raises(UsageError, match="inside the dataset"):
         write_report(location_of(reported), location_of(dataset / "pages"), audited, other=location_of(dataset))
-    with pytest.raises(UsageError, match="is no dataset"):
+    with pytest.raises(UsageError, match="is not a dataset"):
         write_report(location_of(reported), location_of(tmp_path / "r"), audited, other=location_of(tmp_path / "no"))
     assert not (tmp_path / "r").exists()

@@ -44,7 +44,7 @@ def test_the_statistics_are_the_dataset_s(small_dataset: Path, built_report: Pat
         expected = compute_statistics(tables, QUICK.sample).to_dict()
     assert json.loads((built_report / "statistics.json").read_text()) == expected
     text = parse_page((built_report / "index.html").read_text()).text
-    for number in (f"Images {expected['images']:,}", f"Masks {expected['masks']:,}", "Refused rows 2"):
+    for number in (f"Images {expected['images']:,}", f"Masks {expected['masks']:,}", "Rejected rows 2"):
         assert number in text
     assert "No findings" in text
     assert "Privacy not audited" in text
@@ -136,7 +136,7 @@ def test_ratings_by_people_are_on_the_page_and_the_card_without_names(report_fol
 
 def test_a_study_of_another_dataset_is_refused(small_dataset: Path, report_folder: Path) -> None:
     score = location_of(report_folder.parent / "study/score.json")
-    with pytest.raises(UsageError, match="which is no version of"):
+    with pytest.raises(UsageError, match="which is not a version of"):
         write_report(location_of(small_dataset), options=QUICK, study=score)
 
 
@@ -175,7 +175,7 @@ def redact_first(dataset: Path, folder: Path) -> None:
 def test_data_of_somebody_else(small_dataset: Path, tmp_path: Path) -> None:
     data = loosen(small_dataset, tmp_path / "data")
     before = digests(data)
-    with pytest.raises(UsageError, match="name the report's folder with -o"):
+    with pytest.raises(UsageError, match="pass the report's folder with -o"):
         write_report(location_of(data))
     report = write_report(location_of(data), location_of(tmp_path / "report"), options=QUICK)
     assert digests(data) == before
@@ -252,7 +252,7 @@ def test_the_statistics_of_an_audit_are_taken_if_they_are_of_these_images(report
         changed = replace(computed, without_masks=12345)
         assert statistics_of(audit_of(statistics=changed), "audit.json", tables, 10) == changed
         other = audit_of(statistics=replace(computed, masks=computed.masks + 1))
-        with pytest.raises(UsageError, match=r"audit.json has 11 masks, .* has 10: audit it again"):
+        with pytest.raises(UsageError, match=r"audit.json counts 11 masks, .* 10. Audit it again"):
             statistics_of(other, "audit.json", tables, 10)
 
 
