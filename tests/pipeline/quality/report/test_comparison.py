@@ -29,7 +29,7 @@ def test_page_json_and_line_have_the_figures_of_both(written: Report, small_data
         assert file["theirs"][key] == theirs[key]
     assert (file["ours"]["images"], file["theirs"]["dataset"]) == (6, str(small_dataset))
     page = parse_page(Path(written.output, "index.html").read_text())
-    assert "Beside small" in page.text
+    assert "Compared with small" in page.text
     assert f"Masks {file['ours']['masks']} {file['theirs']['masks']}" in page.text
     assert "Mask centers of small" in page.text
     assert {element.attributes.get("id") for element in page.all("section")} >= {"masks", "beside"}

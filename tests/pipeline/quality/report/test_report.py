@@ -84,7 +84,7 @@ def test_damage_is_the_verdict_and_the_rest_is_shown(dataset: Path, tmp_path: Pa
     assert report.findings_total == 1
     assert "1 finding" in page.text
     assert "file_size" in page.text
-    assert "Left out of all numbers below: shards 0. Their files are damaged and were not compared." in page.text
+    assert "Excluded from all numbers below: shards 0. Their files are damaged." in page.text
     assert len(page.all("img")) == 4  # of the other shards
     assert json.loads((tmp_path / "report" / "statistics.json").read_text())["images"] == 4
 
@@ -114,7 +114,10 @@ def test_what_the_data_says_cannot_become_markup(report_folder: Path) -> None:
 
 def test_what_people_found_is_on_the_page_and_the_card(report_folder: Path) -> None:
     text = parse_page((report_folder / "index.html").read_text()).text
-    assert "in 6 of 6 images, drawn at random out of 6 of the dataset sha256:" in text
+    assert (
+        "6 of 6 images for regions that detectors missed. The images were drawn at random from 6 of the dataset sha256:"
+        in text
+    )
     assert "face 1 1 59 %" in text
     card = (report_folder / "README.md").read_text()
     assert "face in 1 image (at most 59 % of all), plate in 0 images (at most 40 % of all)" in card
@@ -182,11 +185,11 @@ def test_data_of_somebody_else(small_dataset: Path, tmp_path: Path) -> None:
     assert "croissant.json" not in report.files
     page = parse_page((tmp_path / "report" / "index.html").read_text())
     for unknown in (
-        "It is unknown whether images were refused when this dataset was made.",
+        "It is unknown whether any images were rejected when this dataset was made.",
         "The license of the images is unknown.",
         "It is unknown whether faces and plates were redacted when this dataset was made.",
-        "No image has a country",
-        "Unknown: the data was not written by segmint.",
+        "No images have a country",
+        "Unknown, because segmint did not write this data.",
     ):
         assert unknown in page.text
     assert len(page.all("img")) == 6
