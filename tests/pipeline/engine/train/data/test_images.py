@@ -113,7 +113,7 @@ def test_a_dataset_without_pictures_or_without_masks_is_refused(trainable, tmp_p
         find(tmp_path, tmp_path / "other")
     change_manifest(tmp_path / "other", config={"release": {"format": "annotations"}})
     with pytest.raises(
-        UsageError, match=r"holds only annotations: training needs a dataset with release\.format: images"
+        UsageError, match=r"has only annotations; training needs a dataset with release\.format: images"
     ):
         find(tmp_path, tmp_path / "other")
     with pytest.raises(UsageError, match="is not a segmint dataset"):
