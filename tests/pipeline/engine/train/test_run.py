@@ -152,7 +152,7 @@ def test_a_parent_whose_record_is_damaged_is_refused(ended, tmp_path):
     for name in (record.file, TRAINING):
         shutil.copy(ended.output / name, tmp_path / name)
     (tmp_path / TRAINING).write_bytes((ended.output / TRAINING).read_bytes()[:-9])
-    with pytest.raises(UsageError, match=r"weights: .*training\.json is not what segmint train writes: .*Put back"):
+    with pytest.raises(UsageError, match=r"weights: .*training\.json was not written by segmint train: .*Restore"):
         again(ended, f"weights={tmp_path / record.file}", f"output={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 

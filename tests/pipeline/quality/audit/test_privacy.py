@@ -181,8 +181,7 @@ def test_none_searched_is_never_no_finding(dataset: Path, small_dataset: Path, t
     skipped = audit(small_dataset, 0)
     assert (skipped.findings.total, skipped.nothing_looked_at) == (0, False)
     assert verdict(skipped) == (
-        "verdict: no image was searched for faces and plates (6 of 6 images (--privacy-sample 0)); 0 findings in the "
-        "rest"
+        "verdict: no image was searched for faces and plates (6 of 6 images (--privacy-sample 0)); 0 findings otherwise"
     )
     without_detectors(dataset)
     report = audit(dataset)
@@ -211,7 +210,7 @@ def test_images_that_cannot_be_read_are_named(dataset: Path) -> None:
     ("change", "sample", "message"),
     [
         (lambda dataset: None, 0, "can't be used with --privacy-sample 0, which searches no images"),
-        (lambda dataset: reconfigure(dataset, release={"format": "annotations"}), 20, "annotations only"),
+        (lambda dataset: reconfigure(dataset, release={"format": "annotations"}), 20, "only annotations"),
     ],
 )
 def test_a_detector_that_would_look_at_nothing_is_refused(

@@ -33,7 +33,7 @@ def test_page_json_and_line_have_the_figures_of_both(written: Report, small_data
     assert f"Masks {file['ours']['masks']} {file['theirs']['masks']}" in page.text
     assert "Mask centers of small" in page.text
     assert {element.attributes.get("id") for element in page.all("section")} >= {"masks", "beside"}
-    assert written.lines()[-2].startswith(f"{THIS}: 1.67 masks an image")
+    assert written.lines()[-2].startswith(f"{THIS}: 1.67 masks per image")
 
 
 def test_a_report_is_not_written_into_the_other_dataset(reported: str, dataset: Path, tmp_path: Path) -> None:

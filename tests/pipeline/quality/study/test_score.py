@@ -164,14 +164,14 @@ def test_no_answer_has_no_score(study: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "hello", "[1]", '[{"id": 1}', "{}", '{"images": [], "annotations": 3}', "7"])
 def test_a_file_of_something_else_is_a_plain_error(study: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "corrected.json").write_text(text)
-    with pytest.raises(UsageError, match="cannot be read as corrected masks"):
+    with pytest.raises(UsageError, match="can't be read as corrected masks"):
         score(study, tmp_path / "corrected.json")
 
 
 def test_what_is_missing_is_named(study: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a study"):
         score(tmp_path, tmp_path / "corrected.json")
-    with pytest.raises(UsageError, match=r"corrected\.json does not exist: name the file"):
+    with pytest.raises(UsageError, match=r"corrected\.json doesn't exist. Pass the corrected masks"):
         score_study(location_of(study), None)
 
 

@@ -131,7 +131,7 @@ def test_a_picture_that_is_not_beside_its_annotations_is_told(small_dataset: Pat
         assert "no JPEG next to" in answer.json()["error"]
         answer = client.get("/thumbnails/4.jpg")
         assert answer.status_code == 404
-        assert "cannot be decoded: 65500 x 65500 is 4,290,250,000 pixels" in answer.json()["error"]
+        assert "can't decode this image: 65500 x 65500 is 4,290,250,000 pixels" in answer.json()["error"]
         assert client.get("/thumbnails/1.jpg").status_code == 200
 
 

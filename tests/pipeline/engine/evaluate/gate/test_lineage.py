@@ -71,7 +71,7 @@ def test_weights_without_their_record_are_unknown(weights_file: Make) -> None:
 def test_a_damaged_record_is_an_error(weights_file: Make) -> None:
     file = weights_file("b")
     (file.parent / TRAINING).write_text('{"weights": 7}')
-    with pytest.raises(UsageError, match=r"training\.json is not what segmint train writes"):
+    with pytest.raises(UsageError, match=r"training\.json was not written by segmint train"):
         find(file)
 
 

@@ -105,7 +105,7 @@ def test_label_studios_json_min() -> None:
 def test_a_brush_stroke_is_no_box() -> None:
     marks = read_label_studio([task(12, {"id": "b", "type": "brushlabels", "value": {"rle": [1]}})], SIZES)
     assert marks.doubtful == {12}
-    assert "it is of type brushlabels, not a rectangle" in marks.unreadable[0]
+    assert "its type is brushlabels, not a rectangle" in marks.unreadable[0]
 
 
 @pytest.mark.parametrize("text", [b"{}", b"[1]", b"no JSON", b"\xff", b"[" * 9000, b'{"images": [], "categories": 1}'])
@@ -114,5 +114,5 @@ def test_another_file_is_refused(text: bytes, tmp_path: Any) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         read_marks(file, SIZES)
     file.put(text)
-    with pytest.raises(UsageError, match="cannot be read as marks"):
+    with pytest.raises(UsageError, match="can't be read as marks"):
         read_marks(file, SIZES)
