@@ -52,7 +52,7 @@ class ImagePlaces:
                 self._database.unregister("incoming")
         except duckdb.Error as error:
             self.close()
-            raise DamagedDatasetError(f"the tables of images cannot be read: {error}") from error
+            raise DamagedDatasetError(f"can't read the tables of images: {error}") from error
 
     def close(self) -> None:
         """Close the database; the owner of the folder deletes the file."""
@@ -66,7 +66,7 @@ class ImagePlaces:
         if image <= _HIGHEST_ID:
             for values in self._rows(f"SELECT {', '.join(columns)} FROM images WHERE id = ? LIMIT 1", [image]):
                 return values
-        raise UnknownImageError(f"there is no image {image} in this dataset")
+        raise UnknownImageError(f"this dataset has no image {image}")
 
     def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self._database.cursor() as cursor:

@@ -41,7 +41,7 @@ def _file(path: Path) -> Callable[[Request], Response]:
 def image_of(request: Request) -> int:
     """Return the image id in a URL. Raises `UnknownImageError` if it is not a number."""
     text: str = request.path_params["image"]
-    return parse_number(text, UnknownImageError(f"there is no image {shortened(text)!r} in this dataset"))
+    return parse_number(text, UnknownImageError(f"this dataset has no image {shortened(text)!r}"))
 
 
 def parse_number(text: str, problem: SegmintError) -> int:

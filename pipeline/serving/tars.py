@@ -48,7 +48,7 @@ class TarIndex:
             return None
         start, stop = place
         if stop - start > MOST_MEMBER_BYTES:
-            raise DamagedDatasetError(f"{self._where}: {name} has {stop - start:,} bytes; expected a picture")
+            raise DamagedDatasetError(f"{self._where}: {name} has {stop - start:,} bytes; expected an image")
         return self._read(start, stop)
 
     def _walk(self) -> None:
@@ -63,7 +63,7 @@ class TarIndex:
             try:
                 member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except tarfile.HeaderError as error:
-                raise DamagedDatasetError(f"{self._where} cannot be read as a tar: {error}") from error
+                raise DamagedDatasetError(f"{self._where} can't be read as a tar: {error}") from error
             self._take(member)
         if self._next + _BLOCK > self._size:
             self._next = self._size
@@ -77,7 +77,7 @@ class TarIndex:
     def _take(self, member: tarfile.TarInfo) -> None:
         data = self._next + _BLOCK
         if member.size < 0 or data + member.size > self._size:
-            raise DamagedDatasetError(f"{self._where}: {member.name} ends after the end of the tar")
+            raise DamagedDatasetError(f"{self._where}: {member.name} extends past the end of the tar")
         if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
             self._places.setdefault(member.name, (data, data + member.size))
         elif member.type not in _SKIPPED:

@@ -181,7 +181,7 @@ def test_the_gate_compares_the_weights_on_what_their_training_held_out(turn: Eng
     assert difference["mean"] != 0
     gate = measured["gate"]
     assert gate["verdict"] == "no difference shown"
-    few = "only 1 image with independent masks: an interval needs 10"
+    few = "only 1 image with independent masks, but an interval needs 10"
     assert gate["reasons"] == [few, "not the defaults: --seed 3"]
     assert (gate["images"][0]["trained"], gate["independent"][0]["masks"]) == (2, held_out)
     assert [each["known"] for each in gate["lineages"]] == [True, True]

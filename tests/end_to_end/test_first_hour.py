@@ -145,7 +145,7 @@ def test_an_engineer_can_stop_and_grow(built: Workplace) -> None:
 
 def test_an_auditor_sees_the_verdict_and_what_is_damaged(built: Workplace) -> None:
     clean = built.type("segmint audit demo/dataset", "--privacy-sample", "1")
-    assert clean.stdout.startswith("verdict: no finding")
+    assert clean.stdout.startswith("verdict: no findings")
     assert "next: segmint report demo/dataset" in clean.stderr
     built.type("segmint report demo/dataset")
     assert "<html" in (built.folder / "demo/dataset/report/index.html").read_text()[:300]

@@ -159,7 +159,7 @@ def test_pages_load_while_scrolling(chromium: "Browser", tmp_path: Path) -> None
         expect(tiles.first).to_have_attribute("id", f"tile-{ids[10]}")
         expect(page.locator("#count")).to_have_text("140 images")
         expect(page.locator("#more")).to_have_attribute("href", f"/?after={ids[69]}")
-        expect(page.get_by_role("link", name="From the first one on")).to_have_attribute("href", "/")
+        expect(page.get_by_role("link", name="Back to the first")).to_have_attribute("href", "/")
         context.close()
 
 
@@ -355,7 +355,7 @@ def test_an_address_opens_one_browser_and_the_page_gives_another(chromium: "Brow
     first.goto(address)  # the browser that it opened may open it again
     first.locator("#results .tile").first.wait_for()
     first.get_by_role("button", name="Open in another browser").click()
-    field = first.get_by_label("An address for one more browser")
+    field = first.get_by_label("Address for another browser")
     expect(field).to_have_value(re.compile(r"^http://127\.0\.0\.1:\d+/\?key=[\w-]{43}$"))
     assert serious_violations(first) == []
     assert sideways_scroll(first) == 0

@@ -138,9 +138,9 @@ def test_a_touch_screen_has_its_own_hints(chromium: "Browser", address: str) -> 
     expect(page.locator("#results canvas").first).to_be_visible()
     assert serious_violations(page) == []
     page.locator("#tile-4").tap()
-    expect(page.locator("#keys")).to_contain_text("Two fingers zoom")
-    expect(page.get_by_text("Two fingers zoom")).to_be_visible()
-    expect(page.get_by_text("Arrow keys go through")).to_be_hidden()
+    expect(page.locator("#keys")).to_contain_text("with two fingers")
+    expect(page.get_by_text("with two fingers")).to_be_visible()
+    expect(page.get_by_text("Arrow keys step through")).to_be_hidden()
     assert sideways_scroll(page) == 0
     context.close()
 

@@ -42,9 +42,10 @@ _SPENT = """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>segmint annotate: this address was used before</title>
 <h1>This address was used before</h1>
-<p>An address of <code>segmint annotate</code> opens one browser, once. This one was used, or is not of this server.</p>
-<p>The person who started <code>segmint annotate</code> can give you a new one. If no browser of yours has it
-open, somebody else may have used the address: say so.</p>
+<p>Each address from <code>segmint annotate</code> works once, in one browser.
+This one was used, or isn't from this server.</p>
+<p>Ask the person who started <code>segmint annotate</code> for a new one. If the page isn't open in any of your
+browsers, someone else may have used the address, so tell them.</p>
 </html>
 """
 
@@ -74,15 +75,15 @@ def check_name(text: str) -> str:
     try:
         name = TypeAdapter(Annotator).validate_python(text)
     except ValidationError as error:
-        raise UsageError(f"the name {text[:_SHOWN]!r} cannot be used: {wrong_fields(error)}") from error
+        raise UsageError(f"the name {text[:_SHOWN]!r} can't be used: {wrong_fields(error)}") from error
     if any(unicodedata.category(letter) == "Cf" and letter not in _JOINERS for letter in name):
-        raise UsageError(f"the name {text[:_SHOWN]!a} cannot be used: it has invisible characters")
+        raise UsageError(f"the name {text[:_SHOWN]!a} can't be used: it contains invisible characters")
     return name
 
 
 def parse_origin(text: str) -> ServerOrigin:
     """Parse the origin of a proxy, such as `https://annotate.example.org`; raises `UsageError` for anything else."""
-    problem = UsageError(f"--origin {text!r}: expected https://HOST or http://HOST, with a port if it has one, alone")
+    problem = UsageError(f"--origin {text!r}: expected only https://HOST or http://HOST, optionally with a port")
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -129,7 +130,7 @@ class Team:
         with self._lock:
             if annotator not in self._names:
                 if len(self._names) >= MOST_ANNOTATORS:
-                    raise UsageError(f"there are {MOST_ANNOTATORS} annotators already")
+                    raise UsageError(f"too many annotators: the maximum is {MOST_ANNOTATORS}")
                 self._names.append(annotator)
             self._keys[annotator] = secrets.token_urlsafe(32)
             return f"{self._public.text}/?{KEY}={quote(self._keys[annotator], safe='')}"
@@ -167,7 +168,7 @@ class TeamGuard(HeadersMiddleware):
     def _answer(self, request: Request) -> Response | None:
         origin = self._hosts.get(request.headers.get("host", "").lower())
         if origin is None:
-            return _refusal(421, "this server answers only under its own addresses; --origin names a proxy's")
+            return _refusal(421, "this server only responds at its own addresses. Pass a proxy's with --origin")
         annotator = self._team.annotator_of(self._session(request))
         entered = self._enter(request, self._team.enter, annotator is not None, origin.secure)
         if entered is not None:
@@ -177,7 +178,7 @@ class TeamGuard(HeadersMiddleware):
         if request.method not in _READS and (problem := self._write_problem(request)) is not None:
             return _refusal(403, problem)
         if unquote(request.headers.get(WHO, quote(annotator))) != annotator:
-            text = f"{annotator}'s address was opened in this browser since: what it sends would have that name"
+            text = f"{annotator}'s address was opened in this browser since then, so this would be saved under it"
             return JSONResponse({"error": text, "annotator": annotator}, 403)
         request.state.annotator = annotator
         return None
@@ -185,13 +186,13 @@ class TeamGuard(HeadersMiddleware):
     def _write_problem(self, request: Request) -> str | None:
         """Return the reason why this request may not write, or None if it may."""
         if request.headers.get(HEADER) != "1":
-            return "a write needs the header X-Segmint: 1"
+            return "writing requires the header X-Segmint: 1"
         if request.headers.get("origin", "").lower() not in self._origins:
-            return "a write needs an Origin of this server"
+            return "writing requires an Origin of this server"
         if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-            return "a write comes only from this server's own pages"
+            return "only this server's own pages can write"
         if WHO not in request.headers:
-            return "a write needs the header X-Segmint-Annotator: the name of its session, percent-encoded"
+            return "writing requires the header X-Segmint-Annotator: the session's name, percent-encoded"
         return None
 
 

@@ -175,14 +175,14 @@ class AnnotatorView:
         """
         found = self._read(image)
         if not isinstance(body, Mapping) or set(body) - _SAID:
-            raise UsageError(f"expected an object with {', '.join(sorted(_SAID))}, no others")
+            raise UsageError(f"expected an object with only {', '.join(sorted(_SAID))}")
         if not isinstance(body.get("base"), str):
             raise UsageError("base: expected the digest that came with the image")
         if body["base"] != found.base:
             self._note(image, found)
             assignment = self._assignment_of(image, annotator)
             raise SaveConflictError(
-                "the image has changed since it was opened", self.board.submission(found, assignment), found.base
+                "the image changed after it was opened", self.board.submission(found, assignment), found.base
             )
         self.board.refresh(image)
         self._note(image, found)
@@ -261,7 +261,7 @@ class AnnotatorView:
         if winner is not None and winner.n == submission.n and submission.same_work(winner):
             return winner
         raise SaveConflictError(
-            "another submission was saved before", self.board.submission(found, submission.assignment), found.base
+            "another submission was saved first", self.board.submission(found, submission.assignment), found.base
         )
 
     def _lease(self, annotator: str, after: int | None) -> tuple[int, int] | None:
@@ -362,4 +362,4 @@ def _check_former(submission: Submission, found: OpenImage) -> None:
     """Raise `UsageError` if a submission replaces or deletes a mask that the image doesn't contain."""
     for mask in (*submission.replaced, *submission.deleted):
         if found.counts.get(mask.id) != mask.counts:
-            raise UsageError(f"replaced, deleted: the image has no mask {mask.id} of this form")
+            raise UsageError(f"replaced, deleted: the image has no mask {mask.id} with these pixels")

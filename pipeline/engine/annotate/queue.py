@@ -115,7 +115,7 @@ def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueO
         shuffled = np.argsort(_shares(ids, f"order of {manifest.config_sha256}"), kind="stable")
         ids, merged = ids[shuffled], merged[shuffled]
     if not ids.size:
-        raise UsageError("no image to annotate: none fits --select and --study")
+        raise UsageError("no images to annotate: none match --select and --study")
     return Queue(ids, _shares(ids, f"overlap of {manifest.config_sha256}") < options.overlap, merged)
 
 
@@ -124,11 +124,11 @@ def _drawn(study: Location, manifest: DatasetManifest) -> NDArray[np.int64]:
     if kind_of(study) is not StudyKind.MASKS:
         raise UsageError(f"--study {study} is not a study of masks")
     file = study / MANIFEST
-    value = read_json(file, f"--study {study} cannot be read")
+    value = read_json(file, f"can't read --study {study}")
     try:
         of, ids = value["dataset"]["config_sha256"], [int(image["id"]) for image in value["images"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"--study {study}: {file.name} does not name the images of a study") from error
+        raise UsageError(f"--study {study}: {file.name} doesn't list the images of a study") from error
     if of != manifest.config_sha256:
         raise UsageError(f"--study {study} is of another dataset")
     return np.array(ids, dtype=np.int64)

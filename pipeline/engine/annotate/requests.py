@@ -72,7 +72,7 @@ class RequestBodies:
 
     async def _read(self, request: Request, most: int, stack: AsyncExitStack) -> bytes:
         """Return a body; raises `TooLargeError` as soon as it exceeds the limit, regardless of its stated length."""
-        problem = TooLargeError(f"this request has at most {most:,} bytes")
+        problem = TooLargeError(f"the request is too large: the limit is {most:,} bytes")
         said = request.headers.get("content-length", "0")
         if not (said.isascii() and said.isdecimal()) or int(said[:20]) > most:
             raise problem
@@ -98,7 +98,7 @@ class RequestBodies:
         except ClientDisconnect as error:
             raise UsageError("the request ended early") from error
         except TimeoutError as error:
-            raise UsageError(f"the request stopped for {self._patience_s:g} seconds, or came too slowly") from error
+            raise UsageError(f"the request stalled for {self._patience_s:g} seconds or was too slow") from error
 
 
 def _parsed(body: bytes) -> Any:
@@ -109,10 +109,10 @@ def _parsed(body: bytes) -> Any:
     """
 
     def refuse(text: str) -> float:
-        raise ValueError(f"{text} is no number in JSON")
+        raise ValueError(f"{text} is not a JSON number")
 
     if len(body) > _LARGE and sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
-        raise UsageError(f"the request has over {_MOST_VALUES:,} values")
+        raise UsageError(f"the request has more than {_MOST_VALUES:,} values")
     try:
         value = json.loads(body.decode(), parse_constant=refuse) if body else {}
         if _SURROGATE.search(body):
@@ -141,7 +141,7 @@ def number_in(request: Request, name: str) -> int:
 def give_address(team: Team, body: Any, annotator: str) -> Response:
     """Return a response with a new URL for the annotator in the body; raises `NotOwnerError` unless the owner asks."""
     if annotator != team.owner:
-        raise NotOwnerError("only who started the server gives addresses")
+        raise NotOwnerError("only the person who started the server can create addresses")
     name = check_name(field(body, "annotator", str))
     return json_response({"annotator": name, "address": team.address(name)})
 

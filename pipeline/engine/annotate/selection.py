@@ -37,7 +37,7 @@ def check_selection(tables: DatasetTables, text: str) -> str:
             described = cursor.execute(f"DESCRIBE SELECT ({text}\n) AS condition FROM images").fetchall()
         except RecursionError as error:
             raise UsageError(
-                f"--select {text[:_SHOWN]!r}…: it is nested too deeply; name values as in id IN (1, 2, 3)"
+                f"--select {text[:_SHOWN]!r}…: nested too deeply; list values, as in id IN (1, 2, 3)"
             ) from error
         except duckdb.Error as error:
             raise UsageError(f"--select {text!r}: {str(error).splitlines()[0]}; {_EXAMPLE}") from error
@@ -78,7 +78,7 @@ def _check_expression(expression: Any, text: str) -> None:
         if kind == "FUNCTION":
             name = str(value.get("function_name")).lower()
             if name not in _FUNCTIONS:
-                raise UsageError(f"--select {text!r}: the function {name} is not one that conditions may have")
+                raise UsageError(f"--select {text!r}: the function {name} isn't allowed in a condition")
         elif kind is not None and kind not in _ALLOWED:
-            raise UsageError(f"--select {text!r}: {kind.lower()} is not allowed in a condition; {_EXAMPLE}")
+            raise UsageError(f"--select {text!r}: {kind.lower()} isn't allowed in a condition; {_EXAMPLE}")
         waiting += value.values()

@@ -112,10 +112,10 @@ def find_weights(dataset: Location, manifest: DatasetManifest, name: str | None)
         path = resolve(wanted.name, storage=dataset.storage)
         if sha256_of(path) == wanted.sha256:
             return wanted.name, path, None
-        problem = f"{path} is another file today"
+        problem = f"{path} is now a different file"
     except (AssetError, OSError) as error:
         problem = str(error).splitlines()[0]
-    note = f"{DEFAULT_WEIGHTS} answers, for the dataset's own weights were not found: {problem}; --weights names them"
+    note = f"using {DEFAULT_WEIGHTS} because the dataset's weights weren't found: {problem}. Pass them with --weights"
     return DEFAULT_WEIGHTS, resolve(DEFAULT_WEIGHTS), note
 
 

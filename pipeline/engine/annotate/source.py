@@ -75,7 +75,7 @@ class NotReadyError(SegmintError):
 def check_images(dataset: Location, manifest: DatasetManifest) -> None:
     """Raise `UsageError` if a dataset was written without its images."""
     if (manifest.config.get("release") or {}).get("format") == "annotations":
-        raise UsageError(f"{dataset} has only annotations: there is no image to show")
+        raise UsageError(f"{dataset} has only annotations, so there are no images to show")
 
 
 class ImageSource:
@@ -178,5 +178,5 @@ class ImageSource:
             raise ImageGoneError(f"image {place.id} is no longer in the dataset")
         jpeg = index_tar(self._dataset, commit).read(image_name(place.id))
         if jpeg is None:
-            raise NoImageError(f"{image_name(place.id)} is not in its tar: the dataset may have only annotations")
+            raise NoImageError(f"{image_name(place.id)} is not in its tar; the dataset may have only annotations")
         return OpenImage(place, generation, rows[0], tuple(masks), jpeg)

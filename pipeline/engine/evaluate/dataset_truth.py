@@ -78,7 +78,7 @@ class ShardTruthPart:
         dataset = Dataset.open(self.dataset)
         commit = next(iter(dataset.commits(only=[self.shard])), None)
         if commit is None:
-            raise DamagedDatasetError(f"shard {self.shard} is not committed any more")
+            raise DamagedDatasetError(f"shard {self.shard} is no longer committed")
         told = _told(dataset, commit, self.sources, self.only)
         for sample in dataset.shard(commit, ids=told.keys()):
             yield PendingImage(
@@ -89,7 +89,7 @@ class ShardTruthPart:
 
     def _load(self, sample: Sample, told: Mapping[int, _MaskColumns], decoders: Decoders) -> TruthImage:
         if sample.jpeg is None:
-            raise UnreadableTruthError("the dataset holds only its annotations, not its pixels")
+            raise UnreadableTruthError("the dataset contains only annotations, no pixels")
         try:
             pixels = decoders.own.run(decode_jpeg, sample.jpeg)
             masks = [_mask(mask, told[mask.id]) for mask in sample.masks if mask.id in told]
@@ -98,7 +98,7 @@ class ShardTruthPart:
         size = (sample.row["height"], sample.row["width"])
         if pixels.shape[:2] != size:
             raise UnreadableTruthError(
-                f"its JPEG is {pixels.shape[1]} x {pixels.shape[0]}, its row {size[1]} x {size[0]}"
+                f"its JPEG is {pixels.shape[1]} x {pixels.shape[0]}, but its row says {size[1]} x {size[0]}"
             )
         return TruthImage(
             self.truth,
@@ -125,7 +125,7 @@ def open_dataset_truth(
     """
     dataset = Dataset.open(location)
     if dataset.manifest.config.get("release", {}).get("format") == "annotations":
-        raise UsageError(f"{location} holds only annotations: an evaluation needs the pixels of its images")
+        raise UsageError(f"{location} contains only annotations, but an evaluation needs pixels")
     ids = None if only is None else frozenset(only)
     sources = SOURCES_OF[chosen]
     parts: list[ShardTruthPart] = []
@@ -150,15 +150,15 @@ def open_dataset_truth(
 
 
 def _no_masks(location: Location, chosen: TruthSelection, restricted: bool) -> str:
-    among = " among the images that were asked for" if restricted else ""
+    among = " among the requested images" if restricted else ""
     if chosen is not TruthSelection.HUMAN:
         return (
             f"{location} has no committed mask with source {listed(SOURCES_OF[chosen])}{among}: nothing to evaluate on"
         )
     return (
-        f"{location} has no masks that people made{among} (source {', '.join(SOURCES_OF[chosen])}): import some with "
-        "`segmint import`, or take the model's own masks as truth with --truth automatic, which shows how two weights "
-        "differ, not how good they are"
+        f"{location} has no annotated masks{among} (source {', '.join(SOURCES_OF[chosen])}). Import some with "
+        "`segmint import`, or use the model's own masks as ground truth with --truth automatic, which shows how two "
+        "weights differ, but not how good they are"
     )
 
 
@@ -168,7 +168,7 @@ def _check_columns(dataset: Dataset, shard: int, columns: Sequence[str]) -> None
     if missing:
         raise UsageError(
             f"the images of {dataset.location} have no column {missing[0]!r}: expected one of "
-            f"{', '.join(table.column_names)}, or label or source of a mask, or a file of groups"
+            f"{', '.join(table.column_names)}, label or source of a mask, or a file of groups"
         )
 
 
@@ -191,7 +191,7 @@ def _told(
     table = dataset.table(commit, "masks")
     missing = [name for name in ("id", "annotation_id", "source", "label") if name not in table.column_names]
     if missing:
-        raise DamagedDatasetError(f"the table of masks of shard {commit.shard} has no column {missing[0]}")
+        raise DamagedDatasetError(f"the mask table of shard {commit.shard} has no column {missing[0]}")
     flat = table.select(["id", "annotation_id", "source", "label"])
     flat = flat.filter(pc.is_in(flat["source"], value_set=pa.array(sources)))
     if only is not None:

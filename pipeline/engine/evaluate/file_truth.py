@@ -63,7 +63,7 @@ class CocoPart:
     @property
     def name(self) -> str:
         """Name of the part for messages."""
-        return f"the images from {self.annotated[0].name} on"
+        return f"images starting at {self.annotated[0].name}"
 
     @property
     def images(self) -> int:
@@ -94,7 +94,7 @@ class LabelMapsPart:
     @property
     def name(self) -> str:
         """Name of the part for messages."""
-        return f"the images from {self.pairs[0][0]} on"
+        return f"images starting at {self.pairs[0][0]}"
 
     @property
     def images(self) -> int:
@@ -113,7 +113,7 @@ class LabelMapsPart:
         except UnreadableMapError as error:
             raise UnreadableTruthError(f"its label map {name}: {error}") from error
         except (NotFoundError, StorageFaultError, OSError) as error:
-            raise UnreadableTruthError(f"its label map cannot be read: {error}") from error
+            raise UnreadableTruthError(f"its label map can't be read: {error}") from error
         pixels = _read_pixels(self.folder, image, decoders)
         masks, skipped = _masks(drawn, pixels, labels)
         stem = PurePosixPath(image).stem
@@ -137,14 +137,14 @@ def open_coco_truth(file: Location, folder: Location, number: int, empty: bool =
     annotated = []
     for image in found.images:
         if image.name in twice:
-            skipped.append(SkippedTruth(redact(str(file)), image.name, "several images of the file have this name"))
+            skipped.append(SkippedTruth(redact(str(file)), image.name, "several images in the file have this name"))
         elif image.masks or (empty and not image.unreadable):
             annotated.append(image)
         else:
             skipped += [SkippedTruth(redact(str(file)), image.name, why) for why in image.unreadable]
     if not any(image.masks for image in annotated):
         raise UsageError(
-            f"{file} has no mask to evaluate on, in {counted(len(names), 'image')}"
+            f"{file} has no masks to evaluate on in {counted(len(names), 'image')}"
             + "".join(f"\n  {each}" for each in skipped[:5])
         )
     parts = [
@@ -168,12 +168,12 @@ def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore:
         )
     paired = pair_by_stem(_names(folder, _PICTURES), labels)
     skipped = [
-        SkippedTruth(redact(str(maps)), name, f"no image of this name in {folder}") for name in paired.maps_alone
+        SkippedTruth(redact(str(maps)), name, f"no image with this name in {folder}") for name in paired.maps_alone
     ]
-    skipped += [SkippedTruth(redact(str(maps)), "", f"several files of one name: {line}") for line in paired.ambiguous]
+    skipped += [SkippedTruth(redact(str(maps)), "", f"several files named alike: {line}") for line in paired.ambiguous]
     if not paired.pairs:
         raise UsageError(
-            f"no label map in {maps} has an image of its name in {folder}: expected such as {labels[0]} beside "
+            f"no label map in {maps} matches an image name in {folder}: expected pairs such as {labels[0]} and "
             f"{PurePosixPath(labels[0]).stem}.jpg"
         )
     parts = [
@@ -192,13 +192,13 @@ def _read_pixels(folder: Location, name: str, decoders: Decoders) -> Pixels:
     try:
         data = (folder / name).read(max_bytes=ANY_SIZE.max_bytes)
     except NotFoundError:
-        raise UnreadableTruthError(f"there is no such image in {folder}") from None
+        raise UnreadableTruthError(f"no such image in {folder}") from None
     except (SegmintError, OSError, ValueError) as error:
-        raise UnreadableTruthError(f"the image cannot be read: {error}") from error
+        raise UnreadableTruthError(f"the image can't be read: {error}") from error
     try:
         return decoders.foreign.run(decode_upright, data)
     except UndecodableError as error:
-        raise UnreadableTruthError(f"the image cannot be decoded: {error}") from error
+        raise UnreadableTruthError(f"the image can't be decoded: {error}") from error
 
 
 def _masks(
@@ -211,7 +211,7 @@ def _masks(
         sizes.add((labels.shape[0], labels.shape[1]))
     for other in sorted(sizes - {(height, width)}):
         raise UnreadableTruthError(
-            f"its masks are {other[1]} x {other[0]} pixels, the upright image {width} x {height}"
+            f"its masks are {other[1]} x {other[0]} pixels, but the upright image is {width} x {height}"
         )
     found = [
         TruthMask(

@@ -72,7 +72,7 @@ class EvaluatedWeights:
         path = resolve(self.name)
         found = sha256_of(path)
         if found != self.sha256:
-            raise UsageError(f"{path} has SHA-256 {found} here, and {self.sha256} where the run was started")
+            raise UsageError(f"{path} has SHA-256 {found} here, but {self.sha256} where the run was started")
         return path
 
     @property

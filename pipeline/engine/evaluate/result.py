@@ -72,7 +72,7 @@ class EvaluationSubject:
             return []
         more = len(self.skipped) - SHOWN
         return [
-            f"left out: {counted(len(self.skipped), 'time')} an image or a mask:",
+            f"skipped {counted(len(self.skipped), 'time')} an image or mask:",
             *(f"  {each}" for each in self.skipped[:SHOWN]),
             *([f"  and {more:,} more"] if more > 0 else []),
         ]

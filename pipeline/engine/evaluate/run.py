@@ -148,7 +148,7 @@ class Evaluator:
             try:
                 yield from part.pending()
             except (SegmintError, OSError) as error:
-                broken.append(f"the rest of it cannot be read: {error}")
+                broken.append(f"the rest of it can't be read: {error}")
 
         yield from map_ahead(self._load, pending(), _THREADS, _AHEAD, "truth")
         for why in broken:
@@ -228,7 +228,7 @@ def _by_ray(
     ):
         gpus = int(cluster.gpus) if task.device != "cpu" else 0
         if task.device.startswith("cuda") and not gpus:
-            raise UsageError("--device cuda was requested, but Ray sees no GPU: use --device cpu")
+            raise UsageError("--device cuda was requested, but Ray found no GPU. Use --device cpu")
         workers = gpus or _cpu_workers(task, cluster.most_workers)
         # Otherwise the number of threads would follow from the actor's CPUs in Ray. A GPU actor takes one GPU.
         task = replace(task, device="cuda", threads=1) if gpus else replace(task, device="cpu", threads=1)
@@ -243,9 +243,7 @@ def _by_ray(
                     progress.update("evaluate", done)
                     yield result
             except ray.exceptions.RayError as error:
-                raise UnfinishedError(
-                    f"the evaluation was not finished because Ray failed: {last_line(error)}"
-                ) from error
+                raise UnfinishedError(f"Ray failed before the evaluation finished: {last_line(error)}") from error
 
 
 def _cpu_workers(task: EvaluateTask, most: int) -> int:

@@ -83,12 +83,12 @@ def _folders(options: TruthOptions, files: Sequence[str]) -> list[str]:
         return []
     if not options.images:
         raise UsageError(
-            f"{files[0]} is no segmint dataset (it has no {MANIFEST}): for a COCO file or a folder of label maps also "
-            f"name the folder of its images with {options.images_option}"
+            f"{files[0]} is not a segmint dataset (no {MANIFEST}). For a COCO file or a folder of label maps, also "
+            f"pass the folder of its images with {options.images_option}"
         )
     if len(options.images) not in (1, len(files)):
         raise UsageError(
             f"{options.images_option} was given {len(options.images)} times for {len(files)} files that need it: "
-            "expected once, or once for each, in their order"
+            "expected once, or once per file, in the same order"
         )
     return list(options.images) * (len(files) if len(options.images) == 1 else 1)

@@ -62,8 +62,8 @@ def put_checkpoint(folder: Location, state: Mapping[str, Any], **fields: Any) ->
             torch.save(dict(state), path)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
             raise SegmintError(
-                f"the checkpoint cannot be written to {name}: {error}. Free space there, or set TMPDIR, and run again: "
-                "it goes on from the checkpoint before"
+                f"can't write the checkpoint to {name}: {error}. Free space there or set TMPDIR, and run again. "
+                "Training resumes from the previous checkpoint"
             ) from error
         sha256 = sha256_of(path)
         file = f"step-{fields['step']:06d}-{sha256[:12]}.pt"
@@ -72,8 +72,8 @@ def put_checkpoint(folder: Location, state: Mapping[str, Any], **fields: Any) ->
     data = canonical_json(checkpoint.model_dump(mode="json"))
     if not there or not (folder / _json_name(checkpoint.step)).put_if_absent(data):
         raise UnfinishedError(
-            f"{folder} already has another checkpoint of step {checkpoint.step}: another run writes to the same "
-            "output. Wait until it has ended, or choose another output"
+            f"{folder} already contains another checkpoint of step {checkpoint.step}, so another run is writing to "
+            "the same output. Wait until it ends, or choose another output"
         )
     return checkpoint
 
@@ -103,7 +103,7 @@ def load_state(folder: Location, checkpoint: Checkpoint) -> dict[str, Any]:
         except NotFoundError as error:
             raise DamagedCheckpointError(f"{folder / checkpoint.file} is gone") from error
         if sha256_of(path) != checkpoint.sha256:
-            raise DamagedCheckpointError(f"{folder / checkpoint.file} does not have the SHA-256 that its JSON says")
+            raise DamagedCheckpointError(f"{folder / checkpoint.file} doesn't match the SHA-256 in its JSON")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 

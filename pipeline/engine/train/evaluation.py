@@ -48,7 +48,7 @@ class Evaluation(Frozen):
         """Return the scores as a line for people."""
         when = "before training" if self.step == 0 else f"after step {self.step}"
         return (
-            f"held out, {when}: mean IoU at one click {self.one_click:.4f}, of the best of three masks "
+            f"held out, {when}: mean IoU at one click {self.one_click:.4f}, best of three masks "
             f"{self.oracle:.4f}, on {counted(self.masks, 'mask')} of {counted(self.images, 'image')}"
         )
 

@@ -34,7 +34,7 @@ class RunLog:
         try:
             self._writer = SummaryWriter(str(self._folder))
         except OSError as error:
-            raise SegmintError(f"the logs cannot be written to {self._folder}: {error.strerror or error}") from error
+            raise SegmintError(f"can't write the logs to {self._folder}: {error.strerror or error}") from error
 
     def step(self, result: StepResult, steps: int) -> None:
         """Log a step."""

@@ -103,20 +103,20 @@ class ObjectsResult:
         lines = [
             f"trained {counted(trained['steps'], 'step')} on {counted(trained['images'], 'image')} with "
             f"{counted(trained['masks'], 'mask')}",
-            *(f"left out: {count(number)} {reason}" for reason, number in self.record.skipped["counts"].items()),
+            *(f"skipped: {count(number)} {reason}" for reason, number in self.record.skipped["counts"].items()),
             f"detector: {self.output}/{self.record.file}",
-            f"where it comes from: {OBJECTS} beside",
+            f"training record: {OBJECTS} in the same folder",
         ]
-        return lines if self.new else [f"{self.output} had ended before; nothing was trained now", *lines]
+        return lines if self.new else [f"{self.output} was already finished, so nothing was trained", *lines]
 
 
 def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
     """Train the detector or resume its run. `say` prints one line per step. Raises as `run_train` does."""
     of_sam = [key for key in _OF_SAM if key in config.model_fields_set]
     if of_sam:
-        raise UsageError(f"task: objects does not train SAM, whose {', '.join(of_sam)} it has: use the keys of objects")
+        raise UsageError(f"task: objects doesn't train SAM, but {', '.join(of_sam)} is set. Use the keys of objects")
     if config.resources.workers > 1:
-        raise UsageError(f"resources.workers is {config.resources.workers}: task: objects trains in one process, 1")
+        raise UsageError(f"resources.workers is {config.resources.workers}: expected 1 for task: objects")
     keys = config.objects
     raise_problems(schedule_problems("objects", keys.warmup, keys.decay_steps, keys.steps))
     storage = Storage(config.storage)
@@ -145,7 +145,7 @@ def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
     images, found = find_images(config, datasets, cache / SCANS, skipped)
     trained = ~held_out(images, config.held_out.share)
     if not trained.any():
-        raise UsageError(f"all {len(images)} images are held out: lower held_out.share, {config.held_out.share}")
+        raise UsageError(f"all {len(images)} images are held out. Lower held_out.share ({config.held_out.share})")
     run = pin_run(output, run)
     pin_images(output, InputsRecord(images=len(images), masks=len(images.annotations), sha256=images.digest()))
     for key, held in found.items():
@@ -225,7 +225,7 @@ def _describe(config: TrainConfig, datasets: Sequence[TrainingDataset]) -> Train
     try:
         begun = _SCRATCH if file is None else sha256_of(Path(file))
     except OSError as error:
-        raise UsageError(f"objects.weights: {file} cannot be read: {error.strerror}") from error
+        raise UsageError(f"objects.weights: {file} can't be read: {error.strerror}") from error
     keys["objects"]["weights"] = begun
     parent = TrainingRound(weights=begun, name=config.objects.backbone)
     return TrainingRunRecord(code_version=VERSION, config=keys, parent=parent, lineage=(parent,))
@@ -237,8 +237,8 @@ def _check(step: int, losses: Mapping[str, float], norm: float, names: Sequence[
         return
     what = "the gradient" if math.isfinite(sum(losses.values())) else "the loss"
     raise TrainingError(
-        f"step {step}: {what} is no finite number, on {some(names)}. The last checkpoint is kept. Lower "
-        "objects.learning_rate, in another output"
+        f"step {step}: {what} is not finite, on {some(names)}. The last checkpoint is kept. Lower "
+        "objects.learning_rate and train to another output"
     )
 
 

@@ -23,7 +23,7 @@ def with_preset(config: TrainConfig, architecture: Architecture) -> TrainConfig:
     if config.preset == "paper":
         if architecture not in PAPER:
             raise UsageError(
-                f"preset: paper is for {', '.join(PAPER)}, and the weights are of {architecture}: use preset: finetune"
+                f"preset: paper supports {', '.join(PAPER)}, but the weights are {architecture}. Use preset: finetune"
             )
         recipe = PAPER[architecture]
     explicit = config.model_dump(exclude_unset=True)
@@ -107,13 +107,13 @@ def _check_together(config: TrainConfig) -> None:
     batch, optimizer, problems = config.batch, config.optimizer, []
     if batch.masks < batch.images:
         problems.append(
-            f"batch.masks is {batch.masks} for {batch.images} images: expected batch.images or more, as each image "
-            "of a step has a mask"
+            f"batch.masks is {batch.masks} for {batch.images} images: expected at least batch.images, because each "
+            "image of a step needs a mask"
         )
     if config.resources.workers > batch.images:
         problems.append(
-            f"resources.workers is {config.resources.workers} for {batch.images} images of a step: expected at most "
-            "batch.images, as a worker takes whole images"
+            f"resources.workers is {config.resources.workers} for {batch.images} images per step: expected at most "
+            "batch.images, because a worker takes whole images"
         )
     problems += schedule_problems("optimizer", optimizer.warmup, optimizer.decay_steps, config.steps)
     raise_problems(problems)

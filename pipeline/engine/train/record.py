@@ -107,8 +107,8 @@ def _lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRo
         return readable_lineage_of(weights, sha256, storage)
     except UsageError as error:
         raise UsageError(
-            f"weights: {error}. Put back the file that their training wrote: what they were trained on decides what "
-            "counts as held out. If they are no weights of a training, put them into a separate folder"
+            f"weights: {error}. Restore the file that their training run wrote, because the training data "
+            "decides what counts as held out. If they don't come from a training run, move them to a separate folder"
         ) from error
 
 
@@ -121,7 +121,7 @@ def pin_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord:
         return record
     begun = start_run(output, record)
     if begun is None:
-        raise UnfinishedError(f"{output / RUN} was there and is gone: something else writes to the output")
+        raise UnfinishedError(f"{output / RUN} disappeared: something else is writing to the output")
     return begun
 
 
@@ -133,10 +133,10 @@ def start_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord 
     begun = read_record(output / RUN, TrainingRunRecord)
     if begun is not None and begun.fingerprint != record.fingerprint:
         keys = differing_keys(begun.config, record.config)
-        hints = {"datasets": "datasets (their masks and weights, or what is in them: a dataset has changed since)"}
+        hints = {"datasets": "datasets (their masks, weights, or contents: a dataset changed since)"}
         raise UsageError(
-            f"{output} has a run that differs in {', '.join(hints.get(key, key) for key in keys)}: choose another "
-            "output to train again, or give the same configuration to go on"
+            f"{output} contains a run that differs in {', '.join(hints.get(key, key) for key in keys)}. Choose "
+            "another output to train again, or use the same configuration to resume"
         )
     return begun
 
@@ -153,9 +153,9 @@ def pin_images(output: Location, found: InputsRecord) -> None:
     if begun != found:
         had = "others" if begun is None else f"{begun.images:,} with {begun.masks:,} masks"
         raise UsageError(
-            f"the {found.images:,} images with {found.masks:,} masks found now are not those that the run in {output} "
-            f"began with, {had}: other shards or images could be read then. Mend the datasets with `segmint repair` or "
-            "free memory, and run again; or choose another output to train again"
+            f"the {found.images:,} images with {found.masks:,} masks differ from those that the run in {output} "
+            f"started with, {had}, as other shards or images were readable. Run `segmint repair` on the datasets "
+            "or free memory, and run again, or choose another output to train again"
         )
 
 
@@ -168,9 +168,9 @@ def read_record(file: Location, kind: type[Record]) -> Record | None:
     try:
         return kind.model_validate(json.loads(data))
     except ValidationError as error:
-        raise UsageError(f"{file} is not what segmint train writes: {wrong_fields(error)}") from error
+        raise UsageError(f"{file} was not written by segmint train: {wrong_fields(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{file} is not what segmint train writes: {str(error)[:200]}") from error
+        raise UsageError(f"{file} was not written by segmint train: {str(error)[:200]}") from error
 
 
 def put_weights(output: Location, parent: Path, trained: Mapping[str, Tensor]) -> tuple[str, str]:
@@ -196,11 +196,11 @@ def put_by_hash(output: Location, path: Path) -> tuple[str, str]:
     sha256 = sha256_of(path)
     file = f"{path.stem}-{sha256[:12]}{path.suffix}"
     if not (output / file).put_file_if_absent(path):
-        raise UnfinishedError(f"{output / file} is there with another content: delete it, and run again")
+        raise UnfinishedError(f"{output / file} exists with other content. Delete it, and run again")
     return file, sha256
 
 
 def put_record(file: Location, record: Frozen) -> None:
     """Write the final record of a run; raises `UnfinishedError` if another run has written a different one."""
     if not file.put_if_absent(canonical_json(record.model_dump(mode="json"))):
-        raise UnfinishedError(f"{file} is there with another content: another run ended in the same output")
+        raise UnfinishedError(f"{file} exists with other content: another run finished in the same output")

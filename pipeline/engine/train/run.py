@@ -46,20 +46,20 @@ class TrainingResult:
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
         record, trained, held = self.record, self.record.trained, self.record.held_out
-        stopped = "" if trained["stopped"] == "steps" else ", and stopped as the held-out images got no better"
+        stopped = "" if trained["stopped"] == "steps" else "; stopped early without further improvement"
         lines = [
             f"trained {counted(trained['steps'], 'step')} on {counted(trained['images'], 'image')} with "
             f"{counted(trained['masks'], 'mask')}; {counted(held['images'], 'image')} held out{stopped}",
             *self._measured(),
-            *(f"left out: {count(number)} {reason}" for reason, number in record.skipped["counts"].items()),
+            *(f"skipped: {count(number)} {reason}" for reason, number in record.skipped["counts"].items()),
         ]
         if not self.new:
-            lines.insert(0, f"{self.output} had ended before; nothing was trained now")
+            lines.insert(0, f"{self.output} was already finished, so nothing was trained")
         weights = f"{self.output}/{record.file}"
         return [
             *lines,
             f"weights of step {trained['best_step']}: {weights}",
-            f"where they come from: {TRAINING} beside",
+            f"training record: {TRAINING} in the same folder",
         ]
 
     def _measured(self) -> list[str]:
@@ -67,11 +67,11 @@ class TrainingResult:
         trained = self.record.trained
         best = next((each for each in evaluations if each.step == trained["best_step"]), None)
         if best is None:
-            return ["no image is held out, so nothing says whether the weights got better: set held_out.share"]
+            return ["no images are held out, so any improvement is unknown. Set held_out.share"]
         before = evaluations[0]
         lines = [
             f"on {counted(best.masks, 'mask')} of {counted(best.images, 'held-out image')}: mean IoU at one click "
-            f"{before.one_click:.4f} → {best.one_click:.4f}, of the best of three masks {before.oracle:.4f} → "
+            f"{before.one_click:.4f} → {best.one_click:.4f}, best of three masks {before.oracle:.4f} → "
             f"{best.oracle:.4f}",
             *(
                 f"step {each['step']} was better, {each['one_click']:.4f}, but its checkpoint is damaged or gone"
@@ -79,7 +79,7 @@ class TrainingResult:
             ),
         ]
         if best.one_click <= before.one_click:
-            lines.append("these weights are no better there than those that training began with")
+            lines.append("these weights are no better on them than the initial weights")
         return lines
 
 
@@ -120,7 +120,7 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
         session.train(session.find(), compute)
     record = read_record(output / TRAINING, TrainingRecord)
     if record is None:
-        raise UnfinishedError(f"{output / TRAINING} was put and is gone: something else writes to the output")
+        raise UnfinishedError(f"{output / TRAINING} disappeared: something else is writing to the output")
     for dataset in datasets:
         note_output(dataset.location, "train", output, {record.file: record.weights})
     return TrainingResult(str(output), record, new=True)
@@ -147,5 +147,5 @@ def cache_location(config: TrainConfig, output: Location) -> Location:
     if folder is None:
         return output / CACHE if scheme(output.uri) == LOCAL else default_cache()
     if scheme(folder) != LOCAL:
-        raise UsageError(f"cache.folder is {folder}: expected a folder on this machine's disk")
+        raise UsageError(f"cache.folder is {folder}: expected a folder on a local disk")
     return Location(Storage(), str(Path(folder).absolute()))

@@ -101,8 +101,8 @@ class TrainingSession:
         held = held_out(images, config.held_out.share)
         if held.all():
             raise UsageError(
-                f"all {len(images)} images are held out, or look like one that is: nothing is left to train on. Lower "
-                f"held_out.share, which is {config.held_out.share}"
+                f"all {len(images)} images are held out or near-duplicates of held-out ones, so none remain to train "
+                f"on. Lower held_out.share ({config.held_out.share})"
             )
         self.run = pin_run(self.output, self.run)
         pin_images(self.output, InputsRecord(images=len(images), masks=len(images.annotations), sha256=images.digest()))
@@ -235,7 +235,7 @@ class TrainingSession:
                     raise DamagedCheckpointError(f"{folder} has no checkpoint of step {step}")
                 trainer.load_weights(load_state(folder, kept[step])["weights"])
             except (DamagedCheckpointError, ValueError, KeyError) as error:
-                get_logger("train").warning("best_unusable", step=step, error=str(error), note="the next best is taken")
+                get_logger("train").warning("best_unusable", step=step, error=str(error), note="using the next best")
                 passed_over.append({"step": step, "one_click": evaluation.one_click})
                 continue
             return evaluation, passed_over
@@ -279,7 +279,7 @@ class TrainingSession:
             trainer.load_state(load_state(folder, chosen))
         self._recall(chosen, reader)
         if first:
-            self.say(f"goes on from the checkpoint of step {chosen.step}")
+            self.say(f"resuming from the checkpoint of step {chosen.step}")
             prune(folder, unusable)
         return chosen.step, list(chosen.evaluations)
 
@@ -291,7 +291,7 @@ class TrainingSession:
         self.numerics = [dict(each) for each in checkpoint.numerics]
         if self.world.first and self.numerics and self.numerics[-1] != self._numerics():
             get_logger("train").warning(
-                "other_numerics", before=self.numerics[-1], now=self._numerics(), note="the last bits will be others"
+                "other_numerics", before=self.numerics[-1], now=self._numerics(), note="results won't be bit-identical"
             )
 
     def _save(self, trainer: Trainer, step: int, evaluations: Sequence[Evaluation]) -> None:

@@ -59,7 +59,7 @@ def _auto_or_threads(value: Any) -> Any:
 def _auto_or_gpus(value: Any) -> Any:
     if value == "auto" or (type(value) is int and value in (0, 1)):
         return value
-    raise ValueError("expected auto, 0 or 1: a worker computes on one GPU at most")
+    raise ValueError("expected auto, 0, or 1, because a worker uses at most one GPU")
 
 
 Uri = Annotated[str, Field(min_length=1), AfterValidator(_uri)]
@@ -291,11 +291,11 @@ class TrainConfig(_TrainModel):
     @classmethod
     def _each_once(cls, value: tuple[DatasetKeys, ...]) -> tuple[DatasetKeys, ...]:
         if not value:
-            raise ValueError("expected one dataset or more, such as [{uri: out/street}]")
+            raise ValueError("expected at least one dataset, such as [{uri: out/street}]")
         for number, entry in enumerate(value):
             for other in value[:number]:
                 if entry.uri == other.uri and (entry.masks == other.masks or "all" in (entry.masks, other.masks)):
-                    raise ValueError(f"{entry.uri} is named twice with the same masks: expected human and automatic")
+                    raise ValueError(f"{entry.uri} is listed twice with the same masks: expected human and automatic")
         return value
 
 

@@ -55,7 +55,7 @@ class StepResult:
     def line(self, steps: int) -> str:
         """Return the step as a line for people."""
         if not self.masks:
-            return f"step {self.step}/{steps}: none of its images can be used, so nothing was learned"
+            return f"step {self.step}/{steps}: none of its images are usable, so the weights are unchanged"
         return (
             f"step {self.step}/{steps}: loss {self.loss:.4f} (focal {self.focal:.5f}, dice {self.dice:.4f}, "
             f"IoU error {self.iou_error:.4f}), IoU {self.first_iou:.3f} to {self.last_iou:.3f}, "
@@ -154,7 +154,7 @@ class Trainer:
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Load weights by name; raises `ValueError` if the names differ from those of the trained weights."""
         if weights.keys() != self._trained.keys():
-            raise ValueError("the state has the weights of another model")
+            raise ValueError("the state contains the weights of another model")
         with torch.no_grad():
             for name, weight in self._trained.items():
                 weight.copy_(weights[name])
@@ -201,7 +201,7 @@ class Trainer:
         what = "the gradient" if bool(figures.isfinite().all()) else "the loss"
         names = some([self._images.name(read.image) for read in reads])
         raise TrainingError(
-            f"step {step}: {what} is no finite number, on {names}. The weights are still those before it, and the "
-            "last checkpoint is kept. Lower optimizer.learning_rate, set optimizer.max_norm, or set precision: fp32, "
-            "in another output"
+            f"step {step}: {what} is not finite, on {names}. The step was not applied, and the last checkpoint is "
+            "kept. Lower optimizer.learning_rate, set optimizer.max_norm, or set precision: fp32, and train to another "
+            "output"
         )

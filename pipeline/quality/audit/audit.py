@@ -141,11 +141,9 @@ def _check_detectors(options: AuditOptions, *, with_images: bool) -> None:
     if not options.detectors:
         return
     if options.privacy_sample == 0:
-        raise UsageError("--detector and --privacy-sample 0 do not go together: nothing would be looked at")
+        raise UsageError("--detector can't be used with --privacy-sample 0, which searches no images")
     if not with_images:
-        raise UsageError(
-            "the dataset has annotations only, and no image that a detector could look at: leave out --detector"
-        )
+        raise UsageError("the dataset has only annotations, so there are no images to search. Remove --detector")
 
 
 def _content(
@@ -198,7 +196,7 @@ def _statistics(
     if not _skipped(report):
         return statistics, []
     shards = some([str(shard) for shard in _skipped(report)])
-    return statistics, [f"not in statistics and attributions because of their findings: shards {shards}"]
+    return statistics, [f"shards left out of statistics and attributions because of their findings: {shards}"]
 
 
 def _taken(dataset: Location) -> Collection[int]:
@@ -221,7 +219,7 @@ def _write_credits(dataset: Location, file: Location, report: AuditReport) -> li
         with _open(dataset, report) as tables:
             write_attributions(rows(tables), file)
     except DamagedDatasetError as error:
-        return [f"no attributions were written: {error}"]
+        return [f"attributions not written: {error}"]
     return []
 
 
@@ -241,10 +239,8 @@ def check_foreign(uri: str, options: AuditOptions) -> None:
     needless = [name for name in options.targets() if name == "--attributions" or not options.detectors]
     if needless:
         raise UsageError(
-            f"{uri} was not written by segmint, and names neither licenses nor detectors: leave out "
-            f"{', '.join(needless)}; with --detector there may be --regions and --pictures"
+            f"{uri} was not written by segmint, so it names no licenses or detectors. Remove "
+            f"{', '.join(needless)}; --regions and --pictures need --detector"
         )
     if options.complete:
-        raise UsageError(
-            f"{uri} was not written by segmint, and does not say how many shards it has: leave out --complete"
-        )
+        raise UsageError(f"{uri} was not written by segmint, so its number of shards is unknown. Remove --complete")

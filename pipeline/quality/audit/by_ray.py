@@ -57,8 +57,8 @@ class AuditShards:
         task = self._task
         if not manifest_generations(task.dataset):
             raise UsageError(
-                f"{task.dataset} cannot be seen from {socket.gethostname()}, a node of the Ray cluster: the "
-                "dataset must lie where all nodes see it; or audit it with resources.address: local"
+                f"{task.dataset} isn't accessible from {socket.gethostname()}, a node of the Ray cluster. "
+                "Put the dataset where all nodes can read it, or set resources.address: local"
             )
         return ShardAuditor(task, None if task.content is None else task.content.load())
 
@@ -78,7 +78,7 @@ def audit_by_ray(
             try:
                 yield from _audit_window(task, window, cluster)
             except ray.exceptions.RayError as error:
-                raise UnfinishedError(f"the audit was not finished because Ray failed: {last_line(error)}") from error
+                raise UnfinishedError(f"Ray failed before the audit finished: {last_line(error)}") from error
 
 
 def _audit_window(task: AuditTask, plans: list[ShardPlan], cluster: Cluster) -> Generator[ShardAuditResult, None, None]:
@@ -87,7 +87,7 @@ def _audit_window(task: AuditTask, plans: list[ShardPlan], cluster: Cluster) -> 
     on_gpu = task.content is not None and task.content.on_gpu
     if on_gpu:
         if not cluster.gpus:
-            raise UsageError("--device cuda was requested, but Ray sees no GPU: use --device cpu")
+            raise UsageError("--device cuda was requested, but Ray found no GPU. Use --device cpu")
         workers = min(workers, int(cluster.gpus * WORKERS_PER_GPU))
     results = ray.data.from_arrow(blocks).map_batches(
         AuditShards,

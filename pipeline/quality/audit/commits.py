@@ -129,8 +129,8 @@ def audit_commit(data: bytes, shard: int, generation: int, manifest: DatasetMani
         return unusable("a commit's JSON", error)
     if commit.to_json() != data:
         return unusable(
-            "a commit's fields and no others, of the right types, as canonical JSON",
-            f"{len(data)} bytes where the same values take {len(commit.to_json())}, or in another order",
+            "exactly the fields of a commit, with the right types, as canonical JSON",
+            f"{len(data)} bytes (canonical: {len(commit.to_json())}), or another order",
         )
     if (commit.shard, commit.generation) != (shard, generation):
         return unusable(
@@ -175,12 +175,12 @@ def _commit_findings(
     totals = {name: count for name, count in counts.items() if name not in reasons}
     rows = ordinals[1] - ordinals[0]
     if sorted(totals) != ["images", "masks", "rejected", "rows"] or min(counts.values()) < 0:
-        yield place.finding(Code.BAD_COUNTS, "rows, images, masks and rejected, none below 0", dict(counts))
+        yield place.finding(Code.BAD_COUNTS, "rows, images, masks, and rejected, none below 0", dict(counts))
     elif counts["rows"] != rows or counts["images"] + counts["rejected"] != rows:
         found = f"{counts['rows']} rows, {counts['images']} images, {counts['rejected']} rejected"
         yield place.finding(Code.BAD_COUNTS, f"{rows} rows = images + rejected", found)
     elif sum(reasons.values()) != counts["rejected"]:
-        yield place.finding(Code.BAD_COUNTS, f"{counts['rejected']} rejected in all reasons together", reasons)
+        yield place.finding(Code.BAD_COUNTS, f"{counts['rejected']} rejected rows, summed over all reasons", reasons)
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def audit_unnamed(
                 continue
             place = FindingLocation(path, None if named is None else named.shard)
             found = f"{listed.size} bytes of {listed.modified:%Y-%m-%d %H:%M} UTC"
-            findings.append(place.finding(Code.LEFTOVER_FILE, "no file that nothing names", found))
+            findings.append(place.finding(Code.LEFTOVER_FILE, "no unreferenced file", found))
         else:
             expected = "no file with a foreign name or shard"
             findings.append(FindingLocation(path).finding(Code.STRAY_FILE, expected, f"{listed.size} bytes"))

@@ -164,7 +164,7 @@ class ShardContentCheck:
             pixels = self._decoder.run(decode_jpeg, jpeg)
         except UndecodableError as error:
             image = place.of_image(row["id"])
-            yield image.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, image_name(row["id"]))
+            yield image.finding(Code.BAD_JPEG, "an image that decodes completely", error, image_name(row["id"]))
             return
         search = searcher.search(row, pixels)
         self.found.searches.append(search)
@@ -230,7 +230,7 @@ class ContentAudit:
         for id, earlier in repeated.items():
             place = self._place(id, "images")
             yield place.finding(
-                Code.REPEATED_SOURCE, "an image from bytes of no earlier one", f"the bytes of id {earlier}", f"id {id}"
+                Code.REPEATED_SOURCE, "an image made from new bytes", f"the bytes of id {earlier}", f"id {id}"
             )
         for alike in find_alike(np.asarray(self._hashes, np.uint64)):
             id, earlier = self._hashed[alike.index], self._hashed[alike.earlier]
@@ -239,7 +239,7 @@ class ContentAudit:
             self._alike += 1
             found = f"one that differs from id {earlier} in {alike.distance} of 64 bits"
             place = self._place(id, "shards")
-            yield place.finding(Code.SIMILAR_IMAGE, "an image unlike all earlier ones", found, image_name(id))
+            yield place.finding(Code.SIMILAR_IMAGE, "no near-duplicate of an earlier image", found, image_name(id))
 
     def licenses(self) -> Licenses | None:
         """Return the licenses of all shards, or None without license rules."""

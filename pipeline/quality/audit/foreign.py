@@ -109,13 +109,13 @@ def audit_foreign(
     unsearched: tuple[UnsearchedImages, ...] = (
         UnsearchedImages("skipped" if skipped else "foreign", counts["images"], counts["images"]),
     )
-    note = "not looked at: licenses and privacy, since segmint did not write this"
+    note = "not checked: licenses and privacy, because segmint didn't write this"
     if search is not None and privacy is not None:
         search.finish()
         unsearched = tuple(privacy.gaps(counts["images"], len(search.positions)))
         note = (
-            "not looked at: licenses, since segmint did not write this; which regions were redacted is not known, and "
-            "every detection is counted"
+            "not checked: licenses, because segmint didn't write this. The redacted regions are unknown, so every "
+            "detection counts"
         )
     return AuditReport(
         dataset=str(tables.location),
@@ -174,7 +174,7 @@ def _audit_pictures(
         image, earlier = (_named(tables, ordinals[index]) for index in (each.index, each.earlier))
         found = f"one that differs from {earlier['image_id']} in {each.distance} of 64 bits"
         place = FindingLocation(image["image_id"], image["shard"], image["id"])
-        findings.add(place.finding(Code.SIMILAR_IMAGE, "an image unlike all earlier ones", found))
+        findings.add(place.finding(Code.SIMILAR_IMAGE, "no near-duplicate of an earlier image", found))
     return Duplicates(len(hashes), DISTANCE, repeated_sources=None, similar=len(alike))
 
 
@@ -196,7 +196,7 @@ def _torn(row: Row, data: bytes, error: ValueError) -> Iterator[Finding]:
     except ValueError:
         return  # already reported when its size was measured
     place = FindingLocation(row["image_id"], row["shard"], row["id"])
-    yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error)
+    yield place.finding(Code.BAD_JPEG, "an image that decodes completely", error)
 
 
 def _named(tables: DatasetTables, ordinal: int) -> Row:

@@ -96,8 +96,8 @@ def audit_committed_state(
         entries = audited.commit.files if audited.commit is not None else ()
         left = [entry.path for entry in entries if listed.pop(entry.path, None) is not None]
         place = FindingLocation(commit_path(audited.shard, audited.generation), audited.shard)
-        found = f"this one too, with {len(left)} files that it alone names{': ' if left else ''}{', '.join(left)}"
-        expected = f"generation {generations[audited.shard][-1]} alone"
+        found = f"this one too, with {len(left)} files that only it names{': ' if left else ''}{', '.join(left)}"
+        expected = f"only generation {generations[audited.shard][-1]}"
         state.findings.add(place.finding(Code.REPLACED_GENERATION, expected, found))
         state.commits += 1
     return state
@@ -247,7 +247,7 @@ def _results(
     """Yield the results of all shards in the order of the plans, from Ray or from threads of this process."""
     if by_ray and find_spec("ray") is None:  # the extra `audit` does not include it
         get_logger("audit").warning(
-            "a large dataset is audited in threads: Ray is not installed", install="pip install 'segmint[build]'"
+            "Ray isn't installed, so this large dataset is audited in threads", install="pip install 'segmint[build]'"
         )
     elif by_ray:
         from segmint.pipeline.quality.audit.by_ray import audit_by_ray  # importing Ray takes a second
@@ -353,5 +353,5 @@ def _compare(
             yield place.finding(Code.BAD_MANIFEST, f"{key} {one[key]!r}, as in {before}", repr(other[key]))
     spans = [[(part.first_shard, part.rows) for part in manifest.catalog] for manifest in (earlier, later)]
     if spans[1][: len(spans[0])] != spans[0]:
-        expected = f"parts that go on from the (first shard, rows) of {before}: {spans[0]}"
+        expected = f"parts that continue the (first shard, rows) of {before}: {spans[0]}"
         yield place.finding(Code.BAD_MANIFEST, expected, spans[1])

@@ -306,8 +306,8 @@ def _detectors_of(
         file = files.get(kind)
         if file is None:
             raise UsageError(
-                f"the dataset was built with a file as deidentify.{kind}.detector (SHA-256 {digest}): name the build's "
-                "configuration, which says where it is, with --config; or leave privacy out with --privacy-sample 0"
+                f"the dataset was built with a file as deidentify.{kind}.detector (SHA-256 {digest}): pass the "
+                "build's configuration with --config, or skip the privacy audit with --privacy-sample 0"
             )
         part, expected = {**part, "detector": file}, digest
     mirror = build.assets if build is not None else None
@@ -341,5 +341,5 @@ def _finding(found: RemainingDetection, place: FindingLocation, image: str | Non
     by = " and ".join(f"by {each.detector} at score {each.score}" for each in found.sightings)
     missed = f", and not by {' or '.join(found.missed_by)}" if found.missed_by else ""
     detected = f"a {found.kind} {by}{missed}"
-    expected = f"no {found.kind}" if image is not None else f"no {found.kind} outside of what was redacted"
+    expected = f"no {found.kind}" if image is not None else f"no {found.kind} outside the redacted regions"
     return place.of_image(found.id).finding(Code.STILL_DETECTED, expected, detected, where)

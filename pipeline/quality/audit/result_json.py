@@ -19,7 +19,7 @@ _NEEDED = (
     *("dataset", "scope", "findings_total", "findings_by_code", "findings"),
     *("checked", "files_of_writers", "not_compared"),
 )
-_EXPECTED = "expected what `segmint audit DATASET --json -o FILE` writes"
+_EXPECTED = "expected the output of `segmint audit DATASET --json -o FILE`"
 _ADAPTER = TypeAdapter(AuditReport)
 
 
@@ -63,7 +63,7 @@ def from_json(data: str | bytes, where: str) -> AuditReport:
     if not isinstance(findings, list) or not all(isinstance(each, dict) for each in findings):
         raise UsageError(f"{where} is not an audit: findings is not a list of objects; {_EXPECTED}")
     if not all("image" in finding for finding in findings):
-        raise UsageError(f"{where} has findings that do not name their image: audit again; {_EXPECTED}")
+        raise UsageError(f"{where} contains findings without their image. Audit again; {_EXPECTED}")
     try:
         return _ADAPTER.validate_python(
             {
@@ -83,5 +83,5 @@ def read_audit(file: Location) -> AuditReport:
     try:
         data = file.read()
     except NotFoundError as error:
-        raise UsageError(f"{file} does not exist; `segmint audit DATASET --json -o FILE` writes an audit") from error
+        raise UsageError(f"{file} does not exist. Create it with `segmint audit DATASET --json -o FILE`") from error
     return from_json(data, str(file))

@@ -51,9 +51,9 @@ def verdict(report: AuditReport) -> str:
     if total:
         counts += f" ({', '.join(f'{count:,} in {area}' for area, count in found.most_common())})"
     if gaps and not report.images_searched:
-        return f"nothing was looked at for faces and plates ({', '.join(gaps)}); {counts} in the rest"
-    counts = counts if total else "no finding"
-    return f"{counts}; not looked at: {', '.join(gaps)}" if gaps else counts
+        return f"no image was searched for faces and plates ({', '.join(gaps)}); {counts} otherwise"
+    counts = counts if total else "no findings"
+    return f"{counts}; not searched: {', '.join(gaps)}" if gaps else counts
 
 
 def _finding_lines(report: AuditReport) -> list[str]:
@@ -65,7 +65,7 @@ def _finding_lines(report: AuditReport) -> list[str]:
         if count > len(shown):
             lines.append(f"  and {count - len(shown):,} more")
             skipped = True
-    return [*lines, f"with --json up to {EXAMPLES} findings of each code are named"] if skipped else lines
+    return [*lines, f"--json lists up to {EXAMPLES} findings per code"] if skipped else lines
 
 
 def _note_lines(report: AuditReport) -> list[str]:
@@ -76,8 +76,8 @@ def _note_lines(report: AuditReport) -> list[str]:
         notes.append(f"not yet built: {missing:,} of {report.shards:,} shards ({some(spans)})")
     if report.recent_unnamed:
         notes.append(
-            f"{counted(len(report.recent_unnamed), 'file')} that no commit names, of a writer that is at work or was "
-            f"killed (less than a day old, or of shards that have no commit): {some(report.recent_unnamed)}"
+            f"{counted(len(report.recent_unnamed), 'file')} that no commit names, from a running or killed writer "
+            f"(less than a day old, or of shards without a commit): {some(report.recent_unnamed)}"
         )
     if report.not_compared:
         shards = some([str(shard) for shard in report.not_compared])
@@ -94,7 +94,7 @@ def _checked(report: AuditReport) -> str:
         counted(checked.catalog_parts, "catalog part"),
         f"{counted(checked.files, 'file')} ({checked.bytes:,} bytes)",
         counted(checked.images, "image"),
-        counted(checked.rejects, "refused row"),
+        counted(checked.rejects, "rejected row"),
         counted(checked.masks, "mask"),
         f"{counted(checked.jpegs_decoded, 'JPEG')} and {counted(checked.masks_decoded, 'mask')} decoded",
     ]
@@ -111,9 +111,9 @@ def _by_area(report: AuditReport) -> Counter[str]:
 _WHY = {
     "skipped": "--privacy-sample 0",
     "not_sampled": "not in the sample",
-    "unreadable": "could not be read",
-    "annotations_only": "only annotations are in the dataset",
-    "foreign": "segmint did not write them",
+    "unreadable": "couldn't be read",
+    "annotations_only": "the dataset has only annotations",
+    "foreign": "not written by segmint",
     "no_detector": "no detector",
     "detector_not_here": "not available here",
     "detector_failed": "it failed",
@@ -122,7 +122,7 @@ _WHY = {
 
 def _gap(gap: UnsearchedImages) -> str:
     if gap.reason == "no_image":
-        return "there is no image"
+        return "there are no images"
     images = f"{gap.images:,} of {counted(gap.of, 'image')}"
     what = images if gap.kind is None else f"{gap.kind}s"
     if gap.detector is not None:
@@ -149,7 +149,7 @@ def _privacy_lines(report: AuditReport, privacy: PrivacyResult, findings: int) -
     details = [f"{_gap(gap)}: {gap.detail}" for gap in report.unsearched if gap.detail]
     without = any(gap.reason == "no_detector" for gap in report.unsearched)
     if not privacy.detectors and without and Code.BAD_MANIFEST not in report.findings:
-        return ["the build had no detectors, and nothing was searched", *details]
+        return ["not searched: the build used no detectors", *details]
     if not privacy.images_checked:
         return ["no image was searched", *details]
     images = counted(report.checked.images, "image")
@@ -157,9 +157,9 @@ def _privacy_lines(report: AuditReport, privacy: PrivacyResult, findings: int) -
     for detector in privacy.detectors:
         inside = detector.inside_regions
         lines.append(
-            f"{counted(detector.found, detector.kind)} found by {detector.name} at score {detector.score:g} or over "
+            f"{counted(detector.found, detector.kind)} found by {detector.name} at score {detector.score:g} or above "
             f"in {detector.images:,} of {counted(privacy.images_checked - detector.failed, 'image')}"
-            + (f"; {inside:,} more inside of redacted regions" if inside else "")
+            + (f"; {inside:,} more inside redacted regions" if inside else "")
         )
     for kind in dict.fromkeys(each.kind for each in privacy.agreement):
         parts = [
@@ -175,7 +175,7 @@ def _duplicate_line(duplicates: Duplicates, findings: int) -> str:
     parts = []
     if duplicates.repeated_sources is not None:
         parts.append(f"{duplicates.repeated_sources:,} made from the same bytes as an earlier image")
-    parts.append(f"{duplicates.similar:,} of {counted(duplicates.images_compared, 'picture')} like an earlier one")
+    parts.append(f"{counted(duplicates.similar, 'near-duplicate')} in {counted(duplicates.images_compared, 'image')}")
     return f"{_findings(findings)}; {', '.join(parts)}"
 
 
@@ -190,11 +190,11 @@ def _statistics_lines(statistics: Statistics) -> list[str]:
         "coverage": statistics.coverage,
     }
     lines = [
-        f"{statistics.masks:,} masks in {counted(statistics.images, 'image')}, {number(masks.mean)} an image "
+        f"{statistics.masks:,} masks in {counted(statistics.images, 'image')}, {number(masks.mean)} per image "
         f"(median {number(masks.median)}), {statistics.without_masks:,} without",
         *_sources_line(statistics),
         f"means: {', '.join(f'{name} {number(histogram.mean)}' for name, histogram in means.items())}",
-        f"{counted(near.pairs, 'pair')} of nearly the same mask in {counted(near.images_sampled, 'image')} of a sample "
+        f"{counted(near.pairs, 'pair')} of near-duplicate masks in {counted(near.images_sampled, 'sampled image')} "
         f"(IoU over {near.threshold:g})",
     ]
     to_look_at = [
@@ -202,7 +202,7 @@ def _statistics_lines(statistics: Statistics) -> list[str]:
         for found, noun in ((statistics.outliers, "outlier"), (statistics.drift, "drifting shard"))
         if found
     ]
-    return [*lines, *([f"to look at: {', '.join(to_look_at)}"] if to_look_at else [])]
+    return [*lines, *([f"worth a look: {', '.join(to_look_at)}"] if to_look_at else [])]
 
 
 def _sources_line(statistics: Statistics) -> list[str]:
@@ -219,4 +219,4 @@ def _area(name: str, lines: Sequence[str]) -> list[str]:
 
 
 def _findings(total: int) -> str:
-    return counted(total, "finding") if total else "no finding"
+    return counted(total, "finding") if total else "no findings"

@@ -45,8 +45,8 @@ def audit_version(dataset: Location) -> AuditedVersion:
     notes = []
     if difference.replaced or difference.added:
         notes.append(
-            f"changed since version {latest.number} was recorded, by a build or a correction that was not finished or "
-            f"still runs: {some([*difference.added, *difference.replaced])}"
+            f"changed since version {latest.number} was recorded, by a build or correction that is unfinished or still "
+            f"running: {some([*difference.added, *difference.replaced])}"
         )
     number = latest.number if latest.digest == snapshot.digest else None
     return AuditedVersion(VersionName(snapshot.digest, number), tuple(findings), tuple(notes))
@@ -62,7 +62,7 @@ def audit_index(
     finished = version.number is not None and len(held) == manifest.shards
     problem = index_problem(dataset, manifest.name, held, finished=finished)
     if problem is not None:
-        yield FindingLocation(SHARDS_INDEX).finding(Code.BAD_INDEX, "the tars of the commits that hold", problem)
+        yield FindingLocation(SHARDS_INDEX).finding(Code.BAD_INDEX, "the tars of the latest commits", problem)
 
 
 def check_same_version(audit: AuditReport, where: str, dataset: Location) -> str | None:
@@ -74,12 +74,12 @@ def check_same_version(audit: AuditReport, where: str, dataset: Location) -> str
     if audit.kind != "segmint":
         return None
     if audit.version is None:
-        return f"{where} does not say which version it is of: audit again"
+        return f"{where} doesn't name the version that it checked. Audit again"
     digest = take_snapshot(dataset, use_cache=False).digest
     if audit.version.digest != digest:
         raise UsageError(
-            f"{where} is the audit of another version: it is of sha256:{audit.version.digest}, and {dataset} is now "
-            f"sha256:{digest}: audit it again"
+            f"{where} is the audit of another version: it checked sha256:{audit.version.digest}, but {dataset} is now "
+            f"sha256:{digest}. Audit it again"
         )
     return None
 

@@ -85,7 +85,7 @@ def check_files(files: Iterable[str], read: Read, sums: str | None, key: bytes |
             done.study = parse(read(STUDY), STUDY) if STUDY in names else None
             done.problems += _contradictions(done, names, read, key)
     except ERRORS as error:
-        done.problems.append(f"the evidence cannot be read: {getattr(error, 'strerror', None) or repr(error)}")
+        done.problems.append(f"can't read the evidence: {getattr(error, 'strerror', None) or repr(error)}")
     return done
 
 
@@ -95,7 +95,7 @@ def parse(data: bytes, name: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         if len(set(keys)) < len(keys):
-            raise ValueError(f"{name}: has a key twice, of {sorted(keys)}")
+            raise ValueError(f"{name}: duplicate key among {sorted(keys)}")
         return dict(pairs)
 
     def refuse(text: str) -> Any:
@@ -141,11 +141,11 @@ def key_id(key: bytes) -> str:
 
 def _wrong_files(names: set[str], sums: dict[str, str], read: Read) -> Iterator[str]:
     for name in sorted(names ^ sums.keys() ^ {SUMS}):
-        yield f"{name}: {f'{SUMS} does not name it' if name in names else f'no such file, and {SUMS} names it'}"
+        yield f"{name}: {f'not listed in {SUMS}' if name in names else f'missing, but listed in {SUMS}'}"
     for name in sorted(sums.keys() & names):
         found = hashlib.sha256(read(name)).hexdigest()
         if found != sums[name]:
-            yield f"{name}: other bytes than {SUMS} says: expected SHA-256 {sums[name]}; found {found}"
+            yield f"{name}: its bytes differ from {SUMS}: expected SHA-256 {sums[name]}; found {found}"
 
 
 def _contradictions(done: EvidenceCheck, names: set[str], read: Read, key: bytes | None) -> Iterator[str]:
@@ -155,7 +155,7 @@ def _contradictions(done: EvidenceCheck, names: set[str], read: Read, key: bytes
         return
     types: dict[str, type] = {name: kind for kind, keys in _TYPES for name in keys}
     for name in sorted(evidence.keys() ^ types.keys() ^ {"study"}):
-        yield f"{EVIDENCE}: {name}: {'evidence has no such key' if name in evidence else 'is missing'}"
+        yield f"{EVIDENCE}: {name}: {'not a key of evidence' if name in evidence else 'is missing'}"
     for name in sorted(evidence.keys() & types.keys()):
         if type(evidence[name]) is not types[name]:  # a bool is an int
             yield f"{EVIDENCE}: {name} is a {type(evidence[name]).__name__}, expected a {types[name].__name__}"
@@ -166,7 +166,7 @@ def _contradictions(done: EvidenceCheck, names: set[str], read: Read, key: bytes
     manifests = {int(match[1] or 1): match[0] for match in matches if match}
     latest = manifests[max(manifests)] if manifests else "dataset.json"
     if done.leaves.get(latest) != hashlib.sha256(read(MANIFEST)).hexdigest():
-        yield f"{MANIFEST}: is not the {latest} of {LEAVES}"
+        yield f"{MANIFEST}: differs from {latest} in {LEAVES}"
     name, digest, study = manifest["name"], digest_of(done.leaves), done.study
     last = manifest["catalog"][-1] if manifest["catalog"] else {"first_shard": 0, "rows": 0}
     shards = last["first_shard"] - -last["rows"] // manifest["images_per_shard"]
@@ -194,10 +194,10 @@ def _contradictions(done: EvidenceCheck, names: set[str], read: Read, key: bytes
     for where, what, *values, source in said:
         found, expected = (json.dumps(value, sort_keys=True) for value in values)  # distinguishes 1, 1.0, and true
         if found != expected:
-            yield f"{where}: {what} is not that of {source}: expected {expected[:400]}; found {found[:400]}"
+            yield f"{where}: {what} differs from {source}: expected {expected[:400]}; found {found[:400]}"
     known = {SUMS, EVIDENCE, AUDIT, MANIFEST, LEAVES, PAGE, CHECK, *(each["file"] for each in signatures)}
     for file in sorted(names - {STUDY} ^ known):
-        yield f"{file}: {'evidence has no such file' if file in names else 'no such file'}"
+        yield f"{file}: {'not a file of evidence' if file in names else 'no such file'}"
     if key is not None:
         file, message = f"versions/{number}.{key_id(key)}.sig", f"segmint dataset sha256:{digest}\n".encode()
         if key_id(key) not in ids:
@@ -210,14 +210,14 @@ def wrong_in_dataset(path: str, expected: str, open_file: Callable[[str], Binary
     """Yield the problems of a dataset's file that the digest covers and, for a commit, of the files that it names."""
     try:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise ValueError("leads out of the dataset")
+            raise ValueError("points outside the dataset")
         files: list[Any] = []
         digest = hashlib.sha256()
         with open_file(path) as stream:
             for block in iter(lambda: stream.read(1 << 20), b""):
                 digest.update(block)
             if digest.hexdigest() != expected:
-                yield f"{path}: other bytes: expected SHA-256 {expected}; found {digest.hexdigest()}"
+                yield f"{path}: its bytes differ: expected SHA-256 {expected}; found {digest.hexdigest()}"
             elif path.startswith("commits/"):
                 stream.seek(0)
                 files = parse(stream.read(), path)["files"]
@@ -231,7 +231,7 @@ def lines_about(done: EvidenceCheck, published: bool, key: bytes | None) -> list
     """Return the results and what was not checked, for people; `published` means that --sums was given."""
     sums, later = f"{SUMS}: {f'sha256:{done.sums}' if done.sums else 'not read'}", done.later or []
     names = ", ".join([*later[:10], *([f"{len(later) - 10} more"] if len(later) > 10 else [])])
-    why = "the dataset has grown or was corrected since (or has left-overs): neither digest nor audit covers"
+    why = "the dataset grew or was corrected since (or has leftovers); not covered by digest or audit:"
     note = [f"{why} {names}"] if later else []
     if done.problems:
         return [*(f"problem: {problem}" for problem in done.problems), *note, f"{sums}; NOT verified"]
@@ -240,10 +240,10 @@ def lines_about(done: EvidenceCheck, published: bool, key: bytes | None) -> list
     version = "not recorded as a version" if dataset["version"] is None else f"version {dataset['version']}"
     lines = [
         f"dataset {dataset['name']}, {dataset['shards']} shards, digest sha256:{dataset['digest']}",
-        *([f"signed by the key {mine}: the digest, and so {LEAVES} and {MANIFEST}"] if mine else []),
-        *([f"signatures that were not checked, by the keys {others}: give --key"] if others else []),
-        *([] if mine or others else ["nobody signed the digest"]),
-        f"the dataset {'was not read: give --dataset' if done.later is None else 'has all files of this digest'}",
+        *([f"signed by key {mine}: the digest, and with it {LEAVES} and {MANIFEST}"] if mine else []),
+        *([f"unchecked signatures by the keys {others}: pass --key to check one"] if others else []),
+        *([] if mine or others else ["the digest is not signed"]),
+        f"the dataset {'was not read: pass --dataset' if done.later is None else 'has all files of this digest'}",
         *note,
         f"the audit says: {version}, {done.evidence['when']}: {done.evidence['verdict']}",
     ]
@@ -254,9 +254,9 @@ def lines_about(done: EvidenceCheck, published: bool, key: bytes | None) -> list
     page = f"{PAGE} and {STUDY}" if done.study is not None else f"and {PAGE}"
     return [
         *lines,
-        f"not covered by a signature: version number, verdict and all else in {AUDIT} and {EVIDENCE}, {page}; the "
-        "writer of the folder can have changed these: give --sums with the SHA-256 that the auditor published",
-        f"{sums}; {'the digest is verified, the audit is not' if mine else 'nobody vouches for it: not verified'}",
+        f"not covered by a signature: version number, verdict, and the rest of {AUDIT} and {EVIDENCE}, {page}. "
+        "The folder's writer could have changed these. Pass the SHA-256 that the auditor published to --sums",
+        f"{sums}; {'the digest is verified, the audit is not' if mine else 'nothing vouches for it: not verified'}",
     ]
 
 
@@ -266,7 +266,7 @@ def files_in(folder: Path) -> tuple[set[str], list[str]]:
     modes = {path.relative_to(folder).as_posix(): path.lstat().st_mode for path in below}
     files = {name for name, mode in modes.items() if stat.S_ISREG(mode)}
     others = sorted(name for name in modes.keys() - files if name != "versions" or not stat.S_ISDIR(modes[name]))
-    return files, [f"{name}: a link, folder or special file, which evidence does not have" for name in others]
+    return files, [f"{name}: a link, folder or special file, which evidence never contains" for name in others]
 
 
 # Ed25519 (RFC 8032, section 5.1), which the standard library lacks. Not constant-time, because all values are public.
@@ -321,7 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--sums", metavar="SHA256", help=f"the SHA-256 of {SUMS}, as the auditor published it")
     parser.add_argument("--key", metavar="PUBLIC.pem", type=Path, help="the key that must have signed the digest")
-    parser.add_argument("--dataset", metavar="DATASET", type=Path, help="a local dataset that must have these files")
+    parser.add_argument("--dataset", metavar="DATASET", type=Path, help="a local dataset that must contain these files")
     options = parser.parse_args(arguments)
     folder, dataset = options.folder, options.dataset
     try:

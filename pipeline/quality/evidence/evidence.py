@@ -58,12 +58,12 @@ def check_target(dataset: Location, folder: Location) -> None:
     """Raise `UsageError` if this dataset cannot have evidence or the folder is unsuitable, without reading much."""
     if not manifest_generations(dataset):
         raise UsageError(
-            f"{dataset} is not a segmint dataset: no {DATASET_MANIFEST}, and without it there is no version of which "
-            "there could be evidence: leave out --evidence"
+            f"{dataset} is not a segmint dataset: no {DATASET_MANIFEST}, so there's no version to give "
+            "evidence for. Remove --evidence"
         )
     refuse_inside(dataset, folder, "--evidence")
     if folder.list():
-        raise UsageError(f"{folder} has files already: name an empty folder with --evidence")
+        raise UsageError(f"{folder} already contains files. Pass an empty folder to --evidence")
 
 
 def write_evidence(
@@ -76,7 +76,7 @@ def write_evidence(
     pinned = load_latest_manifest(dataset)
     snapshot = take_snapshot(dataset, use_cache=False)
     if report.version is None or report.version.digest != snapshot.digest:
-        raise UsageError(f"{dataset} was changed while it was audited: audit again when nothing writes to it")
+        raise UsageError(f"{dataset} changed during the audit. Audit again when no other command writes to it")
     number = report.version.number
     name = manifest_name(pinned.generation)
     audit = to_dict(replace(report, dataset=pinned.manifest.name))  # without the path on the auditor's machine
@@ -124,7 +124,7 @@ def write_evidence(
     sums = "".join(f"{hashlib.sha256(files[path]).hexdigest()}  {path}\n" for path in sorted(files)).encode()
     sha256 = hashlib.sha256(sums).hexdigest()
     if not (folder / check.EVIDENCE).put_if_absent(files[check.EVIDENCE]):  # only one of several runs continues
-        raise UsageError(f"{folder} has files already: another run put {check.EVIDENCE} there; name an empty folder")
+        raise UsageError(f"{folder} already contains files: another run wrote {check.EVIDENCE}. Pass an empty folder")
     note_output(dataset, "audit --evidence", folder, {check.SUMS: sha256})
     for path, data in {**files, check.SUMS: sums}.items():
         (folder / path).put(data)

@@ -72,21 +72,21 @@ def _gaps(audit: AuditReport, statistics: Statistics, facts: Facts) -> list[str]
     gaps = []
     reasons = statistics.rejected_by_reason or {}
     if facts.rejected is None:
-        gaps.append("It is unknown whether images were refused when the dataset was made.")
+        gaps.append("It is unknown whether any images were rejected when the dataset was made.")
     elif facts.rejected:
         ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
         parts = ", ".join(f"{reason}: {count:,}" for reason, count in ordered)
-        gaps.append(f"{counted(facts.rejected, 'catalog row')} refused, and not in the dataset: {parts}.")
+        gaps.append(f"{counted(facts.rejected, 'catalog row')} rejected and not in the dataset: {parts}.")
     else:
-        gaps.append("No catalog row was refused.")
+        gaps.append("No catalog rows were rejected.")
     if facts.manifest is not None and len(facts.commits) < facts.manifest.shards:
         missing = facts.manifest.shards - len(facts.commits)
         gaps.append(f"{counted(missing, 'shard')} of {facts.manifest.shards:,} are not built yet.")
     gaps += remarks_of(statistics)
     if audit.findings.total:
-        gaps.append(f"The audit has {counted(audit.findings.total, 'finding')}: see index.html.")
+        gaps.append(f"The audit reported {counted(audit.findings.total, 'finding')}; see index.html.")
     else:
-        gaps.append("The audit has no findings.")
+        gaps.append("The audit reported no findings.")
     if audit.licenses is None:
         gaps.append("The licenses were not audited.")
     if not is_searched(audit.privacy):

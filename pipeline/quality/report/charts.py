@@ -71,7 +71,7 @@ def charts_of(statistics: Statistics) -> Charts:
         income=_with_paper(geography.income, "Income level"),
         licenses=ranked(((row.license, row.images) for row in statistics.licenses), "License", _OTHERS_SHOWN),
         providers=ranked(((row.provider, row.images) for row in statistics.providers), "Provider", _OTHERS_SHOWN),
-        rejected=_bars("Reason", "Refused rows", sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+        rejected=_bars("Reason", "Rejected rows", sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
     )
 
 

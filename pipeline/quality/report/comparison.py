@@ -110,7 +110,7 @@ def comparison_values(beside: DatasetComparison) -> dict[str, object]:
 def comparison_line(beside: DatasetComparison) -> str:
     """Return the comparison in one line."""
     ours, theirs = (
-        f"{number(side.masks_per_image.mean)} masks an image, concavity at the same sizes "
+        f"{number(side.masks_per_image.mean)} masks per image, concavity at the same sizes "
         f"{number(side.concavity_at_same_sizes.mean)}"
         for side in (beside.ours, beside.theirs)
     )

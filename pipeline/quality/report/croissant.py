@@ -53,7 +53,7 @@ _CONTEXT = {
 }
 """JSON-LD context from the Croissant 1.0 specification."""
 
-_KINDS = {"images": "One row per image.", "masks": "One row per mask.", "rejects": "One row per refused image."}
+_KINDS = {"images": "One row per image.", "masks": "One row per mask.", "rejects": "One row per rejected image."}
 
 
 def croissant_json(facts: Facts, root: str) -> bytes:

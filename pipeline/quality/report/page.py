@@ -157,24 +157,24 @@ def remarks_of(statistics: Statistics) -> list[str]:
     remarks = [
         f"{counted(statistics.without_masks, 'image')} without masks.",
         f"{counted(tiny.masks, 'mask')} under {count(tiny.below_px)} pixels.",
-        f"{counted(huge.masks, 'mask')} of {share(huge.above_share)} of the image or more.",
+        f"{counted(huge.masks, 'mask')} covering {share(huge.above_share)} or more of the image.",
     ]
     sources = statistics.sources or {}
     if sources.keys() - {AUTOMATIC}:
         remarks.append(f"Masks by source: {listed(f'{masks:,} {source}' for source, masks in sources.items())}.")
     if cleanup is not None:
         remarks.append(
-            f"Clean-up {_cleaned(cleanup)}, and removed {counted(cleanup.removed, 'mask')} "
+            f"Cleanup {_cleaned(cleanup)}, and removed {counted(cleanup.removed, 'mask')} "
             f"({share(cleanup.removed_share)})."
         )
         if cleanup.artifacts:
             remarks.append(
-                f"{counted(cleanup.artifacts, 'mask')} dropped that traced a redacted region "
+                f"{counted(cleanup.artifacts, 'mask')} dropped for tracing a redacted region "
                 f"({share(cleanup.artifacts_share)})."
             )
     remarks.append(
-        f"{counted(near.pairs, 'pair')} of masks of one image with an IoU of {number(near.threshold)} or more, among "
-        f"{counted(near.masks, 'mask')} of {counted(near.images_sampled, 'sampled image')}."
+        f"{counted(near.pairs, 'pair')} of masks in one image with an IoU of at least {number(near.threshold)}, among "
+        f"{counted(near.masks, 'mask')} in {counted(near.images_sampled, 'sampled image')}."
     )
     return remarks
 
@@ -238,7 +238,7 @@ def _checked(checked: CheckedCounts) -> str:
     counts = (
         (checked.files, "file"),
         (checked.images, "image"),
-        (checked.rejects, "refused row"),
+        (checked.rejects, "rejected row"),
         (checked.masks, "mask"),
     )
     sentence = f"{listed([counted(total, noun) for total, noun in counts if total]) or 'nothing'} read and compared"
@@ -289,7 +289,7 @@ def _tiles(statistics: Statistics, facts: Facts) -> list[tuple[str, str]]:
         ("Images", count(facts.images)),
         ("Masks", count(facts.masks)),
         ("Masks per image", number(statistics.masks_per_image.mean)),
-        ("Refused rows", count(facts.rejected)),
+        ("Rejected rows", count(facts.rejected)),
     ]
     if facts.manifest is not None:
         tiles.append(("Shards", f"{len(facts.commits):,} of {facts.manifest.shards:,}"))

@@ -98,7 +98,7 @@ class StepHistogram:
         """One-sentence summary of the plot for screen readers."""
         place = max(range(len(self.shares)), key=self.shares.__getitem__)
         return (
-            f"Histogram of {len(self.shares)} bins, {self.x_label}: the largest is {self.bins[place]} with "
+            f"Histogram of {len(self.shares)} bins, {self.x_label}: the largest bin, {self.bins[place]}, contains "
             f"{number(100 * self.shares[place])} %"
         )
 
@@ -171,7 +171,7 @@ class HeatMap:
     def summary(self) -> str:
         """One-sentence summary of the plot for screen readers."""
         inner = sum(share for row in self.coarse()[1:3] for share in row[1:3])
-        return f"Heat map of {self.title.lower()}: {number(100 * inner)} % lie in the inner quarter of the image"
+        return f"Heat map of {self.title.lower()}: {number(100 * inner)} % are in the inner quarter of the image"
 
     def coarse(self, parts: int = 4) -> list[list[float]]:
         """Return the share of the total in each of `parts` x `parts` fields, for a readable table."""

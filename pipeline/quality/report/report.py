@@ -99,7 +99,7 @@ def write_report(
     """
     if output is None and not manifest_generations(dataset):
         raise UsageError(
-            f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path; for an SA-1B-style folder, name "
+            f"{dataset} is not a segmint dataset: no {MANIFEST}. Check the path. For an SA-1B-style folder, pass "
             "the report's folder with -o"
         )
     folder = output or dataset / REPORT
@@ -173,7 +173,7 @@ def statistics_of(audit: AuditReport, where: str, tables: DatasetTables, sample:
         for view, audited in (("images", statistics.images), ("masks", statistics.masks)):
             there = int(tables.query(f"SELECT count(*) FROM {view}").column(0)[0].as_py())
             if audited != there:
-                raise UsageError(f"{where} has {audited:,} {view}, {tables.location} has {there:,}: audit it again")
+                raise UsageError(f"{where} counts {audited:,} {view}, {tables.location} {there:,}. Audit it again")
     return statistics
 
 
@@ -193,7 +193,7 @@ def _pictures(
 ) -> ReportImages:
     """Draw the page's images: findings, outliers, and a sample, skipping images with remaining detections."""
     if not facts.with_images:
-        return ReportImages(why="This dataset has only annotations: there are no images to show.")
+        return ReportImages(why="This dataset has only annotations, so there are no images to show.")
     hidden = {region.id for region in audit.privacy.found} if audit.privacy is not None else set()
     outliers = [row.id for row in statistics.outliers]
     wanted = dict.fromkeys(id for id in (*images_of(audit.findings), *outliers) if id not in hidden)

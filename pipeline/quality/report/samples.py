@@ -108,7 +108,7 @@ def draw_small(jpeg: bytes, masks: Sequence[MaskRecord]) -> bytes:
         for mask in masks:
             if mask.segmentation.size != (image.height, image.width):
                 raise ValueError(
-                    f"a mask has the size {mask.segmentation.size}, the image {(image.height, image.width)}"
+                    f"a mask is {mask.segmentation.size} in size, but the image is {(image.height, image.width)}"
                 )
         pixels = np.asarray(image.convert("RGB"))
     drawn = draw_overlay(pixels, masks)
@@ -160,7 +160,7 @@ def _from_tar(storage: Storage, uri: str, ids: Iterable[int]) -> Iterator[tuple[
                 if not wanted:
                     return
     except (BadTarError, SegmintError) as error:
-        problem = f"its shard's tar cannot be read: {error}"
+        problem = f"can't read its shard's tar: {error}"
     for id in wanted.values():
         yield id, problem
 
@@ -189,4 +189,4 @@ def _picture(row: Mapping[str, Any], masks: Sequence[MaskRecord], jpeg: Read, de
     try:
         return replace(picture, jpeg=decoder.run(partial(draw_small, masks=masks), jpeg))
     except (UndecodableError, SegmintError) as error:
-        return replace(picture, problem=f"it cannot be decoded or drawn: {error}")
+        return replace(picture, problem=f"it can't be decoded or drawn: {error}")

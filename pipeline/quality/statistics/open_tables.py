@@ -75,8 +75,8 @@ def _open_foreign(
                 files[kind].append(file)
     if not images:
         raise UsageError(
-            f"{data} is no dataset: it has neither {MANIFEST} nor SA-1B-style pairs of a JPEG and a JSON, "
-            "loose or in tars; check the path"
+            f"{data} is not a dataset: it contains neither {MANIFEST} nor SA-1B-style JPEG and JSON pairs, "
+            "loose or in tars. Check the path"
         )
     most = _convention(boxes)
     for convention, found in boxes.items():
@@ -127,4 +127,4 @@ def _duplicates(tables: DatasetTables) -> Iterator[Finding]:
             where = f"{'image' if view == 'images' else 'mask'} {row['number']}"
             place = FindingLocation(row["first"], row["shard"], row["id"])
             mask = row["number"] if view == "masks" else None
-            yield place.finding(Code.ROW_IDENTITY, "a number that appears once", found, where, mask=mask)
+            yield place.finding(Code.ROW_IDENTITY, "a unique number", found, where, mask=mask)

@@ -91,7 +91,7 @@ def outliers(connection: duckdb.DuckDBPyConnection) -> tuple[Outlier, ...]:
         for side, word in (("low", "under"), ("high", "over")):
             for image in row[f"{side}_{metric}"] or []:
                 reason = (
-                    f"{word} {fence[side]:.4g}, {FENCES:g} interquartile ranges beyond the middle half of the images "
+                    f"{word} {fence[side]:.4g}, {FENCES:g} interquartile ranges outside the images' middle half "
                     f"({fence['first']:.4g} to {fence['third']:.4g})"
                 )
                 found.append({**image, "metric": metric, "value": rounded(image["value"]), "reason": reason})

@@ -76,7 +76,7 @@ def pair_masks(drawn: Sequence[StudyMask], corrected: Sequence[StudyMask], by_id
 
 def _id(mask: StudyMask) -> int:
     if mask.id is None:
-        raise ValueError("a mask that was drawn has no id")
+        raise ValueError("a drawn mask has no id")
     return mask.id
 
 

@@ -17,13 +17,13 @@ CORRECTED = "corrected.json"
 
 def kind_of(folder: Location) -> StudyKind:
     """Return the kind of the study in a folder. Raises `UsageError` if there is none."""
-    manifest = read_json(folder / MANIFEST, f"{folder} is not a study: `segmint study sample` makes one")
+    manifest = read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
     name = manifest.get("kind", StudyKind.MASKS) if isinstance(manifest, dict) else None
     for kind in StudyKind:
         if name == kind:
             return kind
     known = " or ".join(StudyKind)
-    raise UsageError(f"{folder / MANIFEST}: its kind is {name!r}, expected {known}: sample the study again")
+    raise UsageError(f"{folder / MANIFEST}: its kind is {name!r}, expected {known}. Draw the sample again")
 
 
 def read_json(file: Location, otherwise: str) -> Any:

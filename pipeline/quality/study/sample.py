@@ -80,12 +80,12 @@ class StudySample:
     def lines(self) -> list[str]:
         """Return the result as lines for people."""
         return [
-            f"{counted(self.images, 'image')} with {counted(self.masks, 'mask')}, drawn out of {self.population:,} in "
-            f"{self.strata} strata; {counted(self.without_masks, 'image')} without masks of a build left out",
-            *([f"not in it: {counted(self.masks_of_people, 'mask')} of people"] if self.masks_of_people else []),
+            f"{counted(self.images, 'image')} with {counted(self.masks, 'mask')}, drawn from {self.population:,} in "
+            f"{self.strata} strata; {counted(self.without_masks, 'image')} without automatic masks excluded",
+            *([f"not included: {counted(self.masks_of_people, 'annotated mask')}"] if self.masks_of_people else []),
             f"for correction, in {self.output}: instances.json (COCO), or tasks.json with label_config.xml "
             "(Label Studio), and images/",
-            f"then: segmint study score {self.output} --corrected FILE",
+            f"next: segmint study score {self.output} --corrected FILE",
             self.version.line(),
         ]
 
@@ -110,9 +110,7 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
         ]
         drawn = draw_stratified(dataset, count, seed)
         if not drawn.ids:
-            raise UsageError(
-                f"{location} has no committed image with masks that a build made: there is nothing to correct"
-            )
+            raise UsageError(f"{location} has no committed images with automatic masks, so there is nothing to correct")
         pins = PinWriter(scratch, dataset.manifest, version, drawn, count, seed)
         samples = _SampledImages(dataset, drawn.ids)
         written = write_samples(_with_pictures(samples), [*formats, pins], into, file, version)
@@ -229,7 +227,7 @@ class PinWriter:
 def _with_pictures(samples: Iterable[Sample]) -> Iterator[Sample]:
     for sample in samples:
         if sample.jpeg is None:
-            raise UsageError("this dataset has annotations without images: masks cannot be corrected without pictures")
+            raise UsageError("this dataset has only annotations, and masks can't be corrected without images")
         yield sample
 
 

@@ -130,10 +130,10 @@ class StudyScore:
         if self.polygons:
             lines.append(
                 f"  {counted(self.polygons, 'mask')} came back as polygons, which lose holes and separate pieces, so "
-                "that untouched masks score lower, too; run lengths do not (Label Studio: export JSON)"
+                "even untouched masks score lower. Run lengths don't (in Label Studio, export as JSON)"
             )
         if self.mean_iou is None:
-            lines.append("no mask came back: there is nothing to score")
+            lines.append("no masks came back, so there is nothing to score")
         else:
             lines.append(f"mean IoU {self.mean_iou:.4f}")
             lines += [_share_line(share) for share in self.shares]
@@ -162,9 +162,9 @@ def score_study(folder: Location, corrected: Location | None) -> StudyScore:
 
 def load_study(folder: Location) -> Study:
     """Read the drawn masks. Raises `UsageError` if they differ from those that the manifest pins."""
-    manifest = read_json(folder / MANIFEST, f"{folder} is not a study: `segmint study sample` makes one")
+    manifest = read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
     file = folder / MAIN_FILES[Format.COCO]
-    document = read_json(file, f"the masks of the study {folder} are missing: sample it again")
+    document = read_json(file, f"the masks of the study {folder} are missing. Draw the sample again")
     try:
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise UsageError(f"{folder}: its schema_version is {manifest['schema_version']}, expected {SCHEMA_VERSION}")
@@ -180,7 +180,7 @@ def load_study(folder: Location) -> Study:
             rle = {"size": segmentation["size"], "counts": segmentation["counts"].encode("ascii")}
             masks[annotation["image_id"]].append(StudyMask(annotation["id"], rle))
     except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{folder}: {MANIFEST} or {file} is damaged ({error!r}): sample the study again") from error
+        raise UsageError(f"{folder}: {MANIFEST} or {file} is damaged ({error!r}). Draw the sample again") from error
     if pinned:
         raise _changed(file, next(iter(pinned)))
     return Study(masks, sizes, version)
@@ -195,10 +195,10 @@ def read_corrections(file: Location, sizes: Mapping[int, Size]) -> Corrections:
                 return read_label_studio(iter_tasks(stream), sizes)
             return read_coco(_document(stream.read(), file), sizes)
     except NotFoundError as error:
-        raise UsageError(f"{file} does not exist: name the file with the corrected masks with --corrected") from error
+        raise UsageError(f"{file} doesn't exist. Pass the corrected masks with --corrected") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
-            f"{file} cannot be read as corrected masks ({type(error).__name__}: {error}): expected COCO JSON, or Label "
+            f"{file} can't be read as corrected masks ({type(error).__name__}: {error}): expected COCO JSON, or Label "
             "Studio's JSON or JSON_MIN"
         ) from error
 
@@ -250,8 +250,8 @@ def _percent(interval: Interval) -> str:
 
 def _changed(file: Location, mask: int) -> UsageError:
     return UsageError(
-        f"{file} has changed since it was drawn (mask {mask}): corrected masks belong in a separate file; sample the "
-        "study again"
+        f"{file} has changed since it was drawn (mask {mask}). Keep corrected masks in a separate file, and draw "
+        "the sample again"
     )
 
 

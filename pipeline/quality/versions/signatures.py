@@ -40,7 +40,7 @@ class SignatureResult:
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""
-        return [f"signed with the key {self.key_id}: {self.file}", self.version.line()]
+        return [f"signed with key {self.key_id}: {self.file}", self.version.line()]
 
 
 def sign_version(
@@ -54,20 +54,18 @@ def sign_version(
     key = read_private_key(key_file, ask)
     latest = latest_version(dataset)
     if latest is None:
-        raise UsageError(f"{dataset} has no recorded version to sign: a build or a correction records one at its end")
+        raise UsageError(f"{dataset} has no recorded version to sign. A build or correction records one when it ends")
     version = latest if wanted is None else find_version(dataset, wanted)
     digest = take_snapshot(dataset, use_cache=False).digest
     if version == latest and digest != version.digest:
         raise UsageError(
-            f"{dataset} is not what its version {version.number} says: its digest is now sha256:{digest}, not "
-            f"sha256:{version.digest}; `segmint verify` says what differs"
+            f"{dataset} differs from its version {version.number}: its digest is sha256:{digest}, expected "
+            f"sha256:{version.digest}. Run `segmint verify` to see what differs"
         )
     identity = key_id(key.public_key())
     path = signature_path(version.number, identity)
     if not (dataset / path).put_if_absent(key.sign(message_of(version))):
-        raise UsageError(
-            f"{dataset / path} is another signature, which this key did not make: remove it, and sign again"
-        )
+        raise UsageError(f"{dataset / path} is another signature, not made with this key. Remove it and sign again")
     return SignatureResult(str(dataset), path, identity, version.name)
 
 
@@ -77,19 +75,19 @@ def signature_problem(dataset: Location, version: Version | None, key: "Ed25519P
 
     identity = key_id(key)
     if version is None:
-        return identity, f"no version is recorded, so the key {identity} signed none"
+        return identity, f"no version is recorded, so key {identity} signed none"
     path = signature_path(version.number, identity)
     try:
         signature = (dataset / path).read()
     except NotFoundError:
         others = signers(dataset, version.number)
-        signed = f"only the keys {', '.join(others)} signed it" if others else "nobody signed it"
-        return identity, f"{path}: no such file: the key {identity} did not sign version {version.number}; {signed}"
+        signed = f"only the keys {', '.join(others)} signed it" if others else "it is not signed"
+        return identity, f"{path}: no such file: key {identity} didn't sign version {version.number}; {signed}"
     try:
         key.verify(signature, message_of(version))
     except InvalidSignature:
         wrong = f"not the signature of sha256:{version.digest}, the digest of version {version.number}"
-        return identity, f"{path}: {wrong}, by the key {identity}"
+        return identity, f"{path}: {wrong}, by key {identity}"
     return identity, None
 
 
@@ -122,13 +120,13 @@ def read_public_key(file: Location) -> "Ed25519PublicKey":
 
     data = _read(file)
     if b"PRIVATE KEY" in data:
-        raise UsageError(f"{file} is a private key: verify with the public one (openssl pkey -in KEY -pubout)")
+        raise UsageError(f"{file} is a private key. Verify with the public key (openssl pkey -in KEY -pubout)")
     try:
         key = load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"{file} is not a public key in PEM form: {error}; make a pair by: {_HOW}") from error
+        raise UsageError(f"{file} is not a public key in PEM format: {error}. Create a pair with: {_HOW}") from error
     if not isinstance(key, Ed25519PublicKey):
-        raise UsageError(f"{file} is a {type(key).__name__}: expected an Ed25519 key; make a pair by: {_HOW}")
+        raise UsageError(f"{file} is a {type(key).__name__}: expected an Ed25519 key. Create a pair with: {_HOW}")
     return key
 
 
@@ -147,12 +145,12 @@ def read_private_key(file: Location, ask: Callable[[], str] | None = None) -> "E
             key = load_pem_private_key(data, password=None)
         except TypeError:  # it is encrypted
             if ask is None:
-                raise UsageError(f"{file} is encrypted, and there is nobody to ask for its passphrase") from None
+                raise UsageError(f"{file} is encrypted, and there's no terminal to ask for its passphrase") from None
             key = load_pem_private_key(data, password=ask().encode())
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"{file} is not a private key in PEM form: {error}; make a pair by: {_HOW}") from error
+        raise UsageError(f"{file} is not a private key in PEM format: {error}. Create a pair with: {_HOW}") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"{file} is a {type(key).__name__}: expected an Ed25519 key; make a pair by: {_HOW}")
+        raise UsageError(f"{file} is a {type(key).__name__}: expected an Ed25519 key. Create a pair with: {_HOW}")
     return key
 
 

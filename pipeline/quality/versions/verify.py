@@ -110,12 +110,12 @@ def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Loca
     version = history.latest if wanted is None else find_version(dataset, wanted)
     notes = []
     if version is not None and history.latest is not None and version.number != history.latest.number:
-        notes.append(f"version {history.latest.number} is the latest one; only the files of {version.number} were read")
+        notes.append(f"version {history.latest.number} is the latest; only version {version.number} was read")
         _read_version(reading, version)
     else:
         _read_all(reading, version)
         if version is None:
-            notes.append("no version is recorded: the files were compared with the commits, and these with nothing")
+            notes.append("no version is recorded: files were checked against the commits, which couldn't be checked")
             reading.problems += _takedowns_without_version(dataset)
         else:
             _compare(reading, version)
@@ -127,7 +127,7 @@ def verify_dataset(dataset: Location, wanted: int | str | None = None, key: Loca
         checked, problem = signature_problem(dataset, version, public_key)
         reading.problems += [] if problem is None else [problem]
     elif signed_by:
-        notes.append(f"signed by the keys {', '.join(signed_by)}, which were not checked: name a public key with --key")
+        notes.append(f"signed by the keys {', '.join(signed_by)}, not checked: pass a public key with --key")
     return VerifyResult(
         dataset=str(dataset),
         version=VersionName(snapshot.digest, number),
@@ -229,7 +229,7 @@ def _read_shard(dataset: Location, shard: int, generation: int) -> _ShardReading
         try:
             length, found = (dataset / entry.path).size_and_sha256()
         except NotFoundError:
-            problems.append(f"{entry.path}: no such file, and {path} names it")
+            problems.append(f"{entry.path}: missing, but {path} names it")
             continue
         files, total = files + 1, total + length
         if (length, found) != (entry.size, entry.sha256):
@@ -239,9 +239,9 @@ def _read_shard(dataset: Location, shard: int, generation: int) -> _ShardReading
 
 def _wrong_commit(commit: Commit, path: str, data: bytes, shard: int, generation: int) -> Iterator[str]:
     if (commit.shard, commit.generation) != (shard, generation):
-        yield f"{path}: is the commit of shard {commit.shard}, generation {commit.generation}, by its content"
+        yield f"{path}: contains the commit of shard {commit.shard}, generation {commit.generation}"
     if commit.to_json() != data:
-        yield f"{path}: not in the form in which commits are written"
+        yield f"{path}: not in the canonical form of commits"
     expected = {kind: data_path(kind, shard, entry.sha256) for kind, entry in _by_kind(commit).items()}
     if sorted(expected) != sorted(DATA_KINDS) or len(commit.files) != len(DATA_KINDS):
         named = ", ".join(entry.path for entry in commit.files) or "no file"
@@ -265,14 +265,14 @@ def _compare(reading: _VerifyState, version: Version) -> None:
     for path in difference.changed:
         reading.problems.append(_other_bytes(path, recorded[path], snapshot.by_path[path]))
     for path in difference.missing:
-        reading.problems.append(f"{path}: no such file, and version {version.number} has it")
+        reading.problems.append(f"{path}: missing, but part of version {version.number}")
     for path in difference.replaced:
         reading.problems.append(f"{path}: replaced since version {version.number} was recorded")
     for path in difference.added:
         reading.problems.append(f"{path}: not in version {version.number}: {_ADDED}")
 
 
-_ADDED = "a build or a correction that was not finished put it (run it again, and it is recorded), or someone else did"
+_ADDED = "written by an unfinished build or correction (run it again to record it), or by something else"
 
 
 def _takedowns_without_version(dataset: Location) -> Iterator[str]:
@@ -285,8 +285,8 @@ def _takedowns_without_version(dataset: Location) -> Iterator[str]:
     if tombstones:
         path = f"{TOMBSTONES}/{tombstones[0].name}"
         yield (
-            f"{VERSIONS}/: no version is there, and the takedown of {path} records one at its end: it was not finished "
-            "(run it again), or versions were removed"
+            f"{VERSIONS}/: no version, but the takedown of {path} should have recorded one. It didn't finish (run "
+            "it again), or versions were removed"
         )
 
 
@@ -298,8 +298,8 @@ def _check_summaries(reading: _VerifyState, held: Sequence[ListedCommit]) -> Non
         name = summary_name(members)
         sums = reading.sums.get(block)
         if name in existing and sums is not None and (folder / name).read() != canonical_json(vars(sums)):
-            reading.problems.append(f"{SUMMARIES}/{name}: other sums than those of its commits: delete it")
+            reading.problems.append(f"{SUMMARIES}/{name}: its sums differ from its commits. Delete it")
 
 
 def _other_bytes(path: str, expected: str, found: str) -> str:
-    return f"{path}: other bytes than recorded: expected SHA-256 {expected}; found {found}"
+    return f"{path}: its bytes differ from those recorded: expected SHA-256 {expected}; found {found}"

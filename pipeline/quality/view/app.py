@@ -103,7 +103,7 @@ class Viewer:
             rows = self._query(place, "images", "SELECT * FROM images WHERE ordinal = ?")
             masks = self._query(place, "masks", "SELECT * FROM masks WHERE ordinal = ? ORDER BY annotation_id")
         if not rows:
-            raise UnknownImageError(f"image {image} is no longer there")
+            raise UnknownImageError(f"image {image} no longer exists")
         found = [asdict(finding) for finding in self.index.findings(image)]
         return {"image": rows.to_pylist()[0], "masks": masks.to_pylist(), "findings": found}
 

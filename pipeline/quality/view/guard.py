@@ -19,10 +19,11 @@ _SPENT = """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>segmint view: this address was used before</title>
 <h1>This address was used before</h1>
-<p>An address of <code>segmint view</code> opens one browser, once. This one was used, or is not of this viewer.</p>
-<p>In a browser that has the viewer open, &ldquo;Open in another browser&rdquo; gives a new address.</p>
-<p>If no browser of yours has it open, another user of this machine may have used the address: end
-<code>segmint view</code> with ctrl-C and start it again.</p>
+<p>Each address from <code>segmint view</code> works once, in one browser.
+This one was used, or isn't from this viewer.</p>
+<p>To get a new one, use &ldquo;Open in another browser&rdquo; in a browser where the viewer is open.</p>
+<p>If the viewer isn't open in any of your browsers, another user of this machine may have used the address.
+Stop <code>segmint view</code> with Ctrl-C and start it again.</p>
 </html>
 """
 
@@ -72,7 +73,7 @@ class ViewerGuard(HeadersMiddleware):
 
     def _answer(self, request: Request) -> Response | None:
         if request.headers.get("host", "").lower() not in self._hosts:
-            return PlainTextResponse("This viewer answers only at 127.0.0.1 and localhost.", 421)
+            return PlainTextResponse("This viewer only responds at 127.0.0.1 and localhost.", 421)
         if request.method not in ("GET", "HEAD"):
             return PlainTextResponse("This viewer is read-only.", 405, {"allow": "GET, HEAD"})
         inside = self._access.has(self._session(request))

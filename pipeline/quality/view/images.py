@@ -117,8 +117,8 @@ class ShardImages:
         if self._has_changed(place.shard, anew):
             self._indexes.drop(lambda shard: shard == place.shard)
             raise ShardChangedError(
-                f"shard {place.shard} has changed since this viewer was started, by a correction or a takedown: "
-                "restart the viewer"
+                f"shard {place.shard} has changed since this viewer was started, by a correction or takedown. "
+                "Restart the viewer"
             )
 
     def changed(self, shards: Iterable[int]) -> set[int]:
@@ -151,12 +151,12 @@ class ShardImages:
             data = self._indexes.get(place.shard, lambda: self._index(place.shard)).read(name)
         except NotFoundError as error:
             raise NoImageError(
-                f"shard {place.shard} has changed since this viewer was started, or its tar is lost: "
-                f"restart the viewer; {error}"
+                f"shard {place.shard} has changed since this viewer was started, or its tar is missing. "
+                f"Restart the viewer: {error}"
             ) from error
         if data is None:
             raise NoImageError(
-                f"{name} is not in the tar of shard {place.shard}: the dataset may have only annotations"
+                f"{name} is not in the tar of shard {place.shard}; the dataset may have only annotations"
             )
         return data
 
@@ -185,7 +185,7 @@ class ForeignImages:
         """Return the bytes of an image's JPEG unchanged. Raises `NoImageError` if there is none."""
         data = read_jpeg(self._tables, place.ordinal)
         if data is None:
-            raise NoImageError(f"there is no JPEG next to the annotations of image {place.id}")
+            raise NoImageError(f"no JPEG next to the annotations of image {place.id}")
         return data
 
 
@@ -216,7 +216,7 @@ class Thumbnails:
         try:
             return self._decoder.run(thumbnail, self._pictures.jpeg(place))
         except UndecodableError as error:
-            raise NoImageError(f"this picture cannot be decoded: {error}") from error
+            raise NoImageError(f"can't decode this image: {error}") from error
 
 
 def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:

@@ -88,7 +88,7 @@ def parse_filters(parameters: Mapping[str, str]) -> Filters:
         elif key == "descending":
             descending = value == "1"
         else:
-            raise UsageError(f"there is no filter {key[:_SHOWN]!r}")
+            raise UsageError(f"unknown filter {key[:_SHOWN]!r}")
     return Filters(text, choices, least, greatest, finding, sort, descending)
 
 

@@ -25,7 +25,7 @@ export class Mask {
       this.ends = endsOf(decodeCounts(row.segmentation.counts, this.height, this.width));
     } catch (error) {
       this.ends = new Uint32Array(0);
-      this.problem = `cannot be drawn: ${error.message}`;
+      this.problem = `can't be drawn: ${error.message}`;
     }
   }
 

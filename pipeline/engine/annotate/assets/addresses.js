@@ -18,7 +18,7 @@ export function setUpAddresses({ owner }) {
     {},
     make("label", { htmlFor: name.id }, "Name"),
     name,
-    make("button", { type: "submit" }, "Make an address"),
+    make("button", { type: "submit" }, "Create address"),
   );
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -26,8 +26,8 @@ export function setUpAddresses({ owner }) {
     else name.focus();
   });
   address.addEventListener("focus", () => address.select());
-  const title = make("h2", { id: "addresses-title" }, "An address for somebody else");
-  const text = "It opens one browser, once. Give it to its person by a way that others do not read.";
+  const title = make("h2", { id: "addresses-title" }, "Address for another person");
+  const text = "It works once, in one browser. Send it to that person privately.";
   section.replaceChildren(title, make("p", {}, text), form, said, address);
 }
 
@@ -36,7 +36,7 @@ async function show(annotator, address, said) {
   try {
     const made = await postJson("/api/address", { annotator });
     [address.value, address.hidden] = [made.address, false];
-    said.textContent = `The address of ${made.annotator}; one made before and not opened is void.`;
+    said.textContent = `Address for ${made.annotator}. Earlier unused addresses no longer work.`;
     address.focus();
   } catch (error) {
     said.textContent = error.message;

@@ -72,9 +72,9 @@ class Annotator {
   #lost({ annotator }) {
     byId("lost-text").textContent =
       annotator === this.#annotator
-        ? "You saved this image in another window: its masks are those. Undo shows what you had here."
-        : `${annotator} saved this image before you: its masks are those of ${annotator}, and yours cannot be saved. ` +
-          "Undo shows what you had.";
+        ? "You saved this image in another window, and its masks are shown. Undo restores what you had here."
+        : `${annotator} saved this image first. Their masks are shown, and yours can't be saved. ` +
+          "Undo restores what you had.";
     byId("lost").hidden = false;
   }
 

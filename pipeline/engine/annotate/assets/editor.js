@@ -13,7 +13,7 @@ import { Stopwatch } from "./timing.js";
 import { GestureQueue } from "./gestures.js";
 import * as work from "./work.js";
 
-const CHANGED = "This image has changed since it was saved. What fits of that work is here: look, and save.";
+const CHANGED = "This image changed after it was saved. The masks that still fit are here. Check them and save.";
 
 export class Editor {
   #session;
@@ -43,7 +43,7 @@ export class Editor {
     this.keeping = new Keeping(() => this.#draft(), this.watch, {
       shared: (shared) => listeners.shared(shared),
       freed: (draft, touched) => this.#takeOver(draft, touched),
-      failed: () => listeners.say("This browser keeps no drafts: save often."),
+      failed: () => listeners.say("This browser can't keep drafts. Save often."),
     });
   }
 
@@ -128,7 +128,7 @@ export class Editor {
       this.watch.add(theirs.masks);
       this.history.push(theirs.state);
       this.history.push(state);
-      this.#listeners.say("The other window has left this image. Undo shows the draft that it kept.");
+      this.#listeners.say("The other window has left this image. Undo restores its draft.");
     }
     this.#kept();
   }
@@ -137,7 +137,7 @@ export class Editor {
     return this.#prompt(() => {
       if (this.#isLocked()) return this.state;
       if (label || this.counts !== null) return work.addPoint(this.state, x, y, label, this.selected);
-      this.#listeners.say("Begin with a point on the object, or choose a mask.");
+      this.#listeners.say("Start with a point on the object, or choose a mask.");
       return this.state;
     });
   }
@@ -155,7 +155,7 @@ export class Editor {
     return this.#do(() => {
       const { counts } = this;
       if (this.#isWaiting() || this.#isLocked()) return;
-      if (!adds && counts === null) return this.#listeners.say("Choose a mask first: there is nothing to erase.");
+      if (!adds && counts === null) return this.#listeners.say("Choose a mask to erase from first.");
       const made = brushed(counts, points, radius, adds, this.image.size);
       if (hasPixels(made, this.image.size)) this.#push(work.setPixels(this.state, made, this.selected));
       else if (counts !== null) this.#remove();
@@ -176,21 +176,21 @@ export class Editor {
     if (this.#isWaiting()) return false;
     this.#selected = null;
     if (this.state.active === null) return this.#show();
-    if (!hasPixels(counts, this.image.size)) return this.#listeners.say("The mask has no pixel: add a point or cancel.");
+    if (!hasPixels(counts, this.image.size)) return this.#listeners.say("The mask is empty. Add a point or cancel.");
     this.#push(work.accept(this.state, counts));
     return true;
   }
 
   #isWaiting() {
     const waits = this.model.waits(this.state.active);
-    if (waits) this.#listeners.say("The model has not answered yet.");
+    if (waits) this.#listeners.say("The model hasn't responded yet.");
     return waits;
   }
 
   /** Return whether the selected mask is locked, with no active mask. */
   #isLocked() {
     const locked = this.state.active === null && (this.selected?.locked ?? false);
-    if (locked) this.#listeners.say("This mask is locked. L unlocks it, Escape leaves it.");
+    if (locked) this.#listeners.say("This mask is locked. Press L to unlock it or Escape to leave it.");
     return locked;
   }
 
@@ -276,7 +276,7 @@ export class Editor {
       if (sending.state !== this.#theirs) outcome = await this.#saver.save(image, sending.body);
     } catch (error) {
       if (this.#sending === sending && !(error instanceof GoneError)) this.#sending = null;
-      else if (this.image === image) this.#listeners.say("Not saved yet: it is tried again every three seconds.");
+      else if (this.image === image) this.#listeners.say("Not saved yet. Retrying every three seconds.");
       throw error;
     }
     if (this.image !== image) return; // another image was opened meanwhile
@@ -294,7 +294,7 @@ export class Editor {
     this.#first = state;
     image.began = body.seconds;
     this.#kept();
-    this.#listeners.say("Saved as it was when you asked for it. What you changed since is not: save again.");
+    this.#listeners.say("Saved, but without the changes that you made since. Save again.");
   }
 
   #lost(winner) {

@@ -40,8 +40,8 @@ export class Guide {
     if (!late || this.#hinted === active.key) return;
     this.#hinted = active.key;
     byId("hint").textContent =
-      `${Math.round(this.#hint)} seconds on this mask: accept it as it is, or cancel it. If no prominent object is left, ` +
-      "go on to the next image.";
+      `${Math.round(this.#hint)} seconds on this mask. Accept it as is, or cancel it. If nothing prominent is left, ` +
+      "save to get the next image.";
   }
 }
 

@@ -6,15 +6,15 @@ const OWN = new Set([" ", "Enter", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowD
 /** Groups of [keys, description, name of the action]. */
 export const KEYS = [
   ["Tools", [
-    [["c"], "Points: click the object; right click, Alt or Shift: what is not the object", "tool:points"],
-    [["t"], "Points: clicks say what is not the object, or what is", "flip"],
+    [["c"], "Points: click the object; right-click, Alt, or Shift for background", "tool:points"],
+    [["t"], "Points: switch clicks between foreground and background", "flip"],
     [["r"], "Box: drag around the object", "tool:box"],
     [["b"], "Brush", "tool:brush"],
     [["e"], "Eraser", "tool:eraser"],
     [["q", "["], "Smaller brush", "smaller"],
     [["w", "]"], "Larger brush", "larger"],
     [["v"], "Select a mask to correct it", "tool:select"],
-    [["g"], "Move the picture; also by the middle button, Space held, or two fingers", "tool:move"],
+    [["g"], "Move the picture; or hold the middle button or Space, or use two fingers", "tool:move"],
   ]],
   ["This mask", [
     [["1"], "Whole", "part:whole"],
@@ -24,17 +24,17 @@ export const KEYS = [
     [["Enter"], "Accept", "accept"],
     [["Escape"], "Cancel", "cancel"],
     [["Delete", "Backspace"], "Delete", "remove"],
-    [["l"], "Unlock a mask that is locked", "unlock"],
-    [[","], "Select the mask before", "before"],
+    [["l"], "Unlock a locked mask", "unlock"],
+    [[","], "Select the previous mask", "before"],
     [["."], "Select the next mask", "after"],
     [["Ctrl+z"], "Undo", "undo"],
     [["Ctrl+Shift+z", "Ctrl+y"], "Redo", "redo"],
   ]],
   ["Image", [
-    [["s", "n"], "Save, also without a change, and go to the next image", "save"],
+    [["s", "n"], "Save, even if unchanged, and go to the next image", "save"],
     [["Shift+s"], "Skip this image", "skip"],
-    [["Shift+n"], "Back to the image before", "back"],
-    [["d"], "All that is prominent is annotated, or not", "complete"],
+    [["Shift+n"], "Back to the previous image", "back"],
+    [["d"], "Toggle whether everything prominent is annotated", "complete"],
   ]],
   ["View", [
     [["h"], "Hide or show the masks", "hide"],
@@ -42,15 +42,15 @@ export const KEYS = [
     [["Shift+o"], "Fainter masks", "fainter"],
     [["+", "="], "Zoom in", "zoom:in"],
     [["-", "_"], "Zoom out", "zoom:out"],
-    [["f"], "Show all of the picture", "zoom:fit"],
+    [["f"], "Show the whole picture", "zoom:fit"],
     [["?"], "These keys", "help"],
   ]],
   ["Without a mouse", [
     [["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"], "Move the crosshair by a pixel", "cross:1"],
     [["Shift+Arrows"], "Move it by ten pixels", "cross:10"],
     [["Ctrl+Arrows"], "Move it by a hundred pixels", "cross:100"],
-    [["p", " "], "A point on the object; with the other tools press, and again to release", "press"],
-    [["x"], "A point on what is not the object", "press:other"],
+    [["p", " "], "Foreground point; with other tools, press, and press again to release", "press"],
+    [["x"], "Background point", "press:other"],
   ]],
 ];
 

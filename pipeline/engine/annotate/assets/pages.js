@@ -45,7 +45,7 @@ export class Pages {
     try {
       await untilHeard(() => this.#editor.open(id), showProblem, () => turn === this.#turn);
     } catch {
-      this.#without("This image cannot be opened", "Next image", id);
+      this.#without("Can't open this image", "Next image", id);
     }
   }
 
@@ -59,12 +59,12 @@ export class Pages {
     try {
       found = await untilHeard(() => postJson("/api/next", body), showProblem, isWanted);
     } catch {
-      return this.#without("The server gives no image", "Try again", after);
+      return this.#without("No image from the server", "Try again", after);
     }
     if (!isWanted()) return undefined;
     this.left = found.left;
     this.#say(said);
-    if (found.image === null) return this.#without("No image is waiting", "Look again", null);
+    if (found.image === null) return this.#without("No images left", "Check again", null);
     const address = `#image/${found.image}`;
     if (location.hash === address) return this.open(found.image);
     if (IMAGE.test(location.hash)) location.hash = address; // which opens it
@@ -91,7 +91,7 @@ export class Pages {
 
   back() {
     const id = this.#visited.pop();
-    if (id === undefined) return this.#say("This is the first image that you opened.");
+    if (id === undefined) return this.#say("This is the first image you opened.");
     this.#shown = null; // going back doesn't add it to the visited images
     location.hash = `#image/${id}`;
     return undefined;
@@ -101,7 +101,7 @@ export class Pages {
     const id = this.#shown;
     if (id === null) return;
     postJson(`/api/images/${id}/release`).catch(() => {});
-    this.next(id, "Skipped. A draft of it is kept.");
+    this.next(id, "Skipped. A draft is kept.");
   }
 
   #show(name) {
@@ -117,7 +117,7 @@ export class Pages {
   /** Show that there is no image; the button looks for the next one after `after`. */
   #without(title, button, after) {
     byId("done-title").textContent = title;
-    byId("done-text").hidden = after !== null || button !== "Look again";
+    byId("done-text").hidden = after !== null || button !== "Check again";
     byId("look-again").textContent = button;
     this.#after = after;
     this.#shown = null;

@@ -20,9 +20,9 @@ function row({ name, images, masks, seconds_a_mask: seconds }) {
 }
 
 function agreed(agreement) {
-  if (agreement === null) return "No image was saved by two people yet.";
+  if (agreement === null) return "No image has been saved by two people yet.";
   const { images, pairs, mean_iou: iou } = agreement;
   const begun = `Two people saved ${counted(images, "image")}`;
-  if (iou === null) return `${begun}; no masks of theirs are of one object.`;
-  return `${begun}: the ${counted(pairs, "pair")} of masks of one object have a mean IoU of ${iou.toFixed(3)}.`;
+  if (iou === null) return `${begun}, but none of their masks show the same object.`;
+  return `${begun}. The ${counted(pairs, "pair")} of masks of the same object have a mean IoU of ${iou.toFixed(3)}.`;
 }

@@ -11,11 +11,11 @@ const TEN_MS = 700; // time to type the 0 of 10 after the 1
 
 /** Scale of the SAM paper, Appendix G: [lowest, highest, a word, its meaning]. */
 const SCALE = [
-  [1, 1, "no object", "It is not possible to tell what the mask is of."],
-  [2, 4, "huge errors", "The object can mostly be told. Large parts are missing or of others, or the boundary is wild."],
-  [5, 6, "major errors", "The boundary is mostly right. A part that matters is missing or of another object."],
+  [1, 1, "no object", "You can't tell what the mask shows."],
+  [2, 4, "huge errors", "The object is mostly clear. Large parts are missing or wrong, or the boundary is far off."],
+  [5, 6, "major errors", "The boundary is mostly right. An important part is missing or belongs to another object."],
   [7, 9, "small errors", "Errors are small and rare."],
-  [10, 10, "no errors", "No visible error at all."],
+  [10, 10, "no errors", "No visible errors."],
 ];
 
 const views = new Views();
@@ -81,7 +81,7 @@ async function show(next) {
   byId("rate").hidden = mask === null;
   byId("done").hidden = mask !== null;
   if (mask === null) {
-    byId("done-title").textContent = total === done ? "All masks are rated" : "No mask is left to rate";
+    byId("done-title").textContent = total === done ? "All masks are rated" : "No masks left to rate";
     byId("done-title").focus();
   } else {
     await views.open(mask);
@@ -125,7 +125,7 @@ async function undo() {
   try {
     const { n } = await sure(() => getJson(`/api/rate/${item}`));
     await sure(() => putJson(`/api/rate/${item}/${n + 1}`, { score: null, seconds: 0 }));
-    say("Taken back.");
+    say("Rating undone.");
     await show(await sure(() => getJson(`/api/rate/${item}`)));
   } catch (error) {
     await refused(error);
@@ -168,7 +168,7 @@ function digit(number) {
   if (one !== 0) {
     rate(number === 0 ? 10 : 1);
   } else if (number === 1) {
-    say("1; with a 0 it is 10.");
+    say("1. Press 0 to make it 10.");
     one = setTimeout(() => rate(1), TEN_MS);
   } else {
     rate(number || 10);

@@ -33,7 +33,7 @@ export function restored(draft, image, first) {
     return fits && isLast ? { history: { states: [first], at: 0 }, predictions, times, complete, text: "" } : null;
   }
   if (!fits) return carriedOver(draft, image, first);
-  if (isLast) return { history, predictions, times, complete, text: "Your draft of this image is back." };
+  if (isLast) return { history, predictions, times, complete, text: "Your draft of this image is restored." };
   if (isSameWork(image.submission, draft.body)) return null;
   const states = [...history.states.slice(0, history.at + 1), first];
   const saved = timesOf(image.submission);
@@ -42,7 +42,7 @@ export function restored(draft, image, first) {
     predictions,
     times: { image: saved.image + times.image - draft.began, masks: { ...times.masks, ...saved.masks } },
     complete: image.submission.complete,
-    text: "This image was saved elsewhere since your draft. Undo brings the draft back.",
+    text: "This image was saved elsewhere after your draft. Undo restores the draft.",
   };
 }
 
@@ -75,10 +75,10 @@ function carriedOver(draft, image, first) {
 }
 
 function carriedText({ body, base }, image, fits, unfit) {
-  const changed = base === image.base ? "Your draft is of another stage." : "This image's masks have changed meanwhile.";
+  const changed = base === image.base ? "Your draft is from another stage." : "This image's masks have changed.";
   const has = body.masks.length + body.replaced.length + body.deleted.length > 0;
-  const lost = unfit === 1 ? " One of your masks does not fit any more." : ` ${unfit} of your masks do not fit any more.`;
-  const there = has ? "What you made is there already: look, and save." : "Look, and save.";
-  const kept = fits ? "What fits of your work is here: look, and save." : unfit ? "Look, and save." : there;
+  const lost = unfit === 1 ? " One of your masks no longer fits." : ` ${unfit} of your masks no longer fit.`;
+  const there = has ? "Your masks are already there. Check them and save." : "Check and save.";
+  const kept = fits ? "The masks that still fit are here. Check them and save." : unfit ? "Check and save." : there;
   return `${changed} ${kept}${unfit ? lost : ""}`;
 }

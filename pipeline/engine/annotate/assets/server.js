@@ -16,12 +16,12 @@ export class RefusedError extends Error {
   }
 }
 
-const GONE = "The server does not answer. Is `segmint annotate` still running? Your work is kept in this browser.";
+const GONE = "The server isn't responding. Is `segmint annotate` still running? Your work is kept in this browser.";
 const LATE =
-  `The server has not answered for ${LIMIT_MS / 1000} seconds. It is asked again; you can go on meanwhile. Your work is ` +
-  "kept in this browser.";
+  `The server hasn't responded for ${LIMIT_MS / 1000} seconds. The page keeps trying, and you can keep working. Your ` +
+  "work is kept in this browser.";
 const STRANGER =
-  "The server does not know this browser any more: it was started again. Open the address that `segmint annotate` " +
+  "The server restarted and no longer recognizes this browser. Open the address that `segmint annotate` " +
   "printed. Your work is kept in this browser.";
 
 let annotator = null;
@@ -48,7 +48,7 @@ async function request(method, path, body = undefined) {
   if ([502, 503, 504].includes(response.status)) throw new GoneError(answer?.error ?? GONE);
   if (response.status === 403 && answer?.annotator) throw new RefusedError(changedHands(answer.annotator), 403, answer);
   if (response.status === 403) throw new RefusedError(STRANGER, 403, answer);
-  const said = answer?.error ?? (text || `The server answered with status ${response.status}.`);
+  const said = answer?.error ?? (text || `The server responded with status ${response.status}.`);
   throw new RefusedError(said, response.status, answer);
 }
 
@@ -85,8 +85,8 @@ async function textOf(response, came) {
 }
 
 const changedHands = (name) =>
-  `The address of ${name} was opened in this browser: this page is of ${annotator} and saves nothing any more. ` +
-  `Give each person a browser of their own. Your work is kept here; a new address of ${annotator} opens it again.`;
+  `The address of ${name} was opened in this browser, so this page of ${annotator} no longer saves. Use a ` +
+  `separate browser for each person. Your work is kept here. A new address for ${annotator} opens it again.`;
 
 /**
  * Retry a request while the server doesn't respond and `isWanted()`; return the response, or undefined if no longer

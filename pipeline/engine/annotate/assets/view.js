@@ -5,7 +5,7 @@ import { isSingle } from "./work.js";
 
 const SOON_MS = 80; // time in which most predictions arrive, so that both are shown together
 
-const TITLES = { waits: "The model is asked …", active: "New mask", corrects: "Correcting a mask", chosen: "Mask selected", locked: "Locked mask" };
+const TITLES = { waits: "Waiting for the model…", active: "New mask", corrects: "Correcting a mask", chosen: "Mask selected", locked: "Locked mask" };
 
 export class View {
   #editor;
@@ -61,7 +61,7 @@ export class View {
     const kind = waits ? "waits" : active ? (chosen ? "corrects" : "active") : chosen ? (chosen.locked ? "locked" : "chosen") : null;
     const prediction = model.predictionFor(active);
     const said = prediction ? ` · predicted IoU ${prediction.masks[prediction.chosen].iou.toFixed(2)}` : "";
-    byId("mask-title").textContent = kind === null ? "No mask begun" : TITLES[kind] + said;
+    byId("mask-title").textContent = kind === null ? "No mask started" : TITLES[kind] + said;
     const single = active !== null && isSingle(active) && prediction?.masks.length === 3;
     for (const button of document.querySelectorAll("[data-part]")) {
       button.disabled = !single;

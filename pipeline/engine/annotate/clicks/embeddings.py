@@ -115,7 +115,7 @@ class Embeddings:
                 result.add_done_callback(lambda done: self._answered(key, done))
                 self._jobs.put(_EmbeddingJob(_NOW, next(self._numbers), image.place.id, result))
         if not wait([result], self._patience_s).done:
-            raise NotReadyError("the model is still looking at this image: it is asked again until it has")
+            raise NotReadyError("the model is still embedding this image; the page retries until it is ready")
         return result.result()
 
     def _answered(self, key: tuple[int, str], result: "Future[ImageEmbedding]") -> None:
@@ -169,7 +169,7 @@ class Embeddings:
 
     def _end(self, job: _EmbeddingJob) -> None:
         if job.result is not None:
-            job.result.set_exception(SegmintError("the server is ending"))
+            job.result.set_exception(SegmintError("the server is shutting down"))
 
     def _is_due(self, job: _EmbeddingJob) -> bool:
         """Wait until nobody clicks; return whether the image is still needed and no request waits for another one."""
@@ -195,7 +195,7 @@ class Embeddings:
         try:
             pixels = self._decoder.run(decode_jpeg, image.jpeg)
         except UndecodableError as error:
-            raise NoImageError(f"the picture of image {number} cannot be decoded: {error}") from error
+            raise NoImageError(f"can't decode image {number}: {error}") from error
         made = ImageEmbedding(number, image.jpeg_sha256, self._predictor.embed(pixels, image.size))
         self._predictor.run(prepare_drawing, self._predictor, made.embedding)
         with self._lock:

@@ -137,7 +137,7 @@ class ObjectFinder:
             self._detector = IsolatedDetector(path, "object", device=device)
             self._detector.try_out()
         except NotLoadedError as error:
-            raise UsageError(f"--prefill: {path} cannot be loaded as TorchScript: {error}") from error
+            raise UsageError(f"--prefill: {path} can't be loaded as TorchScript: {error}") from error
         except DetectorFailedError as error:
             self._detector.close()
             raise UsageError(

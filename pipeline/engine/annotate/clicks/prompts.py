@@ -62,7 +62,7 @@ def parse_prompt(value: Any, size: tuple[int, int]) -> ClickPrompt:
     if not (prompt.points or prompt.box or prompt.mask):
         raise UsageError("expected points, a box or a mask")
     if prompt.points and not (prompt.box or prompt.mask or after) and not any(label for _, _, label in prompt.points):
-        raise UsageError("points: background points alone say what is not meant; expected one inside the object")
+        raise UsageError("points: only background points given; expected at least one inside the object")
     return prompt
 
 
@@ -104,5 +104,5 @@ def _mask(value: Any, size: tuple[int, int]) -> str:
     except ValueError as error:
         raise UsageError(f"mask: {error}") from error
     if not area:
-        raise UsageError("mask: it has no pixel")
+        raise UsageError("mask: it has no pixels")
     return value

@@ -83,7 +83,7 @@ def draw_sample(tables: DatasetTables, options: SampleOptions) -> list[SampledMa
     rows = tables.query(f"SELECT source, count(*) AS masks FROM masks WHERE {among} GROUP BY ALL")
     counts = {row["source"]: int(row["masks"]) for row in rows.to_pylist()}
     if not counts:
-        raise UsageError(f"no mask to rate: none of {LEAST_AREA} pixels or more fits --select")
+        raise UsageError(f"no masks to rate: none with {LEAST_AREA} pixels or more match --select")
     drawn: list[SampledMask] = []
     for source, number in quotas(counts, options.masks).items():
         found = tables.query(
@@ -192,7 +192,7 @@ class RaterView:
         """
         each, _, counts = self._mask(rater, item)
         if not isinstance(body, Mapping) or set(body) != _SAID:
-            raise UsageError("expected an object with score and seconds, no others")
+            raise UsageError("expected an object with only score and seconds")
         try:
             rating = Rating(
                 image=each.image,
@@ -205,7 +205,7 @@ class RaterView:
                 saved_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             )
         except ValidationError as error:
-            raise UsageError(f"a rating has a score from {LOWEST} to {HIGHEST}: {wrong_fields(error)}") from error
+            raise UsageError(f"expected a score from {LOWEST} to {HIGHEST}: {wrong_fields(error)}") from error
         with self._lock:
             known = self._numbers.get((rating.name.rater, each.mask), 0)
         if n > known + 1:
@@ -220,12 +220,12 @@ class RaterView:
     def _mask(self, rater: str, item: int) -> tuple[SampledMask, OpenImage, str]:
         order = self._order(rater)
         if not 0 <= item < len(order):
-            raise UsageError(f"there is no mask {item}: expected 0 to {len(order) - 1}")
+            raise UsageError(f"no mask {item}: expected 0 to {len(order) - 1}")
         each = order[item]
         found = self.source.read(each.image)
         counts = found.counts.get(each.mask)
         if counts is None:
-            raise ImageGoneError("this mask was replaced or deleted meanwhile")
+            raise ImageGoneError("this mask has been replaced or deleted")
         return each, found, counts
 
     def _other(self, rating: Rating) -> Rating:
@@ -236,7 +236,7 @@ class RaterView:
             return winner
         if winner is not None:
             self._note(winner)
-        raise RatingConflictError("another rating of this mask was saved before", winner)
+        raise RatingConflictError("another rating of this mask was saved first", winner)
 
     def _read(self, name: RatingName) -> Rating | None:
         try:

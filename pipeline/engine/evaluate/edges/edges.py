@@ -101,8 +101,8 @@ class EdgesResult:
         side = self.measure.points_per_side
         return FiguresPage(
             "Weights evaluated by edges",
-            "Edges of the model's masks, matched with the boundaries of label maps; in percent.",
-            "Under each figure its 95 % interval, by drawing whole images with replacement.",
+            "Edges of the model's masks, matched with the boundaries of label maps, in percent.",
+            "Each figure has a 95 % interval below it, from resampling whole images with replacement.",
             "F at the image's best threshold",
             tiles,
             [Table("All images", "Weights", [name.upper() for name in FIGURES], rows)],

@@ -51,7 +51,7 @@ class Annotator:
         if labels.shape != size:
             raise ValueError(
                 f"the label map {self.folder / name} is {labels.shape[1]} x {labels.shape[0]} pixels, "
-                f"the image {size[1]} x {size[0]}"
+                f"but the image is {size[1]} x {size[0]}"
             )
         return labels
 
@@ -63,10 +63,10 @@ def open_annotator(folder: Location) -> Annotator:
         path = PurePosixPath(entry.name)
         if path.suffix.lower() in ENDINGS:
             if path.stem in names:
-                raise UsageError(f"{folder} has two label maps of one image: {names[path.stem]} and {entry.name}")
+                raise UsageError(f"{folder} has two label maps for one image: {names[path.stem]} and {entry.name}")
             names[path.stem] = entry.name
     if not names:
-        raise UsageError(f"{folder} has no label maps: expected files that end in {', '.join(ENDINGS)}")
+        raise UsageError(f"{folder} contains no label maps: expected files ending in {', '.join(ENDINGS)}")
     return Annotator(folder, names)
 
 
@@ -100,8 +100,8 @@ class EdgesMeasure:
         for truth in truths:
             if truth.kind != "label maps":
                 raise UsageError(
-                    f"{truth.name} is a {truth.kind}: edges are measured on label maps, where every pixel has a number "
-                    "and a boundary is where it changes; masks leave open what else is a boundary"
+                    f"{truth.name} is a {truth.kind}: edges are measured on label maps, which number every pixel, "
+                    "so boundaries are complete. Masks may not cover every boundary"
                 )
 
     def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:

@@ -96,7 +96,7 @@ def find_annotated_images(location: Location) -> AnnotatedImages:
 CLICKS = (1, 3)
 """Numbers of clicks that a gate measures in addition to the evaluation's."""
 
-_UNKNOWN = "a file: whether its images were trained on is not known, and all count as held out"
+_UNKNOWN = "a file: unknown whether its images were trained on, so all count as held out"
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ def evaluate_gate(options: GateOptions, storage: Storage) -> GateResult:
     points = options.points
     if len(points.model.weights) != 2:
         raise UsageError(
-            "--gate compares two weights: give --weights twice, first those in use, then those that may replace them"
+            "--gate compares two weights. Pass --weights twice: first the current weights, then the candidate"
         )
     if points.truth.chosen is not TruthSelection.HUMAN:
         raise UsageError(
-            f"--gate judges on masks that people made, and a model's own are no independent truth: leave out --truth "
+            f"--gate uses annotated masks, because a model's own aren't independent ground truth. Remove --truth "
             f"{points.truth.chosen}"
         )
     _refuse_twice("", points.truth.targets)
@@ -141,7 +141,7 @@ def _refuse_twice(option: str, names: Sequence[str]) -> None:
     for name in names:
         first = places.setdefault(absolute(name), name)
         if first is not name or names.count(name) > 1:
-            raise UsageError(f"{option}{name} is named twice, and its images would count twice: name it once")
+            raise UsageError(f"{option}{name} is given twice, so its images would count twice. Pass it once")
 
 
 @dataclass
@@ -238,7 +238,7 @@ class _GateJudge:
         if found is None or found.people is None:
             return JudgedImages(name, 0, _UNKNOWN)
         if not found.people.images:
-            return JudgedImages(name, 0, "it has no masks that people made")
+            return JudgedImages(name, 0, "it has no annotated masks")
         untrained = found.untrained
         return JudgedImages(name, len(untrained.trained & found.people.images), untrained.why, untrained.skipped)
 

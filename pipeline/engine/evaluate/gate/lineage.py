@@ -91,8 +91,8 @@ class Lineage:
         """Return the lineage as a sentence without a period."""
         if not self.known and not self.rounds:
             return (
-                f"{self.weights.label}: where these weights come from is not known, as no {TRAINING} of theirs is "
-                "beside them; images count as held out unless a dataset notes that it trained them"
+                f"{self.weights.label}: unknown origin, because there's no {TRAINING} for these weights next to "
+                "them. Images count as held out unless a dataset records that it trained them"
             )
         if not self.rounds:
             return f"{self.weights.label}: not trained by segmint"
@@ -100,10 +100,10 @@ class Lineage:
         line = f"{self.weights.label}: trained on {names}, with {100 * (self.share or 0):g} % held out"
         if self.known:
             return line
-        begun = self.begun[0].name if self.begun else "the weights that the first round began from"
+        begun = self.begun[0].name if self.begun else "the first round's initial weights"
         return (
-            f"{line}; what {begun} was trained on before is not known: images count as held out from that unless a "
-            "dataset notes that it trained it"
+            f"{line}; what {begun} was trained on earlier is unknown, so images count as held out from that "
+            "unless a dataset records that it trained it"
         )
 
 
@@ -120,10 +120,10 @@ def lineage_of(weights: EvaluatedWeights, storage: Storage) -> Lineage:
     try:
         check_lineage(record.weights, record.lineage, record.datasets)
         if not record.datasets:
-            raise ValueError("it names no dataset")
+            raise ValueError("it lists no datasets")
     except ValueError as error:
         raise UsageError(
-            f"{file} is not what segmint train writes: {error}. Put back the file that the training wrote"
+            f"{file} was not written by segmint train: {error}. Restore the file that the training run wrote"
         ) from error
     rounds = tuple(each for each in record.lineage if each.datasets)
     begun = tuple(each for each in record.lineage if not each.datasets)
@@ -223,7 +223,7 @@ def untrained_images(
     if images is None:
         return {
             target: UntrainedImages(
-                frozenset(), frozenset(), "no image of it has a mask that can be read", {}, _skipped(dataset, skipped)
+                frozenset(), frozenset(), "none of its images has a readable mask", {}, _skipped(dataset, skipped)
             )
             for dataset, place in zip(opened, places, strict=True)
             for target in targets
@@ -243,14 +243,14 @@ def untrained_images(
         if missing:
             kept, others = frozenset(), ids | others
             why = (
-                f"{labels} trained on it together with {listed(missing)}, not named here: images may look like some of "
-                "that and do not count; name it too"
+                f"{labels} trained on it together with {listed(missing)}, not given here. Its images may be "
+                "near-duplicates of those, so none count. Pass those datasets too"
             )
         elif trained[target]:
-            remain = f"images of its held-out {100 * share:g} % remain" if share else "no share of it was held out"
+            remain = f"its held-out {100 * share:g} % remains" if share else "nothing was held out"
             why = f"{labels} trained on it: {remain}"
         elif any(trained.values()):
-            why = "in no lineage: images that show none of those trained on count as held out"
+            why = "in no lineage: images that aren't near-duplicates of trained ones count as held out"
         else:
             kept, others, why = None, frozenset(), "in no lineage: all images count as held out"
         lines = _skipped(opened[entry], skipped)
@@ -281,6 +281,6 @@ def _skipped(dataset: TrainingDataset, skipped: SkippedImages) -> tuple[str, ...
 def _unreadable(dataset: TrainingDataset, skipped: SkippedImages) -> str:
     shown = "; ".join(line for line in _skipped(dataset, skipped) if line.startswith("shard "))
     return (
-        f"{dataset.location} was trained on and has shards that cannot be read, so that it cannot be said which images "
-        f"of the command look like theirs: {shown}. Repair them with `segmint repair {dataset.location}`"
+        f"{dataset.location} was trained on, but has unreadable shards, so near-duplicates of their images "
+        f"can't be excluded: {shown}. Repair them with `segmint repair {dataset.location}`"
     )

@@ -20,8 +20,8 @@ from segmint.pipeline.engine.evaluate.result import LISTED, SHOWN, EvaluationSub
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth
 
 TO_DO = (
-    "what to do: correct or draw masks of held-out images (`segmint import DATASET …`), or name a dataset or a "
-    "file that the weights were not trained on"
+    "what to do: annotate or correct masks of held-out images (`segmint import DATASET …`), or pass a dataset or "
+    "file that the weights weren't trained on"
 )
 
 
@@ -36,9 +36,9 @@ class JudgedImages:
 
     def line(self) -> str:
         """Return the entry as a line for people."""
-        skipped = f"; {counted(self.trained, 'image')} left out as trained on" if self.trained else ""
+        skipped = f"; {counted(self.trained, 'image')} excluded because they were trained on" if self.trained else ""
         more = f"; and {len(self.skipped) - SHOWN:,} more" if len(self.skipped) > SHOWN else ""
-        unread = f"; could not be looked at: {'; '.join(self.skipped[:SHOWN])}{more}" if self.skipped else ""
+        unread = f"; not readable: {'; '.join(self.skipped[:SHOWN])}{more}" if self.skipped else ""
         return f"{self.name}: {self.why}{skipped}{unread}"
 
 
@@ -137,21 +137,21 @@ class GateJudgment:
             yield f"assisted masks favor the model that assisted{f': {by}' if by else ''}"
         if self.corrected_separately:
             yield (
-                f"{counted(self.corrected_separately, 'mask')} that people corrected from predictions of the second "
-                "weights, or of what they descend from, may favor these: reported with the assisted ones"
+                f"{counted(self.corrected_separately, 'mask')} corrected from predictions of the second weights, or "
+                "of their ancestors, may favor the second weights: reported with the assisted masks"
             )
         if self.favoring_first:
             yield (
                 f"{counted(self.favoring_first, 'independent mask')} were corrected from predictions of the first "
-                "weights, or of what they descend from, and favor these: they may hide that the second are better, and "
-                "do not make them worse"
+                "weights, or of their ancestors, and favor the first weights. They may hide an improvement, but "
+                "never cause a rejection"
             )
         yield from (each.line() for each in self.lineages)
         yield from (each.line() for each in self.truths)
         yield from (f"guard set {each.line()}" for each in self.guard_images)
-        yield from (f"guard set, left out: {each}" for each in self.guard_skipped[:SHOWN])
+        yield from (f"guard set, skipped: {each}" for each in self.guard_skipped[:SHOWN])
         if len(self.guard_skipped) > SHOWN:
-            yield f"guard sets: {len(self.guard_skipped) - SHOWN:,} more left out"
+            yield f"guard sets: {len(self.guard_skipped) - SHOWN:,} more skipped"
 
     def values(self) -> Mapping[str, Any]:
         """Return the values for the page's template."""

@@ -217,16 +217,16 @@ def decide(
     `unfavored` contains those without the masks that favor the first weights; None if there are no such masks.
     """
     worse = [
-        f"on the guard set {guard.name} the mean IoU ({NAMES[each.measure]}) changes by {percent_points(each)}: all "
-        f"of the interval is below {100 * GUARD_LIMIT:.1f}"
+        f"on the guard set {guard.name}, the mean IoU ({NAMES[each.measure]}) changes by {percent_points(each)}: the "
+        f"whole interval is below {100 * GUARD_LIMIT:.1f}"
         for guard in guards
         for each in guard.worse
     ]
     by_truth, reason = _by_truth(truth, unfavored)
     verdict = GateVerdict.WORSE if worse else by_truth
     unjudged = [
-        f"the guard set {guard.name} could not decide: it has {counted(_images(guard.compared), 'image')}, and "
-        f"{LEAST_IMAGES} are needed"
+        f"the guard set {guard.name} can't decide: it has {counted(_images(guard.compared), 'image')}, but "
+        f"needs {LEAST_IMAGES}"
         for guard in guards
         if not guard.judged
     ]
@@ -236,21 +236,21 @@ def decide(
 def _by_truth(truth: Sequence[MeanComparison], unfavored: Sequence[MeanComparison] | None) -> tuple[GateVerdict, str]:
     found = next((each for each in truth if each.measure == DECIDES), None)
     if found is None:
-        return GateVerdict.NO_TRUTH, "no independent mask of a held-out image could be measured"
+        return GateVerdict.NO_TRUTH, "no independent masks of held-out images could be measured"
     if found.interval is None:
         return GateVerdict.NO_DIFFERENCE, (
-            f"only {counted(found.images, 'image')} with independent masks: an interval needs {LEAST_IMAGES}"
+            f"only {counted(found.images, 'image')} with independent masks, but an interval needs {LEAST_IMAGES}"
         )
     where = f"the mean IoU at one click changes by {percent_points(found)}"
     if found.interval[0] > 0:
-        return GateVerdict.BETTER, f"{where}: all of the interval is above 0"
+        return GateVerdict.BETTER, f"{where}: the whole interval is above 0"
     if found.below(0):
         if unfavored is None or any(each.measure == DECIDES and each.below(0) for each in unfavored):
-            return GateVerdict.WORSE, f"{where}: all of the interval is below 0"
+            return GateVerdict.WORSE, f"{where}: the whole interval is below 0"
         return GateVerdict.NO_DIFFERENCE, (
-            f"{where}: all of the interval is below 0, but not over the masks alone that do not favor the first weights"
+            f"{where}: the whole interval is below 0, but not without the masks that favor the first weights"
         )
-    return GateVerdict.NO_DIFFERENCE, f"{where}: the interval has 0 in it"
+    return GateVerdict.NO_DIFFERENCE, f"{where}: the interval contains 0"
 
 
 def percent_points(compared: MeanComparison) -> str:

@@ -79,17 +79,17 @@ class BoxesByImage:
 
 def no_image_error(boxes: BoxesByImage) -> UsageError:
     """Return the error for boxes of which none belongs to an evaluated image."""
-    expected = "file names of the dataset" if boxes.by_name else "images' ids in the file of the truth"
+    expected = "file names of the dataset" if boxes.by_name else "image ids in the ground truth file"
     return UsageError(
-        f"no box of {boxes.facts['name']} is of an image that was evaluated: expected its image_id to be {expected}"
+        f"no box in {boxes.facts['name']} belongs to an evaluated image: expected image_id to be {expected}"
     )
 
 
 def no_category_error(boxes: BoxesByImage) -> UsageError:
     """Return the error for boxes whose categories match no true mask."""
     return UsageError(
-        f"no category of the boxes in {boxes.facts['name']} has a true mask: expected category_id to be the "
-        "categories' ids in the file of the truth"
+        f"no category of the boxes in {boxes.facts['name']} has a ground truth mask: expected category_id to "
+        "be category ids in the ground truth file"
     )
 
 
@@ -108,7 +108,7 @@ def read_boxes(file: Location, of_dataset: bool) -> BoxesByImage:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--boxes {file} is not JSON ({error}): {_EXPECTED}") from error
     if not isinstance(entries, list) or not entries:
-        found = "an empty list" if entries == [] else "no list"
+        found = "an empty list" if entries == [] else "not a list"
         raise UsageError(f"--boxes {file} is {found}: {_EXPECTED}")
     checked = [_checked(entry, f"--boxes {file}, entry {number}") for number, entry in enumerate(entries, start=1)]
     scored, categories = (_all_or_none(file, key, checked) for key in ("score", "category_id"))
@@ -156,7 +156,7 @@ def _all_or_none(file: Location, key: str, entries: Sequence[_BoxEntry]) -> bool
     there = [getattr(entry, key) is not None for entry in entries]
     if any(there) and not all(there):
         number = there.index(False) + 1
-        raise UsageError(f"--boxes {file}, entry {number} has no {key}, others have: expected one in all or in none")
+        raise UsageError(f"--boxes {file}, entry {number} has no {key}, but others do: expected it in all or none")
     return all(there)
 
 

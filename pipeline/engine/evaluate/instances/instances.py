@@ -55,10 +55,10 @@ class InstancesSettings:
     def line(self) -> str:
         """Return the prompts in words."""
         facts = {} if self.boxes is None else self.boxes.facts
-        boxes = f"{facts['boxes']:,} boxes" if facts else "the boxes of the true masks"
+        boxes = f"{facts['boxes']:,} boxes" if facts else "the boxes of the ground truth masks"
         unknown = facts.get("categories_without_a_mask", [])
-        alone = f" ({counted(len(unknown), 'category id')} of them without a true mask)" if unknown else ""
-        refined = ", then the box with the mask's logits" if self.refine else ""
+        alone = f" ({counted(len(unknown), 'category id')} of them without a ground truth mask)" if unknown else ""
+        refined = ", then the box with the mask logits" if self.refine else ""
         return f"prompts: {boxes}{alone}, the mask of the highest predicted IoU{refined}"
 
 
@@ -111,8 +111,8 @@ class PrecisionResult:
             tables.append(Table("AP by category", "Category", names, by_id))
         return FiguresPage(
             "Weights evaluated by boxes of a detector",
-            "COCO's average precision, in percent, of masks made of a detector's boxes, ranked by the boxes' scores.",
-            "AP has no interval here.",
+            "COCO's average precision, in percent, of masks made from a detector's boxes, ranked by box score.",
+            "Without intervals.",
             "",
             [(name, cell(each["ap"])[0]) for name, each in zip(names, self.figures, strict=True)],
             tables,
@@ -172,8 +172,8 @@ class OverlapResult:
             rows.append((f"{names[1]} minus {names[0]}", cells))
         return FiguresPage(
             "Weights evaluated by boxes",
-            "Mean IoU with the truth, in percent, of masks made of boxes.",
-            "Under each mean its 95 % interval, by drawing whole images with replacement.",
+            "Mean IoU with the ground truth, in percent, of masks made from boxes.",
+            "Each mean has a 95 % interval below it, from resampling whole images with replacement.",
             "IoU",
             [(name, cell(*each["masks"])[0]) for name, each in zip(names, self.means, strict=True)],
             [Table("mIoU", "Weights", ["over masks", "over images"], rows)],
@@ -324,9 +324,7 @@ def evaluate_instances(
 def boxes_for(truths: Sequence[Truth], file: Location) -> BoxesByImage:
     """Read the boxes for a truth; raises `UsageError` for several truths, or if no category has a true mask."""
     if len(truths) > 1:
-        raise UsageError(
-            f"--boxes has boxes of the images of one dataset or file, and {len(truths)} were named: expected one"
-        )
+        raise UsageError(f"--boxes goes with one dataset or file, but {len(truths)} were given")
     boxes = read_boxes(file, truths[0].kind == DATASET)
     categories = truths[0].categories
     if not (boxes.categories and categories):  # only some COCO files have category ids of masks

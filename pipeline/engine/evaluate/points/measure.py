@@ -60,7 +60,7 @@ class PointsMeasure:
         """
         masks = [mask for mask in image.masks if not mask.crowd]
         if not masks:
-            raise ValueError("it has no mask to click on")
+            raise ValueError("it has no masks to click on")
         rles = [mask.rle for mask in masks]
         numbers = [_number(image.name, mask.id) for mask in masks]
         by_model: list[list[MaskScores]] = []
@@ -77,7 +77,7 @@ class PointsMeasure:
         rows = self._rows(image, masks, by_model)
         for place, why in failed.items():
             which = ("first", "second")[place]
-            raise PartlyMeasuredError(f"it counts, with scores of 0 for the {which} weights: {why}", rows)
+            raise PartlyMeasuredError(f"counted with scores of 0 for the {which} weights: {why}", rows)
         return rows
 
     def _rows(

@@ -31,7 +31,7 @@ _FIRST = {
 }
 _SEVERAL = {
     "single": "the single mask for unambiguous prompts",
-    "three": "of three masks the one with the highest predicted IoU",
+    "three": "the mask with the highest predicted IoU of three",
 }
 
 SIDE = 320
@@ -121,7 +121,7 @@ def _chart(answer: PointsResult, truth: int | None) -> Curves:
 def _scope(answer: PointsResult, truth: int | None) -> str:
     if truth is not None:
         return answer.subject.truths[truth].name
-    return "All truths together" if len(answer.subject.truths) > 1 else answer.subject.truths[0].name
+    return "All ground truths together" if len(answer.subject.truths) > 1 else answer.subject.truths[0].name
 
 
 def _tables(answer: PointsResult) -> Iterator[dict[str, Any]]:

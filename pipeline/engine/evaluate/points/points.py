@@ -73,11 +73,11 @@ def read_groups(name: str, locate: Callable[[str], Location]) -> Groups:
     try:
         data = file.read()
     except NotFoundError as error:
-        raise UsageError(f"--groups {name}: no such file; a column of the images has no ending") from error
+        raise UsageError(f"--groups {name}: no such file. Image columns have no file extension") from error
     try:
         table = _parquet(data) if name.lower().endswith(".parquet") else _csv(data)
     except (pa.ArrowException, UnicodeDecodeError, csv.Error, OSError) as error:
-        raise UsageError(f"--groups {name} cannot be read: {error}") from error
+        raise UsageError(f"can't read --groups {name}: {error}") from error
     return _checked(name, table)
 
 
@@ -117,11 +117,11 @@ def _checked(name: str, rows: list[Row]) -> Groups:
 def check_groups(groups: Groups, found: set[str]) -> None:
     """Raise `UsageError` if no mask is in a group, or if there are too many groups to compare."""
     if not found:
-        raise UsageError(f"no mask that was evaluated has a value of {groups.by}: nothing to group by")
+        raise UsageError(f"no evaluated mask has a value for {groups.by}, so there is nothing to group by")
     if len(found) > MOST_GROUPS:
         raise UsageError(
             f"{groups.by} has {len(found)} values, such as {', '.join(sorted(found)[:3])}: expected at most "
-            f"{MOST_GROUPS} groups; put a group for each image into a file"
+            f"{MOST_GROUPS} groups. To use fewer, pass a file with a group per image"
         )
 
 

@@ -99,7 +99,7 @@ class ProposalsResult:
         names = [weights.label for weights in self.subject.weights]
         heads = [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]
         tables = [
-            Table(f"{name}, {proposals:.0f} proposals an image", "Average recall", heads, self._cells(recalls))
+            Table(f"{name}, {proposals:.0f} proposals per image", "Average recall", heads, self._cells(recalls))
             for name, proposals, recalls in zip(names, self.proposals, self.recalls, strict=True)
         ]
         if self.differences:
@@ -113,9 +113,9 @@ class ProposalsResult:
         ]
         return FiguresPage(
             "Weights evaluated by object proposals",
-            "Average recall in percent of true masks among masks that the model proposes without prompts, "
-            "over IoU from 0.5 to 0.95.",
-            "In brackets the true masks. Under each figure its 95 % interval, by drawing images with replacement.",
+            "Average recall of ground truth masks among the masks that the model proposes without prompts, "
+            "over IoU from 0.5 to 0.95, in percent.",
+            "Ground truth masks in parentheses; 95 % intervals from resampling images with replacement.",
             "AR@1000",
             [(name, cell(value)[0]) for name, value in tiles],
             tables,
@@ -131,7 +131,7 @@ class ProposalsResult:
         sizes = [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]
         for weights, recalls, proposals in zip(self.subject.weights, self.recalls, self.proposals, strict=True):
             yield ""
-            yield _line(f"{weights.label}, {proposals:.0f} proposals an image", sizes)
+            yield _line(f"{weights.label}, {proposals:.0f} proposals per image", sizes)
             for name, cells in self.table(recalls):
                 yield _line(f"  {name}", [percent(cell.value, cell.interval) for cell in cells])
         if self.differences:

@@ -58,10 +58,10 @@ class EmbeddingCache:
         try:
             data = file.read(max_bytes=2 * BYTES)
             if hashlib.sha256(data[:-_CHECKSUM]).digest() != data[-_CHECKSUM:]:
-                raise ValueError("its checksum is another")
+                raise ValueError("its checksum differs")
             array = np.load(io.BytesIO(data), allow_pickle=False)
             if array.shape != SHAPE or array.dtype != np.float32:
-                raise ValueError("it has another shape")
+                raise ValueError("its shape differs")
         except NotFoundError:
             return None
         except (ValueError, EOFError, OSError):
@@ -90,7 +90,7 @@ class EmbeddingCache:
                     raise
         except (StorageFaultError, OSError) as error:
             self._full = True
-            get_logger("train").warning("cache_full", error=str(error), note="the run goes on; nothing more is cached")
+            get_logger("train").warning("cache_full", error=str(error), note="training continues without caching more")
 
     def purge(self, dataset: str, jpegs: Collection[bytes]) -> int:
         """Delete the embeddings of a dataset's JPEGs that aren't in `jpegs`; return the number of deleted files.

@@ -53,7 +53,7 @@ class DrawSequence:
         entries = np.unique(images.entry[trained]).tolist()  # those with images to train on
         self._rows = {entry: np.flatnonzero(trained & (images.entry == entry)) for entry in entries}
         if not self._rows:
-            raise ValueError("no image is trained on")
+            raise ValueError("no images to train on")
         shares = np.array([weights[entry] * len(rows) for entry, rows in self._rows.items()])
         self._borders = np.cumsum(shares) / shares.sum()
         self._lock = Lock()

@@ -143,7 +143,7 @@ def open_datasets(config: TrainConfig, storage: Storage) -> list[TrainingDataset
         manifest = load_manifest(location)
         release = manifest.config.get("release", {})
         if release.get("format", "images") != "images":
-            raise UsageError(f"{location} holds only annotations: training needs a dataset with release.format: images")
+            raise UsageError(f"{location} has only annotations; training needs a dataset with release.format: images")
         opened.append(TrainingDataset(location, manifest, current_digest(location)))
     return opened
 
@@ -210,7 +210,7 @@ def find_images(
     if not sum(len(part[0]) for part in parts):
         kinds = ", ".join(f"{entry.uri} ({entry.masks} masks)" for entry in config.datasets)
         reasons = "".join(f"; {count:,} {reason}" for reason, count in sorted(skipped.counts.items()))
-        raise NoImagesError(f"there is no image with a mask to train on in {kinds}{reasons}", held)
+        raise NoImagesError(f"no images with masks to train on in {kinds}{reasons}", held)
     columns = dict(zip(_COLUMNS, (np.concatenate(column) for column in zip(*parts, strict=True)), strict=True))
     columns["starts"] = np.concatenate([[0], np.cumsum(columns["starts"])])
     return TrainingImages(shards=shards, **columns), held
@@ -219,8 +219,8 @@ def find_images(
 def _refuse_shard(shard: Shard, error: SegmintError, config: TrainConfig, skipped: SkippedImages) -> None:
     if config.bad_shards == "stop":
         raise DamagedDatasetError(
-            f"{shard} cannot be read, and nothing was trained: {error}. Repair it with `segmint repair "
-            f"{shard.dataset.location}`, or leave such shards out with bad_shards: skip"
+            f"{shard} can't be read, so nothing was trained: {error}. Repair it with `segmint repair "
+            f"{shard.dataset.location}`, or skip such shards with bad_shards: skip"
         ) from error
     skipped.add("shards that cannot be read", shard.dataset, shard=shard.number, detail=str(error))
     get_logger("train").warning(
@@ -246,7 +246,7 @@ def _read_columns(file: Location, columns: Sequence[str], added: str | None = No
             table = pq.ParquetFile(stream)
             missing = [name for name in columns if name not in table.schema_arrow.names]
             if missing:
-                raise DamagedDatasetError(f"{file} does not have the column {missing[0]}")
+                raise DamagedDatasetError(f"{file} has no column {missing[0]}")
             known = added is not None and added in table.schema_arrow.names
             read = table.read([*columns, *([added] if known and added else [])])
     except (pa.ArrowException, OSError) as error:

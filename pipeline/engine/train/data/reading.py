@@ -143,13 +143,13 @@ class TrainingImageReader:
     def _pixels(self, image: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         jpeg = self._range(image, 0)
         if hashlib.sha256(jpeg).digest() != self._images.jpeg_sha256[image].tobytes():
-            raise DamagedDatasetError("its JPEG is not the one that was there at the start")
+            raise DamagedDatasetError("its JPEG changed after the run started")
         try:
             pixels = self._decoder.run(_decode_resized, jpeg)
         except UndecodableError as error:
-            raise DamagedDatasetError(f"its JPEG cannot be decoded: {error}") from error
+            raise DamagedDatasetError(f"its JPEG can't be decoded: {error}") from error
         if pixels.shape[:2] != resized_size(*size, IMAGE_SIZE):
-            raise DamagedDatasetError("its JPEG has another size than the tables say")
+            raise DamagedDatasetError("its JPEG's size differs from the tables")
         return pixels
 
     def _segmentations(self, image: int) -> dict[int, Any]:
@@ -158,7 +158,7 @@ class TrainingImageReader:
             document = json.loads(self._range(image, 2))
             return {int(value["id"]): value["segmentation"] for value in document["annotations"]}
         except (ValueError, RecursionError, KeyError, TypeError) as error:
-            raise DamagedDatasetError(f"its JSON cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
+            raise DamagedDatasetError(f"its JSON can't be read: {type(error).__name__}: {str(error)[:200]}") from error
 
     def _range(self, image: int, first: int) -> bytes:
         shard = self._images.shards[int(self._images.shard[image])]
@@ -166,8 +166,8 @@ class TrainingImageReader:
         try:
             return read_range(shard.dataset.location / shard.tar.path, start, stop)
         except NotFoundError as error:
-            changed = ", as the dataset was changed while it trained" if shard.dataset.has_changed() else ""
-            raise DamagedDatasetError(f"the tar of its shard is gone{changed}") from error
+            changed = ", because the dataset changed during training" if shard.dataset.has_changed() else ""
+            raise DamagedDatasetError(f"its shard's tar is gone{changed}") from error
 
     def _mask(self, segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
         """Decode a mask of an image's JSON to (H, W) bool; raises `_UnusableMaskError`."""

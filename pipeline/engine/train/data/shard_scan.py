@@ -64,7 +64,7 @@ def scan_shard(dataset: Location, tar: FileEntry, kept: Location | None, decoder
         try:
             file.put(buffer.getvalue())
         except StorageFaultError as error:
-            get_logger("train").warning("not_kept", file=str(file), error=str(error), note="the next run looks again")
+            get_logger("train").warning("not_kept", file=str(file), error=str(error), note="the next run scans again")
     return looks
 
 
@@ -97,13 +97,13 @@ def _scan_image(tar: Location, decoder: JpegDecoder, transient: list[str]) -> It
                 if match is None:
                     continue
                 if not is_plain_file(member) or member.size > MOST_MEMBER_BYTES:
-                    raise DamagedDatasetError(f"{tar} is not a shard: {member.name} is no file of an image")
+                    raise DamagedDatasetError(f"{tar} is not a shard: {member.name} doesn't belong to an image")
                 number, place = int(match[1]), (member.offset_data, member.offset_data + member.size)
                 if match[2] == "json":
                     documents[number] = place
                 else:
                     *seen, error = _see(archive.read(member), decoder)
-                    rows[number] = (place, *seen, "" if error is None else f"its JPEG cannot be decoded: {error}")
+                    rows[number] = (place, *seen, "" if error is None else f"its JPEG can't be decoded: {error}")
                     if isinstance(error, OverLimitError):
                         transient.append(member.name)
     except BadTarError as error:

@@ -58,7 +58,7 @@ def settle(keys: TrainResources, cluster: Cluster) -> TrainResources:
         threads = 1 if gpus else _cores_of_worker(keys.workers, cluster)
     cpus = keys.num_cpus if isinstance(keys.num_cpus, int) else threads
     problems = [
-        f"{asked} {kind} for {keys.workers} workers, and the cluster has {there:g}"
+        f"{asked} {kind} for {keys.workers} workers, but the cluster has {there:g}"
         for kind, asked, there in (
             ("CPUs", keys.workers * cpus, cluster.cpus),
             ("GPUs", keys.workers * gpus, cluster.gpus),
@@ -166,6 +166,6 @@ def _explained(error: BaseException, keys: TrainResources) -> BaseException:
     if "Startup" in type(cause).__name__:
         return UnfinishedError(
             f"{counted(keys.workers, 'worker')} with {keys.num_cpus} CPUs and {keys.gpus_per_worker} GPUs each did not "
-            f"start, {_STARTS} times: {last_line(cause)}. Start more nodes or ask for less, and run again: it goes on"
+            f"start in {_STARTS} attempts: {last_line(cause)}. Add nodes or request less, and run again to resume"
         )
-    return UnfinishedError(f"Ray Train ended the run: {last_line(cause)}. The same command goes on")
+    return UnfinishedError(f"Ray Train ended the run: {last_line(cause)}. Run the same command again to resume")

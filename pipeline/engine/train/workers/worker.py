@@ -71,7 +71,7 @@ def work(config: Mapping[str, WorkerTask]) -> None:
     apply_compute(compute)
     weights = resolve(keys.weights, mirror=keys.assets, storage=Storage(keys.storage))
     if sha256_of(weights) != session.run.parent.weights:
-        raise UsageError(f"weights: {keys.weights} is another file on another machine: expected the same everywhere")
+        raise UsageError(f"weights: {keys.weights} differs between machines: expected the same file everywhere")
     replace(session, weights=weights, say=say, world=world_of_group()).train(ray.get(task.found), compute)
 
 
@@ -144,9 +144,9 @@ class DeathPolicy(UserCallback):  # type: ignore[misc] # Ray has no types here
         if self._count >= MOST_DEATHS:
             raise UnfinishedError(
                 f"{why}. Workers ended {self._count} times since the checkpoint of step {step}, so no more are "
-                "started. Look at their memory and at Ray's logs; the same command goes on from that checkpoint"
+                "started. Check their memory and Ray's logs. The same command resumes from that checkpoint"
             )
-        self._lines.put.remote(f"{why}; all workers start again")
+        self._lines.put.remote(f"{why}; restarting all workers")
 
 
 def stderr_is_json() -> bool:

@@ -69,7 +69,7 @@ class Marks:
         height, width = self.sizes[image]
         if size is not None and size != (width, height):
             raise UnreadableMarkError(
-                f"it was drawn in an image of {size[0]} x {size[1]} pixels, released are {width} x {height}"
+                f"it was drawn in an image of {size[0]} x {size[1]} pixels, but the released one is {width} x {height}"
             )
         name = str(kind).strip().lower()
         if name not in KINDS:
@@ -78,7 +78,7 @@ class Marks:
         right, bottom = (math.ceil(round(value, _DIGITS)) for value in box[2:])
         right, bottom = min(width, right), min(height, bottom)
         if right <= left or bottom <= top:
-            raise UnreadableMarkError(f"its box {list(box)} has no pixel of the image")
+            raise UnreadableMarkError(f"its box {list(box)} is outside the image")
         self.found[image].append(Mark(name, left, top, right - left, bottom - top))
 
     def leave_out(self, image: int, id: object, why: object) -> None:
@@ -95,10 +95,10 @@ def read_marks(file: Location, sizes: Mapping[int, Size]) -> Marks:
             return read_label_studio(document, sizes)
         return read_coco(document, sizes)
     except NotFoundError as error:
-        raise UsageError(f"{file} does not exist: name the file that people made with --corrected") from error
+        raise UsageError(f"{file} doesn't exist. Pass the annotators' file with --corrected") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
-            f"{file} cannot be read as marks ({type(error).__name__}: {error}): expected COCO JSON, or Label Studio's "
+            f"{file} can't be read as marks ({type(error).__name__}: {error}): expected COCO JSON, or Label Studio's "
             "JSON or JSON_MIN"
         ) from error
 
@@ -121,7 +121,7 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Marks:
     for annotation in document["annotations"]:
         home = images.get(annotation["image_id"])
         if annotation["image_id"] not in known:
-            raise ValueError(f"a mark is in an image {annotation['image_id']!r}, which the file does not have")
+            raise ValueError(f"a mark is in image {annotation['image_id']!r}, which isn't in the file")
         if home is None:
             continue  # already counted as foreign
         try:
@@ -152,7 +152,7 @@ def _take_region(marks: Marks, number: int, region: Mapping[str, Any]) -> None:
     value = region.get("value", region)
     try:
         if "rectanglelabels" not in value:
-            raise UnreadableMarkError(f"it is of type {region.get('type')}, not a rectangle with a label")
+            raise UnreadableMarkError(f"its type is {region.get('type')}, not a rectangle with a label")
         sized = {**region, **value}  # JSON_MIN stores the size in the value
         size = (sized["original_width"], sized["original_height"])
         labels = value["rectanglelabels"]

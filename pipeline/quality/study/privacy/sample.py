@@ -54,10 +54,10 @@ class PrivacySample:
     def lines(self) -> list[str]:
         """Return the result as lines for people."""
         return [
-            f"{counted(self.images, 'image')}, drawn out of {self.population:,}",
+            f"{counted(self.images, 'image')}, drawn from {self.population:,}",
             f"for marking missed faces and plates, in {self.output}: images/, with {TASKS} and {LABEL_CONFIG} (Label "
             f"Studio) or {CVAT_LABELS} (CVAT)",
-            f"then: segmint study score {self.output} --corrected FILE --regions missed.jsonl",
+            f"next: segmint study score {self.output} --corrected FILE --regions missed.jsonl",
             self.version.line(),
         ]
 
@@ -73,14 +73,14 @@ def sample_privacy(location: Location, count: int, seed: int, output: Location) 
     file = output / MANIFEST
     refuse_existing(location, output, file)
     if dataset.manifest.config.get("release", {}).get("format") == "annotations":
-        raise UsageError(f"{location} has annotations without images: there is nothing in which people could look")
+        raise UsageError(f"{location} has only annotations, so there are no images to inspect")
     shards = range(dataset.manifest.shards)
     version = name_now(location)
     folder = ExportFolder(location, "study sample", output)
     population = sum(commit.counts.get("images", 0) for commit in dataset.commits())
     drawn = draw_images(dataset, shards, count, seed)
     if not drawn:
-        raise UsageError(f"{location} has no committed image: there is nothing in which people could look")
+        raise UsageError(f"{location} has no committed images to inspect")
     with TemporaryDirectory(prefix="segmint-") as scratch:
         writer = _Writer(Path(scratch), dataset.manifest, version, output.uri, population, count, seed)
         samples = read_images(dataset, shards, drawn)
@@ -118,7 +118,7 @@ class _Writer:
     def add(self, sample: Sample) -> None:
         """Add an image."""
         if sample.jpeg is None:
-            raise UsageError("this dataset has annotations without images: there is nothing in which people could look")
+            raise UsageError("this dataset has only annotations, so there are no images to inspect")
         size = {"width": sample.row["width"], "height": sample.row["height"]}
         pin = {"sha256": hashlib.sha256(sample.jpeg).hexdigest()}
         self._images.append({"id": sample.id, "image_id": sample.row["image_id"], **size, **pin})

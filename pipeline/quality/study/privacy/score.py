@@ -66,7 +66,7 @@ class PrivacyScore:
     def lines(self) -> list[str]:
         """Return the result as lines for people."""
         lines = [
-            f"{self.answered:,} of {counted(self.images, 'image')} answered, drawn out of {self.population:,}",
+            f"{self.answered:,} of {counted(self.images, 'image')} answered, drawn from {self.population:,}",
             f"ignored: {counted(self.foreign, 'image')} not drawn",
             f"{counted(self.further, 'further answer')} for the same images, whose marks count",
             *(f"  unreadable, and counted as missed: {problem}" for problem in self.unreadable[:_SHOWN]),
@@ -74,23 +74,23 @@ class PrivacyScore:
         if len(self.unreadable) > _SHOWN:
             lines.append(f"  and {len(self.unreadable) - _SHOWN:,} more")
         if not self.answered:
-            lines.append("nobody answered for an image: there is no bound")
+            lines.append("no image was answered, so there is no bound")
         else:
             lines += [f"{each.kind:<7}{self.sentence(each)}" for each in self.missed]
-            lines.append("the bound is Clopper and Pearson's, one-sided, at 95 % confidence: exact for a random sample")
+            lines.append("the bound is one-sided Clopper-Pearson at 95 % confidence, exact for a random sample")
         if 0 < self.answered < self.images:
             lines.append(
-                f"note: {counted(self.images - self.answered, 'image')} without an answer: the bound holds if nobody "
-                "left these out for what they show"
+                f"note: {counted(self.images - self.answered, 'image')} without an answer: the bound holds only if "
+                "none were skipped because of their content"
             )
         if self.regions is not None:
-            lines.append(f"what was marked: {self.regions}, for `segmint redact DATASET --regions {self.regions}`")
+            lines.append(f"marks: {self.regions}. Redact them with `segmint redact DATASET --regions {self.regions}`")
         return [*lines, self.version.line()]
 
     def sentence(self, missed: MissedCounts) -> str:
         """Return the misses of a kind as a sentence without its final period."""
         if missed.at_most is None:
-            return "no image was looked at"
+            return "no images were inspected"
         return (
             f"{counted(missed.marks, 'mark')}, in {missed.images:,} of {counted(self.answered, 'image')}: at most "
             f"{upper_bound(missed.at_most)} of all images"
@@ -108,11 +108,11 @@ def score_privacy(folder: Location, marked: Location | None = None, regions: Loc
     `regions` is written for `segmint redact` if anything was marked. Raises `UsageError` if there is no such study, or
     if the file of marks is missing or in an unknown format.
     """
-    manifest = read_json(folder / MANIFEST, f"{folder} is not a study: `segmint study sample` makes one")
+    manifest = read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
     try:
         if (manifest["kind"], manifest["schema_version"]) != (StudyKind.PRIVACY, SCHEMA_VERSION):
             raise UsageError(
-                f"{folder}: a study of the kind {manifest['kind']!r}, schema_version {manifest['schema_version']!r}; "
+                f"{folder}: a study of kind {manifest['kind']!r}, schema_version {manifest['schema_version']!r}; "
                 f"expected {StudyKind.PRIVACY.value!r}, {SCHEMA_VERSION}"
             )
         sizes: dict[int, Size] = {image["id"]: (image["height"], image["width"]) for image in manifest["images"]}
@@ -121,7 +121,7 @@ def score_privacy(folder: Location, marked: Location | None = None, regions: Loc
         name, config = str(dataset["name"]), str(dataset["config_sha256"])
         population = int(manifest["population"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{folder}: {MANIFEST} is damaged ({error!r}): sample the study again") from error
+        raise UsageError(f"{folder}: {MANIFEST} is damaged ({error!r}). Draw the sample again") from error
     marks = read_marks(marked or folder / CORRECTED, sizes)
     rows = [
         {"id": image, "kind": each.kind, "x": each.x, "y": each.y, "w": each.w, "h": each.h}
@@ -147,7 +147,7 @@ def score_privacy(folder: Location, marked: Location | None = None, regions: Loc
 
 def read_score(file: Location) -> PrivacyScore:
     """Read the output of `segmint study score --json` for a privacy study. Raises `UsageError` for anything else."""
-    expected = "expected what `segmint study score DIR --json` prints for a study of the kind privacy"
+    expected = "expected the output of `segmint study score DIR --json` for a privacy study"
     try:
         score = TypeAdapter(PrivacyScore).validate_json(file.read())
     except NotFoundError as error:
@@ -158,7 +158,7 @@ def read_score(file: Location) -> PrivacyScore:
         raise UsageError(f"{file} is not a score: {where}: {first['msg']}; {expected}") from error
     counted_again = tuple(_share(each.kind, each.marks, each.images, score.answered) for each in score.missed)
     if [each.kind for each in score.missed] != [*KINDS, ANY] or counted_again != score.missed:
-        raise UsageError(f"{file} is not a score: its shares are not those of its counts; {expected}")
+        raise UsageError(f"{file} is not a score: its shares contradict its counts; {expected}")
     return score
 
 
@@ -170,8 +170,8 @@ def check_sampled(score: PrivacyScore, where: str, dataset: Location) -> Privacy
     digests = {name_now(dataset).digest} if manifest_generations(dataset) else set()
     if score.version.digest not in digests | {read_version(dataset, n).digest for n in version_numbers(dataset)}:
         raise UsageError(
-            f"{where} is of sha256:{score.version.digest}, which is no version of {dataset}: sample this dataset, and "
-            "score what people mark there"
+            f"{where} is of sha256:{score.version.digest}, which is not a version of {dataset}. Draw a sample of this "
+            "dataset, and score the marks made there"
         )
     return score
 

@@ -6,7 +6,7 @@ export async function get(path, parameters = {}) {
   try {
     response = await fetch(query ? `${path}?${query}` : path);
   } catch {
-    throw new Error("The viewer does not answer: is `segmint view` still running?");
+    throw new Error("The viewer isn't responding. Is `segmint view` still running?");
   }
   const text = await response.text();
   let answer = null;
@@ -15,6 +15,6 @@ export async function get(path, parameters = {}) {
   } catch {
     // handled below
   }
-  if (!response.ok) throw new Error(answer?.error ?? (text || `The viewer answered with status ${response.status}.`));
+  if (!response.ok) throw new Error(answer?.error ?? (text || `The viewer responded with status ${response.status}.`));
   return answer;
 }

@@ -74,7 +74,7 @@ export class ImagePage {
 
   /** Show why an image can't be displayed; its masks are shown without it. */
   async #explain(image) {
-    const why = await get(`/images/${image}.jpg`).then(() => "it cannot be decoded", (error) => error.message);
+    const why = await get(`/images/${image}.jpg`).then(() => "it can't be decoded", (error) => error.message);
     if (this.#shown !== image) return;
     byId("picture-problem").textContent = `No picture: ${why}`;
     byId("picture-problem").hidden = false;

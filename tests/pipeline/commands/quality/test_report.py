@@ -19,7 +19,7 @@ def test_it_says_what_to_open(reported: str, tmp_path: Path) -> None:
     done = run(reported, "-o", tmp_path / "out", "--audit", tmp_path / "audit.json")
     assert done.exit_code == 0, done.output
     note, told, written, digest = done.stdout.splitlines()
-    assert note.startswith(f"note: {tmp_path}/audit.json does not say which version it is of")
+    assert note.startswith(f"note: {tmp_path}/audit.json doesn't name the version that it checked")
     assert digest.startswith("dataset digest: sha256:")
     assert told == "6 images, 10 masks, 103 findings; pictures of 5 images"
     assert written.endswith(f"open {tmp_path}/out/index.html")

@@ -23,7 +23,7 @@ def test_a_study_from_sample_to_score(tmp_path: Path) -> None:
     done = run("sample", tmp_path / "small", "-n", 3, "-o", tmp_path / "study", "--seed", 1)
     steps = [f"annotate {tmp_path / 'small'} --study {tmp_path / 'study'}", f"study score {tmp_path / 'study'}"]
     assert (done.exit_code, done.stderr) == (0, "".join(f"next: segmint {step}\n" for step in steps))
-    assert done.stdout.startswith("3 images with 6 masks, drawn out of 4 in 1 strata")
+    assert done.stdout.startswith("3 images with 6 masks, drawn from 4 in 1 strata")
     done = run("score", tmp_path / "study")
     assert done.exit_code == 2
     assert "--corrected" in done.stderr
@@ -68,7 +68,7 @@ def test_a_privacy_study_from_sample_to_redaction(dataset: Path, tmp_path: Path)
     study = tmp_path / "study"
     done = run("sample", dataset, "--kind", "privacy", "-n", 3, "-o", study)
     assert (done.exit_code, done.stderr) == (0, f"next: segmint study score {study}\n")
-    assert done.stdout.startswith("3 images, drawn out of 6\n")
+    assert done.stdout.startswith("3 images, drawn from 6\n")
     done = run("score", study)
     assert done.exit_code == 2
     assert "--corrected" in done.stderr

@@ -47,7 +47,7 @@ def test_verify(dataset: Path) -> None:
     assert done.exit_code == 1
     value = json.loads(done.stdout)
     assert not value["verified"]
-    assert value["problems"][0].startswith(f"masks/{path.name}: other bytes than recorded")
+    assert value["problems"][0].startswith(f"masks/{path.name}: its bytes differ from those recorded")
     assert run("verify", dataset, "--version", 1).exit_code == 1
     assert run("verify", dataset, "--version", 2).exit_code == 2
     assert run("verify", dataset / "nowhere").exit_code == 2

@@ -51,7 +51,7 @@ def test_the_address_that_it_prints_opens_and_a_signal_ends_it(
     ("arguments", "told"),
     [
         ([], "DATASET"),
-        (["{folder}"], "is no dataset"),
+        (["{folder}"], "is not a dataset"),
         (["{folder}", "--port", "70000"], "65535"),
         (["{folder}", "--config", "{folder}/absent.yaml"], "absent.yaml"),
         (["{folder}", "--audit", "{folder}/absent.json"], "absent.json does not exist"),

@@ -402,7 +402,7 @@ def test_the_audit_the_report_and_the_card_tell_people_s_masks_apart(place: Data
     assert "| imported | a\\|b | 1 | 1 |" in card
     assert "People looked at the masks of 2 images; those that they deleted are gone." in card
     assert "not corrected by people" not in card
-    assert "2 masks with a label, which people gave" in card
+    assert "2 masks with a label from a person" in card
     assert "- machine-generated\n- other\n" in card
     assert "Masks by source: 4 automatic, 1 corrected and 1 imported." in (tmp_path / "index.html").read_text()
     text = "\n".join(result_lines(audit_dataset(place.location, QUICK)))

@@ -138,7 +138,7 @@ def test_strokes_have_the_pixels_of_a_second_way_and_correct_masks_of_the_datase
     expect(page.locator("#stage")).to_have_class(re.compile("pointing"))
     expect(page.locator(f"[data-key=d{rows[-1]['annotation_id']}] button")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("Escape")
-    expect(page.locator("#mask-title")).to_have_text("No mask begun")
+    expect(page.locator("#mask-title")).to_have_text("No mask started")
 
     def stroke(points: list[tuple[int, int]]) -> np.ndarray:
         """A stroke through whole pixels of the window; returns the same points in the image."""
@@ -259,7 +259,7 @@ def test_ten_gestures_are_undone_kept_over_a_reload_and_redone(page: "Page", ser
 
     page.reload()
     shown(page, 4)
-    expect(page.locator("#notice")).to_have_text("Your draft of this image is back.")
+    expect(page.locator("#notice")).to_have_text("Your draft of this image is restored.")
     assert looks(page) == after
     for _ in range(10):
         expect(page.locator("#undo")).to_be_enabled()
@@ -314,11 +314,11 @@ def test_nothing_is_lost_while_the_server_does_not_answer(page: "Page", server: 
     column, row = inside(truth(server, 6)[0])
     page.route("**/predict", lambda route: route.abort())
     press_pixel(page, column, row)
-    expect(page.locator("#problem")).to_contain_text("The server does not answer")
+    expect(page.locator("#problem")).to_contain_text("The server isn't responding")
     page.reload()
     shown(page, 6)
     expect(page.locator("#prompts .positive")).to_have_count(1)
-    expect(page.locator("#problem")).to_contain_text("The server does not answer")
+    expect(page.locator("#problem")).to_contain_text("The server isn't responding")
     page.unroute("**/predict")
     answered(page)  # it was asked again
     expect(page.locator("#problem")).to_be_hidden()
@@ -326,7 +326,7 @@ def test_nothing_is_lost_while_the_server_does_not_answer(page: "Page", server: 
     # The reply to the answer is lost, and it is sent again: one answer is there.
     page.route("**/submissions/*", lambda route: (route.fetch(), route.abort()))
     page.locator("#save").click()
-    expect(page.locator("#problem")).to_contain_text("The server does not answer")
+    expect(page.locator("#problem")).to_contain_text("The server isn't responding")
     assert len(read_submissions(location_of(server.dataset), 5)) == 1
     page.unroute("**/submissions/*")
     expect(page.locator("#notice")).to_have_text("Saved.")
@@ -346,7 +346,7 @@ def test_who_is_slower_sees_the_winners_masks(page: "Page", chromium: "Browser",
     answer = save(other, server, 7)
     context.close()
     page.keyboard.press("n")
-    expect(page.locator("#lost-text")).to_contain_text("bob saved this image before you")
+    expect(page.locator("#lost-text")).to_contain_text("bob saved this image first")
     expect(page.locator("#made li")).to_have_count(1)
     assert page.locator("#made li").get_attribute("data-key") == "a1.0"
     page.locator("#lost-next").click()
@@ -412,7 +412,7 @@ def test_a_finger_draws_two_zoom_and_a_palm_beside_a_pen_does_nothing(
     one, other = place_of(page, 20, 20), place_of(page, 100, 120)
     light = pen(0.1, "before")
     page.locator("#undo").tap()
-    expect(page.locator("#mask-title")).to_have_text("No mask begun")
+    expect(page.locator("#mask-title")).to_have_text("No mask started")
     assert pen(0.9, "after") == light
     expect(page.locator("#zoom-level")).to_have_text("1.0 ×")
     assert sideways_scroll(page) == 0
@@ -430,7 +430,7 @@ def test_time_stops_without_input_and_half_a_minute_on_a_mask_is_said(page: "Pag
     expect(page.locator("#hint")).to_be_hidden()
     page.mouse.move(300, 300)
     page.clock.fast_forward(12_000)
-    expect(page.locator("#hint")).to_contain_text("go on to the next image")
+    expect(page.locator("#hint")).to_contain_text("save to get the next image")
     expect(page.locator("#clock")).not_to_contain_text("paused")
     page.clock.fast_forward(31_000)
     expect(page.locator("#clock")).to_contain_text("paused")
@@ -446,7 +446,7 @@ def test_time_stops_without_input_and_half_a_minute_on_a_mask_is_said(page: "Pag
     # A server that was started again does not know the browser: the work stays.
     page.context.clear_cookies()
     page.keyboard.press("s")
-    expect(page.locator("#problem")).to_contain_text("The server does not know this browser any more")
+    expect(page.locator("#problem")).to_contain_text("The server restarted and no longer recognizes this browser")
     expect(page.locator("#made li")).to_have_count(1)
 
 

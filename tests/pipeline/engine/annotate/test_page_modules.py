@@ -337,7 +337,7 @@ def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> No
         };"""
     found = run(page, "submission work restoring", script)
     assert found["kept"] == [["1c2", 0], ["88", 9]]  # also the mask that is worked on
-    back = "Your draft of this image is back."
+    back = "Your draft of this image is restored."
     assert found["here"] == [["1c2"], [0], 30, False, 4, back]
     shown, seconds, image, complete, states, text = found["elsewhere"]
     assert (shown, seconds, image, complete, states) == (["0d0", "4d0", "2e"], [0, 0, 4], 80, True, 5)
@@ -347,11 +347,11 @@ def test_a_draft_becomes_what_fits_of_it_and_no_time_is_lost(page: "Page") -> No
     shown, seconds, image, complete, states, text = found["changed"]
     assert (shown, seconds) == (["redacted", "5d0", "1c2", "88"], [0, 0, 0, 9])
     assert (image, complete, states) == (30, False, 2)
-    assert text.startswith("This image's masks have changed meanwhile.")
-    assert text.endswith("One of your masks does not fit any more.")
+    assert text.startswith("This image's masks have changed.")
+    assert text.endswith("One of your masks no longer fits.")
     assert found["merged"][0] == ["1c2", "88"]
-    assert "What you made is there already" in found["merged"][5]
+    assert "Your masks are already there" in found["merged"][5]
     shown, seconds, *_, text = found["stage"]
     assert (shown, seconds) == (["2e", "1c2", "88"], [0, 0, 9])
-    assert text.startswith("Your draft is of another stage.")
+    assert text.startswith("Your draft is from another stage.")
     assert found["untouched"] == [False, False, True, False]

@@ -29,8 +29,8 @@ from tests.support.locations import location_of
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
 
-GONE = "The server does not answer"
-LATE = "The server has not answered for 20 seconds"
+GONE = "The server isn't responding"
+LATE = "The server hasn't responded for 20 seconds"
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +91,14 @@ def test_a_save_that_is_tried_again_sends_what_was_there_when_it_was_asked_for(
     draw(page, 1, others=0)
     expect(page.locator("#problem")).to_contain_text(GONE)
     page.unroute("**/submissions/*")
-    expect(page.locator("#notice")).to_contain_text("Saved as it was when you asked for it.")
+    expect(page.locator("#notice")).to_contain_text("Saved, but without the changes that you made since.")
     expect(page.locator("#problem")).to_be_hidden()
     (first,) = answers(server, 1)
     assert len(first.masks) == 1
 
     page.reload()
     shown(page, 1)
-    expect(page.locator("#notice")).to_have_text("Your draft of this image is back.")
+    expect(page.locator("#notice")).to_have_text("Your draft of this image is restored.")
     expect(page.locator("#made li")).to_have_count(1)
     second = save(page, server, 1)
     assert (second.n, len(second.masks)) == (2, 1)
@@ -113,13 +113,13 @@ def test_what_is_never_answered_holds_no_gesture_back_and_is_saved_once(page: "P
     held: list[Route] = []
     page.route("**/predict", lambda route: held.append(route))
     press_pixel(page, *inside(truth(server, 1)[0]))
-    expect(page.locator("#mask-title")).to_contain_text("The model is asked")
+    expect(page.locator("#mask-title")).to_contain_text("Waiting for the model")
     page.keyboard.press("Escape")  # waits for the click's answer
     until(page, lambda: len(held) == 1)
-    expect(page.locator("#mask-title")).to_contain_text("The model is asked")
+    expect(page.locator("#mask-title")).to_contain_text("Waiting for the model")
     page.clock.fast_forward(21_000)
     expect(page.locator("#problem")).to_contain_text(LATE)
-    expect(page.locator("#mask-title")).to_have_text("No mask begun")  # the gesture was done
+    expect(page.locator("#mask-title")).to_have_text("No mask started")  # the gesture was done
     page.clock.fast_forward(4_000)
     expect(page.locator("#problem")).to_be_hidden()  # nobody waits for the model any more
 
@@ -146,7 +146,7 @@ def test_what_is_never_answered_holds_no_gesture_back_and_is_saved_once(page: "P
     page.unroute("**/submissions/*")
     page.clock.fast_forward(40_000)
     page.clock.fast_forward(4_000)
-    expect(page.locator("#notice")).to_contain_text("Saved as it was when you asked for it.")
+    expect(page.locator("#notice")).to_contain_text("Saved, but without the changes that you made since.")
     expect(page.locator("#problem")).to_be_hidden()
     expect(page.locator("#made li")).to_have_count(number + 2)
     saved = answers(server, 1)
@@ -176,7 +176,7 @@ def test_undo_and_delete_wait_their_turn_and_a_new_mask_is_not_one_selected_befo
     page.route("**/predict", lambda route: held.append(route) if holds else route.continue_())
     first, second = inside(truth(server, 2)[0]), inside(truth(server, 2)[-1])
     press_pixel(page, *first)
-    expect(page.locator("#mask-title")).to_contain_text("The model is asked")
+    expect(page.locator("#mask-title")).to_contain_text("Waiting for the model")
     press_pixel(page, *second)
     page.keyboard.press("Control+z")  # the second point, which is not there yet
     holds = False
@@ -190,7 +190,7 @@ def test_undo_and_delete_wait_their_turn_and_a_new_mask_is_not_one_selected_befo
     there = page.locator("#found li")
     count = there.count()
     page.keyboard.press("Control+z")
-    expect(page.locator("#mask-title")).to_have_text("No mask begun")
+    expect(page.locator("#mask-title")).to_have_text("No mask started")
     there.first.locator("button").click()
     expect(page.locator("#mask-title")).to_have_text("Mask selected")
     page.keyboard.press("Control+y")
@@ -202,7 +202,7 @@ def test_undo_and_delete_wait_their_turn_and_a_new_mask_is_not_one_selected_befo
     # An image that is skipped during a click, and a stroke under way, leave nothing on the next one.
     holds = True
     press_pixel(page, *first)
-    expect(page.locator("#mask-title")).to_contain_text("The model is asked")
+    expect(page.locator("#mask-title")).to_contain_text("Waiting for the model")
     page.keyboard.press("b")
     page.mouse.down()
     page.keyboard.press("Shift+S")
@@ -211,7 +211,7 @@ def test_undo_and_delete_wait_their_turn_and_a_new_mask_is_not_one_selected_befo
     held[-1].abort()
     page.mouse.move(500, 300)
     page.mouse.up()
-    expect(page.locator("#notice")).to_have_text("Skipped. A draft of it is kept.")
+    expect(page.locator("#notice")).to_have_text("Skipped. A draft is kept.")
     expect(page.locator("#undo")).to_be_disabled()
     expect(page.locator("#problem")).to_be_hidden()
     page.keyboard.press("Shift+N")
@@ -238,7 +238,7 @@ def test_drafts_are_carried_to_masks_that_changed_and_what_was_merged_is_there_o
     page.wait_for_timeout(300)  # the browser writes it
     page.reload()
     shown(page, 5)
-    expect(page.locator("#notice")).to_have_text("Your draft of this image is back.")
+    expect(page.locator("#notice")).to_have_text("Your draft of this image is restored.")
     expect(page.locator("#complete")).not_to_be_checked()
     expect(page.locator("[data-part=whole]")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("Escape")
@@ -254,14 +254,14 @@ def test_drafts_are_carried_to_masks_that_changed_and_what_was_merged_is_there_o
     expect(other.locator("#problem")).to_contain_text(GONE)
     assert merge_submissions(location_of(server.dataset)).listed.images >= 2
     other.unroute("**/submissions/*")
-    expect(other.locator("#notice")).to_contain_text("What you made is there already")
+    expect(other.locator("#notice")).to_contain_text("Your masks are already there")
     expect(other.locator("#made-box")).to_be_hidden()
     expect(other.locator("#found li")).to_have_count(own + 1)
     other.close()
 
     page.reload()
     shown(page, 5)
-    expect(page.locator("#notice")).to_contain_text("What fits of your work is here")
+    expect(page.locator("#notice")).to_contain_text("The masks that still fit are here")
     expect(page.locator("#made li")).to_have_count(1)
     expect(page.locator("#complete")).not_to_be_checked()
     answer = save(page, server, 5)
@@ -281,7 +281,7 @@ def test_two_windows_of_one_annotator_know_of_each_other(page: "Page", server: A
     start(page, server, 7)
     draw(page, 0)
     second = other_window(page, 7)
-    expect(second.locator("#notice")).to_have_text("Your draft of this image is back.")
+    expect(second.locator("#notice")).to_have_text("Your draft of this image is restored.")
     expect(page.locator("#shared")).to_be_hidden()
     draw(page, 1)
     page.wait_for_timeout(300)  # the browser writes it
@@ -305,7 +305,7 @@ def test_two_windows_of_one_annotator_know_of_each_other(page: "Page", server: A
     elsewhere.close()
     second.reload()
     shown(second, 7)
-    expect(second.locator("#notice")).to_contain_text("This image was saved elsewhere since your draft.")
+    expect(second.locator("#notice")).to_contain_text("This image was saved elsewhere after your draft.")
     expect(second.locator("#made li")).to_have_count(1)
     again = save(second, server, 7)
     assert [mask.seconds for mask in again.masks] == [mask.seconds for mask in saved.masks]
@@ -319,7 +319,7 @@ def test_a_browser_that_is_another_persons_now_saves_nothing_in_her_name(
     draw(page, 0)
     page.locator("#to-progress").click()
     page.locator("#address-name").fill("cy")
-    page.get_by_role("button", name="Make an address").click()
+    page.get_by_role("button", name="Create address").click()
     expect(page.locator("#address")).to_have_value(re.compile(r"^http://127\.0\.0\.1:\d+/"))
     address = page.locator("#address").input_value()
     page.locator("#to-work").click()
@@ -345,7 +345,7 @@ def test_there_is_a_way_on_from_links_and_images_that_do_not_open(page: "Page", 
     assert page.url.endswith("#image/4")
 
     page.evaluate("location.hash = '#image/3'")  # a refused row
-    expect(page.locator("#done-title")).to_have_text("This image cannot be opened")
+    expect(page.locator("#done-title")).to_have_text("Can't open this image")
     expect(page.locator("#problem")).to_be_visible()
     page.route("**/api/next", lambda route: route.abort())
     page.locator("#look-again").click()
@@ -383,7 +383,7 @@ def test_of_two_windows_with_work_on_an_image_none_loses_it(page: "Page", server
     expect(second.locator("#made li")).to_have_count(there + 2)
     page.wait_for_timeout(300)  # the browser writes it
     page.close()
-    left = "The other window has left this image. Undo shows the draft that it kept."
+    left = "The other window has left this image. Undo restores its draft."
     expect(second.locator("#notice")).to_have_text(left)
     undo_shows(second, there + 3, there + 2)
     second.wait_for_timeout(300)

@@ -44,7 +44,7 @@ def test_images_come_in_the_order_that_was_asked_for(place: DatasetPath) -> None
     assert drawn[0] == drawn[1]
     assert sorted(drawn[0]) == [1, 2, 4, 5]
     assert queue_of(place, select="masks = 2").ids.tolist() == [1, 2]
-    with pytest.raises(UsageError, match="no image to annotate"):
+    with pytest.raises(UsageError, match="no images to annotate"):
         queue_of(place, select="masks > 99")
 
 

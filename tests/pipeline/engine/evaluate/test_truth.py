@@ -84,9 +84,9 @@ def test_automatic_masks_all_masks_and_some_images(dataset: Path) -> None:
 
 def test_what_a_dataset_does_not_have_is_an_error_that_says_what_to_do(dataset: Path, tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "automatic"), shards=1)
-    with pytest.raises(UsageError, match=r"has no masks that people made.*segmint import.*--truth automatic"):
+    with pytest.raises(UsageError, match=r"has no annotated masks.*segmint import.*--truth automatic"):
         open_one(tmp_path / "automatic")
-    with pytest.raises(UsageError, match="has no masks that people made among the images"):
+    with pytest.raises(UsageError, match="has no annotated masks among the requested images"):
         open_one(dataset, only={str(dataset): [2]})
     with pytest.raises(UsageError, match=r"have no column 'colour'.*country"):
         open_one(dataset, columns=("colour",))
@@ -134,22 +134,22 @@ def test_a_coco_file_with_its_odd_images(tmp_path: Path) -> None:
     names = ("sub/good.png", "turned.png", "broken.jpg", "missing.png", "../out.png", "twice.png", "twice.png")
     truth = open_one(coco_file(tmp_path, *names), images=(str(pictures),))
     assert [(each.where, each.why) for each in truth.skipped] == [
-        ("twice.png", "several images of the file have this name")
+        ("twice.png", "several images in the file have this name")
     ] * 2
     images = read(truth)
     good = images.pop("sub/good.png")
     assert isinstance(good, TruthImage)
     assert (good.image_id, [mask.id for mask in good.masks], good.size) == ("0", [7], (30, 40))
-    assert "its masks are 40 x 30 pixels, the upright image 30 x 40" in str(images["turned.png"])
-    assert "cannot be decoded" in str(images["broken.jpg"])
-    assert "there is no such image in" in str(images["missing.png"])
+    assert "its masks are 40 x 30 pixels, but the upright image 30 x 40" in str(images["turned.png"])
+    assert "can't be decoded" in str(images["broken.jpg"])
+    assert "no such image in" in str(images["missing.png"])
     assert "cannot be read" in str(images["../out.png"])
 
 
 def test_a_coco_file_without_any_mask(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     boxes = [{"id": 1, "image_id": 0, "bbox": [1, 2, 3, 4]}]
-    with pytest.raises(UsageError, match=r"no mask to evaluate on, in 1 image\n.*mask 1: it has a box but no mask"):
+    with pytest.raises(UsageError, match=r"no masks to evaluate on in 1 image\n.*mask 1: it has a box but no mask"):
         open_one(coco_file(tmp_path, "a.png", annotations=boxes), images=(str(tmp_path),))
 
 
@@ -163,7 +163,7 @@ def test_label_maps_beside_images(tmp_path: Path) -> None:
     save(tmp_path / "images/a.jpg")
     save(tmp_path / "images/b.jpg", (30, 41))
     truth = open_one(tmp_path / "maps", images=(str(tmp_path / "images"),), ignore=(255,))
-    assert [(each.where, "no image of this name" in each.why) for each in truth.skipped] == [("lonely.png", True)]
+    assert [(each.where, "no image with this name" in each.why) for each in truth.skipped] == [("lonely.png", True)]
     images = read(truth)
     image = images["a.jpg"]
     assert isinstance(image, TruthImage)
@@ -171,7 +171,7 @@ def test_label_maps_beside_images(tmp_path: Path) -> None:
     assert image.label_map is not None
     np.testing.assert_array_equal(image.label_map, labels)
     assert (image.ignore, image.image_id) == (frozenset([255]), "a")
-    assert images["b.jpg"] == "its masks are 40 x 30 pixels, the upright image 41 x 30"
+    assert images["b.jpg"] == "its masks are 40 x 30 pixels, but the upright image 41 x 30"
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_label_maps_beside_images(tmp_path: Path) -> None:
         (["folder"], [], "--images"),
         (["folder"], ["a", "b"], "--images was given 2 times for 1"),
         (["folder"], ["folder"], "neither a dataset, nor a COCO file"),
-        (["maps"], ["folder"], "no label map in .* has an image"),
+        (["maps"], ["folder"], "no label map in .* matches an image"),
     ],
 )
 def test_what_is_no_truth_is_an_error(tmp_path: Path, targets: list[str], images: list[str], why: str) -> None:

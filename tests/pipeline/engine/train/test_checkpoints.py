@@ -55,7 +55,9 @@ def test_a_state_is_read_as_it_was_put_and_has_one_name(tmp_path):
 
 def test_another_run_in_the_same_place_is_noticed(tmp_path):
     put(tmp_path, 7)
-    with pytest.raises(UnfinishedError, match=r"already has another checkpoint of step 7: another run writes"):
+    with pytest.raises(
+        UnfinishedError, match=r"already contains another checkpoint of step 7, so another run is writing"
+    ):
         put(tmp_path, 7, 2.0)
     (found,) = list_checkpoints(location_of(tmp_path))
     assert load_state(location_of(tmp_path), found)["weights"]["a.weight"][0, 0] == 1
@@ -65,7 +67,7 @@ def test_damaged_checkpoints_are_refused(tmp_path):
     folder = location_of(tmp_path)
     first, second = put(tmp_path, 1), put(tmp_path, 2, 2.0)
     (tmp_path / first.file).write_bytes((tmp_path / second.file).read_bytes())
-    with pytest.raises(DamagedCheckpointError, match="does not have the SHA-256"):
+    with pytest.raises(DamagedCheckpointError, match="doesn't match the SHA-256"):
         load_state(folder, first)
     (tmp_path / second.file).unlink()
     with pytest.raises(DamagedCheckpointError, match="is gone"):
@@ -101,7 +103,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_no_checkpoint(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
     try:
-        with pytest.raises(SegmintError, match=r"the checkpoint cannot be written.*Free space"):
+        with pytest.raises(SegmintError, match=r"can't write the checkpoint.*Free space"):
             put(tmp_path, 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

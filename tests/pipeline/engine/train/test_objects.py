@@ -93,7 +93,7 @@ def test_a_gradient_that_is_no_number_ends_the_run_before_a_checkpoint(
         return losses
 
     monkeypatch.setattr(objects, "objects_step", overflown)
-    with pytest.raises(TrainingError, match=r"step 2: the gradient is no finite number, on image \d+ of .*Lower"):
+    with pytest.raises(TrainingError, match=r"step 2: the gradient is not finite, on image \d+ of .*Lower"):
         run_objects(configured(tmp_path, trainable), print)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*.json")] == ["step-000001.json"]
 
@@ -115,7 +115,7 @@ def test_a_cache_elsewhere_is_noted_and_one_in_the_dataset_is_refused(trainable:
 
 
 def test_keys_of_sam_and_weights_that_do_not_fit_are_errors(trainable: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="task: objects does not train SAM, whose steps, batch it has"):
+    with pytest.raises(UsageError, match="task: objects doesn't train SAM, but steps, batch is set"):
         run_objects(configured(tmp_path, trainable, steps=5, batch={"images": 2}), print)
     (tmp_path / "weights.pth").write_text("no weights")
     keys = {**SMALL, "weights": str(tmp_path / "weights.pth")}

@@ -95,7 +95,7 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_weights(ended, tmp_path):
     shutil.copytree(ended.output, output, ignore=shutil.ignore_patterns("sam-*", TRAINING, "step-000002*"))
     (output / "checkpoints" / "step-000002-000000000000.pt").write_bytes(b"half a checkpoint")
     printed = again(ended, f"output={output}")
-    assert printed[1] == "goes on from the checkpoint of step 1"
+    assert printed[1] == "resuming from the checkpoint of step 1"
     assert [line.split(":")[0] for line in printed[2:]] == [line.split(":")[0] for line in ended.printed[3:]]
     assert record_of(output) == record_of(ended.output)
     names = [path.name for path in (output / "checkpoints").iterdir()]
@@ -135,14 +135,14 @@ def test_a_run_that_has_ended_is_not_repeated_and_another_one_is_refused(ended):
     trained = run_train(load_train_config(str(ended.config)), print)
     assert not trained.new
     assert trained.record == record_of(ended.output)
-    assert "had ended before; nothing was trained now" in trained.lines()[0]
+    assert "was already finished, so nothing was trained" in trained.lines()[0]
     with pytest.raises(
-        UsageError, match=r"has a run that differs in optimizer\.learning_rate, seed: choose another output"
+        UsageError, match=r"contains a run that differs in optimizer\.learning_rate, seed. Choose another output"
     ):
         again(ended, "seed=1", "optimizer.learning_rate=0.001")
     with pytest.raises(UsageError, match=r"output: .* is inside the dataset"):
         again(ended, f"output={ended.dataset}/run")
-    with pytest.raises(UsageError, match=r"cache\.folder is s3://bucket/cache: expected a folder on this machine"):
+    with pytest.raises(UsageError, match=r"cache\.folder is s3://bucket/cache: expected a folder on a local disk"):
         again(ended, "cache.folder=s3://bucket/cache")
 
 
@@ -152,7 +152,7 @@ def test_a_parent_whose_record_is_damaged_is_refused(ended, tmp_path):
     for name in (record.file, TRAINING):
         shutil.copy(ended.output / name, tmp_path / name)
     (tmp_path / TRAINING).write_bytes((ended.output / TRAINING).read_bytes()[:-9])
-    with pytest.raises(UsageError, match=r"weights: .*training\.json was not written by segmint train: .*Put back"):
+    with pytest.raises(UsageError, match=r"weights: .*training\.json was not written by segmint train: .*Restore"):
         again(ended, f"weights={tmp_path / record.file}", f"output={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
@@ -169,7 +169,7 @@ def test_a_run_goes_on_only_with_the_images_it_began_with(ended, tmp_path):
     images = json.loads((output / "images.json").read_bytes())
     assert (images["images"], images["masks"]) == (3, 6)
     (output / "images.json").write_text(json.dumps({**images, "masks": 5, "sha256": "0" * 64}))
-    with pytest.raises(UsageError, match=r"the 3 images with 6 masks found now are not those .* 3 with 5 masks"):
+    with pytest.raises(UsageError, match=r"the 3 images with 6 masks differ from those .* 3 with 5 masks"):
         again(ended, f"output={output}")
 
 
@@ -213,5 +213,5 @@ def test_a_dataset_and_an_output_on_s3_give_the_same_files(ended, s3_bucket, s3_
             (output / file).delete()
     printed: list[str] = []
     run_train(load_train_config(str(config), [cache]), printed.append)
-    assert printed[1] == "goes on from the checkpoint of step 1"
+    assert printed[1] == "resuming from the checkpoint of step 1"
     assert (output / record.file).read() == (ended.output / record.file).read_bytes()

@@ -65,7 +65,7 @@ def test_a_dataset_is_named_twice_with_other_masks_alone(tmp_path, second, fits)
         assert [entry.weight for entry in load_train_config(str(path)).datasets] == [10, 1]
     else:
         (line,) = problems(tmp_path, "", good)
-        assert "is named twice with the same masks" in line
+        assert "is listed twice with the same masks" in line
 
 
 def test_the_paper_preset_depends_on_the_architecture_and_explicit_keys_override_it(tmp_path):
@@ -93,7 +93,7 @@ def test_the_paper_preset_depends_on_the_architecture_and_explicit_keys_override
         ("steps: 10\noptimizer: {warmup: 10}\n", "optimizer.warmup is 10: expected fewer than the 10 steps"),
         ("optimizer: {decay_steps: [20, 10]}\n", "expected ascending steps"),
         ("optimizer: {decay_steps: [20, 400]}\n", "optimizer.decay_steps end at 400"),
-        ("preset: paper\n", "preset: paper is for vit_b, vit_l, vit_h, and the weights are of mobile_sam"),
+        ("preset: paper\n", "preset: paper supports vit_b, vit_l, vit_h, but the weights are mobile_sam"),
     ],
 )
 def test_values_that_do_not_fit_together_are_refused(tmp_path, text, message):

@@ -106,7 +106,7 @@ def test_what_is_no_number_is_an_error_with_the_step_and_the_images(one_thread, 
         trainer.sam.mask_decoder.iou_token.weight.fill_(float("nan"))
     before = trainer.weights()
     with pytest.raises(
-        TrainingError, match=r"step 3: the loss is no finite number, on image [13] of .*\. The weights are still"
+        TrainingError, match=r"step 3: the loss is not finite, on image [13] of .*\. The step was not applied"
     ):
         trainer.step(3)
     assert all(torch.equal(weight, before[name]) or weight.isnan().any() for name, weight in trainer.weights().items())
@@ -150,7 +150,7 @@ def test_images_whose_tar_is_gone_and_whose_embedding_is_damaged_are_left_out(
     assert trainer.step(3).masks == 0
     trainer.close()
     assert found.skipped.counts == {**before, "damaged images": 2}
-    assert found.skipped.listed[-1]["detail"] == "the tar of its shard is gone"
+    assert found.skipped.listed[-1]["detail"] == "its shard's tar is gone"
 
 
 @pytest.mark.long

@@ -42,7 +42,7 @@ def test_five_findings_of_a_code_are_named_and_where_the_rest_is(small_dataset: 
     collector.extend(place.finding(Code.LICENSE_EXPIRED, "a license", "none", f"row {row}") for row in range(7))
     lines = result_lines(replace(report, findings=collector.collected()))
     assert sum("shards/images.parquet" in line for line in lines) == 5
-    assert lines[-2:] == ["  and 2 more", "with --json up to 100 findings of each code are named"]
+    assert lines[-2:] == ["  and 2 more", "--json lists up to 100 findings per code"]
     assert lines[0].startswith("verdict: ")
     assert "with --json" not in "\n".join(result_lines(report))
 
@@ -51,7 +51,7 @@ def test_a_good_dataset_has_no_finding_in_any_area_and_is_not_changed(small_data
     before = digests(small_dataset)
     report = audit(small_dataset, privacy_sample=None)
     assert [finding.line() for finding in report.findings] == []
-    assert result_lines(report)[0] == "verdict: no finding"
+    assert result_lines(report)[0] == "verdict: no findings"
     value = to_dict(report)
     assert json.loads(to_json(report)) == value
     assert from_json(to_json(report), "audit.json") == report
@@ -79,9 +79,9 @@ def test_only_the_sample_is_searched_and_nothing_is_called_clean(small_dataset: 
     report = audit(small_dataset, privacy_sample=2)
     assert report.privacy.images_checked == 2
     text = "\n".join(result_lines(report))
-    assert "privacy      no finding; 2 of 6 images searched" in text
-    assert "0 faces found by mtcnn at score 0.7 or over in 0 of 2 images" in text
-    assert "0 plates found by clp at score 0.5 or over in 0 of 2 images" in text
+    assert "privacy      no findings; 2 of 6 images searched" in text
+    assert "0 faces found by mtcnn at score 0.7 or above in 0 of 2 images" in text
+    assert "0 plates found by clp at score 0.5 or above in 0 of 2 images" in text
     assert "clean" not in text
     assert "no image was searched" in "\n".join(result_lines(audit(small_dataset)))
 
@@ -101,7 +101,7 @@ def test_what_is_found_is_shown_and_redacted_and_then_found_no_more(dataset: Pat
     assert (found.id, found.shard, found.kind, found.detector) == (4, 1, "face", "mtcnn")
     assert (report.privacy.detectors[0].found, report.privacy.detectors[0].images) == (1, 1)
     assert from_json(to_json(report), "audit.json") == report
-    assert "1 face found by mtcnn at score 0.7 or over in 1 of 6 images" in "\n".join(result_lines(report))
+    assert "1 face found by mtcnn at score 0.7 or above in 1 of 6 images" in "\n".join(result_lines(report))
 
     (path,) = pictures.iterdir()
     assert path.name == "sa_4_1_face.jpg"
@@ -132,7 +132,7 @@ def test_a_damaged_shard_is_left_out_of_what_its_files_would_say(dataset: Path) 
     assert report.licenses.by_license[0].images == 3
     assert from_json(to_json(report), "audit.json") == report
     assert any(
-        "not in statistics and attributions" in line and line.endswith("shards 1") for line in result_lines(report)
+        "left out of statistics and attributions" in line and line.endswith(": 1") for line in result_lines(report)
     )
 
 
@@ -199,10 +199,10 @@ def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(small_da
     assert report.statistics.masks == audit(small_dataset).statistics.masks
     assert from_json(to_json(report), "audit.json") == report
     lines = result_lines(report)
-    assert lines[0].startswith("verdict: nothing was looked at for faces and plates (6 of 6 images (--privacy-sample ")
-    assert any(line.startswith("integrity    no finding; measured 6 images and ") for line in lines)
-    assert "not looked at: licenses and privacy, since segmint did not write this" in lines
-    with pytest.raises(UsageError, match="leave out --regions"):
+    assert lines[0].startswith("verdict: no image was searched for faces and plates (6 of 6 images (--privacy-sample ")
+    assert any(line.startswith("integrity    no findings; measured 6 images and ") for line in lines)
+    assert "not checked: licenses and privacy, because segmint didn't write this" in lines
+    with pytest.raises(UsageError, match="Remove --regions"):
         audit(folder, regions=location_of(tmp_path / "regions.jsonl"))
 
     jpeg = (folder / "sa_6.jpg").read_bytes()
@@ -262,7 +262,7 @@ def test_a_build_without_detectors_is_told(dataset: Path) -> None:
     change_manifest(dataset, config=config, config_sha256=config_sha256(config))
     report = audit(dataset, None)
     assert report.findings.total == 0
-    assert "the build had no detectors, and nothing was searched" in "\n".join(result_lines(report))
+    assert "not searched: the build used no detectors" in "\n".join(result_lines(report))
 
 
 @pytest.mark.s3

@@ -250,7 +250,7 @@ def test_a_node_that_does_not_see_the_dataset_is_no_finding(
         AuditShards(replace(task, dataset=location_of(tmp_path / "elsewhere"))), plan_of(small_dataset)
     )
     assert isinstance(error, UsageError)
-    assert "must lie where all nodes see it" in str(error)
+    assert "where all nodes can read it" in str(error)
 
 
 class WithoutPickle(Exception):

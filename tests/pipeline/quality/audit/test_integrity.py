@@ -66,7 +66,7 @@ def test_files_of_a_writer_at_work_are_told(dataset: Path) -> None:
     report = audit_integrity(location_of(dataset))
     assert report.findings.total == 0
     assert len(report.recent_unnamed) == 4
-    assert any("4 files that no commit names, of a writer" in line for line in result_lines(report))
+    assert any("4 files that no commit names, from a running or killed writer" in line for line in result_lines(report))
     # However old: the next writer of the same bytes names them again.
     assert (audit(dataset).findings.total, audit(dataset).recent_unnamed) == (0, report.recent_unnamed)
 
@@ -87,7 +87,7 @@ def test_a_large_dataset_without_ray_is_audited_in_threads_and_a_line_says_so(
     monkeypatch.setattr(integrity, "find_spec", lambda _: None)
     assert audit_integrity(location_of(small_dataset), now=LATER, ray_from=expected.checked.masks) == expected
     (line,) = capsys.readouterr().err.splitlines()
-    assert "a large dataset is audited in threads: Ray is not installed" in line
+    assert "Ray isn't installed, so this large dataset is audited in threads" in line
     assert "pip install 'segmint[build]'" in line
 
 

@@ -174,7 +174,7 @@ def counts_that_do_not_add_up(dataset: Path) -> None:
     change_commit(dataset, 1, counts={**CommittedShard(dataset, 1).commit.counts, "images": 4})
 
 
-@damage(Code.BAD_COUNTS, "commits/000000.g1.json", "1 rejected in all reasons together")
+@damage(Code.BAD_COUNTS, "commits/000000.g1.json", "1 rejected rows, summed over all reasons")
 def reasons_that_do_not_add_up(dataset: Path) -> None:
     change_commit(dataset, 0, counts={**CommittedShard(dataset, 0).commit.counts, "rejected:timed_out": 1})
 
@@ -527,7 +527,7 @@ def exif() -> bytes:
 
 
 registered("torn", member(0, lambda data: data[:-50]), Code.BAD_JPEG, TAR, "sa_4.jpg", "ends before the picture does")
-registered("half", member(0, lambda d: d[: len(d) // 2] + d[-2:]), Code.BAD_JPEG, TAR, "sa_4.jpg", "decodes to its end")
+registered("half", member(0, lambda d: d[: len(d) // 2] + d[-2:]), Code.BAD_JPEG, TAR, "sa_4.jpg", "decodes completely")
 registered("text", member(0, lambda _: b"a text"), Code.BAD_JPEG, TAR, "sa_4.jpg", "begin")
 registered("smaller", member(0, reencoded((120, 90))), Code.JPEG_SIZE, TAR, "240 x 180", "found 120 x 90")
 METADATA = Code.JPEG_METADATA
@@ -670,8 +670,8 @@ def test_a_fault_is_found_and_named_once_and_nothing_beside_it(
     assert finding.mask == (int(finding.where.split()[1]) if finding.where.startswith("mask ") else None)
     assert f"  {line}" in result_lines(report)
     verdict = result_lines(report)[0]
-    assert verdict.startswith("verdict: nothing was looked at for faces and plates (")
-    assert verdict.endswith(f"; 1 finding (1 in {AREAS.get(code, 'integrity')}) in the rest")
+    assert verdict.startswith("verdict: no image was searched for faces and plates (")
+    assert verdict.endswith(f"; 1 finding (1 in {AREAS.get(code, 'integrity')}) otherwise")
 
 
 RAW = [

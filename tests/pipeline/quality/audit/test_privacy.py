@@ -146,7 +146,7 @@ def test_the_build_s_detectors_that_are_not_here_are_named_and_the_others_search
     assert gaps == [("detector_not_here", 6, "face"), ("no_detector", 6, "plate"), ("not_sampled", 3, None)]
     assert "SHA-256 0000" in report.unsearched[0].detail
     assert verdict(report).endswith(
-        "; not looked at: faces by the build's detector (not available here), plates (no detector), 3 of 6 images "
+        "; not searched: faces by the build's detector (not available here), plates (no detector), 3 of 6 images "
         "(not in the sample)"
     )
 
@@ -161,7 +161,7 @@ def test_a_detector_that_fails_on_an_image_is_named_and_the_others_go_on(dataset
     (gap,) = report.unsearched
     assert (gap.reason, gap.images, gap.kind, gap.detector) == ("detector_failed", 6, "plate", "failing.pt")
     assert "only squares" in gap.detail
-    assert verdict(report).endswith("; not looked at: plates by failing.pt in 6 of 6 images (it failed)")
+    assert verdict(report).endswith("; not searched: plates by failing.pt in 6 of 6 images (it failed)")
 
 
 def without_detectors(dataset: Path) -> None:
@@ -174,28 +174,27 @@ def test_all_detectors_failing_is_nothing_looked_at(dataset: Path, tmp_path: Pat
     failing = saved(FailingDetector(), tmp_path / "failing.pt")
     report = audit(dataset, detectors=given(("plate", failing)))
     assert (report.findings.total, report.privacy.images_checked, report.nothing_looked_at) == (0, 0, True)
-    assert verdict(report).startswith("verdict: nothing was looked at for faces and plates (faces (no detector), ")
+    assert verdict(report).startswith("verdict: no image was searched for faces and plates (faces (no detector), ")
 
 
 def test_none_searched_is_never_no_finding(dataset: Path, small_dataset: Path, tmp_path: Path) -> None:
     skipped = audit(small_dataset, 0)
     assert (skipped.findings.total, skipped.nothing_looked_at) == (0, False)
     assert verdict(skipped) == (
-        "verdict: nothing was looked at for faces and plates (6 of 6 images (--privacy-sample 0)); 0 findings in the "
-        "rest"
+        "verdict: no image was searched for faces and plates (6 of 6 images (--privacy-sample 0)); 0 findings otherwise"
     )
     without_detectors(dataset)
     report = audit(dataset)
     assert (report.findings.total, report.nothing_looked_at, report.privacy.images_checked) == (0, True, 0)
     assert verdict(report) == (
-        "verdict: nothing was looked at for faces and plates (faces (no detector), plates (no detector)); 0 findings "
-        "in the rest"
+        "verdict: no image was searched for faces and plates (faces (no detector), plates (no detector)); 0 findings "
+        "otherwise"
     )
     foreign = audit(loosen(small_dataset, tmp_path / "loose"))
     assert (foreign.findings.total, foreign.nothing_looked_at) == (0, True)
     assert verdict(foreign) == (
-        "verdict: nothing was looked at for faces and plates (6 of 6 images (segmint did not write them)); 0 findings "
-        "in the rest"
+        "verdict: no image was searched for faces and plates (6 of 6 images (not written by segmint)); 0 findings "
+        "otherwise"
     )
 
 
@@ -204,14 +203,14 @@ def test_images_that_cannot_be_read_are_named(dataset: Path) -> None:
     report = audit(dataset, sample=0)
     assert report.findings.counts == {Code.BAD_JPEG: 1}
     assert report.unsearched == (UnsearchedImages("unreadable", 1, 6),)
-    assert verdict(report).endswith("; not looked at: 1 of 6 images (could not be read)")
+    assert verdict(report).endswith("; not searched: 1 of 6 images (couldn't be read)")
 
 
 @pytest.mark.parametrize(
     ("change", "sample", "message"),
     [
-        (lambda dataset: None, 0, "--privacy-sample 0 do not go together: nothing would be looked at"),
-        (lambda dataset: reconfigure(dataset, release={"format": "annotations"}), 20, "annotations only"),
+        (lambda dataset: None, 0, "can't be used with --privacy-sample 0, which searches no images"),
+        (lambda dataset: reconfigure(dataset, release={"format": "annotations"}), 20, "only annotations"),
     ],
 )
 def test_a_detector_that_would_look_at_nothing_is_refused(
@@ -234,12 +233,18 @@ def test_a_wrong_file_is_refused_before_anything_is_looked_at(
     credits = location_of(tmp_path / "credits.csv")
     for wrong, message in (
         ({"detectors": given(("face", other))}, "failed on a blank image"),
-        ({"detectors": given(("face", "mtcnn")), "attributions": credits}, "leave out --attributions; with --detector"),
-        ({"regions": location_of(tmp_path / "regions.jsonl")}, "leave out --regions; with --detector"),
+        (
+            {"detectors": given(("face", "mtcnn")), "attributions": credits},
+            "Remove --attributions; --regions and --pictures need --detector",
+        ),
+        (
+            {"regions": location_of(tmp_path / "regions.jsonl")},
+            "Remove --regions; --regions and --pictures need --detector",
+        ),
     ):
         with pytest.raises(UsageError, match=message):
             audit(loose, **wrong)
-    with pytest.raises(UsageError, match="--privacy-sample 0 do not go together"):
+    with pytest.raises(UsageError, match="can't be used with --privacy-sample 0"):
         audit(loose, 0, detectors=given(("face", "mtcnn")))
 
 
@@ -264,6 +269,6 @@ def test_detectors_search_data_that_segmint_did_not_write(small_dataset: Path, t
     assert (report.privacy.images_checked, report.privacy.found_total) == (6, 1)
     faces = UnsearchedImages("no_detector", 6, 6, "face")
     assert report.unsearched == (faces,)
-    assert verdict(report).endswith("; not looked at: faces (no detector)")
+    assert verdict(report).endswith("; not searched: faces (no detector)")
     some = audit(loose, 1, detectors=detectors)
     assert (some.privacy.images_checked, some.unsearched) == (1, (faces, UnsearchedImages("not_sampled", 5, 6)))

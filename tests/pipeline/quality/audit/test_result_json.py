@@ -98,7 +98,7 @@ def test_keys_stay_where_they_are() -> None:
     ("changes", "message"),
     [
         ({"scope": "some"}, "is not an audit: scope: "),
-        ({"findings": [{}]}, "do not name their image"),
+        ({"findings": [{}]}, "without their image"),
         ({"findings": 3}, "is not a list of objects"),
         ({"findings_by_code": {"no_such_code": 1}}, "is not an audit: findings.counts.no_such_code"),
         ({"statistics": {"images": 1}}, "is not an audit: statistics.masks: Field required"),

@@ -33,7 +33,7 @@ def test_it_says_what_was_audited_and_by_what(evidence_folder: Path) -> None:
 
 def test_the_page_says_it_to_people(evidence_folder: Path) -> None:
     page = parse_page((evidence_folder / "index.html").read_text())
-    verdict = "nothing was looked at for faces and plates (6 of 6 images (--privacy-sample 0)); 0 findings in the rest"
+    verdict = "no image was searched for faces and plates (6 of 6 images (--privacy-sample 0)); 0 findings otherwise"
     assert verdict in page.text
     assert "6 of 6 images: skipped" in page.text
     assert "4 of 6 JPEGs and 15 of 19 masks decoded to pixels" in page.text
@@ -43,7 +43,7 @@ def test_the_page_says_it_to_people(evidence_folder: Path) -> None:
 
 def test_only_an_empty_folder_outside_of_the_dataset_is_taken(evidence_folder: Path, tmp_path: Path) -> None:
     dataset = location_of(evidence_folder.parent / "dataset")
-    with pytest.raises(UsageError, match="has files already"):
+    with pytest.raises(UsageError, match="already contains files"):
         check_target(dataset, location_of(evidence_folder))
     with pytest.raises(UsageError, match="is inside the dataset"):
         check_target(dataset, dataset / "evidence")
@@ -56,7 +56,7 @@ def test_a_dataset_that_changed_meanwhile_has_no_evidence(evidence_folder: Path,
     dataset = location_of(evidence_folder.parent / "dataset")
     report = read_audit(location_of(evidence_folder / "audit.json"))
     before = replace(report, version=VersionName("0" * 64, 1))
-    with pytest.raises(UsageError, match="was changed while it was audited"):
+    with pytest.raises(UsageError, match="changed during the audit"):
         write_evidence(dataset, before, QUICK, location_of(tmp_path / "evidence"))
     assert not (tmp_path / "evidence").exists()
 
@@ -65,6 +65,6 @@ def test_of_two_runs_into_one_folder_the_second_writes_nothing(evidence_folder: 
     dataset = location_of(evidence_folder.parent / "dataset")
     report = read_audit(location_of(evidence_folder / "audit.json"))
     (tmp_path / "evidence.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"another run put evidence\.json there"):
+    with pytest.raises(UsageError, match=r"another run wrote evidence\.json there"):
         write_evidence(dataset, report, QUICK, location_of(tmp_path))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("evidence.json", "{}")]

@@ -48,7 +48,7 @@ def test_a_changed_byte_another_key_and_another_dataset_are_problems(
     commit.rename(dataset / "commits/000001.g2.json")
     found = verify_evidence(location_of(evidence_folder), dataset=location_of(dataset))
     assert (found.problems, found.not_covered) == ((f"{commit}: no such file",), ("commits/000001.g2.json",))
-    assert any("grown or was corrected since" in line for line in found.lines())
+    assert any("grew or was corrected since" in line for line in found.lines())
     copy = Path(shutil.copytree(evidence_folder, tmp_path / "copy"))
     (copy / "audit.json").write_bytes((copy / "audit.json").read_bytes()[:-1])
     found = verify_evidence(location_of(copy), dataset=location_of(dataset))

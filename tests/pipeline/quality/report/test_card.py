@@ -67,13 +67,13 @@ def test_it_is_filled_from_the_data(card: str) -> None:
     assert "**The bundled detectors (mtcnn) are for trials**" in processing
     assert "1 face by mtcnn at score 0.9 or over" in processing
     assert (
-        "The weights are of round 1:\n\n- round 1: weights mobile\\_sam (SHA-256 000000000000), trained on "
+        "The weights come from round 1:\n\n- round 1: weights mobile\\_sam (SHA-256 000000000000), trained on "
         '&lt;script&gt;alert("x")&lt;/script&gt; (digest 222222222222) from vit\\_b.\n'
     ) in processing
     gaps = section(card, "Known gaps")
-    assert "2 catalog rows refused, and not in the dataset: not\\_an\\_image: 2." in gaps
+    assert "2 catalog rows rejected and not in the dataset: not\\_an\\_image: 2." in gaps
     assert "1 image without masks." in gaps
-    assert "The audit has 103 findings" in gaps
+    assert "The audit reported 103 findings" in gaps
 
 
 def test_what_the_data_says_cannot_become_markup(card: str) -> None:

@@ -29,11 +29,11 @@ def test_page_json_and_line_have_the_figures_of_both(written: Report, small_data
         assert file["theirs"][key] == theirs[key]
     assert (file["ours"]["images"], file["theirs"]["dataset"]) == (6, str(small_dataset))
     page = parse_page(Path(written.output, "index.html").read_text())
-    assert "Beside small" in page.text
+    assert "Compared with small" in page.text
     assert f"Masks {file['ours']['masks']} {file['theirs']['masks']}" in page.text
     assert "Mask centers of small" in page.text
     assert {element.attributes.get("id") for element in page.all("section")} >= {"masks", "beside"}
-    assert written.lines()[-2].startswith(f"{THIS}: 1.67 masks an image")
+    assert written.lines()[-2].startswith(f"{THIS}: 1.67 masks per image")
 
 
 def test_a_report_is_not_written_into_the_other_dataset(reported: str, dataset: Path, tmp_path: Path) -> None:
@@ -41,6 +41,6 @@ def test_a_report_is_not_written_into_the_other_dataset(reported: str, dataset: 
     audited = location_of(tmp_path / "audit.json")
     with pytest.raises(UsageError, match="inside the dataset"):
         write_report(location_of(reported), location_of(dataset / "pages"), audited, other=location_of(dataset))
-    with pytest.raises(UsageError, match="is no dataset"):
+    with pytest.raises(UsageError, match="is not a dataset"):
         write_report(location_of(reported), location_of(tmp_path / "r"), audited, other=location_of(tmp_path / "no"))
     assert not (tmp_path / "r").exists()

@@ -25,10 +25,10 @@ def test_holes_and_islands_are_beside_the_papers() -> None:
 
     remarks = remarks_of(statistics_of(cleanup=cleanup))
     assert (
-        "Clean-up filled holes in 3 masks (1.5 %; SA-1B: about 4 %), removed islands in 9 masks (4.5 %; SA-1B: "
+        "Cleanup filled holes in 3 masks (1.5 %; SA-1B: about 4 %), removed islands in 9 masks (4.5 %; SA-1B: "
         "about 4 %), and removed 1 mask (0.5 %)."
     ) in remarks
-    assert "3 masks dropped that traced a redacted region (1.5 %)." in remarks
+    assert "3 masks dropped for tracing a redacted region (1.5 %)." in remarks
 
 
 def test_groups_are_beside_the_paper_s_figures_by_name() -> None:

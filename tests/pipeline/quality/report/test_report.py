@@ -44,7 +44,7 @@ def test_the_statistics_are_the_dataset_s(small_dataset: Path, built_report: Pat
         expected = compute_statistics(tables, QUICK.sample).to_dict()
     assert json.loads((built_report / "statistics.json").read_text()) == expected
     text = parse_page((built_report / "index.html").read_text()).text
-    for number in (f"Images {expected['images']:,}", f"Masks {expected['masks']:,}", "Refused rows 2"):
+    for number in (f"Images {expected['images']:,}", f"Masks {expected['masks']:,}", "Rejected rows 2"):
         assert number in text
     assert "No findings" in text
     assert "Privacy not audited" in text
@@ -84,7 +84,7 @@ def test_damage_is_the_verdict_and_the_rest_is_shown(dataset: Path, tmp_path: Pa
     assert report.findings_total == 1
     assert "1 finding" in page.text
     assert "file_size" in page.text
-    assert "Left out of all numbers below: shards 0. Their files are damaged and were not compared." in page.text
+    assert "Excluded from all numbers below: shards 0. Their files are damaged." in page.text
     assert len(page.all("img")) == 4  # of the other shards
     assert json.loads((tmp_path / "report" / "statistics.json").read_text())["images"] == 4
 
@@ -114,7 +114,10 @@ def test_what_the_data_says_cannot_become_markup(report_folder: Path) -> None:
 
 def test_what_people_found_is_on_the_page_and_the_card(report_folder: Path) -> None:
     text = parse_page((report_folder / "index.html").read_text()).text
-    assert "in 6 of 6 images, drawn at random out of 6 of the dataset sha256:" in text
+    assert (
+        "6 of 6 images for regions that detectors missed. The images were drawn at random from 6 of the dataset sha256:"
+        in text
+    )
     assert "face 1 1 59 %" in text
     card = (report_folder / "README.md").read_text()
     assert "face in 1 image (at most 59 % of all), plate in 0 images (at most 40 % of all)" in card
@@ -136,7 +139,7 @@ def test_ratings_by_people_are_on_the_page_and_the_card_without_names(report_fol
 
 def test_a_study_of_another_dataset_is_refused(small_dataset: Path, report_folder: Path) -> None:
     score = location_of(report_folder.parent / "study/score.json")
-    with pytest.raises(UsageError, match="which is no version of"):
+    with pytest.raises(UsageError, match="which is not a version of"):
         write_report(location_of(small_dataset), options=QUICK, study=score)
 
 
@@ -158,7 +161,7 @@ def test_an_audit_of_another_version_is_refused(dataset: Path, tmp_path: Path) -
         write_report(location_of(dataset), location_of(tmp_path / "report"), location_of(audit), QUICK)
     audit.write_text(to_json(replace(report, version=None)))
     written = write_report(location_of(dataset), location_of(tmp_path / "report"), location_of(audit), QUICK)
-    assert written.lines()[0] == (f"note: {audit} does not say which version it is of: audit again")
+    assert written.lines()[0] == (f"note: {audit} doesn't name the version that it checked. Audit again")
     assert written.lines()[-1] == f"dataset digest: sha256:{now[:12]} (version 1)"
     assert f"SHA-256 {now} (version 1)" in parse_page((tmp_path / "report" / "index.html").read_text()).text
     assert f"| Version digest | SHA-256 {now} (version 1) |" in (tmp_path / "report" / "README.md").read_text()
@@ -175,18 +178,18 @@ def redact_first(dataset: Path, folder: Path) -> None:
 def test_data_of_somebody_else(small_dataset: Path, tmp_path: Path) -> None:
     data = loosen(small_dataset, tmp_path / "data")
     before = digests(data)
-    with pytest.raises(UsageError, match="name the report's folder with -o"):
+    with pytest.raises(UsageError, match="pass the report's folder with -o"):
         write_report(location_of(data))
     report = write_report(location_of(data), location_of(tmp_path / "report"), options=QUICK)
     assert digests(data) == before
     assert "croissant.json" not in report.files
     page = parse_page((tmp_path / "report" / "index.html").read_text())
     for unknown in (
-        "It is unknown whether images were refused when this dataset was made.",
+        "It is unknown whether any images were rejected when this dataset was made.",
         "The license of the images is unknown.",
         "It is unknown whether faces and plates were redacted when this dataset was made.",
-        "No image has a country",
-        "Unknown: the data was not written by segmint.",
+        "No images have a country",
+        "Unknown, because segmint did not write this data.",
     ):
         assert unknown in page.text
     assert len(page.all("img")) == 6
@@ -252,7 +255,7 @@ def test_the_statistics_of_an_audit_are_taken_if_they_are_of_these_images(report
         changed = replace(computed, without_masks=12345)
         assert statistics_of(audit_of(statistics=changed), "audit.json", tables, 10) == changed
         other = audit_of(statistics=replace(computed, masks=computed.masks + 1))
-        with pytest.raises(UsageError, match=r"audit.json has 11 masks, .* has 10: audit it again"):
+        with pytest.raises(UsageError, match=r"audit.json counts 11 masks, .* 10. Audit it again"):
             statistics_of(other, "audit.json", tables, 10)
 
 

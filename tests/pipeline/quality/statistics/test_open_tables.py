@@ -196,7 +196,7 @@ def test_a_shard_that_is_not_there_is_empty_and_the_others_stay(small_dataset: P
 def test_where_nothing_stands_that_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither dataset"):
         open_tables(location_of(tmp_path), scratch=tmp_path)
-    with pytest.raises(UsageError, match="check the path"):
+    with pytest.raises(UsageError, match="Check the path"):
         open_tables(location_of(tmp_path / "absent"), scratch=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -115,10 +115,10 @@ def test_killed_anywhere_it_has_no_manifest(small: str, tmp_path: Path) -> None:
 
 def test_what_cannot_be_corrected_is_refused(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "empty"), shards=0)
-    with pytest.raises(UsageError, match="no committed image with masks that a build made"):
+    with pytest.raises(UsageError, match="no committed images with automatic masks"):
         sample_study(location_of(tmp_path / "empty"), 2, 0, location_of(tmp_path / "study"))
     write_dataset(location_of(tmp_path / "bare"), shards=1, with_images=False)
-    with pytest.raises(UsageError, match="annotations without images"):
+    with pytest.raises(UsageError, match="has only annotations"):
         sample_study(location_of(tmp_path / "bare"), 2, 0, location_of(tmp_path / "study"))
 
 
@@ -129,7 +129,7 @@ def test_masks_of_people_are_not_the_models(tmp_path: Path) -> None:
         import_coco(place, write_coco(place, images))
         done = sample_study(place.location, 9, 0, location_of(tmp_path / "study"))
     assert (done.images, done.masks, done.masks_of_people, done.without_masks) == (3, 4, 1, 1)
-    assert "not in it: 1 mask of people" in done.lines()
+    assert "not included: 1 annotated mask" in done.lines()
     manifest = json.loads((tmp_path / "study/manifest.json").read_text())
     ids = {image["id"]: [mask["id"] for mask in image["masks"]] for image in manifest["images"]}
     assert ids == {1: [10_000], 4: [40_000], 5: [50_000, 50_001]}

@@ -158,13 +158,13 @@ def test_no_answer_has_no_score(study: Path, tmp_path: Path) -> None:
     result = score(study, tmp_path / "export.json")
     assert (result.answered, result.mean_iou, result.shares, result.unanswered_masks) == (0, None, [], 12)
     assert result.version is not None
-    assert result.lines()[-2:] == ["no mask came back: there is nothing to score", result.version.line()]
+    assert result.lines()[-2:] == ["no masks came back, so there is nothing to score", result.version.line()]
 
 
 @pytest.mark.parametrize("text", ["", "hello", "[1]", '[{"id": 1}', "{}", '{"images": [], "annotations": 3}', "7"])
 def test_a_file_of_something_else_is_a_plain_error(study: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "corrected.json").write_text(text)
-    with pytest.raises(UsageError, match="cannot be read as corrected masks"):
+    with pytest.raises(UsageError, match="can't be read as corrected masks"):
         score(study, tmp_path / "corrected.json")
 
 

@@ -36,14 +36,12 @@ def test_a_signature_is_made_and_found_right(dataset: Location, tmp_path: Path) 
     assert isinstance(raw, ed25519.Ed25519PublicKey)
     assert signed.key_id == key_id(raw)
     assert signed.file == f"versions/1.{signed.key_id}.sig"
-    assert signed.lines()[0] == f"signed with the key {signed.key_id}: {signed.file}"
+    assert signed.lines()[0] == f"signed with key {signed.key_id}: {signed.file}"
     found = verify_dataset(dataset, key=public)
     assert (found.problems, found.signed_by, found.checked_key) == ((), (signed.key_id,), signed.key_id)
     unchecked = verify_dataset(dataset)
     assert (unchecked.problems, unchecked.checked_key) == ((), None)
-    assert unchecked.notes == (
-        f"signed by the keys {signed.key_id}, which were not checked: name a public key with --key",
-    )
+    assert unchecked.notes == (f"signed by the keys {signed.key_id}, not checked: pass a public key with --key",)
     assert sign_version(dataset, private) == signed, "signing again changes nothing"
 
 
@@ -64,10 +62,10 @@ def test_openssl_checks_a_signature(dataset: Location, tmp_path: Path) -> None:
 def test_missing_unknown_and_wrong_signatures_are_problems(dataset: Location, tmp_path: Path) -> None:
     (private, public), (other, other_public) = write_keys(tmp_path, "key"), write_keys(tmp_path, "other")
     (problem,) = verify_dataset(dataset, key=public).problems
-    assert problem.endswith(" did not sign version 1; nobody signed it")
+    assert problem.endswith(" didn't sign version 1; it is not signed")
     signed = sign_version(dataset, private)
     (problem,) = verify_dataset(dataset, key=other_public).problems
-    assert problem.endswith(f"did not sign version 1; only the keys {signed.key_id} signed it")
+    assert problem.endswith(f"didn't sign version 1; only the keys {signed.key_id} signed it")
 
     signature = dataset / signed.file
     data = signature.read()
@@ -76,7 +74,7 @@ def test_missing_unknown_and_wrong_signatures_are_problems(dataset: Location, tm
         signature.put(wrong)
         (problem,) = verify_dataset(dataset, key=public).problems
         assert problem.startswith(f"{signed.file}: not the signature of sha256:")
-    with pytest.raises(UsageError, match="is another signature, which this key did not make"):
+    with pytest.raises(UsageError, match="is another signature, not made with this key"):
         sign_version(dataset, private)
 
 
@@ -84,11 +82,11 @@ def test_a_signature_is_of_one_version_alone(dataset: Location, tmp_path: Path) 
     private, public = write_keys(tmp_path, "key")
     signed = sign_version(dataset, private)
     write(DatasetPath(dataset.uri), 1, variant=2, generation=2)
-    with pytest.raises(UsageError, match="is not what its version 1 says: its digest is now sha256:"):
+    with pytest.raises(UsageError, match="differs from its version 1: its digest is sha256:"):
         sign_version(dataset, private)
     write_shards_index(dataset, "protocol")
     put_version(dataset, "retry")
-    assert "did not sign version 2" in verify_dataset(dataset, key=public).problems[0]
+    assert "didn't sign version 2" in verify_dataset(dataset, key=public).problems[0]
     (dataset / f"versions/2.{signed.key_id}.sig").put((dataset / signed.file).read())
     assert "not the signature of sha256:" in verify_dataset(dataset, key=public).problems[0]
     (dataset / f"versions/2.{signed.key_id}.sig").delete()
@@ -101,7 +99,7 @@ def test_an_encrypted_key_asks_for_its_passphrase(dataset: Location, tmp_path: P
     private, public = write_keys(tmp_path, "key", passphrase=b"open sesame")
     with pytest.raises(UsageError, match="is encrypted"):
         sign_version(dataset, private)
-    with pytest.raises(UsageError, match="is not a private key in PEM form"):
+    with pytest.raises(UsageError, match="is not a private key in PEM format"):
         sign_version(dataset, private, ask=lambda: "open barley")
     sign_version(dataset, private, ask=lambda: "open sesame")
     assert verify_dataset(dataset, key=public).problems == ()
@@ -113,17 +111,17 @@ def test_other_keys_are_refused(dataset: Location, tmp_path: Path) -> None:
     junk = location_of(tmp_path / "junk.pem")
     junk.put(b"\xff not a key")
     for key, message in [
-        (rsa_private, r"is a \w*RSAPrivateKey: expected an Ed25519 key; make a pair by: openssl genpkey"),
-        (public, "is not a private key in PEM form"),
-        (junk, "is not a private key in PEM form"),
+        (rsa_private, r"is a \w*RSAPrivateKey: expected an Ed25519 key. Create a pair with: openssl genpkey"),
+        (public, "is not a private key in PEM format"),
+        (junk, "is not a private key in PEM format"),
         (location_of(tmp_path / "none.pem"), "no such key"),
     ]:
         with pytest.raises(UsageError, match=message):
             sign_version(dataset, key)
     for key, message in [
         (rsa_public, r"is a \w*RSAPublicKey: expected an Ed25519 key"),
-        (private, "is a private key: verify with the public one"),
-        (junk, "is not a public key in PEM form"),
+        (private, "is a private key. Verify with the public key"),
+        (junk, "is not a public key in PEM format"),
     ]:
         with pytest.raises(UsageError, match=message):
             verify_dataset(dataset, key=key)
@@ -135,4 +133,4 @@ def test_nothing_is_signed_where_nothing_is_recorded(dataset: Location, tmp_path
     with pytest.raises(UsageError, match="has no recorded version to sign"):
         sign_version(dataset, private)
     (problem,) = verify_dataset(dataset, key=public).problems
-    assert problem.startswith("no version is recorded, so the key ")
+    assert problem.startswith("no version is recorded, so key ")

@@ -102,7 +102,7 @@ def test_what_nobody_recorded_is_a_problem(whole: Location) -> None:
     assert verify_dataset(whole).problems == ()
     earlier = verify_dataset(whole, 1)  # its files are still there
     assert (earlier.problems, earlier.version) == ((), read_version(whole, 1).name)
-    assert earlier.notes == ("version 2 is the latest one; only the files of 1 were read",)
+    assert earlier.notes == ("version 2 is the latest; only version 1 was read",)
     (whole / "commits/000001.g1.json").delete()
     problems = verify_dataset(whole, 1).problems
     assert "version 2 (retry of " in problems[0]
@@ -155,14 +155,14 @@ def test_the_last_version_is_missed_by_its_signature_and_by_takedowns(whole: Loc
     asked = TakedownRequest(ids=("7",))
     put_tombstone(whole, Tombstone(request=asked, reason="asked", when="now", version_before=before, images=(image,)))
     (problem,) = verify_dataset(whole).problems
-    assert problem.startswith("versions/: no version is there, and the takedown of tombstones/")
+    assert problem.startswith("versions/: no version, but the takedown of tombstones/")
 
 
 def test_a_dataset_without_a_version_is_compared_with_its_commits(whole: Location) -> None:
     (whole / "versions/1.json").delete()
     found = verify_dataset(whole)
     assert (found.problems, found.version.number) == ((), None)
-    assert found.notes == ("no version is recorded: the files were compared with the commits, and these with nothing",)
+    assert found.notes == ("no version is recorded: files were checked against the commits, which couldn't be checked",)
     with pytest.raises(UsageError, match="has no version 1: none is recorded"):
         verify_dataset(whole, 1)
     path = next(path for path in paths_of(whole) if path.startswith("masks/"))
@@ -190,7 +190,7 @@ def test_nothing_is_taken_from_summaries(whole: Location, monkeypatch: pytest.Mo
     assert verify_dataset(whole).problems == ()
     sums.write_bytes(sums.read_bytes().replace(b'"images":4', b'"images":3'))
     (problem,) = verify_dataset(whole).problems
-    assert problem == f"summaries/{sums.name}: other sums than those of its commits: delete it"
+    assert problem == f"summaries/{sums.name}: its sums differ from its commits. Delete it"
 
 
 def test_no_dataset(tmp_path: Path) -> None:

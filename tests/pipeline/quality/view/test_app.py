@@ -202,6 +202,6 @@ def test_a_damaged_picture_is_told(small_dataset: Path, tmp_path: Path) -> None:
         for path in ("/images/1.jpg", "/thumbnails/1.jpg"):
             answer = client.get(path)
             assert answer.status_code == 500
-            assert "cannot be read as a tar" in answer.json()["error"]
+            assert "can't be read as a tar" in answer.json()["error"]
         assert client.get("/api/images/1").status_code == 200
         assert client.get("/images/4.jpg").status_code == 200

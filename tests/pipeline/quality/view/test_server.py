@@ -56,7 +56,7 @@ def test_nothing_is_left_behind(small_dataset: Path, tmp_path: Path, monkeypatch
 
 
 def test_no_dataset_and_no_audit_are_told(small_dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no dataset"), open_viewer(location_of(tmp_path)):
+    with pytest.raises(UsageError, match="is not a dataset"), open_viewer(location_of(tmp_path)):
         pass
     absent = location_of(tmp_path / "a")
     with pytest.raises(UsageError, match="a does not exist"), open_viewer(location_of(small_dataset), absent):
@@ -131,7 +131,7 @@ def test_a_picture_that_is_not_beside_its_annotations_is_told(small_dataset: Pat
         assert "no JPEG next to" in answer.json()["error"]
         answer = client.get("/thumbnails/4.jpg")
         assert answer.status_code == 404
-        assert "cannot be decoded: 65500 x 65500 is 4,290,250,000 pixels" in answer.json()["error"]
+        assert "can't decode this image: 65500 x 65500 is 4,290,250,000 pixels" in answer.json()["error"]
         assert client.get("/thumbnails/1.jpg").status_code == 200
 
 
@@ -153,7 +153,7 @@ def test_nothing_of_an_image_that_is_taken_down_meanwhile_is_shown(dataset: Path
         for path in paths:
             answer = client.get(path)
             assert answer.status_code == 404, path
-            assert "restart the viewer" in answer.json()["error"]
+            assert "Restart the viewer" in answer.json()["error"]
         rows = {row["id"]: row for row in client.get("/api/images").json()["images"]}
         assert {row["image_id"] for image, row in rows.items() if image < 4} == {None}
         assert rows[4]["image_id"] == "image-3"

@@ -132,7 +132,7 @@ def test_who_asks_too_early_is_told_so_and_it_is_made_once(
     monkeypatch.setattr(recorder, "embed", slowly)
     with embeddings(recorder, decoder, 3, patience_s=0.05) as slow:
         for _ in range(3):
-            with pytest.raises(NotReadyError, match="still looking"):
+            with pytest.raises(NotReadyError, match="still embedding"):
                 slow.get(read(3))
         lets.set()
         for _ in range(500):

@@ -116,7 +116,7 @@ def test_a_detectors_file_finds_objects_and_objects_in_them(tmp_path: Path) -> N
 def test_a_file_that_is_no_detector_is_refused_at_the_start(tmp_path: Path) -> None:
     path = tmp_path / "objects.pt"
     path.write_bytes(b"no module")
-    with pytest.raises(UsageError, match=r"^--prefill: .*objects\.pt cannot be loaded as TorchScript: "):
+    with pytest.raises(UsageError, match=r"^--prefill: .*objects\.pt can't be loaded as TorchScript: "):
         ObjectFinder(path)
     torch.jit.script(nn.Identity()).save(path)
     with pytest.raises(UsageError, match=r"^--prefill: .*objects\.pt failed on a blank image\. Expected a TorchScript"):

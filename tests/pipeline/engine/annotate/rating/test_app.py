@@ -119,7 +119,7 @@ def test_a_save_that_is_tried_again_is_one_and_another_windows_is_said(dataset: 
         assert rate(ann, shown, 6) == rate(ann, shown, 6)  # the first answer was lost on the way
         lost = other.put(f"/api/rate/{shown['item']}/1", json={"score": 2, "seconds": 1.0})
         assert lost.status_code == 409
-        assert lost.json() == {"error": "another rating of this mask was saved before", "score": 6}
+        assert lost.json() == {"error": "another rating of this mask was saved first", "score": 6}
         assert other.post("/api/rate/next").json()["item"] == 1  # it has learned of it
     assert [each.score for each in saved(dataset).values()] == [6]
 
@@ -127,13 +127,13 @@ def test_a_save_that_is_tried_again_is_one_and_another_windows_is_said(dataset: 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({"score": 11, "seconds": 1.0}, "a rating has a score from 1 to 10: score: Input should be less"),
-        ({"score": 0, "seconds": 1.0}, "a rating has a score from 1 to 10: score: Input should be greater"),
+        ({"score": 11, "seconds": 1.0}, "expected a score from 1 to 10: score: Input should be less"),
+        ({"score": 0, "seconds": 1.0}, "expected a score from 1 to 10: score: Input should be greater"),
         ({"score": "7", "seconds": 1.0}, "score: Input should be a valid integer"),
         ({"score": 7, "seconds": -1}, "seconds: Input should be greater"),
-        ({"score": 7}, "expected an object with score and seconds, no others"),
-        ({"score": 7, "seconds": 1, "rater": "bo"}, "expected an object with score and seconds, no others"),
-        ([7], "expected an object with score and seconds, no others"),
+        ({"score": 7}, "expected an object with only score and seconds"),
+        ({"score": 7, "seconds": 1, "rater": "bo"}, "expected an object with only score and seconds"),
+        ([7], "expected an object with only score and seconds"),
     ],
 )
 def test_what_is_no_rating_is_refused(dataset: Path, body: Any, said: str) -> None:

@@ -85,13 +85,13 @@ def test_masks_are_rated_by_keys_taken_back_and_found_again(chromium: "Browser",
     page.keyboard.press("7")
     shown(page, 1)
     page.keyboard.press("1")  # and nothing more: a 1
-    expect(page.locator("#notice")).to_have_text("1; with a 0 it is 10.")
+    expect(page.locator("#notice")).to_have_text("1. Press 0 to make it 10.")
     page.clock.run_for(700)
     shown(page, 2)
     expect(page.locator("#notice")).to_have_text("Rated 1.")
     page.keyboard.press("z")
     shown(page, 1)
-    expect(page.locator("#notice")).to_have_text("Taken back.")
+    expect(page.locator("#notice")).to_have_text("Rating undone.")
     expect(page.locator("#rated-count")).to_have_text(f"1 of {MASKS} rated")
     page.keyboard.press("1")
     page.keyboard.press("0")  # 10 of this mask, and nothing of the next one
@@ -107,7 +107,7 @@ def test_masks_are_rated_by_keys_taken_back_and_found_again(chromium: "Browser",
     # A server that does not answer loses nothing: the rating is sent again.
     page.route("**/api/rate/3/1", lambda route: route.abort())
     page.keyboard.press("9")
-    expect(page.locator("#problem")).to_contain_text("The server does not answer")
+    expect(page.locator("#problem")).to_contain_text("The server isn't responding")
     page.unroute("**/api/rate/3/1")
     expect(page.locator("#done-title")).to_have_text("All masks are rated")
     expect(page.locator("#problem")).to_be_hidden()

@@ -35,7 +35,7 @@ def test_a_sample_follows_from_its_seed_and_has_no_tiny_masks(dataset: Path) -> 
         assert draw_sample(tables, SampleOptions(masks=10, seed=1)) != drawn
         everything = draw_sample(tables, SampleOptions(masks=10**6))
         some = draw_sample(tables, SampleOptions(masks=10**6, select="id <= 2"))
-        with pytest.raises(UsageError, match=r"^no mask to rate: none of 576 pixels or more fits --select$"):
+        with pytest.raises(UsageError, match=r"^no masks to rate: none with 576 pixels or more match --select$"):
             draw_sample(tables, SampleOptions(select="id > 1000"))
         with pytest.raises(UsageError, match=r"^--masks 0: expected 1 or more$"):
             draw_sample(tables, SampleOptions(masks=0))

@@ -71,7 +71,7 @@ def test_a_map_of_another_size_costs_its_image_and_masks_are_no_truth(files: Tru
     small = tmp_path / "small"
     small.mkdir()
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(small / "1.png")
-    with pytest.raises(NothingMeasuredError, match="is 9 x 9 pixels, the image 128 x 96"):
+    with pytest.raises(NothingMeasuredError, match="is 9 x 9 pixels, but the image is 128 x 96"):
         evaluate_edges(options(files, files.maps), MEASURE, [str(small)], Storage())
 
 

@@ -54,8 +54,8 @@ def test_without_held_out_masks_there_is_no_verdict(
     assert done.exit_code == (1 if "--require" in option else 0), done.output
     lines = done.stdout.splitlines()
     assert lines[0] == "gate: may new.pth replace old.pth? no independent truth"
-    assert "3 images left out as trained on" in done.stdout
-    assert "what to do: correct or draw masks" in done.stdout
+    assert "3 images excluded because they were trained on" in done.stdout
+    assert "what to do: annotate or correct masks" in done.stdout
     assert lines[-1] == f"written: open {out}/index.html"
     answer = json.loads((out / "evaluation.json").read_bytes())
     assert answer["gate"]["verdict"] == "no independent truth"
@@ -76,9 +76,7 @@ def test_datasets_without_masks_of_people_have_no_verdict(weights_file: Make, tm
     assert done.exit_code == 0, done.output
     gate = json.loads(done.stdout)["gate"]
     assert gate["verdict"] == "no independent truth"
-    assert gate["reasons"][1:] == [
-        f"the guard set {tmp_path / 'guard'} could not decide: it has 0 images, and 10 are needed"
-    ]
+    assert gate["reasons"][1:] == [f"the guard set {tmp_path / 'guard'} can't decide: it has 0 images, but needs 10"]
 
 
 def row_without(ordinal: int, refused: bool) -> dict[str, Any]:
@@ -88,9 +86,9 @@ def row_without(ordinal: int, refused: bool) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gate"], "--gate compares two weights: give --weights twice"),
-        (["--weights", "a", "--weights", "b", "--gate", "--truth", "all"], "leave out --truth all"),
-        (["DATASET", "--weights", "a", "--weights", "b", "--gate"], "is named twice, and its images would count twice"),
+        (["--gate"], "--gate compares two weights. Pass --weights twice"),
+        (["--weights", "a", "--weights", "b", "--gate", "--truth", "all"], "Remove --truth all"),
+        (["DATASET", "--weights", "a", "--weights", "b", "--gate"], "is given twice, so its images would count twice"),
         (["--guard-images", "x"], "--guard-images has no effect without --guard"),
     ],
 )
@@ -115,7 +113,7 @@ def test_only_what_is_held_out_counts(dataset: Path, mobile_sam_path: Path, tmp_
     assert answer["settings"]["clicks"] == [1, 3]
     gate = answer["gate"]
     assert gate["verdict"] == "no difference shown"
-    few = "only 1 image with independent masks: an interval needs 10"
+    few = "only 1 image with independent masks, but an interval needs 10"
     assert gate["reasons"] == [few, "not the defaults: --seed 3"]
     assert (gate["images"][0]["trained"], answer["images"]) == (2, 1)
     assert [each["difference"] for each in gate["independent"]] == [0.0, 0.0, 0.0]
@@ -134,7 +132,7 @@ def test_weights_that_answer_with_no_number_do_not_lose_images(mobile_sam_path: 
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
     assert (answer["images"], answer["skipped"]["count"]) == (1, 1)
-    assert "it counts, with scores of 0 for the second weights" in answer["skipped"]["first"][0]["why"]
+    assert "counted with scores of 0 for the second weights" in answer["skipped"]["first"][0]["why"]
     (compared, *_) = answer["gate"]["independent"]
     assert (compared["images"], compared["second"]) == (1, 0.0)
     assert compared["first"] > 0
@@ -182,9 +180,7 @@ def test_disturbed_weights_are_worse_and_equal_ones_no_different(tmp_path: Path,
     gate = json.loads(done.stdout)["gate"]
     assert gate["verdict"] == "no difference shown"
     assert [each["interval"] for each in gate["independent"]] == [[0.0, 0.0]] * 3
-    assert gate["reasons"][1:] == [
-        f"the guard set {tmp_path / 'maps'} could not decide: it has 1 image, and 10 are needed"
-    ]
+    assert gate["reasons"][1:] == [f"the guard set {tmp_path / 'maps'} can't decide: it has 1 image, but needs 10"]
     assert [each["second"] > 0.5 for each in gate["guards"][0]["compared"]] == [True, True, True]
     assert gate["guard_images"][0]["why"].startswith("a file: ")
 

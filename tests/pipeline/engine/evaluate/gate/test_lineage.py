@@ -65,13 +65,13 @@ def test_weights_without_their_record_are_unknown(weights_file: Make) -> None:
     for file in (alone, other):
         lineage = find(file)
         assert (lineage.known, lineage.rounds) == (False, ())
-        assert "no training.json of theirs is beside them" in lineage.line()
+        assert "there's no training.json for these weights next to them" in lineage.line()
 
 
 def test_a_damaged_record_is_an_error(weights_file: Make) -> None:
     file = weights_file("b")
     (file.parent / TRAINING).write_text('{"weights": 7}')
-    with pytest.raises(UsageError, match=r"training\.json is not what segmint train writes"):
+    with pytest.raises(UsageError, match=r"training\.json was not written by segmint train"):
         find(file)
 
 
@@ -100,7 +100,7 @@ def test_a_lineage_that_begins_with_weights_of_others_is_not_known(weights_file:
     lineage = find(file)
     assert (lineage.known, lineage.share, lineage.unexplained) == (False, 0.1, {"5" * 64})
     assert lineage.ancestors == {"5" * 64, lineage.weights.sha256}
-    assert "with 10 % held out; what p.pth was trained on before is not known" in lineage.line()
+    assert "with 10 % held out; what p.pth was trained on earlier is unknown" in lineage.line()
 
 
 SHARE = 0.5
@@ -146,7 +146,7 @@ def test_the_rule_of_training_holds_for_a_dataset_of_the_lineage(
     assert 0 < len(held) < 6
     assert found.ids == held
     assert found.trained == set(range(1, 7)) - held
-    assert found.why == "b.pth trained on it: images of its held-out 50 % remain"
+    assert found.why == "b.pth trained on it: its held-out 50 % remains"
 
 
 def test_the_smallest_share_of_both_weights_holds(dataset: Path, weights_file: Make) -> None:
@@ -173,7 +173,7 @@ def test_a_note_tells_of_weights_without_their_record(tmp_path: Path, weights_fi
     note_output(location_of(path), "train", location_of(file.parent), {file.name: unknown.weights.sha256})
     found = untrained(path, unknown)
     assert (found.ids, found.trained) == (frozenset(), {1, 2, 3})
-    assert found.why == "b.pth trained on it: no share of it was held out"
+    assert found.why == "b.pth trained on it: nothing was held out"
 
 
 def test_a_copy_in_another_dataset_was_trained_on_too(tmp_path: Path, dataset: Path, weights_file: Make) -> None:
@@ -187,7 +187,7 @@ def test_a_copy_in_another_dataset_was_trained_on_too(tmp_path: Path, dataset: P
     held = held_by_hash(6, SHARE)
     assert found[str(dataset)].ids == held
     assert found[str(copy)].ids == held & {1, 2, 3}
-    assert found[str(copy)].why == "in no lineage: images that show none of those trained on count as held out"
+    assert found[str(copy)].why == "in no lineage: images that aren't near-duplicates of trained ones count as held out"
 
 
 def test_a_dataset_of_a_round_that_is_not_named_leaves_no_image(
@@ -201,10 +201,10 @@ def test_a_dataset_of_a_round_that_is_not_named_leaves_no_image(
     trained = lineage(weights_file("b"), (tuple(named), SHARE))
     found = untrained(dataset, trained)
     assert (found.ids, found.trained) == (frozenset(), set(range(1, 7)))
-    assert found.why.startswith("b.pth trained on it together with other, not named here: ")
+    assert found.why.startswith("b.pth trained on it together with other, not given here. ")
     both = untrained_images([str(dataset), str(copy)], [trained], Storage())
     assert both[str(dataset)].ids == frozenset()  # every image has a copy that was trained on
-    assert both[str(dataset)].why == "b.pth trained on it: images of its held-out 50 % remain"
+    assert both[str(dataset)].why == "b.pth trained on it: its held-out 50 % remains"
 
 
 def resaved(ordinal: int, refused: bool) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def test_a_shard_that_cannot_be_read_is_an_error_where_it_was_trained_on(tmp_pat
     other = lineage(weights_file("c"), (TrainingDatasetRef(name="other", digest="1" * 64), SHARE))
     tar = next((path / "shards").glob("sa_000001*"))
     tar.write_bytes(tar.read_bytes()[:3000])
-    with pytest.raises(DamagedDatasetError, match=r"was trained on and has shards that cannot be read.*shard 1: "):
+    with pytest.raises(DamagedDatasetError, match=r"was trained on, but has unreadable shards.*shard 1: "):
         untrained(path, trained)
     found = untrained(path, other)
     assert found.ids is None

@@ -32,7 +32,7 @@ def judgment(gain: float | None = 0.05, guard: float = 0.0, **changes: Any) -> G
     verdict, reasons = decide(independent, guards)
     lineages = Lineage(OLD, True), Lineage(NEW, True, (TRAINED,), 0.1)
     values = {
-        "truths": (JudgedImages("street", 12, "new.pth trained on it: images of its held-out 10 % remain"),),
+        "truths": (JudgedImages("street", 12, "new.pth trained on it: its held-out 10 % remains"),),
         "independent": independent,
         "guards": guards,
         "guard_images": (JudgedImages("photos", 0, "in no lineage: all images count as held out"),),
@@ -48,14 +48,14 @@ def subject() -> EvaluationSubject:
 def test_lines_have_the_verdict_its_reason_and_what_was_left_out() -> None:
     assert judgment().lines() == [
         "gate: may new.pth replace mobile_sam? better",
-        "  the mean IoU at one click changes by +5.0 (+4.0 to +6.0): all of the interval is above 0",
+        "  the mean IoU at one click changes by +5.0 (+4.0 to +6.0): the whole interval is above 0",
         "  independent masks, 120 masks of 40 images, one click: +5.0 (+4.0 to +6.0)",
         "  independent masks, 120 masks of 40 images, three clicks: +5.0 (+3.0 to +7.0) (does not decide)",
         "  guard set photos, 120 masks of 40 images, best of three: +0.0 (-0.4 to +0.4)",
         "  guard set photos, 120 masks of 40 images, one click: -30.0 (-40.0 to -20.0) (does not decide)",
         "  mobile_sam: not trained by segmint",
         "  new.pth: trained on street, with 10 % held out",
-        "  street: new.pth trained on it: images of its held-out 10 % remain; 12 images left out as trained on",
+        "  street: new.pth trained on it: its held-out 10 % remains; 12 images excluded because they were trained on",
         "  guard set photos: in no lineage: all images count as held out",
     ]
 
@@ -64,9 +64,9 @@ def test_a_guard_set_that_is_worse_comes_first() -> None:
     found = judgment(guard=-0.02)
     assert found.lines()[:3] == [
         "gate: may new.pth replace mobile_sam? worse",
-        "  on the guard set photos the mean IoU (best of three) changes by -2.0 (-2.4 to -1.6): all of the interval is "
+        "  on the guard set photos, the mean IoU (best of three) changes by -2.0 (-2.4 to -1.6): the whole interval is "
         "below -1.0",
-        "  the mean IoU at one click changes by +5.0 (+4.0 to +6.0): all of the interval is above 0",
+        "  the mean IoU at one click changes by +5.0 (+4.0 to +6.0): the whole interval is above 0",
     ]
     assert found.to_dict()["guards"][0]["worse"] == ["oracle_1"]
 
@@ -125,5 +125,5 @@ def test_a_guard_set_that_could_not_be_judged_does_not_pass() -> None:
     skipped = (SkippedTruth("photos", "sa_1.jpg", "it is gone"),)
     found = judgment(guards=(GuardComparison("photos", ()),), guard_skipped=skipped)
     assert (found.verdict, found.passes) == (GateVerdict.BETTER, False)
-    assert "  guard set, left out: photos: sa_1.jpg: it is gone" in found.lines()
+    assert "  guard set, skipped: photos: sa_1.jpg: it is gone" in found.lines()
     assert found.to_dict()["guard_skipped"]["count"] == 1

@@ -174,13 +174,13 @@ def test_too_few_images_show_nothing() -> None:
     verdict, reasons = decide(compared, [])
     assert verdict is GateVerdict.NO_DIFFERENCE
     assert [each.interval for each in compared] == [None] * len(MEASURES)
-    assert reasons == ("only 9 images with independent masks: an interval needs 10",)
+    assert reasons == ("only 9 images with independent masks, but an interval needs 10",)
 
 
 def test_without_truth_there_is_no_verdict() -> None:
     verdict, reasons = decide(compare(scores_of(np.zeros((0, len(MEASURES)))), 0), [])
     assert verdict is GateVerdict.NO_TRUTH
-    assert reasons == ("no independent mask of a held-out image could be measured",)
+    assert reasons == ("no independent masks of held-out images could be measured",)
 
 
 def test_a_guard_set_that_gets_worse_decides() -> None:
@@ -206,8 +206,8 @@ def test_a_guard_set_with_too_few_images_says_so() -> None:
     verdict, reasons = decide(compare(scores_of(0.1 + noise(30, 3)), 0), [few, GuardComparison("empty", ())])
     assert verdict is GateVerdict.BETTER
     assert reasons[1:] == (
-        "the guard set photographs could not decide: it has 3 images, and 10 are needed",
-        "the guard set empty could not decide: it has 0 images, and 10 are needed",
+        "the guard set photographs can't decide: it has 3 images, but needs 10",
+        "the guard set empty can't decide: it has 0 images, but needs 10",
     )
 
 
@@ -216,7 +216,7 @@ def test_a_guard_set_decides_without_truth_too() -> None:
     verdict, reasons = decide((), [guard])
     assert verdict is GateVerdict.WORSE
     assert reasons[0] == (
-        "on the guard set photographs the mean IoU (best of three) changes by -2.0 (-2.0 to -2.0): all of the interval "
+        "on the guard set photographs, the mean IoU (best of three) changes by -2.0 (-2.0 to -2.0): the whole interval "
         "is below -1.0"
     )
 
@@ -225,7 +225,7 @@ def test_masks_that_favor_the_first_weights_do_not_make_the_second_worse() -> No
     with_them, alone = (compare(scores_of(change + noise(30, 3)), 0) for change in (-0.1, 0.0))
     verdict, reasons = decide(with_them, [], alone)
     assert verdict is GateVerdict.NO_DIFFERENCE
-    assert reasons[0].endswith("but not over the masks alone that do not favor the first weights")
+    assert reasons[0].endswith("but not without the masks that favor the first weights")
     assert decide(with_them, [], with_them)[0] is GateVerdict.WORSE
     assert decide(with_them, [], ())[0] is GateVerdict.NO_DIFFERENCE
     assert decide(compare(scores_of(0.1 + noise(30, 3)), 0), [], ())[0] is GateVerdict.BETTER

@@ -55,7 +55,7 @@ def test_a_file_of_another_form_is_an_error(tmp_path: Path, text: str, why: str)
 def test_a_missing_file_and_too_many_groups(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         read(tmp_path / "none.csv")
-    with pytest.raises(UsageError, match="no mask that was evaluated has a value of country"):
+    with pytest.raises(UsageError, match="no evaluated mask has a value for country"):
         check_groups(Groups("country"), set())
     with pytest.raises(UsageError, match="has 51 values, such as 0, 1, 10: expected at most 50"):
         check_groups(Groups("id"), {str(number) for number in range(51)})

@@ -55,7 +55,7 @@ def test_what_cannot_be_used_is_counted_and_named_and_the_rest_is_found(dataset,
     assert (named["empty masks"]["image"], named["empty masks"]["mask"]) == (4, 40_000)
     damaged = [line for line in found.skipped.listed if line["reason"] == "damaged images"]
     assert [(line["image"], line["detail"][:18]) for line in damaged] == [
-        (5, "its JPEG cannot be"),
+        (5, "its JPEG can't be"),
         (6, "its JSON is not in"),
     ]
 
@@ -106,16 +106,14 @@ def test_a_jpeg_over_the_limits_of_time_is_tried_again_by_the_next_run(trainable
 
 
 def test_a_dataset_without_pictures_or_without_masks_is_refused(trainable, tmp_path):
-    with pytest.raises(
-        UsageError, match=r"there is no image with a mask to train on.*24 masks over max_mask_area_ratio"
-    ):
+    with pytest.raises(UsageError, match=r"no images with masks to train on.*24 masks over max_mask_area_ratio"):
         find(tmp_path, trainable, datasets=[{"uri": str(trainable), "masks": "automatic"}], max_mask_area_ratio=0.001)
     write_dataset(location_of(tmp_path / "other"), 1, make_row=row_of, refuse=3)
-    with pytest.raises(UsageError, match="there is no image with a mask"):
+    with pytest.raises(UsageError, match="no images with masks"):
         find(tmp_path, tmp_path / "other")
     change_manifest(tmp_path / "other", config={"release": {"format": "annotations"}})
     with pytest.raises(
-        UsageError, match=r"holds only annotations: training needs a dataset with release\.format: images"
+        UsageError, match=r"has only annotations; training needs a dataset with release\.format: images"
     ):
         find(tmp_path, tmp_path / "other")
     with pytest.raises(UsageError, match="is not a segmint dataset"):

@@ -85,7 +85,7 @@ def test_masks_and_images_that_cannot_be_read_are_left_out_once(trainable, tmp_p
     data[int(found.images.places[2, 0]) + 900] ^= 1
     tar.write_bytes(data)
     assert reader.read(drawn(3, 2)) is None
-    assert skipped.listed[-1]["detail"] == "its JPEG is not the one that was there at the start"
+    assert skipped.listed[-1]["detail"] == "its JPEG changed after the run started"
 
 
 def test_a_store_that_fails_is_not_the_images_fault(trainable, tmp_path):
@@ -107,7 +107,7 @@ def test_images_whose_tar_is_gone_are_left_out(trainable, tmp_path, changed):
     (dataset / found.images.shards[0].tar.path).unlink()
     skipped = SkippedImages()
     assert TrainingImageReader(found.images, 256, 0.9, skipped).read(drawn(1, 0)) is None
-    why = "the tar of its shard is gone" + ", as the dataset was changed while it trained" * changed
+    why = "its shard's tar is gone" + ", because the dataset changed during training" * changed
     assert [line["detail"] for line in skipped.listed] == [why]
 
 

@@ -53,8 +53,8 @@ def test_resources_are_settled_by_the_cluster(keys, cluster, expected):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"workers": 9}, "resources ask for 9 GPUs for 9 workers, and the cluster has 8: lower resources.workers"),
-        ({"workers": 8, "num_cpus": 9}, "resources ask for 72 CPUs for 8 workers, and the cluster has 64: lower"),
+        ({"workers": 9}, "resources ask for 9 GPUs for 9 workers, but the cluster has 8: lower resources.workers"),
+        ({"workers": 8, "num_cpus": 9}, "resources ask for 72 CPUs for 8 workers, but the cluster has 64: lower"),
         ({"workers": 2, "device": "cuda", "gpus_per_worker": 0}, "device is cuda and resources.gpus_per_worker 0"),
         ({"workers": 2, "device": "cpu", "gpus_per_worker": 1}, "device is cpu and resources.gpus_per_worker 1"),
     ],
@@ -67,7 +67,7 @@ def test_what_the_cluster_does_not_have_is_refused(keys, message):
 def test_a_worker_without_an_image_of_a_step_is_refused(tmp_path):
     text = "datasets: [{uri: a}]\noutput: out\nbatch: {images: 2}\nresources: {workers: 3}\n"
     (tmp_path / "t.yaml").write_text(text)
-    with pytest.raises(UsageError, match=r"resources\.workers is 3 for 2 images of a step: expected at most batch"):
+    with pytest.raises(UsageError, match=r"resources\.workers is 3 for 2 images per step: expected at most batch"):
         with_preset(load_train_config(str(tmp_path / "t.yaml")), "mobile_sam")
 
 
@@ -102,7 +102,7 @@ def test_two_workers_go_on_where_one_stopped_and_have_its_losses(ended, tmp_path
     trained = run_train(load_train_config(str(ended.config), keys), printed.append)
     assert [line.split(":")[0] for line in printed if "other_numerics" not in line] == [
         "2 images with 4 masks to train on, 1 image held out",
-        "goes on from the checkpoint of step 1",
+        "resuming from the checkpoint of step 1",
         "step 2/2",
         "held out, after step 2",
     ]
@@ -154,8 +154,8 @@ def test_workers_one_of_which_is_killed_end_with_the_same_weights(ended, tmp_pat
 
     code, printed = trained(config_of(tmp_path, ended, "killed", 2, **LONG), kill, "step 3/")
     assert code == 0, printed
-    assert "all workers start again" in printed
-    assert "goes on from the checkpoint of step" in printed
+    assert "restarting all workers" in printed
+    assert "resuming from the checkpoint of step" in printed
     whole, killed = (json.loads((tmp_path / name / TRAINING).read_bytes()) for name in ("whole", "killed"))
     assert killed == whole
     assert (tmp_path / "killed" / killed["file"]).read_bytes() == (tmp_path / "whole" / whole["file"]).read_bytes()
@@ -171,9 +171,9 @@ def test_a_full_disk_ends_the_run_at_once_with_its_message(ended, tmp_path):
 
     code, printed = trained(config_of(tmp_path, ended, "full", 2, **LONG), fill, "step 1/")
     assert code == 3
-    assert "error: the checkpoint cannot be written to" in printed
+    assert "error: can't write the checkpoint to" in printed
     assert "Traceback" not in printed
-    assert "start again" not in printed
+    assert "restarting" not in printed
 
 
 @pytest.mark.long
@@ -186,7 +186,7 @@ def test_a_bad_shard_ends_the_run_before_a_worker_starts(ended, tmp_path):
     config.write_text(config.read_text().replace(str(ended.dataset), str(dataset)))
     code, printed = trained(config)
     assert code == 3
-    assert "cannot be read, and nothing was trained" in printed
+    assert "can't be read, so nothing was trained" in printed
     assert "Traceback" not in printed
 
 

@@ -48,7 +48,7 @@ def test_the_marks_of_all_answers_for_an_image_count() -> None:
     document["images"][-1] = {**document["images"][0], "id": 7}
     document["annotations"].append({"id": 6, "image_id": 7, "category_id": 2, "bbox": [1, 2, 3, 4]})
     assert [mark.kind for mark in read_coco(document, SIZES).found[12]] == ["face", "plate"]
-    with pytest.raises(ValueError, match="a mark is in an image '1', which the file does not have"):
+    with pytest.raises(ValueError, match="a mark is in image '1', which isn't in the file"):
         read_coco(coco({"id": 5, "image_id": "1", "category_id": 1, "bbox": [1, 2, 3, 4]}), SIZES)
     both = task(12, rectangle())
     both["annotations"].append({"result": [], "was_cancelled": False, "updated_at": "2026-03-02T11:00:00Z"})
@@ -65,7 +65,7 @@ def test_a_box_that_cvat_turned_is_covered() -> None:
     ("annotation", "problem"),
     [
         ({"category_id": 3, "bbox": [1, 1, 5, 5]}, "mark 4: its label is 'dog', expected face, plate, other"),
-        ({"category_id": 1, "bbox": [50, 1, 5, 5]}, "has no pixel of the image"),
+        ({"category_id": 1, "bbox": [50, 1, 5, 5]}, "is outside the image"),
         ({"category_id": 1, "bbox": [1, float("nan"), 5, 5]}, "ValueError"),
         ({"category_id": 1, "bbox": [1, 1, float("inf"), 5]}, "OverflowError"),
         ({"category_id": 1, "bbox": []}, "ValueError"),
@@ -83,7 +83,7 @@ def test_boxes_of_a_picture_of_another_size_are_not_taken() -> None:
     document = coco({"id": 4, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]})
     document["images"][0] |= {"width": 20, "height": 15}
     (problem,) = read_coco(document, SIZES).unreadable
-    assert problem.endswith("drawn in an image of 20 x 15 pixels, released are 40 x 30")
+    assert problem.endswith("drawn in an image of 20 x 15 pixels, but the released one is 40 x 30")
 
 
 def test_label_studio_has_percent_and_what_was_not_submitted_is_no_answer() -> None:
@@ -105,7 +105,7 @@ def test_label_studios_json_min() -> None:
 def test_a_brush_stroke_is_no_box() -> None:
     marks = read_label_studio([task(12, {"id": "b", "type": "brushlabels", "value": {"rle": [1]}})], SIZES)
     assert marks.doubtful == {12}
-    assert "it is of type brushlabels, not a rectangle" in marks.unreadable[0]
+    assert "its type is brushlabels, not a rectangle" in marks.unreadable[0]
 
 
 @pytest.mark.parametrize("text", [b"{}", b"[1]", b"no JSON", b"\xff", b"[" * 9000, b'{"images": [], "categories": 1}'])
@@ -114,5 +114,5 @@ def test_another_file_is_refused(text: bytes, tmp_path: Any) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         read_marks(file, SIZES)
     file.put(text)
-    with pytest.raises(UsageError, match="cannot be read as marks"):
+    with pytest.raises(UsageError, match="can't be read as marks"):
         read_marks(file, SIZES)

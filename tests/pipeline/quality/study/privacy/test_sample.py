@@ -49,8 +49,8 @@ def test_the_label_config_is_one_of_label_studio(tmp_path: Path) -> None:
 
 def test_a_dataset_without_pictures_is_refused(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "empty"), shards=0)
-    with pytest.raises(UsageError, match="no committed image"):
+    with pytest.raises(UsageError, match="no committed images"):
         sample_privacy(location_of(tmp_path / "empty"), 2, 0, location_of(tmp_path / "study"))
     write_dataset(location_of(tmp_path / "bare"), shards=1, with_images=False)
-    with pytest.raises(UsageError, match="annotations without images"):
+    with pytest.raises(UsageError, match="has only annotations"):
         sample_privacy(location_of(tmp_path / "bare"), 2, 0, location_of(tmp_path / "study"))

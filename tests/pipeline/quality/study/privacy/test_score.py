@@ -64,7 +64,7 @@ def test_no_answer_is_no_bound(study: Path) -> None:
     answer(study, [9])
     score = score_privacy(location_of(study))
     assert (score.answered, score.foreign, score.any.at_most) == (0, 1, None)
-    assert "nobody answered for an image: there is no bound" in score.lines()
+    assert "no image was answered, so there is no bound" in score.lines()
 
 
 def test_a_score_is_read_back_and_one_that_was_edited_is_not(study: Path, tmp_path: Path) -> None:
