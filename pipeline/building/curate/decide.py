@@ -163,12 +163,12 @@ def decide(
         alike: dict[int, str] = {}
         for ordinal in np.flatnonzero(found.kept != NONE).tolist():
             kept = int(found.kept[ordinal])
-            how = "same bytes as" if found.exact[ordinal] else "near-duplicate of"
+            how = "has the bytes of" if found.exact[ordinal] else "looks like"
             if opted_out[kept]:
                 if not opted_out[ordinal]:
-                    alike[ordinal] = f"{how} row {kept + 1}, which is opted out"
+                    alike[ordinal] = f"it {how} row {kept + 1}, which is opted out"
             elif config.duplicates.enabled and ordinal not in refused and allowed[kept]:
-                refused[ordinal] = (Reason.DUPLICATE_IMAGE, f"{how} row {kept + 1}, which is kept")
+                refused[ordinal] = (Reason.DUPLICATE_IMAGE, f"it {how} row {kept + 1}, which is kept")
                 copies.setdefault(kept, []).append(ordinal)
         opted_out[list(alike)] = True
         alike |= spread(opted_out, same)
@@ -200,7 +200,7 @@ def _unfit(values: Mapping[str, NDArray[np.float64]], limits: Limits) -> Iterato
     """Yield the rows that exceed a limit, once each for the first such limit, with the value found."""
     seen: set[int] = set()
     for name, (least, most) in limits.items():
-        for limit, sign, words in ((least, 1, "below the minimum"), (most, -1, "above the maximum")):
+        for limit, sign, words in ((least, 1, "under the least"), (most, -1, "over the most")):
             if limit is None:
                 continue
             for ordinal in np.flatnonzero(sign * values[name] < sign * limit).tolist():
@@ -234,7 +234,7 @@ def _joined(own: str | None, others: Sequence[str], kept: int) -> str:
     credits += others[:number]
     if number < len(others):
         left = f"{len(others) - number:,} more"
-        credits.append(f"and {left}, in the catalog's rows that are rejected as duplicates of row {kept + 1}")
+        credits.append(f"and {left}, in the catalog's rows that are refused as copies of row {kept + 1}")
     return "; ".join(credits)
 
 
@@ -303,6 +303,6 @@ def spread(opted_out: NDArray[np.bool_], same: Mapping[str, Firsts]) -> dict[int
             of = lowest[first]
             new = np.flatnonzero((of < rows) & ~opted_out)
             opted_out[new] = True
-            found |= {int(row): f"same {shared} as row {of[row] + 1}, which is opted out" for row in new}
+            found |= {int(row): f"it has the {shared} of row {of[row] + 1}, which is opted out" for row in new}
         if len(found) == before:
             return found

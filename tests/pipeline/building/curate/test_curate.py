@@ -99,13 +99,13 @@ def test_a_planted_catalog_ends_as_planted(
     assert list(rows[0]) == columns.split()
     assert [row["refused_reason"] for row in rows] == [row["expect"] for row in rows]
     assert [row["uri"] for row in rows[:4]] == ["half.jpg", "dog.jpg", "bytes.jpg", "truck.jpg"]
-    assert rows[0]["refused_detail"] == "near-duplicate of row 2, which is kept"
-    assert rows[2]["refused_detail"] == "same bytes as row 2, which is kept"
+    assert rows[0]["refused_detail"] == "it looks like row 2, which is kept"
+    assert rows[2]["refused_detail"] == "it has the bytes of row 2, which is kept"
     assert rows[4]["refused_detail"].startswith("sharpness ")
-    assert rows[10]["refused_detail"] == "near-duplicate of row 4, which is kept", "its license is not allowed"
+    assert rows[10]["refused_detail"] == "it looks like row 4, which is kept", "its license is not allowed"
     forbidden = "the image's metadata forbids training with it: plus:DataMining is DMI-PROHIBITED-AIMLTRAINING"
     assert rows[11]["refused_detail"] == forbidden
-    assert rows[12]["refused_detail"] == "near-duplicate of row 12, which is opted out"
+    assert rows[12]["refused_detail"] == "it looks like row 12, which is opted out"
     assert rows[13]["refused_detail"] == "the catalog says that the rights holder has opted this image out"
     assert rows[8]["refused_detail"] == "by hand"
     assert rows[1]["attribution"] == "Ann; Bo"
@@ -161,13 +161,13 @@ def test_a_planted_catalog_ends_as_planted(
 
 
 def test_a_build_commits_what_the_catalog_refuses(tmp_path: Path) -> None:
-    refused = {"license": "CC0-1.0", "refused_reason": "duplicate_image", "refused_detail": "near-duplicate of row 9"}
+    refused = {"license": "CC0-1.0", "refused_reason": "duplicate_image", "refused_detail": "it looks like row 9"}
     catalog = write_catalog(tmp_path / "c.jsonl", [{"uri": f"{name}.jpg", **refused} for name in "ab"])
     dataset = Path(build_dataset(write_config(tmp_path / "b.yaml", catalog, tmp_path / "dataset")))
     (rejects,) = dataset.glob("rejects/*.parquet")
     rows = pq.read_table(rejects).to_pylist()
     assert {(row["stage"], row["reason"], row["detail"]) for row in rows} == {
-        ("curate", "duplicate_image", "near-duplicate of row 9")
+        ("curate", "duplicate_image", "it looks like row 9")
     }
     assert audit_integrity(location_of(dataset)).findings.counts == {}
 

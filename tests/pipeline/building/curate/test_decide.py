@@ -52,19 +52,19 @@ def decided(folder: Path, tmp_path: Path, *rows: dict[str, Any]) -> dict[int, tu
     return {ordinal: (str(reason), detail) for ordinal, (reason, detail) in decision.refused.items()}
 
 
-SETTLED = {"refused_reason": "duplicate_image", "refused_detail": "near-duplicate of row 1, which is kept"}
+SETTLED = {"refused_reason": "duplicate_image", "refused_detail": "it looks like row 1, which is kept"}
 
 
 @pytest.mark.usefixtures("processes")
 def test_a_settled_copy_that_opts_out_refuses_the_kept_one(folder: Path, tmp_path: Path) -> None:
     rows = {"uri": "large.jpg"}, {"uri": "one.jpg", "opt_out": True, **SETTLED}, {"uri": "other.jpg"}
-    assert decided(folder, tmp_path, *rows) == {0: ("opted_out", "near-duplicate of row 2, which is opted out")}
+    assert decided(folder, tmp_path, *rows) == {0: ("opted_out", "it looks like row 2, which is opted out")}
 
 
 @pytest.mark.usefixtures("processes")
 def test_so_does_one_whose_metadata_forbids_training(folder: Path, tmp_path: Path) -> None:
     rows = {"uri": "large.jpg"}, {"uri": "reserved.jpg", **SETTLED}
-    assert decided(folder, tmp_path, *rows) == {0: ("opted_out", "near-duplicate of row 2, which is opted out")}
+    assert decided(folder, tmp_path, *rows) == {0: ("opted_out", "it looks like row 2, which is opted out")}
 
 
 @pytest.mark.usefixtures("processes")
@@ -76,25 +76,25 @@ def test_a_settled_copy_that_is_read_for_its_opt_out_alone_is_never_kept(folder:
 def test_an_opt_out_goes_along_an_image_id(folder: Path, tmp_path: Path) -> None:
     rows = [{"uri": name, "image_id": "x"} for name in ("other.jpg", "one.jpg", "nowhere.jpg")]
     found = decided(folder, tmp_path, rows[0], {**rows[1], "opt_out": True}, rows[2], {"uri": "large.jpg"})
-    same = ("opted_out", "same image_id as row 2, which is opted out")
+    same = ("opted_out", "it has the image_id of row 2, which is opted out")
     assert found[0] == found[2] == same
-    assert found[3] == ("opted_out", "near-duplicate of row 2, which is opted out")
+    assert found[3] == ("opted_out", "it looks like row 2, which is opted out")
 
 
 @pytest.mark.usefixtures("processes")
 def test_so_does_one_in_the_metadata_of_a_row_with_an_earlier_image_id(folder: Path, tmp_path: Path) -> None:
     rows = {"uri": "other.jpg", "image_id": "x"}, {"uri": "reserved.jpg", "image_id": "x"}, {"uri": "one.jpg"}
     found = decided(folder, tmp_path, *rows)
-    assert found[0] == ("opted_out", "same image_id as row 2, which is opted out")
+    assert found[0] == ("opted_out", "it has the image_id of row 2, which is opted out")
     assert found[1][1].startswith("the image's metadata forbids training with it: plus:DataMining is DMI-PROHIBITED")
-    assert found[2] == ("opted_out", "near-duplicate of row 2, which is opted out")
+    assert found[2] == ("opted_out", "it looks like row 2, which is opted out")
 
 
 @pytest.mark.usefixtures("processes")
 def test_an_opt_out_of_a_picture_that_cannot_be_decoded_counts(folder: Path, tmp_path: Path) -> None:
     found = decided(folder, tmp_path, {"uri": "cut.jpg", "image_id": "x"}, {"uri": "other.jpg", "image_id": "x"})
     assert found[0][1].startswith("the image's metadata forbids training with it: plus:DataMining is DMI-PROHIBITED")
-    assert found[1] == ("opted_out", "same image_id as row 1, which is opted out")
+    assert found[1] == ("opted_out", "it has the image_id of row 1, which is opted out")
 
 
 def test_credits_without_room_are_counted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_credits_without_room_are_counted(folder: Path, tmp_path: Path, monkeypa
         assert _attributions(source, copies) == {0: "A; Bo; Cy"}
         assert _attributions(source, {2: [3, 4]}) == {}
         monkeypatch.setattr("segmint.pipeline.building.curate.decide.MOST_CREDITED", 3)
-        more = "and 1 more, in the catalog's rows that are rejected as duplicates of row 1"
+        more = "and 1 more, in the catalog's rows that are refused as copies of row 1"
         assert _attributions(source, copies) == {0: f"A; Bo; {more}"}
 
 
@@ -127,20 +127,20 @@ def test_an_unread_row_protects_the_bytes_that_the_catalog_gives(folder: Path, t
     gone = {"uri": "nowhere.jpg", "sha256": digest, "opt_out": True}
     found = decided(folder, tmp_path, {"uri": "one.jpg"}, gone, {"uri": "large.jpg"}, {"uri": "other.jpg"})
     assert sorted(found) == [0, 1, 2]
-    assert found[0] == ("opted_out", "same bytes as row 2, which is opted out")
-    assert found[2] == ("opted_out", "near-duplicate of row 1, which is opted out")
+    assert found[0] == ("opted_out", "it has the bytes of row 2, which is opted out")
+    assert found[2] == ("opted_out", "it looks like row 1, which is opted out")
 
 
 @pytest.mark.usefixtures("processes")
 def test_an_unread_row_protects_its_uri(folder: Path, tmp_path: Path) -> None:
     rows = [{"uri": "one.jpg", "image_id": name} for name in "ab"]
     found = decided(folder, tmp_path, rows[0], {**rows[1], "sha256": "0" * 64, "opt_out": True})
-    assert found[0] == ("opted_out", "same uri as row 2, which is opted out")
+    assert found[0] == ("opted_out", "it has the uri of row 2, which is opted out")
 
 
 @pytest.mark.usefixtures("processes")
 def test_an_unread_row_of_the_bytes_of_a_refused_copy_is_refused(folder: Path, tmp_path: Path) -> None:
     twin = {"uri": "nowhere.jpg", "sha256": location_of(folder / "large.jpg").sha256()}
     found = decided(folder, tmp_path, {"uri": "reserved.jpg"}, {"uri": "large.jpg"}, twin)
-    assert found[1] == ("opted_out", "near-duplicate of row 1, which is opted out")
-    assert found[2] == ("opted_out", "same bytes as row 2, which is opted out")
+    assert found[1] == ("opted_out", "it looks like row 1, which is opted out")
+    assert found[2] == ("opted_out", "it has the bytes of row 2, which is opted out")
