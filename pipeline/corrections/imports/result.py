@@ -76,7 +76,7 @@ class ImportList(RevisionList):
         for count, what, first in (
             (self.unknown, "not in the dataset", self.first_unknown),
             (self.ambiguous, "whose name matches several images", self.first_ambiguous),
-            (self.superseded, "more than once in the file; the first is used", None),
+            (self.superseded, "more than once in the file; the one saved last is used, or the first", None),
         ):
             if count:
                 lines.append(f"skipped: {counted(count, 'image')} {what}{f', such as {first}' if first else ''}")

@@ -148,16 +148,21 @@ class Trainer:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Resume from a state; raises `ValueError` or `KeyError` if it doesn't belong to these weights."""
-        self.load_weights(state["weights"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        weights = state["weights"]
+        self._require_own(weights)
+        self._optimizer.load_state_dict(state["optimizer"])  # before the weights, because it validates first
+        self.load_weights(weights)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Load weights by name; raises `ValueError` if the names differ from those of the trained weights."""
-        if weights.keys() != self._trained.keys():
-            raise ValueError("the state contains the weights of another model")
+        self._require_own(weights)
         with torch.no_grad():
             for name, weight in self._trained.items():
                 weight.copy_(weights[name])
+
+    def _require_own(self, weights: Mapping[str, Tensor]) -> None:
+        if weights.keys() != self._trained.keys():
+            raise ValueError("the state contains the weights of another model")
 
     def close(self) -> None:
         """Shut down the prefetch thread."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
-from segmint.operators.child import Children
+from segmint.operators.child import Children, SuspectError
 from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.prepare import (
@@ -277,7 +278,9 @@ def test_an_outage_is_a_fault_and_an_unreadable_object_a_verdict(answers: bool) 
 
 
 @pytest.mark.s3
-def test_remote_bytes_are_refused_only_if_read_twice(s3_server: S3Server, s3_bucket: str) -> None:
+def test_remote_bytes_are_refused_only_if_read_twice(
+    s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = encode(photograph(), "JPEG")
     with faulty_proxy(s3_server.port) as proxy:
         storage = Storage({"s3://": {"endpoint_url": proxy.url}}, FAST)
@@ -296,6 +299,14 @@ def test_remote_bytes_are_refused_only_if_read_twice(s3_server: S3Server, s3_buc
             (row,) = stage(table({"uri": "cut.jpg"})).to_pylist()
             assert (row["stage"], row["reason"]) == ("ingest", "truncated")
             assert proxy.requests == ["GET", "GET"]
+
+            def ends_its_child(data: bytes) -> NoReturn:
+                raise SuspectError(Reason.KILLED_WORKER, "signal 9")
+
+            monkeypatch.setattr(stage._children, "run", ends_its_child)  # twice already, so it is not read again
+            proxy.requests.clear()
+            (row,) = stage(table({"uri": "whole.jpg"})).to_pylist()
+            assert (row["stage"], row["reason"], proxy.requests) == ("prepare", "killed_worker", ["GET"])
         finally:
             stage.close()
 
@@ -323,6 +334,7 @@ def test_no_rows_are_no_rows(prepare: Prepare) -> None:
 DEADLY_RUN = """
 import sys
 from pathlib import Path
+from typing import NoReturn
 import pyarrow as pa, pyarrow.parquet as pq
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.prepare import Prepare, PrepareResources

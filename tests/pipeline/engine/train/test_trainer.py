@@ -98,6 +98,13 @@ def test_two_workers_take_the_step_of_one(one_thread, found, ended, mobile_sam_p
         moved = max(moved, float((weight - before[name]).abs().max()))
     assert moved > 1e-6
 
+    kept, state = one.weights(), one.state()
+    state["weights"] = {name: weight + 1 for name, weight in kept.items()}
+    state["optimizer"]["param_groups"] = state["optimizer"]["param_groups"][1:]
+    with pytest.raises(ValueError, match="parameter groups"):
+        one.load_state(state)
+    assert all(torch.equal(weight, kept[name]) for name, weight in one.weights().items())
+
 
 def test_what_is_no_number_is_an_error_with_the_step_and_the_images(one_thread, ended, mobile_sam_path, tmp_path):
     found = find(tmp_path, ended.dataset, batch={"images": 1, "masks": 1, "masks_per_image": 1}, sampling={"clicks": 1})
