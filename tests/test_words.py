@@ -27,6 +27,8 @@ INSTEAD = {
     r"(?<=,\s)for it (?:has|is|was|had)": "because it",
     r"honestly": "nothing",
     r"heeds?|heeded|heeding": "apply, or obey",
+    r"so many (?:bytes|files|images|masks|objects|pixels|points|rows|seconds|shards)": "the number",
+    r"(?<!there\s)(?:is|are|was|were) (?-i:no)(?! (?:better|longer|more|weaker|worse)\b)": "is not",
 }
 """What to write instead of a banned phrase, by its pattern."""
 
@@ -108,6 +110,7 @@ def test_no_docstring_opens_with_a_question_word() -> None:
         ("a stand-in, and what it stands for", 0),
         ("None if there is none, and `told` in code", 0),
         ("x is None", 0),
+        ("A is no B; there is no C, and it is no longer D", 1),
     ],
 )
 def test_a_phrase_is_found_across_lines_and_not_in_code(tmp_path: Path, text: str, count: int) -> None:

@@ -108,10 +108,10 @@ def _row(annotation: Mapping[str, Any]) -> tuple[Row, str]:
         return {}, f"a size of {str(size)[:40]}"
     if isinstance(counts, list):
         if not all(type(run) is int and 0 <= run <= LONGEST_SIDE**2 for run in counts):
-            return {}, "counts that are no lengths"
+            return {}, "counts that are not lengths"
         counts = rle.compress(np.array(counts, dtype=np.int64))
     if not isinstance(counts, str) or not counts.isascii():
-        return {}, "counts that are no text in ASCII"
+        return {}, "counts that are not ASCII text"
     row: Row = {
         "segmentation": {"size": size, "counts": counts},
         "annotation_id": _whole(annotation.get("id")),

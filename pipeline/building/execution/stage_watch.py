@@ -117,8 +117,8 @@ def watched(
     """Set up Ray Data's context for one window of `rows` rows, and watch it.
 
     The bars continue from the earlier windows. Yields the watch, whose `moved` must be called per shard.
-    `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called when there
-    is no progress, and is true if a store does not respond. `stages` maps parts of operator names to bar names.
+    `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called when
+    nothing progresses, and returns whether a store doesn't respond. `stages` maps parts of operator names to bar names.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
