@@ -20,7 +20,7 @@ from benchmarks.tables import (
 )
 from benchmarks.training.tables import trial_part
 
-MISSING = "no result is recorded yet"
+MISSING = "No result has been recorded yet."
 
 Parts = Mapping[str, tuple[Callable[[dict[str, Result]], str], str]]
 """Parts of a page by the names in their markers, with each one's function and the command that records its results."""
@@ -61,7 +61,7 @@ def filled(page: str, results: dict[str, Result], parts: Parts = PARTS) -> str:
         begin, end = f"<!-- {name}: made by make bench-page -->", f"<!-- end of {name} -->"
         if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
             raise SystemExit(f"the page lacks a pair of markers: expected {begin} and {end} once each")
-        made = make(results) or f"*{MISSING}: `{command}` records one*"
+        made = make(results) or f"*{MISSING} To record one, run `{command}`.*"
         before, after = page[: page.index(begin)], page[page.index(end) :]
         page = f"{before}{begin}\n\n{made}\n\n{after}"
     return page

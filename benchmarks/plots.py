@@ -115,7 +115,7 @@ def draw_performance(results: dict[str, Result], path: Path) -> None:
         axis.set_ylim(longest - 0.4, -0.6)
         axis.set_xlim(0, most * (1.1 if len(shown) == 1 else 1.2))
         axis.locator_params(axis="x", nbins=6)
-        axis.set_xlabel("seconds a photograph (shorter is better)")
+        axis.set_xlabel("seconds per photograph (lower is better)")
         axis.set_title(grid_of(result["settings"]), loc="left", fontsize=10, color=INK)
         axis.grid(axis="x", color="#e5e5e5")
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -161,7 +161,7 @@ def draw_stages(results: dict[str, Result], path: Path) -> None:
     axis.invert_yaxis()
     axis.set_xlim(0, 1.1 * longest)
     settings = result["settings"]
-    axis.set_xlabel(f"seconds with one thread: {settings['photograph']['name']}, {grid_of(settings)}")
+    axis.set_xlabel(f"seconds on one thread ({settings['photograph']['name']}, {grid_of(settings)})")
     axis.grid(axis="x", color="#e5e5e5")
     figure.legend(loc="outside upper left", ncols=len(GROUPS), frameon=False)
     save(figure, path, alternative_stages(result), digest(results, ("stages",)))
@@ -176,8 +176,8 @@ def draw_scale(results: dict[str, Result], path: Path) -> None:
     for each in shown:
         minutes = [at / 60 for at in each["curve"]["seconds"]]
         axis.plot(minutes, each["curve"]["own_mib"], color=ROLES[each["role"]], label=each["role"], linewidth=1.6)
-    axis.set_xlabel(f"minutes, in which {result['build']['rows']:,} rows go through")
-    axis.set_ylabel("MiB, not shared")
+    axis.set_xlabel(f"minutes since the start of the build ({result['build']['rows']:,} rows)")
+    axis.set_ylabel("private memory (MiB)")
     axis.set_xlim(0, max(each["curve"]["seconds"][-1] for each in shown) / 60)
     axis.set_ylim(0)
     axis.grid(axis="y", color="#e5e5e5")

@@ -40,7 +40,12 @@ def comparison(result: Result) -> str:
     precisions = settings["precisions"]
     words = wrapped(" ".join(in_words(precision, rows) for precision in precisions))
     speed = table(
-        ["photograph", "pixels", "reference, s", *(f"{one}, {unit}" for one in precisions for unit in ("s", "ratio"))],
+        [
+            "photograph",
+            "pixels",
+            "reference (s)",
+            *(f"{one} {unit}" for one in precisions for unit in ("(s)", "speedup")),
+        ],
         (
             [
                 row["name"],
@@ -59,10 +64,10 @@ def comparison(result: Result) -> str:
         [
             "photograph",
             "precision",
-            "our masks",
-            "reference's masks",
-            *(f"found at IoU ≥ {least}" for least in thresholds(rows)),
-            "least IoU",
+            "segmint masks",
+            "reference masks",
+            *(f"matched at IoU ≥ {least}" for least in thresholds(rows)),
+            "lowest IoU",
         ],
         (
             [
@@ -79,7 +84,7 @@ def comparison(result: Result) -> str:
     )
     sides = ["reference", *precisions]
     beside = table(
-        ["photograph", *(f"{side}, MiB" for side in sides), *(f"{side}, set-up s" for side in sides)],
+        ["photograph", *(f"{side} (MiB)" for side in sides), *(f"{side} setup (s)" for side in sides)],
         (
             [
                 row["name"],
@@ -90,7 +95,13 @@ def comparison(result: Result) -> str:
         ),
     )
     return "\n\n".join(
-        [words, speed, agreement, beside, wrapped(f"{grid_of(settings)}, {settings['rounds']} rounds. {where(result)}")]
+        [
+            words,
+            speed,
+            agreement,
+            beside,
+            wrapped(f"Both sides ran {settings['rounds']} rounds with {grid_of(settings)}. {where(result)}"),
+        ]
     )
 
 
@@ -98,13 +109,15 @@ def in_words(precision: str, rows: Sequence[Result]) -> str:
     """Return a sentence about one precision over all photographs."""
     ours = [row["ours"][precision] for row in rows]
     ratios = [one["ratio"]["median"] for one in ours]
+    images = "this photograph" if len(rows) == 1 else f"these photographs (median {statistics.median(ratios):.1f})"
     best, *_, loosest = thresholds(rows)
     total = sum(row["reference"]["masks"] for row in rows)
     found = {least: sum(one["matched"][least] for one in ours) for least in (best, loosest)}
+    count = f"all {total} of the reference's" if found[best] == total else f"{found[best]} of the reference's {total}"
+    rest = "" if found[best] == total else f" and {found[loosest]} at {loosest}"
     return (
-        f"In {PRECISIONS[precision]} ours is {span(ratios)} times as fast as the reference over these photographs "
-        f"(median {statistics.median(ratios):.1f}), and finds {found[best]} of its {total} masks at an IoU of {best} "
-        f"or more, {found[loosest]} at {loosest}."
+        f"In {PRECISIONS[precision]}, segmint is {span(ratios)} times as fast as the reference on {images} and "
+        f"matches {count} masks at an IoU of {best} or higher{rest}."
     )
 
 
@@ -116,17 +129,26 @@ def stages_part(results: dict[str, Result]) -> str:
     found = result["precisions"]
     names = [row["name"] for row in next(iter(found.values()))["stages"]]
     stages = table(
-        ["stage", *(f"{one}, {unit}" for one in found for unit in ("s", "share"))],
+        ["stage", *(f"{one} {unit}" for one in found for unit in ("(s)", "share"))],
         [
             *(
                 [name, *(cell for one in found.values() for cell in stage_cells(one["stages"][index]))]
                 for index, name in enumerate(names)
             ),
-            ["whole", *(cell for one in found.values() for cell in (f"{one['seconds']:.2f}", ""))],
+            ["whole image", *(cell for one in found.values() for cell in (f"{one['seconds']:.2f}", ""))],
         ],
     )
     network = table(
-        ["part of the network", "precision", "stages", "computes in", "s", "GFLOP", "peak, GFLOP/s", "of the peak"],
+        [
+            "part of the network",
+            "precision",
+            "stages",
+            "computed in",
+            "time (s)",
+            "work (GFLOP)",
+            "peak (GFLOP/s)",
+            "share of peak",
+        ],
         (
             [
                 part,
@@ -143,7 +165,7 @@ def stages_part(results: dict[str, Result]) -> str:
         ),
     )
     whole = table(
-        ["whole image", "threads", "s", "of the peak"],
+        ["whole image", "threads", "time (s)", "share of peak"],
         (
             [
                 one,
@@ -156,8 +178,9 @@ def stages_part(results: dict[str, Result]) -> str:
     )
     photograph = result["settings"]["photograph"]
     note = (
-        f"{photograph['name']}, {photograph['width']} × {photograph['height']} pixels; {grid_of(result['settings'])}; "
-        f"profile {result['settings']['profile']}; the stages ran on one thread. {where(result)}"
+        f"The image is {photograph['name']} ({photograph['width']} × {photograph['height']} pixels), and the settings "
+        f"are those of profile {result['settings']['profile']} with {grid_of(result['settings'])}. The stages and the "
+        f"parts of the network ran on one thread. {where(result)}"
     )
     return "\n\n".join([f"![{alternative_stages(result)}](images/stages.svg)", stages, network, whole, wrapped(note)])
 
@@ -178,12 +201,12 @@ def scaling_part(results: dict[str, Result]) -> str:
         return ""
     columns: dict[str, tuple[str, Callable[[Result], str]]] = {
         "points_per_side": ("grid", lambda row: f"{row['points_per_side']} × {row['points_per_side']} points"),
-        "crop_n_layers": ("layers of crops", lambda row: str(row["crop_n_layers"])),
-        "long_side": ("pixels", lambda row: f"{row['width']} × {row['height']}"),
+        "crop_n_layers": ("crop layers", lambda row: str(row["crop_n_layers"])),
+        "long_side": ("image size (pixels)", lambda row: f"{row['width']} × {row['height']}"),
     }
     parts = [
         table(
-            [head, "encodes", "prompts", *(f"{one}, s" for one in found)],
+            [head, "encodes", "prompts", *(f"{one} (s)" for one in found)],
             (
                 [
                     label(row),
@@ -199,7 +222,8 @@ def scaling_part(results: dict[str, Result]) -> str:
     ]
     settings = result["settings"]
     note = (
-        f"{settings['photograph']['name']}, {grid_of(settings)} where the table does not say otherwise. {where(result)}"
+        f"Unless a table shows other values, these runs process {settings['photograph']['name']} with "
+        f"{grid_of(settings)}. {where(result)}"
     )
     return "\n\n".join([*parts, wrapped(note)])
 
@@ -211,7 +235,7 @@ def pipeline_part(results: dict[str, Result]) -> str:
         return ""
     settings = result["settings"]
     rows = table(
-        ["round", "loop, s", "build, s", "ratio of throughputs", "threads of an actor"],
+        ["round", "loop (s)", "build (s)", "relative throughput", "threads per actor"],
         (
             [
                 str(index),
@@ -224,7 +248,7 @@ def pipeline_part(results: dict[str, Result]) -> str:
         ),
     )
     points = settings["masks"]["points_per_side"]
-    note = f"{settings['images']} images, a grid of {points} × {points} points. {where(result)}"
+    note = f"Both sides process {settings['images']} images with a grid of {points} × {points} points. {where(result)}"
     return f"{rows}\n\n{wrapped(note)}"
 
 
@@ -234,7 +258,15 @@ def encoder_part(results: dict[str, Result]) -> str:
     if result is None:
         return ""
     rows = table(
-        ["encoder", "ours, s", "reference, s", "ours, CPU s", "reference, CPU s", "ours, MiB", "reference, MiB"],
+        [
+            "encoder",
+            "segmint (s)",
+            "reference (s)",
+            "segmint (CPU s)",
+            "reference (CPU s)",
+            "segmint (MiB)",
+            "reference (MiB)",
+        ],
         (
             [
                 row["model"],
@@ -244,7 +276,12 @@ def encoder_part(results: dict[str, Result]) -> str:
             for row in result["models"]
         ),
     )
-    note = f"{result['settings']['runs']} runs of each. {where(result)}"
+    difference = max(row["largest_difference"] for row in result["models"])
+    note = (
+        f"Times are medians of {result['settings']['runs']} runs, and memory is the peak of a separate process. The "
+        f"values of the two embeddings, whose standard deviation is 1, differ by at most {difference:.1e}. "
+        f"{where(result)}"
+    )
     return f"{rows}\n\n{wrapped(note)}"
 
 
@@ -264,17 +301,17 @@ def where(result: Result) -> str:
     machine = result["machine"]
     threads = f"{machine['threads']} {'thread' if machine['threads'] == 1 else 'threads'}"
     return (
-        f"Measured on {result['date']}: {machine['cpu']}, {machine['cores_usable']} cores ({machine['capability']}), "
-        f"{threads}, load {machine['load_average_before']} before, torch {machine['torch'].partition('+')[0]}, "
-        f"Python {machine['python']}."
+        f"Measured on {result['date']} using {threads} on {machine['cores_usable']} CPU cores ({machine['cpu']}, "
+        f"{machine['capability']}), with torch {machine['torch'].partition('+')[0]} and Python {machine['python']}. "
+        f"The load average before the run was {machine['load_average_before']}."
     )
 
 
 def grid_of(settings: Result) -> str:
     """Return the grid and the crops in words."""
     points, layers = settings["points_per_side"], settings["crop_n_layers"]
-    crops = {0: "no crops", 1: "a layer of crops"}.get(layers, f"{layers} layers of crops")
-    return f"{points} × {points} points, {crops}"
+    crops = {0: "no crops", 1: "one layer of crops"}.get(layers, f"{layers} layers of crops")
+    return f"{points} × {points} points and {crops}"
 
 
 def side_of(row: Result, side: str) -> Result:
@@ -316,8 +353,8 @@ def alternative(results: dict[str, Result]) -> str:
         one: span([row["ours"][one]["ratio"]["median"] for row in result["photographs"]])
         for one in result["settings"]["precisions"]
     }
-    note = ", ".join(f"{times} times as fast in {PRECISIONS[one]}" for one, times in ratios.items())
-    return f"Seconds a photograph: segmint beside the reference package, {note}"
+    note = " and ".join(f"{times} times as fast in {PRECISIONS[one]}" for one, times in ratios.items())
+    return f"Seconds per photograph for segmint and the reference package; segmint is {note}"
 
 
 def alternative_stages(result: Result) -> str:
@@ -325,8 +362,8 @@ def alternative_stages(result: Result) -> str:
     note = []
     for precision, found in result["precisions"].items():
         shares = ", ".join(f"{name} {percent(value / found['seconds'])}" for name, value in grouped(found))
-        note.append(f"{PRECISIONS[precision]} {shares}")
-    return f"Where the time of an image goes: {'; '.join(note)}"
+        note.append(f"in {PRECISIONS[precision]}, {shares}")
+    return f"Share of the time per image by stage: {'; '.join(note)}"
 
 
 def grouped(found: Result) -> list[tuple[str, float]]:

@@ -13,10 +13,11 @@ def prepare_part(results: dict[str, Result]) -> str:
     stages = ("decode", "shrink", "faces", "plates", "redact", "release", "original", "total")
     runs = [(row["megapixels"], run) for row in result["stages"] for run in row["cpu_seconds"]]
     costs = table(
-        ["megapixels, original", *stages],
+        ["megapixels", "keeps original", *stages],
         (
             [
-                f"{size:g}, {'kept' if run['with_original'] else 'none'}",
+                f"{size:g}",
+                "yes" if run["with_original"] else "no",
                 *(f"{run[stage]:.2f}" for stage in stages),
             ]
             for size, run in runs
@@ -30,5 +31,6 @@ def prepare_part(results: dict[str, Result]) -> str:
             for rows in [[row for row in result["recall"] if row["photograph"] == name]]
         ),
     )
-    note = f"CPU seconds an image, medians of {', '.join(result['photographs'])}. {where(result)}"
+    names = " and ".join(result["photographs"])
+    note = f"All values are CPU seconds per image, as the median over the photographs {names}. {where(result)}"
     return "\n\n".join([costs, wrapped(note), *([found] if result["recall"] else [])])

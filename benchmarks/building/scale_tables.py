@@ -3,6 +3,12 @@
 from benchmarks.tables import Result, table, where, wrapped
 
 FORMATS = {".parquet": "Parquet", ".jsonl": "JSON Lines", ".csv": "CSV"}
+WORK = {
+    "alone": "nothing",
+    "beside finishing, with Python's interval": "finishing, with Python's default switch interval",
+    "beside finishing, with the actor's interval": "finishing, with the actor's switch interval",
+}
+"""Labels of the cases in which short operations are timed."""
 
 
 def scale_part(results: dict[str, Result]) -> str:
@@ -12,20 +18,21 @@ def scale_part(results: dict[str, Result]) -> str:
         return ""
     build = result["build"]
     note = (
-        f"{build['rows']:,} rows became {build['shards']:,} shards with {build['masks']:,} masks in "
-        f"{build['seconds'] / 60:,.0f} minutes: {build['rows_per_s']:,.0f} rows/s, {build['ms_a_row']:.2f} ms a row, "
-        f"of CPU {build['cpu_ms_a_row']:.2f} ms, all processes together."
+        f"The build turned {build['rows']:,} rows into {build['shards']:,} shards with {build['masks']:,} masks in "
+        f"{build['seconds'] / 60:,.0f} minutes, which is {build['rows_per_s']:,.0f} rows/s. Each row took "
+        f"{build['ms_a_row']:.2f} ms of wall time and {build['cpu_ms_a_row']:.2f} ms of CPU time, summed over all "
+        "processes."
     )
     rows = table(
         [
             "process",
-            "how many",
-            "CPU ms a row",
-            "own, first half, MiB",
-            "own, second half, MiB",
-            "RSS, first half, MiB",
-            "RSS, second half, MiB",
-            "rise of one, MiB",
+            "count",
+            "CPU ms per row",
+            "private memory, first half (MiB)",
+            "private memory, second half (MiB)",
+            "RSS, first half (MiB)",
+            "RSS, second half (MiB)",
+            "largest growth (MiB)",
         ],
         (
             [
@@ -51,12 +58,12 @@ def streams_part(results: dict[str, Result]) -> str:
     rows = table(
         [
             "format",
-            "size, GB",
-            "s",
+            "size (GB)",
+            "time (s)",
             "rows/s",
-            "rows a CPU second",
-            "most in the first half, MiB",
-            "most in the second half, MiB",
+            "rows per CPU second",
+            "peak memory, first half (MiB)",
+            "peak memory, second half (MiB)",
         ],
         (
             [
@@ -71,7 +78,10 @@ def streams_part(results: dict[str, Result]) -> str:
         ),
     )
     settings = result["settings"]
-    note = f"{settings['rows']:,} rows each, with the columns {', '.join(settings['columns'])}. {where(result)}"
+    *columns, last = settings["columns"]
+    note = (
+        f"Each catalog has {settings['rows']:,} rows with the columns {', '.join(columns)}, and {last}. {where(result)}"
+    )
     return f"{rows}\n\n{wrapped(note)}"
 
 
@@ -81,13 +91,13 @@ def resume_part(results: dict[str, Result]) -> str:
     if result is None:
         return ""
     rows = table(
-        ["build", "until it knows what is missing, s", "until its first commit, s", "until its end, s"],
+        ["build", "missing shards known (s)", "first commit (s)", "end of the build (s)"],
         (
             [name, *(f"{each[key]:.1f}" for key in ("opened_s", "first_commit_s", "seconds"))]
             for name, each in result["builds"].items()
         ),
     )
-    note = f"{result['settings']['commits']:,} commits, one shard left to build. {where(result)}"
+    note = f"The dataset has {result['settings']['commits']:,} commits, and one shard is missing. {where(result)}"
     return f"{rows}\n\n{wrapped(note)}"
 
 
@@ -97,7 +107,7 @@ def overlap_part(results: dict[str, Result]) -> str:
     if result is None:
         return ""
     cases = table(
-        ["decoders", "finishers", "rows in a block", "calls at once", "device idle"],
+        ["decoders", "finishers", "rows per block", "concurrent calls", "device idle"],
         (
             [*(str(each[key]) for key in ("decoders", "finishers", "rows_per_block", "calls")), _percent(each)]
             for each in result["cases"]
@@ -105,14 +115,17 @@ def overlap_part(results: dict[str, Result]) -> str:
     )
     settings, seconds = result["settings"], result["launches_s"]
     note = (
-        "Finishing also competes with the device's thread for Python's lock. "
-        f"{settings['launches']:,} short operations, each of which lets the lock go as the launch of a kernel does:"
+        "Finishing also competes with the device's thread for Python's lock. The next table shows the time for "
+        f"{settings['launches']:,} short operations, each of which releases the lock as a kernel launch does:"
     )
     rows = table(
-        ["operations", "median, ms", "least, ms", "most, ms"],
-        ([name, *(f"{1000 * each[key]:.1f}" for key in ("median", "least", "most"))] for name, each in seconds.items()),
+        ["other work in the process", "median (ms)", "minimum (ms)", "maximum (ms)"],
+        (
+            [WORK[name], *(f"{1000 * each[key]:.1f}" for key in ("median", "least", "most"))]
+            for name, each in seconds.items()
+        ),
     )
-    images = f"{settings['images']:,} images. {where(result)}"
+    images = f"Each row of the first table is a run of {settings['images']:,} images. {where(result)}"
     return "\n\n".join([cases, wrapped(note), rows, wrapped(images)])
 
 
@@ -124,6 +137,6 @@ def alternative_scale(result: Result) -> str:
     """Return the alternative text of the plot of memory over rows."""
     grown = max(result["roles"], key=lambda each: each["rise_mib"]["own"])
     return (
-        f"Memory of each kind of process while {result['build']['rows']:,} rows go through a build: over "
-        f"the second half of its life none grew by more than {grown['rise_mib']['own']:.1f} MiB ({grown['role']})"
+        f"Private memory of each kind of process during a build of {result['build']['rows']:,} rows. No process grew "
+        f"by more than {grown['rise_mib']['own']:.1f} MiB ({grown['role']}) in the second half of its life."
     )

@@ -4,7 +4,7 @@
 
 For one format after another, a catalog is written, read completely as `segmint build` reads it, including checks of its
 values, and deleted. A million rows with distinct URIs are repeated. Each catalog is read in a separate process, whose
-memory is sampled four times a second. Text formats take up to 12 GB in `--folder`.
+memory is sampled four times a second. Text formats take up to 13 GB in `--folder`.
 """
 
 import argparse

@@ -2,6 +2,19 @@
 
 from benchmarks.tables import Result, percent, seconds, table, where, wrapped
 
+LABELS = {
+    "encoded again at quality 40": "re-encoded at quality 40",
+    "resized to 0.5": "scaled by 0.5",
+    "resized to 0.25": "scaled by 0.25",
+    "cropped by 2 % at the bottom": "cropped by 2 % on the bottom",
+    "brightened by 1.3": "brightness multiplied by 1.3",
+    "brightened by 1.6": "brightness multiplied by 1.6",
+    "darkened to 0.6": "brightness multiplied by 0.6",
+    "caption over the lower 10 %": "captioned over the bottom 10 %",
+    "caption of 10 % added below": "captioned below the image (10 % of its height)",
+}
+"""Labels of changes, by their names in the result."""
+
 
 def duplicates_part(results: dict[str, Result]) -> str:
     """Return the recall by change to an image, and the cost."""
@@ -11,14 +24,14 @@ def duplicates_part(results: dict[str, Result]) -> str:
     settings, groups, rows = result["settings"], result["groups"], result["rows"]
     names = list(groups)
     recall = table(
-        ["copies that are", *(f"found, {name}" for name in names)],
+        ["change", *(f"found in the {name}" for name in names)],
         (
-            [change, *(percent(groups[name]["changes"][change]["found"], 1) for name in names)]
+            [LABELS.get(change, change), *(percent(groups[name]["changes"][change]["found"], 1) for name in names)]
             for change in groups[names[0]]["changes"]
         ),
     )
     different = table(
-        ["photographs", "how many", "pictures", "pairs of different ones", "with near hashes", "taken for copies"],
+        ["photographs", "count", "images", "pairs of different images", "similar hashes", "false matches"],
         (
             [
                 name,
@@ -32,7 +45,7 @@ def duplicates_part(results: dict[str, Result]) -> str:
         ),
     )
     cost = table(
-        ["rows", "hashes", "copies", "s", "most MiB", "load before"],
+        ["rows", "hashes", "duplicates found", "time (s)", "peak memory (MiB)", "load average before"],
         (
             [
                 f"{each['rows']:,}",
@@ -43,16 +56,16 @@ def duplicates_part(results: dict[str, Result]) -> str:
                 each["load_before"],
             ]
             for each, hashes, copies in (
-                (rows, "of different pictures", rows["found"] + rows["others"]),
-                (result["crowds"]["copies"], "near-equal, one picture", result["crowds"]["copies"]["copies"]),
+                (rows, "random, with planted duplicates", rows["found"] + rows["others"]),
+                (result["crowds"]["copies"], "nearly equal, all of one image", result["crowds"]["copies"]["copies"]),
                 (
                     result["crowds"]["different"],
-                    "near-equal, different pictures",
+                    "nearly equal, each of a different image",
                     result["crowds"]["different"]["copies"],
                 ),
                 (
                     result["crowds"]["frames"],
-                    "that vary in 16 bits, 100 pictures",
+                    "varying in 16 bits, frames of 100 images",
                     result["crowds"]["frames"]["copies"],
                 ),
             )
@@ -60,25 +73,25 @@ def duplicates_part(results: dict[str, Result]) -> str:
     )
     exact, planted = result["all_with_all"], rows["planted"]
     agreement = (
-        f"Among {exact['hashes']:,} hashes the {exact['pairs']:,} pairs at most {settings['distance']} bits apart are "
-        f"{'those' if exact['agree'] else 'not those'} that comparing all with all finds: in {exact['seconds']:.2f} s, "
-        f"where that takes {seconds(exact['seconds_all_with_all'])}."
+        f"Among {exact['hashes']:,} hashes, a brute-force comparison finds {exact['pairs']:,} pairs that differ in at "
+        f"most {settings['distance']} bits. The search {'finds' if exact['agree'] else 'does not find'} the same pairs "
+        f"in {exact['seconds']:.2f} s instead of {seconds(exact['seconds_all_with_all'])} s."
     )
     scale = (
-        f"Of {rows['rows']:,} rows with {rows['hashes']:,} hashes, {planted['near']:,} look like another and "
-        f"{planted['same']:,} have its bytes: {rows['found']:,} were found with the row that they were made of, and "
-        f"{rows['others']:,} other pairs. {rows['input_mib']:,} MiB of the memory are the rows themselves and what "
-        "made them."
+        f"The {rows['rows']:,} rows with {rows['hashes']:,} hashes include {planted['near']:,} near-duplicates and "
+        f"{planted['same']:,} exact duplicates of other rows. The search matched {rows['found']:,} of them with the "
+        f"row that they were made from, and reported {rows['others']:,} other matches. Before the search, "
+        f"generating the rows had already taken {rows['input_mib']:,} MiB of memory."
     )
     chosen = result["set_by_first_half"]
     second, shipped = chosen["second_half"], groups["second half"]
     changed = sum(each["copies"] for each in shipped["changes"].values())
     thresholds = (
-        f"The first half sets {chosen['whole']:.2f} as the threshold of the whole and {chosen['middle']:.2f} of the "
-        f"middle: with them {second['found']:,} of {changed:,} changed pictures of the second half are found and "
-        f"{second['copies']} taken for copies of another. The finder's are {settings['correlation']:.2f} and "
-        f"{settings['correlation_middle']:.2f}, as in the tables: {shipped['found']:,} and "
-        f"{shipped['different']['copies']}."
+        f"On the first half, the best correlation thresholds are {chosen['whole']:.2f} for the whole image and "
+        f"{chosen['middle']:.2f} for its middle. With these, the search finds {second['found']:,} of the {changed:,} "
+        f"changed images in the second half and reports {second['copies']} false matches. With segmint's "
+        f"thresholds of {settings['correlation']:.2f} and {settings['correlation_middle']:.2f}, which the tables use, "
+        f"it finds {shipped['found']:,} and reports {shipped['different']['copies']}."
     )
     notes = (agreement, scale, where(result))
     return "\n\n".join([recall, different, wrapped(thresholds), cost, *(wrapped(each) for each in notes)])

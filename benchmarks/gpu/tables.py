@@ -24,15 +24,15 @@ def machine_text(found: Found) -> Iterable[str]:
     if "peak" in found:
         peak = found["peak"]
         yield wrapped(
-            f"Matrix products in bfloat16: {peak['cold_tflops']:,.0f} TFLOP/s after a pause, "
-            f"{peak['sustained_tflops']:,.0f} after {peak['seconds']:.0f} seconds; as an actor measures its peak, "
-            f"{peak['bf16_tflops']:,.0f} in bfloat16 and {peak['fp32_tflops']:,.0f} in float32."
+            f"Matrix products in bfloat16 run at {peak['cold_tflops']:,.0f} TFLOP/s after a pause and at "
+            f"{peak['sustained_tflops']:,.0f} after {peak['seconds']:.0f} seconds. The peak, measured as an actor "
+            f"measures it, is {peak['bf16_tflops']:,.0f} TFLOP/s in bfloat16 and {peak['fp32_tflops']:,.0f} in float32."
         )
     products = {name.removeprefix("products, "): one for name, one in found.items() if name.startswith("products, ")}
     if products:
         shapes = [name for name in next(iter(products.values())) if name != "took_s"]
         yield table(
-            ["product of the encoder, TFLOP/s", *products],
+            ["matrix product of the encoder (TFLOP/s)", *products],
             ([shape, *(f"{one[shape]['tflops']:,.0f}" for one in products.values())] for shape in shapes),
         )
     attention = {tuple(name.split(", ")): one for name, one in found.items() if " attention, " in name}
@@ -40,7 +40,7 @@ def machine_text(found: Found) -> Iterable[str]:
         columns = list(dict.fromkeys(key[:2] for key in attention))
         ways = list(dict.fromkeys(key[2] for key in attention))
         yield table(
-            ["attention by", *(f"{kind}, {width} channels, ms" for kind, width in columns)],
+            ["attention kernels", *(f"{kind}, {width} channels (ms)" for kind, width in columns)],
             ([way, *(number(attention.get((*column, way)), "median_s", 1e3) for column in columns)] for way in ways),
         )
 
@@ -50,7 +50,16 @@ def encoders_text(found: Found) -> Iterable[str]:
     rows = [(name.split(", "), one) for name, one in found.items() if ", batch " in name]
     if rows:
         yield table(
-            ["encoder", "batch", "how", "attention", "images/s", "of the peak", "GiB", "to compile, s"],
+            [
+                "encoder",
+                "batch size",
+                "mode",
+                "attention",
+                "images/s",
+                "share of peak",
+                "memory (GiB)",
+                "compile time (s)",
+            ],
             (
                 [
                     *(name, batch.removeprefix("batch "), how, way),
@@ -69,7 +78,16 @@ def images_text(found: Found) -> Iterable[str]:
     images = {name: one for name, one in found.items() if "find_s" in one}
     if images:
         yield table(
-            ["images", "find, ms", "finish, ms", "images/s", "of the peak", "find alone, of the peak", "masks", "GiB"],
+            [
+                "images",
+                "find (ms)",
+                "finish (ms)",
+                "images/s",
+                "share of peak",
+                "share of peak (find only)",
+                "masks",
+                "memory (GiB)",
+            ],
             (
                 [
                     name,
@@ -88,14 +106,14 @@ def images_text(found: Found) -> Iterable[str]:
     if stages:
         names = list(dict.fromkeys(name for ms in stages.values() for name in ms))
         yield table(
-            ["stage, ms of the GPU's stream", *stages],
+            ["stage (ms on the GPU stream)", *stages],
             ([name, *(f"{ms[name]:,.1f}" if name in ms else "" for ms in stages.values())] for name in names),
         )
     launches = {name: one for name, one in found.items() if name.endswith(", launches")}
     if launches:
         keys = ("launches", "graph_launches", "copies", "syncs", "kernels_run")
         yield table(
-            ["one image", "launches", "of these graphs", "copies", "waits", "kernels run", "busy under the profiler"],
+            ["image", "launches", "graph launches", "copies", "waits", "kernels run", "busy time under the profiler"],
             (
                 [name.removesuffix(", launches"), *(f"{one[key]:,}" for key in keys), share(one, "busy_share")]
                 for name, one in launches.items()
@@ -108,7 +126,7 @@ def bits_text(found: Found) -> Iterable[str]:
     masks = {name: one for name, one in found.items() if name.startswith("masks ")}
     if masks:
         yield table(
-            ["masks against the reference", "its masks", "found at IoU ≥ 0.99", "found at IoU ≥ 0.95"],
+            ["precision", "reference masks", "matched at IoU ≥ 0.99", "matched at IoU ≥ 0.95"],
             (
                 [name.partition(", ")[2], one["masks"], *(share(one["share"], least, 1) for least in ("0.99", "0.95"))]
                 for name, one in masks.items()
@@ -117,7 +135,7 @@ def bits_text(found: Found) -> Iterable[str]:
     encoders = {name: one for name, one in found.items() if "std" in one}
     if encoders:
         yield table(
-            ["embedding", "mean difference", "largest", "standard deviation"],
+            ["embedding", "mean difference", "largest difference", "standard deviation"],
             (
                 [name, *(f"{one[key]:.2g}" for key in ("mean_difference", "largest_difference", "std"))]
                 for name, one in encoders.items()
@@ -127,7 +145,7 @@ def bits_text(found: Found) -> Iterable[str]:
     if repeats:
         kinds = ("runs_same", "threads_same", "processes_same")
         yield table(
-            ["bits repeat", "in runs", "in threads", "in processes"],
+            ["bit-equal results", "across runs", "across threads", "across processes"],
             ([name, *("yes" if one[kind] else "**no**" for kind in kinds)] for name, one in repeats.items()),
         )
 
@@ -136,18 +154,19 @@ def pipeline_text(found: Found) -> Iterable[str]:
     """Yield the actor with its host pipeline, and the stage that feeds it."""
     if "pipeline" in found:
         one = found["pipeline"]
-        busy = "not known" if one["gpu_busy"] is None else percent(one["gpu_busy"])
+        busy = "an unknown share" if one["gpu_busy"] is None else percent(one["gpu_busy"])
         yield wrapped(
-            f"The segment actor took {one['images']:,} images of the full recipe in {one['seconds']:.0f} seconds, "
-            f"{one['images_s']:.2f} images/s: {share(one, 'of_sustained_peak') or 'an unknown share'} of the sustained "
-            f"peak, {share(one, 'of_bare')} of the generator alone. The GPU's busy share was {busy}, its thread's "
-            f"{share(one, 'device_thread_busy')}, with {one['threads']['decoders']} decoders and as many finishers on "
-            f"{one['cores']} cores; Ray: {one['ray']}."
+            f"The segment actor processed {one['images']:,} images with the full recipe in {one['seconds']:.0f} "
+            f"seconds ({one['images_s']:.2f} images/s). This is "
+            f"{share(one, 'of_sustained_peak') or 'an unknown share'} of the sustained peak and "
+            f"{share(one, 'of_bare')} of the speed of the generator without the actor. The GPU was busy {busy} of the "
+            f"time, and its thread {share(one, 'device_thread_busy')}. The actor ran {one['threads']['decoders']} "
+            f"decoders and as many finishers on {one['cores']} cores. It was called by threads, without Ray."
         )
     prepared = {name: one for name, one in found.items() if name.startswith("prepare, ")}
     if prepared:
         yield table(
-            ["prepare", "processes", "CPU s an image", "images/s"],
+            ["prepare", "processes", "CPU s per image", "images/s"],
             (
                 [name.removeprefix("prepare, "), one["processes"], f"{one['cpu_s']:.2f}", f"{one['images_s']:.2f}"]
                 for name, one in prepared.items()
@@ -158,7 +177,7 @@ def pipeline_text(found: Found) -> Iterable[str]:
 def missing(one: Result) -> str:
     """Return why a measurement has no numbers, or an empty string if it has some."""
     if "running" in one:
-        return "its process was ended"
+        return "the process was stopped"
     return str(one.get("skipped", one.get("failed", "")))
 
 
@@ -169,15 +188,16 @@ def without_numbers(result: Result) -> str:
         if missing(one):
             reasons.setdefault(missing(one).splitlines()[0], []).append(name)
     listed = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
-    return f"Without figures: {listed}." if listed else ""
+    return f"Not measured: {listed}." if listed else ""
 
 
 def where(result: Result) -> str:
     """Return the date and machine of a result."""
     machine = result["machine"]
     return (
-        f"Part {result['part']}, measured on {result['date']}: {machine['gpu']}, {machine['cpu']}, "
-        f"{machine['cores_usable']} cores, torch {machine['torch']}, Python {machine['python']}."
+        f"Part {result['part']} was measured on {result['date']} on one GPU ({machine['gpu']}) and "
+        f"{machine['cores_usable']} CPU cores ({machine['cpu']}), with torch {machine['torch']} and "
+        f"Python {machine['python']}."
     )
 
 

@@ -7,8 +7,8 @@ READERS = {
     "batches": "segmint, shuffled, batches of 8",
     "tarfile": "`tarfile`, in order",
     "webdataset": "WebDataset, in order",
-    "mixed": "WebDataset, shuffled by a buffer of 1,000",
-    "streaming": "streaming, shuffled, in its format",
+    "mixed": "WebDataset, with a shuffle buffer of 1,000",
+    "streaming": "MosaicML streaming, shuffled",
 }
 MODES = {"bytes": "JPEG bytes and masks", "decoded": "pixels and masks"}
 
@@ -29,15 +29,16 @@ def reading_part(results: dict[str, Result]) -> str:
         for mode, what in MODES.items()
         for side, each in result.get(mode, {}).items()
     ]
-    head = ["reader", "what", "images a CPU second", "ours ÷ it", "peak MiB"]
+    head = ["reader", "returns", "images per CPU second", "ratio", "peak memory (MiB)"]
     settings, order = result["settings"], result["order"]
     different = f"{100 * order['different_shards']['median']:.1f} %"
     note = (
-        f"{settings['images']:,} images with {settings['masks_per_image']} masks each, in {order['shards']} shards, "
-        "one process without workers, files in the page cache; in brackets the least and the most of the rounds. Every "
-        "reader gives the same JPEGs, pixels and masks, by their hashes, in the same run. "
-        f"{different} of the neighbors in our order are from different shards. WebDataset {settings['webdataset']}, "
-        f"streaming {settings['streaming']}. {where(result)}"
+        f"The dataset contains {settings['images']:,} images with {settings['masks_per_image']} masks each, in "
+        f"{order['shards']} shards. Each reader ran in one process without workers, with the files in the page cache. "
+        "The figures are medians over the rounds, with the minimum and maximum in parentheses. The benchmark hashed "
+        "what each reader returned, and all readers returned the same JPEGs, pixels, and masks. In segmint's order, "
+        f"{different} of neighboring images come from different shards. The other readers are WebDataset "
+        f"{settings['webdataset']} and MosaicML streaming {settings['streaming']}. {where(result)}"
     )
     return f"{table(head, rows)}\n\n{wrapped(note)}"
 

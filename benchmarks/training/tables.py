@@ -14,7 +14,7 @@ _FIGURES = (
 )
 """Columns: their titles, the set of images, and the figure."""
 
-_KINDS = {"trained": "", "shuffled": ", other scenes' masks"}
+_KINDS = {"trained": "", "shuffled": " (control)"}
 
 
 def trial_part(results: dict[str, Result]) -> str:
@@ -35,13 +35,14 @@ def trial_part(results: dict[str, Result]) -> str:
     )
     recipe, settings = result["settings"]["recipe"], result["settings"]
     note = (
-        f"Mean IoUs before → after; gains are means over the seeds, with the least and the most. {recipe['steps']} "
-        f"steps of {recipe['batch_images']} images with up to {recipe['masks_per_image']} masks each at a rate of "
-        f"{recipe['learning_rate']:g}; {settings['scenes']} scenes, and {100 * settings['replay']:g} % of the images "
-        f"drawn are photographs for replay. CPU seconds are those of training; {result['peak_mib']:,} MiB at most. "
+        "The cells show the mIoU before → after training. The gains are means over the seeds, with the minimum and "
+        f"maximum in parentheses. Each run trained on {settings['scenes']} scenes for {recipe['steps']} steps of "
+        f"{recipe['batch_images']} images with up to {recipe['masks_per_image']} masks each, at a learning rate of "
+        f"{recipe['learning_rate']:g}. Of the images drawn, {100 * settings['replay']:g} % were photographs for "
+        f"replay. The CPU seconds cover only training, and the peak memory was {result['peak_mib']:,} MiB. "
         f"{where(result)}"
     )
-    gate = "What the gate says, with the changes in percent points and their 95 % intervals:"
+    gate = "The gate judged each run as follows. Changes are in percentage points, with 95 % confidence intervals:"
     return "\n\n".join([learned, wrapped(note), gate, judged])
 
 

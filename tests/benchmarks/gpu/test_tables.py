@@ -63,9 +63,10 @@ def test_each_part_has_its_tables() -> None:
         "| full recipe | 1,075 | 40 | 42 | 43 | 20,000 | 90 % |",
         "| fp32 | 90 | 100.0 % |  |",
         "| repeats | yes | yes | **no** |",
-        "Without figures: window attention, 80, math (OutOfMemoryError: too much).",
-        "Without figures: prepare (its process was ended).",
-        "Part 3, measured on 2026-01-02: H200, A CPU, 16 cores, torch 2.11.0, Python 3.12.3.",
+        "Not measured: window attention, 80, math (OutOfMemoryError: too much).",
+        "Not measured: prepare (the process was stopped).",
+        "Part 3 was measured on 2026-01-02 on one GPU (H200) and 16 CPU cores (A CPU), with torch 2.11.0 and "
+        "Python 3.12.3.",
     ):
         assert f"\n{line}\n" in f"\n{page}\n"
     assert "680 after 20 seconds" in page

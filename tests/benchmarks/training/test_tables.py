@@ -46,14 +46,14 @@ def test_the_tables_have_each_round_the_spread_and_the_verdicts() -> None:
     made = trial_part({"textures": {**result, "gains": gains(rounds), "peak_mib": 2231}})
     lines, text = made.splitlines(), " ".join(made.splitlines())
     assert f"| 0 |{' 0.500 → 0.750 |' * 5} 512 |" in lines
-    assert f"| 0, other scenes' masks |{' 0.500 → 0.250 |' * 5} 512 |" in lines
+    assert f"| 0 (control) |{' 0.500 → 0.250 |' * 5} 512 |" in lines
     assert f"| gain |{' +0.312 (+0.250 to +0.375) |' * 5}  |" in lines
-    assert f"| gain, other scenes' masks |{' -0.250 |' * 5}  |" in lines
+    assert f"| gain (control) |{' -0.250 |' * 5}  |" in lines
     changes = "+31.2 (+25.0 to +37.5) | -0.5 (-2.0 to +1.0) | -3.0 (-4.0 to -2.0) |"
-    assert f"| 0, other scenes' masks | worse | {changes}" in lines
+    assert f"| 0 (control) | worse | {changes}" in lines
     assert f"| 1 | better | {changes}" in lines
-    assert "130 steps of 2 images with up to 2 masks each at a rate of 0.0002; 48 scenes, and 40 % of" in text
-    assert "2,231 MiB at most. Measured on 2026-01-02: A CPU, 2 cores" in text
+    assert "48 scenes for 130 steps of 2 images with up to 2 masks each, at a learning rate of 0.0002." in text
+    assert "the peak memory was 2,231 MiB. Measured on 2026-01-02 using 1 thread on 2 CPU cores (A CPU, AVX2)" in text
 
 
 def test_without_a_result_there_is_no_table() -> None:
