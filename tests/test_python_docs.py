@@ -1,4 +1,4 @@
-"""The examples of `docs/python.md` and the README run as they are printed, but for grids of fewer points."""
+"""The Python examples of the README and of pages run as they are printed, but for grids of fewer points."""
 
 from pathlib import Path
 
@@ -8,12 +8,17 @@ import pytest
 from matplotlib import pyplot
 from PIL import Image
 
+from segmint.catalogs.dataset.versions.record import name_now, put_version
 from tests.support.cells import examples_of, run_cells
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "python.md"
+DOCS = ROOT / "docs"
+PAGE = DOCS / "python.md"
+
+ON_A_DATASET = {"dataset": 5, "reading": 2, "report": 1, "versions": 2}
+"""How many examples of a page read `demo/dataset`; they are its first ones."""
 
 mpl.use("Agg")
 
@@ -64,3 +69,27 @@ def test_the_example_of_the_readme_runs(folder: Path, capsys: pytest.CaptureFixt
     assert names["axes"].get_title().startswith(f"{len(names['result'].records)} mask")
     assert "(60, 80, 3)" in capsys.readouterr().out
     pyplot.close("all")
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize("page", ON_A_DATASET)
+def test_the_examples_on_a_dataset_run(
+    page: str, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = dataset.parent / "demo"
+    demo.mkdir()
+    dataset.rename(demo / "dataset")
+    monkeypatch.chdir(demo.parent)
+    put_version(location_of(demo / "dataset"), "build")
+    examples = examples_of(DOCS / f"{page}.md")[: ON_A_DATASET[page]]
+    assert len(examples) == ON_A_DATASET[page]
+    run_cells(examples)
+    output = capsys.readouterr().out
+    assert output
+    if page == "versions":
+        assert output.strip() == name_now(location_of(demo / "dataset")).digest
+
+
+def test_the_page_says_which_examples_run() -> None:
+    text = " ".join((DOCS / "README.md").read_text(encoding="utf-8").split())
+    assert all(f"({page}.md)" in text.partition("Tests run")[2].partition(". ")[0] for page in ON_A_DATASET)
