@@ -46,13 +46,13 @@ from segmint.pipeline.config.advice import advice
 from segmint.pipeline.config.config import Config
 
 MOST_STALLED_WINDOWS = 3
-"""Consecutive windows without a new commit, while the stores respond, after which a run ends unfinished."""
+"""Number of consecutive windows without a new commit after which a run ends unfinished, if the stores respond."""
 
 
 def build_rows(rows: pa.Table, stages: Stages, ledger: RowLedger | None = None) -> ray.data.Dataset:
-    """Turn catalog rows into described rows. Every row comes out, in order, accepted or with a rejection reason.
+    """Turn catalog rows into described rows. Returns every row, in order, accepted or with a rejection reason.
 
-    Only encoded bytes travel between the stages, and never those of an original.
+    The stages exchange only encoded bytes, and never those of an original.
     """
     blocks = {"batch_size": None, "batch_format": "pyarrow", "udf_modifying_row_count": False}
     # With GPUs, Ray requires a batch size. Use the block size, so that a call gets the same rows either way.
@@ -218,7 +218,7 @@ class _OuterLoop:
 
     @contextmanager
     def _measured(self, watch: type[StageWatch]) -> Iterator[None]:
-        """Add up how busy the stages are during a window, however it ends."""
+        """Add the busy time of each stage in a window to the run's loads, however the window ends."""
         began = time.monotonic()
         try:
             yield

@@ -7,9 +7,9 @@ LARGE_ROWS = 10_000
 
 
 def advice(config: Config, rows: int, *, on_gpu: bool, begun: bool) -> list[str]:
-    """Return one sentence per trial-only default in use, or nothing for at most `LARGE_ROWS` rows.
+    """Return a sentence for each default in use that only suits trials. Up to `LARGE_ROWS` rows need no advice.
 
-    `on_gpu`: masks are computed on a GPU. `begun`: shards are already committed, so the weights cannot change anymore.
+    `on_gpu` is true if masks are computed on a GPU. `begun` is true once shards are committed, which fixes the weights.
     """
     if rows <= LARGE_ROWS:
         return []

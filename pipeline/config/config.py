@@ -46,7 +46,7 @@ def _storage_options(value: dict[str, dict[str, Any]]) -> dict[str, dict[str, An
 
 
 StorageOptions = Annotated[dict[str, dict[str, Any]], AfterValidator(_storage_options)]
-"""Storage options by URI prefix, as `Storage` takes them."""
+"""Storage options by URI prefix, in the form that `Storage` accepts."""
 
 
 def _actors(value: Any) -> Any:
@@ -149,8 +149,8 @@ class SegmentPoolConfig(PoolConfig):
     """Kind of GPU in a cluster with several kinds, by Ray's name for it (`H100`). auto: the kind that the dataset was
     created with, and any kind for a new dataset."""
     timeout_s: Seconds = Field(default=600, gt=0)
-    """Time limit for decoding one image, for computing its masks, and for finishing them, each on its own. A worker
-    that exceeds a limit is ended, and its image gets a trial; if it times out there twice, the row is rejected as
+    """Time limit for decoding one image, for computing its masks, and for finishing them, each separately. A worker
+    that exceeds a limit is killed, and its image gets a trial; if it times out there twice, the row is rejected as
     `timed_out`. Set it above the time that the slowest image takes and below `stall_timeout`."""
 
 
@@ -241,9 +241,9 @@ class Config(_ConfigModel):
 
 
 def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return the identity keys as plain JSON values, with profiles resolved. Equal datasets give equal values.
+    """Return the identity keys as plain JSON values, with profiles resolved. Equal datasets have equal values.
 
-    `hashes` maps a model or detector file, by its name in the configuration, to its SHA-256. The hash replaces the
+    `hashes` maps the name of each model or detector file in the configuration to its SHA-256. The hash replaces the
     name, so that the same file in another place gives the same dataset.
     """
     known = hashes or {}

@@ -40,7 +40,7 @@ class Document:
 
 
 def dotted(key: Key) -> str:
-    """Return a key in the notation of `--set`: masks.points_per_side. Parts with dots are quoted, and items are [0]."""
+    """Format a key as for `--set`, such as masks.points_per_side. Parts with dots are quoted; items look like [0]."""
     text = ""
     for part in key:
         if isinstance(part, int):
@@ -160,7 +160,7 @@ def _shown(value: Any) -> str:
 
 
 def _existing(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Key:
-    """Return the prefix of pydantic's location that exists in the document; the rest names members of unions."""
+    """Return the prefix of pydantic's location that exists in the document. The rest are names of union members."""
     key: list[str | int] = []
     for position, part in enumerate(loc):
         inside = (isinstance(data, Mapping) and part in data) or (
@@ -176,7 +176,7 @@ def _existing(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Key:
 
 
 def plain_types(model: type[BaseModel], key: Key) -> set[Any]:
-    """Return the plain types of a key, or an empty set if the key is unknown or takes anything."""
+    """Return the plain types of a key, or an empty set if the key is unknown or accepts anything."""
     *above, last = key
     owner = _owner(model, tuple(above))
     field = owner.model_fields.get(str(last)) if owner else None

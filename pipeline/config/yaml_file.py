@@ -89,7 +89,7 @@ def parse_yaml(text: str, source: str) -> Document:
 
 
 def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count the values below a node with aliases expanded. A node inside itself counts once."""
+    """Count the values below a node, with aliases expanded. A node that contains itself counts once."""
     if id(node) not in known:
         known[id(node)] = 1
         parts: list[yaml.Node] = []
@@ -102,7 +102,7 @@ def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str], list[ConfigProblem]]:
-    """Return the locations of the keys below `top`, the root's key, and the problems that do not depend on a schema."""
+    """Return the locations of all keys below `root`, whose key is `top`, and the problems that need no schema."""
     places: dict[Key, str] = {}
     wrong: list[ConfigProblem] = []
     seen: set[int] = set()
@@ -202,7 +202,7 @@ def _line(where: str) -> int:
 
 
 def _storage_options(document: Document) -> Iterator[ConfigProblem]:
-    """Report options that the storage rejects, credentials above all, and remove them from the document."""
+    """Remove options that the storage rejects, such as credentials, and yield a problem for each."""
     storage = document.data.get("storage")
     for prefix, options in list(storage.items()) if isinstance(storage, dict) else ():
         for name in list(options) if isinstance(options, dict) else ():
@@ -215,7 +215,7 @@ def _storage_options(document: Document) -> Iterator[ConfigProblem]:
 
 
 def _booleans_for_numbers(document: Document, model: type[BaseModel]) -> Iterator[ConfigProblem]:
-    """Report true and false in place of a number and remove them, because pydantic reads them as 1 and 0."""
+    """Remove each true or false in place of a number, and yield a problem. Pydantic would read them as 1 and 0."""
     for tree, key in list(_leaves(document.data)):
         value = tree[key[-1]]
         annotations = plain_types(model, key) if isinstance(value, bool) else set()

@@ -51,10 +51,10 @@ class AmendmentList:
     dataset: str
     catalog: str
     name: str
-    rows: int  # of the dataset's catalog, with a different value
+    rows: int  # rows of the dataset's catalog that would change
     values: Mapping[str, int]  # count by column
     examples: tuple[AmendedValue, ...]
-    matched: int  # rows of the dataset that the catalog names
+    matched: int  # rows of the dataset that the catalog lists
     unknown: int  # rows of the catalog that match no row of the dataset
     first_unknown: str | None
     shards: tuple[int, ...]  # with an amended row, committed or not
@@ -129,16 +129,16 @@ def amend(
     confirm: Callable[[AmendmentList], None] | None = None,
     resources: ResourcesConfig = LOCAL,
 ) -> AmendResult:
-    """Give the images that `catalog` names, by image_id, its values of the columns `AMENDABLE`.
+    """Update the `AMENDABLE` columns of images from `catalog`, which identifies them by image_id.
 
-    Missing values leave the dataset's values unchanged. With `clear`, they remove them, in the columns that the catalog
-    contains. `reason` is recorded (default: the catalog's name and SHA-256). The other arguments are as in `correct`.
+    A missing value leaves the dataset's value unchanged. With `clear`, it removes the value if the catalog contains the
+    column. `reason` is recorded (default: the catalog's name and SHA-256). The other arguments are as in `correct`.
 
-    First the amended parts of the catalog are put, together with the manifest generation that names them, so that
-    builds, growth, and repairs use the new values. Then each shard's next generation is committed. An interrupted
-    amendment is completed by any later one. Before anything is changed, raises `UsageError` for a catalog that cannot
-    be read, matches no row of the dataset, contradicts itself, or differs in a column of `FIXED`, and for a store whose
-    older versions cannot be removed.
+    First, the amended parts of the catalog are put, together with the manifest generation that names them, so that
+    builds, growth, and repairs use the new values. Then each shard's next generation is committed. Any later amendment
+    completes an interrupted one. Before anything is changed, raises `UsageError` for a catalog that cannot be read,
+    matches no row of the dataset, contradicts itself, or differs in a column of `FIXED`. Also raises it for a store
+    whose older versions cannot be removed.
     """
     if reason is not None and not reason.strip():
         raise UsageError("--reason is empty. Give a reason, or omit the option.")
@@ -150,7 +150,7 @@ def amend(
 
 @dataclass(frozen=True)
 class _AmendmentPlan:
-    """Corrections from a catalog for the latest generation of the manifest."""
+    """Plan of an amendment to the latest generation of the manifest."""
 
     latest: LatestManifest
     found: Amendments
@@ -202,7 +202,7 @@ class _Amendment:
     def prepare(self, dataset: DatasetHandle, plan: _AmendmentPlan) -> _AmendmentPlan:
         """Put the amended parts and the manifest that names them.
 
-        If a growing build or another correction wins the race, its parts are amended.
+        If a growing build or another correction puts its manifest first, that manifest's parts are amended.
         """
         staged = plan.staged
         while plan.found.parts:

@@ -18,7 +18,7 @@ from segmint.operators.shards.files import annotation_id, counts_of, mask_index
 
 @dataclass(frozen=True)
 class NewMask:
-    """An annotated mask: canonical compressed run lengths, and its columns of `MASK_ORIGIN`."""
+    """An annotated mask. `counts` are canonical compressed run lengths; `said` contains its `MASK_ORIGIN` columns."""
 
     counts: str
     id: int | None = None
@@ -27,7 +27,7 @@ class NewMask:
 
 
 def canonical_counts(counts: bytes, size: tuple[int, int]) -> str:
-    """Return compressed run lengths in segmint's canonical form: no zero-length run except the first.
+    """Return compressed run lengths in segmint's canonical form, in which only the first run may be empty.
 
     Raises `ValueError` if they cannot be read.
     """
@@ -68,7 +68,7 @@ def described_masks(
     """Return rows of new masks (keys of `DESCRIBED_MASK`), numbered from `first`.
 
     `parents` maps the run lengths of a new mask to the mask that it replaces. `said` contains default columns for all
-    new masks. A mask without a source is `corrected` if a build made its parent; otherwise it inherits its source.
+    new masks. A mask without a source is `corrected` if a build made its parent. Otherwise it inherits the parent's.
     """
     height, width = row["height"], row["width"]
     counts = [mask.counts for mask in new]

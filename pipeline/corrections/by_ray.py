@@ -22,7 +22,7 @@ WINDOW_SHARDS = 2_000
 """Number of shards in one Ray Data execution."""
 
 STAGES = {"correct_block": "correct"}
-"""Part of the operator's name in Ray Data, and the name that the progress bar shows."""
+"""Name that the progress bar shows, by a part of the operator's name in Ray Data."""
 
 
 def correct_block(block: pa.Table, correct_one: Callable[[int], object]) -> pa.Table:

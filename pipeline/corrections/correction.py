@@ -1,10 +1,10 @@
 """Common procedure of all corrections: plan, prepare, revise the shards, clean up, and record a version.
 
 A correction is a class with five methods, which `correct` calls. It changes committed shards only by a revision: a set
-of shards, and a pure function on their rows. `segmint.operators.shards.revise` makes this safe next to builds and other
-corrections (reservations, races, tombstones for one shard), and `segmint.operators.shards.put` removes the former
-files. This module applies a revision to all its shards, then removes or rebuilds everything else that showed the former
-rows. Repeating the call completes a correction that was killed.
+of shards, and a pure function on their rows. `segmint.operators.shards.revise` lets builds and other corrections run at
+the same time. It handles reservations, races, and tombstones for one shard. `segmint.operators.shards.put` removes the
+former files. This module applies a revision to all its shards, then removes or rebuilds everything else that showed the
+former rows. Repeating the call completes a correction that was killed.
 """
 
 from collections.abc import Callable, Iterable, Set
@@ -38,7 +38,7 @@ from segmint.operators.shards.revise import (
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 
 RAY_FROM_SHARDS = 200
-"""Minimum number of shards to change at which Ray revises them, because Ray takes about ten seconds to start."""
+"""Minimum number of shards to revise with Ray, which takes about ten seconds to start."""
 
 _THREADS = 16
 
@@ -51,7 +51,7 @@ class Revision:
     change: Change
     needed: Callable[[Commit], bool] = lambda _: True  # a cheaper check than reading all rows
     images_only: bool = False  # true if it reads and changes only the tables of images
-    catalog_generation: int | None = None  # of the manifest whose catalog, or a later one, the change reads
+    catalog_generation: int | None = None  # minimum manifest generation whose catalog it reads
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Plan(Protocol):
 
 
 class Correction(Protocol[P, R]):
-    """A kind of correction. A new one needs these five methods, and a row in the tests' crash matrix.
+    """Interface of a kind of correction. A new kind needs these five methods, and a row in the tests' crash matrix.
 
     Subclasses inherit a `prepare` and a `clean_up` that do nothing.
     """
@@ -96,10 +96,10 @@ class Correction(Protocol[P, R]):
         """Name of its command, which the version records."""
 
     def plan(self, dataset: DatasetHandle) -> P:
-        """Determine the changes without making any. Raise `UsageError` for a request that does not fit."""
+        """Determine the changes without making any. Raises `UsageError` for an invalid request."""
 
     def prepare(self, dataset: DatasetHandle, plan: P) -> P:
-        """Put the files that must exist before the shards change; return the plan for the resulting state."""
+        """Put the files that must exist before the shards change; return the updated plan."""
         return plan
 
     def revision(self, dataset: DatasetHandle, plan: P) -> Revision:
@@ -149,9 +149,9 @@ def revise(
 ) -> RevisionOutcome:
     """Apply a revision shard by shard, then remove the former files, including older versions.
 
-    With `ray_from` or more shards to change, Ray revises them on `resources`, if it is installed.
-    `segmint.operators.shards.put.check_purge` must have passed. Raises the errors of `revise_shard`, and
-    `UnfinishedError` if Ray fails.
+    If Ray is installed and at least `ray_from` shards change, Ray revises them on `resources`. Call
+    `segmint.operators.shards.put.check_purge` first. Raises the errors of `revise_shard`, and `UnfinishedError` if Ray
+    fails.
     """
 
     def look(shard: int) -> tuple[int, bool]:
@@ -224,7 +224,7 @@ def remove_report(dataset: Location) -> list[str]:
 
 
 def while_unchanged(dataset: DatasetHandle, read: Callable[[], Read]) -> Read:
-    """Return `read()`, retried if it failed because another command replaced the files that it read."""
+    """Call `read` and return its result. Retry if it failed because another command replaced the files it read."""
 
     def state() -> tuple[dict[int, int], list[int]]:
         return dataset.commits.committed(), manifest_generations(dataset.location)

@@ -1,7 +1,7 @@
-"""Revision that gives committed images the catalog's current credits, for `segmint amend` and `segmint repair`.
+"""Revision that updates committed images to the catalog's credits, for `segmint amend` and `segmint repair`.
 
-Before an amendment changes the catalog, it lists the shards to change in a file in `reservations/`, and it deletes that
-file at its end. So the next amendment can complete an interrupted one, or detect that nothing remains to be done.
+Before an amendment changes the catalog, it lists the shards to change in a file in `reservations/`. It deletes that
+file when it ends. So the next amendment can complete an interrupted one, or detect that nothing remains to be done.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -36,7 +36,7 @@ class _AmendedShards(Frozen):
 
 
 def begin_amendment(dataset: Location, generation: int, shards: Iterable[int]) -> None:
-    """List the shards of an amendment that is about to put this generation of the manifest."""
+    """Write the list of shards for an amendment that is about to put this generation of the manifest."""
     data = canonical_json({"shards": sorted(shards)})
     (dataset / RESERVATIONS / amended_name(generation, fingerprint(data.decode()))).put_if_absent(data)
 
@@ -44,8 +44,8 @@ def begin_amendment(dataset: Location, generation: int, shards: Iterable[int]) -
 def unfinished_amendments(dataset: Location, latest: LatestManifest) -> dict[str, frozenset[int]]:
     """Return the shards of interrupted or running amendments, by the names of their lists.
 
-    Includes only amendments for the latest manifest, `latest`, or an earlier one, because a later one has not changed
-    the catalog yet. A list that cannot be read counts as all shards.
+    Skips amendments for a manifest that is newer than `latest`, because they have not changed the catalog yet. A list
+    that cannot be read counts as all shards.
     """
     found = {}
     for entry in (dataset / RESERVATIONS).list():
@@ -74,9 +74,9 @@ def shards_of(amendments: Mapping[str, frozenset[int]]) -> frozenset[int]:
 
 
 def credit(dataset: Location, generation: int, shards: Collection[int]) -> Revision:
-    """Return the revision that gives the images of shards the catalog's credits.
+    """Return a revision that updates the credits of the shards' images from the catalog.
 
-    Uses the catalog of the manifest's `generation`, or a later one.
+    The catalog is that of the manifest's `generation`, or of a later one.
     """
     change = cataloged(dataset)
     return Revision(

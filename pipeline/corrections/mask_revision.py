@@ -29,7 +29,7 @@ NOT_BUILT = "not built yet"
 
 
 class RevisionList:
-    """List of a revision's planned changes. Subclasses are dataclasses with these fields and more."""
+    """Base class for lists of planned changes. Subclasses are dataclasses with at least these fields."""
 
     images: int  # number that change
     masks: Mapping[str, int]  # count by outcome
@@ -47,7 +47,7 @@ class RevisionList:
         return f", in {counted(len(self.shards), 'shard')}: {some([str(shard) for shard in self.shards])}"
 
     def counted_masks(self, *kinds: str) -> str:
-        """Return the number of masks of these kinds as text, by default of all kinds, or "" if there are none."""
+        """Return the number of masks of each kind as text, for all kinds by default. Without masks, it is empty."""
         return listed(f"{self.masks[kind]:,} {kind}" for kind in kinds or self.masks if self.masks[kind])
 
     def reason(self) -> str:
@@ -91,10 +91,10 @@ C = TypeVar("C", bound=RevisionCounts)
 def look_at_shards(
     dataset: Location, shards: Iterable[tuple[int, A]], total: C, count: Callable[[Commit, A], C]
 ) -> tuple[tuple[int, ...], dict[int, int]]:
-    """Add a revision's planned changes in these shards, each with the ordinals of its images, to `total`.
+    """Add a revision's planned changes to `total`. `shards` yields each shard with the ordinals of its images.
 
-    `count` returns the counts for a shard, from its tables. Returns the shards that change, and the other built shards
-    with the generation that was inspected.
+    `count` returns the counts for a shard. Returns the shards that change, and the other built shards with the
+    generation that was inspected.
     """
 
     def look(shard: int, wanted: A) -> tuple[C, int] | None:
@@ -180,7 +180,7 @@ class MaskCorrection(Correction[RevisionPlan[L], R]):
 
 
 def is_unfinished(dataset: DatasetHandle, shards: Sequence[int]) -> bool:
-    """Return whether a correction of these shards was interrupted: reservations, former commits, or no version remain.
+    """Return whether a correction of these shards was interrupted and left reservations, former commits, or no version.
 
     Other shards may have changed since, and a build may reserve shards that are not committed yet.
     """

@@ -21,9 +21,10 @@ from segmint.infra.uris import base_name
 def put_parts(
     dataset: Location, latest: LatestManifest, changed: Mapping[int, Path], **fields: Any
 ) -> LatestManifest | None:
-    """Put changed parts of the catalog, local files by number, and the next manifest generation that names them.
+    """Put changed parts of the catalog, and the next manifest generation, which names them.
 
-    `fields` are further changes of the manifest. Returns None if another command won the race for this generation.
+    `changed` maps part numbers to local files. `fields` are further changes to the manifest. Returns None if another
+    command put this generation first.
     """
     parts = list(latest.manifest.catalog)
     files = {}  # by path below the dataset

@@ -132,7 +132,7 @@ def prove(dataset: Location, name: str) -> RemovalProof:
 
 def _in_shard(dataset: Location, commit: Commit, images: Sequence[RemovedImage], names: RemovedNames) -> Iterator[str]:
     """Yield the locations in a commit's files that contain one of the images."""
-    own = {image.ordinal for image in images if image.ordinal in range(*commit.ordinals)}  # it may state any range
+    own = {image.ordinal for image in images if image.ordinal in range(*commit.ordinals)}  # it may claim any range
     for kind in SCHEMAS:
         if kind == "masks" and not own:
             continue  # masks contain no names beyond those of the images
@@ -154,7 +154,7 @@ def _in_shard(dataset: Location, commit: Commit, images: Sequence[RemovedImage],
 
 
 def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> Iterator[str]:
-    """Yield unreferenced data files of these shards and catalog parts, including those with only old versions."""
+    """Yield unreferenced data files of these shards and unreferenced catalog parts, even if only old versions exist."""
     named = {part.path for part in manifest.catalog}
     for commit in CommitLog(dataset).read_all(only=shards):
         named |= {entry.path for entry in commit.files}
@@ -178,7 +178,7 @@ def _files_of(place: Location, note: OutputNote | None, images: Sequence[Removed
 
 
 def _pattern(images: Sequence[RemovedImage]) -> re.Pattern[bytes]:
-    """Return a pattern of all names of images as words. Names of only digits or very few letters are left out."""
+    """Return a pattern that matches the images' names as words. Omits names with only digits or very few letters."""
     words = {image_stem(image.id) for image in images}
     words |= {word for image in images for word in (image.image_id, image.uri, image.sha256) if word}
     long = [word.encode() for word in sorted(words) if not _SHORT_NAME.fullmatch(word.encode())]

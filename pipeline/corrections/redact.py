@@ -90,7 +90,7 @@ def redact(
     confirm: Callable[[RedactionList], None] | None = None,
     resources: ResourcesConfig = LOCAL,
 ) -> RedactResult:
-    """Redact the regions in the file `regions` in a dataset's images. The other arguments are as in `correct`.
+    """Redact the regions that the file `regions` lists in a dataset's images. The other arguments are as in `correct`.
 
     Before anything is changed, raises `UsageError` for an invalid file, an image that does not exist, a box outside its
     image, a dataset without images, or a store whose older versions cannot be removed.
@@ -103,7 +103,7 @@ class _RedactionPlan:
     config: ReleaseConfig
     regions: Regions
     listed: RedactionList
-    is_done: bool = False  # existing regions only show in the shards' rows
+    is_done: bool = False  # only the shards' rows show which regions exist already
     reason: str | None = None
 
 

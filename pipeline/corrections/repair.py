@@ -72,10 +72,10 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
 
     Data files are restored from the rest of the shard if possible. Otherwise they are rebuilt from the catalog if
     `config`, the build's configuration, is given. A file is put only if it has exactly the SHA-256 that the commit
-    names. A commit is rebuilt if its shard's data files are intact and prove it. Restored shards get the existing
-    tombstones applied. Images get the catalog's credits, because an amendment may have been interrupted. With
-    `ray_from` or more shards, Ray inspects and repairs them. Raises `UsageError` if there is no dataset or the
-    configuration belongs to another one.
+    names. A commit is rebuilt if the shard's data files are intact and prove its contents. Existing tombstones are
+    applied to restored shards. Images get the catalog's credits in case an amendment was interrupted. Ray inspects and
+    repairs `ray_from` or more shards. Raises `UsageError` if there is no dataset or the configuration belongs to
+    another one.
     """
     committed = CommitLog(dataset).committed()  # before the manifest, so that it covers all of these shards
     latest = load_latest_manifest(dataset)
@@ -116,9 +116,9 @@ def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RA
 
 
 def _complete(dataset: DatasetHandle, repaired: Mapping[int, int], result: RepairResult) -> None:
-    """Finish the work of dead writers, and remove other traces of images that were taken down from repaired shards.
+    """Finish the work of dead writers. If shards changed, remove the report and rewrite the WebDataset index.
 
-    `repaired` maps these shards to their former generations.
+    `repaired` maps repaired shards to their former generations.
     """
     changed = finish_dead_writers(dataset, set(dataset.commits.committed()) - result.not_repaired.keys())
     now = dataset.commits.committed()

@@ -69,7 +69,7 @@ class ShardRepair:
 
 @dataclass(frozen=True)
 class _CommitRecord:
-    """Latest commit of a shard: its bytes, and the problems found in it, or "" if there are none."""
+    """Latest commit of a shard: its bytes, and a text about the problems found in it, or "" if there are none."""
 
     shard: int
     generation: int
@@ -112,7 +112,7 @@ def look_at(shard: int, task: RepairTask) -> ShardInspection:
 
 
 def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
-    """Restore the damaged files of a shard, as far as the rest of it allows."""
+    """Restore the damaged files of a shard, if its other files contain enough information."""
 
     def attempt(generation: int) -> ShardRepair:
         held = _read_commit(task, shard, generation)
@@ -176,7 +176,7 @@ def _other_machine(finding: Finding, manifest: DatasetManifest) -> bool:
 
 
 def _miscounted(dataset: Location, commit: Commit) -> list[str]:
-    """Return the counts in which a commit differs from its tables, if these have the bytes that it names."""
+    """Return a description of counts in a commit that differ from its tables. Damaged tables are reported elsewhere."""
     try:
         tables = {
             kind: read_table(read_file(dataset, commit.file(kind)), kind) for kind in ("images", "masks", "rejects")
@@ -193,7 +193,7 @@ def _miscounted(dataset: Location, commit: Commit) -> list[str]:
 
 
 def _remake(task: RepairTask, held: _CommitRecord) -> str:
-    """Rebuild a commit over the damaged file if the shard's data files prove it; otherwise return why they do not."""
+    """Replace a damaged commit with one rebuilt from the shard's data files; return "" or why this is impossible."""
     try:
         ordinals = task.manifest.ordinals(held.shard)
         fingerprint = _numerics(held.data, task.numerics | {task.manifest.numerics_fingerprint})
@@ -208,7 +208,7 @@ def _remake(task: RepairTask, held: _CommitRecord) -> str:
 
 
 def _numerics(data: bytes, known: frozenset[str]) -> str:
-    """Return the numerics of a damaged commit: its own if other commits share them, or those of all other commits."""
+    """Return the numerics of a damaged commit: its own if other commits share them, or else the only known numerics."""
     said = _NUMERICS.search(data)
     if said is not None and said[1].decode() in known:
         return said[1].decode()
@@ -224,8 +224,8 @@ def _numerics(data: bytes, known: frozenset[str]) -> str:
 def _data_files(dataset: Location, held: _CommitRecord) -> Mapping[str, list[str]]:
     """Return the paths of data files that may belong to a damaged commit, by folder.
 
-    Excludes files that a running or dead command was about to commit. If parts of the commit are readable, they must
-    contain the first digits of the file's SHA-256. They occur twice, in the path and in the hash after it.
+    A file belongs to it if the commit's bytes contain the first digits of its SHA-256, which occur in the path and in
+    the hash after it. If the commit cannot be parsed, files that no running or dead command has reserved also count.
     """
     reserved = reserved_paths(dataset, {held.shard: [held.generation]})
     found: dict[str, list[str]] = {}

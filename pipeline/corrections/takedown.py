@@ -53,13 +53,13 @@ class TakedownResult:
     """Result of a takedown."""
 
     dataset: str
-    rows: int  # first named by this takedown, including duplicates
+    rows: int  # newly named by this takedown, including duplicates
     images: int  # removed from committed shards by this run
     changed_shards: tuple[int, ...]
     tombstones: tuple[str, ...]  # all tombstones of the dataset
     taken_down: int  # rows in all tombstones
     version: VersionName
-    annotations: int = 0  # files of annotations of the images, removed by this run
+    annotations: int = 0  # the images' annotation files that this run removed
     building: tuple[int, ...] = ()  # shards whose files a build has put but not committed; they may show the images
     outputs: tuple[str, ...] = ()  # derived from the dataset and recorded in it; they may contain the images
     unknown_files: tuple[str, ...] = ()  # files in the dataset that are not segmint's; they may name or show the images
@@ -107,10 +107,10 @@ def takedown(
     confirm: Callable[[TakedownList], None] | None = None,
     resources: ResourcesConfig = LOCAL,
 ) -> TakedownResult:
-    """Remove images from a dataset, with every other row that names or is the same image.
+    """Remove images from a dataset, including all other rows with the same image or name.
 
     `catalog_uri` is as in `list_takedown`; the other arguments are as in `correct`. The tombstone is put first. Then
-    the annotations of the images are removed, the catalog is put without these rows, each shard's next generation is
+    the images' annotations are removed, their rows in the catalog are blanked, each shard's next generation is
     committed, and everything older is removed. Every call also completes earlier takedowns. Before anything is changed,
     raises `UsageError` for names that are not in the dataset or a store whose older versions cannot be removed, and
     `DamagedDatasetError` if a shard cannot be read.
@@ -120,16 +120,16 @@ def takedown(
 
 @dataclass(frozen=True)
 class _TakedownPlan:
-    """Rows that a takedown is about to remove. Once prepared, it includes everything that tombstones name."""
+    """Plan of a takedown. Once prepared, it includes all images that tombstones name."""
 
     listed: TakedownList
-    committed: Mapping[int, int]  # generations listed before, by shard
+    committed: Mapping[int, int]  # generations when the list was made, by shard
     rows: int = 0  # for which tombstones were put
     tombstones: tuple[str, ...] = ()
     images: Mapping[int, RemovedImage] = field(default_factory=dict)  # of all tombstones, by ordinal
     answers: int = 0  # number of removed files
     is_done: bool = False  # a takedown also completes earlier ones
-    reason: str | None = None  # the tombstones that the version lists give the reasons
+    reason: str | None = None  # None: the version lists tombstones, which contain the reasons
 
 
 @dataclass(frozen=True)
@@ -246,9 +246,9 @@ class BlankedPart:
 
 
 def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> BlankedPart:
-    """Write the local part `part` to `destination`. Rows with these ordinals keep only ordinal and id.
+    """Copy the local part `part` to `destination`, and blank all columns except ordinal and id in the given rows.
 
-    Row positions do not change, and the bytes depend only on the rows, so that blanking the same rows is deterministic.
+    Row positions do not change. The bytes depend only on the rows, so blanking the same rows gives the same bytes.
     """
     wanted = pa.array(sorted(ordinals), pa.int64())
     licenses: Counter[str | None] = Counter()

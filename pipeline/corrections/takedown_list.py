@@ -99,9 +99,9 @@ def list_takedown(
     now: datetime | None = None,
     catalog_uri: str | None = None,
 ) -> TakedownList:
-    """List the rows that a takedown would remove, except those of earlier takedowns that have not come back.
+    """List the rows that a takedown would remove. Rows removed earlier are included only if they came back.
 
-    `catalog_uri` is the URI of the source catalog, if known, for comparing relative with absolute URIs. Raises
+    `catalog_uri` is the URI of the source catalog, if known. It is used to compare relative with absolute URIs. Raises
     `UsageError` for names that are not in the dataset, and `DamagedDatasetError` if a table cannot be read.
     """
     if not reason.strip():
@@ -139,7 +139,7 @@ def _without(images: Images, *others: Images) -> Images:
 
 
 def _check(selection: Selection, taken: Images, request: TakedownRequest, earlier: Sequence[Tombstone]) -> None:
-    """Raise `UsageError` for ambiguous and unknown names, and if the request never matched a row."""
+    """Raise `UsageError` for ambiguous or unknown names, and for a license or provider that never matched a row."""
     known = {name for image in taken.values() for name in (image.image_id, str(image.id), image_stem(image.id))}
     problems = [*selection.ambiguous.values()]
     problems += [f"{name!r} isn't an image_id or id of this dataset" for name in selection.unknown if name not in known]
@@ -150,7 +150,7 @@ def _check(selection: Selection, taken: Images, request: TakedownRequest, earlie
 
 
 def _refused_by_source(dataset: Location, commits: Iterable[Commit]) -> list[int]:
-    """Return the ordinals of rows rejected because a tombstone names their source. They still have names."""
+    """Return the ordinals of rows that were rejected because a tombstone names their source, but still have names."""
     found: list[int] = []
     for commit in commits:
         if commit.counts.get(f"{REJECTED}{Reason.TAKEN_DOWN}"):
@@ -162,7 +162,7 @@ def _refused_by_source(dataset: Location, commits: Iterable[Commit]) -> list[int
 
 
 def _of_earlier(earlier: Sequence[Tombstone], returned: Images, when: str) -> list[Tombstone]:
-    """Return tombstones for rows of images that came back, each with the reason of the earlier one that names it."""
+    """Return tombstones for images that came back. Each one repeats the reason of the earlier tombstone."""
     left = dict(returned)
     found = []
     for number, tombstone in enumerate(earlier):

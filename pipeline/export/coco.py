@@ -31,8 +31,8 @@ def uncompressed_rle(mask: MaskAnnotation) -> dict[str, Any]:
 def coco_annotations(sample: Sample, compressed: bool) -> Iterator[dict[str, Any]]:
     """Yield the annotations of an image.
 
-    `bbox` is COCO's [x, y, width, height] in floats, which counts pixels, so a single pixel has width 1. In the boxes
-    of the dataset, as in SA-1B's, it has width 0.
+    `bbox` is COCO's [x, y, width, height] as floats. It counts pixels, so a single pixel has width 1. In the dataset's
+    boxes, as in SA-1B, a single pixel has width 0.
     """
     boxes = coco.toBbox([mask.rle for mask in sample.masks]).tolist() if sample.masks else []
     for mask, box in zip(sample.masks, boxes, strict=True):

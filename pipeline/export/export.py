@@ -30,7 +30,7 @@ from segmint.pipeline.export.yolo import YoloWriter
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Files = Mapping[str, Path] | Mapping[str, bytes]
-"""Files by path relative to the export's folder: local paths or contents."""
+"""Contents or local paths of files, by path relative to the export's folder."""
 
 
 class SampleWriter(Protocol):
@@ -53,7 +53,7 @@ class NotesWriter(Protocol):
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Scope of an export: shards [A, B), a part of all shards, or all; and a `sample` of their images, or all."""
+    """Scope of an export: a range of shards [A, B), a part of them, or all, and the size of a `sample` of images."""
 
     format: Format
     shards: tuple[int, int] | ShardPart | None = None
@@ -126,7 +126,7 @@ def make_writer(
     with_images: bool = True,
     most: int | None = None,
 ) -> SampleWriter:
-    """Return the writer of a format, which uses the folder `scratch` for files that go to `output`.
+    """Return the writer of a format. It keeps files for `output` in the folder `scratch` until they are complete.
 
     `most` is the maximum number of masks per Label Studio task.
     """
@@ -167,13 +167,13 @@ def write_samples(
     with_images: bool = True,
     pictures_apart: bool = True,
 ) -> ExportResult:
-    """Write the images of samples as they arrive, then the files of the writers in order; `file` is the main file.
+    """Write the samples' images as they arrive, then the files of the writers in order. `file` is the main file.
 
     `version` is the dataset version of the samples. With `pictures_apart=False`, the writers store the images
-    themselves. Each file only appears when it is complete, so an interrupted export has no main file. Images and files
-    that an interrupted run left behind are kept if their bytes are the same. Raises `UsageError` at the first image, or
-    other per-image file, that exists with different bytes. It lists all such other files before it writes any of them,
-    and raises the errors of `ExportFolder.complete` before the last one.
+    themselves. Each file appears only when it is complete, so an interrupted export has no main file. Files of an
+    interrupted run are kept if their bytes are the same. Raises `UsageError` at the first per-image file that exists
+    with different bytes. The writers' remaining files are all compared before any is written, and the error lists those
+    that differ. Raises the errors of `ExportFolder.complete` before the last file is written.
     """
     output = folder.location
     images = masks = pictures = 0
@@ -203,7 +203,7 @@ def write_samples(
 
 
 def _put_part(content: bytes | Path, scratch: Path, folder: ExportFolder, name: str) -> None:
-    """Write an image, or another file that is complete before the last image; scratch files are moved."""
+    """Write an image, or another file that is complete before all samples are read. Scratch files are moved."""
     if isinstance(content, Path):
         local = content
     else:

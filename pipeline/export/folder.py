@@ -11,10 +11,10 @@ from segmint.infra.wording import counted, some
 
 
 class ExportFolder:
-    """A folder for files derived from a dataset, which the dataset records before the first file is written.
+    """A folder for files derived from a dataset. The dataset records the folder before the first file is written.
 
-    A takedown during the export, or after it was interrupted, therefore names the folder. Memory grows with the number
-    of files that an interrupted run left in the folder.
+    A takedown therefore names the folder, even during the export or after it was interrupted. Memory grows with the
+    number of files that an interrupted run left in the folder.
     """
 
     def __init__(self, dataset: Location, command: str, output: Location) -> None:
@@ -35,8 +35,8 @@ class ExportFolder:
         """Check the folder before its last file is written, and record that file's SHA-256 by its relative path.
 
         Raises `UsageError` if a subfolder, which tools read as a whole, contains files from elsewhere, because they may
-        be of images that were taken down. Raises `UnfinishedError` if files were added or deleted in the meantime, or
-        if a shard was replaced since the start.
+        show images that were taken down. Raises `UnfinishedError` if files were added or deleted in the meantime, or if
+        a shard was replaced since the start.
         """
         if left := sorted(name for name in self._left if _top(name) in self._folders):
             raise UsageError(

@@ -80,7 +80,7 @@ Ring = list[tuple[int, int]]
 _RIGHT, _DOWN, _LEFT, _UP = range(4)
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 _INSIDE = ((0, 0), (0, -1), (-1, -1), (-1, 0))
-"""For each direction, the pixel (row, column), relative to a corner, on the right-hand side when leaving the corner."""
+"""Pixel (row, column) on the right-hand side when leaving a corner in each direction, relative to that corner."""
 
 
 def edge_polygons(mask: Mask) -> list[list[Ring]]:
@@ -112,7 +112,7 @@ def edge_polygons(mask: Mask) -> list[list[Ring]]:
 def _rings(mask: Mask) -> list[Ring]:
     """Trace the edges with the mask on the right-hand side, corner to corner, turning right where two parts touch."""
     padded = np.pad(mask, 1).astype(np.uint8)
-    # For the four pixels at a corner, the outgoing edges that have the mask on their right.
+    # The outgoing edges at each corner that have the mask on their right.
     corners = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     top_left, top_right, low_left, low_right = (corner.astype(bool) for corner in corners)
     leaving = np.stack(

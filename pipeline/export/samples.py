@@ -27,7 +27,7 @@ def draw_images(dataset: Dataset, shards: range, count: int, seed: int) -> list[
 
 
 def read_images(dataset: Dataset, shards: range, images: Sequence[int] | None) -> Iterator[Sample]:
-    """Yield samples of some shards in order: all, or `images` (ascending ids). Shards without any are not read."""
+    """Yield the samples of shards in order: all, or only `images` (ascending ids). Shards without them are not read."""
     for commit in dataset.commits(shards):
         if images is None:
             yield from dataset.shard(commit)

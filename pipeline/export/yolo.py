@@ -37,7 +37,7 @@ Mask = np.ndarray[Any, Any]
 Points = np.ndarray[Any, Any]
 
 MOST_PARTS = 200
-"""Maximum number of joined parts per mask, the largest ones, because the distance of each pair must be computed."""
+"""Maximum number of parts to join per mask, starting with the largest. The distance of each pair must be computed."""
 
 _OUTER = -1
 
@@ -112,7 +112,7 @@ def label_line(path: Points, size: tuple[int, int]) -> str:
 
 @dataclass
 class _Ring:
-    """A contour: its points (N, 2) of pixels x, y, and the rings attached to it, by the position of their bridge."""
+    """A contour: its points (N, 2) as pixel x and y, and the rings attached to it, by the position of their bridge."""
 
     points: Points
     start: int = 0
@@ -125,7 +125,7 @@ class _Ring:
 
 
 def pixel_path(mask: Mask) -> Points:
-    """Return the path of a mask (height, width) bool as points (N, 2), x and y of pixels, empty for an empty mask.
+    """Return the path of a mask (height, width) bool as points (N, 2), pixel x and y. An empty mask has none.
 
     Parts are joined by the shortest bridges. A part with fewer pixels than its bridge is skipped, as are all except the
     `MOST_PARTS` largest. Use `paint` to check the quality of the path.

@@ -151,7 +151,7 @@ def files_next_to(outputs: Outputs) -> set[str]:
 
 
 def with_kept_files(outputs: Outputs, there: Collection[str], photograph_of: Callable[[str], str]) -> Outputs:
-    """Return the tasks with the file names from before a photograph of a similar name was added or removed.
+    """Return the tasks, but keep file names from before a photograph with a similar name was added or removed.
 
     Otherwise a photograph's masks would exist twice, as `x.json` and as `x.jpg.json`. `there` contains the existing
     files, and `photograph_of` returns the name of the photograph to which such a file belongs.

@@ -93,12 +93,12 @@ class CurationResult:
 
 @resumable()
 def run_curate(config: Config, catalog: str, output: str, *, distributions: str | None = None) -> CurationResult:
-    """Write the catalog with the rejections of `config.curate` to `output`; return the findings.
+    """Write the catalog, with the rejections of `config.curate`, to `output`; return the findings.
 
-    A run that was killed resumes with the images that it has not inspected, and produces the same bytes. With
-    `distributions`, only the distributions of the measures are drawn, into that file. The output is not written, and
-    the run that writes it reads no image again. Raises `UsageError` before anything starts if the catalog, the output,
-    or a scorer does not fit, and `UnfinishedError` if some images cannot be read now.
+    A killed run resumes with the images that it has not inspected, and produces the same bytes. If `distributions` is
+    given, the run only plots the measures' distributions into that file. A later run that writes the output reads no
+    image again. Raises `UsageError` before anything starts if the catalog, the output, or a scorer is invalid, and
+    `UnfinishedError` if some images cannot be read now.
     """
     curate = config.curate
     catalog, output = absolute(catalog), absolute(output)
@@ -114,7 +114,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
         _check_rows(source, target, normalized)
         look = InspectionConfig(config.ingest, curate.duplicates.mirror, curate.opt_outs, curate.scorers)
         seen = _digest(_inspection_identity(normalized, look))
-        whole = _digest([seen, source_sha256, _decision_identity(config, curate)])  # because other columns are copied
+        whole = _digest([seen, source_sha256, _decision_identity(config, curate)])  # the output contains all columns
         work = Location(Storage(config.storage, outage_s=config.outage_timeout_s), f"{output}.curate")
         if distributions is None and _is_written(target, whole):
             _remove(work)
@@ -249,7 +249,7 @@ def _taken(target: Location) -> str:
 
 
 def _pinned_date(folder: Location, given: date | None) -> date:
-    """Return the day on which licenses must still be valid: the given day, or that of the run's first start."""
+    """Return the date on which licenses must still be valid: `given`, or the date on which the run first started."""
     if given is not None:
         return given
     begun = folder / "begun.json"

@@ -37,7 +37,7 @@ CATALOG_OPT_OUT = "the catalog says that the rights holder has opted this image 
 """Detail of a row whose `opt_out` is true."""
 
 MOST_CREDITED = 8192
-"""Maximum characters of duplicates' attributions added to that of the kept row. The remaining ones are counted."""
+"""Maximum characters of duplicates' attributions that are added to the kept row's. Any others are only counted."""
 
 _THREADS = 8
 _TERMS = ("license", "redistributable", "valid_until")
@@ -45,13 +45,13 @@ _TERMS = ("license", "redistributable", "valid_until")
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """Features of the images of N rows, by row."""
+    """Features of a catalog's N images, indexed by row."""
 
     sources: NDArray[np.uint64]  # (N, 2), the first 16 bytes of the SHA-256; 0 where unread
     hashes: NDArray[np.uint64]  # (N, VIEWS)
     pixels: NDArray[np.int64]  # of the source
     values: Mapping[str, NDArray[np.float64]]  # measures and scores by name; NaN if absent
-    opt_outs: Mapping[int, str]  # prohibitions of training in images' metadata, by ordinal
+    opt_outs: Mapping[int, str]  # opt-outs in images' metadata, by ordinal
     unread: Mapping[str, int]  # number of rows without features, by reason
 
 
@@ -113,11 +113,11 @@ def decide(
     """Decide which rows to reject, in this order: opted out, unfit, duplicate of a kept row.
 
     Among duplicates, a fit image with an allowed license is kept, preferably the one with the most pixels, then the
-    first. If there is none, no row is marked as a duplicate, because a build rejects all of them. Rows that the catalog
-    already rejects are left unchanged, but duplicates of rows that it rejects as opted out are rejected.
+    first. If no image qualifies, no row is marked as a duplicate, because a build rejects them all anyway. Rows that
+    the catalog already rejects are left unchanged, but duplicates of rows that it rejects as opted out are rejected.
 
-    An opt-out applies to all rows with the same bytes, URI, or image_id. For a row that was not read, the catalog's
-    SHA-256 stands for its bytes. `normalized` is the local catalog file, and `folder` contains the parts.
+    An opt-out applies to all rows with the same bytes, URI, or image_id. Unread rows are compared by the SHA-256 in the
+    catalog. `normalized` is the local catalog file, and `folder` contains the parts.
     """
     rows = catalog.ordinals[1]
     out = dict(features.opt_outs)
@@ -197,7 +197,7 @@ class _LicenseJudge:
 
 
 def _unfit(values: Mapping[str, NDArray[np.float64]], limits: Limits) -> Iterator[tuple[int, str]]:
-    """Yield the rows that exceed a limit, once each for the first such limit, with the value found."""
+    """Yield each row that exceeds a limit, with a description of the first limit that it exceeds."""
     seen: set[int] = set()
     for name, (least, most) in limits.items():
         for limit, sign, words in ((least, 1, "under the least"), (most, -1, "over the most")):
@@ -210,7 +210,7 @@ def _unfit(values: Mapping[str, NDArray[np.float64]], limits: Limits) -> Iterato
 
 
 def _attributions(catalog: NormalizedRows, copies: Mapping[int, Sequence[int]]) -> dict[int, str]:
-    """Return the attributions of kept rows that need credits from their duplicates' licenses."""
+    """Return new attributions for kept rows that must credit the authors of their duplicates."""
     wanted = sorted({*copies, *(row for rows in copies.values() for row in rows)})
     rows = catalog.take(wanted, ["license", "attribution"])
     asks = {license: asks_for_attribution(license) for license in rows["license"].unique().to_pylist()}
@@ -227,7 +227,7 @@ def _attributions(catalog: NormalizedRows, copies: Mapping[int, Sequence[int]]) 
 
 
 def _joined(own: str | None, others: Sequence[str], kept: int) -> str:
-    """Join credits up to the size limit, followed by where the catalog lists the others."""
+    """Join credits up to the size limit. If some are left over, say where the catalog lists them."""
     lengths = np.cumsum([len(text) for text in others])
     number = int(np.searchsorted(lengths, MOST_CREDITED, "right"))
     credits = [own] if own else []
@@ -239,7 +239,7 @@ def _joined(own: str | None, others: Sequence[str], kept: int) -> str:
 
 
 def read_thumbnails(folder: Location, ordinals: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return the thumbnails of rows, (n, 64, 64) gray. The ordinals are ascending and unique."""
+    """Return the thumbnails of the rows `ordinals`, (n, 64, 64) gray. The ordinals must be ascending and unique."""
     found = np.zeros((len(ordinals), 64, 64), np.uint8)
     wanted = np.unique(ordinals // PART_ROWS * PART_ROWS).tolist()
     for first, table in _parts(folder, wanted, ["thumbnail"]):
@@ -264,19 +264,19 @@ def _parts(folder: Location, firsts: Iterable[int], columns: list[str]) -> Itera
 
 
 def _lists(table: pa.Table, name: str) -> NDArray[Any]:
-    """Return the values of all lists of a column, concatenated."""
+    """Concatenate the lists in a column."""
     values: NDArray[Any] = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return values
 
 
 Firsts = NDArray[np.int64]
-"""(N,): for each of N rows, the first row of the same image, or the row itself."""
+"""Array (N,) that maps each of N rows to the first row that shows the same image, which may be the row itself."""
 
-_ROWS = 65_536  # rows whose groups are read at once
+_ROWS = 65_536  # rows to search at once
 
 
 def same_uris(normalized: Path, rows: int) -> Firsts:
-    """Return, for each row of a normalized catalog, the first row with the same URI."""
+    """Map each row of a normalized catalog to the first row with the same URI."""
     first = np.arange(rows)
     with tempfile.TemporaryDirectory(prefix="segmint-uris-") as name, SameFiles(normalized, Path(name)) as same:
         for stop in range(_ROWS, rows + _ROWS, _ROWS):
@@ -288,9 +288,9 @@ def same_uris(normalized: Path, rows: int) -> Firsts:
 
 
 def spread(opted_out: NDArray[np.bool_], same: Mapping[str, Firsts]) -> dict[int, str]:
-    """Mark all rows that share an image with a row in `opted_out`, (N,), in place; return the reasons.
+    """Mark all rows that share an image with an opted-out row, in place; return the reasons by row.
 
-    `same` maps each shared property, in the words of the reason, to the first row that has it. Marks are transitive.
+    `opted_out` has shape (N,). `same` maps a property, as named in the reasons, to its `Firsts`. Marks are transitive.
     """
     rows = len(opted_out)
     found: dict[int, str] = {}

@@ -17,7 +17,7 @@ FORMATS = ("png", "svg", "pdf")
 """File formats of distributions, by ending."""
 
 PERCENTILES = (0.1, 1, 5, 25, 50, 75, 95, 99, 99.9)
-"""Percentiles that are labeled, with the thumbnail of the image at each."""
+"""Percentiles that are labeled and shown with an example image's thumbnail."""
 
 _BINS = 60
 _BLUE, _VERMILION, _GRAY = "#0b5a9c", "#a8480b", "#8a9098"  # color-blind safe (Okabe and Ito)
@@ -96,7 +96,7 @@ def _draw_examples(axes: Any, values: NDArray[np.float64], folder: Location) -> 
 
 
 def _at_percentiles(values: NDArray[np.float64]) -> list[tuple[float, int]]:
-    """Return each percentile with the row at it. Missing values are skipped."""
+    """Return each percentile with the row that has its value. Rows without a value are skipped."""
     rows = np.flatnonzero(np.isfinite(values))
     order = rows[np.argsort(values[rows], kind="stable")]
     return [(percentile, int(order[round((len(order) - 1) * percentile / 100)])) for percentile in PERCENTILES]

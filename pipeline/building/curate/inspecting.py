@@ -1,4 +1,4 @@
-"""Inspection of a catalog's images with Ray Data, in parts of rows, limited to the missing parts."""
+"""Inspection of a catalog's images with Ray Data. It proceeds in parts of rows, and skips finished parts."""
 
 import math
 import time
@@ -19,13 +19,13 @@ from segmint.pipeline.building.execution.stage_watch import watched
 from segmint.pipeline.config.config import ResourcesConfig
 
 WINDOW_PARTS = 512
-"""Number of parts whose rows the driver holds at once: those of one Ray Data execution."""
+"""Number of parts in one Ray Data execution. The driver keeps the rows of all of them in memory."""
 
 MOST_STALLED_ROUNDS = 3
 """Consecutive rounds without a new part after which a run ends unfinished."""
 
 STAGES = {"InspectImages": "look"}
-"""Part of the operator's name in Ray Data, and the name that the progress bar shows."""
+"""Name that the progress bar shows, by a part of the operator's name in Ray Data."""
 
 
 @dataclass
@@ -48,10 +48,10 @@ class InspectionRun:
 def inspect_images(
     task: CurateTask, catalog: Location, rows: int, resources: ResourcesConfig, retry_wait_s: float
 ) -> InspectionRun:
-    """Inspect the images of the missing parts of the normalized catalog, a local file; return what was read.
+    """Inspect the images in the missing parts of the normalized catalog; return what was read.
 
-    Failures are retried, including images on which a child process died. If it dies again, the image gets no features.
-    Raises `UnfinishedError` if some parts cannot be written because a store has a fault or Ray fails. Nothing is lost.
+    `catalog` is a local file. Failures are retried, including images on which a child process died. If it dies again,
+    the image gets no features. Raises `UnfinishedError` if a store or Ray fails and parts are missing in the end.
     """
     looked = InspectionRun()
     missing = looked.missing(task.folder, rows)

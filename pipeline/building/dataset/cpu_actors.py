@@ -1,7 +1,7 @@
-"""Number of segment actors, and threads per actor, that share one machine's cores on a CPU.
+"""Numbers of segment actors, and of threads per actor, on a machine that computes masks on its CPU.
 
-An actor with one thread uses a core best, because the threads of one process wait for Python's lock and for each other.
-So each core gets an actor as far as memory allows, and the actors share the remaining cores as threads.
+Actors with one thread use the cores best, because threads of one process wait for Python's lock and for each other. So
+there is one actor per core if memory allows. With fewer actors, each one uses several cores as threads.
 """
 
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 _GIB = 2**30
 
 BASE_MEMORY = 3 * _GIB // 2
-"""Bytes per actor besides its model: images, embeddings, and chunks of prompts."""
+"""Bytes that an actor needs besides its model, for images, embeddings, and chunks of prompts."""
 
 PER_WEIGHT_BYTE = 2
-"""Bytes per actor for each byte of the checkpoint: the weights, and the working memory of the larger encoders."""
+"""Bytes that an actor needs per byte of the checkpoint: the weights, and the memory in which larger encoders work."""
 
 SHARE_OF_MEMORY = 0.5
 """Share of a machine's memory for all segment actors. The rest is for Ray, the other stages, and other processes."""
@@ -29,12 +29,12 @@ def actors_that_fit(cores: int, weights_bytes: int, memory: int | None = None) -
 
 
 def threads_of_an_actor(cores: int, weights_bytes: int, memory: int | None = None) -> int:
-    """Return the number of torch threads in each of these actors, at least 1."""
+    """Return the number of torch threads per segment actor, at least 1."""
     return max(1, cores // actors_that_fit(cores, weights_bytes, memory))
 
 
 def memory_here() -> int:
-    """Return the bytes of memory that this process may use: the machine's, or its container's limit (cgroup v2)."""
+    """Return the memory that this process may use, in bytes. In a container, its limit counts (cgroup v2)."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()

@@ -57,11 +57,11 @@ class BuildDataset:
 
     @property
     def rows(self) -> int:
-        """Number of rows of the normalized catalog, over all parts."""
+        """Number of rows in all parts of the normalized catalog."""
         return sum(part.rows for part in self.manifest.catalog)
 
     def shards(self, wanted: tuple[int, int] | ShardPart | None = None) -> range:
-        """Return the shards `[first, last)`, a part of all shards, or all shards. See `choose_shards`."""
+        """Return the selected shards: the range `[first, last)`, a part of all shards, or all. See `choose_shards`."""
         return choose_shards(self.manifest.shards, wanted)
 
     def span(self, shard: int) -> ShardSpan:
@@ -105,7 +105,7 @@ class BuildDataset:
         )
 
     def handle(self, config: Config) -> DatasetHandle:
-        """Return the handle for writers. It waits for outages and records the manifest generation of the rows read."""
+        """Return a handle for writers. It waits out outages, and records the manifest generation of the rows."""
         storage = Storage(config.storage, outage_s=config.outage_timeout_s)
         return DatasetHandle.of(
             Location(storage, self.location.uri), LatestManifest(self.manifest, self.generation), config.catalog
@@ -120,9 +120,9 @@ class BuildDataset:
 def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> BuildDataset:
     """Open the dataset at `config.output`, creating it if it does not exist.
 
-    With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError`, with the differing keys or rows,
-    if the dataset was created with another configuration or from another catalog, or if a bundled detector lacks a
-    package.
+    With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError` if the dataset was created with
+    another configuration or from another catalog, and lists the differing keys or rows. Also raises it if a bundled
+    detector lacks a package.
     """
     config.deidentify.require_packages()
     require_catalog(config, storage)
@@ -150,13 +150,13 @@ def require_rows(config: Config, rows: int) -> None:
 
 
 def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:
-    """Raise `UsageError`, with the differing keys, if a dataset has another identity or other numerics."""
+    """Raise `UsageError`, which lists the differing keys, if a dataset has another identity or other numerics."""
     _check_identity(config, storage, begun, weights)
     _check_numerics(config, Numerics.recorded(begun.numerics))
 
 
 def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
-    """Pin catalog, configuration, and numerics. If two drivers race, one wins and both use its manifest."""
+    """Pin the catalog, configuration, and numerics. If two drivers race, both use the winner's manifest."""
     source = Location(output.storage, config.catalog)
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
         catalog = normalize(source, Path(folder) / "part.parquet", ignored=ignored_columns(identity(config)))

@@ -55,7 +55,7 @@ def _of_masks(config: Config, weights: Path) -> Numerics:
 
 
 def _of_detectors(config: Config) -> str:
-    """Return the detectors' numerics: this machine's GPU or, on a cluster, that of a GPU node."""
+    """Resolve the detectors' numerics on this machine or, on a cluster if this machine has no GPU, on a GPU node."""
     from segmint.infra.ray_session import joins_cluster, ray_session
 
     device = config.deidentify.device
@@ -93,7 +93,7 @@ def _resolve(model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Num
 
 
 def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:
-    """Resolve the numerics on a node of the kind that `model.device` (auto or cuda) selects on this cluster."""
+    """Resolve the numerics on a GPU node. If `model.device` is auto and no GPUs are used, resolve them on this CPU."""
     from segmint.infra.ray_session import ray_session
 
     with ray_session(config.resources.address) as cluster:
@@ -125,10 +125,10 @@ def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, clust
 
 
 def _kind_of_gpu(config: Config, cluster: "Cluster") -> str | None:
-    """Return the kind of GPU to request from Ray, or None for any kind and if Ray names no kinds.
+    """Return the kind of GPU to request from Ray, or None for any kind.
 
-    Raises `UsageError` if chance would decide between a named kind and unnamed GPUs: a dataset that was created on
-    unnamed GPUs could not request them again.
+    Also returns None if Ray names no kinds. Raises `UsageError` if chance would decide between a named kind and unnamed
+    GPUs, because a dataset that was created on unnamed GPUs could not request them again.
     """
     from segmint.infra.ray_session import NAME_GPUS
 

@@ -29,11 +29,11 @@ from segmint.pipeline.config.config import Config
 
 
 def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, grow: bool) -> LatestManifest:
-    """Return the manifest with the catalog `config.catalog`, grown if it has new rows and `grow` is set.
+    """Compare the dataset's catalog with `config.catalog`, add new rows if `grow` is set, and return the manifest.
 
     The source is compared by its bytes first, and by rows only if the bytes differ. New rows become a separate part. If
-    several builds race to grow a dataset, one wins, and the others continue with its manifest if their catalog is the
-    same. Raises `UsageError` if a pinned row is gone from the source or has changed, and for new rows without `grow`.
+    several builds race to grow a dataset, one wins. The others continue with its manifest if their catalog is the same.
+    Raises `UsageError` if a pinned row is missing or has changed, or if there are new rows and `grow` is false.
     """
     manifest, generation = latest
     output = Location(storage, config.output)
@@ -95,7 +95,7 @@ def catalog_part(path: str, catalog: NormalizedCatalog, source: str, first_shard
 
 
 def count_licenses(path: Path) -> dict[str, int]:
-    """Count the rows of a local normalized catalog by license, with `missing` for rows without one."""
+    """Count the rows of a local normalized catalog by license. Rows without a license count as `missing`."""
     counts: Counter[str] = Counter()
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=["license"]):

@@ -1,6 +1,6 @@
-"""Accounting of a run, `in = written + rejected by reason`, and the work that remains.
+"""Accounting of a run: `in = written + rejected by reason`, and the work that remains.
 
-Also the record of a run in progress, and the load of each stage, which shows the stage that limited the run.
+Also contains the record of a run in progress, and the load of each stage, which shows what limited the run.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ from segmint.pipeline.building.execution.ceiling import Ceiling
 from segmint.pipeline.building.status.totals import total
 
 MOSTLY = 0.5
-"""Minimum busy share of a stage that limits a run. Below it, the run is mostly startup or waiting."""
+"""Minimum busy share of a stage that limits a run. Below it, the run mostly starts up or waits."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class StageLoad:
     """Busy and total worker time of one stage."""
 
     stage: str
-    busy_s: float  # summed over the stage's workers
-    worker_s: float  # seconds of all windows, times the workers
+    busy_s: float  # sum over the stage's workers
+    worker_s: float  # time of all windows, multiplied by the number of workers
 
     @property
     def share(self) -> float:
@@ -49,16 +49,16 @@ class StageLoad:
 
 
 class StageLoads:
-    """Sum of the stages' worker seconds over the windows of a run."""
+    """Worker seconds of each stage, summed over the windows of a run."""
 
     def __init__(self) -> None:
         self._busy: dict[str, float] = {}
         self._had: dict[str, float] = {}
 
     def add(self, seconds: float, workers: Mapping[str, int], busy: Mapping[str, float]) -> None:
-        """Add a window of `seconds`, with the workers of each stage and the summed seconds that they were busy.
+        """Add a window that took `seconds`. `workers` and `busy` map each stage to its workers and their busy seconds.
 
-        Stages in `busy` that are not in `workers` are ignored.
+        Stages that are in `busy` but not in `workers` are ignored.
         """
         for stage, count in workers.items():
             self._busy[stage] = self._busy.get(stage, 0.0) + busy.get(stage, 0.0)
@@ -70,7 +70,7 @@ class StageLoads:
 
 
 def loads_line(loads: Sequence[StageLoad]) -> str:
-    """Return a line with the load of each stage and the stage that limited the run. `loads` is not empty."""
+    """Return a line with the load of each stage, and the stage that limited the run. `loads` must not be empty."""
     shares = ", ".join(f"{load.stage} {100 * load.share:.0f} %" for load in loads)
     most = max(loads, key=lambda load: load.share)
     verdict = f"{most.stage} limited this run" if most.share >= MOSTLY else "no stage was busy most of the time"
@@ -111,7 +111,7 @@ class RunRecord:
                 self.metrics.add(ROWS_REJECTED, count, reason=name.removeprefix(REJECTED))
 
     def settled(self, window: Collection[int], left: Collection[int]) -> None:
-        """Record that of a window's shards only those in `left` are still on hold, whatever ended the window."""
+        """Remove a window's shards from `on_hold`, except for those in `left`. Called however the window ended."""
         for shard in set(window) - set(left):
             self.on_hold.pop(shard, None)
         self._measure()
@@ -139,14 +139,14 @@ class NotRecordedError(UnfinishedError):
 
 @dataclass(frozen=True)
 class Accounting:
-    """Contents of the dataset, from its commits only, and the results of the run."""
+    """Contents of the dataset according to its commits, and the results of the run."""
 
     dataset: str
     rows: int  # catalog rows of the requested shards
     written: int  # images
     rejected: Mapping[str, int] = field(default_factory=dict)  # by reason
     masks: int = 0
-    shards: int = 0  # committed, of the requested shards
+    shards: int = 0  # requested shards that are committed
     missing: Sequence[int] = ()  # shards left for the next run
     missing_rows: int = 0
     retried_rows: int = 0  # rejected earlier, and retried by this run
@@ -233,7 +233,7 @@ class Accounting:
         ]
 
     def unfinished_message(self, on_hold: Mapping[int, str]) -> str:
-        """Return why the run is incomplete, shard by shard, and what to do."""
+        """Return a message that explains why shards are missing or were not retried, and what to do."""
         parts = []
         if self.missing:
             parts.append(
@@ -251,10 +251,10 @@ class Accounting:
 
 
 def record_end(dataset: BuildDataset, accounting: Accounting, on_hold: Mapping[int, str]) -> Accounting:
-    """Write the index of a complete dataset and its version at the end of a run; return the updated accounting.
+    """At the end of a run, write a version and, if the dataset is complete, the index. Return the new accounting.
 
-    `on_hold` gives the reasons for missing shards. Raises `UnfinishedError` if work remains for another run. Raises
-    `NotRecordedError`, with the accounting, if only the record could not be written because of a storage fault.
+    `on_hold` contains the reasons for missing shards. Raises `UnfinishedError` if work remains for another run. Raises
+    `NotRecordedError`, which contains the accounting, if a storage fault prevented only the record.
     """
     fault = None
     try:
@@ -287,7 +287,7 @@ def account(
     ceiling: Ceiling | None = None,
     stages: Sequence[StageLoad] = (),
 ) -> Accounting:
-    """Sum the commits of the shards in `wanted`; `built` are the counts that this run added in `seconds`."""
+    """Sum the commits of the shards in `wanted`. `built` contains the counts that this run added in `seconds`."""
     totals = total(dataset.location, dataset.manifest, CommitLog(dataset.location).latest_commits(), wanted)
     return Accounting(
         dataset=str(dataset.location),

@@ -1,8 +1,8 @@
-"""Ceiling of a run: the images per second that its devices would make if only matrix products took time.
+"""Ceiling of a run: the images per second that its devices would produce if only matrix products took time.
 
-The metric is the rate of the whole run, from its first second to its last, as a share of the ceiling. The work per
-image is the theoretical operation count (`segmint.model.cost`), and the peak is measured (`segmint.infra.peak`).
-Neither drops with a slow implementation, and an implementation that needs less work comes closer to the ceiling.
+A run is rated by its images per second, from its first second to its last, as a share of the ceiling. The work per
+image is the theoretical operation count (`segmint.model.cost`), and the peak is measured (`segmint.infra.peak`). Slow
+code lowers neither number, and code that needs less work comes closer to the ceiling.
 """
 
 import statistics
@@ -51,7 +51,7 @@ class Ceiling:
 
 
 class CeilingMeter:
-    """Measures the peak once per run, where and when it disturbs least.
+    """Meter that measures the peak once per run, when this disturbs the run least.
 
     For a local Ray on a CPU, the driver measures on construction, before Ray's processes start and interfere. Otherwise
     each segment actor measures its own device when it starts, and reports the result.
@@ -73,9 +73,9 @@ class CeilingMeter:
         return self._reports
 
     def read(self, cluster: Cluster, pool: "ActorPool") -> Ceiling | None:
-        """Return the ceiling of the pool's devices, assumed to be alike, or None if no actor started.
+        """Return the ceiling of the pool's devices, or None if no actor started. All devices count as equal.
 
-        Actors that share the cores of one machine count as no more devices than there are cores for their threads.
+        Actors that share one machine's cores count as fewer devices if the cores are too few for all their threads.
         """
         numerics = self._numerics
         peaks = self._reports.collect() if self._reports is not None else [self._here or 0.0]
@@ -96,7 +96,7 @@ class CeilingMeter:
 
 
 def flop_per_image(config: Config, weights: Callable[[], Path]) -> int:
-    """Return the operations per image. `weights` returns this machine's copy of the checkpoint if it is needed.
+    """Return the operations per image. `weights` returns a local copy of the checkpoint, if it must be read.
 
     Raises `UsageError` if the checkpoint is not a SAM checkpoint.
     """
@@ -104,7 +104,7 @@ def flop_per_image(config: Config, weights: Callable[[], Path]) -> int:
 
 
 def _model(name: str, weights: Callable[[], Path]) -> tuple[Architecture, int]:
-    """Return architecture and decoder depth of the weights. Known names do not need the file."""
+    """Return the architecture and decoder depth of the weights. Known names do not need the file."""
     if name == "mobile_sam" or name in VIT_SHAPES:
         return name, 2  # type: ignore[return-value]
     try:

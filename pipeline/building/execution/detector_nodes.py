@@ -1,4 +1,4 @@
-"""Detector processes of nodes with GPUs, as Ray actors that the driver owns, so that they end with the run."""
+"""Detector processes on nodes with GPUs. Ray actors of the driver own them, so they end with the run."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ from segmint.operators.prepare.prepare import detector_settings
 from segmint.pipeline.building.execution.stages import DETECTOR_CPUS, NodeDetectors, Stages
 
 _RESTARTS = 3
-"""Restarts of the actor. They are rarely needed, because the actor restarts its process itself."""
+"""Maximum restarts of the actor. They are rarely needed, because the actor restarts its process itself."""
 
 
 class _DetectorActor:
@@ -32,16 +32,16 @@ class _DetectorActor:
 
 
 def check_detectors(stages: Stages) -> None:
-    """Raise `UsageError` if this machine's GPU differs from the one of the dataset's detectors."""
+    """Raise `UsageError` if this machine's GPU differs from the GPU in the dataset's detector numerics."""
     config = stages.prepare_arguments[0]
     if stages.detectors_share:
         require_numerics(config.device, config.detector_numerics)
 
 
 def start_detectors(stages: Stages, before: Stages | None = None) -> Stages:
-    """Return the stages with a detector process on each GPU node, and `prepare` restricted to these nodes.
+    """Start a detector process on each GPU node; return the stages with `prepare` restricted to these nodes.
 
-    Returns the stages unchanged if detectors run on CPUs. Processes of `before` are kept on nodes that are still alive.
+    Returns the stages unchanged if detectors run on CPUs. Nodes that are still alive keep processes from `before`.
     """
     if not stages.detectors_share:
         return stages

@@ -1,4 +1,4 @@
-"""Outages in a build's driver: detects stores that do not respond, and waits for them.
+"""Handling of outages in a build's driver, which detects stores that do not respond and waits for them.
 
 Workers wait on their own (`segmint.infra.storage.outages`) but log on their own machines. So the driver checks the
 stores whenever there is no progress, and logs what the run waits for.
@@ -59,7 +59,7 @@ class Outages:
         return found
 
     def wait_out(self, missing: Sequence[int]) -> bool:
-        """Wait until all stores respond, after a window with missing shards. Return whether any store did not respond.
+        """Wait until all stores respond; return whether any did not. For use after a window with missing shards.
 
         Raises `UnfinishedError` if a store does not respond within the timeout.
         """

@@ -33,7 +33,7 @@ from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.execution.stages import Stages
 
 DEATHS = 2
-"""Number of deaths in trials that make a verdict."""
+"""Number of deaths in trials after which a suspect is rejected."""
 
 TRIES = 4
 """Maximum number of trials of a suspect after one window. A trial whose node dies does not count as a death."""
@@ -64,22 +64,22 @@ class NodeDiedError(SegmintError):
 class Trials:
     """Results of a window's trials."""
 
-    verdicts: int  # rows with a verdict, or that passed a trial after a fault; their shards need not wait for them
-    on_hold: dict[int, str]  # by shard: why one of its rows has no verdict
+    verdicts: int  # rows that got a verdict or passed a trial after a fault; their shards need not wait
+    on_hold: dict[int, str]  # reason why a row has no verdict, by shard
 
 
 class Quarantine:
     """Suspects of a run and their verdicts, kept by the driver until their shards are committed."""
 
     def __init__(self, stages: Stages, start_timeout_s: float) -> None:
-        """`start_timeout_s`: seconds within which a separate worker must be placed and ready."""
+        """Prepare for trials. A separate worker must be placed and ready within `start_timeout_s` seconds."""
         self._stages = stages
         self._start_timeout_s = start_timeout_s
         self._known: dict[int, Row] = {}  # verdict columns by ordinal; a fault while undecided
         self._rows = pa.table({"ordinal": pa.array([], pa.int64())})  # of the last window
         self._ledger: RowLedger | None = None
         self._died_with_others: set[int] = set()  # rows that were in flight with others when their worker died
-        self._windows: Counter[int] = Counter()  # windows in which a row's fault held its shard back, by ordinal
+        self._windows: Counter[int] = Counter()  # windows in which a row's fault put its shard on hold, by ordinal
         self._faulted: list[int] = []  # in the last window
         self._alone: dict[int, str] = {}  # trial result of a row with a fault, by ordinal
 
@@ -89,7 +89,7 @@ class Quarantine:
         self._windows.update(result.faulted)
 
     def open_window(self, rows: pa.Table) -> tuple[pa.Table, RowLedger]:
-        """Return a window's rows, with the known verdict columns of suspects, and the window's ledger."""
+        """Return a window's rows and its ledger. If verdicts on suspects are known, the rows have verdict columns."""
         ordinals = rows.column("ordinal").to_pylist()
         self._rows, self._faulted = rows, []
         self._ledger = RowLedger(alone=self._died_with_others.intersection(ordinals))
@@ -102,11 +102,11 @@ class Quarantine:
         return rows, self._ledger
 
     def spent(self) -> dict[str, float]:
-        """Return the seconds of the stages inside the segment actors of the open window, if they overlap."""
+        """Return the busy seconds, in the open window, of the stages that overlap inside segment actors."""
         return self._ledger.spent() if self._ledger is not None else {}
 
     def run_trials(self, spans: Sequence[ShardSpan]) -> Trials:
-        """Run the trials of the last window's suspects and persistent faults, once the window is over.
+        """Run the trials of a window's suspects and persistent faults, after the window ended.
 
         `spans` are the window's shards.
         """
@@ -144,7 +144,7 @@ class Quarantine:
         return Trials(verdicts, on_hold)
 
     def _try_persistent(self, spans: Sequence[ShardSpan]) -> Trials:
-        """Run trials, one after another, of rows that have had faults in `FAULT_WINDOWS` windows."""
+        """Run one trial for each row that has had faults in `FAULT_WINDOWS` windows."""
         waiting = [row for row in self._faulted if self._windows[row] >= FAULT_WINDOWS and row not in self._known]
         fresh = [ordinal for ordinal in waiting if ordinal not in self._alone][:MOST_SINGLE_TRIALS]
         verdicts = 0
@@ -218,7 +218,7 @@ class Quarantine:
         return f"{deeds[reason]}, {DEATHS} times in a trial, each time right after a control image passed"
 
     def _prepare(self, ordinal: int) -> Any:
-        """Prepare the suspect again; return a reference to it as `PREPARED`, or None if it is rejected."""
+        """Prepare a suspect again. Return a reference to its `PREPARED` table, or None if the row is rejected."""
         try:
             prepared, verdict = self._prepare_singly(ordinal)
         except UndecidedError as error:
@@ -228,7 +228,7 @@ class Quarantine:
         return prepared if verdict["reason"] is None else None
 
     def _prepare_singly(self, ordinal: int) -> tuple[Any, Row]:
-        """Prepare one row; return a reference to it as `PREPARED`, and its columns of `VERDICT`."""
+        """Prepare one row. Return a reference to its `PREPARED` table, and its `VERDICT` columns."""
         row = self._rows.filter(pc.equal(self._rows.column("ordinal"), ordinal))
         where = {"label_selector": dict(self._stages.prepare_nodes)} if self._stages.prepare_nodes else {}
         cpus = self._stages.prepare_pool.num_cpus
@@ -240,7 +240,7 @@ class Quarantine:
             raise UndecidedError(last_line(error)) from error
 
     def _try_alone(self, prepared: Any) -> Reason | None:
-        """Return why a fresh worker dies on the suspect, or None. Raises `UndecidedError` and `NodeDiedError`."""
+        """Try a suspect in a fresh worker; return why it dies, or None. Raises `UndecidedError` and `NodeDiedError`."""
         pool, timeout_s = self._stages.segment_pool, self._stages.segment_timeout_s
         kind = self._stages.gpus.name if pool.num_gpus else None
         worker_class = ray.remote(
@@ -286,7 +286,7 @@ class Quarantine:
 
 
 def prepare_alone(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table, Row]:
-    """Return one row as `PREPARED`, from a `Prepare` with these arguments, and its columns of `VERDICT`. A Ray task."""
+    """Prepare one row in a Ray task, with the arguments of `Prepare`; return its table and its `VERDICT` columns."""
     prepare = Prepare(*arguments)
     try:
         prepared = prepare(rows)
@@ -301,7 +301,7 @@ def _of_its_shard(spans: Sequence[ShardSpan], ordinal: int, why: str) -> dict[in
 
 
 def _answers(node: str) -> bool:
-    """Return whether a node still runs tasks. Ray may notice a node's death later than that of its workers."""
+    """Return whether a node still runs tasks. Ray may notice the death of a node later than that of its workers."""
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     probe = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(lambda: None)
     try:

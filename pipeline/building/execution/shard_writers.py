@@ -1,4 +1,4 @@
-"""Shard writers as Ray tasks, a few in flight, fed from a stream of blocks that is cut at shard borders."""
+"""Shard writers as Ray tasks. A few run at a time, on slices of a stream of blocks, which is cut at shard borders."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ ShardWriter = Callable[..., ShardResult]
 """Function that writes one shard: `segmint.operators.shards.write.write_shard`, or one with the same arguments."""
 
 LOOK_S = 5.0
-"""Seconds between checks while waiting for a writer, and grace period of a writer whose window ends early."""
+"""Seconds between checks while waiting for a writer. Also the grace period for writers if a window ends early."""
 
 
 @dataclass(frozen=True)
 class BlockSlice:
-    """Rows `[start, stop)` of one block, a reference to data that never reaches the driver."""
+    """Rows `[start, stop)` of one block. `block` is a reference, whose data never reaches the driver."""
 
     block: Any
     start: int
@@ -35,8 +35,8 @@ def cut_at_borders(
 ) -> Iterator[tuple[ShardSpan, list[BlockSlice]]]:
     """Yield each shard with its slices as soon as its last row has arrived.
 
-    `blocks` are (reference, number of rows) in stream order, and `spans` the shards in the same order. Only row counts
-    are used. Raises `StreamLengthError` if the stream ends early or continues after the last shard.
+    `blocks` yields references, each with its number of rows. `spans` lists the shards in the same order as the stream.
+    Raises `StreamLengthError` if the stream ends early or continues after the last shard.
     """
     waiting = iter(spans)
     span = next(waiting, None)
@@ -60,11 +60,11 @@ def cut_at_borders(
 
 
 class ShardWriters:
-    """Shard writers, at most `limit` in flight, so that the object store holds the blocks of at most that many shards.
+    """Shard writers, of which at most `limit` are in flight. This limits the blocks in the object store.
 
     Ray retries a writer that dies with its node, but not one that raises: its error ends the window. While waiting for
-    a writer, `check` is called every `LOOK_S` seconds, and raises if the wait takes too long. A shard's blocks may be
-    lost with a node, and Ray waits forever for a node that could recompute them.
+    a writer, `check` is called every `LOOK_S` seconds, and raises if the wait takes too long. Without it, the wait
+    might never end: blocks can be lost with a node, and Ray waits forever for a node that could recompute them.
     """
 
     def __init__(self, limit: int, check: Callable[[], None], write: ShardWriter = write_shard) -> None:
@@ -88,7 +88,7 @@ class ShardWriters:
             yield self._next()
 
     def close(self) -> None:
-        """Give the writers in flight `LOOK_S` seconds, then cancel the rest. No effect after `drain`.
+        """Wait `LOOK_S` seconds for the writers in flight, then cancel the rest. Does nothing after `drain`.
 
         If a window ends early, a writer may wait for lost blocks, which Ray would recompute during the next window.
         """

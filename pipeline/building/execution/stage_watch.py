@@ -15,16 +15,16 @@ from segmint.infra.progress import Progress
 from segmint.infra.ray_session import alive_nodes
 
 STAGES = {"Prepare": "prepare", "Segment": "segment", "describe": "describe"}
-"""Stages of a build by a part of the operator's name in Ray Data."""
+"""Stages of a build, by a part of their operator's name in Ray Data."""
 
 LOST_NODE_WAIT_S = 120.0
-"""Seconds without progress after losing a node that end a window. Work pinned to that node may wait forever."""
+"""Seconds without progress after which a window ends if a node was lost. Work pinned to it may wait forever."""
 
 NODES_EVERY_S = 10.0
 """Seconds between checks of the nodes."""
 
 STORES_EVERY_S = 20.0
-"""Seconds without a row between checks of the stores."""
+"""Seconds between checks of the stores while no row leaves a stage."""
 
 
 class StalledError(SegmintError):
@@ -77,7 +77,7 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
 
     @classmethod
     def check(cls) -> None:
-        """Raise `StalledError` after `stall_timeout` without progress, or `LOST_NODE_WAIT_S` if a node was lost.
+        """Raise `StalledError` after `stall_timeout` seconds without progress, or `LOST_NODE_WAIT_S` if a node is lost.
 
         An outage of a store resets the time.
         """
@@ -114,11 +114,11 @@ def watched(
     outage: Callable[[], object] = lambda: False,
     stages: Mapping[str, str] = STAGES,
 ) -> Iterator[type[StageWatch]]:
-    """Set up Ray Data's context for one window of `rows` rows, and watch it.
+    """Watch one window of `rows` rows, and set up Ray Data's context for it.
 
-    The bars continue from the earlier windows. Yields the watch, whose `moved` must be called per shard.
-    `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called when
-    nothing progresses, and returns whether a store doesn't respond. `stages` maps parts of operator names to bar names.
+    The bars continue from the earlier windows. Yields the watch; call its `moved` after each shard. `stall_timeout` is
+    in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called when nothing progresses, and
+    returns whether a store doesn't respond. `stages` maps parts of operator names to bar names.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True

@@ -26,7 +26,7 @@ from segmint.pipeline.config.stage_settings import prepare_config, segment_setti
 
 @dataclass(frozen=True)
 class NodeDetectors:
-    """`DetectorHost` that resolves to the node on which it is used."""
+    """`DetectorHost` that connects to the detector process on the node where it is used."""
 
     holders: Mapping[str, tuple[Any, str]]  # by node: the actor, and the socket name of its process
 
@@ -73,10 +73,10 @@ def in_words(kinds: Mapping[str, GpuNodes]) -> str:
 
 
 def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> GpuKind:
-    """Return the kind that the dataset's numerics record, or `resources.segment.accelerator_type`.
+    """Return the kind of GPU to request: `resources.segment.accelerator_type`, or the kind in the dataset's numerics.
 
-    Returns any kind if no GPU is used, if the cluster has a single kind and none is configured, if Ray names no kinds,
-    and with `allow_mixed_numerics`. Raises `UsageError`, with the cluster's kinds, if none of several fits.
+    Returns any kind if no GPU is used, if Ray names no kinds, with `allow_mixed_numerics`, or if the cluster has a
+    single kind and none is configured. Raises `UsageError`, which lists the cluster's kinds, if none of them fits.
     """
     gpu = numerics.device_kind if numerics.device == "cuda" else numerics.detectors
     wanted, kinds = config.resources.segment.accelerator_type, cluster.gpu_kinds
@@ -124,7 +124,7 @@ WRITERS = 2
 
 @dataclass(frozen=True)
 class ActorPool:
-    """Actors of one stage: between `smallest` and `largest`, each with its logical CPUs and GPUs."""
+    """Pool of `smallest` to `largest` actors for one stage. The numbers of logical CPUs and GPUs are per actor."""
 
     smallest: int
     largest: int
@@ -169,9 +169,9 @@ class Stages:
         return self.prepare_arguments if self.detectors is None else (*self.prepare_arguments, self.detectors)
 
     def workers(self) -> dict[str, int]:
-        """Return the number of workers of each stage whose load is measured.
+        """Return the number of workers per stage, for the stages whose load is measured.
 
-        If a segment actor overlaps its stages, they are named as in `StageSeconds`, and their threads are counted.
+        If segment actors overlap their stages, these are named as in `StageSeconds`. Their threads count as workers.
         """
         actors, threads = self.segment_pool.largest, self.segment_threads
         inside = (
@@ -187,7 +187,7 @@ def lay_out(
 ) -> Stages:
     """Size the actor pools for a cluster. Segment actors report their device's peak in FLOP/s to `report_peak`.
 
-    Raises `UsageError`, with the numbers, if the smallest pools, one reader, and one writer do not fit.
+    Raises `UsageError`, which states the numbers, if the smallest pools, one reader, and one writer do not fit.
     """
     resources = config.resources
     on_gpu = dataset.numerics.device == "cuda"
@@ -237,7 +237,7 @@ def lay_out(
 
 
 def _gpus_each(config: Config, *, on_gpu: bool) -> float:
-    """Return the GPUs of a segment actor. `auto` leaves a detector process its share if it is less than a GPU."""
+    """Return the number of GPUs per segment actor. `auto` leaves room for a detector process on the same GPU."""
     wanted, share = config.resources.segment.num_gpus, config.detectors_share
     if wanted != "auto":
         return float(wanted)
@@ -260,7 +260,7 @@ def _gpu_actors(gpus_each: float, share: float, detectors: int, cluster: Cluster
 
 
 def lay_out_again(config: Config, dataset: BuildDataset, cluster: Cluster, stages: Stages) -> Stages:
-    """Return the layout for the cluster's current nodes, or the old layout if they are too few: others may join."""
+    """Return the layout for the cluster's current nodes. Keep the old one if they are too few, as others may join."""
     if cluster.local:
         return stages
     try:
@@ -270,9 +270,9 @@ def lay_out_again(config: Config, dataset: BuildDataset, cluster: Cluster, stage
 
 
 def _cpu_actors(dataset: BuildDataset, cluster: Cluster) -> int:
-    """Return the segment actors without a GPU: one per machine of a cluster, or as many as fit under a local Ray.
+    """Return the number of segment actors on CPUs: one per machine of a cluster, or as many as fit under a local Ray.
 
-    There are never more actors than the dataset has rows.
+    Under a local Ray, there are never more actors than the dataset has rows.
     """
     if not cluster.local:
         return max(1, cluster.nodes)

@@ -47,14 +47,14 @@ class BuildWork(Protocol):
         """Read the rows of some shards. Shards without rows to process are omitted."""
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
-        """Update `left` after a window in which the shards in `done` succeeded; return how many of the window remain.
+        """Update `left` after a window; return how many of its shards remain. `done` contains those that succeeded.
 
         Shards on hold move to the end, because the cause may be a temporary outage.
         """
 
 
 class MissingShards:
-    """Shards without a commit. Only the listing of commits decides what is done."""
+    """Shards without a commit. A shard is done once the list of commits contains it."""
 
     write = staticmethod(write_shard)
 
@@ -127,7 +127,7 @@ class RejectedRows:
         return len(unfinished)
 
     def _ordinals(self, window: list[int]) -> Iterator[tuple[Commit, list[int]]]:
-        """Yield the commits of shards with rows to retry, each with the ordinals of these rows, ascending."""
+        """Yield each commit that has rows to retry, with the ascending ordinals of these rows."""
         commits = self._commits.read_many((shard, self._generations[shard]) for shard in window)
         for commit, ordinals in map_ahead(self._refused, commits, _THREADS, _THREADS, "rejects"):
             if ordinals:

@@ -1,6 +1,6 @@
-"""CPU time of all stages except `segment` when no sample measures it, and the cores that keep a GPU busy.
+"""Estimates of the CPU time outside `segment` if no sample measures it, and of the cores that keep a GPU busy.
 
-Includes `segmint catalog curate`, which reads every image of the catalog once, at a reduced scale.
+Also estimates `segmint catalog curate`, which reads every image of the catalog once, at a reduced scale.
 """
 
 import math
@@ -16,7 +16,7 @@ MEGAPIXELS = 16.3
 """Default size of an original: SA-1B's average, 3300 x 4950 (SAM paper, Section 5)."""
 
 SIZES = (0.5, 2.0, 8.0, 16.0, 50.0)
-"""Megapixels of the originals that `CPU_S` was recorded with."""
+"""Sizes of the originals for which `CPU_S` was recorded, in megapixels."""
 
 CPU_S = {
     "faces": (0.15, 0.42, 0.81, 0.78, 0.84),
@@ -25,20 +25,20 @@ CPU_S = {
 }
 """CPU seconds of `prepare` per image, with the bundled detectors and the original kept for crops.
 
-One core of an AMD EPYC, by `make bench-prepare`; another CPU took twice as long."""
+Measured by `make bench-prepare` on one core of an AMD EPYC. Another CPU took twice as long."""
 
 CURATION_CPU_S = (0.015, 0.018, 0.028, 0.037, 0.056)
-"""CPU seconds per curated image of `SIZES` megapixels, without scorers: JPEGs on one core of an AMD EPYC."""
+"""CPU seconds to curate one JPEG of each size in `SIZES`, without scorers, on one core of an AMD EPYC."""
 
 
 @dataclass(frozen=True)
 class CpuStages:
-    """CPU seconds per image in all stages except `segment`, compared with a GPU's seconds."""
+    """CPU seconds per image in all stages except `segment`, and the cores that a GPU needs for them."""
 
     seconds_an_image: float
     measured: bool  # by a sample; otherwise from recorded figures
     cores_a_gpu: int | None  # to keep one GPU busy; None if the device is a CPU
-    limits: str  # the slowest stage: of the cores, or of a node with fewer cores per GPU than `cores_a_gpu`
+    limits: str  # the slowest stage; on a GPU, if there are fewer cores per GPU than `cores_a_gpu`
 
     @property
     def source(self) -> str:
@@ -57,7 +57,7 @@ def recorded_seconds(config: DeidentifyConfig, megapixels: float) -> float:
 
 
 def compare(seconds: float, segment_seconds: float, *, measured: bool, on_gpu: bool) -> CpuStages:
-    """Compare the CPU seconds per image with those of `segment`, on one GPU or one core."""
+    """Compare the CPU seconds per image of the other stages with those of `segment` on one GPU or one core."""
     if not on_gpu:
         return CpuStages(seconds, measured, None, "prepare" if seconds > segment_seconds else "segment")
     cores = math.ceil(seconds / segment_seconds) if segment_seconds else 1
@@ -85,6 +85,6 @@ class Curation:
 
 
 def price_curation(rows: int, megapixels: float, scorers: int, an_image: Estimate | None) -> Curation:
-    """Price a curation of `rows` rows. `an_image` is the number of bytes per image, if a sample measured it."""
+    """Estimate the cost of curating `rows` rows. `an_image` is the bytes per image, if a sample measured them."""
     seconds = float(np.interp(megapixels, SIZES, CURATION_CPU_S)) * max(1.0, megapixels / SIZES[-1])
     return Curation(rows, seconds, rows * seconds / 3600, None if an_image is None else an_image.scaled(rows), scorers)

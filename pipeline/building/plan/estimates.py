@@ -53,10 +53,10 @@ class Extrapolation:
         self._sampled = sampled
 
     def total(self, values: Floats) -> Estimate:
-        """Return the total over all rows of a quantity that is given for each sampled row.
+        """Estimate the total of a quantity over all rows. `values` contains its value for each sampled row.
 
-        The interval is the bootstrap percentile interval (Efron 1979); for two rows, the smaller and the larger value.
-        It does not cover rows unlike all sampled ones.
+        The interval is the bootstrap percentile interval (Efron 1979). For two rows, it spans their values. It does not
+        allow for rows that are unlike all sampled ones.
         """
         total = float(values.mean()) * self._rows
         if self._sampled >= self._rows:
@@ -65,9 +65,9 @@ class Extrapolation:
         return Estimate(total, low * self._rows, high * self._rows)
 
     def count(self, fits: Floats) -> Estimate:
-        """Return the number of all rows that fit, from 1 or 0 for each sampled row.
+        """Estimate how many of all rows fit. `fits` contains 1 or 0 for each sampled row.
 
-        The interval is Wilson's score interval (1927), because rows may be rejected even if none of the sample's was.
+        The interval is Wilson's score interval (1927), which allows for rejected rows even if the sample contains none.
         """
         total = float(fits.mean()) * self._rows
         if self._sampled >= self._rows:

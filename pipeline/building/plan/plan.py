@@ -48,7 +48,7 @@ DEFAULT_SHARE = 0.3
 """Share of the ceiling assumed if nothing is measured and `--share` is not given."""
 
 CHECKED_ROWS = 100_000
-"""Number of rows that are checked from the start of the catalog. It keeps a plan to a few seconds."""
+"""Maximum number of rows to check, from the start of the catalog. The limit keeps a plan to a few seconds."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class RemainingShards:
     """Shards that a run would build."""
 
     images_per_shard: int
-    pieces: Sequence[ShardRun]  # one part of the catalog each, in order
+    pieces: Sequence[ShardRun]  # one per part of the catalog, in order
     committed: int  # committed shards among the requested ones
     pinned_rows: int | None  # of the dataset; None if it doesn't exist yet
 
@@ -109,7 +109,7 @@ class RemainingShards:
         return sum(piece.rows for piece in self.pieces)
 
     def ordinal(self, position: int) -> int:
-        """Return the ordinal of the row at a position among those to build. Raises `IndexError` beyond the last."""
+        """Return the ordinal of the row at `position` among the rows to build. Raises `IndexError` beyond the last."""
         for piece in self.pieces:
             if position < piece.rows:
                 shard, row = divmod(position, self.images_per_shard)
@@ -127,7 +127,7 @@ def find_remaining(
 ) -> RemainingShards:
     """Return the requested shards that are not committed.
 
-    Their rows are those that the dataset pinned, or `catalog_rows` if there is no dataset yet (`manifest` is None).
+    Their rows are counted in the dataset's catalog. Without a dataset (`manifest` is None), there are `catalog_rows`.
     """
     size = config.images_per_shard
     parts = [(0, catalog_rows)] if manifest is None else [(part.first_shard, part.rows) for part in manifest.catalog]
@@ -148,7 +148,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     """Plan the build of `config`. Writes nothing except a sample's shards, into a temporary folder.
 
     `tell` is called with a line for each step of a sample. Raises `UsageError` for anything that `segmint build` would
-    refuse and options that do not fit this machine, and `SegmintError` if a row of the sample cannot be judged.
+    refuse, and for options that do not fit this machine. Raises `SegmintError` if a fault leaves a row undecided.
     """
     storage = Storage(config.storage)
     require_catalog(config, storage)
@@ -199,7 +199,7 @@ def _measure(
 
 
 def _policy(config: Config, manifest: DatasetManifest | None) -> LicensePolicy:
-    """Return the license policy of the dataset, or of a dataset that begins today."""
+    """Return the license policy of the dataset, or of a dataset that would be created today."""
     if manifest is not None:
         return as_pinned(config, manifest.config).license.policy(manifest.policy_date)
     return config.license.policy(config.license.policy_date or datetime.now(UTC).date())
@@ -336,7 +336,7 @@ def _notes(
 def find_ceiling(
     config: Config, options: PlanOptions, manifest: DatasetManifest | None, storage: Storage
 ) -> tuple[Ceiling, Compute | None]:
-    """Return the ceiling of the devices to plan for, and this machine's `Compute` if it is one of them.
+    """Return the ceiling of the devices to plan for. If this machine is one of them, also return its `Compute`.
 
     Pinned values take precedence over the configuration. Raises `UsageError` for options that do not fit the device.
     """
@@ -359,7 +359,7 @@ def find_ceiling(
 
 
 def _devices_here(config: Config, options: PlanOptions, compute: Compute, weights_bytes: int) -> tuple[str, int]:
-    """Return the name and number of this machine's devices; on a CPU, the number of segment actors on its cores."""
+    """Return the name and number of this machine's devices. On a CPU, each segment actor counts as a device."""
     import torch
 
     if compute.kind == "cuda":
@@ -379,7 +379,7 @@ def _devices_here(config: Config, options: PlanOptions, compute: Compute, weight
 
 
 def _weights_bytes(config: Config, storage: Storage) -> int:
-    """Return the size of the checkpoint, without the file for a known name."""
+    """Return the size of the checkpoint in bytes. The file is not needed for a known name."""
     name = config.model.weights
     if name in ASSETS:
         return ASSETS[name].size

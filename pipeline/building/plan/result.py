@@ -51,7 +51,7 @@ class BuildPlan:
         return "GPU" if self.ceiling.device == "cuda" else "core"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan for JSON: all fields, the device of an hour, and the totals of encodes and prompts."""
+        """Return the plan for JSON: all fields, the unit of `device_hours`, and the total encodes and prompts."""
         return {
             **asdict(self),
             "checked": None if self.checked is None else self.checked.to_dict(),

@@ -1,7 +1,7 @@
-"""Sample behind a plan: a few catalog rows through the real stages, one after another, without Ray.
+"""Sample for a plan: a few catalog rows go through the real stages, one after another, without Ray.
 
-The stages are the callables that Ray Data runs in a build. As in a build, an original is only in this process and in
-the child process that decodes it. Shards are written to a temporary folder and removed.
+The stages are the callables that Ray Data runs in a build. As in a build, originals exist only in this process and in
+the child process that decodes them. Shards are written to a temporary folder and removed.
 """
 
 import tempfile
@@ -99,9 +99,8 @@ def run_sample(
 ) -> PlanSample:
     """Process `rows` (`NORMALIZED`, ascending) in all stages on this machine, and measure them.
 
-    `numerics` are those of this machine, and `manifest` is that of an existing dataset. `tell` is called with a line
-    for each row. Raises `SegmintError` if a row can be neither accepted nor rejected (an outage, a bug), and any error
-    from loading the model.
+    `numerics` are this machine's, and `manifest` is that of an existing dataset. `tell` is called with a line for each
+    row. Raises `SegmintError` if an outage or a bug leaves a row undecided, and any error from loading the model.
     """
     started = time.perf_counter()
     storage = _MeteredStorage(config.storage)
@@ -240,6 +239,6 @@ def _write(described: pa.Table, rows: list[SampledRow], *, with_images: bool) ->
 
 
 def _shard_bytes(*, with_images: bool) -> int:
-    """Return the bytes of a shard without rows: schemas, footers, and the end of the tar."""
+    """Return the number of bytes in a shard without rows: schemas, footers, and the end of the tar."""
     files = build_shard_files([], with_images=with_images)
     return sum(map(len, (files.tar, files.images, files.masks, files.rejects)))

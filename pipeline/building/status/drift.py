@@ -32,7 +32,7 @@ UNUSUAL = 3.0
 
 @dataclass(frozen=True)
 class ShardNumbers:
-    """Numbers of a shard. `faces` and `plates` are None if its table cannot be read."""
+    """Counts of a shard. `faces` and `plates` are None if its table cannot be read."""
 
     rows: int
     images: int
@@ -42,7 +42,7 @@ class ShardNumbers:
 
     @classmethod
     def of(cls, commit: Commit, faces: int | None, plates: int | None) -> "ShardNumbers":
-        """Return the numbers of a commit, with those from its `images` table."""
+        """Return the counts of a commit, with the faces and plates from its `images` table."""
         counts = commit.counts
         return cls(counts.get("rows", 0), counts.get("images", 0), counts.get("masks", 0), faces, plates)
 
@@ -76,9 +76,9 @@ class Drift:
 
 
 def last_and_sample(built: Sequence[int], committed: Sequence[int]) -> tuple[list[int], list[int]] | None:
-    """Choose the last shards and a sample of the earlier ones, or None if there are too few.
+    """Choose the last shards and a sample of the earlier ones, or return None if there are too few shards.
 
-    `built` contains the shards in order of time, and `committed` all of them in order of their numbers.
+    `built` contains the shards with a known time, in order of time. `committed` contains all of them by number.
     """
     count = min(LAST_SHARDS, len(committed) // 4, len(built))
     if len(committed) < LEAST_SHARDS or not count:
@@ -90,7 +90,7 @@ def last_and_sample(built: Sequence[int], committed: Sequence[int]) -> tuple[lis
 
 
 def compare(totals: Totals, late: Sequence[ShardNumbers], early: Sequence[ShardNumbers]) -> Drift:
-    """Compare the last shards with the earlier ones, of which `early` is a sample. `totals` covers all shards."""
+    """Compare the last shards, `late`, with `early`, a sample of the earlier ones. `totals` covers all shards."""
     images = totals.written - sum(shard.images for shard in late)
     masks = totals.masks - sum(shard.masks for shard in late)
     refused = sum(totals.rejected.values()) - sum(shard.rows - shard.images for shard in late)

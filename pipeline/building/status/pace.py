@@ -1,4 +1,4 @@
-"""Growth rate of a dataset, from the times at which the store received its commits, which contain no time."""
+"""Growth rate of a dataset. Commits contain no times, so it uses the times at which the store received them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from segmint.infra.storage.stores import NO_TIME
 LAST_HOUR = timedelta(hours=1)
 
 LEAST_COMMITS = 5
-"""Minimum number of commits that a pace is based on, if there are as many, however long they took."""
+"""Minimum number of commits for a pace, however long they took. A new dataset may have fewer."""
 
 MOST_COMMITS = 200
-"""Maximum number of commits that a pace is based on, because their counts are read."""
+"""Maximum number of commits for a pace. It is limited because their counts must be read."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Pace:
 
     @property
     def rows_per_s(self) -> float:
-        """Rows per second, including rejected ones, which determine the remaining time."""
+        """Rows per second. Rejected rows count, because the remaining time depends on them too."""
         return self.rows / self.seconds
 
     @property
@@ -60,11 +60,11 @@ class LastCommits:
 
 
 def first_commits(listed: Iterable[ListedCommit]) -> dict[int, datetime]:
-    """Return when builds first committed each shard, in order of time, except for unknown times.
+    """Return the time at which a build first committed each shard, in order of time. Unknown times are omitted.
 
-    `listed` contains the files of all commits, in order. A correction removes the commit before its own, and the time
-    with it. But builds commit in order, so if the nearest uncorrected shards on both sides were committed one after the
-    other, those between them are spread evenly over that time.
+    `listed` contains the files of all commits, in order. A correction removes the previous commit, and with it the
+    time. But builds commit in order. So if the nearest uncorrected shards on both sides were committed one after the
+    other, the shards between them get evenly spaced times.
     """
     times: dict[int, datetime] = {}
     before: ListedCommit | None = None  # the last one that was not corrected
@@ -85,9 +85,9 @@ def first_commits(listed: Iterable[ListedCommit]) -> dict[int, datetime]:
 
 
 def last_commits(first: Mapping[int, datetime]) -> LastCommits | None:
-    """Choose the commits of the hour before the last one. `first` maps each shard to its time, in order of time.
+    """Choose the commits of the hour up to the latest commit. `first` maps each shard to its time, in order of time.
 
-    Returns at least `LEAST_COMMITS` and at most `MOST_COMMITS` commits, or None if no time lies between them.
+    Returns `LEAST_COMMITS` (if there are as many) to `MOST_COMMITS` commits, or None if their times are equal.
     """
     shards = list(first)[-MOST_COMMITS - 1 :]
     if not shards:

@@ -34,7 +34,7 @@ class People:
 
     @property
     def seconds_per_mask(self) -> float | None:
-        """Active seconds of annotators per mask, over the masks with a recorded time, or None without any."""
+        """Annotators' active seconds per mask. Masks without a recorded time are left out; None if no mask has one."""
         return self.seconds / self.timed if self.timed else None
 
     def __add__(self, other: "People") -> "People":

@@ -39,7 +39,7 @@ class Prices:
             raise UsageError(f"--gpus is {self.devices}: expected at least 1")
 
     def of(self, seconds: float) -> float | None:
-        """Return the price of `seconds` seconds of all devices."""
+        """Return the price of using all devices for `seconds` seconds, or None without a price per hour."""
         return None if self.price is None else seconds / 3600 * self.price * self.devices
 
 
@@ -80,12 +80,12 @@ class Status:
 
     @property
     def chain(self) -> tuple[str, ...]:
-        """SHA-256 of all weights, from the first of the lineage to those that made the dataset."""
+        """SHA-256 of all weights in the lineage, from the first weights to those that made the dataset."""
         return tuple(link.weights for link in self.trainings) or (self.weights.sha256,)
 
     @property
     def held_out(self) -> HeldOutScores | None:
-        """Scores before and after the training of its weights, or None if nothing was measured."""
+        """Held-out scores before and after the last training of its weights, or None if they were not measured."""
         return self.trainings[-1].held_out if self.trainings else None
 
     @property
@@ -257,8 +257,8 @@ class StatusTable:
     def lineages(self) -> list[int]:
         """Lineage number of each dataset, from 1. Datasets with the same number have weights derived from each other.
 
-        A lineage is the longest chain of weights among the datasets, with all datasets whose weights are on it. The
-        next lineage is the longest chain among the others. Ties go to the dataset that was given first.
+        The first lineage is the longest chain of weights, with all datasets whose weights are on it. The next lineage
+        is the longest chain of the remaining datasets. Ties go to the dataset that was given first.
         """
         chains = [row.chain for row in self.rows]
         numbers = [0] * len(chains)
@@ -309,7 +309,7 @@ class StatusTable:
         yield "held out", [NOTHING if one is None else count(one.images) for one in held]
 
     def _lineage_lines(self) -> Iterator[str]:
-        """Yield the trainings of each lineage, from its longest chain of weights."""
+        """Yield lines on each lineage's trainings. The dataset with the longest chain of weights lists all of them."""
         numbers = self.lineages
         for lineage in range(1, max(numbers) + 1):
             rows = [row for row, number in zip(self.rows, numbers, strict=True) if number == lineage]

@@ -21,13 +21,13 @@ from segmint.pipeline.building.status.totals import Totals, find_gaps, total
 _THREADS = 16
 
 _KEPT = 4000
-"""Number of commits cached between reads: more than a read needs if the sums of blocks are saved."""
+"""Number of commits to cache between reads. If the sums of blocks are saved, a read needs fewer."""
 
 
 class StatusReader:
-    """Reads a dataset's status repeatedly, and caches what cannot change.
+    """Reader of a dataset's status that caches immutable data between reads.
 
-    Like a build, it writes the sums of blocks of commits (`summaries/`) if it may, and nothing else.
+    Like a build, it saves the sums of blocks of commits (`summaries/`) if it may. It writes nothing else.
     """
 
     def __init__(self, dataset: Location, prices: Prices) -> None:
@@ -98,7 +98,7 @@ class StatusReader:
         return sum((self._people[listed] for listed in changed if listed in self._people), NOBODY)
 
     def _read(self, wanted: Iterable[ListedCommit]) -> dict[ListedCommit, Commit]:
-        """Read these commits, in that order. If a correction replaces one meanwhile, read the newer one."""
+        """Read these commits, in order. If a correction has replaced one, read the newer one instead."""
         listed = list(wanted)
         new = {commit.shard: commit for commit in listed if commit not in self._commits}
         for commit in CommitLog(self._dataset).read_latest_of((each.key for each in new.values()), _THREADS):
@@ -113,7 +113,7 @@ class StatusReader:
 
 
 def _count(dataset: Dataset, commit: Commit) -> ShardNumbers:
-    """Count the faces and plates of a shard, as None if its `images` table cannot be read."""
+    """Return the counts of a shard. Faces and plates are None if its `images` table cannot be read."""
     faces: int | None = None
     plates: int | None = None
     try:

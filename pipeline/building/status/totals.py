@@ -35,7 +35,7 @@ def total(
     wanted: range,
     read: ReadCommits | None = None,
 ) -> Totals:
-    """Sum the commits of the shards in `wanted` (step 1). `held` are the files of the latest commits.
+    """Sum the commits of the shards in `wanted`, a range with step 1. `held` lists the latest commits.
 
     `read` is as in `sum_listing`.
     """
@@ -90,9 +90,9 @@ def find_gaps(
     committed: Container[int],
     first_commits: Mapping[int, datetime],
 ) -> list[Gap]:
-    """Return the runs of missing shards below a committed one, in order. `missing` is ascending.
+    """Return the runs of missing shards that precede a committed shard, in order. `missing` is ascending.
 
-    `first_commits` contains the times of the shards' first commits, as far as they are known.
+    `first_commits` contains the known times of the shards' first commits.
     """
     gaps = []
     first = None

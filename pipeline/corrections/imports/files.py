@@ -35,16 +35,16 @@ _OF_KEYS = {
     ("item", "annotations"): ImportFormat.LABEL_STUDIO,
     ("item", "annotation_id"): ImportFormat.LABEL_STUDIO,  # JSON_MIN
 }
-"""Formats by the first characteristic key of a JSON document, with its location."""
+"""Formats by the location and name of the first characteristic key in a JSON document."""
 
 SizeOf = Callable[[str], tuple[int, int] | None]
-"""Function from an image's name in the file to its (height, width) in the dataset, or None if unknown."""
+"""Function that maps an image's name in the file to its (height, width) in the dataset, or to None if unknown."""
 
 
 def detect_format(where: Location) -> ImportFormat:
-    """Return the format of a file or folder by its content. A file is read up to the first key that decides.
+    """Return the format of a file or folder, judging by its content. Reading stops at the first characteristic key.
 
-    Raises `UsageError` if there is nothing, or the content is inconclusive.
+    Raises `UsageError` if nothing exists there, or if the content is inconclusive.
     """
     if not where.exists():
         if manifest_generations(where):
@@ -74,7 +74,7 @@ def stage_file(where: Location, format: ImportFormat, stage: MaskStaging, size_o
     """Read a file or folder into a stage; return its SHA-256.
 
     A folder and Label Studio tasks are read image by image. A COCO document is held in memory as a whole. Raises
-    `UsageError` if there is nothing in this format.
+    `UsageError` if it contains nothing in this format.
     """
     try:
         if format is ImportFormat.FOLDER:

@@ -34,7 +34,7 @@ from segmint.pipeline.corrections.imports.staging import MaskStaging, StagedMask
 from segmint.pipeline.corrections.mask_revision import MaskCorrection, RevisionPlan, is_unfinished, look_at_shards
 
 PEOPLE = tuple(source for source in SOURCES if source != AUTOMATIC)
-"""Valid values of `--mask-source`. `corrected` is also determined by comparing masks."""
+"""Valid values of `--mask-source`. Masks may also become `corrected` when they are compared with existing ones."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ImportChange:
     settings: ImportSettings
 
     def __call__(self, commit: Commit, rows: Sequence[Row]) -> list[Row]:
-        """Return the next rows, with the same objects for unchanged rows."""
+        """Return the next rows. Unchanged rows are the same objects."""
         answers = self.staged.answers(*commit.ordinals)
         return [
             merge(row, answers[row["ordinal"]], self.settings).row if row["ordinal"] in answers else row for row in rows
@@ -85,7 +85,7 @@ def import_masks(
     Raises `UsageError` before any change for an unreadable file or a store whose older versions cannot be removed.
     """
     with tempfile.TemporaryDirectory(prefix="segmint-") as folder:
-        # The staged masks are on this machine's disk, so only its cores share the work if there are many shards.
+        # The staged masks are on this machine's disk, so other machines can't share the work if there are many shards.
         return correct(DatasetHandle.open(dataset), _Import(asked, Path(folder)), confirm, now)
 
 
@@ -150,7 +150,7 @@ def _nothing_found(dataset: Location, asked: ImportRequest, staged: StagedMasks)
 def _count(
     dataset: Location, settings: ImportSettings, commit: Commit, answers: Mapping[int, ImageImport]
 ) -> ImportCounts:
-    """Return the changes that the import would make in a shard, from its tables."""
+    """Count the changes that the import would make in a shard."""
     tally = ImportCounts()
     for row in rows_of(dataset, commit, answers):
         tally.count(row, merge(row, answers[row["ordinal"]], settings))
@@ -158,16 +158,16 @@ def _count(
 
 
 def sizes_of(dataset: Location, manifest: DatasetManifest, match: MatchMode) -> Callable[[str], tuple[int, int] | None]:
-    """Return a function from an image's name to its (height, width) in the dataset, or None if it is not there.
+    """Return a function that maps an image's name to its (height, width) in the dataset, or to None if it is unknown.
 
-    Only names with a number are looked up. Each shard's table is read once, whatever the order of the names. Memory use
-    is 8 bytes per image of these shards.
+    Only names with a number are looked up. Each shard's table is read once, in any order of names. The function keeps
+    the sizes of these shards' images in memory, 8 bytes each.
     """
     per_shard = manifest.images_per_shard
 
     @cache
     def of_shard(shard: int) -> NDArray[np.int32]:
-        """Return (images of a shard, 2): height and width, or 0 without an image."""
+        """Return the height and width of each row of a shard, int32 (images_per_shard, 2), or 0 without an image."""
 
         def read(commit: Commit) -> NDArray[np.int32]:
             table = read_table(read_file(dataset, commit.file("images")), "images")
@@ -200,7 +200,7 @@ _PROMPTED = ("assisted", "corrected")
 
 
 class _ReleaseKey(NamedTuple):
-    """Values that must match for masks to be carried over, besides the source."""
+    """Values that must match, besides the source, before masks are carried over."""
 
     size: tuple[int, int]  # (height, width)
     regions: tuple[tuple[Any, ...], ...]
@@ -217,9 +217,9 @@ class _AnnotatedImage(NamedTuple):
 def carry_masks(source: Location, begun: DatasetManifest, into: Location, stage: MaskStaging) -> dict[str, int]:
     """Stage the annotated masks of `source` for `into`; return the number of masks left out, by reason.
 
-    `begun` is the manifest of `source`. `source` is read twice and the images of `into` once, shard by shard. Memory
-    holds the source hashes of the images with such masks. Masks go to all images with the same bytes. A mask without a
-    model gets the model of `source`, because a missing model would mean another one in `into`.
+    `begun` is the manifest of `source`. Masks go to all images with the same source bytes. A mask without a model gets
+    the model of `source`, because without one, `into` would assume its own. `source` is read twice and the images of
+    `into` once, shard by shard. Memory grows only with the source hashes of annotated images.
     """
     homes = _homes(into, frozenset(found.row["source_sha256"] for found in _annotated(source)))
     left: Counter[str] = Counter()
@@ -270,7 +270,7 @@ def _annotated_in(dataset: Location, commit: Commit) -> list[_AnnotatedImage]:
 
 
 def _homes(dataset: Location, sources: Set[str]) -> Mapping[str, list[tuple[int, _ReleaseKey]]]:
-    """Return the images of a dataset with these sources, by SHA-256."""
+    """Return the images of a dataset whose source has one of these SHA-256 hashes, grouped by hash."""
     homes: dict[str, list[tuple[int, _ReleaseKey]]] = {}
 
     def read(commit: Commit) -> list[Row]:

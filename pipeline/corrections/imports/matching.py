@@ -26,9 +26,9 @@ _KEY = {
 def find_homes(
     folder: Path, manifest: DatasetManifest, match: MatchMode, dataset: Location, database: duckdb.DuckDBPyConnection
 ) -> None:
-    """Create the tables `found`, the outcome of each entry, and `chosen`, the ordinals of the selected entries.
+    """Create two tables: `found` with the outcome of each entry, and `chosen` with the ordinals of selected entries.
 
-    Among several entries for one image, the one saved last is selected, or the first one if none has a time.
+    If several entries are for one image, the one saved last is selected, or the first one if none has a time.
     """
     for name in ("answers", "masks"):
         path = quoted(str(folder / f"read-{name}.parquet"))
@@ -68,5 +68,5 @@ def find_homes(
 
 
 def quoted(text: str) -> str:
-    """Return a text escaped for use between single quotes in SQL."""
+    """Escape text for use between single quotes in SQL."""
     return text.replace("'", "''")

@@ -47,7 +47,7 @@ class SkipReason(StrEnum):
 
 @dataclass(frozen=True)
 class ImageImport:
-    """A file's masks for one image. `sizes` are the (height, width) of the image and its masks in the file."""
+    """A file's masks for one image. `sizes` contains each (height, width) of the image and the masks in the file."""
 
     masks: Sequence[NewMask]
     sizes: frozenset[tuple[int, int]]
@@ -60,14 +60,14 @@ class ImportSettings:
     """Settings for merging masks into rows."""
 
     mode: ImportMode
-    source: str = "imported"  # of masks that correct none
+    source: str = "imported"  # of masks that correct no other mask
     origin: Mapping[str, Any] | None = None  # the file's SHA-256 and license
     annotator: str | None = None
 
 
 @dataclass(frozen=True)
 class ImportedRow:
-    """Next row of an image, the same object if nothing changes, and counts of masks."""
+    """Next row of an image, and counts of its masks. If nothing changes, `row` is the original object."""
 
     row: Row
     left: SkipReason | None = None  # reason if the image is skipped
@@ -83,10 +83,10 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
     """Merge a file's masks for an image into its described row (keys of `DESCRIBED`).
 
     Masks that are equal pixel for pixel are kept, and get the file's label if it has one. Only an annotated mask that
-    is carried from another dataset replaces an equal automatic one. With `REPLACE`, the other masks are paired as in a
-    correction study, by annotation id and then by IoU. The new mask replaces the old one, and is `corrected` if a build
-    made the old one. The remaining old masks are deleted. Mask numbers are never reused. Raises `DamagedDatasetError`
-    if the row's masks or its `next_mask` are damaged.
+    is carried from another dataset replaces an equal automatic one. With `REPLACE`, the other masks are paired by
+    annotation id, then by IoU. The new mask replaces the old one, and is `corrected` if a build made the old one. The
+    remaining old masks are deleted. Mask numbers are never reused. Raises `DamagedDatasetError` if the row's masks or
+    its `next_mask` are damaged.
     """
     if row["reason"] is not None:
         return ImportedRow(row, SkipReason.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else SkipReason.REFUSED)
@@ -155,7 +155,7 @@ def _worked_on(row: Row, answer: ImageImport) -> bool:
 
 
 def _parents(row: Row, old: Sequence[Row], new: Sequence[NewMask], settings: ImportSettings) -> dict[str, Row]:
-    """Return the mask that each new mask replaces, by the new one's run lengths."""
+    """Map the run lengths of each new mask to the mask that it replaces."""
     if settings.mode is ImportMode.ADD or not old or not new:
         return {}
     pairs: dict[str, Row] = {}
@@ -187,7 +187,7 @@ def _annotation(row: Row, answer: ImageImport, settings: ImportSettings) -> Row:
     """Return the columns that record the file and the annotator behind an image's masks."""
     if settings.origin is None:
         return {name: value for name, value in answer.of_image.items() if value is not None}
-    # The last submission remains merged, whatever an import makes of its masks.
+    # The last submission still counts as merged, whatever an import does to its masks.
     merged = row["submission"] or {}
     said = {"assignment": merged.get("assignment"), "n": merged.get("n"), "sha256": settings.origin["sha256"]}
     named: Row = {} if settings.annotator is None else {"annotator": settings.annotator}

@@ -34,10 +34,10 @@ class ImportCounts(RevisionCounts):
 class ImportList(RevisionList):
     """List of the changes that an import would make.
 
-    `masks` counts masks of the file that the image already contains (`same`), that replace one (`corrected`), that are
-    new (`added`), without pixels (`empty`), or repeated (`repeated`), and existing masks that are `deleted`.
-    `skipped_images` counts skipped images of the file, and `skipped_masks` masks of another dataset without an image
-    here, both by reason.
+    `masks` counts the file's masks by outcome: already in the image (`same`), replacing a mask (`corrected`), new
+    (`added`), without pixels (`empty`), or `repeated`. It also counts existing masks that are `deleted`.
+    `skipped_images` counts the file's skipped images by reason. `skipped_masks` counts another dataset's masks that fit
+    no image here.
     """
 
     dataset: str

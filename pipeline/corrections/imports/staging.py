@@ -69,10 +69,10 @@ SHOWN = 20
 
 @dataclass(frozen=True)
 class StagedMasks:
-    """Masks of a file, by ordinals of the dataset. Usable while the folder exists."""
+    """A file's masks, which can be looked up by the dataset's ordinals. Usable while the folder exists."""
 
     folder: Path
-    ordinals: tuple[tuple[int, int], ...]  # ranges [a, b) of the shards with an image of the file, by shard
+    ordinals: tuple[tuple[int, int], ...]  # range [a, b) of each shard that has an image of the file
     shards: tuple[int, ...]
     images: int  # distinct images of the file
     masks: int  # of these images
@@ -110,7 +110,7 @@ class StagedMasks:
 
 
 def _as_rows_say(of_image: Mapping[str, Any]) -> dict[str, Any]:
-    """Return columns of `images` under their names in rows, in which `stage` is the stage of a verdict."""
+    """Rename columns of `images` to their names in rows, in which `stage` is the stage of a verdict."""
     return {ANNOTATION_STAGE if name == "stage" else name: value for name, value in of_image.items()}
 
 
@@ -175,7 +175,7 @@ class MaskStaging:
     def _ids_hold(self, image: AnnotatedImage, number: int | None) -> bool:
         """Return whether the ids of an image's masks may be the dataset's, rather than a tool's new numbers.
 
-        Ids in files whose images are found by other names use other numberings.
+        They are not if the file's images are found by names without numbers.
         """
         homes = {mask.id // MASKS_PER_IMAGE_LIMIT for mask in image.masks if mask.id is not None}
         return number is not None and not any(0 < home <= self._rows for home in homes - {number})

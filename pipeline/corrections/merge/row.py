@@ -38,15 +38,15 @@ class MergeSkipReason(StrEnum):
 
 @dataclass(frozen=True)
 class SubmissionRow:
-    """Next row of an image, the same object if it is skipped, and counts of masks."""
+    """Next row of an image, and counts of its masks. If the image is skipped, `row` is the original object."""
 
     row: Row
     left: MergeSkipReason | None = None
-    same: int = 0  # of the submission, already in the image, pixel for pixel
+    same: int = 0  # submitted masks that the image already contains, pixel for pixel
     corrected: int = 0  # that replace a mask
     added: int = 0
     deleted: int = 0
-    unfit: int = 0  # of the submission, whose parent mask in the image was changed or removed
+    unfit: int = 0  # submitted changes whose parent mask was changed or removed
     superseded: int = 0  # unmerged earlier submissions to other states with content that the merged one lacks
 
     @property
@@ -58,8 +58,8 @@ class SubmissionRow:
 def submission_to_merge(row: Row, names: Sequence[SubmissionName]) -> SubmissionName | None:
     """Return the submission to merge into an image's described row, or None if it is already merged.
 
-    It is the last one of the assignment that was merged before, or else of the lowest assignment. The other assignment
-    only serves to measure agreement.
+    It is the last one of the assignment that was merged before, or of the lowest assignment if none was. The other
+    assignment only serves to measure agreement.
     """
     assignment = assignment_to_merge(row["submission"], (name.assignment for name in names))
     last = max((name for name in names if name.assignment == assignment), default=None)
@@ -74,12 +74,12 @@ def unchanged_row(row: Row) -> MergeSkipReason | None:
 
 
 def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionRow:
-    """Merge the last of an assignment's submissions, which are given in order, into an image's described row.
+    """Merge the last of `submissions`, one assignment's submissions in order, into an image's described row.
 
     Masks that the submission neither replaces nor deletes are kept, as are masks whose replacement is equal pixel for
-    pixel. A mask whose parent was changed or removed does not fit and is left out, and so is a deletion. A submission
-    to the same state as the last merged one supersedes that one. Raises `DamagedDatasetError` if the row's masks or its
-    `next_mask` are damaged.
+    pixel. New masks and deletions are left out if their parent mask was changed or removed in the meantime. A
+    submission to the same state as the last merged one supersedes that one. Raises `DamagedDatasetError` if the row's
+    masks or its `next_mask` are damaged.
     """
     submission = submissions[-1]
     left = unchanged_row(row)
@@ -128,7 +128,7 @@ def seconds_of(submissions: Sequence[Submission]) -> float:
 
 
 def _superseded(row: Row, submissions: Sequence[Submission]) -> int:
-    """Return the number of states with an unmerged submission whose content the last one does not repeat."""
+    """Return the number of states with unmerged content that the last submission does not repeat."""
     waiting = [
         submission
         for submission in submissions
@@ -143,7 +143,7 @@ def _superseded(row: Row, submissions: Sequence[Submission]) -> int:
 
 
 def _words(submission: Submission) -> set[str | int]:
-    """Return the content of a submission: new masks, and masks of the dataset that it replaces or deletes."""
+    """Return the content of a submission: its new masks, and the dataset's masks that it replaces or deletes."""
     return {mask.counts for mask in submission.masks} | {
         mask.id for mask in (*submission.replaced, *submission.deleted)
     }

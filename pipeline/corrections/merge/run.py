@@ -55,7 +55,7 @@ class MergeCounts(RevisionCounts):
 
     unchanged: int = 0  # of these, confirmed without changing a mask
     merged: int = 0  # images whose last submission is already merged
-    superseded: int = 0  # with an unmerged earlier submission to another state with further content
+    superseded: int = 0  # with unmerged content in an earlier submission to another state
     uncompared: int = 0  # whose other assignment has a submission that is neither merged nor compared
 
     def count(self, image: int, merged: SubmissionRow) -> None:
@@ -77,7 +77,7 @@ class MergeCounts(RevisionCounts):
             self.example(f"{image_stem(image)}: {masks} of the submission skipped, because the image has changed there")
 
     def count_apart(self, image: int, assignment: int) -> None:
-        """Count an image whose other `assignment` ends with a submission that is neither merged nor compared."""
+        """Count an image if the last submission of its other `assignment` is neither merged nor compared."""
         self.uncompared += 1
         self.example(
             f"{image_stem(image)}: the last submission of assignment {assignment} is neither merged nor compared"
@@ -88,8 +88,8 @@ class MergeCounts(RevisionCounts):
 class MergeList(RevisionList):
     """List of the changes that a merge would make.
 
-    `masks` counts masks of submissions that the image already contains (`same`), that replace one (`corrected`), or
-    that are new (`added`), existing masks that are `deleted`, and parts of submissions that no longer fit (`unfit`).
+    `masks` counts submitted masks by outcome: already in the image (`same`), replacing a mask (`corrected`), or new
+    (`added`). It also counts masks that are `deleted`, and parts of submissions that no longer fit (`unfit`).
     """
 
     dataset: str
@@ -98,7 +98,7 @@ class MergeList(RevisionList):
     images: int  # number that change
     unchanged: int  # of these, confirmed without changing a mask
     merged: int  # images whose last submission is already merged
-    superseded: int  # of the changing images: with an unmerged earlier submission to another state with further content
+    superseded: int  # changing images with unmerged content in an earlier submission to another state
     uncompared: int  # with a submission in the other assignment that is neither merged nor compared
     masks: Mapping[str, int]
     skipped_images: Mapping[str, int]  # by reason
@@ -162,7 +162,7 @@ class MergeChange:
     names: Names
 
     def __call__(self, commit: Commit, rows: Sequence[Row]) -> list[Row]:
-        """Return the next rows, with the same objects for unchanged rows."""
+        """Return the next rows. Unchanged rows are the same objects."""
         wanted = {row["ordinal"]: _to_merge(row, self.names) for row in rows}
         submissions = _read(self.dataset, {ordinal: assignment for ordinal, assignment in wanted.items() if assignment})
         return [
@@ -183,9 +183,9 @@ def merge_submissions(
 ) -> MergeResult:
     """Merge the last submission of each image into its row. `confirm` and `now` are as in `correct`.
 
-    Submissions are kept, including those of a second assignment. Only those for images that were taken down are
-    removed, as a takedown does. Raises `UsageError` for a location without a dataset or a store whose older versions
-    cannot be removed, and `DamagedDatasetError` if a shard cannot be read.
+    Submissions are kept, including those of a second assignment, unless their image was taken down. Raises `UsageError`
+    for a location without a dataset or a store whose older versions cannot be removed, and `DamagedDatasetError` if a
+    shard cannot be read.
     """
     handle = DatasetHandle.open(dataset)
     return correct(handle, _Merge(_names(dataset), forget_taken=True), confirm, now)
@@ -247,7 +247,7 @@ def _names(dataset: Location) -> Names:
 
 
 def _count(change: MergeChange, commit: Commit, ordinals: Sequence[int]) -> MergeCounts:
-    """Return the changes that the merge would make in a shard, from its tables."""
+    """Count the changes that the merge would make in a shard."""
     dataset, names = change.dataset, change.names
     tally = MergeCounts()
     wanted = {}
@@ -272,14 +272,14 @@ def _count(change: MergeChange, commit: Commit, ordinals: Sequence[int]) -> Merg
 
 
 def _to_merge(row: Row, names: Names) -> list[SubmissionName]:
-    """Return the submissions of the assignment to merge into a row, or none."""
+    """Return all submissions of the assignment to merge into a row, or an empty list."""
     own = names.get(row["ordinal"], ())
     last = submission_to_merge(row, own) if own and unchanged_row(row) is None else None
     return [] if last is None else [name for name in own if name.assignment == last.assignment]
 
 
 def _count_unmerged(dataset: Location, row: Row, names: Names) -> int | None:
-    """Return the assignment of an image whose last submission is neither merged nor compared with a merged one."""
+    """Return the assignment whose last submission is neither merged nor compared with a merged one, or None."""
     own = names[row["ordinal"]]
     assignment = assignment_to_merge(row["submission"], (name.assignment for name in own))
     others = [name for name in own if name.assignment != assignment]
@@ -298,7 +298,7 @@ def _count_unmerged(dataset: Location, row: Row, names: Names) -> int | None:
 
 
 def _read(dataset: Location, wanted: Names) -> dict[int, list[Submission] | SubmissionError]:
-    """Read the submissions of images, or an error if the last is unreadable. Skip other unreadable ones."""
+    """Read each image's submissions, or an error if its last one is unreadable. Skip others that are unreadable."""
 
     def read(ordinal: int) -> tuple[int, list[Submission] | SubmissionError]:
         try:
