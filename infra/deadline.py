@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 class Deadline:
-    """Timer that kills this process by SIGALRM if a piece of work in it takes longer than `seconds`; None: never.
+    """Timer that kills this process with SIGALRM if a piece of work takes longer than `seconds` (None: no limit).
 
     Python can't interrupt a native function that hangs, and a watchdog thread would wait for the GIL with it. Several
     pieces may run at once, each in its own thread. The process must not change its SIGALRM handler.

@@ -192,7 +192,7 @@ def computes_bf16() -> bool:
 
 
 def _results(dtype: "torch.dtype") -> Iterator["Tensor"]:
-    """Yield results of operations of the types and approximate shapes of the encoder, decoder, and face detector."""
+    """Yield results of operations like those in the encoder, decoder, and face detector, with similar shapes."""
     import torch
     import torch.nn.functional as F
 

@@ -27,6 +27,6 @@ def raise_problems(problems: Sequence[str], shown: int = 10) -> None:
 
 
 def last_line(error: BaseException) -> str:
-    """Return an error's last line, which follows the tracebacks that Ray prepends; the type if the message is empty."""
+    """Return an error's last line, which follows any tracebacks that Ray prepends, or its type if it has no message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

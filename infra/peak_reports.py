@@ -6,7 +6,7 @@ import ray
 import ray.exceptions
 
 TIMEOUT_S = 10.0
-"""Timeout in seconds of a call to the actor that keeps the reports, by an actor or at the end of a run."""
+"""Timeout in seconds of each call to the actor that keeps the reports."""
 
 
 class PeakReports:

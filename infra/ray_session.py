@@ -319,7 +319,7 @@ def gpu_kind(resources: Mapping[str, float]) -> str:
 
 
 def accelerator_types(gpu: str) -> set[str]:
-    """Return the names that Ray may use for a GPU of this kind, given as `segmint.infra.device.device_kind` writes it.
+    """Return the names that Ray may use for a GPU of the kind that `segmint.infra.device.device_kind` returns.
 
     Ray derives them from the driver's name of the GPU, from which `device_kind` removes the vendor, so the set contains
     the names derived with and without it.

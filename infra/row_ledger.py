@@ -1,8 +1,8 @@
 """Ledger of the rows that each worker has in flight, which identifies the rows that a worker died with.
 
-A worker may have several rows in flight. It records each row and waits for the reply before it starts the row; that the
-row is done is recorded together with the worker's next start or with the end of the row's block. Ray runs the blocks of
-a dead worker again, so a row that starts a second time without being done was in flight when its worker died. If it was
+A worker may have several rows in flight. It records each row, and waits for the reply before it starts the row. The end
+of a row is recorded together with the worker's next start or with the end of the row's block. Ray runs the blocks of a
+dead worker again, so a row that starts a second time without being done was in flight when its worker died. If it was
 the only such row, it is a suspect: it is barred for the rest of the window, and the rows around it continue. If there
 were others, each of them runs again with no other row in flight in its worker, so that the next death identifies one.
 The ledger is an actor on the driver's node. This module imports only Ray, so that the actor starts without the model.
@@ -84,7 +84,7 @@ class RowLedger:
         return self._read(self._actor.suspects)
 
     def alone(self) -> list[int]:
-        """Return the ordinals of the rows that run alone: given at the start, or in flight together when a worker died.
+        """Return the ordinals of the rows that run alone: those given, and those in flight together when a worker died.
 
         Empty if the ledger actor is gone.
         """
@@ -110,7 +110,7 @@ class RowLedger:
 
 
 class BlockEntry:
-    """A block that this process is working on; its rows may be in flight together and with other blocks' rows."""
+    """A block that this process works on. Its rows may be in flight concurrently, also with those of other blocks."""
 
     def __init__(self, book: Any, in_flight: "_InFlight") -> None:
         self._actor = book
@@ -126,7 +126,7 @@ class BlockEntry:
     def begin(self, ordinal: int) -> None:
         """Record that a row starts, and wait for confirmation. Call `leave` when the row is done.
 
-        A row that runs alone waits until no other row is in flight in this process, and blocks others meanwhile. Raises
+        A row that runs alone waits until no other row is in flight in this process, and other rows wait for it. Raises
         `BarredRowError` for a row that a worker died with, or that broke its device, in this window.
         """
         if not self._enter(ordinal, alone=False):
@@ -150,11 +150,11 @@ class BlockEntry:
         return started
 
     def leave(self, ordinal: int) -> None:
-        """Note that a row is done, which is recorded with this process's next start. Does not wait."""
+        """Note that a row is done. The ledger records this with the process's next start. Does not wait."""
         self._in_flight.give_back((self._number, ordinal))
 
     def excuse(self, ordinal: int, why: str) -> None:
-        """Record that this process ends, but not because of an image; this row is barred, and there is no suspect."""
+        """Record that this process ends for a reason other than an image. Bars this row without making it a suspect."""
         ray.get(self._actor.excuse.remote(self._number, ordinal, why), timeout=TIMEOUT_S)
 
     def end(self, spent: Mapping[str, float] = MappingProxyType({})) -> None:

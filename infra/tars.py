@@ -46,7 +46,7 @@ class TarReader:
             yield member
 
     def read(self, member: tarfile.TarInfo) -> bytes:
-        """Return the content of the plain file that was yielded last; raises `BadTarError` if the tar ends early."""
+        """Return the content of the plain file that was yielded last. Raises `BadTarError` if the tar ends early."""
         self._stream.allowed = member.size
         self._stream.seek(member.offset_data)
         data = self._stream.read(member.size)

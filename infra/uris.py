@@ -72,7 +72,7 @@ def _holds_credential(uri: str, name: str) -> bool:
 
 
 def fit_to_keep(uri: str) -> str:
-    """Return a catalog's URI as a dataset stores it: unchanged, or redacted if it is not allowed anyway."""
+    """Return the form of a catalog's URI that a dataset stores: unchanged if it is allowed, otherwise redacted."""
     try:
         scheme(uri)
     except UriNotAllowedError:
@@ -110,12 +110,12 @@ def store_name(uri: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """Return the URI independent of the current folder, by making a local path absolute."""
+    """Make a local path absolute, so that it doesn't depend on the current folder. Other URIs stay unchanged."""
     return str(local_path(uri).absolute()) if scheme(uri) == LOCAL else uri
 
 
 def is_below(uri: str, folder: str) -> bool:
-    """Return whether a URI is that of a folder or prefix, or below it; local links and `..` are resolved."""
+    """Return whether a URI is a folder or prefix, or is below it, after resolving local links and `..`."""
     if scheme(uri) != scheme(folder):
         return False
     if scheme(uri) == LOCAL:
@@ -199,7 +199,7 @@ def plain_form(uri: str) -> str:
 
 
 def plain_forms(uri: str, catalog_uri: str | None) -> set[str]:
-    """Return every plain form in which a row of the catalog at `catalog_uri`, or of any catalog, may name `uri`."""
+    """Return every plain form of `uri` that rows may contain, in the catalog at `catalog_uri` and in general."""
     found = {plain_form(uri)}
     if catalog_uri is not None and uri:
         try:

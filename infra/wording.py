@@ -65,7 +65,7 @@ def size(value: float | None) -> str:
 def duration(seconds: float | None, *, rough: bool = False) -> str:
     """Format a duration in its largest unit: `45 s`, `12 min`, `3.4 h`, `5.1 days`; None is `unknown`.
 
-    If `rough`, in whole units, from 10 on in steps of 5, and at least `1 s`.
+    If `rough`, the number is whole, a multiple of 5 from 10 on, and at least `1 s`.
     """
     if seconds is None:
         return UNKNOWN

@@ -51,7 +51,7 @@ def fetch_from_store(uri: str, storage: "Storage | None", cache: Path) -> Path:
 
 
 def fetch_pinned(address: str, cache: Path) -> Path:
-    """Fetch `https://…#sha256=<64 digits>`; raises `AssetError` for an address without its hash."""
+    """Fetch `https://…#sha256=<64 digits>`. Raises `AssetError` for an address without its hash."""
     match = _PINNED_ADDRESS.match(address)
     if match is None:
         raise AssetError(f"{redact(address)} is not pinned: append #sha256=<the file's 64 hexadecimal digits>")

@@ -100,7 +100,7 @@ def is_web_address(name_or_path: str) -> bool:
 
 
 def absolute_name(name_or_path: str) -> str:
-    """Return a known name or URI unchanged and a path made absolute, so that it doesn't depend on the current folder.
+    """Make a path absolute, so that it doesn't depend on the current folder. Known names and URIs stay unchanged.
 
     Raises `UsageError` for a URI that contains credentials.
     """

@@ -53,13 +53,13 @@ def resolve(
 ) -> Path:
     """Return a local file for a known name, a path, or a URI.
 
-    A known name (`ASSETS`) is looked up in this order: in `mirror` (a folder or prefix, as any allowed URI, that
-    contains the files under their original names), the cache, installed packages, and the web. Each copy is verified by
-    its hash, and a wrong file is skipped. A path is used as given; if its file name is that of a known asset, its hash
-    must match. A store's URI is fetched into the cache, as is `https://…#sha256=<64 digits>`; a web address without a
-    hash is refused.
+    A known name (`ASSETS`) is looked up in `mirror`, the cache, installed packages, and the web, in this order.
+    `mirror` is the path or URI of a folder that contains the files under their original names. The hash of each copy is
+    verified, and a wrong file is skipped. A path is used as given; if its file name is that of a known asset, its hash
+    must match. Store URIs and `https://…#sha256=<64 digits>` are fetched into the cache. Web addresses must have a
+    hash.
 
-    Raises `AssetError` with the places tried, what was wrong with each, and what to do.
+    Raises `AssetError`, which lists the places tried, the problem with each, and possible remedies.
     """
     cache = cache or cache_folder()
     if name_or_path in ASSETS:

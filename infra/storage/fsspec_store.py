@@ -38,7 +38,7 @@ class FsspecStore:
         return data
 
     def create(self, uri: str, data: bytes) -> None:
-        """Create an object conditionally; raises `UsageError` for a store that only checks before it writes."""
+        """Create an object conditionally. Raises `UsageError` for a store that only checks before it writes."""
         if not self._claims_exclusive_create():
             raise UsageError(
                 f"the store of {redact(uri)} ({type(self._fs).__name__}) cannot put an object only if it is "

@@ -23,7 +23,7 @@ class Location:
     uri: str
 
     def __truediv__(self, path: str) -> "Location":
-        """Return the location at `path` below this one; raises `UriNotAllowedError` for a path with `..`."""
+        """Return the location at `path` below this one. Raises `UriNotAllowedError` for a path with `..`."""
         return Location(self.storage, join(self.uri, path))
 
     def __str__(self) -> str:
@@ -58,11 +58,11 @@ class Location:
         self.storage.put(self.uri, data)
 
     def put_if_absent(self, data: bytes) -> bool:
-        """Put the object if there is none; return whether it now holds these bytes."""
+        """Put the object if there is none. Return whether it now contains these bytes."""
         return self.storage.put_if_absent(self.uri, data)
 
     def put_file_if_absent(self, path: Path) -> bool:
-        """Put a local file if there is no object; return whether the object now holds its bytes."""
+        """Put a local file if there is no object. Return whether the object now contains its bytes."""
         return self.storage.put_file_if_absent(self.uri, path)
 
     def put_file(self, path: Path) -> None:

@@ -36,9 +36,9 @@ _gates: dict[tuple[int, str], _StoreGate] = {}
 
 
 def wait_out(attempt: Callable[[], T], store: str, answers: Callable[[], bool], outage_s: float) -> T:
-    """Return `attempt()`; while the store is down, wait for it up to `outage_s` seconds and try again.
+    """Call `attempt` and return its result. While the store is down, wait up to `outage_s` seconds and try again.
 
-    `attempt` does its own retries, and raises `PassingFaultError` once they are used up. `answers` checks the store
+    `attempt` does its own retries, and raises `PassingFaultError` when they are exhausted. `answers` checks the store
     with a minimal request; `store` is its name in logs. A fault that persists while the store responds is raised, as is
     a fault of a store that an earlier wait has given up on.
     """

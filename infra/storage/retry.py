@@ -41,7 +41,7 @@ _REFUSED_ATTEMPTS = 2
 
 
 def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[], T]) -> T:
-    """Return `attempt()`, retried by `policy` while its errors are faults.
+    """Call `attempt` and return its result, retrying according to `policy` while it raises faults.
 
     `action` is a verb for messages ("read"). Raises `NotFoundError` immediately for an absent object, `FileExistsError`
     if an object already exists, our own errors unchanged, and `StorageFaultError` with the URI and the cause for a

@@ -106,7 +106,7 @@ class S3Store:
         return data
 
     def create(self, uri: str, data: bytes) -> None:
-        """Create an object of up to 5 GB by a put with `If-None-Match: *`, whose loser gets `PreconditionFailed`."""
+        """Create an object of up to 5 GB by a put with `If-None-Match: *`; the loser gets `PreconditionFailed`."""
         bucket, key = _object(uri)
         self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
 
@@ -136,7 +136,7 @@ class S3Store:
 
         The upload is completed under `conditions`. With conditions, a missing upload raises `FileExistsError`: either
         an earlier attempt completed it or another writer's object ended it, and only comparing the bytes can
-        distinguish the two. Raises what `with_retries` raises for the failed part, after aborting the upload.
+        distinguish the two. If a part fails, aborts the upload and raises the error of `with_retries`.
         """
         bucket, key = _object(uri)
         size = path.stat().st_size

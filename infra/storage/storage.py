@@ -91,9 +91,9 @@ class Storage:
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         """Put an object if there is none; exactly one of several concurrent writers wins.
 
-        Returns True if the object now holds these bytes: because this call wrote them, an earlier attempt did and its
-        response was lost, or another writer wrote the same bytes. Returns False if a different object exists, which is
-        left unchanged. Raises `UsageError` if the store supports neither hard links nor conditional puts.
+        Returns True if the object now contains these bytes, even if another writer wrote them, or an earlier attempt
+        whose response was lost. Returns False if a different object exists, which stays unchanged. Raises `UsageError`
+        if the store supports neither hard links nor conditional puts.
         """
         store = self._store(uri)
         return self._create(uri, lambda: store.create(uri, data), lambda: self.read(uri, max_bytes=len(data)) == data)
@@ -246,7 +246,7 @@ class Storage:
             self._try("purge", uri, lambda: store.purge(uri))
 
     def healthy(self, uri: str) -> bool:
-        """Return whether the store responds and grants access, by a quick check; tells a verdict from a fault."""
+        """Return whether the store responds and grants access; this quick check tells a verdict from a fault."""
         return self._ask(uri) is None
 
     def answers(self, uri: str) -> bool:

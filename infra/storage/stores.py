@@ -53,13 +53,13 @@ class Store(Protocol):
     """Operations of a store. Each call makes one attempt and raises the store's own errors."""
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
-        """Read a whole object; raises `ObjectTooLargeError` over `max_bytes`, `ShortBodyError` for a wrong length."""
+        """Read a whole object. Raises `ObjectTooLargeError` over `max_bytes`, `ShortBodyError` for a wrong length."""
 
     def read_range(self, uri: str, start: int, stop: int) -> bytes:
         """Read the bytes [start, stop), which must exist."""
 
     def create(self, uri: str, data: bytes) -> None:
-        """Create an object; raises `FileExistsError`, or an error with S3's code, if it already exists."""
+        """Create an object. Raises `FileExistsError`, or an error with S3's code, if it already exists."""
 
     def create_file(self, uri: str, path: Path) -> None:
         """Create an object from a local file of any size, with the same errors as `create`."""
@@ -86,7 +86,7 @@ class Store(Protocol):
         """Return the names of the objects below a folder or prefix that have versions, including deleted objects."""
 
     def ping(self, uri: str) -> None:
-        """Make a minimal request; raises if the store doesn't respond."""
+        """Make a minimal request. Raises if the store doesn't respond."""
 
 
 def check_size(uri: str, size: int, max_bytes: int | None) -> None:
@@ -191,7 +191,7 @@ class LocalStore:
         _unless_swept(lambda: _rename(_write_temporary(path, data), path))
 
     def put_file(self, uri: str, path: Path) -> None:
-        """Write a local file by copying in chunks, as `put` does."""
+        """Write a local file by copying in chunks, with the same guarantees as `put`."""
 
         def copy() -> None:
             with path.open("rb") as stream:
@@ -200,7 +200,7 @@ class LocalStore:
         _unless_swept(copy)
 
     def put_stream(self, path: Path, stream: BinaryIO) -> None:
-        """Write an open stream to a local path, as `put` does."""
+        """Write an open stream to a local path, with the same guarantees as `put`."""
         _rename(_write_temporary(path, stream), path)
 
     def walk(

@@ -1,10 +1,10 @@
-"""Access to an annotator's server: the annotator of each browser, and the requests that may write.
+"""Access control of the annotation server: the annotator behind each browser, and the requests that may write.
 
-Each annotator has URLs that open one browser each, once, like those of the viewer. The key in a URL is exchanged for a
-cookie, and the cookie's session belongs to one annotator, under whose name the browser's work is saved. A write needs
-more than the cookie: a header that another site's form can't send, an origin of this server, and the name that its page
-was opened with. A browser has one cookie. If another annotator's URL is opened in it, requests from the earlier
-annotator's pages are rejected, so none of their work is saved under the other name.
+As in the viewer, each of an annotator's URLs opens one browser, once. The key in a URL is exchanged for a cookie, and
+the cookie's session belongs to one annotator, under whose name the browser's work is saved. A write needs more than the
+cookie: a header that another site's form can't send, an origin of this server, and the name that its page was opened
+with. A browser has one cookie. If another annotator's URL is opened in it, requests from the earlier annotator's pages
+are rejected, so none of their work is saved under the other name.
 """
 
 import secrets
@@ -51,7 +51,7 @@ browsers, someone else may have used the address, so tell them.</p>
 
 
 class NotOwnerError(Exception):
-    """Error if anyone but the owner, who started the server, makes this request."""
+    """Error for a request that only the owner, the annotator who started the server, may make."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def check_name(text: str) -> str:
 
 
 def parse_origin(text: str) -> ServerOrigin:
-    """Parse the origin of a proxy, such as `https://annotate.example.org`; raises `UsageError` for anything else."""
+    """Parse a proxy's origin, such as `https://annotate.example.org`. Raises `UsageError` if it isn't an origin."""
     problem = UsageError(f"--origin {text!r}: expected only https://HOST or http://HOST, optionally with a port")
     try:
         parts = urlsplit(text)
@@ -102,7 +102,7 @@ class Team:
     """Annotators of a server that listens on `port`, with their one-time keys and their sessions. Thread-safe.
 
     The first annotator owns the server and may create URLs for others. Keys and sessions are 256 random bits. Each
-    annotator has at most one unused key. `origin` is that of an optional proxy.
+    annotator has at most one unused key. `origin` is the origin of a proxy, if there is one.
     """
 
     def __init__(self, port: int, annotators: list[str], origin: ServerOrigin | None = None) -> None:
@@ -154,7 +154,7 @@ class Team:
 
 
 class TeamGuard(HeadersMiddleware):
-    """Middleware that lets a team's requests through by the rules in the module docstring.
+    """Middleware that admits a team's requests according to the rules in the module docstring.
 
     Handlers find the annotator in `request.state.annotator`.
     """

@@ -38,7 +38,7 @@ _SAID = frozenset({"base", "masks", "replaced", "deleted", "seconds", "complete"
 
 
 class SaveConflictError(SegmintError):
-    """Error for a conflicting submission or a changed image; `winner` and `base` are the current ones in the store."""
+    """Error for a conflicting submission or a changed image. `winner` and `base` describe what the store contains."""
 
     def __init__(self, text: str, winner: Submission | None, base: str) -> None:
         super().__init__(text)
@@ -76,11 +76,11 @@ class AnnotatorView:
             self._note(image)
 
     def close(self) -> None:
-        """Shut down the threads for store reads, after the last ones."""
+        """Wait for the running store reads, then stop their threads."""
         self._looks.shutdown()
 
     def next(self, annotator: str, after: int | None) -> dict[str, Any]:
-        """Lease the next image of the queue to an annotator; without `after`, prefer the one they already have."""
+        """Lease the next image of the queue to an annotator. Without `after`, prefer one that they already leased."""
         mine = [slot for slot in self.leases.of(annotator) if slot[0] != after]
         if after is not None:
             self.leases.release(after, annotator)
@@ -140,12 +140,12 @@ class AnnotatorView:
         }
 
     def embed(self, image: int, annotator: str) -> None:
-        """Compute an image's embedding if it doesn't exist; raises as `ImageSource.read` and `Embeddings.get` do."""
+        """Compute an image's embedding if necessary. Raises the errors of `ImageSource.read` and `Embeddings.get`."""
         self.leases.renew(image, annotator)
         self._embedded(self._read(image))
 
     def predict(self, image: int, annotator: str, body: Any) -> Prediction:
-        """Return the masks for a prompt; raises `UsageError` for an invalid one, and as `embed` does.
+        """Return the masks for a prompt. Raises `UsageError` for an invalid prompt, and the same errors as `embed`.
 
         The model predicts on the image's last known state while the store is checked. If the image was taken down or
         its pixels have changed, that prediction is discarded.
@@ -217,7 +217,7 @@ class AnnotatorView:
         return {"images": len(self.queue), **counted}
 
     def _prefilled(self, found: OpenImage) -> list[dict[str, Any]]:
-        """Return the masks prefilled from a detector's boxes; waits for the embedding."""
+        """Return the masks prefilled from a detector's boxes, waiting for the embedding if necessary."""
         if self.prefills is None:
             return []
         return [mask.to_dict() for mask in self.prefills.of(found, self._embedded(found).embedding)]
@@ -229,7 +229,7 @@ class AnnotatorView:
         return prediction
 
     def _embedded(self, found: OpenImage) -> ImageEmbedding:
-        """Return an image's embedding; an image that can't be decoded is no longer leased."""
+        """Return an image's embedding. If the image can't be decoded, stop leasing it and raise `NoImageError`."""
         try:
             return self.embeddings.get(found)
         except NoImageError as error:
@@ -256,7 +256,7 @@ class AnnotatorView:
         return submission
 
     def _other(self, submission: Submission, found: OpenImage) -> Submission:
-        """Return the last submission if it is this one, already saved; else raise `SaveConflictError` with it."""
+        """Return the stored submission if it contains the same work as this one, else raise `SaveConflictError`."""
         winner = self.board.read(submission.image, submission.assignment)
         if winner is not None and winner.n == submission.n and submission.same_work(winner):
             return winner
@@ -282,7 +282,7 @@ class AnnotatorView:
         return self.queue.after(image, is_open)
 
     def _free_assignment(self, image: int, annotator: str, look: bool = False) -> int | None:
-        """Return the assignment of an image that an annotator may lease; with `look`, check the store first."""
+        """Return the image's assignment that the annotator may lease, if any. With `look`, check the store first."""
         done = self.board.refresh(image) if look else self.board.assignments(image)
         if look:
             self._check(image)
@@ -303,7 +303,7 @@ class AnnotatorView:
             self._pass_over(image, error)
 
     def _assignment_of(self, image: int, annotator: str) -> int:
-        """Return the assignment of an image that is or would be an annotator's, or else the first open one."""
+        """Return the assignment that the annotator has submitted or leased for an image, or else the first open one."""
         if image in self._merged:
             return self._merged[image]
         done = self.board.assignments(image)
@@ -321,7 +321,7 @@ class AnnotatorView:
         return free[0] if free else 0
 
     def _note(self, image: int, found: OpenImage | None = None) -> None:
-        """Record whether an image, given as `found` if already read, has all the submissions it needs."""
+        """Record whether an image has all the submissions it needs. `found` is the image if it was already read."""
         assignment = None if found is None else self.board.only_assignment(found)
         if assignment is not None:
             self._merged[image] = assignment
@@ -334,7 +334,7 @@ class AnnotatorView:
             self._over[rank] = over or len(done) >= self.queue.assignments(image)
 
     def _read(self, image: int) -> OpenImage:
-        """Read an image's current state and drop data from other states; raises as `ImageSource.read` does."""
+        """Read an image's current state and drop data from other states. Raises the errors of `ImageSource.read`."""
         try:
             found = self.source.read(image)
         except ImageGoneError:
@@ -348,7 +348,7 @@ class AnnotatorView:
         self._pass_over(image)
 
     def _pass_over(self, image: int, error: SegmintError | None = None) -> None:
-        """Stop leasing an image because it was taken down or, given an error, because it can't be opened."""
+        """Stop leasing an image that was taken down or, if there is an `error`, can't be opened."""
         if error is None:
             self.board.forget(image)
         elif image not in self._gone:

@@ -1,4 +1,4 @@
-"""Tracking of all in-memory data derived from images' pixels, so that none of it outlives them.
+"""Tracking of all in-memory data derived from images' pixels, so that none of it outlives its image.
 
 Embeddings, logits for later clicks, and prefilled masks are derived from a committed JPEG and carry its SHA-256. After
 a redaction, data with another hash is dropped. After a takedown, all data of the image is dropped: at once if an
@@ -29,9 +29,9 @@ class PixelHolder(Protocol):
 
 
 class ImageMemory:
-    """All pixel holders of a server. A context manager, whose thread checks the store; thread-safe.
+    """All pixel holders of a server. A context manager that checks the store in a thread; thread-safe.
 
-    `gone` is called with each image that turns out to be taken down.
+    `gone` is called with each image that was taken down.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ImageMemory:
         return {image for holder in self._holders for image in holder.images()}
 
     def see(self, found: OpenImage) -> None:
-        """Drop an image's data that was derived from another JPEG than its current one."""
+        """Drop an image's data that was derived from a JPEG other than the current one."""
         for holder in self._holders:
             holder.forget(found.place.id, unless=found.jpeg_sha256)
 
@@ -68,9 +68,9 @@ class ImageMemory:
             holder.forget(image)
 
     def look(self) -> None:
-        """Check the store for all images, with one listing of tombstones and one of commits per shard.
+        """Check all images against the store, listing the tombstones once and the commits once per shard.
 
-        Images are read again if their shard has a new commit. Raises as the store does.
+        Images are read again if their shard has a new commit. Raises the store's errors.
         """
         images = self.images()
         for image in self._source.taken(images):

@@ -1,6 +1,6 @@
-"""Leases of images to annotators, which are hints so that two people don't start the same image.
+"""Leases of images to annotators, so that two people don't start the same image.
 
-Safety comes from the way submissions are stored; a lease only prevents duplicate work.
+A lease only avoids duplicate work. The way submissions are stored keeps them safe even without leases.
 """
 
 import threading

@@ -26,7 +26,7 @@ _AHEAD = 64
 class LatestSubmission:
     """Last submission of an assignment, without its masks; `annotator` is None if the file is unreadable.
 
-    `masks` counts all new masks, and `timed` those with time spent on them, for `mask_seconds`.
+    `masks` counts all new masks, and `timed` those that an annotator worked on. `mask_seconds` is the total time.
     """
 
     name: SubmissionName
@@ -58,7 +58,7 @@ class ProgressBoard:
     """
 
     def __init__(self, dataset: Location) -> None:
-        """Read the existing submissions; raises `StorageFaultError` if the store fails."""
+        """Read the existing submissions. Raises `StorageFaultError` if the store fails."""
         self._dataset = dataset
         self._lock = threading.Lock()
         self._done: dict[int, dict[int, LatestSubmission]] = {}  # by ordinal and assignment
@@ -91,7 +91,7 @@ class ProgressBoard:
             return [ordinal + 1 for ordinal in self._done]
 
     def refresh(self, image: int) -> dict[int, LatestSubmission]:
-        """Read an image's submissions from the store again and return them as `assignments` does."""
+        """Read an image's submissions from the store again, and return the last one of each assignment."""
         known = self.assignments(image)
         found = latest_submissions(submissions_of(self._dataset, image - 1)).get(image - 1, {})
         assignments = {
@@ -102,7 +102,7 @@ class ProgressBoard:
         }
         with self._lock:
             for assignment, now in self._done.get(image - 1, {}).items():
-                # A submission recorded meanwhile is newer than the listing of the store.
+                # A submission recorded in the meantime is newer than the listing of the store.
                 if now != known.get(assignment) and (
                     assignment not in assignments or assignments[assignment].name.n < now.name.n
                 ):
@@ -137,7 +137,7 @@ class ProgressBoard:
             return None
 
     def submission(self, found: OpenImage, assignment: int) -> Submission | None:
-        """Return the last known submission, reduced to what fits the image's current state; None if merged."""
+        """Return the part of the last known submission that fits the image's current state; None if it was merged."""
         done = self.assignments(found.place.id).get(assignment)
         if done is None or (
             done.base != found.base and is_merged(found.row.get("submission"), assignment, done.name.n)
@@ -149,16 +149,16 @@ class ProgressBoard:
         return carried(submission, found.base, found.size, found.counts)
 
     def state(self, found: OpenImage, assignment: int) -> str:
-        """Return `submitted` if an assignment has a submission for the image's state, else `merged` or `open`."""
+        """Return `submitted` if the assignment has a submission for this image state, else `merged` or `open`."""
         done = self.assignments(found.place.id).get(assignment)
         if done is not None and done.base == found.base:
             return "submitted"
         return "open" if merged_assignment(found.row.get("submission")) is None else "merged"
 
     def only_assignment(self, found: OpenImage) -> int | None:
-        """Return the only assignment that an image has left after a merge has changed it, or None before that.
+        """Return the one assignment that remains after a merge has changed the image, or None if no merge has.
 
-        Later work builds on the merged masks and is merged as well. The other annotator would have seen them.
+        Later work builds on the merged masks and is merged as well. A second annotator would no longer be independent.
         """
         merged = found.row.get("submission")
         assignment = merged_assignment(merged)
@@ -169,7 +169,7 @@ class ProgressBoard:
         return None if unchanged else assignment
 
     def progress(self, annotators: Iterable[str], counts: Callable[[int], bool] = lambda _: True) -> dict[str, Any]:
-        """Return the submitted images and masks so far, by annotator, and the agreement of double assignments.
+        """Return the numbers of submitted images and masks, also by annotator, and the agreement of double assignments.
 
         Only images whose ids satisfy `counts` are included.
         """

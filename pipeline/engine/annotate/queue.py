@@ -71,7 +71,7 @@ class Queue:
         return int(self.ids.size)
 
     def rank(self, image: int) -> int | None:
-        """Return an image's rank in the queue, or None if it isn't in it."""
+        """Return an image's rank in the queue, or None if it isn't queued."""
         place = int(np.searchsorted(self._sorted, image))
         if place == self.ids.size or self._sorted[place] != image:
             return None
@@ -97,7 +97,7 @@ class Queue:
 
 
 def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueOptions) -> Queue:
-    """Return the queue of a dataset; raises `UsageError` for an invalid condition, study, or share."""
+    """Return the queue of a dataset. Raises `UsageError` for an invalid condition, study, or share."""
     if not 0 <= options.overlap <= 1:
         raise UsageError(f"--overlap {options.overlap:g}: expected a share of the images, from 0 to 1")
     condition = "true" if options.select is None else check_selection(tables, options.select)
@@ -120,7 +120,7 @@ def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueO
 
 
 def _drawn(study: Location, manifest: DatasetManifest) -> NDArray[np.int64]:
-    """Return the ids of a study's images; raises `UsageError` if it isn't a study of this dataset's masks."""
+    """Return the ids of a study's images. Raises `UsageError` if it isn't a study of this dataset's masks."""
     if kind_of(study) is not StudyKind.MASKS:
         raise UsageError(f"--study {study} is not a study of masks")
     file = study / MANIFEST
@@ -135,7 +135,7 @@ def _drawn(study: Location, manifest: DatasetManifest) -> NDArray[np.int64]:
 
 
 def _shares(ids: NDArray[np.int64], key: str) -> NDArray[np.float64]:
-    """Return a pseudorandom number from 0 to 1 for each id, derived from the key by SplitMix64's mixing step."""
+    """Return a pseudorandom number from 0 to 1 for each id, derived from the key with SplitMix64's mixing step."""
     seed = np.uint64(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
     with np.errstate(over="ignore"):
         mixed = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + seed

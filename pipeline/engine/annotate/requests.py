@@ -48,11 +48,11 @@ def reads(answer: Callable[[Request], Response]) -> Answering:
 
 
 class RequestBodies:
-    """Bodies of an application's writes, in bounded memory.
+    """Reader of the bodies of an application's write requests, in bounded memory.
 
     Each endpoint has a limit. At most `at_once` bodies over 1 MiB are read and processed at a time, because JSON takes
-    many times its size in memory; the others wait. A body that stops arriving for `patience_s` seconds is rejected. So
-    is one that falls that far behind a rate of `slowest` bytes per second, because it could block others forever.
+    many times its size in memory; the others wait. A body is rejected if nothing arrives for `patience_s` seconds. It
+    is also rejected if it falls that far behind a rate of `slowest` bytes per second, so that it can't block others.
     """
 
     def __init__(self, at_once: int = 2, patience_s: float = 30.0, slowest: float = 40_000.0) -> None:
@@ -71,7 +71,7 @@ class RequestBodies:
         return run
 
     async def _read(self, request: Request, most: int, stack: AsyncExitStack) -> bytes:
-        """Return a body; raises `TooLargeError` as soon as it exceeds the limit, regardless of its stated length."""
+        """Return a body. Raises `TooLargeError` as soon as it exceeds the limit, regardless of its stated length."""
         problem = TooLargeError(f"the request is too large: the limit is {most:,} bytes")
         said = request.headers.get("content-length", "0")
         if not (said.isascii() and said.isdecimal()) or int(said[:20]) > most:
@@ -123,7 +123,7 @@ def _parsed(body: bytes) -> Any:
 
 
 def field(body: Any, name: str, kind: Any) -> Any:
-    """Return a field of a body; raises `UsageError` if it has another type."""
+    """Return a field of a body. Raises `UsageError` if it has another type."""
     value = body.get(name) if isinstance(body, dict) else None
     if not isinstance(body, dict) or isinstance(value, bool) or not isinstance(value, kind):
         raise UsageError(f"{name}: expected {getattr(kind, '__name__', 'a number')}")
@@ -131,7 +131,7 @@ def field(body: Any, name: str, kind: Any) -> Any:
 
 
 def number_in(request: Request, name: str) -> int:
-    """Return the number in a part of the path; raises `UsageError` for anything else."""
+    """Parse a part of the path as a number. Raises `UsageError` if it isn't one."""
     text: str = request.path_params[name]
     if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
         raise UsageError(f"{name}: expected a whole number of at most {_DIGITS} digits")
@@ -139,7 +139,7 @@ def number_in(request: Request, name: str) -> int:
 
 
 def give_address(team: Team, body: Any, annotator: str) -> Response:
-    """Return a response with a new URL for the annotator in the body; raises `NotOwnerError` unless the owner asks."""
+    """Respond with a new URL for the annotator in the body. Raises `NotOwnerError` if anyone but the owner asks."""
     if annotator != team.owner:
         raise NotOwnerError("only the person who started the server can create addresses")
     name = check_name(field(body, "annotator", str))

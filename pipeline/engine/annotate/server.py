@@ -37,7 +37,7 @@ DEFAULT_WEIGHTS = "mobile_sam"
 
 @dataclass(frozen=True)
 class AnnotateOptions:
-    """Options of an annotation session; `weights` None: those that built the dataset, if they can be found."""
+    """Options of an annotation session. `weights` defaults to those that built the dataset, if they can be found."""
 
     queue: QueueOptions = field(default_factory=QueueOptions)
     stage: str = "assisted"
@@ -58,8 +58,8 @@ class ServedView:
 def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedView]:
     """Open a dataset for its annotators; scratch files are deleted at the end.
 
-    Raises `UsageError` if there is no segmint dataset, if it has no images, for weights that aren't SAM's, and as
-    `make_queue` does.
+    Raises `UsageError` if there is no segmint dataset, if it has no images, for weights that aren't SAM's, and the
+    errors of `make_queue`.
     """
     manifest = load_manifest(dataset)
     check_images(dataset, manifest)

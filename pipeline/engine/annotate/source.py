@@ -59,7 +59,7 @@ class OpenImage:
 
     @cached_property
     def base(self) -> str:
-        """Digest that submissions to this state of the image name as their base."""
+        """Digest of this state of the image, which submissions contain as `base`."""
         return base_digest(self.jpeg, self.masks)
 
     @cached_property
@@ -111,7 +111,7 @@ class ImageSource:
                 return known
             try:
                 found = self._read(place, generation)
-            except NotFoundError:  # the shard was replaced meanwhile
+            except NotFoundError:  # the shard was replaced in the meantime
                 if attempt == _ATTEMPTS - 1:
                     raise
                 continue
@@ -132,15 +132,15 @@ class ImageSource:
         self._images.forget(image, unless)
 
     def shard_of(self, image: int) -> int:
-        """Return the shard of an image; raises `UnknownImageError`."""
+        """Return the shard of an image. Raises `UnknownImageError`."""
         return self._places.place(image).shard
 
     def generation(self, shard: int) -> int:
-        """Return the generation of a shard's latest commit, or 0 if there is none; takes one listing of the store."""
+        """Return the generation of a shard's latest commit, or 0 if there is none. Lists the store once."""
         return max(self._log.generations_of(shard), default=0)
 
     def taken(self, images: Iterable[int]) -> list[int]:
-        """Return the images that were taken down; takes one listing of the store."""
+        """Return those of the images that were taken down. Lists the store once."""
         taken = removed_images(read_tombstones(self._dataset))
         return [image for image in images if self._places.place(image).ordinal in taken]
 

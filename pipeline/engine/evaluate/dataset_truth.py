@@ -58,7 +58,7 @@ class _MaskColumns:
 
 @dataclass(frozen=True)
 class ShardTruthPart:
-    """Images of a shard with masks from the chosen sources; `only` are image ids, None for all."""
+    """Images of a shard with masks from the chosen sources. If `only` isn't None, other image ids are skipped."""
 
     dataset: Location
     truth: int
@@ -74,7 +74,7 @@ class ShardTruthPart:
         return f"shard {self.shard}"
 
     def pending(self) -> Iterator[PendingImage]:
-        """Yield the shard's images in order; raises `SegmintError` if one of its files can't be read."""
+        """Yield the shard's images in order. Raises `SegmintError` if one of its files can't be read."""
         dataset = Dataset.open(self.dataset)
         commit = next(iter(dataset.commits(only=[self.shard])), None)
         if commit is None:
@@ -118,10 +118,10 @@ def open_dataset_truth(
     columns: Sequence[str] = (),
     only: Collection[int] | None = None,
 ) -> Truth:
-    """Plan the evaluation of a dataset; `number` is its index among the truths, `columns` the image columns to keep.
+    """Plan the evaluation of a dataset. `number` is its index among the truths; `only` restricts it to these image ids.
 
-    Only shards with chosen masks become parts, which takes reading the masks tables but no images. `only` are image
-    ids. Raises `UsageError` if there is no dataset, no such mask, no pixels, or no such column.
+    Only shards with chosen masks become parts, so the masks tables are read, but no images. `columns` are the image
+    columns to keep. Raises `UsageError` if there is no dataset, no such mask, no pixels, or no such column.
     """
     dataset = Dataset.open(location)
     if dataset.manifest.config.get("release", {}).get("format") == "annotations":

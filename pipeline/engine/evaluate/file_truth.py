@@ -48,7 +48,7 @@ _LARGEST_MAP = 1 << 30  # bytes
 
 
 def decode_upright(data: bytes) -> Pixels:
-    """Decode an untrusted image as a build does, to (H, W, 3) uint8 RGB, upright; raises `RejectedError`."""
+    """Decode an untrusted image to upright (H, W, 3) uint8 RGB, like a build does. Raises `RejectedError`."""
     return ingest(data, ANY_SIZE).image
 
 
@@ -83,7 +83,7 @@ class CocoPart:
 
 @dataclass(frozen=True)
 class LabelMapsPart:
-    """Some pairs of an image and a label map, by their names relative to their folders."""
+    """Pairs of an image and a label map, given by their names relative to their folders."""
 
     folder: Location
     maps: Location
@@ -123,8 +123,8 @@ class LabelMapsPart:
 def open_coco_truth(file: Location, folder: Location, number: int, empty: bool = False) -> Truth:
     """Plan the evaluation of a COCO file with its images in `folder`; `number` is its index among the truths.
 
-    Images without masks are only evaluated if `empty`, and any detection in them is wrong. Raises `UsageError` if the
-    file isn't COCO or has no masks.
+    Images without masks are evaluated only if `empty` is set; any detection in them is wrong. Raises `UsageError` if
+    the file isn't COCO or has no masks.
     """
     try:
         data = file.read()
@@ -204,7 +204,7 @@ def _read_pixels(folder: Location, name: str, decoders: Decoders) -> Pixels:
 def _masks(
     masks: Sequence[AnnotatedMask], pixels: Pixels, labels: NDArray[np.int64] | None = None
 ) -> tuple[list[TruthMask], list[str]]:
-    """Return the nonempty masks and a line for each empty one; raises `UnreadableTruthError` if the sizes differ."""
+    """Return the nonempty masks and a line for each empty one. Raises `UnreadableTruthError` if the sizes differ."""
     height, width = pixels.shape[:2]
     sizes = {(mask.rle["size"][0], mask.rle["size"][1]) for mask in masks}
     if labels is not None:

@@ -22,10 +22,10 @@ def intervals_of(
     seed: Sequence[int],
     resamples: int = RESAMPLES,
 ) -> tuple[list[float | None], list[Interval | None]]:
-    """Return K scores of sums over images with 95 % intervals, from Efron's bootstrap over whole images.
+    """Return K scores of sums over images, with 95 % intervals from Efron's bootstrap over whole images.
 
-    `values` (I, M) are each image's; `figures` computes scores from sums, (R, M) to (R, K), with NaN for undefined
-    scores, which become None. With fewer than two images there are no intervals.
+    `values` (I, M) contains the values of each image. `figures` computes scores from sums, (R, M) to (R, K). It returns
+    NaN for undefined scores, which become None. With fewer than two images there are no intervals.
     """
     values = values.astype(np.float64)
     found = figures(values.sum(axis=0, keepdims=True))[0]

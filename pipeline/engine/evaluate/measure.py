@@ -25,7 +25,7 @@ HEAD = [
 
 
 class PartlyMeasuredError(ValueError):
-    """Error if a model returns no prediction; `rows` cover all models, with the lowest scores for this one."""
+    """Error if a model returns no prediction. `rows` are those of all models, with the lowest scores for this one."""
 
     def __init__(self, message: str, rows: list[Row]) -> None:
         """Store the reason and the rows."""
@@ -48,10 +48,10 @@ class Measure(Protocol):
         """Raise `UsageError` if the measure can't run on these truths; called before loading any weights."""
 
     def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
-        """Measure one or two models on an image; return rows without the columns of `HEAD`.
+        """Measure one or two models on an image, and return rows without the columns of `HEAD`.
 
-        Raises ValueError for an image that can't be measured, which is then listed as skipped, and
-        `PartlyMeasuredError` for one that counts and is also listed.
+        Raises ValueError for an image that can't be measured, which is listed as skipped. Raises `PartlyMeasuredError`
+        for one that is listed as well, but counts.
         """
 
 
@@ -64,11 +64,11 @@ class EvaluatedWeights:
 
     @classmethod
     def of(cls, name_or_path: str) -> "EvaluatedWeights":
-        """Find weights on this machine by a known name or a path; raises `AssetError` if they don't exist."""
+        """Find weights on this machine by a known name or a path. Raises `AssetError` if they don't exist."""
         return cls(absolute_name(name_or_path), sha256_of(resolve(name_or_path)))
 
     def find(self) -> Path:
-        """Return the file in this process; raises `UsageError` if its bytes differ from those on the first machine."""
+        """Return the file's path on this machine. Raises `UsageError` if its hash isn't that of the first machine's."""
         path = resolve(self.name)
         found = sha256_of(path)
         if found != self.sha256:

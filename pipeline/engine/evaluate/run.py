@@ -46,7 +46,7 @@ _THREADS, _AHEAD = 2, 3  # threads and images for prefetching within a part
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Execution options of a run. `ray` None: use Ray actors from `RAY_IMAGES` images on."""
+    """Execution options of a run. If `ray` is None, runs of at least `RAY_IMAGES` images use Ray actors."""
 
     ray: bool | None = None
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
@@ -96,7 +96,7 @@ class Evaluator:
     """Weights of a run in one process; a context manager that stops the decoders' child processes on exit."""
 
     def __init__(self, task: EvaluateTask, names: Sequence[str]) -> None:
-        """Load the weights; `names` are those of the truths, used to list skipped items."""
+        """Load the weights. `names` are the names of the truths, for the list of skipped items."""
         self._task = task
         self._names = names
         compute = resolve_compute(task.device, task.precision, task.threads)
@@ -107,7 +107,7 @@ class Evaluator:
         self._decoders = Decoders(JpegDecoder(own=True, processes=1), JpegDecoder(own=False, processes=1))
 
     def measure(self, truth: int, part: TruthPart, done: Callable[[int], None] = lambda images: None) -> PartResult:
-        """Measure the images of a part of truth number `truth`; call `done` with the number of images so far.
+        """Measure the images of a part, and call `done` with their number so far. `truth` is the index of the truth.
 
         Images that can't be read or measured are listed and don't stop the run.
         """
@@ -141,7 +141,7 @@ class Evaluator:
         return _with_head(image, self._task.measure.rows(self._models, image))
 
     def _read(self, part: TruthPart) -> Iterator[_ReadResult]:
-        """Yield a part's images in order, read and decoded by threads; if the part breaks off, end with the reason."""
+        """Yield a part's images in order, which threads read and decode. If the rest is unreadable, end with why."""
         broken: list[str] = []
 
         def pending() -> Iterator[PendingImage]:

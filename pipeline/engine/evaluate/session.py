@@ -61,7 +61,7 @@ class EvaluationSession:
         self._lowest: list[list[LowestScore]] = [[] for _ in task.weights]
 
     def results(self) -> Iterator[PartResult]:
-        """Yield each part's results in order; raises `NothingMeasuredError` at the end if no image was measured."""
+        """Yield each part's results in order. Raises `NothingMeasuredError` at the end if no image was measured."""
         for result in run_measure(self._task, self._truths, self._options):
             self._skipped += result.skipped
             self._images += result.images

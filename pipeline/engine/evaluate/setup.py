@@ -46,7 +46,7 @@ class ModelOptions:
     run: RunOptions = field(default_factory=RunOptions)
 
     def task(self, measure: Measure) -> EvaluateTask:
-        """Resolve the weights; raises `UsageError` for more than two, and `AssetError` if they don't exist."""
+        """Resolve the weights. Raises `UsageError` for more than two, and `AssetError` if they don't exist."""
         if not 1 <= len(self.weights) <= MOST_WEIGHTS:
             raise UsageError(f"--weights was given {len(self.weights)} times: expected once, or twice to compare two")
         return EvaluateTask(measure, tuple(map(EvaluatedWeights.of, self.weights)), self.device, self.precision)
@@ -55,7 +55,7 @@ class ModelOptions:
 def open_truths(options: TruthOptions, storage: Storage, columns: Sequence[str] = ()) -> list[Truth]:
     """Open each target by its kind: a dataset, a COCO file (.json), or a folder of label maps.
 
-    `columns` are the columns of datasets' images to keep. Raises `UsageError` for any other target, and without images.
+    `columns` are the datasets' image columns to keep. Raises `UsageError` for any other target, or if it has no images.
     """
     locations = [Location(storage, target) for target in options.targets]
     datasets = [(location / MANIFEST).exists() for location in locations]

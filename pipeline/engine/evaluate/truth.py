@@ -102,7 +102,7 @@ class TruthPart(Protocol):
         """Number of images in the part."""
 
     def pending(self) -> Iterator[PendingImage]:
-        """Yield the images in order; raises `SegmintError` if the rest of the part can't be read."""
+        """Yield the images in order. Raises `SegmintError` if the rest of the part can't be read."""
 
 
 @dataclass(frozen=True)

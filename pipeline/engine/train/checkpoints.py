@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: a state named by its hash, and a small JSON that is written last and names it.
+"""Checkpoints of a training run: a state file named by its hash, and a small JSON file that is written last.
 
 In `checkpoints/`, `step-000050-<hash>.pt` contains the trained weights and the optimizer's state, and
 `step-000050.json` contains its hash and the evaluations so far. A `.pt` that no JSON names doesn't count.

@@ -1,4 +1,4 @@
-"""Evaluation on held-out images: mean IoU at one click, and of the best of the three masks.
+"""Evaluation on held-out images: mean IoU at one click, of the model's choice and of the best of three masks.
 
 The click is the point farthest from the mask's border; masks and IoUs are measured at the losses' square resolution.
 `segmint evaluate` measures in the image's frame, at more clicks, and with confidence intervals.
@@ -36,7 +36,7 @@ _GAP = 8  # pixels between the two halves of an overlay
 
 
 class Evaluation(Frozen):
-    """Scores after a step: mean IoU over masks, of the model's choice at one click and of the best of three masks."""
+    """Scores after a step: mean IoU at one click, of the mask that the model chooses and of the best of its three."""
 
     step: int
     images: int

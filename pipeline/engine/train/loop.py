@@ -60,12 +60,12 @@ def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], ho
 
 
 def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """Return the evaluation after training with the best mean IoU at one click, the first among equals, or None."""
+    """Return the trained weights' evaluation with the best mean IoU at one click, the first in a tie, or None."""
     return max((each for each in evaluations if each.step > 0), key=lambda each: each.one_click, default=None)
 
 
 def ranked(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Sort the evaluations after training in the order of `best_of`, best first."""
+    """Sort the evaluations of trained weights by mean IoU at one click, best first."""
     return sorted((each for each in evaluations if each.step > 0), key=lambda each: -each.one_click)
 
 

@@ -10,7 +10,7 @@ from segmint.model.training.recipe import ALL_PARTS, FINETUNE, PAPER, Recipe
 from segmint.pipeline.engine.train.settings import TrainConfig
 
 _LONG, _SELDOM = 10_000, 1000
-"""Number of steps from which a preset counts as long, and its interval of evaluations, overlays, and checkpoints."""
+"""Number of steps that makes a preset long, and a long preset's interval of evaluations, overlays, and checkpoints."""
 
 
 def with_preset(config: TrainConfig, architecture: Architecture) -> TrainConfig:

@@ -115,7 +115,7 @@ def _lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRo
 def pin_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord:
     """Write `run.json`, or check that the existing one is from the same run; return its contents.
 
-    Raises as `start_run` does.
+    Raises the errors of `start_run`.
     """
     if (output / RUN).put_if_absent(record.to_json()):
         return record
@@ -201,6 +201,6 @@ def put_by_hash(output: Location, path: Path) -> tuple[str, str]:
 
 
 def put_record(file: Location, record: Frozen) -> None:
-    """Write the final record of a run; raises `UnfinishedError` if another run has written a different one."""
+    """Write the final record of a run. Raises `UnfinishedError` if another run has written a different one."""
     if not file.put_if_absent(canonical_json(record.model_dump(mode="json"))):
         raise UnfinishedError(f"{file} exists with other content: another run finished in the same output")

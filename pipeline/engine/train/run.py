@@ -142,7 +142,7 @@ def note_places(datasets: Sequence[TrainingDataset], output: Location, cache: Lo
 
 
 def cache_location(config: TrainConfig, output: Location) -> Location:
-    """Return the folder of embeddings and shard scans; raises `UsageError` if it isn't local."""
+    """Return the folder of embeddings and shard scans. Raises `UsageError` if it isn't local."""
     folder = config.cache.folder
     if folder is None:
         return output / CACHE if scheme(output.uri) == LOCAL else default_cache()

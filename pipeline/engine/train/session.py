@@ -94,7 +94,7 @@ class TrainingSession:
     def find(self) -> TrainingInputs:
         """Find the images of the datasets, split them, and pin the run once they prove usable.
 
-        Raises as `find_images`, `pin_run`, and `pin_images` do, and `UsageError` if all images are held out.
+        Raises the errors of `find_images`, `pin_run`, and `pin_images`, and `UsageError` if all images are held out.
         """
         config, skipped = self.config, SkippedImages()
         images, held_by = find_images(config, self.datasets, self.cache / SCANS, skipped)
@@ -219,7 +219,7 @@ class TrainingSession:
     def _load_best(
         self, trainer: Trainer, ended: LoopEnd, evaluations: Sequence[Evaluation]
     ) -> tuple[Evaluation | None, list[dict[str, Any]]]:
-        """Load the weights of the best usable evaluation; return it and the better evaluations that were unusable.
+        """Load the weights of the best evaluation with a usable checkpoint. Also return the better ones without.
 
         Returns None as the evaluation if there is none; the trainer then keeps the weights of the last step.
         """
@@ -284,7 +284,7 @@ class TrainingSession:
         return chosen.step, list(chosen.evaluations)
 
     def _recall(self, checkpoint: Checkpoint, reader: TrainingImageReader) -> None:
-        """Restore the skipped items of earlier starts; counts beyond the listed items take the larger number."""
+        """Restore the skipped items of earlier starts. Of two counts for a reason, the larger one applies."""
         reader.recall(checkpoint.listed)
         for reason, number in checkpoint.skipped.items():
             self.skipped.counts[reason] = max(self.skipped.counts[reason], number)

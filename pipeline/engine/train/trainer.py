@@ -147,14 +147,14 @@ class Trainer:
         return {"weights": self.weights(), "optimizer": self._optimizer.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state; raises `ValueError` or `KeyError` if it doesn't belong to these weights."""
+        """Resume from a state. Raises `ValueError` or `KeyError` if it doesn't belong to these weights."""
         weights = state["weights"]
         self._require_own(weights)
         self._optimizer.load_state_dict(state["optimizer"])  # before the weights, because it validates first
         self.load_weights(weights)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Load weights by name; raises `ValueError` if the names differ from those of the trained weights."""
+        """Load weights by name. Raises `ValueError` if the names differ from those of the trained weights."""
         self._require_own(weights)
         with torch.no_grad():
             for name, weight in self._trained.items():

@@ -23,7 +23,7 @@ class WorkerRank:
     """Worker `rank` of `size`, with rank `local_rank` on its machine.
 
     `add` returns the sum of a tensor over all workers and may modify the tensor; `gather` returns the pickled values of
-    all workers by rank. Both are collective: every worker must call them equally often in the same order, and blocks.
+    all workers by rank. Both are collective and block: all workers must make the same calls in the same order.
     """
 
     rank: int = 0

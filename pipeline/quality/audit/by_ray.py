@@ -30,7 +30,7 @@ WORKERS_PER_GPU = 4
 """Number of workers per GPU. Each has its own detectors there, but spends most of its time reading shards."""
 
 STAGES = {"AuditShards": "audit"}
-"""Mapping of a part of Ray Data's operator name to the name that progress shows."""
+"""Names that the progress display shows, by a part of Ray Data's operator name."""
 
 _PLAN, _RESULT = (pa.schema([pa.field(name, pa.large_binary())]) for name in ("plan", "result"))
 
@@ -117,6 +117,6 @@ def _pickled(error: Exception) -> bytes:
     try:
         data = pickle.dumps(error)
         pickle.loads(data)
-    except Exception:  # noqa: BLE001 - whatever its class does there
+    except Exception:  # noqa: BLE001 - its class can raise anything here
         data = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
     return data

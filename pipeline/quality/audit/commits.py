@@ -149,7 +149,7 @@ def audit_commit(data: bytes, shard: int, generation: int, manifest: DatasetMani
 
 
 def _wrong_files(commit: Commit) -> tuple[str, str] | None:
-    """Return the first problem of the files that a commit names as expected and found, or None."""
+    """Return the first problem of the files that a commit names, as (expected, found), or None."""
     kinds = sorted(entry.path.partition("/")[0] for entry in commit.files)
     if kinds != sorted(DATA_KINDS):
         return f"one file in each of {', '.join(sorted(DATA_KINDS))}", f"files in {', '.join(kinds) or 'no folder'}"

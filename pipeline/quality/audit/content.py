@@ -68,7 +68,7 @@ def audit_licenses(
     place: FindingLocation,
     counts: LicenseCounts,
 ) -> Iterator[Finding]:
-    """Yield the license findings of the rows `images`, and add these to `counts`.
+    """Yield the license findings of the rows `images`, and add the rows to `counts`.
 
     Each image is judged by the catalog row of its ordinal, because that row was licensed; another check reports rows of
     `images` that differ. If the catalog part is damaged, `catalog` is None, and dates and redistribution are not

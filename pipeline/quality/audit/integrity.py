@@ -64,7 +64,7 @@ class CommittedState:
     doubtful: set[int] = field(default_factory=set)  # shards whose commit is unusable
     bad_kinds: dict[int, frozenset[str]] = field(default_factory=dict)  # folders of damaged files, by shard
     bad_counts: set[int] = field(default_factory=set)
-    images: int = 0  # by the commits, as are the masks
+    images: int = 0  # according to the commits, as is `masks`
     masks: int = 0
 
 

@@ -57,7 +57,7 @@ class DetectorFailure:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Regions found in one image, with crops of those that are not redacted, by name, if requested."""
+    """Regions found in one image and, if requested, crops by name of those that are not redacted."""
 
     found: tuple[RemainingDetection, ...]
     pictures: dict[str, bytes]
@@ -121,7 +121,7 @@ class Searcher:
 class SearchPlan:
     """Picklable recipe for a `Searcher`; loading it loads the detectors."""
 
-    manifest: DatasetManifest | None  # None, as is the build, for data that segmint did not write
+    manifest: DatasetManifest | None  # like `build`, None for data that segmint did not write
     build: Config | None
     storage: Storage
     with_pictures: bool
@@ -271,7 +271,7 @@ def find_detectors(
 def _available_detectors(
     manifest: DatasetManifest, build: Config | None, storage: Storage, device: str
 ) -> tuple[tuple[Detector, ...], tuple[UnsearchedImages, ...]]:
-    """Return the detectors of `find_detectors` that are available here, and what is unsearched without the others."""
+    """Return the build's detectors that are available on this machine, and what the others leave unsearched."""
     found: list[Detector] = []
     missing = []
     recorded = _recorded(manifest)

@@ -76,7 +76,7 @@ class DetectorCounts:
 class UnredactedRegion(DetectedRegion):
     """Remaining detection, with the shard of its image and the detectors that agree on it.
 
-    If several found it, detector and score are those of the first, and the box encloses what each would redact.
+    If several found it, detector and score are those of the first. The box encloses all regions that they would redact.
     """
 
     shard: int
@@ -86,7 +86,7 @@ class UnredactedRegion(DetectedRegion):
 
 @dataclass(frozen=True)
 class DetectorAgreement:
-    """Number of regions that exactly this set of detectors of a kind found."""
+    """Number of regions found by exactly this set of detectors of one kind."""
 
     kind: str
     detectors: tuple[str, ...]
@@ -120,7 +120,7 @@ NotLookedAtReason = Literal[
 
 @dataclass(frozen=True)
 class UnsearchedImages:
-    """Images that all detectors, those of one kind, or a single one did not search, with the reason."""
+    """Images that were not searched by any detector, by those of one kind, or by a single one, with the reason."""
 
     reason: NotLookedAtReason
     images: int

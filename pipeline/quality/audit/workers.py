@@ -39,11 +39,11 @@ class CatalogWindow:
         self._start = 0  # first ordinal of the window
 
     def leave_out(self, part: CatalogPart) -> None:
-        """Skip this part, because it differs from the pinned file."""
+        """Skip a catalog part that differs from the pinned file."""
         self._parts.remove(part)
 
     def read(self, start: int, stop: int) -> dict[int, Row] | None:
-        """Return the rows of the ordinals [start, stop) of one shard by ordinal, or None if their part is left out."""
+        """Return a shard's rows for ordinals [start, stop), by ordinal, or None if their catalog part is skipped."""
         for part in self._parts:
             first = part.first_shard * self._images_per_shard
             if first <= start < first + part.rows:

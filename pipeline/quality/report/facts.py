@@ -21,7 +21,7 @@ _ANNOTATED = "SELECT count(*) FROM images WHERE submission IS NOT NULL OR annota
 
 @dataclass(frozen=True)
 class CreditFact:
-    """Credit for a number of images: license, provider, and attribution, each None if missing."""
+    """License, provider, and attribution of a number of images, each None if missing."""
 
     license: str | None
     provider: str | None
@@ -173,12 +173,12 @@ def _build(manifest: DatasetManifest) -> BuildFacts:
 
 
 def _text(value: Any) -> str | None:
-    """Return a string, or None for a value that segmint never writes in its place."""
+    """Return `value` if it is a string, or None, because foreign or damaged data may contain other values."""
     return value if isinstance(value, str) else None
 
 
 def _plain_number(value: Any) -> Any:
-    """Return a printable number, or None for a value that segmint never writes in its place."""
+    """Return `value` if it is a printable number, or None, because foreign or damaged data may contain other values."""
     return value if type(value) in (int, float) and abs(value) < 1 << 53 else None
 
 

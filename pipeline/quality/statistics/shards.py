@@ -72,7 +72,7 @@ def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[DriftedSha
 
 
 def outliers(connection: duckdb.DuckDBPyConnection) -> tuple[Outlier, ...]:
-    """Return the images furthest from the others in each metric, from the table `image_numbers`, if they are outliers.
+    """Return each metric's outliers in the table `image_numbers`, limited to those furthest from the other images.
 
     Quartiles are computed from at most about 200,000 images, spread evenly over the dataset.
     """

@@ -41,7 +41,7 @@ _GROUPS = {"country": 0b011, "license": 0b101, "provider": 0b110, "": 0b111}
 
 
 def compute_statistics(tables: DatasetTables, sample: int) -> Statistics:
-    """Compute all statistics; unknown ones, as for data that segmint did not write, are None.
+    """Compute all statistics. Unknown ones are None, which is common for data that segmint did not write.
 
     Near-duplicate masks are searched for in about `sample` images. Raises `DamagedDatasetError` for an unreadable file.
     """

@@ -61,7 +61,7 @@ class ThresholdShare:
 
 
 def share_over(threshold: float, ious: Sequence[Sequence[float]], deleted: int) -> ThresholdShare:
-    """Return the share over a threshold of `PAPER_SHARES` from the IoUs per image of at least one pair."""
+    """Return the share of pairs over a threshold of `PAPER_SHARES`. `ious`, by image, contains at least one pair."""
     over = [sum(iou > threshold for iou in image) for image in ious]
     pairs = [len(image) for image in ious]
     total = sum(pairs)
@@ -275,8 +275,8 @@ def read_submitted(
 ) -> Corrections:
     """Read the corrections from submissions for a study's images, whose masks are `drawn` by image id.
 
-    These are an image's current masks, changed as a merge would by the submissions that are not merged yet; both follow
-    `fit_submission`. Each mask has the id of the drawn mask from which it was made, if there is one.
+    The corrections are an image's current masks, with unmerged submissions applied by `fit_submission` as in a merge.
+    Each mask has the id of the drawn mask from which it was made, if there is one.
     """
     images = sorted(sizes)
     listed = map_ahead(lambda image: submissions_of(dataset, image - 1), images, _THREADS, 4 * _THREADS, "submissions")
@@ -314,7 +314,7 @@ def read_submitted(
 
 
 def follow(drawn: Container[int], row: Row, answers: Sequence[Submission]) -> State:
-    """Return the masks of an image's described row after the last of an assignment's submissions, given in order.
+    """Return an image's masks: those of its described `row` after applying an assignment's submissions, in order.
 
     `drawn` contains ids of masks. If several masks were made from one of them, the first one is its correction.
     """

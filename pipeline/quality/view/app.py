@@ -129,7 +129,7 @@ class Viewer:
     def _place(self, image: int) -> Iterator[ImageAddress]:
         """Yield the address of an image for reading its tables, after checking that its shard is unchanged.
 
-        If a read fails because the shard was replaced meanwhile, raises `ShardChangedError` instead.
+        If a read fails because the shard was replaced in the meantime, raises `ShardChangedError` instead.
         """
         place = self.index.place(image)
         self.pictures.check(place)

@@ -42,7 +42,7 @@ class PromptMask:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Prediction for a prompt: three masks sorted by area, or one; `chosen` is the index of the best match."""
+    """Prediction for a prompt: one mask, or three sorted by area. `chosen` is the index of the best match."""
 
     masks: tuple[PromptMask, ...]
     chosen: int
@@ -57,7 +57,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _PreviousLogits:
-    """Logits (256, 256) of a prediction's masks, with their JPEG and annotator, and the chosen mask."""
+    """Logits (256, 256) of an earlier prediction's masks. `chosen` is the index of the mask that was chosen."""
 
     image: int
     jpeg_sha256: str
@@ -69,9 +69,9 @@ class _PreviousLogits:
 class Decoder:
     """Decoder of prompts. A context manager; thread-safe.
 
-    A single prompt (one point or a box) gets three masks. A prompt that corrects a prediction gets the model's single
-    mask, from that prediction's logits. Several prompts at once, without a prediction to correct, get the best of three
-    (see decision 25).
+    A single prompt (one point or a box) produces three masks. A correction produces the model's single mask, computed
+    from the earlier prediction's logits. Several prompts at once, without an earlier prediction, produce the best of
+    three masks (see decision 25).
     """
 
     def __init__(self, predictor: PredictorThread, handles: int = HANDLES) -> None:
@@ -90,8 +90,8 @@ class Decoder:
     def predict(self, annotator: str, embedded: ImageEmbedding, prompt: ClickPrompt) -> Prediction:
         """Return the masks for a prompt.
 
-        An unknown handle, or one for logits of other pixels than the embedding's, is ignored, and the prediction's
-        `handle_lost` is set.
+        The prompt's handle is ignored if it is unknown, or if its logits were computed from other pixels. In that case,
+        the prediction's `handle_lost` is set.
         """
         embedding = embedded.embedding
         before = self._logits_of(prompt.after, embedded, annotator)
@@ -121,7 +121,7 @@ class Decoder:
     def _ask(
         self, embedding: Embedding, prompt: ClickPrompt, before: Tensor | None
     ) -> tuple[list[Tensor], list[float]]:
-        """Return the masks' logits (256, 256) and predicted IoUs for a prompt that may correct the logits `before`."""
+        """Return each mask's logits (256, 256) and predicted IoU. `before` are logits that the prompt corrects."""
         if before is None and prompt.mask is not None:
             before = mask_logits(Rle(embedding.frame_size, prompt.mask), embedding)
         prepare_drawing(self._predictor, embedding)  # only some image sizes stay cached
@@ -157,7 +157,7 @@ class Decoder:
 
 
 def arguments(prompt: ClickPrompt, before: Tensor | None) -> dict[str, Any]:
-    """Return a prompt as the arguments of `Predictor.predict`; `before` are logits (1, 1, 256, 256)."""
+    """Convert a prompt and earlier logits `before`, (1, 1, 256, 256), to the arguments of `Predictor.predict`."""
     given: dict[str, Any] = {}
     if prompt.points:
         given["points"] = np.array([[(x, y) for x, y, _ in prompt.points]], np.float64)
@@ -171,7 +171,7 @@ def arguments(prompt: ClickPrompt, before: Tensor | None) -> dict[str, Any]:
 
 
 def choose(masks: Sequence[PromptMask], part: MaskPart) -> int:
-    """Return the index of the intended mask among those sorted by area: the best by predicted IoU, or by part."""
+    """Return the index of the mask that `part` selects among masks sorted by area; AUTO selects by predicted IoU."""
     if part is MaskPart.AUTO or len(masks) == 1:
         solid = [index for index, mask in enumerate(masks) if mask.drawn.area] or [0]
         return max(solid, key=lambda index: masks[index].iou)
@@ -179,7 +179,7 @@ def choose(masks: Sequence[PromptMask], part: MaskPart) -> int:
 
 
 def mask_logits(rle: Rle, embedding: Embedding) -> Tensor:
-    """Return a mask as logits (1, 1, 256, 256) for the model, from the share of each cell that lies in the mask."""
+    """Convert a mask to logits (1, 1, 256, 256) for the model, based on the share of each cell that the mask covers."""
     height, width = embedding.input_size
     mask = torch.from_numpy(decode(rle)).float()[None, None]
     share = F.interpolate(mask, (height, width), mode="bilinear", align_corners=False, antialias=True)

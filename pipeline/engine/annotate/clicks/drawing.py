@@ -73,12 +73,12 @@ def draw_mask(predictor: Predictor, embedding: Embedding, logits: Tensor) -> Dra
 
 
 def prepare_drawing(predictor: Predictor, embedding: Embedding) -> None:
-    """Compute the interpolations for images of this size ahead, so that no click waits for them."""
+    """Precompute the interpolations for images of this size, so that no click waits for them."""
     _axes(predictor.sam.image_size, embedding.input_size, embedding.frame_size)
 
 
 class _ColumnRuns:
-    """Starts and ends of a mask in each column, collected from bands of its rows; `left` is the first column's x."""
+    """Starts and ends of a mask's runs in each column, collected band by band. `left` is the x of the first column."""
 
     def __init__(self, frame: tuple[int, int], left: int) -> None:
         self._frame = frame
@@ -88,7 +88,7 @@ class _ColumnRuns:
         self._found: list[NDArray[np.int64]] = []
 
     def add(self, rows: NDArray[np.bool_], first: int) -> None:
-        """Add the next rows (n, width), of which the first is row `first` of the frame."""
+        """Add the next rows (n, width). The first of them is row `first` of the frame."""
         if self._above is None:
             self._note(np.flatnonzero(rows[0]), first)
         else:
@@ -122,7 +122,7 @@ class _ColumnRuns:
 
 
 def _draw_border(logits: Tensor, embedding: Embedding, side: int) -> DrawnMask:
-    """Return the mask, computing only the pixels around its border; raises `_DoubtfulError`."""
+    """Return the mask, computing only the pixels around its border. Raises `_DoubtfulError` if too many are near 0."""
     axes = _axes(side, embedding.input_size, embedding.frame_size)
     low = logits.numpy()
     over = low > -STABILITY_OFFSET
@@ -161,14 +161,14 @@ def _draw_border(logits: Tensor, embedding: Embedding, side: int) -> DrawnMask:
 
 
 def _stability(inner: int, outer: int) -> float:
-    """Return the IoU of the masks at +1 and -1 from their areas; the first lies within the second."""
+    """Return the IoU of the masks at +1 and -1, given their areas. The mask at -1 contains the other one."""
     return inner / outer if outer else math.nan
 
 
 def _solid(logits: NDArray[np.float32], touches: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which columns of pixels touch only logits (n, 256) over the offset, and which only those below -offset.
+    """Return the pixel columns that touch only logits over the offset, and those that touch only logits below -offset.
 
-    `touches` (width, 2) are the start and end of the logits that each column touches.
+    `logits` are (n, 256). `touches` (width, 2) contains the start and end of the logits that each column touches.
     """
     start, end = touches.T
     found = []
@@ -179,7 +179,7 @@ def _solid(logits: NDArray[np.float32], touches: NDArray[np.int64]) -> tuple[NDA
 
 
 def _widened(logits: NDArray[np.float32], columns: Interpolation, across: slice) -> NDArray[np.float32]:
-    """Interpolate logits (n, 256) along rows, to the pixels `across` (n, width)."""
+    """Interpolate logits (n, 256) along their rows, to the pixel columns `across`. The result is (n, width)."""
     wide = np.empty((len(logits), across.stop - across.start), np.float32)
     for start in range(0, wide.shape[1], _COLUMNS):
         span = slice(across.start + start, min(across.start + start + _COLUMNS, across.stop))
@@ -189,7 +189,7 @@ def _widened(logits: NDArray[np.float32], columns: Interpolation, across: slice)
 
 
 def _spans(wanted: NDArray[np.bool_], most: int) -> Iterator[tuple[int, int]]:
-    """Yield the spans (start, end) of at most `most` columns that cover all wanted ones and small gaps."""
+    """Yield spans (start, end) of at most `most` columns each, which cover all wanted columns and small gaps."""
     places = np.flatnonzero(wanted)
     if places.size:
         cuts = np.flatnonzero(np.diff(places) > _GAP)
@@ -201,7 +201,7 @@ def _spans(wanted: NDArray[np.bool_], most: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Step:
-    """Interpolation step along the rows: for each row, the rows before and after it and the weight of the latter."""
+    """Interpolation step: for each new row, the given rows before and after it, and the weight of the latter."""
 
     before: NDArray[np.int64]
     after: NDArray[np.int64]
@@ -209,7 +209,7 @@ class _Step:
 
     @classmethod
     def make(cls, given: int, wanted: int) -> "_Step | None":
-        """Compute the step from `given` rows to `wanted` as torch does in float32; None if torch's weights differ."""
+        """Compute the step from `given` to `wanted` rows in float32, or return None if torch's weights differ."""
         scale = np.float32(given) / np.float32(wanted)
         middle = np.maximum(scale * (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
         before = np.minimum(middle.astype(np.int64), given - 1)
@@ -234,13 +234,13 @@ class _Step:
 class ExactRows:
     """Single rows of upscaled logits for one image size, bit for bit as `Predictor.upscale` computes them.
 
-    torch computes each row of a bilinear interpolation from two rows and a weight, always in the same way, so one row
-    between two with a scale for the same weight gives the same bits. This fails for weights that no scale leads to, and
-    for small images with another kernel. Therefore each size is tried and may have no `ExactRows`.
+    torch always computes a row of a bilinear interpolation in the same way, from two rows and a weight. Interpolating a
+    single row at a scale that leads to the same weight thus gives the same bits. Some weights can't be reached this
+    way, and small images use another kernel. Therefore, each size is tried first and may have no `ExactRows`.
     """
 
     side: int
-    filled: int  # columns of the square that become the frame's
+    filled: int  # columns of the square input without the padding
     width: int
     square: _Step
     frame: _Step
@@ -288,9 +288,9 @@ class _AxisInterpolations:
         corner: tuple[int, int],
         margin: float,
     ) -> None:
-        """Set the pixels of a mask (h, w) whose `values` are near 0 to those of the predictor.
+        """Correct the pixels of a mask (h, w) whose `values` are near 0, so that they equal the predictor's.
 
-        `corner` is (row, column) of the first pixel in the frame. Raises `_DoubtfulError` if there are too many.
+        `corner` is the frame's (row, column) of the mask's first pixel. Raises `_DoubtfulError` if there are too many.
         """
         rows, columns = np.nonzero(np.abs(values) <= margin)
         if rows.size > _MOST_DOUBTS or self.exact is None:

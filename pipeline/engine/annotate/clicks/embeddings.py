@@ -37,7 +37,7 @@ _NOW, _AHEAD = 0, 1
 
 @dataclass(frozen=True)
 class ImageEmbedding:
-    """Image's embedding, with the SHA-256 of the JPEG it was computed from."""
+    """Embedding of an image, with the SHA-256 of the JPEG that it was computed from."""
 
     image: int
     jpeg_sha256: str
@@ -53,11 +53,11 @@ class _EmbeddingJob:
 
 
 class Embeddings:
-    """Embeddings computed in one thread, with the last `kept` ones in memory. A context manager; thread-safe.
+    """Image embeddings, computed in one thread; the last `kept` stay in memory. A context manager; thread-safe.
 
-    The embeddings that annotators need next are prefetched, every annotator's first one before anyone's second one, and
-    are evicted last. `kept` also bounds the prefetch requests of all annotators together; the oldest requests are
-    dropped. `read` returns an image's committed state. `made` is called in that thread with each embedding and its
+    The embeddings that annotators need next are prefetched and evicted last. Every annotator's first one is prefetched
+    before anyone's second one. `kept` also bounds the prefetch requests of all annotators together; the oldest requests
+    are dropped. `read` returns an image's committed state. The same thread calls `made` with each embedding and its
     pixels (H, W, 3) uint8 RGB. Nothing is written to disk.
     """
 
@@ -128,7 +128,7 @@ class Embeddings:
         return self._made.get(image)
 
     def prepare(self, annotator: str, images: Iterable[int]) -> None:
-        """Prefetch the embeddings of these images in order, unless the annotator requests others meanwhile."""
+        """Prefetch the embeddings of these images in order, unless the annotator requests others in the meantime."""
         wanted = tuple(dict.fromkeys(images))[: self._kept]
         with self._lock:
             self._wanted[annotator] = wanted
@@ -158,7 +158,7 @@ class Embeddings:
                 continue
             try:
                 made = self._make(job.image)
-            except Exception as error:  # noqa: BLE001 - it is the answer to the thread that waits for it
+            except Exception as error:  # noqa: BLE001 - passed on to the waiting thread
                 if job.result is not None:
                     job.result.set_exception(error)
                 continue
@@ -172,7 +172,7 @@ class Embeddings:
             job.result.set_exception(SegmintError("the server is shutting down"))
 
     def _is_due(self, job: _EmbeddingJob) -> bool:
-        """Wait until nobody clicks; return whether the image is still needed and no request waits for another one."""
+        """Wait for a pause in clicks. Return False if a request is waiting or the image is no longer needed."""
         begun = time.monotonic()
         while time.monotonic() - self._clicked < QUIET_S and time.monotonic() - begun < _LONGEST_WAIT_S:
             time.sleep(QUIET_S / 10)

@@ -92,7 +92,7 @@ class PredictorThread(Predictor):
                 return
 
     def _let_one_pass(self) -> None:
-        """Do the next urgent job; only one at a time, so that an image finishes no matter how many clicks arrive."""
+        """Do only one urgent job, if any is due, so that an image finishes no matter how many clicks arrive."""
         if threading.current_thread() is self._thread and self._jobs.queue and self._jobs.queue[0].urgency == _URGENT:
             _answer(self._jobs.get())
 
@@ -100,5 +100,5 @@ class PredictorThread(Predictor):
 def _answer(job: _PredictorJob) -> None:
     try:
         job.result.set_result(job.work())
-    except BaseException as error:  # noqa: BLE001 - it is the answer to the thread that waits for it
+    except BaseException as error:  # noqa: BLE001 - passed on to the waiting thread
         job.result.set_exception(error)

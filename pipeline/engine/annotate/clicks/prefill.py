@@ -65,9 +65,9 @@ class _DrawnMask:
 
 
 def clipped(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
-    """Clip boxes (x0, y0, x1, y1) to an image of `size` (height, width), in order.
+    """Clip boxes (x0, y0, x1, y1) to an image of `size` (height, width), keeping their order.
 
-    Boxes that are then narrower or shorter than a pixel are dropped.
+    Boxes that become narrower or shorter than a pixel are dropped.
     """
     height, width = size
     found = [(max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))) for x0, y0, x1, y1 in boxes]
@@ -78,10 +78,10 @@ def clipped(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
 def prefill(
     predictor: Predictor, embedding: Embedding, boxes: Sequence[Box], there: Sequence[str], settings: MaskSettings
 ) -> list[PrefilledMask]:
-    """Return the confident masks of boxes (x0, y0, x1, y1), sorted by descending predicted IoU.
+    """Return the confident masks for boxes (x0, y0, x1, y1), sorted by descending predicted IoU.
 
-    Each is the model's single mask for that box, as from `Predictor.predict`. `there` are the compressed run lengths of
-    the image's existing masks; `settings` are those of the dataset's build.
+    Each box prompts the model for a single mask. `there` contains the compressed run lengths of the image's existing
+    masks. `settings` are the mask settings of the dataset's build.
     """
     height, width = embedding.frame_size
     drawn = [mask for box in clipped(boxes, (height, width)) for mask in _drawn(predictor, embedding, box, settings)]
@@ -132,7 +132,7 @@ class ObjectFinder:
     """
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
-        """Load the file and try it on a blank image; raises `UsageError` if it fails."""
+        """Load the file and try it on a blank image. Raises `UsageError` if it fails."""
         try:
             self._detector = IsolatedDetector(path, "object", device=device)
             self._detector.try_out()
@@ -195,7 +195,7 @@ class PrefillCache:
             if made is not None and made.base == image.base:
                 return made.masks
             self.make(image, self._decoder.run(decode_jpeg, image.jpeg), embedding)
-        return ()  # another state of the image is opened at the same time
+        return ()  # another request opens a different state of the image
 
     def images(self) -> Collection[int]:
         """Return the ids of the images with masks in memory."""

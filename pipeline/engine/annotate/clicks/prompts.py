@@ -38,7 +38,7 @@ class ClickPrompt:
 
 
 def parse_prompt(value: Any, size: tuple[int, int]) -> ClickPrompt:
-    """Parse a request body for an image of `size` (height, width); raises `UsageError` for anything invalid."""
+    """Parse a request body for an image of `size` (height, width). Raises `UsageError` if it is invalid."""
     if not isinstance(value, Mapping) or not isinstance(value.get("prompt"), Mapping):
         raise UsageError("expected {prompt: {points, box, mask, from}, part}")
     said, part = value["prompt"], value.get("part", MaskPart.AUTO)

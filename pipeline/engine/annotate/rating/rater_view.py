@@ -134,7 +134,7 @@ class RaterView:
     def __init__(
         self, dataset: Location, about: RatingInfo, source: ImageSource, sample: Sequence[SampledMask], seed: int
     ) -> None:
-        """Read the existing ratings; raises `StorageFaultError` if the store fails."""
+        """Read the existing ratings. Raises `StorageFaultError` if the store fails."""
         self.dataset = dataset
         self.about = about
         self.source = source
@@ -185,7 +185,7 @@ class RaterView:
         }
 
     def save(self, rater: str, item: int, n: int, body: Any) -> Rating:
-        """Save a rating of a mask, or with the score None withdraw the last one; return the stored rating.
+        """Save a rating of a mask, and return it as stored. The score None withdraws the last rating.
 
         Raises `UsageError` if the body isn't a rating, `RatingConflictError` if another rating has the number, and
         `ImageGoneError` or `RemovedImageError` if the mask no longer exists.
@@ -229,7 +229,7 @@ class RaterView:
         return each, found, counts
 
     def _other(self, rating: Rating) -> Rating:
-        """Return the last rating if it is this one, already saved; else raise `RatingConflictError` with it."""
+        """Return the stored rating if it is the same as this one. Otherwise, raise `RatingConflictError` with it."""
         names = [name for name in list_ratings(self.dataset) if (name.mask, name.rater) == rating.name[1:3]]
         winner = self._read(max(names)) if names else None
         if winner is not None and winner.n == rating.n and rating.same_work(winner):
@@ -268,7 +268,7 @@ class RaterView:
 def open_rater_view(dataset: Location, options: SampleOptions) -> Iterator[RaterView]:
     """Draw the masks to rate and open their images; scratch files are deleted at the end.
 
-    Raises `UsageError` if there is no segmint dataset or it has no images, and as `draw_sample` does.
+    Raises `UsageError` if there is no segmint dataset or it has no images, and the errors of `draw_sample`.
     """
     manifest = load_manifest(dataset)
     check_images(dataset, manifest)

@@ -148,7 +148,7 @@ def gather(tables: Iterable[Sequence[Row]], weights: int) -> NDArray[np.int64]:
 def edges_result(
     subject: EvaluationSubject, measure: EdgesMeasure, counts: NDArray[np.int64], seed: int
 ) -> EdgesResult:
-    """Sum the counts (I, W, 4, K) to a result; images are resampled jointly for all weights."""
+    """Compute the result from the counts (I, W, 4, K). Images are resampled jointly for all weights."""
     cuts = thresholds(measure.cuts)
     images, weights, kinds, steps = counts.shape
     best = np.stack([at_best_thresholds(counts[:, each]) for each in range(weights)], axis=1)
@@ -185,7 +185,7 @@ def _line(name: str, cells: list[str]) -> str:
 def evaluate_edges(
     options: EvaluateOptions, measure: EdgesMeasure, annotators: Sequence[str], storage: Storage
 ) -> EdgesResult:
-    """Find edges in all images and match them with the boundaries in label maps; write results if there is an output.
+    """Find edges in all images, match them with the label maps' boundaries, and write results if there is an output.
 
     `annotators` are folders of additional label maps of the same images. Raises `UsageError` for invalid options, and
     `NothingMeasuredError` if no image can be evaluated.

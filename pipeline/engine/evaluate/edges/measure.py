@@ -34,7 +34,7 @@ _LARGEST_MAP = 1 << 30  # bytes
 
 @dataclass(frozen=True)
 class Annotator:
-    """Label maps of an additional annotator: a folder, and the name of each image's map in it, by stem."""
+    """Label maps of an additional annotator: their folder, and their file names by the stem of the image's name."""
 
     folder: Location
     names: Mapping[str, str]
@@ -57,7 +57,7 @@ class Annotator:
 
 
 def open_annotator(folder: Location) -> Annotator:
-    """List an additional annotator's label maps; raises `UsageError` if there are none, or two with the same stem."""
+    """List an additional annotator's label maps. Raises `UsageError` if there are none, or two with the same stem."""
     names: dict[str, str] = {}
     for entry in folder.list():
         path = PurePosixPath(entry.name)
@@ -105,7 +105,7 @@ class EdgesMeasure:
                 )
 
     def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
-        """Find edges with each model; raises ValueError for an additional annotator's invalid map."""
+        """Find edges with each model. Raises ValueError if an additional annotator's map is invalid."""
         assert image.label_map is not None, "checked before"
         others = (each.labels(image.image_id, image.size) for each in self.annotators)
         maps = [image.label_map, *(each for each in others if each is not None)]

@@ -58,7 +58,7 @@ class AnnotatedImages:
     corrected: dict[int, str] = field(default_factory=dict)
 
     def models(self, images: Collection[int]) -> Counter[str]:
-        """Return the number of assisted masks of some images by the model's SHA-256."""
+        """Return the number of assisted masks in the given images, by the model's SHA-256."""
         found: Counter[str] = Counter()
         for (image, model), count in self.assisted.items():
             if image in images:
@@ -77,7 +77,7 @@ def find_annotated_images(location: Location) -> AnnotatedImages:
         except DamagedDatasetError:
             return None
 
-    own = dataset.manifest.weights.sha256  # the model of masks that name none
+    own = dataset.manifest.weights.sha256  # assumed for masks without a model
     for read in map_ahead(table, dataset.commits(), _THREADS, _AHEAD, "masks"):
         if read is None or not {"source", "annotation_id"} <= set(read.column_names):
             continue
@@ -196,7 +196,7 @@ class _GateJudge:
 
     @property
     def only(self) -> dict[str, frozenset[int]]:
-        """Ids of the images that may be evaluated, for the datasets with such a restriction."""
+        """Ids of the images that may be evaluated, by dataset. Datasets without a restriction are omitted."""
         return {name: found.untrained.ids for name, found in self._found.items() if found.untrained.ids is not None}
 
     def see(self, result: PartResult) -> None:

@@ -32,7 +32,7 @@ from segmint.pipeline.engine.train.record import TrainingRecord, read_record
 from segmint.pipeline.engine.train.settings import DatasetKeys, TrainConfig
 
 _PUBLISHED = frozenset(asset.sha256 for asset in ASSETS.values())
-"""SHA-256 of the published weights that segmint supports, which no segmint training made."""
+"""SHA-256 of the published weights that segmint supports, which weren't trained with segmint."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Lineage:
 
     @property
     def ancestors(self) -> frozenset[str]:
-        """SHA-256 of all weights of the lineage whose datasets may contain masks of training images.
+        """SHA-256 of the lineage's earlier weights, whose datasets may contain masks of training images.
 
-        Published weights are excluded because they built many datasets and were trained on none of them.
+        Published weights are excluded because they built many datasets but weren't trained on any of them.
         """
         return frozenset(each.weights for each in (*self.begun, *self.rounds)) - _PUBLISHED
 
@@ -108,7 +108,7 @@ class Lineage:
 
 
 def lineage_of(weights: EvaluatedWeights, storage: Storage) -> Lineage:
-    """Return the lineage of weights; raises `UsageError` for an unreadable `training.json`."""
+    """Return the lineage of weights. Raises `UsageError` for an unreadable `training.json`."""
     if weights.sha256 in _PUBLISHED:
         return Lineage(weights, known=True)
     if is_web_address(weights.name):
@@ -136,9 +136,9 @@ def lineage_of(weights: EvaluatedWeights, storage: Storage) -> Lineage:
 class UntrainedImages:
     """Images of a dataset that no weights were trained on; `ids` is None for all of them.
 
-    `trained` are the images that were trained on or are similar to such, and those for which this isn't known. `why` is
-    the basis of this choice. `groups` maps the file name of each readable image to a number that similar images of the
-    command share. `skipped` are the unreadable images and shards.
+    `trained` contains the images that were trained on, those that are similar to one, and those for which this isn't
+    known. `why` explains the selection. `groups` maps the file name of each readable image to a number that similar
+    images of the command share. `skipped` are the unreadable images and shards.
     """
 
     ids: frozenset[int] | None
@@ -148,7 +148,7 @@ class UntrainedImages:
     skipped: tuple[str, ...] = ()
 
     def of(self, images: Collection[int]) -> frozenset[int]:
-        """Return those of some images that no weights were trained on."""
+        """Return those of the images that none of the weights were trained on."""
         return frozenset(images) if self.ids is None else self.ids & frozenset(images)
 
 
@@ -179,25 +179,25 @@ class _DatasetHistory:
         )
 
     def share(self, lineage: Lineage) -> float:
-        """Return the share of the dataset that a lineage trained on it held out, or 0 if unknown."""
+        """Return the share of the dataset that was held out when the lineage was trained on it, or 0 if unknown."""
         return 0.0 if self.noted & lineage.unexplained else lineage.share or 0.0
 
     def is_one(self, dataset: TrainingDatasetRef) -> bool:
-        """Return whether this is a dataset of a round, in any version."""
+        """Return whether `dataset`, which a round used, is this dataset in any version."""
         return dataset.name == self.manifest.name or dataset.digest in self.digests
 
 
 def untrained_images(
     targets: Sequence[str], lineages: Sequence[Lineage], storage: Storage
 ) -> dict[str, UntrainedImages]:
-    """Find the images of datasets, by the names that the user gave, that no weights were trained on.
+    """Find the images in each target dataset that none of the weights were trained on.
 
-    Weights were trained on a dataset if their lineage names it or one of its versions, or if the dataset records them.
-    A dataset that was built with weights of the lineage, or of another lineage that starts with the same datasets,
-    counts as well, because annotated masks are carried over to it. Its images are held out as in training, by the
-    smallest share of all rounds. An image of any other dataset counts unless a similar image was trained on. If a
-    dataset was trained on together with one that isn't in `targets`, none of its images count, as they may be similar
-    to images of that one. Raises `DamagedDatasetError` if a shard of a dataset that was trained on can't be read.
+    Weights count as trained on a dataset if their lineage names it or one of its versions, or if the dataset records
+    them. The same applies to a dataset that was built with weights of the lineage, or whose own lineage shares datasets
+    with it, because annotated masks are carried over. The images of such a dataset are split as in training, with the
+    smallest share of all rounds. In other datasets, the images that aren't similar to a trained one count. If a dataset
+    was trained on together with one that isn't in `targets`, none of its images count, because they may be similar to
+    the other one's. Raises `DamagedDatasetError` if a shard of a dataset that was trained on can't be read.
     """
     if not targets:
         return {}
@@ -261,7 +261,7 @@ def untrained_images(
 
 
 def _missing(lineages: Sequence[Lineage], known: Collection[_DatasetHistory]) -> list[str]:
-    """Return the names of unknown datasets in the rounds that trained on several."""
+    """Return the names of the datasets that aren't in `known`, from rounds that trained on several datasets."""
     several = [each.datasets for lineage in lineages for each in lineage.rounds if len(each.datasets) > 1]
     return sorted(
         {each.name for datasets in several for each in datasets if not any(one.is_one(each) for one in known)}

@@ -27,7 +27,7 @@ TO_DO = (
 
 @dataclass(frozen=True)
 class JudgedImages:
-    """Judged images of a dataset or file; `trained` counts those skipped as trained on or similar to such images."""
+    """Judged images of a dataset or file. `trained` counts images skipped as equal or similar to training images."""
 
     name: str
     trained: int
@@ -47,7 +47,7 @@ class GateJudgment:
     """Verdict on whether the second weights may replace the first, with its basis.
 
     `assisted_by` counts assisted masks by model: "first", "second", or "others". `corrected_separately` counts masks
-    that are reported with those because they were corrected from a prediction that favors the second weights.
+    that are reported with them, because they were corrected from a prediction that favors the second weights.
     `favoring_first` counts independent masks that were corrected from predictions of the first weights or their
     ancestors. `guard_skipped` lists the items of the guard sets that weren't measured.
     """
@@ -67,7 +67,7 @@ class GateJudgment:
 
     @property
     def passes(self) -> bool:
-        """True if the second weights are better, and every guard set had enough images to show them not worse."""
+        """True if the second weights are better, and every guard set had enough images to show they aren't worse."""
         return self.verdict is GateVerdict.BETTER and all(guard.judged for guard in self.guards)
 
     def to_dict(self) -> dict[str, Any]:

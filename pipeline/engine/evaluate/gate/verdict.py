@@ -32,7 +32,7 @@ MEASURES = ("iou_1", "oracle_1", "iou_3")
 NAMES = {"iou_1": "one click", "oracle_1": "best of three", "iou_3": "three clicks"}
 
 GUARD_LIMIT = -0.01
-"""Limit that an interval must lie entirely below for a guard set to count as worse."""
+"""Limit for guard sets: a set counts as worse if its whole interval is below this value."""
 
 LEAST_IMAGES = 10
 """Minimum number of images for an interval that may decide."""
@@ -63,8 +63,8 @@ def role_of(source: str | None) -> Role:
 def role_of_corrected(model: str, first: Lineage, second: Lineage) -> Role:
     """Return the role of a corrected mask by the SHA-256 of the model that made it.
 
-    A common ancestor favors the first weights if the second descend from the first. Otherwise it isn't known which of
-    them is closer to it, so the mask is reported separately, as one that favors the second.
+    A common ancestor favors the first weights if the second weights descend from the first. Otherwise, it isn't known
+    which of the two are closer to it, so the mask is reported separately, like one that favors the second weights.
     """
     if model in first.hashes and (first.weights.sha256 in second.hashes or model not in second.hashes):
         return Role.FAVORS_FIRST
@@ -131,10 +131,10 @@ class GateVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class MeanComparison:
-    """Means of a measure over the same masks, and the second minus the first; all are fractions, not percentages.
+    """Means of a measure over the same masks, and their difference (second minus first), as fractions.
 
-    Similar `images` count as one. The 95 % interval is that of the difference, and None with fewer than `LEAST_IMAGES`
-    images.
+    Similar `images` count as one. The 95 % interval is that of the difference. It is None with fewer than
+    `LEAST_IMAGES` images.
     """
 
     measure: str

@@ -36,7 +36,7 @@ class ImageBoxes:
     categories: NDArray[np.int64]
 
     def best(self, most: int) -> "ImageBoxes":
-        """Return the `most` boxes per category with the highest scores, all that COCO's evaluation uses."""
+        """Return the `most` boxes per category with the highest scores. COCO's evaluation uses no others."""
         if self.scores is None:
             return self
         kept: list[int] = []
@@ -49,7 +49,7 @@ class ImageBoxes:
 
 @dataclass(frozen=True)
 class BoxesByImage:
-    """Boxes of a file, by image. With `by_name` the keys are file names, otherwise ids as text."""
+    """Boxes of a file, by image. The keys are file names with `by_name`, and otherwise ids as text."""
 
     by_image: Mapping[str, ImageBoxes]
     scored: bool
@@ -78,7 +78,7 @@ class BoxesByImage:
 
 
 def no_image_error(boxes: BoxesByImage) -> UsageError:
-    """Return the error for boxes of which none belongs to an evaluated image."""
+    """Return the error for a file in which no box belongs to an evaluated image."""
     expected = "file names of the dataset" if boxes.by_name else "image ids in the ground truth file"
     return UsageError(
         f"no box in {boxes.facts['name']} belongs to an evaluated image: expected image_id to be {expected}"
@@ -94,7 +94,7 @@ def no_category_error(boxes: BoxesByImage) -> UsageError:
 
 
 def read_boxes(file: Location, of_dataset: bool) -> BoxesByImage:
-    """Read a file of COCO results; with `of_dataset` its image ids are a segmint dataset's, as in exports.
+    """Read a file of COCO results. With `of_dataset`, its image ids are those of a segmint dataset's export.
 
     Raises `UsageError`, which names the entry, for a file in another format, boxes without a width or height, and
     scores or categories that only some boxes have.

@@ -1,4 +1,4 @@
-"""`segmint evaluate instances`: instance segmentation from boxes, from truths, weights, and boxes to the result.
+"""`segmint evaluate instances`: instance segmentation from boxes, scored against ground truth.
 
 A detector's boxes, which have scores, give AP; boxes without scores give mIoU.
 """
@@ -43,7 +43,7 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class InstancesSettings:
-    """Settings for making masks from boxes; `boxes` None: use the boxes of the truth."""
+    """Settings for making masks from boxes. If `boxes` is None, the boxes of the truth are used."""
 
     refine: bool
     boxes: BoxesByImage | None
@@ -250,7 +250,7 @@ def gather_overlaps(tables: Iterable[Sequence[Row]], weights: int, boxes: BoxesB
 
 
 def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums: Floats, seed: int) -> OverlapResult:
-    """Sum the output of `gather_overlaps` to a result; images are resampled jointly for all weights."""
+    """Compute the result from the output of `gather_overlaps`. Images are resampled jointly for all weights."""
     weights = sums.shape[1] - 1
     of_images = np.concatenate([np.ones((len(sums), 1)), sums[:, 1:] / sums[:, :1]], axis=1)
 
@@ -289,10 +289,10 @@ def _line(name: str, cells: list[str], width: int = 12) -> str:
 def evaluate_instances(
     options: EvaluateOptions, boxes_file: str | None, refine: bool, storage: Storage
 ) -> PrecisionResult | OverlapResult:
-    """Make a mask from each box and compare it with the truth; write the results if there is an output.
+    """Make a mask from each box, compare it with the truth, and write the results to the output, if any.
 
-    Boxes with scores give AP. Boxes without scores, and without a file those of the truth, give mIoU. Raises
-    `UsageError` for invalid options, and `NothingMeasuredError` if no image can be evaluated.
+    Boxes with scores give AP. Boxes without scores give mIoU, as do the truth's boxes, which are used without a file.
+    Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can be evaluated.
     """
     truths = open_truths(options.truth, storage)
     boxes = None if boxes_file is None else boxes_for(truths, Location(storage, boxes_file))
@@ -322,7 +322,7 @@ def evaluate_instances(
 
 
 def boxes_for(truths: Sequence[Truth], file: Location) -> BoxesByImage:
-    """Read the boxes for a truth; raises `UsageError` for several truths, or if no category has a true mask."""
+    """Read the boxes for a truth. Raises `UsageError` for several truths, or if no category has a true mask."""
     if len(truths) > 1:
         raise UsageError(f"--boxes goes with one dataset or file, but {len(truths)} were given")
     boxes = read_boxes(file, truths[0].kind == DATASET)

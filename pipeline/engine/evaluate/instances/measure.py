@@ -1,4 +1,4 @@
-"""Masks from boxes as a measure: matches for AP if the boxes have scores, else a row with its IoU for each mask."""
+"""Masks from boxes as a measure: matches for AP if the boxes have scores, otherwise the IoU of each mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,8 +88,8 @@ def matches_of(row: Row) -> ImageMatches:
 class OverlapMeasure:
     """Masks from boxes, with their IoU with the truth: a row for each true mask except crowds.
 
-    Without `boxes`, each true mask's box is the prompt for it. Otherwise each true mask is paired with at most one mask
-    from the file's boxes, of its category, so that the sum of IoUs is maximal.
+    Without `boxes`, each true mask's box is the prompt for it. Otherwise, each true mask is paired with at most one
+    mask of the same category from the file's boxes, so that the sum of IoUs is maximal.
     """
 
     boxes: BoxesByImage | None = None
@@ -112,10 +112,10 @@ class OverlapMeasure:
         )
 
     def check(self, truths: Sequence[Truth]) -> None:
-        """Accept any truth, but only one with a file of boxes."""
+        """Accept any number of truths, or only one with a file of boxes."""
 
     def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
-        """Prompt each model with the boxes; raises ValueError if the image has only crowds or no masks."""
+        """Prompt each model with the boxes. Raises ValueError if the image has only crowds or no masks."""
         masks = [mask for mask in image.masks if not mask.crowd]
         if not masks:
             raise ValueError("it has no mask")
@@ -146,7 +146,7 @@ class OverlapMeasure:
 def _segment(
     models: Sequence[Predictor], image: TruthImage, boxes: NDArray[np.float64], refine: bool
 ) -> list[list[BoxMask]]:
-    """Return the masks of the boxes by each model."""
+    """Return the masks for the boxes from each model."""
     if not len(boxes):
         return [[] for _ in models]
     embeddings = embed_for_all(models, image.pixels)

@@ -28,7 +28,7 @@ _MEANS, _SIGNS, _GROUPS, _PAIRS = range(4)
 
 @dataclass(frozen=True)
 class MeanScore:
-    """Mean of a measure; `truth` None: over all truths together. With fewer than two images, there is no interval."""
+    """Mean of a measure, over all truths if `truth` is None. With fewer than two images, there is no interval."""
 
     weights: int
     measure: str
@@ -42,7 +42,7 @@ class MeanScore:
 class MeanDifference:
     """Mean of the second weights minus that of the first, over the same masks or images.
 
-    `p` (over masks only) tests for no difference by flipping the signs of whole images' differences.
+    `p` tests for no difference by flipping the signs of all differences of an image. It is only computed over masks.
     """
 
     measure: str
@@ -68,7 +68,7 @@ class GroupMean:
 
 @dataclass(frozen=True)
 class GroupPair:
-    """First group's mean minus the second's; `p` permutes labels over images, and `holm` corrects it for all pairs.
+    """First group's mean minus the second's. `p` comes from permuting labels over images; `holm` is its correction.
 
     Holm's correction covers the pairs of one measure and weights. Both are None if nothing can be permuted.
     """
@@ -90,7 +90,7 @@ class Means:
     differences: tuple[MeanDifference, ...]
 
     def mean(self, measure: str, weights: int = 0, truth: int | None = None, over: Over = "masks") -> MeanScore:
-        """Return one of the means; raises KeyError if it doesn't exist."""
+        """Return one of the means. Raises KeyError if it doesn't exist."""
         wanted = (weights, measure, truth, over)
         for each in self.scores:
             if (each.weights, each.measure, each.truth, each.over) == wanted:
@@ -98,7 +98,7 @@ class Means:
         raise KeyError(wanted)
 
     def difference(self, measure: str, truth: int | None = None, over: Over = "masks") -> MeanDifference:
-        """Return one of the differences; raises KeyError if it doesn't exist."""
+        """Return one of the differences. Raises KeyError if it doesn't exist."""
         for each in self.differences:
             if (each.measure, each.truth, each.over) == (measure, truth, over):
                 return each

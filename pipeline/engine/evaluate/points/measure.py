@@ -53,7 +53,7 @@ class PointsMeasure:
         """Accept any truth."""
 
     def rows(self, models: Sequence[Predictor], image: TruthImage) -> list[Row]:
-        """Click on the image's masks with each model; raises ValueError if there are none.
+        """Click on the image's masks with each model. Raises ValueError if there are none.
 
         If one of two models predicts NaN, it gets scores of 0, so that a comparison doesn't lose the image, and this
         raises `PartlyMeasuredError`. Raises ValueError if every model fails.

@@ -169,7 +169,7 @@ def _pairs(answer: PointsResult) -> Iterator[dict[str, str]]:
 
 @dataclass(frozen=True)
 class WorstMaskImage:
-    """Mask drawn after the first and the last click, as data URIs; `problem` is the reason if there are none."""
+    """Mask drawn after the first and the last click, as data URIs. `problem` explains why a drawing is missing."""
 
     image: str
     mask: int

@@ -27,7 +27,7 @@ from segmint.pipeline.engine.evaluate.session import EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions, open_truths
 
 IMAGE_KEY, MASK_KEY = "image_id", "annotation_id"
-"""Key columns of a groups file, which contains one of them and one more column with the label."""
+"""Possible key columns of a groups file. The file has one of them, and another column with the label."""
 
 MASK_COLUMNS = ("label", "source")
 """Columns of masks to group by if the images have no such column."""
@@ -131,7 +131,7 @@ GROUP_CLICKS = (1, 3)
 
 @dataclass(frozen=True)
 class PointsOptions:
-    """Options of the evaluation. `first` None: random with groups, as in the paper's analysis, else the center."""
+    """Options of the evaluation. By default, the `first` click is random with groups, as in the paper, else central."""
 
     truth: TruthOptions
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -142,7 +142,7 @@ class PointsOptions:
 
 
 def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | None = None) -> PointsResult:
-    """Click on all masks with the weights and compute the scores; write the results and a page if there is an output.
+    """Click on all masks, compute the scores, and write the results and a page to the output, if any.
 
     A `judge` receives the results, and its judgment becomes part of the result and the page. Raises `UsageError` for
     invalid options, and `NothingMeasuredError` if no image can be evaluated.

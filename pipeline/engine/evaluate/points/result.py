@@ -124,7 +124,7 @@ class PointsResult:
         return f"{name}{counted(int(group.measure.partition('_')[2]), 'click')}"
 
     def nearest_pairs(self, most: int) -> list[GroupPair]:
-        """Return at most `most` pairs, those with the lowest p; if there are no more than that, all in their order."""
+        """Return all pairs in their order or, if there are more than `most`, those with the lowest p."""
         if len(self.pairs) <= most:
             return list(self.pairs)
         return sorted(self.pairs, key=lambda pair: 2.0 if pair.p is None else pair.p)[:most]

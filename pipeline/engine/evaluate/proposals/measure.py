@@ -25,8 +25,8 @@ KINDS: Mapping[str, str] = {"r": "rare", "c": "common", "f": "frequent"}
 class ProposalsMeasure:
     """Object proposals in each image, with the count of true masks among them.
 
-    `frequencies` (by truth and category id, values are keys of `KINDS`) come from LVIS files. Masks of each kind are
-    also counted separately, as if they were the only true ones.
+    `frequencies` maps each truth and category id of an LVIS file to a key of `KINDS`. Masks of each kind are also
+    counted separately, as if they were the only true ones.
     """
 
     points_per_side: int = 64

@@ -170,7 +170,7 @@ def gather(tables: Iterable[Sequence[Row]], weights: int) -> dict[str, ProposalC
 def proposals_result(
     subject: EvaluationSubject, points_per_side: int, counts: dict[str, ProposalCounts], seed: int
 ) -> ProposalsResult:
-    """Sum the counts to a result; images are resampled jointly for all weights."""
+    """Compute the result from the counts. Images are resampled jointly for all weights."""
     recalls: list[list[Recall]] = [[] for _ in subject.weights]
     differences: list[Recall] = []
     for place, (kind, each) in enumerate(counts.items()):
@@ -207,7 +207,7 @@ def _line(name: str, cells: list[str]) -> str:
 
 
 def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: Storage) -> ProposalsResult:
-    """Propose objects in all images and count the true masks found; write the results if there is an output.
+    """Propose objects in all images, count the true masks found, and write the results to the output, if any.
 
     Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can be evaluated.
     """

@@ -1,7 +1,7 @@
 """Size-bounded cache of a frozen encoder's image embeddings on a local disk.
 
 An embedding's file is `<dataset>/<weights>/<JPEG's SHA-256>.npy`; it is written atomically and ends with a checksum.
-The key is the JPEG's hash, so the embedding of an image that a takedown or a redaction changed is never reused. Files
+The key is the JPEG's hash, so an embedding is never reused after a takedown or a redaction has changed its image. Files
 of images that a dataset no longer contains are deleted when a run opens the cache. Any number of processes can share a
 folder and its bound. A full cache evicts nothing: images are drawn about equally often, so evicting the least recently
 used one would evict the one needed next.
@@ -106,7 +106,7 @@ class EmbeddingCache:
         return len(stale)
 
     def make_room(self, images: int) -> None:
-        """Delete other weights' embeddings until `images` embeddings of these weights fit, or the bound is reached.
+        """Delete other weights' embeddings until `images` embeddings of these weights fit, or as many as allowed.
 
         If the bound was lowered, embeddings of these weights are deleted as well.
         """

@@ -41,7 +41,7 @@ class StepDraw:
 
 
 class DrawSequence:
-    """Draws of a run over the `trained` images, (N,) bool."""
+    """Draws of a run from the images that `trained`, (N,) bool, marks."""
 
     def __init__(
         self, images: TrainingImages, trained: NDArray[np.bool_], weights: Sequence[float], batch: BatchKeys, seed: int
@@ -84,7 +84,7 @@ class DrawSequence:
         return int(rows[self._permutation(entry, turn)[index]])
 
     def _draw_entries(self, block: int) -> NDArray[np.int64]:
-        """Return the entry that each draw of a block takes its image from."""
+        """Return the configuration entry from which each draw of a block takes its image."""
         places = torch.arange(block * _BLOCK, (block + 1) * _BLOCK)
         drawn = uniforms(random_bits(_key(self._seed, _ENTRY), places), 1)[:, 0].numpy()
         return np.minimum(np.searchsorted(self._borders, drawn, "right"), len(self._borders) - 1)
@@ -108,10 +108,10 @@ class DrawSequence:
 def fixed_draws(
     images: TrainingImages, chosen: NDArray[np.bool_], most: int, masks: int, choices: Sequence[MaskChoice]
 ) -> list[StepDraw]:
-    """Return at most `most` of the chosen images (N,) bool with at most `masks` masks each, the same in every run.
+    """Draw up to `most` of the `chosen` images, (N,) bool, with up to `masks` masks each, the same in every run.
 
-    The images are chosen by their sources, independently of the seed and the datasets' order. `choices` are the
-    datasets' mask choices: of images with one source, those with only annotated masks come first, then all masks.
+    The draw depends on the images' sources, but not on the seed or the datasets' order. `choices` are the datasets'
+    mask choices; if a source has several images, one from a dataset with only annotated masks takes precedence.
     """
     rank = np.array([_PREFERRED.index(choice) for choice in choices])
     keys = [shard.dataset.key for shard in images.shards]
@@ -130,7 +130,7 @@ def fixed_draws(
 
 
 def choose_masks(annotations: NDArray[np.int64], count: int, key: Tensor) -> NDArray[np.int64]:
-    """Return `count` of the annotation ids, or all, chosen at random by a key (1,) int64, in ascending order."""
+    """Return up to `count` of the annotation ids in ascending order, chosen at random by a key (1,) int64."""
     order = np.argsort(random_bits(key, torch.from_numpy(annotations)).numpy(), kind="stable")
     return np.sort(annotations[order[:count]])
 

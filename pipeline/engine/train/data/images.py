@@ -55,7 +55,7 @@ class TrainingDataset:
         return dataset_key(self.location)
 
     def has_changed(self) -> bool:
-        """Return whether the dataset's version has changed. Raises as `current_digest` does."""
+        """Return whether the dataset's version has changed. Raises the errors of `current_digest`."""
         return current_digest(self.location) != self.digest
 
 
@@ -161,7 +161,7 @@ class DatasetContents:
 
 
 class NoImagesError(UsageError):
-    """Error if no image has a mask of the chosen kind; `held` is what `find_images` would have returned."""
+    """Error if no image has a mask of the chosen kind; `held` contains the contents of each dataset."""
 
     def __init__(self, message: str, held: dict[str, DatasetContents]) -> None:
         """Store the message and the contents of the datasets."""
@@ -261,7 +261,7 @@ def _read_columns(file: Location, columns: Sequence[str], added: str | None = No
 def _choose(
     tables: _ShardTables, looks: ShardScan, shard: Shard, keys: DatasetKeys, most_area: float, skipped: SkippedImages
 ) -> tuple[NDArray[Any], ...]:
-    """Choose a shard's images and masks; return the columns of `TrainingImages` from `ids` on, with masks per image."""
+    """Choose a shard's images and masks. Return columns of `TrainingImages` from `ids` on, ending with mask counts."""
     ids = tables.images["id"].to_numpy()
     heights, widths = (tables.images[name].cast(pa.int64()).to_numpy() for name in ("height", "width"))
     sources = tables.images["source_sha256"].to_pylist()

@@ -1,4 +1,4 @@
-"""Reader of drawn images: one range of the shard's tar for the JPEG, one for the JSON, and the masks as targets."""
+"""Reader of drawn images, which requests the JPEG and the JSON from the shard's tar by range and decodes the masks."""
 
 import hashlib
 import json
@@ -130,7 +130,7 @@ class TrainingImageReader:
         return prepared.read
 
     def pixels_of(self, read: TrainingImage) -> NDArray[np.uint8] | None:
-        """Return an image's pixels, reading them if it has an embedding; on failure, skip the image and return None."""
+        """Return an image's pixels, reading them if it has an embedding. On failure, skip it and return None."""
         if read.pixels is not None:
             return read.pixels
         height, width = (int(side) for side in self._images.sizes[read.image])
@@ -170,7 +170,7 @@ class TrainingImageReader:
             raise DamagedDatasetError(f"its shard's tar is gone{changed}") from error
 
     def _mask(self, segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Decode a mask of an image's JSON to (H, W) bool; raises `_UnusableMaskError`."""
+        """Decode a mask of an image's JSON to (H, W) bool. Raises `_UnusableMaskError`."""
         try:
             if list(segmentation["size"]) != list(size):
                 raise ValueError(f"its size is {segmentation['size']}, not the image's {list(size)}")

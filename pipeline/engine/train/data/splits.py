@@ -54,7 +54,7 @@ def is_held_out(source_sha256: bytes, share: float) -> bool:
 
 
 def digest_of_sources(images: TrainingImages, chosen: NDArray[np.bool_]) -> tuple[int, str]:
-    """Return the number of distinct sources among the chosen images (N,) bool, and the SHA-256 over them in order."""
+    """Return the number of distinct sources of the `chosen` images, (N,) bool, and the SHA-256 of their sorted list."""
     sources = np.unique(images.source_sha256[chosen], axis=0)
     return len(sources), hashlib.sha256(sources.tobytes()).hexdigest()
 

@@ -45,7 +45,7 @@ def train_on_workers(session: TrainingSession) -> None:
 
 
 def settle(keys: TrainResources, cluster: Cluster) -> TrainResources:
-    """Return the resources with `auto` resolved; raises `UsageError` if the cluster lacks them."""
+    """Return the resources with `auto` resolved. Raises `UsageError` if the cluster lacks them."""
     gpus = keys.gpus_per_worker
     if gpus == "auto":
         gpus = int(keys.device == "cuda" or (keys.device == "auto" and cluster.gpus >= 1))
