@@ -42,13 +42,13 @@ Row = Mapping[str, Any]
 
 
 def asks_for_attribution(license: str | None) -> bool:
-    """Return whether a license, by SPDX identifier, requires attribution; False for an unknown `LicenseRef-…`."""
+    """Return whether the license with this SPDX identifier requires attribution; False for unknown `LicenseRef-…`."""
     identifier = canonical_identifier((license or "").strip())
     return identifier is not None and identifier.startswith(ATTRIBUTION_FAMILIES)
 
 
 def license_url(license: str | None) -> str | None:
-    """Return the URL of a license's text: at Creative Commons or in SPDX's list; None for `LicenseRef-…`."""
+    """Return the URL of a license's text at Creative Commons or on SPDX's list, or None for a `LicenseRef-…`."""
     identifier = canonical_identifier((license or "").strip())
     if identifier is None or identifier.startswith("LicenseRef-"):
         return None
@@ -62,7 +62,7 @@ def license_url(license: str | None) -> str | None:
 
 
 def check_ending(uri: str) -> None:
-    """Raise `UsageError` if the extension of an attribution file is not that of a known format."""
+    """Raise `UsageError` unless the extension of an attribution file selects a known format."""
     if not uri.lower().endswith(tuple(_WRITERS)):
         raise UsageError(f"expected a file name that ends in {', '.join(_WRITERS)}; got {uri!r}")
 
@@ -108,7 +108,7 @@ def _write_csv(entries: Iterable[Row], file: TextIO) -> int:
 
 
 def _cell(value: Any) -> Any:
-    """Return a value as a cell that no spreadsheet runs as a formula, by prefixing such text with a single quote."""
+    """Convert a value to the text of a cell, with a leading single quote if a spreadsheet would run it as a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 

@@ -27,7 +27,7 @@ class Country(NamedTuple):
 
 @cache
 def countries() -> dict[str, Country]:
-    """Return all countries by code, in order of codes."""
+    """Return all countries, keyed and ordered by code."""
     lines = files("segmint.catalogs").joinpath("countries.csv").read_text(encoding="utf-8").splitlines()
     rows = (Country(code, name, region or None, income or None) for code, name, region, income in csv.reader(lines[1:]))
     return {row.code: row for row in rows}

@@ -238,7 +238,7 @@ class FindingCollector:
         self._keep(finding)
 
     def extend(self, findings: "Iterable[Finding] | FindingCollector | Findings") -> None:
-        """Add several findings, in order, or everything that another collector holds."""
+        """Add several findings, in order, or everything from another collector."""
         if isinstance(findings, FindingCollector):
             findings = findings.collected()
         if not isinstance(findings, Findings):

@@ -80,7 +80,7 @@ class TrainingRound(Frozen):
 
 
 Lineage = Annotated[tuple[TrainingRound, ...], Field(max_length=MOST_ROUNDS)]
-"""Rounds that led to some weights, which are the last; empty if nothing is known."""
+"""Rounds that led to some weights, ending with those weights; empty if nothing is known."""
 
 
 def trainings(lineage: tuple[TrainingRound, ...]) -> int:
@@ -117,8 +117,8 @@ class _TrainingFile(BaseModel):
 def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRound, ...]:
     """Return the lineage of weights, named as in a configuration, from the `training.json` next to them.
 
-    Empty if there is none, and for known names and web addresses. A file that can't be read, or that belongs to weights
-    with another SHA-256, causes a warning and an empty result.
+    Returns an empty lineage if there is no such file, and for known names and web addresses. It does so with a warning
+    if the file can't be read or belongs to weights with another SHA-256.
     """
     try:
         return readable_lineage_of(weights, sha256, storage)

@@ -32,7 +32,7 @@ class LocateResult:
     given: int = 0  # rows that already had a country, which is kept
     filled: int = 0  # rows with a country from the caption
     without_caption: int = 0  # rows without a country or a caption
-    countries: dict[str, int] = field(default_factory=dict)  # filled rows by country, the most frequent first
+    countries: dict[str, int] = field(default_factory=dict)  # filled rows per country, the most frequent first
 
     @property
     def unknown(self) -> int:

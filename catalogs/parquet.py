@@ -48,7 +48,7 @@ class RowGroupWriter:
 
     @property
     def waiting_bytes(self) -> int:
-        """Size in bytes of the rows held in memory until their row group is full."""
+        """Size in bytes of the rows in memory that wait for their row group to be full."""
         return sum(batch.nbytes for batch in self._waiting)
 
     def add(self, batches: Iterable[pa.RecordBatch]) -> None:

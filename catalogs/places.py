@@ -228,7 +228,7 @@ class _Caption:
             return None
         inside = self._is_inside(mention)
         if mention.name == "georgia":
-            return None  # the country or the state, which only a preceding city can tell
+            return None  # the country or the state, which only a preceding city tells apart
         if certain is not None:
             if mention.name in _UNCERTAIN:
                 said = self._is_surely_inside(mention) or self._ends_a_chain(mention)
@@ -270,7 +270,7 @@ class _Caption:
         return word in _IN and before != "made" and not (word == "at" and _LOOKED_AT.match(before))
 
     def _is_surely_inside(self, mention: _Mention) -> bool:
-        """Return whether `in` or similar precedes, and no noun that it modifies follows: not `in Turkey costume`."""
+        """Return whether `in` or a similar word precedes the name, and no noun follows: not `in Turkey costume`."""
         following = self._tokens[mention.stop : mention.stop + 1]
         ends = not following or not following[0][0].isalpha() or following[0] in _GOING_ON
         before = self._tokens[max(mention.start - 1, 0)].lower()
@@ -281,7 +281,7 @@ class _Caption:
         return len(before) == 2 and before[1] in {",", "("} and before[0][0].isalpha()
 
     def _ends_a_chain(self, mention: _Mention) -> bool:
-        """Return whether it ends a comma-separated chain that starts with a marked place: `near Petra, Jordan`."""
+        """Return whether the name ends a comma-separated chain that starts with a place: `near Petra, Jordan`."""
         if not self._follows_a_comma(mention) or self._tokens[mention.stop : mention.stop + 1] not in ([], ["."]):
             return False
         place = mention.start - 2
@@ -290,11 +290,11 @@ class _Caption:
         return self._tokens[place].lower() in _IN
 
     def _heads(self, mention: _Mention) -> bool:
-        """Return whether the caption starts with it as a heading: `Norway: a fjord`."""
+        """Return whether the name starts the caption as a heading: `Norway: a fjord`."""
         return mention.start == 0 and (mention.stop == len(self._tokens) or not self._tokens[mention.stop][0].isalnum())
 
     def _is_part_of_a_name(self, mention: _Mention) -> bool:
-        """Return whether it is part of a name: `Paris Hilton`, `in Brazil shirts`, or after `Little`."""
+        """Return whether the name is part of a longer one: `Paris Hilton`, `in Brazil shirts`, or after `Little`."""
         if mention.start and self._tokens[mention.start - 1] in {"Little", "New", "Saint", "St"}:
             return True
         following = self._tokens[mention.stop : mention.stop + 2]
@@ -302,7 +302,7 @@ class _Caption:
         return worn or (bool(following) and following[0][0].isupper())
 
     def _is_continued(self, mention: _Mention) -> bool:
-        """Return whether a region follows a city after a comma and so decides, known or not: `London, Ontario`."""
+        """Return whether a region, known or not, follows a city after a comma and determines it: `London, Ontario`."""
         following = self._tokens[mention.stop : mention.stop + 2]
         return len(following) == 2 and following[0] in {",", "("} and following[1][0].isupper()
 

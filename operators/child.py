@@ -77,8 +77,8 @@ class Children(Generic[T]):
     def run(self, data: bytes) -> T:
         """Return the worker's result for one image; wait until a child is free. Thread-safe.
 
-        An image whose child died is retried once, with nothing else running. Raises what the worker raises;
-        `SuspectError` with `killed_worker`, `timed_out`, or `out_of_memory` if the retry fails, too; `ChildFaultError`.
+        An image whose child died is retried once, with nothing else running. Raises the errors of the worker,
+        `SuspectError` (`killed_worker`, `timed_out`, or `out_of_memory`) if the retry fails too, and `ChildFaultError`.
         """
         try:
             with self._slots:
@@ -246,7 +246,7 @@ def _work(data: bytes) -> Any:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed, by the messages of Python, NumPy and Pillow, torch, ONNX, or OpenCV."""
+    """Return whether an error of Python, NumPy, Pillow, torch, ONNX, or OpenCV means that an allocation failed."""
     text = str(error)
     return isinstance(error, MemoryError) or any(
         words in text for words in ("can't allocate memory", "std::bad_alloc", "bad allocation", "Insufficient memory")

@@ -113,7 +113,7 @@ def describe_table(table: pa.Table) -> pa.Table:
     """
     try:
         return _described(table)
-    except Exception:  # noqa: BLE001 - the row that it belongs to is looked for
+    except Exception:  # noqa: BLE001 - the row at fault is found below
         return pa.concat_tables([_described_alone(table.slice(index, 1)) for index in range(table.num_rows)])
 
 

@@ -27,7 +27,7 @@ _children: dict[int, Children[Pixels]] = {}  # by process id, because a forked p
 def decode_photograph(data: bytes) -> Pixels:
     """Return a photograph's pixels, (H, W, 3) uint8 RGB, in sRGB, upright, and opaque. Thread-safe.
 
-    Raises what `ingest` raises, with `killed_worker`, `timed_out`, or `out_of_memory` if a HEIC's decoder died, and
+    Raises the errors of `ingest`, with `killed_worker`, `timed_out`, or `out_of_memory` if a HEIC's decoder died, and
     `ChildFaultError` if no child can start. The child starts with the first HEIC and ends with this process.
     """
     if recognize(data, ANY_SIZE.decoded) != "HEIC":

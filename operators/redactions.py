@@ -40,7 +40,7 @@ class Redactions(NamedTuple):
     """Overlap of an image's N masks with its redacted regions; all 0 without regions, 0 for an empty mask.
 
     Attributes:
-        share: (N,) share of the mask's pixels that lie in any region, 0 to 1.
+        share: (N,) share of the mask's pixels that are in any region, 0 to 1.
         iou: (N,) highest IoU of the mask with a region, 0 to 1.
     """
 

@@ -62,7 +62,7 @@ def to_rows(table: pa.Table, stage: str) -> list[Row]:
     unjudged: Row = dict.fromkeys(_VERDICT)
     try:
         return [{**unjudged, **row} for row in table.to_pylist()]
-    except Exception:  # noqa: BLE001 - the row that it belongs to is looked for
+    except Exception:  # noqa: BLE001 - the row at fault is found below
         return [_to_row(table.slice(index, 1), stage) for index in range(table.num_rows)]
 
 
@@ -88,7 +88,7 @@ def gather(rows: list[Row], stage: str, schema: pa.Schema) -> pa.Table:
     """Convert a stage's rows to its table, like `to_table`; rows that do not fit the schema are faulted."""
     try:
         return to_table(rows, schema)
-    except Exception:  # noqa: BLE001 - the row that it belongs to is looked for
+    except Exception:  # noqa: BLE001 - the row at fault is found below
         return pa.concat_tables([_to_one(row, stage, schema) for row in rows])
 
 

@@ -170,7 +170,7 @@ MASK_ORIGIN = [
 """Columns about the origin of a mask; all may be null."""
 
 MASK_INDEX = pa.field("index", pa.int32())
-"""Number of a mask within its image, which determines its id, if it isn't the mask's position; otherwise null."""
+"""Number of a mask within its image, which determines its id; null if it is the mask's position."""
 
 DESCRIBED_MASK = pa.struct([*MASK, *MASK_STATISTICS, *MASK_ORIGIN, MASK_INDEX])
 """Type of a mask with its statistics and origin."""
@@ -239,4 +239,4 @@ REJECTS = pa.schema(
 """`rejects/*.parquet`: one row per rejected image."""
 
 SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
-"""Tables of a shard by their folders."""
+"""Tables of a shard, keyed by folder."""

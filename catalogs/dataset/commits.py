@@ -151,7 +151,7 @@ class CommitLog:
         self._folder = dataset / COMMITS
 
     def committed(self) -> dict[int, int]:
-        """Return each committed shard with its highest generation, in order of shards, from one listing."""
+        """Return each committed shard with its highest generation, in shard order, from one listing."""
         generations = self.generations()
         return {shard: max(generations[shard]) for shard in sorted(generations)}
 
@@ -160,9 +160,9 @@ class CommitLog:
         return generations_of(entry.name for entry in self._folder.list())
 
     def listed(self, shards: int | None = None, threads: int = 16) -> list[ListedCommit]:
-        """Return the files of all commits, in order of shards and generations.
+        """Return the files of all commits, ordered by shard and generation.
 
-        `shards` limits them to the shards before it, which is faster in a bucket because it uses parallel listings.
+        With `shards`, returns only those of lower-numbered shards, which lets a bucket use parallel listings.
         """
         names = [""]
         if shards is not None and scheme(self._folder.uri) == "s3":
@@ -177,7 +177,7 @@ class CommitLog:
         )
 
     def latest_commits(self) -> list[ListedCommit]:
-        """Return the files of the latest commits, in order of shards, from one listing."""
+        """Return the files of the latest commits, in shard order, from one listing."""
         return list({commit.shard: commit for commit in self.listed()}.values())
 
     def location(self, shard: int, generation: int) -> Location:
@@ -220,13 +220,13 @@ class CommitLog:
         return self._read_ahead(self.read, wanted, threads)
 
     def read_latest_of(self, wanted: Iterable[tuple[int, int]], threads: int = 16) -> Iterator[Commit]:
-        """Yield the commits of (shard, generation) pairs, in that order; for a replaced commit, yield the newer."""
+        """Yield the commits of (shard, generation) pairs, in that order; if one was replaced, yield the newer one."""
         return self._read_ahead(self._read_newest, wanted, threads)
 
     def read_all(self, threads: int = 16, only: Container[int] | None = None) -> Iterator[Commit]:
-        """Yield the latest commits, in order of shards; if one is replaced meanwhile, yield the newer one.
+        """Yield the latest commits, in shard order; if one is replaced meanwhile, yield the newer one.
 
-        `only` restricts the shards to read; default: all.
+        `only` limits the shards to read.
         """
         committed = self.committed().items()
         wanted = (pair for pair in committed if only is None or pair[0] in only)
@@ -235,7 +235,7 @@ class CommitLog:
     def put(self, commit: Commit) -> bool:
         """Put a commit if there is none for its shard and generation.
 
-        Returns True if this commit is now there, from this call or an equal one, and False if a different one is.
+        Returns True if this commit or an equal one is now there, and False if a different one is.
         """
         return self.location(commit.shard, commit.generation).put_if_absent(commit.to_json())
 
@@ -292,8 +292,8 @@ def read_shard_state(dataset: Location, shard: int) -> ShardState:
     """Read one shard's reservations, then its commits, because a reservation is deleted only after its commit was put.
 
     Callers that delete a shard's files must call this after listing them, right before deleting. Raises
-    `DamagedDatasetError` for a commit that can't be read, or that names a file by a hash that differs from the file
-    name's: after a single corrupted character, the shard's own files would look like leftovers.
+    `DamagedDatasetError` for a commit that can't be read or whose file hashes differ from those in the file names:
+    after a single corrupted character, the shard's own files would look like leftovers.
     """
     log, beginning = CommitLog(dataset), f"{shard_name(shard)}."
     while True:
@@ -320,7 +320,7 @@ def read_shard_state(dataset: Location, shard: int) -> ShardState:
 
 
 def reserved_paths(dataset: Location, committed: Mapping[int, Sequence[int]]) -> set[str]:
-    """Return the paths of files that are reserved for a higher generation than the `committed` ones, by shard."""
+    """Return the paths that are reserved for a higher generation than their shard's `committed` ones."""
     paths: set[str] = set()
     for entry in (dataset / RESERVATIONS).list():
         parsed = parse_reservation_name(entry.name)
@@ -330,7 +330,7 @@ def reserved_paths(dataset: Location, committed: Mapping[int, Sequence[int]]) ->
 
 
 def reserved_in(file: Location) -> set[str]:
-    """Return a reservation's paths, empty if its file is gone. Raises `DamagedDatasetError` for an invalid file."""
+    """Return a reservation's paths, or none if its file is gone. Raises `DamagedDatasetError` for an invalid file."""
     try:
         return set(_ReservationFile.model_validate_json(file.read()).paths)
     except NotFoundError:
@@ -340,7 +340,7 @@ def reserved_in(file: Location) -> set[str]:
 
 
 def generations_of(names: Iterable[str]) -> dict[int, list[int]]:
-    """Return the committed shards with their generations, ascending, from the names of the files in `commits/`."""
+    """Return each committed shard with its generations, ascending, from the names of the files in `commits/`."""
     found: dict[int, list[int]] = {}
     for name in names:
         parsed = parse_commit_name(name)

@@ -17,8 +17,8 @@ PAIRS_IN_SHARD = 1_000
 JPEGS = pa.schema(
     [
         pa.field("ordinal", pa.int64(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),  # of the JPEG, or of its tar
-        pa.field("offset", pa.int64(), nullable=False),  # of its first byte there
+        pa.field("uri", pa.string(), nullable=False),  # of the JPEG or the tar that contains it
+        pa.field("offset", pa.int64(), nullable=False),  # of the JPEG's first byte in the file
         pa.field("size", pa.int64(), nullable=False),  # bytes
     ]
 )
@@ -46,7 +46,7 @@ class FilePair:
 
 @dataclass(frozen=True)
 class ForeignShard:
-    """A tar, by its name, or pairs of loose files."""
+    """A tar, given by its name, or pairs of loose files."""
 
     shard: int
     tar: str | None = None
@@ -86,7 +86,7 @@ def find_shards(folder: Location) -> Iterator[ForeignShard]:
 
 
 def kind_of(name: str) -> str | None:
-    """Return `jpeg` or `json` by the extension of a name; None for other files."""
+    """Return `jpeg` or `json` depending on the extension of a name; None for other files."""
     dot = name.rfind(".")
     return _ENDINGS.get(name[dot:].lower()) if dot >= 0 else None
 

@@ -77,7 +77,7 @@ ORDER BY ordinal
 
 @dataclass(frozen=True)
 class ColumnChange:
-    """Known rows with another value in a column: their number, and the first of them; an absent value is empty."""
+    """Known rows whose value in a column changed: their number and the first one. Absent values are empty."""
 
     rows: int
     image_id: str
@@ -114,13 +114,12 @@ def compare_catalog(
 ) -> CatalogGrowth:
     """Compare a catalog with the pinned `parts`, and write its new rows to `destination`.
 
-    The order of rows and the position of new ones don't matter. A row whose image_id is pinned is that image, not a new
-    one; a pinned row is unchanged if the source contains a row with its image_id and the same `PINNED` columns. New
-    rows keep the source's order, their ordinals start at `first_ordinal`, and duplicates among them are marked. Rows
-    that name a taken-down image, by image_id, uri (in any form), or sha256, are known, and may be missing from the
-    source. `ignored` columns of the source are as in `stage_catalog`. `temporary` is the folder for intermediate files,
-    about as large as both catalogs (default: next to `destination`). `memory_limit` limits DuckDB. Raises `UsageError`
-    for an unreadable catalog.
+    A row with a pinned image_id is never new, and the order of rows doesn't matter. A pinned row is unchanged if the
+    source contains a row with its image_id and the same `PINNED` columns. New rows keep the source's order, their
+    ordinals start at `first_ordinal`, and duplicates among them are marked. Rows that name a taken-down image, by
+    image_id, uri (in any form), or sha256, count as known, and the source may omit them. `ignored` is as in
+    `stage_catalog`. `temporary` is the folder for intermediate files, which are about as large as both catalogs
+    (default: next to `destination`). `memory_limit` limits DuckDB. Raises `UsageError` for an unreadable catalog.
     """
     with tempfile.TemporaryDirectory(dir=temporary or destination.parent, prefix=".growth-") as name:
         folder = Path(name)

@@ -20,7 +20,7 @@ _FORMATS = ("annotations", "images")
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetHandle:
-    """A dataset that is written to; pickled, it takes a few hundred bytes regardless of the dataset's size.
+    """A dataset as its writers see it. Its pickle takes a few hundred bytes regardless of the dataset's size.
 
     Its fields are fixed when a dataset is started or a command starts. Everything that another writer may have changed
     since then (the manifest, commits, and tombstones) is read again on each call.
@@ -39,7 +39,7 @@ class DatasetHandle:
 
     @classmethod
     def open(cls, location: Location, catalog_uri: str | None = None) -> Self:
-        """Return the handle of the dataset at `location`; raises `UsageError` like `of`, or if there is none."""
+        """Return the handle of the dataset at `location`. Raises `UsageError` if there is none or `of` raises it."""
         return cls.of(location, load_latest_manifest(location), catalog_uri)
 
     @classmethod

@@ -43,7 +43,7 @@ _LATER = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)\.json", re.ASCII)
 class CatalogPart(Frozen):
     """One part of the normalized catalog; its ordinals start at `first_shard` · `images_per_shard`.
 
-    `sha256` is of the part itself, `source_sha256` of the catalog file that it was made from.
+    `sha256` is that of the part, and `source_sha256` that of the catalog file that it was made from.
     """
 
     path: str = Field(pattern=r"\A[ -~]*\z")  # characters that every store accepts
@@ -63,9 +63,9 @@ class ModelWeights(Frozen):
 class DatasetManifest(Frozen):
     """Content of `dataset.json`, fixed at a dataset's first start except for `catalog` and `licenses`.
 
-    `config` holds the identity keys of the configuration as a tree; `numerics` everything that determines the last bits
-    of the results; `policy_date` is the day for which licenses are judged. `lineage` is that of `weights` if segmint
-    trained them; otherwise the file omits the field.
+    `config` is a tree of the configuration's identity keys. `numerics` contains everything that determines the last
+    bits of the results. Licenses are judged as of `policy_date`. `lineage` is that of `weights` if segmint trained
+    them; otherwise the file omits the field.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -100,7 +100,7 @@ class DatasetManifest(Frozen):
 
     @property
     def numerics_fingerprint(self) -> str:
-        """Fingerprint by which commits name the numerics: twelve hexadecimal digits."""
+        """Fingerprint of the numerics that commits record: twelve hexadecimal digits."""
         return fingerprint(self.numerics)
 
     @property
@@ -126,7 +126,7 @@ class DatasetManifest(Frozen):
 
     @classmethod
     def from_json(cls, data: bytes, where: str = MANIFEST) -> "DatasetManifest":
-        """Parse a manifest's file; raises `UsageError`, which names `where`, for another file or format version."""
+        """Parse a manifest's file; raises `UsageError`, which names `where`, if it is invalid or of another version."""
         try:
             value = json.loads(data)
             version = value.get("schema_version") if isinstance(value, dict) else None
@@ -219,15 +219,15 @@ def load_manifest(dataset: Location) -> DatasetManifest:
 
 
 def name_of(manifest: DatasetManifest | None, uri: str) -> str:
-    """Return a dataset's name from its manifest, or that of its folder or prefix at `uri` without a manifest."""
+    """Return the dataset's name from its manifest, or from its folder or prefix at `uri` if there is no manifest."""
     return base_name(absolute(uri)) if manifest is None else manifest.name
 
 
 def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) -> bool:
     """Put a generation of a dataset's manifest if there is none.
 
-    Returns True if this manifest is now there, from this call or an equal one, and False if a different one is. The
-    files that the manifest names must be put first.
+    Returns True if this manifest or an equal one is now there, and False if a different one is. The files that the
+    manifest names must be put first.
     """
     return (dataset / manifest_name(generation)).put_if_absent(manifest.to_json())
 
@@ -253,7 +253,7 @@ def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int
 
 
 def delete_part_reservations(dataset: Location, generation: int) -> None:
-    """Delete the reservations of parts for this generation of the manifest, which exists, and for earlier ones."""
+    """Delete the reservations of parts for this generation of the manifest, which must exist, and for earlier ones."""
     for entry in (dataset / RESERVATIONS).list():
         reserved = parse_part_reservation_name(entry.name)
         if reserved is not None and reserved <= generation:

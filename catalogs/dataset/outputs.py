@@ -83,7 +83,7 @@ class OutputNote(Frozen):
 
 
 def note_output(dataset: Location, command: str, folder: Location, files: Mapping[str, str]) -> None:
-    """Note an output in its dataset; `files` maps the paths of the main files, below `folder`, to their SHA-256.
+    """Note an output in its dataset. `files` maps the main files, by path below `folder`, to their SHA-256.
 
     Outputs in the dataset's `report/` need no note. If the dataset isn't writable, a warning is logged instead.
     """
@@ -107,7 +107,7 @@ def line_of(note: OutputNote) -> str:
 def read_notes(dataset: Location) -> list[OutputNote]:
     """Read the notes of a dataset's outputs; raises `DamagedDatasetError` for an invalid file.
 
-    A note without files, of an output that was started, is omitted if another note with files shows its completion.
+    A started output has a note without files, which is omitted once there is a note with files.
     """
     notes = []
     for entry in (dataset / OUTPUTS).list():
@@ -135,8 +135,7 @@ def _place(dataset: Location, folder: Location) -> str:
 def refuse_inside(dataset: Location, target: Location, option: str) -> None:
     """Raise `UsageError` if `target`, given as `option`, is in the dataset but not in its `report/`.
 
-    A takedown deletes `report/`; anywhere else in the dataset, it wouldn't find a file in which a command named an
-    image.
+    A takedown deletes `report/`, but it wouldn't find a file elsewhere in the dataset that names an image.
     """
     allowed = not is_below(target.uri, dataset.uri) or is_below(target.uri, (dataset / REPORT).uri)
     if not allowed and manifest_generations(dataset):
@@ -147,9 +146,9 @@ def refuse_inside(dataset: Location, target: Location, option: str) -> None:
 
 
 def unknown_files(dataset: Location) -> list[str]:
-    """Return the sorted paths of all files and links in a dataset that segmint did not put there; none is opened.
+    """Return the sorted paths of all files and links in a dataset that segmint did not put there, without opening any.
 
-    Objects of which the bucket only keeps older versions are included; `report/` is omitted.
+    Includes objects that only exist as older versions in the bucket, and omits `report/`.
     """
     return [path for path in dataset.walk_ever() if not _is_known(path)]
 

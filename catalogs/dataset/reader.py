@@ -25,7 +25,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 
 _WHOLE_BYTES = 4 << 20
-"""Maximum size in bytes of a table that is read in one request, instead of several for its size and parts."""
+"""Maximum size in bytes of a table that is read in a single request. A larger one is opened and read in parts."""
 
 
 HELP = (
@@ -45,9 +45,9 @@ class NoPixelsError(SegmintError):
 class MaskAnnotation:
     """One mask in SA-1B's terms; coordinates are pixels of the released image.
 
-    `bbox` and `crop_box` are (x, y, width, height), `point_coords` the prompt's points (x, y), `counts` is COCO's
-    compressed run-length encoding of a mask of `size` (height, width). An annotated mask may have no scores and no
-    points.
+    `bbox` and `crop_box` are (x, y, width, height), and `point_coords` are the prompt's points (x, y). `counts` is
+    COCO's compressed run-length encoding of a mask of `size` (height, width). An annotated mask may have no scores and
+    no points.
     """
 
     id: int
@@ -100,7 +100,7 @@ class MaskAnnotation:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a dataset: `row` is from `images/*.parquet`, and `masks` are in the order of its JSON."""
+    """One image of a dataset. `row` is its row of `images/*.parquet`, and `masks` are in the order of its JSON."""
 
     row: Mapping[str, Any]
     masks: Sequence[MaskAnnotation]
@@ -173,7 +173,7 @@ class Dataset:
 
     @classmethod
     def open(cls, location: Location, version: int | str | None = None) -> Self:
-        """Open the dataset at `location` in its current state, or as of a version, given by number or digest.
+        """Open the dataset at `location` in its current state, or as of the version with this number or digest.
 
         Raises `UsageError` if there is no dataset or no such version, and `RemovedVersionError` if a correction
         replaced files of the version.
@@ -182,7 +182,7 @@ class Dataset:
 
     @staticmethod
     def find(location: Location, version: int | str | None) -> tuple[DatasetManifest, Version | None]:
-        """Return a dataset's manifest and the requested version; raises like `open`."""
+        """Return a dataset's manifest and the requested version. Raises the errors of `open`."""
         if version is None:
             return load_manifest(location), None
         found = find_version(location, version)
@@ -195,7 +195,7 @@ class Dataset:
         return self.location.uri
 
     def commits(self, only: Container[int] | None = None) -> Iterator[Commit]:
-        """Return the latest commits, or those of the version, in order of shards, or `only` those of some shards."""
+        """Return the commits of the dataset, or of its `version` if set, in shard order. `only` limits the shards."""
         if self.version is not None:
             return read_commits(self.location, self.version, only)
         return self.log.read_all(only=only)
@@ -213,7 +213,7 @@ class Dataset:
         return sum(commit.counts.get("images", 0) for commit in self.commits())
 
     def table(self, commit: Commit, kind: str, columns: list[str] | None = None) -> pa.Table:
-        """Return the shard's table `kind` (images, masks, or rejects), with all columns or only these `columns`."""
+        """Read a table of the shard (`kind` is images, masks, or rejects), with only these `columns` if given."""
         entry = commit.file(kind)
         file = self.location / entry.path
         self._check(entry)
@@ -226,7 +226,7 @@ class Dataset:
             raise DamagedDatasetError(f"{file} is not a readable Parquet file: {error}") from error
 
     def shard(self, commit: Commit, ids: Container[int] | None = None) -> Iterator[Sample]:
-        """Yield the samples of one committed shard in order, streaming its tar: all, or those with these `ids`.
+        """Yield the samples of one committed shard in order by streaming its tar. `ids` limits the samples.
 
         The tar is read up to the last requested sample.
         """
@@ -335,7 +335,7 @@ def _parsed(document: bytes) -> Any:
 
 
 def not_where_it_should_be(tar: Location, number: int) -> DamagedDatasetError:
-    """Return the error for a tar in which an image is missing or not in the position given by the table of images."""
+    """Return the error for a tar that lacks an image of the table of images, or has it in another position."""
     return DamagedDatasetError(f"{tar} does not contain image {number} where it should be")
 
 

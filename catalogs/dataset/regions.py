@@ -18,7 +18,7 @@ _PARQUET = ".parquet"
 
 
 class WantedRegion(BaseModel):
-    """A box in an image of a dataset, in whole pixels of the **released** image, and the row that requests it."""
+    """A box to redact, in whole pixels of the **released** image, and the row of the file that requests it."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -63,10 +63,9 @@ class Sighting:
 
 
 def read_regions(file: Location) -> list[WantedRegion]:
-    """Return the regions of a file, in its order; columns that are not in `WantedRegion` are ignored.
+    """Read the regions of a file, in its order; columns that are not in `WantedRegion` are ignored.
 
-    Raises `UsageError` for a file without regions or with invalid content, with the row and column of up to ten
-    problems.
+    Raises `UsageError` if the file has no regions or invalid content, with the row and column of up to ten problems.
     """
     regions: list[WantedRegion] = []
     problems: list[str] = []
@@ -117,7 +116,7 @@ def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def write_regions(file: Location, regions: Sequence[Mapping[str, Any]]) -> None:
-    """Write a file for `read_regions`: rows with id, kind, x, y, w, h, and any other columns, such as a score.
+    """Write a file for `read_regions`. Rows have id, kind, x, y, w, h, and any other columns, such as a score.
 
     The format is JSON Lines, or Parquet by extension. Without regions, the file is empty, and `read_regions` rejects
     it.

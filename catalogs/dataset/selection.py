@@ -28,7 +28,7 @@ _DIGESTS = pa.schema([("ordinal", pa.int64()), ("source_sha256", pa.string())])
 
 @dataclass
 class Selection:
-    """Rows to take down, by ordinal; names without a row; and an explanation of each name that matches two images."""
+    """Rows to take down, keyed by ordinal, names without a row, and an explanation of each ambiguous name."""
 
     rows: dict[int, RemovedImage] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
@@ -62,8 +62,8 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
     """Return exactly the requested rows, except those that were taken down before.
 
     A name is an image_id of the catalog, or the number of an image in the dataset. It is ambiguous if it is the
-    image_id of one image and the number of another. A license matches in any spelling of its identifier. The catalog is
-    read as a stream.
+    image_id of one image and the number of another. Licenses match in any spelling of their identifiers. The catalog is
+    streamed.
     """
     if asked.ids is None:
         chosen = {

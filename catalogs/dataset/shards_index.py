@@ -10,9 +10,9 @@ from segmint.infra.storage.location import Location
 
 
 def shards_index(name: str, commits: Iterable[Commit]) -> bytes:
-    """Return the index of these commits' tars: for each, the URL relative to the index, samples, and bytes.
+    """Return the index of these commits' tars, with each one's relative URL, number of samples, and size in bytes.
 
-    Tars without images are omitted, because a loader can't draw anything from them.
+    Tars without images are omitted, because loaders have nothing to read from them.
     """
     shards = []
     for commit in commits:
@@ -32,8 +32,8 @@ def write_shards_index(dataset: Location, name: str, threads: int = 16) -> None:
 def index_problem(dataset: Location, name: str, commits: Sequence[Commit], *, finished: bool) -> str | None:
     """Return how a dataset's index differs from `commits`, its latest commits; None if it doesn't.
 
-    A build writes the index after committing all shards, so unless the build is known to be `finished`, it is also
-    valid for the index to be missing or to contain only some of the shards.
+    The index may be missing or list only some of the shards, unless the build is known to be `finished`, because a
+    build writes it after committing all shards.
     """
     try:
         data = (dataset / SHARDS_INDEX).read()

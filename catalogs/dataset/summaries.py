@@ -23,12 +23,12 @@ read. The leaves of versions are cached by the same blocks.
 """
 
 PROGRESS_FROM = 2000
-"""Number of commits to read one by one above which a log line announces the delay."""
+"""Number of commits above which reading them one by one is announced by a log line."""
 
 _THREADS = 16
 
 ReadCommits = Callable[[Sequence[ListedCommit]], Iterable[Commit]]
-"""Function that yields these commits in order; for one that is replaced in the meantime, the newer one."""
+"""Function that yields these commits in order; if one was replaced in the meantime, it yields the newer one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def sums_of(commit: Commit) -> CommitSums:
 
 
 def sums_in(data: bytes, shard: int, generation: int) -> CommitSums | None:
-    """Return the sums of the commit with these bytes; None if it is damaged, which reading the commit reports."""
+    """Return the sums of the commit with these bytes; None if it is damaged, which reading it reports."""
     try:
         commit = Commit.from_json(data)
     except DamagedDatasetError:
@@ -82,13 +82,14 @@ def sum_listing(
 ) -> CommitSums:
     """Sum the latest commits, optionally only those of the shards in `wanted` (step 1).
 
-    `held` are the files of all latest commits, in order of shards. A commit that a correction replaces in the meantime
-    is summed in its newer generation. `known` contains sums of blocks that were read already, by the name of their
-    summary. `read` reads the others, by default from the dataset.
+    `held` are the files of all latest commits, in shard order. If a correction replaces a commit in the meantime, its
+    newer generation is summed. `known` maps names of summaries to the sums of blocks that were read already. `read`
+    reads all other commits, by default from the dataset.
 
-    The sums of each block are saved in `summaries/` if the block is full, or if a later block has started, because a
-    block with a shard on hold may never be full. The name is a hash of the commits' files, so an outdated summary is
-    not found and is written again, as is a damaged one. A failure to save is logged and doesn't affect the result.
+    The sums of a block are saved in `summaries/` if the block is full. They are also saved once a later block has
+    started, because a block with a shard on hold may never be full. The file's name contains a hash of the commits'
+    files. So an outdated summary isn't found and is written again, as is a damaged one. A failure to save is only
+    logged.
     """
     folder = dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}
@@ -125,10 +126,10 @@ def sum_listing(
 
 
 def save_full_blocks(dataset: Location, held: Iterable[ListedCommit]) -> None:
-    """Save the sums of each full block of these commits that has no summary yet, as a long build does while it runs.
+    """Save the sums of each full block of these commits that has no summary yet.
 
-    A concurrent status then reads few commits one by one. Raises nothing: a failure to read or save is logged, and the
-    next call tries again.
+    A long build does this while it runs, so that a concurrent status reads few commits one by one. Failures to read or
+    save are logged, and the next call tries again.
     """
     full = [members for _, members in blocks_of(held) if len(members) == SUMMARY_SHARDS]
     if not full:
@@ -165,7 +166,7 @@ def _log_once(folder: str, problem: str) -> None:
 
 
 def _sum(members: Sequence[ListedCommit], read: ReadCommits) -> tuple[CommitSums, bool]:
-    """Read and sum commits; also return whether all are as listed, without one that was replaced in the meantime."""
+    """Read and sum commits; also return whether none of them was replaced since it was listed."""
     listed = {member.key for member in members}
     sums, as_listed = NOTHING, 0
     for commit in read(members):
@@ -175,7 +176,7 @@ def _sum(members: Sequence[ListedCommit], read: ReadCommits) -> tuple[CommitSums
 
 
 def blocks_of(held: Iterable[ListedCommit]) -> list[tuple[int, list[ListedCommit]]]:
-    """Group commits, in order of shards, into blocks of shards, which are numbered from 0."""
+    """Group commits, which are in shard order, into numbered blocks of shards, from 0."""
     return [(block, list(found)) for block, found in groupby(held, key=lambda commit: commit.shard // SUMMARY_SHARDS)]
 
 
@@ -188,8 +189,7 @@ def summary_name(members: Sequence[ListedCommit]) -> str:
 def files_fingerprint(members: Sequence[ListedCommit]) -> str:
     """Return a hash of commits' files as listed.
 
-    It includes their sizes and times in seconds, because a dataset that is deleted and restarted has the same
-    generations.
+    It covers their sizes and times in seconds, because a deleted and restarted dataset has the same generations.
     """
     return fingerprint([(*commit.key, commit.size, int(commit.modified.timestamp())) for commit in members])
 

@@ -31,7 +31,7 @@ _FOLDERS = (*DATA_KINDS, RESERVATIONS, COMMITS, CATALOG, SUMMARIES, TOMBSTONES, 
 GRACE = timedelta(hours=24)
 """Age at which a file that no commit names is deleted, by the store's clock.
 
-It protects files of people and of older versions of segmint; current writers reserve their files first."""
+It protects files of people and of older versions of segmint. Current writers reserve their files first."""
 
 
 def sweep(
@@ -42,12 +42,12 @@ def sweep(
 ) -> list[str]:
     """Delete files that do not belong to a dataset; return their paths, relative to it, in order.
 
-    In committed shards, these are the replaced commits, and data files that neither the latest commit nor a reservation
-    names, once they are older than `grace`, or immediately if a replaced commit names them. Elsewhere, they are parts
-    of the catalog that neither the manifest nor a reservation names, and temporary files, once they are older than
-    `grace`. Files of an uncommitted shard stay at any age, because they may belong to a paused writer, or be named by a
-    writer that writes the same bytes again. Reservations, files with unknown names, and everything in a folder that is
-    a link also stay. `now` is the reference time (default: that of the store's clock, which also set the files' times).
+    In committed shards, it deletes the replaced commits, and data files that neither the latest commit nor a
+    reservation names. A data file must be older than `grace` unless a replaced commit names it. Elsewhere, it deletes
+    temporary files, and parts of the catalog that neither the manifest nor a reservation names, if they are older than
+    `grace`. It keeps files of uncommitted shards at any age, because they may belong to a paused writer, or another
+    writer may write the same bytes. It also keeps reservations, files with unknown names, and everything in folders
+    that are links. `now` defaults to the time of the store's clock, which also set the files' times.
     """
     found = _listed(dataset)
     found.linked.update(folder for folder in _FOLDERS if folder and (dataset / folder).link_target() is not None)

@@ -118,7 +118,7 @@ class DatasetTables:
     def query_shard(self, shard: int, view: str, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
         """Return the result of a query of one view, restricted to the rows of one shard.
 
-        Only this shard's files are opened; the others needn't exist. Raises like `query`.
+        Only this shard's files are opened; the others needn't exist. Raises the errors of `query`.
         """
         files = self._shards.get(view, {}).get(shard) or [self._empty(view, self._schemas[view])]
         with self.connection.cursor() as cursor:
@@ -145,7 +145,7 @@ class DatasetTables:
 
     @cached_property
     def _shards(self) -> Mapping[str, Mapping[int, Sequence[TableFile]]]:
-        """Files of each view, by shard."""
+        """Files of each view, keyed by shard."""
         return {kind: _by_shard(entries) for kind, entries in self._files.items()}
 
     def _empty(self, kind: str, schema: pa.Schema) -> TableFile:
@@ -223,12 +223,12 @@ def make_folder(scratch: Path | None) -> "tempfile.TemporaryDirectory[str]":
 
 
 def scratch_path(view: str, shard: int) -> str:
-    """Return the path, below a scratch folder, of a Parquet file that no commit names; it contains the shard."""
+    """Return the path of a Parquet file that no commit names, below a scratch folder; its name contains the shard."""
     return f"{view}/sa_{shard_name(shard)}-{'0' * 12}.parquet"
 
 
 def _select(files: Sequence[TableFile]) -> str:
-    """Return the SQL of a view's rows in some files, with the shard."""
+    """Return the SQL that selects a view's rows, with their shard, from some files."""
     paths = ", ".join(_quoted(_path(entry.uri)) for entry in files)
     return f"SELECT * EXCLUDE (filename), {_SHARD} AS shard FROM read_parquet([{paths}], filename = true)"
 

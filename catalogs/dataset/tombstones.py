@@ -19,7 +19,7 @@ from segmint.infra.uris import plain_form, plain_forms
 TOMBSTONES = "tombstones"
 
 BLANK = ""
-"""`image_id` and `uri` of a taken-down image; in no other row are they empty."""
+"""`image_id` and `uri` of a taken-down image. No other row leaves them empty."""
 
 DETAIL = "taken down after the catalog was pinned; a file in tombstones/ says why"
 """Detail of every row that was taken down."""
@@ -61,7 +61,7 @@ class Tombstone(Frozen):
     reason: str
     when: str  # UTC, YYYY-MM-DDTHH:MM:SSZ, when it was requested
     version_before: str | None = None  # the dataset's version digest before the takedown; set on put
-    images: tuple[RemovedImage, ...]  # in order of ordinals
+    images: tuple[RemovedImage, ...]  # in ordinal order
 
     @property
     def name(self) -> str:
@@ -81,7 +81,7 @@ def put_tombstone(dataset: Location, tombstone: Tombstone) -> None:
 
 
 def read_tombstones(dataset: Location) -> list[Tombstone]:
-    """Read all tombstones of a dataset, by name; raises `DamagedDatasetError` for an invalid file.
+    """Read all tombstones of a dataset, ordered by name; raises `DamagedDatasetError` for an invalid file.
 
     Every writer of a shard calls this, so the tombstones that this process has read are cached.
     """
@@ -108,7 +108,7 @@ def _read_tombstone(file: Location) -> Tombstone:
 
 
 def removed_images(tombstones: Iterable[Tombstone]) -> dict[int, RemovedImage]:
-    """Return the taken-down images, by ordinal."""
+    """Return the taken-down images, keyed by ordinal."""
     return {image.ordinal: image for tombstone in tombstones for image in tombstone.images}
 
 
@@ -175,7 +175,7 @@ def read_removals(dataset: Location, catalog_uri: str | None = None) -> Removals
 
 
 def by_shard(ordinals: Iterable[int], images_per_shard: int) -> dict[int, frozenset[int]]:
-    """Group ordinals by their shard, in order of shards."""
+    """Group ordinals by shard, in shard order."""
     found: dict[int, set[int]] = {}
     for ordinal in sorted(ordinals):
         found.setdefault(ordinal // images_per_shard, set()).add(ordinal)

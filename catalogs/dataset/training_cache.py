@@ -61,7 +61,7 @@ class CacheSize:
 
 
 class LockedCount:
-    """Used bytes, in an open file. If a process dies between two writes, the number is too large."""
+    """Number of used bytes in an open file. If a process dies between two writes, the number is too large."""
 
     def __init__(self, file: int) -> None:
         self._file = file
@@ -77,7 +77,7 @@ class LockedCount:
 
 
 def recount(folder: Location) -> dict[str, int]:
-    """Recount the embeddings in a cache's folder; return the size in bytes of each file, by its path there.
+    """Recount the embeddings in a cache's folder; return the size in bytes of each file, keyed by its path.
 
     Unfinished files of killed processes are included.
     """
@@ -88,7 +88,7 @@ def recount(folder: Location) -> dict[str, int]:
 
 
 def purge_scans(folder: Location, dataset: str, tars: Collection[str]) -> None:
-    """Delete a dataset's shard scans, by the dataset's key, except those of the tars with these SHA-256."""
+    """Delete the shard scans of the dataset with this key, except those of the tars with these SHA-256."""
     kept = {f"{sha256}.npz" for sha256 in tars}
     for entry in (folder / SCANS / dataset).list(include_temporary=True):
         if entry.name not in kept:

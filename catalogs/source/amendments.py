@@ -19,7 +19,7 @@ from segmint.catalogs.source.normalize import MARK_ROWS, open_database, stage_ca
 from segmint.infra.storage.location import Location
 
 FIXED = ("license", "uri", "sha256", "redistributable", "valid_until", "opt_out")
-"""Columns in which a source catalog must agree with the dataset's pinned values, where it gives a value."""
+"""Columns in which a source catalog, where it has a value, must agree with the dataset's pinned values."""
 
 SHOWN = 20
 """Maximum number of changes listed; all are counted."""
@@ -140,9 +140,9 @@ class Amendments:
 
 
 def stage_amendments(catalog: Location, folder: Path, *, ignored: Collection[str] = ()) -> Path:
-    """Write the rows of a source catalog to a file in `folder`, with duplicates marked; raises like `normalize`.
+    """Write the rows of a source catalog to a file in `folder`, with duplicates marked.
 
-    `ignored` columns are as in `stage_catalog`.
+    `stage_catalog` explains `ignored`. Raises the errors of `normalize`.
     """
     staged, _ = stage_catalog(catalog, folder, ignored=ignored)
     return write_marked(staged, folder / "asked.parquet", folder).path
@@ -159,8 +159,8 @@ def amend_parts(
 ) -> Amendments:
     """Compare the rows of `stage_amendments` with the local parts of a catalog; write the parts that change.
 
-    A value that `asked` omits, or that contains only spaces, stays unchanged, except that in the columns `clear` it is
-    removed. The bytes of an amended part depend only on its rows, so repeating an amendment produces the same file.
+    A value that `asked` omits or leaves blank stays unchanged, or is removed in the columns `clear`. The bytes of an
+    amended part depend only on its rows, so repeating an amendment produces the same file.
     """
     found = Amendments()
     with open_database(folder, memory_limit) as database:
@@ -185,7 +185,7 @@ def amend_parts(
 
 
 def given(column: str) -> str:
-    """Return the SQL of a text column that gives null for text with only spaces."""
+    """Return an SQL expression for a text column that is null for text with only spaces."""
     return f"CASE WHEN regexp_matches({column}, '[^\\s\\pZ]') THEN {column} END"
 
 

@@ -101,7 +101,7 @@ class CatalogOutlook:
     def look(
         self, row: int, uri: str, terms: Terms, country: str | None, sources: tuple[int, ...], *, accepted: bool
     ) -> None:
-        """Examine a row (counted from 1); `sources` are numbers that it shares with rows of the same image file."""
+        """Examine a row (counted from 1); `sources` are numbers that only rows of the same image file share."""
         if uri.startswith("/") or uri[:5].lower() == "file:":
             self._note(Notice.LOCAL_PATH, row, uri)
         if not accepted:

@@ -92,7 +92,7 @@ class _ArrowStream:
     """Stream and handler of bad rows for Arrow's threads.
 
     These threads read ahead even after the last batch was taken, and a process that exits while one of them is about to
-    enter Python is aborted. Both uses hold this object, so after its deletion they no longer call Python.
+    enter Python is aborted. Both uses refer to this object, so after its deletion they no longer call Python.
     """
 
     closed = False

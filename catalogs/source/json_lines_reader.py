@@ -39,7 +39,7 @@ def read_json_lines(catalog: Location, on_problem: OnProblem = refuse) -> Iterat
 
 
 def json_blocks(catalog: Location) -> Iterator[tuple[bytes, int]]:
-    """Yield a JSON Lines catalog in blocks of whole lines, each with its number of rows, which are its nonblank lines.
+    """Yield a JSON Lines catalog in blocks of whole lines, each with its number of rows (nonblank lines).
 
     Raises `UsageError` if the first rows lack a required column, or a row is too long.
     """

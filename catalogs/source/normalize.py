@@ -76,7 +76,7 @@ def normalize(
     """Write the catalog to the local Parquet file `destination`, as rows of `NORMALIZED`.
 
     Rows keep the catalog's order, and none is dropped: a missing license is null, a row with a repeated image_id refers
-    to the first, and verdicts come later. `uri` stays as written, so that the same rows give the same bytes regardless
+    to the first, and verdicts come later. `uri` is kept as written, so the same rows produce the same bytes regardless
     of the catalog's location and format.
 
     `ignored` columns, each one of `ADDED`, are read as absent. `temporary` is the folder for intermediate files, which

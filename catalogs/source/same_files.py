@@ -24,7 +24,7 @@ _SAME = " UNION ALL ".join(
 
 
 class SameFiles:
-    """Context manager for the groups of a staged catalog's rows with the same file, read in order of rows."""
+    """Context manager for the groups of a staged catalog's rows with the same file, read in row order."""
 
     def __init__(self, staged: Path, folder: Path, memory_limit: str = "1GB") -> None:
         """`staged` is from `stage_catalog`; DuckDB spills into a folder in `folder`."""

@@ -151,7 +151,7 @@ class CandidateMasks:
         )
 
     def with_patches(self, replaced: dict[int, MaskPatch]) -> Self:
-        """Return the candidates with the masks, and the boxes to match, replaced at some positions."""
+        """Return a copy in which the masks at some positions are replaced, and their boxes updated to match."""
         boxes = self.boxes.copy()
         patches = list(self.patches)
         for index, patch in replaced.items():

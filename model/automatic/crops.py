@@ -34,7 +34,7 @@ class Crop:
 
     @property
     def is_empty(self) -> bool:
-        """True if the window lies outside the image, which happens for images of a few pixels."""
+        """True if the window is outside the image, which happens for images of a few pixels."""
         return min(self.size) <= 0
 
 

@@ -12,7 +12,7 @@ EDGE_TOLERANCE = 20
 
 
 def over_iou(predicted_iou: Tensor, threshold: float) -> Tensor:
-    """Return True for predicted IoUs, of any shape, strictly above the threshold; 0 or less passes all."""
+    """Return whether predicted IoUs, of any shape, are strictly above the threshold; 0 or less passes all."""
     if threshold <= 0:
         return torch.ones_like(predicted_iou, dtype=torch.bool)
     return predicted_iou > threshold
@@ -21,8 +21,8 @@ def over_iou(predicted_iou: Tensor, threshold: float) -> Tensor:
 def stability_scores(logits: Tensor, offset: float) -> Tensor:
     """Return the IoU of the masks thresholded at +offset and -offset, (N,) float32 from logits (N, h, w).
 
-    NaN if nothing is above -offset. SAM paper, Appendix B. One mask always contains the other, so their pixel counts
-    are the intersection and the union.
+    It is NaN if nothing is above -offset (SAM paper, Appendix B). One mask always contains the other, so their pixel
+    counts are the intersection and the union.
     """
     inner = torch.count_nonzero(logits > offset, dim=(1, 2))
     outer = torch.count_nonzero(logits > -offset, dim=(1, 2))
@@ -30,14 +30,14 @@ def stability_scores(logits: Tensor, offset: float) -> Tensor:
 
 
 def stable(scores: Tensor, threshold: float) -> Tensor:
-    """Return True, (N,) bool, for scores of at least the threshold, and False for NaN; 0 or less passes all."""
+    """Return whether scores are at least the threshold, (N,) bool, with False for NaN; 0 or less passes all."""
     if threshold <= 0:
         return torch.ones_like(scores, dtype=torch.bool)
     return scores >= threshold
 
 
 def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio: float) -> NDArray[np.bool_]:
-    """Return True, (N,) bool, for masks that cover less than `ratio` of the whole frame; 0 or less passes all.
+    """Return whether masks cover less than `ratio` of the whole frame, (N,) bool; 0 or less passes all.
 
     `areas` (N,) int64 is in pixels of the frame of (height, width). SAM paper, Appendix B.
     """
@@ -48,7 +48,7 @@ def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio:
 
 
 def inside_crop(boxes: NDArray[np.int64], crop_box: Box, frame_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return True, (N,) bool, for boxes (N, 4) that do not touch a side of the crop, except for sides of the image.
+    """Return whether boxes (N, 4) avoid all sides of the crop that aren't sides of the image, (N,) bool.
 
     `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of the frame of (height, width), box ends inclusive, crop ends
     exclusive. Each side is only compared with the same side, as in the reference code.

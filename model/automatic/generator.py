@@ -27,7 +27,7 @@ from segmint.model.sam.predictor import Embedding, Predictor
 __all__ = ["Funnel", "GeneratedMasks", "MaskGenerator", "MaskRecord", "RawMasks", "Report", "Rle"]
 
 Report = Callable[[int, int], object]
-"""Callback with the number of an image's points that are decoded, and their total."""
+"""Callback that receives the number of an image's points decoded so far, and their total."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,7 +58,7 @@ class MaskGenerator:
     def __init__(
         self, predictor: Predictor, settings: MaskSettings | None = None, crops_per_batch: int | None = None
     ) -> None:
-        """Take the model's predictor, and settings that default to `MaskSettings.sa1b()`.
+        """Initialize with a predictor of the model; `settings` defaults to `MaskSettings.sa1b()`.
 
         `crops_per_batch` is the number of an image's crops that are encoded together, 1 to 64. It defaults to 1 on a
         CPU, and to 7 on CUDA if the settings have crops. A GPU with enough memory can take all 21 crops of SA-1B's
@@ -79,7 +79,7 @@ class MaskGenerator:
         self._on_device = None if on_cpu else DeviceCrops(predictor, self.settings)
 
     def generate(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None) -> GeneratedMasks:
-        """Return the masks of one image in its frame: `find` followed by `finish`. Raises what `find` raises."""
+        """Return the masks of one image in its frame: `find` followed by `finish`. Raises the errors of `find`."""
         return self.finish(self.find(image, original))
 
     @torch.inference_mode()

@@ -29,7 +29,7 @@ class Taps:
 
     Attributes:
         first: (P,) int32, the first logit that a pixel uses.
-        weights: (T, P) float32, of that logit and those after it; 0 for logits that a pixel does not use.
+        weights: (T, P) float32, for that logit and those after it; 0 for logits that a pixel does not use.
         starts: (S,) int32, the first pixel that uses the logit or one after it; P for none.
         stops: (S,) int32, the end (exclusive) of the pixels that use the logit or one before it; 0 for none.
     """

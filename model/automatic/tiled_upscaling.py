@@ -67,7 +67,7 @@ class TiledUpscaling:
     def __init__(
         self, embedding: Embedding, image_size: int, low_side: int = 256, operations: MaskOperations | None = None
     ) -> None:
-        """Take the sides of the encoder's input (1024) and of low-resolution masks.
+        """`image_size` and `low_side` are the sides of the encoder's input (1024) and of low-resolution masks.
 
         `operations` defaults to Triton kernels on CUDA if Triton is installed, and to torch operations otherwise.
         """

@@ -66,7 +66,7 @@ class Upscaling(Protocol[Sketch]):
 
 @dataclass(frozen=True)
 class _Window:
-    """Pixels (h, w) bool of a mask, the first one's `corner` (x, y), and the counts above +offset and -offset."""
+    """A mask's pixels (h, w) bool, the `corner` (x, y) of the first one, and the counts above +offset and -offset."""
 
     corner: tuple[int, int]
     pixels: NDArray[np.bool_]
@@ -83,7 +83,7 @@ class BoxedUpscaling:
     """Upscaling for CPUs that computes each mask inside its box only, band by band, and measures masks by drawing."""
 
     def __init__(self, embedding: Embedding, image_size: int, low_side: int = 256) -> None:
-        """Take the sides of the encoder's input (1024) and of low-resolution masks."""
+        """`image_size` and `low_side` are the sides of the encoder's input (1024) and of low-resolution masks."""
         (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
         self._rows = interpolation(low_side, image_size, height, frame_height)
         self._columns = interpolation(low_side, image_size, width, frame_width)

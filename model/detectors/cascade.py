@@ -18,7 +18,7 @@ from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score,
 
 
 class PNetLayers(Protocol):
-    """Layers used of `facenet_pytorch.models.mtcnn.PNet`."""
+    """Layers of `facenet_pytorch.models.mtcnn.PNet` that are used."""
 
     conv1: Any
     prelu1: Any
@@ -95,7 +95,7 @@ Sums = NDArray[Any]  # int32 or float64
 
 
 class Networks(Protocol):
-    """Networks used of `facenet_pytorch.MTCNN`, which take pixels in [-1, 1] and return offsets relative to boxes."""
+    """Networks of `facenet_pytorch.MTCNN`. They take pixels in [-1, 1] and return offsets relative to boxes."""
 
     @property
     def pnet(self) -> PNetLayers:
@@ -111,7 +111,7 @@ class Networks(Protocol):
 
 
 class CascadeDetector:
-    """MTCNN's cascade with shared work, which finds faces from `smallest` pixels in images of any size.
+    """MTCNN's cascade with shared work, which finds faces of at least `smallest` pixels in images of any size.
 
     The pyramid's levels are made from the whole image, without overlapping tiles. P-Net processes a level in strips of
     rows that fit together, so memory hardly grows with the image. R-Net and O-Net process candidates in batches.
@@ -129,7 +129,7 @@ class CascadeDetector:
         thresholds: tuple[float, float] = (0.6, 0.7),
         device: str = "cpu",
     ) -> None:
-        """Take the networks, the `factor` between levels, and P-Net's and R-Net's minimum scores, `thresholds`."""
+        """`factor` is the ratio between levels, and `thresholds` are the minimum scores of P-Net and R-Net."""
         self.name = name
         self.score = score
         self._networks = networks

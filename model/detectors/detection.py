@@ -121,7 +121,7 @@ def overlap_of_smaller(first: Box, second: Box) -> float:
 def merge(ranked: Iterable[Detection], threshold: float = 0.6) -> list[Detection]:
     """Drop each detection whose box shares more than `threshold` of the smaller box with a higher-ranked one.
 
-    The smaller box is the reference because a face that is cut off in the next tile lies inside the whole one.
+    The smaller box is the reference because a face that is cut off in the next tile is inside the whole one.
     """
     kept: list[Detection] = []
     for candidate in ranked:
@@ -231,7 +231,7 @@ class TiledDetector:
         scales: tuple[float, ...] = (1.0, 2.0),
         max_pixels: int = 32_000_000,
     ) -> None:
-        """Take the detector and the `name` of its results; side and overlap are in pixels of the tile as searched."""
+        """`name` is that of the results; `tile_side` and `tile_overlap` are in pixels of the tile as searched."""
         self.name = name
         self.kind: Kind = detector.kind
         self.score = detector.score
@@ -242,7 +242,7 @@ class TiledDetector:
         self._max_pixels = max_pixels
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Find objects in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best first. Raises like `detector`."""
+        """Find objects in `image`, (H, W, 3) uint8 RGB; boxes in its pixels, best first. See `detector` for errors."""
         height, width = image.shape[:2]
         fit = min(1.0, math.sqrt(self._max_pixels / (height * width)))
         find = one_by_one(self._detector.detect)

@@ -125,7 +125,7 @@ class PlateNetworkOnDevice:
     """`PlateNetwork` with the interface of `PlateDetector`'s network; pixels go to the device as uint8."""
 
     def __init__(self, weights: Mapping[str, NDArray[np.float32]], device: str) -> None:
-        """Take `weights` as in `PlateNetwork.load`, and raise its errors."""
+        """Load the network; `weights` and the errors are as in `PlateNetwork.load`."""
         self._device = torch.device(device)
         network = PlateNetwork()
         network.load(weights)

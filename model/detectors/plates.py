@@ -111,7 +111,7 @@ class PlateDetector:
         blob: Blob = host_blob,
         resize: Resize = resized,
     ) -> None:
-        """Take the network; `blob` makes its input from one window, or from several of one size up to `batch_pixels`.
+        """`blob` makes the network's input from one window, or from several of one size up to `batch_pixels`.
 
         `resize` scales the image to each scale.
         """

@@ -41,12 +41,12 @@ def answer(
         own: (W, P), the shared image's queries; before the first block, including positions and bias.
         places: (W, P), queries of the positions plus the bias; without rows before the first block, see `own`.
         prior: (B, N, R), the product of the tokens' keys with the queries of the image's vectors.
-        scale: (B, P) float32, of the image; ones before the first block.
-        coefficients: (B, R, P), of the image; R is 0 before the first block.
+        scale: (B, P) float32, the image's scale; ones before the first block.
+        coefficients: (B, R, P), the image's coefficients; R is 0 before the first block.
         vectors: (B, N + R, C), without their mean: what the tokens add to the image, then the image's own.
         shared: (P, C), the shared image without its mean.
         tokens: T, at most 7.
-        eps: of the norm.
+        eps: the norm's epsilon.
     """
     scales, found = [], []
     for few in _groups(len(queries)):
@@ -80,8 +80,8 @@ def look(
         own: (W, P), the shared image's keys.
         places: (W, P), keys of the positions.
         prior: (B, N, R), the product of the queries with the keys of the image's vectors.
-        scale: (B, P) float32, of the image.
-        coefficients: (B, R, P), of the image.
+        scale: (B, P) float32, the image's scale.
+        coefficients: (B, R, P), the image's coefficients.
         values: (P, W), the shared image's values.
     """
     attended, mixed = [], []
@@ -111,16 +111,16 @@ def draw(
     The logits of a prompt without wanted masks are arbitrary.
 
     Args:
-        scale: (B, P) float32, of the image.
-        coefficients: (B, R, P), of the image.
+        scale: (B, P) float32, the image's scale.
+        coefficients: (B, R, P), the image's coefficients.
         vectors: (B, R, 4K), the image's vectors after the first step of upscaling: 4 pixels of K = 64 channels.
         shared: (P, 4K), the shared image after the same step.
         norm: (2, K), weight and bias of the norm.
-        weight: (K, 4L), of the second step: 4 pixels of L = 32 channels.
-        bias: (4L,).
-        filters: (B, 3, L), of the masks.
+        weight: (K, 4L), the second step's weight: 4 pixels of L = 32 channels.
+        bias: (4L,), the second step's bias.
+        filters: (B, 3, L), the masks' filters.
         wanted: (B, 3) bool.
-        eps: of the norm.
+        eps: the norm's epsilon.
     """
     drawn = []
     side = round(shared.shape[0] ** 0.5)

@@ -96,7 +96,7 @@ def relative_attention(qkv: Tensor, padding: Tensor, rows: Tensor, columns: Tens
         rows: (2 * side - 1, C / heads), the position table of rows.
         columns: (2 * side - 1, C / heads), the position table of columns.
         heads: number of heads; each has 64 or 80 channels.
-        side: of a square, in tokens; if it equals H and W, every token attends to all.
+        side: side of a square in tokens; if it equals H and W, every token attends to all.
 
     It is a torch operator without gradients. Raises ValueError if `supports` is False.
     """

@@ -9,8 +9,8 @@ heads, and normalizes. Between prompts, the positions only differ by those 56 ve
 with a factor s per position, the shared image X (P, C), coefficients D (R, P), and vectors U (R, C). Two facts preserve
 this form without approximation:
 
-1. *Attention adds rows.* A^T V, for weights A (H * T, P) of values V (H * T, C), adds rows to D and U. 2. *Layer norm
-scales them.* Let Y be X, and U each row, without its mean over the C channels. Then y = s Y + D^T U also
+1. *Attention adds rows.* A^T V, for weights A (H * T, P) of values V (H * T, C), adds rows to D and U.
+2. *Layer norm scales them.* Let Y be X, and U each row, without its mean over the C channels. Then y = s Y + D^T U also
    has mean 0, C var(y) = s^2 |Y|^2 + sum of D * (2 s (U Y^T) + (U U^T) D) over the rows, and the layer norm of y is
    (s / std) (Y gamma) + (D / std)^T (U gamma) + 1^T beta, which has one more row.
 

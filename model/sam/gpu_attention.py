@@ -41,9 +41,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: f
 
 
 def relative_attention(x: Tensor, heads: int, side: int) -> Callable[..., Tensor] | None:
-    """Return our kernels for tokens x (B, H, W, C), see `kernels/relative_attention.py`, or None if they do not apply.
+    """Return our kernels for tokens x (B, H, W, C), or None if `kernels/relative_attention.py` doesn't support them.
 
-    They do not support gradients.
+    The kernels have no gradients.
     """
     if x.device.type != "cuda" or torch.is_grad_enabled() or attention_kernels(x.dtype) != "triton":
         return None
@@ -53,7 +53,7 @@ def relative_attention(x: Tensor, heads: int, side: int) -> Callable[..., Tensor
 
 
 def _kernels() -> Any:
-    """Return the module of kernels, whose import loads Triton, so it is only called on a GPU."""
+    """Return the module of kernels. Its import loads Triton, so this is only called on a GPU."""
     from segmint.model.kernels import relative_attention as kernels
 
     return kernels

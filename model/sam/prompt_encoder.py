@@ -136,7 +136,7 @@ class PositionalEncoding(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Apply a move or cast of the model to the frequencies' device, but not to their dtype."""
+        """Apply `fn`, which moves or casts the model, to the frequencies' device but not to their dtype."""
         before = self.positional_encoding_gaussian_matrix
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         after = self.positional_encoding_gaussian_matrix

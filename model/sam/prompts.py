@@ -49,8 +49,8 @@ def check_prompts(points: Array | None, labels: Array | None, boxes: Array | Non
     A single prompt may omit the batch dimension: points (N, 2) with labels (N,), a box (4,), a mask (1, 256, 256) or
     (256, 256).
 
-    Raises ValueError, with the argument and the found and expected values, if there is no prompt, for points without
-    labels or vice versa, invalid shapes, different batch sizes, labels other than 1, 0, and -1, and nonfinite numbers.
+    Raises ValueError, with the argument and the found and expected values, if there is no prompt, or if points lack
+    labels or vice versa. It also does for invalid shapes or labels, different batch sizes, and nonfinite numbers.
     """
     if points is None and boxes is None and masks is None and labels is None:
         raise ValueError("no prompt: expected points with labels, boxes, masks, or a combination")

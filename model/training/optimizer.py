@@ -60,7 +60,7 @@ def build_optimizer(sam: Sam, recipe: Recipe) -> tuple[torch.optim.AdamW, Schedu
 
 
 def _rates(sam: Sam, recipe: Recipe) -> dict[int, float]:
-    """Return the learning rates of the trained weights by the weights' `id`."""
+    """Return the learning rates of the trained weights, keyed by the weights' `id`."""
     rates = {id(weight): recipe.learning_rate for part in recipe.parts for weight in _part(sam, part).parameters()}
     encoder = sam.image_encoder
     if "image_encoder" in recipe.parts:

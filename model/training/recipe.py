@@ -22,7 +22,7 @@ class Recipe:
 
     Attributes:
         parts: the parts to train; the others are frozen.
-        learning_rate: of the prompt encoder, the decoder, and the image encoder's neck, after warm-up.
+        learning_rate: rate after warm-up for the prompt encoder, the decoder, and the image encoder's neck.
         steps: length of training.
         warmup_steps: steps over which the rate increases linearly; 0 for none.
         decay_steps: steps from which the rate is divided by ten again, ascending.

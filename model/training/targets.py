@@ -49,7 +49,7 @@ def target_boxes(targets: Tensor) -> Tensor:
     """
     scale = IMAGE_SIZE // targets.shape[-1]
     sides = []
-    for axis in (1, 2):  # any of its rows gives the extent in x, any of its columns in y
+    for axis in (1, 2):  # `any` over the rows gives the extent in x, over the columns that in y
         present = targets.any(dim=axis).to(torch.int8)
         first = present.argmax(dim=1)
         last = targets.shape[-1] - 1 - present.flip(1).argmax(dim=1)

@@ -27,7 +27,7 @@ from segmint.operators.annotations.image import (
 _CONVERTER = "Label Studio Converter"
 
 LONGEST_OUTLINE = 1_000_000
-"""Maximum steps along a mask's polygons: pycocotools follows edges pixel by pixel, using about 80 bytes per pixel."""
+"""Maximum steps along a mask's polygons. pycocotools follows edges pixel by pixel, at about 80 bytes per pixel."""
 
 
 def parse_coco(data: bytes, name: str) -> Mapping[str, Any]:

@@ -27,7 +27,7 @@ JSON = ".json"
 class AnnotationFolder:
     """A folder of SA-1B's JSON files and label maps; other files are ignored.
 
-    After all images were read, `sha256` is the hash of the names and bytes of the files read, and `files` their number.
+    After all images have been read, `sha256` is the hash of the files' names and bytes, and `files` is their number.
     """
 
     def __init__(self, folder: Location, size_of: Callable[[str], Size | None] = lambda name: None) -> None:

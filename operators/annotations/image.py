@@ -61,11 +61,11 @@ class AnnotatedMask:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """Masks of one image. `name` is its file name as written, `id` the number that its file assigns to it.
+    """Masks of one image. `name` is its file name as written, and `id` is its number in the file.
 
     `size` is None if neither the file nor a mask specifies it. `unreadable` has a line for each skipped mask, and
     `unreadable_ids` lists their ids, if any. `other` is the size in the file if `size` comes from elsewhere. `saved` is
-    the time of saving, in seconds since 1970, if given; of several for one image, the latest counts.
+    the time of saving, in seconds since 1970, if given; the latest result for an image counts.
     """
 
     name: str

@@ -21,7 +21,7 @@ ENDINGS = (".png", ".tif", ".tiff", ".npy")
 BACKGROUND = 0
 
 MOST_NUMBERS = 65_536
-"""Maximum number of different numbers in a label map, each of which is a mask: the range of 16 bits."""
+"""Maximum number of distinct values in a label map, each of which is a mask: the range of 16 bits."""
 
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 """Pillow modes with one whole number per pixel; for a palette, these are its indices."""
@@ -33,7 +33,7 @@ class UnreadableMapError(ValueError):
 
 @dataclass(frozen=True)
 class PairedFiles:
-    """Images and label maps paired by stem, in order of the images, and those without a unique partner."""
+    """Images and label maps paired by stem, in the images' order, and the files without a unique partner."""
 
     pairs: list[tuple[str, str]]
     images_alone: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class PairedFiles:
 
 
 def read_label_map(data: bytes, name: str, size: Size | None = None) -> NDArray[np.int64]:
-    """Decode a label map, (H, W) int64, from PNG, TIFF, or NumPy's format, by the ending of its `name`.
+    """Decode a label map, (H, W) int64, from PNG, TIFF, or NumPy's format, depending on the ending of its `name`.
 
     `size` is its image's (height, width), if known. Raises `UnreadableMapError` for another ending, a damaged file,
     colors, fractions, or several pages, and, before anything is decoded, for a size that differs from the image's or

@@ -83,12 +83,13 @@ def read_tasks(
 ) -> Iterator[TaskAnnotation]:
     """Yield the annotations of tasks.
 
-    The latest annotation of a task that was not canceled counts; tasks without one are skipped. JSON_MIN has one record
-    per annotation, so each is yielded with its time, by which the caller can find the latest. `size_of` returns the
-    (height, width) of an image by its name, if known; masks of other sizes are then not even decoded. The name is the
-    image's path or URL; a mask's id is its region's, if that is a number. Results that are not objects or have no shape
-    are ignored; a task without an image gets a name that identifies it. An image that was exported in parts, with
-    `PART_KEY` in its tasks, is yielded last, as one; a part without an annotation is listed as unreadable. Raises
+    A task's latest annotation that was not canceled counts; tasks without one are skipped. JSON_MIN has one record per
+    annotation, so each is yielded with its time, by which the caller can find the latest. `size_of` returns the
+    (height, width) of an image by its name, if known. Masks of other sizes are not even decoded.
+
+    The name is the image's path or URL, or identifies the task if it has no image. A mask's id is its region's, if that
+    is a number. Results that are not objects or have no shape are ignored. An image that was exported in parts, with
+    `PART_KEY` in its tasks, is yielded last, as one. A part without an annotation is listed as unreadable. Raises
     `KeyError` or `TypeError` if these are not tasks.
     """
     parts: dict[str, _TaskParts] = {}
@@ -143,7 +144,7 @@ def iter_tasks(stream: ByteStream) -> Iterator[Any]:
 
 
 def answers_of(task: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
-    """Return the regions of each annotation of a task that was not canceled, the latest annotation first."""
+    """Return the regions of each of a task's annotations that was not canceled, latest annotation first."""
     return [regions for _, regions in _sorted(task)]
 
 

@@ -13,7 +13,7 @@ LEAST_IOU = 0.1
 
 
 def best_matches(rows: Rles, columns: Rles) -> list[tuple[int, int, float]]:
-    """Return pairs of positions with their IoU, best first, none used twice, none under `LEAST_IOU`."""
+    """Return pairs of positions with their IoU, best first; none is used twice, and no IoU is under `LEAST_IOU`."""
     matrix = iou(rows, columns)
     candidates = sorted(
         (-float(matrix[row][column]), row, column)
@@ -33,5 +33,5 @@ def best_matches(rows: Rles, columns: Rles) -> list[tuple[int, int, float]]:
 
 
 def iou(rows: Rles, columns: Rles) -> Any:
-    """Return the intersection over union of all pairs, (rows, columns) float64; empty if either is."""
+    """Return the intersection over union of all pairs, (rows, columns) float64; empty if either input is empty."""
     return coco.iou(list(rows), list(columns), [0] * len(columns))

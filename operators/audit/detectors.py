@@ -20,7 +20,7 @@ from segmint.operators.prepare.deidentify import (
 )
 
 _KINDS: dict[str, tuple[Kind, str]] = {"face": ("face", FacesConfig.bundled), "plate": ("plate", PlatesConfig.bundled)}
-"""Kind and bundled detector by name of the kind."""
+"""Kind and bundled detector, keyed by the kind's name."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ class DetectorSpec:
 
 
 def distinct_names(given: tuple[DetectorSpec, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:
-    """Return a unique name within its kind for each detector; `taken` are kinds and names of the build's detectors.
+    """Return a name for each detector that is unique within its kind.
 
-    If a detector uses the build's weights or a file of the same name, its name gets a suffix because it differs by its
-    tiles. Raises `UsageError` if two detectors share a name.
+    `taken` are the kinds and names of the build's detectors. A detector that shares a name with one of them gets a
+    suffix, because it also searches tiles. Raises `UsageError` if two detectors share a name.
     """
     names = tuple(f"{each.name} on tiles" if (each.kind, each.name) in taken else each.name for each in given)
     known: dict[tuple[str, str], DetectorSpec] = {}

@@ -49,7 +49,7 @@ class IsolatedDetector:
     ) -> None:
         """Start the child and load the file; raises `NotLoadedError`.
 
-        `score`: the minimum that counts (default: that of `TorchScriptDetector`); `timeout_s`: for one search.
+        `score` is the minimum that counts (default: that of `TorchScriptDetector`), and `timeout_s` is for one search.
         """
         self.kind: Kind = kind
         self.name = path.name
@@ -77,7 +77,7 @@ class IsolatedDetector:
         return found
 
     def try_out(self) -> None:
-        """Search a blank image; raises like `detect`."""
+        """Search a blank image. Raises the errors of `detect`."""
         self.detect(np.zeros((_TRIED_SIDE, _TRIED_SIDE, 3), np.uint8))
 
     def close(self) -> None:

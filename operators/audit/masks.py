@@ -154,7 +154,7 @@ def _numbers(value: Any, count: int) -> Numbers | None:
 
 
 def _inside(box: Numbers, size: tuple[int, int]) -> bool:
-    """Return whether a box [x, y, width, height] lies in an image of (height, width)."""
+    """Return whether a box [x, y, width, height] is inside an image of (height, width)."""
     x, y, width, height = box
     return x >= 0 and y >= 0 and x + width <= size[1] and y + height <= size[0]
 

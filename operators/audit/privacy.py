@@ -29,7 +29,7 @@ mosaic for a face slightly larger than the region.
 ROUGHNESS = 4.0
 """Maximum gray-level difference (RMS) of pixels from the mosaic that fits them best, allowing for JPEG errors."""
 SAME_IOU = 0.3
-"""Minimum IoU at which two detectors' boxes are one region: some box a face from brow to chin, some with its hair."""
+"""Minimum IoU at which two detectors' boxes count as one region. A face's box may or may not include the hair."""
 
 _GRID = 48  # maximum sampled pixels per side of a detection
 _CONTEXT_CELLS = 8
@@ -46,7 +46,7 @@ Pixels = NDArray[np.uint8]
 class RemainingDetection(DetectedRegion):
     """A detection in a released image; its box covers everything that would be redacted for it.
 
-    `redacted` is true if it lies in a redacted region. After `merge_found`, `found_by` lists all detectors that found
+    `redacted` is true if it is inside a redacted region. After `merge_found`, `found_by` lists all detectors that found
     it, and `missed_by` those of its kind that searched the image without finding it.
     """
 
@@ -82,8 +82,8 @@ def search_release(row: Row, image: Pixels, detectors: Sequence[Detector]) -> li
 def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector]) -> list[RemainingDetection]:
     """Merge detections of several detectors at the same place of one image; redacted ones are not compared.
 
-    Detections of one kind are merged if their boxes overlap with an IoU of at least `SAME_IOU`. The result has the
-    first one's detector and score, and the box around all. `searched` are the detectors that searched the image.
+    Detections of one kind are merged if their boxes overlap with an IoU of at least `SAME_IOU`. The merged detection
+    has the first one's detector and score, and a box around all. `searched` are the detectors that searched the image.
     """
     merged: list[list[RemainingDetection]] = []
     for each in found:
@@ -180,7 +180,7 @@ class _Region:
         return cls(*box, band_x * across, band_y * down, *cells)
 
     def holds(self, x: Floats, y: Floats) -> Bools:
-        """Return whether each position lies inside the region but not in its band."""
+        """Return whether each position is inside the region but not in its band."""
         right, bottom = self.x + self.w - self.band_x, self.y + self.h - self.band_y
         return (x >= self.x + self.band_x) & (x <= right) & (y >= self.y + self.band_y) & (y <= bottom)
 
@@ -188,7 +188,7 @@ class _Region:
         """Return how far the pixels at (x, y) deviate from this region's best-fitting mosaic, in gray levels (RMS).
 
         The mosaic is linear between the centers of its cells, so the best-fitting cell values solve a least-squares
-        problem. Infinite if there are too few pixels to tell.
+        problem. The result is infinite if there are too few pixels.
         """
         across = _hats((x - self.x) / self.w * self.columns - 0.5, self.columns)
         down = _hats((y - self.y) / self.h * self.rows - 0.5, self.rows)

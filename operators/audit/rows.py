@@ -35,7 +35,7 @@ class ShardTables:
 
 
 def audit_counts(tables: ShardTables, counts: Mapping[str, int]) -> Iterator[Finding]:
-    """Yield findings if the tables' row counts, and rejected rows by reason, differ from the commit's."""
+    """Yield findings if the counts of rows, or of rejected rows by reason, differ between the tables and the commit."""
     for kind, key in (("images", "images"), ("masks", "masks"), ("rejects", "rejected")):
         rows = getattr(tables, kind).num_rows
         if rows != counts[key]:
@@ -167,7 +167,7 @@ def audit_rejects(rejects: Sequence[Row], place: FindingLocation) -> Iterator[Fi
 def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: RemovedNames) -> Iterator[Finding]:
     """Yield findings if more than a verdict remains of `taken` ordinals, or if an image has a removed source.
 
-    `names` are those in all tombstones of the dataset, because the same bytes may occur in another row.
+    `names` contains the names from all tombstones of the dataset, because the same bytes may occur in another row.
     """
     for row in tables.images.select(["ordinal", "id", "uri", "source_sha256"]).to_pylist():
         if row["ordinal"] not in taken and names.names_source(row["uri"], row["source_sha256"]):
@@ -186,7 +186,7 @@ def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: RemovedN
 
 
 def audit_catalog_names(catalog: Mapping[int, Row], names: RemovedNames, place: FindingLocation) -> Iterator[Finding]:
-    """Yield findings for rows of the catalog, by ordinal, whose SHA-256 a tombstone names."""
+    """Yield findings for rows of the catalog, keyed by ordinal, whose SHA-256 is in a tombstone."""
     for row in catalog.values():
         if row["sha256"] in names.sha256:
             expected = "no SHA-256 that a tombstone names"
@@ -194,7 +194,7 @@ def audit_catalog_names(catalog: Mapping[int, Row], names: RemovedNames, place: 
 
 
 def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Iterator[Finding]:
-    """Yield findings if rows differ from the catalog's rows, given by ordinal.
+    """Yield findings if rows differ from those of the catalog, which are keyed by ordinal.
 
     Two accepted images never share an `image_id`: the catalog marks all but the first, and those are rejected.
     """

@@ -181,7 +181,7 @@ def _scores_hold(columns: MaskColumns, limits: MaskLimits | None) -> Bools:
 
 
 def _frames_hold(columns: MaskColumns, sizes: Ints) -> Bools:
-    """Return whether crops and boxes lie in their images and points in their crops; NaN lies in nothing."""
+    """Return whether crops and boxes are inside their images and points inside their crops; False for any NaN."""
     crop = columns.crop_box
     points = np.diff(columns.points_ends, prepend=0)
     hold: Bools = ((points > 0) | columns.without_points) & (crop[:, 2:] > 0).all(axis=1)
@@ -194,13 +194,13 @@ def _frames_hold(columns: MaskColumns, sizes: Ints) -> Bools:
 
 
 def _inside(boxes: Floats, sizes: Ints) -> Bools:
-    """Return whether boxes [x, y, width, height] lie in images of [height, width]."""
+    """Return whether boxes [x, y, width, height] are inside images of [height, width]."""
     inside = (boxes[:, :2] >= 0) & (boxes[:, :2] + boxes[:, 2:] <= sizes[:, ::-1])
     return np.asarray(inside.all(axis=1), bool)
 
 
 def _parts(ends: Ints) -> Iterator[slice]:
-    """Yield slices of masks with about `_TEXT_AT_ONCE` bytes of run lengths or one larger mask; `ends`: end of each."""
+    """Yield slices of about `_TEXT_AT_ONCE` bytes of run lengths, or of one larger mask; `ends` are the masks' ends."""
     start = done = 0
     while start < len(ends):
         stop = max(start + 1, int(np.searchsorted(ends, done + _TEXT_AT_ONCE, side="right")))
@@ -214,7 +214,7 @@ def _codes_hold(columns: MaskColumns, part: slice, sizes: Ints) -> Bools:
     ends = columns.counts_ends[part] - begin
     counts, count_ends, _ = decompress_many(columns.counts[begin : begin + int(ends[-1])], ends)
     starts = np.concatenate(([0], count_ends[:-1]))
-    some = count_ends > starts  # nothing can be read of a damaged one
+    some = count_ends > starts  # a damaged mask has no run lengths
     hold = some.copy()
     hold[some] = np.add.reduceat(counts, starts[some]) == np.prod(sizes[some], axis=1) if some.any() else False
     # The sum of runs longer than the image may wrap around to the right total.

@@ -21,7 +21,7 @@ _BITS = 64
 
 
 def perceptual_hash(jpeg: bytes) -> int:
-    """Return an image's 64-bit perceptual hash (pHash, by discrete cosine transform), from decoding at reduced scale.
+    """Decode an image at reduced scale, and return its 64-bit perceptual hash (pHash, a discrete cosine transform).
 
     Raises ValueError if the image does not decode to its end.
     """

@@ -41,7 +41,7 @@ _THREADS = 16
 
 
 def audit_submissions(dataset: Location, rows: Sequence[range], taken: Collection[int]) -> Iterator[Finding]:
-    """Yield findings in `annotations/`: submissions that are unreadable or of no image, and files of `taken` images.
+    """Yield findings in `annotations/`: unreadable submissions, those for unknown images, and files of `taken` images.
 
     `rows` are the spans of the dataset's ordinals.
     """
@@ -112,7 +112,7 @@ def audit_merged_submission(
 
 
 def _of_image(row: Row, submissions: Sequence[Submission], *, whole: bool) -> tuple[Row, Row]:
-    """Return expected and actual annotation columns of an image's row; `whole`: no submission is missing."""
+    """Return expected and actual annotation columns of an image's row. `whole` means that no submission is missing."""
     submission = submissions[-1]
     expected: Row = {"sha256": submission.sha256, "annotator": submission.annotator, "stage": submission.stage}
     found: Row = {"sha256": row["submission"]["sha256"], "annotator": row["annotator"], "stage": row["stage"]}
@@ -131,7 +131,7 @@ def _of_image(row: Row, submissions: Sequence[Submission], *, whole: bool) -> tu
 def _audit_masks(
     row: Row, masks: Sequence[Row], submissions: Sequence[Submission], place: FindingLocation
 ) -> Iterator[Finding]:
-    """Yield findings for masks that the last submission has but the image lacks, that it removed, or that differ."""
+    """Yield findings for masks that differ from the last submission, are missing, or should have been removed."""
     submission, where = submissions[-1], f"id {row['id']}"
     here = {mask["annotation_id"]: _counts(mask) for mask in masks}
     there = frozenset(here.values())
@@ -215,7 +215,7 @@ def audit_ratings(tables: DatasetTables, taken: Collection[int]) -> Iterator[Fin
 
 
 def _masks_of(tables: DatasetTables, images: Sequence[int]) -> tuple[dict[int, int], dict[int, str]]:
-    """Return the next mask number by image and the run lengths by annotation id, for these images."""
+    """Return the next mask number keyed by image, and the run lengths keyed by annotation id, of these images."""
     among = ", ".join(str(image) for image in images)
     rows = tables.query(f"SELECT id, next_mask AS next FROM images WHERE id IN ({among})").to_pylist()
     masks = tables.query(

@@ -90,7 +90,7 @@ def _members(archive: TarReader) -> Iterator[tuple[str, bytes]]:
 
 
 def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: FindingLocation) -> Iterator[Finding]:
-    """Yield findings unless an image's JSON is, byte for byte, the one that its image and mask rows give."""
+    """Yield a finding unless an image's JSON is byte for byte the one that its image and mask rows produce."""
     name = annotation_name(row["id"])
     try:
         expected = annotations_json(row["id"], image_name(row["id"]), (row["height"], row["width"]), masks)

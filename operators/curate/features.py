@@ -151,7 +151,7 @@ class InspectImages:
             return {**row, **_NOTHING, "unread": str(verdict.reason), "opt_out": verdict.opt_out}
         except RejectedError as verdict:
             return {**row, **_NOTHING, "unread": str(verdict.reason)}
-        except Exception as error:  # noqa: BLE001 - a fault costs its own part, not the others
+        except Exception as error:  # noqa: BLE001 - a fault affects only its own part
             return faulted(row, "curate", error)
 
     def _look(self, row: Row, again: bool, data: bytes) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class InspectImages:
         }
 
     def _opt_out(self, data: bytes) -> str | None:
-        """Return how the metadata of an image on which a child died forbids training, read in another child."""
+        """Return how an image's metadata forbids training, read in a new child after one died on the image."""
         if not self._task.config.opt_outs:
             return None
         try:

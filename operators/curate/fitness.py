@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 SIDE = 512
-"""Shorter side, in pixels, of the image that is measured; a smaller image is measured as it is."""
+"""Shorter side, in pixels, of the image that is measured; a smaller image is not enlarged."""
 
 MOST_PIXELS = 16 * SIDE * SIDE
 """Maximum pixels of the image that is measured; over an aspect ratio of 16, the shorter side falls below `SIDE`."""
@@ -30,11 +30,11 @@ MEASURES = {
     "flat": "share of pixels that equal the ones to their right and below",
     "colors": f"colors that occur, of {_LEVELS}³",
 }
-"""Measures by name, with descriptions."""
+"""Descriptions of the measures, keyed by name."""
 
 
 def at_scale(image: Pixels) -> Pixels:
-    """Return an image, (H, W, 3) uint8 RGB, with its shorter side reduced to `SIDE`; a smaller one stays as it is.
+    """Return an image, (H, W, 3) uint8 RGB, with its shorter side reduced to `SIDE`; a smaller one is not enlarged.
 
     Either is reduced further if it has more than `MOST_PIXELS`.
     """

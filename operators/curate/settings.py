@@ -87,5 +87,5 @@ class CurateConfig(_CurateModel):
         return self
 
     def limits(self) -> dict[str, tuple[float | None, float | None]]:
-        """Return the minimum and maximum of each measure and scorer, by name."""
+        """Return the minimum and maximum of each measure and scorer, keyed by name."""
         return {**self.fitness.limits(), **{each.name: (each.min, each.max) for each in self.scorers}}

@@ -120,7 +120,7 @@ def _marked(edges: Edges, chosen: NDArray[np.int64]) -> Edges:
 
 
 def _removable() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return whether each half of a thinning pass removes a pixel, by the code of its neighbors, (256,) twice."""
+    """Return whether each half of a thinning pass removes a pixel, for each code of its neighbors, (256,) twice."""
     codes = np.arange(256)
     x = [(codes >> bit & 1).astype(bool) for bit in range(8)]  # Guo and Hall's x1 to x8, from 0
     around = [x[index % 8] for index in range(9)]

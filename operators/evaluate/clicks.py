@@ -36,7 +36,7 @@ def deepest_pixel(region: Bools, without: Sequence[Click] = ()) -> DeepestPixel 
     """Return the pixel farthest from the region's boundary; ties go to the topmost, then leftmost.
 
     The distance is Euclidean, to the nearest pixel outside the region; pixels outside the image count as outside.
-    Pixels in `without` are not returned but belong to the region. None if no pixel remains.
+    Pixels in `without` are not returned but belong to the region. Returns None if no pixel remains.
     """
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     if not rows.size:
@@ -79,7 +79,7 @@ def next_click(predicted: Bools, truth: Bools, before: Sequence[Click]) -> Click
     """Return the next click: the pixel deepest inside the missing region or the surplus region of a prediction.
 
     The click goes to the region with the greater depth, or to the surplus one if both are equal; pixels clicked
-    `before` are excluded. None if there is no error to click on.
+    `before` are excluded. Returns None if there is no error to click on.
     """
     missing = deepest_pixel(truth & ~predicted, before)
     too_much = deepest_pixel(predicted & ~truth, before)

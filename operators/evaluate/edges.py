@@ -62,7 +62,7 @@ def thresholds(count: int = THRESHOLDS) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class EdgeCounts:
-    """Edge pixels of an image at each threshold, (K,) int64 each.
+    """Numbers of an image's edge pixels at each threshold, (K,) int64 each.
 
     Attributes:
         found_matched: found pixels that match a true edge of at least one annotator.
@@ -259,7 +259,7 @@ def at_best_thresholds(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def scores_of_sums(sums: Curve, at_best: Curve, cuts: Curve) -> EdgeScores:
-    """Compute the scores from sums over images: of their counts, (4, K), and of those at their best thresholds, (4,).
+    """Compute the scores from sums of the images' counts, (4, K), and of their counts at their best thresholds, (4,).
 
     The counts are in the order of `EdgeCounts`.
     """

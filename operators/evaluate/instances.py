@@ -29,8 +29,8 @@ def segment_boxes(
 ) -> list[BoxMask]:
     """Return the mask of each box, (N, 4) as x0, y0, x1, y1 in pixels of the embedding's frame.
 
-    Uses the mask with the highest predicted IoU of the three for a box. With `refine`, its logits and the box are a
-    second prompt, as in the paper, with a single mask as the result, as for several prompts in training.
+    Of the three masks for a box, uses the one with the highest predicted IoU. With `refine`, its logits and the box are
+    a second prompt, as in the paper, which results in a single mask, like several prompts in training.
     """
     found: list[BoxMask] = []
     for start in range(0, len(boxes), _AT_ONCE):

@@ -74,7 +74,7 @@ def click_masks(
 
 
 def no_answer(truth: CocoRle, settings: PointsSettings) -> MaskScores:
-    """Return the scores of weights without a prediction for a mask: 0, and no click."""
+    """Return the scores of a mask for which the weights predict nothing: all 0, without a click."""
     height, width = truth["size"]
     blank = np.zeros((height, width), np.uint8, order="F")
     empty: CocoRle = {"size": [height, width], "counts": coco.encode(blank)["counts"]}

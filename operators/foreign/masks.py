@@ -99,7 +99,7 @@ _KEPT = frozenset({"segmentation", "bbox", "area", *_SCORES, "crop_box", "point_
 
 
 def _row(annotation: Mapping[str, Any]) -> tuple[Row, str]:
-    """Return an annotation as a row, and why its mask cannot be read, or an empty string."""
+    """Return an annotation as a row, and the reason why its mask cannot be read, or an empty string."""
     segmentation = annotation.get("segmentation")
     if not isinstance(segmentation, dict):
         return {}, "polygons" if isinstance(segmentation, list) else "none"

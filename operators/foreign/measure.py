@@ -46,7 +46,7 @@ class MeasuredShard:
 
 
 class _ForeignFile(NamedTuple):
-    """A JPEG or JSON and how to read its bytes; `open` leaves a tar open."""
+    """A JPEG or JSON, and how to read its bytes. `open` doesn't close a tar that contains it."""
 
     stem: str
     kind: str
@@ -64,7 +64,7 @@ class _ForeignFile(NamedTuple):
 
 @dataclass
 class _ImageState:
-    """Known facts about the image of a name so far."""
+    """Facts known so far about the image with a certain name."""
 
     jpeg: _ForeignFile | None = None
     jpeg_size: tuple[int, int] | None = None  # (height, width)
@@ -78,7 +78,7 @@ class _ImageState:
 def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> MeasuredShard:
     """Measure a shard, and write its tables into `folder`.
 
-    Memory holds a few images' masks, a row group, and the names of images whose JPEG or JSON has not come yet.
+    Keeps in memory a few images' masks, a row group, and the names of images whose JPEG or JSON hasn't come yet.
     """
     measured = MeasuredShard(shard.shard)
     with ExitStack() as stack:

@@ -211,7 +211,7 @@ class _XmpValues:
 
 
 def _field(name: str) -> str | None:
-    """Return the field of a property, by its namespace and local name.
+    """Return the field for a property with this namespace and local name.
 
     Writers spell both namespaces in several ways, such as with another case or with a trailing slash or hash sign.
     """

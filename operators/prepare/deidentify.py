@@ -124,13 +124,13 @@ class DeidentifyConfig(BaseModel):
 
     @property
     def detectors(self) -> dict[str, str]:
-        """Requested detectors by kind (`faces`, `plates`), as the configuration names them."""
+        """Names of the requested detectors in the configuration, keyed by kind (`faces`, `plates`)."""
         named = {"faces": self.faces.detector, "plates": self.plates.detector}
         return {kind: name for kind, name in named.items() if name != NO_DETECTOR}
 
     @property
     def packages(self) -> frozenset[str]:
-        """Packages that the bundled detectors among `detectors` need, by their names on PyPI."""
+        """PyPI names of the packages that the bundled detectors among `detectors` need."""
         plates = "onnxruntime" if self.device == "cpu" else "protobuf"
         needed = {FacesConfig.bundled: {"facenet-pytorch", "torchvision"}, PlatesConfig.bundled: {plates}}
         return frozenset[str]().union(*(needed.get(name, ()) for name in self.detectors.values()))
@@ -146,7 +146,7 @@ class DeidentifyConfig(BaseModel):
 
     @property
     def detector_files(self) -> dict[str, str]:
-        """The entries of `detectors` that are files, by path or URI."""
+        """The entries of `detectors` that are files, each as a path or URI."""
         return {kind: name for kind, name in self.detectors.items() if is_detector_file(name)}
 
 
@@ -171,7 +171,7 @@ class Region:
     source: str
 
     def scaled(self, before: tuple[int, int], after: tuple[int, int]) -> "Region":
-        """Return the region, still covering the same content, after resizing the image; sizes are (width, height)."""
+        """Scale the region with its image, so that it covers the same content; sizes are (width, height)."""
         (left, right), (top, bottom) = (
             (start * to // size, -(-(start + length) * to // size))
             for start, length, size, to in zip((self.x, self.y), (self.w, self.h), before, after, strict=True)

@@ -233,7 +233,7 @@ def _run(settings: DetectorSettings, address: str, sender: Connection) -> None:
     try:
         detectors = _build(settings)
         listener = listen(address, _BACKLOG)
-    except Exception as error:  # noqa: BLE001 - the process that waits for this one says it
+    except Exception as error:  # noqa: BLE001 - the process that waits for this one reports it
         sender.send(str(error) or type(error).__name__)
         return
     sender.send(None)

@@ -39,8 +39,8 @@ _FAR = 1 << 20  # pixels; OpenCV draws with 32 bits, and a detector file may ret
 class ImagePatch:
     """A part of an image: the pixels of `mask` (h, w) bool in the window whose top left corner is (x, y).
 
-    `weight`, (h, w) uint16 in 256ths, is the mosaic's weight: 256 in the mask, less in the band around it, 0 elsewhere;
-    None if there is no band. The window is the tightest one around mask and band, and lies inside the image.
+    `weight`, (h, w) uint16 in 256ths, is the mosaic's weight: 256 in the mask, less in the band, and 0 elsewhere.
+    It is None if there is no band. The window is the tightest one around mask and band, and is inside the image.
     """
 
     x: int
@@ -72,7 +72,7 @@ def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> 
     """Return the ellipse around `box` (x0, y0, x1, y1), `FACE_EXPANSION` times its size, clipped to `shape` (h, w).
 
     The box is rounded to whole pixels first, so that a detector's last bits don't move the border. `band` is the width
-    of the band around the ellipse as a share of its half axes. None if the ellipse lies outside the image.
+    of the band around the ellipse as a share of its half axes. Returns None if the ellipse is outside the image.
     """
     x0, y0, x1, y1 = (round(v) for v in box)
     center_x, center_y = (x0 + x1) / 2, (y0 + y1) / 2
@@ -111,7 +111,7 @@ def polygon(
     """Return the convex hull of `points` (x, y), grown on every side by `margin` times its shorter side, clipped.
 
     Points are first rounded to whole pixels and clamped to a range larger than any image. `band` is the width of the
-    band around the hull as a share of its growth. None if the hull lies outside the image of `shape` (h, w).
+    band around the hull as a share of its growth. None if the hull is outside the image of `shape` (h, w).
     """
     corners = np.array([[round(min(max(v, -_FAR), _FAR)) for v in point] for point in points], np.int32)
     (_, sides, _) = cv2.minAreaRect(corners)
@@ -151,7 +151,7 @@ def _outside(hull: Floats, x: NDArray[np.int64], y: NDArray[np.int64]) -> Floats
 
 
 def rectangle(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -> ImagePatch | None:
-    """Return the rectangle clipped to the image of `shape` (h, w); None if it lies outside."""
+    """Return the rectangle clipped to the image of `shape` (h, w); None if it is outside."""
     left, top = max(x, 0), max(y, 0)
     right, bottom = min(x + width, shape[1]), min(y + height, shape[0])
     if left >= right or top >= bottom:

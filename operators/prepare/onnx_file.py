@@ -47,7 +47,7 @@ def onnx_network(path: Path, threads: int | None) -> Network:
 
 
 def read_weights(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Return the float32 arrays that an ONNX file stores inline, by name.
+    """Return the float32 arrays that an ONNX file stores inline, keyed by name.
 
     Raises `ValueError` if the file is not ONNX.
     """

@@ -266,7 +266,7 @@ class Prepare:
             return rejected(row, "read", verdict)
         except DetectorsGoneError:
             raise  # no more rows can be processed here
-        except Exception as error:  # noqa: BLE001 - a fault costs its own shard, not the other rows
+        except Exception as error:  # noqa: BLE001 - a fault affects only its own shard
             return faulted(row, "prepare", error)
         return {**row, "source_sha256": digest, **_columns(prepared)}
 

@@ -58,9 +58,9 @@ class ImageReader:
         raise RejectedError(Reason.UNREADABLE_OBJECT, "reading it fails again and again, while its store answers")
 
     def use(self, row: Row, function: Callable[[bytes], T], refusal: type[RejectedError] = RejectedError) -> T:
-        """Return `function` of the object's bytes; reread them before accepting a `refusal` from it.
+        """Return `function(data)` for the object's bytes; reread the object before accepting a `refusal`.
 
-        Raises what `read` raises, and `StorageFaultError` if `MOST_READS` reads all return different bytes.
+        Raises the errors of `read`, and `StorageFaultError` if all `MOST_READS` reads return different bytes.
         """
         data = self.read(row)
         for _ in range(MOST_READS - 1):
@@ -76,9 +76,9 @@ class ImageReader:
         raise StorageFaultError(f"reading {row['uri']} returns different bytes each time")
 
     def is_sure_of(self, data: bytes, row: Row) -> bool:
-        """Return whether the bytes are certain: read from a local file, or matching the catalog's hash.
+        """Return whether the bytes are certain: they were read from a local file or match the catalog's hash.
 
-        A response that a store or cache truncates, with a matching Content-Length, looks like a whole object.
+        A response that a store or cache truncated looks like a whole object if its Content-Length matches.
         """
         if scheme(relative_to(self._catalog_uri, row["uri"])) == LOCAL:
             return True

@@ -71,8 +71,8 @@ def released_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 def original_size(width: int, height: int, released: tuple[int, int], crops: CropLayers) -> tuple[int, int] | None:
     """Return the width and height of the original that crops are cut from, the smallest that the last layer needs.
 
-    None if the released image, of size `released`, is fine enough. Never larger than the source of `width` x `height`
-    pixels.
+    Returns None if the released image, of size `released`, is fine enough. The result is never larger than the source
+    of `width` x `height` pixels.
     """
     high, wide = enough_for_crops((released[1], released[0]), crops.layers, crops.overlap_ratio)
     if wide <= released[0] or (width, height) == released:
@@ -98,7 +98,7 @@ def resized(image: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def encode_original(image: Pixels) -> bytes:
-    """Encode (H, W, 3) uint8 RGB, from which crops are cut, as JPEG 4:4:4 of quality 95.
+    """Encode the original that crops are cut from, (H, W, 3) uint8 RGB, as a 4:4:4 JPEG of quality 95.
 
     Raises `RejectedError` (`too_large`) if a side is too long for a JPEG.
     """

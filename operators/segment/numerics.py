@@ -96,7 +96,7 @@ class Numerics:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the recorded fields, twelve hexadecimal digits, by which commits refer to their numerics."""
+        """Hash of the recorded fields, which commits contain: twelve hexadecimal digits."""
         return fingerprint(self.to_dict())
 
     def differences(self, other: "Numerics") -> str:

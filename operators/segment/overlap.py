@@ -53,7 +53,7 @@ class HostThreads:
     def calls(self, items_per_call: int) -> int:
         """Return how many calls of `items_per_call` items must run concurrently to keep the first stage supplied.
 
-        One call hands its items over and one is ready to follow; the items of earlier calls are in the stages.
+        While the items of earlier calls are in the stages, one call submits its items and another one is ready.
         """
         return 2 + -(-self.items // items_per_call) if self.decoders else 1
 

@@ -166,9 +166,9 @@ class Segment:
     On a GPU, threads decode images, one thread owns the device, and threads finish masks, so the device need not wait
     for the host; up to `HostThreads.calls` calls may overlap. On a CPU, the caller's thread does everything.
     `report_peak`, if given, is called with the measured peak of the actor's device in FLOP/s, before the first image.
-    With a `ledger`, each row is recorded before it is processed, and anything that makes this process unfit for more
-    rows ends it: an image that takes over `timeout_s` seconds to decode, compute, or finish; running out of memory; a
-    broken GPU. `threads` default to those for the device.
+    With a `ledger`, each row is recorded before it is processed. This process then ends if an image takes over
+    `timeout_s` seconds to decode, compute, or finish, if memory runs out, or if the GPU breaks, because it is unfit for
+    more rows. `threads` default to those for the device.
     """
 
     def __init__(

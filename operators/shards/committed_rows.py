@@ -40,7 +40,7 @@ def _differences(table: pa.Table, schema: pa.Schema) -> list[str]:
 
 
 def read_committed_rows(dataset: Location, commit: Commit) -> list[Row]:
-    """Return the accepted and rejected rows of a committed shard by ordinal, with the columns of `DESCRIBED`.
+    """Return the accepted and rejected rows of a committed shard in ordinal order, with the columns of `DESCRIBED`.
 
     Columns that a shard's files do not store are null: the catalog's `redistributable`, `valid_until`, `sha256`, and
     `duplicate_of`. `release` is empty in a dataset without images. The whole shard is held in memory. Raises
@@ -58,7 +58,7 @@ def read_committed_rows(dataset: Location, commit: Commit) -> list[Row]:
 def rows_of(
     dataset: Location, commit: Commit, ordinals: Iterable[int], kinds: Iterable[str] = tuple(SCHEMAS)
 ) -> list[Row]:
-    """Return the rows of these images like `read_committed_rows`, from these tables only and without JPEGs.
+    """Return the rows of these images like `read_committed_rows`, but only from these tables and without JPEGs.
 
     Raises `DamagedDatasetError` if a table is missing or damaged.
     """

@@ -20,7 +20,7 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
 
     The released JPEG is decoded, redacted, and encoded like a release; only the redaction measures of its masks change.
     Boxes that are already among the row's regions are skipped, so the operation is idempotent: if no box remains, or
-    the image has been rejected or taken down, the same object is returned. The boxes must lie inside the image. Raises
+    the image has been rejected or taken down, the same object is returned. The boxes must be inside the image. Raises
     `DamagedDatasetError` if the JPEG cannot be decoded.
     """
     if not wanted or row.get("reason") is not None:

@@ -71,7 +71,7 @@ def counts_of(mask: Mapping[str, Any]) -> str:
 
 
 def build_shard_files(rows: Iterable[Row], *, with_images: bool) -> ShardFiles:
-    """Build the files of one shard from its rows in order of ordinals; the counts include rejected rows.
+    """Build the files of one shard from its rows, ordered by ordinal; the counts include rejected rows.
 
     With `with_images`, the tar also contains the released JPEGs, each before its annotations.
     """

@@ -86,7 +86,7 @@ class _SupersededError(Exception):
 
 
 def _same(current: Row | None, again: Row) -> bool:
-    """Return whether a row already holds a result: the same verdict, or the same image with the same masks."""
+    """Return whether a row already has a result: the same verdict, or the same image with the same masks."""
     keys = _VERDICT if again["reason"] is not None else (*_VERDICT, "release", "masks")
     return current is not None and all(current[key] == again[key] for key in keys)
 

@@ -37,7 +37,7 @@ from segmint.operators.shards.put import LostRaceError, remove_replaced, replace
 Result = TypeVar("Result")
 
 Change = Callable[[Commit, Sequence[Row]], Sequence[Row]]
-"""Function that maps a commit and its rows (keys of `DESCRIBED`, by ordinal) to the next rows.
+"""Function that maps a commit and its rows (keys of `DESCRIBED`, in ordinal order) to the next rows.
 
 It returns unchanged rows as the same objects, may be called several times, and must not modify its arguments.
 """
@@ -310,7 +310,7 @@ class CatalogRows:
         self._lock = Lock()
 
     def read(self, start: int, stop: int) -> dict[int, Row]:
-        """Return the rows with ordinals in [start, stop), by ordinal; retry if a part is replaced in the meantime."""
+        """Return the rows with ordinals in [start, stop), keyed by ordinal; retry if a part is replaced meanwhile."""
         while True:
             manifest = load_manifest(self._dataset)
             try:

@@ -25,7 +25,7 @@ class SubmissionFit:
 
 
 def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], merged: Merged) -> SubmissionFit:
-    """Return which parts of an assignment's last submission apply to an image; `submissions` are all, in order.
+    """Return which parts of an assignment's last submission apply to an image; `submissions` are all of them, in order.
 
     `masks` are the image's mask rows by annotation id, and `merged` is the `submission` of the image's row. Masks that
     the submission neither replaces nor deletes are kept, as are masks whose replacement is identical pixel for pixel.

@@ -53,10 +53,10 @@ def mask_columns(mask: SubmittedMask, submissions: Sequence[Submission]) -> dict
 
 
 def submitted_columns(dataset: Location, image: Row) -> dict[str, dict[str, Any]]:
-    """Return the columns of an image's masks from the submissions merged into it, by run lengths.
+    """Return the columns of an image's masks from its merged submissions, keyed by run lengths.
 
     `image` is the image's row in the images table. If several submissions contain the same mask, the last one wins.
-    Empty if no submission was merged or one cannot be read.
+    The result is empty if no submission was merged or one cannot be read.
     """
     merged = image.get("submission") or {}
     if merged.get("assignment") is None:

@@ -45,7 +45,7 @@ class ShardTask:
 class ShardResult:
     """Result of writing a shard: committed (by this or another writer), on hold for a reason, or unchanged.
 
-    A committed shard that was to be replaced but stays as it is counts as unchanged. `faulted` lists the ordinals of
+    A committed shard that did not need to be replaced counts as unchanged. `faulted` lists the ordinals of
     the rows that keep the shard on hold, if they are few.
     """
 

@@ -13,7 +13,7 @@ from segmint.operators.similar.hashes import MIRROR, NO_HASH, VIEWS
 from segmint.operators.similar.near import Hashes, Positions, near_pairs
 
 _MANY = 64
-"""Maximum pairs of entries, of a value and those near it, that are listed individually."""
+"""Maximum number of pairs that a value's entries may form with those of near values to be listed one by one."""
 
 _MOST_WAITING = 1 << 24  # pairs of near values that are not yet sorted into listed ones and crowds
 _LEAST_LISTED = 1 << 24  # pairs of entries that may always be listed, however few values there are
@@ -27,9 +27,9 @@ class SimilarHashes:
     """Hashes that several rows share or that are near another row's hash, and which of them are near each other.
 
     An entry is `row * VIEWS + view`. `entries[starts[i] : starts[i + 1]]` have the hash `values[i]`. `pairs` (n, 2) are
-    indices of near values, or of one value twice, that have few pairs of entries, in order of their rows. Values with
-    many pairs belong to crowds, whose members are near each other directly or through other members: `crowds[i]` is the
-    number of the value's crowd, or `NO_CROWD`.
+    indices of near values, or of the same value twice, in order of their rows; each has few pairs of entries. Values
+    with many pairs belong to crowds, whose members are near each other directly or through other members. `crowds[i]`
+    is the number of the value's crowd, or `NO_CROWD`.
     """
 
     values: Hashes
@@ -61,7 +61,7 @@ class SimilarHashes:
 
 
 def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
-    """Return whether entries are of different rows and not both mirrored, in which case the frames are near as well."""
+    """Return whether entries have different rows and aren't both mirrored; if both are, their frames are also near."""
     mirrored: NDArray[np.bool_] = (one % VIEWS == MIRROR) & (other % VIEWS == MIRROR)
     between: NDArray[np.bool_] = (one // VIEWS != other // VIEWS) & ~mirrored
     return between
@@ -70,7 +70,7 @@ def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
 def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) -> SimilarHashes:
     """Find near hashes among those, (N, 6) uint64, of the views of the `wanted` rows, (N,) bool.
 
-    Raises what `near_pairs` does. Memory is bounded by the number of hashes, regardless of how many pairs are near.
+    Raises the errors of `near_pairs`. Memory is bounded by the number of hashes, regardless of how many pairs are near.
     """
     hashes = np.where(wanted[:, None], hashes, np.uint64(NO_HASH))
     for later in range(1, VIEWS):  # a row's equal hashes count once

@@ -26,7 +26,7 @@ Mask = NDArray[np.bool_]
 
 
 class SimilarRows:
-    """For each row, the rows of later `rank` that are similar to it: a view of each is near and confirmed.
+    """Finder of similar rows of later `rank` for each row. Rows are similar if a view of each is near and confirmed.
 
     Rows that are `apart`, (N,) bool, have similar rows but are never listed for others. If few rows share a hash, all
     pairs are confirmed at the start; see `CrowdedHashes` for the others.
@@ -47,7 +47,7 @@ class SimilarRows:
         yield from rows[np.argsort(self._rank[rows])].tolist()
 
     def after(self, row: int, free: Mask) -> Positions:
-        """Return the rows of later rank that are similar to a row and `free`, (N,) bool."""
+        """Return the rows that are similar to a row, have a later rank, and are `free`, (N,) bool."""
         low, high = np.searchsorted(self._centers, (row, row + 1))
         listed = self._others[low:high]
         found = listed[free[listed]]
@@ -112,7 +112,7 @@ class CrowdedHashes:
         return np.unique(self._rows)
 
     def after(self, row: int, free: Mask, known: Positions) -> Positions:
-        """Return the rows of later rank that are similar to a row and `free`, except the `known` ones.
+        """Return the rows that are similar to a row, have a later rank, and are `free`, except the `known` ones.
 
         Rows are requested by rank, and a row that is no longer free never becomes free again.
         """
@@ -193,9 +193,9 @@ NONE = -1
 class ImageRows:
     """Data about the images of N rows.
 
-    `sources`: (N, 2) uint64, the first 16 bytes of each image's SHA-256; both 0 if unknown. `hashes`: (N, 6) uint64,
-    from `ImageHashes.views`; all 0 if missing. `pixels`: (N,) int64, of the source. `allowed`: (N,) bool, true if its
-    license is. `opted_out`: (N,) bool, true if its owner forbids its use.
+    `sources` (N, 2) uint64 are the first 16 bytes of each image's SHA-256, or 0 if unknown. `hashes` (N, 6) uint64 are
+    from `ImageHashes.views`, or 0 if missing. `pixels` (N,) int64 are the sources' pixel counts. `allowed` (N,) bool is
+    true if the license is, and `opted_out` (N,) bool if the owner forbids the image's use.
     """
 
     sources: NDArray[np.uint64]
@@ -215,7 +215,7 @@ class ImageRows:
 
 @dataclass(frozen=True)
 class DuplicateMap:
-    """For each of N rows, the kept row that it is a copy of, -1 if none, and whether both have the same bytes.
+    """Copies among N rows: the kept row that each is a copy of (-1 if none), and whether both have the same bytes.
 
     A copy with other bytes is a near-duplicate of the kept row.
     """

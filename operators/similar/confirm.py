@@ -28,7 +28,7 @@ class Thresholds(NamedTuple):
 THRESHOLDS = Thresholds()
 
 Thumbnails = Callable[[Positions], NDArray[np.uint8]]
-"""Function that returns the thumbnails, (n, 64, 64) uint8, of rows by their distinct, ascending numbers."""
+"""Function that maps the numbers of rows, distinct and ascending, to their thumbnails, (n, 64, 64) uint8."""
 
 Views = NDArray[np.float32]
 

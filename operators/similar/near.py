@@ -23,13 +23,13 @@ Band = tuple[int, int]  # the lowest bit, and the one after the highest
 
 
 def near_pairs(distinct: Hashes, distance: int) -> Iterator[tuple[Positions, Positions]]:
-    """Yield chunks of positions (lower, higher) of hashes at most `distance` bits apart: all pairs, each once.
+    """Yield each pair of hashes at most `distance` bits apart once, in chunks of positions (lower, higher).
 
     `distinct` is ascending, without repetitions. The bits are cut into `distance + 2` bands, of which two near hashes
     share at least two. For each choice of two bands, the hashes are sorted by these bits, and those with the same key
     are compared (Manku et al. 2007, "Detecting near-duplicates for web crawling"). Many hashes with one key are cut
     into bands again by the bits in which they vary, so that a large block of near hashes does not take quadratic time.
-    Memory holds a copy of `distinct` and one chunk.
+    Only a copy of `distinct` and one chunk are in memory.
 
     Raises ValueError for a distance that is not 0 to `MOST_BITS`, or hashes that are not ascending.
     """

@@ -11,9 +11,9 @@ Merged = Mapping[str, Any] | None
 
 
 def assignment_to_merge(merged: Merged, assignments: Iterable[int]) -> int | None:
-    """Return the assignment to merge for an image: the one merged before, else the lowest with submissions.
+    """Return the assignment to merge for an image: the one merged before, or else the lowest with submissions.
 
-    None if there are no submissions. The other assignment only serves to measure agreement.
+    Returns None if there are no submissions. Any other assignment only serves to measure agreement.
     """
     before = merged_assignment(merged)
     return min(assignments, default=None) if before is None else before
@@ -31,15 +31,15 @@ def is_merged(merged: Merged, assignment: int, n: int) -> bool:
 
 
 def last_of_states(submissions: Iterable[Submission]) -> list[Submission]:
-    """Return the last submission for each state of the image, in order; `submissions` are an assignment's, in order."""
+    """Return an assignment's last submission for each state of its image; `submissions` must be in order."""
     return [list(same)[-1] for _, same in groupby(submissions, key=lambda submission: submission.base)]
 
 
 def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submission, Submission] | None:
-    """Return the two submissions for an image to compare, each made without seeing the other annotator's work.
+    """Return the two submissions to compare for an image, each made without seeing the other annotator's work.
 
-    They are the last ones of each assignment for the first image state that both have in common; None if there is none.
-    `submissions` are all submissions for the image.
+    Each is its assignment's last submission for the first image state that both assignments have. Returns None if they
+    have none in common. `submissions` are all submissions for the image.
     """
     one, other = (
         {last.base: last for last in last_of_states(_of_assignment(submissions, assignment))} for assignment in (0, 1)
@@ -48,11 +48,11 @@ def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submissi
 
 
 def carried(submission: Submission, base: str, size: tuple[int, int], counts: Mapping[int, str]) -> Submission | None:
-    """Return the still valid part of a submission, rebased to another image state; None if the size differs.
+    """Rebase a submission to another image state and drop what no longer applies; None if the size differs.
 
-    `counts` are the run lengths of the image's masks in that state, by annotation id. New masks remain valid, as do
-    masks whose parent has unchanged run lengths and deletions of such masks. The seconds on the image are 0, because
-    the original submission accounts for them.
+    `counts` maps the annotation ids of the image's masks in that state to their run lengths. New masks remain valid. A
+    replaced or deleted mask must have unchanged run lengths. The seconds on the image become 0, because the original
+    submission accounts for them.
     """
     if submission.size != size:
         return None
@@ -70,7 +70,7 @@ def carried(submission: Submission, base: str, size: tuple[int, int], counts: Ma
 
 
 def is_untouched(mask: SubmittedMask) -> bool:
-    """Return whether a mask is an unchanged prefill for a detector's box: nobody spent time on it or added a prompt."""
+    """Return whether a mask is an unchanged prefill from a detector's box, with no time spent or prompts added."""
     return (
         mask.source == "assisted"
         and mask.parent is None

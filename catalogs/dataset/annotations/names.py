@@ -44,14 +44,14 @@ def list_submissions(dataset: Location) -> Iterator[SubmissionName]:
 
 
 def submissions_of(dataset: Location, ordinal: int) -> list[SubmissionName]:
-    """Return the names of an image's submissions, by assignment and number."""
+    """Return the names of an image's submissions, ordered by assignment and number."""
     folder = f"{ANNOTATIONS}/{ordinal}"
     names = (parse_submission_path(f"{folder}/{entry.name}") for entry in (dataset / folder).list())
     return sorted(name for name in names if name is not None)
 
 
 def latest_submissions(names: Iterable[SubmissionName]) -> dict[int, dict[int, SubmissionName]]:
-    """Return the last submission of each assignment, by ordinal and assignment."""
+    """Return the last submission of each assignment, keyed by ordinal and then by assignment."""
     last: dict[int, dict[int, SubmissionName]] = {}
     for name in sorted(names):
         last.setdefault(name.ordinal, {})[name.assignment] = name

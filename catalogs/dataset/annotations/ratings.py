@@ -126,7 +126,7 @@ def last_ratings(names: Iterable[RatingName]) -> list[RatingName]:
 
 
 def read_rating(dataset: Location, name: RatingName) -> Rating:
-    """Read a rating; raises `RatingError` for a file that is missing, unreadable, or of another rating."""
+    """Read a rating; raises `RatingError` if its file is missing, is unreadable, or contains another rating."""
     file = dataset / name.path
     rating = Rating.from_json(read_saved(file, _MOST_BYTES, RatingError), str(file))
     if rating.name != name:
@@ -135,7 +135,7 @@ def read_rating(dataset: Location, name: RatingName) -> Rating:
 
 
 def read_ratings(dataset: Location, names: Iterable[RatingName]) -> Iterator[Rating | RatingError]:
-    """Yield these ratings in order; for each unreadable one, yield the error."""
+    """Yield these ratings in order, with the error in place of an unreadable one."""
 
     def read(name: RatingName) -> Rating | RatingError:
         try:
@@ -147,5 +147,5 @@ def read_ratings(dataset: Location, names: Iterable[RatingName]) -> Iterator[Rat
 
 
 def put_rating(dataset: Location, rating: Rating) -> bool:
-    """Put a rating if its number is free; returns and raises like `put_saved`."""
+    """Put a rating if its number is free; see `put_saved` for the result and the errors."""
     return put_saved(dataset, rating.name.path, rating.to_json(), rating.name.ordinal, "ratings")

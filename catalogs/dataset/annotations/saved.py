@@ -19,7 +19,7 @@ S = TypeVar("S", bound=Frozen)
 
 
 class RemovedImageError(SegmintError):
-    """The image that a file was to be saved for was taken down; nothing was kept."""
+    """The image was taken down, so its new file was not kept."""
 
 
 def saved_json(saved: Frozen) -> bytes:
@@ -39,7 +39,7 @@ def parse_saved(kind: type[S], data: bytes, problem: Callable[[str], SegmintErro
 
 
 def read_saved(file: Location, most: int, problem: type[SegmintError]) -> bytes:
-    """Read a file of at most `most` bytes; raises `problem` for one that is larger or gone."""
+    """Read a file of at most `most` bytes; raises `problem` if it is larger or missing."""
     try:
         return file.read(most)
     except NotFoundError as error:
@@ -49,11 +49,11 @@ def read_saved(file: Location, most: int, problem: type[SegmintError]) -> bytes:
 
 
 def put_saved(dataset: Location, path: str, data: bytes, ordinal: int, kind: str) -> bool:
-    """Put a file of an image if its name is free; return whether it is now there. False: another one has the name.
+    """Put an image's file unless another file has its name; return whether the file is now there.
 
     An existing file is never changed. The tombstones are read after the put, and a takedown lists the files after
-    putting its tombstone, so one of the two always sees the other. Raises `RemovedImageError`, with nothing left
-    behind, if the image was taken down. `kind` is the plural name of such files.
+    putting its tombstone, so one of the two always sees the other. If the image was taken down, the file is deleted
+    again and `RemovedImageError` is raised. `kind` is the plural name of such files.
     """
     file = dataset / path
     won = file.put_if_absent(data)

@@ -24,7 +24,7 @@ MOST_BYTES = 32 << 20
 """Maximum size of a submission in bytes."""
 
 MOST_MASKS = 10_000
-"""Maximum number of masks per image; a mask's id is its image's id times this, plus a number."""
+"""Maximum number of masks per image; a mask's id is its image's id times this, plus the mask's number."""
 
 MOST_PROMPTS = 10_000
 _NAME_LENGTH = 100
@@ -64,7 +64,7 @@ class _StrictRecord(Frozen):
 
 
 class PointPrompt(_StrictRecord):
-    """A click: pixels of the released image; 1 inside the object, 0 outside."""
+    """A click, in pixels of the released image. `label` is 1 inside the object and 0 outside."""
 
     kind: Literal["point"] = "point"
     x: _Pixels
@@ -73,7 +73,7 @@ class PointPrompt(_StrictRecord):
 
 
 class BoxPrompt(_StrictRecord):
-    """A box: pixels of the released image."""
+    """A box, in pixels of the released image."""
 
     kind: Literal["box"] = "box"
     x: _Pixels
@@ -103,7 +103,7 @@ class SubmittedMask(_StrictRecord):
 
 
 class FormerMask(_StrictRecord):
-    """A mask of the dataset that a submission replaces or deletes, in its earlier state."""
+    """The earlier state of a dataset's mask that a submission replaces or deletes."""
 
     id: _MaskId
     counts: str
@@ -221,12 +221,12 @@ def _is_inside(prompt: PointPrompt | BoxPrompt | MaskPrompt, size: tuple[int, in
 
 
 def put_submission(dataset: Location, submission: Submission) -> bool:
-    """Put a submission if its number is free; returns and raises like `put_saved`."""
+    """Put a submission if its number is free; see `put_saved` for the result and the errors."""
     return put_saved(dataset, submission.path, submission.to_json(), submission.ordinal, "submissions")
 
 
 def read_submission(dataset: Location, name: SubmissionName) -> Submission:
-    """Read a submission; raises `SubmissionError` for a file that is missing, unreadable, or of another submission."""
+    """Read a submission; raises `SubmissionError` if its file is missing, is unreadable, or contains another one."""
     file = dataset / submission_path(*name)
     submission = Submission.from_json(read_saved(file, MOST_BYTES, SubmissionError), str(file))
     if (submission.ordinal, submission.assignment, submission.n) != tuple(name):
@@ -235,7 +235,7 @@ def read_submission(dataset: Location, name: SubmissionName) -> Submission:
 
 
 def read_submissions(dataset: Location, ordinal: int) -> list[Submission]:
-    """Read the submissions of an image, by assignment and number; raises like `read_submission`."""
+    """Read an image's submissions, ordered by assignment and number; see `read_submission` for the errors."""
     return [read_submission(dataset, name) for name in submissions_of(dataset, ordinal)]
 
 
@@ -255,9 +255,9 @@ def read_assignment(dataset: Location, names: Sequence[SubmissionName]) -> list[
 
 
 def base_digest(jpeg: bytes, masks: Sequence[Mapping[str, Any]]) -> str:
-    """Return the digest of a submission's starting point: an image's released JPEG (empty without images) and masks.
+    """Return the digest of what a submission starts from: an image's released JPEG (empty without images) and masks.
 
-    Only each mask's `annotation_id` and the counts of its `segmentation` are included, in order of the ids.
+    Of each mask, it covers only the `annotation_id` and the counts of its `segmentation`, ordered by id.
     """
     pairs = sorted((int(mask["annotation_id"]), str(mask["segmentation"]["counts"])) for mask in masks)
     value = {"jpeg": hashlib.sha256(jpeg).hexdigest(), "masks": pairs}

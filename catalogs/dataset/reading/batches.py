@@ -49,14 +49,14 @@ def current_rank() -> ReaderPosition:
 class RankHere:
     """The calling process's rank; a pickle contains it for the spawned workers of a `DataLoader`.
 
-    Those workers can't determine it. Any other process must, because the launcher that pickled the object isn't a rank.
+    Those workers can't determine it. Any other process that unpickles this object determines its own rank.
     """
 
     def __init__(self) -> None:
         self._sent: tuple[int, ReaderPosition] | None = None  # the process id that it was sent to, and the rank
 
     def find(self) -> ReaderPosition:
-        """Return the rank; raises like `current_rank`."""
+        """Return the rank. Raises the errors of `current_rank`."""
         if self._sent is not None and self._sent[0] == os.getpid() and get_worker_info() is not None:
             return self._sent[1]
         return current_rank()
@@ -73,11 +73,11 @@ Last = Literal["pad", "drop"]
 
 
 class Batches(IterableDataset[list[Sample]]):
-    """The batches of an epoch, as lists of samples; this rank's part of each batch, or in a worker, the worker's.
+    """Iterable over an epoch's batches as lists of samples; each rank gets its part of every batch.
 
-    Pass it to a `DataLoader` with `batch_size=None`. Each iteration yields the epoch set by `begin`, from that position
-    on. Rank r of R gets the images [B·r/R, B·(r+1)/R) of a batch of B. The images are those of the shards that were
-    committed when this object was created.
+    Pass it to a `DataLoader` with `batch_size=None`, whose workers share the batches. Each iteration yields the epoch
+    set by `begin`, from that position on. Rank r of R gets the images [B·r/R, B·(r+1)/R) of a batch of B. The images
+    are those of the shards that were committed when this object was created.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Batches(IterableDataset[list[Sample]]):
         last: Last,
         cache: ShardCache | None,
     ) -> None:
-        """`seed` None keeps the dataset's order; see `TorchDataset.batches` for the other arguments."""
+        """A `seed` of None keeps the dataset's order; see `TorchDataset.batches` for the other arguments."""
         # A state contains these, and NumPy numbers in checkpoints don't load everywhere.
         global_batch, window, seed = _whole(global_batch), _whole(window), None if seed is None else _whole(seed)
         if global_batch < 1 or window < 1 or (seed is not None and seed < 0):
@@ -150,7 +150,7 @@ class Batches(IterableDataset[list[Sample]]):
         self._start[0], self._start[1] = epoch, samples
 
     def order_key(self) -> dict[str, Any]:
-        """Return what determines the order besides the epoch: seed, window, images, and a hash of shards and counts."""
+        """Return everything but the epoch that determines the order: seed, window, images, and a hash of the shards."""
         table = np.column_stack([self._shards, self._images])
         digest = hashlib.sha256(table.astype("<i8").tobytes()).hexdigest()
         window = self.window if self.seed is not None else None
@@ -186,7 +186,7 @@ class Batches(IterableDataset[list[Sample]]):
             shards.close()
 
     def _places(self, samples: int, number: int, rank: ReaderPosition) -> list[int]:
-        """Return the positions in the epoch of a rank's part of a batch; those past its end wrap around."""
+        """Return the epoch positions of a rank's part of a batch; positions past the end wrap around."""
         first = samples + number * self.global_batch
         start, stop = (self.global_batch * part // rank.parts for part in (rank.part, rank.part + 1))
         return [place % self.images for place in range(first + start, first + stop)]

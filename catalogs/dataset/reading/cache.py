@@ -181,7 +181,7 @@ def _copied(source: Location, target: Path) -> tuple[int, str]:
 
 
 def _is_abandoned(file: Path) -> bool:
-    """Return whether the process that reserved a file was killed, because no process holds the file's lock."""
+    """Return whether the process that reserved a file was killed. Its lock on the file is then gone."""
     try:
         with file.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -192,7 +192,7 @@ def _is_abandoned(file: Path) -> bool:
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Hold a lock that excludes all other threads and processes of this machine; the process's end releases it.
+    """Hold a lock that excludes all other threads and processes of this machine, until the caller or its process ends.
 
     It isn't a POSIX lock, because the kernel reports false deadlocks for those between multithreaded processes.
     """

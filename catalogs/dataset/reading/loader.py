@@ -18,12 +18,12 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Batch:
-    """B images with their masks, as tensors; sizes and numbers of masks differ, so these are lists.
+    """B images with their masks, as lists of tensors because image sizes and mask counts differ.
 
     Attributes:
         ids: (B,) int64, the images' numbers in the dataset.
-        images: B of (3, height, width) uint8 RGB.
-        masks: B of (masks, height, width) bool, in the order of the image's JSON.
+        images: B tensors (3, height, width), uint8 RGB.
+        masks: B tensors (masks, height, width), bool, in the order of the image's JSON.
         annotations: the dataset's annotations of these masks: scores, boxes, points.
         rows: each image's row of `images/*.parquet`.
     """
@@ -58,8 +58,8 @@ def collate(samples: Sequence[Sample], most_masks: int | None = None) -> Batch:
     """Decode samples into a batch; a `DataLoader` with workers does this in the workers.
 
     A mask takes one byte per pixel, so 100 masks of 1500 x 2250 pixels take 340 MB. `most_masks` limits the masks per
-    image to that many, evenly spread over its list; set it with `functools.partial(collate, most_masks=32)`. Raises
-    what `Sample.image` raises, and ValueError without samples or for a negative `most_masks`.
+    image to that many, spread evenly over its list; set it with `functools.partial(collate, most_masks=32)`. Raises the
+    errors of `Sample.image`, and ValueError if there are no samples or `most_masks` is negative.
     """
     if not samples:
         raise ValueError("no samples were given: expected one or more")
@@ -94,7 +94,7 @@ def _decoded(mask: MaskAnnotation) -> np.ndarray[Any, Any]:
 
 
 class BatchLoader(DataLoader[Any]):
-    """Loader of the batches of `Batches`, one epoch per iteration, which counts those that the loop received.
+    """Loader that yields one epoch of `Batches` per iteration, and counts the batches that its loop received.
 
     An iteration continues where the previous one ended: after a whole epoch with the next one, after a `break` with the
     next batch. Batches that workers prefetched aren't counted. `len` is the number of batches of a whole epoch.
@@ -126,14 +126,14 @@ class BatchLoader(DataLoader[Any]):
         return self._counted(super().__iter__(), self._iterations)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the loop's position: the epoch, its images that the loop received, and what determines the order.
+        """Return the loop's position: the epoch, the number of its images that the loop received, and the order.
 
-        Equal on all ranks after the same number of batches, and valid for any other number of ranks and workers.
+        Equal on all ranks after the same number of batches. Can be loaded with any number of ranks and workers.
         """
         return {"format": _FORMAT, "epoch": self._epoch, "samples": self._samples, **self._batches.order_key()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state in the next iteration; raises `UsageError` for a state of another order or dataset."""
+        """Resume from a state in the next iteration; raises `UsageError` if the state has another order or dataset."""
         own = {"format": _FORMAT, **self._batches.order_key()}
         wrong = [name for name, value in own.items() if state.get(name) != value]
         if wrong:

@@ -64,7 +64,7 @@ class ShardTar:
     """A shard's tar on a local disk; descriptors of cached copies stay valid when other processes delete them."""
 
     def __init__(self, tar: Location, entry: FileEntry, cache: ShardCache | None, check: bool) -> None:
-        """Open the tar; `check` hashes it first, and without a `cache`, the tar itself must be local."""
+        """Open the tar; with `check`, hash it first. Without a `cache`, the tar must be a local file."""
         self._tar, self._entry, self._cache = tar, entry, cache
         if cache is None and check:
             check_file(tar, entry)
@@ -100,10 +100,10 @@ class ShardTar:
 
 
 class OpenShard:
-    """One shard of a dataset: `sample(row)` reads the image at `row`, from 0; `known` are its ids and sizes."""
+    """One shard of a dataset. `sample(row)` reads an image by its row, from 0; `known` are all ids and sizes."""
 
     def __init__(self, dataset: Dataset, commit: Commit, cache: ShardCache | None, check: bool) -> None:
-        """Read the table of images and the headers of the tar; `check` hashes the tar first.
+        """Read the table of images and the headers of the tar; with `check`, hash the tar first.
 
         Raises `DamagedDatasetError` for a shard that doesn't match its commit, and `NotFoundError` if it is gone.
         """
@@ -162,7 +162,7 @@ class OpenShards:
     """A process's open shards: those of the current steps, and those that threads are opening in advance."""
 
     def __init__(self, open_one: Callable[[int], OpenShard], first: float) -> None:
-        """`first`, 0 to 1, is where to start among new shards, so that simultaneous processes open different ones."""
+        """`first`, from 0 to 1, is the share of new shards to open last, so processes start with different ones."""
         self._open_one = open_one
         self._first = first
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="shards")
@@ -204,7 +204,7 @@ class OpenShards:
 def open_shard(
     dataset: Dataset, commit: Commit | None, key: tuple[int, int], cache: ShardCache | None, check: bool
 ) -> OpenShard:
-    """Open the shard `key`, (shard, generation), whose commit is `commit`, or None if that is gone.
+    """Open the shard `key`, which is (shard, generation). `commit` is its commit, or None if that is gone.
 
     Raises `DamagedDatasetError`, and `UsageError` if another generation has replaced it.
     """
@@ -235,10 +235,10 @@ _VALUES = itemgetter(
 
 
 class MaskSequence(Sequence[MaskAnnotation]):
-    """Masks of an image, equal to a list of them. Each access creates a new annotation, so keep what you use twice.
+    """An image's masks, equal to a list of them. Each access creates a new annotation, so keep one that is used twice.
 
-    A list would hold a thousand objects per image, and traversing them, along with the process's other objects, in
-    Python's garbage collector would take half of the reading time. A sequence is also faster to send between processes.
+    A list would add a thousand objects per image. Python's garbage collector would traverse them along with the
+    process's other objects, and take half of the reading time. A sequence is also faster to send between processes.
     """
 
     def __init__(self, annotations: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> None:

@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 _TURN, _SHARD, _STEP = range(3)
-"""Purposes of random numbers: the order of the shards, the images of a shard, the mixture of a step."""
+"""Purposes of random numbers: ordering the shards, ordering a shard's images, and mixing the images of a step."""
 
 
 class EpochOrder:
     """The images of an epoch in reading order, each as (shard, row), computed step by step.
 
-    Uses 24 bytes per shard of the dataset, and 8 bytes per image of the shards of one step.
+    Takes 24 bytes of memory per shard of the dataset, and 8 bytes per image in the shards of the current step.
     """
 
     def __init__(self, images: NDArray[np.int64], seed: int | None, epoch: int, window: int) -> None:
-        """`images` (S,) are the numbers of images of each shard; without a seed, the dataset's order is kept."""
+        """`images` (S,) contains each shard's number of images. Without a seed, the dataset's order is kept."""
         self._images = images
         self._seed, self._epoch = seed, epoch
         shards = len(images)
@@ -55,7 +55,7 @@ class EpochOrder:
         return list(dict.fromkeys(shard for step in steps for shard in self._shards_of(step)))
 
     def at(self, positions: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """Yield (shard, row) of each position; fast if the positions are ordered by step."""
+        """Yield the (shard, row) of each position; fast if the positions are ordered by step."""
         for position in positions:
             if self._step < 0 or not self._begin(self._step) <= position < self._ends[self._step]:
                 self._step = int(np.searchsorted(self._ends, position, side="right"))
@@ -72,7 +72,7 @@ class EpochOrder:
         return int(self._ends[step - 1]) if step else 0
 
     def _mix(self, step: int) -> NDArray[np.int64]:
-        """Return (shard, row) of all images of a step, (N, 2)."""
+        """Return the (shard, row) of every image in a step, (N, 2)."""
         shards = self._shards_of(step)
         self._rows = {shard: rows for shard, rows in self._rows.items() if shard in set(shards)}
         parts = []
@@ -89,7 +89,7 @@ class EpochOrder:
         return images
 
     def _share(self, count: NDArray[np.int64] | int, slot: int) -> tuple[Any, Any]:
-        """Return the range [start, stop) of a shard's shuffled images that the window reads in one of its slots."""
+        """Return the range [start, stop) of a shard's shuffled images that the window reads from one of its slots."""
         return count * slot // self._window, count * (slot + 1) // self._window
 
     def _drawn(self, purpose: int, number: int, count: int) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ class MemberRange(NamedTuple):
 
 
 class Places(Sequence[MemberRange]):
-    """Byte ranges of many images, in 32 bytes each, because a process keeps those of all images in its window."""
+    """Byte ranges of many images, at 32 bytes each, because a process keeps those of all images in its window."""
 
     def __init__(self) -> None:
         self._numbers = array("q")
@@ -52,7 +52,7 @@ class Places(Sequence[MemberRange]):
 
 
 def find_places(tar: Location, read: ReadRange) -> Places:
-    """Return the byte ranges of the images of a tar, in its order; only headers are read.
+    """Return the byte ranges of a tar's images, in the tar's order; only headers are read.
 
     Raises `DamagedDatasetError` for anything but a shard's tar.
     """
@@ -80,7 +80,7 @@ def _paired(members: Iterator[tuple[str, int, int]]) -> Places:
 
 
 def _plain_members(read: ReadRange) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset, and size of the members of a tar as written by a build; ten times as fast as `tarfile`."""
+    """Yield name, offset, and size of the members of a tar that a build wrote; ten times as fast as `tarfile`."""
     offset = 0
     while (header := read(offset, _BLOCK)) != _END:
         name = _PLAIN.match(header)
@@ -111,7 +111,7 @@ def _any_members(tar: Location, read: ReadRange) -> Iterator[tuple[str, int, int
 
 
 class _Ranges:
-    """A tar as a seekable stream, from ranges of it."""
+    """Seekable stream over a tar, which is read range by range."""
 
     def __init__(self, read: ReadRange) -> None:
         self._read = read

@@ -77,7 +77,7 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
             yield from self.shard(commit, _ids(taken[commit.shard]))
 
     def __len__(self) -> int:
-        """Return the number of images per iteration on this rank, over all its workers, from commits and tables."""
+        """Return the number of images that all workers of this rank yield per iteration, from commits and tables."""
         position = self._rank.find()
         if position.parts == 1:
             return super().__len__()
@@ -105,9 +105,9 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
 
         The `global_batch` images are split among all ranks. When shuffled by `seed` and epoch, neighbors come from
         different shards in `window - 1` of `window` cases; a process has `window` shards open and prefetches others.
-        The last batch of an epoch is filled up with the first images of its order ("pad") or dropped ("drop"). The
-        shards are those committed by now; open a `version` of a dataset that may change. Raises `UsageError` for
-        invalid numbers and for too few images.
+        The last batch of an epoch is filled up with the first images of its order ("pad") or dropped ("drop"). Only
+        shards that are committed by now are included; if the dataset may change, open a `version` of it. Raises
+        `UsageError` for invalid numbers and for too few images.
         """
         cache = self.cache
         if cache is None and scheme(self.uri) != LOCAL:

@@ -60,7 +60,7 @@ def manifest_of(dataset: Location, version: Version) -> DatasetManifest:
 
 
 def read_commits(dataset: Location, version: Version, only: Container[int] | None = None) -> Iterator[Commit]:
-    """Yield the commits of a version, in order of shards: all of them, or `only` those of these shards.
+    """Yield the commits of a version in shard order; `only` selects shards.
 
     Raises `DamagedDatasetError` if one is gone or was changed.
     """
@@ -120,7 +120,7 @@ class VersionHistory:
 
 
 def read_history(dataset: Location) -> VersionHistory:
-    """Read all recorded versions of a dataset, holding one in memory at a time.
+    """Read all recorded versions of a dataset, with one in memory at a time.
 
     A missing version is detected from later ones or from its signature; several missing in a row are one problem.
     """
