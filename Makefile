@@ -76,7 +76,7 @@ KERNEL_TESTS := tests/model/kernels tests/model/automatic/test_mask_kernels.py
 test test-fast test-long test-gpu mutants: export RAY_AUTH_MODE ?= disabled
 
 # Processes that share the tests, a file's in one of them; all that start Ray are in the same one.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 
 # At its end it says how many CPU seconds the whole machine spent; to compare runs, let nothing else run beside it.
 test: check

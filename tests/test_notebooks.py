@@ -35,7 +35,7 @@ def test_the_quickstart_runs_and_shows_what_it_says(
     assert not cup[200, 220]  # the click beside it
     many = output.out.splitlines()[-3:]
     assert "masks of array (512, 512, 3)" in many[0]
-    assert "missing.jpg is not there" in many[1]
+    assert "missing.jpg does not exist" in many[1]
     assert "masks of array (400, 600, 3)" in many[2]
     assert list(tmp_path.iterdir()) == []
     pyplot.close("all")

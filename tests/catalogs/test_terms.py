@@ -13,4 +13,4 @@ def test_a_row_may_have_two_findings() -> None:
     row = {"license": "CC-BY-4.0", "redistributable": None, "valid_until": None, "attribution": " "}
     found = list(judge_terms(row, POLICY, date(2026, 2, 1)))
     assert [each.code for each in found] == [Code.NOT_REDISTRIBUTABLE, Code.MISSING_ATTRIBUTION]
-    assert (found[1].expected, found[1].found) == ("an attribution, as CC-BY-4.0 asks", "none")
+    assert (found[1].expected, found[1].found) == ("an attribution, as CC-BY-4.0 requires", "none")

@@ -150,7 +150,7 @@ def test_neither_growth_nor_a_retry_nor_another_driver_brings_it_back(tmp_path: 
     page = scene.dataset / "report/index.html"
     page.parent.mkdir(exist_ok=True)
     page.write_text(f"<h1>{ID}</h1>")
-    assert scene.prove() == (1, [f"{page} names it"])
+    assert scene.prove() == (1, [f"{page} mentions it"])
     shutil.rmtree(page.parent)
     assert scene.prove() == (0, [])
 

@@ -114,7 +114,7 @@ def test_what_cannot_be_shown_leaves_nothing_of_the_image_before(chromium: "Brow
     expect(picture).to_have_css("opacity", "0")
     expect(stage).to_have_attribute("data-masks", re.compile(r"\d"))  # its own masks are shown all the same
     page.evaluate("location.hash = '#image/99999'")
-    expect(page.locator("#problem")).to_contain_text("there is no image 99999")
+    expect(page.locator("#problem")).to_contain_text("this dataset has no image 99999")
     expect(page.locator("#image-title")).to_have_text("Image 99999")
     expect(page).to_have_title(re.compile("^Image 99999 · "))
     expect(stage).to_be_hidden()

@@ -84,7 +84,7 @@ def test_a_row_that_a_worker_died_with_is_barred_and_the_rows_around_it_are_not(
     ledger = RowLedger()
     refused = ray.get(worker(retries=3).remote(ledger, [4, 5, 6], deadly=5), timeout=120)
     assert list(refused) == [5]
-    assert "tried alone" in refused[5]
+    assert "gets a trial" in refused[5]
     assert ledger.suspects() == [5]
 
 
@@ -139,7 +139,7 @@ def test_a_row_whose_node_died_is_no_suspect(local_ray: Cluster) -> None:
     assert start(book, lost, 7) == "starts"
     assert start(book, alive, 7) == "starts"
     assert book.suspects() == book.alone() == []
-    assert "tried alone" in start(book, later, 7), "the second worker's node is alive"
+    assert "gets a trial" in start(book, later, 7), "the second worker's node is alive"
     assert book.suspects() == [7]
 
 
@@ -154,7 +154,7 @@ def test_all_rows_of_a_dead_worker_are_found_with_the_first_of_them(local_ray: C
     assert book.alone() == [2, 4, 6]
     assert start(book, later, 2, alone=True) == "starts"
     assert start(book, later, 1) == start(book, later, 3) == "starts"
-    assert "ended" in start(book, one, 9), "a worker that was taken for dead does nothing more"
+    assert "shutting down" in start(book, one, 9), "a worker that was taken for dead does nothing more"
     assert book.suspects() == []
 
 
@@ -165,7 +165,7 @@ def test_a_row_that_is_done_late_does_not_end_its_next_start(local_ray: Cluster)
     book.end(first or 0)
     assert start(book, again, 7) == "starts"
     assert book.begin(last or 0, 8, [(first or 0, 7)], alone=False).starts
-    assert "tried alone" in start(book, last, 7)
+    assert "gets a trial" in start(book, last, 7)
 
 
 def test_a_worker_that_ends_for_no_image_s_fault_leaves_no_suspects(local_ray: Cluster) -> None:

@@ -7,6 +7,9 @@ import pytest
 
 from tests.support.parallel import made_once
 
+SMALL_MASKS = {"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
+"""The small dataset's mask settings."""
+
 
 @pytest.fixture(scope="session")
 def small_dataset(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Path:
@@ -19,8 +22,7 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory, weights: None) -> Pa
 
     def make(folder: Path) -> None:
         catalog = small_catalog(folder / "photos")
-        masks = {"points_per_side": 2, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
-        build_dataset(write_config(folder / "build.yaml", catalog, folder / "dataset", masks=masks))
+        build_dataset(write_config(folder / "build.yaml", catalog, folder / "dataset", masks=SMALL_MASKS))
 
     return made_once(tmp_path_factory, "small", make) / "dataset"
 

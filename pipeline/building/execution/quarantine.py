@@ -215,7 +215,7 @@ class Quarantine:
             Reason.OUT_OF_MEMORY: "takes more memory than its worker had",
             Reason.KILLED_WORKER: "ends the process that segments it",
         }
-        return f"{deeds[reason]}, {DEATHS} times in a trial, each time right after a control image passed"
+        return f"{deeds[reason]}, {DEATHS} times alone and each time right after a control image came through"
 
     def _prepare(self, ordinal: int) -> Any:
         """Prepare a suspect again. Return a reference to its `PREPARED` table, or None if the row is rejected."""

@@ -76,6 +76,15 @@ def check_records(generated: GeneratedMasks, size: tuple[int, int]) -> None:
         assert y <= record.point_coords[1] <= y + height
 
 
+CROPPED = {
+    "points_per_side": 4,
+    "crop_n_points_downscale_factor": 2,
+    "min_mask_region_area": 100,
+    "pred_iou_thresh": 0.7,
+    "stability_score_thresh": 0.85,
+}
+
+
 @pytest.mark.parametrize(
     ("name", "width", "keys"),
     [
@@ -86,18 +95,8 @@ def check_records(generated: GeneratedMasks, size: tuple[int, int]) -> None:
             {"points_per_side": 4, "crop_n_layers": 1, "min_mask_region_area": 100},
             marks=pytest.mark.long,
         ),
-        (
-            "coffee",
-            300,
-            {
-                "points_per_side": 4,
-                "crop_n_layers": 2,
-                "crop_n_points_downscale_factor": 2,
-                "min_mask_region_area": 100,
-                "pred_iou_thresh": 0.7,
-                "stability_score_thresh": 0.85,
-            },
-        ),
+        ("coffee", 300, {**CROPPED, "crop_n_layers": 1}),
+        pytest.param("coffee", 300, {**CROPPED, "crop_n_layers": 2}, marks=pytest.mark.long),
     ],
 )
 def test_the_official_profile_is_the_reference_generator(

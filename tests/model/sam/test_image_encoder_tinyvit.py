@@ -82,7 +82,7 @@ def test_folded_batch_norms_give_the_same_embedding_and_leave_the_encoder_alone(
 
 
 def test_batch_norms_in_training_are_not_folded() -> None:
-    with pytest.raises(ValueError, match=r"training mode: expected \.eval\(\)"):
+    with pytest.raises(ValueError, match=r"training mode: call \.eval\(\)"):
         ImageEncoderTinyViT().train().folded()
 
 

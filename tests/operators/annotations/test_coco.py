@@ -69,13 +69,13 @@ def test_polygons_enclose_pixels_and_the_converters_contours_run_through_them() 
     [
         (compressed(np.ones((20, 25), bool)), "25 x 20 pixels, but its image is 40 x 30"),
         ({"size": [30, 40], "counts": "PPPP"}, "RLE counts"),
-        ({"size": [30, 40], "counts": "ünü"}, "ascii"),
+        ({"size": [30, 40], "counts": "ünü"}, "ASCII"),
         ({"size": [30, 40], "counts": [5, 10]}, "cover 15 pixels"),
         ({"size": [30, 40], "counts": [-5, 1205]}, "negative"),
         ({"size": [30, 40], "counts": [1.5]}, "not integers"),
         ({"size": [30, 1 << 40], "counts": [5]}, "its size is"),
         ({"size": [30, 40]}, "counts"),
-        ({"size": [65_535, 65_535], "counts": [65_535**2]}, "4,294,836,225 pixels: at most 250,000,000"),
+        ({"size": [65_535, 65_535], "counts": [65_535**2]}, "4,294,836,225 pixels: the limit is 250,000,000"),
         ([], "no mask"),
         (None, "no mask"),
         ("text", "neither run lengths nor polygons"),
@@ -84,9 +84,9 @@ def test_polygons_enclose_pixels_and_the_converters_contours_run_through_them() 
         ([{"a": 1}], "three points"),
         ([[1, 2, 3, "x", 5, 6]], "coordinate x"),
         ([[1, 2, 3, 1e12, 5, 6]], "coordinate 1000000000000"),
-        ([[1, 2, 81, 3, 5, 6]], "coordinate 81: expected pixels, from -40 to 80"),
-        ([[1, 2, 3, -31, 5, 6]], "coordinate -31: expected pixels, from -30 to 60"),
-        ([[-40, 0, 80, 0] * 5_000], "1 outlines of 1,210,000 pixels: at most 1,000,000"),
+        ([[1, 2, 81, 3, 5, 6]], "coordinate 81: expected pixels from -40 to 80"),
+        ([[1, 2, 3, -31, 5, 6]], "coordinate -31: expected pixels from -30 to 60"),
+        ([[-40, 0, 80, 0] * 5_000], "1 outlines of 1,210,000 pixels: the limit is 1,000,000"),
         ([[0, 0, 0, 1, 1, 0]] * 200_000, "200,000 outlines of 1,200,000 pixels"),
     ],
 )
@@ -125,9 +125,9 @@ def test_odd_entries_are_listed() -> None:
     assert found.homeless == 2
     assert found.unreadable == [
         "image number 4 has no file_name",
-        "annotation number 1 has the image_id 1 of several images",
-        "annotation number 3 has no image in the file",
-        "annotation number 4 has no image in the file",
+        "annotation number 1 refers to the image_id 1 of several images",
+        "annotation number 3 refers to no image in the file",
+        "annotation number 4 refers to no image in the file",
     ]
 
 

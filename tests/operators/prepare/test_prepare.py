@@ -446,7 +446,7 @@ def test_a_detector_file_that_was_replaced_is_not_loaded(tmp_path: Path, portrai
     settings = config(pinned, detector_sha256={str(path): sha256_of(path)})
     assert build_worker(settings, Storage(), None)(portrait_file.read_bytes()).regions == ()
     path.write_bytes(path.read_bytes() + b"!")
-    with pytest.raises(UsageError, match=r"faces\.ts is not the file that the dataset was begun with"):
+    with pytest.raises(UsageError, match=r"faces\.ts is not the file that the dataset was created with"):
         build_worker(settings, Storage(), None)
 
 

@@ -61,7 +61,7 @@ def test_a_package_that_is_not_installed_is_none(
 
 
 def test_other_fields_are_refused_by_name(here: Numerics) -> None:
-    with pytest.raises(UsageError, match="numerics have kernels, which segmint"):
+    with pytest.raises(UsageError, match="numerics include kernels, which segmint"):
         Numerics.recorded({**here.to_dict(), "kernels": "triton"})
     with pytest.raises(UsageError, match="lack device, littlecms"):
         Numerics.recorded({key: value for key, value in here.to_dict().items() if key not in ("device", "littlecms")})

@@ -62,7 +62,7 @@ def test_a_damaged_file_is_named_and_nothing_is_read_of_it(tmp_path: Path, kind:
     for damaged, told in (
         (data[:-1], f"expected {entry.size} bytes; found {entry.size - 1}"),
         (data + b"x", f"expected {entry.size} bytes; found {entry.size + 1}"),
-        (bytes([data[0] ^ 1]) + data[1:], f"SHA-256 {entry.sha256} expected"),
+        (bytes([data[0] ^ 1]) + data[1:], f"expected SHA-256 {entry.sha256}; found "),
     ):
         path.write_bytes(damaged)
         with pytest.raises(DamagedDatasetError, match=f"{entry.path}: {told}"):

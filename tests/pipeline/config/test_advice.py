@@ -18,10 +18,10 @@ def config_with(**changes: Any) -> Config:
 @pytest.mark.parametrize(
     ("changes", "rows", "on_gpu", "begun", "expected"),
     [
-        ({}, LARGE_ROWS + 1, True, False, ["the bundled detectors", "model.weights is not set"]),
+        ({}, LARGE_ROWS + 1, True, False, ["the bundled face and plate detectors", "model.weights is not set"]),
         ({}, LARGE_ROWS, True, False, []),
-        ({}, LARGE_ROWS + 1, False, False, ["the bundled detectors"]),
-        ({}, LARGE_ROWS + 1, True, True, ["the bundled detectors"]),
+        ({}, LARGE_ROWS + 1, False, False, ["the bundled face and plate detectors"]),
+        ({}, LARGE_ROWS + 1, True, True, ["the bundled face and plate detectors"]),
         ({"deidentify": NO_DETECTORS}, LARGE_ROWS + 1, True, False, ["model.weights is not set"]),
         ({"deidentify": NO_DETECTORS, "model": {"weights": "mobile_sam"}}, LARGE_ROWS + 1, True, False, []),
         ({"deidentify": NO_DETECTORS, "model": {"device": "cuda"}}, LARGE_ROWS + 1, True, False, ["model.weights"]),

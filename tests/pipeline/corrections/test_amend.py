@@ -110,7 +110,7 @@ def test_an_absent_value_is_kept_or_cleared(place: DatasetPath) -> None:
         ({"license": "MIT"}, "1 row with another license; the first is row 1, image_id 'image-0': 'CC0-1.0' in the"),
         ({"uri": "other.jpg"}, "with another uri"),
         ({"redistributable": True}, "with another redistributable"),
-        ({"image_id": "image-77"}, "no row of .* matches a row of"),
+        ({"image_id": "image-77"}, "matches a row of"),
     ],
 )
 def test_a_catalog_that_says_otherwise_of_anything_else_is_refused_as_a_whole(
@@ -259,7 +259,7 @@ def test_where_there_is_nothing_to_amend_nothing_is_touched(place: DatasetPath) 
 
     done = amended(place, {"image_id": "image-0", **ANN}, {"image_id": "x"}, confirm=confirm)
     assert done.lines() == [
-        f"nothing to amend: {place.uri} has these values",
+        f"nothing to amend: {place.uri} already has these values",
         "1 row not in the dataset, skipped",
         f"dataset digest: {done.version}",
     ]

@@ -88,8 +88,8 @@ def test_left_overs_reports_and_other_files_are_found(taken: Path, small_dataset
     assert [line.partition(":")[0] for line in found(taken)] == [
         f"masks/{leftover.name}",
         f"catalog/{part.name}",
-        f"{taken}/report/index.html names it",
-        "pages/a.html names it",
+        f"{taken}/report/index.html mentions it",
+        "pages/a.html mentions it",
     ]
 
 

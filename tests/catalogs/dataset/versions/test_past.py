@@ -87,5 +87,5 @@ def test_files_that_nothing_replaced_are_damage(dataset: str) -> None:
     manifest.put(manifest.read().replace(b'"small"', b'"other"'))
     with pytest.raises(DamagedDatasetError, match=r"dataset\.json was changed"):
         open_dataset(dataset, version=1)
-    with pytest.raises(UsageError, match="has no version 7: it has 1 alone"):
+    with pytest.raises(UsageError, match="has no version 7: it has only 1"):
         open_dataset(dataset, version=7)

@@ -95,9 +95,9 @@ def test_a_version_is_found_by_number_or_digest(dataset: str) -> None:
     digest = put_version(location, "build").digest
     for wanted in (1, "1", digest, digest[:6], f"sha256:{digest[:12]}"):
         assert find_version(location, wanted).number == 1
-    with pytest.raises(UsageError, match="has no version 2: it has 1 alone"):
+    with pytest.raises(UsageError, match="has no version 2: it has only 1"):
         find_version(location, 2)
-    with pytest.raises(UsageError, match="no version with the digest sha256:000000: it has 1 alone"):
+    with pytest.raises(UsageError, match="no version with the digest sha256:000000: it has only 1"):
         find_version(location, "sha256:000000")
     with pytest.raises(UsageError, match="'latest' is not a version: expected its number"):
         find_version(location, "latest")

@@ -60,7 +60,7 @@ def test_pools_as_they_were_asked_for(tmp_path: Path) -> None:
 
 
 def test_pools_that_do_not_fit_are_refused_with_the_numbers(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"segment 4 x 2 CPUs, prepare 1 x 1.* take 11 logical CPUs.* has 8"):
+    with pytest.raises(UsageError, match=r"segment 4 x 2 CPUs, prepare 1 x 1.* need 11 logical CPUs.* has 8"):
         laid_out(tmp_path, LAPTOP, resources={"segment": {"actors": 4}})
 
 

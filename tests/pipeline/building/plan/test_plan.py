@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.manifest import read_manifest
+from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage
@@ -26,7 +28,7 @@ from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import ROOT, digests, small_catalog, write_catalog, write_config
 from tests.support.locations import location_of
-from tests.support.small_dataset import build_dataset
+from tests.support.small_dataset_fixtures import SMALL_MASKS
 
 GRID = {"points_per_side": 4, "crop_n_layers": 0, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.8}
 ANYWHERE = {"threads": 1, "weights": "vit_h", "precision": "bf16"}
@@ -108,7 +110,7 @@ def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread
     assert plan.days.value == pytest.approx(plan.device_hours.value / 8 / 24)
     assert plan.hours_of == "GPU"
     text = "\n".join(plan.lines())
-    assert "on 8 x GPU (not measured: --flops 7.9e+14)" in text
+    assert "theoretical peak of 8 x GPU (not measured: --flops 7.9e+14)" in text
     assert "21,000 at most, 21 per image" in text
     assert "at 2 a GPU-hour" in text
     half = make_plan(config, PlanOptions(gpus=8, flops=7.9e14, share=0.5))
@@ -159,10 +161,11 @@ def test_a_dataset_that_grew_is_planned_part_by_part(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuildPlan]:
-    """A plan from all eight rows of a catalog with one forbidden license and one absent image."""
+def sampled(tmp_path_factory: pytest.TempPathFactory, small_dataset: Path) -> tuple[Path, BuildPlan]:
+    """A plan from all eight rows of the small dataset's catalog, with one forbidden license and one absent image."""
     folder = tmp_path_factory.mktemp("plan")
-    config = configured(folder, small_catalog(folder / "photos"))
+    shutil.copytree(small_dataset.parent / "photos", folder / "photos")
+    config = configured(folder, folder / "photos" / "catalog.jsonl", masks=SMALL_MASKS)
     heard: list[str] = []
     plan = make_plan(config, PlanOptions(sample=50, price=1), heard.append)
     assert len(heard) == 1 + 8
@@ -201,9 +204,9 @@ def test_a_sample_of_all_rows_accounts_for_each(sampled: tuple[Path, BuildPlan])
     assert sorted(path.name for path in folder.iterdir()) == ["build.yaml", "photos"]
 
 
-def test_a_build_writes_what_the_plan_said(sampled: tuple[Path, BuildPlan]) -> None:
+def test_a_build_writes_what_the_plan_said(sampled: tuple[Path, BuildPlan], small_dataset: Path) -> None:
     folder, plan = sampled
-    build_dataset(folder / "build.yaml")
+    shutil.copytree(small_dataset, folder / "dataset", ignore=shutil.ignore_patterns(OUTPUTS))
     masks = pq.ParquetDataset(sorted((folder / "dataset" / "masks").iterdir())).read()
     rejects = pq.ParquetDataset(sorted((folder / "dataset" / "rejects").iterdir())).read()
     assert plan.masks is not None
@@ -227,7 +230,7 @@ def test_a_build_writes_what_the_plan_said(sampled: tuple[Path, BuildPlan]) -> N
     nothing = make_plan(config, PlanOptions(shards=(0, 1), sample=2))
     assert nothing.version == name_now(location_of(folder / "dataset"))
     assert nothing.lines()[-2:] == ["nothing to do: all shards are committed", nothing.version.line()]
-    with pytest.raises(UsageError, match=r"masks\.points_per_side: 4 before, 5 now"):
+    with pytest.raises(UsageError, match=r"masks\.points_per_side: 2 before, 5 now"):
         make_plan(load_config(str(folder / "build.yaml"), ["masks.points_per_side=5"]), PlanOptions())
 
 

@@ -50,7 +50,7 @@ def test_a_file_is_known_by_its_keys(document: Any, format: ImportFormat, tmp_pa
 )
 def test_a_file_that_decides_nothing_is_refused(text: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "masks.json").write_text(text)
-    with pytest.raises(UsageError, match=r"is neither COCO's nor Label Studio's JSON.*\. ") as refused:
+    with pytest.raises(UsageError, match=r"(?s)is neither COCO's nor Label Studio's JSON.*\. ") as refused:
         detect_format(location_of(tmp_path / "masks.json"))
     assert told in str(refused.value)
 

@@ -68,7 +68,7 @@ def test_a_body_that_stops_is_refused_and_gives_its_place_back() -> None:
         app = CountingApp(at_once=1, patience_s=0.2)
         stopped = await app.post("/large", stops())
         assert stopped.status_code == 400
-        assert "stopped" in stopped.json()["error"]
+        assert "stalled" in stopped.json()["error"]
         assert (await app.post("/large", json.dumps("x" * (2 << 20)).encode())).status_code == 200
 
     asyncio.run(run())

@@ -140,10 +140,10 @@ def test_a_coco_file_with_its_odd_images(tmp_path: Path) -> None:
     good = images.pop("sub/good.png")
     assert isinstance(good, TruthImage)
     assert (good.image_id, [mask.id for mask in good.masks], good.size) == ("0", [7], (30, 40))
-    assert "its masks are 40 x 30 pixels, but the upright image 30 x 40" in str(images["turned.png"])
+    assert "its masks are 40 x 30 pixels, but the upright image is 30 x 40" in str(images["turned.png"])
     assert "can't be decoded" in str(images["broken.jpg"])
     assert "no such image in" in str(images["missing.png"])
-    assert "cannot be read" in str(images["../out.png"])
+    assert "can't be read" in str(images["../out.png"])
 
 
 def test_a_coco_file_without_any_mask(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_label_maps_beside_images(tmp_path: Path) -> None:
     assert image.label_map is not None
     np.testing.assert_array_equal(image.label_map, labels)
     assert (image.ignore, image.image_id) == (frozenset([255]), "a")
-    assert images["b.jpg"] == "its masks are 40 x 30 pixels, but the upright image 41 x 30"
+    assert images["b.jpg"] == "its masks are 40 x 30 pixels, but the upright image is 41 x 30"
 
 
 @pytest.mark.parametrize(

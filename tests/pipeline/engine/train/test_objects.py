@@ -122,7 +122,7 @@ def test_keys_of_sam_and_weights_that_do_not_fit_are_errors(trainable: Path, tmp
     with pytest.raises(UsageError, match=r"objects\.weights: .*weights\.pth is not a PyTorch checkpoint"):
         run_objects(configured(tmp_path, trainable, objects=keys), print)
     keys["weights"] = str(tmp_path / "missing.pth")
-    with pytest.raises(UsageError, match=r"objects\.weights: .*missing\.pth cannot be read"):
+    with pytest.raises(UsageError, match=r"objects\.weights: .*missing\.pth can't be read"):
         run_objects(configured(tmp_path, trainable, objects=keys), print)
     assert not (tmp_path / "run").exists(), "nothing is pinned"
     keys = {**SMALL, "steps": 2, "warmup": 2, "decay_steps": [2, 1]}

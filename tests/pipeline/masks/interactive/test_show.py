@@ -145,7 +145,7 @@ def test_a_result_in_a_notebook_is_the_image_with_its_masks(tmp_path: Path) -> N
     failed = ImageMasks((), Funnel(), "<b>.jpg", "<b>.jpg is not there")
     assert "&lt;b&gt;.jpg is not there" in failed._repr_html_()
     gone = ImageMasks((RECORD,), Funnel(), tmp_path / "gone.png")
-    assert "gone.png is not there" in gone._repr_html_()
+    assert "gone.png does not exist" in gone._repr_html_()
     Image.fromarray(large).save(tmp_path / "gone.png")
     assert "not drawn, because the image's size has changed" in gone._repr_html_()
 

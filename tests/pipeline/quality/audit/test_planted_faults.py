@@ -112,7 +112,7 @@ def torn_commit(dataset: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
 
 
-@damage(Code.BAD_COMMIT, "commits/000001.g1.json", "no others", "canonical")
+@damage(Code.BAD_COMMIT, "commits/000001.g1.json", "expected exactly the fields", "canonical")
 def commit_with_a_host(dataset: Path) -> None:
     path = commit_path(dataset, 1)
     path.write_text(json.dumps({**json.loads(path.read_bytes()), "host": "a"}))
@@ -148,7 +148,7 @@ def commit_of_other_rows(dataset: Path) -> None:
     change_commit(dataset, 1, ordinals=(3, 7))
 
 
-@damage(Code.REPLACED_GENERATION, "commits/000001.g1.json", "generation 2 alone", "with 0 files")
+@damage(Code.REPLACED_GENERATION, "commits/000001.g1.json", "only generation 2", "with 0 files")
 def two_generations_of_the_same_files(dataset: Path) -> None:
     commit = CommittedShard(dataset, 1).commit
     write_commit(dataset, replace(commit, generation=2))
@@ -527,7 +527,7 @@ def exif() -> bytes:
 
 
 registered("torn", member(0, lambda data: data[:-50]), Code.BAD_JPEG, TAR, "sa_4.jpg", "ends before the picture does")
-registered("half", member(0, lambda d: d[: len(d) // 2] + d[-2:]), Code.BAD_JPEG, TAR, "sa_4.jpg", "decodes completely")
+registered("half", member(0, lambda d: d[: len(d) // 2] + d[-2:]), Code.BAD_JPEG, TAR, "sa_4.jpg", "decodes to its end")
 registered("text", member(0, lambda _: b"a text"), Code.BAD_JPEG, TAR, "sa_4.jpg", "begin")
 registered("smaller", member(0, reencoded((120, 90))), Code.JPEG_SIZE, TAR, "240 x 180", "found 120 x 90")
 METADATA = Code.JPEG_METADATA

@@ -254,7 +254,7 @@ def test_a_dataset_with_a_changed_byte_is_found(evidence_folder: Path, tmp_path:
     tar.write_bytes(data)
     (dataset / "dataset.json").unlink()
     out = run(evidence_folder, "--dataset", dataset).stdout
-    assert f"{tar}: other bytes" in out
+    assert f"{tar}: its bytes differ: expected SHA-256 " in out
     assert f"{dataset}/dataset.json: No such file" in out
 
 
@@ -269,8 +269,8 @@ def test_a_dataset_that_has_grown_since_is_said_to_have_and_damaged_commits_are_
     done = run(evidence_folder, "--dataset", dataset)
     assert (done.returncode, done.stderr) == (0, "")
     later = [line for line in done.stdout.splitlines() if line.startswith("the dataset grew or was corrected since")]
-    assert [line.rpartition("covers ")[2] for line in later] == ["commits/000003.g1.json, dataset.g2.json"]
+    assert [line.rpartition("digest or audit: ")[2] for line in later] == ["commits/000003.g1.json, dataset.g2.json"]
     commit.write_bytes(commit.read_bytes()[:100])
     done = run(evidence_folder, "--dataset", dataset)
     assert (done.returncode, done.stderr) == (1, "")
-    assert f"{commit}: other bytes" in done.stdout
+    assert f"{commit}: its bytes differ: expected SHA-256 " in done.stdout

@@ -61,7 +61,7 @@ def test_coco_polygons_enclose_pixels_and_the_converters_contours_run_through_th
     [
         (compressed(np.ones((20, 20), bool)), "20 x 20 pixels, but its image is 40 x 30"),
         ({"size": [30, 40], "counts": "PPPP"}, "RLE counts"),
-        ({"size": [30, 40], "counts": "ünü"}, "ascii"),
+        ({"size": [30, 40], "counts": "ünü"}, "ASCII"),
         ({"size": [30, 40], "counts": [5, 10]}, "cover 15 pixels"),
         ({"size": [30, 40], "counts": [-5, 1205]}, "out of bounds|negative"),
         ({"size": [30]}, r"its size is \[30\]: expected \[height, width\]"),
@@ -125,7 +125,7 @@ def test_label_studio_ids_of_new_regions_are_no_ids() -> None:
     ("bad", "told"),
     [
         ({"type": "polygonlabels", "value": {"points": []}}, "of type polygonlabels, not a brush stroke"),
-        (region(np.ones((20, 20), bool)), "it is 20 x 20 pixels"),
+        (region(np.ones((20, 20), bool)), "20 x 20 pixels, but its image is 40 x 30"),
         (region(RING, original_width=41), "41 x 30 pixels, but its image is 40 x 30"),
         ({**region(RING), "value": {"rle": [255, 255, 255, 255, 57, 27]}}, "run lengths have 4294967295 values"),
         ({**region(RING), "value": {"rle": [0, 0, 18, 192, 57, 27]}}, "are cut off after 0 of 4800 values"),

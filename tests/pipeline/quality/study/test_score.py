@@ -171,7 +171,7 @@ def test_a_file_of_something_else_is_a_plain_error(study: Path, tmp_path: Path, 
 def test_what_is_missing_is_named(study: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a study"):
         score(tmp_path, tmp_path / "corrected.json")
-    with pytest.raises(UsageError, match=r"corrected\.json does not exist: expected a file with masks"):
+    with pytest.raises(UsageError, match=r"corrected\.json doesn't exist\. Pass the corrected masks"):
         score_study(location_of(study), None)
 
 

@@ -77,7 +77,7 @@ def test_nothing_of_a_shard_that_was_changed_is_shown_again(small: Path, decoder
     assert pictures.changed([2, 1, 0, 1]) == {1}
     for place in PLACES:
         if place.shard == 1:
-            with pytest.raises(NoImageError, match=r"shard 1 has changed .*: Restart the viewer"):
+            with pytest.raises(NoImageError, match=r"shard 1 has changed .*\. Restart the viewer"):
                 thumbnails.jpeg(place)
             with pytest.raises(NoImageError, match="shard 1 has changed"):
                 pictures.jpeg(place)

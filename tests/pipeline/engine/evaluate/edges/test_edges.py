@@ -63,7 +63,7 @@ def test_drawn_shapes_are_found_and_each_annotator_counts(files: TruthFiles, tmp
 def test_a_map_of_another_size_costs_its_image_and_masks_are_no_truth(files: TruthFiles, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="edges are measured on label maps"):
         evaluate_edges(options(files, files.coco), MEASURE, [], Storage())
-    with pytest.raises(UsageError, match="has no label maps"):
+    with pytest.raises(UsageError, match="contains no label maps"):
         evaluate_edges(options(files, files.maps), MEASURE, [str(tmp_path)], Storage())
     for wrong in (EdgesMeasure(points_per_side=0), EdgesMeasure(cuts=0), EdgesMeasure(tolerance=0.0)):
         with pytest.raises(UsageError, match="expected"):

@@ -62,8 +62,8 @@ def test_the_best_of_each_category_are_kept_in_order() -> None:
         ([{**ENTRY, "bbox": [1, 2, 0, 5]}], "0 wide and 5 high"),
         ([{**ENTRY, "score": "high"}], "its score is 'high'"),
         ([{**ENTRY, "category_id": 1.5}], "its category_id is 1.5"),
-        ([ENTRY, {**ENTRY, "score": None}], "entry 2 has no score, others have"),
-        ([{**ENTRY, "category_id": None}, ENTRY], "entry 1 has no category_id, others have"),
+        ([ENTRY, {**ENTRY, "score": None}], "entry 2 has no score, but others do"),
+        ([{**ENTRY, "category_id": None}, ENTRY], "entry 1 has no category_id, but others do"),
     ],
 )
 def test_another_file_is_refused_by_its_entry(tmp_path: Path, content: Any, message: str) -> None:

@@ -43,7 +43,7 @@ def test_a_name_without_an_ending_is_a_column() -> None:
         ("image_id,g,h\na,b,c\n", "has image_id, g, h: expected"),
         ("image_id,g\na,x\na,y\n", "row 2: image_id a is in 'x' and in 'y'"),
         ("image_id,g\na,\n", "has no label"),
-        ('image_id,g\na,"x\n', "cannot be read"),
+        ('image_id,g\na,"x\n', "can't read"),
     ],
 )
 def test_a_file_of_another_form_is_an_error(tmp_path: Path, text: str, why: str) -> None:

@@ -225,7 +225,7 @@ def test_two_workers_have_the_losses_of_one_over_twenty_steps_with_recorded_clic
 
 def test_the_configuration_says_how_many_workers_and_its_keys_decide_nothing(tmp_path):
     (tmp_path / "t.yaml").write_text("datasets: [{uri: a}]\noutput: out\nresources: {gpus_per_worker: 2}\n")
-    with pytest.raises(UsageError, match=r"gpus_per_worker is 2: expected auto, 0 or 1"):
+    with pytest.raises(UsageError, match=r"gpus_per_worker is 2: expected auto, 0, or 1"):
         load_train_config(str(tmp_path / "t.yaml"))
     (tmp_path / "t.yaml").write_text("datasets: [{uri: a}]\noutput: out\nresources: {workers: 8, num_cpus: 4}\n")
     config: TrainConfig = load_train_config(str(tmp_path / "t.yaml"))
