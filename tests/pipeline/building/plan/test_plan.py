@@ -112,7 +112,7 @@ def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread
     text = "\n".join(plan.lines())
     assert "theoretical peak of 8 x GPU (not measured: --flops 7.9e+14)" in text
     assert "21,000 at most, 21 per image" in text
-    assert "at 2 a GPU-hour" in text
+    assert "at 2 per GPU-hour" in text
     half = make_plan(config, PlanOptions(gpus=8, flops=7.9e14, share=0.5))
     assert half.device_hours.value == pytest.approx(2 * plan.device_hours.value)
     cores = recorded_seconds(config.deidentify, 16.3) * plan.ceiling.images_per_s / 8
