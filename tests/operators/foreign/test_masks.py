@@ -95,7 +95,7 @@ def test_numbers_that_are_none_are_findings(value: Any) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"null", b"[]", b"{}", b"\xff", b'{"annotations": []}', b"[" * 10**6])
 def test_what_is_no_such_json_is_told(data: bytes) -> None:
-    with pytest.raises(ValueError, match="not JSON|no image with"):
+    with pytest.raises(ValueError, match=r"not JSON|no image with"):
         read_foreign(data, None, PLACE, 70)
 
 
