@@ -45,7 +45,7 @@ def build_wheel(checkout: Path, folder: Path) -> Path:
 
 def install(wheel: Path, target: Path) -> None:
     """Installs a wheel into the folder `target` as `pip install --target` does, without what it depends on."""
-    _pip("install", "--no-deps", "--target", str(target), str(wheel))
+    _pip("install", "--no-deps", "--no-compile", "--target", str(target), str(wheel))
 
 
 def link_packages(requirements: Iterable[str], folder: Path) -> None:

@@ -141,14 +141,14 @@ def test_masks_says_what_it_does_before_torch_is_imported(tmp_path, coffee):
         "from segmint.pipeline.commands.cli import app\n"
         "app(sys.argv[1:])\n"
     )
-    words = ["masks", str(tmp_path / "cup.jpg"), "--device", "cpu", "--set", "points_per_side=2", "--crop-layers", "1"]
+    words = ["masks", str(tmp_path / "cup.jpg"), "--device", "cpu", "--set", "points_per_side=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script, *words], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
-    assert re.fullmatch(r"mobile_sam: 8 points, about \d+ (s|min)", lines[0])
+    assert re.fullmatch(r"mobile_sam: 4 points, about \d+ (s|min)", lines[0])
     assert "torch" in lines[1:]
     assert lines[-2].startswith(f"{tmp_path}/cup.jpg: ")
     assert lines[-2].endswith(f" s → {tmp_path}/cup.masks.json")
