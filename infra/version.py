@@ -1,4 +1,4 @@
-"""Versions of segmint and of packages; segmint's is a constant because a cluster runs the checkout uninstalled."""
+"""Versions of segmint and its packages. segmint's is a constant, because a cluster may run a checkout directly."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,4 +1,4 @@
-"""Handle by which writers share a dataset: its location and the facts about it that no writer changes."""
+"""Handle that writers use to share a dataset: its location and the facts that no writer changes."""
 
 from dataclasses import dataclass
 from typing import Self

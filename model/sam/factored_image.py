@@ -132,7 +132,7 @@ class SharedNorm:
     norm: nn.LayerNorm
 
     def after(self, image: FactoredImage | None, weights: Tensor, values: Tensor) -> FactoredImage:
-        """Return the normalized sum of the image and its attention, weights (B, H * T, P), to values (B, H, T, D)."""
+        """Add attention with `weights` (B, H * T, P) to `values` (B, H, T, D) to the image, and normalize the sum."""
         prompts, _, positions = weights.shape
         if image is None:
             scale, coefficients = None, weights

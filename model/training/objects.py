@@ -63,7 +63,7 @@ class ObjectsRecipe:
         expect("long_side", self.long_side, self.long_side >= self.short_side, "the short side or more")
 
     def rate_factor(self, step: int) -> float:
-        """Return the factor on the learning rate in a step, counted from 0."""
+        """Return the factor that scales the learning rate in a step; steps count from 0."""
         return rate_factor(step, self.warmup_steps, self.decay_steps)
 
 

@@ -1,4 +1,4 @@
-"""`segmint evaluate edges`: ODS, OIS, AP, and R50 of weights on label maps, as text, as JSON, and as a page."""
+"""`segmint evaluate edges`: compute the ODS, OIS, AP, and R50 of weights from label maps, and write the results."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
