@@ -8,7 +8,7 @@ import pytest
 
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from tests.support.builds import digests, segmint, small_catalog, write_config
+from tests.support.builds import SEVERAL_ACTORS, digests, segmint, small_catalog, write_config
 from tests.support.built_fixtures import BuiltDataset
 from tests.support.everything import download, upload
 from tests.support.s3_server import S3Server
@@ -26,6 +26,7 @@ def photos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_s3_holds_byte_for_byte_what_local_files_hold(
     built: BuiltDataset, s3_bucket: str, s3_options: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
+    """With three segment actors in S3, and one locally: how many there are changes no byte, either."""
     storage = Storage(s3_options)
     upload(built.catalog.parent, Location(storage, f"s3://{s3_bucket}/in"))
     config = write_config(
@@ -33,6 +34,8 @@ def test_s3_holds_byte_for_byte_what_local_files_hold(
         f"s3://{s3_bucket}/in/catalog.jsonl",
         f"s3://{s3_bucket}/datasets/small",
         storage=s3_options,
+        resources=SEVERAL_ACTORS,
+        rows_per_block=1,
     )
     segmint("build", config)
     assert digests(download(Location(storage, f"s3://{s3_bucket}/datasets/small"), tmp_path / "copy")) == digests(

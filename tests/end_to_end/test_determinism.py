@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.builds import digests, segmint, write_config
+from tests.support.builds import SEVERAL_ACTORS, digests, segmint, write_config
 from tests.support.built_fixtures import BuiltDataset
 from tests.support.runs import assert_gone, assert_whole, finish, running, wait_for
 
@@ -22,9 +22,11 @@ def undisturbed(built: BuiltDataset) -> dict[str, str]:
     return digests(built.dataset)
 
 
+@pytest.mark.long
 def test_three_segment_actors_write_the_same_as_one(catalog: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    pools = {"segment": {"actors": 3, "num_cpus": 1}, "prepare": {"actors": 2, "num_cpus": 0.5}}
-    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", resources=pools, rows_per_block=1)
+    config = write_config(
+        tmp_path / "build.yaml", catalog, tmp_path / "dataset", resources=SEVERAL_ACTORS, rows_per_block=1
+    )
     segmint("build", config)
     assert digests(tmp_path / "dataset") == undisturbed
 

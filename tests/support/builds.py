@@ -33,6 +33,9 @@ SMALL = {
 }
 """A configuration that takes seconds: nine prompts an image, no crops, one actor with one thread."""
 
+SEVERAL_ACTORS = {"segment": {"actors": 3, "num_cpus": 1}, "prepare": {"actors": 2, "num_cpus": 0.5}}
+"""Pools of several actors on two cores."""
+
 
 def write_photographs(folder: Path, count: int) -> list[str]:
     """`count` different small photographs as JPEG files; returns their names."""
