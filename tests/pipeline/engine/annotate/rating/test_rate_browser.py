@@ -101,11 +101,11 @@ def test_masks_are_rated_by_keys_taken_back_and_found_again(chromium: "Browser",
     page.reload()
     shown(page, 2)
     expect(page.locator("#undo")).to_be_disabled()
+    page.route("**/api/rate/3/1", lambda route: route.abort())  # early, so that no request gets past it
     page.locator("#scores button[value='5']").click()
     shown(page, 3)
 
     # A server that does not answer loses nothing: the rating is sent again.
-    page.route("**/api/rate/3/1", lambda route: route.abort())
     page.keyboard.press("9")
     expect(page.locator("#problem")).to_contain_text("The server isn't responding")
     page.unroute("**/api/rate/3/1")
