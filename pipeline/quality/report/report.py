@@ -194,6 +194,8 @@ def _pictures(
     """Draw the page's images: findings, outliers, and a sample, skipping images with remaining detections."""
     if not facts.with_images:
         return ReportImages(why="This dataset has only annotations, so there are no images to show.")
+    if audit.privacy is not None and audit.privacy.found_total > len(audit.privacy.found):
+        return ReportImages(why="The audit doesn't list all remaining detections, so any image may show one.")
     hidden = {region.id for region in audit.privacy.found} if audit.privacy is not None else set()
     outliers = [row.id for row in statistics.outliers]
     wanted = dict.fromkeys(id for id in (*images_of(audit.findings), *outliers) if id not in hidden)

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
@@ -17,7 +18,7 @@ from segmint.infra.uris import base_name
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.audit.result_json import to_json
-from segmint.pipeline.quality.report.report import path_to_dataset, statistics_of, write_report
+from segmint.pipeline.quality.report.report import _pictures, path_to_dataset, statistics_of, write_report
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
 from tests.support.builds import digests
@@ -278,3 +279,10 @@ def test_damaged_shards_are_left_out(reported: str) -> None:
 )
 def test_a_report_knows_the_way_to_its_dataset(folder: str, dataset: str, expected: str) -> None:
     assert path_to_dataset(folder, dataset) == expected
+
+
+def test_no_image_is_shown_if_some_detections_are_not_listed() -> None:
+    privacy = SimpleNamespace(found=(), found_total=1)
+    shown = _pictures(None, None, SimpleNamespace(with_images=True), SimpleNamespace(privacy=privacy), None)
+    assert (shown.flagged, shown.samples) == ((), ())
+    assert "doesn't list all remaining detections" in shown.why
