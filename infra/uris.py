@@ -42,11 +42,11 @@ def redact(text: str) -> str:
 def scheme(uri: str) -> str:
     """Return a URI's scheme in lowercase, `file` for a plain path. Raises `UriNotAllowedError` for other URIs."""
     if not uri:
-        raise UriNotAllowedError("an empty URI: expected s3://bucket/key, file:///path, or a local path")
+        raise UriNotAllowedError("an empty URI: expected s3://bucket/key, file:///path or a local path")
     if len(uri) > _LONGEST:
         raise UriNotAllowedError(f"a URI of {len(uri):,} characters; expected at most {_LONGEST:,}")
     if _CONTROL.search(uri):
-        raise UriNotAllowedError(f"the URI {redact(uri)!r} contains a control character")
+        raise UriNotAllowedError(f"the URI {redact(uri)!r} holds a control character")
     match = _SCHEME.match(uri)
     if match is None:
         if "://" in uri:
@@ -60,7 +60,7 @@ def scheme(uri: str) -> str:
         )
     if _holds_credential(uri, name):
         raise UriNotAllowedError(
-            f"the URI {redact(uri)!r} contains a user part or a signature: credentials come from the standard chain "
+            f"the URI {redact(uri)!r} carries a user part or a signature: credentials come by the standard chain "
             "(environment, profile, instance or pod role), never inside a URI"
         )
     return name
@@ -83,7 +83,7 @@ def fit_to_keep(uri: str) -> str:
 def local_path(uri: str) -> Path:
     """Return the path of a local URI: a plain path unchanged, `file:///x` percent-decoded (RFC 8089)."""
     if scheme(uri) != LOCAL:
-        raise UriNotAllowedError(f"{redact(uri)!r} is not a local path")
+        raise UriNotAllowedError(f"{redact(uri)!r} is no local path")
     match = _SCHEME.match(uri)
     if match is None:
         return Path(uri)
@@ -99,7 +99,7 @@ def split_bucket(uri: str) -> tuple[str, str]:
     bucket, _, key = uri[_after_scheme(uri) :].partition("/")
     protocol = scheme(uri)
     if not bucket or (protocol == "s3" and not _BUCKET.match(bucket)):
-        raise UriNotAllowedError(f"{redact(uri)!r} has no valid bucket: expected {protocol}://bucket/key")
+        raise UriNotAllowedError(f"{redact(uri)!r} names no valid bucket: expected {protocol}://bucket/key")
     return bucket, key
 
 
@@ -173,11 +173,11 @@ def relative_to(catalog_uri: str, uri: str) -> str:
         if not catalog_is_local:
             raise UriNotAllowedError(
                 f"{redact(uri)!r} is a local path, but its catalog {redact(catalog_uri)!r} is not a local file: "
-                "use a store URI, or a path relative to the catalog"
+                "give a URI of a store, or a path relative to the catalog"
             )
         return os.path.normpath(local_path(uri))
     if ".." in uri.split("/"):
-        raise UriNotAllowedError(f"{redact(uri)!r} leaves its catalog's folder with '..'")
+        raise UriNotAllowedError(f"{redact(uri)!r} climbs out of its catalog's folder by '..'")
     if catalog_is_local:
         return os.path.normpath(Path(os.path.abspath(local_path(catalog_uri))).parent / uri)  # noqa: PTH100
     _refuse_climbing(uri)
@@ -219,12 +219,12 @@ def _refuse_climbing(uri: str) -> None:
     """Raise `UriNotAllowedError` if a store's URI contains `..` or a control character, even percent-encoded."""
     _refuse_encoded_control(uri)
     if ".." in uri.split("/") or ".." in unquote(uri).split("/"):
-        raise UriNotAllowedError(f"{redact(uri)!r} contains '..', plain or percent-encoded")
+        raise UriNotAllowedError(f"{redact(uri)!r} climbs by '..', plain or percent-encoded")
 
 
 def _refuse_encoded_control(uri: str) -> None:
     if _CONTROL.search(unquote(uri)):
-        raise UriNotAllowedError(f"the URI {redact(uri)!r} contains a percent-encoded control character")
+        raise UriNotAllowedError(f"the URI {redact(uri)!r} holds a percent-encoded control character")
 
 
 def _after_scheme(uri: str) -> int:

@@ -35,6 +35,10 @@ INSTEAD = {
 ALLOWED: dict[str, dict[str, str]] = {
     "docs/glossary.md": {"heed": "a word that a term replaces"},
     "catalogs/source/demo.py": {"stood": "the demo's catalog, whose hash its dataset stores"},
+    "infra/uris.py": {
+        "come by": "datasets store this message as the detail of a rejected row",
+        "is no": "datasets store this message as the detail of a rejected row",
+    },
     "operators/prepare/prepare.py": {"stands": "datasets store this message as the detail of a refused row"},
 }
 """Phrases that a file keeps, and why."""

@@ -123,7 +123,7 @@ def decompress(text: str) -> NDArray[np.int64]:
     if symbols.size == 0:
         return np.zeros(0, dtype=np.int64)
     if symbols.min() < 0 or symbols.max() > _LAST_SYMBOL or symbols[-1] & _MORE:
-        raise ValueError("these RLE counts are damaged: a character outside COCO's alphabet, or truncated")
+        raise ValueError("these RLE counts are damaged: a character outside COCO's alphabet, or a truncated end")
     last = np.flatnonzero((symbols & _MORE) == 0)
     first = np.concatenate(([0], last[:-1] + 1))
     lengths = last - first + 1

@@ -94,7 +94,7 @@ class TorchScriptDetector:
         shrunk = _fitted(image)
         answer = self._module.inference([{"image": self._bgr(shrunk)}], do_postprocess=False)
         expected = (
-            f"{self.name}: expected one object with pred_boxes.tensor (N, 4), scores (N,) and optional pred_classes "
+            f"{self.name}: expected one object with pred_boxes.tensor (N, 4), scores (N,) and perhaps pred_classes "
             "(N,) from the TorchScript module's inference"
         )
         if not isinstance(answer, tuple | list) or len(answer) != 1:

@@ -265,7 +265,7 @@ def _library() -> tuple[Any, Any]:
     except Exception as error:
         raise C2paMissingError(
             "an image has a C2PA manifest, but c2pa-python, which reads it, can't be loaded here "
-            f"({type(error).__name__}: {error}). Run `pip install 'segmint[build]' -c constraints.txt`."
+            f"({type(error).__name__}: {error}). Run `pip install 'segmint[build]' -c constraints.txt`"
         ) from error
 
 

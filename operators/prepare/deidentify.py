@@ -241,7 +241,7 @@ def _require_detector(detector: Detector) -> None:
             raise BrokenDetectorError(
                 f"the {detector.kind} detector {detector.name} fails on a control image of {size[0]} x {size[1]} "
                 f"pixels, too, so no image was rejected: {last_line(error)}. Fix its file or the machine, or build "
-                "another dataset with another detector."
+                "another dataset with another detector"
             ) from error
 
 

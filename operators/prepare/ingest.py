@@ -294,7 +294,7 @@ def _require_decoder(kind: str) -> None:
     except Exception as error:
         raise BrokenDecoderError(
             f"this process can't decode a {kind} that it just encoded, so no image was rejected: "
-            f"{type(error).__name__}: {error}. Reinstall the packages in the versions of constraints.txt."
+            f"{type(error).__name__}: {error}. Reinstall the packages in the versions of constraints.txt"
         ) from error
 
 

@@ -177,7 +177,7 @@ def replace_shard(
     if not won:
         raise LostRaceError(
             f"shard {new.shard}: another command committed generation {new.generation} first, so the files of "
-            "this one were deleted. Run this command again."
+            "this one were deleted. Run this command again"
         )
     return new
 

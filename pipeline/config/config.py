@@ -172,7 +172,9 @@ LOCAL = ResourcesConfig(address="local")
 
 def _plain_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
-        raise ValueError("expected up to 100 letters, digits, dots, hyphens, and underscores, no punctuation first")
+        raise ValueError(
+            "expected up to 100 letters, digits, dots, hyphens, and underscores, starting with a letter or digit"
+        )
     return value
 
 

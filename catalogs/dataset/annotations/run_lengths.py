@@ -39,7 +39,7 @@ def _numbers(counts: str) -> _Ints:
     if symbols.size == 0:
         raise ValueError("no run lengths")
     if symbols.min() < 0 or symbols.max() > _LAST_SYMBOL or symbols[-1] & _MORE:
-        raise ValueError("a character outside COCO's alphabet, or truncated")
+        raise ValueError("a character outside COCO's alphabet, or a truncated end")
     last = np.flatnonzero((symbols & _MORE) == 0)
     first = np.concatenate(([0], last[:-1] + 1))
     groups = last - first + 1

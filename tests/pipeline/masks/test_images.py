@@ -82,15 +82,15 @@ def test_a_folder_without_photographs_says_what_is_below(folder, tmp_path):
 def test_a_name_that_cannot_be_used_stops_no_other(tmp_path):
     (tmp_path / "two\nlines.jpg").touch()
     for argument in (str(tmp_path), f"{tmp_path}/*.jpg"):
-        with pytest.raises(UsageError, match=r"no photograph .*two\\nlines.jpg' contains a control character\. Rename"):
+        with pytest.raises(UsageError, match=r"no photograph .*two\\nlines.jpg' holds a control character\. Rename"):
             places(argument)
     (tmp_path / "one.jpg").touch()
     for argument in (str(tmp_path), f"{tmp_path}/*.jpg"):
         found = find_photographs(Storage(), [argument], recursive=False)
         assert [image.place for image in found.images] == ["one.jpg"]
         (told,) = found.passed_over
-        assert told.endswith(r"/two\nlines.jpg' contains a control character. Rename the photograph.")
-    with pytest.raises(UsageError, match="contains a control character"):
+        assert told.endswith(r"/two\nlines.jpg' holds a control character. Rename the photograph.")
+    with pytest.raises(UsageError, match="holds a control character"):
         places(str(tmp_path / "two\nlines.jpg"))
 
 

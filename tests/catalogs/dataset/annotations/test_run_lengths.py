@@ -27,7 +27,7 @@ def test_every_mask_is_accepted_in_the_form_that_is_written() -> None:
         (compress(np.array([2, 2**40, 4, 2 - 2**40])), "do not fill 2 x 3"),
         ("R04", "more groups than it needs"),  # 2 with a second group of no bits
         ("2dp", "a character outside"),
-        ("2T", "or truncated"),
+        ("2T", "or a truncated end"),
         ("2\u00e9", "a character outside"),
         ("2\ud800", "a character outside"),
         ("P" * 40 + "1", "a number of more than 60 bits"),
