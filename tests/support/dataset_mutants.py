@@ -344,7 +344,7 @@ DATASET_MUTANTS = (
         "pipeline/corrections/correction.py",
         "    building = remove_replaced(dataset.location, revision.shards)\n",
         "    building: list[int] = []\n",
-        "tests/pipeline/corrections/test_takedown.py",
+        "tests/pipeline/corrections/test_correction.py",
     ),
     Mutant(
         "what is reserved is removed",

@@ -209,6 +209,13 @@ def test_hashes_are_checked_and_both_are_named(prepare: Prepare, portrait_file: 
     assert "ab" * 32 in bad["detail"]
 
 
+def test_an_opt_out_in_the_catalog_is_judged(prepare: Prepare, portrait_file: Path) -> None:
+    rows = table({"uri": str(portrait_file)}, {"uri": str(portrait_file)})
+    out, allowed = prepare(rows.append_column("opt_out", pa.array([True, False]))).to_pylist()
+    assert (out["stage"], out["reason"]) == ("catalog", "opted_out")
+    assert allowed["reason"] is None
+
+
 def test_what_a_tombstone_names_is_refused_whatever_row_names_it(portrait_file: Path) -> None:
     """By the bytes, known from the catalog or read, and by every form of the URI; only then is nothing read."""
     other = portrait_file.with_name("other.jpg")

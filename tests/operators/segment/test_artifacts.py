@@ -23,7 +23,10 @@ def columns(*boxes: tuple[int, int, int, int]) -> dict[str, Any]:
 TRACES, HALF, BESIDE = (10, 10, 26, 50), (10, 10, 26, 30), (40, 10, 80, 100)
 
 
-@pytest.mark.parametrize(("iou", "boxes"), [(0.8, [HALF, BESIDE]), (0.4, [BESIDE]), (0.9, [TRACES, HALF, BESIDE])])
+@pytest.mark.parametrize(
+    ("iou", "boxes"),
+    [(0.8, [HALF, BESIDE]), (0.4, [BESIDE]), (0.9, [TRACES, HALF, BESIDE]), (38 * 14 / (40 * 16), [HALF, BESIDE])],
+)
 def test_a_mask_is_dropped_from_its_iou_on(iou: float, boxes: list[Any]) -> None:
     """The outline is 38 x 14 pixels of the 40 x 16 of the mask that traces the whole: 0.83."""
     before = columns(TRACES, HALF, BESIDE)
