@@ -18,7 +18,7 @@ DOCS = ROOT / "docs"
 PAGE = DOCS / "python.md"
 
 ON_A_DATASET = {"dataset": 5, "reading": 2, "report": 1, "versions": 2}
-"""How many examples of a page read `demo/dataset`; they are its first ones."""
+"""Number of examples at the start of each page that read `demo/dataset`."""
 
 mpl.use("Agg")
 

@@ -161,7 +161,7 @@ def pipeline_text(found: Found) -> Iterable[str]:
             f"{share(one, 'of_sustained_peak') or 'an unknown share'} of the sustained peak and "
             f"{share(one, 'of_bare')} of the speed of the generator without the actor. The GPU was busy {busy} of the "
             f"time, and its thread {share(one, 'device_thread_busy')}. The actor ran {one['threads']['decoders']} "
-            f"decoders and as many finishers on {one['cores']} cores. It was called by threads, without Ray."
+            f"decoders and as many finishers on {one['cores']} cores. Ray: {one['ray']}."
         )
     prepared = {name: one for name, one in found.items() if name.startswith("prepare, ")}
     if prepared:

@@ -274,7 +274,7 @@ def _look_at_each(operation: Operation, dead: dict[str, DatasetPath], expected: 
 def _look(
     operation: Operation, place: DatasetPath, expected: dict[str, str], ended: dict[State, list[str]]
 ) -> list[str]:
-    """What is wrong after a death, and after the work was done again; each state that it `ended` in is audited once."""
+    """Return the problems after a death and after the repeated work. `ended` has the findings of states seen before."""
     wrong = [] if operation.mends else [f"killed: {promise}" for promise in broken_promises(place)]
     operation.work(place)
     sweep_all(place)
@@ -293,7 +293,7 @@ def _look(
 
 
 def _without_times(files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    """The files, with versions that do not say when they were recorded; a damaged one as it is."""
+    """Yield the files, with the times of readable versions removed."""
     for name, data in files:
         with suppress(ValueError, AttributeError):
             if name.startswith(f"{VERSIONS}/"):

@@ -65,6 +65,6 @@ def test_of_two_runs_into_one_folder_the_second_writes_nothing(evidence_folder: 
     dataset = location_of(evidence_folder.parent / "dataset")
     report = read_audit(location_of(evidence_folder / "audit.json"))
     (tmp_path / "evidence.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"another run wrote evidence\.json"):
+    with pytest.raises(UsageError, match=r"another run wrote evidence\.json\. Pass an empty folder"):
         write_evidence(dataset, report, QUICK, location_of(tmp_path))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("evidence.json", "{}")]

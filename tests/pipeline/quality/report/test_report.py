@@ -158,7 +158,9 @@ def test_an_audit_of_another_version_is_refused(dataset: Path, tmp_path: Path) -
     redact_first(dataset, tmp_path)
     now = current_digest(location_of(dataset))
     assert report.version is not None
-    with pytest.raises(UsageError, match=f"it checked sha256:{report.version.digest}, but .* is now sha256:{now}"):
+    with pytest.raises(
+        UsageError, match=rf"it checked sha256:{report.version.digest}, but .* is now sha256:{now}\. Audit it again"
+    ):
         write_report(location_of(dataset), location_of(tmp_path / "report"), location_of(audit), QUICK)
     audit.write_text(to_json(replace(report, version=None)))
     written = write_report(location_of(dataset), location_of(tmp_path / "report"), location_of(audit), QUICK)

@@ -54,9 +54,9 @@ def test_what_cannot_be_used_is_counted_and_named_and_the_rest_is_found(dataset,
     assert found.skipped.counts["empty masks"] == 1
     assert (named["empty masks"]["image"], named["empty masks"]["mask"]) == (4, 40_000)
     damaged = [line for line in found.skipped.listed if line["reason"] == "damaged images"]
-    assert [(line["image"], line["detail"][:17]) for line in damaged] == [
-        (5, "its JPEG can't be"),
-        (6, "its JSON is not i"),
+    assert [(line["image"], line["detail"][:18]) for line in damaged] == [
+        (5, "its JPEG can't be "),
+        (6, "its JSON is not in"),
     ]
 
 
