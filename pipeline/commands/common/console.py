@@ -1,6 +1,7 @@
 """Console output of commands: results on standard output, the rest on standard error, prompts, and exit codes.
 
-0: done; 1: findings (checks and audits only); 2: invalid usage or configuration; 3: failed or unfinished.
+0: done; 1: findings (checks and audits only); 2: invalid usage or configuration; 3: failed, unfinished, or something
+that the command line asked for could not be checked.
 """
 
 import functools
@@ -10,7 +11,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import asdict
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -115,6 +116,14 @@ def json_value(result: Any) -> dict[str, Any]:
     """Return a result as a JSON value."""
     value: dict[str, Any] = result.to_dict() if hasattr(result, "to_dict") else asdict(result)
     return value
+
+
+def exit_unless_clean(found: Sized, not_checked: Sized = ()) -> None:
+    """Exit with code 1 if something was found, and with 3 if something that was asked for could not be checked."""
+    if found:
+        raise typer.Exit(FINDINGS)
+    if not_checked:
+        raise typer.Exit(FAILED)
 
 
 def print_next(as_json: bool, *words: str, config: str | None = None) -> None:

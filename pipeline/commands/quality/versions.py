@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
-from segmint.pipeline.commands.common.console import FINDINGS, guarded, print_result
+from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 RecordedVersion = Annotated[
@@ -57,8 +57,7 @@ def verify(
     else:
         verified = verify_dataset(folder, version, public)
     print_result(verified, as_json)
-    if verified.problems:
-        raise typer.Exit(FINDINGS)
+    exit_unless_clean(verified.problems)
 
 
 @guarded
