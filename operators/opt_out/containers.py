@@ -16,7 +16,8 @@ from segmint.operators.boxes import uuids, xmp_items
 MOST_XMP = 16 << 20
 """Maximum bytes of XMP that are read per image; further packets are ignored."""
 
-_MOST_PARTS = 100_000  # segments or chunks that are read; an image of 250 MB has 30,000
+MOST_PARTS = 100_000
+"""Maximum number of segments or chunks that are read; an image of 250 MB has 30,000."""
 
 _XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"  # then a name, the whole length, and the piece's offset
@@ -68,7 +69,7 @@ def _collect(mime: str, parts: Iterator[Part]) -> Metadata:
 def _in_jpeg(data: bytes) -> Iterator[Part]:
     """Read the segments before the scan (ITU-T T.81, B.1.1): APP1 contains XMP, APP11 C2PA."""
     extensions: dict[bytes, dict[int, bytes]] = {}  # by name, then by offset
-    for marker, content in islice(_jpeg_segments(data), _MOST_PARTS):
+    for marker, content in islice(_jpeg_segments(data), MOST_PARTS):
         if marker == 0xEB and content.startswith(b"JP"):
             yield "c2pa", b""
         elif marker == 0xE1 and content.startswith(_XMP_HEADER):
@@ -101,7 +102,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _in_png(data: bytes) -> Iterator[Part]:
     """Read the chunks (PNG specification, section 5)."""
-    for kind, content in islice(_png_chunks(data), _MOST_PARTS):
+    for kind, content in islice(_png_chunks(data), MOST_PARTS):
         if kind == b"caBX":
             yield "c2pa", b""
         elif kind in (b"iTXt", b"zTXt", b"tEXt"):
@@ -143,7 +144,7 @@ def _inflated(data: bytes) -> bytes:
 def _in_webp(data: bytes) -> Iterator[Part]:
     """Read the chunks of RIFF."""
     position = 12
-    for _ in range(_MOST_PARTS):
+    for _ in range(MOST_PARTS):
         if position + 8 > len(data):
             return
         kind, length = struct.unpack_from("<4sI", data, position)

@@ -257,6 +257,27 @@ BUILD_MUTANTS = (
         "tests/operators/prepare/test_ingest.py",
     ),
     Mutant(
+        "strips that a TIFF lacks stay black",
+        "operators/prepare/ingest.py",
+        "if len(starts) != wanted or",
+        "if len(starts) > wanted or",
+        "tests/operators/prepare/test_ingest.py",
+    ),
+    Mutant(
+        "deflate's checksum is not read",
+        "operators/prepare/ingest.py",
+        "data[start:end], largest + 1)",
+        "data[start:end], largest)",
+        "tests/operators/prepare/test_ingest.py",
+    ),
+    Mutant(
+        "a label map's checksums are not read",
+        "operators/annotations/label_maps.py",
+        '                check_whole(data, picture.format or "")\n',
+        "",
+        "tests/operators/annotations/test_label_maps.py",
+    ),
+    Mutant(
         "any hash will do",
         "operators/prepare/read_image.py",
         "if expected is not None and expected.lower() != digest:",
