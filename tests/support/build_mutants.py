@@ -362,6 +362,27 @@ BUILD_MUTANTS = (
         "tests/operators/opt_out",
     ),
     Mutant(
+        "opt-out: a packet that can't be parsed says nothing",
+        "operators/opt_out/opt_out.py",
+        "is_damaged |= not is_whole",
+        "is_damaged |= False",
+        "tests/operators/opt_out/test_xmp.py",
+    ),
+    Mutant(
+        "opt-out: metadata in a manifest is not read",
+        "operators/opt_out/opt_out.py",
+        "if name.startswith(_JSON_LD):",
+        "if name == _JSON_LD[0]:",
+        "tests/operators/opt_out/test_manifests.py",
+    ),
+    Mutant(
+        "opt-out: EXIF is not read",
+        "operators/opt_out/containers.py",
+        "        elif marker >= 0xE0:",
+        "        elif marker >= 0xED:",
+        "tests/operators/opt_out/test_opt_out.py",
+    ),
+    Mutant(
         "opt-out: pieces of a packet as they come",
         "operators/opt_out/containers.py",
         "for _, piece in sorted(pieces.items())",
