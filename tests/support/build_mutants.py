@@ -383,6 +383,13 @@ BUILD_MUTANTS = (
         "tests/operators/opt_out/test_opt_out.py",
     ),
     Mutant(
+        "a bucket that can't exist is a fault",
+        "infra/storage/retry.py",
+        '(code == "NoSuchBucket" and has_unusual_bucket(uri))',
+        'code == ""',
+        "tests/infra/storage/test_storage.py",
+    ),
+    Mutant(
         "opt-out: pieces of a packet as they come",
         "operators/opt_out/containers.py",
         "for _, piece in sorted(pieces.items())",
