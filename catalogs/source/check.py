@@ -1,6 +1,5 @@
 """Check of a catalog before a build: licenses, duplicates, invalid values, and expected audit findings."""
 
-import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
@@ -18,6 +17,7 @@ from segmint.catalogs.source.conform import InvalidValue
 from segmint.catalogs.source.normalize import marked_batches, stage_catalog
 from segmint.catalogs.source.same_files import SameFiles
 from segmint.catalogs.terms import judge_attribution, judge_terms
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import UriNotAllowedError, has_unusual_bucket, relative_to
 from segmint.infra.wording import counted, plural
@@ -265,7 +265,7 @@ def check(
             findings.problems.append(str(problem))
 
     outlook = CatalogOutlook(policy, now)
-    with tempfile.TemporaryDirectory(prefix="segmint-check-", dir=temporary) as name:
+    with ScratchFolder(dir=temporary) as name:
         staged, findings.rows = stage_catalog(catalog, Path(name), remember, most_rows, ignored=ignored)
         with SameFiles(staged, Path(name)) as same:
             judge = _TermsJudge(findings, policy, policy_date, outlook, same)

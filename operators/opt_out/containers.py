@@ -136,21 +136,15 @@ def _png_packet(kind: bytes, content: bytes, room: int) -> bytes:
     if kind == b"eXIf":
         return content
     keyword, _, text = content.partition(b"\0")
+    is_packed = kind == b"zTXt" or (kind == b"iTXt" and text[:1] == b"\1")
     if kind == b"iTXt":
-        is_packed, text = text[:1] == b"\1", b"\0".join(text[2:].split(b"\0", 2)[2:])  # after languages and keyword
-    else:
-        is_packed, text = kind == b"zTXt", text[1:] if kind == b"zTXt" else text
-    if is_packed:
-        try:
-            text = zlib.decompressobj().decompress(text, room) if room > 0 else b""
-        except zlib.error:
-            return b""
-    if keyword.startswith(_PNG_PROFILE):
-        try:
-            return bytes.fromhex(b"".join(text.split()[2:]).decode("ascii"))  # after its name and length
-        except ValueError:
-            return b""
-    return text
+        text = b"\0".join(text[2:].split(b"\0", 2)[2:])  # after the language and the translated keyword
+    try:
+        if is_packed:
+            text = zlib.decompressobj().decompress(text[kind == b"zTXt" :], room) if room > 0 else b""
+        return bytes.fromhex(b"".join(text.split()[2:]).decode()) if keyword.startswith(_PNG_PROFILE) else text
+    except (zlib.error, ValueError):
+        return b""
 
 
 def _in_webp(data: bytes) -> Iterator[Part]:

@@ -136,7 +136,6 @@ _PLUS, _TDM = (
     ("http://ns.useplus.org/", "https://ns.useplus.org/"),
     ("http://www.w3.org/ns/tdm", "https://www.w3.org/ns/tdm"),
 )
-_UTF_16 = tuple(word.encode("utf-16-le") for word in ("DataMining", "reservation"))
 _ROOT = re.compile(r"<(?:[\w.-]+:)?xmpmeta[\s>]")
 _MOST_ROOTS = 100
 _FORBIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # characters that XML can't contain
@@ -156,8 +155,8 @@ def xmp_values(packet: bytes) -> list[tuple[str, str]]:
     items of a list. Invalid characters and bytes around the XML are ignored. In a packet that can't be parsed, or
     exceeds the limits, the words of an opt-out are enough.
     """
-    for word in _UTF_16:
-        if (at := packet.find(word)) >= 0:  # big-endian text begins one byte earlier
+    for word in ("DataMining", "reservation"):
+        if (at := packet.find(word.encode("utf-16-le"))) >= 0:  # big-endian text begins one byte earlier
             packet = packet[at % 2 :].decode("utf-16-le", "replace").encode()
             break
     text = _AMPERSAND.sub("&amp;", _FORBIDDEN.sub(" ", packet.decode("utf-8-sig", "replace"))).strip()
@@ -323,25 +322,16 @@ def _entries(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, use
 
 
-def _properties(node: Any, context: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _properties(node: Any, context: dict[str, Any], field: str | None = None) -> Iterator[tuple[str, str]]:
     """Yield the fields of XMP that JSON-LD contains, at any depth; `context` has the namespaces of prefixes."""
-    for each in node if isinstance(node, list) else [node]:
-        for key, value in _mapping(each).items():
-            local = re.split("[:/#]", key)[-1]
-            prefix = key.removesuffix(local)
-            field = _field(f"{context.get(prefix.rstrip(':'), prefix)} {local}")
-            if field is None:
-                yield from _properties(value, context)
-            else:
-                yield from ((field, text[:_LONGEST]) for text in _texts(value))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _texts(each)
-    else:
-        yield str(value)
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    for key, value in _mapping(node).items():
+        local = re.split("[:/#]", str(key))[-1]
+        prefix = str(key).removesuffix(local)
+        yield from _properties(value, context, field or _field(f"{context.get(prefix.rstrip(':'), prefix)} {local}"))
+    if field is not None and not isinstance(node, dict):
+        yield field, str(node)[:_LONGEST]
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -383,6 +383,13 @@ BUILD_MUTANTS = (
         "tests/operators/opt_out/test_opt_out.py",
     ),
     Mutant(
+        "scratch of killed processes stays",
+        "infra/scratch.py",
+        "        sweep(Path(dir or tempfile.gettempdir()), prefix)\n",
+        "",
+        "tests/pipeline/export/test_export.py",
+    ),
+    Mutant(
         "a bucket that can't exist is a fault",
         "infra/storage/retry.py",
         '(code == "NoSuchBucket" and has_unusual_bucket(uri))',
