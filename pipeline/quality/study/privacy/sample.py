@@ -4,13 +4,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.pipeline.export.export import refuse_existing, write_samples
@@ -81,7 +81,7 @@ def sample_privacy(location: Location, count: int, seed: int, output: Location) 
     drawn = draw_images(dataset, shards, count, seed)
     if not drawn:
         raise UsageError(f"{location} has no committed images to inspect")
-    with TemporaryDirectory(prefix="segmint-") as scratch:
+    with ScratchFolder() as scratch:
         writer = _Writer(Path(scratch), dataset.manifest, version, output.uri, population, count, seed)
         samples = read_images(dataset, shards, drawn)
         written = write_samples(samples, [writer], folder, file, version)
