@@ -157,6 +157,7 @@ class AuditReport:
     checked: CheckedCounts
     not_built: tuple[tuple[int, int], ...] = ()  # ranges [first, last] of shards without a commit; not findings
     recent_unnamed: tuple[str, ...] = ()  # unnamed files that a writer may still commit; not findings
+    other_files: tuple[str, ...] = ()  # small files of users and stores; not findings
     not_compared: tuple[int, ...] = ()  # shards that weren't compared because some of their files are damaged
     unusable_commits: tuple[int, ...] = ()  # shards with an unusable commit
     notes: tuple[str, ...] = ()  # other information for people

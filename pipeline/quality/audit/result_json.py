@@ -34,6 +34,7 @@ def to_dict(report: AuditReport) -> dict[str, Any]:
         "checked": json_value(report.checked),
         "not_built": json_value(report.not_built),
         "files_of_writers": json_value(report.recent_unnamed),
+        "other_files": json_value(report.other_files),
         "not_compared": json_value(report.not_compared),
         "unusable_commits": json_value(report.unusable_commits),
         "notes": json_value(report.notes),
