@@ -1,7 +1,6 @@
 """Files under a dataset's root that segmint didn't put there, or that no commit or manifest names."""
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -79,16 +78,16 @@ def list_doubtful(dataset: Location) -> dict[str, ObjectInfo]:
     Includes the commits of shards with more than one. Callers list first, then read the manifest and the commits,
     delete the files that these name from the result, and pass the rest to `judge_doubtful`.
     """
-    listed = {
-        entry.name: entry
-        for entry in dataset.walk(include_temporary=True, on_skip=lambda *_: None)  # a circular link is a link
-        if entry.name.partition("/")[0] in _NAMED or not is_known(entry.name)
-    }
-    commits = {path: commit[0] for path in listed if (commit := parse_commit_path(path)) is not None}
-    generations = Counter(commits.values())
-    for path, shard in commits.items():
-        if generations[shard] == 1:
-            del listed[path]
+    listed: dict[str, ObjectInfo] = {}
+    before, shard = None, None  # the previous commit
+    for entry in dataset.walk(include_temporary=True, on_skip=lambda *_: None):  # a circular link is a link
+        commit = parse_commit_path(entry.name)
+        if commit is None and (entry.name.partition("/")[0] in _NAMED or not is_known(entry.name)):
+            listed[entry.name] = entry
+        elif commit is not None:
+            if before is not None and commit[0] == shard:
+                listed |= {before.name: before, entry.name: entry}
+            before, shard = entry, commit[0]
     return listed
 
 
@@ -130,18 +129,27 @@ def _judge_ours(
     dataset: Location, files: Mapping[str, ObjectInfo], limit: datetime, doubtful: Collection[int]
 ) -> Iterator[tuple[str, Finding | None]]:
     """Yield the paths of segmint's files that nothing names, each with a finding or, if it may be in use, None."""
-    newest = {commit.shard: commit for commit in CommitLog(dataset).listed()}
+    log = CommitLog(dataset)
+    newest = {commit.shard: commit for commit in log.listed()}
     kept = reserved_paths(dataset, {shard: [commit.generation] for shard, commit in newest.items()})
     kept |= parts_in_use(dataset)
-    shards = load_manifest(dataset).shards
+    manifest = load_manifest(dataset)
+    named = {part.path for part in manifest.catalog}
+    shards = {data.shard for path in files if (data := parse_data_path(path)) is not None}.difference(doubtful)
+    for each in log.read_latest_of(newest[shard].key for shard in sorted(shards & newest.keys())):
+        named |= {entry.path for entry in each.files}
     manifested = max(entry.modified for entry in dataset.list() if parse_manifest_name(entry.name) is not None)
     for path, entry in files.items():
         data, commit = parse_data_path(path), parse_commit_path(path)
         shard = data.shard if data is not None else None if commit is None else commit[0]
         latest = None if shard is None else newest.get(shard)
-        if shard in doubtful or (commit is not None and (latest is None or latest.generation <= commit[1])):
+        if (
+            path in named
+            or shard in doubtful
+            or (commit is not None and (latest is None or latest.generation <= commit[1]))
+        ):
             continue
-        if data is not None and data.shard >= shards:
+        if data is not None and data.shard >= manifest.shards:
             yield path, _stray(path, f"{entry.size:,} bytes of a shard that the dataset doesn't have")
             continue
         changed = latest.modified if latest is not None else manifested if is_part_path(path) else entry.modified
@@ -164,7 +172,9 @@ def _suspicion(dataset: Location, path: str, size: int) -> str | None:
     name, of = base_name(path), f"of {size:,} bytes"
     if size > MOST_BYTES or path.endswith("/"):
         return f"a file {of}"
-    if size and (_MEDIA.fullmatch(name) or name.lower().endswith(IMAGE_ENDINGS)):
+    if not size:
+        return None
+    if _MEDIA.fullmatch(name) or name.lower().endswith(IMAGE_ENDINGS):
         return f"an archive, image, or table, by its name, {of}"
     if path.partition("/")[0] in _NAMED and _OF_STORES.fullmatch(name) is None:
         return f"a file {of} in a folder of data"

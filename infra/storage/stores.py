@@ -310,8 +310,10 @@ def _walk(folder: Path, prefix: str, recursive: bool, on_skip: OnSkip, beginning
         entries = sorted(
             (entry for entry in found if entry.name.startswith(beginning)),
             key=lambda entry: entry.name + "/" * entry.is_dir(follow_symlinks=False),
+            reverse=True,
         )
-    for entry in entries:
+    while entries:
+        entry = entries.pop()  # an entry keeps its `stat`, which takes more memory than what is yielded
         if entry.is_dir(follow_symlinks=False):
             if recursive:
                 yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", recursive, on_skip)
