@@ -107,6 +107,11 @@ def audit_committed_state(
     return state
 
 
+def _is_replaced(dataset: Location, shard: int, generation: int) -> bool:
+    """Return whether a shard has a higher generation, so that a correction may have removed the files of this one."""
+    return max(CommitLog(dataset).generations_of(shard), default=0) > generation
+
+
 def _audit_named(
     dataset: Location, commit: Commit, listed: dict[str, ObjectInfo], findings: FindingCollector
 ) -> frozenset[str]:
@@ -119,6 +124,8 @@ def _audit_named(
             # A file that was written after the listing isn't in it.
             size = (dataset / entry.path).size() if known is None else known.size
         except NotFoundError:
+            if _is_replaced(dataset, commit.shard, commit.generation):
+                continue
             findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
             bad.add(entry.path.partition("/")[0])
             continue
@@ -183,11 +190,15 @@ def audit_integrity(
     findings.extend(audit_submissions(dataset, spans, taken.keys()))
     task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, RemovedNames.of(taken.values()))
     removed_by_shard = by_shard(taken, manifest.images_per_shard)
-    plans = _plans(task, state, removed_by_shard, sample, 0 if content is None else content.wanted(state.images))
     checked = CheckedCounts(commits=state.commits, catalog_parts=len(manifest.catalog))
     not_compared = []
+    plans = _plans(task, state, removed_by_shard, sample, 0 if content is None else content.wanted(state.images))
+    audited, before = set(state.doubtful), dict(state.pairs)
     with closing(_results(task, plans, content, resources, by_ray=state.masks >= ray_from)) as results:
         for result in results:
+            if Code.MISSING_FILE in result.findings and _is_replaced(dataset, result.shard, before[result.shard]):
+                continue
+            audited.add(result.shard)
             findings.extend(result.findings)
             checked += result.checked
             if not result.compared:
@@ -207,6 +218,7 @@ def audit_integrity(
         other_files=unaccounted.others,
         not_compared=tuple(not_compared),
         unusable_commits=tuple(sorted(state.doubtful)),
+        replaced=tuple(sorted(generations.keys() - audited)),
         notes=version.notes,
         version=version.name,
     )

@@ -160,6 +160,7 @@ class AuditReport:
     other_files: tuple[str, ...] = ()  # small files of users and stores; not findings
     not_compared: tuple[int, ...] = ()  # shards that weren't compared because some of their files are damaged
     unusable_commits: tuple[int, ...] = ()  # shards with an unusable commit
+    replaced: tuple[int, ...] = ()  # shards that weren't audited because a command replaced their files meanwhile
     notes: tuple[str, ...] = ()  # other information for people
     version: VersionName | None = None  # audited version; None: data that segmint did not write
     licenses: Licenses | None = None

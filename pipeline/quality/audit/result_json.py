@@ -37,6 +37,7 @@ def to_dict(report: AuditReport) -> dict[str, Any]:
         "other_files": json_value(report.other_files),
         "not_compared": json_value(report.not_compared),
         "unusable_commits": json_value(report.unusable_commits),
+        "replaced": json_value(report.replaced),
         "notes": json_value(report.notes),
         **{area: json_value(getattr(report, area)) for area in areas},
         **({"unsearched": json_value(report.unsearched), "verdict": verdict(report)} if areas else {}),

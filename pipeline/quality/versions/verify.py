@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, ListedCommit
-from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations
 from segmint.catalogs.dataset.shards_index import index_problem
 from segmint.catalogs.dataset.summaries import NOTHING, SUMMARY_SHARDS, CommitSums, blocks_of, summary_name, sums_of
 from segmint.catalogs.dataset.sweep import GRACE
@@ -152,19 +152,10 @@ def _read_all(reading: _VerifyState, version: Version | None) -> None:
     dataset = reading.dataset
     reading.listed = list_doubtful(dataset)
     held = CommitLog(dataset).latest_commits()
-    manifests, latest = manifest_leaves(dataset)
-    tombstones = tombstone_leaves(dataset)
-    for leaf in (*manifests, *tombstones):
+    manifest = _read_catalog(reading)
+    for leaf in tombstone_leaves(dataset):
         reading.add(leaf, (dataset / leaf.path).size())
-    manifest = None
-    try:
-        manifest = DatasetManifest.from_json(latest, manifests[-1].path)
-    except UsageError as error:
-        reading.problems.append(str(error))
-    for part in manifest.catalog if manifest is not None else ():
-        reading.listed.pop(part.path, None)
-        _read_part(reading, part.path, part.sha256)
-    _read_shards(reading, [commit.key for commit in held])
+    _read_shards(reading, [commit.key for commit in held], latest=True)
     _judge_unnamed(reading, {commit.shard for commit in held}.difference(commit.shard for commit in reading.commits))
     if manifest is not None:
         same = version is not None and version.digest == Snapshot.of(reading.leaves).digest
@@ -172,6 +163,28 @@ def _read_all(reading: _VerifyState, version: Version | None) -> None:
         problem = index_problem(dataset, manifest.name, reading.commits, finished=finished)
         reading.problems += [] if problem is None else [f"{SHARDS_INDEX}: {problem}"]
     _check_summaries(reading, held)
+
+
+def _read_catalog(reading: _VerifyState) -> DatasetManifest | None:
+    """Read the manifests and the parts of the latest one, again if another one replaced a part; None if unreadable."""
+    manifests, latest = manifest_leaves(reading.dataset)
+    read, manifest = _VerifyState(reading.dataset), None
+    for leaf in manifests:
+        read.add(leaf, (reading.dataset / leaf.path).size())
+    try:
+        manifest = DatasetManifest.from_json(latest, manifests[-1].path)
+    except UsageError as error:
+        read.problems.append(str(error))
+    for part in manifest.catalog if manifest is not None else ():
+        reading.listed.pop(part.path, None)
+        _read_part(read, part.path, part.sha256)
+    if read.problems and len(manifest_generations(reading.dataset)) > len(manifests):
+        return _read_catalog(reading)
+    reading.leaves += read.leaves
+    reading.problems += read.problems
+    reading.files += read.files
+    reading.bytes += read.bytes
+    return manifest
 
 
 def _judge_unnamed(reading: _VerifyState, doubtful: set[int]) -> None:
@@ -195,7 +208,7 @@ def _read_version(reading: _VerifyState, version: Version) -> None:
         reading.problems.append(str(error))
     for path, sha256 in version.files.items():
         _read_part(reading, path, sha256)
-    _read_shards(reading, [(shard, generation) for shard, generation, _ in version.commits])
+    _read_shards(reading, [(shard, generation) for shard, generation, _ in version.commits], latest=False)
     found = Snapshot.of(reading.leaves).by_path
     for shard, generation, sha256 in version.commits:
         path = commit_path(shard, generation)
@@ -215,11 +228,18 @@ def _read_part(reading: _VerifyState, path: str, sha256: str) -> None:
         reading.problems.append(_other_bytes(path, sha256, found))
 
 
-def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]]) -> None:
-    """Read commits and the files that they name."""
+def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]], *, latest: bool) -> None:
+    """Read commits and the files that they name; with `latest`, read a commit that was replaced meanwhile again."""
 
     def read(pair: tuple[int, int]) -> _ShardReading:
-        return _read_shard(reading.dataset, *pair)
+        shard, generation = pair
+        found = _read_shard(reading.dataset, shard, generation)
+        while latest and found.problems and (newer := log.generations_of(shard)[-1:]) > [generation]:
+            (generation,) = newer
+            found = _read_shard(reading.dataset, shard, generation)
+        return found
+
+    log = CommitLog(reading.dataset)
 
     for found in map_ahead(read, pairs, _THREADS, _AHEAD, "verify"):
         reading.problems += found.problems

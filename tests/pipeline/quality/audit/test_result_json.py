@@ -66,6 +66,7 @@ def test_keys_stay_where_they_are() -> None:
         "other_files",
         "not_compared",
         "unusable_commits",
+        "replaced",
         "notes",
         "licenses",
         "privacy",
