@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import time
 import tracemalloc
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.layout import data_path
+from segmint.infra.errors import UnfinishedError
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.commands.cli import app
@@ -25,7 +28,11 @@ from tests.support.many_shards import write_many_shards
 from tests.support.protocol import DatasetPath, two_shards, write
 from tests.support.s3_server import S3Server
 
-ROUNDS = 10
+ROUNDS = 12
+UNFINISHED = re.compile(
+    r": (?:not in|replaced since) version \d|^(?:still_there|other_catalog_row): |^shards.json: no such file"
+)
+"""What is true until the running command ends: the version isn't recorded yet, and the image isn't removed yet."""
 
 
 def found_by(dataset: Path, *command: str) -> tuple[int, list[str], str]:
@@ -127,7 +134,7 @@ def change(place: DatasetPath) -> None:
 
 @pytest.mark.long
 def test_nothing_false_is_found_next_to_a_build_a_takedown_and_an_import() -> None:
-    verified, said = 0, set()
+    verified, audited, said = 0, 0, set()
     for _ in range(ROUNDS):
         with two_shards(1) as place:
             age(Path(place.uri), days=3)
@@ -135,11 +142,13 @@ def test_nothing_false_is_found_next_to_a_build_a_takedown_and_an_import() -> No
             process.start()
             while process.is_alive():
                 said.update(verify_dataset(place.location).problems)
-                said.update(finding.line() for finding in audit_integrity(place.location).findings)
                 verified += 1
+                try:
+                    said.update(finding.line() for finding in audit_integrity(place.location).findings)
+                    audited += 1
+                except (NotFoundError, UnfinishedError) as error:  # exit code 3
+                    assert "catalog" in str(error)  # noqa: PT017
             assert process.exitcode == 0
             assert audit_integrity(place.location).findings.total == 0
-    print(verified)
-    print("\n".join(sorted(said)))
-    assert verified >= 100
-    assert said == set()
+    assert min(verified, audited) >= 100
+    assert sorted(each for each in said if UNFINISHED.search(each) is None) == []

@@ -30,7 +30,7 @@ from segmint.catalogs.dataset.tombstones import (
 from segmint.catalogs.dataset.unaccounted import judge_doubtful, list_doubtful
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
 from segmint.catalogs.layout import DamagedDatasetError, commit_path, config_sha256, part_path
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -156,8 +156,8 @@ def audit_integrity(
     decoding. Unnamed files are judged as old or recent by `now`, which defaults to the local clock. `content` runs
     further checks on the data while it is in memory. With at least `ray_from` masks, Ray audits the shards as
     `resources` specify; if Ray is not installed, threads do so after a warning, and the report is the same. Memory
-    holds a few shards and all file names. Raises `UsageError` if there is no dataset and `UnfinishedError` if Ray
-    fails. Storage errors propagate.
+    holds a few shards and all file names. Raises `UsageError` if there is no dataset, and `UnfinishedError` if Ray
+    fails or a correction replaces the catalog meanwhile. Storage errors propagate.
     """
     # List files before commits, and commits before the manifest, so that files named in between count as named.
     listed = list_doubtful(dataset)
@@ -174,6 +174,8 @@ def audit_integrity(
     for part in manifest.catalog:
         listed.pop(part.path, None)
         found = list(audit_catalog_part(dataset, part, manifest.images_per_shard))
+        if found and load_latest_manifest(dataset).generation > pinned.generation:
+            raise UnfinishedError(f"{dataset}: a correction replaced the catalog while it was audited. Audit again")
         findings.extend(found)
         if found:
             damaged_parts.add(part.path)
