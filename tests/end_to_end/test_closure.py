@@ -21,6 +21,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.versions.verify import verify_dataset
+from tests.support.everything import jpegs
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.history_commands import answer_and_merge, grow, import_mask, take_down
 from tests.support.locations import location_of
@@ -45,8 +46,7 @@ def found_by(dataset: Path, *command: str) -> tuple[int, list[str], str]:
 
 
 def test_an_original_in_six_places_is_found_by_audit_and_verify(dataset: Path, tmp_path: Path) -> None:
-    photos = sorted((tmp_path / "photos").glob("*.jpg")) or sorted(dataset.parent.rglob("photo_*.jpg"))
-    original = photos[0].read_bytes() if photos else next(iter(_jpegs(dataset)))
+    original = jpegs(dataset)["sa_1.jpg"]
     (dataset / "README.md").write_text("Our streets, 2026.\n")
     (dataset / ".gitattributes").write_text("*.tar filter=lfs\n")
     for command in (("audit", "--integrity-only"), ("verify",)):
@@ -75,12 +75,6 @@ def test_an_original_in_six_places_is_found_by_audit_and_verify(dataset: Path, t
         assert (code, files) == (1, planted), printed
 
 
-def _jpegs(dataset: Path) -> list[bytes]:
-    from tests.support.everything import jpegs
-
-    return list(jpegs(dataset).values())
-
-
 def age(place: Path, days: int) -> None:
     """Make files as old as those of a dataset that was built days ago."""
     then = time.time() - days * 24 * 3600
@@ -90,7 +84,7 @@ def age(place: Path, days: int) -> None:
 
 def test_verify_holds_few_bytes_per_key(tmp_path: Path) -> None:
     peaks = []
-    for shards in (250, 1_000):
+    for shards in (100, 500):
         dataset = location_of(tmp_path / str(shards))
         keys = write_many_shards(dataset, shards)
         assert keys == 5 * shards + 2
@@ -100,7 +94,7 @@ def test_verify_holds_few_bytes_per_key(tmp_path: Path) -> None:
         tracemalloc.stop()
         assert (found.problems, found.files) == ((), keys)
     (small, few), (large, many) = peaks  # both hold the buffers of eight threads
-    assert (large - small) / (many - few) <= 500
+    assert (large - small) / (many - few) <= 500  # some 300
 
 
 @pytest.mark.s3
